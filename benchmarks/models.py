@@ -128,6 +128,58 @@ def transformer(cls: str, size: tuple, config: dict, outputs: tuple, text: tuple
     return step
 
 
+def adapter(size: tuple[int, int], plain: bool = False, **options) -> Step:
+    """Return ViT-Adapter-S; if ``plain``, with the formula of mmcv's layer in place of dcnzoo's operator."""
+    from dcnzoo.backbones import ViTAdapter
+    from dcnzoo.compat import provide
+
+    provide("torchvision")  # for timm
+    _attend_by(plain)
+    vit = dict(model_name="deit_small_patch16_224", init_values=1.0)
+    model, x = ViTAdapter(vit, **options), torch.randn(1, 3, *size)
+    return _step_of(model, lambda: sum(level.square().mean() for level in model(x)))
+
+
+def attention(size: tuple[int, int], plain: bool = False) -> Step:
+    """Return the operator of one of ViT-Adapter-S's extractors, from maps of strides 8 to 32 to one of 16."""
+    from dcnzoo.layers import ms_deform_attn
+
+    _attend_by(plain)
+    height, width = (n // 16 for n in size)
+    queries, heads, points = 4 * height * width + height * width + height * width // 4, 6, 4
+    value = torch.randn(1, height * width, heads, 64, requires_grad=True)
+    locations = torch.rand(1, queries, heads, 1, points, 2, requires_grad=True)
+    weights = torch.rand(1, queries, heads, 1, points, requires_grad=True)
+    shapes, starts = torch.tensor([[height, width]]), torch.tensor([0])
+    tensors = torch.nn.ParameterList([value, locations, weights])
+    attend = partial(ms_deform_attn.ms_deform_attn, value, shapes, starts, locations, weights)
+    return _step_of(tensors, lambda: attend().sum())
+
+
+def _attend_by(plain: bool) -> None:
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    from dcnzoo.layers import ms_deform_attn
+
+    def formula(value, shapes, starts, locations, weights):
+        return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+
+    if plain:
+        ms_deform_attn.ms_deform_attn = formula
+
+
+def _step_of(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
+    def step(mode: str) -> None:
+        model.train(mode == TRAINING)
+        with torch.set_grad_enabled(mode == TRAINING):
+            value = loss()
+        if mode == TRAINING:
+            model.zero_grad()
+            value.backward()
+
+    return step
+
+
 def imports(statement: str) -> Step:
     return lambda mode: subprocess.run([sys.executable, "-c", statement], check=True).returncode
 
@@ -231,6 +283,18 @@ COMPARISONS: dict[str, dict[str, Callable[[], Step]]] = {
     "DINO R-50": {"dcnzoo": _DINO, "compiled mmcv": partial(_DINO, plugin=False)},
     "Mask R-CNN InternImage-T": {
         "dcnzoo": partial(detector, "configs/internimage/mask-rcnn_internimage-t_fpn_1x_coco.py", (800, 1344))
+    },
+    "ViT-Adapter-S, 512×512": {
+        "dcnzoo": partial(adapter, (512, 512)),
+        "plain formula": partial(adapter, (512, 512), plain=True),
+        "windows": partial(adapter, (512, 512), window=[14, 14, None] * 4),
+        "with_cp": partial(adapter, (512, 512), with_cp=True),
+        "frozen": partial(adapter, (512, 512), frozen=True),
+        "frozen, without injectors": partial(adapter, (512, 512), frozen=True, injectors=False),
+    },
+    "ViT-Adapter-S, 512×512: attention of an extractor": {
+        "dcnzoo": partial(attention, (512, 512)),
+        "plain formula": partial(attention, (512, 512), plain=True),
     },
     "Transformers: Deformable DETR R-50, 800×1066": _transformer(
         "DeformableDetrForObjectDetection", (800, 1066), {"backbone_config": _RESNET}

@@ -85,6 +85,7 @@ def export_onnx(
         except RuntimeError as error:  # torch wraps it in a long report
             raise ValueError(str(first_cause(error))) from error
     assert onnx_program is not None  # with dynamo=True
+    passes.name_nodes(onnx_program.model)
     passes.remove_reshapes(onnx_program.model)
     passes.remove_default_reductions(onnx_program.model)
     model_proto = onnx_program.model_proto

@@ -67,6 +67,18 @@ def set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
         node.update_kwarg("dtype", node.meta["val"].dtype)
 
 
+def name_nodes(model: "onnx_ir.Model") -> None:
+    """Let the names of nodes of dcnzoo's operators begin with :data:`PREFIX`; remove the paths of sources.
+
+    Quantisers, which must leave out the arithmetic of coordinates, select nodes by their names.
+    """
+    for node in model.graph.all_nodes():
+        properties = node.metadata_props
+        properties.pop("pkg.torch.onnx.stack_trace", None)
+        if "target=torch.ops.dcnzoo." in properties.get("pkg.torch.onnx.fx_node", ""):
+            node.name = f"{PREFIX}{node.name}"
+
+
 def remove_default_reductions(model: "onnx_ir.Model") -> None:
     """Remove ``reduction="none"``, the default of ``ScatterND``: TensorRT's parser refuses the attribute."""
     for node in model.graph.all_nodes():
@@ -105,6 +117,7 @@ def remove_reshapes(model: "onnx_ir.Model") -> None:
     RemoveUnusedNodesPass()(model)
 
 
+PREFIX = "dcnzoo_"
 _SCATTER = ("ScatterND", "ScatterElements")
 _ELEMENTWISE = ("Relu", "Sigmoid")
 _RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")
