@@ -109,5 +109,11 @@ def ms_deform_attn(
     axes[0] = [(index, g.Mul(weight, weights)) for index, weight in axes[0]]
     axes[1] = [(g.Add(index, start), weight) for index, weight in axes[1]]
     maps = g.Transpose(value, perm=[0, 2, 1, 3])
-    total = read_rows(g, kind, maps, axes, sizes, levels * points)  # [N, heads, Q, D]
+    total: Value = None  # [N, heads, Q, D]
+    for level in range(levels):  # all at once take twice the memory, and as long
+        number = g.integer(level)
+        of_level = [[tuple(g.Gather(v, number, axis=3) for v in pair) for pair in axis] for axis in axes]
+        size_of_level = [g.Gather(size, number, axis=0) for size in sizes]
+        read = read_rows(g, kind, maps, of_level, size_of_level, points)
+        total = read if total is None else g.Add(total, read)
     return g.shaped(g.Transpose(total, perm=[0, 2, 1, 3]), 0, -1, heads * channels)
