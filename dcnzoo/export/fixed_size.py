@@ -131,7 +131,7 @@ def _soft_keep_boxes(
 
     # the loop's state: current scores, and scores at the time when a box was taken
     def step(
-        left: Tensor, taken: Tensor, turn: Tensor, boxes: Tensor, area: Tensor, labels: Tensor
+        left: Tensor, taken: Tensor, least: Tensor, boxes: Tensor, area: Tensor, labels: Tensor
     ) -> list[Tensor]:
         best, index = left.max(1, keepdim=True)
         this = torch.arange(left.shape[1], device=index.device) == index
@@ -145,11 +145,12 @@ def _soft_keep_boxes(
         else:
             factor = torch.where(iou >= iou_threshold, 0 if method == "naive" else 1 - iou, 1)
         left = torch.where(labels.gather(1, index) == labels, left * factor, left)
-        return [torch.where(this | (left < min_score), ABSENT, left), taken]
+        return [torch.where(this | (left < least), ABSENT, left), taken]
 
     scores = scores.contiguous()
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    states, turns = [scores, torch.full_like(scores, ABSENT)], [scores.new_zeros(max_boxes)]
+    # without an input that the step reads, OpenVINO takes one step
+    states, turns = [scores, torch.full_like(scores, ABSENT)], [scores.new_full((max_boxes,), min_score)]
     _, taken = torch.ops.higher_order.scan(step, states, turns, (boxes, area, labels))
     return _first_boxes(boxes, taken, labels, max_boxes, taken)
 

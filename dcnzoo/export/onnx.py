@@ -89,6 +89,7 @@ def export_onnx(
     passes.remove_reshapes(onnx_program.model)
     passes.remove_default_reductions(onnx_program.model)
     model_proto = onnx_program.model_proto
+    passes.close_scans(model_proto)
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)
     with replacing(path) as partial:

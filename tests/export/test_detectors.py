@@ -34,6 +34,7 @@ from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, verify_ra
 from dcnzoo.ops import reference_boxes
 
 from ..modules import module_of
+from ..processes import run_code
 from .detectors import (
     CONFIGS,
     WIDTH,
@@ -98,7 +99,7 @@ def test_runtimes(family, dynamic, tmp_path):
         # MMDetection itself accepts only multiples of the strides for these
         more = 32 if family in ("YOLOv3", "YOLOX", "RTMDet-Ins", "SOLOv2") else 37
         shapes += [(2, height, width), (1, height + more, width - 32), (3, width, height)]
-    for backend in ("onnxruntime", "openvino")[: 1 if "Scan" in operators else 2]:  # OpenVINO has no Scan
+    for backend in ("onnxruntime", "openvino"):
         session, total = Session(path, backend), Agreement(0, 0)
         for batch, *shape in shapes:
             total += agreement_of(detector, torch.randn(batch, 3, *shape), run=session)
@@ -133,6 +134,16 @@ def test_the_number_of_objects(tmp_path):
             assert (session(batch.numpy())["labels"] >= 0).sum(1).tolist() == expected
             agreement = agreement_of(detector, batch, run=session)
             assert agreement.number == sum(expected) and agreement.matched >= 0.99 * agreement.number
+
+
+@pytest.mark.slow
+def test_equal_files(tmp_path):
+    """The order of nodes depended on the seed of Python's hashes."""
+    code = """import sys; from tests.export.test_detectors import build, export, torch
+export(build("Mask R-CNN", True), sys.argv[1], torch.zeros(1, 3, 160, 192))"""
+    for seed in "12":
+        run_code(code, tmp_path / f"{seed}.onnx", PYTHONHASHSEED=seed)
+    assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
 
 
 def test_graphs_for_one_size(tmp_path):
@@ -330,7 +341,14 @@ def test_soft_suppression(methods, tmp_path):
     with symbolic_batches():
         export_onnx(model, (boxes, scores, labels), path, dynamic_shapes=({0: DYNAMIC},) * 3)
     assert "Scan" in {node.op_type for node in onnx.load(path).graph.node}
-    for outputs in (model(boxes, scores, labels), run(path, boxes, scores, labels)):
+    openvino = Session(path, "openvino")
+    feed = dict(zip(openvino.inputs, (boxes.numpy(), scores.numpy(), labels.numpy()), strict=True))
+    results = [
+        model(boxes, scores, labels),
+        run(path, boxes, scores, labels),
+        map(torch.from_numpy, openvino._run(feed)),
+    ]
+    for outputs in map(list, results):
         for cfg, dets, kept in zip(methods, outputs[::2], outputs[1::2], strict=True):
             assert (kept[2] == -1).all() and (dets[2] == 0).all()
             for n in (0, 1):
@@ -338,7 +356,7 @@ def test_soft_suppression(methods, tmp_path):
                 expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], cfg.nms)
                 expected, count = expected[:30], min(len(expected), 30)
                 assert (kept[n] >= 0).sum() == count > 10
-                torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=1e-5)
+                torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=2e-4)
                 assert (kept[n, :count] == labels[n, there][index[:30]]).all()
 
 
@@ -361,7 +379,9 @@ def test_running_max(axis, shape, dynamic, tmp_path):
     if dynamic:
         inputs += [torch.randn(1, shape[1], *(70 + size for size in shape[2:]))]
     for x in inputs:
-        for actual in (*run(path, x), running_max(x, axis)):
+        session = Session(path, "openvino")
+        (read,) = session._run({next(iter(session.inputs)): x.numpy()})
+        for actual in (*run(path, x), running_max(x, axis), torch.from_numpy(read)):
             torch.testing.assert_close(actual, torch.cummax(x, axis).values, rtol=0, atol=0)
 
 
