@@ -251,23 +251,21 @@ class ViTAdapter(Refuses, nn.Module):
         channels, depth = self.embed_dim, len(self.blocks)
         self.bounds = [depth * i // STAGES for i in range(STAGES + 1)]
         self.out_indices = tuple(sorted(set(out_indices)))
-        self.stage_maps = stage_maps
-        self.frozen = frozen
-        self.with_cp = with_cp
+        self.stage_maps, self.frozen, self.with_cp = stage_maps, frozen, with_cp
         self._detached = frozen and not injectors  # no gradient passes through the ViT
 
         first = 0 in self.out_indices
-        attention = dict(heads=deform_num_heads, points=n_points, ratio=deform_ratio, eps=norm_eps)
+        attention: dict[str, Any] = dict(
+            heads=deform_num_heads, points=n_points, ratio=deform_ratio, eps=norm_eps
+        )
         self.level_embed = nn.Parameter(torch.zeros(3, channels))
         self.spm = SpatialPrior(conv_inplane, channels, first)
-        hidden, stages = int(channels * cffn_ratio), []
-        for i in range(STAGES):
-            number = 3 if use_extra_extractor and i == STAGES - 1 else 1
+        self.interactions = nn.ModuleList()
+        for number in (1, 1, 1, 3 if use_extra_extractor else 1):
+            injector = Injector(channels, init_values, **attention) if injectors else None
+            hidden = int(channels * cffn_ratio)
             extractors = [Extractor(channels, hidden, drop_path_rate, **attention) for _ in range(number)]
-            stages.append(
-                Interaction(Injector(channels, init_values, **attention) if injectors else None, extractors)
-            )
-        self.interactions = nn.ModuleList(stages)
+            self.interactions.append(Interaction(injector, extractors))
         self.up = nn.ConvTranspose2d(channels, channels, 2, 2) if first else None
         for i in self.out_indices:
             self.add_module(f"norm{i + 1}", nn.BatchNorm2d(channels))
@@ -284,18 +282,15 @@ class ViTAdapter(Refuses, nn.Module):
             self._refuse("vit", "relative positions of each block", "relative positions that blocks share")
         if patch_bias and projection.bias is None:
             projection.bias = nn.Parameter(torch.zeros(projection.out_channels))
-        self.embed_dim = vit.embed_dim
-        self.in_chans = projection.in_channels
-        self.patch_embed = vit.patch_embed
+        self.embed_dim, self.in_chans = vit.embed_dim, projection.in_channels
+        self.patch_embed, self.blocks = vit.patch_embed, vit.blocks
         self.grid_size = vit.patch_embed.grid_size  # of pos_embed
-        self.pos_embed = vit.pos_embed
-        self.pos_drop = vit.pos_drop
+        self.pos_embed, self.pos_drop = vit.pos_embed, vit.pos_drop
         self.norm_pre = getattr(vit, "norm_pre", nn.Identity())
         self.rope = getattr(vit, "rope", None)
         self.rope_mixed = getattr(vit, "rope_mixed", False)
         if self.rope is not None and not vit.dynamic_img_size:
             self._refuse("vit", "dynamic_img_size=True with rotary positions", False)
-        self.blocks = vit.blocks
         # rows of pos_embed before those of the patches
         self.prefix_rows = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
         self.prefix = vit.num_prefix_tokens if prefix_tokens else 0
@@ -370,11 +365,8 @@ class ViTAdapter(Refuses, nn.Module):
             if name.endswith("relative_position_bias_table"):
                 rows = self.get_parameter(name).shape[0]
                 # the authors' tables have no rows for the class token
-                value = (
-                    torch.cat([value, value.new_zeros(3, value.shape[1])])
-                    if len(value) == rows - 3
-                    else value
-                )
+                if len(value) == rows - 3:
+                    value = torch.cat([value, value.new_zeros(3, value.shape[1])])
             state_dict[prefix + name] = value
         positions = f"{prefix}visual_embed.patch_embed."
         if f"{positions}spatial_pos_embed.weight" in state_dict:  # Uni-Perceiver's, which also reads videos
@@ -428,12 +420,8 @@ class ViTAdapter(Refuses, nn.Module):
             if any(isinstance(n, torch.SymInt) for n in size):
                 self._refuse("x", "a fixed size with these rotary positions", size, RuntimeError)
             return rope.get_embed(shape=size)
-        if (
-            rope.normalize_coords != "separate"
-            or rope.grid_offset
-            or rope.grid_indexing != "ij"
-            or rope.aug_active
-        ):
+        settings = rope.normalize_coords, rope.grid_offset, rope.grid_indexing, rope.aug_active
+        if settings != ("separate", 0, "ij", False):
             self._refuse("vit", "the rotary positions of DINOv3", rope)
         # as timm, but for float(height), which makes the size of an exported model a constant
         axes = [(torch.arange(n, dtype=torch.float32, device=rope.periods.device) + 0.5) / n for n in size]
@@ -471,6 +459,7 @@ class ViTAdapter(Refuses, nn.Module):
             rope = None if self.rope is None else self._rotary(size)
         seen = []
         stage: Any  # mypy does not know the class of a ModuleList's items
+        levels: list[Any]
         for i, stage in enumerate(self.interactions):
             if stage.injector is not None:
                 patches = self._call(stage.injector, x[:, self.prefix :], c, to_vit)
@@ -481,29 +470,17 @@ class ViTAdapter(Refuses, nn.Module):
             seen.append(patches)
             for extractor in (stage.extractor, *(stage.extra_extractors or ())):
                 c = self._call(extractor, c, patches, to_maps, sizes)
-        return self._outputs(c1, _maps(c, sizes), seen, sizes, (height, width))
-
-    def _outputs(
-        self,
-        c1: Tensor | None,
-        rest: list[Tensor],
-        seen: list[Tensor],
-        sizes: list[tuple[int, int]],
-        image: tuple[int, int],
-    ) -> tuple[Tensor, ...]:
-        if c1 is not None and self.up is not None:
-            c1 = self.up(rest[0]) + c1
+        levels = [c1, *_maps(c, sizes)]
+        if self.up is not None:
+            levels[0] = self.up(levels[1]) + c1
         outputs = []
         for i in self.out_indices:
-            level: Any = c1 if i == 0 else rest[i - 1]
-            (tokens,) = _maps(seen[i if self.stage_maps else -1], sizes[1:2])
+            (tokens,) = _maps(seen[i if self.stage_maps else -1], [size])
             if i != 2:
-                tokens = F.interpolate(tokens, size=level.shape[-2:], mode="bilinear", align_corners=False)
-            level = getattr(self, f"norm{i + 1}")(level + tokens)
-            stride = 4 * 2**i
-            outputs.append(
-                level[..., : (image[0] + stride - 1) // stride, : (image[1] + stride - 1) // stride]
-            )
+                shape = levels[i].shape[-2:]
+                tokens = F.interpolate(tokens, size=shape, mode="bilinear", align_corners=False)
+            stride, whole = 4 * 2**i, getattr(self, f"norm{i + 1}")(levels[i] + tokens)
+            outputs.append(whole[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
         return tuple(outputs)
 
 

@@ -33,18 +33,9 @@ class WindowAttention(Refuses, nn.Module):
         ValueError: ``window`` is below 1, or the attention has parts that this class does not compute.
     """
 
-    if TYPE_CHECKING:  # added by name
-        qkv: Any
-        q_norm: Any
-        k_norm: Any
-        attn_drop: Any
-        norm: Any
-        proj: Any
-        proj_drop: Any
-        q_bias: Any
-        v_bias: Any
-        relative_position_bias_table: Any
-        index: Any
+    if TYPE_CHECKING:  # the layers of timm's attention are added by name
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, attention: nn.Module, window: int, pad_input: bool = False) -> None:
         super().__init__()
@@ -65,9 +56,7 @@ class WindowAttention(Refuses, nn.Module):
             self.add_module(name, parts.get(name, nn.Identity()))
         for name in _PARAMETERS:
             self.register_parameter(name, getattr(attention, name, None))
-        self.num_heads = source.num_heads
-        self.window = window
-        self.pad_input = pad_input
+        self.num_heads, self.window, self.pad_input = source.num_heads, window, pad_input
 
     def forward(self, x: Tensor, **options: None) -> Tensor:  # [N, H, W, C]
         """Return the attention of a map of tokens, in its shape.

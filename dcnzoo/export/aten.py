@@ -24,8 +24,6 @@ from dcnzoo.export import operators  # noqa: F401  registers the translations
 from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, translations
 from dcnzoo.export.opsets import MAX_RANK
 
-# they stay in the program: no operator of torch, or no translation
-MISSING = ("nms", "roi_align_rotated", "deform_conv_transpose")
 _TYPES = {FLOAT: torch.float32, DOUBLE: torch.float64, INT64: torch.int64}
 _NODES: dict[str, Callable] = {
     "Abs": torch.abs,
@@ -47,18 +45,19 @@ _NODES: dict[str, Callable] = {
 
 
 def decompositions() -> dict[Callable, Callable]:
-    """Return the functions by operator, for all but those of :data:`MISSING`.
+    """Return the functions by operator.
 
-    Calls of RoI pooling with adaptive sampling (``sampling_ratio=0``) or ``pool_mode="max"``, and those with
-    empty tensors, stay in the program.
+    Operators without a translation (transposed convolution, rotated RoIAlign), NMS, and calls of RoI pooling
+    with adaptive sampling (``sampling_ratio=0``) or ``pool_mode="max"``, or with empty tensors, stay in the
+    program.
     """
-    names = (name.partition("::") for name in translations)
-    table = {name: getattr(torch.ops.dcnzoo, name).default for space, _, name in names if space == "dcnzoo"}
-    return {
-        overload: partial(_compute, translations[f"dcnzoo::{name}"])
-        for name, overload in table.items()
-        if name not in MISSING
-    }
+    functions: dict[Callable, Callable] = {}
+    for name, translation in translations.items():
+        space, _, operator_name = name.partition("::")
+        if space == "dcnzoo":
+            overload = getattr(torch.ops.dcnzoo, operator_name).default
+            functions[overload] = partial(_compute, translation)
+    return functions
 
 
 def _compute(translation: Callable, *arguments: Any, **options: Any) -> Any:
@@ -87,6 +86,8 @@ class AtenGraph(Graph):
         self._device = device
 
     def __getattr__(self, node: str) -> Callable:
+        if node not in _NODES:
+            raise NotImplementedError
         return _NODES[node]
 
     def type_of(self, value: Tensor) -> int:

@@ -123,10 +123,10 @@ def close_scans(model: "onnx.ModelProto") -> None:
 
     Constants, such as axes, are copied into the body.
     """
-    from onnx import helper
+    from onnx import TypeProto, helper
 
     graph = model.graph
-    types = {value.name: value.type for value in (*graph.input, *graph.value_info)}
+    types: dict[str, Any] = {value.name: value.type for value in (*graph.input, *graph.value_info)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type != "Scan":
@@ -147,7 +147,9 @@ def close_scans(model: "onnx.ModelProto") -> None:
             node.output.insert(i, f"{inside[name]}_last")
             body.node.append(helper.make_node("Identity", [inside[name]], [f"{inside[name]}_next"]))
             for values, suffix in ((body.input, ""), (body.output, "_next")):
-                values.insert(i, helper.make_value_info(f"{inside[name]}{suffix}", types.get(name)))
+                values.insert(
+                    i, helper.make_value_info(f"{inside[name]}{suffix}", types.get(name, TypeProto()))
+                )
 
 
 PREFIX = "dcnzoo_"
