@@ -11,14 +11,10 @@ import sys
 import warnings
 from typing import Any
 
-try:
-    import click
+import click
 
-    from dcnzoo.cli._terminal import one_line_errors
-    from dcnzoo.version import __version__
-except KeyboardInterrupt:  # one_line_errors handles later ones
-    print("interrupted", file=sys.stderr)
-    sys.exit(130)
+from dcnzoo.cli._terminal import one_line_errors
+from dcnzoo.version import __version__
 
 
 class Commands(click.Group):

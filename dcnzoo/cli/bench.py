@@ -28,21 +28,10 @@ from dcnzoo.cli._terminal import print_columns
 @_options.unsafe_load
 @_options.cfg_options
 def command(
-    model: str,
-    images: tuple[str, ...],
-    checkpoint: str | None,
-    exported: tuple[str, ...],
-    shape: tuple[int, int] | None,
-    annotations: Path | None,
-    folder: Path | None,
-    max_iter: int,
-    num_warmup: int,
-    threads: int | None,
-    backend: str | None,
-    device: str,
-    unsafe_load: bool,
-    cfg_options: dict,
-) -> None:
+    model: str, images: tuple[str, ...], checkpoint: str | None, exported: tuple[str, ...], max_iter: int,
+    shape: tuple[int, int] | None, annotations: Path | None, folder: Path | None, num_warmup: int,
+    threads: int | None, backend: str | None, device: str, unsafe_load: bool, cfg_options: dict,
+) -> None:  # fmt: skip
     """Compare the precisions and runtimes of a detector: time, memory, AP.
 
     MODEL is a name in the zoo, a config (without --checkpoint, its weights are random), a work directory or

@@ -50,16 +50,9 @@ from dcnzoo.utils.marks import add_mark, mark, model_name
 )
 @_options.force
 def command(
-    model: str,
-    image: str,
-    at: list[float] | None,
-    box: list[float] | None,
-    layer: str | None,
-    further: int,
-    out: Path,
-    force: bool,
-    **loading: Any,
-) -> None:
+    model: str, image: str, at: list[float] | None, box: list[float] | None, layer: str | None,
+    further: int, out: Path, force: bool, **loading: Any,
+) -> None:  # fmt: skip
     """Show the sampling points of a detector.
 
     MODEL is a name in the zoo (dcnzoo zoo list), a config with --checkpoint or a work directory.

@@ -16,13 +16,9 @@ from dcnzoo.cli._options import option
 @_options.device
 @_options.cfg_options
 def command(
-    model: str,
-    shape: tuple[int, int] | None,
-    num_images: int | None,
-    by_operator: bool,
-    device: str,
+    model: str, shape: tuple[int, int] | None, num_images: int | None, by_operator: bool, device: str,
     cfg_options: dict,
-) -> None:
+) -> None:  # fmt: skip
     """Count the operations and parameters of a detector.
 
     MODEL is a name in the zoo (dcnzoo zoo list), a config or a work directory.

@@ -23,7 +23,6 @@ from dcnzoo.utils.files import (
     is_video,
     numbered,
     picture_files,
-    read_beside,
     require_file,
     require_new,
     write_bytes,
@@ -237,7 +236,6 @@ def _write_files(
         return every, views(folder, every)
 
     every, files = files_in(out or numbered(DEFAULT))  # before the work
-    _print_best_threshold(model)
 
     import dcnzoo
     from dcnzoo.detect.rows import Rows
@@ -322,20 +320,6 @@ def _counts(names: Iterable[str]) -> str:
     """Return how many objects of each class there are: ``3 date, 1 fig``."""
     counts = Counter(names).most_common()
     return ", ".join(f"{count} {printable(name)}" for name, count in counts) or "none found"
-
-
-def _print_best_threshold(model: str | None) -> None:
-    """Print the threshold with the best F1, if the work directory has a report."""
-
-    def describe(text: str) -> str:
-        if not (runs := json.loads(text)["runs"]):  # of report --evaluate 0
-            return ""
-        run = runs[0]
-        best = f"{run['f1']:.2f} with --score-threshold {run['threshold']:.2f}"
-        return f"best F1 on the validation images: {best}"
-
-    if model and (line := read_beside(Path(model, "report.json"), describe)):
-        print(line)
 
 
 def _print_table(result: Detections) -> None:

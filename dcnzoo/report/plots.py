@@ -117,17 +117,6 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str], percent
     return figure
 
 
-def plot_objects(title: str, numbers: dict[str, int]) -> Figure:
-    """Plot the number of objects of each class."""
-    figure, axes = _chart(title, "objects", size=1 + 0.25 * len(numbers))
-    names = [plain(name) for name in reversed(numbers)]
-    axes.bar_label(axes.barh(names, [*reversed(numbers.values())], color=COLOURS[0]), padding=2, fontsize=9)
-    axes.margins(x=0.15)
-    axes.grid(visible=False)
-    figure.set_label(f"{title}. {', '.join(f'{name} {number}' for name, number in numbers.items())}")
-    return figure
-
-
 def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
     """Return a chart of a height, as wide as the page of a phone or wider."""
     figure = Figure(figsize=(max(_WIDTH, size + 0.3), size), layout="constrained")

@@ -115,19 +115,6 @@ print(result.exit_code, result.output)
     assert re.match("1 error: .*none.png", run_code(code))
 
 
-def test_interrupted_before_click_is_imported():
-    code = """
-import sys
-class Interrupt:
-    def find_spec(name, path=None, target=None):
-        if name == "click":
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, Interrupt)
-import dcnzoo.cli
-"""
-    assert len(python("-c", code, status=130).stderr.splitlines()) == 1
-
-
 SHELLS = [
     path for path in (ROOT / "tools").rglob("*.py") if "from dcnzoo.cli import main" in path.read_text()
 ]

@@ -17,10 +17,8 @@ from mmengine.structures import PixelData
 from torch import nn
 
 import dcnzoo.models
-from dcnzoo.cli.infer import DEMO_MODEL, _print_best_threshold
+from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
-from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.rows import rows
 from dcnzoo.report import record_sampling
 from dcnzoo.report.detector import explain
 from dcnzoo.utils.errors import UserError
@@ -110,17 +108,6 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
     assert status == 0 and len(output.splitlines()) == 3, "a line per picture, and the files"
 
 
-def test_best_threshold_of_a_report(tmp_path, capsys):
-    for runs, expected in (
-        ([], ""),
-        ([{"f1": 0.8, "threshold": 0.35}], "F1 on the validation images: 0.80 with"),
-    ):
-        (tmp_path / "report.json").write_text(json.dumps({"runs": runs}))
-        _print_best_threshold(str(tmp_path))
-        output, errors = capsys.readouterr()
-        assert expected in output and bool(expected) == bool(output) and not errors
-
-
 def test_video(tmp_path):
     """A video in, a video of the drawn frames out, with the same rate."""
     frames = [draw_image(ShapesSpec(), "val", number)[0] for number in range(3)]
@@ -179,35 +166,6 @@ def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
     assert [Path(image["file_name"]).name for image in content["images"]] == ["a.png", "a.png"]
 
 
-def test_rows_of_many_pictures(run, folder, tmp_path, monkeypatch):
-    (tmp_path / "list.txt").write_text("a.png\nb/a.png\n")
-    out, options = (
-        tmp_path / "out",
-        ("--format", "jsonl", "--score-threshold", 0.2, "--out", tmp_path / "out"),
-    )
-    status, output = run("infer", ".", *options)
-    assert status == 1 and "text.png" in output, output
-    by_path = {row["path"]: row for row in rows(out)}
-    assert by_path.keys() == {"a.png", "b/a.png", "text.png"} and "text.png" in by_path["text.png"]["error"]
-    for path in ("a.png", "b/a.png"):
-        expected, _ = detections(folder, path)
-        expected = expected[expected.scores >= 0.2]
-        result = Detections.from_row(by_path[path])
-        np.testing.assert_allclose(result.boxes, expected.bboxes, atol=1e-4)
-        np.testing.assert_array_equal(result.masks, expected.masks)
-    files = {file: file.stat().st_mtime_ns for file in out.iterdir()}
-    assert run("infer", "b", tmp_path / "list.txt", *options)[0] == 0, "nothing is left"
-    assert files == {file: file.stat().st_mtime_ns for file in out.iterdir()}
-    status, output = run("infer", "b", *options, "--max-detections", 1)
-    assert status == 1 and "--max-detections" in output.splitlines()[-1]
-    with monkeypatch.context() as patch:
-        patch.chdir(folder / "b")
-        status, output = invoke(
-            "infer", folder / CONFIG, "a.png", *options, "--checkpoint", folder / "weights.pth"
-        )
-        assert status == 1 and "folder" in output.splitlines()[-1], "another a.png"
-
-
 def test_names_of_the_maximum_length(run, folder, tmp_path):
     """A file name has at most 255 bytes; two of these differ in the last letter only."""
     names = [f"{'é' * 124}{letter}.png" for letter in "xy"]
@@ -236,12 +194,6 @@ def test_explain_starts_at_the_best_detection_or_in_the_middle(run, folder, tmp_
         for box in np.array(shown.bboxes if len(shown) else [])
     ]
     np.testing.assert_allclose([box for box, _ in data["objects"]], expected, rtol=1e-4)
-
-
-def test_nothing_found_is_no_mistake(run, tmp_path):
-    status, output = run("infer", "a.png", "--out", tmp_path, "--score-threshold", 1)
-    assert status == 0 and "a.png: none found" in output
-    assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
 
 
 def test_explain_shows_what_was_recorded(run, folder, tmp_path):

@@ -439,16 +439,6 @@ def test_weights_of_the_classes_in_another_order(data, trained, tmp_path):
     commands.run("test", config, weights, "--work-dir", tmp_path)
 
 
-def test_seed_and_device(tmp_path):
-    options = ["--seed", 3, "--device", "cpu", *tiny(tmp_path / "data", train=4, val=1, epochs=1)]
-    states = []
-    for name in ("first", "second"):
-        output = commands.run("train", CONFIG, "--work-dir", tmp_path / name, *options)
-        states.append(torch.load(tmp_path / name / "epoch_1.pth", weights_only=False)["state_dict"])
-    assert "seed None → 3" in output
-    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
-
-
 def test_a_gpu_is_used(monkeypatch):
     """With a stand-in, because the machine has none."""
     chosen = []

@@ -300,9 +300,6 @@ def test_damaged_files_in_a_work_directory(detector, folder, work_dir, capsys):
     assert_equal(dcnzoo.load(work_dir)(folder / "0.png"), detector(folder / "0.png"))
     warned = capsys.readouterr().err
     assert "best_x.pth: not used" in warned and "newer.py: not used" in warned
-    (work_dir / "report.json").write_text('{"runs": [{"f1": "a", "threshold": 1}]}')
-    output = run("infer", work_dir, folder / "0.png", "--out", work_dir, "--json", "--force")
-    assert "report.json: not used: " in output and "1 files" not in output
     for load in (load_file, lambda path: dcnzoo.load(MODEL, checkpoint=path)):
         with pytest.raises(UserError, match=r"pipe"):
             load(work_dir / "best_x.pth")

@@ -355,6 +355,20 @@ def test_default_folders_are_numbered(infer, tmp_path):
     assert formats == expected and len([*rows(results / "infer_3")]) == 3
 
 
+def test_relative_paths_in_another_folder_are_refused(infer, tmp_path, monkeypatch):
+    """An a.png there is another picture."""
+    for name in ("one", "two"):
+        make_pictures(tmp_path / name, 1)
+    command = ("0.png", "--format", "jsonl", "--out", tmp_path / "rows")
+    (tmp_path / "one/m.onnx").touch()
+    (tmp_path / "two/m.onnx").touch()
+    monkeypatch.chdir(tmp_path / "one")
+    assert infer(*command)[0] == 0
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(AssertionError, match="folder="):
+        infer(*command)
+
+
 def test_parts_that_another_program_has_written_again(tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 3)
     (tmp_path / "text.png").write_text("no picture")
@@ -396,21 +410,6 @@ def test_names_that_are_not_text(tmp_path, kind):
     )
     found = [*parts.in_order(pictures)]
     assert found[1]["boxes"] == [[0, 0, 3, 3]] and [row["path"] for row in found] == pictures
-
-
-def test_other_pictures_are_another_command(tmp_path):
-    """The names of drawn pictures depend on all pictures."""
-    make_pictures(tmp_path / "photos", 12)
-    (tmp_path / "m.onnx").touch()
-    start(tmp_path, 7, "--out", tmp_path / "out", status=9)
-    cv2.imwrite(str(tmp_path / "photos/0.jpg"), np.full((9, 12, 3), 7, np.uint8))  # 0.png becomes 0_2.png
-    for name in ("out", "whole"):
-        start(tmp_path, 99, "--out", tmp_path / name)
-    files = [file.name for file in (tmp_path / "whole").glob("*.png")]
-    assert len(files) == 13
-    assert all(
-        (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in files
-    )
 
 
 def test_a_video_of_pictures_starts_again_after_a_kill(tmp_path):

@@ -60,17 +60,6 @@ def test_a_video_that_is_cut_replaces_nothing(tmp_path, ending):
     assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
 
 
-def test_a_video_that_is_not_finished_leaves_nothing(tmp_path):
-    """Its temporary name cannot be known before: in a folder from elsewhere, it could be a link."""
-    names = set()
-    for _ in range(2):
-        file = video.VideoFile(tmp_path / "out.mp4", [], MARK)
-        file.add(Image.new("RGB", (64, 64)))
-        names |= {path.name for path in tmp_path.iterdir()}
-        del file
-    assert len(names) == 2 and not [*tmp_path.iterdir()]
-
-
 def test_without_a_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match="OpenCV"):

@@ -10,7 +10,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.report import page
 from dcnzoo.report.evaluation import IOU, THRESHOLDS, Evaluation, Mistake
 from dcnzoo.report.page import Picture, Section
-from dcnzoo.report.plots import plot_confusion, plot_f1, plot_objects, plot_precision_recall
+from dcnzoo.report.plots import plot_confusion, plot_f1, plot_precision_recall
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner
 from dcnzoo.utils.text import cut
 
@@ -36,9 +36,6 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
         counts = result.confusion[np.ix_([*chosen, -1], [*chosen, -1])]
         for title, percent in (("confusion", False), ("confusion, % of the row", True)):
             figures.append(plot_confusion(f"{title}{suffix}", counts, [*names, "none"], percent))
-        if chosen and label == next(iter(results)):
-            numbers_of = dict(zip(names, result.objects[chosen].tolist(), strict=True))
-            figures.insert(0, plot_objects("objects", numbers_of))
         if suffix:
             parts.append(Markup("<h3>{}</h3>").format(label))
         parts += [page.table(class_table(result, all_names)), page.charts(figures)]
