@@ -78,13 +78,6 @@ class Rows:
                 f"{name}={existing[name]}; use another folder"
             )
 
-    def __enter__(self) -> "Rows":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None or not issubclass(kind, UserError):  # such as a full disk
-            self.flush()
-
     @contextlib.contextmanager
     def locked(self, name: str = "") -> Iterator[None]:
         """Context in which no other process adds to the rows. A folder without rows goes.
@@ -280,15 +273,21 @@ def write_results(
         rows.add(result.to_row())
 
     pending: deque[Future[None]] = deque()
-    with rows, ThreadPoolExecutor(1) as pool:  # Ctrl-C waits for the results that have been shown
-        for result in results:
-            if show:
-                show(result)
-            pending.append(pool.submit(write, result))
-            if len(pending) > WAITING:
+    try:
+        with ThreadPoolExecutor(1) as pool:  # Ctrl-C waits for the results that have been shown
+            for result in results:
+                if show:
+                    show(result)
+                pending.append(pool.submit(write, result))
+                if len(pending) > WAITING:
+                    pending.popleft().result()
+            while pending:
                 pending.popleft().result()
-        while pending:
-            pending.popleft().result()
         for skipped in results.skipped:
             if skipped.is_opened:
                 rows.add(skipped.to_row())
+    except UserError:  # such as a full disk
+        rows.rows = []
+        raise
+    finally:
+        rows.flush()

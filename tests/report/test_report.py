@@ -12,7 +12,6 @@ from mmengine.config import Config
 
 import dcnzoo.openmmlab.hooks  # noqa: F401
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.detect.metrics import metric_name
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.report import trace_sampling
@@ -61,11 +60,6 @@ def test_history_of_a_resumed_run(tmp_path):
     offsets = {2: {"mean_abs/a": 0.5}, 6: {"mean_abs/a": 1.5}}
     assert History.read(tmp_path) == History(history.training, history.validation, offsets)
     assert History.read(tmp_path / "nowhere") == History({}, {}, {})
-
-
-def test_metric_names():
-    names = {"coco/bbox_mAP": "box AP", "coco/segm_mAP_75": "mask AP75", "coco/bbox_mAP_s": "box AP, small"}
-    assert {key: metric_name(key) for key in [*names, "voc/mAP"]} == {**names, "voc/mAP": "voc/mAP"}
 
 
 @pytest.fixture(scope="module")

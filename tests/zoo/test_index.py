@@ -97,11 +97,6 @@ def test_figures_of_nobody_and_configs_that_are_there_twice_are_refused(package,
         package(*entries)
 
 
-def test_search():
-    of_paper = {m.name for m in index.search(["Focal Loss for Dense"]) if m.package == "mmdet"}
-    assert of_paper >= {m.name for m in index.models() if m.id.startswith("mmdet::retinanet/")} > set()
-
-
 # Metafiles of a test package
 
 

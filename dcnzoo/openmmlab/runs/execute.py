@@ -101,8 +101,8 @@ def train(
         if start is None:
             return work_dir
         if only_checks:
-            _check_parts(cfg)
-            return work_dir
+            cfg = copy.deepcopy(cfg)
+            cfg.work_dir = stack.enter_context(tempfile.TemporaryDirectory())  # of logs
         # an error passes them from the last to the first
         stack.enter_context(_training_hints(cfg))  # how to go on
         stack.enter_context(config_errors(cfg))  # the file and the key
@@ -119,22 +119,14 @@ def train(
         )
         require_parts(runner)
         ranks.exchange(lambda: require_read(cfg, runner.model))
+        if only_checks:
+            return work_dir
         _count_accumulated_batches(runner)
         if changes:
             runner.logger.info(f"changed: {changes}")
         with _ended_bars(runner):
             runner.train()
     return work_dir
-
-
-def _check_parts(cfg: Config) -> None:
-    """Build all parts of a training, whose logs are thrown away."""
-    with tempfile.TemporaryDirectory() as folder, config_errors(cfg):
-        cfg = copy.deepcopy(cfg)
-        cfg.work_dir = folder
-        runner = build_runner(cfg, summary=SummaryHook())
-        require_parts(runner)
-        require_read(cfg, runner.model)
 
 
 @separate_run()
