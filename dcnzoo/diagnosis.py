@@ -4,6 +4,9 @@ import importlib
 import os
 import platform
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -141,7 +144,7 @@ class Installation:
     triton_runs: bool = False  # on the GPU, in place of compiled CUDA operators
     opencv: tuple[str, ...] = ()  # distributions that contain cv2
     numpy: str = "2.0"
-    import_error: Exception | None = None  # why the modules for training cannot be imported
+    import_error: ImportError | None = None  # why the modules for training cannot be imported
     cache_problem: str | None = None  # why downloaded weights cannot be stored
     torchvision_problem: str | None = None  # why its operators cannot be used
 
@@ -190,13 +193,18 @@ def _opencv() -> tuple[str, ...]:
     return tuple(p.name for p in packages if path in {str(p.locate_file(file)) for file in p.files or ()})
 
 
-def _import_error() -> Exception | None:
-    try:
-        for module in TRAINING:
-            importlib.import_module(module)
-    except Exception as error:  # an old numpy raises AttributeError
-        return error
-    return None
+def _import_error() -> ImportError | None:
+    """Import MMDetection in another process: a library that was built for another torch may end it."""
+    imports = "\n".join(f"import {module}" for module in TRAINING)
+    code = f"import sys\nsys.path[:] = {sys.path!r}\n{imports}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    text = (done.stderr.strip().splitlines() or [""])[-1]
+    if done.returncode < 0:
+        text = f"the import of MMDetection was ended by {signal.Signals(-done.returncode).name}"
+    name = re.search(r"No module named '([\w.]+)'", text)
+    return ImportError(text, name=name and name[1])
 
 
 def _cache_problem() -> str | None:
@@ -301,7 +309,7 @@ def _import_fix(error: Exception) -> str | None:
         return f"pip uninstall -y mmcv && {TESTED}"
     if "libGL" in str(error):
         return "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless"
-    if isinstance(error, ModuleNotFoundError) and error.name:
+    if isinstance(error, ImportError) and error.name:
         module = error.name.partition(".")[0]
         return f"pip install {DISTRIBUTIONS.get(module, module)}"
     return None

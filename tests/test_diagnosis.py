@@ -59,6 +59,21 @@ def lacks(module):
     return fails(ModuleNotFoundError(f"No module named {module!r}", name=module))
 
 
+@pytest.mark.parametrize(
+    ("code", "word", "remedy"),
+    [
+        ("import no_such_module", "no_such_module", "pip install no_such_module"),
+        ("import os; os.abort()", "SIGABRT", diagnosis.TESTED),
+    ],
+)
+def test_an_import_that_fails_or_ends_the_process(code, word, remedy, tmp_path, monkeypatch):
+    (tmp_path / "broken_part.py").write_text(code)
+    monkeypatch.setattr(diagnosis, "TRAINING", ("broken_part",))
+    monkeypatch.syspath_prepend(tmp_path)
+    (problem,) = problems(replace(CPU, import_error=diagnosis._import_error()))
+    assert word in problem.text and problem.remedy == remedy
+
+
 BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (replace(CPU, torch="2.9.1", libraries={"cpu": "x"}), "2.9.1", 'pip install --upgrade "torch>=2.10"'),
     (replace(CPU, libraries={"cpu": "not in /x"}), "not in /x", diagnosis.BUILD),
@@ -150,8 +165,8 @@ def test_healthy():
     """The environment of these tests is healthy. Lists versions, patches and the operators that mmcv uses."""
     if list(problems(Installation.here())):
         pytest.skip("something is wrong here: python -m dcnzoo doctor")
-    output = commands.run("doctor")
-    assert "no problems found" in output
+    output = commands.run("doctor", "--patches")
+    assert "no problems found" in output and "patch " not in commands.run("doctor")
     patched = {line.split()[1] for line in output.splitlines() if line.startswith("patch ")}
     assert {"load_own_checkpoints:", "deform_conv:", "DCN:", "deformable_configs:"} <= patched
     values = dict(re.split(r"  +", line, maxsplit=1) for line in output.splitlines() if "  " in line)

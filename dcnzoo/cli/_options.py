@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from dcnzoo.cli._terminal import with_flags
 from dcnzoo.utils.errors import JointError, UserError, one_line
 from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, mim_folder, require_file, require_new
+from dcnzoo.utils.text import nearest
 
 
 class UserPath(click.Path):
@@ -49,7 +50,6 @@ FOLDER = UserPath(file_okay=False, path_type=Path)
 EXISTING_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
 SETTINGS = "--cfg-options"
 METRICS = ("bbox", "segm", "proposal", "proposal_fast")
-POSITIVE = click.IntRange(min=1)
 
 option = click.option
 
@@ -82,7 +82,13 @@ class Command(click.Command):
                 name = word.rstrip("=") or (before if before.startswith("-") else "argument")
                 raise click.UsageError(f"{name}: expected a value, got an empty text", ctx)
         with _refusals(words):
-            return super().parse_args(ctx, words)
+            rest = super().parse_args(ctx, words)
+            for param in self.params:  # an option of another one
+                other = re.match("With (--[a-z-]+)[ :]", getattr(param, "help", None) or "")
+                names = {name: str(each.name) for each in self.params for name in each.opts}
+                if other and _is_given(ctx, param) and not ctx.params[names[other[1]]]:
+                    raise click.UsageError(f"{param.opts[0]}: expected {other[1]}, too", ctx)
+            return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -117,6 +123,12 @@ class Group(click.Group):
     command_class = Command
     group_class = type
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
+        similar = nearest(args[0], self.list_commands(ctx))
+        if similar and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(f"no such command {args[0]!r}; did you mean {similar!r}?", ctx)
+        return super().resolve_command(ctx, args)
+
 
 def combined(*decorators: Callable) -> Callable[[Callable], Callable]:
     """Combine decorators into one. ``--help`` lists their options in this order."""
@@ -148,16 +160,21 @@ def existing_checkpoint(ctx: click.Context, param: click.Parameter, value: str |
 
 
 def existing_model(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Callback: require a file, a folder or the name of a model, before most imports of OpenMMLab."""
+    """Callback: require a file, a folder or the name of a model, before torch is imported."""
     if not value or ctx.resilient_parsing or "::" in value or "://" in value or Path(value).exists():
         return value
     if len(Path(value).parts) > 1 or value.endswith(EXPORTED):
         require_file(value, param.name)
-    from dcnzoo.utils.progress import waiting
+    from dcnzoo.zoo.index import find
 
-    with waiting("loading"):
-        from dcnzoo.zoo.index import find
     find(value)
+    return value
+
+
+def spelt_device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Callback: require a name that torch may know, before its import, after which it is required."""
+    if not re.fullmatch(r"auto|cpu(:0)?|(cuda|hpu|mps|npu|xla|xpu)(:\d+)?", value):
+        raise UserError(f"--device: expected auto, cpu, cuda or cuda:NUMBER, got {value}")
     return value
 
 
@@ -204,6 +221,29 @@ class Shard(click.ParamType):
         if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
             self.fail(f"expected K/N with 1 ≤ K ≤ N, got {value}", param, ctx)
         return int(number), int(total)
+
+
+class _Limits:
+    """A range whose errors say what was expected; click's are "not a valid integer range"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)  # type: ignore[misc]
+        except click.BadParameter:
+            limits = self._describe_range().replace("<=", "≤").replace(">=", "≥")  # type: ignore[attr-defined]
+            kind = "an integer" if isinstance(self, click.IntRange) else "a number"
+            raise click.BadParameter(f"expected {kind}, {limits}, got {value}", ctx, param) from None
+
+
+class IntRange(_Limits, click.IntRange):
+    pass
+
+
+class FloatRange(_Limits, click.FloatRange):
+    pass
+
+
+POSITIVE = IntRange(min=1)
 
 
 class Numbers(click.ParamType):
@@ -265,12 +305,15 @@ def _parse(value: str) -> Any:
     return with_spaces(DictAction._parse_iterable(value.replace(" ", "\0")))
 
 
+def _is_given(context: click.Context, param: click.Parameter) -> bool:
+    return context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
+
+
 def refuse(reason: str, *names: str) -> None:
     """Raise UsageError for the first of the parameters that is on the command line: it has no effect."""
     context = click.get_current_context()
     for param in context.command.params:
-        given = context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
-        if given and param.name in names:
+        if param.name in names and _is_given(context, param):
             label = param.opts[0] if isinstance(param, click.Option) else param.make_metavar(context)
             raise click.UsageError(f"{label.strip('[]')}: not allowed with {reason}", context)
 
@@ -313,7 +356,11 @@ unsafe_load = option(
     help="Load a checkpoint that contains more than weights. This runs any code in the file.",
 )
 device = option(
-    "--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:1 or auto: a GPU if there is one."
+    "--device",
+    default="auto",
+    metavar="DEVICE",
+    callback=spelt_device,
+    help="cpu, cuda, cuda:1 or auto: a GPU if there is one.",
 )
 backend = option(
     "--backend",

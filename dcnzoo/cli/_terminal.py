@@ -6,12 +6,14 @@ import re
 import select
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, TextIO
 
 import click
 
-from dcnzoo.utils.errors import JointError, UserError, describe, disk_is_full, one_line
+from dcnzoo.compat.after_import import watch
+from dcnzoo.utils import steps
+from dcnzoo.utils.errors import JointError, UserError, describe, disk_is_full, install_command, one_line
 from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.text import columns
 
@@ -48,36 +50,39 @@ def one_line_errors() -> Iterator[None]:
             sys.stdout.flush()  # Python's own flush at exit is too late to catch a broken pipe
 
 
+LOADED = ("torch", "mmengine.runner", "mmcv.ops", "mmdet.models", "mmdet.apis")  # take seconds
+
+
+@contextmanager
+def says_loading() -> Iterator[None]:
+    """Context in which the import of a package that takes seconds shows a line."""
+
+    def around() -> Any:
+        if steps.listener.get() is not None:  # inside another line
+            return nullcontext()
+        from dcnzoo.utils.progress import waiting
+
+        return waiting("loading")
+
+    with ExitStack() as stack:
+        for name in LOADED:
+            stack.callback(watch(name, around=around))
+        yield
+
+
 def _lines(error: Exception) -> Sequence[object]:
     if isinstance(error, JointError) and os.environ.get("LOCAL_RANK", "0") != "0":
         return []
     if isinstance(error, UserError):
         return error.args
     if isinstance(error, FileNotFoundError | ModuleNotFoundError):
-        return [one_line(error) + _install_hint(error)]
+        name = getattr(click.get_current_context(silent=True), "invoked_subcommand", None)
+        extra = {"bench": "onnx", "data": "data", "export": "mmdet,onnx"}.get(str(name), "mmdet")
+        command = install_command(error, extra)
+        return [one_line(error) + (f": {command}" if command else "")]
     if isinstance(error, OSError) and disk_is_full(error):
         return [f"{error.filename or 'standard output or a file'} cannot be written: {error.strerror}"]
     return [describe(error)]
-
-
-_EXTRA_OF_PACKAGE = {
-    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "cv2", "matplotlib", "safetensors"), "mmdet"),
-    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnxslim"), "onnx"),
-    "openvino": "openvino",
-    "pyarrow": "parquet",
-    "ray": "ray",
-}
-_IN_SEVERAL_EXTRAS = ("PIL", "numpy", "pycocotools", "requests", "rich", "shapely", "urllib3", "yaml")
-
-
-def _install_hint(error: Exception) -> str:
-    """The command that installs a missing optional package; empty for other errors."""
-    package = (getattr(error, "name", None) or "").partition(".")[0]
-    extra = _EXTRA_OF_PACKAGE.get(package)
-    if package in _IN_SEVERAL_EXTRAS:
-        command = getattr(click.get_current_context(silent=True), "invoked_subcommand", None)
-        extra = {"bench": "onnx", "data": "data", "export": "mmdet,onnx"}.get(str(command), "mmdet")
-    return f': pip install "dcnzoo[{extra}]"' if extra else ""
 
 
 @contextmanager

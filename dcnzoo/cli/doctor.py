@@ -20,7 +20,8 @@ from dcnzoo.utils.text import counted
     type=click.Choice(diagnosis.PACKAGES),
     help="Also check one of OpenMMLab's other packages.",
 )
-def command(package: str | None) -> None:
+@click.option("--patches", is_flag=True, help="Also list the patches of other packages, and their reasons.")
+def command(package: str | None, patches: bool) -> None:
     """Print installed versions, and each problem of the installation and how to fix it.
 
     Exit with status 1 if there is a problem.
@@ -36,7 +37,7 @@ def command(package: str | None) -> None:
     problems = list(diagnosis.problems(installation))
     if package and not problems:
         problems += diagnosis.package_problems(package)
-    if find_spec("mmengine") and not problems:
+    if patches and find_spec("mmengine") and not problems:
         lines += [("patch", f"{name}: {text}") for name, text in diagnosis.patch_lines()]
     print_columns(lines)
     if installation.lacks_cuda_operators:

@@ -37,7 +37,7 @@ from dcnzoo.utils.marks import add_mark, mark, model_name
 @option(
     "--receptive-fields",
     "further",
-    type=click.IntRange(min=0),
+    type=_options.IntRange(min=0),
     default=12,
     metavar="N",
     help="Number of other places of the page whose receptive field is computed.",

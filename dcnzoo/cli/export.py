@@ -26,7 +26,7 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml", "mnn",
 )
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
-@option("--opset-version", type=click.IntRange(18, 23), default=19)
+@option("--opset-version", type=_options.IntRange(18, 23), default=19)
 @option("--verify", is_flag=True, help="Compare with PyTorch; exit with status 1 if results differ.")
 @option("--show", is_flag=True, help="Draw the detections of PyTorch and of the file to a PNG.")
 @option(
@@ -82,8 +82,6 @@ def command(
         if strict and problems:
             click.get_current_context().exit(1)
         return
-    if strict:
-        raise click.UsageError("--strict: expected --check")
     from dcnzoo.export.options import ExportOptions, Int8
     from dcnzoo.utils.marks import model_name
 

@@ -80,7 +80,10 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @option("--jpeg", is_flag=True, help="Draw into JPEG files, which are smaller than PNG files.")
 @_options.force
 @option(
-    "--score-threshold", type=click.FloatRange(0, 1), default=0.3, help="Drop detections with a lower score."
+    "--score-threshold",
+    type=_options.FloatRange(0, 1),
+    default=0.3,
+    help="Drop detections with a lower score.",
 )
 @option(
     "--classes", type=_options.Names(), help="Keep only these classes: a,b,c or a file with one per line."
@@ -88,7 +91,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @option("--max-detections", type=_options.POSITIVE, help="Maximum number per image.")
 @option(
     "--tile",
-    type=click.IntRange(min=16),
+    type=_options.IntRange(min=16),
     help="Detect in overlapping tiles of this side in pixels, for pictures that are much larger than those "
     "of the training.",
 )
@@ -150,7 +153,6 @@ def command(
         _options.refuse("--format", *names)
         _write_rows(str(model), images, shard, out, kind, address, calls, loading)
         return
-    _options.refuse("no --format", "shard", "address")
     if as_json or as_txt or save_video:
         _options.refuse("--json, --txt or --save-video", "jpeg")
     if as_txt and not as_json:

@@ -18,7 +18,7 @@ from dcnzoo.utils.text import counted
 @option("--train", is_flag=True, help="Train the model first, or resume its training.")
 @option(
     "--data-root",
-    type=_options.NAME,
+    type=_options.EXISTING_FOLDER,
     metavar="FOLDER",
     help="Folder of COCO: annotations/, train2017/, val2017/ (default: the config's).",
 )

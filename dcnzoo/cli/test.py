@@ -46,9 +46,6 @@ def command(**options: Any) -> None:
       dcnzoo test CONFIG CHECKPOINT --tta --show-dir work_dirs/shown --out predictions.pkl
       dcnzoo test CONFIG model.onnx --backend openvino --eval bbox --eval segm
     """
-    from dcnzoo.utils.progress import waiting
-
-    with waiting("loading"):  # PyTorch and OpenMMLab, which takes seconds
-        from dcnzoo.zoo.testing import test
+    from dcnzoo.zoo.testing import test
 
     test(**options)

@@ -7,6 +7,8 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import POSITIVE, option
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import require_file
 
 
 @click.command(cls=_options.Command)
@@ -36,9 +38,9 @@ from dcnzoo.cli._options import POSITIVE, option
 @_options.runner
 @option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
 @option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
-@option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.")
+@option("--lr", type=_options.FloatRange(min=0, min_open=True), help="Learning rate.")
 @option("--patience", type=POSITIVE, help="Stop after this number of validations without a better AP.")
-@option("--seed", type=click.IntRange(min=0), help="Seed of all random numbers.")
+@option("--seed", type=_options.IntRange(min=0), help="Seed of all random numbers.")
 @option("--logger", type=click.Choice(["tensorboard", "wandb"]), help="Also log to this program.")
 @option("--amp", is_flag=True, help="Mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU.")
 @option(
@@ -76,14 +78,15 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
         taken = f"; --resume has taken {resume} as its checkpoint" if resume not in (None, "auto") else ""
         raise click.UsageError(f"expected MODEL or --data{taken}")
 
-    from dcnzoo.utils.progress import waiting
-
-    with waiting("loading"):  # PyTorch and OpenMMLab, which takes seconds
-        from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
-        from dcnzoo.openmmlab.runs.joining import is_first
-        from dcnzoo.openmmlab.runs.work_dir import REPORT
-        from dcnzoo.report.report import write_report
-        from dcnzoo.zoo.training import train
+    if resume not in (None, "auto"):
+        require_file(resume, "--resume")
+    if (data := options["data"]) and not data.exists():
+        raise UserError(f"--data: expected a folder or file, found none at {data}")
+    from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
+    from dcnzoo.openmmlab.runs.joining import is_first
+    from dcnzoo.openmmlab.runs.work_dir import REPORT
+    from dcnzoo.report.report import write_report
+    from dcnzoo.zoo.training import train
 
     outputs = REPORT if report or options["data"] else ()
     again = resume == "auto" or (False if resume is None else resume)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +74,12 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
         for source in model.sources() or [""]:
             figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
             rows.append([printable(str(cell)) for cell in (model.name, *figures, text, _here(model), source)])
-    print_columns(rows)
+    if sys.stdout.isatty() and sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) > (
+        width := shutil.get_terminal_size().columns
+    ):
+        print(*_narrow(rows, width), sep="\n")
+    else:
+        print_columns(rows)
     print(counted(len(models), "models"), file=sys.stderr)
 
 
@@ -134,6 +141,15 @@ def publish_(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_lo
     print(path)
 
 
+def _narrow(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """Yield a line with each name, and below it the other cells with their headings, where they need one."""
+    for name, *cells in rows[1:]:
+        named = zip(rows[0][1:], cells, strict=True)
+        parts = [f"{head} {cell}" if "AP" in head else cell for head, cell in named if cell.strip("–")]
+        yield name
+        yield from textwrap.wrap(" · ".join(parts), width, initial_indent="    ", subsequent_indent="    ")
+
+
 def _known(model: Model, operators: Mapping[str, str]) -> dict:
     return {
         "id": model.id,
@@ -145,7 +161,7 @@ def _known(model: Model, operators: Mapping[str, str]) -> dict:
 
 
 def _here(model: Model) -> str:
-    from dcnzoo.zoo.source import is_downloaded
+    from dcnzoo.zoo.downloads import is_downloaded
 
     return "weights" if is_downloaded(model) else "download" if model.weights else "no weights"
 

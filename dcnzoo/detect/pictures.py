@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcnzoo.utils.files import require_file
+
 if TYPE_CHECKING:
     import PIL.Image
 
@@ -65,8 +67,7 @@ def _read_file(path: str | os.PathLike) -> np.ndarray:
     file = Path(os.path.expanduser(path))
     if file.is_dir():
         raise ValueError(f"image: expected a file, got the folder {path}: a folder is not part of a list")
-    if not file.is_file():
-        raise FileNotFoundError(2, "No such file", str(path))
+    require_file(str(path), "image")
     return _decoded(file.read_bytes(), path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dcnzoo.detect.backends import MASK_LOGITS
 from dcnzoo.detect.checksum import require_intact
-from dcnzoo.utils.files import BACKENDS
+from dcnzoo.utils.files import BACKENDS, require_file
 
 
 class Session:
@@ -58,8 +58,7 @@ class Session:
             raise ValueError(f"precision: expected float32 with {backend}, got bf16, which needs openvino")
         path = os.path.expanduser(path)
         for file in (path, os.path.splitext(path)[0] + ".bin")[: 2 if path.endswith(".xml") else 1]:
-            if not os.path.isfile(file):  # a pipe would be read for ever
-                raise FileNotFoundError(2, "No such file", file)
+            require_file(file, "model")
         if not edited:
             require_intact(path)
         self.path, self.backend, self.precision = path, backend, precision

@@ -13,7 +13,7 @@ import numpy as np
 from dcnzoo.detect.pictures import DownloadFailure, read
 from dcnzoo.detect.video import frames, head_of
 from dcnzoo.utils.errors import one_line
-from dcnzoo.utils.files import is_video, picture_files
+from dcnzoo.utils.files import is_video, picture_files, require_file
 
 
 def several(images: Any) -> Iterable[Any] | None:
@@ -21,8 +21,7 @@ def several(images: Any) -> Iterable[Any] | None:
     if isinstance(images, str | os.PathLike):
         if not is_video(images):
             return picture_files(images)
-        if not os.path.isfile(os.path.expanduser(images)):
-            raise FileNotFoundError(2, "No such file", str(images))
+        require_file(str(images), "image")
         return [images]
     if getattr(images, "ndim", 0) == 4:
         return list(images)

@@ -33,6 +33,10 @@ class WrongTypeError(UserError, TypeError):
     """An argument has not the type of its annotation."""
 
 
+class MissingFileError(UserError, FileNotFoundError):
+    """A file that the user names does not exist."""
+
+
 # types in annotations → the types of values, and their name in messages
 _KINDS: dict[object, tuple[type, str]] = {
     bool: (bool, "True or False"),
@@ -76,9 +80,35 @@ def typed(function: Function) -> Function:
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         require_types(signature.bind(*args, **kwargs).arguments, annotations)
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            if command := install_command(error):
+                raise ModuleNotFoundError(f"{error}: {command}", name=error.name) from error
+            raise
 
     return cast(Function, checked)
+
+
+_EXTRA_OF_PACKAGE = {
+    **dict.fromkeys(("mmcv", "mmdet", "mmengine", "cv2", "matplotlib", "safetensors"), "mmdet"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnxslim"), "onnx"),
+    "openvino": "openvino",
+    "pyarrow": "parquet",
+    "ray": "ray",
+}
+_IN_SEVERAL_EXTRAS = ("PIL", "numpy", "pycocotools", "requests", "rich", "shapely", "urllib3", "yaml")
+
+
+def install_command(error: Exception, extra: str = "mmdet") -> str:
+    """The command that installs a missing optional package; empty for other errors, or if it is there.
+
+    Args:
+        extra: of a package that several extras have.
+    """
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    extra = extra if package in _IN_SEVERAL_EXTRAS else _EXTRA_OF_PACKAGE.get(package, "")
+    return f'pip install "dcnzoo[{extra}]"' if extra and "pip install" not in str(error) else ""
 
 
 HINT = " (DCNZOO_TRACEBACK=1 shows where)"

@@ -18,6 +18,7 @@ import os
 import re
 import time
 from http import HTTPStatus
+from http.client import IncompleteRead
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -301,5 +302,7 @@ def _reason(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
+        if isinstance(cause, IncompleteRead):
+            return "the connection broke off"
         cause = cause.__cause__ or cause.__context__
     return one_line(error)

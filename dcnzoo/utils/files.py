@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from dcnzoo.utils.errors import UserError, disk_is_full, one_line, printable
+from dcnzoo.utils.errors import MissingFileError, UserError, disk_is_full, one_line, printable
 from dcnzoo.utils.marks import is_detection, mark_of
 from dcnzoo.utils.text import counted, few
 
@@ -247,7 +247,8 @@ def require_file(path: str, what: str) -> None:
         problem = "got the folder" if os.path.isdir(file) else "found none at"
         if os.path.exists(file) and not os.path.isdir(file):  # reading a pipe would wait for its other end
             problem = "got the pipe or device"
-        raise UserError(f"{what}: expected a file, {problem} {path}")
+        kind = MissingFileError if problem.startswith("found") else UserError
+        raise kind(f"{what}: expected a file, {problem} {path}")
 
 
 def require_folder(path: str | os.PathLike, what: str) -> None:

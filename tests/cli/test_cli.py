@@ -99,20 +99,87 @@ def test_completed_names_are_those_of_the_index():
     assert {*_options._zoo_names()} >= {model.name for model in models()}
 
 
-@pytest.mark.parametrize("command", ["infer x none.png", "explain x none.png",
-                                     "infer x pyproject.toml --checkpoint none.png",
-                                     "train folder/none.png"])  # fmt: skip
-def test_missing_files_are_found_before_slow_imports(command):
+def test_mistakes_are_found_before_slow_imports(tmp_path):
+    (tmp_path / "a.png").touch()
+    lines = """infer x none.png | none.png
+        explain x none.png | none.png
+        infer x a.png --checkpoint none.png | none.png
+        infer NAME a.png --device none | got none
+        infer NAME a.png --shard 1/2 | --format
+        train none.png/x | none.png/x
+        train --data none | none
+        train NAME --resume none.pth | none.pth
+        train NAME --clip | --data
+        train NAME --epochs x | an integer
+        test mask-rcnn_r14-mdconv_fpn_8e_shape | shapes
+        flops none | none
+        bench none.onnx | none.onnx
+        reproduce NAME --data-root none | none
+        zoo info none | none
+        zoo lst | 'list'
+        trian none | 'train'"""
     code = f"""
 import sys
-for name in ("torch", "numpy", "mmengine"):
+for name in ("torch", "mmcv", "mmdet.registry"):
     sys.modules[name] = None
 from dcnzoo.cli import commands
 from click.testing import CliRunner
-result = CliRunner().invoke(commands, {command.split()})
-print(result.exit_code, result.output)
+for row in {lines!r}.replace("NAME", "mask-rcnn_r14-mdconv_fpn_8e_shapes").splitlines():
+    line, word = row.split(" | ")
+    result = CliRunner().invoke(commands, line.split())
+    *_, error = result.output.splitlines()
+    assert result.exit_code in (1, 2) and error.lower().startswith("error: ") and word in error, result.output
 """
-    assert re.match("1 error: .*none.png", run_code(code))
+    python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
+
+
+def test_only_commands_that_need_mmdetection_import_it(tmp_path):
+    """In one process, one after the other: neither MMDetection nor mmcv's operators."""
+    pytest.importorskip("onnx")
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from onnx import TensorProto, helper, save
+from PIL import Image
+from dcnzoo.cli import commands
+from click.testing import CliRunner
+value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [value])
+save(helper.make_model(graph), "m.onnx")
+Path("c").mkdir()
+Image.fromarray(np.zeros((32, 32, 3), "uint8")).save("c/a.png")
+Path("c/a.txt").write_text("0 0.5 0.5 0.2 0.2")
+Path("c/classes.txt").write_text("one")
+for line, status in (
+    ("zoo list mdconv", 0), ("zoo info mask-rcnn_r14-mdconv_fpn_8e_shapes", 0), ("data check none.json", 1),
+    ("data convert yolo c out.json --classes one", None), ("data check out.json", None),
+    ("export m.onnx --check", 0), ("infer m.onnx c/a.png", 1), ("doctor", None),
+):
+    result = CliRunner().invoke(commands, line.split())
+    assert status in (None, result.exit_code), (line, result.output)
+    for name in ("mmdet.registry", "mmcv.ops", *(["torch"] if line != "doctor" else [])):
+        assert name not in sys.modules, (line, name)
+"""
+    python(
+        "-c", code, cwd=tmp_path, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    )
+
+
+def test_the_import_of_torch_shows_a_line_at_once(tmp_path):
+    """Also of one that takes seconds and that a command reaches by another module."""
+    (tmp_path / "torch.py").write_text(
+        "from dcnzoo.utils import steps\nprint(steps.listener.get() is not None)"
+    )
+    code = """
+import click
+from dcnzoo.cli import Commands, commands
+from click.testing import CliRunner
+Commands.get_command = lambda *_: click.Command("x", callback=lambda: __import__("torch"))
+print(CliRunner().invoke(commands, ["x"]).output)
+"""
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    assert python("-c", code, PYTHONPATH=paths).stdout.split() == ["True"]
 
 
 SHELLS = [

@@ -20,6 +20,7 @@ from dcnzoo.detect.backends.openvino import make_core
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.export import Detector, export_onnx
+from dcnzoo.utils.errors import UserError
 from tests.commands import run as command
 from tests.processes import run_code
 from tests.test_import import only, run
@@ -76,7 +77,7 @@ def test_a_pipe_in_place_of_weights(tmp_path):
     """It was opened, and read for ever."""
     (tmp_path / "model.xml").write_text("<net/>")
     os.mkfifo(tmp_path / "model.bin")
-    with pytest.raises(FileNotFoundError, match=r"model\.bin"):
+    with pytest.raises(UserError, match=r"pipe .*model\.bin"):
         Detector(tmp_path / "model.xml")
 
 
