@@ -108,7 +108,8 @@ def test_broken_connection_goes_on_by_itself(server, tmp_path, monkeypatch, scre
 
 def fetch_once(url, folder, monkeypatch):
     """Fail at the first interruption."""
-    with monkeypatch.context() as patch, pytest.raises(DownloadError, match=f"^{url}: the connection broke off; "):
+    message = f"^{url}: the connection broke off; "
+    with monkeypatch.context() as patch, pytest.raises(DownloadError, match=message):
         patch.setattr(module, "_RETRIES", 0)
         fetch(url, folder)
 
