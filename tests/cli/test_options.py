@@ -1,20 +1,28 @@
 """Every option is used or refused."""
 
-from contextlib import suppress
-from importlib import import_module
+import dataclasses
+import inspect
+import os
+import re
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from PIL import Image
 
-from dcnzoo.detect.views import Views
-from dcnzoo.openmmlab.runs.recipe import Recipe
+import dcnzoo.cli
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
 
 from ..commands import error_of, invoke
 from .test_cli import every_command
+
+CLI = os.path.dirname(dcnzoo.cli.__file__)
 
 COMMANDS = {
     context.info_name.removeprefix("dcnzoo "): context.command
@@ -43,9 +51,10 @@ def test_an_empty_text_is_no_value(command, param):
 
 MODELS = {"zoo": "mask-rcnn_r14_fpn_8e_shapes", "config": "own.py", "work directory": "work",
           ".onnx": "m.onnx", ".xml": "m.xml", ".pt2": "m.pt2"}  # fmt: skip
+LOADED = [[model, *(["--checkpoint", "w.pth"] if kind == "config" else [])] for kind, model in MODELS.items()]
 LINES = {
-    "infer": [["infer", model, "a.png"] for model in MODELS.values()],
-    "explain": [["explain", MODELS[kind], "a.png"] for kind in ("zoo", "config", "work directory")],
+    "infer": [["infer", *words, "a.png"] for words in LOADED],
+    "explain": [["explain", *words, "a.png"] for words in LOADED[:3]],
     "bench": [["bench", model] for model in MODELS.values()],
     "flops": [["flops", model] for model in ("own.py", "work")],
     "export": [
@@ -65,7 +74,7 @@ LINES = {
 VALUES = {
     "--out": ["new.png"], "--output-file": ["new.onnx"], "--shape": ["64", "96"], "--at": ["3,4"],
     "--box": ["1,2,3,4"], "--checkpoint": ["other.pth"], "--classes": ["fig"], "--layer": ["conv"],
-    "--cfg-options": ["model.a=1"], "--eval": ["segm"],
+    "--cfg-options": ["randomness.seed=1"], "--eval": ["segm"],
     "--labels": ["one"], "--images": ["fruits"], "--annotations": ["a.json"], "--exported": ["m.onnx"],
     "--save-video": ["new.mp4"], "--device": ["cuda:3"], "--test-img": ["a.png"], "--input-img": ["a.png"],
     "--int8": ["fruits"], "--data": ["fruits"], "--resume": ["other.pth"], "--work-dir": ["elsewhere"],
@@ -105,107 +114,99 @@ OPTIONS = [
 ]
 
 
-class Called(BaseException):
-    """The library has everything that it needs."""
+class Finds(BaseDetector):
+    """Finds nothing, whatever it was loaded from."""
+
+    classes, device, score_threshold, fuses = ("fig",), "cpu", 0.3, False
+    model = SimpleNamespace(backend="onnxruntime")
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def checksum(self):
+        return "of the weights"
+
+    def prepare(self, picture, path=""):
+        return picture
+
+    def _detect(self, inputs, threshold):
+        empty = np.zeros(0, np.float32)
+        return [Detections(empty.reshape(0, 4), empty, np.zeros(0, np.int64)) for _ in inputs]
 
 
-class Recorder:
-    """Stand-ins of the library's functions, which note their calls."""
+class Checked:
+    """In place of a recipe. A training or test that uses it has checked its options, and ends."""
 
-    def __init__(self, monkeypatch):
-        self.calls, self._patch = [], monkeypatch
-
-    def replace(self, path, result=None, last=False):
-        def stand_in(*args, **kwargs):
-            self.calls.append((path, repr(args), repr(sorted(kwargs.items()))))
-            if last:
-                raise Called
-            return result
-
-        self._patch.setattr(path, stand_in)
+    def __getattr__(self, name):
+        sys.exit(0)
 
 
-CFG = {
-    "launcher": "none",
-    "work_dir": "work_dirs/own",
-    "model": {"type": "Model", "data_preprocessor": {}},
-    "test_dataloader": {"dataset": {"type": "Data", "pipeline": [{"type": "Pack"}]}},
-    "test_evaluator": {"type": "CocoMetric", "metric": "bbox", "ann_file": "a.json"},
-    "default_hooks": {},
-}
+def described(value):
+    """The text of an argument. Of other objects than values and options, the type."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {str(key): described(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(each) for each in value]
+    is_text = isinstance(value, str | int | float | os.PathLike | None)
+    return str(value) if is_text else type(value).__name__
+
+
+def is_of_a_command(frame):
+    folder, name = os.path.split(frame.f_code.co_filename)
+    return folder == CLI and name[0] != "_"
+
+
+@contextmanager
+def followed():
+    """Yield the calls of the library by commands, with their arguments, as texts."""
+    calls = []
+
+    def follow(frame, event, _):
+        code = frame.f_code
+        if event != "call" or not frame.f_back or not is_of_a_command(frame.f_back):
+            return
+        if is_of_a_command(frame) or code.co_filename.startswith("<frozen"):  # an import
+            return
+        several = bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + several]
+        given = {name: described(frame.f_locals[name]) for name in names if name in frame.f_locals}
+        # checksums of all parameters, and the folder of this run
+        calls.append(re.sub(r"[0-9a-f]{16,}", "…", f"{code.co_name} {given}".replace(os.getcwd(), ".")))
+
+    sys.setprofile(follow)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+WITHOUT = {}  # what commands without the option do
 
 
 @pytest.fixture
 def library(monkeypatch, tmp_path):
-    """Replace what runs a model; return the function that runs a command and the calls that it makes."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("work", "other", "fruits"):
-        (tmp_path / name).mkdir()
-    files = ("own.py", "m.onnx", "m.xml", "m.pt2", "a.png", "w.pth", "other.pth", "a.json", "fruits/a.png")
-    for name in files:
-        (tmp_path / name).touch()
-    for name in ("zoo.training", "zoo.testing", "zoo.config_writer", "report.report", "report.detector"):
-        import_module(f"dcnzoo.{name}")  # before the functions that they import are replaced
-    recorder = Recorder(monkeypatch)
-    source = SimpleNamespace(config=Path("own.py"), weights="w", entry=None)
-    source.recipe = lambda options, required: Recipe.read(source.config, options, required)
-    source.read_weights = source.require_weights = lambda: Path("w.pth")
-
-    class Detector:
-        classes, fuses = ("fig",), False
-
-        def checksum(self):
-            return "of the weights"
-
-        def __init__(self, *args, **kwargs):
-            recorder.calls.append(("Detector", repr(args), repr(sorted(kwargs.items()))))
-
-        def __call__(self, *args, **kwargs):
-            recorder.calls.append(("call", repr(args), repr(sorted(kwargs.items()))))
-            raise Called
-
-    def cfg_of(*args, **kwargs):
-        recorder.calls.append(("cfg", repr(args), repr(sorted(kwargs.items()))))
-        return Config(CFG, filename="own.py")
-
-    def require_new(command, *names, mark="", force=False, beside=(), **others):
-        recorder.calls.append(("new", repr((*names, *beside)), f"{mark} {force}"))
-        return Path(names[0]) if names else None
-
-    class Files(Views):
-        def __init__(self, *args, **options):
-            recorder.calls.append(("views", repr(args), repr(sorted(options.items()))))
-            super().__init__(*args, **options)
-
-    monkeypatch.setattr("dcnzoo.detect.views.Views", Files)
-    for path in ("cli._options", "zoo.testing", "export.options", "detect.views"):
-        monkeypatch.setattr(f"dcnzoo.{path}.require_new", require_new)
+    """Return a function that runs a command: its status, output and calls. Detectors find nothing."""
     for path in ("detect.exported.ExportedDetector", "openmmlab.detector.TorchDetector"):
-        monkeypatch.setattr(f"dcnzoo.{path}", Detector)
-    monkeypatch.setattr("dcnzoo.openmmlab.runs.recipe.read_config_file", cfg_of)
-    monkeypatch.setattr("dcnzoo.openmmlab.runs.recipe.check_config", lambda *args: None)
-    for path, result in {
-        "zoo.source.resolve": source, "zoo.testing.resolve": source,
-        "openmmlab.runs.execute.build": torch.nn.Identity(), "openmmlab.runs.device.require_device": None,
-        "openmmlab.flops.count": [({"conv": 1}, (1, 3, 2, 2))], "detect.timing.exported": {},
-        "detect.timing.pictures": [0],
-        "detect.timing.measure": {}, "detect.timing.evaluate": None, "detect.timing.fastest": "",
-        "zoo.testing.use_data": 1, "openmmlab.runs.execute.train": None,
-        "zoo.testing.last_checkpoint": Path("w.pth"), "export.known_problems.check": [],
-    }.items():  # fmt: skip
-        recorder.replace(f"dcnzoo.{path}", result)
-    recorder.replace("torch.set_num_threads")
-    for path in ("openmmlab.export.export.export_detector", "report.detector.explain", "zoo.training.train",
-                 "openmmlab.runs.execute.test", "report.report.write_report"):  # fmt: skip
-        recorder.replace(f"dcnzoo.{path}", last=True)
-    monkeypatch.setattr("dcnzoo.detect.timing.table", lambda timings: [["a"]])
+        monkeypatch.setattr(f"dcnzoo.{path}", Finds)
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.recipe.Recipe.read", lambda *args: Checked())
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.build", lambda *args, **options: torch.nn.Identity())
 
-    def run(*line):
-        recorder.calls.clear()
-        status, output = 0, ""
-        with suppress(Called):
+    def run(folder, *line):
+        for name in ("work/20260101_000000", "other", "fruits"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / folder)
+        weights = ("w.pth", "other.pth", "work/epoch_1.pth")
+        for name in ("m.onnx", "m.xml", "m.pt2", "a.json", "own.py", *weights):
+            Path(name).touch()
+        for name, text in (("own.py", "model = dict()"), ("last_checkpoint", "epoch_1.pth")):
+            Path("work", name).write_text(text)
+        for name in ("a.png", "fruits/a.png"):
+            Image.new("RGB", (40, 30)).save(name)
+        with followed() as calls:
             status, output = invoke(*line)
-        return status, output, list(recorder.calls)
+        return status, output, calls
 
     return run
 
@@ -219,9 +220,13 @@ def test_every_option_is_used_or_refused(library, line, param):
     name = param.opts[0]
     alone = "--check" in line or "x.pt2" in line
     beside = [] if alone else BESIDE.get((line[0], name), [])
-    status, output, calls = library(*line, *beside, name, *value_of(param))
-    if status:
+    status, output, calls = library("with", *line, *beside, name, *value_of(param))
+    words = (*line, *beside)
+    if words not in WITHOUT:
+        WITHOUT[words] = library("without", *words)
+    before, _, others = WITHOUT[words]
+    if status not in (0, before) or status == 2:
         flags = [*param.opts, f"{param.name}:"]
         assert any(flag in output.splitlines()[-1] for flag in flags), output
     else:
-        assert calls != library(*line, *beside)[2], "the option changes nothing"
+        assert calls != others, "the option changes nothing"
