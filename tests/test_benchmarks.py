@@ -1,12 +1,9 @@
 """The programs of benchmarks/ run. Their results are not tested here."""
 
 import json
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks import data
 from dcnzoo.data.check import check_coco
@@ -65,14 +62,6 @@ def study_rows():
     return rows
 
 
-def test_study_continues_with_the_first_incomplete_training(study_rows):
-    from benchmarks.study.training import PLAN, pending
-
-    assert len(study_rows) == 2 * (18 + 3 * 6)
-    assert pending(PLAN, study_rows) == list(PLAN[18 + 3 * 6 :])
-    assert pending(PLAN, study_rows[:-1])[0] == PLAN[18 + 3 * 6 - 1]  # the last training has no test result
-
-
 def test_study_compares_complete_seeds_only(study_rows):
     from benchmarks.study import page
     from benchmarks.study.training import ARMS
@@ -93,67 +82,6 @@ def test_study_verdict_is_of_the_simultaneous_interval():
         assert page.verdict(differences) == expected
     assert page.verdict([-0.02, -0.021, -0.019]) == "loss"
     assert page.verdict([0.001, -0.001, 0.0005]) == "no difference"
-
-
-@pytest.mark.parametrize(
-    ("best", "edge"), [(0.000375, True), (0.00075, False), (0.003, False), (0.006, True)]
-)
-def test_study_refuses_a_best_rate_at_the_edge_of_the_grid(best, edge):
-    """Of either arm, since both are tuned alike."""
-    from benchmarks.study.training import TIMED, TIMED_RATES, Run, best_rate
-
-    rows = []
-    for arm, best_of_arm in (("v2", 0.0015), ("plain", best)):
-        for rate in TIMED_RATES:
-            row = {**Run("search", TIMED, arm, 9100).columns, "rate": rate, "split": "val", "mask_ap": ""}
-            row["box_ap"] = 0.5 - abs(rate - best_of_arm)
-            rows.append({name: str(value) for name, value in row.items()})
-    assert best_rate(rows[:-1], "v2", TIMED) is None
-    with pytest.raises(RuntimeError, match=str(best)) if edge else nullcontext():
-        assert best_rate(rows, "v2", TIMED) == 0.0015
-        assert best_rate(rows, "plain", TIMED) == best
-
-
-@pytest.mark.parametrize(("budget", "epochs"), [(29, 3), (31, 3), (34, 3), (36, 4), (1, 1), (None, 1000)])
-def test_study_ends_after_the_epoch_that_is_nearest_to_its_cpu_time(budget, epochs, monkeypatch):
-    """Epochs of ten seconds, after which five seconds of validation do not count."""
-    from benchmarks.study.training import RecordHook
-
-    times = iter(time for epoch in range(1000) for time in (15 * epoch, 15 * epoch + 10))
-    monkeypatch.setattr("time.process_time", lambda: next(times))
-    hook, loop = RecordHook({}, budget), SimpleNamespace(_max_epochs=1000)
-    for epoch in range(1000):
-        if epoch == loop._max_epochs:
-            break
-        runner = SimpleNamespace(train_loop=loop, epoch=epoch)
-        hook.before_train_epoch(runner)
-        hook.after_train_epoch(runner)
-    assert loop._max_epochs == epochs
-
-
-def test_study_trains_for_a_cpu_time(tmp_path, monkeypatch, set_threads):
-    """The first epoch exceeds the budget. The training fails unless it tests the average of its weights."""
-    from benchmarks.study import training
-
-    (tmp_path / "images").mkdir()
-    categories = [{"id": i, "name": name} for i, name in enumerate(("WBC", "RBC", "Platelets"), 1)]
-    for split, count in (("train", 8), ("val", 1), ("test", 2)):
-        images = [{"id": i, "file_name": f"{split}{i}.png", "width": 64, "height": 48} for i in range(count)]
-        for image in images:
-            Image.effect_noise((64, 48), 50).convert("RGB").save(tmp_path / "images" / image["file_name"])
-        boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [9, 9, 20, 20]} for i in range(count)]
-        boxes = [{**box, "area": 400, "iscrowd": 0} for box in boxes]
-        content = {"images": images, "annotations": boxes, "categories": categories}
-        (tmp_path / f"{split}.json").write_text(json.dumps(content))
-    rows = []
-    monkeypatch.setattr(training, "append", rows.append)
-    monkeypatch.setattr(training, "BUDGET", 0.1)
-    training.train(training.Run("main", training.TIMED, "v2", 3), 1e-3, tmp_path / "runs", tmp_path, {})
-    assert [(row["split"], row["epoch"], row["model_seed"]) for row in rows] == [
-        ("val", 1, 3),
-        ("test", 1, 3),
-    ]
-    assert all(0.1 < row["cpu_seconds"] < 100 for row in rows)
 
 
 def test_data_set_is_valid(tmp_path):

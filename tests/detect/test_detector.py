@@ -282,13 +282,6 @@ def work_dir(tmp_path):
     return tmp_path
 
 
-def test_work_directory(detector, folder, work_dir):
-    """Which of several files are taken: zoo/test_source.py."""
-    expected = detector(folder / "0.png")
-    for model in (work_dir, work_dir / "epoch_8.safetensors"):
-        assert_equal(dcnzoo.load(model)(folder / "0.png"), expected)
-
-
 @pytest.fixture(scope="module")
 def result(detector, folder):
     return detector(folder / "0.png", score_threshold=0.05)

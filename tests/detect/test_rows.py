@@ -250,6 +250,22 @@ def test_each_picture_once(infer, tmp_path):
     assert [image["file_name"] for image in images] == ["0.png", "1.png"], "relative to their folder"
 
 
+def test_rows_of_other_options_or_of_another_folder(infer, tmp_path, monkeypatch):
+    """In the other folder, the same name is another picture."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "m.onnx").touch()
+        make_pictures(tmp_path / folder / "photos", 1)
+    options = ("photos", "--format", "jsonl", "--out", tmp_path / "rows")
+    monkeypatch.chdir(tmp_path / "a")
+    assert infer(*options)[0] == 0
+    with pytest.raises(AssertionError, match="max_detections"):
+        infer(*options, "--max-detections", 1)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(AssertionError, match="folder"):
+        infer(*options)
+
+
 def test_options_in_another_order_are_the_same_command(infer, tmp_path, monkeypatch):
     make_pictures(tmp_path / "photos", 2)
     folders, locked = set(), Rows.locked
