@@ -63,7 +63,8 @@ COMMANDS = {
     "bench": lambda file, data: ("bench", CONFIG, "--checkpoint", file, "--shape", 96, 128),
     "reproduce": lambda file, data: ("reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
 }  # fmt: skip
-SLOW = ("train, load_from", "train --resume", "test", "reproduce")  # the same loader as in the others
+# the same loader as in the others
+SLOW = ("train, load_from", "train --resume", "test", "explain", "export", "bench", "reproduce")
 
 
 def slow(*commands):

@@ -8,10 +8,16 @@ import dcnzoo.ops
 from dcnzoo.export import decompositions
 from dcnzoo.layers import PackedDeformConv2d
 from tests.op_cases import operators
+from tests.products import in_turn
 
 POOLING = ("roi_align", "deform_roi_pool")
 NAMES = (*(f"deform_conv{rank}d" for rank in (1, 2, 3)), "dcnv3", "dcnv4", "ms_deform_attn", *POOLING)
-CASES = [(op, sample) for op in operators() if op.name in NAMES for sample in op.samples()]
+CASES = [
+    pytest.param(op, sample, id=f"{op.name} {sample.name}")
+    for op in operators()
+    if op.name in NAMES
+    for sample in op.samples()
+]
 
 
 class Recorded(torch.utils._python_dispatch.TorchDispatchMode):
@@ -35,8 +41,7 @@ class Recorded(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("op", "sample"), CASES, ids=[f"{op.name} {s.name}" for op, s in CASES])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@in_turn("op, sample, dtype", CASES, [torch.float64, torch.float32])
 def test_as_the_oracle(op, sample, dtype):
     expected = op.reference(sample.to(torch.float64))
     mode = Recorded()

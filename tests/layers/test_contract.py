@@ -7,22 +7,24 @@ from torch import nn
 from dcnzoo import layers
 
 from ..op_cases import channels_last
+from ..products import in_turn
 from .test_programs import CASES, maps, randomised
 
 LAYOUTS = {"contiguous": torch.clone, "channels last": channels_last}
 TRAINED = [name for name in CASES if not name.startswith(("Mask", "Offset"))]
 
 
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("operation", [torch.relu_, lambda y: y.add_(2), lambda y: y.mul_(2)])
+OPERATIONS = {"relu": torch.relu_, "add": lambda y: y.add_(2), "mul": lambda y: y.mul_(2)}
+
+
+@in_turn("name, layout, operation", TRAINED, list(LAYOUTS), list(OPERATIONS))
 def test_contract_in_place_operations_train(name, layout, operation):
     layer, arguments = randomised(name)
     first, *others = (LAYOUTS[layout](t) if t.dim() > 2 else t for t in arguments)
     leaves = [first.requires_grad_(), *layer.train().parameters()]
     results = []
     for copied in (torch.clone, lambda y: y):
-        output = operation(copied(layer(first, *others)))
+        output = OPERATIONS[operation](copied(layer(first, *others)))
         loss = (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum()
         results.append([output, *torch.autograd.grad(loss, leaves, materialize_grads=True)])
     torch.testing.assert_close(*results)

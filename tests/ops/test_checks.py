@@ -11,7 +11,6 @@ from dcnzoo.ops.operator import OPERATORS
 from .. import op_cases
 
 FUNCTIONS = op_cases.operators(differentiable=False)
-INVALID = [(op, *case) for op in FUNCTIONS for case in op.invalid()]
 
 
 def compiled_error(call) -> str:
@@ -45,13 +44,12 @@ def recorded(op, sample):
     return recorder.calls[:1], error
 
 
-@pytest.mark.parametrize(
-    ("op", "sample", "message"), INVALID, ids=[f"{o.name}-{s.name}" for o, s, _ in INVALID]
-)
-def test_invalid_samples(op, sample, message):
-    calls, error = recorded(op, sample)
-    for overload, arguments in calls:
-        assert blamed(python_error(overload, arguments)) == blamed(error), error
+@pytest.mark.parametrize("op", FUNCTIONS, ids=lambda op: op.name)
+def test_invalid_samples(op):
+    for sample, _ in op.invalid():
+        calls, error = recorded(op, sample)
+        for overload, arguments in calls:
+            assert blamed(python_error(overload, arguments)) == blamed(error), error
 
 
 def mutated(rng: Random, arguments: list) -> list:

@@ -14,6 +14,7 @@ from dcnzoo.ops import _library
 
 from .. import op_cases
 from ..op_cases import ramp, results
+from ..products import in_turn
 
 ALL = op_cases.operators(differentiable=False)
 LAYOUTS = {"contiguous": torch.clone, "channels last": op_cases.channels_last}
@@ -89,8 +90,7 @@ def _double_first(y: Tensor) -> Tensor:
     return y
 
 
-@every_call
-@pytest.mark.parametrize("operation", IN_PLACE)
+@in_turn("op, sample, operation", cases(), list(IN_PLACE))
 def test_contract_in_place_operations_train(op, sample, operation):
     in_place, out_of_place = IN_PLACE[operation]
     mine = results(lambda leaves: in_place(op.call(leaves)), sample)

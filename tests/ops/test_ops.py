@@ -14,11 +14,11 @@ import dcnzoo.ops
 
 from .. import op_cases
 from ..op_cases import Sample, ramp, results
+from ..products import in_turn
 
 OPERATORS = op_cases.operators()
 CASES = [(op, sample) for op in OPERATORS for sample in op.samples()]
 FORMS = [(op, sample) for op in OPERATORS for sample in op.forms()]
-INVALID = [(op, *case) for op in OPERATORS for case in op.invalid()]
 
 # absolute and relative; all tolerances are defined here
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -26,17 +26,14 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 
 
-def parametrized(cases, first=CASES):
-    """Parametrize over these cases. All except ``first`` are marked slow."""
+def named(cases, first=CASES):
+    """The parameters of these cases. All except ``first`` are marked slow."""
     names = {f"{op.name}-{sample.name}" for op, sample in first}
-    return pytest.mark.parametrize(
-        ("op", "sample"),
-        [
-            pytest.param(op, sample, id=name, marks=() if name in names else pytest.mark.slow)
-            for op, sample in cases
-            for name in [f"{op.name}-{sample.name}"]
-        ],
-    )
+    return [
+        pytest.param(op, sample, id=name, marks=() if name in names else pytest.mark.slow)
+        for op, sample in cases
+        for name in [f"{op.name}-{sample.name}"]
+    ]
 
 
 # Each form of these takes another way through the fake kernel; of the others, the first form is enough.
@@ -47,9 +44,9 @@ SAME_OPERATOR = [op.name for op in OPERATORS if op.name.endswith(("1d", "3d"))]
 # What Inductor compiles in `make test`; the others are alike.
 COMPILED = ("deform_conv2d", "dcnv3")
 OWN = [case for case in CASES if case[1].name != "neither"]  # without torch's own convolution
-every_case, every_form = parametrized(CASES), parametrized(FORMS)
-forms_first, own_forms_first = parametrized(CASES, FORMS), parametrized(OWN, FORMS)
-dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+HALF = [torch.bfloat16, torch.float16]
+every_form = pytest.mark.parametrize(("op", "sample"), named(FORMS))
+forms_first, own_forms_first = named(CASES, FORMS), named(OWN, FORMS)
 
 
 @pytest.fixture
@@ -85,8 +82,7 @@ def largest(tensor: Tensor) -> float:
     return tensor.abs().max().item() if tensor.numel() else 0.0
 
 
-@every_case
-@dtypes
+@in_turn("op, sample, dtype", named(CASES), list(TOLERANCE))
 def test_matches_reference(op, sample, dtype, device):
     sample = sample.to(dtype)
     assert_same(op, moved(sample, device), sample.to(torch.float64), TOLERANCE[dtype])
@@ -101,8 +97,7 @@ def test_fake_results_have_the_strides_of_real_ones(op, layout):
     assert fake.stride() == op.call(sample).stride()
 
 
-@own_forms_first
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@in_turn("op, sample, dtype", own_forms_first, HALF)
 def test_half_precision_rounds_no_more_than_plain_pytorch(op, sample, dtype):
     """Our error against float64 is at most twice that of the reference in the same dtype."""
     half = sample.to(dtype)
@@ -112,16 +107,16 @@ def test_half_precision_rounds_no_more_than_plain_pytorch(op, sample, dtype):
     assert largest(ours) <= 2 * largest(plain) + 1e-6
 
 
-@pytest.mark.parametrize(
-    ("op", "sample", "message"), INVALID, ids=[f"{o.name}-{s.name}" for o, s, _ in INVALID]
-)
-def test_invalid_input_says_what_is_wrong(op, sample, message, device):
+@every_op
+def test_invalid_input_says_what_is_wrong(op, device):
+    """On a GPU, samples are moved to it, and the kernels do not check the numbers of images and levels."""
     unchecked = (" got meta", " got the tensor of offset", " in row ", " for level ")
-    if device == "cuda" and any(got in sample.name for got in unchecked):
-        pytest.skip("is moved to the device; the kernels do not check the numbers of images and levels")
-    with pytest.raises(RuntimeError, match=message) as error:
-        op.call(sample if device == "cpu" else moved(sample))
-    assert len(str(error.value).splitlines()) == 1, "one line, without C++ frames"
+    for sample, message in op.invalid():
+        if device == "cuda" and any(got in sample.name for got in unchecked):
+            continue
+        with pytest.raises(RuntimeError, match=message) as error:
+            op.call(sample if device == "cpu" else moved(sample))
+        assert len(str(error.value).splitlines()) == 1, "one line, without C++ frames"
 
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS if "roi" not in op.name], ids=lambda op: op.name)
@@ -167,7 +162,7 @@ def test_gradcheck(op, device):
         assert check(function, tensors, fast_mode=True, nondet_tol=in_any_order)
 
 
-@parametrized(FORMS, WAYS)
+@pytest.mark.parametrize(("op", "sample"), named(FORMS, WAYS))
 def test_opcheck(op, sample, device):
     """All checks of the first form; of other forms and gradients, those of the fake kernels."""
     for number, (overload, arguments) in enumerate(op.overload_calls(moved(sample, device))):
@@ -223,8 +218,7 @@ def test_compile_with_inductor(op, device):
     torch.testing.assert_close([t.cpu() for t in mine], true, rtol=1e-4, atol=1e-4)
 
 
-@forms_first
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@in_turn("op, sample, dtype", forms_first, HALF)
 def test_autocast(op, sample, dtype, device):
     """Gradients have the dtype of the arguments, whatever the compute dtype."""
     sample = sample.to(torch.float32)
@@ -240,7 +234,7 @@ def test_autocast(op, sample, dtype, device):
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in leaves.given)
 
 
-@own_forms_first
+@pytest.mark.parametrize(("op", "sample"), own_forms_first)
 def test_same_bits_for_every_number_of_threads(op, sample, set_threads):
     by_count = []
     for count in (1, 2, 3, 7, 16, 64):
