@@ -41,6 +41,8 @@ def changes(tree: ast.AST) -> Iterator[tuple[Any, str, Any]]:
                 yield node, "value", value + 1
             case ast.If(test=test) | ast.IfExp(test=test):
                 yield node, "test", ast.UnaryOp(ast.Not(), test)
+            case ast.Return(value=ast.Constant(value=None)):
+                pass  # no change
             case ast.Expr(value=ast.Call()) | ast.Return(value=ast.expr()):
                 yield node, "value", ast.Constant(None)
 
