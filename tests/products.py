@@ -17,7 +17,11 @@ def in_turn(names: str, first: Sequence, *others: Sequence):
     for places in product(*(range(len(axis)) for axis in axes)):
         row = [axis[place] for axis, place in zip(axes, places, strict=True)]
         marks = [mark for each in row for mark in each.marks]
-        if any(place != places[0] % len(axis) for axis, place in zip(axes[1:], places[1:], strict=True)):
+        turn, is_next = places[0], True
+        for axis, place in zip(axes[1:], places[1:], strict=True):
+            turn, value = divmod(turn, len(axis))
+            is_next &= place == value
+        if not is_next:
             marks.append(pytest.mark.slow)
         values = [value for each in row for value in each.values]
         params.append(pytest.param(*values, id="-".join(str(each.id) for each in row), marks=marks))

@@ -25,6 +25,7 @@ from ..op_cases.rotated_boxes import overlapping_boxes as random_rotated_boxes
 from ..ops.test_nms import random_boxes
 from ..ops.test_not_finite import assert_pooling_reads_no_more
 from ..ops.test_ops import largest
+from ..products import in_turn
 
 # Larger for half types: columns and products are stored in half precision, which rounds the sums.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -43,10 +44,15 @@ CASES = [
 
 
 def parametrized(cases):
-    return pytest.mark.parametrize(("op", "sample"), cases, ids=[f"{op.name}-{s.name}" for op, s in cases])
+    return pytest.mark.parametrize(("op", "sample"), named(cases))
 
 
-first_forms = parametrized([(op, op.forms()[0]) for op in OPERATORS.values()])
+def named(cases):
+    return [pytest.param(op, sample, id=f"{op.name}-{sample.name}") for op, sample in cases]
+
+
+FIRST = named([(op, op.forms()[0]) for op in OPERATORS.values()])
+first_forms = pytest.mark.parametrize(("op", "sample"), FIRST)
 
 
 def converted(arguments, change) -> list:
@@ -101,18 +107,17 @@ def test_float64(kernels, op, sample):
         check(kernels, overload, arguments, TOLERANCE[torch.float64])
 
 
-@first_forms
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@in_turn("op, sample, dtype", FIRST, [torch.float32, torch.float16, torch.bfloat16])
 def test_other_types(kernels, op, sample, dtype):
     for overload, arguments in calls(op, sample.to(dtype)):
         check(kernels, overload, arguments, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("channels", [4, 36])
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@in_turn(
+    "rank, channels, groups, dtype, last",
+    [pytest.param(rank, channels, id=f"{rank}d-{channels}") for channels in (4, 36) for rank in (1, 2, 3)],
+    *([1, 2], [torch.float32, torch.bfloat16], [False, True]),
+)
 def test_four_channels_are_added_at_a_time(kernels, rank, channels, groups, dtype, last):
     sizes = dict(batch=3, channels=channels * groups, out_channels=6, offset_groups=groups, im2col_step=2)
     form = dict(size=deform_conv.SIZE[rank], kernel=deform_conv.KERNEL[rank], padding=1)
@@ -126,8 +131,7 @@ def test_four_channels_are_added_at_a_time(kernels, rank, channels, groups, dtyp
     assert run(kernels, backward, arguments)[0].is_contiguous(memory_format=format)
 
 
-@first_forms
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@in_turn("op, sample, dtype", FIRST, [torch.float16, torch.bfloat16])
 def test_half_maps_with_float32_coordinates(kernels, op, sample, dtype):
     half = (0, 1, 4) if "conv" in op.name else (0,)
     tensors = [t.to(dtype if i in half else torch.float32) for i, t in enumerate(sample.tensors)]
@@ -150,8 +154,11 @@ VECTORS = [
 ]
 
 
-@pytest.mark.parametrize(("cases", "settings"), VECTORS, ids=lambda v: getattr(v, "NAME", None) or str(v))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@in_turn(
+    "cases, settings, dtype",
+    [pytest.param(*row, id=f"{row[0].NAME} {row[1]}") for row in VECTORS],
+    [torch.float32, torch.float16, torch.bfloat16],
+)
 def test_channels_in_vectors(kernels, cases, settings, dtype):
     make = (lambda *a, **k: dcnv4.packed(dcnv3.make(*a, **k))) if cases is dcnv4 else cases.make
     sample = make("vectors", **settings).to(dtype)
