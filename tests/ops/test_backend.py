@@ -26,10 +26,9 @@ for _ in range(2):
         choose.use("slow")
 
 
-def test_reference_is_used_and_checks_arguments():
-    """Forward and backward run no kernel, and invalid calls are rejected as usual."""
+def test_reference_is_used():
+    """Forward and backward run no kernel. Invalid calls: test_plain.py."""
     code = """
-import re
 import torch
 from dcnzoo.ops import reference
 from tests import op_cases
@@ -50,14 +49,6 @@ for operator in op_cases.operators():
         with torch.inference_mode():
             operator.call(leaves)
         assert used, operator.name
-    for sample, message in operator.invalid():
-        if all(t is None or t.is_floating_point() for t in sample.tensors):
-            try:
-                operator.call(sample)
-            except RuntimeError as error:
-                assert re.match(message.partition(" expected")[0], str(error)), (message, error)
-            else:
-                raise AssertionError(f"{operator.name}: {sample.name}")
 """
     python_with_torch(code, DCNZOO_BACKEND="reference")
 
