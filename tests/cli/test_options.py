@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import os
 import re
 import sys
@@ -182,6 +183,13 @@ def followed():
         sys.setprofile(None)
 
 
+ANNOTATIONS = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}
+    ],
+    "categories": [{"id": 1, "name": "fig"}],
+}
 WITHOUT = {}  # what commands without the option do
 
 
@@ -198,10 +206,11 @@ def library(monkeypatch, tmp_path):
             (tmp_path / folder / name).mkdir(parents=True)
         monkeypatch.chdir(tmp_path / folder)
         weights = ("w.pth", "other.pth", "work/epoch_1.pth")
-        for name in ("m.onnx", "m.xml", "m.pt2", "a.json", "own.py", *weights):
+        for name in ("m.onnx", "m.xml", "m.pt2", "own.py", *weights):
             Path(name).touch()
         for name, text in (("own.py", "model = dict()"), ("last_checkpoint", "epoch_1.pth")):
             Path("work", name).write_text(text)
+        Path("a.json").write_text(json.dumps(ANNOTATIONS))
         for name in ("a.png", "fruits/a.png"):
             Image.new("RGB", (40, 30)).save(name)
         with followed() as calls:
