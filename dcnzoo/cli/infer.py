@@ -49,7 +49,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     files: dict[str, str] = {}  # each once, under its first name
     folder_of = functools.cache(os.path.realpath)
     for name in () if ctx.resilient_parsing else names:
-        several = picture_files(name, below=ctx.params.get("kind") is not None)
+        several = picture_files(name, lists=ctx.params.get("kind") is not None)
         if several is None:
             require_file(name, "image")
         for file in [name] if several is None else several:

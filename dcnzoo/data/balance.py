@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +13,15 @@ import numpy as np
 from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.copies import copies_of
 from dcnzoo.data.foreign import named_formats
-from dcnzoo.data.splits import Part, ReadOptions
+from dcnzoo.data.splits import PREDICTIONS, Part, ReadOptions
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import UNREAD_PICTURES
 from dcnzoo.utils.text import counted, few
 
 if TYPE_CHECKING:
     from dcnzoo.data.layouts import Choice
 
 _SAME = 1.01  # pixels by which the edges of one box differ in two files
-_UNREADABLE = (".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".jxl", ".svg", ".psd")
 
 
 class Boxes:
@@ -94,15 +94,17 @@ class Balance:
 
 def balance(choice: "Choice", used: Collection[Annotations], options: ReadOptions) -> Balance:
     """Account for each picture and each box below the folder."""
-    result, boxes = Balance(), Boxes(used)
+    result, boxes, accounted = Balance(), Boxes(used), {file for each in used for file in each.sources}
     for name, part in choice.others:
         left_by_option = bool(options.layout) and name != choice.name
         try:
-            _add_part(result, name, part, part.read(options), boxes, choice.tree.root, left_by_option)
+            read = part.read(options)
+            accounted |= {*read.sources, *(Path(each.subject) for each in read.missing)}
+            _add_part(result, name, part, read, boxes, choice.tree.root, left_by_option)
         except UserError as error:
             reason = part.reason or ("by --layout" if left_by_option else "")
             (result.lines if reason else result.errors).append(f"{error}: {reason}" if reason else str(error))
-    tree, sources = choice.tree, {os.path.abspath(file) for each in used for file in each.sources}
+    tree = choice.tree
     known = {os.path.abspath(picture) for each in used for picture in each.pictures}
     unused = [picture for picture in tree.pictures if os.path.abspath(picture) not in known]
     unlabelled = [picture for each in used for picture in each.unlabelled]
@@ -123,9 +125,14 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
                 result.errors.append(f"{file}: {text}; {hint}")
         if foreign:
             result.lines.append(f"{counted(len(foreign), 'files')}{_such(tree.root, [*foreign])} not read")
-        others = Counter(file.suffix.lower() for file in tree.files if os.path.abspath(file) not in sources)
-        if unreadable := sum(others[each] for each in _UNREADABLE):
-            result.lines.append(f"{counted(unreadable, 'pictures')} in formats that are not read")
+        accounted |= {*tree.pictures, *foreign, *tree.left_out[PREDICTIONS]}
+        others = {*map(os.path.abspath, tree.files)} - {*map(os.path.abspath, accounted)}
+        unread = [Path(file) for file in sorted(others) if file.lower().endswith(UNREAD_PICTURES)]
+        if unread:
+            names = _such(tree.root, unread)
+            result.lines.append(f"{counted(len(unread), 'pictures')}{names} in formats that are not read")
+        if number := len(others) - len(unread):
+            result.lines.append(counted(number, "other files"))
     return result
 
 

@@ -36,9 +36,12 @@ def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Pa
     return copies
 
 
-def thumbnails(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return a thumbnail of each picture, [N, 64], in grey levels. A large JPEG is decoded at an eighth."""
-    result = np.full((len(pictures), 64), _UNREADABLE, np.int16)
+def thumbnails(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, list[Path]]:
+    """Return a thumbnail of each picture, [N, 64], in grey levels, and the pictures that are nearly black.
+
+    Of 16 bits, these use at most 12, and OpenCV loads the upper eight. A large JPEG is decoded at an eighth.
+    """
+    result, dark = np.full((len(pictures), 64), _UNREADABLE, np.int16), []
     for number, (picture, size) in enumerate(
         track([*zip(pictures, sizes, strict=True)], "comparing pictures")
     ):
@@ -46,11 +49,18 @@ def thumbnails(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> np
             with Image.open(picture) as image:
                 if min(size) >= _LARGE:
                     image.draft("L", (size[0] // 8, size[1] // 8))
-                small = ImageOps.exif_transpose(image).convert("L").resize((8, 8), Image.Resampling.BILINEAR)
-            result[number] = np.asarray(small, np.int16).ravel()
+                if image.mode.startswith("I;16"):  # Pillow's conversion would saturate at 255
+                    values = np.asarray(image)
+                    largest = max(int(values.max()), 1)
+                    dark += [picture] * (1 < largest < 4096)
+                    grey = Image.fromarray((values / largest * 255).astype(np.uint8))
+                else:
+                    grey = image.convert("L")
+                grey = ImageOps.exif_transpose(grey)
+                result[number] = np.asarray(grey.resize((8, 8), Image.Resampling.BILINEAR), np.int16).ravel()
         except Exception:  # each decoder has its own errors; the check of the pictures explains them
             result[number, 0] -= number  # like no other
-    return result
+    return result, dark
 
 
 def near(thumbs: np.ndarray, groups: Sequence[object]) -> Iterator[tuple[int, np.ndarray]]:
@@ -111,7 +121,8 @@ def _pixel_digest(picture: Path) -> bytes:
     """Return a checksum of the pixels, as they are loaded."""
     try:
         with Image.open(picture) as image:
-            pixels = ImageOps.exif_transpose(image).convert("RGB")
+            image = ImageOps.exif_transpose(image)
+            pixels = image if image.mode.startswith("I") else image.convert("RGB")
             return hashlib.sha256(pixels.tobytes()).digest()
     except Exception:  # the check of the pictures explains it
         return os.fsencode(picture)

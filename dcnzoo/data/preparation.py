@@ -133,7 +133,8 @@ def _groups_of_copies(pool: Annotations) -> tuple[list[int], list[str]]:
     for number, picture in enumerate(pictures):
         if origin := stem_of_origin(picture):
             certain.append((number, origins.setdefault(origin, number)))
-    similar = near(thumbnails(pictures, sizes), shapes_of(sizes))
+    thumbs, dark = thumbnails(pictures, sizes)
+    notes, similar = _dark(dark), near(thumbs, shapes_of(sizes))
     for pairs in (certain, ((n, other) for n, others in similar for other in others[:_MOST].tolist())):
         before = [*parents]
         for first, second in pairs:
@@ -141,10 +142,17 @@ def _groups_of_copies(pool: Annotations) -> tuple[list[int], list[str]]:
         largest = max(Counter(map(root, range(len(parents)))).values())
         if largest > len(pictures) / 2:  # a chain, as of a camera that does not move
             parents = before
-            return [*map(root, range(len(parents)))], [
-                f"{counted(largest, 'pictures')} are nearly equal, more than half: they are divided at random"
-            ]
-    return [*map(root, range(len(parents)))], []
+            what = f"{counted(largest, 'pictures')} are nearly equal, more than half"
+            notes.append(f"{what}: they are divided at random")
+            break
+    return [*map(root, range(len(parents)))], notes
+
+
+def _dark(pictures: Sequence[Path]) -> list[str]:
+    if not pictures:
+        return []
+    text = f"{counted(len(pictures), 'pictures')} use at most 12 of 16 bits ({few(pictures, 2)})"
+    return [f"{text}: they are loaded nearly black; multiply their values by 16"]
 
 
 def _described(report: Annotations) -> str:
@@ -222,15 +230,12 @@ def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
             crowds = f"{counted(objects, 'crowds')} or difficult ones, which training ignores"
             got = crowds if objects else "none"
             findings.append(Finding(split, f"expected objects, got {got}", "objects"))
-    if len(splits) == 1:
-        return findings
-    sizes = {
-        split: [(each["width"], each["height"]) for each in part.images] for split, part in splits.items()
-    }
-    own = {
-        split: Pictures(p.pictures, sizes[split], thumbnails(p.pictures, sizes[split]))
-        for split, p in splits.items()
-    }
+    own = {}
+    for split, part in splits.items() if len(splits) > 1 else ():
+        sizes = [(image["width"], image["height"]) for image in part.images]
+        thumbs, dark = thumbnails(part.pictures, sizes)
+        own[split] = Pictures(part.pictures, sizes, thumbs)
+        findings += [Finding("", text, "dark", stops=False) for text in _dark(dark)]
     for (split, first), (other, second) in itertools.combinations(own.items(), 2):
         real = {*map(os.path.realpath, first.paths)}
         equal, similar = copies_between(second, first)

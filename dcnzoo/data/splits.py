@@ -30,6 +30,7 @@ _PICTURES = {"data", "image", "images", "img", "imgs", "jpegimages", "photos", "
 _OTHERS = {"depth", "gt", "mask", "masks", "segmentation", "segmentations", "thumbnails", "vis"}
 _WORD = "[A-Z]?[a-z]+|[A-Z]+"
 BY_OPTION = "files: by --leave-out"
+PREDICTIONS = "files: predictions, with scores"
 _HASH = re.compile("^[0-9a-f]{8}-(?=.)")  # before the name of a picture that was uploaded to Label Studio
 
 

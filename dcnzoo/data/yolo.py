@@ -13,6 +13,7 @@ import yaml
 from dcnzoo.data.conversion import MISSING, CocoBuilder, image_size
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
 from dcnzoo.data.splits import (
+    PREDICTIONS,
     SPLITS,
     Names,
     Part,
@@ -179,7 +180,7 @@ def _others(
         _, line = next(read_lines(file))
         kind, text = MISSING, "expected its picture, found none"
         if len(line.split()) == 6 and not options.drop_scores:
-            tree.left_out["files: predictions, with scores"].append(file)
+            tree.left_out[PREDICTIONS].append(file)
             continue
         if pictures := stems.get(normal(file.stem)) or lonely.get(file.parent):
             kind = UNMATCHED

@@ -13,7 +13,6 @@ import stat
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -297,6 +296,7 @@ PICTURES = (
     *(".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
+UNREAD_PICTURES = (".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".jxl", ".svg", ".psd")
 
 # endings of exported files and the runtimes that open them
 BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "aotinductor"}
@@ -340,13 +340,13 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name not in ("__MACOSX", "@eaDir")  # @eaDir: thumbnails
 
 
-def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | None:
-    """List the pictures of a folder, or the files of a pattern such as ``street/*.jpg``.
+def picture_files(name: str | os.PathLike, lists: bool = False) -> list[str] | None:
+    """List the pictures of a folder and its subfolders, or the files of a pattern such as ``street/*.jpg``.
 
     Returns None for a file or an address.
 
     Args:
-        below: also list those in subfolders, and the paths in a text file.
+        lists: also return the paths in a text file.
 
     Raises:
         UserError: there are none.
@@ -354,32 +354,27 @@ def picture_files(name: str | os.PathLike, below: bool = False) -> list[str] | N
     path = Path(os.path.expanduser(name))
     if "://" in str(name):
         return None
-    others: list[str] = []
+    unread: list[str] = []
     if path.is_dir():
-        walked = (folder / name for folder, _, names in walk(path) for name in names)
-        pictures = [file for file in walked if file.suffix.lower() in PICTURES]
-        files = sorted(str(file) for file in pictures if below or file.parent == path)
-        if not below:
-            others = _without_drawn([str(file) for file in pictures if file.parent != path])
+        walked = [str(folder / name) for folder, _, names in walk(path) for name in names]
+        files = sorted(file for file in walked if file.lower().endswith(PICTURES))
+        unread = [file for file in walked if file.lower().endswith(UNREAD_PICTURES)]
     elif any(letter in str(name) for letter in "*?[") and not path.exists():
         files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
-    elif below and path.suffix.lower() == ".txt" and path.is_file():
+    elif lists and path.suffix.lower() == ".txt" and path.is_file():
         lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
         if files := [*filter(None, lines)]:
             return files
     else:
         return None
-    hint = ""
-    if others:
-        ending = Counter(Path(file).suffix for file in others).most_common(1)[0][0]
-        hint = f"{counted(len(others), 'pictures')} in subfolders; '{path}/**/*{ending}' reads such"
+    hint = f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})"
     if not files:
-        raise UserError(f"image: expected pictures, found none in {name}{hint and ', but '}{hint}")
+        raise UserError(f"image: expected pictures, found none in {name}{f', but {hint}' * bool(unread)}")
     left = _without_drawn(files) or files
     if len(left) < len(files):
         drawn = counted(len(files) - len(left), "pictures")
         _note(f"left out: {drawn} of {name} that a detector has drawn")
-    if hint:
+    if unread:
         _note(f"left out: {hint}")
     return left
 

@@ -391,6 +391,20 @@ def test_near_copies_stay_in_one_part(tmp_path):
     assert any("nearly equal ones, or with ones of their origin: 12" in line for line in lines)
 
 
+@pytest.mark.parametrize("splits", [["train", "val"], ["all"]])
+def test_pictures_of_12_bits_in_16(tmp_path, splits):
+    """They are no copies of each other, and they are named."""
+    for number, split in enumerate(splits):
+        (tmp_path / split).mkdir()
+        values = np.random.default_rng(number).integers(0, 4096, (8, HEIGHT, WIDTH), np.uint16)
+        for each in range(8):
+            Image.fromarray(values[each]).save(tmp_path / split / f"{each}.png")
+        part = {f"{each}.png": [(0, 3, 4, 20, 20)] for each in range(8)}
+        write(tmp_path / f"{split}.json", coco(part))
+    text = prepared(tmp_path)[1]
+    assert "8 pictures use at most 12 of 16 bits" in text and "equal" not in text
+
+
 def test_a_camera_that_does_not_move(tmp_path):
     """All pictures are nearly equal: they are divided all the same."""
     background = np.asarray(noise(0)).copy()
