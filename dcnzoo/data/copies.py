@@ -5,7 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -41,24 +41,24 @@ def thumbnails(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> tu
 
     Of 16 bits, these use at most 12, and OpenCV loads the upper eight. A large JPEG is decoded at an eighth.
     """
+    import cv2
+
     result, dark = np.full((len(pictures), 64), _UNREADABLE, np.int16), []
-    for number, (picture, size) in enumerate(
-        track([*zip(pictures, sizes, strict=True)], "comparing pictures")
-    ):
+    for number, picture in enumerate(track(pictures, "comparing pictures")):
+        is_jpeg = picture.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
+        shrinks = is_jpeg and min(sizes[number]) >= _LARGE
         try:
-            with Image.open(picture) as image:
-                if min(size) >= _LARGE:
-                    image.draft("L", (size[0] // 8, size[1] // 8))
-                if image.mode.startswith("I;16"):  # Pillow's conversion would saturate at 255
-                    values = np.asarray(image)
-                    largest = max(int(values.max()), 1)
-                    dark += [picture] * (1 < largest < 4096)
-                    grey = Image.fromarray((values / largest * 255).astype(np.uint8))
-                else:
-                    grey = image.convert("L")
-                grey = ImageOps.exif_transpose(grey)
-                result[number] = np.asarray(grey.resize((8, 8), Image.Resampling.BILINEAR), np.int16).ravel()
-        except Exception:  # each decoder has its own errors; the check of the pictures explains them
+            content = np.fromfile(picture, np.uint8)
+            grey: Any = cv2.imdecode(
+                content, cv2.IMREAD_REDUCED_GRAYSCALE_8 if shrinks else cv2.IMREAD_GRAYSCALE
+            )
+            if not is_jpeg and grey.max() < 16:
+                deep: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+                if deep.dtype == np.uint16 and deep.any():
+                    dark.append(picture)
+                    grey = deep.reshape(*deep.shape[:2], -1).mean(2) * 255 / deep.max()
+            result[number] = cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).ravel()
+        except (OSError, AttributeError, cv2.error):  # the check of the pictures explains it
             result[number, 0] -= number  # like no other
     return result, dark
 
