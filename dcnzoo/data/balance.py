@@ -104,6 +104,8 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
         except UserError as error:
             reason = part.reason or ("by --layout" if left_by_option else "")
             (result.lines if reason else result.errors).append(f"{error}: {reason}" if reason else str(error))
+    if result.errors and choice.formats:
+        result.errors.append(f"data: layout=NAME chooses one of {', '.join(choice.formats)}")
     tree = choice.tree
     known = {os.path.abspath(picture) for each in used for picture in each.pictures}
     unused = [picture for picture in tree.pictures if os.path.abspath(picture) not in known]

@@ -4,11 +4,10 @@ import dataclasses
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dcnzoo.data.annotations import Annotations
-from dcnzoo.data.balance import Boxes
 from dcnzoo.data.coco import find_coco, is_coco, names_of
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.foreign import named_format, named_formats
@@ -32,24 +31,27 @@ class Choice:
         parts: for training (train, or all), validation and test.
         others: all other parts that were found, with their formats.
         tree: the files of the folder.
+        formats: with their numbers of pictures and objects, if there are several.
     """
 
     name: str
     parts: list[Part]
     others: list[tuple[str, Part]]
     tree: Tree
+    formats: list[str]
 
 
 def find_parts(data: str | os.PathLike, options: ReadOptions = AS_THEY_ARE) -> Choice:
     """Find the layouts of annotated pictures, and the parts for training, validation and test.
 
-    Of several layouts, that is used whose files contain all boxes of the others.
+    Of several layouts, that with most objects is used; :mod:`dcnzoo.data.balance` requires that it has those
+    of the others.
 
     Args:
         data: a folder, a COCO file, or a file like YOLO's ``data.yaml``.
 
     Raises:
-        UserError: no layout fits; the message says what lies there. Or no layout has all boxes.
+        UserError: no layout fits; the message says what lies there.
     """
     data = Path(data)
     if not os.path.exists(data):
@@ -58,21 +60,21 @@ def find_parts(data: str | os.PathLike, options: ReadOptions = AS_THEY_ARE) -> C
         tree = _tree_of_file(data) if data.is_file() else Tree(data, leave_out=options.leave_out)
     if options.layout and options.layout not in FINDERS:
         raise UserError(f"layout: expected one of {', '.join(FINDERS)}, got {options.layout}")
+    found = [(name, part) for name, find in FINDERS.items() for part in find(tree)]
     groups: dict[tuple[str, Path | None], list[Part]] = defaultdict(list)
-    for name, find in FINDERS.items():
-        for part in find(tree):
+    for name, part in found:
+        if not part.rest:
             groups[name, part.description].append(part)
-    everything = [_Candidate(name, parts) for (name, _), parts in groups.items()]
-    candidates = [each for each in everything if not all(part.rest for part in each.parts)]
-    if data.is_file() and len(candidates) == 1 and len(candidates[0].parts) == 1:
-        candidates[0].parts[0].split = ""  # the file was chosen, whatever its name
-    several = [each for each in candidates if options.layout in ("", each.name)]
-    if not several:
+    if data.is_file() and [*map(len, groups.values())] == [1]:
+        found[0][1].split = ""  # the file was chosen, whatever its name
+    allowed = [(name, parts) for (name, _), parts in groups.items() if options.layout in ("", name)]
+    if not allowed:
         raise UserError(_nothing(data, tree, options))
-    best = several[0] if len(candidates) == 1 else _best(several, options)
-    parts = best.choose(options)
-    others = [(each.name, part) for each in everything for part in each.parts if part not in parts]
-    return Choice(best.name, parts, others, tree)
+    name, several = allowed[0] if len(groups) == 1 else max(allowed, key=lambda each: _size(each[1], options))
+    parts = _by_split(several, options)
+    others = [each for each in found if each[1] not in parts]
+    formats = [f"{name} ({_described(parts, options)})" for name, parts in allowed] if len(groups) > 1 else []
+    return Choice(name, parts, others, tree, formats)
 
 
 def convert(
@@ -117,103 +119,57 @@ def _nothing(data: Path, tree: Tree, options: ReadOptions) -> str:
     )
 
 
-@dataclass
-class _Candidate:
-    """The parts of a folder in one format."""
-
-    name: str
-    parts: list[Part]
-    errors: list[str] = field(default_factory=list)
-
-    def read(self, options: ReadOptions, parts: Sequence[Part] | None = None) -> list[Annotations]:
-        """Read the parts; what prevents it is an error."""
-        results = []
-        for part in self.parts if parts is None else parts:
-            try:
-                results.append(part.read(options))
-            except UserError as error:
-                self.errors.append(str(error))
-        return results
-
-    def choose(self, options: ReadOptions) -> list[Part]:
-        """Return the parts for training (train, or all), validation and test.
-
-        Of several for a split, that with all boxes of the others is used, or the one with most.
-
-        Raises:
-            UserError: there is none for training.
-        """
-        by_split: dict[str, list[Part]] = defaultdict(list)
-        for part in self.parts:
-            if not part.rest:
-                by_split[part.split].append(part)
-        if by_split["all"] and not by_split["val"]:
-            by_split["train"] = by_split["all"]
-        by_split["train"] = by_split["train"] or by_split["all"] or by_split[""]
-        if not by_split["train"]:
-            splits = " and ".join(sorted({part.split for part in self.parts if part.split}))
-            raise UserError(f"data: expected annotations for training, found only those for {splits}")
-        chosen = [_largest(by_split[split], options) for split in ("train", "val", "test") if by_split[split]]
-        chosen[0].split = "train" if by_split["val"] else "all"
-        return chosen
-
-    def described(self, options: ReadOptions) -> str:
-        """Return the format, and the numbers of pictures and objects; or why it cannot be read."""
-        read = self.read(options)
-        if not read and self.errors:
-            return f"{self.name} ({self.errors[0]})"
-        pictures = {picture for each in read for picture in each.pictures}
-        objects = sum(each.counts["annotations"] for each in read)
-        return f"{self.name} ({counted(len(pictures), 'pictures')}, {counted(objects, 'objects')})"
+def _read(parts: Sequence[Part], options: ReadOptions) -> list[Annotations]:
+    return [part.read(options) for part in parts]
 
 
-def _largest(parts: Sequence[Part], options: ReadOptions) -> Part:
-    if len(parts) == 1:
-        return parts[0]
+def _size(parts: Sequence[Part], options: ReadOptions) -> tuple[object, ...]:
+    """Return values that are larger, the more parts have; the balance says what the others have."""
+    try:
+        read = _read(parts, options)
+    except UserError:  # of which the balance makes an error
+        return (False,)
+    truths = [each for each in read if not each.predicted]
+    numbers = [each.counts["annotations"] for each in truths]
+    trains = any(part.split not in ("val", "test") for part in parts)
+    has_names = not any(each.is_nameless for each in read)
+    masks = sum(int(each.columns.has_mask.sum()) for each in truths)
+    images = sum(each.counts["images"] for each in truths)
+    return (bool(sum(numbers)), trains, has_names, sum(numbers), masks, images)
 
-    def size(part: Part) -> tuple[object, ...]:
-        try:
-            read = part.read(options)
-        except UserError:
-            return (False, 0, 0)
-        return (not read.predicted, read.counts["annotations"], read.counts["images"])
 
-    return max(parts, key=size)
+def _described(parts: Sequence[Part], options: ReadOptions) -> str:
+    try:
+        read = _read(parts, options)
+    except UserError as error:
+        return str(error)
+    pictures = {picture for each in read for picture in each.pictures}
+    objects = sum(each.counts["annotations"] for each in read)
+    return f"{counted(len(pictures), 'pictures')}, {counted(objects, 'objects')}"
 
 
-def _best(candidates: Sequence[_Candidate], options: ReadOptions) -> _Candidate:
-    """Return the candidate that has all boxes of the others; predictions do not count.
+def _by_split(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
+    """Return the parts for training (train, or all), validation and test: of several, the largest.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none for training.
     """
-    truths = []
-    for candidate in candidates:
-        read = candidate.read(options)
-        if candidate.errors or any(len(each.columns.boxes) and not each.predicted for each in read):
-            truths.append(candidate)
-    truths = truths or [*candidates]
-    if len(truths) == 1:
-        return truths[0]
-    sizes: dict[int, tuple[int, int, int]] = {}
-    for number, candidate in enumerate(truths):
-        if candidate.errors:
-            continue
-        used = candidate.read(options, candidate.choose(options))
-        boxes = Boxes(used)
-        others = [part for each in truths if each is not candidate for part in each.read(options)]
-        if not any(each is not candidate and each.errors for each in truths) and all(
-            boxes.contain(other).all() for other in others if not other.predicted
-        ):
-            masks = sum(int(each.columns.has_mask.sum()) for each in used)
-            sizes[number] = (len(used), masks, sum(each.counts["images"] for each in used))
-    if not sizes:
-        raise UserError(
-            f"data: expected one layout that has all boxes of the others, found "
-            f"{', '.join(each.described(options) for each in truths)}: layout=NAME chooses one, "
-            "leave_out=PATTERN leaves files out"
-        )
-    return truths[max(sizes, key=lambda number: sizes[number])]
+    own: dict[str, list[Part]] = defaultdict(list)
+    for part in parts:
+        own[part.split].append(part)
+    if own["all"] and not own["val"]:
+        own["train"] = own["all"]
+    own["train"] = own["train"] or own["all"] or own[""]
+    if not own["train"]:
+        splits = " and ".join(sorted(split for split in own if own[split]))
+        raise UserError(f"data: expected annotations for training, found only those for {splits}")
+    chosen = [
+        own[split][0] if len(own[split]) == 1 else max(own[split], key=lambda part: _size([part], options))
+        for split in ("train", "val", "test")
+        if own[split]
+    ]
+    chosen[0].split = "train" if own["val"] else "all"
+    return chosen
 
 
 def _tree_of_file(data: Path) -> Tree:
