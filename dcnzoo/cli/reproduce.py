@@ -15,7 +15,6 @@ from dcnzoo.utils.text import counted
 @_options.model
 @_options.checkpoint
 @_options.runner
-@option("--train", is_flag=True, help="Train the model first, or resume its training.")
 @option(
     "--data-root",
     type=_options.EXISTING_FOLDER,
@@ -37,17 +36,13 @@ def command(out: Path, **options: Any) -> None:
     examples:
       dcnzoo reproduce mask-rcnn_r14-mdconv_fpn_8e_shapes
       dcnzoo reproduce faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --data-root data/coco
-      dcnzoo reproduce CONFIG --train
+      dcnzoo reproduce CONFIG --checkpoint work_dirs/own/epoch_12.pth
     """
-    if options["train"]:
-        _options.refuse("--train", "checkpoint", "unsafe_load")
-
-    from mmengine.dist import is_main_process
-
+    from dcnzoo.openmmlab.runs.joining import is_first
     from dcnzoo.zoo.testing import reproduce
 
     row = reproduce(out=out, **options)
-    if is_main_process():
+    if is_first():
         _show(row)
         print(f"added to {out}")
 

@@ -1,6 +1,5 @@
 """``dcnzoo.test``: evaluate a detector; and compare its AP with the published one."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -11,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.config.tree import LOADERS, datasets, dicts
-from dcnzoo.openmmlab.options import RunOptions, TestOptions, TrainOptions
+from dcnzoo.openmmlab.options import RunOptions, TestOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
-from dcnzoo.openmmlab.runs.joining import joined, refusals
-from dcnzoo.openmmlab.runs.recipe import TEST, TRAINING
+from dcnzoo.openmmlab.runs.joining import is_first, refusals
+from dcnzoo.openmmlab.runs.recipe import TEST
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.fetch import verify
-from dcnzoo.utils.files import EXPORTED, last_checkpoint, require_new, write_text
+from dcnzoo.utils.files import EXPORTED, require_new, write_text
 from dcnzoo.utils.jsonl import append_row, circumstances
 from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.zoo.index import Model
@@ -92,7 +89,6 @@ def reproduce(
     model: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None = None,
     *,
-    train: bool = False,
     data_root: str | os.PathLike[str] | None = None,
     subset: int | None = None,
     out: str | os.PathLike[str] = "work_dirs/reproduce.jsonl",
@@ -105,9 +101,8 @@ def reproduce(
 
     Args:
         model, checkpoint: as for :func:`test`.
-        train: train the model first, or resume its training.
         data_root, subset: see :func:`use_data`.
-        out: file to which the main process appends the result.
+        out: file to which the first process appends the result.
         unsafe_load, force: as for :func:`test`.
         run: see :class:`dcnzoo.openmmlab.options.RunOptions`.
 
@@ -115,32 +110,16 @@ def reproduce(
         The result: see :func:`compare`, and the circumstances.
     """
     options = RunOptions(**run)
-    if train and checkpoint is not None:
-        raise UserError(f"checkpoint: expected none with train=True, got {checkpoint}")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(refusals(options.launcher))
-        stack.enter_context(user_errors())
-        device = require_device(options.device)
+    device = require_device(options.device)
+    with refusals(options.launcher), user_errors():
         out = require_new("reproduce", out, force=force, own=_has_rows)
         source = resolve(model, checkpoint)
         listed = source.entry
         if listed and source.weights is None:  # of a config file
             source = resolve(listed.id)
-        if not train:
-            source.require_weights()  # before the data are read; a download comes after
-        required = (*TEST, *TRAINING) if train else TEST
-        recipe = source.recipe(cfg_options, required).with_options(options)
-        images = use_data(recipe.cfg, data_root, subset)
-        stack.enter_context(joined(recipe.cfg))  # of training and test, and of this function
-        started = time.time()
-        if train:
-            resume = SavedCheckpoints.of(recipe.cfg).can_resume
-            execute.train(recipe, TrainOptions(**run), resume=resume, force=force and not resume)
-            # from the file: it contains the moving average if the config has one
-            weights = last_checkpoint(recipe.work_dir)
-        else:
-            weights = source.read_weights()
-        assert weights is not None  # the training has written them
+        source.require_weights()  # before the data are read; a download comes after
+        recipe = source.recipe(cfg_options, TEST).with_options(options)
+        images, weights, started = use_data(recipe.cfg, data_root, subset), source.read_weights(), time.time()
         metrics = execute.test(recipe, TestOptions(**run, unsafe_load=unsafe_load), weights)
         measured = {name: round(100 * metrics[name], 1) for name in FIGURES if name in metrics}
         row = {
@@ -149,13 +128,12 @@ def reproduce(
             "data": next(datasets(recipe.cfg.test_dataloader.dataset)).ann_file,
             "images": images,
             "subset": subset,
-            "trained": train,
             "checkpoint": weights.name,
             "sha256": verify(weights, "sha256:").removeprefix("sha256:"),
             "seconds": round(time.time() - started, 1),
             **circumstances(device),
         }
-        if is_main_process():
+        if is_first():
             append_row(out, row)
         return row
 

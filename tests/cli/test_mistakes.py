@@ -47,7 +47,6 @@ OPTIONS = [  # refused when the line is read
     ("bench CONFIG --images .", "--annotations"),
     ("bench CONFIG image.png --shape 64 64", "--shape: .*IMAGE"),
     ("reproduce MODEL --subset 0", "--subset"),
-    ("reproduce MODEL --train --checkpoint weights.pth", "--checkpoint: "),
     ("report nowhere", "nowhere"),
     ("report . --num-images -1", "--num-images"),
     ("report . --labels a --labels b", "--labels"),

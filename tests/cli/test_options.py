@@ -69,7 +69,7 @@ LINES = {
         *(["test", "own.py", f"m{end}"] for end in (".onnx", ".xml", ".pt2")),
     ],
     "train": [["train", "own.py"], ["train", "work"], ["train", "--data", "fruits"]],
-    "reproduce": [["reproduce", "own.py"], ["reproduce", "own.py", "--train"]],
+    "reproduce": [["reproduce", "own.py"]],
     "report": [["report", "work"], ["report", "work", "other"]],
 }
 VALUES = {

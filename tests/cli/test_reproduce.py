@@ -41,7 +41,7 @@ class KnowsTheAnswer(BaseDetector):
             self.truth[annotation["image_id"]].append(annotation)
 
     def loss(self, batch_inputs, batch_data_samples):
-        return {"loss_weight": (self.weight - 1).square().sum()}
+        raise AssertionError
 
     def predict(self, batch_inputs, batch_data_samples, **_):
         for sample in batch_data_samples:
@@ -74,15 +74,11 @@ data = dict(
     _delete_=True, type='CocoDataset', pipeline={{_base_.test_pipeline}},
     ann_file='annotations/instances_val2017.json', data_root='data/coco/', data_prefix=dict(img='val2017/'),
     metainfo=dict(classes=('oval', 'trefoil', 'cross')), test_mode=True)
-train_dataloader = dict(batch_size=2, dataset=data)
 val_dataloader = dict(dataset=data)
 test_dataloader = dict(batch_size=2, dataset=data)
 val_evaluator = dict(ann_file='data/coco/annotations/instances_val2017.json')
 test_evaluator = dict(ann_file='data/coco/annotations/instances_val2017.json')
-optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.5))
-param_scheduler = []
 custom_hooks = []
-train_cfg = dict(max_epochs=1)
 """
 
 
@@ -144,7 +140,7 @@ def test_measured_beside_published(reproduce, checkpoint, coco):
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and row["checkpoint"] == path.name
     assert row["versions"]["torch"] == torch.__version__ and row["machine"] and row["date"]
     assert 0 <= row["seconds"] < 3600
-    assert not row["trained"] and row["command"] == shlex.join(["python", *sys.argv])
+    assert row["command"] == shlex.join(["python", *sys.argv])
 
 
 def test_subset_adds_a_row(reproduce, checkpoint, coco):
@@ -163,21 +159,6 @@ def test_subset_adds_a_row(reproduce, checkpoint, coco):
     assert row["measured"]["box AP"] == pytest.approx(100 * expected / len(recalls), abs=0.06)
     assert row["images"] == subset == row["subset"]
     assert "the listed figure is for all images" in printed
-
-
-def test_train(reproduce, coco):
-    printed, (row,) = reproduce("--train", "--data-root", coco)
-    assert row["trained"] and row["measured"]["box AP"] == 100.0 and row["checkpoint"] == "epoch_1.pth"
-    assert table(printed)["box AP"] == ["100.0", "75.0", "+25.0"]
-
-
-def test_train_starts_where_the_published_training_started(reproduce, checkpoint, coco, tmp_path):
-    options = [f"load_from={checkpoint(3 / IMAGES)}", "optim_wrapper.optimizer.lr=0.0"]
-    options = ["--data-root", coco, "--cfg-options", *options]
-    _, (expected,) = reproduce("--checkpoint", tmp_path / "weights.pth", *options)
-    for _ in range(2):  # the second resumes, where there is nothing to train
-        _, (*_, row) = reproduce("--train", *options)
-        assert row["measured"] == expected["measured"] and 0 < row["measured"]["box AP"] < 100
 
 
 def test_a_config_of_ones_own_and_mistakes(reproduce, checkpoint, coco, tmp_path):

@@ -73,7 +73,6 @@ ARGUMENTS = [  # right types, wrong values
     (dcnzoo.train, (), {"data": "fruits", "epochs": 0}, "epochs"),
     (dcnzoo.train, (PLAIN,), {"resume": ""}, "resume"),
     (dcnzoo.train, ("trained/epoch_1.pth",), {}, "model"),
-    (reproduce, (PLAIN, "w.pth"), {"train": True}, "checkpoint"),
     (dcnzoo.train, (PLAIN,), {"logger": ""}, "logger"),
     (dcnzoo.train, (PLAIN,), {"work_dir": ""}, "work_dir"),
     (Session, ("m.onnx", ""), {}, "backend"),
