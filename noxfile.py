@@ -266,9 +266,11 @@ def release(session: Session) -> None:
     session.install("--group", "release")
     # as in [tool.cibuildwheel]: gives the wheel its manylinux tag, or fails
     exclude = ("--exclude", "libtorch*", "--exclude", "libc10*")
-    session.run("auditwheel", "repair", "--plat", "manylinux_2_28_x86_64", *exclude, "-w", DIST, wheel)
+    repaired = DIST / "repaired"  # its name may be the same
+    session.run("auditwheel", "repair", "--plat", "manylinux_2_28_x86_64", *exclude, "-w", repaired, wheel)
     wheel.unlink()
-    wheels[:] = DIST.glob("*.whl")
+    wheels[:] = [file.rename(DIST / file.name) for file in repaired.iterdir()]
+    repaired.rmdir()
     files = sorted(DIST.iterdir())
     session.run("twine", "check", "--strict", *files)
     packages, index = Path(session.create_tmp()).resolve() / "packages.txt", DIST / "index"
