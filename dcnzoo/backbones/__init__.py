@@ -7,35 +7,16 @@ The network ``internimage_t()`` returns the feature maps of its levels, finest f
 ``dcnzoo.compat.timm`` registers the same networks in timm.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dcnzoo.backbones import sizes
 from dcnzoo.backbones.intern_image import FlashInternImage, InternImage
-from dcnzoo.backbones.sizes import (
-    flash_internimage_b,
-    flash_internimage_l,
-    flash_internimage_s,
-    flash_internimage_t,
-    internimage_b,
-    internimage_g,
-    internimage_h,
-    internimage_l,
-    internimage_s,
-    internimage_t,
-    internimage_xl,
-)
 from dcnzoo.backbones.vit_adapter import ViTAdapter
 
-__all__ = [
-    "FlashInternImage",
-    "InternImage",
-    "ViTAdapter",
-    "flash_internimage_b",
-    "flash_internimage_l",
-    "flash_internimage_s",
-    "flash_internimage_t",
-    "internimage_b",
-    "internimage_g",
-    "internimage_h",
-    "internimage_l",
-    "internimage_s",
-    "internimage_t",
-    "internimage_xl",
-]
+__all__ = ["FlashInternImage", "InternImage", "ViTAdapter", *sizes.SIZES]
+globals().update({name: sizes.function_of(name) for name in sizes.SIZES})
+
+if TYPE_CHECKING:  # the functions of the published sizes
+
+    def __getattr__(name: str) -> Callable[..., InternImage]: ...

@@ -31,7 +31,7 @@ SIZES: dict[str, tuple[type[InternImage], dict[str, Any]]] = {
 }
 
 
-def _function_of(name: str) -> Callable[..., InternImage]:
+def function_of(name: str) -> Callable[..., InternImage]:
     network, published = SIZES[name]
 
     def build(**options: Any) -> InternImage:
@@ -47,16 +47,3 @@ def _function_of(name: str) -> Callable[..., InternImage]:
             detectors use ``layer_scale=1.0``, also in size T.
     """
     return build
-
-
-internimage_t = _function_of("internimage_t")
-internimage_s = _function_of("internimage_s")
-internimage_b = _function_of("internimage_b")
-internimage_l = _function_of("internimage_l")
-internimage_xl = _function_of("internimage_xl")
-internimage_h = _function_of("internimage_h")
-internimage_g = _function_of("internimage_g")
-flash_internimage_t = _function_of("flash_internimage_t")
-flash_internimage_s = _function_of("flash_internimage_s")
-flash_internimage_b = _function_of("flash_internimage_b")
-flash_internimage_l = _function_of("flash_internimage_l")

@@ -108,7 +108,10 @@ class Rule:
 
 GITHUB = "https://github.com/"
 TABLE = "docs/benchmarks/runtimes.md"
-ANEW = "of a file of mmdeploy, export the detector anew by dcnzoo export"
+PRIVATE = (
+    "the operator is not a standard one: only a plugin or extension runs it; of a file of mmdeploy, export "
+    "the detector anew by dcnzoo export"
+)
 RULES = (
     Rule(tuple(RUNTIMES), None, lambda node: node.is_unknown,
          "the opset has no such operator", "https://onnx.ai/onnx/operators/"),
@@ -166,16 +169,11 @@ RULES = (
     Rule(("openvino",), None,
          lambda node: node.domain not in STANDARD
          and not (node.domain == "com.microsoft" and node.operator in READ_BY_OPENVINO),
-         "the operator is not a standard one: only an extension runs it",
-         f"{GITHUB}openvinotoolkit/openvino/issues/24635"),
-    Rule(("tensorrt",), None, lambda node: node.domain not in STANDARD,
-         f"the operator is not a standard one: only a plugin runs it; {ANEW}",
-         f"{GITHUB}NVIDIA/TensorRT-RTX/issues/21"),
+         PRIVATE, f"{GITHUB}openvinotoolkit/openvino/issues/24635"),
     Rule(("onnxruntime", "coreml"), None, lambda node: node.domain not in (*STANDARD, "com.microsoft"),
-         f"the operator is not a standard one: only a library of custom operators runs it; {ANEW}",
-         f"{GITHUB}open-mmlab/mmdeploy/issues/139"),
-    Rule(("mnn", "litert", "tract"), None, lambda node: node.domain not in STANDARD,
-         f"the operator is not a standard one; {ANEW}", TABLE),
+         PRIVATE, f"{GITHUB}open-mmlab/mmdeploy/issues/139"),
+    Rule(("tensorrt", "mnn", "litert", "tract"), None, lambda node: node.domain not in STANDARD,
+         PRIVATE, TABLE),
 )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def runtimes(findings):
         (floats(MAPS), dict(operator="Relu", opset=25), []),
         (floats(MAPS), dict(operator="Relu", opset=26), ["tensorrt"]),
         (floats(MAPS), dict(operator="MMCVRoiAlign", domain="mmdeploy"),
-         ["openvino", "tensorrt", "onnxruntime", "coreml", "mnn", "litert", "tract"]),
+         ["openvino", "onnxruntime", "coreml", "tensorrt", "mnn", "litert", "tract"]),
         (floats(MAPS), dict(operator="FusedConv", domain="com.microsoft"),
          ["tensorrt", "mnn", "litert", "tract"]),
         (floats(MAPS), dict(operator="NhwcConv", domain="com.microsoft"),

@@ -36,6 +36,10 @@ SINGLE = "_predict_by_feat_single"
 DENSE = ("predict", "predict_by_feat", "_bbox_post_process")
 MASK = ("predict", "predict_by_feat", SINGLE)
 ROI = ("predict", "predict_bbox", "predict_mask")
+ROI_HEADS = (
+    *(roi_heads.StandardRoIHead, roi_heads.MaskScoringRoIHead, roi_heads.GridRoIHead),
+    *(roi_heads.CascadeRoIHead, roi_heads.HybridTaskCascadeRoIHead, roi_heads.SparseRoIHead),
+)
 TRANSFORMER = ("predict", "predict_by_feat")
 
 
@@ -68,9 +72,10 @@ RULES = (
     Rule(BaseDenseHead, DENSE, instead={"_bbox_post_process": boxes.post_process}),
     Rule(dense_heads.RPNHead, (*DENSE, SINGLE), instead=_rpn),
     Rule(dense_heads.EmbeddingRPNHead, ("predict",)),
-    Rule(dense_heads.SABLRetinaHead, DENSE),
-    Rule(dense_heads.CenterNetHead, DENSE),
-    Rule(dense_heads.CondInstBboxHead, DENSE),
+    *(
+        Rule(kind, DENSE)
+        for kind in (dense_heads.SABLRetinaHead, dense_heads.CenterNetHead, dense_heads.CondInstBboxHead)
+    ),
     Rule(dense_heads.YOLOV3Head, DENSE, around={"predict_by_feat": boxes.drop_uncertain}),
     Rule(dense_heads.YOLOXHead, DENSE, instead={"predict_by_feat": boxes.keep_best_classes}),
     Rule(
@@ -92,25 +97,19 @@ RULES = (
     Rule(dense_heads.MaskFormerHead, refused="its masks are not of instances alone"),
     Rule(dense_heads.Mask2FormerHead, ("predict",), has_masks=True),
     Rule(MaskFormerFusionHead, ("predict", "instance_postprocess")),
-    Rule(roi_heads.StandardRoIHead, ROI, has_masks=True),
+    *(Rule(kind, ROI, has_masks=True) for kind in ROI_HEADS),
     Rule(roi_heads.TridentRoIHead, (*ROI, "merge_trident_bboxes")),
-    Rule(roi_heads.MaskScoringRoIHead, ROI, has_masks=True),
-    Rule(roi_heads.GridRoIHead, ROI, has_masks=True),
     Rule(
         roi_heads.PointRendRoIHead,
         ROI,
         instead={"predict_mask": roi.predict_refined, "_mask_point_forward_test": roi.refine_masks},
         has_masks=True,
     ),
-    Rule(roi_heads.CascadeRoIHead, ROI, has_masks=True),
-    Rule(roi_heads.HybridTaskCascadeRoIHead, ROI, has_masks=True),
     Rule(roi_heads.SCNetRoIHead, ROI, instead={"_fuse_glbctx": roi.add_context}, has_masks=True),
-    Rule(roi_heads.SparseRoIHead, ROI, has_masks=True),
     Rule(roi_heads.BBoxHead, instead={"refine_bboxes": roi.refine}),
     Rule(roi_heads.FCNMaskHead, instead={SINGLE: roi.masks_of_classes}),
     Rule(dense_heads.DETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.image_by_image}),
-    Rule(dense_heads.ConditionalDETRHead, TRANSFORMER),
-    Rule(dense_heads.DABDETRHead, TRANSFORMER),
+    *(Rule(kind, TRANSFORMER) for kind in (dense_heads.ConditionalDETRHead, dense_heads.DABDETRHead)),
     Rule(
         dense_heads.DeformableDETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.image_by_image}
     ),
@@ -143,9 +142,7 @@ RULES = (
     Rule(tood_head.TOODHead, DENSE, instead={"deform_sampling": own.sample_shifted}),
     Rule(nn.GroupNorm, instead={"forward": own.normalise_groups}),
     # with a symbolic size: adaptive maximum pooling has no ONNX operator; padding takes torch.export too long
-    Rule(necks.BFP, one_size=True),
-    Rule(backbones.EfficientNet, one_size=True),
-    Rule(backbones.SwinTransformer, one_size=True),
+    *(Rule(kind, one_size=True) for kind in (necks.BFP, backbones.EfficientNet, backbones.SwinTransformer)),
 )
 BY_KIND = {rule.kind: rule for rule in RULES}
 
