@@ -39,7 +39,7 @@ def command(
     from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.report.validation import pipeline_outputs
     from dcnzoo.utils.files import numbered, require_writable, write_bytes
-    from dcnzoo.utils.marks import add_mark, mark
+    from dcnzoo.utils.marks import mark
     from dcnzoo.utils.progress import track
     from dcnzoo.zoo.source import resolve
 
@@ -55,5 +55,5 @@ def command(
         for index, result in enumerate(pipeline_outputs(dataset, indices)):
             name = Path(result.path).with_suffix(".png").name
             path = _options.output_file(folder / f"{index:05d}_{name}", force=force, mark=own)
-            write_bytes(path, add_mark(encoded(result.draw(), "PNG"), own))
+            write_bytes(path, encoded(result.draw(), "PNG", own))
     print(folder)

@@ -13,7 +13,7 @@ import numpy as np
 
 from dcnzoo.detect.crops import Crops
 from dcnzoo.utils.files import replacing
-from dcnzoo.utils.marks import add_mark, info, mark
+from dcnzoo.utils.marks import info, mark
 
 if TYPE_CHECKING:
     import pandas
@@ -106,9 +106,8 @@ class Detections:
         kind = Image.registered_extensions().get(Path(path).suffix.lower())
         if kind is None:
             raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
-        content = encoded(self.draw(), kind)
         with replacing(path) as partial:
-            partial.write_bytes(add_mark(content, self.mark) if self.model else content)
+            partial.write_bytes(encoded(self.draw(), kind, self.mark if self.model else ""))
 
     def _repr_png_(self) -> bytes | None:
         """Return the drawn picture for a notebook; None without a picture."""

@@ -15,7 +15,7 @@ import numpy as np
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.video import VideoFile
 from dcnzoo.utils.files import is_video, read_beside, replacing, require_new, write_text
-from dcnzoo.utils.marks import RESULTS, add_mark, info, mark_of
+from dcnzoo.utils.marks import RESULTS, info, mark_of
 from dcnzoo.utils.text import counted
 
 DRAWN = {".png": "PNG", ".jpg": "JPEG"}
@@ -103,7 +103,7 @@ class Views:
             if not self._results.exists():  # from the first picture on, the folder is no data
                 self._record()
             with replacing(self._path(result.path)) as partial:
-                partial.write_bytes(add_mark(encoded(picture, DRAWN[self._ending]), self._mark))
+                partial.write_bytes(encoded(picture, DRAWN[self._ending], self._mark))
 
     def finish(self, rows: Iterable[Mapping]) -> str:
         """Write the files of all rows; return the names of what was written, or an empty text."""

@@ -33,7 +33,7 @@ from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.export.verify import measure_int8, verify, verify_raw_outputs
 from dcnzoo.utils import marks
 from dcnzoo.utils.errors import one_line
-from dcnzoo.utils.files import replacing
+from dcnzoo.utils.files import write_bytes
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.steps import begin_step
 
@@ -133,9 +133,7 @@ def draw_both(detector: BaseDetector, result: ExportResult, source: str | os.Pat
     picture = inputs.pictures_to_verify(source, preprocessing_of(pipeline, preprocessor, ()))[0]
     results = [cast(Detections, each(picture, bgr=True)) for each in (detector, exported)]
     sides = [np.asarray(detections.draw()) for detections in results]
-    with replacing(path) as partial:
-        content = encoded(Image.fromarray(np.hstack(sides)), "PNG")
-        partial.write_bytes(marks.add_mark(content, results[0].mark))
+    write_bytes(path, encoded(Image.fromarray(np.hstack(sides)), "PNG", results[0].mark))
     return path
 
 

@@ -1,6 +1,7 @@
 """The work directory of a training: the config that it writes, and what it moves to another folder before."""
 
 import copy
+import itertools
 import os
 import re
 from dataclasses import replace
@@ -21,7 +22,6 @@ from dcnzoo.utils.text import few
 
 REPORT = ("report.html", "report.json", "report.csv")
 _LOGS = re.compile(r"\d{8}_\d{6}")  # folders that are named after the time
-_REPLACED = re.compile(r"replaced_(\d+)")
 
 
 def has_log(folder: Path) -> bool:
@@ -84,8 +84,8 @@ class WorkDirHook(Hook):
         files = {file for file in files if os.path.lexists(file)}
         if not files:
             return {}
-        numbers = [_REPLACED.fullmatch(path.name) for path in (*folder.glob("*"), *saved.folder.glob("*"))]
-        name = f"replaced_{1 + max((int(number[1]) for number in numbers if number), default=0)}"
+        used = {path.name for path in (*folder.glob("*"), *saved.folder.glob("*"))}
+        name = next(name for name in map("replaced_{}".format, itertools.count(1)) if name not in used)
         moved = {}
         # checkpoints and the name of the last one at the end: until then, the folder counts as trained
         ordered = sorted(files, key=lambda file: (file.name == LAST, file.suffix == ".pth"))
