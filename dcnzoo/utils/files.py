@@ -167,11 +167,11 @@ def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
     return os.path.realpath(Path(path).parent), Path(path).stem
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, seconds: float = _ABANDONED) -> None:
     """Remove temporary files and folders of killed commands; other processes may still write new ones."""
     for partial in folder.glob(".*.partial*"):
         with contextlib.suppress(OSError):
-            if _PARTIAL.match(partial.name) and partial.lstat().st_mtime < time.time() - _ABANDONED:
+            if _PARTIAL.match(partial.name) and partial.lstat().st_mtime <= time.time() - seconds:
                 if partial.is_dir() and not partial.is_symlink():
                     shutil.rmtree(partial, ignore_errors=True)
                 else:

@@ -282,9 +282,10 @@ def test_half_written_files_of_a_killed_training_are_removed(tmp_path):
     mine, left_over = tmp_path / ".mine.partial", partial_of(tmp_path / "epoch_9.pth")
     for path in (mine, left_over):
         path.touch()
-        os.utime(path, (0, 0))
+    folder = partial_of(tmp_path / "data")  # of train --data
+    (folder / "images").mkdir(parents=True)
     train(tmp_path, "training", epochs=1)
-    assert mine.exists() and not left_over.exists()
+    assert mine.exists() and not left_over.exists() and not folder.exists()
 
 
 def test_a_pipe_in_place_of_the_last_checkpoint(tmp_path):

@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 from dcnzoo.utils.errors import UserError, disk_is_full
-from dcnzoo.utils.files import LAST, write_bytes
+from dcnzoo.utils.files import LAST, remove_abandoned, write_bytes
 
 
 @register_backend("atomic_local", force=True)
@@ -103,8 +103,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if pointer.exists() and not pointer.is_file():  # to write to a pipe would wait for its reader
             raise UserError(f"work_dir: expected a file or nothing at {pointer}, got something else")
         if is_main_process() and self._saved.is_local:
-            for left_over in self._saved.folder.glob(f".{'[0-9a-f]' * 16}.*.partial*"):  # not the user's
-                left_over.unlink(missing_ok=True)
+            remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
 
     def validate_first(self, runner: Runner) -> None:
         """Repeat the effects of the validation that followed the checkpoint, if there was one."""
