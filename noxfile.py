@@ -310,6 +310,14 @@ def packaging(session: Session) -> None:
         session.run(python, programs / "extras.py", extra, external=True)
 
 
+@nox.session(venv_backend="none", tags=NIGHTLY)
+def pages(session: Session) -> None:
+    """Run the commands and blocks of README and of the guides, and list those that are not run."""
+    update_venv(session)
+    test(session, "tests/test_pages.py", python=PYTHON)
+    session.run(PYTHON, "-m", "tests.test_pages", external=True)
+
+
 @nox.session(tags=NIGHTLY)
 def readme(session: Session) -> None:
     """Run README's installation as it is written, in an empty environment."""

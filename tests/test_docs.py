@@ -1,6 +1,5 @@
 """The documentation: links resolve, code runs and commands exist."""
 
-import functools
 import importlib
 import inspect
 import json
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import click
 import pytest
-import torch
 
 from benchmarks import claims
 from benchmarks.study import page
@@ -30,35 +28,6 @@ PAGES = sorted(
 )
 
 
-def rand(**sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    return {name: torch.rand(size) for name, size in sizes.items()}
-
-
-CONV = {"input": (1, 4, 5, 6), "offset": (1, 18, 5, 6), "mask": (1, 9, 5, 6), "bias": (2,)}
-ROIS = {"maps": torch.rand(1, 3, 8, 9), "rois": torch.tensor([[0.0, 1, 2, 90, 80]])}
-LEVELS = {"spatial_shapes": torch.tensor([[4, 5], [2, 3]]), "level_start_index": torch.tensor([0, 20])}
-LOCATIONS = {"sampling_locations": (1, 7, 2, 2, 4, 2), "attention_weights": (1, 7, 2, 2, 4)}
-DCNV3 = {"input": (1, 5, 6, 64), "offset": (1, 5, 6, 72), "mask": (1, 5, 6, 36)}
-# Pages whose Python blocks run in order, with the variables that they assume
-RUN = {
-    "README.md": {},
-    **{
-        f"docs/{name}.md": {}
-        for name in ("layers", "your_network", "video", "migration", "internimage", "offset_layout", "deploy")
-    },
-    "docs/ops/deform_conv.md": rand(**CONV, weight=(2, 4, 3, 3), transposed_weight=(4, 2, 3, 3)),
-    "docs/ops/deform_attn.md": {
-        **LEVELS,
-        **rand(**DCNV3, offset_mask=(1, 5, 6, 112)),
-        **rand(value=(1, 26, 2, 3), **LOCATIONS, sampling_loc_attn=(1, 7, 2, 24)),
-    },
-    "docs/ops/boxes.md": {
-        **ROIS,
-        **rand(offset=(1, 2, 7, 7), boxes=(5, 4), scores=(5,), rotated=(5, 5), rotated_scores=(5,)),
-        "rotated_rois": torch.tensor([[0.0, 20, 16, 24, 12, 0.5]]),
-    },
-}
-
 if not PAGES:
     pytest.skip("needs the repository", allow_module_level=True)
 
@@ -69,10 +38,6 @@ def name_of(path: Path) -> str:
 
 def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
-
-
-def is_config(block: str) -> bool:
-    return re.match(r"(_base_|model|optim_wrapper) = ", block) is not None
 
 
 def anchors(path: Path) -> set[str]:
@@ -125,31 +90,20 @@ def test_api_page_lists_every_public_name():
             excluded = members.get("exclude-members", ())
             names = [each for each in getattr(modules[-1], "__all__", ()) if each not in excluded]
         entries += [getattr(modules[-1], each) for each in names or ()]
+    functions = [each for each in entries if inspect.isfunction(each)]
+    for each in filter(inspect.isclass, entries):
+        functions += [
+            value for name, value in vars(each).items() if inspect.isfunction(value) and name[0] != "_"
+        ]
+    for each in functions:
+        annotations = map(inspect.formatannotation, each.__annotations__.values())
+        assert not any(re.search(r"\bdict\b(?!\[)", text) for text in annotations), each.__qualname__
     for module in modules:
         for name in set(getattr(module, "__all__", ())) - {"__version__"}:
             value = getattr(module, name)
             assert inspect.getdoc(value), f"{module.__name__}.{name}"
             known = inspect.ismodule(value) or any(value is entry for entry in entries)
             assert known, f"{module.__name__}.{name}"
-
-
-SLOW = ("docs/deploy.md",)  # exports a detector, as tests/export/test_tools.py does
-
-
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else []) for page in RUN]
-)
-def test_code_runs(page, tmp_path, monkeypatch):
-    # inductor takes a minute; ops/test_ops.py tests it
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").symlink_to(ROOT / "docs")
-    for package in ("mmdet", "onnxscript", "onnxruntime", "openvino") if "deploy" in page else ():
-        pytest.importorskip(package)
-    namespace = dict(RUN[page])
-    for block in blocks(ROOT / page, "python"):
-        if not is_config(block):
-            exec(compile(block, page, "exec"), namespace)
 
 
 def test_configs_turn_dcn_on(tmp_path):

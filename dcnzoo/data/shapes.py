@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -110,7 +111,7 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
     return True
 
 
-def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, list[dict]]:
+def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Draw image ``index`` of a split; return its pixels and instances.
 
     The result depends only on the arguments, so a larger set starts with the images of a smaller one.

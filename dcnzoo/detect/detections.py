@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -135,7 +135,7 @@ class Detections:
         table.insert(0, "path", self.path)
         return table
 
-    def to_row(self) -> dict:
+    def to_row(self) -> dict[str, Any]:
         """Return a dictionary of plain numbers and texts, for a file of results; see :meth:`from_row`.
 
         Masks are texts in COCO's run-length encoding, and require pycocotools.
@@ -175,7 +175,9 @@ class Detections:
         scores, labels = np.array(row["scores"], np.float32), np.array(row["labels"], np.int64)
         return cls(boxes, scores, labels, masks, tuple(classes), path=row["path"])
 
-    def to_coco(self, content: dict | None = None, *, folder: str | os.PathLike[str] | None = None) -> dict:
+    def to_coco(
+        self, content: dict[str, Any] | None = None, *, folder: str | os.PathLike[str] | None = None
+    ) -> dict[str, Any]:
         """Return the content of a COCO file, or append to ``content``, the result of an earlier call.
 
         Category ids start at 1, in the order of the classes. Masks require pycocotools.

@@ -41,7 +41,7 @@ class Skipped(str):
     path: str
     is_opened: bool
 
-    def to_row(self) -> dict:
+    def to_row(self) -> dict[str, Any]:
         return {"path": self.path, "error": str(self)}
 
 

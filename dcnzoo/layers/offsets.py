@@ -273,8 +273,8 @@ def _rename_legacy_offsets(model: nn.Module, state_dict: dict[str, Tensor], pref
 
 
 def offset_parameter_groups(
-    model: nn.Module, lr: float, offset_lr_mult: float = 0.1, groups: Sequence[dict] | None = None
-) -> list[dict]:
+    model: nn.Module, lr: float, offset_lr_mult: float = 0.1, groups: Sequence[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """Optimizer parameter groups with a lower learning rate for the prediction of offsets and masks.
 
     Example: ``torch.optim.AdamW(offset_parameter_groups(model, lr=1e-3), weight_decay=0.05)``. In a config of

@@ -127,7 +127,7 @@ class TorchDetector(BaseDetector):
             return Features(model.extract_feat(data["inputs"]), data["inputs"].shape[-2])
 
     @functools.cached_property
-    def _pipeline(self) -> Callable[[dict], dict]:
+    def _pipeline(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         steps = copy.deepcopy(get_test_pipeline_cfg(self.model.cfg))
         require_colour(steps[0])
         steps[0].type = "mmdet.LoadImageFromNDArray"
@@ -135,7 +135,7 @@ class TorchDetector(BaseDetector):
         with DefaultScope.overwrite_default_scope(self.model.cfg.get("default_scope", "mmdet")):
             return Compose(steps)
 
-    def prepare(self, picture: np.ndarray, path: str = "") -> dict:
+    def prepare(self, picture: np.ndarray, path: str = "") -> dict[str, Any]:
         """Run the test pipeline on a picture, [H, W, 3], uint8, BGR; ``path`` is for messages."""
         try:
             return self._pipeline({"img": picture, "img_id": 0})
@@ -161,7 +161,7 @@ class TorchDetector(BaseDetector):
         checked.require_new(self.name, force)
         return export_detector(self, checked)
 
-    def _detect(self, inputs: Sequence[dict], threshold: float) -> list[Detections]:
+    def _detect(self, inputs: Sequence[dict[str, Any]], threshold: float) -> list[Detections]:
         copies = view(self.model)
         raise_threshold(copies, threshold)
         mixed = self.precision == "bf16"
@@ -178,7 +178,7 @@ class TorchDetector(BaseDetector):
             self._require_finite(model, batch, instances)
         return [to_detections(each, threshold) for each in instances]
 
-    def _require_finite(self, model: Model, batch: dict, instances: Sequence[InstanceData]) -> None:
+    def _require_finite(self, model: Model, batch: dict[str, Any], instances: Sequence[InstanceData]) -> None:
         """Raise ValueError if the outputs are NaN, which would read as no objects."""
         if any(torch.isnan(each.scores).any() for each in instances):
             raise ModelError("model: expected finite scores, got NaN")

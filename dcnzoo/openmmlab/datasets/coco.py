@@ -108,7 +108,7 @@ def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) ->
         raise UserError(f"{file}: categories: {problem}, as in metainfo")
 
 
-def _warn(report: Annotations, entries: Iterable[tuple[dict, dict | None]]) -> None:
+def _warn(report: Annotations, entries: Iterable[tuple[dict[str, Any], dict[str, Any] | None]]) -> None:
     """Warn about the skipped ones of these annotations with their images, and about other problems."""
     skipped: dict[str, list] = {}
     for annotation, image in entries:
@@ -168,11 +168,11 @@ class CocoMetric(coco_metric.CocoMetric):
         self.class_aps = {name: metrics[key] for key, name in keys.items() if key in metrics}
         return {key: value for key, value in metrics.items() if requested or key not in keys}
 
-    def results2json(self, results: Sequence[dict], outfile_prefix: str) -> dict:
+    def results2json(self, results: Sequence[dict[str, Any]], outfile_prefix: str) -> dict[str, Any]:
         """Convert the results to COCO's format; write them to files only if the config asks for files."""
         if self.outfile_prefix is not None:
             return super().results2json(results, outfile_prefix)
-        entries: dict[str, list[dict]] = {"bbox": []}
+        entries: dict[str, list[dict[str, Any]]] = {"bbox": []}
         if "masks" in results[0]:
             entries["segm"] = []
         for number, result in enumerate(results):
@@ -181,7 +181,7 @@ class CocoMetric(coco_metric.CocoMetric):
             labels = [self.cat_ids[label] for label in result["labels"]]
             for kind, scores in zip(entries, ("scores", "mask_scores"), strict=False):
                 values = result.get(scores, result["scores"]).tolist()
-                objects: list[dict] = [
+                objects: list[dict[str, Any]] = [
                     {"image_id": image, "bbox": box, "score": score, "category_id": label}
                     for box, score, label in zip(boxes.tolist(), values, labels, strict=True)
                 ]
@@ -210,7 +210,7 @@ class CocoDataset(coco.CocoDataset):
         if self._entries is not None:
             return_memory()  # of the file's text, in each process of a training
 
-    def load_data_list(self) -> list[dict]:
+    def load_data_list(self) -> list[dict[str, Any]]:
         self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
         images = self._load_columns()
         if images is None:
@@ -228,7 +228,7 @@ class CocoDataset(coco.CocoDataset):
             )
         return images
 
-    def _load_columns(self) -> list[dict] | None:
+    def _load_columns(self) -> list[dict[str, Any]] | None:
         """Return the images of a large file, whose annotations are parsed when they are asked for.
 
         None: the file is small or unusual; or a subclass or a setting needs the parsed annotations.
@@ -272,11 +272,11 @@ class CocoDataset(coco.CocoDataset):
             for image, span in zip(pictures, spans, strict=True)
         ]
 
-    def _copy_without_annotation(self, memo: dict | None = None) -> "CocoDataset":
+    def _copy_without_annotation(self, memo: dict[str, Any] | None = None) -> "CocoDataset":
         """Copy with a new ``memo``. mmengine's default keeps entries of deleted objects, whose ids recur."""
         return super()._copy_without_annotation({} if memo is None else memo)
 
-    def get_data_info(self, idx: int) -> dict:
+    def get_data_info(self, idx: int) -> dict[str, Any]:
         info = super().get_data_info(idx)
         if self._entries is None:
             return info
@@ -293,7 +293,7 @@ class CocoDataset(coco.CocoDataset):
                 level=logging.WARNING,
             )
 
-    def filter_data(self) -> list[dict]:
+    def filter_data(self) -> list[dict[str, Any]]:
         left = super().filter_data()
         total = len(self.data_list)
         if 0 < len(left) < total:
@@ -319,12 +319,12 @@ def _loads_files(transforms: Sequence[Any]) -> bool:
     return usual and loader.backend_args is loader.file_client_args is None
 
 
-def _raw(image: dict, annotations: list[dict]) -> dict:
+def _raw(image: dict[str, Any], annotations: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what MMDetection parses."""
     return {"raw_img_info": image, "raw_ann_info": annotations}
 
 
-def _ignore_without_mask(image: dict) -> tuple[int, int]:
+def _ignore_without_mask(image: dict[str, Any]) -> tuple[int, int]:
     """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.
 
     Without this, an object without ``segmentation`` raises ``KeyError: 'mask'`` when its image is loaded.
@@ -348,11 +348,11 @@ class ShapesDataset(CocoDataset):
 
     METAINFO = {"classes": CLASSES, "palette": PALETTE}
 
-    def __init__(self, *args, shapes: dict | None = None, **kwargs) -> None:
+    def __init__(self, *args, shapes: dict[str, Any] | None = None, **kwargs) -> None:
         self.shapes = shapes
         super().__init__(*args, **kwargs)
 
-    def load_data_list(self) -> list[dict]:
+    def load_data_list(self) -> list[dict[str, Any]]:
         if self.shapes is not None:
             if is_main_process():
                 make_shapes(self.data_root, ShapesSpec(**self.shapes))
@@ -360,7 +360,7 @@ class ShapesDataset(CocoDataset):
         return super().load_data_list()
 
 
-def _skip_reason(annotation: dict, image: dict | None) -> str | None:
+def _skip_reason(annotation: dict[str, Any], image: dict[str, Any] | None) -> str | None:
     """Return why MMDetection skips an annotation; None if it is used, or marked as ``ignore``."""
     if image is None:
         return "their images are not in the file"

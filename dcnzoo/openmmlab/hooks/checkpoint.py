@@ -68,7 +68,7 @@ class AtomicCheckpointHook(CheckpointHook):
         UserError: all checkpoints are damaged.
     """
 
-    backend_args: dict | None
+    backend_args: dict[str, Any] | None
     file_backend: Any
     last_ckpt: str | None
 
@@ -87,7 +87,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if runner._resume and runner._load_from is None and not runner._has_loaded:
             runner._load_from = str(self._saved.undamaged() or "") or None
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         # files of older versions were written again after the validation, with this entry
         if runner._resume and checkpoint["meta"].get("validated") is not True:
             runner.register_hook(_InterruptedValidation(self))
@@ -135,20 +135,20 @@ class AtomicCheckpointHook(CheckpointHook):
 
     # Saving
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """List the files that are removed after this one is written; a resumed run removes them first."""
         info = checkpoint["message_hub"]["runtime_info"]
         names = filter(None, map(self._saved.pattern.fullmatch, self._outdated))
         if steps := [int(name[1]) for name in names]:
             info["keep_ckpt_ids"] = [*steps, *info["keep_ckpt_ids"]]
 
-    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
         last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
         super().after_val_epoch(runner, metrics)
         self.last_ckpt = last
         self._remove_outdated()
 
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_outdated()
 
@@ -193,7 +193,7 @@ class LoadCheckpointHook(Hook):
         self.fine_tune = fine_tune
         self.allow_partial = allow_partial
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         model, resume = runner.model, runner._resume
         if isinstance(model, FullyShardedDataParallel):
             runner.logger.warning("load_from: with torch's first FSDP, the weights are not checked")

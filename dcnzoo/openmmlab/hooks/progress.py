@@ -3,6 +3,7 @@
 import atexit
 import logging
 import sys
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -49,13 +50,13 @@ class ProgressHook(Hook):
         done = runner.iter if mode == "train" else batch_idx
         self._progress.update(self._bars[mode], completed=done + 1, note=note)
 
-    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         self._progress.remove_task(self._bars["val"])
 
     def before_test(self, runner: Runner) -> None:
         self._start(runner)
 
-    def after_train(self, runner: Runner, metrics: dict | None = None) -> None:
+    def after_train(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         self.stop()
 
     after_test_epoch = after_train

@@ -33,10 +33,10 @@ class ScheduleHook(Hook):
                 f"drop_last={loader.drop_last}; reduce batch_size, or set drop_last=False"
             )
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint["meta"].update(_sizes(runner))
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if not runner._resume:
             return
         meta, now = checkpoint["meta"], _sizes(runner)

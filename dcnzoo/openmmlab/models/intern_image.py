@@ -20,7 +20,7 @@ class Pretrained(Refuses, BaseModule):
         init_cfg: ``dict(type='Pretrained', checkpoint=…)`` or None. A classifier's checkpoint works too.
     """
 
-    def __init__(self, *args: Any, init_cfg: dict | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, init_cfg: dict[str, Any] | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.init_cfg = copy.deepcopy(init_cfg)
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -68,7 +69,7 @@ class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
             )
 
     def add_params(
-        self, params: list[dict], module: nn.Module, prefix: str = "", is_dcn_module: object = None
+        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", is_dcn_module: object = None
     ) -> None:
         cfg = self.paramwise_cfg
         depths = cfg.get("depths")

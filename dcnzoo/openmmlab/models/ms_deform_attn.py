@@ -1,6 +1,7 @@
 """Multi-scale deformable attention in OpenMMLab's registry; replaces mmcv's."""
 
 from importlib import import_module
+from typing import Any
 
 from mmcv.ops import MultiScaleDeformableAttention as MmcvAttention
 from mmengine.model import BaseModule
@@ -33,8 +34,8 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
         im2col_step: int = 64,
         dropout: float = 0.1,
         batch_first: bool = False,
-        norm_cfg: dict | None = None,
-        init_cfg: dict | None = None,
+        norm_cfg: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
         value_proj_ratio: float = 1.0,
     ) -> None:
         BaseModule.__init__(self, init_cfg)

@@ -23,7 +23,7 @@ class ViTAdapter(Pretrained, backbones.ViTAdapter):
         vit: str | Mapping[str, Any] | nn.Module,
         *,
         pretrained: bool | str = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(vit=vit, init_cfg=init_cfg, **options)
