@@ -1,4 +1,4 @@
-"""``dcnzoo infer``, also ``tools/infer.py``."""
+"""``dcnzoo infer``."""
 
 from __future__ import annotations
 

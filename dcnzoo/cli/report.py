@@ -1,4 +1,4 @@
-"""``dcnzoo report``, also ``tools/report.py``."""
+"""``dcnzoo report``."""
 
 from pathlib import Path
 from typing import Any

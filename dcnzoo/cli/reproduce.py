@@ -1,4 +1,4 @@
-"""``dcnzoo reproduce``, also ``tools/reproduce.py``."""
+"""``dcnzoo reproduce``."""
 
 from pathlib import Path
 from typing import Any

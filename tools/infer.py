@@ -1,6 +1,0 @@
-"""``dcnzoo infer``."""
-
-from dcnzoo.cli import main
-
-if __name__ == "__main__":
-    main("infer")
