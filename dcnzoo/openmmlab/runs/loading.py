@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from multiprocessing import queues
 
 import torch
@@ -29,7 +29,8 @@ def lack_of_memory(loader: DataLoader) -> str:
 
     The smaller one of two pictures counts: a training that could run is not refused.
     """
-    if not (loader.num_workers and len(loader.dataset) and os.path.isdir(SHARED_MEMORY)):
+    is_empty = not isinstance(loader.dataset, Sized) or not len(loader.dataset)  # a stream has no length
+    if not loader.num_workers or is_empty or not os.path.isdir(SHARED_MEMORY):
         return ""
     batches = loader.num_workers * (loader.prefetch_factor or 1) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free, pictures = shutil.disk_usage(SHARED_MEMORY).free, batches * (loader.batch_size or 1)
