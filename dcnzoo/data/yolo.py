@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -75,9 +76,9 @@ def _described_parts(tree: Tree, file: Path, described: dict | InvalidAnnotation
             names = _names(described) if classes is None or "names" in described else classes
             if unknown := [name for name in classes or () if name not in names]:
                 raise InvalidAnnotation(f"classes: expected names among {few(names)}, got {few(unknown)}")
-            root = _root(file, described, split)
-            builder = CocoBuilder(classes or names, options.clip, root)
-            images = list(dict.fromkeys(_images(described, split, root, builder)))
+            roots = _roots(file, described)
+            builder = CocoBuilder(classes or names, options.clip, next(filter(os.path.isdir, roots)))
+            images = list(dict.fromkeys(_images(described, split, roots, builder)))
             if not images and not builder.problems:
                 raise InvalidAnnotation(f"{split}: expected images, found none")
         except InvalidAnnotation as error:
@@ -112,8 +113,8 @@ def _described_parts(tree: Tree, file: Path, described: dict | InvalidAnnotation
 
 
 def _has_pictures(file: Path, described: dict, split: str) -> bool:
-    root = _root(file, described, split)
-    paths = [path for place in _places(described, split) if (path := _located(place, root))]
+    roots = _roots(file, described)
+    paths = [path for place in _places(described, split) if (path := _located(place, roots))]
     return any(Tree(path, descend=False).pictures if path.is_dir() else path.stat().st_size for path in paths)
 
 
@@ -299,7 +300,7 @@ def _read_darknet(file: Path, text: str) -> dict:
     pairs = (line.partition("=") for line in text.splitlines())
     values: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
     root, name = file.resolve().parent, values.get("names") or "obj.names"
-    names = _located(name, root)
+    names = _located(name, [root])
     if names is None:  # paths are relative to darknet's folder: data/obj.data's parent
         root = root.parent
         names = root / name
@@ -328,21 +329,16 @@ def _names(described: dict | InvalidAnnotation) -> list[str]:
     return [str(name) for name in names]
 
 
-def _root(file: Path, described: dict, split: str) -> Path:
-    """Return the folder to which the paths are relative.
+def _roots(file: Path, described: dict) -> list[Path]:
+    """Return the folders to which the paths may be relative, the usual one first.
 
     ``path`` is relative to the file, to the current folder or, as Ultralytics reads it, to a folder of data
     sets; or it is that of another machine. Then its last folders, or none, are those beside the file.
     """
-    path, places = str(described.get("path") or "."), _places(described, split)
+    path = str(described.get("path") or ".")
     parts = path_parts(path)
-    beside = [file.parent.joinpath(*parts[cut:]) for cut in range(len(parts) + 1)]
-    roots = [file.parent / path, Path(path), *beside]
-    for root in roots:
-        # Path.is_dir raises if the name is too long
-        if os.path.isdir(root) and all(_located(place, root) for place in places):
-            return root
-    return roots[0]
+    beside = (file.parent.joinpath(*parts[cut:]) for cut in range(len(parts) + 1))
+    return [file.parent / path, Path(path), *beside]
 
 
 def _places(described: dict, split: str) -> list:
@@ -356,40 +352,44 @@ def _places(described: dict, split: str) -> list:
     return flat
 
 
-def _located(place: str, root: Path, base: Path | None = None) -> Path | None:
+def _located(place: str, roots: Sequence[Path], base: Path | None = None) -> Path | None:
     """Find a file or folder that a description or list names, perhaps as it was on another machine.
 
     Args:
+        roots: folders to which it may be relative.
         base: folder of the list, to which ``./`` refers.
     """
-    slashes = place.replace("\\", "/")
+    slashes, parts = place.replace("\\", "/"), path_parts(place)
+    is_absolute = slashes.startswith("/") or slashes[1:2] == ":"
     # Roboflow writes ../train for a folder next to the file; darknet's and CVAT's paths start with data/
-    candidates = [root / slashes, root / slashes.removeprefix("../"), root / slashes.removeprefix("data/")]
-    if base is not None:
-        candidates = (
-            [base / slashes, *candidates] if slashes.startswith("./") else [*candidates, base / slashes]
-        )
-    parts = path_parts(place)
-    absolute = slashes.startswith("/") or slashes[1:2] == ":"
+    names = [slashes, slashes.removeprefix("../"), slashes.removeprefix("data/")]
+    beside = [] if base is None else [base / slashes]
     # without the first folders, of another machine
-    candidates += [root.joinpath(*parts[cut:]) for cut in range(len(parts) - (0 if absolute else 1))]
-    return next((path for path in candidates if os.path.exists(path)), None)
+    cuts = range(len(parts) - (0 if is_absolute else 1))
+    candidates = itertools.chain(
+        beside * slashes.startswith("./"),
+        (root / name for root in roots for name in names),
+        beside,
+        (root.joinpath(*parts[cut:]) for root in roots for cut in cuts),
+    )
+    return next(filter(os.path.exists, candidates), None)  # Path.exists raises if the name is too long
 
 
-def _images(described: dict, split: str, root: Path, builder: CocoBuilder) -> Iterator[Path]:
+def _images(described: dict, split: str, roots: Sequence[Path], builder: CocoBuilder) -> Iterator[Path]:
     for place in _places(described, split):
-        path = _located(place, root)
+        path = _located(place, roots)
         if path is None:
-            raise InvalidAnnotation(f"{split}: expected a folder or a list, found none at {root / place}")
+            where = roots[0] / place
+            raise InvalidAnnotation(f"{split}: expected a folder or a list, found none at {where}")
         if path.is_dir():
             yield from Tree(path, descend=False).pictures
-        else:
-            builder.sources.append(path)
-            yield from builder.listed(path, functools.partial(_of_line, root=root, base=path.parent))
+            continue
+        builder.sources.append(path)
 
+        def of_line(line: str, base: Path = path.parent) -> Path:
+            return _located(line, roots, base) or roots[0] / line
 
-def _of_line(line: str, root: Path, base: Path) -> Path:
-    return _located(line, root, base) or root / line
+        yield from builder.listed(path, of_line)
 
 
 def _candidates(image: Path) -> list[Path]:

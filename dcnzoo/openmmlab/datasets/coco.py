@@ -11,7 +11,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,9 +71,7 @@ class CheckedCOCO(COCO):
         if compared:
             self._require_masks()
         if not quiet:
-            images = {image["id"]: image for image in self.dataset["images"]}
-            entries = ((annotation, images.get(annotation["image_id"])) for annotation in annotations)
-            _warn(report, entries)
+            _warn(report)
         for annotation in annotations:
             annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation requires it
         replace_id_0(annotations)
@@ -108,11 +106,15 @@ def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) ->
         raise UserError(f"{file}: categories: {problem}, as in metainfo")
 
 
-def _warn(report: Annotations, entries: Iterable[tuple[dict[str, Any], dict[str, Any] | None]]) -> None:
-    """Warn about the skipped ones of these annotations with their images, and about other problems."""
+def _warn(report: Annotations) -> np.ndarray:  # [N], bool
+    """Warn about annotations that MMDetection skips, and about other problems; return those it uses."""
+    columns, pictures = report.columns, report.images
+    used = columns.usable(pictures)
+    numbers, entries = np.flatnonzero(~used), report.content["annotations"]
+    left = [entries[n] for n in numbers.tolist()] if isinstance(entries, list) else entries[numbers]
     skipped: dict[str, list] = {}
-    for annotation, image in entries:
-        if reason := _skip_reason(annotation, image):
+    for annotation, row in zip(left, columns.rows[numbers].tolist(), strict=True):
+        if reason := _skip_reason(annotation, pictures[row] if row >= 0 else None):
             skipped.setdefault(reason, []).append(annotation["id"])
     total = report.counts["annotations"]
     lines = [
@@ -130,6 +132,7 @@ def _warn(report: Annotations, entries: Iterable[tuple[dict[str, Any], dict[str,
         )
     for line in lines:
         print_log(printable(line), logger="current", level=logging.WARNING)
+    return used
 
 
 class CocoMetric(coco_metric.CocoMetric):
@@ -256,9 +259,7 @@ class CocoDataset(coco.CocoDataset):
         rows, known = columns.rows, columns.rows >= 0
         of_category = ((categories[n]["id"], known & (columns.labels == n)) for n in chosen)
         self.cat_img_map = {number: ids[np.unique(rows[own])] for number, own in of_category}
-        used = columns.usable(pictures)
-        images = [pictures[row] if row >= 0 else None for row in rows[~used].tolist()]
-        _warn(report, zip(entries[np.flatnonzero(~used)], images, strict=True))
+        used = _warn(report)
         if self._masks:
             used &= ~columns.ignored & np.isin(columns.labels, chosen)
             self._warn_without_mask(int((used & ~columns.has_mask).sum()), int(used.sum()))
