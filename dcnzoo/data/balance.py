@@ -133,8 +133,8 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
         if unread:
             names = _such(tree.root, unread)
             result.lines.append(f"{counted(len(unread), 'pictures')}{names} in formats that are not read")
-        if number := len(others) - len(unread):
-            result.lines.append(counted(number, "other files"))
+        if len(others) > len(unread):
+            result.lines.append(counted(len(others) - len(unread), "other files"))
     return result
 
 

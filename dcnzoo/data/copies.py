@@ -92,7 +92,7 @@ def copies_between(first: Pictures, second: Pictures) -> tuple[list[Path], list[
 
     Only those are decoded whose size and thumbnail agree with another's.
     """
-    equal, similar, digests = [], [], dict[int, bytes]()
+    equal, similar, digests = list[Path](), list[Path](), dict[int, bytes]()
     means, shapes = second.thumbs.mean(1), np.array(shapes_of(second.sizes))
     order = np.argsort(means)
     for path, size, thumb in zip(*first, strict=True):
@@ -121,8 +121,9 @@ def _pixel_digest(picture: Path) -> bytes:
     """Return a checksum of the pixels, as they are loaded."""
     try:
         with Image.open(picture) as image:
-            image = ImageOps.exif_transpose(image)
-            pixels = image if image.mode.startswith("I") else image.convert("RGB")
+            pixels = ImageOps.exif_transpose(image)
+            if not pixels.mode.startswith("I"):
+                pixels = pixels.convert("RGB")
             return hashlib.sha256(pixels.tobytes()).digest()
     except Exception:  # the check of the pictures explains it
         return os.fsencode(picture)

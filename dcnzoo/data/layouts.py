@@ -94,18 +94,17 @@ def convert(
     tree = _tree_of_file(source) if os.path.isfile(source) else Tree(source)
     tree.asked = split
     parts = [part for part in FINDERS[layout](tree) if not part.rest]
-    found = sorted({part.split for part in parts})
+    found = [f"{part.split or 'all'} of {part.description or tree.root}" for part in parts]
     parts = [part for part in parts if not split or part.split in (split, SPLITS.get(split))]
     if len(parts) != 1:
-        expected = f"annotations in the format of {layout}{split and f' for {split}'}, in one data set"
-        damaged = [f"{file}: {text}" for file, text in tree.damaged.items()]
-        raise UserError(f"data: expected {expected}, found {few(damaged or found)} in {source}")
+        expected = f"one set of annotations in the format of {layout}{split and f' for {split}'}"
+        found += [f"{file}: {error}" for file, error in tree.damaged.items()]
+        raise UserError(f"data: expected {expected}, found {few(found)} in {source}")
     classes = None if options.classes is None else tuple(options.classes)
     result = parts[0].read(dataclasses.replace(options, layout=layout, classes=classes))
-    damaged = [
-        Finding(f"{f}:{e.line}" if e.line else str(f), str(e), "file") for f, e in tree.damaged.items()
-    ]
-    result.problems = damaged + result.problems
+    for file, error in tree.damaged.items():
+        where = f"{file}:{error.line}" if error.line else str(file)
+        result.problems.append(Finding(where, str(error), "file"))
     return result
 
 

@@ -125,7 +125,7 @@ def _write(data: Path, work_dir: Path, folder: Path, model: str | None, options:
     return own
 
 
-def moved_data(data: str | Path, work_dir: Path) -> dict[str, str]:
+def moved_data(data: str | os.PathLike[str], work_dir: Path) -> dict[str, str]:
     """Return the settings with which a training uses its pictures, which have moved to another folder.
 
     Raises:
