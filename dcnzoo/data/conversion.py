@@ -3,6 +3,7 @@
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 """
 
+import functools
 import math
 import os
 import struct
@@ -55,6 +56,8 @@ def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = Fa
         raise InvalidAnnotation(f"expected an image, found none at {name}", kind=MISSING)
     try:
         with Image.open(file) as image:
+            if image.format == "AVIF" and not _opencv_reads_avif():
+                raise InvalidAnnotation("AVIF, which this OpenCV cannot read")
             turned = image.format != "AVIF" and _is_turned(image)  # which OpenCV does not rotate
             if decode:
                 image.load()
@@ -63,6 +66,13 @@ def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = Fa
         if isinstance(error, Image.DecompressionBombError) and (size := _size_by_opencv(file)):
             return size
         raise InvalidAnnotation(f"expected an image at {name}, got another file: {error}") from None
+
+
+@functools.cache
+def _opencv_reads_avif() -> bool:
+    import cv2
+
+    return cv2.haveImageWriter("a.avif")
 
 
 def _size_by_opencv(file: Path | BinaryIO) -> tuple[int, int] | None:

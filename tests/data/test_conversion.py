@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from pycocotools.coco import COCO
 
 import dcnzoo.openmmlab.datasets  # noqa: F401
+from dcnzoo.data import conversion
 from dcnzoo.data.check import check_coco
 from dcnzoo.data.conversion import (
     CocoBuilder,
@@ -91,6 +92,13 @@ def test_image_size_is_that_of_the_image_as_it_is_loaded(tmp_path, suffix, orien
     file.unlink()
     with pytest.raises(InvalidAnnotation, match=file.name):
         image_size(file)
+
+
+def test_avif_without_a_decoder_of_opencv(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.avif")
+    monkeypatch.setattr(conversion, "_opencv_reads_avif", lambda: False)
+    with pytest.raises(InvalidAnnotation, match="AVIF, which this OpenCV cannot read"):
+        image_size(tmp_path / "a.avif")
 
 
 def test_size_of_a_picture_that_pillow_refuses(tmp_path, monkeypatch):
