@@ -100,6 +100,10 @@ def make_accessible(app, error: Exception | None) -> None:
         text = re.sub(r'<dd>(<em class="sig-param">.*)</dd>', r"<li>\1</li>", text)
         text = re.sub(r'role="heading"(?! aria)', 'role="heading" aria-level="2"', text)
         text = re.sub(r'<aside class="(sidebar|toc)-drawer"(?! aria)', r'\g<0> aria-label="\1"', text)
+        # short words of code do not break after a hyphen; the first column of a wide table stays in view
+        text = re.sub(r'<span class="pre"(?=>[^<]{1,40}<)', r'\g<0> style="white-space: nowrap"', text)
+        first = "position: sticky; left: 0; background: var(--color-background-primary)"
+        text = text.replace("</head>", f"<style>.table-wrapper tr > :first-child {{{first}}}</style></head>")
         file.write_text(text, encoding="utf-8")
 
 

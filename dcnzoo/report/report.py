@@ -142,6 +142,8 @@ def render_runs(
         facts = {**dict(zip(table[0][1:], table[1][1:], strict=True)), "iterations": iterations}
     else:
         text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
+        if len(table) == 3:
+            text += difference(runs)
         sections.insert(0, Section("Result", text, [page.table(table)]))
     sections += _pictures(detectors, images, evaluated)
     sections += [show_offsets(runs), show_validations(runs)]
@@ -170,6 +172,21 @@ def summary(
         seconds = statistics.mean(run.seconds_per_iteration for run in seeds)
         rows.append([label, *figures, f"{seconds:.3f}", _parameters(detectors.get(label))])
     return rows
+
+
+def difference(runs: Sequence[TrainedRun]) -> str:
+    """Say how far the main metrics of two labels are apart, and whether that can be chance."""
+    first, second = by_label(runs).values()
+    parts = []
+    for metric in main_metrics(runs):
+        means = [statistics.mean(run.last_validation[metric] for run in seeds) for seeds in (first, second)]
+        parts.append(f"{metric_name(metric)} {means[1] - means[0]:+.3f}")
+    text = f" {second[0].label} minus {first[0].label}: {', '.join(parts) or 'no common metric'}."
+    if min(len(first), len(second)) == 1:
+        text += (
+            " One pair proves nothing: train with other seeds (--seed) and give the folders these labels."
+        )
+    return text
 
 
 def _parameters(detector: ValidationRunner | None) -> str:

@@ -16,7 +16,7 @@ from dcnzoo.export import Detections
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.report import trace_sampling
 from dcnzoo.report.evaluation import evaluate
-from dcnzoo.report.report import render_runs, summary, write_report
+from dcnzoo.report.report import difference, render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun
 from dcnzoo.report.sections.curves import show_curves
 from dcnzoo.report.sections.errors import _short_names, class_table
@@ -186,6 +186,9 @@ def test_runs_beside_each_other(make_run):
     assert second == ["v2", "0.300 ± 0.141", "0.250", "585,806"]
     html = render_runs(runs, detectors, images=1)
     assert "<td>0.300 ± 0.141</td>" in html and "+        dcn=True," in html
+    assert "v2 minus off: box AP +0.200. One pair" in html
+    pairs = [TrainedRun.read(folder, label) for folder, label in zip(folders * 2, "abab", strict=True)]
+    assert difference(pairs) == " b minus a: box AP +0.200."
 
 
 def test_a_run_without_validation_or_data(make_run, tmp_path):
