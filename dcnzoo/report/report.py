@@ -183,9 +183,7 @@ def difference(runs: Sequence[TrainedRun]) -> str:
         parts.append(f"{metric_name(metric)} {means[1] - means[0]:+.3f}")
     text = f" {second[0].label} minus {first[0].label}: {', '.join(parts) or 'no common metric'}."
     if min(len(first), len(second)) == 1:
-        text += (
-            " One pair proves nothing: train with other seeds (--seed) and give the folders these labels."
-        )
+        text += " One pair proves nothing: train with other seeds (--seed) and give the folders these labels."
     return text
 
 
