@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
-from dcnzoo.openmmlab.config.tree import LOADERS, datasets, dicts
+from dcnzoo.openmmlab.config.tree import datasets
 from dcnzoo.openmmlab.options import RunOptions, TestOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
@@ -157,9 +157,9 @@ def use_data(cfg: Config, root: str | os.PathLike[str] | None, subset: int | Non
     Raises:
         UserError: the annotations are missing or empty, or the test set is not a single data set.
     """
-    if root is not None:
-        _set_root(cfg, os.path.join(os.path.expanduser(root), ""))
     tested = list(datasets(cfg.test_dataloader.dataset))
+    for dataset in tested if root is not None else ():
+        dataset.data_root = os.path.join(os.path.expanduser(root), "")
     if len(tested) != 1 or "ann_file" not in tested[0]:
         raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
     if tested[0].get("shapes"):
@@ -187,22 +187,6 @@ def use_data(cfg: Config, root: str | os.PathLike[str] | None, subset: int | Non
         evaluator.ann_file = str(annotations.resolve())
     tested[0].ann_file = str(annotations.resolve())
     return len(content["images"])
-
-
-def _set_root(cfg: Config, root: str) -> None:
-    """Set the folder of the data sets, also in the paths of the evaluators."""
-    before: set[str] = set()
-    nodes: dict[int, dict] = {}
-    for loader in filter(cfg.get, LOADERS):
-        for dataset in datasets(cfg[loader].dataset):
-            before.add(os.path.join(dataset.get("data_root") or root, ""))
-            dataset.data_root = root
-        nodes |= {id(node): node for _, node in dicts(cfg.get(loader.replace("dataloader", "evaluator")))}
-    for node in nodes.values():  # validation and test may share one
-        for key, value in node.items():
-            old = max((each for each in before if str(value).startswith(each)), key=len, default=None)
-            if old is not None:
-                node[key] = root + str(value).removeprefix(old)
 
 
 def compare(measured: dict[str, float], model: Model | None) -> dict[str, object]:

@@ -49,16 +49,12 @@ class FiniteLossHook(Hook):
         if scaler is not None and scaler.is_enabled() and self._in_a_row <= self.scaled:
             runner.logger.warning(f"loss: {got} {where}; the scaler skips this step")
             return
-        images, saved = _image_paths(data_batch), SavedCheckpoints(Path(runner.work_dir))
+        samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
+        images = [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
+        saved = SavedCheckpoints(Path(runner.work_dir))
         raise UserError(
             f"loss: expected finite numbers, got {got} {where}"
-            + (f", images {', '.join(images)}" if images else "")
+            + (f", images {', '.join(images[:4])}" if images else "")
             + ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad"
             + ("; resume=True continues from the last checkpoint" if saved.can_resume else "")
         )
-
-
-def _image_paths(data_batch: object) -> list[str]:
-    samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
-    paths = [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
-    return paths if len(paths) <= 4 else [*paths[:4], f"{len(paths) - 4} more"]
