@@ -288,7 +288,7 @@ def packaging(session: Session) -> None:
     """Build an sdist and its wheel, and test the wheel in bare environments (5 GB each)."""
     update_venv(session)
     wheel = build_wheel(session)
-    session.install("torch==2.13.0", "click>=8.1", "filelock>=3.12", "packaging")
+    session.install("torch==2.13.0", wheel)
     session.install("--no-deps", "--force-reinstall", wheel)
     programs, folder = ROOT / "tests/packaging", Path(session.create_tmp()).resolve()
     shutil.rmtree(folder)

@@ -38,12 +38,13 @@ def pytest_testnodedown(node, error):
 def pytest_collection_finish():
     """Exclude the existing objects from garbage collection, and let mmengine start none for each data set.
 
-    With so many modules, a collection is slow.
+    With so many modules, a collection is slow. yapf, which formats the text of a config, takes a second.
     """
     gc.collect()
     gc.freeze()
     if "mmengine" in sys.modules:
         importlib.import_module("mmengine.dataset.base_dataset").gc = SimpleNamespace(collect=int)
+        importlib.import_module("mmengine.config.config").FormatCode = lambda text, **options: (f"{text}\n", True)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -82,6 +83,14 @@ def settings_not_watched(request, monkeypatch):
     execute = sys.modules.get("dcnzoo.openmmlab.runs.execute")
     if execute and not request.node.get_closest_marker("watched"):
         monkeypatch.setattr(execute, "require_read", lambda cfg, model: None)
+
+
+@pytest.fixture
+def formatted_configs(monkeypatch):
+    """Texts of configs are formatted, as outside the tests."""
+    from yapf.yapflib.yapf_api import FormatCode
+
+    monkeypatch.setattr("mmengine.config.config.FormatCode", FormatCode)
 
 
 @pytest.fixture(autouse=True)

@@ -136,7 +136,7 @@ def test_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
         build(config, teacher_ckpt=None, teacher_config="configs/gfl/none.py")
 
 
-def test_text_of_a_config(monkeypatch):
+def test_text_of_a_config(monkeypatch, formatted_configs):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 

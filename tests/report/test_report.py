@@ -172,7 +172,7 @@ def test_shortened_class_names_stay_apart():
     assert len(set(short)) == 4 and short[3] == "c" and max(map(len, short)) < 30
 
 
-def test_runs_beside_each_other(make_run):
+def test_runs_beside_each_other(make_run, formatted_configs):
     start = [(2, 1, 5.0), (4, 1, 4.0)]
     folders = [make_run(f"v2-{i}", [[*start, (1, ap)]]) for i, ap in enumerate((0.2, 0.4))]
     off = make_run("off", [[*start, (1, 0.1)]], **{"model.backbone.dcn": None})
@@ -197,7 +197,7 @@ def test_a_run_without_validation_or_data(make_run, tmp_path):
     html = render_runs(runs, {})
     assert ">Learning curves</h2>" in html and ">All validations</h2>" not in html
     assert summary(runs, {}) == [["run", "s / iteration", "parameters"], ["run", "0.250", "–"]]
-    with pytest.raises(UserError, match=r"expected the images of .*, found none there"):
+    with pytest.raises(UserError, match=r"expected the images of .*, found none"):
         load_detectors(runs)
 
 
