@@ -280,7 +280,7 @@ def hashes(folder):
 def mine(tmp_path_factory):
     """A user's folder: pictures, annotations, results, and a config with the demo's data in it."""
     folder = tmp_path_factory.mktemp("mine")
-    make_shapes(folder / "shapes", ShapesSpec(train=1, val=1))
+    make_shapes(folder / "shapes", ShapesSpec(train=1, val=2))
     for name in ("photos", "data"):
         shutil.copytree(folder / "shapes/val", folder / name)
     for name in ("coco.json", "data/train.json"):
