@@ -121,11 +121,11 @@ class ConvFFN(nn.Module):
 
 
 class _Attends(nn.Module):
-    def __init__(self, channels: int, levels: int, heads: int, points: int, ratio: float, eps: float) -> None:
+    def __init__(self, channels: int, levels: int, heads: int, ratio: float, eps: float) -> None:
         super().__init__()
         self.query_norm = nn.LayerNorm(channels, eps=eps)
         self.feat_norm = nn.LayerNorm(channels, eps=eps)
-        self.attn = MultiScaleDeformableAttention(channels, heads, levels, points, ratio)
+        self.attn = MultiScaleDeformableAttention(channels, heads, levels, 4, ratio)
 
     def _attend(self, query: Tensor, value: Tensor, points: Points) -> Tensor:
         return self.attn(self.query_norm(query), points.reference, self.feat_norm(value), points.shapes)
@@ -145,9 +145,9 @@ class Injector(_Attends):
 class Extractor(_Attends):
     """Adds the ViT's tokens to the maps, then a :class:`ConvFFN`."""
 
-    def __init__(self, channels: int, hidden: int, drop_path: float, **attention: Any) -> None:
+    def __init__(self, channels: int, drop_path: float, **attention: Any) -> None:
         super().__init__(channels, levels=1, **attention)
-        self.ffn = ConvFFN(channels, hidden)
+        self.ffn = ConvFFN(channels, channels // 4)
         self.ffn_norm = nn.LayerNorm(channels, eps=attention["eps"])
         self.drop_path = DropPath(drop_path)
 
@@ -182,9 +182,7 @@ class ViTAdapter(Refuses, nn.Module):
         pretrained: load the ViT's weights: True, timm's; or a file that timm can read for this model.
         drop_path_rate: of stochastic depth, in the ViT (if it is not a module) and the extractors.
         conv_inplane: channels of the stem.
-        n_points, deform_num_heads, deform_ratio: number of points, of heads, and ratio of
-            channels of the deformable attention.
-        cffn_ratio: hidden channels of the extractors' FFN, as a ratio.
+        deform_num_heads, deform_ratio: number of heads, and ratio of channels of the deformable attention.
         init_values: initial factor of the injectors.
         injectors: False: the maps do not change the ViT's tokens, as in the adapter of DINOv3.
         use_extra_extractor: two more extractors after the last stage.
@@ -216,10 +214,8 @@ class ViTAdapter(Refuses, nn.Module):
         pretrained: bool | str = False,
         drop_path_rate: float = 0.0,
         conv_inplane: int = 64,
-        n_points: int = 4,
         deform_num_heads: int = 6,
         deform_ratio: float = 1.0,
-        cffn_ratio: float = 0.25,
         init_values: float = 0.0,
         injectors: bool = True,
         use_extra_extractor: bool = True,
@@ -255,16 +251,13 @@ class ViTAdapter(Refuses, nn.Module):
         self._detached = frozen and not injectors  # no gradient passes through the ViT
 
         first = 0 in self.out_indices
-        attention: dict[str, Any] = dict(
-            heads=deform_num_heads, points=n_points, ratio=deform_ratio, eps=norm_eps
-        )
+        attention: dict[str, Any] = dict(heads=deform_num_heads, ratio=deform_ratio, eps=norm_eps)
         self.level_embed = nn.Parameter(torch.zeros(3, channels))
         self.spm = SpatialPrior(conv_inplane, channels, first)
         self.interactions = nn.ModuleList()
         for number in (1, 1, 1, 3 if use_extra_extractor else 1):
             injector = Injector(channels, init_values, **attention) if injectors else None
-            hidden = int(channels * cffn_ratio)
-            extractors = [Extractor(channels, hidden, drop_path_rate, **attention) for _ in range(number)]
+            extractors = [Extractor(channels, drop_path_rate, **attention) for _ in range(number)]
             self.interactions.append(Interaction(injector, extractors))
         self.up = nn.ConvTranspose2d(channels, channels, 2, 2) if first else None
         for i in self.out_indices:

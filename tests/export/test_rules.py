@@ -18,7 +18,6 @@ from mmdet.models.roi_heads import CascadeRoIHead, SCNetRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import bbox_head
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.registry import MODELS
-from mmdet.structures.mask import mask2bbox
 from mmdet.utils import register_all_modules
 from torch import nn
 
@@ -28,9 +27,8 @@ from dcnzoo.export import export_onnx
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.modes import SymbolicSizes
 from dcnzoo.openmmlab.export.predict import Predictor
-from dcnzoo.openmmlab.export.replacements.boxes import first_pairs, keep_all, keep_best
+from dcnzoo.openmmlab.export.replacements.boxes import keep_all
 from dcnzoo.openmmlab.export.replacements.layers import normalise_groups, sample_shifted
-from dcnzoo.openmmlab.export.replacements.masks import around
 from dcnzoo.openmmlab.export.replacements.roi import add_context, pool
 from dcnzoo.openmmlab.export.rules import replace_everywhere
 from dcnzoo.openmmlab.export.suppress import of_class
@@ -63,29 +61,12 @@ def assert_first(results, expected, total):
         torch.testing.assert_close(actual[:count], value)
 
 
-def test_selection_by_score():
-    scores, rest = torch.rand(30, 4), torch.rand(30, 2)
-    *expected, others = filter_scores_and_topk(scores, 0.7, 50, dict(rest=rest))
-    *results, ours = first_pairs(scores, 0.7, 50, dict(rest=rest))
-    assert_first([*results, ours["rest"]], [*expected, others["rest"]], 50)
-    assert (results[0][len(expected[0]) :] < 0).all()
-
-
 @pytest.mark.parametrize("class_agnostic", [True, False])
 def test_nms(class_agnostic):
     args = boxes_of(80), torch.rand(80), torch.arange(80) % 2, dict(type="nms", iou_threshold=0.3)
     expected, results = batched_nms(*args, class_agnostic), keep_all(*args, class_agnostic)
     assert_first(results, expected, 80)
     assert (results[0][len(expected[0]) :, 4] < 0).all()
-
-
-@pytest.mark.parametrize("per_class", [True, False])
-def test_nms_of_scores_per_class(per_class):
-    boxes = torch.cat([boxes_of(40) for _ in range(3)], 1) if per_class else boxes_of(40)
-    args = (boxes, torch.rand(40, 4), 0.6, dict(type="nms", iou_threshold=0.3), 100)
-    expected, results = (f(*args, return_inds=True) for f in (multiclass_nms, keep_best))
-    assert_first(results, expected, 100)
-    assert (results[1][len(expected[0]) :] == -1).all()
 
 
 def test_values_of_a_class():
@@ -126,12 +107,6 @@ def test_context_of_the_image():
     rois = torch.tensor([0.0, 2, 0, 2, 2])[:, None].expand(-1, 5)
     expected = SCNetRoIHead._fuse_glbctx(None, features, context, rois)
     torch.testing.assert_close(add_context(None, features, context, rois), expected)
-
-
-def test_boxes_around_masks():
-    masks = torch.rand(6, 20, 30) > torch.tensor([0.99, 0.995, 0.9, 0.5, 1, 0])[:, None, None]
-    assert not masks[4].any()
-    torch.testing.assert_close(around(masks).float(), mask2bbox(masks))
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -134,7 +134,6 @@ RULES = (
         instead={"select_distinct_queries": transformers.distinct_queries},
     ),
     Rule(layers.MSDeformAttnPixelDecoder, instead={"forward": masks.decode_pixels}),
-    Rule(mmcv_ops.MultiScaleDeformableAttention, instead={"forward": own.attend}),
     Rule(roi_heads.SingleRoIExtractor, instead={"forward": roi.pool}),
     Rule(mmcv_ops.RoIAlign, instead={"forward": roi.align}),
     Rule(mmcv_ops.SimpleRoIAlign, instead={"forward": roi.sample_rois}),

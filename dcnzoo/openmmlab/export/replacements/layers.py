@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from mmcv import ops as mmcv_ops
-from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.dense_heads import tood_head
 from torch import Tensor, nn
 
 from dcnzoo.export.fixed_size import running_max
-from dcnzoo.ops import deform_conv2d, ms_deform_attn
+from dcnzoo.ops import deform_conv2d
 
 
 def corner_pool(self: mmcv_ops.CornerPool, x: Tensor) -> Tensor:
@@ -29,39 +28,6 @@ def sample_shifted(self: tood_head.TOODHead, feat: Tensor, offset: Tensor) -> Te
 def without_autograd(function: Callable) -> staticmethod:
     """Replace ``forward`` of an autograd function of mmcv, which makes the size of its output a constant."""
     return staticmethod(lambda ctx, *arguments: function(*arguments))
-
-
-def attend(
-    self: MultiScaleDeformableAttention,
-    query: Tensor,  # [N, Q, C]
-    value: Tensor,  # [N, S, C]
-    query_pos: Tensor,
-    key_padding_mask: Tensor,  # [N, S]
-    reference_points: Tensor,  # [N, Q, L, 2 or 4], (x, y) or boxes
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    **_: Any,
-) -> Tensor:
-    """Replace the forward of mmcv's layer by one that calls ``dcnzoo.ops.ms_deform_attn``.
-
-    mmcv's own compares sizes and slices the levels, which turns the sizes into constants.
-    """
-    batch, count = query.shape[:2]
-    places = query + query_pos
-    shape = (batch, count, self.num_heads, self.num_levels, self.num_points)
-    values = self.value_proj(value).masked_fill(key_padding_mask[..., None], 0)
-    offset = self.sampling_offsets(places).view(*shape, 2)
-    weights = self.attention_weights(places).view(*shape[:3], -1).softmax(-1).view(shape)
-    # expanded: onnxruntime takes long where the last axes of two tensors differ
-    reference = reference_points[:, :, None, :, None].expand(-1, -1, -1, -1, self.num_points, -1)
-    if reference_points.shape[-1] == 2:
-        offset = offset / spatial_shapes.flip(1)[:, None].expand(-1, self.num_points, -1)
-    else:
-        offset = offset / self.num_points * reference[..., 2:] * 0.5
-    locations = reference[..., :2] + offset
-    values = values.view(batch, -1, self.num_heads, values.shape[-1] // self.num_heads)
-    read = ms_deform_attn(values, spatial_shapes, level_start_index, locations, weights)
-    return self.output_proj(read) + query
 
 
 def normalise_groups(self: nn.GroupNorm, x: Tensor) -> Tensor:  # [N, C, …, W]
