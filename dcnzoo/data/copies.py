@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from dcnzoo.data.annotations import Annotations
 from dcnzoo.utils.files import file_digest
 from dcnzoo.utils.progress import track
 
@@ -36,31 +37,43 @@ def copies_of(pictures: Iterable[Path], others: Iterable[Path]) -> dict[Path, Pa
     return copies
 
 
-def thumbnails(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, list[Path]]:
-    """Return a thumbnail of each picture, [N, 64], in grey levels, and the pictures that are nearly black.
+class Pictures(NamedTuple):
+    """The pictures of a split.
 
-    Of 16 bits, these use at most 12, and OpenCV loads the upper eight. A large JPEG is decoded at an eighth.
+    Attributes:
+        paths, sizes: their files and (width, height).
+        thumbs: [N, 64], in grey levels.
+        dark: those that use at most 12 of 16 bits: OpenCV loads the upper eight.
     """
+
+    paths: Sequence[Path]
+    sizes: Sequence[tuple[int, int]]
+    thumbs: np.ndarray
+    dark: Sequence[Path]
+
+
+def read_pictures(part: Annotations) -> Pictures:
+    """Read the thumbnails of a split's pictures; a large JPEG is decoded at an eighth."""
     import cv2
 
-    result, dark = np.full((len(pictures), 64), _UNREADABLE, np.int16), []
-    for number, picture in enumerate(track(pictures, "comparing pictures")):
+    paths, sizes = part.pictures, [(image["width"], image["height"]) for image in part.images]
+    thumbs, dark = np.full((len(paths), 64), _UNREADABLE, np.int16), []
+    for number, picture in enumerate(track(paths, "comparing pictures")):
         is_jpeg = picture.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
         shrinks = is_jpeg and min(sizes[number]) >= _LARGE
+        flag = cv2.IMREAD_REDUCED_GRAYSCALE_8 if shrinks else cv2.IMREAD_GRAYSCALE
         try:
             content = np.fromfile(picture, np.uint8)
-            grey: Any = cv2.imdecode(
-                content, cv2.IMREAD_REDUCED_GRAYSCALE_8 if shrinks else cv2.IMREAD_GRAYSCALE
-            )
+            grey: Any = cv2.imdecode(content, flag)
             if not is_jpeg and grey.max() < 16:
                 deep: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
                 if deep.dtype == np.uint16 and deep.any():
                     dark.append(picture)
                     grey = deep.reshape(*deep.shape[:2], -1).mean(2) * 255 / deep.max()
-            result[number] = cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).ravel()
+            thumbs[number] = cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).ravel()
         except (OSError, AttributeError, cv2.error):  # the check of the pictures explains it
-            result[number, 0] -= number  # like no other
-    return result, dark
+            thumbs[number, 0] -= number % 20_000  # like no other
+    return Pictures(paths, sizes, thumbs, dark)
 
 
 def near(thumbs: np.ndarray, groups: Sequence[object]) -> Iterator[tuple[int, np.ndarray]]:
@@ -78,14 +91,6 @@ def near(thumbs: np.ndarray, groups: Sequence[object]) -> Iterator[tuple[int, np
             yield int(numbers[place]), others[differences <= _NEAR]
 
 
-class Pictures(NamedTuple):
-    """Pictures of a split, their (width, height) and thumbnails."""
-
-    paths: Sequence[Path]
-    sizes: Sequence[tuple[int, int]]
-    thumbs: np.ndarray  # [N, 64]
-
-
 def copies_between(first: Pictures, second: Pictures) -> tuple[list[Path], list[Path]]:
     """Return the pictures of the first split that have the pixels of one of the second, and those that are
     nearly equal to one, or to its mirror image.
@@ -95,7 +100,7 @@ def copies_between(first: Pictures, second: Pictures) -> tuple[list[Path], list[
     equal, similar, digests = list[Path](), list[Path](), dict[int, bytes]()
     means, shapes = second.thumbs.mean(1), np.array(shapes_of(second.sizes))
     order = np.argsort(means)
-    for path, size, thumb in zip(*first, strict=True):
+    for path, size, thumb in zip(*first[:3], strict=True):
         low, high = np.searchsorted(means[order], thumb.mean() + np.array([-_NEAR, _NEAR]))
         window = order[low:high]
         window = window[shapes[window] == shapes_of([size])]

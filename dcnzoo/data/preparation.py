@@ -13,9 +13,9 @@ from dcnzoo.data.copies import (
     copies_between,
     copies_of,
     near,
+    read_pictures,
     shapes_of,
     stem_of_origin,
-    thumbnails,
 )
 from dcnzoo.data.layouts import Choice
 from dcnzoo.data.split import split_content
@@ -80,15 +80,19 @@ def read_splits(
     for each in splits.values():
         each.extract()
     _unify([*splits.values()])
-    findings = check_parts(splits)
+    pictures = {split: read_pictures(part) for split, part in splits.items()}
+    findings = check_parts(splits, pictures)
     if errors := [f"data: {finding}" for finding in findings if finding.stops]:
         raise UserError(*errors)
     repaired = [text for each in splits.values() for text in each.repaired]
     if inexact := choice.tree.inexact:
         repaired.append(f"names that differ in capitals or Unicode form: {len(inexact)}")
     chosen, notes = "", [*choice.tree.notes, *map(str, findings)]
+    if dark := [picture for each in pictures.values() for picture in each.dark]:
+        text = f"{counted(len(dark), 'pictures')} use at most 12 of 16 bits ({few(dark, 2)})"
+        notes.append(f"{text}: they are loaded nearly black; multiply their values by 16")
     if pool := splits.pop("all", None):
-        divided, note = divide(pool)
+        divided, note = divide(pool, pictures["all"])
         splits = {**divided, **splits}
         chosen = f", {VALIDATION:.0%} of the pictures at random (seed 0) for validation"
         notes += note
@@ -103,23 +107,22 @@ def read_splits(
     return splits, decisions
 
 
-def divide(pool: Annotations) -> tuple[dict[str, Annotations], list[str]]:
+def divide(pool: Annotations, pictures: Pictures) -> tuple[dict[str, Annotations], list[str]]:
     """Divide pictures at random; those that are nearly equal stay together. Also return what was decided."""
-    pictures, ids = pool.pictures, [image["id"] for image in pool.images]
-    groups, notes = _groups_of_copies(pool)
+    ids = [image["id"] for image in pool.images]
+    groups, notes = _groups_of_copies(pictures)
     contents = split_content(pool.edit(), VALIDATION, groups=dict(zip(ids, groups, strict=True)))
     train, val = (Annotations(Path(), content, folder=pool.folder) for content in contents)
-    kept = len(pictures) - len({*groups})
+    kept = len(groups) - len({*groups})
     if kept:
         notes.append(f"pictures that stay with nearly equal ones, or with ones of their origin: {kept}")
     return {"train": train, "val": val}, notes
 
 
-def _groups_of_copies(pool: Annotations) -> tuple[list[int], list[str]]:
+def _groups_of_copies(pictures: Pictures) -> tuple[list[int], list[str]]:
     """Return the number of each picture's group, and what was decided."""
-    pictures = pool.pictures
-    sizes = [(image["width"], image["height"]) for image in pool.images]
-    parents = [*range(len(pictures))]
+    paths, notes = pictures.paths, list[str]()
+    parents = [*range(len(paths))]
 
     def root(number: int) -> int:
         while parents[number] != number:
@@ -127,32 +130,23 @@ def _groups_of_copies(pool: Annotations) -> tuple[list[int], list[str]]:
         return number
 
     origins: dict[str, int] = {}
-    equal = copies_of(pictures, pictures)
-    numbers = {picture: number for number, picture in enumerate(pictures)}
-    certain = [(numbers[a], numbers[b]) for a, b in equal.items()]
-    for number, picture in enumerate(pictures):
+    numbers = {picture: number for number, picture in enumerate(paths)}
+    certain = [(numbers[a], numbers[b]) for a, b in copies_of(paths, paths).items()]
+    for number, picture in enumerate(paths):
         if origin := stem_of_origin(picture):
             certain.append((number, origins.setdefault(origin, number)))
-    thumbs, dark = thumbnails(pictures, sizes)
-    notes, similar = _dark(dark), near(thumbs, shapes_of(sizes))
+    similar = near(pictures.thumbs, shapes_of(pictures.sizes))
     for pairs in (certain, ((n, other) for n, others in similar for other in others[:_MOST].tolist())):
         before = [*parents]
         for first, second in pairs:
             parents[root(first)] = root(second)
         largest = max(Counter(map(root, range(len(parents)))).values())
-        if largest > len(pictures) / 2:  # a chain, as of a camera that does not move
+        if largest > len(paths) / 2:  # a chain, as of a camera that does not move
             parents = before
             what = f"{counted(largest, 'pictures')} are nearly equal, more than half"
             notes.append(f"{what}: they are divided at random")
             break
     return [*map(root, range(len(parents)))], notes
-
-
-def _dark(pictures: Sequence[Path]) -> list[str]:
-    if not pictures:
-        return []
-    text = f"{counted(len(pictures), 'pictures')} use at most 12 of 16 bits ({few(pictures, 2)})"
-    return [f"{text}: they are loaded nearly black; multiply their values by 16"]
 
 
 def _described(report: Annotations) -> str:
@@ -217,12 +211,19 @@ def _unify(parts: Sequence[Annotations]) -> None:
             annotation["category_id"] = ids[names[annotation["category_id"]]]
 
 
-def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
+def check_parts(
+    splits: Mapping[str, Annotations], pictures: Mapping[str, Pictures] | None = None
+) -> list[Finding]:
     """Check what must hold in every layout: there are objects to learn, and no picture is in two splits.
 
     Pictures that are nearly equal do not stop a training.
+
+    Args:
+        pictures: of the splits, if they have been read.
     """
     findings = []
+    if pictures is None:
+        pictures = {split: read_pictures(part) for split, part in splits.items()}
     for split, report in splits.items():
         objects = report.counts["annotations"]
         # pictures without any objects can be validated on
@@ -230,13 +231,7 @@ def check_parts(splits: Mapping[str, Annotations]) -> list[Finding]:
             crowds = f"{counted(objects, 'crowds')} or difficult ones, which training ignores"
             got = crowds if objects else "none"
             findings.append(Finding(split, f"expected objects, got {got}", "objects"))
-    own = {}
-    for split, part in splits.items() if len(splits) > 1 else ():
-        sizes = [(image["width"], image["height"]) for image in part.images]
-        thumbs, dark = thumbnails(part.pictures, sizes)
-        own[split] = Pictures(part.pictures, sizes, thumbs)
-        findings += [Finding("", text, "dark", stops=False) for text in _dark(dark)]
-    for (split, first), (other, second) in itertools.combinations(own.items(), 2):
+    for (split, first), (other, second) in itertools.combinations(pictures.items(), 2):
         real = {*map(os.path.realpath, first.paths)}
         equal, similar = copies_between(second, first)
         text, shared = "also in", [path for path in second.paths if os.path.realpath(path) in real]
