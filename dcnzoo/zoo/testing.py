@@ -75,8 +75,9 @@ def test(
         source = resolve(model, checkpoint)
         weights = source.read_weights()
         if data is not None:
-            if source.work_dir is None:
-                raise UserError(f"data: expected a work directory as model, got {model}")
+            if source.work_dir is None or of_test.launcher != "none":
+                got = f"{model}, launcher={of_test.launcher}"
+                raise UserError(f"data: expected a work directory as model, and one process, got {got}")
             cfg_options = {**moved_data(Path(data), source.work_dir), **(cfg_options or {})}
         recipe = source.recipe(cfg_options, TEST)
         if exported:
