@@ -220,6 +220,7 @@ class CocoDataset(coco.CocoDataset):
             if self.COCOAPI is CheckedCOCO:
                 self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks)
             images = super().load_data_list()
+            vars(self).pop("COCOAPI", None)  # with the annotations
             if self._masks:
                 self._warn_without_mask(*map(sum, zip(*map(_ignore_without_mask, images), strict=True)))
         first = images[0].get("img_path") or self.parse_data_info(_raw(images[0], []))["img_path"]
@@ -245,11 +246,12 @@ class CocoDataset(coco.CocoDataset):
         if not os.path.isfile(self.ann_file):
             return None
         report = check_coco(self.ann_file)
-        entries, columns = report.content.get("annotations"), report.columns
+        entries = report.content.get("annotations")
         if not isinstance(entries, FileEntries):
             self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks, report=report)
             return None
         _require_usable(report, self._masks)
+        columns = report.columns
         classes, categories, pictures = self.metainfo["classes"], report.categories, report.images
         _require_classes(self.ann_file, [each["name"] for each in categories], classes)
         chosen = [n for n, each in enumerate(categories) if not classes or each["name"] in classes]
