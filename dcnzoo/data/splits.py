@@ -223,7 +223,7 @@ class Tree:
         self.left_out: dict[str, list[Path]] = defaultdict(list)
         self.notes: list[str] = []
         self.inexact = set[str]()
-        self._homes: dict[Path, Path] = {}
+        self._nearest: dict[Path, tuple[bool, int]] = {}
         self.is_file = False
         self.damaged: dict[Path, InvalidAnnotation] = {}  # JSON files
         self.labels: dict[Path, Path] | None = None  # of YOLO, by picture, when they are known
@@ -351,34 +351,29 @@ class Tree:
         """Return the pictures that most likely belong to an annotation file: one, or several that tie.
 
         Args:
-            rivals: other annotation files of that name. A picture that is nearer to one of them belongs to it
-                if the pictures of the other files beside ``near`` are in another folder.
+            rivals: other annotation files of that name. A picture that is nearer to one of them belongs to
+                it, unless no folder of pictures is nearer to this file.
         """
 
-        def common(file: Path, picture: Path) -> tuple[object, ...]:
-            folders = Counter(self.parents(file)) & Counter(self.parents(picture))
-            return (picture.parent == file.parent, folders.total())
+        def common(file: Path, folder: Path) -> tuple[bool, int]:
+            names = Counter(self.parents(file)) & Counter(self.parents(folder / "x"))
+            return (folder == file.parent, names.total())
 
         def likelihood(picture: Path) -> tuple[object, ...]:
-            return (*common(near, picture), *self.rank(picture, split))
+            return (*common(near, picture.parent), *self.rank(picture, split))
 
         allowed = [picture for picture in pictures if self.allows(picture, split)]
         most = max(map(likelihood, allowed), default=None)
         best = [picture for picture in allowed if likelihood(picture) == most]
+        if near.parent not in self._nearest:
+            folders = {picture.parent for picture in self.pictures}
+            self._nearest[near.parent] = max((common(near, folder) for folder in folders), default=(False, 0))
         return [
             picture
             for picture in best
-            if all(common(rival, picture) <= common(near, picture) for rival in rivals)
-            or self._home(near.parent) == picture.parent
+            if (own := common(near, picture.parent)) == self._nearest[near.parent]
+            or all(common(rival, picture.parent) <= own for rival in rivals)
         ]
-
-    def _home(self, folder: Path) -> Path:
-        """Return the folder that has most pictures of the annotation files in a folder."""
-        if folder not in self._homes:
-            files = [file for file in self.files if file.parent == folder and file.suffix not in PICTURES]
-            pictures = (p for file in files for p in self.best(self.by_stem.get(file.stem), file, ""))
-            self._homes[folder] = Counter(picture.parent for picture in pictures).most_common(1)[0][0]
-        return self._homes[folder]
 
 
 def _variants(name: str) -> list[str]:

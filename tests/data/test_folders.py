@@ -76,6 +76,19 @@ def test_the_layout_with_all_boxes_is_used(tmp_path):
     assert "expected one of YOLO, Pascal VOC" in refused(tmp_path, layout="coco")
 
 
+def test_a_second_file_beside_a_picture_does_not_hide_the_first(tmp_path):
+    """The annotations of pictures in two folders are in a third one."""
+    for number, folder in enumerate(("cam1", "cam1", "cam1", "cam2", "cam2")):
+        draw(tmp_path / "drawn", 1)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / folder / f"{number}.jpg")
+        voc(tmp_path / "annotations" / f"{number}.xml", f"{number}.jpg", [(0, 3, 4, 20, 20)])
+    (tmp_path / "drawn").rmdir()
+    assert total(tmp_path)[0] == (5, 5)
+    voc(tmp_path / "cam2/4.xml", "4.jpg", [(1, 8, 9, 20, 20)])
+    assert "each image once" in refused(tmp_path)
+
+
 def test_a_description_below_does_not_hide_the_rest(tmp_path):
     plain_yolo(tmp_path)
     plain_yolo(tmp_path / "archive", 3, names=False)
