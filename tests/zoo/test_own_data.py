@@ -177,9 +177,9 @@ def test_dry_run_says_what_was_decided(tmp_path):
     assert cfg.val_dataloader.batch_size == cfg.test_dataloader.batch_size == 1
     with DefaultScope.overwrite_default_scope("mmdet"):
         assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 7, "pictures without objects are used"
-    for option in ("--zero-based", "--dry-run", "--clip", "--skip-invalid"):
+    for option in ("--zero-based", "--clip", "--skip-invalid"):
         config = tmp_path / "run/data/run.py"
-        assert option in error_of("train", config, option, "--work-dir", tmp_path / "other")
+        assert option in error_of("train", config, option, "--work-dir", tmp_path / "other", status=2)
     assert "--zero-based" in error_of(
         "train", "--data", tmp_path / "fruits", "--zero-based", "--work-dir", tmp_path / "other", "--dry-run"
     )
