@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,7 @@ class Group(click.Group):
 def combined(*decorators: Callable) -> Callable[[Callable], Callable]:
     """Combine decorators into one. ``--help`` lists their options in this order."""
 
-    def decorate(function: Callable) -> Callable:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
+    return lambda function: reduce(lambda inner, outer: outer(inner), reversed(decorators), function)
 
 
 def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -223,24 +219,12 @@ class Shard(click.ParamType):
         return int(number), int(total)
 
 
-class _Limits:
-    """A range whose errors say what was expected; click's are "not a valid integer range"."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return super().convert(value, param, ctx)  # type: ignore[misc]
-        except click.BadParameter:
-            limits = self._describe_range().replace("<=", "≤").replace(">=", "≥")  # type: ignore[attr-defined]
-            kind = "an integer" if isinstance(self, click.IntRange) else "a number"
-            raise click.BadParameter(f"expected {kind}, {limits}, got {value}", ctx, param) from None
+class IntRange(click.IntRange):
+    name = "integer"  # click's errors say "not a valid integer range"
 
 
-class IntRange(_Limits, click.IntRange):
-    pass
-
-
-class FloatRange(_Limits, click.FloatRange):
-    pass
+class FloatRange(click.FloatRange):
+    name = "number"
 
 
 POSITIVE = IntRange(min=1)
@@ -327,10 +311,10 @@ def num_images(default: int | None, help: str) -> Callable:
     return option("--num-images", type=POSITIVE, default=default, help=help)
 
 
-def output_file(path: Path, *others: Path, force: bool, mark: str = "", beside: Sequence[Path] = ()) -> Path:
+def output_file(path: Path, force: bool, mark: str = "") -> Path:
     """:func:`dcnzoo.utils.files.require_new` for the running command."""
     command = click.get_current_context().command_path.partition(" ")[2]
-    return require_new(command, path, *others, mark=mark, force=force, beside=beside)
+    return require_new(command, path, mark=mark, force=force)
 
 
 moved_data = option(

@@ -64,13 +64,11 @@ def command(
 
         from dcnzoo.openmmlab.detector import TorchDetector
         from dcnzoo.openmmlab.runs import execute
-        from dcnzoo.openmmlab.runs.recipe import Recipe
         from dcnzoo.zoo.source import resolve
 
         source = resolve(model, checkpoint)
         weights = None if source.weights is None else source.read_weights()
-        recipe = Recipe.read(source.config, cfg_options)
-        network = execute.build(recipe, weights, device=device, unsafe_load=unsafe_load)
+        network = execute.build(source.recipe(cfg_options), weights, device=device, unsafe_load=unsafe_load)
         if threads:
             torch.set_num_threads(threads)
         detectors["PyTorch float32"] = TorchDetector(network, fuse=False)

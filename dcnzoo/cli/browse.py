@@ -36,18 +36,17 @@ def command(
 
     from dcnzoo.detect.drawing import encoded
     from dcnzoo.openmmlab.config.errors import config_errors
-    from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.report.validation import pipeline_outputs
     from dcnzoo.utils.files import numbered, require_writable, write_bytes
     from dcnzoo.utils.marks import mark
     from dcnzoo.utils.progress import track
     from dcnzoo.zoo.source import resolve
 
-    config = resolve(model).config
-    folder = out or numbered(Path("work_dirs") / "browse" / config.stem)
+    source = resolve(model)
+    folder = out or numbered(Path("work_dirs") / "browse" / source.config.stem)
     require_writable(folder)
-    own = mark("annotations", config.stem)
-    cfg = Recipe.read(config, cfg_options, [f"{split}_dataloader"]).cfg
+    own = mark("annotations", source.config.stem)
+    cfg = source.recipe(cfg_options, [f"{split}_dataloader"]).cfg
     with config_errors(cfg):
         init_default_scope(cfg.get("default_scope", "mmdet"))
         dataset = DATASETS.build(cfg[f"{split}_dataloader"].dataset)

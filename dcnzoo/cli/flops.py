@@ -36,10 +36,9 @@ def command(
         _options.refuse("--num-images", "shape")
     from dcnzoo.openmmlab.flops import count
     from dcnzoo.openmmlab.runs import execute
-    from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.zoo.source import resolve
 
-    network = execute.build(Recipe.read(resolve(model).config, cfg_options), device=device)
+    network = execute.build(resolve(model).recipe(cfg_options), device=device)
     counts = count(network, shape, num_images)
     line = "=" * 30
     print(line)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dcnzoo.zoo import Model
 
 
+WIDE = 175  # columns of the table, without long sources of figures
 AS_JSON = option("--json", "as_json", is_flag=True, help="Print all information as JSON.")
 
 
@@ -74,9 +75,7 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
         for source in model.sources() or [""]:
             figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
             rows.append([printable(str(cell)) for cell in (model.name, *figures, text, _here(model), source)])
-    if sys.stdout.isatty() and sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) > (
-        width := shutil.get_terminal_size().columns
-    ):
+    if sys.stdout.isatty() and (width := shutil.get_terminal_size().columns) < WIDE:
         print(*_narrow(rows, width), sep="\n")
     else:
         print_columns(rows)

@@ -110,7 +110,7 @@ def test_mistakes_are_found_before_slow_imports(tmp_path):
         train --data none | none
         train NAME --resume none.pth | none.pth
         train NAME --clip | --data
-        train NAME --epochs x | an integer
+        train NAME --epochs x | valid integer.
         test mask-rcnn_r14-mdconv_fpn_8e_shape | shapes
         flops none | none
         bench none.onnx | none.onnx
