@@ -13,6 +13,7 @@ printed; the list of all timings at the end of a page does not count.
 A section with a date of measurement must say "changed since" if a commit changed the operators later.
 """
 
+import functools
 import json
 import re
 import subprocess
@@ -65,31 +66,39 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[^\W\d_]{2,}\d*", text.lower())) - {"the", "of", "with", "and", "in"}
 
 
-def rows(file: Path) -> Iterator[tuple[list[float], set[str]]]:
-    """Yield the numbers and words of each row of a table, or the counts of results that are ok."""
+@functools.cache
+def rows(file: Path) -> list[tuple[list[float], set[str]]]:
+    """Return the numbers and words of each row of a table, or the counts of results that are ok."""
     text = TIMINGS.split(file.read_text("utf-8"))[0]
     if file.suffix == ".json":  # of benchmarks/coverage
         results = [row["result"] for row in json.loads(text).values()]
         further = sum(result.startswith("ok with further packages") for result in results)
         ok = sum(result.startswith("ok") for result in results)
-        yield from (([ok, len(results)], {"families"}), ([ok - further, len(results), further], {"families"}))
-        return
-    for line in text.splitlines():
-        if file.suffix == ".csv" or line.startswith("|"):
-            yield numbers(line), words(line)
+        return [([ok, len(results)], {"families"}), ([ok - further, len(results), further], {"families"})]
+    lines = [line for line in text.splitlines() if file.suffix == ".csv" or line.startswith("|")]
+    return [(numbers(line), words(line)) for line in lines]
 
 
-def missing(text: str, files: list[Path]) -> list[str]:
-    """Return the cells and clauses whose figures are in no row that shares a word with their line."""
-    lines = [line for file in files for line in rows(file)]
-    result = []
+def missing(text: str, folder: Path) -> list[str]:
+    """Return the cells and clauses whose figures are in no row that shares a word with their line.
+
+    The row is in a file that the line links, or, if it links none, the line before; else in any of the text.
+    """
+    every = SOURCE.findall(text)
+    links, result = every, []
     for sentence in re.split(r"\n(?=\|)|\n\n|\. ", text):
-        near = [line for line, labels in lines if words(sentence) & labels]
-        for clause in re.split(r"[|;]", sentence):
+        links = SOURCE.findall(sentence) or (links if sentence.startswith("| |") else every)
+        plain = without_links(sentence)
+        near = [line for link in links for line, labels in rows(folder / link) if words(plain) & labels]
+        for clause in re.split(r"[|;]", plain):
             figures = re.split(r" of (?:its )?| / |\n", "\n".join(FIGURE.findall(clause)))
             if any(figures) and not any(has_in_order(line, figures) for line in near):
                 result.append(clause.strip())
     return result
+
+
+def without_links(text: str) -> str:
+    return VERSION.sub("", re.sub(r"\]\([^)]*\)|\d{4}-\d\d-\d\d", "", text))
 
 
 def claims() -> Iterator[tuple[str, list[str], list[str], list[str]]]:
@@ -97,13 +106,11 @@ def claims() -> Iterator[tuple[str, list[str], list[str], list[str]]]:
     written = {ROOT / "docs/study.md", ROOT / "docs/coverage.md"}  # from rows, by programs
     for page in (ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - written)):
         for heading, text in sections(page):
-            sources = SOURCE.findall(text)
-            plain = VERSION.sub("", re.sub(r"\]\([^)]*\)|\d{4}-\d\d-\d\d", "", text))
-            if figures := FIGURE.findall(plain):
-                lost = missing(plain, [page.parent / source for source in sources])
+            if figures := FIGURE.findall(without_links(text)):
+                lost = missing(text, page.parent)
                 if is_outdated(text):
                     lost.append('expected "changed since" beside the date')
-                yield f"{page.relative_to(ROOT)}: {heading}", figures, sources, lost
+                yield f"{page.relative_to(ROOT)}: {heading}", figures, SOURCE.findall(text), lost
 
 
 def is_outdated(text: str) -> bool:

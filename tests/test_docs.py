@@ -131,11 +131,13 @@ def test_figures_are_those_of_their_sources():
 
 
 def test_a_changed_or_exchanged_figure_is_no_claim(tmp_path):
-    source = tmp_path / "rows.csv"
-    source.write_text("v2,box,0.0219,0.0171,0.0267")
-    assert not claims.missing("| box +0.022 (+0.017 to +0.027) |", [source])
-    for wrong in ("+0.021 (+0.017 to +0.027)", "+0.022 (+0.027 to +0.017)", "+0.022 (+0.022 to +0.027)"):
-        assert claims.missing(f"box {wrong}", [source]), wrong
+    (tmp_path / "rows.csv").write_text("v2,box,0.0219,0.0171,0.0267")
+    (tmp_path / "others.csv").write_text("v2,box,0.0311,0.0171,0.0267")
+    head, line = "[rows](others.csv)\n\n", "| [box](rows.csv) | {} |\n| | box {} |"
+    right = "+0.022 (+0.017 to +0.027)"
+    assert not claims.missing(head + line.format(right, right), tmp_path)
+    for wrong in ("+0.021 (+0.017 to +0.027)", "+0.022 (+0.027 to +0.017)", "+0.031 (+0.017 to +0.027)"):
+        assert len(claims.missing(head + line.format(right, wrong), tmp_path)) == 1, wrong
 
 
 def test_study_is_that_of_its_rows():
