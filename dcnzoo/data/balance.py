@@ -13,7 +13,7 @@ import numpy as np
 from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.copies import copies_of
 from dcnzoo.data.foreign import named_formats
-from dcnzoo.data.splits import PREDICTIONS, Part, ReadOptions
+from dcnzoo.data.splits import PREDICTIONS, ReadOptions
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import UNREAD_PICTURES
 from dcnzoo.utils.text import counted, few
@@ -96,13 +96,15 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
     """Account for each picture and each box below the folder."""
     result, boxes, accounted = Balance(), Boxes(used), {file for each in used for file in each.sources}
     for name, part in choice.others:
-        left_by_option = bool(options.layout) and name != choice.name
+        reason = part.reason or ("by --layout" if options.layout and name != choice.name else "")
         try:
             read = part.read(options)
             accounted |= {*read.sources, *(Path(each.subject) for each in read.missing)}
-            _add_part(result, name, part, read, boxes, choice.tree.root, left_by_option)
+            what = name
+            if part.files and read.sources == [*part.files]:
+                what = os.path.relpath(part.files[0], choice.tree.root)
+            _add_part(result, what, read, boxes, reason, "files" if part.rest else "pictures")
         except UserError as error:
-            reason = part.reason or ("by --layout" if left_by_option else "")
             (result.lines if reason else result.errors).append(f"{error}: {reason}" if reason else str(error))
     if result.errors and choice.formats:
         result.errors.append(f"data: layout=NAME chooses one of {', '.join(choice.formats)}")
@@ -138,22 +140,9 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
     return result
 
 
-def _add_part(
-    result: Balance,
-    name: str,
-    part: Part,
-    read: Annotations,
-    boxes: Boxes,
-    root: Path,
-    left_by_option: bool,
-) -> None:
-    """Account for the boxes of a part that is not used."""
+def _add_part(result: Balance, what: str, read: Annotations, boxes: Boxes, reason: str, plural: str) -> None:
+    """Account for the boxes of a part that is not used, perhaps for a reason."""
     number = len(read.columns.boxes)
-    if not (number or read.problems or read.missing):
-        return
-    what = name
-    if part.files and read.sources == [*part.files]:
-        what = os.path.relpath(part.files[0], root)
     if read.predicted:
         result.lines.append(f"{counted(number, 'objects')} of {what}: predictions, with scores")
         return
@@ -169,12 +158,11 @@ def _add_part(
         text = f"{counted(int(contained.sum()), 'objects')} of {what}: the used files have them"
         result.lines.append(text)
     if read.missing:
-        numbers = counted(len(read.missing), "files" if part.rest else "pictures")
+        numbers = counted(len(read.missing), plural)
         result.lines.append(
             f"{numbers} of {what}: their pictures do not exist ({few([p.subject for p in read.missing], 2)})"
         )
     left = int((~contained).sum())
-    reason = part.reason or ("by --layout" if left_by_option else "")
     problems = [problem for problem in read.problems if problem.kind not in ("nameless", "unmatched")]
     result.errors += [str(problem) for problem in read.problems if problem.kind == "unmatched"]
     if reason and (left or problems):
