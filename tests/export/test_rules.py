@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv.ops import batched_nms
-from mmdet.models.dense_heads import MaskFormerHead, RetinaHead, TOODHead
+from mmdet.models.dense_heads import RetinaHead, TOODHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
-from mmdet.models.detectors import PanopticFPN
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads import CascadeRoIHead, SCNetRoIHead, StandardRoIHead, TridentRoIHead
 from mmdet.models.roi_heads.bbox_heads import bbox_head
@@ -23,7 +22,6 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.compat.patches import Changes
-from dcnzoo.export import export_onnx
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.modes import SymbolicSizes
 from dcnzoo.openmmlab.export.predict import Predictor
@@ -175,16 +173,6 @@ def test_a_filter_is_named_with_its_line():
         Predictor(detector)(torch.randn(1, 3, 96, 96))
 
 
-def test_a_branch_on_values_is_named_with_its_line(tmp_path):
-    class Branch(nn.Module):
-        def forward(self, x):
-            return x.relu() if x.sum() > 0 else x
-
-    line = inspect.getsourcelines(Branch)[1] + 2
-    with pytest.raises(ValueError, match=rf"got forward \(.*{Path(__file__).name}:{line}\): "):
-        export_onnx(Branch(), (torch.randn(2, 3),), tmp_path / "model.onnx")
-
-
 def module_with(folder, name, *parts):
     """Import a user's module, which contains copies of MMDetection's code."""
     imports = "import copy, torch\nfrom mmdet.models.dense_heads import RetinaHead\n"
@@ -246,14 +234,6 @@ def test_fast_rcnn_is_refused():
     del detector.rpn_head
     with pytest.raises(ValueError, match=r"detector: .*proposals of FasterRCNN"):
         Predictor(detector)
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [(PanopticFPN, "its results are panoptic"), (MaskFormerHead, "its masks are not of instances alone")],
-)
-def test_kinds_with_other_results_are_refused(kind, reason):
-    assert rules.rule_for(kind).refused == reason
 
 
 NMS = dict(type="nms", iou_threshold=0.1)
