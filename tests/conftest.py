@@ -44,7 +44,10 @@ def pytest_collection_finish():
     gc.freeze()
     if "mmengine" in sys.modules:
         importlib.import_module("mmengine.dataset.base_dataset").gc = SimpleNamespace(collect=int)
-        importlib.import_module("mmengine.config.config").FormatCode = lambda text, **options: (f"{text}\n", True)
+        importlib.import_module("mmengine.config.config").FormatCode = lambda text, **options: (
+            f"{text}\n",
+            True,
+        )
 
 
 def pytest_terminal_summary(terminalreporter):

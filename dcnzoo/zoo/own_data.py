@@ -149,24 +149,27 @@ def _compared(
     data: Path, folder: Path, new: Path, config: Path, has_model: bool
 ) -> tuple[Path, dict[str, str]]:
     """Require that a folder has the new annotations; return its config, and settings for moved pictures."""
-    file, (before,) = _different(folder, new, "*.json"), folder.glob("*.py")
-    old, read = (read_config_file(each) for each in (before, config))
+    file = _different(folder, new, "*.json")
+    first = min(folder.glob("*.py"), key=lambda path: (path.name != config.name, path))
+    # a training that was continued has the newest places in its work directory
+    old, newest, read = map(read_config_file, (first, resolve(folder.parent).config, config))
     if not file and has_model and old.model != read.model:
         file = config
     if file:
-        before = folder / file.relative_to(new)
+        own = folder / file.relative_to(new)
         raise UserError(
-            f"data: expected that of the training, {before}{_counts(before)}, got another {file.name} from "
+            f"data: expected that of the training, {own}{_counts(own)}, got another {file.name} from "
             f"{data}{_counts(file)}; the model {folder.parent} in place of data, with resume=True, continues "
             "the training without new data, force=True replaces it"
         )
     moved = {}
     for loader in LOADERS:
-        keys, dataset = dataset_of(old, loader)
+        keys, _ = dataset_of(old, loader)
         images = dataset_of(read, loader)[1].data_prefix.img.replace(new.name, folder.name)
-        if os.path.realpath(dataset.data_prefix.img) != os.path.realpath(images):
+        before = [dataset_of(each, loader)[1].data_prefix.img for each in (old, newest)]
+        if {*map(os.path.realpath, before)} != {os.path.realpath(images)}:
             moved[".".join((loader, *keys, "data_prefix.img"))] = images
-    return before, moved
+    return first, moved
 
 
 _VERSION = re.compile(rb"(?<=written by dcnzoo )[^\"\n]*")

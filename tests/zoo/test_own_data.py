@@ -24,6 +24,7 @@ from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import mim_folder
 from dcnzoo.version import __version__
+from dcnzoo.zoo.config_writer import SMALL_BOXES
 from dcnzoo.zoo.own_data import moved_data, prepare
 
 from ..commands import error_of, run
@@ -317,11 +318,12 @@ def test_resume_with_the_same_data(tmp_path, name):
 def test_data_that_have_moved(tmp_path, name):
     data, work, moved = tmp_path / "fruits", tmp_path / "run", tmp_path / "new/place"
     WRITERS[name](data, fruits(tmp_path / "drawn"))
-    config = prepare(data, work).config
+    config = prepare(data, work, SMALL_BOXES).config  # another model than the default
     pretend_to_train(work)
     assert moved_data(data, work) == {}
     moved.parent.mkdir()
     data.rename(moved)
+    (work / "data/mine.py").write_text("_base_ = './run.py'\n")
     cfg = read_config_file(work / "run.py", moved_data(moved, work))
     with DefaultScope.overwrite_default_scope("mmdet"):
         for split in ("train", "val"):
