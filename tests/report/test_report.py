@@ -18,7 +18,6 @@ from dcnzoo.report import trace_sampling
 from dcnzoo.report.evaluation import evaluate
 from dcnzoo.report.report import difference, render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun
-from dcnzoo.report.sections.curves import show_curves
 from dcnzoo.report.sections.errors import _short_names, class_table
 from dcnzoo.report.sections.pictures import locations
 from dcnzoo.report.validation import ValidationRunner, load_detectors
@@ -91,16 +90,6 @@ def make_run(tmp_path, data):
         return folder
 
     return make
-
-
-@pytest.mark.parametrize(
-    ("iterations", "ap", "expected"),
-    [(2000, 0.099, ["is normal"]), (2001, 0.099, ["is unusual"]), (2001, 0.1, [])],
-)
-def test_low_ap(make_run, iterations, ap, expected):
-    run = TrainedRun.read(make_run(logs=[[(iterations, 1, 2.0), (1, ap)]]))
-    text = show_curves([run]).text
-    assert [each for each in ("is normal", "is unusual") if f"iterations {each}" in text] == expected
 
 
 def charts(html):

@@ -13,8 +13,6 @@ from dcnzoo.report.plots import COLOURS, Curves, plot_curves
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, name_of
 from dcnzoo.utils.text import counted
 
-_LOW_AP = 0.1
-_EARLY = 2000  # iterations
 _OFFSETS = {
     "mean_abs": "mean |offset| [pixels]",
     "outside": "share outside the map",
@@ -35,19 +33,7 @@ def show_curves(runs: Sequence[TrainedRun]) -> Section:
         "Training loss and validation metrics, then the losses of all heads by kind. Thin lines are single "
         "runs, thick lines are means."
     )
-    return Section("Learning curves", f"{text}{_low_ap(runs)}", [page.charts(figures)])
-
-
-def _low_ap(runs: Sequence[TrainedRun]) -> str:
-    """Say whether a low AP is normal; empty if no run has one."""
-    means = {run: [v for name, v in run.last_validation.items() if name.endswith("mAP")] for run in runs}
-    low = [run.history.iteration for run, values in means.items() if values and max(values) < _LOW_AP]
-    if not low:
-        return ""
-    text = f" An AP below {_LOW_AP} after {counted(max(low), 'iterations')} is "
-    if max(low) <= _EARLY:
-        return f"{text}normal: AP rises after the loss has fallen. Train longer."
-    return f"{text}unusual. Check the annotations (dcnzoo data check) and the learning rate."
+    return Section("Learning curves", text, [page.charts(figures)])
 
 
 def _series(runs: Sequence[TrainedRun], log: str, name: str) -> Curves:
