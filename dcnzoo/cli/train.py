@@ -34,7 +34,7 @@ from dcnzoo.utils.files import require_file
     metavar="PATTERN",
     help="With --data: leave out files below the folder, such as 'old/*'; several times for several.",
 )
-@option("--dry-run", is_flag=True, help="With --data: write annotations and config, and do not train.")
+@option("--dry-run", is_flag=True, help="Check the config and all options, and do not train.")
 @_options.runner
 @option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
 @option("--batch-size", type=POSITIVE, help="Images per iteration and process.")

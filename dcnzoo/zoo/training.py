@@ -74,14 +74,14 @@ def train(
         outputs: files that the caller then writes to the work directory; checked before the training.
         zero_based, clip, skip_invalid, drop_scores, layout, leave_out: see
             :class:`dcnzoo.data.splits.ReadOptions`.
-        dry_run: convert and check ``data``, write the config, check all options, and do not train.
+        dry_run: check the config and all options, and do not train. ``data`` is converted and checked.
 
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
     only_data = {
         "zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "drop_scores": drop_scores,
-        "layout": layout, "leave_out": leave_out, "dry_run": dry_run,
+        "layout": layout, "leave_out": leave_out,
     }  # fmt: skip
     if data is None and any(only_data.values()):
         raise UserError(f"{next(filter(only_data.get, only_data))}: expected data, got a training without it")

@@ -100,7 +100,7 @@ def edited(path, cfg, folder, number):
 def test_valid_edits(tmp_path, monkeypatch, bases_once, part):
     (tmp_path / "own_classes.py").write_text(valid_configs.OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("dcnzoo.openmmlab.config.check.print_log", lambda *args, **kwargs: None)
+    monkeypatch.setattr("dcnzoo.openmmlab.config.errors.print_log", lambda *args, **kwargs: None)
     refused, numbers = [], Counter()
     for number, path in enumerate(SAMPLE if PARTS == 1 else CONFIGS):
         if number % PARTS != part:
@@ -143,7 +143,7 @@ def refuse(*args, **kwargs):
 @pytest.mark.parametrize("path", [*map(slow, SAMPLE[:-1]), SAMPLE[-1]], ids=lambda path: path.stem)
 def test_mistakes_are_named(tmp_path, monkeypatch, path):
     """By the command: in one to three lines with the key, before data are read or anything is written."""
-    monkeypatch.setattr("dcnzoo.openmmlab.config.check.print_log", lambda *args, **kwargs: None)
+    monkeypatch.setattr("dcnzoo.openmmlab.config.errors.print_log", lambda *args, **kwargs: None)
     monkeypatch.setattr(Runner, "train", refuse)
     monkeypatch.setattr(Config, "pretty_text", "")  # formatting the config takes most of the time
     cases, passed = [*wrong_configs.mistakes(read(path))], set()

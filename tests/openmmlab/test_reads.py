@@ -14,7 +14,7 @@ from torch import nn
 
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.reads import unread
+from dcnzoo.openmmlab.runs.reads import unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.rehearse import rehearse
 from dcnzoo.openmmlab.runs.separate_run import separate_run
@@ -27,7 +27,7 @@ SMALL = nn.Linear(1, 1)
 
 def findings(folder, text, base=PLAIN):
     (folder / "mine.py").write_text(f"_base_ = {base!r}\n{text}\n")
-    problems = unread(read_config_file(folder / "mine.py"), SMALL)
+    problems = unread_of_model(read_config_file(folder / "mine.py"), SMALL)
     return {problem.subject: problem.stops for problem in problems}
 
 
@@ -35,15 +35,15 @@ def test_published_settings_that_nobody_reads(tmp_path):
     """``debug`` and ``pos_weight`` are in each published config of this family."""
     assert findings(tmp_path, "") == {}
     Config.fromfile(PLAIN).dump(tmp_path / "dump.py")
-    assert unread(read_config_file(tmp_path / "dump.py"), SMALL) == []
+    assert unread_of_model(read_config_file(tmp_path / "dump.py"), SMALL) == []
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("train_cfg=dict(rpn=dict(samplr=dict(num=3)))", {"model.train_cfg.rpn.samplr": False}),
+        ("train_cfg=dict(rpn=dict(samplr=dict(num=3)))", {"model.train_cfg.rpn.samplr": True}),
         ("test_cfg=dict(score_thr=0.3)", {"model.test_cfg.score_thr": False}),  # of one stage
-        ("test_cfg=dict(rcnn=dict(max_per_imgs=3))", {"model.test_cfg.rcnn.max_per_imgs": False}),
+        ("test_cfg=dict(rcnn=dict(max_per_imgs=3))", {"model.test_cfg.rcnn.max_per_imgs": True}),
         ("test_cfg=dict(rpn=dict(nms=dict(class_agnostic=True)))", {}),
         ("test_cfg=dict(rcnn=dict(score_thr=0.99))", {}),  # thresholds are lowered
         ("train_cfg=dict(rcnn=dict(anything=dict(a=1)))", {"model.train_cfg.rcnn.anything": False}),
@@ -57,12 +57,12 @@ def test_a_misspelt_setting_in_place_of_one_that_is_read():
     """The code has asked for the right name, which the config does not have."""
     cfg = read_config_file(PLAIN)
     cfg.model.test_cfg.rpn.min_bbox_sizes = cfg.model.test_cfg.rpn.pop("min_bbox_size")
-    (finding,) = unread(cfg, SMALL)
+    (finding,) = unread_of_model(cfg, SMALL)
     assert finding.subject == "model.test_cfg.rpn.min_bbox_sizes" and finding.stops
     cfg = read_config_file(PLAIN)
     cfg.model.train_cfg.rcnn.mask_sizes = cfg.model.train_cfg.rcnn.pop("mask_size")
     # it is required: the run has failed, and nothing was watched
-    assert [(problem.subject, problem.stops) for problem in unread(cfg, SMALL)] == [("model", False)]
+    assert [(problem.subject, problem.stops) for problem in unread_of_model(cfg, SMALL)] == [("model", False)]
 
 
 def test_a_users_own_reads(tmp_path, package):
@@ -85,7 +85,7 @@ class ReadingHead(FCNMaskHead):
     cfg = read_config_file(PLAIN)
     own = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "all": {"x": 1, "y": 2}}
     cfg.model.roi_head.mask_head.update(type="ReadingHead", own=own)
-    assert [str(each.subject) for each in unread(cfg, SMALL)] == ["model.roi_head.mask_head.own.e"]
+    assert [str(each.subject) for each in unread_of_model(cfg, SMALL)] == ["model.roi_head.mask_head.own.e"]
 
 
 def test_nothing_changes_for_the_training(tmp_path):
@@ -97,7 +97,7 @@ def test_nothing_changes_for_the_training(tmp_path):
         before = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())  # noqa: NPY002
         weights = {name: value.clone() for name, value in runner.model.state_dict().items()}
         parts = (runner._train_loop, runner.optim_wrapper, runner.param_schedulers, runner._val_loop)
-        assert rehearse(runner) == [] and unread(recipe.cfg, runner.model) == []
+        assert rehearse(runner) == ([], []) and unread_of_model(recipe.cfg, runner.model) == []
         after = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())  # noqa: NPY002
         assert before == after
         assert MessageHub.get_current_instance() is hub and DefaultScope.get_current_instance() is scope
@@ -109,14 +109,14 @@ def test_nothing_changes_for_the_training(tmp_path):
 def test_a_large_model_is_not_built_again():
     with torch.device("meta"):
         large = nn.Linear(15_000, 10_000)
-    (finding,) = unread(read_config_file(PLAIN), large)
+    (finding,) = unread_of_model(read_config_file(PLAIN), large)
     assert "500 MB" in finding.text and not finding.stops
 
 
 def test_a_model_that_cannot_run_alone():
     cfg = read_config_file(PLAIN)
     cfg.model.backbone.out_indices = (0, 1)
-    (finding,) = unread(cfg, SMALL)
+    (finding,) = unread_of_model(cfg, SMALL)
     assert finding.subject == "model" and not finding.stops
 
 
@@ -125,9 +125,36 @@ def test_several_parts_are_named_at_once(tmp_path):
     cfg.train_dataloader.dataset.pipeline[2]["keep_rato"] = cfg.optim_wrapper.optimizer["lrr"] = 1
     cfg.val_evaluator.classwize = True
     with separate_run():
-        lines = rehearse(build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg))
+        lines, _ = rehearse(build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg))
     keys = ["train_dataloader.dataset.pipeline.2", "optim_wrapper.optimizer", "val_evaluator"]
     assert len(lines) == 3 and all(key in line for key, line in zip(keys, lines, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "stops"),
+    [
+        ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'nothing': dict(lr_mult=0.1)}))",
+         "optim_wrapper.paramwise_cfg.custom_keys.nothing.lr_mult", False),
+        ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mul=0.1)}))",
+         "optim_wrapper.paramwise_cfg.custom_keys.neck.lr_mul", True),
+        ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mult=0.1)}))", "", False),
+        ("env_cfg=dict(cudnn_benchmak=True)", "env_cfg.cudnn_benchmak", True),
+        ("auto_scale_lr=dict(enabled=True)", "auto_scale_lr.enabled", True),
+        ("train_dataloader=dict(dataset=dict(filter_cfg=dict(min_sise=1)))",
+         "train_dataloader.dataset.filter_cfg.min_sise", True),
+        ("train_cfg=dict(val_begin=9)", "train_cfg.val_begin", False),
+        ("param_scheduler=[dict(type='MultiStepLR', milestones=[4, 11])]",
+         "param_scheduler.0.milestones", False),
+    ],
+)  # fmt: skip
+def test_settings_of_other_parts(tmp_path, text, key, stops):
+    """They are read when the training is built; milestones may lie beyond its end."""
+    (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{text}\n")
+    cfg = Recipe(read_config_file(tmp_path / "mine.py")).with_options(TrainOptions(work_dir=tmp_path)).cfg
+    with separate_run():
+        problems, found = rehearse(build_runner(cfg))
+    assert problems == [] and [each.stops for each in found if each.subject == key] == [stops] * bool(key)
+    assert key or not found
 
 
 WRAPPERS = {
@@ -147,7 +174,10 @@ def test_data_sets_with_two_entries(tmp_path, wrapper, sampler):
     cfg.train_dataloader.dataset = {"type": wrapper, **data}
     cfg.train_dataloader.sampler = {"type": sampler}
     with separate_run():
-        assert rehearse(build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg)) == []
+        assert rehearse(build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg)) == (
+            [],
+            [],
+        )
 
 
 @pytest.mark.watched

@@ -48,8 +48,6 @@ class OwnHook(Hook):
 class OwnMetric(Any, BaseMetric):
     pass
 """
-# a value with the shape of MMDetection 2's, and one with another shape
-SHAPES = {int: ("2", "'mine'"), str: ("'cuda'", "3"), bool: ("True", "'mine'"), list: ("[0]", "'mine'")}
 TEXTS = Path(__file__).with_name("valid_edits.txt").read_text(encoding="utf-8")
 
 
@@ -80,9 +78,8 @@ def near_names() -> str:
 
 def old_names() -> Iterator[tuple[str, str]]:
     """Variables with the names of keys of MMDetection 2."""
-    for name, (shape, _) in OLD_KEYS.items():
-        old = f"dict({shape.split()[0]}='X')" if isinstance(shape, str) else SHAPES[shape][0]
-        other = "'mine'" if isinstance(shape, str) else SHAPES[shape][1]
+    for name in OLD_KEYS:
+        old, other = ("'x'", "3") if name == "resume_from" else ("dict(type='X')", "'mine'")
         yield f"{name}, used", f"{name} = {old}\nanything = {name}\n"
         yield f"{name}, used in a base", f"{name} = {old}\nanything = dict(x=[{name}])\n{name} = {old}\n"
         yield f"{name}, not used", f"{name} = {other}\n"

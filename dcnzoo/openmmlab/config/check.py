@@ -1,33 +1,29 @@
 """Find mistakes in a config before anything is built."""
 
 import inspect
-import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.classes import NUMBERS, numbers
+from dcnzoo.openmmlab.config.errors import require_none
 from dcnzoo.openmmlab.config.read import variables_without_effect, wrong_top_level_keys
 from dcnzoo.openmmlab.config.tree import (
-    LOADERS,
     PARAMETERS,
-    Node,
     class_of,
     data_sets,
     dicts,
     is_published,
     nodes,
 )
-from dcnzoo.openmmlab.config.values import wrong_keys, wrong_value
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.openmmlab.config.values import wrong_settings
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import short
 
@@ -48,8 +44,6 @@ def check_config(
 ) -> None:
     """Check a config without building it; print a warning for each key that probably is not used.
 
-    Problems of parts that the command does not use are warnings too.
-
     Args:
         name: the config's file, for the messages.
         required: top-level keys that the command uses. A training does not use the parts of the test, and
@@ -62,55 +56,41 @@ def check_config(
     """
     if not cfg:
         raise UserError(f"{name}: expected a config, got an empty file")
-    lines = []
-    for problem in find_problems(cfg, required, runs, {*_paths(options or {})}):
-        line = printable(f"{name}: {problem}")
-        if problem.stops:
-            lines.append(line)
-        else:
-            print_log(line, "current", logging.WARNING)
-    if lines:
-        raise UserError(*lines)
-
-
-def _paths(options: Mapping, start: str = "") -> Iterator[str]:
-    """Yield the paths of options and of the dictionaries that contain them."""
-    for name, value in options.items():
-        parts = f"{start}{name}".split(".")
-        yield from (".".join(parts[:number]) for number in range(1, len(parts) + 1))
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{start}{name}.")
+    require_none(find_problems(cfg, required, runs, options or ()), name)
 
 
 def find_problems(
     cfg: Config, required: Sequence[str] = (), runs: bool = True, options: Collection[str] = ()
 ) -> list[Finding]:
-    """List the problems of a config; see :func:`check_config`. ``options`` are paths."""
+    """List the problems of the parts that a command uses; see :func:`check_config`."""
     problems = [
         Finding(key, f"expected its settings, got {cfg.get(key)}") for key in required if not cfg.get(key)
     ]
-    for key in sorted(cfg.keys() & PARAMETERS.keys() - {"log_level"}):  # logging has numbers too
-        if expected := _wrong_type(PARAMETERS[key], cfg[key]):
-            problems.append(Finding(key, f"expected {expected}, got {short(cfg[key])}"))
-    scope = cfg.get("default_scope")
     unused = _unused(required, runs)
+    parts = {key: value for key, value in cfg.items() if key not in unused}
+    for key in sorted(parts.keys() & PARAMETERS.keys() - {"log_level"}):  # logging has numbers too
+        if expected := _wrong_type(PARAMETERS[key], parts[key]):
+            problems.append(Finding(key, f"expected {expected}, got {short(parts[key])}"))
+    scope = cfg.get("default_scope")
     with DefaultScope.overwrite_default_scope(scope if isinstance(scope, str) else None):
-        problems += wrong_settings([*nodes(cfg)], runs)
-        problems += wrong_classes(cfg, [key for key in LOADERS if runs and key not in unused])
+        normalises = runs and "mean" in ((cfg.get("model") or {}).get("data_preprocessor") or {})
+        for node in nodes(parts):
+            problems += wrong_settings(node)
+            if normalises and not node.inner and node.content.get("type") in NORMALIZE:
+                text = "expected no Normalize: model.data_preprocessor normalises too"
+                problems.append(Finding(node.path, text))
+        problems += wrong_classes(parts, runs)
         if runs or options:
-            problems += wrong_top_level_keys(cfg, options)
+            problems += wrong_top_level_keys(cfg, {each.partition(".")[0] for each in options})
         if os.path.isfile(cfg.filename or ""):
-            problems += variables_without_effect(cfg)
+            copies = variables_without_effect(cfg)
+            problems += (each for each in copies if each.subject.partition(".")[0] not in unused)
         if runs:
-            problems += [*wrong_evaluator_files(cfg), *wrong_monitors(cfg)]
+            problems += [*wrong_evaluator_files(parts), *wrong_monitors(parts)]
     for path in sorted(options) if not runs else ():
-        if path in unused or path.partition(".")[0] in unused:
-            text = f"has no effect in this command, which does not use {path.partition('.')[0]}"
+        if (part := path.partition(".")[0]) in unused:
+            text = f"has no effect in this command, which does not use {part}"
             problems.append(Finding(path, text, stops=False))
-    for index, problem in enumerate(problems):
-        stops = problem.stops and re.split(r"[.:]", problem.subject)[0] not in unused
-        stops |= problem.kind == "key" and problem.subject in options
-        problems[index] = replace(problem, stops=stops)
     return problems
 
 
@@ -134,21 +114,7 @@ def _unused(required: Sequence[str], runs: bool) -> set[str]:
     return unused - {*required}
 
 
-def wrong_settings(nodes: Sequence[Node], runs: bool = True) -> Iterator[Finding]:
-    """Yield the mistakes inside dictionaries: names of classes, keys and values."""
-    normalises = runs and any(
-        node.path == "model.data_preprocessor" and "mean" in node.content for node in nodes
-    )
-    for node in nodes:
-        yield from wrong_keys(node)
-        for key, value in node.content.items():
-            if text := wrong_value(node, key, value):
-                yield Finding(f"{node.path}.{key}", text)
-        if normalises and node.registries and node.content.get("type") in NORMALIZE:
-            yield Finding(node.path, "expected no Normalize: model.data_preprocessor normalises too")
-
-
-def wrong_classes(cfg: Config, loaders: Collection[str]) -> Iterator[Finding]:
+def wrong_classes(cfg: Mapping, runs: bool) -> Iterator[Finding]:
     """Yield data sets whose classes are a text, and heads with another number of classes than the data."""
     expected: dict[str, dict[int, list[str]]] = {key: {} for key in NUMBERS}
     for loader, dataset, info in data_sets(cfg):
@@ -157,16 +123,12 @@ def wrong_classes(cfg: Config, loaders: Collection[str]) -> Iterator[Finding]:
             text = f"expected a tuple of names, got {names!r}; write ({names!r},)"
             yield Finding(f"{loader}: metainfo.classes", text)
         # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
-        elif (
-            isinstance(names, list | tuple)
-            and loader in loaders
-            and dataset.get("type") != "MOTChallengeDataset"
-        ):
+        elif isinstance(names, list | tuple) and runs and dataset.get("type") != "MOTChallengeDataset":
             things, stuff = info.get("thing_classes", names), info.get("stuff_classes", ())
             for key, counted in zip(NUMBERS, (things, things, stuff), strict=True):
                 expected[key].setdefault(len(counted), []).append(loader)
-    for path, node, key, number in numbers(cfg.get("model") or {}) if loaders else ():
-        if "head" not in path or not is_published(class_of(node, "MODELS")):
+    for path, node, key, number in numbers(cfg.get("model") or {}):
+        if "head" not in path or not is_published(class_of(node)):
             continue  # a user's own class may count others
         for count in expected[key].keys() - {number}:
             where = ", ".join(dict.fromkeys(expected[key][count]))
@@ -175,7 +137,7 @@ def wrong_classes(cfg: Config, loaders: Collection[str]) -> Iterator[Finding]:
             )
 
 
-def wrong_evaluator_files(cfg: Config) -> Iterator[Finding]:
+def wrong_evaluator_files(cfg: Mapping) -> Iterator[Finding]:
     """Yield annotation files of evaluators whose images are not those of the data set."""
     data = list(data_sets(cfg))
     loaders = [loader for loader, _, _ in data]
@@ -202,7 +164,7 @@ def _same_images(*files: str) -> bool:
     return images[0] == images[1]
 
 
-def wrong_monitors(cfg: Config) -> Iterator[Finding]:
+def wrong_monitors(cfg: Mapping) -> Iterator[Finding]:
     """Yield hooks that watch a number which no metric of the validation computes, if its names are known."""
     metrics = cfg.get("val_evaluator") or []
     metrics = metrics if isinstance(metrics, list | tuple) else [metrics]
@@ -210,7 +172,7 @@ def wrong_monitors(cfg: Config) -> Iterator[Finding]:
     expected = f"expected a metric of val_evaluator, {' or '.join(patterns)}".replace("\\", "")
     parts = {part: cfg.get(part) for part in ("default_hooks", "custom_hooks")}
     for path, hook in dicts(parts) if patterns and all(patterns) else ():
-        bases = {base.__name__ for base in getattr(class_of(hook, "HOOKS"), "__mro__", ())}
+        bases = {base.__name__ for base in getattr(class_of(hook), "__mro__", ())}
         key = "save_best" if "CheckpointHook" in bases else "monitor" if "EarlyStoppingHook" in bases else ""
         values = hook.get(key) or ()
         for value in (values,) if isinstance(values, str) else values:
@@ -220,7 +182,7 @@ def wrong_monitors(cfg: Config) -> Iterator[Finding]:
 
 def _metric_names(metric: Mapping) -> str:
     """Return a pattern for the names that a metric gives; empty if only an evaluation shows them."""
-    kind: Any = class_of(metric, "METRICS")
+    kind: Any = class_of(metric)
     if not (default := getattr(kind, "default_prefix", None)):
         return ""
     prefix, names = re.escape(metric.get("prefix") or default), metric.get("metric", "bbox")

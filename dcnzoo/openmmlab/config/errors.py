@@ -1,18 +1,22 @@
 """The one boundary around everything that runs from a config: errors name the file and the key."""
 
+import logging
+import os
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from torch import nn
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.tree import dicts, registered
 from dcnzoo.utils.errors import HINT, UserError, describe, disk_is_full, one_line, printable
+from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import cut, nearest
 
 # local variables of mmengine's functions that build something from a dictionary
@@ -58,6 +62,19 @@ def config_errors(cfg: Config) -> Iterator[None]:
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 
 
+def require_none(findings: Iterable[Finding], name: str | os.PathLike) -> None:
+    """Print the findings about a config as warnings; raise UserError with those that stop the work."""
+    lines = []
+    for finding in findings:
+        line = printable(f"{name}: {finding}")
+        if finding.stops:
+            lines.append(line)
+        else:
+            print_log(line, "current", logging.WARNING)
+    if lines:
+        raise UserError(*lines)
+
+
 def frames_of(error: BaseException | None) -> list[FrameType]:
     """Return the frames of an error, the innermost one last."""
     return [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
@@ -99,9 +116,9 @@ def _key(cfg: Config, frames: list[FrameType]) -> str:
 def _search(node: object, path: str, built: Mapping) -> tuple[str, dict] | None:
     """Return the dictionary that is, apart from what the builder has added, the one being built."""
     for inner, candidate in dicts(node, path):
-        plain = {
-            key: value for key, value in candidate.items() if isinstance(value, str | int | float | None)
-        }
+        # mmengine takes out the priority of a hook
+        values = ((key, value) for key, value in candidate.items() if key != "priority")
+        plain = {key: value for key, value in values if isinstance(value, str | int | float | None)}
         if plain and inner and all(built.get(key) == value for key, value in plain.items()):
             return inner.lstrip("."), candidate
     return None

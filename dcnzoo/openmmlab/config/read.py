@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain, combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,25 +26,24 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.marks import is_config_of_training, is_unchanged
 from dcnzoo.utils.text import few, nearest
 
-# MMDetection 2's key → its type or some keys of its dictionary, and the key of version 3
-OLD_KEYS: dict[str, tuple[type | str, str]] = {
-    "data": ("samples_per_gpu workers_per_gpu train", "train_dataloader, val_dataloader and test_dataloader"),
-    "optimizer": ("type", "optim_wrapper.optimizer"),
-    "optimizer_config": ("grad_clip type", "optim_wrapper"),
-    "lr_config": ("policy warmup", "param_scheduler"),
-    "momentum_config": ("policy", "param_scheduler"),
-    "total_epochs": (int, "train_cfg.max_epochs"),
-    "total_iters": (int, "train_cfg.max_iters"),
-    "runner": ("max_epochs max_iters", "train_cfg"),
-    "evaluation": ("interval metric save_best", "val_evaluator and train_cfg.val_interval"),
-    "checkpoint_config": ("interval max_keep_ckpts", "default_hooks.checkpoint"),
-    "log_config": ("interval hooks", "default_hooks.logger and visualizer"),
-    "fp16": ("loss_scale", "optim_wrapper.type='AmpOptimWrapper' and optim_wrapper.loss_scale"),
-    "seed": (int, "randomness.seed"),
-    "deterministic": (bool, "randomness.deterministic"),
-    "resume_from": (str, "resume=True and load_from"),
-    "auto_resume": (bool, "resume=True"),
-    "gpus": (int, "the environment variable CUDA_VISIBLE_DEVICES"),
+# MMDetection 2's key → the key of version 3
+OLD_KEYS = {
+    "data": "train_dataloader, val_dataloader and test_dataloader",
+    "optimizer": "optim_wrapper.optimizer",
+    "optimizer_config": "optim_wrapper",
+    **dict.fromkeys(("lr_config", "momentum_config"), "param_scheduler"),
+    "total_epochs": "train_cfg.max_epochs",
+    "total_iters": "train_cfg.max_iters",
+    "runner": "train_cfg",
+    "evaluation": "val_evaluator and train_cfg.val_interval",
+    "checkpoint_config": "default_hooks.checkpoint",
+    "log_config": "default_hooks.logger and visualizer",
+    "fp16": "optim_wrapper.type='AmpOptimWrapper' and optim_wrapper.loss_scale",
+    "seed": "randomness.seed",
+    "deterministic": "randomness.deterministic",
+    "resume_from": "resume=True and load_from",
+    "auto_resume": "resume=True",
+    "gpus": "the environment variable CUDA_VISIBLE_DEVICES",
 }
 # names of variables that look like settings → the setting
 LIKE_SETTINGS = {
@@ -90,66 +88,55 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
     for key_path, node in dicts(cfg._cfg_dict):
         if "pipeline" in key_path:
             node.update({key: as_tuple(node[key]) for key in SIZES & node.keys()})
-    options = {} if cfg_options is None else cfg_options
-    _check_options(options, cfg, path)
-    if old := OLD_KEYS.keys() & cfg.keys():
-        stored, read = variables(cfg.text)
-        for key in old & read | old - stored:  # variables; a dump would set them without reading them
-            cfg.pop(key)
-    _merge(cfg, options, path)
+    _merge(cfg, {} if cfg_options is None else cfg_options, path)
     return cfg
 
 
-def _check_options(options: Mapping[str, object], cfg: Config, path: str | os.PathLike) -> None:
-    """Raise UserError for options that cannot have an effect."""
+def _merge(cfg: Config, options: Mapping[str, object], path: str | os.PathLike) -> None:
+    """Change the settings that the options name, one after the other. Errors name the config's path."""
     if not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
         raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
-    if empty := [key for key in options if not all(key.split("."))]:
-        raise UserError(
-            f"{path}: cfg_options: expected names between the dots, got {few([*map(repr, empty)])}"
-        )
-    mistakes = []
+    mistakes = [*_variables_among(options, cfg)]
     if "launcher" in options:  # RunOptions replaces it
         mistakes.append(f"launcher: expected launcher={options['launcher']} as an option of its own")
-    if imports := [key for key in options if key.split(".")[0] == "custom_imports"]:
-        mistakes.append(f"{imports[0]}: expected it in a config, which imports the modules while it is read")
-    for first, second in combinations(options, 2):
-        if first.startswith(f"{second}."):
-            mistakes.append(f"{first}: expected after {second}, which replaces it, got before")
-        elif second.startswith(f"{first}.") and not isinstance(options[first], Mapping):
-            mistakes.append(f"{second}: expected settings as {first}, got {options[first]!r}")
-    if mistakes := [f"{path}: cfg_options: {text}" for text in (*mistakes, *_variables_among(options, cfg))]:
-        raise UserError(*mistakes)
-
-
-def _merge(cfg: Config, options: Mapping[str, object], path: str | os.PathLike) -> None:
-    """Change the settings that the options name. Errors name the config's path."""
-    impossible = next(filter(None, (_without_place(key, cfg) for key in options)), "")
-    try:
-        cfg.merge_from_dict(dict(options))
-    except AttributeError as error:  # of mmengine, which merges elements of lists like dictionaries
-        text = f"expected whole lists of numbers or texts, got one element among {few([*options])}"
-        raise UserError(f"{path}: cfg_options: {impossible or text}") from error
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: cfg_options: {impossible or one_line(error)}") from error
+    for key, value in options.items():
+        problem = _without_place(key, cfg)
+        try:
+            if not problem:
+                cfg.merge_from_dict({key: value})
+        except AttributeError:  # of mmengine, which merges elements of lists like dictionaries
+            problem = "expected whole lists of numbers or texts, got one element"
+        except (KeyError, TypeError) as error:
+            problem = one_line(error)
+        if problem:
+            mistakes.append(f"{key}: {problem}")
+    if mistakes:
+        raise UserError(*(f"{path}: cfg_options: {text}" for text in mistakes))
 
 
 def _without_place(key: str, cfg: Config) -> str:
     """Return why the config has no place for an option, or an empty text."""
     node: object = cfg._cfg_dict
     parts = key.split(".")
+    if not all(parts):
+        return f"expected names between the dots, got {key!r}"
+    if parts[0] == "custom_imports":
+        return "expected it in a config, which imports the modules while it is read"
     for number, part in enumerate(parts):
         where = ".".join(parts[:number])
         if isinstance(node, list | tuple):
             if not (part.isdecimal() and int(part) < len(node)):
-                return f"{key}: expected an index of {where} from 0 to {len(node) - 1}, got {part}"
+                return f"expected an index of {where} from 0 to {len(node) - 1}, got {part}"
             node = node[int(part)]
         elif not isinstance(node, Mapping):
-            return f"{key}: expected settings as {where}, got {node!r}"
+            return f"expected settings as {where}, got {node!r}"
         elif part in node:
             node = node[part]
-        else:
+        elif "type" in node or parts[0] != "model" or is_published_key(parts[number - 1], part):
             return ""
+        else:  # no class refuses it
+            close = nearest(part, node, 0.8)
+            return f"expected {close}, got an unknown key" if close else ""
     return ""
 
 
@@ -184,7 +171,7 @@ def published_folders() -> list[Path]:
 
 
 @cache
-def is_published(outer: str, key: str) -> bool:
+def is_published_key(outer: str, key: str) -> bool:
     """Whether a published config of an installed package has a key in a dictionary with a name."""
     for file in (file for folder in published_folders() for file in folder.rglob("*.py")):
         text = file.read_text(encoding="utf-8")
@@ -229,14 +216,14 @@ def files(text: str) -> Iterator[File]:
     Args:
         text: ``Config.text``, in which a line with its path precedes the text of each file.
     """
-    parts = re.split(r"(?m)^(/.*\.(?:py|json|ya?ml))$", f"{'' if text.startswith('/') else '/.py'}\n{text}")
-    texts: list[tuple[str, str]] = []
-    for path, part in zip(parts[1::2], parts[2::2], strict=True):
-        if texts and not os.path.isfile(path):  # a line of a text in the config
-            texts[-1] = (texts[-1][0], f"{texts[-1][1]}{path}{part}")
+    texts = [("/.py", [])] if not text.startswith("/") else []
+    for line in text.splitlines():
+        if re.fullmatch(r"/.*\.(py|json|ya?ml)", line) and (not texts or os.path.isfile(line)):
+            texts.append((line, []))  # not a line of a text in the config
         else:
-            texts.append((path, part))
-    for path, part in texts:
+            texts[-1][1].append(line)
+    for path, lines in texts:
+        part = "\n".join(lines)
         stored, read = {*re.findall(r"(?m)^\s*[\"']?(\w+)[\"']?\s*:", part)}, set()
         if path.endswith(".py"):
             nodes = [*ast.walk(ast.parse(re.sub(r"\{\{[^{}]*\}\}", "0", part)))]
@@ -246,38 +233,18 @@ def files(text: str) -> Iterator[File]:
         yield File(path, stored, read | {*re.findall(r"\b_base_\.(\w+)", part)})
 
 
-def variables(text: str) -> tuple[set[str], set[str]]:
-    """Return the names that the lines of a config and of its bases set, and those that they read.
-
-    The names that configs of an installed package set are left out.
-    """
-    parts = [*files(text)]
-    stored = (part.stored for part in parts if not part.is_published)
-    return {*chain.from_iterable(stored)}, {*chain.from_iterable(part.read for part in parts)}
-
-
-class _Assign(ast.NodeTransformer):
-    """Replaces the values that a file assigns to names."""
-
-    def __init__(self, values: Mapping[str, object]) -> None:
-        self.values = values
-
-    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
-        target = node.targets[0]
-        if len(node.targets) == 1 and isinstance(target, ast.Name) and target.id in self.values:
-            node.value = ast.parse(repr(self.values[target.id]), mode="eval").body
-        return ast.fix_missing_locations(node)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        return node
-
-
 @contextmanager
 def assigning(values: Mapping[str, object]) -> Iterator[None]:
     """Context in which every file of a config assigns these values to these names."""
 
     def parse(*args: Any, **kwargs: Any) -> ast.AST:
-        return _Assign(values).visit(ast.parse(*args, **kwargs))
+        tree = ast.parse(*args, **kwargs)
+        for node in ast.walk(tree):
+            names = node.targets if isinstance(node, ast.Assign) and node.col_offset == 0 else []
+            for name in names:
+                if isinstance(name, ast.Name) and name.id in values and len(names) == 1:
+                    node.value = ast.parse(repr(values[name.id]), mode="eval").body
+        return ast.fix_missing_locations(tree)
 
     with Changes() as changes:
         changes.set(config, "ast", SimpleNamespace(**{**vars(ast), "parse": parse}))
@@ -293,20 +260,16 @@ def read_again(cfg: Config, values: Mapping[str, object]) -> Iterator[str]:
         yield from _differences(before[key], after[key], key)
 
 
-def _differences(old: object, new: object, path: str) -> Iterator[str]:
-    pairs: dict[object, tuple[object, object]] = {}
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+    keys: Iterable[Any] = ()
     if isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
-        pairs = {key: (old[key], new[key]) for key in old}
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and _is_nested(old):
-        pairs = dict(enumerate(zip(old, new, strict=True)))
-    elif old != new:
+        keys = old
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        keys = range(len(old)) if any(isinstance(each, Mapping | list) for each in old) else ()
+    if not keys and old != new:
         yield path
-    for key, pair in pairs.items():
-        yield from _differences(*pair, f"{path}.{key}")
-
-
-def _is_nested(value: Iterable[object]) -> bool:
-    return any(isinstance(each, Mapping | list) for each in value)
+    for key in keys:
+        yield from _differences(old[key], new[key], f"{path}.{key}")
 
 
 def variables_without_effect(cfg: Config) -> Iterator[Finding]:
@@ -346,37 +309,32 @@ def runner_settings(cfg: Config) -> list[tuple[str, str, object]]:
 
 def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator[Finding]:
     """Yield keys of MMDetection 2, and keys that are neither the runner's nor variables that are used."""
-    stored, read = variables(cfg.text)
-    settings = runner_settings(cfg)
+    parts, settings = [*files(cfg.text)], runner_settings(cfg)
+    stored = {name for part in parts if not part.is_published for name in part.stored}
+    read = {name for part in parts for name in part.read}
     values = [value for _, _, value in settings] + [cfg[key] for key in cfg.keys() & RUNNER_KEYS]
     copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
     file = Path(cfg.filename or "")
     written = file.is_file() and is_config_of_training(file) and is_unchanged(file)
     for key in sorted({*cfg} - RUNNER_KEYS - read):
-        new = key in options and key not in stored
-        if cfg.text and key not in stored and not new:
-            continue  # of a published base, or of one in MMEngine's new style
-        if _is_old(key, cfg[key]) or (new and key in OLD_KEYS):
-            instead = OLD_KEYS[key][1]
-            # a dump has variables too, which its lines do not read
-            if cfg[key] not in [*copies, *(value for path, _, value in settings if path == instead)]:
-                yield Finding(key, f"expected version 3's {instead}, got a key of MMDetection 2", "key")
-        elif key in LIKE_SETTINGS and not new and not written:  # by a training, with variables of its config
-            name = LIKE_SETTINGS[key].rpartition(".")[2].partition(" ")[0]
-            if not any(other == name and value == cfg[key] for _, other, value in settings):
-                text = f"expected {LIKE_SETTINGS[key]}, got a variable that nothing reads"
-                yield Finding(key, text, stops=False)
-        elif new or (key not in PIPELINES and nearest(key, RUNNER_KEYS, 0.8) and cfg[key] not in copies):
-            expected = nearest(key, RUNNER_KEYS) or "a key of mmengine's runner"
-            text = f"expected {expected}, or a variable that is used, got an unknown key"
-            yield Finding(key, text, "key", stops=False)
+        new, value = key in options and key not in stored, cfg[key]
+        setting = OLD_KEYS.get(key) or LIKE_SETTINGS.get(key, "")
+        name = setting.rpartition(".")[2].partition(" ")[0]
+        used = value in copies or any(other == name and value == each for _, other, each in settings)
+        if used or (cfg.text and key not in stored and not new):
+            continue  # of a dump; of a published base, or of one in MMEngine's new style
+        close = nearest(key, RUNNER_KEYS, 0.6 if new else 0.8)
+        if key in OLD_KEYS and (new or _is_old(key, value)):
+            yield Finding(key, f"expected version 3's {setting}, got a key of MMDetection 2", "key")
+        elif new:
+            expected = close or "a key of mmengine's runner"
+            yield Finding(key, f"expected {expected}, got an unknown key", "key")
         elif key in options:
             yield Finding(key, "expected a setting, got a name that nothing in the config uses", stops=False)
+        elif (setting := setting or close) and key not in PIPELINES and not written:
+            yield Finding(key, f"expected {setting}, got a variable that nothing reads", stops=False)
 
 
 def _is_old(key: str, value: object) -> bool:
-    """Whether a top-level key has the name and the shape of one of MMDetection 2."""
-    shape = OLD_KEYS[key][0] if key in OLD_KEYS else ""
-    if isinstance(shape, type):
-        return type(value) is shape
-    return isinstance(value, Mapping) and not value.keys().isdisjoint(shape.split())
+    """Whether a value may be that of a key of MMDetection 2: only ``resume_from`` is a text."""
+    return isinstance(value, str) if key == "resume_from" else not isinstance(value, str | None)

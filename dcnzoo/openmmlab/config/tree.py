@@ -2,19 +2,15 @@
 
 import inspect
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import mmcv.ops
 from mmdet import registry as registries
 from mmengine import runner
-from mmengine.config import Config
-from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
-from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.config.deformable import arguments
@@ -31,33 +27,11 @@ RUNNER_KEYS = {
     "efficient_conv_bn_eval",
 }
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-# the registries of the classes in each part of a config
-_REGISTRIES = {
-    **dict.fromkeys(("model", "tta_model", "data_preprocessor"), ("MODELS", "TASK_UTILS")),
-    **dict.fromkeys(LOADERS, ("DATASETS", "TRANSFORMS", "DATA_SAMPLERS")),
-    **dict.fromkeys(("val_evaluator", "test_evaluator"), ("METRICS", "EVALUATOR")),
-    **dict.fromkeys(("default_hooks", "custom_hooks"), ("HOOKS", "TRANSFORMS")),
-    **dict.fromkeys(("train_cfg", "val_cfg", "test_cfg"), ("LOOPS",)),
-    "optim_wrapper": ("OPTIM_WRAPPERS", "OPTIMIZERS"),
-    "param_scheduler": ("PARAM_SCHEDULERS",),
-    "visualizer": ("VISUALIZERS", "VISBACKENDS"),
-    "log_processor": ("LOG_PROCESSORS",),
-    "tta_pipeline": ("TRANSFORMS",),
-}
-_OTHER_REGISTRIES = {"Albu"}  # classes whose dictionaries name the classes of another package
-# pattern for paths → the class or function that receives a dictionary without a registered type
-_UNTYPED: dict[str, Callable[[Mapping], Any]] = {
-    "*_dataloader": lambda _: DataLoader,
-    "train_cfg": lambda cfg: runner.EpochBasedTrainLoop if cfg.get("by_epoch") else runner.IterBasedTrainLoop,
-    "val_cfg": lambda _: runner.ValLoop,
-    "test_cfg": lambda _: runner.TestLoop,
-    # without these keys, it has several optimizers, by a constructor of the user's own
-    "optim_wrapper": lambda cfg: OptimWrapper if cfg.keys() & {"type", "optimizer"} else None,
-    "model.*.roi_layer": lambda cfg: getattr(mmcv.ops, str(cfg.get("type")), None),
-    "log_processor": lambda _: runner.LogProcessor,
-    "randomness": lambda _: runner.set_random_seed,
-    "env_cfg.mp_cfg": lambda _: set_multi_processing,
-}
+_REGISTRIES = [
+    value
+    for name, value in vars(registries).items()
+    if isinstance(value, Registry) and not name.startswith("MMENGINE")
+]
 
 
 @dataclass(frozen=True)
@@ -68,25 +42,23 @@ class Node:
         path: such as ``model.test_cfg.rcnn``.
         kind: the class or function of it, or of the next outer dictionary that has one.
         inner: the path from the dictionary of ``kind``, such as ``test_cfg.rcnn``; empty for that itself.
-        registries: of its part of the config.
     """
 
     path: str
     content: Mapping
     kind: Any = None
     inner: str = ""
-    registries: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """The names of the class and its bases; of a dictionary inside, the keys of its path."""
+        """The names of the class and its bases; of a dictionary inside, the keys of its path.
+
+        Outside a class, only its own name.
+        """
+        if self.kind is None:
+            return [self.path.rpartition(".")[2]]
         kinds = getattr(self.kind, "__mro__", (self.kind,))
         return self.inner.split(".") if self.inner else [getattr(kind, "__name__", "") for kind in kinds]
-
-    @property
-    def is_published(self) -> bool:
-        """Whether the class, if there is one, is of a package that the rules know."""
-        return is_published(self.kind)
 
     def arguments(self) -> tuple[dict[str, inspect.Parameter], bool]:
         """The arguments of the class that this dictionary builds, and whether it accepts only these."""
@@ -99,28 +71,24 @@ def is_published(kind: Any) -> bool:
     return kind is None or kind.__module__.partition(".")[0] in packages
 
 
-def nodes(cfg: Config) -> Iterator[Node]:
+def nodes(cfg: Mapping) -> Iterator[Node]:
     """Yield every dictionary in the parts of a config that mmengine reads."""
     for key in cfg:
         if key in RUNNER_KEYS:
-            yield from _nodes(cfg[key], Node(key, {}, None, key, _REGISTRIES.get(key, ())))
+            yield from _nodes(cfg[key], Node(key, {}, None, key))
 
 
 def _nodes(value: object, at: Node) -> Iterator[Node]:
     if isinstance(value, Mapping):
-        kind: Any = class_of(value, *at.registries)
-        if kind is None:
-            receivers = (receiver for path, receiver in _UNTYPED.items() if fnmatchcase(at.path, path))
-            kind = next(receivers, lambda _: None)(value)
-        names = () if getattr(kind, "__name__", "") in _OTHER_REGISTRIES else at.registries
-        at = Node(at.path, value, kind or at.kind, "" if kind else at.inner, names)
+        kind: Any = class_of(value) or (DataLoader if at.path in LOADERS else None)
+        at = Node(at.path, value, kind or at.kind, "" if kind else at.inner)
         yield at
-        for key, child in value.items():
-            inner = f"{at.inner}.{key}".lstrip(".")
-            yield from _nodes(child, Node(f"{at.path}.{key}", {}, at.kind, inner, names))
+        children = {} if value.get("type") == "Albu" else value  # whose steps are another package's
+        for key, child in children.items():
+            yield from _nodes(child, Node(f"{at.path}.{key}", {}, at.kind, f"{at.inner}.{key}".lstrip(".")))
     elif isinstance(value, list | tuple):
         for index, child in enumerate(value):
-            yield from _nodes(child, Node(f"{at.path}.{index}", {}, at.kind, f"{at.inner}.*", at.registries))
+            yield from _nodes(child, Node(f"{at.path}.{index}", {}, at.kind, f"{at.inner}.*"))
 
 
 def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
@@ -134,18 +102,19 @@ def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:
             yield from dicts(value, f"{path}.{index}")
 
 
-def class_of(node: Mapping, *names: str) -> type | None:
-    """Return the class of a dict in a config, in one of the registries with these names, or None."""
+def class_of(node: Mapping) -> type | None:
+    """Return the class of a dict in a config, in any registry or in ``mmcv.ops``, or None."""
     name = node.get("type")
     if not isinstance(name, str):
         return name if inspect.isclass(name) else None
-    for registry in (getattr(registries, name) for name in names):
+    for registry in _REGISTRIES:
         with registry.switch_scope_and_registry(node.get("_scope_")) as scoped, suppress(RuntimeError):
             # Registry.get imports every unknown text as a module; RuntimeError: it is not the name of one
             kind = scoped.get(name) if "." in name else registered(scoped).get(name)
             if inspect.isclass(kind):
                 return kind
-    return None
+    kind = getattr(mmcv.ops, name, None)  # of RoI layers
+    return kind if inspect.isclass(kind) else None
 
 
 def registered(registry: Registry | None) -> ChainMap[str, object]:
@@ -158,7 +127,7 @@ def registered(registry: Registry | None) -> ChainMap[str, object]:
     return ChainMap(*maps)
 
 
-def data_sets(cfg: Config) -> Iterator[tuple[str, Mapping, dict]]:
+def data_sets(cfg: Mapping) -> Iterator[tuple[str, Mapping, dict]]:
     """Yield every data set's loader, config and declared metainfo."""
     for loader in LOADERS:
         outer = cfg[loader].get("dataset") if isinstance(cfg.get(loader), Mapping) else None
@@ -178,7 +147,7 @@ def datasets(node: Mapping) -> Iterator[Any]:
 
 def declared_metainfo(dataset: Mapping) -> dict:
     """Return the metainfo of a data set's class and config, without building the data set."""
-    load = getattr(class_of(dataset, "DATASETS"), "_load_metainfo", dict)
+    load = getattr(class_of(dataset), "_load_metainfo", dict)
     info = dataset.get("metainfo")
     return load(info if isinstance(info, Mapping) else {})
 

@@ -1,22 +1,16 @@
 """Keys and values of a config that no class refuses when it is built.
 
-Keys of dictionaries that code reads by name are compared with the code. Values are compared with annotations
-and defaults; :data:`VALUES` has those that Python accepts, somebody reads, and that train otherwise.
+Values are compared with annotations and defaults; :data:`VALUES` has those that Python accepts, somebody
+reads, and that train otherwise.
 """
 
-import functools
 import inspect
 import math
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
-from mmdet import registry as registries
-from mmengine.registry import Registry
-
-from dcnzoo.openmmlab.config.read import is_published
-from dcnzoo.openmmlab.config.tree import Node
+from dcnzoo.openmmlab.config.read import is_published_key
+from dcnzoo.openmmlab.config.tree import Node, is_published
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
 
@@ -32,15 +26,15 @@ FLAG: Values = ("True or False", lambda n: True)
 
 # classes, or names of dictionaries among their arguments; settings; what these may be
 VALUES: tuple[tuple[str, str, Values], ...] = (
-    ("EpochBasedTrainLoop IterBasedTrainLoop", "max_epochs max_iters val_interval", COUNT),
-    ("DataLoader OptimWrapper LogProcessor auto_scale_lr RepeatDataset",
+    ("EpochBasedTrainLoop IterBasedTrainLoop train_cfg", "max_epochs max_iters val_interval", COUNT),
+    ("DataLoader OptimWrapper optim_wrapper LogProcessor log_processor auto_scale_lr RepeatDataset",
      "prefetch_factor accumulative_counts window_size base_batch_size times", COUNT),
     ("auto_scale_lr env_cfg filter_cfg", "enable cudnn_benchmark filter_empty_gt", FLAG),
     ("clip_grad", "max_norm clip_value", SIZE),
     ("Optimizer paramwise_cfg", "lr weight_decay lr_mult decay_mult bias_lr_mult bias_decay_mult "
      "norm_decay_mult dcn_offset_lr_mult", FACTOR),
     ("_ParamScheduler", "T_max step_size total_steps total_iters periods", COUNT),
-    ("_ParamScheduler", "begin milestones cooldown patience", COUNT_OR_0),
+    ("_ParamScheduler randomness", "begin milestones cooldown patience seed", COUNT_OR_0),
     ("_ParamScheduler", "gamma factor", SIZE),
     ("_ParamScheduler", "eta_min eta_min_ratio power", FACTOR),
     ("CheckpointHook", "interval max_keep_ckpts", COUNT_OR_ALL),
@@ -67,19 +61,25 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("dict", "Dict", "ConfigDict", "Config", "Mapping"), (list, tuple, Mapping)),
     **dict.fromkeys(("Union", "Optional", "None", "NoneType"), ()),
 }
-# dictionaries whose keys code reads by name, and the registries whose classes' packages have that code
-_READ_BY_NAME = {
-    r"model\.(.+\.)?(semi_)?(train|test)_cfg\b.*|tta_model\.tta_cfg\b.*": ("MODELS",),
-    r".*_dataloader\.(.+\.)?(filter_cfg|data_prefix)": ("DATASETS",),
-    r"optim_wrapper\.(paramwise_cfg\b.*|clip_grad)": ("OPTIM_WRAPPERS", "OPTIM_WRAPPER_CONSTRUCTORS"),
-    r"env_cfg|auto_scale_lr": ("RUNNERS",),
-}
 
 
-def wrong_value(node: Node, key: str, value: object) -> str:
+def wrong_settings(node: Node) -> Iterator[Finding]:
+    """Yield the settings of a dictionary that are known to be wrong."""
+    if not is_published(node.kind):  # the names may mean something else in a user's own class
+        return
+    known, complete = node.arguments()
+    for key, value in node.content.items():
+        if text := _wrong_value(node, key, value):
+            yield Finding(f"{node.path}.{key}", text)
+        # A class that names all its arguments refuses others when it is built
+        close = "" if complete or key in {"type", "_scope_", "init_cfg", *known} else nearest(key, known, 0.8)
+        known_elsewhere = close and is_published_key(node.path.rpartition(".")[2], key)  # an older name
+        if close and not known_elsewhere and not re.match(rf"{close}[_\d]", key):
+            yield Finding(f"{node.path}.{key}", f"expected {close}, got an unknown key", "key")
+
+
+def _wrong_value(node: Node, key: str, value: object) -> str:
     """Return why a value cannot be right; empty if nothing is known against it."""
-    if not node.is_published:  # the names may mean something else in a user's own class
-        return ""
     for owners, keys, (expected, fits) in VALUES:
         applies = key in keys.split() and not {*owners.split()}.isdisjoint(node.names)
         if applies and not _fits(value, None if expected == FLAG[0] else fits):
@@ -117,61 +117,3 @@ def accepts(argument: inspect.Parameter, value: object) -> bool:
     words = [word.rpartition(".")[2] for word in re.findall(r"[^\s\[\],|]+", text)]
     types = [kind for word in words for kind in _TYPES.get(word, (object,))]
     return not types or isinstance(value, tuple(types))
-
-
-def wrong_keys(node: Node) -> Iterator[Finding]:
-    """Yield keys that no code reads.
-
-    An error needs a near name: that of an argument of a class with ``**kwargs``, or a word of the code. A
-    class that names all its arguments refuses others when it is built.
-    """
-    if not node.inner:
-        known, complete = node.arguments()
-        others = node.content.keys() - known.keys() - {"type", "_scope_", "init_cfg"}
-        for key in () if complete or not node.is_published else others:
-            close = nearest(key, known, 0.8)
-            known_elsewhere = close and is_published(node.path.rpartition(".")[2], key)  # an older name
-            if close and not known_elsewhere and not re.match(rf"{close}[_\d]", key):
-                yield Finding(f"{node.path}.{key}", f"expected {close}, got an unknown key", "key")
-        return
-    names = next((names for paths, names in _READ_BY_NAME.items() if re.fullmatch(paths, node.path)), ())
-    for key in node.content if names and not node.path.endswith("custom_keys") else ():
-        if key not in _words(_code(names)) and not is_published(node.names[-1], key):
-            close = nearest(key, _names_in(_code(names)), 0.8)
-            text = f"expected {close}, got an unknown key" if close else "unknown key, probably not used"
-            yield Finding(f"{node.path}.{key}", text, "key", stops=bool(close))
-
-
-def _code(names: Iterable[str]) -> str:
-    """Return the text of the packages, such as mmdet.models, of the classes in registries and parents."""
-    packages = set()
-    for name in names:
-        registry: Registry | None = getattr(registries, name)
-        while registry is not None:
-            registry.import_from_location()
-            modules = [kind.__module__.split(".") for kind in registry.module_dict.values()]
-            packages |= {".".join(parts[:2]) for parts in modules if parts[0] != "torch"}
-            registry = registry.parent
-    return _text_of(tuple(sorted(packages)), len(sys.modules))
-
-
-@functools.lru_cache(maxsize=8)
-def _text_of(packages: tuple[str, ...], modules: int) -> str:
-    pattern = re.compile(rf"({'|'.join(map(re.escape, packages))})(\.|$)")
-    files = {
-        str(module.__file__)
-        for name, module in [*sys.modules.items()]
-        if pattern.match(name) and str(getattr(module, "__file__", "")).endswith(".py")
-    }
-    return "\n".join(Path(file).read_text(encoding="utf-8") for file in sorted(files))
-
-
-@functools.lru_cache(maxsize=8)
-def _words(code: str) -> set[str]:
-    return {*re.findall(r"\w+", code)}
-
-
-@functools.lru_cache(maxsize=8)
-def _names_in(code: str) -> set[str]:
-    """Return texts in quotes, attributes and arguments: what code can read from a dictionary."""
-    return {*re.findall(r"(?<=[\"'.])\w+\b(?!\()|\b\w+(?=\s*[:=])", code)}

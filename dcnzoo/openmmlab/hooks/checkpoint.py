@@ -74,6 +74,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        if self.file_client_args is not None:  # mmengine refuses it beside its own default, after an epoch
+            raise UserError("default_hooks.checkpoint.file_client_args: expected backend_args in its place")
         if self.backend_args is None and "://" not in str(self.out_dir):
             self.backend_args = {"backend": "atomic_local"}
         self._outdated: list[str] = []

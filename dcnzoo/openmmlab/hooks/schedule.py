@@ -1,15 +1,17 @@
 """Resume a training with another number of processes, batch size or number of images."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
+from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import counted, few
 
 
 class ScheduleHook(Hook):
@@ -32,6 +34,8 @@ class ScheduleHook(Hook):
                 f"{counted(len(loader.dataset), 'pictures')} with batch_size={loader.batch_size} and "
                 f"drop_last={loader.drop_last}; reduce batch_size, or set drop_last=False"
             )
+        for finding in beyond_end(runner, has_data=True):
+            runner.logger.warning(str(finding))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint["meta"].update(_sizes(runner))
@@ -65,6 +69,29 @@ class ScheduleHook(Hook):
             _convert(schedules, runner.optim_wrapper.param_groups, meta["iter"], ends, checkpoint)
             changes.append(f"learning rate {before:.3g} → {optimizer['param_groups'][0]['lr']:.3g}")
         runner.logger.warning(f"resume: {', '.join(changes)}")
+
+
+def beyond_end(runner: Runner, has_data: bool = False) -> Iterator[Finding]:
+    """Yield the numbers of built schedules, and the first validation, that a training does not reach.
+
+    Args:
+        has_data: the loop knows the iterations of an epoch: schedules by iterations, in place of the others.
+    """
+    loop, schedules = runner.train_loop, runner.param_schedulers
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    end = loop.max_iters if has_data or not by_epoch else loop.max_epochs
+    if not has_data and loop.val_begin > end and runner.val_loop is not None:
+        yield Finding("train_cfg.val_begin", f"expected at most {end}, got {loop.val_begin}", stops=False)
+    if has_data and not by_epoch:
+        return
+    for index, schedule in enumerate(schedules if isinstance(schedules, list) else ()):
+        if getattr(schedule, "by_epoch", by_epoch) != (by_epoch and not has_data):
+            continue
+        for name, value in vars(schedule).items():
+            values = value if isinstance(value, list | tuple | dict) else [value]
+            if late := [number for number in values if type(number) is int and end < number < INF]:
+                text = f"expected at most {end}, the end of the training, got {few(late)}"
+                yield Finding(f"param_scheduler.{index}.{name}", text, stops=False)
 
 
 def images_per_step(runner: Runner) -> int:

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -48,7 +49,7 @@ from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import require_new, write_bytes
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.utils.marks import add_mark
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.text import counted, few
 
 
 @contextmanager
@@ -120,6 +121,7 @@ def train(
         require_parts(runner)
         ranks.exchange(lambda: require_read(cfg, runner.model))
         if only_checks:
+            print("no mistakes found in the config; nothing was trained")
             return work_dir
         _count_accumulated_batches(runner)
         if changes:
@@ -168,7 +170,10 @@ def test(
         )
         dataset = runner.test_dataloader.dataset
         if options.show_dir is not None and is_main_process():  # another process may have started to draw
-            names = {Path(dataset.get_data_info(n)["img_path"]).name for n in range(len(dataset))}
+            names = Counter(Path(dataset.get_data_info(n)["img_path"]).name for n in range(len(dataset)))
+            if twice := [name for name, count in names.items() if count > 1]:
+                text = f"expected pictures with different names, got {few(twice, 3)} in several folders"
+                raise UserError(f"show_dir: {text}; dcnzoo infer draws the pictures of a folder")
             files = [Path(options.show_dir, name) for name in sorted(names)]
             require_new("test", *files, mark=mark, force=force)
         changes.wrap(mmcv, "imwrite", functools.partial(_write_marked, mark))

@@ -2,25 +2,35 @@
 
 import logging
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.config.errors import config_errors, frames_of
+from dcnzoo.openmmlab.config.errors import config_errors, frames_of, require_none
+from dcnzoo.openmmlab.config.watched import Asked, unread, watched
 from dcnzoo.openmmlab.datasets import coco
+from dcnzoo.openmmlab.hooks.schedule import beyond_end
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.findings import Finding
 
 _BUILDERS = (
     "mmengine.runner",
     "mmengine.registry",
     "torch.utils.data",
 )  # have the data set and do not use it
+# attributes of a runner → the parts of its config that are read when a training is built
+_WATCHED = {
+    "optim_wrapper": "optim_wrapper",
+    "_train_dataloader": "train_dataloader",
+    "auto_scale_lr": "auto_scale_lr",
+}
 _ENTRIES = [
     {
         **{"img_path": f"{number}.png", "img_id": number, "height": 64, "width": 96, "sample_idx": number},
@@ -31,42 +41,72 @@ _ENTRIES = [
 
 
 def require_parts(runner: Runner) -> None:
-    """Raise UserError with a line for each part of a training that its class refuses.
+    """Raise UserError with a line for each part of a training that its class refuses; warn of other findings.
 
     The runner, and the state of random generators, stay as they were.
     """
-    if problems := rehearse(runner):
+    problems, findings = rehearse(runner)
+    if problems:
         raise UserError(*problems)
+    require_none(findings, runner.cfg.filename)
 
 
-def rehearse(runner: Runner) -> list[str]:
-    """Build the loops, the optimizer and the schedules of a training; return an error for each that fails.
+def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
+    """Build the loops, the optimizer and the schedules of a training.
 
-    mmengine builds them in this way when the training starts, after it has read the data. Errors that may
-    come from the entries in place of data are left out.
+    mmengine builds them in this way when the training starts, after it has read the data.
+
+    Returns:
+        An error for each part that fails, apart from those that may come from the entries in place of data;
+        and the settings that no part has read, or that lie beyond the end of the training.
     """
     if not isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
-        return []
-    parts = {
+        return [], []
+    before, asked, problems = dict(vars(runner)), Asked(), list[str]()
+    for name, key in _WATCHED.items():
+        setattr(runner, name, watched(getattr(runner, name), key, asked))
+    parts: dict[str, Callable] = {
         "_train_loop": runner.build_train_loop,
         "optim_wrapper": runner.build_optim_wrapper,
         "param_schedulers": runner.build_param_scheduler,
         "_val_loop": runner.build_val_loop,
     }
-    settings = {name: getattr(runner, name) for name in parts}
-    problems: list[str] = []
+    findings, complete = list[Finding](), True
     with without_trace(), _without_data():
         for name, build in parts.items():
-            if settings[name] is None or (name == "param_schedulers" and problems):
+            if getattr(runner, name) is None or (name == "param_schedulers" and not complete):
                 continue  # schedules need the loop and the optimizer
             try:
                 with config_errors(runner.cfg):
-                    setattr(runner, name, build(settings[name]))
+                    setattr(runner, name, build(getattr(runner, name)))
+                    if name == "optim_wrapper":
+                        _clip(runner.optim_wrapper)
+                        runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+                        (runner.auto_scale_lr or {}).get("base_batch_size")  # also if it is not enabled
             except UserError as error:
+                complete = False
                 if not _of_data(error):
                     problems += error.args
-    vars(runner).update(settings)
-    return problems
+        if complete:
+            runner.setup_env(watched(runner.cfg.get("env_cfg") or {}, "env_cfg", asked))
+            for part in ("env_cfg", *_WATCHED.values()):
+                findings += [each for each in unread(runner.cfg, part, asked) if _is_read_now(each.subject)]
+            findings += beyond_end(runner)
+    vars(runner).update(before)
+    return problems, findings
+
+
+def _is_read_now(path: str) -> bool:
+    """Whether a setting is read when its part is built: those of a data set, but for its filter, are not."""
+    return ".filter_cfg." in path or not path.startswith("train_dataloader")
+
+
+def _clip(wrapper: object) -> None:
+    """Call the function that clips gradients, with one that is zero."""
+    if isinstance(wrapper, OptimWrapper) and wrapper.clip_grad_kwargs:
+        parameter = torch.zeros(1, requires_grad=True)
+        parameter.grad = torch.zeros(1)
+        wrapper.clip_func([parameter], **wrapper.clip_grad_kwargs)
 
 
 @contextmanager
@@ -91,6 +131,8 @@ def _without_data() -> Iterator[None]:
     def full_init(self: BaseDataset) -> None:
         if not self._fully_initialized:
             self.serialize_data, self.data_list, self._fully_initialized = False, [*_ENTRIES], True
+            with suppress(Exception):  # for other entries
+                self.filter_data()
 
     with Changes() as changes:
         for kind in _subclasses(BaseDataset):

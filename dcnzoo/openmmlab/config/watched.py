@@ -1,0 +1,101 @@
+"""Dictionaries that note which keys code asks them for, and what follows about a config."""
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from dcnzoo.openmmlab.config.read import files, is_published_key
+from dcnzoo.openmmlab.config.tree import class_of, dicts, is_published
+from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import nearest
+
+_ALL = "**"  # in place of a key: of all
+Asked = dict[str, set[str]]  # path of a dictionary → the keys that code has asked it for
+WITH_FILES = ("init_cfg", "teacher_ckpt", "pretrained")  # are not loaded
+
+
+class _Watched(ConfigDict):
+    """A dictionary that notes the keys that it is asked for, also in copies. ``**`` asks for all."""
+
+    def watch(self, path: str, asked: Asked) -> "_Watched":
+        self.__dict__.update(_path=path, _asked=asked)
+        return self
+
+    def __copy__(self):
+        return self._with(dict.items(self))
+
+    copy = __copy__
+
+    def __deepcopy__(self, memo):
+        return self._with([(key, copy.deepcopy(value, memo)) for key, value in dict.items(self)])
+
+    def _with(self, items: Iterable[tuple[str, object]]) -> "_Watched":
+        other = _Watched()
+        for key, value in items:
+            dict.__setitem__(other, key, value)
+        return other.watch(vars(self)["_path"], vars(self)["_asked"]) if "_path" in vars(self) else other
+
+
+def _noting(name: str) -> Callable:
+    method = getattr(ConfigDict, name)
+
+    def noting(self: _Watched, *args: Any, **kwargs: Any) -> Any:
+        if "_path" in vars(self):
+            vars(self)["_asked"].setdefault(vars(self)["_path"], set()).update(args[:1] or (_ALL,))
+        return method(self, *args, **kwargs)
+
+    return noting
+
+
+for _name in ("__getitem__", "__contains__", "get", "pop", "setdefault", "keys", "values", "items"):
+    setattr(_Watched, _name, _noting(_name))
+
+
+def watched(value: object, path: str, asked: Asked) -> Any:
+    """Return a copy of settings that notes in ``asked`` what code reads."""
+    if isinstance(value, Mapping):
+        node = _Watched()
+        for key, each in value.items():
+            dict.__setitem__(node, key, watched(each, f"{path}.{key}", asked))
+        return node.watch(path, asked)
+    if isinstance(value, list | tuple):
+        return type(value)(watched(each, f"{path}.{index}", asked) for index, each in enumerate(value))
+    return value
+
+
+def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
+    """Yield the settings of a part of a config that nobody has read, outside dictionaries with a type.
+
+    It is an error if a similar name was read, and no class of the part is a user's own, which may read the
+    name later. Settings of published configs, in the base or at the same place of another, are left out.
+    """
+    paths = [file.path for file in files(cfg.text) if file.is_published]
+    reported: list[str] = []
+    settings = [*dicts(cfg.to_dict().get(part), part)]
+    is_known = all(is_published(class_of(node)) for _, node in settings)
+    for path, node in settings:
+        if "type" in node or any(f"{path}.".startswith(f"{outer}.") for outer in reported):
+            continue
+        read = asked.get(path, set())
+        for key in sorted(node.keys() - read - {*WITH_FILES}):
+            close = nearest(key, read, 0.8)
+            if _ALL in read and not close:
+                continue
+            outer = re.sub(r"\.\d+", "", path).rpartition(".")[2]
+            reported.append(f"{path}.{key}")
+            of_others = is_published_key(outer, key)
+            if (of_others and not paths) or any(reported[-1] in _settings_of(base) for base in paths):
+                continue
+            text = f"expected {close}, got an unknown key" if close else "no code has read it in an iteration"
+            yield Finding(reported[-1], text, "key", stops=bool(close) and is_known and not of_others)
+
+
+@cache
+def _settings_of(file: str) -> set[str]:
+    """Return the paths of the settings in a published config."""
+    nodes = dicts(Config.fromfile(file, import_custom_modules=False).to_dict())
+    return {f"{path}.{key}"[1:] for path, node in nodes for key in node}
