@@ -11,6 +11,7 @@ from torch import Size
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.tree import class_of, datasets, declared_metainfo, dicts
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.text import counted
 
 # settings that are a number of classes: of objects, of objects with masks, of the other surfaces of a picture
 NUMBERS = ("num_classes", "num_things_classes", "num_stuff_classes")
@@ -70,26 +71,36 @@ def parameters_by_number(model: Mapping) -> dict[str, Size]:
     return {}
 
 
+def require_equal(expected: Sequence, got: Sequence, source: object, order_only: bool = False) -> None:
+    """Refuse other classes than expected: a class in another place would count as another one.
+
+    Args:
+        source: of ``got``, for the message.
+        order_only: accept other names, which may be other words for the same classes.
+
+    Raises:
+        UserError: the number, a name or the order differs.
+    """
+    expected, got = [*map(str, expected)], [*map(str, got)]
+    if expected == got or (order_only and sorted(expected) != sorted(got)):
+        return
+    if len(expected) != len(got):
+        raise UserError(f"{source}: expected {counted(len(expected), 'classes')}, got {len(got)}")
+    number = next(n for n, name in enumerate(got) if name != expected[n])
+    text = f"expected the classes in the same order, with {expected[number]} as class {number}"
+    raise UserError(f"{source}: {text}, got {got[number]}")
+
+
 def require_order(loader: Mapping | None, names: object, source: str | os.PathLike) -> None:
-    """Refuse a model with the classes of the data in another order: each would count as another one.
+    """Refuse a file of a model with the classes of a data loader in another order.
 
     Args:
         loader: settings of the data loader, if there is one.
-        names: of the classes in the file of the model; None if it has none.
-
-    Raises:
-        UserError: the order differs.
+        names: of the classes in the file; None if it has none.
     """
     data = declared_metainfo(next(datasets(loader["dataset"]))).get("classes") if loader else None
-    if not (isinstance(data, list | tuple) and isinstance(names, list | tuple)):
-        return
-    expected, got = [*map(str, data)], [*map(str, names)]
-    if expected != got and sorted(expected) == sorted(got):
-        number = next(n for n, name in enumerate(got) if name != expected[n])
-        raise UserError(
-            f"{source}: expected the classes in the order of the data, whose class {number} is "
-            f"{expected[number]}, got {got[number]}"
-        )
+    if isinstance(data, list | tuple) and isinstance(names, list | tuple):
+        require_equal(data, names, source, order_only=True)
 
 
 def require_names(model: Mapping, names: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from dcnzoo.detect.metrics import metric_name
+from dcnzoo.openmmlab.classes import require_equal
 from dcnzoo.openmmlab.runs.work_dir import REPORT
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
@@ -196,11 +197,7 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
         return
     first = next(iter(detectors.values()))
     for label, detector in detectors.items():
-        if detector.classes != first.classes:
-            raise UserError(
-                f"{label}: expected the classes of the other runs, {', '.join(first.classes)}, "
-                f"got {', '.join(detector.classes)}"
-            )
+        require_equal(first.classes, detector.classes, label)
     try:
         chosen = pick_images(first, images)
         predictions = {

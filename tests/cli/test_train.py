@@ -99,6 +99,12 @@ def test_test_repeats_the_last_validation(trained, tmp_path):
     commands.run(*again)
     images[1].write_bytes(b"mine")
     assert f"{images[1].name}; --force" in commands.error_of(*again) and images[1].read_bytes() == b"mine"
+    (tmp_path / "twice.py").write_text(
+        f"_base_ = {str(config)!r}\ninner = _base_.test_dataloader.dataset\n"
+        "test_dataloader = dict(dataset=dict(_delete_=True, type='ConcatDataset', datasets=[inner, inner]))\n"
+    )
+    again = ("test", tmp_path / "twice.py", work / "epoch_2.pth", "--show-dir", tmp_path / "both")
+    assert "show-dir: expected pictures with different names" in commands.error_of(*again)
 
 
 def test_test_time_augmentation(trained, tmp_path):

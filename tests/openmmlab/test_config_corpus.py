@@ -8,18 +8,21 @@ import functools
 import os
 import re
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import mmdet
 import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import nn
 
 import dcnzoo
 from dcnzoo.compat.patches import Changes
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.config.check import check_config, find_problems
 from dcnzoo.openmmlab.config.tree import LOADERS
+from dcnzoo.openmmlab.runs.reads import unread_of_model
 from dcnzoo.openmmlab.runs.recipe import TEST, TRAINING, read_config_file
 from dcnzoo.utils.errors import UserError
 
@@ -156,6 +159,22 @@ def test_mistakes_are_named(tmp_path, monkeypatch, path):
             passed.add(f"{key}: {value!r}")
     assert passed <= SILENT
     assert len(cases) > 300 and not [*tmp_path.glob("work/*.p*")]
+
+
+FAMILIES = [next(files) for _, files in groupby(CONFIGS, lambda path: path.parent.name) if PARTS > 1]
+
+
+@pytest.mark.parametrize("path", FAMILIES, ids=lambda path: path.parent.name)
+def test_reads_of_each_family(path):
+    """No setting of a published config is an unknown key of the code that reads it."""
+    try:
+        cfg = read(path)
+    except (UserError, FileNotFoundError):
+        pytest.skip("its packages are not installed")
+    if "model" in cfg and "type" in cfg.model:
+        findings = unread_of_model(cfg, nn.Linear(1, 1))
+        print(path.parent.name, *findings)
+        assert not [finding for finding in findings if finding.stops]
 
 
 IN_OLD_STYLE = """_base_ = {base!r}

@@ -16,7 +16,7 @@ from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.marks import config_of
 
-from ..commands import error_of
+from ..commands import error_of, run
 from ..demo import PLAIN
 from .test_training import make_runner
 
@@ -198,3 +198,21 @@ def test_options_of_several_evaluators(tmp_path):
 def test_an_option_that_is_given_twice():
     message = error_of("train", PLAIN, "--cfg-options", "resume=True", "resume=False", status=2)
     assert "resume: expected one value" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (
+            "default_hooks = dict(checkpoint=dict(file_client_args=dict(backend='disk')))",
+            "checkpoint.file_client_args",
+        ),
+        ("custom_hooks = [dict(type='EMAHook', priority=5000)]", "custom_hooks.0: priority"),
+        ("", ""),
+    ],
+)
+def test_dry_run_of_a_config(tmp_path, text, key):
+    (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{text}\n")
+    command = ("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work", "--dry-run")
+    assert key in error_of(*command) if key else "no mistakes" in run(*command)
+    assert not (tmp_path / "work").exists()

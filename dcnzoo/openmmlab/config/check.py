@@ -127,7 +127,11 @@ def wrong_classes(cfg: Mapping, runs: bool) -> Iterator[Finding]:
             things, stuff = info.get("thing_classes", names), info.get("stuff_classes", ())
             for key, counted in zip(NUMBERS, (things, things, stuff), strict=True):
                 expected[key].setdefault(len(counted), []).append(loader)
-    for path, node, key, number in numbers(cfg.get("model") or {}):
+    model = cfg.get("model") or {}
+    if expected[NUMBERS[0]] and "language_model" not in model and not [*numbers(model)]:
+        text = "the key of its number of classes is not known, which is not compared with the data's"
+        yield Finding("model", text, stops=False)
+    for path, node, key, number in numbers(model):
         if "head" not in path or not is_published(class_of(node)):
             continue  # a user's own class may count others
         for count in expected[key].keys() - {number}:
