@@ -73,10 +73,11 @@ def find_problems(
             problems.append(Finding(key, f"expected {expected}, got {short(parts[key])}"))
     scope = cfg.get("default_scope")
     with DefaultScope.overwrite_default_scope(scope if isinstance(scope, str) else None):
-        normalises = runs and "mean" in ((cfg.get("model") or {}).get("data_preprocessor") or {})
-        for node in nodes(parts):
+        found = [*nodes(parts)]
+        normalises = any(each.path == "model.data_preprocessor" and "mean" in each.content for each in found)
+        for node in found:
             problems += wrong_settings(node)
-            if normalises and not node.inner and node.content.get("type") in NORMALIZE:
+            if runs and normalises and not node.inner and node.content.get("type") in NORMALIZE:
                 text = "expected no Normalize: model.data_preprocessor normalises too"
                 problems.append(Finding(node.path, text))
         problems += wrong_classes(parts, runs)
@@ -127,7 +128,8 @@ def wrong_classes(cfg: Mapping, runs: bool) -> Iterator[Finding]:
             things, stuff = info.get("thing_classes", names), info.get("stuff_classes", ())
             for key, counted in zip(NUMBERS, (things, things, stuff), strict=True):
                 expected[key].setdefault(len(counted), []).append(loader)
-    model = cfg.get("model") or {}
+    model = cfg.get("model")
+    model = model if isinstance(model, Mapping) else {}
     if expected[NUMBERS[0]] and "language_model" not in model and not [*numbers(model)]:
         text = "the key of its number of classes is not known, which is not compared with the data's"
         yield Finding("model", text, stops=False)

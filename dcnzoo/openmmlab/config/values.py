@@ -34,7 +34,8 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("Optimizer paramwise_cfg", "lr weight_decay lr_mult decay_mult bias_lr_mult bias_decay_mult "
      "norm_decay_mult dcn_offset_lr_mult", FACTOR),
     ("_ParamScheduler", "T_max step_size total_steps total_iters periods", COUNT),
-    ("_ParamScheduler randomness", "begin milestones cooldown patience seed", COUNT_OR_0),
+    ("_ParamScheduler randomness mp_cfg",
+     "begin milestones cooldown patience seed opencv_num_threads", COUNT_OR_0),
     ("_ParamScheduler", "gamma factor", SIZE),
     ("_ParamScheduler", "eta_min eta_min_ratio power", FACTOR),
     ("CheckpointHook", "interval max_keep_ckpts", COUNT_OR_ALL),
