@@ -87,8 +87,10 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
                 continue
             outer = re.sub(r"\.\d+", "", path).rpartition(".")[2]
             reported.append(f"{path}.{key}")
+            if any(reported[-1] in _settings_of(base) for base in paths):
+                continue
             of_others = is_published_key(outer, key)
-            if (of_others and not paths) or any(reported[-1] in _settings_of(base) for base in paths):
+            if of_others and not paths:
                 continue
             text = f"expected {close}, got an unknown key" if close else "no code has read it in an iteration"
             yield Finding(reported[-1], text, "key", stops=bool(close) and is_known and not of_others)
