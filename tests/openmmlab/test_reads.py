@@ -46,6 +46,10 @@ def test_published_settings_that_nobody_reads(tmp_path):
         ("test_cfg=dict(rcnn=dict(max_per_imgs=3))", {"model.test_cfg.rcnn.max_per_imgs": True}),
         ("test_cfg=dict(rpn=dict(nms=dict(class_agnostic=True)))", {}),
         ("test_cfg=dict(rcnn=dict(score_thr=0.99))", {}),  # thresholds are lowered
+        (
+            "test_cfg=dict(rpn=dict(nms=dict(iou_treshold=0.5)))",
+            {"model.test_cfg.rpn.nms.iou_treshold": True},
+        ),
         ("train_cfg=dict(rcnn=dict(anything=dict(a=1)))", {"model.train_cfg.rcnn.anything": False}),
     ],
 )

@@ -22,7 +22,7 @@ from dcnzoo.utils.text import cut, nearest
 # local variables of mmengine's functions that build something from a dictionary
 _BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator", "hook", "log_processor")
 _BUILDERS = ("mmengine.", "dcnzoo.openmmlab.patches.")
-_UNKNOWN = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+UNKNOWN = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
 _UNREGISTERED = re.compile(r"(\S+) is not in the .+? registry")
 _LONGEST = 1000  # letters of a message: some contain a whole config
 
@@ -44,7 +44,7 @@ def config_errors(cfg: Config) -> Iterator[None]:
             ) from error
         frames = frames_of(error)
         key, text = _key(cfg, frames), describe(error)
-        if isinstance(error, TypeError) and (match := _UNKNOWN.match(str(error))):
+        if isinstance(error, TypeError) and (match := UNKNOWN.match(str(error))):
             text = one_line(error)  # a setting that the class, perhaps dcnzoo's, does not have
             places = [path for path, node in dicts(cfg.to_dict()) if match[2] in node]
             key = key or (places[0].lstrip(".") if len(places) == 1 else "")

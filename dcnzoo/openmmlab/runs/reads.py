@@ -8,7 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from dcnzoo.openmmlab.config.errors import require_none
+from dcnzoo.openmmlab.config.errors import UNKNOWN, require_none
+from dcnzoo.openmmlab.config.read import is_published_key
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.config.watched import WITH_FILES, Asked, unread, watched
 from dcnzoo.openmmlab.runs.rehearse import without_trace
@@ -47,7 +48,12 @@ def unread_of_model(cfg: Config, model: nn.Module) -> list[Finding]:
                 return [*unread(cfg, "model", asked)]
             except Exception as error:  # of a family that needs other data
                 errors.append(error)
-    return [_not_watched(one_line(errors[-1]))]
+    text = one_line(errors[-1])
+    match = UNKNOWN.search(text)
+    for path, node in dicts(cfg.model.to_dict(), "model"):
+        if match and match[2] in node and not is_published_key(path.rpartition(".")[2], match[2]):
+            return [Finding(f"{path}.{match[2]}", text, "key")]  # of a function, such as nms
+    return [_not_watched(text)]
 
 
 def _not_watched(reason: str) -> Finding:
