@@ -421,7 +421,7 @@ def fuzz(session: Session) -> None:
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def settings(session: Session) -> None:
-    """Check 25,000 valid edits of all configs of MMDetection and the zoo (in `make test`: 150)."""
+    """Check valid edits of all configs of MMDetection and the zoo, all mistakes, each family's reads."""
     update_venv(session)
     options = ("tests/openmmlab/test_config_corpus.py", "-n", "2", "--dist", "worksteal")
     test(session, *options, python=PYTHON, env={"DCNZOO_SETTINGS": "all"})

@@ -48,7 +48,7 @@ SAMPLE = [  # two stages, one stage, a DETR, masks by queries, of the zoo
     ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
 ]
 PARTS = 24 if os.environ.get("DCNZOO_SETTINGS") == "all" else 1
-EDITS = 20 if PARTS > 1 else 10  # of each config, in turn, beside those of the parts that it has
+EDITS = 6 if PARTS > 1 else 10  # of each config, in turn, beside those of the parts that it has
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
