@@ -88,7 +88,9 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
                 if not _of_data(error):
                     problems += error.args
         if complete:
-            runner.setup_env(watched(runner.cfg.get("env_cfg") or {}, "env_cfg", asked))
+            environment = watched(runner.cfg.get("env_cfg") or {}, "env_cfg", asked)
+            runner.setup_env(environment)
+            dict(**(environment.get("dist_cfg") or {}))  # only read with a launcher
             for part in ("env_cfg", *_WATCHED.values()):
                 findings += [each for each in unread(runner.cfg, part, asked) if _is_read_now(each.subject)]
             findings += beyond_end(runner)
