@@ -143,6 +143,12 @@ def test_a_variable_that_looks_like_a_setting(tmp_path, name):
     assert problem.subject == name and not problem.stops
 
 
+def test_a_key_of_version_2_in_a_base_is_a_warning(tmp_path):
+    (tmp_path / "own.py").write_text(f"_base_ = {PLAIN!r}\ncheckpoint_config = dict(interval=1)\n")
+    (problem,) = findings(tmp_path, "", str(tmp_path / "own.py"))
+    assert problem.subject == "checkpoint_config" and not problem.stops
+
+
 VALID = {
     "an infinite norm": "optim_wrapper = dict(clip_grad=dict(max_norm=float('inf')))",
     "a text of several lines with a path": 'note = """\n/data/mine.py\n"""',
