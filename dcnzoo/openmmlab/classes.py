@@ -87,7 +87,7 @@ def require_equal(expected: Sequence, got: Sequence, source: object, order_only:
     if len(expected) != len(got):
         raise UserError(f"{source}: expected {counted(len(expected), 'classes')}, got {len(got)}")
     number = next(n for n, name in enumerate(got) if name != expected[n])
-    text = f"expected the classes in the same order, with {expected[number]} as class {number}"
+    text = f"expected the classes in the same order, whose class {number} is {expected[number]}"
     raise UserError(f"{source}: {text}, got {got[number]}")
 
 

@@ -60,7 +60,7 @@ def make(cfg: Config, path: str, value: object) -> None:
     outer, _, key = path.rpartition(".")
     node: Any = _at(cfg, outer) if outer else cfg
     if not outer and key not in cfg:  # a name that the config's text does not set may be a variable of a base
-        object.__setattr__(cfg, "_text", f"{cfg.text}\n{key} = {value!r}\n")
+        object.__setattr__(cfg, "_text", f"{cfg.text}\n{__file__}\n{key} = {value!r}\n")
     if value is ...:
         node.pop(key)
     else:

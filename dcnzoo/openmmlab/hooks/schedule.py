@@ -84,10 +84,13 @@ def beyond_end(runner: Runner, has_data: bool = False) -> Iterator[Finding]:
         yield Finding("train_cfg.val_begin", f"expected at most {end}, got {loop.val_begin}", stops=False)
     if has_data and not by_epoch:
         return
+    settings = runner.cfg.get("param_scheduler") or []
+    settings = settings if isinstance(settings, list) else [settings]
     for index, schedule in enumerate(schedules if isinstance(schedules, list) else ()):
         if getattr(schedule, "by_epoch", by_epoch) != (by_epoch and not has_data):
             continue
-        for name, value in vars(schedule).items():
+        own = settings[index].keys() if index < len(settings) else ()  # not what the class derives from them
+        for name, value in ((name, value) for name, value in vars(schedule).items() if name in own):
             values = value if isinstance(value, list | tuple | dict) else [value]
             if late := [number for number in values if type(number) is int and end < number < INF]:
                 text = f"expected at most {end}, the end of the training, got {few(late)}"
