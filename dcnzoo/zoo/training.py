@@ -100,10 +100,13 @@ def train(
             source = Source(str(own.config), own.config)
             cfg_options = {**own.moved, **(cfg_options or {})}
         recipe = source.recipe(cfg_options, TRAINING)
-        return execute.train(
+        folder = execute.train(
             recipe, options, resume=resume, force=force, outputs=outputs, is_locked=data is not None,
             only_checks=dry_run,
         )  # fmt: skip
+        if dry_run and data is None:
+            print("no mistakes found in the config; nothing was trained")
+        return folder
 
 
 def _without_checkpoint(model: str | os.PathLike[str] | None) -> Source:

@@ -121,7 +121,6 @@ def train(
         require_parts(runner)
         ranks.exchange(lambda: require_read(cfg, runner.model))
         if only_checks:
-            print("no mistakes found in the config; nothing was trained")
             return work_dir
         _count_accumulated_batches(runner)
         if changes:
