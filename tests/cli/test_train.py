@@ -74,9 +74,10 @@ def test_train_writes_checkpoints_and_a_report(trained, data):
     assert "Epoch(train) [2][2/2]" in log_of(work)
     *_, shown, following = output.splitlines()
     assert shown.split() == ["report", str(work / "report.html")] and following.startswith("next ")
-    # of 30 iterations of warm-up in a training of 4
+    # 30 iterations of warm-up, and a schedule of 8 epochs, in a training of 2 epochs with 4 iterations
     warnings = [line for line in output.splitlines() if "WARN" in line]
-    assert len(warnings) == 1 and "param_scheduler.0.end: expected at most 4" in warnings[0]
+    assert "param_scheduler.0.end: expected at most 4 iterations" in warnings[0]
+    assert all("the end of the training" in line for line in warnings)
     assert not any(text in output for text in ("be deprecated", "\x1b["))
     page = (work / "report.html").read_text(encoding="utf-8")
     box, mask = average_precisions(work)

@@ -93,7 +93,8 @@ def beyond_end(runner: Runner, has_data: bool = False) -> Iterator[Finding]:
         for name, value in ((name, value) for name, value in vars(schedule).items() if name in own):
             values = value if isinstance(value, list | tuple | dict) else [value]
             if late := [number for number in values if type(number) is int and end < number < INF]:
-                text = f"expected at most {end}, the end of the training, got {few(late)}"
+                steps = counted(end, "epochs" if by_epoch and not has_data else "iterations")
+                text = f"expected at most {steps}, the end of the training, got {few(late)}"
                 yield Finding(f"param_scheduler.{index}.{name}", text, stops=False)
 
 
