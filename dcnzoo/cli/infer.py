@@ -108,7 +108,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     type=click.Choice(["jsonl", "parquet"]),
     is_eager=True,
     help="For many pictures: write only rows of detections, to files in the output folder, while they are "
-    "detected. IMAGE includes subfolders and text files with paths; the same command continues.",
+    "detected. IMAGE may be a text file with paths, too; the same command continues.",
 )
 @option(
     "--shard",
@@ -128,7 +128,8 @@ def command(
     """Detect objects in images.
 
     MODEL is a name in the zoo (dcnzoo zoo list), a config with --checkpoint, a work directory or an exported
-    file. IMAGE is a picture, its http:// or https:// address, a folder, a pattern or a video.
+    file. IMAGE is a picture, its http:// or https:// address, a folder with its subfolders, a pattern or a
+    video.
 
     Prints a line per image, and a table for a single one. Writes the images with drawn detections, and one
     detections.json in COCO's format, to one folder; with --json or --save-video, no images; with --txt,
