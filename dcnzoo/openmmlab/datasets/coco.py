@@ -220,7 +220,7 @@ class CocoDataset(coco.CocoDataset):
             if self.COCOAPI is CheckedCOCO:
                 self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks)
             images = super().load_data_list()
-            vars(self).pop("COCOAPI", None)  # with the annotations
+            self.__dict__.pop("COCOAPI", None)  # with the annotations
             if self._masks:
                 self._warn_without_mask(*map(sum, zip(*map(_ignore_without_mask, images), strict=True)))
         first = images[0].get("img_path") or self.parse_data_info(_raw(images[0], []))["img_path"]
