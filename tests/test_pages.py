@@ -24,6 +24,8 @@ import torch
 from mmengine.config import Config, DictAction
 
 from dcnzoo import zoo
+from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.config.read import read_config_file
 
 from .commands import invoke, run
@@ -46,7 +48,7 @@ NAMES = {
     r"configs/(?!demo/)\S+\.py|\bCONFIG\b": "tiny.py",
     r"\b(?:CHECKPOINT|FILE)\b|\S+/epoch_\d+\.pth": "tiny.pth",
     r"work_dirs/(?:NAME|mask-rcnn|off|v2|plain|dcn|demo/v2-seed0)(?=[ /])": "work_dirs/fruits",
-    r"work_dirs/fruits/(?:config\.py|tiny\.pth)": "work_dirs/fruits",
+    r"work_dirs/fruits/config\.py": "tiny.py",
     r"(?<=infer |train )[\w-]+(?:_coco|_fruits-nuts)\b": DEMO,
     r"(?<= )[\w-]+_(?:coco|fruits-nuts)(?= |$)": DEMO,
     r"\bNAME\b": DEMO,
@@ -80,6 +82,11 @@ LOCATIONS = {"sampling_locations": (1, 7, 2, 2, 4, 2), "attention_weights": (1, 
 DCNV3 = {"input": (1, 5, 6, 64), "offset": (1, 5, 6, 72), "mask": (1, 5, 6, 36)}
 # variables that a page assumes
 ASSUMED = {
+    "docs/explain.md": {
+        "network": torch.nn.Sequential(PackedDeformConv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3)),
+        "images": torch.rand(2, 3, 64, 96),
+        "Path": Path,
+    },
     "docs/ops/deform_conv.md": rand(**CONV, weight=(2, 4, 3, 3), transposed_weight=(4, 2, 3, 3)),
     "docs/ops/deform_attn.md": {
         **LEVELS,
@@ -106,7 +113,7 @@ def stage(tmp_path_factory):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "drawn/a.jpg", folder / name)
         write_fruits(folder, "voc", parts)
-        run("train", "--data", "fruits", "--work-dir", "work_dirs/fruits", "--epochs", 1)
+        write_voc(folder / "data/fruits_nuts", parts)
         lines = [line.partition("=")[::2] for line in settings(folder / "shapes", 8, 4)[1:]]
         cfg = Config.fromfile(DEFORMABLE)
         cfg.merge_from_dict({name: DictAction._parse_iterable(value) for name, value in lines})
@@ -114,7 +121,13 @@ def stage(tmp_path_factory):
         (folder / "src").mkdir()
         for name in ("main.py", "src/demo.py"):
             (folder / name).write_text("import torch")
-        shutil.copy(zoo.find(DEMO).weights[0], folder / "tiny.pth")
+        weights = load_file(zoo.find(DEMO).weights[0])["state_dict"]
+        torch.save({"state_dict": weights, "meta": {}}, folder / "tiny.pth")
+        start = ("--cfg-options", "load_from=tiny.pth", "optim_wrapper.optimizer.lr=1e-4")
+        run("train", "tiny.py", "--work-dir", "work_dirs/fruits", "--epochs", 1, *start)
+        for name in ("data/fruits.py", "work_dirs/fruits/data/fruits.py"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / "tiny.py", folder / name)
     return folder
 
 
@@ -195,9 +208,15 @@ def test_blocks_run(page, tmp_path, monkeypatch, request):
     for name in ("configs", "tools"):
         (tmp_path / name).symlink_to(ROOT / name)
     variables = dict(ASSUMED.get(page, {}))
+    missing = []
     for block in blocks(page):
-        if not block.mark:
-            run_block(block, variables)
+        try:
+            if not block.mark:
+                run_block(block, variables)
+        except ModuleNotFoundError as error:
+            missing.append(str(error.name))
+    if missing:
+        pytest.skip(f"the other blocks run; not installed: {', '.join(missing)}")
 
 
 def test_at_most_a_fifth_is_not_run():

@@ -224,9 +224,13 @@ def _sized_by_classes(
 
 
 def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Suggest ``dcn`` for the parts of the model whose deformable layers differ from the checkpoint's."""
+    """Suggest ``dcn`` for the parts whose deformable layers differ, if file or model lack nothing else."""
     in_file, in_model = _deformable_layers(weights), _deformable_layers(expected)
-    differing = {name.partition(".")[0] for name, _ in in_file.items() ^ in_model.items()}
+    layers = tuple(name for name, _ in in_file.items() ^ in_model.items())
+    lacking = weights.keys() ^ expected.keys()
+    if not all(key.startswith((*layers, "ema_")) or key.endswith("num_batches_tracked") for key in lacking):
+        return ""
+    differing = {name.partition(".")[0] for name in layers}
     options = []
     for part in sorted(differing):
         versions = {version for name, version in in_file.items() if name.startswith(f"{part}.")}

@@ -241,6 +241,11 @@ def test_the_options_that_make_a_checkpoint_fit_are_named(tmp_path, trained, oth
     expected = rf": set model\.backbone\.dcn={hint} model\.neck\.dcn=False in the config; allow"
     with pytest.raises(CheckpointError, match=expected):
         load_weights(detector(backbone=other, neck="v2"), path)
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    del weights["backbone.layer1.0.conv1.weight"]  # dcn is not all that differs
+    with pytest.raises(CheckpointError) as raised:
+        load_weights(detector(backbone=other, neck="v2"), save(path, state_dict=weights))
+    assert "dcn=" not in str(raised.value)
 
 
 @pytest.mark.parametrize("classes", [1, 7])
