@@ -3,7 +3,7 @@
     python -m benchmarks.calls --against b579bb3f
 
 The kernels take little of it: what counts are the function, autocast's and autograd's rules and the choice of
-a kernel. Each revision runs in processes of its own, in turns; the least time of all rounds is printed.
+a kernel. Each revision runs in processes of its own, in turns; the least CPU time of all rounds is printed.
 """
 
 import json
@@ -15,7 +15,7 @@ from benchmarks.measure import ROOT, parser_of
 from benchmarks.revision import checkout
 
 CHILD = """
-import json, timeit, torch
+import json, time, timeit, torch
 from dcnzoo.ops import deform_conv2d, ms_deform_attn
 torch.set_num_threads(1)
 x, weight, bias = torch.randn(1, 4, 5, 6), torch.randn(4, 4, 3, 3), torch.randn(4)
@@ -31,7 +31,8 @@ calls = {
     "ms_deform_attn, gradients": lambda: ms_deform_attn(
         leaves["value"], shapes, starts, locations, weights).sum().backward(),
 }
-times = {name: min(timeit.repeat(call, number=500, repeat=9)) / 500 for name, call in calls.items()}
+repeat = lambda call: timeit.repeat(call, timer=time.process_time, number=500, repeat=9)
+times = {name: min(repeat(call)) / 500 for name, call in calls.items()}
 print(json.dumps({name: 1e6 * time for name, time in times.items()}))
 """
 

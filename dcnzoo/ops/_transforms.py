@@ -5,7 +5,6 @@ import itertools
 import torch
 from torch import Tensor
 
-from ._arguments import arguments_of
 from ._library import implementations
 from ._torch_private import AUTOCAST, DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard, missing
 from .operator import Operator
@@ -17,15 +16,13 @@ def register_autocast(operator: Operator, float32: tuple[str, ...]) -> None:
     Args:
         float32: names of offsets, masks and locations, which stay float32 if they are float32.
     """
-    if AUTOCAST in missing:
-        return
-    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _register(operator.name, device, key, float32)
+    if AUTOCAST not in missing:
+        for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+            _register(operator, device, key, float32)
 
 
-def _register(name: str, device: str, key: str, float32: tuple[str, ...]) -> None:
-    operator = getattr(torch.ops.dcnzoo, name).default
-    names = arguments_of(name)._fields
+def _register(record: Operator, device: str, key: str, float32: tuple[str, ...]) -> None:
+    operator, names = record.overload, record.call._fields
     keys = DispatchKeySet(getattr(DispatchKey, key))
 
     def autocast(*arguments):
@@ -42,7 +39,7 @@ def _register(name: str, device: str, key: str, float32: tuple[str, ...]) -> Non
         with ExcludeDispatchKeyGuard(keys):
             return operator(*itertools.starmap(cast, zip(names, arguments, strict=False)))
 
-    implementations.impl(name, autocast, key)
+    implementations.impl(record.name, autocast, key)
 
 
 def register_vmap(record: Operator) -> None:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -283,29 +283,19 @@ def choose_at_every_call(name: str, key: str) -> None:
 
 
 def kernel_of(operator: Operator, key: str) -> Callable:
-    """A kernel that chooses at every call."""
+    """A kernel that chooses at every call, and computes a first gradient in order if torch requires that."""
     compiled, named = compiled_kernel(operator.name, key), operator.call
 
     def kernel(keyset: object, *arguments: object) -> Result:
-        chosen = vars(_chosen_above).pop(operator.name, None)
-        return _run(operator, key, compiled, keyset, named(*arguments), chosen)
-
-    return kernel if operator.in_order is None else _in_order(operator, kernel)
-
-
-def _in_order(operator: Operator, kernel: Callable) -> Callable:
-    """A kernel of a backward, whose first gradient is computed in order if torch requires that."""
-    named, in_order = operator.call, cast(Callable, operator.in_order)
-
-    def backward(keyset: object, *arguments: object) -> Result:
         call = named(*arguments)
-        if not call.output_mask[0] or not is_deterministic(call.grad_output):
-            return kernel(keyset, *call)
+        chosen = vars(_chosen_above).pop(operator.name, None)
+        if operator.in_order is None or not call.output_mask[0] or not is_deterministic(call.grad_output):
+            return _run(operator, key, compiled, keyset, call, chosen)
         operator.check(call)
-        _, *others = kernel(keyset, *call._replace(output_mask=[False, *call.output_mask[1:]]))
-        return in_order(call), *others
+        others = call._replace(output_mask=[False, *call.output_mask[1:]])
+        return operator.in_order(call), *_run(operator, key, compiled, keyset, others, chosen)[1:]
 
-    return backward
+    return kernel
 
 
 def is_deterministic(tensor: Tensor) -> bool:

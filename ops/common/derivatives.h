@@ -43,7 +43,7 @@ struct WithoutDerivative;
 
 template <typename Result, typename... Arguments, Result (*function)(Arguments...)>
 struct WithoutDerivative<function> {
-  static Result run(Arguments... arguments) {
+  static Result call(Arguments... arguments) {
     if (!aoti_torch_grad_mode_is_enabled()) return function(arguments...);
     Result result = [&] {
       const GradientsOff off;
@@ -57,8 +57,8 @@ struct WithoutDerivative<function> {
 }  // namespace dcnzoo
 
 // Registers the kernel of an operator that has a derivative, such as ("roi_align", &dcnzoo::roi_align_cpu).
-#define DCNZOO_DIFFERENTIABLE(device, name, function)                                                    \
-  STABLE_TORCH_LIBRARY_IMPL(dcnzoo, device, m) { m.impl(name, TORCH_BOX(function)); }                    \
-  STABLE_TORCH_LIBRARY_IMPL(dcnzoo, Autograd##device, m) {                                               \
-    if (Py_IsInitialized == nullptr) m.impl(name, TORCH_BOX(&dcnzoo::WithoutDerivative<function>::run)); \
+#define DCNZOO_DIFFERENTIABLE(device, name, function)                                                     \
+  STABLE_TORCH_LIBRARY_IMPL(dcnzoo, device, m) { m.impl(name, TORCH_BOX(function)); }                     \
+  STABLE_TORCH_LIBRARY_IMPL(dcnzoo, Autograd##device, m) {                                                \
+    if (Py_IsInitialized == nullptr) m.impl(name, TORCH_BOX(&dcnzoo::WithoutDerivative<function>::call)); \
   }

@@ -131,9 +131,10 @@ void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t columns, T* c
     Ahead ahead{reinterpret_cast<const char*>(panel) + panel_bytes, j + 1 < panels ? fetched : 0};
     for (int64_t block = 0, done = 0; block < blocks; ++block) {
       const int64_t count = (rows - done + blocks - block - 1) / (blocks - block);  // 64 = 11 · 4 + 10 · 2
-      const auto run = half ? micro_kernel_of<T, S, 1, Left>(count, Sequence())
-                            : micro_kernel_of<T, S, 2, Left>(count, Sequence());
-      run(a, panel, depth, c + j * c_panel_stride + done * c_row_stride, c_row_stride, accumulate, ahead);
+      const auto multiply = half ? micro_kernel_of<T, S, 1, Left>(count, Sequence())
+                                 : micro_kernel_of<T, S, 2, Left>(count, Sequence());
+      multiply(a, panel, depth, c + j * c_panel_stride + done * c_row_stride, c_row_stride, accumulate,
+               ahead);
       a.data += count * a.row_stride;
       done += count;
     }

@@ -47,10 +47,10 @@ void parallel_for(int64_t count, int64_t grain, const Function& function) {
 // Lets several threads do the same step of their tasks one after another, in the order of the tasks.
 class Turns {
  public:
-  // Waits until run() has returned for all smaller numbers, then calls step(). Does nothing if `failed` becomes true:
+  // Waits until do_in_turn() has returned for all smaller numbers, then calls step(). Does nothing if `failed` becomes true:
   // the turn of a task that threw never ends.
   template <typename Step>
-  void run(int64_t number, const std::atomic<bool>& failed, const Step& step) {
+  void do_in_turn(int64_t number, const std::atomic<bool>& failed, const Step& step) {
     // Usually the wait is shorter than suspending the thread would take. A std::condition_variable would need a newer
     // libstdc++ than manylinux_2_28 has.
     for (int tries = 0; next_.load(std::memory_order_acquire) != number; ++tries) {
@@ -69,7 +69,7 @@ class Turns {
 };
 
 // Dynamic scheduling: if another program occupies a core, the other threads take over its tasks.
-// The result of a task must not depend on the thread that runs it.
+// The result of a task must not depend on its thread.
 class TaskQueue {
  public:
   // Task i belongs to sequence i % sequences. The tasks of a sequence have `steps` steps that they do in turn.
@@ -88,17 +88,17 @@ class TaskQueue {
     return false;
   }
 
-  // Runs step `index` of a task, after the same step of the task before it in its sequence.
+  // Does step `index` of a task, after the same step of the task before it in its sequence.
   template <typename Step>
-  void run_in_turn(int64_t task, int64_t index, const Step& step) {
+  void do_in_turn(int64_t task, int64_t index, const Step& step) {
     const int64_t sequences = int64_t(next_.size());
-    turns_[task % sequences * steps_ + index].run(task / sequences, failed_, step);
+    turns_[task % sequences * steps_ + index].do_in_turn(task / sequences, failed_, step);
   }
 
   // Calls worker(sequence) once per thread, to take tasks from this sequence until none are left in any.
   // If it throws in a thread, the other threads stop, and this throws the exception.
   template <typename Worker>
-  void run(const Worker& worker) {
+  void share_out(const Worker& worker) {
     const int64_t sequences = int64_t(next_.size());
     int64_t threads = std::min(tasks_, num_threads());
     if (steps_ > 0) threads = std::min(threads, 8 * sequences);  // more would mostly wait for their turns
@@ -119,12 +119,12 @@ class TaskQueue {
   std::atomic<bool> failed_{false};
 };
 
-// Runs all tasks in parallel; they start in this order.
-template <typename Run>
-void run_tasks(int64_t count, const Run& run) {
+// Calls function(task) for all tasks, in parallel; they start in this order.
+template <typename Function>
+void for_each_task(int64_t count, const Function& function) {
   TaskQueue queue(count);
-  queue.run([&](int64_t sequence) {
-    for (int64_t task; queue.take(task, sequence);) run(task);
+  queue.share_out([&](int64_t sequence) {
+    for (int64_t task; queue.take(task, sequence);) function(task);
   });
 }
 

@@ -40,28 +40,29 @@ class RoiTasks {
     });
   }
 
-  // Calls run(tables, task) for every RoI and `most` of its channels. Every thread has its own tables.
-  template <typename Tables, typename Run>
-  void each(int64_t most, const Run& run) const {
+  // Calls function(tables, task) for every RoI and `most` of its channels. Every thread has its own tables.
+  template <typename Tables, typename Function>
+  void each(int64_t most, const Function& function) const {
     const int64_t rois = shapes_.rois;
     TaskQueue queue(ceil_div(shapes_.channels, most) * rois);
-    queue.run([&](int64_t sequence) {
+    queue.share_out([&](int64_t sequence) {
       Tables tables;
-      for (int64_t i; queue.take(i, sequence);) run(tables, task(order_[i % rois], i / rois * most, most));
+      for (int64_t i; queue.take(i, sequence);)
+        function(tables, task(order_[i % rois], i / rois * most, most));
     });
   }
 
   // The same for a backward. A thread owns channels of an image, not RoIs, because RoIs overlap: no two threads write to
   // the same map, and the sum of a pixel has a fixed order.
-  template <typename Tables, typename Run>
-  void each_by_image(int64_t most, const Run& run) const {
+  template <typename Tables, typename Function>
+  void each_by_image(int64_t most, const Function& function) const {
     std::vector<std::vector<int64_t>> rois(shapes_.batch);
     for (int64_t k : order_) rois[images_[k]].push_back(k);
     const int64_t blocks = ceil_div(shapes_.channels, most);
     parallel_for(shapes_.batch * blocks, 1, [&](int64_t begin, int64_t end) {
       Tables tables;
       for (int64_t i = begin; i < end; ++i)
-        for (int64_t k : rois[i / blocks]) run(tables, task(k, i % blocks * most, most));
+        for (int64_t k : rois[i / blocks]) function(tables, task(k, i % blocks * most, most));
     });
   }
 

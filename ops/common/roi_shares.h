@@ -28,13 +28,14 @@ struct RoiShareTable {
   DCNZOO_HD Range bin(int64_t i) const { return {shares + begins[i], shares + begins[i + 1]}; }
 };
 
-// Calls run(number, first) for `together` channels at a time, then for each of the rest. A loop over shares then reads each
+// Calls function(number, first) for `together` channels at a time, then for each of the rest. A loop over shares then reads each
 // share once for all these channels, and their sums do not wait for each other.
-template <int together, typename Run>
-DCNZOO_HD void each_channels(int64_t channels, const Run& run) {
+template <int together, typename Function>
+DCNZOO_HD void each_channels(int64_t channels, const Function& function) {
   int64_t first = 0;
-  for (; first + together <= channels; first += together) run(std::integral_constant<int, together>(), first);
-  for (; first < channels; ++first) run(std::integral_constant<int, 1>(), first);
+  for (; first + together <= channels; first += together)
+    function(std::integral_constant<int, together>(), first);
+  for (; first < channels; ++first) function(std::integral_constant<int, 1>(), first);
 }
 
 template <typename T>

@@ -21,50 +21,31 @@ struct RoiShapes {
   std::vector<int64_t> output_sizes() const { return {rois, channels, output_h, output_w}; }
 };
 
-struct RoiChecks {
-  const char* op;
-  const Tensor& rois;
-  int64_t columns = RoiShapes::columns;
-  const char* fields = "image, x1, y1, x2, y2";
-
-  RoiShapes forward(const Tensor& input, int64_t output_h, int64_t output_w, double spatial_scale,
-                    int64_t sampling_ratio) const {
-    tensors("input", input);
-    return shapes(sizes_of(input), output_h, output_w, spatial_scale, sampling_ratio);
+// The first tensor is the input or, in the backward, the gradient of the output.
+struct RoiChecks : ArgumentChecks {
+  RoiShapes forward(const Tensor& rois, int64_t columns, int64_t output_h, int64_t output_w,
+                    double spatial_scale, int64_t sampling_ratio) const {
+    tensor("input", first, {kAny, kAny, kPositive, kPositive}, Type::floating);
+    return shapes(rois, columns, sizes_of(first), output_h, output_w, spatial_scale, sampling_ratio);
   }
 
-  RoiShapes backward(const Tensor& grad_output, const std::vector<int64_t>& input_size, double spatial_scale,
-                     int64_t sampling_ratio) const {
-    tensors("grad_output", grad_output);
-    check(grad_output.dim() == 4 && input_size.size() == 4 && grad_output.size(0) == rois.size(0) &&
-              grad_output.size(1) == input_size[1],
-          op, ": grad_output: expected shape (rois, channels, output_h, output_w), got ",
-          shape_text(sizes_of(grad_output)), " for ", rois.size(0), " rois and input shape ",
-          shape_text(input_size));
-    return shapes(input_size, grad_output.size(2), grad_output.size(3), spatial_scale, sampling_ratio);
+  RoiShapes backward(const Tensor& rois, int64_t columns, const std::vector<int64_t>& input_size,
+                     double spatial_scale, int64_t sampling_ratio) const {
+    check(input_size.size() == 4, op, ": input_size: expected 4 values, got ", input_size.size());
+    const Size count = rois.dim() > 0 ? Size(rois.size(0)) : kAny;
+    tensor("grad_output", first, {count, input_size[1], kAny, kAny}, Type::floating);
+    return shapes(rois, columns, input_size, first.size(2), first.size(3), spatial_scale, sampling_ratio);
   }
 
  private:
-  void tensors(const char* name, const Tensor& maps) const {
-    check_floating(maps, op, ": ", name);
-    check(rois.dim() == 2 && rois.size(1) == columns, op, ": rois: expected shape (K, ", columns, "), each (",
-          fields, "), got ", shape_text(sizes_of(rois)));
-    check_floating(rois, op, ": rois");
-    check(same_device(rois, maps), op, ": rois: expected device ", device_name(maps), " like ", name,
-          ", got ", device_name(rois));
-  }
-
-  RoiShapes shapes(const std::vector<int64_t>& input_size, int64_t output_h, int64_t output_w,
-                   double spatial_scale, int64_t sampling_ratio) const {
-    check(input_size.size() == 4, op, ": input: expected 4 dimensions (N, C, H, W), got shape ",
-          shape_text(input_size));
+  RoiShapes shapes(const Tensor& rois, int64_t columns, const std::vector<int64_t>& input_size,
+                   int64_t output_h, int64_t output_w, double spatial_scale, int64_t sampling_ratio) const {
+    tensor("rois", rois, {kAny, columns}, Type::floating);
     check(input_size[2] > 0 && input_size[3] > 0, op,
           ": input: expected at least 1 pixel in height and width, got shape ", shape_text(input_size));
     constexpr int64_t most = 1 << 15;
-    check(output_h >= 1 && output_w >= 1, op, ": output_size: expected at least (1, 1), got (", output_h,
-          ", ", output_w, ")");
-    check(output_h <= most && output_w <= most, op, ": output_size: expected at most (", most, ", ", most,
-          "), got (", output_h, ", ", output_w, ")");
+    check(std::min(output_h, output_w) >= 1 && std::max(output_h, output_w) <= most, op,
+          ": output_size: expected (1, 1) to (", most, ", ", most, "), got (", output_h, ", ", output_w, ")");
     check(sampling_ratio <= kMaxSamplingRatio, op, ": sampling_ratio: expected at most ", kMaxSamplingRatio,
           ", got ", sampling_ratio);
     check(spatial_scale > 0 && std::isfinite(spatial_scale), op,

@@ -81,19 +81,6 @@ inline std::string device_name(const Tensor& tensor) {
 
 inline bool same_device(const Tensor& a, const Tensor& b) { return device_name(a) == device_name(b); }
 
-// Checks of an argument. where: the parts of its name in the message, such as "nms: ", "boxes".
-template <typename... Where>
-void check_floating(const Tensor& tensor, const Where&... where) {
-  check(is_floating(tensor.scalar_type()), where..., ": expected float64, float32, bfloat16 or float16, got ",
-        dtype_name(tensor.scalar_type()));
-}
-
-template <typename... Where>
-void check_device(const Tensor& tensor, const Tensor& partner, const char* like, const Where&... where) {
-  check(same_device(tensor, partner), where..., ": expected device ", device_name(partner), like, ", got ",
-        device_name(tensor));
-}
-
 // Calls a torch operator that has no function in the stable ABI. All its results must be tensors.
 template <size_t Results, typename... Arguments>
 std::array<Tensor, Results> call_operator(const char* name, const char* overload,

@@ -102,7 +102,7 @@ void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, c
   const int64_t rows = std::max<int64_t>(kTaskPoints / std::max<int64_t>(s.groups * s.points, 1), 1);
   const int64_t tasks = ceil_div(s.queries, rows);
   TaskQueue queue(s.batch * tasks);
-  queue.run([&](int64_t sequence) {
+  queue.share_out([&](int64_t sequence) {
     T* const plan = thread_scratch<T>(8 * whole_vectors(s.points));
     for (int64_t task; queue.take(task, sequence);) {
       const int64_t begin = task % tasks * rows;
@@ -129,7 +129,7 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
   if (p.in_place && p.grad_input) torch::stable::zero_(grad_input);
   TaskQueue queue(s.batch * s.groups);
   const int64_t half = ceil_div(s.groups, 2);
-  queue.run([&](int64_t sequence) {
+  queue.share_out([&](int64_t sequence) {
     const Buffer<T> scratch((p.in_place ? 0 : copied) + whole_vectors(s.channels));
     for (int64_t task; queue.take(task, sequence);) {
       // Consecutive tasks run at the same time. They are not neighbouring groups, whose fields share cache lines.
@@ -176,10 +176,10 @@ struct CpuDeformAttn {
     const ScalarType type = input.scalar_type();
     const Tensor maps = contiguous_as(input, stored_type(type));
     const Tensor output = torch::stable::new_empty(maps, s.output_sizes);
-    const auto run = type == ScalarType::BFloat16 ? dcnzoo::forward<float, BFloat16Bits, Grid>
-                     : type == ScalarType::Double ? dcnzoo::forward<double, double, Grid>
-                                                  : dcnzoo::forward<float, float, Grid>;
-    run(s, grid, maps, offset, weight, output);
+    const auto attend = type == ScalarType::BFloat16 ? dcnzoo::forward<float, BFloat16Bits, Grid>
+                        : type == ScalarType::Double ? dcnzoo::forward<double, double, Grid>
+                                                     : dcnzoo::forward<float, float, Grid>;
+    attend(s, grid, maps, offset, weight, output);
     return as_type(output, type);
   }
 
@@ -189,10 +189,10 @@ struct CpuDeformAttn {
                        const Gradients& gradients) {
     const ScalarType type = stored_type(input.scalar_type());
     const Tensor grad = contiguous_as(grad_output, type), maps = contiguous_as(input, type);
-    const auto run = type == ScalarType::BFloat16 ? dcnzoo::backward<float, BFloat16Bits, Grid>
-                     : type == ScalarType::Double ? dcnzoo::backward<double, double, Grid>
-                                                  : dcnzoo::backward<float, float, Grid>;
-    run(s, grid, grad, maps, offset, weight, gradients);
+    const auto differentiate = type == ScalarType::BFloat16 ? dcnzoo::backward<float, BFloat16Bits, Grid>
+                               : type == ScalarType::Double ? dcnzoo::backward<double, double, Grid>
+                                                            : dcnzoo::backward<float, float, Grid>;
+    differentiate(s, grid, grad, maps, offset, weight, gradients);
   }
 };
 

@@ -473,7 +473,7 @@ void backward_of(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* 
 
 template <typename T, typename S>
 void backward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* scratch) {
-  const auto run = [&](auto vectors) {
+  const auto attend = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     if (!p.grad_input)
       backward_of<T, S, V, false, true>(p, image, group, scratch);
@@ -483,9 +483,9 @@ void backward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* scr
       backward_of<T, S, V, true, true>(p, image, group, scratch);
   };
   switch (round_up(p.channels, kLanes<T>) / kLanes<T>) {
-    case 1: return run(std::integral_constant<int, 1>{});
-    case 2: return run(std::integral_constant<int, 2>{});
-    default: return run(std::integral_constant<int, 0>{});
+    case 1: return attend(std::integral_constant<int, 1>{});
+    case 2: return attend(std::integral_constant<int, 2>{});
+    default: return attend(std::integral_constant<int, 0>{});
   }
 }
 

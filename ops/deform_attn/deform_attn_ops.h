@@ -66,7 +66,7 @@ struct DeformAttnOpsOf {
                                                            Numbers... numbers,
                                                            const std::vector<bool>& output_mask) {
     const KernelShapes s = check_dcnv3(input, offset, mask, {numbers...}, grad_output);
-    check_output_mask("dcnv3", output_mask, 3);
+    ArgumentChecks{"dcnv3", grad_output}.output_mask(output_mask, 3);
     return backward_of(s.sizes, s.grid, grad_output, input, offset, mask, output_mask);
   }
 
@@ -80,7 +80,7 @@ struct DeformAttnOpsOf {
                                                    const Tensor& offset_mask, Numbers... numbers,
                                                    const std::vector<bool>& output_mask) {
     const KernelShapes s = check_dcnv4(input, offset_mask, {numbers...}, grad_output);
-    check_output_mask("dcnv4", output_mask, 2);
+    ArgumentChecks{"dcnv4", grad_output}.output_mask(output_mask, 2);
     const Tensor fields = contiguous_as(offset_mask, Backend::field_type(input, {&offset_mask}));
     // zeros: no kernel writes the padding channels
     const Tensor of_fields =
@@ -106,7 +106,7 @@ struct DeformAttnOpsOf {
       const std::vector<bool>& output_mask) {
     const DeformAttnShapes s = check_ms_deform_attn(value, spatial_shapes, level_start_index,
                                                     sampling_locations, attention_weights, grad_output);
-    check_output_mask("ms_deform_attn", output_mask, 3);
+    ArgumentChecks{"ms_deform_attn", grad_output}.output_mask(output_mask, 3);
     const Tensor sizes = torch::stable::contiguous(spatial_shapes);
     const Tensor starts = torch::stable::contiguous(level_start_index);
     return backward_of(s, Backend::levels(s, sizes, starts), grad_output, value, sampling_locations,

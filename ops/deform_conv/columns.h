@@ -19,11 +19,11 @@ DCNZOO_INLINE int64_t columns_size(const TileSizes& tile) {
   return tile.depth / kNR<T> * panel_stride<T>(tile);
 }
 
-// Calls run(channels), with a constant if there is one for this number: then the loops of few channels have no branches.
-template <int64_t... constants, typename Run>
-DCNZOO_INLINE void with_channels(int64_t channels, const Run& run) {
-  if (!((channels == constants && (run(std::integral_constant<int64_t, constants>{}), true)) || ...))
-    run(channels);
+// Calls function(channels), with a constant if there is one for this number: then the loops of few channels have no branches.
+template <int64_t... constants, typename Function>
+DCNZOO_INLINE void with_channels(int64_t channels, const Function& function) {
+  if (!((channels == constants && (function(std::integral_constant<int64_t, constants>{}), true)) || ...))
+    function(channels);
 }
 
 // The column of a channel of a block: in a panel of bfloat16, the even channels are stored first.

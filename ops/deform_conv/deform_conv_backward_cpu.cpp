@@ -104,7 +104,7 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   const int64_t blocks = s.batch * image_blocks, channels = s.out_channels;
   const E* const from = static_cast<const E*>(map.tensor.const_data_ptr());
   std::vector<double> sums(blocks * channels);
-  run_tasks(blocks, [&](int64_t block) {
+  for_each_task(blocks, [&](int64_t block) {
     const int64_t first = block % image_blocks * block_pixels;
     const int64_t count = std::min(block_pixels, s.out_pixels - first);
     const E* const image = from + block / image_blocks * channels * s.out_pixels;
@@ -168,31 +168,31 @@ struct BackwardWork {
 };
 
 // Computes the gradients of p's images for p's blocks, except for shared points. A task is a tile of a block. A thread
-// stays with a block as long as tiles are left; the tiles of a block add to its gradients in turn.
+// stays with a block as long as tiles are left.
 template <typename T, typename S>
-void run_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_rows, bool channels_last,
-                std::vector<StagedBlock<T, S>>& stages) {
+void differentiate_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_rows, bool channels_last,
+                          std::vector<StagedBlock<T, S>>& stages) {
   const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
   const int64_t blocks = p.blocks.end - p.blocks.begin, bytes = kernels.tile_bytes(p);
   std::vector<DeformConvBackwardParams<T, S>> mine(blocks, p);
   for (int64_t b = 0; b < blocks; ++b)
     mine[b] = stages[b].allocate(p, p.blocks.data[p.blocks.begin + b], channels_last);
   const int64_t pieces = p.images * StagedBlock<T, S>::stretches(p.shape);
-  run_tasks(blocks * pieces, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); });
+  for_each_task(blocks * pieces, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); });
 
   const int64_t pixels = p.images * p.shape.out_pixels;
   TaskQueue queue(ceil_div(pixels, tile_rows) * blocks, blocks, 1 + p.weight_parts);
-  queue.run([&](int64_t sequence) {
+  queue.share_out([&](int64_t sequence) {
     char* const memory = thread_scratch<char>(bytes);
     for (int64_t task; queue.take(task, sequence);) {
       const int64_t block = task % blocks, first = task / blocks * tile_rows;
-      kernels.run(
+      kernels.compute_tile(
           mine[block], {p.blocks.begin + block, first, std::min(tile_rows, pixels - first), memory},
-          [&](int64_t index, const std::function<void()>& step) { queue.run_in_turn(task, index, step); });
+          [&](int64_t index, const std::function<void()>& step) { queue.do_in_turn(task, index, step); });
     }
   });
   const auto store = [&](int64_t task) { stages[task / pieces].store_gradient(p, task % pieces); };
-  run_tasks(p.stored_grad_input ? blocks * pieces : 0, store);
+  for_each_task(p.stored_grad_input ? blocks * pieces : 0, store);
 }
 
 DeformConvGradients new_gradients(const Map& input, const Tensor& weight, const std::optional<Tensor>& offset,
@@ -223,9 +223,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     return gradients;
   }
 
-  // No two blocks write the same elements of the gradients of input and weight. Inputs with few channels get narrower
-  // blocks.
-  // Products of tiles leave most of the time to what every block does again, and their CPUs have L2 caches of 2 MiB.
+  // Inputs with few channels get narrower blocks. Products of tiles leave most of the time to what every block does again, and their CPUs have L2 caches of 2 MiB.
   const int64_t factor = kernels.depth_step > int64_t(sizeof(T) / sizeof(S)) ? 2 : 1;
   const int64_t most = factor * kBackwardBlockBytes / int64_t(sizeof(T)),
                 panel = forward_kernels<T, T>().panel;
@@ -266,10 +264,10 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
       p.blocks.begin = p.blocks.end;
       p.blocks.end = std::min(p.blocks.begin + work.blocks, blocking.count());
-      run_blocks(p, work.tile_rows, map.channels_last, stages);
+      differentiate_blocks(p, work.tile_rows, map.channels_last, stages);
       const int64_t channels = work.grad_offset_mask_of_blocks.size() ? s.taps * (s.rank + 1) : 0;
       const auto sum = [&](int64_t i) { kernels.sum_offset_mask(p, i / channels, i % channels); };
-      run_tasks(p.images * channels, sum);
+      for_each_task(p.images * channels, sum);
     }
   }
   if (wanted[1]) {
@@ -288,7 +286,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
     const std::vector<bool>& output_mask) {
   const DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride, padding,
                                                dilation, groups, im2col_step, grad_output);
-  check_output_mask(s, offset, mask, output_mask);
+  check_output_mask(s, input, offset, mask, output_mask);
   check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
   const bool is_double = type == ScalarType::Double;
@@ -297,9 +295,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
       input.scalar_type() == ScalarType::BFloat16 && !s.is_depthwise() && multiplies_bfloat16(s);
   const ScalarType stored = narrow ? ScalarType::BFloat16 : type;
   const Tensor grad = as_type(grad_output, stored);
-  const auto run = narrow ? backward<float, BFloat16Bits> : is_double ? backward<double> : backward<float>;
-  const DeformConvGradients sums = run(s, grad, as_type(input, stored), as_type(weight, stored),
-                                       as_readable(offset, type), as_readable(mask, type), output_mask);
+  const auto differentiate = narrow      ? backward<float, BFloat16Bits>
+                             : is_double ? backward<double>
+                                         : backward<float>;
+  const DeformConvGradients sums =
+      differentiate(s, grad, as_type(input, stored), as_type(weight, stored), as_readable(offset, type),
+                    as_readable(mask, type), output_mask);
   Tensor grad_bias = torch::stable::new_empty(grad, {0});
   if (output_mask[4]) {
     const auto sum = narrow      ? bias_gradient<float, torch::headeronly::BFloat16>

@@ -81,7 +81,7 @@ struct PointBackward {
   }
 
   // For points whose corners are all in the map and whose mask is finite.
-  DCNZOO_INLINE void run_whole(const T* gradients, S* columns, T* dots) {
+  DCNZOO_INLINE void add_whole(const T* gradients, S* columns, T* dots) {
     alignas(kVectorBytes) Vector<T> dot[corners] = {};
     each_column<T, Whole<S>>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
@@ -101,7 +101,7 @@ struct PointBackward {
   }
 
   // For all other points: only the corners in the map, by the plain formula.
-  DCNZOO_INLINE void run_partial(const InsideCorners<corners>& found, const T* gradients, S* columns,
+  DCNZOO_INLINE void add_partial(const InsideCorners<corners>& found, const T* gradients, S* columns,
                                  T* dots) {
     alignas(kVectorBytes) Vector<T> dot[corners] = {};
     each_column<T, Whole<S>>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
@@ -156,7 +156,7 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
   constexpr int64_t row_step = by_rows ? together : 1, tap_step = together / row_step;
   T dots[together * corners * lanes] = {}, sums[lanes];
   const CornerDistances<Rank> distance(p.shape, p.input.channels);
-  const auto run = [&](auto channels, int64_t r, int64_t tap, T* point_dots) {
+  const auto differentiate = [&](auto channels, int64_t r, int64_t tap, T* point_dots) {
     PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
     const BackwardPoints<T, Rank>& points = tile.table[tap];
     const T factor = points.factor[r];
@@ -168,14 +168,14 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
         point.locate(p, corner, at + distance.of[corner]);
         point.modulated[corner] = factor * points.weight[corner][r];
       }
-      point.run_whole(tile.gradients, tile.columns, point_dots);
+      point.add_whole(tile.gradients, tile.columns, point_dots);
     } else {
       const InsideCorners<corners> found([&](int c) { return points.index[c][r]; });
       for (int i = 0; i < found.count; ++i) {
         point.locate(p, i, rows.map[r] + found.index[i] * p.input.channels);
         point.modulated[i] = factor * points.weight[found.corner[i]][r];
       }
-      point.run_partial(found, tile.gradients, tile.columns, point_dots);
+      point.add_partial(found, tile.gradients, tile.columns, point_dots);
     }
   };
   constexpr int64_t pair = kPair<T, S>;  // blocks of bfloat16 usually are one or two panels
@@ -184,7 +184,7 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
       for (int64_t tap = 0; tap < p.shape.taps; tap += tap_step) {
         const int64_t left = by_rows ? rows.count - r : p.shape.taps - tap;
         for (int64_t i = 0; i < together && i < left; ++i)
-          run(channels, r + i % row_step, tap + i % tap_step, dots + i * lanes);
+          differentiate(channels, r + i % row_step, tap + i % tap_step, dots + i * lanes);
         for (int64_t i = 0; Points && i < together * corners; i += lanes) {
           store(sums, sum_rows(dots + i * lanes));
           for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -449,7 +449,7 @@ void add_weight_gradient(const Params<T, S>& p, const ChannelBlock& block, const
 }
 
 template <typename T, typename S, int Rank>
-void run_of(const Params<T, S>& p, const BackwardTile& of, const RunInTurn& run_in_turn) {
+void compute_tile_of(const Params<T, S>& p, const BackwardTile& of, const AddInTurn& add_in_turn) {
   Arena arena{of.memory};
   TileMemory<T, S, Rank> tile(arena, p);
   const ChannelBlock& block = p.blocks.data[of.block];
@@ -475,7 +475,7 @@ void run_of(const Params<T, S>& p, const BackwardTile& of, const RunInTurn& run_
   const bool together = input && !p.input_apart;
   const auto sample = samplers[together][points][columns];
   if (input)
-    run_in_turn(0, [&] { together ? sample(p, block, tile) : samplers[true][false][false](p, block, tile); });
+    add_in_turn(0, [&] { together ? sample(p, block, tile) : samplers[true][false][false](p, block, tile); });
   if (!together && sample) sample(p, block, tile);
   if (points) {
     offset_mask_gradients(p, tile);
@@ -484,7 +484,7 @@ void run_of(const Params<T, S>& p, const BackwardTile& of, const RunInTurn& run_
   if (!columns) return;
   if constexpr (!std::is_same_v<T, S>) pair_columns(p, block, tile);
   for (int64_t part = 0; part < p.weight_parts; ++part)
-    run_in_turn(1 + part, [&] { add_weight_gradient(p, block, tile, part); });
+    add_in_turn(1 + part, [&] { add_weight_gradient(p, block, tile, part); });
 }
 
 template <typename T, typename S>
@@ -493,14 +493,18 @@ int64_t tile_bytes(const Params<T, S>& p) {
 }
 
 template <typename T, typename S>
-void run(const Params<T, S>& p, const BackwardTile& tile, const RunInTurn& run_in_turn) {
-  dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, S, rank()>(p, tile, run_in_turn); });
+void compute_tile(const Params<T, S>& p, const BackwardTile& tile, const AddInTurn& add_in_turn) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { compute_tile_of<T, S, rank()>(p, tile, add_in_turn); });
 }
 
 template <typename T, typename S = T>
-constexpr DeformConvBackward<T, S> kernels_of{
-    kDepthStep<T, S>, tile_bytes<T, S>,     pack_backward<T, S>, run<T, S>, unpack_weight_gradient<T, S>,
-    store_map<T, S>,  sum_offset_mask<T, S>};
+constexpr DeformConvBackward<T, S> kernels_of{kDepthStep<T, S>,
+                                              tile_bytes<T, S>,
+                                              pack_backward<T, S>,
+                                              compute_tile<T, S>,
+                                              unpack_weight_gradient<T, S>,
+                                              store_map<T, S>,
+                                              sum_offset_mask<T, S>};
 
 }  // namespace
 

@@ -16,7 +16,7 @@ const DeformConvForward<T, S>& forward_kernels() {
 // Whether to compute bfloat16 as it is stored, not as float.
 inline bool multiplies_bfloat16(const DeformConvShapes& s) {
   const auto& kernels = forward_kernels<float, BFloat16Bits>();
-  return kernels.run && kernels.suits(s.channels);
+  return kernels.compute_tile && kernels.suits(s.channels);
 }
 
 // A map without gaps in memory, channels last or channels first.
@@ -75,12 +75,12 @@ StoredOffsetMask<T> from_image(const DeformConvShapes& s, const StoredOffsetMask
   return {from_image(s, all.values, first), from_image(s, all.bits, first)};
 }
 
-// Calls run(block, piece) for every piece of the blocks' weights.
-template <typename Run>
-void each_piece(const ChannelBlocking& blocking, const Run& run) {
+// Calls function(block, piece) for every piece of the blocks' weights.
+template <typename Function>
+void each_piece(const ChannelBlocking& blocking, const Function& function) {
   constexpr int64_t pieces = 16;  // more blocks times pieces than threads, for most shapes
-  run_tasks(blocking.count() * pieces,
-            [&](int64_t i) { run(blocking.blocks[i / pieces], Piece{i % pieces, pieces}); });
+  for_each_task(blocking.count() * pieces,
+                [&](int64_t i) { function(blocking.blocks[i / pieces], Piece{i % pieces, pieces}); });
 }
 
 template <typename S>

@@ -135,9 +135,11 @@ struct BackwardTile {
   char* memory;         // tile_bytes
 };
 
-// Runs a step of a tile that must follow the same step of the tile before it, because both add to the same sums. Step 0
-// adds to the input's gradient, step 1 + i to part i of the weight's.
-using RunInTurn = std::function<void(int64_t step, const std::function<void()>& run)>;
+// The invariant of the backward: no two blocks write the same element of the gradients of input and weight, and the tiles of
+// a block add to them in the order of the tiles. So the sums have the same bits for every number of threads. This does a
+// step of a tile after the same step of the tile before it: step 0 adds to the input's gradient, 1 + i to part i of the
+// weight's.
+using AddInTurn = std::function<void(int64_t step, const std::function<void()>& add)>;
 
 template <typename T, typename S = T>
 struct DeformConvForward {
@@ -147,7 +149,7 @@ struct DeformConvForward {
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);
   // Computes output pixels [first, first + rows), counted over the images.
-  void (*run)(const DeformConvForwardParams<T, S>&, int64_t first, int64_t rows, char* scratch);
+  void (*compute_tile)(const DeformConvForwardParams<T, S>&, int64_t first, int64_t rows, char* scratch);
   // [rows][columns] -> [columns][rows]
   void (*transpose)(const S* from, int64_t from_stride, S* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
@@ -160,7 +162,7 @@ struct DeformConvBackward {
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);
   // Adds a tile's part to all gradients.
-  void (*run)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, const RunInTurn&);
+  void (*compute_tile)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, const AddInTurn&);
   void (*unpack_weight_gradient)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const T* packed,
                                  const WeightOf<S>& grad_weight);
   // Stores [pixels][channels], as [pixels][to_stride] or, if not channels_last, as [channels][to_stride].

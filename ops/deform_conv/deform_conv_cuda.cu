@@ -521,7 +521,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
     const std::vector<bool>& output_mask) {
   DeformConvShapes s = check_deform_conv(input, weight, offset, mask, std::nullopt, stride, padding, dilation,
                                          groups, im2col_step, grad_output);
-  check_output_mask(s, offset, mask, output_mask);
+  check_output_mask(s, input, offset, mask, output_mask);
   fit_chunks(s, input.scalar_type(), im2col_step.has_value());
   const ScalarType fields = field_type(input, {offset ? &*offset : nullptr, mask ? &*mask : nullptr});
   const DeformConvGradients sums = dispatch_types(input.scalar_type(), fields, [&](auto map, auto field) {

@@ -42,7 +42,7 @@ void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& s
   const int64_t image_size = s.channels * s.in_pixels, staged_size = channels * s.in_pixels;
   if (staged.size() < p.images * staged_size) staged = Buffer<S>(p.images * staged_size);
   const int64_t stretches = ceil_div(s.in_pixels, kStretch), blocks = p.blocks.end - p.blocks.begin;
-  run_tasks(p.images * blocks * stretches, [&](int64_t i) {
+  for_each_task(p.images * blocks * stretches, [&](int64_t i) {
     const int64_t image = i / stretches / blocks, pixel = i % stretches * kStretch;
     const ChannelBlock& block = p.blocks.data[p.blocks.begin + i / stretches % blocks];
     const S* const from = images + image * image_size + block.first * s.in_pixels + pixel;
@@ -55,12 +55,12 @@ void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& s
 }
 
 template <typename T, typename S>
-void run_tiles(const DeformConvForwardParams<T, S>& p) {
+void compute_tiles(const DeformConvForwardParams<T, S>& p) {
   const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
   const int64_t scratch = kernels.scratch_bytes(p), rows = p.tile.rows,
                 pixels = p.images * p.shape.out_pixels;
-  run_tasks(ceil_div(pixels, rows), [&](int64_t tile) {
-    kernels.run(p, tile * rows, std::min(rows, pixels - tile * rows), thread_scratch<char>(scratch));
+  for_each_task(ceil_div(pixels, rows), [&](int64_t tile) {
+    kernels.compute_tile(p, tile * rows, std::min(rows, pixels - tile * rows), thread_scratch<char>(scratch));
   });
 }
 
@@ -104,7 +104,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
                               : blocking.end_of_pass(p.blocks.begin, p.images * image_bytes, kStagingBytes);
       p.input = {images, 0, s.channels, false};
       if (!map.channels_last) stage_input(p, images, staged);
-      run_tiles(p);
+      compute_tiles(p);
     }
   }
   return output;

@@ -29,7 +29,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
   // Local variables, because the compiler would read members again after every store.
   const int64_t count = rows.count, taps = p.shape.taps;
   const int64_t* const starts = rows.map;
-  const auto run = [&](auto channels) {
+  const auto sample = [&](auto channels) {
     constexpr bool few = !whole || !std::is_same_v<decltype(channels), int64_t>;
     constexpr int64_t step = few ? 16 : 1;
     for (int64_t begin = 0; begin < count; begin += step)
@@ -67,7 +67,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
         }
       }
   };
-  with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>>(block.count, run);
+  with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>>(block.count, sample);
 }
 
 // Loads a group's sums over the blocks of earlier passes. (Only S = T has several passes.)
@@ -161,7 +161,7 @@ struct ForwardScratch {
 };
 
 template <typename T, typename S, int Rank>
-void run_of(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
+void compute_tile_of(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
   Arena arena{scratch};
   ForwardScratch<T, S, Rank> tile(arena, p);
   tile.rows.set(p.shape, p.input, first, rows);
@@ -175,12 +175,12 @@ void run_of(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
     if (!sampled || block.offset_group != sampled->offset_group || block.mask_group != sampled->mask_group)
       compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table, whole);
     sampled = &block;
-    const auto run_sample = [&](auto panel) {
+    const auto sample_panels = [&](auto panel) {
       const auto sampler =
           whole ? sample<T, S, Rank, decltype(panel), true> : sample<T, S, Rank, decltype(panel), false>;
       sampler(p, block, tile.rows, tile.table, tile.columns);
     };
-    has_whole_panels(p.shape, block, kNR<S>) ? run_sample(Whole<S>{}) : run_sample(Vector<T>{});
+    has_whole_panels(p.shape, block, kNR<S>) ? sample_panels(Whole<S>{}) : sample_panels(Vector<T>{});
     if (i == p.blocks.begin && !block.opens_group) load_group<T, S, Rank>(p, block, tile.rows, tile.result);
     if (p.shape.is_depthwise()) {
       const DepthwiseTile depthwise{p.shape.taps, block.count, rows, panel_stride<S>(p.tile), p.tile.outputs};
@@ -204,8 +204,8 @@ int64_t scratch_bytes(const Params<T, S>& p) {
 }
 
 template <typename T, typename S>
-void run(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
-  dispatch_rank(p.shape.rank, [&](auto rank) { run_of<T, S, rank()>(p, first, rows, scratch); });
+void compute_tile(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
+  dispatch_rank(p.shape.rank, [&](auto rank) { compute_tile_of<T, S, rank()>(p, first, rows, scratch); });
 }
 
 // With AMX, convolutions of few channels spend most of their time on sampling. Sampling in float is faster in two cases: the
@@ -220,8 +220,8 @@ bool suits([[maybe_unused]] int64_t channels) {
 }
 
 template <typename T, typename S = T>
-constexpr DeformConvForward<T, S> kernels_of{kNR<S>,    suits,       scratch_bytes<T, S>, pack_forward<T, S>,
-                                             run<T, S>, transpose<S>};
+constexpr DeformConvForward<T, S> kernels_of{
+    kNR<S>, suits, scratch_bytes<T, S>, pack_forward<T, S>, compute_tile<T, S>, transpose<S>};
 
 }  // namespace
 

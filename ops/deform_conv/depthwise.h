@@ -59,13 +59,13 @@ void depthwise_weight_gradient(const DepthwiseTile& tile, const T* gradient, con
       });
 }
 
-// Calls run(place, packed) for every weight of a block, with its index in the weight tensor, [channel][tap], and in the
+// Calls function(place, packed) for every weight of a block, with its index in the weight tensor, [channel][tap], and in the
 // packed weight.
-template <typename Run>
-void each_depthwise_weight(int64_t taps, const ChannelBlock& block, Run run) {
+template <typename Function>
+void each_depthwise_weight(int64_t taps, const ChannelBlock& block, Function function) {
   for (int64_t tap = 0; tap < taps; ++tap)
     for (int64_t c = 0; c < block.count; ++c)
-      run((block.first + c) * taps + tap, block.weight_at + tap * block.count + c);
+      function((block.first + c) * taps + tap, block.weight_at + tap * block.count + c);
 }
 
 }  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

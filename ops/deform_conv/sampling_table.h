@@ -109,13 +109,13 @@ struct Rows {
     }
   }
 
-  // Calls run(row_begin, row_end, image, pixel) for each stretch of rows within one image.
-  template <typename Run>
-  void each_image(int64_t out_pixels, Run run) const {
+  // Calls function(row_begin, row_end, image, pixel) for each stretch of rows within one image.
+  template <typename Function>
+  void each_image(int64_t out_pixels, Function function) const {
     int64_t n = image, p = pixel;
     for (int64_t r = 0; r < count; p = 0, ++n) {
       const int64_t end = count - r < out_pixels - p ? count : r + out_pixels - p;
-      run(r, end, n, p);
+      function(r, end, n, p);
       r = end;
     }
   }
@@ -178,7 +178,7 @@ struct TapSampling {
     write(points->rest, stored.rest);
   }
 
-  void run(int64_t count, bool whole) const {
+  void fill(int64_t count, bool whole) const {
     const TapSampling part = *this;  // a local copy: the compiler would read members again after every store
     int64_t r = 0;
     for (; r + kLanes<T> <= count; r += kLanes<T>) part.template at<Vector<T>, Vector<Index>>(r, whole);
@@ -221,7 +221,7 @@ void compute_sampling_table(const DeformConvShapes& s, const StoredOffsetMask<T>
       }
       const int64_t channel = (image * s.mask_groups + block.mask_group) * s.taps + tap;
       part.mask = channel_of(values.mask, bits.mask, channel, converted[Rank], rows.ones);
-      part.run(end - begin, whole);
+      part.fill(end - begin, whole);
     }
   });
 }

@@ -78,18 +78,18 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
   }
 }
 
-// Calls run(place, packed, count) for runs of weights in a piece of a block, which is some rows of every panel. A run
+// Calls function(place, packed, count) for runs of weights in a piece of a block, which is some rows of every panel. A run
 // starts at `place` in weight, where its elements are channel_stride apart. It starts at `packed` in the backward's
 // panels of columns (tap · channel of the block), each [rows][kNR] or, of bfloat16, [rows / 2][kNR][2], where its elements are
 // 1 or 2 apart. The rows are panel_outputs, rounded up to kDepthStep.
-template <typename T, typename S, typename Weight, typename Run>
+template <typename T, typename S, typename Weight, typename Function>
 void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
-                       const Weight& weight, Run run) {
+                       const Weight& weight, Function function) {
   constexpr int64_t pair = sizeof(T) / sizeof(S);
   if (s.is_depthwise()) {
     if (piece.index == 0)
       each_depthwise_weight(s.taps, block,
-                            [=](int64_t place, int64_t packed) { run(place, packed, int64_t(1)); });
+                            [=](int64_t place, int64_t packed) { function(place, packed, int64_t(1)); });
     return;
   }
   const int64_t outputs = s.out_channels / s.groups, group_channels = s.channels / s.groups;
@@ -106,8 +106,8 @@ void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, con
         const int64_t column = tap * block.count + group * channels + c, lane = column % kNR<T>;
         const int64_t packed_row = column / kNR<T> * depth + row / pair * pair;
         count = channels - c < kNR<T> - lane ? channels - c : kNR<T> - lane;
-        run(from + c * weight.channel_stride + tap * weight.tap_stride,
-            block.weight_at + packed_row * kNR<T> + lane * pair + row % pair, count);
+        function(from + c * weight.channel_stride + tap * weight.tap_stride,
+                 block.weight_at + packed_row * kNR<T> + lane * pair + row % pair, count);
       }
   }
 }

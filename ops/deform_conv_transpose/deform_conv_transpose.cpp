@@ -2,7 +2,7 @@
 // Its input corresponds to deform_conv's output, and its output to deform_conv's input.
 #include "../common/derivatives.h"
 #include "../common/memory_format.h"
-#include "../common/argument_checks.h"
+#include "../deform_conv/deform_conv_checks.h"
 
 namespace dcnzoo {
 namespace {
@@ -13,50 +13,28 @@ std::vector<int64_t> check_deform_conv_transpose(
     const std::optional<Tensor>& mask, const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
     const std::vector<int64_t>& padding, const std::vector<int64_t>& output_padding,
     const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step) {
-  const int64_t rank = weight.dim() - 2;
-  check(rank >= 1 && rank <= 3,
-        "deform_conv_transpose: weight: expected 3, 4 or 5 dimensions (in, out / groups, *kernel), got "
-        "shape ",
-        shape_text(sizes_of(weight)));
-  const ArgumentChecks checks{"deform_conv_transpose" + std::to_string(rank) + "d: ", input, rank};
-  checks.input_dimensions();
-  const int64_t channels = input.size(1);
-  checks.groups(channels, groups, groups);  // output channels are a multiple of groups by definition
-  check(weight.size(0) == channels, checks.op, "weight: expected ", channels,
-        " input channels like input, got ", weight.size(0));
-  check(weight.size(1) > 0, checks.op, "weight: expected at least 1 output channel, got shape ",
-        shape_text(sizes_of(weight)));
-  checks.per_axis("stride", stride, 1);
-  checks.per_axis("padding", padding, 0);
-  checks.per_axis("output_padding", output_padding, 0);
-  checks.per_axis("dilation", dilation, 1);
-  checks.kernel(weight);
-
-  std::vector<int64_t> output{input.size(0), weight.size(1) * groups}, in, kernel;
+  const ConvolutionChecks checks("deform_conv_transpose", input, weight, stride, padding, dilation, groups,
+                                 im2col_step);
+  const int64_t rank = checks.rank, taps = product(checks.kernel);
+  checks.check_weight(weight, input.size(1), kPositive);
+  checks.numbers("output_padding", output_padding, rank, 0);
+  std::vector<int64_t> output{input.size(0), weight.size(1) * groups}, in;
   for (int64_t axis = 0; axis < rank; ++axis) {
+    const int64_t kernel = checks.kernel[axis];
     in.push_back(input.size(axis + 2));
-    kernel.push_back(weight.size(axis + 2));
-    check(output_padding[axis] < stride[axis], checks.op, "output_padding: expected less than stride ",
+    check(output_padding[axis] < stride[axis], checks.op, ": output_padding: expected less than stride ",
           shape_text(stride), ", got ", shape_text(output_padding));
-    const int64_t size = (in[axis] - 1) * stride[axis] - 2 * padding[axis] +
-                         dilation[axis] * (kernel[axis] - 1) + output_padding[axis] + 1;
-    check(in[axis] >= 1 && size >= 1, checks.op, "input: expected a size that gives an output of at least 1",
-          " on axis ", axis + 2, " (kernel ", kernel[axis], ", stride ", stride[axis], ", padding ",
-          padding[axis], ", output_padding ", output_padding[axis], ", dilation ", dilation[axis], "), got ",
-          in[axis], ", which gives ", size);
+    const int64_t size = (in[axis] - 1) * stride[axis] - 2 * padding[axis] + dilation[axis] * (kernel - 1) +
+                         output_padding[axis] + 1;
+    check(in[axis] >= 1 && size >= 1, checks.op,
+          ": input: expected a size that gives an output of at least 1 on axis ", axis + 2, " (kernel ",
+          kernel, ", stride ", stride[axis], ", padding ", padding[axis], ", output_padding ",
+          output_padding[axis], ", dilation ", dilation[axis], "), got ", in[axis], ", which gives ", size);
     output.push_back(size);
   }
-  checks.im2col_step(im2col_step);
-
-  checks.partner("weight", weight, false);
-  const std::string taps = times_text(kernel) + " taps";
-  if (offset)
-    checks.offset_or_mask("offset", *offset, rank * product(kernel), std::to_string(rank) + " · " + taps,
-                          output[1], "output", in, " like the input, got ");
-  if (mask)
-    checks.offset_or_mask("mask", *mask, product(kernel), taps, output[1], "output", in,
-                          " like the input, got ");
-  if (bias) checks.bias(*bias, output[1]);
+  checks.groups_of("offset", offset, rank * taps, output[1], in);
+  checks.groups_of("mask", mask, taps, output[1], in);
+  if (bias) checks.tensor("bias", *bias, {output[1]});
   return output;
 }
 
@@ -80,23 +58,23 @@ Tensor deform_conv_transpose(const Tensor& input, const Tensor& weight, std::opt
                              int64_t groups, std::optional<int64_t> im2col_step) {
   const std::vector<int64_t> sizes = check_deform_conv_transpose(
       input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step);
-  const auto run = [&](const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
-                       const std::optional<Tensor>& mask) {
+  const auto spread = [&](const Tensor& input, const Tensor& weight, const std::optional<Tensor>& offset,
+                          const std::optional<Tensor>& mask) {
     return adjoint(input, sizes, weight, offset, mask, stride, padding, dilation, groups, im2col_step);
   };
-  if (!bias) return run(input, weight, offset, mask);
+  if (!bias) return spread(input, weight, offset, mask);
   std::vector<int64_t> per_channel(sizes.size(), 1);
   per_channel[1] = sizes[1];
   const Tensor bias_map = torch::stable::reshape(*bias, per_channel);
   // Subtracts -1 · bias: the stable ABI has no addition, and aten::add's alpha cannot be passed to its dispatcher.
   if (!is_half(input.scalar_type()) || !input.is_cpu())
-    return torch::stable::subtract(run(input, weight, offset, mask), bias_map, -1.0);
+    return torch::stable::subtract(spread(input, weight, offset, mask), bias_map, -1.0);
   // The CPU kernel computes half types in float: convert here, to round only once, after the bias.
   const auto wide = [](const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Float); };
   const auto wide_or_none = [&](const std::optional<Tensor>& tensor) {
     return tensor ? std::optional<Tensor>(wide(*tensor)) : std::nullopt;
   };
-  const Tensor output = run(wide(input), wide(weight), wide_or_none(offset), wide_or_none(mask));
+  const Tensor output = spread(wide(input), wide(weight), wide_or_none(offset), wide_or_none(mask));
   return torch::stable::to(torch::stable::subtract(output, wide(bias_map), -1.0), input.scalar_type());
 }
 

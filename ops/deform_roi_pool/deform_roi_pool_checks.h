@@ -23,16 +23,12 @@ inline DeformRoiPoolShapes check_deform_roi_pool(const Tensor& input, const Tens
                                                  const Tensor& offset, int64_t output_h, int64_t output_w,
                                                  double spatial_scale, int64_t sampling_ratio, double gamma,
                                                  const std::optional<Tensor>& grad_output = std::nullopt) {
-  const RoiChecks checks{"deform_roi_pool", rois};
-  const DeformRoiPoolShapes shapes{checks.forward(input, output_h, output_w, spatial_scale, sampling_ratio),
-                                   gamma};
+  const RoiChecks checks{{"deform_roi_pool", input}};
+  const DeformRoiPoolShapes shapes{
+      checks.forward(rois, RoiShapes::columns, output_h, output_w, spatial_scale, sampling_ratio), gamma};
   check(std::isfinite(gamma), checks.op, ": gamma: expected a finite number, got ", gamma);
-  const std::vector<int64_t> offset_size{rois.size(0), 2, output_h, output_w};
-  check(sizes_of(offset) == offset_size, checks.op, ": offset: expected shape ", shape_text(offset_size),
-        " (rois, x and y, bins), got ", shape_text(sizes_of(offset)));
-  check_floating(offset, checks.op, ": offset");
-  check_device(offset, input, " like input", checks.op, ": offset");
-  ArgumentChecks{"deform_roi_pool: ", input, 2}.grad_output(grad_output, shapes.output_sizes());
+  checks.tensor("offset", offset, {rois.size(0), 2, output_h, output_w}, Type::floating);
+  checks.grad_output(grad_output, shapes.output_sizes());
   return shapes;
 }
 
@@ -41,7 +37,7 @@ inline DeformRoiPoolShapes check_deform_roi_pool_backward(const Tensor& grad_out
                                                           double spatial_scale, int64_t sampling_ratio,
                                                           double gamma,
                                                           const std::vector<bool>& output_mask) {
-  check_output_mask("deform_roi_pool", output_mask, 2);
+  ArgumentChecks{"deform_roi_pool", input}.output_mask(output_mask, 2);
   check(grad_output.dim() == 4, "deform_roi_pool backward: grad_output: expected 4 dimensions, got shape ",
         shape_text(sizes_of(grad_output)));
   return check_deform_roi_pool(input, rois, offset, grad_output.size(2), grad_output.size(3), spatial_scale,

@@ -108,7 +108,7 @@ template <typename T>
 void backward_offset(const DeformRoiPoolShapes& s, const RoiTasks<T>& tasks, const T* grad, const T* maps,
                      const T* offset, T* grad_offset) {
   const int64_t pixels = s.pixels(), bins = s.bins();
-  const auto run = [&](BinPlan<T>& plan, const RoiTask<T>& task) {
+  const auto sum_slopes = [&](BinPlan<T>& plan, const RoiTask<T>& task) {
     T* x_sums = grad_offset + 2 * task.number * bins;
     T* y_sums = x_sums + bins;
     plan.build(s, task.roi, offset + 2 * task.number * bins, true);
@@ -133,7 +133,7 @@ void backward_offset(const DeformRoiPoolShapes& s, const RoiTasks<T>& tasks, con
       x_sums[i] *= plan.x_reach / plan.count;
     }
   };
-  tasks.template each<BinPlan<T>>(std::max<int64_t>(s.channels, 1), run);
+  tasks.template each<BinPlan<T>>(std::max<int64_t>(s.channels, 1), sum_slopes);
 }
 
 template <typename T>

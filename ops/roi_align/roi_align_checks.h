@@ -27,22 +27,22 @@ inline bool is_average(int64_t pool_mode) {
 inline RoiAlignShapes check_roi_align(const Tensor& input, const Tensor& rois, int64_t output_h,
                                       int64_t output_w, double spatial_scale, int64_t sampling_ratio,
                                       int64_t pool_mode, bool aligned) {
-  const RoiChecks checks{"roi_align", rois};
-  return {checks.forward(input, output_h, output_w, spatial_scale, sampling_ratio), is_average(pool_mode),
-          aligned};
+  const RoiChecks checks{{"roi_align", input}};
+  return {checks.forward(rois, RoiAlignShapes::columns, output_h, output_w, spatial_scale, sampling_ratio),
+          is_average(pool_mode), aligned};
 }
 
 inline RoiAlignShapes check_roi_align_backward(const Tensor& grad_output, const Tensor& rois,
                                                const Tensor& argmax_y, const Tensor& argmax_x,
                                                const std::vector<int64_t>& input_size, double spatial_scale,
                                                int64_t sampling_ratio, int64_t pool_mode, bool aligned) {
-  const RoiChecks checks{"roi_align", rois};
-  const RoiAlignShapes shapes{checks.backward(grad_output, input_size, spatial_scale, sampling_ratio),
-                              is_average(pool_mode), aligned};
+  const RoiChecks checks{{"roi_align", grad_output}};
+  const RoiAlignShapes shapes{
+      checks.backward(rois, RoiAlignShapes::columns, input_size, spatial_scale, sampling_ratio),
+      is_average(pool_mode), aligned};
+  const std::vector<int64_t> sizes = sizes_of(grad_output);
   for (const Tensor* argmax : {&argmax_y, &argmax_x})
-    check(shapes.average || (sizes_of(*argmax) == sizes_of(grad_output) && same_device(*argmax, grad_output)),
-          "roi_align: argmax: expected shape ", shape_text(sizes_of(grad_output)),
-          " and device like grad_output, got ", shape_text(sizes_of(*argmax)));
+    if (!shapes.average) checks.tensor("argmax", *argmax, {sizes.begin(), sizes.end()}, Type::floating);
   return shapes;
 }
 
@@ -63,23 +63,22 @@ struct RoiAlignRotatedShapes : RoiShapes {
   }
 };
 
-inline RoiChecks rotated_checks(const Tensor& rois) {
-  return {"roi_align_rotated", rois, RoiAlignRotatedShapes::columns, "image, x, y, width, height, angle"};
-}
-
 inline RoiAlignRotatedShapes check_roi_align_rotated(const Tensor& input, const Tensor& rois,
                                                      int64_t output_h, int64_t output_w, double spatial_scale,
                                                      int64_t sampling_ratio, bool aligned, bool clockwise) {
-  return {rotated_checks(rois).forward(input, output_h, output_w, spatial_scale, sampling_ratio), aligned,
-          clockwise};
+  const RoiChecks checks{{"roi_align_rotated", input}};
+  return {
+      checks.forward(rois, RoiAlignRotatedShapes::columns, output_h, output_w, spatial_scale, sampling_ratio),
+      aligned, clockwise};
 }
 
 inline RoiAlignRotatedShapes check_roi_align_rotated_backward(const Tensor& grad_output, const Tensor& rois,
                                                               const std::vector<int64_t>& input_size,
                                                               double spatial_scale, int64_t sampling_ratio,
                                                               bool aligned, bool clockwise) {
-  return {rotated_checks(rois).backward(grad_output, input_size, spatial_scale, sampling_ratio), aligned,
-          clockwise};
+  const RoiChecks checks{{"roi_align_rotated", grad_output}};
+  return {checks.backward(rois, RoiAlignRotatedShapes::columns, input_size, spatial_scale, sampling_ratio),
+          aligned, clockwise};
 }
 
 }  // namespace dcnzoo

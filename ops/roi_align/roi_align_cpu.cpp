@@ -105,14 +105,14 @@ Tensor average(const char* op, const Shapes& s, const Tensor& input_any, const T
   const S* const maps = data_of<S>(input);
   S* const out = static_cast<S*>(output.mutable_data_ptr());
   const auto& kernels = Tables<T>::template kernels<S>();
-  const auto run = [&](auto& tables, const RoiTask<T>& task) {
+  const auto pool_task = [&](auto& tables, const RoiTask<T>& task) {
     if constexpr (std::is_same_v<Shapes, RoiAlignShapes>)
       if (by_pixel)
         return kernels.forward_by_pixel(tables.of(s, task.roi), maps + task.map, s.channels, task.channels,
                                         out + task.bin);
     kernels.forward(tables.of(s, task.roi), maps + task.map, task.channels, out + task.bin);
   };
-  tasks.template each<Tables<T>>(by_pixel ? s.channels : Tables<T>::forward_channels, run);
+  tasks.template each<Tables<T>>(by_pixel ? s.channels : Tables<T>::forward_channels, pool_task);
   return as_type(output, input_any.scalar_type());
 }
 
@@ -124,10 +124,10 @@ Tensor average_backward(const char* op, const Shapes& s, const Tensor& grad_any,
   const S* const grad = data_of<S>(grad_output);
   T* const maps = grad_input.mutable_data_ptr<T>();
   const auto kernel = Tables<T>::template kernels<S>().backward;
-  const auto run = [&](auto& tables, const RoiTask<T>& task) {
+  const auto pool_task = [&](auto& tables, const RoiTask<T>& task) {
     kernel(tables.of(s, task.roi), grad + task.bin, task.channels, maps + task.map);
   };
-  tasks.template each_by_image<Tables<T>>(Tables<T>::backward_channels, run);
+  tasks.template each_by_image<Tables<T>>(Tables<T>::backward_channels, pool_task);
   return as_type(grad_input, grad_any.scalar_type());
 }
 
@@ -211,10 +211,10 @@ std::tuple<Tensor, Tensor, Tensor> roi_align_cpu(const Tensor& input, const Tens
   const RoiAlignShapes shapes =
       check_roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned);
   if (shapes.average) {
-    const auto run = is_double(input)     ? average<AverageTables, double, double, RoiAlignShapes>
-                     : is_bfloat16(input) ? average<AverageTables, float, BFloat16Bits, RoiAlignShapes>
-                                          : average<AverageTables, float, float, RoiAlignShapes>;
-    return {run("roi_align", shapes, input, rois), new_argmax(shapes, input), new_argmax(shapes, input)};
+    const auto pool = is_double(input)     ? average<AverageTables, double, double, RoiAlignShapes>
+                      : is_bfloat16(input) ? average<AverageTables, float, BFloat16Bits, RoiAlignShapes>
+                                           : average<AverageTables, float, float, RoiAlignShapes>;
+    return {pool("roi_align", shapes, input, rois), new_argmax(shapes, input), new_argmax(shapes, input)};
   }
   return (is_double(input) ? maximum<double> : maximum<float>)(shapes, input, rois);
 }
@@ -225,23 +225,23 @@ Tensor roi_align_backward_cpu(const Tensor& grad_output, const Tensor& rois, con
   const RoiAlignShapes shapes = check_roi_align_backward(grad_output, rois, argmax_y, argmax_x, input_size,
                                                          spatial_scale, sampling_ratio, pool_mode, aligned);
   if (shapes.average) {
-    const auto run = is_double(grad_output) ? average_backward<AverageTables, double, double, RoiAlignShapes>
-                     : is_bfloat16(grad_output)
-                         ? average_backward<AverageTables, float, BFloat16Bits, RoiAlignShapes>
-                         : average_backward<AverageTables, float, float, RoiAlignShapes>;
-    return run("roi_align", shapes, grad_output, rois);
+    const auto pool = is_double(grad_output) ? average_backward<AverageTables, double, double, RoiAlignShapes>
+                      : is_bfloat16(grad_output)
+                          ? average_backward<AverageTables, float, BFloat16Bits, RoiAlignShapes>
+                          : average_backward<AverageTables, float, float, RoiAlignShapes>;
+    return pool("roi_align", shapes, grad_output, rois);
   }
-  const auto run = is_double(grad_output) ? maximum_backward<double> : maximum_backward<float>;
-  return run(shapes, grad_output, rois, argmax_y, argmax_x);
+  const auto pool = is_double(grad_output) ? maximum_backward<double> : maximum_backward<float>;
+  return pool(shapes, grad_output, rois, argmax_y, argmax_x);
 }
 
 Tensor roi_align_rotated_cpu(const Tensor& input, const Tensor& rois, int64_t output_h, int64_t output_w,
                              double spatial_scale, int64_t sampling_ratio, bool aligned, bool clockwise) {
   const RoiAlignRotatedShapes shapes = check_roi_align_rotated(input, rois, output_h, output_w, spatial_scale,
                                                                sampling_ratio, aligned, clockwise);
-  const auto run = is_double(input) ? average<RotatedAverageTable, double, double, RoiAlignRotatedShapes>
-                                    : average<RotatedAverageTable, float, float, RoiAlignRotatedShapes>;
-  return run("roi_align_rotated", shapes, input, rois);
+  const auto pool = is_double(input) ? average<RotatedAverageTable, double, double, RoiAlignRotatedShapes>
+                                     : average<RotatedAverageTable, float, float, RoiAlignRotatedShapes>;
+  return pool("roi_align_rotated", shapes, input, rois);
 }
 
 Tensor roi_align_rotated_backward_cpu(const Tensor& grad_output, const Tensor& rois,
@@ -249,10 +249,10 @@ Tensor roi_align_rotated_backward_cpu(const Tensor& grad_output, const Tensor& r
                                       int64_t sampling_ratio, bool aligned, bool clockwise) {
   const RoiAlignRotatedShapes shapes = check_roi_align_rotated_backward(
       grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned, clockwise);
-  const auto run = is_double(grad_output)
-                       ? average_backward<RotatedAverageTable, double, double, RoiAlignRotatedShapes>
-                       : average_backward<RotatedAverageTable, float, float, RoiAlignRotatedShapes>;
-  return run("roi_align_rotated", shapes, grad_output, rois);
+  const auto pool = is_double(grad_output)
+                        ? average_backward<RotatedAverageTable, double, double, RoiAlignRotatedShapes>
+                        : average_backward<RotatedAverageTable, float, float, RoiAlignRotatedShapes>;
+  return pool("roi_align_rotated", shapes, grad_output, rois);
 }
 
 }  // namespace

@@ -100,7 +100,7 @@ template <typename T, typename S>
 void forward_by_pixel(const RoiAverage<T>& roi, const S* maps, int64_t map_channels, int64_t channels,
                       S* output) {
   constexpr int64_t lanes = kLanes<T>;
-  const auto run = [&](auto vectors, int64_t c) {
+  const auto sum = [&](auto vectors, int64_t c) {
     constexpr int Vectors = decltype(vectors)::value;
     const S* const from = maps + roi.first * map_channels + c;
     average<Vectors>(roi, Vectors * lanes, output + c * roi.output_h * roi.output_w,
@@ -108,9 +108,9 @@ void forward_by_pixel(const RoiAverage<T>& roi, const S* maps, int64_t map_chann
   };
   constexpr int most = kRoiBlockChannels / lanes < 8 ? kRoiBlockChannels / lanes : 8;
   int64_t c = 0;
-  for (; c + most * lanes <= channels; c += most * lanes) run(std::integral_constant<int, most>{}, c);
-  for (; c + lanes <= channels; c += lanes) run(std::integral_constant<int, 1>{}, c);
-  if (c < channels) run(std::integral_constant<int, 1>{}, channels - lanes);  // computes some channels again
+  for (; c + most * lanes <= channels; c += most * lanes) sum(std::integral_constant<int, most>{}, c);
+  for (; c + lanes <= channels; c += lanes) sum(std::integral_constant<int, 1>{}, c);
+  if (c < channels) sum(std::integral_constant<int, 1>{}, channels - lanes);  // computes some channels again
 }
 
 // Adds to maps [channels][pixels] the gradient of a row of bins, [column][channel] in roi.row.

@@ -125,7 +125,7 @@ class Suppression {
   Suppression(RotatedBoxList& boxes, double threshold)
       : boxes_(boxes), circles_(boxes.circles()), threshold_(T(threshold)), suppressed_(boxes.size()) {}
 
-  const std::vector<uint8_t>& run() {
+  const std::vector<uint8_t>& suppress() {
     const int64_t count = boxes_.size();
     for (int64_t first = 0; first < count; first += kBlock) {
       const int64_t end = std::min(first + kBlock, count);
@@ -178,8 +178,8 @@ Tensor nms_rotated_cpu(const Tensor& boxes, const Tensor& scores, double iou_thr
   check_nms_rotated(boxes, scores, iou_threshold);
   const Tensor order = descending_order(scores);
   RotatedBoxList sorted(boxes, clockwise, order.const_data_ptr<int64_t>());
-  return is_double(boxes) ? kept_of(order, Suppression<double>(sorted, iou_threshold).run())
-                          : kept_of(order, Suppression<float>(sorted, iou_threshold).run());
+  return is_double(boxes) ? kept_of(order, Suppression<double>(sorted, iou_threshold).suppress())
+                          : kept_of(order, Suppression<float>(sorted, iou_threshold).suppress());
 }
 
 }  // namespace

@@ -65,11 +65,11 @@ def invalid() -> Iterator[tuple[Sample, str]]:
     good = packed(dcnv3.make("good", kernel_size=3, group=2, group_channels=3))
     input, fields = good.tensors
     rows = [
-        ("offset_mask", "= 54, padded to a multiple of 8), got 54", dict(offset_mask=fields[..., :54])),
-        ("offset_mask", "48 channels on the last axis (3 · (3·3 - 1)", dict(remove_center=True)),
-        ("offset_mask", "got (7, 10)", dict(stride=2)),
-        ("offset_mask", "got 1", dict(offset_mask=fields[:1])),
-        ("input", "got 10 in shape (2, 6, 7, 10)", dict(input=input.permute(0, 3, 1, 2))),
+        ("offset_mask", "56), got (2, 7, 10, 54)", dict(offset_mask=fields[..., :54])),
+        ("offset_mask", "48), got", dict(remove_center=True)),
+        ("offset_mask", "got (2, 7, 10, 56)", dict(stride=2)),
+        ("offset_mask", "got (1, 7, 10, 56)", dict(offset_mask=fields[:1])),
+        ("input", "got (2, 6, 7, 10)", dict(input=input.permute(0, 3, 1, 2))),
         ("offset_mask", "got float32", dict(offset_mask=fields.float())),
         ("group", "got 0", dict(group=0)),
     ]

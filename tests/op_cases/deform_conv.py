@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
@@ -231,35 +232,40 @@ NAMES = ("input", "weight", "offset", "mask", "bias")
 Rows = Iterator[tuple[str, str, dict[str, Any]]]
 
 
+def shape_of(tensor: Tensor) -> str:
+    """The end of the message about a tensor of a wrong shape."""
+    return f"got {tuple(tensor.shape)}"
+
+
 def rows_of_both(good: Sample, inputs: int) -> Rows:
     """Wrong arguments for convolutions and transposed convolutions with ``inputs`` channels."""
     input, weight, offset, mask, bias = good.tensors
     rank, taps = rank_of(good), math.prod(weight.shape[2:])
-    for name, wrong in (
-        *(("input", t) for t in (input[0], input.sum(), input[:, :0])),
-        *(("weight", t) for t in (weight[0], weight.sum(), weight[..., :0])),
-        *(("offset", offset[0]), ("mask", mask[0])),
-    ):
-        yield name, f"got shape {tuple(wrong.shape)}", {name: wrong}
-    yield "bias", f"got ({len(bias) - 1},)", {"bias": bias[:-1]}
-    yield "bias", f"got (1, {len(bias)})", {"bias": bias[None]}
+    wrong: dict[str, list[Tensor]] = {
+        "input": [input[0], input.sum(), input[:, :0]],
+        "weight": [weight[..., :0]],
+        "bias": [bias[:-1], bias[None]],
+    }
+    for name, field in (("offset", offset), ("mask", mask)):
+        more = torch.cat([field, field[:, :1]], 1)
+        wrong[name] = [field[0], more, field[:, 1:], field[..., :-1], field[:1]]
+    for name, tensors in wrong.items():
+        for tensor in tensors:
+            yield name, shape_of(tensor), {name: tensor}
+    for tensor in (weight[0], weight.sum()):
+        yield "weight", f"got shape {tuple(tensor.shape)}", {"weight": tensor}
     for name, tensor in zip(NAMES[1:], good.tensors[1:], strict=True):
-        yield name, "float64 like input, got float32", {name: tensor.float()}
+        yield name, "float64, got float32", {name: tensor.float()}
     for name, tensor in (("weight", weight), ("bias", bias)):
-        yield name, "device cpu like input, got meta", {name: tensor.to("meta")}
+        yield name, "got meta", {name: tensor.to("meta")}
     yield "input", "got Int", {n: t.int() for n, t in zip(NAMES, good.tensors, strict=True)}
     yield "input", "got ComplexDouble", {"input": input.to(torch.complex128)}
     yield "mask", "got the tensor of offset", {"mask": offset}
     half = {n: t.bfloat16() for n, t in zip(NAMES, good.tensors, strict=True)}
-    yield "mask", "like input or float32, got float64", {**half, "mask": mask}
+    yield "mask", "or float32, got float64", {**half, "mask": mask}
 
     for name, field, count in (("offset", offset, rank * taps), ("mask", mask, taps)):
-        yield name, f"got {count + 1}", {name: torch.cat([field, field[:, :1]], 1)}
-        yield name, f"got {count - 1}", {name: field[:, 1:]}
-        yield name, f"got 5 ({5 * count} channels / {count})", {name: field.repeat(1, 5, *[1] * rank)}
-        size = tuple(field[..., :-1].shape[2:])
-        yield name, f"got {size}", {name: field[..., :-1]}
-        yield name, "batch 2 like input, got 1", {name: field[:1]}
+        yield name, f"got 5 ({5 * count} / {count})", {name: field.repeat(1, 5, *[1] * rank)}
 
     for wrong in (0, -2, inputs - 1):
         yield "groups", f"got {wrong}", {"groups": wrong}
@@ -280,8 +286,8 @@ def invalid(rank: int) -> list[tuple[Sample, str]]:
     rows = [
         *rows_of_both(good, 6),
         ("groups", "4 output channels, got 3", {"groups": 3}),
-        ("weight", "6 input channels (6 / 1 group), got 5", {"weight": weight[:, :5]}),
-        ("weight", "3 input channels (6 / 2 groups), got 6", {"groups": 2}),
+        ("weight", shape_of(weight[:, :5]), {"weight": weight[:, :5]}),
+        ("weight", shape_of(weight), {"groups": 2}),
         ("offset", "got", {"padding": 0}),
         (
             "input",
@@ -291,7 +297,7 @@ def invalid(rank: int) -> list[tuple[Sample, str]]:
     ]
     if rank > 1:  # with an even number of channels, it would be a valid mask of several groups
         five = {"input": input[:, :5], "weight": weight[:, :5], "mask": offset.clone()}
-        rows.append(("mask", f"5 input channels, got {rank} (", five))
+        rows.append(("mask", f"5 channels, got {rank} (", five))
     return list(wrong_calls(f"deform_conv{rank}d", good, NAMES, rows))
 
 

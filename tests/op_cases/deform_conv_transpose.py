@@ -75,16 +75,14 @@ def invalid(rank: int) -> list[tuple[Sample, str]]:
         (name, f"less than stride {(1,) * rank}, got {(1,) * rank}", {name: 1}),
         (name, "got", {name: -1}),
         (name, f"{rank} values, got {rank + 1}", {name: (0,) * (rank + 1)}),
-        ("weight", "4 input channels like input, got 3", {"weight": weight[:3]}),
-        ("weight", f"got shape {tuple(nothing.shape)}", {"weight": nothing}),
+        ("weight", f"got {tuple(weight[:3].shape)}", {"weight": weight[:3]}),
+        ("weight", f"got {tuple(nothing.shape)}", {"weight": nothing}),
         ("bias", "shape (12,), got (6,)", {"groups": 2}),
         ("input", f"got {size}, which gives {size - 1 - 18 + kernel}", {"padding": 9}),
         ("input", f"got 0, which gives {kernel - 3}", {"input": input[:, :, :0], "offset": offset[:, :, :0]}),
     ]
     if rank > 1:
-        rows.append(
-            ("mask", f"5 output channels, got {rank} (", {"weight": weight[:, :5], "mask": offset.clone()})
-        )
+        rows.append(("mask", f"5 channels, got {rank} (", {"weight": weight[:, :5], "mask": offset.clone()}))
     if rank == 2:  # the dilation allows the second axis, which must not excuse the first
         for got, output_padding in (("3", (3, 1)), ("-1", (-1, 1)), ("2 values, got 3", (0, 1, 2))):
             rows.append((name, got, {"stride": (2, 1), "dilation": (1, 2), name: output_padding}))

@@ -107,8 +107,8 @@ def invalid() -> Iterator[tuple[Sample, str]]:
     names = ("value", "sampling_locations", "attention_weights")
     starts, shapes = "level_start_index", "spatial_shapes"
     rows = [
-        ("value", "got shape (69, 3, 5)", dict(value=value[0])),
-        (names[1], "for 2 heads and 2 levels, got (2, 7, 3, 2, 4, 2)", dict(value=value[:, :, 1:])),
+        ("value", "got (69, 3, 5)", dict(value=value[0])),
+        (names[1], "(2, n, 2, 2, n, 2), got (2, 7, 3, 2, 4, 2)", dict(value=value[:, :, 1:])),
         (names[2], "got (2, 7, 3, 8)", dict(attention_weights=weights.flatten(3))),
         (starts, "got (3,)", {starts: torch.tensor([0, 54, 60])}),
         (shapes, "got (2, 3)", {shapes: torch.ones(2, 3, dtype=torch.int64)}),

@@ -99,9 +99,9 @@ def region_rows(input: Tensor, rois: Tensor) -> list[tuple[str, str, dict]]:
     """Wrong values of the arguments that all RoI pooling operators share."""
     one = torch.eye(1, rois.shape[1], dtype=rois.dtype)
     return [
-        ("input", "got shape (3, 9, 13)", dict(input=input[0])),
+        ("input", "got (3, 9, 13)", dict(input=input[0])),
         ("input", "got Int", dict(input=input.int())),
-        ("input", "got shape (2, 3, 0, 13)", dict(input=input[:, :, :0])),
+        ("input", "got (2, 3, 0, 13)", dict(input=input[:, :, :0])),
         ("rois", f"got (4, {rois.shape[1] - 1})", dict(rois=rois[:, 1:])),
         ("rois", "got Long", dict(rois=rois.long())),
         # CUDA kernels return zeros: a check would synchronise with the device
