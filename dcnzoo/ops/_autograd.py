@@ -185,6 +185,7 @@ class _Derivative:
         self.call = arguments_of(f"_{forward.name}_backward")
         types = {argument.name: str(argument.type) for argument in self.operator._schema.arguments}
         self.tensors = [name for name, type in types.items() if type in ("Tensor", "Optional[Tensor]")]
+        self.numbers = [name for name in types if name not in self.tensors]
         self.saved = self.tensors[1:]  # by the forward, without grad_output
         self.positions = [forward.call._fields.index(name) for name in gradients]
         self.shared = {*forward.call._fields} & {*self.call._fields}
@@ -196,8 +197,7 @@ class _Derivative:
 
     def save(self, ctx: Any, inputs: Any, output: object, names: Sequence[str]) -> None:
         ctx.save_for_backward(*(getattr(inputs, name) for name in names))
-        numbers = [name for name in self.call._fields if name in inputs._fields and name not in names]
-        ctx.numbers = {name: getattr(inputs, name) for name in numbers}
+        ctx.numbers = {name: getattr(inputs, name) for name in self.numbers if name in inputs._fields}
 
     def first(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         needed = [ctx.needs_input_grad[position] for position in self.positions]

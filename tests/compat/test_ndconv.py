@@ -123,7 +123,7 @@ def test_provided_operator(rank):
     ("position", "value", "message"),
     [
         (0, (6, 5, 4), "input: "),
-        (1, (4, 2, 3, 2), "weight: .*got 2"),
+        (1, (4, 2, 3, 2), r"weight: .*got \(4, 2, 3, 2\)"),
         (2, (2, 73, 3, 6), "offset_field: "),
         (2, (2, 2, 35, 3, 6), r"offset_field: .*got \(2, 2, 35, 3, 6\)"),
         (2, (2, 3, 36, 3, 6), "offset_field: "),
