@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import data
 from dcnzoo.data.check import check_coco
-from dcnzoo.data.yolo import convert_yolo
+from dcnzoo.data.layouts import convert
 
 from .processes import ROOT, python
 
@@ -89,5 +89,5 @@ def test_data_set_is_valid(tmp_path):
     file, images = tmp_path / "coco/annotations/instances_train.json", tmp_path / "coco/train"
     report = check_coco(file, images)
     assert not report.problems and report.counts["images"] == 3
-    converted = convert_yolo(tmp_path / "yolo")
+    converted = convert(tmp_path / "yolo", "YOLO", "train")
     assert not converted.problems and len(converted.content()["annotations"]) == report.counts["annotations"]
