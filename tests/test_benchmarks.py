@@ -90,4 +90,4 @@ def test_data_set_is_valid(tmp_path):
     report = check_coco(file, images)
     assert not report.problems and report.counts["images"] == 3
     converted = convert(tmp_path / "yolo", "YOLO", "train")
-    assert not converted.problems and len(converted.content()["annotations"]) == report.counts["annotations"]
+    assert not converted.problems and len(converted.content["annotations"]) == report.counts["annotations"]
