@@ -2,6 +2,7 @@
 
 import logging
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -118,7 +119,8 @@ def without_trace() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the training shows them
             yield
     finally:
         logging.disable(disabled)
