@@ -174,7 +174,8 @@ def run_block(block: Block, variables: dict) -> None:
             if line and not line.startswith("#"):
                 run_line(line)
     elif re.match(r"_base_ = ", block.code):
-        Path("page.py").write_text(block.code)
+        # a config that inherits from one beside it is one of the demo's
+        Path("page.py").write_text(block.code.replace("'./", f"'{ROOT}/configs/demo/"))
         read_config_file(Path("page.py"))
     else:
         code = block.code
