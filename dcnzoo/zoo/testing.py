@@ -159,8 +159,9 @@ def use_data(cfg: Config, root: str | os.PathLike[str] | None, subset: int | Non
         UserError: the annotations are missing or empty, or the test set is not a single data set.
     """
     tested = list(datasets(cfg.test_dataloader.dataset))
-    for dataset in tested if root is not None else ():
-        dataset.data_root = os.path.join(os.path.expanduser(root), "")
+    if root is not None:
+        for dataset in tested:
+            dataset.data_root = os.path.join(os.path.expanduser(root), "")
     if len(tested) != 1 or "ann_file" not in tested[0]:
         raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
     if tested[0].get("shapes"):

@@ -216,7 +216,7 @@ def files(text: str) -> Iterator[File]:
     Args:
         text: ``Config.text``, in which a line with its path precedes the text of each file.
     """
-    texts = [("/.py", [])] if not text.startswith("/") else []
+    texts: list[tuple[str, list[str]]] = [("/.py", [])] if not text.startswith("/") else []
     for line in text.splitlines():
         if re.fullmatch(r"/.*\.(py|json|ya?ml)", line) and (not texts or os.path.isfile(line)):
             texts.append((line, []))  # not a line of a text in the config
@@ -240,9 +240,10 @@ def assigning(values: Mapping[str, object]) -> Iterator[None]:
     def parse(*args: Any, **kwargs: Any) -> ast.AST:
         tree = ast.parse(*args, **kwargs)
         for node in ast.walk(tree):
-            names = node.targets if isinstance(node, ast.Assign) and node.col_offset == 0 else []
-            for name in names:
-                if isinstance(name, ast.Name) and name.id in values and len(names) == 1:
+            if not isinstance(node, ast.Assign) or node.col_offset or len(node.targets) > 1:
+                continue
+            for name in node.targets:
+                if isinstance(name, ast.Name) and name.id in values:
                     node.value = ast.parse(repr(values[name.id]), mode="eval").body
         return ast.fix_missing_locations(tree)
 

@@ -29,15 +29,17 @@ def lack_of_memory(loader: DataLoader) -> str:
 
     The smaller one of two pictures counts: a training that could run is not refused.
     """
-    is_empty = not isinstance(loader.dataset, Sized) or not len(loader.dataset)  # a stream has no length
-    if not loader.num_workers or is_empty or not os.path.isdir(SHARED_MEMORY):
+    data = loader.dataset
+    if not isinstance(data, Sized) or not len(data):  # a stream has no length
+        return ""
+    if not loader.num_workers or not os.path.isdir(SHARED_MEMORY):
         return ""
     batches = loader.num_workers * (loader.prefetch_factor or 1) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     free, pictures = shutil.disk_usage(SHARED_MEMORY).free, batches * (loader.batch_size or 1)
     if free > pictures * _ENOUGH:
         return ""
     with random_states():
-        least = min(_size(loader.dataset[index]) for index in {0, len(loader.dataset) // 2})
+        least = min(_size(data[index]) for index in {0, len(data) // 2})
     if free > pictures * least:
         return ""
     return (
