@@ -113,6 +113,9 @@ def stage(tmp_path_factory):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "drawn/a.jpg", folder / name)
         write_fruits(folder, "voc", parts)
+        shutil.copytree(folder / "fruits/JPEGImages", folder / "images")
+        for split in ("train", "val"):
+            run("data", "convert", "voc", "fruits", f"{split}.json", "--split", split)
         write_voc(folder / "data/fruits_nuts", parts)
         lines = [line.partition("=")[::2] for line in settings(folder / "shapes", 8, 4)[1:]]
         cfg = Config.fromfile(DEFORMABLE)

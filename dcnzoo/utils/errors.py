@@ -97,7 +97,17 @@ _EXTRA_OF_PACKAGE = {
     "pyarrow": "parquet",
     "ray": "ray",
 }
-_IN_SEVERAL_EXTRAS = ("PIL", "numpy", "pycocotools", "requests", "rich", "shapely", "urllib3", "yaml")
+_IN_SEVERAL_EXTRAS = (
+    "PIL",
+    "msgspec",
+    "numpy",
+    "pycocotools",
+    "requests",
+    "rich",
+    "shapely",
+    "urllib3",
+    "yaml",
+)
 
 
 def install_command(error: Exception, extra: str = "mmdet") -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from dcnzoo.data.splits import ReadOptions
+from dcnzoo.data.splits import AS_THEY_ARE, ReadOptions
 from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
@@ -79,12 +79,10 @@ def train(
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
-    only_data = {
-        "zero_based": zero_based, "clip": clip, "skip_invalid": skip_invalid, "drop_scores": drop_scores,
-        "layout": layout, "leave_out": leave_out,
-    }  # fmt: skip
-    if data is None and any(only_data.values()):
-        raise UserError(f"{next(filter(only_data.get, only_data))}: expected data, got a training without it")
+    reading = ReadOptions(zero_based, clip, skip_invalid, drop_scores, layout or "", tuple(leave_out))
+    changed = [name for name, value in vars(reading).items() if value != getattr(AS_THEY_ARE, name)]
+    if changed and data is None:
+        raise UserError(f"{changed[0]}: expected data, got a training without it")
     options = TrainOptions(
         work_dir=work_dir, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, amp=amp,
         auto_scale_lr=auto_scale_lr, logger=logger, seed=seed, device=device, allow_partial=allow_partial,
@@ -94,7 +92,6 @@ def train(
         if data is None:
             source = _without_checkpoint(model)
         else:
-            reading = ReadOptions(zero_based, clip, skip_invalid, drop_scores, layout or "", tuple(leave_out))
             folder, own = _own_data(Path(data), options, model, resume, force, reading, stack, dry_run)
             options = replace(options, work_dir=folder, epochs=own.epochs if epochs is None else epochs)
             source = Source(str(own.config), own.config)

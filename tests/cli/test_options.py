@@ -196,7 +196,9 @@ WITHOUT = {}  # what commands without the option do
 @pytest.fixture
 def library(monkeypatch, tmp_path):
     """Return a function that runs a command: its status, output and calls. Detectors find nothing."""
-    for path in ("detect.exported.ExportedDetector", "openmmlab.detector.TorchDetector"):
+    # a module has its own name of the class, if it was imported before
+    exported = ("detect.exported.ExportedDetector", "detect.timing.ExportedDetector")
+    for path in (*exported, "openmmlab.detector.TorchDetector"):
         monkeypatch.setattr(f"dcnzoo.{path}", Finds)
     monkeypatch.setattr("dcnzoo.openmmlab.runs.recipe.Recipe.read", lambda *args: Checked())
     monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.build", lambda *args, **options: torch.nn.Identity())
