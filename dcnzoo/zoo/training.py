@@ -102,7 +102,7 @@ def train(
             only_checks=dry_run,
         )  # fmt: skip
         if dry_run and data is None:
-            print("no mistakes found in the config; nothing was trained")
+            print("dry run: the config was checked; nothing was trained")
         return folder
 
 
