@@ -7,8 +7,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import POSITIVE, option
-from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_file
+from dcnzoo.utils.files import require_exists, require_file
 
 
 @click.command(cls=_options.Command)
@@ -80,8 +79,8 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
 
     if resume not in (None, "auto"):
         require_file(resume, "--resume")
-    if (data := options["data"]) and not data.exists():
-        raise UserError(f"--data: expected a folder or file, found none at {data}")
+    if options["data"]:
+        require_exists(options["data"], "--data")
     from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
     from dcnzoo.openmmlab.runs.joining import is_first
     from dcnzoo.openmmlab.runs.work_dir import REPORT

@@ -17,6 +17,7 @@ from dcnzoo.data.via import find_via
 from dcnzoo.data.voc import find_voc
 from dcnzoo.data.yolo import find_yolo, is_names
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import require_exists
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import waiting
 from dcnzoo.utils.text import counted, few
@@ -54,8 +55,7 @@ def find_parts(data: str | os.PathLike, options: ReadOptions = AS_THEY_ARE) -> C
         UserError: no layout fits; the message says what lies there.
     """
     data = Path(data)
-    if not os.path.exists(data):
-        raise UserError(f"data: expected a folder or file, found none at {data}")
+    require_exists(data, "data")
     with waiting(f"listing {data}"):
         tree = _tree_of_file(data) if data.is_file() else Tree(data, leave_out=options.leave_out)
     if options.layout and options.layout not in FINDERS:

@@ -50,8 +50,9 @@ def find_yolo(tree: Tree) -> list[Part]:
 
 
 def _descriptions(tree: Tree) -> dict[Path, dict | InvalidAnnotation]:
-    """Read the files that describe a data set, the nearest to the root: with the keys of ``data.yaml``, or
-    with names of classes beside lists of splits.
+    """Read the files that describe a data set and are nearest to the root.
+
+    They have the keys of ``data.yaml``, or the names of the classes, with lists of splits beside them.
     """
     if tree.description:
         return {tree.description: _read(tree.description)}

@@ -92,7 +92,7 @@ def require_equal(expected: Sequence, got: Sequence, source: object, order_only:
 
 
 def require_order(loader: Mapping | None, names: object, source: str | os.PathLike) -> None:
-    """Refuse a file of a model with the classes of a data loader in another order.
+    """Raise an error if the file of a model has the classes of a data loader in another order.
 
     Args:
         loader: settings of the data loader, if there is one.

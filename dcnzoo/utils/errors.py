@@ -111,7 +111,7 @@ _IN_SEVERAL_EXTRAS = (
 
 
 def install_command(error: Exception, extra: str = "mmdet") -> str:
-    """The command that installs a missing optional package; empty for other errors, or if it is there.
+    """Return the command that installs a missing optional package; empty for other errors, or if it is there.
 
     Args:
         extra: of a package that several extras have.

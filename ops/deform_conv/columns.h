@@ -19,7 +19,8 @@ DCNZOO_INLINE int64_t columns_size(const TileSizes& tile) {
   return tile.depth / kNR<T> * panel_stride<T>(tile);
 }
 
-// Calls function(channels), with a constant if there is one for this number: then the loops of few channels have no branches.
+// Calls function(channels). A number that is one of the constants is passed as a constant: loops over few channels then
+// have no branches.
 template <int64_t... constants, typename Function>
 DCNZOO_INLINE void with_channels(int64_t channels, const Function& function) {
   if (!((channels == constants && (function(std::integral_constant<int64_t, constants>{}), true)) || ...))

@@ -136,7 +136,7 @@ class Finds(BaseDetector):
 
 
 class Checked:
-    """In place of a recipe. A training or test that uses it has checked its options, and ends."""
+    """Replaces a recipe: a training or test that uses it ends, after the check of its options."""
 
     def __getattr__(self, name):
         sys.exit(0)
