@@ -36,18 +36,21 @@ FIGURE = re.compile(
     r"|\b\d[\d,]*(?= ?%| (?:µs|ms|times|page faults)\b)|\b\d[\d,]* / \d[\d,]*\b(?! threads)"
 )
 NUMBER = re.compile(r"[−+-]?(?<![\w.])\d[\d,]*(?:\.\d+)?|[−+-]?(?<![\w.])\.\d+")
+WORD = re.compile(r"[^\W\d_]{2,}\d*")
+RANGE = re.compile(r"\d[\d.]* – \d[\d.]*")
 TIMINGS = re.compile(r"^(?:All timings:|## All cases)$", re.MULTILINE)
 
 
 def sections(page: Path) -> Iterator[tuple[str, str]]:
     """Yield heading and text of the sections that a reader sees first: of README all, of a guide two."""
-    parts = re.split(r"^#+ (.+)$", CODE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    parts = re.split(r"^#+ (.+)$", CODE.sub(names_of, page.read_text(encoding="utf-8")), flags=re.MULTILINE)
     pairs = [*zip(parts[1::2], parts[2::2], strict=True)]
     yield from pairs if page.name == "README.md" else pairs[:2]
 
 
-def numbers(text: str) -> list[float]:
-    return [float(number.replace("−", "-").replace(",", "")) for number in NUMBER.findall(text)]
+@functools.cache
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number.replace("−", "-").replace(",", "")) for number in NUMBER.findall(text))
 
 
 def equal(figure: str, value: float) -> bool:
@@ -57,26 +60,26 @@ def equal(figure: str, value: float) -> bool:
     return abs(value - printed) <= 0.5001 * 10.0 ** -len(figure.partition(".")[2])
 
 
-def has_in_order(line: list[float], figures: list[str]) -> bool:
-    values = iter(line)
+def has_in_order(line: str, figures: list[str]) -> bool:
+    values = iter(numbers(line))
     return all(any(equal(figure, value) for value in values) for figure in figures)
 
 
 def words(text: str) -> set[str]:
-    return set(re.findall(r"[^\W\d_]{2,}\d*", text.lower())) - {"the", "of", "with", "and", "in"}
+    return set(WORD.findall(text.lower())) - {"the", "of", "with", "and", "in"}
 
 
 @functools.cache
-def rows(file: Path) -> list[tuple[list[float], set[str]]]:
-    """Return the numbers and words of each row of a table, or the counts of results that are ok."""
+def rows(file: Path) -> list[tuple[str, set[str]]]:
+    """Return each row of a table with its words, or the counts of results that are ok."""
     text = TIMINGS.split(file.read_text("utf-8"))[0]
     if file.suffix == ".json":  # of benchmarks/coverage
         results = [row["result"] for row in json.loads(text).values()]
         further = sum(result.startswith("ok with further packages") for result in results)
-        ok = sum(result.startswith("ok") for result in results)
-        return [([ok, len(results)], {"families"}), ([ok - further, len(results), further], {"families"})]
+        ok, number = sum(result.startswith("ok") for result in results), len(results)
+        return [(f"{ok} {number}", {"families"}), (f"{ok - further} {number} {further}", {"families"})]
     lines = [line for line in text.splitlines() if file.suffix == ".csv" or line.startswith("|")]
-    return [(numbers(line), words(line)) for line in lines]
+    return [(line, words(line)) for line in lines]
 
 
 def missing(text: str, folder: Path) -> list[str]:
@@ -85,20 +88,45 @@ def missing(text: str, folder: Path) -> list[str]:
     The row is in a file that the line links, or, if it links none, the line before; else in any of the text.
     """
     every = SOURCE.findall(text)
-    links, result = every, []
+    links, result, heads, before = every, [], list[str](), ""
     for sentence in re.split(r"\n(?=\|)|\n\n|\. ", text):
         links = SOURCE.findall(sentence) or (links if sentence.startswith("| |") else every)
-        plain = without_links(sentence)
-        near = [line for link in links for line, labels in rows(folder / link) if words(plain) & labels]
-        for clause in re.split(r"[|;]", plain):
-            figures = re.split(r" of (?:its )?| / |\n", "\n".join(FIGURE.findall(clause)))
-            if any(figures) and not any(has_in_order(line, figures) for line in near):
-                result.append(clause.strip())
+        heads = before.split("|") if sentence.startswith("|---") else heads if sentence[:1] == "|" else []
+        before = plain = without_links(sentence)
+        near = [row for link in links for row in rows(folder / link) if words(plain) & row[1]]
+        cells = [cell.split(";") for cell in plain.split("|")]
+        names = [cell for cell in cells if not FIGURE.search(";".join(cell))]
+        for column, clauses in enumerate(cells):
+            # it tells columns apart
+            head = words("".join(heads[column : column + 1])) if len(names) < len(cells) - 1 else set()
+            for part, clause in enumerate(clauses):
+                figures = re.split(r" of (?:its )?| / |\n", "\n".join(FIGURE.findall(clause)))
+                own = [cell[part] if len(cell) == len(clauses) else ";".join(cell) for cell in names]
+                lines = nearest(near, words(" ".join([clause, *own])), head, len(figures))
+                if any(figures) and not any(has_in_order(line, figures) for line in lines):
+                    result.append(clause.strip())
     return result
 
 
+def nearest(near: list[tuple[str, set[str]]], label: set[str], head: set[str], figures: int) -> list[str]:
+    """Return the rows that may have the figures of a clause.
+
+    Some row has a figure alone by chance: only those count that share the most words with the clause and the
+    names in its line, then with the head of its column; and no ranges, such as quartiles.
+    """
+    if figures > 1:
+        return [line for line, _ in near]
+    common = [(len(label & labels), len(head & labels)) for _, labels in near]
+    return [RANGE.sub("", near[n][0]) for n, shared in enumerate(common) if shared == max(common)]
+
+
 def without_links(text: str) -> str:
-    return VERSION.sub("", re.sub(r"\]\([^)]*\)|\d{4}-\d\d-\d\d", "", text))
+    return VERSION.sub(names_of, re.sub(r"\]\([^)]*\)|\d{4}-\d\d-\d\d", "", text))
+
+
+def names_of(match: re.Match[str]) -> str:
+    """Return the words of a code or of a version, without their figures."""
+    return " ".join(WORD.findall(match[0]))
 
 
 def claims() -> Iterator[tuple[str, list[str], list[str], list[str]]]:
