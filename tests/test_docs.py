@@ -153,7 +153,7 @@ def test_the_row_of_a_figure_alone(tmp_path):
 
 @pytest.mark.slow
 def test_changed_figures_are_noticed():
-    """The last digit of each figure in turn: at most one of twenty is still in a row that could be its source."""
+    """The last digit of each in turn: at most one of twenty is in a row that could be the source."""
     every, unnoticed, chance = 0, [], random.Random(0)
     for path in dict.fromkeys(ROOT / name.partition(":")[0] for name, *_ in claims.claims()):
         for heading, text in claims.sections(path):
