@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from dcnzoo.detect.backends import MASK_LOGITS
-from dcnzoo.detect.checksum import require_intact
 from dcnzoo.utils.files import BACKENDS, require_file
+from dcnzoo.utils.marks import require_intact
 
 
 class Session:

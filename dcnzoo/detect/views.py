@@ -14,8 +14,8 @@ import numpy as np
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.video import VideoFile
-from dcnzoo.utils.files import is_video, read_beside, replacing, require_new, write_text
-from dcnzoo.utils.marks import RESULTS, info, mark_of
+from dcnzoo.utils.files import is_video, read_beside, replacing, require_new
+from dcnzoo.utils.marks import RESULTS, mark_of, seal, sealed_info
 from dcnzoo.utils.text import counted
 
 DRAWN = {".png": "PNG", ".jpg": "JPEG"}
@@ -116,6 +116,8 @@ class Views:
         if self._coco:
             with replacing(self._coco) as partial, open(partial, "w", encoding="utf-8") as file:
                 self._write_coco(file, pictures, classes)
+                file.flush()
+                seal(partial)
             written.append(self._coco)
         for _ in pictures:
             pass
@@ -128,8 +130,10 @@ class Views:
         )
 
     def _record(self) -> None:
-        content = {**info(self._mark), "format": "files", "texts": self._times, **self.settings}
-        write_text(self._results, json.dumps(content, indent=1))
+        content = {**sealed_info(self._mark), "format": "files", "texts": self._times, **self.settings}
+        with replacing(self._results) as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            seal(partial)
 
     def _write_text(self, path: Path, text: str) -> None:
         with replacing(path) as partial:
@@ -156,7 +160,7 @@ class Views:
         """Write a COCO file row by row; only the texts of the images stay in memory."""
         images: list[str] = []
         number = 0
-        head = {"info": info(self._mark), "licenses": [], "categories": coco_categories(classes)}
+        head = {"info": sealed_info(self._mark), "licenses": [], "categories": coco_categories(classes)}
         file.write(f'{json.dumps(head)[:-1]}, "annotations": [')
         for row in rows:
             name = self._names.relative(row["path"])

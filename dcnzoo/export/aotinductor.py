@@ -16,6 +16,7 @@ from dcnzoo.detect.backends.aotinductor import NAMES
 from dcnzoo.export.fixed_size import TRACEABLE
 from dcnzoo.export.passes import attributes_restored, one_at_a_time
 from dcnzoo.utils.files import replacing
+from dcnzoo.utils.marks import KEY, append_mark
 from dcnzoo.utils.steps import begin_step
 
 
@@ -59,3 +60,5 @@ def export_pt2(
             raise ValueError(f"model: expected one that AOTInductor can compile: {error}") from error
         with replacing(path) as partial:
             partial.write_bytes(whole.read_bytes())
+            if KEY in texts:
+                append_mark(partial, texts[KEY].rstrip("|"))

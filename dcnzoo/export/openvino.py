@@ -5,8 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dcnzoo.detect.backends.openvino import extension, make_core
-from dcnzoo.detect.checksum import seal
-from dcnzoo.utils.files import replacing
+from dcnzoo.utils.files import replacing, set_time_of
+from dcnzoo.utils.marks import seal
 
 __all__ = ["make_core", "save_ir"]
 
@@ -37,5 +37,6 @@ def save_ir(path: str | os.PathLike, out: Path, float16: bool = False) -> None:
         whole = Path(folder) / "model.xml"  # OpenVINO requires this suffix
         openvino.save_model(model, whole, compress_to_fp16=float16)
         seal(whole)
+        set_time_of(whole.with_suffix(".bin"), whole)
         whole.with_suffix(".bin").replace(partial_weights)
         whole.replace(partial)

@@ -8,14 +8,13 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
-from dcnzoo.detect.checksum import require_intact
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.export.opsets import DEFAULT, FORMS, check_target, require_opset
 from dcnzoo.export.runtimes import RUNTIMES, require_options
 from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import EXPORTED, picture_files, require_file, require_new
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.marks import mark, mark_of
+from dcnzoo.utils.marks import mark
 
 
 @dataclass(frozen=True)
@@ -136,14 +135,8 @@ class ExportOptions:
             drawn: whether a ``.png`` is drawn.
         """
         path, *beside = self.files
-        own = mark("export", model)
-        try:
-            if path.suffix == ".onnx" and mark_of(path) == own:
-                require_intact(path)
-        except ValueError:  # edited
-            own = ""
         drawing = [path.with_suffix(".png")] if drawn else []
-        require_new("export", path, mark=own, force=force, beside=[*beside, *drawing])
+        require_new("export", path, mark=mark("export", model), force=force, beside=[*beside, *drawing])
 
     @property
     def form(self) -> str:

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from torch import Tensor, nn
 
-from dcnzoo.detect.checksum import BLANK, KEY, seal
 from dcnzoo.export.aotinductor import export_pt2
 from dcnzoo.export.onnx import export_onnx
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.utils.files import replacing
+from dcnzoo.utils.marks import BLANK, CHECKSUM, seal
 from dcnzoo.utils.steps import begin_step
 
 SIZES = "img_shape"  # the input with the sizes of the pictures
@@ -46,7 +46,7 @@ def write_file(
         return (path,)
     with TemporaryDirectory() as folder:
         partial = Path(folder) / "model.onnx"
-        metadata[KEY] = BLANK
+        metadata[CHECKSUM] = BLANK
         export_onnx(
             model,
             args,

@@ -22,7 +22,7 @@ from dcnzoo.report.sections.pictures import show_detections, show_sampling, show
 from dcnzoo.report.sections.settings import show_configuration, show_environment
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
-from dcnzoo.utils.files import require_new, write_bytes, write_text
+from dcnzoo.utils.files import replacing, require_new, set_time_of, write_bytes
 from dcnzoo.utils.jsonl import versions
 from dcnzoo.utils.marks import add_mark, mark
 from dcnzoo.utils.text import counted
@@ -83,9 +83,14 @@ def write_report(
         runs = [TrainedRun.read(*each, data) for each in zip(work_dirs, names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
-    write_bytes(out, add_mark(page.encode(), own))  # first: the files beside it follow from its mark
-    write_text(figures, json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n")
-    write_text(history, _history(runs))
+    texts = {figures: json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n", history: _history(runs)}
+    for file in texts:  # after a kill, none looks as if it was changed
+        file.unlink(missing_ok=True)
+    write_bytes(out, add_mark(page.encode(), own))
+    for file, text in texts.items():
+        with replacing(file) as partial:
+            partial.write_text(text, encoding="utf-8")
+            set_time_of(partial, out)
     return out
 
 

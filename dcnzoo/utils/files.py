@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from dcnzoo.utils.errors import MissingFileError, UserError, disk_is_full, one_line, printable
-from dcnzoo.utils.marks import is_detection, mark_of
+from dcnzoo.utils.marks import is_detection, is_intact, is_own
 from dcnzoo.utils.text import counted, few
 
 Result = TypeVar("Result")
@@ -120,9 +120,10 @@ def require_new(
     """Check the names of output files before the work; return the first one, with the home folder for ~.
 
     Args:
-        mark: of the files: one that has it is replaced (see :mod:`dcnzoo.utils.marks`).
+        mark: of the files: one that has it, and is unchanged, is replaced (see :mod:`dcnzoo.utils.marks`).
         force: replace others, too.
-        beside: files whose names follow from the first one: replaced only if that has the mark.
+        beside: files whose names follow from the first one: replaced only if they and that one are unchanged,
+            by their own marks or :func:`set_time_of`.
         inputs: files that are read. No file is written beside one under the same name without ending.
         own: whether the command may replace a file for another reason: it has the same content.
 
@@ -142,19 +143,28 @@ def require_new(
         if file.is_dir() or file.is_symlink():
             problem = "the folder" if file.is_dir() else f"a link to {os.readlink(file)}"
             raise UserError(f"{command}: {file}: expected a file, got {problem}")
-        is_own = bool(mark) and mark_of(file) == mark
-        if os.path.lexists(file) and not (is_own or (file.is_file() and own(file))):
+        if os.path.lexists(file) and not (is_own(file, mark) or (file.is_file() and own(file))):
             others.append(file)
     if others and not force:
-        what = f", or {mark}" if mark else ""
+        what = f", or unchanged {mark}" if mark else ""
         got = few(others, 3) if len(others) > 1 else others[0]
         raise UserError(f"{command}: expected a new file{what}, got {got}; force=True replaces it")
-    for file in beside:
-        if os.path.lexists(file) and not (mark and mark_of(files[0]) == mark):
+    for file in filter(os.path.lexists, beside):
+        is_unchanged = file.is_file() and is_own(files[0], mark)
+        if not (is_unchanged and (_time(file) == _time(files[0]) or is_intact(file))):
             raise UserError(f"{command}: {file}: expected a new file beside {files[0]}; move it")
     if others:
         _note(f"replaces {few(others, 3)}")
     return files[0]
+
+
+def set_time_of(file: Path, first: Path) -> None:
+    """Give a file without a place for a mark the time of change of one that has a mark."""
+    os.utime(file, ns=(_time(first),) * 2)
+
+
+def _time(file: Path) -> int:
+    return file.stat().st_mtime_ns
 
 
 def require_equal(path: Path, content: Callable[[], bytes]) -> None:

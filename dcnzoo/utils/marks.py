@@ -1,6 +1,7 @@
 """What dcnzoo writes says so in itself: ``detections of MODEL``, ``export of MODEL``.
 
-A command may replace a file with the mark that it would write. Detections are never taken as annotations.
+A command may replace a file with the mark that it would write, while the file has the content that was
+written: beside the mark is a checksum. Detections are never taken as annotations.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import mmap
 import os
 import re
 import struct
+import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +20,10 @@ DETECTIONS = "detections of "
 RESULTS = "results.json"  # in a folder that infer has written: the model and the settings
 PROGRAM = "# dcnzoo: "  # before the mark in the first line of a config
 KEY = "dcnzoo.mark"  # in the metadata of exported files
+CHECKSUM = "dcnzoo.sha256"  # its value is zero while it is computed
+BLANK = "0" * 64
 _HEAD = 4096  # bytes; they have the mark of every file but those of _LAST
-_LAST = {".onnx": 2**24, ".xml": 2**20, ".pt2": 2**40, ".mp4": 2**10, ".avi": 2**10}  # bytes at the end
+_LAST = {".onnx": 2**24, ".xml": 2**20, ".pt2": 2**10, ".mp4": 2**10, ".avi": 2**10}  # bytes at the end
 _ENDS = b'"<>&|'  # what no mark has: it ends one in a file
 _TEXT = rb"([a-z]+ of [^\x00-\x1f\x7f-\xff%b]+)" % re.escape(_ENDS)
 # a chunk of PNG, a comment of JPEG, an entry in the head of a page, the first line of a program
@@ -27,6 +31,8 @@ _BEFORE = rb'tEXtdcnzoo\0|\xff\xfe..dcnzoo: |<meta name="dcnzoo" content="|\A# d
 _FIRST = re.compile(rb"(?:%b)%b" % (_BEFORE, _TEXT), re.DOTALL)
 _JSON = re.compile(rb'"description":\s*"%b",\s*"contributor":\s*"dcnzoo' % _TEXT)
 _AT_END = re.compile(rb"dcnzoo\.mark[^a-z]*?(?:value=\")?%b" % _TEXT)
+_DIGEST = re.compile(re.escape(CHECKSUM).encode() + rb".{1,40}?([0-9a-f]{64})", re.DOTALL)
+_PNG = b"\x89PNG"
 
 
 def mark(what: str, name: object) -> str:
@@ -55,6 +61,55 @@ def model_name(model: str | os.PathLike, checkpoint: str | os.PathLike | None = 
 def info(mark: str) -> dict[str, str]:
     """Return the entry ``info``, the first of a COCO file with a mark."""
     return {"description": mark, "contributor": "dcnzoo"}
+
+
+def sealed_info(mark: str) -> dict[str, str]:
+    """:func:`info` of a file that is sealed when it is complete."""
+    return {**info(mark), CHECKSUM: BLANK}
+
+
+def seal(path: str | os.PathLike) -> None:
+    """Write the checksum into a complete file that has a place for it."""
+    content = Path(path).read_bytes()
+    if place := _DIGEST.search(content):
+        with open(path, "r+b") as file:
+            file.seek(place.start(1))
+            file.write(_digest(content, place, Path(path)))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def is_intact(path: str | os.PathLike) -> bool | None:
+    """Whether a file has the content that was sealed; None if it has no checksum."""
+    content = Path(path).read_bytes()
+    place = _DIGEST.search(content)
+    return _digest(content, place, Path(path)) == place[1] if place else None
+
+
+def require_intact(path: str | os.PathLike) -> None:
+    """Raise ValueError if an exported file has a checksum that does not fit its content."""
+    if is_intact(path) is False:
+        raise ValueError(
+            f"{path}: expected the content that was exported: the file is damaged or was edited; open a file "
+            "that you changed on purpose with dcnzoo.load(path, edited=True)"
+        )
+
+
+def _digest(content: bytes, place: re.Match, path: Path = Path()) -> bytes:
+    """The checksum of a file, and of the weights of OpenVINO's IR, which are in another file."""
+    start, end = place.span(1)
+    rest = end + 4 if content.startswith(_PNG) else end  # without PNG's own checksum of the text
+    checksum = hashlib.sha256(content[:start] + BLANK.encode() + content[rest:])
+    if path.suffix == ".xml" and os.path.isfile(weights := path.with_suffix(".bin")):
+        with open(weights, "rb") as file:
+            while part := file.read(2**20):
+                checksum.update(part)
+    return checksum.hexdigest().encode()
+
+
+def is_own(path: str | os.PathLike, mark: str) -> bool:
+    """Whether a file has a mark, and the content that was written with it."""
+    return bool(mark) and mark_of(path) == mark and bool(is_intact(path))
 
 
 def mark_of(path: str | os.PathLike) -> str:
@@ -122,9 +177,18 @@ def _checksum(text: str) -> str:
 
 def add_mark(content: bytes, mark: str) -> bytes:
     """Return the content of a PNG, a JPEG or a page with a mark; other formats stay as they are."""
-    text = mark.encode()
-    if content[:4] == b"\x89PNG":  # after the header, which has 33 bytes
-        chunk = b"tEXtdcnzoo\0" + text + b"\n"  # the checksum that follows may look like text
+    blank = _with_text(content, _with_place(mark))
+    place = _DIGEST.search(blank)
+    return _with_text(content, _with_place(mark, _digest(blank, place))) if place else blank
+
+
+def _with_place(mark: str, checksum: bytes = BLANK.encode()) -> bytes:
+    return b"%b%b %b" % (entry(mark).encode(), CHECKSUM.encode(), checksum)
+
+
+def _with_text(content: bytes, text: bytes) -> bytes:
+    if content[:4] == _PNG:  # after the header, which has 33 bytes
+        chunk = b"tEXtdcnzoo\0" + text
         chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
         return content[:33] + chunk + content[33:]
     if content[:2] == b"\xff\xd8":  # after JFIF's segment, which must be the first
@@ -136,10 +200,15 @@ def add_mark(content: bytes, mark: str) -> bytes:
 
 
 def append_mark(path: Path, mark: str) -> None:
-    """Append a block with a mark to a video; programs skip blocks that they do not know."""
-    text = f"{KEY} {entry(mark)}".encode()
-    text += b" " * (len(text) % 2)
-    is_avi = path.suffix == ".avi"
-    head = b"JUNK" + struct.pack("<I", len(text)) if is_avi else struct.pack(">I", 8 + len(text)) + b"free"
-    with open(path, "ab") as file:
-        file.write(head + text)
+    """Append a block with a mark to a video, or a comment to an archive; programs do not read them."""
+    text = KEY.encode() + b" " + _with_place(mark)
+    if path.suffix == ".pt2":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.comment = text
+    else:
+        text += b" " * (len(text) % 2)
+        is_avi = path.suffix == ".avi"
+        head = b"JUNK" + struct.pack("<I", len(text)) if is_avi else struct.pack(">I", 8 + len(text)) + b"free"
+        with open(path, "ab") as file:
+            file.write(head + text)
+    seal(path)

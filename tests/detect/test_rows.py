@@ -213,7 +213,8 @@ def test_killed_and_repeated(tmp_path, options):
         for out in ("out", "whole")
     ]
     settings = [json.loads(files.pop("results.json")) for files in contents]
-    assert settings[0] | {"texts": 0} == settings[1] | {"texts": 0}
+    times = {"texts": 0, "dcnzoo.sha256": 0}
+    assert settings[0] | times == settings[1] | times
     assert contents[0] == contents[1] and len(contents[0]) + 1 == 31 + (options != ["--jpeg"])
     content = json.loads(contents[0]["detections.json"])
     names = [f"{n}.png" for n in range(30) if n not in (3, 5)]
@@ -532,3 +533,20 @@ def test_names_of_files_keep_the_folders(tmp_path, monkeypatch):
     ):
         names = Names(images)
         assert [names[image] for image in images] == expected
+
+
+@pytest.mark.parametrize("name", ["detections.json", "0.txt", "classes.txt", "results.json"])
+def test_a_corrected_result_is_not_replaced(tmp_path, name):
+    """The same command replaces its files, but none that somebody has changed since."""
+    make_pictures(tmp_path / "photos", 3)
+    (tmp_path / "m.onnx").touch()
+    options = "--txt", "--json", "--out", tmp_path / "out"
+    for _ in range(2):
+        start(tmp_path, 99, *options)
+    path = tmp_path / "out" / name
+    corrected = path.read_bytes().replace(b"square", b"Square") + b"\n"
+    path.write_bytes(corrected)
+    assert name in start(tmp_path, 99, *options, status=1).stderr
+    assert path.read_bytes() == corrected
+    start(tmp_path, 99, *options, "--force")
+    assert path.read_bytes() != corrected

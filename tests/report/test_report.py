@@ -146,11 +146,12 @@ def test_report_of_a_run(make_run, monkeypatch):
     moved = folder.rename(folder.with_name("moved"))
     files = [moved / name for name in ("report.html", "report.json", "report.csv")]
     (moved / "epoch_2.pth").unlink()
-    for mine in (False, True):  # a second report replaces the first, also of a folder that was moved
-        if mine:
-            files[0].write_text("mine")
+    # a second report replaces the first, also of a folder that was moved; not a file that was corrected
+    for corrected, error in ((), r"checkpoint: .*epoch_2\.pth"), (files[2:], "move it"), (files, "force=True"):
+        for file in corrected:
+            file.write_bytes(file.read_bytes() + b"\n")
         before = [file.read_bytes() for file in files]
-        with pytest.raises(UserError, match="force=True" if mine else r"checkpoint: .*epoch_2\.pth"):
+        with pytest.raises(UserError, match=error):
             write_report([moved])
         assert [file.read_bytes() for file in files] == before
 

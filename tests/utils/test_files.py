@@ -34,6 +34,7 @@ from dcnzoo.utils.files import (
     require_equal,
     require_file,
     require_new,
+    set_time_of,
     write_text,
 )
 from dcnzoo.utils.lock import lock_work_dir
@@ -89,6 +90,9 @@ def test_force_is_for_the_file_that_was_named(tmp_path):
     with pytest.raises(UserError, match=r"a\.csv.*move it"):
         write(page_file, page(), mark=MARK, force=True, beside=[csv])
     page_file.write_text(page())
+    with pytest.raises(UserError, match=r"a\.csv.*move it"):  # corrected by hand
+        write(page_file, page(), mark=MARK, beside=[csv])
+    set_time_of(csv, page_file)
     write(page_file, page(), mark=MARK, beside=[csv])
 
 

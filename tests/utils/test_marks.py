@@ -3,12 +3,15 @@
 import io
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dcnzoo.utils.marks import (
+    BLANK,
+    CHECKSUM,
     KEY,
     RESULTS,
     add_mark,
@@ -19,10 +22,13 @@ from dcnzoo.utils.marks import (
     is_config_of_training,
     is_detection,
     is_of_detector,
+    is_own,
     is_unchanged,
     mark,
     mark_of,
     model_name,
+    seal,
+    sealed_info,
 )
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (13, 7, 3), dtype=np.uint8)
@@ -51,7 +57,7 @@ def test_a_marked_picture_has_the_same_pixels(tmp_path, kind, options):
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
         assert picture.getexif() == expected.getexif() and picture.info.get("dpi") == expected.info.get("dpi")
         text = picture.info.get("dcnzoo") or picture.info["comment"].decode().removeprefix("dcnzoo: ")
-        assert text.strip() == mark_of(path) == mark("detections", name)
+        assert text.partition("|")[0] == mark_of(path) == mark("detections", name)
     pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(pixels, cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR))
     path.write_bytes(plain)
@@ -96,17 +102,59 @@ def test_folders_of_a_detector(tmp_path):
     assert is_detection(tmp_path)
 
 
+def marked(path, text):
+    """Write a file with a mark, as the command of its format does."""
+    pictures = {".png": "PNG", ".jpg": "JPEG"}
+    if path.suffix in pictures:
+        path.write_bytes(add_mark(encoded(pictures[path.suffix]), text))
+    elif path.suffix == ".html":
+        path.write_bytes(add_mark(b"<!doctype html>\n<head></head><p>a page</p>", text))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps({"info": sealed_info(text), "annotations": [{"bbox": [1, 2, 3, 4]}]}))
+        seal(path)
+    elif path.suffix in (".onnx", ".xml"):
+        before = {".onnx": b"\x0a\x0b%b\x12\x0b", ".xml": b'<%b value="'}[path.suffix]
+        entries = {KEY: entry(text), CHECKSUM: BLANK}.items()
+        path.write_bytes(
+            bytes(range(256)) * 40
+            + b"".join(before % key.encode() + value.encode() + b'" />r' for key, value in entries)
+        )
+        seal(path)
+    else:
+        if path.suffix == ".pt2":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("model", bytes(range(256)))
+        else:
+            path.write_bytes(bytes(range(256)) * 40)
+        append_mark(path, text)
+
+
+@pytest.mark.parametrize(
+    "ending", [".png", ".jpg", ".html", ".json", ".onnx", ".xml", ".pt2", ".mp4", ".avi"]
+)
+def test_a_changed_file_is_nobodys_to_replace(tmp_path, ending):
+    """Of the command with the mark, while it has the bytes that were written."""
+    path, text = tmp_path / f"a{ending}", mark("export", "a")
+    marked(path, text)
+    content = path.read_bytes()
+    assert mark_of(path) == text and is_own(path, text)
+    assert not is_own(path, mark("export", "b")) and not is_own(path, "")
+    for place in (len(content) * 2 // 3, len(content) - 12):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert not is_own(path, text)
+    path.write_bytes(content + b"\n")
+    assert not is_own(path, text)
+    path.write_bytes(content)
+    assert is_own(path, text), "also a copy, with another time"
+
+
 @pytest.mark.parametrize("ending", [".onnx", ".xml", ".pt2", ".mp4", ".avi"])
 def test_marks_at_the_end(tmp_path, ending):
     """Of an entry in metadata, as each format stores it, and of the blocks after a video."""
     path, text = tmp_path / f"a{ending}", mark("export", "a")
     path.write_bytes(bytes(range(256)) * 40)
     assert mark_of(path) == ""
-    if ending in (".mp4", ".avi"):
-        append_mark(path, text)
-    else:
-        before = {".onnx": b"\x0a\x0b%b\x12\x0b", ".xml": b'<%b value="', ".pt2": b'"%b": "'}[ending]
-        path.write_bytes(path.read_bytes() + before % KEY.encode() + entry(text).encode() + b'" />r')
+    marked(path, text)
     assert mark_of(path) == text
 
 
