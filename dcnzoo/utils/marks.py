@@ -207,8 +207,9 @@ def append_mark(path: Path, mark: str) -> None:
             archive.comment = text
     else:
         text += b" " * (len(text) % 2)
-        is_avi = path.suffix == ".avi"
-        head = b"JUNK" + struct.pack("<I", len(text)) if is_avi else struct.pack(">I", 8 + len(text)) + b"free"
+        head = struct.pack(">I", 8 + len(text)) + b"free"
+        if path.suffix == ".avi":
+            head = b"JUNK" + struct.pack("<I", len(text))
         with open(path, "ab") as file:
             file.write(head + text)
     seal(path)

@@ -147,7 +147,11 @@ def test_report_of_a_run(make_run, monkeypatch):
     files = [moved / name for name in ("report.html", "report.json", "report.csv")]
     (moved / "epoch_2.pth").unlink()
     # a second report replaces the first, also of a folder that was moved; not a file that was corrected
-    for corrected, error in ((), r"checkpoint: .*epoch_2\.pth"), (files[2:], "move it"), (files, "force=True"):
+    for corrected, error in (
+        ((), r"checkpoint: .*epoch_2\.pth"),
+        (files[2:], "move it"),
+        (files, "force=True"),
+    ):
         for file in corrected:
             file.write_bytes(file.read_bytes() + b"\n")
         before = [file.read_bytes() for file in files]
