@@ -43,20 +43,19 @@ struct ArgumentChecks {
               const char* hint = "") const {
     const ScalarType type = tensor.scalar_type(), like = first.scalar_type();
     const bool may_be_wider = types == Type::wide && is_half(like);
-    if (types == Type::floating)
-      check(is_floating(type), op, ": ", name, ": expected float64, float32, bfloat16 or float16, got ",
-            dtype_name(type));
-    else if (types == Type::int64)
-      check(type == ScalarType::Long, op, ": ", name, ": expected int64, got ", dtype_name(type));
-    else
-      check(type == like || (may_be_wider && type == ScalarType::Float), op, ": ", name, ": expected ",
-            dtype_name(like), may_be_wider ? " or float32" : "", ", got ", dtype_name(type));
-    check(same_device(tensor, first), op, ": ", name, ": expected device ", device_name(first), ", got ",
-          device_name(tensor));
+    // the texts are made only for a message that is raised: making them takes longer than all checks of a call
+    const auto refuse = [&](const auto&... expected) { fail(op, ": ", name, ": expected ", expected...); };
+    if (types == Type::floating) {
+      if (!is_floating(type)) refuse("float64, float32, bfloat16 or float16, got ", dtype_name(type));
+    } else if (types == Type::int64) {
+      if (type != ScalarType::Long) refuse("int64, got ", dtype_name(type));
+    } else if (type != like && !(may_be_wider && type == ScalarType::Float)) {
+      refuse(dtype_name(like), may_be_wider ? " or float32" : "", ", got ", dtype_name(type));
+    }
+    if (!same_device(tensor, first)) refuse("device ", device_name(first), ", got ", device_name(tensor));
     bool fits = tensor.dim() == int64_t(sizes.size());
     for (size_t axis = 0; fits && axis < sizes.size(); ++axis) fits = sizes[axis].fits(tensor.size(axis));
-    check(fits, op, ": ", name, ": expected shape ", shape_text(sizes), ", got ",
-          shape_text(sizes_of(tensor)), hint);
+    if (!fits) refuse("shape ", shape_text(sizes), ", got ", shape_text(sizes_of(tensor)), hint);
   }
 
   void number(const char* name, int64_t value, int64_t least) const {

@@ -79,7 +79,9 @@ inline std::string device_name(const Tensor& tensor) {
   return cuda ? name + ":" + std::to_string(tensor.get_device_index()) : name;
 }
 
-inline bool same_device(const Tensor& a, const Tensor& b) { return device_name(a) == device_name(b); }
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return (a.is_cpu() && b.is_cpu()) || device_name(a) == device_name(b);
+}
 
 // Calls a torch operator that has no function in the stable ABI. All its results must be tensors.
 template <size_t Results, typename... Arguments>
