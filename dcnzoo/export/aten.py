@@ -12,7 +12,7 @@ float16 is off by .08 pixels at 168 columns.
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -47,12 +47,11 @@ _NODES: dict[str, Callable] = {
 def decompositions() -> dict[Callable, Callable]:
     """Return the functions by operator.
 
-    Operators without a translation (transposed convolution, rotated RoIAlign), NMS, and calls of RoI pooling
-    with adaptive sampling (``sampling_ratio=0``) or ``pool_mode="max"``, or with empty tensors, stay in the
-    program.
+    NMS, overlaps of rotated boxes, and calls of RoI pooling with adaptive sampling (``sampling_ratio=0``) or
+    ``pool_mode="max"``, or with empty tensors, stay in the program.
     """
     functions: dict[Callable, Callable] = {}
-    for name, translation in translations.items():
+    for name, translation in {**translations, "dcnzoo::roi_align_rotated": _roi_align_rotated}.items():
         space, _, operator_name = name.partition("::")
         if space == "dcnzoo":
             overload = getattr(torch.ops.dcnzoo, operator_name).default
@@ -138,9 +137,16 @@ class AtenGraph(Graph):
     def Range(self, start: int, end: Any, step: int) -> Tensor:
         return torch.arange(start, end, step, device=self._device)
 
-    def Reshape(self, value: Tensor, shape: list) -> Tensor:
+    def Reshape(self, value: Any, shape: list) -> Any:
+        if not isinstance(value, Tensor):
+            return [value]
         sizes = (value.shape[i] if isinstance(n, int) and n == 0 else n for i, n in enumerate(shape))
         return value.reshape(*sizes)
+
+    def ScatterElements(
+        self, values: Tensor, index: Tensor, parts: Tensor, axis: int, reduction: str
+    ) -> Tensor:
+        return values.scatter_add(axis, index, parts)
 
     def Slice(self, value: Tensor, start: list, end: list, axis: list) -> Tensor:
         return value.narrow(axis[0], start[0], end[0] - start[0])
@@ -161,27 +167,69 @@ class AtenGraph(Graph):
         spatial_scale: float,
         mode: str,
     ) -> Tensor:  # [K, C, output_height, output_width]
-        if sampling_ratio == 0:
-            raise NotImplementedError
-        aligned, axes = coordinate_transformation_mode == "half_pixel", []
+        aligned, points = coordinate_transformation_mode == "half_pixel", []
         for axis, bins in enumerate((output_height, output_width)):
             low, high = (boxes[:, i : i + 1] * spatial_scale - 0.5 * aligned for i in (1 - axis, 3 - axis))
             length = high - low if aligned else (high - low).clamp(min=1)
-            count, size = bins * sampling_ratio, maps.shape[2 + axis]
-            steps = (torch.arange(count, dtype=maps.dtype, device=self._device) + 0.5) / count
-            point = low + steps * length  # [K, count]
-            inside = (point >= -1) & (point <= size)  # not at NaN
-            point = torch.where(inside, point, 0).clamp(0, size - 1)
-            before = point.floor()
-            pairs = (before, 1 + before - point), ((before + 1).clamp(max=size - 1), point - before)
-            axes.append([(index.long(), weight * inside) for index, weight in pairs])
-        width, rows = maps.shape[3], maps.permute(0, 2, 3, 1).flatten(0, 2)
-        start, total = image[:, None, None] * maps.shape[2] * width, maps.new_zeros(())
-        for y, down in axes[0]:
-            for x, across in axes[1]:
-                weights = down[:, :, None] * across[:, None]
-                total = total + rows[start + y[:, :, None] * width + x[:, None]] * weights[..., None]
-        channels = maps.shape[1]  # the means of the samples of each bin
-        total = total.reshape(-1, sampling_ratio, output_width * sampling_ratio * channels).mean(1)
-        total = total.reshape(-1, sampling_ratio, channels).mean(1)
-        return total.reshape(-1, output_height, output_width, channels).permute(0, 3, 1, 2)
+            points.append(low + _places(bins, sampling_ratio, boxes) * length)  # [K, samples]
+        y, x = points
+        return _pool(maps, image, y[:, :, None], x[:, None], sampling_ratio, output_width)
+
+
+def _roi_align_rotated(
+    g: AtenGraph,
+    input: Tensor,  # [N, C, H, W]
+    rois: Tensor,  # [K, 6], (image, x, y, width, height, angle)
+    output_height: int,
+    output_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    clockwise: bool,
+) -> Tensor:  # [K, C, output_height, output_width]
+    image, x, y, width, height, angle = rois.to(input.dtype)[:, :, None, None].unbind(1)
+    sides = [side * spatial_scale for side in (height, width)]
+    if not aligned:
+        sides = [side.clamp(min=1) for side in sides]
+    down, across = (
+        (_places(bins, sampling_ratio, input) - 0.5).reshape(shape) * side
+        for bins, shape, side in zip((output_height, output_width), ((-1, 1), (1, -1)), sides, strict=True)
+    )
+    cos, sin = angle.cos(), angle.sin() * (-1 if clockwise else 1)
+    y = y * spatial_scale - 0.5 * aligned + down * cos - across * sin
+    x = x * spatial_scale - 0.5 * aligned + down * sin + across * cos
+    return _pool(input, image.flatten().long(), y, x, sampling_ratio, output_width)
+
+
+def _places(bins: int, sampling_ratio: int, like: Tensor) -> Tensor:
+    """The samples of all bins along a side of length 1."""
+    if sampling_ratio <= 0:  # their number depends on the data
+        raise NotImplementedError
+    count = bins * sampling_ratio
+    return (torch.arange(count, dtype=like.dtype, device=like.device) + 0.5) / count
+
+
+def _pool(
+    maps: Tensor,  # [N, C, H, W]
+    image: Tensor,  # [K]
+    y: Tensor,  # [K, output_height · sampling_ratio, output_width · sampling_ratio], x too; or 1
+    x: Tensor,
+    sampling_ratio: int,
+    output_width: int,
+) -> Tensor:  # [K, C, output_height, output_width]
+    """Return the mean of the samples of each bin, with the border rule of RoIAlign."""
+    axes, (channels, *sizes) = [], maps.shape[1:]
+    for point, size in zip((y, x), sizes, strict=True):
+        inside = (point >= -1) & (point <= size)  # not at NaN
+        point = torch.where(inside, point, 0).clamp(0, size - 1)
+        before = point.floor()
+        pairs = (before, 1 + before - point), ((before + 1).clamp(max=size - 1), point - before)
+        axes.append([(index.long(), weight * inside) for index, weight in pairs])
+    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
+    start, total = image[:, None, None] * sizes[0] * sizes[1], maps.new_zeros(())
+    for (row, down), (column, across) in product(*axes):
+        total = total + rows[start + row * sizes[1] + column] * (down * across)[..., None]
+    total = total.reshape(-1, sampling_ratio, output_width * sampling_ratio * channels).mean(1)
+    total = total.reshape(-1, sampling_ratio, channels).mean(1)
+    output_height = y.shape[1] // sampling_ratio
+    return total.reshape(-1, output_height, output_width, channels).permute(0, 3, 1, 2)

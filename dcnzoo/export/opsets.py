@@ -15,7 +15,8 @@ DEFAULT = 19  # the first with DeformConv; onnxruntime lacks the RoiAlign of 22
 DYNAMO = range(18, 24)  # of torch.onnx.export(dynamo=True)
 TORCHSCRIPT = range(12, 21)  # of torch.onnx.export(dynamo=False)
 FIRST = {"native": 19, "gathernd": 12, "gatherelements": 12, "gridsample": 16, "auto": 12}
-FIRST_ROI_ALIGN = 16  # the first RoiAlign with half-pixel coordinates
+# RoiAlign with half-pixel coordinates; ScatterElements that adds
+FIRST_OF_OPERATOR = {"roi_align": 16, "deform_conv_transpose": 16}
 MAX_RANK = {"native": 2, "gathernd": 3, "gatherelements": 3, "gridsample": 2, "auto": 3}
 FORMS = ("auto", "native", "gathernd", "gridsample")  # of detectors
 
@@ -26,6 +27,14 @@ def require_opset(opset: int) -> None:
         raise ValueError(
             f"opset_version: expected {DYNAMO[0]} to {DYNAMO[-1]} for dynamo=True, got {opset}"
             + (f"; dynamo=False supports {TORCHSCRIPT[0]} and later" if opset < DYNAMO[0] else "")
+        )
+
+
+def require_operator(name: str, opset: int) -> None:
+    """Raise ValueError if an opset is too old for one of dcnzoo's operators."""
+    if opset < FIRST_OF_OPERATOR[name]:
+        raise ValueError(
+            f"opset_version: expected at least {FIRST_OF_OPERATOR[name]} for {name}, got {opset}"
         )
 
 

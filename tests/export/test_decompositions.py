@@ -10,8 +10,9 @@ from dcnzoo.layers import PackedDeformConv2d
 from tests.op_cases import operators
 from tests.products import in_turn
 
-POOLING = ("roi_align", "deform_roi_pool")
-NAMES = (*(f"deform_conv{rank}d" for rank in (1, 2, 3)), "dcnv3", "dcnv4", "ms_deform_attn", *POOLING)
+POOLING = ("roi_align", "roi_align_rotated", "deform_roi_pool")
+CONVOLUTIONS = (f"deform_conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
+NAMES = (*CONVOLUTIONS, "dcnv3", "dcnv4", "ms_deform_attn", *POOLING)
 CASES = [
     pytest.param(op, sample, id=f"{op.name} {sample.name}")
     for op in operators()

@@ -13,7 +13,7 @@ from dcnzoo.layers import (
     PackedDeformConv3d,
     PackedDeformConvTranspose2d,
 )
-from dcnzoo.ops import roi_align
+from dcnzoo.ops import roi_align, roi_align_rotated
 
 onnx = pytest.importorskip("onnx")
 
@@ -21,12 +21,15 @@ onnx = pytest.importorskip("onnx")
 class Layers(nn.Module):
     """One layer of each kind."""
 
-    def __init__(self, attends=True):
+    def __init__(self, attends=True, transposes=True):
         super().__init__()
-        self.attends = attends
+        self.attends, self.transposes = attends, transposes
         torch.manual_seed(0)
         self.separable = PackedDeformConv2d(4, 6, 3, padding=1, modulated=True, prediction="separable")
         self.line, self.volume = PackedDeformConv1d(4, 6, 3), PackedDeformConv3d(4, 6, 3)
+        self.transposed = PackedDeformConvTranspose2d(
+            4, 6, (3, 2), stride=2, padding=1, output_padding=1, groups=2, modulated=True, offset_groups=3
+        )
         self.attention = MultiScaleDeformableAttention(16, num_heads=2, num_levels=1, num_points=4)
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.2)
@@ -39,7 +42,8 @@ class Layers(nn.Module):
         if self.attends:
             read = self.attention(query, value=tokens, reference_points=points, **arguments)
         volume = self.volume(x[:, :, None].expand(-1, -1, 4, -1, -1))
-        return self.separable(x), self.line(x[:, :, 0]), volume, read
+        larger = self.transposed(x) if self.transposes else x.clone()
+        return self.separable(x), self.line(x[:, :, 0]), volume, larger, read
 
 
 INPUTS = torch.randn(1, 4, 8, 10), torch.randn(1, 5, 16), torch.rand(1, 5, 1, 2)
@@ -58,7 +62,8 @@ INPUTS = torch.randn(1, 4, 8, 10), torch.randn(1, 5, 16), torch.rand(1, 5, 1, 2)
 def test_layers(dynamo, opset, tmp_path):
     register_onnx_ops()
     # torch's older exporter has no unflatten at opset 12
-    model, path = Layers(attends=opset != 12).eval(), str(tmp_path / "layers.onnx")
+    transposes = opset is None or opset >= opsets.FIRST_OF_OPERATOR["deform_conv_transpose"]
+    model, path = Layers(attends=opset != 12, transposes=transposes).eval(), str(tmp_path / "layers.onnx")
     values = dict(zip(("x", "query", "points"), INPUTS, strict=True))
     given = {} if opset is None else {"opset_version": opset}
     with torch.no_grad():
@@ -97,14 +102,19 @@ class Maximum(nn.Module):
         return roi_align(x, torch.tensor([[0.0, 1, 1, 5, 6]]), (2, 2), pool_mode="max")
 
 
+class Rotated(nn.Module):
+    def forward(self, x):
+        return roi_align_rotated(x, torch.tensor([[0.0, 1, 1, 5, 6, 0.5]]), (2, 2))
+
+
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (PackedDeformConvTranspose2d(4, 6, 3).eval(), "deform_conv_transpose to ONNX: not supported"),
+        (Rotated(), "roi_align_rotated to ONNX: not supported"),
         (Maximum(), "pool_mode: expected 'avg', got 'max'"),
     ],
-    ids=["transposed", "maximum"],
+    ids=["rotated", "maximum"],
 )
 def test_refusals_are_read_at_once(model, reason, dynamo, tmp_path):
     register_onnx_ops()

@@ -1,4 +1,4 @@
-"""Deformable convolution as ONNX nodes: the standard operator, or a graph of older operators.
+"""Deformable convolution, also transposed, as ONNX nodes: the standard operator, or a graph of others.
 
 :mod:`dcnzoo.export.opsets` lists the forms. All treat borders as the operator does: a sample outside the map,
 or at NaN, is zero. Coordinates are computed in float32 (float64 for float64 inputs), whatever the input's
@@ -9,19 +9,23 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import product
 
 from dcnzoo.export.graph import Graph, Value, translates
-from dcnzoo.export.opsets import FIRST, MAX_RANK, check_target
-from dcnzoo.export.sampling import corners, neighbours, wide
+from dcnzoo.export.opsets import FIRST, MAX_RANK, check_target, require_operator
+from dcnzoo.export.sampling import Neighbours, corners, neighbours, wide
 
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of a call; ``groups`` is the common number of groups of offset and mask."""
+    """The arguments of a call; ``groups`` is the common number of groups of offset and mask.
+
+    ``channels`` are those of the side that is displaced: the output of a transposed convolution.
+    """
 
     input: Value  # [N, C, *size]
-    weight: Value  # [O, C / conv_groups, *kernel]
+    weight: Value  # [out_channels, channels / conv_groups, *kernel]
     offset: Value  # [N, groups·K·rank, *out]
     mask: Value | None  # [N, groups·K, *out]
     bias: Value | None
@@ -77,6 +81,67 @@ def deform_conv(
             f"deform_conv: expected at most {MAX_RANK[target]} axes for {target!r}, got {rank}; "
             "'gathernd' and 'gatherelements' support 1 to 3"
         )
+    call = _call(g, input, weight, offset, mask, bias, stride, padding, dilation, groups)
+    if target in ("gathernd", "gatherelements"):
+        return _product(g, call, _gather(g, call, target))
+    as_2d = _with_two_axes(g, call) if rank == 1 else call
+    result = _native(g, as_2d) if target == "native" else _product(g, as_2d, _grid_sample(g, as_2d))
+    if rank == 1:
+        result = g.shaped(result, g.sizes(input, 0), call.out_channels, -1)
+    return result
+
+
+@translates("dcnzoo::deform_conv_transpose")
+def deform_conv_transpose(
+    g: Graph,
+    input: Value,
+    weight: Value,
+    offset: Value,  # offset, mask and bias may be None
+    mask: Value,
+    bias: Value,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    im2col_step: Value = None,
+) -> Value:
+    """Add the products of each input pixel and the weights to the pixels around their targets."""
+    require_operator("deform_conv_transpose", g.opset)
+    call = _call(g, input, weight, offset, mask, bias, stride, padding, dilation, groups)
+    sizes = []
+    for axis in range(call.rank):
+        size = g.Mul(g.length(input, 2 + axis), g.integer(stride[axis]))
+        others = dilation[axis] * (call.kernel[axis] - 1) + output_padding[axis] + 1
+        sizes.append(g.Add(size, g.integer(others - 2 * padding[axis] - stride[axis])))
+    out = [g.shaped(size, 1) for size in sizes]
+    batch, per_group = g.sizes(input, 0), call.channels // call.groups
+    inputs = call.out_channels // groups
+    matrix = g.Transpose(g.shaped(weight, 1, groups, inputs, -1), perm=[0, 1, 3, 2])
+    values = g.MatMul(matrix, g.shaped(input, batch, groups, inputs, -1))
+    values = g.shaped(values, batch, call.groups, per_group, -1)  # [N, groups, O / groups, K·P]
+    shape = g.Concat(batch, g.ints(call.groups, per_group), reduce(g.Mul, out), axis=0)
+    total = g.Cast(g.Expand(g.number(0, call.kind), shape), to=call.kind)
+    for index, factor in corners(g, _axes(g, call, sizes), sizes):
+        index = g.Expand(g.shaped(index, 0, 0, 1, -1), g.ints(1, 1, per_group, 1))
+        part = g.Mul(values, g.shaped(g.Cast(factor, to=call.kind), 0, 0, 1, -1))
+        total = g.ScatterElements(total, index, part, axis=3, reduction="add")
+    return _with_bias(g, call, g.shaped(total, batch, call.channels, *out))
+
+
+def _call(
+    g: Graph,
+    input: Value,
+    weight: Value,
+    offset: Value,
+    mask: Value,
+    bias: Value,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> _Call:
+    rank = len(stride)
     kernel = [g.size(weight, 2 + axis) for axis in range(rank)]
     taps = math.prod(kernel)
     offset_groups = 1 if offset is None else g.size(offset, 1) // (taps * rank)
@@ -86,7 +151,7 @@ def deform_conv(
         zero = g.number(0, g.type_of(mask))
         shape = g.Concat(g.sizes(mask, 0), g.ints(rank * taps), g.sizes(mask, *range(2, 2 + rank)), axis=0)
         offset, offset_groups = g.Expand(zero, shape), 1
-    call = _Call(
+    return _Call(
         input=input,
         weight=weight,
         offset=_repeat_groups(g, offset, offset_groups, common, rank),
@@ -102,13 +167,6 @@ def deform_conv(
         groups=common,
         kind=g.type_of(input),
     )
-    if target in ("gathernd", "gatherelements"):
-        return _product(g, call, _gather(g, call, target))
-    as_2d = _with_two_axes(g, call) if rank == 1 else call
-    result = _native(g, as_2d) if target == "native" else _product(g, as_2d, _grid_sample(g, as_2d))
-    if rank == 1:
-        result = g.shaped(result, g.sizes(input, 0), call.out_channels, -1)
-    return result
 
 
 def _repeat_groups(g: Graph, value: Value, groups: int, wanted: int, rank: int) -> Value:
@@ -185,23 +243,24 @@ def _coordinates(g: Graph, call: _Call) -> list[Value]:  # per axis [N, groups, 
     return coordinates
 
 
-def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / groups, K·P]
-    """Sample as the weighted sum of 2 neighbours per axis, each gathered by its index in the flat map."""
-    real, kind = wide(call.kind), call.kind
-    sizes = [g.length(call.input, 2 + axis) for axis in range(call.rank)]
-    axes = [
-        neighbours(g, real, coordinate, size)
-        for coordinate, size in zip(_coordinates(g, call), sizes, strict=True)
-    ]
+def _axes(g: Graph, call: _Call, sizes: Sequence[Value]) -> list[Neighbours]:
+    """Return the neighbours of all taps on each axis of a map, with weights that include the mask."""
+    real = wide(call.kind)
+    axes = [neighbours(g, real, *pair) for pair in zip(_coordinates(g, call), sizes, strict=True)]
     if call.mask is not None:
         mask = g.Cast(g.shaped(call.mask, 0, call.groups, call.taps, -1), to=real)
         axes[0] = [(index, g.Mul(weight, mask)) for index, weight in axes[0]]
+    return axes
 
+
+def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / groups, K·P]
+    """Sample as the weighted sum of 2 neighbours per axis, each gathered by its index in the flat map."""
+    kind, sizes = call.kind, [g.length(call.input, 2 + axis) for axis in range(call.rank)]
     per_group = call.channels // call.groups
     maps = g.shaped(call.input, g.sizes(call.input, 0), call.groups, per_group, -1)
     rows = g.Transpose(maps, perm=[0, 1, 3, 2])  # [N, groups, H·W, C / groups]
     total = None
-    for index, weight in corners(g, axes, sizes):
+    for index, weight in corners(g, _axes(g, call, sizes), sizes):
         if target == "gathernd":
             values, shape = g.GatherND(rows, g.shaped(index, 0, 0, -1, 1), batch_dims=2), (-1, 1)
         else:
@@ -254,7 +313,10 @@ def _product(g: Graph, call: _Call, samples: Value) -> Value:  # [N, O, *out]
     columns = g.shaped(samples, batch, call.conv_groups, rows, -1)
     weight = g.shaped(call.weight, 1, call.conv_groups, call.out_channels // call.conv_groups, rows)
     out = g.sizes(call.offset, *range(2, 2 + call.rank))
-    result = g.shaped(g.MatMul(weight, columns), batch, call.out_channels, out)
+    return _with_bias(g, call, g.shaped(g.MatMul(weight, columns), batch, call.out_channels, out))
+
+
+def _with_bias(g: Graph, call: _Call, result: Value) -> Value:
     if call.bias is None:
         return result
     return g.Add(result, g.shaped(call.bias, 1, -1, *[1] * call.rank))
