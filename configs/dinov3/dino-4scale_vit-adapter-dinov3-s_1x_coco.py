@@ -1,21 +1,11 @@
-_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
-custom_imports = dict(imports=['dcnzoo.models'], allow_failed_imports=False)
+_base_ = './dino-4scale_frozen-dinov3-s_1x_coco.py'
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='ViTAdapter',
-        vit='vit_small_patch16_dinov3_qkvb.lvd1689m',
-        pretrained=True,
-        prefix_tokens=True,
         drop_path_rate=0.2,
-        deform_num_heads=6,
-        deform_ratio=0.5,
-        out_indices=(1, 2, 3)),
-    neck=dict(in_channels=[384, 384, 384]))
+        frozen=False,
+        injectors=True,
+        stage_maps=False,
+        final_norm=False))
 optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
-    clip_grad=dict(max_norm=0.1, norm_type=2),
     constructor='CustomLayerDecayOptimizerConstructor',
     paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.7))

@@ -1,24 +1,11 @@
-_base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_instance.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
-    'mmdet::_base_/default_runtime.py',
-]
-custom_imports = dict(imports=['dcnzoo.models'], allow_failed_imports=False)
+_base_ = './mask-rcnn_vit-adapter-dinov3-s_fpn_1x_coco.py'
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='ViTAdapter',
-        vit='vit_small_patch16_dinov3_qkvb.lvd1689m',
-        pretrained=True,
-        prefix_tokens=True,
+        drop_path_rate=0.0,
         frozen=True,
         injectors=False,
         stage_maps=True,
-        final_norm=True,
-        deform_num_heads=6,
-        deform_ratio=0.5),
-    neck=dict(in_channels=[384, 384, 384, 384]))
+        final_norm=True))
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',

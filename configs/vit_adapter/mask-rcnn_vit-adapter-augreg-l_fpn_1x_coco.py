@@ -1,25 +1,9 @@
 _base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/models/mask-rcnn_vit-adapter-augreg-l_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
+    '../_base_/schedules/vit-adapter_1x.py',
     'mmdet::_base_/default_runtime.py',
 ]
-custom_imports = dict(imports=['dcnzoo.models'], allow_failed_imports=False)
-model = dict(
-    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
-    backbone=dict(
-        _delete_=True,
-        type='ViTAdapter',
-        vit=dict(model_name='vit_large_patch16_384.augreg_in21k_ft_in1k', init_values=1.0),
-        pretrained=True,
-        drop_path_rate=0.4,
-        deform_num_heads=16,
-        deform_ratio=0.5,
-        window=[14, 14, 14, 14, 14, None] * 4),
-    neck=dict(in_channels=[1024, 1024, 1024, 1024]))
 optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
     constructor='CustomLayerDecayOptimizerConstructor',
-    paramwise_cfg=dict(num_layers=24, layer_decay_rate=0.8))
+    paramwise_cfg=dict(_delete_=True, num_layers=24, layer_decay_rate=0.8))

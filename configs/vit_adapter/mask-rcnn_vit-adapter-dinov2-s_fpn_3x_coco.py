@@ -1,24 +1,5 @@
-_base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_instance_ms-crop-1024.py',
-    '../_base_/schedules/schedule_3x.py',
-    'mmdet::_base_/default_runtime.py',
-]
-custom_imports = dict(imports=['dcnzoo.models'], allow_failed_imports=False)
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ViTAdapter',
-        vit='vit_small_patch14_dinov2',
-        pretrained=True,
-        drop_path_rate=0.2,
-        deform_num_heads=6,
-        deform_ratio=1.0,
-        window=[14, 14, None] * 4),
-    neck=dict(in_channels=[384, 384, 384, 384]))
+_base_ = './mask-rcnn_vit-adapter-deit-s_fpn_3x_coco.py'
+model = dict(backbone=dict(vit='vit_small_patch14_dinov2'))
 optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
     constructor='CustomLayerDecayOptimizerConstructor',
-    paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.7))
+    paramwise_cfg=dict(_delete_=True, num_layers=12, layer_decay_rate=0.7))

@@ -1,0 +1,14 @@
+# variables for schedules, and for detectors whose base has one
+# norms, biases and positions have no weight decay
+adamw = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    paramwise_cfg=dict(
+        custom_keys={
+            name: dict(decay_mult=0.0) for name in ('level_embed', 'pos_embed', 'norm', 'bias')
+        }))
+steps_3x = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
+    dict(type='MultiStepLR', begin=0, end=36, by_epoch=True, milestones=[27, 33], gamma=0.1),
+]
