@@ -60,8 +60,8 @@ def command(
     For one position in an image, shows the sampling points of each deformable layer, the effective receptive
     field, and the size of each layer's offsets.
 
-    Draws the first offset group of DCN and DCNv2 (dcnzoo's and mmcv's), PackedDeformConv2d, DCNv3 and DCNv4.
-    Deformable attention appears only in the table.
+    Draws the first offset group of DCN and DCNv2 (dcnzoo's and mmcv's), PackedDeformConv2d, DCNv3 and DCNv4,
+    and the extractors of ViT-Adapter. Other deformable attention appears only in the table.
 
     \b
     examples:

@@ -30,7 +30,7 @@ SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a
 MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
 # settings of a pretrained backbone that freeze layers → values that do not
-FROZEN = {"frozen_stages": -1, "norm_eval": False}
+FROZEN = {"frozen_stages": -1, "norm_eval": False, "frozen": False}
 # values that disable the arguments of a data set that CocoDataset does not have
 EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
 

@@ -225,7 +225,7 @@ def _configure(
             changes["model.backbone.dcn"] = True
     _, loads = write_settings(splits, out, model=model, weights=masks or not small, changes=changes)
     decisions += [
-        f"model     {model}, {f'from {loads}' if loads else 'from random weights'}",
+        f"model     {model}, {f'from {loads}' if loads else 'without published weights'}",
         f"config    {out}",
     ]
     return result

@@ -298,10 +298,6 @@ def test_three_maps_have_no_unused_parameters(timm):
     assert all(p.grad is not None for p in adapter.parameters())
 
 
-OFFICIAL = [
-    ("blocks.0.ls1.gamma", "blocks.0.gamma1"),
-    ("blocks.3.ls2.gamma", "blocks.3.gamma2"),
-]
 UNI_PERCEIVER = {
     "patch_embed.proj.": "visual_embed.patch_embed.proj.",
     "norm_pre.": "visual_embed.embeddings_norm.",

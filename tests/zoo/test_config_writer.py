@@ -104,6 +104,7 @@ def test_models(tmp_path, coco, model, expected):
         ("detectors_cascade-rcnn_r50_1x_coco", True),  # its neck contains another backbone
         ("mask-rcnn_internimage-t_fpn_1x_coco", False),
         ("yolox_s_8xb8-300e_coco", False),  # trains from random weights
+        ("dino-4scale_frozen-dinov3-s_1x_coco", True),
         (SMALL_BOXES, False),
     ],
 )
@@ -115,8 +116,9 @@ def test_without_weights(tmp_path, coco, model, frozen):
     assert downloads(config) == []
     package, name = base.split("::")
     original = Config.fromfile(mim_folder(package) / "configs" / name).model.backbone
-    assert (original.get("frozen_stages", -1) >= 0) == frozen
+    assert (original.get("frozen_stages", -1) >= 0 or original.get("frozen", False)) == frozen
     backbone = config.model.backbone
+    assert not backbone.get("frozen", False)
     assert backbone.get("frozen_stages", -1) == -1 and not backbone.get("norm_eval", False)
     assert backbone.get("norm_cfg", {}).get("requires_grad", True)
 
