@@ -25,6 +25,7 @@ OPTIONS = [  # refused when the line is read
     ("""train CONFIG --cfg-options "a=[{'b': 1}]" """, "such as a.name=1, got"),
     ("train CONFIG --cfg-options 'a=f(1,2)'", r"a: expected a value or a list, got f\(1,2\)"),
     ("browse CONFIG --num-images 0", "--num-images"),
+    ("infre a.png", "no such command 'infre'; did you mean 'infer'"),
     ("infer", "MODEL"),
     ("infer a.png", "MODEL"),
     ("infer MODEL a.png --score-threshold 2", "--score-threshold"),
@@ -78,6 +79,8 @@ CONTENT = [
     ("infer MODEL a.png --device tin", "^error: --device: .* tin"),
     ("infer MODEL a.png --device cuda:99", "^error: --device: .* cuda:99"),
     ("infer MODEL line.png", "line.png: .*4000 × 1"),
+    ("infer MODEL a.mp4 --format jsonl", "pictures with --format, .* a.mp4"),
+    ("run nowhere.py", "SCRIPT: .* nowhere.py"),
     ("explain MODEL no.png", "image: .* no.png"),
     ("explain CONFIG a.png", f"checkpoint: .*{DEFORMABLE}"),
     ("explain MODEL a.png --device tin", "^error: --device: .* tin"),
@@ -111,6 +114,7 @@ CONTENT = [
     ("reproduce MODEL --checkpoint nowhere", "nowhere"),
     ("report .", "config"),
     ("report work --checkpoint x.pth", "x.pth"),
+    ("report work --out x.json", r"--out: .*\.html, got x\.json"),
     ("zoo list no 'such words'", "^error: no such words: "),
     ("zoo list yolox --dcn", "^error: --dcn: "),
     ("zoo list yolox --dcn --measured", "^error: --dcn and --measured: "),
@@ -128,7 +132,8 @@ def files(tmp_path_factory):
         (folder / name).write_text("neither a picture nor weights")
     weights = load_file(zoo.find(DEMO_MODEL).weights[0])["state_dict"]
     torch.save({"state_dict": weights, "meta": {}}, folder / "weights.pth")
-    (folder / "x.onnx").touch()
+    for name in ("x.onnx", "a.mp4"):
+        (folder / name).touch()
     (folder / "work").mkdir()
     (folder / "work/own.py").write_text(f"_base_ = {PLAIN!r}")
     return folder

@@ -337,11 +337,3 @@ def test_rotated_nms_keeps_the_cpus(kernels, count):
 
 def test_pooling_reads_no_more(kernels):
     assert_pooling_reads_no_more(kernels, kernels.device)
-
-
-@pytest.mark.parametrize(
-    "op", [OPERATORS["dcnv4"], replace(OPERATORS["dcnv4"], cuda=False)], ids=["with", "without"]
-)
-def test_operators_without_cuda_kernels_are_skipped_here(op):
-    """And only here: the tests of other folders do not read ``cuda``."""
-    assert op.cuda

@@ -372,20 +372,6 @@ def test_default_folders_are_numbered(infer, tmp_path):
     assert formats == expected and len([*rows(results / "infer_3")]) == 3
 
 
-def test_relative_paths_in_another_folder_are_refused(infer, tmp_path, monkeypatch):
-    """An a.png there is another picture."""
-    for name in ("one", "two"):
-        make_pictures(tmp_path / name, 1)
-    command = ("0.png", "--format", "jsonl", "--out", tmp_path / "rows")
-    (tmp_path / "one/m.onnx").touch()
-    (tmp_path / "two/m.onnx").touch()
-    monkeypatch.chdir(tmp_path / "one")
-    assert infer(*command)[0] == 0
-    monkeypatch.chdir(tmp_path / "two")
-    with pytest.raises(AssertionError, match="folder="):
-        infer(*command)
-
-
 def test_parts_that_another_program_has_written_again(tmp_path):
     pictures = make_pictures(tmp_path / "pictures", 3)
     (tmp_path / "text.png").write_text("no picture")

@@ -1,10 +1,12 @@
 """Reports and explain pages in Chromium: ``nox -s browser``."""
 
+import math
 import os
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
@@ -12,9 +14,13 @@ playwright = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 from dcnzoo.report.explain import render_explanation  # noqa: E402
 from dcnzoo.report.report import write_report  # noqa: E402
 
-from ..report.test_explain import CHROMIUM, explained  # noqa: E402
+from ..report.test_explain import explained  # noqa: E402
 from ..report.test_report import data, make_run  # noqa: E402, F401
 
+CHROMIUM = [
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 PHONE, DESKTOP = (390, 800), (1200, 800)
 
 
@@ -76,6 +82,30 @@ def test_report(browser, make_run):  # noqa: F811
 
 def test_explain_page(browser, explain_page):
     check(browser, explain_page)
+
+
+@pytest.mark.parametrize(
+    ("hash", "layer", "row", "column"),
+    [("", 1, 5, 7), ("#layer=0&at=3.4,3.2&heat=1", 0, 2, 1), ("#at=-50,999", 1, 11, 0)],
+)
+def test_points_of_the_place_are_drawn(browser, tmp_path, hash, layer, row, column):
+    explanation = explained(names=("a", "b"))
+    explanation.fields[0].offset.mul_(0.5)  # both fields share this tensor and differ only in their names
+    explanation.fields[1].weight.uniform_(-0.9, 0.8)
+    file = tmp_path / "explain.html"
+    file.write_text(render_explanation(explanation, "title"), encoding="utf-8")
+    page = visit(browser, file, hash=hash)
+    field = explanation.fields[layer]
+    script = "all => all.map(each => [each.getAttribute('cx'), each.getAttribute('cy'), each.dataset.weight])"
+    drawn = np.array(page.locator("circle").evaluate_all(script), float)
+    expected = field.points[:, :, row, column].flip(1).numpy() + 0.5
+    assert drawn.shape == (math.prod(field.kernel_size), 3)
+    np.testing.assert_allclose(drawn[:, :2], expected, atol=1 / 64 + 1e-4)
+    np.testing.assert_allclose(drawn[:, 2], field.weight[:, row, column].abs(), atol=1 / 510 + 1e-3)
+    text = page.content()
+    assert f">{field.name}: output (y {row}, x {column}) of 12×12, 15 points each" in text
+    assert ('visibility="visible"' in text) == ("heat" in hash)
+    assert ("receptive field at (x 3.0, y 4.0)" in text) == ("heat" in hash), "the nearest"
 
 
 def test_pointer_and_keyboard_pin_a_point(browser, explain_page):

@@ -179,12 +179,21 @@ def test_fused_layers_compute_what_the_model_does(name, shape):
 def test_a_fused_network_follows_its_model():
     model = nn.Sequential(conv(), nn.BatchNorm2d(3), nn.ReLU()).eval()
     predict, x = dcnzoo.fused(model), torch.randn(2, 3, 8, 9)
+    last = predict(x)
     for change in (
-        lambda: model[0].weight.data.mul_(2),
+        lambda: model[1].running_var.mul_(4),
+        lambda: model.load_state_dict({**model.state_dict(), "0.bias": torch.ones(3)}),
+        lambda: setattr(model[0].weight, "data", model[0].weight.data * 2),
+        lambda: setattr(model[1], "weight", nn.Parameter(torch.full((3,), 3.0))),
+        lambda: setattr(model[1], "eps", 0.5),
+        lambda: model.train()(3 * x + 1) is model.eval(),  # changes the running values
         lambda: model[1].register_forward_hook(lambda module, args, output: output + 1),
         lambda: setattr(model[0], "forward", lambda x: x.cos()),
         lambda: model.insert(1, nn.Tanh()),
     ):
-        change()
-        torch.testing.assert_close(predict(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            change()
+        last, before = predict(x), last
+        torch.testing.assert_close(last, model(x).detach(), rtol=1e-4, atol=1e-5)
+        assert last.shape != before.shape or not torch.allclose(last, before)
     assert not predict(x).requires_grad and all(p.requires_grad for p in model.parameters())

@@ -2,10 +2,7 @@
 
 import base64
 import json
-import math
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -32,10 +29,6 @@ from dcnzoo.report.explain import (
 )
 from dcnzoo.utils.errors import UserError
 
-CHROMIUM = [
-    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 SIZE = (24, 36)
 STRIDE = (2, 3)
 
@@ -261,32 +254,3 @@ def test_names_and_runaway_offsets_do_not_spoil_the_page():
     (layer,) = page_data(page)["layers"]
     assert layer["name"] == "</script><b>"
     assert layer["quantum"] == 1 / 32 and decoded(layer)[0].max() <= 2 * max(SIZE)
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-@pytest.mark.parametrize(
-    ("hash", "layer", "rows", "columns"),
-    [("", 1, [5], [7]), ("#layer=0&at=3.4,3.2&heat=1", 0, [2], [1]), ("#at=-50,999", 1, [11], [0])],
-)
-def test_browser_draws_the_points_of_the_place(tmp_path, hash, layer, rows, columns):
-    explanation = explained(names=("a", "b"))
-    explanation.fields[0].offset.mul_(0.5)  # both fields share this tensor and differ only in their names
-    explanation.fields[1].weight.uniform_(-0.9, 0.8)
-    file = tmp_path / "explain.html"
-    file.write_text(render_explanation(explanation, "title"), encoding="utf-8")
-    done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", *CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=1000", "--dump-dom", f"{file.as_uri()}{hash}"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    field = explanation.fields[layer]
-    circles = re.findall(r'<circle cx="([-\d.]+)" cy="([-\d.]+)".*?data-weight="([\d.]+)"', done.stdout)
-    drawn = np.array(circles, float)
-    expected = field.points[:, :, rows[0], columns[0]].flip(1).numpy() + 0.5
-    assert drawn.shape == (math.prod(field.kernel_size), 3), done.stderr[-500:]
-    np.testing.assert_allclose(drawn[:, :2], expected, atol=1 / 64 + 1e-4)
-    np.testing.assert_allclose(drawn[:, 2], field.weight[:, rows[0], columns[0]].abs(), atol=1 / 510 + 1e-3)
-    name = field.name
-    assert f">{name}: output (y {rows[0]}, x {columns[0]}) of 12×12, 15 points each" in done.stdout
-    assert ('visibility="visible"' in done.stdout) == ("heat" in hash)
-    assert ("receptive field at (x 3.0, y 4.0)" in done.stdout) == ("heat" in hash), "the nearest"

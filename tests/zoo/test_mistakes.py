@@ -51,7 +51,9 @@ def test_every_argument_has_the_type_of_its_annotation(function, name, tmp_path,
 
 ARGUMENTS = [  # right types, wrong values
     (dcnzoo.load, (MODEL,), {"cfg_options": {3: 4}}, "cfg_options"),
+    (dcnzoo.load, (MODEL,), {"edited": True}, "edited"),
     (dcnzoo.train, (PLAIN,), {"outputs": "report.html"}, "outputs"),
+    (dcnzoo.train, (PLAIN,), {"clip": True}, "clip"),
     (dcnzoo.train, (PLAIN,), {"force": 1}, "force"),
     (dcnzoo.train, (PLAIN,), {"epochs": True}, "epochs"),
     (dcnzoo.test, (MODEL,), {"metrics": "bbox"}, "metrics"),
@@ -63,6 +65,7 @@ ARGUMENTS = [  # right types, wrong values
     (dcnzoo.test, (MODEL, "m.onnx"), {"cfg_options": {"model.neck": None}}, "cfg_options"),
     (write_report, ([],), {}, "folders"),
     (write_report, ("work",), {}, "folders"),
+    (write_report, (["work"],), {"out": "x.json"}, "out"),
     # None means not given; an empty text, an empty list and 0 are given
     (dcnzoo.load, ("m.onnx",), {"checkpoint": ""}, "checkpoint"),
     (dcnzoo.load, ("m.onnx",), {"cfg_options": []}, "cfg_options"),
@@ -82,6 +85,8 @@ ARGUMENTS = [  # right types, wrong values
     (dcnzoo.train, (PLAIN,), {"batch_size": 0}, "batch_size"),
     (dcnzoo.train, (PLAIN,), {"patience": 1.5}, "patience"),
     (dcnzoo.train, (PLAIN,), {"lr": math.nan}, "lr"),
+    (dcnzoo.load, (MODEL,), {"score_threshold": 1.01}, "score_threshold"),
+    (dcnzoo.load, (MODEL,), {"score_threshold": math.nan}, "score_threshold"),
 ]
 SETTINGS = [
     (dcnzoo.load, "test_dataloader", 3),
@@ -91,6 +96,7 @@ SETTINGS = [
     (dcnzoo.train, "default_hooks", 3),
     (dcnzoo.train, "auto_scale_lr", 3),
     (dcnzoo.train, "strategy", 3),
+    (dcnzoo.train, "runner_type", "Nothing"),
     (dcnzoo.test, "default_hooks", 3),
     (dcnzoo.test, "visualizer", "x"),
 ]
