@@ -4,7 +4,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='ViTAdapter',
-        vit='vit_small_patch16_dinov3_qkvb.lvd1689m',
+        vit=dict(model_name='vit_small_patch16_dinov3_qkvb.lvd1689m'),
         pretrained=True,
         prefix_tokens=True,
         frozen=True,

@@ -9,7 +9,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='ViTAdapter',
-        vit='vit_small_patch16_dinov3_qkvb.lvd1689m',
+        vit=dict(model_name='vit_small_patch16_dinov3_qkvb.lvd1689m'),
         pretrained=True,
         prefix_tokens=True,
         drop_path_rate=0.2,

@@ -178,6 +178,8 @@ def choose(
     if not chosen:
         names = ", ".join(field.name for field in fields)
         raise UserError(f"layer: expected one of {names}, got {layer}")
+    drawn = {f"{field.name}.attn": field.name for field in fields}  # the attention of an extractor
+    statistics = {drawn.get(name, name): value for name, value in statistics.items()}
     if layer is not None:
         statistics = {name: value for name, value in statistics.items() if name == chosen[0].name}
     return chosen, statistics

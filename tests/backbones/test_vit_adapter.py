@@ -444,9 +444,10 @@ def test_explain(adapter):
     """The points of an extractor on the ViT's map are those where its attention samples."""
     adapter = adapter.float().eval()
     x, seen = torch.randn(1, 3, 64, 96), []
-    layer = adapter.interactions[1].extractor.attn
+    layer, queries = adapter.interactions[1].extractor.attn, []
     attend = layer._attend
     layer._attend = lambda *args: seen.append(args[3:]) or attend(*args)
+    layer.register_forward_pre_hook(lambda _, args: queries.append(args[0]))
     with record_sampling(adapter) as fields:
         adapter(x)
     del layer._attend
@@ -457,3 +458,7 @@ def test_explain(adapter):
     torch.testing.assert_close(field.weight, weights[0, :96].flatten(1).T.unflatten(1, (8, 12)))
     explanation = explain_network(adapter, x, Box(40, 20, 40, 20))
     assert explanation.receptive_field.shape == (64, 96) and explanation.receptive_field.max() > 0
+    rows = {name: row for name, *row in explanation.table()}
+    assert not any(name.endswith("extractor.attn") for name in rows)
+    shift = layer.sampling_offsets(queries[0]).detach().abs().mean()
+    assert float(rows["interactions.1.extractor"][1]) == pytest.approx(float(shift), abs=2e-3)
