@@ -122,6 +122,7 @@ class Annotations:
         repaired: a text for each kind of repair.
         is_file: whether ``file`` has exactly this content.
         missing: the files or entries whose pictures do not exist.
+        lost: the number of their objects.
         unlabelled: the pictures that have no file of annotations.
     """
 
@@ -135,6 +136,7 @@ class Annotations:
     repaired: list[str] = field(default_factory=list)
     is_file: bool = False
     missing: list[Finding] = field(default_factory=list)
+    lost: int = 0
     unlabelled: list[Path] = field(default_factory=list)
 
     def _entries(self, key: str) -> list[dict]:
@@ -173,6 +175,34 @@ class Annotations:
             part = slice(start, start + CHUNK)
             columns.fill(start, _tolerant(entries, part), rows, labels)
         return columns
+
+    @classmethod
+    def of(cls, parts: Sequence["Annotations"]) -> "Annotations":
+        """Return the annotations of files with the same categories and different pictures."""
+        ids = {each["name"]: each["id"] for each in parts[0].categories}
+        lists: dict[str, list] = {"images": [], "annotations": []}
+        folder = Path(os.path.commonpath([part.folder.absolute() for part in parts]))
+        for part in parts:
+            names = {each["id"]: each["name"] for each in part.categories}
+            images = part.images
+            numbers = {each["id"]: number for number, each in enumerate(images, len(lists["images"]) + 1)}
+            for image, picture in zip(images, part.pictures, strict=True):
+                name = os.path.relpath(picture.absolute(), folder)
+                lists["images"].append(
+                    image | {"id": numbers[image["id"]], "file_name": Path(name).as_posix()}
+                )
+            for number, entry in enumerate(part.content["annotations"], len(lists["annotations"]) + 1):
+                changed = {
+                    "image_id": numbers[entry["image_id"]],
+                    "category_id": ids[names[entry["category_id"]]],
+                }
+                lists["annotations"].append({**entry, "id": number, **changed})
+        result = cls(Path(), {**parts[0].content, **lists}, folder=folder)
+        for part in parts:
+            for key in ("sources", "extracted", "repaired", "missing", "unlabelled"):
+                getattr(result, key).extend(getattr(part, key))
+            result.lost += part.lost
+        return result
 
     @property
     def counts(self) -> dict[str, int]:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcnzoo.data.annotations import Annotations
+from dcnzoo.data.annotations import Annotations, read_coco
 from dcnzoo.data.copies import copies_of
+from dcnzoo.data.files import InvalidAnnotation, read_lines
 from dcnzoo.data.foreign import named_formats
 from dcnzoo.data.splits import PREDICTIONS, ReadOptions
+from dcnzoo.data.yolo import has_boxes
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import UNREAD_PICTURES
 from dcnzoo.utils.text import counted, few
@@ -115,8 +117,10 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
     _add_missing(result, used, unused)
     for reason, files in tree.left_out.items():
         if files:
-            plural, _, why = reason.partition(": ")
-            result.lines.append(f"{counted(len(files), plural)}{_such(tree.root, files)}{why and f': {why}'}")
+            objects = sum(map(objects_in, files)) if reason == PREDICTIONS else 0
+            what = f"{counted(objects, 'objects')} of " if objects else ""
+            entries = counted(len(files), "folders" if all(map(Path.is_dir, files)) else "files")
+            result.lines.append(f"{what}{entries}{_such(tree.root, files)}: {reason}")
     if unused:
         names = _such(tree.root, unused)
         result.lines.append(f"{counted(len(unused), 'pictures')}{names} that no annotation of a split names")
@@ -155,13 +159,10 @@ def _add_part(result: Balance, what: str, read: Annotations, boxes: Boxes, reaso
             read, {str(copy): os.path.realpath(other) for copy, other in copies.items()}
         )
     if contained.any():
-        text = f"{counted(int(contained.sum()), 'objects')} of {what}: the used files have them"
-        result.lines.append(text)
+        text = counted(int(contained.sum()), "objects")
+        result.lines.append(f"{what}, whose {text} are in the used files, too")
     if read.missing:
-        numbers = counted(len(read.missing), plural)
-        result.lines.append(
-            f"{numbers} of {what}: their pictures do not exist ({few([p.subject for p in read.missing], 2)})"
-        )
+        result.lines.append(f"{_lost(read, plural)} of {what}: their pictures do not exist{_subjects(read)}")
     left = int((~contained).sum())
     problems = [problem for problem in read.problems if problem.kind not in ("nameless", "unmatched")]
     result.errors += [str(problem) for problem in read.problems if problem.kind == "unmatched"]
@@ -179,6 +180,19 @@ def _add_part(result: Balance, what: str, read: Annotations, boxes: Boxes, reaso
         result.errors += [str(problem) for problem in problems]
 
 
+def objects_in(path: Path) -> int:
+    """Return the number of predictions in a file, or in those of ``dcnzoo infer`` in a folder."""
+    if path.is_dir():
+        file = path / "detections.json"
+        return objects_in(file) if file.is_file() else sum(map(objects_in, path.rglob("*.txt")))
+    try:
+        if path.suffix == ".json":
+            return len(read_coco(path)["annotations"])
+        return sum(1 for _ in read_lines(path)) if has_boxes(path) else 0
+    except (InvalidAnnotation, LookupError, TypeError):
+        return 0
+
+
 def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Path]) -> None:
     """Account for annotations whose pictures do not exist: an error if pictures beside them have none."""
     folders = {picture.parent for each in used for picture in each.pictures}
@@ -186,15 +200,20 @@ def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Pa
     for each in used:
         if not each.missing:
             continue
-        names = few([problem.subject for problem in each.missing], 2)
-        text = f"pictures of {len(each.missing)} annotations do not exist ({names})"
+        text = f"{_lost(each, 'missing pictures')}{_subjects(each)}"
         if lonely:
             others = f"{counted(len(lonely), 'pictures')} beside them have no annotations ({few(lonely, 2)})"
-            result.errors.append(
-                f"data: expected the picture of each annotation, found that {text}; {others}"
-            )
+            result.errors.append(f"data: expected the picture of each annotation, found {text}; {others}")
         else:
             result.lines.append(text)
+
+
+def _lost(read: Annotations, plural: str) -> str:
+    return f"{counted(read.lost, 'objects')} of {counted(len(read.missing), plural)}"
+
+
+def _subjects(read: Annotations) -> str:
+    return f" ({few([problem.subject for problem in read.missing], 2)})"
 
 
 def _such(root: Path, files: list[Path]) -> str:

@@ -81,6 +81,7 @@ KINDS = {
     "box": Kind("missing box, or box without area", "dropped"),
     "box-with-mask": Kind("object with a mask, without a valid box", "recomputed"),
     "rotated": Kind("box without its rotation", "turned"),
+    "corners": Kind("boxes of two corners in place of width and height", stops=True),
     "normalised": Kind("boxes between 0 and 1, perhaps normalised"),
     "box-outside": Kind("box extends beyond the image", "clipped"),
     "segmentation": Kind("invalid segmentation", "dropped", stops=True, of_masks=True),
@@ -160,18 +161,17 @@ def check_content(
             checker.at(key).add_text("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
     checker.check_images(images, decode)
+    result = Annotations(file, content, checker.problems, checker.places, is_file=columns is not None)
     if columns is None:
         checker.check_annotations()
-        return Annotations(file, content, checker.problems, checker.places)
+        checker.check_boxes(result)
+        return result
     for number, again in doubtful.items():
         (entry,) = content["annotations"][number : number + 1]
         earlier = {entry["id"]} if again else set[object]()
         checker.at(f"annotation {number}", ("annotations", number)).check_entry(entry, earlier)
-    longest = columns.boxes[:, 2:].max(1)
-    small = (longest > 0) & (longest < 2) & (columns.boxes[:, :2].max(1) <= 1)
-    checker.check_normalised(int(small.sum()), int(np.isfinite(columns.boxes).all(1).sum()))
-    result = Annotations(file, content, checker.problems, checker.places, is_file=True)
     result.columns = columns
+    checker.check_boxes(result)
     return result
 
 
@@ -408,15 +408,25 @@ class Checker:
         ids: set[object] = set()
         for entry in self.entries("annotations", "annotation"):
             self.check_entry(entry, ids)
-        boxes = [box for entry in self.content.get("annotations", []) if (box := box_of(entry))]
-        self.check_normalised(sum(0 < max(box[2:]) < 2 and max(box[:2]) <= 1 for box in boxes), len(boxes))
 
-    def check_normalised(self, small: int, boxes: int) -> None:
-        """Check that not almost all boxes are small and at the origin."""
-        if small > 0.9 * boxes:
-            got = f"{small} of {boxes} boxes between 0 and 1"
+    def check_boxes(self, report: Annotations) -> None:
+        """Check that the boxes of the whole file are not normalised, and not two corners each."""
+        columns = report.columns
+        number, longest = np.isfinite(columns.boxes).all(1).sum(), columns.boxes[:, 2:].max(1)
+        small = ((longest > 0) & (longest < 2) & (columns.boxes[:, :2].max(1) <= 1)).sum()
+        if small > 0.9 * number:
+            got = f"{small} of {number} boxes between 0 and 1"
             remedy = "multiply normalised values by the width and height"
             self.at("annotations").add_text("normalised", f"bbox: expected pixels, got {got}: {remedy}")
+        # an area may be that of any mask in its box, but not of all boxes that between two corners
+        with np.errstate(all="ignore"):
+            low, high = columns.boxes[~columns.has_mask].reshape(-1, 2, 2).swapaxes(0, 1)
+            areas, sides = columns.areas[~columns.has_mask], high - low
+            between = np.abs(areas - sides.prod(1)) <= 0.01 * areas + sides.sum(1) + 1
+            evidence = np.abs(areas - high.prod(1)) > 0.1 * areas + high.sum(1)
+        if ((sides > 0).all(1) & between).all() and evidence.sum() >= 3:
+            got = f"[x1, y1, x2, y2] in {len(areas)} boxes, whose areas are those between these corners"
+            self.at("annotations").add_text("corners", f"bbox: expected [x, y, width, height], got {got}")
 
     def check_entry(self, entry: dict, earlier: set[object]) -> None:
         """Check an annotation at the current position; ``earlier`` are the ids before it."""

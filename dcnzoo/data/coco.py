@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dcnzoo.data.annotations import Annotations
+import numpy as np
+
+from dcnzoo.data.annotations import Annotations, positions
 from dcnzoo.data.check import KINDS, check_content, repair
 from dcnzoo.data.conversion import MISSING, relative
 from dcnzoo.data.files import Entries
 from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import few
 
 
 def find_coco(tree: Tree) -> list[Part]:
@@ -59,14 +62,13 @@ def _read(file: Path, content: dict, pictures: Mapping[str, Path], options: Read
     names = names_of(content)
     if names and not pictures:
         missing = [Finding(name, "expected its picture, found none", MISSING) for name in names]
-        return Annotations(
-            file, {**content, "images": [], "annotations": []}, sources=[file], missing=missing
-        )
+        empty = {**content, "images": [], "annotations": []}
+        return Annotations(file, empty, sources=[file], missing=missing, lost=len(content["annotations"]))
     folder, new = _relative(pictures)
 
     for image in _images(content):
         image["file_name"] = new.get(_name(image), _name(image))
-    _drop_repeated_categories(content)
+    repeated = _drop_repeated_categories(content)
     result, other_forms = check_content(file, content, folder), 0
     kinds = _repairable(options, missing=len(pictures), names=len(names))
     if any(problem.kind not in kinds for problem in result.problems):
@@ -79,10 +81,13 @@ def _read(file: Path, content: dict, pictures: Mapping[str, Path], options: Read
         if problem.kind not in kinds and (problem.kind != "empty" or problem.stops)
     ]
     images = result.content.get("images", [])
-    gone = [(p, place) for p, place in zip(result.problems, result.places, strict=True) if p.kind == MISSING]
-    result.missing = [
-        dataclasses.replace(p, subject=str(images[place[1]]["file_name"])) for p, place in gone if place
+    places = zip(result.problems, result.places, strict=True)
+    gone = [images[place[1]] for problem, place in places if problem.kind == MISSING and place]
+    missing = [
+        Finding(str(image["file_name"]), "expected its picture, found none", MISSING) for image in gone
     ]
+    rows = positions(images)
+    lost = int(np.isin(result.columns.rows, [rows[image["id"]] for image in gone]).sum()) if gone else 0
     counts: Counter[str] = Counter()
     if not left:
         counts.update(problem.kind for problem in result.problems if problem.remedy)
@@ -93,6 +98,8 @@ def _read(file: Path, content: dict, pictures: Mapping[str, Path], options: Read
         for kind, number in counts.items()
         if kind != MISSING
     ]
+    if repeated:
+        result.repaired.append(f"unused categories with the name of another, left out: {few(repeated)}")
     if other_forms:
         result.repaired.append(f"values in another form, such as texts for numbers: {other_forms}")
     if options.drop_scores and result.columns.scored.any():
@@ -100,6 +107,7 @@ def _read(file: Path, content: dict, pictures: Mapping[str, Path], options: Read
             entry.pop("score", None)
     result.is_file &= all(name == old for old, name in new.items())
     result.folder, result.problems, result.sources = folder, left, [file]
+    result.missing, result.lost = missing, lost
     return result
 
 
@@ -127,8 +135,9 @@ def _repairable(options: ReadOptions, missing: int, names: int) -> set[str]:
     return own | {kind for kind in KINDS if KINDS[kind].remedy in allowed}
 
 
-def _drop_repeated_categories(content: dict) -> None:
+def _drop_repeated_categories(content: dict) -> list[str]:
     """Leave out unused categories with the name of another, such as a group that Roboflow writes."""
+    left: list[str] = []
     categories = [each for each in content.get("categories") or [] if isinstance(each, dict)]
     numbers = Counter(str(each.get("name")) for each in categories)
     if max(numbers.values(), default=1) > 1:
@@ -136,6 +145,8 @@ def _drop_repeated_categories(content: dict) -> None:
         content["categories"] = [
             each for each in categories if numbers[str(each["name"])] == 1 or repr(each.get("id")) in used
         ]
+        left = [str(each["name"]) for each in categories if each not in content["categories"]]
+    return left
 
 
 def _in_usual_form(entry: Any) -> bool:

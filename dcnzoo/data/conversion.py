@@ -245,6 +245,7 @@ class CocoBuilder:
         extracted: images to write with the COCO file: path, and a function that returns the content.
         notes: what else was decided while the files were read.
         unlabelled: the images that have no file of annotations.
+        lost: the number of objects whose image does not exist.
     """
 
     def __init__(
@@ -263,6 +264,7 @@ class CocoBuilder:
         self.clipped = 0
         self.notes: list[str] = []
         self.unlabelled: list[Path] = []
+        self.lost = 0
         self.extracted: list[tuple[Path, Callable[[], bytes]]] = []
         self.size = (0, 0)  # (width, height) of the last image
         self._folder = folder
@@ -359,6 +361,7 @@ class CocoBuilder:
             line = error.line or line
             where = f"{file}:{line}" if line else str(file)
             self.problems.append(Finding(where, f"{what}{error}", error.kind))
+            self.lost += error.objects
 
     def convert(self, files: Sequence[Path], read: Callable[[Path], None]) -> None:
         """Call ``read`` with each file."""

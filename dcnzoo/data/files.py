@@ -21,11 +21,15 @@ CHUNK = 16_384  # entries that are parsed at once
 
 
 class InvalidAnnotation(Exception):
-    """An invalid object or file; the caller adds the position and converts it to a ``Finding``."""
+    """An invalid object or file; the caller adds the position and converts it to a ``Finding``.
 
-    def __init__(self, text: str, line: int | None = None, kind: str = "") -> None:
+    Attributes:
+        objects: the number of those that are lost with it.
+    """
+
+    def __init__(self, text: str, line: int | None = None, kind: str = "", objects: int = 0) -> None:
         super().__init__(text)
-        self.line, self.kind = line, kind
+        self.line, self.kind, self.objects = line, kind, objects
 
 
 class Entries:

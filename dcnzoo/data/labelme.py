@@ -90,7 +90,9 @@ def _image(
     content = read_json(file)  # again: the content that was handed over may lack imageData
     if not content.get("imageData"):
         raise InvalidAnnotation(
-            f"expected an image at imagePath or in imageData, found none at {short(named)}", kind=MISSING
+            f"expected an image at imagePath or in imageData, found none at {short(named)}",
+            kind=MISSING,
+            objects=len(content["shapes"]),
         )
     if extract is None:
         raise InvalidAnnotation(

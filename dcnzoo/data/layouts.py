@@ -12,7 +12,7 @@ from dcnzoo.data.coco import find_coco, is_coco, names_of
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.foreign import named_format, named_formats
 from dcnzoo.data.labelme import find_labelme
-from dcnzoo.data.splits import AS_THEY_ARE, SPLITS, Part, ReadOptions, Tree, path_parts
+from dcnzoo.data.splits import AS_THEY_ARE, PREDICTIONS, SPLITS, Part, ReadOptions, Tree, path_parts
 from dcnzoo.data.via import find_via
 from dcnzoo.data.voc import find_voc
 from dcnzoo.data.yolo import find_yolo, is_names
@@ -57,7 +57,11 @@ def find_parts(data: str | os.PathLike, options: ReadOptions = AS_THEY_ARE) -> C
     data = Path(data)
     require_exists(data, "data")
     with waiting(f"listing {data}"):
-        tree = _tree_of_file(data) if data.is_file() else Tree(data, leave_out=options.leave_out)
+        tree = (
+            _tree_of_file(data)
+            if data.is_file()
+            else Tree(data, leave_out=options.leave_out, detections=options.drop_scores)
+        )
     if options.layout and options.layout not in FINDERS:
         raise UserError(f"layout: expected one of {', '.join(FINDERS)}, got {options.layout}")
     found = [(name, part) for name, find in FINDERS.items() for part in find(tree)]
@@ -72,7 +76,8 @@ def find_parts(data: str | os.PathLike, options: ReadOptions = AS_THEY_ARE) -> C
         raise UserError(_nothing(data, tree, options))
     name, several = allowed[0] if len(groups) == 1 else max(allowed, key=lambda each: _size(each[1], options))
     parts = _by_split(several, options)
-    others = [each for each in found if each[1] not in parts]
+    used = {*parts, *(member for part in parts for member in part.members)}
+    others = [each for each in found if each[1] not in used]
     formats = [f"{name} ({_described(parts, options)})" for name, parts in allowed] if len(groups) > 1 else []
     return Choice(name, parts, others, tree, formats)
 
@@ -111,7 +116,10 @@ def convert(
 def _nothing(data: Path, tree: Tree, options: ReadOptions) -> str:
     counts = Counter(file.suffix.lower() or "without ending" for file in tree.files)
     lies = few([f"{number} {suffix}" for suffix, number in counts.most_common()])
-    foreign = "; ".join(dict.fromkeys(named_formats(tree, binary=True).values()))
+    texts = [*dict.fromkeys(named_formats(tree, binary=True).values())]
+    if predictions := tree.left_out[PREDICTIONS]:
+        texts.append(f"{few(predictions, 2)} has predictions, which drop_scores=True uses as annotations")
+    foreign = "; ".join(texts)
     expected = options.layout or ", ".join(FINDERS)
     return f"data: expected annotations in a layout of {expected}, got {data} with {lies}" + (
         f": {foreign}" if foreign else ""
@@ -147,8 +155,30 @@ def _described(parts: Sequence[Part], options: ReadOptions) -> str:
     return f"{counted(len(pictures), 'pictures')}, {counted(objects, 'objects')}"
 
 
+def _united(parts: Sequence[Part], options: ReadOptions) -> Part:
+    """Return the largest part of a split, with those that have the same classes and none of its pictures."""
+    if len(parts) == 1:
+        return parts[0]
+    parts = sorted(parts, key=lambda part: _size([part], options), reverse=True)
+    members, classes, pictures = list[Part](), set[str](), set[str]()
+    for part in parts:
+        try:
+            read = part.read(options)
+        except UserError:  # of which the balance makes an error
+            continue
+        own = {*map(os.path.realpath, read.pictures)}
+        is_other = bool(own) and own.isdisjoint(pictures) and classes == {*read.per_class}
+        if not members or (is_other and not read.predicted and not read.problems):
+            members.append(part)
+            classes, pictures = {*read.per_class}, pictures | own
+    if len(members) < 2:
+        return parts[0]
+    files = tuple(file for part in members for file in part.files)
+    return Part(parts[0].split, files, lambda o: Annotations.of(_read(members, o)), members=tuple(members))
+
+
 def _by_split(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
-    """Return the parts for training (train, or all), validation and test: of several, the largest.
+    """Return the parts for training (train, or all), validation and test.
 
     Raises:
         UserError: there is none for training.
@@ -162,11 +192,7 @@ def _by_split(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
     if not own["train"]:
         splits = " and ".join(sorted(split for split in own if own[split]))
         raise UserError(f"data: expected annotations for training, found only those for {splits}")
-    chosen = [
-        own[split][0] if len(own[split]) == 1 else max(own[split], key=lambda part: _size([part], options))
-        for split in ("train", "val", "test")
-        if own[split]
-    ]
+    chosen = [_united(own[split], options) for split in ("train", "val", "test") if own[split]]
     chosen[0].split = "train" if own["val"] else "all"
     return chosen
 

@@ -79,7 +79,7 @@ def read_splits(
         raise UserError(*account.errors)
     for each in splits.values():
         each.extract()
-    _unify([*splits.values()])
+    group = _unify([*splits.values()])
     pictures = {split: read_pictures(part) for split, part in splits.items()}
     findings = check_parts(splits, pictures)
     if errors := [f"data: {finding}" for finding in findings if finding.stops]:
@@ -88,6 +88,8 @@ def read_splits(
     if inexact := choice.tree.inexact:
         repaired.append(f"names that differ in capitals or Unicode form: {len(inexact)}")
     chosen, notes = "", [*choice.tree.notes, *map(str, findings)]
+    if group:
+        notes.append(f"the class {group} has no objects and names the group of the others: it is left out")
     if dark := [picture for each in pictures.values() for picture in each.dark]:
         text = f"{counted(len(dark), 'pictures')} use at most 12 of 16 bits ({few(dark, 2)})"
         notes.append(f"{text}: they are loaded nearly black; multiply their values by 16")
@@ -189,19 +191,24 @@ def _notes(splits: Mapping[str, Annotations]) -> list[str]:
     return notes
 
 
-def _unify(parts: Sequence[Annotations]) -> None:
+def _unify(parts: Sequence[Annotations]) -> str:
     """Give parts that differ in their categories those of the first one, in its order, with ids from 1.
 
     Categories that only other parts have follow. A category without objects that contains all others, which
     Roboflow writes, is left out.
+
+    Returns:
+        The name of that category, or an empty text.
     """
     categories = {each["name"]: each for report in parts for each in report.categories}
     groups = {each.get("supercategory") for each in categories.values()} - {"none", ""}
-    group = groups.pop() if len(groups) == 1 and len(categories) > 1 else None
+    group = str(groups.pop()) if len(groups) == 1 and len(categories) > 1 else ""
     if group in categories and not any(report.per_class.get(str(group)) for report in parts):
         del categories[group]
+    else:
+        group = ""
     if all(report.categories == [*categories.values()] for report in parts):
-        return
+        return group
     ids = {name: number for number, name in enumerate(categories, 1)}
     for part in parts:
         names = {each["id"]: each["name"] for each in part.categories}
@@ -209,6 +216,7 @@ def _unify(parts: Sequence[Annotations]) -> None:
         content["categories"] = [{**each, "id": ids[name]} for name, each in categories.items()]
         for annotation in content["annotations"]:
             annotation["category_id"] = ids[names[annotation["category_id"]]]
+    return group
 
 
 def check_parts(

@@ -29,8 +29,10 @@ SPLITS = {
 _PICTURES = {"data", "image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "rgb"}
 _OTHERS = {"depth", "gt", "mask", "masks", "segmentation", "segmentations", "thumbnails", "vis"}
 _WORD = "[A-Z]?[a-z]+|[A-Z]+"
-BY_OPTION = "files: by --leave-out"
-PREDICTIONS = "files: predictions, with scores"
+BY_OPTION = "by --leave-out"
+HIDDEN = "hidden"
+TRAININGS = "written by trainings"
+PREDICTIONS = "predictions"
 _HASH = re.compile("^[0-9a-f]{8}-(?=.)")  # before the name of a picture that was uploaded to Label Studio
 
 
@@ -76,6 +78,7 @@ class Part:
         description: the file that describes the data set; parts with another are of another data set.
         rest: whether the part has what the others of the layout leave out.
         reason: why the data's own description leaves it out.
+        members: the parts that it unites.
     """
 
     split: str
@@ -84,6 +87,7 @@ class Part:
     description: Path | None = None
     rest: bool = False
     reason: str = ""
+    members: tuple["Part", ...] = ()
     _read: dict[ReadOptions, Annotations] = field(default_factory=dict)
 
     def read(self, options: ReadOptions = AS_THEY_ARE) -> Annotations:
@@ -110,6 +114,7 @@ def _built(result: CocoBuilder, options: ReadOptions) -> Annotations:
         extracted=result.extracted,
         repaired=repaired,
         missing=[each for each in result.problems if each.kind == MISSING],
+        lost=result.lost,
         unlabelled=result.unlabelled,
     )
 
@@ -133,7 +138,7 @@ def parts_by_file(
     """Return a part for each file that names pictures; ``parse`` gets it and its :func:`pictures_of`."""
 
     def parse_file(file: Path, split: str, options: ReadOptions) -> CocoBuilder | Annotations:
-        return parse(file, pictures_of(names[file], tree, split), options)
+        return parse(file, pictures_of(names[file], tree, split, file, names), options)
 
     splits = {file: tree.part_of(file, own=True) for file in names}
     return [Part(splits[file], (file,), functools.partial(parse_file, file, splits[file])) for file in names]
@@ -200,11 +205,12 @@ class Tree:
         depth: of the subfolders that are read; by default all.
         descend: if the folder only contains another one, use that as the root.
         leave_out: patterns of paths below the folder.
+        detections: whether detections of dcnzoo are used; the pictures that it has drawn are not.
 
     Attributes:
         description: the file like data.yaml, if it was chosen.
         asked: the split that is wanted, empty for all pictures together; None: all splits.
-        left_out: the number of files of each reason: work directories, detections, patterns.
+        left_out: the files and folders of each reason.
         notes: about what a description names.
         is_file: whether a file was chosen; the annotations beside it are left out.
         inexact: names that were found in another Unicode form or with other capitals.
@@ -216,6 +222,7 @@ class Tree:
         depth: int | None = None,
         descend: bool = True,
         leave_out: Sequence[str] = (),
+        detections: bool = False,
     ) -> None:
         self.root, self.files = root, list[Path]()
         self.description: Path | None = None
@@ -227,16 +234,16 @@ class Tree:
         self.is_file = False
         self.damaged: dict[Path, InvalidAnnotation] = {}  # JSON files
         self.labels: dict[Path, Path] | None = None  # of YOLO, by picture, when they are known
-        for folder, folders, names in walk(root):
-            reason = ""
+        for folder, folders, names in walk(root, self.left_out[HIDDEN]):
             if folder != root:
                 programs = (folder / name for name in names if name.endswith(".py"))
                 is_training = "last_checkpoint" in names or any(map(is_config_of_training, programs))
-                reason = "work directories" if is_training else "detections" if is_detection(folder) else ""
-            if reason:
-                folders.clear()
-                self.left_out[reason].append(folder)
-                continue
+                if is_training or is_detection(folder):
+                    if not is_training and detections:
+                        self.files += [folder / name for name in names if name.endswith(".json")]
+                    folders.clear()
+                    self.left_out[TRAININGS if is_training else PREDICTIONS].append(folder)
+                    continue
             if len(folder.relative_to(root).parts) == depth:
                 folders.clear()
             files = [folder / name for name in names]
@@ -345,6 +352,11 @@ class Tree:
         other = self.split_of(picture, own=False)
         return not split or other in ("", "all", split) or (split == "all" and other != "test")
 
+    def nearness(self, file: Path, folder: Path) -> tuple[bool, int]:
+        """Return values that are larger, the more folders above a file are above a folder, too."""
+        names = Counter(self.parents(file)) & Counter(self.parents(folder / "x"))
+        return (folder == file.parent, names.total())
+
     def best(
         self, pictures: Iterable[Path], near: Path, split: str, rivals: Iterable[Path] = ()
     ) -> list[Path]:
@@ -355,24 +367,21 @@ class Tree:
                 it, unless no folder of pictures is nearer to this file.
         """
 
-        def common(file: Path, folder: Path) -> tuple[bool, int]:
-            names = Counter(self.parents(file)) & Counter(self.parents(folder / "x"))
-            return (folder == file.parent, names.total())
-
         def likelihood(picture: Path) -> tuple[object, ...]:
-            return (*common(near, picture.parent), *self.rank(picture, split))
+            return (*self.nearness(near, picture.parent), *self.rank(picture, split))
 
         allowed = [picture for picture in pictures if self.allows(picture, split)]
         most = max(map(likelihood, allowed), default=None)
         best = [picture for picture in allowed if likelihood(picture) == most]
         if near.parent not in self._nearest:
             folders = {picture.parent for picture in self.pictures}
-            self._nearest[near.parent] = max((common(near, folder) for folder in folders), default=(False, 0))
+            values = (self.nearness(near, folder) for folder in folders)
+            self._nearest[near.parent] = max(values, default=(False, 0))
         return [
             picture
             for picture in best
-            if (own := common(near, picture.parent)) == self._nearest[near.parent]
-            or all(common(rival, picture.parent) <= own for rival in rivals)
+            if (own := self.nearness(near, picture.parent)) == self._nearest[near.parent]
+            or all(self.nearness(rival, picture.parent) <= own for rival in rivals)
         ]
 
 
@@ -383,12 +392,15 @@ def _variants(name: str) -> list[str]:
     return [*dict.fromkeys((name, unquote(name), "/".join((*folders, _HASH.sub("", last)))))]
 
 
-def pictures_of(names: Iterable[str], tree: Tree, split: str) -> dict[str, Path]:
-    """Find the pictures with these names; those that do not exist are missing in the result.
+def pictures_of(
+    names: Iterable[str], tree: Tree, split: str, file: Path, rivals: Iterable[Path]
+) -> dict[str, Path]:
+    """Find the pictures that a file of annotations names; those that do not exist are missing in the result.
 
-    A picture is in the folder that contains most of them, or it is the only one with its name. Folders that
-    are named like another split are left out. If no name exists below any folder, as with paths of another
-    machine, the names are shortened from the left.
+    A picture is in the folder that contains most of them, or it is the only one with its name; of several,
+    that with most folders in common with the file. Folders that are named like another split, or that have
+    more in common with another file, are left out. If no name exists below any folder, as with paths of
+    another machine, the names are shortened from the left.
 
     Raises:
         UserError: several folders qualify.
@@ -407,22 +419,41 @@ def pictures_of(names: Iterable[str], tree: Tree, split: str) -> dict[str, Path]
                 around = picture.parts[len(picture.parts) - len(tail) : -1]
                 if [*map(normal, around)] == above and tree.allows(picture, split):
                     choices.setdefault(name, {})[Path(*picture.parts[: -len(tail)])] = picture
+            if len(own := choices.get(name, {})) > 1:  # each annotation file owns its folder; not its masks
+                near = {
+                    f: (tree.rank(p, split)[1] > 0, tree.nearness(file, p.parent)) for f, p in own.items()
+                }
+                choices[name] = {f: p for f, p in own.items() if near[f] == max(near.values())}
             folders.update([*choices.get(name, ())])
         if folders:
-            pictures = _in_best_folder(choices, folders, tree, split)
+            pictures = _in_best_folder(choices, folders, tree, split, file, rivals)
             tree.inexact |= {name for name, own in pictures.items() if own.name != paths[name][-1]}
             return pictures
     return {}
 
 
 def _in_best_folder(
-    choices: Mapping[str, dict[Path, Path]], folders: Counter[Path], tree: Tree, split: str
+    choices: dict[str, dict[Path, Path]],
+    folders: Counter[Path],
+    tree: Tree,
+    split: str,
+    file: Path,
+    rivals: Iterable[Path],
 ) -> dict[str, Path]:
     def likelihood(folder: Path) -> tuple[object, ...]:
         return (folders[folder], *tree.rank(folder / "x", split))
 
     most = max(map(likelihood, folders))
     best = [folder for folder in folders if likelihood(folder) == most]
+    near = max(tree.nearness(file, p.parent) for own in choices.values() for f, p in own.items() if f in best)
+
+    def belongs(picture: Path) -> bool:
+        common = tree.nearness(file, picture.parent)
+        return common >= near or all(tree.nearness(each, picture.parent) <= common for each in rivals)
+
+    for name, own in choices.items():
+        if not own.keys() & {*best}:
+            choices[name] = {folder: picture for folder, picture in own.items() if belongs(picture)}
     ambiguous = [name for name, own in choices.items() if len(own) > 1 and sum(f in own for f in best) != 1]
     if ambiguous:
         raise UserError(
@@ -432,9 +463,11 @@ def _in_best_folder(
     pictures = {}
     for name, own in choices.items():
         own = {folder: own[folder] for folder in best if folder in own} or own
-        folder, picture = next(iter(own.items()))
-        if folder in best or tree.rank(picture, split)[1]:  # a mask of the same name is another picture
-            pictures[name] = picture
+        folder = next(iter(own), Path())
+        if folder in best or (
+            own and tree.rank(own[folder], split)[1]
+        ):  # a mask of that name is another picture
+            pictures[name] = own[folder]
     return pictures
 
 

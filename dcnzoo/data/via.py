@@ -32,7 +32,8 @@ def find_via(tree: Tree) -> list[Part]:
                 with builder.refusing(file, what=f"{image['filename']}: "):
                     picture = pictures.get(image["filename"])
                     if picture is None:
-                        raise InvalidAnnotation("expected its picture, found none", kind=MISSING)
+                        number = len(image["regions"])
+                        raise InvalidAnnotation("expected its picture, found none", None, MISSING, number)
                     _convert(image, picture, attribute, file, builder)
         return builder
 

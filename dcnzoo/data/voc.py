@@ -186,7 +186,8 @@ def _picture(file: Path, tree: Element, pictures: Tree, split: str) -> Path:
         paths = [*dict.fromkeys([*paths, *named])]
     if len(paths) != 1:
         got, kind = " and ".join(path.name for path in paths) or "none", "" if paths else MISSING
-        raise InvalidAnnotation(f"expected one image {names} in {pictures.root}, found {got}", line, kind)
+        text = f"expected one image {names} in {pictures.root}, found {got}"
+        raise InvalidAnnotation(text, line, kind, 0 if paths else len(tree.findall("object")))
     if paths[0].stem != file.stem and normal(paths[0].stem) == normal(file.stem):
         pictures.inexact.add(file.name)
     return paths[0]

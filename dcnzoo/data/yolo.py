@@ -91,6 +91,7 @@ def _described_parts(tree: Tree, file: Path, described: dict | InvalidAnnotation
     if isinstance(described, dict):
         with contextlib.suppress(InvalidAnnotation):  # reading it explains the problem
             names = _names(described)
+            tree.notes += _other_names(tree, file, names)
             if not tree.asked:
                 keys = {SPLITS.get(str(key).lower(), "") for key, value in described.items() if value}
                 splits = sorted(keys - {""})
@@ -111,6 +112,15 @@ def _described_parts(tree: Tree, file: Path, described: dict | InvalidAnnotation
         Part("", (file,), inside, file, rest=True, reason=reason),
         Part("", (file,), outside, file, rest=True),
     ]
+
+
+def _other_names(tree: Tree, file: Path, names: list[str]) -> Iterator[str]:
+    """Yield a text for each file beside or below a description that has other names, or another order."""
+    for other in tree.files:
+        if is_names(other) and other != file and other.is_relative_to(file.parent):
+            own = [line for _, line in read_lines(other)]
+            if own != names:
+                yield f"{other} names the classes {few(own)}, {file.name} {few(names)}: the latter are used"
 
 
 def _has_pictures(file: Path, described: dict, split: str) -> bool:
@@ -188,6 +198,7 @@ def _others(
             kind = UNMATCHED
             text += f"; {counted(len(pictures), 'pictures')} beside it have no labels: {few(pictures, 2)}"
         builder.problems.append(Finding(str(file), text, kind))
+        builder.lost += sum(1 for _ in read_lines(file))
     return builder
 
 

@@ -334,10 +334,13 @@ def is_video(image: Any) -> bool:
     return named and Path(image).suffix.lower() in VIDEOS
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk(root: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Walk a folder and links in it, in order, without hidden files; yield as ``os.walk`` does.
 
     A link to a folder above itself is left out, and nothing below a folder is visited a second time.
+
+    Args:
+        hidden: gets the hidden files and folders, but temporary ones of dcnzoo.
     """
     visited = set[str]()
     above: dict[str, set[str]] = {}  # the real paths of a folder and of those above it
@@ -347,6 +350,9 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             folders.clear()
             continue
         above[folder] = parents | {key}
+        if hidden is not None and key not in visited:
+            invisible = (name for name in (*folders, *names) if not _is_visible(name))
+            hidden += [Path(folder, name) for name in invisible if not _PARTIAL.match(name)]
         folders[:] = [] if key in visited else sorted(filter(_is_visible, folders))
         visited.add(key)
         yield Path(folder), folders, sorted(filter(_is_visible, names))

@@ -221,7 +221,7 @@ def test_coco_check_and_fix(root, case):
 
 def test_every_kind_of_problem_is_in_the_table():
     kinds = {kind for _, kinds, *_ in CASES.values() for kind in kinds.split()}
-    assert kinds | {"unreadable-image", "normalised"} == set(KINDS)
+    assert kinds | {"unreadable-image", "normalised", "corners"} == set(KINDS)
 
 
 LOAD = dict(type="LoadImageFromFile")
@@ -401,6 +401,38 @@ def test_normalised_boxes(root):
     change = top(annotations=[{**entry, **small} for entry in good()["annotations"]])
     (problem,) = check(root, change).problems
     assert problem.kind == "normalised" and "3 of 3" in problem.text
+
+
+def areas(root, area_of, boxes=(), **more):
+    """The kinds of problems of a file whose boxes have these areas."""
+    boxes = boxes or [[x, y, 6 + x, 5 + y] for x, y in ((4, 3), (10, 7), (3, 9))]
+    entries = [
+        {**good()["annotations"][0], "id": n, "bbox": box, "area": area_of(*box), "segmentation": [], **more}
+        for n, box in enumerate(boxes, 1)
+    ]
+    return [problem.kind for problem in check(root, top(annotations=entries)).problems]
+
+
+def test_boxes_of_two_corners(root):
+    assert areas(root, lambda x1, y1, x2, y2: (x2 - x1) * (y2 - y1)) == ["corners"]
+    assert areas(root, lambda x1, y1, x2, y2: (x2 - x1 + 1) * (y2 - y1 + 1)) == ["corners"], "pixels"
+    with pytest.raises(UserError, match="x1, y1, x2, y2"):
+        training_set(root)
+
+
+@pytest.mark.parametrize(
+    ("area_of", "boxes"),
+    [
+        (lambda x, y, w, h: w * h, ()),
+        (lambda x, y, w, h: 0.7 * w * h, ()),  # of masks that the file does not have
+        (lambda x, y, w, h: 1, ()),
+        (lambda x, y, w, h: w * h, [[0, 0, 10, 8], [0, 0, 12, 9], [1, 0, 12, 9]]),
+        (lambda x, y, w, h: (w - x) * (h - y) if x < 9 else w * h, ()),  # two of three, by chance
+        (lambda x, y, w, h: (w - x) * (h - y), [[4, 3, 10, 8], [10, 9, 5, 5], [3, 2, 8, 9]]),
+    ],
+)
+def test_boxes_that_are_no_corners(root, area_of, boxes):
+    assert "corners" not in areas(root, area_of, boxes)
 
 
 def test_annotation_id_0_is_replaced(root):

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_the_layout_with_all_boxes_is_used(tmp_path):
     part = plain_yolo(tmp_path)
     write(tmp_path / "old/result.json", coco({name: part[name] for name in [*part][:3]}))
     numbers, text = total(tmp_path)
-    assert numbers == (8, 8) and "3 objects of old/result.json: the used files have them" in text
+    assert numbers == (8, 8) and "old/result.json, whose 3 objects are in the used files" in text
     edit_json(
         tmp_path / "old/result.json", lambda content: content["annotations"][0].update(bbox=[0, 0, 9, 9])
     )
@@ -179,7 +180,7 @@ def test_pictures_that_were_deleted(tmp_path):
     write(tmp_path / "instances.json", coco(part))
     (tmp_path / "images/0003.jpg").unlink()
     numbers, text = total(tmp_path)
-    assert numbers == (7, 7) and "pictures of 1 annotations do not exist (0003.jpg)" in text
+    assert numbers == (7, 7) and "1 object of 1 missing picture (0003.jpg)" in text
     draw(tmp_path / "drawn", 1)
     shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / "images/renamed.jpg")
     assert "0003.jpg" in (error := refused(tmp_path)) and "renamed.jpg" in error
@@ -579,3 +580,95 @@ def test_archives_beside_their_contents_are_ignored(tmp_path):
     draw(tmp_path / "test_images", 2)
     (tmp_path / "annotations.zip").write_bytes(b"PK\3\4")
     assert total(tmp_path)[0] == (4, 4)
+
+
+# Several annotation files, each with its own folder
+
+
+def tasks(root, numbers):
+    """Tasks as CVAT exports them: equal names of frames, a file and a folder of pictures each."""
+    for name, number in numbers.items():
+        part = draw(root / name / "images/default", number, empty=())
+        write(root / name / "annotations/instances_default.json", coco(part))
+
+
+def test_tasks_side_by_side(tmp_path):
+    tasks(tmp_path, {"task_1": 4, "task_2": 3, "task_3": 6})
+    (tmp_path / "task_1/images/default/0001.jpg").unlink()
+    numbers, text = total(tmp_path)
+    assert numbers == (12, 12) and "left out" in text
+    splits, _ = read_splits(tmp_path, find_parts(tmp_path), ReadOptions())
+    for part in splits.values():
+        names = {each["id"]: each["file_name"] for each in part.images}
+        for entry in part.content["annotations"]:
+            task, name = (Path(names[entry["image_id"]]).parts[n] for n in (0, -1))
+            content = json.loads((tmp_path / task / "annotations/instances_default.json").read_text())
+            numbers = {each["file_name"]: each["id"] for each in content["images"]}
+            boxes = [each["bbox"] for each in content["annotations"] if each["image_id"] == numbers[name]]
+            assert entry["bbox"] in boxes, "of its own task"
+
+
+def test_tasks_with_other_classes_are_refused(tmp_path):
+    """Their pictures may have objects of the others' classes, without boxes."""
+    tasks(tmp_path, {"task_1": 4, "task_2": 3})
+    file = tmp_path / "task_2/annotations/instances_default.json"
+    edit_json(file, lambda content: content["categories"][0].update(name="other"))
+    assert "3 objects of 3 pictures of task_2" in refused(tmp_path)
+
+
+# What the lines say
+
+
+@pytest.mark.parametrize("names", [CLASSES[::-1], [*CLASSES, "other"]])
+def test_two_lists_of_classes(tmp_path, names):
+    plain_yolo(tmp_path)
+    write(tmp_path / "data.yaml", f"train: images\nnames: {json.dumps([*CLASSES])}\n")
+    assert "classes.txt" not in total(tmp_path)[1]
+    write(tmp_path / "classes.txt", "\n".join(names))
+    numbers, text = total(tmp_path)
+    (line,) = (line for line in text.splitlines() if "classes.txt" in line)
+    assert numbers == (8, 8) and names[0] in line and ", ".join(CLASSES) in line
+
+
+def test_lines_count_objects(tmp_path):
+    """Of predictions, of labels without a picture; hidden files are counted."""
+    part = plain_yolo(tmp_path)
+    row = "1 0.5 0.5 0.2 0.2"
+    write(tmp_path / "labels/gone.txt", f"{row}\n" * 3)
+    write(tmp_path / "predicted/0001.txt", f"{row} 0.9\n" * 4)
+    write(tmp_path / "out/results.json", {"model": "a", "score_threshold": 0.3})
+    write(
+        tmp_path / "out/detections.json",
+        coco({name: [*boxes, (1, 1, 1, 9, 9)] for name, boxes in part.items()}),
+    )
+    write(tmp_path / ".hidden/notes.txt", "a")
+    write(tmp_path / "images/.DS_Store", "a")
+    numbers, text = total(tmp_path)
+    assert numbers == (8, 8)
+    for line in (
+        "3 objects of 1 file of YOLO: their pictures do not exist (",
+        "20 objects of 2 files (out, predicted/0001.txt): predictions",
+        "2 files (.hidden, images/.DS_Store): hidden",
+    ):
+        assert f"left out  {line}" in text
+
+
+def test_only_detections(tmp_path):
+    """They become annotations if one asks for it; the pictures that the detector has drawn do not."""
+    part = draw(tmp_path / "images", 6, empty=())
+    content = coco(part)
+    for entry in content["annotations"]:
+        entry["score"] = 0.5
+    write(tmp_path / "out/results.json", {"model": "a", "score_threshold": 0.3})
+    write(tmp_path / "out/detections.json", content)
+    draw(tmp_path / "out", 6)
+    assert "drop_scores" in refused(tmp_path)
+    assert total(tmp_path, drop_scores=True)[0] == (6, 6)
+
+
+def test_the_group_of_roboflow_is_named(tmp_path):
+    part = draw(tmp_path, 6, empty=())
+    content = coco(part, root_category=True)
+    write(tmp_path / "_annotations.coco.json", content)
+    numbers, text = total(tmp_path)
+    assert numbers == (6, 6) and "the class shapes has no objects" in text

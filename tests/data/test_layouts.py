@@ -555,10 +555,13 @@ def test_what_is_not_used_is_named(tmp_path):
     yolo(tmp_path / "train/gone.txt", [(0, 1, 2, 3, 4)])
     draw(tmp_path / "photos", 2)
     first, second = account(tmp_path).lines
-    assert first.startswith("1 file of YOLO: their pictures do not exist") and "train/gone.txt" in first
+    assert (
+        first.startswith("1 object of 1 file of YOLO: their pictures do not exist")
+        and "train/gone.txt" in first
+    )
     assert second.startswith("2 pictures (photos/0000.jpg, photos/0001.jpg)")
     write(tmp_path / "photos/photos.py", config_of("photos.py", ""))
-    assert account(tmp_path).lines[1] == "1 work directory (photos)"
+    assert account(tmp_path).lines[1] == "1 folder (photos): written by trainings"
     (tmp_path / "train/0002.txt").unlink()
     (error,) = account(tmp_path).errors
     assert "train/gone.txt: expected its picture" in error and "train/0002.jpg" in error

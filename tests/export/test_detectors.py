@@ -139,7 +139,7 @@ def test_the_number_of_objects(tmp_path):
 @pytest.mark.slow
 def test_equal_files(tmp_path):
     """The order of nodes depended on the seed of Python's hashes."""
-    code = """import sys; from tests.export.test_detectors import build, export, torch
+    code = """import sys, dcnzoo.models; from tests.export.test_detectors import build, export, torch
 export(build("Mask R-CNN", True), sys.argv[1], torch.zeros(1, 3, 160, 192))"""
     for seed in "12":
         run_code(code, tmp_path / f"{seed}.onnx", PYTHONHASHSEED=seed)

@@ -233,7 +233,7 @@ def test_work_directories_in_the_data_are_not_read(tmp_path, name):
     first = prepare(root, root / "work_dirs/one")
     second = prepare(root, root / "two")
     train = [objects(result.config.parent / "train.json") for result in (first, second)]
-    assert train[0] == train[1] and any("1 work directory" in line for line in second.decisions)
+    assert train[0] == train[1] and any("1 folder (work_dirs/one/data)" in line for line in second.decisions)
 
 
 def test_remedies_that_are_named_exist(tmp_path):
