@@ -187,6 +187,7 @@ def node(session: Session) -> None:
     test(session, "tests/environments/test_node.py", python=PYTHON, env={"NODE": str(folder)}, external=True)
 
 
+PHONES = ("MNN==3.6.1", "tract==0.23.9", "executorch==1.5.1", "ncnn==1.0.20261020", "pnnx==20261020")
 EXECUTORCH = ("pytorch-tokenizers==1.5.0", "tabulate==0.10.0", "torchao==0.18.0")  # which it imports
 
 
@@ -195,15 +196,15 @@ def runtimes(session: Session) -> None:
     """Compare exported detectors in runtimes of phones and boards: docs/benchmarks/runtimes.md."""
     use_venv(session)
     # without their requirements: some need other versions of what .venv has
-    session.install("--no-deps", "MNN==3.6.1", "tract==0.23.9", "executorch==1.5.1", *EXECUTORCH)
+    session.install("--no-deps", *PHONES, *EXECUTORCH)
     folder = Path(session.create_tmp()).resolve()
     session.run(PYTHON, "-m", "benchmarks.runtimes", "make", folder, external=True)
-    for runtime in ("mnn", "executorch", "tract"):
-        session.run("python", "benchmarks/runtimes.py", "run", runtime, folder)
+    for runtime in ("mnn", "executorch", "tract", "ncnn"):
+        session.run("python", "-m", "benchmarks.runtimes", "run", runtime, folder)
     litert = folder / "litert"  # onnx2tf needs Python 3.12
     session.run_install("python3.12", "-m", "venv", litert, external=True)
     session.run_install(litert / "bin/pip", "install", "-q", "onnx2tf==2.6.9", external=True)
-    session.run(litert / "bin/python", "benchmarks/runtimes.py", "run", "litert", folder, external=True)
+    session.run(litert / "bin/python", "-m", "benchmarks.runtimes", "run", "litert", folder, external=True)
     page = "docs/benchmarks/runtimes.md"
     session.run(PYTHON, "-m", "benchmarks.runtimes", "table", folder, page, external=True)
 

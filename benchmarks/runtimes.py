@@ -1,31 +1,40 @@
 """Exported detectors in runtimes of phones and boards, compared with PyTorch: ``nox -s runtimes``.
 
     python -m benchmarks.runtimes make FOLDER [NAME …]   # files and expected outputs; needs OpenMMLab
-    python benchmarks/runtimes.py run RUNTIME FOLDER   # in the environment of a runtime: FOLDER/RUNTIME.json
+    python -m benchmarks.runtimes run RUNTIME FOLDER   # in the environment of a runtime: FOLDER/RUNTIME.json
     python -m benchmarks.runtimes table FOLDER PAGE    # all rows as Markdown, into the page
 
-The difference is the largest one of an output, relative to that output's largest value. Of complete files, it
-is that of boxes and scores, and all labels must be equal; masks are compared as ``--verify`` does.
+The runtimes run by the blocks of docs/phones.md. The difference is the largest one of an output, relative to
+that output's largest value. Of complete files, it is that of boxes and scores, and all labels must be equal;
+masks are compared as ``--verify`` does.
 """
 
 import json
+import os
 import platform
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-DETECTORS = ("FCOS", "RetinaNet", "RTMDet", "YOLOX", "Mask R-CNN")
+ROOT = Path(__file__).parents[1]
+SHIPPED = "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts"  # of the zoo, in each wheel
+DETECTORS = ("FCOS", "RetinaNet", "RTMDet", "YOLOX", "Mask R-CNN", SHIPPED, "Deformable DETR")
 FILES = {name.replace(" ", "-"): name for name in DETECTORS}
 RUNTIMES = {  # the packages whose versions are named
     "mnn": ("MNN",),
     "litert": ("ai-edge-litert", "onnx2tf"),
+    "ncnn": ("ncnn", "pnnx"),
     "executorch": ("executorch",),
     "tract": ("tract",),
 }
-COMPLETE = ("mnn",)  # complete files, with NMS; the others run raw outputs
+COMPLETE = ("mnn",)  # complete files, with NMS; the others run raw outputs, of detectors that have them
 MARK = "<!-- the table: nox -s runtimes -->"
 Outputs = dict[str, np.ndarray]
 
@@ -34,7 +43,7 @@ def make(folder: Path, names: Sequence[str] = ()) -> None:
     """Write each detector as ONNX and as a program of torch, with an input and PyTorch's outputs."""
     import torch
 
-    from dcnzoo.export import decompositions
+    from dcnzoo.export import for_pnnx
     from dcnzoo.export.options import ExportOptions
     from dcnzoo.openmmlab.export.export import write_detector
     from dcnzoo.openmmlab.export.predict import Predictor, RawHead
@@ -42,7 +51,7 @@ def make(folder: Path, names: Sequence[str] = ()) -> None:
     for name in names or DETECTORS:
         detector, images = build(name)
         kinds = {"complete": Predictor(detector, sized=False)}
-        if hasattr(detector, "bbox_head"):
+        if hasattr(getattr(detector, "bbox_head", None), "prior_generator"):
             kinds["raw"] = RawHead(detector)
         for kind, model in kinds.items():
             path = folder / f"{name.replace(' ', '-')}_{kind}.onnx"
@@ -54,8 +63,7 @@ def make(folder: Path, names: Sequence[str] = ()) -> None:
             values = dict(zip(names, (value.numpy() for value in outputs), strict=True))
             np.savez(path.with_suffix(".npz"), input=images.numpy(), **values)
             if kind == "raw":
-                program = torch.export.export(model.eval(), (images,)).run_decompositions(decompositions())
-                torch.export.save(program, path.with_suffix(".pt2"))
+                torch.jit.trace(for_pnnx(model), images).save(path.with_suffix(".pt"))
         print(f"{name}: written", flush=True)
 
 
@@ -66,6 +74,8 @@ def build(name: str):
 
     from tests.export import detectors
 
+    if name == SHIPPED:
+        return shipped()
     generator = torch.Generator().manual_seed(1)
     if name == "RTMDet":
         family = detectors.Family("rtmdet/rtmdet_tiny_8xb32-300e_coco.py", detectors.RTMDET)
@@ -82,13 +92,29 @@ def build(name: str):
     return detector, torch.randn(1, 3, *detectors.size(name), generator=generator)
 
 
+def shipped():
+    """The detector of the zoo, and the picture of ``dcnzoo export --verify``."""
+    from mmdet.utils import get_test_pipeline_cfg
+    from mmengine.dataset import pseudo_collate
+
+    import dcnzoo
+    from dcnzoo.openmmlab.export.inputs import pictures_to_verify
+    from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
+
+    detector = dcnzoo.load(SHIPPED, device="cpu")
+    network = detector.model
+    preprocessing = preprocessing_of(get_test_pipeline_cfg(network.cfg), network.data_preprocessor, ())
+    picture = pictures_to_verify(True, preprocessing)[0]
+    return network, network.data_preprocessor(pseudo_collate([detector.prepare(picture)]), False)["inputs"]
+
+
 def run(runtime: str, folder: Path) -> None:
     """Run the files of a folder in a runtime, and write the rows."""
     rows = []
     for path in sorted(folder.glob("*_*.npz")):
         name, _, kind = path.stem.rpartition("_")
-        wanted = "complete" if runtime in COMPLETE else "raw"
-        if kind != wanted:
+        has_raw = path.with_name(f"{name}_raw.npz").exists()
+        if (kind == "complete") != (runtime in COMPLETE or not has_raw):
             continue
         expected = dict(np.load(path))
         image = expected.pop("input")
@@ -142,26 +168,29 @@ def same_mask(outputs: Outputs, expected: Outputs, j: int, i: int) -> bool:
     return True
 
 
-def run_mnn(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
-    import _tools  # MNN.tools.mnnconvert would install a package that reports each conversion
-    import MNN.expr
-    import MNN.nn
+def block(word: str, path: Path) -> str:
+    """Return the block of docs/phones.md that contains a word, for the files of a detector."""
+    blocks = re.findall(
+        r"^```(?:python|bash)\n(.*?)^```$", (ROOT / "docs/phones.md").read_text(), re.M | re.S
+    )
+    (code,) = (code for code in blocks if word in code)
+    return re.sub(r"\b(?:model|raw)(?=\.(?:mnn|onnx|pt|pte|ncnn)\b)", str(path), code)
 
-    file = f"{path}.mnn"
-    _tools.mnnconvert(["", "-f", "ONNX", "--modelFile", f"{path}.onnx", "--MNNModel", file, "--bizCode", "_"])
-    module = MNN.nn.load_module_from_file(file, ["input"], names)
-    values = module.forward([MNN.expr.const(image, list(image.shape), MNN.expr.NCHW, MNN.expr.float)])
-    return {name: np.array(value.read()) for name, value in zip(names, values, strict=True)}
+
+def run_block(word: str, path: Path, image: np.ndarray, names: list[str], **more) -> Outputs:
+    scope = {"image": image, "names": names, **more}
+    exec(block(word, path), scope)
+    kinds = {"Var": "read", "Tensor": "numpy"}  # of MNN and of torch
+    arrays = [getattr(value, kinds.get(type(value).__name__, "view"))() for value in scope["values"]]
+    return {name: np.array(array) for name, array in zip(names, arrays, strict=True)}
 
 
 def run_litert(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
-    import subprocess
-
     from ai_edge_litert.interpreter import Interpreter
 
     folder = path.with_name(f"{path.name}_litert")
-    command = [Path(sys.executable).with_name("onnx2tf"), "-i", f"{path}.onnx", "-o", folder]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = block("onnx2tf", path).replace("-o litert", f"-o {folder}")
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=programs())
     files = list(folder.glob("*float32.tflite"))
     if not files:
         raise ValueError(f"onnx2tf: {(done.stdout + done.stderr).strip()[-300:]}")
@@ -179,31 +208,34 @@ def run_litert(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
     return outputs
 
 
-def run_tract(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
-    import tract
+def programs() -> dict[str, str]:
+    """Return the environment for commands of this Python's packages."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
-    model = tract.onnx().load(f"{path}.onnx").into_model().into_runnable()
-    values = model.run([image])
-    return {name: value.to_numpy() for name, value in zip(names, values, strict=True)}
+
+def run_ncnn(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
+    # its command imports torchvision
+    program = Path(find_spec("pnnx").origin).with_name("pnnx")
+    command = re.sub(
+        r"inputshape=\S+", f"inputshape=[{','.join(map(str, image.shape))}]", block("pnnx raw", path)
+    )
+    subprocess.run(command.replace("pnnx", str(program), 1), shell=True, check=True, capture_output=True)
+    return run_block("import ncnn", path, image, names)
 
 
 def run_executorch(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
-    import torch
-    from executorch.exir import to_edge
-    from executorch.runtime import Runtime
+    from dcnzoo.openmmlab.export.predict import RawHead
 
-    program = to_edge(torch.export.load(f"{path}.pt2")).to_executorch()
-    Path(f"{path}.pte").write_bytes(program.buffer)
-    method = Runtime.get().load_program(f"{path}.pte").load_method("forward")
-    values = method.execute([torch.from_numpy(image)])
-    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+    name, _, _ = path.name.rpartition("_")
+    return run_block("executorch", path, image, names, model=RawHead(build(FILES[name])[0]))
 
 
 RUN: dict[str, Callable[[Path, np.ndarray, list[str]], Outputs]] = {
-    "mnn": run_mnn,
+    "mnn": partial(run_block, "import MNN"),
     "litert": run_litert,
+    "ncnn": run_ncnn,
     "executorch": run_executorch,
-    "tract": run_tract,
+    "tract": partial(run_block, "import tract"),
 }
 
 

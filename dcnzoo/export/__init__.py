@@ -14,6 +14,7 @@ _HOME = {
     "decompositions": "export.aten.decompositions",
     "export_onnx": "export.onnx.export_onnx",
     "export_pt2": "export.aotinductor.export_pt2",
+    "for_pnnx": "export.pnnx.for_pnnx",
     "register_deform_conv2d_onnx_op": "export.registration.register_deform_conv2d_onnx_op",
     "register_onnx_ops": "export.registration.register_onnx_ops",
     "translation_table": "export.registration.translation_table",
