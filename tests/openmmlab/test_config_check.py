@@ -44,7 +44,7 @@ def keys_of(cfg):
     ("config", "key", "expected", "number"),
     [
         (PLAIN, "model.roi_head.mask_head.num_classes", 3, 2),
-        (CASCADE, "model.roi_head.bbox_head.1.num_classes", 80, 81),
+        (CASCADE, "model.roi_head.bbox_head.1.num_classes", 80, 79),
         (PANOPTIC, "model.semantic_head.num_things_classes", 80, 79),
         (PANOPTIC, "model.panoptic_fusion_head.num_stuff_classes", 53, 54),
         (MASK2FORMER, "model.panoptic_head.num_things_classes", 80, 3),
@@ -55,6 +55,23 @@ def test_number_of_classes(config, key, expected, number):
     path = base_path(config, "")[0] if "::" in config else config
     (line,) = problems_of(read_config_file(path, {key: number}).to_dict())
     assert line.startswith(f"{key}: expected {expected}, ") and line.endswith(f"got {number}")
+
+
+def test_more_classes_than_the_class_of_a_data_set_has():
+    """MMDetection's config of iSAID: 80 and 16. It trains, and is an error only for names in the config."""
+    for metainfo, stops in ({}, False), (TWO, True):
+        data = dict(dataset=dict(type="iSAIDDataset", metainfo=metainfo))
+        head = dict(type="RetinaHead", num_classes=80, in_channels=8)
+        cfg = Config(dict(model=dict(type="RetinaNet", bbox_head=head), train_dataloader=data))
+        (problem,) = find_problems(cfg)
+        assert problem.subject == "model.bbox_head.num_classes" and problem.stops == stops
+
+
+def test_keys_of_metainfo():
+    """MMDetection 2's names leave the classes as they are; other keys are the user's."""
+    data = dict(dataset=dict(type="CocoDataset", metainfo=dict(CLASSES=CLASSES, version=3)))
+    (problem,) = problems_of(dict(train_dataloader=data))
+    assert problem.startswith("train_dataloader: metainfo.CLASSES: expected classes")
 
 
 def test_file_of_the_evaluator(tmp_path):

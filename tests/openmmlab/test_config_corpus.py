@@ -150,6 +150,7 @@ def refuse(*args, **kwargs):
 def test_mistakes_are_named(tmp_path, monkeypatch, path):
     """By the command: in one to three lines with the key, before data are read or anything is written."""
     monkeypatch.setattr("dcnzoo.openmmlab.config.errors.print_log", lambda *args, **kwargs: None)
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.load_data", lambda *args: None)
     monkeypatch.setattr(Runner, "train", refuse)
     monkeypatch.setattr(Config, "pretty_text", "")  # formatting the config takes most of the time
     cases, passed = [*wrong_configs.mistakes(read(path))], set()

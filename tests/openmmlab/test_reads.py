@@ -12,12 +12,14 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
+from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.rehearse import rehearse
 from dcnzoo.openmmlab.runs.separate_run import separate_run
+from dcnzoo.utils.errors import UserError
 
 from ..commands import error_of, run
 from ..demo import PLAIN
@@ -117,11 +119,25 @@ def test_a_large_model_is_not_built_again():
     assert "500 MB" in finding.text and not finding.stops
 
 
+class Neck(nn.Module):
+    def forward(self, maps, outs=3):
+        assert outs < 2
+
+
 def test_a_model_that_cannot_run_alone():
+    """The warning names the module; an error of one, the setting that the failing line has."""
     cfg = read_config_file(PLAIN)
     cfg.model.backbone.out_indices = (0, 1)
     (finding,) = unread_of_model(cfg, SMALL)
-    assert finding.subject == "model" and not finding.stops
+    assert finding.subject.startswith("model.neck") and not finding.stops
+    cfg = Config({"model": {"neck": {"type": "Neck", "outs": 3}}}, filename="mine.py")
+    model = nn.ModuleDict({"neck": Neck()})
+    model.forward = lambda maps, self=model: self["neck"](maps)
+    with (
+        pytest.raises(UserError, match=r"mine\.py: model\.neck\.outs: expected outs < 2"),
+        config_errors(cfg),
+    ):
+        model([])
 
 
 def test_several_parts_are_named_at_once(tmp_path):
@@ -147,6 +163,11 @@ def test_several_parts_are_named_at_once(tmp_path):
         ("train_dataloader=dict(dataset=dict(filter_cfg=dict(min_sise=1)))",
          "train_dataloader.dataset.filter_cfg.min_sise", True),
         ("train_cfg=dict(val_begin=9)", "train_cfg.val_begin", False),
+        ("train_cfg=dict(dynamic_intervals=[(9, 1)])", "train_cfg.dynamic_intervals", False),
+        ("default_hooks=dict(checkpoint=dict(save_begin=9))", "default_hooks.checkpoint.save_begin", False),
+        ("custom_hooks=[dict(type='PipelineSwitchHook', switch_epoch=8, switch_pipeline=[])]",
+         "custom_hooks.0.switch_epoch", False),
+        ("custom_hooks=[dict(type='PipelineSwitchHook', switch_epoch=7, switch_pipeline=[])]", "", False),
         ("param_scheduler=[dict(type='MultiStepLR', milestones=[4, 11])]",
          "param_scheduler.0.milestones", False),
     ],
@@ -193,6 +214,7 @@ def test_a_training_warns_of_a_setting_that_nobody_reads(tmp_path, monkeypatch):
     assert re.search(r"mine\.py: model\.neck\.in_channelz: expected in_channels", message)
     text = text.replace(", neck=dict(in_channelz=1)", "")
     config.write_text(f"_base_ = {PLAIN!r}\n{text}\n")
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.load_data", lambda *args: None)
     monkeypatch.setattr(Runner, "train", lambda self: None)
     output = run("train", config, "--work-dir", tmp_path / "work", "--verbose")
     assert "model.test_cfg.score_thr: no code has read it" in output

@@ -214,6 +214,7 @@ def test_an_option_that_is_given_twice():
             "checkpoint.file_client_args",
         ),
         ("custom_hooks = [dict(type='EMAHook', priority=5000)]", "custom_hooks.0: priority"),
+        ("custom_hooks = [dict(type='EMAHook', momentun=0.1)]", "custom_hooks.0.momentun"),
         ("", ""),
     ],
 )

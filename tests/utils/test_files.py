@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.runner import Runner
 
 import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
@@ -341,7 +340,7 @@ def test_training_beside_its_config(tmp_path, monkeypatch):
         (tmp_path / "best_coco_bbox_mAP_epoch_1.pth").unlink(missing_ok=True)
     assert config.read_text() == text
     config.rename("other.py")
-    monkeypatch.setattr(Runner, "train", stop)
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.load_data", stop)
     assert "stopped" in error_of("train", "other.py", "--work-dir", "run")  # before its first checkpoint
     assert "stopped" in error_of("train", "run", "--work-dir", "run")
 

@@ -1,5 +1,6 @@
 """The one boundary around everything that runs from a config: errors name the file and the key."""
 
+import linecache
 import logging
 import os
 import re
@@ -29,10 +30,7 @@ _LONGEST = 1000  # letters of a message: some contain a whole config
 
 @contextmanager
 def config_errors(cfg: Config) -> Iterator[None]:
-    """Context that turns every exception into a UserError, ``FILE: KEY: …``.
-
-    KEY is the innermost dictionary from which something was built; of a running model, the module.
-    """
+    """Context that turns every exception into a UserError, ``FILE: KEY: …``; see :func:`explain`."""
     try:
         yield
     except (UserError, ModuleNotFoundError):
@@ -42,24 +40,32 @@ def config_errors(cfg: Config) -> Iterator[None]:
             raise UserError(
                 f"work_dir: {cfg.get('work_dir')} cannot be written: {one_line(error)}"
             ) from error
-        frames = frames_of(error)
-        key, text = _key(cfg, frames), describe(error)
-        if isinstance(error, TypeError) and (match := UNKNOWN.match(str(error))):
-            text = one_line(error)  # a setting that the class, perhaps dcnzoo's, does not have
-            places = [path for path, node in dicts(cfg.to_dict()) if match[2] in node]
-            key = key or (places[0].lstrip(".") if len(places) == 1 else "")
-            if close := _nearest_argument(match[1], match[2], frames[-1]):
-                key, text = f"{key}.{match[2]}".lstrip("."), f"expected {close}, got an unknown key"
-        if isinstance(error, KeyError) and (match := _UNREGISTERED.match(one_line(error))):
-            registries = (frame.f_locals.get("registry") for frame in reversed(frames))
-            registry = next(filter(None, registries), None)
-            if close := nearest(match[1], registered(registry)):
-                key, text = f"{key}.type", f"expected {close}, got {match[1]}, which is not registered"
-        if not key:
-            key = _module(frames)
-        text = cut(text.removesuffix(HINT) if key else text, _LONGEST)
-        parts = [cfg.filename, key, text]
+        parts = [cfg.filename, *explain(cfg, error)]
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
+
+
+def explain(cfg: Config, error: Exception) -> tuple[str, str]:
+    """Return the key of a config that an exception is about, or an empty text, and its message.
+
+    The key is the innermost dictionary from which something was built; of a running model, the module and,
+    if the line that failed has its name, the setting.
+    """
+    frames = frames_of(error)
+    key, text = _key(cfg, frames), describe(error)
+    if isinstance(error, TypeError) and (match := UNKNOWN.match(str(error))):
+        text = one_line(error)  # a setting that the class, perhaps dcnzoo's, does not have
+        places = [path for path, node in dicts(cfg.to_dict()) if match[2] in node]
+        key = key or (places[0].lstrip(".") if len(places) == 1 else "")
+        if close := _nearest_argument(match[1], match[2], frames[-1]):
+            key, text = f"{key}.{match[2]}".lstrip("."), f"expected {close}, got an unknown key"
+    if isinstance(error, KeyError) and (match := _UNREGISTERED.match(one_line(error))):
+        registries = (frame.f_locals.get("registry") for frame in reversed(frames))
+        registry = next(filter(None, registries), None)
+        if close := nearest(match[1], registered(registry)):
+            key, text = f"{key}.type", f"expected {close}, got {match[1]}, which is not registered"
+    if not key:
+        key = _setting(cfg, *_module(frames))
+    return key, cut(text.removesuffix(HINT) if key else text, _LONGEST)
 
 
 def require_none(findings: Iterable[Finding], name: str | os.PathLike) -> None:
@@ -89,12 +95,23 @@ def _nearest_argument(name: str, keyword: str, frame: FrameType) -> str:
     return ""
 
 
-def _module(frames: list[FrameType]) -> str:
-    """Return the path of the innermost module that was running, such as ``model.neck``."""
+def _module(frames: list[FrameType]) -> tuple[str, str]:
+    """Return the path of the innermost module that was running, such as ``model.neck``, and the line."""
     running = [self for frame in frames if isinstance(self := frame.f_locals.get("self"), nn.Module)]
     paths = {id(module): name for name, module in running[0].named_modules()} if running else {}
-    path = next((paths[id(module)] for module in reversed(running) if paths.get(id(module))), "")
-    return f"model.{path}" if path else ""
+    for frame in reversed(frames):
+        if path := paths.get(id(frame.f_locals.get("self"))):
+            return f"model.{path}", linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return "", ""
+
+
+def _setting(cfg: Config, path: str, line: str) -> str:
+    """Return the path of a module, with the first of its settings in a line of its code."""
+    node: Any = cfg
+    for part in path.split("."):
+        node = node.get(part, node) if isinstance(node, Mapping | Config) else node
+    name = next((word for word in re.findall(r"\w+", line) if isinstance(node, Mapping) and word in node), "")
+    return f"{path}.{name}".rstrip(".")
 
 
 def _key(cfg: Config, frames: list[FrameType]) -> str:

@@ -1,7 +1,9 @@
 """Dictionaries that note which keys code asks them for, and what follows about a config."""
 
 import copy
+import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -90,10 +92,18 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
             if any(reported[-1] in _settings_of(base) for base in paths):
                 continue
             of_others = is_published_key(outer, key)
-            if of_others and not paths:
+            if (of_others and not paths) or _is_in_code(settings, outer, key):
                 continue
             text = f"expected {close}, got an unknown key" if close else "no code has read it in an iteration"
             yield Finding(reported[-1], text, "key", stops=bool(close) and is_known and not of_others)
+
+
+def _is_in_code(settings: Iterable[tuple[str, Mapping]], outer: str, key: str) -> bool:
+    """Whether the code of one of the classes reads a key of a dictionary with a name, perhaps later."""
+    bases = {base for _, node in settings if (kind := class_of(node)) for base in kind.__mro__}
+    modules = {base.__module__ for base in bases if base.__module__.startswith("mmdet.")}
+    pattern = rf"\b{re.escape(outer)}(\.|\[['\"]|\.get\(['\"]){re.escape(str(key))}\b"
+    return any(re.search(pattern, inspect.getsource(sys.modules[name])) for name in modules)
 
 
 @cache

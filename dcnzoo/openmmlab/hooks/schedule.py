@@ -1,7 +1,7 @@
 """Resume a training with another number of processes, batch size or number of images."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.dist import get_world_size
@@ -72,7 +72,7 @@ class ScheduleHook(Hook):
 
 
 def beyond_end(runner: Runner, has_data: bool = False) -> Iterator[Finding]:
-    """Yield the numbers of built schedules, and the first validation, that a training does not reach.
+    """Yield the numbers of built schedules, of hooks and of validations that a training does not reach.
 
     Args:
         has_data: the loop knows the iterations of an epoch: schedules by iterations, in place of the others.
@@ -80,10 +80,22 @@ def beyond_end(runner: Runner, has_data: bool = False) -> Iterator[Finding]:
     loop, schedules = runner.train_loop, runner.param_schedulers
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     end = loop.max_iters if has_data or not by_epoch else loop.max_epochs
-    if not has_data and loop.val_begin > end and runner.val_loop is not None:
-        yield Finding("train_cfg.val_begin", f"expected at most {end}, got {loop.val_begin}", stops=False)
     if has_data and not by_epoch:
         return
+    unit = "epoch" if by_epoch and not has_data else "iter"
+    parts = {"train_cfg": runner.cfg.train_cfg if runner.val_loop is not None else {}}
+    parts |= {f"default_hooks.{key}": hook for key, hook in (runner.cfg.get("default_hooks") or {}).items()}
+    parts |= {f"custom_hooks.{n}": hook for n, hook in enumerate(runner.cfg.get("custom_hooks") or ())}
+    for path, node in parts.items() if not has_data else ():
+        for key, value in node.items() if isinstance(node, Mapping) else ():
+            begins = key.endswith("begin") or key.startswith("begin")
+            if key == "dynamic_intervals":
+                value = max((begin for begin, _ in value or ()), default=0)
+            elif not (begins or unit in key) or key.startswith("max_"):
+                continue
+            if type(value) is int and value >= end + begins:
+                text = f"expected a number below {end + begins}, of the {unit}s of the training, got {value}"
+                yield Finding(f"{path}.{key}", text, stops=False)
     settings = runner.cfg.get("param_scheduler") or []
     settings = settings if isinstance(settings, list) else [settings]
     for index, schedule in enumerate(schedules if isinstance(schedules, list) else ()):

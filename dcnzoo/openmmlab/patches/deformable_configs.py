@@ -57,9 +57,13 @@ def _class_of(cfg: dict, registry: Registry) -> type | None:
 
 def _replacements(module: nn.Module, settings: dict) -> Iterator[tuple[str, Where, Make]]:
     """Yield the settings that replace convolutions of a module, with which and by what."""
-    layer = parse_dcn(settings.get("dcn"), owner=type(module).__name__)
-    if layer and (patterns := _with_stages(module, settings.get("stage_with_dcn"))):
-        yield "dcn", *_by_dcn(layer, patterns)
+    owner = type(module).__name__
+    if layer := parse_dcn(settings.get("dcn"), owner):
+        if patterns := _with_stages(module, settings.get("stage_with_dcn")):
+            yield "dcn", *_by_dcn(layer, patterns)
+        else:
+            text = f"{owner}: stage_with_dcn: expected True for a stage: dcn replaces no convolution"
+            print_log(text, "current", logging.WARNING)
     if settings.get("to_deformable") is not None:
         yield "to_deformable", *_by_to_deformable(module, settings["to_deformable"])
 

@@ -39,7 +39,7 @@ from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.prepare import prepare
 from dcnzoo.openmmlab.runs.reads import require_read
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.rehearse import require_parts
+from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
@@ -119,7 +119,8 @@ def train(
             allow_partial=options.allow_partial,
         )
         require_parts(runner)
-        ranks.exchange(lambda: require_read(cfg, runner.model))
+        load_data(runner, only_checks)
+        ranks.exchange(lambda: require_read(cfg, runner))
         if only_checks:
             return work_dir
         _count_accumulated_batches(runner)

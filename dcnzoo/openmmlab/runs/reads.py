@@ -1,87 +1,216 @@
-"""Settings of a model that nobody reads, found by watching one loss and one prediction on a small picture."""
+"""Run a model once before a training, to find settings that nobody reads, or with which it fails.
 
+A second model computes one loss and one prediction, of the training's own pictures if they are there, and is
+thrown away. It first gets small copies of two pictures. Only if it fails with them, it gets the first batch
+as it is: an error is then the one that the training would end with.
+"""
+
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from mmdet.models.losses import GIoULoss
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
-from torch import nn
+from mmengine.runner import Runner
+from torch import Tensor, nn
 
-from dcnzoo.openmmlab.config.errors import UNKNOWN, require_none
+from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.config.errors import UNKNOWN, config_errors, explain, require_none
 from dcnzoo.openmmlab.config.read import is_published_key
-from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.config.tree import dicts, is_published
 from dcnzoo.openmmlab.config.watched import WITH_FILES, Asked, unread, watched
+from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, pixels, shrunk
 from dcnzoo.openmmlab.runs.rehearse import without_trace
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.utils.errors import one_line
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import cut
 
 _LARGEST = 500e6  # bytes of parameters
+_LARGEST_BATCH = 16e6  # pixels
 _SIZES = (96, 320)  # pixels; some families need more than the smallest one
 _THRESHOLDS = ("score_thr", "conf_thr")
 
 
-def require_read(cfg: Config, model: nn.Module) -> None:
-    """Warn of settings that nobody reads; raise UserError for a name similar to one that is read."""
-    require_none(unread_of_model(cfg, model), cfg.filename)
+def require_read(cfg: Config, runner: Runner) -> None:
+    """Warn of settings that nobody reads; raise UserError for a name similar to one that is read.
+
+    Raises:
+        UserError: also for a pipeline or a model that fails with the first batch of the training.
+    """
+    if not isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
+        return
+    batches = [first_batch(runner, name) for name in ("train", "val")]
+    require_none(unread_of_model(cfg, runner.model, *batches), cfg.filename)
 
 
-def unread_of_model(cfg: Config, model: nn.Module) -> list[Finding]:
+def unread_of_model(
+    cfg: Config, model: nn.Module, train: FirstBatch | None = None, val: FirstBatch | None = None
+) -> list[Finding]:
     """Return the settings of a model that nobody reads; an error if one with a similar name is read.
 
-    A second model is built, runs, and is thrown away. Random generators, scopes and logs stay as they were.
+    Random generators, scopes and logs stay as they were.
 
     Args:
         cfg: of the training.
         model: that has been built; a large one is not built again.
+        train, val: the first batches of the training and of its validation; None: generated pictures.
+
+    Raises:
+        UserError: the model fails with such a batch.
     """
     if sum(each.numel() * each.element_size() for each in model.parameters()) > _LARGEST:
-        return [_not_watched("the model has more than 500 MB of parameters")]
-    errors = []
-    with separate_run(), without_trace(), DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        for size in _SIZES:
-            asked: Asked = {}
+        return [_not_watched("model", "the model has more than 500 MB of parameters")]
+    asked: Asked = {}
+    device = next((each.device for each in model.parameters()), torch.device("cpu"))
+    build = functools.partial(_build, cfg, asked, device if device.type != "meta" else torch.device("cpu"))
+    failures, strides = list[Finding](), dict[str, Finding]()
+    with config_errors(cfg), _alone(cfg):
+        try:
+            second = build(lowered=True)
+        except Exception as error:
+            return [_failure(cfg, error)]
+        for first, training in ((train, True), (val, False)):
+            failed = _run_small(second, first.few if first else None, training, strides)
+            if failed is None:
+                continue
+            batch = first.whole() if first else None
+            if batch is None or pixels(batch) > _LARGEST_BATCH:
+                failures.append(_failure(cfg, failed))
+                break
+            second = build()
+            second.init_weights()  # some parameters have any values before
             try:
-                _run(_settings(cfg, asked), size)
-                return [*unread(cfg, "model", asked)]
-            except Exception as error:  # of a family that needs other data
-                errors.append(error)
-    text = one_line(errors[-1])
+                _run(second, batch, training, {})
+            except (MemoryError, torch.OutOfMemoryError) as lack:
+                failures.append(_failure(cfg, lack))
+            except Exception as same:
+                key, text = explain(cfg, same)
+                loader = "train_dataloader" if training else "val_dataloader"
+                raise UserError(
+                    f"{cfg.filename}: {key or 'model'}: {text} (with the first batch of {loader})"
+                ) from same
+    return [
+        *failures,
+        *strides.values(),
+        *_encoded(second),
+        *(() if failures else unread(cfg, "model", asked)),
+    ]
+
+
+@contextmanager
+def _alone(cfg: Config) -> Iterator[None]:
+    """Context of a model that shares nothing with the training, and does not wait for other ranks."""
+    scope = DefaultScope.overwrite_default_scope(cfg.get("default_scope"))
+    with separate_run(), without_trace(), scope, Changes() as changes:
+        changes.set(torch.distributed, "is_initialized", lambda: False)
+        loop, hub = cfg.get("train_cfg") or {}, MessageHub.get_current_instance()
+        numbers = {"epoch": 0, "iter": 0, **{key: loop.get(key) or 1 for key in ("max_epochs", "max_iters")}}
+        for key, value in numbers.items():
+            hub.update_info(key, value)  # as mmengine's RuntimeInfoHook does
+        yield
+
+
+def _run_small(
+    model: nn.Module, batch: Batch | None, training: bool, strides: dict[str, Finding]
+) -> Exception | None:
+    """Run a model with small pictures; return the error of the last size if it fails with each."""
+    error = None
+    for size in _SIZES:
+        try:
+            with torch.no_grad():
+                _run(
+                    model, _demo(size, training) if batch is None else shrunk(batch, size), training, strides
+                )
+            return None
+        except Exception as failed:  # of a family that needs other data
+            error = failed
+    return error
+
+
+def _failure(cfg: Config, error: Exception) -> Finding:
+    """Return why the small run has ended; an error if a function, such as nms, does not know a setting."""
+    key, text = explain(cfg, error)
     match = UNKNOWN.search(text)
     for path, node in dicts(cfg.model.to_dict(), "model"):
         if match and match[2] in node and not is_published_key(path.rpartition(".")[2], match[2]):
-            return [Finding(f"{path}.{match[2]}", text, "key")]  # of a function, such as nms
-    return [_not_watched(text)]
+            return Finding(f"{path}.{match[2]}", text, "key")
+    return _not_watched(key or "model", f"a run with small pictures fails: {text}")
 
 
-def _not_watched(reason: str) -> Finding:
-    text = f"settings that nobody reads are not searched for: {cut(reason, 200)}"
-    return Finding("model", text, stops=False)
+def _not_watched(key: str, reason: str) -> Finding:
+    text = f"{cut(reason, 200)}; settings that nobody reads are not searched for"
+    return Finding(key, text, stops=False)
 
 
-def _settings(cfg: Config, asked: Asked) -> Any:
+def _build(cfg: Config, asked: Asked, device: torch.device, lowered: bool = False) -> Any:
     settings = cfg.model.to_dict()
     if cfg.get("data_preprocessor"):
         settings.setdefault("data_preprocessor", cfg.data_preprocessor.to_dict())
     for _, node in dicts(settings):
         node.update({key: None for key in WITH_FILES if key in node})
-        node.update({key: 0.0 for key in _THRESHOLDS if isinstance(node.get(key), float)})
-    return watched(settings, "model", asked)
+        node.update({key: 0.0 for key in _THRESHOLDS if lowered and isinstance(node.get(key), float)})
+    return MODELS.build(watched(settings, "model", asked)).to(device)
 
 
-def _run(settings: Any, size: int) -> None:
-    """Compute one loss and one prediction on pictures of ``size`` × ``size`` pixels."""
+def _demo(size: int, training: bool) -> Batch:
     from mmdet.testing import demo_mm_inputs
 
-    model: Any = MODELS.build(settings)
-    for training in (True, False):
-        model.train(training)
-        shapes = [[3, size, size]] * (1 + training)
-        data = demo_mm_inputs(len(shapes), shapes, num_classes=2, with_mask=True, with_semantic=True)
-        for sample in data["data_samples"]:
-            sample.gt_instances.labels.zero_()  # the only one that each head has
-        data = model.data_preprocessor(data, training)
-        with torch.no_grad():
-            model(**data, mode="loss" if training else "predict")
+    shapes = [[3, size, size]] * (1 + training)
+    data = demo_mm_inputs(len(shapes), shapes, num_classes=2, with_mask=True, with_semantic=True)
+    for sample in data["data_samples"]:
+        sample.gt_instances.labels.zero_()  # the only one that each head has
+    return data
+
+
+def _run(model: Any, batch: Batch, training: bool, findings: dict[str, Finding]) -> None:
+    """Compute a loss or a prediction. Adds parts whose strides are not those of the maps that they get."""
+    model.train(training)
+    data = model.data_preprocessor(copy.deepcopy(batch), training)
+    with ExitStack() as hooks:
+        if isinstance(data["inputs"], Tensor):
+            for name, module in model.named_modules():
+                compare = functools.partial(
+                    _compare_strides, f"model.{name}", data["inputs"].shape[-1], findings
+                )
+                hooks.callback(module.register_forward_pre_hook(compare).remove)
+        result = model(**data, mode="loss" if training else "predict")
+    if training:
+        model.parse_losses(result)
+
+
+def _compare_strides(
+    path: str, width: int, findings: dict[str, Finding], module: nn.Module, args: tuple
+) -> None:
+    generator = getattr(module, "prior_generator", None)
+    owners = ((module, "featmap_strides"), (generator, "strides"), (module, "strides"))
+    key, strides = next(((key, own) for each, key in owners if (own := getattr(each, key, None))), ("", ()))
+    maps = args[0] if args and isinstance(args[0], list | tuple) and isinstance(strides, list | tuple) else ()
+    if not (maps and all(isinstance(each, Tensor) and each.dim() == 4 for each in maps)):
+        return
+    own = [stride if isinstance(stride, int) else stride[0] for stride in strides]
+    sizes = [each.shape[-1] for each in maps]
+    pairs = [(size, width / stride) for size, stride in zip(sizes, own, strict=False)]
+    differ = any(abs(a - b) > 1 and max(a, b) > 1.5 * min(a, b) for a, b in pairs)
+    if len(own) != len(sizes):  # a RoI extractor uses as many maps as it has strides; others may use some
+        differ = key == "featmap_strides"
+    if differ:
+        expected = ", ".join(str(round(width / size)) for size in sizes)
+        text = f"expected the strides of its feature maps, {expected}, got {', '.join(map(str, own))}"
+        findings[path] = Finding(f"{path}.{key}", text, stops=False)
+
+
+def _encoded(model: nn.Module) -> Iterator[Finding]:
+    """Yield the losses of boxes' overlaps that get encoded boxes."""
+    for name, module in model.named_modules():
+        loss = getattr(module, "loss_bbox", None)
+        is_overlap = type(loss).__module__ == GIoULoss.__module__ and is_published(type(module))
+        if is_overlap and getattr(module, "reg_decoded_bbox", True) is False:
+            text = f"expected True with {type(loss).__name__}, which compares boxes, got False"
+            yield Finding(f"model.{name}.reg_decoded_bbox", text)

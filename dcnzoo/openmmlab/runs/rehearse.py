@@ -1,23 +1,28 @@
 """Build every part of a training by mmengine's own methods before it starts, with two entries as data."""
 
+import copy
 import logging
+import os
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
+from mmengine.hooks import EMAHook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
+from mmengine.runner.base_loop import BaseLoop
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import config_errors, frames_of, require_none
+from dcnzoo.openmmlab.config.tree import datasets
 from dcnzoo.openmmlab.config.watched import Asked, unread, watched
 from dcnzoo.openmmlab.datasets import coco
-from dcnzoo.openmmlab.hooks.schedule import beyond_end
+from dcnzoo.openmmlab.hooks.schedule import ScheduleHook, beyond_end
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 
@@ -50,6 +55,44 @@ def require_parts(runner: Runner) -> None:
     if problems:
         raise UserError(*problems)
     require_none(findings, runner.cfg.filename)
+
+
+def load_data(runner: Runner, only_checks: bool) -> None:
+    """Build the loops with the data, as the training would do next: it then uses these.
+
+    Args:
+        only_checks: a line says that data do not exist, and nothing is written. If they exist, also build the
+            schedules for their number of batches.
+
+    Raises:
+        UserError: the data cannot be used.
+    """
+    if not isinstance(runner, Runner):
+        return
+    with Changes() as changes:
+        if only_checks:
+            changes.set(coco, "make_shapes", lambda *args: None)
+        for name in ("train", "val"):
+            part, loop = f"{name}_dataloader", getattr(runner, f"_{name}_loop")
+            folder = _lacking_folder(getattr(runner, f"_{part}")) if only_checks else ""
+            if folder:
+                text = f"the data were not tried: {folder} does not exist"
+                require_none([Finding(part, text, stops=False)], runner.cfg.filename)
+            elif loop is not None:
+                setattr(runner, f"_{name}_loop", getattr(runner, f"build_{name}_loop")(loop))
+    if only_checks and isinstance(runner._train_loop, BaseLoop):
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+        ScheduleHook().before_run(runner)
+
+
+def _lacking_folder(loader: Any) -> str:
+    """Return a folder of a loader's data that does not exist; empty if all do."""
+    for dataset in datasets(loader["dataset"]) if isinstance(loader, Mapping) else ():
+        root = dataset.get("data_root") or os.path.dirname(dataset.get("ann_file") or "")
+        if isinstance(root, str) and root and "://" not in root and not os.path.isdir(root):
+            return root
+    return ""
 
 
 def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
@@ -95,6 +138,10 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
             for part in ("env_cfg", *_WATCHED.values()):
                 findings += [each for each in unread(runner.cfg, part, asked) if _is_read_now(each.subject)]
             findings += beyond_end(runner)
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # it passes its other settings on
+                    with config_errors(runner.cfg):
+                        copy.copy(hook).before_run(runner)
     vars(runner).update(before)
     return problems, findings
 

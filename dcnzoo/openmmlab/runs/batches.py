@@ -1,0 +1,161 @@
+"""The first batch of a training, by its own data sets and pipelines, for a model that is thrown away."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmdet.structures.bbox import BaseBoxes
+from mmdet.structures.mask.structures import BaseInstanceMasks
+from mmengine.runner import Runner
+from mmengine.runner.base_loop import BaseLoop
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from dcnzoo.openmmlab.config.errors import frames_of, require_none
+from dcnzoo.openmmlab.runs.rehearse import without_trace
+from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
+from dcnzoo.utils.findings import Finding
+
+Batch = dict[str, Any]  # inputs and data_samples, collated
+_INNER = ("dataset", "datasets", "_dataset")  # attributes of wrappers
+
+
+@dataclass(frozen=True)
+class FirstBatch:
+    """The first samples of a loop, and a function that returns the whole batch."""
+
+    few: Batch
+    whole: Callable[[], Batch]
+
+
+def first_batch(runner: Runner, name: str) -> FirstBatch | None:
+    """Return the pictures that the sampler of a loop chooses first; None if there are none.
+
+    Sampler, data sets and pipelines are copies, which share the annotations, so that the loop's stay as they
+    are. A line says why they cannot be copied.
+
+    Args:
+        name: ``"train"`` or ``"val"``.
+
+    Raises:
+        UserError: the pipeline or the collation fails; names the step.
+    """
+    loop, part = getattr(runner, f"_{name}_loop"), f"{name}_dataloader"
+    if not isinstance(loop, BaseLoop):
+        return None
+    unused = {"persistent_workers", "prefetch_factor", "num_batch_per_epoch", "pin_memory"}
+    settings = {key: value for key, value in getattr(runner, f"_{part}").items() if key not in unused}
+    indices, lack = list[int](), ""
+    with without_trace():
+        try:
+            data = _copy(loop.dataloader.dataset)
+            settings.update(dataset=data, num_workers=0)
+            loader = runner.build_dataloader(settings, seed=runner.seed)
+            indices.extend(next(iter(loader.batch_sampler or ()), []))
+        except Exception as error:
+            lack = one_line(error)
+    if lack:
+        text = f"its first batch was not tried: {lack}"
+        require_none([Finding(part, text, stops=False)], runner.cfg.filename)
+    if not indices:
+        return None
+
+    def collate(number: int | None = None) -> Any:
+        try:
+            with without_trace():
+                return loader.collate_fn([data[index] for index in indices[:number]])
+        except Exception as error:
+            steps = {id(step): path for path, step in _steps(data, f"{part}.dataset")}
+            frames = [*frames_of(error), *frames_of(error.__cause__)]
+            selves = [id(frame.f_locals.get("self")) for frame in reversed(frames)]
+            key = next((steps[each] for each in selves if each in steps), f"{part}.dataset")
+            text = str(error) if isinstance(error, UserError) else describe(error).removesuffix(HINT)
+            raise UserError(printable(f"{runner.cfg.filename}: {key}: {text}")) from error
+
+    few = collate(2)
+    is_usual = isinstance(few, dict) and {"inputs", "data_samples"} <= few.keys()
+    return FirstBatch(few, collate) if is_usual else None
+
+
+def _copy(data: Any) -> Any:
+    memo = {}
+    for _, each in _data_sets(data, ""):
+        shared = (value for key, value in vars(each).items() if key not in ("pipeline", *_INNER))
+        memo.update({id(value): value for value in shared if not isinstance(value, Tensor)})
+    return copy.deepcopy(data, memo)
+
+
+def _data_sets(data: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield a data set and those inside it, with their paths in the config."""
+    yield path, data
+    inner = vars(data).get("_dataset")  # of a wrapper that the config does not have
+    for name in _INNER[:2] if inner is None else ():
+        value = vars(data).get(name)
+        if isinstance(value, list | tuple):
+            for index, each in enumerate(value):
+                yield from _data_sets(each, f"{path}.{name}.{index}")
+        elif hasattr(value, "__dict__"):
+            yield from _data_sets(value, f"{path}.{name}")
+    if inner is not None:
+        yield from _data_sets(inner, path)
+
+
+def _steps(data: Any, path: str) -> Iterator[tuple[str, object]]:
+    """Yield the steps of all pipelines of a data set, with their paths in the config."""
+    for where, each in _data_sets(data, path):
+        pipeline = getattr(each, "pipeline", ())
+        for index, step in enumerate(getattr(pipeline, "transforms", pipeline)):
+            yield f"{where}.pipeline.{index}", step
+
+
+def pixels(batch: Batch) -> int:
+    """Return the number of pixels of a batch."""
+    return sum(image.shape[-1] * image.shape[-2] for image in _images(batch["inputs"]))
+
+
+def _images(inputs: Any) -> Iterator[Tensor]:
+    if isinstance(inputs, Mapping):  # of several branches
+        for value in inputs.values():
+            yield from _images(value)
+    else:
+        yield from (image for image in inputs if isinstance(image, Tensor))
+
+
+def shrunk(batch: Batch, size: int) -> Batch:
+    """Return a batch with pictures of at most ``size`` pixels."""
+    inputs, samples = _shrunk(batch["inputs"], batch["data_samples"], size)
+    return {**batch, "inputs": inputs, "data_samples": samples}
+
+
+def _shrunk(inputs: Any, samples: Any, size: int) -> tuple[Any, Any]:
+    if isinstance(inputs, Mapping):
+        pairs = {key: _shrunk(inputs[key], samples[key], size) for key in inputs}
+        return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}
+    small = [_shrink(*pair, size) for pair in zip(inputs, samples, strict=True)]
+    return [image for image, _ in small], [sample for _, sample in small]
+
+
+def _shrink(image: Tensor, sample: Any, size: int) -> tuple[Tensor, Any]:  # [C, H, W]
+    sample, before = copy.deepcopy(sample), image.shape[-2:]
+    factor = min(1, size / max(before))
+    after = tuple(max(1, round(edge * factor)) for edge in before)
+    ratios = after[1] / before[1], after[0] / before[0]  # x, y
+    if (scales := sample.metainfo.get("scale_factor")) is not None:
+        sample.set_metainfo({"scale_factor": tuple(a * b for a, b in zip(scales, ratios, strict=True))})
+    sample.set_metainfo({"img_shape": after})
+    for name, value in sample.items():
+        if isinstance(value, PixelData):
+            maps = {
+                key: interpolate(each[None].float(), after)[0].to(each.dtype) for key, each in value.items()
+            }
+            sample.set_field(PixelData(metainfo=value.metainfo, **maps), name)
+        for key, each in value.items() if isinstance(value, InstanceData) else ():
+            if isinstance(each, BaseBoxes):
+                each.rescale_(ratios)
+            elif isinstance(each, BaseInstanceMasks):
+                value.set_field(each.resize(after), key)
+            elif key == "bboxes":
+                value.set_field(each * each.new_tensor(ratios).repeat(2), key)
+    return interpolate(image[None].float(), after)[0].to(image.dtype), sample

@@ -1,0 +1,159 @@
+"""The first batch of a training runs through its own pipelines and a model that is thrown away."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.openmmlab.config.errors import config_errors
+from dcnzoo.openmmlab.options import TrainOptions
+from dcnzoo.openmmlab.runs.batches import first_batch, shrunk
+from dcnzoo.openmmlab.runs.execute import build_runner
+from dcnzoo.openmmlab.runs.reads import require_read
+from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.runs.rehearse import load_data
+from dcnzoo.openmmlab.runs.separate_run import separate_run
+from dcnzoo.utils.errors import UserError
+
+from ..commands import run
+from ..demo import PLAIN
+
+LOAD = "dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask={masks})"
+PIPELINE = "[" + LOAD + ", {step} dict(type='PackDetInputs')]"
+MOSAIC = "dict(type='{type}', img_scale=(64, 64)),"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    make_shapes(folder / "data", ShapesSpec(train=8, val=2))
+    return folder / "data"
+
+
+def make_runner(folder, shapes, data="", text="", **settings):
+    own = f"data_root='{shapes}/', shapes=None"
+    lines = [f"_base_ = {PLAIN!r}", f"train_dataloader = dict(dataset=dict({own}, {data}))"]
+    lines += [f"val_dataloader = dict(dataset=dict({own}))", text]
+    lines += [f"val_evaluator = dict(ann_file='{shapes}/annotations/val.json')"]
+    (folder / "mine.py").write_text("\n".join(lines))
+    cfg = read_config_file(folder / "mine.py", settings)
+    return build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=folder / "work", seed=1)).cfg)
+
+
+def check(runner):
+    with config_errors(runner.cfg):
+        load_data(runner, only_checks=False)
+        require_read(runner.cfg, runner)
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "key"),
+    [
+        ("pipeline=" + PIPELINE.format(masks=False, step=""), "", r"model\.roi_head\.mask_head: .*masks"),
+        ("pipeline=" + PIPELINE.format(masks=True, step=MOSAIC.format(type="Mosaic")), "",
+         r"train_dataloader\.dataset\.pipeline\.2: .*Mosaic: .*mix_results"),
+        ("data_prefix=dict(_delete_=True)", "", r"train_dataloader\.dataset: .*img"),
+        ("", "val_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), "
+         "dict(type='PackDetInputs', meta_keys=('img_id',))]))", r"model\.rpn_head: .*val_dataloader"),
+        ("", "model = dict(roi_head=dict(bbox_head=dict(loss_bbox=dict(_delete_=True, type='GIoULoss'))))",
+         r"model\.roi_head\.bbox_head\.reg_decoded_bbox: expected True"),
+    ],
+)  # fmt: skip
+def test_mistakes_that_the_first_iteration_would_meet(tmp_path, shapes, data, text, key):
+    with separate_run(), pytest.raises(UserError, match=rf"mine\.py: {key}"):
+        runner = make_runner(tmp_path, shapes, data, text)
+        check(runner)
+
+
+VALID = {
+    "as it is": ("", ""),
+    "a wrapper": ("", "train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, "
+                  "dataset=dict(type='ShapesDataset', data_root='{root}/', ann_file='annotations/train.json', "
+                  "data_prefix=dict(img='train/'), pipeline=" + PIPELINE.format(masks=True, step="") + ")))"),
+    "sizes from the message hub": ("", "model = dict(data_preprocessor=dict(batch_augments=[dict("
+                                   "type='BatchSyncRandomResize', random_size_range=(64, 128))]))"),
+    "settings that are read later": ("", "model = dict(roi_head=dict(type='DynamicRoIHead', bbox_head=dict("
+                                     "loss_bbox=dict(type='SmoothL1Loss'))), train_cfg=dict(rcnn=dict("
+                                     "dynamic_rcnn=dict(iou_topk=75, beta_topk=10, update_iter_interval=100, "
+                                     "initial_iou=0.4, initial_beta=1.0))))"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "text"), VALID.values(), ids=VALID)
+def test_valid_settings_give_no_warning(tmp_path, shapes, monkeypatch, data, text):
+    lines = []
+    monkeypatch.setattr(
+        "dcnzoo.openmmlab.config.errors.print_log", lambda line, *args, **kwargs: lines.append(line)
+    )
+    with separate_run():
+        runner = make_runner(tmp_path, shapes, data, text.replace("{root}", str(shapes)))
+        check(runner)
+    assert lines == []
+
+
+def test_strides_of_a_roi_extractor(tmp_path, shapes, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        "dcnzoo.openmmlab.config.errors.print_log", lambda line, *args, **kwargs: lines.append(line)
+    )
+    extractor = "model = dict(roi_head=dict(bbox_roi_extractor=dict(featmap_strides={})))"
+    for strides in ([4, 8], [4, 8, 16, 32]):
+        with separate_run():
+            runner = make_runner(tmp_path, shapes, text=extractor.format(strides))
+            require_read(runner.cfg, runner)
+        (line,) = lines
+        assert "model.roi_head.bbox_roi_extractor.featmap_strides: expected " in line and "8, 16" in line
+        lines.clear()
+
+
+def states():
+    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
+
+
+def test_the_training_starts_as_without_the_batch(tmp_path, shapes):
+    """The batch is that of the sampler, which is not advanced; caches of pipelines stay empty."""
+    step = MOSAIC.format(type="CachedMosaic")
+    data = "pipeline=" + PIPELINE.format(masks=True, step=step)
+    text = "train_dataloader.update(sampler=dict(type='InfiniteSampler'), batch_size=3)"
+    with separate_run():
+        runner = make_runner(tmp_path, shapes, data, text)
+        load_data(runner, only_checks=False)
+        loader, before = runner._train_loop.dataloader, states()
+        require_read(runner.cfg, runner)
+        batch = first_batch(runner, "train")
+        assert states() == before
+        assert not loader.dataset.pipeline.transforms[2].results_cache
+        own = [loader.dataset.get_data_info(index)["img_path"] for index in next(iter(loader.batch_sampler))]
+        assert [sample.img_path for sample in batch.whole()["data_samples"]] == own
+
+
+def test_a_shrunk_sample_has_its_boxes_and_masks(tmp_path, shapes):
+    with separate_run():
+        runner = make_runner(tmp_path, shapes)
+        load_data(runner, only_checks=False)
+        batch = first_batch(runner, "train").few
+    small = shrunk(batch, 64)
+    assert [image.shape for image in small["inputs"]] == [(3, 64, 64)] * 2
+    for before, after in zip(batch["data_samples"], small["data_samples"], strict=False):
+        assert after.img_shape == (64, 64) and after.scale_factor == (0.5, 0.5)
+        boxes = [each.gt_instances.bboxes.tensor for each in (before, after)]
+        assert torch.allclose(boxes[0] / 2, boxes[1])
+        masks = after.gt_instances.masks
+        assert masks.height == masks.width == 64 and len(masks) == len(boxes[1])
+
+
+@pytest.mark.watched
+def test_a_dry_run_without_data(tmp_path, shapes, monkeypatch):
+    """It says so, and generates none; with data, it counts the iterations."""
+    monkeypatch.chdir(tmp_path)
+    output = run("train", PLAIN, "--dry-run")
+    assert "train_dataloader: the data were not tried: data/demo/ does not exist" in output
+    assert not [*tmp_path.iterdir()]
+    schedule = "param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)]"
+    make_runner(tmp_path, shapes, text=schedule)
+    monkeypatch.setattr(Runner, "train", None)
+    output = run("train", "mine.py", "--dry-run")
+    assert "param_scheduler.0.end: expected at most 8 iterations" in output
