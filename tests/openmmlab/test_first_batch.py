@@ -71,7 +71,7 @@ def test_mistakes_that_the_first_iteration_would_meet(tmp_path, shapes, data, te
 VALID = {
     "as it is": ("", ""),
     "a wrapper": ("", "train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, "
-                  "dataset=dict(type='ShapesDataset', data_root='{root}/', ann_file='annotations/train.json', "
+                  "dataset=dict(type='ShapesDataset', data_root='{root}', ann_file='annotations/train.json', "
                   "data_prefix=dict(img='train/'), pipeline=" + PIPELINE.format(masks=True, step="") + ")))"),
     "sizes from the message hub": ("", "model = dict(data_preprocessor=dict(batch_augments=[dict("
                                    "type='BatchSyncRandomResize', random_size_range=(64, 128))]))"),

@@ -172,7 +172,7 @@ def test_dry_run_says_what_was_decided(tmp_path):
     background = tmp_path / "fruits/images/train/empty.jpg"
     Image.new("RGB", (64, 48)).save(background)
     output = run("train", "--data", tmp_path / "fruits", "--work-dir", tmp_path / "run", "--dry-run")
-    assert len(output.splitlines()) <= 8 and not list(tmp_path.rglob("*.pth"))
+    assert len(output.splitlines()) <= 9 and not list(tmp_path.rglob("*.pth"))
     assert re.search(r"^train +7 pictures, 12 objects, 1 without objects", output, re.MULTILINE)
     cfg = read_config_file(tmp_path / "run/data/run.py")
     assert cfg.val_dataloader.batch_size == cfg.test_dataloader.batch_size == 1

@@ -28,7 +28,7 @@ from dcnzoo.openmmlab.config.watched import WITH_FILES, Asked, unread, watched
 from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, pixels, shrunk
 from dcnzoo.openmmlab.runs.rehearse import without_trace
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import cut
 
@@ -96,12 +96,8 @@ def unread_of_model(
                 raise UserError(
                     f"{cfg.filename}: {key or 'model'}: {text} (with the first batch of {loader})"
                 ) from same
-    return [
-        *failures,
-        *strides.values(),
-        *_encoded(second),
-        *(() if failures else unread(cfg, "model", asked)),
-    ]
+        findings = [*failures, *strides.values(), *_encoded(second)]
+        return findings if failures else [*findings, *unread(cfg, "model", asked)]
 
 
 @contextmanager
@@ -137,7 +133,7 @@ def _run_small(
 def _failure(cfg: Config, error: Exception) -> Finding:
     """Return why the small run has ended; an error if a function, such as nms, does not know a setting."""
     key, text = explain(cfg, error)
-    match = UNKNOWN.search(text)
+    match = UNKNOWN.search(one_line(error))
     for path, node in dicts(cfg.model.to_dict(), "model"):
         if match and match[2] in node and not is_published_key(path.rpartition(".")[2], match[2]):
             return Finding(f"{path}.{match[2]}", text, "key")
