@@ -251,13 +251,19 @@ def test_an_edited_config_is_not_overwritten(tmp_path, coco):
 def test_config_files_are_named(tmp_path, coco):
     (tmp_path / "notes.txt").write_text("a = 1")
     (tmp_path / "notes.py").write_text("a = 1")
+    base = f"_base_ = {DEFORMABLE!r}\n"
+    (tmp_path / "voc.py").write_text(f"{base}test_evaluator = dict(_delete_=True, type='VOCMetric')")
+    (tmp_path / "taught.py").write_text(f"{base}model = dict(teacher_ckpt='x.pth')")
     for out, model, named in (
         ("out.txt", None, r"out: .*out\.txt"),
         ("out.py", "notes.txt", r"model: .*notes\.txt"),
         ("out.py", "notes.py", r"notes\.py: .*model"),
+        ("out.py", "voc.py", r"voc\.py: test_evaluator: expected a CocoMetric, got .*VOCMetric"),
+        ("out.py", "taught.py", r"^weights: .*taught\.py: expected a model without a teacher"),
     ):
+        options = dict(model=model and str(tmp_path / model), weights=model != "taught.py")
         with pytest.raises(UserError, match=named):
-            write_config(coco(), coco(), tmp_path / out, tmp_path, model=model and str(tmp_path / model))
+            write_config(coco(), coco(), tmp_path / out, tmp_path, **options)
     assert not [*tmp_path.glob("out.*")]
 
 
