@@ -98,7 +98,7 @@ class User:
 
     def correct(self, path: Path) -> None:
         """Change a file that a command has written, which is then one's own."""
-        path.write_bytes(path.read_bytes().replace(b"0", b"1") + b"\n")
+        path.write_bytes(path.read_bytes() + b"\n")
         self.files[path] = digest(path)
         self.log.append(("corrected", str(path)))
 

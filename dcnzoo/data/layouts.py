@@ -1,5 +1,6 @@
 """The layouts of annotated pictures that tools write: one table, and the choice among several in a folder."""
 
+import contextlib
 import dataclasses
 import os
 from collections import Counter, defaultdict
@@ -76,6 +77,7 @@ def find_parts(data: str | os.PathLike, options: ReadOptions = AS_THEY_ARE) -> C
         raise UserError(_nothing(data, tree, options))
     name, several = allowed[0] if len(groups) == 1 else max(allowed, key=lambda each: _size(each[1], options))
     parts = _by_split(several, options)
+    tree.notes += [f"{len(p.members)} annotation files are used together" for p in parts if p.members]
     used = {*parts, *(member for part in parts for member in part.members)}
     others = [each for each in found if each[1] not in used]
     formats = [f"{name} ({_described(parts, options)})" for name, parts in allowed] if len(groups) > 1 else []
@@ -157,24 +159,22 @@ def _described(parts: Sequence[Part], options: ReadOptions) -> str:
 
 def _united(parts: Sequence[Part], options: ReadOptions) -> Part:
     """Return the largest part of a split, with those that have the same classes and none of its pictures."""
-    if len(parts) == 1:
-        return parts[0]
-    parts = sorted(parts, key=lambda part: _size([part], options), reverse=True)
-    members, classes, pictures = list[Part](), set[str](), set[str]()
-    for part in parts:
-        try:
-            read = part.read(options)
-        except UserError:  # of which the balance makes an error
-            continue
-        own = {*map(os.path.realpath, read.pictures)}
-        is_other = bool(own) and own.isdisjoint(pictures) and classes == {*read.per_class}
-        if not members or (is_other and not read.predicted and not read.problems):
-            members.append(part)
-            classes, pictures = {*read.per_class}, pictures | own
-    if len(members) < 2:
-        return parts[0]
+    first, *others = sorted(parts, key=lambda part: _size([part], options), reverse=True)
+    members, pictures = [first], set[str]()
+    for part in others:
+        with contextlib.suppress(UserError):  # of which the balance makes an error
+            used, read = _read([first, part], options)
+            if read.predicted or read.problems or {*read.per_class} != {*used.per_class}:
+                continue
+            pictures = pictures or {*map(os.path.realpath, used.pictures)}
+            own = {*map(os.path.realpath, read.pictures)}
+            if own and own.isdisjoint(pictures):
+                members.append(part)
+                pictures |= own
+    if len(members) == 1:
+        return first
     files = tuple(file for part in members for file in part.files)
-    return Part(parts[0].split, files, lambda o: Annotations.of(_read(members, o)), members=tuple(members))
+    return Part(first.split, files, lambda o: Annotations.of(_read(members, o)), members=tuple(members))
 
 
 def _by_split(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
@@ -192,7 +192,11 @@ def _by_split(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
     if not own["train"]:
         splits = " and ".join(sorted(split for split in own if own[split]))
         raise UserError(f"data: expected annotations for training, found only those for {splits}")
-    chosen = [_united(own[split], options) for split in ("train", "val", "test") if own[split]]
+    chosen = [
+        _united(own[split], options) if len(own[split]) > 1 else own[split][0]
+        for split in ("train", "val", "test")
+        if own[split]
+    ]
     chosen[0].split = "train" if own["val"] else "all"
     return chosen
 

@@ -596,7 +596,7 @@ def test_tasks_side_by_side(tmp_path):
     tasks(tmp_path, {"task_1": 4, "task_2": 3, "task_3": 6})
     (tmp_path / "task_1/images/default/0001.jpg").unlink()
     numbers, text = total(tmp_path)
-    assert numbers == (12, 12) and "left out" in text
+    assert numbers == (12, 12) and "3 annotation files are used together" in text
     splits, _ = read_splits(tmp_path, find_parts(tmp_path), ReadOptions())
     for part in splits.values():
         names = {each["id"]: each["file_name"] for each in part.images}
