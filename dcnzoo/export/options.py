@@ -97,8 +97,6 @@ class ExportOptions:
         require_options(self.runtime, self.shape, self.img_shape, self.raw_outputs)
         if self.img_shape not in ("optional", "required", None):
             raise ValueError(f"img_shape: expected 'optional', 'required' or None, got {self.img_shape!r}")
-        if self.img_shape is None and self.verify and not self.raw_outputs:
-            raise ValueError("verify: expected a file with img_shape: it is compared on padded pictures")
         if self.verify and self.precision != "float32":
             raise ValueError("verify: expected precision='float32': compare the AP of other files")
         if ending == ".pt2":

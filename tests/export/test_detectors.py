@@ -22,7 +22,7 @@ from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx, fixed_size
 from dcnzoo.export.fixed_size import ABSENT, keep_boxes, paste_masks, roi_align_pyramid, running_max
 from dcnzoo.export.openvino import save_ir
-from dcnzoo.export.options import ExportOptions, ExportResult, Int8
+from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export import export as export_module
 from dcnzoo.openmmlab.export.deployed import without_border
@@ -235,12 +235,12 @@ def test_equal_scores_are_ranked_by_their_index():
 def test_raw_outputs_are_compared(tmp_path):
     detector, path = build("YOLOX"), tmp_path / "model.onnx"
     export(detector, path, torch.randn(1, 3, *size("YOLOX")), raw_outputs=True)
-    verify_raw_outputs(detector, ExportResult((path,), None), size("YOLOX"))
+    verify_raw_outputs(detector, Session(path, device="cpu"), size("YOLOX"))
     with torch.no_grad():
         detector.bbox_head.multi_level_conv_obj[1].bias += 0.1
     for other in (detector, build("RetinaNet")):
         with pytest.raises(ValueError, match=r"raw_outputs|outputs of the head"):
-            verify_raw_outputs(other, ExportResult((path,), None), size("YOLOX"))
+            verify_raw_outputs(other, Session(path, device="cpu"), size("YOLOX"))
 
 
 @pytest.mark.slow

@@ -21,9 +21,12 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.drawing import encoded
 from dcnzoo.detect.outputs import MASK_THRESHOLD
 from dcnzoo.detect.preprocessing import Preprocessing
+from dcnzoo.detect.session import Session
 from dcnzoo.export.known_problems import check
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.passes import one_at_a_time
+from dcnzoo.export.runtimes import RUNTIMES
+from dcnzoo.export.targets import runtimes
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import write_file
 from dcnzoo.openmmlab.classes import require_names
@@ -81,14 +84,25 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     result = ExportResult(written, shape, tuple(findings))
     if int8 or options.verify:
         begin_step("comparing with PyTorch")
+    ran: list[str] = []
     if options.raw_outputs:
         if options.verify:
-            verify_raw_outputs(network, result, example)
+            session = Session(result.files[0], device="cpu")
+            for name in runtimes(session, options.runtime):
+                verify_raw_outputs(network, session, example)
+                ran.append(name)
     elif int8:
         result = dataclasses.replace(result, int8=measure_int8(detector, result, int8.images, files))
     elif pictures:
-        agreement = verify(detector, result.load(device="cpu"), pictures)
-        result = dataclasses.replace(result, agreement=agreement)
+        exported = result.load(device="cpu")
+        for name in runtimes(exported.model, options.runtime):
+            agreement = verify(detector, exported, pictures)
+            result = dataclasses.replace(result, agreement=agreement)
+            ran.append(name)
+    if ran and RUNTIMES[options.runtime].is_fixed and options.runtime not in ran:
+        text = f"not compared in it, only in {ran[0]}: its package is not installed, or does not read ONNX"
+        finding = Finding(options.runtime, text, stops=False)
+        result = dataclasses.replace(result, findings=(*result.findings, finding))
     return result
 
 
