@@ -330,7 +330,7 @@ class ViTAdapter(Refuses, nn.Module):
         """Load weights of the ViT: True: timm's; or a file in a format that timm reads for this ViT.
 
         Raises:
-            ValueError: the ViT was given as a module, or it has parameters that the weights lack.
+            ValueError: the ViT was given as a module, the weights cannot be read, or they lack parameters.
         """
         if self.vit_options is None:
             self._refuse("pretrained", "False with a module, which has its weights", repr(source))
@@ -338,7 +338,11 @@ class ViTAdapter(Refuses, nn.Module):
         options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
         if source is not True:
             options["pretrained_cfg_overlay"] = dict(file=source, num_classes=0)
-        vit = _create(pretrained=True, **options)
+        try:
+            vit = _create(pretrained=True, **options)
+        except OSError as error:  # timm's for a missing file has no text
+            expected = "a file of weights, or True with access to timm's on the Hub"
+            self._refuse("pretrained", expected, f"{source!r}: {type(error).__name__} {error}".rstrip())
         _fit(vit, self.windows, self.pad_input)
         missing, _ = self.load_state_dict(vit.state_dict(), strict=False)
         absent = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX)]

@@ -380,6 +380,9 @@ def test_a_detectors_init_weights_keeps_pretrained_ones(timm, tmp_path, name, op
     detector.backbone.pretrained = str(tmp_path / "other.pth")
     with pytest.raises(RuntimeError, match=r"pos_embed|Missing key"):
         detector.backbone.init_weights()
+    detector.backbone.pretrained = "nowhere.pth"
+    with pytest.raises(ValueError, match=r"pretrained: expected .*, got 'nowhere.pth': FileNotFoundError"):
+        detector.backbone.init_weights()
 
 
 def test_layer_wise_learning_rates(timm):
