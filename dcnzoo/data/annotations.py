@@ -97,12 +97,18 @@ class Columns:
         ]
         return part
 
-    def usable(self, images: Sequence[dict]) -> np.ndarray:
-        """Return which annotations have a known image, and a box with an area in it, of at least a pixel."""
+    def unusable(self, images: Sequence[dict]) -> dict[str, np.ndarray]:
+        """Return which annotations MMDetection leaves out, by reason; not those with ``ignore``."""
         sizes = np.array([*((image["width"], image["height"]) for image in images), (0, 0)], float)
         start, end = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
         inside = np.minimum(end, sizes[self.rows]) > np.maximum(start, 0)
-        return (self.rows >= 0) & inside.all(1) & (self.boxes[:, 2:] >= 1).all(1) & (self.areas > 0)
+        unknown = self.rows < 0
+        return {
+            "their images are not in the file": unknown,
+            "their boxes have no area in the image": ~unknown & ~self.ignored & ~inside.all(1),
+            "their boxes are narrower or lower than a pixel": ~self.ignored & (self.boxes[:, 2:] < 1).any(1),
+            "they have no area": ~self.ignored & (self.areas <= 0),
+        }
 
 
 @dataclass(eq=False)

@@ -203,7 +203,7 @@ def _by_split(parts: Sequence[Part], options: ReadOptions) -> list[Part]:
 
 def _tree_of_file(data: Path) -> Tree:
     """Return a file and the pictures that its annotations may name; not the annotations beside it."""
-    tree = Tree(data.parent, descend=False)
+    tree = Tree(data.parent)
     if data.suffix.lower() in (".yaml", ".yml", ".data") or is_names(data):
         tree.description = data
     elif data.suffix.lower() == ".json":
@@ -214,7 +214,7 @@ def _tree_of_file(data: Path) -> Tree:
         names = names_of(content) if is_coco(content) else []
         if names and not any(tree.named(last) for name in names for last in path_parts(name)[-1:]):
             # the pictures may be in a folder beside that of the file
-            tree = Tree(data.absolute().parent.parent, depth=2, descend=False)
+            tree = Tree(data.absolute().parent.parent, depth=2)
         tree.json = {data: content}
     else:
         expected = "a folder, a JSON file, or a file like data.yaml, obj.data or classes.txt"

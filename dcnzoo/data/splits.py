@@ -203,7 +203,6 @@ class Tree:
     Args:
         root: a folder.
         depth: of the subfolders that are read; by default all.
-        descend: if the folder only contains another one, use that as the root.
         leave_out: patterns of paths below the folder.
         detections: whether detections of dcnzoo are used; the pictures that it has drawn are not.
 
@@ -220,7 +219,6 @@ class Tree:
         self,
         root: Path,
         depth: int | None = None,
-        descend: bool = True,
         leave_out: Sequence[str] = (),
         detections: bool = False,
     ) -> None:
@@ -250,11 +248,6 @@ class Tree:
             out = {file for file in files if _matches(file.relative_to(root), leave_out)}
             self.left_out[BY_OPTION] += sorted(out)
             self.files += [file for file in files if file not in out]
-            lonely = len(folders) == 1 and all(
-                name.lower().startswith(("readme", "license")) for name in names
-            )
-            if descend and self.root == folder and lonely:
-                self.root = folder / folders[0]
         if leave_out and not self.left_out[BY_OPTION]:
             raise UserError(f"leave_out: expected patterns of files in {root}, got {few(leave_out)} of none")
         self.files.sort()

@@ -126,7 +126,7 @@ def _other_names(tree: Tree, file: Path, names: list[str]) -> Iterator[str]:
 def _has_pictures(file: Path, described: dict, split: str) -> bool:
     roots = _roots(file, described)
     paths = [path for place in _places(described, split) if (path := _located(place, roots))]
-    return any(Tree(path, descend=False).pictures if path.is_dir() else path.stat().st_size for path in paths)
+    return any(Tree(path).pictures if path.is_dir() else path.stat().st_size for path in paths)
 
 
 def _plain_parts(tree: Tree) -> list[Part]:
@@ -394,7 +394,7 @@ def _images(described: dict, split: str, roots: Sequence[Path], builder: CocoBui
             where = roots[0] / place
             raise InvalidAnnotation(f"{split}: expected a folder or a list, found none at {where}")
         if path.is_dir():
-            yield from Tree(path, descend=False).pictures
+            yield from Tree(path).pictures
             continue
         builder.sources.append(path)
 

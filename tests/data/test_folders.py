@@ -17,7 +17,7 @@ from dcnzoo.data.splits import ReadOptions
 from dcnzoo.data.voc import is_voc
 from dcnzoo.utils.errors import UserError
 
-from .test_layouts import CLASSES, HEIGHT, WIDTH, coco, draw, labelme, voc, write, yolo
+from .test_layouts import CLASSES, GENERATORS, HEIGHT, WIDTH, coco, draw, labelme, voc, write, yolo
 
 
 def prepared(folder, **options):
@@ -119,6 +119,14 @@ def test_several_files_of_one_split(tmp_path):
     assert numbers == (6, 6) and "1 file (cut.json) not read" in text
     draw(tmp_path / "more", 1)
     assert "cut.json" in refused(tmp_path), "may have annotations of the other picture"
+
+
+@pytest.mark.parametrize("name", ["COCO", "YOLO, Roboflow", "Pascal VOC, Roboflow", "LabelMe"])
+def test_a_folder_around_the_data(tmp_path, name):
+    """Its name is no split, because no other is beside it."""
+    GENERATORS[name](tmp_path / "train_2026", {"train": 5, "val": 4})
+    counts, _ = prepared(tmp_path)
+    assert {split: pictures for split, (pictures, _) in counts.items()} == {"train": 5, "val": 4}
 
 
 # Predictions

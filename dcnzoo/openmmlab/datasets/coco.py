@@ -108,20 +108,14 @@ def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) ->
 
 def _warn(report: Annotations) -> np.ndarray:  # [N], bool
     """Warn about annotations that MMDetection skips, and about other problems; return those it uses."""
-    columns, pictures = report.columns, report.images
-    used = columns.usable(pictures)
-    numbers, entries = np.flatnonzero(~used), report.content["annotations"]
-    left = [entries[n] for n in numbers.tolist()] if isinstance(entries, list) else entries[numbers]
-    skipped: dict[str, list] = {}
-    for annotation, row in zip(left, columns.rows[numbers].tolist(), strict=True):
-        if reason := _skip_reason(annotation, pictures[row] if row >= 0 else None):
-            skipped.setdefault(reason, []).append(annotation["id"])
-    total = report.counts["annotations"]
-    lines = [
-        f"{report.file}: {len(ids)} of {total} annotations are skipped: {reason}: ids {few(ids)}"
-        for reason, ids in skipped.items()
-    ]
-    gone = {f"annotation {number}" for ids in skipped.values() for number in ids}
+    columns, lines, gone = report.columns, [], set()
+    used = np.ones(len(columns.ids), bool)
+    for reason, wrong in columns.unusable(report.images).items():
+        if ids := columns.ids[used & wrong].tolist():
+            text = f"{len(ids)} of {len(used)} annotations are skipped: {reason}: ids {few(ids)}"
+            lines.append(f"{report.file}: {text}")
+            gone |= {f"annotation {number}" for number in ids}
+        used &= ~wrong
     others = [p for p in report.problems if p.subject not in gone and p.kind != "empty"]
     if others:
         counts = Counter(problem.kind for problem in others)
@@ -361,19 +355,3 @@ class ShapesDataset(CocoDataset):
                 make_shapes(self.data_root, ShapesSpec(**self.shapes))
             barrier()
         return super().load_data_list()
-
-
-def _skip_reason(annotation: dict[str, Any], image: dict[str, Any] | None) -> str | None:
-    """Return why MMDetection skips an annotation; None if it is used, or marked as ``ignore``."""
-    if image is None:
-        return "their images are not in the file"
-    if annotation.get("ignore", False):
-        return None
-    x, y, width, height = annotation["bbox"]
-    if min(x + width, image["width"]) <= max(x, 0) or min(y + height, image["height"]) <= max(y, 0):
-        return "their boxes have no area in the image"
-    if width < 1 or height < 1:
-        return "their boxes are narrower or lower than a pixel"
-    if annotation["area"] <= 0:
-        return "they have no area"
-    return None
