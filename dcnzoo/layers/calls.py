@@ -24,31 +24,36 @@ class _Recorder(TorchFunctionMode):
         self.measured: dict[str, list[Tensor]] = defaultdict(list)  # [3] per call
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operator = torch.ops.dcnzoo.deform_conv
-        if func in (operator, operator.default):
-            self._measure(arguments_of("deform_conv")(*args, **(kwargs or {})))
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        for name in ("deform_conv", "deform_conv_transpose"):
+            operator = getattr(torch.ops.dcnzoo, name)
+            if func in (operator, operator.default):
+                call = arguments_of(name)(*args, **(kwargs or {}))
+                sampled = call.input if name == "deform_conv" else output
+                self._measure(call, sampled.shape[2:])
+        return output
 
-    def _measure(self, call: Any) -> None:
+    def _measure(self, call: Any, size: torch.Size) -> None:
         layer = TracksOffsets()
         layer.track_offsets, layer.kernel_size = True, call.weight.shape[2:]
         layer.stride, layer.padding, layer.dilation = call.stride, call.padding, call.dilation
-        layer._record_offsets(call.offset, call.input.shape[2:])
+        layer._record_offsets(call.offset, size)
         if layer._last_offsets is not None:
             self.measured[self.running[-1] if self.running else ""].append(layer._last_offsets)
 
 
 @contextlib.contextmanager
 def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
-    """Measure the offsets of all deformable convolutions that run in the block on dcnzoo's operators::
+    """Measure the offsets of deformable convolutions v1 and v2, also transposed, that run in the block::
 
         with measure_offsets(network) as statistics:
             network(frames)
         print(statistics)                  # {"pcd_align.dcn_pack.l1": OffsetStatistics(mean=0.4, …), …}
 
-    Layers of any package count, by the module that calls the operator. Of a layer that runs several times,
-    such as one for each frame of a video, ``mean`` and ``outside`` are means, and ``max`` is the largest. The
-    dict is filled at the end of the block. For dcnzoo's layers, :func:`track_offsets` does the same.
+    Layers of any package that runs on dcnzoo's operators count, by the module that calls the operator. Of a
+    layer that runs several times, such as one for each frame of a video, ``mean`` and ``outside`` are means,
+    and ``max`` is the largest. The dict is filled at the end of the block. :func:`track_offsets` does
+    the same for dcnzoo's layers, also DCNv3, DCNv4 and attention, which are not measured here.
     """
     recorder, statistics = _Recorder(), {}  # type: ignore[var-annotated]
 

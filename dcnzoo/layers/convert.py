@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, cast
 
@@ -434,21 +435,25 @@ def _unused(model: nn.Module, names: Collection[str], example: Any, training: bo
 class _FirstForward:
     """Warns of converted layers that the first forward of a model in training or in evaluation does not call.
 
-    Hooks of the model, which remove themselves, and are copied with it. The layers call :meth:`note`.
+    Hooks of the model, which remove themselves, and are copied with it. The layers call :meth:`note`, through
+    a weak reference: a layer neither keeps the model's other layers, nor is it copied with them.
     """
 
     def __init__(self, model: nn.Module, names: Collection[str]) -> None:
         self.modes, self.called = {True, False}, cast(set[str], set())
         modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         self.layers = {modules[name]: name for name in names}
-        for layer, name in self.layers.items():
-            self.forget(layer)
-            layer._first_forward = self, name  # the name, because a fused view has copies of the layers
+        self.forget(*self.layers)
         self.handles = [model.register_forward_pre_hook(self.start), model.register_forward_hook(self.finish)]
+        self.__setstate__(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)  # of a copy, which its layers do not refer to
+        for layer, name in self.layers.items():  # the name, because a fused view has copies of the layers
+            vars(layer)["_first_forward"] = weakref.ref(self), name
 
     def note(self, name: str) -> None:
-        if not torch.compiler.is_compiling():
-            self.called.add(name)
+        self.called.add(name)
 
     def start(self, model: nn.Module, arguments: object) -> None:
         if not torch.compiler.is_compiling():
@@ -468,9 +473,10 @@ class _FirstForward:
     def forget(*layers: Any) -> None:
         """Remove the hooks of the layers' models, which :mod:`torch.jit.script` would compile."""
         for layer in layers:
-            if noted := getattr(layer, "_first_forward", None):
+            first = layer.first_forward() if isinstance(layer, packed._Pack) else None
+            if first is not None:
                 layer._first_forward = None
-                for handle in noted[0].handles:
+                for handle in first.handles:
                     handle.remove()
 
 

@@ -35,12 +35,11 @@ class _ChannelsLast(TracksOffsets, Leaf):
         remove_center: bool,
     ) -> None:
         super().__init__()
-        numbers = dict(
-            channels=channels, kernel_size=kernel_size, stride=stride, dilation=dilation, group=group
-        )
-        for name, number in numbers.items():
-            if not isinstance(number, int) or number < 1:
-                self._refuse(name, "an integer of at least 1", number)
+        channels, group = self._integer("channels", channels), self._integer("group", group)
+        kernel_size, stride = self._integer("kernel_size", kernel_size), self._integer("stride", stride)
+        pad, dilation = self._integer("pad", pad, least=0), self._integer("dilation", dilation)
+        if dw_kernel_size is not None:
+            dw_kernel_size = self._integer("dw_kernel_size", dw_kernel_size)
         if channels % group:
             self._refuse("group", f"a divisor of the {channels} channels", group)
         if kernel_size % 2 == 0:
@@ -241,9 +240,13 @@ class DCNv4(_ChannelsLast):
         without_pointwise: bool = False,
         *,
         mask_start: float = 0.0,
-        act_layer: object = None,
-        norm_layer: object = None,
+        act_layer: str | None = None,
+        norm_layer: str | None = None,
     ) -> None:
+        if act_layer is not None:
+            build_activation(act_layer)
+        if norm_layer is not None:
+            build_norm(norm_layer, 1)
         geometry = (kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size)
         super().__init__(channels, *geometry, center_feature_scale, remove_center)
         self.without_pointwise = without_pointwise

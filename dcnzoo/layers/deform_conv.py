@@ -1,7 +1,6 @@
 """Layers of deformable convolution, plain and transposed, that take offsets as an input."""
 
-from collections.abc import Callable, Iterable
-from numbers import Integral
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -30,7 +29,9 @@ class _Deformable(Leaf):
     rank: ClassVar[int]
     function: ClassVar[Callable[..., Tensor]]
 
-    def _options(self, in_channels: int, padding_mode: str, **sizes: int | tuple[int, ...]) -> dict[str, Any]:
+    def _options(
+        self, in_channels: int, padding_mode: str, im2col_step: int | None, **sizes: int | tuple[int, ...]
+    ) -> dict[str, Any]:
         """Options of torch's constructor, with one value per axis for each of ``sizes``.
 
         Raises:
@@ -38,16 +39,11 @@ class _Deformable(Leaf):
         """
         if in_channels < 1:  # nn.Conv2d accepts 0, but the operator does not
             self._refuse("in_channels", "at least 1", in_channels)
+        if im2col_step is not None:
+            self._integer("im2col_step", im2col_step)
         options: dict[str, Any] = {"padding_mode": padding_mode}
         for name, value in sizes.items():
-            values: tuple = tuple(value) if isinstance(value, Iterable) else (value,) * self.rank
-            least = 0 if "padding" in name else 1
-            if len(values) != self.rank or not all(
-                isinstance(v, Integral) and int(v) >= least for v in values
-            ):
-                expected = "an integer" if self.rank == 1 else f"an integer or {self.rank} integers"
-                self._refuse(name, f"{expected} of at least {least}", repr(value))
-            options[name] = tuple(map(int, values))  # NumPy's integers, too
+            options[name] = self._integers(name, value, self.rank, least=0 if "padding" in name else 1)
         return options
 
     def _is_unbatched(self, input: Tensor) -> bool:
@@ -78,10 +74,10 @@ class _DeformConvNd(_Deformable, ConvNd):
         im2col_step: int | None = None,
     ) -> None:
         sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        options = self._options(in_channels, padding_mode, **sizes, output_padding=0)
+        options = self._options(in_channels, padding_mode, im2col_step, **sizes, output_padding=0)
         options.update(transposed=False, groups=groups, bias=bias, device=device, dtype=dtype)
         super().__init__(in_channels, out_channels, **options)
-        self.im2col_step = im2col_step
+        self.im2col_step = None if im2col_step is None else int(im2col_step)
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if not self._is_unbatched(input):
@@ -117,10 +113,11 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         im2col_step: int | None = None,
     ) -> None:
         sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        options = self._options(in_channels, padding_mode, **sizes, output_padding=output_padding)
+        sizes["output_padding"] = output_padding
+        options = self._options(in_channels, padding_mode, im2col_step, **sizes)
         options.update(transposed=True, groups=groups, bias=bias, device=device, dtype=dtype)
         super().__init__(in_channels, out_channels, **options)
-        self.im2col_step = im2col_step
+        self.im2col_step = None if im2col_step is None else int(im2col_step)
 
     def forward(
         self,

@@ -27,8 +27,7 @@ class DeformRoIPool(Leaf):
         gamma: float = 0.1,
     ) -> None:
         super().__init__()
-        size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-        self.output_size = cast(tuple[int, int], size)
+        self.output_size = cast(tuple[int, int], self._integers("output_size", output_size, 2))
         self.spatial_scale = float(spatial_scale)
         self.sampling_ratio = int(sampling_ratio)
         self.gamma = float(gamma)
@@ -73,8 +72,8 @@ class DeformRoIPoolPack(DeformRoIPool):
         gamma: float = 0.1,
     ) -> None:
         super().__init__(output_size, spatial_scale, sampling_ratio, gamma)
-        self.output_channels = output_channels
-        self.deform_fc_channels = deform_fc_channels
+        self.output_channels = self._integer("output_channels", output_channels)
+        self.deform_fc_channels = self._integer("deform_fc_channels", deform_fc_channels)
         self.bins = self.output_size[0] * self.output_size[1]
         self._add_branches()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import ms_deform_attn
-from dcnzoo.ops._arguments import exporting
+from dcnzoo.ops._arguments import can_read, exporting
 from dcnzoo.ops.deform_attn import level_starts
 
 
@@ -44,12 +44,9 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         value_proj_ratio: float = 1.0,
     ) -> None:
         nn.Module.__init__(self)  # not super(): the layer registered in OpenMMLab also derives from mmcv's
-        numbers = dict(
-            embed_dims=embed_dims, num_heads=num_heads, num_levels=num_levels, num_points=num_points
-        )
-        for name, number in numbers.items():
-            if number < 1:
-                self._refuse(name, "at least 1", number)
+        embed_dims, num_heads = self._integer("embed_dims", embed_dims), self._integer("num_heads", num_heads)
+        num_levels = self._integer("num_levels", num_levels)
+        num_points = self._integer("num_points", num_points)
         channels = int(embed_dims * value_proj_ratio)
         if channels < 1 or channels % num_heads:
             self._refuse("num_heads", f"a divisor of the {channels} channels of value_proj", num_heads)
@@ -185,16 +182,24 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         if tuple(shapes.shape) != (self.num_levels, 2):
             expected = f"({self.num_levels}, 2), (height, width) of {self.num_levels} levels"
             self._refuse("spatial_shapes", expected, tuple(shapes.shape), RuntimeError)
-        # On a GPU, reading the values would stall the device.
-        if shapes.device.type == "cpu" and not torch.compiler.is_compiling():
-            total = int(shapes.prod(1).sum())
-            if total != pixels:
-                text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
-                self._refuse("value", text, pixels, RuntimeError)
+        if shapes.device.type == "cpu":  # on a GPU, reading the values would stall the device
+            self._check_pixels(shapes, pixels)
         fits = ((batch, pixels), (1, pixels))
         if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) not in fits):
             got = f"{mask.dtype} of {tuple(mask.shape)}"
             self._refuse("key_padding_mask", f"torch.bool of ({batch}, {pixels})", got, RuntimeError)
+
+    def _check_pixels(self, shapes: Tensor, pixels: int) -> None:
+        if can_read(shapes):
+            total = int(shapes.prod(1).sum())
+            if total != pixels:
+                text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
+                self._refuse("value", text, pixels, RuntimeError)
+        elif torch.compiler.is_compiling() and not exporting():
+            message = (
+                f"{type(self).__name__}: value: expected the pixels of spatial_shapes, got another number"
+            )
+            torch._assert_async(shapes.prod(1).sum() == pixels, message)
 
     def extra_repr(self) -> str:
         return (

@@ -1,14 +1,14 @@
 """Prediction of offsets: convolutions, limit, statistics and learning rate."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
-from dcnzoo.ops._arguments import exporting
+from dcnzoo.ops._arguments import can_read, exporting
 from dcnzoo.ops.geometry import sampling_points
 
 if TYPE_CHECKING:
@@ -29,21 +29,35 @@ class _ZeroInit(nn.Module):
     def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
         """Apply ``fn`` as in ``nn.Module``, but keep a weight of zero: most functions are initialisations.
 
-        A normalisation of the weight, such as ``spectral_norm``, is removed again: of zero, it is NaN.
+        What ``fn`` loads, and the parameters and hooks that it adds, stay. A parametrization that makes the
+        weight NaN or not zero, such as ``spectral_norm`` and ``orthogonal``, is removed, with a warning.
         """
-        before = dict(self.named_parameters())
-        values = {name: parameter.detach().clone() for name, parameter in before.items()}
-        has_values = not any(value.is_meta or hasattr(value, "fake_mode") for value in values.values())
-        untrained = has_values and not values["weight"].any()
+        weight = cast(Tensor, self.weight)  # with an old weight_norm or prune, an attribute
+        if not can_read(weight) or weight.any():
+            return super().apply(fn)
+        values = [(name, t, t.detach().clone()) for name, t in [*self.named_parameters(), ("", weight)]]
         kind, state = type(self), {k: v.copy() if isinstance(v, dict) else v for k, v in vars(self).items()}
+        loads: list[object] = []
+        handle = self.register_load_state_dict_post_hook(lambda *_: loads.append(fn))
         super().apply(fn)
-        if untrained:
-            if self._parameters.keys() != before.keys():
-                self.__class__ = kind
-                vars(self).clear()
-                vars(self).update(state)
-            for name, parameter in self.named_parameters():
-                parameter.data.copy_(values[name])
+        handle.remove()
+        if loads:
+            return self
+        parameters = dict(self.named_parameters())
+        for name, tensor, value in values:
+            parameters.get(name, tensor).data.copy_(value)
+        if "weight" in vars(self):  # a tensor that hooks compute, such as those of the old spectral_norm
+            for key in self._forward_pre_hooks.keys() - state["_forward_pre_hooks"].keys():
+                self._forward_pre_hooks[key](self, ())
+        if cast(Tensor, self.weight).any():
+            self.__class__ = kind
+            vars(self).clear()
+            vars(self).update(state)
+            warnings.warn(
+                f"{kind.__name__}.apply: fn: expected a function that keeps a weight of zero, got one "
+                "that parametrizes it, which would predict offsets: it was undone. Apply it after training",
+                stacklevel=2,
+            )
         return self
 
     @property
@@ -172,12 +186,8 @@ class TracksOffsets:
     _last_modulation: Tensor | None = None  # [3]
 
     def _records(self, prediction: Tensor) -> bool:
-        return (
-            self.track_offsets
-            and not isinstance(prediction, Proxy)
-            and prediction.numel() > 0
-            and not exporting()
-        )
+        compiles = torch.compiler.is_compiling() and not exporting()  # the program stores them when it runs
+        return self.track_offsets and (compiles or can_read(prediction)) and prediction.numel() > 0
 
     def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
         """Record statistics of ``offset``, ``(N, G·K·rank, *out)``, for sampling a map of ``size``."""
@@ -303,8 +313,9 @@ def offset_parameter_groups(
     offsets = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, OFFSET_PREDICTORS)
-        for parameter in module.parameters()
+        for part in (module, getattr(module, "offset_features", None))  # of prediction='separable'
+        if isinstance(part, OFFSET_PREDICTORS) or (part is not None and part is not module)
+        for parameter in part.parameters()
     }
     split = []
     for group in groups or [{"params": model.parameters()}]:

@@ -77,7 +77,7 @@ class _Pack(TracksOffsets, nn.Module):
         bias: Tensor | None
         conv_offset: Any
 
-    _first_forward: Any = None  # after a conversion: what notes the calls, and the layer's name
+    _first_forward: Any = None  # after a conversion: a reference to the notes of calls, the layer's name
 
     def __init__(
         self,
@@ -166,9 +166,8 @@ class _Pack(TracksOffsets, nn.Module):
     def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The offset and the mask for ``input``; None for one that the layer does not predict."""
         if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
-            if self._first_forward is not None:
-                first, name = self._first_forward
-                first.note(name)
+            if not torch.compiler.is_compiling():
+                self.note_call()
         offset: Tensor | None = None
         mask: Tensor | None = None
         if self.conv_offset is not None:
@@ -187,9 +186,21 @@ class _Pack(TracksOffsets, nn.Module):
                 mask = raw
         return offset, mask
 
+    def first_forward(self) -> Any:
+        """What notes the calls of the converted layers of a model, if it still does."""
+        return None if self._first_forward is None else self._first_forward[0]()
+
+    def note_call(self) -> None:
+        if first := self.first_forward():
+            first.note(self._first_forward[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_first_forward"}
+
     def __prepare_scriptable__(self) -> "_Pack":
-        if self._first_forward is not None:
-            self._first_forward[0].forget(self)
+        if first := self.first_forward():
+            first.forget(self)
+        self._first_forward = None
         return self
 
     def _predict_raw(self, input: Tensor) -> Tensor:
@@ -232,22 +243,19 @@ class _Pack(TracksOffsets, nn.Module):
         layouts = ["offset_generator", "conv_offset", "conv_offset_mask", "offset_conv"]
         layouts += ["mask_generator", "conv_mask", "modulator_conv", "m_conv"]
         names = [f"{prefix}{name}" for name in layouts if f"{prefix}{name}.weight" in state_dict]
-        if self.conv_offset is None or not names:
+        if self.conv_offset is None or not names or names == [f"{prefix}conv_offset"]:
             return
         weights = [state_dict.pop(f"{name}.weight") for name in names]
         weights = [  # only tvdcn's have groups: another width is an error
             self._ungrouped(weight) if name.endswith("_generator") else weight
             for name, weight in zip(names, weights, strict=True)
         ]
-        biases = [state_dict.pop(f"{name}.bias", None) for name in names]
+        biases = [state_dict.pop(f"{name}.bias") for name in names if f"{name}.bias" in state_dict]
         state_dict[f"{prefix}conv_offset.weight"] = torch.cat(weights)
-        if self.conv_offset.bias is not None or any(bias is not None for bias in biases):
-            state_dict[f"{prefix}conv_offset.bias"] = torch.cat(
-                [
-                    weight.new_zeros(weight.shape[0]) if bias is None else bias
-                    for weight, bias in zip(weights, biases, strict=True)
-                ]
-            )
+        if not biases:  # a layout without them, such as tvdcn's layers with bias=False
+            biases = [weight.new_zeros(len(weight)) for weight in weights]
+        if len(biases) == len(names):  # otherwise, the bias is a missing key
+            state_dict[f"{prefix}conv_offset.bias"] = torch.cat(biases)
 
     def _ungrouped(self, weight: Tensor) -> Tensor:  # [O, C / groups, *kernel] -> [O, C, *kernel]
         """The full weight that equals a grouped one: zeros between the groups."""

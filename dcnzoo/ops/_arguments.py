@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Proxy
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from ._torch_private import transforms_active
 
 # torch.jit.script needs the length of each tuple, hence one alias per rank.
 Int1 = int | tuple[int] | list[int]
@@ -93,6 +96,16 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
+def can_read(tensor: Any) -> bool:
+    """Whether Python may use a tensor's values, and store results of them; on a GPU, reading them waits.
+
+    A traced, fake or meta tensor has none, and those of a ``torch.func`` transform end with it.
+    """
+    if torch.compiler.is_compiling() or exporting() or transforms_active() or not isinstance(tensor, Tensor):
+        return False
+    return not (tensor.is_meta or hasattr(tensor, "fake_mode") or get_proxy_mode())
+
+
 def check_tensors(name: str, **arguments: object) -> None:
     """Raise TypeError unless every argument is a tensor.
 
@@ -149,18 +162,6 @@ def _check_kinds(name: str, input: object, weight: object, *optional: object) ->
     if mask is not None and mask is offset:
         raise RuntimeError(f"{name}: mask: expected factors of the samples, got the tensor of offset")
     return is_traced(weight)
-
-
-def check_devices(name: str, input: Tensor, **others: Tensor | None) -> None:
-    """Raise unless all tensors are on the device of ``input``.
-
-    For fake kernels, which also run if only some of the tensors are on the meta device.
-    """
-    for argument, tensor in others.items():
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(
-                f"{name}: {argument}: expected device {input.device} like input, got {tensor.device}"
-            )
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._library import implementations
 from ._torch_private import AUTOCAST, DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard, missing
-from .operator import Operator
+from .operator import KEYS, Operator
 
 
 def register_autocast(operator: Operator, float32: tuple[str, ...]) -> None:
@@ -17,8 +17,8 @@ def register_autocast(operator: Operator, float32: tuple[str, ...]) -> None:
         float32: names of offsets, masks and locations, which stay float32 if they are float32.
     """
     if AUTOCAST not in missing:
-        for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-            _register(operator, device, key, float32)
+        for device, key in KEYS.items():
+            _register(operator, device, f"Autocast{key}", float32)
 
 
 def _register(record: Operator, device: str, key: str, float32: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ calls they refuse, and because of which argument.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,16 @@ from ._arguments import shape_text
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST = 2**31 - 1  # of a number: keeps the arithmetic on sizes within 64 bits
 MOST_PIXELS = 2**24  # of an axis: beyond it, neighbouring pixels would get the same float32 coordinate
+# of types that no kernel computes, as torch's C++ calls them
+_NAMES = {
+    torch.bool: "Bool",
+    torch.uint8: "Byte",
+    torch.int8: "Char",
+    torch.int16: "Short",
+    torch.int32: "Int",
+}
+_NAMES |= {torch.int64: "Long", torch.complex32: "ComplexHalf", torch.complex64: "ComplexFloat"}
+_NAMES[torch.complex128] = "ComplexDouble"
 # the least value of an argument with this name, of any operator
 LEAST = dict.fromkeys(("groups", "group", "group_channels", "stride", "dilation", "kernel_size"), 1)
 LEAST |= dict.fromkeys(("padding", "output_padding"), 0)
@@ -41,17 +51,20 @@ class Checks:
     def require(self, condition: bool, argument: str, expected: object, got: object) -> None:
         require(condition, f"{self.op}: {argument}", expected, got)
 
-    def numbers(self) -> None:
-        """Check all numbers that :data:`LEAST` names."""
-        for name in self.call._fields:
+    def numbers(self, names: Collection[str]) -> None:
+        """Check the numbers with these names that :data:`LEAST` names."""
+        for name in names:
             value, least = getattr(self.call, name), LEAST.get(name)
             if least is not None:
                 values = value if isinstance(value, Sequence) else [value]
                 is_list = values is value
-                self.require(not is_list or len(values) == self.rank, name, f"{self.rank} values", value)
-                self.require(all(least <= v <= MOST for v in values), name, f"{least} to {MOST}", value)
+                text = shape_text(value) if is_list else value
+                self.require(
+                    not is_list or len(values) == self.rank, name, f"{self.rank} values", len(values)
+                )
+                self.require(all(least <= v <= MOST for v in values), name, f"{least} to {MOST}", text)
 
-    def tensor(self, name: str, axes: str, dtype: str = "same") -> None:
+    def tensor(self, name: str, axes: str, dtype: str = "same", hint: str = "") -> None:
         """Check type, device and shape of an argument, which may be None.
 
         Args:
@@ -67,16 +80,17 @@ class Checks:
         dtypes = {"floating": FLOATING, "int64": (torch.int64,)}.get(dtype, (like.dtype,))
         if dtype == "wide" and like.dtype.itemsize == 2:
             dtypes = (like.dtype, torch.float32)
-        self.require(tensor.dtype in dtypes, name, " or ".join(map(str, dtypes)), tensor.dtype)
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        text = " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+        self.require(tensor.dtype in dtypes, name, text, _name(tensor.dtype))
         self.require(tensor.device == like.device, name, f"device {like.device}", tensor.device)
         expected = [size for axis in axes.split(", ") for size in self._expected(axis)]
         fits = len(expected) == tensor.dim() and all(
             (size % known == 0 and size >= least) if unknown else size == known
             for (unknown, known, least), size in zip(expected, tensor.shape, strict=True)
         )
-        texts = [f"{unknown}·{known}" if unknown else str(known) for unknown, known, _ in expected]
-        shape = ", ".join(text.removesuffix("·1") for text in texts)
-        self.require(fits, name, f"shape ({shape})", shape_text(list(tensor.shape)))
+        texts = [_size_text(*size) for size in expected]
+        self.require(fits, name, f"shape {shape_text(texts)}", shape_text(list(tensor.shape)) + hint)
         for (unknown, known, _), size in zip(expected, tensor.shape, strict=True):
             if unknown[:1] == "*":
                 self.sizes.setdefault(unknown[1:], []).append(size)
@@ -107,6 +121,16 @@ class Checks:
         return result
 
 
+def _name(dtype: torch.dtype) -> str:
+    return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def _size_text(unknown: str, known: int, least: int) -> str:
+    if not unknown:
+        return str(known)
+    return f"n·{known}" if known > 1 else "at least 1" if least else "n"
+
+
 def require_gradient(op: str, grad: Tensor, output: Any, like: Tensor) -> None:
     """The gradient of an output has its shape, and the type and the device of ``like``."""
     where, shape = f"{op} backward: grad_output", shape_text(list(output.shape))
@@ -123,11 +147,17 @@ def deform_conv(call: Any) -> None:
     sizes, groups, outputs = check.sizes, call.groups, len(call.weight)
     check.require(outputs % groups == 0, "groups", f"a divisor of the {outputs} output channels", groups)
     sizes["width"] = sizes["C"] // groups
-    check.tensor("weight", "O, width, *kernel+")
-    fits = call.input.dtype == torch.float64 or max(sizes["in"]) <= MOST_PIXELS
-    expected = f"at most {MOST_PIXELS} pixels on an axis (float64: any number)"
-    check.require(fits, "input", expected, sizes["in"])
-    check.require(sizes["N"] == 0 or min(sizes["in"]) > 0, "input", "at least 1 pixel per axis", sizes["in"])
+    weight, offset = call.weight, call.offset
+    # torchvision's order of the arguments: its weight is in the place of the offset
+    swapped = offset is not None and offset.dim() == weight.dim() and len(weight) == sizes["N"]
+    swapped = swapped and offset.shape[1] > 0 and sizes["C"] % offset.shape[1] == 0
+    hint = " (the order is input, weight, offset; torchvision's is in dcnzoo.compat.torchvision)"
+    check.tensor("weight", "O, width, *kernel+", hint=hint if swapped else "")
+    for axis, size in enumerate(sizes["in"]):
+        expected = f"at most {MOST_PIXELS} pixels on axis {axis + 2} (float64: any number)"
+        check.require(size <= MOST_PIXELS or call.input.dtype == torch.float64, "input", expected, size)
+    got, expected = shape_text([*call.input.shape]), "at least 1 pixel on every axis, or a batch of 0"
+    check.require(sizes["N"] == 0 or min(sizes["in"]) > 0, "input", expected, f"shape {got}")
     sizes["out"] = check.output_size(2, sizes["in"], sizes["kernel"])
     _check_fields(check, sizes["C"])
 
@@ -136,11 +166,15 @@ def deform_conv_transpose(call: Any) -> None:
     check = _convolution("deform_conv_transpose", call)
     sizes = check.sizes
     check.tensor("weight", "C, width+, *kernel+")
+    check.numbers(["output_padding"])
     for axis, (size, kernel) in enumerate(zip(sizes["in"], sizes["kernel"], strict=True)):
         step, behind = call.stride[axis], call.output_padding[axis]
-        check.require(behind < step, "output_padding", f"less than stride {call.stride}", call.output_padding)
+        expected = f"less than stride {shape_text(call.stride)}"
+        check.require(behind < step, "output_padding", expected, shape_text(call.output_padding))
         out = (size - 1) * step - 2 * call.padding[axis] + call.dilation[axis] * (kernel - 1) + behind + 1
-        expected = f"a size that gives an output of at least 1 on axis {axis + 2}"
+        numbers = f"kernel {kernel}, stride {step}, padding {call.padding[axis]}, output_padding {behind}"
+        expected = f"a size that gives an output of at least 1 on axis {axis + 2} ({numbers}, "
+        expected += f"dilation {call.dilation[axis]})"
         check.require(size >= 1 and out >= 1, "input", expected, f"{size}, which gives {out}")
     sizes.update(O=sizes["width"] * call.groups, out=sizes["in"])
     _check_fields(check, sizes["O"])
@@ -153,7 +187,7 @@ def _convolution(op: str, call: Any) -> Checks:
     require(1 <= rank <= 3, f"{op}: weight", "3, 4 or 5 dimensions", f"shape {shape}")
     check = Checks(f"{op}{rank}d", call, rank)
     check.tensor("input", "N, C+, *in", "floating")
-    check.numbers()
+    check.numbers([name for name in call._fields if name != "output_padding"])
     check.require(step is None or step >= 1, "im2col_step", "at least 1", step)
     channels, groups = check.sizes["C"], call.groups
     check.require(channels % groups == 0, "groups", f"a divisor of the {channels} input channels", groups)
@@ -167,8 +201,9 @@ def _check_fields(check: Checks, sampled: int) -> None:
     check.tensor("mask", "N, M·taps, *out", "wide")
     for name, axis in (("offset", "G"), ("mask", "M")):
         groups = check.sizes.get(axis, 1)
-        expected = f"a number of groups that divides the {sampled} channels"
-        check.require(sampled % groups == 0, name, expected, groups)
+        expected, taps = f"a number of groups that divides the {sampled} channels", check.sizes["taps"]
+        each = taps * check.rank if name == "offset" else taps
+        check.require(sampled % groups == 0, name, expected, f"{groups} ({groups * each} / {each})")
     check.tensor("bias", "O")
 
 
@@ -191,14 +226,15 @@ def _kernel(op: str, call: Any) -> Checks:
     sizes = check.sizes
     pixels, channels = sizes["H"] * sizes["W"], call.group * call.group_channels
     check.require(pixels <= MOST, "input", f"at most {MOST} pixels", pixels)
-    check.numbers()
-    expected = f"{call.group} · {call.group_channels} channels on the last axis"
-    check.require(sizes["C"] == channels, "input", expected, sizes["C"])
+    check.numbers(call._fields)
+    expected = f"shape (batch, height, width, {call.group}·{call.group_channels}), channels last"
+    check.require(sizes["C"] == channels, "input", expected, shape_text([*call.input.shape]))
     check.require(math.isfinite(call.offset_scale), "offset_scale", "a finite number", call.offset_scale)
     points = math.prod(call.kernel_size) - call.remove_center
     is_odd = all(size % 2 == 1 for size in call.kernel_size) and points > 0
     expected = "an odd kernel_size of more than one tap"
-    check.require(is_odd or not call.remove_center, "remove_center", expected, call.kernel_size)
+    is_valid = is_odd or not call.remove_center
+    check.require(is_valid, "remove_center", expected, shape_text(call.kernel_size))
     sizes.update(points=points, out=check.output_size(1, (sizes["H"], sizes["W"]), call.kernel_size))
     return check
 
@@ -221,6 +257,7 @@ def levels(call: Any) -> None:
         got, where = f"({height}, {width}) for level {level}", f"{op}: spatial_shapes"
         require(height >= 1 and width >= 1, where, "at least (1, 1)", got)
         expected = f"at least {start} + {height}·{width} pixels for level {level}"
+        expected += " (level_start_index, spatial_shapes)"
         require(0 <= start <= pixels - height * width, f"{op}: value", expected, pixels)
 
 
@@ -244,10 +281,10 @@ def _pooling(op: str, call: Any, columns: int = 5) -> Checks:
     check.tensor("input", "N, C, H+, W+", "floating")
     check.tensor("rois", f"K, {columns}", "floating")
     bins, most = (call.output_h, call.output_w), 2**15
-    check.require(min(bins) >= 1 and max(bins) <= most, "output_size", f"from (1, 1) to {(most, most)}", bins)
+    check.require(min(bins) >= 1 and max(bins) <= most, "output_size", f"(1, 1) to {(most, most)}", bins)
     ratio, scale = call.sampling_ratio, call.spatial_scale
     check.require(ratio <= 2**22, "sampling_ratio", f"at most {2**22}", ratio)
-    check.require(0 < scale < math.inf, "spatial_scale", "a positive number", scale)
+    check.require(0 < scale < math.inf, "spatial_scale", "a positive number", f"{scale:g}")
     return check
 
 

@@ -7,6 +7,7 @@ the compiled kernels support every call and no other may be faster, they stay re
 Python runs before them.
 """
 
+import itertools
 import os
 import re
 import threading
@@ -21,11 +22,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import _library, _torchvision
-from ._torch_private import transforms_active
+from ._arguments import can_read
 from .fused import available
-from .operator import COMPILED, FUSED, OPERATORS, REFERENCE, TORCHVISION, Operator, Result
+from .operator import COMPILED, FUSED, KEYS, OPERATORS, REFERENCE, TORCHVISION, Operator, Result
 
-KEYS = {"cpu": "CPU", "cuda": "CUDA", "xpu": "XPU", "mps": "MPS"}  # device -> dispatch key; ROCm's is CUDA
 DEVICES = (*KEYS.values(), "PrivateUse1")
 BACKENDS = ("auto", "fused", "compiled", "reference")
 
@@ -106,7 +106,7 @@ def _problem(operator: Operator, kernel: str, key: str, device: torch.device, ca
 
     if not operators.fits(operator.name, call):
         return "Triton's kernel does not support the call"
-    if _sizes_are_numbers(call):
+    if sizes_are_numbers(call):
         operator.check(call)  # the sizes are used from here on
     if not prefers and not operators.is_measured(operator.name, call):
         return "Triton's kernel has no measurements"
@@ -179,9 +179,9 @@ def _run(
         return _run_compiled(compiled, keyset, call)
     if compiled is None:  # otherwise DCNZOO_BACKEND=reference, which is asked for
         _warn(key)
-    if _sizes_are_numbers(call):
+    if sizes_are_numbers(call):
         operator.check(call)
-    if _can_read(call):
+    if call[0].device.type == "cpu" and can_read(call[0]):  # on a GPU, the numbers would have to arrive
         operator.check_numbers(call)
     return operator.reference(*call)
 
@@ -202,15 +202,11 @@ def _run_compiled(compiled: Any, keyset: object, call: Any) -> Result:
         raise
 
 
-def _sizes_are_numbers(call: Any) -> bool:
-    """Whether the sizes can be checked: ``torch.compile`` and ``torch.export`` may trace them as symbols."""
-    tensors = [a for a in call if isinstance(a, Tensor)]
-    return all(type(size) is int for tensor in tensors for size in tensor.shape)
-
-
-def _can_read(call: Any) -> bool:
-    """Whether to read numbers in tensors: of real ones on a CPU, where nothing has to wait for them."""
-    return call[0].device.type == "cpu" and not hasattr(call[0], "fake_mode") and not transforms_active()
+def sizes_are_numbers(call: Any) -> bool:
+    """Whether a call can be checked: ``torch.compile`` and ``torch.export`` may trace symbols."""
+    symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
+    sizes = (a.shape if isinstance(a, Tensor) else a if isinstance(a, list) else [a] for a in call)
+    return not any(isinstance(size, symbols) for size in itertools.chain(*sizes))
 
 
 @cache

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks, flops, reference
-from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
+from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
 from ._autograd import with_backward
 from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
 from .register import register
@@ -128,8 +128,6 @@ def _deform_conv(
 
 
 def _fake(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):
-    name = f"deform_conv{len(stride)}d"
-    check_devices(name, input, weight=weight, offset=offset, mask=mask, bias=bias)
     size = [
         (input.shape[2 + a] + 2 * padding[a] - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
         for a in range(len(stride))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _arguments, checks, flops, reference
-from ._arguments import Int1, Int2, Int3, check_arguments, check_devices, memory_format, pair, single, triple
+from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
 from ._autograd import in_forward_mode, reference_gradients
 from .deform_conv import _reference as deform_conv_reference
 from .operator import Operator
@@ -155,8 +155,6 @@ def _deform_conv_transpose(
 
 
 def _fake(input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step):
-    name = f"deform_conv_transpose{len(stride)}d"
-    check_devices(name, input, weight=weight, offset=offset, mask=mask, bias=bias)
     size = [
         (input.shape[2 + a] - 1) * stride[a]
         - 2 * padding[a]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import checks, flops, reference
-from ._arguments import Int2
+from ._arguments import Int2, check_tensors
 from ._autograd import with_backward
 from .operator import COMPILED, FUSED, REFERENCE, Operator
 from .register import register
@@ -41,8 +41,10 @@ def deform_roi_pool(
         ``sampling_ratio`` is 0.
 
     Raises:
-        RuntimeError: as in :func:`roi_align`.
+        RuntimeError, TypeError: as in :func:`roi_align`.
     """
+    if not torch.jit.is_scripting():
+        check_tensors("deform_roi_pool", input=input, rois=rois, offset=rois if offset is None else offset)
     height, width = bins(output_size)
     if offset is None:
         return roi_align(input, rois, (height, width), spatial_scale, sampling_ratio)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import checks, flops, reference_boxes
+from ._arguments import check_tensors
 from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
 from .register import register
 
@@ -33,7 +34,10 @@ def nms(
 
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
+        TypeError: an argument is not a tensor.
     """
+    if not torch.jit.is_scripting():
+        check_tensors("nms", boxes=boxes, scores=scores)
     return torch.ops.dcnzoo.nms(boxes, scores, iou_threshold, offset)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ._arguments import arguments_of
 
 Result = Tensor | tuple[Tensor, ...]
+KEYS = {"cpu": "CPU", "cuda": "CUDA", "xpu": "XPU", "mps": "MPS"}  # device -> dispatch key; ROCm's is CUDA
 COMPILED, FUSED, TORCHVISION, REFERENCE = "compiled", "fused", "torchvision", "plain PyTorch"
 
 

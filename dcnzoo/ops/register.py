@@ -1,9 +1,11 @@
 """Registers operators with torch, one function per step of a call, in torch's order."""
 
+from collections.abc import Callable
+
 import torch
 
 from . import _autograd, _transforms, choose
-from .operator import OPERATORS, Operator
+from .operator import OPERATORS, Operator, Result
 
 
 def register(*operators: Operator) -> None:
@@ -15,4 +17,16 @@ def register(*operators: Operator) -> None:
             _transforms.register_vmap(operator)
         node = None if operator.backward is None else _autograd.register_autograd(operator)
         choose.register(operator, node)
-        torch.library.register_fake(f"dcnzoo::{operator.name}")(operator.fake)
+        torch.library.register_fake(f"dcnzoo::{operator.name}")(_checked(operator))
+
+
+def _checked(operator: Operator) -> Callable:
+    """The fake kernel, which refuses what the others do; a backward is called by autograd."""
+
+    def fake(*arguments: object) -> Result:
+        call = operator.call(*arguments)
+        if not operator.is_backward and choose.sizes_are_numbers(call):
+            operator.check(call)
+        return operator.fake(*arguments)
+
+    return fake

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from . import checks, choose, flops, reference
-from ._arguments import Int2, pair, shape_text
+from ._arguments import Int2, check_tensors, pair, shape_text
 from ._autograd import in_forward_mode
 from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
 from .register import register
@@ -51,9 +51,12 @@ def roi_align(
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid. On the CPU this includes an image number
             outside ``[0, N)``. On CUDA, where this check would stall the device, such a RoI gives zeros.
+        TypeError: an argument is not a tensor.
     """
     if pool_mode != "avg" and pool_mode != "max":
         raise RuntimeError(f"roi_align: pool_mode: expected 'avg' or 'max', got '{pool_mode}'")
+    if not torch.jit.is_scripting():
+        check_tensors("roi_align", input=input, rois=rois)
     height, width = bins(output_size)
     mode = 0 if pool_mode == "max" else 1
     return torch.ops.dcnzoo.roi_align(
@@ -87,8 +90,10 @@ def roi_align_rotated(
         ``(K, C, oH, oW)``, with the border rule of :func:`roi_align`.
 
     Raises:
-        RuntimeError: as in :func:`roi_align`.
+        RuntimeError, TypeError: as in :func:`roi_align`.
     """
+    if not torch.jit.is_scripting():
+        check_tensors("roi_align_rotated", input=input, rois=rois)
     height, width = bins(output_size)
     return torch.ops.dcnzoo.roi_align_rotated(
         input, rois, height, width, float(spatial_scale), sampling_ratio, aligned, clockwise

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import checks, flops, reference_boxes
+from ._arguments import check_tensors
 from .nms import fake as fake_nms
 from .operator import Operator
 from .register import register
@@ -35,9 +36,12 @@ def box_iou_rotated(
 
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
+        TypeError: an argument is not a tensor.
     """
     if mode != "iou" and mode != "iof":
         raise RuntimeError(f"box_iou_rotated: mode: expected 'iou' or 'iof', got '{mode}'")
+    if not torch.jit.is_scripting():
+        check_tensors("box_iou_rotated", boxes1=boxes1, boxes2=boxes2)
     return torch.ops.dcnzoo.box_iou_rotated(
         boxes1.detach(), boxes2.detach(), mode == "iof", aligned, clockwise
     )
@@ -67,7 +71,10 @@ def nms_rotated(
 
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
+        TypeError: an argument is not a tensor.
     """
+    if not torch.jit.is_scripting():
+        check_tensors("nms_rotated", boxes=boxes, scores=scores)
     return torch.ops.dcnzoo.nms_rotated(boxes, scores, iou_threshold, clockwise)
 
 

@@ -121,3 +121,14 @@ def test_limit(layer, groups):
 def test_wrong_limits(model, limit):
     with pytest.raises(ValueError, match="limit_offsets: "):
         layers.limit_offsets(model, limit)
+
+
+def test_a_transposed_layer_is_measured():
+    """In its output of 8×8 pixels, as by track_offsets."""
+    pack = layers.PackedDeformConvTranspose2d(1, 1, 2, stride=2)
+    pack.conv_offset.bias.data[0] = 2.0
+    with layers.measure_offsets(pack) as statistics:
+        pack(torch.randn(1, 1, 4, 4))
+    layers.track_offsets(pack)
+    pack(torch.randn(1, 1, 4, 4))
+    assert statistics == layers.offset_statistics(pack) and statistics[""].outside == 1 / 16

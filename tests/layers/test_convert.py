@@ -1,8 +1,11 @@
 """``dcnzoo.to_deformable`` and ``from_deformable`` on networks of any kind."""
 
 import copy
+import gc
 import io
+import pickle
 import warnings
+import weakref
 from collections import OrderedDict
 
 import pytest
@@ -514,3 +517,19 @@ def test_attributes_of_a_host_are_carried_over():
         change()
         assert (model[0].f, model[0].i, model[0].type, model[0].lr_scale) == (-1, 0, "Conv", 0.1)
     assert set(vars(model[0])) - attributes == {"f", "i", "type", "lr_scale"}
+
+
+def test_a_converted_layer_does_not_keep_the_others():
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 64, 3))
+    dcnzoo.to_deformable(model, "*")
+    assert len(pickle.dumps(model[0])) < 1.2 * len(pickle.dumps(PackedDeformConv2d(4, 6, 3, modulated=True)))
+    first, other = model[0], weakref.ref(model[1])
+    assert copy.deepcopy(first)._first_forward is None
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # they still warn
+        copied.append(copied[1])
+        with pytest.warns(UserWarning, match="not called"):
+            copied[1].forward = lambda x: x
+            copied(torch.randn(1, 4, 8, 8))
+    del model, copied
+    gc.collect()
+    assert other() is None and first(torch.randn(1, 4, 8, 8)).shape == (1, 6, 6, 6)

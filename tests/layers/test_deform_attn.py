@@ -7,6 +7,7 @@ dict. ``test_ms_deform_attn.py`` tests ``MSDeformAttn``.
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -226,7 +227,8 @@ def test_refuses_arguments(layer, arguments):
         layer(12, group=3)(torch.randn(2, 12, 7, 9))
     for name, value in (("act_layer", "Mish"), ("norm_layer", "GN")):
         with pytest.raises(ValueError, match=f"{name}: .*got '{value}'"):
-            DCNv3(12, group=3, **{name: value})
+            layer(12, group=3, **{name: value})
+    assert layer(np.int64(12), np.int64(3), group=np.int64(3), pad=np.int64(1)).group == 3
 
 
 @pytest.mark.parametrize(

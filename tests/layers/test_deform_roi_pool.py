@@ -1,5 +1,6 @@
 """``dcnzoo.layers``: deformable RoI pooling."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,3 +63,15 @@ def test_pack_predicts_offsets_and_mask(pack):
     message = r"Pack: input: expected \(N, 4, H, W\), as of output_channels, got \(2, 5, 9, 12\)"
     with pytest.raises(RuntimeError, match=message):
         layer(torch.cat([maps, maps[:, :1]], 1), rois)
+
+
+@both_packs
+def test_sizes(pack):
+    seven, four = np.int64(7), np.int64(4)
+    for layer in (DeformRoIPool(seven), pack((seven, 7), four, four)):
+        assert layer.output_size == (7, 7) and all(type(size) is int for size in layer.output_size)
+    for size in ((3,), 3.0, 0, (2, -1), None):
+        with pytest.raises(ValueError, match=r"Pool.*: output_size: expected an integer or 2 integers"):
+            DeformRoIPool(size)
+        with pytest.raises(ValueError, match=r"PoolPack: output_size: "):
+            pack(size, 4)

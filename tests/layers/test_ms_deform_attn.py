@@ -10,6 +10,8 @@ import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.models
@@ -295,3 +297,19 @@ def test_exporters_see_mmcvs_own():
     program = torch.export.export(Attention(), given)
     assert not any("dcnzoo" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(*given), Attention()(*given))
+
+
+def test_without_values_and_compiled():
+    layer = layers.MultiScaleDeformableAttention(8, 2, 2, 2)
+    shapes = torch.tensor([[4, 3], [2, 2]])
+    given = (torch.randn(1, 5, 8), torch.rand(1, 5, 2, 2), torch.randn(1, 16, 8), shapes)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert layer(*map(mode.from_tensor, given)).shape == (1, 5, 8)
+    torch.testing.assert_close(make_fx(layer)(*given)(*given), layer(*given))
+    # levels with a gap are refused in both
+    gap = (*given[:2], torch.randn(1, 20, 8), shapes, torch.tensor([0, 16]))
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*given), layer(*given))
+    for function in (layer, compiled):
+        with pytest.raises(RuntimeError, match=r"MultiScaleDeformableAttention: value: expected .*pixels"):
+            function(*gap)

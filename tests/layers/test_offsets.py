@@ -1,14 +1,19 @@
 """Control of predicted offsets: their limit, statistics and learning rate."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import prune
 
 from dcnzoo.layers import (
     DCNv3,
     DCNv4,
+    MultiScaleDeformableAttention,
     OffsetConv1d,
     OffsetConv2d,
     OffsetConv3d,
@@ -218,9 +223,89 @@ def test_apply_of_a_norm_leaves_zero_offsets(norm):
     model = nn.Sequential(PackedDeformConv2d(4, 6, 3, modulated=True))
     x = torch.randn(1, 4, 7, 8)
     before = model[0].conv_offset(x)
-    model.apply(lambda module: norm(module) if isinstance(module, nn.Conv2d) else None)
+    with pytest.warns(UserWarning, match=r"OffsetConv2d\.apply: fn: "):
+        model.apply(lambda module: norm(module) if isinstance(module, nn.Conv2d) else None)
     assert torch.equal(model[0].conv_offset(x), before) and model(x).isfinite().all()
     assert [name for name, _ in model[0].conv_offset.named_parameters()] == ["weight", "bias"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("change", [
+    nn.utils.weight_norm,
+    nn.utils.parametrizations.weight_norm,
+    nn.utils.parametrizations.orthogonal,
+    lambda layer: prune.random_unstructured(layer, "weight", 0.3),
+])  # fmt: skip
+@pytest.mark.parametrize("trained", [False, True])
+def test_apply_after_torchs_utilities(change, trained):
+    model = nn.Sequential(PackedDeformConv2d(4, 6, 3), MultiScaleDeformableAttention(8, 2, 2, 2))
+    layers = (model[0].conv_offset, model[1].sampling_offsets)
+    if trained:
+        for layer in layers:
+            nn.init.normal_(layer.weight)
+    for layer in layers:
+        change(layer)
+    before = copy.deepcopy(model.state_dict())
+    model.apply(lambda module: None)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_apply_keeps_what_is_added_and_loaded():
+    def add(module):
+        if isinstance(module, nn.Conv2d):
+            module.register_parameter("lora", nn.Parameter(torch.ones(1)))
+
+    model = nn.Sequential(PackedDeformConv2d(4, 6, 3), nn.Conv2d(3, 3, 3))
+    model.apply(add).apply(he_init)
+    assert model[0].conv_offset.lora == 1 and not model[0].conv_offset.weight.any()
+    prune.random_unstructured(model[0].conv_offset, "weight", 0.3)
+    model.apply(he_init)
+    assert not model[0].conv_offset(torch.randn(1, 4, 5, 5)).any()
+
+    def load(module):
+        if isinstance(module, OffsetConv2d):
+            module.load_state_dict({name: torch.ones_like(t) for name, t in module.state_dict().items()})
+
+    pack = PackedDeformConv2d(4, 6, 3)
+    pack.apply(load)
+    assert (pack.conv_offset.weight == 1).all()
+
+
+def transformed(model, x):
+    torch.func.vmap(model)(x[:, None])
+
+
+def differentiated(model, x):
+    parameters = dict(model.named_parameters())
+    torch.func.grad(lambda p: torch.func.functional_call(model, p, (x,)).sum())(parameters)
+
+
+def in_forward_mode(model, x):
+    torch.func.jvp(model, (x,), (x,))
+
+
+def faked(model, x):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model(mode.from_tensor(x))
+
+
+@pytest.mark.parametrize("call", [transformed, differentiated, in_forward_mode, faked])
+@pytest.mark.parametrize("make", [lambda: PackedDeformConv2d(4, 6, 3, modulated=True), lambda: DCNv3(4)])
+def test_no_statistics_of_tensors_that_end_with_a_transform(call, make):
+    model, x = make(), torch.randn(2, 4, 5, 4)
+    track_offsets(model)
+    model(x)
+    before = offset_statistics(model), modulation_statistics(model)
+    call(model, x)
+    assert before == (offset_statistics(model), modulation_statistics(model))
+    pickle.loads(pickle.dumps(copy.deepcopy(model)))
+
+
+def test_all_of_a_separable_prediction_is_a_group():
+    model = nn.Sequential(PackedDeformConv2d(4, 6, 3, prediction="separable"))
+    slow = [p for g in offset_parameter_groups(model, 1.0) if g["lr"] < 1 for p in g["params"]]
+    expected = [p for name, p in model.named_parameters() if ".conv_offset." in name or "features" in name]
+    assert len(expected) == 6 and {id(p) for p in slow} == {id(p) for p in expected}
 
 
 def test_named_parameters_are_split():

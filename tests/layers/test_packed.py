@@ -163,6 +163,7 @@ def test_from_the_meta_device_and_by_torchs_utilities():
         ("PackedDeformConv2d", {"stride": 0}, "stride: .*at least 1, got 0"),
         ("DeformConv2d", {"padding": (0, -1)}, r"padding: .*at least 0, got \(0, -1\)"),
         ("PackedDeformConv2d", {"in_channels": 0}, "in_channels: .*got 0"),
+        ("DeformConv2d", {"im2col_step": 0}, "im2col_step: .*at least 1, got 0"),
         ("PackedDeformConvTranspose1d", {"in_channels": 0}, "in_channels: .*got 0"),
     ],
 )
@@ -402,3 +403,18 @@ def test_a_prediction_of_another_width_is_an_error():
     state = layers.PackedDeformConv2d(4, 6, 3).state_dict()
     with pytest.raises(RuntimeError, match="size mismatch for conv_offset"):
         layers.PackedDeformConv2d(8, 6, 3).load_state_dict({**state, "weight": torch.ones(6, 8, 3, 3)})
+
+
+def test_a_missing_bias_is_a_missing_key():
+    pack = layers.PackedDeformConv2d(4, 6, 3, padding=1)
+    nn.init.constant_(pack.conv_offset.bias, 3)
+    states = pack.state_dict()
+    del states["conv_offset.bias"]
+    assert pack.load_state_dict(states, strict=False).missing_keys == ["conv_offset.bias"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"conv_offset\.bias"'):
+        pack.load_state_dict(states)
+    assert (pack.conv_offset.bias == 3).all()
+    # a layout whose convolutions have no bias at all is converted
+    states["offset_conv.weight"] = states.pop("conv_offset.weight")
+    pack.load_state_dict(states)
+    assert not pack.conv_offset.bias.any()

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -119,17 +120,36 @@ def test_invalid_input_says_what_is_wrong(op, device):
         assert len(str(error.value).splitlines()) == 1, "one line, without C++ frames"
 
 
-@pytest.mark.parametrize("op", [op for op in OPERATORS if "roi" not in op.name], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", op_cases.operators(differentiable=False), ids=lambda op: op.name)
 def test_what_is_no_tensor_is_named(op):
-    sample = op.forms()[0]
+    sample = op.forms()[0] if op.differentiable else op.random_sample(Random(0), "")
     parameters = inspect.signature(getattr(dcnzoo.ops, op.name)).parameters.values()
     tensors = [p for p in parameters if p.name not in sample.kwargs][: len(sample.tensors)]
     for (place, parameter), wrong in itertools.product(enumerate(tensors), ([1.0], None)):
-        if wrong is None and parameter.default is None:
+        if wrong is None and "None" in str(parameter.annotation):
             continue
         call = replace(sample, tensors=(*sample.tensors[:place], wrong, *sample.tensors[place + 1 :]))
         with pytest.raises(TypeError, match=f"^{op.name}: {parameter.name}: .*got {type(wrong).__name__}"):
             op.call(call)
+
+
+@pytest.mark.parametrize("op", op_cases.operators(differentiable=False), ids=lambda op: op.name)
+def test_calls_without_values_are_checked(op):
+    """On the meta device and with fake tensors, by sizes, types and numbers."""
+    unchecked = (" got meta", " got the tensor of offset", " in row ", " for level ")
+    samples = [case for case in op.invalid() if not any(got in case[0].name for got in unchecked)]
+    for sample, message in samples:
+        if op.name != "ms_deform_attn":  # has integers, which stay on the CPU
+            with pytest.raises(RuntimeError, match=message):
+                op.call(sample.map(lambda tensor: tensor.to("meta")))
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(RuntimeError, match=message):
+            op.call(sample.map(mode.from_tensor))
+
+
+@pytest.mark.parametrize("device", ["CPU", "CUDA", "XPU", "MPS"])
+def test_autocast_is_registered(device):
+    for name in ("deform_conv", "deform_conv_transpose", "dcnv3", "dcnv4", "ms_deform_attn"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dcnzoo::{name}", f"Autocast{device}")
 
 
 @every_op
