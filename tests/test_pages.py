@@ -23,6 +23,7 @@ import pytest
 import torch
 from mmengine.config import Config, DictAction
 
+import dcnzoo
 from dcnzoo import zoo
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.checkpoints import load_file
@@ -50,7 +51,7 @@ NAMES = {
     r"work_dirs/(?:NAME|mask-rcnn|off|v2|plain|dcn|demo/v2-seed0)(?=[ /])": "work_dirs/fruits",
     r"work_dirs/fruits/config\.py": "tiny.py",
     r"(?<=infer |train )[\w-]+(?:_coco|_fruits-nuts)\b": DEMO,
-    r"(?<= )[\w-]+_(?:coco|fruits-nuts)(?= |$)": DEMO,
+    rf"(?<= )(?!{SMALL})[\w-]+_(?:coco|fruits-nuts)(?= |$)": DEMO,
     r"\bNAME\b": DEMO,
     r"\b(?:IMAGE|PICTURE)\b|street\.jpg|image\.jpg|data/demo/val/\S+": "picture.jpg",
     r"\bFOLDER\b": "fruits",
@@ -182,7 +183,7 @@ def run_block(block: Block, variables: dict) -> None:
         read_config_file(Path("page.py"))
     else:
         code = block.code
-        for name in re.findall(r"[\w-]+_coco\b", code):
+        for name in re.findall(r"\w+-[\w-]+_coco\b", code):
             code = code.replace(name, DEMO)
         code = re.sub("street.jpg|image.jpg", "picture.jpg", code)
         code = re.sub("configs/mine.py", "tiny.py", code).replace("mine.pth", "tiny.pth")
@@ -201,6 +202,7 @@ def parameters():
 def test_blocks_run(page, tmp_path, monkeypatch, request):
     # inductor takes a minute; ops/test_ops.py tests it
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(dcnzoo, "train", functools.partial(dcnzoo.train, epochs=1))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
