@@ -98,15 +98,7 @@ _EXTRA_OF_PACKAGE = {
     "ray": "ray",
 }
 _IN_SEVERAL_EXTRAS = (
-    "PIL",
-    "msgspec",
-    "numpy",
-    "pycocotools",
-    "requests",
-    "rich",
-    "shapely",
-    "urllib3",
-    "yaml",
+    *("PIL", "msgspec", "numpy", "pycocotools", "requests", "rich", "shapely", "urllib3", "yaml"),
 )
 
 

@@ -142,10 +142,7 @@ def name_in_cache(url: str) -> str:
 
 
 def fetch(
-    url: str,
-    folder: str | os.PathLike | None = None,
-    checksum: str | None = None,
-    name: str | None = None,
+    url: str, folder: str | os.PathLike | None = None, checksum: str | None = None, name: str | None = None
 ) -> Path:
     """The path of a file, which is downloaded unless it is in ``folder`` already.
 

@@ -203,10 +203,7 @@ def _counts(file: Path) -> str:
 
 
 def _configure(
-    out: Path,
-    splits: Mapping[str, Annotations],
-    model: str | None,
-    decisions: list[str],
+    out: Path, splits: Mapping[str, Annotations], model: str | None, decisions: list[str]
 ) -> OwnData:
     """Choose a model and write the config."""
     masks = not any(each.without_mask for each in splits.values())

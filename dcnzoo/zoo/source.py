@@ -15,12 +15,7 @@ from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe
 from dcnzoo.openmmlab.runs.work_dir import has_log
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
-from dcnzoo.utils.files import (
-    CHECKPOINTS,
-    files_beside,
-    last_checkpoint,
-    require_file,
-)
+from dcnzoo.utils.files import CHECKPOINTS, files_beside, last_checkpoint, require_file
 from dcnzoo.utils.marks import is_config_of_training
 from dcnzoo.zoo.downloads import local_file
 from dcnzoo.zoo.index import Model, UnknownModelError, find, models
@@ -85,10 +80,7 @@ class Source:
         return local_file(weights, self.name) if published else fetch(weights)
 
 
-def resolve(
-    model: str | os.PathLike[str] | None,
-    checkpoint: str | os.PathLike[str] | None = None,
-) -> Source:
+def resolve(model: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[str] | None = None) -> Source:
     """Find the config and the weights that MODEL stands for. Nothing is downloaded but files of the Hub.
 
     Args:

@@ -16,6 +16,7 @@ from dcnzoo.detect.detections import Detections
 
 from ..commands import run
 from ..detect.test_rows import Squares
+from ..test_pages import blocks
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,17 @@ def test_label_studio(folder, tmp_path):
     )
     tasks = json.loads((tmp_path / "tasks.json").read_text())
     assert len(tasks) >= 2 and all(task["predictions"] for task in tasks if "1.png" not in str(task["data"]))
+
+
+def test_the_block_of_the_page(folder, monkeypatch):
+    """docs/scale.md reads rows with pandas."""
+    pytest.importorskip("pandas")
+    monkeypatch.chdir(folder)
+    (folder / "detections").symlink_to("jsonl")
+    (block,) = [block for block in blocks("docs/scale.md") if "pandas" in block.code]
+    variables = {}
+    exec(compile(block.code, "docs/scale.md", "exec"), variables)
+    assert variables["result"].names == ["square"] and variables["result"].masks.sum() == 25
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -118,10 +118,7 @@ def images_per_step(runner: Runner) -> int:
 
 
 def _sizes(runner: Runner) -> dict[str, int]:
-    return {
-        "images_per_step": images_per_step(runner),
-        "iterations_per_epoch": len(runner.train_dataloader),
-    }
+    return {"images_per_step": images_per_step(runner), "iterations_per_epoch": len(runner.train_dataloader)}
 
 
 def _convert(

@@ -76,10 +76,12 @@ class EpochSeedHook(Hook):
 def random_states() -> Iterator[None]:
     """Context after which the three generators that transforms use are as before."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    torch.set_rng_state(states[2])
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
 
 
 def _mix(*numbers: int) -> int:

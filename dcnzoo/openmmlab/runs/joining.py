@@ -46,9 +46,7 @@ def joined(cfg: Config) -> Iterator[None]:
     with _join_errors(cfg.launcher):
         _set_variables(cfg.launcher)
         _meet(settings.get("timeout") or SECONDS)
-        if (
-            len(_stores) > 1
-        ):  # rank 0's store still has the addresses of the group before, where nobody answers
+        if len(_stores) > 1:  # rank 0's store has the addresses of the group before, where nobody answers
             store = distributed.PrefixStore("group", _stores[-1])
             rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             settings = {**settings, "store": store, "rank": rank, "world_size": size}
@@ -145,9 +143,7 @@ def _meet(seconds: float, refusal: Sequence[object] = ()) -> None:
     try:
         store.wait(["decided"], limit)
     except distributed.DistStoreError:
-        missing = [
-            f"rank {number} of {size}" for number in range(size) if not store.check([f"rank {number}"])
-        ]
+        missing = [f"rank {n} of {size}" for n in range(size) if not store.check([f"rank {n}"])]
         end([f"launcher: {few(missing)} missing after {seconds:.0f} seconds"])
         size -= len(missing)
     if not store.check(["error"]):

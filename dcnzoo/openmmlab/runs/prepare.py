@@ -69,11 +69,8 @@ def nothing_left(cfg: Config, start: Start) -> str | None:
         return None
     is_due = cfg.get("val_cfg") and done == end and cfg.train_cfg.get("val_begin", 1) <= end
     # files of older versions have the entry; what is not in the log runs again
-    if (
-        is_due
-        and meta.get("validated") is not True
-        and done not in History.read(Path(cfg.work_dir)).validation
-    ):
+    was_validated = meta.get("validated") is True or done in History.read(Path(cfg.work_dir)).validation
+    if is_due and not was_validated:
         return None
     units = "epochs" if unit == "epoch" else "iterations"
     return f"{cfg.work_dir}: {done} of {end} {units} are done; set a larger number to train on"

@@ -3,13 +3,11 @@
 import copy
 import logging
 import os
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import EMAHook
@@ -23,14 +21,12 @@ from dcnzoo.openmmlab.config.tree import datasets
 from dcnzoo.openmmlab.config.watched import Asked, unread, watched
 from dcnzoo.openmmlab.datasets import coco
 from dcnzoo.openmmlab.hooks.schedule import ScheduleHook, beyond_end
+from dcnzoo.openmmlab.hooks.seeds import random_states
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 
-_BUILDERS = (
-    "mmengine.runner",
-    "mmengine.registry",
-    "torch.utils.data",
-)  # have the data set and do not use it
+# have the data set and do not use it
+_BUILDERS = ("mmengine.runner", "mmengine.registry", "torch.utils.data")
 # attributes of a runner → the parts of its config that are read when a training is built
 _WATCHED = {
     "optim_wrapper": "optim_wrapper",
@@ -162,17 +158,15 @@ def _clip(wrapper: object) -> None:
 @contextmanager
 def without_trace() -> Iterator[None]:
     """Context in which nothing is logged, and random numbers are drawn that are drawn again after it."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        # fork_rng: of GPUs
+        with torch.random.fork_rng(), random_states(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the training shows them
             yield
     finally:
         logging.disable(disabled)
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
 
 
 @contextmanager

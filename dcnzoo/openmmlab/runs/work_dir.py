@@ -71,11 +71,9 @@ class WorkDirHook(Hook):
     def _move(self, stays: list[str]) -> dict[str, str]:
         """Move the files that the training replaces; return their new paths by the old ones."""
         folder, saved = self._recipe.work_dir, self._saved
-        files = (
-            {self._file}
-            if os.path.lexists(self._file) and not is_own_config(self._recipe, self._file)
-            else set()
-        )
+        files = set[Path]()
+        if os.path.lexists(self._file) and not is_own_config(self._recipe, self._file):
+            files.add(self._file)
         if self._replaces:
             own = {path.name for path in folder.glob("*.py") if is_config_of_training(path)}
             own |= {*REPORT} if mark_of(folder / REPORT[0]).startswith("report of ") else set()
