@@ -71,10 +71,10 @@ def sealed_info(mark: str) -> dict[str, str]:
 def seal(path: str | os.PathLike) -> None:
     """Write the checksum into a complete file that has a place for it."""
     content = Path(path).read_bytes()
-    if place := _DIGEST.search(content):
+    if match := _DIGEST.search(content):
         with open(path, "r+b") as file:
-            file.seek(place.start(1))
-            file.write(_digest(content, place, Path(path)))
+            file.seek(match.start(1))
+            file.write(_digest(content, match, Path(path)))
             file.flush()
             os.fsync(file.fileno())
 
@@ -82,8 +82,8 @@ def seal(path: str | os.PathLike) -> None:
 def is_intact(path: str | os.PathLike) -> bool | None:
     """Whether a file has the content that was sealed; None if it has no checksum."""
     content = Path(path).read_bytes()
-    place = _DIGEST.search(content)
-    return _digest(content, place, Path(path)) == place[1] if place else None
+    match = _DIGEST.search(content)
+    return _digest(content, match, Path(path)) == match[1] if match else None
 
 
 def require_intact(path: str | os.PathLike) -> None:
@@ -178,8 +178,8 @@ def _checksum(text: str) -> str:
 def add_mark(content: bytes, mark: str) -> bytes:
     """Return the content of a PNG, a JPEG or a page with a mark; other formats stay as they are."""
     blank = _with_text(content, _with_place(mark))
-    place = _DIGEST.search(blank)
-    return _with_text(content, _with_place(mark, _digest(blank, place))) if place else blank
+    match = _DIGEST.search(blank)
+    return _with_text(content, _with_place(mark, _digest(blank, match))) if match else blank
 
 
 def _with_place(mark: str, checksum: bytes = BLANK.encode()) -> bytes:
