@@ -83,7 +83,7 @@ def beyond_end(runner: Runner, has_data: bool = False) -> Iterator[Finding]:
     if has_data and not by_epoch:
         return
     unit = "epoch" if by_epoch and not has_data else "iter"
-    parts = {"train_cfg": runner.cfg.train_cfg if runner.val_loop is not None else {}}
+    parts = {"train_cfg": runner.cfg.get("train_cfg") if runner.val_loop is not None else {}}
     parts |= {f"default_hooks.{key}": hook for key, hook in (runner.cfg.get("default_hooks") or {}).items()}
     parts |= {f"custom_hooks.{n}": hook for n, hook in enumerate(runner.cfg.get("custom_hooks") or ())}
     for path, node in parts.items() if not has_data else ():
