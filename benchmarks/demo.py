@@ -51,6 +51,9 @@ ARMS = {
     "v2": "mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
     "v3": "mask-rcnn_r14-dcnv3_fpn_8e_shapes.py",
     "v4": "mask-rcnn_r14-dcnv4_fpn_8e_shapes.py",
+    # a plain ViT without and with ViT-Adapter
+    "vit": "../../benchmarks/mask-rcnn_vit_fpn_8e_shapes.py",
+    "vit-adapter": "mask-rcnn_vit-adapter_fpn_8e_shapes.py",
 }
 HEAD = "deformable conv"  # heading of the column of arms
 SHOWN_IMAGES = 5
@@ -231,7 +234,7 @@ def _start(run: Run, threads: int) -> subprocess.Popen:
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)},
         )
 
 
