@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import re
+import string
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
-from dcnzoo.utils.files import KINDS, LAST, file_digest, last_checkpoint
+from dcnzoo.utils.files import KINDS, LAST, file_digest, last_checkpoint, read_beside
 from dcnzoo.utils.text import few, short
 
 Source = str | os.PathLike | IO[bytes]
@@ -46,11 +47,26 @@ class SavedCheckpoints:
     Attributes:
         template: of the names that the training writes.
         out_dir: setting of the checkpoint hook: they are in its subfolder with the name of ``work_dir``.
+
+    Raises:
+        UserError: the names would not tell the number.
     """
 
     work_dir: Path
     template: str = "epoch_{}.pth"
     out_dir: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            names = {number: self.template.format(number) for number in (1, 10**6)}
+            is_told = all(self.step(Path(name)) == number for number, name in names.items())
+        except (ValueError, LookupError, AttributeError, TypeError):
+            is_told = False
+        if not is_told or "/" in self.template:
+            raise UserError(
+                "default_hooks.checkpoint.filename_tmpl: expected a name with one {} for the number, such as "
+                f"epoch_{{}}.pth, got {self.template}"
+            )
 
     @classmethod
     def of(cls, cfg: Config) -> "SavedCheckpoints":
@@ -59,6 +75,13 @@ class SavedCheckpoints:
         hook = hook if isinstance(hook, Mapping) else {}
         default = "epoch_{}.pth" if hook.get("by_epoch", True) else "iter_{}.pth"
         return cls(Path(cfg.work_dir), hook.get("filename_tmpl") or default, hook.get("out_dir"))
+
+    @classmethod
+    def named_in(cls, work_dir: Path) -> "SavedCheckpoints":
+        """Return those of a folder whose config was not read: ``last_checkpoint`` has the form of a name."""
+        last = last_checkpoint(work_dir)
+        name = re.fullmatch(r"([^{}]*?)\d+([^{}\d]*)", last.name if last else "")
+        return cls(work_dir, f"{name[1]}{{}}{name[2]}") if name else cls(work_dir)
 
     @property
     def is_local(self) -> bool:
@@ -72,35 +95,65 @@ class SavedCheckpoints:
         return Path(self.out_dir, work_dir.name)
 
     @property
-    def pattern(self) -> re.Pattern[str]:
-        """The names that the training writes; the first group is the number."""
-        return re.compile(re.escape(self.template).replace(r"\{\}", r"(\d+)"))
+    def is_apart(self) -> bool:
+        """Whether they are not in the work directory, but in a local folder of their own."""
+        return self.is_local and os.path.realpath(self.folder) != os.path.realpath(self.work_dir)
+
+    def has(self, file: str | os.PathLike) -> bool:
+        """Whether a path is in the folder."""
+        return os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
+
+    def log_folder(self, file: str | os.PathLike) -> Path:
+        """Return the work directory of the training that wrote a checkpoint."""
+        return self.work_dir if self.has(file) else Path(file).parent
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression of the names that the training writes; the first group is the number."""
+        parts = string.Formatter().parse(self.template)
+        numbers = {None: ""}  # of a text without a field
+        return "".join(re.escape(text) + numbers.get(field, r" *(\d+)") for text, field, *_ in parts)
+
+    def step(self, path: Path) -> int | None:
+        """Return the epoch or iteration in the name of a checkpoint; None if it has another name."""
+        name = re.fullmatch(self.pattern, path.name)
+        return int(name[1]) if name else None
 
     def numbered(self) -> dict[int, Path]:
         """Return the checkpoints of the training by their epoch or iteration."""
-        names = ((self.pattern.fullmatch(path.name), path) for path in self.folder.glob("*"))
-        return {int(name[1]): path for name, path in names if name}
+        paths = ((self.step(path), path) for path in self.folder.glob("*"))
+        return {step: path for step, path in paths if step is not None and _is_written(path)}
 
-    def undamaged(self) -> Path | None:
+    def undamaged(self) -> Path | str | None:
         """Return the checkpoint to resume from, the latest undamaged one; name the damaged ones.
 
         The latest is the one that ``last_checkpoint`` names, unless the process ended after writing a
         checkpoint and before updating ``last_checkpoint``: then it has a higher number and a newer date.
-        (Older files with higher numbers are from another run.)
+        (Older files with higher numbers are from another run.) If it ended while it wrote
+        ``last_checkpoint``, which then names none, the latest is the newest one.
 
         Raises:
             UserError: all are damaged.
         """
-        pointer, last = self.work_dir / LAST, last_checkpoint(self.work_dir)
-        named = self.pattern.fullmatch(last.name) if last else None
+        pointer, last, numbered = self.work_dir / LAST, last_checkpoint(self.work_dir), self.numbered()
+        if not self.is_local:  # only mmengine's backend can read it
+            return (read_beside(pointer) or "").strip() or None
+        times = {step: path.stat().st_mtime for step, path in numbered.items()}
+        named = self.step(last) if last else None
+        since = 0.0 if named is None else pointer.stat().st_mtime
+        if last and named is None and self.has(last) and _is_written(last):
+            return last  # with the names of another config
+        if named is None and os.path.lexists(pointer) and times:
+            named = max(times, key=lambda step: (times[step], step))
+            since = times[named]
         damaged = 0
-        for step, path in sorted(self.numbered().items(), reverse=True) if self.is_local else ():
-            if named and step > int(named[1]) and path.stat().st_mtime < pointer.stat().st_mtime:
+        for step in sorted(numbered, reverse=True):
+            if named is not None and step > named and times[step] < since:
                 continue
             try:
-                if path.is_file():  # sharded optimizers save folders
-                    load_file(path, map_location="meta")
-                return path
+                if numbered[step].is_file():  # sharded optimizers save folders
+                    load_file(numbered[step], map_location="meta")
+                return numbered[step]
             except CheckpointError as error:
                 damaged += 1
                 print_log(f"checkpoint: {error}; using the previous one", "current", logging.WARNING)
@@ -108,24 +161,35 @@ class SavedCheckpoints:
             raise UserError(f"resume: expected an undamaged checkpoint, found {damaged} damaged ones")
         return None
 
-    def files(self, best: bool = True) -> list[Path]:
+    def files(self) -> list[Path]:
         """List the checkpoints, also of an earlier training that counts iterations in place of epochs.
 
-        Args:
-            best: also those of the best validation, from which no training can be resumed.
+        Those of the best validation are among them: mmengine puts ``best_`` and the metric before the name.
         """
-        names = rf"{self.pattern.pattern}|(epoch|iter)_\d+\.pth{'|best_.+' if best else ''}"
+        names = rf"(best_.+_)?({self.pattern}|(epoch|iter)_\d+\.pth)"
         return [path for path in self.folder.glob("*") if re.fullmatch(names, path.name)]
+
+    def best(self) -> Path | None:
+        """Return the one of the best validation; of several, such as one per metric, that of the last one."""
+        name = rf"best_.+_(?:{self.pattern}|(?:epoch|iter)_(\d+)\.pth)"
+        files = ((re.fullmatch(name, path.name), path) for path in self.files() if _is_written(path))
+        numbers = {path: int(match[1] or match[2]) for match, path in files if match}
+        return max(numbers, key=lambda path: (numbers[path], path.name), default=None)
 
     @property
     def can_resume(self) -> bool:
         """A process that was killed may have left a checkpoint without the file ``last_checkpoint``."""
-        return os.path.lexists(self.work_dir / LAST) or bool(self.files(best=False))
+        return bool(self.numbered()) if self.is_local else os.path.lexists(self.work_dir / LAST)
 
     @property
     def exist(self) -> bool:
         """Whether a training has written some, even if only the best one is left."""
-        return self.can_resume or bool(self.files())
+        return os.path.lexists(self.work_dir / LAST) or bool(self.files())
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a path is a file, not a pipe or broken link; or a folder as sharded optimizers save it."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 _verified: set[tuple[int, ...]] = set()  # files that this process has read without damage
@@ -196,8 +260,9 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
         checkpoint = _load_pickle(path, name, unsafe_load, map_location)
     if not isinstance(meta := checkpoint.get("meta"), Mapping | None):
         raise CheckpointError(f"{name}: meta: expected a dict, got {short(meta)}")
-    groups = [checkpoint.get(key) for key in ("state_dict", "model", "ema_state_dict")]
-    for weights in [group for group in groups if isinstance(group, Mapping)] or [checkpoint]:
+    for weights in (weights_of(checkpoint), checkpoint.get("ema_state_dict")):
+        if not isinstance(weights, Mapping):
+            continue
         names = [key for key, value in weights.items() if isinstance(value, Tensor) and not _is_finite(value)]
         if names:
             raise CheckpointError(
@@ -205,6 +270,11 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
                 "use an earlier checkpoint"
             )
     return checkpoint
+
+
+def weights_of(checkpoint: Mapping) -> Any:
+    """Return the part of a checkpoint that is loaded: with one of two keys, or all of it."""
+    return next((checkpoint[key] for key in ("state_dict", "model") if key in checkpoint), checkpoint)
 
 
 def _load_pickle(path: Source, name: str, unsafe_load: bool, map_location: MapLocation) -> Mapping:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from mmengine.model import is_model_wrapper
 from torch import Size, Tensor, nn
 
-from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
+from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file, weights_of
 from dcnzoo.openmmlab.config.deformable import patterns_of
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.text import counted, few
@@ -26,7 +26,7 @@ def find_weights(checkpoint: Mapping, source: str | os.PathLike) -> Mapping[str,
     Raises:
         CheckpointError: it contains no weights.
     """
-    state_dict = next((checkpoint[k] for k in ("state_dict", "model") if k in checkpoint), checkpoint)
+    state_dict = weights_of(checkpoint)
     of_names = isinstance(state_dict, Mapping) and all(isinstance(key, str) for key in state_dict)
     if not (state_dict and of_names and all(isinstance(value, Tensor) for value in state_dict.values())):
         raise CheckpointError(f"{source}: expected weights in 'state_dict', found none")
@@ -58,8 +58,8 @@ def convert(
         packed = re.sub(r"_offset\.(weight|bias)$", r".conv_offset.\1", plain)
         names = (key, plain, packed, plain.replace(".conv_offset_mask.", ".conv_offset."))
         new = next((name for name in names if name in expected), plain)
-        if new != key and new in state_dict:
-            new = key  # the file has both names: the new one takes precedence
+        if new != key and (new in state_dict or new in converted):
+            new = key  # the file has both names: the new one takes precedence, or the first of two old ones
         converted[new] = value
         if new != key:
             renamed[key] = new

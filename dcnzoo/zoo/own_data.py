@@ -150,7 +150,12 @@ def _compared(
 ) -> tuple[Path, dict[str, str]]:
     """Require that a folder has the new annotations; return its config, and settings for moved pictures."""
     file = _different(folder, new, "*.json")
-    first = min(folder.glob("*.py"), key=lambda path: (path.name != config.name, path))
+    first = min(folder.glob("*.py"), key=lambda path: (path.name != config.name, path), default=None)
+    if first is None:
+        raise UserError(
+            f"data: expected the config of the training's data in {folder}, found none; the model "
+            f"{folder.parent} in place of data continues the training"
+        )
     # a training that was continued has the newest places in its work directory
     old, newest, read = map(read_config_file, (first, resolve(folder.parent).config, config))
     if not file and has_model and old.model != read.model:

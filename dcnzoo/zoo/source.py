@@ -1,13 +1,15 @@
 """What MODEL stands for, in every command and in :func:`dcnzoo.load`: a config, and weights."""
 
+import contextlib
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcnzoo.openmmlab import hub
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
+from dcnzoo.openmmlab.checkpoints import CheckpointError, SavedCheckpoints, load_file
 from dcnzoo.openmmlab.config.json_config import is_json_config
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.config.paths import is_config
@@ -121,8 +123,8 @@ def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | 
     configs = _configs(path)
     if not configs:
         raise UserError(f"model: expected a work directory of dcnzoo train, found no config in {path}")
-    source = Source(name, max(configs, key=_time), work_dir=path)
-    best, last = max(files_beside(path, "best_*.pth"), key=_time, default=None), last_checkpoint(path)
+    best, last = SavedCheckpoints.named_in(path).best(), last_checkpoint(path)
+    source = Source(name, _config_of(configs, best or last), work_dir=path)
     if checkpoint == "best" and best is None:
         raise UserError(f"checkpoint: expected a best one (best_*.pth) in {path}, found none")
     if best is not None and checkpoint != "last":
@@ -137,7 +139,7 @@ def _checkpoint(name: str, path: Path, checkpoint: object) -> Source | None:
         return None
     if checkpoint is not None:
         raise UserError(f"checkpoint: expected none with a checkpoint as model, {name}, got {checkpoint}")
-    return Source(name, max(_configs(path.parent), key=_time), path, path.parent)
+    return Source(name, _config_of(_configs(path.parent), path), path, path.parent)
 
 
 def _config(name: str, path: Path, checkpoint: object) -> Source | None:
@@ -191,5 +193,12 @@ def _configs(folder: Path) -> list[Path]:
     return configs
 
 
-def _time(path: Path) -> float:
-    return path.stat().st_mtime
+def _config_of(configs: list[Path], weights: Path | None) -> Path:
+    """Return the config of the training that wrote a checkpoint, which has its name; else, the newest one."""
+    stem = ""
+    if len(configs) > 1 and weights is not None and weights.suffix == ".pth" and weights.is_file():
+        with contextlib.suppress(CheckpointError):
+            meta = load_file(weights, map_location="meta").get("meta") or {}
+            stem = re.sub(r"_\d{8}_\d{6}$", "", str(meta.get("experiment_name")))  # mmengine adds the time
+    named = [config for config in configs if config.stem == stem]
+    return max(named or configs, key=lambda path: (path.stat().st_mtime, path))

@@ -14,12 +14,12 @@ from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
-from dcnzoo.openmmlab.runs.joining import refusals
-from dcnzoo.openmmlab.runs.recipe import TRAINING
+from dcnzoo.openmmlab.runs.joining import is_first, refusals
+from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError, printable, typed, user_errors
 from dcnzoo.utils.lock import OWNER, lock_work_dir
-from dcnzoo.zoo.own_data import OwnData, prepare
+from dcnzoo.zoo.own_data import prepare
 from dcnzoo.zoo.source import Source, resolve
 
 
@@ -92,8 +92,18 @@ def train(
         if data is None:
             source = _without_checkpoint(model)
         else:
-            folder, own = _own_data(Path(data), options, model, resume, force, reading, stack, dry_run)
-            options = replace(options, work_dir=folder, epochs=own.epochs if epochs is None else epochs)
+            folder = Path(work_dir or Path("work_dirs", Path(data).resolve().stem)).expanduser()
+            options = replace(options, work_dir=folder)
+            cfg = _config_of_start(model, options, cfg_options)
+            if not dry_run or (folder / OWNER).exists():
+                stack.enter_context(lock_work_dir(folder))
+            start = choose_start(cfg, resume, force)
+            own_file = start.file is not None and SavedCheckpoints.of(cfg).has(start.file)
+            continues = own_file and start.resumes and not start.replaces
+            name = None if model is None else str(model)
+            own = prepare(Path(data).expanduser(), folder, name, reading, continues)
+            print(*map(printable, own.decisions), sep="\n")
+            options = replace(options, epochs=own.epochs if epochs is None else epochs)
             source = Source(str(own.config), own.config)
             cfg_options = {**own.moved, **(cfg_options or {})}
         recipe = source.recipe(cfg_options, TRAINING)
@@ -101,7 +111,7 @@ def train(
             recipe, options, resume=resume, force=force, outputs=outputs, is_locked=data is not None,
             only_checks=dry_run,
         )  # fmt: skip
-        if dry_run and data is None:
+        if dry_run and data is None and is_first():
             print("dry run: the config was checked; nothing was trained")
         return folder
 
@@ -116,27 +126,15 @@ def _without_checkpoint(model: str | os.PathLike[str] | None) -> Source:
     return source
 
 
-def _own_data(
-    data: Path,
-    options: TrainOptions,
-    model: str | os.PathLike[str] | None,
-    resume: bool | str | os.PathLike[str] | None,
-    force: bool,
-    reading: ReadOptions,
-    stack: contextlib.ExitStack,
-    dry_run: bool,
-) -> tuple[Path, OwnData]:
-    """Prepare data for a training, and enter the lock of its work directory; return both."""
+def _config_of_start(
+    model: str | os.PathLike[str] | None, options: TrainOptions, cfg_options: Mapping[str, object] | None
+) -> Config:
+    """Return the settings on which the start depends, before the conversion of the data, which is slow."""
     if options.launcher != "none":
         raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
-    if model is not None:
-        resolve(model)  # before the conversion, which may take minutes
-    folder = Path(options.work_dir or Path("work_dirs", data.resolve().stem)).expanduser()
-    start = choose_start(Config({"work_dir": str(folder), "launcher": "none"}), resume, force)
-    if not dry_run or (folder / OWNER).exists():
-        stack.enter_context(lock_work_dir(folder))
-    continues = start.resumes and not start.replaces and SavedCheckpoints(folder).exist
-    name = None if model is None else str(model)
-    own = prepare(data.expanduser(), folder, name, reading, continues)
-    print(*map(printable, own.decisions), sep="\n")
-    return folder, own
+    parts = ("resume", "default_hooks")
+    cfg = Config() if model is None else read_config_file(resolve(model).config)
+    cfg = Config({key: cfg[key] for key in parts if key in cfg})
+    cfg.merge_from_dict({key: v for key, v in (cfg_options or {}).items() if key.partition(".")[0] in parts})
+    cfg.merge_from_dict({"work_dir": str(options.work_dir), "launcher": options.launcher})
+    return cfg

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 import dcnzoo.models  # noqa: F401  registers the layers
@@ -21,6 +22,7 @@ from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.jsonl import append_row
+from dcnzoo.zoo.testing import use_data
 
 from .. import commands
 from ..zoo.conftest import entry, package  # noqa: F401  a fixture
@@ -141,6 +143,16 @@ def test_measured_beside_published(reproduce, checkpoint, coco):
     assert row["versions"]["torch"] == torch.__version__ and row["machine"] and row["date"]
     assert 0 <= row["seconds"] < 3600
     assert row["command"] == shlex.join(["python", *sys.argv])
+
+
+def test_data_without_annotations_or_pictures(tmp_path):
+    """As COCO's test-dev."""
+    (tmp_path / "test.json").write_text(json.dumps({"images": [{"id": 1}], "categories": []}))
+    dataset = dict(type="CocoDataset", data_root=str(tmp_path), ann_file="test.json")
+    cfg = Config(dict(test_dataloader=dict(dataset=dataset), test_evaluator={}, work_dir=str(tmp_path)))
+    for subset, message in ((-2, "^subset: expected .* -2"), (0, "^subset"), (None, "annotated objects")):
+        with pytest.raises(UserError, match=message):
+            use_data(cfg, None, subset)
 
 
 def test_subset_adds_a_row(reproduce, checkpoint, coco):

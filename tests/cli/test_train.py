@@ -23,9 +23,11 @@ from dcnzoo.openmmlab.runs.prepare import prepare
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
+from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.marks import config_of, mark_of
+from dcnzoo.zoo import training
 from dcnzoo.zoo.source import resolve
 
 from .. import commands
@@ -254,7 +256,7 @@ def test_data_of_a_training_stay(tmp_path, monkeypatch):
     (work / "data").mkdir(parents=True)
     (work / "data/train.json").write_text("old")
     (work / "work.py").write_text("model = dict()\na = '{{ fileDirname }}/data/train.json'")
-    (work / "epoch_1.pth").touch()
+    torch.save({"state_dict": {}}, work / "epoch_1.pth")
     before = files_of(work)
     for options, message in (
         ({"data": data}, "force=True"),
@@ -341,6 +343,8 @@ def test_a_replacement_that_is_cut_off_goes_on(tmp_path, monkeypatch, number):
         replace(recipe)
     with pytest.raises(UserError, match="force=True"):
         choose_start(recipe.cfg)
+    stay = [path.name for path in work.glob("epoch_*.pth")]
+    assert not stay or "epoch_2.pth" in stay, "resume=True continues from the last one"
     replace(recipe)
     assert {path.name for path in work.glob("replaced_*/*") if path.is_file()} >= {*names, "cfg.py"}
     assert not choose_start(recipe.cfg).replaces
@@ -363,6 +367,48 @@ def test_a_config_of_the_user_is_not_lost(tmp_path, monkeypatch, start):
     assert not Path("replaced_2").exists(), "now it is the training's own"
 
 
+def test_ranks_compare_the_work_directory_of_a_dry_run(tmp_path, monkeypatch, capsys):
+    """Each rank has another folder of logs, and only the first one prints."""
+    seen, work = [], tmp_path / "work"
+    monkeypatch.setattr(execute.ranks, "agree_on_config", lambda cfg: seen.append(cfg.work_dir))
+    for first in (True, False):
+        monkeypatch.setattr(training, "is_first", lambda first=first: first)
+        dcnzoo.train(CONFIG, work_dir=work, dry_run=True)
+        assert ("dry run" in capsys.readouterr().out) == first
+    assert seen == [str(work)] * 2 and not work.exists()
+
+
+def test_a_folder_of_checkpoints_has_one_training(tmp_path, monkeypatch):
+    """With one out_dir, two work directories with the same name have the same one."""
+    monkeypatch.setattr(lock, "_ORPHANS_END", 0)
+    recipe = Recipe.read(CONFIG, {"default_hooks.checkpoint.out_dir": str(tmp_path / "out")})
+    refused = pytest.raises(UserError, match=r"running.* got .*out/work")
+    with lock.lock_work_dir(tmp_path / "out/work"), refused:
+        execute.train(recipe, TrainOptions(work_dir=tmp_path / "work"))
+
+
+def test_own_data_of_a_training_with_its_checkpoints_elsewhere(tmp_path, monkeypatch):
+    """The start depends on settings that the options or the model have."""
+    monkeypatch.chdir(tmp_path)
+    Path("out/work").mkdir(parents=True)
+    Path("work").mkdir()
+    Path("work/last_checkpoint").write_text("out/work/epoch_2.pth")
+    torch.save({"state_dict": {}}, "out/work/epoch_2.pth")
+    Path("own.py").write_text("default_hooks = dict(checkpoint=dict(out_dir='out'))\nresume = True\n")
+    options = {"default_hooks.checkpoint.out_dir": "out", "resume": True}
+    file, seen = {"resume": "out/work/epoch_2.pth"}, []
+
+    def stop(*args):
+        seen.append(args[-1])
+        raise UserError("enough")
+
+    monkeypatch.setattr(training, "prepare", stop)
+    for how in ({"cfg_options": options}, {**file, "cfg_options": options}, {"model": "own.py"}):
+        with pytest.raises(UserError, match="enough"):
+            dcnzoo.train(data="data", work_dir="work", **how)
+    assert seen == [True] * 3
+
+
 @pytest.mark.parametrize("own", ["ckpt_{}.pth", "out", "ckpt_{}.pth in out"])
 def test_checkpoints_with_other_names_or_in_another_folder(tmp_path, monkeypatch, own):
     monkeypatch.chdir(tmp_path)
@@ -379,8 +425,8 @@ def test_checkpoints_with_other_names_or_in_another_folder(tmp_path, monkeypatch
     folder.mkdir(parents=True)
     names = [template.format(1), template.format(2), f"best_coco_bbox_mAP_{template.format(1)}"]
     for name in names:
-        (folder / name).touch()
-    assert choose_start(cfg, resume=True).resumes, "without last_checkpoint"
+        torch.save({"state_dict": {}}, folder / name)
+    assert choose_start(cfg, resume=True).file == str(folder / names[1]), "without last_checkpoint"
     Path("work/20260101_000000").mkdir(parents=True)
     Path("work/last_checkpoint").write_text(str(tmp_path / folder / template.format(2)))
     shutil.copy(CONFIG, "work/own.py")
@@ -403,6 +449,7 @@ def test_checkpoints_with_other_names_or_in_another_folder(tmp_path, monkeypatch
     ("before", "after"),
     [
         ("work/epoch_1.pth", "work/replaced_1/epoch_1.pth"),
+        ("~/link.pth", "work/replaced_1/epoch_1.pth"),
         ("https://host/epoch_1.pth", "https://host/epoch_1.pth"),
         ("~/other.pth", "~/other.pth"),
         (None, None),
@@ -415,10 +462,20 @@ def test_a_config_names_its_weights_after_they_were_replaced(tmp_path, monkeypat
     work.mkdir()
     for file in (work / "epoch_1.pth", Path("other.pth")):
         file.touch()
-    Path("own.py").write_text(f"work_dir = 'work'\nload_from = {before!r}\n")
-    replace(Recipe(Config.fromfile("own.py")))
-    written = Config.fromfile(work / "own.py").load_from
-    assert written == (str(tmp_path / after) if str(after).startswith("work") else after)
+    Path("link.pth").symlink_to("work/epoch_1.pth")
+    Path("own.py").write_text(
+        f"work_dir = 'work'\nload_from = {before!r}\n"
+        "model = dict(teacher_ckpt=load_from, backbone=dict(init_cfg=dict(checkpoint=load_from)))"
+    )
+    recipe = Recipe(Config.fromfile("own.py"))
+    settings = recipe.cfg.to_dict()
+    replace(recipe)
+    assert recipe.cfg.to_dict() == settings, "a config does not change after it was prepared"
+    written, expected = Config.fromfile(work / "own.py"), after
+    if str(after).startswith("work"):
+        expected = str(tmp_path / after)
+    assert written.load_from == written.model.teacher_ckpt == expected
+    assert written.model.backbone.init_cfg.checkpoint == expected
 
 
 def test_the_report_of_a_training_runs_on_its_device(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 from dcnzoo.cli import one_line_errors
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import options as run_options
-from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.openmmlab.checkpoints import CheckpointError, SavedCheckpoints, load_file
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.hooks import (
     AtomicLocalBackend,
@@ -41,6 +41,7 @@ from dcnzoo.openmmlab.hooks import (
     SummaryHook,
 )
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
@@ -254,11 +255,17 @@ def test_which_checkpoint_is_the_last(tmp_path):
         pointer.write_text(str(work / name))
         os.utime(pointer, ns=(4 * 10**9,) * 2)
         assert began(train(work, f"between {name}", resume=True)) == 4
+    pointer.write_text(str(work / "epoch_3.pth"))
     os.utime(pointer, ns=(5 * 10**9,) * 2)
     assert began(train(work, "an older file", resume=True)) == 3
-    stale.unlink()
     pointer.write_text("")
-    assert began(train(work, "nothing is named", resume=True)) == 4
+    assert began(train(work, "the process ended while it wrote it", resume=True)) == 4
+    assert pointer.read_text() == str(work / "epoch_4.pth")
+    with pytest.raises(Death):
+        train(work, "an older one is named", resume=True, load_from=str(work / "epoch_2.pth"), dies_after=2)
+    assert began(train(work, "its training goes on", resume=True)) == 2
+    copy = shutil.copytree(work, tmp_path / "copy", ignore=shutil.ignore_patterns("*.pth"))
+    assert began(train(copy, "not that of the original", resume=True)) == 0
     shutil.rmtree(work)
     assert began(train(work, "nothing is there", resume=True)) == 0
 
@@ -759,12 +766,65 @@ def test_patience_ends_a_training_without_improvement(tmp_path, monkeypatch, met
     assert runner.epoch == 4  # the first validation is the best one, three follow
 
 
+@pytest.mark.parametrize("template", ["last.pth", "{}_{}.pth", "{:x}.pth", "a/{}.pth", "{:,}.pth"])
+def test_names_of_checkpoints_that_do_not_tell_the_number(template):
+    with pytest.raises(UserError, match=r"filename_tmpl: expected .*, got "):
+        SavedCheckpoints(Path("work"), template)
+
+
+def test_names_with_leading_zeros(tmp_path):
+    train(tmp_path, "zeros", max_keep_ckpts=1, template="ep_{:03d}.pth", best=True)
+    assert checkpoints(tmp_path) == ["best_score_ep_004.pth", "ep_004.pth"]
+    saved = SavedCheckpoints(tmp_path, "ep_{:03d}.pth")
+    assert saved.undamaged() == tmp_path / "ep_004.pth" and len(saved.files()) == 2
+    assert SavedCheckpoints.named_in(tmp_path).best() == tmp_path / "best_score_ep_004.pth"
+
+
+def test_a_checkpoint_is_a_file(tmp_path, capsys):
+    torch.save({"state_dict": {}}, tmp_path / "epoch_3.pth")
+    (tmp_path / "last_checkpoint").write_text("epoch_3.pth")
+    os.mkfifo(tmp_path / "epoch_4.pth")
+    (tmp_path / "epoch_5.pth").symlink_to("nowhere")
+    (tmp_path / "epoch_6.pth").mkdir()
+    assert SavedCheckpoints(tmp_path).undamaged() == tmp_path / "epoch_3.pth"
+    (tmp_path / "epoch_6.pth/part").touch()  # as sharded optimizers write
+    assert SavedCheckpoints(tmp_path).undamaged() == tmp_path / "epoch_6.pth"
+
+
+@pytest.mark.parametrize(
+    ("logs", "training", "validation"),  # of the logs: the hour in the folder's name, and the iterations
+    [
+        ({"05": range(1, 10), "04": range(8, 15), "03": range(15, 19)}, range(1, 19), [14, 18]),
+        ({"03": range(1, 10), "04": range(8, 15), "05": range(5, 7)}, range(1, 7), [6]),
+    ],
+)
+def test_logs_of_several_starts(tmp_path, logs, training, validation):
+    """A clock has gone back; and a training was resumed at 7, then again at 4."""
+    for hour, steps in logs.items():
+        log = tmp_path / f"20261025_{hour}0000/vis_data/scalars.json"
+        log.parent.mkdir(parents=True)
+        rows = [{"step": step, "epoch": step, "loss": 1.0} for step in steps]
+        log.write_text("\n".join(map(json.dumps, [*rows, {"step": steps[-1], "coco/bbox_mAP": 0.5}])))
+    history = History.read(tmp_path)
+    assert [*history.training] == [*training] and [*history.validation] == validation
+
+
 NO_CHECKPOINT, TRAINED = r"^resume: expected a checkpoint in ", r"^work_dir: .*resume=True.*force=True"
+ONLY_BEST = r"^work_dir: [^;]*; force=True"
 OTHER = r"^(resume|load_from): expected a checkpoint in .*force=True"
+LATEST = Start("last/epoch_1.pth", resumes=True)
 STARTS = [  # work_dir, resume, force, other settings, Start or the message
     *[("empty", resume, force, {}, Start()) for resume in (None, False) for force in (False, True)],
     ("empty", None, False, {"load_from": "other.pth"}, Start("other.pth")),
     ("empty", None, False, {"load_from": "missing.pth"}, r"^load_from: .*missing.pth"),
+    ("empty", None, False, {"load_from": "~/other.pth"}, Start("./other.pth")),
+    ("others", None, False, {}, Start()),  # files of the user
+    ("others", None, True, {}, Start()),
+    ("gone", True, False, {}, NO_CHECKPOINT),  # last_checkpoint is a copy
+    ("gone", True, False, {"launcher": "pytorch"}, NO_CHECKPOINT),
+    ("best", True, False, {"launcher": "pytorch"}, NO_CHECKPOINT),
+    ("last", "other.pth", False, {"launcher": "pytorch"}, LATEST),  # torchrun repeats the command
+    ("last", None, False, {"launcher": "pytorch", "resume": True, "load_from": "other.pth"}, LATEST),
     ("empty", True, False, {}, NO_CHECKPOINT),
     ("empty", True, False, {"launcher": "pytorch"}, Start()),
     ("empty", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, Start("other.pth")),
@@ -774,14 +834,14 @@ STARTS = [  # work_dir, resume, force, other settings, Start or the message
     ("empty", "missing.pth", False, {}, r"^resume: .*missing.pth"),
     ("empty", "", False, {}, r"^resume: "),
     ("best", True, False, {}, NO_CHECKPOINT),
-    ("best", None, False, {}, TRAINED),
+    ("best", None, False, {}, ONLY_BEST),
     ("best", None, True, {}, Start(replaces=True)),
     ("last", None, False, {}, TRAINED),
     ("last", None, True, {"load_from": "other.pth"}, Start("other.pth", replaces=True)),
     ("last", None, True, {"resume": True}, Start(replaces=True)),
-    ("last", True, False, {"load_from": "other.pth"}, Start(resumes=True)),
-    ("last", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, Start(resumes=True)),
-    ("last", None, False, {"resume": True}, Start(resumes=True)),
+    ("last", True, False, {"load_from": "other.pth"}, LATEST),
+    ("last", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, LATEST),
+    ("last", None, False, {"resume": True}, LATEST),
     (
         "last",
         None,
@@ -800,32 +860,45 @@ STARTS = [  # work_dir, resume, force, other settings, Start or the message
 
 
 @pytest.mark.parametrize(("folder", "resume", "force", "settings", "expected"), STARTS)
-def test_how_a_training_starts(tmp_path, monkeypatch, folder, resume, force, settings, expected):
+def test_how_a_training_starts(tmp_path, monkeypatch, capsys, folder, resume, force, settings, expected):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", ".")
     for name in ("best/best_coco_bbox_mAP_epoch_1.pth", "last/epoch_1.pth", "other.pth"):
         Path(name).parent.mkdir(exist_ok=True)
-        Path(name).touch()
+        torch.save({"state_dict": {}}, name)
+    for name in ("gone", "others/best_pictures"):
+        Path(name).mkdir(parents=True)
+    Path("gone/last_checkpoint").write_text(str(tmp_path / "last/epoch_1.pth"))
+    Path("others/best_practices.md").touch()
     Path("link").symlink_to("last")
     cfg = Config({"work_dir": folder, "launcher": "none", **settings})
     if isinstance(expected, Start):
         assert choose_start(cfg, resume, force) == expected
+        is_new = (resume is True or "resume" in settings) and not (expected.resumes or expected.replaces)
+        assert ("a new training starts" in capsys.readouterr().out) == is_new
     else:
         with pytest.raises(UserError, match=expected):
             choose_start(cfg, resume, force)
 
 
 def test_resuming_from_weights_alone(tmp_path):
-    train(tmp_path / "first", "first", epochs=1)
-    checkpoint = torch.load(tmp_path / "first/epoch_1.pth", weights_only=False)
+    train(tmp_path / "first", "first", epochs=2, best=True)
+    checkpoint = torch.load(tmp_path / "first/epoch_2.pth", weights_only=False)
     torch.save({"state_dict": checkpoint["state_dict"], "meta": {}}, tmp_path / "published.pth")
     torch.save({**checkpoint, "meta": {**checkpoint["meta"], "epoch": "1"}}, tmp_path / "text.pth")
     cfg, _ = schedule(work_dir=str(tmp_path))
     assert nothing_left(cfg, Start(str(tmp_path / "text.pth"), resumes=True)) is None
-    file = str(tmp_path / "published.pth")
-    runner = make_runner(tmp_path / "second", "second", load_from=file, resume=True)
-    runner.register_hook(LoadCheckpointHook(fine_tune=True))
-    with pytest.raises(UserError, match=rf"^resume: expected .*{file} .*load_from"):
-        runner.train()
+    for name in ("published.pth", "first/best_score_epoch_2.pth"):
+        file = str(tmp_path / name)
+        runner = make_runner(tmp_path / "second", f"second {name}", load_from=file, resume=True)
+        runner.register_hook(LoadCheckpointHook(fine_tune=True))
+        with pytest.raises(UserError, match=rf"^resume: expected .*{file} without .*optimizer: .*load_from"):
+            runner.train()
+    # the log of the last validation is in the folder of the checkpoint
+    settings = {"work_dir": str(tmp_path / "other"), "val_cfg": {"type": "ValLoop"}}
+    settings["train_cfg"] = {"max_epochs": 2}
+    start = Start(str(tmp_path / "first/epoch_2.pth"), resumes=True)
+    assert nothing_left(Config(settings), start).startswith(f"{tmp_path / 'first'}: 2 of 2 epochs")
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_weights_that_are_not_finite(tmp_path, number, dtype):
     bad = {**good, "bn.running_var": torch.tensor([1.0, number]).to(dtype)}
     whole, broken = tmp_path / "x.pth", tmp_path / "y.pth"
     assert_same(read_checkpoint(save(whole, state_dict=good))["state_dict"], good)
+    read_checkpoint(save(whole, state_dict=good, model=bad))  # not loaded
     save(broken, state_dict=good, ema_state_dict=bad)
     save_safetensors(bad, tmp_path / "y.safetensors")
     for path in (broken, save(tmp_path / "z.pth", **bad), tmp_path / "y.safetensors"):
@@ -181,6 +182,9 @@ def test_names_that_only_look_old():
     state = OrderedDict({"conv2_offset.weight": torch.zeros(1), "conv2.conv_offset.weight": torch.ones(1)})
     found, summary = convert(state, {"conv2.conv_offset.weight": torch.empty(1)})
     assert found["conv2.conv_offset.weight"] == 1 and summary == ""
+    state = {"conv2_offset.weight": torch.zeros(1), "conv2.conv_offset_mask.weight": torch.ones(1)}
+    found, _ = convert(state, {"conv2.conv_offset.weight": torch.empty(1)})
+    assert found == {"conv2.conv_offset.weight": 0, "conv2.conv_offset_mask.weight": 1}, "one is not used"
 
 
 # Loading
@@ -381,7 +385,7 @@ def test_moving_averages_of_a_resumed_run(tmp_path):
     runner._resume = True
     state = {f"module.{key}": value for key, value in weights.items()} | {"steps": torch.tensor(3)}
     content = {"state_dict": averages, "ema_state_dict": state, "meta": {"epoch": 1, "iter": 3}}
-    torch.save(content, tmp_path / "x.pth")
+    torch.save({**content, "message_hub": {}, "optimizer": {}}, tmp_path / "x.pth")
     runner.load_checkpoint(str(tmp_path / "x.pth"))
     assert_same(target.state_dict(), weights)
     assert_same(average.ema_model.module.state_dict(), averages)

@@ -310,6 +310,8 @@ def test_resume_with_the_same_data(tmp_path, name):
     assert {path: after[path] for path in before} == before and {
         path.name for path in after.keys() - before.keys()
     } <= {".training.lock"}
+    (work / "data/run.py").unlink()
+    assert "found none" in error_of(*command, "--resume")
     (work / "run.py").write_text("model = dict()")
     assert "its data elsewhere" in error_of(*command, "--resume")
 

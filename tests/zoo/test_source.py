@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import dcnzoo
 import dcnzoo.models  # before mmdet, which needs mmcv.ops
@@ -135,6 +136,21 @@ def test_only_the_config_of_a_training_is_one(folder):
     write_text(folder / "none/copy.py", config_of("own.py", "model: dict = dict()"))
     (folder / "none/new.py").write_text("model = {}\nraise SystemExit")
     assert resolve("none").config == Path("none/own.py")
+
+
+@pytest.mark.usefixtures("folder")
+def test_dates_of_files_decide_nothing():
+    """A copy or a clone changes them. A checkpoint has the name of its config."""
+    Path("best/best_of_mine.pth").touch()
+    Path("best/best_coco_bbox_mAP_epoch_10.pth").touch()
+    assert resolve("best").weights == Path("best/best_coco_bbox_mAP_epoch_10.pth")
+    os.utime("best/best_coco_bbox_mAP_epoch_10.pth", (0, 0))
+    assert resolve("best").weights == Path("best/best_coco_bbox_mAP_epoch_10.pth")
+    assert resolve("best").config.name == "new.py"
+    meta = {"experiment_name": "old_20260101_000000"}
+    torch.save({"state_dict": {}, "meta": meta}, "best/best_coco_bbox_mAP_epoch_10.pth")
+    for model in ("best", "best/best_coco_bbox_mAP_epoch_10.pth"):
+        assert resolve(model).config == Path("best/old.py")
 
 
 @pytest.mark.usefixtures("folder")

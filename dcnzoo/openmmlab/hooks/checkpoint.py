@@ -17,7 +17,8 @@ from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 from dcnzoo.utils.errors import UserError, disk_is_full
-from dcnzoo.utils.files import LAST, remove_abandoned, write_bytes
+from dcnzoo.utils.files import LAST, remove_abandoned, write_bytes, write_text
+from dcnzoo.utils.text import few
 
 
 @register_backend("atomic_local", force=True)
@@ -86,8 +87,9 @@ class AtomicCheckpointHook(CheckpointHook):
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
         # before the parent class changes out_dir
         self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir)
-        if runner._resume and runner._load_from is None and not runner._has_loaded:
+        if runner._resume and runner._load_from is None and not runner._has_loaded:  # of other tools
             runner._load_from = str(self._saved.undamaged() or "") or None
+            runner._resume = runner._load_from is not None  # mmengine would look for one itself
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         # files of older versions were written again after the validation, with this entry
@@ -106,6 +108,8 @@ class AtomicCheckpointHook(CheckpointHook):
             raise UserError(f"work_dir: expected a file or nothing at {pointer}, got something else")
         if is_main_process() and self._saved.is_local:
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
+            if runner._resume and runner._load_from and self._saved.has(runner._load_from):
+                write_text(pointer, os.path.abspath(runner._load_from))  # those after it are of another run
 
     def validate_first(self, runner: Runner) -> None:
         """Repeat the effects of the validation that followed the checkpoint, if there was one."""
@@ -117,7 +121,9 @@ class AtomicCheckpointHook(CheckpointHook):
         if runner.val_loop is None:
             return
         now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
-        metrics = [History.read(self._log_folder(runner)).validation.get(now) if is_main_process() else None]
+        file = runner._load_from
+        folder = self._saved.log_folder(file) if file else Path(runner.work_dir)
+        metrics = [History.read(folder).validation.get(now) if is_main_process() else None]
         broadcast_object_list(metrics)
         if metrics[0] is None:
             loop._decide_current_val_interval()
@@ -129,19 +135,13 @@ class AtomicCheckpointHook(CheckpointHook):
             if isinstance(hook, CheckpointHook | ParamSchedulerHook | EarlyStoppingHook):
                 hook.after_val_epoch(runner, metrics=metrics[0])
 
-    def _log_folder(self, runner: Runner) -> Path:
-        """Return the work directory of the training that is resumed."""
-        folder = Path(runner._load_from or "").parent
-        is_own = not runner._load_from or os.path.realpath(folder) == os.path.realpath(self._saved.folder)
-        return Path(runner.work_dir) if is_own else folder
-
     # Saving
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """List the files that are removed after this one is written; a resumed run removes them first."""
         info = checkpoint["message_hub"]["runtime_info"]
-        names = filter(None, map(self._saved.pattern.fullmatch, self._outdated))
-        if steps := [int(name[1]) for name in names]:
+        steps = [self._saved.step(Path(name)) for name in self._outdated]
+        if steps := [step for step in steps if step is not None]:
             info["keep_ckpt_ids"] = [*steps, *info["keep_ckpt_ids"]]
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         # a checkpoint that is resumed may come from elsewhere and name anything as the best one
-        is_checkpoint = re.compile(rf"(best_[^/\\]+_)?{self._saved.pattern.pattern}").fullmatch
+        is_checkpoint = re.compile(rf"(best_[^/\\]+_)?{self._saved.pattern}").fullmatch
         for name in filter(is_checkpoint, self._outdated) if is_main_process() else ():
             path = self._backend.join_path(self.out_dir, name)
             if self._backend.isdir(path):
@@ -220,13 +220,29 @@ class LoadCheckpointHook(Hook):
         )
         if report:
             runner.logger.info(f"{source}: {report}")
-        numbers = [meta.get(key) for key in ("epoch", "iter")]
-        if resume and not all(type(number) is int and number >= 0 for number in numbers):
-            raise UserError(
-                f"resume: expected a checkpoint of an interrupted training, got {source} of epoch and "
-                f"iteration {numbers}: the setting load_from={source} starts a training from them"
-            )
+        if resume:
+            _require_resumable(runner, checkpoint, source)
         if "state_dict" not in checkpoint:  # the file contains only weights
             checkpoint.clear()
             checkpoint["meta"] = meta
         checkpoint["state_dict"] = model.state_dict()
+
+
+def _require_resumable(runner: Runner, checkpoint: dict[str, Any], source: object) -> None:
+    """Raise UserError for a file with less than a training writes: that of the best validation, or weights.
+
+    mmengine would train on without the optimizer's state, and begin the warm-up again.
+    """
+    meta = checkpoint.get("meta") or {}
+    numbers = {key: meta.get(key) for key in ("epoch", "iter")}
+    lacking = [key for key, number in numbers.items() if type(number) is not int or number < 0]
+    parts = {"message_hub": True}
+    if isinstance(runner, Runner):  # the strategies of FlexibleRunner have other files
+        hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), CheckpointHook())
+        parts["optimizer"] = hook.save_optimizer
+        parts["param_schedulers"] = bool(runner.param_schedulers) and hook.save_param_scheduler
+    if lacking := lacking + [key for key, is_saved in parts.items() if is_saved and key not in checkpoint]:
+        raise UserError(
+            f"resume: expected a checkpoint of an interrupted training, got {source} without "
+            f"{few(lacking)}: the setting load_from={source} starts a training from its weights"
+        )

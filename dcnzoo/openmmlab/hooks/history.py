@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,16 @@ class History:
 
     @classmethod
     def read(cls, work_dir: Path) -> "History":
-        """Read the logs of all starts. A later start replaces earlier entries from its first iteration on."""
+        """Read the logs of all starts. A later start replaces earlier entries from its first iteration on.
+
+        The names of their folders are local times, and a clock may go back: see :func:`_in_order`.
+        """
         training: dict[int, dict[str, float]] = {}
         validation: dict[int, dict[str, float]] = {}
         offsets: dict[int, dict[str, float]] = {}
-        for log in sorted(files_beside(work_dir, "*/vis_data/scalars.json")):
+        for log in _in_order(files_beside(work_dir, "*/vis_data/scalars.json")):
             begun = False
-            for entry in _entries(log):
+            for entry in log:
                 step = entry["step"]
                 figures = {
                     k.removeprefix("offsets/"): v for k, v in entry.items() if k.startswith("offsets/")
@@ -54,6 +57,21 @@ class History:
     def iteration(self) -> int:
         """The last logged iteration."""
         return max(self.training, default=0)
+
+
+def _in_order(files: Iterable[Path]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the logs by name, but none before those that lead to its first iteration."""
+    waiting, end = list[tuple[int, int, list]](), 0
+    for log in map(list, map(_entries, sorted(files))):
+        steps = [entry["step"] for entry in log if "loss" in entry] or [end]  # a validation, at the end
+        end = steps[-1]
+        waiting.append((steps[0], end, log))
+    reached = 0
+    while waiting:
+        after = (number for number, (first, *_) in enumerate(waiting) if first <= reached)
+        earliest = min(range(len(waiting)), key=lambda number: waiting[number][0])
+        _, reached, log = waiting.pop(next(after, earliest))
+        yield log
 
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:

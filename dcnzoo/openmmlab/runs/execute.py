@@ -94,16 +94,16 @@ def train(
             stack.enter_context(joined(cfg))
 
             def decide() -> Start | None:
-                if not (is_locked or only_checks):
-                    stack.enter_context(lock_work_dir(work_dir))  # first: another training may end meanwhile
+                if not (is_locked or only_checks):  # first: another training may end meanwhile
+                    stack.enter_context(lock_work_dir(work_dir))
+                saved = SavedCheckpoints.of(cfg)
+                if saved.is_apart and not only_checks:  # out_dir may be that of two work directories
+                    stack.enter_context(lock_work_dir(saved.folder))
                 return prepare(recipe, resume, force, outputs)
 
             start = ranks.exchange(decide)
         if start is None:
             return work_dir
-        if only_checks:
-            cfg = copy.deepcopy(cfg)
-            cfg.work_dir = stack.enter_context(tempfile.TemporaryDirectory())  # of logs
         # an error passes them from the last to the first
         stack.enter_context(_training_hints(cfg))  # how to go on
         stack.enter_context(config_errors(cfg))  # the file and the key
@@ -114,6 +114,7 @@ def train(
         runner = build_runner(
             cfg,
             start,
+            work_dir=stack.enter_context(tempfile.TemporaryDirectory()) if only_checks else None,
             writer=WorkDirHook(recipe, start),
             summary=None if options.verbose else SummaryHook(changes, is_last=not outputs),
             allow_partial=options.allow_partial,
@@ -248,6 +249,7 @@ def build_runner(
     cfg: Config,
     start: Start | None = None,
     *,
+    work_dir: str | None = None,
     writer: WorkDirHook | None = None,
     summary: SummaryHook | None = None,
     allow_partial: bool = False,
@@ -258,6 +260,7 @@ def build_runner(
 
     Args:
         start: default: as the config says.
+        work_dir: of the runner's files (default: that of the config).
         writer: of a training, which fine-tunes from ``load_from``. Otherwise, the config in the work
             directory stays: it belongs to the checkpoints there.
         summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
@@ -269,6 +272,7 @@ def build_runner(
     if kind is None:
         raise UserError(f"runner_type: expected the name of a runner, got {name}")
     cfg = copy.deepcopy(cfg)  # the caller's stays as it is
+    cfg.work_dir = work_dir or cfg.work_dir
     resumes = cfg.pop("resume", False)
     start = start or Start(cfg.get("load_from"), resumes)
     changes: dict[str, object] = {

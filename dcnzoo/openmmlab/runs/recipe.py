@@ -3,8 +3,9 @@
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from mmengine.config import Config
 
@@ -13,6 +14,7 @@ import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import DIRECTORY, below, text_of
 from dcnzoo.openmmlab.config.read import read_config_file
+from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.registration import setup
 
@@ -32,10 +34,12 @@ class Recipe:
 
     Attributes:
         changes: a text for each, for the terminal and the log.
+        roots: the folder of the config, if its paths are relative to it.
     """
 
     cfg: Config
     changes: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -55,25 +59,39 @@ class Recipe:
         cfg = read_config_file(path, cfg_options)
         runs = not {"train_cfg", "test_cfg"}.isdisjoint(required)
         check_config(cfg, path, required, runs, cfg_options)
-        return cls(cfg)
+        source = Path(os.path.abspath(cfg.filename or ""))
+        is_relative = source.is_file() and DIRECTORY in source.read_text(encoding="utf-8")
+        return cls(cfg, roots=(str(source.parent),) if is_relative else ())
 
     def with_options(self, options: RunOptions) -> "Recipe":
         """Return the recipe of a run with these options."""
         cfg = copy.deepcopy(self.cfg)
-        return Recipe(cfg, (*self.changes, *filter(None, options.apply(cfg))))
+        return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, options.apply(cfg))))
 
     @property
     def work_dir(self) -> Path:
         return Path(self.cfg.work_dir)
 
-    def text(self) -> str:
-        """Return what a training writes to its work directory.
+    def text(self, moved: Mapping[str, str] = MappingProxyType({})) -> str:
+        """Return what a training writes to its work directory: the same for each start.
 
         Paths in this folder are relative to the config, so that it can be moved; so are those that are
         relative in the config that was read.
+
+        Args:
+            moved: the new paths of files by their :func:`real_name`.
         """
-        source = Path(os.path.abspath(self.cfg.filename or ""))
+        settings = self.cfg.to_dict()
+        settings.pop("resume", None)
+        for _, node in dicts(settings) if moved else ():
+            for key, value in node.items():
+                if isinstance(value, str) and "/" in value:
+                    path = os.path.expanduser(value)  # perhaps a link to a file that has moved
+                    node[key] = moved.get(real_name(path)) or moved.get(os.path.realpath(path)) or value
         roots = [str(self.work_dir), os.path.abspath(self.work_dir), os.path.realpath(self.work_dir)]
-        if source.is_file() and DIRECTORY in source.read_text(encoding="utf-8"):
-            roots.append(str(source.parent))
-        return text_of(Config(below(self.cfg.to_dict(), self.work_dir, roots)))
+        return text_of(Config(below(settings, self.work_dir, [*roots, *self.roots])))
+
+
+def real_name(path: str | os.PathLike[str]) -> str:
+    """Return the path of a file without links in the names of its folders; it may be a link itself."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))

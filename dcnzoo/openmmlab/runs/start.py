@@ -7,7 +7,8 @@ from mmengine.config import Config
 
 from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_file
+from dcnzoo.utils.files import LAST, require_file
+from dcnzoo.utils.text import few
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Start:
     """How a training or a test starts.
 
     Attributes:
-        file: a checkpoint; None: random weights, or with ``resumes`` the latest one in the work directory.
+        file: a checkpoint; None: random weights.
         resumes: continue the training of the checkpoint; else take only its weights.
         replaces: move the files of the training in the work directory to another folder.
     """
@@ -26,7 +27,7 @@ class Start:
 
 
 def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, force: bool = False) -> Start:
-    """Decide how a training starts. Nothing else does; :func:`~dcnzoo.openmmlab.runs.prepare.prepare` asks.
+    """Decide how a training starts, and from which file. Nothing else does, and no file is searched later.
 
     ============  ==================  ==================  ====================
     ``resume``    no checkpoints      with checkpoints    those, and ``force``
@@ -37,42 +38,54 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
                                       of them
     ============  ==================  ==================  ====================
 
+    In a distributed training, whose launcher repeats the command after a failure, ``resume=True`` starts one
+    where there is none, and a file from elsewhere is not read again: its training continues.
+
     Args:
-        resume: a checkpoint to resume from; True: the latest one in the work directory. In a distributed
-            training, whose launcher repeats the command after a failure, there may be none; so with the
-            config's ``resume``, which is used if neither argument is set.
+        resume: a checkpoint to resume from; True: the latest undamaged one in the work directory. If neither
+            argument is set, the config's ``resume`` is used, with which there may be none.
         force: replace the training in the work directory, of which nothing is deleted.
 
     Raises:
-        UserError: the checkpoint does not exist, or the start is refused.
+        UserError: the checkpoint does not exist, all are damaged, or the start is refused.
     """
-    saved, file = SavedCheckpoints.of(cfg), cfg.get("load_from")
-    optional = cfg.launcher != "none"
+    saved, file, what = SavedCheckpoints.of(cfg), cfg.get("load_from"), "load_from"
+    is_repeated = optional = cfg.launcher != "none"
     if resume in (None, False) and cfg.get("resume") and not force:
         resume, optional = file or True, True
     if resume is True and force:
         raise UserError("force: expected resume=True, which continues a training, or force=True, got both")
-    if resume is True and saved.can_resume:
-        return Start(resumes=True)
-    if resume is True and not optional:
-        raise UserError(f"resume: expected a checkpoint in {cfg.work_dir}, found none")
-    given = "load_from" if isinstance(resume, bool | None) or resume == file else "resume"
+    if resume is True:
+        if last := saved.undamaged():
+            return Start(str(last), resumes=True)
+        if saved.exist or not optional:
+            others = few([path.name for path in saved.files()] or [LAST], 3) if saved.exist else "none"
+            hint = "; force=True replaces the training there" if saved.exist else ""
+            raise UserError(f"resume: expected a checkpoint in {cfg.work_dir}, found {others}{hint}")
+        print(f"resume: found no checkpoint in {cfg.work_dir}; a new training starts")
     resumes = not isinstance(resume, bool | None)
     if resumes:
-        file = os.path.expanduser(str(resume))
+        what, file = "load_from" if resume == file else "resume", str(resume)
     if resumes or file:
-        require_file(str(file), given)
-    if saved.exist and not (resumes or force):
+        require_file(str(file), what)
+        file = os.path.expanduser(str(file))
+    if saved.exist and force:
+        if not saved.is_local:
+            text = f"expected a new work_dir with out_dir={saved.out_dir}, got {cfg.work_dir}"
+            raise UserError(f"force: {text}")
+        return Start(file, resumes, replaces=True)
+    if saved.exist and not resumes:
+        remedy = "resume=True continues its training, " if saved.can_resume else ""
         raise UserError(
-            f"work_dir: expected a folder without checkpoints, got {cfg.work_dir}; resume=True continues its "
-            "training, force=True replaces it"
+            f"work_dir: expected a folder without checkpoints, got {cfg.work_dir}; {remedy}"
+            "force=True replaces it"
         )
-    elsewhere = os.path.realpath(os.path.dirname(str(file))) != os.path.realpath(saved.folder)
-    if saved.exist and not force and saved.is_local and elsewhere:
+    if saved.exist and saved.is_local and not saved.has(str(file)):
+        if is_repeated and (last := saved.undamaged()):
+            print(f"{what}: {last} continues the training, in place of {file}")
+            return Start(str(last), resumes=True)
         raise UserError(
-            f"{given}: expected a checkpoint in {saved.folder}, which has some, got {file}; use another "
+            f"{what}: expected a checkpoint in {saved.folder}, which has some, got {file}; use another "
             "work_dir, or force=True to replace the training there"
         )
-    if saved.exist and force and not saved.is_local:
-        raise UserError(f"force: expected a new work_dir with out_dir={saved.out_dir}, got {cfg.work_dir}")
-    return Start(file, resumes, replaces=saved.exist and force)
+    return Start(file, resumes)

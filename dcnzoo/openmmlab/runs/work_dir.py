@@ -1,10 +1,8 @@
 """The work directory of a training: the config that it writes, and what it moves to another folder before."""
 
-import copy
 import itertools
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from mmengine.dist import barrier, is_main_process
@@ -13,7 +11,7 @@ from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.config.paths import keep_paths
-from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.runs.recipe import Recipe, real_name
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import LAST, read_beside, write_text
@@ -60,13 +58,8 @@ class WorkDirHook(Hook):
         barrier()  # all ranks have read the checkpoint, which may move
         if not is_main_process():
             return
-        recipe = replace(self._recipe, cfg=copy.deepcopy(self._recipe.cfg))
-        recipe.cfg.pop("resume", None)  # the config is the same for each start
-        moved = self._move([Path(runner.log_dir).name])
-        weights = recipe.cfg.get("load_from")
-        if weights and (now := moved.get(_real(os.path.expanduser(weights)))):
-            recipe.cfg.load_from = now
-        write_text(self._file, config_of(self._file.name, recipe.text()))
+        text = self._recipe.text(self._move([Path(runner.log_dir).name]))
+        write_text(self._file, config_of(self._file.name, text))
 
     def _move(self, stays: list[str]) -> dict[str, str]:
         """Move the files that the training replaces; return their new paths by the old ones."""
@@ -85,20 +78,16 @@ class WorkDirHook(Hook):
         used = {path.name for path in (*folder.glob("*"), *saved.folder.glob("*"))}
         name = next(name for name in map("replaced_{}".format, itertools.count(1)) if name not in used)
         moved = {}
-        # checkpoints and the name of the last one at the end: until then, the folder counts as trained
-        ordered = sorted(files, key=lambda file: (file.name == LAST, file.suffix == ".pth"))
-        for file in ordered:
+        # checkpoints and the name of the last one at the end: until then, the folder counts as trained, up to
+        # the same epoch
+        for file in sorted(files, key=lambda file: (file.name == LAST, saved.step(file) or 0)):
             target = file.parent / name / file.name
             target.parent.mkdir(exist_ok=True)
             file.rename(target)
-            moved[_real(file)] = os.path.abspath(target)
+            moved[real_name(file)] = os.path.abspath(target)
             if file.suffix == ".py" and is_config_of_training(target):
                 keep_paths(target, folder)
-            if file.name == LAST and (named := moved.get(_real((read_beside(target) or "").strip()))):
+            if file.name == LAST and (named := moved.get(real_name((read_beside(target) or "").strip()))):
                 write_text(target, named)
         print(printable(f"moved to {folder / name}: {few(sorted(file.name for file in files))}"))
         return moved
-
-
-def _real(path: str | os.PathLike[str]) -> str:
-    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
