@@ -115,9 +115,12 @@ import importlib.util, sys
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *package: None if name == "mmdet" else find(name, *package)
 sys.modules["mmdet"] = None  # `import mmdet` raises ModuleNotFoundError
-import dcnzoo.models
+import dcnzoo.openmmlab
 from mmengine.registry import MODELS
-print(MODELS.get("DCNv2").__module__, sorted(dcnzoo.models.__all__))
+dcnzoo.openmmlab.setup()
+where = MODELS.get("DCNv2").__module__
+import dcnzoo.models
+print(where, sorted(dcnzoo.models.__all__))
 """
     where, names = python_with_torch(code).stdout.split("\n")[0].split(" ", 1)
     assert where == "dcnzoo.openmmlab.models.dcn"

@@ -46,6 +46,7 @@ def test_the_log_file_has_everything_and_verbose_prints_it(trained):
     text = log.read_text(encoding="utf-8")
     for part in ("Epoch(train)", "Average Precision", "System environment"):
         assert part in text and part not in output, part
+    assert "FileClient" not in text + output, "a warning of mmengine about its own hooks"
     options = ("--work-dir", folder / "test")
     assert "Average Precision" not in (short := run("test", folder / "run", *options))
     assert "box AP" in short and "classes" in short
