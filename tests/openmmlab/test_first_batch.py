@@ -68,6 +68,20 @@ def test_mistakes_that_the_first_iteration_would_meet(tmp_path, shapes, data, te
         check(runner)
 
 
+def test_a_hook_of_the_users_own_may_prepare_the_model(tmp_path, shapes, package):
+    text = """from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module(force=True)
+class PreparingHook(Hook):
+    pass
+"""
+    __import__(package("preparing_hook", text))
+    data = "pipeline=" + PIPELINE.format(masks=False, step="")
+    with separate_run():
+        check(make_runner(tmp_path, shapes, data, "custom_hooks = [dict(type='PreparingHook')]"))
+
+
 VALID = {
     "as it is": ("", ""),
     "a wrapper": ("", "train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, "

@@ -47,7 +47,15 @@ def require_read(cfg: Config, runner: Runner) -> None:
     if not isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
         return
     batches = [first_batch(runner, name) for name in ("train", "val")]
-    require_none(unread_of_model(cfg, runner.model, *batches), cfg.filename)
+    try:
+        findings = unread_of_model(cfg, runner.model, *batches)
+    except UserError as error:
+        if all(is_published(type(hook)) for hook in runner.hooks):
+            raise
+        # a hook of the user's own may prepare the model
+        text = str(error).removeprefix(f"{cfg.filename}: ")
+        findings = [Finding("", f"without the hooks of the training: {text}", stops=False)]
+    require_none(findings, cfg.filename)
 
 
 def unread_of_model(
@@ -68,12 +76,12 @@ def unread_of_model(
     if sum(each.numel() * each.element_size() for each in model.parameters()) > _LARGEST:
         return [_not_watched("model", "the model has more than 500 MB of parameters")]
     asked: Asked = {}
-    device = next((each.device for each in model.parameters()), torch.device("cpu"))
-    build = functools.partial(_build, cfg, asked, device if device.type != "meta" else torch.device("cpu"))
+    devices = [each.device for each in model.parameters() if not each.is_meta]
+    build = functools.partial(_build, cfg, asked, next(iter(devices), torch.device("cpu")))
     failures, strides = list[Finding](), dict[str, Finding]()
     with config_errors(cfg), _alone(cfg):
         try:
-            second = build(lowered=True)
+            second = build()
         except Exception as error:
             return [_failure(cfg, error)]
         for first, training in ((train, True), (val, False)):
@@ -145,13 +153,13 @@ def _not_watched(key: str, reason: str) -> Finding:
     return Finding(key, text, stops=False)
 
 
-def _build(cfg: Config, asked: Asked, device: torch.device, lowered: bool = False) -> Any:
+def _build(cfg: Config, asked: Asked, device: torch.device) -> Any:
     settings = cfg.model.to_dict()
     if cfg.get("data_preprocessor"):
         settings.setdefault("data_preprocessor", cfg.data_preprocessor.to_dict())
     for _, node in dicts(settings):
         node.update({key: None for key in WITH_FILES if key in node})
-        node.update({key: 0.0 for key in _THRESHOLDS if lowered and isinstance(node.get(key), float)})
+        node.update({key: 0.0 for key in _THRESHOLDS if isinstance(node.get(key), float)})
     return MODELS.build(watched(settings, "model", asked)).to(device)
 
 
