@@ -1,5 +1,6 @@
 """Parts of a training are rehearsed, and the reads of its model's settings are watched."""
 
+import logging
 import random
 import re
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
@@ -17,7 +18,7 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.rehearse import rehearse
+from dcnzoo.openmmlab.runs.rehearse import rehearse, without_trace
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.utils.errors import UserError
 
@@ -110,6 +111,14 @@ def test_nothing_changes_for_the_training(tmp_path):
         now = (runner._train_loop, runner.optim_wrapper, runner.param_schedulers, runner._val_loop)
         assert all(x is y for x, y in zip(parts, now, strict=True))
         assert all(torch.equal(value, weights[name]) for name, value in runner.model.state_dict().items())
+
+
+def test_warnings_are_logged_again_after_a_rehearsal():
+    with separate_run():
+        logger = MMLogger.get_instance("rehearsed")
+        with without_trace():
+            logger.warning("not shown")
+        assert logger.isEnabledFor(logging.WARNING)
 
 
 def test_a_large_model_is_not_built_again():

@@ -205,8 +205,8 @@ def _compare_strides(
     if len(own) != len(sizes):  # a RoI extractor uses as many maps as it has strides; others may use some
         differ = key == "featmap_strides"
     if differ:
-        expected = ", ".join(str(round(width / size)) for size in sizes)
-        text = f"expected the strides of its feature maps, {expected}, got {', '.join(map(str, own))}"
+        widths, got = ", ".join(map(str, sizes)), ", ".join(map(str, own))
+        text = f"expected the strides of maps that are {widths} wide for {width} pixels, got {got}"
         findings[path] = Finding(f"{path}.{key}", text, stops=False)
 
 

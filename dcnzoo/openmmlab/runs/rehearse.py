@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import EMAHook
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
@@ -167,6 +168,8 @@ def without_trace() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+        for logger in MMLogger._instance_dict.values():
+            logger._cache.clear()  # which logging does not do: a level that was disabled would stay so
 
 
 @contextmanager
