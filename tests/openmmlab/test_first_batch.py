@@ -5,14 +5,17 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.errors import config_errors
+from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.batches import first_batch, shrunk
 from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.reads import require_read
+from dcnzoo.openmmlab.runs.reads import require_read, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.rehearse import load_data
 from dcnzoo.openmmlab.runs.separate_run import separate_run
@@ -58,8 +61,6 @@ def check(runner):
         ("data_prefix=dict(_delete_=True)", "", r"train_dataloader\.dataset: .*img"),
         ("", "val_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), "
          "dict(type='PackDetInputs', meta_keys=('img_id',))]))", r"model\.rpn_head: .*val_dataloader"),
-        ("", "model = dict(roi_head=dict(bbox_head=dict(loss_bbox=dict(_delete_=True, type='GIoULoss'))))",
-         r"model\.roi_head\.bbox_head\.reg_decoded_bbox: expected True"),
     ],
 )  # fmt: skip
 def test_mistakes_that_the_first_iteration_would_meet(tmp_path, shapes, data, text, key):
@@ -121,6 +122,19 @@ def test_strides_of_a_roi_extractor(tmp_path, shapes, monkeypatch):
         (line,) = lines
         assert "model.roi_head.bbox_roi_extractor.featmap_strides: expected " in line and "12, 6 wide" in line
         lines.clear()
+
+
+def test_overlaps_of_encoded_boxes():
+    """GFL's head has the setting, too, and decodes the boxes by itself."""
+    for name, number in (("gfl/gfl_r50_fpn_1x_coco.py", 0), ("retinanet/retinanet_r18_fpn_1x_coco.py", 1)):
+        cfg = Config.fromfile(base_path(f"mmdet::{name}", "")[0])
+        cfg.model.backbone.init_cfg = None
+        if number:
+            cfg.model.bbox_head.loss_bbox = dict(type="GIoULoss")
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            problems = unread_of_model(cfg, torch.nn.Linear(1, 1))
+        names = [problem.subject for problem in problems if "compares boxes" in problem.text]
+        assert names == ["model.bbox_head.reg_decoded_bbox"] * number
 
 
 def states():
