@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ def for_pnnx(model: nn.Module) -> nn.Module:
             if child in seen:  # a layer that several modules share: pnnx would read its weight as an input
                 parent._modules[key] = copy.deepcopy(child)
             seen.add(child)
-    for name, layer in list(model.named_modules()):
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, layer in modules.items():
         if type(layer).__name__ == "Focus":  # of YOLO
             vars(layer)["forward"] = partial(_focus, layer.conv)
         if isinstance(layer, _DeformConvNd | _DeformConvTransposeNd):
