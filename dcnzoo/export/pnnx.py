@@ -33,7 +33,8 @@ def for_pnnx(model: nn.Module) -> nn.Module:
     for name, layer in modules.items():
         if type(layer).__name__ == "Focus":  # of YOLO
             vars(layer)["forward"] = partial(_focus, layer.conv)
-        if isinstance(layer, _DeformConvNd | _DeformConvTransposeNd):
+        is_deformable = isinstance(layer, _DeformConvNd | _DeformConvTransposeNd)
+        if is_deformable:
             groups = [getattr(layer, n, 1) for n in ("offset_groups", "mask_groups", "deform_groups")]
             is_plain = not layer.transposed and layer.padding_mode == "zeros" and max(groups) == 1
             if not (is_plain and layer.rank == 2 and getattr(layer, "offset_channels", 1)):
