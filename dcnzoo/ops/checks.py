@@ -89,8 +89,8 @@ class Checks:
             (size % known == 0 and size >= least) if unknown else size == known
             for (unknown, known, least), size in zip(expected, tensor.shape, strict=True)
         )
-        texts = [_size_text(*size) for size in expected]
-        self.require(fits, name, f"shape {shape_text(texts)}", shape_text(list(tensor.shape)) + hint)
+        texts = ", ".join(_size_text(*size) for size in expected) + "," * (len(expected) == 1)
+        self.require(fits, name, f"shape ({texts})", shape_text(list(tensor.shape)) + hint)
         for (unknown, known, _), size in zip(expected, tensor.shape, strict=True):
             if unknown[:1] == "*":
                 self.sizes.setdefault(unknown[1:], []).append(size)

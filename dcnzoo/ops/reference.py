@@ -7,6 +7,7 @@ everything twice, and everything runs on any device and in any floating dtype.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -183,35 +184,22 @@ def deform_roi_pool(
     Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
     0.5) / samples) · length / bins + gamma · length · offset``.
     """
-    accumulate = torch.promote_types(input.dtype, torch.float32)
-    feature = input.to(accumulate)
-    bins = tuple(output_size)
-    if offset is None:
-        offset = feature.new_zeros(len(rois), 2, *bins)
-    pooled = [feature.new_zeros(0, input.shape[1], *bins)]
-    for roi, shift in zip(rois.to(accumulate), offset.to(accumulate), strict=True):
+    shifts = rois.new_zeros(len(rois), 2, *output_size) if offset is None else offset
+
+    def box(roi: Tensor) -> tuple[Tensor, Tensor]:
         low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5  # (y, x) each
-        length = high - low
-        samples = [sampling_ratio] * 2 if sampling_ratio > 0 else (length / length.new_tensor(bins)).ceil()
-        sampled = sampling_ratio > 0 or (
-            length.isfinite().all() and min(samples) > 0 and max(samples) <= MOST_SAMPLES
-        )
-        if not sampled:
-            pooled.append(feature.new_zeros(1, input.shape[1], *bins))
-            continue
-        # vmap cannot branch on values: move a RoI that is not finite outside the map, where it gives zeros
-        finite = length.isfinite()
-        low, length = torch.where(finite, low, -2), torch.where(finite, length, 0)
+        return low, high - low
+
+    def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
         points = []
         for axis in range(2):
-            grid = low[axis] + bin_samples(axis, bins, samples, low) * length[axis] / bins[axis]
             reach = gamma * length[axis]
-            moved = reach * shift[1 - axis]
+            moved = reach * shifts[row, 1 - axis].to(reach.dtype)
             moved = torch.where(reach != 0, moved, moved.detach())  # 0 · Inf must not give a NaN gradient
-            points.append(grid + moved[..., None, None])
-        values = sample_clamped(feature[roi[:1].long()][0], *points)  # (C, oH, oW, samples y, samples x)
-        pooled.append(values.mean((-2, -1))[None])
-    return torch.cat(pooled).to(input.dtype)
+            points.append(low[axis] + steps[axis] + moved[..., None, None])
+        return points
+
+    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
 
 
 def roi_align(
@@ -228,23 +216,15 @@ def roi_align(
     Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
     0.5) / samples) · length / bins``.
     """
-    accumulate = torch.promote_types(input.dtype, torch.float32)
-    feature = input.to(accumulate)
-    pooled = [feature.new_zeros(0, input.shape[1], *output_size)]
-    for roi in rois.to(accumulate):
+
+    def box(roi: Tensor) -> tuple[Tensor, Tensor]:
         low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5 * aligned  # (y, x) each
-        length = high - low
-        if not aligned:
-            length = torch.where(length < 1, torch.ones_like(length), length)
-        one = length / length.new_tensor(output_size)
-        samples = [sampling_ratio] * 2 if sampling_ratio > 0 else one.ceil()
-        if not roi.isfinite().all() or min(samples) <= 0 or max(samples) > MOST_SAMPLES:
-            pooled.append(feature.new_zeros(1, input.shape[1], *output_size))
-            continue
-        points = [low[axis] + bin_samples(axis, output_size, samples, low) * one[axis] for axis in range(2)]
-        values = sample_clamped(feature[roi[:1].long()][0], *points).flatten(-2)  # (C, oH, oW, samples)
-        pooled.append((values.mean(-1) if pool_mode == "avg" else values.max(-1).values)[None])
-    return torch.cat(pooled).to(input.dtype)
+        return low, high - low if aligned else (high - low).clamp(min=1)
+
+    def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
+        return [low[axis] + steps[axis] for axis in range(2)]
+
+    return _pool_each(input, rois, output_size, sampling_ratio, box, place, pool_mode)
 
 
 def roi_align_rotated(
@@ -262,28 +242,54 @@ def roi_align_rotated(
     ``((bin + (sample + 0.5) / samples) / bins - 0.5) · length`` from the centre. The sides are rotated by the
     angle, counter-clockwise on the screen unless ``clockwise``.
     """
-    accumulate = torch.promote_types(input.dtype, torch.float32)
-    feature = input.to(accumulate)
-    pooled = [feature.new_zeros(0, input.shape[1], *output_size)]
-    for roi in rois.to(accumulate):
+
+    def box(roi: Tensor) -> tuple[Tensor, Tensor]:
         centre = roi[1:3].flip(0) * spatial_scale - 0.5 * aligned  # (y, x)
         length = roi[3:5].flip(0) * spatial_scale  # down, across
-        if not aligned:
-            length = torch.where(length < 1, torch.ones_like(length), length)
-        bins = length.new_tensor(output_size)
-        samples = [sampling_ratio] * 2 if sampling_ratio > 0 else (length / bins).ceil()
-        if not roi.isfinite().all() or min(samples) <= 0 or max(samples) > MOST_SAMPLES:
-            pooled.append(feature.new_zeros(1, input.shape[1], *output_size))
-            continue
-        down, across = (
-            (bin_samples(axis, output_size, samples, centre) / bins[axis] - 0.5) * length[axis]
-            for axis in range(2)
-        )
-        angle = -roi[5] if clockwise else roi[5]
+        return centre, length if aligned else length.clamp(min=1)
+
+    def place(row: int, centre: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
+        down, across = (steps[axis] - length[axis] / 2 for axis in range(2))
+        angle = rois[row, 5].to(length.dtype) * (-1 if clockwise else 1)
         y = centre[0] + down * angle.cos() - across * angle.sin()
-        x = centre[1] + down * angle.sin() + across * angle.cos()
-        values = sample_clamped(feature[roi[:1].long()][0], y, x)  # (C, oH, oW, samples, samples)
-        pooled.append(values.mean((-2, -1))[None])
+        return [y, centre[1] + down * angle.sin() + across * angle.cos()]
+
+    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
+
+
+def _pool_each(
+    input: Tensor,
+    rois: Tensor,
+    bins: Sequence[int],
+    sampling_ratio: int,
+    box: Callable[[Tensor], tuple[Tensor, Tensor]],
+    place: Callable[[int, Tensor, Tensor, Sequence[Tensor]], list[Tensor]],
+    pool_mode: str = "avg",
+) -> Tensor:
+    """Pools one RoI at a time.
+
+    Args:
+        box: the origin and the size of a RoI, (y, x) each, in pixels.
+        place: the rows and columns of the samples, from the RoI's number, its box, and the samples' distances
+            from the start of its sides.
+    """
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    feature = input.to(accumulate)
+    pooled = [feature.new_zeros(0, input.shape[1], *bins)]
+    for row, roi in enumerate(rois.to(accumulate)):
+        origin, length = box(roi)
+        finite = roi.isfinite().all() & length.isfinite().all()
+        samples: Any = (length / length.new_tensor(bins)).ceil()
+        if sampling_ratio > 0:
+            samples = [sampling_ratio] * 2
+        if sampling_ratio <= 0 and not (finite and min(samples) > 0 and max(samples) <= MOST_SAMPLES):
+            pooled.append(feature.new_zeros(1, input.shape[1], *bins))
+            continue
+        # vmap cannot branch on values: move a RoI that is not finite outside the map, where it gives zeros
+        origin, length = torch.where(finite, origin, -2), torch.where(finite, length, 0)
+        steps = [bin_samples(axis, bins, samples, origin) * length[axis] / bins[axis] for axis in range(2)]
+        values = sample_clamped(feature[roi[:1].long()][0], *place(row, origin, length, steps)).flatten(-2)
+        pooled.append((values.mean(-1) if pool_mode == "avg" else values.max(-1).values)[None])
     return torch.cat(pooled).to(input.dtype)
 
 

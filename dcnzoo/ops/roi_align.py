@@ -15,7 +15,7 @@ from ._autograd import in_forward_mode
 from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
 from .register import register
 
-_MAX, _AVG = 0, 1
+_MAX = 0  # the pool_mode of the operator; the average is 1
 
 
 def roi_align(
