@@ -4,6 +4,7 @@ import copy
 import functools
 import logging
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -288,8 +289,9 @@ def build_runner(
         runner.model = revert_sync_batchnorm(runner.model)
     for hook in filter(None, (writer, summary, ranks.AgreementHook(), ScheduleHook() if writer else None)):
         runner.register_hook(hook)
-    # warnings about deprecated names that mmengine's own hooks use
-    runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))
+    # warnings about deprecated names that mmengine's own hooks use, and a line for each frozen parameter
+    unhelpful = re.compile(r'"(FileClient|HardDiskBackend)"|\S+ is (duplicate\. It is )?skipped since ')
+    runner.logger.addFilter(lambda log: not unhelpful.match(str(log.msg)))
     runner.register_hook(LoadCheckpointHook(fine_tune=writer is not None, allow_partial=allow_partial))
     return runner
 
