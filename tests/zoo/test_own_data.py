@@ -205,6 +205,15 @@ def test_data_of_a_running_training_stay(tmp_path, monkeypatch):
     assert not [*work.glob("data_3")] and not [*work.glob(".*.partial")], "equal data are written once"
 
 
+def test_nothing_to_learn_from(tmp_path):
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    for file in (tmp_path / "fruits").rglob("*.txt"):
+        if "train" in str(file.relative_to(tmp_path)):
+            file.write_text("")
+    with pytest.raises(UserError, match="train: expected objects, got none"):
+        prepare(tmp_path / "fruits", tmp_path / "run")
+
+
 def test_test_pictures_are_only_for_tests(tmp_path):
     parts = fruits(tmp_path / "drawn", "abcdef")
     write_voc(tmp_path / "fruits", parts)
