@@ -111,8 +111,7 @@ class SavedCheckpoints:
     def pattern(self) -> str:
         """A regular expression of the names that the training writes; the first group is the number."""
         parts = string.Formatter().parse(self.template)
-        numbers = {None: ""}  # of a text without a field
-        return "".join(re.escape(text) + numbers.get(field, r" *(\d+)") for text, field, *_ in parts)
+        return "".join(re.escape(text) + ("" if key is None else r" *(\d+)") for text, key, *_ in parts)
 
     def step(self, path: Path) -> int | None:
         """Return the epoch or iteration in the name of a checkpoint; None if it has another name."""

@@ -19,7 +19,7 @@ from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError, printable, typed, user_errors
 from dcnzoo.utils.lock import OWNER, lock_work_dir
-from dcnzoo.zoo.own_data import prepare
+from dcnzoo.zoo.own_data import OwnData, prepare
 from dcnzoo.zoo.source import Source, resolve
 
 
@@ -80,9 +80,6 @@ def train(
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
     reading = ReadOptions(zero_based, clip, skip_invalid, drop_scores, layout or "", tuple(leave_out))
-    changed = [name for name, value in vars(reading).items() if value != getattr(AS_THEY_ARE, name)]
-    if changed and data is None:
-        raise UserError(f"{changed[0]}: expected data, got a training without it")
     options = TrainOptions(
         work_dir=work_dir, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, amp=amp,
         auto_scale_lr=auto_scale_lr, logger=logger, seed=seed, device=device, allow_partial=allow_partial,
@@ -90,26 +87,19 @@ def train(
     )  # fmt: skip
     with refusals(launcher), use_device(device, launcher), user_errors(), contextlib.ExitStack() as stack:
         if data is None:
+            _require_none(reading)
             source = _without_checkpoint(model)
         else:
-            folder = Path(work_dir or Path("work_dirs", Path(data).resolve().stem)).expanduser()
-            options = replace(options, work_dir=folder)
-            cfg = _config_of_start(model, options, cfg_options)
-            if not dry_run or (folder / OWNER).exists():
-                stack.enter_context(lock_work_dir(folder))
-            start = choose_start(cfg, resume, force)
-            own_file = start.file is not None and SavedCheckpoints.of(cfg).has(start.file)
-            continues = own_file and start.resumes and not start.replaces
-            name = None if model is None else str(model)
-            own = prepare(Path(data).expanduser(), folder, name, reading, continues)
-            print(*map(printable, own.decisions), sep="\n")
-            options = replace(options, epochs=own.epochs if epochs is None else epochs)
+            cfg = _config_of_start(data, model, work_dir, launcher, cfg_options)
+            if not dry_run or Path(cfg.work_dir, OWNER).exists():
+                stack.enter_context(lock_work_dir(cfg.work_dir))
+            own = _own_data(Path(data), model, cfg, reading, resume, force)
+            options = replace(options, work_dir=cfg.work_dir, epochs=epochs or own.epochs)
             source = Source(str(own.config), own.config)
             cfg_options = {**own.moved, **(cfg_options or {})}
-        recipe = source.recipe(cfg_options, TRAINING)
         folder = execute.train(
-            recipe, options, resume=resume, force=force, outputs=outputs, is_locked=data is not None,
-            only_checks=dry_run,
+            source.recipe(cfg_options, TRAINING), options, resume=resume, force=force, outputs=outputs,
+            is_locked=data is not None, only_checks=dry_run,
         )  # fmt: skip
         if dry_run and data is None and is_first():
             print("dry run: the config was checked; nothing was trained")
@@ -126,15 +116,44 @@ def _without_checkpoint(model: str | os.PathLike[str] | None) -> Source:
     return source
 
 
+def _require_none(reading: ReadOptions) -> None:
+    for name, value in vars(reading).items():
+        if value != getattr(AS_THEY_ARE, name):
+            raise UserError(f"{name}: expected data, got a training without it")
+
+
 def _config_of_start(
-    model: str | os.PathLike[str] | None, options: TrainOptions, cfg_options: Mapping[str, object] | None
+    data: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None,
+    work_dir: str | os.PathLike[str] | None,
+    launcher: str,
+    cfg_options: Mapping[str, object] | None,
 ) -> Config:
     """Return the settings on which the start depends, before the conversion of the data, which is slow."""
-    if options.launcher != "none":
-        raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
+    if launcher != "none":
+        raise UserError(f"data: expected one process, got launcher={launcher}; train its config")
     parts = ("resume", "default_hooks")
     cfg = Config() if model is None else read_config_file(resolve(model).config)
     cfg = Config({key: cfg[key] for key in parts if key in cfg})
     cfg.merge_from_dict({key: v for key, v in (cfg_options or {}).items() if key.partition(".")[0] in parts})
-    cfg.merge_from_dict({"work_dir": str(options.work_dir), "launcher": options.launcher})
+    folder = Path(work_dir or Path("work_dirs", Path(data).resolve().stem)).expanduser()
+    cfg.merge_from_dict({"work_dir": str(folder), "launcher": launcher})
     return cfg
+
+
+def _own_data(
+    data: Path,
+    model: str | os.PathLike[str] | None,
+    cfg: Config,
+    reading: ReadOptions,
+    resume: bool | str | os.PathLike[str] | None,
+    force: bool,
+) -> OwnData:
+    """Prepare data for a training, unless its start is refused."""
+    start = choose_start(cfg, resume, force)
+    is_own = start.file is not None and SavedCheckpoints.of(cfg).has(start.file)
+    continues = is_own and start.resumes and not start.replaces
+    name = None if model is None else str(model)
+    own = prepare(data.expanduser(), Path(cfg.work_dir), name, reading, continues)
+    print(*map(printable, own.decisions), sep="\n")
+    return own
