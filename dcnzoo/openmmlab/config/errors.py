@@ -106,11 +106,12 @@ def _module(frames: list[FrameType]) -> tuple[str, str]:
 
 
 def _setting(cfg: Config, path: str, line: str) -> str:
-    """Return the path of a module, with the first of its settings in a line of its code."""
+    """Return the path of a module, with the first of its settings in an assertion of its code."""
     node: Any = cfg
     for part in path.split("."):
         node = node.get(part, node) if isinstance(node, Mapping | Config) else node
-    name = next((word for word in re.findall(r"\w+", line) if isinstance(node, Mapping) and word in node), "")
+    words = re.findall(r"\w+", line) if line.lstrip().startswith("assert") else []
+    name = next((word for word in words if isinstance(node, Mapping) and word in node), "")
     return f"{path}.{name}".rstrip(".")
 
 
