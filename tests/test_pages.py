@@ -175,6 +175,10 @@ def run_block(block: Block, variables: dict) -> None:
             layout = re.search(r"\b(voc|yolo|labelme)\b", line)
             if layout and "convert" in line:
                 write_fruits(Path.cwd(), layout[1])
+                for name in re.findall(r"\S+\.json", line):  # of the layout before
+                    Path(name).unlink(missing_ok=True)
+            for name in re.findall(r"\S+\.json", line)[1:] if "data split" in line else ():
+                Path(name).unlink(missing_ok=True)
             if line and not line.startswith("#"):
                 run_line(line)
     elif re.match(r"_base_ = ", block.code):
