@@ -69,7 +69,8 @@ def test_a_misspelt_setting_in_place_of_one_that_is_read():
     cfg = read_config_file(PLAIN)
     cfg.model.train_cfg.rcnn.mask_sizes = cfg.model.train_cfg.rcnn.pop("mask_size")
     # it is required: the run has failed, and nothing was watched
-    assert [(problem.subject, problem.stops) for problem in unread_of_model(cfg, SMALL)] == [("model", False)]
+    (finding,) = unread_of_model(cfg, SMALL)
+    assert finding.subject == "model.roi_head.mask_head" and not finding.stops
 
 
 def test_a_users_own_reads(tmp_path, package):
