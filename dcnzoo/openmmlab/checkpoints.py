@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
-from dcnzoo.utils.files import KINDS, LAST, file_digest, last_checkpoint, read_beside
+from dcnzoo.utils.files import KINDS, LAST, file_digest, files_beside, last_checkpoint, read_beside
 from dcnzoo.utils.text import few, short
 
 Source = str | os.PathLike | IO[bytes]
@@ -171,7 +171,7 @@ class SavedCheckpoints:
     def best(self) -> Path | None:
         """Return the one of the best validation; of several, such as one per metric, that of the last one."""
         name = rf"best_.+_(?:{self.pattern}|(?:epoch|iter)_(\d+)\.pth)"
-        files = ((re.fullmatch(name, path.name), path) for path in self.files() if _is_written(path))
+        files = ((re.fullmatch(name, path.name), path) for path in files_beside(self.folder, "best_*"))
         numbers = {path: int(match[1] or match[2]) for match, path in files if match}
         return max(numbers, key=lambda path: (numbers[path], path.name), default=None)
 
