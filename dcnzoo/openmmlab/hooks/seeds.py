@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,12 +63,11 @@ class EpochSeedHook(Hook):
         self._seed_model(runner.seed, 3)
 
     def _seed_model(self, *numbers: int) -> None:
-        self._states = contextlib.ExitStack()  # of the loader
-        self._states.enter_context(random_states())
+        self._states = _states()  # of the loader
         set_random_seed(_mix(*numbers, get_rank()))
 
     def after_train_iter(self, *args: object, **kwargs: object) -> None:
-        self._states.close()
+        _restore(self._states)
 
     after_val = after_train_iter
 
@@ -75,13 +75,21 @@ class EpochSeedHook(Hook):
 @contextlib.contextmanager
 def random_states() -> Iterator[None]:
     """Context after which the three generators that transforms use are as before."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    states = _states()
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
+        _restore(states)
+
+
+def _states() -> tuple[Any, ...]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+
+
+def _restore(states: tuple[Any, ...]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
 
 
 def _mix(*numbers: int) -> int:
