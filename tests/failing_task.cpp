@@ -1,5 +1,5 @@
 // Runs tasks with steps in turn, of which one throws (in a step, or before its first step if that is negative). Returns 1
-// if TaskQueue::run threw that exception, 0 if it threw none.
+// if TaskQueue::share_out threw that exception, 0 if it threw none.
 #include <stdexcept>
 #include <string>
 
@@ -9,11 +9,11 @@ extern "C" int failing_task(int failing_task, int failing_step) {
   constexpr int64_t tasks = 200, sequences = 2, steps = 3;
   dcnzoo::TaskQueue queue(tasks, sequences, steps);
   try {
-    queue.run([&](int64_t sequence) {
+    queue.share_out([&](int64_t sequence) {
       for (int64_t task; queue.take(task, sequence);) {
         if (task == failing_task && failing_step < 0) throw std::runtime_error("before its turn");
         for (int64_t step = 0; step < steps; ++step)
-          queue.run_in_turn(task, step, [&] {
+          queue.do_in_turn(task, step, [&] {
             if (task == failing_task && step == failing_step) throw std::runtime_error("in its turn");
           });
       }

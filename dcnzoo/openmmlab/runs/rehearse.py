@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from mmcv.transforms import Compose
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
@@ -139,6 +140,9 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
                 if isinstance(hook, EMAHook):  # it passes its other settings on
                     with config_errors(runner.cfg):
                         copy.copy(hook).before_run(runner)
+                if pipeline := getattr(hook, "switch_pipeline", None):  # built in a later epoch
+                    with config_errors(runner.cfg):
+                        Compose(pipeline)
     vars(runner).update(before)
     return problems, findings
 
