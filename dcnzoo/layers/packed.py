@@ -252,7 +252,8 @@ class _Pack(TracksOffsets, nn.Module):
         ]
         biases = [state_dict.pop(f"{name}.bias") for name in names if f"{name}.bias" in state_dict]
         state_dict[f"{prefix}conv_offset.weight"] = torch.cat(weights)
-        if not biases:  # a layout without them, such as tvdcn's layers with bias=False
+        # a layout without them, such as tvdcn's layers with bias=False
+        if not biases and self.conv_offset.bias is not None:
             biases = [weight.new_zeros(len(weight)) for weight in weights]
         if len(biases) == len(names):  # otherwise, the bias is a missing key
             state_dict[f"{prefix}conv_offset.bias"] = torch.cat(biases)
