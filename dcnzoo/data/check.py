@@ -418,7 +418,7 @@ class Checker:
             got = f"{small} of {number} boxes between 0 and 1"
             remedy = "multiply normalised values by the width and height"
             self.at("annotations").add_text("normalised", f"bbox: expected pixels, got {got}: {remedy}")
-        # an area may be that of any mask in its box, but not of all boxes that between two corners
+        # areas may be those of masks in the boxes; if all are those between two corners, these are the boxes
         with np.errstate(all="ignore"):
             low, high = columns.boxes[~columns.has_mask].reshape(-1, 2, 2).swapaxes(0, 1)
             areas, sides = columns.areas[~columns.has_mask], high - low

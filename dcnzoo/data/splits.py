@@ -346,7 +346,7 @@ class Tree:
         return not split or other in ("", "all", split) or (split == "all" and other != "test")
 
     def nearness(self, file: Path, folder: Path) -> tuple[bool, int]:
-        """Return values that are larger, the more folders above a file are above a folder, too."""
+        """Return how near a file is to a folder: whether it is in it, and how many folders are above both."""
         names = Counter(self.parents(file)) & Counter(self.parents(folder / "x"))
         return (folder == file.parent, names.total())
 

@@ -202,7 +202,7 @@ def _roi_align_rotated(
 
 
 def _places(bins: int, sampling_ratio: int, like: Tensor) -> Tensor:
-    """The samples of all bins along a side of length 1."""
+    """Return the places of all samples along a side of length 1."""
     if sampling_ratio <= 0:  # their number depends on the data
         raise NotImplementedError
     count = bins * sampling_ratio

@@ -187,7 +187,7 @@ class _Pack(TracksOffsets, nn.Module):
         return offset, mask
 
     def first_forward(self) -> Any:
-        """What notes the calls of the converted layers of a model, if it still does."""
+        """Return the object that notes the calls of converted layers; None after it has ended."""
         return None if self._first_forward is None else self._first_forward[0]()
 
     def note_call(self) -> None:

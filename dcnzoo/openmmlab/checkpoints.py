@@ -78,7 +78,7 @@ class SavedCheckpoints:
 
     @classmethod
     def named_in(cls, work_dir: Path) -> "SavedCheckpoints":
-        """Return those of a folder whose config was not read: ``last_checkpoint`` has the form of a name."""
+        """Return those of a folder whose config was not read; ``last_checkpoint`` shows their names' form."""
         last = last_checkpoint(work_dir)
         name = re.fullmatch(r"([^{}]*?)\d+([^{}\d]*)", last.name if last else "")
         return cls(work_dir, f"{name[1]}{{}}{name[2]}") if name else cls(work_dir)

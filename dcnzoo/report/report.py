@@ -84,7 +84,7 @@ def write_report(
         detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
     texts = {figures: json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n", history: _history(runs)}
-    for file in texts:  # after a kill, none looks as if it was changed
+    for file in texts:  # if the process is killed now, no file is there that looks changed
         file.unlink(missing_ok=True)
     write_bytes(out, add_mark(page.encode(), own))
     for file, text in texts.items():

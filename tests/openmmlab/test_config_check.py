@@ -68,7 +68,7 @@ def test_more_classes_than_the_class_of_a_data_set_has():
 
 
 def test_keys_of_metainfo():
-    """MMDetection 2's names leave the classes as they are; other keys are the user's."""
+    """With keys of MMDetection 2, the classes of the data set stay; other keys are the user's own."""
     data = dict(dataset=dict(type="CocoDataset", metainfo=dict(CLASSES=CLASSES, version=3)))
     (problem,) = problems_of(dict(train_dataloader=data))
     assert problem.startswith("train_dataloader: metainfo.CLASSES: expected classes")

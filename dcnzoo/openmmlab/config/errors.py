@@ -106,7 +106,7 @@ def _module(frames: list[FrameType]) -> tuple[str, str]:
 
 
 def _setting(cfg: Config, path: str, line: str) -> str:
-    """Return the path of a module, with the first of its settings in an assertion of its code."""
+    """Return the path of a module; with its first setting in the line, if that is an assertion."""
     node: Any = cfg
     for part in path.split("."):
         node = node.get(part, node) if isinstance(node, Mapping | Config) else node

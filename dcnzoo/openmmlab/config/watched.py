@@ -99,7 +99,7 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
 
 
 def _is_in_code(settings: Iterable[tuple[str, Mapping]], outer: str, key: str) -> bool:
-    """Whether the code of one of the classes reads a key of a dictionary with a name, perhaps later."""
+    """Whether the code of one of the classes reads this key of the dictionary ``outer``, perhaps later."""
     bases = {base for _, node in settings if (kind := class_of(node)) for base in kind.__mro__}
     modules = {base.__module__ for base in bases if base.__module__.startswith("mmdet.")}
     pattern = rf"\b{re.escape(outer)}(\.|\[['\"]|\.get\(['\"]){re.escape(str(key))}\b"

@@ -175,7 +175,7 @@ def _demo(size: int, training: bool, masks: bool) -> Batch:
 
 
 def _run(model: Any, batch: Batch, training: bool, findings: dict[str, Finding]) -> None:
-    """Compute a loss or a prediction. Adds parts whose strides are not those of the maps that they get."""
+    """Compute a loss or a prediction; add a finding for each part whose strides do not fit its maps."""
     model.train(training)
     data = model.data_preprocessor(copy.deepcopy(batch), training)
     with ExitStack() as hooks:
@@ -212,7 +212,7 @@ def _compare_strides(
 
 
 def _encoded(model: nn.Module) -> Iterator[Finding]:
-    """Yield the losses of boxes' overlaps that get encoded boxes."""
+    """Yield a finding for each loss of overlaps that gets encoded boxes."""
     for name, module in model.named_modules():
         loss = getattr(module, "loss_bbox", None)
         encoded = getattr(module, "reg_decoded_bbox", True) is False
