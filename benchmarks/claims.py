@@ -10,7 +10,8 @@ program wrote (docs/benchmarks, the study, the zoo), or the results of benchmark
 figures of a cell or clause must be in one row of a file that the section links, in this order and rounded as
 printed; the list of all timings at the end of a page does not count.
 
-A section with a date of measurement must say "changed since" if a commit changed the operators later.
+A page of results has a date. A section with one must say "changed since" if a later commit changed the
+operators.
 """
 
 import functools
@@ -36,6 +37,7 @@ FIGURE = re.compile(
     r"|\b\d[\d,]*(?= ?%| (?:µs|ms|times|page faults)\b)|\b\d[\d,]* / \d[\d,]*\b(?! threads)"
 )
 NUMBER = re.compile(r"[−+-]?(?<![\w.])\d[\d,]*(?:\.\d+)?|[−+-]?(?<![\w.])\.\d+")
+DATE = re.compile(r"\d{4}-\d\d-\d\d")
 WORD = re.compile(r"[^\W\d_]{2,}\d*")
 RANGE = re.compile(r"\d[\d.]* – \d[\d.]*")
 TIMINGS = re.compile(r"^(?:All timings:|## All cases)$", re.MULTILINE)
@@ -141,11 +143,17 @@ def claims() -> Iterator[tuple[str, list[str], list[str], list[str]]]:
                 yield f"{page.relative_to(ROOT)}: {heading}", figures, SOURCE.findall(text), lost
 
 
+def undated() -> list[str]:
+    """Return the pages of results without a date."""
+    pages = sorted({*(ROOT / "docs/benchmarks").glob("*.md")} - {ROOT / "docs/benchmarks/README.md"})
+    return [page.name for page in pages if not DATE.search(page.read_text(encoding="utf-8"))]
+
+
 def is_outdated(text: str) -> bool:
     """Whether the operators have changed since the first date of a section, without a word about it."""
     command = ("git", "-C", str(ROOT), "log", "-1", "--format=%cs", "--", "ops", "dcnzoo/ops")
     changed = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    dates = re.findall(r"\d{4}-\d\d-\d\d", text)
+    dates = DATE.findall(text)
     return bool(dates) and min(dates) < changed and "changed since" not in text
 
 
@@ -155,7 +163,9 @@ def main() -> None:
         print(f"{heading}\n  {', '.join(figures)}\n  from: {', '.join(sources) or 'NO SOURCE'}")
         for clause in lost:
             print(f"  NOT IN THE SOURCE: {clause}")
-    sys.exit(any(lost or not sources for _, _, sources, lost in checked))
+    for page in undated():
+        print(f"NO DATE: {page}")
+    sys.exit(bool(undated()) or any(lost or not sources for _, _, sources, lost in checked))
 
 
 if __name__ == "__main__":

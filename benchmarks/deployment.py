@@ -13,7 +13,6 @@ PyTorch and in each form on the same images. A small detector has the demo's Res
 family's own neck, head, losses and post-processing; it learns in a minute on one core.
 """
 
-import datetime
 import json
 import os
 import subprocess
@@ -279,8 +278,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     spread = max((row["spread"] / row["time"] for row in rows), default=0)
     facts = {name: value for name, value in describe("onnxruntime", "openvino").items() if "load" not in name}
     tables.append(
-        f"Largest spread of the times (half of the interquartile range): {spread:.0%}. "
-        f"{datetime.date.today()}; {listed(facts)}."
+        f"Largest spread of the times (half of the interquartile range): {spread:.0%}. {listed(facts)}."
     )
     return "\n\n".join(tables)
 

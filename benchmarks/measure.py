@@ -1,10 +1,12 @@
 """Measure functions that take turns, describe the machine, and write tables."""
 
 import argparse
+import datetime
 import os
 import platform
 import random
 import re
+import subprocess
 import timeit
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -52,7 +54,11 @@ def describe(*packages: str, gpu: bool = False) -> dict[str, object]:
     """Return the facts that affect speed, without names that identify a computer."""
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
-    facts: dict[str, object] = {
+    facts: dict[str, object] = {"date": datetime.date.today().isoformat()}
+    if (ROOT / ".git").exists():
+        command = ("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+        facts["revision"] = subprocess.check_output(command, text=True).strip()
+    facts |= {
         "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "cpu_capability": ops.cpu_capability(),

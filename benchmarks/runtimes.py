@@ -9,6 +9,7 @@ that output's largest value. Of complete files, it is that of boxes and scores, 
 masks are compared as ``--verify`` does.
 """
 
+import datetime
 import json
 import os
 import platform
@@ -271,4 +272,5 @@ if __name__ == "__main__":
     else:
         page = Path(arguments[1])
         head, _, _ = page.read_text().partition(MARK)
-        page.write_text(head + MARK + "\n\n" + "\n".join(table(Path(arguments[0]))) + "\n")
+        date = f"Written on {datetime.date.today()}."
+        page.write_text("\n".join([head + MARK, "", date, "", *table(Path(arguments[0])), ""]))

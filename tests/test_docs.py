@@ -129,6 +129,7 @@ def test_configs_turn_dcn_on(tmp_path):
 def test_figures_are_those_of_their_sources():
     """``python -m benchmarks.claims`` lists them."""
     assert not [(place, lost) for place, _, sources, lost in claims.claims() if lost or not sources]
+    assert not claims.undated()
 
 
 def test_a_changed_or_exchanged_figure_is_no_claim(tmp_path):
