@@ -153,6 +153,8 @@ def run_line(line: str) -> None:
         "python tools/test.py", "dcnzoo test"
     )
     words = shlex.split(line, comments=True)
+    if words[:3] == ["dcnzoo", "data", "config"] and "--model" not in words:
+        words += ["--model", SMALL]
     if words[:2] == ["dcnzoo", "train"]:
         words = [SMALL if "--data" in words and word == DEMO else word for word in words]
         if not {"--epochs", "--dry-run"} & set(words):
