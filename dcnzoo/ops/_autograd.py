@@ -4,9 +4,9 @@
 forward-mode tangents silently.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -130,132 +130,170 @@ def with_backward(
     forward: Operator,
     gradients: Sequence[str],
     *,
-    recompute: Callable[[Tensor], dict] = lambda grad_output: {},
-    in_order: Callable | None = None,
-    for_every_call: bool = False,
+    saves: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType({}),
+    recompute: Callable[[Any], dict] = lambda call: {},
+    linear: Callable[[Any, Callable], Callable] | None = None,
+    rows: Sequence[str] = (),
+    in_order: Callable[[Any], Tensor] | None = None,
     keeps_format: bool = False,
     batched: str = "",
     flops: Callable | None = None,
 ) -> tuple[Operator, Operator]:
     """The record with its derivative, and the record of its backward, the operator ``_{name}_backward``.
 
-    The backward takes ``grad_output``, arguments of the forward and ``output_mask``. It returns the gradients
-    of the arguments ``gradients``, and an empty tensor for each that ``output_mask`` excludes. The second
-    derivative differentiates ``reference`` twice, which is exact but slow.
+    The backward takes ``grad_output``, tensors and numbers of the forward, and ``output_mask``. It returns the
+    gradients of the arguments ``gradients``, and an empty tensor for each that ``output_mask`` excludes. The
+    second derivative differentiates ``reference`` twice, which is exact but slow.
 
     Args:
-        recompute: computes the arguments that the backward does not take, by name, from ``grad_output``.
-        in_order: computes a deterministic first gradient from a call of the backward, because the CUDA kernel
-            adds atomically. Default: differentiate ``reference``.
-        for_every_call: whether that also applies where the backward is not called by autograd.
+        saves: arguments of the backward that the forward does not have, by functions of the forward's call
+            and output. Only the first output of the forward has a derivative.
+        recompute: computes the arguments that the backward does not take, by name, from its call.
+        linear: of an operator that is linear in its only gradient's argument: for a call of the backward and
+            the forward's kernel, the function of the forward's arguments whose derivative that call is. The
+            second derivative then is this function.
+        rows: tensors of the backward with a row per region. The deterministic gradient then is the sum of
+            one region at a time, which bounds the memory.
+        in_order: computes a deterministic first gradient from a call of the backward, because the kernels on
+            a GPU add atomically. Default: differentiate ``reference``.
         keeps_format: whether the first gradient has the memory format of its argument. Otherwise it is
             contiguous.
         batched, flops: of the backward.
     """
-    derivative = _Derivative(forward, gradients, recompute, in_order, for_every_call, keeps_format)
+    derivative = _Derivative(forward, gradients, saves, recompute, linear, rows, keeps_format)
     backward = Operator(
         f"_{forward.name}_backward",
-        reference=derivative.kernel(partial(reference_gradients, forward.reference)),
+        reference=derivative.kernel(derivative.by_reference),
         fake=derivative.kernel(_empty),
         check=derivative.check,
-        setup_context=partial(derivative.save, names=derivative.tensors),
+        setup_context=derivative.save_backward,
         backward=derivative.second,
-        in_order=in_order if for_every_call else None,
+        in_order=in_order or derivative.in_order,
         batched=batched,
         mixes_channels=forward.mixes_channels,
         flops=flops,
         kernels=forward.kernels,
     )
-    save = partial(derivative.save, names=derivative.saved)
-    return replace(forward, setup_context=save, backward=derivative.first), backward
+    return replace(forward, setup_context=derivative.save_forward, backward=derivative.first), backward
 
 
-def _empty(grad_output: Tensor, inputs: Any, names: Sequence[str]) -> list[Tensor | None]:
+def _empty(call: Any, inputs: Any, names: Sequence[str]) -> list[Tensor | None]:
     tensors = [getattr(inputs, name) for name in names]
     return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
 
 
 class _Derivative:
-    """The derivatives of an operator; :func:`with_backward` describes the parameters."""
+    """The derivatives of an operator; :func:`with_backward` describes the parameters.
 
-    def __init__(self, forward: Operator, gradients, recompute, in_order, for_every_call, keeps_format):
-        self.forward, self.gradients, self.recompute = forward, gradients, recompute
-        self.in_order, self.for_every_call, self.keeps_format = in_order, for_every_call, keeps_format
+    The arguments of a backward are ``grad_output``, the other tensors, the numbers and ``output_mask``.
+    """
+
+    def __init__(self, forward: Operator, gradients, saves, recompute, linear, rows, keeps_format):
+        self.forward, self.gradients, self.saves = forward, gradients, saves
+        self.recompute, self.linear, self.rows, self.keeps_format = recompute, linear, rows, keeps_format
         self.operator = getattr(torch.ops.dcnzoo, f"_{forward.name}_backward").default
         self.call = arguments_of(f"_{forward.name}_backward")
-        types = {argument.name: str(argument.type) for argument in self.operator._schema.arguments}
-        self.tensors = [name for name, type in types.items() if type in ("Tensor", "Optional[Tensor]")]
-        self.numbers = [name for name in types if name not in self.tensors]
-        self.saved = self.tensors[1:]  # by the forward, without grad_output
+        types = [str(argument.type) for argument in self.operator._schema.arguments]
+        self.tensors = sum(type in ("Tensor", "Optional[Tensor]") for type in types)
+        self.has_mask = self.call._fields[-1] == "output_mask"
+        fields = self.call._fields[1 : -1 if self.has_mask else None]  # that the forward stores
+        values = (*forward.call._fields, *saves)
+        self.stored = [values.index(name) for name in fields]
         self.positions = [forward.call._fields.index(name) for name in gradients]
         self.shared = {*forward.call._fields} & {*self.call._fields}
 
     def forward_call(self, call: Any) -> Any:
         """The call of the operator, from one of its backward."""
         shared = {name: getattr(call, name) for name in self.shared}
-        return self.forward.call(**shared, **self.recompute(call.grad_output))
+        return self.forward.call(**shared, **self.recompute(call))
 
-    def save(self, ctx: Any, inputs: Any, output: object, names: Sequence[str]) -> None:
-        ctx.save_for_backward(*(getattr(inputs, name) for name in names))
-        ctx.numbers = {name: getattr(inputs, name) for name in self.numbers if name in inputs._fields}
+    def save_forward(self, ctx: Any, inputs: Any, output: Any) -> None:
+        if self.saves:
+            inputs = (*inputs, *(value(inputs, output) for value in self.saves.values()))
+        if isinstance(output, tuple):
+            ctx.mark_non_differentiable(*output[1:])
+        stored = [inputs[i] for i in self.stored]
+        ctx.save_for_backward(*stored[: self.tensors - 1])
+        ctx.numbers = stored[self.tensors - 1 :]
 
-    def first(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def save_backward(self, ctx: Any, inputs: Any, output: object) -> None:
+        ctx.save_for_backward(*inputs[: self.tensors])
+        ctx.numbers = inputs[self.tensors :]
+
+    def first(self, ctx: Any, grad_output: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         needed = [ctx.needs_input_grad[position] for position in self.positions]
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
-        in_order = needed[0] and not self.for_every_call and choose.is_deterministic(grad_output)
-        mask = [needed[0] and not in_order, *needed[1:]]
-        by_name = dict(zip(self.saved, saved, strict=True), grad_output=grad_output, output_mask=mask)
-        call = self.call(**by_name, **ctx.numbers)
-        if in_forward_mode(grad_output, *saved) or (in_order and self.in_order is None):
-            inputs = self.forward_call(call)
-            gradients = reference_gradients(self.forward.reference, grad_output, inputs, self.gradients)
+        call = self.call(grad_output, *saved, *ctx.numbers, *([needed] if self.has_mask else ()))
+        if in_forward_mode(grad_output, *saved):
+            gradients = self.by_reference(call, self.forward_call(call), self.gradients)
         else:
             computed = self.operator(*call)
             # torch returns a single result without a tuple
-            gradients = [computed] if len(self.gradients) == 1 else list(computed)
-            if in_order:
-                gradients[0] = self.in_order(call)
+            gradients = [computed] if len(self.gradients) == 1 else computed
         results: list[Tensor | None] = [None] * len(self.forward.call._fields)
         for position, gradient, is_needed in zip(self.positions, gradients, needed, strict=True):
             results[position] = gradient if is_needed else None
         return tuple(results)
 
     def second(self, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        call = self.call(**dict(zip(self.tensors, ctx.saved_tensors, strict=True)), **ctx.numbers)
+        call = self.call(*ctx.saved_tensors, *ctx.numbers)
+        if self.linear is not None:
+            pooled = self.linear(call, self.forward.overload)(*grads, *self.forward_call(call)[1:])
+            return pooled, *[None] * (len(call) - 1)
         needed = zip(self.gradients, grads, call.output_mask, strict=True)
         chosen = {name: grad for name, grad, is_needed in needed if is_needed}
 
         def first(*arguments: Any) -> tuple[Tensor | None, ...]:
             call = self.call(*arguments)
-            inputs = self.forward_call(call)
-            return tuple(reference_gradients(self.forward.reference, call.grad_output, inputs, list(chosen)))
+            return tuple(self.by_reference(call, self.forward_call(call), list(chosen)))
 
-        names = [name for name in self.tensors if name == "grad_output" or name in self.gradients]
+        names = ["grad_output", *(n for n in self.call._fields[: self.tensors] if n in self.gradients)]
         gradients = reference_gradients(first, tuple(chosen.values()), call, names)
         by_name = dict(zip(names, gradients, strict=True))
         return tuple(by_name.get(name) for name in self.call._fields)
+
+    def by_reference(self, call: Any, inputs: Any, names: Sequence[str]) -> list[Tensor | None]:
+        reference = self.forward.reference
+        function = reference if self.linear is None else self.linear(call, reference)
+        return reference_gradients(function, call.grad_output, inputs, names)
+
+    def in_order(self, call: Any) -> Tensor:
+        """The first gradient, bitwise identical at every call."""
+        name = self.gradients[0]
+        if not self.rows:
+            return cast(Tensor, self.by_reference(call, self.forward_call(call), [name])[0]).contiguous()
+        dtype = torch.promote_types(call.grad_output.dtype, torch.float32)
+        wide = {n: getattr(call, n).to(dtype) for n in {"grad_output", name} & {*call._fields}}
+        total = torch.zeros_like(getattr(self.forward_call(call._replace(**wide)), name))
+        for row in range(len(call.grad_output)):
+            rows = {n: wide.get(n, getattr(call, n))[row : row + 1] for n in self.rows}
+            one = call._replace(**(wide | rows))
+            total = total + cast(Tensor, self.by_reference(one, self.forward_call(one), [name])[0])
+        return total.to(call.grad_output.dtype)
 
     def check(self, call: Any) -> None:
         inputs = self.forward_call(call)
         self.forward.check(inputs)
         shapes = (value.to("meta") if isinstance(value, Tensor) else value for value in inputs)
-        checks.require_gradient(self.forward.name, call.grad_output, self.forward.fake(*shapes), inputs[0])
+        output = self.forward.fake(*shapes)
+        output = output[0] if isinstance(output, tuple) else output
+        checks.require_gradient(self.forward.name, call.grad_output, output, inputs[0])
 
-    def kernel(self, compute: Callable[[Tensor, Any, list[str]], list[Tensor | None]]) -> Callable:
+    def kernel(self, compute: Callable[[Any, Any, list[str]], list[Tensor | None]]) -> Callable:
         """The first derivative in Python, by a function that computes the needed gradients."""
 
         def backward(*arguments: Any) -> Any:
             call = self.call(*arguments)
             inputs = self.forward_call(call)
-            mask = zip(self.gradients, call.output_mask, strict=True)
-            needed = [name for name, is_needed in mask if is_needed]
-            gradients = dict(zip(needed, compute(call.grad_output, inputs, needed), strict=True))
+            mask = call.output_mask if self.has_mask else [True]
+            needed = [name for name, is_needed in zip(self.gradients, mask, strict=True) if is_needed]
+            gradients = dict(zip(needed, compute(call, inputs, needed), strict=True))
             results = []
             for name in self.gradients:
                 gradient, tensor = gradients.get(name), getattr(inputs, name)
                 like = call.grad_output if tensor is None else tensor
                 results.append(like.new_empty(0) if gradient is None else gradient.contiguous())
-            if self.keeps_format and call.output_mask[0]:
+            if self.keeps_format and mask[0]:
                 results[0] = results[0].to(memory_format=memory_format(inputs[0]))
             return tuple(results) if len(results) > 1 else results[0]
 

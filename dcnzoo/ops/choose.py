@@ -251,14 +251,15 @@ def override(name: str, kernel: Callable, key: str) -> None:
 def _chooses_beside_compiled(operator: Operator, key: str) -> bool:
     """Whether a device with compiled kernels needs a choice.
 
-    It costs time in every call, so the forward operators choose only if a fused kernel may run. The backward
-    of deform_conv always does, because the user may require deterministic algorithms at any time.
+    It costs time in every call, so the forward operators choose only if a fused kernel may run. Backwards on
+    a GPU always do, because the user may require deterministic algorithms at any time.
     """
+    if operator.in_order is not None and key == "CUDA":
+        return True
     if FUSED not in operator.kernels or not _triton_runs_on(key):
         return False
-    if operator.forward_name == "deform_conv" and key == "CUDA":
-        return operator.in_order is not None or backend == "fused" or available.any_listed()
-    return backend == "fused"
+    listed = operator.forward_name == "deform_conv" and key == "CUDA" and available.any_listed()
+    return listed or backend == "fused"
 
 
 @cache
@@ -285,10 +286,13 @@ def kernel_of(operator: Operator, key: str) -> Callable:
     def kernel(keyset: object, *arguments: object) -> Result:
         call = named(*arguments)
         chosen = vars(_chosen_above).pop(operator.name, None)
-        if operator.in_order is None or not call.output_mask[0] or not is_deterministic(call.grad_output):
+        mask = getattr(call, "output_mask", (True,))
+        if operator.in_order is None or not mask[0] or not is_deterministic(call.grad_output):
             return _run(operator, key, compiled, keyset, call, chosen)
         operator.check(call)
-        others = call._replace(output_mask=[False, *call.output_mask[1:]])
+        if len(mask) == 1:
+            return operator.in_order(call)
+        others = call._replace(output_mask=[False, *mask[1:]])
         return operator.in_order(call), *_run(operator, key, compiled, keyset, others, chosen)[1:]
 
     return kernel

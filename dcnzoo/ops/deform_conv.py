@@ -183,9 +183,8 @@ register(
         OPERATOR,
         ("input", "weight", "offset", "mask", "bias"),
         # no gradient depends on the values of the bias
-        recompute=lambda grad_output: {"bias": grad_output.new_empty(grad_output.shape[1])},
+        recompute=lambda call: {"bias": call.grad_output.new_empty(call.grad_output.shape[1])},
         in_order=grad_input_in_order,
-        for_every_call=True,  # deform_conv_transpose calls the backward
         keeps_format=True,
         batched="mmwmm->mwmmw",
         flops=flops.deform_conv_backward,

@@ -8,7 +8,7 @@ from ._arguments import Int2, check_tensors
 from ._autograd import with_backward
 from .operator import COMPILED, FUSED, REFERENCE, Operator
 from .register import register
-from .roi_align import bins, pooling_grad_input_in_order, roi_align
+from .roi_align import bins, bins_and_input, roi_align
 
 
 def deform_roi_pool(
@@ -61,17 +61,6 @@ def _reference(input, rois, offset, output_h, output_w, *sampling):
     return reference.deform_roi_pool(input, rois, offset, (output_h, output_w), *sampling)
 
 
-def _grad_input_in_order(arguments):
-    size = arguments.grad_output.shape[2:]
-    sampling = (arguments.spatial_scale, arguments.sampling_ratio, arguments.gamma)
-
-    def pool(maps, rois, offset):
-        return reference.deform_roi_pool(maps, rois, offset, size, *sampling)
-
-    of_each = (arguments.rois, arguments.offset)
-    return pooling_grad_input_in_order(pool, arguments.grad_output, arguments.input.shape, *of_each)
-
-
 OPERATOR = Operator(
     "deform_roi_pool",
     reference=_reference,
@@ -85,8 +74,8 @@ register(
     *with_backward(
         OPERATOR,
         ("input", "offset"),
-        recompute=lambda grad_output: dict(zip(("output_h", "output_w"), grad_output.shape[2:], strict=True)),
-        in_order=_grad_input_in_order,
+        recompute=bins_and_input,
+        rows=("grad_output", "rois", "offset"),
         flops=flops.deform_roi_pool_backward,
     )
 )

@@ -1,17 +1,14 @@
 """RoIAlign: pools the maps inside boxes, also rotated ones, to a fixed size, without rounding the boxes."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from . import checks, choose, flops, reference
+from . import checks, flops, reference
 from ._arguments import Int2, check_tensors, pair, shape_text
-from ._autograd import in_forward_mode
+from ._autograd import with_backward
 from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
 from .register import register
 
@@ -120,109 +117,12 @@ def _fake(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_m
     return output, *(input.new_empty(argmax_size, dtype=wide) for _ in range(2))
 
 
-def _fake_backward(grad_output, rois, *arguments):
-    input_size = next(argument for argument in arguments if not isinstance(argument, Tensor))
-    return grad_output.new_empty(input_size)
-
-
-def _check_backward(forward: Operator, call: Any) -> None:
-    grad = call.grad_output
-    checks.require(grad.dim() == 4, f"{forward.name}: grad_output", "4 dimensions", grad.dim())
-    shared = {name: getattr(call, name) for name in forward.call._fields if name in call._fields}
-    bins = dict(zip(("output_h", "output_w"), grad.shape[2:], strict=True))
-    forward.check(forward.call(input=grad.new_empty(()).expand(call.input_size), **bins, **shared))
-    expected = (len(call.rois), *call.input_size[1:2], *grad.shape[2:])
-    checks.require_gradient(forward.name, grad, torch.empty(expected, device="meta"), grad)
-
-
-def _with_backward(
-    forward: Operator, pool: Callable, reference_pool: Callable, backward_flops: Callable
-) -> tuple[Operator, Operator]:
-    """The record of a RoI pooling with its derivative, and that of its backward.
-
-    Each is linear in its first argument.
-
-    Args:
-        pool: the pooling of the backward's tensors ``(maps, rois, *maxima)``, then numbers of bins and
-            options. It reads the maps where the forward found maxima of other maps.
-        reference_pool: ``pool`` in plain PyTorch.
-    """
-    backward = getattr(torch.ops.dcnzoo, f"_{forward.name}_backward")
-
-    def setup_context(ctx, inputs, output):
-        input, rois, _, _, *ctx.options = inputs
-        maxima = output[1:] if isinstance(output, tuple) else ()
-        ctx.input_size = input.shape
-        ctx.mark_non_differentiable(*maxima)
-        ctx.save_for_backward(rois, *maxima)
-
-    def first_backward(ctx, grad_output, *_):
-        # the kernel adds atomically, and has no forward mode
-        in_order = choose.is_deterministic(grad_output) or in_forward_mode(grad_output)
-        compute = backward_in_order if in_order else backward
-        gradient = compute(grad_output, *ctx.saved_tensors, ctx.input_size, *ctx.options)
-        return gradient, *[None] * (3 + len(ctx.options))
-
-    def setup_backward_context(ctx, inputs, output):
-        ctx.size = inputs[0].shape[2:]
-        tensors = [argument for argument in inputs[1:] if isinstance(argument, Tensor)]
-        ctx.save_for_backward(*tensors)
-        ctx.options = inputs[2 + len(tensors) :]
-
-    def second_backward(ctx, grad):
-        tensors = ctx.saved_tensors  # torch.utils.checkpoint allows to read it only once
-        pooled = pool(grad, *tensors, *ctx.size, *ctx.options)
-        return pooled, *[None] * (1 + len(tensors) + len(ctx.options))
-
-    def split(grad_output, arguments):
-        """Return the pooling of maps and tensors, the size of the maps, and the tensors."""
-        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-        input_size, *options = arguments[len(tensors) :]
-        numbers = (*grad_output.shape[2:], *options)
-        return lambda maps, *tensors: reference_pool(maps, *tensors, *numbers), input_size, tensors
-
-    def backward_in_order(grad_output, *arguments):
-        pool_maps, input_size, tensors = split(grad_output, arguments)
-        return pooling_grad_input_in_order(pool_maps, grad_output, input_size, *tensors)
-
-    def reference_backward(grad_output, *arguments):
-        pool_maps, input_size, tensors = split(grad_output, arguments)
-        maps = grad_output.new_zeros(input_size)
-        pull = torch.func.vjp(lambda maps: pool_maps(maps, *tensors), maps)[1]
-        return pull(grad_output)[0].contiguous()
-
-    record = Operator(
-        f"_{forward.name}_backward",
-        reference=reference_backward,
-        fake=_fake_backward,
-        check=partial(_check_backward, forward),
-        setup_context=setup_backward_context,
-        backward=second_backward,
-        flops=backward_flops,
-        kernels=forward.kernels,
-    )
-    return replace(forward, setup_context=setup_context, backward=first_backward), record
-
-
-def pooling_grad_input_in_order(
-    pool: Callable,  # of (maps, rois, *per_roi), linear in the maps, in plain PyTorch
-    grad_output: Tensor,  # [K, C, oH, oW]
-    input_size: Sequence[int],  # (N, C, H, W)
-    rois: Tensor,  # [K, 5 or 6]
-    *per_roi: Tensor,  # [K, …]
-) -> Tensor:  # [N, C, H, W]
-    """The gradient of the input of a RoI pooling, bitwise identical at every call.
-
-    Differentiates ``pool``, whose derivative is torch's ``index_put_``, one RoI at a time, which bounds the
-    memory.
-    """
-    wide = torch.promote_types(grad_output.dtype, torch.float32)
-    total = grad_output.new_zeros(input_size, dtype=wide)
-    for roi in range(len(rois)):
-        one = [tensor[roi : roi + 1] for tensor in (rois, *per_roi)]
-        pull = torch.func.vjp(lambda maps, one=one: pool(maps, *one), torch.zeros_like(total))[1]
-        total = total + pull(grad_output[roi : roi + 1].to(wide))[0]
-    return total.to(grad_output.dtype)
+def bins_and_input(call):
+    """The arguments of a RoI pooling that its backward does not have."""
+    bins = dict(zip(("output_h", "output_w"), call.grad_output.shape[2:], strict=True))
+    if "input_size" in call._fields:  # the gradient does not depend on the values
+        bins["input"] = call.grad_output.new_zeros(()).expand(call.input_size)
+    return bins
 
 
 def _at_maxima(
@@ -249,21 +149,16 @@ def _reference(input, rois, output_h, output_w, spatial_scale, sampling_ratio, p
     return output, where, where.clone()  # autograd does not use the positions of the maxima
 
 
-def _pool_by(average: Callable) -> Callable:
-    def pool(maps, rois, y, x, *sizes_and_options):
-        if sizes_and_options[-2] == _MAX:
-            return _at_maxima(maps, rois, y, x)
-        return average(maps, rois, *sizes_and_options)[0]
-
-    return pool
+def _pool(average, maxima, input, rois, *numbers):
+    """The pooling of maps, of which each RoI has its maxima at given positions, or its average."""
+    if numbers[-2] == _MAX:
+        return _at_maxima(input, rois, *maxima)
+    return average(input, rois, *numbers)[0]
 
 
-_reference_pool = _pool_by(_reference)
-
-
-def _forward_mode(input, rois, *arguments):
-    _, *maxima = torch.ops.dcnzoo.roi_align(unpack_dual(input).primal, unpack_dual(rois).primal, *arguments)
-    return _reference_pool(input, rois, *maxima, *arguments), *maxima
+def _forward_mode(input, rois, *numbers):
+    _, *maxima = torch.ops.dcnzoo.roi_align(unpack_dual(input).primal, unpack_dual(rois).primal, *numbers)
+    return _pool(_reference, maxima, input, rois, *numbers), *maxima
 
 
 OPERATOR = Operator(
@@ -276,8 +171,19 @@ OPERATOR = Operator(
     flops=flops.roi_align,
     kernels=(COMPILED, TORCHVISION, FUSED, REFERENCE),
 )
-_pool = _pool_by(torch.ops.dcnzoo.roi_align)
-register(*_with_backward(OPERATOR, _pool, _reference_pool, flops.roi_align_backward))
+_INPUT_SIZE = {"input_size": lambda call, output: call.input.shape}
+register(
+    *with_backward(
+        OPERATOR,
+        ("input",),
+        saves=_INPUT_SIZE
+        | {"argmax_y": lambda call, output: output[1], "argmax_x": lambda call, output: output[2]},
+        recompute=bins_and_input,
+        linear=lambda call, average: partial(_pool, average, (call.argmax_y, call.argmax_x)),
+        rows=("grad_output", "rois", "argmax_y", "argmax_x"),
+        flops=flops.roi_align_backward,
+    )
+)
 
 
 def _fake_rotated(input, rois, output_h, output_w, *options):
@@ -297,5 +203,14 @@ ROTATED = Operator(
     check_numbers=checks.image_numbers,
     flops=flops.pooling,
 )
-_pool = torch.ops.dcnzoo.roi_align_rotated
-register(*_with_backward(ROTATED, _pool, _reference_rotated, flops.roi_align_backward))
+register(
+    *with_backward(
+        ROTATED,
+        ("input",),
+        saves=_INPUT_SIZE,
+        recompute=bins_and_input,
+        linear=lambda call, average: average,
+        rows=("grad_output", "rois"),
+        flops=flops.roi_align_backward,
+    )
+)

@@ -1,5 +1,7 @@
 """Sums in a fixed order, for devices whose kernels have none. Tested on the CPU instead of a GPU."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -59,11 +61,23 @@ def test_only_this_gradient_is_left_to_it(monkeypatch):
     torch.testing.assert_close(results, expected)
 
 
-def assert_same_in_order(op, sample, monkeypatch, **tolerance) -> torch.Tensor:
+@pytest.fixture
+def order(monkeypatch):
+    """A function that switches the required order on or off; backwards choose at every call, as on a GPU."""
+    with torch.library._scoped_library("dcnzoo", "IMPL") as library, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # kernels are replaced
+        for operator in OPERATORS.values():
+            if operator.in_order is not None:
+                kernel = choose.kernel_of(operator, "CPU")
+                library.impl(operator.name, kernel, "CPU", with_keyset=True)
+        yield lambda on: monkeypatch.setattr(choose, "is_deterministic", lambda tensor: on)
+
+
+def assert_same_in_order(op, sample, order, **tolerance) -> torch.Tensor:
     """Compare first and second derivatives with the kernels'. Return the gradient of the first tensor."""
     results = []
     for ordered in (False, True):
-        monkeypatch.setattr(choose, "is_deterministic", lambda tensor, ordered=ordered: ordered)
+        order(ordered)
         leaves = sample.leaves()
         first = torch.autograd.grad(op.call(leaves).square().sum(), leaves.given, create_graph=True)
         results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves.given)])
@@ -72,8 +86,8 @@ def assert_same_in_order(op, sample, monkeypatch, **tolerance) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("op", op_cases.operators(), ids=lambda op: op.name)
-def test_both_derivatives_are_the_same_in_order(op, monkeypatch):
-    assert_same_in_order(op, op.forms()[0], monkeypatch)
+def test_both_derivatives_are_the_same_in_order(op, order):
+    assert_same_in_order(op, op.forms()[0], order)
 
 
 POOLING = [
@@ -85,23 +99,23 @@ POOLING = [
 
 
 @pytest.mark.parametrize("op, settings", POOLING, ids=str)
-def test_pooling(op, settings, monkeypatch):
+def test_pooling(op, settings, order):
     """For RoIs across every border and invalid ones."""
     nan, inf = float("nan"), float("inf")
     odd = [[0, nan, 0, 8, 8], [1, 0, 0, inf, 8], [1, 6, 6, 2, 2], [0, 90, 90, 99, 99], [1, -99, -9, 99, 30]]
     sample = op.make("pooling", rois=9, channels=2, **settings)
     sample.tensors[1][4:] = torch.tensor(odd)
-    gradient = assert_same_in_order(op, sample, monkeypatch, rtol=1e-9, atol=1e-9)
+    gradient = assert_same_in_order(op, sample, order, rtol=1e-9, atol=1e-9)
     assert gradient.count_nonzero() > 30
 
 
 @pytest.mark.parametrize("pool_mode", ["avg", "max"])
-def test_pooling_in_half_precision_and_of_nothing(pool_mode, monkeypatch):
+def test_pooling_in_half_precision_and_of_nothing(pool_mode, order):
     maps, rois = roi_align.make("half", rois=5).to(torch.bfloat16).tensors
     for images, count in ((2, 5), (2, 0), (0, 0)):
         results = []
         for ordered in (False, True):
-            monkeypatch.setattr(choose, "is_deterministic", lambda tensor, ordered=ordered: ordered)
+            order(ordered)
             leaf = maps[:images].clone().requires_grad_()
             dcnzoo.ops.roi_align(leaf, rois[:count], (3, 2), 0.5, pool_mode=pool_mode).sum().backward()
             results.append(leaf.grad)
