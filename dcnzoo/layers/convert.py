@@ -151,12 +151,13 @@ def to_deformable(
         float32_offsets=float32_offsets,
         im2col_step=im2col_step,
     )
+    if example is not None:
+        copied = copy.deepcopy(model)  # so that an error leaves the model as it was
+        replace_convolutions(copied, where, make, caller="to_deformable").check(copied, example)
     report = replace_convolutions(model, where, make, caller="to_deformable")
     _warn("to_deformable", report)
     if example is None:
         _FirstForward(model, report.classes)
-    else:
-        report.check(model, example)
     return report
 
 
@@ -316,7 +317,7 @@ def _choose(caller: str, noun: str, candidates: dict[str, nn.Module], where: Whe
                 f"{caller}: where: expected at least one match, got none among {_quoted(candidates)}"
             )
         return chosen
-    patterns = [where] if isinstance(where, str) else where
+    patterns = [where] if isinstance(where, str) else where or None
     if not isinstance(patterns, Iterable) or not all(isinstance(p, str) for p in patterns):
         raise ValueError(
             f"{caller}: where: expected a pattern, a list of patterns or a function, got {where!r}"
@@ -374,8 +375,13 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     weight = convolution.weight
     if weight.dtype not in _DTYPES:
         raise _Refused(f"has dtype {weight.dtype}, which is not supported")
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode")
+    names = ("stride", "dilation", "groups", "padding_mode")
     options |= {name: getattr(convolution, name) for name in names}
+    # from the weight, which may have been replaced: torch's forward does not read the numbers of channels
+    outer, inner, *kernel = weight.shape
+    sizes = (outer, inner * convolution.groups)
+    inputs, outputs = sizes if convolution.transposed else sizes[::-1]
+    options |= dict(in_channels=inputs, out_channels=outputs, kernel_size=tuple(kernel))
     options |= dict(padding=_padding(convolution), bias=convolution.bias is not None, dtype=weight.dtype)
     if convolution.transposed:
         options["output_padding"] = convolution.output_padding
@@ -420,8 +426,14 @@ def _unused(model: nn.Module, names: Collection[str], example: Any, training: bo
         _FirstForward.forget(modules[name])
         modules[name].register_forward_pre_hook(lambda module, args: called.add(module))
     arguments = example if isinstance(example, tuple) else (example,)
-    with torch.set_grad_enabled(training):
-        outputs = model(*arguments)
+    try:
+        with torch.set_grad_enabled(training):
+            outputs = model(*arguments)
+    except Exception as error:
+        expected = f"an input of the model's forward pass in {'training' if training else 'evaluation'}"
+        raise RuntimeError(
+            f"check: example: expected {expected}, got {type(error).__name__}: {error}"
+        ) from error
     unused = {NOT_CALLED: [name for name in names if modules[name] not in called]}
     leaves = [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad]
     if leaves:

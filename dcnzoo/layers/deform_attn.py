@@ -68,7 +68,9 @@ class _ChannelsLast(TracksOffsets, Leaf):
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
 
     def reset_parameters(self) -> None:
-        """Set the official initial values, except for the depth-wise convolution and the centre's scale."""
+        """Set the official initial values, except for the depth-wise convolution."""
+        for parameter in self.parameters(recurse=False):  # of the centre's scale
+            nn.init.zeros_(parameter)
         for layer in self.children():
             if isinstance(layer, OffsetLinear):
                 layer.reset_parameters()
@@ -256,17 +258,13 @@ class DCNv4(_ChannelsLast):
                 channels, channels, dw_kernel_size, stride, dw_kernel_size // 2, groups=channels
             )
         self.offset_mask = OffsetLinear(channels, math.ceil(self.taps * 3 / 8) * 8)
+        points = self.taps // group  # a group's 2P offsets, then its P factors
+        start = ([0.0] * (2 * points) + [self.mask_start] * points) * group
+        self.offset_mask.start = start + [0.0] * (self.offset_mask.out_features - len(start))
         if not without_pointwise:
             self.value_proj = nn.Linear(channels, channels)
             self.output_proj = nn.Linear(channels, channels, bias=output_bias)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        per_group = self.offset_mask.bias.detach()[: self.taps * 3].view(
-            self.group, -1
-        )  # 2P offsets, P factors
-        per_group[:, self.taps // self.group * 2 :] = self.mask_start
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         if not torch.jit.is_scripting():

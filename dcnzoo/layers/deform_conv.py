@@ -80,6 +80,9 @@ class _DeformConvNd(_Deformable, ConvNd):
         self.im2col_step = None if im2col_step is None else int(im2col_step)
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        return self._forward(input, offset, mask)
+
+    def _forward(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
         if not self._is_unbatched(input):
             return self._convolve(input, offset, mask)
         offset = offset.unsqueeze(0) if offset is not None else None
@@ -125,6 +128,11 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         offset: Tensor | None = None,
         mask: Tensor | None = None,
         output_size: list[int] | None = None,
+    ) -> Tensor:
+        return self._forward(input, offset, mask, output_size)
+
+    def _forward(
+        self, input: Tensor, offset: Tensor | None, mask: Tensor | None, output_size: list[int] | None
     ) -> Tensor:
         if not self._is_unbatched(input):
             return self._convolve(input, offset, mask, output_size)

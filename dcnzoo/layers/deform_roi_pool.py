@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import deform_roi_pool
 from dcnzoo.ops._arguments import is_traced
@@ -121,8 +122,6 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
 def branch(*widths: int) -> nn.Sequential:
     """Fully connected layers with a ReLU after each but the last, which starts at zero."""
     layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
+    for inputs, outputs in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
-    for parameter in layers[-2].parameters():
-        nn.init.zeros_(parameter)
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers, OffsetLinear(*widths[-2:]))

@@ -86,8 +86,8 @@ UNARY: dict[type, Callable[[Any], Unary]] = {
 
 
 def _compose(layer: Any, norm: Any, activation: Any) -> Layer:
-    def forward(x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
-        x = layer(x)
+    def forward(input: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        x = layer(input)
         x = x if norm is None else norm(x)
         x = x if other is None else x + other
         return x if activation is None else activation(x)
@@ -176,23 +176,23 @@ class Layers:
         # oneDNN raises an error for bfloat16 on CPUs that it does not support, such as x86 without AVX-512
         computed = DTYPES if kernel is _convolve_deformed or private.multiplies_bfloat16() else DTYPES[:1]
 
-        def forward(x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        def forward(input: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
             mixed = torch.is_autocast_enabled("cpu")
             dtype = torch.get_autocast_dtype("cpu") if mixed else layer.weight.dtype
-            fits = dtype in computed and x.numel() >= least and (mixed or x.dtype == dtype)
-            fits = fits and (kernel is _multiply or x.dim() == 4)  # not a picture without a batch axis
+            fits = dtype in computed and input.numel() >= least and (mixed or input.dtype == dtype)
+            fits = fits and (kernel is _multiply or input.dim() == 4)  # not a picture without a batch axis
             if other is not None:  # oneDNN adds only in channels-last order
-                fits = fits and kernel is _convolve and min(x.shape[1:]) > 1
-                fits = fits and x.is_contiguous(memory_format=torch.channels_last)
+                fits = fits and kernel is _convolve and min(input.shape[1:]) > 1
+                fits = fits and input.is_contiguous(memory_format=torch.channels_last)
                 other = other.to(dtype)
             if not fits:
-                return unfused(x, other)
+                return unfused(input, other)
             weight, bias = self._parameters(layer, norm, dtype)
             if other is not None and not (
                 overwrite and other.is_contiguous(memory_format=torch.channels_last)
             ):
                 other = other.clone(memory_format=torch.channels_last)
-            return kernel(copy, x.to(dtype), weight, bias, unary, other)
+            return kernel(copy, input.to(dtype), weight, bias, unary, other)
 
         return forward
 
@@ -262,12 +262,12 @@ def sequential(module: nn.Sequential, layers: Layers) -> Layer:
         new = layers.block(layer) is residual and not _keeps(layer, layers)
         steps.append((layers.copies[layer] if alone else layers(layer, norm, activation), new))
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(input: Tensor) -> Tensor:
         for step, new in steps:
-            x = step(x)
-            layers.between = x if new else None
+            input = step(input)
+            layers.between = input if new else None
         layers.between = None
-        return x
+        return input
 
     return forward
 
@@ -349,18 +349,23 @@ def fused(
         outputs = predict(images)
 
     In an ``nn.Sequential``, a convolution, its batch norm and its activation are one call of oneDNN. Results
-    differ by rounding. The model itself does not change, and each call uses its weights, hooks and modules as
-    they are then, however they are written: a layer that a subclass, a hook or a parametrization changes runs
-    as in the model.
+    differ by rounding. The model keeps its modules and its ``forward``, and each call uses its weights, hooks
+    and modules as they are then, however they are written: a layer that a subclass, a hook or a
+    parametrization changes runs as in the model. What a forward stores in attributes is stored in the model.
 
     Args:
         blocks: functions that fuse other blocks, by their class; ``residual`` is one.
         equal: classes that compute what another one does, such as ``{MyConv2d: nn.Conv2d}``.
+
+    Raises:
+        RuntimeError: the model is in training at a call.
     """
     fuser = Fuser(blocks or {}, equal or {})
 
     @torch.no_grad()
     def predict(*args: Any, **kwargs: Any) -> Any:
+        if model.training:  # a module that is reached without its copy would train
+            raise RuntimeError("fused: model: expected evaluation, got training; call model.eval() first")
         copies = view(model)
         parameter = next(model.parameters(), None)
         if (
@@ -369,6 +374,10 @@ def fused(
             and private.FUSED_LAYERS not in private.missing
         ):
             fuser.fuse(copies)
-        return copies[model](*args, **kwargs)
+        outputs = copies[model](*args, **kwargs)
+        for module, copy in copies.items():
+            stored = {n: v for n, v in vars(copy).items() if n not in ("_modules", "forward", "training")}
+            vars(module).update(stored)
+        return outputs
 
     return predict

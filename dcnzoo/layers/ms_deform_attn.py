@@ -66,13 +66,13 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the official initial values."""
-        self.sampling_offsets.reset_parameters()
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # [heads, 2], (x, y)
         directions = directions / directions.abs().amax(-1, keepdim=True)  # onto a square
         steps = torch.arange(1, self.num_points + 1)
         rays = (directions[:, None, None] * steps[:, None]).expand(-1, self.num_levels, -1, -1)
-        self.sampling_offsets.bias.copy_(rays.flatten())
+        self.sampling_offsets.start = rays.flatten().tolist()
+        self.sampling_offsets.reset_parameters()
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):

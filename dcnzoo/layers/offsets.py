@@ -16,15 +16,25 @@ if TYPE_CHECKING:
 
 
 class _ZeroInit(nn.Module):
-    """Mixin: all parameters start at zero, and an initialisation of the whole model does not change them."""
+    """Mixin: all parameters start at zero, and an initialisation of the whole model does not change them.
+
+    Attributes:
+        start: initial values of the bias, other than zero.
+    """
 
     __jit_unused_properties__ = ["_is_hf_initialized"]
     _initialized_by_transformers = False
+    start: Sequence[float] | None = None
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
-            parameter.zero_()  # not nn.init.zeros_, which Transformers disables while it builds a model
+            self._set_start(parameter)
+
+    def _set_start(self, parameter: Tensor) -> None:
+        parameter.zero_()  # not nn.init.zeros_, which Transformers disables while it builds a model
+        if self.start is not None and parameter.dim() == 1:
+            parameter.copy_(torch.tensor(self.start))
 
     def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
         """Apply ``fn`` as in ``nn.Module``, but keep a weight of zero: most functions are initialisations.
@@ -74,7 +84,7 @@ class _ZeroInit(nn.Module):
         self._initialized_by_transformers = value
         for parameter in self.parameters():
             if not getattr(parameter, "_is_hf_initialized", False):
-                parameter.zero_()
+                self._set_start(parameter)
 
 
 # mmengine initialises layers by class name (layer='Conv2d'), which it compares with a module's class and its
@@ -190,14 +200,17 @@ class TracksOffsets:
         return self.track_offsets and (compiles or can_read(prediction)) and prediction.numel() > 0
 
     def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
-        """Record statistics of ``offset``, ``(N, G·K·rank, *out)``, for sampling a map of ``size``."""
+        """Record statistics of ``offset``, ``([N,] G·K·rank, *out)``, for sampling a map of ``size``."""
         if offset is None or not self._records(offset):
             return
-        offset = offset.detach().float()
+        offset, padding, rank = offset.detach().float(), self.padding, len(size)
+        if getattr(self, "padding_mode", "zeros") != "zeros":  # the layer samples a map that it has padded
+            size, padding = [n + 2 * p for n, p in zip(size, padding, strict=True)], (0,) * rank
         grid = sampling_points(
-            None, self.kernel_size, offset.shape[2:], self.stride, self.padding, self.dilation, offset
+            None, self.kernel_size, offset.shape[-rank:], self.stride, padding, self.dilation, offset
         )  # [1, 1, K, rank, *out]
-        self._record_shifts(grid, offset.unflatten(1, (-1, *grid.shape[2:4])), size, axis=3)
+        shift = offset.unflatten(-rank - 1, (-1, *grid.shape[2:4]))
+        self._record_shifts(grid, shift, size, axis=-rank - 1)
 
     def _record_shifts(
         self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor], axis: int = -1
@@ -318,12 +331,13 @@ def offset_parameter_groups(
         for parameter in part.parameters()
     }
     split = []
-    for group in groups or [{"params": model.parameters()}]:
-        options = {"lr": lr, **group, "params": list(group["params"])}
+    for group in [{"params": model.parameters()}] if groups is None else groups:
+        given = group["params"]
+        options = {"lr": lr, **group, "params": [given] if isinstance(given, Tensor) else list(given)}
         for chosen, factor in ((False, 1.0), (True, offset_lr_mult)):
             # an optimizer also takes named parameters, pairs
             named = [(p, p[1] if isinstance(p, tuple) else p) for p in options["params"]]
-            parameters = [given for given, parameter in named if (id(parameter) in offsets) is chosen]
+            parameters = [entry for entry, parameter in named if (id(parameter) in offsets) is chosen]
             if parameters:
                 split.append({**options, "params": parameters, "lr": options["lr"] * factor})
     return split

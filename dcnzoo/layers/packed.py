@@ -73,6 +73,7 @@ class _Pack(TracksOffsets, nn.Module):
         in_channels: int
         transposed: bool
         _refuse: Callable[..., NoReturn]
+        _is_unbatched: Callable[[Tensor], bool]
         weight: Tensor
         bias: Tensor | None
         conv_offset: Any
@@ -170,7 +171,10 @@ class _Pack(TracksOffsets, nn.Module):
                 self.note_call()
         offset: Tensor | None = None
         mask: Tensor | None = None
+        unbatched = self._is_unbatched(input)
         if self.conv_offset is not None:
+            if unbatched:
+                input = input.unsqueeze(0)
             prediction = self._predict_raw(input)
             if self.offset_channels > 0:
                 raw = prediction[:, : self.offset_channels]
@@ -178,12 +182,12 @@ class _Pack(TracksOffsets, nn.Module):
                     raw = self.offset_activation(raw)
                 if self.offset_limit is not None:
                     raw = limit_offset(raw, self.offset_limit)
-                offset = raw
+                offset = raw.squeeze(0) if unbatched else raw
             if self.mask_channels > 0:
                 raw = prediction[:, self.offset_channels :]
                 if self.mask_activation is not None:
                     raw = self.mask_activation(raw)
-                mask = raw
+                mask = raw.squeeze(0) if unbatched else raw
         return offset, mask
 
     def first_forward(self) -> Any:
@@ -222,7 +226,10 @@ class _Pack(TracksOffsets, nn.Module):
         names.append("output_padding" if self.transposed else "padding_mode")
         options = {name: getattr(self, name) for name in names}
         convolution = kind(**options, bias=self.bias is not None, device="meta")
-        convolution.weight, convolution.bias = self.weight, self.bias
+        for name in ("weight", "bias"):
+            value = getattr(self, name)
+            is_computed = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+            setattr(convolution, name, nn.Parameter(value.detach()) if is_computed else value)
         return convolution.train(self.training)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
@@ -282,15 +289,11 @@ class _Pack(TracksOffsets, nn.Module):
 class _PackedDeformConvNd(_Pack, _DeformConvNd):
     # no offset and mask arguments: the layer predicts them itself
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        unbatched = self._is_unbatched(input)
-        if unbatched:
-            input = input.unsqueeze(0)
         offset, mask = self.predict(input)
         if not torch.jit.is_scripting():
-            self._record_offsets(offset, input.shape[2:])
+            self._record_offsets(offset, input.shape[-self.rank :])
             self._record_modulation(mask)
-        output = self._convolve(input, offset, mask)
-        return output.squeeze(0) if unbatched else output
+        return self._forward(input, offset, mask)
 
 
 class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
@@ -316,15 +319,12 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
     def forward(  # type: ignore[override]
         self, input: Tensor, output_size: list[int] | None = None
     ) -> Tensor:
-        unbatched = self._is_unbatched(input)
-        if unbatched:
-            input = input.unsqueeze(0)
         offset, mask = self.predict(input)
-        output = self._convolve(input, offset, mask, output_size)
+        output = self._forward(input, offset, mask, output_size)
         if not torch.jit.is_scripting():
-            self._record_offsets(offset, output.shape[2:])
+            self._record_offsets(offset, output.shape[-self.rank :])
             self._record_modulation(mask)
-        return output.squeeze(0) if unbatched else output
+        return output
 
 
 class PackedDeformConv1d(_PackedDeformConvNd, DeformConv1d):

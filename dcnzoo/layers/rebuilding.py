@@ -32,14 +32,14 @@ def protect(model: nn.Module) -> None:
         if any(isinstance(part, _Pack) for part in module.modules()):
             for name in filter(_REBUILD.fullmatch, dir(type(module))):
                 method = inspect.getattr_static(type(module), name)
-                if inspect.isfunction(method) and not _requires_arguments(method):
+                if inspect.isfunction(method) and not _takes_maps(method):
                     # picklable, and a copy of the module gets one of its own
                     vars(module)[name] = functools.partial(_rebuild, module, name)
 
 
-def _requires_arguments(method: Any) -> bool:  # such as the features that it fuses
+def _takes_maps(method: Any) -> bool:  # the features that it fuses
     _, *parameters = inspect.signature(method).parameters.values()
-    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    return any(p.default is p.empty and p.kind != p.VAR_KEYWORD for p in parameters)
 
 
 def _packs(module: nn.Module) -> dict[int, str]:

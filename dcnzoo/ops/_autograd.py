@@ -141,9 +141,9 @@ def with_backward(
 ) -> tuple[Operator, Operator]:
     """The record with its derivative, and the record of its backward, the operator ``_{name}_backward``.
 
-    The backward takes ``grad_output``, tensors and numbers of the forward, and ``output_mask``. It returns the
-    gradients of the arguments ``gradients``, and an empty tensor for each that ``output_mask`` excludes. The
-    second derivative differentiates ``reference`` twice, which is exact but slow.
+    The backward takes ``grad_output``, tensors and numbers of the forward, and ``output_mask``. It returns
+    the gradients of the arguments ``gradients``, and an empty tensor for each that ``output_mask`` excludes.
+    The second derivative differentiates ``reference`` twice, which is exact but slow.
 
     Args:
         saves: arguments of the backward that the forward does not have, by functions of the forward's call

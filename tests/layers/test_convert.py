@@ -214,6 +214,7 @@ def mistakes():
         ("bn1", "bn1"),
         (lambda name, module: False, "where: "),
         (3, "where: .*3"),
+        ([], r"where: .*\[\]"),
         ("*.conv1", "one tap"),
     ):
         yield resnet(), (where,), {}, named
@@ -460,8 +461,29 @@ def test_layers_that_the_network_does_not_use(block, message):
     report.check(model)
     with pytest.raises(RuntimeError, match=message):
         report.check(model, x)
+    before = repr(model := block())
     with pytest.raises(RuntimeError, match=message):
-        dcnzoo.to_deformable(block(), "conv", example=(x,))
+        dcnzoo.to_deformable(model, "conv", example=(x,))
+    assert repr(model) == before
+
+
+def test_an_example_with_which_the_network_does_not_run():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8))
+    before = repr(model)
+    with pytest.raises(RuntimeError, match=r"example: .* in training, got ValueError: Expected more than 1"):
+        dcnzoo.to_deformable(model, "0", example=torch.randn(1, 3, 8, 8))
+    assert repr(model) == before
+
+
+def test_the_sizes_are_those_of_the_weight():
+    """Which programs replace, for grey pictures; torch reads no other number of channels."""
+    for make, axis in ((nn.Conv2d, 1), (nn.ConvTranspose2d, 0)):
+        model = nn.Sequential(make(3, 8, 3, padding=1))
+        model[0].weight = nn.Parameter(model[0].weight.sum(axis, keepdim=True))
+        x = torch.randn(1, 1, 8, 8)
+        expected = model(x)
+        dcnzoo.to_deformable(model, "0")
+        torch.testing.assert_close(model(x), expected)
 
 
 @pytest.mark.parametrize(("block", "modes"), [(Merged, ["evaluation"]), (Reader, ["training", "evaluation"])])
@@ -491,7 +513,7 @@ def test_no_warning_of_layers_that_are_called_in_another_way():
         model = network()
         model[0].compile(backend="eager")
         model(x)
-        dcnzoo.fused(network())(x)
+        dcnzoo.fused(network().eval())(x)
         torch.save(network(), io.BytesIO())
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils import prune
 from dcnzoo.layers import (
     DCNv3,
     DCNv4,
+    ModulatedDeformRoIPoolPack,
     MultiScaleDeformableAttention,
     OffsetConv1d,
     OffsetConv2d,
@@ -44,6 +45,7 @@ def he_init(module):
     lambda: PackedDeformConvTranspose2d(4, 6, 3),
     lambda: DCNv3(8, group=2),
     lambda: DCNv4(8, group=2),
+    lambda: ModulatedDeformRoIPoolPack(3, 4, 8),
 ])  # fmt: skip
 def test_an_initialisation_of_the_model_keeps_zeros(make):
     model = nn.Sequential(make(), nn.Conv2d(3, 3, 3))
@@ -51,6 +53,27 @@ def test_an_initialisation_of_the_model_keeps_zeros(make):
     predictors = [m for m in model.modules() if isinstance(m, OFFSET_PREDICTORS)]
     assert predictors and not any(p.any() for m in predictors for p in m.parameters())
     assert model[1].weight.std() > 0.1
+
+
+@pytest.mark.parametrize("make", [
+    lambda: DCNv3(8, group=2, center_feature_scale=True),
+    lambda: DCNv4(8, group=2, center_feature_scale=True, mask_start=1 / 9),
+    lambda: MultiScaleDeformableAttention(16, 4, 2),
+])  # fmt: skip
+def test_resets_in_any_order(make):
+    """As FSDP and the recipe of torch's meta device, which reset each module that has parameters."""
+    names = ("offset", "center", "mask", "sampling")
+    expected = {name: p.clone() for name, p in make().named_parameters() if name.startswith(names)}
+    for order in (list, reversed):
+        layer = make()
+        for parameter in layer.parameters():
+            nn.init.constant_(parameter, 7)
+        for module in order([*layer.modules()]):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        torch.testing.assert_close(
+            {n: p.data for n, p in layer.named_parameters() if n in expected}, expected
+        )
 
 
 def test_apply_changes_learnt_offsets():
@@ -317,3 +340,7 @@ def test_named_parameters_are_split():
         ["0.conv_offset.weight", "0.conv_offset.bias"],
     ]
     torch.optim.SGD(groups)
+    # a group may be one tensor, and the list empty
+    (single,) = offset_parameter_groups(model, 0.1, groups=[{"params": model[0].conv_offset.bias}])
+    assert single["params"] == [model[0].conv_offset.bias] and single["lr"] == pytest.approx(0.01)
+    assert offset_parameter_groups(model, 0.1, groups=[]) == []

@@ -278,6 +278,8 @@ def test_one_map_without_a_batch(rank, transposed):
     x = torch.randn(4, *SIZE[:rank], dtype=torch.float64)
     pack = randomise(make_pack(rank, transposed, modulated=True, dtype=torch.float64))
     torch.testing.assert_close(pack(x), pack(x[None])[0])
+    for field, batch in zip(pack.predict(x), pack.predict(x[None]), strict=True):
+        torch.testing.assert_close(field, batch[0])
     layer = randomise(make(rank, transposed, dtype=torch.float64))
     fields = pack.predict(x[None])
     torch.testing.assert_close(layer(x, *(t[0] for t in fields)), layer(x[None], *fields)[0])
@@ -338,6 +340,18 @@ def test_other_padding_modes(mode, rank):
     torch.testing.assert_close(network(x), plain(x))
     dcnzoo.from_deformable(network)
     assert network[0].padding_mode == mode and torch.equal(network(x), plain(x))
+    layers.track_offsets(pack)  # of the padded map, as the operator gets it
+    nn.init.constant_(pack.conv_offset.bias, -1.6)
+    for input in (x, x[0]):
+        with layers.measure_offsets(pack) as measured:
+            pack(input)
+        assert layers.offset_statistics(pack)[""] == measured[""] and measured[""].outside > 0
+
+
+def test_the_plain_layer_of_a_pack_with_a_parametrization():
+    pack = nn.utils.parametrizations.weight_norm(layers.PackedDeformConv2d(4, 6, 3))
+    x = torch.randn(1, 4, 7, 8)
+    torch.testing.assert_close(pack.plain()(x), pack(x))
 
 
 def test_integers_of_numpy():

@@ -148,6 +148,24 @@ def test_a_method_that_keeps_the_layer_runs():
     assert isinstance(model[0][1], nn.Identity) and isinstance(model[0][0], PackedDeformConv2d)
 
 
+def test_a_forward_that_fuses_maps_compiles():
+    class Neck(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def fuse(self, *maps):
+            return sum(maps)
+
+        def forward(self, x):
+            return self.fuse(self.a(x), self.b(x))
+
+    model, x = Neck(), torch.randn(1, 4, 8, 8)
+    expected = model(x)
+    dcnzoo.to_deformable(model, "a")
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), expected)
+
+
 def test_check_names_what_was_lost():
     network, report = converted(["blocks.0.branch.0", "blocks.2.0"])
     report.check(network)

@@ -1,5 +1,7 @@
 """Which modules compute what their class says, and that conversion and fusing leave the others alone."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -202,3 +204,28 @@ def test_a_fused_network_follows_its_model():
         torch.testing.assert_close(last, model(x).detach(), rtol=1e-4, atol=1e-5)
         assert last.shape != before.shape or not torch.allclose(last, before)
     assert not predict(x).requires_grad and all(p.requires_grad for p in model.parameters())
+
+
+class Remembers(nn.Module):
+    """Networks for videos; the parts are called by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts, self.last = nn.Sequential(conv(), nn.BatchNorm2d(3), nn.ReLU()), 0
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x):
+        self.count = self.count + 1
+        self.last = self.last + self.parts[0](input=self.parts(input=x))
+        return self.last
+
+
+def test_a_fused_network_has_the_state_of_its_model(monkeypatch):
+    monkeypatch.setattr(fuse, "LEAST_PRODUCTS", 1)
+    model, x = Remembers().eval(), torch.randn(2, 3, 20, 20)
+    expected = [copy.deepcopy(model)(x).detach() * n for n in (1, 2, 3)]
+    predict = dcnzoo.fused(model)
+    torch.testing.assert_close([predict(x) for _ in range(3)], expected, rtol=1e-4, atol=1e-5)
+    assert model.count == 3 and isinstance(model.last, torch.Tensor)
+    with pytest.raises(RuntimeError, match="fused: model: expected evaluation"):
+        dcnzoo.fused(model.train())(x)
