@@ -8,38 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, limit_offset
-from dcnzoo.ops._arguments import arguments_of
-
-
-class _Recorder(TorchFunctionMode):
-    """Measures the offsets of each call of the operator, by the innermost module that runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.running: list[str] = []
-        self.measured: dict[str, list[Tensor]] = defaultdict(list)  # [3] per call
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for name in ("deform_conv", "deform_conv_transpose"):
-            operator = getattr(torch.ops.dcnzoo, name)
-            if func in (operator, operator.default):
-                call = arguments_of(name)(*args, **(kwargs or {}))
-                sampled = call.input if name == "deform_conv" else output
-                self._measure(call, sampled.shape[2:])
-        return output
-
-    def _measure(self, call: Any, size: torch.Size) -> None:
-        layer = TracksOffsets()
-        layer.track_offsets, layer.kernel_size = True, call.weight.shape[2:]
-        layer.stride, layer.padding, layer.dilation = call.stride, call.padding, call.dilation
-        layer._record_offsets(call.offset, size)
-        if layer._last_offsets is not None:
-            self.measured[self.running[-1] if self.running else ""].append(layer._last_offsets)
+from dcnzoo.ops.choose import CallsOfOperators
+from dcnzoo.ops.operator import Operator
 
 
 @contextlib.contextmanager
@@ -55,25 +28,37 @@ def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
     and ``max`` is the largest. The dict is filled at the end of the block. :func:`track_offsets` does
     the same for dcnzoo's layers, also DCNv3, DCNv4 and attention, which are not measured here.
     """
-    recorder, statistics = _Recorder(), {}  # type: ignore[var-annotated]
+    statistics: dict[str, OffsetStatistics] = {}
+    running = [""]  # names of modules, the innermost last
+    measured: dict[str, list[Tensor]] = defaultdict(list)  # [3] per call
+
+    def measure(operator: Operator, call: Any, output: Tensor) -> None:
+        if operator.name in ("deform_conv", "deform_conv_transpose"):
+            layer = TracksOffsets()
+            layer.track_offsets, layer.kernel_size = True, call.weight.shape[2:]
+            layer.stride, layer.padding, layer.dilation = call.stride, call.padding, call.dilation
+            sampled = call.input if operator.name == "deform_conv" else output
+            layer._record_offsets(call.offset, sampled.shape[2:])
+            if layer._last_offsets is not None:
+                measured[running[-1]].append(layer._last_offsets)
 
     def enter(name: str) -> Callable:
-        return lambda *_: recorder.running.append(name)
+        return lambda *_: running.append(name)
 
     def leave(*_: object) -> None:
-        recorder.running.pop()
+        running.pop()
 
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(enter(name)))
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:
-        with recorder:
+        with CallsOfOperators(measure):
             yield statistics
     finally:
         for handle in handles:
             handle.remove()
-    for name, calls in recorder.measured.items():
+    for name, calls in measured.items():
         mean, largest, outside = torch.stack(calls).unbind(1)
         statistics[name] = OffsetStatistics(float(mean.mean()), float(largest.max()), float(outside.mean()))
 

@@ -223,7 +223,8 @@ class _Derivative:
     def first(self, ctx: Any, grad_output: Tensor, *_: object) -> tuple[Tensor | None, ...]:
         needed = [ctx.needs_input_grad[position] for position in self.positions]
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
-        call = self.call(grad_output, *saved, *ctx.numbers, *([needed] if self.has_mask else ()))
+        mask = (needed,) if self.has_mask else ()
+        call = self.call(grad_output, *saved, *ctx.numbers, *mask)
         if in_forward_mode(grad_output, *saved):
             gradients = self.by_reference(call, self.forward_call(call), self.gradients)
         else:

@@ -16,16 +16,6 @@ from ._arguments import shape_text
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST = 2**31 - 1  # of a number: keeps the arithmetic on sizes within 64 bits
 MOST_PIXELS = 2**24  # of an axis: beyond it, neighbouring pixels would get the same float32 coordinate
-# of types that no kernel computes, as torch's C++ calls them
-_NAMES = {
-    torch.bool: "Bool",
-    torch.uint8: "Byte",
-    torch.int8: "Char",
-    torch.int16: "Short",
-    torch.int32: "Int",
-}
-_NAMES |= {torch.int64: "Long", torch.complex32: "ComplexHalf", torch.complex64: "ComplexFloat"}
-_NAMES[torch.complex128] = "ComplexDouble"
 # the least value of an argument with this name, of any operator
 LEAST = dict.fromkeys(("groups", "group", "group_channels", "stride", "dilation", "kernel_size"), 1)
 LEAST |= dict.fromkeys(("padding", "output_padding"), 0)
@@ -82,7 +72,7 @@ class Checks:
             dtypes = (like.dtype, torch.float32)
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         text = " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-        self.require(tensor.dtype in dtypes, name, text, _name(tensor.dtype))
+        self.require(tensor.dtype in dtypes, name, text, _type_name(tensor))
         self.require(tensor.device == like.device, name, f"device {like.device}", tensor.device)
         expected = [size for axis in axes.split(", ") for size in self._expected(axis)]
         fits = len(expected) == tensor.dim() and all(
@@ -121,8 +111,10 @@ class Checks:
         return result
 
 
-def _name(dtype: torch.dtype) -> str:
-    return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
+def _type_name(tensor: Tensor) -> str:
+    if tensor.dtype in FLOATING:
+        return str(tensor.dtype).removeprefix("torch.")
+    return tensor.type().rpartition(".")[2].removesuffix("Tensor")  # of C++, such as Long
 
 
 def _size_text(unknown: str, known: int, least: int) -> str:

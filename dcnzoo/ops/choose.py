@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -58,36 +58,40 @@ def use(name: str) -> None:
 
 def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
     """The kernel that runs a call on a device, and why those before it do not."""
-    kernels, reasons = _candidates(operator, key)
-    for kernel in kernels:
-        problem = _problem(operator, kernel, key, call[0].device, call)
+    reasons = []
+    for kernel, problem in _kernels(operator, key, call[0].device, call):
         if not problem:
-            return Choice(kernel, "; ".join(reasons) or "is preferred")
+            return Choice(kernel, "; ".join(dict.fromkeys(reasons)) or "is preferred")
         reasons.append(problem)
-    raise AssertionError("the last candidate runs every call")
+    raise AssertionError("the last kernel runs every call")
 
 
-def _candidates(operator: Operator, key: str) -> tuple[tuple[str, ...], list[str]]:
-    """The kernels in order of preference, of which the last one runs every call, and why no others."""
-    if backend == "reference":
-        return (REFERENCE,), ["DCNZOO_BACKEND=reference"]
-    known = [kernel for kernel in operator.kernels if kernel != FUSED or _triton_runs_on(key)]
-    if key.lower() in _library.loaded:
-        return tuple(kernel for kernel in (FUSED, COMPILED) if kernel in known), []
-    others = [kernel for kernel in known if kernel != COMPILED]
-    others.sort(key=lambda kernel: backend == "fused" and kernel != FUSED)
-    return tuple(others), [f"no compiled kernels for {key}"]
+def _kernels(
+    operator: Operator, key: str, device: torch.device, call: Any = None
+) -> Iterator[tuple[str, str]]:
+    """The kernels in order of preference, up to one that runs every call, each with its :func:`_problem`."""
+    first = FUSED if key.lower() in _library.loaded or backend == "fused" else None
+    for kernel in sorted(operator.kernels, key=lambda kernel: kernel != first):
+        if kernel != FUSED or _triton_runs_on(key):
+            problem = _problem(operator, kernel, key, device, call)
+            yield kernel, problem
+            if kernel == COMPILED and not problem:
+                return
 
 
-def _problem(operator: Operator, kernel: str, key: str, device: torch.device, call: Any = None) -> str:
+def _problem(operator: Operator, kernel: str, key: str, device: torch.device, call: Any) -> str:
     """Why a kernel does not run a call; without a call, why it runs none here. Empty if it does."""
+    if kernel == REFERENCE:
+        return ""
+    if backend == "reference":
+        return "DCNZOO_BACKEND=reference"
+    is_loaded = key.lower() in _library.loaded
+    if kernel == COMPILED:
+        return "" if is_loaded else f"no compiled kernels for {key}"
     if kernel == TORCHVISION:
         name = operator.name
         runs = _torchvision.has(name, key) if call is None else _torchvision.fits(name, key, call)
         return "" if runs else "torchvision has no kernel for the call"
-    if kernel != FUSED:
-        return ""
-    is_loaded = key.lower() in _library.loaded
     has_other = is_loaded or (call is not None and _torchvision.fits(operator.name, key, call))
     prefers = backend == "fused" or not has_other
     if backend == "compiled":
@@ -121,10 +125,9 @@ def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
     """The kernels that may run each operator on a device here, in order of preference, and why no others."""
     rows = {}
     for operator in (operator for operator in OPERATORS.values() if not operator.is_backward):
-        candidates, reasons = _candidates(operator, key)
-        problems = {k: _problem(operator, k, key, torch.device(key.lower())) for k in candidates}
-        kernels = tuple(kernel for kernel in candidates if not problems[kernel])
-        rows[operator.name] = kernels, "; ".join([*reasons, *filter(None, problems.values())])
+        problems = dict(_kernels(operator, key, torch.device(key.lower())))
+        kernels = tuple(kernel for kernel, problem in problems.items() if not problem)
+        rows[operator.name] = kernels, "; ".join(dict.fromkeys(filter(None, problems.values())))
     return rows
 
 
@@ -136,26 +139,32 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
         print(*dcnzoo.ops.explain(model, images), sep="\n")
         # deform_conv (1, 256, 50, 84) float32 cuda: compiled (Triton is not listed as faster for this call)
     """
-    recorder = _Recorder()
-    with recorder:
+    lines = []
+
+    def note(operator: Operator, call: Any, output: object) -> None:
+        device, dtype = call[0].device.type, str(call[0].dtype).removeprefix("torch.")
+        kernel, reason = kernel_for(operator, KEYS.get(device, "PrivateUse1"), call)
+        lines.append(f"{operator.name} {tuple(call[0].shape)} {dtype} {device}: {kernel} ({reason})")
+
+    with CallsOfOperators(note):
         function(*args, **kwargs)
-    return recorder.lines
+    return lines
 
 
-class _Recorder(TorchFunctionMode):
-    def __init__(self) -> None:
+class CallsOfOperators(TorchFunctionMode):
+    """A context that passes each operator, its call and its output to a function."""
+
+    def __init__(self, note: Callable[[Operator, Any, Any], None]) -> None:
         super().__init__()
-        self.lines: list[str] = []
+        self.note = note
         forms = ((o, (o.overload, o.overload.overloadpacket)) for o in OPERATORS.values())
         self.operators = {form: operator for operator, both in forms for form in both}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
         if operator := self.operators.get(function):
-            call = operator.call(*args, **(kwargs or {}))
-            device, dtype = call[0].device.type, str(call[0].dtype).removeprefix("torch.")
-            kernel, reason = kernel_for(operator, KEYS.get(device, "PrivateUse1"), call)
-            self.lines.append(f"{operator.name} {tuple(call[0].shape)} {dtype} {device}: {kernel} ({reason})")
-        return function(*args, **(kwargs or {}))
+            self.note(operator, operator.call(*args, **(kwargs or {})), output)
+        return output
 
 
 def _run(
