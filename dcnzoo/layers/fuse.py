@@ -51,7 +51,7 @@ def _convolve(
     conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: Tensor | None
 ) -> Tensor:
     """Overwrites ``other``."""
-    geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    x, geometry = x.to(weight.dtype), (conv.padding, conv.stride, conv.dilation, conv.groups)
     if other is None:
         return private.conv_pointwise(x, weight, bias, *geometry, *unary)
     return private.conv_pointwise_into.binary(other, x, weight, bias, *geometry, "add", 1.0, *unary)
@@ -60,7 +60,7 @@ def _convolve(
 def _multiply(
     linear: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: None
 ) -> Tensor:
-    return private.linear_pointwise(x, weight, bias, *unary)
+    return private.linear_pointwise(x.to(weight.dtype), weight, bias, *unary)
 
 
 def _convolve_deformed(
@@ -68,7 +68,7 @@ def _convolve_deformed(
 ) -> Tensor:
     same = object.__new__(type(conv))  # a patch may choose another kernel in the layer's own method
     same.__dict__.update(conv.__dict__, _parameters={"weight": weight, "bias": bias})
-    output = same._convolve(x, *conv.predict(x))
+    output = same._convolve(x.to(weight.dtype), *conv.predict(x))  # which may predict in float32
     return output.relu_() if unary[0] == "relu" else output
 
 
@@ -192,7 +192,7 @@ class Layers:
                 overwrite and other.is_contiguous(memory_format=torch.channels_last)
             ):
                 other = other.clone(memory_format=torch.channels_last)
-            return kernel(copy, input.to(dtype), weight, bias, unary, other)
+            return kernel(copy, input, weight, bias, unary, other)
 
         return forward
 

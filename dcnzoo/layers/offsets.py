@@ -24,7 +24,7 @@ class _ZeroInit(nn.Module):
 
     __jit_unused_properties__ = ["_is_hf_initialized"]
     _initialized_by_transformers = False
-    start: Sequence[float] | None = None
+    start: list[float] | None = None
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

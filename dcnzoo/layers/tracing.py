@@ -36,8 +36,13 @@ class Leaf(Refuses, nn.Module):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for argument in (*args, *kwargs.values()):
-            if isinstance(argument, Proxy):
-                tracer = cast(Tracer, argument.tracer)
-                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
-        return super().__call__(*args, **kwargs)
+        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, Proxy)), None)
+        if proxy is None:
+            return super().__call__(*args, **kwargs)
+        tracer = cast(Tracer, proxy.tracer)
+        is_leaf = tracer.is_leaf_module
+        vars(tracer)["is_leaf_module"] = lambda part, name: part is self or is_leaf(part, name)
+        try:  # a subclass of Tracer may have its own call_module
+            return tracer.call_module(self, super().__call__, args, kwargs)
+        finally:
+            vars(tracer)["is_leaf_module"] = is_leaf

@@ -324,6 +324,18 @@ def block(channels: int, stride: int) -> Bottleneck:
     return Bottleneck(32, channels, stride, downsample=downsample).eval()
 
 
+def test_offsets_in_float32_under_autocast():
+    pack = PackedDeformConv2d(4, 6, 3, padding=1, float32_offsets=True)
+    model, types = nn.Sequential(pack, nn.BatchNorm2d(6), nn.ReLU()).eval(), []
+    pack.conv_offset.register_forward_pre_hook(lambda module, args: types.append(args[0].dtype))
+    x = torch.randn(1, 4, 7, 9)
+    x[0, 0, 0, 0] = 1 + 2**-20
+    pack.conv_offset.register_forward_pre_hook(lambda module, args: types.append(args[0].amax(0)[0, 0, 0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        fused_view(model)[0](x)
+    assert types == [torch.float32, x[0, 0, 0, 0]]
+
+
 def test_hooks_and_statistics_are_called():
     model = nn.Sequential(PackedDeformConv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()).eval()
     calls = []
