@@ -12,7 +12,7 @@ float16 is off by .08 pixels at 168 columns.
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, product
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,12 +23,13 @@ from torch.utils._pytree import tree_map_only
 from dcnzoo.export import operators  # noqa: F401  registers the translations
 from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, translations
 from dcnzoo.export.opsets import MAX_RANK
+from dcnzoo.ops.reference import interpolate_clamped
 
 _TYPES = {FLOAT: torch.float32, DOUBLE: torch.float64, INT64: torch.int64}
 _NODES: dict[str, Callable] = {
     "Abs": torch.abs,
     "Add": operator.add,
-    "And": operator.and_,
+    "And": torch.logical_and,
     "Ceil": torch.ceil,
     "Div": operator.truediv,
     "Floor": torch.floor,
@@ -40,7 +41,6 @@ _NODES: dict[str, Callable] = {
     "Max": torch.maximum,
     "Min": torch.minimum,
     "Sub": operator.sub,
-    "Where": torch.where,
 }
 
 
@@ -151,6 +151,11 @@ class AtenGraph(Graph):
     def Slice(self, value: Tensor, start: list, end: list, axis: list) -> Tensor:
         return value.narrow(axis[0], start[0], end[0] - start[0])
 
+    def Where(self, condition: Tensor, value: Tensor, other: Tensor | float) -> Tensor:
+        # coremltools has no where of numbers
+        other = other if isinstance(other, Tensor) else value.new_full((), other)
+        return torch.where(condition, value, other)
+
     def Transpose(self, value: Tensor, perm: Sequence[int]) -> Tensor:
         return value.permute(*perm)
 
@@ -173,7 +178,7 @@ class AtenGraph(Graph):
             length = high - low if aligned else (high - low).clamp(min=1)
             points.append(low + _places(bins, sampling_ratio, boxes) * length)  # [K, samples]
         y, x = points
-        return _pool(maps, image, y[:, :, None], x[:, None], sampling_ratio, output_width)
+        return _pool(maps, image, y[:, :, None], x[:, None], sampling_ratio)
 
 
 def _roi_align_rotated(
@@ -198,7 +203,7 @@ def _roi_align_rotated(
     cos, sin = angle.cos(), angle.sin() * (-1 if clockwise else 1)
     y = y * spatial_scale - 0.5 * aligned + down * cos - across * sin
     x = x * spatial_scale - 0.5 * aligned + down * sin + across * cos
-    return _pool(input, image.flatten().long(), y, x, sampling_ratio, output_width)
+    return _pool(input, image.flatten().long(), y, x, sampling_ratio)
 
 
 def _places(bins: int, sampling_ratio: int, like: Tensor) -> Tensor:
@@ -215,21 +220,13 @@ def _pool(
     y: Tensor,  # [K, output_height · sampling_ratio, output_width · sampling_ratio], x too; or 1
     x: Tensor,
     sampling_ratio: int,
-    output_width: int,
 ) -> Tensor:  # [K, C, output_height, output_width]
     """Return the mean of the samples of each bin, with the border rule of RoIAlign."""
-    axes, (channels, *sizes) = [], maps.shape[1:]
-    for point, size in zip((y, x), sizes, strict=True):
-        inside = (point >= -1) & (point <= size)  # not at NaN
-        point = torch.where(inside, point, 0).clamp(0, size - 1)
-        before = point.floor()
-        pairs = (before, 1 + before - point), ((before + 1).clamp(max=size - 1), point - before)
-        axes.append([(index.long(), weight * inside) for index, weight in pairs])
-    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
-    start, total = image[:, None, None] * sizes[0] * sizes[1], maps.new_zeros(())
-    for (row, down), (column, across) in product(*axes):
-        total = total + rows[start + row * sizes[1] + column] * (down * across)[..., None]
-    total = total.reshape(-1, sampling_ratio, output_width * sampling_ratio * channels).mean(1)
-    total = total.reshape(-1, sampling_ratio, channels).mean(1)
-    output_height = y.shape[1] // sampling_ratio
-    return total.reshape(-1, output_height, output_width, channels).permute(0, 3, 1, 2)
+    flat, (height, width) = maps.transpose(0, 1).flatten(1), maps.shape[2:]
+    start = image[:, None, None] * height * width
+
+    def pixels(row: Tensor, column: Tensor) -> Tensor:  # [C, K, …]
+        return flat[:, start + row * width + column]
+
+    samples = interpolate_clamped(pixels, (height, width), y, x)
+    return F.avg_pool2d(samples, sampling_ratio).transpose(0, 1)

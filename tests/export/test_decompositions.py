@@ -80,7 +80,9 @@ def test_a_program_with_dynamic_sizes():
     program = torch.export.export(
         model, (torch.randn(2, 3, 9, 11),), dynamic_shapes=({0: axis, 2: axis, 3: axis},)
     ).run_decompositions(decompositions())
-    assert not any("dcnzoo" in str(node.target) for node in program.graph.nodes)
+    targets = " ".join(str(node.target) for node in program.graph.nodes)
+    # coremltools lacks the others
+    assert not any(name in targets for name in ("dcnzoo", "__and__", "where.Scalar", "grid_sampler_2d"))
     for shape in ((1, 3, 7, 20), (3, 3, 9, 11)):
         x = torch.randn(shape)
         torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-5)
