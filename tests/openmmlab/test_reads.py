@@ -54,6 +54,9 @@ def test_published_settings_that_nobody_reads(tmp_path):
             {"model.test_cfg.rpn.nms.iou_treshold": True},
         ),
         ("train_cfg=dict(rcnn=dict(anything=dict(a=1)))", {"model.train_cfg.rcnn.anything": False}),
+        # the detector gives its head model.test_cfg.rpn
+        ("rpn_head=dict(test_cfg=dict(nms_pre=5))", {"model.rpn_head.test_cfg.nms_pre": False}),
+        ("test_cfg=dict(rpn=dict(_delete_=True, nms_pree=5))", {"model.test_cfg.rpn.nms_pree": True}),
     ],
 )
 def test_settings_beside_those_that_are_read(tmp_path, text, expected):
@@ -68,9 +71,9 @@ def test_a_misspelt_setting_in_place_of_one_that_is_read():
     assert finding.subject == "model.test_cfg.rpn.min_bbox_sizes" and finding.stops
     cfg = read_config_file(PLAIN)
     cfg.model.train_cfg.rcnn.mask_sizes = cfg.model.train_cfg.rcnn.pop("mask_size")
-    # it is required: the run has failed, and nothing was watched
+    # it is required: the run has failed
     (finding,) = unread_of_model(cfg, SMALL)
-    assert finding.subject == "model.roi_head.mask_head" and not finding.stops
+    assert finding.subject == "model.train_cfg.rcnn.mask_sizes" and finding.stops
 
 
 def test_a_users_own_reads(tmp_path, package):

@@ -23,7 +23,7 @@ from dcnzoo.utils.text import cut, nearest
 # local variables of mmengine's functions that build something from a dictionary
 _BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator", "hook", "log_processor")
 _BUILDERS = ("mmengine.", "dcnzoo.openmmlab.patches.")
-UNKNOWN = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+UNKNOWN = re.compile(r"(?:\w+\.)*?(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
 _UNREGISTERED = re.compile(r"(\S+) is not in the .+? registry")
 _LONGEST = 1000  # letters of a message: some contain a whole config
 
@@ -88,8 +88,8 @@ def frames_of(error: BaseException | None) -> list[FrameType]:
 
 def _nearest_argument(name: str, keyword: str, frame: FrameType) -> str:
     """Return the argument most similar to a keyword, of the class or function that a frame has called."""
-    value: Any
-    for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+    values: list[Any] = [*frame.f_locals.values(), *frame.f_globals.values()]
+    for value in [getattr(frame.f_locals.get("self"), name, None), *values]:
         if callable(value) and getattr(value, "__name__", "") == name:
             return nearest(keyword, arguments(value)[0], 0.75)
     return ""

@@ -49,12 +49,12 @@ OLD_KEYS = {
 LIKE_SETTINGS = {
     **dict.fromkeys(("lr", "base_lr", "learning_rate"), "optim_wrapper.optimizer.lr"),
     **dict.fromkeys(("epochs", "max_epochs", "num_epochs"), "train_cfg.max_epochs"),
+    **dict.fromkeys(("batch_size", "samples_per_gpu"), "train_dataloader.batch_size"),
+    **dict.fromkeys(("num_workers", "workers_per_gpu"), "train_dataloader.num_workers"),
     "amp": "optim_wrapper.type='AmpOptimWrapper'",
-    "batch_size": "train_dataloader.batch_size",
     "checkpoint": "load_from",
     "device": "the environment variable CUDA_VISIBLE_DEVICES",
     "num_classes": "num_classes of the model's heads",
-    "num_workers": "train_dataloader.num_workers",
 }
 # arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
 SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
@@ -171,11 +171,16 @@ def published_folders() -> list[Path]:
 
 
 @cache
-def is_published_key(outer: str, key: str) -> bool:
-    """Whether a published config of an installed package has a key in a dictionary with a name."""
+def is_published_key(outer: str, key: str, *names: str) -> bool:
+    """Whether a published config of an installed package has a key in a dictionary with a name.
+
+    Args:
+        names: of classes; the config has one of them as a type.
+    """
     for file in (file for folder in published_folders() for file in folder.rglob("*.py")):
         text = file.read_text(encoding="utf-8")
-        if key in text and key in _keys_in(ast.parse(text), outer):
+        is_like = not names or any(re.search(rf"\btype=['\"]?{name}\b", text) for name in names)
+        if key in text and is_like and key in _keys_in(ast.parse(text), outer):
             return True
     return False
 

@@ -16,7 +16,8 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
 
 _ALL = "**"  # in place of a key: of all
-Asked = dict[str, set[str]]  # path of a dictionary → the keys that code has asked it for
+# path of a dictionary → the keys that code has asked it for; after =, those that it replaced without asking
+Asked = dict[str, set[str]]
 WITH_FILES = ("init_cfg", "teacher_ckpt", "pretrained")  # are not loaded
 
 
@@ -34,6 +35,15 @@ class _Watched(ConfigDict):
 
     def __deepcopy__(self, memo):
         return self._with([(key, copy.deepcopy(value, memo)) for key, value in dict.items(self)])
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items() if "_path" in vars(self) else ():
+            noted = vars(self)["_asked"].setdefault(vars(self)["_path"], set())
+            old = dict.get(self, key)
+            are_parts = isinstance(old, dict) and isinstance(value, dict)  # whose keys are updated in turn
+            if old is not None and not are_parts and key not in noted:
+                noted.add(f"={key}")
+        super().update(*args, **kwargs)
 
     def _with(self, items: Iterable[tuple[str, object]]) -> "_Watched":
         other = _Watched()
@@ -70,32 +80,55 @@ def watched(value: object, path: str, asked: Asked) -> Any:
 
 
 def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
-    """Yield the settings of a part of a config that nobody has read, outside dictionaries with a type.
+    """Yield the settings of a part of a config that nobody has read, or that code has replaced before.
 
-    It is an error if a similar name was read, and no class of the part is a user's own, which may read the
-    name later. Settings of published configs, in the base or at the same place of another, are left out.
+    A class, in dictionaries with a type, gets all of them. It is an error if a similar name was read, and no
+    class of the part is a user's own, which may read the name later. Settings of published configs, in the
+    base or at the same place of another with a model of this class, are left out.
     """
     paths = [file.path for file in files(cfg.text) if file.is_published]
     reported: list[str] = []
     settings = [*dicts(cfg.to_dict().get(part), part)]
     is_known = all(is_published(class_of(node)) for _, node in settings)
+    names = [base.__name__ for base in getattr(class_of(settings[0][1]) if settings else None, "__mro__", ())]
     for path, node in settings:
-        if "type" in node or any(f"{path}.".startswith(f"{outer}.") for outer in reported):
+        if any(f"{path}.".startswith(f"{outer}.") for outer in reported):
             continue
         read = asked.get(path, set())
-        for key in sorted(node.keys() - read - {*WITH_FILES}):
-            close = nearest(key, read, 0.8)
-            if _ALL in read and not close:
+        replaced = {key for key in node if f"={key}" in read}
+        for key in sorted((replaced if "type" in node else node.keys() - read | replaced) - {*WITH_FILES}):
+            close = "" if key in replaced else nearest(key, read, 0.8)
+            if _ALL in read and not close and key not in replaced:
                 continue
-            outer = re.sub(r"\.\d+", "", path).rpartition(".")[2]
+            outer = _outer(path)
             reported.append(f"{path}.{key}")
             if any(reported[-1] in _settings_of(base) for base in paths):
                 continue
             of_others = is_published_key(outer, key)
-            if (of_others and not paths) or _is_in_code(settings, outer, key):
+            if not paths and of_others and is_published_key(outer, key, *names):
+                continue
+            if key not in replaced and _is_in_code(settings, outer, key):
                 continue
             text = f"expected {close}, got an unknown key" if close else "no code has read it in an iteration"
+            if key in replaced:
+                text = "the code replaces its value before it reads it"
             yield Finding(reported[-1], text, "key", stops=bool(close) and is_known and not of_others)
+
+
+def misspelt(cfg: Config, part: str, asked: Asked) -> tuple[str, str] | None:
+    """Return the path of a setting that nobody has read before an error; the text has what code lacks."""
+    for path, node in dicts(cfg.to_dict().get(part), part):
+        read = asked.get(path, set())
+        for key in sorted(node.keys() - read):
+            close = nearest(key, read - node.keys(), 0.75)
+            if close and not is_published_key(_outer(path), key):
+                return f"{path}.{key}", f"expected {close}, got an unknown key"
+    return None
+
+
+def _outer(path: str) -> str:
+    """Return the name of a dictionary, or of the list that it is in."""
+    return re.sub(r"\.\d+", "", path).rpartition(".")[2]
 
 
 def _is_in_code(settings: Iterable[tuple[str, Mapping]], outer: str, key: str) -> bool:

@@ -19,7 +19,7 @@ from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
 from dcnzoo.utils.findings import Finding
 
 Batch = dict[str, Any]  # inputs and data_samples, collated
-_INNER = ("dataset", "datasets", "_dataset")  # attributes of wrappers
+_INNER = ("dataset", "datasets")  # attributes of wrappers
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
     indices, lack = list[int](), ""
     with without_trace():
         try:
-            data = _copy(loop.dataloader.dataset)
+            dataset = loop.dataloader.dataset
+            data = _copy(vars(dataset).get("_dataset", dataset))  # of num_batch_per_epoch
             settings.update(dataset=data, num_workers=0)
             loader = runner.build_dataloader(settings, seed=runner.seed)
             indices.extend(next(iter(loader.batch_sampler or ()), []))
@@ -90,16 +91,13 @@ def _copy(data: Any) -> Any:
 def _data_sets(data: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield a data set and those inside it, with their paths in the config."""
     yield path, data
-    inner = vars(data).get("_dataset")  # of a wrapper that the config does not have
-    for name in _INNER[:2] if inner is None else ():
+    for name in _INNER:
         value = vars(data).get(name)
         if isinstance(value, list | tuple):
             for index, each in enumerate(value):
                 yield from _data_sets(each, f"{path}.{name}.{index}")
         elif hasattr(value, "__dict__"):
             yield from _data_sets(value, f"{path}.{name}")
-    if inner is not None:
-        yield from _data_sets(inner, path)
 
 
 def _steps(data: Any, path: str) -> Iterator[tuple[str, object]]:

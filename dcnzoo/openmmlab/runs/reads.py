@@ -25,7 +25,7 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import UNKNOWN, config_errors, explain, require_none
 from dcnzoo.openmmlab.config.read import is_published_key
 from dcnzoo.openmmlab.config.tree import dicts, is_published
-from dcnzoo.openmmlab.config.watched import WITH_FILES, Asked, unread, watched
+from dcnzoo.openmmlab.config.watched import WITH_FILES, Asked, misspelt, unread, watched
 from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, pixels, shrunk
 from dcnzoo.openmmlab.runs.rehearse import without_trace
 from dcnzoo.openmmlab.runs.separate_run import separate_run
@@ -84,23 +84,23 @@ def unread_of_model(
         try:
             second = build()
         except Exception as error:
-            return [_failure(cfg, error)]
+            return [_failure(cfg, error, asked)]
         for first, training in ((train, True), (val, False)):
             failed = _run_small(second, first.few if first else None, training, strides)
             if failed is None:
                 continue
             batch = first.whole() if first else None
             if batch is None or pixels(batch) > _LARGEST_BATCH:
-                failures.append(_failure(cfg, failed))
+                failures.append(_failure(cfg, failed, asked))
                 break
             second = build()
             second.init_weights()  # some parameters have any values before
             try:
                 _run(second, batch, training, {})
             except (MemoryError, torch.OutOfMemoryError) as lack:
-                failures.append(_failure(cfg, lack))
+                failures.append(_failure(cfg, lack, asked))
             except Exception as same:
-                key, text = explain(cfg, same)
+                key, text = misspelt(cfg, "model", asked) or explain(cfg, same)
                 loader = "train_dataloader" if training else "val_dataloader"
                 raise UserError(
                     f"{cfg.filename}: {key or 'model'}: {text} (with the first batch of {loader})"
@@ -139,8 +139,10 @@ def _run_small(
     return errors[len(_SIZES) - 1]
 
 
-def _failure(cfg: Config, error: Exception) -> Finding:
-    """Return why the small run has ended; an error if a function, such as nms, does not know a setting."""
+def _failure(cfg: Config, error: Exception, asked: Asked) -> Finding:
+    """Return why the small run has ended; an error if code, or a function such as nms, lacks a setting."""
+    if mistake := misspelt(cfg, "model", asked):
+        return Finding(*mistake, "key")
     key, text = explain(cfg, error)
     match = UNKNOWN.search(one_line(error))
     for path, node in dicts(cfg.model.to_dict(), "model"):

@@ -20,7 +20,7 @@ from mmengine.runner.base_loop import BaseLoop
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import config_errors, frames_of, require_none
 from dcnzoo.openmmlab.config.tree import datasets
-from dcnzoo.openmmlab.config.watched import Asked, unread, watched
+from dcnzoo.openmmlab.config.watched import Asked, misspelt, unread, watched
 from dcnzoo.openmmlab.datasets import coco
 from dcnzoo.openmmlab.hooks.schedule import ScheduleHook, beyond_end
 from dcnzoo.openmmlab.hooks.seeds import random_states
@@ -80,7 +80,8 @@ def load_data(runner: Runner, only_checks: bool) -> None:
                 setattr(runner, f"_{name}_loop", getattr(runner, f"build_{name}_loop")(loop))
     if only_checks and isinstance(runner._train_loop, BaseLoop):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+        if runner.param_schedulers is not None:
+            runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
         ScheduleHook().before_run(runner)
 
 
@@ -127,8 +128,9 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
                         (runner.auto_scale_lr or {}).get("base_batch_size")  # also if it is not enabled
             except UserError as error:
                 complete = False
-                if not _of_data(error):
-                    problems += error.args
+                key, text = misspelt(runner.cfg, _WATCHED.get(name, ""), asked) or ("", "")
+                if key or not _of_data(error):
+                    problems += [f"{runner.cfg.filename}: {key}: {text}"] if key else error.args
         if complete:
             environment = watched(runner.cfg.get("env_cfg") or {}, "env_cfg", asked)
             runner.setup_env(environment)
