@@ -41,7 +41,8 @@ from dcnzoo.detect.timing import agreement, measure
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.utils.files import mim_folder, write_text
+from dcnzoo.utils.files import write_text
+from dcnzoo.utils.folders import mim_folder
 from tests.export.detectors import CONFIGS, calibrate, dicts, narrow
 
 DEMO = ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"

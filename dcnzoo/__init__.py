@@ -107,7 +107,7 @@ def load(
             the checkpoint does not fit.
         ValueError, FileNotFoundError: an option is invalid; an exported file does not exist.
     """
-    from dcnzoo.utils.files import EXPORTED
+    from dcnzoo.utils.formats import EXPORTED
 
     if not score_threshold <= 1:  # nor NaN
         raise ValueError(f"score_threshold: expected a number of at most 1, got {score_threshold!r}")

@@ -20,8 +20,8 @@ from dcnzoo.compat.hosts import torchvision
 from dcnzoo.compat.hosts.torchvision import repair_command as repair_torchvision
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.utils.errors import one_line
-from dcnzoo.utils.files import cache_folder
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.folders import cache_folder
 from dcnzoo.version import __version__
 
 # distribution → module; the forks are listed only if they are installed

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dcnzoo.models
 import dcnzoo.ops  # noqa: F401  registers the counts of deformable operators
 from dcnzoo.compat import provide
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import description, index
 
 from . import demo

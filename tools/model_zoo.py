@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from dcnzoo.cli import one_line_errors
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo.description import operators_of
 from dcnzoo.zoo.index import Model, models
 

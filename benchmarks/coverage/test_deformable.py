@@ -22,7 +22,7 @@ from benchmarks.coverage.test_mmdet import detections, use_small_bert
 from benchmarks.coverage.trial import ROOT, apart, configs_in, expect, finite, image_size
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 
 LAYERS = (mmcv.ops.DeformConv2d, mmcv.ops.ModulatedDeformConv2d, mmcv.ops.DeformRoIPool, DCNv3, DCNv4)
 # The names of such layers in configs

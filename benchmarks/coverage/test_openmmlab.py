@@ -20,7 +20,7 @@ from mmengine.structures import PixelData
 from torch import nn
 
 from benchmarks.coverage.trial import apart, families, predict, prepare, read, train
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 
 Batches = Callable[[nn.Module, Config], tuple[dict | None, dict | None]]
 

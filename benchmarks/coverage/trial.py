@@ -18,7 +18,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_A_USER = "_base_ = '{}'\ncustom_imports = dict(imports={})\n"

@@ -16,7 +16,9 @@ from click.shell_completion import CompletionItem
 
 from dcnzoo.cli._terminal import with_flags
 from dcnzoo.utils.errors import JointError, UserError, one_line
-from dcnzoo.utils.files import BACKENDS, CHECKPOINTS, EXPORTED, KINDS, mim_folder, require_file, require_new
+from dcnzoo.utils.files import require_file, require_new
+from dcnzoo.utils.folders import CHECKPOINTS, mim_folder
+from dcnzoo.utils.formats import BACKENDS, EXPORTED, KINDS
 from dcnzoo.utils.text import nearest
 
 

@@ -9,7 +9,7 @@ from dcnzoo import diagnosis
 from dcnzoo.cli import _options
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.compat import host
-from dcnzoo.utils.files import cache_folder
+from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.text import counted
 
 

@@ -32,9 +32,10 @@ from dcnzoo.data.files import (
     write_json,
 )
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import collector_paused, replacing, require_equal, write_bytes
+from dcnzoo.utils.files import replacing, require_equal, write_bytes
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.marks import is_of_detector
+from dcnzoo.utils.memory import collector_paused
 from dcnzoo.utils.progress import track, waiting
 from dcnzoo.utils.text import counted
 

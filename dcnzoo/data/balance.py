@@ -17,7 +17,7 @@ from dcnzoo.data.foreign import named_formats
 from dcnzoo.data.splits import PREDICTIONS, ReadOptions
 from dcnzoo.data.yolo import has_boxes
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import UNREAD_PICTURES
+from dcnzoo.utils.formats import UNREAD_PICTURES
 from dcnzoo.utils.text import counted, few
 
 if TYPE_CHECKING:

@@ -43,8 +43,8 @@ from dcnzoo.data.files import Entries, InvalidAnnotation, is_number, write_json
 from dcnzoo.detect.metrics import replace_id_0
 from dcnzoo.detect.pictures import read
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import collector_paused
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.memory import collector_paused
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
 

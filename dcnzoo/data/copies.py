@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dcnzoo.data.annotations import Annotations
-from dcnzoo.utils.files import file_digest
+from dcnzoo.utils.checksums import file_digest
 from dcnzoo.utils.progress import track
 
 _LARGE = 256  # pixels; of a smaller JPEG, blocks of eight pixels differ from the thumbnail's

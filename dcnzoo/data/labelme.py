@@ -14,7 +14,7 @@ from PIL import Image
 from dcnzoo.data.conversion import MISSING, CocoBuilder, Polygon, ellipse, image_size, wrong_size
 from dcnzoo.data.files import InvalidAnnotation, is_number, read_json
 from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_split, path_parts
-from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import short
 
 # those with an area → the number of points; X-AnyLabeling writes four corners, also of rotated rectangles

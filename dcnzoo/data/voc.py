@@ -20,7 +20,7 @@ from dcnzoo.data.splits import (
     parts_by_split,
     path_parts,
 )
-from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few, short
 

@@ -14,7 +14,7 @@ from dcnzoo.detect.outputs import mask_threshold, rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
-from dcnzoo.utils.files import add_file, file_digest
+from dcnzoo.utils.checksums import add_file, file_digest
 from dcnzoo.utils.memory import KeptMemory
 
 

@@ -17,7 +17,8 @@ from filelock import Timeout
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import Results
 from dcnzoo.utils.errors import UserError, one_line
-from dcnzoo.utils.files import is_video, read_beside, replacing, write_text
+from dcnzoo.utils.files import read_beside, replacing, write_text
+from dcnzoo.utils.formats import is_video
 from dcnzoo.utils.lock import locked_folder
 from dcnzoo.utils.marks import RESULTS
 

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from dcnzoo.detect.backends import MASK_LOGITS
-from dcnzoo.utils.files import BACKENDS, require_file
+from dcnzoo.utils.files import require_file
+from dcnzoo.utils.formats import BACKENDS
 from dcnzoo.utils.marks import require_intact
 
 

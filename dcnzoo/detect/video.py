@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcnzoo.detect.pictures import reverse_channels
-from dcnzoo.utils.files import is_video, replacing
+from dcnzoo.utils.files import replacing
+from dcnzoo.utils.formats import is_video
 from dcnzoo.utils.marks import append_mark
 
 if TYPE_CHECKING:

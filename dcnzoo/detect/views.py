@@ -14,7 +14,8 @@ import numpy as np
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.video import VideoFile
-from dcnzoo.utils.files import is_video, read_beside, replacing, require_new
+from dcnzoo.utils.files import read_beside, replacing, require_new
+from dcnzoo.utils.formats import is_video
 from dcnzoo.utils.marks import RESULTS, mark_of, seal, sealed_info
 from dcnzoo.utils.text import counted
 

@@ -12,9 +12,11 @@ from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.export.opsets import DEFAULT, FORMS, check_target, require_opset
 from dcnzoo.export.runtimes import RUNTIMES, require_options
 from dcnzoo.utils.errors import UserError, require_types
-from dcnzoo.utils.files import EXPORTED, picture_files, require_file, require_new
+from dcnzoo.utils.files import require_file, require_new
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.formats import EXPORTED
 from dcnzoo.utils.marks import mark
+from dcnzoo.utils.walking import picture_files
 
 
 @dataclass(frozen=True)

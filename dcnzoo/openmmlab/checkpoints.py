@@ -29,8 +29,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.utils.checksums import file_digest
 from dcnzoo.utils.errors import UserError, one_line, printable
-from dcnzoo.utils.files import KINDS, LAST, file_digest, files_beside, last_checkpoint, read_beside
+from dcnzoo.utils.files import files_beside, read_beside
+from dcnzoo.utils.folders import LAST, last_checkpoint
+from dcnzoo.utils.formats import KINDS
 from dcnzoo.utils.text import few, short
 
 Source = str | os.PathLike | IO[bytes]

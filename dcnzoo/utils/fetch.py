@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
+from dcnzoo.utils.checksums import file_digest
 from dcnzoo.utils.errors import UserError, one_line
-from dcnzoo.utils.files import cache_folder, file_digest
+from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.lock import locked
 from dcnzoo.utils.progress import make_progress
 

@@ -1,10 +1,6 @@
-"""Files of the user: which may be replaced, atomic writes, names, reading large ones."""
+"""Files of the user: atomic writes, which may be replaced, which are read."""
 
 import contextlib
-import functools
-import gc
-import glob
-import hashlib
 import os
 import re
 import secrets
@@ -13,18 +9,17 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from dcnzoo.utils.errors import MissingFileError, UserError, disk_is_full, one_line, printable
-from dcnzoo.utils.marks import is_detection, is_intact, is_own
-from dcnzoo.utils.text import counted, few
+from dcnzoo.utils.marks import is_intact, is_own
+from dcnzoo.utils.text import few
 
 Result = TypeVar("Result")
 _LONGEST_ENDING = 9  # of a temporary name, which may have 255 bytes
-_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.partial")
+PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.partial")
 _ABANDONED = 600  # seconds after which nobody writes to a temporary file any more
 
 
@@ -91,20 +86,6 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> "hashlib._Hash":
-    """Return the checksum of a file of any size."""
-    digest = hashlib.new(algorithm)
-    add_file(digest, path)
-    return digest
-
-
-def add_file(digest: "hashlib._Hash", path: str | os.PathLike) -> None:
-    """Add the content of a file to a checksum; at most a megabyte of it is in memory."""
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-
-
 # Files that a command writes: a file that exists is refused
 
 
@@ -154,7 +135,7 @@ def require_new(
         if not (is_unchanged and (_time(file) == _time(files[0]) or is_intact(file))):
             raise UserError(f"{command}: {file}: expected a new file beside {files[0]}; move it")
     if others:
-        _note(f"replaces {few(others, 3)}")
+        note(f"replaces {few(others, 3)}")
     return files[0]
 
 
@@ -181,7 +162,7 @@ def remove_abandoned(folder: Path, seconds: float = _ABANDONED) -> None:
     """Remove temporary files and folders of killed commands; other processes may still write new ones."""
     for partial in folder.glob(".*.partial*"):
         with contextlib.suppress(OSError):
-            if _PARTIAL.match(partial.name) and partial.lstat().st_mtime <= time.time() - seconds:
+            if PARTIAL.match(partial.name) and partial.lstat().st_mtime <= time.time() - seconds:
                 if partial.is_dir() and not partial.is_symlink():
                     shutil.rmtree(partial, ignore_errors=True)
                 else:
@@ -218,11 +199,11 @@ def read_beside(path: Path, parse: Callable[[str], Result] = str) -> Result | No
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        _note(f"{path}: not used: {one_line(error)}")
+        note(f"{path}: not used: {one_line(error)}")
         return None
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
@@ -234,7 +215,7 @@ def _is_file(path: Path) -> bool:
         problem = "not a file"
     except OSError as error:
         problem = str(error.strerror)
-    _note(f"{path}: not used: {problem}")
+    note(f"{path}: not used: {problem}")
     return False
 
 
@@ -271,168 +252,3 @@ def require_folder(path: str | os.PathLike, what: str) -> None:
     existing = next((part for part in (Path(path), *Path(path).parents) if part.exists()), None)
     if existing is not None and not existing.is_dir():
         raise UserError(f"{what}: expected a folder, got {path}: {existing} is a file")
-
-
-CHECKPOINTS = ("best", "last")  # of a work directory, in place of a file
-LAST = "last_checkpoint"  # in a work directory: the file whose text is the path of the last checkpoint
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint of a work directory, which may have been moved after it was written."""
-    return read_beside(folder / LAST, lambda text: _named_in(folder, text))
-
-
-def _named_in(folder: Path, text: str) -> Path:
-    path = Path(text.strip())
-    if not path.name or not path.name.isprintable():
-        raise ValueError("expected the path of a checkpoint")
-    beside = folder / path.name
-    # in the folder out_dir, which is no work directory itself
-    is_elsewhere = not beside.exists() and path.is_file() and not (path.parent / LAST).exists()
-    return path if is_elsewhere else beside
-
-
-def mim_folder(package: str) -> Path | None:
-    """Return the folder in which OpenMMLab's packages install their configs, tools and metafiles."""
-    spec = find_spec(package)
-    folder = Path(spec.origin).parent / ".mim" if spec and spec.origin else None
-    return folder if folder and folder.is_dir() else None
-
-
-def cache_folder() -> Path:
-    """The folder in which torch.hub stores checkpoints, so that torch and dcnzoo share downloads."""
-    if torch := sys.modules.get("torch"):  # torch.hub.set_dir may have changed it
-        return Path(torch.hub.get_dir(), "checkpoints")
-    home = os.environ.get("TORCH_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
-    return Path(home, "hub", "checkpoints").expanduser()
-
-
-# endings of the formats that both OpenCV and Pillow read
-PICTURES = (
-    *(".apng", ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-)
-UNREAD_PICTURES = (".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".jxl", ".svg", ".psd")
-
-# endings of exported files and the runtimes that open them
-BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "aotinductor"}
-EXPORTED = tuple(BACKENDS)
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-# what a file is by its ending, for errors about a wrong file
-KINDS = {
-    **dict.fromkeys(PICTURES, "a picture"),
-    **dict.fromkeys(VIDEOS, "a video"),
-    **dict.fromkeys(EXPORTED, "an exported detector"),
-    **dict.fromkeys((".yml", ".yaml", ".txt", ".log", ".csv", ".html", ".md"), "a text"),
-    **{".py": "a config", ".json": "a JSON file", ".zip": "an archive"},
-}
-
-
-def is_video(image: Any) -> bool:
-    """Whether this is the name of a video file."""
-    named = isinstance(image, str | os.PathLike) and "://" not in str(image)
-    return named and Path(image).suffix.lower() in VIDEOS
-
-
-def walk(root: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Walk a folder and links in it, in order, without hidden files; yield as ``os.walk`` does.
-
-    A link to a folder above itself is left out, and nothing below a folder is visited a second time.
-
-    Args:
-        hidden: gets the hidden files and folders, but temporary ones of dcnzoo.
-    """
-    visited = set[str]()
-    above: dict[str, set[str]] = {}  # the real paths of a folder and of those above it
-    for folder, folders, names in os.walk(root, followlinks=True):
-        key, parents = os.path.realpath(folder), above.get(os.path.dirname(folder), set())
-        if key in parents:
-            folders.clear()
-            continue
-        above[folder] = parents | {key}
-        if hidden is not None and key not in visited:
-            invisible = (name for name in (*folders, *names) if not _is_visible(name))
-            hidden += [Path(folder, name) for name in invisible if not _PARTIAL.match(name)]
-        folders[:] = [] if key in visited else sorted(filter(_is_visible, folders))
-        visited.add(key)
-        yield Path(folder), folders, sorted(filter(_is_visible, names))
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name not in ("__MACOSX", "@eaDir")  # @eaDir: thumbnails
-
-
-def picture_files(name: str | os.PathLike, lists: bool = False) -> list[str] | None:
-    """List the pictures of a folder and its subfolders, or the files of a pattern such as ``street/*.jpg``.
-
-    Returns None for a file or an address.
-
-    Args:
-        lists: also return the paths in a text file.
-
-    Raises:
-        UserError: there are none.
-    """
-    path = Path(os.path.expanduser(name))
-    if "://" in str(name):
-        return None
-    unread: list[str] = []
-    if path.is_dir():
-        walked = [str(folder / name) for folder, _, names in walk(path) for name in names]
-        files = sorted(file for file in walked if file.lower().endswith(PICTURES))
-        unread = [file for file in walked if file.lower().endswith(UNREAD_PICTURES)]
-    elif any(letter in str(name) for letter in "*?[") and not path.exists():
-        files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
-    elif lists and path.suffix.lower() == ".txt" and path.is_file():
-        lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
-        if files := [*filter(None, lines)]:
-            return files
-    else:
-        return None
-    hint = f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})"
-    if not files:
-        raise UserError(f"image: expected pictures, found none in {name}{f', but {hint}' * bool(unread)}")
-    left = _without_drawn(files) or files
-    if len(left) < len(files):
-        drawn = counted(len(files) - len(left), "pictures")
-        _note(f"left out: {drawn} of {name} that a detector has drawn")
-    if unread:
-        _note(f"left out: {hint}")
-    return left
-
-
-def _without_drawn(files: list[str]) -> list[str]:
-    """Leave out the pictures that a detector has drawn."""
-
-    @functools.cache
-    def may_have_some(folder: str) -> bool:  # without a look into each of a million pictures
-        return is_detection(folder) or is_detection(first[folder])
-
-    first = {os.path.dirname(file): file for file in reversed(files)}
-    return [file for file in files if not (may_have_some(os.path.dirname(file)) and is_detection(file))]
-
-
-def image_folder(annotations: Path, names: Sequence[object]) -> Path | None:
-    """Find the folder with a COCO file's images: the file's folder, the one above, or a folder in these two.
-
-    Of two folders with these names, the one is taken whose name is in the file's: val for val.json.
-    """
-    for root in (annotations.parent, annotations.parent.parent):
-        folders = sorted(filter(Path.is_dir, root.iterdir()), key=lambda path: path.name)
-        folders.sort(key=lambda path: path.name not in annotations.stem)
-        for folder in (root, *folders):
-            if names and all((folder / str(name)).is_file() for name in (names[0], names[-1])):
-                return folder
-    return None
-
-
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause Python's garbage collector, which takes a quarter of the time in which a large file is read."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -4,6 +4,7 @@ A command may replace a file with the mark that it would write, while the file h
 written: beside the mark is a checksum. Detections are never taken as annotations.
 """
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -12,9 +13,11 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from dcnzoo.utils.checksums import add_file
 
 DETECTIONS = "detections of "
 RESULTS = "results.json"  # in a folder that infer has written: the model and the settings
@@ -68,22 +71,37 @@ def sealed_info(mark: str) -> dict[str, str]:
     return {**info(mark), CHECKSUM: BLANK}
 
 
+@contextlib.contextmanager
+def _mapped(path: str | os.PathLike) -> Iterator[bytes | mmap.mmap]:
+    """The content of a file, of which the system reads the parts that are used."""
+    with open(path, "rb") as file:
+        try:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (ValueError, OSError):  # an empty file; a file system without maps
+            yield file.read()
+            return
+        with content:
+            yield content
+
+
 def seal(path: str | os.PathLike) -> None:
     """Write the checksum into a complete file that has a place for it."""
-    content = Path(path).read_bytes()
-    if match := _DIGEST.search(content):
+    with _mapped(path) as content:
+        match = _DIGEST.search(content)
+        checksum = _digest(content, match, Path(path)) if match else b""
+    if match:
         with open(path, "r+b") as file:
             file.seek(match.start(1))
-            file.write(_digest(content, match, Path(path)))
+            file.write(checksum)
             file.flush()
             os.fsync(file.fileno())
 
 
 def is_intact(path: str | os.PathLike) -> bool | None:
     """Whether a file has the content that was sealed; None if it has no checksum."""
-    content = Path(path).read_bytes()
-    match = _DIGEST.search(content)
-    return _digest(content, match, Path(path)) == match[1] if match else None
+    with _mapped(path) as content:
+        match = _DIGEST.search(content)
+        return _digest(content, match, Path(path)) == match[1] if match else None
 
 
 def require_intact(path: str | os.PathLike) -> None:
@@ -95,15 +113,17 @@ def require_intact(path: str | os.PathLike) -> None:
         )
 
 
-def _digest(content: bytes, place: re.Match, path: Path = Path()) -> bytes:
+def _digest(content: bytes | mmap.mmap, place: re.Match, path: Path = Path()) -> bytes:
     """The checksum of a file, and of the weights of OpenVINO's IR, which are in another file."""
     start, end = place.span(1)
-    rest = end + 4 if content.startswith(_PNG) else end  # without PNG's own checksum of the text
-    checksum = hashlib.sha256(content[:start] + BLANK.encode() + content[rest:])
+    rest = end + 4 if content[:4] == _PNG else end  # without PNG's own checksum of the text
+    checksum, view = hashlib.sha256(), memoryview(content)
+    checksum.update(view[:start])
+    checksum.update(BLANK.encode())
+    checksum.update(view[rest:])
+    view.release()  # a map that is viewed cannot be closed
     if path.suffix == ".xml" and os.path.isfile(weights := path.with_suffix(".bin")):
-        with open(weights, "rb") as file:
-            while part := file.read(2**20):
-                checksum.update(part)
+        add_file(checksum, weights)
     return checksum.hexdigest().encode()
 
 
@@ -119,14 +139,13 @@ def mark_of(path: str | os.PathLike) -> str:
             return ""
         with open(path, "rb") as file:
             head = file.read(_HEAD)
-            if match := _FIRST.search(head) or _JSON.search(head):
-                return match[1].decode()
-            last = _LAST.get(Path(path).suffix)
-            if not (last and head):
-                return ""
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                match = _AT_END.search(content, max(0, len(content) - last))
-                return match[1].decode() if match else ""
+        if match := _FIRST.search(head) or _JSON.search(head):
+            return match[1].decode()
+        if not (last := _LAST.get(Path(path).suffix)):
+            return ""
+        with _mapped(path) as content:
+            match = _AT_END.search(content, max(0, len(content) - last))
+            return match[1].decode() if match else ""
     except OSError:
         return ""
 

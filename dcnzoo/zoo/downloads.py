@@ -5,7 +5,8 @@ from pathlib import Path
 
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch, name_of, verify
-from dcnzoo.utils.files import cache_folder, write_bytes
+from dcnzoo.utils.files import write_bytes
+from dcnzoo.utils.folders import cache_folder
 from dcnzoo.zoo.index import Model, find
 
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import yaml
 
 from dcnzoo.utils.errors import UserError, typed
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 
 PACKAGES = ("dcnzoo", "mmdet")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast

@@ -17,7 +17,8 @@ from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe
 from dcnzoo.openmmlab.runs.work_dir import has_log
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
-from dcnzoo.utils.files import CHECKPOINTS, files_beside, last_checkpoint, require_file
+from dcnzoo.utils.files import files_beside, require_file
+from dcnzoo.utils.folders import CHECKPOINTS, last_checkpoint
 from dcnzoo.utils.marks import is_config_of_training
 from dcnzoo.zoo.downloads import local_file
 from dcnzoo.zoo.index import Model, UnknownModelError, find, models

@@ -21,7 +21,8 @@ from dcnzoo.openmmlab.runs.joining import is_first, refusals
 from dcnzoo.openmmlab.runs.recipe import TEST
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.fetch import verify
-from dcnzoo.utils.files import EXPORTED, require_new, write_text
+from dcnzoo.utils.files import require_new, write_text
+from dcnzoo.utils.formats import EXPORTED
 from dcnzoo.utils.jsonl import append_row, circumstances
 from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.zoo.index import Model

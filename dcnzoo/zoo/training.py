@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
 from mmengine.config import Config
 
 from dcnzoo.data.splits import AS_THEY_ARE, ReadOptions
@@ -28,23 +28,9 @@ def train(
     model: str | os.PathLike[str] | None = None,
     *,
     data: str | os.PathLike[str] | None = None,
-    work_dir: str | os.PathLike[str] | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    patience: int | None = None,
-    amp: bool = False,
-    auto_scale_lr: bool = False,
     resume: bool | str | os.PathLike[str] | None = False,
     force: bool = False,
-    logger: str | None = None,
-    seed: int | None = None,
-    device: str | torch.device = "auto",
     cfg_options: Mapping[str, object] | None = None,
-    allow_partial: bool = False,
-    channels_last: bool = True,
-    launcher: str = "none",
-    verbose: bool = False,
     outputs: Iterable[str] = (),
     zero_based: bool = False,
     clip: bool = False,
@@ -53,6 +39,7 @@ def train(
     layout: str | None = None,
     leave_out: Sequence[str] = (),
     dry_run: bool = False,
+    **options: Any,
 ) -> Path:
     """Train a detector; return the work directory, which :func:`dcnzoo.load` takes::
 
@@ -64,9 +51,6 @@ def train(
         data: a folder or file with annotated pictures, in any of the layouts of docs/train_your_data.md. They
             and a config are written to the folder ``data`` in the work directory; to ``data_2``, …,
             if ``data`` has another content. With ``resume``, they must be those of the training.
-        work_dir: folder of logs and checkpoints (default: ``work_dirs/`` and the name of the config or data).
-        epochs, batch_size, lr, patience, amp, auto_scale_lr, logger, seed, device, channels_last,
-            allow_partial, verbose, launcher: see :class:`dcnzoo.openmmlab.options.TrainOptions`.
         resume: continue the training in the work directory, or from this checkpoint.
         force: also train in a work directory that has checkpoints: the files of the training before move to
             ``replaced_1/``. Replaces files that no training wrote.
@@ -75,30 +59,32 @@ def train(
         zero_based, clip, skip_invalid, drop_scores, layout, leave_out: see
             :class:`dcnzoo.data.splits.ReadOptions`.
         dry_run: check the config and all options, and do not train. ``data`` is converted and checked.
+        options: those of :class:`dcnzoo.openmmlab.options.TrainOptions`: work_dir, epochs, batch_size, lr,
+            patience, amp, auto_scale_lr, logger, seed, device, channels_last, allow_partial, verbose,
+            launcher. With ``data``, ``work_dir`` is by default ``work_dirs/`` and the name of the data.
 
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
     reading = ReadOptions(zero_based, clip, skip_invalid, drop_scores, layout or "", tuple(leave_out))
-    options = TrainOptions(
-        work_dir=work_dir, epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, amp=amp,
-        auto_scale_lr=auto_scale_lr, logger=logger, seed=seed, device=device, allow_partial=allow_partial,
-        channels_last=channels_last, launcher=launcher, verbose=verbose,
-    )  # fmt: skip
-    with refusals(launcher), use_device(device, launcher), user_errors(), contextlib.ExitStack() as stack:
+    of_run = TrainOptions(**options)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(refusals(of_run.launcher))
+        stack.enter_context(use_device(of_run.device, of_run.launcher))
+        stack.enter_context(user_errors())
         if data is None:
             _require_none(reading)
             source = _without_checkpoint(model)
         else:
-            cfg = _config_of_start(data, model, work_dir, launcher, cfg_options)
+            cfg = _config_of_start(data, model, of_run, cfg_options)
             if not dry_run or Path(cfg.work_dir, OWNER).exists():
                 stack.enter_context(lock_work_dir(cfg.work_dir))
             own = _own_data(Path(data), model, cfg, reading, resume, force)
-            options = replace(options, work_dir=cfg.work_dir, epochs=epochs or own.epochs)
+            of_run = replace(of_run, work_dir=cfg.work_dir, epochs=of_run.epochs or own.epochs)
             source = Source(str(own.config), own.config)
             cfg_options = {**own.moved, **(cfg_options or {})}
         folder = execute.train(
-            source.recipe(cfg_options, TRAINING), options, resume=resume, force=force, outputs=outputs,
+            source.recipe(cfg_options, TRAINING), of_run, resume=resume, force=force, outputs=outputs,
             is_locked=data is not None, only_checks=dry_run,
         )  # fmt: skip
         if dry_run and data is None and is_first():
@@ -125,19 +111,18 @@ def _require_none(reading: ReadOptions) -> None:
 def _config_of_start(
     data: str | os.PathLike[str],
     model: str | os.PathLike[str] | None,
-    work_dir: str | os.PathLike[str] | None,
-    launcher: str,
+    options: TrainOptions,
     cfg_options: Mapping[str, object] | None,
 ) -> Config:
     """Return the settings on which the start depends, before the conversion of the data, which is slow."""
-    if launcher != "none":
-        raise UserError(f"data: expected one process, got launcher={launcher}; train its config")
+    if options.launcher != "none":
+        raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
     parts = ("resume", "default_hooks")
     cfg = Config() if model is None else read_config_file(resolve(model).config)
     cfg = Config({key: cfg[key] for key in parts if key in cfg})
     cfg.merge_from_dict({key: v for key, v in (cfg_options or {}).items() if key.partition(".")[0] in parts})
-    folder = Path(work_dir or Path("work_dirs", Path(data).resolve().stem)).expanduser()
-    cfg.merge_from_dict({"work_dir": str(folder), "launcher": launcher})
+    folder = Path(options.work_dir or Path("work_dirs", Path(data).resolve().stem)).expanduser()
+    cfg.merge_from_dict({"work_dir": str(folder), "launcher": options.launcher})
     return cfg
 
 

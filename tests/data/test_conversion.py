@@ -33,7 +33,7 @@ from dcnzoo.data.files import InvalidAnnotation, write_json
 from dcnzoo.data.layouts import convert
 from dcnzoo.data.splits import ReadOptions, Tree
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PICTURES
+from dcnzoo.utils.formats import PICTURES
 
 from ..commands import error_of, run
 from ..formats import write

@@ -21,7 +21,7 @@ from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import checksum_in_name
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 
 from ..commands import error_of
 from ..zoo.conftest import undisturbed  # noqa: F401  a fixture

@@ -19,7 +19,7 @@ from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo.publishing import publish
 
 from ..demo import DEFORMABLE, PLAIN

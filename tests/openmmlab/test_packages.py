@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 
 from dcnzoo.compat import patches
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 
 from ..processes import ROOT, run_code
 

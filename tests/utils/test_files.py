@@ -21,13 +21,9 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.splits import Tree
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import (
-    cache_folder,
-    collector_paused,
     files_beside,
-    image_folder,
     numbered,
     partial_of,
-    picture_files,
     read_beside,
     replacing,
     require_equal,
@@ -36,8 +32,11 @@ from dcnzoo.utils.files import (
     set_time_of,
     write_text,
 )
+from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.utils.marks import add_mark
+from dcnzoo.utils.memory import collector_paused
+from dcnzoo.utils.walking import image_folder, picture_files
 
 from ..commands import error_of, invoke
 from ..demo import DEFORMABLE

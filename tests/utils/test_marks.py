@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -21,6 +22,7 @@ from dcnzoo.utils.marks import (
     info,
     is_config_of_training,
     is_detection,
+    is_intact,
     is_of_detector,
     is_own,
     is_unchanged,
@@ -73,6 +75,24 @@ def test_other_formats_and_files_have_no_mark(tmp_path):
     (tmp_path / "link.png").symlink_to("none")
     for name in ("empty.onnx", "pipe.png", "link.png", "none", "."):
         assert mark_of(tmp_path / name) == "" and not is_detection(tmp_path / name)
+
+
+def test_a_large_file_is_not_read_into_memory(tmp_path):
+    video, size = tmp_path / "a.mp4", 1 << 26
+    with open(video, "wb") as file:
+        file.truncate(size)  # a hole, which needs no space
+    tracemalloc.start()
+    try:
+        append_mark(video, "detections of x")
+        assert is_own(video, "detections of x") and tracemalloc.get_traced_memory()[1] < size / 8
+    finally:
+        tracemalloc.stop()
+    with open(video, "r+b") as file:
+        file.write(b"x")
+    assert mark_of(video) == "detections of x" and not is_own(video, "detections of x")
+    (tmp_path / "empty").touch()
+    seal(tmp_path / "empty")
+    assert is_intact(tmp_path / "empty") is None
 
 
 def test_coco_files_of_a_detector(tmp_path):

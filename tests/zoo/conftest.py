@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from dcnzoo.utils import fetch as fetching
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import index
 
 

@@ -12,7 +12,7 @@ import dcnzoo.models  # noqa: F401
 from dcnzoo.openmmlab.config.check import dicts
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
 
 from ..commands import error_of, run

@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 import dcnzoo.models  # noqa: F401  registers the layers
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import description, index
 
 MMDET = mim_folder("mmdet") / "configs"

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from dcnzoo import zoo
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import index
 
 from .conftest import entry

@@ -24,7 +24,7 @@ from ..demo import PLAIN
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 FUNCTIONS = {  # the other arguments of a call; the classes of its further options
     dcnzoo.load: ({"model": MODEL}, ()),
-    dcnzoo.train: ({"model": PLAIN}, ()),
+    dcnzoo.train: ({"model": PLAIN}, (dcnzoo.openmmlab.options.TrainOptions,)),
     dcnzoo.test: ({"model": MODEL}, (dcnzoo.openmmlab.options.TestOptions,)),
     reproduce: ({"model": MODEL}, (dcnzoo.openmmlab.options.RunOptions,)),
     write_report: ({"folders": ["work"]}, ()),

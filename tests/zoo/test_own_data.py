@@ -22,7 +22,7 @@ from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 from dcnzoo.version import __version__
 from dcnzoo.zoo.config_writer import SMALL_BOXES
 from dcnzoo.zoo.own_data import moved_data, prepare

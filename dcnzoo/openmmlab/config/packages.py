@@ -15,7 +15,7 @@ from mmengine.registry import registry
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.paths import without_templates
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import mim_folder
+from dcnzoo.utils.folders import mim_folder
 
 
 def base_path(path: str, filename: str) -> tuple[str, str | None]:

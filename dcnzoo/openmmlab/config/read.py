@@ -21,8 +21,8 @@ from dcnzoo.openmmlab.config import json_config
 from dcnzoo.openmmlab.config.tree import RUNNER_KEYS, dicts
 from dcnzoo.openmmlab.config.type_names import use_names
 from dcnzoo.utils.errors import UserError, one_line
-from dcnzoo.utils.files import mim_folder
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.folders import mim_folder
 from dcnzoo.utils.marks import is_config_of_training, is_unchanged
 from dcnzoo.utils.text import few, nearest
 

@@ -17,7 +17,8 @@ from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 from dcnzoo.utils.errors import UserError, disk_is_full
-from dcnzoo.utils.files import LAST, remove_abandoned, write_bytes, write_text
+from dcnzoo.utils.files import remove_abandoned, write_bytes, write_text
+from dcnzoo.utils.folders import LAST
 from dcnzoo.utils.text import few
 
 

@@ -28,7 +28,7 @@ from dcnzoo.openmmlab.hooks.loss_parts import PARTS, loss_parts
 from dcnzoo.openmmlab.hooks.schedule import images_per_step
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
-from dcnzoo.utils.files import last_checkpoint
+from dcnzoo.utils.folders import last_checkpoint
 from dcnzoo.utils.text import columns, counted, cut, few
 
 WIDTH = 100  # columns of the rows where there is no terminal

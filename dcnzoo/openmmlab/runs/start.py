@@ -7,7 +7,8 @@ from mmengine.config import Config
 
 from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import LAST, require_file
+from dcnzoo.utils.files import require_file
+from dcnzoo.utils.folders import LAST
 from dcnzoo.utils.text import few
 
 

@@ -14,7 +14,8 @@ from dcnzoo.openmmlab.config.paths import keep_paths
 from dcnzoo.openmmlab.runs.recipe import Recipe, real_name
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import printable
-from dcnzoo.utils.files import LAST, read_beside, write_text
+from dcnzoo.utils.files import read_beside, write_text
+from dcnzoo.utils.folders import LAST
 from dcnzoo.utils.marks import config_of, is_config_of_training, is_unchanged, mark_of
 from dcnzoo.utils.text import few
 
