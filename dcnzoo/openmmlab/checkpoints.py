@@ -63,7 +63,7 @@ class SavedCheckpoints:
         try:
             names = {number: self.template.format(number) for number in (1, 10**6)}
             is_told = all(self.step(Path(name)) == number for number, name in names.items())
-        except (ValueError, LookupError, AttributeError, TypeError):
+        except (ValueError, LookupError, AttributeError, TypeError, re.error):
             is_told = False
         if not is_told or "/" in self.template:
             raise UserError(
@@ -110,16 +110,22 @@ class SavedCheckpoints:
         """Return the work directory of the training that wrote a checkpoint."""
         return self.work_dir if self.has(file) else Path(file).parent
 
-    @property
-    def pattern(self) -> str:
-        """A regular expression of the names that the training writes; the first group is the number."""
+    def parse(self, name: str) -> re.Match | None:
+        """Parse the name of a checkpoint; None if it is none.
+
+        The group ``best`` is what mmengine puts before the names of those of the best validation, ``step`` the
+        number, ``other`` that of an earlier training that counts iterations in place of epochs.
+        """
         parts = string.Formatter().parse(self.template)
-        return "".join(re.escape(text) + ("" if key is None else r" *(\d+)") for text, key, *_ in parts)
+        own = "".join(
+            re.escape(text) + ("" if key is None else r" *(?P<step>\d+)") for text, key, *_ in parts
+        )
+        return re.fullmatch(rf"(?P<best>best_.+_)?(?:{own}|(?:epoch|iter)_(?P<other>\d+)\.pth)", name)
 
     def step(self, path: Path) -> int | None:
-        """Return the epoch or iteration in the name of a checkpoint; None if it has another name."""
-        name = re.fullmatch(self.pattern, path.name)
-        return int(name[1]) if name else None
+        """Return the epoch or iteration in the name of a checkpoint to resume from; None if it is none."""
+        match = self.parse(path.name)
+        return int(match["step"]) if match and match["step"] and not match["best"] else None
 
     def numbered(self) -> dict[int, Path]:
         """Return the checkpoints of the training by their epoch or iteration."""
@@ -164,18 +170,13 @@ class SavedCheckpoints:
         return None
 
     def files(self) -> list[Path]:
-        """List the checkpoints, also of an earlier training that counts iterations in place of epochs.
-
-        Those of the best validation are among them: mmengine puts ``best_`` and the metric before the name.
-        """
-        names = rf"(best_.+_)?({self.pattern}|(epoch|iter)_\d+\.pth)"
-        return [path for path in self.folder.glob("*") if re.fullmatch(names, path.name)]
+        """List all checkpoints, also those of the best validation."""
+        return [path for path in self.folder.glob("*") if self.parse(path.name)]
 
     def best(self) -> Path | None:
         """Return the one of the best validation; of several, such as one per metric, that of the last one."""
-        name = rf"best_.+_(?:{self.pattern}|(?:epoch|iter)_(\d+)\.pth)"
-        files = ((re.fullmatch(name, path.name), path) for path in files_beside(self.folder, "best_*"))
-        numbers = {path: int(match[1] or match[2]) for match, path in files if match}
+        files = ((self.parse(path.name), path) for path in files_beside(self.folder, "best_*"))
+        numbers = {path: int(match["step"] or match["other"]) for match, path in files if match}
         return max(numbers, key=lambda path: (numbers[path], path.name), default=None)
 
     @property

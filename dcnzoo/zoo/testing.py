@@ -1,5 +1,6 @@
 """``dcnzoo.test``: evaluate a detector; and compare its AP with the published one."""
 
+import copy
 import hashlib
 import json
 import os
@@ -9,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
 from dcnzoo.openmmlab.config.tree import datasets
@@ -18,7 +17,7 @@ from dcnzoo.openmmlab.options import RunOptions, TestOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
 from dcnzoo.openmmlab.runs.joining import is_first, refusals
-from dcnzoo.openmmlab.runs.recipe import TEST
+from dcnzoo.openmmlab.runs.recipe import TEST, Recipe
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.fetch import verify
 from dcnzoo.utils.files import require_new, write_text
@@ -121,7 +120,8 @@ def reproduce(
             source = resolve(listed.id)
         source.require_weights()  # before the data are read; a download comes after
         recipe = source.recipe(cfg_options, TEST).with_options(options)
-        images, weights, started = use_data(recipe.cfg, data_root, subset), source.read_weights(), time.time()
+        recipe, images = use_data(recipe, data_root, subset)
+        weights, started = source.read_weights(), time.time()
         metrics = execute.test(recipe, TestOptions(**run, unsafe_load=unsafe_load), weights)
         measured = {name: round(100 * metrics[name], 1) for name in FIGURES if name in metrics}
         row = {
@@ -149,8 +149,8 @@ def _has_rows(file: Path) -> bool:
         return False
 
 
-def use_data(cfg: Config, root: str | os.PathLike[str] | None, subset: int | None) -> int:
-    """Set the data paths in the config; return the number of images to evaluate.
+def use_data(recipe: Recipe, root: str | os.PathLike[str] | None, subset: int | None) -> tuple[Recipe, int]:
+    """Return the recipe with other data, and the number of images to evaluate.
 
     Args:
         root: folder of the data; None: the config's.
@@ -161,6 +161,7 @@ def use_data(cfg: Config, root: str | os.PathLike[str] | None, subset: int | Non
     """
     if subset is not None and subset < 1:
         raise UserError(f"subset: expected a number of at least 1, got {subset}")
+    cfg = copy.deepcopy(recipe.cfg)
     tested = list(datasets(cfg.test_dataloader.dataset))
     if root is not None:
         for dataset in tested:
@@ -191,7 +192,7 @@ def use_data(cfg: Config, root: str | os.PathLike[str] | None, subset: int | Non
     for evaluator in evaluators:
         evaluator.ann_file = str(annotations.resolve())
     tested[0].ann_file = str(annotations.resolve())
-    return len(content["images"])
+    return replace(recipe, cfg=cfg), len(content["images"])
 
 
 def compare(measured: dict[str, float], model: Model | None) -> dict[str, object]:

@@ -19,7 +19,7 @@ from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError, printable, typed, user_errors
 from dcnzoo.utils.lock import OWNER, lock_work_dir
-from dcnzoo.zoo.own_data import OwnData, prepare
+from dcnzoo.zoo.own_data import prepare
 from dcnzoo.zoo.source import Source, resolve
 
 
@@ -79,7 +79,13 @@ def train(
             cfg = _config_of_start(data, model, of_run, cfg_options)
             if not dry_run or Path(cfg.work_dir, OWNER).exists():
                 stack.enter_context(lock_work_dir(cfg.work_dir))
-            own = _own_data(Path(data), model, cfg, reading, resume, force)
+            start = choose_start(cfg, resume, force)
+            is_own = start.file is not None and SavedCheckpoints.of(cfg).has(start.file)
+            own = prepare(
+                Path(data).expanduser(), Path(cfg.work_dir), None if model is None else str(model), reading,
+                resumes=is_own and start.resumes and not start.replaces,
+            )  # fmt: skip
+            print(*map(printable, own.decisions), sep="\n")
             of_run = replace(of_run, work_dir=cfg.work_dir, epochs=of_run.epochs or own.epochs)
             source = Source(str(own.config), own.config)
             cfg_options = {**own.moved, **(cfg_options or {})}
@@ -124,21 +130,3 @@ def _config_of_start(
     folder = Path(options.work_dir or Path("work_dirs", Path(data).resolve().stem)).expanduser()
     cfg.merge_from_dict({"work_dir": str(folder), "launcher": options.launcher})
     return cfg
-
-
-def _own_data(
-    data: Path,
-    model: str | os.PathLike[str] | None,
-    cfg: Config,
-    reading: ReadOptions,
-    resume: bool | str | os.PathLike[str] | None,
-    force: bool,
-) -> OwnData:
-    """Prepare data for a training, unless its start is refused."""
-    start = choose_start(cfg, resume, force)
-    is_own = start.file is not None and SavedCheckpoints.of(cfg).has(start.file)
-    continues = is_own and start.resumes and not start.replaces
-    name = None if model is None else str(model)
-    own = prepare(data.expanduser(), Path(cfg.work_dir), name, reading, continues)
-    print(*map(printable, own.decisions), sep="\n")
-    return own

@@ -1,5 +1,6 @@
 """``dcnzoo reproduce``: measured and published figures, with a detector of known AP."""
 
+import copy
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo import zoo
 from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.jsonl import append_row
 from dcnzoo.zoo.testing import use_data
@@ -146,13 +148,19 @@ def test_measured_beside_published(reproduce, checkpoint, coco):
 
 
 def test_data_without_annotations_or_pictures(tmp_path):
-    """As COCO's test-dev."""
-    (tmp_path / "test.json").write_text(json.dumps({"images": [{"id": 1}], "categories": []}))
+    """As COCO's test-dev. The recipe stays as it is."""
+    content = {"images": [{"id": 1}], "categories": [], "annotations": []}
+    (tmp_path / "test.json").write_text(json.dumps(content))
     dataset = dict(type="CocoDataset", data_root=str(tmp_path), ann_file="test.json")
     cfg = Config(dict(test_dataloader=dict(dataset=dataset), test_evaluator={}, work_dir=str(tmp_path)))
     for subset, message in ((-2, "^subset: expected .* -2"), (0, "^subset"), (None, "annotated objects")):
         with pytest.raises(UserError, match=message):
-            use_data(cfg, None, subset)
+            use_data(Recipe(cfg), None, subset)
+    content["annotations"].append({"id": 1, "image_id": 1})
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    before = copy.deepcopy(cfg)
+    changed, number = use_data(Recipe(cfg), tmp_path, 1)
+    assert number == 1 and cfg == before != changed.cfg
 
 
 def test_subset_adds_a_row(reproduce, checkpoint, coco):

@@ -1,7 +1,6 @@
 """Checkpoints that survive a killed process: a file is complete or absent, and is verified before loading."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +156,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         # a checkpoint that is resumed may come from elsewhere and name anything as the best one
-        is_checkpoint = re.compile(rf"(best_[^/\\]+_)?{self._saved.pattern}").fullmatch
-        for name in filter(is_checkpoint, self._outdated) if is_main_process() else ():
+        for name in filter(self._saved.parse, self._outdated) if is_main_process() else ():
             path = self._backend.join_path(self.out_dir, name)
             if self._backend.isdir(path):
                 self._backend.rmtree(path)

@@ -248,8 +248,9 @@ def _processes(runner: Runner) -> str:
     text = f"{get_world_size()} on {counted(machines, 'machines')}"
     if not isinstance(getattr(runner, "optim_wrapper", None), OptimWrapper):  # in a test, the config's
         return text
-    scaling = runner.cfg.get("auto_scale_lr") or {}
-    base = f"scaled from {scaling['base_batch_size']}" if scaling.get("enable") else "not scaled"
+    scaling, base = runner.cfg.get("auto_scale_lr") or {}, "not scaled"
+    if scaling.get("enable"):  # counts the images of an iteration
+        base = f"scaled from {scaling['base_batch_size'] * runner.optim_wrapper._accumulative_counts:g}"
     return f"{text}, {counted(images_per_step(runner), 'images')} per step, learning rate {base}"
 
 

@@ -50,7 +50,7 @@ from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import require_new, write_bytes
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.utils.marks import add_mark
-from dcnzoo.utils.text import counted, few
+from dcnzoo.utils.text import few
 
 
 @contextmanager
@@ -125,7 +125,6 @@ def train(
         ranks.exchange(lambda: require_read(cfg, runner))
         if only_checks:
             return work_dir
-        _count_accumulated_batches(runner)
         if changes:
             runner.logger.info(f"changed: {changes}")
         with _ended_bars(runner):
@@ -275,6 +274,10 @@ def build_runner(
     cfg = copy.deepcopy(cfg)  # the caller's stays as it is
     cfg.work_dir = work_dir or cfg.work_dir
     resumes = cfg.pop("resume", False)
+    if writer and (cfg.get("auto_scale_lr") or {}).get(
+        "enable"
+    ):  # mmengine counts images per iteration, not per step
+        cfg.auto_scale_lr["base_batch_size"] /= cfg.optim_wrapper.get("accumulative_counts", 1)
     start = start or Start(cfg.get("load_from"), resumes)
     changes: dict[str, object] = {
         "dump_config": lambda self: None,  # WorkDirHook writes it
@@ -317,22 +320,3 @@ def _training_hints(cfg: Config):
     except DownloadError as error:
         hint = "to train without them, write the config with dcnzoo data config --no-weights"
         raise UserError(f"{error}; {hint}") from error
-
-
-def _count_accumulated_batches(runner: Runner) -> None:
-    """Scale the learning rate by the images per optimizer step, not per iteration as mmengine does.
-
-    With ``accumulative_counts``, a step has that many iterations.
-    """
-    count = runner.cfg.optim_wrapper.get("accumulative_counts", 1)
-    scaling = runner.cfg.get("auto_scale_lr") or {}
-    if count == 1 or not scaling.get("enable"):
-        return
-    scaled = {"enable": True, "base_batch_size": scaling["base_batch_size"] / count}
-    runner.logger.info(
-        f"Each optimizer step has {counted(count, 'iterations')} (accumulative_counts): {scaled}"
-    )
-    if isinstance(runner, Runner):
-        runner.auto_scale_lr = scaled
-    else:
-        runner.strategy._auto_scale_lr = scaled
