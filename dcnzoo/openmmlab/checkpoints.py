@@ -113,13 +113,12 @@ class SavedCheckpoints:
     def parse(self, name: str) -> re.Match | None:
         """Parse the name of a checkpoint; None if it is none.
 
-        The group ``best`` is what mmengine puts before the names of those of the best validation, ``step`` the
-        number, ``other`` that of an earlier training that counts iterations in place of epochs.
+        The group ``best`` is what mmengine puts before the name of one of the best validation, ``step`` its
+        number, or ``other`` that of an earlier training that counts iterations in place of epochs.
         """
-        parts = string.Formatter().parse(self.template)
-        own = "".join(
-            re.escape(text) + ("" if key is None else r" *(?P<step>\d+)") for text, key, *_ in parts
-        )
+        own = ""
+        for text, key, *_ in string.Formatter().parse(self.template):
+            own += re.escape(text) + ("" if key is None else r" *(?P<step>\d+)")
         return re.fullmatch(rf"(?P<best>best_.+_)?(?:{own}|(?:epoch|iter)_(?P<other>\d+)\.pth)", name)
 
     def step(self, path: Path) -> int | None:
