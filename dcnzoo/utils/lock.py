@@ -82,8 +82,6 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise UserError(f"work_dir: {folder} cannot be written: {error.strerror or error}") from error
+        stack.callback(owner.unlink, missing_ok=True)
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
-        try:
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
+        yield

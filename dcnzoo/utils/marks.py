@@ -86,13 +86,10 @@ def _mapped(path: str | os.PathLike) -> Iterator[bytes | mmap.mmap]:
 
 def seal(path: str | os.PathLike) -> None:
     """Write the checksum into a complete file that has a place for it."""
-    with _mapped(path) as content:
-        match = _DIGEST.search(content)
-        checksum = _digest(content, match, Path(path)) if match else b""
-    if match:
-        with open(path, "r+b") as file:
+    with _mapped(path) as content, open(path, "r+b") as file:
+        if match := _DIGEST.search(content):
             file.seek(match.start(1))
-            file.write(checksum)
+            file.write(_digest(content, match, Path(path)))
             file.flush()
             os.fsync(file.fileno())
 

@@ -149,15 +149,10 @@ def _compared(
     data: Path, folder: Path, new: Path, config: Path, has_model: bool
 ) -> tuple[Path, dict[str, str]]:
     """Require that a folder has the new annotations; return its config, and settings for moved pictures."""
-    file = _different(folder, new, "*.json")
-    first = min(folder.glob("*.py"), key=lambda path: (path.name != config.name, path), default=None)
-    if first is None:
-        raise UserError(
-            f"data: expected the config of the training's data in {folder}, found none; the model "
-            f"{folder.parent} in place of data continues the training"
-        )
+    file, last = _different(folder, new, "*.json"), resolve(folder.parent).config
+    first = min(folder.glob("*.py"), key=lambda path: (path.name != config.name, path), default=last)
     # a training that was continued has the newest places in its work directory
-    old, newest, read = map(read_config_file, (first, resolve(folder.parent).config, config))
+    old, newest, read = map(read_config_file, (first, last, config))
     if not file and has_model and old.model != read.model:
         file = config
     if file:

@@ -73,7 +73,8 @@ def train(
         stack.enter_context(use_device(of_run.device, of_run.launcher))
         stack.enter_context(user_errors())
         if data is None:
-            _require_none(reading)
+            if unused := [key for key, value in vars(reading).items() if value != getattr(AS_THEY_ARE, key)]:
+                raise UserError(f"{unused[0]}: expected data, got a training without it")
             source = _without_checkpoint(model)
         else:
             cfg = _config_of_start(data, model, of_run, cfg_options)
@@ -106,12 +107,6 @@ def _without_checkpoint(model: str | os.PathLike[str] | None) -> Source:
             f"resume={model} continues its training, the setting load_from starts from its weights"
         )
     return source
-
-
-def _require_none(reading: ReadOptions) -> None:
-    for name, value in vars(reading).items():
-        if value != getattr(AS_THEY_ARE, name):
-            raise UserError(f"{name}: expected data, got a training without it")
 
 
 def _config_of_start(

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,15 +53,11 @@ from dcnzoo.utils.marks import add_mark
 from dcnzoo.utils.text import few
 
 
-@contextmanager
-def _ended_bars(runner: Runner) -> Iterator[None]:
-    """Context that ends the progress bars of a runner also after an error, when mmengine calls no hook."""
-    try:
-        yield
-    finally:
-        for hook in runner.hooks:
-            if isinstance(hook, ProgressHook):
-                hook.stop()
+def _stop_bars(runner: Runner) -> None:
+    """Stop the progress bars of a runner: mmengine calls no hook after an error."""
+    for hook in runner.hooks:
+        if isinstance(hook, ProgressHook):
+            hook.stop()
 
 
 @separate_run()
@@ -127,8 +123,8 @@ def train(
             return work_dir
         if changes:
             runner.logger.info(f"changed: {changes}")
-        with _ended_bars(runner):
-            runner.train()
+        stack.callback(_stop_bars, runner)
+        runner.train()
     return work_dir
 
 
@@ -178,8 +174,8 @@ def test(
             files = [Path(options.show_dir, name) for name in sorted(names)]
             require_new("test", *files, mark=mark, force=force)
         changes.wrap(mmcv, "imwrite", functools.partial(_write_marked, mark))
-        with _ended_bars(runner):
-            metrics = runner.test()
+        stack.callback(_stop_bars, runner)
+        metrics = runner.test()
         if not (metrics or options.format_only):  # CocoMetric has none if nothing was detected
             kinds = [kind for each in runner.test_evaluator.metrics for kind in getattr(each, "metrics", ())]
             metrics = {f"{kind}_mAP": 0.0 for kind in kinds}
