@@ -6,12 +6,12 @@ objects and the types in mmengine's log are allowed. Damaged files and NaN are r
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
 import pickle
 import re
-import string
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class SavedCheckpoints:
         try:
             names = {number: self.template.format(number) for number in (1, 10**6)}
             is_told = all(self.step(Path(name)) == number for number, name in names.items())
-        except (ValueError, LookupError, AttributeError, TypeError, re.error):
+        except (ValueError, LookupError, AttributeError, TypeError):
             is_told = False
         if not is_told or "/" in self.template:
             raise UserError(
@@ -78,13 +78,6 @@ class SavedCheckpoints:
         hook = hook if isinstance(hook, Mapping) else {}
         default = "epoch_{}.pth" if hook.get("by_epoch", True) else "iter_{}.pth"
         return cls(Path(cfg.work_dir), hook.get("filename_tmpl") or default, hook.get("out_dir"))
-
-    @classmethod
-    def named_in(cls, work_dir: Path) -> "SavedCheckpoints":
-        """Return those of a folder whose config was not read; ``last_checkpoint`` shows their names' form."""
-        last = last_checkpoint(work_dir)
-        name = re.fullmatch(r"([^{}]*?)\d+([^{}\d]*)", last.name if last else "")
-        return cls(work_dir, f"{name[1]}{{}}{name[2]}") if name else cls(work_dir)
 
     @property
     def is_local(self) -> bool:
@@ -110,21 +103,23 @@ class SavedCheckpoints:
         """Return the work directory of the training that wrote a checkpoint."""
         return self.work_dir if self.has(file) else Path(file).parent
 
-    def parse(self, name: str) -> re.Match | None:
-        """Parse the name of a checkpoint; None if it is none.
+    def number(self, name: str) -> int | None:
+        """Return the epoch or iteration in the name of a checkpoint; None if no training gives this name.
 
-        The group ``best`` is what mmengine puts before the name of one of the best validation, ``step`` its
-        number, or ``other`` that of an earlier training that counts iterations in place of epochs.
+        Also of the best validation: mmengine puts ``best_`` and the metric before the name. And of an earlier
+        training that counts iterations in place of epochs.
         """
-        own = ""
-        for text, key, *_ in string.Formatter().parse(self.template):
-            own += re.escape(text) + ("" if key is None else r" *(?P<step>\d+)")
-        return re.fullmatch(rf"(?P<best>best_.+_)?(?:{own}|(?:epoch|iter)_(?P<other>\d+)\.pth)", name)
+        templates = self.template, "epoch_{}.pth", "iter_{}.pth"
+        for template, digits in itertools.product(templates, re.findall(r"\d+", name)):
+            own = template.format(int(digits))
+            if name == own or (name.startswith("best_") and name.endswith(f"_{own}")):
+                return int(digits)
+        return None
 
     def step(self, path: Path) -> int | None:
-        """Return the epoch or iteration in the name of a checkpoint to resume from; None if it is none."""
-        match = self.parse(path.name)
-        return int(match["step"]) if match and match["step"] and not match["best"] else None
+        """Return the epoch or iteration of a checkpoint to resume from; None if it is none."""
+        number = self.number(path.name)
+        return number if number is not None and path.name == self.template.format(number) else None
 
     def numbered(self) -> dict[int, Path]:
         """Return the checkpoints of the training by their epoch or iteration."""
@@ -134,10 +129,8 @@ class SavedCheckpoints:
     def undamaged(self) -> Path | str | None:
         """Return the checkpoint to resume from, the latest undamaged one; name the damaged ones.
 
-        The latest is the one that ``last_checkpoint`` names, unless the process ended after writing a
-        checkpoint and before updating ``last_checkpoint``: then it has a higher number and a newer date.
-        (Older files with higher numbers are from another run.) If it ended while it wrote
-        ``last_checkpoint``, which then names none, the latest is the newest one.
+        Those after the one that ``last_checkpoint`` names are from another run, unless they are newer: then
+        the process ended after writing one and before updating ``last_checkpoint``.
 
         Raises:
             UserError: all are damaged.
@@ -145,17 +138,13 @@ class SavedCheckpoints:
         pointer, last, numbered = self.work_dir / LAST, last_checkpoint(self.work_dir), self.numbered()
         if not self.is_local:  # only mmengine's backend can read it
             return (read_beside(pointer) or "").strip() or None
-        times = {step: path.stat().st_mtime for step, path in numbered.items()}
         named = self.step(last) if last else None
-        since = 0.0 if named is None else pointer.stat().st_mtime
         if last and named is None and self.has(last) and _is_written(last):
             return last  # with the names of another config
-        if named is None and os.path.lexists(pointer) and times:
-            named = max(times, key=lambda step: (times[step], step))
-            since = times[named]
         damaged = 0
         for step in sorted(numbered, reverse=True):
-            if named is not None and step > named and times[step] < since:
+            is_later = named is not None and step > named
+            if is_later and numbered[step].stat().st_mtime < pointer.stat().st_mtime:
                 continue
             try:
                 if numbered[step].is_file():  # sharded optimizers save folders
@@ -170,12 +159,20 @@ class SavedCheckpoints:
 
     def files(self) -> list[Path]:
         """List all checkpoints, also those of the best validation."""
-        return [path for path in self.folder.glob("*") if self.parse(path.name)]
+        return [path for path in self.folder.glob("*") if self.number(path.name) is not None]
+
+    def after(self, file: Path) -> set[Path]:
+        """Return the checkpoints after one, with those of the best validation; none if it is the last one."""
+        step, numbers = self.step(file), {path: self.number(path.name) or 0 for path in self.files()}
+        if step is None or step >= max(self.numbered(), default=0):
+            return set()  # a best one may be newer: its training writes it again
+        return {path for path, number in numbers.items() if number > step}
 
     def best(self) -> Path | None:
         """Return the one of the best validation; of several, such as one per metric, that of the last one."""
-        files = ((self.parse(path.name), path) for path in files_beside(self.folder, "best_*"))
-        numbers = {path: int(match["step"] or match["other"]) for match, path in files if match}
+        last = last_checkpoint(self.work_dir)  # the folder, also if the config is not known
+        paths = files_beside(self.folder if last is None else last.parent, "best_*")
+        numbers = {path: number for path in paths if (number := self.number(path.name)) is not None}
         return max(numbers, key=lambda path: (numbers[path], path.name), default=None)
 
     @property

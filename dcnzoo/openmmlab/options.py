@@ -64,10 +64,8 @@ class RunOptions:
         """
         changes = [_set(cfg, "launcher", self.launcher)] if "launcher" in cfg else []
         cfg.launcher = self.launcher
-        if self.work_dir is not None:
-            cfg.work_dir = os.path.expanduser(self.work_dir)
-        elif cfg.get("work_dir") is None:
-            cfg.work_dir = str(Path("work_dirs") / Path(cfg.filename).stem)
+        folder = self.work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
+        cfg.work_dir = os.path.expanduser(folder)
         require_folder(cfg.work_dir, "work_dir")
         if self.launcher == "none" and (cfg.get("strategy") or {}).get("type") == "DDPStrategy":
             cfg.pop("strategy")  # needs a launcher; in a single process, the runner uses its default strategy

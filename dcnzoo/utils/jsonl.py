@@ -23,8 +23,8 @@ def append_row(path: str | os.PathLike, row: dict) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock"), -1):
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
-        write_text(path, f"{before}{json.dumps(row, ensure_ascii=False)}\n")
+        before = path.read_text(encoding="utf-8").rstrip("\n") if path.exists() else ""
+        write_text(path, f"{before}\n{json.dumps(row, ensure_ascii=False)}\n".lstrip("\n"))
 
 
 def circumstances(device: torch.device) -> dict[str, object]:

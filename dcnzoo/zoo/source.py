@@ -13,7 +13,7 @@ from dcnzoo.openmmlab.checkpoints import CheckpointError, SavedCheckpoints, load
 from dcnzoo.openmmlab.config.json_config import is_json_config
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.config.paths import is_config
-from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe
+from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe, read_config_file
 from dcnzoo.openmmlab.runs.work_dir import has_log
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
@@ -124,7 +124,11 @@ def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | 
     configs = _configs(path)
     if not configs:
         raise UserError(f"model: expected a work directory of dcnzoo train, found no config in {path}")
-    best, last = SavedCheckpoints.named_in(path).best(), last_checkpoint(path)
+    last, saved = last_checkpoint(path), SavedCheckpoints(path)
+    if last is not None and saved.number(last.name) is None:  # only the config knows the names
+        cfg = read_config_file(_config_of(configs, last), {"work_dir": str(path)})
+        saved = SavedCheckpoints.of(cfg)
+    best = saved.best()
     source = Source(name, _config_of(configs, best or last), work_dir=path)
     if checkpoint == "best" and best is None:
         raise UserError(f"checkpoint: expected a best one (best_*.pth) in {path}, found none")

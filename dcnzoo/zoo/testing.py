@@ -136,6 +136,8 @@ def reproduce(
             **circumstances(device),
         }
         if is_first():
+            if not _has_rows(out):  # force replaces it
+                out.unlink(missing_ok=True)
             append_row(out, row)
         return row
 

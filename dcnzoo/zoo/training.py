@@ -122,6 +122,8 @@ def _config_of_start(
     cfg = Config() if model is None else read_config_file(resolve(model).config)
     cfg = Config({key: cfg[key] for key in parts if key in cfg})
     cfg.merge_from_dict({key: v for key, v in (cfg_options or {}).items() if key.partition(".")[0] in parts})
-    folder = Path(options.work_dir or Path("work_dirs", Path(data).resolve().stem)).expanduser()
+    source = Path(data).resolve()
+    name = source.stem if source.is_file() else source.name
+    folder = Path(options.work_dir or Path("work_dirs", name)).expanduser()
     cfg.merge_from_dict({"work_dir": str(folder), "launcher": options.launcher})
     return cfg

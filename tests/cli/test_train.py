@@ -16,6 +16,7 @@ from mmengine.device import get_device
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES
+from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
@@ -318,6 +319,20 @@ def test_only_files_of_the_training_are_replaced(tmp_path):
         Recipe(Config({"work_dir": str(replaced)}, filename=str(replaced / "cfg.py"))), Start(resumes=True)
     )
     assert not (replaced / "replaced_1").exists(), "its config is still a training's"
+
+
+def test_a_training_from_an_earlier_checkpoint_replaces_the_later_ones(tmp_path):
+    names = ["best_coco_bbox_mAP_epoch_1.pth", "best_coco_bbox_mAP_epoch_3.pth"]
+    names += [f"epoch_{number}.pth" for number in (1, 2, 3)]
+    for name in (*names, "last_checkpoint"):
+        (tmp_path / name).write_text(str(tmp_path / "epoch_3.pth"))
+    write_text(tmp_path / "cfg.py", config_of("cfg.py", "model = dict()"))
+    recipe = Recipe(Config({"work_dir": str(tmp_path)}, filename=str(tmp_path / "cfg.py")))
+    for file, moved in (("epoch_3.pth", ()), ("epoch_1.pth", (names[1], *names[3:]))):
+        replace(recipe, Start(str(tmp_path / file), resumes=True))
+        assert {path.name for path in tmp_path.glob("replaced_1/*")} == {*moved}
+    assert {path.name for path in tmp_path.glob("*.pth")} == {names[0], names[2]}
+    assert SavedCheckpoints(tmp_path).best() == tmp_path / names[0]
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -258,6 +258,7 @@ def test_which_checkpoint_is_the_last(tmp_path):
     pointer.write_text(str(work / "epoch_3.pth"))
     os.utime(pointer, ns=(5 * 10**9,) * 2)
     assert began(train(work, "an older file", resume=True)) == 3
+    stale.unlink()  # a resumed training has moved it
     pointer.write_text("")
     assert began(train(work, "the process ended while it wrote it", resume=True)) == 4
     assert pointer.read_text() == str(work / "epoch_4.pth")
@@ -706,16 +707,19 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("batches", [(1, 2), (4, 1)])
+@pytest.mark.parametrize("batches", [(1, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_resumed_training_has_the_learning_rate_of_its_batches(tmp_path, schedule, batches):
-    """With another number of processes, an epoch has another number of iterations, as with another batch."""
+def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, schedule, batches):
+    """With another number of processes, an epoch has another number of iterations, as with another batch.
+
+    With equal batches, the first training has another learning rate and only the first schedule.
+    """
     by_epoch = schedule != "iterations"
     sampler = {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": False}
     loader = {"dataset": Numbers(range(12)), "sampler": sampler, "collate_fn": pseudo_collate}
     saving = {"type": "AtomicCheckpointHook", "interval": 1 if by_epoch else 4, "by_epoch": by_epoch}
 
-    def rates(folder, batch, epochs, resume=False):
+    def rates(folder, batch, epochs, resume=False, lr=0.01, schedules=SCHEDULES[schedule]):
         end = {"max_epochs": epochs} if by_epoch else {"max_iters": 4 * epochs}
         hook = Rates()
         make_runner(
@@ -724,8 +728,8 @@ def test_a_resumed_training_has_the_learning_rate_of_its_batches(tmp_path, sched
             train_dataloader={**loader, "batch_size": batch},
             train_cfg={"by_epoch": by_epoch, "val_interval": 1, **end},
             val_evaluator=Evaluator([NoProgress()]),
-            optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.5}},
-            param_scheduler=SCHEDULES[schedule],
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": lr, "momentum": 0.5}},
+            param_scheduler=schedules,
             auto_scale_lr={"enable": True, "base_batch_size": 2},
             default_hooks={"checkpoint": saving},
             custom_hooks=[hook, ScheduleHook()],
@@ -734,7 +738,8 @@ def test_a_resumed_training_has_the_learning_rate_of_its_batches(tmp_path, sched
         return hook.rates
 
     first, second = batches
-    rates("resumed", first, 2)
+    others = {"lr": 0.05, "schedules": SCHEDULES[schedule][:1]} if first == second else {}
+    rates("resumed", first, 2, **others)
     resumed = rates("resumed", second, 4, resume=True)
     uninterrupted = rates("uninterrupted", second, 4)
     assert len(resumed) == (2 * 12 // second if by_epoch else 8)
@@ -766,6 +771,20 @@ def test_patience_ends_a_training_without_improvement(tmp_path, monkeypatch, met
     assert runner.epoch == 4  # the first validation is the best one, three follow
 
 
+def test_patience_counts_the_validations_before_a_resume(tmp_path):
+    hook = {"type": "PlateauEarlyStoppingHook", "monitor": "score", "rule": "greater", "patience": 3}
+    loop = {"by_epoch": True, "max_epochs": 9, "val_interval": 1}
+    saving = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}
+    settings = {"train_cfg": loop, "val_evaluator": Evaluator([NoProgress()]), "default_hooks": saving}
+    for name, dies_after in (("first", 2), ("second", 3), ("third", None), ("ended", None)):
+        runner = make_runner(
+            tmp_path, name, resume=name != "first", custom_hooks=[hook, Dies(dies_after)], **settings
+        )
+        with contextlib.suppress(Death):
+            runner.train()
+    assert runner.epoch == 4 and checkpoints(tmp_path)[-1] == "epoch_4.pth"
+
+
 @pytest.mark.parametrize("template", ["last.pth", "{}_{}.pth", "{:x}.pth", "a/{}.pth", "{:,}.pth"])
 def test_names_of_checkpoints_that_do_not_tell_the_number(template):
     with pytest.raises(UserError, match=r"filename_tmpl: expected .*, got "):
@@ -777,7 +796,9 @@ def test_names_with_leading_zeros(tmp_path):
     assert checkpoints(tmp_path) == ["best_score_ep_004.pth", "ep_004.pth"]
     saved = SavedCheckpoints(tmp_path, "ep_{:03d}.pth")
     assert saved.undamaged() == tmp_path / "ep_004.pth" and len(saved.files()) == 2
-    assert SavedCheckpoints.named_in(tmp_path).best() == tmp_path / "best_score_ep_004.pth"
+    assert saved.best() == tmp_path / "best_score_ep_004.pth"
+    shutil.copy(tmp_path / "ep_004.pth", tmp_path / "ep_5.pth")  # no training gives this name
+    assert saved.undamaged() == tmp_path / "ep_004.pth" and len(saved.files()) == 2
 
 
 def test_a_checkpoint_is_a_file(tmp_path, capsys):

@@ -153,6 +153,24 @@ def test_dates_of_files_decide_nothing():
         assert resolve(model).config == Path("best/old.py")
 
 
+@pytest.mark.parametrize("template", ["epoch_{}.pth", "e{}-v2.pth", "{}_r50.pth"])
+@pytest.mark.parametrize("out", [None, "out"])
+def test_the_best_of_a_training_with_own_names(folder, template, out):
+    hook = {"type": "CheckpointHook", "filename_tmpl": template, "out_dir": out}
+    text = f"_base_ = {PLAIN!r}\ndefault_hooks = dict(checkpoint={hook})\n"
+    write_text(folder / "none/new.py", config_of("new.py", text))
+    files = folder / (out or ".") / "none"
+    files.mkdir(parents=True, exist_ok=True)
+    for number in (2, 12):
+        (files / template.format(number)).touch()
+        (files / f"best_coco_bbox_mAP_{template.format(number)}").touch()
+    (folder / "none/last_checkpoint").write_text(str(files / template.format(12)))
+    best = files / f"best_coco_bbox_mAP_{template.format(12)}"
+    for checkpoint in (None, "best"):
+        assert resolve("none", checkpoint).weights.samefile(best)
+    assert resolve("none", "last").weights.samefile(files / template.format(12))
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("model", ["last", "last/epoch_1.pth"])
 def test_a_program_beside_weights_is_not_run(model):

@@ -92,9 +92,8 @@ class AtomicCheckpointHook(CheckpointHook):
             runner._resume = runner._load_from is not None  # mmengine would look for one itself
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        # files of older versions were written again after the validation, with this entry
-        if runner._resume and checkpoint["meta"].get("validated") is not True:
-            runner.register_hook(_InterruptedValidation(self))
+        if runner._resume:
+            runner.register_hook(_LastValidation(self))
 
     def before_train(self, runner: Runner) -> None:
         info = runner.message_hub.runtime_info
@@ -112,7 +111,10 @@ class AtomicCheckpointHook(CheckpointHook):
                 write_text(pointer, os.path.abspath(runner._load_from))  # those after it are of another run
 
     def validate_first(self, runner: Runner) -> None:
-        """Repeat the effects of the validation that followed the checkpoint, if there was one."""
+        """Repeat the effects of the validation that followed the checkpoint, if there was one.
+
+        Those of all validations on ``EarlyStoppingHook``, which has no state in the file.
+        """
         loop = runner.train_loop
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         for hook in runner.hooks:
@@ -123,17 +125,18 @@ class AtomicCheckpointHook(CheckpointHook):
         now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
         file = runner._load_from
         folder = self._saved.log_folder(file) if file else Path(runner.work_dir)
-        metrics = [History.read(folder).validation.get(now) if is_main_process() else None]
-        broadcast_object_list(metrics)
-        if metrics[0] is None:
+        message = [History.read(folder).validation if is_main_process() else {}]
+        broadcast_object_list(message)
+        for step, metrics in message[0].items():
+            kinds = (EarlyStoppingHook, CheckpointHook, ParamSchedulerHook)[: 3 if step == now else 1]
+            for hook in runner.hooks if step <= now else ():
+                if isinstance(hook, kinds):
+                    hook.after_val_epoch(runner, metrics=metrics)
+        if now not in message[0]:
             loop._decide_current_val_interval()
             if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end):
                 runner.logger.info(f"Running the interrupted validation of {now} first")
                 runner.val_loop.run()
-            return
-        for hook in runner.hooks:
-            if isinstance(hook, CheckpointHook | ParamSchedulerHook | EarlyStoppingHook):
-                hook.after_val_epoch(runner, metrics=metrics[0])
 
     # Saving
 
@@ -156,7 +159,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         # a checkpoint that is resumed may come from elsewhere and name anything as the best one
-        for name in filter(self._saved.parse, self._outdated) if is_main_process() else ():
+        names = [name for name in self._outdated if self._saved.number(name) is not None]
+        for name in names if is_main_process() else ():
             path = self._backend.join_path(self.out_dir, name)
             if self._backend.isdir(path):
                 self._backend.rmtree(path)
@@ -165,7 +169,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._outdated.clear()
 
 
-class _InterruptedValidation(Hook):
+class _LastValidation(Hook):
     """Runs a validation after the ``before_train`` of all hooks: it calls them."""
 
     priority = "LOWEST"

@@ -13,14 +13,19 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
 
+_POSITION = {
+    "last_step",
+    "_global_step",
+    "_last_value",
+}  # entries of a schedule's state that its steps change
+
 
 class ScheduleHook(Hook):
     """Require an iteration per epoch; give a resumed training the learning rate of an uninterrupted one.
 
-    Checkpoints record the images per optimizer step and the iterations per epoch. If one of them differs,
-    the schedules, which the runner has built for the new values and for the scaled learning rate, are stepped
-    to the position of the checkpoint. mmengine would load the states of the old schedules, which have the
-    learning rate and the length of the old epochs.
+    Checkpoints record the images per optimizer step and the iterations per epoch. If one of them or a setting
+    of the schedules differs, the schedules that the runner has built are stepped to the position of the
+    checkpoint. mmengine would load the old ones: their learning rate, end and length of epochs.
     """
 
     priority = "LOWEST"
@@ -55,16 +60,21 @@ class ScheduleHook(Hook):
             for name, value in now.items()
             if meta.get(name, value) != value
         ]
+        schedules, optimizer = runner.param_schedulers or [], checkpoint.get("optimizer", {})
+        is_single = isinstance(schedules, list) and "param_groups" in optimizer  # not of several optimizers
+        if is_single:
+            new = _settings([each.state_dict() for each in schedules], runner.optim_wrapper.param_groups)
+            if new != _settings(checkpoint.get("param_schedulers") or (), optimizer["param_groups"]):
+                changes.append("other schedules")
         if not changes:
             return
         if by_epoch:
             length = now["iterations_per_epoch"]
-            meta["iter"] = round(meta["iter"] * length / meta["iterations_per_epoch"])
+            meta["iter"] = round(meta["iter"] * length / meta.get("iterations_per_epoch", length))
             ends = range(length, length * meta["epoch"] + 1, length)
         else:
             ends = range(0)
-        schedules, optimizer = runner.param_schedulers or [], checkpoint["optimizer"]
-        if isinstance(schedules, list) and "param_groups" in optimizer:  # not of several optimizers
+        if is_single:
             before = optimizer["param_groups"][0]["lr"]
             _convert(schedules, runner.optim_wrapper.param_groups, meta["iter"], ends, checkpoint)
             changes.append(f"learning rate {before:.3g} → {optimizer['param_groups'][0]['lr']:.3g}")
@@ -121,6 +131,13 @@ def _sizes(runner: Runner) -> dict[str, int]:
     return {"images_per_step": images_per_step(runner), "iterations_per_epoch": len(runner.train_dataloader)}
 
 
+def _settings(schedules: Sequence[dict], groups: Sequence[dict]) -> list[object]:
+    """Return what the states of schedules have before the first step; nothing of those that use metrics."""
+    rates = [group.get("initial_lr", group["lr"]) for group in groups]
+    clocked = (state for state in schedules if "num_bad_epochs" not in state)
+    return [rates, *({key: state[key] for key in state if key not in _POSITION} for state in clocked)]
+
+
 def _convert(
     schedules: Sequence[Any], groups: Sequence[dict], iterations: int, ends: range, checkpoint: dict
 ) -> None:
@@ -147,7 +164,9 @@ def _convert(
     for old, new in zip(saved, groups, strict=True):
         if len(clocked) < len(schedules):  # the others depend on a metric: what they have reached stays
             new["lr"] = old["lr"] * new["initial_lr"] / old["initial_lr"]
-        old.update({key: new[key] for name in names for key in (name, f"initial_{name}") if key in new})
-    if schedules:
-        states = zip(schedules, checkpoint["param_schedulers"], strict=True)
-        checkpoint["param_schedulers"] = [new.state_dict() if new in clocked else old for new, old in states]
+        old.update({key: new[key] for name in names for key in new if f"_{key}".endswith(f"_{name}")})
+    states = dict(enumerate(checkpoint.get("param_schedulers") or ()))
+    checkpoint["param_schedulers"] = [
+        schedule.state_dict() if schedule in clocked else states.get(number, schedule.state_dict())
+        for number, schedule in enumerate(schedules)
+    ]

@@ -60,9 +60,7 @@ def nothing_left(cfg: Config, start: Start) -> str | None:
         return None
     is_due = cfg.get("val_cfg") and done == end and cfg.train_cfg.get("val_begin", 1) <= end
     folder = saved.log_folder(start.file)
-    # files of older versions have the entry; what is not in the log runs again
-    was_validated = meta.get("validated") is True or done in History.read(folder).validation
-    if is_due and not was_validated:
+    if is_due and done not in History.read(folder).validation:  # it runs now
         return None
     units = "epochs" if unit == "epoch" else "iterations"
     return f"{folder}: {done} of {end} {units} are done; set a larger number to train on"

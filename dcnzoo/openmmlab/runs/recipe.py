@@ -85,7 +85,7 @@ class Recipe:
         settings.pop("resume", None)
         for _, node in dicts(settings) if moved else ():
             for key, value in node.items():
-                if isinstance(value, str) and "/" in value:
+                if isinstance(value, str):
                     path = os.path.expanduser(value)  # perhaps a link to a file that has moved
                     node[key] = moved.get(real_name(path)) or moved.get(os.path.realpath(path)) or value
         roots = [str(self.work_dir), os.path.abspath(self.work_dir), os.path.realpath(self.work_dir)]

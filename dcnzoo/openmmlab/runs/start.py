@@ -75,8 +75,8 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
             text = f"expected a new work_dir with out_dir={saved.out_dir}, got {cfg.work_dir}"
             raise UserError(f"force: {text}")
         return Start(file, resumes, replaces=True)
+    remedy = "resume=True continues its training, " if saved.can_resume else ""
     if saved.exist and not resumes:
-        remedy = "resume=True continues its training, " if saved.can_resume else ""
         raise UserError(
             f"work_dir: expected a folder without checkpoints, got {cfg.work_dir}; {remedy}"
             "force=True replaces it"
@@ -86,7 +86,7 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
             print(f"{what}: {last} continues the training, in place of {file}")
             return Start(str(last), resumes=True)
         raise UserError(
-            f"{what}: expected a checkpoint in {saved.folder}, which has some, got {file}; use another "
-            "work_dir, or force=True to replace the training there"
+            f"{what}: expected a checkpoint in {saved.folder}, which has some, got {file}; {remedy}"
+            "force=True replaces it. Or use another work_dir"
         )
     return Start(file, resumes)

@@ -46,13 +46,14 @@ class WorkDirHook(Hook):
 
     Everything is built and loaded then, so that a mistake in the config leaves the folder as it was.
     ``replaced_1``, ``replaced_2``, … have the checkpoints, logs, report and configs of the trainings before,
-    and a file with the config's name that no training wrote. Data stay: the configs use them.
+    and a file with the config's name that no training wrote. Data stay: the configs use them. If a training
+    resumes from an earlier checkpoint, the later ones move: the last one is always the one to resume from.
     """
 
     priority = "VERY_HIGH"
 
     def __init__(self, recipe: Recipe, start: Start | None = None) -> None:
-        self._recipe, self._replaces = recipe, start is not None and start.replaces
+        self._recipe, self._start = recipe, start or Start()
         self._saved, self._file = SavedCheckpoints.of(recipe.cfg), config_file(recipe)
 
     def before_train(self, runner: Runner) -> None:
@@ -68,7 +69,9 @@ class WorkDirHook(Hook):
         files = set[Path]()
         if os.path.lexists(self._file) and not is_own_config(self._recipe, self._file):
             files.add(self._file)
-        if self._replaces:
+        if self._start.resumes and self._start.file and saved.has(self._start.file):
+            files |= saved.after(Path(self._start.file))
+        if self._start.replaces:
             own = {path.name for path in folder.glob("*.py") if is_config_of_training(path)}
             own |= {*REPORT} if mark_of(folder / REPORT[0]).startswith("report of ") else set()
             own |= {path.name for path in folder.glob("*") if _LOGS.fullmatch(path.name)}
