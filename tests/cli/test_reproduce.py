@@ -158,9 +158,9 @@ def test_data_without_annotations_or_pictures(tmp_path):
             use_data(Recipe(cfg), None, subset)
     content["annotations"].append({"id": 1, "image_id": 1})
     (tmp_path / "test.json").write_text(json.dumps(content))
-    before = copy.deepcopy(cfg)
+    before = copy.deepcopy(cfg.to_dict())
     changed, number = use_data(Recipe(cfg), tmp_path, 1)
-    assert number == 1 and cfg == before != changed.cfg
+    assert number == 1 and cfg.to_dict() == before != changed.cfg.to_dict()
 
 
 def test_subset_adds_a_row(reproduce, checkpoint, coco):
