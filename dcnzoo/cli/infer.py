@@ -20,10 +20,9 @@ from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import numbered, require_file, require_new, write_bytes
-from dcnzoo.utils.formats import is_video
+from dcnzoo.utils.formats import is_video, picture_files
 from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.utils.text import counted
-from dcnzoo.utils.walking import picture_files
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections

@@ -14,11 +14,10 @@ from dcnzoo.data.annotations import Annotations, read_coco
 from dcnzoo.data.conversion import MISSING, CocoBuilder
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.formats import PICTURES
+from dcnzoo.utils.formats import PICTURES, walk
 from dcnzoo.utils.marks import is_config_of_training, is_detection
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few
-from dcnzoo.utils.walking import walk
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -14,8 +14,7 @@ from dcnzoo.detect.pictures import DownloadFailure, read
 from dcnzoo.detect.video import frames, head_of
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import require_file
-from dcnzoo.utils.formats import is_video
-from dcnzoo.utils.walking import picture_files
+from dcnzoo.utils.formats import is_video, picture_files
 
 
 def several(images: Any) -> Iterable[Any] | None:

@@ -14,9 +14,8 @@ from dcnzoo.export.runtimes import RUNTIMES, require_options
 from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import require_file, require_new
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.formats import EXPORTED
+from dcnzoo.utils.formats import EXPORTED, picture_files
 from dcnzoo.utils.marks import mark
-from dcnzoo.utils.walking import picture_files
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import sys
 import tempfile
 import time
@@ -132,7 +131,8 @@ def require_new(
         raise UserError(f"{command}: expected a new file{what}, got {got}; force=True replaces it")
     for file in filter(os.path.lexists, beside):
         is_unchanged = file.is_file() and is_own(files[0], mark)
-        if not (is_unchanged and (_time(file) == _time(files[0]) or is_intact(file))):
+        times = {each.stat().st_mtime_ns for each in (file, files[0]) if is_unchanged}
+        if not (is_unchanged and (len(times) == 1 or is_intact(file))):
             raise UserError(f"{command}: {file}: expected a new file beside {files[0]}; move it")
     if others:
         note(f"replaces {few(others, 3)}")
@@ -141,11 +141,7 @@ def require_new(
 
 def set_time_of(file: Path, first: Path) -> None:
     """Give a file without a place for a mark the time of change of one that has a mark."""
-    os.utime(file, ns=(_time(first),) * 2)
-
-
-def _time(file: Path) -> int:
-    return file.stat().st_mtime_ns
+    os.utime(file, ns=(first.stat().st_mtime_ns,) * 2)
 
 
 def require_equal(path: Path, content: Callable[[], bytes]) -> None:
@@ -209,14 +205,9 @@ def note(text: str) -> None:
 
 def _is_file(path: Path) -> bool:
     """Whether a path is a file: reading a pipe would wait for its other end."""
-    try:
-        if stat.S_ISREG(path.stat().st_mode):
-            return True
-        problem = "not a file"
-    except OSError as error:
-        problem = str(error.strerror)
-    note(f"{path}: not used: {problem}")
-    return False
+    if not os.path.isfile(path):
+        note(f"{path}: not used: not a file")
+    return os.path.isfile(path)
 
 
 def require_writable(folder: str | os.PathLike) -> None:

@@ -1,8 +1,16 @@
-"""Endings of files."""
+"""Formats of files by their endings; the files and pictures below a folder."""
 
+import functools
+import glob
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import PARTIAL, note
+from dcnzoo.utils.marks import is_detection
+from dcnzoo.utils.text import counted, few
 
 # endings of the formats that both OpenCV and Pillow read
 PICTURES = (
@@ -29,3 +37,95 @@ def is_video(image: Any) -> bool:
     """Whether this is the name of a video file."""
     named = isinstance(image, str | os.PathLike) and "://" not in str(image)
     return named and Path(image).suffix.lower() in VIDEOS
+
+
+def walk(root: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Walk a folder and links in it, in order, without hidden files; yield as ``os.walk`` does.
+
+    A link to a folder above itself is left out, and nothing below a folder is visited a second time.
+
+    Args:
+        hidden: gets the hidden files and folders, but temporary ones of dcnzoo.
+    """
+    visited = set[str]()
+    above: dict[str, set[str]] = {}  # the real paths of a folder and of those above it
+    for folder, folders, names in os.walk(root, followlinks=True):
+        key, parents = os.path.realpath(folder), above.get(os.path.dirname(folder), set())
+        if key in parents:
+            folders.clear()
+            continue
+        above[folder] = parents | {key}
+        if hidden is not None and key not in visited:
+            invisible = (name for name in (*folders, *names) if not _is_visible(name))
+            hidden += [Path(folder, name) for name in invisible if not PARTIAL.match(name)]
+        folders[:] = [] if key in visited else sorted(filter(_is_visible, folders))
+        visited.add(key)
+        yield Path(folder), folders, sorted(filter(_is_visible, names))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in ("__MACOSX", "@eaDir")  # @eaDir: thumbnails
+
+
+def picture_files(name: str | os.PathLike, lists: bool = False) -> list[str] | None:
+    """List the pictures of a folder and its subfolders, or the files of a pattern such as ``street/*.jpg``.
+
+    Returns None for a file or an address.
+
+    Args:
+        lists: also return the paths in a text file.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = Path(os.path.expanduser(name))
+    if "://" in str(name):
+        return None
+    unread: list[str] = []
+    if path.is_dir():
+        walked = [str(folder / name) for folder, _, names in walk(path) for name in names]
+        files = sorted(file for file in walked if file.lower().endswith(PICTURES))
+        unread = [file for file in walked if file.lower().endswith(UNREAD_PICTURES)]
+    elif any(letter in str(name) for letter in "*?[") and not path.exists():
+        files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
+    elif lists and path.suffix.lower() == ".txt" and path.is_file():
+        lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+        if files := [*filter(None, lines)]:
+            return files
+    else:
+        return None
+    hint = f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})"
+    if not files:
+        raise UserError(f"image: expected pictures, found none in {name}{f', but {hint}' * bool(unread)}")
+    left = _without_drawn(files) or files
+    if len(left) < len(files):
+        drawn = counted(len(files) - len(left), "pictures")
+        note(f"left out: {drawn} of {name} that a detector has drawn")
+    if unread:
+        note(f"left out: {hint}")
+    return left
+
+
+def _without_drawn(files: list[str]) -> list[str]:
+    """Leave out the pictures that a detector has drawn."""
+
+    @functools.cache
+    def may_have_some(folder: str) -> bool:  # without a look into each of a million pictures
+        return is_detection(folder) or is_detection(first[folder])
+
+    first = {os.path.dirname(file): file for file in reversed(files)}
+    return [file for file in files if not (may_have_some(os.path.dirname(file)) and is_detection(file))]
+
+
+def image_folder(annotations: Path, names: Sequence[object]) -> Path | None:
+    """Find the folder with a COCO file's images: the file's folder, the one above, or a folder in these two.
+
+    Of two folders with these names, the one is taken whose name is in the file's: val for val.json.
+    """
+    for root in (annotations.parent, annotations.parent.parent):
+        folders = sorted(filter(Path.is_dir, root.iterdir()), key=lambda path: path.name)
+        folders.sort(key=lambda path: path.name not in annotations.stem)
+        for folder in (root, *folders):
+            if names and all((folder / str(name)).is_file() for name in (names[0], names[-1])):
+                return folder
+    return None

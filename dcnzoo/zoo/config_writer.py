@@ -56,7 +56,6 @@ def write_config(
             every object has a mask, else a Faster R-CNN with DCNv2.
         weights: start from the model's published weights. If False, the config loads no weights at all, and
             no part of the backbone is frozen.
-
         changes: other settings, ``{"train_cfg.max_epochs": 24}``.
 
     Returns:

@@ -13,7 +13,7 @@ from typing import Any
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.split import select_images
 from dcnzoo.openmmlab.config.tree import datasets
-from dcnzoo.openmmlab.options import RunOptions, TestOptions
+from dcnzoo.openmmlab.options import TestOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
 from dcnzoo.openmmlab.runs.joining import is_first, refusals
@@ -110,7 +110,7 @@ def reproduce(
     Returns:
         The result: see :func:`compare`, and the circumstances.
     """
-    options = RunOptions(**run)
+    options = TestOptions(**run, unsafe_load=unsafe_load)
     device = require_device(options.device)
     with refusals(options.launcher), user_errors():
         out = require_new("reproduce", out, force=force, own=_has_rows)
@@ -119,10 +119,9 @@ def reproduce(
         if listed and source.weights is None:  # of a config file
             source = resolve(listed.id)
         source.require_weights()  # before the data are read; a download comes after
-        recipe = source.recipe(cfg_options, TEST).with_options(options)
-        recipe, images = use_data(recipe, data_root, subset)
+        recipe, images = use_data(source.recipe(cfg_options, TEST), data_root, subset, out.parent)
         weights, started = source.read_weights(), time.time()
-        metrics = execute.test(recipe, TestOptions(**run, unsafe_load=unsafe_load), weights)
+        metrics = execute.test(recipe, options, weights)
         measured = {name: round(100 * metrics[name], 1) for name in FIGURES if name in metrics}
         row = {
             "model": listed.id if listed else str(model),
@@ -151,12 +150,15 @@ def _has_rows(file: Path) -> bool:
         return False
 
 
-def use_data(recipe: Recipe, root: str | os.PathLike[str] | None, subset: int | None) -> tuple[Recipe, int]:
+def use_data(
+    recipe: Recipe, root: str | os.PathLike[str] | None, subset: int | None, folder: Path
+) -> tuple[Recipe, int]:
     """Return the recipe with other data, and the number of images to evaluate.
 
     Args:
         root: folder of the data; None: the config's.
         subset: evaluate only this many images; None: all.
+        folder: for their annotations.
 
     Raises:
         UserError: the annotations are missing or empty, or the test set is not a single data set.
@@ -185,7 +187,7 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None, subset: int | 
         content = select_images(content, set(numbers))
         text = json.dumps(content)
         checksum = hashlib.sha256(text.encode()).hexdigest()[:8]
-        annotations = Path(cfg.work_dir, f"first-{subset}-images-{checksum}.json")
+        annotations = folder / f"first-{subset}-images-{checksum}.json"
         if not annotations.is_file():  # by another process, or an earlier command
             write_text(annotations, text)
     if not content.get("annotations"):  # those of test-dev are not published

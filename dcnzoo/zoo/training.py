@@ -75,7 +75,12 @@ def train(
         if data is None:
             if unused := [key for key, value in vars(reading).items() if value != getattr(AS_THEY_ARE, key)]:
                 raise UserError(f"{unused[0]}: expected data, got a training without it")
-            source = _without_checkpoint(model)
+            source = resolve(model)
+            if source.weights == Path(source.name).expanduser():
+                raise UserError(
+                    f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
+                    f"resume={model} continues its training, the setting load_from starts from its weights"
+                )
         else:
             cfg = _config_of_start(data, model, of_run, cfg_options)
             if not dry_run or Path(cfg.work_dir, OWNER).exists():
@@ -97,16 +102,6 @@ def train(
         if dry_run and data is None and is_first():
             print("dry run: the config was checked; nothing was trained")
         return folder
-
-
-def _without_checkpoint(model: str | os.PathLike[str] | None) -> Source:
-    source = resolve(model)
-    if source.weights == Path(source.name).expanduser():
-        raise UserError(
-            f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
-            f"resume={model} continues its training, the setting load_from starts from its weights"
-        )
-    return source
 
 
 def _config_of_start(

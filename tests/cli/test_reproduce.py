@@ -155,11 +155,11 @@ def test_data_without_annotations_or_pictures(tmp_path):
     cfg = Config(dict(test_dataloader=dict(dataset=dataset), test_evaluator={}, work_dir=str(tmp_path)))
     for subset, message in ((-2, "^subset: expected .* -2"), (0, "^subset"), (None, "annotated objects")):
         with pytest.raises(UserError, match=message):
-            use_data(Recipe(cfg), None, subset)
+            use_data(Recipe(cfg), None, subset, tmp_path)
     content["annotations"].append({"id": 1, "image_id": 1})
     (tmp_path / "test.json").write_text(json.dumps(content))
     before = copy.deepcopy(cfg.to_dict())
-    changed, number = use_data(Recipe(cfg), tmp_path, 1)
+    changed, number = use_data(Recipe(cfg), tmp_path, 1, tmp_path)
     assert number == 1 and cfg.to_dict() == before != changed.cfg.to_dict()
 
 

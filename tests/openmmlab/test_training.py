@@ -296,12 +296,6 @@ def test_half_written_files_of_a_killed_training_are_removed(tmp_path):
     assert mine.exists() and not left_over.exists() and not folder.exists()
 
 
-def test_a_pipe_in_place_of_the_last_checkpoint(tmp_path):
-    os.mkfifo(tmp_path / "last_checkpoint")
-    with pytest.raises(UserError, match="last_checkpoint"):
-        train(tmp_path, "writing to it would wait")
-
-
 @pytest.mark.parametrize(("operation", "number"), [("put", 1), ("put", 2), ("remove", 1), ("remove", 2)])
 def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatch, operation, number):
     """Dies before each file that the hook writes (last, best) and before each removal."""

@@ -33,10 +33,10 @@ from dcnzoo.utils.files import (
     write_text,
 )
 from dcnzoo.utils.folders import cache_folder
+from dcnzoo.utils.formats import image_folder, picture_files
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.utils.marks import add_mark
 from dcnzoo.utils.memory import collector_paused
-from dcnzoo.utils.walking import image_folder, picture_files
 
 from ..commands import error_of, invoke
 from ..demo import DEFORMABLE

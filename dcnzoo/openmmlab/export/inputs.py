@@ -15,9 +15,8 @@ from dcnzoo.detect.pictures import read
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
-from dcnzoo.utils.formats import PICTURES
+from dcnzoo.utils.formats import PICTURES, image_folder, picture_files
 from dcnzoo.utils.text import counted
-from dcnzoo.utils.walking import image_folder, picture_files
 
 
 def predicting_part(detector: nn.Module) -> nn.Module:

@@ -28,7 +28,7 @@ from dcnzoo.detect.timing import agreement
 from dcnzoo.export.options import Agreement, ExportResult
 from dcnzoo.openmmlab.export.predict import RawHead
 from dcnzoo.openmmlab.results import to_detections
-from dcnzoo.utils.walking import image_folder
+from dcnzoo.utils.formats import image_folder
 
 TOLERANCE = 1e-3  # of scores, and of boxes relative to the largest coordinate
 NEAR = 1e-5  # scores of queries that are closer, relative to the largest, may change their order

@@ -103,8 +103,6 @@ class AtomicCheckpointHook(CheckpointHook):
         self._backend = self.file_backend
         self.file_backend = _RemovesLater(self._backend, self._outdated)
         pointer = Path(runner.work_dir, LAST)
-        if pointer.exists() and not pointer.is_file():  # to write to a pipe would wait for its reader
-            raise UserError(f"work_dir: expected a file or nothing at {pointer}, got something else")
         if is_main_process() and self._saved.is_local:
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
             if runner._resume and runner._load_from and self._saved.has(runner._load_from):
@@ -159,8 +157,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         # a checkpoint that is resumed may come from elsewhere and name anything as the best one
-        names = [name for name in self._outdated if self._saved.number(name) is not None]
-        for name in names if is_main_process() else ():
+        for name in filter(self._saved.number, self._outdated) if is_main_process() else ():
             path = self._backend.join_path(self.out_dir, name)
             if self._backend.isdir(path):
                 self._backend.rmtree(path)
