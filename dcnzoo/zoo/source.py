@@ -125,7 +125,7 @@ def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | 
     if not configs:
         raise UserError(f"model: expected a work directory of dcnzoo train, found no config in {path}")
     last, saved = last_checkpoint(path), SavedCheckpoints(path)
-    if last is not None and saved.number(last.name) is None:  # only the config knows the names
+    if last and checkpoint != "last" and saved.number(last.name) is None:  # only the config knows the names
         saved = SavedCheckpoints.of(read_config_file(_config_of(configs, last), {"work_dir": str(path)}))
     best = saved.best()
     source = Source(name, _config_of(configs, best or last), work_dir=path)

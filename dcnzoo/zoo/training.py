@@ -89,7 +89,7 @@ def train(
             is_own = start.file is not None and SavedCheckpoints.of(cfg).has(start.file)
             own = prepare(
                 Path(data).expanduser(), Path(cfg.work_dir), None if model is None else str(model), reading,
-                resumes=is_own and start.resumes and not start.replaces,
+                is_own and start.resumes and not start.replaces,
             )  # fmt: skip
             print(*map(printable, own.decisions), sep="\n")
             of_run = replace(of_run, work_dir=cfg.work_dir, epochs=of_run.epochs or own.epochs)
