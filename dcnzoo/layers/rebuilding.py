@@ -5,11 +5,13 @@ Blocks of RepVGG, MobileOne, LeViT, YOLO and others replace a convolution and it
 a plain convolution, without an error.
 """
 
+import contextlib
 import copy
 import functools
 import inspect
 import re
 import warnings
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,11 +21,7 @@ from dcnzoo.layers.packed import _Pack
 from dcnzoo.utils.text import few
 
 _REBUILD = re.compile(r"fuse|fuse_(convs?|model|repvgg_block)|reparam\w*|(switch|convert)_to_deploy")
-_depth: ContextVar[int] = ContextVar("depth", default=0)
-
-
-class _Lost(Exception):
-    """A method inside another one would have removed deformable layers."""
+_runs: ContextVar[bool] = ContextVar("runs", default=False)  # whether one of these methods runs
 
 
 def protect(model: nn.Module) -> None:
@@ -42,59 +40,37 @@ def _takes_maps(method: Any) -> bool:  # the features that it fuses
     return any(p.default is p.empty and p.kind != p.VAR_KEYWORD for p in parameters)
 
 
-def _packs(module: nn.Module) -> dict[int, str]:
-    return {id(part): name for name, part in module.named_modules() if isinstance(part, _Pack)}
-
-
 def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the method. If it removes packed layers or fails because of one, undo it and return the module."""
-    before = _packs(module)
-    state = [
-        (part, {key: value.copy() if isinstance(value, dict) else value for key, value in vars(part).items()})
-        for part in module.modules()
-    ]
-    trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    token = _depth.set(_depth.get() + 1)
-    failure: Exception | None = None
-    try:
-        result = getattr(type(module), name)(module, *args, **kwargs)
-        lost = before.keys() - _packs(result if isinstance(result, nn.Module) else module)
-        if not lost:
-            return result
-    except _Lost:
-        lost = set(before)
-    except Exception as error:
-        lost, failure = set(before), error
-    finally:
-        _depth.reset(token)
-    for part, attributes in state:
-        vars(part).clear()
-        vars(part).update(attributes)
-    for parameter, requires_grad in trained:
-        parameter.requires_grad_(requires_grad)
-    if failure and (not before or _fails_without_packs(module, name, *args, **kwargs)):
-        raise failure
-    if _depth.get():  # the caller may rely on the result: undo that too
-        raise _Lost
-    names = few([before[key] for key in before if key in lost], 3)
-    reason = f" ({failure})" if failure else ""
-    warnings.warn(
-        f"{type(module).__name__}.{name}: would replace deformable layers by convolutions, so it was undone: "
-        f"{names}{reason}",
-        stacklevel=2,
-    )
-    return module
+    """Call the method, unless a copy of the module shows that it removes packed layers or fails with them."""
+    method = getattr(type(module), name)
+    if not _runs.get() and (problem := _problem(module, method, args, kwargs)):
+        warnings.warn(
+            f"{type(module).__name__}.{name}: would replace deformable layers by convolutions, so it does "
+            f"nothing: {problem}",
+            stacklevel=2,
+        )
+        return module
+    return method(module, *args, **kwargs)
 
 
-def _fails_without_packs(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> bool:
-    """Whether the method also raises an error on a copy with plain convolutions: then it is its own error."""
-    copied = copy.deepcopy(module)
-    for parent in list(copied.modules()):
+def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
+    """The packed layers that the method removes, or its error if it has none without packed layers."""
+    copied, plain = copy.deepcopy(module), copy.deepcopy(module)
+    before = {pack: name for name, pack in copied.named_modules() if isinstance(pack, _Pack)}
+    for parent in list(plain.modules()):
         for key, pack in parent._modules.items():
             if isinstance(pack, _Pack):
                 parent._modules[key] = pack.plain()
+    token = _runs.set(True)
     try:
-        getattr(type(copied), name)(copied, *args, **kwargs)
-    except Exception:
-        return True
-    return False
+        result = method(copied, *args, **kwargs)
+        after = (result if isinstance(result, nn.Module) else copied).modules()
+        lost = [name for pack, name in before.items() if pack not in {*after}]
+        return few(lost, 3) if lost else ""
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            method(plain, *args, **kwargs)
+            return f"{few([*before.values()], 3)} ({error})"
+        return ""
+    finally:
+        _runs.reset(token)
