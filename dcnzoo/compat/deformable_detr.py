@@ -31,9 +31,6 @@ class MSDeformAttn(MultiScaleDeformableAttention):
         self.d_model, self.n_levels, self.n_heads, self.n_points = d_model, n_levels, n_heads, n_points
         self.ratio = ratio
 
-    def _reset_parameters(self) -> None:  # the official name, which networks call
-        self.reset_parameters()
-
     forward = renames(  # the official names
         input_flatten="value",
         input_spatial_shapes="spatial_shapes",

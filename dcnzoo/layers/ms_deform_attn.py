@@ -66,10 +66,10 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set the official initial values."""
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        angles = torch.arange(self.num_heads, device="cpu") * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # [heads, 2], (x, y)
         directions = directions / directions.abs().amax(-1, keepdim=True)  # onto a square
-        steps = torch.arange(1, self.num_points + 1)
+        steps = torch.arange(1, self.num_points + 1, device="cpu")
         rays = (directions[:, None, None] * steps[:, None]).expand(-1, self.num_levels, -1, -1)
         self.sampling_offsets.start = rays.flatten().tolist()
         self.sampling_offsets.reset_parameters()
@@ -78,6 +78,9 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
+
+    def _reset_parameters(self) -> None:  # the official name, which networks call
+        self.reset_parameters()
 
     def init_weights(self) -> None:
         """Set the official initial values again, after an OpenMMLab parent has initialised every Linear."""

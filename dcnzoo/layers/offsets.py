@@ -34,7 +34,7 @@ class _ZeroInit(nn.Module):
     def _set_start(self, parameter: Tensor) -> None:
         parameter.zero_()  # not nn.init.zeros_, which Transformers disables while it builds a model
         if self.start is not None and parameter.dim() == 1:
-            parameter.copy_(torch.tensor(self.start))
+            parameter.copy_(parameter.new_tensor(self.start))
 
     def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
         """Apply ``fn`` as in ``nn.Module``, but keep a weight of zero: most functions are initialisations.
@@ -131,6 +131,22 @@ OFFSET_CONVS: dict[int, type[_ZeroConv1d | _ZeroConv2d | _ZeroConv3d]] = {
     3: OffsetConv3d,
 }
 OFFSET_PREDICTORS = (*OFFSET_CONVS.values(), OffsetLinear)
+
+
+def require_finite(predictor: nn.Module) -> None:
+    """Raise an error if a norm of the weight, such as ``weight_norm``, has made a weight of zero NaN.
+
+    All samples would then be zero, without an error and without gradients.
+
+    Raises:
+        RuntimeError: the weight is computed by others, and not finite.
+    """
+    is_computed = "weight" not in predictor._parameters
+    if is_computed and can_read(predictor.weight) and not predictor.weight.isfinite().all():
+        raise RuntimeError(
+            f"{type(predictor).__name__}: weight: expected finite numbers, got NaN: a weight of zero has no "
+            "norm. Remove the norm from the layer that predicts offsets, or apply it after training"
+        )
 
 
 def limit_offset(offset: Tensor, limit: float) -> Tensor:

@@ -18,8 +18,8 @@ from dcnzoo.layers.deform_conv import (
     _DeformConvNd,
     _DeformConvTransposeNd,
 )
-from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, limit_offset
-from dcnzoo.ops._arguments import is_traced
+from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, limit_offset, require_finite
+from dcnzoo.ops.mask_softmax import softmax_of_taps
 
 
 class MaskSigmoid(nn.Module):
@@ -45,12 +45,7 @@ class MaskSoftmax(nn.Module):
         self.scale = float(scale)
 
     def forward(self, mask: Tensor) -> Tensor:  # [N, mask_groups · taps, *out]
-        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
-            if is_traced(mask):
-                return self.scale * mask.unflatten(1, (-1, self.taps)).softmax(2).flatten(1, 2)
-        # group by group: a view of several groups does not export with a dynamic image size
-        groups = [group.softmax(1) for group in mask.split(self.taps, dim=1)]
-        return self.scale * torch.cat(groups, dim=1)
+        return self.scale * softmax_of_taps("MaskSoftmax", mask, self.taps)
 
     def extra_repr(self) -> str:
         return f"{self.taps}, scale={self.scale}"
@@ -73,6 +68,7 @@ class _Pack(TracksOffsets, nn.Module):
         in_channels: int
         transposed: bool
         _refuse: Callable[..., NoReturn]
+        _integer: Callable[..., int]
         _is_unbatched: Callable[[Tensor], bool]
         weight: Tensor
         bias: Tensor | None
@@ -112,7 +108,7 @@ class _Pack(TracksOffsets, nn.Module):
         grouped = "out_channels" if self.transposed else "in_channels"  # the channels that the groups split
         channels, taps = getattr(self, grouped), math.prod(self.kernel_size)
         for name, groups in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
-            if groups < 1 or channels % groups:
+            if channels % self._integer(name, groups):
                 self._refuse(name, f"a divisor of {grouped} ({channels})", groups)
         if offset_activation is not None and not isinstance(offset_activation, nn.Module):
             self._refuse("offset_activation", "an nn.Module or None", repr(offset_activation))
@@ -176,6 +172,8 @@ class _Pack(TracksOffsets, nn.Module):
             if unbatched:
                 input = input.unsqueeze(0)
             prediction = self._predict_raw(input)
+            if not torch.jit.is_scripting():
+                require_finite(self.conv_offset)
             if self.offset_channels > 0:
                 raw = prediction[:, : self.offset_channels]
                 if self.offset_activation is not None:

@@ -55,12 +55,8 @@ def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
 
 def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
     """The packed layers that the method removes, or its error if it has none without packed layers."""
-    copied, plain = copy.deepcopy(module), copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     before = {pack: name for name, pack in copied.named_modules() if isinstance(pack, _Pack)}
-    for parent in list(plain.modules()):
-        for key, pack in parent._modules.items():
-            if isinstance(pack, _Pack):
-                parent._modules[key] = pack.plain()
     token = _runs.set(True)
     try:
         result = method(copied, *args, **kwargs)
@@ -68,6 +64,11 @@ def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str,
         lost = [name for pack, name in before.items() if pack not in {*after}]
         return few(lost, 3) if lost else ""
     except Exception as error:
+        plain = copy.deepcopy(module)
+        for parent in list(plain.modules()):
+            for key, pack in parent._modules.items():
+                if isinstance(pack, _Pack):
+                    parent._modules[key] = pack.plain()
         with contextlib.suppress(Exception):
             method(plain, *args, **kwargs)
             return f"{few([*before.values()], 3)} ({error})"

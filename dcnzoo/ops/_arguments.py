@@ -130,9 +130,8 @@ def check_arguments(
     mask: Tensor | None,
     bias: Tensor | None,
     rank: int,
-    im2col_step: int | None,
 ) -> None:
-    """Check the types of the tensors, the rank of ``weight``, and ``im2col_step``.
+    """Check the types of the tensors and the rank of ``weight``.
 
     The operator cannot check the rank, because it serves all ranks. Without offset and mask it is not called
     at all: torch's convolution runs.
@@ -145,8 +144,6 @@ def check_arguments(
             f"{name}: weight: expected {rank + 2} dimensions ({layout}, *kernel), "
             f"got shape {shape_text(list(weight.shape))}"
         )
-    if im2col_step is not None and im2col_step < 1:
-        raise RuntimeError(f"{name}: im2col_step: expected at least 1, got {im2col_step}")
 
 
 def _check_kinds(name: str, input: object, weight: object, *optional: object) -> bool:

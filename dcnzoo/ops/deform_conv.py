@@ -9,6 +9,7 @@ from torch import Tensor
 from . import checks, flops, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
 from ._autograd import with_backward
+from .geometry import output_size
 from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
 from .register import register
 
@@ -115,7 +116,7 @@ def _deform_conv(
     im2col_step: int | None,
 ) -> Tensor:
     name = f"deform_conv{rank}d"
-    check_arguments(name, "out, in / groups", input, weight, offset, mask, bias, rank, im2col_step)
+    check_arguments(name, "out, in / groups", input, weight, offset, mask, bias, rank)
     if offset is not None or mask is not None:
         return torch.ops.dcnzoo.deform_conv(
             input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step
@@ -128,10 +129,7 @@ def _deform_conv(
 
 
 def _fake(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):
-    size = [
-        (input.shape[2 + a] + 2 * padding[a] - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
-        for a in range(len(stride))
-    ]
+    size = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     shape = (input.shape[0], weight.shape[0], *size)
     return input.new_empty(shape).to(memory_format=memory_format(input))
 

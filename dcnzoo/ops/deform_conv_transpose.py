@@ -127,7 +127,7 @@ def _deform_conv_transpose(
     im2col_step: int | None,
 ) -> Tensor:
     name = f"deform_conv_transpose{rank}d"
-    check_arguments(name, "in, out / groups", input, weight, offset, mask, bias, rank, im2col_step)
+    check_arguments(name, "in, out / groups", input, weight, offset, mask, bias, rank)
     if offset is None and mask is None:
         if rank == 1:
             return F.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -7,6 +7,18 @@ import torch
 from torch import Tensor
 
 
+def output_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """The size of the output of a convolution."""
+    axes = zip(size, kernel, stride, padding, dilation, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+
+
 def sampling_points(
     offset: Tensor | None,  # (N, G·K·rank, *out)
     kernel: Sequence[int],

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._arguments import Int1, Int2, Int3, is_traced, pair, shape_text, single, triple
+from ._arguments import Int1, Int2, Int3, exporting, is_traced, pair, shape_text, single, triple
 
 
 def mask_softmax1d(mask: Tensor, kernel_size: Int1) -> Tensor:
@@ -46,19 +46,22 @@ def _mask_softmax(name: str, mask: Tensor, kernel_size: list[int], rank: int) ->
     traced = False
     if not torch.jit.is_scripting():
         traced = is_traced(mask)
-    if not traced:
-        _check_mask(name, mask, kernel_size, taps)
-    return mask.unflatten(1, [mask.shape[1] // taps, taps]).softmax(2).flatten(1, 2)
-
-
-def _check_mask(name: str, mask: Tensor, kernel_size: list[int], taps: int) -> None:
-    rank = len(kernel_size)
-    if mask.dim() != rank + 2:
+    if not traced and mask.dim() != rank + 2:
         raise RuntimeError(
             f"{name}: mask: expected {rank + 2} dimensions, got shape {shape_text(list(mask.shape))}"
         )
+    return softmax_of_taps(name, mask, taps)
+
+
+def softmax_of_taps(name: str, mask: Tensor, taps: int) -> Tensor:  # [N, M·taps, *out]
+    if not torch.jit.is_scripting():
+        if is_traced(mask):
+            return mask.unflatten(1, (-1, taps)).softmax(2).flatten(1, 2)
+        if exporting():  # a view of several groups does not export with a dynamic image size
+            return torch.cat([group.softmax(1) for group in mask.split(taps, dim=1)], dim=1)
     if mask.shape[1] == 0 or mask.shape[1] % taps != 0:
         raise RuntimeError(
-            f"{name}: mask: expected a multiple of {taps} channels, the taps of kernel "
-            f"{shape_text(kernel_size)}, got {mask.shape[1]}"
+            f"{name}: mask: expected a multiple of the {taps} taps, {taps} channels per group, "
+            f"got {mask.shape[1]}"
         )
+    return mask.unflatten(1, [mask.shape[1] // taps, taps]).softmax(2).flatten(1, 2)

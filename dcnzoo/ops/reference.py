@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcnzoo.ops.geometry import deform_attn_points, sampling_points
+from dcnzoo.ops.geometry import deform_attn_points, output_size, sampling_points
 
 # Limit of a bin's samples along an axis, as in ops/common/roi_math.h. A RoI that needs more gives zeros.
 MOST_SAMPLES = 1 << 22
@@ -97,10 +97,7 @@ def deform_conv(
     batch, channels = input.shape[:2]
     kernel = weight.shape[2:]
     rank, taps = len(kernel), math.prod(kernel)
-    out_size = [
-        (input.shape[2 + a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1
-        for a in range(rank)
-    ]
+    out_size = output_size(input.shape[2:], kernel, stride, padding, dilation)
     pixels = math.prod(out_size)
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature, kernel_weight = input.to(accumulate), weight.to(accumulate)

@@ -65,7 +65,9 @@ def test_resets_in_any_order(make):
     names = ("offset", "center", "mask", "sampling")
     expected = {name: p.clone() for name, p in make().named_parameters() if name.startswith(names)}
     for order in (list, reversed):
-        layer = make()
+        with torch.device("meta"):
+            layer = make()
+        layer.to_empty(device="cpu")
         for parameter in layer.parameters():
             nn.init.constant_(parameter, 7)
         for module in order([*layer.modules()]):
@@ -250,6 +252,19 @@ def test_apply_of_a_norm_leaves_zero_offsets(norm):
         model.apply(lambda module: norm(module) if isinstance(module, nn.Conv2d) else None)
     assert torch.equal(model[0].conv_offset(x), before) and model(x).isfinite().all()
     assert [name for name, _ in model[0].conv_offset.named_parameters()] == ["weight", "bias"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_norm_of_a_weight_of_zero_is_an_error(norm):
+    """In a loop over all convolutions; the offsets are NaN, and all samples would be zero."""
+    pack, x = PackedDeformConv2d(4, 4, 3), torch.randn(1, 4, 6, 7)
+    norm(pack.conv_offset)
+    with pytest.raises(RuntimeError, match="weight: expected finite"):
+        pack(x)
+    for parameter in pack.conv_offset.parameters():
+        nn.init.normal_(parameter)
+    assert pack(x).isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

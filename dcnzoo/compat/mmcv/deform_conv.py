@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dcnzoo import layers, ops
 from dcnzoo.compat.signatures import renames
 from dcnzoo.layers.tracing import Leaf
+from dcnzoo.ops.geometry import output_size
 from dcnzoo.utils.text import counted
 
 Pair = int | tuple[int, int]
@@ -73,10 +74,7 @@ def modulated_deform_conv2d(
     pairs = [_pair(f"modulated_deform_conv2d: {name}", value) for name, value in geometry.items()]
     if min(pairs[0]) < 1:
         raise RuntimeError(f"modulated_deform_conv2d: stride: expected at least 1, got {pairs[0]}")
-    size = tuple(
-        (i + 2 * p - d * (k - 1) - 1) // s + 1
-        for i, k, s, p, d in zip(input.shape[2:], weight.shape[2:], *pairs, strict=True)
-    )
+    size = tuple(output_size(input.shape[2:], weight.shape[2:], *pairs))
     offset, mask = as_read(offset, "offset", size), as_read(mask, "mask", size)
     return _convolve(input, weight, offset, mask, bias, stride, padding, dilation, groups, None)
 

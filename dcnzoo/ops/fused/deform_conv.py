@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from .._arguments import memory_format
+from ..geometry import output_size
 from . import kernels
 from .available import entry_of
 from .launch import INTERPRETED, cdiv, launch, target
@@ -103,11 +104,9 @@ class Problem:
 
     @cached_property
     def out_size(self) -> tuple[int, int]:
-        def size(axis: int) -> int:
-            reach = self.dilation[axis] * (self.weight.shape[axis + 2] - 1) + 1
-            return (self.input.shape[axis + 2] + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
-
-        return size(0), size(1)
+        sizes = (self.input.shape[2:], self.weight.shape[2:])
+        height, width = output_size(*sizes, self.stride, self.padding, self.dilation)
+        return height, width
 
     @cached_property
     def pixels(self) -> int:
