@@ -6,22 +6,32 @@ derivatives in ``_autograd.py``, and ``choose.py``, which chooses among the kern
 operator is in its record (``operator.py``), below its function; ``register.py`` registers it.
 """
 
-from ._library import cpu_capability, has_ops, is_defined, problems, with_cuda
+from ._library import cpu_capability as cpu_capability
+from ._library import has_ops as has_ops
+from ._library import is_defined, problems
+from ._library import with_cuda as with_cuda
 
 if is_defined():
-    from .choose import explain
-    from .deform_attn import dcnv3, dcnv4, flash_deform_attn, ms_deform_attn
-    from .deform_conv import deform_conv1d, deform_conv2d, deform_conv3d
-    from .deform_conv_transpose import (
-        deform_conv_transpose1d,
-        deform_conv_transpose2d,
-        deform_conv_transpose3d,
-    )
-    from .deform_roi_pool import deform_roi_pool
-    from .mask_softmax import mask_softmax1d, mask_softmax2d, mask_softmax3d
-    from .nms import nms
-    from .roi_align import roi_align, roi_align_rotated
-    from .rotated_boxes import box_iou_rotated, nms_rotated
+    from .choose import explain as explain
+    from .deform_attn import dcnv3 as dcnv3
+    from .deform_attn import dcnv4 as dcnv4
+    from .deform_attn import flash_deform_attn as flash_deform_attn
+    from .deform_attn import ms_deform_attn as ms_deform_attn
+    from .deform_conv import deform_conv1d as deform_conv1d
+    from .deform_conv import deform_conv2d as deform_conv2d
+    from .deform_conv import deform_conv3d as deform_conv3d
+    from .deform_conv_transpose import deform_conv_transpose1d as deform_conv_transpose1d
+    from .deform_conv_transpose import deform_conv_transpose2d as deform_conv_transpose2d
+    from .deform_conv_transpose import deform_conv_transpose3d as deform_conv_transpose3d
+    from .deform_roi_pool import deform_roi_pool as deform_roi_pool
+    from .mask_softmax import mask_softmax1d as mask_softmax1d
+    from .mask_softmax import mask_softmax2d as mask_softmax2d
+    from .mask_softmax import mask_softmax3d as mask_softmax3d
+    from .nms import nms as nms
+    from .roi_align import roi_align as roi_align
+    from .roi_align import roi_align_rotated as roi_align_rotated
+    from .rotated_boxes import box_iou_rotated as box_iou_rotated
+    from .rotated_boxes import nms_rotated as nms_rotated
 else:
     # On a broken installation has_ops() must still work; importing an operator raises the reason.
     def __getattr__(name: str):
@@ -31,27 +41,5 @@ else:
 
 
 __all__ = [
-    "box_iou_rotated",
-    "cpu_capability",
-    "dcnv3",
-    "dcnv4",
-    "deform_conv1d",
-    "deform_conv2d",
-    "deform_conv3d",
-    "deform_conv_transpose1d",
-    "deform_conv_transpose2d",
-    "deform_conv_transpose3d",
-    "deform_roi_pool",
-    "explain",
-    "flash_deform_attn",
-    "has_ops",
-    "mask_softmax1d",
-    "mask_softmax2d",
-    "mask_softmax3d",
-    "ms_deform_attn",
-    "nms",
-    "nms_rotated",
-    "roi_align",
-    "roi_align_rotated",
-    "with_cuda",
+    n for n, v in vars().items() if "dcnzoo.ops" in getattr(v, "__module__", "") and v is not is_defined
 ]

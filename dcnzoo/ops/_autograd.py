@@ -137,7 +137,7 @@ def with_backward(
     in_order: Callable[[Any], Tensor] | None = None,
     keeps_format: bool = False,
     batched: str = "",
-    flops: Callable | None = None,
+    flops: Callable = lambda call, output: 0,
 ) -> tuple[Operator, Operator]:
     """The record with its derivative, and the record of its backward, the operator ``_{name}_backward``.
 

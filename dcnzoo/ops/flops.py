@@ -92,8 +92,3 @@ def roi_align_backward(call: Any, _: object) -> int:
 
 def deform_roi_pool_backward(call: Any, _: object) -> int:
     return sum(call.output_mask) * pooling(call, call.grad_output)
-
-
-def none(call: object, _: object) -> int:
-    """torch's counter counts products and sums of values, not comparisons and geometry."""
-    return 0

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import checks, flops, reference_boxes
+from . import checks, reference_boxes
 from ._arguments import check_tensors
 from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
 from .register import register
@@ -51,7 +51,6 @@ OPERATOR = Operator(
     reference=reference_boxes.nms,
     fake=fake,
     check=checks.nms,
-    flops=flops.none,
     kernels=(COMPILED, TORCHVISION, FUSED, REFERENCE),
 )
 register(OPERATOR)

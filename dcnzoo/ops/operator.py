@@ -31,7 +31,8 @@ class Operator:
             as ``"mwmmw->m"``. m: a map, offset or mask ``[N, …]``. w: weight or bias ``[channels, …]``. s: a
             tensor without a vmap axis. Default: a loop.
         mixes_channels: whether its weights mix channels, in ``groups``.
-        flops: FLOPs of a call with sizes in place of tensors, and of the result's sizes.
+        flops: FLOPs of a call with sizes in place of tensors, and of the result's sizes. Default: 0, of
+            comparisons and geometry, which torch does not count.
         kernels: in order of preference. compiled: ops/, for CPU and CUDA. fused: Triton. torchvision: where
             it is installed. plain PyTorch: ``reference``, for every device and call, and many times slower.
     """
@@ -48,7 +49,7 @@ class Operator:
     float32: tuple[str, ...] | None = None
     batched: str = ""
     mixes_channels: bool = False
-    flops: Callable[[Any, Any], int] | None = None
+    flops: Callable[[Any, Any], int] = lambda call, output: 0
     kernels: tuple[str, ...] = (COMPILED, REFERENCE)
 
     @cached_property

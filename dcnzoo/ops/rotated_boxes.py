@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import checks, flops, reference_boxes
+from . import checks, reference_boxes
 from ._arguments import check_tensors
 from .nms import fake as fake_nms
 from .operator import Operator
@@ -92,13 +92,11 @@ register(
         reference=_reference,
         fake=_fake,
         check=checks.box_iou_rotated,
-        flops=flops.none,
     ),
     Operator(
         "nms_rotated",
         reference=reference_boxes.nms_rotated,
         fake=fake_nms,
         check=checks.nms_rotated,
-        flops=flops.none,
     ),
 )
