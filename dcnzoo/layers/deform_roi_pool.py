@@ -124,4 +124,4 @@ def branch(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, OffsetLinear(*widths[-2:]))
+    return nn.Sequential(*layers, OffsetLinear(widths[-2], widths[-1]))

@@ -141,8 +141,10 @@ def require_finite(predictor: nn.Module) -> None:
     Raises:
         RuntimeError: the weight is computed by others, and not finite.
     """
-    is_computed = "weight" not in predictor._parameters
-    if is_computed and can_read(predictor.weight) and not predictor.weight.isfinite().all():
+    if "weight" in predictor._parameters:
+        return
+    weight: Any = predictor.weight
+    if can_read(weight) and not weight.isfinite().all():
         raise RuntimeError(
             f"{type(predictor).__name__}: weight: expected finite numbers, got NaN: a weight of zero has no "
             "norm. Remove the norm from the layer that predicts offsets, or apply it after training"

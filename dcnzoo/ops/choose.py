@@ -58,7 +58,7 @@ def use(name: str) -> None:
 
 def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
     """The kernel that runs a call on a device, and why those before it do not."""
-    reasons = []
+    reasons: list[str] = []
     for kernel, problem in _kernels(operator, key, call[0].device, call):
         if not problem:
             return Choice(kernel, "; ".join(dict.fromkeys(reasons)) or "is preferred")
