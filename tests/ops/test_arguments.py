@@ -5,7 +5,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from dcnzoo.ops import _library, _torchvision, checks
+from dcnzoo.ops import _library, _torchvision
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.operator import OPERATORS
 
@@ -17,9 +17,7 @@ IN_TRITON = {"deform_conv2d", "deform_conv1d", "depthwise", "dcnv3", "dcnv4", "m
 IN_TRITON |= {"deform_roi_pool", "roi_align", "nms"}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name.endswith("_backward") and "_check" not in name]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_backward")])
 def test_a_backward_takes_arguments_of_its_operator(name):
     """By the same names and types: dcnzoo/ops passes them on by name."""
     types = {argument.name: str(argument.type) for argument in TYPES[name]}
@@ -33,11 +31,7 @@ def test_a_backward_takes_arguments_of_its_operator(name):
 
 
 def test_every_operator_has_a_record():
-    """With a check, which runs where C++ does not, and a formula for FLOP counters."""
-    names = {name for name in NAMES if not name.startswith("_check_")}  # of older libraries
-    assert OPERATORS.keys() == names
-    for name in (name for name in names if not name.startswith("_")):
-        assert OPERATORS[name].check is getattr(checks, name) and OPERATORS[name].flops is not None
+    assert OPERATORS.keys() == {*NAMES}
 
 
 def with_another(call: str, value: float) -> tuple[str, tuple]:

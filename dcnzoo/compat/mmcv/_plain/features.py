@@ -80,25 +80,17 @@ rotated_feature_align_forward, rotated_feature_align_backward = forward_and_back
 # Rotated filters (Zhou et al. 2017, ORN): each rotation permutes a filter's taps and orientations
 
 
-def _by_rotation(output: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """``output`` as [planes, rotations, inputs, entries], and the target index of each entry."""
-    places = indices.flatten(0, 2).long().t() - 1  # [rotations, entries]
-    output = output.view(-1, len(places), output.shape[1] // indices.shape[0], places.shape[1])
-    return output, places[:, None].expand_as(output)
-
-
-def active_rotated_filter_forward(
+def _rotated_filters(
     input: Tensor,  # [planes, inputs, orientations, h, w]
     indices: Tensor,  # [orientations, h, w, rotations], from 1
-    output: Tensor,  # [planes · rotations, inputs · orientations, h, w], written
-) -> None:
-    output, places = _by_rotation(output, indices)
-    output.scatter_(3, places, input.flatten(2)[:, None].expand_as(output))
+) -> Tensor:  # [planes · rotations, inputs · orientations, h, w]
+    places = (indices.flatten(0, 2).long().t() - 1)[:, None]  # [rotations, 1, entries]
+    entries = input.flatten(2)[:, None].expand(-1, len(places), -1, -1)
+    rotated = torch.zeros_like(entries).scatter(3, places.expand_as(entries), entries)
+    return rotated.unflatten(3, indices.shape[:3]).flatten(2, 3).flatten(0, 1)
 
 
-def active_rotated_filter_backward(grad_out: Tensor, indices: Tensor, grad_in: Tensor) -> None:
-    gradient, places = _by_rotation(grad_out.contiguous(), indices)
-    grad_in.copy_(gradient.gather(3, places).sum(1).view(grad_in.shape))
+active_rotated_filter_forward, active_rotated_filter_backward = forward_and_backward(_rotated_filters)
 
 
 # Point-wise spatial attention (Zhao et al. 2018): a mask around each pixel, extended to the whole map
