@@ -161,11 +161,10 @@ def test_the_best_of_a_training_with_own_names(folder, template, out):
     write_text(folder / "none/new.py", config_of("new.py", text))
     files = folder / (out or ".") / "none"
     files.mkdir(parents=True, exist_ok=True)
-    for number in (2, 12):
-        (files / template.format(number)).touch()
-        (files / f"best_coco_bbox_mAP_{template.format(number)}").touch()
+    best = files / f"best_coco_bbox_mAP_{template.format(2)}"
+    for path in (best, files / template.format(2), files / template.format(12)):
+        path.touch()
     (folder / "none/last_checkpoint").write_text(str(files / template.format(12)))
-    best = files / f"best_coco_bbox_mAP_{template.format(12)}"
     for checkpoint in (None, "best"):
         assert resolve("none", checkpoint).weights.samefile(best)
     assert resolve("none", "last").weights.samefile(files / template.format(12))
