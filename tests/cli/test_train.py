@@ -333,6 +333,8 @@ def test_a_training_from_an_earlier_checkpoint_replaces_the_later_ones(tmp_path)
         assert {path.name for path in tmp_path.glob("replaced_1/*")} == {*moved}
     assert {path.name for path in tmp_path.glob("*.pth")} == {names[0], names[2]}
     assert SavedCheckpoints(tmp_path).best() == tmp_path / names[0]
+    replace(recipe, Start(str(tmp_path / "epoch_1.pth"), resumes=True, replaces=True))
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["epoch_1.pth"], "until it has its own"
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -738,6 +738,9 @@ def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, sche
     uninterrupted = rates("uninterrupted", second, 4)
     assert len(resumed) == (2 * 12 // second if by_epoch else 8)
     np.testing.assert_allclose(resumed, uninterrupted[-len(resumed) :], rtol=1e-9)
+    for folder in ("resumed", "uninterrupted"):
+        validated = [*History.read(tmp_path / folder).validation]
+        assert validated == [*range(1, 5 if by_epoch else 17)]
 
 
 @pytest.mark.parametrize("sizes", [0, "3", None])

@@ -100,6 +100,10 @@ class AtomicCheckpointHook(CheckpointHook):
         if "keep_ckpt_ids" in info:  # the parent class puts them into names of files that it removes
             info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if type(step) is int]
         super().before_train(runner)
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):  # no epoch ends
+            runner.log_processor.by_epoch = False
+            for hook in (hook for hook in runner.hooks if isinstance(hook, LoggerHook)):
+                hook.log_metric_by_epoch = False
         self._backend = self.file_backend
         self.file_backend = _RemovesLater(self._backend, self._outdated)
         pointer = Path(runner.work_dir, LAST)
@@ -115,9 +119,6 @@ class AtomicCheckpointHook(CheckpointHook):
         """
         loop = runner.train_loop
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
-        for hook in runner.hooks:
-            if isinstance(hook, LoggerHook) and not by_epoch:
-                hook.log_metric_by_epoch = False  # of a training by iterations, in which no epoch ends
         if runner.val_loop is None:
             return
         now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)

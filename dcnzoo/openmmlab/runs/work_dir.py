@@ -69,14 +69,15 @@ class WorkDirHook(Hook):
         files = set[Path]()
         if os.path.lexists(self._file) and not is_own_config(self._recipe, self._file):
             files.add(self._file)
-        if self._start.resumes and self._start.file and saved.has(self._start.file):
-            files |= saved.after(Path(self._start.file))
+        source = Path(self._start.file or "") if self._start.resumes else Path()
+        if saved.has(source):
+            files |= saved.after(source)
         if self._start.replaces:
             own = {path.name for path in folder.glob("*.py") if is_config_of_training(path)}
             own |= {*REPORT} if mark_of(folder / REPORT[0]).startswith("report of ") else set()
             own |= {path.name for path in folder.glob("*") if _LOGS.fullmatch(path.name)}
             files |= {folder / name for name in own.difference(stays)} | {folder / LAST, *saved.files()}
-        files = {file for file in files if os.path.lexists(file)}
+        files = {file for file in files if os.path.lexists(file) and real_name(file) != real_name(source)}
         if not files:
             return {}
         used = {path.name for path in (*folder.glob("*"), *saved.folder.glob("*"))}
