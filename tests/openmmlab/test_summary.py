@@ -3,7 +3,7 @@
 import pytest
 
 from dcnzoo.openmmlab.hooks.loss_parts import loss_parts
-from dcnzoo.openmmlab.hooks.summary import SummaryHook, labels
+from dcnzoo.openmmlab.hooks.summary import SummaryHook, best_of, labels
 
 from ..commands import run
 from ..demo import DEFORMABLE as CONFIG
@@ -61,6 +61,15 @@ def test_rows_fit_a_narrow_terminal(trained, monkeypatch):
     assert len(rows) == 2 and max(map(len, rows)) <= 80
     for name in ("epoch", "loss", "box AP", "box AP50", "mask AP", "lr", "time"):
         assert f" {name}" in f" {rows[0]}"
+
+
+def test_the_best_validation_is_that_of_the_best_checkpoint():
+    known = {
+        number: {"coco/bbox_mAP": box, "coco/segm_mAP": 1 - box} for number, box in ((1, 0.7), (50, 0.6))
+    }
+    assert best_of(known, "best_coco_bbox_mAP_50_epoch_1.pth") == 1
+    assert best_of(known, "") == 50, "no checkpoint: the highest mask AP"
+    assert best_of({}, "best_coco_bbox_mAP_epoch_1.pth") is None
 
 
 def test_all_rows_have_the_columns_of_the_first(monkeypatch, capsys):

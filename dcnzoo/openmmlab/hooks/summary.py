@@ -51,8 +51,7 @@ class SummaryHook(Hook):
         self._is_last = is_last  # nothing is printed after it
         self._row: dict[str, str] = {}
         self._columns: dict[str, int] = {}
-        self._best: tuple[str, dict[str, float]] | None = None  # the step and its APs
-        self._classes = ""
+        self._classes: dict[int, str] = {}  # their APs in each validation
 
     # Training
 
@@ -69,11 +68,6 @@ class SummaryHook(Hook):
         metrics = runner.val_evaluator.metrics if runner.val_loop else ()
         kinds = {kind for metric in metrics for kind in getattr(metric, "metrics", ())}
         self._aps = [metric_name(key) for key in COLUMNS if key.partition("_")[0] in kinds]
-        done = runner.epoch if self._by_epoch else runner.iter
-        if runner._resume and is_main_process():
-            for step, known in History.read(Path(runner.work_dir)).validation.items():
-                if step <= done:
-                    self._note_best(str(step), {label: known[key] for key, label in labels(known).items()})
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self._by_epoch:
@@ -91,19 +85,9 @@ class SummaryHook(Hook):
             else:
                 step, end, window = runner.iter, runner.max_iters, runner.train_loop.val_interval
             self._row = self._progress(runner, step, end, window)
-        values = {label: metrics[key] for key, label in labels(metrics).items()}
-        self._row.update({label: f"{value:.3f}" for label, value in values.items()})
-        if self._note_best(self._row["step"].partition("/")[0], values):
-            self._classes = _classes(runner.val_evaluator.metrics)
+        self._row.update({label: f"{metrics[key]:.3f}" for key, label in labels(metrics).items()})
+        self._classes[int(self._row["step"].partition("/")[0])] = _classes(runner.val_evaluator.metrics)
         self._print_row()
-
-    def _note_best(self, step: str, values: Mapping[str, float]) -> bool:
-        """Return whether these APs are better than those of all validations before."""
-        main = "mask AP" if "mask AP" in values else next(iter(values), "")
-        is_best = bool(values) and (self._best is None or values[main] > self._best[1].get(main, -1))
-        if is_best:
-            self._best = step, dict(values)
-        return is_best
 
     def after_train(self, runner: Runner) -> None:
         self._print_row()
@@ -112,11 +96,11 @@ class SummaryHook(Hook):
         folder = Path(runner.work_dir)
         files = runner.message_hub.runtime_info.get("best_ckpt"), last_checkpoint(folder)
         lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
-        if self._best:
-            aps = ", ".join(f"{label} {value:.3f}" for label, value in self._best[1].items())
-            lines.append(("best", f"{self._unit} {self._best[0]}: {aps}"))
+        known = History.read(folder).validation
+        if step := best_of(known, Path(files[0] or "").name):
+            aps = ", ".join(f"{label} {known[step][key]:.3f}" for key, label in labels(known[step]).items())
+            lines += [("best", f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
         lines += [
-            ("classes", self._classes),
             ("files", ", ".join([*(Path(path).name for path in files if path), "vis_data/"])),
         ]
         if self._is_last:
@@ -187,6 +171,17 @@ def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
     }
     main = {key: name for key, name in names.items() if key.rpartition("/")[2] in COLUMNS}
     return main if main and most <= len(COLUMNS) else dict([*names.items()][:most])
+
+
+def best_of(known: Mapping[int, Mapping[str, float]], file: str) -> int | None:
+    """Return the validation of the best checkpoint; if none is saved, the first one with the highest AP."""
+    saved = [int(digits) for digits in re.findall(r"\d+", file) if int(digits) in known]
+
+    def ap(step: int) -> float:
+        values = {label: known[step][key] for key, label in labels(known[step]).items()}
+        return values.get("mask AP", next(iter(values.values()), -1))
+
+    return saved[-1] if saved else max(known, key=ap, default=None)
 
 
 def shown_path(path: str | os.PathLike) -> str:
