@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -51,7 +51,7 @@ class FiniteLossHook(Hook):
             return
         samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
         images = [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
-        saved = SavedCheckpoints(Path(runner.work_dir))
+        saved = SavedCheckpoints.of(Config({**runner.cfg, "work_dir": runner.work_dir}))
         raise UserError(
             f"loss: expected finite numbers, got {got} {where}"
             + (f", images {', '.join(images[:4])}" if images else "")
