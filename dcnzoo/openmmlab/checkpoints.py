@@ -26,7 +26,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.checksums import file_digest
@@ -422,6 +422,24 @@ def enforce_weights_only(changes: Changes) -> None:
     changes.set(loading, "load_url", load_url)
     if hasattr(loading, "_safe_torch_load"):  # onedl-mmengine
         changes.set(loading, "_safe_torch_load", load_local)
+    changes.set(loading, "load_state_dict", _loading_some(loading.load_state_dict))
+
+
+def _loading_some(load: Callable) -> Callable:
+    """Return mmengine's function for ``init_cfg``, with an error for a file of which nothing fits."""
+
+    @functools.wraps(load)
+    def load_state_dict(module: nn.Module, state_dict: Mapping, *args: Any, **kwargs: Any) -> None:
+        names = module.state_dict().keys()
+        if state_dict and names and not names & state_dict.keys():
+            ends = ((key, name) for name in names for key in state_dict if key.endswith(f".{name}"))
+            key, name = next(ends, (next(iter(state_dict)), next(iter(names))))
+            prefix = key.removesuffix(name)
+            hint = f"; prefix='{prefix}' takes a part of the file" if prefix != key else ""
+            raise UserError(f"init_cfg: expected parameters such as {name}, got others, such as {key}{hint}")
+        load(module, state_dict, *args, **kwargs)
+
+    return load_state_dict
 
 
 def load_url(

@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.runs.batches import first_batch, shrunk
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import require_read, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.rehearse import load_data
+from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.utils.errors import UserError
 
@@ -39,8 +39,8 @@ def shapes(tmp_path_factory):
 def make_runner(folder, shapes, data="", text="", **settings):
     own = f"data_root='{shapes}/', shapes=None"
     lines = [f"_base_ = {PLAIN!r}", f"train_dataloader = dict(dataset=dict({own}, {data}))"]
-    lines += [f"val_dataloader = dict(dataset=dict({own}))", text]
-    lines += [f"val_evaluator = dict(ann_file='{shapes}/annotations/val.json')"]
+    lines += [f"val_dataloader = dict(dataset=dict({own}))"]
+    lines += [f"val_evaluator = dict(ann_file='{shapes}/annotations/val.json')", text]
     (folder / "mine.py").write_text("\n".join(lines))
     cfg = read_config_file(folder / "mine.py", settings)
     return build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=folder / "work", seed=1)).cfg)
@@ -58,9 +58,17 @@ def check(runner, only_checks=False):
         ("pipeline=" + PIPELINE.format(masks=False, step=""), "", r"model\.roi_head\.mask_head: .*masks"),
         ("pipeline=" + PIPELINE.format(masks=True, step=MOSAIC.format(type="Mosaic")), "",
          r"train_dataloader\.dataset\.pipeline\.2: .*Mosaic: .*mix_results"),
+        ("pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), "
+         "dict(type='LoadAnnotations', with_bbox=True), dict(type='PackDetInputs')]", "",
+         r"train_dataloader\.dataset\.pipeline\.2: .*expected before"),
         ("data_prefix=dict(_delete_=True)", "", r"train_dataloader\.dataset: .*img"),
         ("", "val_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), "
          "dict(type='PackDetInputs', meta_keys=('img_id',))]))", r"model\.rpn_head: .*val_dataloader"),
+        ("", "val_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), dict("
+         "type='Resize', scale=(64, 64)), dict(type='PackDetInputs', meta_keys=('img_shape', 'ori_shape', "
+         "'scale_factor'))]))",
+         r"val_evaluator: .*img_id"),
+        ("", "val_evaluator.update(metric_items=['AP'])", r"val_evaluator: .*AP"),
     ],
 )  # fmt: skip
 def test_mistakes_that_the_first_iteration_would_meet(tmp_path, shapes, data, text, key):
@@ -111,19 +119,45 @@ def test_valid_settings_give_no_warning(tmp_path, shapes, monkeypatch, data, tex
     assert lines == []
 
 
-def test_strides_of_a_roi_extractor(tmp_path, shapes, monkeypatch):
+BY_ITERATIONS = """train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=40, val_interval=20)
+train_dataloader = dict(sampler=dict(type='InfiniteSampler'))
+param_scheduler = [dict(type='MultiStepLR', milestones=[2, 3], by_epoch=True)]
+default_hooks = dict(checkpoint=dict(interval=1))
+"""
+EXTRACTOR = "model = dict(roi_head=dict(bbox_roi_extractor=dict(featmap_strides={})))"
+STRIDES = "model.roi_head.bbox_roi_extractor.featmap_strides: expected "
+WARNINGS = {
+    "too few strides": (EXTRACTOR.format([4, 8]), [STRIDES]),
+    "other strides": (EXTRACTOR.format([4, 8, 16, 32]), [STRIDES]),
+    "a random validation": (
+        "val_dataloader = dict(dataset=dict(pipeline="
+        + PIPELINE.format(
+            masks=True, step="dict(type='Resize', scale=(64, 64)), dict(type='RandomFlip', prob=0.5),"
+        )
+        + "))",
+        ["val_dataloader.dataset.pipeline: expected the same picture each time"],
+    ),
+    "epochs in a training of iterations": (
+        BY_ITERATIONS,
+        [
+            "CheckpointHook.by_epoch: expected False",
+            "param_scheduler.0.milestones: expected at most 1 epoch,",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), WARNINGS.values(), ids=WARNINGS)
+def test_settings_with_another_effect(tmp_path, shapes, monkeypatch, text, expected):
     lines = []
     monkeypatch.setattr(
         "dcnzoo.openmmlab.config.errors.print_log", lambda line, *args, **kwargs: lines.append(line)
     )
-    extractor = "model = dict(roi_head=dict(bbox_roi_extractor=dict(featmap_strides={})))"
-    for strides in ([4, 8], [4, 8, 16, 32]):
-        with separate_run():
-            runner = make_runner(tmp_path, shapes, text=extractor.format(strides))
-            require_read(runner.cfg, runner)
-        (line,) = lines
-        assert "model.roi_head.bbox_roi_extractor.featmap_strides: expected " in line and "12, 6 wide" in line
-        lines.clear()
+    with separate_run():
+        runner = make_runner(tmp_path, shapes, text=text)
+        require_parts(runner)
+        check(runner)
+    assert [each in line for each, line in zip(expected, lines, strict=True)] == [True] * len(lines)
 
 
 def test_overlaps_of_encoded_boxes():

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseTTAModel
+from mmengine.model import BaseModule, BaseTTAModel
 from mmengine.registry import MODELS, DefaultScope
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
@@ -23,6 +23,7 @@ from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.openmmlab.weights import convert, find_weights, load_state, load_weights
+from dcnzoo.utils.errors import UserError
 
 from .. import demo
 from .test_checkpoints import Harmful
@@ -389,3 +390,20 @@ def test_moving_averages_of_a_resumed_run(tmp_path):
     runner.load_checkpoint(str(tmp_path / "x.pth"))
     assert_same(target.state_dict(), weights)
     assert_same(average.ema_model.module.state_dict(), averages)
+
+
+class Part(BaseModule):
+    def __init__(self, **init_cfg):
+        super().__init__(dict(type="Pretrained", **init_cfg))
+        self.conv = nn.Conv2d(2, 3, 1)
+
+
+def test_init_cfg_with_a_file_of_which_nothing_fits(tmp_path):
+    """mmengine would train from random weights."""
+    file = str(tmp_path / "detector.pth")
+    torch.save({f"backbone.{name}": value + 1 for name, value in Part().state_dict().items()}, file)
+    with pytest.raises(UserError, match=r"conv\.weight.*prefix='backbone\.'"):
+        Part(checkpoint=file).init_weights()
+    part = Part(checkpoint=file, prefix="backbone.")
+    part.init_weights()
+    assert torch.equal(part.conv.bias, torch.load(file)["backbone.conv.bias"])

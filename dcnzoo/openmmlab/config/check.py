@@ -12,6 +12,7 @@ from mmengine.registry import DefaultScope
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.classes import NUMBERS, numbers
+from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.errors import require_none
 from dcnzoo.openmmlab.config.read import variables_without_effect, wrong_top_level_keys
 from dcnzoo.openmmlab.config.tree import (
@@ -180,17 +181,22 @@ def _same_images(*files: str) -> bool:
 
 
 def wrong_monitors(cfg: Mapping) -> Iterator[Finding]:
-    """Yield hooks that watch a number which no metric of the validation computes, if its names are known."""
+    """Yield what watches a number which no metric of the validation computes, if its names are known."""
     metrics = cfg.get("val_evaluator") or []
     metrics = metrics if isinstance(metrics, list | tuple) else [metrics]
     patterns = [_metric_names(metric) for metric in metrics if isinstance(metric, Mapping)]
     expected = f"expected a metric of val_evaluator, {' or '.join(patterns)}".replace("\\", "")
-    parts = {part: cfg.get(part) for part in ("default_hooks", "custom_hooks")}
-    for path, hook in dicts(parts) if patterns and all(patterns) else ():
-        bases = {base.__name__ for base in getattr(class_of(hook), "__mro__", ())}
-        key = "save_best" if "CheckpointHook" in bases else "monitor" if "EarlyStoppingHook" in bases else ""
-        values = hook.get(key) or ()
-        for value in (values,) if isinstance(values, str) else values:
+    parts = {part: cfg.get(part) for part in ("default_hooks", "custom_hooks", "param_scheduler")}
+    for path, node in dicts(parts) if patterns and all(patterns) else ():
+        kind = class_of(node)
+        bases = {base.__name__ for base in getattr(kind, "__mro__", ())}
+        key = "save_best" if "CheckpointHook" in bases else "monitor"
+        known = (
+            arguments(kind)[0] if bases & {"CheckpointHook", "EarlyStoppingHook", "_ParamScheduler"} else {}
+        )
+        values = node.get(key, known[key].default) if key in known else ()
+        values = [values] if isinstance(values, str) else values
+        for value in values if isinstance(values, list | tuple) else ():
             if value != "auto" and not re.fullmatch("|".join(patterns), str(value)):
                 yield Finding(f"{path}.{key}".lstrip("."), f"{expected}, got {value!r}")
 

@@ -105,7 +105,7 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
             if any(reported[-1] in _settings_of(base) for base in paths):
                 continue
             of_others = is_published_key(outer, key)
-            if not paths and of_others and is_published_key(outer, key, *names):
+            if not paths and part == "model" and of_others and is_published_key(outer, key, *names):
                 continue
             if key not in replaced and _is_in_code(settings, outer, key):
                 continue

@@ -106,16 +106,22 @@ def beyond_end(runner: Runner, has_data: bool = False) -> Iterator[Finding]:
             if type(value) is int and value >= end + begins:
                 text = f"expected a number below {end + begins}, of the {unit}s of the training, got {value}"
                 yield Finding(f"{path}.{key}", text, stops=False)
+    for hook in () if by_epoch else runner.hooks:
+        if getattr(hook, "by_epoch", False):
+            text = "expected False in a training that counts iterations, which has one epoch, got True"
+            yield Finding(f"{type(hook).__name__}.by_epoch", text, stops=False)
     settings = runner.cfg.get("param_scheduler") or []
     settings = settings if isinstance(settings, list) else [settings]
     for index, schedule in enumerate(schedules if isinstance(schedules, list) else ()):
-        if getattr(schedule, "by_epoch", by_epoch) != (by_epoch and not has_data):
+        steps_by_epoch = getattr(schedule, "by_epoch", by_epoch)
+        if by_epoch and steps_by_epoch == has_data:
             continue
+        last = end if by_epoch or not steps_by_epoch else 1  # a loop that counts iterations has one epoch
         own = settings[index].keys() if index < len(settings) else ()  # not what the class derives from them
         for name, value in ((name, value) for name, value in vars(schedule).items() if name in own):
             values = value if isinstance(value, list | tuple | dict) else [value]
-            if late := [number for number in values if type(number) is int and end < number < INF]:
-                steps = counted(end, "epochs" if by_epoch and not has_data else "iterations")
+            if late := [number for number in values if type(number) is int and last < number < INF]:
+                steps = counted(last, "epochs" if steps_by_epoch else "iterations")
                 text = f"expected at most {steps}, the end of the training, got {few(late)}"
                 yield Finding(f"param_scheduler.{index}.{name}", text, stops=False)
 

@@ -1,19 +1,25 @@
 """The first batch of a training, by its own data sets and pipelines, for a model that is thrown away."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
+import torch
+from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.structures.bbox import BaseBoxes
 from mmdet.structures.mask.structures import BaseInstanceMasks
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from mmengine.runner.base_loop import BaseLoop
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import frames_of, require_none
+from dcnzoo.openmmlab.config.tree import is_published
 from dcnzoo.openmmlab.runs.rehearse import without_trace
 from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
 from dcnzoo.utils.findings import Finding
@@ -24,10 +30,16 @@ _INNER = ("dataset", "datasets")  # attributes of wrappers
 
 @dataclass(frozen=True)
 class FirstBatch:
-    """The first samples of a loop, and a function that returns the whole batch."""
+    """The first samples of a loop.
+
+    Attributes:
+        whole: returns the whole batch.
+        evaluate: gives predictions to copies of the metrics of a validation.
+    """
 
     few: Batch
     whole: Callable[[], Batch]
+    evaluate: Callable[[Sequence[Any], Batch], None]
 
 
 def first_batch(runner: Runner, name: str) -> FirstBatch | None:
@@ -63,9 +75,13 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
     if not indices:
         return None
 
-    def collate(number: int | None = None) -> Any:
+    def collate(number: int | None = None, seed: int | None = None) -> Any:
         try:
-            with without_trace():
+            with without_trace(), Changes() as changes:
+                if name == "train":
+                    changes.set(LoadAnnotations, "transform", _load_first(LoadAnnotations.transform))
+                if seed is not None:
+                    set_random_seed(seed)
                 return loader.collate_fn([data[index] for index in indices[:number]])
         except Exception as error:
             steps = {id(step): path for path, step in _steps(data, f"{part}.dataset")}
@@ -75,9 +91,53 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
             text = str(error) if isinstance(error, UserError) else describe(error).removesuffix(HINT)
             raise UserError(printable(f"{runner.cfg.filename}: {key}: {text}")) from error
 
+    def evaluate(samples: Sequence[Any], batch: Batch) -> None:
+        evaluator = copy.copy(loop.evaluator)
+        # not of the user's own, nor of ones that remove files when they end
+        own = [
+            each for each in evaluator.metrics if is_published(type(each)) and not hasattr(each, "__del__")
+        ]
+        evaluator.metrics = [*map(copy.copy, own)]
+        for sample in samples:
+            found = sample.get("pred_instances")
+            if found is not None and len(found) == 0:  # metrics do little without a detection
+                one = {key: value.new_zeros(1, *value.shape[1:]) for key, value in found.items()}
+                sample.pred_instances = InstanceData(**one)
+        try:
+            for metric in evaluator.metrics:
+                metric.results = []
+            evaluator.process(samples, batch)
+            for metric in evaluator.metrics:
+                if hasattr(metric, "img_ids"):
+                    metric.img_ids = [sample.img_id for sample in samples]  # others have no predictions
+                with redirect_stdout(StringIO()):
+                    metric.compute_metrics(metric.results)
+        except Exception as error:
+            text = describe(error).removesuffix(HINT)
+            raise UserError(printable(f"{runner.cfg.filename}: {name}_evaluator: {text}")) from error
+
     few = collate(2)
-    is_usual = isinstance(few, dict) and {"inputs", "data_samples"} <= few.keys()
-    return FirstBatch(few, collate) if is_usual else None
+    if not isinstance(few, dict) or not {"inputs", "data_samples"} <= few.keys():
+        return None
+    for seed in range(4) if name == "val" else ():
+        pairs = zip(_images(few["inputs"]), _images(collate(2, seed)["inputs"]), strict=False)
+        if not all(torch.equal(*pair) for pair in pairs):
+            text = "expected the same picture each time, got random ones: predictions are not turned back"
+            require_none([Finding(f"{part}.dataset.pipeline", text, stops=False)], runner.cfg.filename)
+            break
+    return FirstBatch(few, collate, evaluate)
+
+
+def _load_first(transform: Callable) -> Callable:
+    """Return the method of a step that loads annotations, which refuses a picture that has changed."""
+
+    def checked(self: LoadAnnotations, results: dict) -> dict | None:
+        picture, shape = results.get("img"), results.get("ori_shape")
+        if results.get("flip") or (picture is not None and shape and picture.shape[:2] != shape):
+            raise ValueError("expected before the steps that change the picture, got after them")
+        return transform(self, results)
+
+    return checked
 
 
 def _copy(data: Any) -> Any:

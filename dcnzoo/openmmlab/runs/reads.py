@@ -86,7 +86,7 @@ def unread_of_model(
         except Exception as error:
             return [_failure(cfg, error, asked)]
         for first, training in ((train, True), (val, False)):
-            failed = _run_small(second, first.few if first else None, training, strides)
+            failed = _run_small(second, first, training, strides)
             if failed is None:
                 continue
             batch = first.whole() if first else None
@@ -96,7 +96,9 @@ def unread_of_model(
             second = build()
             second.init_weights()  # some parameters have any values before
             try:
-                _run(second, batch, training, {})
+                _run(second, batch, training, {}, first)
+            except UserError:
+                raise
             except (MemoryError, torch.OutOfMemoryError) as lack:
                 failures.append(_failure(cfg, lack, asked))
             except Exception as same:
@@ -123,16 +125,16 @@ def _alone(cfg: Config) -> Iterator[None]:
 
 
 def _run_small(
-    model: nn.Module, batch: Batch | None, training: bool, strides: dict[str, Finding]
+    model: nn.Module, first: FirstBatch | None, training: bool, strides: dict[str, Finding]
 ) -> Exception | None:
     """Run a model with small pictures; return the error of the largest if it fails with each."""
     errors = list[Exception]()
-    for masks in (True, False) if batch is None else (True,):  # RTMDet for boxes fails with masks
+    for masks in (True, False) if first is None else (True,):  # RTMDet for boxes fails with masks
         for size in _SIZES:
             try:
-                small = _demo(size, training, masks) if batch is None else shrunk(batch, size)
+                small = shrunk(first.few, size) if first else _demo(size, training, masks)
                 with torch.no_grad():
-                    _run(model, small, training, strides)
+                    _run(model, small, training, strides, first)
                 return None
             except Exception as failed:  # of a family that needs other data
                 errors.append(failed)
@@ -176,11 +178,13 @@ def _demo(size: int, training: bool, masks: bool) -> Batch:
     return data
 
 
-def _run(model: Any, batch: Batch, training: bool, findings: dict[str, Finding]) -> None:
-    """Compute a loss or a prediction; add a finding for each part whose strides do not fit its maps."""
+def _run(
+    model: Any, batch: Batch, training: bool, findings: dict[str, Finding], first: FirstBatch | None
+) -> None:
+    """Compute a loss, or predictions for the metrics; add a finding for each part with other strides."""
     model.train(training)
     data = model.data_preprocessor(copy.deepcopy(batch), training)
-    with ExitStack() as hooks:
+    with ExitStack() as hooks, torch.set_grad_enabled(training and torch.is_grad_enabled()):
         if isinstance(data["inputs"], Tensor):
             for name, module in model.named_modules():
                 compare = functools.partial(
@@ -190,6 +194,8 @@ def _run(model: Any, batch: Batch, training: bool, findings: dict[str, Finding])
         result = model(**data, mode="loss" if training else "predict")
     if training:
         model.parse_losses(result)
+    elif first:
+        first.evaluate(result, batch)
 
 
 def _compare_strides(
