@@ -115,6 +115,9 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
     unused = [picture for picture in tree.pictures if os.path.abspath(picture) not in known]
     unlabelled = [picture for each in used for picture in each.unlabelled]
     _add_missing(result, used, unused)
+    foreign = {} if tree.is_file else named_formats(tree)
+    tree.left_out[PREDICTIONS] += [file for file, text in foreign.items() if text.endswith(PREDICTIONS)]
+    foreign = {file: text for file, text in foreign.items() if not text.endswith(PREDICTIONS)}
     for reason, files in tree.left_out.items():
         if files:
             objects = sum(map(objects_in, files)) if reason == PREDICTIONS else 0
@@ -125,7 +128,6 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
         names = _such(tree.root, unused)
         result.lines.append(f"{counted(len(unused), 'pictures')}{names} that no annotation of a split names")
     if not tree.is_file:
-        foreign = named_formats(tree)
         for file, text in foreign.items():
             if unused or unlabelled:
                 number = counted(len(unused) + len(unlabelled), "pictures")

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from dcnzoo.data.splits import Tree
+from dcnzoo.data.splits import PREDICTIONS, Tree
 from dcnzoo.data.voc import is_voc
 
 _HEAD = 65_536  # bytes in which a format is recognised
@@ -53,7 +53,7 @@ FOREIGN = [
         ("MMDetection's data_list", ".json", r'"data_list"', "use the COCO file from which it was made"),
         ("Detectron2's dicts", ".json", r'"bbox_mode"', "detectron2.data.datasets.convert_to_coco_json"),
         ("Cityscapes", ".json", r'"imgHeight"[\s\S]*"polygon"', "MMDetection's converter cityscapes.py"),
-        ("COCO's results", ".json", r'^\s*\[\s*\{[^{}]*"image_id"[^{}]*"score"', "they are predictions"),
+        ("COCO's results", ".json", r'^\s*\[\s*\{[^{}]*"image_id"[^{}]*"score"', PREDICTIONS),
         (
             "xView and other GeoJSON",
             ".json .geojson",

@@ -117,9 +117,11 @@ def _described_parts(tree: Tree, file: Path, described: dict | InvalidAnnotation
 def _other_names(tree: Tree, file: Path, names: list[str]) -> Iterator[str]:
     """Yield a text for each file beside or below a description that has other names, or another order."""
     for other in tree.files:
-        if is_names(other) and other != file and other.is_relative_to(file.parent):
-            own = [line for _, line in read_lines(other)]
-            if own != names:
+        is_description = is_names(other) or other.suffix in (".yaml", ".yml", ".data")
+        if not is_description or other == file or not other.is_relative_to(file.parent):
+            continue
+        with contextlib.suppress(InvalidAnnotation):  # of another program
+            if (own := _names(_read(other))) != names:
                 yield f"{other} names the classes {few(own)}, {file.name} {few(names)}: the latter are used"
 
 

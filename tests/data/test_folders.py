@@ -627,15 +627,26 @@ def test_tasks_with_other_classes_are_refused(tmp_path):
 # What the lines say
 
 
+@pytest.mark.parametrize("file", ["classes.txt", "data_old.yaml"])
 @pytest.mark.parametrize("names", [CLASSES[::-1], [*CLASSES, "other"]])
-def test_two_lists_of_classes(tmp_path, names):
+def test_two_lists_of_classes(tmp_path, names, file):
     plain_yolo(tmp_path)
     write(tmp_path / "data.yaml", f"train: images\nnames: {json.dumps([*CLASSES])}\n")
     assert "classes.txt" not in total(tmp_path)[1]
-    write(tmp_path / "classes.txt", "\n".join(names))
+    write(tmp_path / file, "\n".join(names) if file == "classes.txt" else f"names: {json.dumps([*names])}")
     numbers, text = total(tmp_path)
-    (line,) = (line for line in text.splitlines() if "classes.txt" in line)
+    (line,) = (line for line in text.splitlines() if f"{file} names" in line)
     assert numbers == (8, 8) and names[0] in line and ", ".join(CLASSES) in line
+
+
+def test_results_with_scores_are_predictions(tmp_path):
+    """Ultralytics writes them beside its plots."""
+    plain_yolo(tmp_path)
+    write(tmp_path / "data.yaml", f"train: images\nnames: {json.dumps([*CLASSES])}\n")
+    write(tmp_path / "runs/detect/val/predictions.json", SAMPLES["COCO's results"])
+    draw(tmp_path / "runs/detect/val", 2)
+    numbers, text = total(tmp_path)
+    assert numbers == (8, 8) and "predictions.json): predictions" in text
 
 
 def test_lines_count_objects(tmp_path):

@@ -1,6 +1,7 @@
 """The first batch of a training, by its own data sets and pipelines, for a model that is thrown away."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -91,31 +92,6 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
             text = str(error) if isinstance(error, UserError) else describe(error).removesuffix(HINT)
             raise UserError(printable(f"{runner.cfg.filename}: {key}: {text}")) from error
 
-    def evaluate(samples: Sequence[Any], batch: Batch) -> None:
-        evaluator = copy.copy(loop.evaluator)
-        # not of the user's own, nor of ones that remove files when they end
-        own = [
-            each for each in evaluator.metrics if is_published(type(each)) and not hasattr(each, "__del__")
-        ]
-        evaluator.metrics = [*map(copy.copy, own)]
-        for sample in samples:
-            found = sample.get("pred_instances")
-            if found is not None and len(found) == 0:  # metrics do little without a detection
-                one = {key: value.new_zeros(1, *value.shape[1:]) for key, value in found.items()}
-                sample.pred_instances = InstanceData(**one)
-        try:
-            for metric in evaluator.metrics:
-                metric.results = []
-            evaluator.process(samples, batch)
-            for metric in evaluator.metrics:
-                if hasattr(metric, "img_ids"):
-                    metric.img_ids = [sample.img_id for sample in samples]  # others have no predictions
-                with redirect_stdout(StringIO()):
-                    metric.compute_metrics(metric.results)
-        except Exception as error:
-            text = describe(error).removesuffix(HINT)
-            raise UserError(printable(f"{runner.cfg.filename}: {name}_evaluator: {text}")) from error
-
     few = collate(2)
     if not isinstance(few, dict) or not {"inputs", "data_samples"} <= few.keys():
         return None
@@ -125,7 +101,34 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
             text = "expected the same picture each time, got random ones: predictions are not turned back"
             require_none([Finding(f"{part}.dataset.pipeline", text, stops=False)], runner.cfg.filename)
             break
-    return FirstBatch(few, collate, evaluate)
+    return FirstBatch(
+        few, collate, functools.partial(_evaluate, loop, f"{runner.cfg.filename}: {name}_evaluator")
+    )
+
+
+def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> None:
+    # not by metrics of the user's own, nor by ones that remove files when they end
+    own = [
+        each for each in loop.evaluator.metrics if is_published(type(each)) and not hasattr(each, "__del__")
+    ]
+    evaluator = copy.copy(loop.evaluator)
+    evaluator.metrics = [*map(copy.copy, own)]
+    for sample in samples:
+        found = sample.get("pred_instances")
+        if found is not None and len(found) == 0:  # metrics do little without a detection
+            one = {key: value.new_zeros(1, *value.shape[1:]) for key, value in found.items()}
+            sample.pred_instances = InstanceData(**one)
+    try:
+        for metric in evaluator.metrics:
+            metric.results = []
+        evaluator.process(samples, batch)
+        for metric in evaluator.metrics:
+            if hasattr(metric, "img_ids"):
+                metric.img_ids = [sample.img_id for sample in samples]  # others have no predictions
+            with redirect_stdout(StringIO()):
+                metric.compute_metrics(metric.results)
+    except Exception as error:
+        raise UserError(printable(f"{subject}: {describe(error).removesuffix(HINT)}")) from error
 
 
 def _load_first(transform: Callable) -> Callable:
