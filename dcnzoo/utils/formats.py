@@ -39,6 +39,9 @@ def is_video(image: Any) -> bool:
     return named and Path(image).suffix.lower() in VIDEOS
 
 
+_OF_SYSTEMS = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
+
+
 def walk(root: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Walk a folder and links in it, in order, without hidden files; yield as ``os.walk`` does.
 
@@ -64,7 +67,8 @@ def walk(root: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, l
 
 
 def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name not in ("__MACOSX", "@eaDir")  # @eaDir: thumbnails
+    """Whether a file or folder is a user's own: systems hide thumbnails and what was removed in others."""
+    return not name.startswith(".") and name.lower() not in _OF_SYSTEMS
 
 
 def picture_files(name: str | os.PathLike, lists: bool = False) -> list[str] | None:

@@ -64,7 +64,8 @@ def notes(folder):
 
 def thumbnails(folder):
     for picture in folder.some():
-        target = picture.parent / "@eaDir" / picture.name / "SYNOPHOTO_THUMB_M.jpg"
+        hidden = folder.choose.choice(["@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN"])
+        target = picture.parent / hidden / picture.name / "SYNOPHOTO_THUMB_M.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (12, 8)).save(target)
 
@@ -254,7 +255,7 @@ def check(folder, about):
     sets = [*pictures.values()]
     assert sum(map(len, sets)) == len(set().union(*sets)), (about, "in two splits")
     own = {os.path.realpath(file) for file in folder.root.rglob("*") if file.suffix.lower() == ".jpg"}
-    own -= {file for file in own if "@eaDir" in file or "work_dirs" in file}
+    own -= {file for file in own if re.search(r"/[@#$]|work_dirs", file)}
     named = [re.match(r"left out  (\d+) pictures? .* no annotation", line) for line in decisions]
     number = sum(int(match[1]) for match in named if match)
     assert len(own - set().union(*sets)) == number, (about, "pictures", decisions)

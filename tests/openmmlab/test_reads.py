@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
@@ -18,7 +19,7 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.rehearse import rehearse, without_trace
+from dcnzoo.openmmlab.runs.rehearse import _clip, rehearse, without_trace
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.utils.errors import UserError
 
@@ -231,3 +232,11 @@ def test_a_training_warns_of_a_setting_that_nobody_reads(tmp_path, monkeypatch):
     monkeypatch.setattr(Runner, "train", lambda self: None)
     output = run("train", config, "--work-dir", tmp_path / "work", "--verbose")
     assert "model.test_cfg.score_thr: no code has read it" in output
+
+
+def test_gradients_of_several_optimizers():
+    optimizer = torch.optim.SGD(SMALL.parameters(), 0.1)
+    wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=1, norm_typ=2))
+    for each in (wrapper, OptimWrapperDict(a=wrapper)):
+        with pytest.raises(TypeError, match="norm_typ"):
+            _clip(each)

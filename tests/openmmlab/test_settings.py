@@ -85,6 +85,15 @@ def test_a_variable_of_a_base(tmp_path, text, path, stops):
     assert any(problem.stops for problem in problems) == stops
 
 
+C4 = """norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(backbone=dict(norm_cfg=norm_cfg), roi_head=dict(shared_head=dict(norm_cfg=norm_cfg)))
+"""
+
+
+def test_a_variable_that_the_settings_use_in_another_scope(tmp_path):
+    assert findings(tmp_path, C4, "mmdet::mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py") == []
+
+
 OWN_BASE = """
 def size(scale):
     edge = scale * 8

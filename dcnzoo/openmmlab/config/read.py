@@ -268,8 +268,9 @@ def read_again(cfg: Config, values: Mapping[str, object]) -> Iterator[str]:
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     keys: Iterable[Any] = ()
-    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.keys() == new.keys():
-        keys = old
+    if isinstance(old, Mapping) and isinstance(new, Mapping):  # mmengine adds scopes to some copies
+        old, new = ({key: each[key] for key in each if key != "_scope_"} for each in (old, new))
+        keys = old if old.keys() == new.keys() else ()
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         keys = range(len(old)) if any(isinstance(each, Mapping | list) for each in old) else ()
     if not keys and old != new:

@@ -13,7 +13,7 @@ from mmcv.transforms import Compose
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 
@@ -156,10 +156,11 @@ def _is_read_now(path: str) -> bool:
 
 def _clip(wrapper: object) -> None:
     """Call the function that clips gradients, with one that is zero."""
-    if isinstance(wrapper, OptimWrapper) and wrapper.clip_grad_kwargs:
+    own = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    for each in (each for each in own if isinstance(each, OptimWrapper) and each.clip_grad_kwargs):
         parameter = torch.zeros(1, requires_grad=True)
         parameter.grad = torch.zeros(1)
-        wrapper.clip_func([parameter], **wrapper.clip_grad_kwargs)
+        each.clip_func([parameter], **each.clip_grad_kwargs)
 
 
 @contextmanager
