@@ -114,9 +114,9 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
     evaluator = copy.copy(loop.evaluator)
     evaluator.metrics = [*map(copy.copy, own)]
     for sample in samples:
-        found = sample.get("pred_instances")
-        if found is not None and len(found) == 0:  # metrics do little without a detection
-            one = {key: value.new_zeros(1, *value.shape[1:]) for key, value in found.items()}
+        predicted = sample.get("pred_instances")
+        if predicted is not None and len(predicted) == 0:  # metrics do little without a detection
+            one = {key: value.new_zeros(1, *value.shape[1:]) for key, value in predicted.items()}
             sample.pred_instances = InstanceData(**one)
     try:
         for metric in evaluator.metrics:
