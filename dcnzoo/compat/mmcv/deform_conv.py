@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dcnzoo import layers, ops
 from dcnzoo.compat.signatures import renames
 from dcnzoo.layers.tracing import Leaf
+from dcnzoo.ops._arguments import pair
 from dcnzoo.ops.geometry import output_size
 from dcnzoo.utils.text import counted
 
@@ -70,12 +71,10 @@ def modulated_deform_conv2d(
             smaller than the output, or an argument of :func:`dcnzoo.ops.deform_conv2d` is invalid.
     """
     check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
-    geometry = dict(stride=stride, padding=padding, dilation=dilation)
-    pairs = [_pair(f"modulated_deform_conv2d: {name}", value) for name, value in geometry.items()]
-    if min(pairs[0]) < 1:
-        raise RuntimeError(f"modulated_deform_conv2d: stride: expected at least 1, got {pairs[0]}")
-    size = tuple(output_size(input.shape[2:], weight.shape[2:], *pairs))
-    offset, mask = as_read(offset, "offset", size), as_read(mask, "mask", size)
+    pairs = pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation")
+    if [len(numbers) for numbers in pairs] == [2] * 3 and min(pairs[0]) > 0:  # else the operator raises
+        size = tuple(output_size(input.shape[2:], weight.shape[2:], *pairs))
+        offset, mask = as_read(offset, "offset", size), as_read(mask, "mask", size)
     return _convolve(input, weight, offset, mask, bias, stride, padding, dilation, groups, None)
 
 
@@ -133,13 +132,6 @@ def _convolve(
     mask, bias = (None if tensor is None else tensor.to(dtype) for tensor in (mask, bias))
     with torch.autocast(input.device.type, enabled=False):
         return ops.deform_conv2d(input.to(dtype), weight.to(dtype), offset, mask, bias, *arguments)
-
-
-def _pair(argument: str, value: Pair) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
-        raise RuntimeError(f"{argument}: expected an integer or 2 integers, got {value!r}")
-    return pair
 
 
 class _Arguments(Leaf):
