@@ -328,6 +328,8 @@ class BuildOps(build_ext):
         folder = ROOT / "build" / "ops" / device
         for path in (target.parent, folder):
             path.mkdir(parents=True, exist_ok=True)
+        if device == "cuda":
+            print(f"CUDA operators, with {find_nvcc()}: DCNZOO_CUDA=0 leaves them out", flush=True)
         build = {"cpu": cpu_build, "cuda": cuda_build}[device]
         (folder / "build.ninja").write_text(build(Path(import_torch().__file__).parent, folder, target))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []

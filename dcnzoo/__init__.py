@@ -125,14 +125,18 @@ def load(
 
     if edited:
         raise ValueError(f"edited: expected False for what is not an exported file, got {model}")
+    from dcnzoo.zoo.index import require_model
+
+    require_model(str(model))  # mistakes first: each of the next imports takes seconds
+    from dcnzoo.openmmlab.runs.device import require_device
+
+    require_device(device)
     from dcnzoo.openmmlab.detector import TorchDetector
     from dcnzoo.openmmlab.runs import execute
-    from dcnzoo.openmmlab.runs.device import require_device
     from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.utils.marks import model_name
     from dcnzoo.zoo.source import resolve
 
-    require_device(device)  # before the download
     source = resolve(model, checkpoint)
     weights = source.read_weights()
     network = execute.build(Recipe.read(source.config, cfg_options), weights, device=device, **loading)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,9 @@ _RENAMED = {
 }
 
 
-class Points(NamedTuple):
-    """The arguments of deformable attention from the tokens of some maps to those of others."""
-
-    reference: Tensor  # [1, Q, 1, 2], (x, y)
-    shapes: Tensor  # [L, 2], (height, width)
+# of deformable attention from the tokens of some maps to those of others: the reference points
+# [1, Q, 1, 2], (x, y); the shapes [L, 2], (height, width)
+Points = tuple[Tensor, Tensor]
 
 
 def _points(queries: Sequence[tuple[int, int]], values: Sequence[tuple[int, int]], like: Tensor) -> Points:
@@ -55,7 +53,7 @@ def _points(queries: Sequence[tuple[int, int]], values: Sequence[tuple[int, int]
         x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
         rows, columns = torch.meshgrid(y, x, indexing="ij")
         references.append(torch.stack([columns, rows], -1).flatten(0, 1))
-    return Points(torch.cat(references)[None, :, None], torch.tensor(values, device=like.device))
+    return torch.cat(references)[None, :, None], torch.tensor(values, device=like.device)
 
 
 def _maps(tokens: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:  # [N, S, C] -> [N, C, H, W] each
@@ -128,7 +126,8 @@ class _Attends(nn.Module):
         self.attn = MultiScaleDeformableAttention(channels, heads, levels, 4, ratio)
 
     def _attend(self, query: Tensor, value: Tensor, points: Points) -> Tensor:
-        return self.attn(self.query_norm(query), points.reference, self.feat_norm(value), points.shapes)
+        reference, shapes = points
+        return self.attn(self.query_norm(query), reference, self.feat_norm(value), shapes)
 
 
 class Injector(_Attends):

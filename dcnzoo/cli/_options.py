@@ -26,7 +26,11 @@ class UserPath(click.Path):
     """A path whose ``~`` is the home folder: in ``--out=~/x``, the shell leaves it to the program."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(os.path.expanduser(value), param, ctx)
+        path = os.path.expanduser(value)
+        kind = KINDS.get(Path(path).suffix.lower())
+        if kind and not self.file_okay and not os.path.isdir(path):
+            self.fail(f"expected a folder, got the name of {kind}, {value}", param, ctx)
+        return super().convert(path, param, ctx)
 
 
 class ModelName(UserPath):
@@ -158,14 +162,12 @@ def existing_checkpoint(ctx: click.Context, param: click.Parameter, value: str |
 
 
 def existing_model(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Callback: require a file, a folder or the name of a model, before torch is imported."""
-    if not value or ctx.resilient_parsing or "::" in value or "://" in value or Path(value).exists():
-        return value
-    if len(Path(value).parts) > 1 or value.endswith(EXPORTED):
-        require_file(value, param.name)
-    from dcnzoo.zoo.index import find
+    """Callback: require what may be a model, before torch is imported."""
+    # a runtime needs nothing of the zoo
+    if value and not ctx.resilient_parsing and not (value.endswith(EXPORTED) and os.path.exists(value)):
+        from dcnzoo.zoo.index import require_model
 
-    find(value)
+        require_model(value)
     return value
 
 

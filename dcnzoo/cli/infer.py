@@ -20,7 +20,7 @@ from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import numbered, require_file, require_new, write_bytes
-from dcnzoo.utils.formats import is_video, picture_files
+from dcnzoo.utils.formats import KINDS, is_video, picture_files
 from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.utils.text import counted
 
@@ -46,6 +46,9 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
         several = picture_files(name, lists=ctx.params.get("kind") is not None)
         if several is None:
             require_file(name, "image")
+            kind = KINDS.get(Path(name).suffix.lower(), "a picture")
+            if kind not in ("a picture", "a video") and "://" not in name:
+                raise UserError(f"image: expected a picture, a video or a folder, got {kind}, {name}")
         for file in [name] if several is None else several:
             folder, base = os.path.split(os.path.expanduser(file))
             files.setdefault(file if "://" in file else os.path.join(folder_of(folder), base), file)
@@ -53,7 +56,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", type=_options.MODEL, required=False, callback=_options.existing_model)
+@click.argument("model", type=_options.MODEL, required=False, callback=_options.existing_model, is_eager=True)
 @click.argument("images", type=_options.NAME, nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
 @option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
 @_options.loading

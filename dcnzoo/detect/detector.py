@@ -33,6 +33,9 @@ class Results(Iterator[Detections]):
     def __next__(self) -> Detections:
         return next(self._results)
 
+    def __repr__(self) -> str:
+        return "<Results: iterate over them; each picture is detected when it is reached>"
+
 
 class BaseDetector:
     """A detector for pictures: :func:`dcnzoo.load` returns one.

@@ -41,8 +41,10 @@ def explain(
     samples = data["data_samples"]
     height, width = samples[0].ori_shape
     if box is not None and not (0 <= box.x1 <= box.x2 < width and 0 <= box.y1 <= box.y2 < height):
-        corners = ",".join(f"{value:g}" for value in box)
-        raise UserError(f"box: expected x1 ≤ x2 < {width} and y1 ≤ y2 < {height}, got {corners}")
+        corners = [f"{value:g}" for value in box]
+        if box[:2] == box[2:]:
+            raise UserError(f"at: expected x < {width} and y < {height}, got {','.join(corners[:2])}")
+        raise UserError(f"box: expected x1 ≤ x2 < {width} and y1 ≤ y2 < {height}, got {','.join(corners)}")
 
     def run(inputs: Tensor) -> list:
         return model(inputs, copy.deepcopy(samples), mode="predict")

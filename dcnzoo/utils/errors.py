@@ -79,7 +79,11 @@ def typed(function: Function) -> Function:
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        require_types(signature.bind(*args, **kwargs).arguments, annotations)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}: {error}; expected {', '.join(annotations)}") from None
+        require_types(bound.arguments, annotations)
         try:
             return function(*args, **kwargs)
         except ModuleNotFoundError as error:

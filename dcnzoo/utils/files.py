@@ -235,7 +235,7 @@ def require_file(path: str, what: str) -> None:
 def require_exists(path: str | os.PathLike, what: str) -> None:
     """Raise UserError unless there is a folder or file at ``path``."""
     if not os.path.exists(path):
-        raise UserError(f"{what}: expected a folder or file, found none at {path}")
+        raise MissingFileError(f"{what}: expected a folder or file, found none at {path}")
 
 
 def require_folder(path: str | os.PathLike, what: str) -> None:

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from dcnzoo.utils import steps
 
@@ -120,8 +121,9 @@ def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Pro
     if it goes to a terminal, too.
     """
     kind = Progress if is_terminal(console) else LineProgress
+    name = Column(max_width=30, no_wrap=True, overflow="ellipsis")  # a line of 80 columns has all others
     return kind(
-        TextColumn("{task.description}", markup=False),  # it may be the name of a folder
+        TextColumn("{task.description}", markup=False, table_column=name),  # it may be the name of a folder
         BarColumn(bar_width=None),
         *(done or (MofNCompleteColumn(), TimeElapsedColumn())),
         TimeRemainingColumn(),

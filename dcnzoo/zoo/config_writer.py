@@ -1,5 +1,6 @@
 """Write a config that trains a published detector on your own data."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,12 +119,21 @@ def write_settings(
     usual = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
     written = Config(Config._merge_a_into_b(settings, usual))
     written.merge_from_dict(dict(changes or {}))
+    _shorten_warm_up(written, sources["train"].counts["images"])
     with replacing(out) as draft:
         # sorts by name: variables come first
         draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
         config = read_config_file(draft)
         check_config(config, out)
     return model, config.get("load_from")
+
+
+def _shorten_warm_up(config: Config, images: int) -> None:
+    """End a warm-up after at most a tenth of the training: that of COCO is longer than a small training."""
+    epochs, batch_size = config.train_cfg.get("max_epochs"), config.train_dataloader.get("batch_size")
+    for _, node in dicts(config.get("param_scheduler")) if epochs and batch_size else ():
+        if node.get("type") == "LinearLR" and node.get("by_epoch") is False and node.get("end"):
+            node["end"] = min(node["end"], max(1, epochs * math.ceil(images / batch_size) // 10))
 
 
 def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:
@@ -152,9 +162,9 @@ def _data_settings(
     for file, number in without.items():
         if wants_masks and number:
             raise UserError(
-                f"{file}: expected a mask of every object, since {model} learns from masks, found "
+                f"{file.name}: expected a mask of every object, since {model} learns from masks, found "
                 f"{counted(number, 'objects')} without one; "
-                f"model={BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
+                f"{BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
             )
     settings: dict[str, object] = {}
     tested = sources.get("test", sources["val"])

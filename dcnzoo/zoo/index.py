@@ -10,6 +10,7 @@ of each result:
 import dataclasses
 import difflib
 import functools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,11 @@ from urllib.parse import unquote
 import yaml
 
 from dcnzoo.utils.errors import UserError, typed
+from dcnzoo.utils.files import require_exists, require_file
 from dcnzoo.utils.folders import mim_folder
+from dcnzoo.utils.formats import EXPORTED, KINDS
 
+CONFIGS = (".py", ".json", ".yaml", ".yml")
 PACKAGES = ("dcnzoo", "mmdet")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
@@ -191,6 +195,28 @@ def find(name: str) -> Model:
     close = difflib.get_close_matches(key, similar, n=3, cutoff=0.5)
     hint = f"; the closest names: {', '.join(close)}" if close else "; `dcnzoo zoo list` lists all"
     raise UnknownModelError(f"{name}: expected the name of a model, found none{hint}")
+
+
+def require_model(name: str) -> None:
+    """Raise UserError if a name, file or folder cannot be a model; torch and OpenMMLab are not imported."""
+    path = Path(name).expanduser()
+    ending = path.suffix.lower()
+    kind = None if ending in (*CONFIGS, *EXPORTED) else KINDS.get(ending)
+    if os.path.isdir(path):  # Path.is_dir raises if the name is too long
+        configs = (
+            file for pattern in ("*.py", "config.json", "*/vis_data/config.py") for file in path.glob(pattern)
+        )
+        hint = f"`dcnzoo train --data {name}` trains on pictures"
+        kind = None if any(configs) else f"a folder without a config ({hint})"
+    elif not os.path.isfile(path) and "::" not in name and "://" not in name:
+        if len(path.parts) == 1 and ending not in EXPORTED:
+            find(name)
+        else:
+            require_exists(path, "model")
+            require_file(name, "model")
+    if kind and name and os.path.exists(path):
+        expected = "a name in the zoo, a config (.py), a work directory or an exported file"
+        raise UserError(f"model: expected {expected}, got {kind}, {name}")
 
 
 def search(words: Sequence[str]) -> list[Model]:

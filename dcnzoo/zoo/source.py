@@ -21,9 +21,7 @@ from dcnzoo.utils.files import files_beside, require_file
 from dcnzoo.utils.folders import CHECKPOINTS, last_checkpoint
 from dcnzoo.utils.marks import is_config_of_training
 from dcnzoo.zoo.downloads import local_file
-from dcnzoo.zoo.index import Model, UnknownModelError, find, models
-
-CONFIGS = (".py", ".json", ".yaml", ".yml")
+from dcnzoo.zoo.index import CONFIGS, Model, UnknownModelError, find, models, require_model
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,7 @@ def resolve(model: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[
     if not isinstance(model, str | os.PathLike) or not str(model):
         raise UserError(f"model: expected a name, a config or a work directory, got {model!r}")
     name = str(model)
+    require_model(name)
     if name.startswith(hub.PREFIX):
         source = Source(name, *hub.fetch_model(name))
     else:
@@ -147,9 +146,8 @@ def _checkpoint(name: str, path: Path, checkpoint: object) -> Source | None:
 
 
 def _config(name: str, path: Path, checkpoint: object) -> Source | None:
-    if path.suffix not in CONFIGS or "::" in name or not (os.path.isfile(path) or len(path.parts) > 1):
+    if path.suffix not in CONFIGS or "::" in name or not os.path.isfile(path):
         return None
-    require_file(name, "model")
     folder = path.parent
     is_of_training = is_config_of_training(path) and SavedCheckpoints(folder).exist
     return Source(name, path, work_dir=folder if is_of_training else None)

@@ -73,6 +73,8 @@ def train(
         stack.enter_context(use_device(of_run.device, of_run.launcher))
         stack.enter_context(user_errors())
         if data is None:
+            if model is None:
+                raise UserError("model: expected one, or data=…, got neither")
             if unused := [key for key, value in vars(reading).items() if value != getattr(AS_THEY_ARE, key)]:
                 raise UserError(f"{unused[0]}: expected data, got a training without it")
             source = resolve(model)

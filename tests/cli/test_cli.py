@@ -100,8 +100,16 @@ def test_completed_names_are_those_of_the_index():
 
 
 def test_mistakes_are_found_before_slow_imports(tmp_path):
-    (tmp_path / "a.png").touch()
+    for name in ("a.png", "b.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "pictures").mkdir()
     lines = """infer x none.png | none.png
+        infer a.png NAME | got a picture, a.png
+        infer a.png | got a picture, a.png
+        infer NAME b.json | got a JSON file, b.json
+        infer NAME a.png --out b.png | expected a folder
+        train pictures | --data pictures
+        test none/x | folder or file
         explain x none.png | none.png
         infer x a.png --checkpoint none.png | none.png
         infer NAME a.png --device none | got none
@@ -111,7 +119,7 @@ def test_mistakes_are_found_before_slow_imports(tmp_path):
         train NAME --resume none.pth | none.pth
         train NAME --clip | --data
         train NAME --epochs x | valid integer.
-        test mask-rcnn_r14-mdconv_fpn_8e_shape | shapes
+        test mask-rcnn_r14-mdconv_fpn_8e_shape | closest names: mask-rcnn_r14-mdconv_fpn_8e_shapes
         flops none | none
         bench none.onnx | none.onnx
         reproduce NAME --data-root none | none
@@ -129,6 +137,10 @@ for row in {lines!r}.replace("NAME", "mask-rcnn_r14-mdconv_fpn_8e_shapes").split
     result = CliRunner().invoke(commands, line.split())
     *_, error = result.output.splitlines()
     assert result.exit_code in (1, 2) and error.lower().startswith("error: ") and word in error, result.output
+import dcnzoo, pytest
+for arguments, word in ((["pictures"], "--data pictures"), (["mask-rcnn"], "closest"), ([], "edited")):
+    with pytest.raises(Exception, match=word):
+        dcnzoo.load(*arguments)
 """
     python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
 

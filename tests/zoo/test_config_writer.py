@@ -92,6 +92,14 @@ def test_models(tmp_path, coco, model, expected):
         assert first.type == "Shared2FCBBoxHead" and first.loss_bbox.type == "SmoothL1Loss"
 
 
+def test_a_warm_up_ends_within_the_training(tmp_path, coco):
+    """That of COCO has 500 iterations; 12 epochs of two batches have 24."""
+    file = coco()
+    write_config(file, file, tmp_path / "out.py", tmp_path, model=BOXES)
+    warm_up, steps = Config.fromfile(tmp_path / "out.py").param_scheduler
+    assert (warm_up.type, warm_up.end, steps.milestones) == ("LinearLR", 2, [8, 11])
+
+
 @pytest.mark.parametrize(
     ("model", "frozen"),
     [

@@ -52,6 +52,7 @@ def test_every_argument_has_the_type_of_its_annotation(function, name, tmp_path,
 ARGUMENTS = [  # right types, wrong values
     (dcnzoo.load, (MODEL,), {"cfg_options": {3: 4}}, "cfg_options"),
     (dcnzoo.load, (MODEL,), {"edited": True}, "edited"),
+    (dcnzoo.train, (), {}, "model"),
     (dcnzoo.train, (PLAIN,), {"outputs": "report.html"}, "outputs"),
     (dcnzoo.train, (PLAIN,), {"clip": True}, "clip"),
     (dcnzoo.train, (PLAIN,), {"force": 1}, "force"),
@@ -113,6 +114,11 @@ def test_arguments(function, positional, options, argument, tmp_path, monkeypatc
     with pytest.raises((UserError, ValueError), match=f"^{argument}: expected ") as error:
         function(*positional, **options)
     assert "error in dcnzoo" not in str(error.value)
+
+
+def test_an_unknown_argument_lists_the_known_ones():
+    with pytest.raises(TypeError, match=r"^load: .* 'pretrained'; expected model, checkpoint, "):
+        dcnzoo.load(MODEL, pretrained=False)
 
 
 @pytest.mark.parametrize(("function", "key", "value"), SETTINGS)
