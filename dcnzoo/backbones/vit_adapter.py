@@ -22,6 +22,7 @@ from dcnzoo.backbones.intern_image import DropPath
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.layers import MultiScaleDeformableAttention
 from dcnzoo.layers.tracing import Refuses
+from dcnzoo.utils.text import nearest
 
 PATCH = 16
 STAGES = 4
@@ -233,6 +234,8 @@ class ViTAdapter(Refuses, nn.Module):
         if not out_indices or not set(out_indices) <= set(range(STAGES)):
             self._refuse("out_indices", "numbers from 0 to 3", tuple(out_indices))
         self.vit_options: dict[str, Any] | None = None
+        if not isinstance(vit, str | Mapping | nn.Module):
+            self._refuse("vit", "a name of timm, a dict with arguments, or a module", repr(vit))
         if not isinstance(vit, nn.Module):
             self.vit_options = {"model_name": vit} if isinstance(vit, str) else dict(vit)
             vit = _create(**{"drop_path_rate": drop_path_rate, **self.vit_options})
@@ -339,9 +342,10 @@ class ViTAdapter(Refuses, nn.Module):
             options["pretrained_cfg_overlay"] = dict(file=source, num_classes=0)
         try:
             vit = _create(pretrained=True, **options)
-        except OSError as error:  # timm's for a missing file has no text
+        except Exception as error:  # timm's, torch's and the Hub's have many types, and perhaps no text
             expected = "a file of weights, or True with access to timm's on the Hub"
-            self._refuse("pretrained", expected, f"{source!r}: {type(error).__name__} {error}".rstrip())
+            text = " ".join([type(error).__name__, *str(error).split()])
+            self._refuse("pretrained", expected, f"{source!r}: {text}")
         _fit(vit, self.windows, self.pad_input)
         missing, _ = self.load_state_dict(vit.state_dict(), strict=False)
         absent = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX)]
@@ -490,6 +494,12 @@ def _create(**options: Any) -> nn.Module:
             "ViTAdapter: vit: expected a module where timm is not installed, got a name; pip install timm"
         )
         raise ModuleNotFoundError(message, name="timm") from None
+    name = str(options["model_name"])
+    if ":" not in name and not timm.is_model(name):
+        near = nearest(name, timm.list_models())
+        raise ValueError(
+            f"ViTAdapter: vit: expected a name of timm{near and f', such as {near}'}, got {name}"
+        )
     return timm.create_model(num_classes=0, **options)
 
 

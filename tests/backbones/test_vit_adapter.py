@@ -364,7 +364,7 @@ def test_a_detectors_init_weights_keeps_pretrained_ones(timm, tmp_path, name, op
     assert detector.backbone.frozen != patches.requires_grad
     torch.save({"pos_embed": torch.zeros(1, 3, 24)}, tmp_path / "other.pth")
     detector.backbone.pretrained = str(tmp_path / "other.pth")
-    with pytest.raises(RuntimeError, match=r"pos_embed|Missing key"):
+    with pytest.raises(ValueError, match=r"pretrained: .*(pos_embed|Missing key)"):
         detector.backbone.init_weights()
     detector.backbone.pretrained = "nowhere.pth"
     with pytest.raises(ValueError, match=r"pretrained: expected .*, got 'nowhere.pth': FileNotFoundError"):
@@ -411,6 +411,9 @@ WRONG = [
     (DINOV3, dict(window=3), "window: expected None for a ViT with rotary positions"),
     (VIT, dict(window=3, prefix_tokens=True), "window: expected None with prefix_tokens"),
     (BEIT, dict(window=[3, None, 3, 3]), "window: expected a size for each block of a ViT with relative"),
+    (5, {}, "vit: expected a name of timm, .*, got 5"),
+    ("vit_tiny_patch16_24", {}, "vit: expected a name of timm, such as vit_tiny_patch16_224, got"),
+    (VIT, dict(pretrained=__file__), "pretrained: expected a file of weights"),
     (nn.Linear(3, 3), {}, "vit: expected a vision transformer of timm, got Linear"),
     (dict(model_name="resnet18"), {}, "vit: expected a vision transformer of timm, got ResNet"),
 ]

@@ -103,7 +103,7 @@ def test_mistakes_are_found_before_slow_imports(tmp_path):
     for name in ("a.png", "b.json"):
         (tmp_path / name).touch()
     (tmp_path / "pictures").mkdir()
-    lines = """infer x none.png | none.png
+    lines = """infer NAME none.png | none.png
         infer a.png NAME | got a picture, a.png
         infer a.png | got a picture, a.png
         infer NAME b.json | got a JSON file, b.json
@@ -111,7 +111,7 @@ def test_mistakes_are_found_before_slow_imports(tmp_path):
         train pictures | --data pictures
         test none/x | folder or file
         explain x none.png | none.png
-        infer x a.png --checkpoint none.png | none.png
+        infer NAME a.png --checkpoint none.png | none.png
         infer NAME a.png --device none | got none
         infer NAME a.png --shard 1/2 | --format
         train none.png/x | none.png/x

@@ -96,7 +96,7 @@ CONTENT = [
         "classes: .*3 classes, got 2",
     ),
     ("export CONFIG broken.pth", r"^error: .*broken\.pth: "),
-    ("export --check text.png", "text.png: expected an ONNX file"),
+    ("export --check text.png", "an exported file, got a picture, text.png"),
     ("export --check nowhere.onnx", "nowhere.onnx"),
     ("bench CONFIG --checkpoint nowhere.pth", "checkpoint: .*nowhere.pth"),
     ("bench CONFIG nowhere.png", "nowhere.png"),

@@ -95,7 +95,7 @@ def test_every_kind(folder, model, checkpoint, config, weights):
         ("", None, "model: expected a name"),
         (None, None, "model: expected a name"),
         (3, None, "model: expected a name"),
-        ("files", None, "model: .* without a config"),
+        ("files", None, "model: .* found no config"),
         ("nowhere.py/", None, "nowhere"),
         ("nowhere/x.py", None, "model: .*nowhere/x.py"),
         ("files/weights.pth", None, "is the checkpoint, not the model"),
