@@ -149,11 +149,6 @@ class Installation:
     torchvision_problem: str | None = None  # why its operators cannot be used
 
     @property
-    def lacks_cuda_operators(self) -> bool:
-        """Whether torch was built for CUDA and dcnzoo was not, on a machine without a GPU: not a problem."""
-        return bool(self.torch_cuda) and "cuda" in self.libraries and not self.torch_sees_gpu
-
-    @property
     def lacks_gpu_kernels(self) -> bool:
         """Whether torch finds a GPU, on which plain PyTorch runs all operators."""
         without = bool(self.torch_cuda) and "cuda" in self.libraries and self.torch_sees_gpu

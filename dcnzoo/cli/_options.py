@@ -155,9 +155,7 @@ def existing_checkpoint(ctx: click.Context, param: click.Parameter, value: str |
     existing(ctx, param, value)
     kind = KINDS.get(Path(value or "").suffix.lower())
     if kind and not str(value).endswith(EXPORTED) and not ctx.resilient_parsing:
-        options = [name for option in ctx.command.params for name in option.opts]
-        hint = "; --test-img names a picture" if kind == "a picture" and "--test-img" in options else ""
-        raise UserError(f"checkpoint: expected a file with weights, got {kind}, {value}{hint}")
+        raise UserError(f"checkpoint: expected a file with weights, got {kind}, {value}")
     return value
 
 

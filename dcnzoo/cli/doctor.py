@@ -40,8 +40,6 @@ def command(package: str | None, patches: bool) -> None:
     if patches and find_spec("mmengine") and not problems:
         lines += [("patch", f"{name}: {text}") for name, text in diagnosis.patch_lines()]
     print_columns(lines)
-    if installation.lacks_cuda_operators:
-        print(f"\nnote: torch is a CUDA build, dcnzoo is not. To use a GPU: DCNZOO_CUDA=1 {diagnosis.BUILD}")
     for problem in problems:
         print(f"\nproblem: {problem}\n    fix: {problem.remedy}")
     print(f"\n{counted(len(problems), 'problems') if problems else 'no problems'} found")

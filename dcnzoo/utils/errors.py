@@ -74,16 +74,11 @@ def require_types(values: Mapping[str, object], annotations: Mapping[str, object
 
 def typed(function: Function) -> Function:
     """Decorator of a public function: :func:`require_types` for its arguments."""
-    signature = inspect.signature(function)
-    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    annotations = function.__annotations__
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{function.__name__}: {error}; expected {', '.join(annotations)}") from None
-        require_types(bound.arguments, annotations)
+        require_types(inspect.getcallargs(function, *args, **kwargs), annotations)
         try:
             return function(*args, **kwargs)
         except ModuleNotFoundError as error:

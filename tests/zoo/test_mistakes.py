@@ -116,11 +116,6 @@ def test_arguments(function, positional, options, argument, tmp_path, monkeypatc
     assert "error in dcnzoo" not in str(error.value)
 
 
-def test_an_unknown_argument_lists_the_known_ones():
-    with pytest.raises(TypeError, match=r"^load: .* 'pretrained'; expected model, checkpoint, "):
-        dcnzoo.load(MODEL, pretrained=False)
-
-
 @pytest.mark.parametrize(("function", "key", "value"), SETTINGS)
 def test_settings(function, key, value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
