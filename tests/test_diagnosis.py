@@ -149,14 +149,6 @@ def test_distributions_that_contain_opencv(tmp_path):
     assert output.split() == ["opencv_first", "opencv_second"]
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "CUDA build without a GPU"])
-def test_a_cpu_build_of_dcnzoo_with_a_cuda_build_of_torch(name, monkeypatch):
-    """Without a GPU this is not a problem, but doctor says it."""
-    monkeypatch.setattr(diagnosis.Installation, "here", lambda: HEALTHY[name])
-    monkeypatch.setattr(diagnosis, "patch_lines", lambda: ())
-    assert ("DCNZOO_CUDA=1" in commands.run("doctor")) == (name == "CUDA build without a GPU")
-
-
 def test_libraries_that_are_not_loaded_have_a_reason():
     assert Installation.here().libraries.keys() == {"cpu", "cuda"} - _library.loaded.keys()
 

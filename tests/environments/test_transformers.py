@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from dcnzoo.compat import provide
 from dcnzoo.compat import transformers as compat
 from dcnzoo.export import export_onnx
 
+provide("torchvision")  # whose operators do not load beside a CPU build of torch
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 
 RESNET = dict(

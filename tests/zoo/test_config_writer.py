@@ -191,7 +191,7 @@ def test_the_default_model_learns_from_masks_if_there_are_some(tmp_path, coco):
 @pytest.mark.parametrize(
     ("train", "val", "model", "message"),
     [
-        (boxes_only, boxes_only, MASKS, r"mask of every object.* 3 .*model="),
+        (boxes_only, boxes_only, MASKS, r"mask of every object.* 3 .*for a CPU"),
         (lambda c: c["annotations"][0].update(image_id=9), None, None, "annotation 1: image_id: "),
         (None, lambda c: c["categories"].reverse(), None, "classes in the order"),
         (None, None, "mask-rcnn", "name of a model"),
