@@ -138,7 +138,8 @@ for row in {lines!r}.replace("NAME", "mask-rcnn_r14-mdconv_fpn_8e_shapes").split
     *_, error = result.output.splitlines()
     assert result.exit_code in (1, 2) and error.lower().startswith("error: ") and word in error, result.output
 import dcnzoo, pytest
-for arguments, word in ((["pictures"], "--data pictures"), (["mask-rcnn"], "closest"), ([], r"load\\(\\) missing")):
+calls = ((["pictures"], "--data pictures"), (["mask-rcnn"], "closest"), ([], "missing"))
+for arguments, word in calls:
     with pytest.raises(Exception, match=word):
         dcnzoo.load(*arguments)
 """
