@@ -113,11 +113,7 @@ def load(
         raise ValueError(f"score_threshold: expected a number of at most 1, got {score_threshold!r}")
     loading = {"unsafe_load": unsafe_load, "allow_partial": allow_partial}
     if str(model).endswith(EXPORTED):
-        others = {
-            "checkpoint": checkpoint,
-            "cfg_options": cfg_options,
-            **loading,
-        }
+        others = {"checkpoint": checkpoint, "cfg_options": cfg_options, **loading}
         others |= {"fuse": fuse, "channels_last": channels_last}
         settings = {"device": device, "score_threshold": score_threshold, "precision": precision}
         settings["edited"] = edited
