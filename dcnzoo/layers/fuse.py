@@ -374,10 +374,10 @@ def fused(
             and private.FUSED_LAYERS not in private.missing
         ):
             fuser.fuse(copies)
+        before = {copy: dict(vars(copy)) for copy in copies.values()}
         outputs = copies[model](*args, **kwargs)
         for module, copy in copies.items():
-            stored = {n: v for n, v in vars(copy).items() if n not in ("_modules", "forward", "training")}
-            vars(module).update(stored)
+            vars(module).update((n, v) for n, v in vars(copy).items() if v is not before[copy].get(n))
         return outputs
 
     return predict

@@ -55,13 +55,16 @@ def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
 
 def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
     """The packed layers that the method removes, or its error if it has none without packed layers."""
-    copied = copy.deepcopy(module)
+    try:
+        copied = copy.deepcopy(module)
+    except Exception as error:
+        return f"it cannot be tried on a copy ({error})"
     before = {pack: name for name, pack in copied.named_modules() if isinstance(pack, _Pack)}
     token = _runs.set(True)
     try:
         result = method(copied, *args, **kwargs)
-        after = (result if isinstance(result, nn.Module) else copied).modules()
-        lost = [name for pack, name in before.items() if pack not in {*after}]
+        after = {*(result if isinstance(result, nn.Module) else copied).modules()}
+        lost = [name for pack, name in before.items() if pack not in after]
         return few(lost, 3) if lost else ""
     except Exception as error:
         plain = copy.deepcopy(module)

@@ -141,7 +141,8 @@ def test_a_method_that_keeps_the_layer_runs():
             return self
 
     model = nn.Sequential(Kept())
-    dcnzoo.to_deformable(model, "0.0")
+    model[0].append(nn.Conv2d(4, 4, 3, padding=1))
+    dcnzoo.to_deformable(model, ["0.0", "0.2"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model[0].fuse()
@@ -176,3 +177,11 @@ def test_errors_of_the_method_itself_are_raised():
     dcnzoo.to_deformable(model, "0.0")
     with pytest.raises(KeyError, match="own mistake"):
         model[0].fuse()
+
+
+def test_a_module_that_cannot_be_copied_stays():
+    model = nn.Sequential(ConvNorm())
+    dcnzoo.to_deformable(model, "0.0")
+    model[0].map = model[0][0].weight * 2  # torch copies no tensors with a graph
+    with pytest.warns(UserWarning, match="cannot be tried on a copy"):
+        assert model[0].fuse() is model[0]
