@@ -323,18 +323,19 @@ def interpolate_clamped(
     """
     axes = []
     for point, extent in zip((y, x), size, strict=True):
-        on_axis = (point >= -1) & (point <= extent)  # NaN compares false
-        between = (point >= 0) & (point < extent - 1)  # between two pixel centres
+        # logical_and, not &, which Core ML's converter lacks; NaN compares false
+        on_axis = torch.logical_and(point >= -1, point <= extent)
+        between = torch.logical_and(point >= 0, point < extent - 1)  # between two pixel centres
         low = torch.where(on_axis, point.detach(), torch.zeros_like(point)).clamp(0, extent - 1).floor()
         fraction = torch.where(between, point - low, torch.zeros_like(point))
         high = (low + 1).clamp(max=extent - 1)
         axes.append([(low.long(), 1 - fraction, on_axis), (high.long(), fraction, between)])
-    values = y.new_zeros(())
+    values: Any = 0
     for row, row_weight, row_read in axes[0]:
         for column, column_weight, column_read in axes[1]:
             value, weight = pixels(row, column), row_weight * column_weight
             # a pixel that is not read, and its weight, get no gradient, even if they are Inf
-            read = row_read & column_read
+            read = torch.logical_and(row_read, column_read)
             value = torch.where(read, value, torch.zeros_like(value))
             values = values + value * torch.where(read, weight, torch.zeros_like(weight))
     return values
