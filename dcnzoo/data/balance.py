@@ -114,7 +114,9 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
     known = {os.path.abspath(picture) for each in used for picture in each.pictures}
     unused = [picture for picture in tree.pictures if os.path.abspath(picture) not in known]
     unlabelled = [picture for each in used for picture in each.unlabelled]
-    _add_missing(result, used, unused)
+    missing = {Path(problem.subject).stem for each in used for problem in each.missing}
+    unread = [file for file in tree.ending(*UNREAD_PICTURES) if file.stem in missing]
+    _add_missing(result, used, [*unused, *unread])
     foreign = {} if tree.is_file else named_formats(tree)
     tree.left_out[PREDICTIONS] += [file for file, text in foreign.items() if text.endswith(PREDICTIONS)]
     foreign = {file: text for file, text in foreign.items() if not text.endswith(PREDICTIONS)}

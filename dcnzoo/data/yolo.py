@@ -5,7 +5,7 @@ import functools
 import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import yaml
 from dcnzoo.data.conversion import MISSING, CocoBuilder, image_size
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
 from dcnzoo.data.splits import (
+    BY_OPTION,
     PREDICTIONS,
     SPLITS,
     Names,
@@ -26,6 +27,7 @@ from dcnzoo.data.splits import (
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.formats import UNREAD_PICTURES
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted, few, short
 
@@ -85,7 +87,7 @@ def _described_parts(tree: Tree, file: Path, described: dict | InvalidAnnotation
         except InvalidAnnotation as error:
             raise UserError(f"{file}: {error}") from None
         builder.sources.append(file)
-        return _convert(images, names, builder, options.drop_scores)
+        return _convert(images, names, builder, tree, options.drop_scores)
 
     splits, absent, names = [tree.asked or "train"], list[str](), list[str]()
     if isinstance(described, dict):
@@ -151,7 +153,7 @@ def _plain_parts(tree: Tree) -> list[Part]:
         if len(known) != 1 and not options.classes:
             expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
             builder.problems.append(Finding("data", f"expected {expected}, found {few([*names])}", NAMELESS))
-        return _convert(images, classes, builder, options.drop_scores)
+        return _convert(images, classes, builder, tree, options.drop_scores)
 
     parts = parts_by_split({p: tree.part_of(p) for p in tree.pictures if p.parent in folders}, parse)
     for part in parts:
@@ -177,17 +179,21 @@ def _others(
         return folder is None or file.is_relative_to(folder) == inside
 
     read = [part.read(options) for part in parts]
+    names = [str(each["name"]) for part in read[:1] for each in part.categories] or names
     labels, used = _all_labels(tree), {os.path.abspath(picture) for each in read for picture in each.pictures}
     builder = CocoBuilder(names, options.clip, tree.root)
     others = [
         p for p, own in labels.items() if os.path.abspath(p) not in used and belongs(p) and has_boxes(own)
     ]
-    _convert(others, names, builder, options.drop_scores)
+    _convert(others, names, builder, tree, options.drop_scores)
     known, lonely, stems = {*labels.values()}, defaultdict(list), defaultdict(list)
     for path in (picture.absolute() for each in read for picture in each.unlabelled):
         stems[normal(path.stem)].append(path)
         for own in _candidates(path):
             lonely[own.parent].append(path)
+    for file in tree.ending(*UNREAD_PICTURES):
+        stems[normal(file.stem)].append(file)
+    folders, pairs = {own.parent for own in known}, dict[Path, Path]()
     for file in tree.ending(".txt"):
         if file in known or not belongs(file) or is_names(file) or not has_boxes(file):
             continue
@@ -196,11 +202,19 @@ def _others(
         if len(line.split()) == 6 and not options.drop_scores:
             tree.left_out[PREDICTIONS].append(file)
             continue
+        # in a folder of which no file belongs to a picture beside it: other labels of pictures elsewhere
+        named = tree.by_stem.get(file.stem) if file.parent not in folders else []
+        likely = tree.best(named, file, tree.split_of(file))
+        if len(likely) == 1 and likely[0] not in pairs:
+            pairs[likely[0]] = file
+            continue
         if pictures := stems.get(normal(file.stem)) or lonely.get(file.parent):
             kind = UNMATCHED
             text += f"; {counted(len(pictures), 'pictures')} beside it have no labels: {few(pictures, 2)}"
         builder.problems.append(Finding(str(file), text, kind))
         builder.lost += sum(1 for _ in read_lines(file))
+    if pairs:
+        _convert([*pairs], names, builder, tree, options.drop_scores, pairs)
     return builder
 
 
@@ -225,11 +239,22 @@ def has_boxes(labels: Path) -> bool:
 
 
 def _convert(
-    images: Sequence[Path], names: Sequence[str], builder: CocoBuilder, drop_scores: bool = False
+    images: Sequence[Path],
+    names: Sequence[str],
+    builder: CocoBuilder,
+    tree: Tree,
+    drop_scores: bool = False,
+    labels: Mapping[Path, Path] | None = None,
 ) -> CocoBuilder:
-    """Add images and the objects in their labels, whose numbers are those of the names."""
-    inexact: set[str] = set()
-    labels, lengths, tracks, poses = labels_of(images, inexact), Counter[int](), 0, 0
+    """Add images and the objects in their labels, whose numbers are those of the names.
+
+    Args:
+        labels: of the images; by default those beside them. An image whose labels are left out is, too.
+    """
+    inexact, lengths, tracks, poses = set[str](), Counter[int](), 0, 0
+    labels = labels_of(images, inexact) if labels is None else labels
+    if out := {*map(os.path.realpath, tree.left_out[BY_OPTION])}:
+        images = [image for image in images if os.path.realpath(labels.get(image, "")) not in out]
 
     owners: dict[Path, Path] = {}
 

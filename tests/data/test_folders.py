@@ -639,6 +639,31 @@ def test_two_lists_of_classes(tmp_path, names, file):
     assert numbers == (8, 8) and names[0] in line and ", ".join(CLASSES) in line
 
 
+def test_other_labels_of_the_same_pictures(tmp_path):
+    """In a folder of which no file belongs to a picture beside it; equal ones are in the used files."""
+    plain_yolo(tmp_path)
+    shutil.copytree(tmp_path / "labels", tmp_path / "labels_backup")
+    numbers, text = total(tmp_path)
+    assert numbers == (8, 8) and "8 objects are in the used files" in text
+    write(tmp_path / "labels_backup/0000.txt", "0 0.5 0.5 0.125 0.125\n")
+    assert "expected each object in a split" in refused(tmp_path)
+
+
+def test_a_picture_in_a_format_that_is_not_read(tmp_path):
+    plain_yolo(tmp_path)
+    picture = next((tmp_path / "images").iterdir())
+    picture.rename(picture.with_suffix(".heic"))
+    assert f"{picture.stem}.heic" in refused(tmp_path)
+
+
+def test_labels_that_are_left_out(tmp_path):
+    """Their picture is not one without objects."""
+    plain_yolo(tmp_path)
+    file = sorted((tmp_path / "labels").iterdir())[0]
+    counts, text = prepared(tmp_path, leave_out=(f"labels/{file.name}",))
+    assert sum(number for number, _ in counts.values()) == 7 and "that no annotation of a split names" in text
+
+
 def test_results_with_scores_are_predictions(tmp_path):
     """Ultralytics writes them beside its plots."""
     plain_yolo(tmp_path)
