@@ -124,4 +124,7 @@ def branch(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, OffsetLinear(widths[-2], widths[-1]))
+    last = OffsetLinear(widths[-2], widths[-1])
+    nn.Linear.reset_parameters(last)  # draws mmcv's random numbers: the same seed gives the same network
+    last.reset_parameters()
+    return nn.Sequential(*layers, last)
