@@ -14,7 +14,7 @@ from dcnzoo.data.annotations import Annotations, read_coco
 from dcnzoo.data.copies import copies_of
 from dcnzoo.data.files import InvalidAnnotation, read_lines
 from dcnzoo.data.foreign import named_formats
-from dcnzoo.data.splits import PREDICTIONS, ReadOptions
+from dcnzoo.data.splits import PREDICTIONS, TRAININGS, ReadOptions, Tree
 from dcnzoo.data.yolo import has_boxes
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import UNREAD_PICTURES
@@ -124,6 +124,8 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
         if files:
             objects = sum(map(objects_in, files)) if reason == PREDICTIONS else 0
             what = f"{counted(objects, 'objects')} of " if objects else ""
+            pictures = sum(len(Tree(file).pictures) for file in files) if reason == TRAININGS else 0
+            what = f"{counted(pictures, 'pictures')} of " if pictures else what
             entries = counted(len(files), "folders" if all(map(Path.is_dir, files)) else "files")
             result.lines.append(f"{what}{entries}{_such(tree.root, files)}: {reason}")
     if unused:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dcnzoo.data.splits import PREDICTIONS, Tree
-from dcnzoo.data.voc import is_voc
+from dcnzoo.data.voc import is_voc, why_no_xml
 
 _HEAD = 65_536  # bytes in which a format is recognised
 
@@ -106,4 +106,7 @@ def named_formats(tree: Tree, binary: bool = False) -> dict[Path, str]:
     endings = {ending for row in FOREIGN for ending in row.endings.split() if row.signature or binary}
     texts = {file: f"it cannot be read: {text}" for file, text in tree.damaged.items()}
     texts |= {file: named_format(file) for file in tree.ending(*endings) if file not in texts}
+    for file in tree.ending(".xml"):
+        if not texts.get(file) and not is_voc(file) and (reason := why_no_xml(file)):
+            texts[file] = f"it cannot be read: {reason}"
     return {file: text for file, text in texts.items() if text}

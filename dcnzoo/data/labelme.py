@@ -15,7 +15,7 @@ from dcnzoo.data.conversion import MISSING, CocoBuilder, Polygon, ellipse, image
 from dcnzoo.data.files import InvalidAnnotation, is_number, read_json
 from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_split, path_parts
 from dcnzoo.utils.formats import PICTURES
-from dcnzoo.utils.text import short
+from dcnzoo.utils.text import few, short
 
 # those with an area → the number of points; X-AnyLabeling writes four corners, also of rotated rectangles
 _POINTS = {
@@ -79,6 +79,11 @@ def _image(
     if isinstance(named, str) and named:
         image = file.parent / named.replace("\\", "/")
         if os.path.isfile(image):  # Path.is_file raises if the name is too long
+            beside = [each.name for each in tree.by_stem.get(file.stem) if each.parent == file.parent]
+            if beside and image.name not in beside:
+                raise InvalidAnnotation(
+                    f"imagePath: expected {few(beside)}, beside the file, got {short(named)}"
+                )
             return Path(os.path.normpath(image)), None
         # as it was on another machine
         parts = path_parts(named)

@@ -239,6 +239,10 @@ def check_parts(
             crowds = f"{counted(objects, 'crowds')} or difficult ones, which training ignores"
             got = crowds if objects else "none"
             findings.append(Finding(split, f"expected objects, got {got}", "objects"))
+    for split, each in pictures.items():
+        if each.unreadable:  # a training leaves out a few
+            text = f"{counted(len(each.unreadable), 'pictures')} cannot be decoded: {few(each.unreadable, 3)}"
+            findings.append(Finding(split, text, "unreadable", stops=split != "train"))
     for (split, first), (other, second) in itertools.combinations(pictures.items(), 2):
         real = {*map(os.path.realpath, first.paths)}
         equal, similar = copies_between(second, first)

@@ -234,6 +234,15 @@ def _flag(element: Element, tag: str) -> int:
     return _FLAGS[text]
 
 
+def why_no_xml(file: Path) -> str:
+    """Return why a file is not well-formed XML, or an empty text."""
+    try:
+        expat.ParserCreate().Parse(file.read_bytes(), True)
+    except (expat.ExpatError, OSError, LookupError, ValueError) as error:
+        return f"expected XML: {error}"
+    return ""
+
+
 def _parse(file: Path) -> Element:
     """Parse an XML file; the attribute ``line`` of each element is its line number.
 

@@ -150,6 +150,9 @@ def _plain_parts(tree: Tree) -> list[Part]:
         classes = next(iter(known)) if len(known) == 1 else options.classes or numbers
         builder = CocoBuilder(options.classes or classes, options.clip, tree.root)
         builder.sources += names
+        for file in filter(is_names, names):
+            with builder.refusing(file):
+                _lines_of_names(file)
         if len(known) != 1 and not options.classes:
             expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
             builder.problems.append(Finding("data", f"expected {expected}, found {few([*names])}", NAMELESS))
@@ -216,6 +219,14 @@ def _others(
     if pairs:
         _convert([*pairs], names, builder, tree, options.drop_scores, pairs)
     return builder
+
+
+def _lines_of_names(file: Path) -> list[str]:
+    """Return the name in each line: the number of a line is that of its class."""
+    rows = [*read_lines(file)]
+    if rows and rows[-1][0] != len(rows):
+        raise InvalidAnnotation("expected a name in each line, got an empty line")
+    return [line for _, line in rows]
 
 
 def is_names(file: Path) -> bool:
@@ -320,7 +331,7 @@ def _read(file: Path) -> dict | InvalidAnnotation:
         if file.suffix == ".data":
             return _read_darknet(file, text)
         if is_names(file):
-            return {**_lists(file), "names": [line for _, line in read_lines(file)]}
+            return {**_lists(file), "names": _lines_of_names(file)}
         described = yaml.safe_load(text)
     except InvalidAnnotation as error:
         return error
@@ -345,7 +356,7 @@ def _read_darknet(file: Path, text: str) -> dict:
         names = root / name
         if not names.is_file():
             raise InvalidAnnotation(f"names: expected a file, found none at {names}")
-    return {**values, "path": str(root), "names": [line for _, line in read_lines(names)]}
+    return {**values, "path": str(root), "names": _lines_of_names(names)}
 
 
 def _names(described: dict | InvalidAnnotation) -> list[str]:

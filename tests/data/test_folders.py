@@ -664,6 +664,53 @@ def test_labels_that_are_left_out(tmp_path):
     assert sum(number for number, _ in counts.values()) == 7 and "that no annotation of a split names" in text
 
 
+def test_an_empty_line_among_the_names_of_classes(tmp_path):
+    plain_yolo(tmp_path)
+    write(tmp_path / "classes.txt", "\n\n".join(CLASSES))
+    assert "classes.txt: expected a name in each line" in refused(tmp_path)
+    write(tmp_path / "classes.txt", "\n".join(CLASSES) + "\n\n")
+    assert total(tmp_path)[0] == (8, 8)
+
+
+def test_labelme_with_the_name_of_another_picture(tmp_path):
+    for name, boxes in draw(tmp_path, 4, empty=()).items():
+        labelme((tmp_path / name).with_suffix(".json"), name, boxes)
+    assert total(tmp_path)[0][0] == 4
+    first, second = (tmp_path / f"{number:04}.json" for number in (0, 1))
+    content = first.read_text(), second.read_text()
+    first.write_text(content[1])
+    second.write_text(content[0])
+    assert "imagePath: expected 0000" in refused(tmp_path)
+
+
+def test_an_annotation_that_is_no_xml(tmp_path):
+    for name, boxes in draw(tmp_path, 4, empty=()).items():
+        voc((tmp_path / name).with_suffix(".xml"), name, boxes)
+    write(tmp_path / "0001.xml", "")
+    assert "0001.xml: it cannot be read: expected XML" in refused(tmp_path)
+
+
+def test_a_picture_that_cannot_be_decoded(tmp_path):
+    for split in ("train", "val"):
+        part = draw(tmp_path / split, 3, empty=())
+        write(tmp_path / f"annotations/instances_{split}.json", coco(part))
+    for split in ("train", "val"):
+        picture = sorted((tmp_path / split).iterdir())[0]
+        Image.effect_noise((WIDTH, HEIGHT), 90).save(picture, quality=95)
+        content = picture.read_bytes()
+        picture.write_bytes(content[: len(content) * 2 // 3])
+        text = total(tmp_path)[1] if split == "train" else refused(tmp_path)
+        assert f"{split}: 1 picture cannot be decoded" in text
+
+
+def test_pictures_in_a_folder_of_a_training(tmp_path):
+    plain_yolo(tmp_path)
+    plain_yolo(tmp_path / "old", 3, names=False)
+    write(tmp_path / "old/last_checkpoint", "epoch_1.pth")
+    numbers, text = total(tmp_path)
+    assert numbers == (8, 8) and "3 pictures of 1 folder (old): written by trainings" in text
+
+
 def test_results_with_scores_are_predictions(tmp_path):
     """Ultralytics writes them beside its plots."""
     plain_yolo(tmp_path)

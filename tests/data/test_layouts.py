@@ -561,7 +561,7 @@ def test_what_is_not_used_is_named(tmp_path):
     )
     assert second.startswith("2 pictures (photos/0000.jpg, photos/0001.jpg)")
     write(tmp_path / "photos/photos.py", config_of("photos.py", ""))
-    assert account(tmp_path).lines[1] == "1 folder (photos): written by trainings"
+    assert account(tmp_path).lines[1] == "2 pictures of 1 folder (photos): written by trainings"
     (tmp_path / "train/0002.txt").unlink()
     (error,) = account(tmp_path).errors
     assert "train/gone.txt: expected its picture" in error and "train/0002.jpg" in error
