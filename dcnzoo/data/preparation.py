@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dcnzoo.data.annotations import Annotations
@@ -19,7 +19,7 @@ from dcnzoo.data.copies import (
 )
 from dcnzoo.data.layouts import Choice
 from dcnzoo.data.split import split_content
-from dcnzoo.data.splits import ReadOptions, normal
+from dcnzoo.data.splits import ReadOptions, Tree, normal, split_of
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.text import columns, counted, cut, few
@@ -97,7 +97,7 @@ def read_splits(
         divided, note = divide(pool, pictures["all"])
         splits = {**divided, **splits}
         chosen = f", {VALIDATION:.0%} of the pictures at random (seed 0) for validation"
-        notes += note
+        notes += [*note, *_words_of_no_split(choice.tree, pool)]
     decisions = [f"data      {data}, {choice.name}"]
     for split, each in splits.items():
         decisions.append(f"{split:8}  {_described(each)}{chosen if split == 'val' else ''}")
@@ -107,6 +107,15 @@ def read_splits(
     texts = {"left out": account.lines, "repaired": repaired, "note": notes + _notes(splits)}
     decisions += [f"{name:8}  {text}" for name, lines in texts.items() for text in lines]
     return splits, decisions
+
+
+def _words_of_no_split(tree: Tree, pool: Annotations) -> Iterator[str]:
+    """Yield a text if folders of pictures that are divided at random are named like a split."""
+    named = {
+        name for each in pool.pictures for name in tree.parents(each) if split_of(name) in ("train", "val")
+    }
+    if named and tree.asked is None:
+        yield f"{few(sorted(named))} is no split, because no folder beside it names another one"
 
 
 def divide(pool: Annotations, pictures: Pictures) -> tuple[dict[str, Annotations], list[str]]:

@@ -664,6 +664,14 @@ def test_labels_that_are_left_out(tmp_path):
     assert sum(number for number, _ in counts.values()) == 7 and "that no annotation of a split names" in text
 
 
+def test_a_folder_named_like_a_split_beside_others(tmp_path):
+    """``eval`` is no word of a split: both folders are divided at random."""
+    plain_yolo(tmp_path / "train")
+    plain_yolo(tmp_path / "eval", names=False)
+    numbers, text = total(tmp_path)
+    assert numbers == (16, 16) and "train is no split" in text
+
+
 def test_an_empty_line_among_the_names_of_classes(tmp_path):
     plain_yolo(tmp_path)
     write(tmp_path / "classes.txt", "\n\n".join(CLASSES))
