@@ -6,7 +6,7 @@
     python -m benchmarks.deployment RetinaNet
     dcnzoo data download --dataset-name fruits_nuts
     python -m benchmarks.deployment --large     # a quarter of an hour; writes the page of large detectors
-    python -m benchmarks.deployment --export --against REVISION  # seconds and memory of exports
+    python -m benchmarks.deployment --export    # CPU seconds of exports; writes them into that page, too
 
 Trains a small detector of each family on the generated shapes, exports it in each form, and evaluates it in
 PyTorch and in each form on the same images. A small detector has the demo's ResNet-14 with DCNv2 and the
@@ -14,31 +14,36 @@ family's own neck, head, losses and post-processing; it learns in a minute on on
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import dcnzoo.export
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, replace_section
 from benchmarks.models import relative, write_page
-from benchmarks.revision import checkout
+from dcnzoo.compat.patches import Changes, ThreadChanges
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.timing import agreement, measure
+from dcnzoo.export.passes import remove_assertions
+from dcnzoo.export.registration import translation_table
 from dcnzoo.openmmlab.detector import TorchDetector
+from dcnzoo.openmmlab.export import rules
+from dcnzoo.openmmlab.export.export import own_copy
+from dcnzoo.openmmlab.export.modes import SymbolicSizes, data_sample, tensor_of
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.files import write_text
@@ -212,8 +217,6 @@ class Row:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.cfg.dump(self.config)
         names = ["pytorch", *FORMS]
-        if self.name == "CornerNet":  # OpenVINO lacks its Scan
-            names = [name for name in names if "openvino" not in name]
         if not self.weights.exists():
             cfg = Config(self.cfg.to_dict())
             cfg.resume, cfg.test_cfg, cfg.test_dataloader, cfg.test_evaluator = True, None, None, None
@@ -247,17 +250,11 @@ class Row:
         times = []
         for call in range(-5, CALLS):  # the first are warm-up
             picture = cv2.imread(str(files[call % len(files)]))
-            times.append([cpu_seconds(detector, picture) for detector in detectors])
+            times.append([cpu_seconds(each, picture, score_threshold=0.0) for each in detectors])
         ratios = np.array(times[5:])
         low, median, high = np.quantile(ratios / ratios[:, :1], (0.25, 0.5, 0.75), axis=0)
         for i, name in enumerate(names):
             self.keep(name, {"time": median[i], "spread": (high[i] - low[i]) / 2})
-
-
-def cpu_seconds(detector: BaseDetector, picture: np.ndarray) -> float:
-    start = time.process_time()
-    detector(picture, score_threshold=0.0)
-    return time.process_time() - start
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -307,11 +304,8 @@ def large(source: str) -> tuple[TorchDetector, np.ndarray]:
     if not source.endswith(".py"):
         picture = cv2.imread(str(ROOT / "data/fruits_nuts/images/5.jpg"))[..., ::-1]
         return dcnzoo.load(source, device="cpu", fuse=False), np.ascontiguousarray(picture)
-    cfg = Config.fromfile(MMDET / source)
-    cfg.model.backbone.init_cfg = None
     picture = np.random.default_rng(0).integers(0, 256, (800, 1333, 3)).astype(np.uint8)
-    torch.manual_seed(0)
-    detector = TorchDetector(execute.build(Recipe(cfg)), fuse=False)
+    detector = untrained(source)
     example = torch.from_numpy(np.ascontiguousarray(picture[:256, :256].transpose(2, 0, 1)))
     calibrate(detector.model, detector.model.data_preprocessor({"inputs": [example]})["inputs"])
     if not hasattr(detector.model, "roi_head"):
@@ -324,6 +318,14 @@ def large(source: str) -> tuple[TorchDetector, np.ndarray]:
     if number != MASKS:  # for example, where several scores are equal
         raise RuntimeError(f"{source}: expected {MASKS} detections, got {number}")
     return detector, picture
+
+
+def untrained(source: str) -> TorchDetector:
+    """Build a detector of a config of MMDetection."""
+    cfg = Config.fromfile(MMDET / source)
+    cfg.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    return TorchDetector(execute.build(Recipe(cfg)), fuse=False)
 
 
 def measure_large(rounds: int) -> list[list[object]]:
@@ -347,55 +349,93 @@ def measure_large(rounds: int) -> list[list[object]]:
     return rows
 
 
-# Seconds and memory of an export
+# Seconds of an export
 
 EXPORTED = {"Mask R-CNN R-14, shipped": "mask-rcnn_r14-mdconv_fpn_8e_shapes"}
 EXPORTED |= {name: LARGE[name] for name in ("Mask R-CNN R-50", "Deformable DETR R-50")}
-STEPS = """
-import sys, time
-model, checkpoint, path = sys.argv[1:]
-begin = time.process_time()
-def step():
-    global begin
-    begin, before = time.process_time(), begin
-    print(f"{begin - before:.2f}", end=" ")
-import numpy, dcnzoo, dcnzoo.models
-step()
-detector = dcnzoo.load(model, checkpoint=checkpoint or None, device="cpu")
-step()
-detector.export(path)
-step()
-# not ru_maxrss, which begins with the size of the process that started this one
-print(int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) >> 10, end=" ")
-exported = dcnzoo.load(path)
-step()
-for _ in range(2):
-    exported(numpy.zeros((480, 640, 3), numpy.uint8))
-    step()
-"""
+SIZE = 512, 640
+STEPS = {  # of an export
+    (torch.export, "export"): "tracing",
+    (torch.export.ExportedProgram, "run_decompositions"): "torch.onnx.export: decompositions",
+    (torch.onnx.ONNXProgram, "optimize"): "its optimiser",
+}
 
 
-def measure_export(revision: str) -> list[list[str]]:
-    """Return the rows of a table: CPU seconds and MiB of this tree and of another revision."""
-    titles = ["import", "load", "export", "MiB", "opening", "first picture", "second"]
-    rows = [["detector", "revision", *titles]]
-    trees = {"now": ROOT, **({revision: checkout(revision)} if revision else {})}
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        for detector, source in EXPORTED.items():
-            model, weights = source, ""
-            if source.endswith(".py"):
-                loaded, _ = large(source)
-                model, weights = str(folder / "config.py"), str(folder / "weights.pth")
-                loaded.model.cfg.dump(model)
-                torch.save({"state_dict": loaded.model.state_dict()}, weights)
-            for version, tree in trees.items():
-                command = (sys.executable, "-c", STEPS, model, weights, str(folder / f"{version}.onnx"))
-                variables = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-                output = subprocess.check_output(command, text=True, env=variables, cwd=folder)
-                rows.append([detector, version, *output.split()[-len(titles) :]])
-                print(*rows[-1], sep=" | ", flush=True)
-    return rows
+class Network(nn.Module):
+    """The layers of a detector, without its post-processing: a two-stage one also maps features of RoIs."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor, *rois: Tensor) -> list[Tensor]:
+        detector = self.detector
+        with ThreadChanges() as changes, SymbolicSizes():
+            rules.apply(changes)
+            features = detector.extract_feat(images)
+            if rois:
+                head = detector.roi_head
+                outputs = detector.rpn_head(features), head.bbox_head(rois[0]), head.mask_head(rois[1])
+                return tree_leaves(outputs)
+            padded = images.shape[-2:]
+            sizes = tensor_of(padded, dtype=torch.long).expand(images.shape[0], 2).unbind(1)
+            inputs = detector.forward_transformer(features, [data_sample(sizes, padded)])
+            return tree_leaves(detector.bbox_head(**inputs))
+
+
+def export_network(detector: nn.Module, path: Path, dynamic: bool) -> None:
+    """Write the layers of a detector by torch's functions alone."""
+    args = [torch.zeros(2 if dynamic else 1, 3, *SIZE)]
+    shapes: list = [dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC) if dynamic else {}]
+    for part in ("bbox", "mask") if hasattr(detector, "roi_head") else ():
+        extractor = getattr(detector.roi_head, f"{part}_roi_extractor")
+        args.append(torch.zeros(100, extractor.out_channels, *extractor.roi_layers[0].output_size))
+    if args[1:]:
+        shapes.append(({},) * len(args[1:]))
+    with torch.no_grad():
+        options = dict(dynamic_shapes=tuple(shapes), strict=False)
+        program = torch.export.export(Network(own_copy(detector)), tuple(args), **options)
+        remove_assertions(program)
+        options = dict(opset_version=19, custom_translation_table=translation_table(19), verbose=False)
+        torch.onnx.export(program, f=path, external_data=False, **options)
+
+
+def measure_export(names: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the rows of a table: CPU seconds of an export and of the network alone, by turns."""
+    titles = "detector", "input", "network, s", "export, s", "export / network", "dynamic / fixed"
+    yield [*titles, *STEPS.values()]
+    with TemporaryDirectory() as folder, Changes() as changes:
+        path, steps = Path(folder, "model.onnx"), dict.fromkeys(STEPS, 0.0)
+
+        def step(original: Callable, *arguments: Any, name: str, **options: Any) -> Any:
+            start = time.process_time()
+            result = original(*arguments, **options)
+            steps[name] += time.process_time() - start
+            return result
+
+        for place in STEPS:
+            changes.wrap(*place, partial(step, name=place))
+        dcnzoo.export.export_onnx(nn.Conv2d(3, 4, 3), (torch.zeros(1, 3, 9, 9),), path)  # imports
+        for name in names or EXPORTED:
+            source = EXPORTED[name]
+            detector = untrained(source) if source.endswith(".py") else dcnzoo.load(source, device="cpu")
+            fixed: list[float] = []
+            for dynamic in (False, True):
+                network = cpu_seconds(export_network, detector.model, path.with_stem("network"), dynamic)
+                steps.update(dict.fromkeys(STEPS, 0.0))
+                export = cpu_seconds(detector.export, path, shape=None if dynamic else SIZE, force=True)
+                fixed = fixed or [network, export]
+                ratios = [f"{now / before:.2f}" for now, before in zip((network, export), fixed, strict=True)]
+                shares = (f"{seconds / export:.0%}" for seconds in steps.values())
+                figures = f"{network:.1f}", f"{export:.1f}", f"{export / network:.2f}", " and ".join(ratios)
+                yield [name, "dynamic" if dynamic else "fixed", *figures, *shares]
+
+
+def cpu_seconds(function: Callable, *arguments: object, **options: object) -> float:
+    """Return the CPU time of a call."""
+    start = time.process_time()
+    function(*arguments, **options)
+    return time.process_time() - start
 
 
 def too_much(row: Row) -> Iterator[str]:
@@ -411,19 +451,25 @@ def too_much(row: Row) -> Iterator[str]:
 def main() -> None:
     parser = parser_of(__doc__)
     add = parser.add_argument
-    add("families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)} (default: all)")
+    known = f"{', '.join(FAMILIES)}; for --export, {', '.join(EXPORTED)}"
+    add("families", nargs="*", metavar="FAMILY", help=f"{known} (default: all)")
     add("--work-dir", type=Path, default=Path("work_dirs/deployment"), metavar="FOLDER")
     add("--write", action="store_true", help="write the tables to docs/benchmarks/exported_detectors.md")
     add("--large", action="store_true", help="measure large detectors, and write their page")
-    add("--export", action="store_true", help="measure the CPU seconds and the memory of exports")
-    add("--against", default="", metavar="REVISION", help="for --export, beside another revision")
+    add("--export", action="store_true", help="measure the CPU seconds of exports, and write them")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.large:
         write_page("deployment", "Exported detectors of full size", {}, partial(measure_large, 7), METHOD)
         return
     if args.export:
-        print(markdown(measure_export(args.against)))
+        rows = []
+        for row in measure_export(args.families):
+            print(*row, sep=" | ", flush=True)
+            rows.append(row)
+        if not args.families:
+            text = f"{markdown(rows)}\n\n{listed(describe('onnx', 'onnxscript'))}."
+            replace_section(ROOT / "docs/benchmarks/exported_detectors.md", "seconds", text)
         return
     rows = [Row(name, args.work_dir) for name in FAMILIES]
     wrong = []

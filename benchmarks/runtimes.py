@@ -35,7 +35,7 @@ RUNTIMES = {  # the packages whose versions are named
     "executorch": ("executorch",),
     "tract": ("tract",),
 }
-RAW_ONLY = ("ncnn", "executorch")  # their programs have no operator for NMS
+RAW_ONLY = "ncnn"  # whose programs have no operator for NMS
 COMPLETE = ("mnn",)  # complete files, with NMS; the others run raw outputs, of detectors that have them
 MARK = "<!-- the table: nox -s runtimes -->"
 Outputs = dict[str, np.ndarray]
@@ -118,7 +118,7 @@ def run(runtime: str, folder: Path) -> None:
         has_raw = path.with_name(f"{name}_raw.npz").exists()
         if (kind == "complete") != (runtime in COMPLETE or not has_raw):
             continue
-        if kind == "complete" and runtime in RAW_ONLY:
+        if kind == "complete" and runtime == RAW_ONLY:
             continue
         expected = dict(np.load(path))
         image = expected.pop("input")
@@ -228,10 +228,12 @@ def run_ncnn(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
 
 
 def run_executorch(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
-    from dcnzoo.openmmlab.export.predict import RawHead
+    from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 
-    name, _, _ = path.name.rpartition("_")
-    return run_block("executorch", path, image, names, model=RawHead(build(FILES[name])[0]))
+    name, _, kind = path.name.rpartition("_")
+    detector, _ = build(FILES[name])
+    model = RawHead(detector) if kind == "raw" else Predictor(detector, sized=False)
+    return run_block("executorch", path, image, names, model=model)
 
 
 RUN: dict[str, Callable[[Path, np.ndarray, list[str]], Outputs]] = {

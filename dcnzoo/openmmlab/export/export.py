@@ -142,9 +142,7 @@ def _example_size(options: ExportOptions, preprocessing: Preprocessing | None) -
 def draw_both(detector: BaseDetector, result: ExportResult, source: str | os.PathLike | bool) -> Path:
     """Draw the detections of PyTorch, at the left, and of the file, at the right; return the drawing."""
     exported, path = result.load(device="cpu"), result.files[0].with_suffix(".png")
-    pipeline = get_test_pipeline_cfg(detector.model.cfg)
-    preprocessor = inputs.predicting_part(detector.model).data_preprocessor
-    picture = inputs.pictures_to_verify(source, preprocessing_of(pipeline, preprocessor, ()))[0]
+    picture = inputs.pictures_to_verify(source, Preprocessing.from_metadata(exported.model.metadata))[0]
     results = [cast(Detections, each(picture, bgr=True)) for each in (detector, exported)]
     sides = [np.asarray(detections.draw()) for detections in results]
     write_bytes(path, encoded(Image.fromarray(np.hstack(sides)), "PNG", results[0].mark))
