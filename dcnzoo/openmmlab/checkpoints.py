@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model.weight_init import PretrainedInit
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 from safetensors import SafetensorError, safe_open
@@ -422,13 +423,16 @@ def enforce_weights_only(changes: Changes) -> None:
     changes.set(loading, "load_url", load_url)
     if hasattr(loading, "_safe_torch_load"):  # onedl-mmengine
         changes.set(loading, "_safe_torch_load", load_local)
-    changes.set(loading, "load_state_dict", _loading_some(loading.load_state_dict))
+    changes.wrap(PretrainedInit, "__call__", _initialise)
 
 
-def _loading_some(load: Callable) -> Callable:
-    """Return mmengine's function for ``init_cfg``, with an error for a file of which nothing fits."""
+def _initialise(initialise: Callable, self: PretrainedInit, module: nn.Module) -> None:
+    """Initialise a module from the file of its ``init_cfg``; refuse one of which nothing fits.
 
-    @functools.wraps(load)
+    mmengine would leave random weights, with a warning.
+    """
+    load = loading.load_state_dict
+
     def load_state_dict(module: nn.Module, state_dict: Mapping, *args: Any, **kwargs: Any) -> None:
         names = module.state_dict().keys()
         if state_dict and names and not names & state_dict.keys():
@@ -439,7 +443,9 @@ def _loading_some(load: Callable) -> Callable:
             raise UserError(f"init_cfg: expected parameters such as {name}, got others, such as {key}{hint}")
         load(module, state_dict, *args, **kwargs)
 
-    return load_state_dict
+    with Changes() as changes:
+        changes.set(loading, "load_state_dict", load_state_dict)
+        initialise(self, module)
 
 
 def load_url(

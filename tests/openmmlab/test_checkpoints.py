@@ -44,7 +44,7 @@ def test_other_files_are_called_by_their_kind(tmp_path, name, kind):
     with pytest.raises(CheckpointError, match=f"{name}: expected a checkpoint, got {kind}$"):
         load_file(tmp_path / name)
     arguments = ["export", "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path / name]
-    assert kind in (message := error_of(*arguments)) and ("--test-img" in message) == (name == "a.JPG")
+    assert kind in error_of(*arguments)
     for command in ("test", "export"):
         assert "folder" in error_of(command, "mask-rcnn_r14-mdconv_fpn_8e_shapes", tmp_path)
 

@@ -57,7 +57,6 @@ def test_published_settings_that_nobody_reads(tmp_path):
         ("train_cfg=dict(rcnn=dict(anything=dict(a=1)))", {"model.train_cfg.rcnn.anything": False}),
         # the detector gives its head model.test_cfg.rpn
         ("rpn_head=dict(test_cfg=dict(nms_pre=5))", {"model.rpn_head.test_cfg.nms_pre": False}),
-        ("test_cfg=dict(rpn=dict(_delete_=True, nms_pree=5))", {"model.test_cfg.rpn.nms_pree": True}),
     ],
 )
 def test_settings_beside_those_that_are_read(tmp_path, text, expected):

@@ -94,6 +94,13 @@ def test_a_variable_that_the_settings_use_in_another_scope(tmp_path):
     assert findings(tmp_path, C4, "mmdet::mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py") == []
 
 
+@pytest.mark.parametrize("monitor", ["", ", monitor='coco/bbox_map'", ", monitor='coco/bbox_mAP'"])
+def test_the_metric_that_a_schedule_watches(tmp_path, monitor):
+    problems = findings(tmp_path, f"param_scheduler = [dict(type='ReduceOnPlateauLR'{monitor})]")
+    stops = [problem.subject for problem in problems if problem.stops]
+    assert stops == ([] if "mAP" in monitor else ["param_scheduler.0.monitor"])
+
+
 OWN_BASE = """
 def size(scale):
     edge = scale * 8

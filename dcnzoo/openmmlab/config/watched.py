@@ -115,13 +115,17 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
             yield Finding(reported[-1], text, "key", stops=bool(close) and is_known and not of_others)
 
 
-def misspelt(cfg: Config, part: str, asked: Asked) -> tuple[str, str] | None:
-    """Return the path of a setting that nobody has read before an error; the text has what code lacks."""
+def misspelt(cfg: Config, part: str, asked: Asked, error: BaseException | None) -> tuple[str, str] | None:
+    """Return the path of a setting with a name similar to one that is missing; the text has what is missing.
+
+    Args:
+        error: names what is missing.
+    """
     for path, node in dicts(cfg.to_dict().get(part), part):
         read = asked.get(path, set())
         for key in sorted(node.keys() - read):
             close = nearest(key, read - node.keys(), 0.75)
-            if close and not is_published_key(_outer(path), key):
+            if close and re.search(rf"\b{close}\b", str(error)) and not is_published_key(_outer(path), key):
                 return f"{path}.{key}", f"expected {close}, got an unknown key"
     return None
 

@@ -102,7 +102,7 @@ def unread_of_model(
             except (MemoryError, torch.OutOfMemoryError) as lack:
                 failures.append(_failure(cfg, lack, asked))
             except Exception as same:
-                key, text = misspelt(cfg, "model", asked) or explain(cfg, same)
+                key, text = misspelt(cfg, "model", asked, same) or explain(cfg, same)
                 loader = "train_dataloader" if training else "val_dataloader"
                 raise UserError(
                     f"{cfg.filename}: {key or 'model'}: {text} (with the first batch of {loader})"
@@ -143,7 +143,7 @@ def _run_small(
 
 def _failure(cfg: Config, error: Exception, asked: Asked) -> Finding:
     """Return why the small run has ended; an error if code, or a function such as nms, lacks a setting."""
-    if mistake := misspelt(cfg, "model", asked):
+    if mistake := misspelt(cfg, "model", asked, error):
         return Finding(*mistake, "key")
     key, text = explain(cfg, error)
     match = UNKNOWN.search(one_line(error))

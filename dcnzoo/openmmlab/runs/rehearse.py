@@ -128,7 +128,7 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
                         (runner.auto_scale_lr or {}).get("base_batch_size")  # also if it is not enabled
             except UserError as error:
                 complete = False
-                key, text = misspelt(runner.cfg, _WATCHED.get(name, ""), asked) or ("", "")
+                key, text = misspelt(runner.cfg, _WATCHED.get(name, ""), asked, error) or ("", "")
                 if key or not _of_data(error):
                     problems += [f"{runner.cfg.filename}: {key}: {text}"] if key else error.args
         if complete:
