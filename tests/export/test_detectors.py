@@ -100,6 +100,8 @@ def test_runtimes(family, dynamic, tmp_path):
         more = 32 if family in ("YOLOv3", "YOLOX", "RTMDet-Ins", "SOLOv2") else 37
         shapes += [(2, height, width), (1, height + more, width - 32), (3, width, height)]
     for backend in ("onnxruntime", "openvino"):
+        # of CornerNet's random corners, no two then have nearly the hundredth score
+        torch.manual_seed(1)
         session, total = Session(path, backend), Agreement(0, 0)
         for batch, *shape in shapes:
             total += agreement_of(detector, torch.randn(batch, 3, *shape), run=session)
