@@ -321,7 +321,7 @@ def large(source: str) -> tuple[TorchDetector, np.ndarray]:
 
 
 def untrained(source: str) -> TorchDetector:
-    """Build a detector of a config of MMDetection."""
+    """Build the detector of a config in MMDetection."""
     cfg = Config.fromfile(MMDET / source)
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)

@@ -41,7 +41,7 @@ _RENAMED = {
 }
 
 
-# of deformable attention from the tokens of some maps to those of others: the reference points
+# what deformable attention from the tokens of some maps to those of others needs: the reference points
 # [1, Q, 1, 2], (x, y); the shapes [L, 2], (height, width)
 Points = tuple[Tensor, Tensor]
 

@@ -44,14 +44,17 @@ class Pictures(NamedTuple):
         paths, sizes: their files and (width, height).
         thumbs: [N, 64], in grey levels.
         dark: those that use at most 12 of 16 bits: OpenCV loads the upper eight.
-        unreadable: those that OpenCV cannot decode.
     """
 
     paths: Sequence[Path]
     sizes: Sequence[tuple[int, int]]
     thumbs: np.ndarray
     dark: Sequence[Path]
-    unreadable: Sequence[Path]
+
+    @property
+    def unreadable(self) -> list[Path]:
+        """Those that OpenCV cannot decode."""
+        return [self.paths[number] for number in np.flatnonzero(self.thumbs[:, 0] <= _UNREADABLE).tolist()]
 
 
 def read_pictures(part: Annotations) -> Pictures:
@@ -60,7 +63,6 @@ def read_pictures(part: Annotations) -> Pictures:
 
     paths, sizes = part.pictures, [(image["width"], image["height"]) for image in part.images]
     thumbs, dark = np.full((len(paths), 64), _UNREADABLE, np.int16), []
-    unreadable = list[Path]()
     for number, picture in enumerate(track(paths, "comparing pictures")):
         is_jpeg = picture.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
         shrinks = is_jpeg and min(sizes[number]) >= _LARGE
@@ -75,9 +77,8 @@ def read_pictures(part: Annotations) -> Pictures:
                     grey = deep.reshape(*deep.shape[:2], -1).mean(2) * 255 / deep.max()
             thumbs[number] = cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).ravel()
         except (OSError, AttributeError, cv2.error):
-            unreadable.append(picture)
             thumbs[number, 0] -= number % 20_000  # like no other
-    return Pictures(paths, sizes, thumbs, dark, unreadable)
+    return Pictures(paths, sizes, thumbs, dark)
 
 
 def near(thumbs: np.ndarray, groups: Sequence[object]) -> Iterator[tuple[int, np.ndarray]]:

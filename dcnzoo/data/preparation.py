@@ -111,11 +111,10 @@ def read_splits(
 
 def _words_of_no_split(tree: Tree, pool: Annotations) -> Iterator[str]:
     """Yield a text if folders of pictures that are divided at random are named like a split."""
-    named = {
-        name for each in pool.pictures for name in tree.parents(each) if split_of(name) in ("train", "val")
-    }
-    if named and tree.asked is None:
-        yield f"{few(sorted(named))} is no split, because no folder beside it names another one"
+    folders = {picture.parent for picture in pool.pictures} if tree.asked is None else ()
+    names = {name for folder in folders for name in tree.parents(folder / "x")}
+    if named := [name for name in sorted(names) if split_of(name) in ("train", "val")]:
+        yield f"{few(named)} is no split, because no folder beside it names another one"
 
 
 def divide(pool: Annotations, pictures: Pictures) -> tuple[dict[str, Annotations], list[str]]:

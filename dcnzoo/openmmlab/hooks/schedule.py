@@ -13,11 +13,8 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
 
-_POSITION = {
-    "last_step",
-    "_global_step",
-    "_last_value",
-}  # entries of a schedule's state that its steps change
+# entries of a schedule's state that its steps change
+_POSITION = {"last_step", "_global_step", "_last_value"}
 
 
 class ScheduleHook(Hook):

@@ -107,7 +107,13 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
 
 
 def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> None:
-    # not by metrics of the user's own, nor by ones that remove files when they end
+    """Evaluate predictions by copies of a loop's metrics.
+
+    Not by those of the user's own, nor by ones that remove files when they end.
+
+    Raises:
+        UserError: a metric fails; begins with ``subject``.
+    """
     own = [
         each for each in loop.evaluator.metrics if is_published(type(each)) and not hasattr(each, "__del__")
     ]

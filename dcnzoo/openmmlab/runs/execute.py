@@ -270,10 +270,9 @@ def build_runner(
     cfg = copy.deepcopy(cfg)  # the caller's stays as it is
     cfg.work_dir = work_dir or cfg.work_dir
     resumes = cfg.pop("resume", False)
-    if writer and (cfg.get("auto_scale_lr") or {}).get(
-        "enable"
-    ):  # mmengine counts images per iteration, not per step
-        cfg.auto_scale_lr["base_batch_size"] /= cfg.optim_wrapper.get("accumulative_counts", 1)
+    scaling = cfg.get("auto_scale_lr") or {}
+    if writer and scaling.get("enable"):  # mmengine counts images per iteration, not per step
+        scaling["base_batch_size"] /= cfg.optim_wrapper.get("accumulative_counts", 1)
     start = start or Start(cfg.get("load_from"), resumes)
     changes: dict[str, object] = {
         "dump_config": lambda self: None,  # WorkDirHook writes it
