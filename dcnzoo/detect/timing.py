@@ -16,6 +16,7 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.pictures import read, reverse_channels
 from dcnzoo.utils.memory import peak, reset_peak
+from dcnzoo.utils.progress import track
 
 SAME = 0.8  # least IoU of two boxes that count as the same
 
@@ -50,11 +51,11 @@ def measure(
     the first one if there are fewer.
     """
     timings = {name: Timing() for name in detectors}
-    for name, detector in detectors.items():
+    for name, detector in track(detectors.items(), "first images"):
         before = reset_peak()
         timings[name].results = [cast(Detections, detector(image)) for image in images[: max(count, 1)]]
         timings[name].memory = peak() - before if before else None
-    for index in range(warmup + count):
+    for index in track(range(warmup + count), "timing"):
         for name, detector in detectors.items():
             start = time.perf_counter()
             detector(images[index % len(images)])
