@@ -92,7 +92,7 @@ def require_new(
     command: str,
     *names: str | os.PathLike,
     mark: str = "",
-    force: bool = False,
+    force: bool | None = False,
     beside: Iterable[Path] = (),
     inputs: Iterable[str] = (),
     own: Callable[[Path], bool] = lambda file: False,
@@ -101,7 +101,7 @@ def require_new(
 
     Args:
         mark: of the files: one that has it, and is unchanged, is replaced (see :mod:`dcnzoo.utils.marks`).
-        force: replace others, too.
+        force: replace others, too; None: this is not offered.
         beside: files whose names follow from the first one: replaced only if they and that one are unchanged,
             by their own marks or :func:`set_time_of`.
         inputs: files that are read. No file is written beside one under the same name without ending.
@@ -128,7 +128,8 @@ def require_new(
     if others and not force:
         what = f", or unchanged {mark}" if mark else ""
         got = few(others, 3) if len(others) > 1 else others[0]
-        raise UserError(f"{command}: expected a new file{what}, got {got}; force=True replaces it")
+        remedy = "move it" if force is None else "force=True replaces it"
+        raise UserError(f"{command}: expected a new file{what}, got {got}; {remedy}")
     for file in filter(os.path.lexists, beside):
         is_unchanged = file.is_file() and is_own(files[0], mark)
         times = {each.stat().st_mtime_ns for each in (file, files[0]) if is_unchanged}

@@ -172,8 +172,8 @@ def is_of_detector(content: Any) -> bool:
 
 
 def config_of(name: str, text: str) -> str:
-    """Return the text of a config that a training writes, with a mark for this file and a checksum."""
-    return f"{PROGRAM}{mark('config', name)}\n# {_checksum(text)}\n{text}"
+    """Return the text of a config that a training writes, with a mark for this file."""
+    return add_mark(f"{PROGRAM}\n{text}".encode(), mark("config", name)).decode()
 
 
 def is_config_of_training(path: Path) -> bool:
@@ -181,18 +181,8 @@ def is_config_of_training(path: Path) -> bool:
     return mark_of(path) == mark("config", path.name)
 
 
-def is_unchanged(path: Path) -> bool:
-    """Whether a config of a training has the content that was written."""
-    lines = path.read_text(encoding="utf-8").split("\n", 2)
-    return len(lines) > 2 and lines[1] == f"# {_checksum(lines[2])}"
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def add_mark(content: bytes, mark: str) -> bytes:
-    """Return the content of a PNG, a JPEG or a page with a mark; other formats stay as they are."""
+    """Return the content of a PNG, JPEG, page or config with a mark; other formats stay as they are."""
     blank = _with_text(content, _with_place(mark))
     match = _DIGEST.search(blank)
     return _with_text(content, _with_place(mark, _digest(blank, match))) if match else blank
@@ -203,6 +193,8 @@ def _with_place(mark: str, checksum: bytes = BLANK.encode()) -> bytes:
 
 
 def _with_text(content: bytes, text: bytes) -> bytes:
+    if content.startswith(PROGRAM.encode()):
+        return PROGRAM.encode() + text + content[len(PROGRAM) :]
     if content[:4] == _PNG:  # after the header, which has 33 bytes
         chunk = b"tEXtdcnzoo\0" + text
         chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcnzoo.openmmlab import hub
-from dcnzoo.openmmlab.checkpoints import CheckpointError, SavedCheckpoints, load_file
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.config.json_config import is_json_config
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.config.paths import is_config
 from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe, read_config_file
 from dcnzoo.openmmlab.runs.work_dir import has_log
+from dcnzoo.openmmlab.saved import SavedCheckpoints, last_checkpoint
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
 from dcnzoo.utils.files import files_beside, require_file
-from dcnzoo.utils.folders import CHECKPOINTS, last_checkpoint
+from dcnzoo.utils.folders import CHECKPOINTS
 from dcnzoo.utils.marks import is_config_of_training
 from dcnzoo.zoo.downloads import local_file
 from dcnzoo.zoo.index import CONFIGS, Model, UnknownModelError, find, models, require_model

@@ -10,13 +10,13 @@ from typing import Any
 from mmengine.config import Config
 
 from dcnzoo.data.splits import AS_THEY_ARE, ReadOptions
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.joining import is_first, refusals
 from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
+from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError, printable, typed, user_errors
 from dcnzoo.utils.lock import OWNER, lock_work_dir
 from dcnzoo.zoo.own_data import prepare

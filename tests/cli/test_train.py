@@ -16,14 +16,14 @@ from mmengine.device import get_device
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.prepare import prepare
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start, choose_start
-from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
+from dcnzoo.openmmlab.runs.work_dir import REPORT, WorkDirHook
+from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
@@ -402,6 +402,18 @@ def test_a_folder_of_checkpoints_has_one_training(tmp_path, monkeypatch):
     refused = pytest.raises(UserError, match=r"running.* got .*out/work")
     with lock.lock_work_dir(tmp_path / "out/work"), refused:
         execute.train(recipe, TrainOptions(work_dir=tmp_path / "work"))
+
+
+def test_a_resumed_training_offers_no_force_for_a_report(tmp_path):
+    """It would replace the training."""
+    torch.save({"state_dict": {}}, tmp_path / "epoch_1.pth")
+    (tmp_path / "report.html").write_text("mine")
+    settings = {"work_dir": str(tmp_path), "launcher": "none", "train_cfg": {"max_epochs": 2}}
+    recipe = Recipe(Config(settings))
+    with pytest.raises(UserError, match=r"report\.html; move it$"):
+        prepare(recipe, resume=True, outputs=REPORT)
+    with pytest.raises(UserError, match="force=True replaces it"):
+        prepare(recipe, outputs=REPORT)
 
 
 def test_own_data_of_a_training_with_its_checkpoints_elsewhere(tmp_path, monkeypatch):

@@ -316,6 +316,9 @@ def test_ap_of_perfect_detections(root, tmp_path, first):
     assert (
         metric.class_aps == pytest.approx(dict.fromkeys(CLASSES, 1)) and "coco/oval_precision" not in figures
     )
+    empty = {key: value[:0] for key, value in prediction.items()}
+    metric.process({}, [{"img_id": number, "ori_shape": size, "pred_instances": empty}])
+    assert metric.evaluate(1) == {"coco/bbox_mAP": 0, "coco/segm_mAP": 0}, "also without any"
     coco.dataset["annotations"][0]["segmentation"] = [[1, 1, 9, 9]]
     (tmp_path / "truth.json").write_text(json.dumps(coco.dataset))
     with pytest.raises(UserError, match=r"segmentation: expected a mask, which the metric segm requires"):

@@ -13,7 +13,7 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.options import TrainOptions
-from dcnzoo.openmmlab.runs.batches import first_batch, shrunk
+from dcnzoo.openmmlab.runs.batches import first_batch
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import require_read, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
@@ -192,21 +192,6 @@ def test_the_training_starts_as_without_the_batch(tmp_path, shapes):
         assert not loader.dataset.pipeline.transforms[2].results_cache
         own = [loader.dataset.get_data_info(index)["img_path"] for index in next(iter(loader.batch_sampler))]
         assert [sample.img_path for sample in batch.whole()["data_samples"]] == own
-
-
-def test_a_shrunk_sample_has_its_boxes_and_masks(tmp_path, shapes):
-    with separate_run():
-        runner = make_runner(tmp_path, shapes)
-        load_data(runner, only_checks=False)
-        batch = first_batch(runner, "train").few
-    small = shrunk(batch, 64)
-    assert [image.shape for image in small["inputs"]] == [(3, 64, 64)] * 2
-    for before, after in zip(batch["data_samples"], small["data_samples"], strict=False):
-        assert after.img_shape == (64, 64) and after.scale_factor == (0.5, 0.5)
-        boxes = [each.gt_instances.bboxes.tensor for each in (before, after)]
-        assert torch.allclose(boxes[0] / 2, boxes[1])
-        masks = after.gt_instances.masks
-        assert masks.height == masks.width == 64 and len(masks) == len(boxes[1])
 
 
 @pytest.mark.watched

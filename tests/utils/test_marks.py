@@ -25,7 +25,6 @@ from dcnzoo.utils.marks import (
     is_intact,
     is_of_detector,
     is_own,
-    is_unchanged,
     mark,
     mark_of,
     model_name,
@@ -181,9 +180,10 @@ def test_marks_at_the_end(tmp_path, ending):
 def test_configs_of_trainings(tmp_path):
     path = tmp_path / "a.py"
     path.write_text(config_of("a.py", "a = 1\n"))
-    assert is_config_of_training(path) and is_unchanged(path)
+    own = mark("config", "a.py")
+    assert is_config_of_training(path) and is_own(path, own)
     path.write_text(f"{path.read_text()}# edited")
-    assert is_config_of_training(path) and not is_unchanged(path)
+    assert is_config_of_training(path) and not is_own(path, own)
     path.rename(tmp_path / "b.py")
     assert not is_config_of_training(tmp_path / "b.py")
 

@@ -23,7 +23,7 @@ from dcnzoo.openmmlab.config.type_names import use_names
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.folders import mim_folder
-from dcnzoo.utils.marks import is_config_of_training, is_unchanged
+from dcnzoo.utils.marks import is_own, mark
 from dcnzoo.utils.text import few, nearest
 
 # MMDetection 2's key → the key of version 3
@@ -323,7 +323,7 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
     values = [value for _, _, value in settings] + [cfg[key] for key in cfg.keys() & RUNNER_KEYS]
     copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
     file = Path(cfg.filename or "")
-    written = file.is_file() and is_config_of_training(file) and is_unchanged(file)
+    written = is_own(file, mark("config", file.name))
     for key in sorted({*cfg} - RUNNER_KEYS - read):
         new, value = key in options and key not in stored, cfg[key]
         setting = OLD_KEYS.get(key) or LIKE_SETTINGS.get(key, "")

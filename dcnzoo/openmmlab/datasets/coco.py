@@ -151,7 +151,7 @@ class CocoMetric(coco_metric.CocoMetric):
                 self._coco_api = CheckedCOCO(path, masks, compared=masks and not self.format_only, quiet=True)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Evaluate; the lines that pycocotools prints go to the log."""
+        """Evaluate; the lines that pycocotools prints go to the log. Without any detection, each AP is 0."""
         requested, self.classwise = self.classwise, True
         with Changes() as changes, contextlib.redirect_stdout(io.StringIO()) as printed:
             changes.set(coco_metric, "COCOeval", Evaluation)
@@ -160,6 +160,8 @@ class CocoMetric(coco_metric.CocoMetric):
             )
             metrics = super().compute_metrics(results)
         self.classwise = requested
+        if not (metrics or self.format_only):  # mmdet returns none
+            metrics = {f"{kind}_mAP": 0.0 for kind in self.metrics}
         MMLogger.get_current_instance().info(printed.getvalue())
         keys = {f"{name}_precision": name for name in (self.dataset_meta or {}).get("classes", ())}
         self.class_aps = {name: metrics[key] for key, name in keys.items() if key in metrics}

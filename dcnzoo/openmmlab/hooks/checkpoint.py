@@ -12,12 +12,12 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names
+from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import remove_abandoned, write_bytes, write_text
-from dcnzoo.utils.folders import LAST
 from dcnzoo.utils.text import few
 
 
@@ -72,13 +72,16 @@ class AtomicCheckpointHook(CheckpointHook):
     backend_args: dict[str, Any] | None
     file_backend: Any
     last_ckpt: str | None
+    out_dir: str | None
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.file_client_args is not None:  # mmengine refuses it beside its own default, after an epoch
             raise UserError("default_hooks.checkpoint.file_client_args: expected backend_args in its place")
-        if self.backend_args is None and "://" not in str(self.out_dir):
-            self.backend_args = {"backend": "atomic_local"}
+        if "://" not in str(self.out_dir):
+            self.backend_args = self.backend_args or {"backend": "atomic_local"}
+            # last_checkpoint has the path, and is read from other folders
+            self.out_dir = None if self.out_dir is None else os.path.abspath(self.out_dir)
         self._outdated: list[str] = []
 
     # Resuming

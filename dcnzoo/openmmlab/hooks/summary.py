@@ -26,9 +26,9 @@ from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.hooks.loss_parts import PARTS, loss_parts
 from dcnzoo.openmmlab.hooks.schedule import images_per_step
+from dcnzoo.openmmlab.saved import last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
-from dcnzoo.utils.folders import last_checkpoint
 from dcnzoo.utils.text import columns, counted, cut, few
 
 WIDTH = 100  # columns of the rows where there is no terminal

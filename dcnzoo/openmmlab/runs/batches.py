@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 from mmdet.datasets.transforms import LoadAnnotations
-from mmdet.structures.bbox import BaseBoxes
-from mmdet.structures.mask.structures import BaseInstanceMasks
 from mmengine.runner import Runner, set_random_seed
 from mmengine.runner.base_loop import BaseLoop
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import InstanceData
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import frames_of, require_none
@@ -188,41 +185,3 @@ def _images(inputs: Any) -> Iterator[Tensor]:
             yield from _images(value)
     else:
         yield from (image for image in inputs if isinstance(image, Tensor))
-
-
-def shrunk(batch: Batch, size: int) -> Batch:
-    """Return a batch with pictures of at most ``size`` pixels."""
-    inputs, samples = _shrunk(batch["inputs"], batch["data_samples"], size)
-    return {**batch, "inputs": inputs, "data_samples": samples}
-
-
-def _shrunk(inputs: Any, samples: Any, size: int) -> tuple[Any, Any]:
-    if isinstance(inputs, Mapping):
-        pairs = {key: _shrunk(inputs[key], samples[key], size) for key in inputs}
-        return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}
-    small = [_shrink(*pair, size) for pair in zip(inputs, samples, strict=True)]
-    return [image for image, _ in small], [sample for _, sample in small]
-
-
-def _shrink(image: Tensor, sample: Any, size: int) -> tuple[Tensor, Any]:  # [C, H, W]
-    sample, before = copy.deepcopy(sample), image.shape[-2:]
-    factor = min(1, size / max(before))
-    after = tuple(max(1, round(edge * factor)) for edge in before)
-    ratios = after[1] / before[1], after[0] / before[0]  # x, y
-    if (scales := sample.metainfo.get("scale_factor")) is not None:
-        sample.set_metainfo({"scale_factor": tuple(a * b for a, b in zip(scales, ratios, strict=True))})
-    sample.set_metainfo({"img_shape": after})
-    for name, value in sample.items():
-        if isinstance(value, PixelData):
-            maps = {
-                key: interpolate(each[None].float(), after)[0].to(each.dtype) for key, each in value.items()
-            }
-            sample.set_field(PixelData(metainfo=value.metainfo, **maps), name)
-        for key, each in value.items() if isinstance(value, InstanceData) else ():
-            if isinstance(each, BaseBoxes):
-                each.rescale_(ratios)
-            elif isinstance(each, BaseInstanceMasks):
-                value.set_field(each.resize(after), key)
-            elif key == "bboxes":
-                value.set_field(each * each.new_tensor(ratios).repeat(2), key)
-    return interpolate(image[None].float(), after)[0].to(image.dtype), sample

@@ -27,7 +27,7 @@ from torch import nn
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, class_names, content_digest, load_file
+from dcnzoo.openmmlab.checkpoints import class_names, content_digest, load_file
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.tree import data_sets, dicts, metainfo
 from dcnzoo.openmmlab.hooks import ProgressHook, ScheduleHook, SummaryHook
@@ -44,6 +44,7 @@ from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
+from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.utils.fetch import DownloadError
@@ -176,9 +177,6 @@ def test(
         changes.wrap(mmcv, "imwrite", functools.partial(_write_marked, mark))
         stack.callback(_stop_bars, runner)
         metrics = runner.test()
-        if not (metrics or options.format_only):  # CocoMetric has none if nothing was detected
-            kinds = [kind for each in runner.test_evaluator.metrics for kind in getattr(each, "metrics", ())]
-            metrics = {f"{kind}_mAP": 0.0 for kind in kinds}
     return {metric_name(key): float(value) for key, value in metrics.items()}  # numpy's, of classes
 
 

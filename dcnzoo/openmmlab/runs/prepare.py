@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints, load_file
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import config_file, is_own_config
+from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.files import require_new
 from dcnzoo.utils.marks import mark
 
@@ -40,27 +40,23 @@ def prepare(
     if not (force or SavedCheckpoints.of(cfg).exist):
         require_new("train", file, own=functools.partial(is_own_config, recipe))
     if files := [Path(cfg.work_dir, name) for name in outputs]:
-        require_new("report", files[0], mark=mark("report", "."), force=force, beside=files[1:])
+        replaces = None if start.resumes and not start.replaces else force  # both are refused
+        require_new("report", files[0], mark=mark("report", "."), force=replaces, beside=files[1:])
     return start
 
 
 def nothing_left(cfg: Config, start: Start) -> str | None:
     """Return a line that says so if the checkpoint to resume from is the end of the training."""
-    saved, unit, end = SavedCheckpoints.of(cfg), "epoch", cfg.train_cfg.get("max_epochs")
+    saved, loop = SavedCheckpoints.of(cfg), cfg.train_cfg
+    units, end = "epochs", loop.get("max_epochs")
     if not end:
-        unit, end = "iter", cfg.train_cfg.get("max_iters")
-    if not (start.resumes and end and start.file and os.path.isfile(start.file)):
+        units, end = "iterations", loop.get("max_iters")
+    if not (start.resumes and start.file and end):
         return None
-    step = saved.step(Path(start.file))
-    if step is not None and step < end:  # without reading the file
+    done, folder = saved.step(Path(start.file)), saved.log_folder(start.file)
+    if done is None or done < end:
         return None
-    meta = load_file(start.file, map_location="meta").get("meta") or {}
-    done = meta.get(unit)
-    if type(done) is not int or done < end:
-        return None
-    is_due = cfg.get("val_cfg") and done == end and cfg.train_cfg.get("val_begin", 1) <= end
-    folder = saved.log_folder(start.file)
+    is_due = cfg.get("val_cfg") and loop.get("val_begin", 1) <= done == end
     if is_due and done not in History.read(folder).validation:  # it runs now
         return None
-    units = "epochs" if unit == "epoch" else "iterations"
     return f"{folder}: {done} of {end} {units} are done; set a larger number to train on"

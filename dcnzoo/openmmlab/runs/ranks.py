@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +41,7 @@ def exchange(decide: Callable[[], Result]) -> Result:
     """Return on all ranks what rank 0 decides; if it refuses, all end."""
     if not is_distributed():
         return decide()
-    message: list[Any] = [None, (), socket.gethostname()]
+    message: list[Any] = [None, ()]
     if get_rank() == 0:
         try:
             message[0] = decide()
@@ -51,9 +50,9 @@ def exchange(decide: Callable[[], Result]) -> Result:
         except Exception as error:
             message[1] = [describe(error)]
     broadcast_object_list(message)
-    decision, refusal, host = message
+    decision, refusal = message
     if refusal:
-        _refuse(*(f"rank 0 on {host}: {line}" for line in refusal))
+        _refuse(*(f"rank 0 on {hosts[0]}: {line}" for line in refusal))
     return decision
 
 
@@ -72,21 +71,17 @@ def agree(seen: Mapping[str, object]) -> None:
     """
     if not is_distributed():
         return
-    message: list[Any] = [seen, socket.gethostname()]
-    broadcast_object_list(message)
-    expected, host = message
-    differences = (
-        f"{name}: expected {expected.get(name)}, as on rank 0 on {host}, got {seen.get(name)}"
-        for name in {**expected, **seen}
-        if expected.get(name) != seen.get(name)
-    )
-    require(next(differences, ""))
+    expected, *others = all_gather_object(dict(seen))
+    for rank, own in enumerate(others, 1):
+        for name in (name for name in {**expected, **own} if expected.get(name) != own.get(name)):
+            text = f"{name}: expected {expected.get(name)}, as on rank 0 on {hosts[0]}, got {own.get(name)}"
+            _refuse(f"rank {rank} on {hosts[rank]}: {text}")
 
 
 def require(problem: str) -> None:
     """Raise UserError, on all ranks, for the first rank with a problem; an empty text is none."""
     if problem and is_distributed():
-        problem = f"rank {get_rank()} on {socket.gethostname()}: {problem}"
+        problem = f"rank {get_rank()} on {hosts[get_rank()]}: {problem}"
     if first := next(filter(None, all_gather_object(problem)), ""):
         _refuse(first)
 

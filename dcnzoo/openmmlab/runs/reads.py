@@ -1,13 +1,14 @@
 """Run a model once before a training, to find settings that nobody reads, or with which it fails.
 
 A second model computes one loss and one prediction, of the training's own pictures if they are there, and is
-thrown away. It first gets small copies of two pictures. Only if it fails with them, it gets the first batch
-as it is: an error is then the one that the training would end with.
+thrown away. It first gets two pictures. Only if it fails with them, it gets the whole first batch: an error
+is then the one that the training would end with.
 """
 
 import copy
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,7 +27,7 @@ from dcnzoo.openmmlab.config.errors import UNKNOWN, config_errors, explain, requ
 from dcnzoo.openmmlab.config.read import is_published_key
 from dcnzoo.openmmlab.config.tree import dicts, is_published
 from dcnzoo.openmmlab.config.watched import WITH_FILES, Asked, misspelt, unread, watched
-from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, pixels, shrunk
+from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, pixels
 from dcnzoo.openmmlab.runs.rehearse import without_trace
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.utils.errors import UserError, one_line
@@ -35,7 +36,7 @@ from dcnzoo.utils.text import cut
 
 _LARGEST = 500e6  # bytes of parameters
 _LARGEST_BATCH = 16e6  # pixels
-_SIZES = (96, 320)  # pixels; some families need more than the smallest one
+_SIZES = (96, 320)  # pixels of generated pictures; some families need more than the smallest one
 _THRESHOLDS = ("score_thr", "conf_thr")
 
 
@@ -127,18 +128,18 @@ def _alone(cfg: Config) -> Iterator[None]:
 def _run_small(
     model: nn.Module, first: FirstBatch | None, training: bool, strides: dict[str, Finding]
 ) -> Exception | None:
-    """Run a model with small pictures; return the error of the largest if it fails with each."""
+    """Run a model with two pictures, or with generated ones; return the error of the largest of these."""
     errors = list[Exception]()
-    for masks in (True, False) if first is None else (True,):  # RTMDet for boxes fails with masks
-        for size in _SIZES:
-            try:
-                small = shrunk(first.few, size) if first else _demo(size, training, masks)
-                with torch.no_grad():
-                    _run(model, small, training, strides, first)
-                return None
-            except Exception as failed:  # of a family that needs other data
-                errors.append(failed)
-    return errors[len(_SIZES) - 1]
+    demos = itertools.product((True, False), _SIZES)  # RTMDet for boxes fails with masks
+    batches = [lambda: first.few] if first else [functools.partial(_demo, training, *each) for each in demos]
+    for batch in batches:
+        try:
+            with torch.no_grad():
+                _run(model, batch(), training, strides, first)
+            return None
+        except Exception as failed:  # of a family that needs other data
+            errors.append(failed)
+    return errors[: len(_SIZES)][-1]
 
 
 def _failure(cfg: Config, error: Exception, asked: Asked) -> Finding:
@@ -150,7 +151,7 @@ def _failure(cfg: Config, error: Exception, asked: Asked) -> Finding:
     for path, node in dicts(cfg.model.to_dict(), "model"):
         if match and match[2] in node and not is_published_key(path.rpartition(".")[2], match[2]):
             return Finding(f"{path}.{match[2]}", text, "key")
-    return _not_watched(key or "model", f"a run with small pictures fails: {text}")
+    return _not_watched(key or "model", f"a run with two pictures fails: {text}")
 
 
 def _not_watched(key: str, reason: str) -> Finding:
@@ -168,7 +169,7 @@ def _build(cfg: Config, asked: Asked, device: torch.device) -> Any:
     return MODELS.build(watched(settings, "model", asked)).to(device)
 
 
-def _demo(size: int, training: bool, masks: bool) -> Batch:
+def _demo(training: bool, masks: bool, size: int) -> Batch:
     from mmdet.testing import demo_mm_inputs
 
     shapes = [[3, size, size]] * (1 + training)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
+from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
-from dcnzoo.utils.folders import LAST
 from dcnzoo.utils.text import few
 
 

@@ -9,14 +9,13 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from dcnzoo.openmmlab.checkpoints import SavedCheckpoints
 from dcnzoo.openmmlab.config.paths import keep_paths
 from dcnzoo.openmmlab.runs.recipe import Recipe, real_name
 from dcnzoo.openmmlab.runs.start import Start
+from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import read_beside, write_text
-from dcnzoo.utils.folders import LAST
-from dcnzoo.utils.marks import config_of, is_config_of_training, is_unchanged, mark_of
+from dcnzoo.utils.marks import config_of, is_config_of_training, is_own, mark, mark_of
 from dcnzoo.utils.text import few
 
 REPORT = ("report.html", "report.json", "report.csv")
@@ -38,7 +37,7 @@ def is_own_config(recipe: Recipe, file: Path) -> bool:
     """Whether a training wrote the config, and nothing is lost with it: it is unchanged, or was read."""
     source = recipe.cfg.filename or ""
     was_read = os.path.exists(source) and file.samefile(source)
-    return is_config_of_training(file) and (was_read or is_unchanged(file))
+    return is_own(file, mark("config", file.name)) or (was_read and is_config_of_training(file))
 
 
 class WorkDirHook(Hook):

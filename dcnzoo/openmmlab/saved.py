@@ -1,0 +1,180 @@
+"""The checkpoints of a training: their names, which one is the last or the best, and the log beside them."""
+
+import itertools
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import files_beside, read_beside
+
+LAST = "last_checkpoint"  # in a work directory: the file whose text is the path of the last checkpoint
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint of a work directory, which may have been moved after it was written."""
+    return read_beside(folder / LAST, lambda text: _named_in(folder, text))
+
+
+def _named_in(folder: Path, text: str) -> Path:
+    path = Path(text.strip())
+    if not path.name or not path.name.isprintable():
+        raise ValueError("expected the path of a checkpoint")
+    beside = folder / path.name
+    # in the folder out_dir, which is no work directory itself
+    is_elsewhere = not beside.exists() and path.is_file() and not (path.parent / LAST).exists()
+    return path if is_elsewhere else beside
+
+
+@dataclass(frozen=True)
+class SavedCheckpoints:
+    """The checkpoints of the trainings in a work directory.
+
+    Attributes:
+        template: of the names that the training writes.
+        out_dir: setting of the checkpoint hook: they are in its subfolder with the name of ``work_dir``.
+
+    Raises:
+        UserError: the names would not tell the number.
+    """
+
+    work_dir: Path
+    template: str = "epoch_{}.pth"
+    out_dir: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            names = {number: self.template.format(number) for number in (1, 10**6)}
+            is_told = all(self.step(Path(name)) == number for number, name in names.items())
+        except (ValueError, LookupError, AttributeError, TypeError):
+            is_told = False
+        if not is_told or "/" in self.template:
+            raise UserError(
+                "default_hooks.checkpoint.filename_tmpl: expected a name with one {} for the number, such as "
+                f"epoch_{{}}.pth, got {self.template}"
+            )
+
+    @classmethod
+    def of(cls, cfg: Config) -> "SavedCheckpoints":
+        """Return the checkpoints of a training with this config."""
+        hook = (cfg.get("default_hooks") or {}).get("checkpoint")
+        hook = hook if isinstance(hook, Mapping) else {}
+        default = "epoch_{}.pth" if hook.get("by_epoch", True) else "iter_{}.pth"
+        return cls(Path(cfg.work_dir), hook.get("filename_tmpl") or default, hook.get("out_dir"))
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in str(self.out_dir)
+
+    @property
+    def folder(self) -> Path:
+        work_dir = Path(os.path.abspath(self.work_dir))
+        if self.out_dir is None or str(self.out_dir) == str(work_dir) or not self.is_local:
+            return self.work_dir
+        return Path(self.out_dir, work_dir.name)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether they are not in the work directory, but in a local folder of their own."""
+        return self.is_local and os.path.realpath(self.folder) != os.path.realpath(self.work_dir)
+
+    def has(self, file: str | os.PathLike) -> bool:
+        """Whether a path is in the folder."""
+        return os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
+
+    def log_folder(self, file: str | os.PathLike) -> Path:
+        """Return the work directory of the training that wrote a checkpoint."""
+        is_own = self.has(file) or Path(file) == last_checkpoint(self.work_dir)
+        return self.work_dir if is_own else Path(file).parent
+
+    def number(self, name: str) -> int | None:
+        """Return the epoch or iteration in the name of a checkpoint; None if no training gives this name.
+
+        Also of the best validation: mmengine puts ``best_`` and the metric before the name. And of an earlier
+        training that counts iterations in place of epochs.
+        """
+        templates = self.template, "epoch_{}.pth", "iter_{}.pth"
+        for template, digits in itertools.product(templates, re.findall(r"\d+", name)):
+            own = template.format(int(digits))
+            if name == own or (name.startswith("best_") and name.endswith(f"_{own}")):
+                return int(digits)
+        return None
+
+    def step(self, path: Path) -> int | None:
+        """Return the epoch or iteration of a checkpoint to resume from; None if it is none."""
+        number = self.number(path.name)
+        return number if number is not None and path.name == self.template.format(number) else None
+
+    def numbered(self) -> dict[int, Path]:
+        """Return the checkpoints of the training by their epoch or iteration."""
+        paths = ((self.step(path), path) for path in self.folder.glob("*"))
+        return {step: path for step, path in paths if step is not None and _is_written(path)}
+
+    def undamaged(self) -> Path | str | None:
+        """Return the checkpoint to resume from, the latest undamaged one; name the damaged ones.
+
+        A process that ends before it updates ``last_checkpoint`` leaves one after that which it names. If
+        there are several, they are of another run.
+
+        Raises:
+            UserError: all are damaged.
+        """
+        if not self.is_local:  # only mmengine's backend can read it
+            return (read_beside(self.work_dir / LAST) or "").strip() or None
+        last, numbered = last_checkpoint(self.work_dir), self.numbered()
+        named = self.step(last) if last else None
+        if last and _is_written(last) and (named is None if self.has(last) else self.is_apart):
+            return last  # with the names of another config, or before the work directory was renamed
+        later = sum(step > named for step in numbered) if named is not None else 0
+        damaged = 0
+        for step in sorted(numbered, reverse=True)[later if later > 1 else 0 :]:
+            try:
+                if numbered[step].is_file():  # sharded optimizers save folders
+                    load_file(numbered[step], map_location="meta")
+                return numbered[step]
+            except CheckpointError as error:
+                damaged += 1
+                print_log(f"checkpoint: {error}; using the previous one", "current", logging.WARNING)
+        if damaged:
+            raise UserError(f"resume: expected an undamaged checkpoint, found {damaged} damaged ones")
+        return None
+
+    def files(self) -> list[Path]:
+        """List all checkpoints, also those of the best validation."""
+        return [path for path in self.folder.glob("*") if self.number(path.name) is not None]
+
+    def after(self, file: Path) -> set[Path]:
+        """Return the checkpoints after one, with those of the best validation; none if it is the last one."""
+        step, numbers = self.step(file), {path: self.number(path.name) or 0 for path in self.files()}
+        if step is None or step >= max(self.numbered(), default=0):
+            return set()  # a best one may be newer: its training writes it again
+        return {path for path, number in numbers.items() if number > step}
+
+    def best(self) -> Path | None:
+        """Return the one of the best validation; of several, such as one per metric, that of the last one."""
+        last = last_checkpoint(self.work_dir)  # the folder, also if the config is not known
+        paths = files_beside(self.folder if last is None else last.parent, "best_*")
+        numbers = {path: number for path in paths if (number := self.number(path.name)) is not None}
+        return max(numbers, key=lambda path: (numbers[path], path.name), default=None)
+
+    @property
+    def can_resume(self) -> bool:
+        """A process that was killed may have left a checkpoint without the file ``last_checkpoint``."""
+        return bool(self.numbered()) if self.is_local else os.path.lexists(self.work_dir / LAST)
+
+    @property
+    def exist(self) -> bool:
+        """Whether a training has written some, even if only the best one is left."""
+        return os.path.lexists(self.work_dir / LAST) or bool(self.files())
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a path is a file, not a pipe or broken link; or a folder as sharded optimizers save it."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
