@@ -199,10 +199,14 @@ def last(sample: Sample) -> torch.memory_format:
 
 
 def ours(operator: str, sample: Sample, backend: str = "auto") -> Forward:
-    from dcnzoo.ops import choose
+    from dcnzoo.ops import choose, with_cuda
+
+    if backend == "fused" and with_cuda():
+        for record in filter(lambda record: record.fused, choose.OPERATORS.values()):
+            choose.choose_at_every_call(record, "CUDA")
 
     def forward() -> Tensor:
-        choose.use(backend)  # also for the backward, which runs before the next contestant
+        choose.backend = backend  # also for the backward, which runs before the next contestant
         return operators()[operator].call(sample)
 
     return forward

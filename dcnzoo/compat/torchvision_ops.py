@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dcnzoo import ops
-from dcnzoo.ops._torchvision import registered  # operators and dispatch keys with a kernel of this module
 
 # The functions take the arguments of SCHEMAS by position.
 
@@ -101,6 +100,7 @@ KERNELS: dict[str, Callable] = {
     "_roi_align_backward": _roi_align_backward,
 }
 _library: torch.library.Library | None = None
+registered: set[tuple[str, str]] = set()  # operators and dispatch keys with a kernel of this module
 
 
 def _refuse(name: str, repair: str, *arguments: object) -> None:

@@ -2,10 +2,12 @@
 map and the activation in one call.
 
 A model is never changed: :func:`view` copies its modules, but not its parameters, and :class:`Fuser` replaces
-``forward`` in the copies. The model itself gives the same bits as before.
+``forward`` in the copies. The model itself gives the same bits as before. What a forward of the copies stores
+in attributes, :func:`stores` stores in the model.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -44,17 +46,26 @@ def view(model: nn.Module) -> Copies:
     return copies
 
 
+@contextlib.contextmanager
+def stores(copies: Copies) -> Iterator[None]:
+    """A context for calls of the copies: an attribute that changes in a copy is stored in its module, too."""
+    before = {copy: dict(vars(copy)) for copy in copies.values()}
+    yield
+    for module, copy in copies.items():
+        vars(module).update((n, v) for n, v in vars(copy).items() if v is not before[copy].get(n))
+
+
 # Kernels: a layer with other weights, then an activation
 
 
 def _convolve(
     conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, unary: Unary, other: Tensor | None
 ) -> Tensor:
-    """Overwrites ``other``."""
     x, geometry = x.to(weight.dtype), (conv.padding, conv.stride, conv.dilation, conv.groups)
     if other is None:
         return private.conv_pointwise(x, weight, bias, *geometry, *unary)
-    return private.conv_pointwise_into.binary(other, x, weight, bias, *geometry, "add", 1.0, *unary)
+    other = other.contiguous(memory_format=torch.channels_last)
+    return private.conv_pointwise.binary(x, other, weight, bias, *geometry, "add", 1.0, *unary)
 
 
 def _multiply(
@@ -86,7 +97,7 @@ UNARY: dict[type, Callable[[Any], Unary]] = {
 
 
 def _compose(layer: Any, norm: Any, activation: Any) -> Layer:
-    def forward(input: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
+    def forward(input: Tensor, other: Tensor | None = None) -> Tensor:
         x = layer(input)
         x = x if norm is None else norm(x)
         x = x if other is None else x + other
@@ -97,8 +108,6 @@ def _compose(layer: Any, norm: Any, activation: Any) -> Layer:
 
 class Layers:
     """Makes the fused layers of one view."""
-
-    between: Tensor | None = None  # what a Sequential passes to its next block, and nobody else has
 
     def __init__(
         self,
@@ -176,7 +185,7 @@ class Layers:
         # oneDNN raises an error for bfloat16 on CPUs that it does not support, such as x86 without AVX-512
         computed = DTYPES if kernel is _convolve_deformed or private.multiplies_bfloat16() else DTYPES[:1]
 
-        def forward(input: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        def forward(input: Tensor, other: Tensor | None = None) -> Tensor:
             mixed = torch.is_autocast_enabled("cpu")
             dtype = torch.get_autocast_dtype("cpu") if mixed else layer.weight.dtype
             fits = dtype in computed and input.numel() >= least and (mixed or input.dtype == dtype)
@@ -188,10 +197,6 @@ class Layers:
             if not fits:
                 return unfused(input, other)
             weight, bias = self._parameters(layer, norm, dtype)
-            if other is not None and not (
-                overwrite and other.is_contiguous(memory_format=torch.channels_last)
-            ):
-                other = other.clone(memory_format=torch.channels_last)
             return kernel(copy, input, weight, bias, unary, other)
 
         return forward
@@ -241,15 +246,9 @@ def single(module: Any, layers: Layers) -> Layer | None:
     return layers.fused(module) if layers.kernel(module) in (_convolve, _multiply) else None
 
 
-def _keeps(block: Any, layers: Layers) -> bool:
-    """Whether a hook or a module of another class can keep the block's input or output."""
-    known = layers.kernel(block.conv1) is not None and layers.is_activation(block.relu)
-    return not known or any(hooks(each, forward_only=True) for each in block.modules())
-
-
 def sequential(module: nn.Sequential, layers: Layers) -> Layer:
     """A layer, its norm and its activation in succession are one."""
-    steps: list[tuple[Layer, bool]] = []  # and whether the result is a new tensor, which nobody else has
+    steps: list[Layer] = []
     rest = list(module)
     while rest:
         layer, norm, activation = rest.pop(0), None, None
@@ -259,48 +258,14 @@ def sequential(module: nn.Sequential, layers: Layers) -> Layer:
             if rest and layers.is_activation(rest[0]):
                 activation = rest.pop(0)
         alone = norm is activation is None
-        new = layers.block(layer) is residual and not _keeps(layer, layers)
-        steps.append((layers.copies[layer] if alone else layers(layer, norm, activation), new))
+        steps.append(layers.copies[layer] if alone else layers(layer, norm, activation))
 
     def forward(input: Tensor) -> Tensor:
-        for step, new in steps:
+        for step in steps:
             input = step(input)
-            layers.between = input if new else None
-        layers.between = None
         return input
 
     return forward
-
-
-def residual(block: Any, layers: Layers) -> Layer | None:
-    """The BasicBlock and the Bottleneck of ResNets: ``conv1``, ``norm1``, …, ``downsample`` and ``relu``."""
-    if getattr(block, "with_plugins", False):
-        return None
-    names = ("conv1", "conv2", "conv3") if hasattr(block, "conv3") else ("conv1", "conv2")
-    convs = [layers(getattr(block, name), getattr(block, f"norm{name[-1]}"), block.relu) for name in names]
-    downsample = None if block.downsample is None else layers.copies[block.downsample]
-    normed = type(block.downsample) is nn.Sequential and layers.is_norm(block.downsample[-1])  # a new tensor
-    keeps = _keeps(block, layers)
-
-    def forward(x: Tensor) -> Tensor:
-        given = downsample is None and x is layers.between
-        identity = x if downsample is None else downsample(x)
-        overwrite = not keeps and (normed or given)
-        for conv in convs[:-1]:
-            x = conv(x)
-        return convs[-1](x, identity, overwrite)
-
-    return forward
-
-
-def stem(network: Any, layers: Layers) -> None:
-    """``conv1``, ``norm1`` and ``relu`` of a ResNet, which has no other use for them."""
-    if "conv1" not in network._modules:
-        return
-    parts = (network.conv1, network.norm1, network.relu)
-    if fused := layers.fused(*parts):
-        for part, forward in zip(parts, (fused, nn.Identity(), nn.Identity()), strict=True):
-            layers.copies[part].__dict__["forward"] = forward
 
 
 class Fuser:
@@ -354,7 +319,7 @@ def fused(
     parametrization changes runs as in the model. What a forward stores in attributes is stored in the model.
 
     Args:
-        blocks: functions that fuse other blocks, by their class; ``residual`` is one.
+        blocks: functions that fuse other blocks, by their class, as in :mod:`dcnzoo.openmmlab.fuse`.
         equal: classes that compute what another one does, such as ``{MyConv2d: nn.Conv2d}``.
 
     Raises:
@@ -374,10 +339,7 @@ def fused(
             and private.FUSED_LAYERS not in private.missing
         ):
             fuser.fuse(copies)
-        before = {copy: dict(vars(copy)) for copy in copies.values()}
-        outputs = copies[model](*args, **kwargs)
-        for module, copy in copies.items():
-            vars(module).update((n, v) for n, v in vars(copy).items() if v is not before[copy].get(n))
-        return outputs
+        with stores(copies):
+            return copies[model](*args, **kwargs)
 
     return predict

@@ -24,7 +24,7 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.export.options import ExportOptions, ExportResult
-from dcnzoo.layers.fuse import Fuser, view
+from dcnzoo.layers.fuse import Fuser, stores, view
 from dcnzoo.openmmlab.export.preprocessing import require_colour
 from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
@@ -121,8 +121,9 @@ class TorchDetector(BaseDetector):
             map pixel. The input is the picture after the test pipeline.
         """
         inputs = self.prepare(read(image, bgr))
-        model: Model = view(self.model)[self.model]  # in evaluation mode
-        with torch.no_grad():
+        copies = view(self.model)  # in evaluation mode
+        model: Model = copies[self.model]
+        with torch.no_grad(), stores(copies):
             data = model.data_preprocessor(pseudo_collate([inputs]))
             return Features(model.extract_feat(data["inputs"]), data["inputs"].shape[-2])
 
@@ -174,8 +175,9 @@ class TorchDetector(BaseDetector):
                 self._fuser.fuse(copies)
             if mixed:
                 predict_in_float32(copies)
-            instances = [instances_of(sample) for sample in model.test_step(batch)]
-            self._require_finite(model, batch, instances)
+            with stores(copies):
+                instances = [instances_of(sample) for sample in model.test_step(batch)]
+                self._require_finite(model, batch, instances)
         return [to_detections(each, threshold) for each in instances]
 
     def _require_finite(self, model: Model, batch: dict[str, Any], instances: Sequence[InstanceData]) -> None:

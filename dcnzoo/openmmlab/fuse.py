@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
@@ -17,7 +18,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.layers.fuse import Copies, Layer, Layers, residual, stem
+from dcnzoo.layers.fuse import Copies, Layer, Layers
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
 
 
@@ -31,6 +32,33 @@ def conv_module(module: ConvModule, layers: Layers) -> Layer | None:
         return layers(module.conv, module.norm if norm else None, activation if activate else None)(x)
 
     return forward
+
+
+def residual(block: Any, layers: Layers) -> Layer | None:
+    """The BasicBlock and the Bottleneck of ResNets: ``conv1``, ``norm1``, …, ``downsample`` and ``relu``."""
+    if getattr(block, "with_plugins", False):
+        return None
+    names = ("conv1", "conv2", "conv3") if hasattr(block, "conv3") else ("conv1", "conv2")
+    convs = [layers(getattr(block, name), getattr(block, f"norm{name[-1]}"), block.relu) for name in names]
+    downsample = None if block.downsample is None else layers.copies[block.downsample]
+
+    def forward(x: Tensor) -> Tensor:
+        identity = x if downsample is None else downsample(x)
+        for conv in convs[:-1]:
+            x = conv(x)
+        return convs[-1](x, identity)
+
+    return forward
+
+
+def stem(network: Any, layers: Layers) -> None:
+    """``conv1``, ``norm1`` and ``relu`` of a ResNet, which has no other use for them."""
+    if "conv1" not in network._modules:
+        return
+    parts = (network.conv1, network.norm1, network.relu)
+    if fused := layers.fused(*parts):
+        for part, forward in zip(parts, (fused, nn.Identity(), nn.Identity()), strict=True):
+            layers.copies[part].__dict__["forward"] = forward
 
 
 def pyramid_pooling(extractor: SingleRoIExtractor, layers: Layers) -> Layer:

@@ -29,8 +29,8 @@ from ._torch_private import (
 from .operator import Operator
 
 
-def register_autograd(record: Operator) -> Callable | None:
-    """Register the derivative of an operator, and return the kernel that adds a node to autograd's graph."""
+def register_autograd(record: Operator) -> None:
+    """Register the derivative of an operator."""
     name, operator, named = record.name, record.overload, record.call
     setup_context, backward = cast(Callable, record.setup_context), cast(Callable, record.backward)
     forward_mode = record.forward_mode or (None if record.is_backward else record.reference)
@@ -40,7 +40,7 @@ def register_autograd(record: Operator) -> Callable | None:
             backward,
             setup_context=lambda ctx, inputs, output: setup_context(ctx, named(*inputs), output),
         )
-        return None
+        return
 
     def below_autograd(keys, *arguments):
         # redispatch: a call of the operator would start at the top of the dispatcher, at autocast, again
@@ -78,15 +78,15 @@ def register_autograd(record: Operator) -> Callable | None:
     def autograd(keys, *arguments):
         has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
         if has_tangents and forward_mode is not None:
-            below_autograd(keys, *arguments)  # to check the arguments
-            return forward_mode(*named(*arguments))
+            call = named(*arguments)
+            choose.check(record, call)
+            return forward_mode(*call)
         if has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments)):
             with enable_single_level_autograd_function():
                 return function.apply(*named(*arguments), keys)
         return below_autograd(keys, *arguments)
 
     implementations.impl(name, autograd, "Autograd", with_keyset=True)
-    return autograd
 
 
 def tangent(argument: object) -> Tensor | None:
@@ -172,7 +172,7 @@ def with_backward(
         batched=batched,
         mixes_channels=forward.mixes_channels,
         flops=flops,
-        kernels=forward.kernels,
+        fused=forward.fused,
     )
     return replace(forward, setup_context=derivative.save_forward, backward=derivative.first), backward
 

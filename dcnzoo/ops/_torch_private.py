@@ -47,7 +47,6 @@ DispatchKeySet = _find(AUTOCAST, "torch._C.DispatchKeySet")
 
 # operators of oneDNN, which torch.compile uses
 conv_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._convolution_pointwise")
-conv_pointwise_into = _find(FUSED_LAYERS, "torch.ops.mkldnn._convolution_pointwise_")
 linear_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._linear_pointwise")
 multiplies_bfloat16 = _find(FUSED_LAYERS, "torch.ops.mkldnn._is_mkldnn_bf16_supported")
 has_any_global_hook = _find(FUSED_LAYERS, "torch.nn.modules.module._has_any_global_hook")

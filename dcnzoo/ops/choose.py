@@ -10,10 +10,8 @@ Python runs before them.
 import itertools
 import os
 import re
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,13 +19,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from . import _library, _torchvision
+from . import _library
 from ._arguments import can_read
 from .fused import available
-from .operator import COMPILED, FUSED, KEYS, OPERATORS, REFERENCE, TORCHVISION, Operator, Result
+from .operator import KEYS, OPERATORS, Operator, Result
 
 DEVICES = (*KEYS.values(), "PrivateUse1")
 BACKENDS = ("auto", "fused", "compiled", "reference")
+COMPILED, FUSED, REFERENCE = "compiled", "fused", "plain PyTorch"
 
 
 class Choice(NamedTuple):
@@ -46,61 +45,37 @@ backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
 _failed: set[str] = set()  # operators whose Triton kernel did not run
 
 
-def use(name: str) -> None:
-    """Switch the GPU operators to another backend, for benchmarks and tests, but not to ``reference``."""
-    global backend
-    backend = _valid(name)
-    if backend == "fused" and "cuda" in _library.loaded:
-        for operator in OPERATORS.values():
-            if FUSED in operator.kernels:
-                choose_at_every_call(operator.name, "CUDA")
-
-
 def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
     """The kernel that runs a call on a device, and why those before it do not."""
-    reasons: list[str] = []
-    for kernel, problem in _kernels(operator, key, call[0].device, call):
-        if not problem:
-            return Choice(kernel, "; ".join(dict.fromkeys(reasons)) or "is preferred")
-        reasons.append(problem)
-    raise AssertionError("the last kernel runs every call")
+    problems = _problems(operator, key, call[0].device, call)
+    kernel = next(kernel for kernel, problem in problems.items() if not problem)
+    return Choice(kernel, "; ".join(filter(None, problems.values())) or "is preferred")
 
 
-def _kernels(
-    operator: Operator, key: str, device: torch.device, call: Any = None
-) -> Iterator[tuple[str, str]]:
-    """The kernels in order of preference, up to one that runs every call, each with its :func:`_problem`."""
-    first = FUSED if key.lower() in _library.loaded or backend == "fused" else None
-    for kernel in sorted(operator.kernels, key=lambda kernel: kernel != first):
-        if kernel != FUSED or _triton_runs_on(key):
-            problem = _problem(operator, kernel, key, device, call)
-            yield kernel, problem
-            if kernel == COMPILED and not problem:
-                return
+def _problems(operator: Operator, key: str, device: torch.device, call: Any = None) -> dict[str, str]:
+    """The kernels in order of preference, each with the reason why it does not run the call, or "".
 
-
-def _problem(operator: Operator, kernel: str, key: str, device: torch.device, call: Any) -> str:
-    """Why a kernel does not run a call; without a call, why it runs none here. Empty if it does."""
-    if kernel == REFERENCE:
-        return ""
+    Without a call: why it runs none on this device.
+    """
     if backend == "reference":
-        return "DCNZOO_BACKEND=reference"
-    is_loaded = key.lower() in _library.loaded
-    if kernel == COMPILED:
-        return "" if is_loaded else f"no compiled kernels for {key}"
-    if kernel == TORCHVISION:
-        name = operator.name
-        runs = _torchvision.has(name, key) if call is None else _torchvision.fits(name, key, call)
-        return "" if runs else "torchvision has no kernel for the call"
-    has_other = is_loaded or (call is not None and _torchvision.fits(operator.name, key, call))
-    prefers = backend == "fused" or not has_other
+        return {COMPILED: "DCNZOO_BACKEND=reference", REFERENCE: ""}
+    fused = {}
+    if operator.fused and _triton_runs_on(key):
+        fused[FUSED] = _why_not_fused(operator, key, device, call)
+    if key.lower() in _library.loaded:
+        return {**fused, COMPILED: ""}
+    return {COMPILED: f"no compiled kernels for {key}", **fused, REFERENCE: ""}
+
+
+def _why_not_fused(operator: Operator, key: str, device: torch.device, call: Any) -> str:
+    is_preferred = backend == "fused" or key.lower() not in _library.loaded
     if backend == "compiled":
         return "DCNZOO_BACKEND=compiled"
     if operator.forward_name in _failed:
         return "Triton's kernel failed before"
-    if is_loaded and not prefers and operator.forward_name != "deform_conv":
+    if not is_preferred and operator.forward_name != "deform_conv":
         return "compiled kernels are preferred"
-    if is_loaded and not prefers and call is not None and not available.is_faster(operator.name, call):
+    if not is_preferred and call is not None and not available.is_faster(operator.name, call):
         return "Triton is not listed as faster for this call"
     if not available.triton_works(device):
         return "Triton does not work here"
@@ -112,7 +87,7 @@ def _problem(operator: Operator, kernel: str, key: str, device: torch.device, ca
         return "Triton's kernel does not support the call"
     if sizes_are_numbers(call):
         operator.check(call)  # the sizes are used from here on
-    if not prefers and not operators.is_measured(operator.name, call):
+    if not is_preferred and not operators.is_measured(operator.name, call):
         return "Triton's kernel has no measurements"
     return ""
 
@@ -125,7 +100,7 @@ def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
     """The kernels that may run each operator on a device here, in order of preference, and why no others."""
     rows = {}
     for operator in (operator for operator in OPERATORS.values() if not operator.is_backward):
-        problems = dict(_kernels(operator, key, torch.device(key.lower())))
+        problems = _problems(operator, key, torch.device(key.lower()))
         kernels = tuple(kernel for kernel, problem in problems.items() if not problem)
         rows[operator.name] = kernels, "; ".join(dict.fromkeys(filter(None, problems.values())))
     return rows
@@ -167,10 +142,8 @@ class CallsOfOperators(TorchFunctionMode):
         return output
 
 
-def _run(
-    operator: Operator, key: str, compiled: Any, keyset: object, call: Any, chosen: str | None = None
-) -> Result:
-    kernel = chosen or kernel_for(operator, key, call).kernel
+def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any) -> Result:
+    kernel = kernel_for(operator, key, call).kernel
     if kernel == FUSED:
         from .fused import operators
 
@@ -182,17 +155,26 @@ def _run(
             _failed.add(operator.forward_name)
             available.warn(operator.forward_name, error)
             return _run(operator, key, compiled, keyset, call)
-    if kernel == TORCHVISION:
-        return _torchvision.run(operator.name, call)
     if kernel == COMPILED:
         return _run_compiled(compiled, keyset, call)
     if compiled is None:  # otherwise DCNZOO_BACKEND=reference, which is asked for
         _warn(key)
+    check(operator, call)
+    results = operator.reference(*call)
+    return _no_view(results) if isinstance(results, Tensor) else tuple(map(_no_view, results))
+
+
+def check(operator: Operator, call: Any) -> None:
+    """Raise an error for an invalid call, as the compiled kernels do."""
     if sizes_are_numbers(call):
         operator.check(call)
     if call[0].device.type == "cpu" and can_read(call[0]):  # on a GPU, the numbers would have to arrive
         operator.check_numbers(call)
-    return operator.reference(*call)
+
+
+def _no_view(result: Tensor) -> Tensor:
+    """A tensor of its own: autograd forbids in-place operations on a view that a function returns."""
+    return result.clone() if result._is_view() else result
 
 
 def raise_out_of_memory(error: RuntimeError) -> None:
@@ -231,44 +213,32 @@ def _warn(key: str) -> None:
     )
 
 
-def register(operator: Operator, node: Callable | None) -> None:
-    """Register the kernels of an operator on the devices where it has a choice.
+def register(operator: Operator) -> None:
+    """Register the choice of a kernel on the devices where an operator has one.
 
-    Args:
-        node: the kernel that adds a node to autograd's graph, for kernels that autograd cannot differentiate.
+    Beside compiled kernels, a choice costs time in every call, so forward operators choose only if a fused
+    kernel may run. Backwards on a GPU always do, because the user may require deterministic algorithms at
+    any time.
     """
     for key in DEVICES:
-        is_loaded = key.lower() in _library.loaded
-        if backend == "reference":
-            has_choice = not operator.is_backward
-        else:
-            has_choice = not is_loaded or _chooses_beside_compiled(operator, key)
+        has_choice = (
+            backend == "reference"
+            or key.lower() not in _library.loaded
+            or (operator.in_order is not None and key == "CUDA")
+            or (operator.fused and _triton_runs_on(key) and _may_be_fused(operator))
+        )
         if has_choice:
-            choose_at_every_call(operator.name, key)
-        is_differentiable = operator.backward is not None and not operator.is_backward
-        if has_choice and is_differentiable and (not is_loaded or backend == "reference"):
-            override(operator.name, _above(operator, key, node), f"Autograd{key}")
+            choose_at_every_call(operator, key)
 
 
-def override(name: str, kernel: Callable, key: str) -> None:
-    """Register a kernel without torch's warning that it replaces another one, which is intended here."""
-    with warnings.catch_warnings():
+def _may_be_fused(operator: Operator) -> bool:
+    return backend == "fused" or (operator.forward_name == "deform_conv" and available.any_listed())
+
+
+def choose_at_every_call(operator: Operator, key: str) -> None:
+    with warnings.catch_warnings():  # it may replace the compiled kernel
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-        _library.implementations.impl(name, kernel, key, with_keyset=True)
-
-
-def _chooses_beside_compiled(operator: Operator, key: str) -> bool:
-    """Whether a device with compiled kernels needs a choice.
-
-    It costs time in every call, so the forward operators choose only if a fused kernel may run. Backwards on
-    a GPU always do, because the user may require deterministic algorithms at any time.
-    """
-    if operator.in_order is not None and key == "CUDA":
-        return True
-    if FUSED not in operator.kernels or not _triton_runs_on(key):
-        return False
-    listed = operator.forward_name == "deform_conv" and key == "CUDA" and available.any_listed()
-    return listed or backend == "fused"
+        _library.implementations.impl(operator.name, kernel_of(operator, key), key, with_keyset=True)
 
 
 @cache
@@ -282,27 +252,20 @@ def compiled_kernel(name: str, key: str) -> Any:
         return None
 
 
-@cache
-def choose_at_every_call(name: str, key: str) -> None:
-    """Replace an operator's kernel for a device."""
-    override(name, kernel_of(OPERATORS[name], key), key)
-
-
 def kernel_of(operator: Operator, key: str) -> Callable:
     """A kernel that chooses at every call, and computes a first gradient in order if torch requires that."""
     compiled, named = compiled_kernel(operator.name, key), operator.call
 
     def kernel(keyset: object, *arguments: object) -> Result:
         call = named(*arguments)
-        chosen = vars(_chosen_above).pop(operator.name, None)
         mask = getattr(call, "output_mask", (True,))
         if operator.in_order is None or not mask[0] or not is_deterministic(call.grad_output):
-            return _run(operator, key, compiled, keyset, call, chosen)
+            return _run(operator, key, compiled, keyset, call)
         operator.check(call)
         if len(mask) == 1:
             return operator.in_order(call)
         others = call._replace(output_mask=[False, *mask[1:]])
-        return operator.in_order(call), *_run(operator, key, compiled, keyset, others, chosen)[1:]
+        return operator.in_order(call), *_run(operator, key, compiled, keyset, others)[1:]
 
     return kernel
 
@@ -310,26 +273,3 @@ def kernel_of(operator: Operator, key: str) -> Callable:
 def is_deterministic(tensor: Tensor) -> bool:
     """Whether torch requires deterministic algorithms on a device whose kernels add atomically."""
     return tensor.device.type not in ("cpu", "meta") and torch.are_deterministic_algorithms_enabled()
-
-
-_chosen_above = threading.local()  # kernels that _above has chosen, by operator, for those below autograd
-
-
-def _above(operator: Operator, key: str, node: Callable | None) -> Callable:
-    """The kernel above autograd: fused kernels are a node of its graph, the others it differentiates."""
-    if node is None:  # of a torch that offers no nodes
-        operator = replace(operator, kernels=tuple(k for k in operator.kernels if k != FUSED))
-    compiled, named = compiled_kernel(operator.name, key), operator.call
-
-    def above(keyset: object, *arguments: object) -> Result:
-        call = named(*arguments)
-        kernel = kernel_for(operator, key, call).kernel
-        if kernel != FUSED or node is None:
-            return _run(operator, key, compiled, keyset, call, kernel)
-        setattr(_chosen_above, operator.name, kernel)
-        try:
-            return node(keyset, *arguments)
-        finally:
-            vars(_chosen_above).pop(operator.name, None)
-
-    return above

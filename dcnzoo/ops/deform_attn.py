@@ -6,7 +6,7 @@ from torch import Tensor
 from . import checks, flops, reference
 from ._arguments import Int2, check_tensors, is_traced, pair, shape_text
 from ._autograd import with_backward
-from .operator import COMPILED, FUSED, REFERENCE, Operator
+from .operator import Operator
 from .register import register
 
 
@@ -198,7 +198,6 @@ def _fake(input, field, *arguments):
     return input.new_empty((*field.shape[:3], input.shape[3]))
 
 
-KERNELS = (COMPILED, FUSED, REFERENCE)
 DCNV3 = Operator(
     "dcnv3",
     reference=reference.dcnv3,
@@ -207,7 +206,7 @@ DCNV3 = Operator(
     float32=("offset", "mask"),
     batched="mmm->m",
     flops=flops.deform_attn,
-    kernels=KERNELS,
+    fused=True,
 )
 _OF_V3, _OF_V4 = ("input", "offset", "mask"), ("input", "offset_mask")
 register(*with_backward(DCNV3, _OF_V3, batched="mmmm->mmm", flops=flops.deform_attn_backward))
@@ -219,7 +218,7 @@ DCNV4 = Operator(
     float32=("offset_mask",),
     batched="mm->m",
     flops=flops.deform_attn,
-    kernels=KERNELS,
+    fused=True,
 )
 register(*with_backward(DCNV4, _OF_V4, batched="mmm->mm", flops=flops.deform_attn_backward))
 
@@ -237,7 +236,7 @@ MS_DEFORM_ATTN = Operator(
     float32=("sampling_locations", "attention_weights"),
     batched="mssmm->m",
     flops=flops.ms_deform_attn,
-    kernels=KERNELS,
+    fused=True,
 )
 register(
     *with_backward(

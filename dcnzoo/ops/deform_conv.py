@@ -10,7 +10,7 @@ from . import checks, flops, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
 from ._autograd import with_backward
 from .geometry import output_size
-from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
+from .operator import Operator
 from .register import register
 
 
@@ -174,7 +174,7 @@ OPERATOR = Operator(
     batched="mwmmw->m",
     mixes_channels=True,
     flops=flops.deform_conv,
-    kernels=(COMPILED, FUSED, TORCHVISION, REFERENCE),
+    fused=True,
 )
 register(
     *with_backward(

@@ -6,7 +6,7 @@ from torch import Tensor
 from . import checks, flops, reference
 from ._arguments import Int2, check_tensors
 from ._autograd import with_backward
-from .operator import COMPILED, FUSED, REFERENCE, Operator
+from .operator import Operator
 from .register import register
 from .roi_align import bins, bins_and_input, roi_align
 
@@ -68,7 +68,7 @@ OPERATOR = Operator(
     check=checks.deform_roi_pool,
     check_numbers=checks.image_numbers,
     flops=flops.pooling,
-    kernels=(COMPILED, FUSED, REFERENCE),
+    fused=True,
 )
 register(
     *with_backward(

@@ -12,7 +12,6 @@ from ._arguments import arguments_of
 
 Result = Tensor | tuple[Tensor, ...]
 KEYS = {"cpu": "CPU", "cuda": "CUDA", "xpu": "XPU", "mps": "MPS"}  # device -> dispatch key; ROCm's is CUDA
-COMPILED, FUSED, TORCHVISION, REFERENCE = "compiled", "fused", "torchvision", "plain PyTorch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +32,7 @@ class Operator:
         mixes_channels: whether its weights mix channels, in ``groups``.
         flops: FLOPs of a call with sizes in place of tensors, and of the result's sizes. Default: 0, of
             comparisons and geometry, which torch does not count.
-        kernels: in order of preference. compiled: ops/, for CPU and CUDA. fused: Triton. torchvision: where
-            it is installed. plain PyTorch: ``reference``, for every device and call, and many times slower.
+        fused: whether it has a Triton kernel, in ``fused/operators.py``.
     """
 
     name: str
@@ -50,7 +48,7 @@ class Operator:
     batched: str = ""
     mixes_channels: bool = False
     flops: Callable[[Any, Any], int] = lambda call, output: 0
-    kernels: tuple[str, ...] = (COMPILED, REFERENCE)
+    fused: bool = False
 
     @cached_property
     def overload(self) -> torch._ops.OpOverload:

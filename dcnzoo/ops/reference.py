@@ -196,7 +196,7 @@ def deform_roi_pool(
             points.append(low[axis] + steps[axis] + moved[..., None, None])
         return points
 
-    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
+    return _pool_each(input, rois, output_size, sampling_ratio, box, place)[0]
 
 
 def roi_align(
@@ -213,6 +213,21 @@ def roi_align(
     Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
     0.5) / samples) · length / bins``.
     """
+    options = (spatial_scale, sampling_ratio, pool_mode, aligned)
+    return roi_align_and_maxima(input, rois, output_size, *options)[0]
+
+
+def roi_align_and_maxima(
+    input: Tensor,
+    rois: Tensor,
+    output_size: Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: str,
+    aligned: bool,
+) -> tuple[Tensor, ...]:
+    """:func:`roi_align`, and with ``"max"`` y and x of each maximum in pixels, which are off the map if
+    there are no samples."""
 
     def box(roi: Tensor) -> tuple[Tensor, Tensor]:
         low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5 * aligned  # (y, x) each
@@ -221,7 +236,13 @@ def roi_align(
     def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
         return [low[axis] + steps[axis] for axis in range(2)]
 
-    return _pool_each(input, rois, output_size, sampling_ratio, box, place, pool_mode)
+    def maximum(values: Tensor, points: list[Tensor]) -> Tensor:
+        index = values.max(-1, keepdim=True).indices
+        places = (at.flatten(-2).expand_as(values) for at in torch.broadcast_tensors(*points))
+        return torch.stack([each.gather(-1, index)[..., 0] for each in (values, *places)])
+
+    sampling = (input, rois, output_size, sampling_ratio, box, place)
+    return _pool_each(*sampling) if pool_mode == "avg" else _pool_each(*sampling, maximum, (0, -2, -2))
 
 
 def roi_align_rotated(
@@ -251,7 +272,7 @@ def roi_align_rotated(
         y = centre[0] + down * angle.cos() - across * angle.sin()
         return [y, centre[1] + down * angle.sin() + across * angle.cos()]
 
-    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
+    return _pool_each(input, rois, output_size, sampling_ratio, box, place)[0]
 
 
 def _pool_each(
@@ -261,18 +282,23 @@ def _pool_each(
     sampling_ratio: int,
     box: Callable[[Tensor], tuple[Tensor, Tensor]],
     place: Callable[[int, Tensor, Tensor, Sequence[Tensor]], list[Tensor]],
-    pool_mode: str = "avg",
-) -> Tensor:
+    reduce: Callable[[Tensor, list[Tensor]], Tensor] = lambda values, points: values.mean(-1)[None],
+    without_samples: Sequence[float] = (0,),
+) -> tuple[Tensor, ...]:
     """Pools one RoI at a time.
 
     Args:
         box: the origin and the size of a RoI, (y, x) each, in pixels.
         place: the rows and columns of the samples, from the RoI's number, its box, and the samples' distances
             from the start of its sides.
+        reduce: the results of a RoI, ``(results, C, oH, oW)``, from its samples ``(C, oH, oW, n)`` and
+            ``place``.
+        without_samples: the value of each result for a RoI without samples.
     """
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
-    pooled = [feature.new_zeros(0, input.shape[1], *bins)]
+    nothing = feature.new_tensor(without_samples).view(1, -1, 1, 1, 1).expand(-1, -1, input.shape[1], *bins)
+    pooled = [nothing[:0]]
     for row, roi in enumerate(rois.to(accumulate)):
         origin, length = box(roi)
         finite = roi.isfinite().all() & length.isfinite().all()
@@ -280,14 +306,16 @@ def _pool_each(
         if sampling_ratio > 0:
             samples = [sampling_ratio] * 2
         if sampling_ratio <= 0 and not (finite and min(samples) > 0 and max(samples) <= MOST_SAMPLES):
-            pooled.append(feature.new_zeros(1, input.shape[1], *bins))
+            pooled.append(nothing)
             continue
         # vmap cannot branch on values: move a RoI that is not finite outside the map, where it gives zeros
         origin, length = torch.where(finite, origin, -2), torch.where(finite, length, 0)
         steps = [bin_samples(axis, bins, samples, origin) * length[axis] / bins[axis] for axis in range(2)]
-        values = sample_clamped(feature[roi[:1].long()][0], *place(row, origin, length, steps)).flatten(-2)
-        pooled.append((values.mean(-1) if pool_mode == "avg" else values.max(-1).values)[None])
-    return torch.cat(pooled).to(input.dtype)
+        points = place(row, origin, length, steps)
+        values = sample_clamped(feature[roi[:1].long()][0], *points).flatten(-2)
+        pooled.append(reduce(values, points)[None])
+    first, *others = torch.cat(pooled).unbind(1)
+    return first.to(input.dtype), *others
 
 
 def bin_samples(

@@ -15,8 +15,9 @@ def register(*operators: Operator) -> None:
             _transforms.register_autocast(operator, operator.float32)
         if operator.batched:
             _transforms.register_vmap(operator)
-        node = None if operator.backward is None else _autograd.register_autograd(operator)
-        choose.register(operator, node)
+        if operator.backward is not None:
+            _autograd.register_autograd(operator)
+        choose.register(operator)
         torch.library.register_fake(f"dcnzoo::{operator.name}")(_checked(operator))
 
 

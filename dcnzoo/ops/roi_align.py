@@ -9,7 +9,7 @@ from torch.autograd.forward_ad import unpack_dual
 from . import checks, flops, reference
 from ._arguments import Int2, check_tensors, pair, shape_text
 from ._autograd import with_backward
-from .operator import COMPILED, FUSED, REFERENCE, TORCHVISION, Operator
+from .operator import Operator
 from .register import register
 
 _MAX = 0  # the pool_mode of the operator; the average is 1
@@ -144,9 +144,9 @@ def _reference(input, rois, output_h, output_w, spatial_scale, sampling_ratio, p
     mode = "max" if pool_mode == _MAX else "avg"
     sampling = (spatial_scale, sampling_ratio, mode, aligned)
     rois = unpack_dual(rois).primal  # they have no derivative
-    output = reference.roi_align(input, rois, (output_h, output_w), *sampling)
-    where = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
-    return output, where, where.clone()  # autograd does not use the positions of the maxima
+    output, *maxima = reference.roi_align_and_maxima(input, rois, (output_h, output_w), *sampling)
+    wide = torch.promote_types(input.dtype, torch.float32)
+    return output, *(maxima or (input.new_empty(0, dtype=wide) for _ in "yx"))
 
 
 def _pool(average, maxima, input, rois, *numbers):
@@ -169,7 +169,7 @@ OPERATOR = Operator(
     check_numbers=checks.image_numbers,
     forward_mode=_forward_mode,
     flops=flops.roi_align,
-    kernels=(COMPILED, TORCHVISION, FUSED, REFERENCE),
+    fused=True,
 )
 _INPUT_SIZE = {"input_size": lambda call, output: call.input.shape}
 register(

@@ -17,11 +17,10 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture
-def fused():
-    before = choose.backend
-    choose.use("fused")
-    yield
-    choose.use(before)
+def fused(monkeypatch):
+    monkeypatch.setattr(choose, "backend", "fused")
+    for record in filter(lambda record: record.fused, choose.OPERATORS.values()):
+        choose.choose_at_every_call(record, "CUDA")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -5,7 +5,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from dcnzoo.ops import _library, _torchvision
+from dcnzoo.ops import _library
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.operator import OPERATORS
 
@@ -50,14 +50,6 @@ def test_triton_runs_no_call_with_an_argument_that_it_does_not_take(call):
     operators = pytest.importorskip("dcnzoo.ops.fused.operators")
     assert operators.fits(*with_another(call, 1.0))
     assert not operators.fits(*with_another(call, 2.0))
-
-
-@pytest.mark.parametrize("call", ["deform_conv2d", "roi_align", "nms"])
-def test_torchvision_runs_no_call_with_an_argument_that_it_does_not_take(monkeypatch, call):
-    monkeypatch.setattr(_torchvision, "has", lambda name, key: True)
-    for value in (1.0, 2.0):
-        name, arguments = with_another(call, value)
-        assert _torchvision.fits(name, "CUDA", arguments) == (value == 1.0)
 
 
 def test_defaults_that_torch_leaves_out(monkeypatch):

@@ -23,7 +23,7 @@ for _ in range(2):
     errors = python_with_torch(code, DCNZOO_BACKEND="fused", TRITON_INTERPRET="1").stderr
     assert len(re.findall("Warning: DCNZOO_BACKEND=fused: .*pip install triton", errors)) == 1
     with pytest.raises(RuntimeError, match="'slow'"):
-        choose.use("slow")
+        choose._valid("slow")
 
 
 def test_reference_is_used():
@@ -41,14 +41,11 @@ for name in vars(reference):
 for operator in op_cases.operators():
     leaves = operator.forms()[0].leaves()
     output = operator.call(leaves)
-    assert "dcnzoo" not in type(output.grad_fn).__name__, operator.name
+    forward = len(used)
     output.sum().backward()
     if operator.name.startswith(("deform", "roi")):  # the others registered the function itself
-        assert used, operator.name
+        assert 0 < forward < len(used), operator.name
         used.clear()
-        with torch.inference_mode():
-            operator.call(leaves)
-        assert used, operator.name
 """
     python_with_torch(code, DCNZOO_BACKEND="reference")
 

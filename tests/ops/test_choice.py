@@ -1,4 +1,4 @@
-"""Which kernels run on a GPU, with and without the compiled library, Triton and torchvision."""
+"""Which kernels run on a GPU, with and without the compiled library and Triton."""
 
 import re
 import warnings
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dcnzoo.ops
-from dcnzoo.ops import _library, _torchvision, choose
+from dcnzoo.ops import _library, choose
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available
 from dcnzoo.ops.operator import OPERATORS
@@ -16,9 +16,7 @@ from .. import op_cases
 from ..op_cases import deform_conv
 from ..processes import python_with_torch
 
-COMPILED, FUSED, TORCHVISION, REFERENCE = (
-    choose.COMPILED, choose.FUSED, choose.TORCHVISION, choose.REFERENCE,
-)  # fmt: skip
+COMPILED, FUSED, REFERENCE = choose.COMPILED, choose.FUSED, choose.REFERENCE
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -55,8 +53,6 @@ CALLS = {
 }
 ONLY_PLAIN = {"deform_conv3d", "deform_conv_transpose2d", "maximum", "roi_align_rotated", "nms_rotated"}
 ONLY_PLAIN |= {"box_iou_rotated"}
-# with torchvision; None: as without
-TORCHVISIONS = {"deform_conv2d": None, "depthwise": TORCHVISION, "nms": TORCHVISION, "roi_align": TORCHVISION}
 
 
 def chosen(call: str, dtype: torch.dtype) -> str:
@@ -70,7 +66,6 @@ def loaded(monkeypatch):
     """The compiled CUDA library is loaded or not."""
     monkeypatch.setattr(available, "triton_works", lambda device: True)
     monkeypatch.setattr(available, "is_faster", lambda name, call: False)
-    monkeypatch.setattr(_torchvision, "has", lambda name, key: False)
 
     def set_loaded(compiled: bool) -> None:
         devices = {"cpu": None, "cuda": None} if compiled else {"cpu": None}
@@ -86,21 +81,6 @@ def test_the_compiled_library_comes_first(loaded, call):
     assert [chosen(call, dtype) for dtype in TYPES] == [REFERENCE if t in plain else FUSED for t in TYPES]
     loaded(True)
     assert {chosen(call, dtype) for dtype in TYPES} == {COMPILED}
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_torchvision(loaded, monkeypatch, call):
-    """Before Triton for operators whose Triton kernels have no measurements."""
-    before = {dtype: chosen(call, dtype) for dtype in TYPES}
-    has = lambda name, key: name in _torchvision.CAPABILITIES  # noqa: E731
-    monkeypatch.setattr(_torchvision, "has", has)
-    expected = TORCHVISIONS.get(call)
-    for dtype in (torch.float16, torch.float32):
-        assert chosen(call, dtype) == (expected or before[dtype])
-    assert chosen(call, torch.bfloat16) == before[torch.bfloat16]  # it has no kernel
-    assert chosen(call, torch.float64) == (TORCHVISION if call in TORCHVISIONS else REFERENCE)
-    monkeypatch.setattr(choose, "backend", "fused")
-    assert chosen(call, torch.float32) == before[torch.float32]
 
 
 def test_triton_runs_without_any_library(loaded, monkeypatch):
@@ -161,12 +141,13 @@ def count(operator, key, call):
 
 choose.kernel_for = count
 (op,) = (op for op in op_cases.operators() if op.name == "ms_deform_attn")
-for dtype in (torch.float32, torch.float64):  # Triton, and plain PyTorch, which autograd differentiates
+for dtype in (torch.float32, torch.float64):  # Triton, and plain PyTorch
     op_cases.results(op.call, op.forms()[0].to(dtype))
 assert chosen == [
     ("ms_deform_attn", choose.FUSED),
     ("_ms_deform_attn_backward", choose.FUSED),
     ("ms_deform_attn", choose.REFERENCE),
+    ("_ms_deform_attn_backward", choose.REFERENCE),
 ], chosen
 """
 

@@ -48,7 +48,7 @@ def test_only_this_gradient_is_left_to_it(monkeypatch):
     _, (_, arguments), _ = deform_conv.OPERATORS[1].overload_calls(sample)
     asked = []
 
-    def run(operator, key, compiled, keyset, call, chosen):
+    def run(operator, key, compiled, keyset, call):
         asked.append(call.output_mask)
         return torch.ops.dcnzoo._deform_conv_backward(*call)
 
