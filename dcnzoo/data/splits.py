@@ -245,7 +245,7 @@ class Tree:
             if len(folder.relative_to(root).parts) == depth:
                 folders.clear()
             files = [folder / name for name in names]
-            out = {file for file in files if _matches(file.relative_to(root), leave_out)}
+            out = {file for file in files if _matches(file.relative_to(root), leave_out)} if leave_out else ()
             self.left_out[BY_OPTION] += sorted(out)
             self.files += [file for file in files if file not in out]
         if leave_out and not self.left_out[BY_OPTION]:

@@ -5,7 +5,7 @@ import functools
 import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +262,8 @@ def _convert(
     Args:
         labels: of the images; by default those beside them. An image whose labels are left out is, too.
     """
-    inexact, lengths, tracks, poses = set[str](), Counter[int](), 0, 0
+    inexact, lengths = set[str](), Counter[int]()
+    kinds = dict(_OTHER_LINES)  # of which all lines are, as far as they are read
     labels = labels_of(images, inexact) if labels is None else labels
     if out := {*map(os.path.realpath, tree.left_out[BY_OPTION])}:
         images = [image for image in images if os.path.realpath(labels.get(image, "")) not in out]
@@ -270,7 +271,6 @@ def _convert(
     owners: dict[Path, Path] = {}
 
     def convert(image: Path) -> None:
-        nonlocal tracks, poses
         builder.add_image(image, image_size(image))
         own = labels.get(image)
         if own is not None and owners.setdefault(own, image) != image:
@@ -285,22 +285,21 @@ def _convert(
             for at, line in read_lines(own):
                 words = line.split()
                 lengths[len(words)] += 1
-                tracks += len(words) == 7 and words[-1].isdigit()
-                poses += _is_pose(words)
+                for kind in [kind for kind, is_of in kinds.items() if not is_of(words)]:
+                    del kinds[kind]
                 if drop_scores and len(words) == 6:
                     words = words[:5]
                 with builder.refusing(own, at):
                     _convert_line(words, names, builder)
 
     builder.convert(images, convert)
-    total = lengths.total()
-    if total and len(lengths) == 1 and total in (tracks, poses):
-        expected = "lines of class x y width height, or of polygons"
-        got = "a class, a box, a confidence and the number of a track"
-        got = got if tracks else "a class, a box and keypoints (a pose)"
-        raise UserError(f"{labels[next(iter(labels))].parent}: expected {expected}, got only lines of {got}")
-    if total and total == lengths[9]:
-        builder.notes.append(f"turned boxes, of four corners, that get an upright box: {total}")
+    if len(lengths) == 1:
+        for kind in kinds:
+            expected = "lines of class x y width height, or of polygons"
+            folder = labels[next(iter(labels))].parent
+            raise UserError(f"{folder}: expected {expected}, got only lines of {kind}")
+        if 9 in lengths:
+            builder.notes.append(f"turned boxes, of four corners, that get an upright box: {lengths[9]}")
     if inexact:
         builder.notes.append(f"names of labels that differ in capitals or Unicode form: {len(inexact)}")
     return builder
@@ -322,6 +321,14 @@ def _is_pose(words: Sequence[str]) -> bool:
     # the second corner of a polygon would be a size, in which the other corners take little room
     spread = max((max(values) - min(values) for values in zip(*marked, strict=True)), default=1)
     return len(rest) % step == 0 and inside and is_box and spread >= 0.2 * min(width, height)
+
+
+_OTHER_LINES: dict[str, Callable[[Sequence[str]], bool]] = {
+    "a class, a box, a confidence and the number of a track": lambda words: (
+        len(words) == 7 and words[-1].isdigit()
+    ),
+    "a class, a box and keypoints (a pose)": _is_pose,
+}
 
 
 def _read(file: Path) -> dict | InvalidAnnotation:
