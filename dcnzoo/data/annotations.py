@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 import msgspec
 import numpy as np
 
-from dcnzoo.data.conversion import FAR, TOLERANCE
+from dcnzoo.data.conversion import FAR, TOLERANCE, Reading
 from dcnzoo.data.files import (
     CHUNK,
     Entries,
@@ -33,7 +33,6 @@ from dcnzoo.data.files import (
 )
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import replacing, require_equal, write_bytes
-from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.marks import is_of_detector
 from dcnzoo.utils.memory import collector_paused
 from dcnzoo.utils.progress import track, waiting
@@ -113,38 +112,25 @@ class Columns:
 
 
 @dataclass(eq=False)
-class Annotations:
+class Annotations(Reading):
     """The annotations of a COCO file, or of a split in another format.
 
     Attributes:
         file: the COCO file.
         content: that of a COCO file; a list of many annotations may be :class:`Entries`.
-        problems: in the order of the file, with keys of :data:`dcnzoo.data.check.KINDS` and the image,
-            annotation or category, by its id, as subject. Problems of masks do not stop a detector without
-            masks. Of a split: those that are neither repaired nor skipped.
+        problems: of a COCO file: with keys of :data:`dcnzoo.data.check.KINDS` and the image, annotation or
+            category, by its id, as subject. Problems of masks do not stop a detector without masks. Of a
+            split: those that are neither repaired nor skipped.
         places: of the entry of each problem.
         folder: to which the names of the images are relative.
-        sources: the files that were read.
-        extracted: pictures to write with the file: path, and a function that returns the content.
-        repaired: a text for each kind of repair.
         is_file: whether ``file`` has exactly this content.
-        missing: the files or entries whose pictures do not exist.
-        lost: the number of their objects.
-        unlabelled: the pictures that have no file of annotations.
     """
 
     file: Path
     content: dict[str, Any]
-    problems: list[Finding] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
     folder: Path = Path()
-    sources: list[Path] = field(default_factory=list)
-    extracted: list[tuple[Path, Callable[[], bytes]]] = field(default_factory=list)
-    repaired: list[str] = field(default_factory=list)
     is_file: bool = False
-    missing: list[Finding] = field(default_factory=list)
-    lost: int = 0
-    unlabelled: list[Path] = field(default_factory=list)
 
     def _entries(self, key: str) -> list[dict]:
         return [entry for entry in self.content.get(key, ()) if isinstance(entry, dict)]

@@ -125,7 +125,7 @@ def check_coco(
 
 def _not_coco(file: Path, error: InvalidAnnotation) -> Annotations:
     where = "file" if error.line is None else f"line {error.line}"
-    return Annotations(file, {}, [Finding(where, str(error), "file")], [None])
+    return Annotations(file, {}, [None], problems=[Finding(where, str(error), "file")])
 
 
 @collector_paused()
@@ -161,7 +161,9 @@ def check_content(
             checker.at(key).add_text("empty", "expected at least 1, got 0", stops=key != "annotations")
     checker.check_categories(classes)
     checker.check_images(images, decode)
-    result = Annotations(file, content, checker.problems, checker.places, is_file=columns is not None)
+    result = Annotations(
+        file, content, checker.places, is_file=columns is not None, problems=checker.problems
+    )
     if columns is None:
         checker.check_annotations()
         checker.check_boxes(result)
@@ -223,7 +225,7 @@ def fix(report: Annotations, out: str | Path) -> dict[str, Counter]:
         if not problem.remedy:
             kind = KINDS[problem.kind].text
             raise UserError(f"{report.file}: {problem}; this kind of problem cannot be fixed: {kind}")
-    fixed = Annotations(report.file, copy.deepcopy(report.edit()), report.problems, report.places)
+    fixed = Annotations(report.file, copy.deepcopy(report.edit()), report.places, problems=report.problems)
     done = repair(fixed)
     write_json(fixed.content, out)
     return done

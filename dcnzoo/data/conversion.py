@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -227,7 +227,30 @@ class _Built(Entries):
         ]
 
 
-class CocoBuilder:
+@dataclass(eq=False, kw_only=True)
+class Reading:
+    """What was found while the files of a split were read.
+
+    Attributes:
+        problems: of the files, those of an annotation file in its order.
+        sources: the files that were read.
+        extracted: pictures to write with the COCO file: path, and a function that returns the content.
+        repaired: a text for each kind of repair or decision.
+        missing: the files or entries whose pictures do not exist.
+        lost: the number of their objects.
+        unlabelled: the pictures that have no file of annotations.
+    """
+
+    problems: list[Finding] = field(default_factory=list)
+    sources: list[Path] = field(default_factory=list)
+    extracted: list[tuple[Path, Callable[[], bytes]]] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    missing: list[Finding] = field(default_factory=list)
+    lost: int = 0
+    unlabelled: list[Path] = field(default_factory=list)
+
+
+class CocoBuilder(Reading):
     """Collects images, objects and problems, for the content of a COCO file.
 
     Objects belong to the image that was added last. ``add_box``, ``add_polygons`` and ``add_mask`` raise
@@ -239,13 +262,7 @@ class CocoBuilder:
         folder: to which the names of the images are relative; None: the deepest that contains them all.
 
     Attributes:
-        problems: of the files that were read.
-        sources: the files that were read.
         clipped: number of objects that were clipped.
-        extracted: images to write with the COCO file: path, and a function that returns the content.
-        notes: what else was decided while the files were read.
-        unlabelled: the images that have no file of annotations.
-        lost: the number of objects whose image does not exist.
     """
 
     def __init__(
@@ -256,16 +273,11 @@ class CocoBuilder:
             if not classes or repeated or not all(classes):
                 found = f"{', '.join(repeated)} more than once" if repeated else f"{list(classes)}"
                 raise UserError(f"classes: expected at least 1 name, each once, got {found}")
+        super().__init__()
         self.classes = None if classes is None else tuple(classes)
         self._known = frozenset(classes or ())
         self.clip, self.tolerance = clip, math.inf if clip else TOLERANCE
-        self.problems: list[Finding] = []
-        self.sources: list[Path] = []
         self.clipped = 0
-        self.notes: list[str] = []
-        self.unlabelled: list[Path] = []
-        self.lost = 0
-        self.extracted: list[tuple[Path, Callable[[], bytes]]] = []
         self.size = (0, 0)  # (width, height) of the last image
         self._folder = folder
         self._images: dict[Path, tuple[int, int]] = {}  # (width, height)
@@ -360,7 +372,8 @@ class CocoBuilder:
         except InvalidAnnotation as error:
             line = error.line or line
             where = f"{file}:{line}" if line else str(file)
-            self.problems.append(Finding(where, f"{what}{error}", error.kind))
+            finding = Finding(where, f"{what}{error}", error.kind)
+            (self.missing if error.kind == MISSING else self.problems).append(finding)
             self.lost += error.objects
 
     def convert(self, files: Sequence[Path], read: Callable[[Path], None]) -> None:

@@ -5,13 +5,13 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from dcnzoo.data.annotations import Annotations, read_coco
-from dcnzoo.data.conversion import MISSING, CocoBuilder
+from dcnzoo.data.conversion import CocoBuilder, Reading
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES, walk
@@ -99,24 +99,13 @@ class Part:
 
 
 def _built(result: CocoBuilder, options: ReadOptions) -> Annotations:
-    problems, repaired = [each for each in result.problems if each.kind != MISSING], [*result.notes]
     if options.clip and result.clipped:
-        repaired.append(f"objects clipped to their images: {result.clipped}")
-    if options.skip_invalid and problems:
-        repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
-        problems = []
-    return Annotations(
-        Path(),
-        result.content(),
-        problems,
-        folder=result.folder,
-        sources=result.sources,
-        extracted=result.extracted,
-        repaired=repaired,
-        missing=[each for each in result.problems if each.kind == MISSING],
-        lost=result.lost,
-        unlabelled=result.unlabelled,
-    )
+        result.repaired.append(f"objects clipped to their images: {result.clipped}")
+    if options.skip_invalid and (problems := result.problems):
+        result.repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
+        result.problems = []
+    values = {each.name: getattr(result, each.name) for each in fields(Reading)}
+    return Annotations(Path(), result.content(), folder=result.folder, **values)
 
 
 def parts_by_split(

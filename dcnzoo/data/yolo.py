@@ -201,7 +201,7 @@ def _others(
         if file in known or not belongs(file) or is_names(file) or not has_boxes(file):
             continue
         _, line = next(read_lines(file))
-        kind, text = MISSING, "expected its picture, found none"
+        kind, text = "", "expected its picture, found none"
         if len(line.split()) == 6 and not options.drop_scores:
             tree.left_out[PREDICTIONS].append(file)
             continue
@@ -214,7 +214,7 @@ def _others(
         if pictures := stems.get(normal(file.stem)) or lonely.get(file.parent):
             kind = UNMATCHED
             text += f"; {counted(len(pictures), 'pictures')} beside it have no labels: {few(pictures, 2)}"
-        builder.problems.append(Finding(str(file), text, kind))
+        (builder.problems if kind else builder.missing).append(Finding(str(file), text, kind or MISSING))
         builder.lost += sum(1 for _ in read_lines(file))
     if pairs:
         _convert([*pairs], names, builder, tree, options.drop_scores, pairs)
@@ -299,9 +299,9 @@ def _convert(
             folder = labels[next(iter(labels))].parent
             raise UserError(f"{folder}: expected {expected}, got only lines of {kind}")
         if 9 in lengths:
-            builder.notes.append(f"turned boxes, of four corners, that get an upright box: {lengths[9]}")
+            builder.repaired.append(f"turned boxes, of four corners, that get an upright box: {lengths[9]}")
     if inexact:
-        builder.notes.append(f"names of labels that differ in capitals or Unicode form: {len(inexact)}")
+        builder.repaired.append(f"names of labels that differ in capitals or Unicode form: {len(inexact)}")
     return builder
 
 
