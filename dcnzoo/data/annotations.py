@@ -149,9 +149,12 @@ class Annotations(Reading):
         return any(problem.kind == "nameless" for problem in self.problems)
 
     @property
-    def predicted(self) -> bool:
-        """Whether a detector has made the annotations: they have scores, or the mark of one of dcnzoo."""
-        return bool(self.columns.scored.any()) or is_of_detector(self.content)
+    def predicted(self) -> list[Path]:
+        """The pictures whose annotations a detector has made: with scores, or all with the mark of dcnzoo."""
+        if is_of_detector(self.content):
+            return self.pictures or [self.file]
+        rows = np.unique(self.columns.rows[self.columns.scored])
+        return [self.pictures[row] for row in rows.tolist()]
 
     @property
     def pictures(self) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 from dcnzoo.data.annotations import Annotations, read_coco
 from dcnzoo.data.copies import copies_of
 from dcnzoo.data.files import InvalidAnnotation, read_lines
-from dcnzoo.data.foreign import named_formats
+from dcnzoo.data.foreign import RESULTS, named_formats
 from dcnzoo.data.splits import PREDICTIONS, TRAININGS, ReadOptions, Tree
 from dcnzoo.data.yolo import has_boxes
 from dcnzoo.utils.errors import UserError
@@ -118,8 +118,8 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
     unread = [file for file in tree.ending(*UNREAD_PICTURES) if file.stem in missing]
     _add_missing(result, used, [*unused, *unread])
     foreign = {} if tree.is_file else named_formats(tree)
-    tree.left_out[PREDICTIONS] += [file for file, text in foreign.items() if text.endswith(PREDICTIONS)]
-    foreign = {file: text for file, text in foreign.items() if not text.endswith(PREDICTIONS)}
+    results = {file: foreign.pop(file) for file, row in [*foreign.items()] if row is RESULTS}
+    tree.left_out[PREDICTIONS] += results
     for reason, files in tree.left_out.items():
         if files:
             objects = sum(map(objects_in, files)) if reason == PREDICTIONS else 0

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,11 @@ from PIL import Image, ImageOps
 from dcnzoo.data.annotations import Annotations
 from dcnzoo.utils.checksums import file_digest
 from dcnzoo.utils.progress import track
+from dcnzoo.utils.text import counted
 
 _LARGE = 256  # pixels; of a smaller JPEG, blocks of eight pixels differ from the thumbnail's
 _UNREADABLE = -1000  # in thumbnails
+_MOST = 100  # near copies that are linked to a picture; the others are linked to these
 _NEAR = 3  # grey levels by which the thumbnails of near copies differ at most
 
 
@@ -120,6 +122,51 @@ def copies_between(first: Pictures, second: Pictures) -> tuple[list[Path], list[
         is_equal = bool(same) and _pixel_digest(path) in {digests[n] for n in same}
         (equal if is_equal else similar).append(path)
     return equal, similar
+
+
+def copies_within(pictures: Pictures) -> list[tuple[int, int]]:
+    """Return the numbers of pictures with the pixels of an earlier one, each with that one's number."""
+    alike: dict[object, list[int]] = defaultdict(list)
+    for number, (size, thumb) in enumerate(zip(pictures.sizes, pictures.thumbs, strict=True)):
+        alike[size, thumb.tobytes()].append(number)
+    pairs = []
+    for numbers in (each for each in alike.values() if len(each) > 1):
+        firsts: dict[bytes, int] = {}
+        for number in numbers:
+            first = firsts.setdefault(_pixel_digest(pictures.paths[number]), number)
+            if first != number:
+                pairs.append((number, first))
+    return pairs
+
+
+def groups_of_copies(pictures: Pictures) -> tuple[list[int], list[str]]:
+    """Group pictures that are nearly equal, or of one origin; also return what was decided."""
+    number, origins, notes = len(pictures.paths), dict[str, int](), list[str]()
+    groups, certain = [*range(number)], copies_within(pictures)
+
+    def first(n: int) -> int:
+        while groups[n] != n:
+            groups[n] = n = groups[groups[n]]
+        return n
+
+    for n, picture in enumerate(pictures.paths):
+        if origin := stem_of_origin(picture):
+            certain.append((n, origins.setdefault(origin, n)))
+    similar = near(pictures.thumbs, shapes_of(pictures.sizes))
+    for pairs in (certain, ((n, other) for n, others in similar for other in others[:_MOST].tolist())):
+        before = [*groups]
+        for n, other in pairs:
+            groups[first(n)] = first(other)
+        largest = max(Counter(map(first, range(number))).values())
+        if largest > number / 2:  # a chain, as of a camera that does not move
+            groups = before
+            what = f"{counted(largest, 'pictures')} are nearly equal, more than half"
+            notes.append(f"{what}: they are divided at random")
+            break
+    groups = [*map(first, range(number))]
+    if kept := number - len({*groups}):
+        notes.append(f"pictures that stay with nearly equal ones, or with ones of their origin: {kept}")
+    return groups, notes
 
 
 def shapes_of(sizes: Iterable[tuple[int, int]]) -> list[int]:

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from dcnzoo.data.splits import PREDICTIONS, Tree
-from dcnzoo.data.voc import is_voc, why_no_xml
+from dcnzoo.data.files import InvalidAnnotation
+from dcnzoo.data.splits import Tree
+from dcnzoo.data.voc import is_voc, parse_xml
 
 _HEAD = 65_536  # bytes in which a format is recognised
 
@@ -25,12 +26,18 @@ class Foreign(NamedTuple):
     signature: str = ""
     remedy: str = "export as COCO"
 
+    def __str__(self) -> str:
+        return f"{self.name} is not read: {self.remedy}"
+
 
 _DATUMARO = "datum convert -i FOLDER -f coco (Datumaro)"
 _PROGRAM = "write a COCO file from it, with pandas or the package datasets"
 _ROBOFLOW = "import it into Roboflow or FiftyOne and export COCO"
+RESULTS = Foreign(
+    "COCO's results", ".json", r'^\s*\[\s*\{[^{}]*"image_id"[^{}]*"score"', "these are predictions"
+)
 FOREIGN = [
-    Foreign(*row)
+    row if isinstance(row, Foreign) else Foreign(*row)
     for row in (
         ("Label Studio's JSON", ".json", r'"from_name"|"original_width"', "export COCO or YOLO with images"),
         ("CVAT for images", ".xml", r"<annotations>[\s\S]*<(image|track) ", "export the task as COCO 1.0"),
@@ -53,7 +60,7 @@ FOREIGN = [
         ("MMDetection's data_list", ".json", r'"data_list"', "use the COCO file from which it was made"),
         ("Detectron2's dicts", ".json", r'"bbox_mode"', "detectron2.data.datasets.convert_to_coco_json"),
         ("Cityscapes", ".json", r'"imgHeight"[\s\S]*"polygon"', "MMDetection's converter cityscapes.py"),
-        ("COCO's results", ".json", r'^\s*\[\s*\{[^{}]*"image_id"[^{}]*"score"', PREDICTIONS),
+        RESULTS,
         (
             "xView and other GeoJSON",
             ".json .geojson",
@@ -85,28 +92,33 @@ FOREIGN = [
 ]
 
 
-def named_format(file: Path) -> str:
-    """Return the name of a file's format that is not read, with a remedy; empty if it is not known."""
+def named_format(file: Path) -> Foreign | None:
+    """Return the format of a file that is not read; None if it is not known."""
     rows, head = [row for row in FOREIGN if file.suffix.lower() in row.endings.split()], ""
     if any(row.signature for row in rows) and not is_voc(file):
         with open(file, "rb") as opened:
             content = opened.read(_HEAD).replace(b"\0", b"").removeprefix(b"\xef\xbb\xbf")
         head = content.decode(errors="replace")
     flags = re.MULTILINE if file.suffix.lower() == ".txt" else 0
-    named = (f"{row.name} is not read: {row.remedy}" for row in rows if re.search(row.signature, head, flags))
-    return next(named, "")
+    return next((row for row in rows if re.search(row.signature, head, flags)), None)
 
 
-def named_formats(tree: Tree, binary: bool = False) -> dict[Path, str]:
-    """Return the files below a folder in formats that are not read, with what :func:`named_format` says.
+def named_formats(tree: Tree, binary: bool = False) -> dict[Path, Foreign | str]:
+    """Return the files below a folder that are not read: their format, or why they cannot be.
 
     Args:
         binary: also archives and other files that may be anything.
     """
     endings = {ending for row in FOREIGN for ending in row.endings.split() if row.signature or binary}
-    texts = {file: f"it cannot be read: {text}" for file, text in tree.damaged.items()}
-    texts |= {file: named_format(file) for file in tree.ending(*endings) if file not in texts}
-    for file in tree.ending(".xml"):
-        if not texts.get(file) and not is_voc(file) and (reason := why_no_xml(file)):
-            texts[file] = f"it cannot be read: {reason}"
-    return {file: text for file, text in texts.items() if text}
+    result: dict[Path, Foreign | str] = {
+        file: f"it cannot be read: {text}" for file, text in tree.damaged.items()
+    }
+    for file in tree.ending(*endings):
+        if file not in result and (row := named_format(file)):
+            result[file] = row
+        elif file.suffix.lower() == ".xml" and not is_voc(file):
+            try:
+                parse_xml(file)
+            except InvalidAnnotation as error:
+                result[file] = f"it cannot be read: {error}"
+    return result

@@ -16,7 +16,7 @@ from dcnzoo.data.labelme import find_labelme
 from dcnzoo.data.splits import AS_THEY_ARE, PREDICTIONS, SPLITS, Part, ReadOptions, Tree, path_parts
 from dcnzoo.data.via import find_via
 from dcnzoo.data.voc import find_voc
-from dcnzoo.data.yolo import find_yolo, is_names
+from dcnzoo.data.yolo import find_yolo, has_boxes, is_names
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_exists
 from dcnzoo.utils.findings import Finding
@@ -118,14 +118,14 @@ def convert(
 def _nothing(data: Path, tree: Tree, options: ReadOptions) -> str:
     counts = Counter(file.suffix.lower() or "without ending" for file in tree.files)
     lies = few([f"{number} {suffix}" for suffix, number in counts.most_common()])
-    texts = [*dict.fromkeys(named_formats(tree, binary=True).values())]
+    texts = [*dict.fromkeys(map(str, named_formats(tree, binary=True).values()))]
     if predictions := tree.left_out[PREDICTIONS]:
         texts.append(f"{few(predictions, 2)} has predictions, which drop_scores=True uses as annotations")
-    foreign = "; ".join(texts)
+    if alone := next(filter(has_boxes, tree.ending(".txt")), None):
+        texts.append(f"{alone} has boxes of YOLO, whose pictures would be in the same folder, or in images")
     expected = options.layout or ", ".join(FINDERS)
-    return f"data: expected annotations in a layout of {expected}, got {data} with {lies}" + (
-        f": {foreign}" if foreign else ""
-    )
+    text = f"data: expected annotations in a layout of {expected}, got {data} with {lies}"
+    return ": ".join([text, *filter(None, ["; ".join(texts)])])
 
 
 def _read(parts: Sequence[Part], options: ReadOptions) -> list[Annotations]:
@@ -218,7 +218,7 @@ def _tree_of_file(data: Path) -> Tree:
         tree.json = {data: content}
     else:
         expected = "a folder, a JSON file, or a file like data.yaml, obj.data or classes.txt"
-        raise UserError(f"data: expected {expected}, got {data}: {named_format(data)}")
+        raise UserError(f"data: expected {expected}, got {data}: {named_format(data) or ''}")
     tree.files = [data, *tree.pictures]
     tree.is_file = True
     return tree

@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dcnzoo.data.annotations import Annotations
-from dcnzoo.data.balance import balance
+from dcnzoo.data.balance import Boxes, balance
 from dcnzoo.data.copies import (
     Pictures,
     copies_between,
-    copies_of,
-    near,
+    copies_within,
+    groups_of_copies,
     read_pictures,
-    shapes_of,
     stem_of_origin,
 )
 from dcnzoo.data.layouts import Choice
@@ -26,7 +27,6 @@ from dcnzoo.utils.text import columns, counted, cut, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 _SHOWN = 20  # classes
-_MOST = 100  # near copies that are linked to a picture; the others are linked to these
 _HINTS = {  # what was done about a problem → how to ask for it
     "clipped": "clip=True cuts objects off at the border",
     "dropped": "skip_invalid=True leaves out what is invalid",
@@ -62,7 +62,7 @@ def read_splits(
         if each.predicted and not options.drop_scores:
             got = "predictions, with scores or the mark of a detector"
             raise UserError(
-                f"data: {split}: expected annotations, got {got}, in {few(each.sources, 1)}; "
+                f"data: {split}: expected annotations, got {got}, of {few(each.predicted, 3)}; "
                 "drop_scores=True uses them as annotations"
             )
         if not each.images:
@@ -94,10 +94,12 @@ def read_splits(
         text = f"{counted(len(dark), 'pictures')} use at most 12 of 16 bits ({few(dark, 2)})"
         notes.append(f"{text}: they are loaded nearly black; multiply their values by 16")
     if pool := splits.pop("all", None):
-        divided, note = divide(pool, pictures["all"])
-        splits = {**divided, **splits}
+        groups, divided = groups_of_copies(pictures["all"])
+        contents = split_content(pool.edit(), VALIDATION, groups=groups)
+        parts = (Annotations(Path(), content, folder=pool.folder) for content in contents)
+        splits = {**dict(zip(("train", "val"), parts, strict=True)), **splits}
         chosen = f", {VALIDATION:.0%} of the pictures at random (seed 0) for validation"
-        notes += [*note, *_words_of_no_split(choice.tree, pool)]
+        notes += [*divided, *_words_of_no_split(choice.tree, pool)]
     decisions = [f"data      {data}, {choice.name}"]
     for split, each in splits.items():
         decisions.append(f"{split:8}  {_described(each)}{chosen if split == 'val' else ''}")
@@ -115,48 +117,6 @@ def _words_of_no_split(tree: Tree, pool: Annotations) -> Iterator[str]:
     names = {name for folder in folders for name in tree.parents(folder / "x")}
     if named := [name for name in sorted(names) if split_of(name) in ("train", "val")]:
         yield f"{few(named)} is no split, because no folder beside it names another one"
-
-
-def divide(pool: Annotations, pictures: Pictures) -> tuple[dict[str, Annotations], list[str]]:
-    """Divide pictures at random; those that are nearly equal stay together. Also return what was decided."""
-    ids = [image["id"] for image in pool.images]
-    groups, notes = _groups_of_copies(pictures)
-    contents = split_content(pool.edit(), VALIDATION, groups=dict(zip(ids, groups, strict=True)))
-    train, val = (Annotations(Path(), content, folder=pool.folder) for content in contents)
-    kept = len(groups) - len({*groups})
-    if kept:
-        notes.append(f"pictures that stay with nearly equal ones, or with ones of their origin: {kept}")
-    return {"train": train, "val": val}, notes
-
-
-def _groups_of_copies(pictures: Pictures) -> tuple[list[int], list[str]]:
-    """Return the number of each picture's group, and what was decided."""
-    paths, notes = pictures.paths, list[str]()
-    parents = [*range(len(paths))]
-
-    def root(number: int) -> int:
-        while parents[number] != number:
-            parents[number] = number = parents[parents[number]]
-        return number
-
-    origins: dict[str, int] = {}
-    numbers = {picture: number for number, picture in enumerate(paths)}
-    certain = [(numbers[a], numbers[b]) for a, b in copies_of(paths, paths).items()]
-    for number, picture in enumerate(paths):
-        if origin := stem_of_origin(picture):
-            certain.append((number, origins.setdefault(origin, number)))
-    similar = near(pictures.thumbs, shapes_of(pictures.sizes))
-    for pairs in (certain, ((n, other) for n, others in similar for other in others[:_MOST].tolist())):
-        before = [*parents]
-        for first, second in pairs:
-            parents[root(first)] = root(second)
-        largest = max(Counter(map(root, range(len(parents)))).values())
-        if largest > len(paths) / 2:  # a chain, as of a camera that does not move
-            parents = before
-            what = f"{counted(largest, 'pictures')} are nearly equal, more than half"
-            notes.append(f"{what}: they are divided at random")
-            break
-    return [*map(root, range(len(parents)))], notes
 
 
 def _described(report: Annotations) -> str:
@@ -251,12 +211,15 @@ def check_parts(
         if each.unreadable:  # a training leaves out a few
             text = f"{counted(len(each.unreadable), 'pictures')} cannot be decoded: {few(each.unreadable, 3)}"
             findings.append(Finding(split, text, "unreadable", stops=split != "train"))
+        if named := _with_other_objects(splits[split], each):
+            text = f"{counted(len(named), 'pictures')} have copies with other objects: {few(named, 3)}"
+            findings.append(Finding(split, text, "contradictory", stops=False))
     for (split, first), (other, second) in itertools.combinations(pictures.items(), 2):
         real = {*map(os.path.realpath, first.paths)}
         equal, similar = copies_between(second, first)
         text, shared = "also in", [path for path in second.paths if os.path.realpath(path) in real]
         if not shared:
-            text, shared = "copies of ones of", [*copies_of(second.paths, first.paths)] or equal
+            text, shared = "copies of ones of", equal
         if shared:
             text = f"{counted(len(shared), 'pictures')} of {other} are {text} {split}: {few(shared, 3)}"
             findings.append(Finding("", f"{text}; remove them from one of the two", "shared"))
@@ -264,3 +227,14 @@ def check_parts(
             text = f"{counted(len(similar), 'pictures')} of {other} are nearly equal to ones of {split}"
             findings.append(Finding("", f"{text}, or mirrored: {few(similar, 2)}", "similar", stops=False))
     return findings
+
+
+def _with_other_objects(report: Annotations, pictures: Pictures) -> list[Path]:
+    """Return the pictures with objects that their copies do not have."""
+    real = [os.path.realpath(path) for path in pictures.paths]
+    copies = {real[number]: real[first] for number, first in copies_within(pictures)}
+    if not copies:
+        return []
+    boxes, originals = Boxes([report]), {first: copy for copy, first in copies.items()}
+    same = boxes.contain(report, copies) & boxes.contain(report, originals)
+    return [pictures.paths[row] for row in np.unique(report.columns.rows[~same]).tolist()]

@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dcnzoo.data.check import checked_coco
+from dcnzoo.data.copies import groups_of_copies, read_pictures
 from dcnzoo.data.files import write_json
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import replacing, require_new
+from dcnzoo.utils.files import note, replacing, require_new
+from dcnzoo.utils.formats import image_folder
 from dcnzoo.utils.text import counted
 
 
@@ -27,7 +29,8 @@ def split_coco(
 ) -> tuple[dict, dict]:
     """Split the images of a file at random; return the rest, and the part of size ``share``.
 
-    Both files contain all categories. The same seed gives the same parts.
+    Both files contain all categories. The same seed gives the same parts. Copies and near copies are in
+    one part, if the pictures are beside the file.
 
     Args:
         force: replace files with another content.
@@ -40,9 +43,16 @@ def split_coco(
         raise UserError(f"split: expected three different files, got {file}, {outs[0]} and {outs[1]}")
     if not 0 < share < 1:
         raise UserError(f"share: expected a number between 0 and 1, got {share}")
-    content = checked_coco(file).edit()
+    report = checked_coco(file)
+    folder = image_folder(Path(file).absolute(), [each["file_name"] for each in report.images])
+    groups = None
+    if folder is None:
+        note(f"the pictures of {file} are not beside it: copies of one may be in both parts")
+    else:
+        report.folder = folder
+        groups, _ = groups_of_copies(read_pictures(report))
     try:
-        train, val = split_content(content, share, seed)
+        train, val = split_content(report.edit(), share, seed, groups)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     with replacing(outs[0]) as first, replacing(outs[1]) as second:
@@ -58,47 +68,45 @@ def split_coco(
 
 
 def split_content(
-    content: dict, share: float, seed: int = 0, groups: Mapping[int, object] | None = None
+    content: dict, share: float, seed: int = 0, groups: Sequence[int] | None = None
 ) -> tuple[dict, dict]:
-    """Split the content of a COCO file; see :func:`split_coco`.
+    """Split the content of a COCO file; each class has objects in the first part, the second part has some.
 
     Args:
-        groups: the group of each image, by id: those of a group stay together. Each class then has objects in
-            the first part, and the second part has objects, too.
+        groups: the number of each image's group, whose images stay together.
 
     Raises:
         UserError: that is not possible.
     """
     ids = [image["id"] for image in content["images"]]
-    members: dict[object, list[int]] = defaultdict(list)
-    for number in ids:
-        members[number if groups is None else groups[number]].append(number)
+    members: dict[int, list[int]] = defaultdict(list)
+    for image, group in zip(ids, range(len(ids)) if groups is None else groups, strict=True):
+        members[group].append(image)
     names = [*members]
     number = min(max(round(share * len(names)), 1), len(names) - 1)
     if number < 1:
         raise UserError(f"images: expected at least 2 different ones, got {len(names)}")
     generator = random.Random(seed)  # nosec B311  # no secret
     chosen = generator.sample(names, number)
-    if groups is not None:
-        others = [name for name in names if name not in {*chosen}]
-        chosen = _with_objects([*chosen, *generator.sample(others, len(others))], number, members, content)
-    val = {image for name in chosen for image in members[name]}
+    others = [name for name in names if name not in {*chosen}]
+    order = [*chosen, *generator.sample(others, len(others))]
+    val = {image for name in _with_objects(order, number, members, content) for image in members[name]}
     return select_images(content, {*ids} - val), select_images(content, val)
 
 
 def _with_objects(
-    order: Sequence[object], number: int, members: Mapping[object, Sequence[int]], content: dict
-) -> list[object]:
+    order: Sequence[int], number: int, members: Mapping[int, Sequence[int]], content: dict
+) -> list[int]:
     """Return the first groups that can leave the training set without taking the last object of a class."""
     names = {image: name for name in order for image in members[name]}
-    own: dict[object, Counter[int]] = {name: Counter() for name in order}  # objects by class
+    own: dict[int, Counter[int]] = {name: Counter() for name in order}  # objects by class
     left: Counter[int] = Counter()
     for entry in content["annotations"]:
         if not entry.get("iscrowd"):
             own[names[entry["image_id"]]][entry["category_id"]] += 1
             left[entry["category_id"]] += 1
-    chosen: list[object] = []
-    with_objects: list[object] = []
+    chosen: list[int] = []
+    with_objects: list[int] = []
     for name in order:
         if all(left[each] > count for each, count in own[name].items()):
             (with_objects if own[name] else chosen).append(name)

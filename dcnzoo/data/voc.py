@@ -100,7 +100,9 @@ def _read(
             files = [*dict.fromkeys(files)]  # the list of each class has all pictures
 
     def convert(file: Path) -> None:
-        tree = _parse(file)
+        tree = parse_xml(file)
+        if tree.tag != "annotation":
+            raise InvalidAnnotation(f"expected <annotation>, got <{tree.tag}>", _line(tree))
         for thing in _convert_image(file, tree, pictures, split, builder):
             with builder.refusing(file, _line(thing)):
                 _convert_object(thing, builder, options)
@@ -234,21 +236,12 @@ def _flag(element: Element, tag: str) -> int:
     return _FLAGS[text]
 
 
-def why_no_xml(file: Path) -> str:
-    """Return why a file is not well-formed XML, or an empty text."""
-    try:
-        expat.ParserCreate().Parse(file.read_bytes(), True)
-    except (expat.ExpatError, OSError, LookupError, ValueError) as error:
-        return f"expected XML: {error}"
-    return ""
-
-
-def _parse(file: Path) -> Element:
+def parse_xml(file: Path) -> Element:
     """Parse an XML file; the attribute ``line`` of each element is its line number.
 
     Raises:
-        InvalidAnnotation: the file is not a well-formed annotation, or declares entities, which can expand a
-            few lines to gigabytes.
+        InvalidAnnotation: the file is not well-formed, or declares entities, which can expand a few lines to
+            gigabytes.
     """
     parser, builder = expat.ParserCreate(), TreeBuilder()
 
@@ -265,7 +258,4 @@ def _parse(file: Path) -> Element:
         raise InvalidAnnotation(f"expected XML: {expat.ErrorString(error.code)}", error.lineno) from None
     except (OSError, LookupError, ValueError) as error:  # not readable, or an encoding that Python lacks
         raise InvalidAnnotation(f"expected XML: {getattr(error, 'strerror', None) or error}") from None
-    tree = builder.close()
-    if tree.tag != "annotation":
-        raise InvalidAnnotation(f"expected <annotation>, got <{tree.tag}>", _line(tree))
-    return tree
+    return builder.close()

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dcnzoo.data.conversion import MISSING, CocoBuilder, image_size
-from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
+from dcnzoo.data.files import InvalidAnnotation, finite, read_json, read_lines, read_text
 from dcnzoo.data.splits import (
     BY_OPTION,
     PREDICTIONS,
@@ -35,6 +35,7 @@ MOST_CLASSES = 1000  # of labels without the names of their classes
 UNMATCHED = "unmatched"  # kind of problem: labels without a picture beside pictures without labels
 NAMELESS = "nameless"  # kind of problem: the classes have no names
 CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # files with a name per line
+NOTES = "notes.json"  # of Label Studio, with the ids of the classes
 YOLO = ("data.yaml", "data.yml", "obj.data")  # the file that describes a data set, in its folder
 
 
@@ -93,7 +94,10 @@ def _described_parts(tree: Tree, file: Path, described: dict | InvalidAnnotation
     if isinstance(described, dict):
         with contextlib.suppress(InvalidAnnotation):  # reading it explains the problem
             names = _names(described)
-            tree.notes += _other_names(tree, file, names)
+            for other, own in _class_lists(tree).items():
+                if own != names and other.is_relative_to(file.parent):
+                    text = f"{other} names the classes {few(own)}, {file.name} {few(names)}"
+                    tree.notes.append(f"{text}: the latter are used")
             if not tree.asked:
                 keys = {SPLITS.get(str(key).lower(), "") for key, value in described.items() if value}
                 splits = sorted(keys - {""})
@@ -116,15 +120,14 @@ def _described_parts(tree: Tree, file: Path, described: dict | InvalidAnnotation
     ]
 
 
-def _other_names(tree: Tree, file: Path, names: list[str]) -> Iterator[str]:
-    """Yield a text for each file beside or below a description that has other names, or another order."""
-    for other in tree.files:
-        is_description = is_names(other) or other.suffix in (".yaml", ".yml", ".data")
-        if not is_description or other == file or not other.is_relative_to(file.parent):
-            continue
-        with contextlib.suppress(InvalidAnnotation):  # of another program
-            if (own := _names(_read(other))) != names:
-                yield f"{other} names the classes {few(own)}, {file.name} {few(names)}: the latter are used"
+def _class_lists(tree: Tree) -> dict[Path, list[str]]:
+    """Return the names of the classes in each file that has them."""
+    lists = {}
+    for file in tree.ending(".yaml", ".yml", ".data", ".txt", ".names", ".labels", ".json"):
+        if is_names(file) or file.name == NOTES or file.suffix.lower() in (".yaml", ".yml", ".data"):
+            with contextlib.suppress(InvalidAnnotation):  # of another program
+                lists[file] = _names(_read(file))
+    return lists
 
 
 def _has_pictures(file: Path, described: dict, split: str) -> bool:
@@ -138,11 +141,7 @@ def _plain_parts(tree: Tree) -> list[Part]:
     labels = track(_all_labels(tree).items(), "listing")
     # of a folder with labels, all pictures are used
     folders = {picture.parent for picture, own in labels if has_boxes(own)}
-    # LabelImg writes the names to each folder
-    names = {file: [line for _, line in read_lines(file)] for file in tree.files if is_names(file)}
-    for file in tree.ending(".yaml", ".yml"):
-        with contextlib.suppress(InvalidAnnotation):
-            names[file] = _names(_read(file))
+    names = _class_lists(tree)  # LabelImg writes them to each folder
     known = {tuple(each) for each in names.values()}
 
     def parse(images: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
@@ -150,10 +149,10 @@ def _plain_parts(tree: Tree) -> list[Part]:
         classes = next(iter(known)) if len(known) == 1 else options.classes or numbers
         builder = CocoBuilder(options.classes or classes, options.clip, tree.root)
         builder.sources += names
-        for file in filter(is_names, names):
+        for file in filter(is_names, tree.files):
             with builder.refusing(file):
                 _lines_of_names(file)
-        if len(known) != 1 and not options.classes:
+        if len(known) != 1 and not options.classes and not builder.problems:
             expected = f"the names of the classes in one of {', '.join(CLASSES)} or in a file like data.yaml"
             builder.problems.append(Finding("data", f"expected {expected}, found {few([*names])}", NAMELESS))
         return _convert(images, classes, builder, tree, options.drop_scores)
@@ -339,9 +338,14 @@ def _read(file: Path) -> dict | InvalidAnnotation:
             return _read_darknet(file, text)
         if is_names(file):
             return {**_lists(file), "names": _lines_of_names(file)}
+        if file.name == NOTES:
+            entries = read_json(file)["categories"]
+            return {"names": {each["id"]: each["name"] for each in entries}}
         described = yaml.safe_load(text)
     except InvalidAnnotation as error:
         return error
+    except (LookupError, TypeError):
+        return InvalidAnnotation("expected categories with id and name")
     # ValueError: an impossible date, or an integer of thousands of digits
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         return InvalidAnnotation(f"expected YAML: {' '.join(str(error).split())}")

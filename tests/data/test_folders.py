@@ -13,6 +13,7 @@ from PIL import Image
 from dcnzoo.data.foreign import FOREIGN, named_format
 from dcnzoo.data.layouts import find_parts
 from dcnzoo.data.preparation import read_splits
+from dcnzoo.data.split import split_coco
 from dcnzoo.data.splits import ReadOptions
 from dcnzoo.data.voc import is_voc
 from dcnzoo.utils.errors import UserError
@@ -427,6 +428,33 @@ def test_pictures_of_12_bits_in_16(tmp_path, splits):
     assert f"{8 * len(splits)} pictures use at most 12 of 16 bits" in text and "equal" not in text
 
 
+def test_copies_with_other_objects(tmp_path):
+    first, second, *_ = sorted(plain_yolo(tmp_path))
+    for name in (first, second):
+        shutil.copyfile(tmp_path / "images" / name, tmp_path / "images" / f"copy of {name}")
+    labels = [(tmp_path / "labels" / name).with_suffix(".txt") for name in (first, f"copy of {first}")]
+    shutil.copyfile(*labels)
+    numbers, text = total(tmp_path)
+    assert numbers == (10, 9) and "1 picture have copies with other objects" in text and f"/{second}" in text
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_split_keeps_copies_together(tmp_path, beside, capsys):
+    images, part = tmp_path / "images", {}
+    images.mkdir()
+    for number in range(6):
+        noise(number).save(images / f"{number}.png")
+        shutil.copyfile(images / f"{number}.png", images / f"{number} (1).png")
+        part |= {f"{number}{end}.png": [(0, 3, 4, 20, 20)] for end in ("", " (1)")}
+    write(tmp_path / "all.json", coco(part))
+    if not beside:
+        shutil.rmtree(images)
+    parts = split_coco(tmp_path / "all.json", (tmp_path / "a.json", tmp_path / "b.json"), 0.3)
+    first, second = ({each["file_name"][0] for each in content["images"]} for content in parts)
+    assert first | second == {*"012345"} and (not beside or not first & second)
+    assert ("not beside it" in capsys.readouterr().err) != beside
+
+
 def test_a_camera_that_does_not_move(tmp_path):
     """All pictures are nearly equal: they are divided all the same."""
     background = np.asarray(noise(0)).copy()
@@ -560,7 +588,7 @@ SAMPLES = {  # the beginning of a file as the tool documents it
 def test_formats_that_are_not_read_are_named(tmp_path, row):
     file = tmp_path / f"x{row.endings.split()[0]}"
     write(file, SAMPLES.get(row.name, "x"))
-    assert named_format(file) == f"{row.name} is not read: {row.remedy}"
+    assert named_format(file) is row
     assert not (file.suffix == ".xml" and is_voc(file))
     draw(tmp_path, 2)
     assert row.name in refused(tmp_path)
@@ -627,13 +655,15 @@ def test_tasks_with_other_classes_are_refused(tmp_path):
 # What the lines say
 
 
-@pytest.mark.parametrize("file", ["classes.txt", "data_old.yaml"])
+@pytest.mark.parametrize("file", ["classes.txt", "data_old.yaml", "notes.json"])
 @pytest.mark.parametrize("names", [CLASSES[::-1], [*CLASSES, "other"]])
 def test_two_lists_of_classes(tmp_path, names, file):
     plain_yolo(tmp_path)
     write(tmp_path / "data.yaml", f"train: images\nnames: {json.dumps([*CLASSES])}\n")
     assert "classes.txt" not in total(tmp_path)[1]
-    write(tmp_path / file, "\n".join(names) if file == "classes.txt" else f"names: {json.dumps([*names])}")
+    ids = [{"id": number, "name": name} for number, name in enumerate(names)]
+    texts = {"classes.txt": "\n".join(names), "notes.json": json.dumps({"categories": ids})}
+    write(tmp_path / file, texts.get(file, f"names: {json.dumps([*names])}"))
     numbers, text = total(tmp_path)
     (line,) = (line for line in text.splitlines() if f"{file} names" in line)
     assert numbers == (8, 8) and names[0] in line and ", ".join(CLASSES) in line
