@@ -300,8 +300,8 @@ def _set_epochs(cfg: Config, epochs: int) -> list[str]:
             for key in (key for key in keys if node.get(key)):
                 steps = node[key]
                 new = scaled(steps) if isinstance(steps, int | float) else [*map(scaled, steps)]
-                if key == "end":
-                    new = max(new, node.get("begin", 0) + 1)
+                if key == "end":  # mmengine's LinearLR of one iteration never leaves its first factor
+                    new = max(new, node.get("begin", 0) + (1 if node.get("by_epoch", True) else 2))
                 if new != steps:
                     changes.append(_set(node, key, new, owner))
     return changes

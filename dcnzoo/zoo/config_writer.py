@@ -133,7 +133,8 @@ def _shorten_warm_up(config: Config, images: int) -> None:
     epochs, batch_size = config.train_cfg.get("max_epochs"), config.train_dataloader.get("batch_size")
     for _, node in dicts(config.get("param_scheduler")) if epochs and batch_size else ():
         if node.get("type") == "LinearLR" and node.get("by_epoch") is False and node.get("end"):
-            node["end"] = min(node["end"], max(1, epochs * math.ceil(images / batch_size) // 10))
+            # mmengine's LinearLR of one iteration never leaves its first factor
+            node["end"] = min(node["end"], max(2, epochs * math.ceil(images / batch_size) // 10))
 
 
 def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:

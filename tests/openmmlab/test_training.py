@@ -23,6 +23,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from rich.console import Console
@@ -625,6 +626,14 @@ def test_epochs_scale_the_schedule():
     assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_begin) == (3, 2)
     assert (warm_up.begin, warm_up.end, steps.end, steps.milestones) == (0, 125, 3, [2, 3])
     assert "max_epochs 12 → 3" in text and "LinearLR.end 500 → 125" in text and "\n" not in text
+    cfg, (warm_up, _) = schedule()
+    warm_up.end = 12
+    TrainOptions(epochs=1).apply(cfg)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    built = PARAM_SCHEDULERS.build(warm_up, default_args=dict(optimizer=optimizer))
+    optimizer.step()
+    built.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1), "from the second iteration on"
     cfg, (warm_up, steps) = schedule()
     TrainOptions(epochs=36).apply(cfg)
     assert (warm_up.end, steps.end, steps.milestones) == (1500, 36, [24, 33])

@@ -98,6 +98,9 @@ def test_a_warm_up_ends_within_the_training(tmp_path, coco):
     write_config(file, file, tmp_path / "out.py", tmp_path, model=BOXES)
     warm_up, steps = Config.fromfile(tmp_path / "out.py").param_scheduler
     assert (warm_up.type, warm_up.end, steps.milestones) == ("LinearLR", 2, [8, 11])
+    short = {"train_cfg.max_epochs": 3}
+    write_config(file, file, tmp_path / "short.py", tmp_path, model=BOXES, changes=short)
+    assert Config.fromfile(tmp_path / "short.py").param_scheduler[0].end == 2, "one has no second rate"
 
 
 @pytest.mark.parametrize(
