@@ -136,22 +136,19 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
             runner.setup_env(environment)
             dict(**(environment.get("dist_cfg") or {}))  # only read with a launcher
             for part in ("env_cfg", *_WATCHED.values()):
-                findings += [each for each in unread(runner.cfg, part, asked) if _is_read_now(each.subject)]
+                for finding in unread(runner.cfg, part, asked):
+                    # of a data set, only the filter is used now
+                    if part != "train_dataloader" or ".filter_cfg." in finding.subject:
+                        findings.append(finding)
             findings += beyond_end(runner)
-            for hook in runner.hooks:
-                if isinstance(hook, EMAHook):  # it passes its other settings on
-                    with config_errors(runner.cfg):
+            with config_errors(runner.cfg):
+                for hook in runner.hooks:
+                    if isinstance(hook, EMAHook):  # it passes its other settings on
                         copy.copy(hook).before_run(runner)
-                if pipeline := getattr(hook, "switch_pipeline", None):  # built in a later epoch
-                    with config_errors(runner.cfg):
+                    if pipeline := getattr(hook, "switch_pipeline", None):  # built in a later epoch
                         Compose(pipeline)
     vars(runner).update(before)
     return problems, findings
-
-
-def _is_read_now(path: str) -> bool:
-    """Whether a setting is read when its part is built: those of a data set, but for its filter, are not."""
-    return ".filter_cfg." in path or not path.startswith("train_dataloader")
 
 
 def _clip(wrapper: object) -> None:
