@@ -62,8 +62,7 @@ class Views:
         self._names, self._results = Names(images), folder / RESULTS
         self._times: list[int] = []
         if mark_of(self._results) == mark:
-            read = read_beside(self._results, lambda text: [*map(int, json.loads(text)["texts"])])
-            self._times = read or []
+            self._times = read_beside(self._results, _times_of) or []
         self._coco = folder / "detections.json" if coco else None
         self._classes = folder / "classes.txt" if ending == ".txt" else None
         files = [
@@ -175,6 +174,10 @@ class Views:
 
     def _path(self, image: str) -> Path:
         return self._folder / f"{self._names[image]}{self._ending}"
+
+
+def _times_of(text: str) -> list[int]:
+    return [*map(int, json.loads(text)["texts"])]
 
 
 class Names(dict[str, str]):

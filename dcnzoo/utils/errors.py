@@ -136,13 +136,17 @@ def describe(error: Exception) -> str:
     """An exception on one line, with its type, because it may be a bug.
 
     ValueError, RuntimeError and OSError are exceptions to this: their messages describe the problem. An
-    assertion without a message is described by its source.
+    assertion without a message is described by its source and the texts and integers that it names.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     text = one_line(error)
     if isinstance(error, AssertionError):
         if not str(error) and frames:
-            text = linecache.getline(frames[-1][0].f_code.co_filename, frames[-1][1]).strip()
+            frame, line = frames[-1]
+            text = linecache.getline(frame.f_code.co_filename, line).strip()
+            values = {word: frame.f_locals.get(word) for word in re.findall(r"\w+", text)}
+            got = [f"{name}={value!r}" for name, value in values.items() if isinstance(value, str | int)]
+            text = f"{text}, got {', '.join(got)}" if got else text
         text = f"expected {text.removeprefix('assert ')}"
     elif isinstance(error, ValueError | OSError) or type(error) is RuntimeError or not str(error):
         return text

@@ -119,11 +119,6 @@ def test_valid_settings_give_no_warning(tmp_path, shapes, monkeypatch, data, tex
     assert lines == []
 
 
-BY_ITERATIONS = """train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=40, val_interval=20)
-train_dataloader = dict(sampler=dict(type='InfiniteSampler'))
-param_scheduler = [dict(type='MultiStepLR', milestones=[2, 3], by_epoch=True)]
-default_hooks = dict(checkpoint=dict(interval=1))
-"""
 EXTRACTOR = "model = dict(roi_head=dict(bbox_roi_extractor=dict(featmap_strides={})))"
 STRIDES = "model.roi_head.bbox_roi_extractor.featmap_strides: expected "
 WARNINGS = {
@@ -136,13 +131,6 @@ WARNINGS = {
         )
         + "))",
         ["val_dataloader.dataset.pipeline: expected the same picture each time"],
-    ),
-    "epochs in a training of iterations": (
-        BY_ITERATIONS,
-        [
-            "CheckpointHook.by_epoch: expected False",
-            "param_scheduler.0.milestones: expected at most 1 epoch,",
-        ],
     ),
 }
 

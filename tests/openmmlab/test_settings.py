@@ -11,6 +11,7 @@ from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.config.check import check_config, find_problems
 from dcnzoo.openmmlab.config.read import wrong_top_level_keys
 from dcnzoo.openmmlab.hooks import ScheduleHook
+from dcnzoo.openmmlab.hooks.schedule import without_effect
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
 from dcnzoo.utils.errors import UserError
@@ -26,6 +27,74 @@ RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
 def findings(folder, text, base=RTMDET):
     (folder / "mine.py").write_text(f"_base_ = {base!r}\n{text}\n")
     return find_problems(read_config_file(folder / "mine.py"), TRAINING)
+
+
+PSEUDO = "dict(assigner=dict(type='MaxIoUAssigner'), sampler=dict(type='PseudoSampler', num=256))"
+TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "stops"),
+    [
+        (f"model = dict(train_cfg={PSEUDO})", "model.train_cfg.sampler.num", False),
+        ("model = dict(bbox_head=dict(bbox_coder=dict(clip_borders=True)))",
+         "model.bbox_head.bbox_coder.clip_borders", True),
+        (f"val_dataloader = dict(dataset={TRAINING_DATA})", "val_dataloader", False),
+        (f"val_dataloader = dict(dataset=dict({TRAINING_DATA[5:-1]}, indices=9))", "", False),
+        ("backend_arg = None", "backend_arg", False),
+        ("model = dict(backbone=dict(init_cfg='resnet50'))", "model.backbone.init_cfg", True),
+    ],
+)  # fmt: skip
+def test_settings_without_effect(tmp_path, text, subject, stops):
+    found = {each.subject: each.stops for each in findings(tmp_path, text) if "ann_file" not in each.subject}
+    assert found == ({subject: stops} if subject else {})
+
+
+SWITCH = dict(type="mmdet.PipelineSwitchHook", switch_pipeline=[])
+BY_ITERATIONS = dict(by_epoch=False, max_iters=9)
+STEPS = dict(type="MultiStepLR", milestones=[8, 11])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ""),
+        (dict(param_scheduler=[STEPS]), ""),
+        (dict(param_scheduler=[dict(STEPS, milestones=[4, 13])]), "param_scheduler.0.milestones: "),
+        (dict(param_scheduler=[dict(STEPS, milestones=[2, 3], by_epoch=False)]),
+         "param_scheduler: expected a rate that falls later, got 0.001 from iteration 3 of 36"),
+        (dict(param_scheduler=[dict(type="CosineAnnealingLR", T_max=12, eta_min=0.5)]),
+         "param_scheduler: expected a last rate below 0.1"),
+        (dict(param_scheduler=[dict(type="LinearLR", start_factor=0.1, end=4, by_epoch=False)]), ""),
+        (dict(param_scheduler=[dict(type="LinearLR", end=40, by_epoch=False)]), "param_scheduler.0.end: "),
+        (dict(param_scheduler=[dict(type="OneCycleLR", eta_max=0.5, total_steps=36, by_epoch=False)]), ""),
+        (dict(train_cfg=dict(by_epoch=True, max_epochs=12, val_begin=13)), "EpochBasedTrainLoop.val_begin: "),
+        (dict(train_cfg=dict(by_epoch=True, max_epochs=12, dynamic_intervals=[(12, 1)])),
+         "EpochBasedTrainLoop.dynamic_milestones: "),
+        (dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", save_begin=13))),
+         "CheckpointHook.save_begin: "),
+        (dict(custom_hooks=[dict(SWITCH, switch_epoch=12)]), "PipelineSwitchHook.switch_epoch: "),
+        (dict(custom_hooks=[dict(SWITCH, switch_epoch=11)]), ""),
+        (dict(custom_hooks=[dict(type="EarlyStoppingHook", monitor="a", rule="less", patience=13)]),
+         "EarlyStoppingHook.patience: "),
+        (dict(optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1), accumulative_counts=37)),
+         "OptimWrapper.accumulative_counts: "),
+        (dict(train_cfg=BY_ITERATIONS), "CheckpointHook.by_epoch: expected False"),
+        (dict(train_cfg=BY_ITERATIONS, param_scheduler=[STEPS],
+              default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=False))),
+         "param_scheduler.0.milestones: expected at most 1 epoch,"),
+    ],
+)  # fmt: skip
+def test_what_a_training_does_not_reach(tmp_path, settings, expected):
+    """12 epochs of 3 iterations; milestones may lie beyond its end."""
+    settings = dict(train_cfg=dict(by_epoch=True, max_epochs=12)) | settings
+    runner = make_runner(tmp_path, "end", **settings)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    assert runner.train_loop.max_iters in (9, 36)
+    if runner.param_schedulers:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    found = [*map(str, without_effect(runner))]
+    assert [each[: len(expected)] for each in found] == ([expected] if expected else [])
 
 
 class Convolution(BaseModel):

@@ -93,7 +93,7 @@ def in_new_style(cfg: Config, folder: Path) -> Path:
     def code(value: object) -> str:
         if isinstance(value, dict):
             node = by_id.get(id(value))
-            kind = node.kind if node and not node.inner and isinstance(value.get("type"), str) else None
+            kind = node.kind if node and not node.keys and isinstance(value.get("type"), str) else None
             importable = inspect.isclass(kind) and "<locals>" not in kind.__qualname__
             items = [
                 f"{key!r}: {code(item)}" for key, item in value.items() if key != "type" or not importable

@@ -1,6 +1,7 @@
 """Errors on one line: names from files are escaped, and an error in dcnzoo says that it is one."""
 
 import json
+import runpy
 
 import pytest
 
@@ -32,6 +33,13 @@ def test_errors_are_printable():
     assert one_line(UserError("class \x1b]0;title\x07:\n  expected a name")) == (
         r"class \x1b]0;title\x07: expected a name"
     )
+
+
+def test_an_assertion_names_its_values(tmp_path):
+    (tmp_path / "own.py").write_text("def check(size):\n    assert size > 2\n")
+    with pytest.raises(AssertionError) as caught:
+        runpy.run_path(str(tmp_path / "own.py"))["check"](1)
+    assert describe(caught.value).startswith("expected size > 2, got size=1")
 
 
 def test_an_error_in_dcnzoo_says_that_it_is_one(monkeypatch):

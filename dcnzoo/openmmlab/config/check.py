@@ -16,6 +16,7 @@ from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.errors import require_none
 from dcnzoo.openmmlab.config.read import variables_without_effect, wrong_top_level_keys
 from dcnzoo.openmmlab.config.tree import (
+    LOADERS,
     PARAMETERS,
     class_of,
     data_sets,
@@ -78,7 +79,7 @@ def find_problems(
         normalises = any(each.path == "model.data_preprocessor" and "mean" in each.content for each in found)
         for node in found:
             problems += wrong_settings(node)
-            if runs and normalises and not node.inner and node.content.get("type") in NORMALIZE:
+            if runs and normalises and not node.keys and node.content.get("type") in NORMALIZE:
                 text = "expected no Normalize: model.data_preprocessor normalises too"
                 problems.append(Finding(node.path, text))
         problems += wrong_classes(parts, runs)
@@ -88,7 +89,7 @@ def find_problems(
             copies = variables_without_effect(cfg)
             problems += (each for each in copies if each.subject.partition(".")[0] not in unused)
         if runs:
-            problems += [*wrong_evaluator_files(parts), *wrong_monitors(parts)]
+            problems += [*wrong_evaluator_files(parts), *data_in_both(parts), *wrong_monitors(parts)]
     for path in sorted(options) if not runs else ():
         if (part := path.partition(".")[0]) in unused:
             text = f"has no effect in this command, which does not use {part}"
@@ -166,6 +167,17 @@ def wrong_evaluator_files(cfg: Mapping) -> Iterator[Finding]:
                 path = os.path.join(*expected)
                 if not _same_images(files[0], path):
                     yield Finding(f"{key}.ann_file", f"expected {path}, as in {loader}, got {files[0]}")
+
+
+def data_in_both(cfg: Mapping) -> Iterator[Finding]:
+    """Yield the annotation files that a training and its validation use, both whole."""
+    files: dict[str, set[str]] = {loader: set() for loader in LOADERS}
+    for loader, dataset, _ in data_sets(cfg):
+        if isinstance(file := dataset.get("ann_file"), str) and file and "indices" not in dataset:
+            files[loader].add(os.path.join(dataset.get("data_root") or "", file))
+    for file in files["train_dataloader"] & files["val_dataloader"]:
+        text = f"expected other pictures than train_dataloader, got {file} in both"
+        yield Finding("val_dataloader", text, stops=False)
 
 
 def _same_images(*files: str) -> bool:

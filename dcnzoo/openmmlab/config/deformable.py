@@ -6,6 +6,7 @@
 hints about weights use this module, which imports neither torch nor OpenMMLab.
 """
 
+import dis
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
@@ -54,11 +55,11 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
     plain = cfg.copy()
     settings = {key: plain.pop(key) for key in SETTINGS if key in plain}
     is_class = inspect.isclass(kind)
-    known, complete = arguments(kind) if is_class else ({}, False)
+    known, others = arguments(kind) if is_class else ({}, "used")
     for key in ("dcn", "stage_with_dcn") if not patterns_of(kind) else ():
         if key not in settings:
             continue
-        if complete and key not in known:
+        if others != "used" and key not in known:
             raise ValueError(
                 f"{kind.__name__}: {key}: expected a class with this argument, such as "
                 f"{', '.join(CONVOLUTIONS)}, got one without; write to_deformable=dict(where='*', kind='v2') "
@@ -69,16 +70,23 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
 
 
 @functools.cache
-def arguments(kind: Any) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Return the arguments of a class or function, and whether they are all."""
-    parameters: dict[str, inspect.Parameter] = {}
+def arguments(kind: Any) -> tuple[dict[str, inspect.Parameter], str]:
+    """Return the arguments of a class or function, and whether others are refused, ignored or used."""
+    named: dict[str, inspect.Parameter] = {}
+    others = "refused"
     for base in getattr(kind, "__mro__", [kind]):  # a class passes **kwargs to the next one
-        own = inspect.signature(getattr(base, "__init__", base) if inspect.isclass(base) else base).parameters
-        parameters = {**own, **parameters}
-        if all(p.kind is not p.VAR_KEYWORD for p in own.values()):
+        function = getattr(base, "__init__", base) if inspect.isclass(base) else base
+        own = inspect.signature(function).parameters
+        named = {**own, **named}
+        rest = next((name for name, each in own.items() if each.kind is each.VAR_KEYWORD), "")
+        if not rest:
             break
-    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return {name: named[name] for name in named if name != "self"}, len(named) == len(parameters)
+        code, others = getattr(function, "__code__", None), "used"
+        if code and rest not in {each.argval for each in dis.get_instructions(code)}:
+            others = "ignored"
+            break
+    named = {n: p for n, p in named.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return {name: named[name] for name in named if name != "self"}, others
 
 
 def operators(cfg: Mapping) -> Iterator[str]:

@@ -177,12 +177,26 @@ def is_published_key(outer: str, key: str, *names: str) -> bool:
     Args:
         names: of classes; the config has one of them as a type.
     """
-    for file in (file for folder in published_folders() for file in folder.rglob("*.py")):
-        text = file.read_text(encoding="utf-8")
+    for text in _published_texts(key):
         is_like = not names or any(re.search(rf"\btype=['\"]?{name}\b", text) for name in names)
-        if key in text and is_like and key in _keys_in(ast.parse(text), outer):
+        if is_like and key in _keys_in(ast.parse(text), outer):
             return True
     return False
+
+
+@cache
+def is_published_argument(kind: str, key: str) -> bool:
+    """Whether a dictionary with this type in a published config has a key."""
+    texts = [text for text in _published_texts(key) if kind in text]
+    parts = (dict(_items(node)) for text in texts for node in ast.walk(ast.parse(text)))
+    return any(key in part and getattr(part.get("type"), "value", "") == kind for part in parts)
+
+
+def _published_texts(word: str) -> Iterator[str]:
+    """Yield the texts of the published configs that contain a word."""
+    for file in (file for folder in published_folders() for file in folder.rglob("*.py")):
+        if word in (text := file.read_text(encoding="utf-8")):
+            yield text
 
 
 def _keys_in(tree: ast.AST, outer: str) -> Iterator[str]:
@@ -314,6 +328,12 @@ def runner_settings(cfg: Config) -> list[tuple[str, str, object]]:
     return [(f"{path}.{key}"[1:], key, node[key]) for path, node in dicts(parts) for key in node]
 
 
+def is_written(cfg: Config) -> bool:
+    """Whether a training has written the config, and nobody has changed it."""
+    file = Path(cfg.filename or "")
+    return is_own(file, mark("config", file.name))
+
+
 def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator[Finding]:
     """Yield keys of MMDetection 2, and keys that are neither the runner's nor variables that are used."""
     parts, settings = [*files(cfg.text)], runner_settings(cfg)
@@ -322,8 +342,6 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
     last = parts[-1].stored if parts else ()
     values = [value for _, _, value in settings] + [cfg[key] for key in cfg.keys() & RUNNER_KEYS]
     copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
-    file = Path(cfg.filename or "")
-    written = is_own(file, mark("config", file.name))
     for key in sorted({*cfg} - RUNNER_KEYS - read):
         new, value = key in options and key not in stored, cfg[key]
         setting = OLD_KEYS.get(key) or LIKE_SETTINGS.get(key, "")
@@ -331,7 +349,9 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
         used = value in copies or any(other == name and value == each for _, other, each in settings)
         if used or (cfg.text and key not in stored and not new):
             continue  # of a dump; of a published base, or of one in MMEngine's new style
-        close = nearest(key, RUNNER_KEYS, 0.6 if new else 0.8)
+        close = (
+            nearest(key, RUNNER_KEYS, 0.6) if new else nearest(key, RUNNER_KEYS | (read & cfg.keys()), 0.8)
+        )
         if key in OLD_KEYS and (new or _is_old(key, value)):
             # a key that is left over in a base is no reason to refuse a config that trains
             text, stops = f"expected version 3's {setting}, got a key of MMDetection 2", new or key in last
@@ -341,7 +361,7 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
             yield Finding(key, f"expected {expected}, got an unknown key", "key")
         elif key in options:
             yield Finding(key, "expected a setting, got a name that nothing in the config uses", stops=False)
-        elif (setting := setting or close) and key not in PIPELINES and not written:
+        elif (setting := setting or close) and key not in PIPELINES and not is_written(cfg):
             yield Finding(key, f"expected {setting}, got a variable that nothing reads", stops=False)
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,6 @@ from mmdet import registry as registries
 from mmengine import runner
 from mmengine.registry import Registry
 from torch.utils.data import DataLoader
-
-from dcnzoo.openmmlab.config.deformable import arguments
 
 PARAMETERS = {
     **inspect.signature(runner.FlexibleRunner).parameters,
@@ -41,28 +39,20 @@ class Node:
     Attributes:
         path: such as ``model.test_cfg.rcnn``.
         kind: the class or function of it, or of the next outer dictionary that has one.
-        inner: the path from the dictionary of ``kind``, such as ``test_cfg.rcnn``; empty for that itself.
+        keys: from the dictionary of ``kind``, such as ``test_cfg, rcnn``; empty for that itself.
     """
 
     path: str
     content: Mapping
-    kind: Any = None
-    inner: str = ""
+    kind: Any
+    keys: tuple[str, ...]
 
     @property
-    def names(self) -> list[str]:
-        """The names of the class and its bases; of a dictionary inside, the keys of its path.
-
-        Outside a class, only its own name.
-        """
-        if self.kind is None:
-            return [self.path.rpartition(".")[2]]
-        kinds = getattr(self.kind, "__mro__", (self.kind,))
-        return self.inner.split(".") if self.inner else [getattr(kind, "__name__", "") for kind in kinds]
-
-    def arguments(self) -> tuple[dict[str, inspect.Parameter], bool]:
-        """The arguments of the class that this dictionary builds, and whether it accepts only these."""
-        return arguments(self.kind) if self.kind is not None and not self.inner else ({}, False)
+    def names(self) -> Sequence[str]:
+        """The names of the class and its bases; of a dictionary inside, its keys."""
+        return self.keys or [
+            getattr(each, "__name__", "") for each in getattr(self.kind, "__mro__", [self.kind])
+        ]
 
 
 def is_published(kind: Any) -> bool:
@@ -75,20 +65,19 @@ def nodes(cfg: Mapping) -> Iterator[Node]:
     """Yield every dictionary in the parts of a config that mmengine reads."""
     for key in cfg:
         if key in RUNNER_KEYS:
-            yield from _nodes(cfg[key], Node(key, {}, None, key))
+            yield from _nodes(cfg[key], key, None, (key,))
 
 
-def _nodes(value: object, at: Node) -> Iterator[Node]:
+def _nodes(value: object, path: str, kind: Any, keys: tuple[str, ...]) -> Iterator[Node]:
     if isinstance(value, Mapping):
-        kind: Any = class_of(value) or (DataLoader if at.path in LOADERS else None)
-        at = Node(at.path, value, kind or at.kind, "" if kind else at.inner)
-        yield at
-        children = {} if value.get("type") == "Albu" else value  # whose steps are another package's
-        for key, child in children.items():
-            yield from _nodes(child, Node(f"{at.path}.{key}", {}, at.kind, f"{at.inner}.{key}".lstrip(".")))
+        if own := class_of(value) or (DataLoader if path in LOADERS else None):
+            kind, keys = own, ()
+        yield Node(path, value, kind, keys)
+        for key, child in value.items() if value.get("type") != "Albu" else ():  # of another package
+            yield from _nodes(child, f"{path}.{key}", kind, (*keys, key))
     elif isinstance(value, list | tuple):
         for index, child in enumerate(value):
-            yield from _nodes(child, Node(f"{at.path}.{index}", {}, at.kind, f"{at.inner}.*"))
+            yield from _nodes(child, f"{path}.{index}", kind, (*keys, str(index)))
 
 
 def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:

@@ -9,7 +9,8 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-from dcnzoo.openmmlab.config.read import is_published_key
+from dcnzoo.openmmlab.config.deformable import arguments
+from dcnzoo.openmmlab.config.read import is_published_argument, is_published_key
 from dcnzoo.openmmlab.config.tree import Node, is_published
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
@@ -22,6 +23,7 @@ SIZE: Values = ("a number above 0", lambda n: n > 0)
 FACTOR: Values = ("a number of at least 0", lambda n: 0 <= n < math.inf)
 SHARE: Values = ("a number from 0 to 1", lambda n: 0 <= n <= 1)
 SCORE: Values = ("a number of at most 1", lambda n: n <= 1)
+SETTINGS: Values = ("settings with a type", lambda n: False)
 FLAG: Values = ("True or False", lambda n: True)
 
 # classes, or names of dictionaries among their arguments; settings; what these may be
@@ -30,13 +32,12 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("DataLoader OptimWrapper optim_wrapper LogProcessor log_processor auto_scale_lr RepeatDataset",
      "prefetch_factor accumulative_counts window_size base_batch_size times", COUNT),
     ("auto_scale_lr env_cfg filter_cfg", "enable cudnn_benchmark filter_empty_gt", FLAG),
-    ("clip_grad", "max_norm clip_value", SIZE),
     ("Optimizer paramwise_cfg", "lr weight_decay lr_mult decay_mult bias_lr_mult bias_decay_mult "
      "norm_decay_mult dcn_offset_lr_mult", FACTOR),
     ("_ParamScheduler", "T_max step_size total_steps total_iters periods", COUNT),
     ("_ParamScheduler randomness mp_cfg",
      "begin milestones cooldown patience seed opencv_num_threads", COUNT_OR_0),
-    ("_ParamScheduler", "gamma factor", SIZE),
+    ("_ParamScheduler clip_grad", "gamma factor max_norm clip_value", SIZE),
     ("_ParamScheduler", "eta_min eta_min_ratio power", FACTOR),
     ("CheckpointHook", "interval max_keep_ckpts", COUNT_OR_ALL),
     ("EarlyStoppingHook LoggerHook DetVisualizationHook EMAHook", "interval patience", COUNT),
@@ -45,13 +46,14 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("BaseTransform", "scale scales scale_factor crop_size img_scale ratio_range size_divisor", SIZE),
     ("AnchorGenerator RoIAlign Normalize ImgDataPreprocessor",
      "scales ratios strides base_sizes output_size std pad_size_divisor", SIZE),
-    ("MaxIoUAssigner BaseSampler BaseTransform test_cfg train_cfg",
-     "pos_iou_thr neg_iou_thr min_pos_iou pos_fraction prob iou_threshold", SHARE),
+    ("MaxIoUAssigner BaseSampler BaseTransform Optimizer test_cfg train_cfg",
+     "pos_iou_thr neg_iou_thr min_pos_iou pos_fraction prob iou_threshold momentum", SHARE),
     ("BaseSampler BaseModule",
      "num num_classes in_channels out_channels feat_channels num_outs num_queries roi_feat_size", COUNT),
     ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
     ("ResNet", "frozen_stages", COUNT_OR_ALL),
     ("Module", "loss_weight gamma", FACTOR),
+    ("BaseModule", "init_cfg", SETTINGS),
 )  # fmt: skip
 _FLAGS = {"true", "false", "yes", "no", "on", "off", "none", "0", "1"}  # texts, which all count as true
 # words of annotations → types of the values that they accept. Lists too: MMDetection often omits them
@@ -68,24 +70,27 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     """Yield the settings of a dictionary that are known to be wrong."""
     if not is_published(node.kind):  # the names may mean something else in a user's own class
         return
-    known, complete = node.arguments()
+    known, others = ({}, "refused") if node.keys or node.kind is None else arguments(node.kind)
     for key, value in node.content.items():
-        if text := _wrong_value(node, key, value):
+        if text := _wrong_value(node, key, value, known.get(key)):
             yield Finding(f"{node.path}.{key}", text)
-        # A class that names all its arguments refuses others when it is built
-        close = "" if complete or key in {"type", "_scope_", "init_cfg", *known} else nearest(key, known, 0.8)
-        known_elsewhere = close and is_published_key(node.path.rpartition(".")[2], key)  # an older name
-        if close and not known_elsewhere and not re.match(rf"{close}[_\d]", key):
+        # those that are refused are errors when it is built
+        if others == "refused" or key in {"type", "_scope_", "init_cfg", *known}:
+            continue
+        close = nearest(key, known, 0.8)
+        is_older_name = close and is_published_key(node.path.rpartition(".")[2], key)
+        if close and not is_older_name and not re.match(rf"{close}[_\d]", key):
             yield Finding(f"{node.path}.{key}", f"expected {close}, got an unknown key", "key")
+        elif others == "ignored" and not is_published_argument(node.names[0], key):
+            yield Finding(f"{node.path}.{key}", f"{node.names[0]} does not use it", "key", stops=False)
 
 
-def _wrong_value(node: Node, key: str, value: object) -> str:
+def _wrong_value(node: Node, key: str, value: object, argument: inspect.Parameter | None) -> str:
     """Return why a value cannot be right; empty if nothing is known against it."""
     for owners, keys, (expected, fits) in VALUES:
         applies = key in keys.split() and not {*owners.split()}.isdisjoint(node.names)
         if applies and not _fits(value, None if expected == FLAG[0] else fits):
             return f"expected {expected}, got {value!r}"
-    argument = node.arguments()[0].get(key)
     if argument is None or accepts(argument, value):
         return ""
     kind = argument.annotation if argument.annotation is not argument.empty else type(argument.default)

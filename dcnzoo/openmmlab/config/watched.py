@@ -10,13 +10,14 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from dcnzoo.openmmlab.config.read import files, is_published_key
+from dcnzoo.openmmlab.config.read import files, is_published_key, is_written
 from dcnzoo.openmmlab.config.tree import class_of, dicts, is_published
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
 
 _ALL = "**"  # in place of a key: of all
-# path of a dictionary → the keys that code has asked it for; after =, those that it replaced without asking
+# path of a dictionary → the keys that code has asked it for; after =, those that it replaced without asking;
+# after @, the modules of the code
 Asked = dict[str, set[str]]
 WITH_FILES = ("init_cfg", "teacher_ckpt", "pretrained")  # are not loaded
 
@@ -57,10 +58,19 @@ def _noting(name: str) -> Callable:
 
     def noting(self: _Watched, *args: Any, **kwargs: Any) -> Any:
         if "_path" in vars(self):
-            vars(self)["_asked"].setdefault(vars(self)["_path"], set()).update(args[:1] or (_ALL,))
+            noted = vars(self)["_asked"].setdefault(vars(self)["_path"], set())
+            noted.update(args[:1] or (_ALL,), (f"@{_asking_module()}",))
         return method(self, *args, **kwargs)
 
     return noting
+
+
+def _asking_module() -> str:
+    """Return the name of the module that has called a method of a dictionary."""
+    frame = sys._getframe(2)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("addict", "mmengine.config")):
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "")
 
 
 for _name in ("__getitem__", "__contains__", "get", "pop", "setdefault", "keys", "values", "items"):
@@ -87,7 +97,7 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
     base or at the same place of another with a model of this class, are left out.
     """
     paths = [file.path for file in files(cfg.text) if file.is_published]
-    reported: list[str] = []
+    reported, written = list[str](), is_written(cfg)
     settings = [*dicts(cfg.to_dict().get(part), part)]
     is_known = all(is_published(class_of(node)) for _, node in settings)
     names = [base.__name__ for base in getattr(class_of(settings[0][1]) if settings else None, "__mro__", ())]
@@ -96,18 +106,21 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
             continue
         read = asked.get(path, set())
         replaced = {key for key in node if f"={key}" in read}
-        for key in sorted((replaced if "type" in node else node.keys() - read | replaced) - {*WITH_FILES}):
-            close = "" if key in replaced else nearest(key, read, 0.8)
-            if _ALL in read and not close and key not in replaced:
+        unused = {"stage_with_dcn"} & node.keys() if not (node.get("dcn") or written) else set()
+        for key in sorted(
+            (replaced | unused if "type" in node else node.keys() - read | replaced) - {*WITH_FILES}
+        ):
+            close = "" if key in replaced | unused else nearest(key, read, 0.8)
+            if _ALL in read and not close and key not in replaced | unused:
                 continue
             outer = _outer(path)
             reported.append(f"{path}.{key}")
             if any(reported[-1] in _settings_of(base) for base in paths):
                 continue
             of_others = is_published_key(outer, key)
-            if not paths and part == "model" and of_others and is_published_key(outer, key, *names):
-                continue
-            if key not in replaced and _is_in_code(settings, outer, key):
+            of_kind = not paths and part == "model" and of_others and is_published_key(outer, key, *names)
+            askers = read | asked.get(path.rpartition(".")[0], set())
+            if key not in replaced and (of_kind or _is_in_code(askers, outer, key)):
                 continue
             text = f"expected {close}, got an unknown key" if close else "no code has read it in an iteration"
             if key in replaced:
@@ -135,10 +148,9 @@ def _outer(path: str) -> str:
     return re.sub(r"\.\d+", "", path).rpartition(".")[2]
 
 
-def _is_in_code(settings: Iterable[tuple[str, Mapping]], outer: str, key: str) -> bool:
-    """Whether the code of one of the classes reads this key of the dictionary ``outer``, perhaps later."""
-    bases = {base for _, node in settings if (kind := class_of(node)) for base in kind.__mro__}
-    modules = {base.__module__ for base in bases if base.__module__.startswith("mmdet.")}
+def _is_in_code(askers: Iterable[str], outer: str, key: str) -> bool:
+    """Whether the code that has asked the dictionary ``outer`` or that around it may ask for a key later."""
+    modules = {each[1:] for each in askers if each.startswith("@mmdet.")}
     pattern = rf"\b{re.escape(outer)}(\.|\[['\"]|\.get\(['\"]){re.escape(str(key))}\b"
     return any(re.search(pattern, inspect.getsource(sys.modules[name])) for name in modules)
 

@@ -1,7 +1,9 @@
 """Resume a training with another number of processes, batch size or number of images."""
 
+import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from mmengine.dist import get_world_size
@@ -9,12 +11,14 @@ from mmengine.hooks import Hook
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
 
 # entries of a schedule's state that its steps change
 _POSITION = {"last_step", "_global_step", "_last_value"}
+_MOST_STEPS = 500_000  # about a second
 
 
 class ScheduleHook(Hook):
@@ -36,7 +40,7 @@ class ScheduleHook(Hook):
                 f"{counted(len(loader.dataset), 'pictures')} with batch_size={loader.batch_size} and "
                 f"drop_last={loader.drop_last}; reduce batch_size, or set drop_last=False"
             )
-        for finding in beyond_end(runner, has_data=True):
+        for finding in without_effect(runner):
             runner.logger.warning(str(finding))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -78,49 +82,70 @@ class ScheduleHook(Hook):
         runner.logger.warning(f"resume: {', '.join(changes)}")
 
 
-def beyond_end(runner: Runner, has_data: bool = False) -> Iterator[Finding]:
-    """Yield the numbers of built schedules, of hooks and of validations that a training does not reach.
+def without_effect(runner: Runner) -> Iterator[Finding]:
+    """Yield what a training does not reach, and a learning rate that falls too early or ends above its start.
 
     Args:
-        has_data: the loop knows the iterations of an epoch: schedules by iterations, in place of the others.
+        runner: whose loop, optimizer and schedules are built.
     """
     loop, schedules = runner.train_loop, runner.param_schedulers
-    by_epoch = isinstance(loop, EpochBasedTrainLoop)
-    end = loop.max_iters if has_data or not by_epoch else loop.max_epochs
-    if has_data and not by_epoch:
-        return
-    unit = "epoch" if by_epoch and not has_data else "iter"
-    parts = {"train_cfg": runner.cfg.get("train_cfg") if runner.val_loop is not None else {}}
-    parts |= {f"default_hooks.{key}": hook for key, hook in (runner.cfg.get("default_hooks") or {}).items()}
-    parts |= {f"custom_hooks.{n}": hook for n, hook in enumerate(runner.cfg.get("custom_hooks") or ())}
-    for path, node in parts.items() if not has_data else ():
-        for key, value in node.items() if isinstance(node, Mapping) else ():
-            begins = key.endswith("begin") or key.startswith("begin")
-            if key == "dynamic_intervals":
-                value = max((begin for begin, _ in value or ()), default=0)
-            elif not (begins or unit in key) or key.startswith("max_"):
-                continue
-            if type(value) is int and value >= end + begins:
-                text = f"expected a number below {end + begins}, of the {unit}s of the training, got {value}"
-                yield Finding(f"{path}.{key}", text, stops=False)
-    for hook in () if by_epoch else runner.hooks:
-        if getattr(hook, "by_epoch", False):
+    by_epoch, iterations = isinstance(loop, EpochBasedTrainLoop), loop.max_iters
+    epochs = loop.max_epochs if by_epoch else 1  # a loop that counts iterations has one epoch
+    for owner in (runner.optim_wrapper, loop, *runner.hooks):
+        length = epochs if getattr(owner, "by_epoch", by_epoch) else iterations
+        validations = (epochs if by_epoch else iterations) // getattr(loop, "val_interval", 1)
+        lasts = {"accumulative": iterations, "patience": validations, "milestones": length - 1}
+        lasts |= {"epoch": epochs - 1, "iter": iterations - 1, "begin": length - 1}
+        for name in {*arguments(type(owner))[0], "dynamic_milestones"}:
+            value = getattr(owner, name, getattr(owner, f"_{name}", 0))
+            last = next((number for part, number in lasts.items() if part in name), 0)
+            last += "begin" in name  # from this one on
+            number = max(_whole(value), default=0)
+            if 0 < last < number and not name.startswith("max_"):
+                text = f"expected at most {last} in this training, got {number}"
+                yield Finding(f"{type(owner).__name__}.{name}", text, stops=False)
+        if not by_epoch and getattr(owner, "by_epoch", False):
             text = "expected False in a training that counts iterations, which has one epoch, got True"
-            yield Finding(f"{type(hook).__name__}.by_epoch", text, stops=False)
-    settings = runner.cfg.get("param_scheduler") or []
-    settings = settings if isinstance(settings, list) else [settings]
-    for index, schedule in enumerate(schedules if isinstance(schedules, list) else ()):
+            yield Finding(f"{type(owner).__name__}.by_epoch", text, stops=False)
+    schedules = schedules if isinstance(schedules, list) else []
+    for index, schedule in enumerate(schedules):
         steps_by_epoch = getattr(schedule, "by_epoch", by_epoch)
-        if by_epoch and steps_by_epoch == has_data:
-            continue
-        last = end if by_epoch or not steps_by_epoch else 1  # a loop that counts iterations has one epoch
-        own = settings[index].keys() if index < len(settings) else ()  # not what the class derives from them
-        for name, value in ((name, value) for name, value in vars(schedule).items() if name in own):
-            values = value if isinstance(value, list | tuple | dict) else [value]
-            if late := [number for number in values if type(number) is int and last < number < INF]:
+        last = epochs if steps_by_epoch else iterations
+        for name in arguments(type(schedule))[0].keys() & vars(schedule).keys():
+            # INF: an end that is not set, from which others are derived
+            if late := [n for n in _whole(getattr(schedule, name)) if last < n < INF // 2]:
                 steps = counted(last, "epochs" if steps_by_epoch else "iterations")
                 text = f"expected at most {steps}, the end of the training, got {few(late)}"
                 yield Finding(f"param_scheduler.{index}.{name}", text, stops=False)
+    rates = [copy.copy(each) for each in _clocked(schedules) if each.param_name == "lr"]
+    if not rates or iterations > _MOST_STEPS:
+        return
+    group = {key: value for key, value in runner.optim_wrapper.param_groups[0].items() if key != "params"}
+    for each in rates:
+        each.optimizer = SimpleNamespace(param_groups=[group], step=None)
+    rate, last, first = group["lr"], 0, group["initial_lr"]
+    try:
+        for iteration in _stepped(rates, iterations, range(0, iterations + 1, iterations // epochs)):
+            if group["lr"] != rate:
+                rate, last = group["lr"], iteration
+    except ValueError as error:  # OneCycleLR has an end of its own
+        raise UserError(f"param_scheduler: {error}") from error
+    text = f"{rate:.3g} from iteration {last} of {iterations} on"
+    if rate < first and last < iterations / 5:
+        yield Finding("param_scheduler", f"expected a rate that falls later, got {text}", stops=False)
+    elif rate > 1.01 * first:
+        yield Finding("param_scheduler", f"expected a last rate below {first:.3g}, got {text}", stops=False)
+
+
+def _whole(value: object) -> list[int]:
+    """Return the integers of a setting."""
+    values = value if isinstance(value, list | tuple | dict) else [value]
+    return [each for each in values if type(each) is int]
+
+
+def _clocked(schedules: Sequence[Any]) -> list[Any]:
+    """Return the schedules that do not depend on a metric."""
+    return [schedule for schedule in schedules if not getattr(schedule, "need_val_args", False)]
 
 
 def images_per_step(runner: Runner) -> int:
@@ -141,6 +166,22 @@ def _settings(schedules: Sequence[dict], groups: Sequence[dict]) -> list[object]
     return [rates, *({key: state[key] for key in state if key not in _POSITION} for state in clocked)]
 
 
+def _stepped(schedules: Sequence[Any], iterations: int, ends: range) -> Iterator[int]:
+    """Step schedules through iterations, and yield the number of each one.
+
+    Args:
+        ends: the iterations after which an epoch ended.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of schedules that are stepped without the optimizer
+        for iteration in range(1, iterations + 1):
+            for by_epoch in (False, True) if iteration in ends else (False,):
+                for schedule in schedules:
+                    if schedule.by_epoch == by_epoch:
+                        schedule.step()
+            yield iteration
+
+
 def _convert(
     schedules: Sequence[Any], groups: Sequence[dict], iterations: int, ends: range, checkpoint: dict
 ) -> None:
@@ -148,17 +189,11 @@ def _convert(
 
     Args:
         groups: the parameter groups of the new optimizer.
-        iterations: number of steps.
-        ends: the iterations after which an epoch ended.
+        iterations, ends: see :func:`_stepped`.
     """
-    clocked = [schedule for schedule in schedules if not getattr(schedule, "need_val_args", False)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of schedules that are stepped without the optimizer
-        for iteration in range(1, iterations + 1):
-            for by_epoch in (False, True) if iteration in ends else (False,):
-                for schedule in clocked:
-                    if schedule.by_epoch == by_epoch:
-                        schedule.step()
+    clocked = _clocked(schedules)
+    for _ in _stepped(clocked, iterations, ends):
+        pass
     optimizer = checkpoint["optimizer"]
     names = {schedule.param_name for schedule in clocked} | {"lr"}
     saved = list(optimizer["param_groups"])

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
+from torch.distributed import init_process_group
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import config_errors, frames_of, require_none
 from dcnzoo.openmmlab.config.tree import datasets
 from dcnzoo.openmmlab.config.watched import Asked, misspelt, unread, watched
 from dcnzoo.openmmlab.datasets import coco
-from dcnzoo.openmmlab.hooks.schedule import ScheduleHook, beyond_end
+from dcnzoo.openmmlab.hooks.schedule import ScheduleHook
 from dcnzoo.openmmlab.hooks.seeds import random_states
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
@@ -101,7 +103,7 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
 
     Returns:
         An error for each part that fails, apart from those that may come from the entries in place of data;
-        and the settings that no part has read, or that lie beyond the end of the training.
+        and the settings that no part has read.
     """
     if not isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
         return [], []
@@ -132,23 +134,43 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
                 if key or not _of_data(error):
                     problems += [f"{runner.cfg.filename}: {key}: {text}"] if key else error.args
         if complete:
-            environment = watched(runner.cfg.get("env_cfg") or {}, "env_cfg", asked)
-            runner.setup_env(environment)
-            dict(**(environment.get("dist_cfg") or {}))  # only read with a launcher
+            runner.setup_env(watched(runner.cfg.get("env_cfg") or {}, "env_cfg", asked))
+            with_launcher = {*signature(init_process_group).parameters, "port", "init_backend"}
+            asked["env_cfg"].add("dist_cfg")
+            asked["env_cfg.dist_cfg"] = with_launcher
             for part in ("env_cfg", *_WATCHED.values()):
-                for finding in unread(runner.cfg, part, asked):
-                    # of a data set, only the filter is used now
-                    if part != "train_dataloader" or ".filter_cfg." in finding.subject:
-                        findings.append(finding)
-            findings += beyond_end(runner)
-            with config_errors(runner.cfg):
-                for hook in runner.hooks:
+                findings += [each for each in unread(runner.cfg, part, asked) if _is_read_now(each.subject)]
+            findings += _frozen_at_random(runner)
+            for hook in runner.hooks:
+                with config_errors(runner.cfg):
                     if isinstance(hook, EMAHook):  # it passes its other settings on
                         copy.copy(hook).before_run(runner)
+                    if type(hook).__module__.startswith("mmdet."):  # may require another model
+                        copy.copy(hook).before_train(runner)
                     if pipeline := getattr(hook, "switch_pipeline", None):  # built in a later epoch
                         Compose(pipeline)
     vars(runner).update(before)
     return problems, findings
+
+
+def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
+    """Yield the parts of a model that freeze layers to which no file gives weights."""
+    modules = dict(runner.model.named_modules()) if not (runner._load_from or runner._resume) else {}
+    from_files = tuple(
+        f"{name}." if name else ""
+        for name, each in modules.items()
+        if "checkpoint" in str(vars(each).get("init_cfg"))
+    )
+    for name, module in modules.items():
+        is_frozen = any(not each.requires_grad for each in module.parameters())
+        if hasattr(module, "frozen_stages") and is_frozen and not f"{name}.".startswith(from_files):
+            text = "expected init_cfg or load_from with weights for frozen layers, got random ones"
+            yield Finding(f"model.{name}.frozen_stages", text, stops=False)
+
+
+def _is_read_now(path: str) -> bool:
+    """Whether a setting is read when its part is built: those of a data set, but for its filter, are not."""
+    return ".filter_cfg." in path or not path.startswith("train_dataloader")
 
 
 def _clip(wrapper: object) -> None:
