@@ -343,7 +343,7 @@ class ViTAdapter(Refuses, nn.Module):
         try:
             vit = _create(pretrained=True, **options)
         except Exception as error:  # timm's, torch's and the Hub's have many types, and perhaps no text
-            expected = "a file of weights, or True with access to timm's on the Hub"
+            expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
             text = " ".join([type(error).__name__, *str(error).split()])
             self._refuse("pretrained", expected, f"{source!r}: {text}")
         _fit(vit, self.windows, self.pad_input)

@@ -199,7 +199,10 @@ def table(rows: Iterable[Mapping]) -> Any:
     """Return the rows as a table of pyarrow."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist([*map(full_row, rows)], schema())
+    texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
+    types = (pa.string(), pa.int32(), pa.int32(), pa.list_(numbers), numbers, pa.list_(pa.int32()))
+    schema = pa.schema(zip(COLUMNS, (*types, texts, texts, pa.string()), strict=True))
+    return pa.Table.from_pylist([*map(full_row, rows)], schema)
 
 
 def utf8(value: Any) -> Any:
@@ -207,14 +210,6 @@ def utf8(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     return [*map(utf8, value)] if isinstance(value, list) and value and isinstance(value[0], str) else value
-
-
-def schema() -> Any:
-    import pyarrow as pa
-
-    texts, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
-    types = (pa.string(), pa.int32(), pa.int32(), pa.list_(numbers), numbers, pa.list_(pa.int32()))
-    return pa.schema(zip(COLUMNS, (*types, texts, texts, pa.string()), strict=True))
 
 
 def _is_newer(image: str, time: int) -> bool:

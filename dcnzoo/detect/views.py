@@ -62,7 +62,8 @@ class Views:
         self._names, self._results = Names(images), folder / RESULTS
         self._times: list[int] = []
         if mark_of(self._results) == mark:
-            self._times = read_beside(self._results, _times_of) or []
+            read = read_beside(self._results, lambda text: [*map(int, json.loads(text)["texts"])])
+            self._times = read or []
         self._coco = folder / "detections.json" if coco else None
         self._classes = folder / "classes.txt" if ending == ".txt" else None
         files = [
@@ -174,10 +175,6 @@ class Views:
 
     def _path(self, image: str) -> Path:
         return self._folder / f"{self._names[image]}{self._ending}"
-
-
-def _times_of(text: str) -> list[int]:
-    return [*map(int, json.loads(text)["texts"])]
 
 
 class Names(dict[str, str]):

@@ -171,14 +171,9 @@ def to_safetensors(weights: Mapping[str, Tensor], meta: Mapping) -> bytes:
         memory = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if memory in written else tensor
         written.add(memory)
-    return save(tensors, names_as_metadata(meta))
-
-
-def names_as_metadata(meta: Mapping) -> dict[str, str]:
-    """Write the classes and colours in a checkpoint's ``meta`` as the metadata of a safetensors file."""
     known, kinds = class_names(meta), (list, tuple, np.ndarray)
     names = {key: known[key] for key in ("classes", "palette") if isinstance(known.get(key), kinds)}
-    return {_NAMES: json.dumps(names, default=np.ndarray.tolist)} if "classes" in names else {}
+    return save(tensors, {_NAMES: json.dumps(names, default=np.ndarray.tolist)} if "classes" in names else {})
 
 
 def class_names(meta: Mapping) -> dict:

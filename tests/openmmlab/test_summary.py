@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcnzoo.openmmlab.hooks.loss_parts import loss_parts
+from dcnzoo.openmmlab.hooks.history import loss_parts
 from dcnzoo.openmmlab.hooks.summary import SummaryHook, best_of, labels
 
 from ..commands import run

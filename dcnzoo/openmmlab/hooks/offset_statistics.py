@@ -9,7 +9,6 @@ from mmengine.runner import Runner
 
 from dcnzoo.layers.offsets import TracksOffsets, modulation_statistics, offset_statistics, track_offsets
 from dcnzoo.openmmlab.weights import without_wrapper
-from dcnzoo.utils.findings import Finding
 
 OFFSETS = ("mean_abs", "max_abs", "outside")
 MODULATION = ("modulation_mean", "modulation_near_0", "modulation_near_1")
@@ -57,7 +56,7 @@ class OffsetStatisticsHook(Hook):
         self.max_mean = max_mean
         self.max_outside = max_outside
         self.min_modulation = min_modulation
-        self._astray: set[tuple[str, str]] = set()  # (layer, kind) with an active warning
+        self._astray: dict[str, set[str]] = {}  # layer → kinds of active warnings
         self._modulating: set[str] = set()  # layers that have been above min_modulation
 
     def before_train(self, runner: Runner) -> None:
@@ -98,20 +97,16 @@ class OffsetStatisticsHook(Hook):
             self._modulating.add(layer)
         slower = "lower the offsets' learning rate (paramwise_cfg=dict(dcn_offset_lr_mult=0.1))"
         bound = f"{slower} or bound them (offset_limit of the layer)"
-        findings = []
+        texts = {}
         if not mean <= self.max_mean:  # NaN too
-            text = f"mean |offset| {mean:.3g} pixels, expected ≤ {self.max_mean:g} (max_mean)"
-            findings.append(Finding(layer, f"offsets explode: {text}", "mean", bound))
+            limit = f"expected ≤ {self.max_mean:g} (max_mean)"
+            texts["mean"] = f"offsets explode: mean |offset| {mean:.3g} pixels, {limit}; {bound}"
         if outside > self.max_outside:
-            limit = f"expected ≤ {self.max_outside:.0%} (max_outside)"
-            text = f"offsets explode: {outside:.0%} of the samples outside the map, {limit}"
-            findings.append(Finding(layer, text, "outside", bound))
+            limit = f"outside the map, expected ≤ {self.max_outside:.0%} (max_outside)"
+            texts["outside"] = f"offsets explode: {outside:.0%} of the samples {limit}; {bound}"
         if layer in self._modulating and not factor >= self.min_modulation:
             limit = f"expected ≥ {self.min_modulation:g} (min_modulation), the layer is nearly switched off"
-            text = f"modulation has collapsed: mean factor {factor:.3g}, {limit}"
-            findings.append(Finding(layer, text, "modulation", slower))
-        for finding in findings:
-            if (layer, finding.kind) not in self._astray:
-                runner.logger.warning(f"iteration {runner.iter + 1}: {finding}; {finding.remedy}")
-        self._astray = {key for key in self._astray if key[0] != layer}
-        self._astray |= {(layer, finding.kind) for finding in findings}
+            texts["modulation"] = f"modulation has collapsed: mean factor {factor:.3g}, {limit}; {slower}"
+        for kind in texts.keys() - self._astray.get(layer, set()):
+            runner.logger.warning(f"iteration {runner.iter + 1}: {layer}: {texts[kind]}")
+        self._astray[layer] = {*texts}

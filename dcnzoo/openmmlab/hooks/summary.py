@@ -23,8 +23,7 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
-from dcnzoo.openmmlab.hooks.history import History
-from dcnzoo.openmmlab.hooks.loss_parts import PARTS, loss_parts
+from dcnzoo.openmmlab.hooks.history import PARTS, History, loss_parts
 from dcnzoo.openmmlab.hooks.schedule import images_per_step
 from dcnzoo.openmmlab.saved import last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
@@ -100,9 +99,7 @@ class SummaryHook(Hook):
         if step := best_of(known, Path(files[0] or "").name):
             aps = ", ".join(f"{label} {known[step][key]:.3f}" for key, label in labels(known[step]).items())
             lines += [("best", f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
-        lines += [
-            ("files", ", ".join([*(Path(path).name for path in files if path), "vis_data/"])),
-        ]
+        lines.append(("files", ", ".join([*(Path(path).name for path in files if path), "vis_data/"])))
         if self._is_last:
             lines.append(("next", next_steps(folder)))
         print()

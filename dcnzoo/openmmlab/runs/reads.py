@@ -1,8 +1,8 @@
 """Run a model once before a training, to find settings that nobody reads, or with which it fails.
 
 A second model computes one loss and one prediction, of the training's own pictures if they are there, and is
-thrown away. It first gets two pictures. Only if it fails with them, it gets the whole first batch: an error
-is then the one that the training would end with.
+thrown away. It first gets two pictures, or generated ones in place of very large ones. Only if it fails with
+them, it gets the whole first batch: an error is then the one that the training would end with.
 """
 
 import copy
@@ -87,6 +87,7 @@ def unread_of_model(
         except Exception as error:
             return [_failure(cfg, error, asked)]
         for first, training in ((train, True), (val, False)):
+            first = None if first and pixels(first.few) > _LARGEST_BATCH else first
             failed = _run_small(second, first, training, strides)
             if failed is None:
                 continue

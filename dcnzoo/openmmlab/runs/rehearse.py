@@ -139,10 +139,13 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
             asked["env_cfg"].add("dist_cfg")
             asked["env_cfg.dist_cfg"] = with_launcher
             for part in ("env_cfg", *_WATCHED.values()):
-                findings += [each for each in unread(runner.cfg, part, asked) if _is_read_now(each.subject)]
+                for finding in unread(runner.cfg, part, asked):
+                    # of a data set, only the filter is used now
+                    if part != "train_dataloader" or ".filter_cfg." in finding.subject:
+                        findings.append(finding)
             findings += _frozen_at_random(runner)
-            for hook in runner.hooks:
-                with config_errors(runner.cfg):
+            with config_errors(runner.cfg):
+                for hook in runner.hooks:
                     if isinstance(hook, EMAHook):  # it passes its other settings on
                         copy.copy(hook).before_run(runner)
                     if type(hook).__module__.startswith("mmdet."):  # may require another model
@@ -166,11 +169,6 @@ def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
         if hasattr(module, "frozen_stages") and is_frozen and not f"{name}.".startswith(from_files):
             text = "expected init_cfg or load_from with weights for frozen layers, got random ones"
             yield Finding(f"model.{name}.frozen_stages", text, stops=False)
-
-
-def _is_read_now(path: str) -> bool:
-    """Whether a setting is read when its part is built: those of a data set, but for its filter, are not."""
-    return ".filter_cfg." in path or not path.startswith("train_dataloader")
 
 
 def _clip(wrapper: object) -> None:

@@ -38,17 +38,14 @@ def separate_run() -> Iterator[None]:
             changes.callback(setattr, cudnn, flag, getattr(cudnn, flag))
         for manager in managers:
             changes.set(manager, "_instance_dict", OrderedDict())
-        changes.callback(_close_logs)
         try:
             yield
         except BaseException:  # otherwise, LoggerHook closes them
             for visualizer in Visualizer._instance_dict.values():
                 visualizer.close()
             raise
-
-
-def _close_logs() -> None:
-    for logger in MMLogger._instance_dict.values():
-        for handler in logger.handlers:
-            if isinstance(handler, logging.FileHandler):
-                handler.close()
+        finally:
+            for logger in MMLogger._instance_dict.values():
+                for handler in logger.handlers:
+                    if isinstance(handler, logging.FileHandler):
+                        handler.close()
