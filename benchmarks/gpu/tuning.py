@@ -54,7 +54,7 @@ def candidates(table: dict, kernel: str, kind: str, rehearse: bool) -> list[Conf
 
 
 def target() -> str:
-    return fused.target(torch.device("cpu") if fused.INTERPRETED else torch.device("cuda", 0))
+    return fused.architecture(torch.device("cpu") if fused.INTERPRETED else torch.device("cuda", 0))
 
 
 def call(kernel: str, problem: fused.Problem, grad: Tensor, config: Config) -> tuple[Tensor | None, ...]:

@@ -108,13 +108,12 @@ def watch(
     return unwatch
 
 
-def call(name: str, function: Call) -> Callable[[], None]:
-    """Call ``function(module)`` now if the module is imported already, else after its import.
+def call(pattern: str, function: Call, text: str = "") -> Callable[[], None]:
+    """:func:`watch`, and call ``function(module)`` now for each matching module that is imported already.
 
-    Returns:
-        a function that cancels the call.
+    These are called without regard to ``text``.
     """
-    if module := sys.modules.get(name):  # None: its import is blocked
-        function(module)
-        return lambda: None
-    return watch(name, function)
+    for name, module in list(sys.modules.items()):
+        if module is not None and fnmatchcase(name, pattern):  # None: its import is blocked
+            function(module)
+    return watch(pattern, function, text=text)

@@ -19,6 +19,7 @@ from dcnzoo.compat.mmcv._ext import (  # noqa: F401  some are only provided
     get_compiler_version,
     modulated_deform_conv_backward,
     modulated_deform_conv_forward,
+    without_autocast,
 )
 from dcnzoo.ops.deform_attn import level_starts
 
@@ -32,11 +33,11 @@ def _attention_inputs(value: Tensor, shapes: Tensor, *inputs: Tensor) -> tuple[T
     return value, shapes, *inputs
 
 
+@without_autocast
 def ms_deform_attn_forward(*arguments: Any) -> Tensor:  # [N, Q, heads·D]
     """Args: those of :func:`dcnzoo.ops.ms_deform_attn`, and ``im2col_step``."""
     *inputs, _im2col_step = arguments
-    with torch.autocast(inputs[0].device.type, enabled=False):
-        return dcnzoo.ops.ms_deform_attn(*_attention_inputs(*inputs))
+    return dcnzoo.ops.ms_deform_attn(*_attention_inputs(*inputs))
 
 
 def ms_deform_attn_backward(*arguments: Any) -> list[Tensor]:
@@ -63,6 +64,7 @@ def geometry(*numbers: float) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
     return kernel, stride, padding, dilation, group, group_channels, offset_scale
 
 
+@without_autocast
 def dcnv3_forward(
     input: Tensor,  # [N, H, W, C]
     offset: Tensor,  # [N, oH, oW, group·P·2], (x, y) pairs, in input pixels
@@ -71,8 +73,7 @@ def dcnv3_forward(
 ) -> Tensor:  # [N, oH, oW, C]
     """``DCNv3.dcnv3_forward``."""
     arguments, (_, *remove_center) = geometry(*options[:11]), options[11:]
-    with torch.autocast(input.device.type, enabled=False):
-        return dcnzoo.ops.dcnv3(input, offset, mask, *arguments, remove_center=any(remove_center))
+    return dcnzoo.ops.dcnv3(input, offset, mask, *arguments, remove_center=any(remove_center))
 
 
 def dcnv3_backward(

@@ -13,6 +13,7 @@ from torch import Tensor
 import dcnzoo.ops
 from dcnzoo.compat.compiled import geometry
 from dcnzoo.compat.deformable_detr import MSDeformAttn
+from dcnzoo.compat.mmcv._ext import without_autocast
 from dcnzoo.compat.mmcv._plain import gradients
 from dcnzoo.layers import DCNv4  # noqa: F401  a layer of the package
 from dcnzoo.utils.text import counted
@@ -20,6 +21,7 @@ from dcnzoo.utils.text import counted
 FlashDeformAttn = MSDeformAttn  # same arguments, parameters and results; only the kernels differ
 
 
+@without_autocast
 def dcnv4_forward(
     value: Tensor,  # [N, H, W, C]
     p_offset: Tensor,  # [N, oH, oW, group·3P, padded to a multiple of 8]
@@ -29,8 +31,7 @@ def dcnv4_forward(
     _im2col_step, remove_center, _d_stride, _block_thread, softmax = options[11:]
     if softmax:
         raise RuntimeError("dcnv4_forward: softmax: expected False (dcnzoo's DCNv4 has no softmax), got True")
-    with torch.autocast(value.device.type, enabled=False):
-        return dcnzoo.ops.dcnv4(value, p_offset, *geometry(*options[:11]), remove_center=bool(remove_center))
+    return dcnzoo.ops.dcnv4(value, p_offset, *geometry(*options[:11]), remove_center=bool(remove_center))
 
 
 def dcnv4_backward(
@@ -44,6 +45,7 @@ def dcnv4_backward(
     return list(torch.ops.dcnzoo._dcnv4_backward(grad_output, value, p_offset, *arguments))
 
 
+@without_autocast
 def flash_deform_attn_forward(
     value: Tensor, shapes: Tensor, starts: Tensor, sampling_loc_attn: Tensor, im2col_step: int, K: int = 8, *_
 ) -> Tensor:  # [N, Q, heads·D]
@@ -54,8 +56,7 @@ def flash_deform_attn_forward(
             f"flash_deform_attn: sampling_loc_attn: expected {counted(expected, 'values')} per head "
             f"({counted(len(shapes), 'levels')} · {counted(K, 'points')} · 3), got {got}"
         )
-    with torch.autocast(value.device.type, enabled=False):
-        return dcnzoo.ops.flash_deform_attn(value, shapes, starts, sampling_loc_attn)
+    return dcnzoo.ops.flash_deform_attn(value, shapes, starts, sampling_loc_attn)
 
 
 def flash_deform_attn_backward(*arguments: Any) -> list[Tensor]:

@@ -85,30 +85,27 @@ def _layers() -> tuple[list[type], type]:
     return [kind for kind in kinds if issubclass(kind, _Deformable)], _Deformable
 
 
-def _add_layers(module: Any) -> None:
-    """Add the layers to thop's table. It counts multiply-adds."""
+def _rules(total: str, plain: Callable) -> dict[type, Callable]:
+    """Functions that add the multiply-adds of a layer to its attribute ``total``, by its class."""
     from dcnzoo.layers.offsets import OFFSET_CONVS
 
     def count(layer: Any, arguments: tuple, output: Any) -> None:
-        layer.total_ops += _macs(layer, arguments[0].shape, output.shape, len(arguments) > 1)
-        if "total_ops" in layer._buffers:  # the first thop leaves out the children of a layer with a rule
-            layer.total_ops += sum(getattr(part, "total_ops", 0) for part in [*layer.modules()][1:])
+        macs = _macs(layer, arguments[0].shape, output.shape, len(arguments) > 1)
+        if total == "__flops__" or total in layer._buffers:  # those that leave out the children
+            macs += sum(getattr(part, total, 0) for part in [*layer.modules()][1:])
+        setattr(layer, total, getattr(layer, total) + macs)
 
-    module.register_hooks |= dict.fromkeys(_layers()[0], count)
-    module.register_hooks |= dict.fromkeys(OFFSET_CONVS.values(), module.count_convNd)
+    return dict.fromkeys(_layers()[0], count) | dict.fromkeys(OFFSET_CONVS.values(), plain)
+
+
+def _add_layers(module: Any) -> None:
+    """Add the layers to thop's table."""
+    module.register_hooks |= _rules("total_ops", module.count_convNd)
 
 
 def _add_modules(module: Any) -> None:
     """Add the layers to the table of ptflops' first engine."""
-    from dcnzoo.layers.offsets import OFFSET_CONVS
-
-    def count(layer: Any, arguments: tuple, output: Any) -> None:
-        layer.__flops__ += _macs(layer, arguments[0].shape, output.shape, len(arguments) > 1)
-        # it leaves out the children of a layer with a rule
-        layer.__flops__ += sum(getattr(part, "__flops__", 0) for part in [*layer.modules()][1:])
-
-    module.MODULES_MAPPING |= dict.fromkeys(_layers()[0], count)
-    module.MODULES_MAPPING |= dict.fromkeys(OFFSET_CONVS.values(), module.conv_flops_counter_hook)
+    module.MODULES_MAPPING |= _rules("__flops__", module.conv_flops_counter_hook)
 
 
 def _aten_operators() -> dict[Any, Callable]:

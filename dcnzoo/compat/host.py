@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dcnzoo.compat import hosts, patches
-from dcnzoo.compat.after_import import provide_missing, watch
+from dcnzoo.compat.after_import import call, provide_missing
 from dcnzoo.compat.patches import Patch
 
 VARIABLE = "DCNZOO_PROVIDE"
@@ -209,9 +209,7 @@ def _patch_functions(host: Host) -> Patch:
                     originals[replacement] = original
                     changes.set(module, name, replacement)
 
-        for module in list(sys.modules.values()):
-            replace(module)
-        changes.callback(watch("*", replace, text=text))
+        changes.callback(call("*", replace, text))
 
     reason = "their functions for the CPU are missing or slow"
     return Patch(host.name, f"modules that contain {text}", reason, "all", change)

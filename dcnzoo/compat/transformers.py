@@ -18,7 +18,6 @@ import functools
 import importlib.util
 import inspect
 import math
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,15 +31,13 @@ from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.compat import patches
-from dcnzoo.compat.after_import import watch
+from dcnzoo.compat.after_import import call
 from dcnzoo.compat.mmcv import DEFAULT_DEVICES
 from dcnzoo.ops import _library
 from dcnzoo.ops._arguments import exporting
 from dcnzoo.ops.deform_attn import level_starts
 
 __all__ = ["disable", "enable", "enabled", "families", "multi_scale_deformable_attention"]
-
-_MODELING = re.compile(r"transformers\.models\.(\w+)\.modeling_\w+")
 
 _families: set[str] = set()
 
@@ -260,10 +257,7 @@ def _replace(module: ModuleType, changes: patches.Changes) -> None:
 
 def _change(changes: patches.Changes) -> None:
     changes.callback(_forget_compiled)
-    changes.callback(watch("transformers.models.*.modeling_*", lambda module: _replace(module, changes)))
-    for name, module in list(sys.modules.items()):
-        if _MODELING.fullmatch(name):
-            _replace(module, changes)
+    changes.callback(call("transformers.models.*.modeling_*", lambda module: _replace(module, changes)))
     _forget_compiled()
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, limit_offset
+from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, limit_offset, measure
+from dcnzoo.ops._arguments import can_read
 from dcnzoo.ops.choose import CallsOfOperators
 from dcnzoo.ops.operator import Operator
 
@@ -32,15 +33,13 @@ def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
     running = [""]  # names of modules, the innermost last
     measured: dict[str, list[Tensor]] = defaultdict(list)  # [3] per call
 
-    def measure(operator: Operator, call: Any, output: Tensor) -> None:
-        if operator.name in ("deform_conv", "deform_conv_transpose"):
-            layer = TracksOffsets()
-            layer.track_offsets, layer.kernel_size = True, call.weight.shape[2:]
-            layer.stride, layer.padding, layer.dilation = call.stride, call.padding, call.dilation
-            sampled = call.input if operator.name == "deform_conv" else output
-            layer._record_offsets(call.offset, sampled.shape[2:])
-            if layer._last_offsets is not None:
-                measured[running[-1]].append(layer._last_offsets)
+    def note(operator: Operator, call: Any, output: Tensor) -> None:
+        if operator.name not in ("deform_conv", "deform_conv_transpose") or call.offset is None:
+            return
+        size = (call.input if operator.name == "deform_conv" else output).shape[2:]
+        if can_read(call.offset) and call.offset.numel() > 0:
+            geometry = (call.weight.shape[2:], call.stride, call.padding, call.dilation)
+            measured[running[-1]].append(measure(call.offset, size, *geometry))
 
     def enter(name: str) -> Callable:
         return lambda *_: running.append(name)
@@ -53,7 +52,7 @@ def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
         handles.append(module.register_forward_pre_hook(enter(name)))
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:
-        with CallsOfOperators(measure):
+        with CallsOfOperators(note):
             yield statistics
     finally:
         for handle in handles:

@@ -22,6 +22,7 @@ from dcnzoo.layers.rebuilding import protect
 from dcnzoo.layers.same_as import hooks, same_as
 from dcnzoo.ops._arguments import memory_format
 from dcnzoo.ops._torch_private import ConvNd
+from dcnzoo.ops.flops import of_convolution
 from dcnzoo.utils.text import columns, counted, few
 
 _PACKS = {
@@ -300,11 +301,10 @@ def replace_convolutions(
 
 def _flops_per_pixel(layer: Any) -> int:
     """FLOPs per output pixel; of a transposed layer, per input pixel."""
-    flops: int = sum(2 * parameter.numel() for parameter in layer.parameters() if parameter.dim() > 2)
-    if isinstance(layer, packed._Pack):
-        channels = layer.out_channels if layer.transposed else layer.in_channels
-        flops += 2 * 2**layer.rank * channels * math.prod(layer.kernel_size)  # of the samples
-    return flops
+    pixel = (1, layer.out_channels if layer.transposed else layer.in_channels)
+    weights = {weight: False for weight in layer.parameters() if weight.dim() > 2}
+    weights[layer.weight] = isinstance(layer, packed._Pack)  # which samples
+    return sum(of_convolution(pixel, pixel, weight.shape, samples) for weight, samples in weights.items())
 
 
 def _choose(caller: str, noun: str, candidates: dict[str, nn.Module], where: Where) -> list[str]:

@@ -29,22 +29,26 @@ class _Deformable(Leaf):
     rank: ClassVar[int]
     function: ClassVar[Callable[..., Tensor]]
 
-    def _options(
-        self, in_channels: int, padding_mode: str, im2col_step: int | None, **sizes: int | tuple[int, ...]
-    ) -> dict[str, Any]:
-        """Options of torch's constructor, with one value per axis for each of ``sizes``.
+    def _set_up(
+        self,
+        in_channels: int,
+        out_channels: int,
+        sizes: dict[str, Any],
+        im2col_step: int | None,
+        **options: Any,
+    ) -> None:
+        """Call torch's constructor, with one value per axis for each of ``sizes``.
 
         Raises:
             ValueError: an argument is invalid.
         """
         if in_channels < 1:  # nn.Conv2d accepts 0, but the operator does not
             self._refuse("in_channels", "at least 1", in_channels)
-        if im2col_step is not None:
-            self._integer("im2col_step", im2col_step)
-        options: dict[str, Any] = {"padding_mode": padding_mode}
         for name, value in sizes.items():
             options[name] = self._integers(name, value, self.rank, least=0 if "padding" in name else 1)
-        return options
+        construct: Any = super().__init__
+        construct(in_channels, out_channels, **options)
+        self.im2col_step = None if im2col_step is None else self._integer("im2col_step", im2col_step)
 
     def _is_unbatched(self, input: Tensor) -> bool:
         if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
@@ -74,10 +78,9 @@ class _DeformConvNd(_Deformable, ConvNd):
         im2col_step: int | None = None,
     ) -> None:
         sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        options = self._options(in_channels, padding_mode, im2col_step, **sizes, output_padding=0)
-        options.update(transposed=False, groups=groups, bias=bias, device=device, dtype=dtype)
-        super().__init__(in_channels, out_channels, **options)
-        self.im2col_step = None if im2col_step is None else int(im2col_step)
+        options = dict(groups=groups, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
+        sizes["output_padding"] = 0
+        self._set_up(in_channels, out_channels, sizes, im2col_step, transposed=False, **options)
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         return self._forward(input, offset, mask)
@@ -116,11 +119,9 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         im2col_step: int | None = None,
     ) -> None:
         sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
+        options = dict(groups=groups, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
         sizes["output_padding"] = output_padding
-        options = self._options(in_channels, padding_mode, im2col_step, **sizes)
-        options.update(transposed=True, groups=groups, bias=bias, device=device, dtype=dtype)
-        super().__init__(in_channels, out_channels, **options)
-        self.im2col_step = None if im2col_step is None else int(im2col_step)
+        self._set_up(in_channels, out_channels, sizes, im2col_step, transposed=True, **options)
 
     def forward(
         self,

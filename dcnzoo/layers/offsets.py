@@ -1,6 +1,5 @@
 """Prediction of offsets: convolutions, limit, statistics and learning rate."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -26,48 +25,29 @@ class _ZeroInit(nn.Module):
     _initialized_by_transformers = False
     start: list[float] | None = None
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
             self._set_start(parameter)
 
+    @torch.no_grad()
     def _set_start(self, parameter: Tensor) -> None:
         parameter.zero_()  # not nn.init.zeros_, which Transformers disables while it builds a model
         if self.start is not None and parameter.dim() == 1:
             parameter.copy_(parameter.new_tensor(self.start))
 
     def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
-        """Apply ``fn`` as in ``nn.Module``, but keep a weight of zero: most functions are initialisations.
+        """Apply ``fn`` as in ``nn.Module``, but an initialisation leaves a weight of zero at its start.
 
-        What ``fn`` loads, and the parameters and hooks that it adds, stay. A parametrization that makes the
-        weight NaN or not zero, such as ``spectral_norm`` and ``orthogonal``, is removed, with a warning.
+        An initialisation is a function that draws random numbers: one that copies or loads values does not.
         """
-        weight = cast(Tensor, self.weight)  # with an old weight_norm or prune, an attribute
-        if not can_read(weight) or weight.any():
-            return super().apply(fn)
-        values = [(name, t, t.detach().clone()) for name, t in [*self.named_parameters(), ("", weight)]]
-        kind, state = type(self), {k: v.copy() if isinstance(v, dict) else v for k, v in vars(self).items()}
-        loads: list[object] = []
-        handle = self.register_load_state_dict_post_hook(lambda *_: loads.append(fn))
+        weight = cast(Tensor, self.weight)  # with weight_norm or prune, a computed tensor
+        starts = can_read(weight) and not weight.any()
+        before = _random_state(weight.device)
         super().apply(fn)
-        handle.remove()
-        if loads:
-            return self
-        parameters = dict(self.named_parameters())
-        for name, tensor, value in values:
-            parameters.get(name, tensor).data.copy_(value)
-        if "weight" in vars(self):  # a tensor that hooks compute, such as those of the old spectral_norm
-            for key in self._forward_pre_hooks.keys() - state["_forward_pre_hooks"].keys():
-                self._forward_pre_hooks[key](self, ())
-        if cast(Tensor, self.weight).any():
-            self.__class__ = kind
-            vars(self).clear()
-            vars(self).update(state)
-            warnings.warn(
-                f"{kind.__name__}.apply: fn: expected a function that keeps a weight of zero, got one "
-                "that parametrizes it, which would predict offsets: it was undone. Apply it after training",
-                stacklevel=2,
-            )
+        if starts and not torch.equal(before, _random_state(weight.device)):
+            for name, parameter in self.named_parameters(recurse=False):
+                if name in ("weight", "bias"):
+                    self._set_start(parameter)
         return self
 
     @property
@@ -75,7 +55,6 @@ class _ZeroInit(nn.Module):
         return self._initialized_by_transformers
 
     @_is_hf_initialized.setter
-    @torch.no_grad()
     def _is_hf_initialized(self, value: bool) -> None:
         """Transformers sets this after it has initialised a layer that a checkpoint lacks.
 
@@ -85,6 +64,10 @@ class _ZeroInit(nn.Module):
         for parameter in self.parameters():
             if not getattr(parameter, "_is_hf_initialized", False):
                 self._set_start(parameter)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 # mmengine initialises layers by class name (layer='Conv2d'), which it compares with a module's class and its
@@ -221,32 +204,15 @@ class TracksOffsets:
         """Record statistics of ``offset``, ``([N,] G·K·rank, *out)``, for sampling a map of ``size``."""
         if offset is None or not self._records(offset):
             return
-        offset, padding, rank = offset.detach().float(), self.padding, len(size)
+        padding = self.padding
         if getattr(self, "padding_mode", "zeros") != "zeros":  # the layer samples a map that it has padded
-            size, padding = [n + 2 * p for n, p in zip(size, padding, strict=True)], (0,) * rank
-        grid = sampling_points(
-            None, self.kernel_size, offset.shape[-rank:], self.stride, padding, self.dilation, offset
-        )  # [1, 1, K, rank, *out]
-        shift = offset.unflatten(-rank - 1, (-1, *grid.shape[2:4]))
-        self._record_shifts(grid, shift, size, axis=-rank - 1)
+            size, padding = [n + 2 * p for n, p in zip(size, padding, strict=True)], (0,) * len(size)
+        self._last_offsets = measure(offset, size, self.kernel_size, self.stride, padding, self.dilation)
 
-    def _record_shifts(
-        self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor], axis: int = -1
-    ) -> None:
-        """Record statistics of offsets.
-
-        Args:
-            grid: sampling points without offsets, in pixels.
-            shift: offsets, in pixels.
-            size: size of the map, in the order of the coordinates.
-            axis: axis of the coordinates in ``grid`` and ``shift``.
-        """
-        if not self._records(shift):
-            return
-        grid, shift = grid.detach().float(), shift.detach().float()
-        driven_out = _inside(grid, size, axis) & ~_inside(grid + shift, size, axis)
-        absolute = shift.abs()
-        self._last_offsets = torch.stack([absolute.mean(), absolute.max(), driven_out.float().mean()])
+    def _record_shifts(self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor]) -> None:
+        """Record statistics of offsets, as :func:`_measure_shifts` does, with the coordinates last."""
+        if self._records(shift):
+            self._last_offsets = _measure_shifts(grid, shift, size)
 
     def _record_modulation(self, mask: Tensor | None) -> None:
         """Record statistics of ``mask``, after its activation, in any shape."""
@@ -255,6 +221,38 @@ class TracksOffsets:
         factor = mask.detach().float().abs()
         near = [((factor - value).abs() < 0.05).float().mean() for value in (0, 1)]
         self._last_modulation = torch.stack([factor.mean(), *near])
+
+
+def measure(
+    offset: Tensor,  # [[N,] G·K·rank, *out]
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # [3], as OffsetStatistics
+    """Measure the offsets of a convolution that samples a map of ``size``."""
+    rank = len(size)
+    geometry = (kernel_size, offset.shape[-rank:], stride, padding, dilation)
+    grid = sampling_points(None, *geometry, offset.detach().float())  # [1, 1, K, rank, *out]
+    return _measure_shifts(grid, offset.unflatten(-rank - 1, (-1, *grid.shape[2:4])), size, axis=-rank - 1)
+
+
+def _measure_shifts(
+    grid: Tensor, shift: Tensor, size: Sequence[int | Tensor], axis: int = -1
+) -> Tensor:  # [3]
+    """Measure offsets.
+
+    Args:
+        grid: sampling points without offsets, in pixels.
+        shift: offsets, in pixels.
+        size: size of the map, in the order of the coordinates.
+        axis: axis of the coordinates in ``grid`` and ``shift``.
+    """
+    grid, shift = grid.detach().float(), shift.detach().float()
+    driven_out = _inside(grid, size, axis) & ~_inside(grid + shift, size, axis)
+    absolute = shift.abs()
+    return torch.stack([absolute.mean(), absolute.max(), driven_out.float().mean()])
 
 
 def _inside(points: Tensor, size: Sequence[int | Tensor], axis: int) -> Tensor:

@@ -23,8 +23,6 @@ class Refuses:
         return tuple(map(int, values))
 
     def _integer(self, name: str, value: Any, least: int = 1) -> int:
-        if not isinstance(value, Integral):
-            self._refuse(name, f"an integer of at least {least}", repr(value))
         return self._integers(name, value, least=least)[0]
 
 

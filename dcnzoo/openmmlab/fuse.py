@@ -13,7 +13,6 @@ from mmdet.models.dense_heads import ATSSVLFusionHead, PAAHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads import MaskScoringRoIHead
 from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
-from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
@@ -61,28 +60,8 @@ def stem(network: Any, layers: Layers) -> None:
             layers.copies[part].__dict__["forward"] = forward
 
 
-def pyramid_pooling(extractor: SingleRoIExtractor, layers: Layers) -> Layer:
-    """Pool from the levels that have RoIs; MMDetection adds the sum of each other level, times 0."""
-
-    def forward(feats: tuple[Tensor, ...], rois: Tensor, roi_scale_factor: float | None = None) -> Tensor:
-        rois = rois.type_as(feats[0])
-        levels = extractor.map_roi_levels(rois, len(feats))
-        if roi_scale_factor is not None and len(feats) > 1:
-            rois = extractor.roi_rescale(rois, roi_scale_factor)
-        size = extractor.roi_layers[0].output_size
-        output = feats[0].new_zeros(len(rois), extractor.out_channels, *size)
-        for level, (layer, features) in enumerate(zip(extractor.roi_layers, feats, strict=False)):
-            inside = levels == level
-            if inside.any():
-                output[inside] = layer(features, rois[inside])
-        return output
-
-    return forward
-
-
 BLOCKS: dict[type, Callable] = {
     ConvModule: conv_module,
-    SingleRoIExtractor: pyramid_pooling,
     Bottleneck: residual,
     BasicBlock: residual,
     ResNet: stem,

@@ -33,7 +33,6 @@ def register_autograd(record: Operator) -> None:
     """Register the derivative of an operator."""
     name, operator, named = record.name, record.overload, record.call
     setup_context, backward = cast(Callable, record.setup_context), cast(Callable, record.backward)
-    forward_mode = record.forward_mode or (None if record.is_backward else record.reference)
     if _torch_private.TRANSFORMS in _torch_private.missing:
         torch.library.register_autograd(
             f"dcnzoo::{name}",
@@ -77,10 +76,10 @@ def register_autograd(record: Operator) -> None:
 
     def autograd(keys, *arguments):
         has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
-        if has_tangents and forward_mode is not None:
+        if has_tangents and not record.is_backward:
             call = named(*arguments)
             choose.check(record, call)
-            return forward_mode(*call)
+            return record.reference(*call)
         if has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments)):
             with enable_single_level_autograd_function():
                 return function.apply(*named(*arguments), keys)
@@ -136,8 +135,7 @@ def with_backward(
     rows: Sequence[str] = (),
     in_order: Callable[[Any], Tensor] | None = None,
     keeps_format: bool = False,
-    batched: str = "",
-    flops: Callable = lambda call, output: 0,
+    flops: Callable | None = None,
 ) -> tuple[Operator, Operator]:
     """The record with its derivative, and the record of its backward, the operator ``_{name}_backward``.
 
@@ -158,7 +156,7 @@ def with_backward(
             a GPU add atomically. Default: differentiate ``reference``.
         keeps_format: whether the first gradient has the memory format of its argument. Otherwise it is
             contiguous.
-        batched, flops: of the backward.
+        flops: of the backward. Default: those of the forward for the first gradient, and for the others.
     """
     derivative = _Derivative(forward, gradients, saves, recompute, linear, rows, keeps_format)
     backward = Operator(
@@ -169,9 +167,8 @@ def with_backward(
         setup_context=derivative.save_backward,
         backward=derivative.second,
         in_order=in_order or derivative.in_order,
-        batched=batched,
-        mixes_channels=forward.mixes_channels,
-        flops=flops,
+        batched=derivative.batched(),
+        flops=flops or derivative.flops,
         fused=forward.fused,
     )
     return replace(forward, setup_context=derivative.save_forward, backward=derivative.first), backward
@@ -271,6 +268,16 @@ class _Derivative:
             one = call._replace(**(wide | rows))
             total = total + cast(Tensor, self.by_reference(one, self.forward_call(one), [name])[0])
         return total.to(call.grad_output.dtype)
+
+    def batched(self) -> str:
+        inputs = self.forward.batched.split("->")[0]
+        kinds = {"grad_output": "m", **dict(zip(self.forward.call._fields, inputs, strict=False))}
+        arguments = self.call._fields[: self.tensors]
+        return inputs and "->".join("".join(kinds[n] for n in names) for names in (arguments, self.gradients))
+
+    def flops(self, call: Any, _: object) -> int:
+        first, *others = call.output_mask
+        return (first + any(others)) * self.forward.flops(call, call.grad_output)
 
     def check(self, call: Any) -> None:
         inputs = self.forward_call(call)

@@ -66,7 +66,7 @@ def register_vmap(record: Operator) -> None:
         for i, kind in enumerate(inputs):
             if arguments[i] is not None and (apart or kind == "m"):
                 arguments[i] = fold(arguments[i], dims[i], size, axis[kind])
-        if apart and record.mixes_channels:
+        if apart:
             arguments[names.index("groups")] *= size
         results = operator(*arguments)
         if len(outputs) == 1:

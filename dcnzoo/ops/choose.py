@@ -148,7 +148,7 @@ def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any)
         from .fused import operators
 
         try:
-            return operators.run(operator.name, call)
+            return _no_views(operators.run(operator.name, call))
         except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):
             raise
         except Exception as error:  # of any type: Triton compiles, loads and launches
@@ -160,8 +160,7 @@ def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any)
     if compiled is None:  # otherwise DCNZOO_BACKEND=reference, which is asked for
         _warn(key)
     check(operator, call)
-    results = operator.reference(*call)
-    return _no_view(results) if isinstance(results, Tensor) else tuple(map(_no_view, results))
+    return _no_views(operator.reference(*call))
 
 
 def check(operator: Operator, call: Any) -> None:
@@ -172,9 +171,11 @@ def check(operator: Operator, call: Any) -> None:
         operator.check_numbers(call)
 
 
-def _no_view(result: Tensor) -> Tensor:
-    """A tensor of its own: autograd forbids in-place operations on a view that a function returns."""
-    return result.clone() if result._is_view() else result
+def _no_views(results: Result) -> Result:
+    """Tensors of their own: autograd forbids in-place operations on a view that a function returns."""
+    tensors = (results,) if isinstance(results, Tensor) else results
+    own = tuple(tensor.clone() if tensor._is_view() else tensor for tensor in tensors)
+    return own[0] if isinstance(results, Tensor) else own
 
 
 def raise_out_of_memory(error: RuntimeError) -> None:

@@ -208,8 +208,7 @@ DCNV3 = Operator(
     flops=flops.deform_attn,
     fused=True,
 )
-_OF_V3, _OF_V4 = ("input", "offset", "mask"), ("input", "offset_mask")
-register(*with_backward(DCNV3, _OF_V3, batched="mmmm->mmm", flops=flops.deform_attn_backward))
+register(*with_backward(DCNV3, ("input", "offset", "mask")))
 DCNV4 = Operator(
     "dcnv4",
     reference=reference.dcnv4,
@@ -220,7 +219,7 @@ DCNV4 = Operator(
     flops=flops.deform_attn,
     fused=True,
 )
-register(*with_backward(DCNV4, _OF_V4, batched="mmm->mm", flops=flops.deform_attn_backward))
+register(*with_backward(DCNV4, ("input", "offset_mask")))
 
 
 def _fake_ms(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
@@ -238,11 +237,4 @@ MS_DEFORM_ATTN = Operator(
     flops=flops.ms_deform_attn,
     fused=True,
 )
-register(
-    *with_backward(
-        MS_DEFORM_ATTN,
-        ("value", "sampling_locations", "attention_weights"),
-        batched="mmssmm->mmm",
-        flops=flops.ms_deform_attn_backward,
-    )
-)
+register(*with_backward(MS_DEFORM_ATTN, ("value", "sampling_locations", "attention_weights")))

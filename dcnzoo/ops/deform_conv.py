@@ -172,7 +172,6 @@ OPERATOR = Operator(
     check=checks.deform_conv,
     float32=("offset", "mask"),
     batched="mwmmw->m",
-    mixes_channels=True,
     flops=flops.deform_conv,
     fused=True,
 )
@@ -184,7 +183,6 @@ register(
         recompute=lambda call: {"bias": call.grad_output.new_empty(call.grad_output.shape[1])},
         in_order=grad_input_in_order,
         keeps_format=True,
-        batched="mmwmm->mwmmw",
         flops=flops.deform_conv_backward,
     )
 )

@@ -218,7 +218,6 @@ OPERATOR = Operator(
     backward=_backward,
     float32=("offset", "mask"),
     batched="mwmmw->m",
-    mixes_channels=True,
     flops=flops.deform_conv_transpose,
 )
 register(OPERATOR)

@@ -76,6 +76,5 @@ register(
         ("input", "offset"),
         recompute=bins_and_input,
         rows=("grad_output", "rois", "offset"),
-        flops=flops.deform_roi_pool_backward,
     )
 )

@@ -59,22 +59,9 @@ def deform_attn(call: Any, output: Sizes) -> int:
     return (PER_SAMPLE + 2) * prod(output) * (prod(call.kernel_size) - bool(call.remove_center))
 
 
-def _both(output_mask: Sequence[bool]) -> int:
-    """For the input and for the fields, as many as forward."""
-    return output_mask[0] + any(output_mask[1:])
-
-
-def deform_attn_backward(call: Any, _: object) -> int:
-    return _both(call.output_mask) * deform_attn(call, call.grad_output)
-
-
 def ms_deform_attn(call: Any, _: object) -> int:
     """Of value ``[N, S, heads, D]`` and attention_weights ``[N, Q, heads, L, P]``."""
     return (PER_SAMPLE + 2) * prod(call.attention_weights) * call.value[3]
-
-
-def ms_deform_attn_backward(call: Any, _: object) -> int:
-    return _both(call.output_mask) * ms_deform_attn(call, _)
 
 
 def pooling(call: Any, output: Sizes) -> int:
@@ -88,7 +75,3 @@ def roi_align(call: Any, outputs: Sequence[Sizes]) -> int:
 
 def roi_align_backward(call: Any, _: object) -> int:
     return pooling(call, call.grad_output)
-
-
-def deform_roi_pool_backward(call: Any, _: object) -> int:
-    return sum(call.output_mask) * pooling(call, call.grad_output)

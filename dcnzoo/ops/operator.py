@@ -23,13 +23,11 @@ class Operator:
         fake: the result without values, for ``torch.compile``; it takes the operator's arguments.
         check, check_numbers: raise an error for an invalid call; the second one reads numbers in tensors.
         setup_context, backward: its derivative, as in ``torch.autograd.Function``; the first takes the call.
-        forward_mode: computes it in forward mode. Default: ``reference``, and an error for a backward.
         in_order: of a backward: computes the first gradient from the call, bitwise identical at every call.
         float32: arguments that stay float32 under autocast. None: autocast has no effect.
         batched: ``torch.vmap`` runs many calls as one: kinds of the first arguments and of the results, such
-            as ``"mwmmw->m"``. m: a map, offset or mask ``[N, …]``. w: weight or bias ``[channels, …]``. s: a
-            tensor without a vmap axis. Default: a loop.
-        mixes_channels: whether its weights mix channels, in ``groups``.
+            as ``"mwmmw->m"``. m: a map, offset or mask ``[N, …]``. w: weight or bias ``[channels, …]``, in
+            ``groups``. s: a tensor without a vmap axis. Default: a loop.
         flops: FLOPs of a call with sizes in place of tensors, and of the result's sizes. Default: 0, of
             comparisons and geometry, which torch does not count.
         fused: whether it has a Triton kernel, in ``fused/operators.py``.
@@ -42,11 +40,9 @@ class Operator:
     check_numbers: Callable[[Any], None] = lambda call: None
     setup_context: Callable | None = None
     backward: Callable | None = None
-    forward_mode: Callable | None = None
     in_order: Callable[[Any], Tensor] | None = None
     float32: tuple[str, ...] | None = None
     batched: str = ""
-    mixes_channels: bool = False
     flops: Callable[[Any, Any], int] = lambda call, output: 0
     fused: bool = False
 

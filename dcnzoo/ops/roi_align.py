@@ -156,18 +156,12 @@ def _pool(average, maxima, input, rois, *numbers):
     return average(input, rois, *numbers)[0]
 
 
-def _forward_mode(input, rois, *numbers):
-    _, *maxima = torch.ops.dcnzoo.roi_align(unpack_dual(input).primal, unpack_dual(rois).primal, *numbers)
-    return _pool(_reference, maxima, input, rois, *numbers), *maxima
-
-
 OPERATOR = Operator(
     "roi_align",
     reference=_reference,
     fake=_fake,
     check=checks.roi_align,
     check_numbers=checks.image_numbers,
-    forward_mode=_forward_mode,
     flops=flops.roi_align,
     fused=True,
 )

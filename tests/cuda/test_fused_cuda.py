@@ -42,7 +42,7 @@ def test_every_configuration_of_the_table(kernel, dtype):
     names = ("output", "input", "weight", "offset", "mask", "bias")
     expected = dict(zip(names, results(deform_conv.reference, exact, grad.double()), strict=True))
     grad = grad.cuda()
-    entry = fused.entry_of(fused.target(torch.device("cuda", 0)))
+    entry = fused.entry_of(fused.architecture(torch.device("cuda", 0)))
     for sizes in entry[kernel]["float32" if dtype == torch.float32 else "half"]:
         config = fused.Config(*sizes)
         if kernel == "forward":

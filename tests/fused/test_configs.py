@@ -37,7 +37,7 @@ def test_the_cheapest_and_of_equals_the_first(monkeypatch):
 def launched(monkeypatch):
     """Number of programs and configuration of each launch, which does nothing, on 132 multiprocessors."""
     launches = []
-    monkeypatch.setattr(fused, "target", lambda device: "sm_90")
+    monkeypatch.setattr(fused, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(fused, "_multiprocessors", lambda device: 132)
     monkeypatch.setattr(fused, "_launch", lambda kernel, *launch, **arguments: launches.append(launch[:2]))
     monkeypatch.setattr(fused, "_transpose", lambda *arguments: None)
@@ -79,7 +79,7 @@ def test_few_partial_sums(launched, channels, size):
 def test_faster_only_where_measured(monkeypatch, name, capability, size, faster):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(available, "_architecture", available._architecture.__wrapped__)  # not cached
+    monkeypatch.setattr(available, "architecture", available.architecture.__wrapped__)  # not cached
     input = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
     fields = {"offset": torch.empty(2, 18, size, size, device="meta"), "mask": None}
     assert available.is_faster(name, SimpleNamespace(input=input, **fields)) is faster

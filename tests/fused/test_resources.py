@@ -261,7 +261,7 @@ OPERATORS = list(operator_calls(VARIANTS[0]))
 @pytest.mark.parametrize("call", OPERATORS)
 def test_operators(architecture, call, variant, tmp_path, monkeypatch):
     monkeypatch.setattr(fused, "INTERPRETED", False)
-    monkeypatch.setattr(fused, "target", lambda device: f"sm_{architecture}")
+    monkeypatch.setattr(fused, "architecture", lambda device: f"sm_{architecture}")
     monkeypatch.setattr(available, "tf32", lambda: variant.tf32)
     for name, arguments in operator_calls(variant)[call]:
         with recorded() as launches:

@@ -1,7 +1,6 @@
 """Fused layers and the score threshold: the same detections, and a model that does not change."""
 
 import copy
-import math
 import pickle
 from unittest import mock
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.backbones.resnet import Bottleneck
-from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -247,20 +245,6 @@ def test_hooks_for_all_modules_are_called():
     finally:
         hook.remove()
     assert counts[0] == counts[1] > 10
-
-
-@pytest.mark.parametrize("factor", [None, 1.5])
-def test_pyramid_pooling(factor):
-    """The bits of MMDetection's, with levels that have no RoI, without RoIs, and with a RoI that is NaN."""
-    layer = dict(type="RoIAlign", output_size=3, sampling_ratio=2)
-    extractor = SingleRoIExtractor(layer, 5, [4, 8, 16]).eval()
-    feats = tuple(torch.randn(2, 5, 40 // step, 48 // step) for step in (1, 2, 4))
-    rois = torch.tensor([[0, 3, 4, 30, 41], [1, 0, 0, 500, 400], [1, 9, 2, 31, 17], [0, math.nan, 4, 30, 41]])
-    copies = fuse.view(extractor)
-    fuse.Fuser(BLOCKS, SAME).fuse(copies)
-    for some in (rois[:3], rois[:1], rois[:0], rois):
-        expected, found = (each(feats, some, factor) for each in (extractor, copies[extractor]))
-        assert torch.equal(found.nan_to_num(), expected.nan_to_num()) and len(found) == len(some)
 
 
 def test_a_patch_reaches_fused_layers(monkeypatch):

@@ -242,29 +242,25 @@ def test_parameter_groups_are_split_with_their_options():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
-def test_apply_of_a_norm_leaves_zero_offsets(norm):
-    """The norm of a weight of zero would be NaN."""
-    model = nn.Sequential(PackedDeformConv2d(4, 6, 3, modulated=True))
-    x = torch.randn(1, 4, 7, 8)
-    before = model[0].conv_offset(x)
-    with pytest.warns(UserWarning, match=r"OffsetConv2d\.apply: fn: "):
-        model.apply(lambda module: norm(module) if isinstance(module, nn.Conv2d) else None)
-    assert torch.equal(model[0].conv_offset(x), before) and model(x).isfinite().all()
-    assert [name for name, _ in model[0].conv_offset.named_parameters()] == ["weight", "bias"]
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_a_norm_of_a_weight_of_zero_is_an_error(norm):
-    """In a loop over all convolutions; the offsets are NaN, and all samples would be zero."""
-    pack, x = PackedDeformConv2d(4, 4, 3), torch.randn(1, 4, 6, 7)
-    norm(pack.conv_offset)
+@pytest.mark.parametrize("norm", [
+    nn.utils.weight_norm, nn.utils.parametrizations.weight_norm,
+    nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm,
+])  # fmt: skip
+@pytest.mark.parametrize("make", [
+    lambda: PackedDeformConv2d(4, 4, 3),
+    lambda: DCNv3(4),
+    lambda: DCNv4(4),
+])  # fmt: skip
+def test_a_norm_of_a_weight_of_zero_is_an_error(make, norm):
+    """By ``apply`` as in a loop over all layers; the offsets are NaN, and all samples would be zero."""
+    layer, x = make(), torch.randn(1, 4, 4, 4)
+    layer.apply(lambda module: norm(module) if isinstance(module, OFFSET_PREDICTORS) else None)
     with pytest.raises(RuntimeError, match="weight: expected finite"):
-        pack(x)
-    for parameter in pack.conv_offset.parameters():
-        nn.init.normal_(parameter)
-    assert pack(x).isfinite().all()
+        layer(x)
+    if "weight" in norm.__name__:  # the vectors of spectral_norm stay zero
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter)
+        assert layer(x).isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -288,7 +284,7 @@ def test_apply_after_torchs_utilities(change, trained):
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
 
 
-def test_apply_keeps_what_is_added_and_loaded():
+def test_apply_keeps_what_is_added_loaded_and_copied():
     def add(module):
         if isinstance(module, nn.Conv2d):
             module.register_parameter("lora", nn.Parameter(torch.ones(1)))
@@ -304,9 +300,16 @@ def test_apply_keeps_what_is_added_and_loaded():
         if isinstance(module, OffsetConv2d):
             module.load_state_dict({name: torch.ones_like(t) for name, t in module.state_dict().items()})
 
-    pack = PackedDeformConv2d(4, 6, 3)
+    pack, other = PackedDeformConv2d(4, 6, 3), PackedDeformConv2d(4, 6, 3)
     pack.apply(load)
     assert (pack.conv_offset.weight == 1).all()
+    sources = dict(zip(other.modules(), pack.modules(), strict=True))  # an average, or weights of a teacher
+    other.apply(
+        lambda m: [
+            p.data.copy_(q) for p, q in zip(m.parameters(False), sources[m].parameters(False), strict=True)
+        ]
+    )
+    torch.testing.assert_close(other.state_dict(), pack.state_dict())
 
 
 def transformed(model, x):

@@ -6,11 +6,10 @@ Importing :mod:`dcnzoo.layers.packed` includes this host.
 import copy
 import sys
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
 
-from dcnzoo.compat.after_import import call, watch
+from dcnzoo.compat.after_import import call
 from dcnzoo.compat.host import Evidence, Host
 from dcnzoo.compat.patches import Changes, Patch
 
@@ -33,8 +32,8 @@ def _fuse(original: Callable, conv: Any, bn: Any) -> Any:
 
 def _keep_when_fused(changes: Changes) -> None:
     def wrap(module: ModuleType) -> None:
-        original = vars(module)[FUSE]
-        if getattr(original, "__module__", None) != module.__name__:
+        original = getattr(module, "__dict__", {}).get(FUSE)
+        if original is None or getattr(original, "__module__", None) != module.__name__:
             return
         changes.wrap(module, FUSE, _fuse)
         for other in list(sys.modules.values()):  # that have imported it by name
@@ -42,10 +41,7 @@ def _keep_when_fused(changes: Changes) -> None:
                 changes.set(other, FUSE, vars(module)[FUSE])
 
     for pattern in MODULES:
-        for name, module in list(sys.modules.items()):
-            if fnmatchcase(name, pattern) and FUSE in getattr(module, "__dict__", {}):
-                wrap(module)
-        changes.callback(watch(pattern, wrap, text=f"def {FUSE}("))
+        changes.callback(call(pattern, wrap, f"def {FUSE}("))
 
 
 def _load(original: Callable, model: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:

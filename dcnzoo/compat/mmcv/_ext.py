@@ -70,7 +70,7 @@ def get_compiler_version() -> str:
 get_compiling_cuda_version = get_compiler_version
 
 
-def _without_autocast(function: Callable) -> Callable:
+def without_autocast(function: Callable) -> Callable:
     """Decorator that disables autocast: mmcv has converted the dtypes before it calls these functions."""
 
     @functools.wraps(function)
@@ -112,21 +112,21 @@ def _geometry(options: dict[str, int]) -> tuple:
     return *pairs, options["group"], options["im2col_step"]
 
 
-@_without_autocast
+@without_autocast
 @takes(f"input weight offset output columns ones {V1} im2col_step")
 def deform_conv_forward(input, weight, offset, output, deformable_group, **options) -> None:
     check_groups("deform_conv_forward", deformable_group, input, weight, offset=offset)
     output.copy_(dcnzoo.ops.deform_conv2d(input, weight, offset, None, None, *_geometry(options)))
 
 
-@_without_autocast
+@without_autocast
 @takes(f"input offset grad_output grad_input grad_offset weight columns {V1} im2col_step")
 def deform_conv_backward_input(input, weight, offset, grad_output, **options) -> None:
     targets = dict(input=options["grad_input"], offset=options["grad_offset"])
     _add_gradients(grad_output, (input, weight, offset, None), _geometry(options), **targets)
 
 
-@_without_autocast
+@without_autocast
 @takes(f"input offset grad_output grad_weight columns ones {V1} scale im2col_step")
 def deform_conv_backward_parameters(input, offset, grad_output, grad_weight, scale, **options) -> None:
     # mmcv does not pass the weight; its gradient does not depend on it, so any tensor of its shape works
@@ -145,14 +145,14 @@ def _modulated(
     return tensors, (*pairs, options["group"], None)
 
 
-@_without_autocast
+@without_autocast
 @takes(f"input weight bias ones offset mask output columns {V2}")
 def modulated_deform_conv_forward(input, weight, bias, offset, mask, output, with_bias, **options) -> None:
     tensors, geometry = _modulated(input, weight, offset, mask, output, options)
     output.copy_(dcnzoo.ops.deform_conv2d(*tensors, bias if with_bias else None, *geometry))
 
 
-@_without_autocast
+@without_autocast
 @takes(
     "input weight bias ones offset mask columns grad_input grad_weight grad_bias grad_offset grad_mask "
     f"grad_output {V2}"
@@ -197,7 +197,7 @@ def masked_col2im_forward(
 # Multi-scale deformable attention; any batch size works with any im2col_step
 
 
-@_without_autocast
+@without_autocast
 def ms_deform_attn_forward(
     value, spatial_shapes, level_start_index, sampling_locations, attention_weights, im2col_step
 ) -> Tensor:
@@ -205,7 +205,7 @@ def ms_deform_attn_forward(
     return dcnzoo.ops.ms_deform_attn(*tensors)
 
 
-@_without_autocast
+@without_autocast
 def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
     """Args: those of the forward, ``grad_output``, and the gradients of value, locations and weights."""
     *inputs, grad_output = tensors[:6]
@@ -285,14 +285,14 @@ def nms_rotated(
 # an offset, its tensor is empty.
 
 
-@_without_autocast
+@without_autocast
 def roi_align_forward(input, rois, *outputs, aligned_height: int, aligned_width: int, **sampling) -> None:
     results = torch.ops.dcnzoo.roi_align(input, rois, aligned_height, aligned_width, **sampling)
     for target, result in zip(outputs, results, strict=True):  # the output, and y and x of maxima
         target.copy_(result)
 
 
-@_without_autocast
+@without_autocast
 def roi_align_backward(
     grad_output, rois, argmax_y, argmax_x, grad_input, aligned_height, aligned_width, **sampling
 ) -> None:
@@ -300,12 +300,12 @@ def roi_align_backward(
     grad_input.add_(torch.ops.dcnzoo._roi_align_backward(*tensors, grad_input.shape, **sampling))
 
 
-@_without_autocast
+@without_autocast
 def roi_align_rotated_forward(input, rois, output, pooled_height, pooled_width, **sampling) -> None:
     output.copy_(dcnzoo.ops.roi_align_rotated(input, rois, (pooled_height, pooled_width), **sampling))
 
 
-@_without_autocast
+@without_autocast
 def roi_align_rotated_backward(
     grad_output, rois, grad_input, pooled_height, pooled_width, **sampling
 ) -> None:
@@ -313,13 +313,13 @@ def roi_align_rotated_backward(
     grad_input.add_(backward(grad_output, rois, grad_input.shape, **sampling))
 
 
-@_without_autocast
+@without_autocast
 def deform_roi_pool_forward(input, rois, offset, output, pooled_height, pooled_width, **sampling) -> None:
     offset = offset if offset.numel() else None
     output.copy_(dcnzoo.ops.deform_roi_pool(input, rois, offset, (pooled_height, pooled_width), **sampling))
 
 
-@_without_autocast
+@without_autocast
 def deform_roi_pool_backward(
     grad_output, input, rois, offset, grad_input, grad_offset, pooled_height, pooled_width, gamma, **sampling
 ) -> None:

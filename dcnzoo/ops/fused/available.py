@@ -30,11 +30,13 @@ def any_listed() -> bool:
 
 
 @cache
-def _architecture(device: torch.device) -> str:
-    """The device's key in the table, as ``launch.target``, but without importing Triton."""
+def architecture(device: torch.device) -> str:
+    """The device's key in the table: ``sm_90``, ``gfx942``, ``interpreter``."""
     if device.type != "cuda":
         return "interpreter"
-    return "default" if torch.version.hip else "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
 def is_faster(name: str, call: Any) -> bool:
@@ -48,7 +50,7 @@ def is_faster(name: str, call: Any) -> bool:
         return False  # measured in two dimensions
     if input.dtype == torch.float32 and not tf32():
         return False  # tensor cores compute float32 only as TF32
-    listed = entry_of(_architecture(input.device))["auto"]
+    listed = entry_of(architecture(input.device))["auto"]
     least = listed.get(str(input.dtype).removeprefix("torch."), {})
     pixels = least.get("backward" if name.endswith("_backward") else "forward")
     return pixels is not None and len(fields) * math.prod(fields.shape[2:]) >= pixels

@@ -13,8 +13,8 @@ from torch import Tensor
 from .._arguments import memory_format
 from ..geometry import output_size
 from . import kernels
-from .available import entry_of
-from .launch import INTERPRETED, cdiv, launch, target
+from .available import architecture, entry_of
+from .launch import INTERPRETED, cdiv, launch
 
 
 class Config(NamedTuple):
@@ -426,7 +426,7 @@ def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> C
         if kernel == "forward":
             return Config(32, outputs, inputs, warps=2, stages=1)
         return Config(32, inputs, outputs, warps=4, stages=1)
-    return choose(target(problem.input.device), kernel, problem.input.dtype, cost)
+    return choose(architecture(problem.input.device), kernel, problem.input.dtype, cost)
 
 
 def _rounds(problem: Problem, programs: int) -> int:

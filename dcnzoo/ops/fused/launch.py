@@ -1,7 +1,6 @@
 """Launches of Triton kernels: indices, devices, and a trial."""
 
 import contextlib
-from functools import cache
 from typing import Any
 
 import torch
@@ -33,20 +32,6 @@ def size_class(tensor: Tensor) -> int:
 def current(device: torch.device) -> contextlib.AbstractContextManager:
     """Context that makes ``device`` current: Triton uses the current device, not that of the tensors."""
     return contextlib.nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
-
-
-@cache
-def target(device: torch.device) -> str:
-    """The architecture of a device as a key of the table: ``sm_90``, ``gfx942``, ``interpreter``.
-
-    Raises:
-        RuntimeError: Triton finds no driver or no C compiler.
-    """
-    if INTERPRETED:
-        return "interpreter"
-    with current(device):
-        target = triton.runtime.driver.active.get_current_target()
-    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
 def launch(

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._arguments import keywords, takes
@@ -25,16 +24,13 @@ def _problem(
     )
 
 
-def _in_place_of_views(problem: deform_conv.Problem, result: Tensor) -> Tensor:
-    """The result of a call in one dimension: a tensor of its own."""
-    if problem.axes == 2 or result.dim() < 4:
-        return result
-    return result.squeeze(2).clone(memory_format=torch.contiguous_format)
+def _of_axes(problem: deform_conv.Problem, result: Tensor) -> Tensor:
+    return result if problem.axes == 2 or result.dim() < 4 else result.squeeze(2)
 
 
 def _deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step) -> Tensor:
     problem = _problem(input, weight, offset, mask, stride, padding, dilation, groups)
-    return _in_place_of_views(problem, deform_conv.forward(problem, bias=bias))
+    return _of_axes(problem, deform_conv.forward(problem, bias=bias))
 
 
 def _deform_conv_backward(
@@ -44,7 +40,7 @@ def _deform_conv_backward(
     results = deform_conv.backward(
         problem, grad_output.unsqueeze(2) if problem.axes == 1 else grad_output, output_mask
     )
-    return tuple(_in_place_of_views(problem, result) for result in results)
+    return tuple(_of_axes(problem, result) for result in results)
 
 
 FUNCTIONS: dict[str, Callable] = {
