@@ -113,38 +113,30 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
     tree = choice.tree
     known = {os.path.abspath(picture) for each in used for picture in each.pictures}
     unused = [picture for picture in tree.pictures if os.path.abspath(picture) not in known]
-    unlabelled = [picture for each in used for picture in each.unlabelled]
     missing = {Path(problem.subject).stem for each in used for problem in each.missing}
     unread = [file for file in tree.ending(*UNREAD_PICTURES) if file.stem in missing]
     _add_missing(result, used, [*unused, *unread])
     foreign = {} if tree.is_file else named_formats(tree)
-    results = {file: foreign.pop(file) for file, row in [*foreign.items()] if row is RESULTS}
-    tree.left_out[PREDICTIONS] += results
+    tree.left_out[PREDICTIONS] += [file for file, row in foreign.items() if row is RESULTS]
     for reason, files in tree.left_out.items():
         if files:
-            objects = sum(map(objects_in, files)) if reason == PREDICTIONS else 0
-            what = f"{counted(objects, 'objects')} of " if objects else ""
-            pictures = sum(len(Tree(file).pictures) for file in files) if reason == TRAININGS else 0
-            what = f"{counted(pictures, 'pictures')} of " if pictures else what
-            entries = counted(len(files), "folders" if all(map(Path.is_dir, files)) else "files")
-            result.lines.append(f"{what}{entries}{_such(tree.root, files)}: {reason}")
+            kind = "folders" if all(map(Path.is_dir, files)) else "files"
+            result.lines.append(f"{_content(reason, files)}{_files(tree, files, kind)}: {reason}")
     if unused:
-        names = _such(tree.root, unused)
-        result.lines.append(f"{counted(len(unused), 'pictures')}{names} that no annotation of a split names")
+        result.lines.append(f"{_files(tree, unused, 'pictures')} that no annotation of a split names")
+    foreign = {file: row for file, row in foreign.items() if row is not RESULTS}
+    if without := len(unused) + sum(len(each.unlabelled) for each in used):
+        hint = f"{counted(without, 'pictures')} have no annotations that are read"
+        for file, row in foreign.items():
+            result.errors.append(f"{file}: {row}; {hint}; leave_out={file.name} leaves it out")
+    if foreign:
+        result.lines.append(f"{_files(tree, [*foreign], 'files')} not read")
     if not tree.is_file:
-        for file, text in foreign.items():
-            if unused or unlabelled:
-                number = counted(len(unused) + len(unlabelled), "pictures")
-                hint = f"{number} have no annotations that are read; leave_out={file.name} leaves it out"
-                result.errors.append(f"{file}: {text}; {hint}")
-        if foreign:
-            result.lines.append(f"{counted(len(foreign), 'files')}{_such(tree.root, [*foreign])} not read")
         accounted |= {*tree.pictures, *foreign, *tree.left_out[PREDICTIONS]}
         others = {*map(os.path.abspath, tree.files)} - {*map(os.path.abspath, accounted)}
         unread = [Path(file) for file in sorted(others) if file.lower().endswith(UNREAD_PICTURES)]
         if unread:
-            names = _such(tree.root, unread)
-            result.lines.append(f"{counted(len(unread), 'pictures')}{names} in formats that are not read")
+            result.lines.append(f"{_files(tree, unread, 'pictures')} in formats that are not read")
         if len(others) > len(unread):
             result.lines.append(counted(len(others) - len(unread), "other files"))
     return result
@@ -168,7 +160,7 @@ def _add_part(result: Balance, what: str, read: Annotations, boxes: Boxes, reaso
         text = counted(int(contained.sum()), "objects")
         result.lines.append(f"{what}, whose {text} are in the used files, too")
     if read.missing:
-        result.lines.append(f"{_lost(read, plural)} of {what}: their pictures do not exist{_subjects(read)}")
+        result.lines.append(_missing(read, f"{plural} of {what}: their pictures do not exist"))
     left = int((~contained).sum())
     problems = [problem for problem in read.problems if problem.kind not in ("nameless", "unmatched")]
     result.errors += [str(problem) for problem in read.problems if problem.kind == "unmatched"]
@@ -184,6 +176,15 @@ def _add_part(result: Balance, what: str, read: Annotations, boxes: Boxes, reaso
         )
     elif problems:
         result.errors += [str(problem) for problem in problems]
+
+
+def _content(reason: str, files: list[Path]) -> str:
+    """Say what is in files that are left out: the predictions, or the pictures in folders of trainings."""
+    if reason == TRAININGS:
+        number, what = sum(len(Tree(file).pictures) for file in files), "pictures"
+    else:
+        number, what = sum(map(objects_in, files)) if reason == PREDICTIONS else 0, "objects"
+    return f"{counted(number, what)} of " if number else ""
 
 
 def objects_in(path: Path) -> int:
@@ -206,7 +207,7 @@ def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Pa
     for each in used:
         if not each.missing:
             continue
-        text = f"{_lost(each, 'missing pictures')}{_subjects(each)}"
+        text = _missing(each, "missing pictures")
         if lonely:
             others = f"{counted(len(lonely), 'pictures')} beside them have no annotations ({few(lonely, 2)})"
             result.errors.append(f"data: expected the picture of each annotation, found {text}; {others}")
@@ -214,14 +215,14 @@ def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Pa
             result.lines.append(text)
 
 
-def _lost(read: Annotations, plural: str) -> str:
-    return f"{counted(read.lost, 'objects')} of {counted(len(read.missing), plural)}"
+def _missing(read: Annotations, plural: str) -> str:
+    """Count the objects whose pictures do not exist; the plural may be followed by more."""
+    noun, _, more = plural.partition(" of ")
+    what = f"{counted(len(read.missing), noun)}{more and f' of {more}'}"
+    return f"{counted(read.lost, 'objects')} of {what} ({few([each.subject for each in read.missing], 2)})"
 
 
-def _subjects(read: Annotations) -> str:
-    return f" ({few([problem.subject for problem in read.missing], 2)})"
-
-
-def _such(root: Path, files: list[Path]) -> str:
+def _files(tree: Tree, files: list[Path], plural: str) -> str:
+    root = tree.root
     names = [file.relative_to(root) if file.is_relative_to(root) else file for file in files]
-    return f" ({few(names, 2)})"
+    return f"{counted(len(files), plural)} ({few(names, 2)})"

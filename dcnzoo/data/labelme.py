@@ -88,7 +88,7 @@ def _image(
         # as it was on another machine
         parts = path_parts(named)
         rivals = tree.annotations.get(file.stem)
-        paths = tree.best(tree.named(parts[-1]) if parts else (), file, split, rivals)
+        paths = tree.best(tree.by_name.get(parts[-1]) if parts else (), file, split, rivals)
         if len(paths) == 1:
             tree.inexact |= {named} if paths[0].name != parts[-1] else set()
             return paths[0], None

@@ -212,7 +212,7 @@ def _tree_of_file(data: Path) -> Tree:
         except InvalidAnnotation as error:
             raise UserError(f"{data}: {error}") from None
         names = names_of(content) if is_coco(content) else []
-        if names and not any(tree.named(last) for name in names for last in path_parts(name)[-1:]):
+        if names and not any(tree.by_name.get(last) for name in names for last in path_parts(name)[-1:]):
             # the pictures may be in a folder beside that of the file
             tree = Tree(data.absolute().parent.parent, depth=2)
         tree.json = {data: content}

@@ -218,6 +218,7 @@ class Tree:
         self.notes: list[str] = []
         self.inexact = set[str]()
         self._nearest: dict[Path, tuple[bool, int]] = {}
+        self._likelihoods: dict[tuple[Path, Path, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.is_file = False
         self.damaged: dict[Path, InvalidAnnotation] = {}  # JSON files
         self.labels: dict[Path, Path] | None = None  # of YOLO, by picture, when they are known
@@ -264,10 +265,6 @@ class Tree:
     def annotations(self) -> Names:
         """The files with the annotations of a picture by their names without ending."""
         return Names(self.ending(".xml", ".json"), lambda file: file.stem)
-
-    def named(self, name: str) -> list[Path]:
-        """Return the pictures with this name."""
-        return self.by_name.get(name)
 
     @functools.cached_property
     def json(self) -> dict[Path, Any]:
@@ -323,12 +320,6 @@ class Tree:
         """Return the split whose annotations a file has, if the data are divided; see :meth:`split_of`."""
         return "" if self.asked == "" else self.split_of(file, own)
 
-    def rank(self, picture: Path, split: str) -> tuple[int, int]:
-        """Return values that are larger, the more likely a picture is one of the split."""
-        words = set(_words("/".join(self.parents(picture))))
-        likely = 0 if words & _OTHERS else 2 if words & _PICTURES else 1
-        return int(self.split_of(picture, own=False) == split), likely
-
     def allows(self, picture: Path, split: str) -> bool:
         """Whether a picture does not lie in a folder that is named like another split."""
         other = self.split_of(picture, own=False)
@@ -339,32 +330,52 @@ class Tree:
         names = Counter(self.parents(file)) & Counter(self.parents(folder / "x"))
         return (folder == file.parent, names.total())
 
+    def likelihood(self, picture: Path, file: Path, split: str, votes: int = 0) -> tuple[int, ...]:
+        """Return values that are larger, the more likely a picture is one of an annotation file.
+
+        The first one is 0 for masks and the like. The first three are nearness.
+
+        Args:
+            votes: the number of the file's pictures that the same folder has.
+        """
+        key = picture.parent, file.parent, split
+        if key not in self._likelihoods:
+            words = set(_words("/".join(self.parents(picture))))
+            kind = 0 if words & _OTHERS else 2 if words & _PICTURES else 1
+            near = int(kind > 0), *self.nearness(file, picture.parent)
+            self._likelihoods[key] = near, (int(self.split_of(picture, own=False) == split), kind)
+        near, rank = self._likelihoods[key]
+        return (*near, votes, *rank)
+
+    def belongs(self, picture: Path, file: Path, rivals: Iterable[Path]) -> bool:
+        """Whether no other annotation file is nearer to a picture, or no folder of pictures to this file."""
+        if file.parent not in self._nearest:
+            folders = {picture.parent for picture in self.pictures}
+            values = (self.nearness(file, folder) for folder in folders)
+            self._nearest[file.parent] = max(values, default=(False, 0))
+        own = self.nearness(file, picture.parent)
+        return own == self._nearest[file.parent] or all(
+            self.nearness(rival, picture.parent) <= own for rival in rivals
+        )
+
     def best(
-        self, pictures: Iterable[Path], near: Path, split: str, rivals: Iterable[Path] = ()
+        self, pictures: Iterable[Path], file: Path, split: str, rivals: Iterable[Path] = ()
     ) -> list[Path]:
         """Return the pictures that most likely belong to an annotation file: one, or several that tie.
 
         Args:
-            rivals: other annotation files of that name. A picture that is nearer to one of them belongs to
-                it, unless no folder of pictures is nearer to this file.
+            rivals: other annotation files of that name; see :meth:`belongs`.
         """
-
-        def likelihood(picture: Path) -> tuple[object, ...]:
-            return (*self.nearness(near, picture.parent), *self.rank(picture, split))
-
         allowed = [picture for picture in pictures if self.allows(picture, split)]
-        most = max(map(likelihood, allowed), default=None)
-        best = [picture for picture in allowed if likelihood(picture) == most]
-        if near.parent not in self._nearest:
-            folders = {picture.parent for picture in self.pictures}
-            values = (self.nearness(near, folder) for folder in folders)
-            self._nearest[near.parent] = max(values, default=(False, 0))
-        return [
-            picture
-            for picture in best
-            if (own := self.nearness(near, picture.parent)) == self._nearest[near.parent]
-            or all(self.nearness(rival, picture.parent) <= own for rival in rivals)
-        ]
+        likely = _largest(allowed, lambda picture: self.likelihood(picture, file, split))
+        return [picture for picture in likely if self.belongs(picture, file, rivals)]
+
+
+def _largest(paths: Iterable[Path], key: Callable[[Path], tuple[int, ...]]) -> list[Path]:
+    """Return the paths with the largest value."""
+    values = {path: key(path) for path in paths}
+    most = max(values.values(), default=())
+    return [path for path in values if values[path] == most]
 
 
 def _variants(name: str) -> list[str]:
@@ -387,69 +398,45 @@ def pictures_of(
     Raises:
         UserError: several folders qualify.
     """
-    paths = {}
+    paths, choices = dict[str, tuple[str, ...]](), dict[str, dict[Path, Path]]()
     for name in names:
         variants = [*map(path_parts, _variants(name))]
-        paths[name] = next((each for each in variants if each and tree.named(each[-1])), variants[0])
+        paths[name] = next((each for each in variants if each and tree.by_name.get(each[-1])), variants[0])
     for cut in range(max(map(len, paths.values()), default=0)):
-        folders: Counter[Path] = Counter()
-        choices: dict[str, dict[Path, Path]] = {}  # the pictures of each name, by folder
         for name, parts in paths.items():
-            tail = parts[min(cut, len(parts) - 1) :]
-            above = [*map(normal, tail[:-1])]
-            for picture in tree.named(tail[-1]) if tail else ():
-                around = picture.parts[len(picture.parts) - len(tail) : -1]
-                if [*map(normal, around)] == above and tree.allows(picture, split):
-                    choices.setdefault(name, {})[Path(*picture.parts[: -len(tail)])] = picture
-            if len(own := choices.get(name, {})) > 1:  # each annotation file owns its folder; not its masks
-                near = {
-                    f: (tree.rank(p, split)[1] > 0, tree.nearness(file, p.parent)) for f, p in own.items()
-                }
-                choices[name] = {f: p for f, p in own.items() if near[f] == max(near.values())}
-            folders.update([*choices.get(name, ())])
-        if folders:
-            pictures = _in_best_folder(choices, folders, tree, split, file, rivals)
-            tree.inexact |= {name for name, own in pictures.items() if own.name != paths[name][-1]}
-            return pictures
-    return {}
-
-
-def _in_best_folder(
-    choices: dict[str, dict[Path, Path]],
-    folders: Counter[Path],
-    tree: Tree,
-    split: str,
-    file: Path,
-    rivals: Iterable[Path],
-) -> dict[str, Path]:
-    def likelihood(folder: Path) -> tuple[object, ...]:
-        return (folders[folder], *tree.rank(folder / "x", split))
-
-    most = max(map(likelihood, folders))
-    best = [folder for folder in folders if likelihood(folder) == most]
-    near = max(tree.nearness(file, p.parent) for own in choices.values() for f, p in own.items() if f in best)
-
-    def belongs(picture: Path) -> bool:
-        common = tree.nearness(file, picture.parent)
-        return common >= near or all(tree.nearness(each, picture.parent) <= common for each in rivals)
-
+            if not (tail := parts[min(cut, len(parts) - 1) :]):
+                continue
+            above, end = [*map(normal, tail[:-1])], -len(tail)
+            near = _largest(
+                (
+                    picture
+                    for picture in tree.by_name.get(tail[-1])
+                    if [*map(normal, picture.parts[end:-1])] == above and tree.allows(picture, split)
+                ),
+                lambda picture: tree.likelihood(picture, file, split)[:3],
+            )
+            if near:
+                choices[name] = {Path(*picture.parts[:end]): picture for picture in near}
+        if choices:
+            break
+    votes = Counter(folder for own in choices.values() for folder in own)
+    most, pictures, ambiguous = max(votes.values(), default=0), dict[str, Path](), list[str]()
     for name, own in choices.items():
-        if not own.keys() & {*best}:
-            choices[name] = {folder: picture for folder, picture in own.items() if belongs(picture)}
-    ambiguous = [name for name, own in choices.items() if len(own) > 1 and sum(f in own for f in best) != 1]
+        folder, *others = _largest(
+            own, lambda folder, own=own: tree.likelihood(own[folder], file, split, votes[folder])
+        )
+        is_usual = votes[folder] == most
+        if others or (len(own) > 1 and not is_usual):
+            ambiguous.append(name)
+        is_mask = not tree.likelihood(own[folder], file, split)[0]  # of that name: another picture
+        if is_usual or (not is_mask and tree.belongs(own[folder], file, rivals)):
+            pictures[name] = own[folder]
     if ambiguous:
         raise UserError(
             f"data: expected each of the {counted(len(choices), 'pictures')} in one folder, found "
             f"{few(ambiguous, 2)} in {few([*choices[ambiguous[0]]])}: leave_out=PATTERN leaves out a folder"
         )
-    pictures = {}
-    for name, own in choices.items():
-        own = {folder: own[folder] for folder in best if folder in own} or own
-        folder = next(iter(own), Path())
-        if folder in best or (
-            own and tree.rank(own[folder], split)[1]
-        ):  # a mask of that name is another picture
-            pictures[name] = own[folder]
+    tree.inexact |= {name for name, picture in pictures.items() if picture.name != paths[name][-1]}
     return pictures
 
 

@@ -181,7 +181,7 @@ def _picture(file: Path, tree: Element, pictures: Tree, split: str) -> Path:
     if stated is not None and (parts := path_parts(_content(stated))):
         # without the folders of the machine on which it was written
         line = _line(stated)
-        named = pictures.best(pictures.named(parts[-1]), file, split, rivals)
+        named = pictures.best(pictures.by_name.get(parts[-1]), file, split, rivals)
         if len(named) == 1 and named[0] in paths:
             return named[0]
         names += f" or {parts[-1]}"
