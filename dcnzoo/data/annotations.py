@@ -23,7 +23,6 @@ import numpy as np
 from dcnzoo.data.conversion import FAR, TOLERANCE, Reading
 from dcnzoo.data.files import (
     CHUNK,
-    Entries,
     FileEntries,
     InvalidAnnotation,
     is_number,
@@ -169,7 +168,9 @@ class Annotations(Reading):
         rows, labels = positions(self.images), positions(self.categories)
         for start in range(0, len(entries), CHUNK):
             part = slice(start, start + CHUNK)
-            columns.fill(start, _tolerant(entries, part), rows, labels)
+            is_parsed = isinstance(entries, list)
+            own = [*map(_typed, entries[part])] if is_parsed else _parse(entries.texts(part))[0]
+            columns.fill(start, own, rows, labels)
         return columns
 
     @classmethod
@@ -343,17 +344,9 @@ def _id(entry: dict) -> int:
 # One entry
 
 
-def _tolerant(entries: Entries | list, part: slice) -> list[_Entry]:
-    """Return entries; what is not of the usual type is −1, NaN or absent."""
-    if isinstance(entries, Entries):
-        try:
-            return _decode_entries(b"[" + b",".join(entries.texts(part)) + b"]")
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            pass
-    return [_typed(entry if isinstance(entry, dict) else {}) for entry in entries[part]]
-
-
-def _typed(entry: dict) -> _Entry:
+def _typed(entry: object) -> _Entry:
+    """Return an entry; what is not of the usual type is −1, NaN or absent."""
+    entry = entry if isinstance(entry, dict) else {}
     box, area = box_of(entry), entry.get("area")
     numbers = [entry.get(key) for key in _IDS]
     values = {key: entry[key] for key in _OPTIONAL if key in entry}
@@ -500,8 +493,7 @@ def _parse(raws: Sequence[bytes]) -> tuple[list[_Entry], list[int]]:
             try:
                 entries.append(_decode_entry(raw))
             except (msgspec.MsgspecError, UnicodeDecodeError):
-                entry = json.loads(raw, object_pairs_hook=unique_keys)
-                entries.append(_typed(entry if isinstance(entry, dict) else {}))
+                entries.append(_typed(json.loads(raw, object_pairs_hook=unique_keys)))
                 if _NO_ID in (getattr(entries[-1], key) for key in _IDS):
                     raise Unusual from None
                 unreadable.append(number)

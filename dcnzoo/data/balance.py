@@ -160,7 +160,7 @@ def _add_part(result: Balance, what: str, read: Annotations, boxes: Boxes, reaso
         text = counted(int(contained.sum()), "objects")
         result.lines.append(f"{what}, whose {text} are in the used files, too")
     if read.missing:
-        result.lines.append(_missing(read, f"{plural} of {what}: their pictures do not exist"))
+        result.lines.append(_missing(read, plural, f" of {what}: their pictures do not exist"))
     left = int((~contained).sum())
     problems = [problem for problem in read.problems if problem.kind not in ("nameless", "unmatched")]
     result.errors += [str(problem) for problem in read.problems if problem.kind == "unmatched"]
@@ -215,11 +215,10 @@ def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Pa
             result.lines.append(text)
 
 
-def _missing(read: Annotations, plural: str) -> str:
-    """Count the objects whose pictures do not exist; the plural may be followed by more."""
-    noun, _, more = plural.partition(" of ")
-    what = f"{counted(len(read.missing), noun)}{more and f' of {more}'}"
-    return f"{counted(read.lost, 'objects')} of {what} ({few([each.subject for each in read.missing], 2)})"
+def _missing(read: Annotations, plural: str, more: str = "") -> str:
+    """Count the objects whose pictures do not exist."""
+    what, subjects = counted(len(read.missing), plural), [each.subject for each in read.missing]
+    return f"{counted(read.lost, 'objects')} of {what}{more} ({few(subjects, 2)})"
 
 
 def _files(tree: Tree, files: list[Path], plural: str) -> str:

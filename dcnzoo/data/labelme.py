@@ -13,7 +13,7 @@ from PIL import Image
 
 from dcnzoo.data.conversion import MISSING, CocoBuilder, Polygon, ellipse, image_size, wrong_size
 from dcnzoo.data.files import InvalidAnnotation, is_number, read_json
-from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_split, path_parts
+from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_split
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import few, short
 
@@ -85,12 +85,8 @@ def _image(
                     f"imagePath: expected {few(beside)}, beside the file, got {short(named)}"
                 )
             return Path(os.path.normpath(image)), None
-        # as it was on another machine
-        parts = path_parts(named)
-        rivals = tree.annotations.get(file.stem)
-        paths = tree.best(tree.by_name.get(parts[-1]) if parts else (), file, split, rivals)
+        paths = tree.of(file, named, split)  # the name is that on another machine, or an older one
         if len(paths) == 1:
-            tree.inexact |= {named} if paths[0].name != parts[-1] else set()
             return paths[0], None
     content = read_json(file)  # again: the content that was handed over may lack imageData
     if not content.get("imageData"):

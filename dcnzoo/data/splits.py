@@ -370,6 +370,17 @@ class Tree:
         likely = _largest(allowed, lambda picture: self.likelihood(picture, file, split))
         return [picture for picture in likely if self.belongs(picture, file, rivals)]
 
+    def of(self, file: Path, named: str, split: str) -> list[Path]:
+        """Return the pictures that may be that of an annotation file: by its own name, by the name in it."""
+        rivals, last = self.annotations.get(file.stem), "".join(path_parts(named)[-1:])
+        paths = self.best(self.by_stem.get(file.stem), file, split, rivals)
+        others = self.best(self.by_name.get(last), file, split, rivals)
+        if len(others) != 1 or others[0] not in paths:
+            others = [*dict.fromkeys([*paths, *others])]
+        if len(others) == 1 and others[0].name != last and others[0].stem != file.stem:
+            self.inexact.add(file.name)
+        return others
+
 
 def _largest(paths: Iterable[Path], key: Callable[[Path], tuple[int, ...]]) -> list[Path]:
     """Return the paths with the largest value."""

@@ -16,7 +16,6 @@ from dcnzoo.data.splits import (
     Part,
     ReadOptions,
     Tree,
-    normal,
     parts_by_split,
     path_parts,
 )
@@ -60,16 +59,15 @@ def is_voc(file: Path) -> bool:
     return re.search(rb"<annotation[\s>/]", content) is not None and b"<polygon>" not in content
 
 
-def _lists(tree: Tree) -> list[Path]:
-    """Return the lists of images in ``ImageSets/Main``, and in ``ImageSets`` those with other names."""
-    files = [file for file in tree.ending(".txt") if file.parent.parts[-2:] == ("ImageSets", "Main")]
-    others = [file for file in tree.ending(".txt") if file.parent.name == "ImageSets"]
-    return files + [file for file in others if file.parent / "Main" / file.name not in files]
-
-
 def _split_lists(tree: Tree) -> dict[Path, str]:
-    """Return the lists of splits, or, as VoTT writes no others, those of each class: ``cat_train.txt``."""
-    lists = [] if tree.asked == "" else _lists(tree)
+    """Return the lists of splits, or, as VoTT writes no others, those of each class: ``cat_train.txt``.
+
+    They are in ``ImageSets/Main``; those in ``ImageSets`` are used if they have other names.
+    """
+    texts = [] if tree.asked == "" else tree.ending(".txt")
+    lists = [file for file in texts if file.parent.parts[-2:] == ("ImageSets", "Main")]
+    others = [file for file in texts if file.parent.name == "ImageSets"]
+    lists += [file for file in others if file.parent / "Main" / file.name not in lists]
     if named := {file: str(tree.asked) for file in lists if file.stem == tree.asked}:
         return named
     splits = {file: SPLITS.get(file.stem.lower(), "") for file in lists if file.stem.lower() in LISTS}
@@ -174,24 +172,15 @@ def _convert_object(thing: Element, conversion: CocoBuilder, options: ReadOption
 
 def _picture(file: Path, tree: Element, pictures: Tree, split: str) -> Path:
     """Find the image of an XML file: the one with the same name, or the one in ``<filename>``."""
-    rivals = pictures.annotations.get(file.stem)
-    paths = pictures.best(pictures.by_stem.get(file.stem), file, split, rivals)
-    names, line = f"{file.stem}.jpg (.png, …)", _line(tree)
     stated = _find(tree, "filename")
-    if stated is not None and (parts := path_parts(_content(stated))):
-        # without the folders of the machine on which it was written
-        line = _line(stated)
-        named = pictures.best(pictures.by_name.get(parts[-1]), file, split, rivals)
-        if len(named) == 1 and named[0] in paths:
-            return named[0]
-        names += f" or {parts[-1]}"
-        paths = [*dict.fromkeys([*paths, *named])]
+    named = "" if stated is None else _content(stated)
+    paths = pictures.of(file, named, split)
     if len(paths) != 1:
+        names, line = f"{file.stem}.jpg (.png, …)", _line(tree if stated is None else stated)
+        names += f" or {path_parts(named)[-1]}" if path_parts(named) else ""
         got, kind = " and ".join(path.name for path in paths) or "none", "" if paths else MISSING
         text = f"expected one image {names} in {pictures.root}, found {got}"
         raise InvalidAnnotation(text, line, kind, 0 if paths else len(tree.findall("object")))
-    if paths[0].stem != file.stem and normal(paths[0].stem) == normal(file.stem):
-        pictures.inexact.add(file.name)
     return paths[0]
 
 

@@ -188,13 +188,13 @@ def _others(
         p for p, own in labels.items() if os.path.abspath(p) not in used and belongs(p) and has_boxes(own)
     ]
     _convert(others, names, builder, tree, options.drop_scores)
-    known, lonely, stems = {*labels.values()}, defaultdict(list), defaultdict(list)
+    # pictures without labels by their stem, and by the folders where their labels would be
+    known, alone = {*labels.values()}, defaultdict[object, list[Path]](list)
     for path in (picture.absolute() for each in read for picture in each.unlabelled):
-        stems[normal(path.stem)].append(path)
-        for own in _candidates(path):
-            lonely[own.parent].append(path)
+        for key in (normal(path.stem), *(own.parent for own in _candidates(path))):
+            alone[key].append(path)
     for file in tree.ending(*UNREAD_PICTURES):
-        stems[normal(file.stem)].append(file)
+        alone[normal(file.stem)].append(file)
     folders, pairs = {own.parent for own in known}, dict[Path, Path]()
     for file in tree.ending(".txt"):
         if file in known or not belongs(file) or is_names(file) or not has_boxes(file):
@@ -210,7 +210,7 @@ def _others(
         if len(likely) == 1 and likely[0] not in pairs:
             pairs[likely[0]] = file
             continue
-        if pictures := stems.get(normal(file.stem)) or lonely.get(file.parent):
+        if pictures := alone.get(normal(file.stem)) or alone.get(file.parent):
             kind = UNMATCHED
             text += f"; {counted(len(pictures), 'pictures')} beside it have no labels: {few(pictures, 2)}"
         (builder.problems if kind else builder.missing).append(Finding(str(file), text, kind or MISSING))

@@ -625,7 +625,7 @@ MISTAKES = {
         ("1 0.1 0.1 0.2 0.2 0.3 0.3", "1: fig: expected a polygon with an area"),
     ],
     "a.json": [
-        (labelme_file(path="b.jpg"), " expected an image at imagePath"),
+        (labelme_file(path=""), " expected an image at imagePath"),
         (labelme_file(path=None, data="?"), " imageData: "),
         (labelme_file(path="", data=CUT), " imageData: "),
         (labelme_file(size=(30, 40)), " imageWidth, imageHeight: "),
