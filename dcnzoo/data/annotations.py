@@ -198,7 +198,7 @@ class Annotations(Reading):
         for part in parts:
             for key in ("sources", "extracted", "repaired", "missing", "unlabelled"):
                 getattr(result, key).extend(getattr(part, key))
-            result.lost += part.lost
+            result.lost, result.emptied = result.lost + part.lost, result.emptied + part.emptied
         return result
 
     @property

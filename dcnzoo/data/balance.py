@@ -103,7 +103,7 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
             read = part.read(options)
             accounted |= {*read.sources, *(Path(each.subject) for each in read.missing)}
             what = name
-            if part.files and read.sources == [*part.files]:
+            if len(part.files) == 1 and not part.rest and name != "YOLO":
                 what = os.path.relpath(part.files[0], choice.tree.root)
             _add_part(result, what, read, boxes, reason, "files" if part.rest else "pictures")
         except UserError as error:

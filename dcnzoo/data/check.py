@@ -68,7 +68,7 @@ KINDS = {
     "annotation-entry": Kind("annotation without image or category", "dropped", stops=True),
     "duplicate-image-id": Kind("duplicate image id", stops=True),
     "duplicate-category-id": Kind("duplicate category id", stops=True),
-    "duplicate-annotation-id": Kind("duplicate annotation id", "renumbered", stops=True),
+    "duplicate-annotation-id": Kind("annotation id twice, or no integer", "renumbered", stops=True),
     "annotation-id-0": Kind("annotation with id 0", "renumbered"),
     "duplicate-file-name": Kind("duplicate file name"),
     "duplicate-category": Kind("duplicate category name", stops=True),

@@ -91,6 +91,7 @@ def _read(file: Path, content: dict, pictures: Mapping[str, Path], options: Read
     counts: Counter[str] = Counter()
     if not left:
         counts.update(problem.kind for problem in result.problems if problem.remedy)
+    before = result.empty_images
     if counts:
         repair(result)
     result.repaired = [
@@ -98,6 +99,7 @@ def _read(file: Path, content: dict, pictures: Mapping[str, Path], options: Read
         for kind, number in counts.items()
         if kind != MISSING
     ]
+    result.emptied = max(result.empty_images - before, 0)
     if repeated:
         result.repaired.append(f"unused categories with the name of another, left out: {few(repeated)}")
     if other_forms:

@@ -239,6 +239,7 @@ class Reading:
         missing: the files or entries whose pictures do not exist.
         lost: the number of their objects.
         unlabelled: the pictures that have no file of annotations.
+        emptied: the number of pictures whose objects all have problems.
     """
 
     problems: list[Finding] = field(default_factory=list)
@@ -248,6 +249,7 @@ class Reading:
     missing: list[Finding] = field(default_factory=list)
     lost: int = 0
     unlabelled: list[Path] = field(default_factory=list)
+    emptied: int = 0
 
 
 class CocoBuilder(Reading):
@@ -282,6 +284,8 @@ class CocoBuilder(Reading):
         self._folder = folder
         self._images: dict[Path, tuple[int, int]] = {}  # (width, height)
         self._objects: list[tuple[str, bytes]] = []
+        self._annotated, self._incomplete = set[int](), set[int]()  # numbers of images
+        self._is_reading = False  # whether the last image is that of the current file
 
     @property
     def pictures(self) -> list[Path]:
@@ -304,6 +308,7 @@ class CocoBuilder(Reading):
         if file in self._images:
             raise InvalidAnnotation(f"expected each image once, got {file} again")
         self._images[file] = self.size = size
+        self._is_reading = True
 
     def add_box(self, name: str, corners: Corners, iscrowd: int = 0, **extra: object) -> None:
         """Add an object without an outline."""
@@ -363,6 +368,7 @@ class CocoBuilder(Reading):
         box = [round(value, 2) for value in box]
         entry = {"image_id": len(self._images), "bbox": box, "area": round(area, 2), **more}
         self._objects.append((name, msgspec.json.encode(entry)))
+        self._annotated.add(len(self._images))
 
     @contextmanager
     def refusing(self, file: Path, line: int | None = None, what: str = "") -> Iterator[None]:
@@ -375,11 +381,14 @@ class CocoBuilder(Reading):
             finding = Finding(where, f"{what}{error}", error.kind)
             (self.missing if error.kind == MISSING else self.problems).append(finding)
             self.lost += error.objects
+            if self._is_reading and error.kind != MISSING:
+                self._incomplete.add(len(self._images))
 
     def convert(self, files: Sequence[Path], read: Callable[[Path], None]) -> None:
         """Call ``read`` with each file."""
         self.sources += files
         for file in track(files, "reading"):
+            self._is_reading = False
             with self.refusing(file):
                 if file.is_fifo():  # reading would wait for the other end
                     raise InvalidAnnotation("expected a file, got a pipe")
@@ -397,6 +406,7 @@ class CocoBuilder(Reading):
 
     def content(self) -> dict:
         """Return the content of the COCO file, with all given classes and :class:`Entries`."""
+        self.emptied = len(self._incomplete - self._annotated)
         names = self.classes or tuple(sorted({name for name, _ in self._objects}))
         ids = {name: number for number, name in enumerate(names, 1)}
         images = [

@@ -17,6 +17,7 @@ from dcnzoo.utils.text import counted
 
 _LARGE = 256  # pixels; of a smaller JPEG, blocks of eight pixels differ from the thumbnail's
 _UNREADABLE = -1000  # in thumbnails
+_OF_SEVERAL = (".apng", ".gif", ".tif", ".tiff", ".webp")  # formats of several frames or pages
 _MOST = 100  # near copies that are linked to a picture; the others are linked to these
 _NEAR = 3  # grey levels by which the thumbnails of near copies differ at most
 
@@ -46,12 +47,14 @@ class Pictures(NamedTuple):
         paths, sizes: their files and (width, height).
         thumbs: [N, 64], in grey levels.
         dark: those that use at most 12 of 16 bits: OpenCV loads the upper eight.
+        several: those with several frames or pages.
     """
 
     paths: Sequence[Path]
     sizes: Sequence[tuple[int, int]]
     thumbs: np.ndarray
     dark: Sequence[Path]
+    several: Sequence[Path]
 
     @property
     def unreadable(self) -> list[Path]:
@@ -64,7 +67,7 @@ def read_pictures(part: Annotations) -> Pictures:
     import cv2
 
     paths, sizes = part.pictures, [(image["width"], image["height"]) for image in part.images]
-    thumbs, dark = np.full((len(paths), 64), _UNREADABLE, np.int16), []
+    thumbs, dark, several = np.full((len(paths), 64), _UNREADABLE, np.int16), list[Path](), list[Path]()
     for number, picture in enumerate(track(paths, "comparing pictures")):
         is_jpeg = picture.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
         shrinks = is_jpeg and min(sizes[number]) >= _LARGE
@@ -78,9 +81,12 @@ def read_pictures(part: Annotations) -> Pictures:
                     dark.append(picture)
                     grey = deep.reshape(*deep.shape[:2], -1).mean(2) * 255 / deep.max()
             thumbs[number] = cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).ravel()
+            if picture.suffix.lower() in _OF_SEVERAL:
+                with Image.open(picture) as image:
+                    several += [picture] * (getattr(image, "n_frames", 1) > 1)
         except (OSError, AttributeError, cv2.error):
             thumbs[number, 0] -= number % 20_000  # like no other
-    return Pictures(paths, sizes, thumbs, dark)
+    return Pictures(paths, sizes, thumbs, dark, several)
 
 
 def near(thumbs: np.ndarray, groups: Sequence[object]) -> Iterator[tuple[int, np.ndarray]]:

@@ -27,6 +27,8 @@ from dcnzoo.utils.text import columns, counted, cut, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 _SHOWN = 20  # classes
+_DARK = "use at most 12 of 16 bits", "they are loaded nearly black; multiply their values by 16"
+_SEVERAL = "have several frames or pages", "the first one is used"
 _HINTS = {  # what was done about a problem → how to ask for it
     "clipped": "clip=True cuts objects off at the border",
     "dropped": "skip_invalid=True leaves out what is invalid",
@@ -85,14 +87,19 @@ def read_splits(
     if errors := [f"data: {finding}" for finding in findings if finding.stops]:
         raise UserError(*errors)
     repaired = [text for each in splits.values() for text in each.repaired]
+    if options.skip_invalid and (emptied := sum(each.emptied for each in splits.values())):
+        repaired.append(f"pictures that are used without objects, because all theirs are invalid: {emptied}")
     if inexact := choice.tree.inexact:
         repaired.append(f"names that differ in capitals or Unicode form: {len(inexact)}")
     chosen, notes = "", [*choice.tree.notes, *map(str, findings)]
     if group:
         notes.append(f"the class {group} has no objects and names the group of the others: it is left out")
-    if dark := [picture for each in pictures.values() for picture in each.dark]:
-        text = f"{counted(len(dark), 'pictures')} use at most 12 of 16 bits ({few(dark, 2)})"
-        notes.append(f"{text}: they are loaded nearly black; multiply their values by 16")
+    for files, what, then in (
+        ([file for each in pictures.values() for file in each.dark], *_DARK),
+        ([file for each in pictures.values() for file in each.several], *_SEVERAL),
+    ):
+        if files:
+            notes.append(f"{counted(len(files), 'pictures')} {what} ({few(files, 2)}): {then}")
     if pool := splits.pop("all", None):
         groups, divided = groups_of_copies(pictures["all"])
         contents = split_content(pool.edit(), VALIDATION, groups=groups)
@@ -143,10 +150,13 @@ def _table_of_classes(splits: Mapping[str, Annotations]) -> list[str]:
 def _notes(splits: Mapping[str, Annotations]) -> list[str]:
     """Return what may be a mistake in the names of the classes, or between the splits."""
     train, notes = splits["train"].per_class, []
-    similar = Counter(map(normal, train))
-    if same := [name for name in train if similar[normal(name)] > 1]:
-        notes.append(f"classes whose names differ in capitals only: {few(same)}")
+    similar = Counter(normal(name.strip()) for name in train)
+    if same := [ascii(name) for name in train if similar[normal(name.strip())] > 1]:
+        notes.append(f"classes whose names differ only in capitals, spaces or Unicode form: {few(same)}")
     for split, each in splits.items():
+        objects = np.column_stack([each.columns.rows, each.columns.labels, each.columns.boxes])
+        if again := len(objects) - len(np.unique(objects, axis=0)):
+            notes.append(f"objects of {split} with the class and the box of another one: {again}")
         if only := [name for name, number in each.per_class.items() if number and not train.get(name)]:
             notes.append(f"classes with objects in {split} and none in train: {few(only)}")
     (_, first), *others = splits.items()

@@ -104,8 +104,9 @@ def _built(result: CocoBuilder, options: ReadOptions) -> Annotations:
     if options.skip_invalid and (problems := result.problems):
         result.repaired.append(f"problems skipped: {len(problems)}, such as {problems[0]}")
         result.problems = []
+    content = result.content()
     values = {each.name: getattr(result, each.name) for each in fields(Reading)}
-    return Annotations(Path(), result.content(), folder=result.folder, **values)
+    return Annotations(Path(), content, folder=result.folder, **values)
 
 
 def parts_by_split(
@@ -218,7 +219,7 @@ class Tree:
         self.notes: list[str] = []
         self.inexact = set[str]()
         self._nearest: dict[Path, tuple[bool, int]] = {}
-        self._likelihoods: dict[tuple[Path, Path, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._likelihoods: dict[tuple[Path, Path, str], tuple[int, ...]] = {}
         self.is_file = False
         self.damaged: dict[Path, InvalidAnnotation] = {}  # JSON files
         self.labels: dict[Path, Path] | None = None  # of YOLO, by picture, when they are known
@@ -342,9 +343,10 @@ class Tree:
         if key not in self._likelihoods:
             words = set(_words("/".join(self.parents(picture))))
             kind = 0 if words & _OTHERS else 2 if words & _PICTURES else 1
-            near = int(kind > 0), *self.nearness(file, picture.parent)
-            self._likelihoods[key] = near, (int(self.split_of(picture, own=False) == split), kind)
-        near, rank = self._likelihoods[key]
+            is_inside, above = self.nearness(file, picture.parent)
+            is_of_split = self.split_of(picture, own=False) == split
+            self._likelihoods[key] = kind > 0, is_inside, above, is_of_split, kind
+        near, rank = self._likelihoods[key][:3], self._likelihoods[key][3:]
         return (*near, votes, *rank)
 
     def belongs(self, picture: Path, file: Path, rivals: Iterable[Path]) -> bool:
@@ -433,15 +435,18 @@ def pictures_of(
     votes = Counter(folder for own in choices.values() for folder in own)
     most, pictures, ambiguous = max(votes.values(), default=0), dict[str, Path](), list[str]()
     for name, own in choices.items():
-        folder, *others = _largest(
-            own, lambda folder, own=own: tree.likelihood(own[folder], file, split, votes[folder])
-        )
-        is_usual = votes[folder] == most
-        if others or (len(own) > 1 and not is_usual):
+        if not any(votes[folder] == most for folder in own):  # not that of another file, and no mask
+            own = {
+                folder: picture
+                for folder, picture in own.items()
+                if tree.likelihood(picture, file, split)[0] and tree.belongs(picture, file, rivals)
+            }
+        likelihoods = {f: tree.likelihood(picture, file, split, votes[f]) for f, picture in own.items()}
+        likely = _largest(own, likelihoods.__getitem__)
+        if len(likely) > 1 or (len(own) > 1 and votes[likely[0]] < most):
             ambiguous.append(name)
-        is_mask = not tree.likelihood(own[folder], file, split)[0]  # of that name: another picture
-        if is_usual or (not is_mask and tree.belongs(own[folder], file, rivals)):
-            pictures[name] = own[folder]
+        elif likely:
+            pictures[name] = own[likely[0]]
     if ambiguous:
         raise UserError(
             f"data: expected each of the {counted(len(choices), 'pictures')} in one folder, found "

@@ -728,6 +728,6 @@ def test_convert_command(voc):
     problems = run(*arguments, status=1)
     assert f"{voc}/Annotations/b.xml:4: " in problems and len(problems.splitlines()) == 20 + 2, "cut"
     assert "classes: date, fig\n" in (output := run(*arguments, "--skip-invalid"))
-    assert "objects: 31 skipped\n" in output and f"images:  {voc}/JPEGImages\n" in output
+    assert "objects: 31 skipped, 1 image without" in output and f"images:  {voc}/JPEGImages\n" in output
     annotations = json.loads((voc / "train.json").read_text())["annotations"]
     assert [annotation["iscrowd"] for annotation in annotations] == [0, 1], "the difficult one is ignored"

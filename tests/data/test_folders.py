@@ -479,7 +479,10 @@ def test_notes_about_classes(tmp_path):
             category["name"] = name
         write(tmp_path / f"{split}.json", content)
     text = prepared(tmp_path)[1]
-    assert "differ in capitals only: disc, Disc" in text and "in val and none in train: star" in text
+    assert (
+        "differ only in capitals, spaces or Unicode form: 'disc', 'Disc'" in text
+        and "in val and none in train: star" in text
+    )
     assert [line.split() for line in text.splitlines() if line.split()[0] in ("disc", "star")] == [
         ["disc", "1", "1"],
         ["star", "0", "1"],
@@ -747,6 +750,29 @@ def test_pictures_in_a_folder_of_a_training(tmp_path):
     write(tmp_path / "old/last_checkpoint", "epoch_1.pth")
     numbers, text = total(tmp_path)
     assert numbers == (8, 8) and "3 pictures of 1 folder (old): written by trainings" in text
+
+
+@pytest.mark.parametrize("name", ["YOLO", "COCO"])
+def test_pictures_that_lose_all_objects_are_counted(tmp_path, name):
+    part = plain_yolo(tmp_path) if name == "YOLO" else draw(tmp_path, 8, empty=())
+    if name == "YOLO":
+        write(tmp_path / "labels/0003.txt", "7 0.5 0.5 0.2 0.2\n")
+    else:
+        write(tmp_path / "all.json", coco({**part, "0003.jpg": [(0, 3, 4, 0, 20)]}))
+    assert "skip_invalid" in refused(tmp_path)
+    numbers, text = total(tmp_path, skip_invalid=True)
+    assert numbers == (8, 7) and "used without objects, because all theirs are invalid: 1" in text
+
+
+def test_equal_objects_and_pictures_with_several_frames_are_counted(tmp_path):
+    part = plain_yolo(tmp_path)
+    first, second = ((tmp_path / "labels" / name).with_suffix(".txt") for name in [*part][:2])
+    write(first, first.read_text() * 2)
+    write(second, "\n")
+    frames = [noise(number) for number in range(3)]
+    frames[0].save(tmp_path / "images/a.gif", save_all=True, append_images=frames[1:])
+    text = total(tmp_path)[1]
+    assert "with the class and the box of another one: 1" in text and "several frames or pages (" in text
 
 
 def test_results_with_scores_are_predictions(tmp_path):

@@ -125,8 +125,12 @@ def _warn(report: Annotations) -> np.ndarray:  # [N], bool
             f"`dcnzoo data check {report.file}` lists"
         )
     for line in lines:
-        print_log(printable(line), logger="current", level=logging.WARNING)
+        _log(line)
     return used
+
+
+def _log(text: str, level: int = logging.WARNING) -> None:
+    print_log(printable(text), logger="current", level=level)
 
 
 class CocoMetric(coco_metric.CocoMetric):
@@ -286,21 +290,15 @@ class CocoDataset(coco.CocoDataset):
 
     def _warn_without_mask(self, without: int, total: int) -> None:
         if without:
-            print_log(
-                f"{self.ann_file}: {without} of {total} objects without a segmentation are ignored",
-                logger="current",
-                level=logging.WARNING,
-            )
+            _log(f"{self.ann_file}: {without} of {total} objects without a segmentation are ignored")
 
     def filter_data(self) -> list[dict[str, Any]]:
         left = super().filter_data()
         total = len(self.data_list)
         if 0 < len(left) < total:
-            print_log(
-                f"{self.ann_file}: {total - len(left)} of {total} images are skipped: "
-                f"without an annotation or too small (filter_cfg={dict(self.filter_cfg)})",
-                logger="current",
-            )
+            skipped = f"{self.ann_file}: {total - len(left)} of {total} images are skipped"
+            why = f"without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
+            _log(f"{skipped}: {why}", logging.INFO)
         if not left:
             raise UserError(
                 f"{self.ann_file}: expected at least 1 image to train on, got 0 of {total}: "
