@@ -93,7 +93,8 @@ def convert(
         notes.append(f"none of {', '.join(absent)}")
     if invalid:
         notes.append(f"{len(invalid)} skipped")
-        notes += [f"{counted(data.emptied, 'images')} without objects, because all are"] * (data.emptied > 0)
+    if invalid and data.emptied:
+        notes.append(f"{counted(data.emptied, 'images')} without objects, because all are invalid")
     if notes:
         print(printable(f"objects: {', '.join(notes)}"))
 
