@@ -83,7 +83,8 @@ def read_pictures(part: Annotations) -> Pictures:
             thumbs[number] = cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).ravel()
             if picture.suffix.lower() in _OF_SEVERAL:
                 with Image.open(picture) as image:
-                    several += [picture] * (getattr(image, "n_frames", 1) > 1)
+                    if getattr(image, "n_frames", 1) > 1:
+                        several.append(picture)
         except (OSError, AttributeError, cv2.error):
             thumbs[number, 0] -= number % 20_000  # like no other
     return Pictures(paths, sizes, thumbs, dark, several)

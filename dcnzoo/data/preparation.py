@@ -27,8 +27,10 @@ from dcnzoo.utils.text import columns, counted, cut, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 _SHOWN = 20  # classes
-_DARK = "use at most 12 of 16 bits", "they are loaded nearly black; multiply their values by 16"
-_SEVERAL = "have several frames or pages", "the first one is used"
+_ODD = {  # pictures that are loaded otherwise than one may expect
+    "dark": "use at most 12 of 16 bits and are loaded nearly black; multiply their values by 16",
+    "several": "have several frames or pages, of which the first one is used",
+}
 _HINTS = {  # what was done about a problem → how to ask for it
     "clipped": "clip=True cuts objects off at the border",
     "dropped": "skip_invalid=True leaves out what is invalid",
@@ -94,12 +96,9 @@ def read_splits(
     chosen, notes = "", [*choice.tree.notes, *map(str, findings)]
     if group:
         notes.append(f"the class {group} has no objects and names the group of the others: it is left out")
-    for files, what, then in (
-        ([file for each in pictures.values() for file in each.dark], *_DARK),
-        ([file for each in pictures.values() for file in each.several], *_SEVERAL),
-    ):
-        if files:
-            notes.append(f"{counted(len(files), 'pictures')} {what} ({few(files, 2)}): {then}")
+    for kind, what in _ODD.items():
+        if files := [file for each in pictures.values() for file in getattr(each, kind)]:
+            notes.append(f"{counted(len(files), 'pictures')} {what} ({few(files, 2)})")
     if pool := splits.pop("all", None):
         groups, divided = groups_of_copies(pictures["all"])
         contents = split_content(pool.edit(), VALIDATION, groups=groups)

@@ -772,7 +772,7 @@ def test_equal_objects_and_pictures_with_several_frames_are_counted(tmp_path):
     frames = [noise(number) for number in range(3)]
     frames[0].save(tmp_path / "images/a.gif", save_all=True, append_images=frames[1:])
     text = total(tmp_path)[1]
-    assert "with the class and the box of another one: 1" in text and "several frames or pages (" in text
+    assert "with the class and the box of another one: 1" in text and "several frames or pages" in text
 
 
 def test_results_with_scores_are_predictions(tmp_path):
