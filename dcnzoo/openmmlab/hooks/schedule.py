@@ -96,7 +96,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
         validations = (epochs if by_epoch else iterations) // getattr(loop, "val_interval", 1)
         lasts = {"accumulative": iterations, "patience": validations, "milestones": length - 1}
         lasts |= {"epoch": epochs - 1, "iter": iterations - 1, "begin": length - 1}
-        for name in {*arguments(type(owner))[0], "dynamic_milestones"}:
+        for name in {*arguments(owner.__class__)[0], "dynamic_milestones"}:
             value = getattr(owner, name, getattr(owner, f"_{name}", 0))
             last = next((number for part, number in lasts.items() if part in name), 0)
             last += "begin" in name  # from this one on
@@ -111,7 +111,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     for index, schedule in enumerate(schedules):
         steps_by_epoch = getattr(schedule, "by_epoch", by_epoch)
         last = epochs if steps_by_epoch else iterations
-        for name in arguments(type(schedule))[0].keys() & vars(schedule).keys():
+        for name in arguments(schedule.__class__)[0].keys() & vars(schedule).keys():
             # INF: an end that is not set, from which others are derived
             if late := [n for n in _whole(getattr(schedule, name)) if last < n < INF // 2]:
                 steps = counted(last, "epochs" if steps_by_epoch else "iterations")
