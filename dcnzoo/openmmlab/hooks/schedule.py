@@ -12,6 +12,7 @@ from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.openmmlab.config.deformable import arguments
+from dcnzoo.openmmlab.config.tree import is_published
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
@@ -93,10 +94,11 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     epochs = loop.max_epochs if by_epoch else 1  # a loop that counts iterations has one epoch
     for owner in (runner.optim_wrapper, loop, *runner.hooks):
         length = epochs if getattr(owner, "by_epoch", by_epoch) else iterations
-        validations = (epochs if by_epoch else iterations) // getattr(loop, "val_interval", 1)
+        validations = (epochs if by_epoch else iterations) // (getattr(loop, "val_interval", 1) or 1)
+        # part of the name of an argument → the last number with an effect
         lasts = {"accumulative": iterations, "patience": validations, "milestones": length - 1}
         lasts |= {"epoch": epochs - 1, "iter": iterations - 1, "begin": length - 1}
-        for name in {*arguments(owner.__class__)[0], "dynamic_milestones"}:
+        for name in sorted({*arguments(owner.__class__)[0], "dynamic_milestones"}):
             value = getattr(owner, name, getattr(owner, f"_{name}", 0))
             last = next((number for part, number in lasts.items() if part in name), 0)
             last += "begin" in name  # from this one on
@@ -111,18 +113,18 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     for index, schedule in enumerate(schedules):
         steps_by_epoch = getattr(schedule, "by_epoch", by_epoch)
         last = epochs if steps_by_epoch else iterations
-        for name in arguments(schedule.__class__)[0].keys() & vars(schedule).keys():
+        for name in sorted(arguments(schedule.__class__)[0].keys() & vars(schedule).keys()):
             # INF: an end that is not set, from which others are derived
             if late := [n for n in _whole(getattr(schedule, name)) if last < n < INF // 2]:
                 steps = counted(last, "epochs" if steps_by_epoch else "iterations")
                 text = f"expected at most {steps}, the end of the training, got {few(late)}"
                 yield Finding(f"param_scheduler.{index}.{name}", text, stops=False)
     rates = [copy.copy(each) for each in _clocked(schedules) if each.param_name == "lr"]
-    if not rates or iterations > _MOST_STEPS:
+    if not rates or iterations > _MOST_STEPS or not all(is_published(type(each)) for each in rates):
         return
     group = {key: value for key, value in runner.optim_wrapper.param_groups[0].items() if key != "params"}
     for each in rates:
-        each.optimizer = SimpleNamespace(param_groups=[group], step=None)
+        each.optimizer, each.verbose = SimpleNamespace(param_groups=[group], step=None), False
     rate, last, first = group["lr"], 0, group["initial_lr"]
     try:
         for iteration in _stepped(rates, iterations, range(0, iterations + 1, iterations // epochs)):
