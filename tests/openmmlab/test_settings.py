@@ -65,7 +65,7 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
          "param_scheduler: expected a rate that falls later, got 0.001 from iteration 3 of 36"),
         (dict(param_scheduler=[dict(type="CosineAnnealingLR", T_max=12, eta_min=0.5)]),
          "param_scheduler: expected a last rate below 0.1"),
-        (dict(param_scheduler=[dict(type="LinearLR", start_factor=0.1, end=4, by_epoch=False)]), ""),
+        (dict(param_scheduler=[dict(type="LinearLR", start_factor=0.001, end=6, by_epoch=False)]), ""),
         (dict(param_scheduler=[dict(type="LinearLR", end=40, by_epoch=False)]), "param_scheduler.0.end: "),
         (dict(param_scheduler=[dict(type="OneCycleLR", eta_max=0.5, total_steps=36, by_epoch=False)]), ""),
         (dict(train_cfg=dict(by_epoch=True, max_epochs=12, val_begin=13)), "EpochBasedTrainLoop.val_begin: "),

@@ -107,11 +107,10 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
         read = asked.get(path, set())
         replaced = {key for key in node if f"={key}" in read}
         unused = {"stage_with_dcn"} & node.keys() if not (node.get("dcn") or written) else set()
-        for key in sorted(
-            (replaced | unused if "type" in node else node.keys() - read | replaced) - {*WITH_FILES}
-        ):
-            close = "" if key in replaced | unused else nearest(key, read, 0.8)
-            if _ALL in read and not close and key not in replaced | unused:
+        unused |= replaced
+        for key in sorted((unused if "type" in node else node.keys() - read | unused) - {*WITH_FILES}):
+            close = "" if key in unused else nearest(key, read, 0.8)
+            if _ALL in read and not close and key not in unused:
                 continue
             outer = _outer(path)
             reported.append(f"{path}.{key}")
@@ -120,7 +119,7 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
             of_others = is_published_key(outer, key)
             of_kind = not paths and part == "model" and of_others and is_published_key(outer, key, *names)
             askers = read | asked.get(path.rpartition(".")[0], set())
-            if key not in replaced and (of_kind or _is_in_code(askers, outer, key)):
+            if key not in replaced and (of_kind or _is_in_code(settings, askers, outer, key)):
                 continue
             text = f"expected {close}, got an unknown key" if close else "no code has read it in an iteration"
             if key in replaced:
@@ -148,9 +147,11 @@ def _outer(path: str) -> str:
     return re.sub(r"\.\d+", "", path).rpartition(".")[2]
 
 
-def _is_in_code(askers: Iterable[str], outer: str, key: str) -> bool:
-    """Whether the code that has asked the dictionary ``outer`` or that around it may ask for a key later."""
-    modules = {each[1:] for each in askers if each.startswith("@mmdet.")}
+def _is_in_code(settings: Iterable[tuple[str, Mapping]], askers: Iterable[str], outer: str, key: str) -> bool:
+    """Whether a class whose code has asked the dictionary ``outer``, or that around it, may ask for a key."""
+    families = [{base.__module__ for base in getattr(class_of(node), "__mro__", ())} for _, node in settings]
+    asking = {each[1:] for each in askers if each.startswith("@mmdet.")}
+    modules = {name for each in families if each & asking for name in each if name.startswith("mmdet.")}
     pattern = rf"\b{re.escape(outer)}(\.|\[['\"]|\.get\(['\"]){re.escape(str(key))}\b"
     return any(re.search(pattern, inspect.getsource(sys.modules[name])) for name in modules)
 

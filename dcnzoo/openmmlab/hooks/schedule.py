@@ -133,7 +133,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     except ValueError as error:  # OneCycleLR has an end of its own
         raise UserError(f"param_scheduler: {error}") from error
     text = f"{rate:.3g} from iteration {last} of {iterations} on"
-    if rate < first and last < iterations / 5:
+    if rate < 0.99 * first and last < iterations / 5:
         yield Finding("param_scheduler", f"expected a rate that falls later, got {text}", stops=False)
     elif rate > 1.01 * first:
         yield Finding("param_scheduler", f"expected a last rate below {first:.3g}, got {text}", stops=False)
