@@ -325,21 +325,20 @@ def fused(
     Raises:
         RuntimeError: the model is in training at a call.
     """
-    fuser = Fuser(blocks or {}, equal or {})
+    return partial(_predict, model, Fuser(blocks or {}, equal or {}))
 
-    @torch.no_grad()
-    def predict(*args: Any, **kwargs: Any) -> Any:
-        if model.training:  # a module that is reached without its copy would train
-            raise RuntimeError("fused: model: expected evaluation, got training; call model.eval() first")
-        copies = view(model)
-        parameter = next(model.parameters(), None)
-        if (
-            parameter is not None
-            and parameter.device.type == "cpu"
-            and private.FUSED_LAYERS not in private.missing
-        ):
-            fuser.fuse(copies)
-        with stores(copies):
-            return copies[model](*args, **kwargs)
 
-    return predict
+@torch.no_grad()
+def _predict(model: nn.Module, fuser: Fuser, /, *args: Any, **kwargs: Any) -> Any:
+    if model.training:  # a module that is reached without its copy would train
+        raise RuntimeError("fused: model: expected evaluation, got training; call model.eval() first")
+    copies = view(model)
+    parameter = next(model.parameters(), None)
+    if (
+        parameter is not None
+        and parameter.device.type == "cpu"
+        and private.FUSED_LAYERS not in private.missing
+    ):
+        fuser.fuse(copies)
+    with stores(copies):
+        return copies[model](*args, **kwargs)

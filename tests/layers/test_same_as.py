@@ -1,6 +1,7 @@
 """Which modules compute what their class says, and that conversion and fusing leave the others alone."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -182,6 +183,8 @@ def test_a_fused_network_follows_its_model():
     model = nn.Sequential(conv(), nn.BatchNorm2d(3), nn.ReLU()).eval()
     predict, x = dcnzoo.fused(model), torch.randn(2, 3, 8, 9)
     last = predict(x)
+    for twin in (copy.deepcopy(predict), pickle.loads(pickle.dumps(predict))):
+        assert torch.equal(twin(x), last)
     for change in (
         lambda: model[1].running_var.mul_(4),
         lambda: model.load_state_dict({**model.state_dict(), "0.bias": torch.ones(3)}),
