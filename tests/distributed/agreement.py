@@ -74,6 +74,7 @@ def check_port(rank: int) -> None:
 def set_variables(rank: int, port: int) -> None:
     socket.gethostname = lambda: f"machine-{rank}"
     variables = dict(RANK=rank, LOCAL_RANK=0, WORLD_SIZE=RANKS, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    variables["TORCHELASTIC_RESTART_COUNT"] = rank  # the machine of the others has restarted less often
     os.environ.update({name: str(value) for name, value in variables.items()})
 
 

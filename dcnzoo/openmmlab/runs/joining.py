@@ -160,7 +160,8 @@ def _store(rank: int, size: int, seconds: float) -> distributed.Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if size > int(os.environ.get("LOCAL_WORLD_SIZE", 1)) and (name := interface_of(address_towards(address))):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = rank == 0 and not is_torchruns
     limit = timedelta(seconds=seconds)
     try:
         store = distributed.TCPStore(
@@ -172,6 +173,7 @@ def _store(rank: int, size: int, seconds: float) -> distributed.Store:
         raise JointError(
             f"launcher: rank 0 of {size} missing: no answer at {address}:{port} after {seconds:.0f} seconds"
         ) from error
-    number = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{len(_stores)}"
-    _stores.append(distributed.PrefixStore(f"dcnzoo/{number}", store))
+    # torchrun's store has the meetings before. That of rank 0 is new, and machines count their own restarts
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) if is_torchruns else 0
+    _stores.append(distributed.PrefixStore(f"dcnzoo/{attempt}/{len(_stores)}", store))
     return _stores[-1]
