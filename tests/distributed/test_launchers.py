@@ -142,6 +142,9 @@ def test_two_processes_train(data, tmp_path, port, more):
     testing = run(sys.executable, "tools/test.py", config, work / "epoch_1.pth", *options,
                   RANK=0, AUDIT=notes, AUDITED=work)  # fmt: skip
     assert precisions(testing) == precisions(output)
+    again = run("tools/dist_train.sh", config, 2, "--work-dir", work, "--resume", *options[3:], "--epochs", 2,
+                PORT=port, AUDIT=notes, AUDITED=work)  # fmt: skip
+    assert again.count("WARNING - resume: ") == 1, again
 
 
 @pytest.mark.parametrize("option", ["--no-such-option", "--epochs=0"])

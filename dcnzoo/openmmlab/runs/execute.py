@@ -297,7 +297,7 @@ def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs
     logger = build_logger(runner, **kwargs)
     for handler in logger.handlers:
         if type(handler) is logging.StreamHandler:
-            handler.setLevel(logging.WARNING)
+            handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: errors only, of other ranks
     return logger
 
 
