@@ -222,24 +222,29 @@ def register(operator: Operator) -> None:
     any time.
     """
     for key in DEVICES:
+        is_loaded, may_fuse = key.lower() in _library.loaded, operator.fused and _triton_runs_on(key)
         has_choice = (
             backend == "reference"
-            or key.lower() not in _library.loaded
+            or not is_loaded
             or (operator.in_order is not None and key == "CUDA")
-            or (operator.fused and _triton_runs_on(key) and _may_be_fused(operator))
+            or (may_fuse and _may_be_fused(operator))
         )
         if has_choice:
             choose_at_every_call(operator, key)
+        only_plain = backend == "reference" or not (is_loaded or may_fuse)
+        if only_plain and operator.backward is not None and not operator.is_backward:
+            # autograd differentiates what runs, which takes half of the time of the operator's derivative
+            choose_at_every_call(operator, key, f"Autograd{key}")
 
 
 def _may_be_fused(operator: Operator) -> bool:
     return backend == "fused" or (operator.forward_name == "deform_conv" and available.any_listed())
 
 
-def choose_at_every_call(operator: Operator, key: str) -> None:
+def choose_at_every_call(operator: Operator, key: str, at: str = "") -> None:
     with warnings.catch_warnings():  # it may replace the compiled kernel
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-        _library.implementations.impl(operator.name, kernel_of(operator, key), key, with_keyset=True)
+        _library.implementations.impl(operator.name, kernel_of(operator, key), at or key, with_keyset=True)
 
 
 @cache
