@@ -18,7 +18,21 @@ from dcnzoo.data.splits import ReadOptions
 from dcnzoo.data.voc import is_voc
 from dcnzoo.utils.errors import UserError
 
-from .test_layouts import CLASSES, GENERATORS, HEIGHT, WIDTH, coco, draw, labelme, voc, write, yolo
+from .test_layouts import (
+    CLASSES,
+    GENERATORS,
+    HEIGHT,
+    WIDTH,
+    coco,
+    draw,
+    edit_json,
+    labelme,
+    voc,
+    write,
+    yolo,
+)
+
+ONE = (0, 3, 4, 20, 20)
 
 
 def prepared(folder, **options):
@@ -50,10 +64,12 @@ def plain_yolo(root, number=8, names=True):
     return part
 
 
-def edit_json(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    write(file, content)
+def noisy(folder, numbers, ending="png"):
+    """Pictures of noise with one object each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        noise(number).save(folder / f"{number}.{ending}")
+    return {f"{number}.{ending}": [ONE] for number in numbers}
 
 
 # Several layouts
@@ -81,11 +97,8 @@ def test_the_layout_with_all_boxes_is_used(tmp_path):
 def test_a_second_file_beside_a_picture_does_not_hide_the_first(tmp_path):
     """The annotations of pictures in two folders are in a third one."""
     for number, folder in enumerate(("cam1", "cam1", "cam1", "cam2", "cam2")):
-        draw(tmp_path / "drawn", 1)
-        (tmp_path / folder).mkdir(exist_ok=True)
-        shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / folder / f"{number}.jpg")
-        voc(tmp_path / "annotations" / f"{number}.xml", f"{number}.jpg", [(0, 3, 4, 20, 20)])
-    (tmp_path / "drawn").rmdir()
+        draw(tmp_path / folder, [f"{number}.jpg"])
+        voc(tmp_path / "annotations" / f"{number}.xml", f"{number}.jpg", [ONE])
     assert total(tmp_path)[0] == (5, 5)
     voc(tmp_path / "cam2/4.xml", "4.jpg", [(1, 8, 9, 20, 20)])
     assert "each image once" in refused(tmp_path)
@@ -144,19 +157,24 @@ def test_predictions_are_no_annotations(tmp_path):
     assert "8 objects of YOLO: predictions" in prepared(tmp_path)[1]
 
 
-@pytest.mark.parametrize("marked", [True, False])
-def test_output_of_a_detector(tmp_path, marked):
+@pytest.mark.parametrize("kind", ["marked", "scored", "folder"])
+def test_output_of_a_detector(tmp_path, kind):
+    """It becomes annotations if one asks for it; the pictures that the detector has drawn do not."""
     content = coco(draw(tmp_path / "images", 6, empty=()))
-    if marked:
+    if kind == "marked":
         content["info"] = {"description": "detections of x.pth", "contributor": "dcnzoo 1"}
     else:
         for entry in content["annotations"]:
             entry["score"] = 0.5
-    write(tmp_path / "detections.json", content)
+    write(tmp_path / "out/detections.json", content)
+    if kind == "folder":
+        write(tmp_path / "out/results.json", {"model": "a", "score_threshold": 0.3})
+        draw(tmp_path / "out", 6)
     assert "predictions" in refused(tmp_path)
     assert total(tmp_path, drop_scores=True)[0] == (6, 6)
-    content = find_parts(tmp_path).parts[0].read(ReadOptions(drop_scores=True)).content
-    assert not any("score" in entry for entry in content["annotations"])
+    options = ReadOptions(drop_scores=True)
+    (part,) = find_parts(tmp_path, options).parts
+    assert not any("score" in entry for entry in part.read(options).content["annotations"])
 
 
 # Names
@@ -164,16 +182,13 @@ def test_output_of_a_detector(tmp_path, marked):
 
 def test_names_in_another_unicode_form_or_with_capitals(tmp_path):
     for number, name in enumerate(("Grün 1", "IMG_2", "Ää 3", "b")):
-        draw(tmp_path / "drawn", 1)
-        (tmp_path / "images").mkdir(exist_ok=True)
-        shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / "images" / f"{name}.JPG")
+        draw(tmp_path / "images", [f"{name}.JPG"])
         label = unicodedata.normalize("NFD", name) if number % 2 == 0 else name.lower()
-        yolo(tmp_path / "labels" / f"{label}.txt", [(0, 3, 4, 20, 20)])
+        yolo(tmp_path / "labels" / f"{label}.txt", [ONE])
     write(tmp_path / "classes.txt", "\n".join(CLASSES))
     numbers, text = total(tmp_path)
     assert numbers == (4, 4) and "differ in capitals or Unicode form: 3" in text
-    draw(tmp_path / "drawn", 1)
-    shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / "images/img_2.JPG")  # has the exact name
+    draw(tmp_path / "images", ["img_2.JPG"])  # has the exact name
     assert total(tmp_path)[0] == (5, 4)
 
 
@@ -190,8 +205,7 @@ def test_pictures_that_were_deleted(tmp_path):
     (tmp_path / "images/0003.jpg").unlink()
     numbers, text = total(tmp_path)
     assert numbers == (7, 7) and "1 object of 1 missing picture (0003.jpg)" in text
-    draw(tmp_path / "drawn", 1)
-    shutil.move(tmp_path / "drawn/0000.jpg", tmp_path / "images/renamed.jpg")
+    draw(tmp_path / "images", ["renamed.jpg"])
     assert "0003.jpg" in (error := refused(tmp_path)) and "renamed.jpg" in error
     (tmp_path / "images/renamed.jpg").unlink()
     for name in [*part][2:]:
@@ -204,24 +218,15 @@ def test_pictures_that_were_deleted(tmp_path):
     ["/data/local-files/?d=set/{}", "3f2a9c01-{}", "upload/3f2a9c01-{}", "C:\\me\\{}"],
 )
 def test_names_as_label_studio_stores_them(tmp_path, stored):
-    draw(tmp_path / "drawn", 4, empty=())
-    part = {}
-    for number, name in enumerate(("a b.jpg", "ü.jpg", "c.jpg", "d.jpg")):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        shutil.move(tmp_path / f"drawn/{number:04}.jpg", tmp_path / "images" / name)
-        part[stored.format(name.replace(" ", "%20"))] = [(0, 3, 4, 20, 20)]
-    (tmp_path / "drawn").rmdir()
-    write(tmp_path / "result.json", coco(part))
+    part = draw(tmp_path / "images", ("a b.jpg", "ü.jpg", "c.jpg", "d.jpg"), empty=())
+    names = {stored.format(name.replace(" ", "%20")): boxes for name, boxes in part.items()}
+    write(tmp_path / "result.json", coco(names))
     assert total(tmp_path)[0] == (4, 4)
 
 
 def test_bare_names_in_two_folders_and_addresses_in_place_of_names(tmp_path):
-    first, second = draw(tmp_path / "cam1", 3, empty=()), draw(tmp_path / "drawn", 3, empty=())
-    (tmp_path / "cam2").mkdir()
-    for name in [*second]:
-        shutil.move(tmp_path / "drawn" / name, tmp_path / "cam2" / f"b{name}")
-        second[f"b{name}"] = second.pop(name)
-    write(tmp_path / "result.json", coco(first | second))
+    part = draw(tmp_path / "cam1", 3, empty=()) | draw(tmp_path / "cam2", ("b1.jpg", "b2.jpg", "b3.jpg"), ())
+    write(tmp_path / "result.json", coco(part))
     assert total(tmp_path)[0] == (6, 6)
 
     def as_lvis(content):
@@ -329,7 +334,7 @@ def test_a_folder_that_does_not_exist_chooses_nothing(tmp_path):
 
 def one_object(root, number, pictures=10):
     part = draw(root, pictures, empty=range(pictures))
-    part |= {name: [(0, 3, 4, 20, 20)] for name in [*part][:number]}
+    part |= {name: [ONE] for name in [*part][:number]}
     write(root / "instances.json", coco(part))
 
 
@@ -339,13 +344,13 @@ def test_the_random_division_has_objects_in_both_parts(tmp_path):
     one_object(tmp_path / "two", 2)
     assert [number for _, number in prepared(tmp_path / "two")[0].values()] == [1, 1]
     part = draw(tmp_path / "rare", 9, empty=())
-    part = {name: [(0, 3, 4, 20, 20)] for name in part}
+    part = {name: [ONE] for name in part}
     for label, name in enumerate([*part][3:5], 1):  # classes with one object
         part[name].append((label, 30, 4, 12, 20))
     write(tmp_path / "rare/instances.json", coco(part))
     splits, _ = read_splits(tmp_path / "rare", find_parts(tmp_path / "rare"), ReadOptions())
     assert min(splits["train"].per_class.values()) > 0
-    content = coco({name: [(0, 3, 4, 20, 20)] for name in draw(tmp_path / "crowds", 6)})
+    content = coco({name: [ONE] for name in draw(tmp_path / "crowds", 6)})
     for entry in content["annotations"][1:]:
         entry["iscrowd"] = 1
     write(tmp_path / "crowds/instances.json", content)
@@ -360,39 +365,25 @@ def noise(seed):
 
 @pytest.mark.parametrize("form", ["png", "bmp", "comment"])
 def test_pictures_with_equal_pixels_in_two_splits(tmp_path, form):
-    parts = {"train": {}, "val": {}}
-    for split, part in parts.items():
-        (tmp_path / split).mkdir()
-        for number in range(4):
-            noise(number + 10 * (split == "val")).save(tmp_path / split / f"{split}{number}.jpg")
-            part[f"{split}{number}.jpg"] = [(0, 3, 4, 20, 20)]
-    copied = Image.open(tmp_path / "train/train1.jpg")
-    (tmp_path / "val/val2.jpg").unlink()
-    name = f"val2.{'jpg' if form == 'comment' else form}"
+    train = noisy(tmp_path / "train", range(4), "jpg")
+    name = f"a.{'jpg' if form == 'comment' else form}"
+    val = noisy(tmp_path / "val", range(10, 13), "jpg") | {name: [ONE]}
+    content = (tmp_path / "train/1.jpg").read_bytes()
     if form == "comment":
-        content = (tmp_path / "train/train1.jpg").read_bytes()
         (tmp_path / "val" / name).write_bytes(content[:2] + b"\xff\xfe\0\4ab" + content[2:])
     else:
-        copied.save(tmp_path / "val" / name)
-    del parts["val"]["val2.jpg"]
-    parts["val"][name] = [(0, 3, 4, 20, 20)]
-    for split, part in parts.items():
-        write(tmp_path / f"{split}.json", coco(part))
+        Image.open(tmp_path / "train/1.jpg").save(tmp_path / "val" / name)
+    write(tmp_path / "train.json", coco(train))
+    write(tmp_path / "val.json", coco(val))
     error = refused(tmp_path)
     assert "1 picture of val are copies of ones of train" in error and f"/val/{name}" in error
 
 
 def test_near_and_mirrored_copies_in_two_splits_are_counted(tmp_path):
-    parts = {"train": {}, "val": {}}
-    for split, part in parts.items():
-        (tmp_path / split).mkdir()
-        for number in range(4):
-            name = f"{split}{number}.png"
-            noise(number + 10 * (split == "val")).save(tmp_path / split / name)
-            part[name] = [(0, 3, 4, 20, 20)]
-        write(tmp_path / f"{split}.json", coco(part))
-    noise(1).save(tmp_path / "val/val0.png", format="jpeg", quality=70)
-    noise(2).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "val/val1.png")
+    for split, numbers in (("train", range(4)), ("val", range(10, 14))):
+        write(tmp_path / f"{split}.json", coco(noisy(tmp_path / split, numbers)))
+    noise(1).save(tmp_path / "val/10.png", format="jpeg", quality=70)
+    noise(2).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "val/11.png")
     _, text = prepared(tmp_path)
     assert "2 pictures of val are nearly equal to ones of train, or mirrored" in text
 
@@ -404,7 +395,7 @@ def test_near_copies_stay_in_one_part(tmp_path):
         for copy in range(2):
             name = f"x{number}_jpg.rf.{number}{copy}.jpg" if number < 6 else f"x{number}_{copy}.jpg"
             picture.save(tmp_path / name, quality=95 - 20 * copy)
-            part[name] = [(0, 3, 4, 20, 20)]
+            part[name] = [ONE]
             if number < 6:
                 picture = noise(100 + number)  # of one origin, but mirrored or cropped
     write(tmp_path / "instances.json", coco(part))
@@ -422,7 +413,7 @@ def test_pictures_of_12_bits_in_16(tmp_path, splits):
         values = np.random.default_rng(number).integers(0, 4096, (8, HEIGHT, WIDTH), np.uint16)
         for each in range(8):
             Image.fromarray(values[each]).save(tmp_path / split / f"{each}.png")
-        part = {f"{each}.png": [(0, 3, 4, 20, 20)] for each in range(8)}
+        part = {f"{each}.png": [ONE] for each in range(8)}
         write(tmp_path / f"{split}.json", coco(part))
     text = prepared(tmp_path)[1]
     assert f"{8 * len(splits)} pictures use at most 12 of 16 bits" in text and "equal" not in text
@@ -440,15 +431,12 @@ def test_copies_with_other_objects(tmp_path):
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_split_keeps_copies_together(tmp_path, beside, capsys):
-    images, part = tmp_path / "images", {}
-    images.mkdir()
-    for number in range(6):
-        noise(number).save(images / f"{number}.png")
-        shutil.copyfile(images / f"{number}.png", images / f"{number} (1).png")
-        part |= {f"{number}{end}.png": [(0, 3, 4, 20, 20)] for end in ("", " (1)")}
-    write(tmp_path / "all.json", coco(part))
+    part = noisy(tmp_path / "images", range(6))
+    for name in [*part]:
+        shutil.copyfile(tmp_path / "images" / name, tmp_path / "images" / f"{name} (1).png")
+    write(tmp_path / "all.json", coco(part | {f"{name} (1).png": boxes for name, boxes in part.items()}))
     if not beside:
-        shutil.rmtree(images)
+        shutil.rmtree(tmp_path / "images")
     parts = split_coco(tmp_path / "all.json", (tmp_path / "a.json", tmp_path / "b.json"), 0.3)
     first, second = ({each["file_name"][0] for each in content["images"]} for content in parts)
     assert first | second == {*"012345"} and (not beside or not first & second)
@@ -462,7 +450,7 @@ def test_a_camera_that_does_not_move(tmp_path):
     for number in range(10):
         background[:2, :2] = number
         Image.fromarray(background).save(tmp_path / f"{number}.png")
-        part[f"{number}.png"] = [(0, 3, 4, 20, 20)]
+        part[f"{number}.png"] = [ONE]
     write(tmp_path / "instances.json", coco(part))
     counts, text = prepared(tmp_path)
     assert counts == {"train": (8, 8), "val": (2, 2)} and "10 pictures are nearly equal" in text
@@ -514,7 +502,7 @@ def test_flags_of_voc(tmp_path):
     ],
 )
 def test_values_of_coco(tmp_path, values):
-    content = coco({name: [(0, 3, 4, 20, 20)] for name in draw(tmp_path, 5)})
+    content = coco({name: [ONE] for name in draw(tmp_path, 5)})
     for entry in content["annotations"]:
         entry |= values
     write(tmp_path / "result.json", content)
@@ -525,7 +513,7 @@ def test_values_of_coco(tmp_path, values):
 
 
 def test_an_unused_category_with_the_name_of_a_used_one(tmp_path):
-    content = coco({name: [(0, 3, 4, 20, 20)] for name in draw(tmp_path, 5)})
+    content = coco({name: [ONE] for name in draw(tmp_path, 5)})
     content["categories"] = [{"id": 0, "name": "disc"}, {"id": 1, "name": "disc", "supercategory": "disc"}]
     write(tmp_path / "result.json", content)
     assert total(tmp_path)[0] == (5, 5)
@@ -806,19 +794,6 @@ def test_lines_count_objects(tmp_path):
         "2 files (.hidden, images/.DS_Store): hidden",
     ):
         assert f"left out  {line}" in text
-
-
-def test_only_detections(tmp_path):
-    """They become annotations if one asks for it; the pictures that the detector has drawn do not."""
-    part = draw(tmp_path / "images", 6, empty=())
-    content = coco(part)
-    for entry in content["annotations"]:
-        entry["score"] = 0.5
-    write(tmp_path / "out/results.json", {"model": "a", "score_threshold": 0.3})
-    write(tmp_path / "out/detections.json", content)
-    draw(tmp_path / "out", 6)
-    assert "drop_scores" in refused(tmp_path)
-    assert total(tmp_path, drop_scores=True)[0] == (6, 6)
 
 
 def test_the_group_of_roboflow_is_named(tmp_path):

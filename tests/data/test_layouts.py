@@ -25,11 +25,11 @@ GENERATOR = random.Random(0)
 SIZES = {"train": 6, "val": 3, "test": 2}
 
 
-def draw(root, number, empty=(1,)):
-    """Pictures that are numbered alike in each split: name → objects, (class, x, y, width, height)."""
+def draw(root, names, empty=(1,)):
+    """Pictures, by default numbered alike in each split: name → objects, (class, x, y, width, height)."""
     part = {}
-    for index in range(number):
-        file = root / f"{index:04d}.jpg"
+    for index, name in enumerate([f"{n:04}.jpg" for n in range(names)] if isinstance(names, int) else names):
+        file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (WIDTH, HEIGHT), tuple(GENERATOR.randrange(256) for _ in range(3))).save(file)
         boxes = [(GENERATOR.randrange(3), GENERATOR.randrange(20), 4, GENERATOR.randrange(9, 30), 20)]
@@ -40,6 +40,12 @@ def draw(root, number, empty=(1,)):
 def write(file, content):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def edit_json(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    write(file, content)
 
 
 def coco(part, prefix="", root_category=False):
@@ -167,18 +173,13 @@ def voc_lists(annotations="Annotations", images="JPEGImages", names=("train", "v
     def generate(root, splits):
         truth = {}
         for split, number in splits.items():
-            part = draw(root / "drawn" / split, number)
-            renamed = {f"{split} {name}": boxes for name, boxes in part.items()}
-            for name in part:
-                (root / images).mkdir(parents=True, exist_ok=True)
-                shutil.move(root / "drawn" / split / name, root / images / f"{split} {name}")
-            for name, boxes in renamed.items():
+            part = draw(root / images, [f"{split} {n:04}.jpg" for n in range(number)])
+            for name, boxes in part.items():
                 voc(root / annotations / Path(name).with_suffix(".xml"), name, boxes)
-            stems = [f'"{Path(name).stem}"' if quoted else Path(name).stem for name in renamed]
+            stems = [f'"{Path(name).stem}"' if quoted else Path(name).stem for name in part]
             listed = dict(zip(SIZES, names, strict=True))[split]
             write(root / f"ImageSets/Main/{listed}.txt", "\n".join(stems))
-            truth[split] = (root / images, renamed)
-        shutil.rmtree(root / "drawn")
+            truth[split] = (root / images, part)
         return truth
 
     return generate
@@ -494,10 +495,8 @@ def test_versions_of_via(tmp_path, options):
 def test_mistakes_in_via_are_named(tmp_path, shape, attributes, text):
     part = draw(tmp_path, 3)
     via(tmp_path / "via.json", part)
-    content = json.loads((tmp_path / "via.json").read_text())
-    regions = content["0001.jpg-1"]["regions"]
-    regions.append({"shape_attributes": shape, "region_attributes": attributes})
-    write(tmp_path / "via.json", content)
+    region = {"shape_attributes": shape, "region_attributes": attributes}
+    edit_json(tmp_path / "via.json", lambda content: content["0001.jpg-1"]["regions"].append(region))
     (problem,) = find_parts(tmp_path).parts[0].read().problems
     assert "0001.jpg: regions[0]" in str(problem) and text in str(problem)
 
@@ -513,9 +512,7 @@ def test_mistakes_in_via_are_named(tmp_path, shape, attributes, text):
 def test_round_shapes_of_via(tmp_path, shape, box):
     part = draw(tmp_path, 1, empty=())
     via(tmp_path / "via.json", part)
-    content = json.loads((tmp_path / "via.json").read_text())
-    content["0000.jpg-1"]["regions"][0]["shape_attributes"] = shape
-    write(tmp_path / "via.json", content)
+    edit_json(tmp_path / "via.json", lambda c: c["0000.jpg-1"]["regions"][0].update(shape_attributes=shape))
     (entry,) = find_parts(tmp_path).parts[0].read().content["annotations"]
     assert entry["bbox"] == pytest.approx(box, abs=0.02)
     assert entry["area"] == pytest.approx(math.pi * box[2] * box[3] / 4, rel=0.01)
