@@ -332,25 +332,20 @@ def test_a_folder_that_does_not_exist_chooses_nothing(tmp_path):
 # The random division, and copies
 
 
-def one_object(root, number, pictures=10):
-    part = draw(root, pictures, empty=range(pictures))
-    part |= {name: [ONE] for name in [*part][:number]}
-    write(root / "instances.json", coco(part))
-
-
 def test_the_random_division_has_objects_in_both_parts(tmp_path):
-    one_object(tmp_path / "one", 1)
-    assert "1 picture with objects" in refused(tmp_path / "one")
-    one_object(tmp_path / "two", 2)
-    assert [number for _, number in prepared(tmp_path / "two")[0].values()] == [1, 1]
-    part = draw(tmp_path / "rare", 9, empty=())
-    part = {name: [ONE] for name in part}
+    for number in (1, 2):
+        part = noisy(tmp_path / f"{number}", range(10))
+        part |= dict.fromkeys([*part][number:], [])
+        write(tmp_path / f"{number}/instances.json", coco(part))
+    assert "1 picture with objects" in refused(tmp_path / "1")
+    assert [number for _, number in prepared(tmp_path / "2")[0].values()] == [1, 1]
+    part = noisy(tmp_path / "rare", range(9))
     for label, name in enumerate([*part][3:5], 1):  # classes with one object
         part[name].append((label, 30, 4, 12, 20))
     write(tmp_path / "rare/instances.json", coco(part))
     splits, _ = read_splits(tmp_path / "rare", find_parts(tmp_path / "rare"), ReadOptions())
     assert min(splits["train"].per_class.values()) > 0
-    content = coco({name: [ONE] for name in draw(tmp_path / "crowds", 6)})
+    content = coco(noisy(tmp_path / "crowds", range(6)))
     for entry in content["annotations"][1:]:
         entry["iscrowd"] = 1
     write(tmp_path / "crowds/instances.json", content)
