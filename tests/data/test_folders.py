@@ -335,7 +335,7 @@ def test_a_folder_that_does_not_exist_chooses_nothing(tmp_path):
 def test_the_random_division_has_objects_in_both_parts(tmp_path):
     for number in (1, 2):
         part = noisy(tmp_path / f"{number}", range(10))
-        part |= dict.fromkeys([*part][number:], [])
+        part |= {name: [] for name in [*part][number:]}
         write(tmp_path / f"{number}/instances.json", coco(part))
     assert "1 picture with objects" in refused(tmp_path / "1")
     assert [number for _, number in prepared(tmp_path / "2")[0].values()] == [1, 1]
