@@ -9,7 +9,7 @@ from pathlib import Path
 from dcnzoo.data.check import checked_coco
 from dcnzoo.data.copies import groups_of_copies, read_pictures
 from dcnzoo.data.files import write_json
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, install_command
 from dcnzoo.utils.files import note, replacing, require_new
 from dcnzoo.utils.formats import image_folder
 from dcnzoo.utils.text import counted
@@ -45,12 +45,15 @@ def split_coco(
         raise UserError(f"share: expected a number between 0 and 1, got {share}")
     report = checked_coco(file)
     folder = image_folder(Path(file).absolute(), [each["file_name"] for each in report.images])
-    groups = None
-    if folder is None:
-        note(f"the pictures of {file} are not beside it: copies of one may be in both parts")
-    else:
+    groups, why = None, f"the pictures of {file} are not beside it"
+    if folder is not None:
         report.folder = folder
-        groups, _ = groups_of_copies(read_pictures(report))
+        try:
+            groups, _ = groups_of_copies(read_pictures(report))
+        except ModuleNotFoundError as error:  # OpenCV
+            why = f"{error}; {install_command(error)}"
+    if groups is None:
+        note(f"copies of a picture may be in both parts: {why}")
     try:
         train, val = split_content(report.edit(), share, seed, groups)
     except UserError as error:

@@ -14,6 +14,7 @@ from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.classes import NUMBERS, numbers
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.errors import require_none
+from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import variables_without_effect, wrong_top_level_keys
 from dcnzoo.openmmlab.config.tree import (
     LOADERS,
@@ -21,7 +22,6 @@ from dcnzoo.openmmlab.config.tree import (
     class_of,
     data_sets,
     dicts,
-    is_published,
     nodes,
 )
 from dcnzoo.openmmlab.config.values import wrong_settings

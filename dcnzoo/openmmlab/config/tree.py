@@ -55,12 +55,6 @@ class Node:
         ]
 
 
-def is_published(kind: Any) -> bool:
-    """Whether a class, if there is one, is of a package whose settings are known."""
-    packages = ("dcnzoo", "mmcv", "mmdet", "mmengine", "torch")
-    return kind is None or kind.__module__.partition(".")[0] in packages
-
-
 def nodes(cfg: Mapping) -> Iterator[Node]:
     """Yield every dictionary in the parts of a config that mmengine reads."""
     for key in cfg:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from dcnzoo.openmmlab.config.deformable import arguments
+from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import is_published_argument, is_published_key
-from dcnzoo.openmmlab.config.tree import Node, is_published
+from dcnzoo.openmmlab.config.tree import Node
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import files, is_published_key, is_written
-from dcnzoo.openmmlab.config.tree import class_of, dicts, is_published
+from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
 

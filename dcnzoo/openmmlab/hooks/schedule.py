@@ -12,7 +12,7 @@ from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.openmmlab.config.deformable import arguments
-from dcnzoo.openmmlab.config.tree import is_published
+from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few

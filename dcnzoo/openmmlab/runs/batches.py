@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import frames_of, require_none
-from dcnzoo.openmmlab.config.tree import is_published
+from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.runs.rehearse import without_trace
 from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
 from dcnzoo.utils.findings import Finding

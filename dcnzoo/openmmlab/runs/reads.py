@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import UNKNOWN, config_errors, explain, require_none
+from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import is_published_key
-from dcnzoo.openmmlab.config.tree import dicts, is_published
+from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.config.watched import WITH_FILES, Asked, misspelt, unread, watched
 from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, pixels
 from dcnzoo.openmmlab.runs.rehearse import without_trace
