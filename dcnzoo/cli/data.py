@@ -316,7 +316,9 @@ def _show(report: Annotations) -> None:
         print(f"{counted(report.empty_images, 'images')} without an annotation")
     if report.crowds:
         whole = " (all of them)" if report.crowds == report.counts["annotations"] else ""
-        print(f"{counted(report.crowds, 'annotations')}{whole} with iscrowd=1, which training ignores")
+        print(
+            f"{counted(report.crowds, 'annotations')}{whole} with iscrowd or ignore, which training ignores"
+        )
     if not report.problems:
         print("no problems")
         return

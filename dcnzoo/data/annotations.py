@@ -215,8 +215,8 @@ class Annotations(Reading):
 
     @property
     def crowds(self) -> int:
-        """The number of annotations with ``iscrowd``, which training ignores."""
-        return int(self.columns.crowd.sum())
+        """The number of annotations with ``iscrowd`` or ``ignore``, which training ignores."""
+        return int((self.columns.crowd | self.columns.ignored).sum())
 
     @property
     def empty_images(self) -> int:

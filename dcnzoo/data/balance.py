@@ -14,10 +14,10 @@ from dcnzoo.data.annotations import Annotations, read_coco
 from dcnzoo.data.copies import copies_of
 from dcnzoo.data.files import InvalidAnnotation, read_lines
 from dcnzoo.data.foreign import RESULTS, named_formats
-from dcnzoo.data.splits import PREDICTIONS, TRAININGS, ReadOptions, Tree
-from dcnzoo.data.yolo import has_boxes
+from dcnzoo.data.splits import PREDICTIONS, TRAININGS, ReadOptions, Tree, path_parts
+from dcnzoo.data.yolo import has_boxes, is_names
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.formats import UNREAD_PICTURES
+from dcnzoo.utils.formats import PICTURES, UNREAD_PICTURES
 from dcnzoo.utils.text import counted, few
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ class Boxes:
     """The boxes of annotations, by their pictures."""
 
     def __init__(self, parts: Collection[Annotations]) -> None:
-        self._parts = parts
+        self.parts = parts
 
     @functools.cached_property
     def _boxes(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
         """The classes and corners by picture."""
         boxes = defaultdict(list)
-        for part in self._parts:
+        for part in self.parts:
             classes, corners = _classes(part), _corners(part)
             for picture, numbers in _by_picture(part):
                 boxes[picture].append((classes[numbers], corners[numbers]))
@@ -97,6 +97,7 @@ class Balance:
 def balance(choice: "Choice", used: Collection[Annotations], options: ReadOptions) -> Balance:
     """Account for each picture and each box below the folder."""
     result, boxes, accounted = Balance(), Boxes(used), {file for each in used for file in each.sources}
+    tree, known = choice.tree, {os.path.realpath(path) for each in used for path in each.pictures}
     for name, part in choice.others:
         reason = part.reason or ("by --layout" if options.layout and name != choice.name else "")
         try:
@@ -104,18 +105,22 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
             accounted |= {*read.sources, *(Path(each.subject) for each in read.missing)}
             what = name
             if len(part.files) == 1 and not part.rest and name != "YOLO":
-                what = os.path.relpath(part.files[0], choice.tree.root)
-            _add_part(result, what, read, boxes, reason, "files" if part.rest else "pictures")
+                what = os.path.relpath(part.files[0], tree.root)
+            elif files := _annotation_files([read]):
+                what += f" ({few([os.path.relpath(file, tree.root) for file in files], 1)})"
+            # a description that names a picture does not say which of its annotations are used
+            names_them = part.reason and {*map(os.path.realpath, read.pictures)} & known
+            _add_part(
+                result, what, read, boxes, "" if names_them else reason, "files" if part.rest else "pictures"
+            )
         except UserError as error:
             (result.lines if reason else result.errors).append(f"{error}: {reason}" if reason else str(error))
     if result.errors and choice.formats:
         result.errors.append(f"data: layout=NAME chooses one of {', '.join(choice.formats)}")
-    tree = choice.tree
-    known = {os.path.abspath(picture) for each in used for picture in each.pictures}
-    unused = [picture for picture in tree.pictures if os.path.abspath(picture) not in known]
+    unused = [picture for picture in tree.pictures if os.path.realpath(picture) not in known]
     missing = {Path(problem.subject).stem for each in used for problem in each.missing}
     unread = [file for file in tree.ending(*UNREAD_PICTURES) if file.stem in missing]
-    _add_missing(result, used, [*unused, *unread])
+    _add_missing(result, used, [*unused, *unread], tree)
     foreign = {} if tree.is_file else named_formats(tree)
     tree.left_out[PREDICTIONS] += [file for file, row in foreign.items() if row is RESULTS]
     for reason, files in tree.left_out.items():
@@ -140,6 +145,12 @@ def balance(choice: "Choice", used: Collection[Annotations], options: ReadOption
         if len(others) > len(unread):
             result.lines.append(counted(len(others) - len(unread), "other files"))
     return result
+
+
+def _annotation_files(parts: Iterable[Annotations]) -> list[Path]:
+    """Return the files that have the annotations, without the pictures and the names of the classes."""
+    files = dict.fromkeys(file for part in parts for file in part.sources)
+    return [file for file in files if file.suffix.lower() not in PICTURES and not is_names(file)]
 
 
 def _add_part(result: Balance, what: str, read: Annotations, boxes: Boxes, reason: str, plural: str) -> None:
@@ -171,8 +182,8 @@ def _add_part(result: Balance, what: str, read: Annotations, boxes: Boxes, reaso
         pictures = [read.pictures[row] for row in np.unique(rows).tolist() if row >= 0]
         result.errors.append(
             f"data: expected each object in a split, found {counted(left, 'objects')} of "
-            f"{counted(len(pictures), 'pictures')} of {what} in none, such as {few(pictures, 1)}: "
-            "leave_out=PATTERN leaves files out"
+            f"{counted(len(pictures), 'pictures')} of {what} in none, such as {few(pictures, 1)}, beside "
+            f"{few(_annotation_files(boxes.parts), 2)}: leave_out=PATTERN leaves files out"
         )
     elif problems:
         result.errors += [str(problem) for problem in problems]
@@ -200,7 +211,7 @@ def objects_in(path: Path) -> int:
         return 0
 
 
-def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Path]) -> None:
+def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Path], tree: Tree) -> None:
     """Account for annotations whose pictures do not exist: an error if pictures beside them have none."""
     folders = {picture.parent for each in used for picture in each.pictures}
     lonely = [picture for picture in unused if picture.parent in folders]
@@ -208,6 +219,9 @@ def _add_missing(result: Balance, used: Collection[Annotations], unused: list[Pa
         if not each.missing:
             continue
         text = _missing(each, "missing pictures")
+        names = [path_parts(problem.subject)[-1:] for problem in each.missing]
+        if elsewhere := sum(any(map(tree.by_name.get, name)) for name in names):
+            text += f", {elsewhere} with the name of a picture of another split or file"
         if lonely:
             others = f"{counted(len(lonely), 'pictures')} beside them have no annotations ({few(lonely, 2)})"
             result.errors.append(f"data: expected the picture of each annotation, found {text}; {others}")

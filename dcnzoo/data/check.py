@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -37,6 +36,7 @@ from dcnzoo.data.conversion import (
     image_size,
     is_inside,
     polygon_area,
+    turned_box,
     wrong_size,
 )
 from dcnzoo.data.files import Entries, InvalidAnnotation, is_number, write_json
@@ -265,7 +265,8 @@ def _repair(annotation: dict, remedy: set[str], sizes: Mapping[int, tuple[int, i
     if size is None or not remedy & {"clipped", "computed", "recomputed", "turned"}:
         return size is not None
     if "turned" in remedy:
-        annotation["bbox"] = _turned(annotation["bbox"], angle_of(annotation), size)
+        x1, y1, x2, y2 = turned_box(_corners(annotation["bbox"]), angle_of(annotation), size)
+        annotation["bbox"] = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
         annotation["attributes"] = {**annotation["attributes"], "rotation": 0.0}
     mask = annotation.get("segmentation")
     if "clipped" in remedy and mask and isinstance(mask, list):
@@ -606,16 +607,6 @@ def angle_of(entry: dict) -> float:
     attributes = entry.get("attributes")
     angle = attributes.get("rotation") if isinstance(attributes, dict) else None
     return angle % 360 if is_number(angle) and box_of(entry) and not entry.get("segmentation") else 0.0
-
-
-def _turned(box: Sequence[float], angle: float, size: tuple[int, int]) -> list[float]:
-    """Return the upright box around a turned one, inside of the image."""
-    x, y, width, height = box
-    cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
-    u, v = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
-    x, y = x + width / 2, y + height / 2
-    x1, y1, x2, y2 = clip_box((x - u, y - v, x + u, y + v), size)
-    return [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
 
 
 def _corners(box: Sequence[float]) -> Corners:

@@ -34,8 +34,8 @@ def is_coco(content: Any) -> bool:
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         return False
     lists = [content[key] for key in ("images", "annotations")]
-    if not all(isinstance(each, list | Entries) for each in lists):
-        return True  # the check explains it
+    if (number := sum(isinstance(each, list | Entries) for each in lists)) < 2:
+        return number == 1  # the check explains it
     first = [each for each in lists[1][:1000] if isinstance(each, dict)]
     return not lists[1] or not first or any({"bbox", "segmentation"} & each.keys() for each in first)
 

@@ -58,7 +58,7 @@ def image_size(file: Path | BinaryIO, name: str | None = None, decode: bool = Fa
         with Image.open(file) as image:
             if image.format == "AVIF" and not _opencv_reads_avif():
                 raise InvalidAnnotation("AVIF, which this OpenCV cannot read")
-            turned = image.format != "AVIF" and _is_turned(image)  # which OpenCV does not rotate
+            turned = image.format != "AVIF" and orientation(image) > 4  # which OpenCV does not rotate
             if decode:
                 image.load()
             return image.size[::-1] if turned else image.size
@@ -88,11 +88,15 @@ def _size_by_opencv(file: Path | BinaryIO) -> tuple[int, int] | None:
     return None
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF data swap width and height. OpenCV ignores an orientation in XMP or in other texts."""
+def orientation(image: Image.Image) -> int:
+    """Return that of the EXIF data: 1 is upright, 5 to 8 swap width and height.
+
+    OpenCV ignores an orientation in XMP or in other texts.
+    """
     exif = Image.Exif()
     exif.load(_png_exif(image) if isinstance(image, PngImageFile) else image.info.get("exif", b""))
-    return exif.get(_ORIENTATION) in (5, 6, 7, 8)
+    value: Any = exif.get(_ORIENTATION)
+    return value if value in range(1, 9) else 1
 
 
 def _png_exif(image: PngImageFile) -> bytes:
@@ -181,6 +185,15 @@ def clip_box(corners: Corners, size: tuple[int, int]) -> Corners:
     return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
 
 
+def turned_box(corners: Corners, angle: float, size: tuple[int, int]) -> Corners:
+    """Return the upright box inside the image around one that is turned by an angle in degrees."""
+    x1, y1, x2, y2 = corners
+    cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+    u, v = ((x2 - x1) * cos + (y2 - y1) * sin) / 2, ((x2 - x1) * sin + (y2 - y1) * cos) / 2
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return clip_box((x - u, y - v, x + u, y + v), size)
+
+
 def clip_polygons(polygons: Sequence[Polygon], size: tuple[int, int]) -> list[list[float]]:
     """Return the parts of polygons inside the image, as in a COCO file: [x, y, …], rounded, with an area."""
     parts = [_rounded(part) for polygon in polygons for part in clip_polygon(polygon, size)]
@@ -264,7 +277,7 @@ class CocoBuilder(Reading):
         folder: to which the names of the images are relative; None: the deepest that contains them all.
 
     Attributes:
-        clipped: number of objects that were clipped.
+        clipped, turned: numbers of objects that were clipped, or got the upright box around them.
     """
 
     def __init__(
@@ -279,7 +292,7 @@ class CocoBuilder(Reading):
         self.classes = None if classes is None else tuple(classes)
         self._known = frozenset(classes or ())
         self.clip, self.tolerance = clip, math.inf if clip else TOLERANCE
-        self.clipped = 0
+        self.clipped = self.turned = 0
         self.size = (0, 0)  # (width, height) of the last image
         self._folder = folder
         self._images: dict[Path, tuple[int, int]] = {}  # (width, height)

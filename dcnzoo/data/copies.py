@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dcnzoo.data.annotations import Annotations
+from dcnzoo.data.conversion import orientation
 from dcnzoo.utils.checksums import file_digest
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import counted
@@ -47,6 +48,7 @@ class Pictures(NamedTuple):
         paths, sizes: their files and (width, height).
         thumbs: [N, 64], in grey levels.
         dark: those that use at most 12 of 16 bits: OpenCV loads the upper eight.
+        turned: those that their EXIF orientation turns or mirrors.
         several: those with several frames or pages.
     """
 
@@ -54,6 +56,7 @@ class Pictures(NamedTuple):
     sizes: Sequence[tuple[int, int]]
     thumbs: np.ndarray
     dark: Sequence[Path]
+    turned: Sequence[Path]
     several: Sequence[Path]
 
     @property
@@ -67,13 +70,19 @@ def read_pictures(part: Annotations) -> Pictures:
     import cv2
 
     paths, sizes = part.pictures, [(image["width"], image["height"]) for image in part.images]
-    thumbs, dark, several = np.full((len(paths), 64), _UNREADABLE, np.int16), list[Path](), list[Path]()
+    thumbs = np.full((len(paths), 64), _UNREADABLE, np.int16)
+    dark, turned, several = list[Path](), list[Path](), list[Path]()
     for number, picture in enumerate(track(paths, "comparing pictures")):
         is_jpeg = picture.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
         shrinks = is_jpeg and min(sizes[number]) >= _LARGE
         flag = cv2.IMREAD_REDUCED_GRAYSCALE_8 if shrinks else cv2.IMREAD_GRAYSCALE
         try:
             content = np.fromfile(picture, np.uint8)
+            data = content.tobytes()
+            if b"Exif" in data or b"eXIf" in data:
+                with Image.open(picture) as image:
+                    if orientation(image) > 1:
+                        turned.append(picture)
             grey: Any = cv2.imdecode(content, flag)
             if not is_jpeg and grey.max() < 16:
                 deep: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
@@ -87,7 +96,7 @@ def read_pictures(part: Annotations) -> Pictures:
                         several.append(picture)
         except (OSError, AttributeError, cv2.error):
             thumbs[number, 0] -= number % 20_000  # like no other
-    return Pictures(paths, sizes, thumbs, dark, several)
+    return Pictures(paths, sizes, thumbs, dark, turned, several)
 
 
 def near(thumbs: np.ndarray, groups: Sequence[object]) -> Iterator[tuple[int, np.ndarray]]:

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ def find_labelme(tree: Tree) -> list[Part]:
     def parse(own: tuple[Path, ...], split: str, options: ReadOptions) -> CocoBuilder:
         builder = CocoBuilder(options.classes, options.clip, tree.root)
         builder.convert(own, functools.partial(_convert_file, tree, builder, options.extract, split))
+        if joined := sum(len(tree.json[file]["shapes"]) - len(_groups(tree.json[file])) for file in own):
+            builder.repaired.append(f"shapes joined to others with their label and group_id: {joined}")
         return builder
 
     return parts_by_split(files, parse)
@@ -60,15 +63,20 @@ def _convert_file(tree: Tree, conversion: CocoBuilder, extract: Path | None, spl
     if pixels is not None:
         # read again when written: the images of a folder may not fit into memory
         conversion.extracted.append((image, lambda: base64.b64decode(read_json(file)["imageData"])))
-    groups: dict[object, list[tuple[int, dict]]] = {}  # shapes by object
+    for shapes in _groups(content):
+        places = ", ".join(f"shapes[{index}]" for index, _ in shapes)
+        with conversion.refusing(file, what=f"{places}: "):
+            _convert_shapes([shape for _, shape in shapes], conversion)
+
+
+def _groups(content: dict) -> Collection[list[tuple[int, dict]]]:
+    """Return the shapes of each object, with their numbers."""
+    groups: dict[object, list[tuple[int, dict]]] = {}
     for index, shape in enumerate(content["shapes"]):
         group = shape.get("group_id") if isinstance(shape, dict) else None
         key = index if group is None else (str(group), str(shape.get("label")).strip())
         groups.setdefault(key, []).append((index, shape))
-    for shapes in groups.values():
-        places = ", ".join(f"shapes[{index}]" for index, _ in shapes)
-        with conversion.refusing(file, what=f"{places}: "):
-            _convert_shapes([shape for _, shape in shapes], conversion)
+    return groups.values()
 
 
 def _image(

@@ -118,7 +118,8 @@ def convert(
 def _nothing(data: Path, tree: Tree, options: ReadOptions) -> str:
     counts = Counter(file.suffix.lower() or "without ending" for file in tree.files)
     lies = few([f"{number} {suffix}" for suffix, number in counts.most_common()])
-    texts = [*dict.fromkeys(map(str, named_formats(tree, binary=True).values()))]
+    formats = {str(row): file for file, row in reversed(named_formats(tree, binary=True).items())}
+    texts = [f"{file.name}: {text}" for text, file in reversed(formats.items())]
     if predictions := tree.left_out[PREDICTIONS]:
         texts.append(f"{few(predictions, 2)} has predictions, which drop_scores=True uses as annotations")
     if alone := next(filter(has_boxes, tree.ending(".txt")), None):

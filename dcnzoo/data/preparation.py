@@ -29,6 +29,7 @@ VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 _SHOWN = 20  # classes
 _ODD = {  # pictures that are loaded otherwise than one may expect
     "dark": "use at most 12 of 16 bits and are loaded nearly black; multiply their values by 16",
+    "turned": "are turned by their EXIF orientation, which must be that of their annotations",
     "several": "have several frames or pages, of which the first one is used",
 }
 _HINTS = {  # what was done about a problem → how to ask for it
@@ -126,7 +127,7 @@ def _words_of_no_split(tree: Tree, pool: Annotations) -> Iterator[str]:
 
 
 def _described(report: Annotations) -> str:
-    crowds = f" and {counted(report.crowds, 'crowds')}" if report.crowds else ""
+    crowds = f" and {report.crowds} that training ignores" if report.crowds else ""
     counts = [
         counted(report.counts["images"], "pictures"),
         f"{counted(report.counts['annotations'] - report.crowds, 'objects')}{crowds}",
@@ -216,6 +217,9 @@ def check_parts(
             crowds = f"{counted(objects, 'crowds')} or difficult ones, which training ignores"
             got = crowds if objects else "none"
             findings.append(Finding(split, f"expected objects, got {got}", "objects"))
+        if files := report.unlabelled:
+            text = f"{counted(len(files), 'pictures')} without labels are used as empty ones: {few(files, 3)}"
+            findings.append(Finding(split, text, "unlabelled", stops=False))
     for split, each in pictures.items():
         if each.unreadable:  # a training leaves out a few
             text = f"{counted(len(each.unreadable), 'pictures')} cannot be decoded: {few(each.unreadable, 3)}"

@@ -105,7 +105,7 @@ def _with_objects(
     own: dict[int, Counter[int]] = {name: Counter() for name in order}  # objects by class
     left: Counter[int] = Counter()
     for entry in content["annotations"]:
-        if not entry.get("iscrowd"):
+        if not (entry.get("iscrowd") or entry.get("ignore")):
             own[names[entry["image_id"]]][entry["category_id"]] += 1
             left[entry["category_id"]] += 1
     chosen: list[int] = []

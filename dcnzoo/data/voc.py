@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from dcnzoo.data.conversion import MISSING, CocoBuilder, image_size, wrong_size
+from dcnzoo.data.conversion import MISSING, CocoBuilder, image_size, turned_box, wrong_size
 from dcnzoo.data.files import InvalidAnnotation, finite
 from dcnzoo.data.splits import (
     SPLITS,
@@ -106,6 +106,8 @@ def _read(
                 _convert_object(thing, builder, options)
 
     builder.convert(files, convert)
+    if builder.turned:
+        builder.repaired.append(f"box without its rotation (turned): {builder.turned}")
     return builder
 
 
@@ -147,7 +149,7 @@ def _convert_image(
         if stated not in (size, (0, 0)):  # some tools write zeros
             raise InvalidAnnotation(f"<size>: {wrong_size(stated, size, picture)}", _line(element))
     conversion.add_image(picture, size)
-    return tree.findall("object")
+    return [*tree.iter("object")]  # some tools write them inside of <objects>
 
 
 def _convert_object(thing: Element, conversion: CocoBuilder, options: ReadOptions) -> None:
@@ -165,6 +167,10 @@ def _convert_object(thing: Element, conversion: CocoBuilder, options: ReadOption
                 _line(box),
             )
         x1, y1 = x1 - 1, y1 - 1
+    attributes = {each.findtext("name"): each for each in thing.iterfind("attributes/attribute")}
+    if "rotation" in attributes and (angle := _number(attributes["rotation"], "value")) % 360:  # CVAT's
+        x1, y1, x2, y2 = turned_box((x1, y1, x2, y2), angle, conversion.size)
+        conversion.turned += 1
     hard = flags.get("difficult") == 1
     if not (hard and options.difficult == "drop"):
         conversion.add_box(name, (x1, y1, x2, y2), int(hard and options.difficult == "ignore"), **flags)
@@ -180,7 +186,7 @@ def _picture(file: Path, tree: Element, pictures: Tree, split: str) -> Path:
         names += f" or {path_parts(named)[-1]}" if path_parts(named) else ""
         got, kind = " and ".join(path.name for path in paths) or "none", "" if paths else MISSING
         text = f"expected one image {names} in {pictures.root}, found {got}"
-        raise InvalidAnnotation(text, line, kind, 0 if paths else len(tree.findall("object")))
+        raise InvalidAnnotation(text, line, kind, 0 if paths else len([*tree.iter("object")]))
     return paths[0]
 
 

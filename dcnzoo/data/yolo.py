@@ -189,9 +189,9 @@ def _others(
     ]
     _convert(others, names, builder, tree, options.drop_scores)
     # pictures without labels by their stem, and by the folders where their labels would be
-    known, alone = {*labels.values()}, defaultdict[object, list[Path]](list)
-    for path in (picture.absolute() for each in read for picture in each.unlabelled):
-        for key in (normal(path.stem), *(own.parent for own in _candidates(path))):
+    known, alone = {*labels.values()}, defaultdict[str, list[Path]](list)
+    for path in (picture for each in read for picture in each.unlabelled):
+        for key in (normal(path.stem), *(os.path.abspath(own.parent) for own in _candidates(path))):
             alone[key].append(path)
     for file in tree.ending(*UNREAD_PICTURES):
         alone[normal(file.stem)].append(file)
@@ -210,7 +210,7 @@ def _others(
         if len(likely) == 1 and likely[0] not in pairs:
             pairs[likely[0]] = file
             continue
-        if pictures := alone.get(normal(file.stem)) or alone.get(file.parent):
+        if pictures := alone.get(normal(file.stem)) or alone.get(os.path.abspath(file.parent)):
             kind = UNMATCHED
             text += f"; {counted(len(pictures), 'pictures')} beside it have no labels: {few(pictures, 2)}"
         (builder.problems if kind else builder.missing).append(Finding(str(file), text, kind or MISSING))

@@ -111,7 +111,10 @@ def test_a_description_below_does_not_hide_the_rest(tmp_path):
     assert "8 objects of 8 pictures of YOLO" in refused(tmp_path)
     shutil.move(tmp_path / "archive/data.yaml", tmp_path / "data.yaml")
     numbers, text = total(tmp_path)
-    assert numbers == (8, 8) and "3 objects of YOLO: data.yaml does not name them" in text
+    assert (
+        numbers == (8, 8)
+        and "3 objects of YOLO (archive/labels/0000.txt and 2 more): data.yaml does not name them" in text
+    )
 
 
 def test_labels_without_names_beside_a_file_that_has_their_boxes(tmp_path):
@@ -154,7 +157,7 @@ def test_predictions_are_no_annotations(tmp_path):
     counts, _ = prepared(tmp_path, drop_scores=True)
     assert sum(number for number, _ in counts.values()) == 8
     write(tmp_path / "instances.json", coco(part))
-    assert "8 objects of YOLO: predictions" in prepared(tmp_path)[1]
+    assert "8 objects of YOLO (labels/0000.txt and 7 more): predictions" in prepared(tmp_path)[1]
 
 
 @pytest.mark.parametrize("kind", ["marked", "scored", "folder"])
@@ -326,7 +329,9 @@ def test_a_folder_that_does_not_exist_chooses_nothing(tmp_path):
     plain_yolo(tmp_path, names=False)
     plain_yolo(tmp_path / "validation", 3, names=False)
     write(tmp_path / "data.yaml", "train: images\nval: valid/images\nnames: [disc, box, star]\n")
-    assert "3 objects of 3 pictures of YOLO in none" in refused(tmp_path)
+    assert "3 objects of 3 pictures of YOLO (validation/labels/0000.txt and 2 more) in none" in refused(
+        tmp_path
+    )
 
 
 # The random division, and copies
@@ -524,7 +529,7 @@ def test_a_list_of_voc_with_an_exact_path(tmp_path):
     write(tmp_path / "ImageSets/Main/train.txt", "cam1/0000\ncam1/0001\n")
     write(tmp_path / "ImageSets/Main/val.txt", "cam1/0002\ncam1/0003\n")
     counts, text = prepared(tmp_path)
-    assert counts == {"train": (2, 2), "val": (2, 2)} and "4 objects of Pascal VOC: no list" in text
+    assert counts == {"train": (2, 2), "val": (2, 2)} and "): no list" in text
 
 
 # Formats that are not read
@@ -797,3 +802,105 @@ def test_the_group_of_roboflow_is_named(tmp_path):
     write(tmp_path / "_annotations.coco.json", content)
     numbers, text = total(tmp_path)
     assert numbers == (6, 6) and "the class shapes has no objects" in text
+
+
+# What was read wrongly without a word
+
+
+def test_labels_without_pictures_in_a_relative_folder(tmp_path, monkeypatch):
+    plain_yolo(tmp_path / "data")
+    for label in sorted(tmp_path.glob("data/labels/*"))[:3]:
+        label.rename(label.with_name(f"copy_{label.name}"))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data", "../" + tmp_path.name + "/data", tmp_path / "data"):
+        assert "3 pictures beside it have no labels" in refused(Path(folder))
+
+
+def test_other_labels_of_pictures_that_a_description_names(tmp_path):
+    part = plain_yolo(tmp_path)
+    write(tmp_path / "data.yaml", "train: images\nnames: [disc, box, star]\n")
+    yolo(tmp_path / "labels_v2/0000.txt", part["0000.jpg"])
+    assert "YOLO (labels_v2/0000.txt), whose 1 object are in the used files, too" in prepared(tmp_path)[1]
+    yolo(tmp_path / "labels_v2/0000.txt", [(0, 9, 9, 9, 9)])
+    error = refused(tmp_path)
+    assert "1 object of 1 picture of YOLO (labels_v2/0000.txt)" in error and "beside " in error
+    assert total(tmp_path, leave_out=("labels_v2",))[0] == (8, 8)
+
+
+def test_pictures_without_a_file_of_labels_are_counted(tmp_path):
+    plain_yolo(tmp_path)
+    write(tmp_path / "labels/0000.txt", "")
+    (tmp_path / "labels/0001.txt").unlink()
+    assert "1 picture without labels are used as empty" in prepared(tmp_path)[1]
+
+
+def test_objects_of_voc_inside_of_another_element(tmp_path):
+    for name, boxes in noisy(tmp_path / "images", range(6)).items():
+        file = tmp_path / "xml" / name.replace("png", "xml")
+        voc(file, name, boxes)
+        write(
+            file,
+            file.read_text()
+            .replace("<object>", "<objects><object>")
+            .replace("</object>", "</object></objects>"),
+        )
+    assert total(tmp_path)[0] == (6, 6)
+
+
+@pytest.mark.parametrize(("angle", "expected"), [("90.0", [5, 2, 16, 22]), ("0.0", [2, 5, 22, 16])])
+def test_boxes_of_voc_that_cvat_has_turned(tmp_path, angle, expected):
+    rotation = f"<attributes><attribute><name>rotation</name><value>{angle}</value></attribute></attributes>"
+    for name in noisy(tmp_path / "images", range(6)):
+        file = tmp_path / "xml" / name.replace("png", "xml")
+        voc(file, name, [(0, 2, 5, 22, 16)])
+        write(file, file.read_text().replace("</object>", f"{rotation}</object>"))
+    splits, decisions = read_splits(tmp_path, find_parts(tmp_path), ReadOptions())
+    assert {tuple(e["bbox"]) for each in splits.values() for e in each.content["annotations"]} == {
+        tuple(expected)
+    }
+    assert any("box without its rotation (turned): 6" in line for line in decisions) == (angle == "90.0")
+
+
+def test_ignored_objects_of_coco_are_counted(tmp_path):
+    content = coco(noisy(tmp_path, range(6)))
+    for entry in content["annotations"][:2]:
+        entry["ignore"] = 1
+    write(tmp_path / "instances.json", content)
+    assert " that training ignores" in prepared(tmp_path)[1]
+
+
+def test_shapes_that_a_group_joins_are_counted(tmp_path):
+    for name in noisy(tmp_path, range(6)):
+        file = tmp_path / name.replace("png", "json")
+        labelme(file, name, [(0, 2, 3, 9, 9), (0, 20, 20, 9, 9)])
+        edit_json(file, lambda content: [shape.update(group_id=0) for shape in content["shapes"]])
+    numbers, text = total(tmp_path)
+    assert numbers == (6, 6) and "shapes joined to others with their label and group_id: 6" in text
+
+
+def test_pictures_that_exif_turns_are_counted(tmp_path):
+    plain_yolo(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(tmp_path / "images/0000.jpg").save(tmp_path / "images/0000.jpg", exif=exif)
+    assert "1 picture are turned by their EXIF orientation" in prepared(tmp_path)[1]
+
+
+def test_pictures_of_another_split_in_a_file_are_not_called_missing_only(tmp_path):
+    parts = {
+        split: noisy(tmp_path / split, numbers)
+        for split, numbers in (("train", range(5)), ("val", range(5, 8)))
+    }
+    write(tmp_path / "train.json", coco(parts["train"] | parts["val"]))
+    write(tmp_path / "val.json", coco(parts["val"]))
+    counts, text = prepared(tmp_path)
+    assert counts == {"train": (5, 5), "val": (3, 3)}
+    assert "3 with the name of a picture of another split or file" in text
+
+
+def test_a_settings_file_with_the_keys_of_coco(tmp_path):
+    write(tmp_path / "instances.json", coco(noisy(tmp_path / "images", range(6))))
+    write(tmp_path / "config.json", {"images": "images", "annotations": "instances.json"})
+    assert total(tmp_path)[0] == (6, 6)
+    (tmp_path / "instances.json").write_text("{")
+    assert "instances.json: it cannot be read" in refused(tmp_path)
