@@ -1,11 +1,19 @@
 # A function that dist_train.sh and dist_test.sh source.
 # shellcheck shell=bash
 
-# launch PROCESSES SCRIPT [arguments of the script]: by torchrun, as a part of a job on NNODES machines
+set -euo pipefail
+
+# launch train|test N [arguments]: by torchrun, as a part of a job on NNODES machines; the N-th argument is PROCESSES
 launch() {
-    local processes=$1 nodes=${NNODES:-1} rank=${NODE_RANK:-} port=${PORT:-29500} restarts=${MAX_RESTARTS:-0}
-    local address=${MASTER_ADDR:-127.0.0.1} name=$3 word previous='' own=''
-    shift
+    local script=$1 place=$2 nodes=${NNODES:-1} rank=${NODE_RANK:-} port=${PORT:-29500} restarts=${MAX_RESTARTS:-0}
+    local address=${MASTER_ADDR:-127.0.0.1} word previous='' own=''
+    shift 2
+    local name=${1-} processes=${!place-}
+    if ! [[ $processes =~ ^([0-9]+|auto|cpu|gpu)$ ]]; then
+        sed -n 's/^# *tools/usage: tools/p' "$0" >&2
+        exit 2
+    fi
+    set -- "${@:1:place-1}" --launcher pytorch "${@:place+1}"
     # this machine serves the others
     if [ "${rank:-$((nodes - 1))}" -eq 0 ] && (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
         echo "error: port: expected a free one, got $port, which is in use on $(hostname); PORT=… selects another one" >&2
@@ -29,5 +37,5 @@ launch() {
         [ -z "$own" ] || rendezvous+=(--local_addr="$own")
     fi
     exec "${PYTHON:-python}" -m torch.distributed.run --nnodes="$nodes" --nproc_per_node="$processes" \
-        "${rendezvous[@]}" "$@"
+        "${rendezvous[@]}" "$(dirname "$0")/$script.py" "$@"
 }

@@ -3,13 +3,5 @@
 #   [GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5 SRUN_ARGS=…] \
 #       tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of dcnzoo train]
 # GPUS_PER_NODE=0 requests no GPUs (gloo). PORT: on the first node; a different one for each job on that node.
-set -euo pipefail
-if [ $# -lt 4 ] || [[ $4 == -* ]]; then
-    echo "usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [options of dcnzoo train]" >&2
-    exit 2
-fi
-partition=$1 job_name=$2 config=$3 work_dir=$4
-shift 4
-tools=$(dirname "$0")
-. "$tools/slurm.sh"
-launch "$partition" "$job_name" "$tools/train.py" "$config" --work-dir "$work_dir" --launcher slurm "$@"
+. "$(dirname "$0")/slurm.sh"
+launch train --work-dir "$@"
