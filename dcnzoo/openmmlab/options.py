@@ -73,7 +73,8 @@ class RunOptions:
         hooks = cfg.default_hooks
         for name, hook in DEFAULT_HOOKS.items():
             hooks.setdefault(name, ConfigDict(hook))
-        if isinstance(hooks.checkpoint, dict) and hooks.checkpoint.get("type") == "CheckpointHook":
+        kind = hooks.checkpoint.get("type") if isinstance(hooks.checkpoint, dict) else None
+        if str(kind).rpartition(".")[2] == "CheckpointHook":
             hooks.checkpoint["type"] = "AtomicCheckpointHook"
         hooks.pop("channels_last", None)  # of an earlier training in the same work directory
         detector = cfg.get("default_scope", "mmdet") == "mmdet"  # other packages have layers that view maps

@@ -40,6 +40,7 @@ class SavedCheckpoints:
     Attributes:
         template: of the names that the training writes.
         out_dir: setting of the checkpoint hook: they are in its subfolder with the name of ``work_dir``.
+        by_epoch: whether the number is that of an epoch, not of an iteration.
 
     Raises:
         UserError: the names would not tell the number.
@@ -48,6 +49,7 @@ class SavedCheckpoints:
     work_dir: Path
     template: str = "epoch_{}.pth"
     out_dir: str | os.PathLike[str] | None = None
+    by_epoch: bool = True
 
     def __post_init__(self) -> None:
         try:
@@ -66,8 +68,9 @@ class SavedCheckpoints:
         """Return the checkpoints of a training with this config."""
         hook = (cfg.get("default_hooks") or {}).get("checkpoint")
         hook = hook if isinstance(hook, Mapping) else {}
-        default = "epoch_{}.pth" if hook.get("by_epoch", True) else "iter_{}.pth"
-        return cls(Path(cfg.work_dir), hook.get("filename_tmpl") or default, hook.get("out_dir"))
+        by_epoch = hook.get("by_epoch", True)
+        template = hook.get("filename_tmpl") or ("epoch_{}.pth" if by_epoch else "iter_{}.pth")
+        return cls(Path(cfg.work_dir), template, hook.get("out_dir"), by_epoch)
 
     @property
     def is_local(self) -> bool:
@@ -151,11 +154,9 @@ class SavedCheckpoints:
         return [path for path in self.folder.glob("*") if self.number(path.name) is not None]
 
     def after(self, file: Path) -> set[Path]:
-        """Return the checkpoints after one, with those of the best validation; none if it is the last one."""
-        step, numbers = self.step(file), {path: self.number(path.name) or 0 for path in self.files()}
-        if step is None or step >= max(self.numbered(), default=0):
-            return set()  # a best one may be newer: its training writes it again
-        return {path for path, number in numbers.items() if number > step}
+        """Return the checkpoints after one, with those of the best validation."""
+        step = self.step(file)
+        return {path for path in self.files() if step is not None and (self.number(path.name) or 0) > step}
 
     def best(self) -> Path | None:
         """Return the one of the best validation; of several, such as one per metric, that of the last one."""

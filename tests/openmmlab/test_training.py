@@ -661,6 +661,15 @@ def test_batch_size_and_learning_rate():
         TrainOptions(lr=0.1).apply(cfg)
 
 
+@pytest.mark.parametrize(
+    "name", ["CheckpointHook", "mmengine.CheckpointHook", "mmengine.hooks.CheckpointHook"]
+)
+def test_each_name_of_the_checkpoint_hook_is_replaced(name):
+    cfg, _ = schedule(**{"default_hooks.checkpoint.type": name})
+    RunOptions().apply(cfg)
+    assert cfg.default_hooks.checkpoint.type == "AtomicCheckpointHook"
+
+
 def test_patience_and_loggers(monkeypatch):
     cfg, _ = schedule()
     for patience in (3, 4):  # the config of a work directory already has the hook
@@ -757,6 +766,81 @@ def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, sche
         assert validated == [*range(1, 5 if by_epoch else 17)]
 
 
+SAVING = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}
+
+
+def resume_lines(capsys):
+    return re.findall(r"WARNING\S* - resume: (.*)", capsys.readouterr().out)
+
+
+def test_a_resumed_training_has_the_settings_of_its_optimizer(tmp_path, capsys):
+    """Of the config, as those of its schedules; torch would restore the old ones, and lack others."""
+    settings = [
+        {"type": "AdamW", "lr": 0.1},
+        {"type": "Adam", "lr": 0.1, "betas": (0.8, 0.99)},
+        {"type": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True},
+    ]
+    for number, optimizer in enumerate(settings):
+        options = {"custom_hooks": [ScheduleHook()], "optim_wrapper": {"optimizer": optimizer}}
+        runner = make_runner(
+            tmp_path, "other", epochs=number + 1, resume=number > 0, default_hooks=SAVING, **options
+        )
+        runner.train()
+        (group,) = runner.optim_wrapper.param_groups
+        new = getattr(torch.optim, optimizer.pop("type"))([torch.zeros(1)], **optimizer)
+        assert group == {**group, **new.param_groups[0], "params": group["params"]}
+        if number == 1:
+            (line,) = resume_lines(capsys)
+            assert "weight_decay 0.01 → 0" in line and "betas (0.9, 0.999) → (0.8, 0.99)" in line
+
+
+def test_without_its_average_a_resumed_training_has_the_weights_that_were_trained(tmp_path, capsys):
+    average = {"type": "EMAHook", "momentum": 0.1}
+    options = {"values": range(1, 4), "default_hooks": SAVING}
+    trained = make_runner(tmp_path, "average", epochs=2, custom_hooks=[average], **options)
+    trained.train()
+    runner = make_runner(tmp_path, "none", epochs=2, resume=True, **options)
+    runner.register_hook(LoadCheckpointHook(fine_tune=True))
+    runner.train()
+    assert torch.equal(runner.model.weight, trained.model.weight)
+    assert resume_lines(capsys) == ["without EMAHook, the weights are no longer averaged"]
+
+
+@pytest.mark.parametrize(("interval", "epoch"), [(2, 2), (3, 3)])
+def test_checkpoints_by_iterations_in_a_training_by_epochs(tmp_path, capsys, interval, epoch):
+    """The epoch that was cut begins again; one that is complete does not."""
+    saving = {"checkpoint": {**SAVING["checkpoint"], "interval": interval, "by_epoch": False}}
+
+    class Cut(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 9:
+                raise Death
+
+    for resume, hooks in ((False, [Cut()]), (True, [Began()])):
+        cfg = Config({"work_dir": str(tmp_path), "launcher": "none", "default_hooks": saving})
+        cfg.train_cfg = {"max_epochs": 4}
+        if resume:
+            start = choose_start(cfg, True)
+            assert nothing_left(cfg, start) is None, "iterations are no epochs"
+        options = {"default_hooks": saving, "custom_hooks": [*hooks, ScheduleHook()]}
+        runner = make_runner(tmp_path, "by iterations", resume=resume, **options)
+        with contextlib.suppress(Death):
+            runner.train()
+    assert (began(runner), runner.epoch, runner.iter) == (epoch, 4, 12)
+    assert ("epoch 3 begins again" in str(resume_lines(capsys))) == (epoch == 2)
+
+
+def test_gradients_that_a_resumed_training_lacks_are_named(tmp_path, capsys):
+    wrapper = {"optimizer": {"type": "SGD", "lr": 0.1}, "accumulative_counts": 2}
+    lines = []
+    for epochs in (1, 2, 3):  # of three iterations
+        options = {"default_hooks": SAVING, "custom_hooks": [ScheduleHook()], "optim_wrapper": wrapper}
+        runner = make_runner(tmp_path, "sums", epochs=epochs, resume=epochs > 1, **options)
+        runner.train()
+        lines.append(resume_lines(capsys))
+    assert lines == [[], ["the gradients of 1 batch before the checkpoint are lost"], []]
+
+
 @pytest.mark.parametrize("sizes", [0, "3", None])
 def test_sizes_in_a_checkpoint_are_numbers_or_ignored(tmp_path, sizes):
     train = {"default_hooks": {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}}
@@ -792,6 +876,33 @@ def test_patience_counts_the_validations_before_a_resume(tmp_path):
         with contextlib.suppress(Death):
             runner.train()
     assert runner.epoch == 4 and checkpoints(tmp_path)[-1] == "epoch_4.pth"
+
+
+class Bumps(Score):
+    values = (0.1, 0.1, 0.1, 0.5, 0.6, 0.6, 0.6, 0.6)
+
+    def compute_metrics(self, results):
+        type(self).calls += 1
+        return {"score": self.values[self.calls - 1]}
+
+
+def test_a_shorter_patience_counts_from_the_last_better_validation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Bumps, "calls", 0)
+    loop = {"by_epoch": True, "max_epochs": 8, "val_interval": 1}
+    settings = {"train_cfg": loop, "val_evaluator": Evaluator([Bumps()]), "default_hooks": SAVING}
+    for patience, dies_after in ((5, 5), (2, None)):
+        hook = {
+            "type": "PlateauEarlyStoppingHook",
+            "monitor": "score",
+            "rule": "greater",
+            "patience": patience,
+        }
+        hooks = [hook, Dies(dies_after), SummaryHook()]
+        runner = make_runner(tmp_path, "bumps", resume=patience == 2, custom_hooks=hooks, **settings)
+        with contextlib.suppress(Death):
+            runner.train()
+    assert runner.epoch == 7, "two validations after the best one"
+    assert "\nstopped  early by EarlyStoppingHook" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("template", ["last.pth", "{}_{}.pth", "{:x}.pth", "a/{}.pth", "{:,}.pth"])
@@ -837,6 +948,26 @@ def test_logs_of_several_starts(tmp_path, logs, training, validation):
         log.write_text("\n".join(map(json.dumps, [*rows, {"step": steps[-1], "coco/bbox_mAP": 0.5}])))
     history = History.read(tmp_path)
     assert [*history.training] == [*training] and [*history.validation] == validation
+
+
+def test_a_validation_after_the_one_of_the_checkpoint_is_forgotten(tmp_path):
+    """The first training validated after epoch 3; its continuation from epoch 2 does so after 2 and 4."""
+    for hour, rows in enumerate(([(1, 1.0), (2, 1.0), (3, 1.0), (3, None)], [(2, None), (3, 1.0), (4, 1.0)])):
+        log = tmp_path / f"20261025_0{hour}0000/vis_data/scalars.json"
+        log.parent.mkdir(parents=True)
+        texts = [
+            {"step": n, "epoch": n, "loss": loss} if loss else {"step": n, "ap": 0.5} for n, loss in rows
+        ]
+        log.write_text("\n".join(map(json.dumps, texts)))
+    assert [*History.read(tmp_path).validation] == [2]
+
+
+def test_the_best_checkpoint_after_the_last_one_is_of_another_run(tmp_path):
+    """The last one is older if fewer are written than validations run, or if it was damaged."""
+    for name in ("epoch_2.pth", "best_score_epoch_1.pth", "best_score_epoch_3.pth"):
+        (tmp_path / name).touch()
+    saved = SavedCheckpoints(tmp_path)
+    assert saved.after(tmp_path / "epoch_2.pth") == {tmp_path / "best_score_epoch_3.pth"}
 
 
 NO_CHECKPOINT, TRAINED = r"^resume: expected a checkpoint in ", r"^work_dir: .*resume=True.*force=True"

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook, LoggerHook, ParamSchedulerHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook, LoggerHook, ParamSchedulerHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -130,6 +130,7 @@ class AtomicCheckpointHook(CheckpointHook):
         message = [History.read(folder).validation if is_main_process() else {}]
         broadcast_object_list(message)
         for step, metrics in message[0].items():
+            loop.stop_training = False  # a later validation was better, or the patience was smaller
             kinds = (EarlyStoppingHook, CheckpointHook, ParamSchedulerHook)[: 3 if step == now else 1]
             for hook in runner.hooks if step <= now else ():
                 if isinstance(hook, kinds):
@@ -207,6 +208,10 @@ class LoadCheckpointHook(Hook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         source = runner._load_from or (resume if isinstance(resume, str) else "resume")
+        averages = any(isinstance(hook, EMAHook) for hook in runner.hooks)
+        if resume and not averages and "ema_state_dict" in checkpoint:
+            EMAHook()._swap_ema_state_dict(checkpoint)  # those that were trained, in place of the average
+            runner.logger.warning("resume: without EMAHook, the weights are no longer averaged")
         meta = checkpoint.get("meta") or {}
         if resume or not self.fine_tune:
             from dcnzoo.openmmlab.classes import require_order  # needs mmdet, the other hooks do not
@@ -223,7 +228,8 @@ class LoadCheckpointHook(Hook):
             hint="resume=True requires the model of the interrupted training" if resume else PARTIAL_HINT,
         )
         if report:
-            runner.logger.info(f"{source}: {report}")
+            log = runner.logger.warning if self.allow_partial else runner.logger.info
+            log(f"{source}: {report}")
         if resume:
             _require_resumable(runner, checkpoint, source)
         if "state_dict" not in checkpoint:  # the file contains only weights

@@ -66,7 +66,8 @@ class History:
                     if not begun:
                         begun = True
                         _forget(training, step)
-                        _forget(validation, entry.get("epoch", step))
+                        first = entry.get("epoch", step)
+                        validation = {number: row for number, row in validation.items() if number < first}
                     training[step] = {**entry, **loss_parts(entry)}
                 elif metrics := {k: v for k, v in entry.items() if k not in ("step", "time", "data_time")}:
                     validation[step] = metrics

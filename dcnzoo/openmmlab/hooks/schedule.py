@@ -26,8 +26,9 @@ class ScheduleHook(Hook):
     """Require an iteration per epoch; give a resumed training the learning rate of an uninterrupted one.
 
     Checkpoints record the images per optimizer step and the iterations per epoch. If one of them or a setting
-    of the schedules differs, the schedules that the runner has built are stepped to the position of the
-    checkpoint. mmengine would load the old ones: their learning rate, end and length of epochs.
+    of the optimizer or the schedules differs, the schedules that the runner has built are stepped to the
+    position of the checkpoint. mmengine would load the old ones: their learning rate, end and length of
+    epochs, and the old weight decay. An epoch that a checkpoint by iterations has cut begins again.
     """
 
     priority = "LOWEST"
@@ -62,25 +63,33 @@ class ScheduleHook(Hook):
             for name, value in now.items()
             if meta.get(name, value) != value
         ]
+        lost = meta["iter"] % getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+        if type(runner.train_loop) is EpochBasedTrainLoop and (length := meta.get("iterations_per_epoch")):
+            meta["epoch"], rest = divmod(meta["iter"], length)
+            if rest:  # the checkpoint counts iterations
+                changes.append(f"epoch {meta['epoch'] + 1} begins again")
+                meta["iter"] -= rest
         schedules, optimizer = runner.param_schedulers or [], checkpoint.get("optimizer", {})
         is_single = isinstance(schedules, list) and "param_groups" in optimizer  # not of several optimizers
         if is_single:
             new = _settings([each.state_dict() for each in schedules], runner.optim_wrapper.param_groups)
             if new != _settings(checkpoint.get("param_schedulers") or (), optimizer["param_groups"]):
                 changes.append("other schedules")
-        if not changes:
-            return
-        if by_epoch:
+            differences = _differences(optimizer["param_groups"], runner.optim_wrapper.param_groups)
+            changes += dict.fromkeys(differences)
+        ends = range(0)
+        if changes and by_epoch:
             length = now["iterations_per_epoch"]
             meta["iter"] = round(meta["iter"] * length / meta.get("iterations_per_epoch", length))
             ends = range(length, length * meta["epoch"] + 1, length)
-        else:
-            ends = range(0)
-        if is_single:
+        if changes and is_single:
             before = optimizer["param_groups"][0]["lr"]
             _convert(schedules, runner.optim_wrapper.param_groups, meta["iter"], ends, checkpoint)
             changes.append(f"learning rate {before:.3g} → {optimizer['param_groups'][0]['lr']:.3g}")
-        runner.logger.warning(f"resume: {', '.join(changes)}")
+        if lost:  # mmengine adds up gradients across epochs
+            changes.append(f"the gradients of {counted(lost, 'batches')} before the checkpoint are lost")
+        if changes:
+            runner.logger.warning(f"resume: {', '.join(changes)}")
 
 
 def without_effect(runner: Runner) -> Iterator[Finding]:
@@ -168,6 +177,16 @@ def _settings(schedules: Sequence[dict], groups: Sequence[dict]) -> list[object]
     return [rates, *({key: state[key] for key in state if key not in _POSITION} for state in clocked)]
 
 
+def _differences(before: Sequence[dict], after: Sequence[dict]) -> Iterator[str]:
+    """Yield a text for each setting of an optimizer that differs, and that no schedule changes."""
+    for old, new in zip(before, after, strict=False):
+        initial = {key for key in {**old, **new} if key.startswith("initial_")}
+        moving = {"params", "lr", *initial, *(key.removeprefix("initial_") for key in initial)}
+        moving |= {"betas"} if "momentum" in moving else set()
+        for key in (key for key in new if key not in moving and str(old.get(key)) != str(new[key])):
+            yield f"{key} {old.get(key)} → {new[key]}"
+
+
 def _stepped(schedules: Sequence[Any], iterations: int, ends: range) -> Iterator[int]:
     """Step schedules through iterations, and yield the number of each one.
 
@@ -197,14 +216,15 @@ def _convert(
     for _ in _stepped(clocked, iterations, ends):
         pass
     optimizer = checkpoint["optimizer"]
-    names = {schedule.param_name for schedule in clocked} | {"lr"}
+    # of those that depend on a metric, what they have reached stays
+    stays = {"params", *(each.param_name for each in schedules if each not in clocked)}
     saved = list(optimizer["param_groups"])
     if "base_param_settings" in optimizer:
         saved.append(optimizer["base_param_settings"])
     for old, new in zip(saved, groups, strict=True):
-        if len(clocked) < len(schedules):  # the others depend on a metric: what they have reached stays
-            new["lr"] = old["lr"] * new["initial_lr"] / old["initial_lr"]
-        old.update({key: new[key] for name in names for key in new if f"_{key}".endswith(f"_{name}")})
+        if "lr" in stays:
+            old["lr"] *= new["initial_lr"] / old.get("initial_lr", old["lr"])
+        old.update({key: new[key] for key in new.keys() - stays})
     states = dict(enumerate(checkpoint.get("param_schedulers") or ()))
     checkpoint["param_schedulers"] = [
         schedule.state_dict() if schedule in clocked else states.get(number, schedule.state_dict())

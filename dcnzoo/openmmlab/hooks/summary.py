@@ -95,6 +95,8 @@ class SummaryHook(Hook):
         folder = Path(runner.work_dir)
         files = runner.message_hub.runtime_info.get("best_ckpt"), last_checkpoint(folder)
         lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
+        if getattr(runner.train_loop, "stop_training", False):
+            lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
         known = History.read(folder).validation
         if step := best_of(known, Path(files[0] or "").name):
             aps = ", ".join(f"{label} {known[step][key]:.3f}" for key, label in labels(known[step]).items())
@@ -172,7 +174,7 @@ def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
 
 def best_of(known: Mapping[int, Mapping[str, float]], file: str) -> int | None:
     """Return the validation of the best checkpoint; if none is saved, the first one with the highest AP."""
-    saved = [int(digits) for digits in re.findall(r"\d+", file) if int(digits) in known]
+    saved = [int(digits) if int(digits) in known else None for digits in re.findall(r"\d+", file)]
 
     def ap(step: int) -> float:
         values = {label: known[step][key] for key, label in labels(known[step]).items()}

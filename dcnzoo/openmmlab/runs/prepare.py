@@ -54,7 +54,7 @@ def nothing_left(cfg: Config, start: Start) -> str | None:
     if not (start.resumes and start.file and end):
         return None
     done, folder = saved.step(Path(start.file)), saved.log_folder(start.file)
-    if done is None or done < end:
+    if done is None or done < end or (units == "epochs") != saved.by_epoch:
         return None
     is_due = cfg.get("val_cfg") and loop.get("val_begin", 1) <= done == end
     if is_due and done not in History.read(folder).validation:  # it runs now
