@@ -126,6 +126,7 @@ class Numbers(Dataset):
         return {"inputs": torch.tensor([float(self.values[index])])}
 
 
+SAVING = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}
 WITHOUT_VALIDATION = dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
 
 
@@ -353,6 +354,22 @@ def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, capsys
     Score.calls = 5
     train(tmp_path, "over", resume=True, best=True)
     assert Score.calls == 5, "what is done is not done again"
+
+
+class Shifted(Score):
+    def compute_metrics(self, results):
+        score = super().compute_metrics(results)["score"]
+        return {"score": score + 10, "other": score}
+
+
+@pytest.mark.parametrize("first", [Shifted(), Score()])
+def test_a_resumed_training_saves_the_best_of_its_own_metric(tmp_path, first):
+    """The score of the metric before is higher, and its validation may not have measured this one."""
+    for metric, epochs, evaluator in (("score", 2, first), ("other", 4, Shifted())):
+        hook = {**SAVING["checkpoint"], "save_best": metric, "rule": "greater"}
+        options = {"default_hooks": {"checkpoint": hook}, "val_evaluator": Evaluator([evaluator])}
+        make_runner(tmp_path, metric, epochs=epochs, resume=epochs > 2, **options).train()
+    assert checkpoints(tmp_path)[:2] == ["best_other_epoch_4.pth", "best_score_epoch_2.pth"]
 
 
 class Falling(Score):
@@ -764,9 +781,6 @@ def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, sche
     for folder in ("resumed", "uninterrupted"):
         validated = [*History.read(tmp_path / folder).validation]
         assert validated == [*range(1, 5 if by_epoch else 17)]
-
-
-SAVING = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}
 
 
 def resume_lines(capsys):

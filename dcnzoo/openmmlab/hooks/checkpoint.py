@@ -102,6 +102,11 @@ class AtomicCheckpointHook(CheckpointHook):
         info = runner.message_hub.runtime_info
         if "keep_ckpt_ids" in info:  # the parent class puts them into names of files that it removes
             info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if type(step) is int]
+        name = os.path.basename(str(info.get("best_ckpt")))
+        files = [name.removeprefix(f"best_{metric}_".replace("/", "_")) for metric in self._metrics()]
+        if files and all(file == name or self._saved.number(file) is None for file in files):
+            for key in ("best_ckpt", "best_score"):  # of another metric
+                info.pop(key, None)
         super().before_train(runner)
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):  # no epoch ends
             runner.log_processor.by_epoch = False
@@ -114,6 +119,10 @@ class AtomicCheckpointHook(CheckpointHook):
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
             if runner._resume and runner._load_from and self._saved.has(runner._load_from):
                 write_text(pointer, os.path.abspath(runner._load_from))  # those after it are of another run
+
+    def _metrics(self) -> set[str]:
+        """Return the metrics whose best checkpoints are saved, those that are known before a validation."""
+        return {*self.key_indicators} - {"auto"} if self.save_best else set()
 
     def validate_first(self, runner: Runner) -> None:
         """Repeat the effects of the validation that followed the checkpoint, if there was one.
@@ -129,6 +138,8 @@ class AtomicCheckpointHook(CheckpointHook):
         folder = self._saved.log_folder(file) if file else Path(runner.work_dir)
         message = [History.read(folder).validation if is_main_process() else {}]
         broadcast_object_list(message)
+        if not self._metrics() <= message[0].get(now, {}).keys():
+            message[0].pop(now, None)  # it measured others
         for step, metrics in message[0].items():
             loop.stop_training = False  # a later validation was better, or the patience was smaller
             kinds = (EarlyStoppingHook, CheckpointHook, ParamSchedulerHook)[: 3 if step == now else 1]
