@@ -883,13 +883,20 @@ def test_patience_counts_the_validations_before_a_resume(tmp_path):
     loop = {"by_epoch": True, "max_epochs": 9, "val_interval": 1}
     saving = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}
     settings = {"train_cfg": loop, "val_evaluator": Evaluator([NoProgress()]), "default_hooks": saving}
-    for name, dies_after in (("first", 2), ("second", 3), ("third", None), ("ended", None)):
+    for folder, dies_after, start in (
+        ("a", 2, ""),
+        ("b", 3, "a/epoch_2.pth"),
+        ("b", None, ""),
+        ("b", None, ""),
+    ):
+        options = {"resume": folder == "b", "load_from": str(tmp_path / start) if start else None}
         runner = make_runner(
-            tmp_path, name, resume=name != "first", custom_hooks=[hook, Dies(dies_after)], **settings
+            tmp_path / folder, folder, custom_hooks=[hook, Dies(dies_after)], **settings, **options
         )
         with contextlib.suppress(Death):
             runner.train()
-    assert runner.epoch == 4 and checkpoints(tmp_path)[-1] == "epoch_4.pth"
+    assert runner.epoch == 4 and checkpoints(tmp_path / "b")[-1] == "epoch_4.pth"
+    assert [*History.read(tmp_path / "b").validation] == [1, 2, 3, 4]
 
 
 class Bumps(Score):

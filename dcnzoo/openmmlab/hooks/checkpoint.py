@@ -141,11 +141,14 @@ class AtomicCheckpointHook(CheckpointHook):
         if not self._metrics() <= message[0].get(now, {}).keys():
             message[0].pop(now, None)  # it measured others
         for step, metrics in message[0].items():
+            if step > now:
+                continue
             loop.stop_training = False  # a later validation was better, or the patience was smaller
             kinds = (EarlyStoppingHook, CheckpointHook, ParamSchedulerHook)[: 3 if step == now else 1]
-            for hook in runner.hooks if step <= now else ():
-                if isinstance(hook, kinds):
-                    hook.after_val_epoch(runner, metrics=metrics)
+            for hook in (hook for hook in runner.hooks if isinstance(hook, kinds)):
+                hook.after_val_epoch(runner, metrics=metrics)
+            if os.path.realpath(folder) != os.path.realpath(runner.work_dir):  # the next resume reads it here
+                runner.visualizer.add_scalars(metrics, step=step)
         if now not in message[0]:
             loop._decide_current_val_interval()
             if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end):
