@@ -47,7 +47,7 @@ class OwnData:
 
     Attributes:
         config: a config that trains on the data.
-        epochs: of a training that :func:`prepare` has chosen; None: those of the config.
+        epochs: that :func:`prepare` has chosen, or of the training that resumes; None: those of the config.
         decisions: one line for each choice.
         moved: settings of a training's config with which it uses pictures in another folder.
     """
@@ -92,7 +92,7 @@ def prepare(
         own = _write(data, work_dir, new, model, options)
         if resumes:
             folder = _data_of(work_dir)
-            own.config, own.moved = _compared(data, folder, new, own.config, model is not None)
+            own.config, own.moved, own.epochs = _compared(data, folder, new, own.config, model is not None)
         else:
             folder = numbered(work_dir / "data", lambda folder: _different(folder, new) is None)
             own.config = folder / own.config.name
@@ -147,8 +147,12 @@ def _data_of(work_dir: Path) -> Path:
 
 def _compared(
     data: Path, folder: Path, new: Path, config: Path, has_model: bool
-) -> tuple[Path, dict[str, str]]:
-    """Require that a folder has the new annotations; return its config, and settings for moved pictures."""
+) -> tuple[Path, dict[str, str], int | None]:
+    """Require that a folder has the new annotations.
+
+    Returns:
+        Its config, settings for moved pictures, and the epochs of the training.
+    """
     file, last = _different(folder, new, "*.json"), resolve(folder.parent).config
     first = min(folder.glob("*.py"), key=lambda path: (path.name != config.name, path), default=last)
     # a training that was continued has the newest places in its work directory
@@ -169,7 +173,7 @@ def _compared(
         before = [dataset_of(each, loader)[1].data_prefix.img for each in (old, newest)]
         if {*map(os.path.realpath, before)} != {os.path.realpath(images)}:
             moved[".".join((loader, *keys, "data_prefix.img"))] = images
-    return first, moved
+    return first, moved, newest.train_cfg.get("max_epochs")
 
 
 _VERSION = re.compile(rb"(?<=written by dcnzoo )[^\"\n]*")

@@ -333,6 +333,8 @@ def test_data_that_have_moved(tmp_path, name):
     config = prepare(data, work, SMALL_BOXES).config  # another model than the default
     pretend_to_train(work)
     assert moved_data(data, work) == {}
+    epochs = read_config_file(config).train_cfg.max_epochs
+    assert prepare(data, work, resumes=True).epochs == epochs, "not those of the default model"
     moved.parent.mkdir()
     data.rename(moved)
     (work / "data/mine.py").write_text("_base_ = './run.py'\n")
