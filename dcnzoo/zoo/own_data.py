@@ -105,7 +105,8 @@ def prepare(
         shutil.rmtree(new, ignore_errors=True)
         with contextlib.suppress(OSError):  # it has files
             work_dir.rmdir()
-    own.decisions = [line.replace(str(new), str(folder)) for line in own.decisions]
+    lines = (line.replace(str(new), str(folder)) for line in own.decisions)
+    own.decisions = [line for line in lines if not (resumes and line.startswith("model "))]
     return own
 
 

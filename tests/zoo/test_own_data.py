@@ -334,7 +334,9 @@ def test_data_that_have_moved(tmp_path, name):
     pretend_to_train(work)
     assert moved_data(data, work) == {}
     epochs = read_config_file(config).train_cfg.max_epochs
-    assert prepare(data, work, resumes=True).epochs == epochs, "not those of the default model"
+    resumed = prepare(data, work, resumes=True)
+    assert resumed.epochs == epochs, "not those of the default model"
+    assert not any(line.startswith("model ") for line in resumed.decisions)
     moved.parent.mkdir()
     data.rename(moved)
     (work / "data/mine.py").write_text("_base_ = './run.py'\n")
