@@ -175,6 +175,23 @@ def test_int8_with_soft_nms(tmp_path):
     compare(Session(path), original, within=(2.0, 0.05))
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_int8_kernels_do_not_saturate(tmp_path, runtime):
+    """CPUs without VNNI add two products in 16 bits: weights of 8 bits cost 16 % of this output."""
+    pytest.importorskip(runtime)
+    layers = (nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    model, path = nn.Sequential(*layers), tmp_path / "model.onnx"
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, 0.5, 1)
+    x = torch.rand(1, 3, 9, 9) / 2 + 0.5
+    export_onnx(model, (x,), path, input_names=["input"], output_names=["output"])
+    to_int8(path, [{"input": x.numpy()}])
+    tensors = (t for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.INT8)
+    assert 60 < max(np.abs(onnx.numpy_helper.to_array(tensor)).max() for tensor in tensors) <= 64
+    with torch.no_grad():
+        np.testing.assert_allclose(Session(path, runtime)(x.numpy())["output"], model(x), rtol=0.02)
+
+
 def test_quantisers_of_others_leave_out_coordinates(tmp_path):
     """The nodes of gathers have a prefix: int8 coordinates cost ten times the error of the layers."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
