@@ -42,10 +42,18 @@ class Features(tuple[Tensor, ...]):
 
     strides: tuple[int, ...]
 
-    def __new__(cls, maps: Sequence[Tensor], height: int) -> "Features":
+    def __new__(cls, maps: Sequence[Tensor], size: Sequence[int]) -> "Features":
         features = super().__new__(cls, maps)
-        features.strides = tuple(round(height / each.shape[-2]) for each in maps)
+        features.strides = tuple(_stride(size, each.shape[-2:]) for each in maps)
         return features
+
+
+def _stride(size: Sequence[int], map_size: Sequence[int]) -> int:
+    """Return the power of two by which the size, rounded up, gives that of a map, if there is one."""
+    for stride in (2**i for i in range(12)):
+        if all((n + stride - 1) // stride == m for n, m in zip(size, map_size, strict=True)):
+            return stride
+    return round(size[0] / map_size[0])
 
 
 class TorchDetector(BaseDetector):
@@ -125,7 +133,7 @@ class TorchDetector(BaseDetector):
         model: Model = copies[self.model]
         with torch.no_grad(), stores(copies):
             data = model.data_preprocessor(pseudo_collate([inputs]))
-            return Features(model.extract_feat(data["inputs"]), data["inputs"].shape[-2])
+            return Features(model.extract_feat(data["inputs"]), data["inputs"].shape[-2:])
 
     @functools.cached_property
     def _pipeline(self) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -29,7 +29,7 @@ from dcnzoo.detect.tiles import merge, windows
 from dcnzoo.detect.timing import Timing, fastest, overlaps
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.openmmlab.checkpoints import load_file
-from dcnzoo.openmmlab.detector import TorchDetector
+from dcnzoo.openmmlab.detector import Features, TorchDetector
 from dcnzoo.utils import fetch
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.marks import is_of_detector, mark_of
@@ -360,6 +360,15 @@ def test_features(detector, folder):
         assert feature.shape[:2] == (1, detector.model.neck.out_channels) and following == 2 * stride
     text = repr(detector)
     assert "\n" not in text and "MaskRCNN" in text and "cpu" in text and detector.names[0] in text
+
+
+@pytest.mark.parametrize(
+    ("size", "strides"), [((250, 333), (8, 16, 32, 64)), ((33, 65), (4, 8, 16, 32)), ((130, 40), (64, 128))]
+)
+def test_strides_of_a_size_that_they_do_not_divide(size, strides):
+    maps = [torch.zeros(1, 1, *(-(-n // stride) for n in size)) for stride in strides]
+    assert Features(maps, size).strides == strides
+    assert Features([torch.zeros(1, 1, 37, 37)], (518, 518)).strides == (14,), "patches of 14 pixels"
 
 
 def test_unknown_labels_are_numbers():
