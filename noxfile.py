@@ -195,16 +195,18 @@ EXECUTORCH = ("pytorch-tokenizers==1.5.0", "tabulate==0.10.0", "torchao==0.18.0"
 def runtimes(session: Session) -> None:
     """Compare exported detectors in runtimes of phones and boards: docs/benchmarks/runtimes.md."""
     use_venv(session)
+    folder = Path(session.create_tmp()).resolve()
+    litert = folder / "litert"
+    # onnx2tf needs Python 3.12. virtualenv tries each one on the PATH: a shim of pyenv may not run
+    session.run_install(PYTHON, "-m", "virtualenv", "--quiet", "--python", ">=3.12", litert, external=True)
+    session.run_install(litert / "bin/pip", "install", "--quiet", "onnx2tf==2.6.9", external=True)
     # without their requirements: some need other versions of what .venv has
     session.install("--no-deps", *PHONES, *EXECUTORCH)
-    folder = Path(session.create_tmp()).resolve()
     session.run(PYTHON, "-m", "benchmarks.runtimes", "make", folder, external=True)
     for runtime in ("mnn", "executorch", "tract", "ncnn"):
         session.run("python", "-m", "benchmarks.runtimes", "run", runtime, folder)
-    litert = folder / "litert"  # onnx2tf needs Python 3.12
-    session.run_install("python3.12", "-m", "venv", litert, external=True)
-    session.run_install(litert / "bin/pip", "install", "-q", "onnx2tf==2.6.9", external=True)
     session.run(litert / "bin/python", "-m", "benchmarks.runtimes", "run", "litert", folder, external=True)
+    test(session, "tests/export/test_targets.py")
     page = "docs/benchmarks/runtimes.md"
     session.run(PYTHON, "-m", "benchmarks.runtimes", "table", folder, page, external=True)
 
