@@ -157,7 +157,17 @@ def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any)
             return _run(operator, key, compiled, keyset, call)
     if kernel == COMPILED:
         return _run_compiled(compiled, keyset, call)
-    if compiled is None:  # otherwise DCNZOO_BACKEND=reference, which is asked for
+    return run_plain(operator, key, call)
+
+
+def has_kernels(operator: Operator, key: str) -> bool:
+    """Whether a call on a device may run more than plain PyTorch."""
+    is_loaded = key.lower() in _library.loaded
+    return backend != "reference" and (is_loaded or (operator.fused and _triton_runs_on(key)))
+
+
+def run_plain(operator: Operator, key: str, call: Any) -> Result:
+    if backend != "reference" and key.lower() not in _library.loaded:
         _warn(key)
     check(operator, call)
     return _no_views(operator.reference(*call))
@@ -222,29 +232,24 @@ def register(operator: Operator) -> None:
     any time.
     """
     for key in DEVICES:
-        is_loaded, may_fuse = key.lower() in _library.loaded, operator.fused and _triton_runs_on(key)
         has_choice = (
             backend == "reference"
-            or not is_loaded
+            or key.lower() not in _library.loaded
             or (operator.in_order is not None and key == "CUDA")
-            or (may_fuse and _may_be_fused(operator))
+            or (operator.fused and _triton_runs_on(key) and _may_be_fused(operator))
         )
         if has_choice:
             choose_at_every_call(operator, key)
-        only_plain = backend == "reference" or not (is_loaded or may_fuse)
-        if only_plain and operator.backward is not None and not operator.is_backward:
-            # autograd differentiates what runs, which takes half of the time of the operator's derivative
-            choose_at_every_call(operator, key, f"Autograd{key}")
 
 
 def _may_be_fused(operator: Operator) -> bool:
     return backend == "fused" or (operator.forward_name == "deform_conv" and available.any_listed())
 
 
-def choose_at_every_call(operator: Operator, key: str, at: str = "") -> None:
+def choose_at_every_call(operator: Operator, key: str) -> None:
     with warnings.catch_warnings():  # it may replace the compiled kernel
         warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
-        _library.implementations.impl(operator.name, kernel_of(operator, key), at or key, with_keyset=True)
+        _library.implementations.impl(operator.name, kernel_of(operator, key), key, with_keyset=True)
 
 
 @cache

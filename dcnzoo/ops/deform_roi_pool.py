@@ -58,7 +58,7 @@ def _fake(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio
 
 
 def _reference(input, rois, offset, output_h, output_w, *sampling):
-    return reference.deform_roi_pool(input, rois, offset, (output_h, output_w), *sampling)
+    return reference.deform_roi_pool(input, rois.detach(), offset, (output_h, output_w), *sampling)
 
 
 OPERATOR = Operator(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcnzoo.ops._arguments import memory_format
 from dcnzoo.ops.geometry import deform_attn_points, output_size, sampling_points
 
 # Limit of a bin's samples along an axis, as in ops/common/roi_math.h. A RoI that needs more gives zeros.
@@ -118,7 +119,7 @@ def deform_conv(
     out = out.reshape(batch, weight.shape[0], *out_size)
     if bias is not None:
         out = out + bias.to(accumulate).view(1, -1, *[1] * rank)
-    return out.to(input.dtype)
+    return out.to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
 def deform_conv_transpose(
@@ -164,7 +165,7 @@ def deform_conv_transpose(
     out = spread_multilinear(columns, points, out_size).reshape(batch, outputs, *out_size)
     if bias is not None:
         out = out + bias.to(accumulate).view(1, -1, *[1] * rank)
-    return out.to(input.dtype)
+    return out.to(input.dtype).contiguous(memory_format=memory_format(input))
 
 
 def deform_roi_pool(

@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from . import checks, flops, reference
 from ._arguments import Int2, check_tensors, pair, shape_text
@@ -143,8 +142,7 @@ def _at_maxima(
 def _reference(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned):
     mode = "max" if pool_mode == _MAX else "avg"
     sampling = (spatial_scale, sampling_ratio, mode, aligned)
-    rois = unpack_dual(rois).primal  # they have no derivative
-    output, *maxima = reference.roi_align_and_maxima(input, rois, (output_h, output_w), *sampling)
+    output, *maxima = reference.roi_align_and_maxima(input, rois.detach(), (output_h, output_w), *sampling)
     wide = torch.promote_types(input.dtype, torch.float32)
     return output, *(maxima or (input.new_empty(0, dtype=wide) for _ in "yx"))
 
@@ -185,8 +183,7 @@ def _fake_rotated(input, rois, output_h, output_w, *options):
 
 
 def _reference_rotated(input, rois, output_h, output_w, *options):
-    rois = unpack_dual(rois).primal  # they have no derivative
-    return reference.roi_align_rotated(input, rois, (output_h, output_w), *options)
+    return reference.roi_align_rotated(input, rois.detach(), (output_h, output_w), *options)
 
 
 ROTATED = Operator(

@@ -53,6 +53,27 @@ for operator in op_cases.operators():
     python_with_torch(code, DCNZOO_BACKEND="reference")
 
 
+def test_reference_is_one_operator_to_others():
+    """A trace has the operator; RoIs get no gradient, and other tensors always do, also without RoIs."""
+    code = """
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from tests import op_cases
+for operator in op_cases.operators():
+    sample = operator.forms()[0].leaves()
+    trace = make_fx(lambda given: operator.call(sample.with_given(given)))(sample.given)
+    assert any("dcnzoo" in str(node.target) for node in trace.graph.nodes), operator.name
+    if "roi" in operator.name:
+        for number in (1, 0):
+            maps, *of_rois = (tensor.detach() for tensor in sample.tensors)
+            tensors = [tensor.requires_grad_() for tensor in (maps, *(t[:number] for t in of_rois))]
+            output = operator.call(op_cases.Sample("", tuple(tensors), sample.kwargs))
+            gradients = torch.autograd.grad(output.sum(), tensors, allow_unused=True)
+            assert [g is None for g in gradients] == [i == 1 for i in range(len(tensors))], operator.name
+"""
+    python_with_torch(code, DCNZOO_BACKEND="reference")
+
+
 def test_tf32_only_where_torch_allows_it():
     before = torch.backends.cuda.matmul.allow_tf32
     try:
