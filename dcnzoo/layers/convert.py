@@ -472,11 +472,14 @@ class _FirstForward:
             self.called.clear()
 
     def finish(self, model: nn.Module, arguments: object, output: object) -> None:
-        unseen = any(isinstance(m, torch.jit.ScriptModule) or m._compiled_call_impl for m in model.modules())
-        if torch.compiler.is_compiling() or unseen or model.training not in self.modes:
+        if torch.compiler.is_compiling() or model.training not in self.modes:
+            return
+        modules = dict(model.named_modules(remove_duplicate=False))
+        if any(isinstance(m, torch.jit.ScriptModule) or m._compiled_call_impl for m in modules.values()):
             return
         self.modes.remove(model.training)
-        if names := [name for name in self.layers.values() if name not in self.called]:
+        packs = {name for name, module in modules.items() if isinstance(module, packed._Pack)}
+        if names := [name for name in self.layers.values() if name in packs - self.called]:
             warnings.warn(f"to_deformable: {_not_used(names, model.training)}", stacklevel=2)
         if not self.modes:
             self.forget(*self.layers)

@@ -31,14 +31,15 @@ LEAST_PIXELS, LEAST_PRODUCTS = 256, 2**23
 def view(model: nn.Module) -> Copies:
     """Copy a model's modules for inference; parameters, buffers and hooks are shared with the model.
 
-    The copies are in evaluation mode. They belong to the caller, who can change them.
+    They belong to the caller, who can change them. They have the modes of their modules, but are all in
+    evaluation if the model is in training.
     """
     copies: Copies = {}
     for module in model.modules():
         copies[module] = module
         if not isinstance(module, torch.jit.ScriptModule):
             copies[module] = copy = object.__new__(type(module))
-            copy.__dict__.update(module.__dict__, training=False)
+            copy.__dict__.update(module.__dict__, training=module.training and not model.training)
     for module, copy in copies.items():
         if copy is not module:
             children = module._modules.items()
@@ -136,7 +137,8 @@ class Layers:
 
     def is_norm(self, module: Any) -> bool:
         """Whether the weights of a convolution can contain the module."""
-        return same_as(module, (nn.BatchNorm2d,)) is not None and module.running_mean is not None
+        is_batch_norm = same_as(module, (nn.BatchNorm2d,)) is not None and module.running_mean is not None
+        return is_batch_norm and not self.copies[module].training
 
     def is_activation(self, module: nn.Module) -> bool:
         return self._lookup(UNARY, module) is not None

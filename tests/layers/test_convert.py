@@ -515,6 +515,8 @@ def test_no_warning_of_layers_that_are_called_in_another_way():
         model(x)
         dcnzoo.fused(network().eval())(x)
         torch.save(network(), io.BytesIO())
+        dcnzoo.from_deformable(model := network())
+        model(x)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

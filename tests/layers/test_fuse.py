@@ -215,6 +215,19 @@ def test_layers(layers):
             torch.testing.assert_close(copies[model](x), model(x))
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_layer_that_trains_in_a_model_in_evaluation(number):
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Dropout()).eval()
+    model[number].train()
+    expected, x = copy.deepcopy(model), torch.randn(2, 4, 7, 9)
+    outputs = []
+    for network in (expected, dcnzoo.fused(model)):
+        torch.manual_seed(0)
+        outputs.append(network(x))
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(model[1].running_mean, expected[1].running_mean)
+
+
 def test_residual_blocks():
     """The sum is part of the last convolution, and no map that others may have kept is overwritten."""
     model = nn.Sequential(block(8, stride=1), block(8, stride=2), nn.Identity(), block(8, stride=1))
