@@ -110,17 +110,11 @@ def _compose(layer: Any, norm: Any, activation: Any) -> Layer:
 class Layers:
     """Makes the fused layers of one view."""
 
-    def __init__(
-        self,
-        copies: Copies,
-        blocks: Mapping[type, Callable],
-        equal: Mapping[type, type],
-        weights: Any,
-    ) -> None:
-        self.copies, self._blocks, self._equal, self._weights = copies, blocks, equal, weights
+    def __init__(self, copies: Copies, fuser: "Fuser") -> None:
+        self.copies, self._fuser = copies, fuser
 
     def _lookup(self, table: Mapping[type, Any], module: nn.Module) -> Any:
-        return table.get(same_as(module, table, self._equal))
+        return table.get(same_as(module, table, self._fuser.equal))
 
     def kernel(self, layer: Any) -> Callable[..., Tensor] | None:
         """Return the function that computes the layer with other weights, if there is one."""
@@ -133,7 +127,7 @@ class Layers:
 
     def block(self, module: nn.Module) -> Callable[[Any, "Layers"], Layer | None]:
         """Return the function that fuses the module."""
-        return self._lookup(self._blocks, module) or single
+        return self._lookup(self._fuser.blocks, module) or single
 
     def is_norm(self, module: Any) -> bool:
         """Whether the weights of a convolution can contain the module."""
@@ -211,13 +205,13 @@ class Layers:
         statistics = [] if norm is None else [norm.running_mean, norm.running_var, norm.weight, norm.bias]
         key = (dtype, None if norm is None else norm.eps)
         numbers = _numbers(weight, bias, *statistics)
-        stored = self._weights.get(layer)
+        stored = self._fuser.weights.get(layer)
         if stored is None or stored[0] != key or not torch.equal(stored[1], numbers):
             if norm is not None:
                 mean, variance, scale, shift = statistics
                 weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
             bias = None if bias is None else bias.detach().to(dtype)
-            stored = self._weights[layer] = (key, numbers, (weight.detach().to(dtype), bias))
+            stored = self._fuser.weights[layer] = (key, numbers, (weight.detach().to(dtype), bias))
         return stored[2]
 
 
@@ -283,11 +277,11 @@ class Fuser:
         blocks: Mapping[type, Callable[[Any, Layers], Layer | None]],
         equal: Mapping[type, type],
     ) -> None:
-        self._blocks, self._equal = {nn.Sequential: sequential, **blocks}, equal
-        self._weights: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
+        self.blocks, self.equal = {nn.Sequential: sequential, **blocks}, equal
+        self.weights: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple:  # copies and pickles are without the stored weights
-        return Fuser, (self._blocks, self._equal)
+        return Fuser, (self.blocks, self.equal)
 
     def fuse(self, copies: Copies) -> int:
         """Fuse the layers of a view, and return the number of modules with another ``forward``.
@@ -297,7 +291,7 @@ class Fuser:
         """
         if private.has_any_global_hook():
             return 0
-        layers = Layers(copies, self._blocks, self._equal, self._weights)
+        layers = Layers(copies, self)
         for module, copy in copies.items():
             forward = layers.block(module)(module, layers)
             if forward is not None and "forward" not in copy.__dict__:

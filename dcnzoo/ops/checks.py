@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import shape_text
+from .geometry import output_size, transposed_size
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST = 2**31 - 1  # of a number: keeps the arithmetic on sizes within 64 bits
@@ -101,14 +102,12 @@ class Checks:
 
     def output_size(self, first: int, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
         """The size of a convolution's output; ``first`` is the input's first spatial axis."""
-        result = []
-        for axis, (n, k) in enumerate(zip(size, kernel, strict=True)):
-            pad, spread = self.call.padding[axis], self.call.dilation[axis]
+        stride, padding, dilation = self.call.stride, self.call.padding, self.call.dilation
+        for axis, (n, k, pad, spread) in enumerate(zip(size, kernel, padding, dilation, strict=True)):
             least = spread * (k - 1) + 1 - 2 * pad
             what = f"(kernel {k}, dilation {spread}, padding {pad})"
             self.require(n >= least, "input", f"size at least {least} on axis {axis + first} {what}", n)
-            result.append((n - least) // self.call.stride[axis] + 1)
-        return result
+        return output_size(size, kernel, stride, padding, dilation)
 
 
 def _type_name(tensor: Tensor) -> str:
@@ -159,11 +158,12 @@ def deform_conv_transpose(call: Any) -> None:
     sizes = check.sizes
     check.tensor("weight", "C, width+, *kernel+")
     check.numbers(["output_padding"])
-    for axis, (size, kernel) in enumerate(zip(sizes["in"], sizes["kernel"], strict=True)):
+    geometry = (call.stride, call.padding, call.output_padding, call.dilation)
+    outputs = transposed_size(sizes["in"], sizes["kernel"], *geometry)
+    for axis, (size, kernel, out) in enumerate(zip(sizes["in"], sizes["kernel"], outputs, strict=True)):
         step, behind = call.stride[axis], call.output_padding[axis]
         expected = f"less than stride {shape_text(call.stride)}"
         check.require(behind < step, "output_padding", expected, shape_text(call.output_padding))
-        out = (size - 1) * step - 2 * call.padding[axis] + call.dilation[axis] * (kernel - 1) + behind + 1
         numbers = f"kernel {kernel}, stride {step}, padding {call.padding[axis]}, output_padding {behind}"
         expected = f"a size that gives an output of at least 1 on axis {axis + 2} ({numbers}, "
         expected += f"dilation {call.dilation[axis]})"

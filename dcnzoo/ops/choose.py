@@ -231,19 +231,16 @@ def register(operator: Operator) -> None:
     kernel may run. Backwards on a GPU always do, because the user may require deterministic algorithms at
     any time.
     """
+    is_listed = operator.forward_name == "deform_conv" and available.any_listed()
     for key in DEVICES:
         has_choice = (
             backend == "reference"
             or key.lower() not in _library.loaded
             or (operator.in_order is not None and key == "CUDA")
-            or (operator.fused and _triton_runs_on(key) and _may_be_fused(operator))
+            or (operator.fused and _triton_runs_on(key) and (backend == "fused" or is_listed))
         )
         if has_choice:
             choose_at_every_call(operator, key)
-
-
-def _may_be_fused(operator: Operator) -> bool:
-    return backend == "fused" or (operator.forward_name == "deform_conv" and available.any_listed())
 
 
 def choose_at_every_call(operator: Operator, key: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import checks, flops, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
 from ._autograd import with_backward
-from .geometry import output_size
+from .geometry import output_size, transposed_size
 from .operator import Operator
 from .register import register
 
@@ -149,12 +149,9 @@ def grad_input_in_order(arguments: Any) -> Tensor:  # [N, C, *in]
     """
     input, grad_output, weight = arguments.input, arguments.grad_output, arguments.weight
     stride, padding, dilation = arguments.stride, arguments.padding, arguments.dilation
-    output_padding = [
-        size - (out - 1) * s + 2 * p - d * (k - 1) - 1
-        for size, out, s, p, d, k in zip(
-            input.shape[2:], grad_output.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True
-        )
-    ]
+    sizes = (grad_output.shape[2:], weight.shape[2:], stride, padding, [0] * len(stride), dilation)
+    pairs = zip(input.shape[2:], transposed_size(*sizes), strict=True)
+    output_padding = [size - least for size, least in pairs]
     gradient = torch.empty_like(input, memory_format=memory_format(input))
     for image in range(input.shape[0]):
         fields = (arguments.offset, arguments.mask)

@@ -12,6 +12,7 @@ from . import _arguments, checks, flops, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
 from ._autograd import in_forward_mode, reference_gradients
 from .deform_conv import _reference as deform_conv_reference
+from .geometry import transposed_size
 from .operator import Operator
 from .register import register
 
@@ -155,14 +156,8 @@ def _deform_conv_transpose(
 
 
 def _fake(input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step):
-    size = [
-        (input.shape[2 + a] - 1) * stride[a]
-        - 2 * padding[a]
-        + dilation[a] * (weight.shape[2 + a] - 1)
-        + output_padding[a]
-        + 1
-        for a in range(len(stride))
-    ]
+    geometry = (stride, padding, output_padding, dilation)
+    size = transposed_size(input.shape[2:], weight.shape[2:], *geometry)
     shape = (input.shape[0], weight.shape[1] * groups, *size)
     return input.new_empty(shape).to(memory_format=memory_format(input))
 

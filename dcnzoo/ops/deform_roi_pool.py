@@ -8,7 +8,7 @@ from ._arguments import Int2, check_tensors
 from ._autograd import with_backward
 from .operator import Operator
 from .register import register
-from .roi_align import bins, bins_and_input, roi_align
+from .roi_align import bins, bins_and_input, fake, roi_align
 
 
 def deform_roi_pool(
@@ -53,10 +53,6 @@ def deform_roi_pool(
     )
 
 
-def _fake(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma):
-    return input.new_empty((rois.shape[0], input.shape[1], output_h, output_w))
-
-
 def _reference(input, rois, offset, output_h, output_w, *sampling):
     return reference.deform_roi_pool(input, rois.detach(), offset, (output_h, output_w), *sampling)
 
@@ -64,7 +60,7 @@ def _reference(input, rois, offset, output_h, output_w, *sampling):
 OPERATOR = Operator(
     "deform_roi_pool",
     reference=_reference,
-    fake=_fake,
+    fake=lambda input, rois, offset, *numbers: fake(input, rois, *numbers),
     check=checks.deform_roi_pool,
     check_numbers=checks.image_numbers,
     flops=flops.pooling,

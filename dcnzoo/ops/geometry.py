@@ -19,6 +19,19 @@ def output_size(
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
 
 
+def transposed_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """The size of the output of a transposed convolution."""
+    axes = zip(size, kernel, stride, padding, output_padding, dilation, strict=True)
+    return [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in axes]
+
+
 def sampling_points(
     offset: Tensor | None,  # (N, G·K·rank, *out)
     kernel: Sequence[int],

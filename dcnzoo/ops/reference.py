@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dcnzoo.ops._arguments import memory_format
-from dcnzoo.ops.geometry import deform_attn_points, output_size, sampling_points
+from dcnzoo.ops.geometry import deform_attn_points, output_size, sampling_points, transposed_size
 
 # Limit of a bin's samples along an axis, as in ops/common/roi_math.h. A RoI that needs more gives zeros.
 MOST_SAMPLES = 1 << 22
@@ -144,10 +144,7 @@ def deform_conv_transpose(
     kernel = weight.shape[2:]
     rank, taps, pixels = len(kernel), math.prod(kernel), math.prod(in_size)
     outputs = weight.shape[1] * groups
-    out_size = [
-        (in_size[a] - 1) * stride[a] - 2 * padding[a] + dilation[a] * (kernel[a] - 1) + output_padding[a] + 1
-        for a in range(rank)
-    ]
+    out_size = transposed_size(in_size, kernel, stride, padding, output_padding, dilation)
     accumulate = torch.promote_types(input.dtype, torch.float32)
     maps = input.to(accumulate).reshape(batch, groups, channels // groups, pixels)
     matrix = weight.to(accumulate).reshape(groups, channels // groups, outputs // groups * taps)

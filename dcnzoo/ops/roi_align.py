@@ -178,7 +178,7 @@ register(
 )
 
 
-def _fake_rotated(input, rois, output_h, output_w, *options):
+def fake(input, rois, output_h, output_w, *options):
     return input.new_empty((rois.shape[0], input.shape[1], output_h, output_w))
 
 
@@ -189,7 +189,7 @@ def _reference_rotated(input, rois, output_h, output_w, *options):
 ROTATED = Operator(
     "roi_align_rotated",
     reference=_reference_rotated,
-    fake=_fake_rotated,
+    fake=fake,
     check=checks.roi_align_rotated,
     check_numbers=checks.image_numbers,
     flops=flops.pooling,
