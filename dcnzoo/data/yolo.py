@@ -399,7 +399,8 @@ def _roots(file: Path, described: dict) -> list[Path]:
     path = str(described.get("path") or ".")
     parts = path_parts(path)
     beside = (file.parent.joinpath(*parts[cut:]) for cut in range(len(parts) + 1))
-    return [file.parent / path, Path(path), *beside]
+    # without a name, the current folder has pictures of anything
+    return [file.parent / path, *([Path(path)] if parts else []), *beside]
 
 
 def _places(described: dict, split: str) -> list:

@@ -816,6 +816,17 @@ def test_labels_without_pictures_in_a_relative_folder(tmp_path, monkeypatch):
         assert "3 pictures beside it have no labels" in refused(Path(folder))
 
 
+def test_pictures_of_the_current_folder_are_no_part_of_another_one(tmp_path, monkeypatch):
+    plain_yolo(tmp_path / "fruits")
+    draw(tmp_path / "images/val", 3)
+    monkeypatch.chdir(tmp_path)
+    for path in ("", "path: .\n", "path: ./\n"):
+        write(
+            tmp_path / "fruits/data.yaml", f"{path}train: images\nval: images/val\nnames: [disc, box, star]\n"
+        )
+        assert total(Path("fruits"))[0] == (8, 8)
+
+
 def test_other_labels_of_pictures_that_a_description_names(tmp_path):
     part = plain_yolo(tmp_path)
     write(tmp_path / "data.yaml", "train: images\nnames: [disc, box, star]\n")
