@@ -141,11 +141,10 @@ def _size(parts: Sequence[Part], options: ReadOptions) -> tuple[object, ...]:
         return (False,)
     truths = [each for each in read if not each.predicted]
     numbers = [each.counts["annotations"] for each in truths]
-    trains = any(part.split not in ("val", "test") for part in parts)
     has_names = not any(each.is_nameless for each in read)
     masks = sum(int(each.columns.has_mask.sum()) for each in truths)
     images = sum(each.counts["images"] for each in truths)
-    return (bool(sum(numbers)), trains, has_names, sum(numbers), masks, images)
+    return (bool(sum(numbers)), has_names, sum(numbers), masks, images)
 
 
 def _described(parts: Sequence[Part], options: ReadOptions) -> str:

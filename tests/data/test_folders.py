@@ -94,6 +94,21 @@ def test_the_layout_with_all_boxes_is_used(tmp_path):
     assert "expected one of YOLO, Pascal VOC" in refused(tmp_path, layout="coco")
 
 
+def test_of_layouts_with_equal_boxes_the_one_with_masks_or_more_pictures_is_used(tmp_path):
+    content = coco(plain_yolo(tmp_path))
+    x, y, w, h = content["annotations"][0]["bbox"]
+    content["annotations"][0]["segmentation"] = [[x, y, x + w, y, x + w, y + h]]
+    write(tmp_path / "instances.json", content)
+    assert find_parts(tmp_path).name == "COCO"
+    shutil.rmtree(tmp_path / "labels")
+    for picture, boxes in plain_yolo(tmp_path).items():
+        voc(tmp_path / "xml" / picture.replace("jpg", "xml"), picture, boxes)
+    (tmp_path / "instances.json").unlink()
+    draw(tmp_path / "more", ["empty.jpg"])
+    voc(tmp_path / "more/empty.xml", "empty.jpg", [])
+    assert find_parts(tmp_path).name == "Pascal VOC" and total(tmp_path)[0] == (9, 8)
+
+
 def test_a_second_file_beside_a_picture_does_not_hide_the_first(tmp_path):
     """The annotations of pictures in two folders are in a third one."""
     for number, folder in enumerate(("cam1", "cam1", "cam1", "cam2", "cam2")):
