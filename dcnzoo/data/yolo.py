@@ -399,8 +399,10 @@ def _roots(file: Path, described: dict) -> list[Path]:
     path = str(described.get("path") or ".")
     parts = path_parts(path)
     beside = (file.parent.joinpath(*parts[cut:]) for cut in range(len(parts) + 1))
-    # without a name, the current folder has pictures of anything
-    return [file.parent / path, *([Path(path)] if parts else []), *beside]
+    roots = [file.parent / path, *beside]
+    if parts:  # else the current folder, which has pictures of anything
+        roots.insert(1, Path(path))
+    return roots
 
 
 def _places(described: dict, split: str) -> list:
