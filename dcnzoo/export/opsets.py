@@ -18,6 +18,7 @@ FIRST = {"native": 19, "gathernd": 12, "gatherelements": 12, "gridsample": 16, "
 # RoiAlign with half-pixel coordinates; ScatterElements that adds
 FIRST_OF_OPERATOR = {"roi_align": 16, "deform_conv_transpose": 16}
 MAX_RANK = {"native": 2, "gathernd": 3, "gatherelements": 3, "gridsample": 2, "auto": 3}
+FORMS = ("auto", "native", "gathernd", "gridsample")  # of detectors
 
 
 def require_opset(opset: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcnzoo.detect.exported import ExportedDetector
-from dcnzoo.export.opsets import DEFAULT, check_target, require_opset
+from dcnzoo.export.opsets import DEFAULT, FORMS, check_target, require_opset
 from dcnzoo.export.runtimes import RUNTIMES, require_options
 from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import require_file, require_new
@@ -89,6 +89,8 @@ class ExportOptions:
         if not (isinstance(self.precision, Int8) or self.precision in ("float32", "float16")):
             raise ValueError(f"precision: expected float32, float16 or Int8(…), got {self.precision!r}")
         require_opset(self.opset_version)
+        if self.deform_conv not in (None, *FORMS):
+            raise ValueError(f"deform_conv: expected one of {', '.join(FORMS)}, got {self.deform_conv!r}")
         if not {*map(type, self.metadata), *map(type, self.metadata.values())} <= {str}:
             raise ValueError(f"metadata: expected texts, got {dict(self.metadata)}")
         if reserved := [key for key in self.metadata if key.partition(".")[0] == "dcnzoo"]:

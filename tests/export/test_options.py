@@ -24,7 +24,7 @@ VALID = (
 WRONG = (
     ("shape", "240"), ("shape", 240), ("shape", (240.0, 320)), ("shape", (True, 320)), ("shape", (0, 320)),
     ("shape", (240,)), ("precision", "fp16"), ("precision", 16), ("opset_version", "19"),
-    ("runtime", "mnn"), ("runtime", "tract"), ("deform_conv", "gathers"),
+    ("runtime", "mnn"), ("runtime", "tract"), ("deform_conv", "gatherelements"),
     ("opset_version", 19.0), ("opset_version", 24),
     ("deform_conv", 2), ("raw_outputs", "no"), ("simplify", 1), ("verify", 3), ("metadata", "author"),
     ("metadata", {"author": 1}), ("metadata", {"dcnzoo.classes": "[]"}), ("metadata", {"dcnzoo": "{}"}),
