@@ -432,6 +432,13 @@ def test_files_beside_the_chosen_one_are_not_read(tmp_path, name):
             assert {file for part in find_parts(chosen).parts for file in part.files} == {chosen}
 
 
+def test_lists_of_voc_above_main(tmp_path):
+    voc_lists()(tmp_path, SIZES)
+    for file in (tmp_path / "ImageSets/Main").iterdir():
+        file.rename(tmp_path / "ImageSets" / file.name)
+    assert {part.split: len(part.read().images) for part in find_parts(tmp_path).parts} == SIZES
+
+
 def test_pictures_are_never_taken_from_another_split(tmp_path):
     for split in ("train", "val"):
         part = draw(tmp_path / split, 3)
