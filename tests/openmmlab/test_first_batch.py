@@ -149,8 +149,9 @@ def test_settings_with_another_effect(tmp_path, shapes, monkeypatch, text, expec
 
 
 def test_overlaps_of_encoded_boxes():
-    """GFL's head has the setting, too, and decodes the boxes by itself."""
-    for name, number in (("gfl/gfl_r50_fpn_1x_coco.py", 0), ("retinanet/retinanet_r18_fpn_1x_coco.py", 1)):
+    """GFL's head has the setting, too, and decodes the boxes by itself. SOLO's resizes its maps."""
+    files = {"gfl/gfl_r50_fpn_1x_coco.py": 0, "solov2/solov2-light_r18_fpn_ms-3x_coco.py": 0}
+    for name, number in {**files, "retinanet/retinanet_r18_fpn_1x_coco.py": 1}.items():
         cfg = Config.fromfile(base_path(f"mmdet::{name}", "")[0])
         cfg.model.backbone.init_cfg = None
         if number:
@@ -159,6 +160,7 @@ def test_overlaps_of_encoded_boxes():
             problems = unread_of_model(cfg, torch.nn.Linear(1, 1))
         names = [problem.subject for problem in problems if "compares boxes" in problem.text]
         assert names == ["model.bbox_head.reg_decoded_bbox"] * number
+        assert not [problem for problem in problems if "strides" in problem.subject]
 
 
 def states():

@@ -19,7 +19,7 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.rehearse import _clip, rehearse, without_trace
+from dcnzoo.openmmlab.runs.rehearse import _try, rehearse, without_trace
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.utils.errors import UserError
 
@@ -63,6 +63,7 @@ def test_published_settings_that_nobody_reads(tmp_path):
             {"model.train_cfg.assigner": False},
         ),  # of one stage
         ("neck=dict(stage_with_dcn=(True,))", {"model.neck.stage_with_dcn": False}),  # without dcn
+        ("data_preprocessor=dict(std=[0.2, 0.2, 0.2])", {"model.data_preprocessor.std": False}),
         ("train_cfg=dict(rcnn=dict(anything=dict(a=1)))", {"model.train_cfg.rcnn.anything": False}),
         # the detector gives its head model.test_cfg.rpn
         ("rpn_head=dict(test_cfg=dict(nms_pre=5))", {"model.rpn_head.test_cfg.nms_pre": False}),
@@ -180,6 +181,10 @@ def test_several_parts_are_named_at_once(tmp_path):
         ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mul=0.1)}))",
          "optim_wrapper.paramwise_cfg.custom_keys.neck.lr_mul", True),
         ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mult=0.1)}))", "", False),
+        ("optim_wrapper=dict(paramwise_cfg=dict(dwconv_decay_mult=0.0))",
+         "optim_wrapper.paramwise_cfg.dwconv_decay_mult", False),
+        ("optim_wrapper=dict(paramwise_cfg=dict(norm_decay_mult=0.0))", "", False),
+        ("model=dict(backbone=dict(norm_eval=True))", "model.backbone.norm_eval", False),
         ("env_cfg=dict(cudnn_benchmak=True)", "env_cfg.cudnn_benchmak", True),
         ("env_cfg=dict(dist_cfg=dict(backends='gloo'))", "env_cfg.dist_cfg.backends", True),
         ("model=dict(backbone=dict(frozen_stages=1))", "model.backbone.frozen_stages", False),
@@ -241,4 +246,6 @@ def test_gradients_of_several_optimizers():
     wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=1, norm_typ=2))
     for each in (wrapper, OptimWrapperDict(a=wrapper)):
         with pytest.raises(TypeError, match="norm_typ"):
-            _clip(each)
+            _try(each)
+    with pytest.raises(UserError, match=r"optim_wrapper: expected a learning rate above 0"):
+        _try(OptimWrapper(torch.optim.SGD(SMALL.parameters(), 0)))

@@ -42,6 +42,26 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
         (f"val_dataloader = dict(dataset={TRAINING_DATA})", "val_dataloader", False),
         (f"val_dataloader = dict(dataset=dict({TRAINING_DATA[5:-1]}, indices=9))", "", False),
         ("backend_arg = None", "backend_arg", False),
+        ("model = dict(backbone=dict(_delete_=True, type='ResNet', depth=18, init_cfg=dict("
+         "type='Pretrained', checkpoint='torchvision://resnet50')))",
+         "model.backbone.init_cfg.checkpoint", False),
+        ("model = dict(train_cfg=dict(assigner=dict(_delete_=True, type='MaxIoUAssigner', pos_iou_thr=0.3,"
+         " neg_iou_thr=0.7, ignore_iof_thr=-1)))", "model.train_cfg.assigner.neg_iou_thr", False),
+        ("classes = ('a',)", "classes", False),
+        ("nms_pre = 3", "nms_pre", False),
+        ("train_dataloader = dict(sampler=dict(shuffle=False))", "train_dataloader.sampler.shuffle", False),
+        ("train_dataloader = dict(dataset=dict(test_mode=True))", "train_dataloader.dataset", False),
+        ("model = dict(bbox_head=dict(loss_bbox=dict(loss_weight=0)))",
+         "model.bbox_head.loss_bbox.loss_weight", False),
+        ("model = dict(test_cfg=dict(score_thr=1.0))", "model.test_cfg.score_thr", True),
+        ("val_evaluator = dict(iou_thrs=[50, 75])", "val_evaluator.iou_thrs", True),
+        ("default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP', rule='less'))",
+         "default_hooks.checkpoint.save_best", False),
+        ("val_cfg = val_dataloader = val_evaluator = None\n"
+         "default_hooks = dict(checkpoint=dict(save_best='auto'))",
+         "default_hooks.checkpoint.save_best", False),
+        ("custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', min_delta=1)]",
+         "custom_hooks.0.monitor", False),
         ("model = dict(backbone=dict(init_cfg='resnet50'))", "model.backbone.init_cfg", True),
     ],
 )  # fmt: skip
@@ -63,6 +83,19 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
         (dict(param_scheduler=[dict(STEPS, milestones=[4, 13])]), "param_scheduler.0.milestones: "),
         (dict(param_scheduler=[dict(STEPS, milestones=[2, 3], by_epoch=False)]),
          "param_scheduler: expected a rate that falls later, got 0.001 from iteration 3 of 36"),
+        (dict(param_scheduler=[dict(STEPS, milestones=[2, 4])]),
+         "param_scheduler: expected a rate that falls later, got 0.001 from iteration 12 of 36"),
+        (dict(param_scheduler=[dict(type="ExponentialLR", gamma=0.5, by_epoch=False)]),
+         "param_scheduler: expected a rate that falls later"),
+        (dict(param_scheduler=[dict(type="LinearLR", start_factor=0.001, end=12)]),
+         "param_scheduler: expected 0.1 in the first half, got at most 0.1, in iteration 33 of 36"),
+        (dict(param_scheduler=[dict(type="ConstantLR", factor=0.1, end=12)]),
+         "param_scheduler: expected 0.1 in the first half"),
+        (dict(param_scheduler=[STEPS, dict(STEPS, gamma=1.0)]), "param_scheduler.1: does not change"),
+        (dict(param_scheduler=[dict(STEPS, end=6)]), "param_scheduler.0: does not change"),
+        (dict(param_scheduler=[dict(type="CosineRestartLR", periods=[9, 9], restart_weights=[1, 1],
+                                   eta_min=0)]),
+         "param_scheduler.0.cumulative_periods: "),
         (dict(param_scheduler=[dict(type="CosineAnnealingLR", T_max=12, eta_min=0.5)]),
          "param_scheduler: expected a last rate below 0.1"),
         (dict(param_scheduler=[dict(type="LinearLR", start_factor=0.001, end=6, by_epoch=False)]), ""),
@@ -79,6 +112,13 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
          "EarlyStoppingHook.patience: "),
         (dict(optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1), accumulative_counts=37)),
          "OptimWrapper.accumulative_counts: "),
+        (dict(custom_hooks=[dict(type="mmdet.CheckInvalidLossHook", interval=37)]),
+         "CheckInvalidLossHook.interval: "),
+        (dict(custom_hooks=[dict(type="mmdet.YOLOXModeSwitchHook", skip_type_keys=("Mosaik",),
+                                 num_last_epochs=1)]), "YOLOXModeSwitchHook.skip_type_keys: "),
+        (dict(custom_hooks=[Hook()]), "Hook: expected methods of mmengine's Hook"),
+        (dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=13, save_last=False))),
+         "default_hooks.checkpoint: expected a checkpoint"),
         (dict(train_cfg=BY_ITERATIONS), "CheckpointHook.by_epoch: expected False"),
         (dict(train_cfg=BY_ITERATIONS, param_scheduler=[STEPS],
               default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=False))),
@@ -89,6 +129,7 @@ def test_what_a_training_does_not_reach(tmp_path, settings, expected):
     """12 epochs of 3 iterations; milestones may lie beyond its end."""
     settings = dict(train_cfg=dict(by_epoch=True, max_epochs=12)) | settings
     runner = make_runner(tmp_path, "end", **settings)
+    runner.train_loop.dataloader.dataset.pipeline_types = ["Mosaic"]
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     assert runner.train_loop.max_iters in (9, 36)
     if runner.param_schedulers:
@@ -132,6 +173,25 @@ def test_a_training_without_iterations_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^train_dataloader: .*2 pictures with batch_size=4 and drop_"):
         runner.train()
     assert not [*tmp_path.rglob("*.pth")]
+    loader = {"dataset": [1, 2], "batch_size": 1, "sampler": {"type": "InfiniteSampler"}}
+    runner = make_runner(tmp_path, "endless", Convolution(), train_dataloader=loader)
+    runner.register_hook(ScheduleHook())
+    with pytest.raises(UserError, match=r"^train_dataloader.sampler: .* got InfiniteSampler"):
+        runner.train()
+
+
+def test_a_variable_on_which_no_setting_depends(tmp_path):
+    """Also ``data_preprocessor``, which mmengine reads only if the model has none."""
+    base = f"_base_ = {RTMDET!r}\nsize = 3\nhalf = size // 2\ndata_preprocessor = dict(std=[1.0, 2.0, 3.0])\n"
+    (tmp_path / "base.py").write_text(f"{base}model = dict(data_preprocessor=data_preprocessor)\n")
+    for text, expected in (
+        ("size = 3", {}),
+        ("size = 4", {"size": False}),
+        ("size = 4\nhalf = size", {"half": False}),
+        ("data_preprocessor = dict(std=[4.0, 4.0, 4.0])", {"model.data_preprocessor.std": True}),
+    ):
+        found = findings(tmp_path, text, "base.py")
+        assert {each.subject: each.stops for each in found if "ann_file" not in each.subject} == expected
 
 
 @pytest.mark.parametrize(
@@ -300,10 +360,13 @@ def test_an_option_that_is_given_twice():
         ),
         ("custom_hooks = [dict(type='EMAHook', priority=5000)]", "custom_hooks.0: priority"),
         ("custom_hooks = [dict(type='EMAHook', momentun=0.1)]", "custom_hooks.0.momentun"),
+        ("load_from = 'other.pth'", "other.pth: expected the weights of this model"),
         ("", ""),
     ],
 )
-def test_dry_run_of_a_config(tmp_path, text, key):
+def test_dry_run_of_a_config(tmp_path, monkeypatch, text, key):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"layer.weight": torch.zeros(1)}}, "other.pth")
     (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{text}\n")
     command = ("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work", "--dry-run")
     assert key in error_of(*command) if key else run(*command)

@@ -89,7 +89,7 @@ def find_problems(
             copies = variables_without_effect(cfg)
             problems += (each for each in copies if each.subject.partition(".")[0] not in unused)
         if runs:
-            problems += [*wrong_evaluator_files(parts), *data_in_both(parts), *wrong_monitors(parts)]
+            problems += [*wrong_evaluator_files(parts), *wrong_loaders(parts), *wrong_monitors(parts)]
     for path in sorted(options) if not runs else ():
         if (part := path.partition(".")[0]) in unused:
             text = f"has no effect in this command, which does not use {part}"
@@ -169,10 +169,21 @@ def wrong_evaluator_files(cfg: Mapping) -> Iterator[Finding]:
                     yield Finding(f"{key}.ann_file", f"expected {path}, as in {loader}, got {files[0]}")
 
 
-def data_in_both(cfg: Mapping) -> Iterator[Finding]:
-    """Yield the annotation files that a training and its validation use, both whole."""
+def wrong_loaders(cfg: Mapping) -> Iterator[Finding]:
+    """Yield loaders with the order or the filter of another loop, and files that a training validates with.
+
+    Files of which a data set uses a part are left out.
+    """
     files: dict[str, set[str]] = {loader: set() for loader in LOADERS}
+    loader = cfg.get("train_dataloader")
+    sampler = loader.get("sampler") if isinstance(loader, Mapping) else None
+    if isinstance(sampler, Mapping) and sampler.get("shuffle") is False:
+        yield Finding("train_dataloader.sampler.shuffle", "expected True, got False", stops=False)
     for loader, dataset, _ in data_sets(cfg):
+        is_test = loader != "train_dataloader"
+        if dataset.get("filter_cfg") and bool(dataset.get("test_mode")) != is_test:
+            text = f"expected test_mode={is_test}: False filters the pictures by filter_cfg"
+            yield Finding(f"{loader}.dataset", text, stops=False)
         if isinstance(file := dataset.get("ann_file"), str) and file and "indices" not in dataset:
             files[loader].add(os.path.join(dataset.get("data_root") or "", file))
     for file in files["train_dataloader"] & files["val_dataloader"]:
@@ -199,7 +210,7 @@ def wrong_monitors(cfg: Mapping) -> Iterator[Finding]:
     patterns = [_metric_names(metric) for metric in metrics if isinstance(metric, Mapping)]
     expected = f"expected a metric of val_evaluator, {' or '.join(patterns)}".replace("\\", "")
     parts = {part: cfg.get(part) for part in ("default_hooks", "custom_hooks", "param_scheduler")}
-    for path, node in dicts(parts) if patterns and all(patterns) else ():
+    for path, node in dicts(parts):
         kind = class_of(node)
         bases = {base.__name__ for base in getattr(kind, "__mro__", ())}
         key = "save_best" if "CheckpointHook" in bases else "monitor"
@@ -209,8 +220,16 @@ def wrong_monitors(cfg: Mapping) -> Iterator[Finding]:
         values = node.get(key, known[key].default) if key in known else ()
         values = [values] if isinstance(values, str) else values
         for value in values if isinstance(values, list | tuple) else ():
-            if value != "auto" and not re.fullmatch("|".join(patterns), str(value)):
-                yield Finding(f"{path}.{key}".lstrip("."), f"{expected}, got {value!r}")
+            where, is_known = f"{path}.{key}".lstrip("."), bool(patterns) and all(patterns)
+            if not metrics and "val_cfg" in cfg:
+                yield Finding(where, "expected a validation, got none", stops=False)
+            elif value != "auto" and is_known and not re.fullmatch("|".join(patterns), str(value)):
+                yield Finding(where, f"{expected}, got {value!r}")
+            elif is_known and node.get("rule") == "less":
+                yield Finding(where, f"expected rule='greater' for {value}, got 'less'", stops=False)
+            elif is_known and node.get("min_delta", 0) >= 1:
+                text = f"expected min_delta below 1 for {value}, got {node['min_delta']}"
+                yield Finding(where, text, stops=False)
 
 
 def _metric_names(metric: Mapping) -> str:

@@ -6,7 +6,7 @@ import os
 import re
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,16 +45,16 @@ OLD_KEYS = {
     "auto_resume": "resume=True",
     "gpus": "the environment variable CUDA_VISIBLE_DEVICES",
 }
-# names of variables that look like settings → the setting
+# names of variables that look like settings → the setting. Names of the config's own settings do, too
 LIKE_SETTINGS = {
-    **dict.fromkeys(("lr", "base_lr", "learning_rate"), "optim_wrapper.optimizer.lr"),
-    **dict.fromkeys(("epochs", "max_epochs", "num_epochs"), "train_cfg.max_epochs"),
-    **dict.fromkeys(("batch_size", "samples_per_gpu"), "train_dataloader.batch_size"),
-    **dict.fromkeys(("num_workers", "workers_per_gpu"), "train_dataloader.num_workers"),
+    **dict.fromkeys(("base_lr", "learning_rate"), "optim_wrapper.optimizer.lr"),
+    **dict.fromkeys(("epochs", "num_epochs"), "train_cfg.max_epochs"),
+    "samples_per_gpu": "train_dataloader.batch_size",
+    "workers_per_gpu": "train_dataloader.num_workers",
     "amp": "optim_wrapper.type='AmpOptimWrapper'",
     "checkpoint": "load_from",
+    "classes": "metainfo.classes of the data sets",
     "device": "the environment variable CUDA_VISIBLE_DEVICES",
-    "num_classes": "num_classes of the model's heads",
 }
 # arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
 SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
@@ -300,16 +300,27 @@ def variables_without_effect(cfg: Config) -> Iterator[Finding]:
     """
     parts = [*files(cfg.text)]
     own = [part for part in parts if not part.is_published]
-    names = {name for part in own for name in part.stored & cfg.keys()} - RUNNER_KEYS
+    # mmengine reads data_preprocessor only if the model has none
+    names = {name for part in own for name in part.stored & cfg.keys()} - (
+        RUNNER_KEYS - {"data_preprocessor"}
+    )
     if "read_base" not in cfg.text:
         names = {name for name in names if sum(name in part.stored for part in parts) > 1}
     settings = cfg.to_dict()
     for name in sorted(name for name in names if _is_literal(settings[name])):
         last = next(part for part in reversed(own) if name in part.stored)
+        is_read = any(name in part.read for part in parts[parts.index(last) :])
         changed: dict[str, list[str]] = {}
-        with suppress(Exception):  # of a base that computes with a value of another type
+        try:
             for path in read_again(cfg, {name: settings[name]}):
                 changed.setdefault(path.partition(".")[0], []).append(path)
+            if not (changed or is_read or name in RUNNER_KEYS):
+                base = next(part for part in parts if name in part.stored)
+                if Config.fromfile(base.path, import_custom_modules=False).get(name) != settings[name]:
+                    text = "expected a setting, got a variable on which none depends"
+                    yield Finding(name, text, stops=False)
+        except Exception:  # of a base that computes with a value of another type
+            continue
         for paths in changed.values():
             text = f"expected the value of {name}, which the base has copied before this config sets it"
             yield Finding(paths[0], f"{text}; set {few(paths)}", stops=name not in last.read)
@@ -344,8 +355,9 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
     copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
     for key in sorted({*cfg} - RUNNER_KEYS - read):
         new, value = key in options and key not in stored, cfg[key]
-        setting = OLD_KEYS.get(key) or LIKE_SETTINGS.get(key, "")
-        name = setting.rpartition(".")[2].partition(" ")[0]
+        places = [path for path, other, _ in settings if other == key]
+        setting = OLD_KEYS.get(key) or (few(places) if places else LIKE_SETTINGS.get(key, ""))
+        name = key if places else setting.rpartition(".")[2].partition(" ")[0]
         used = value in copies or any(other == name and value == each for _, other, each in settings)
         if used or (cfg.text and key not in stored and not new):
             continue  # of a dump; of a published base, or of one in MMEngine's new style

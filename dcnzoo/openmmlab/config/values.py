@@ -23,7 +23,8 @@ COUNT_OR_ALL: Values = ("an integer of at least 1, or -1", lambda n: n >= -1 and
 SIZE: Values = ("a number above 0", lambda n: n > 0)
 FACTOR: Values = ("a number of at least 0", lambda n: 0 <= n < math.inf)
 SHARE: Values = ("a number from 0 to 1", lambda n: 0 <= n <= 1)
-SCORE: Values = ("a number of at most 1", lambda n: n <= 1)
+PART: Values = ("a number above 0, at most 1", lambda n: 0 < n <= 1)
+SCORE: Values = ("a number below 1", lambda n: n < 1)
 SETTINGS: Values = ("settings with a type", lambda n: False)
 FLAG: Values = ("True or False", lambda n: True)
 
@@ -47,8 +48,9 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("BaseTransform", "scale scales scale_factor crop_size img_scale ratio_range size_divisor", SIZE),
     ("AnchorGenerator RoIAlign Normalize ImgDataPreprocessor",
      "scales ratios strides base_sizes output_size std pad_size_divisor", SIZE),
-    ("MaxIoUAssigner BaseSampler BaseTransform Optimizer test_cfg train_cfg",
-     "pos_iou_thr neg_iou_thr min_pos_iou pos_fraction prob iou_threshold momentum", SHARE),
+    ("MaxIoUAssigner BaseTransform Optimizer test_cfg train_cfg BaseMetric",
+     "pos_iou_thr neg_iou_thr min_pos_iou prob iou_threshold momentum iou_thrs", SHARE),
+    ("BaseSampler", "pos_fraction", PART),
     ("BaseSampler BaseModule",
      "num num_classes in_channels out_channels feat_channels num_outs num_queries roi_feat_size", COUNT),
     ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
@@ -71,10 +73,23 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     """Yield the settings of a dictionary that are known to be wrong."""
     if not is_published(node.kind):  # the names may mean something else in a user's own class
         return
+    low, high = (node.content.get(f"{name}_iou_thr") for name in ("neg", "pos"))
+    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+        text = f"expected at most pos_iou_thr, {high}, got {low}"
+        yield Finding(f"{node.path}.neg_iou_thr", text, stops=False)
+    depth, init = node.content.get("depth"), node.content.get("init_cfg")
+    file = str(init.get("checkpoint")) if isinstance(init, Mapping) else ""
+    match = re.search(r"://(?:\w+/)?res(?:2net|nest|next|net)(\d+)", file)
+    if depth and match and match[1] != str(depth):
+        yield Finding(f"{node.path}.init_cfg.checkpoint", f"expected depth {depth}, got {file}", stops=False)
     known, others = ({}, "refused") if node.keys or node.kind is None else arguments(node.kind)
     for key, value in node.content.items():
         if text := _wrong_value(node, key, value, known.get(key)):
             yield Finding(f"{node.path}.{key}", text)
+        if key == "loss_weight" and value == 0:
+            yield Finding(
+                f"{node.path}.{key}", "expected a number above 0: 0 switches the loss off", stops=False
+            )
         # those that are refused are errors when it is built
         if others == "refused" or key in {"type", "_scope_", "init_cfg", *known}:
             continue

@@ -3,22 +3,25 @@
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from types import SimpleNamespace
 from typing import Any
 
 from mmengine.dist import get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
+from dcnzoo.openmmlab.hooks.seeds import random_states
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
 
 # entries of a schedule's state that its steps change
 _POSITION = {"last_step", "_global_step", "_last_value"}
+_SKIPPED = ("Mosaic", "RandomAffine", "MixUp")  # by default; a pipeline need not have all
 _MOST_STEPS = 500_000  # about a second
 
 
@@ -42,6 +45,13 @@ class ScheduleHook(Hook):
                 f"{counted(len(loader.dataset), 'pictures')} with batch_size={loader.batch_size} and "
                 f"drop_last={loader.drop_last}; reduce batch_size, or set drop_last=False"
             )
+        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        if isinstance(runner.train_loop, EpochBasedTrainLoop) and is_published(type(sampler)):
+            with random_states():
+                number = sum(1 for _ in islice(sampler, len(sampler) + 1))
+            if number > len(sampler):
+                text = f"expected one with an end in a training by epochs, got {type(sampler).__name__}"
+                raise UserError(f"train_dataloader.sampler: {text}")
         for finding in without_effect(runner):
             runner.logger.warning(str(finding))
 
@@ -93,59 +103,115 @@ class ScheduleHook(Hook):
 
 
 def without_effect(runner: Runner) -> Iterator[Finding]:
-    """Yield what a training does not reach, and a learning rate that falls too early or ends above its start.
+    """Yield settings that a training of this length does not reach, and learning rates that train nothing.
 
     Args:
         runner: whose loop, optimizer and schedules are built.
     """
-    loop, schedules = runner.train_loop, runner.param_schedulers
+    loop = runner.train_loop
     by_epoch, iterations = isinstance(loop, EpochBasedTrainLoop), loop.max_iters
     epochs = loop.max_epochs if by_epoch else 1  # a loop that counts iterations has one epoch
-    for owner in (runner.optim_wrapper, loop, *runner.hooks):
+    augments = getattr(getattr(runner.model, "data_preprocessor", None), "batch_augments", None) or ()
+    for owner in (runner.optim_wrapper, loop, *runner.hooks, *augments):
         length = epochs if getattr(owner, "by_epoch", by_epoch) else iterations
         validations = (epochs if by_epoch else iterations) // (getattr(loop, "val_interval", 1) or 1)
         # part of the name of an argument → the last number with an effect
         lasts = {"accumulative": iterations, "patience": validations, "milestones": length - 1}
         lasts |= {"epoch": epochs - 1, "iter": iterations - 1, "begin": length - 1}
-        for name in sorted({*arguments(owner.__class__)[0], "dynamic_milestones"}):
+        if owner is not loop and not isinstance(owner, CheckpointHook | LoggerHook):  # these act at the end
+            lasts["interval"] = iterations
+        known = arguments(owner.__class__)[0]
+        for name in sorted({*known, "dynamic_milestones"}):
             value = getattr(owner, name, getattr(owner, f"_{name}", 0))
             last = next((number for part, number in lasts.items() if part in name), 0)
             last += "begin" in name  # from this one on
             number = max(_whole(value), default=0)
-            if 0 < last < number and not name.startswith("max_"):
+            is_default = name in known and known[name].default == value
+            if 0 < last < number and not (name.startswith("max_") or is_default):
                 text = f"expected at most {last} in this training, got {number}"
                 yield Finding(f"{type(owner).__name__}.{name}", text, stops=False)
         if not by_epoch and getattr(owner, "by_epoch", False):
             text = "expected False in a training that counts iterations, which has one epoch, got True"
             yield Finding(f"{type(owner).__name__}.by_epoch", text, stops=False)
-    schedules = schedules if isinstance(schedules, list) else []
+    yield from _idle_hooks(runner, epochs, iterations)
+    schedules = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
+    late = [*_beyond_the_end(schedules, by_epoch, epochs, iterations)]
+    of_rates = [each for each in _clocked(schedules) if each.param_name == "lr"]
+    yield from late or _rates(runner, of_rates, epochs)
+
+
+def _idle_hooks(runner: Runner, epochs: int, iterations: int) -> Iterator[Finding]:
+    """Yield hooks without a method that is called or a step to skip; and that no checkpoint is saved."""
+    types = getattr(runner.train_loop.dataloader.dataset, "pipeline_types", ())
+    saves = list[bool]()
+    for hook in runner.hooks:
+        keys, name = getattr(hook, "skip_type_keys", ()) or (), type(hook).__name__
+        if types and "skip_type_keys" in arguments(hook.__class__)[0] and not {*keys} <= {*types, *_SKIPPED}:
+            text = f"expected steps of the pipeline, {few(types)}, got {few(keys)}"
+            yield Finding(f"{name}.skip_type_keys", text, stops=False)
+        if not hook.get_triggered_stages():
+            yield Finding(name, "expected methods of mmengine's Hook, got none", stops=False)
+        if isinstance(hook, CheckpointHook):
+            is_due = 0 < hook.interval <= (epochs if hook.by_epoch else iterations)
+            saves.append(bool(hook.save_best or hook.save_last or is_due))
+    if saves and not any(saves):
+        yield Finding("default_hooks.checkpoint", "expected a checkpoint, got none", stops=False)
+
+
+def _beyond_the_end(
+    schedules: Sequence[Any], by_epoch: bool, epochs: int, iterations: int
+) -> Iterator[Finding]:
+    """Yield the numbers of schedules that lie beyond the end of a training."""
     for index, schedule in enumerate(schedules):
         steps_by_epoch = getattr(schedule, "by_epoch", by_epoch)
         last = epochs if steps_by_epoch else iterations
-        for name in sorted(arguments(schedule.__class__)[0].keys() & vars(schedule).keys()):
+        names = {*arguments(schedule.__class__)[0], "cumulative_periods"}
+        for name in sorted(names & vars(schedule).keys()):
             # INF: an end that is not set, from which others are derived
             if late := [n for n in _whole(getattr(schedule, name)) if last < n < INF // 2]:
                 steps = counted(last, "epochs" if steps_by_epoch else "iterations")
                 text = f"expected at most {steps}, the end of the training, got {few(late)}"
                 yield Finding(f"param_scheduler.{index}.{name}", text, stops=False)
-    rates = [copy.copy(each) for each in _clocked(schedules) if each.param_name == "lr"]
-    if not rates or iterations > _MOST_STEPS or not all(is_published(type(each)) for each in rates):
+
+
+def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Finding]:
+    """Yield what is wrong with the learning rates of a training's first group, through which schedules step.
+
+    They reach that of the optimizer in the first half, change above a thousandth of it in the second half,
+    and end no higher. Each schedule changes them.
+    """
+    iterations, groups = runner.train_loop.max_iters, runner.optim_wrapper.param_groups
+    if not schedules or iterations > _MOST_STEPS or not all(is_published(type(each)) for each in schedules):
         return
-    group = {key: value for key, value in runner.optim_wrapper.param_groups[0].items() if key != "params"}
-    for each in rates:
-        each.optimizer, each.verbose = SimpleNamespace(param_groups=[group], step=None), False
-    rate, last, first = group["lr"], 0, group["initial_lr"]
+    first = groups[0]["initial_lr"]
+
+    def replayed(chosen: Sequence[Any]) -> list[float]:
+        group = {key: value for key, value in groups[0].items() if key != "params"}
+        chosen, rates = [copy.copy(each) for each in chosen], [group["lr"]]
+        for each in chosen:
+            each.optimizer, each.verbose = SimpleNamespace(param_groups=[group], step=None), False
+        ends = range(0, iterations + 1, iterations // epochs)
+        rates += [group["lr"] for _ in _stepped(chosen, iterations, ends)]
+        return rates
+
     try:
-        for iteration in _stepped(rates, iterations, range(0, iterations + 1, iterations // epochs)):
-            if group["lr"] != rate:
-                rate, last = group["lr"], iteration
+        rates = replayed(schedules)
     except ValueError as error:  # OneCycleLR has an end of its own
         raise UserError(f"param_scheduler: {error}") from error
-    text = f"{rate:.3g} from iteration {last} of {iterations} on"
-    if rate < 0.99 * first and last < iterations / 5:
+    changes = [n for n, (old, new) in enumerate(pairwise(rates), 1) if old != new and old > first / 1000]
+    last, highest, rate = max(changes, default=0), max(rates[:-1]), rates[-1]
+    peak, text = rates.index(highest), f"{rate:.3g} from iteration {last} of {iterations} on"
+    if rate < 0.99 * first and last < iterations / 2:
         yield Finding("param_scheduler", f"expected a rate that falls later, got {text}", stops=False)
     elif rate > 1.01 * first:
         yield Finding("param_scheduler", f"expected a last rate below {first:.3g}, got {text}", stops=False)
+    elif highest < 0.99 * first or peak > iterations / 2:
+        got = f"at most {highest:.3g}, in iteration {peak} of {iterations}"
+        yield Finding("param_scheduler", f"expected {first:.3g} in the first half, got {got}", stops=False)
+    for index, each in enumerate(schedules):
+        others = [*schedules[:index], *schedules[index + 1 :]]
+        if getattr(each, "factor", 0) != 1 and replayed(others) == rates:
+            yield Finding(f"param_scheduler.{index}", "does not change the learning rate", stops=False)
 
 
 def _whole(value: object) -> list[int]:

@@ -121,6 +121,8 @@ def train(
         load_data(runner, only_checks)
         ranks.exchange(lambda: require_read(cfg, runner))
         if only_checks:
+            if start.file and os.path.isfile(start.file) and not start.resumes:  # else downloaded
+                runner.load_or_resume()
             return work_dir
         if changes:
             runner.logger.info(f"changed: {changes}")

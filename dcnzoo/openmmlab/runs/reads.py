@@ -189,6 +189,9 @@ def _run(
     data = model.data_preprocessor(copy.deepcopy(batch), training)
     with ExitStack() as hooks, torch.set_grad_enabled(training and torch.is_grad_enabled()):
         if isinstance(data["inputs"], Tensor):
+            if (largest := float(data["inputs"].abs().max())) > 256:
+                text = f"expected std of pixels from 0 to 255, got one that makes values of {largest:.0f}"
+                findings["std"] = Finding("model.data_preprocessor.std", text, stops=False)
             for name, module in model.named_modules():
                 compare = functools.partial(
                     _compare_strides, f"model.{name}", data["inputs"].shape[-1], findings
@@ -205,7 +208,8 @@ def _compare_strides(
     path: str, width: int, findings: dict[str, Finding], module: nn.Module, args: tuple
 ) -> None:
     generator = getattr(module, "prior_generator", None)
-    owners = ((module, "featmap_strides"), (generator, "strides"), (module, "strides"))
+    owners = [(module, "featmap_strides"), (generator, "strides"), (module, "strides")]
+    owners = [] if hasattr(module, "resize_feats") else owners  # SOLO resizes its maps before it uses them
     key, strides = next(((key, own) for each, key in owners if (own := getattr(each, key, None))), ("", ()))
     maps = args[0] if args and isinstance(args[0], list | tuple) and isinstance(strides, list | tuple) else ()
     if not (maps and all(isinstance(each, Tensor) and each.dim() == 4 for each in maps)):

@@ -18,6 +18,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 from torch.distributed import init_process_group
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import config_errors, frames_of, require_none
@@ -125,7 +126,7 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
                 with config_errors(runner.cfg):
                     setattr(runner, name, build(getattr(runner, name)))
                     if name == "optim_wrapper":
-                        _clip(runner.optim_wrapper)
+                        _try(runner.optim_wrapper)
                         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
                         (runner.auto_scale_lr or {}).get("base_batch_size")  # also if it is not enabled
             except UserError as error:
@@ -143,7 +144,7 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
                     # of a data set, only the filter is used now
                     if part != "train_dataloader" or ".filter_cfg." in finding.subject:
                         findings.append(finding)
-            findings += _frozen_at_random(runner)
+            findings += [*_frozen_at_random(runner), *_unused_multipliers(runner)]
             with config_errors(runner.cfg):
                 for hook in runner.hooks:
                     if isinstance(hook, EMAHook):  # it passes its other settings on
@@ -166,18 +167,47 @@ def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
     )
     for name, module in modules.items():
         is_frozen = any(not each.requires_grad for each in module.parameters())
-        if hasattr(module, "frozen_stages") and is_frozen and not f"{name}.".startswith(from_files):
+        is_evaluated = getattr(module, "norm_eval", False) and any(
+            isinstance(each, _BatchNorm) for each in module.modules()
+        )
+        key = "norm_cfg" if getattr(module, "frozen_stages", 0) < 0 else "frozen_stages"
+        if not (is_frozen and hasattr(module, "frozen_stages")):
+            key = "norm_eval" if is_evaluated else ""
+        if key and not f"{name}.".startswith(from_files):
             text = "expected init_cfg or load_from with weights for frozen layers, got random ones"
-            yield Finding(f"model.{name}.frozen_stages", text, stops=False)
+            yield Finding(f"model.{name}.{key}", text, stops=False)
 
 
-def _clip(wrapper: object) -> None:
-    """Call the function that clips gradients, with one that is zero."""
+def _unused_multipliers(runner: Runner) -> Iterator[Finding]:
+    """Yield the entries of paramwise_cfg without which each parameter has the same rate and decay."""
+    settings = runner.cfg.optim_wrapper
+    options = settings.get("paramwise_cfg") or {}
+
+    def rates(options: Mapping) -> dict[int, tuple]:
+        groups = runner.build_optim_wrapper(
+            copy.deepcopy({**settings, "paramwise_cfg": options})
+        ).param_groups
+        return {
+            id(each): (group["lr"], group.get("weight_decay")) for group in groups for each in group["params"]
+        }
+
+    is_default = "constructor" not in settings and "optimizer" in settings
+    for key in sorted(options.keys() - {"custom_keys", "bypass_duplicate"}) if is_default else ():
+        if rates({name: value for name, value in options.items() if name != key}) == rates(options):
+            text = "changes the learning rate and decay of no parameter"
+            yield Finding(f"optim_wrapper.paramwise_cfg.{key}", text, stops=False)
+
+
+def _try(wrapper: object) -> None:
+    """Call the function that clips gradients, with one that is zero; require a learning rate."""
     own = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    for each in (each for each in own if isinstance(each, OptimWrapper) and each.clip_grad_kwargs):
+    for each in (each for each in own if isinstance(each, OptimWrapper)):
+        if not any(group["lr"] for group in each.param_groups):
+            raise UserError("optim_wrapper: expected a learning rate above 0, got 0 for all parameters")
         parameter = torch.zeros(1, requires_grad=True)
         parameter.grad = torch.zeros(1)
-        each.clip_func([parameter], **each.clip_grad_kwargs)
+        if each.clip_grad_kwargs:
+            each.clip_func([parameter], **each.clip_grad_kwargs)
 
 
 @contextmanager
