@@ -63,6 +63,7 @@ def test_published_settings_that_nobody_reads(tmp_path):
             {"model.train_cfg.assigner": False},
         ),  # of one stage
         ("neck=dict(stage_with_dcn=(True,))", {"model.neck.stage_with_dcn": False}),  # without dcn
+        ("roi_head=dict(bbox_head=dict(loss_cls=dict(reduction='none')))", {"model": False}),
         ("data_preprocessor=dict(std=[0.2, 0.2, 0.2])", {"model.data_preprocessor.std": False}),
         ("train_cfg=dict(rcnn=dict(anything=dict(a=1)))", {"model.train_cfg.rcnn.anything": False}),
         # the detector gives its head model.test_cfg.rpn

@@ -47,6 +47,7 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
          "model.backbone.init_cfg.checkpoint", False),
         ("model = dict(train_cfg=dict(assigner=dict(_delete_=True, type='MaxIoUAssigner', pos_iou_thr=0.3,"
          " neg_iou_thr=0.7, ignore_iof_thr=-1)))", "model.train_cfg.assigner.neg_iou_thr", False),
+        ("default_hooks = dict(checkpoints=dict(type='CheckpointHook'))", "default_hooks.checkpoints", False),
         ("classes = ('a',)", "classes", False),
         ("nms_pre = 3", "nms_pre", False),
         ("train_dataloader = dict(sampler=dict(shuffle=False))", "train_dataloader.sampler.shuffle", False),
@@ -116,6 +117,7 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
          "CheckInvalidLossHook.interval: "),
         (dict(custom_hooks=[dict(type="mmdet.YOLOXModeSwitchHook", skip_type_keys=("Mosaik",),
                                  num_last_epochs=1)]), "YOLOXModeSwitchHook.skip_type_keys: "),
+        (dict(custom_hooks=[dict(type="EMAHook", interval=37)]), "EMAHook.interval: "),
         (dict(custom_hooks=[Hook()]), "Hook: expected methods of mmengine's Hook"),
         (dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=13, save_last=False))),
          "default_hooks.checkpoint: expected a checkpoint"),

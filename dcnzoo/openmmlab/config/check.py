@@ -29,6 +29,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest, short
 
+DEFAULT_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 NORMALIZE = ("Normalize", "mmcv.Normalize", "mmdet.Normalize")
 _TYPES = {dict: "settings", list: "a list", str: "a text", bool: "True or False"}
 # the parts that only these commands use
@@ -90,11 +91,19 @@ def find_problems(
             problems += (each for each in copies if each.subject.partition(".")[0] not in unused)
         if runs:
             problems += [*wrong_evaluator_files(parts), *wrong_loaders(parts), *wrong_monitors(parts)]
+            problems += similar_hooks(cfg.get("default_hooks"))
     for path in sorted(options) if not runs else ():
         if (part := path.partition(".")[0]) in unused:
             text = f"has no effect in this command, which does not use {part}"
             problems.append(Finding(path, text, stops=False))
     return problems
+
+
+def similar_hooks(hooks: object) -> Iterator[Finding]:
+    """Yield default hooks with a name similar to that of one of mmengine, beside which they are used."""
+    for key in hooks if isinstance(hooks, Mapping) else ():
+        if (close := nearest(key, DEFAULT_HOOKS, 0.8)) and not re.match(rf"{close}(_|\d|$)", key):
+            yield Finding(f"default_hooks.{key}", f"expected {close}, got an unknown key", "key", stops=False)
 
 
 def _wrong_type(parameter: inspect.Parameter, value: object) -> str:

@@ -142,13 +142,18 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
 
 def _idle_hooks(runner: Runner, epochs: int, iterations: int) -> Iterator[Finding]:
     """Yield hooks without a method that is called or a step to skip; and that no checkpoint is saved."""
-    types = getattr(runner.train_loop.dataloader.dataset, "pipeline_types", ())
+    data = runner.train_loop.dataloader.dataset
+    if hasattr(data, "repeat_indices") and len(data) == len(data.dataset):
+        yield Finding("train_dataloader.dataset", f"{type(data).__name__} repeats no picture", stops=False)
+    types = getattr(data, "pipeline_types", ())
     saves = list[bool]()
     for hook in runner.hooks:
         keys, name = getattr(hook, "skip_type_keys", ()) or (), type(hook).__name__
         if types and "skip_type_keys" in arguments(hook.__class__)[0] and not {*keys} <= {*types, *_SKIPPED}:
             text = f"expected steps of the pipeline, {few(types)}, got {few(keys)}"
             yield Finding(f"{name}.skip_type_keys", text, stops=False)
+        if max(_whole((getattr(hook, "ema_cfg", None) or {}).get("interval")), default=0) > iterations:
+            yield Finding(f"{name}.interval", f"expected at most {iterations} iterations", stops=False)
         if not hook.get_triggered_stages():
             yield Finding(name, "expected methods of mmengine's Hook, got none", stops=False)
         if isinstance(hook, CheckpointHook):

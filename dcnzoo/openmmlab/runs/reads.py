@@ -200,6 +200,12 @@ def _run(
         result = model(**data, mode="loss" if training else "predict")
     if training:
         model.parse_losses(result)
+        for name, value in result.items():
+            if "loss" in name and any(
+                each.numel() > 1 for each in (value if isinstance(value, list) else [value])
+            ):
+                text = f"expected one number as {name}, got several: reduction='mean' averages them"
+                findings[name] = Finding("model", text, stops=False)
     elif first:
         first.evaluate(result, batch)
 

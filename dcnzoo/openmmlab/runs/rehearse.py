@@ -193,7 +193,8 @@ def _unused_multipliers(runner: Runner) -> Iterator[Finding]:
 
     is_default = "constructor" not in settings and "optimizer" in settings
     for key in sorted(options.keys() - {"custom_keys", "bypass_duplicate"}) if is_default else ():
-        if rates({name: value for name, value in options.items() if name != key}) == rates(options):
+        whole, part = rates(options), rates({name: options[name] for name in options if name != key})
+        if all(whole[each] == part[each] for each in whole.keys() & part.keys()):
             text = "changes the learning rate and decay of no parameter"
             yield Finding(f"optim_wrapper.paramwise_cfg.{key}", text, stops=False)
 
