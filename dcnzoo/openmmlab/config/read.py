@@ -355,7 +355,8 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
     copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
     for key in sorted({*cfg} - RUNNER_KEYS - read):
         new, value = key in options and key not in stored, cfg[key]
-        places = [path for path, other, _ in settings if other == key]
+        is_single = not isinstance(value, Mapping | list | tuple)  # a dump has longer ones of its bases
+        places = [path for path, other, _ in settings if other == key and is_single]
         setting = OLD_KEYS.get(key) or (few(places) if places else LIKE_SETTINGS.get(key, ""))
         name = key if places else setting.rpartition(".")[2].partition(" ")[0]
         used = value in copies or any(other == name and value == each for _, other, each in settings)
