@@ -80,7 +80,6 @@ def convert(
     from dcnzoo.data.splits import ReadOptions
 
     _options.output_file(out, force=force)
-    split = split or ("train" if format == "yolo" else "")
     data = layouts.convert(source, FORMATS[format], split, ReadOptions(**options))
     invalid = [*data.problems, *data.missing]
     print_findings(invalid, file=sys.stderr)

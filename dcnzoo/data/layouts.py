@@ -92,17 +92,21 @@ def convert(
     Args:
         source: a folder, or a file like YOLO's ``data.yaml``.
         layout: a key of :data:`FINDERS`.
-        split: as the data call it: a list in ``ImageSets``, a key of ``data.yaml``, or a word of folders.
+        split: as the data call it: a list in ``ImageSets``, a key of ``data.yaml``, or a word of folders. By
+            default all; of YOLO's divided data, train.
 
     Raises:
         UserError: there are no annotations in this format, or none of this split.
     """
     source = Path(source)
     tree = _tree_of_file(source) if os.path.isfile(source) else Tree(source)
+    undivided = not split
+    split = split or ("train" if layout == "YOLO" else "")
     tree.asked = split
     parts = [part for part in FINDERS[layout](tree) if not part.rest]
     found = [f"{part.split or 'all'} of {part.description or tree.root}" for part in parts]
-    parts = [part for part in parts if not split or part.split in (split, SPLITS.get(split))]
+    splits = {split, SPLITS.get(split)} | ({""} if undivided else set())
+    parts = [part for part in parts if not split or part.split in splits]
     if len(parts) != 1:
         expected = f"one set of annotations in the format of {layout}{split and f' for {split}'}"
         found += [f"{file}: {error}" for file, error in tree.damaged.items()]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dcnzoo.data.foreign import FOREIGN, named_format
-from dcnzoo.data.layouts import find_parts
+from dcnzoo.data.layouts import convert, find_parts
 from dcnzoo.data.preparation import read_splits
 from dcnzoo.data.split import split_coco
 from dcnzoo.data.splits import ReadOptions
@@ -829,6 +829,18 @@ def test_labels_without_pictures_in_a_relative_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("data", "../" + tmp_path.name + "/data", tmp_path / "data"):
         assert "3 pictures beside it have no labels" in refused(Path(folder))
+
+
+def test_yolo_without_splits_is_converted(tmp_path):
+    plain_yolo(tmp_path)
+    assert len(convert(tmp_path, "YOLO").images) == 8
+    with pytest.raises(UserError, match="for train, found all of"):
+        convert(tmp_path, "YOLO", "train")
+    draw(tmp_path / "images/train", 1)
+    yolo(tmp_path / "labels/train/0000.txt", [ONE])
+    draw(tmp_path / "images/val", 1)
+    with pytest.raises(UserError, match="for train, found all of"):
+        convert(tmp_path, "YOLO")
 
 
 def test_pictures_of_the_current_folder_are_no_part_of_another_one(tmp_path, monkeypatch):
