@@ -42,8 +42,8 @@ class ExportOptions:
             fixed for ``.pt2`` files and detectors that support only one size.
         precision: of the network; ``Int8("photos/")`` quantises it for these images.
         opset_version: of ONNX, 18 to 23.
-        deform_conv: form of deformable convolution in ONNX (:mod:`dcnzoo.export.opsets`); default: the one
-            that ``runtime`` supports.
+        deform_conv: form of deformable convolution in ONNX: ``"native"``, ``"gathernd"`` or
+            ``"gridsample"``; default: the one that ``runtime`` supports.
         runtime: that of the file, a name in :data:`dcnzoo.export.runtimes.RUNTIMES`; its known problems are
             findings of the result.
         raw_outputs: export the outputs of a single-stage head.
