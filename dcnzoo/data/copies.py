@@ -19,6 +19,7 @@ from dcnzoo.utils.text import counted
 _LARGE = 256  # pixels; of a smaller JPEG, blocks of eight pixels differ from the thumbnail's
 _UNREADABLE = -1000  # in thumbnails
 _OF_SEVERAL = (".apng", ".gif", ".tif", ".tiff", ".webp")  # formats of several frames or pages
+_HEAD = 65_536  # bytes that have the EXIF data
 _MOST = 100  # near copies that are linked to a picture; the others are linked to these
 _NEAR = 3  # grey levels by which the thumbnails of near copies differ at most
 
@@ -78,8 +79,8 @@ def read_pictures(part: Annotations) -> Pictures:
         flag = cv2.IMREAD_REDUCED_GRAYSCALE_8 if shrinks else cv2.IMREAD_GRAYSCALE
         try:
             content = np.fromfile(picture, np.uint8)
-            data = content.tobytes()
-            if b"Exif" in data or b"eXIf" in data:
+            head = content[:_HEAD].tobytes()
+            if b"Exif" in head or b"eXIf" in head:
                 with Image.open(picture) as image:
                     if orientation(image) > 1:
                         turned.append(picture)
