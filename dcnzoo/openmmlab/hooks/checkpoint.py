@@ -96,7 +96,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if runner._resume:
-            runner.register_hook(_LastValidation(self))
+            last: Any = Hook()  # after the ``before_train`` of all hooks: a validation calls them
+            last.before_train = self.validate_first
+            runner.register_hook(last, priority="LOWEST")
 
     def before_train(self, runner: Runner) -> None:
         info = runner.message_hub.runtime_info
@@ -183,18 +185,6 @@ class AtomicCheckpointHook(CheckpointHook):
             elif self._backend.isfile(path):
                 self._backend.remove(path)
         self._outdated.clear()
-
-
-class _LastValidation(Hook):
-    """Runs a validation after the ``before_train`` of all hooks: it calls them."""
-
-    priority = "LOWEST"
-
-    def __init__(self, checkpoints: AtomicCheckpointHook) -> None:
-        self._checkpoints = checkpoints
-
-    def before_train(self, runner: Runner) -> None:
-        self._checkpoints.validate_first(runner)
 
 
 class LoadCheckpointHook(Hook):

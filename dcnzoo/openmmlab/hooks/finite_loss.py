@@ -4,12 +4,10 @@ import math
 from collections.abc import Mapping
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 
 
@@ -51,10 +49,10 @@ class FiniteLossHook(Hook):
             return
         samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
         images = [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
-        saved = SavedCheckpoints.of(Config({**runner.cfg, "work_dir": runner.work_dir}))
         raise UserError(
             f"loss: expected finite numbers, got {got} {where}"
             + (f", images {', '.join(images[:4])}" if images else "")
             + ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad"
-            + ("; resume=True continues from the last checkpoint" if saved.can_resume else "")
+            + "; resume=True continues from the last checkpoint"
+            * ("last_ckpt" in runner.message_hub.runtime_info)
         )

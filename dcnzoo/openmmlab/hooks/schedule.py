@@ -82,8 +82,8 @@ class ScheduleHook(Hook):
         schedules, optimizer = runner.param_schedulers or [], checkpoint.get("optimizer", {})
         is_single = isinstance(schedules, list) and "param_groups" in optimizer  # not of several optimizers
         if is_single:
-            new = _settings([each.state_dict() for each in schedules], runner.optim_wrapper.param_groups)
-            if new != _settings(checkpoint.get("param_schedulers") or (), optimizer["param_groups"]):
+            before = _settings(checkpoint.get("param_schedulers") or ())
+            if before != _settings([each.state_dict() for each in schedules]):
                 changes.append("other schedules")
             differences = _differences(optimizer["param_groups"], runner.optim_wrapper.param_groups)
             changes += dict.fromkeys(differences)
@@ -93,9 +93,9 @@ class ScheduleHook(Hook):
             meta["iter"] = round(meta["iter"] * length / meta.get("iterations_per_epoch", length))
             ends = range(length, length * meta["epoch"] + 1, length)
         if changes and is_single:
-            before = optimizer["param_groups"][0]["lr"]
+            rate = optimizer["param_groups"][0]["lr"]
             _convert(schedules, runner.optim_wrapper.param_groups, meta["iter"], ends, checkpoint)
-            changes.append(f"learning rate {before:.3g} → {optimizer['param_groups'][0]['lr']:.3g}")
+            changes.append(f"learning rate {rate:.3g} → {optimizer['param_groups'][0]['lr']:.3g}")
         if lost:  # mmengine adds up gradients across epochs
             changes.append(f"the gradients of {counted(lost, 'batches')} before the checkpoint are lost")
         if changes:
@@ -241,19 +241,17 @@ def _sizes(runner: Runner) -> dict[str, int]:
     return {"images_per_step": images_per_step(runner), "iterations_per_epoch": len(runner.train_dataloader)}
 
 
-def _settings(schedules: Sequence[dict], groups: Sequence[dict]) -> list[object]:
+def _settings(schedules: Sequence[dict]) -> list[dict]:
     """Return what the states of schedules have before the first step; nothing of those that use metrics."""
-    rates = [group.get("initial_lr", group["lr"]) for group in groups]
     clocked = (state for state in schedules if "num_bad_epochs" not in state)
-    return [rates, *({key: state[key] for key in state if key not in _POSITION} for state in clocked)]
+    return [{key: state[key] for key in state if key not in _POSITION} for state in clocked]
 
 
 def _differences(before: Sequence[dict], after: Sequence[dict]) -> Iterator[str]:
     """Yield a text for each setting of an optimizer that differs, and that no schedule changes."""
     for old, new in zip(before, after, strict=False):
-        initial = {key for key in {**old, **new} if key.startswith("initial_")}
-        moving = {"params", "lr", *initial, *(key.removeprefix("initial_") for key in initial)}
-        moving |= {"betas"} if "momentum" in moving else set()
+        moving = {key.removeprefix("initial_") for key in {**old, **new} if key.startswith("initial_")}
+        moving |= {"params", "betas"} if "momentum" in moving else {"params"}
         for key in (key for key in new if key not in moving and str(old.get(key)) != str(new[key])):
             yield f"{key} {old.get(key)} → {new[key]}"
 
