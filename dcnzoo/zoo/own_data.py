@@ -46,8 +46,8 @@ class OwnData:
     """The result of :func:`prepare`.
 
     Attributes:
-        config: a config that trains on the data.
-        epochs: that :func:`prepare` has chosen, or of the training that resumes; None: those of the config.
+        config: a config that trains on the data; of a training that resumes, that in its work directory.
+        epochs: of a training that :func:`prepare` has chosen; None: those of the config.
         decisions: one line for each choice.
         moved: settings of a training's config with which it uses pictures in another folder.
     """
@@ -92,7 +92,8 @@ def prepare(
         own = _write(data, work_dir, new, model, options)
         if resumes:
             folder = _data_of(work_dir)
-            own.config, own.moved, own.epochs = _compared(data, folder, new, own.config, model is not None)
+            own.config, own.moved = _compared(data, folder, new, own.config, model is not None)
+            own.epochs, own.decisions[-2:] = None, [f"config    {own.config}"]
         else:
             folder = numbered(work_dir / "data", lambda folder: _different(folder, new) is None)
             own.config = folder / own.config.name
@@ -105,8 +106,7 @@ def prepare(
         shutil.rmtree(new, ignore_errors=True)
         with contextlib.suppress(OSError):  # it has files
             work_dir.rmdir()
-    lines = (line.replace(str(new), str(folder)) for line in own.decisions)
-    own.decisions = [line for line in lines if not (resumes and line.startswith("model "))]
+    own.decisions = [line.replace(str(new), str(folder)) for line in own.decisions]
     return own
 
 
@@ -148,33 +148,28 @@ def _data_of(work_dir: Path) -> Path:
 
 def _compared(
     data: Path, folder: Path, new: Path, config: Path, has_model: bool
-) -> tuple[Path, dict[str, str], int | None]:
-    """Require that a folder has the new annotations.
-
-    Returns:
-        Its config, settings for moved pictures, and the epochs of the training.
-    """
+) -> tuple[Path, dict[str, str]]:
+    """Require that a folder has the new annotations; return the training's config, and where pictures are."""
     file, last = _different(folder, new, "*.json"), resolve(folder.parent).config
-    first = min(folder.glob("*.py"), key=lambda path: (path.name != config.name, path), default=last)
-    # a training that was continued has the newest places in its work directory
-    old, newest, read = map(read_config_file, (first, last, config))
-    if not file and has_model and old.model != read.model:
-        file = config
+    own, read = map(read_config_file, (last, config))
+    if not file and has_model:
+        # that of the training may have other settings of the same model
+        first = min(folder.glob("*.py"), key=lambda path: (path.name != config.name, path), default=last)
+        file = None if read_config_file(first).model == read.model else config
     if file:
-        own = folder / file.relative_to(new)
+        before = folder / file.relative_to(new)
         raise UserError(
-            f"data: expected that of the training, {own}{_counts(own)}, got another {file.name} from "
+            f"data: expected that of the training, {before}{_counts(before)}, got another {file.name} from "
             f"{data}{_counts(file)}; the model {folder.parent} in place of data, with resume=True, continues "
             "the training without new data, force=True replaces it"
         )
     moved = {}
     for loader in LOADERS:
-        keys, _ = dataset_of(old, loader)
+        keys, dataset = dataset_of(own, loader)
         images = dataset_of(read, loader)[1].data_prefix.img.replace(new.name, folder.name)
-        before = [dataset_of(each, loader)[1].data_prefix.img for each in (old, newest)]
-        if {*map(os.path.realpath, before)} != {os.path.realpath(images)}:
+        if os.path.realpath(dataset.data_prefix.img) != os.path.realpath(images):
             moved[".".join((loader, *keys, "data_prefix.img"))] = images
-    return first, moved, newest.train_cfg.get("max_epochs")
+    return last, moved
 
 
 _VERSION = re.compile(rb"(?<=written by dcnzoo )[^\"\n]*")
