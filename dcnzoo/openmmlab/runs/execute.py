@@ -122,6 +122,7 @@ def train(
         ranks.exchange(lambda: require_read(cfg, runner))
         if only_checks:
             if start.file and os.path.isfile(start.file) and not start.resumes:  # else downloaded
+                runner.hooks.clear()  # EMAHook has no model before a training
                 runner.load_or_resume()
             return work_dir
         if changes:
