@@ -13,7 +13,8 @@ from dcnzoo.openmmlab.config.read import wrong_top_level_keys
 from dcnzoo.openmmlab.hooks import ScheduleHook
 from dcnzoo.openmmlab.hooks.schedule import without_effect
 from dcnzoo.openmmlab.options import TrainOptions
-from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
+from dcnzoo.openmmlab.runs.execute import build
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.marks import config_of
 
@@ -363,12 +364,13 @@ def test_an_option_that_is_given_twice():
         ("custom_hooks = [dict(type='EMAHook', priority=5000)]", "custom_hooks.0: priority"),
         ("custom_hooks = [dict(type='EMAHook', momentun=0.1)]", "custom_hooks.0.momentun"),
         ("load_from = 'other.pth'", "other.pth: expected the weights of this model"),
-        ("", ""),
+        ("load_from = 'own.pth'\ncustom_hooks = [dict(type='EMAHook')]", ""),
     ],
 )
 def test_dry_run_of_a_config(tmp_path, monkeypatch, text, key):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"layer.weight": torch.zeros(1)}}, "other.pth")
+    torch.save(build(Recipe.read(PLAIN)).state_dict(), "own.pth")
     (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{text}\n")
     command = ("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work", "--dry-run")
     assert key in error_of(*command) if key else run(*command)

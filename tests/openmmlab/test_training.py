@@ -808,6 +808,23 @@ def test_a_resumed_training_has_the_settings_of_its_optimizer(tmp_path, capsys):
             assert "weight_decay 0.01 → 0" in line and "betas (0.9, 0.999) → (0.8, 0.99)" in line
 
 
+def test_an_optimizer_of_an_older_torch(tmp_path, capsys):
+    optimizer = {"type": "AdamW", "lr": 0.1}
+    options = {
+        "default_hooks": SAVING,
+        "custom_hooks": [ScheduleHook()],
+        "optim_wrapper": {"optimizer": optimizer},
+    }
+    make_runner(tmp_path, "older", epochs=1, **options).train()
+    file = tmp_path / "epoch_1.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    for group in checkpoint["optimizer"]["param_groups"]:
+        del group["decoupled_weight_decay"], group["capturable"]
+    torch.save(checkpoint, file)
+    make_runner(tmp_path, "older", epochs=2, resume=True, **options).train()
+    assert resume_lines(capsys) == []
+
+
 def test_without_its_average_a_resumed_training_has_the_weights_that_were_trained(tmp_path, capsys):
     average = {"type": "EMAHook", "momentum": 0.1}
     options = {"values": range(1, 4), "default_hooks": SAVING}

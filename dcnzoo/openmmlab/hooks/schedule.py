@@ -252,6 +252,9 @@ def _differences(before: Sequence[dict], after: Sequence[dict]) -> Iterator[str]
     for old, new in zip(before, after, strict=False):
         moving = {key.removeprefix("initial_") for key in {**old, **new} if key.startswith("initial_")}
         moving |= {"params", "betas"} if "momentum" in moving else {"params"}
+        moving |= {
+            key for key in new.keys() - old.keys() if isinstance(new[key], bool | None)
+        }  # of a newer torch
         for key in (key for key in new if key not in moving and str(old.get(key)) != str(new[key])):
             yield f"{key} {old.get(key)} → {new[key]}"
 

@@ -122,7 +122,8 @@ def train(
         ranks.exchange(lambda: require_read(cfg, runner))
         if only_checks:
             if start.file and os.path.isfile(start.file) and not start.resumes:  # else downloaded
-                runner.hooks.clear()  # EMAHook has no model before a training
+                # of the others, EMAHook has no model before a training
+                runner.hooks[:] = [hook for hook in runner.hooks if isinstance(hook, LoadCheckpointHook)]
                 runner.load_or_resume()
             return work_dir
         if changes:
