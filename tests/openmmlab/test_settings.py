@@ -20,7 +20,7 @@ from dcnzoo.utils.marks import config_of
 
 from ..commands import error_of, run
 from ..demo import PLAIN
-from .test_training import make_runner
+from .test_training import Images, make_runner
 
 RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
 
@@ -101,6 +101,9 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
         (dict(param_scheduler=[dict(type="CosineAnnealingLR", T_max=12, eta_min=0.5)]),
          "param_scheduler: expected a last rate below 0.1"),
         (dict(param_scheduler=[dict(type="LinearLR", start_factor=0.001, end=6, by_epoch=False)]), ""),
+        (dict(param_scheduler=[STEPS], model=Images(), optim_wrapper=dict(
+            optimizer=dict(type="SGD", lr=0.1),
+            paramwise_cfg=dict(custom_keys=dict(weight=dict(lr_mult=0))))), ""),  # of the first group
         (dict(param_scheduler=[dict(type="LinearLR", end=40, by_epoch=False)]), "param_scheduler.0.end: "),
         (dict(param_scheduler=[dict(type="OneCycleLR", eta_max=0.5, total_steps=36, by_epoch=False)]), ""),
         (dict(train_cfg=dict(by_epoch=True, max_epochs=12, val_begin=13)), "EpochBasedTrainLoop.val_begin: "),

@@ -180,7 +180,7 @@ def _beyond_the_end(
 
 
 def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Finding]:
-    """Yield what is wrong with the learning rates of a training's first group, through which schedules step.
+    """Yield what is wrong with the learning rates of a group, the first with the largest, as schedules step.
 
     They reach that of the optimizer in the first half, change above a thousandth of it in the second half,
     and end no higher. Each schedule changes them.
@@ -188,13 +188,14 @@ def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Fi
     iterations, groups = runner.train_loop.max_iters, runner.optim_wrapper.param_groups
     if not schedules or iterations > _MOST_STEPS or not all(is_published(type(each)) for each in schedules):
         return
-    first = groups[0]["initial_lr"]
+    first, index = max((group["initial_lr"], -index) for index, group in enumerate(groups))
 
     def replayed(chosen: Sequence[Any]) -> list[float]:
-        group = {key: value for key, value in groups[0].items() if key != "params"}
+        group = {key: value for key, value in groups[-index].items() if key != "params"}
         chosen, rates = [copy.copy(each) for each in chosen], [group["lr"]]
         for each in chosen:
             each.optimizer, each.verbose = SimpleNamespace(param_groups=[group], step=None), False
+            each.base_values = [each.base_values[-index]]
         ends = range(0, iterations + 1, iterations // epochs)
         rates += [group["lr"] for _ in _stepped(chosen, iterations, ends)]
         return rates
