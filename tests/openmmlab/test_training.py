@@ -808,6 +808,69 @@ def test_a_resumed_training_has_the_settings_of_its_optimizer(tmp_path, capsys):
             assert "weight_decay 0.01 → 0" in line and "betas (0.9, 0.999) → (0.8, 0.99)" in line
 
 
+class Counting(torch.optim.SGD):
+    """Counts in its group, as Prodigy."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        self.param_groups[0]["steps"] = 0
+
+    def step(self, closure=None):
+        self.param_groups[0]["steps"] += 1
+        return super().step(closure)
+
+
+def test_what_an_optimizer_counts_stays(tmp_path, capsys):
+    for epochs in (1, 2):
+        optimizer = Counting([torch.zeros(1)], lr=0.1)
+        runner = make_runner(
+            tmp_path,
+            "counts",
+            epochs=epochs,
+            resume=epochs > 1,
+            default_hooks=SAVING,
+            custom_hooks=[ScheduleHook()],
+            optim_wrapper=OptimWrapper(optimizer),
+            param_scheduler=[{"type": "StepLR", "step_size": epochs, "begin": 0, "end": 9}],
+        )
+        optimizer.param_groups[0]["params"] = [*runner.model.parameters()]
+        runner.train()
+    assert optimizer.param_groups[0]["steps"] == 6 and "other schedules" in resume_lines(capsys)[0]
+
+
+def test_other_settings_of_a_schedule_that_depends_on_a_metric(tmp_path):
+    """Also where the training before had another one."""
+    warm_up = {"type": "LinearLR", "start_factor": 0.5, "by_epoch": False, "end": 3}
+    plateau = {"type": "ReduceOnPlateauLR", "monitor": "score", "rule": "less", "patience": 9}
+    for first in (warm_up, plateau):
+        for epochs, schedule in ((2, first), (4, {**plateau, "patience": 0})):
+            runner = make_runner(
+                tmp_path / first["type"],
+                "metric",
+                train_cfg={"by_epoch": True, "max_epochs": epochs, "val_interval": 1},
+                resume=epochs > 2,
+                val_evaluator=Evaluator([NoProgress()]),
+                default_hooks=SAVING,
+                custom_hooks=[ScheduleHook()],
+                param_scheduler=[schedule],
+            )
+            runner.train()
+        assert runner.param_schedulers[0].patience == 0
+        assert runner.optim_wrapper.get_lr()["lr"][0] < 0.02
+
+
+def test_a_checkpoint_with_the_function_of_a_schedule_is_read(tmp_path, capsys):
+    cycle = {"type": "OneCycleLR", "eta_max": 0.5, "total_steps": 12, "by_epoch": False}
+    for stop in (2, None):
+        hooks = [ScheduleHook(), Dies(stop)]
+        options = {"default_hooks": SAVING, "custom_hooks": hooks, "param_scheduler": [cycle]}
+        runner = make_runner(tmp_path, "cycle", resume=stop is None, **options)
+        with contextlib.suppress(Death):
+            runner.train()
+    assert runner.epoch == 4 and resume_lines(capsys) == []
+    assert load_file(tmp_path / "epoch_4.pth")["meta"]["epoch"] == 4
+
+
 def test_an_optimizer_of_an_older_torch(tmp_path, capsys):
     optimizer = {"type": "AdamW", "lr": 0.1}
     options = {
@@ -864,12 +927,15 @@ def test_checkpoints_by_iterations_in_a_training_by_epochs(tmp_path, capsys, int
 def test_gradients_that_a_resumed_training_lacks_are_named(tmp_path, capsys):
     wrapper = {"optimizer": {"type": "SGD", "lr": 0.1}, "accumulative_counts": 2}
     lines = []
-    for epochs in (1, 2, 3):  # of three iterations
-        options = {"default_hooks": SAVING, "custom_hooks": [ScheduleHook()], "optim_wrapper": wrapper}
-        runner = make_runner(tmp_path, "sums", epochs=epochs, resume=epochs > 1, **options)
-        runner.train()
+    for dies_after, epochs in ((1, 3), (2, 3), (None, 3), (None, 4)):  # of three iterations
+        hooks = [ScheduleHook(), Dies(dies_after)]
+        options = {"default_hooks": SAVING, "custom_hooks": hooks, "optim_wrapper": wrapper}
+        runner = make_runner(tmp_path, "sums", epochs=epochs, resume=dies_after != 1, **options)
+        with contextlib.suppress(Death):
+            runner.train()
         lines.append(resume_lines(capsys))
-    assert lines == [[], ["the gradients of 1 batch before the checkpoint are lost"], []]
+    lost = ["the gradients of 1 batch before the checkpoint are lost"]
+    assert lines == [[], lost, [], []], "the last step uses all"
 
 
 @pytest.mark.parametrize("sizes", [0, "3", None])

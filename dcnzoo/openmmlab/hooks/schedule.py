@@ -3,12 +3,13 @@
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from types import SimpleNamespace
 from typing import Any
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
+from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
@@ -19,8 +20,8 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
 
-# entries of a schedule's state that its steps change
-_POSITION = {"last_step", "_global_step", "_last_value"}
+# entries of a schedule's state that its steps change; the last three, of one that depends on a metric
+_POSITION = {"last_step", "_global_step", "_last_value", "best", "num_bad_epochs", "cooldown_counter"}
 _SKIPPED = ("Mosaic", "RandomAffine", "MixUp")  # by default; a pipeline need not have all
 _MOST_STEPS = 500_000  # about a second
 
@@ -57,6 +58,10 @@ class ScheduleHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint["meta"].update(_sizes(runner))
+        states = checkpoint.get("param_schedulers") or []
+        for state in chain(*states.values()) if isinstance(states, dict) else states:
+            for key in [key for key, value in state.items() if callable(value)]:
+                del state[key]  # OneCycleLR has a function, which files of weights may not have
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if not runner._resume:
@@ -73,7 +78,9 @@ class ScheduleHook(Hook):
             for name, value in now.items()
             if meta.get(name, value) != value
         ]
-        lost = meta["iter"] % getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+        lost, rest = meta["iter"] % getattr(runner.optim_wrapper, "_accumulative_counts", 1), 0
+        if meta["iter"] == checkpoint.get("message_hub", {}).get("runtime_info", {}).get("max_iters"):
+            lost = 0  # the last step of a training uses them
         if type(runner.train_loop) is EpochBasedTrainLoop and (length := meta.get("iterations_per_epoch")):
             meta["epoch"], rest = divmod(meta["iter"], length)
             if rest:  # the checkpoint counts iterations
@@ -85,8 +92,7 @@ class ScheduleHook(Hook):
             before = _settings(checkpoint.get("param_schedulers") or ())
             if before != _settings([each.state_dict() for each in schedules]):
                 changes.append("other schedules")
-            differences = _differences(optimizer["param_groups"], runner.optim_wrapper.param_groups)
-            changes += dict.fromkeys(differences)
+            changes += dict.fromkeys(_differences(optimizer["param_groups"], runner.optim_wrapper))
         ends = range(0)
         if changes and by_epoch:
             length = now["iterations_per_epoch"]
@@ -94,9 +100,9 @@ class ScheduleHook(Hook):
             ends = range(length, length * meta["epoch"] + 1, length)
         if changes and is_single:
             rate = optimizer["param_groups"][0]["lr"]
-            _convert(schedules, runner.optim_wrapper.param_groups, meta["iter"], ends, checkpoint)
+            _convert(schedules, runner.optim_wrapper, meta["iter"], ends, checkpoint)
             changes.append(f"learning rate {rate:.3g} → {optimizer['param_groups'][0]['lr']:.3g}")
-        if lost:  # mmengine adds up gradients across epochs
+        if lost and not rest:  # mmengine adds up gradients across epochs
             changes.append(f"the gradients of {counted(lost, 'batches')} before the checkpoint are lost")
         if changes:
             runner.logger.warning(f"resume: {', '.join(changes)}")
@@ -243,21 +249,23 @@ def _sizes(runner: Runner) -> dict[str, int]:
 
 
 def _settings(schedules: Sequence[dict]) -> list[dict]:
-    """Return what the states of schedules have before the first step; nothing of those that use metrics."""
-    clocked = (state for state in schedules if "num_bad_epochs" not in state)
-    return [{key: state[key] for key in state if key not in _POSITION} for state in clocked]
+    """Return what the states of schedules have before the first step."""
+    return [
+        {key: value for key, value in state.items() if key not in _POSITION and not callable(value)}
+        for state in schedules
+    ]
 
 
-def _differences(before: Sequence[dict], after: Sequence[dict]) -> Iterator[str]:
+def _differences(before: Sequence[dict], wrapper: OptimWrapper) -> Iterator[str]:
     """Yield a text for each setting of an optimizer that differs, and that no schedule changes."""
-    for old, new in zip(before, after, strict=False):
-        moving = {key.removeprefix("initial_") for key in {**old, **new} if key.startswith("initial_")}
-        moving |= {"params", "betas"} if "momentum" in moving else {"params"}
-        moving |= {
-            key for key in new.keys() - old.keys() if isinstance(new[key], bool | None)
-        }  # of a newer torch
-        for key in (key for key in new if key not in moving and str(old.get(key)) != str(new[key])):
-            yield f"{key} {old.get(key)} → {new[key]}"
+    for old, new in zip(before, wrapper.param_groups, strict=False):
+        initial = [key for key in {**old, **new} if key.startswith("initial_")]
+        moving = {key.removeprefix("initial_") for key in initial}
+        moving |= {"betas"} if "momentum" in moving else set()
+        moving |= {key for key in new.keys() - old.keys() if isinstance(new[key], bool | None)}  # newer torch
+        for key in (*arguments(type(wrapper.optimizer))[0], *initial):
+            if key in new and key not in moving and old.get(key) != new[key]:
+                yield f"{key} {old.get(key)} → {new[key]}"
 
 
 def _stepped(schedules: Sequence[Any], iterations: int, ends: range) -> Iterator[int]:
@@ -277,29 +285,29 @@ def _stepped(schedules: Sequence[Any], iterations: int, ends: range) -> Iterator
 
 
 def _convert(
-    schedules: Sequence[Any], groups: Sequence[dict], iterations: int, ends: range, checkpoint: dict
+    schedules: Sequence[Any], wrapper: OptimWrapper, iterations: int, ends: range, checkpoint: dict
 ) -> None:
     """Step new schedules; replace the states of the old ones in a checkpoint, and the values that they set.
 
     Args:
-        groups: the parameter groups of the new optimizer.
+        wrapper: of the new optimizer. What an optimizer counts itself stays as in the checkpoint.
         iterations, ends: see :func:`_stepped`.
     """
     clocked = _clocked(schedules)
     for _ in _stepped(clocked, iterations, ends):
         pass
-    optimizer = checkpoint["optimizer"]
     # of those that depend on a metric, what they have reached stays
     stays = {"params", *(each.param_name for each in schedules if each not in clocked)}
-    saved = list(optimizer["param_groups"])
-    if "base_param_settings" in optimizer:
-        saved.append(optimizer["base_param_settings"])
-    for old, new in zip(saved, groups, strict=True):
+    settings = {*arguments(type(wrapper.optimizer))[0], *(each.param_name for each in clocked)} - stays
+    saved = list(checkpoint["optimizer"]["param_groups"])
+    if "base_param_settings" in checkpoint["optimizer"]:
+        saved.append(checkpoint["optimizer"]["base_param_settings"])
+    for old, new in zip(saved, wrapper.param_groups, strict=True):
         if "lr" in stays:
             old["lr"] *= new["initial_lr"] / old.get("initial_lr", old["lr"])
-        old.update({key: new[key] for key in new.keys() - stays})
-    states = dict(enumerate(checkpoint.get("param_schedulers") or ()))
-    checkpoint["param_schedulers"] = [
-        schedule.state_dict() if schedule in clocked else states.get(number, schedule.state_dict())
-        for number, schedule in enumerate(schedules)
-    ]
+        old.update({key: new[key] for key in new if key in settings or key.startswith("initial_")})
+    reached = iter([state for state in checkpoint.get("param_schedulers") or () if "best" in state])
+    checkpoint["param_schedulers"] = states = [schedule.state_dict() for schedule in schedules]
+    for schedule, state in zip(schedules, states, strict=True):
+        old = {} if schedule in clocked else next(reached, {})
+        state.update({key: old[key] for key in _POSITION & old.keys()})
