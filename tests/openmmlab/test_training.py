@@ -871,6 +871,46 @@ def test_a_checkpoint_with_the_function_of_a_schedule_is_read(tmp_path, capsys):
     assert load_file(tmp_path / "epoch_4.pth")["meta"]["epoch"] == 4
 
 
+@pytest.mark.parametrize("kinds", ["SGD SGD", "Adam Adam", "Adam AdamW", "AdamW Adam"])
+def test_optimizers_of_several_parameters(tmp_path, capsys, kinds):
+    for number, kind in enumerate(kinds.split()):
+        multipliers = {"custom_keys": {"offset": {"lr_mult": 0.1}}}
+        wrapper = {"optimizer": {"type": kind, "lr": 0.1}, "paramwise_cfg": multipliers}
+        options = {"default_hooks": SAVING, "custom_hooks": [ScheduleHook()], "optim_wrapper": wrapper}
+        runner = make_runner(
+            tmp_path, "images", Images(), epochs=number + 1, values=range(1, 4), resume=number > 0, **options
+        )
+        runner.train()
+    assert type(runner.optim_wrapper.optimizer).__name__ == kind
+    assert bool(resume_lines(capsys)) == (kind not in kinds[: len(kind) + 1].split())
+    with pytest.raises(UserError, match=r"^resume: optim_wrapper: expected 7 groups .*, got 1;"):
+        wrapper.pop("paramwise_cfg")
+        make_runner(
+            tmp_path, "images", Images(), epochs=3, values=range(1, 4), resume=True, **options
+        ).train()
+
+
+def test_the_best_of_a_run_that_was_given_up_is_no_limit(tmp_path, monkeypatch):
+    """Its file is gone: a later one, which the resumed training moves, had replaced it."""
+    scores = iter((0.5, 0.3, 0.6, 0.4, 0.45))
+    monkeypatch.setattr(Score, "compute_metrics", lambda self, results: {"score": next(scores)})
+    saving = {"type": "AtomicCheckpointHook", "interval": 2, "save_best": "score", "rule": "greater"}
+    for dies_after in (3, None):
+        runner = make_runner(
+            tmp_path,
+            "best",
+            train_cfg={"by_epoch": True, "max_epochs": 4, "val_interval": 1},
+            val_evaluator=Evaluator([Score()]),
+            default_hooks={"checkpoint": saving},
+            custom_hooks=[Dies(dies_after)],
+            resume=dies_after is None,
+        )
+        with contextlib.suppress(Death):
+            runner.train()
+        (tmp_path / "best_score_epoch_3.pth").unlink(missing_ok=dies_after is None)
+    assert checkpoints(tmp_path)[0] == "best_score_epoch_4.pth"
+
+
 def test_an_optimizer_of_an_older_torch(tmp_path, capsys):
     optimizer = {"type": "AdamW", "lr": 0.1}
     options = {

@@ -104,10 +104,13 @@ class AtomicCheckpointHook(CheckpointHook):
         info = runner.message_hub.runtime_info
         if "keep_ckpt_ids" in info:  # the parent class puts them into names of files that it removes
             info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if type(step) is int]
-        name = os.path.basename(str(info.get("best_ckpt")))
-        files = [name.removeprefix(f"best_{metric}_".replace("/", "_")) for metric in self._metrics()]
-        if files and all(file == name or self._saved.number(file) is None for file in files):
-            for key in ("best_ckpt", "best_score"):  # of another metric
+        best = Path(str(info.get("best_ckpt")))
+        files = [best.name.removeprefix(f"best_{metric}_".replace("/", "_")) for metric in self._metrics()]
+        is_others = files and all(file == best.name or self._saved.number(file) is None for file in files)
+        is_gone = [self._saved.is_local and not (best.exists() or (self._saved.folder / best.name).exists())]
+        broadcast_object_list(is_gone)
+        if is_others or is_gone[0]:  # of another metric, or of a run that was given up
+            for key in ("best_ckpt", "best_score"):
                 info.pop(key, None)
         super().before_train(runner)
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):  # no epoch ends

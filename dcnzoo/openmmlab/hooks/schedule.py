@@ -92,6 +92,12 @@ class ScheduleHook(Hook):
             before = _settings(checkpoint.get("param_schedulers") or ())
             if before != _settings([each.state_dict() for each in schedules]):
                 changes.append("other schedules")
+            number, own = len(optimizer["param_groups"]), len(runner.optim_wrapper.optimizer.param_groups)
+            if number != own:
+                text = f"expected {number} groups of parameters, as in the checkpoint, got {own}"
+                raise UserError(
+                    f"resume: optim_wrapper: {text}; load_from starts a training from its weights"
+                )
             changes += dict.fromkeys(_differences(optimizer["param_groups"], runner.optim_wrapper))
         ends = range(0)
         if changes and by_epoch:
@@ -124,7 +130,10 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
         # part of the name of an argument → the last number with an effect
         lasts = {"accumulative": iterations, "patience": validations, "milestones": length - 1}
         lasts |= {"epoch": epochs - 1, "iter": iterations - 1, "begin": length - 1}
-        if owner is not loop and not isinstance(owner, CheckpointHook | LoggerHook):  # these act at the end
+        acts = not isinstance(owner, Hook) or type(owner).after_train_iter is not Hook.after_train_iter
+        if (
+            owner is not loop and acts and not isinstance(owner, CheckpointHook | LoggerHook)
+        ):  # at the end, too
             lasts["interval"] = iterations
         known = arguments(owner.__class__)[0]
         for name in sorted({*known, "dynamic_milestones"}):
@@ -260,10 +269,10 @@ def _differences(before: Sequence[dict], wrapper: OptimWrapper) -> Iterator[str]
     """Yield a text for each setting of an optimizer that differs, and that no schedule changes."""
     for old, new in zip(before, wrapper.param_groups, strict=False):
         initial = [key for key in {**old, **new} if key.startswith("initial_")]
-        moving = {key.removeprefix("initial_") for key in initial}
+        moving = {"params", *(key.removeprefix("initial_") for key in initial)}
         moving |= {"betas"} if "momentum" in moving else set()
         moving |= {key for key in new.keys() - old.keys() if isinstance(new[key], bool | None)}  # newer torch
-        for key in (*arguments(type(wrapper.optimizer))[0], *initial):
+        for key in (*arguments(wrapper.optimizer.__class__)[0], *initial):
             if key in new and key not in moving and old.get(key) != new[key]:
                 yield f"{key} {old.get(key)} → {new[key]}"
 
@@ -298,16 +307,21 @@ def _convert(
         pass
     # of those that depend on a metric, what they have reached stays
     stays = {"params", *(each.param_name for each in schedules if each not in clocked)}
-    settings = {*arguments(type(wrapper.optimizer))[0], *(each.param_name for each in clocked)} - stays
+    settings = {*arguments(wrapper.optimizer.__class__)[0], *(each.param_name for each in clocked)} - stays
     saved = list(checkpoint["optimizer"]["param_groups"])
     if "base_param_settings" in checkpoint["optimizer"]:
         saved.append(checkpoint["optimizer"]["base_param_settings"])
     for old, new in zip(saved, wrapper.param_groups, strict=True):
         if "lr" in stays:
             old["lr"] *= new["initial_lr"] / old.get("initial_lr", old["lr"])
-        old.update({key: new[key] for key in new if key in settings or key.startswith("initial_")})
-    reached = iter([state for state in checkpoint.get("param_schedulers") or () if "best" in state])
+        kept = old.keys() - settings - {key for key in new if key.startswith("initial_")}
+        old.update({key: new[key] for key in new.keys() - kept - stays})
+    reached = {_metric_of(state): state for state in checkpoint.get("param_schedulers") or ()}
     checkpoint["param_schedulers"] = states = [schedule.state_dict() for schedule in schedules]
     for schedule, state in zip(schedules, states, strict=True):
-        old = {} if schedule in clocked else next(reached, {})
+        old = {} if schedule in clocked else reached.get(_metric_of(state), {})
         state.update({key: old[key] for key in _POSITION & old.keys()})
+
+
+def _metric_of(state: dict) -> tuple:
+    return tuple(state.get(key) for key in ("monitor", "rule", "param_name"))
