@@ -32,7 +32,9 @@ def folder(request, tmp_path, monkeypatch) -> Path:
 
 
 def test_training_resumes(folder):
-    run("train", "tiny.py", "--work-dir", "tiny", "--resume")
+    # With AVX2, oneDNN 3.12 writes beyond its memory: in the backward of a 1×1 convolution of stride 2 in
+    # channels-last order, with fewer than 8 channels.
+    run("train", "tiny.py", "--work-dir", "tiny", "--resume", "--no-channels-last")
     assert (folder / "tiny/epoch_3.pth").exists()
     assert "box AP" in run("test", "tiny")
     assert "3 of 3 epochs are done" in run("train", "tiny.py", "--work-dir", "tiny", "--resume")

@@ -51,9 +51,11 @@ def view(model: nn.Module) -> Copies:
 def stores(copies: Copies) -> Iterator[None]:
     """A context for calls of the copies: an attribute that changes in a copy is stored in its module, too."""
     before = {copy: dict(vars(copy)) for copy in copies.values()}
-    yield
-    for module, copy in copies.items():
-        vars(module).update((n, v) for n, v in vars(copy).items() if v is not before[copy].get(n))
+    try:
+        yield
+    finally:
+        for module, copy in copies.items():
+            vars(module).update((n, v) for n, v in vars(copy).items() if v is not before[copy].get(n))
 
 
 # Kernels: a layer with other weights, then an activation
@@ -189,7 +191,7 @@ class Layers:
             if other is not None:  # oneDNN adds only in channels-last order
                 fits = fits and kernel is _convolve and min(input.shape[1:]) > 1
                 fits = fits and input.is_contiguous(memory_format=torch.channels_last)
-                other = other.to(dtype)
+                fits = fits and other.dtype == dtype and unary[0] in ("none", "relu")
             if not fits:
                 return unfused(input, other)
             weight, bias = self._parameters(layer, norm, dtype)

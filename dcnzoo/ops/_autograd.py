@@ -59,6 +59,13 @@ def register_autograd(record: Operator) -> None:
         with torch.enable_grad(), set_forward_grad_enabled(True):
             return below_autograd(keys, *arguments)
 
+    def below_autocast(ctx, *grads):  # as torch's derivatives, which call no operator with an autocast rule
+        kind = grads[0].device.type
+        if kind == "meta" or not torch.is_autocast_enabled(kind):
+            return *backward(ctx, *grads), None
+        with torch.autocast(kind, enabled=False):
+            return *backward(ctx, *grads), None
+
     # It handles a single level: the current transform of torch.func, or plain autograd. The dispatcher calls
     # it again for each other level.
     function = type(
@@ -70,7 +77,7 @@ def register_autograd(record: Operator) -> None:
             "setup_context": staticmethod(
                 lambda ctx, inputs, output: setup_context(ctx, named(*inputs[:-1]), output)
             ),
-            "backward": staticmethod(lambda ctx, *grads: (*backward(ctx, *grads), None)),
+            "backward": staticmethod(below_autocast),
         },
     )
 

@@ -323,3 +323,41 @@ def test_threshold_leaves_heads_whose_scores_rise():
     copies = fuse.view(model)
     raise_threshold(copies, 0.9)
     assert copies[model.roi_head].test_cfg is model.roi_head.test_cfg
+
+
+class Residual(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.conv, self.activation = nn.Conv2d(4, 4, 1), activation
+
+    def forward(self, x, other):
+        return self.activation(self.conv(x) + other)
+
+
+@pytest.mark.parametrize(("activation", "dtype"), [(nn.SiLU(), None), (nn.ReLU(), torch.bfloat16)])
+def test_a_sum_keeps_its_type_and_takes_each_activation(activation, dtype):
+    """Of a residual in float32 under autocast."""
+    block = Residual(activation).to(memory_format=torch.channels_last)
+    copies = fuse.view(block)
+    layers = fuse.Layers(copies, fuse.Fuser(BLOCKS, SAME))
+    fused = layers.fused(block.conv, activation=block.activation)
+    x = torch.randn(1, 4, 5, 6).to(memory_format=torch.channels_last)
+    other = 1e5 * torch.randn(1, 4, 5, 6)
+    with torch.no_grad(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        torch.testing.assert_close(fused(x, other), block(x, other))
+
+
+def test_after_an_error_a_fused_model_stores_what_it_has_counted():
+    class Counts(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls == 1:
+                raise ValueError
+            return x
+
+    fused = dcnzoo.fused(nn.Sequential(nn.Conv2d(1, 1, 1), Counts()).eval())
+    with pytest.raises(ValueError):
+        fused(torch.ones(1, 1, 2, 2))
+    assert fused(torch.ones(1, 1, 2, 2)).shape == (1, 1, 2, 2)

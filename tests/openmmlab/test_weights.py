@@ -317,7 +317,7 @@ def test_classes_beside_other_channels():
 
 def runner_of(model, resume=False):
     return SimpleNamespace(
-        model=model, cfg={}, _resume=resume, _load_from="x.pth", logger=logging.getLogger("test")
+        model=model, cfg={}, hooks=[], _resume=resume, _load_from="x.pth", logger=logging.getLogger("test")
     )
 
 

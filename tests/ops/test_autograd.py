@@ -8,7 +8,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 
-from dcnzoo.ops import _autograd, choose
+from dcnzoo.ops import _autograd, choose, deform_conv2d, deform_conv_transpose2d
 from dcnzoo.ops.operator import Operator
 from dcnzoo.ops.register import register
 
@@ -245,3 +245,18 @@ def test_out_of_memory_below_the_choice_of_a_backend():
 
     with pytest.raises(torch.OutOfMemoryError):
         choose._run_compiled(Compiled(), None, (torch.zeros(1),))
+
+
+@pytest.mark.parametrize("operator", [deform_conv2d, deform_conv_transpose2d])
+def test_a_backward_under_autocast_computes_as_one_outside(operator):
+    """As torch's derivatives do."""
+    input, weight = torch.randn(1, 4, 6, 7), torch.randn(4, 4, 3, 3)
+    gradients = []
+    for enabled in (False, True):
+        leaves = [tensor.clone().requires_grad_() for tensor in (input, weight)]
+        output = operator(*leaves, None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output.sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=0)
