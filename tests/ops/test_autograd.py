@@ -247,16 +247,16 @@ def test_out_of_memory_below_the_choice_of_a_backend():
         choose._run_compiled(Compiled(), None, (torch.zeros(1),))
 
 
-@pytest.mark.parametrize("operator", [deform_conv2d, deform_conv_transpose2d])
-def test_a_backward_under_autocast_computes_as_one_outside(operator):
+@pytest.mark.parametrize(("operator", "size"), [(deform_conv2d, (4, 5)), (deform_conv_transpose2d, (6, 7))])
+def test_a_backward_under_autocast_computes_as_one_outside(operator, size):
     """As torch's derivatives do."""
-    input, weight = torch.randn(1, 4, 6, 7), torch.randn(4, 4, 3, 3)
+    input, weight, offset = torch.randn(1, 4, 6, 7), torch.randn(4, 4, 3, 3), torch.randn(1, 18, *size)
     gradients = []
     for enabled in (False, True):
-        leaves = [tensor.clone().requires_grad_() for tensor in (input, weight)]
-        output = operator(*leaves, None)
+        leaves = [tensor.clone().requires_grad_() for tensor in (input, weight, offset)]
+        output = operator(*leaves)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            output.sum().backward()
+            output.square().sum().backward()
         gradients.append([leaf.grad for leaf in leaves])
     for ours, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, plain, rtol=0, atol=0)
