@@ -234,7 +234,7 @@ def main() -> None:
     add("--passes", nargs="+", choices=PASSES, default=PASSES, metavar="PASS")
     add("--seconds", type=float, default=0.5, help="for each contestant and case (default: 0.5)")
     add("--no-memory", action="store_true", help="do not measure peak memory")
-    add("--against", nargs="+", metavar="REVISION", help="compare deform_conv2d or roi_align with revisions")
+    add("--against", nargs="+", metavar="REVISION", help="compare deform_conv2d and others with revisions")
     add("--out", type=Path, default=ROOT / "work_dirs/benchmarks", metavar="FOLDER")
     args = parser.parse_args()
     args.timer = time.process_time if args.against else timeit.default_timer

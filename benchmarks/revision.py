@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from tests.op_cases import Sample
 from tests.op_cases.deform_conv import geometry
 
 LIBRARY = "dcnzoo/ops/_C_cpu.so"
+Namespace = torch._ops._OpNamespace
+Call = Callable[..., Tensor | tuple[Tensor | None, ...]]
 # Skips the autograd rules in Python, which only the present operators have registered: 5 µs for each call.
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
@@ -50,63 +52,73 @@ def checkout(revision: str, renamed: bool = False) -> Path:
     return tree
 
 
-class _Convolution(torch.autograd.Function):
-    """Calls the compiled operators without checks in Python, which revisions share."""
+class _Operator(torch.autograd.Function):
+    """Calls compiled operators without the checks in Python, which revisions share."""
 
     @staticmethod
-    def forward(ctx, namespace: str, arguments: list, *tensors: Tensor | None) -> Tensor:
-        ctx.ops, ctx.arguments = getattr(torch.ops, namespace), arguments
-        ctx.save_for_backward(*tensors)
+    def forward(ctx, call: Call, gradients: Call, *tensors: Tensor | None) -> Tensor:
+        ctx.gradients = gradients
         with below_autograd():
-            return ctx.ops.deform_conv(*tensors, *arguments)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, needed = ctx.saved_tensors, list(ctx.needs_input_grad[2:])
-        with below_autograd():
-            gradients = ctx.ops._deform_conv_backward(grad, *tensors[:4], *ctx.arguments, needed)
-        return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True))
-
-
-def _convolution(namespace: str, sample: Sample) -> Forward:
-    arguments = [list(v) for v in geometry(sample, stride=1, padding=0, dilation=1)]
-    arguments += [sample.kwargs.get("groups", 1), sample.kwargs.get("im2col_step")]
-    return lambda: _Convolution.apply(namespace, arguments, *sample.tensors)
-
-
-class _Pooling(torch.autograd.Function):
-    """The same for RoIAlign."""
-
-    @staticmethod
-    def forward(ctx, namespace: str, bins: tuple[int, int], sampling: list, input: Tensor, rois: Tensor):
-        ctx.ops, ctx.sampling, ctx.size = getattr(torch.ops, namespace), sampling, input.shape
-        with below_autograd():
-            output, *maxima = ctx.ops.roi_align(input, rois, *bins, *sampling)
-        ctx.save_for_backward(rois, *maxima)
+            outputs = call(*tensors)
+        output, *kept = outputs if isinstance(outputs, tuple) else (outputs,)
+        ctx.save_for_backward(*tensors, *kept)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needed = list(ctx.needs_input_grad[2:])
         with below_autograd():
-            gradient = ctx.ops._roi_align_backward(grad, *ctx.saved_tensors, ctx.size, *ctx.sampling)
-        return None, None, None, gradient, None
+            gradients = ctx.gradients(grad, *ctx.saved_tensors, needed)
+        return None, None, *(g if need else None for g, need in zip(gradients, needed, strict=True))
 
 
-def _pooling(namespace: str, sample: Sample) -> Forward:
+def _convolution(ops: Namespace, sample: Sample) -> tuple[Call, Call]:
+    arguments = [list(v) for v in geometry(sample, stride=1, padding=0, dilation=1)]
+    arguments += [sample.kwargs.get("groups", 1), sample.kwargs.get("im2col_step")]
+
+    def gradients(grad, input, weight, offset, mask, bias, needed):
+        return ops._deform_conv_backward(grad, input, weight, offset, mask, *arguments, needed)
+
+    return lambda *tensors: ops.deform_conv(*tensors, *arguments), gradients
+
+
+def _pooling(ops: Namespace, sample: Sample) -> tuple[Call, Call]:
     sampling = [sample.kwargs["spatial_scale"], 0, 1, True]  # as in cases.py: adaptive, average, aligned
-    return lambda: _Pooling.apply(namespace, sample.kwargs["output_size"], sampling, *sample.tensors)
+    bins, size = sample.kwargs["output_size"], sample.tensors[0].shape
+
+    def gradients(grad, input, rois, *maxima_and_needed):
+        return ops._roi_align_backward(grad, rois, *maxima_and_needed[:-1], size, *sampling), None
+
+    return lambda *tensors: ops.roi_align(*tensors, *bins, *sampling), gradients
 
 
-OPERATORS = {"deform_conv2d": _convolution, "roi_align": _pooling}
+def _attention(ops: Namespace, sample: Sample) -> tuple[Call, Call]:
+    levels = sample.kwargs.values()
+
+    def gradients(grad, value, locations, weights, needed):
+        return ops._ms_deform_attn_backward(grad, value, *levels, locations, weights, needed)
+
+    return lambda value, *others: ops.ms_deform_attn(value, *levels, *others), gradients
+
+
+# By operator: the call of the forward with the sample's tensors, and of the backward with the gradient, these
+# tensors, what the forward has kept, and which gradients are needed.
+OPERATORS = {"deform_conv2d": _convolution, "roi_align": _pooling, "ms_deform_attn": _attention}
+BOTH_FORMATS = ("deform_conv2d", "roi_align")
 
 
 def contestants(operator: str, namespaces: Iterable[str]) -> dict[str, Contestant]:
-    """Return the present operator and those of the revisions, each in both memory formats."""
-    call = OPERATORS[operator]
+    """Return the present operator and those of the revisions, each in both memory formats of an image."""
+
+    def prepare(name: str, last_channels: bool, sample: Sample) -> Forward:
+        sample = in_format(sample, last(sample)) if last_channels else sample
+        calls = OPERATORS[operator](getattr(torch.ops, name), sample)
+        return lambda: _Operator.apply(*calls, *sample.tensors)
+
     result: dict[str, Contestant] = {}
     for name in (OURS, *namespaces):
-        result[name] = partial(call, name)
-        result[f"{name} channels_last"] = lambda s, name=name: call(name, in_format(s, last(s)))
+        result[name] = partial(prepare, name, False)
+        if operator in BOTH_FORMATS:
+            result[f"{name} channels_last"] = partial(prepare, name, True)
     return result
