@@ -32,6 +32,7 @@ from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.memory import KeptMemory
+from dcnzoo.utils.text import few
 
 Model = Any  # a detector of MMDetection, whose classes have no types
 LEAST_FUSED = 3 * 256**2  # numbers of a batch of pictures; with fewer, fusing takes longer than it saves
@@ -192,6 +193,10 @@ class TorchDetector(BaseDetector):
         """Raise ValueError if the outputs are NaN, which would read as no objects."""
         if any(torch.isnan(each.scores).any() for each in instances):
             raise ModelError("model: expected finite scores, got NaN")
+        # only once; the ReLU of fused layers makes zero of NaN
+        state = {} if self._finite else self.model.state_dict()
+        if lacks := [name for name, each in state.items() if each.is_floating_point() and each.isnan().any()]:
+            raise ModelError(f"model: expected finite weights, got NaN in {few(lacks, 2)}")
         if not self._finite and not any(map(len, instances)) and hasattr(model, "extract_feat"):
             # only once: non-maximum suppression drops NaN
             features = model.extract_feat(model.data_preprocessor(batch)["inputs"])

@@ -230,9 +230,12 @@ def test_a_call_predicts_in_evaluation_mode(folder):
 
 def test_a_model_that_is_not_finite_is_no_skipped_picture(folder, tmp_path):
     """Neither in a list nor in tiles."""
-    detector = dcnzoo.load(MODEL, device="cpu")
-    torch.nn.init.constant_(detector.model.backbone.conv1.weight, float("nan"))
     picture = folder / "0.png"
+    for weight in ("rpn_head.rpn_cls", "backbone.conv1"):  # without proposals, or without finite maps
+        detector = dcnzoo.load(MODEL, device="cpu")
+        torch.nn.init.constant_(detector.model.get_submodule(weight).weight[:1], float("nan"))
+        with pytest.raises(ValueError, match="expected finite"):
+            detector(picture)
     for options in ({}, {"tile": 100}):
         for images in (picture, [picture, picture]):
             with pytest.raises(ValueError, match="expected finite"):
