@@ -101,7 +101,8 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
         (dict(param_scheduler=[dict(type="CosineAnnealingLR", T_max=12, eta_min=0.5)]),
          "param_scheduler: expected a last rate below 0.1"),
         (dict(param_scheduler=[dict(type="LinearLR", start_factor=0.001, end=6, by_epoch=False)]), ""),
-        (dict(param_scheduler=[STEPS], model=Images(), optim_wrapper=dict(
+        (dict(param_scheduler=[STEPS, dict(type="LinearLR", end=6, by_epoch=False)], model=Images(),
+              optim_wrapper=dict(
             optimizer=dict(type="SGD", lr=0.1),
             paramwise_cfg=dict(custom_keys=dict(weight=dict(lr_mult=0))))), ""),  # of the first group
         (dict(param_scheduler=[dict(type="LinearLR", end=40, by_epoch=False)]), "param_scheduler.0.end: "),

@@ -131,9 +131,8 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
         lasts = {"accumulative": iterations, "patience": validations, "milestones": length - 1}
         lasts |= {"epoch": epochs - 1, "iter": iterations - 1, "begin": length - 1}
         acts = not isinstance(owner, Hook) or type(owner).after_train_iter is not Hook.after_train_iter
-        if (
-            owner is not loop and acts and not isinstance(owner, CheckpointHook | LoggerHook)
-        ):  # at the end, too
+        ends = isinstance(owner, CheckpointHook | LoggerHook)  # these act at the end, too
+        if owner is not loop and acts and not ends:
             lasts["interval"] = iterations
         known = arguments(owner.__class__)[0]
         for name in sorted({*known, "dynamic_milestones"}):
@@ -156,7 +155,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
 
 
 def _idle_hooks(runner: Runner, epochs: int, iterations: int) -> Iterator[Finding]:
-    """Yield hooks without a method that is called or a step to skip; and that no checkpoint is saved."""
+    """Yield hooks and data sets that change nothing, and that no checkpoint is saved."""
     data = runner.train_loop.dataloader.dataset
     if hasattr(data, "repeat_indices") and len(data) == len(data.dataset):
         yield Finding("train_dataloader.dataset", f"{type(data).__name__} repeats no picture", stops=False)
@@ -195,22 +194,23 @@ def _beyond_the_end(
 
 
 def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Finding]:
-    """Yield what is wrong with the learning rates of a group, the first with the largest, as schedules step.
+    """Yield what is wrong with the learning rates of the group that has the largest one.
 
-    They reach that of the optimizer in the first half, change above a thousandth of it in the second half,
-    and end no higher. Each schedule changes them.
+    In the first half of the training they reach the group's own rate, in the second half they still change
+    while they are above a thousandth of it, and the last one is no higher. Each schedule changes them.
     """
     iterations, groups = runner.train_loop.max_iters, runner.optim_wrapper.param_groups
     if not schedules or iterations > _MOST_STEPS or not all(is_published(type(each)) for each in schedules):
         return
-    first, index = max((group["initial_lr"], -index) for index, group in enumerate(groups))
+    largest = max(range(len(groups)), key=lambda number: groups[number]["initial_lr"])
+    first = groups[largest]["initial_lr"]
 
     def replayed(chosen: Sequence[Any]) -> list[float]:
-        group = {key: value for key, value in groups[-index].items() if key != "params"}
+        group = {key: value for key, value in groups[largest].items() if key != "params"}
         chosen, rates = [copy.copy(each) for each in chosen], [group["lr"]]
         for each in chosen:
             each.optimizer, each.verbose = SimpleNamespace(param_groups=[group], step=None), False
-            each.base_values = [each.base_values[-index]]
+            each.base_values = [each.base_values[largest]]
         ends = range(0, iterations + 1, iterations // epochs)
         rates += [group["lr"] for _ in _stepped(chosen, iterations, ends)]
         return rates
