@@ -20,8 +20,10 @@ from ._torch_private import (
     AutoDispatchBelowAutograd,
     SingleLevelFunction,
     after_autograd_keyset,
+    allow_transforms,
     any_requires_grad,
     enable_single_level_autograd_function,
+    in_dispatch_mode,
     in_dual_level,
     set_forward_grad_enabled,
     transforms_active,
@@ -81,17 +83,18 @@ def register_autograd(record: Operator) -> None:
         },
     )
 
-    with_kernels = {device for device, key in KEYS.items() if choose.has_kernels(record, key)}
+    kernels = {device: choose.kernels_on(record, key)[0] for device, key in KEYS.items()}
 
     def autograd(keys, *arguments):
         has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
         if not (has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
             return below_autograd(keys, *arguments)
         device = arguments[0].device.type
-        # autograd then differentiates what runs, in half of the time of the operator's derivative; a trace
-        # and a transform see the operator
-        is_plain = has_tangents or (device not in with_kernels and can_read(arguments[0]))
-        if is_plain and not record.is_backward:
+        # autograd then differentiates what runs, in half of the time of the operator's derivative; a trace,
+        # a transform and a mode, such as torch's FLOP counter, see the operator
+        only_plain = kernels.get(device, (choose.REFERENCE,)) == (choose.REFERENCE,)
+        is_plain = only_plain and can_read(arguments[0]) and not in_dispatch_mode()
+        if (has_tangents or is_plain) and not record.is_backward:
             result = choose.run_plain(record, KEYS.get(device, "PrivateUse1"), named(*arguments))
             if has_tangents or any_requires_grad(result if isinstance(result, Tensor) else result[0]):
                 return result  # without RoIs, it has no graph
@@ -133,8 +136,9 @@ def reference_gradients(
     def forward(*tensors: Tensor) -> Any:
         return reference(*arguments._replace(**dict(zip(present, tensors, strict=True))))
 
-    pull = torch.func.vjp(forward, *(getattr(arguments, name) for name in present))[1]
-    gradients = dict(zip(present, pull(grad_output), strict=True))
+    with allow_transforms():
+        pull = torch.func.vjp(forward, *(getattr(arguments, name) for name in present))[1]
+        gradients = dict(zip(present, pull(grad_output), strict=True))
     return [gradients.get(name) for name in names]
 
 
@@ -183,6 +187,7 @@ def with_backward(
         batched=derivative.batched(),
         flops=flops or derivative.flops,
         fused=forward.fused,
+        fused_may_be_faster=forward.fused_may_be_faster,
     )
     return replace(forward, setup_context=derivative.save_forward, backward=derivative.first), backward
 

@@ -37,6 +37,10 @@ _transforms_active = _find(TRANSFORMS, "torch._C._are_functorch_transforms_activ
 any_requires_grad = _find(TRANSFORMS, "torch._C._any_requires_grad")
 AutoDispatchBelowAutograd = _find(TRANSFORMS, "torch._C._AutoDispatchBelowAutograd")
 after_autograd_keyset = _find(TRANSFORMS, "torch._C._after_autograd_keyset")
+in_dispatch_mode = _find(TRANSFORMS, "torch._C._len_torch_dispatch_stack")
+_ForceDispatchKeyGuard = _find(TRANSFORMS, "torch._C._ForceDispatchKeyGuard")
+_included = _find(TRANSFORMS, "torch._C._dispatch_tls_local_include_set")
+_excluded = _find(TRANSFORMS, "torch._C._dispatch_tls_local_exclude_set")
 
 _set_forward_grad_enabled = _find(FORWARD_MODE, "torch.autograd.forward_ad._set_fwd_grad_enabled")
 _find(FORWARD_MODE, "torch.autograd.forward_ad._current_level")  # not stored: its value changes
@@ -63,6 +67,16 @@ else:
 def transforms_active() -> bool:
     """Whether this runs within ``torch.func.jvp``, ``grad`` or ``vmap``."""
     return TRANSFORMS not in missing and _transforms_active()
+
+
+def allow_transforms() -> contextlib.AbstractContextManager:
+    """A context for ``torch.func`` in a kernel: a dispatch mode excludes the keys while it runs one."""
+    if missing.keys() & {TRANSFORMS, AUTOCAST}:
+        return contextlib.nullcontext()
+    keys = DispatchKeySet(DispatchKey.FuncTorchGradWrapper)
+    for name in ("FuncTorchDynamicLayerFrontMode", "FuncTorchDynamicLayerBackMode"):
+        keys = keys.add(getattr(DispatchKey, name))
+    return _ForceDispatchKeyGuard(_included(), _excluded() - keys)
 
 
 def in_dual_level() -> bool:

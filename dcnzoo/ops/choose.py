@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _library
 from ._arguments import can_read
@@ -47,49 +47,58 @@ _failed: set[str] = set()  # operators whose Triton kernel did not run
 
 def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
     """The kernel that runs a call on a device, and why those before it do not."""
-    problems = _problems(operator, key, call[0].device, call)
-    kernel = next(kernel for kernel, problem in problems.items() if not problem)
-    return Choice(kernel, "; ".join(filter(None, problems.values())) or "is preferred")
+    kernels, reason = kernels_on(operator, key)
+    if kernels[0] == FUSED:
+        problem = _why_not_fused(operator, key, call)
+        if not problem:
+            return Choice(FUSED, reason or "is preferred")
+        kernels, reason = kernels[1:], _joined(reason, problem)
+    return Choice(kernels[0], reason or "is preferred")
 
 
-def _problems(operator: Operator, key: str, device: torch.device, call: Any = None) -> dict[str, str]:
-    """The kernels in order of preference, each with the reason why it does not run the call, or "".
+def kernels_on(operator: Operator, key: str) -> tuple[tuple[str, ...], str]:
+    """The kernels that may run calls on a device, in order of preference, and why no others.
 
-    Without a call: why it runs none on this device.
+    The last one runs every call.
     """
     if backend == "reference":
-        return {COMPILED: "DCNZOO_BACKEND=reference", REFERENCE: ""}
-    fused = {}
-    if operator.fused and _triton_runs_on(key):
-        fused[FUSED] = _why_not_fused(operator, key, device, call)
-    if key.lower() in _library.loaded:
-        return {**fused, COMPILED: ""}
-    return {COMPILED: f"no compiled kernels for {key}", **fused, REFERENCE: ""}
-
-
-def _why_not_fused(operator: Operator, key: str, device: torch.device, call: Any) -> str:
-    is_preferred = backend == "fused" or key.lower() not in _library.loaded
+        return (REFERENCE,), "DCNZOO_BACKEND=reference"
+    is_loaded = key.lower() in _library.loaded
+    last, reason = (COMPILED, "") if is_loaded else (REFERENCE, f"no compiled kernels for {key}")
+    if not (operator.fused and _triton_runs_on(key)):
+        return (last,), reason
     if backend == "compiled":
-        return "DCNZOO_BACKEND=compiled"
+        return (last,), _joined(reason, "DCNZOO_BACKEND=compiled")
     if operator.forward_name in _failed:
-        return "Triton's kernel failed before"
-    if not is_preferred and operator.forward_name != "deform_conv":
-        return "compiled kernels are preferred"
-    if not is_preferred and call is not None and not available.is_faster(operator.name, call):
+        return (last,), _joined(reason, "Triton's kernel failed before")
+    if _must_be_faster(key) and not (operator.fused_may_be_faster and available.any_listed()):
+        return (last,), _joined(reason, "compiled kernels are preferred")
+    return (FUSED, last), reason
+
+
+def _must_be_faster(key: str) -> bool:
+    """Whether a Triton kernel runs only where it is known to be faster than the compiled one."""
+    return backend != "fused" and key.lower() in _library.loaded
+
+
+def _why_not_fused(operator: Operator, key: str, call: Any) -> str:
+    if _must_be_faster(key) and not available.is_faster(operator.name, call):
         return "Triton is not listed as faster for this call"
-    if not available.triton_works(device):
+    if not available.triton_works(call[0].device):
         return "Triton does not work here"
-    if call is None:
-        return ""
     from .fused import operators
 
     if not operators.fits(operator.name, call):
         return "Triton's kernel does not support the call"
     if sizes_are_numbers(call):
         operator.check(call)  # the sizes are used from here on
-    if not is_preferred and not operators.is_measured(operator.name, call):
+    if _must_be_faster(key) and not operators.is_measured(operator.name, call):
         return "Triton's kernel has no measurements"
     return ""
+
+
+def _joined(*reasons: str) -> str:
+    return "; ".join(filter(None, reasons))
 
 
 def _triton_runs_on(key: str) -> bool:
@@ -97,12 +106,13 @@ def _triton_runs_on(key: str) -> bool:
 
 
 def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
-    """The kernels that may run each operator on a device here, in order of preference, and why no others."""
+    """:func:`kernels_on` for each operator on a device here."""
     rows = {}
     for operator in (operator for operator in OPERATORS.values() if not operator.is_backward):
-        problems = _problems(operator, key, torch.device(key.lower()))
-        kernels = tuple(kernel for kernel, problem in problems.items() if not problem)
-        rows[operator.name] = kernels, "; ".join(dict.fromkeys(filter(None, problems.values())))
+        kernels, reason = kernels_on(operator, key)
+        if kernels[0] == FUSED and not available.triton_works(torch.device(key.lower())):
+            kernels, reason = kernels[1:], _joined(reason, "Triton does not work here")
+        rows[operator.name] = kernels, reason
     return rows
 
 
@@ -117,6 +127,8 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
     lines = []
 
     def note(operator: Operator, call: Any, output: object) -> None:
+        if operator.is_backward:
+            return
         device, dtype = call[0].device.type, str(call[0].dtype).removeprefix("torch.")
         kernel, reason = kernel_for(operator, KEYS.get(device, "PrivateUse1"), call)
         lines.append(f"{operator.name} {tuple(call[0].shape)} {dtype} {device}: {kernel} ({reason})")
@@ -126,18 +138,17 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
     return lines
 
 
-class CallsOfOperators(TorchFunctionMode):
+class CallsOfOperators(TorchDispatchMode):
     """A context that passes each operator, its call and its output to a function."""
 
     def __init__(self, note: Callable[[Operator, Any, Any], None]) -> None:
         super().__init__()
         self.note = note
-        forms = ((o, (o.overload, o.overload.overloadpacket)) for o in OPERATORS.values())
-        self.operators = {form: operator for operator, both in forms for form in both}
+        self.operators = {operator.overload: operator for operator in OPERATORS.values()}
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = function(*args, **(kwargs or {}))
-        if operator := self.operators.get(function):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if operator := self.operators.get(func):
             self.note(operator, operator.call(*args, **(kwargs or {})), output)
         return output
 
@@ -158,12 +169,6 @@ def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any)
     if kernel == COMPILED:
         return _run_compiled(compiled, keyset, call)
     return run_plain(operator, key, call)
-
-
-def has_kernels(operator: Operator, key: str) -> bool:
-    """Whether a call on a device may run more than plain PyTorch."""
-    is_loaded = key.lower() in _library.loaded
-    return backend != "reference" and (is_loaded or (operator.fused and _triton_runs_on(key)))
 
 
 def run_plain(operator: Operator, key: str, call: Any) -> Result:
@@ -231,15 +236,9 @@ def register(operator: Operator) -> None:
     kernel may run. Backwards on a GPU always do, because the user may require deterministic algorithms at
     any time.
     """
-    is_listed = operator.forward_name == "deform_conv" and available.any_listed()
     for key in DEVICES:
-        has_choice = (
-            backend == "reference"
-            or key.lower() not in _library.loaded
-            or (operator.in_order is not None and key == "CUDA")
-            or (operator.fused and _triton_runs_on(key) and (backend == "fused" or is_listed))
-        )
-        if has_choice:
+        may_order = operator.in_order is not None and key == "CUDA"
+        if may_order or kernels_on(operator, key)[0] != (COMPILED,):
             choose_at_every_call(operator, key)
 
 

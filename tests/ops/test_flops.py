@@ -1,5 +1,6 @@
 """FLOPs of the operators in torch's counter."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,22 @@ def test_forward_and_backward_are_counted(op):
     forward = count(lambda: op.call(sample))
     assert forward > 0
     assert count(lambda: op.results(sample)) >= 2 * forward
+
+
+def counts() -> dict[str, list[int]]:
+    """FLOPs without gradients, of a forward that autograd records, and of both passes."""
+    numbers = {}
+    for op in op_cases.operators():
+        sample = op.forms()[0]
+        calls = partial(op.call, sample), partial(op.call, sample.leaves()), partial(op.results, sample)
+        numbers[op.name] = [count(call) for call in calls]
+    return numbers
+
+
+def test_plain_pytorch_counts_as_the_compiled_kernels(tmp_path):
+    code = "import sys, torch; from tests.ops.test_flops import counts; torch.save(counts(), sys.argv[1])"
+    python_with_torch(code, tmp_path / "counts.pt", DCNZOO_BACKEND="reference")
+    assert torch.load(tmp_path / "counts.pt") == counts()
 
 
 @pytest.mark.parametrize("kind", [f"Conv{kind}{rank}d" for kind in ("", "Transpose") for rank in (1, 2, 3)])
