@@ -1,61 +1,30 @@
 """Inference on a CPU with fused layers: oneDNN computes a convolution, its batch norm, the sum with another
 map and the activation in one call.
 
-A model is never changed: :func:`view` copies its modules, but not its parameters, and :class:`Fuser` replaces
-``forward`` in the copies. The model itself gives the same bits as before. What a forward of the copies stores
-in attributes, :func:`stores` stores in the model.
+At each call of a model, :class:`Fuser` asks :func:`same_as` which layers compute what torch's classes do.
+Only their ``forward`` is another one in this call (:mod:`.forwards`): everything else is the model's.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from dcnzoo.layers.forwards import Forwards, replaced
 from dcnzoo.layers.packed import PackedDeformConv2d
-from dcnzoo.layers.same_as import hooks, same_as
+from dcnzoo.layers.same_as import CALL, hooks, patched, same_as
 from dcnzoo.ops import _torch_private as private
 
-Copies = dict[nn.Module, nn.Module]  # module of the model -> its copy in the view
 Layer = Callable[..., Tensor]  # of x, and perhaps of another map
 Unary = tuple[str, list, str]  # an activation, its numbers and its algorithm, as oneDNN's operators take them
 DTYPES = (torch.float32, torch.bfloat16)  # of fused layers
 # oneDNN's calls cost 40 µs and rearrange the weight: other layers stay as they are
 LEAST_PIXELS, LEAST_PRODUCTS = 256, 2**23
-
-
-def view(model: nn.Module) -> Copies:
-    """Copy a model's modules for inference; parameters, buffers and hooks are shared with the model.
-
-    They belong to the caller, who can change them. They have the modes of their modules, but are all in
-    evaluation if the model is in training.
-    """
-    copies: Copies = {}
-    for module in model.modules():
-        copies[module] = module
-        if not isinstance(module, torch.jit.ScriptModule):
-            copies[module] = copy = object.__new__(type(module))
-            copy.__dict__.update(module.__dict__, training=module.training and not model.training)
-    for module, copy in copies.items():
-        if copy is not module:
-            children = module._modules.items()
-            copy.__dict__["_modules"] = {name: child and copies[child] for name, child in children}
-    return copies
-
-
-@contextlib.contextmanager
-def stores(copies: Copies) -> Iterator[None]:
-    """A context for calls of the copies: an attribute that changes in a copy is stored in its module, too."""
-    before = {copy: dict(vars(copy)) for copy in copies.values()}
-    try:
-        yield
-    finally:
-        for module, copy in copies.items():
-            vars(module).update((n, v) for n, v in vars(copy).items() if v is not before[copy].get(n))
 
 
 # Kernels: a layer with other weights, then an activation
@@ -86,11 +55,13 @@ def _convolve_deformed(
     return output.relu_() if unary[0] == "relu" else output
 
 
-KERNELS: dict[type, Callable[..., Tensor]] = {
+Kernel = Callable[..., Tensor]
+KERNELS: dict[type, Kernel] = {
     nn.Conv2d: _convolve,
     nn.Linear: _multiply,
     PackedDeformConv2d: _convolve_deformed,
 }
+NONE: Unary = ("none", [], "")
 UNARY: dict[type, Callable[[Any], Unary]] = {
     nn.ReLU: lambda module: ("relu", [], ""),
     nn.SiLU: lambda module: ("swish", [], ""),
@@ -109,111 +80,63 @@ def _compose(layer: Any, norm: Any, activation: Any) -> Layer:
     return forward
 
 
-class Layers:
-    """Makes the fused layers of one view."""
+@dataclass
+class FusedLayer:
+    """``activation(norm(layer(x)) + other)`` in one call where that is faster and oneDNN has the types.
 
-    def __init__(self, copies: Copies, fuser: "Fuser") -> None:
-        self.copies, self._fuser = copies, fuser
+    Attributes:
+        unfused: computes it module by module.
+        weights: the weights that contain a norm, or have another type, by the layer's weight.
+    """
 
-    def _lookup(self, table: Mapping[type, Any], module: nn.Module) -> Any:
-        return table.get(same_as(module, table, self._fuser.equal))
+    kernel: Kernel
+    layer: Any
+    norm: Any
+    unary: Unary
+    unfused: Layer
+    weights: WeakTensorKeyDictionary
 
-    def kernel(self, layer: Any) -> Callable[..., Tensor] | None:
-        """Return the function that computes the layer with other weights, if there is one."""
-        kernel = self._lookup(KERNELS, layer)
-        if kernel is None or layer.weight.dtype not in DTYPES or getattr(layer, "track_offsets", False):
-            return None
-        if kernel is _convolve and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
-            return None
-        return kernel
+    def __call__(self, input: Tensor, other: Tensor | None = None) -> Tensor:
+        mixed = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if mixed else self.layer.weight.dtype
+        if not (self._fits(input, dtype, mixed) and (other is None or self._adds(input, other, dtype))):
+            return self.unfused(input, other)
+        weight, bias = self._parameters(dtype)
+        return self.kernel(self.layer, input, weight, bias, self.unary, other)
 
-    def block(self, module: nn.Module) -> Callable[[Any, "Layers"], Layer | None]:
-        """Return the function that fuses the module."""
-        return self._lookup(self._fuser.blocks, module) or single
-
-    def is_norm(self, module: Any) -> bool:
-        """Whether the weights of a convolution can contain the module."""
-        is_batch_norm = same_as(module, (nn.BatchNorm2d,)) is not None and module.running_mean is not None
-        return is_batch_norm and not self.copies[module].training
-
-    def is_activation(self, module: nn.Module) -> bool:
-        return self._lookup(UNARY, module) is not None
-
-    def __call__(
-        self, layer: nn.Module, norm: nn.Module | None = None, activation: nn.Module | None = None
-    ) -> Layer:
-        """Return ``activation(norm(layer(x)) + other)``, a function of ``x`` and perhaps ``other``.
-
-        The arguments are modules of the model. They are called one by one if they cannot be fused.
-        """
-        steps = [part and self.copies[part] for part in (layer, norm, activation)]
-        return self.fused(layer, norm, activation) or _compose(*steps)
-
-    def fused(
-        self, layer: Any, norm: nn.Module | None = None, activation: nn.Module | None = None
-    ) -> Layer | None:
-        """Return the fused function; None with unknown classes, and with hooks, which it would not call.
-
-        The function calls the modules one by one with few products and with types that oneDNN lacks.
-        """
-        kernel = self.kernel(layer)
-        unary: Unary = ("none", [], "")
-        parts = [part for part in (norm, activation) if part is not None]
-        hooked = any(hooks(part, forward_only=True) for part in (layer, *parts))
-        if kernel is None or (parts and hooked):
-            return None
-        if norm is not None and (kernel is _multiply or not self.is_norm(norm)):
-            return None
-        if activation is not None:
-            if not self.is_activation(activation):
-                return None
-            unary = self._lookup(UNARY, activation)(activation)
-            if kernel is _convolve_deformed and unary[0] != "relu":
-                return None
-        copy = self.copies[layer]
-        channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
-        products = layer.weight.numel() // channels  # for each number of the input, at most
-        least = (
-            1 if kernel is _convolve_deformed else max(LEAST_PIXELS * channels, LEAST_PRODUCTS // products)
-        )
-        steps = [
-            part and partial(type(part).forward, self.copies[part]) for part in (layer, norm, activation)
-        ]
-        unfused = _compose(*steps)
+    def _fits(self, input: Tensor, dtype: torch.dtype, mixed: bool) -> bool:
+        deformed, weight = self.kernel is _convolve_deformed, self.layer.weight
+        channels = weight.shape[1] * getattr(self.layer, "groups", 1)
+        products = weight.numel() // channels  # for each number of the input, at most
+        least = 1 if deformed else max(LEAST_PIXELS * channels, LEAST_PRODUCTS // products)
         # oneDNN raises an error for bfloat16 on CPUs that it does not support, such as x86 without AVX-512
-        computed = DTYPES if kernel is _convolve_deformed or private.multiplies_bfloat16() else DTYPES[:1]
+        computed = DTYPES if deformed or private.multiplies_bfloat16() else DTYPES[:1]
+        is_batch = self.kernel is _multiply or input.dim() == 4
+        return is_batch and dtype in computed and input.numel() >= least and (mixed or input.dtype == dtype)
 
-        def forward(input: Tensor, other: Tensor | None = None) -> Tensor:
-            mixed = torch.is_autocast_enabled("cpu")
-            dtype = torch.get_autocast_dtype("cpu") if mixed else layer.weight.dtype
-            fits = dtype in computed and input.numel() >= least and (mixed or input.dtype == dtype)
-            fits = fits and (kernel is _multiply or input.dim() == 4)  # not a picture without a batch axis
-            if other is not None:  # oneDNN adds only in channels-last order
-                fits = fits and kernel is _convolve and min(input.shape[1:]) > 1
-                fits = fits and input.is_contiguous(memory_format=torch.channels_last)
-                fits = fits and other.dtype == dtype and unary[0] in ("none", "relu")
-            if not fits:
-                return unfused(input, other)
-            weight, bias = self._parameters(layer, norm, dtype)
-            return kernel(copy, input, weight, bias, unary, other)
+    def _adds(self, input: Tensor, other: Tensor, dtype: torch.dtype) -> bool:  # only in channels-last order
+        is_last = min(input.shape[1:]) > 1 and input.is_contiguous(memory_format=torch.channels_last)
+        fits = self.kernel is _convolve and self.unary[0] in ("none", "relu")
+        return fits and is_last and other.dtype == dtype
 
-        return forward
-
-    def _parameters(self, layer: Any, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def _parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias in a type, with the norm: the stored ones if no value has changed since."""
-        weight, bias = layer.weight, layer.bias
+        weight, bias, norm = self.layer.weight, self.layer.bias, self.norm
         if norm is None and dtype == weight.dtype:
             return weight, bias
         statistics = [] if norm is None else [norm.running_mean, norm.running_var, norm.weight, norm.bias]
         key = (dtype, None if norm is None else norm.eps)
         numbers = _numbers(weight, bias, *statistics)
-        stored = self._fuser.weights.get(layer)
+        stored = self.weights.get(weight)
         if stored is None or stored[0] != key or not torch.equal(stored[1], numbers):
+            fused_weight, fused_bias = weight, bias
             if norm is not None:
                 mean, variance, scale, shift = statistics
-                weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
-            bias = None if bias is None else bias.detach().to(dtype)
-            stored = self._fuser.weights[layer] = (key, numbers, (weight.detach().to(dtype), bias))
+                fused_weight, fused_bias = fuse_conv_bn_weights(
+                    weight, bias, mean, variance, norm.eps, scale, shift
+                )
+            fused_bias = None if fused_bias is None else fused_bias.detach().to(dtype)
+            stored = self.weights[weight] = (key, numbers, (fused_weight.detach().to(dtype), fused_bias))
         return stored[2]
 
 
@@ -237,73 +160,128 @@ def _numbers(weight: Tensor, *vectors: Tensor | None) -> Tensor:
     return torch.cat([outputs, *(vector.detach() for vector in vectors if vector is not None)])
 
 
-# Blocks: functions that return the fused ``forward`` of a module, or None
+class Fuser:
+    """Finds the layers of a model that can be fused.
+
+    Args:
+        blocks: by class, functions that return other forwards for a module and its parts; they apply to
+            subclasses that run the same forward.
+        equal: classes that compute what another one does, which this module has.
+    """
+
+    def __init__(self, blocks: "Mapping[type, Block]", equal: Mapping[type, type]) -> None:
+        self.blocks, self.equal = {nn.Sequential: sequential, **blocks}, equal
+        self.weights = WeakTensorKeyDictionary()
+
+    def __reduce__(self) -> tuple:  # copies and pickles are without the stored weights
+        return Fuser, (self.blocks, self.equal)
+
+    def forwards(self, model: nn.Module) -> dict[nn.Module, Layer]:
+        """Other forwards that compute the same, faster; empty on other devices than a CPU.
+
+        Layers with hooks stay as they are, and with hooks for all modules or another ``nn.Module.__call__``,
+        every layer does.
+        """
+        forwards: dict[nn.Module, Layer] = {}
+        if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+            return forwards
+        if (
+            private.FUSED_LAYERS in private.missing
+            or private.has_any_global_hook()
+            or patched(nn.Module, CALL)
+        ):
+            return forwards
+        for module in model.modules():
+            block = self._lookup(self.blocks, module) or single
+            for part, forward in block(module, self).items():
+                forwards.setdefault(part, forward)  # a block's, before those of its parts
+        return forwards
+
+    def __call__(
+        self, layer: nn.Module, norm: nn.Module | None = None, activation: nn.Module | None = None
+    ) -> Layer:
+        """Return ``activation(norm(layer(x)) + other)``, a function of ``x`` and perhaps ``other``.
+
+        The modules are called one by one if they cannot be fused.
+        """
+        return self.fused(layer, norm, activation) or _compose(layer, norm, activation)
+
+    def fused(
+        self, layer: Any, norm: nn.Module | None = None, activation: nn.Module | None = None
+    ) -> FusedLayer | None:
+        """Return the same in one call; None with unknown classes, and with hooks, which it would not call."""
+        kernel, unary = self.kernel(layer), NONE
+        if kernel is None or (norm is not None and (kernel is _multiply or not self.is_norm(norm))):
+            return None
+        if activation is not None:
+            if not self.is_activation(activation):
+                return None
+            unary = self._lookup(UNARY, activation)(activation)
+            if kernel is _convolve_deformed and unary[0] != "relu":
+                return None
+        parts = [part for part in (layer, norm, activation) if part is not None]
+        if len(parts) > 1 and any(hooks(part, forward_only=True) for part in parts):
+            return None
+        steps = (part and partial(type(part).forward, part) for part in (layer, norm, activation))
+        return FusedLayer(kernel, layer, norm, unary, _compose(*steps), self.weights)
+
+    def kernel(self, layer: Any) -> Kernel | None:
+        """Return the function that computes the layer with other weights, if there is one."""
+        kernel = self._lookup(KERNELS, layer)
+        if kernel is None or layer.weight.dtype not in DTYPES or getattr(layer, "track_offsets", False):
+            return None
+        if kernel is _convolve:
+            geometry = (layer.padding, layer.stride, layer.dilation)
+            if layer.padding_mode != "zeros" or not all(isinstance(value, tuple) for value in geometry):
+                return None
+        return kernel
+
+    def is_norm(self, module: Any) -> bool:
+        """Whether the weights of a convolution can contain the module."""
+        is_batch_norm = same_as(module, (nn.BatchNorm2d,)) is not None and module.running_mean is not None
+        return is_batch_norm and not module.training
+
+    def is_activation(self, module: nn.Module) -> bool:
+        return self._lookup(UNARY, module) is not None
+
+    def _lookup(self, table: Mapping[type, Any], module: nn.Module) -> Any:
+        return table.get(same_as(module, table, self.equal))
 
 
-def single(module: Any, layers: Layers) -> Layer | None:
-    return layers.fused(module) if layers.kernel(module) in (_convolve, _multiply) else None
+# Blocks: functions that return other forwards for a module and its parts
+
+Block = Callable[[Any, Fuser], Forwards]
 
 
-def sequential(module: nn.Sequential, layers: Layers) -> Layer:
+def single(module: Any, fuser: Fuser) -> Forwards:
+    fused = fuser.fused(module) if fuser.kernel(module) in (_convolve, _multiply) else None
+    return {module: fused} if fused else {}
+
+
+def sequential(module: nn.Sequential, fuser: Fuser) -> Forwards:
     """A layer, its norm and its activation in succession are one."""
     steps: list[Layer] = []
     rest = list(module)
     while rest:
         layer, norm, activation = rest.pop(0), None, None
-        if layers.kernel(layer) is not None:
-            if rest and layers.is_norm(rest[0]):
+        if fuser.kernel(layer) is not None:
+            if rest and fuser.is_norm(rest[0]):
                 norm = rest.pop(0)
-            if rest and layers.is_activation(rest[0]):
+            if rest and fuser.is_activation(rest[0]):
                 activation = rest.pop(0)
-        alone = norm is activation is None
-        steps.append(layers.copies[layer] if alone else layers(layer, norm, activation))
+        steps.append(layer if norm is activation is None else fuser(layer, norm, activation))
 
     def forward(input: Tensor) -> Tensor:
         for step in steps:
             input = step(input)
         return input
 
-    return forward
-
-
-class Fuser:
-    """Fuses the layers of views, and stores the weights that contain a batch norm.
-
-    Args:
-        blocks: a function for each class; it applies to subclasses that run the same forward.
-        equal: classes that compute what another one does, which this module has.
-    """
-
-    def __init__(
-        self,
-        blocks: Mapping[type, Callable[[Any, Layers], Layer | None]],
-        equal: Mapping[type, type],
-    ) -> None:
-        self.blocks, self.equal = {nn.Sequential: sequential, **blocks}, equal
-        self.weights: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple:  # copies and pickles are without the stored weights
-        return Fuser, (self.blocks, self.equal)
-
-    def fuse(self, copies: Copies) -> int:
-        """Fuse the layers of a view, and return the number of modules with another ``forward``.
-
-        Layers with hooks stay as they are, and with hooks for all modules, every layer does. Hooks that are
-        added later may not be called.
-        """
-        if private.has_any_global_hook():
-            return 0
-        layers = Layers(copies, self)
-        for module, copy in copies.items():
-            forward = layers.block(module)(module, layers)
-            if forward is not None and "forward" not in copy.__dict__:
-                copy.__dict__["forward"] = forward
-        return sum("forward" in copy.__dict__ for copy in copies.values())
+    return {module: forward}
 
 
 def fused(
     model: nn.Module,
-    blocks: Mapping[type, Callable[[Any, Layers], Layer | None]] | None = None,
+    blocks: Mapping[type, Block] | None = None,
     equal: Mapping[type, type] | None = None,
 ) -> Callable[..., Any]:
     """A function that runs a model for inference, faster on a CPU::
@@ -312,9 +290,10 @@ def fused(
         outputs = predict(images)
 
     In an ``nn.Sequential``, a convolution, its batch norm and its activation are one call of oneDNN. Results
-    differ by rounding. The model keeps its modules and its ``forward``, and each call uses its weights, hooks
-    and modules as they are then, however they are written: a layer that a subclass, a hook or a
-    parametrization changes runs as in the model. What a forward stores in attributes is stored in the model.
+    differ by rounding, and oneDNN's ReLU gives 0 for NaN: if a NaN must reach the outputs, use the model. The
+    model itself runs, and each call uses its weights, hooks and modules as they are then, however they are
+    written: a layer that a subclass, a hook or a parametrization changes runs as in the model. Several
+    threads may call the function.
 
     Args:
         blocks: functions that fuse other blocks, by their class, as in :mod:`dcnzoo.openmmlab.fuse`.
@@ -328,15 +307,7 @@ def fused(
 
 @torch.no_grad()
 def _predict(model: nn.Module, fuser: Fuser, /, *args: Any, **kwargs: Any) -> Any:
-    if model.training:  # a module that is reached without its copy would train
+    if model.training:
         raise RuntimeError("fused: model: expected evaluation, got training; call model.eval() first")
-    copies = view(model)
-    parameter = next(model.parameters(), None)
-    if (
-        parameter is not None
-        and parameter.device.type == "cpu"
-        and private.FUSED_LAYERS not in private.missing
-    ):
-        fuser.fuse(copies)
-    with stores(copies):
-        return copies[model](*args, **kwargs)
+    with replaced(fuser.forwards(model)):
+        return model(*args, **kwargs)

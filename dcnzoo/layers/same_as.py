@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dcnzoo.layers.forwards import Switch
+
 # what torch calls before forward, and what it may read attributes with
-_CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "forward", "__getattr__", "__getattribute__")
+CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "forward", "__getattr__", "__getattribute__")
 
 
 def same_as(
@@ -17,22 +19,38 @@ def same_as(
 ) -> Any:
     """The class in ``kinds`` whose forward the module runs, unchanged; None where anything of it is replaced.
 
-    It is replaced by a method or property of a subclass, an attribute of the instance, a parametrization, or
-    a tensor in the place of a parameter: the old ``weight_norm`` and ``spectral_norm``, ``prune``. Only names
-    that the forward uses count. Hooks are the caller's question (:func:`hooks`).
+    It is replaced by a method or property of a subclass, an attribute of the instance, a function in torch's
+    class, a parametrization, or a tensor in the place of a parameter: the old ``weight_norm`` and
+    ``spectral_norm``, ``prune``. Only names that the forward uses count. The caller's questions are hooks
+    (:func:`hooks`), and a ``nn.Module`` that others have changed (:func:`patched`).
 
     Args:
         equal: classes with other code that compute what a class in ``kinds`` does.
     """
     cls: Any = type(module)
     kind, used, methods = _inherited(cls, tuple(kinds), tuple((equal or {}).items()))
-    if kind is None:
+    if kind is None or any(patched(base, names) for base, names in _of_torch(kind)):
         return None
     own, parameters = vars(module), module._parameters
-    if not own.keys().isdisjoint(methods) or any(isinstance(own[name], Tensor) for name in own.keys() & used):
+    if any(not isinstance(own[name], Switch) for name in own.keys() & methods):
+        return None
+    if any(isinstance(own[name], Tensor) for name in own.keys() & used):
         return None
     replaced = (parameters[name] for name in parameters.keys() & used)
     return kind if all(p is None or type(p) is nn.Parameter for p in replaced) else None
+
+
+def patched(cls: type, methods: Collection[str]) -> bool:
+    """Whether one of these methods of a class of torch is a function from elsewhere."""
+    functions = [vars(cls)[name] for name in methods if name in vars(cls)]
+    return any(getattr(f, "__globals__", {}).get("__name__") != cls.__module__ for f in functions)
+
+
+@lru_cache(1024)
+def _of_torch(kind: type) -> list[tuple[type, frozenset[str]]]:
+    """The classes of torch below ``nn.Module`` that a class inherits from, with the methods that it uses."""
+    bases = [b for b in kind.__mro__ if b.__module__.startswith("torch.") and b is not nn.Module]
+    return [(base, _used(kind)[1] & vars(base).keys()) for base in bases]
 
 
 @lru_cache(1024)  # a parametrized layer has a class of its own
@@ -56,7 +74,7 @@ def hooks(module: nn.Module, forward_only: bool = False) -> str:
 
 def _used(kind: type) -> tuple[frozenset[str], frozenset[str]]:
     """The names in the code of a class's forward and of what it calls; those of them that are methods."""
-    names, rest = set(_CALL), ["forward"]
+    names, rest = set(CALL), ["forward"]
     while rest:
         name = rest.pop()
         for member in (vars(base).get(name) for base in kind.__mro__):  # all: a method may call super()

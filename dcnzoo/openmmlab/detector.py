@@ -24,9 +24,10 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.export.options import ExportOptions, ExportResult
-from dcnzoo.layers.fuse import Fuser, stores, view
+from dcnzoo.layers.forwards import replaced
+from dcnzoo.layers.fuse import Fuser
 from dcnzoo.openmmlab.export.preprocessing import require_colour
-from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold
+from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold, stores, view
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
@@ -179,14 +180,13 @@ class TorchDetector(BaseDetector):
         context = torch.autocast(kind, torch.bfloat16) if mixed else contextlib.nullcontext()
         model: Model = copies[self.model]
         batch = pseudo_collate(inputs)
-        with torch.no_grad(), context:
-            if self.fuses and sum(each["inputs"].numel() for each in inputs) >= LEAST_FUSED:
-                self._fuser.fuse(copies)
-            if mixed:
-                predict_in_float32(copies)
-            with stores(copies):
-                instances = [instances_of(sample) for sample in model.test_step(batch)]
-                self._require_finite(model, batch, instances)
+        fuses = self.fuses and sum(each["inputs"].numel() for each in inputs) >= LEAST_FUSED
+        forwards = self._fuser.forwards(model) if fuses else {}
+        if mixed:
+            predict_in_float32(model, forwards)
+        with torch.no_grad(), context, stores(copies), replaced(forwards):
+            instances = [instances_of(sample) for sample in model.test_step(batch)]
+            self._require_finite(model, batch, instances)
         return [to_detections(each, threshold) for each in instances]
 
     def _require_finite(self, model: Model, batch: dict[str, Any], instances: Sequence[InstanceData]) -> None:

@@ -1,6 +1,7 @@
 """Views of MMDetection's detectors: fused layers, and a score threshold before NMS."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,50 +18,80 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.layers.fuse import Copies, Layer, Layers
+from dcnzoo.layers.forwards import Forwards
+from dcnzoo.layers.fuse import Block, Fuser
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
 
+Copies = dict[nn.Module, nn.Module]  # module of the model -> its copy in the view
 
-def conv_module(module: ConvModule, layers: Layers) -> Layer | None:
+
+def view(model: nn.Module) -> Copies:
+    """Copy a model's modules for inference; parameters, buffers and hooks are shared with the model.
+
+    They belong to the caller, who can change them. They have the modes of their modules, but are all in
+    evaluation if the model is in training.
+    """
+    copies: Copies = {}
+    for module in model.modules():
+        copies[module] = module
+        if not isinstance(module, torch.jit.ScriptModule):
+            copies[module] = copy = object.__new__(type(module))
+            copy.__dict__.update(module.__dict__, training=module.training and not model.training)
+    for module, copy in copies.items():
+        if copy is not module:
+            children = module._modules.items()
+            copy.__dict__["_modules"] = {name: child and copies[child] for name, child in children}
+    return copies
+
+
+@contextlib.contextmanager
+def stores(copies: Copies) -> Iterator[None]:
+    """A context for calls of the copies: an attribute that changes in a copy is stored in its module, too."""
+    before = {copy: dict(vars(copy)) for copy in copies.values()}
+    try:
+        yield
+    finally:
+        for module, copy in copies.items():
+            vars(module).update((n, v) for n, v in vars(copy).items() if v is not before[copy].get(n))
+
+
+def conv_module(module: ConvModule, fuser: Fuser) -> Forwards:
     """``conv``, ``norm`` and ``activate``, in this order."""
     if module.order != ("conv", "norm", "act") or module.with_explicit_padding:
-        return None
+        return {}
     activation = module.activate if module.with_activation else None
 
     def forward(x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
-        return layers(module.conv, module.norm if norm else None, activation if activate else None)(x)
+        return fuser(module.conv, module.norm if norm else None, activation if activate else None)(x)
 
-    return forward
+    return {module: forward}
 
 
-def residual(block: Any, layers: Layers) -> Layer | None:
+def residual(block: Any, fuser: Fuser) -> Forwards:
     """The BasicBlock and the Bottleneck of ResNets: ``conv1``, ``norm1``, …, ``downsample`` and ``relu``."""
     if getattr(block, "with_plugins", False):
-        return None
+        return {}
     names = ("conv1", "conv2", "conv3") if hasattr(block, "conv3") else ("conv1", "conv2")
-    convs = [layers(getattr(block, name), getattr(block, f"norm{name[-1]}"), block.relu) for name in names]
-    downsample = None if block.downsample is None else layers.copies[block.downsample]
+    convs = [fuser(getattr(block, name), getattr(block, f"norm{name[-1]}"), block.relu) for name in names]
 
     def forward(x: Tensor) -> Tensor:
-        identity = x if downsample is None else downsample(x)
+        identity = x if block.downsample is None else block.downsample(x)
         for conv in convs[:-1]:
             x = conv(x)
         return convs[-1](x, identity)
 
-    return forward
+    return {block: forward}
 
 
-def stem(network: Any, layers: Layers) -> None:
+def stem(network: Any, fuser: Fuser) -> Forwards:
     """``conv1``, ``norm1`` and ``relu`` of a ResNet, which has no other use for them."""
     if "conv1" not in network._modules:
-        return
-    parts = (network.conv1, network.norm1, network.relu)
-    if fused := layers.fused(*parts):
-        for part, forward in zip(parts, (fused, nn.Identity(), nn.Identity()), strict=True):
-            layers.copies[part].__dict__["forward"] = forward
+        return {}
+    fused, same = fuser.fused(network.conv1, network.norm1, network.relu), nn.Identity()
+    return {network.conv1: fused, network.norm1: same, network.relu: same} if fused else {}
 
 
-BLOCKS: dict[type, Callable] = {
+BLOCKS: dict[type, Block] = {
     ConvModule: conv_module,
     Bottleneck: residual,
     BasicBlock: residual,
@@ -79,17 +110,15 @@ PREDICTIONS = ("_cls", "_reg", "_obj", "fc_logits", "_centerness", "_iou", "cls_
 UNORDERED = (ATSSVLFusionHead, MaskScoringRoIHead, PAAHead)
 
 
-def predict_in_float32(copies: Copies) -> None:
-    """Keep the heads' last layers in float32 while autocast is on.
+def predict_in_float32(view: nn.Module, forwards: dict[nn.Module, Callable[..., Tensor]]) -> None:
+    """Keep the heads' last layers in float32 while autocast is on, whether they are fused or not.
 
     In bfloat16, scores have three digits, so that the ranks of proposals and boxes change.
     """
-    model = next(iter(copies))
-    for name, module in model.named_modules():
+    for name, module in view.named_modules():
         if name.endswith(PREDICTIONS):
             for layer in module if isinstance(module, nn.ModuleList) else [module]:
-                copy = copies[layer]
-                copy.__dict__["forward"] = partial(_in_float32, copy.forward)
+                layer.__dict__["forward"] = partial(_in_float32, forwards.pop(layer, layer.forward))
 
 
 def _in_float32(forward: Callable[..., Tensor], x: Tensor) -> Tensor:

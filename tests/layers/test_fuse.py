@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -15,7 +18,8 @@ from torch.nn.modules.module import register_module_forward_hook
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.layers import PackedDeformConv2d, fuse, track_offsets
-from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold
+from dcnzoo.layers.forwards import replaced
+from dcnzoo.openmmlab.fuse import BLOCKS, SAME, raise_threshold, view
 from dcnzoo.openmmlab.models.dcn import DCNv2
 from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 
@@ -66,9 +70,8 @@ def small_detector(family: str) -> nn.Module:
     return detector
 
 
-def fused_view(model: nn.Module) -> tuple[nn.Module, int]:
-    copies = fuse.view(model)
-    return copies[model], fuse.Fuser(BLOCKS, SAME).fuse(copies)
+def fused(model: nn.Module) -> Callable:
+    return dcnzoo.fused(model, BLOCKS, SAME)
 
 
 @torch.no_grad()
@@ -98,12 +101,13 @@ def test_the_same_detections(family, order):
     images = torch.randn(2, 3, *SIZE)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     before = predict(model, images)
-    view, count = fused_view(model)
-    assert count >= LEAST_FUSED[family]
-    for one, other in zip(maps(model, images), maps(view, images), strict=True):
-        assert (one - other).abs().max() <= 2e-5 * one.abs().max()
-    with torch.no_grad():
-        results = predict(view, images)
+    forwards = fuse.Fuser(BLOCKS, SAME).forwards(model)
+    assert len(forwards) >= LEAST_FUSED[family]
+    exact = maps(model, images)
+    with replaced(forwards), torch.no_grad():
+        for one, other in zip(exact, maps(model, images), strict=True):
+            assert (one - other).abs().max() <= 2e-5 * one.abs().max()
+        results = predict(model, images)
     for one, other in zip(before, results, strict=True):
         assert len(one) == len(other) >= 50
         # near ties may exchange their ranks
@@ -206,13 +210,12 @@ def test_bfloat16(picture, multiplies, computed, monkeypatch):
 )
 def test_layers(layers):
     model = nn.Sequential(*layers).eval()
-    copies = fuse.view(model)
-    fuse.Fuser({}, {}).fuse(copies)
+    predict = dcnzoo.fused(model)
     dtype = next(model.parameters()).dtype
     for batch in (2, 0):
         x = torch.randn(batch, 4, 7, 9, dtype=dtype)
         with torch.no_grad():
-            torch.testing.assert_close(copies[model](x), model(x))
+            torch.testing.assert_close(predict(x), model(x))
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -233,24 +236,23 @@ def test_residual_blocks():
     model = nn.Sequential(block(8, stride=1), block(8, stride=2), nn.Identity(), block(8, stride=1))
     x = torch.randn(2, 32, 9, 7).to(memory_format=torch.channels_last)
     given = x.clone()
-    view, _ = fused_view(model)
-    with torch.no_grad(), mock.patch.object(nn.ReLU, "forward", lambda *_: pytest.fail("not fused")):
-        result = view(x)
+    forwards = fuse.Fuser(BLOCKS, SAME).forwards(model)  # which judges torch's own ReLU
+    unfused = mock.patch.object(nn.ReLU, "forward", lambda *_: pytest.fail("not fused"))
+    with torch.no_grad(), unfused, replaced(forwards):
+        result = model(x)
     with torch.no_grad():
         torch.testing.assert_close(result, model(x), rtol=1e-4, atol=1e-4)
     assert torch.equal(x, given)
 
 
 def test_hooks_for_all_modules_are_called():
-    model = nn.Sequential(block(8, stride=1), block(8, stride=1))
+    model = nn.Sequential(block(8, stride=1), block(8, stride=1)).eval()
     x = torch.randn(2, 32, 9, 7).to(memory_format=torch.channels_last)
     outputs = []
     hook = register_module_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        copies = fuse.view(model)
-        fuse.Fuser(BLOCKS, SAME).fuse(copies)
         counts = []
-        for network in (model, copies[model]):
+        for network in (model, fused(model)):
             outputs.clear()
             with torch.no_grad():
                 network(x)
@@ -268,7 +270,7 @@ def test_a_patch_reaches_fused_layers(monkeypatch):
     monkeypatch.setattr(DCNv2, "_convolve", plain)
     nn.init.normal_(model[0].conv_offset.weight)
     with torch.no_grad():
-        torch.testing.assert_close(fused_view(model)[0](x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused(model)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def block(channels: int, stride: int) -> Bottleneck:
@@ -284,7 +286,7 @@ def test_offsets_in_float32_under_autocast():
     x[0, 0, 0, 0] = 1 + 2**-20
     pack.conv_offset.register_forward_pre_hook(lambda module, args: types.append(args[0].amax(0)[0, 0, 0]))
     with torch.autocast("cpu", torch.bfloat16):
-        fused_view(model)[0](x)
+        fused(model)(x)
     assert types == [torch.float32, x[0, 0, 0, 0]]
 
 
@@ -293,10 +295,8 @@ def test_hooks_and_statistics_are_called():
     calls = []
     model[1].register_forward_hook(lambda module, args, output: calls.append(module))
     track_offsets(model)
-    copies = fuse.view(model)
-    fuse.Fuser({}, {}).fuse(copies)
-    copies[model](torch.randn(1, 4, 7, 9))
-    assert len(calls) == 1 and copies[model[0]]._last_offsets is not None
+    dcnzoo.fused(model)(torch.randn(1, 4, 7, 9))
+    assert len(calls) == 1 and model[0]._last_offsets is not None
 
 
 @pytest.mark.parametrize(("family", "masks"), [("Mask R-CNN", True), ("FCOS", False), ("YOLOX", False)])
@@ -305,7 +305,7 @@ def test_threshold_reaches_nms(family, masks):
     images = torch.randn(2, 3, *SIZE)
     before = predict(model, images)
     threshold = float(np.sort(np.concatenate([result.scores for result in before]))[-20])
-    copies = fuse.view(model)
+    copies = view(model)
     raise_threshold(copies, threshold)
     results = predict(copies[model], images)
     assert family == "FCOS" or sum(map(len, results)) < sum(map(len, before))  # its centerness comes later
@@ -320,7 +320,7 @@ def test_threshold_reaches_nms(family, masks):
 
 def test_threshold_leaves_heads_whose_scores_rise():
     model = build("Mask Scoring R-CNN")
-    copies = fuse.view(model)
+    copies = view(model)
     raise_threshold(copies, 0.9)
     assert copies[model.roi_head].test_cfg is model.roi_head.test_cfg
 
@@ -338,26 +338,63 @@ class Residual(nn.Module):
 def test_a_sum_keeps_its_type_and_takes_each_activation(activation, dtype):
     """Of a residual in float32 under autocast."""
     block = Residual(activation).to(memory_format=torch.channels_last)
-    copies = fuse.view(block)
-    layers = fuse.Layers(copies, fuse.Fuser(BLOCKS, SAME))
-    fused = layers.fused(block.conv, activation=block.activation)
+    fused = fuse.Fuser(BLOCKS, SAME).fused(block.conv, activation=block.activation)
     x = torch.randn(1, 4, 5, 6).to(memory_format=torch.channels_last)
     other = 1e5 * torch.randn(1, 4, 5, 6)
     with torch.no_grad(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         torch.testing.assert_close(fused(x, other), block(x, other))
 
 
-def test_after_an_error_a_fused_model_stores_what_it_has_counted():
-    class Counts(nn.Module):
-        calls = 0
+def test_a_network_that_changes_itself(monkeypatch):
+    """Modules that no other module has, modules of the first call, and errors: as in the model itself."""
+
+    class Grows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(2, 2, 1)
+            self.listed, self.calls = [self.layer], 0
 
         def forward(self, x):
             self.calls += 1
             if self.calls == 1:
+                self.made = nn.Conv2d(2, 2, 1)
+                self.used = [self.listed[0]]
                 raise ValueError
+            return self.made(self.layer(x)) + self.used[0](x)
+
+    model, x = nn.Sequential(Grows(), nn.ReLU()).eval(), torch.randn(1, 2, 5, 6)
+    predict = dcnzoo.fused(model)
+    with pytest.raises(ValueError):
+        predict(x)
+    torch.testing.assert_close(predict(x), model(x).detach())
+    assert model[0].calls == 3 and model[0].used == [model[0].layer]
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_threads_decide_for_themselves(monkeypatch):
+    """A call of the model itself beside a call with fused layers, and a later one with a hook."""
+    calls, inside, outside = [], threading.Event(), threading.Event()
+
+    class Waits(nn.Module):
+        def forward(self, x):
+            if threading.current_thread() is not threading.main_thread():
+                inside.set()
+                assert outside.wait(60)
             return x
 
-    fused = dcnzoo.fused(nn.Sequential(nn.Conv2d(1, 1, 1), Counts()).eval())
-    with pytest.raises(ValueError):
-        fused(torch.ones(1, 1, 2, 2))
-    assert fused(torch.ones(1, 1, 2, 2)).shape == (1, 1, 2, 2)
+    model = nn.Sequential(Waits(), nn.Conv2d(2, 3, 1), nn.ReLU()).eval()
+    predict, x = dcnzoo.fused(model), torch.randn(1, 2, 5, 6)
+    expected = model(x).detach()
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(predict, x)
+        assert inside.wait(60)
+        assert torch.equal(model(x), expected)
+        with mock.patch.object(fuse.private, "conv_pointwise", side_effect=AssertionError):
+            model(x)
+            with pytest.raises(AssertionError):
+                predict(x)
+        model[2].register_forward_hook(lambda *_: calls.append(1))
+        torch.testing.assert_close(predict(x), expected)
+        outside.set()
+        torch.testing.assert_close(later.result(), expected)
+    assert len(calls) == 1 and not any("forward" in vars(module) for module in model.modules())

@@ -1,6 +1,7 @@
 """Which modules compute what their class says, and that conversion and fusing leave the others alone."""
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -122,6 +123,17 @@ SAME = {
 def test_the_same(name):
     make, kind = SAME[name]
     assert same_as(make(), KINDS) is kind
+
+
+@pytest.mark.parametrize(("owner", "name"), [(nn.Conv2d, "forward"), (nn.Module, "__call__")])
+def test_a_patched_class_of_torch(owner, name, monkeypatch):
+    """Conversion keeps the network's ``nn.Module``, and fusing does not call it."""
+    model, x = nn.Sequential(conv(), nn.ReLU()).eval(), torch.randn(2, 3, 8, 9)
+    original = getattr(owner, name)
+    doubled = functools.wraps(original)(lambda self, x: 2 * original(self, x))
+    monkeypatch.setattr(owner, name, doubled)
+    torch.testing.assert_close(dcnzoo.fused(model)(x), model(x).detach())
+    assert same_as(model[0], KINDS) is (nn.Conv2d if owner is nn.Module else None)
 
 
 def test_equal_classes():
