@@ -20,7 +20,7 @@ from dcnzoo.layers import packed
 from dcnzoo.layers.offsets import OFFSET_CONVS, TRACKED
 from dcnzoo.layers.rebuilding import protect
 from dcnzoo.layers.same_as import hooks, same_as
-from dcnzoo.ops._arguments import memory_format
+from dcnzoo.ops._arguments import can_read, memory_format
 from dcnzoo.ops._torch_private import ConvNd
 from dcnzoo.ops.flops import of_convolution
 from dcnzoo.utils.text import columns, counted, few
@@ -176,7 +176,7 @@ def packed_layer(
         elif activation == "sigmoid":
             activation = packed.MaskSigmoid(scale=2)
         elif activation == "softmax":
-            taps = math.prod(convolution.kernel_size)
+            taps = math.prod(convolution.weight.shape[2:])
             activation = packed.MaskSoftmax(taps, scale=taps)
         arguments = dict(copy.deepcopy(options), modulated=kind == "v2", mask_activation=activation)
         if convolution.transposed and arguments.get("prediction") == "separable":
@@ -356,19 +356,24 @@ def _check_replaceable(module: nn.Module, known: Collection[type[nn.Module]], su
 
 
 def _padding(convolution: ConvNd) -> tuple[int, ...]:
-    """Padding in pixels, also for ``'same'`` and ``'valid'``."""
-    if not isinstance(convolution.padding, str):
-        return convolution.padding
-    if convolution.padding == "valid":
-        return (0,) * len(convolution.kernel_size)
-    both = [d * (k - 1) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
-    if any(sides % 2 for sides in both):
-        raise _Refused("has padding='same' with an even kernel, which pads the two sides differently")
-    return tuple(sides // 2 for sides in both)
+    """Padding in pixels, from what torch's forward reads."""
+    padding, kernel = convolution.padding, convolution.weight.shape[2:]
+    if convolution.padding_mode != "zeros":
+        before = tuple(convolution._reversed_padding_repeated_twice[::-2])
+        behind = tuple(convolution._reversed_padding_repeated_twice[-2::-2])
+    elif isinstance(padding, str):
+        spread = [d * (k - 1) for d, k in zip(convolution.dilation, kernel, strict=True)]
+        before = tuple(n // 2 if padding == "same" else 0 for n in spread)
+        behind = tuple(n - n // 2 if padding == "same" else 0 for n in spread)
+    else:
+        return padding
+    if before != behind:
+        raise _Refused("pads the two sides differently, as padding='same' with an even kernel does")
+    return before
 
 
 def _packed(convolution: ConvNd, options: dict) -> nn.Module:
-    if math.prod(convolution.kernel_size) == 1:
+    if math.prod(convolution.weight.shape[2:]) == 1:
         raise _Refused("has a kernel of one tap, which offsets would only shift")
     if set(convolution._parameters) != {"weight", "bias"} or convolution._buffers or convolution._modules:
         raise _Refused("has parameters, buffers or modules that a deformable layer does not have")
@@ -390,15 +395,16 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     _carry_over(convolution, pack)
     layout = memory_format(weight)
     for part in filter(None, (pack.conv_offset, pack.offset_features)):
-        part.to_empty(device=weight.device)
         for layer in part.modules():
+            for name, tensor in layer.named_parameters(recurse=False):  # to_empty cannot swap fake tensors
+                setattr(layer, name, nn.Parameter(torch.empty_like(tensor, device=weight.device)))
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
         if layout != torch.contiguous_format:
             part.to(memory_format=layout)
     for activation in filter(None, (pack.offset_activation, pack.mask_activation)):
         activation.to(weight.device, weight.dtype)
-    if weight.device.type != "meta":
+    if can_read(weight):
         offset, factor = _prediction(pack)
         if offset:
             raise _Refused("offset_activation: expected an output of 0 for an input of 0")
@@ -508,7 +514,12 @@ def _prediction(pack: packed._Pack) -> tuple[float, float]:
     The factor is exactly 1 without a mask, or if rounding explains the difference.
     """
     size = [d * (k - 1) + 1 for d, k in zip(pack.dilation, pack.kernel_size, strict=True)]
-    offset, mask = pack.predict(pack.weight.new_zeros(1, pack.in_channels, *size))
+    training = [part for part in pack.modules() if part.training]
+    try:
+        offset, mask = pack.eval().predict(pack.weight.new_zeros(1, pack.in_channels, *size))
+    finally:
+        for part in training:
+            part.training = True
     factor = 1.0
     if mask is not None and not torch.allclose(mask, torch.ones_like(mask)):
         factor = mask.flatten()[(mask - 1).abs().argmax()].item()
@@ -516,6 +527,8 @@ def _prediction(pack: packed._Pack) -> tuple[float, float]:
 
 
 def _folded(pack: packed._Pack) -> nn.Module:
+    if not can_read(pack.weight):
+        raise _Refused("has no values, which would show that its offsets are zero")
     if pack.conv_offset is not None and pack.conv_offset.weight.any():
         raise _Refused("has learnt offsets or a mask: the weight of conv_offset is not zero")
     offset, factor = _prediction(pack)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcnzoo.ops._arguments import can_read, exporting
 from dcnzoo.ops.geometry import sampling_points
@@ -38,13 +39,14 @@ class _ZeroInit(nn.Module):
     def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
         """Apply ``fn`` as in ``nn.Module``, but an initialisation leaves a weight of zero at its start.
 
-        An initialisation is a function that draws random numbers: one that copies or loads values does not.
+        An initialisation is a function that draws random numbers, from any generator: one that copies or
+        loads values does not.
         """
         weight = cast(Tensor, self.weight)  # with weight_norm or prune, a computed tensor
         starts = can_read(weight) and not weight.any()
-        before = _random_state(weight.device)
-        super().apply(fn)
-        if starts and not torch.equal(before, _random_state(weight.device)):
+        with _Draws() as draws:
+            super().apply(fn)
+        if starts and draws.drawn:
             for name, parameter in self.named_parameters(recurse=False):
                 if name in ("weight", "bias"):
                     self._set_start(parameter)
@@ -66,8 +68,14 @@ class _ZeroInit(nn.Module):
                 self._set_start(parameter)
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+class _Draws(TorchDispatchMode):
+    """A context that notes whether random numbers are drawn."""
+
+    drawn = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
 
 
 # mmengine initialises layers by class name (layer='Conv2d'), which it compares with a module's class and its

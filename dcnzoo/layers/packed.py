@@ -224,6 +224,7 @@ class _Pack(TracksOffsets, nn.Module):
         names.append("output_padding" if self.transposed else "padding_mode")
         options = {name: getattr(self, name) for name in names}
         convolution = kind(**options, bias=self.bias is not None, device="meta")
+        convolution._reversed_padding_repeated_twice = self._reversed_padding_repeated_twice
         for name in ("weight", "bias"):
             value = getattr(self, name)
             is_computed = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)

@@ -37,7 +37,8 @@ def same_as(
     if any(isinstance(own[name], Tensor) for name in own.keys() & used):
         return None
     replaced = (parameters[name] for name in parameters.keys() & used)
-    return kind if all(p is None or type(p) is nn.Parameter for p in replaced) else None
+    known = (p is None or type(p) is nn.Parameter or hasattr(p, "fake_mode") for p in replaced)
+    return kind if all(known) else None
 
 
 def patched(cls: type, methods: Collection[str]) -> bool:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 
 import dcnzoo
@@ -320,6 +321,44 @@ def test_same_and_valid_padding():
     dcnzoo.to_deformable(model, "*")
     assert [pack.padding for pack in model] == [(2, 2), (0, 0)]
     torch.testing.assert_close(model(input), expected)
+
+
+def test_padding_is_what_torchs_forward_reads():
+    """Attributes that were changed after construction: with another padding_mode, it reads no ``padding``."""
+    plain, reflected = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
+    plain.padding, plain.stride, plain.kernel_size, reflected.padding = 2, 2, 5, (0, 0)
+    late = nn.Conv2d(3, 3, 3, padding=(1, 0))
+    late.padding_mode = "circular"
+    model = nn.Sequential(plain, reflected, late)
+    input = torch.randn(1, 3, 9, 8)
+    expected = model(input)
+    dcnzoo.to_deformable(model, "*", mask_activation="softmax")
+    torch.testing.assert_close(model(input), expected)
+    model[1].padding = (5, 5)
+    torch.testing.assert_close(model(input), expected)
+    dcnzoo.from_deformable(model)
+    torch.testing.assert_close(model(input), expected)
+
+
+def test_a_probe_trains_no_activation():
+    """It predicts for an input of zeros, which are no statistics."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    dcnzoo.to_deformable(model, "1", offset_activation=nn.BatchNorm2d(18))
+    norm = model[1].offset_activation
+    assert norm.num_batches_tracked == 0 and norm.training
+    norm.eval()
+    dcnzoo.from_deformable(model)
+    assert norm.num_batches_tracked == 0 and not norm.training
+
+
+def test_without_values():
+    """Of fake tensors: nothing can be probed, and nothing shows that offsets are zero."""
+    with FakeTensorMode():
+        model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))
+        dcnzoo.to_deformable(model, "0")
+        assert model(torch.randn(1, 3, 5, 6)).shape == (1, 3, 5, 6)
+        with pytest.raises(ValueError, match="has no values"):
+            dcnzoo.from_deformable(model)
 
 
 # Back

@@ -1,6 +1,7 @@
 """Control of predicted offsets: their limit, statistics and learning rate."""
 
 import copy
+import functools
 import math
 import pickle
 
@@ -32,10 +33,10 @@ from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 # Initial values
 
 
-def he_init(module):
+def he_init(module, generator=None):
     """As nnU-Net's InitWeights_He, and most functions that are passed to ``apply``."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight, a=0.01)
+        nn.init.kaiming_normal_(module.weight, a=0.01, generator=generator)
         module.bias = nn.init.constant_(module.bias, 0)
 
 
@@ -49,7 +50,7 @@ def he_init(module):
 ])  # fmt: skip
 def test_an_initialisation_of_the_model_keeps_zeros(make):
     model = nn.Sequential(make(), nn.Conv2d(3, 3, 3))
-    model.apply(he_init)
+    model.apply(he_init).apply(functools.partial(he_init, generator=torch.Generator()))
     predictors = [m for m in model.modules() if isinstance(m, OFFSET_PREDICTORS)]
     assert predictors and not any(p.any() for m in predictors for p in m.parameters())
     assert model[1].weight.std() > 0.1
