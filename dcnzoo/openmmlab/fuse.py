@@ -46,13 +46,16 @@ def view(model: nn.Module) -> Copies:
 
 @contextlib.contextmanager
 def stores(copies: Copies) -> Iterator[None]:
-    """A context for calls of the copies: an attribute that changes in a copy is stored in its module, too."""
+    """A context for calls of the copies: what changes in a copy is stored in its module, too."""
     before = {copy: dict(vars(copy)) for copy in copies.values()}
+    modules = {id(copy): module for module, copy in copies.items()}
     try:
         yield
     finally:
         for module, copy in copies.items():
-            vars(module).update((n, v) for n, v in vars(copy).items() if v is not before[copy].get(n))
+            changed = ((n, v) for n, v in vars(copy).items() if v is not before[copy].get(n))
+            vars(module).update((n, modules.get(id(v), v)) for n, v in changed)
+            module._modules.update((n, modules.get(id(v), v)) for n, v in copy._modules.items())
 
 
 def conv_module(module: ConvModule, fuser: Fuser) -> Forwards:

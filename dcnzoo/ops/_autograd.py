@@ -28,7 +28,7 @@ from ._torch_private import (
     set_forward_grad_enabled,
     transforms_active,
 )
-from .operator import KEYS, Operator
+from .operator import Operator, key_of
 
 
 def register_autograd(record: Operator) -> None:
@@ -83,19 +83,18 @@ def register_autograd(record: Operator) -> None:
         },
     )
 
-    kernels = {device: choose.kernels_on(record, key)[0] for device, key in KEYS.items()}
+    plain = {key for key in choose.DEVICES if choose.kernels_on(record, key)[0] == (choose.REFERENCE,)}
 
     def autograd(keys, *arguments):
         has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
         if not (has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
             return below_autograd(keys, *arguments)
-        device = arguments[0].device.type
         # autograd then differentiates what runs, in half of the time of the operator's derivative; a trace,
         # a transform and a mode, such as torch's FLOP counter, see the operator
-        only_plain = kernels.get(device, (choose.REFERENCE,)) == (choose.REFERENCE,)
-        is_plain = only_plain and can_read(arguments[0]) and not in_dispatch_mode()
+        key = key_of(arguments[0])
+        is_plain = key in plain and can_read(arguments[0]) and not in_dispatch_mode()
         if (has_tangents or is_plain) and not record.is_backward:
-            result = choose.run_plain(record, KEYS.get(device, "PrivateUse1"), named(*arguments))
+            result = choose.run_plain(record, key, named(*arguments))
             if has_tangents or any_requires_grad(result if isinstance(result, Tensor) else result[0]):
                 return result  # without RoIs, it has no graph
         with enable_single_level_autograd_function():

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import _library
 from ._arguments import can_read
 from .fused import available
-from .operator import KEYS, OPERATORS, Operator, Result
+from .operator import KEYS, OPERATORS, Operator, Result, key_of
 
 DEVICES = (*KEYS.values(), "PrivateUse1")
 BACKENDS = ("auto", "fused", "compiled", "reference")
@@ -76,11 +76,6 @@ def kernels_on(operator: Operator, key: str) -> tuple[tuple[str, ...], str]:
     return (FUSED, last), reason
 
 
-def _must_be_faster(key: str) -> bool:
-    """Whether a Triton kernel runs only where it is known to be faster than the compiled one."""
-    return backend != "fused" and key.lower() in _library.loaded
-
-
 def _why_not_fused(operator: Operator, key: str, call: Any) -> str:
     if _must_be_faster(key) and not available.is_faster(operator.name, call):
         return "Triton is not listed as faster for this call"
@@ -97,12 +92,24 @@ def _why_not_fused(operator: Operator, key: str, call: Any) -> str:
     return ""
 
 
+def _triton_runs_on(key: str) -> bool:
+    return key == "CUDA" or bool(key == "CPU" and backend == "fused" and os.environ.get("TRITON_INTERPRET"))
+
+
+def _must_be_faster(key: str) -> bool:
+    """Whether a Triton kernel runs only where it is known to be faster than the compiled one."""
+    return backend != "fused" and key.lower() in _library.loaded
+
+
 def _joined(*reasons: str) -> str:
     return "; ".join(filter(None, reasons))
 
 
-def _triton_runs_on(key: str) -> bool:
-    return key == "CUDA" or bool(key == "CPU" and backend == "fused" and os.environ.get("TRITON_INTERPRET"))
+def sizes_are_numbers(call: Any) -> bool:
+    """Whether a call can be checked: ``torch.compile`` and ``torch.export`` may trace symbols."""
+    symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
+    sizes = (a.shape if isinstance(a, Tensor) else a if isinstance(a, list) else [a] for a in call)
+    return not any(isinstance(size, symbols) for size in itertools.chain(*sizes))
 
 
 def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
@@ -130,7 +137,7 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
         if operator.is_backward:
             return
         device, dtype = call[0].device.type, str(call[0].dtype).removeprefix("torch.")
-        kernel, reason = kernel_for(operator, KEYS.get(device, "PrivateUse1"), call)
+        kernel, reason = kernel_for(operator, key_of(call[0]), call)
         lines.append(f"{operator.name} {tuple(call[0].shape)} {dtype} {device}: {kernel} ({reason})")
 
     with CallsOfOperators(note):
@@ -153,6 +160,9 @@ class CallsOfOperators(TorchDispatchMode):
         return output
 
 
+# Run
+
+
 def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any) -> Result:
     kernel = kernel_for(operator, key, call).kernel
     if kernel == FUSED:
@@ -160,7 +170,7 @@ def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any)
 
         try:
             return _no_views(operators.run(operator.name, call))
-        except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # of any type: Triton compiles, loads and launches
             _failed.add(operator.forward_name)
@@ -209,13 +219,6 @@ def _run_compiled(compiled: Any, keyset: object, call: Any) -> Result:
         raise
 
 
-def sizes_are_numbers(call: Any) -> bool:
-    """Whether a call can be checked: ``torch.compile`` and ``torch.export`` may trace symbols."""
-    symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
-    sizes = (a.shape if isinstance(a, Tensor) else a if isinstance(a, list) else [a] for a in call)
-    return not any(isinstance(size, symbols) for size in itertools.chain(*sizes))
-
-
 @cache
 def _warn(key: str) -> None:
     problems = _library.problems
@@ -227,6 +230,9 @@ def _warn(key: str) -> None:
         f"is many times slower: {', '.join(only_plain)}{rest}",
         stacklevel=2,
     )
+
+
+# Register
 
 
 def register(operator: Operator) -> None:

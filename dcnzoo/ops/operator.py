@@ -68,3 +68,8 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}  # those that are registered
+
+
+def key_of(tensor: Tensor) -> str:
+    """The dispatch key of a tensor's device."""
+    return KEYS.get(tensor.device.type, "PrivateUse1")

@@ -152,6 +152,8 @@ def test_a_detector_stores_what_a_forward_stores(picture, on):
 
         def forward(self, maps):
             self.calls += 1
+            if self.calls == 1:
+                self.made, self.last = nn.Conv2d(1, 1, 1), self.fpn_convs[0]
             return super().forward(maps)
 
     detector.model.neck.__class__ = Counts
@@ -159,7 +161,9 @@ def test_a_detector_stores_what_a_forward_stores(picture, on):
     for _ in range(2):
         detector(picture, bgr=True)
     detector.features(picture, bgr=True)
-    assert detector.model.neck.calls == 3 and vars(detector.model.rpn_head) == settings
+    neck = detector.model.neck
+    assert neck.calls == 3 and vars(detector.model.rpn_head) == settings
+    assert isinstance(neck.made, nn.Conv2d) and neck.last is neck.fpn_convs[0]
 
 
 def test_without_the_private_operators(picture, monkeypatch):
