@@ -87,7 +87,7 @@ def _why_not_fused(operator: Operator, key: str, call: Any) -> str:
         return "Triton's kernel does not support the call"
     if sizes_are_numbers(call):
         operator.check(call)  # the sizes are used from here on
-    if _must_be_faster(key) and not operators.is_measured(operator.name, call):
+    if _must_be_faster(key) and not operators.is_measured(call):
         return "Triton's kernel has no measurements"
     return ""
 
