@@ -205,27 +205,16 @@ def roi_align(
     sampling_ratio: int = 0,
     pool_mode: str = "avg",
     aligned: bool = True,
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     """RoIAlign (He et al. 2017, sec. 3), one RoI at a time.
 
     Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
     0.5) / samples) · length / bins``.
+
+    Returns:
+        the pooled map, and with ``"max"`` y and x of each maximum in pixels, which are off the map if there
+        are no samples.
     """
-    options = (spatial_scale, sampling_ratio, pool_mode, aligned)
-    return roi_align_and_maxima(input, rois, output_size, *options)[0]
-
-
-def roi_align_and_maxima(
-    input: Tensor,
-    rois: Tensor,
-    output_size: Sequence[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: str,
-    aligned: bool,
-) -> tuple[Tensor, ...]:
-    """:func:`roi_align`, and with ``"max"`` y and x of each maximum in pixels, which are off the map if
-    there are no samples."""
 
     def box(roi: Tensor) -> tuple[Tensor, Tensor]:
         low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5 * aligned  # (y, x) each

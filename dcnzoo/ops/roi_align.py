@@ -142,7 +142,7 @@ def _at_maxima(
 def _reference(input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned):
     mode = "max" if pool_mode == _MAX else "avg"
     sampling = (spatial_scale, sampling_ratio, mode, aligned)
-    output, *maxima = reference.roi_align_and_maxima(input, rois.detach(), (output_h, output_w), *sampling)
+    output, *maxima = reference.roi_align(input, rois.detach(), (output_h, output_w), *sampling)
     wide = torch.promote_types(input.dtype, torch.float32)
     return output, *(maxima or (input.new_empty(0, dtype=wide) for _ in "yx"))
 
