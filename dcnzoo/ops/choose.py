@@ -126,7 +126,7 @@ def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
 def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
     """Call a function, such as a model, and return which kernel runs each operator of its forward, and why.
 
-    The answer to "why is this slow?"::
+    It may be scripted, traced, compiled or exported. The answer to "why is this slow?"::
 
         print(*dcnzoo.ops.explain(model, images), sep="\n")
         # deform_conv (1, 256, 50, 84) float32 cuda: compiled (Triton is not listed as faster for this call)

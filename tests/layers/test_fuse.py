@@ -349,7 +349,7 @@ def test_a_sum_keeps_its_type_and_takes_each_activation(activation, dtype):
         torch.testing.assert_close(fused(x, other), block(x, other))
 
 
-def test_a_network_that_changes_itself(monkeypatch):
+def test_a_network_that_changes_itself():
     """Modules that no other module has, modules of the first call, and errors: as in the model itself."""
 
     class Grows(nn.Module):
@@ -375,7 +375,7 @@ def test_a_network_that_changes_itself(monkeypatch):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_threads_decide_for_themselves(monkeypatch):
+def test_threads_decide_for_themselves():
     """A call of the model itself beside a call with fused layers, and a later one with a hook."""
     calls, inside, outside = [], threading.Event(), threading.Event()
 
