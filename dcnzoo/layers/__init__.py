@@ -14,18 +14,13 @@ from dcnzoo.layers.deform_roi_pool import DeformRoIPool as DeformRoIPool
 from dcnzoo.layers.deform_roi_pool import DeformRoIPoolPack as DeformRoIPoolPack
 from dcnzoo.layers.deform_roi_pool import ModulatedDeformRoIPoolPack as ModulatedDeformRoIPoolPack
 from dcnzoo.layers.ms_deform_attn import MultiScaleDeformableAttention as MultiScaleDeformableAttention
-from dcnzoo.layers.offsets import ModulationStatistics as ModulationStatistics
 from dcnzoo.layers.offsets import OffsetConv1d as OffsetConv1d
 from dcnzoo.layers.offsets import OffsetConv2d as OffsetConv2d
 from dcnzoo.layers.offsets import OffsetConv3d as OffsetConv3d
 from dcnzoo.layers.offsets import OffsetLinear as OffsetLinear
-from dcnzoo.layers.offsets import OffsetStatistics as OffsetStatistics
 from dcnzoo.layers.offsets import accept_legacy_offsets as accept_legacy_offsets
 from dcnzoo.layers.offsets import limit_offset as limit_offset
-from dcnzoo.layers.offsets import modulation_statistics as modulation_statistics
 from dcnzoo.layers.offsets import offset_parameter_groups as offset_parameter_groups
-from dcnzoo.layers.offsets import offset_statistics as offset_statistics
-from dcnzoo.layers.offsets import track_offsets as track_offsets
 from dcnzoo.layers.packed import MaskSigmoid as MaskSigmoid
 from dcnzoo.layers.packed import MaskSoftmax as MaskSoftmax
 from dcnzoo.layers.packed import PackedDeformConv1d as PackedDeformConv1d
@@ -34,5 +29,10 @@ from dcnzoo.layers.packed import PackedDeformConv3d as PackedDeformConv3d
 from dcnzoo.layers.packed import PackedDeformConvTranspose1d as PackedDeformConvTranspose1d
 from dcnzoo.layers.packed import PackedDeformConvTranspose2d as PackedDeformConvTranspose2d
 from dcnzoo.layers.packed import PackedDeformConvTranspose3d as PackedDeformConvTranspose3d
+from dcnzoo.layers.statistics import ModulationStatistics as ModulationStatistics
+from dcnzoo.layers.statistics import OffsetStatistics as OffsetStatistics
+from dcnzoo.layers.statistics import modulation_statistics as modulation_statistics
+from dcnzoo.layers.statistics import offset_statistics as offset_statistics
+from dcnzoo.layers.statistics import track_offsets as track_offsets
 
 __all__ = [name for name, value in vars().items() if "dcnzoo.layers" in getattr(value, "__module__", "")]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, limit_offset, measure
+from dcnzoo.layers.offsets import limit_offset
+from dcnzoo.layers.statistics import OffsetStatistics, TracksOffsets, measure
 from dcnzoo.ops._arguments import can_read
 from dcnzoo.ops.choose import CallsOfOperators
 from dcnzoo.ops.operator import Operator

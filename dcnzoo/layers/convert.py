@@ -15,9 +15,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from dcnzoo.layers import packed
-from dcnzoo.layers.offsets import OFFSET_CONVS, TRACKED
+from dcnzoo.layers.offsets import OFFSET_CONVS
 from dcnzoo.layers.rebuilding import protect
 from dcnzoo.layers.same_as import hooks, same_as
+from dcnzoo.layers.statistics import TRACKED
 from dcnzoo.layers.unused import FirstForward, require_used
 from dcnzoo.ops._arguments import can_read, memory_format
 from dcnzoo.ops._torch_private import ConvNd

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcnzoo.layers.channels_last import build_activation, build_norm
-from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets, require_finite
+from dcnzoo.layers.offsets import OffsetLinear, require_finite
+from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import dcnv3, dcnv4
 from dcnzoo.ops._arguments import is_traced

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.layers.offsets import OffsetLinear, TracksOffsets, require_finite
+from dcnzoo.layers.offsets import OffsetLinear, require_finite
+from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import ms_deform_attn
 from dcnzoo.ops._arguments import can_read, exporting

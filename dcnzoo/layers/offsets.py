@@ -1,15 +1,15 @@
-"""Prediction of offsets: convolutions, limit, statistics and learning rate."""
+"""Prediction of offsets: convolutions, limit and learning rate."""
 
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dcnzoo.ops._arguments import can_read, exporting
-from dcnzoo.ops.geometry import sampling_points
+from dcnzoo.layers.statistics import TracksOffsets
+from dcnzoo.ops._arguments import can_read
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of Python 3.11
@@ -150,154 +150,6 @@ def limit_offset(offset: Tensor, limit: float) -> Tensor:
     limit gets almost no gradient, so it stays there.
     """
     return limit * torch.tanh(offset / limit)
-
-
-class OffsetStatistics(NamedTuple):
-    """Statistics of the offsets of one forward pass, over batch, groups, taps and positions.
-
-    Attributes:
-        mean: mean absolute offset, in pixels.
-        max: largest absolute offset, in pixels.
-        outside: share of the sampling points that the offsets moved off the map, where they read zero and get
-            no gradient. Points that are off the map without offsets (in the padding) do not count.
-    """
-
-    mean: float
-    max: float
-    outside: float
-
-
-class ModulationStatistics(NamedTuple):
-    """Statistics of the mask of one forward pass, over batch, groups, taps and positions.
-
-    All are of absolute values: without an activation, as in DCNv4, a mask can be negative.
-
-    Attributes:
-        mean: mean value.
-        near_zero: share of values below 0.05, whose samples contribute little.
-        near_one: share of values between 0.95 and 1.05.
-    """
-
-    mean: float
-    near_zero: float
-    near_one: float
-
-
-TRACKED = ("track_offsets", "_last_offsets", "_last_modulation", "_first_forward")
-
-
-class TracksOffsets:
-    """Mixin of layers that predict offsets: stores statistics of the last forward pass if enabled.
-
-    The statistics are plain attributes, neither parameters nor buffers, so that state dicts, DDP and
-    TorchScript ignore them.
-    """
-
-    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
-        kernel_size: Any
-        stride: Any
-        padding: Any
-        dilation: Any
-
-    track_offsets = False
-    # on the layer's device, without a graph
-    _last_offsets: Tensor | None = None  # [3]
-    _last_modulation: Tensor | None = None  # [3]
-
-    def _records(self, prediction: Tensor) -> bool:
-        compiles = torch.compiler.is_compiling() and not exporting()  # the program stores them when it runs
-        return self.track_offsets and (compiles or can_read(prediction)) and prediction.numel() > 0
-
-    def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
-        """Record statistics of ``offset``, ``([N,] G·K·rank, *out)``, for sampling a map of ``size``."""
-        if offset is None or not self._records(offset):
-            return
-        padding = self.padding
-        if getattr(self, "padding_mode", "zeros") != "zeros":  # the layer samples a map that it has padded
-            size, padding = [n + 2 * p for n, p in zip(size, padding, strict=True)], (0,) * len(size)
-        self._last_offsets = measure(offset, size, self.kernel_size, self.stride, padding, self.dilation)
-
-    def _record_shifts(self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor]) -> None:
-        """Record statistics of offsets, as :func:`_measure_shifts` does, with the coordinates last."""
-        if self._records(shift):
-            self._last_offsets = _measure_shifts(grid, shift, size)
-
-    def _record_modulation(self, mask: Tensor | None) -> None:
-        """Record statistics of ``mask``, after its activation, in any shape."""
-        if mask is None or not self._records(mask):
-            return
-        factor = mask.detach().float().abs()
-        near = [((factor - value).abs() < 0.05).float().mean() for value in (0, 1)]
-        self._last_modulation = torch.stack([factor.mean(), *near])
-
-
-def measure(
-    offset: Tensor,  # [[N,] G·K·rank, *out]
-    size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # [3], as OffsetStatistics
-    """Measure the offsets of a convolution that samples a map of ``size``."""
-    rank = len(size)
-    geometry = (kernel_size, offset.shape[-rank:], stride, padding, dilation)
-    grid = sampling_points(None, *geometry, offset.detach().float())  # [1, 1, K, rank, *out]
-    return _measure_shifts(grid, offset.unflatten(-rank - 1, (-1, *grid.shape[2:4])), size, axis=-rank - 1)
-
-
-def _measure_shifts(
-    grid: Tensor, shift: Tensor, size: Sequence[int | Tensor], axis: int = -1
-) -> Tensor:  # [3]
-    """Measure offsets.
-
-    Args:
-        grid: sampling points without offsets, in pixels.
-        shift: offsets, in pixels.
-        size: size of the map, in the order of the coordinates.
-        axis: axis of the coordinates in ``grid`` and ``shift``.
-    """
-    grid, shift = grid.detach().float(), shift.detach().float()
-    driven_out = _inside(grid, size, axis) & ~_inside(grid + shift, size, axis)
-    absolute = shift.abs()
-    return torch.stack([absolute.mean(), absolute.max(), driven_out.float().mean()])
-
-
-def _inside(points: Tensor, size: Sequence[int | Tensor], axis: int) -> Tensor:
-    axes = zip(points.unbind(axis), size, strict=True)
-    return torch.stack([(at > -1) & (at < extent) for at, extent in axes]).all(dim=0)
-
-
-def track_offsets(model: nn.Module, enabled: bool = True) -> None:
-    """Switches statistics on or off for every layer in ``model`` that predicts offsets.
-
-    They are off by default. If they are on, a forward pass reads the offsets and the mask a few more times
-    and stores six numbers per layer, without synchronising the GPU. :func:`offset_statistics` and
-    :func:`modulation_statistics` return them.
-    """
-    for module in model.modules():
-        if isinstance(module, TracksOffsets):
-            module.track_offsets = enabled
-            module._last_offsets = module._last_modulation = None
-
-
-def offset_statistics(model: nn.Module) -> dict[str, OffsetStatistics]:
-    """Offset statistics of each layer's last forward pass, by the layer's name.
-
-    Empty until you call :func:`track_offsets` and run the model.
-    """
-    return _statistics(model, "_last_offsets", OffsetStatistics)
-
-
-def modulation_statistics(model: nn.Module) -> dict[str, ModulationStatistics]:
-    """:func:`offset_statistics` of the masks. Layers without a mask (DCN v1) are not included."""
-    return _statistics(model, "_last_modulation", ModulationStatistics)
-
-
-def _statistics(model: nn.Module, attribute: str, kind: Any) -> dict[str, Any]:
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, TracksOffsets)}
-    last = {name: getattr(layer, attribute) for name, layer in layers.items()}
-    return {name: kind(*values.tolist()) for name, values in last.items() if values is not None}
 
 
 def accept_legacy_offsets(model: nn.Module) -> None:

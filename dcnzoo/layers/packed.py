@@ -18,7 +18,8 @@ from dcnzoo.layers.deform_conv import (
     _DeformConvNd,
     _DeformConvTransposeNd,
 )
-from dcnzoo.layers.offsets import OFFSET_CONVS, TracksOffsets, limit_offset, require_finite
+from dcnzoo.layers.offsets import OFFSET_CONVS, limit_offset, require_finite
+from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.ops.mask_softmax import softmax_of_taps
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dcnzoo.backbones.vit_adapter import Extractor
 from dcnzoo.layers import DCNv3, DCNv4
-from dcnzoo.layers.offsets import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
+from dcnzoo.layers.statistics import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
 from dcnzoo.report.page import image_uri, render
 from dcnzoo.report.plots import RAMP, Panel, plot_panels
 from dcnzoo.report.sampling import SamplingField, nearest_output, record_sampling

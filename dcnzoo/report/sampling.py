@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dcnzoo.backbones.vit_adapter import Extractor
 from dcnzoo.layers import DCNv3, DCNv4
-from dcnzoo.layers.offsets import TracksOffsets
+from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.ops.geometry import deform_attn_points, sampling_points
 
 

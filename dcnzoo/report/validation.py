@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from dcnzoo.detect.detections import Detections
-from dcnzoo.layers.offsets import OffsetStatistics
+from dcnzoo.layers.statistics import OffsetStatistics
 from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 import dcnzoo.ops
 from dcnzoo import layers
-from dcnzoo.layers.offsets import TracksOffsets
+from dcnzoo.layers.statistics import TracksOffsets
 
 from ..modules import randomise
 

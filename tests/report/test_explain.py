@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d
-from dcnzoo.layers.offsets import OffsetStatistics
+from dcnzoo.layers.statistics import OffsetStatistics
 from dcnzoo.report import record_sampling
 from dcnzoo.report.explain import (
     Box,

@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from dcnzoo.layers.offsets import TracksOffsets, modulation_statistics, offset_statistics, track_offsets
+from dcnzoo.layers.statistics import TracksOffsets, modulation_statistics, offset_statistics, track_offsets
 from dcnzoo.openmmlab.weights import without_wrapper
 
 OFFSETS = ("mean_abs", "max_abs", "outside")
