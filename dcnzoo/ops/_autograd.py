@@ -34,61 +34,21 @@ from .operator import Operator, key_of
 def register_autograd(record: Operator) -> None:
     """Register the derivative of an operator."""
     name, operator, named = record.name, record.overload, record.call
-    setup_context, backward = cast(Callable, record.setup_context), cast(Callable, record.backward)
     if _torch_private.TRANSFORMS in _torch_private.missing:
+        setup_context = cast(Callable, record.setup_context)
         torch.library.register_autograd(
             f"dcnzoo::{name}",
-            backward,
+            cast(Callable, record.backward),
             setup_context=lambda ctx, inputs, output: setup_context(ctx, named(*inputs), output),
         )
         return
-
-    def below_autograd(keys, *arguments):
-        # redispatch: a call of the operator would start at the top of the dispatcher, at autocast, again
-        with AutoDispatchBelowAutograd():
-            try:
-                return operator.redispatch(keys & after_autograd_keyset, *arguments)
-            except RuntimeError as error:
-                choose.raise_out_of_memory(error)
-                raise
-
-    def forward(*arguments):
-        *arguments, keys = arguments
-        if not transforms_active():
-            return below_autograd(keys, *arguments)
-        # Function.apply disables gradients, but it has recorded only the graph of this transform. The
-        # transforms below still have to record theirs.
-        with torch.enable_grad(), set_forward_grad_enabled(True):
-            return below_autograd(keys, *arguments)
-
-    def below_autocast(ctx, *grads):  # as torch's derivatives, which call no operator with an autocast rule
-        kind = grads[0].device.type
-        if kind == "meta" or not torch.is_autocast_enabled(kind):
-            return *backward(ctx, *grads), None
-        with torch.autocast(kind, enabled=False):
-            return *backward(ctx, *grads), None
-
-    # It handles a single level: the current transform of torch.func, or plain autograd. The dispatcher calls
-    # it again for each other level.
-    function = type(
-        f"dcnzoo_{name}",
-        (SingleLevelFunction,),
-        {
-            "forward": staticmethod(forward),
-            # the last input is the dispatch keys, which have no gradient
-            "setup_context": staticmethod(
-                lambda ctx, inputs, output: setup_context(ctx, named(*inputs[:-1]), output)
-            ),
-            "backward": staticmethod(below_autocast),
-        },
-    )
-
+    function = _function(record)
     plain = {key for key in choose.DEVICES if choose.kernels_on(record, key)[0] == (choose.REFERENCE,)}
 
     def autograd(keys, *arguments):
         has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
         if not (has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
-            return below_autograd(keys, *arguments)
+            return _below_autograd(operator, keys, arguments)
         # autograd then differentiates what runs, in half of the time of the operator's derivative; a trace,
         # a transform and a mode, such as torch's FLOP counter, see the operator
         key = key_of(arguments[0])
@@ -101,6 +61,51 @@ def register_autograd(record: Operator) -> None:
             return function.apply(*named(*arguments), keys)
 
     implementations.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+def _below_autograd(operator: torch._ops.OpOverload, keys: Any, arguments: Sequence) -> Any:
+    # redispatch: a call of the operator would start at the top of the dispatcher, at autocast, again
+    with AutoDispatchBelowAutograd():
+        try:
+            return operator.redispatch(keys & after_autograd_keyset, *arguments)
+        except RuntimeError as error:
+            choose.raise_out_of_memory(error)
+            raise
+
+
+def _function(record: Operator) -> Any:
+    """The derivative as an autograd function of the operator's arguments and the dispatch keys.
+
+    It handles a single level: the current transform of ``torch.func``, or plain autograd. The dispatcher
+    calls it again for each other level.
+    """
+    operator, named = record.overload, record.call
+    setup_context, backward = cast(Callable, record.setup_context), cast(Callable, record.backward)
+
+    class Function(SingleLevelFunction):
+        @staticmethod
+        def forward(*arguments):
+            *arguments, keys = arguments
+            if not transforms_active():
+                return _below_autograd(operator, keys, arguments)
+            # Function.apply disables gradients, but it has recorded only the graph of this transform. The
+            # transforms below still have to record theirs.
+            with torch.enable_grad(), set_forward_grad_enabled(True):
+                return _below_autograd(operator, keys, arguments)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            setup_context(ctx, named(*inputs[:-1]), output)
+
+        @staticmethod
+        def backward(ctx, *grads):  # without autocast, as torch's derivatives; the keys have no gradient
+            kind = grads[0].device.type
+            if kind == "meta" or not torch.is_autocast_enabled(kind):
+                return *backward(ctx, *grads), None
+            with torch.autocast(kind, enabled=False):
+                return *backward(ctx, *grads), None
+
+    return type(f"dcnzoo_{record.name}", (Function,), {})  # which names the nodes of its graphs
 
 
 def tangent(argument: object) -> Tensor | None:
