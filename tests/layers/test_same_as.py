@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+from random import Random
 
 import pytest
 import torch
@@ -244,3 +245,81 @@ def test_a_fused_network_has_the_state_of_its_model(monkeypatch):
     assert model.count == 3 and isinstance(model.last, torch.Tensor)
     with pytest.raises(RuntimeError, match="fused: model: expected evaluation"):
         dcnzoo.fused(model.train())(x)
+
+
+class Stateful(nn.Module):
+    """Changes itself, and refers to a part that it also has as a module."""
+
+    def __init__(self, rng, parts):
+        super().__init__()
+        self.parts, self.listed = nn.ModuleList(parts), [rng.choice(parts)]
+        self.changes, self.calls = rng.choice(["", "module", "reference", "tensor"]), 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.changes == "module" and self.calls == 1:
+            self.made = nn.Conv2d(3, 3, 1).eval()
+        if self.changes == "reference":
+            self.last = self.parts[0]
+        if self.changes == "tensor":
+            self.memory = x = x + getattr(self, "memory", 0)
+        for part in (*self.parts, self.listed[0]):
+            x = part(x)
+        return self.made(x) if self.changes == "module" else x
+
+
+def random_part(rng, depth=0):
+    kind = rng.randrange(9 if depth < 2 else 7)
+    if kind < 2:
+        mode, kernel = rng.choice(["zeros", "zeros", "reflect"]), rng.choice([1, 3])
+        return nn.Conv2d(3, 3, kernel, padding=kernel // 2, padding_mode=mode, bias=rng.random() < 0.5)
+    if kind < 4:
+        norm = nn.BatchNorm2d(3, affine=rng.random() < 0.7)
+        norm.running_mean.normal_()
+        return norm
+    if kind < 6:
+        return rng.choice(
+            [nn.ReLU(), nn.ReLU(inplace=True), nn.SiLU(), nn.GELU(), nn.LeakyReLU(0.2), nn.Tanh()]
+        )
+    if kind == 6:
+        pack = PackedDeformConv2d(3, 3, 3, padding=1, modulated=rng.random() < 0.5)
+        nn.init.normal_(pack.conv_offset.weight)
+        return pack
+    parts = [random_part(rng, depth + 1) for _ in range(rng.randint(1, 4))]
+    return nn.Sequential(*parts) if kind == 7 else Stateful(rng, parts)
+
+
+def random_network(seed):
+    rng = Random(seed)
+    torch.manual_seed(seed)
+    network = nn.Sequential(*[random_part(rng) for _ in range(rng.randint(2, 6))]).eval()
+    for module in rng.choices([*network.modules()][1:], k=rng.randint(0, 2)):
+        forward = module.forward
+        change = rng.randrange(4)
+        if change == 0:
+            module.register_forward_hook(lambda module, args, output: 2 * output)
+        elif change == 1:
+            module.forward = lambda x, forward=forward: forward(x) / 2
+        elif change == 2:
+            module.train()
+        elif isinstance(module, nn.Sequential):
+            module.append(module[0])
+    return network
+
+
+@pytest.mark.parametrize("seeds", [range(start, start + 25) for start in range(0, 100, 25)], ids=str)
+def test_random_networks_fused_and_not(seeds):
+    """Three calls have the same outputs, and leave the same states and attributes."""
+    for seed in seeds:
+        plain, model = random_network(seed), random_network(seed)
+        x, results = torch.randn(1, 3, 6, 7), []
+        for predict in (plain, dcnzoo.fused(model)):
+            torch.manual_seed(0)
+            with torch.no_grad():
+                results.append([predict(x.clone()) for _ in range(3)])
+        scale = max(float(output.abs().max()) for output in results[0])
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4 * scale, msg=f"seed {seed}")
+        torch.testing.assert_close(plain.state_dict(), model.state_dict(), rtol=1e-4, atol=1e-4 * scale)
+        for one, other in zip(plain.modules(), model.modules(), strict=True):
+            assert vars(one).keys() == vars(other).keys(), f"seed {seed}"
+            assert getattr(one, "calls", 0) == getattr(other, "calls", 0), f"seed {seed}"
