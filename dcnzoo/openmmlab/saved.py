@@ -97,6 +97,11 @@ class SavedCheckpoints:
         is_own = self.has(file) or Path(file) == last_checkpoint(self.work_dir)
         return self.work_dir if is_own else Path(file).parent
 
+    def moved(self, file: str) -> str:
+        """Return where a checkpoint is now, also if the folder has been renamed; empty if it is gone."""
+        paths = self.folder / os.path.basename(file), Path(file)
+        return next((str(path) for path in paths if path.exists()), "") if self.is_local else file
+
     def number(self, name: str) -> int | None:
         """Return the epoch or iteration in the name of a checkpoint; None if no training gives this name.
 

@@ -84,7 +84,7 @@ def train(
                     f"resume={model} continues its training, the setting load_from starts from its weights"
                 )
         else:
-            cfg = _config_of_start(data, model, of_run, cfg_options)
+            cfg = _config_of_start(data, model, of_run, cfg_options, bool(resume) and not force)
             if not dry_run or Path(cfg.work_dir, OWNER).exists():
                 stack.enter_context(lock_work_dir(cfg.work_dir))
             start = choose_start(cfg, resume, force)
@@ -111,16 +111,21 @@ def _config_of_start(
     model: str | os.PathLike[str] | None,
     options: TrainOptions,
     cfg_options: Mapping[str, object] | None,
+    resumes: bool,
 ) -> Config:
     """Return the settings on which the start depends, before the conversion of the data, which is slow."""
     if options.launcher != "none":
         raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
-    parts = ("resume", "default_hooks")
-    cfg = Config() if model is None else read_config_file(resolve(model).config)
-    cfg = Config({key: cfg[key] for key in parts if key in cfg})
-    cfg.merge_from_dict({key: v for key, v in (cfg_options or {}).items() if key.partition(".")[0] in parts})
     source = Path(data).resolve()
     name = source.stem if source.is_file() else source.name
     folder = Path(options.work_dir or Path("work_dirs", name)).expanduser()
+    parts = ("resume", "default_hooks")
+    config = None if model is None else resolve(model).config
+    if resumes and SavedCheckpoints(folder).exist:
+        with contextlib.suppress(UserError):  # there is none: prepare says so
+            config = resolve(folder).config
+    cfg = Config() if config is None else read_config_file(config)
+    cfg = Config({key: cfg[key] for key in parts if key in cfg})
+    cfg.merge_from_dict({key: v for key, v in (cfg_options or {}).items() if key.partition(".")[0] in parts})
     cfg.merge_from_dict({"work_dir": str(folder), "launcher": options.launcher})
     return cfg

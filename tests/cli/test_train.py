@@ -435,7 +435,11 @@ def test_own_data_of_a_training_with_its_checkpoints_elsewhere(tmp_path, monkeyp
     for how in ({"cfg_options": options}, {**file, "cfg_options": options}, {"model": "own.py"}):
         with pytest.raises(UserError, match="enough"):
             dcnzoo.train(data="data", work_dir="work", **how)
-    assert seen == [True] * 3
+    Path("work/20260101_000000").mkdir()
+    Path("own.py").rename("work/own.py")
+    with pytest.raises(UserError, match="enough"):
+        dcnzoo.train(data="data", work_dir="work", resume=True)
+    assert seen == [True] * 4
 
 
 @pytest.mark.parametrize("own", ["ckpt_{}.pth", "out", "ckpt_{}.pth in out"])

@@ -194,12 +194,13 @@ def test_the_name_of_a_job_that_restarts():
 
 
 @pytest.mark.slow
-def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
+@pytest.mark.parametrize("option", ["--resume", "--force"])
+def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port, option):
     config, work = killing.config(tmp_path, rank=1, phase="training", epoch=2), tmp_path / "work"
     arguments = [
         config,
         2,
-        "--resume",
+        option,
         "--verbose",
         "--report",
         "--work-dir",

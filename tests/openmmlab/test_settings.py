@@ -10,11 +10,10 @@ from mmengine.model import BaseModel
 from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.config.check import check_config, find_problems
 from dcnzoo.openmmlab.config.read import wrong_top_level_keys
-from dcnzoo.openmmlab.hooks import ScheduleHook
-from dcnzoo.openmmlab.hooks.schedule import without_effect
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
+from dcnzoo.openmmlab.runs.schedules import EffectHook, without_effect
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.marks import config_of
 
@@ -176,13 +175,13 @@ def test_initial_weights_do_not_depend_on_the_memory_format(tmp_path):
 def test_a_training_without_iterations_is_refused(tmp_path):
     loader = {"dataset": [1, 2], "batch_size": 4, "drop_last": True, "sampler": {"type": "DefaultSampler"}}
     runner = make_runner(tmp_path, "empty", Convolution(), train_dataloader=loader)
-    runner.register_hook(ScheduleHook())
+    runner.register_hook(EffectHook())
     with pytest.raises(UserError, match=r"^train_dataloader: .*2 pictures with batch_size=4 and drop_"):
         runner.train()
     assert not [*tmp_path.rglob("*.pth")]
     loader = {"dataset": [1, 2], "batch_size": 1, "sampler": {"type": "InfiniteSampler"}}
     runner = make_runner(tmp_path, "endless", Convolution(), train_dataloader=loader)
-    runner.register_hook(ScheduleHook())
+    runner.register_hook(EffectHook())
     with pytest.raises(UserError, match=r"^train_dataloader.sampler: .* got InfiniteSampler"):
         runner.train()
 

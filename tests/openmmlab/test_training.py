@@ -38,17 +38,17 @@ from dcnzoo.openmmlab.hooks import (
     AtomicLocalBackend,
     ChannelsLastHook,
     ProgressHook,
-    ScheduleHook,
     SummaryHook,
 )
-from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.prepare import nothing_left
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import Start, choose_start
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import partial_of
@@ -370,6 +370,20 @@ def test_a_resumed_training_saves_the_best_of_its_own_metric(tmp_path, first):
         options = {"default_hooks": {"checkpoint": hook}, "val_evaluator": Evaluator([evaluator])}
         make_runner(tmp_path, metric, epochs=epochs, resume=epochs > 2, **options).train()
     assert checkpoints(tmp_path)[:2] == ["best_other_epoch_4.pth", "best_score_epoch_2.pth"]
+
+
+@pytest.mark.parametrize("metrics", [["score"], ["score", "other"]])
+def test_a_renamed_work_directory_has_one_best_checkpoint(tmp_path, monkeypatch, metrics):
+    """Also of each of several metrics, where the training before had one."""
+    monkeypatch.chdir(tmp_path)
+    for folder, epochs, best in (("old", 2, "score"), ("new", 4, metrics)):
+        hook = {**SAVING["checkpoint"], "save_best": best, "rule": "greater"}
+        options = {"default_hooks": {"checkpoint": hook}, "val_evaluator": Evaluator([Shifted()])}
+        make_runner(folder, folder, epochs=epochs, resume=epochs > 2, **options).train()
+        if epochs == 2:
+            Path("old").rename("new")
+    best = [name for name in checkpoints(Path("new")) if name.startswith("best")]
+    assert best == [f"best_{metric}_epoch_4.pth" for metric in sorted(metrics)]
 
 
 class Falling(Score):
@@ -729,6 +743,7 @@ class NoProgress(Score):
 
 
 WARM_UP = {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "end": 20}
+PLATEAU = {"type": "ReduceOnPlateauLR", "monitor": "score", "rule": "less", "patience": 0, "end": 4}
 SCHEDULES = {
     "steps": [WARM_UP, {"type": "MultiStepLR", "milestones": [2, 3], "gamma": 0.3}],
     "iterations of epochs": [
@@ -736,7 +751,8 @@ SCHEDULES = {
         {"type": "CosineAnnealingLR", "begin": 1, "T_max": 3, "end": 4, "convert_to_iter_based": True},
         {"type": "CosineAnnealingMomentum", "T_max": 4, "convert_to_iter_based": True},
     ],
-    "metric": [{"type": "ReduceOnPlateauLR", "monitor": "score", "rule": "less", "patience": 0, "end": 4}],
+    "metric": [PLATEAU],
+    "warm-up and metric": [WARM_UP, PLATEAU],
     "iterations": [WARM_UP, {"type": "MultiStepLR", "by_epoch": False, "milestones": [6, 10]}],
 }
 
@@ -766,7 +782,7 @@ def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, sche
             param_scheduler=schedules,
             auto_scale_lr={"enable": True, "base_batch_size": 2},
             default_hooks={"checkpoint": saving},
-            custom_hooks=[hook, ScheduleHook()],
+            custom_hooks=[hook],
             resume=resume,
         ).train()
         return hook.rates
@@ -783,6 +799,70 @@ def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, sche
         assert validated == [*range(1, 5 if by_epoch else 17)]
 
 
+@pytest.mark.parametrize("interval", [2, 3])  # three iterations are an epoch
+@pytest.mark.parametrize("patience", [0, 1, 2])
+def test_schedules_in_a_checkpoint_by_iterations(tmp_path, monkeypatch, interval, patience):
+    """Those that count epochs or validations are not those of the epoch's end."""
+    monkeypatch.chdir(tmp_path)
+    saving = {"type": "AtomicCheckpointHook", "interval": interval, "by_epoch": False}
+    plateau = {**PLATEAU, "patience": patience, "factor": 0.5, "end": 9}
+
+    def rates(folder, model, dies_at=None, resume=False):
+        class Cut(Rates):
+            def before_train_iter(self, runner, batch_idx, data_batch=None):
+                super().before_train_iter(runner, batch_idx, data_batch)
+                if runner.iter == dies_at:
+                    raise Death
+
+        hook = Cut()
+        runner = make_runner(
+            folder,
+            folder,
+            model,
+            values=range(1, 4),
+            train_cfg={"by_epoch": True, "max_epochs": 6, "val_interval": 1},
+            val_evaluator=Evaluator([NoProgress()]),
+            optim_wrapper={
+                "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.5},
+                "paramwise_cfg": {"custom_keys": {"offset": {"lr_mult": 0.1}}},
+            },
+            param_scheduler=[WARM_UP, {"type": "MultiStepLR", "milestones": [3, 4], "gamma": 0.3}, plateau],
+            default_hooks={"checkpoint": saving},
+            custom_hooks=[hook],
+            resume=resume,
+        )
+        with contextlib.suppress(Death):
+            runner.train()
+        return hook.rates
+
+    rates("cut", Images(), dies_at=11)
+    resumed = rates("cut", Images(), resume=True)
+    assert len(resumed) == 9 and resumed == rates("whole", Images())[-9:]
+
+
+def test_a_metric_that_is_not_in_the_log(tmp_path, capsys):
+    """With another batch size, what it has reduced stays, and a line says that it counts anew."""
+    for batch in (1, 2):
+        hook = Rates()
+        runner = make_runner(
+            tmp_path,
+            "no log",
+            train_dataloader={"dataset": Numbers(), "batch_size": batch, "collate_fn": pseudo_collate,
+                              "sampler": {"type": "DefaultSampler", "shuffle": False}},
+            train_cfg={"by_epoch": True, "max_epochs": 3 * batch, "val_interval": 1},
+            val_evaluator=Evaluator([NoProgress()]),
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.5}},
+            param_scheduler=[PLATEAU],
+            default_hooks=SAVING,
+            custom_hooks=[hook],
+            resume=batch > 1,
+        )  # fmt: skip
+        runner.train()
+        for log in tmp_path.glob("*/vis_data/scalars.json"):
+            log.unlink()
+    assert hook.rates[0][1] <= 0.001 and "ReduceOnPlateauLR" in resume_lines(capsys)[0]
+
+
 def resume_lines(capsys):
     return re.findall(r"WARNING\S* - resume: (.*)", capsys.readouterr().out)
 
@@ -795,7 +875,7 @@ def test_a_resumed_training_has_the_settings_of_its_optimizer(tmp_path, capsys):
         {"type": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True},
     ]
     for number, optimizer in enumerate(settings):
-        options = {"custom_hooks": [ScheduleHook()], "optim_wrapper": {"optimizer": optimizer}}
+        options = {"optim_wrapper": {"optimizer": optimizer}}
         runner = make_runner(
             tmp_path, "other", epochs=number + 1, resume=number > 0, default_hooks=SAVING, **options
         )
@@ -829,7 +909,6 @@ def test_what_an_optimizer_counts_stays(tmp_path, capsys):
             epochs=epochs,
             resume=epochs > 1,
             default_hooks=SAVING,
-            custom_hooks=[ScheduleHook()],
             optim_wrapper=OptimWrapper(optimizer),
             param_scheduler=[{"type": "StepLR", "step_size": epochs, "begin": 0, "end": 9}],
         )
@@ -851,7 +930,6 @@ def test_other_settings_of_a_schedule_that_depends_on_a_metric(tmp_path):
                 resume=epochs > 2,
                 val_evaluator=Evaluator([NoProgress()]),
                 default_hooks=SAVING,
-                custom_hooks=[ScheduleHook()],
                 param_scheduler=[schedule],
             )
             runner.train()
@@ -862,7 +940,7 @@ def test_other_settings_of_a_schedule_that_depends_on_a_metric(tmp_path):
 def test_a_checkpoint_with_the_function_of_a_schedule_is_read(tmp_path, capsys):
     cycle = {"type": "OneCycleLR", "eta_max": 0.5, "total_steps": 12, "by_epoch": False}
     for stop in (2, None):
-        hooks = [ScheduleHook(), Dies(stop)]
+        hooks = [Dies(stop)]
         options = {"default_hooks": SAVING, "custom_hooks": hooks, "param_scheduler": [cycle]}
         runner = make_runner(tmp_path, "cycle", resume=stop is None, **options)
         with contextlib.suppress(Death):
@@ -876,7 +954,7 @@ def test_optimizers_of_several_parameters(tmp_path, capsys, kinds):
     for number, kind in enumerate(kinds.split()):
         multipliers = {"custom_keys": {"offset": {"lr_mult": 0.1}}}
         wrapper = {"optimizer": {"type": kind, "lr": 0.1}, "paramwise_cfg": multipliers}
-        options = {"default_hooks": SAVING, "custom_hooks": [ScheduleHook()], "optim_wrapper": wrapper}
+        options = {"default_hooks": SAVING, "optim_wrapper": wrapper}
         runner = make_runner(
             tmp_path, "images", Images(), epochs=number + 1, values=range(1, 4), resume=number > 0, **options
         )
@@ -915,7 +993,6 @@ def test_an_optimizer_of_an_older_torch(tmp_path, capsys):
     optimizer = {"type": "AdamW", "lr": 0.1}
     options = {
         "default_hooks": SAVING,
-        "custom_hooks": [ScheduleHook()],
         "optim_wrapper": {"optimizer": optimizer},
     }
     make_runner(tmp_path, "older", epochs=1, **options).train()
@@ -956,7 +1033,7 @@ def test_checkpoints_by_iterations_in_a_training_by_epochs(tmp_path, capsys, int
         if resume:
             start = choose_start(cfg, True)
             assert nothing_left(cfg, start) is None, "iterations are no epochs"
-        options = {"default_hooks": saving, "custom_hooks": [*hooks, ScheduleHook()]}
+        options = {"default_hooks": saving, "custom_hooks": [*hooks]}
         runner = make_runner(tmp_path, "by iterations", resume=resume, **options)
         with contextlib.suppress(Death):
             runner.train()
@@ -968,7 +1045,7 @@ def test_gradients_that_a_resumed_training_lacks_are_named(tmp_path, capsys):
     wrapper = {"optimizer": {"type": "SGD", "lr": 0.1}, "accumulative_counts": 2}
     lines = []
     for dies_after, epochs in ((1, 3), (2, 3), (None, 3), (None, 4)):  # of three iterations
-        hooks = [ScheduleHook(), Dies(dies_after)]
+        hooks = [Dies(dies_after)]
         options = {"default_hooks": SAVING, "custom_hooks": hooks, "optim_wrapper": wrapper}
         runner = make_runner(tmp_path, "sums", epochs=epochs, resume=dies_after != 1, **options)
         with contextlib.suppress(Death):
@@ -978,16 +1055,46 @@ def test_gradients_that_a_resumed_training_lacks_are_named(tmp_path, capsys):
     assert lines == [[], lost, [], []], "the last step uses all"
 
 
+def test_gradients_of_other_accumulative_counts(tmp_path, capsys):
+    for counts, dies_after in ((2, 1), (3, None)):
+        wrapper = {"optimizer": {"type": "SGD", "lr": 0.1}, "accumulative_counts": counts}
+        options = {"default_hooks": SAVING, "custom_hooks": [Dies(dies_after)], "optim_wrapper": wrapper}
+        runner = make_runner(tmp_path, "counts", resume=counts == 3, **options)
+        with contextlib.suppress(Death):
+            runner.train()
+    (line,) = resume_lines(capsys)
+    assert "accumulative counts 2 → 3" in line and "the gradients of 1 batch before" in line
+
+
+def test_the_optimizer_that_a_checkpoint_lacks(tmp_path, capsys):
+    """Its schedules do not begin again."""
+    saving = {"checkpoint": {**SAVING["checkpoint"], "save_optimizer": False, "save_param_scheduler": False}}
+    rates = []
+    for dies_after in (None, 2, 0):
+        hook, folder = Rates(), tmp_path / str(dies_after is None)
+        runner = make_runner(
+            folder,
+            "lacks",
+            default_hooks=saving,
+            custom_hooks=[hook, Dies(dies_after)],
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1, "momentum": 0.9}},
+            param_scheduler=[WARM_UP],
+            resume=dies_after == 0,
+        )
+        with contextlib.suppress(Death):
+            runner.train()
+        rates.append(hook.rates)
+    assert rates[0] == rates[1] + rates[2] and len(resume_lines(capsys)) == 1
+
+
 @pytest.mark.parametrize("sizes", [0, "3", None])
 def test_sizes_in_a_checkpoint_are_numbers_or_ignored(tmp_path, sizes):
     train = {"default_hooks": {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}}
-    make_runner(tmp_path, "first", epochs=1, custom_hooks=[ScheduleHook()], **train).train()
+    make_runner(tmp_path, "first", epochs=1, **train).train()
     file = torch.load(tmp_path / "epoch_1.pth", weights_only=True)
     file["meta"].update(iterations_per_epoch=sizes, images_per_step=sizes)
     torch.save(file, tmp_path / "epoch_1.pth")
-    runner = make_runner(
-        tmp_path, "rest", epochs=2, values=range(4), custom_hooks=[ScheduleHook()], resume=True, **train
-    )
+    runner = make_runner(tmp_path, "rest", epochs=2, values=range(4), resume=True, **train)
     runner.train()
     assert runner.iter == 8, "4 of each epoch"
 
@@ -1184,6 +1291,22 @@ def test_how_a_training_starts(tmp_path, monkeypatch, capsys, folder, resume, fo
     else:
         with pytest.raises(UserError, match=expected):
             choose_start(cfg, resume, force)
+
+
+def test_a_launcher_that_repeats_force_replaces_one_training(tmp_path, monkeypatch):
+    """Not that which it has begun."""
+    monkeypatch.chdir(tmp_path)
+    Path("work").mkdir()
+    cfg = Config({"work_dir": "work", "launcher": "pytorch"})
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "dcnzoo--a.py")
+    checkpoint, last = {"meta": {}, "state_dict": {}}, Start("work/epoch_1.pth", resumes=True)
+    torch.save(checkpoint, "work/epoch_1.pth")
+    assert choose_start(cfg, force=True) == Start(replaces=True)
+    WorkDirHook(Recipe(cfg)).before_save_checkpoint(None, checkpoint)
+    torch.save(checkpoint, "work/epoch_1.pth")
+    assert choose_start(cfg, force=True) == last
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert choose_start(cfg, force=True) == Start(replaces=True)
 
 
 def test_resuming_from_weights_alone(tmp_path):

@@ -20,7 +20,7 @@ from torch import nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.config.packages import base_path
-from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.openmmlab.weights import convert, find_weights, load_state, load_weights
 from dcnzoo.utils.errors import UserError

@@ -6,9 +6,10 @@ Every run has those of ``DEFAULT_HOOKS``, and those that ``runs/execute.py`` giv
 from dcnzoo.openmmlab.hooks.channels_last import ChannelsLastHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook, AtomicLocalBackend
 from dcnzoo.openmmlab.hooks.finite_loss import FiniteLossHook
+from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook
 from dcnzoo.openmmlab.hooks.progress import ProgressHook
-from dcnzoo.openmmlab.hooks.schedule import ScheduleHook
+from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.hooks.seeds import EpochSeedHook
 from dcnzoo.openmmlab.hooks.summary import SummaryHook
 from dcnzoo.openmmlab.hooks.validation import BroadcastBuffersHook, PlateauEarlyStoppingHook
@@ -29,9 +30,10 @@ __all__ = [
     "ChannelsLastHook",
     "EpochSeedHook",
     "FiniteLossHook",
+    "LoadCheckpointHook",
     "OffsetStatisticsHook",
     "PlateauEarlyStoppingHook",
     "ProgressHook",
-    "ScheduleHook",
+    "ResumeHook",
     "SummaryHook",
 ]

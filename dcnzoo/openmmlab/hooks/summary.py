@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.hooks.history import PARTS, History, loss_parts
-from dcnzoo.openmmlab.hooks.schedule import images_per_step
+from dcnzoo.openmmlab.hooks.resume import images_per_step
 from dcnzoo.openmmlab.saved import last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable

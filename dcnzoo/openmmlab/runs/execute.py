@@ -30,8 +30,7 @@ from dcnzoo.detect.metrics import metric_name
 from dcnzoo.openmmlab.checkpoints import class_names, content_digest, load_file
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.tree import data_sets, dicts, metainfo
-from dcnzoo.openmmlab.hooks import ProgressHook, ScheduleHook, SummaryHook
-from dcnzoo.openmmlab.hooks.checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.hooks import LoadCheckpointHook, ProgressHook, ResumeHook, SummaryHook
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.device import require_device, use_device
@@ -41,6 +40,7 @@ from dcnzoo.openmmlab.runs.prepare import prepare
 from dcnzoo.openmmlab.runs.reads import require_read
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
+from dcnzoo.openmmlab.runs.schedules import EffectHook
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
@@ -287,7 +287,8 @@ def build_runner(
     runner._load_from, runner._resume = start.file, start.resumes
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
-    for hook in filter(None, (writer, summary, ranks.AgreementHook(), ScheduleHook() if writer else None)):
+    of_training = (EffectHook(), ResumeHook(SavedCheckpoints.of(cfg))) if writer else ()
+    for hook in filter(None, (writer, summary, ranks.AgreementHook(), *of_training)):
         runner.register_hook(hook)
     # warnings about deprecated names that mmengine's own hooks use, and a line for each frozen parameter
     unhelpful = re.compile(r'"(FileClient|HardDiskBackend)"|\S+ is (duplicate\. It is )?skipped since ')

@@ -63,6 +63,14 @@ def is_first() -> bool:
     return (int(os.environ["RANK"]) if has_left else get_rank()) == 0
 
 
+def launch_name() -> str:
+    """Return a name that stays when a launcher starts this process again; empty if it does not."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:  # the parent process is torchrun
+        return f"torchrun {os.getppid()} on {socket.gethostname()}"
+    return f"job {env['SLURM_JOB_ID']}, step {env.get('SLURM_STEP_ID')}" if "SLURM_PROCID" in env else ""
+
+
 @contextlib.contextmanager
 def refusals(launcher: str) -> Iterator[None]:
     """Context of what each process does before it joins: an error ends those that wait for it, too."""

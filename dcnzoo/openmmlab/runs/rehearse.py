@@ -25,8 +25,8 @@ from dcnzoo.openmmlab.config.errors import config_errors, frames_of, require_non
 from dcnzoo.openmmlab.config.tree import datasets
 from dcnzoo.openmmlab.config.watched import Asked, misspelt, unread, watched
 from dcnzoo.openmmlab.datasets import coco
-from dcnzoo.openmmlab.hooks.schedule import ScheduleHook
 from dcnzoo.openmmlab.hooks.seeds import random_states
+from dcnzoo.openmmlab.runs.schedules import EffectHook
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 
@@ -85,7 +85,7 @@ def load_data(runner: Runner, only_checks: bool) -> None:
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         if runner.param_schedulers is not None:
             runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-        ScheduleHook().before_run(runner)
+        EffectHook().before_run(runner)
 
 
 def _lacking_folder(loader: Any) -> str:

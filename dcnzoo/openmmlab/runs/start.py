@@ -1,10 +1,13 @@
 """How a training starts: from random weights, from those of a file, or where another one has ended."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
 from mmengine.config import Config
 
+from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.openmmlab.runs.joining import launch_name
 from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
@@ -39,7 +42,8 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
     ============  ==================  ==================  ====================
 
     In a distributed training, whose launcher repeats the command after a failure, ``resume=True`` starts one
-    where there is none, and a file from elsewhere is not read again: its training continues.
+    where there is none. A training that this launcher has begun continues, in place of ``force``, and so does
+    that of a file from elsewhere, which is not read again.
 
     Args:
         resume: a checkpoint to resume from; True: the latest undamaged one in the work directory. If neither
@@ -70,6 +74,9 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
         require_file(str(file), what)
         file = os.path.expanduser(str(file))
     if saved.exist and force:
+        if is_repeated and (last := _begun_by_this_launcher(saved)):
+            print(f"force: {last} continues the training, which this command has begun")
+            return Start(last, resumes=True)
         if not saved.is_local:
             text = f"expected a new work_dir with out_dir={saved.out_dir}, got {cfg.work_dir}"
             raise UserError(f"force: {text}")
@@ -89,3 +96,13 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
             "force=True replaces it. Or use another work_dir"
         )
     return Start(file, resumes)
+
+
+def _begun_by_this_launcher(saved: SavedCheckpoints) -> str | None:
+    """Return the last checkpoint, if its training is that of an earlier attempt of this command."""
+    with contextlib.suppress(UserError):  # all are damaged
+        last = saved.undamaged() if launch_name() and saved.is_local else None
+        if last and os.path.isfile(last):
+            meta = load_file(last, map_location="meta").get("meta") or {}
+            return str(last) if meta.get("launch") == launch_name() else None
+    return None

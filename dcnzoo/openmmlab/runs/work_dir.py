@@ -4,12 +4,14 @@ import itertools
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.config.paths import keep_paths
+from dcnzoo.openmmlab.runs.joining import launch_name
 from dcnzoo.openmmlab.runs.recipe import Recipe, real_name
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
@@ -61,6 +63,9 @@ class WorkDirHook(Hook):
             return
         text = self._recipe.text(self._move([Path(runner.log_dir).name]))
         write_text(self._file, config_of(self._file.name, text))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"]["launch"] = launch_name()
 
     def _move(self, stays: list[str]) -> dict[str, str]:
         """Move the files that the training replaces; return their new paths by the old ones."""

@@ -1,0 +1,279 @@
+"""Continue a training as if it had not been interrupted, also with other settings or a part of the log."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook, ParamSchedulerHook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from dcnzoo.openmmlab.config.deformable import arguments
+from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.saved import SavedCheckpoints
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.text import counted, few
+
+# entries of a schedule's state that its steps change; the last three, of one that depends on a metric
+_POSITION = {"last_step", "_global_step", "_last_value", "best", "num_bad_epochs", "cooldown_counter"}
+Metrics = Mapping[str, float]
+
+
+class ResumeHook(Hook):
+    """Give a resumed training the state that an uninterrupted one with its settings has; name other things.
+
+    Checkpoints record the images per optimizer step and the iterations per epoch. If one of them or a setting
+    of the optimizer or the schedules differs, the schedules that the runner has built are stepped to the
+    position of the checkpoint, with the validations in the log. mmengine would load the old ones: their
+    learning rate, end and length of epochs, and the old weight decay. An epoch that a checkpoint by
+    iterations has cut begins again.
+
+    A checkpoint is written before the validation that follows. Its effects (best score, learning rate on
+    plateaus) are repeated: the metrics come from the log, or the validation runs if it was interrupted.
+
+    Args:
+        saved: the checkpoints of the training.
+    """
+
+    priority = "LOWEST"  # a validation calls all hooks, whose ``before_train`` comes first
+
+    def __init__(self, saved: SavedCheckpoints) -> None:
+        self._saved = saved
+        self._validations: dict[int, Metrics] | None = None  # of the training that resumes
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"].update(_sizes(runner))
+        states = checkpoint.get("param_schedulers") or []
+        for state in chain(*states.values()) if isinstance(states, dict) else states:
+            for key in [key for key, value in state.items() if callable(value)]:
+                del state[key]  # OneCycleLR has a function, which files of weights may not have
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if not runner._resume:
+            return
+        file = runner._load_from
+        self._folder = self._saved.log_folder(file) if file else Path(runner.work_dir)
+        message = [History.read(self._folder).validation if is_main_process() else {}]
+        broadcast_object_list(message)
+        self._validations = message[0]
+        changes, is_within, lost = _set_position(runner, checkpoint)
+        groups = checkpoint.get("optimizer", {}).get("param_groups", [])
+        if isinstance(runner.optim_wrapper, OptimWrapperDict) or not (groups or isinstance(runner, Runner)):
+            if changes:
+                changes.append("the schedules stay those of the checkpoint")
+        else:
+            changes += _other_settings(runner, checkpoint, groups)
+            if changes or is_within:
+                changes += self._replay(runner, checkpoint, groups, is_within)
+        if lost:
+            changes.append(f"the gradients of {counted(lost, 'batches')} before the checkpoint are lost")
+        if changes:
+            runner.logger.warning(f"resume: {', '.join(changes)}")
+
+    def _replay(
+        self, runner: Runner, checkpoint: dict[str, Any], groups: Sequence[dict], is_within: bool
+    ) -> list[str]:
+        """Step the runner's schedules to the position of a checkpoint, which gets their states and values.
+
+        What an optimizer counts itself stays as in the checkpoint.
+
+        Args:
+            groups: of the optimizer in the checkpoint.
+            is_within: it was written within an epoch.
+
+        Returns:
+            A text for each thing that is not that of an uninterrupted training.
+        """
+        schedules, meta = runner.param_schedulers or [], checkpoint["meta"]
+        by_epoch, changes = isinstance(runner.train_loop, EpochBasedTrainLoop), list[str]()
+        length = len(runner.train_dataloader) if by_epoch else 1
+        now = meta["epoch"] if by_epoch else meta["iter"]
+        known = {step: each for step, each in (self._validations or {}).items() if step < now}
+        of_metric = [each for each in schedules if depends_on_metric(each)]
+        ends = range(length, length * meta["epoch"] + 1, length) if by_epoch else range(0)
+        for iteration in stepped(schedules, meta["iter"], ends):
+            if iteration % length == 0 and (metrics := known.get(iteration // length)):
+                for each in (each for each in of_metric if each.monitor in metrics):
+                    each.step(metrics)
+        states = [state for state in checkpoint.get("param_schedulers") or () if "monitor" in state]
+        seen = max((state.get("last_step", -1) + 1 for state in states), default=0)
+        reduced = {each.param_name for each in of_metric} if seen > len(known) + is_within else set()
+        if reduced:
+            names = few(sorted({type(each).__name__ for each in of_metric}))
+            changes.append(f"{names} counts anew: the log in {self._folder} lacks validations")
+        checkpoint["param_schedulers"] = [each.state_dict() for each in schedules]
+        if groups:
+            changes += _set_values(runner, checkpoint["optimizer"], reduced)
+        return changes
+
+    def before_train(self, runner: Runner) -> None:
+        """Repeat the effects of the validation that followed the checkpoint, if there was one.
+
+        Those of all validations on ``EarlyStoppingHook``, which has no state in the file.
+        """
+        known, self._validations = self._validations, None
+        loop = runner.train_loop
+        if known is None or runner.val_loop is None:
+            return
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+        if not _needed_metrics(runner) <= known.get(now, {}).keys():
+            known.pop(now, None)  # it measured others
+        for step, metrics in known.items():
+            if step > now:
+                continue
+            loop.stop_training = False  # a later validation was better, or the patience was smaller
+            kinds = (EarlyStoppingHook, CheckpointHook, ParamSchedulerHook)[: 3 if step == now else 1]
+            for hook in (hook for hook in runner.hooks if isinstance(hook, kinds)):
+                hook.after_val_epoch(runner, metrics=metrics)
+            if os.path.realpath(self._folder) != os.path.realpath(runner.work_dir):
+                runner.visualizer.add_scalars(metrics, step=step)  # the next resume reads it here
+        if now not in known:
+            loop._decide_current_val_interval()
+            if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end):
+                runner.logger.info(f"Running the interrupted validation of {now} first")
+                runner.val_loop.run()
+
+
+def _set_position(runner: Runner, checkpoint: dict[str, Any]) -> tuple[list[str], bool, int]:
+    """Set epoch and iteration in a checkpoint to those of an uninterrupted training.
+
+    Returns:
+        A text for each difference; whether the checkpoint was written within an epoch; and the number of
+        batches whose gradients mmengine had added up.
+    """
+    meta, now, loop = checkpoint["meta"], _sizes(runner), runner.train_loop
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    before = {name: meta.get(name) for name in now}
+    if by_epoch and meta["epoch"] and not _is_size(before["iterations_per_epoch"]):
+        before["iterations_per_epoch"] = meta["iter"] // meta["epoch"]  # of another program
+    before = {name: size if _is_size(size) else now[name] for name, size in before.items()}
+    changes = [
+        f"{name.replace('_', ' ')} {before[name]} → {size}"
+        for name, size in now.items()
+        if before[name] != size
+    ]
+    lost, epoch, rest = meta["iter"] % before["accumulative_counts"], meta["epoch"], 0
+    if meta["iter"] == checkpoint.get("message_hub", {}).get("runtime_info", {}).get("max_iters"):
+        lost = 0  # the last step of a training uses them
+    if by_epoch:
+        length = before["iterations_per_epoch"]
+        if type(loop) is EpochBasedTrainLoop:
+            epoch, rest = divmod(meta["iter"], length)
+        meta["iter"] = round((meta["iter"] - rest) * now["iterations_per_epoch"] / length)
+    if rest:  # the checkpoint counts iterations
+        changes.append(f"epoch {epoch + 1} begins again")
+    is_within = bool(rest) or epoch != meta["epoch"]
+    meta["epoch"] = epoch
+    return changes, is_within, 0 if rest else lost  # mmengine adds up gradients across epochs
+
+
+def _other_settings(runner: Runner, checkpoint: dict[str, Any], groups: Sequence[dict]) -> list[str]:
+    """Return a text for each setting of the optimizer that differs, and one for those of the schedules."""
+    wrapper, changes = runner.optim_wrapper, list[str]()
+    own = [each.state_dict() for each in runner.param_schedulers or ()]
+    if _settings(checkpoint.get("param_schedulers") or ()) != _settings(own):
+        changes.append("other schedules")
+    number = len(wrapper.optimizer.param_groups)
+    if groups and len(groups) != number:
+        text = f"expected {len(groups)} groups of parameters, as in the checkpoint, got {number}"
+        raise UserError(f"resume: optim_wrapper: {text}; load_from starts a training from its weights")
+    if not groups:  # save_optimizer=False
+        changes.append("the optimizer begins anew")
+    return [*changes, *dict.fromkeys(_differences(groups, wrapper))]
+
+
+def _differences(before: Sequence[dict], wrapper: OptimWrapper) -> Iterator[str]:
+    """Yield a text for each setting of an optimizer that differs, and that no schedule changes."""
+    for old, new in zip(before, wrapper.param_groups, strict=False):
+        initial = [key for key in {**old, **new} if key.startswith("initial_")]
+        moving = {"params", *(key.removeprefix("initial_") for key in initial)}
+        moving |= {"betas"} if "momentum" in moving else set()
+        moving |= {key for key in new.keys() - old.keys() if isinstance(new[key], bool | None)}  # newer torch
+        for key in (*arguments(wrapper.optimizer.__class__)[0], *initial):
+            if key in new and key not in moving and old.get(key) != new[key]:
+                yield f"{key} {old.get(key)} → {new[key]}"
+
+
+def _set_values(runner: Runner, optimizer: dict[str, Any], reduced: set[str]) -> list[str]:
+    """Give the groups of an optimizer in a checkpoint the values of those of the runner.
+
+    Args:
+        reduced: values that a metric has reduced, the runner's not.
+
+    Returns:
+        A text if the learning rate differs.
+    """
+    wrapper, schedules = runner.optim_wrapper, runner.param_schedulers or []
+    settings = {*arguments(wrapper.optimizer.__class__)[0], *(each.param_name for each in schedules)}
+    groups = list(optimizer["param_groups"])
+    if "base_param_settings" in optimizer:
+        groups.append(optimizer["base_param_settings"])
+    rates = [group["lr"] for group in groups]
+    for old, new in zip(groups, wrapper.param_groups, strict=True):
+        for name in reduced:
+            first = new[f"initial_{name}"]
+            new[name] = min(new[name], old[name] * first / old.get(f"initial_{name}", first))
+        is_set = {key for key in new if key not in old or key in settings or key.startswith("initial_")}
+        old.update({key: new[key] for key in is_set - {"params"}})
+    highest = max(range(len(groups)), key=lambda number: groups[number]["lr"])
+    before, rate = rates[highest], groups[highest]["lr"]
+    return [f"learning rate {before:.3g} → {rate:.3g}"] if before != rate else []
+
+
+def _settings(schedules: Sequence[dict]) -> list[dict]:
+    """Return what the states of schedules have before the first step."""
+    return [
+        {key: value for key, value in state.items() if key not in _POSITION and not callable(value)}
+        for state in schedules
+    ]
+
+
+def _needed_metrics(runner: Runner) -> set[str]:
+    """Return the metrics that select the best checkpoint, those that are known before a validation."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_best]
+    return {metric for hook in hooks for metric in hook.key_indicators} - {"auto"}
+
+
+def depends_on_metric(schedule: Any) -> bool:
+    return getattr(schedule, "need_val_args", False)
+
+
+def stepped(schedules: Sequence[Any], iterations: int, ends: range) -> Iterator[int]:
+    """Step schedules through iterations, and yield the number of each one.
+
+    Args:
+        ends: the iterations after which an epoch ended.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of schedules that are stepped without the optimizer
+        for iteration in range(1, iterations + 1):
+            for by_epoch in (False, True) if iteration in ends else (False,):
+                for schedule in schedules:
+                    if schedule.by_epoch == by_epoch:
+                        schedule.step()
+            yield iteration
+
+
+def images_per_step(runner: Runner) -> int:
+    """Return the number of images of an optimizer step, of all processes."""
+    loader = runner.train_dataloader
+    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 1)
+    return get_world_size() * batch_size * getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+
+
+def _sizes(runner: Runner) -> dict[str, int]:
+    return {
+        "images_per_step": images_per_step(runner),
+        "iterations_per_epoch": len(runner.train_dataloader),
+        "accumulative_counts": getattr(runner.optim_wrapper, "_accumulative_counts", 1),
+    }
+
+
+def _is_size(value: object) -> bool:
+    """Whether a value of a checkpoint, which may contain anything, is a number above 0."""
+    return type(value) is int and value > 0
