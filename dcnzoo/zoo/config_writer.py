@@ -83,21 +83,40 @@ def write_settings(
     weights: bool = True,
     changes: Mapping[str, object] | None = None,
 ) -> tuple[str, str | None]:
-    """Write the config of data that has been checked; see :func:`write_config`.
-
-    Args:
-        sources: the data of ``train``, ``val`` and perhaps ``test``.
+    """Write the config of :func:`settings_of`.
 
     Returns:
         The model, and the weights from which the config starts.
     """
     if Path(out).suffix != ".py":
         raise UserError(f"out: expected a name that ends in .py, got {out}")
+    model, settings = settings_of(sources, Path(out).parent, model, weights, changes)
+    with replacing(out) as draft:
+        # sorts by name: variables come first
+        draft.write_text(f"{HEAD.format(model)}{text_of(settings)}", encoding="utf-8")
+        config = read_config_file(draft)
+        check_config(config, out)
+    return model, config.get("load_from")
+
+
+def settings_of(
+    sources: Mapping[str, Annotations],
+    folder: Path,
+    model: str | None = None,
+    weights: bool = True,
+    changes: Mapping[str, object] | None = None,
+) -> tuple[str, Config]:
+    """Return the model, and all settings for data that has been checked; see :func:`write_config`.
+
+    Args:
+        sources: the data of ``train``, ``val`` and perhaps ``test``.
+        folder: of the config, to which paths are relative.
+    """
     classes = tuple(sources["train"].per_class)
     without = {source.file: source.without_mask for source in sources.values()}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
-    model, address, config = _read_base(model, out)
+    model, address, config = _read_base(model, folder)
     if not weights and config.model.get("teacher_ckpt"):
         raise UserError(f"weights: {model}: expected a model without a teacher: a teacher needs weights")
     address = address if weights else None
@@ -108,7 +127,7 @@ def write_settings(
             _remove_weights(node, unfreeze=not address)
     different = _difference(config.model.to_dict(), changed)
     settings: dict[str, object] = {"model": different} if different else {}
-    settings |= _data_settings(config, model, without, sources, Path(out).parent)
+    settings |= _data_settings(config, model, without, sources, folder)
     settings |= {
         "custom_imports": {"imports": IMPORTS, "allow_failed_imports": False},
         "classes": classes,
@@ -120,12 +139,7 @@ def write_settings(
     written = Config(Config._merge_a_into_b(settings, usual))
     written.merge_from_dict(dict(changes or {}))
     _shorten_warm_up(written, sources["train"].counts["images"])
-    with replacing(out) as draft:
-        # sorts by name: variables come first
-        draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
-        config = read_config_file(draft)
-        check_config(config, out)
-    return model, config.get("load_from")
+    return model, written
 
 
 def _shorten_warm_up(config: Config, images: int) -> None:
@@ -137,7 +151,7 @@ def _shorten_warm_up(config: Config, images: int) -> None:
             node["end"] = min(node["end"], max(2, epochs * math.ceil(images / batch_size) // 10))
 
 
-def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:
+def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
     """Return the name of a model, its weights, and its config. A config file has no weights."""
     source = resolve(model)
     weights: Any = source.weights
@@ -147,7 +161,7 @@ def _read_base(model: str, out: str | Path) -> tuple[str, str | None, Config]:
     for key in ("model", *LOADERS):
         if key not in config:
             raise UserError(f"model: {model}: expected a config with {key}, found none")
-    return model, _portable(weights, Path(out).parent) if isinstance(weights, Path) else weights, config
+    return model, _portable(weights, folder) if isinstance(weights, Path) else weights, config
 
 
 def _data_settings(

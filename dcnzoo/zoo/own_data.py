@@ -31,7 +31,7 @@ from dcnzoo.utils.files import (
 )
 from dcnzoo.utils.marks import PROGRAM, mark
 from dcnzoo.utils.text import counted
-from dcnzoo.zoo.config_writer import BOXES, MASKS, dataset_of, write_settings
+from dcnzoo.zoo.config_writer import BOXES, MASKS, dataset_of, settings_of, write_settings
 from dcnzoo.zoo.source import resolve
 
 # train on a CPU within minutes; by whether all objects have masks. The first starts from the weights for
@@ -89,14 +89,12 @@ def prepare(
     new = partial_of(work_dir / "data")  # beside the other folders, so that relative paths are the same
     try:
         new.mkdir()
-        own = _write(data, work_dir, new, model, options)
+        splits, decisions = _write_annotations(data, new, options)
         if resumes:
-            folder = _data_of(work_dir)
-            own.config, own.moved = _compared(data, folder, new, own.config, model is not None)
-            own.epochs, own.decisions[-2:] = None, [f"config    {own.config}"]
-        else:
-            folder = numbered(work_dir / "data", lambda folder: _different(folder, new) is None)
-            own.config = folder / own.config.name
+            return _continued(data, work_dir, new, splits, model, decisions)
+        own = _configure(new / f"{work_dir.resolve().name or 'data'}.py", splits, model, decisions)
+        folder = numbered(work_dir / "data", lambda folder: _different(folder, new) is None)
+        own.config = folder / own.config.name
         if not folder.exists():
             if (new / "images").exists():  # pictures inside annotation files, whose paths have the name
                 for file in (*new.glob("*.py"), *new.glob("*.json")):
@@ -110,8 +108,10 @@ def prepare(
     return own
 
 
-def _write(data: Path, work_dir: Path, folder: Path, model: str | None, options: ReadOptions) -> OwnData:
-    """Write annotations and config to a folder; see :func:`prepare`."""
+def _write_annotations(
+    data: Path, folder: Path, options: ReadOptions
+) -> tuple[dict[str, Annotations], list[str]]:
+    """Write the annotations to a folder; return them with the decisions."""
     options = dataclasses.replace(options, extract=folder / "images")
     choice = find_parts(data, options)
     if options.zero_based and choice.name != "Pascal VOC":
@@ -119,11 +119,7 @@ def _write(data: Path, work_dir: Path, folder: Path, model: str | None, options:
     splits, decisions = read_splits(data, choice, options)
     for split, annotations in splits.items():
         annotations.write(folder / f"{split}.json")
-    own = _configure(folder / f"{work_dir.resolve().name or 'data'}.py", splits, model, decisions)
-    # the mark keeps other trainings from reading this folder as data
-    text = own.config.read_text(encoding="utf-8")
-    write_text(own.config, f"{PROGRAM}{mark('config', own.config.name)}\n{text}")
-    return own
+    return splits, decisions
 
 
 def moved_data(data: str | os.PathLike[str], work_dir: Path) -> dict[str, str]:
@@ -146,30 +142,40 @@ def _data_of(work_dir: Path) -> Path:
     return work_dir / names[0]
 
 
-def _compared(
-    data: Path, folder: Path, new: Path, config: Path, has_model: bool
-) -> tuple[Path, dict[str, str]]:
-    """Require that a folder has the new annotations; return the training's config, and where pictures are."""
-    file, last = _different(folder, new, "*.json"), resolve(folder.parent).config
-    own, read = map(read_config_file, (last, config))
-    if not file and has_model:
-        # that of the training may have other settings of the same model
-        first = min(folder.glob("*.py"), key=lambda path: (path.name != config.name, path), default=last)
-        file = None if read_config_file(first).model == read.model else config
-    if file:
+def _continued(
+    data: Path,
+    work_dir: Path,
+    new: Path,
+    splits: Mapping[str, Annotations],
+    model: str | None,
+    decisions: list[str],
+) -> OwnData:
+    """Require that a training has the new annotations and the model; use the pictures where they are now."""
+    folder, config = _data_of(work_dir), resolve(work_dir).config
+    hint = (
+        f"the model {work_dir} in place of data, with resume=True, continues the training without new data, "
+        "force=True replaces it"
+    )
+    if file := _different(folder, new, "*.json"):
         before = folder / file.relative_to(new)
         raise UserError(
             f"data: expected that of the training, {before}{_counts(before)}, got another {file.name} from "
-            f"{data}{_counts(file)}; the model {folder.parent} in place of data, with resume=True, continues "
-            "the training without new data, force=True replaces it"
+            f"{data}{_counts(file)}; {hint}"
         )
-    moved = {}
-    for loader in LOADERS:
+    if model is not None:
+        # that of the training may have other settings of the same model
+        name = f"{work_dir.resolve().name}.py"
+        first = min(folder.glob("*.py"), key=lambda path: (path.name != name, path), default=config)
+        if read_config_file(first).model != settings_of(splits, new, model)[1].model:
+            raise UserError(f"model: expected that of the training, {first}, got {model}; {hint}")
+    own, moved = read_config_file(config), dict[str, str]()
+    for loader, split in zip(LOADERS, ("train", "val", "test"), strict=True):
         keys, dataset = dataset_of(own, loader)
-        images = dataset_of(read, loader)[1].data_prefix.img.replace(new.name, folder.name)
+        images = str(splits.get(split, splits["val"]).folder).replace(new.name, folder.name)
         if os.path.realpath(dataset.data_prefix.img) != os.path.realpath(images):
-            moved[".".join((loader, *keys, "data_prefix.img"))] = images
-    return last, moved
+            moved[".".join((loader, *keys, "data_prefix.img"))] = f"{os.path.realpath(images)}/"
+    decisions = [line.replace(str(new), str(folder)) for line in decisions]
+    return OwnData(config, moved=moved, decisions=[*decisions, f"config    {config}"])
 
 
 _VERSION = re.compile(rb"(?<=written by dcnzoo )[^\"\n]*")
@@ -221,6 +227,8 @@ def _configure(
         else:
             changes["model.backbone.dcn"] = True
     _, loads = write_settings(splits, out, model=model, weights=masks or not small, changes=changes)
+    # the mark keeps other trainings from reading this folder as data
+    write_text(out, f"{PROGRAM}{mark('config', out.name)}\n{out.read_text(encoding='utf-8')}")
     decisions += [
         f"model     {model}, {f'from {loads}' if loads else 'without published weights'}",
         f"config    {out}",

@@ -436,7 +436,7 @@ def test_own_data_of_a_training_with_its_checkpoints_elsewhere(tmp_path, monkeyp
         with pytest.raises(UserError, match="enough"):
             dcnzoo.train(data="data", work_dir="work", **how)
     Path("work/20260101_000000").mkdir()
-    Path("own.py").rename("work/own.py")
+    write_text(Path("work/own.py"), config_of("own.py", Path("own.py").read_text()))
     with pytest.raises(UserError, match="enough"):
         dcnzoo.train(data="data", work_dir="work", resume=True)
     assert seen == [True] * 4

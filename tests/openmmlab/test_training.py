@@ -840,6 +840,33 @@ def test_schedules_in_a_checkpoint_by_iterations(tmp_path, monkeypatch, interval
     assert len(resumed) == 9 and resumed == rates("whole", Images())[-9:]
 
 
+def test_an_epoch_that_begins_again_is_not_validated_before(tmp_path, monkeypatch):
+    """Its weights are those of a later iteration; the validation had ended."""
+    monkeypatch.setattr(Score, "calls", 0)
+
+    class Cut(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 11:
+                raise Death
+
+    saving = {"checkpoint": {**SAVING["checkpoint"], "interval": 2, "by_epoch": False}}
+    for resume in (False, True):
+        runner = make_runner(
+            tmp_path,
+            "begins again",
+            train_cfg={"by_epoch": True, "max_epochs": 4, "val_interval": 3},
+            val_evaluator=Evaluator([Score()]),
+            default_hooks=saving,
+            custom_hooks=[] if resume else [Cut()],
+            resume=resume,
+        )
+        with contextlib.suppress(Death):
+            runner.train()
+        for log in tmp_path.glob("*/vis_data/scalars.json"):
+            log.unlink()
+    assert Score.calls == 2, "after the epochs 3 and 4"
+
+
 def test_a_metric_that_is_not_in_the_log(tmp_path, capsys):
     """With another batch size, what it has reduced stays, and a line says that it counts anew."""
     for batch in (1, 2):

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ class ResumeHook(Hook):
 
     Checkpoints record the images per optimizer step and the iterations per epoch. If one of them or a setting
     of the optimizer or the schedules differs, the schedules that the runner has built are stepped to the
-    position of the checkpoint, with the validations in the log. mmengine would load the old ones: their
-    learning rate, end and length of epochs, and the old weight decay. An epoch that a checkpoint by
-    iterations has cut begins again.
+    position of the checkpoint, those that depend on a metric with the validations in the log. mmengine would
+    load the old ones: their learning rate, end and length of epochs, and the old weight decay. An epoch that
+    a checkpoint by iterations has cut begins again.
 
     A checkpoint is written before the validation that follows. Its effects (best score, learning rate on
     plateaus) are repeated: the metrics come from the log, or the validation runs if it was interrupted.
@@ -57,33 +58,30 @@ class ResumeHook(Hook):
             return
         file = runner._load_from
         self._folder = self._saved.log_folder(file) if file else Path(runner.work_dir)
-        message = [History.read(self._folder).validation if is_main_process() else {}]
+        message: list[Any] = [History.read(self._folder).validation if is_main_process() else {}]
         broadcast_object_list(message)
         self._validations = message[0]
-        changes, is_within, lost = _set_position(runner, checkpoint)
-        groups = checkpoint.get("optimizer", {}).get("param_groups", [])
+        position = self._position = _set_position(runner, checkpoint)
+        groups, changes = checkpoint.get("optimizer", {}).get("param_groups", []), position.changes
         if isinstance(runner.optim_wrapper, OptimWrapperDict) or not (groups or isinstance(runner, Runner)):
             if changes:
                 changes.append("the schedules stay those of the checkpoint")
         else:
             changes += _other_settings(runner, checkpoint, groups)
-            if changes or is_within:
-                changes += self._replay(runner, checkpoint, groups, is_within)
-        if lost:
+            if changes or position.is_late:
+                changes += self._replay(runner, checkpoint, groups)
+        if lost := position.lost:
             changes.append(f"the gradients of {counted(lost, 'batches')} before the checkpoint are lost")
         if changes:
             runner.logger.warning(f"resume: {', '.join(changes)}")
 
-    def _replay(
-        self, runner: Runner, checkpoint: dict[str, Any], groups: Sequence[dict], is_within: bool
-    ) -> list[str]:
+    def _replay(self, runner: Runner, checkpoint: dict[str, Any], groups: Sequence[dict]) -> list[str]:
         """Step the runner's schedules to the position of a checkpoint, which gets their states and values.
 
         What an optimizer counts itself stays as in the checkpoint.
 
         Args:
             groups: of the optimizer in the checkpoint.
-            is_within: it was written within an epoch.
 
         Returns:
             A text for each thing that is not that of an uninterrupted training.
@@ -97,11 +95,12 @@ class ResumeHook(Hook):
         ends = range(length, length * meta["epoch"] + 1, length) if by_epoch else range(0)
         for iteration in stepped(schedules, meta["iter"], ends):
             if iteration % length == 0 and (metrics := known.get(iteration // length)):
-                for each in (each for each in of_metric if each.monitor in metrics):
+                for each in (each for each in of_metric if getattr(each, "monitor", None) in metrics):
                     each.step(metrics)
         states = [state for state in checkpoint.get("param_schedulers") or () if "monitor" in state]
         seen = max((state.get("last_step", -1) + 1 for state in states), default=0)
-        reduced = {each.param_name for each in of_metric} if seen > len(known) + is_within else set()
+        lacks = seen > len(known) + self._position.is_cut
+        reduced = {each.param_name for each in of_metric if lacks}
         if reduced:
             names = few(sorted({type(each).__name__ for each in of_metric}))
             changes.append(f"{names} counts anew: the log in {self._folder} lacks validations")
@@ -132,20 +131,32 @@ class ResumeHook(Hook):
                 hook.after_val_epoch(runner, metrics=metrics)
             if os.path.realpath(self._folder) != os.path.realpath(runner.work_dir):
                 runner.visualizer.add_scalars(metrics, step=step)  # the next resume reads it here
-        if now not in known:
+        if now not in known and not self._position.is_cut:  # else it has ended
             loop._decide_current_val_interval()
             if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end):
                 runner.logger.info(f"Running the interrupted validation of {now} first")
                 runner.val_loop.run()
 
 
-def _set_position(runner: Runner, checkpoint: dict[str, Any]) -> tuple[list[str], bool, int]:
-    """Set epoch and iteration in a checkpoint to those of an uninterrupted training.
+@dataclass(frozen=True)
+class _Position:
+    """Where a training continues.
 
-    Returns:
-        A text for each difference; whether the checkpoint was written within an epoch; and the number of
-        batches whose gradients mmengine had added up.
+    Attributes:
+        changes: a text for each difference from the training before.
+        is_cut: the checkpoint was written within an epoch, which begins again.
+        is_late: it was written before the schedules of its epoch were stepped, or after those of the next.
+        lost: number of batches whose gradients mmengine had added up.
     """
+
+    changes: list[str]
+    is_cut: bool
+    is_late: bool
+    lost: int
+
+
+def _set_position(runner: Runner, checkpoint: dict[str, Any]) -> _Position:
+    """Set epoch and iteration in a checkpoint to those of an uninterrupted training."""
     meta, now, loop = checkpoint["meta"], _sizes(runner), runner.train_loop
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     before = {name: meta.get(name) for name in now}
@@ -167,9 +178,10 @@ def _set_position(runner: Runner, checkpoint: dict[str, Any]) -> tuple[list[str]
         meta["iter"] = round((meta["iter"] - rest) * now["iterations_per_epoch"] / length)
     if rest:  # the checkpoint counts iterations
         changes.append(f"epoch {epoch + 1} begins again")
-    is_within = bool(rest) or epoch != meta["epoch"]
+        lost = 0  # mmengine adds up gradients across epochs
+    position = _Position(changes, is_cut=rest > 0, is_late=rest > 0 or epoch != meta["epoch"], lost=lost)
     meta["epoch"] = epoch
-    return changes, is_within, 0 if rest else lost  # mmengine adds up gradients across epochs
+    return position
 
 
 def _other_settings(runner: Runner, checkpoint: dict[str, Any], groups: Sequence[dict]) -> list[str]:
@@ -234,9 +246,11 @@ def _settings(schedules: Sequence[dict]) -> list[dict]:
 
 
 def _needed_metrics(runner: Runner) -> set[str]:
-    """Return the metrics that select the best checkpoint, those that are known before a validation."""
+    """Return the metrics that best checkpoints and schedules need, as far as they are known."""
     hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_best]
-    return {metric for hook in hooks for metric in hook.key_indicators} - {"auto"}
+    schedules = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
+    monitors = {getattr(each, "monitor", "auto") for each in schedules}
+    return monitors.union(*(hook.key_indicators for hook in hooks)) - {"auto"}
 
 
 def depends_on_metric(schedule: Any) -> bool:
