@@ -757,6 +757,13 @@ SCHEDULES = {
 }
 
 
+def schedules_of(folder):
+    """The states of the schedules at the end, and the values of each group."""
+    last = load_file(Path(folder, "last_checkpoint").read_text())
+    groups = [{**group, "params": None} for group in last["optimizer"]["param_groups"]]
+    return last["param_schedulers"], groups
+
+
 @pytest.mark.parametrize("batches", [(1, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, schedule, batches):
@@ -794,6 +801,7 @@ def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, sche
     uninterrupted = rates("uninterrupted", second, 4)
     assert len(resumed) == (2 * 12 // second if by_epoch else 8)
     np.testing.assert_allclose(resumed, uninterrupted[-len(resumed) :], rtol=1e-9)
+    assert schedules_of(tmp_path / "resumed") == schedules_of(tmp_path / "uninterrupted")
     for folder in ("resumed", "uninterrupted"):
         validated = [*History.read(tmp_path / folder).validation]
         assert validated == [*range(1, 5 if by_epoch else 17)]
@@ -838,6 +846,7 @@ def test_schedules_in_a_checkpoint_by_iterations(tmp_path, monkeypatch, interval
     rates("cut", Images(), dies_at=11)
     resumed = rates("cut", Images(), resume=True)
     assert len(resumed) == 9 and resumed == rates("whole", Images())[-9:]
+    assert schedules_of("cut") == schedules_of("whole")
 
 
 def test_an_epoch_that_begins_again_is_not_validated_before(tmp_path, monkeypatch):
