@@ -63,13 +63,14 @@ class ResumeHook(Hook):
         self._validations = message[0]
         position = self._position = _set_position(runner, checkpoint)
         groups, changes = checkpoint.get("optimizer", {}).get("param_groups", []), position.changes
-        if isinstance(runner.optim_wrapper, OptimWrapperDict) or not (groups or isinstance(runner, Runner)):
-            if changes:
-                changes.append("the schedules stay those of the checkpoint")
-        else:
+        # FlexibleRunner may have other files
+        is_one = isinstance(runner, Runner) and not isinstance(runner.optim_wrapper, OptimWrapperDict)
+        if groups or is_one:
             changes += _other_settings(runner, checkpoint, groups)
             if changes or position.is_late:
                 changes += self._replay(runner, checkpoint, groups)
+        elif changes or position.is_late:
+            changes.append("the schedules stay those of the checkpoint")
         if lost := position.lost:
             changes.append(f"the gradients of {counted(lost, 'batches')} before the checkpoint are lost")
         if changes:
@@ -281,11 +282,13 @@ def images_per_step(runner: Runner) -> int:
 
 
 def _sizes(runner: Runner) -> dict[str, int]:
-    return {
+    sizes = {
         "images_per_step": images_per_step(runner),
-        "iterations_per_epoch": len(runner.train_dataloader),
         "accumulative_counts": getattr(runner.optim_wrapper, "_accumulative_counts", 1),
     }
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):  # a stream has no length
+        sizes["iterations_per_epoch"] = len(runner.train_dataloader)
+    return sizes
 
 
 def _is_size(value: object) -> bool:
