@@ -376,14 +376,16 @@ def test_a_resumed_training_saves_the_best_of_its_own_metric(tmp_path, first):
 def test_a_renamed_work_directory_has_one_best_checkpoint(tmp_path, monkeypatch, metrics):
     """Also of each of several metrics, where the training before had one."""
     monkeypatch.chdir(tmp_path)
-    for folder, epochs, best in (("old", 2, "score"), ("new", 4, metrics)):
+    scores = iter((0.5, 0.3, 0.6))
+    monkeypatch.setattr(Score, "compute_metrics", lambda self, _: dict.fromkeys(metrics, next(scores)))
+    for folder, epochs, best in (("old", 4, "score"), ("new", 6, metrics)):
         hook = {**SAVING["checkpoint"], "save_best": best, "rule": "greater"}
-        options = {"default_hooks": {"checkpoint": hook}, "val_evaluator": Evaluator([Shifted()])}
-        make_runner(folder, folder, epochs=epochs, resume=epochs > 2, **options).train()
-        if epochs == 2:
+        options = {"default_hooks": {"checkpoint": hook}, "val_evaluator": Evaluator([Score()])}
+        make_runner(folder, folder, epochs=epochs, resume=epochs > 4, **options).train()
+        if epochs == 4:
             Path("old").rename("new")
     best = [name for name in checkpoints(Path("new")) if name.startswith("best")]
-    assert best == [f"best_{metric}_epoch_4.pth" for metric in sorted(metrics)]
+    assert best == [f"best_{metric}_epoch_6.pth" for metric in sorted(metrics)]
 
 
 class Falling(Score):
