@@ -423,7 +423,8 @@ def _prediction(pack: packed._Pack) -> tuple[float, float]:
 
     The factor is exactly 1 without a mask, or if rounding explains the difference.
     """
-    size = [d * (k - 1) + 1 for d, k in zip(pack.dilation, pack.kernel_size, strict=True)]
+    axes = zip(pack.dilation, pack.kernel_size, pack.padding, strict=True)
+    size = [d * (k - 1) + 1 + p for d, k, p in axes]  # another padding_mode needs more than p pixels
     training = [part for part in pack.modules() if part.training]
     try:
         offset, mask = pack.eval().predict(pack.weight.new_zeros(1, pack.in_channels, *size))

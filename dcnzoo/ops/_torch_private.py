@@ -13,6 +13,7 @@ import torch
 TRANSFORMS = "torch.func transforms and forward-mode derivatives"
 FORWARD_MODE = "forward-mode derivatives"
 AUTOCAST = "autocast"
+MODES = "FLOPs of operators in plain PyTorch"
 FUSED_LAYERS = "fused layers on a CPU"
 
 missing: dict[str, str] = {}  # feature -> reason
@@ -37,10 +38,6 @@ _transforms_active = _find(TRANSFORMS, "torch._C._are_functorch_transforms_activ
 any_requires_grad = _find(TRANSFORMS, "torch._C._any_requires_grad")
 AutoDispatchBelowAutograd = _find(TRANSFORMS, "torch._C._AutoDispatchBelowAutograd")
 after_autograd_keyset = _find(TRANSFORMS, "torch._C._after_autograd_keyset")
-in_dispatch_mode = _find(TRANSFORMS, "torch._C._len_torch_dispatch_stack")
-_ForceDispatchKeyGuard = _find(TRANSFORMS, "torch._C._ForceDispatchKeyGuard")
-_included = _find(TRANSFORMS, "torch._C._dispatch_tls_local_include_set")
-_excluded = _find(TRANSFORMS, "torch._C._dispatch_tls_local_exclude_set")
 
 _set_forward_grad_enabled = _find(FORWARD_MODE, "torch.autograd.forward_ad._set_fwd_grad_enabled")
 _find(FORWARD_MODE, "torch.autograd.forward_ad._current_level")  # not stored: its value changes
@@ -48,6 +45,11 @@ _find(FORWARD_MODE, "torch.autograd.forward_ad._current_level")  # not stored: i
 ExcludeDispatchKeyGuard = _find(AUTOCAST, "torch._C._ExcludeDispatchKeyGuard")
 DispatchKey = _find(AUTOCAST, "torch._C.DispatchKey")
 DispatchKeySet = _find(AUTOCAST, "torch._C.DispatchKeySet")
+
+_dispatch_modes = _find(MODES, "torch._C._len_torch_dispatch_stack")
+_ForceDispatchKeyGuard = _find(MODES, "torch._C._ForceDispatchKeyGuard")
+_included = _find(MODES, "torch._C._dispatch_tls_local_include_set")
+_excluded = _find(MODES, "torch._C._dispatch_tls_local_exclude_set")
 
 # operators of oneDNN, which torch.compile uses
 conv_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._convolution_pointwise")
@@ -69,9 +71,14 @@ def transforms_active() -> bool:
     return TRANSFORMS not in missing and _transforms_active()
 
 
+def in_dispatch_mode() -> bool:
+    """Whether a mode, such as torch's FLOP counter, gets the calls of operators."""
+    return MODES not in missing and _dispatch_modes() > 0
+
+
 def allow_transforms() -> contextlib.AbstractContextManager:
     """A context for ``torch.func`` in a kernel: a dispatch mode excludes the keys while it runs one."""
-    if missing.keys() & {TRANSFORMS, AUTOCAST}:
+    if missing.keys() & {MODES, AUTOCAST}:
         return contextlib.nullcontext()
     keys = DispatchKeySet(DispatchKey.FuncTorchGradWrapper)
     for name in ("FuncTorchDynamicLayerFrontMode", "FuncTorchDynamicLayerBackMode"):

@@ -327,7 +327,7 @@ def test_padding_is_what_torchs_forward_reads():
     """Attributes that were changed after construction: with another padding_mode, it reads no ``padding``."""
     plain, reflected = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
     plain.padding, plain.stride, plain.kernel_size, reflected.padding = 2, 2, 5, (0, 0)
-    late = nn.Conv2d(3, 3, 3, padding=(1, 0))
+    late = nn.Conv2d(3, 3, (1, 3), padding=(2, 0))
     late.padding_mode = "circular"
     model = nn.Sequential(plain, reflected, late)
     input = torch.randn(1, 3, 9, 8)
