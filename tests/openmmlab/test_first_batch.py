@@ -132,6 +132,12 @@ WARNINGS = {
         + "))",
         ["val_dataloader.dataset.pipeline: expected the same picture each time"],
     ),
+    "tiny pictures": (
+        "train_dataloader = dict(dataset=dict(pipeline="
+        + PIPELINE.format(masks=True, step="dict(type='Resize', scale_factor=0.1),")
+        + "))",
+        ["train_dataloader.dataset.pipeline: expected pictures of at least 32"],
+    ),
 }
 
 
@@ -143,7 +149,7 @@ def test_settings_with_another_effect(tmp_path, shapes, monkeypatch, text, expec
     )
     with separate_run():
         runner = make_runner(tmp_path, shapes, text=text)
-        require_parts(runner)
+        require_parts(runner, only_checks=False)
         check(runner)
     assert [each in line for each, line in zip(expected, lines, strict=True)] == [True] * len(lines)
 

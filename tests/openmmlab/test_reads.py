@@ -66,12 +66,22 @@ def test_published_settings_that_nobody_reads(tmp_path):
         ("roi_head=dict(bbox_head=dict(loss_cls=dict(reduction='none')))", {"model": False}),
         ("data_preprocessor=dict(std=[0.2, 0.2, 0.2])", {"model.data_preprocessor.std": False}),
         ("train_cfg=dict(rcnn=dict(anything=dict(a=1)))", {"model.train_cfg.rcnn.anything": False}),
+        ("neck=dict(init_cfg=dict(type='Xavier', layer='Conv2D'))", {"model.neck.init_cfg": False}),
+        ("neck=dict(init_cfg=dict(type='Xavier', layer=['Linear', 'Conv2d']))", {}),
+        ("rpn_head=dict(init_cfg=dict(type='Normal', layer='Conv2d', override=dict(name='rpn_cls')))", {}),
         # the detector gives its head model.test_cfg.rpn
         ("rpn_head=dict(test_cfg=dict(nms_pre=5))", {"model.rpn_head.test_cfg.nms_pre": False}),
     ],
 )
 def test_settings_beside_those_that_are_read(tmp_path, text, expected):
     assert findings(tmp_path, f"model = dict({text})") == expected
+
+
+def test_settings_of_initial_weights_that_are_refused(tmp_path):
+    """A training initialises the weights after it has read the data."""
+    init = "dict(type='Normal', layer='Conv2d', override=dict(name='rpn_clss'))"
+    with pytest.raises(UserError, match=r"model\.rpn_head\.init_cfg: .*rpn_clss"):
+        findings(tmp_path, f"model = dict(rpn_head=dict(init_cfg={init}))")
 
 
 def test_a_misspelt_setting_in_place_of_one_that_is_read():

@@ -49,6 +49,11 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
          " neg_iou_thr=0.7, ignore_iof_thr=-1)))", "model.train_cfg.assigner.neg_iou_thr", False),
         ("default_hooks = dict(checkpoints=dict(type='CheckpointHook'))", "default_hooks.checkpoints", False),
         ("classes = ('a',)", "classes", False),
+        ("clip_grad = dict(max_norm=35)", "clip_grad", False),
+        ("dcn = dict(type='DCNv2')", "dcn", False),
+        ("norm_cfg = dict(type='GN')", "", False),  # a variable of published configs
+        ("default_hooks = dict(visualization=None)", "default_hooks.visualization", True),
+        ("default_hooks = dict(timer=None)", "", False),
         ("nms_pre = 3", "nms_pre", False),
         ("train_dataloader = dict(sampler=dict(shuffle=False))", "train_dataloader.sampler.shuffle", False),
         ("train_dataloader = dict(dataset=dict(test_mode=True))", "train_dataloader.dataset", False),
@@ -366,6 +371,7 @@ def test_an_option_that_is_given_twice():
         ),
         ("custom_hooks = [dict(type='EMAHook', priority=5000)]", "custom_hooks.0: priority"),
         ("custom_hooks = [dict(type='EMAHook', momentun=0.1)]", "custom_hooks.0.momentun"),
+        ("custom_hooks = [dict(type='EMAHook', momentum=1.5)]", "custom_hooks.0: "),
         ("load_from = 'other.pth'", "other.pth: expected the weights of this model"),
         ("load_from = 'own.pth'\ncustom_hooks = [dict(type='EMAHook')]", ""),
     ],
@@ -378,3 +384,11 @@ def test_dry_run_of_a_config(tmp_path, monkeypatch, text, key):
     command = ("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work", "--dry-run")
     assert key in error_of(*command) if key else run(*command)
     assert not (tmp_path / "work").exists()
+
+
+def test_a_dry_run_shows_the_warnings_of_the_parts(tmp_path):
+    """A training shows them when it builds the parts."""
+    hook = "custom_hooks = [dict(type='EMAHook', momentum=0.999)]"
+    (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{hook}\n")
+    output = run("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work", "--dry-run")
+    assert "momentum but got 0.999" in output

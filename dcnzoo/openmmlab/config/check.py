@@ -100,8 +100,14 @@ def find_problems(
 
 
 def similar_hooks(hooks: object) -> Iterator[Finding]:
-    """Yield default hooks with a name similar to that of one of mmengine, beside which they are used."""
+    """Yield default hooks with a name similar to that of one of mmengine, beside which they are used.
+
+    Of the others, mmengine refuses None without their name.
+    """
     for key in hooks if isinstance(hooks, Mapping) else ():
+        if hooks[key] is None and key not in DEFAULT_HOOKS:
+            text = f"expected settings; None switches off {', '.join(DEFAULT_HOOKS)} only"
+            yield Finding(f"default_hooks.{key}", text)
         if (close := nearest(key, DEFAULT_HOOKS, 0.8)) and not re.match(rf"{close}(_|\d|$)", key):
             yield Finding(f"default_hooks.{key}", f"expected {close}, got an unknown key", "key", stops=False)
 

@@ -64,7 +64,7 @@ def explain(cfg: Config, error: Exception) -> tuple[str, str]:
         if close := nearest(match[1], registered(registry)):
             key, text = f"{key}.type", f"expected {close}, got {match[1]}, which is not registered"
     if not key:
-        key = _setting(cfg, *_module(frames))
+        key = _setting(cfg, *_module(frames)) or _owner(cfg, frames)
     return key, cut(text.removesuffix(HINT) if key else text, _LONGEST)
 
 
@@ -103,6 +103,15 @@ def _module(frames: list[FrameType]) -> tuple[str, str]:
         if path := paths.get(id(frame.f_locals.get("self"))):
             return f"model.{path}", linecache.getline(frame.f_code.co_filename, frame.f_lineno)
     return "", ""
+
+
+def _owner(cfg: Config, frames: list[FrameType]) -> str:
+    """Return the path of the dictionary from which the innermost object that was running was built."""
+    places: dict[str, list[str]] = {}
+    for path, node in dicts(cfg.to_dict()):
+        places.setdefault(str(node.get("type")).rpartition(".")[2], []).append(path[1:])
+    owners = (places.get(type(frame.f_locals.get("self")).__name__, ()) for frame in reversed(frames))
+    return next((paths[0] for paths in owners if len(paths) == 1), "")
 
 
 def _setting(cfg: Config, path: str, line: str) -> str:

@@ -53,6 +53,7 @@ LIKE_SETTINGS = {
     "workers_per_gpu": "train_dataloader.num_workers",
     "amp": "optim_wrapper.type='AmpOptimWrapper'",
     "checkpoint": "load_from",
+    "grad_clip": "optim_wrapper.clip_grad",
     "classes": "metainfo.classes of the data sets",
     "device": "the environment variable CUDA_VISIBLE_DEVICES",
 }
@@ -182,6 +183,14 @@ def is_published_key(outer: str, key: str, *names: str) -> bool:
         if is_like and key in _keys_in(ast.parse(text), outer):
             return True
     return False
+
+
+@cache
+def published_in(key: str) -> set[str]:
+    """Return the names at the top level of published configs that are a key, or whose values have it."""
+    nodes = (node for text in _published_texts(key) for node in ast.parse(text).body)
+    names = ((name, node) for node in nodes for name, _ in _items(node))
+    return {name for name, node in names if name == key or key in _keys_in(node, name)}
 
 
 @cache
@@ -357,6 +366,8 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
         new, value = key in options and key not in stored, cfg[key]
         is_single = not isinstance(value, Mapping | list | tuple)  # a dump has longer ones of its bases
         places = [path for path, other, _ in settings if other == key and is_single]
+        if not (is_single or key in OLD_KEYS or key in published_in(key)):
+            places = [f"{key} in {part}" for part in sorted(published_in(key) & RUNNER_KEYS)]
         setting = OLD_KEYS.get(key) or (few(places) if places else LIKE_SETTINGS.get(key, ""))
         name = key if places else setting.rpartition(".")[2].partition(" ")[0]
         used = value in copies or any(other == name and value == each for _, other, each in settings)

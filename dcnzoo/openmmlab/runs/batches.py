@@ -23,6 +23,7 @@ from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
 from dcnzoo.utils.findings import Finding
 
 Batch = dict[str, Any]  # inputs and data_samples, collated
+_TINY = 32  # the stride of most backbones
 _INNER = ("dataset", "datasets")  # attributes of wrappers
 
 
@@ -92,6 +93,9 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
     few = collate(2)
     if not isinstance(few, dict) or not {"inputs", "data_samples"} <= few.keys():
         return None
+    if tiny := [image.shape for image in _images(few["inputs"]) if max(image.shape[-2:]) < _TINY]:
+        text = f"expected pictures of at least {_TINY} pixels, got {tiny[0][-2]} × {tiny[0][-1]}"
+        require_none([Finding(f"{part}.dataset.pipeline", text, stops=False)], runner.cfg.filename)
     for seed in range(4) if name == "val" else ():
         pairs = zip(_images(few["inputs"]), _images(collate(2, seed)["inputs"]), strict=False)
         if not all(torch.equal(*pair) for pair in pairs):

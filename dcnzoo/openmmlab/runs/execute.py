@@ -117,7 +117,7 @@ def train(
             summary=None if options.verbose else SummaryHook(changes, is_last=not outputs),
             allow_partial=options.allow_partial,
         )
-        require_parts(runner)
+        require_parts(runner, only_checks)
         load_data(runner, only_checks)
         ranks.exchange(lambda: require_read(cfg, runner))
         if only_checks:

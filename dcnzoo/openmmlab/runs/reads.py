@@ -18,6 +18,7 @@ from mmdet.models.losses import GIoULoss
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MessageHub
+from mmengine.model import initialize
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ def unread_of_model(
                 raise UserError(
                     f"{cfg.filename}: {key or 'model'}: {text} (with the first batch of {loader})"
                 ) from same
-        findings = [*failures, *strides.values(), *_encoded(second)]
+        findings = [*failures, *strides.values(), *_encoded(second), *_not_initialised(cfg, second)]
         return findings if failures else [*findings, *unread(cfg, "model", asked)]
 
 
@@ -230,6 +231,26 @@ def _compare_strides(
         widths, got = ", ".join(map(str, sizes)), ", ".join(map(str, own))
         text = f"expected the strides of maps that are {widths} wide for {width} pixels, got {got}"
         findings[path] = Finding(f"{path}.{key}", text, stops=False)
+
+
+def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
+    """Initialise the modules that have settings for it; yield a finding for each that gets no value."""
+    modules = dict(model.named_modules(prefix="model"))
+    for path, node in dicts(cfg.model.to_dict(), "model"):
+        module, init = modules.get(path), node.get("init_cfg")
+        is_own = type(module).__name__ == str(node.get("type")).rpartition(".")[2]
+        if module is None or not (init and is_own) or "Pretrained" in str(init):
+            continue
+        values = [*module.parameters()]
+        for value in values:
+            value.data.fill_(torch.nan)
+        try:
+            initialize(module, init)
+        except Exception as error:
+            raise UserError(f"{cfg.filename}: {path}.init_cfg: {one_line(error)}") from error
+        if all(value.isnan().all() for value in values):
+            text = "expected settings of layers that this part has, got ones that change no parameter"
+            yield Finding(f"{path}.init_cfg", text, stops=False)
 
 
 def _encoded(model: nn.Module) -> Iterator[Finding]:

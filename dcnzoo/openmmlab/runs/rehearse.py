@@ -47,12 +47,15 @@ _ENTRIES = [
 ]
 
 
-def require_parts(runner: Runner) -> None:
+def require_parts(runner: Runner, only_checks: bool) -> None:
     """Raise UserError with a line for each part of a training that its class refuses; warn of other findings.
 
     The runner, and the state of random generators, stay as they were.
+
+    Args:
+        only_checks: also show the warnings of the parts, which a training shows when it builds them.
     """
-    problems, findings = rehearse(runner)
+    problems, findings = rehearse(runner, only_checks)
     if problems:
         raise UserError(*problems)
     require_none(findings, runner.cfg.filename)
@@ -97,7 +100,7 @@ def _lacking_folder(loader: Any) -> str:
     return ""
 
 
-def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
+def rehearse(runner: Runner, only_checks: bool = False) -> tuple[list[str], list[Finding]]:
     """Build the loops, the optimizer and the schedules of a training.
 
     mmengine builds them in this way when the training starts, after it has read the data.
@@ -118,7 +121,7 @@ def rehearse(runner: Runner) -> tuple[list[str], list[Finding]]:
         "_val_loop": runner.build_val_loop,
     }
     findings, complete = list[Finding](), True
-    with without_trace(), _without_data():
+    with without_trace(logging.INFO if only_checks else logging.CRITICAL), _without_data():
         for name, build in parts.items():
             if getattr(runner, name) is None or (name == "param_schedulers" and not complete):
                 continue  # schedules need the loop and the optimizer
@@ -212,10 +215,14 @@ def _try(wrapper: object) -> None:
 
 
 @contextmanager
-def without_trace() -> Iterator[None]:
-    """Context in which nothing is logged, and random numbers are drawn that are drawn again after it."""
+def without_trace(level: int = logging.CRITICAL) -> Iterator[None]:
+    """Context in which random numbers are drawn that are drawn again after it.
+
+    Args:
+        level: of messages that are not logged, with those below it.
+    """
     disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    logging.disable(level)
     try:
         # fork_rng: of GPUs
         with torch.random.fork_rng(), random_states(), warnings.catch_warnings():
