@@ -90,6 +90,12 @@ def test_file_of_the_evaluator(tmp_path):
     assert keys("val") == keys("copy") == keys("does_not_exist") == []
 
 
+@pytest.mark.parametrize("key", ["data_root", "ann_file"])
+def test_paths_of_another_type(key):
+    data = {"type": "CocoDataset", "data_root": "a", "ann_file": "b.json", key: 3}
+    assert keys_of({"train_dataloader": {"dataset": data}}) == [f"train_dataloader.dataset.{key}"]
+
+
 MISSPELT = f"""
 _base_ = {PLAIN!r}
 lr_config = dict(policy="step", step=[8, 11])

@@ -132,6 +132,10 @@ WARNINGS = {
         + "))",
         ["val_dataloader.dataset.pipeline: expected the same picture each time"],
     ),
+    "a validation without a metric": (
+        "val_evaluator.update(format_only=True, outfile_prefix='boxes')",
+        ["val_evaluator: expected a metric"],
+    ),
     "tiny pictures": (
         "train_dataloader = dict(dataset=dict(pipeline="
         + PIPELINE.format(masks=True, step="dict(type='Resize', scale_factor=0.1),")

@@ -77,10 +77,16 @@ def test_settings_beside_those_that_are_read(tmp_path, text, expected):
     assert findings(tmp_path, f"model = dict({text})") == expected
 
 
-def test_settings_of_initial_weights_that_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("init", "key"),
+    [
+        ("dict(type='Normal', layer='Conv2d', override=dict(name='rpn_clss'))", r"init_cfg: .*rpn_clss"),
+        ("dict(type='Pretrained', checkpoint='no/such.pth')", r"init_cfg\.checkpoint: .*no/such\.pth"),
+    ],
+)
+def test_settings_of_initial_weights_that_are_refused(tmp_path, init, key):
     """A training initialises the weights after it has read the data."""
-    init = "dict(type='Normal', layer='Conv2d', override=dict(name='rpn_clss'))"
-    with pytest.raises(UserError, match=r"model\.rpn_head\.init_cfg: .*rpn_clss"):
+    with pytest.raises(UserError, match=rf"model\.rpn_head\.{key}"):
         findings(tmp_path, f"model = dict(rpn_head=dict(init_cfg={init}))")
 
 

@@ -175,13 +175,11 @@ def wrong_evaluator_files(cfg: Mapping) -> Iterator[Finding]:
     loaders = [loader for loader, _, _ in data]
     for loader, dataset, _ in data:
         key = loader.replace("dataloader", "evaluator")
-        expected = [dataset.get(name) or "" for name in ("data_root", "ann_file")]
+        path = _annotations(dataset)
         for _, metric in dicts(cfg.get(key)) if loaders.count(loader) == 1 else ():
-            files = [metric.get("ann_file"), *expected]
-            if files[0] and all(isinstance(file, str) for file in files):
-                path = os.path.join(*expected)
-                if not _same_images(files[0], path):
-                    yield Finding(f"{key}.ann_file", f"expected {path}, as in {loader}, got {files[0]}")
+            file = metric.get("ann_file")
+            if path and file and isinstance(file, str) and not _same_images(file, path):
+                yield Finding(f"{key}.ann_file", f"expected {path}, as in {loader}, got {file}")
 
 
 def wrong_loaders(cfg: Mapping) -> Iterator[Finding]:
@@ -199,11 +197,17 @@ def wrong_loaders(cfg: Mapping) -> Iterator[Finding]:
         if dataset.get("filter_cfg") and bool(dataset.get("test_mode")) != is_test:
             text = f"expected test_mode={is_test}: False filters the pictures by filter_cfg"
             yield Finding(f"{loader}.dataset", text, stops=False)
-        if isinstance(file := dataset.get("ann_file"), str) and file and "indices" not in dataset:
-            files[loader].add(os.path.join(dataset.get("data_root") or "", file))
+        if (file := _annotations(dataset)) and "indices" not in dataset:
+            files[loader].add(file)
     for file in files["train_dataloader"] & files["val_dataloader"]:
         text = f"expected other pictures than train_dataloader, got {file} in both"
         yield Finding("val_dataloader", text, stops=False)
+
+
+def _annotations(dataset: Mapping) -> str:
+    """Return the path of a data set's annotations; empty without one."""
+    parts = [dataset.get(name) or "" for name in ("data_root", "ann_file")]
+    return os.path.join(*parts) if parts[1] and all(isinstance(part, str) for part in parts) else ""
 
 
 def _same_images(*files: str) -> bool:

@@ -103,7 +103,8 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
     is_known = all(is_published(class_of(node)) for _, node in settings)
     names = [base.__name__ for base in getattr(class_of(settings[0][1]) if settings else None, "__mro__", ())]
     for path, node in settings:
-        if any(f"{path}.".startswith(f"{outer}.") for outer in reported) or {*WITH_FILES} & {*path.split(".")}:
+        is_in_reported = any(f"{path}.".startswith(f"{outer}.") for outer in reported)
+        if is_in_reported or not {*WITH_FILES}.isdisjoint(path.split(".")):
             continue
         read = asked.get(path, set())
         replaced = {key for key in node if f"={key}" in read}

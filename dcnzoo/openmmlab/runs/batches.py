@@ -125,6 +125,7 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
         if predicted is not None and len(predicted) == 0:  # metrics do little without a detection
             one = {key: value.new_zeros(1, *value.shape[1:]) for key, value in predicted.items()}
             sample.pred_instances = InstanceData(**one)
+    names = set[str]()
     try:
         for metric in evaluator.metrics:
             metric.results = []
@@ -133,9 +134,12 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
             if hasattr(metric, "img_ids"):
                 metric.img_ids = [sample.img_id for sample in samples]  # others have no predictions
             with redirect_stdout(StringIO()):
-                metric.compute_metrics(metric.results)
+                names.update(metric.compute_metrics(metric.results))
     except Exception as error:
         raise UserError(printable(f"{subject}: {describe(error).removesuffix(HINT)}")) from error
+    if not names and len(own) == len(loop.evaluator.metrics):
+        text = "expected a metric, got none: format_only or a metric that only writes files"
+        require_none([Finding("", text, stops=False)], subject)
 
 
 def _load_first(transform: Callable) -> Callable:

@@ -33,6 +33,7 @@ from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, pixels
 from dcnzoo.openmmlab.runs.rehearse import without_trace
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.utils.errors import UserError, one_line
+from dcnzoo.utils.files import require_file
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import cut
 
@@ -234,11 +235,17 @@ def _compare_strides(
 
 
 def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
-    """Initialise the modules that have settings for it; yield a finding for each that gets no value."""
+    """Initialise the modules that have settings for it; yield a finding for each that gets no value.
+
+    Files are not read, but must exist.
+    """
     modules = dict(model.named_modules(prefix="model"))
     for path, node in dicts(cfg.model.to_dict(), "model"):
         module, init = modules.get(path), node.get("init_cfg")
         is_own = type(module).__name__ == str(node.get("type")).rpartition(".")[2]
+        file = init.get("checkpoint") if isinstance(init, dict) else None
+        if isinstance(file, str):
+            require_file(file, f"{cfg.filename}: {path}.init_cfg.checkpoint")
         if module is None or not (init and is_own) or "Pretrained" in str(init):
             continue
         values = [*module.parameters()]
