@@ -74,6 +74,14 @@ def test_keys_of_metainfo():
     assert problem.startswith("train_dataloader: metainfo.CLASSES: expected classes")
 
 
+def test_colours_of_classes():
+    """MMDetection refuses too few when it draws."""
+    for number, expected in ((2, ["train_dataloader: metainfo.palette"]), (3, [])):
+        info = dict(classes=CLASSES, palette=[(1, 2, 3)] * number)
+        cfg = Config(dict(train_dataloader=dict(dataset=dict(type="CocoDataset", metainfo=info))))
+        assert [each.subject for each in find_problems(cfg) if "palette" in each.subject] == expected
+
+
 def test_file_of_the_evaluator(tmp_path):
     """The file may have another name, but not other images."""
     images = [dict(id=i, file_name=f"{i}.png") for i in range(3)]
@@ -107,7 +115,7 @@ model = dict(neck=dict(num_outs="1"))
     ("text", "keys"),
     [
         ("", ["expected a config, got an empty file"]),
-        ("a = 1", ["model", "train_dataloader", "train_cfg", "optim_wrapper"]),
+        ("work_dir = 'w'", ["model", "train_dataloader", "train_cfg", "optim_wrapper"]),
         (MISSPELT, ["model.neck.num_outs", "lr_config"]),
     ],
 )

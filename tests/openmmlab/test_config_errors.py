@@ -12,7 +12,7 @@ from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.utils.errors import UserError
 
 
-@pytest.mark.parametrize(("depth", "key"), [(51, "model.backbone"), (50, "model.bbox_head")])
+@pytest.mark.parametrize(("depth", "key"), [(51, "model.backbone.depth"), (50, "model.bbox_head")])
 def test_the_innermost_dictionary_is_named(tmp_path, depth, key):
     backbone, head = {"type": "ResNet", "depth": depth}, {"type": "RetinaHead"}
     file = tmp_path / "net.py"
@@ -41,3 +41,29 @@ def test_a_dictionary_that_a_class_makes_is_not_another_one_of_the_config():
         config_errors(cfg),
     ):
         TRANSFORMS.build(cfg.train_dataloader.dataset.pipeline[0])
+
+
+@pytest.mark.parametrize(
+    ("neck", "key"),
+    [
+        ({"num_outs": "five"}, "num_outs"),  # in the comparison that fails
+        ({"num_outs": 1}, "num_outs"),  # in an assertion
+        ({"out_channels": "eight"}, "out_channels"),  # in torch's code
+    ],
+)
+def test_the_setting_in_the_line_that_failed_is_named(neck, key):
+    settings = {"type": "FPN", "in_channels": [8, 8], "out_channels": 8, "num_outs": 2, **neck}
+    cfg = Config({"model": {"neck": settings}}, filename=__file__)
+    with pytest.raises(UserError, match=rf": model\.neck\.{key}: "), config_errors(cfg):
+        MODELS.build(cfg.model.neck)
+
+
+def test_a_setting_that_the_message_has():
+    """Where nothing was built from a dictionary of the config."""
+
+    def clip(norm_type):
+        return float(norm_type)
+
+    cfg = Config({"clip_grad": {"max_norm": 1, "norm_type": "L2"}}, filename=__file__)
+    with pytest.raises(UserError, match=r": clip_grad\.norm_type: "), config_errors(cfg):
+        clip(**{"norm_type": cfg.clip_grad.norm_type})

@@ -125,21 +125,27 @@ WARNINGS = {
     "too few strides": (EXTRACTOR.format([4, 8]), [STRIDES]),
     "other strides": (EXTRACTOR.format([4, 8, 16, 32]), [STRIDES]),
     "a random validation": (
-        "val_dataloader = dict(dataset=dict(pipeline="
+        "val_dataloader['dataset'].update(pipeline="
         + PIPELINE.format(
             masks=True, step="dict(type='Resize', scale=(64, 64)), dict(type='RandomFlip', prob=0.5),"
         )
-        + "))",
+        + ")",
         ["val_dataloader.dataset.pipeline: expected the same picture each time"],
     ),
     "a validation without a metric": (
         "val_evaluator.update(format_only=True, outfile_prefix='boxes')",
         ["val_evaluator: expected a metric"],
     ),
+    "pixels that are normalised twice": (
+        "train_dataloader['dataset'].update(pipeline="
+        + PIPELINE.format(masks=True, step="dict(type='Normalize', mean=[124, 116, 104], std=[58, 57, 57]),")
+        + ")",
+        ["model.data_preprocessor.std: expected normalised pixels"],
+    ),
     "tiny pictures": (
-        "train_dataloader = dict(dataset=dict(pipeline="
+        "train_dataloader['dataset'].update(pipeline="
         + PIPELINE.format(masks=True, step="dict(type='Resize', scale_factor=0.1),")
-        + "))",
+        + ")",
         ["train_dataloader.dataset.pipeline: expected pictures of at least 32"],
     ),
 }
@@ -151,10 +157,12 @@ def test_settings_with_another_effect(tmp_path, shapes, monkeypatch, text, expec
     monkeypatch.setattr(
         "dcnzoo.openmmlab.config.errors.print_log", lambda line, *args, **kwargs: lines.append(line)
     )
+    monkeypatch.chdir(tmp_path)
     with separate_run():
         runner = make_runner(tmp_path, shapes, text=text)
         require_parts(runner, only_checks=False)
         check(runner)
+    assert not [*tmp_path.glob("boxes*")]
     assert [each in line for each, line in zip(expected, lines, strict=True)] == [True] * len(lines)
 
 

@@ -198,8 +198,6 @@ def test_several_parts_are_named_at_once(tmp_path):
         ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mul=0.1)}))",
          "optim_wrapper.paramwise_cfg.custom_keys.neck.lr_mul", True),
         ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mult=0.1)}))", "", False),
-        ("optim_wrapper=dict(paramwise_cfg=dict(dwconv_decay_mult=0.0))",
-         "optim_wrapper.paramwise_cfg.dwconv_decay_mult", False),
         ("optim_wrapper=dict(paramwise_cfg=dict(norm_decay_mult=0.0))", "", False),
         ("model=dict(backbone=dict(norm_eval=True))", "model.backbone.norm_eval", False),
         ("env_cfg=dict(cudnn_benchmak=True)", "env_cfg.cudnn_benchmak", True),

@@ -135,12 +135,14 @@ def test_variables_with_names_of_version_2(tmp_path):
 
 
 def test_warnings_of_names_without_effect(tmp_path):
-    """Copied variables of a dump give no warning; an option for a name that nothing uses gives one."""
+    """Copied variables of a dump give no warning; a name that nothing uses gives one, also as an option."""
     file = tmp_path / "dump.py"
     Config.fromfile(PLAIN).dump(file)
     file.write_text(f"{file.read_text()}note = 'one'\n")
     warning = "note: expected a setting, got a name that nothing in the config uses"
-    for options, warnings in (({}, []), ({"val_dataloader.batch_size": 2}, []), ({"note": "two"}, [warning])):
+    unread = "note: nothing reads this variable"
+    size = {"val_dataloader.batch_size": 2}
+    for options, warnings in (({}, [unread]), (size, [unread]), ({"note": "two"}, [warning])):
         problems = find_problems(read_config_file(file, options), TRAINING, options=options)
         assert [str(each) for each in problems] == warnings and not any(each.stops for each in problems)
 

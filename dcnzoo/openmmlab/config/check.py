@@ -30,7 +30,6 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest, short
 
 DEFAULT_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
-NORMALIZE = ("Normalize", "mmcv.Normalize", "mmdet.Normalize")
 _TYPES = {dict: "settings", list: "a list", str: "a text", bool: "True or False"}
 # the parts that only these commands use
 _TRAINING = {"train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr"}
@@ -76,13 +75,8 @@ def find_problems(
             problems.append(Finding(key, f"expected {expected}, got {short(parts[key])}"))
     scope = cfg.get("default_scope")
     with DefaultScope.overwrite_default_scope(scope if isinstance(scope, str) else None):
-        found = [*nodes(parts)]
-        normalises = any(each.path == "model.data_preprocessor" and "mean" in each.content for each in found)
-        for node in found:
+        for node in nodes(parts):
             problems += wrong_settings(node)
-            if runs and normalises and not node.keys and node.content.get("type") in NORMALIZE:
-                text = "expected no Normalize: model.data_preprocessor normalises too"
-                problems.append(Finding(node.path, text))
         problems += wrong_classes(parts, runs)
         if runs or options:
             problems += wrong_top_level_keys(cfg, {each.partition(".")[0] for each in options})
@@ -99,7 +93,7 @@ def find_problems(
     return problems
 
 
-def similar_hooks(hooks: object) -> Iterator[Finding]:
+def similar_hooks(hooks: Any) -> Iterator[Finding]:
     """Yield default hooks with a name similar to that of one of mmengine, beside which they are used.
 
     Of the others, mmengine refuses None without their name.
@@ -143,6 +137,14 @@ def wrong_classes(cfg: Mapping, runs: bool) -> Iterator[Finding]:
         for key in own.keys() - known.keys():
             if close := nearest(str(key).lower(), known, 0.8):
                 yield Finding(f"{loader}: metainfo.{key}", f"expected {close}, got an unknown key", "key")
+        colours = info.get("palette")
+        if (
+            isinstance(names, list | tuple)
+            and isinstance(colours, list | tuple)
+            and len(colours) < len(names)
+        ):
+            text = f"expected at least {len(names)} colours, got {len(colours)}"
+            yield Finding(f"{loader}: metainfo.palette", text, stops=False)
         if isinstance(names, str):
             text = f"expected a tuple of names, got {names!r}; write ({names!r},)"
             yield Finding(f"{loader}: metainfo.classes", text)
@@ -246,9 +248,6 @@ def wrong_monitors(cfg: Mapping) -> Iterator[Finding]:
                 yield Finding(where, f"{expected}, got {value!r}")
             elif is_known and node.get("rule") == "less":
                 yield Finding(where, f"expected rule='greater' for {value}, got 'less'", stops=False)
-            elif is_known and node.get("min_delta", 0) >= 1:
-                text = f"expected min_delta below 1 for {value}, got {node['min_delta']}"
-                yield Finding(where, text, stops=False)
 
 
 def _metric_names(metric: Mapping) -> str:

@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from types import FrameType
 from typing import Any
 
@@ -47,8 +48,8 @@ def config_errors(cfg: Config) -> Iterator[None]:
 def explain(cfg: Config, error: Exception) -> tuple[str, str]:
     """Return the key of a config that an exception is about, or an empty text, and its message.
 
-    The key is the innermost dictionary from which something was built; of a running model, the module and,
-    if the line that failed has its name, the setting.
+    The key is the innermost dictionary from which something was built, or the module that was running; with a
+    setting of it that is in the line that failed.
     """
     frames = frames_of(error)
     key, text = _key(cfg, frames), describe(error)
@@ -63,8 +64,10 @@ def explain(cfg: Config, error: Exception) -> tuple[str, str]:
         registry = next(filter(None, registries), None)
         if close := nearest(match[1], registered(registry)):
             key, text = f"{key}.type", f"expected {close}, got {match[1]}, which is not registered"
+    inner = [*takewhile(lambda frame: not _builds(frame), reversed(frames))]
     if not key:
-        key = _setting(cfg, *_module(frames)) or _owner(cfg, frames)
+        key, inner = _running(frames) or ("", inner)
+    key = _with_setting(cfg, key, inner) or _named(cfg, text, inner)
     return key, cut(text.removesuffix(HINT) if key else text, _LONGEST)
 
 
@@ -95,42 +98,62 @@ def _nearest_argument(name: str, keyword: str, frame: FrameType) -> str:
     return ""
 
 
-def _module(frames: list[FrameType]) -> tuple[str, str]:
-    """Return the path of the innermost module that was running, such as ``model.neck``, and the line."""
+def _builds(frame: FrameType) -> bool:
+    """Whether a frame is of a function of mmengine that builds something from a dictionary."""
+    name, module = frame.f_code.co_name, frame.f_globals.get("__name__", "")
+    return name.startswith(("build", "_build", "register_")) and module.startswith(_BUILDERS)
+
+
+def _running(frames: list[FrameType]) -> tuple[str, list[FrameType]] | None:
+    """Return the path of the innermost module that was running, such as ``model.neck``, and its assertion."""
     running = [self for frame in frames if isinstance(self := frame.f_locals.get("self"), nn.Module)]
     paths = {id(module): name for name, module in running[0].named_modules()} if running else {}
     for frame in reversed(frames):
         if path := paths.get(id(frame.f_locals.get("self"))):
-            return f"model.{path}", linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return "", ""
+            return f"model.{path}", [frame] if _line(frame).startswith("assert") else []
+    return None
 
 
-def _owner(cfg: Config, frames: list[FrameType]) -> str:
-    """Return the path of the dictionary from which the innermost object that was running was built."""
-    places: dict[str, list[str]] = {}
-    for path, node in dicts(cfg.to_dict()):
-        places.setdefault(str(node.get("type")).rpartition(".")[2], []).append(path[1:])
-    owners = (places.get(type(frame.f_locals.get("self")).__name__, ()) for frame in reversed(frames))
-    return next((paths[0] for paths in owners if len(paths) == 1), "")
+def _line(frame: FrameType) -> str:
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
 
 
-def _setting(cfg: Config, path: str, line: str) -> str:
-    """Return the path of a module; with its first setting in the line, if that is an assertion."""
-    node: Any = cfg
+def _with_setting(cfg: Config, path: str, frames: Iterable[FrameType]) -> str:
+    """Return a path; with the setting there that the line of a frame has, if it has one, or one text."""
+    node: Any = cfg.to_dict()
     for part in path.split("."):
-        node = node.get(part, node) if isinstance(node, Mapping | Config) else node
-    words = re.findall(r"\w+", line) if line.lstrip().startswith("assert") else []
-    name = next((word for word in words if isinstance(node, Mapping) and word in node), "")
-    return f"{path}.{name}".rstrip(".")
+        if isinstance(node, Mapping):
+            node = node.get(part, node)
+        elif isinstance(node, list | tuple) and part.isdecimal():
+            node = node[int(part)]
+    if not (path and isinstance(node, Mapping)):
+        return path
+    names = {key for key in node if key != "type" and not isinstance(node[key], Mapping | None)}
+    for words in [names & {*re.findall(r"\w+", _line(frame))} for frame in frames]:
+        texts = {word for word in words if isinstance(node[word], str)}
+        if len(words) == 1 or len(texts) == 1:
+            return f"{path}.{(texts or words).pop()}"
+    return path
+
+
+def _named(cfg: Config, text: str, frames: Iterable[FrameType]) -> str:
+    """Return the path of the only setting whose value a message has, and whose name a line that failed."""
+    words = {word for frame in frames for word in re.findall(r"\w+", _line(frame))}
+    paths = [
+        f"{path}.{key}".lstrip(".")
+        for path, node in dicts(cfg.to_dict())
+        for key, value in node.items()
+        if text == f"KeyError: {value}"
+        or (key in words and re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", text))
+    ]
+    return paths[0] if len(paths) == 1 else ""
 
 
 def _key(cfg: Config, frames: list[FrameType]) -> str:
     settings = cfg.to_dict()
     path, node = "", settings
     for frame in frames:
-        name = frame.f_code.co_name
-        module = frame.f_globals.get("__name__", "")
-        if not (name.startswith(("build", "_build", "register_")) and module.startswith(_BUILDERS)):
+        if not _builds(frame):
             continue
         for built in [value for name, value in frame.f_locals.items() if name in _BUILT]:
             if isinstance(built, Mapping):

@@ -45,18 +45,6 @@ OLD_KEYS = {
     "auto_resume": "resume=True",
     "gpus": "the environment variable CUDA_VISIBLE_DEVICES",
 }
-# names of variables that look like settings → the setting. Names of the config's own settings do, too
-LIKE_SETTINGS = {
-    **dict.fromkeys(("base_lr", "learning_rate"), "optim_wrapper.optimizer.lr"),
-    **dict.fromkeys(("epochs", "num_epochs"), "train_cfg.max_epochs"),
-    "samples_per_gpu": "train_dataloader.batch_size",
-    "workers_per_gpu": "train_dataloader.num_workers",
-    "amp": "optim_wrapper.type='AmpOptimWrapper'",
-    "checkpoint": "load_from",
-    "grad_clip": "optim_wrapper.clip_grad",
-    "classes": "metainfo.classes of the data sets",
-    "device": "the environment variable CUDA_VISIBLE_DEVICES",
-}
 # arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
 SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
 PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # variables, with names like tta_pipeline
@@ -191,14 +179,6 @@ def published_in(key: str) -> set[str]:
     nodes = (node for text in _published_texts(key) for node in ast.parse(text).body)
     names = ((name, node) for node in nodes for name, _ in _items(node))
     return {name for name, node in names if name == key or key in _keys_in(node, name)}
-
-
-@cache
-def is_published_argument(kind: str, key: str) -> bool:
-    """Whether a dictionary with this type in a published config has a key."""
-    texts = [text for text in _published_texts(key) if kind in text]
-    parts = (dict(_items(node)) for text in texts for node in ast.walk(ast.parse(text)))
-    return any(key in part and getattr(part.get("type"), "value", "") == kind for part in parts)
 
 
 def _published_texts(word: str) -> Iterator[str]:
@@ -362,31 +342,32 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
     last = parts[-1].stored if parts else ()
     values = [value for _, _, value in settings] + [cfg[key] for key in cfg.keys() & RUNNER_KEYS]
     copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
+    has_bases = len(parts) > 1 or "read_base" in cfg.text
     for key in sorted({*cfg} - RUNNER_KEYS - read):
-        new, value = key in options and key not in stored, cfg[key]
-        is_single = not isinstance(value, Mapping | list | tuple)  # a dump has longer ones of its bases
-        places = [path for path, other, _ in settings if other == key and is_single]
-        if not (is_single or key in OLD_KEYS or key in published_in(key)):
-            places = [f"{key} in {part}" for part in sorted(published_in(key) & RUNNER_KEYS)]
-        setting = OLD_KEYS.get(key) or (few(places) if places else LIKE_SETTINGS.get(key, ""))
-        name = key if places else setting.rpartition(".")[2].partition(" ")[0]
-        used = value in copies or any(other == name and value == each for _, other, each in settings)
-        if used or (cfg.text and key not in stored and not new):
+        new, value, old = key in options and key not in stored, cfg[key], OLD_KEYS.get(key, "")
+        names = (key, old.rpartition(".")[2].partition(" ")[0])
+        is_single = not isinstance(value, Mapping | list | tuple)
+        same = {path: each for path, name, each in settings if name in names}
+        if value in copies or value in same.values() or (cfg.text and key not in stored and not new):
             continue  # of a dump; of a published base, or of one in MMEngine's new style
-        close = (
-            nearest(key, RUNNER_KEYS, 0.6) if new else nearest(key, RUNNER_KEYS | (read & cfg.keys()), 0.8)
-        )
-        if key in OLD_KEYS and (new or _is_old(key, value)):
+        if old and (new or _is_old(key, value)):
             # a key that is left over in a base is no reason to refuse a config that trains
-            text, stops = f"expected version 3's {setting}, got a key of MMDetection 2", new or key in last
+            text, stops = f"expected version 3's {old}, got a key of MMDetection 2", new or key in last
             yield Finding(key, text, "key", stops=stops)
         elif new:
-            expected = close or "a key of mmengine's runner"
+            expected = nearest(key, RUNNER_KEYS, 0.6) or "a key of mmengine's runner"
             yield Finding(key, f"expected {expected}, got an unknown key", "key")
         elif key in options:
             yield Finding(key, "expected a setting, got a name that nothing in the config uses", stops=False)
-        elif (setting := setting or close) and key not in PIPELINES and not is_written(cfg):
-            yield Finding(key, f"expected {setting}, got a variable that nothing reads", stops=False)
+        elif key.startswith("_") or is_written(cfg):
+            continue
+        # a dump has the variables of its bases
+        elif has_bases or (same and is_single) or not (value in values or key in published_in(key)):
+            known = RUNNER_KEYS | (read & cfg.keys()) | {name for _, name, _ in settings}
+            places = [*same] or [f"{key} in {part}" for part in sorted(published_in(key) & RUNNER_KEYS)]
+            setting = few(places) if places else nearest(key, known, 0.7)
+            text = "nothing reads this variable"
+            yield Finding(key, f"expected {setting}; {text}" if setting else text, stops=False)
 
 
 def _is_old(key: str, value: object) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
-from dcnzoo.openmmlab.config.read import is_published_argument, is_published_key
+from dcnzoo.openmmlab.config.read import is_published_key
 from dcnzoo.openmmlab.config.tree import Node
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
@@ -23,41 +23,33 @@ COUNT_OR_ALL: Values = ("an integer of at least 1, or -1", lambda n: n >= -1 and
 SIZE: Values = ("a number above 0", lambda n: n > 0)
 FACTOR: Values = ("a number of at least 0", lambda n: 0 <= n < math.inf)
 SHARE: Values = ("a number from 0 to 1", lambda n: 0 <= n <= 1)
-PART: Values = ("a number above 0, at most 1", lambda n: 0 < n <= 1)
 SCORE: Values = ("a number below 1", lambda n: n < 1)
-SETTINGS: Values = ("settings with a type", lambda n: False)
-FLAG: Values = ("True or False", lambda n: True)
 
 # classes, or names of dictionaries among their arguments; settings; what these may be
 VALUES: tuple[tuple[str, str, Values], ...] = (
-    ("EpochBasedTrainLoop IterBasedTrainLoop train_cfg", "max_epochs max_iters val_interval", COUNT),
-    ("DataLoader OptimWrapper optim_wrapper LogProcessor log_processor auto_scale_lr RepeatDataset",
-     "prefetch_factor accumulative_counts window_size base_batch_size times", COUNT),
-    ("auto_scale_lr env_cfg filter_cfg", "enable cudnn_benchmark filter_empty_gt", FLAG),
-    ("Optimizer paramwise_cfg", "lr weight_decay lr_mult decay_mult bias_lr_mult bias_decay_mult "
-     "norm_decay_mult dcn_offset_lr_mult", FACTOR),
-    ("_ParamScheduler", "T_max step_size total_steps total_iters periods", COUNT),
-    ("_ParamScheduler randomness mp_cfg",
-     "begin milestones cooldown patience seed opencv_num_threads", COUNT_OR_0),
-    ("_ParamScheduler clip_grad", "gamma factor max_norm clip_value", SIZE),
-    ("_ParamScheduler", "eta_min eta_min_ratio power", FACTOR),
-    ("CheckpointHook", "interval max_keep_ckpts", COUNT_OR_ALL),
+    ("EpochBasedTrainLoop IterBasedTrainLoop train_cfg OptimWrapper optim_wrapper LogProcessor log_processor",
+     "max_epochs max_iters val_interval accumulative_counts window_size", COUNT),
+    ("_ParamScheduler auto_scale_lr RepeatDataset ImgDataPreprocessor BaseSampler BaseModule",
+     "T_max step_size total_steps total_iters periods base_batch_size times pad_size_divisor num num_classes "
+     "in_channels out_channels feat_channels num_outs num_queries roi_feat_size", COUNT),
     ("EarlyStoppingHook LoggerHook DetVisualizationHook EMAHook", "interval patience", COUNT),
-    ("PipelineSwitchHook YOLOXModeSwitchHook", "switch_epoch num_last_epochs", COUNT_OR_0),
-    ("filter_cfg", "min_size bbox_min_size", FACTOR),
-    ("BaseTransform", "scale scales scale_factor crop_size img_scale ratio_range size_divisor", SIZE),
-    ("AnchorGenerator RoIAlign Normalize ImgDataPreprocessor",
-     "scales ratios strides base_sizes output_size std pad_size_divisor", SIZE),
-    ("MaxIoUAssigner BaseTransform Optimizer test_cfg train_cfg BaseMetric",
-     "pos_iou_thr neg_iou_thr min_pos_iou prob iou_threshold momentum iou_thrs", SHARE),
-    ("BaseSampler", "pos_fraction", PART),
-    ("BaseSampler BaseModule",
-     "num num_classes in_channels out_channels feat_channels num_outs num_queries roi_feat_size", COUNT),
+    ("_ParamScheduler randomness mp_cfg PipelineSwitchHook YOLOXModeSwitchHook", "begin milestones cooldown "
+     "patience seed opencv_num_threads switch_epoch num_last_epochs", COUNT_OR_0),
+    ("CheckpointHook ResNet", "interval max_keep_ckpts frozen_stages", COUNT_OR_ALL),
+    ("_ParamScheduler clip_grad", "gamma factor max_norm clip_value", SIZE),
+    ("AnchorGenerator RoIAlign ImgDataPreprocessor BaseTransform", "scales ratios strides base_sizes "
+     "output_size std scale scale_factor crop_size img_scale ratio_range size_divisor", SIZE),
+    ("Optimizer paramwise_cfg _ParamScheduler filter_cfg Module", "lr weight_decay lr_mult decay_mult "
+     "bias_lr_mult bias_decay_mult norm_decay_mult dcn_offset_lr_mult eta_min eta_min_ratio power min_size "
+     "loss_weight gamma", FACTOR),
+    ("MaxIoUAssigner BaseTransform Optimizer test_cfg train_cfg BaseMetric BaseSampler BaseModule FocalLoss",
+     "pos_iou_thr neg_iou_thr min_pos_iou prob iou_threshold momentum iou_thrs pos_fraction drop_path_rate "
+     "alpha", SHARE),
     ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
-    ("ResNet", "frozen_stages", COUNT_OR_ALL),
-    ("Module", "loss_weight gamma", FACTOR),
-    ("BaseModule", "init_cfg", SETTINGS),
 )  # fmt: skip
+# parts in which no text is a number, True or False
+_NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
+_NUMBER = re.compile(r"True|False|-?\d*\.?\d+(e-?\d+)?")
 _FLAGS = {"true", "false", "yes", "no", "on", "off", "none", "0", "1"}  # texts, which all count as true
 # words of annotations → types of the values that they accept. Lists too: MMDetection often omits them
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -86,10 +78,6 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     for key, value in node.content.items():
         if text := _wrong_value(node, key, value, known.get(key)):
             yield Finding(f"{node.path}.{key}", text)
-        if key == "loss_weight" and value == 0:
-            yield Finding(
-                f"{node.path}.{key}", "expected a number above 0: 0 switches the loss off", stops=False
-            )
         # those that are refused are errors when it is built
         if others == "refused" or key in {"type", "_scope_", "init_cfg", *known}:
             continue
@@ -97,31 +85,31 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
         is_older_name = close and is_published_key(node.path.rpartition(".")[2], key)
         if close and not is_older_name and not re.match(rf"{close}[_\d]", key):
             yield Finding(f"{node.path}.{key}", f"expected {close}, got an unknown key", "key")
-        elif others == "ignored" and not is_published_argument(node.names[0], key):
-            yield Finding(f"{node.path}.{key}", f"{node.names[0]} does not use it", "key", stops=False)
 
 
 def _wrong_value(node: Node, key: str, value: object, argument: inspect.Parameter | None) -> str:
     """Return why a value cannot be right; empty if nothing is known against it."""
     for owners, keys, (expected, fits) in VALUES:
         applies = key in keys.split() and not {*owners.split()}.isdisjoint(node.names)
-        if applies and not _fits(value, None if expected == FLAG[0] else fits):
+        if applies and not _fits(value, fits):
             return f"expected {expected}, got {value!r}"
+    takes_text = argument and ("str" in str(argument.annotation) or isinstance(argument.default, str))
+    has_numbers = node.path.startswith(_NUMBERS) or "filter_cfg" in node.keys
+    if isinstance(value, str) and has_numbers and not takes_text and _NUMBER.fullmatch(value):
+        return f"expected {value}, got the text {value!r}"
     if argument is None or accepts(argument, value):
         return ""
     kind = argument.annotation if argument.annotation is not argument.empty else type(argument.default)
     return f"expected {inspect.formatannotation(kind)}, got {value!r}"
 
 
-def _fits(value: object, fits: Callable[[float], bool] | None) -> bool:
-    """Whether a value, or each in a list, is a number that fits; ``fits`` is None for flags."""
+def _fits(value: object, fits: Callable[[float], bool]) -> bool:
+    """Whether a value, or each in a list, is a number that fits."""
     if isinstance(value, list | tuple):
         return all(_fits(each, fits) for each in value)
-    if isinstance(value, str):
+    if isinstance(value, bool | str):
         return False
-    if isinstance(value, bool):
-        return fits is None
-    return fits is None or not isinstance(value, int | float) or fits(value)
+    return not isinstance(value, int | float) or fits(value)
 
 
 def accepts(argument: inspect.Parameter, value: object) -> bool:

@@ -110,16 +110,16 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
 def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> None:
     """Evaluate predictions by copies of a loop's metrics.
 
-    Not by those of the user's own, nor by ones that remove files when they end.
+    Not by those of the user's own, nor by ones that write files, or remove them when they end.
 
     Raises:
         UserError: a metric fails; begins with ``subject``.
     """
-    own = [
-        each for each in loop.evaluator.metrics if is_published(type(each)) and not hasattr(each, "__del__")
-    ]
     evaluator = copy.copy(loop.evaluator)
-    evaluator.metrics = [*map(copy.copy, own)]
+    evaluator.metrics = []
+    for each in loop.evaluator.metrics:
+        if is_published(type(each)) and {"__del__", "out_file_path", "output_dir"}.isdisjoint(dir(each)):
+            evaluator.metrics.append(copy.copy(each))
     for sample in samples:
         predicted = sample.get("pred_instances")
         if predicted is not None and len(predicted) == 0:  # metrics do little without a detection
@@ -128,16 +128,16 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
     names = set[str]()
     try:
         for metric in evaluator.metrics:
-            metric.results = []
+            metric.results, metric.outfile_prefix = [], None  # None: a temporary folder
         evaluator.process(samples, batch)
         for metric in evaluator.metrics:
             if hasattr(metric, "img_ids"):
                 metric.img_ids = [sample.img_id for sample in samples]  # others have no predictions
             with redirect_stdout(StringIO()):
-                names.update(metric.compute_metrics(metric.results))
+                names.update(metric.compute_metrics(metric.results) or ())
     except Exception as error:
         raise UserError(printable(f"{subject}: {describe(error).removesuffix(HINT)}")) from error
-    if not names and len(own) == len(loop.evaluator.metrics):
+    if not names and len(evaluator.metrics) == len(loop.evaluator.metrics):
         text = "expected a metric, got none: format_only or a metric that only writes files"
         require_none([Finding("", text, stops=False)], subject)
 

@@ -40,6 +40,8 @@ from dcnzoo.utils.text import cut
 _LARGEST = 500e6  # bytes of parameters
 _LARGEST_BATCH = 16e6  # pixels
 _SIZES = (96, 320)  # pixels of generated pictures; some families need more than the smallest one
+_LEAST_SPREAD, _MOST_SPREAD = 0.03, 128  # of values normalised twice, and by the std of pixels from 0 to 1
+_UNSET = -123.5  # of a parameter that is not initialised
 _THRESHOLDS = ("score_thr", "conf_thr")
 
 
@@ -191,8 +193,8 @@ def _run(
     data = model.data_preprocessor(copy.deepcopy(batch), training)
     with ExitStack() as hooks, torch.set_grad_enabled(training and torch.is_grad_enabled()):
         if isinstance(data["inputs"], Tensor):
-            if (largest := float(data["inputs"].abs().max())) > 256:
-                text = f"expected std of pixels from 0 to 255, got one that makes values of {largest:.0f}"
+            if not _LEAST_SPREAD < (spread := float(data["inputs"].std())) < _MOST_SPREAD:
+                text = f"expected normalised pixels, got ones with a standard deviation of {spread:.3g}"
                 findings["std"] = Finding("model.data_preprocessor.std", text, stops=False)
             for name, module in model.named_modules():
                 compare = functools.partial(
@@ -250,12 +252,12 @@ def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
             continue
         values = [*module.parameters()]
         for value in values:
-            value.data.fill_(torch.nan)
+            value.data.fill_(_UNSET)
         try:
             initialize(module, init)
         except Exception as error:
             raise UserError(f"{cfg.filename}: {path}.init_cfg: {one_line(error)}") from error
-        if all(value.isnan().all() for value in values):
+        if all((value == _UNSET).all() for value in values):
             text = "expected settings of layers that this part has, got ones that change no parameter"
             yield Finding(f"{path}.init_cfg", text, stops=False)
 

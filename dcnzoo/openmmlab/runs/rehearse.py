@@ -147,7 +147,7 @@ def rehearse(runner: Runner, only_checks: bool = False) -> tuple[list[str], list
                     # of a data set, only the filter is used now
                     if part != "train_dataloader" or ".filter_cfg." in finding.subject:
                         findings.append(finding)
-            findings += [*_frozen_at_random(runner), *_unused_multipliers(runner)]
+            findings += _frozen_at_random(runner)
             with config_errors(runner.cfg):
                 for hook in runner.hooks:
                     if isinstance(hook, EMAHook):  # it passes its other settings on
@@ -179,27 +179,6 @@ def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
         if key and not f"{name}.".startswith(from_files):
             text = "expected init_cfg or load_from with weights for frozen layers, got random ones"
             yield Finding(f"model.{name}.{key}", text, stops=False)
-
-
-def _unused_multipliers(runner: Runner) -> Iterator[Finding]:
-    """Yield the entries of paramwise_cfg without which each parameter has the same rate and decay."""
-    settings = runner.cfg.optim_wrapper
-    options = settings.get("paramwise_cfg") or {}
-
-    def rates(options: Mapping) -> dict[int, tuple]:
-        groups = runner.build_optim_wrapper(
-            copy.deepcopy({**settings, "paramwise_cfg": options})
-        ).param_groups
-        return {
-            id(each): (group["lr"], group.get("weight_decay")) for group in groups for each in group["params"]
-        }
-
-    is_default = "constructor" not in settings and "optimizer" in settings
-    for key in sorted(options.keys() - {"custom_keys", "bypass_duplicate"}) if is_default else ():
-        whole, part = rates(options), rates({name: options[name] for name in options if name != key})
-        if all(whole[each] == part[each] for each in whole.keys() & part.keys()):
-            text = "changes the learning rate and decay of no parameter"
-            yield Finding(f"optim_wrapper.paramwise_cfg.{key}", text, stops=False)
 
 
 def _try(wrapper: object) -> None:
