@@ -373,7 +373,7 @@ def test_a_resumed_training_saves_the_best_of_its_own_metric(tmp_path, first):
 
 
 @pytest.mark.parametrize("metrics", [["score"], ["score", "other"]])
-def test_a_renamed_work_directory_has_one_best_checkpoint(tmp_path, monkeypatch, metrics):
+def test_a_renamed_work_directory_has_one_best_checkpoint(tmp_path, monkeypatch, capsys, metrics):
     """Also of each of several metrics, where the training before had one."""
     monkeypatch.chdir(tmp_path)
     scores = iter((0.5, 0.3, 0.6))
@@ -381,11 +381,14 @@ def test_a_renamed_work_directory_has_one_best_checkpoint(tmp_path, monkeypatch,
     for folder, epochs, best in (("old", 4, "score"), ("new", 6, metrics)):
         hook = {**SAVING["checkpoint"], "save_best": best, "rule": "greater"}
         options = {"default_hooks": {"checkpoint": hook}, "val_evaluator": Evaluator([Score()])}
-        make_runner(folder, folder, epochs=epochs, resume=epochs > 4, **options).train()
+        hooks = [SummaryHook()]
+        make_runner(folder, folder, epochs=epochs, resume=epochs > 4, custom_hooks=hooks, **options).train()
         if epochs == 4:
             Path("old").rename("new")
     best = [name for name in checkpoints(Path("new")) if name.startswith("best")]
     assert best == [f"best_{metric}_epoch_6.pth" for metric in sorted(metrics)]
+    (files,) = re.findall("^files +(.*epoch_6.*)", capsys.readouterr().out, re.MULTILINE)
+    assert {*best, "epoch_6.pth"} <= {*files.split(", ")}
 
 
 class Falling(Score):

@@ -93,15 +93,18 @@ class SummaryHook(Hook):
         if not is_main_process():
             return
         folder = Path(runner.work_dir)
-        files = runner.message_hub.runtime_info.get("best_ckpt"), last_checkpoint(folder)
+        info = runner.message_hub.runtime_info
+        files = [Path(file).name for key, file in info.items() if key.startswith("best_ckpt")]
         lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
         known = History.read(folder).validation
-        if step := best_of(known, Path(files[0] or "").name):
+        if step := best_of(known, next(iter(files), "")):
             aps = ", ".join(f"{label} {known[step][key]:.3f}" for key, label in labels(known[step]).items())
             lines += [("best", f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
-        lines.append(("files", ", ".join([*(Path(path).name for path in files if path), "vis_data/"])))
+        if last := last_checkpoint(folder):
+            files.append(last.name)
+        lines.append(("files", ", ".join([*files, "vis_data/"])))
         if self._is_last:
             lines.append(("next", next_steps(folder)))
         print()
