@@ -1345,6 +1345,8 @@ def test_a_launcher_that_repeats_force_replaces_one_training(tmp_path, monkeypat
     assert choose_start(cfg, force=True) == Start(replaces=True)
     WorkDirHook(Recipe(cfg)).before_save_checkpoint(None, checkpoint)
     torch.save(checkpoint, "work/epoch_1.pth")
+    assert choose_start(cfg, force=True) == Start(replaces=True), "the second training of one program"
+    monkeypatch.setattr(os, "getpid", lambda: 2)
     assert choose_start(cfg, force=True) == last
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert choose_start(cfg, force=True) == Start(replaces=True)

@@ -104,5 +104,6 @@ def _begun_by_this_launcher(saved: SavedCheckpoints) -> str | None:
         last = saved.undamaged() if launch_name() and saved.is_local else None
         if last and os.path.isfile(last):
             meta = load_file(last, map_location="meta").get("meta") or {}
-            return str(last) if meta.get("launch") == launch_name() else None
+            if meta.get("launch") == launch_name() and meta.get("process") != os.getpid():
+                return str(last)
     return None

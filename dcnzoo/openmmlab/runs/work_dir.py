@@ -65,7 +65,7 @@ class WorkDirHook(Hook):
         write_text(self._file, config_of(self._file.name, text))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["meta"]["launch"] = launch_name()
+        checkpoint["meta"].update(launch=launch_name(), process=os.getpid())
 
     def _move(self, stays: list[str]) -> dict[str, str]:
         """Move the files that the training replaces; return their new paths by the old ones."""
