@@ -758,6 +758,7 @@ SCHEDULES = {
     ],
     "metric": [PLATEAU],
     "warm-up and metric": [WARM_UP, PLATEAU],
+    "two metrics": [{**PLATEAU, "type": "ReduceOnPlateauMomentum"}, {**PLATEAU, "cooldown": 1}],
     "iterations": [WARM_UP, {"type": "MultiStepLR", "by_epoch": False, "milestones": [6, 10]}],
 }
 
