@@ -254,8 +254,8 @@ Block = Callable[[Any, Fuser], Forwards]
 
 
 def single(module: Any, fuser: Fuser) -> Forwards:
-    fused = fuser.fused(module) if fuser.kernel(module) in (_convolve, _multiply) else None
-    return {module: fused} if fused else {}
+    fused = fuser.fused(module)
+    return {module: fused} if fused and fused.kernel is not _convolve_deformed else {}
 
 
 def sequential(module: nn.Sequential, fuser: Fuser) -> Forwards:
