@@ -192,13 +192,6 @@ def checkpoints(folder):
     return sorted(p.name for p in folder.glob("*.pth"))
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_only_the_last_checkpoints_stay(tmp_path, keep):
-    train(tmp_path, "keep", max_keep_ckpts=keep)
-    assert checkpoints(tmp_path) == ["epoch_3.pth", "epoch_4.pth"][-keep:]
-    assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "epoch_4.pth")
-
-
 def test_a_test_after_a_training_uses_the_average(tmp_path):
     """As the checkpoint does: each ``before_run`` of mmengine's EMAHook starts a new average."""
     hook = {"type": "EMAHook", "momentum": 0.5}
@@ -1139,15 +1132,6 @@ def test_sizes_in_a_checkpoint_are_numbers_or_ignored(tmp_path, sizes):
     runner = make_runner(tmp_path, "rest", epochs=2, values=range(4), resume=True, **train)
     runner.train()
     assert runner.iter == 8, "4 of each epoch"
-
-
-def test_patience_ends_a_training_without_improvement(tmp_path):
-    hook = {"type": "PlateauEarlyStoppingHook", "monitor": "score", "rule": "greater", "patience": 3}
-    loop = {"by_epoch": True, "max_epochs": 9, "val_interval": 1}
-    options = {"custom_hooks": [hook], "train_cfg": loop, "val_evaluator": Evaluator([NoProgress()])}
-    runner = make_runner(tmp_path, "steady", **options)
-    runner.train()
-    assert runner.epoch == 4  # the first validation is the best one, three follow
 
 
 def test_patience_counts_the_validations_before_a_resume(tmp_path):

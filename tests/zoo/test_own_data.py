@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from mmdet.registry import DATASETS
@@ -144,12 +143,6 @@ def test_pictures_inside_files_of_labelme(tmp_path):
     assert not (tmp_path / "run/data_2").exists()
 
 
-def test_an_unknown_format(tmp_path):
-    np.save(tmp_path / "x.npy", np.zeros(3))
-    with pytest.raises(UserError, match=r"1 \.npy"):
-        prepare(tmp_path, tmp_path / "run")
-
-
 def test_a_work_directory_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").mkdir()
@@ -259,22 +252,6 @@ def test_remedies_that_are_named_exist(tmp_path):
         error = error_of(*command)
         assert option in error or option == "--clip"
         run(*command, option)
-
-
-def test_equal_pictures_stay_in_one_part(tmp_path):
-    write_labelme(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdef"))
-    for file in [*(tmp_path / "fruits").glob("*.jpg")]:
-        for number in range(3):
-            copy = file.with_name(f"{file.stem}{number}.jpg")
-            copy.write_bytes(file.read_bytes())
-            content = json.loads(file.with_suffix(".json").read_text())
-            copy.with_suffix(".json").write_text(json.dumps({**content, "imagePath": copy.name}))
-    prepare(tmp_path / "fruits", tmp_path / "run")
-    letters = [
-        {image["file_name"][0] for image in json.loads(file.read_text())["images"]}
-        for file in (tmp_path / "run/data/train.json", tmp_path / "run/data/val.json")
-    ]
-    assert not letters[0] & letters[1] and len(letters[0] | letters[1]) == 6
 
 
 def pretend_to_train(work):
