@@ -10,13 +10,13 @@ from .distributed.launching import settings
 from .processes import ROOT
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_demo(tmp_path, monkeypatch, times):
+@pytest.mark.slow
+def test_demo(tmp_path, monkeypatch):
     """Each training runs once, although the command is repeated."""
     monkeypatch.setattr(signal, "signal", lambda *args: None)
     command = runpy.run_path(str(ROOT / "tools/demo.py"))["main"]
     options = ["--arms", "v2", "--work-dir", tmp_path / "demo", *settings(tmp_path / "data", 2, 1, 1)]
-    for _ in range(times):
+    for _ in range(2):
         result = CliRunner().invoke(command, [*map(str, options)], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         assert "box AP" in (tmp_path / "demo/index.html").read_text(encoding="utf-8")

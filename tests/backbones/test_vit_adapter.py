@@ -119,11 +119,10 @@ def test_recomputed_and_in_bfloat16(adapter):
 SIZES = (1, 3, 97, 32), (3, 3, 64, 130)
 
 
-@pytest.mark.parametrize(
-    ("kind", "sizes"), [("windows", ()), *(pytest.param(k, SIZES, marks=pytest.mark.slow) for k in KINDS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "sizes"), [("windows", ()), *((kind, SIZES) for kind in KINDS)])
 def test_export(timm, kind, sizes, tmp_path):
-    """The file agrees with PyTorch on sizes that 32 does not divide; slow: also on others than the example's.
+    """The file agrees with PyTorch on sizes that 32 does not divide, also on others than the example's.
 
     torch.export takes a minute for dynamic sizes, a few seconds for a fixed one.
     """

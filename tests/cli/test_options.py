@@ -104,15 +104,21 @@ def value_of(param):
     return ["0.75"] if isinstance(param.type, click.types.FloatParamType) else ["17"]
 
 
-OPTIONS = [
-    (line, param)
-    for name, lines in LINES.items()
-    for param in COMMANDS[name].params
-    if isinstance(param, click.Option) and not param.hidden
-    for line in lines
-    if AFTERWARDS.isdisjoint([(name, param.opts[0]), (*line, param.opts[0])])
-    if param.opts[0] not in line and (line[1], param.opts[0]) != ("--data", "--report")  # always
-]
+def options():
+    """Each option with each line that may have it; `make test` takes one of the lines in turn."""
+    for name, lines in LINES.items():
+        for number, param in enumerate(COMMANDS[name].params):
+            option = param.opts[0]
+            allowed = [
+                line
+                for line in lines
+                if AFTERWARDS.isdisjoint([(name, option), (*line, option)])
+                if option not in line and (line[1], option) != ("--data", "--report")  # always
+            ]
+            if isinstance(param, click.Option) and not param.hidden:
+                for place, line in enumerate(allowed):
+                    marks = [] if place == number % len(allowed) else [pytest.mark.slow]
+                    yield pytest.param(line, param, marks=marks)
 
 
 class Finds(BaseDetector):
@@ -226,7 +232,7 @@ def named(value):
     return value.opts[0] if isinstance(value, click.Option) else " ".join(value)
 
 
-@pytest.mark.parametrize(("line", "param"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("line", "param"), options(), ids=named)
 def test_every_option_is_used_or_refused(library, line, param):
     name = param.opts[0]
     alone = "--check" in line or "x.pt2" in line

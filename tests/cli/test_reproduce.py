@@ -19,7 +19,6 @@ from mmengine.structures import InstanceData
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo import zoo
-from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
@@ -217,14 +216,9 @@ def test_shipped_weights_are_measured():
     assert all(model.measured for model in SHIPPED)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(model.name, marks=[pytest.mark.slow] * (model.name != DEMO_MODEL))
-        for model in SHIPPED
-        if model.name.endswith("shapes")  # the others need data to download
-    ],
-)
+@pytest.mark.slow
+# the others need data to download
+@pytest.mark.parametrize("name", [model.name for model in SHIPPED if model.name.endswith("shapes")])
 def test_shipped_weights_reproduce_their_figures(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DCNZOO_OFFLINE", "1")

@@ -49,7 +49,10 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("seed", range(60))
+SEEDS = [*range(15), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(15, 60))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_is_lost_and_plain_sequences_run(tmp_path, monkeypatch, data, seed):
     """Without ``--force``, no file of the user changes; a command is refused only where one would."""
     monkeypatch.chdir(tmp_path)

@@ -54,7 +54,7 @@ INPUTS = torch.randn(1, 4, 8, 10), torch.randn(1, 5, 16), torch.rand(1, 5, 1, 2)
     [
         *[(False, opset) for opset in opsets.TORCHSCRIPT],
         *[
-            pytest.param(True, opset, marks=[] if opset in (None, 23) else pytest.mark.slow)
+            pytest.param(True, opset, marks=[] if opset is None else pytest.mark.slow)
             for opset in (None, *opsets.DYNAMO)
         ],
     ],

@@ -48,7 +48,7 @@ SAMPLE = [  # two stages, one stage, a DETR, masks by queries, of the zoo
     ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
 ]
 PARTS = 24 if os.environ.get("DCNZOO_SETTINGS") == "all" else 1
-EDITS = 6 if PARTS > 1 else 10  # of each config, in turn, beside those of the parts that it has
+EDITS = 6 if PARTS > 1 else 4  # of each config, in turn, beside those of the parts that it has
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
@@ -91,6 +91,7 @@ def edited(path, cfg, folder, number):
     """Yield the name of each edit, and the config with it."""
     edits, others = valid_configs.edits(cfg)
     first = EDITS * number % len(edits)
+    others = others if PARTS > 1 else others[number % 3 :: 3]
     for name, text in [*(edits[first:] + edits)[:EDITS], *others, ("as it is", "")]:
         (folder / "edited.py").write_text(f"_base_ = {str(path)!r}\n{text}")
         yield name, folder / "edited.py"
@@ -122,7 +123,7 @@ def test_valid_edits(tmp_path, monkeypatch, bases_once, part):
             refused += [(path.name, name, *problem) for problem in problems]
     print(f"{sum(numbers.values())} configs, {len(refused)} refused")
     assert not refused, f"{len(refused)}: {refused[:20]}"
-    assert sum(numbers.values()) > 100
+    assert sum(numbers.values()) > 50
 
 
 # Mistakes without an error: a warning says that nobody reads the key; and errors of code that names no key
@@ -154,7 +155,7 @@ def test_mistakes_are_named(tmp_path, monkeypatch, path):
     monkeypatch.setattr(Runner, "train", refuse)
     monkeypatch.setattr(Config, "pretty_text", "")  # formatting the config takes most of the time
     cases, passed = [*wrong_configs.mistakes(read(path))], set()
-    for key, value in cases if PARTS > 1 else cases[::9]:
+    for key, value in cases if PARTS > 1 else cases[::19]:
         changed = copy.deepcopy(read(path))
         wrong_configs.make(changed, key, value)
         key_of = re.sub(r"\.[12]$", "", key).rpartition(".")[2]  # of a step: the pipeline

@@ -43,7 +43,7 @@ WAYS = [(op, s) for op, s in FORMS if s.name == op.forms()[0].name or op.name in
 # Those of 2d call the same registered operator.
 SAME_OPERATOR = [op.name for op in OPERATORS if op.name.endswith(("1d", "3d"))]
 # What Inductor compiles in `make test`; the others are alike.
-COMPILED = ("deform_conv2d", "dcnv3")
+COMPILED = ("deform_conv2d",)
 OWN = [case for case in CASES if case[1].name != "neither"]  # without torch's own convolution
 HALF = [torch.bfloat16, torch.float16]
 every_form = pytest.mark.parametrize(("op", "sample"), named(FORMS))
