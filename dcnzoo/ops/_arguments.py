@@ -4,9 +4,7 @@ Operators must stay scriptable: code that ``torch.jit.script`` cannot compile is
 ``torch.jit.is_scripting()``.
 """
 
-import inspect
 from collections import namedtuple
-from collections.abc import Callable
 from functools import cache
 from numbers import Integral
 from typing import Any
@@ -34,24 +32,6 @@ def arguments_of(name: str) -> Any:
     arguments = getattr(torch.ops.dcnzoo, name).default._schema.arguments
     defaults = [argument.default_value for argument in arguments if argument.has_default_value()]
     return namedtuple(f"{name.strip('_')}_arguments", [a.name for a in arguments], defaults=defaults)
-
-
-@cache
-def _not_taken(kernel: Callable, fields: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(fields) - {*inspect.signature(kernel).parameters, "grad_output", "output_mask"}
-
-
-def takes(kernel: Callable, call: Any) -> bool:
-    """Whether a kernel in Python takes all arguments of a call, except those with the schema's default."""
-    defaults = call._field_defaults
-    ignored = _not_taken(kernel, call._fields)
-    return all(name in defaults and getattr(call, name) == defaults[name] for name in ignored)
-
-
-def keywords(kernel: Callable, call: Any) -> dict[str, Any]:
-    """The arguments of a call that a kernel in Python takes."""
-    ignored = _not_taken(kernel, call._fields)
-    return {name: value for name, value in call._asdict().items() if name not in ignored}
 
 
 def single(value: Int1, name: str) -> list[int]:

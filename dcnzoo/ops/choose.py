@@ -83,8 +83,8 @@ def _why_not_fused(operator: Operator, key: str, call: Any) -> str:
         return "Triton does not work here"
     from .fused import operators
 
-    if not operators.fits(operator.name, call):
-        return "Triton's kernel does not support the call"
+    if what := operators.unsupported(operator.name, call):
+        return f"Triton's kernel does not support {what}"
     if sizes_are_numbers(call):
         operator.check(call)  # the sizes are used from here on
     if _must_be_faster(key) and not operators.is_measured(call):

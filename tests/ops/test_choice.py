@@ -100,7 +100,7 @@ def test_the_choice_says_why(loaded, monkeypatch):
         return choose.kernel_for(OPERATORS[name], "CUDA", arguments_of(name)(*cast)).reason
 
     assert "no compiled kernels for CUDA" in reason("dcnv3")
-    assert "Triton's kernel does not support the call" in reason("dcnv3", torch.float64)
+    assert "float64" in reason("dcnv3", torch.float64) and "maximum" in reason("maximum")
     assert "no Triton kernel" in reason("roi_align_rotated") or "no compiled" in reason("roi_align_rotated")
     loaded(True)
     assert reason("deform_conv2d") == "Triton is not listed as faster for this call"

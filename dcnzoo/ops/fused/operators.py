@@ -1,11 +1,12 @@
 """The operators that have fused kernels: which calls these support, and where they were measured."""
 
+import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-from .._arguments import keywords, takes
 from . import available, deform_attn, deform_conv, nms, roi_pooling
 from .launch import DTYPES
 
@@ -60,20 +61,31 @@ FUNCTIONS: dict[str, Callable] = {
 }
 
 
+@cache
+def _taken(name: str) -> frozenset[str]:
+    """The arguments of an operator that its kernel takes; the others must have the schema's default."""
+    return frozenset({*inspect.signature(FUNCTIONS[name]).parameters, "grad_output", "output_mask"})
+
+
 def run(name: str, call: Any) -> Tensor | tuple[Tensor, ...]:
-    return FUNCTIONS[name](**keywords(FUNCTIONS[name], call))
+    taken = _taken(name)
+    return FUNCTIONS[name](**{field: value for field, value in call._asdict().items() if field in taken})
 
 
-def fits(name: str, call: Any) -> bool:
-    """Whether the kernels support a call of an operator or of its backward, a named tuple."""
+def unsupported(name: str, call: Any) -> str:
+    """What the kernels do not support of a call of an operator or of its backward; empty if they run it."""
     first = call[0]  # the input, or the gradient of the output, which has its type and rank
-    if name not in FUNCTIONS or first.dtype not in DTYPES or not takes(FUNCTIONS[name], call):
-        return False
-    if "deform_conv" in name:
-        return first.dim() in (3, 4) and call.weight.numel() > 0
-    if "roi_align" in name:
-        return call.pool_mode == 1  # the average
-    return True
+    if first.dtype not in DTYPES:
+        return str(first.dtype)
+    defaults, taken = call._field_defaults, _taken(name)
+    for field, value in zip(call._fields, call, strict=True):
+        if field not in taken and (field not in defaults or value != defaults[field]):
+            return f"{field}={value}"
+    if "deform_conv" in name and first.dim() not in (3, 4):
+        return "three dimensions"
+    if "deform_conv" in name and call.weight.numel() == 0:
+        return "an empty weight"
+    return "the maximum" if "roi_align" in name and call.pool_mode != 1 else ""
 
 
 def is_measured(call: Any) -> bool:
