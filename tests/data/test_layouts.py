@@ -19,6 +19,8 @@ from dcnzoo.data.yolo import CLASSES as CLASS_FILES
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.marks import config_of
 
+from ..products import in_turn
+
 CLASSES = ("disc", "box", "star")
 WIDTH, HEIGHT = 60, 40
 GENERATOR = random.Random(0)
@@ -344,8 +346,7 @@ def test_every_row_of_the_page_has_a_generator():
     assert re.findall(r"^\| ([^|]+) \|", table.partition("\n\n")[0], re.MULTILINE) == [*GENERATORS]
 
 
-@pytest.mark.parametrize("name", GENERATORS)
-@pytest.mark.parametrize("splits", ["train val test", "train val", "train test", "train"])
+@in_turn("name, splits", list(GENERATORS), ["train val test", "train val", "train test", "train"])
 def test_splits_pictures_and_objects(tmp_path, name, splits):
     root = tmp_path / "data"
     truth = GENERATORS[name](root, {split: SIZES[split] for split in splits.split()})

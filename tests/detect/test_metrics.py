@@ -16,6 +16,8 @@ from dcnzoo.detect import metrics
 from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.report.evaluation import match_boxes
 
+from ..products import in_turn
+
 SIZE = 96
 CLASSES = ["a", "b", "c", "d"]  # d has no objects
 IDS = [7, 3, 90, 4_000_000_000]
@@ -66,9 +68,14 @@ def read(content):
     return truth
 
 
-@pytest.mark.parametrize(("use_classes", "pairs"), [(1, 1000), (1, 5), (0, 5)])
-@pytest.mark.parametrize("most", [[1, 10, 100], [100, 300, 1000], [1, 2, 3]])
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
+SETTINGS = [
+    pytest.param(most, use_classes, pairs, id=f"{most}-{use_classes}-{pairs}")
+    for most in ([1, 10, 100], [100, 300, 1000], [1, 2, 3])
+    for use_classes, pairs in ((1, 1000), (1, 5), (0, 5))
+]
+
+
+@in_turn("most, use_classes, pairs, kind", SETTINGS, ["bbox", "segm"])
 def test_evaluation_equals_that_of_pycocotools(monkeypatch, kind, most, use_classes, pairs):
     """Also if some categories are evaluated at a time."""
     monkeypatch.setattr(metrics, "_PAIRS", pairs)

@@ -4,8 +4,6 @@ import base64
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +36,7 @@ from ..formats import (
     write_voc,
     write_yolo,
 )
+from ..processes import python, python_with_torch
 
 
 def write_coco(folder, parts):
@@ -339,13 +338,11 @@ def test_programs_that_do_not_know_dcnzoo_read_the_config(tmp_path, tool):
         "import json, sys; from mmengine.config import Config; assert 'dcnzoo' not in sys.modules;"
         "print(json.dumps(Config.fromfile(sys.argv[1])._cfg_dict.to_dict(), default=str))"
     )
-    command = [sys.executable, *(arguments if tool else ["-c", code, config])]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
     if tool:
+        python(*arguments, cwd=tmp_path)
         assert (tmp_path / "other/epoch_1.pth").is_file()
     else:
-        read = json.loads(done.stdout.splitlines()[-1])
+        read = json.loads(python_with_torch(code, config).stdout.splitlines()[-1])
         assert read == json.loads(json.dumps(read_config_file(config)._cfg_dict.to_dict(), default=str))
 
 
