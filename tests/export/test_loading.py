@@ -18,6 +18,8 @@ from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 
+from ..products import in_turn
+
 NAME = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 STEP = "test_dataloader.dataset.pipeline.0"
 PICTURE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)
@@ -65,10 +67,10 @@ def test_backends_of_mmcv_read_the_same_pixels(mode, kind):
         np.testing.assert_array_equal(read(content.getvalue()), expected)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize(
-    "arguments", [{}, {"to_float32": True}, {"color_type": "color"}, {"imdecode_backend": "pillow"}]
-)
+ARGUMENTS = [{}, {"to_float32": True}, {"color_type": "color"}, {"imdecode_backend": "pillow"}]
+
+
+@in_turn("arguments, mode", ARGUMENTS, ["RGB", "L"])
 def test_one_input_for_all_ways_to_predict(arguments, mode, tmp_path):
     """``dcnzoo test`` runs the pipeline, the detector and its ``evaluate`` call ``prepare``."""
     Image.fromarray(PICTURE).convert(mode).save(tmp_path / "picture.png")

@@ -81,7 +81,7 @@ def test_layers(dynamo, opset, tmp_path):
     assert ("DeformConv" in operators) == (written >= opsets.FIRST["native"])
 
 
-@pytest.mark.parametrize("opset", [17, 24])
+@pytest.mark.parametrize("opset", [17, pytest.param(24, marks=pytest.mark.slow)])
 def test_one_opset_beyond(opset, tmp_path):
     register_onnx_ops()
     with pytest.raises(ValueError, match=rf"opset_version: expected 18 to 23 .* got {opset}"):

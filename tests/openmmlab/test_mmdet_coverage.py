@@ -8,6 +8,7 @@ import pytest
 from benchmarks.coverage import test_deformable, test_mmdet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["atss", "yolox"])
 def test_family(family):
     assert test_mmdet.result_of(family) == "ok"

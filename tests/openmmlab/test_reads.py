@@ -25,6 +25,7 @@ from dcnzoo.utils.errors import UserError
 
 from ..commands import error_of, run
 from ..demo import PLAIN
+from ..products import in_turn
 
 SMALL = nn.Linear(1, 1)
 
@@ -225,8 +226,7 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("sampler", ["DefaultSampler", "InfiniteSampler", "ClassAwareSampler"])
+@in_turn("sampler, wrapper", ["DefaultSampler", "InfiniteSampler", "ClassAwareSampler"], list(WRAPPERS))
 def test_data_sets_with_two_entries(tmp_path, wrapper, sampler):
     """Wrappers and samplers that use the entries are no mistake."""
     cfg = read_config_file(PLAIN)

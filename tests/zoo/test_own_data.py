@@ -302,7 +302,9 @@ def test_resume_with_the_same_data(tmp_path, name):
     assert "its data elsewhere" in error_of(*command, "--resume")
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    "name", ["voc", "labelme", *(pytest.param(name, marks=pytest.mark.slow) for name in ("coco", "yolo"))]
+)
 def test_data_that_have_moved(tmp_path, name):
     data, work, moved = tmp_path / "fruits", tmp_path / "run", tmp_path / "new/place"
     WRITERS[name](data, fruits(tmp_path / "drawn"))
