@@ -14,6 +14,7 @@ import dcnzoo.models
 import dcnzoo.openmmlab.datasets  # these two add all patches
 from dcnzoo.compat import after_import, patches
 from dcnzoo.openmmlab.patches import kernels
+from dcnzoo.ops import _library
 
 from ..modules import randomise
 from ..processes import run_code
@@ -234,6 +235,9 @@ def test_a_compiled_mmcv_keeps_its_gpu_kernels(operator, compiled, monkeypatch):
         return [compat.runs_on_dcnzoo(operator, device) for device in (CPU, CUDA, OTHER)]
 
     assert choices() == [True, False, False]
+    with monkeypatch.context() as without_library:
+        without_library.setattr(_library, "loaded", {})
+        assert choices() == [False, False, False]
     patches.enable("cuda")
     assert choices() == [True, True, False]
     patches.disable("cuda")

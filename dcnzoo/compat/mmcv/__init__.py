@@ -53,8 +53,9 @@ compiled_devices: tuple[str, ...] | None = None
 def runs_on_dcnzoo(operator: str, device: "torch.device") -> bool:
     """Whether an operator of mmcv runs on dcnzoo's kernels on this device.
 
-    With mmcv-lite it always does. A compiled mmcv keeps its own kernels if the operator's patch is off. On
-    CUDA it also keeps them if the patch is on, unless it has none or ``cuda`` is switched on.
+    With mmcv-lite it always does. A compiled mmcv keeps its own kernels if the operator's patch is off, or if
+    dcnzoo's compiled library is missing. On CUDA it also keeps them if the patch is on, unless it has none or
+    ``cuda`` is switched on.
 
     Args:
         operator: its name in :mod:`dcnzoo.compat.patches`.
@@ -64,5 +65,7 @@ def runs_on_dcnzoo(operator: str, device: "torch.device") -> bool:
     if not patches.enabled(operator):
         return False
     if device.type in DEFAULT_DEVICES:
-        return True
+        from dcnzoo.ops import _library
+
+        return device.type in _library.loaded or device.type not in compiled_devices
     return device.type == "cuda" and ("cuda" not in compiled_devices or patches.enabled(patches.CUDA))
