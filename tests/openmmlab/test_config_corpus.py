@@ -132,7 +132,6 @@ SILENT = {
     "model.test_cfg.rcnn.max_per_image: 100",
     "model.train_cfg.rpn.debg: False",
     "model.train_cfg.rcnn.debg: False",
-    "optim_wrapper.optimizer.type: 'AdaW'",
     "model.roi_head.bbox_roi_extractor.featmap_strides: [4, 8, 0, 32]",
     # steps of RandomResize and RandomChoiceResize, which give their other settings to an inner class
     "train_dataloader.dataset.pipeline.3.keep_rato: True",

@@ -49,6 +49,7 @@ def test_a_dictionary_that_a_class_makes_is_not_another_one_of_the_config():
         ({"num_outs": "five"}, "num_outs"),  # in the comparison that fails
         ({"num_outs": 1}, "num_outs"),  # in an assertion
         ({"out_channels": "eight"}, "out_channels"),  # in torch's code
+        ({"norm_cfg": {"type": "BatchNorm"}}, r"norm_cfg\.type"),  # None in place of a class
     ],
 )
 def test_the_setting_in_the_line_that_failed_is_named(neck, key):
@@ -56,6 +57,25 @@ def test_the_setting_in_the_line_that_failed_is_named(neck, key):
     cfg = Config({"model": {"neck": settings}}, filename=__file__)
     with pytest.raises(UserError, match=rf": model\.neck\.{key}: "), config_errors(cfg):
         MODELS.build(cfg.model.neck)
+
+
+def test_another_setting_in_an_outer_line_is_not_named():
+    """``self.build_roi_layers(roi_layer, featmap_strides)``: the first one fails."""
+    layer = {"type": "RoIAlig", "output_size": 7}
+    roi = {"type": "SingleRoIExtractor", "roi_layer": layer, "out_channels": 8, "featmap_strides": [4]}
+    cfg = Config({"model": {"roi": roi}}, filename=__file__)
+    with pytest.raises(UserError, match=r": model\.roi: .*RoIAlig"), config_errors(cfg):
+        MODELS.build(cfg.model.roi)
+
+
+def test_the_dictionary_of_a_misspelt_type_is_named():
+    """A head builds the assigner, which is in another part of the config."""
+    head = {"type": "RPNHead", "in_channels": 8}
+    train_cfg = {"assigner": {"type": "MaxIoUAssignr"}, "sampler": {"type": "RandomSampler"}}
+    cfg = Config({"model": {"rpn_head": head, "train_cfg": {"rpn": train_cfg}}}, filename=__file__)
+    expected = r": model\.train_cfg\.rpn\.assigner\.type: expected MaxIoUAssigner"
+    with pytest.raises(UserError, match=expected), config_errors(cfg):
+        MODELS.build(cfg.model.rpn_head, default_args={"train_cfg": cfg.model.train_cfg.rpn})
 
 
 def test_a_setting_that_the_message_has():

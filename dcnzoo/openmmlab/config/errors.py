@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from dcnzoo.openmmlab.config.deformable import arguments
-from dcnzoo.openmmlab.config.tree import dicts, registered
+from dcnzoo.openmmlab.config.tree import class_of, dicts, registered
 from dcnzoo.utils.errors import HINT, UserError, describe, disk_is_full, one_line, printable
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import cut, nearest
@@ -63,7 +63,12 @@ def explain(cfg: Config, error: Exception) -> tuple[str, str]:
         registries = (frame.f_locals.get("registry") for frame in reversed(frames))
         registry = next(filter(None, registries), None)
         if close := nearest(match[1], registered(registry)):
+            places = [path[1:] for path, node in dicts(cfg.to_dict()) if node.get("type") == match[1]]
+            key = places[0] if len(places) == 1 else key
             key, text = f"{key}.type", f"expected {close}, got {match[1]}, which is not registered"
+    elif "None" in text and len(types := [*_unknown_types(cfg, key)]) == 1:  # in place of a class
+        ((key, name),) = types
+        text = f"expected a registered class, got {name}"
     inner = [*takewhile(lambda frame: not _builds(frame), reversed(frames))]
     if not key:
         key, inner = _running(frames) or ("", inner)
@@ -104,6 +109,14 @@ def _builds(frame: FrameType) -> bool:
     return name.startswith(("build", "_build", "register_")) and module.startswith(_BUILDERS)
 
 
+def _unknown_types(cfg: Config, key: str) -> Iterator[tuple[str, str]]:
+    """Yield path and name of each type in a part of a config that is in no registry."""
+    for path, node in dicts(cfg.to_dict()):
+        kind = node.get("type")
+        if f"{path}.".startswith(f".{key}.") and isinstance(kind, str) and class_of(node) is None:
+            yield f"{path}.type"[1:], kind
+
+
 def _running(frames: list[FrameType]) -> tuple[str, list[FrameType]] | None:
     """Return the path of the innermost module that was running, such as ``model.neck``, and its assertion."""
     running = [self for frame in frames if isinstance(self := frame.f_locals.get("self"), nn.Module)]
@@ -124,11 +137,11 @@ def _with_setting(cfg: Config, path: str, frames: Iterable[FrameType]) -> str:
     for part in path.split("."):
         if isinstance(node, Mapping):
             node = node.get(part, node)
-        elif isinstance(node, list | tuple) and part.isdecimal():
-            node = node[int(part)]
+        elif isinstance(node, list | tuple):
+            node = dict(enumerate(node)).get(int(part) if part.isdecimal() else -1)
     if not (path and isinstance(node, Mapping)):
         return path
-    names = {key for key in node if key != "type" and not isinstance(node[key], Mapping | None)}
+    names = {key for key in node if key != "type" and node[key] is not None}
     for words in [names & {*re.findall(r"\w+", _line(frame))} for frame in frames]:
         texts = {word for word in words if isinstance(node[word], str)}
         if len(words) == 1 or len(texts) == 1:

@@ -36,7 +36,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("_ParamScheduler randomness mp_cfg PipelineSwitchHook YOLOXModeSwitchHook", "begin milestones cooldown "
      "patience seed opencv_num_threads switch_epoch num_last_epochs", COUNT_OR_0),
     ("CheckpointHook ResNet", "interval max_keep_ckpts frozen_stages", COUNT_OR_ALL),
-    ("_ParamScheduler clip_grad", "gamma factor max_norm clip_value", SIZE),
+    ("_ParamScheduler clip_grad", "gamma factor start_factor max_norm clip_value", SIZE),
     ("AnchorGenerator RoIAlign ImgDataPreprocessor BaseTransform", "scales ratios strides base_sizes "
      "output_size std scale scale_factor crop_size img_scale ratio_range size_divisor", SIZE),
     ("Optimizer paramwise_cfg _ParamScheduler filter_cfg Module", "lr weight_decay lr_mult decay_mult "

@@ -210,7 +210,12 @@ def _run(
             ):
                 text = f"expected one number as {name}, got several: reduction='mean' averages them"
                 findings[name] = Finding("model", text, stops=False)
-    elif first:
+        return
+    predicted = [sample.get("pred_instances") for sample in result]
+    if all(each is not None and len(each) == 0 for each in predicted):
+        text = "expected predictions with score thresholds of 0, got none"
+        findings["predictions"] = Finding("model.test_cfg", text, stops=False)
+    if first:
         first.evaluate(result, batch)
 
 
