@@ -33,12 +33,12 @@ class FirstBatch:
 
     Attributes:
         whole: returns the whole batch.
-        evaluate: gives predictions to copies of the metrics of a validation.
+        evaluate: gives predictions to copies of the metrics of a validation; False if they compute nothing.
     """
 
     few: Batch
     whole: Callable[[], Batch]
-    evaluate: Callable[[Sequence[Any], Batch], None]
+    evaluate: Callable[[Sequence[Any], Batch], bool]
 
 
 def first_batch(runner: Runner, name: str) -> FirstBatch | None:
@@ -107,10 +107,13 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
     )
 
 
-def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> None:
+def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> bool:
     """Evaluate predictions by copies of a loop's metrics.
 
     Not by those of the user's own, nor by ones that write files, or remove them when they end.
+
+    Returns:
+        Whether one computes a number, or may do so.
 
     Raises:
         UserError: a metric fails; begins with ``subject``.
@@ -137,9 +140,7 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
                 names.update(metric.compute_metrics(metric.results) or ())
     except Exception as error:
         raise UserError(printable(f"{subject}: {describe(error).removesuffix(HINT)}")) from error
-    if not names and len(evaluator.metrics) == len(loop.evaluator.metrics):
-        text = "expected a metric, got none: format_only or a metric that only writes files"
-        require_none([Finding("", text, stops=False)], subject)
+    return bool(names) or len(evaluator.metrics) < len(loop.evaluator.metrics)
 
 
 def _load_first(transform: Callable) -> Callable:

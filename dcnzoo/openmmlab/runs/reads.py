@@ -193,7 +193,7 @@ def _run(
     data = model.data_preprocessor(copy.deepcopy(batch), training)
     with ExitStack() as hooks, torch.set_grad_enabled(training and torch.is_grad_enabled()):
         if isinstance(data["inputs"], Tensor):
-            if not _LEAST_SPREAD < (spread := float(data["inputs"].std())) < _MOST_SPREAD:
+            if not _LEAST_SPREAD < (spread := float(data["inputs"].std((-2, -1)).mean())) < _MOST_SPREAD:
                 text = f"expected normalised pixels, got ones with a standard deviation of {spread:.3g}"
                 findings["std"] = Finding("model.data_preprocessor.std", text, stops=False)
             for name, module in model.named_modules():
@@ -215,8 +215,9 @@ def _run(
     if all(each is not None and len(each) == 0 for each in predicted):
         text = "expected predictions with score thresholds of 0, got none"
         findings["predictions"] = Finding("model.test_cfg", text, stops=False)
-    if first:
-        first.evaluate(result, batch)
+    if first and not first.evaluate(result, batch):
+        text = "expected a metric, got none: format_only or a metric that only writes files"
+        findings["metrics"] = Finding("val_evaluator", text, stops=False)
 
 
 def _compare_strides(
