@@ -158,10 +158,6 @@ WARNINGS = {
         + ")",
         ["train_dataloader.dataset.pipeline: expected pictures of at least 32"],
     ),
-    "no predictions": (
-        "model = dict(test_cfg=dict(rpn=dict(max_per_img=0)))",
-        ["model.test_cfg: expected predictions"],
-    ),
 }
 
 

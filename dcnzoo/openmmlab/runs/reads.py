@@ -210,12 +210,7 @@ def _run(
             ):
                 text = f"expected one number as {name}, got several: reduction='mean' averages them"
                 findings[name] = Finding("model", text, stops=False)
-        return
-    predicted = [sample.get("pred_instances") for sample in result]
-    if all(each is not None and len(each) == 0 for each in predicted):
-        text = "expected predictions with score thresholds of 0, got none"
-        findings["predictions"] = Finding("model.test_cfg", text, stops=False)
-    if first and not first.evaluate(result, batch):
+    elif first and not first.evaluate(result, batch):
         text = "expected a metric, got none: format_only or a metric that only writes files"
         findings["metrics"] = Finding("val_evaluator", text, stops=False)
 
