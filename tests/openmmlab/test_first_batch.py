@@ -173,8 +173,12 @@ def test_settings_with_another_effect(tmp_path, shapes, monkeypatch, lines, text
 
 
 def test_overlaps_of_encoded_boxes():
-    """GFL's head has the setting, too, and decodes the boxes by itself. SOLO's resizes its maps."""
-    files = {"gfl/gfl_r50_fpn_1x_coco.py": 0, "solov2/solov2-light_r18_fpn_ms-3x_coco.py": 0}
+    """GFL's and DDOD's heads decode the boxes by themselves. SOLO's resizes its maps."""
+    files = {
+        "gfl/gfl_r50_fpn_1x_coco.py": 0,
+        "ddod/ddod_r50_fpn_1x_coco.py": 0,
+        "solov2/solov2-light_r18_fpn_ms-3x_coco.py": 0,
+    }
     for name, number in {**files, "retinanet/retinanet_r18_fpn_1x_coco.py": 1}.items():
         cfg = Config.fromfile(base_path(f"mmdet::{name}", "")[0])
         cfg.model.backbone.init_cfg = None

@@ -7,7 +7,6 @@ them, it gets the whole first batch: an error is then the one that the training 
 
 import copy
 import functools
-import inspect
 import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -114,7 +113,7 @@ def unread_of_model(
                 raise UserError(
                     f"{cfg.filename}: {key or 'model'}: {text} (with the first batch of {loader})"
                 ) from same
-        findings = [*failures, *strides.values(), *_encoded(second), *_not_initialised(cfg, second)]
+        findings = [*failures, *strides.values(), *_not_initialised(cfg, second)]
         return findings if failures else [*findings, *unread(cfg, "model", asked)]
 
 
@@ -200,6 +199,8 @@ def _run(
                 compare = functools.partial(
                     _compare_strides, f"model.{name}", data["inputs"].shape[-1], findings
                 )
+                if type(module).__module__ == GIoULoss.__module__:
+                    compare = functools.partial(_compare_corners, f"model.{name}", findings)
                 hooks.callback(module.register_forward_pre_hook(compare).remove)
         result = model(**data, mode="loss" if training else "predict")
     if training:
@@ -263,16 +264,9 @@ def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
             yield Finding(f"{path}.init_cfg", text, stops=False)
 
 
-def _encoded(model: nn.Module) -> Iterator[Finding]:
-    """Yield a finding for each loss of overlaps that gets encoded boxes."""
-    for name, module in model.named_modules():
-        loss = getattr(module, "loss_bbox", None)
-        encoded = getattr(module, "reg_decoded_bbox", True) is False
-        if not encoded or type(loss).__module__ != GIoULoss.__module__:
-            continue
-        methods = [getattr(type(module), key, None) for key in ("loss", "loss_by_feat_single")]
-        texts = [inspect.getsource(method) for method in methods if method]
-        # other heads decode the boxes by themselves
-        if any("self.loss_bbox(" in text and "self.reg_decoded_bbox" in text for text in texts):
-            text = f"expected True with {type(loss).__name__}, which compares boxes, got False"
-            yield Finding(f"model.{name}.reg_decoded_bbox", text, stops=False)
+def _compare_corners(path: str, findings: dict[str, Finding], loss: nn.Module, args: tuple) -> None:
+    """Add a finding for a loss of overlaps that gets encoded boxes, whose corners are in no order."""
+    boxes = args[1] if len(args) > 1 else None
+    if isinstance(boxes, Tensor) and boxes.shape[-1:] == (4,) and (boxes[..., 2:] < boxes[..., :2]).any():
+        text = f"expected True with {type(loss).__name__}, which compares boxes, got encoded ones"
+        findings[path] = Finding(f"{path.rpartition('.')[0]}.reg_decoded_bbox", text, stops=False)
