@@ -140,7 +140,7 @@ def test_warnings_of_names_without_effect(tmp_path):
     Config.fromfile(PLAIN).dump(file)
     file.write_text(f"{file.read_text()}note = 'one'\n")
     warning = "note: expected a setting, got a name that nothing in the config uses"
-    unread = "note: nothing reads this variable"
+    unread = "note: nothing in the config uses it"
     size = {"val_dataloader.batch_size": 2}
     for options, warnings in (({}, [unread]), (size, [unread]), ({"note": "two"}, [warning])):
         problems = find_problems(read_config_file(file, options), TRAINING, options=options)

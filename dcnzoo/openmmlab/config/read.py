@@ -366,7 +366,7 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
             known = RUNNER_KEYS | (read & cfg.keys()) | {name for _, name, _ in settings}
             places = [*same] or [f"{key} in {part}" for part in sorted(published_in(key) & RUNNER_KEYS)]
             setting = few(places) if places else nearest(key, known, 0.7)
-            text = "nothing reads this variable"
+            text = "nothing in the config uses it"
             yield Finding(key, f"expected {setting}; {text}" if setting else text, stops=False)
 
 
