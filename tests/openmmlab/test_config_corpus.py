@@ -177,7 +177,10 @@ def test_reads_of_each_family(path):
     except (UserError, FileNotFoundError):
         pytest.skip("its packages are not installed")
     if "model" in cfg and "type" in cfg.model:
-        findings = unread_of_model(cfg, nn.Linear(1, 1))
+        try:
+            findings = unread_of_model(cfg, nn.Linear(1, 1))
+        except FileNotFoundError:
+            pytest.skip("expects a file of weights")
         print(path.parent.name, *findings)
         assert not [finding for finding in findings if finding.stops]
 

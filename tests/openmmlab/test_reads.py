@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -15,9 +16,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from dcnzoo.openmmlab.config.errors import config_errors
+from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.reads import unread_of_model
+from dcnzoo.openmmlab.runs.reads import _not_initialised, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.rehearse import _try, rehearse, without_trace
 from dcnzoo.openmmlab.runs.separate_run import separate_run
@@ -78,17 +80,24 @@ def test_settings_beside_those_that_are_read(tmp_path, text, expected):
     assert findings(tmp_path, f"model = dict({text})") == expected
 
 
-@pytest.mark.parametrize(
-    ("init", "key"),
-    [
-        ("dict(type='Normal', layer='Conv2d', override=dict(name='rpn_clss'))", r"init_cfg: .*rpn_clss"),
-        ("dict(type='Pretrained', checkpoint='no/such.pth')", r"init_cfg\.checkpoint: .*no/such\.pth"),
-    ],
-)
-def test_settings_of_initial_weights_that_are_refused(tmp_path, init, key):
+def test_a_class_that_initialises_itself():
+    """PVT's published configs have a checkpoint without a type."""
+    cfg = read_config_file(base_path("mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py", "")[0])
+    assert "type" not in cfg.model.backbone.init_cfg
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        backbone = MODELS.build({**cfg.model.backbone, "init_cfg": None})
+    assert not [*_not_initialised(cfg, nn.ModuleDict({"backbone": backbone}))]
+
+
+def test_settings_of_initial_weights_that_fail(tmp_path):
     """A training initialises the weights after it has read the data."""
-    with pytest.raises(UserError, match=rf"model\.rpn_head\.{key}"):
-        findings(tmp_path, f"model = dict(rpn_head=dict(init_cfg={init}))")
+    init = "init_cfg=dict(type='Normal', layer='Conv2d', override=dict(name='rpn_clss'))"
+    found = findings(tmp_path, f"model = dict(rpn_head=dict({init}), neck=dict({init}))")
+    assert found == {"model.rpn_head.init_cfg": False, "model.neck.init_cfg": True}  # the head has a method
+    with pytest.raises(UserError, match=r"model\.neck\.init_cfg\.checkpoint: .*no/such\.pth"):
+        findings(
+            tmp_path, "model = dict(neck=dict(init_cfg=dict(type='Pretrained', checkpoint='no/such.pth')))"
+        )
 
 
 def test_a_misspelt_setting_in_place_of_one_that_is_read():
