@@ -50,6 +50,7 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
         ("clip_grad = dict(max_norm=35)", "clip_grad", False),
         ("dcn = dict(type='DCNv2')", "dcn", False),
         ("warmup = 'linear'", "warmup", False),
+        ("img_scale = (320, 320)", "img_scale", False),  # one of tta_pipeline has this value
         ("_notes = 'of mine'", "", False),
         ("default_hooks = dict(visualization=None)", "default_hooks.visualization", True),
         ("default_hooks = dict(timer=None)", "", False),

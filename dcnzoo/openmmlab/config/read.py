@@ -342,6 +342,7 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
     last = parts[-1].stored if parts else ()
     values = [value for _, _, value in settings] + [cfg[key] for key in cfg.keys() & RUNNER_KEYS]
     copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
+    copies = [value for value in copies if not all(isinstance(each, int | float) for each in value)]  # sizes
     has_bases = len(parts) > 1 or "read_base" in cfg.text
     for key in sorted({*cfg} - RUNNER_KEYS - read):
         new, value, old = key in options and key not in stored, cfg[key], OLD_KEYS.get(key, "")
