@@ -27,12 +27,11 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.drawing import encoded
 from dcnzoo.detect.tiles import merge, windows
 from dcnzoo.detect.timing import Timing, fastest, overlaps
-from dcnzoo.export.openvino import save_ir
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.detector import Features, TorchDetector
 from dcnzoo.utils import fetch
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.marks import is_of_detector, mark_of
+from dcnzoo.utils.marks import is_of_detector
 from dcnzoo.zoo import download, find
 from tests.commands import error_of, run
 from tests.distributed.launching import settings
@@ -377,56 +376,6 @@ def test_strides_of_a_size_that_they_do_not_divide(size, strides):
 def test_unknown_labels_are_numbers():
     result = Detections(np.zeros((2, 4)), np.ones(2), np.array([1, 7]), classes=("a", "b"))
     assert result.names == ["b", "7"] and repr(result) == "Detections(1 b, 1 7)"
-
-
-# Exported files
-
-
-@pytest.fixture(scope="module")
-def onnx_file(detector, tmp_path_factory):
-    """Of a fixed size, which takes less time to export. export/test_tools.py exports one of any size."""
-    pytest.importorskip("onnxruntime")
-    path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    detector.export(path, shape=(128, 128))
-    return path
-
-
-@pytest.fixture
-def exported_file(request, onnx_file):
-    path = onnx_file.with_suffix(request.param)
-    if request.param == ".xml":
-        pytest.importorskip("openvino")
-        save_ir(onnx_file, path)
-    elif request.param == ".pt2":
-        for _ in range(2):  # the second replaces the first, whose mark it finds
-            run("export", MODEL, "--out", path)
-        assert mark_of(path) == f"export of {MODEL}"
-    return path
-
-
-@pytest.mark.parametrize(
-    "exported_file", [".onnx", ".xml", pytest.param(".pt2", marks=pytest.mark.slow)], indirect=True
-)
-def test_every_backend_detects_the_same(detector, exported_file, folder, coco):
-    exported = dcnzoo.load(exported_file, device="cpu")
-    assert exported.classes == detector.classes and exported.device == "cpu"
-    for name in ("0.png", "1.png"):
-        one, other = (each(folder / name, score_threshold=THRESHOLD) for each in (detector, exported))
-        assert_equal(one, other, rtol=1e-3, atol=1e-2)
-    files = coco / "annotations/val.json", coco / "val"
-    ours, theirs = (each.evaluate(files[0], images=files[1]) for each in (detector, exported))
-    assert theirs == pytest.approx(ours, abs=2e-3)
-
-
-def test_exported_file_on_the_command_line(onnx_file, folder, tmp_path):
-    outs = tmp_path / "torch", tmp_path / "onnx"
-    models = zip((MODEL, onnx_file), outs, strict=True)
-    printed = [run("infer", model, folder / "1.png", "--out", out) for model, out in models]
-    rows = [[line.split()[0] for line in text.splitlines()[2:-1]] for text in printed]
-    assert rows[0] == rows[1] and rows[0]
-    for option in ({"checkpoint": "x.pth"}, {"cfg_options": {"a": 1}}):
-        with pytest.raises(ValueError, match=f"{next(iter(option))}: expected none with an exported file"):
-            dcnzoo.load(onnx_file, **option)
 
 
 # Evaluation

@@ -19,8 +19,10 @@ from dcnzoo.detect.pictures import read
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.timing import agreement
 from dcnzoo.export import Detector
+from dcnzoo.export.openvino import save_ir
 from dcnzoo.openmmlab.export.verify import verify
 from dcnzoo.ops import has_ops
+from dcnzoo.utils.marks import mark_of
 from tests.cli.test_train import tiny
 from tests.commands import error_of, run
 from tests.processes import ROOT
@@ -39,8 +41,7 @@ PICTURE = ROOT / "tests/data/color.jpg"
 def work(tmp_path_factory):
     """A folder with a config for a data set of 5 images, and a checkpoint that detects objects.
 
-    The demo's detector with one level, which is exported in two thirds of the time. detect/test_detector.py
-    exports the demo's own.
+    The demo's detector with one level, which is exported in two thirds of the time.
     """
     from mmdet.registry import MODELS
 
@@ -146,6 +147,36 @@ def test_the_file_alone_is_enough(exported, evaluated):
         assert ours.masks.shape == (len(ours), 128, 128)
 
 
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+def test_every_backend_detects_the_same(exported, evaluated, work, tmp_path, ending):
+    path = exported[0]
+    if ending == ".xml":
+        pytest.importorskip("openvino")
+        path = tmp_path / "model.xml"
+        save_ir(exported[0], path)
+    detectors = load(work), dcnzoo.load(path, device="cpu")
+    assert detectors[1].classes == CLASSES and detectors[1].device == "cpu"
+    pictures = sorted((work / "data/val").glob("*.png"))
+    expected, results = (list(each(pictures)) for each in detectors)
+    assert sum(map(len, expected)) > 20 and agreement(expected, results) >= 0.99
+    assert all((a.masks == b.masks).mean() > 0.99 for a, b in zip(expected, results, strict=True))
+    files = work / "data/annotations/val.json", work / "data/val"
+    ours, theirs = (each.evaluate(files[0], images=files[1]) for each in detectors)
+    assert theirs == pytest.approx(ours, abs=2e-3)
+
+
+def test_exported_file_on_the_command_line(exported, work, tmp_path):
+    models = [work / "config.py", "--checkpoint", work / "weights.pth"], [exported[0]]
+    printed = [
+        run("infer", *model[:1], PICTURE, *model[1:], "--out", tmp_path / model[0].stem) for model in models
+    ]
+    rows = [[line.split()[0] for line in text.splitlines()[2:-1]] for text in printed]
+    assert rows[0] == rows[1] and rows[0]
+    for option in ({"checkpoint": "x.pth"}, {"cfg_options": {"a": 1}}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: expected none with an exported file"):
+            dcnzoo.load(exported[0], **option)
+
+
 def soft_teacher(work, folder):
     """Write a config and a checkpoint: the teacher is the detector of ``work``, the student finds nothing."""
     cfg, folder = Config.fromfile(work / "config.py"), folder / "soft_teacher"
@@ -180,8 +211,10 @@ def test_other_formats(work, tmp_path, endings):
         pytest.skip("the operators are not compiled")
     paths = [tmp_path / f"model.{ending}" for ending in endings]
     files = work / "config.py", work / "weights.pth"
-    output = run("export", *files, "--verify", "--output-file", paths[0])
+    for _ in range(2):  # the second replaces the first, whose mark it finds
+        output = run("export", *files, "--verify", "--output-file", paths[0])
     assert "detections agree" in output and ", ".join(map(str, paths)) in output
+    assert mark_of(paths[0]) == "export of config with weights.pth"
     assert set(tmp_path.glob("model*")) == set(paths)
     run("test", work / "config.py", paths[0], "--work-dir", tmp_path / "logs")
     result = Detector(paths[0])(PICTURE, score_threshold=0)
