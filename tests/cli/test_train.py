@@ -38,9 +38,9 @@ from ..distributed.launching import settings
 from ..formats import fruits, write_yolo
 
 
-def tiny(data, train=8, val=4, epochs=2):
+def tiny(data, train=4, val=4, epochs=2):
     """Settings with which the demo config trains in seconds."""
-    return settings(data, train, val, epochs, train_dataloader__batch_size=4)
+    return settings(data, train, val, epochs, train_dataloader__batch_size=2)
 
 
 def log_of(folder):
@@ -69,7 +69,7 @@ def trained(tmp_path_factory, data):
 
 def test_train_writes_checkpoints_and_a_report(trained, data):
     work, output = trained
-    assert len(list((data / "train").iterdir())) == 8
+    assert len(list((data / "train").iterdir())) == 4
     assert sorted(p.name for p in work.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
     assert Path((work / "last_checkpoint").read_text()) == work / "epoch_2.pth"
     weights = torch.load(work / "epoch_2.pth", weights_only=False)["state_dict"]
