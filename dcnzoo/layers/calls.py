@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +32,8 @@ def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
     the same for dcnzoo's layers, also DCNv3, DCNv4 and attention, which are not measured here.
     """
     statistics: dict[str, OffsetStatistics] = {}
-    running = [""]  # names of modules, the innermost last
+    running = [""]  # names of modules, the innermost last; other threads' operators are not seen
+    thread = threading.get_ident()
     measured: dict[str, list[Tensor]] = defaultdict(list)  # [3] per call
 
     def note(operator: Operator, call: Any, output: Tensor) -> None:
@@ -43,10 +45,11 @@ def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
             measured[running[-1]].append(measure(call.offset, size, *geometry))
 
     def enter(name: str) -> Callable:
-        return lambda *_: running.append(name)
+        return lambda *_: running.append(name) if threading.get_ident() == thread else None
 
     def leave(*_: object) -> None:
-        running.pop()
+        if threading.get_ident() == thread:
+            running.pop()
 
     handles = []
     for name, module in model.named_modules():

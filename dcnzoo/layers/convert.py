@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from dcnzoo.layers import packed
+from dcnzoo.layers.forwards import Switch
 from dcnzoo.layers.offsets import OFFSET_CONVS
 from dcnzoo.layers.rebuilding import protect
 from dcnzoo.layers.same_as import hooks, same_as
@@ -340,7 +341,7 @@ def _check_replaceable(module: nn.Module, known: Collection[type[nn.Module]], su
         raise _Refused("is lazy: run a batch through the model first")
     if hook := hooks(module):
         raise _Refused(f"has {hook.strip('_').replace('_', ' ')}, which would be lost: remove them first")
-    if "forward" in vars(module):
+    if not isinstance(vars(module).get("forward", Switch(module)), Switch):
         raise _Refused("has a `forward` set on the instance")
     is_subclass = isinstance(module, tuple(known))
     if same_as(module, known) or (subclasses and is_subclass):

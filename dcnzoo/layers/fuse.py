@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from dcnzoo.layers.forwards import Forwards, replaced
 from dcnzoo.layers.packed import PackedDeformConv2d
 from dcnzoo.layers.same_as import CALL, hooks, patched, same_as
 from dcnzoo.ops import _torch_private as private
+from dcnzoo.ops._arguments import can_read
 
 Layer = Callable[..., Tensor]  # of x, and perhaps of another map
 Unary = tuple[str, list, str]  # an activation, its numbers and its algorithm, as oneDNN's operators take them
@@ -86,7 +86,7 @@ class FusedLayer:
 
     Attributes:
         unfused: computes it module by module.
-        weights: the weights that contain a norm, or have another type, by the layer's weight.
+        weights: the weights that contain a norm, or have another type, by the id of the layer's weight.
     """
 
     kernel: Kernel
@@ -94,7 +94,7 @@ class FusedLayer:
     norm: Any
     unary: Unary
     unfused: Layer
-    weights: WeakTensorKeyDictionary
+    weights: dict[int, tuple]
 
     def __call__(self, input: Tensor, other: Tensor | None = None) -> Tensor:
         mixed = torch.is_autocast_enabled("cpu")
@@ -104,15 +104,26 @@ class FusedLayer:
         weight, bias = self._parameters(dtype)
         return self.kernel(self.layer, input, weight, bias, self.unary, other)
 
+    def forward(self, input: Tensor) -> Tensor:
+        """The same for a module's ``forward``, which takes no other map."""
+        return self(input)
+
     def _fits(self, input: Tensor, dtype: torch.dtype, mixed: bool) -> bool:
+        if type(input) is not Tensor or not can_read(input) or private.in_dispatch_mode():
+            return False
+        if self.norm is not None and self.norm.training:
+            return False
         deformed, weight = self.kernel is _convolve_deformed, self.layer.weight
         channels = weight.shape[1] * getattr(self.layer, "groups", 1)
         products = weight.numel() // channels  # for each number of the input, at most
         least = 1 if deformed else max(LEAST_PIXELS * channels, LEAST_PRODUCTS // products)
         # oneDNN raises an error for bfloat16 on CPUs that it does not support, such as x86 without AVX-512
         computed = DTYPES if deformed or private.multiplies_bfloat16() else DTYPES[:1]
-        is_batch = self.kernel is _multiply or input.dim() == 4
-        return is_batch and dtype in computed and input.numel() >= least and (mixed or input.dtype == dtype)
+        is_map = self.kernel is not _multiply
+        if (is_map and input.dim() != 4) or input.shape[1 if is_map else -1] != channels:
+            return False
+        known = (*DTYPES, torch.float16) if mixed else (dtype,)  # autocast does not convert float64
+        return dtype in computed and input.dtype in known and input.numel() >= least
 
     def _adds(self, input: Tensor, other: Tensor, dtype: torch.dtype) -> bool:  # only in channels-last order
         is_last = min(input.shape[1:]) > 1 and input.is_contiguous(memory_format=torch.channels_last)
@@ -127,7 +138,7 @@ class FusedLayer:
         statistics = [] if norm is None else [norm.running_mean, norm.running_var, norm.weight, norm.bias]
         key = (dtype, None if norm is None else norm.eps)
         numbers = _numbers(weight, bias, *statistics)
-        stored = self.weights.get(weight)
+        stored = self.weights.get(id(weight))  # equal numbers: also right if another weight had the id
         if stored is None or stored[0] != key or not torch.equal(stored[1], numbers):
             fused_weight, fused_bias = weight, bias
             if norm is not None:
@@ -136,7 +147,7 @@ class FusedLayer:
                     weight, bias, mean, variance, norm.eps, scale, shift
                 )
             fused_bias = None if fused_bias is None else fused_bias.detach().to(dtype)
-            stored = self.weights[weight] = (key, numbers, (fused_weight.detach().to(dtype), fused_bias))
+            stored = self.weights[id(weight)] = (key, numbers, (fused_weight.detach().to(dtype), fused_bias))
         return stored[2]
 
 
@@ -171,7 +182,7 @@ class Fuser:
 
     def __init__(self, blocks: "Mapping[type, Block]", equal: Mapping[type, type]) -> None:
         self.blocks, self.equal = {nn.Sequential: sequential, **blocks}, equal
-        self.weights = WeakTensorKeyDictionary()
+        self.weights: dict[int, tuple] = {}
 
     def __reduce__(self) -> tuple:  # copies and pickles are without the stored weights
         return Fuser, (self.blocks, self.equal)
@@ -183,8 +194,12 @@ class Fuser:
         every layer does.
         """
         forwards: dict[nn.Module, Layer] = {}
-        if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        parameters = {id(parameter): parameter for parameter in model.parameters()}
+        if any(parameter.device.type != "cpu" for parameter in parameters.values()):
             return forwards
+        for number in [*self.weights]:
+            if number not in parameters:
+                self.weights.pop(number, None)
         if (
             private.FUSED_LAYERS in private.missing
             or private.has_any_global_hook()
@@ -204,6 +219,8 @@ class Fuser:
 
         The modules are called one by one if they cannot be fused.
         """
+        if norm is activation is None:
+            return layer  # whose hooks run
         return self.fused(layer, norm, activation) or _compose(layer, norm, activation)
 
     def fused(
@@ -211,7 +228,11 @@ class Fuser:
     ) -> FusedLayer | None:
         """Return the same in one call; None with unknown classes, and with hooks, which it would not call."""
         kernel, unary = self.kernel(layer), NONE
-        if kernel is None or (norm is not None and (kernel is _multiply or not self.is_norm(norm))):
+        if kernel is None:
+            return None
+        if norm is not None and not (
+            kernel is not _multiply and self.is_norm(norm) and norm.num_features == len(layer.weight)
+        ):
             return None
         if activation is not None:
             if not self.is_activation(activation):
@@ -255,7 +276,7 @@ Block = Callable[[Any, Fuser], Forwards]
 
 def single(module: Any, fuser: Fuser) -> Forwards:
     fused = fuser.fused(module)
-    return {module: fused} if fused and fused.kernel is not _convolve_deformed else {}
+    return {module: fused.forward} if fused and fused.kernel is not _convolve_deformed else {}
 
 
 def sequential(module: nn.Sequential, fuser: Fuser) -> Forwards:
@@ -269,7 +290,7 @@ def sequential(module: nn.Sequential, fuser: Fuser) -> Forwards:
                 norm = rest.pop(0)
             if rest and fuser.is_activation(rest[0]):
                 activation = rest.pop(0)
-        steps.append(layer if norm is activation is None else fuser(layer, norm, activation))
+        steps.append(fuser(layer, norm, activation))
 
     def forward(input: Tensor) -> Tensor:
         for step in steps:
@@ -291,17 +312,21 @@ def fused(
 
     In an ``nn.Sequential``, a convolution, its batch norm and its activation are one call of oneDNN. Results
     differ by rounding, and oneDNN's ReLU gives 0 for NaN: if a NaN must reach the outputs, use the model. The
-    model itself runs, and each call uses its weights, hooks and modules as they are then, however they are
-    written: a layer that a subclass, a hook or a parametrization changes runs as in the model. Several
-    threads may call the function.
+    model itself runs, and each call uses its weights, hooks and modules as they are when it begins, however
+    they are written: a layer that a subclass, a hook or a parametrization changes runs as in the model. Not
+    seen are hooks and modules that a forward itself sets, and functions of torch that others replace.
+    Several threads may call the function. The steps of a generator run later, as in the model.
 
     Args:
         blocks: functions that fuse other blocks, by their class, as in :mod:`dcnzoo.openmmlab.fuse`.
         equal: classes that compute what another one does, such as ``{MyConv2d: nn.Conv2d}``.
 
     Raises:
+        TypeError: the model is not a module.
         RuntimeError: the model is in training at a call.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fused: model: expected an nn.Module, got {type(model).__name__}")
     return partial(_predict, model, Fuser(blocks or {}, equal or {}))
 
 

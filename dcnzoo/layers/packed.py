@@ -207,8 +207,9 @@ class _Pack(TracksOffsets, nn.Module):
         return self
 
     def _predict_raw(self, input: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
-            if self.float32_offsets and torch.is_autocast_enabled(input.device.type):
+        if not torch.jit.is_scripting():
+            is_float32 = all(each.dtype == torch.float32 for each in self.conv_offset.parameters())
+            if self.float32_offsets and is_float32 and torch.is_autocast_enabled(input.device.type):
                 with torch.autocast(input.device.type, enabled=False):
                     return self._convolve_features(input.float())
         return self._convolve_features(input)

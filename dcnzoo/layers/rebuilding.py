@@ -41,9 +41,12 @@ def _takes_maps(method: Any) -> bool:  # the features that it fuses
 
 
 def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the method, unless a copy of the module shows that it removes packed layers or fails with them."""
+    """Call the method, unless a copy of the module shows that it removes packed layers or fails with them.
+
+    A method that a forward calls computes: it is called.
+    """
     method = getattr(type(module), name)
-    if not _runs.get() and (problem := _problem(module, method, args, kwargs)):
+    if not _runs.get() and not _in_forward() and (problem := _problem(module, method, args, kwargs)):
         warnings.warn(
             f"{type(module).__name__}.{name}: would replace deformable layers by convolutions, so it does "
             f"nothing: {problem}",
@@ -51,6 +54,13 @@ def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
         )
         return module
     return method(module, *args, **kwargs)
+
+
+def _in_forward() -> bool:
+    frame = inspect.currentframe()
+    while frame and frame.f_code is not nn.Module._call_impl.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str, Any]) -> str:

@@ -1,5 +1,8 @@
 """Offsets of layers of other packages: statistics and limit."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -132,3 +135,15 @@ def test_a_transposed_layer_is_measured():
     layers.track_offsets(pack)
     pack(torch.randn(1, 1, 4, 4))
     assert statistics == layers.offset_statistics(pack) and statistics[""].outside == 1 / 16
+
+
+def test_other_threads_change_no_name():
+    """A thread enters ``0`` while this one is in ``1``."""
+    model, x = nn.Sequential(Foreign(), Foreign()), torch.randn(1, 4, 7, 9)
+    entered, leave = threading.Event(), threading.Event()
+    model[0].register_forward_hook(lambda *_: entered.set() or (leave.wait(10) and None))
+    with layers.measure_offsets(model) as statistics, ThreadPoolExecutor(1) as pool:
+        model[1].register_forward_pre_hook(lambda *_: pool.submit(model[0], x) and entered.wait(10) and None)
+        model[1](x)
+        leave.set()
+    assert set(statistics) == {"1"}

@@ -10,10 +10,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmdet.models.backbones.resnet import Bottleneck
 from mmdet.registry import MODELS
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
@@ -402,3 +405,119 @@ def test_threads_decide_for_themselves():
         outside.set()
         torch.testing.assert_close(later.result(), expected)
     assert len(calls) == 1 and not any("forward" in vars(module) for module in model.modules())
+
+
+def layers_of(width: int = 64) -> nn.Sequential:
+    network = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+    nn.init.uniform_(network[1].running_mean, -1, 1)
+    return network.eval()
+
+
+class Adapts(nn.Module):
+    """Normalises with the statistics of its input, as adaptation to another domain does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = layers_of()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.net[1].train()
+        y = self.net(x)
+        self.net[1].eval()
+        return y
+
+
+class Doubled(torch.Tensor):
+    """A tensor that changes what torch's convolution computes."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result * 2 if function is torch.nn.functional.conv2d or function is torch.conv2d else result
+
+
+def test_a_forward_that_trains_a_part_and_tensors_of_another_class():
+    x = torch.randn(2, 64, 16, 13)
+    model = Adapts().eval()
+    expected = copy.deepcopy(model)(x)
+    torch.testing.assert_close(dcnzoo.fused(model)(x), expected)
+    network, other = layers_of(), x.as_subclass(Doubled)
+    torch.testing.assert_close(dcnzoo.fused(network)(other), network(other))
+
+
+def test_a_call_with_fake_tensors_or_in_vmap_leaves_nothing_behind():
+    network, x = layers_of(24), torch.randn(2, 24, 16, 13)
+    predict = dcnzoo.fused(network)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        predict(x)
+    torch.testing.assert_close(torch.vmap(predict)(x[None])[0], network(x))
+    for _ in range(2):
+        torch.testing.assert_close(predict(x), network(x))
+    with FlopCounterMode(display=False) as counter, FlopCounterMode(display=False) as expected:
+        predict(x)
+    network(x)
+    assert counter.get_total_flops() == expected.get_total_flops() == 2 * 24 * 24 * 9 * 2 * 16 * 13
+
+
+def test_a_network_with_fused_layers_can_exchange_its_weights():
+    network, x = layers_of(), torch.randn(1, 64, 16, 13)
+    predict = dcnzoo.fused(network)
+    predict(x)
+    torch.utils.swap_tensors(network[0].weight, nn.Parameter(torch.randn(64, 64, 3, 3)))
+    torch.testing.assert_close(predict(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda run, net: run(torch.randn(1, 63, 9, 8)),  # another width
+        lambda run, net: run(torch.randn(1, 64, 9, 8, dtype=torch.float64)),
+        lambda run, net: net.__setitem__(1, nn.BatchNorm2d(1).eval()) or run(torch.randn(1, 64, 9, 8)),
+    ],
+)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_the_model_refuses(call, mixed):
+    network = layers_of()
+    for run in (network, dcnzoo.fused(network)):
+        with torch.autocast("cpu", enabled=mixed), pytest.raises(RuntimeError):
+            call(run, network)
+
+
+def test_a_convolution_takes_no_other_map():
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x, x)
+
+    with pytest.raises(TypeError, match="positional argument"):
+        dcnzoo.fused(Sums().eval())(torch.randn(1, 8, 9, 8).contiguous(memory_format=torch.channels_last))
+
+
+def test_hooks_of_a_convolution_alone_in_its_block():
+    module, called = ConvModule(8, 8, 1, act_cfg=None).eval(), []
+    module.conv.register_forward_hook(lambda *_: called.append(1))
+    dcnzoo.fused(module, BLOCKS, SAME)(torch.randn(1, 8, 9, 7))
+    assert called == [1]
+
+
+def test_only_modules_are_fused():
+    with pytest.raises(TypeError, match="got function"):
+        dcnzoo.fused(lambda x: x)
+
+
+def test_a_copy_that_a_forward_makes_can_be_converted():
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = layers_of()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            copies.append(copy.deepcopy(self.net))
+            return self.net(x)
+
+    copies: list[nn.Module] = []
+    dcnzoo.fused(Copies().eval())(torch.randn(1, 64, 9, 8))
+    assert [*dcnzoo.to_deformable(copies[0], "0").replaced] == ["0"]

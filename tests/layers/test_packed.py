@@ -432,3 +432,12 @@ def test_a_missing_bias_is_a_missing_key():
     states["offset_conv.weight"] = states.pop("conv_offset.weight")
     pack.load_state_dict(states)
     assert not pack.conv_offset.bias.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_float32_offsets_of_another_type_under_autocast(dtype):
+    pack = layers.PackedDeformConv2d(4, 6, 3, float32_offsets=True).to(dtype)
+    x = torch.randn(1, 4, 9, 8, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pack(x)
+    torch.testing.assert_close(found.to(dtype), pack(x), rtol=0.02, atol=0.02)

@@ -185,3 +185,26 @@ def test_a_module_that_cannot_be_copied_stays():
     model[0].map = model[0][0].weight * 2  # torch copies no tensors with a graph
     with pytest.warns(UserWarning, match="cannot be tried on a copy"):
         assert model[0].fuse() is model[0]
+
+
+def test_a_method_that_a_forward_calls_computes():
+    class Neck(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            self.features = [self.a(x), self.b(x)]
+            return self.fuse()
+
+        def fuse(self):
+            calls.append(1)
+            return self.features[0] + self.features[1]
+
+    calls, model, x = [], nn.Sequential(Neck()), torch.randn(1, 4, 9, 8)
+    expected = model(x)
+    dcnzoo.to_deformable(model, "*.a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(model(x), expected)
+    assert calls == [1, 1]
