@@ -119,6 +119,7 @@ def test_logits(name):
     assert model(x).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_compiles():
     options = dict(TINY, depths=(1, 1, 1, 1), num_classes=7, use_clip_projector=True)
     model = randomise(backbones.internimage_t(**options), 0.1).eval()
