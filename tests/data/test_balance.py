@@ -195,7 +195,7 @@ HARMFUL = (other_boxes, stray_voc, another_folder, table, renamed_labels)
 
 def composed(root, seed):
     choose = random.Random(seed)
-    layouts.GENERATOR.seed(seed)
+    random.seed(seed)  # of the pictures and objects
     name, splits = (
         choose.choice([*GENERATORS]),
         choose.choice(["train val test", "train val", "train test", "train"]),

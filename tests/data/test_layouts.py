@@ -23,7 +23,6 @@ from ..products import in_turn
 
 CLASSES = ("disc", "box", "star")
 WIDTH, HEIGHT = 60, 40
-GENERATOR = random.Random(0)
 SIZES = {"train": 6, "val": 3, "test": 2}
 
 
@@ -33,8 +32,8 @@ def draw(root, names, empty=(1,)):
     for index, name in enumerate([f"{n:04}.jpg" for n in range(names)] if isinstance(names, int) else names):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (WIDTH, HEIGHT), tuple(GENERATOR.randrange(256) for _ in range(3))).save(file)
-        boxes = [(GENERATOR.randrange(3), GENERATOR.randrange(20), 4, GENERATOR.randrange(9, 30), 20)]
+        Image.new("RGB", (WIDTH, HEIGHT), tuple(random.randrange(256) for _ in range(3))).save(file)
+        boxes = [(random.randrange(3), random.randrange(20), 4, random.randrange(9, 30), 20)]
         part[file.name] = [] if index in empty else boxes
     return part
 

@@ -70,7 +70,8 @@ def test_pooling(exporter, name, opset, tmp_path):
     for case in ({}, dict(rois=11, size=(13, 8)), dict(rois=1)):
         exact = example(**case)[:count]
         for actual, arguments in zip(run(path, *(t.float() for t in exact)), settings, strict=True):
-            assert_close(actual, getattr(reference, name)(*exact, *arguments))
+            expected = getattr(reference, name)(*exact, *arguments)
+            assert_close(actual, expected[0] if name == "roi_align" else expected)
 
 
 def test_bins_of_whole_pixels_have_as_many_samples_as_pixels(tmp_path):
