@@ -53,7 +53,7 @@ def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
 
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_pre_hook(enter(name), prepend=True))  # others may raise
         handles.append(module.register_forward_hook(leave, always_call=True))
     try:
         with CallsOfOperators(note):
@@ -79,7 +79,7 @@ def limit_offsets(model: nn.Module, limit: float) -> list[RemovableHandle]:
     Raises:
         ValueError: ``limit`` is not positive, or no layer was recognised.
     """
-    if not limit > 0:
+    if not 0 < limit < math.inf:
         raise ValueError(f"limit_offsets: limit: expected a positive number, got {limit!r}")
     handles = []
     layer: Any

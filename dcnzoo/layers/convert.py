@@ -202,7 +202,10 @@ def from_deformable(model: nn.Module, where: Where = "*") -> ConversionReport:
     Raises:
         ValueError: no layer was replaced.
     """
+    packs = [module for module in model.modules() if isinstance(module, packed._Pack)]
     report = replace_convolutions(model, where, _folded, deformable=True, caller="from_deformable")
+    if not any(isinstance(module, packed._Pack) for module in model.modules()):
+        FirstForward.forget(*packs)
     _warn("from_deformable", report)
     return report
 
@@ -414,7 +417,7 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
 
 def _carry_over(old: nn.Module, new: nn.Module, without: Collection[str] = ()) -> None:
     """Copy the attributes that a host keeps on a layer: ``f``, ``i`` and ``type`` of YOLO, ``lr_scale``."""
-    for name in vars(old).keys() - vars(new).keys() - set(without):
+    for name in vars(old).keys() - vars(new).keys() - {"forward", *without}:  # forward: of a fused call
         setattr(new, name, vars(old)[name])
 
 

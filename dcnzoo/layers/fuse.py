@@ -109,7 +109,9 @@ class FusedLayer:
         return self(input)
 
     def _fits(self, input: Tensor, dtype: torch.dtype, mixed: bool) -> bool:
-        if type(input) is not Tensor or not can_read(input) or private.in_dispatch_mode():
+        if torch.is_grad_enabled() or type(input) is not Tensor:  # a forward may want derivatives
+            return False
+        if not can_read(input) or private.in_dispatch_mode():
             return False
         if self.norm is not None and self.norm.training:
             return False

@@ -203,7 +203,7 @@ def offset_parameter_groups(
         id(parameter)
         for module in model.modules()
         for part in (module, getattr(module, "offset_features", None))  # of prediction='separable'
-        if isinstance(part, OFFSET_PREDICTORS) or (part is not None and part is not module)
+        if isinstance(part, OFFSET_PREDICTORS) or (isinstance(part, nn.Module) and part is not module)
         for parameter in part.parameters()
     }
     split = []

@@ -25,8 +25,11 @@ _runs: ContextVar[bool] = ContextVar("runs", default=False)  # whether one of th
 
 
 def protect(model: nn.Module) -> None:
-    """Wrap these methods of all modules in ``model`` that contain packed layers."""
+    """Wrap these methods of all modules in ``model`` that contain packed layers, and no others."""
     for module in model.modules():
+        for name, value in [*vars(module).items()]:
+            if isinstance(value, functools.partial) and value.func is _rebuild:
+                del vars(module)[name]
         if any(isinstance(part, _Pack) for part in module.modules()):
             for name in filter(_REBUILD.fullmatch, dir(type(module))):
                 method = inspect.getattr_static(type(module), name)
@@ -43,10 +46,22 @@ def _takes_maps(method: Any) -> bool:  # the features that it fuses
 def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
     """Call the method, unless a copy of the module shows that it removes packed layers or fails with them.
 
-    A method that a forward calls computes: it is called.
+    A method that a forward calls may compute its features: it is called, and must leave the layers.
+
+    Raises:
+        RuntimeError: it was called by a forward and has removed them.
     """
     method = getattr(type(module), name)
-    if not _runs.get() and not _in_forward() and (problem := _problem(module, method, args, kwargs)):
+    if not _runs.get() and _in_forward():
+        packs = {part: key for key, part in module.named_modules() if isinstance(part, _Pack)}
+        result = method(module, *args, **kwargs)
+        if lost := [packs[part] for part in packs.keys() - {*module.modules()}]:
+            raise RuntimeError(
+                f"{type(module).__name__}.{name}: expected deformable layers to stay, but it has replaced "
+                f"{few(sorted(lost), 3)} by convolutions, in a forward; convert other layers (where=…)"
+            )
+        return result
+    if not _runs.get() and (problem := _problem(module, method, args, kwargs)):
         warnings.warn(
             f"{type(module).__name__}.{name}: would replace deformable layers by convolutions, so it does "
             f"nothing: {problem}",

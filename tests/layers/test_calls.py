@@ -1,5 +1,6 @@
 """Offsets of layers of other packages: statistics and limit."""
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -120,7 +121,9 @@ def test_limit(layer, groups):
     torch.testing.assert_close(part.conv_offset(x), raw)
 
 
-@pytest.mark.parametrize(("model", "limit"), [(nn.Conv2d(1, 1, 1), 3), (Foreign(), 0), (Foreign(), -1)])
+@pytest.mark.parametrize(
+    ("model", "limit"), [(nn.Conv2d(1, 1, 1), 3), (Foreign(), 0), (Foreign(), float("inf"))]
+)
 def test_wrong_limits(model, limit):
     with pytest.raises(ValueError, match="limit_offsets: "):
         layers.limit_offsets(model, limit)
@@ -147,3 +150,22 @@ def test_other_threads_change_no_name():
         model[1](x)
         leave.set()
     assert set(statistics) == {"1"}
+
+
+def test_a_hook_that_raises_changes_no_name():
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bad, self.good = Foreign(), Foreign()
+            self.bad.register_forward_pre_hook(lambda *_: 1 / 0)
+
+        def forward(self, x):
+            for _ in range(2):
+                with contextlib.suppress(ZeroDivisionError):
+                    self.bad(x)
+            return self.good(x)
+
+    model = nn.Sequential(Tries())
+    with layers.measure_offsets(model) as statistics:
+        model(torch.randn(1, 4, 7, 9))
+    assert set(statistics) == {"0.good"}

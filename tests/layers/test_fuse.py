@@ -521,3 +521,29 @@ def test_a_copy_that_a_forward_makes_can_be_converted():
     copies: list[nn.Module] = []
     dcnzoo.fused(Copies().eval())(torch.randn(1, 64, 9, 8))
     assert [*dcnzoo.to_deformable(copies[0], "0").replaced] == ["0"]
+
+
+class Force(nn.Module):
+    """The derivative of an energy, as of networks that predict forces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = layers_of(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            return torch.autograd.grad((x + self.net(x)).square().sum(), x)[0]
+
+
+def test_a_forward_that_differentiates():
+    model, x = Force().eval(), torch.randn(2, 32, 16, 13)
+    torch.testing.assert_close(dcnzoo.fused(model)(x), model(x))
+
+
+def test_a_model_that_is_converted_in_a_fused_call_uses_its_layers():
+    network = layers_of()
+    with replaced({network[0]: network[0].forward}):
+        dcnzoo.to_deformable(network, "0")
+    network.train()(torch.randn(1, 64, 9, 8)).sum().backward()
+    assert network[0].conv_offset.weight.grad is not None

@@ -208,3 +208,44 @@ def test_a_method_that_a_forward_calls_computes():
         warnings.simplefilter("error")
         torch.testing.assert_close(model(x), expected)
     assert calls == [1, 1]
+
+
+def test_a_forward_that_removes_deformable_layers_is_an_error():
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            if not self.training and self.norm is not None:
+                self.fuse()
+            return self.conv(x) if self.norm is None else self.norm(self.conv(x))
+
+        def fuse(self):
+            self.conv, self.norm = rebuilt(self.conv, self.norm), None
+
+    model = nn.Sequential(Lazy())
+    dcnzoo.to_deformable(model, "*.conv")
+    model(torch.randn(2, 4, 9, 8))
+    with pytest.raises(RuntimeError, match="deformable layers to stay, but it has replaced conv"):
+        model.eval()(torch.randn(2, 4, 9, 8))
+
+
+def test_undoing_a_conversion_leaves_nothing():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x)
+
+        def fuse(self):
+            pass
+
+    model = nn.Sequential(Block())
+    before = [{*vars(module)} for module in model.modules()]
+    dcnzoo.to_deformable(model, "*.conv")
+    dcnzoo.from_deformable(model)
+    assert [{*vars(module)} for module in model.modules()] == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -130,6 +130,7 @@ def test_valid_edits(tmp_path, monkeypatch, bases_once, part):
 SILENT = {
     "train_cfg.max_epochs: [3]",
     "model.test_cfg.rcnn.max_per_image: 100",
+    "model.train_cfg.debg: False",  # no code reads debug
     "model.train_cfg.rpn.debg: False",
     "model.train_cfg.rcnn.debg: False",
     "model.roi_head.bbox_roi_extractor.featmap_strides: [4, 8, 0, 32]",

@@ -149,6 +149,16 @@ def test_a_finished_training_is_not_resumed(finished, capsys, epochs):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*")} == before
 
 
+def test_a_finished_training_without_its_best_checkpoint_validates_again(tmp_path):
+    """A kill between the log and the file, or a full disk, has left none."""
+    option = {"default_hooks.checkpoint.save_best": "auto"}
+    train(tmp_path, "two", {"epochs": 1}, **option)
+    (best,) = (tmp_path / "two").glob("best_*")
+    best.unlink()
+    train(tmp_path, "two", {"resume": True, "epochs": 1}, **option)
+    assert best.exists()
+
+
 @HOOKS.register_module()
 class InterruptHook(Hook):
     def after_train_iter(self, *args, **kwargs):

@@ -227,7 +227,7 @@ def _set_values(runner: Runner, optimizer: dict[str, Any], reduced: set[str]) ->
     if "base_param_settings" in optimizer:
         groups.append(optimizer["base_param_settings"])
     rates = [group["lr"] for group in groups]
-    for old, new in zip(groups, wrapper.param_groups, strict=True):
+    for old, new in zip(groups, wrapper.param_groups, strict=False):  # base_param_settings: perhaps of one
         for name in reduced:
             first = new[f"initial_{name}"]
             new[name] = min(new[name], old[name] * first / old.get(f"initial_{name}", first))

@@ -57,6 +57,8 @@ def nothing_left(cfg: Config, start: Start) -> str | None:
     if done is None or done < end or (units == "epochs") != saved.by_epoch:
         return None
     is_due = cfg.get("val_cfg") and loop.get("val_begin", 1) <= done == end
-    if is_due and done not in History.read(folder).validation:  # it runs now
+    save_best = cfg.get("default_hooks", {}).get("checkpoint", {}).get("save_best")
+    lacks_best = save_best and saved.is_local and saved.best() is None
+    if is_due and (lacks_best or done not in History.read(folder).validation):  # it runs now
         return None
     return f"{folder}: {done} of {end} {units} are done; set a larger number to train on"
