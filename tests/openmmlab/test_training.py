@@ -42,6 +42,7 @@ from dcnzoo.openmmlab.hooks import (
 )
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
@@ -1153,6 +1154,32 @@ def test_patience_counts_the_validations_before_a_resume(tmp_path):
             runner.train()
     assert runner.epoch == 4 and checkpoints(tmp_path / "b")[-1] == "epoch_4.pth"
     assert [*History.read(tmp_path / "b").validation] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("change", ["force", "no log"])
+def test_patience_with_a_log_that_moves_or_is_gone(tmp_path, change, capsys, monkeypatch):
+    hook = {"type": "PlateauEarlyStoppingHook", "monitor": "score", "rule": "greater", "patience": 3}
+    loop = {"by_epoch": True, "max_epochs": 9, "val_interval": 1}
+    saving = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}
+    settings = {"train_cfg": loop, "val_evaluator": Evaluator([NoProgress()]), "default_hooks": saving}
+    runner = make_runner(tmp_path, "first", custom_hooks=[hook, Dies(3)], **settings)
+    with pytest.raises(Death):
+        runner.train()
+    options = {"resume": True, "load_from": str(tmp_path / "epoch_2.pth")}
+    runner = make_runner(tmp_path, "rest", custom_hooks=[hook], **settings, **options)
+    (log,) = tmp_path.glob("*/vis_data/scalars.json")
+    capsys.readouterr()
+    if change == "no log":
+        log.unlink()
+    else:  # after it was read, as by WorkDirHook
+        read = ResumeHook.after_load_checkpoint
+        moves = lambda *args, **kwargs: (read(*args, **kwargs), log.rename(tmp_path / "old.json"))  # noqa: E731
+        monkeypatch.setattr(ResumeHook, "after_load_checkpoint", moves)
+    runner.train()
+    lost = change == "no log"
+    assert runner.epoch == (5 if lost else 4)
+    assert [*History.read(tmp_path).validation] == [*range(2 if lost else 1, runner.epoch + 1)]
+    assert ("EarlyStoppingHook counts anew" in capsys.readouterr().out) == lost
 
 
 class Bumps(Score):

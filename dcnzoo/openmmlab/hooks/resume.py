@@ -1,6 +1,5 @@
 """Continue a training as if it had not been interrupted, also with other settings or a part of the log."""
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +122,12 @@ class ResumeHook(Hook):
         now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
         if not _needed_metrics(runner) <= known.get(now, {}).keys():
             known.pop(now, None)  # it measured others
+        written = History.read(Path(runner.work_dir)).validation  # not those that ``force`` has moved
+        due = {step for step in range(loop.val_begin, now) if step % loop.val_interval == 0}
+        stops = any(isinstance(hook, EarlyStoppingHook) for hook in runner.hooks)
+        if stops and len(loop.dynamic_milestones) == 1 and not due <= known.keys():
+            text = f"the log in {self._folder} lacks validations"
+            runner.logger.warning(f"resume: EarlyStoppingHook counts anew: {text}")
         for step, metrics in known.items():
             if step > now:
                 continue
@@ -130,7 +135,7 @@ class ResumeHook(Hook):
             kinds = (EarlyStoppingHook, CheckpointHook, ParamSchedulerHook)[: 3 if step == now else 1]
             for hook in (hook for hook in runner.hooks if isinstance(hook, kinds)):
                 hook.after_val_epoch(runner, metrics=metrics)
-            if os.path.realpath(self._folder) != os.path.realpath(runner.work_dir):
+            if step not in written:
                 runner.visualizer.add_scalars(metrics, step=step)  # the next resume reads it here
         if now not in known and not self._position.is_cut:  # else it has ended
             loop._decide_current_val_interval()
