@@ -53,7 +53,7 @@ def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
     """
     method = getattr(type(module), name)
     if not _runs.get() and _in_forward():
-        packs = {part: key for key, part in module.named_modules() if isinstance(part, _Pack)}
+        packs = _packs(module)
         result = method(module, *args, **kwargs)
         if lost := [packs[part] for part in packs.keys() - {*module.modules()}]:
             raise RuntimeError(
@@ -71,7 +71,13 @@ def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
     return method(module, *args, **kwargs)
 
 
+def _packs(module: nn.Module) -> dict[nn.Module, str]:
+    """The packed layers of a module, with their names."""
+    return {part: name for name, part in module.named_modules() if isinstance(part, _Pack)}
+
+
 def _in_forward() -> bool:
+    """Whether a forward of any module is running."""
     frame = inspect.currentframe()
     while frame and frame.f_code is not nn.Module._call_impl.__code__:
         frame = frame.f_back
@@ -84,7 +90,7 @@ def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str,
         copied = copy.deepcopy(module)
     except Exception as error:
         return f"it cannot be tried on a copy ({error})"
-    before = {pack: name for name, pack in copied.named_modules() if isinstance(pack, _Pack)}
+    before = _packs(copied)
     token = _runs.set(True)
     try:
         result = method(copied, *args, **kwargs)

@@ -132,7 +132,10 @@ def _line(frame: FrameType) -> str:
 
 
 def _with_setting(cfg: Config, path: str, frames: Iterable[FrameType]) -> str:
-    """Return a path; with the setting there that the line of a frame has, if it has one, or one text."""
+    """Return the path of the setting that the line of a frame names, or else the given path.
+
+    The line must name only one setting of the dictionary at this path, or only one whose value is a text.
+    """
     node: Any = cfg.to_dict()
     for part in path.split("."):
         if isinstance(node, Mapping):

@@ -69,8 +69,9 @@ class LoadCheckpointHook(Hook):
 
 
 def _require_resumable(runner: Runner, checkpoint: dict[str, Any], source: object) -> None:
-    """Raise UserError for a file with less than a training writes: that of the best validation, or weights.
+    """Raise UserError for a file that lacks something that a training needs to continue.
 
+    Best checkpoints lack the optimizer's state, and files of weights lack everything else.
     mmengine would train on without the optimizer's state, and begin the warm-up again.
     """
     meta = checkpoint.get("meta") or {}

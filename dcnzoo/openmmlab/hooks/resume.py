@@ -122,12 +122,14 @@ class ResumeHook(Hook):
         now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
         if not _needed_metrics(runner) <= known.get(now, {}).keys():
             known.pop(now, None)  # it measured others
-        written = History.read(Path(runner.work_dir)).validation  # not those that ``force`` has moved
-        due = {step for step in range(loop.val_begin, now) if step % loop.val_interval == 0}
+        # the main process alone writes; ``force`` has moved the log
+        written = History.read(Path(runner.work_dir)).validation if is_main_process() else known
         stops = any(isinstance(hook, EarlyStoppingHook) for hook in runner.hooks)
-        if stops and len(loop.dynamic_milestones) == 1 and not due <= known.keys():
-            text = f"the log in {self._folder} lacks validations"
-            runner.logger.warning(f"resume: EarlyStoppingHook counts anew: {text}")
+        if stops and len(loop.dynamic_milestones) == 1:
+            due = {step for step in range(loop.val_begin, now) if step % loop.val_interval == 0}
+            if not due <= known.keys():
+                text = f"the log in {self._folder} lacks validations"
+                runner.logger.warning(f"resume: EarlyStoppingHook counts anew: {text}")
         for step, metrics in known.items():
             if step > now:
                 continue
@@ -244,7 +246,7 @@ def _set_values(runner: Runner, optimizer: dict[str, Any], reduced: set[str]) ->
 
 
 def _settings(schedules: Sequence[dict]) -> list[dict]:
-    """Return what the states of schedules have before the first step."""
+    """Return the states of schedules without what their steps change."""
     return [
         {key: value for key, value in state.items() if key not in _POSITION and not callable(value)}
         for state in schedules

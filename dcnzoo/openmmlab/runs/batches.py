@@ -110,7 +110,7 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
 def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> bool:
     """Evaluate predictions by copies of a loop's metrics.
 
-    Not by those of the user's own, nor by ones that write files, or remove them when they end.
+    Metrics of the user's own are left out, and those that write or remove files.
 
     Returns:
         Whether one computes a number, or may do so.
