@@ -95,7 +95,7 @@ class PreparingHook(Hook):
 VALID = {
     "as it is": ("", ""),
     "no schedule": ("", "param_scheduler = None"),
-    "a number of batches": ("", "train_dataloader = dict(num_batch_per_epoch=1)"),
+    "a number of batches": ("", "train_dataloader.update(num_batch_per_epoch=1)"),
     "a wrapper": ("", "train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, "
                   "dataset=dict(type='ShapesDataset', data_root='{root}', ann_file='annotations/train.json', "
                   "data_prefix=dict(img='train/'), pipeline=" + PIPELINE.format(masks=True, step="") + ")))"),
