@@ -111,7 +111,7 @@ class FusedLayer:
     def _fits(self, input: Tensor, dtype: torch.dtype, mixed: bool) -> bool:
         if torch.is_grad_enabled() or type(input) is not Tensor:  # a forward may want derivatives
             return False
-        if not can_read(input) or private.in_dispatch_mode():
+        if not can_read(input) or private.in_dispatch_mode() or private.function_modes():
             return False
         if self.norm is not None and self.norm.training:
             return False
@@ -243,7 +243,7 @@ class Fuser:
             if kernel is _convolve_deformed and unary[0] != "relu":
                 return None
         parts = [part for part in (layer, norm, activation) if part is not None]
-        if len(parts) > 1 and any(hooks(part, forward_only=True) for part in parts):
+        if len(parts) > 1 and any(hooks(part, of_calls=True) for part in parts):
             return None
         steps = (part and partial(type(part).forward, part) for part in (layer, norm, activation))
         return FusedLayer(kernel, layer, norm, unary, _compose(*steps), self.weights)

@@ -2,7 +2,7 @@
 
 Blocks of RepVGG, MobileOne, LeViT, YOLO and others replace a convolution and its batch norm by one
 ``nn.Conv2d`` with the attributes of the convolution. A packed layer has these attributes too: it would become
-a plain convolution, without an error.
+a plain convolution, without an error. Methods of a shallow copy run on its original, whose parts it shares.
 """
 
 import contextlib
@@ -15,9 +15,11 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
 from dcnzoo.layers.packed import _Pack
+from dcnzoo.ops._arguments import can_read
 from dcnzoo.utils.text import few
 
 _REBUILD = re.compile(r"fuse|fuse_(convs?|model|repvgg_block)|reparam\w*|(switch|convert)_to_deploy")
@@ -44,34 +46,41 @@ def _takes_maps(method: Any) -> bool:  # the features that it fuses
 
 
 def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the method, unless a copy of the module shows that it removes packed layers or fails with them.
+    """Call the method, unless copies of the module show that it does not leave packed layers as they are.
 
-    A method that a forward calls may compute its features: it is called, and must leave the layers.
+    A method that a forward calls may compute its features: it is called, and must not change the layers.
 
     Raises:
-        RuntimeError: it was called by a forward and has removed them.
+        RuntimeError: it was called by a forward and has changed them.
     """
     method = getattr(type(module), name)
-    if not _runs.get() and _in_forward():
+    if _runs.get():
+        return method(module, *args, **kwargs)
+    caller = f"{type(module).__name__}.{name}"
+    if _in_forward():
         packs = _packs(module)
+        kernels = {pack: pack.weight.detach().clone() for pack in packs if can_read(pack.weight)}
         result = method(module, *args, **kwargs)
-        if lost := [packs[part] for part in packs.keys() - {*module.modules()}]:
+        lost = packs.keys() - {*module.modules()}
+        lost |= {pack for pack, kernel in kernels.items() if not torch.equal(pack.weight, kernel)}
+        if lost:
+            names = few(sorted(packs[pack] for pack in lost), 3)
             raise RuntimeError(
-                f"{type(module).__name__}.{name}: expected deformable layers to stay, but it has replaced "
-                f"{few(sorted(lost), 3)} by convolutions, in a forward; convert other layers (where=…)"
+                f"{caller}: expected deformable layers to stay, but it has replaced or changed {names}, in a "
+                "forward; convert other layers (where=…)"
             )
         return result
-    if not _runs.get() and (problem := _problem(module, method, args, kwargs)):
+    if problem := _problem(module, method, args, kwargs):
         warnings.warn(
-            f"{type(module).__name__}.{name}: would replace deformable layers by convolutions, so it does "
-            f"nothing: {problem}",
+            f"{caller}: would replace deformable layers by convolutions, or add convolutions to them, so it "
+            f"does nothing: {problem}",
             stacklevel=2,
         )
         return module
     return method(module, *args, **kwargs)
 
 
-def _packs(module: nn.Module) -> dict[nn.Module, str]:
+def _packs(module: nn.Module) -> dict[Any, str]:
     """The packed layers of a module, with their names."""
     return {part: name for name, part in module.named_modules() if isinstance(part, _Pack)}
 
@@ -85,18 +94,27 @@ def _in_forward() -> bool:
 
 
 def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
-    """The packed layers that the method removes, or its error if it has none without packed layers."""
+    """The packed layers that the method changes, or its error if it has none without packed layers.
+
+    It runs on two copies, of which the second has packed layers with kernels of zero. Kernels may get
+    factors, such as those of a norm: zeros stay zeros, and no other tensor differs. A kernel that is added
+    would be sampled with the offsets, and one that becomes part of a convolution without them.
+    """
     try:
-        copied = copy.deepcopy(module)
+        copied, zeroed = copy.deepcopy(module), copy.deepcopy(module)
     except Exception as error:
         return f"it cannot be tried on a copy ({error})"
     before = _packs(copied)
+    names = [*before.values()]
+    _zero_kernels(zeroed)
     token = _runs.set(True)
     try:
-        result = method(copied, *args, **kwargs)
-        after = {*(result if isinstance(result, nn.Module) else copied).modules()}
-        lost = [name for pack, name in before.items() if pack not in after]
-        return few(lost, 3) if lost else ""
+        copied, zeroed = (_rebuilt(each, method, args, kwargs) for each in (copied, zeroed))
+        after = {*copied.modules()}
+        if lost := [name for pack, name in before.items() if pack not in after]:
+            return few(lost, 3)
+        _zero_kernels(copied)
+        return "" if _have_equal_tensors(copied, zeroed) else few(names, 3)
     except Exception as error:
         plain = copy.deepcopy(module)
         for parent in list(plain.modules()):
@@ -105,7 +123,26 @@ def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str,
                     parent._modules[key] = pack.plain()
         with contextlib.suppress(Exception):
             method(plain, *args, **kwargs)
-            return f"{few([*before.values()], 3)} ({error})"
+            return f"{few(names, 3)} ({error})"
         return ""
     finally:
         _runs.reset(token)
+
+
+def _zero_kernels(module: nn.Module) -> None:
+    for pack in _packs(module):
+        if (kernel := pack._parameters.get("weight")) is not None:  # else it is computed from other tensors
+            kernel.data.zero_()
+
+
+def _rebuilt(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str, Any]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # new layers of both copies start with the same numbers
+        result = method(module, *args, **kwargs)
+    return result if isinstance(result, nn.Module) else module
+
+
+def _have_equal_tensors(module: nn.Module, other: nn.Module) -> bool:
+    one, two = (dict((*each.named_parameters(), *each.named_buffers())) for each in (module, other))
+    return one.keys() == two.keys() and all(
+        not can_read(tensor) or torch.equal(tensor, two[name]) for name, tensor in one.items()
+    )

@@ -67,10 +67,11 @@ def _inherited(cls: type, kinds: tuple, equal: tuple) -> tuple[Any, frozenset[st
     return None, frozenset(), frozenset()
 
 
-def hooks(module: nn.Module, forward_only: bool = False) -> str:
-    """The first kind of hooks that the module has, or "": all kinds, or those of the forward pass."""
-    names = ("_forward_pre_hooks", "_forward_hooks") if forward_only else [*vars(module)]
-    return next((name for name in names if name.endswith("_hooks") and vars(module)[name]), "")
+def hooks(module: nn.Module, of_calls: bool = False) -> str:
+    """The first kind of hooks that the module has, or "": all kinds, or those that its call runs."""
+    prefix = ("_forward", "_backward") if of_calls else "_"
+    kinds = (name for name in vars(module) if name.startswith(prefix) and name.endswith("_hooks"))
+    return next((name for name in kinds if vars(module)[name]), "")
 
 
 def _used(kind: type) -> tuple[frozenset[str], frozenset[str]]:

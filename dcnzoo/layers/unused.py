@@ -59,16 +59,17 @@ def _unused(model: nn.Module, names: Collection[str], example: Any, training: bo
 class FirstForward:
     """Warns of converted layers that the first forward of a model in training or in evaluation does not call.
 
-    Hooks of the model, which remove themselves, and are copied with it. The layers call :meth:`note`, through
-    a weak reference: a layer neither keeps the model's other layers, nor is it copied with them.
+    A hook of the model, which removes itself, and is copied with it. The layers call :meth:`note`, through
+    a weak reference: a layer neither keeps the model's other layers, nor is it copied with them. Notes are
+    kept, by the layer's mode, so that a forward in another thread cannot lose them.
     """
 
     def __init__(self, model: nn.Module, names: Collection[str]) -> None:
-        self.modes, self.called = {True, False}, cast(set[str], set())
+        self.modes, self.called = {True, False}, cast(set[tuple[str, bool]], set())
         modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         self.layers = {modules[name]: name for name in names}
         self.forget(*self.layers)
-        self.handles = [model.register_forward_pre_hook(self.start), model.register_forward_hook(self.finish)]
+        self.handle = model.register_forward_hook(self.finish)
         self.__setstate__(vars(self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -76,12 +77,8 @@ class FirstForward:
         for layer, name in self.layers.items():  # the name, because a fused view has copies of the layers
             vars(layer)["_first_forward"] = weakref.ref(self), name
 
-    def note(self, name: str) -> None:
-        self.called.add(name)
-
-    def start(self, model: nn.Module, arguments: object) -> None:
-        if not torch.compiler.is_compiling():
-            self.called.clear()
+    def note(self, name: str, training: bool) -> None:
+        self.called.add((name, training))
 
     def finish(self, model: nn.Module, arguments: object, output: object) -> None:
         if torch.compiler.is_compiling() or model.training not in self.modes:
@@ -89,9 +86,13 @@ class FirstForward:
         modules = dict(model.named_modules(remove_duplicate=False))
         if any(isinstance(m, torch.jit.ScriptModule) or m._compiled_call_impl for m in modules.values()):
             return
-        self.modes.remove(model.training)
-        packs = {name for name, module in modules.items() if isinstance(module, packed._Pack)}
-        if names := [name for name in self.layers.values() if name in packs - self.called]:
+        try:
+            self.modes.remove(model.training)
+        except KeyError:  # another thread has finished first
+            return
+        packs = {name: module for name, module in modules.items() if isinstance(module, packed._Pack)}
+        names = [name for name in self.layers.values() if name in packs]
+        if names := [name for name in names if (name, packs[name].training) not in self.called]:
             warnings.warn(f"to_deformable: {_not_used(names, model.training)}", stacklevel=2)
         if not self.modes:
             self.forget(*self.layers)
@@ -103,5 +104,4 @@ class FirstForward:
             first = layer.first_forward() if isinstance(layer, packed._Pack) else None
             if first is not None:
                 layer._first_forward = None
-                for handle in first.handles:
-                    handle.remove()
+                first.handle.remove()

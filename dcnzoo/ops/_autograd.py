@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from . import _torch_private, checks, choose
 from ._arguments import arguments_of, can_read, memory_format
@@ -46,7 +45,7 @@ def register_autograd(record: Operator) -> None:
     plain = {key for key in choose.DEVICES if choose.kernels_on(record, key)[0] == (choose.REFERENCE,)}
 
     def autograd(keys, *arguments):
-        has_tangents = in_dual_level() and any(tangent(argument) is not None for argument in arguments)
+        has_tangents = choose.has_tangents(arguments)
         if not (has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
             return _below_autograd(operator, keys, arguments)
         # autograd then differentiates what runs, in half of the time of the operator's derivative; a trace,
@@ -54,7 +53,9 @@ def register_autograd(record: Operator) -> None:
         key = key_of(arguments[0])
         is_plain = key in plain and can_read(arguments[0]) and not in_dispatch_mode()
         if (has_tangents or is_plain) and not record.is_backward:
-            result = choose.run_plain(record, key, named(*arguments))
+            result = choose.run_plain(record, key, call := named(*arguments))
+            if has_tangents:
+                choose.CallsOfOperators.pass_on(record, call, result)
             if has_tangents or any_requires_grad(result if isinstance(result, Tensor) else result[0]):
                 return result  # without RoIs, it has no graph
         with enable_single_level_autograd_function():
@@ -108,18 +109,13 @@ def _function(record: Operator) -> Any:
     return type(f"dcnzoo_{record.name}", (Function,), {})  # which names the nodes of its graphs
 
 
-def tangent(argument: object) -> Tensor | None:
-    """The forward-mode tangent of an argument that is a tensor and has one."""
-    return unpack_dual(argument).tangent if isinstance(argument, Tensor) else None
-
-
 def in_forward_mode(*tensors: Tensor | None) -> bool:
     """Whether a backward must be differentiable in forward mode, which the ``_backward`` operators are not.
 
     In a ``torch.func`` transform, the tangents of outer levels are not visible here. Any dual level counts
     then.
     """
-    return in_dual_level() and (transforms_active() or any(tangent(t) is not None for t in tensors))
+    return in_dual_level() and (transforms_active() or choose.has_tangents(tensors))
 
 
 def reference_gradients(

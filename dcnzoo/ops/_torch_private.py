@@ -55,6 +55,7 @@ _excluded = _find(MODES, "torch._C._dispatch_tls_local_exclude_set")
 conv_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._convolution_pointwise")
 linear_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._linear_pointwise")
 multiplies_bfloat16 = _find(FUSED_LAYERS, "torch.ops.mkldnn._is_mkldnn_bf16_supported")
+function_modes = _find(FUSED_LAYERS, "torch._C._len_torch_function_stack")
 has_any_global_hook = _find(FUSED_LAYERS, "torch.nn.modules.module._has_any_global_hook")
 
 # The bases of torch's convolutions, which have private names.

@@ -96,4 +96,4 @@ def fold(tensor: Tensor, dim: int | None, size: int, axis: int) -> Tensor:
 
 def unfold(tensor: Tensor, size: int, axis: int) -> Tensor:
     """The inverse of :func:`fold`. The vmap axis becomes the first axis."""
-    return tensor.unflatten(axis, (size, tensor.shape[axis] // size)).movedim(axis, 0)
+    return tensor.unflatten(axis, (size, tensor.shape[axis] // max(size, 1))).movedim(axis, 0)

@@ -11,16 +11,18 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.autograd.forward_ad import unpack_dual
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from . import _library
 from ._arguments import can_read
+from ._torch_private import in_dual_level
 from .fused import available
 from .operator import KEYS, OPERATORS, Operator, Result, key_of
 
@@ -47,6 +49,8 @@ _failed: set[str] = set()  # operators whose Triton kernel did not run
 
 def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
     """The kernel that runs a call on a device, and why those before it do not."""
+    if has_tangents(call):
+        return Choice(REFERENCE, "forward-mode derivatives")
     kernels, reason = kernels_on(operator, key)
     if kernels[0] == FUSED:
         problem = _why_not_fused(operator, key, call)
@@ -74,6 +78,11 @@ def kernels_on(operator: Operator, key: str) -> tuple[tuple[str, ...], str]:
     if _must_be_faster(key) and not (operator.fused_may_be_faster and available.any_listed()):
         return (last,), _joined(reason, "compiled kernels are preferred")
     return (FUSED, last), reason
+
+
+def has_tangents(call: Sequence[Any]) -> bool:
+    """Whether a call has forward-mode derivatives, above autograd: kernels do not get them."""
+    return in_dual_level() and any(isinstance(a, Tensor) and unpack_dual(a).tangent is not None for a in call)
 
 
 def _why_not_fused(operator: Operator, key: str, call: Any) -> str:
@@ -152,6 +161,13 @@ class CallsOfOperators(TorchDispatchMode):
         super().__init__()
         self.note = note
         self.operators = {operator.overload: operator for operator in OPERATORS.values()}
+
+    @staticmethod
+    def pass_on(operator: Operator, call: Any, output: Any) -> None:
+        """Note a call in forward mode, for which the operator itself does not run."""
+        for mode in _get_current_dispatch_mode_stack():
+            if isinstance(mode, CallsOfOperators):
+                mode.note(operator, call, output)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))

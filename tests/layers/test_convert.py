@@ -4,9 +4,11 @@ import copy
 import gc
 import io
 import pickle
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -536,6 +538,27 @@ def test_the_first_forward_in_each_mode_warns_of_layers_that_are_not_called(bloc
                 copied.train(training)(x)
         assert [str(w.message).split(" that calls")[0].split()[-1] for w in caught] == modes
         assert not copied._forward_hooks and not copied._forward_pre_hooks
+
+
+def test_first_forwards_in_two_threads():
+    """A forward that begins does not forget the calls of another one."""
+    called, begun = threading.Event(), threading.Event()
+
+    class Waits(nn.Module):
+        def forward(self, x):
+            called.set()
+            assert begun.wait(60)
+            return x
+
+    model, x = nn.Sequential(nn.Conv2d(3, 3, 3), Waits()), torch.randn(2, 3, 6, 7)
+    dcnzoo.to_deformable(model, "0")
+    with ThreadPoolExecutor(1) as pool, warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        other = pool.submit(model, x)
+        assert called.wait(60)
+        model[0].register_forward_pre_hook(lambda *_: begun.set() or (wait([other]) and None))
+        model(x)
+        other.result()
 
 
 def test_no_warning_of_layers_that_are_called_in_another_way():

@@ -16,6 +16,7 @@ from mmdet.registry import MODELS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo
@@ -436,6 +437,12 @@ class Doubled(torch.Tensor):
         return result * 2 if function is torch.nn.functional.conv2d or function is torch.conv2d else result
 
 
+class Doubles(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        return result * 2 if function is torch.conv2d else result
+
+
 def test_a_forward_that_trains_a_part_and_tensors_of_another_class():
     x = torch.randn(2, 64, 16, 13)
     model = Adapts().eval()
@@ -443,6 +450,8 @@ def test_a_forward_that_trains_a_part_and_tensors_of_another_class():
     torch.testing.assert_close(dcnzoo.fused(model)(x), expected)
     network, other = layers_of(), x.as_subclass(Doubled)
     torch.testing.assert_close(dcnzoo.fused(network)(other), network(other))
+    with Doubles():
+        torch.testing.assert_close(dcnzoo.fused(network)(x), network(x))
 
 
 def test_a_call_with_fake_tensors_or_in_vmap_leaves_nothing_behind():
@@ -537,8 +546,11 @@ class Force(nn.Module):
 
 
 def test_a_forward_that_differentiates():
-    model, x = Force().eval(), torch.randn(2, 32, 16, 13)
+    model, x, called = Force().eval(), torch.randn(2, 32, 16, 13), []
     torch.testing.assert_close(dcnzoo.fused(model)(x), model(x))
+    model.net[1].register_full_backward_hook(lambda *_: called.append(1))
+    dcnzoo.fused(model)(x)
+    assert called == [1]
 
 
 def test_a_model_that_is_converted_in_a_fused_call_uses_its_layers():

@@ -149,6 +149,44 @@ def test_a_method_that_keeps_the_layer_runs():
     assert isinstance(model[0][1], nn.Identity) and isinstance(model[0][0], PackedDeformConv2d)
 
 
+class Parallel(Branches):
+    """As RepVGGDW of Ultralytics: adds the other kernel to the layer itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x) if self.other is None else super().forward(x)
+
+    def fuse(self):
+        self.conv.weight.data += nn.functional.pad(self.other.weight.data, [1] * 4)
+        self.conv.bias.data += self.other.bias.data
+        self.other = None
+
+
+class Merged(Parallel):
+    """Keeps the layer, beside a convolution with its kernel that runs from then on."""
+
+    def fuse(self):
+        self.merged = copy.deepcopy(self.other)
+        self.merged.weight.data += self.conv.weight.data.sum((2, 3), keepdim=True)
+
+    def forward(self, x):
+        return self.merged(x) if hasattr(self, "merged") else super().forward(x)
+
+
+@pytest.mark.parametrize("block", [Parallel, Merged])
+def test_a_method_that_adds_kernels(block):
+    model, x = nn.Sequential(block()), torch.randn(1, 4, 7, 9)
+    dcnzoo.to_deformable(model, "0.conv")
+    before, state = model(x), torch.get_rng_state()
+    with pytest.warns(UserWarning, match="would replace deformable layers"):
+        model[0].fuse()
+    torch.testing.assert_close(model(x), before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_method_that_takes_maps_is_left_alone():
     class Neck(ConvNorm):
         def fuse(self, *maps):
@@ -210,24 +248,25 @@ def test_a_method_that_a_forward_calls_computes():
     assert calls == [1, 1]
 
 
-def test_a_forward_that_removes_deformable_layers_is_an_error():
-    class Lazy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+def replace_conv(block):
+    block.conv, block.other = rebuilt(block.conv, nn.BatchNorm2d(4).eval()), None
 
+
+@pytest.mark.parametrize("fuse", [replace_conv, Parallel.fuse])
+def test_a_forward_that_changes_deformable_layers_is_an_error(fuse):
+    class Lazy(Parallel):
         def forward(self, x):
-            if not self.training and self.norm is not None:
+            if not self.training:
                 self.fuse()
-            return self.conv(x) if self.norm is None else self.norm(self.conv(x))
+            return super().forward(x)
 
         def fuse(self):
-            self.conv, self.norm = rebuilt(self.conv, self.norm), None
+            fuse(self)
 
     model = nn.Sequential(Lazy())
     dcnzoo.to_deformable(model, "*.conv")
     model(torch.randn(2, 4, 9, 8))
-    with pytest.raises(RuntimeError, match="deformable layers to stay, but it has replaced conv"):
+    with pytest.raises(RuntimeError, match=r"deformable layers to stay, but it has .*conv"):
         model.eval()(torch.randn(2, 4, 9, 8))
 
 

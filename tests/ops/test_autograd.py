@@ -168,6 +168,9 @@ def test_vmap_nested_and_over_another_axis(op):
     output = vmap(vmap(call), in_dims=1, out_dims=1)(*many)
     for i, j in itertools.product(range(3), range(2)):
         torch.testing.assert_close(output[i, j], call(*(None if t is None else t[i, j] for t in many)))
+    if op.batched:
+        first, *others = sample.tensors
+        assert len(vmap(lambda t: call(t, *others))(first.new_empty(0, *first.shape))) == 0
 
 
 def test_operator_with_one_gradient(monkeypatch):

@@ -114,6 +114,9 @@ def test_explain_a_model():
     lines = dcnzoo.ops.explain(
         lambda x: dcnzoo.ops.deform_conv2d(x.double(), weight.double(), offset.double()), x
     )
+    forward = lambda x: dcnzoo.ops.deform_conv2d(x, weight, offset)  # noqa: E731
+    (line,) = dcnzoo.ops.explain(torch.func.jvp, forward, (x,), (x,))
+    assert line == "deform_conv (1, 2, 5, 6) float32 cpu: plain PyTorch (forward-mode derivatives)"
     # a script runs its operators without Python
     others = torch.jit.script(dcnzoo.ops.nms), torch.compile(dcnzoo.ops.nms, backend="eager")
     for nms in (dcnzoo.ops.nms, *others):
