@@ -7,9 +7,11 @@ import click
 import pytest
 
 import dcnzoo
+from dcnzoo.data.splits import ReadOptions
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab import options
 from dcnzoo.report.report import write_report
+from dcnzoo.zoo.testing import reproduce
 
 from .test_options import COMMANDS
 
@@ -20,6 +22,8 @@ SAME = [
     ("test", dcnzoo.test, 3),
     ("test", options.TestOptions, 13),
     ("export", ExportOptions, 7),
+    ("reproduce", reproduce, 7),
+    ("data convert", ReadOptions, 6),
     ("report", write_report, 7),
 ]
 # on purpose: the command of reports may take a GPU; `export --for` also selects what --check looks for

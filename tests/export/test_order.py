@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 
 import pytest
 import torch
@@ -113,3 +114,20 @@ def test_functions_without_an_order_of_logits_return_plain_values():
         assert torch.equal((1 - scores).sort().indices, torch.tensor([0, 2, 1]))
         assert scores.max() == x.sigmoid().max() and torch.equal(torch.max(scores, scores), scores)
         assert torch.equal((scores * torch.tensor([0.1, 1, 1])).argsort(), torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("nms", torch.float64), ("soft_nms", torch.float32)])
+def test_mmcvs_soft_nms_gets_float32(monkeypatch, kind, dtype):
+    """It accepts no other type."""
+    rpn, dtypes = build("Faster R-CNN").rpn_head, []
+    suppress = getattr(sys.modules["mmcv.ops.nms"], kind)
+
+    def record(boxes, scores, *args, **kwargs):
+        dtypes.append(scores.dtype)
+        return suppress(boxes, scores, *args, **kwargs)
+
+    monkeypatch.setattr(sys.modules["mmcv.ops.nms"], kind, record)
+    monkeypatch.setitem(rpn.test_cfg, "nms", {"type": kind, "iou_threshold": 0.5})
+    with torch.no_grad():
+        rpn.predict([torch.randn(1, rpn.in_channels, 4, 4)] * 3, [data_sample((64, 64), (64, 64))])
+    assert dtypes == [dtype]

@@ -12,6 +12,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmdet.datasets import CocoDataset as MMDetectionsCocoDataset
 from mmdet.registry import DATASETS, TRANSFORMS
+from mmengine.dataset import BaseDataset
 from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 import dcnzoo.openmmlab.datasets
 from dcnzoo.cli import one_line_errors
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
+from dcnzoo.openmmlab.config.tree import metainfo
 from dcnzoo.openmmlab.datasets import CocoDataset
 from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.utils.errors import UserError
@@ -327,6 +329,19 @@ def test_ap_of_perfect_detections(root, tmp_path, first):
     coco.dataset["annotations"][0]["segmentation"] = [[1, 1, 9, 1, 9, 9]]
     (tmp_path / "truth.json").write_text(json.dumps(coco.dataset))
     CocoMetric(str(tmp_path / "truth.json"), metric="segm")
+
+
+@DATASETS.register_module()
+class NamesItsClasses(BaseDataset):
+    def __init__(self, file, **options):
+        super().__init__(metainfo={"classes": Path(file).read_text().split()}, **options)
+
+
+def test_classes_that_a_data_set_reads(tmp_path):
+    (tmp_path / "classes.txt").write_text("oval cross")
+    dataset = {"type": "NamesItsClasses", "file": tmp_path / "classes.txt"}
+    assert metainfo({"type": "RepeatDataset", "dataset": dataset}) == {"classes": ["oval", "cross"]}
+    assert metainfo({"type": "Unknown"}) == metainfo({}) == {}
 
 
 def test_annotations_that_are_passed_over_are_counted(root, warnings):

@@ -322,14 +322,17 @@ def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("interrupted_at", [0, 1, 2])
 def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, capsys, interrupted_at):
+    # after epochs 2 and 4
+    loop = {"by_epoch": True, "max_epochs": 4, "val_interval": 9, "dynamic_intervals": [(2, 2)]}
+    options = {"best": True, "train_cfg": loop}
     monkeypatch.setattr(Score, "calls", 0)
     monkeypatch.setattr(Score, "interrupted_at", interrupted_at)
     if interrupted_at:
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, "cut off", best=True)
+            train(tmp_path, "cut off", **options)
         assert checkpoints(tmp_path)[-1] == f"epoch_{2 * interrupted_at}.pth"
         capsys.readouterr()
-    runner = train(tmp_path, "rest", resume=True, best=True)
+    runner = train(tmp_path, "rest", resume=True, **options)
     assert began(runner) == 2 * interrupted_at
     assert re.findall(r"^ +(\d)/4 ", capsys.readouterr().out, re.MULTILINE) == [
         str(epoch) for epoch in range(1, 5) if epoch > 2 * interrupted_at or epoch == 2 * interrupted_at
@@ -346,7 +349,7 @@ def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, capsys
     assert torch.equal(best["state_dict"]["weight"], runner.model.weight.detach())
 
     Score.calls = 5
-    train(tmp_path, "over", resume=True, best=True)
+    train(tmp_path, "over", resume=True, **options)
     assert Score.calls == 5, "what is done is not done again"
 
 

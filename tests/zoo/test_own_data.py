@@ -281,7 +281,7 @@ def test_resume_with_the_same_data(tmp_path, name):
     assert f"config    {work}/run.py" in run(*command, "--resume", "--dry-run")
     assert "run.py" in error_of(*command, "--resume", "--dry-run", "faster-rcnn_r14-mdconv_fpn_24e_coco")
     (work / "data/run.py").rename(tmp_path / "run.py")
-    run(*command, "--resume", "--dry-run")  # with the config in the work directory
+    run(*command, "--resume", "--dry-run", tmp_path / "run.py")  # with the config in the work directory
     (tmp_path / "run.py").rename(work / "data/run.py")
     if name == "yolo":
         file = data / "labels/train/a.txt"
