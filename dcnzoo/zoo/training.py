@@ -14,7 +14,7 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.joining import is_first, refusals
-from dcnzoo.openmmlab.runs.recipe import TRAINING, read_config_file
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError, printable, typed, user_errors
@@ -77,49 +77,49 @@ def train(
                 raise UserError("model: expected one, or data=…, got neither")
             if unused := [key for key, value in vars(reading).items() if value != getattr(AS_THEY_ARE, key)]:
                 raise UserError(f"{unused[0]}: expected data, got a training without it")
-            source = resolve(model)
+            source, start = resolve(model), None
             if source.weights == Path(source.name).expanduser():
                 raise UserError(
                     f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
                     f"resume={model} continues its training, the setting load_from starts from its weights"
                 )
         else:
-            cfg = _config_of_start(data, model, of_run, cfg_options, bool(resume) and not force)
-            if not dry_run or Path(cfg.work_dir, OWNER).exists():
-                stack.enter_context(lock_work_dir(cfg.work_dir))
-            start = choose_start(cfg, resume, force)
-            is_own = start.file is not None and SavedCheckpoints.of(cfg).has(start.file)
+            recipe = _recipe_of_start(data, model, of_run, cfg_options, bool(resume) and not force)
+            if not dry_run or Path(recipe.work_dir, OWNER).exists():
+                stack.enter_context(lock_work_dir(recipe.work_dir))
+            start = choose_start(recipe, resume, force)
+            is_own = start.file is not None and recipe.saved.has(start.file)
             own = prepare(
-                Path(data).expanduser(), Path(cfg.work_dir), None if model is None else str(model), reading,
-                is_own and start.resumes and not start.replaces,
+                Path(data).expanduser(), recipe.work_dir, None if model is None else str(model), reading,
+                is_own and not start.replaces,
             )  # fmt: skip
             print(*map(printable, own.decisions), sep="\n")
-            of_run = replace(of_run, work_dir=cfg.work_dir, epochs=of_run.epochs or own.epochs)
+            of_run = replace(of_run, work_dir=recipe.work_dir, epochs=of_run.epochs or own.epochs)
             source = Source(str(own.config), own.config)
             cfg_options = {**own.moved, **(cfg_options or {})}
         folder = execute.train(
             source.recipe(cfg_options, TRAINING), of_run, resume=resume, force=force, outputs=outputs,
-            is_locked=data is not None, only_checks=dry_run,
+            start=start, only_checks=dry_run,
         )  # fmt: skip
         if dry_run and data is None and is_first():
             print("dry run: the config was checked; nothing was trained")
         return folder
 
 
-def _config_of_start(
+def _recipe_of_start(
     data: str | os.PathLike[str],
     model: str | os.PathLike[str] | None,
     options: TrainOptions,
     cfg_options: Mapping[str, object] | None,
     resumes: bool,
-) -> Config:
+) -> Recipe:
     """Return the settings on which the start depends, before the conversion of the data, which is slow."""
     if options.launcher != "none":
         raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
     source = Path(data).resolve()
     name = source.stem if source.is_file() else source.name
     folder = Path(options.work_dir or Path("work_dirs", name)).expanduser()
-    parts = ("resume", "default_hooks")
+    parts = ("resume", "load_from", "default_hooks")
     config = None if model is None else resolve(model).config
     if resumes and SavedCheckpoints(folder).exist:
         with contextlib.suppress(UserError):  # there is none: prepare says so
@@ -128,4 +128,4 @@ def _config_of_start(
     cfg = Config({key: cfg[key] for key in parts if key in cfg})
     cfg.merge_from_dict({key: v for key, v in (cfg_options or {}).items() if key.partition(".")[0] in parts})
     cfg.merge_from_dict({"work_dir": str(folder), "launcher": options.launcher})
-    return cfg
+    return Recipe(cfg)

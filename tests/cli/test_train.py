@@ -348,12 +348,12 @@ def test_a_replacement_that_is_cut_off_goes_on(tmp_path, monkeypatch, number):
         patch.setattr(Path, "rename", cut_off)
         replace(recipe)
     with pytest.raises(UserError, match="force=True"):
-        choose_start(recipe.cfg)
+        choose_start(recipe)
     stay = [path.name for path in work.glob("epoch_*.pth")]
     assert not stay or "epoch_2.pth" in stay, "resume=True continues from the last one"
     replace(recipe)
     assert {path.name for path in work.glob("replaced_*/*") if path.is_file()} >= {*names, "cfg.py"}
-    assert not choose_start(recipe.cfg).replaces
+    assert not choose_start(recipe).replaces
 
 
 @pytest.mark.parametrize("start", [Start(resumes=True), Start()])
@@ -363,7 +363,7 @@ def test_a_config_of_the_user_is_not_lost(tmp_path, monkeypatch, start):
     Path("own.py").write_text("model = dict()  # mine\n")
     recipe = Recipe(Config({"work_dir": ".", "launcher": "none", "train_cfg": {}}, filename="own.py"))
     with pytest.raises(UserError, match=r"own.py.*force=True"):
-        prepare(recipe)
+        prepare(recipe, choose_start(recipe))
     Path("epoch_1.pth").touch()  # one of mmengine
     replace(recipe, start)
     assert (
@@ -400,9 +400,9 @@ def test_a_resumed_training_offers_no_force_for_a_report(tmp_path):
     settings = {"work_dir": str(tmp_path), "launcher": "none", "train_cfg": {"max_epochs": 2}}
     recipe = Recipe(Config(settings))
     with pytest.raises(UserError, match=r"report\.html; move it$"):
-        prepare(recipe, resume=True, outputs=REPORT)
+        prepare(recipe, choose_start(recipe, True), outputs=REPORT)
     with pytest.raises(UserError, match="force=True replaces it"):
-        prepare(recipe, outputs=REPORT)
+        prepare(recipe, Start(), outputs=REPORT)
 
 
 def test_own_data_of_a_training_with_its_checkpoints_elsewhere(tmp_path, monkeypatch):
@@ -441,29 +441,29 @@ def test_checkpoints_with_other_names_or_in_another_folder(tmp_path, monkeypatch
         template = hook["filename_tmpl"] = "ckpt_{}.pth"
     if "out" in own:
         hook["out_dir"], folder = "out", Path("out/work")
-    cfg = Config(
-        {"work_dir": "work", "launcher": "none", "default_hooks": {"checkpoint": hook}}, filename="own.py"
-    )
+    settings = {"work_dir": "work", "launcher": "none", "train_cfg": {}}
+    cfg = Config({**settings, "default_hooks": {"checkpoint": hook}}, filename="own.py")
     folder.mkdir(parents=True)
     names = [template.format(1), template.format(2), f"best_coco_bbox_mAP_{template.format(1)}"]
     for name in names:
         torch.save({"state_dict": {}}, folder / name)
-    assert choose_start(cfg, resume=True).file == str(folder / names[1]), "without last_checkpoint"
+    assert choose_start(Recipe(cfg), resume=True).file == str(folder / names[1]), "without last_checkpoint"
     Path("work/20260101_000000").mkdir(parents=True)
     Path("work/last_checkpoint").write_text(str(tmp_path / folder / template.format(2)))
     shutil.copy(CONFIG, "work/own.py")
     assert resolve("work", "last").read_weights().samefile(folder / template.format(2))
     with pytest.raises(UserError, match="force=True"):
-        choose_start(cfg)
+        choose_start(Recipe(cfg))
     cfg.load_from = str(folder / names[0])
-    replace(Recipe(cfg), choose_start(cfg, force=True))
+    recipe = Recipe(cfg)
+    replace(recipe, prepare(recipe, choose_start(recipe, force=True), force=True))
     assert {path.name for path in (folder / "replaced_1").glob("*.pth")} == {*names}
     written = Config.fromfile("work/own.py")
     assert Path(written.load_from).samefile(folder / "replaced_1" / names[0])
     assert cfg.load_from == str(folder / names[0]), "the caller's config stays"
     assert not list(folder.glob("*.pth"))
     cfg.load_from = None
-    assert not choose_start(cfg).replaces
+    assert not choose_start(Recipe(cfg)).replaces
     assert resolve("work/replaced_1", "last").read_weights().parent.samefile(folder / "replaced_1")
 
 

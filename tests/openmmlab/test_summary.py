@@ -67,9 +67,9 @@ def test_the_best_validation_is_that_of_the_best_checkpoint():
     known = {
         number: {"coco/bbox_mAP": box, "coco/segm_mAP": 1 - box} for number, box in ((1, 0.7), (50, 0.6))
     }
-    assert best_of(known, "best_coco_bbox_mAP_50_epoch_1.pth") == 1
-    assert best_of(known, "") == 50, "no checkpoint: the highest mask AP"
-    assert best_of({}, "best_coco_bbox_mAP_epoch_1.pth") is None
+    assert best_of(known, 1) == 1
+    assert best_of(known, None) == 50, "no checkpoint: the highest mask AP"
+    assert best_of({}, 1) is None
 
 
 def test_all_rows_have_the_columns_of_the_first(monkeypatch, capsys):

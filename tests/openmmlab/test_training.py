@@ -46,7 +46,7 @@ from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.prepare import nothing_left
+from dcnzoo.openmmlab.runs.prepare import nothing_left, prepare
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
@@ -174,7 +174,7 @@ class Dies(Hook):
             raise Death
 
 
-def train(work_dir, name, max_keep_ckpts=2, best=False, template=None, dies_after=None, **kwargs):
+def train(work_dir, name, max_keep_ckpts=2, best=False, template="epoch_{}.pth", dies_after=None, **kwargs):
     hook = {"type": "AtomicCheckpointHook", "max_keep_ckpts": max_keep_ckpts, "interval": 1}
     hook["filename_tmpl"] = template
     if best:
@@ -182,7 +182,7 @@ def train(work_dir, name, max_keep_ckpts=2, best=False, template=None, dies_afte
         kwargs.setdefault("val_evaluator", Evaluator([Score()]))
     hooks = {
         "default_hooks": {"checkpoint": hook},
-        "custom_hooks": [Began(), SummaryHook(), Dies(dies_after)],
+        "custom_hooks": [Began(), SummaryHook(SavedCheckpoints(Path(work_dir), template)), Dies(dies_after)],
     }
     runner = make_runner(work_dir, name, **hooks, **kwargs)
     runner.train()
@@ -1070,8 +1070,8 @@ def test_checkpoints_by_iterations_in_a_training_by_epochs(tmp_path, capsys, int
         cfg = Config({"work_dir": str(tmp_path), "launcher": "none", "default_hooks": saving})
         cfg.train_cfg = {"max_epochs": 4}
         if resume:
-            start = choose_start(cfg, True)
-            assert nothing_left(cfg, start) is None, "iterations are no epochs"
+            recipe = Recipe(cfg)
+            assert nothing_left(recipe, choose_start(recipe, True)) is None, "iterations are no epochs"
         options = {"default_hooks": saving, "custom_hooks": [*hooks]}
         runner = make_runner(tmp_path, "by iterations", resume=resume, **options)
         with contextlib.suppress(Death):
@@ -1218,14 +1218,16 @@ def test_names_of_checkpoints_that_do_not_tell_the_number(template):
         SavedCheckpoints(Path("work"), template)
 
 
-def test_names_with_leading_zeros(tmp_path):
-    train(tmp_path, "zeros", max_keep_ckpts=1, template="ep_{:03d}.pth", best=True)
-    assert checkpoints(tmp_path) == ["best_score_ep_004.pth", "ep_004.pth"]
-    saved = SavedCheckpoints(tmp_path, "ep_{:03d}.pth")
-    assert saved.undamaged() == tmp_path / "ep_004.pth" and len(saved.files()) == 2
-    assert saved.best() == tmp_path / "best_score_ep_004.pth"
-    shutil.copy(tmp_path / "ep_004.pth", tmp_path / "ep_5.pth")  # no training gives this name
-    assert saved.undamaged() == tmp_path / "ep_004.pth" and len(saved.files()) == 2
+def test_names_with_leading_zeros_and_another_number(tmp_path, capsys):
+    template = "ep_{:03d}_v2.pth"
+    train(tmp_path, "zeros", max_keep_ckpts=1, template=template, best=True)
+    assert "\nbest   epoch 4: score " in capsys.readouterr().out
+    assert checkpoints(tmp_path) == ["best_score_ep_004_v2.pth", "ep_004_v2.pth"]
+    saved = SavedCheckpoints(tmp_path, template)
+    assert saved.undamaged() == tmp_path / "ep_004_v2.pth" and len(saved.files()) == 2
+    assert saved.best() == tmp_path / "best_score_ep_004_v2.pth"
+    shutil.copy(tmp_path / "ep_004_v2.pth", tmp_path / "ep_5_v2.pth")  # no training gives this name
+    assert saved.undamaged() == tmp_path / "ep_004_v2.pth" and len(saved.files()) == 2
 
 
 def test_a_checkpoint_is_a_file(tmp_path, capsys):
@@ -1291,8 +1293,8 @@ STARTS = [  # work_dir, resume, force, other settings, Start or the message
     ("gone", True, False, {}, NO_CHECKPOINT),  # last_checkpoint is a copy
     ("gone", True, False, {"launcher": "pytorch"}, NO_CHECKPOINT),
     ("best", True, False, {"launcher": "pytorch"}, NO_CHECKPOINT),
-    ("last", "other.pth", False, {"launcher": "pytorch"}, LATEST),  # torchrun repeats the command
-    ("last", None, False, {"launcher": "pytorch", "resume": True, "load_from": "other.pth"}, LATEST),
+    ("last", "other.pth", False, {"launcher": "pytorch"}, OTHER),
+    ("last", None, False, {"launcher": "pytorch", "resume": True, "load_from": "other.pth"}, OTHER),
     ("empty", True, False, {}, NO_CHECKPOINT),
     ("empty", True, False, {"launcher": "pytorch"}, Start()),
     ("empty", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, Start("other.pth")),
@@ -1339,32 +1341,40 @@ def test_how_a_training_starts(tmp_path, monkeypatch, capsys, folder, resume, fo
     Path("gone/last_checkpoint").write_text(str(tmp_path / "last/epoch_1.pth"))
     Path("others/best_practices.md").touch()
     Path("link").symlink_to("last")
-    cfg = Config({"work_dir": folder, "launcher": "none", **settings})
+    recipe = Recipe(Config({"work_dir": folder, "launcher": "none", "train_cfg": {}, **settings}))
     if isinstance(expected, Start):
-        assert choose_start(cfg, resume, force) == expected
+        assert prepare(recipe, choose_start(recipe, resume, force), force) == expected
         is_new = (resume is True or "resume" in settings) and not (expected.resumes or expected.replaces)
         assert ("a new training starts" in capsys.readouterr().out) == is_new
     else:
         with pytest.raises(UserError, match=expected):
-            choose_start(cfg, resume, force)
+            prepare(recipe, choose_start(recipe, resume, force), force)
 
 
-def test_a_launcher_that_repeats_force_replaces_one_training(tmp_path, monkeypatch):
-    """Not that which it has begun."""
+@pytest.mark.parametrize("resume", [None, "other.pth"])
+def test_a_launcher_that_repeats_the_command_continues_what_it_has_begun(tmp_path, monkeypatch, resume):
+    """In place of force, and of a file from elsewhere; not a training that another command has begun."""
     monkeypatch.chdir(tmp_path)
     Path("work").mkdir()
-    cfg = Config({"work_dir": "work", "launcher": "pytorch"})
+    recipe, force = Recipe(Config({"work_dir": "work", "launcher": "pytorch"})), resume is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "dcnzoo--a.py")
     checkpoint, last = {"meta": {}, "state_dict": {}}, Start("work/epoch_1.pth", resumes=True)
+    torch.save(checkpoint, "other.pth")
+
+    def start():
+        with contextlib.nullcontext() if force else pytest.raises(UserError, match=OTHER):
+            return choose_start(recipe, resume, force)
+
+    replaces = Start(replaces=True) if force else None
     torch.save(checkpoint, "work/epoch_1.pth")
-    assert choose_start(cfg, force=True) == Start(replaces=True)
-    WorkDirHook(Recipe(cfg)).before_save_checkpoint(None, checkpoint)
+    assert start() == replaces
+    WorkDirHook(recipe).before_save_checkpoint(None, checkpoint)
     torch.save(checkpoint, "work/epoch_1.pth")
-    assert choose_start(cfg, force=True) == Start(replaces=True), "the second training of one program"
+    assert start() == replaces, "the second training of one program"
     monkeypatch.setattr(os, "getpid", lambda: 2)
-    assert choose_start(cfg, force=True) == last
+    assert choose_start(recipe, resume, force) == last
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert choose_start(cfg, force=True) == Start(replaces=True)
+    assert start() == replaces
 
 
 def test_resuming_from_weights_alone(tmp_path):
@@ -1373,7 +1383,7 @@ def test_resuming_from_weights_alone(tmp_path):
     torch.save({"state_dict": checkpoint["state_dict"], "meta": {}}, tmp_path / "published.pth")
     torch.save({**checkpoint, "meta": {**checkpoint["meta"], "epoch": "1"}}, tmp_path / "text.pth")
     cfg, _ = schedule(work_dir=str(tmp_path))
-    assert nothing_left(cfg, Start(str(tmp_path / "text.pth"), resumes=True)) is None
+    assert nothing_left(Recipe(cfg), Start(str(tmp_path / "text.pth"), resumes=True)) is None
     for name in ("published.pth", "first/best_score_epoch_2.pth"):
         file = str(tmp_path / name)
         runner = make_runner(tmp_path / "second", f"second {name}", load_from=file, resume=True)
@@ -1384,7 +1394,7 @@ def test_resuming_from_weights_alone(tmp_path):
     settings = {"work_dir": str(tmp_path / "other"), "val_cfg": {"type": "ValLoop"}}
     settings["train_cfg"] = {"max_epochs": 2}
     start = Start(str(tmp_path / "first/epoch_2.pth"), resumes=True)
-    assert nothing_left(Config(settings), start).startswith(f"{tmp_path / 'first'}: 2 of 2 epochs")
+    assert nothing_left(Recipe(Config(settings)), start).startswith(f"{tmp_path / 'first'}: 2 of 2 epochs")
 
 
 @pytest.mark.parametrize(

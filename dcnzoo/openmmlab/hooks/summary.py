@@ -25,7 +25,7 @@ from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.hooks.history import PARTS, History, loss_parts
 from dcnzoo.openmmlab.hooks.resume import images_per_step
-from dcnzoo.openmmlab.saved import last_checkpoint
+from dcnzoo.openmmlab.saved import SavedCheckpoints, last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.text import columns, counted, cut, few
@@ -33,6 +33,7 @@ from dcnzoo.utils.text import columns, counted, cut, few
 WIDTH = 100  # columns of the rows where there is no terminal
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
 SHOWN_CLASSES = 12
+NAMES = SavedCheckpoints(Path())  # those of checkpoints, by default
 COLUMNS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP")  # of CocoMetric
 
 
@@ -41,13 +42,17 @@ class SummaryHook(Hook):
 
     One line per epoch, or per validation of a training that counts iterations. Without a terminal the lines
     are the same. :class:`~dcnzoo.openmmlab.hooks.ProgressHook` shows the bar.
+
+    Args:
+        saved: the checkpoints of a training.
+        changes: that options have made to the config.
+        is_last: nothing is printed after it.
     """
 
     priority = "LOWEST"  # after CheckpointHook, which writes the best checkpoint
 
-    def __init__(self, changes: str = "", is_last: bool = True) -> None:
-        self._changes = changes  # that options have made to the config
-        self._is_last = is_last  # nothing is printed after it
+    def __init__(self, saved: SavedCheckpoints = NAMES, changes: str = "", is_last: bool = True) -> None:
+        self._saved, self._changes, self._is_last = saved, changes, is_last
         self._row: dict[str, str] = {}
         self._columns: dict[str, int] = {}
         self._classes: dict[int, str] = {}  # their APs in each validation
@@ -99,7 +104,7 @@ class SummaryHook(Hook):
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
         known = History.read(folder).validation
-        if step := best_of(known, next(iter(files), "")):
+        if step := best_of(known, next(map(self._saved.number, files), None)):
             aps = ", ".join(f"{label} {known[step][key]:.3f}" for key, label in labels(known[step]).items())
             lines += [("best", f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
         if last := last_checkpoint(folder):
@@ -175,15 +180,16 @@ def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
     return main if main and most <= len(COLUMNS) else dict([*names.items()][:most])
 
 
-def best_of(known: Mapping[int, Mapping[str, float]], file: str) -> int | None:
+def best_of(known: Mapping[int, Mapping[str, float]], saved: int | None) -> int | None:
     """Return the validation of the best checkpoint; if none is saved, the first one with the highest AP."""
-    saved = [int(digits) if int(digits) in known else None for digits in re.findall(r"\d+", file)]
+    if saved is not None:
+        return saved if saved in known else None
 
     def ap(step: int) -> float:
         values = {label: known[step][key] for key, label in labels(known[step]).items()}
         return values.get("mask AP", next(iter(values.values()), -1))
 
-    return saved[-1] if saved else max(known, key=ap, default=None)
+    return max(known, key=ap, default=None)
 
 
 def shown_path(path: str | os.PathLike) -> str:

@@ -42,9 +42,8 @@ from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
 from dcnzoo.openmmlab.runs.schedules import EffectHook
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.openmmlab.runs.start import Start
+from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
-from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.utils.fetch import DownloadError
@@ -69,15 +68,15 @@ def train(
     resume: bool | str | os.PathLike | None = False,
     force: bool = False,
     outputs: Iterable[str] = (),
-    is_locked: bool = False,
+    start: Start | None = None,
     only_checks: bool = False,
 ) -> Path:
     """Train a detector; return the work directory.
 
     Args:
-        resume, force: see :func:`~dcnzoo.openmmlab.runs.prepare.prepare`.
+        resume, force: see :func:`~dcnzoo.openmmlab.runs.start.choose_start`.
         outputs: files that the caller then writes to the work directory; checked before the training.
-        is_locked: the caller holds the lock of the work directory.
+        start: that the caller has chosen, who holds the lock of the work directory.
         only_checks: check options and folder, and do not train.
 
     Raises:
@@ -88,22 +87,21 @@ def train(
         stack.enter_context(use_device(options.device, options.launcher))
         with user_errors():
             recipe = recipe.with_options(options)
-            cfg, work_dir = recipe.cfg, recipe.work_dir
+            cfg, work_dir, saved = recipe.cfg, recipe.work_dir, recipe.saved
             stack.enter_context(joined(cfg))
 
             def decide() -> Start | None:
-                if not (is_locked or only_checks):  # first: another training may end meanwhile
+                if start is None and not only_checks:  # first: another training may end meanwhile
                     stack.enter_context(lock_work_dir(work_dir))
-                saved = SavedCheckpoints.of(cfg)
                 if saved.is_apart and not only_checks:  # out_dir may be that of two work directories
                     stack.enter_context(lock_work_dir(saved.folder))
-                return prepare(recipe, resume, force, outputs)
+                return prepare(recipe, start or choose_start(recipe, resume, force), force, outputs)
 
-            start = ranks.exchange(decide)
-        if start is None:
+            prepared = ranks.exchange(decide)
+        if prepared is None:
             return work_dir
         # an error passes them from the last to the first
-        stack.enter_context(_training_hints(cfg))  # how to go on
+        stack.enter_context(_training_hints(recipe))  # how to go on
         stack.enter_context(config_errors(cfg))  # the file and the key
         stack.enter_context(ranks.faults("; resume=True continues the training"))  # the ranks that have ended
         stack.enter_context(loader_errors())
@@ -111,17 +109,17 @@ def train(
         changes = ", ".join(recipe.changes)
         runner = build_runner(
             cfg,
-            start,
+            prepared,
             work_dir=stack.enter_context(tempfile.TemporaryDirectory()) if only_checks else None,
-            writer=WorkDirHook(recipe, start),
-            summary=None if options.verbose else SummaryHook(changes, is_last=not outputs),
+            writer=WorkDirHook(recipe, prepared),
+            summary=None if options.verbose else SummaryHook(saved, changes, is_last=not outputs),
             allow_partial=options.allow_partial,
         )
         require_parts(runner, only_checks)
         load_data(runner, only_checks)
         ranks.exchange(lambda: require_read(cfg, runner))
         if only_checks:
-            if start.file and os.path.isfile(start.file) and not start.resumes:  # else downloaded
+            if prepared.file and os.path.isfile(prepared.file) and not prepared.resumes:  # else downloaded
                 # of the others, EMAHook has no model before a training
                 runner.hooks[:] = [hook for hook in runner.hooks if isinstance(hook, LoadCheckpointHook)]
                 runner.load_or_resume()
@@ -287,7 +285,7 @@ def build_runner(
     runner._load_from, runner._resume = start.file, start.resumes
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
-    of_training = (EffectHook(), ResumeHook(SavedCheckpoints.of(cfg))) if writer else ()
+    of_training = (EffectHook(), ResumeHook(writer.recipe.saved)) if writer else ()
     for hook in filter(None, (writer, summary, ranks.AgreementHook(), *of_training)):
         runner.register_hook(hook)
     # warnings about deprecated names that mmengine's own hooks use, and a line for each frozen parameter
@@ -307,13 +305,13 @@ def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs
 
 
 @contextmanager
-def _training_hints(cfg: Config):
+def _training_hints(recipe: Recipe):
     """Context that adds to an interruption and to a failed download how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        if SavedCheckpoints.of(cfg).can_resume:
-            raise KeyboardInterrupt(f"resume=True continues the training in {cfg.work_dir}") from None
+        if recipe.saved.can_resume:
+            raise KeyboardInterrupt(f"resume=True continues the training in {recipe.work_dir}") from None
         raise
     except DownloadError as error:
         hint = "to train without them, write the config with dcnzoo data config --no-weights"

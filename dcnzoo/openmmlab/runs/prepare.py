@@ -1,43 +1,39 @@
-"""What is decided about a training before it begins: once, by rank 0."""
+"""What is required of the files of a training before it begins: once, by rank 0."""
 
 import functools
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-
-from mmengine.config import Config
 
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.start import Start, choose_start
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import config_file, is_own_config
-from dcnzoo.openmmlab.saved import SavedCheckpoints
-from dcnzoo.utils.files import require_new
+from dcnzoo.utils.files import require_file, require_new
 from dcnzoo.utils.marks import mark
 
 
-def prepare(
-    recipe: Recipe,
-    resume: bool | str | os.PathLike | None = False,
-    force: bool = False,
-    outputs: Iterable[str] = (),
-) -> Start | None:
-    """Return how a training starts; None, with a line that says so, if it is complete.
+def prepare(recipe: Recipe, start: Start, force: bool = False, outputs: Iterable[str] = ()) -> Start | None:
+    """Return the start with its weights; None, with a line that says so, if the training is complete.
 
     Args:
-        resume, force: see :func:`choose_start`. ``force`` also replaces another file with the config's name.
+        start: as :func:`~dcnzoo.openmmlab.runs.start.choose_start` returns it.
+        force: replace another file with the config's name.
         outputs: files that are then written to the work directory; also checked.
 
     Raises:
-        UserError: the start is refused, all checkpoints are damaged, or a file would be replaced.
+        UserError: ``load_from`` does not exist, or a file would be replaced.
     """
     cfg = recipe.cfg
-    start = choose_start(cfg, resume, force)
-    if line := nothing_left(cfg, start):
+    if cfg.get("load_from") and not start.resumes:
+        require_file(str(cfg.load_from), "load_from")
+        start = replace(start, file=os.path.expanduser(str(cfg.load_from)))
+    if line := nothing_left(recipe, start):
         print(line)
         return None
     file = config_file(recipe)
-    if not (force or SavedCheckpoints.of(cfg).exist):
+    if not (force or recipe.saved.exist):
         require_new("train", file, own=functools.partial(is_own_config, recipe))
     if files := [Path(cfg.work_dir, name) for name in outputs]:
         replaces = None if start.resumes and not start.replaces else force  # both are refused
@@ -45,9 +41,9 @@ def prepare(
     return start
 
 
-def nothing_left(cfg: Config, start: Start) -> str | None:
+def nothing_left(recipe: Recipe, start: Start) -> str | None:
     """Return a line that says so if the checkpoint to resume from is the end of the training."""
-    saved, loop = SavedCheckpoints.of(cfg), cfg.train_cfg
+    cfg, saved, loop = recipe.cfg, recipe.saved, recipe.cfg.train_cfg
     units, end = "epochs", loop.get("max_epochs")
     if not end:
         units, end = "iterations", loop.get("max_iters")

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,6 +18,7 @@ from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.registration import setup
+from dcnzoo.openmmlab.saved import SavedCheckpoints
 
 setup()  # any config may use dcn=True
 
@@ -71,6 +73,11 @@ class Recipe:
     @property
     def work_dir(self) -> Path:
         return Path(self.cfg.work_dir)
+
+    @cached_property
+    def saved(self) -> SavedCheckpoints:
+        """The checkpoints of the trainings in the work directory."""
+        return SavedCheckpoints.of(self.cfg)
 
     def text(self, moved: Mapping[str, str] = MappingProxyType({})) -> str:
         """Return what a training writes to its work directory: the same for each start.

@@ -4,10 +4,9 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from mmengine.config import Config
-
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.runs.joining import launch_name
+from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
@@ -19,7 +18,8 @@ class Start:
     """How a training or a test starts.
 
     Attributes:
-        file: a checkpoint; None: random weights.
+        file: a checkpoint; None: random weights, or those that :func:`~dcnzoo.openmmlab.runs.prepare.prepare`
+            adds.
         resumes: continue the training of the checkpoint; else take only its weights.
         replaces: move the files of the training in the work directory to another folder.
     """
@@ -29,8 +29,10 @@ class Start:
     replaces: bool = False
 
 
-def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, force: bool = False) -> Start:
-    """Decide how a training starts, and from which file. Nothing else does, and no file is searched later.
+def choose_start(
+    recipe: Recipe, resume: bool | str | os.PathLike | None = None, force: bool = False
+) -> Start:
+    """Decide whether a training continues another one, and from which file. No file is searched later.
 
     ============  ==================  ==================  ====================
     ``resume``    no checkpoints      with checkpoints    those, and ``force``
@@ -42,8 +44,8 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
     ============  ==================  ==================  ====================
 
     In a distributed training, whose launcher repeats the command after a failure, ``resume=True`` starts one
-    where there is none. A training that this launcher has begun continues, in place of ``force``, and so does
-    that of a file from elsewhere, which is not read again.
+    where there is none. A training that this launcher has begun continues, in place of ``force`` and of a
+    file from elsewhere.
 
     Args:
         resume: a checkpoint to resume from; True: the latest undamaged one in the work directory. If neither
@@ -53,13 +55,16 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
     Raises:
         UserError: the checkpoint does not exist, all are damaged, or the start is refused.
     """
-    saved, file, what = SavedCheckpoints.of(cfg), cfg.get("load_from"), "load_from"
-    is_repeated = optional = cfg.launcher != "none"
+    cfg, saved, what = recipe.cfg, recipe.saved, "resume"
+    optional = cfg.launcher != "none"
     if resume in (None, False) and cfg.get("resume") and not force:
-        resume, optional = file or True, True
-    if resume is True and force:
-        raise UserError("force: expected resume=True, which continues a training, or force=True, got both")
+        resume, optional = True, True
+        if cfg.get("load_from"):
+            resume, what = cfg.load_from, "load_from"
     if resume is True:
+        if force:
+            text = "expected resume=True, which continues a training, or force=True, got both"
+            raise UserError(f"force: {text}")
         if last := saved.undamaged():
             return Start(str(last), resumes=True)
         if saved.exist or not optional:
@@ -67,35 +72,30 @@ def choose_start(cfg: Config, resume: bool | str | os.PathLike | None = None, fo
             hint = "; force=True replaces the training there" if saved.exist else ""
             raise UserError(f"resume: expected a checkpoint in {cfg.work_dir}, found {others}{hint}")
         print(f"resume: found no checkpoint in {cfg.work_dir}; a new training starts")
-    resumes = not isinstance(resume, bool | None)
+    file, resumes = None, not isinstance(resume, bool | None)
     if resumes:
-        what, file = "load_from" if resume == file else "resume", str(resume)
-    if resumes or file:
-        require_file(str(file), what)
-        file = os.path.expanduser(str(file))
-    if saved.exist and force:
-        if is_repeated and (last := _begun_by_this_launcher(saved)):
-            print(f"force: {last} continues the training, which this command has begun")
-            return Start(last, resumes=True)
-        if not saved.is_local:
-            text = f"expected a new work_dir with out_dir={saved.out_dir}, got {cfg.work_dir}"
-            raise UserError(f"force: {text}")
+        require_file(str(resume), what)
+        file = os.path.expanduser(str(resume))
+    is_own = file is not None and not force and (saved.has(file) or not saved.is_local)
+    if is_own or not saved.exist:
+        return Start(file, resumes)
+    if (resumes or force) and (last := _begun_by_this_launcher(saved)):
+        print(f"{what if resumes else 'force'}: {last} continues the training, which this command has begun")
+        return Start(last, resumes=True)
+    if force and saved.is_local:
         return Start(file, resumes, replaces=True)
+    if force:
+        text = f"expected a new work_dir with out_dir={saved.out_dir}, got {cfg.work_dir}"
+        raise UserError(f"force: {text}")
     remedy = "resume=True continues its training, " if saved.can_resume else ""
-    if saved.exist and not resumes:
+    if resumes:
         raise UserError(
-            f"work_dir: expected a folder without checkpoints, got {cfg.work_dir}; {remedy}"
-            "force=True replaces it"
+            f"{what}: expected a checkpoint in {saved.folder}, which has a training of its own, got {file}; "
+            f"{remedy}force=True replaces it. Or use another work_dir"
         )
-    if saved.exist and saved.is_local and not saved.has(str(file)):
-        if is_repeated and (last := saved.undamaged()):
-            print(f"{what}: {last} continues the training, in place of {file}")
-            return Start(str(last), resumes=True)
-        raise UserError(
-            f"{what}: expected a checkpoint in {saved.folder}, which has some, got {file}; {remedy}"
-            "force=True replaces it. Or use another work_dir"
-        )
-    return Start(file, resumes)
+    raise UserError(
+        f"work_dir: expected a folder without checkpoints, got {cfg.work_dir}; {remedy}force=True replaces it"
+    )
 
 
 def _begun_by_this_launcher(saved: SavedCheckpoints) -> str | None:

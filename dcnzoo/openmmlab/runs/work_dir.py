@@ -14,7 +14,7 @@ from dcnzoo.openmmlab.config.paths import keep_paths
 from dcnzoo.openmmlab.runs.joining import launch_name
 from dcnzoo.openmmlab.runs.recipe import Recipe, real_name
 from dcnzoo.openmmlab.runs.start import Start
-from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
+from dcnzoo.openmmlab.saved import LAST
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import read_beside, write_text
 from dcnzoo.utils.marks import config_of, is_config_of_training, is_own, mark, mark_of
@@ -54,14 +54,14 @@ class WorkDirHook(Hook):
     priority = "VERY_HIGH"
 
     def __init__(self, recipe: Recipe, start: Start | None = None) -> None:
-        self._recipe, self._start = recipe, start or Start()
-        self._saved, self._file = SavedCheckpoints.of(recipe.cfg), config_file(recipe)
+        self.recipe, self._start = recipe, start or Start()
+        self._file = config_file(recipe)
 
     def before_train(self, runner: Runner) -> None:
         barrier()  # all ranks have read the checkpoint, which may move
         if not is_main_process():
             return
-        text = self._recipe.text(self._move([Path(runner.log_dir).name]))
+        text = self.recipe.text(self._move([Path(runner.log_dir).name]))
         write_text(self._file, config_of(self._file.name, text))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -69,9 +69,9 @@ class WorkDirHook(Hook):
 
     def _move(self, stays: list[str]) -> dict[str, str]:
         """Move the files that the training replaces; return their new paths by the old ones."""
-        folder, saved = self._recipe.work_dir, self._saved
+        folder, saved = self.recipe.work_dir, self.recipe.saved
         files = set[Path]()
-        if os.path.lexists(self._file) and not is_own_config(self._recipe, self._file):
+        if os.path.lexists(self._file) and not is_own_config(self.recipe, self._file):
             files.add(self._file)
         source = Path(self._start.file or "") if self._start.resumes else Path()
         if saved.has(source):
