@@ -273,13 +273,8 @@ def replace_convolutions(
             refused[name] = str(why)
             continue
         replacements[id(module)] = (name, new)
-        before, after = (sum(p.numel() for p in layer.parameters()) for layer in (module, new))
-        text = f"{type(module).__name__} → {type(new).__name__}, {after - before:+,} parameters"
-        if isinstance(new, packed._Pack):
-            text += f", {_flops_per_pixel(module):,} → {_flops_per_pixel(new):,} FLOPs per pixel"
-            is_depthwise = new.groups == new.in_channels > 1 and not new.transposed
-            doubled += bool(is_depthwise and new.offset_features is None and after > 2 * before)
-        replaced[name] = text
+        replaced[name] = _change(module, new)
+        doubled += isinstance(new, packed._Pack) and _should_be_separable(module, new)
     for name, module in candidates.items():
         if name not in replaced and id(module) in replacements:
             replaced[name] = f"the same as {replacements[id(module)][0]}"
@@ -297,6 +292,23 @@ def replace_convolutions(
     depthwise = counted(doubled, "depthwise layers")
     advice = f"{depthwise} at more than twice the parameters: use prediction='separable'" if doubled else ""
     return ConversionReport(replaced, refused, classes, advice)
+
+
+def _change(old: nn.Module, new: nn.Module) -> str:
+    added = _parameters(new) - _parameters(old)
+    text = f"{type(old).__name__} → {type(new).__name__}, {added:+,} parameters"
+    if isinstance(new, packed._Pack):
+        text += f", {_flops_per_pixel(old):,} → {_flops_per_pixel(new):,} FLOPs per pixel"
+    return text
+
+
+def _should_be_separable(old: nn.Module, new: Any) -> bool:
+    is_depthwise = new.groups == new.in_channels > 1 and not new.transposed
+    return is_depthwise and new.offset_features is None and _parameters(new) > 2 * _parameters(old)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _flops_per_pixel(layer: Any) -> int:

@@ -109,9 +109,10 @@ class FusedLayer:
         return self(input)
 
     def _fits(self, input: Tensor, dtype: torch.dtype, mixed: bool) -> bool:
-        if torch.is_grad_enabled() or type(input) is not Tensor:  # a forward may want derivatives
+        # derivatives, other classes of tensors, traces and modes need the calls of the model itself
+        if torch.is_grad_enabled() or type(input) is not Tensor or not can_read(input):
             return False
-        if not can_read(input) or private.in_dispatch_mode() or private.function_modes():
+        if private.in_dispatch_mode() or private.function_modes():
             return False
         if self.norm is not None and self.norm.training:
             return False

@@ -199,13 +199,10 @@ def offset_parameter_groups(
     for name, value in (("lr", lr), ("offset_lr_mult", offset_lr_mult)):
         if not isinstance(value, Real | Tensor) or not value >= 0:  # optimizers do not check a group's lr
             raise ValueError(f"offset_parameter_groups: {name}: expected at least 0, got {value!r}")
-    offsets = {
-        id(parameter)
-        for module in model.modules()
-        for part in (module, getattr(module, "offset_features", None))  # of prediction='separable'
-        if isinstance(part, OFFSET_PREDICTORS) or (isinstance(part, nn.Module) and part is not module)
-        for parameter in part.parameters()
-    }
+    predictors: list[nn.Module] = [m for m in model.modules() if isinstance(m, OFFSET_PREDICTORS)]
+    features = (getattr(module, "offset_features", None) for module in model.modules())
+    predictors += [module for module in features if isinstance(module, nn.Module)]  # prediction='separable'
+    offsets = {id(parameter) for module in predictors for parameter in module.parameters()}
     split = []
     for group in [{"params": model.parameters()}] if groups is None else groups:
         given = group["params"]

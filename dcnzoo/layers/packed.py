@@ -195,7 +195,7 @@ class _Pack(TracksOffsets, nn.Module):
 
     def note_call(self) -> None:
         if first := self.first_forward():
-            first.note(self._first_forward[1], self.training)
+            first.called.add((self._first_forward[1], self.training))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_first_forward"}

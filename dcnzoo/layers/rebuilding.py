@@ -23,7 +23,7 @@ from dcnzoo.ops._arguments import can_read
 from dcnzoo.utils.text import few
 
 _REBUILD = re.compile(r"fuse|fuse_(convs?|model|repvgg_block)|reparam\w*|(switch|convert)_to_deploy")
-_runs: ContextVar[bool] = ContextVar("runs", default=False)  # whether one of these methods runs
+_on_copies: ContextVar[bool] = ContextVar("on_copies", default=False)  # whether one of these methods is tried
 
 
 def protect(model: nn.Module) -> None:
@@ -46,38 +46,40 @@ def _takes_maps(method: Any) -> bool:  # the features that it fuses
 
 
 def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the method, unless copies of the module show that it does not leave packed layers as they are.
+    """Call the method, unless copies of the module show that it does not leave packed layers as they are."""
+    method = getattr(type(module), name)
+    if not _on_copies.get():
+        caller = f"{type(module).__name__}.{name}"
+        if _in_forward():
+            return _call_in_forward(caller, module, method, args, kwargs)
+        if problem := _problem(module, method, args, kwargs):
+            warnings.warn(
+                f"{caller}: would replace deformable layers by convolutions, or add convolutions to them, so "
+                f"it does nothing: {problem}",
+                stacklevel=2,
+            )
+            return module
+    return method(module, *args, **kwargs)
 
-    A method that a forward calls may compute its features: it is called, and must not change the layers.
+
+def _call_in_forward(caller: str, module: nn.Module, method: Callable, args: tuple, kwargs: dict) -> Any:
+    """Call a method that may compute the features of a forward.
 
     Raises:
-        RuntimeError: it was called by a forward and has changed them.
+        RuntimeError: it has replaced packed layers or changed their kernels.
     """
-    method = getattr(type(module), name)
-    if _runs.get():
-        return method(module, *args, **kwargs)
-    caller = f"{type(module).__name__}.{name}"
-    if _in_forward():
-        packs = _packs(module)
-        kernels = {pack: pack.weight.detach().clone() for pack in packs if can_read(pack.weight)}
-        result = method(module, *args, **kwargs)
-        lost = packs.keys() - {*module.modules()}
-        lost |= {pack for pack, kernel in kernels.items() if not torch.equal(pack.weight, kernel)}
-        if lost:
-            names = few(sorted(packs[pack] for pack in lost), 3)
-            raise RuntimeError(
-                f"{caller}: expected deformable layers to stay, but it has replaced or changed {names}, in a "
-                "forward; convert other layers (where=…)"
-            )
-        return result
-    if problem := _problem(module, method, args, kwargs):
-        warnings.warn(
-            f"{caller}: would replace deformable layers by convolutions, or add convolutions to them, so it "
-            f"does nothing: {problem}",
-            stacklevel=2,
+    packs = _packs(module)
+    kernels = {pack: pack.weight.detach().clone() for pack in packs if can_read(pack.weight)}
+    result = method(module, *args, **kwargs)
+    changed = packs.keys() - {*module.modules()}
+    changed |= {pack for pack, kernel in kernels.items() if not torch.equal(pack.weight, kernel)}
+    if changed:
+        names = few(sorted(packs[pack] for pack in changed), 3)
+        raise RuntimeError(
+            f"{caller}: expected deformable layers to stay, but it has replaced or changed {names}, in a "
+            "forward; convert other layers (where=…)"
         )
-        return module
-    return method(module, *args, **kwargs)
+    return result
 
 
 def _packs(module: nn.Module) -> dict[Any, str]:
@@ -107,7 +109,7 @@ def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str,
     before = _packs(copied)
     names = [*before.values()]
     _zero_kernels(zeroed)
-    token = _runs.set(True)
+    token = _on_copies.set(True)
     try:
         copied, zeroed = (_rebuilt(each, method, args, kwargs) for each in (copied, zeroed))
         after = {*copied.modules()}
@@ -126,7 +128,7 @@ def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str,
             return f"{few(names, 3)} ({error})"
         return ""
     finally:
-        _runs.reset(token)
+        _on_copies.reset(token)
 
 
 def _zero_kernels(module: nn.Module) -> None:

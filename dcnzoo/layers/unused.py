@@ -59,7 +59,7 @@ def _unused(model: nn.Module, names: Collection[str], example: Any, training: bo
 class FirstForward:
     """Warns of converted layers that the first forward of a model in training or in evaluation does not call.
 
-    A hook of the model, which removes itself, and is copied with it. The layers call :meth:`note`, through
+    A hook of the model, which removes itself, and is copied with it. The layers add to ``called``, through
     a weak reference: a layer neither keeps the model's other layers, nor is it copied with them. Notes are
     kept, by the layer's mode, so that a forward in another thread cannot lose them.
     """
@@ -76,9 +76,6 @@ class FirstForward:
         vars(self).update(state)  # of a copy, which its layers do not refer to
         for layer, name in self.layers.items():  # the name, because a fused view has copies of the layers
             vars(layer)["_first_forward"] = weakref.ref(self), name
-
-    def note(self, name: str, training: bool) -> None:
-        self.called.add((name, training))
 
     def finish(self, model: nn.Module, arguments: object, output: object) -> None:
         if torch.compiler.is_compiling() or model.training not in self.modes:
