@@ -110,7 +110,9 @@ class FusedLayer:
 
     def _fits(self, input: Tensor, dtype: torch.dtype, mixed: bool) -> bool:
         # derivatives, other classes of tensors, traces and modes need the calls of the model itself
-        if torch.is_grad_enabled() or type(input) is not Tensor or not can_read(input):
+        if torch.is_grad_enabled() or private.in_dual_level():
+            return False
+        if type(input) is not Tensor or not can_read(input):
             return False
         if private.in_dispatch_mode() or private.function_modes():
             return False

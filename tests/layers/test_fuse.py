@@ -15,6 +15,7 @@ from mmdet.models.backbones.resnet import Bottleneck
 from mmdet.registry import MODELS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -546,11 +547,15 @@ class Force(nn.Module):
 
 
 def test_a_forward_that_differentiates():
-    model, x, called = Force().eval(), torch.randn(2, 32, 16, 13), []
+    model, x, called, layers = Force().eval(), torch.randn(2, 32, 16, 13), [], layers_of(32)
     torch.testing.assert_close(dcnzoo.fused(model)(x), model(x))
     model.net[1].register_full_backward_hook(lambda *_: called.append(1))
     dcnzoo.fused(model)(x)
     assert called == [1]
+    with torch.no_grad(), forward_ad.dual_level():  # which no_grad does not end
+        x = forward_ad.make_dual(x, torch.randn_like(x))
+        slopes = [forward_ad.unpack_dual(run(x)).tangent for run in (layers, dcnzoo.fused(layers))]
+        torch.testing.assert_close(*slopes)
 
 
 def test_a_model_that_is_converted_in_a_fused_call_uses_its_layers():
