@@ -1,4 +1,4 @@
-"""Processes that join, agree and end as ranks: ``python -m tests.distributed.agreement FOLDER``.
+"""Processes that compare gradients, join, agree and end: ``python -m tests.distributed.agreement FOLDER``.
 
 They are forked from one process that has the packages. Each has its own current folder and host name.
 """
@@ -29,6 +29,8 @@ from dcnzoo.openmmlab.runs import joining, ranks
 from dcnzoo.openmmlab.runs.joining import joined
 from dcnzoo.utils.errors import JointError, UserError
 from dcnzoo.utils.lock import lock_work_dir
+
+from .worker import compare_gradients
 
 RANKS = 3
 CONTEXTS = ExitStack()
@@ -237,6 +239,7 @@ if __name__ == "__main__":
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    compare_gradients(2, port)
     start_processes(check_port, (), 1, start_method="fork")
     start_processes(check_missing, (port,), RANKS, start_method="fork")
     start_processes(check_start, (port,), RANKS, start_method="fork")

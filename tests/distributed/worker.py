@@ -77,11 +77,14 @@ def compare(rank: int, processes: int, port: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+def compare_gradients(processes: int, port: int) -> None:
+    init_default_scope("mmdet")
+    start_processes(compare, (processes, port), processes, start_method="fork")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    init_default_scope("mmdet")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = int(sys.argv[1])
-    start_processes(compare, (processes, port), processes, start_method="fork")
+    compare_gradients(int(sys.argv[1]), port)

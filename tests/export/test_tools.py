@@ -147,7 +147,7 @@ def test_the_file_alone_is_enough(exported, evaluated):
         assert ours.masks.shape == (len(ours), 128, 128)
 
 
-@pytest.mark.parametrize("ending", [".onnx", ".xml"])
+@pytest.mark.parametrize("ending", [".onnx", pytest.param(".xml", marks=pytest.mark.slow)])
 def test_every_backend_detects_the_same(exported, evaluated, work, tmp_path, ending):
     path = exported[0]
     if ending == ".xml":

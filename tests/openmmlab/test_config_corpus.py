@@ -5,7 +5,6 @@
 
 import copy
 import functools
-import os
 import re
 from collections import Counter
 from itertools import groupby
@@ -47,7 +46,7 @@ SAMPLE = [  # two stages, one stage, a DETR, masks by queries, of the zoo
     *(MMDETS / "mask2former").glob("mask2former_r50_8xb2-lsj-50e_coco.py"),
     ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
 ]
-PARTS = 24 if os.environ.get("DCNZOO_SETTINGS") == "all" else 1
+PARTS = 24 if valid_configs.ALL else 1
 EDITS = 6 if PARTS > 1 else 4  # of each config, in turn, beside those of the parts that it has
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class OwnHook(Hook):
 class OwnMetric(Any, BaseMetric):
     pass
 """
+ALL = os.environ.get("DCNZOO_SETTINGS") == "all"
 TEXTS = Path(__file__).with_name("valid_edits.txt").read_text(encoding="utf-8")
 
 
@@ -73,6 +75,7 @@ def near_names() -> str:
     names |= {f"my_{key}" for key in RUNNER_KEYS} | {key[:-1] for key in RUNNER_KEYS}
     values = ("dict(a=1)", "[1]", "'text'")
     lines = [f"{name} = {values[number % 3]}" for number, name in enumerate(sorted(names - RUNNER_KEYS))]
+    lines = lines if ALL else lines[::7]  # each is looked for in all published configs
     return "\n".join(lines)
 
 

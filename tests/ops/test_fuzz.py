@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import op_cases
 from ..op_cases import LAYOUTS, Operator, Sample, is_plain_convolution, ramp
 
-EXAMPLES = int(os.environ.get("DCNZOO_FUZZ_EXAMPLES", "25"))  # per operator and test
+EXAMPLES = int(os.environ.get("DCNZOO_FUZZ_EXAMPLES", "12"))  # per operator and test
 # relative to the largest sum of the absolute values of a result's terms
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 DOCUMENTED = (RuntimeError, TypeError, ValueError)
