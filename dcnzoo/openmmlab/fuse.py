@@ -28,8 +28,9 @@ Copies = dict[nn.Module, nn.Module]  # module of the model -> its copy in the vi
 def view(model: nn.Module) -> Copies:
     """Copy a model's modules for inference; parameters, buffers and hooks are shared with the model.
 
-    They belong to the caller, who can change them. They have the modes of their modules, but are all in
-    evaluation if the model is in training.
+    Each call has its own copies, because MMDetection's heads read the score threshold from ``test_cfg``,
+    which calls in other threads must not see. The caller can change them. They have the modes of their
+    modules, but are all in evaluation if the model is in training.
     """
     copies: Copies = {}
     for module in model.modules():
