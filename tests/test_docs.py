@@ -14,8 +14,6 @@ import click
 import pytest
 
 from benchmarks import claims
-from benchmarks.study import page
-from benchmarks.study.training import read
 from dcnzoo.cli import commands
 
 from .processes import ROOT
@@ -129,11 +127,6 @@ def test_figures_are_those_of_their_sources():
     """``python -m benchmarks.claims`` lists them."""
     assert not [(place, lost) for place, _, sources, lost in claims.claims() if lost or not sources]
     assert not claims.undated()
-
-
-def test_study_is_that_of_its_rows():
-    text, _ = page.page_of(read(), ROOT / "docs/demo_times.csv")
-    assert text == (ROOT / "docs/study.md").read_text(encoding="utf-8")
 
 
 def printed(notebook) -> list[str]:

@@ -229,20 +229,3 @@ def test_blocks_run(page, tmp_path, monkeypatch, request):
             missing.append(str(error.name))
     if missing:
         pytest.skip(f"the other blocks run; not installed: {', '.join(missing)}")
-
-
-def test_few_blocks_are_not_run():
-    every = [block for page in PAGES for block in blocks(page)]
-    left_out = [block for block in every if block.mark.startswith("not run")]
-    assert len(every) > 100 and len(left_out) <= 0.2 * len(every)
-
-
-if __name__ == "__main__":  # the list of blocks by page
-    for page in PAGES:
-        marks = [block.mark or "run" for block in blocks(page)]
-        if marks:
-            print(
-                f"{page}: {marks.count('run')} of {len(marks)} run",
-                *filter(lambda m: m != "run", marks),
-                sep="; ",
-            )

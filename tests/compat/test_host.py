@@ -3,14 +3,13 @@
 import datetime
 import importlib
 import re
-import runpy
 
 import pytest
 
 from benchmarks.projects.models import PROJECTS
 from dcnzoo.compat import host
 
-from ..processes import ROOT, python
+from ..processes import python
 
 NAMES = [name for name, each in host.known().items() if each.provides and name != "mmcv._ext"]
 
@@ -102,10 +101,3 @@ def test_each_project_has_evidence():
         assert each.name in (*project.provide, "mmcv._ext"), f"{name} ran with another host"
     for run in evidence.values():
         assert datetime.date.fromisoformat(run.date) and run.ran
-
-
-def test_the_page_is_made_from_the_hosts():
-    """After a change of the hosts: ``python docs/hosts.py``."""
-    program = runpy.run_path(str(ROOT / "docs/hosts.py"))
-    text = (ROOT / "docs/benchmarks/projects.md").read_text()
-    assert program["page"](text) == text

@@ -49,15 +49,13 @@ class Layers(nn.Module):
 INPUTS = torch.randn(1, 4, 8, 10), torch.randn(1, 5, 16), torch.rand(1, 5, 1, 2)
 
 
+ALL = [(False, opset) for opset in opsets.TORCHSCRIPT] + [(True, opset) for opset in (None, *opsets.DYNAMO)]
+QUICK = {(False, opset) for opset in (12, 16, 20)} | {(True, None)}  # where something begins or ends
+
+
 @pytest.mark.parametrize(
     ("dynamo", "opset"),
-    [
-        *[(False, opset) for opset in opsets.TORCHSCRIPT],
-        *[
-            pytest.param(True, opset, marks=[] if opset is None else pytest.mark.slow)
-            for opset in (None, *opsets.DYNAMO)
-        ],
-    ],
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in ALL],
 )
 def test_layers(dynamo, opset, tmp_path):
     register_onnx_ops()

@@ -387,6 +387,13 @@ def test_begins_as_an_average_between_projections(dcn):
 
 
 @both
+def test_arguments_of_the_layer(dcn):
+    layer = conv(dcn, kernel_size=5, stride=4, padding=(6, 6), dilation=(3, 3), group=2).dcn
+    values = {name: getattr(layer, name) for name in ("kernel_size", "stride", "pad", "dilation", "group")}
+    assert values == {"kernel_size": 5, "stride": 4, "pad": 6, "dilation": 3, "group": 2}
+
+
+@both
 @pytest.mark.parametrize(
     ("options", "message"),
     [
