@@ -53,8 +53,8 @@ demo: setup  ## train the demo with and without DCNv2 and write a report (SEEDS=
 test: setup $(VENV)/.dev  ## run the tests (6 to 9 minutes on two idle cores; the first time 10 to 19)
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-test-all: setup $(VENV)/.dev  ## run the tests, including the slow ones
-	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+test-all: setup $(VENV)/.dev  ## run the tests, including the slow ones; not those of nox -s distributed and pages
+	$(RUN) -m pytest -n 2 --dist worksteal --ignore tests/distributed --ignore tests/test_pages.py $(ARGS)
 
 CPP := $(OPS) $(shell find tests -name '*.cpp' -o -name '*.h')
 SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.
