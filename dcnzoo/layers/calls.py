@@ -36,7 +36,7 @@ def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
     thread = threading.get_ident()
     measured: dict[str, list[Tensor]] = defaultdict(list)  # [3] per call
 
-    def note(operator: Operator, call: Any, output: Tensor) -> None:
+    def note(operator: Operator, call: Any, output: Tensor, choice: object = None) -> None:
         if operator.name not in ("deform_conv", "deform_conv_transpose") or call.offset is None:
             return
         size = (call.input if operator.name == "deform_conv" else output).shape[2:]

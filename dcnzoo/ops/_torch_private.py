@@ -46,7 +46,8 @@ ExcludeDispatchKeyGuard = _find(AUTOCAST, "torch._C._ExcludeDispatchKeyGuard")
 DispatchKey = _find(AUTOCAST, "torch._C.DispatchKey")
 DispatchKeySet = _find(AUTOCAST, "torch._C.DispatchKeySet")
 
-_dispatch_modes = _find(MODES, "torch._C._len_torch_dispatch_stack")
+_dispatch_modes = _find(MODES, "torch.utils._python_dispatch._get_current_dispatch_mode_stack")
+_count_modes = _find(MODES, "torch._C._len_torch_dispatch_stack")
 _ForceDispatchKeyGuard = _find(MODES, "torch._C._ForceDispatchKeyGuard")
 _included = _find(MODES, "torch._C._dispatch_tls_local_include_set")
 _excluded = _find(MODES, "torch._C._dispatch_tls_local_exclude_set")
@@ -74,7 +75,12 @@ def transforms_active() -> bool:
 
 def in_dispatch_mode() -> bool:
     """Whether a mode, such as torch's FLOP counter, gets the calls of operators."""
-    return MODES not in missing and _dispatch_modes() > 0
+    return MODES not in missing and _count_modes() > 0
+
+
+def dispatch_modes() -> list[Any]:
+    """The modes that get the calls of operators, the innermost last."""
+    return _dispatch_modes() if in_dispatch_mode() else []
 
 
 def allow_transforms() -> contextlib.AbstractContextManager:

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _library
 from ._arguments import can_read
-from ._torch_private import in_dual_level
+from ._torch_private import dispatch_modes, in_dual_level
 from .fused import available
 from .operator import KEYS, OPERATORS, Operator, Result, key_of
 
@@ -49,8 +49,6 @@ _failed: set[str] = set()  # operators whose Triton kernel did not run
 
 def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
     """The kernel that runs a call on a device, and why those before it do not."""
-    if has_tangents(call):
-        return Choice(REFERENCE, "forward-mode derivatives")
     kernels, reason = kernels_on(operator, key)
     if kernels[0] == FUSED:
         problem = _why_not_fused(operator, key, call)
@@ -80,8 +78,11 @@ def kernels_on(operator: Operator, key: str) -> tuple[tuple[str, ...], str]:
     return (FUSED, last), reason
 
 
+FORWARD_MODE = Choice(REFERENCE, "forward-mode derivatives")
+
+
 def has_tangents(call: Sequence[Any]) -> bool:
-    """Whether a call has forward-mode derivatives, above autograd: kernels do not get them."""
+    """Whether a call has forward-mode derivatives: only above autograd, where torch shows them."""
     return in_dual_level() and any(isinstance(a, Tensor) and unpack_dual(a).tangent is not None for a in call)
 
 
@@ -142,11 +143,11 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
     """
     lines = []
 
-    def note(operator: Operator, call: Any, output: object) -> None:
+    def note(operator: Operator, call: Any, output: object, choice: Choice | None = None) -> None:
         if operator.is_backward:
             return
         device, dtype = call[0].device.type, str(call[0].dtype).removeprefix("torch.")
-        kernel, reason = kernel_for(operator, key_of(call[0]), call)
+        kernel, reason = choice or kernel_for(operator, key_of(call[0]), call)
         lines.append(f"{operator.name} {tuple(call[0].shape)} {dtype} {device}: {kernel} ({reason})")
 
     with CallsOfOperators(note):
@@ -155,9 +156,12 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
 
 
 class CallsOfOperators(TorchDispatchMode):
-    """A context that passes each operator, its call and its output to a function."""
+    """A context that passes each operator, its call and its output to a function.
 
-    def __init__(self, note: Callable[[Operator, Any, Any], None]) -> None:
+    Also the choice of the kernel, if it is made before the operator runs.
+    """
+
+    def __init__(self, note: Callable[..., None]) -> None:
         super().__init__()
         self.note = note
         self.operators = {operator.overload: operator for operator in OPERATORS.values()}
@@ -165,9 +169,9 @@ class CallsOfOperators(TorchDispatchMode):
     @staticmethod
     def pass_on(operator: Operator, call: Any, output: Any) -> None:
         """Note a call in forward mode, for which the operator itself does not run."""
-        for mode in _get_current_dispatch_mode_stack():
+        for mode in dispatch_modes():
             if isinstance(mode, CallsOfOperators):
-                mode.note(operator, call, output)
+                mode.note(operator, call, output, FORWARD_MODE)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import dcnzoo.ops
 from dcnzoo.ops import _library, choose
@@ -115,8 +116,11 @@ def test_explain_a_model():
         lambda x: dcnzoo.ops.deform_conv2d(x.double(), weight.double(), offset.double()), x
     )
     forward = lambda x: dcnzoo.ops.deform_conv2d(x, weight, offset)  # noqa: E731
-    (line,) = dcnzoo.ops.explain(torch.func.jvp, forward, (x,), (x,))
-    assert line == "deform_conv (1, 2, 5, 6) float32 cpu: plain PyTorch (forward-mode derivatives)"
+    with forward_ad.dual_level():
+        kernels = dcnzoo.ops.explain(forward, x)  # without a tangent
+    kernels += dcnzoo.ops.explain(torch.func.jvp, forward, (x,), (x,))
+    names = "compiled (is preferred)", "plain PyTorch (forward-mode derivatives)"
+    assert kernels == [f"deform_conv (1, 2, 5, 6) float32 cpu: {name}" for name in names]
     # a script runs its operators without Python
     others = torch.jit.script(dcnzoo.ops.nms), torch.compile(dcnzoo.ops.nms, backend="eager")
     for nms in (dcnzoo.ops.nms, *others):
