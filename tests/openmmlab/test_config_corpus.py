@@ -23,6 +23,7 @@ from dcnzoo.openmmlab.config.check import check_config, find_problems
 from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.reads import unread_of_model
 from dcnzoo.openmmlab.runs.recipe import TEST, TRAINING, read_config_file
+from dcnzoo.openmmlab.runs.separate_run import trial
 from dcnzoo.utils.errors import UserError
 
 from ..commands import error_of, run
@@ -178,7 +179,8 @@ def test_reads_of_each_family(path):
         pytest.skip("its packages are not installed")
     if "model" in cfg and "type" in cfg.model:
         try:
-            findings = unread_of_model(cfg, nn.Linear(1, 1))
+            with trial(cfg):
+                findings = unread_of_model(cfg, nn.Linear(1, 1))
         except FileNotFoundError:
             pytest.skip("expects a file of weights")
         print(path.parent.name, *findings)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
@@ -19,7 +18,7 @@ from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import require_read, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
-from dcnzoo.openmmlab.runs.separate_run import separate_run
+from dcnzoo.openmmlab.runs.separate_run import separate_run, trial
 from dcnzoo.utils.errors import UserError
 
 from ..commands import run
@@ -184,7 +183,7 @@ def test_overlaps_of_encoded_boxes():
         cfg.model.backbone.init_cfg = None
         if number:
             cfg.model.bbox_head.loss_bbox = dict(type="GIoULoss")
-        with DefaultScope.overwrite_default_scope("mmdet"):
+        with trial(cfg):
             problems = unread_of_model(cfg, torch.nn.Linear(1, 1))
         names = [problem.subject for problem in problems if "compares boxes" in problem.text]
         assert names == ["model.bbox_head.reg_decoded_bbox"] * number
@@ -205,7 +204,8 @@ def test_the_training_starts_as_without_the_batch(tmp_path, shapes):
         load_data(runner, only_checks=False)
         loader, before = runner._train_loop.dataloader, states()
         require_read(runner.cfg, runner)
-        batch = first_batch(runner, "train")
+        with trial(runner.cfg):
+            batch = first_batch(runner, "train", [])
         assert states() == before
         assert not loader.dataset.pipeline.transforms[2].results_cache
         own = [loader.dataset.get_data_info(index)["img_path"] for index in next(iter(loader.batch_sampler))]

@@ -21,8 +21,8 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import _not_initialised, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.rehearse import _try, rehearse, without_trace
-from dcnzoo.openmmlab.runs.separate_run import separate_run
+from dcnzoo.openmmlab.runs.rehearse import _try, rehearse
+from dcnzoo.openmmlab.runs.separate_run import separate_run, trial
 from dcnzoo.utils.errors import UserError
 
 from ..commands import error_of, run
@@ -32,9 +32,14 @@ from ..products import in_turn
 SMALL = nn.Linear(1, 1)
 
 
+def unread(cfg, model=SMALL):
+    with trial(cfg):
+        return unread_of_model(cfg, model)
+
+
 def findings(folder, text, base=PLAIN):
     (folder / "mine.py").write_text(f"_base_ = {base!r}\n{text}\n")
-    problems = unread_of_model(read_config_file(folder / "mine.py"), SMALL)
+    problems = unread(read_config_file(folder / "mine.py"))
     return {problem.subject: problem.stops for problem in problems}
 
 
@@ -44,9 +49,9 @@ def test_published_settings_that_nobody_reads(tmp_path):
     Config.fromfile(PLAIN).dump(tmp_path / "dump.py")
     cfg = read_config_file(tmp_path / "dump.py")
     cfg.model.backbone.pop("stage_with_dcn")  # has no effect without dcn
-    assert unread_of_model(cfg, SMALL) == []
+    assert unread(cfg) == []
     cfg.model.rpn_head.test_cfg = dict(nms_pre=5)  # published with this detector, which replaces it
-    assert [each.subject for each in unread_of_model(cfg, SMALL)] == ["model.rpn_head.test_cfg.nms_pre"]
+    assert [each.subject for each in unread(cfg)] == ["model.rpn_head.test_cfg.nms_pre"]
 
 
 @pytest.mark.parametrize(
@@ -104,12 +109,12 @@ def test_a_misspelt_setting_in_place_of_one_that_is_read():
     """The code has asked for the right name, which the config does not have."""
     cfg = read_config_file(PLAIN)
     cfg.model.test_cfg.rpn.min_bbox_sizes = cfg.model.test_cfg.rpn.pop("min_bbox_size")
-    (finding,) = unread_of_model(cfg, SMALL)
+    (finding,) = unread(cfg)
     assert finding.subject == "model.test_cfg.rpn.min_bbox_sizes" and finding.stops
     cfg = read_config_file(PLAIN)
     cfg.model.train_cfg.rcnn.mask_sizes = cfg.model.train_cfg.rcnn.pop("mask_size")
     # it is required: the run has failed
-    (finding,) = unread_of_model(cfg, SMALL)
+    (finding,) = unread(cfg)
     assert finding.subject == "model.train_cfg.rcnn.mask_sizes" and finding.stops
 
 
@@ -133,7 +138,7 @@ class ReadingHead(FCNMaskHead):
     cfg = read_config_file(PLAIN)
     own = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "all": {"x": 1, "y": 2}}
     cfg.model.roi_head.mask_head.update(type="ReadingHead", own=own)
-    assert [str(each.subject) for each in unread_of_model(cfg, SMALL)] == ["model.roi_head.mask_head.own.e"]
+    assert [str(each.subject) for each in unread(cfg)] == ["model.roi_head.mask_head.own.e"]
 
 
 def test_nothing_changes_for_the_training(tmp_path):
@@ -145,7 +150,7 @@ def test_nothing_changes_for_the_training(tmp_path):
         before = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())  # noqa: NPY002
         weights = {name: value.clone() for name, value in runner.model.state_dict().items()}
         parts = (runner._train_loop, runner.optim_wrapper, runner.param_schedulers, runner._val_loop)
-        assert rehearse(runner) == ([], []) and unread_of_model(recipe.cfg, runner.model) == []
+        assert rehearse(runner) == ([], []) and unread(recipe.cfg, runner.model) == []
         after = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())  # noqa: NPY002
         assert before == after
         assert MessageHub.get_current_instance() is hub and DefaultScope.get_current_instance() is scope
@@ -157,7 +162,7 @@ def test_nothing_changes_for_the_training(tmp_path):
 def test_warnings_are_logged_again_after_a_rehearsal():
     with separate_run():
         logger = MMLogger.get_instance("rehearsed")
-        with without_trace():
+        with trial(Config()):
             logger.warning("not shown")
         assert logger.isEnabledFor(logging.WARNING)
 
@@ -165,7 +170,7 @@ def test_warnings_are_logged_again_after_a_rehearsal():
 def test_a_large_model_is_not_built_again():
     with torch.device("meta"):
         large = nn.Linear(15_000, 10_000)
-    (finding,) = unread_of_model(read_config_file(PLAIN), large)
+    (finding,) = unread(read_config_file(PLAIN), large)
     assert "500 MB" in finding.text and not finding.stops
 
 
@@ -178,7 +183,7 @@ def test_a_model_that_cannot_run_alone():
     """The warning names the module; an error of one, the setting that the failing line has."""
     cfg = read_config_file(PLAIN)
     cfg.model.backbone.out_indices = (0, 1)
-    (finding,) = unread_of_model(cfg, SMALL)
+    (finding,) = unread(cfg)
     assert finding.subject.startswith("model.neck") and not finding.stops
     cfg = Config({"model": {"neck": {"type": "Neck", "outs": 3}}}, filename=__file__)
     model = nn.ModuleDict({"neck": Neck()})

@@ -15,10 +15,8 @@ from mmengine.runner.base_loop import BaseLoop
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.config.errors import frames_of, require_none
+from dcnzoo.openmmlab.config.errors import frames_of
 from dcnzoo.openmmlab.config.packages import is_published
-from dcnzoo.openmmlab.runs.rehearse import without_trace
 from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
 from dcnzoo.utils.findings import Finding
 
@@ -41,14 +39,15 @@ class FirstBatch:
     evaluate: Callable[[Sequence[Any], Batch], bool]
 
 
-def first_batch(runner: Runner, name: str) -> FirstBatch | None:
+def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatch | None:
     """Return the pictures that the sampler of a loop chooses first; None if there are none.
 
     Sampler, data sets and pipelines are copies, which share the annotations, so that the loop's stay as they
-    are. A line says why they cannot be copied.
+    are.
 
     Args:
         name: ``"train"`` or ``"val"``.
+        findings: gets those about the pictures, or why the loop's parts cannot be copied.
 
     Raises:
         UserError: the pipeline or the collation fails; names the step.
@@ -58,30 +57,25 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
         return None
     unused = {"persistent_workers", "prefetch_factor", "num_batch_per_epoch", "pin_memory"}
     settings = {key: value for key, value in getattr(runner, f"_{part}").items() if key not in unused}
-    indices, lack = list[int](), ""
-    with without_trace():
-        try:
-            dataset = loop.dataloader.dataset
-            data = _copy(vars(dataset).get("_dataset", dataset))  # of num_batch_per_epoch
-            settings.update(dataset=data, num_workers=0)
-            loader = runner.build_dataloader(settings, seed=runner.seed)
-            indices.extend(next(iter(loader.batch_sampler or ()), []))
-        except Exception as error:
-            lack = one_line(error)
-    if lack:
-        text = f"its first batch was not tried: {lack}"
-        require_none([Finding(part, text, stops=False)], runner.cfg.filename)
+    try:
+        dataset = loop.dataloader.dataset
+        data = _copy(vars(dataset).get("_dataset", dataset))  # of num_batch_per_epoch
+        for _, step in _steps(data, "") if name == "train" else ():
+            if isinstance(step, LoadAnnotations) and type(step).transform is LoadAnnotations.transform:
+                step.transform = functools.partial(_load_first, step)
+        settings.update(dataset=data, num_workers=0)
+        loader = runner.build_dataloader(settings, seed=runner.seed)
+        indices = list[int](next(iter(loader.batch_sampler or ()), ()))
+    except Exception as error:
+        findings.append(Finding(part, f"its first batch was not tried: {one_line(error)}", stops=False))
+        return None
     if not indices:
         return None
 
-    def collate(number: int | None = None, seed: int | None = None) -> Any:
+    def collate(number: int | None = None, seed: int = 0) -> Any:
         try:
-            with without_trace(), Changes() as changes:
-                if name == "train":
-                    changes.set(LoadAnnotations, "transform", _load_first(LoadAnnotations.transform))
-                if seed is not None:
-                    set_random_seed(seed)
-                return loader.collate_fn([data[index] for index in indices[:number]])
+            set_random_seed(seed)
+            return loader.collate_fn([data[index] for index in indices[:number]])
         except Exception as error:
             steps = {id(step): path for path, step in _steps(data, f"{part}.dataset")}
             frames = [*frames_of(error), *frames_of(error.__cause__)]
@@ -93,18 +87,16 @@ def first_batch(runner: Runner, name: str) -> FirstBatch | None:
     few = collate(2)
     if not isinstance(few, dict) or not {"inputs", "data_samples"} <= few.keys():
         return None
+    pipeline = f"{part}.dataset.pipeline"
     if tiny := [image.shape for image in _images(few["inputs"]) if max(image.shape[-2:]) < _TINY]:
         text = f"expected pictures of at least {_TINY} pixels, got {tiny[0][-2]} × {tiny[0][-1]}"
-        require_none([Finding(f"{part}.dataset.pipeline", text, stops=False)], runner.cfg.filename)
-    for seed in range(4) if name == "val" else ():
-        pairs = zip(_images(few["inputs"]), _images(collate(2, seed)["inputs"]), strict=False)
-        if not all(torch.equal(*pair) for pair in pairs):
-            text = "expected the same picture each time, got random ones: predictions are not turned back"
-            require_none([Finding(f"{part}.dataset.pipeline", text, stops=False)], runner.cfg.filename)
-            break
-    return FirstBatch(
-        few, collate, functools.partial(_evaluate, loop, f"{runner.cfg.filename}: {name}_evaluator")
-    )
+        findings.append(Finding(pipeline, text, stops=False))
+    others = (collate(2, seed)["inputs"] for seed in range(1, 5) if name == "val")
+    if not all(all(map(torch.equal, _images(few["inputs"]), _images(inputs))) for inputs in others):
+        text = "expected the same picture each time, got random ones: predictions are not turned back"
+        findings.append(Finding(pipeline, text, stops=False))
+    evaluate = functools.partial(_evaluate, loop, f"{runner.cfg.filename}: {name}_evaluator")
+    return FirstBatch(few, collate, evaluate)
 
 
 def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> bool:
@@ -143,16 +135,12 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
     return bool(names) or len(evaluator.metrics) < len(loop.evaluator.metrics)
 
 
-def _load_first(transform: Callable) -> Callable:
-    """Return the method of a step that loads annotations, which refuses a picture that has changed."""
-
-    def checked(self: LoadAnnotations, results: dict) -> dict | None:
-        picture, shape = results.get("img"), results.get("ori_shape")
-        if results.get("flip") or (picture is not None and shape and picture.shape[:2] != shape):
-            raise ValueError("expected before the steps that change the picture, got after them")
-        return transform(self, results)
-
-    return checked
+def _load_first(self: LoadAnnotations, results: dict) -> dict | None:
+    """Load annotations; refuse a picture that has changed."""
+    picture, shape = results.get("img"), results.get("ori_shape")
+    if results.get("flip") or (picture is not None and shape and picture.shape[:2] != shape):
+        raise ValueError("expected before the steps that change the picture, got after them")
+    return LoadAnnotations.transform(self, results)
 
 
 def _copy(data: Any) -> Any:

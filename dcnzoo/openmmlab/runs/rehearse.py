@@ -3,9 +3,8 @@
 import copy
 import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from inspect import signature
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import EMAHook
-from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
@@ -25,8 +23,8 @@ from dcnzoo.openmmlab.config.errors import config_errors, frames_of, require_non
 from dcnzoo.openmmlab.config.tree import datasets
 from dcnzoo.openmmlab.config.watched import Asked, misspelt, unread, watched
 from dcnzoo.openmmlab.datasets import coco
-from dcnzoo.openmmlab.hooks.seeds import random_states
 from dcnzoo.openmmlab.runs.schedules import EffectHook
+from dcnzoo.openmmlab.runs.separate_run import trial
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 
@@ -111,17 +109,18 @@ def rehearse(runner: Runner, only_checks: bool = False) -> tuple[list[str], list
     """
     if not isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
         return [], []
-    before, asked, problems = dict(vars(runner)), Asked(), list[str]()
-    for name, key in _WATCHED.items():
-        setattr(runner, name, watched(getattr(runner, name), key, asked))
-    parts: dict[str, Callable] = {
-        "_train_loop": runner.build_train_loop,
-        "optim_wrapper": runner.build_optim_wrapper,
-        "param_schedulers": runner.build_param_scheduler,
-        "_val_loop": runner.build_val_loop,
-    }
-    findings, complete = list[Finding](), True
-    with without_trace(logging.INFO if only_checks else logging.CRITICAL), _without_data():
+    asked, problems, findings, complete = Asked(), list[str](), list[Finding](), True
+    with trial(runner.cfg, logging.INFO if only_checks else logging.CRITICAL) as changes:
+        changes.callback(vars(runner).update, dict(vars(runner)))
+        _replace_data(changes)
+        for name, key in _WATCHED.items():
+            setattr(runner, name, watched(getattr(runner, name), key, asked))
+        parts: dict[str, Callable] = {
+            "_train_loop": runner.build_train_loop,
+            "optim_wrapper": runner.build_optim_wrapper,
+            "param_schedulers": runner.build_param_scheduler,
+            "_val_loop": runner.build_val_loop,
+        }
         for name, build in parts.items():
             if getattr(runner, name) is None or (name == "param_schedulers" and not complete):
                 continue  # schedules need the loop and the optimizer
@@ -138,26 +137,33 @@ def rehearse(runner: Runner, only_checks: bool = False) -> tuple[list[str], list
                 if key or not _of_data(error):
                     problems += [f"{runner.cfg.filename}: {key}: {text}"] if key else error.args
         if complete:
-            runner.setup_env(watched(runner.cfg.get("env_cfg") or {}, "env_cfg", asked))
-            with_launcher = {*signature(init_process_group).parameters, "port", "init_backend"}
-            asked["env_cfg"].add("dist_cfg")
-            asked["env_cfg.dist_cfg"] = with_launcher
-            for part in ("env_cfg", *_WATCHED.values()):
-                for finding in unread(runner.cfg, part, asked):
-                    # of a data set, only the filter is used now
-                    if part != "train_dataloader" or ".filter_cfg." in finding.subject:
-                        findings.append(finding)
-            findings += _frozen_at_random(runner)
+            findings += [*_unread_of_parts(runner, asked), *_frozen_at_random(runner)]
             with config_errors(runner.cfg):
-                for hook in runner.hooks:
-                    if isinstance(hook, EMAHook):  # it passes its other settings on
-                        copy.copy(hook).before_run(runner)
-                    if type(hook).__module__.startswith("mmdet."):  # may require another model
-                        copy.copy(hook).before_train(runner)
-                    if pipeline := getattr(hook, "switch_pipeline", None):  # built in a later epoch
-                        Compose(pipeline)
-    vars(runner).update(before)
+                _try_hooks(runner)
     return problems, findings
+
+
+def _unread_of_parts(runner: Runner, asked: Asked) -> Iterator[Finding]:
+    """Yield the settings that no part has read, of the environment, too."""
+    runner.setup_env(watched(runner.cfg.get("env_cfg") or {}, "env_cfg", asked))
+    asked["env_cfg"].add("dist_cfg")
+    asked["env_cfg.dist_cfg"] = {*signature(init_process_group).parameters, "port", "init_backend"}
+    for part in ("env_cfg", *_WATCHED.values()):
+        for finding in unread(runner.cfg, part, asked):
+            # of a data set, only the filter is used now
+            if part != "train_dataloader" or ".filter_cfg." in finding.subject:
+                yield finding
+
+
+def _try_hooks(runner: Runner) -> None:
+    """Begin copies of the hooks that may require another model, and build pipelines of a later epoch."""
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):  # it passes its other settings on
+            copy.copy(hook).before_run(runner)
+        if type(hook).__module__.startswith("mmdet."):
+            copy.copy(hook).before_train(runner)
+        if pipeline := getattr(hook, "switch_pipeline", None):
+            Compose(pipeline)
 
 
 def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
@@ -193,29 +199,8 @@ def _try(wrapper: object) -> None:
             each.clip_func([parameter], **each.clip_grad_kwargs)
 
 
-@contextmanager
-def without_trace(level: int = logging.CRITICAL) -> Iterator[None]:
-    """Context in which random numbers are drawn that are drawn again after it.
-
-    Args:
-        level: of messages that are not logged, with those below it.
-    """
-    disabled = logging.root.manager.disable
-    logging.disable(level)
-    try:
-        # fork_rng: of GPUs
-        with torch.random.fork_rng(), random_states(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the training shows them
-            yield
-    finally:
-        logging.disable(disabled)
-        for logger in MMLogger._instance_dict.values():
-            logger._cache.clear()  # which logging does not do: a level that was disabled would stay so
-
-
-@contextmanager
-def _without_data() -> Iterator[None]:
-    """Context in which data sets have two entries, and metrics read no annotations."""
+def _replace_data(changes: Changes) -> None:
+    """Let data sets have two entries, and metrics read no annotations."""
 
     def full_init(self: BaseDataset) -> None:
         if not self._fully_initialized:
@@ -223,12 +208,10 @@ def _without_data() -> Iterator[None]:
             with suppress(Exception):  # for other entries
                 self.filter_data()
 
-    with Changes() as changes:
-        for kind in _subclasses(BaseDataset):
-            if "full_init" in vars(kind):
-                changes.set(kind, "full_init", full_init)
-        changes.set(coco, "CheckedCOCO", lambda *args, **kwargs: None)
-        yield
+    for kind in _subclasses(BaseDataset):
+        if "full_init" in vars(kind):
+            changes.set(kind, "full_init", full_init)
+    changes.set(coco, "CheckedCOCO", lambda *args, **kwargs: None)
 
 
 def _subclasses(kind: Any) -> Iterator[Any]:
