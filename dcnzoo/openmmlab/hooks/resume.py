@@ -110,36 +110,39 @@ class ResumeHook(Hook):
         return changes
 
     def before_train(self, runner: Runner) -> None:
-        """Repeat the effects of the validation that followed the checkpoint, if there was one.
+        """Repeat the effects of the validation that followed the checkpoint, or run it if it was interrupted.
 
         Those of all validations on ``EarlyStoppingHook``, which has no state in the file.
         """
-        known, self._validations = self._validations, None
+        validations, self._validations = self._validations, None
         loop = runner.train_loop
-        if known is None or runner.val_loop is None:
+        if validations is None or runner.val_loop is None:
             return
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+        known = {step: metrics for step, metrics in validations.items() if step <= now}
         if not _needed_metrics(runner) <= known.get(now, {}).keys():
             known.pop(now, None)  # it measured others
-        # the main process alone writes; ``force`` has moved the log
-        written = History.read(Path(runner.work_dir)).validation if is_main_process() else known
-        stops = any(isinstance(hook, EarlyStoppingHook) for hook in runner.hooks)
-        if stops and len(loop.dynamic_milestones) == 1:
+        stopping = [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+        if stopping and len(loop.dynamic_milestones) == 1:
             due = {step for step in range(loop.val_begin, now) if step % loop.val_interval == 0}
             if not due <= known.keys():
                 text = f"the log in {self._folder} lacks validations"
                 runner.logger.warning(f"resume: EarlyStoppingHook counts anew: {text}")
-        for step, metrics in known.items():
-            if step > now:
-                continue
+        for metrics in known.values():
             loop.stop_training = False  # a later validation was better, or the patience was smaller
-            kinds = (EarlyStoppingHook, CheckpointHook, ParamSchedulerHook)[: 3 if step == now else 1]
-            for hook in (hook for hook in runner.hooks if isinstance(hook, kinds)):
+            for hook in stopping:
                 hook.after_val_epoch(runner, metrics=metrics)
-            if step not in written:
-                runner.visualizer.add_scalars(metrics, step=step)  # the next resume reads it here
-        if now not in known and not self._position.is_cut:  # else it has ended
+        if (
+            is_main_process()
+        ):  # which alone writes; the next resume reads the rows of a log that has moved here
+            for step in sorted(known.keys() - History.read(Path(runner.work_dir)).validation.keys()):
+                runner.visualizer.add_scalars(known[step], step=step)
+        if now in known:
+            for hook in runner.hooks:
+                if isinstance(hook, CheckpointHook | ParamSchedulerHook):
+                    hook.after_val_epoch(runner, metrics=known[now])
+        elif not self._position.is_cut:  # else it has ended
             loop._decide_current_val_interval()
             if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end):
                 runner.logger.info(f"Running the interrupted validation of {now} first")

@@ -84,7 +84,6 @@ def train(
             not fit.
     """
     with ExitStack() as stack:
-        stack.enter_context(use_device(options.device, options.launcher))
         with user_errors():
             recipe = recipe.with_options(options)
             cfg, work_dir, saved = recipe.cfg, recipe.work_dir, recipe.saved
