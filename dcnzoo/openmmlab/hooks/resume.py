@@ -133,9 +133,7 @@ class ResumeHook(Hook):
             loop.stop_training = False  # a later validation was better, or the patience was smaller
             for hook in stopping:
                 hook.after_val_epoch(runner, metrics=metrics)
-        if (
-            is_main_process()
-        ):  # which alone writes; the next resume reads the rows of a log that has moved here
+        if is_main_process():  # for the next resume: the log may be elsewhere, or have moved
             for step in sorted(known.keys() - History.read(Path(runner.work_dir)).validation.keys()):
                 runner.visualizer.add_scalars(known[step], step=step)
         if now in known:

@@ -122,9 +122,7 @@ class _SecondModel:
             node.update({key: 0.0 for key in _THRESHOLDS if isinstance(node.get(key), float)})
         self.model = MODELS.build(watched(settings, "model", self.asked)).to(self._device)
         for name, module in self.model.named_modules():
-            is_of_overlaps = type(module).__module__ == GIoULoss.__module__
-            compare = self._compare_corners if is_of_overlaps else self._compare_strides
-            module.register_forward_pre_hook(functools.partial(compare, f"model.{name}"))
+            module.register_forward_pre_hook(functools.partial(self._watch, f"model.{name}"))
 
     def run_first(self, first: FirstBatch | None, training: bool) -> Finding | None:
         """Compute a loss, or predictions for the metrics; return why the model could not.
@@ -159,10 +157,8 @@ class _SecondModel:
         """Run with two pictures, or with generated ones; return the error of the largest of these."""
         errors = list[Exception]()
         demos = itertools.product((True, False), _SIZES)  # RTMDet for boxes fails with masks
-        batches = (
-            [lambda: first.few] if first else [functools.partial(_demo, training, *each) for each in demos]
-        )
-        for batch in batches:
+        batches = [functools.partial(_demo, training, *each) for each in demos]
+        for batch in [lambda: first.few] if first else batches:
             try:
                 with torch.no_grad():
                     self._run(batch(), training, first)
@@ -172,7 +168,8 @@ class _SecondModel:
         return errors[: len(_SIZES)][-1]
 
     def _run(self, batch: Batch, training: bool, first: FirstBatch | None) -> None:
-        model = self.model.train(training)
+        model = self.model
+        model.train(training)  # returns None in detectors with a teacher
         data = model.data_preprocessor(copy.deepcopy(batch), training)
         inputs = data["inputs"]
         self._width = inputs.shape[-1] if isinstance(inputs, Tensor) else 0
@@ -196,39 +193,11 @@ class _SecondModel:
     def _warn(self, key: str, text: str) -> None:
         self.findings[key] = Finding(key, text, stops=False)
 
-    def _compare_strides(self, path: str, module: nn.Module, args: tuple) -> None:
-        """Add a finding for a part with other strides than its maps have."""
-        generator = getattr(module, "prior_generator", None)
-        owners = [(module, "featmap_strides"), (generator, "strides"), (module, "strides")]
-        owners = (
-            [] if hasattr(module, "resize_feats") else owners
-        )  # SOLO resizes its maps before it uses them
-        key, strides = next(
-            ((key, own) for each, key in owners if (own := getattr(each, key, None))), ("", ())
-        )
-        maps = (
-            args[0]
-            if args and isinstance(args[0], list | tuple) and isinstance(strides, list | tuple)
-            else ()
-        )
-        if not (self._width and maps and all(isinstance(each, Tensor) and each.dim() == 4 for each in maps)):
-            return
-        own = [stride if isinstance(stride, int) else stride[0] for stride in strides]
-        sizes = [each.shape[-1] for each in maps]
-        pairs = [(size, self._width / stride) for size, stride in zip(sizes, own, strict=False)]
-        differ = any(abs(a - b) > 1 and max(a, b) > 1.5 * min(a, b) for a, b in pairs)
-        if len(own) != len(sizes):  # a RoI extractor uses as many maps as it has strides; others may use some
-            differ = key == "featmap_strides"
-        if differ:
-            widths, got = ", ".join(map(str, sizes)), ", ".join(map(str, own))
-            text = f"expected the strides of maps that are {widths} wide for {self._width} pixels, got {got}"
-            self._warn(f"{path}.{key}", text)
-
-    def _compare_corners(self, path: str, loss: nn.Module, args: tuple) -> None:
-        """Add a finding for a loss of overlaps that gets encoded boxes, whose corners are in no order."""
-        boxes = args[1] if self._width and len(args) > 1 else None
-        if isinstance(boxes, Tensor) and boxes.shape[-1:] == (4,) and (boxes[..., 2:] < boxes[..., :2]).any():
-            text = f"expected True with {type(loss).__name__}, which compares boxes, got encoded ones"
+    def _watch(self, path: str, module: nn.Module, args: tuple) -> None:
+        """Add a finding for a part whose inputs do not fit its settings: called before its forward."""
+        if self._width and (problem := _other_strides(module, args, self._width)):
+            self._warn(f"{path}.{problem[0]}", problem[1])
+        if self._width and (text := _encoded_boxes(module, args)):
             self._warn(f"{path.rpartition('.')[0]}.reg_decoded_bbox", text)
 
     def failure(self, error: Exception) -> Finding:
@@ -246,6 +215,41 @@ class _SecondModel:
 def _not_watched(key: str, reason: str) -> Finding:
     text = f"{cut(reason, 200)}; settings that nobody reads are not searched for"
     return Finding(key, text, stops=False)
+
+
+def _other_strides(module: nn.Module, args: tuple, width: int) -> tuple[str, str] | None:
+    """Return the setting of a part's strides if they are not those of its maps, and what is wrong.
+
+    Args:
+        width: of the pictures.
+    """
+    maps = args[0] if args and isinstance(args[0], list | tuple) else ()
+    if not (maps and all(isinstance(each, Tensor) and each.dim() == 4 for each in maps)):
+        return None
+    generator = getattr(module, "prior_generator", None)
+    owners = [(module, "featmap_strides"), (generator, "strides"), (module, "strides")]
+    key, strides = next(((key, own) for each, key in owners if (own := getattr(each, key, None))), ("", ()))
+    if hasattr(module, "resize_feats") or not isinstance(
+        strides, list | tuple
+    ):  # SOLO resizes its maps first
+        return None
+    own = [stride if isinstance(stride, int) else stride[0] for stride in strides]
+    sizes = [each.shape[-1] for each in maps]
+    pairs = [(size, width / stride) for size, stride in zip(sizes, own, strict=False)]
+    differ = any(abs(a - b) > 1 and max(a, b) > 1.5 * min(a, b) for a, b in pairs)
+    if len(own) != len(sizes):  # a RoI extractor uses as many maps as it has strides; others may use some
+        differ = key == "featmap_strides"
+    widths, got = ", ".join(map(str, sizes)), ", ".join(map(str, own))
+    text = f"expected the strides of maps that are {widths} wide for {width} pixels, got {got}"
+    return (key, text) if differ else None
+
+
+def _encoded_boxes(loss: nn.Module, args: tuple) -> str:
+    """Say so if a loss of overlaps gets encoded boxes, whose corners are in no order."""
+    boxes = args[1] if type(loss).__module__ == GIoULoss.__module__ and len(args) > 1 else None
+    if isinstance(boxes, Tensor) and boxes.shape[-1:] == (4,) and (boxes[..., 2:] < boxes[..., :2]).any():
+        return f"expected True with {type(loss).__name__}, which compares boxes, got encoded ones"
+    return ""
 
 
 def _demo(training: bool, masks: bool, size: int) -> Batch:
