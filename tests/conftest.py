@@ -85,7 +85,7 @@ def settings_not_watched(request, monkeypatch):
     """Trainings build and run no second model, except in tests with the marker ``watched``."""
     execute = sys.modules.get("dcnzoo.openmmlab.runs.execute")
     if execute and not request.node.get_closest_marker("watched"):
-        monkeypatch.setattr(execute, "require_read", lambda cfg, runner: None)
+        monkeypatch.setattr(execute, "require_read", lambda runner: None)
 
 
 @pytest.fixture

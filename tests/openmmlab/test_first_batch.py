@@ -49,7 +49,7 @@ def make_runner(folder, shapes, data="", text="", **settings):
 def check(runner, only_checks=False):
     with config_errors(runner.cfg):
         load_data(runner, only_checks)
-        require_read(runner.cfg, runner)
+        require_read(runner)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_the_training_starts_as_without_the_batch(tmp_path, shapes):
         runner = make_runner(tmp_path, shapes, data, text)
         load_data(runner, only_checks=False)
         loader, before = runner._train_loop.dataloader, states()
-        require_read(runner.cfg, runner)
+        require_read(runner)
         with trial(runner.cfg):
             batch = first_batch(runner, "train", [])
         assert states() == before

@@ -114,9 +114,10 @@ def train(
             summary=None if options.verbose else SummaryHook(saved, changes, is_last=not outputs),
             allow_partial=options.allow_partial,
         )
-        require_parts(runner, only_checks)
-        load_data(runner, only_checks)
-        ranks.exchange(lambda: require_read(cfg, runner))
+        if isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
+            require_parts(runner, only_checks)
+            load_data(runner, only_checks)
+            ranks.exchange(lambda: require_read(runner))
         if only_checks:
             if prepared.file and os.path.isfile(prepared.file) and not prepared.resumes:  # else downloaded
                 # of the others, EMAHook has no model before a training

@@ -40,15 +40,13 @@ _UNSET = -123.5  # of a parameter that is not initialised
 _THRESHOLDS = ("score_thr", "conf_thr")
 
 
-def require_read(cfg: Config, runner: Runner) -> None:
+def require_read(runner: Runner) -> None:
     """Warn of settings that nobody reads; raise UserError for a name similar to one that is read.
 
     Raises:
         UserError: also for a pipeline or a model that fails with the first batch of the training.
     """
-    if not isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
-        return
-    findings = list[Finding]()
+    cfg, findings = runner.cfg, list[Finding]()
     with trial(cfg) as changes:
         batches = [first_batch(runner, name, findings) for name in ("train", "val")]
         # the model does not wait for other ranks

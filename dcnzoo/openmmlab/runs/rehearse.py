@@ -69,8 +69,6 @@ def load_data(runner: Runner, only_checks: bool) -> None:
     Raises:
         UserError: the data cannot be used.
     """
-    if not isinstance(runner, Runner):
-        return
     with Changes() as changes:
         if only_checks:
             changes.set(coco, "make_shapes", lambda *args: None)
@@ -107,8 +105,6 @@ def rehearse(runner: Runner, only_checks: bool = False) -> tuple[list[str], list
         An error for each part that fails, apart from those that may come from the entries in place of data;
         and the settings that no part has read.
     """
-    if not isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
-        return [], []
     asked, problems, findings, complete = Asked(), list[str](), list[Finding](), True
     with trial(runner.cfg, logging.INFO if only_checks else logging.CRITICAL) as changes:
         changes.callback(vars(runner).update, dict(vars(runner)))
