@@ -84,7 +84,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
         # before the parent class changes out_dir
-        self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir)
+        self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir, self.by_epoch)
         if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):  # of other tools
             runner.register_hook(ResumeHook(self._saved))
         if runner._resume and runner._load_from is None and not runner._has_loaded:  # of other tools

@@ -61,16 +61,19 @@ class WorkDirHook(Hook):
         barrier()  # all ranks have read the checkpoint, which may move
         if not is_main_process():
             return
-        text = self.recipe.text(self._move([Path(runner.log_dir).name]))
-        write_text(self._file, config_of(self._file.name, text))
+        moved = self._move(self._replaced(Path(runner.log_dir).name))
+        write_text(self._file, config_of(self._file.name, self.recipe.text(moved)))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint["meta"].update(launch=launch_name(), process=os.getpid())
 
-    def _move(self, stays: list[str]) -> dict[str, str]:
-        """Move the files that the training replaces; return their new paths by the old ones."""
-        folder, saved = self.recipe.work_dir, self.recipe.saved
-        files = set[Path]()
+    def _replaced(self, log: str) -> set[Path]:
+        """Return the files that the training replaces.
+
+        Args:
+            log: folder of its own log.
+        """
+        folder, saved, files = self.recipe.work_dir, self.recipe.saved, set[Path]()
         if os.path.lexists(self._file) and not is_own_config(self.recipe, self._file):
             files.add(self._file)
         source = Path(self._start.file or "") if self._start.resumes else Path()
@@ -80,8 +83,12 @@ class WorkDirHook(Hook):
             own = {path.name for path in folder.glob("*.py") if is_config_of_training(path)}
             own |= {*REPORT} if mark_of(folder / REPORT[0]).startswith("report of ") else set()
             own |= {path.name for path in folder.glob("*") if _LOGS.fullmatch(path.name)}
-            files |= {folder / name for name in own.difference(stays)} | {folder / LAST, *saved.files()}
-        files = {file for file in files if os.path.lexists(file) and real_name(file) != real_name(source)}
+            files |= {folder / name for name in own - {log}} | {folder / LAST, *saved.files()}
+        return {file for file in files if os.path.lexists(file) and real_name(file) != real_name(source)}
+
+    def _move(self, files: set[Path]) -> dict[str, str]:
+        """Move files to a new folder; return their new paths by the old ones."""
+        folder, saved = self.recipe.work_dir, self.recipe.saved
         if not files:
             return {}
         used = {path.name for path in (*folder.glob("*"), *saved.folder.glob("*"))}
