@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import sys
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
@@ -18,8 +19,9 @@ from dcnzoo.detect.outputs import paste
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.timing import agreement
-from dcnzoo.export import Detector
+from dcnzoo.export import Detector, targets
 from dcnzoo.export.openvino import save_ir
+from dcnzoo.openmmlab.export import export
 from dcnzoo.openmmlab.export.verify import verify
 from dcnzoo.ops import has_ops
 from dcnzoo.utils.marks import mark_of
@@ -332,6 +334,33 @@ def test_a_file_of_a_fixed_size(family, tmp_path):
     assert result.shape == (64, 128) and result.files == (path,)
     with pytest.warns(UserWarning, match="shrunk to the file's input, 64 × 128"):
         result.load()(np.zeros((90, 60, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["dets", *(pytest.param(name, marks=pytest.mark.slow) for name in ("", "box_masks"))]
+)
+def test_a_file_is_compared_in_its_runtime(wrong, exported, work, monkeypatch):
+    """Here the runtime is onnxruntime, perhaps with wrong boxes or masks."""
+    ran = []
+
+    def open_file(path, names):
+        session = Session(path)
+
+        def run(inputs):
+            ran.append(path)
+            outputs = session._run(inputs)
+            return [1 - value if name == wrong else value for name, value in zip(names, outputs, strict=True)]
+
+        return run
+
+    monkeypatch.setitem(targets.OPEN, "mnn", open_file)
+    monkeypatch.setattr(export, "write_detector", lambda *args, **options: (exported[0],))
+    refused = pytest.raises(ValueError, match="verify: expected 99 % of the detections to agree")
+    with refused if wrong else nullcontext():
+        options = dict(shape=(128, 128), runtime="mnn", img_shape=None, verify=PICTURE)
+        result = load(work).export("x.onnx", **options)
+        assert result.agreement.holds and not any("not compared in" in each.text for each in result.findings)
+    assert ran
 
 
 def test_damaged_files_are_refused(exported, tmp_path):
