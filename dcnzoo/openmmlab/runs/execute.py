@@ -278,7 +278,7 @@ def build_runner(
         "dump_config": lambda self: None,  # WorkDirHook writes it
         "build_evaluator": functools.partialmethod(ranks.build_evaluator, kind.build_evaluator),
     }
-    if summary is not None:
+    if summary is not None and hasattr(kind, "build_logger"):  # the strategy of FlexibleRunner builds it
         changes["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
     subclass: Any = type(kind.__name__, (kind,), changes)
     runner = subclass.from_cfg(cfg)
