@@ -229,8 +229,9 @@ def _configure(
     _, loads = write_settings(splits, out, model=model, weights=masks or not small, changes=changes)
     # the mark keeps other trainings from reading this folder as data
     write_text(out, f"{PROGRAM}{mark('config', out.name)}\n{out.read_text(encoding='utf-8')}")
+    chosen = ", with model.backbone.dcn=True" if "model.backbone.dcn" in changes else ""
     decisions += [
-        f"model     {model}, {f'from {loads}' if loads else 'without published weights'}",
+        f"model     {model}{chosen}, {f'from {loads}' if loads else 'without published weights'}",
         f"config    {out}",
     ]
     return result
