@@ -133,10 +133,25 @@ def user_errors():
 
 
 def describe(error: Exception) -> str:
-    """An exception on one line, with its type, because it may be a bug.
+    """:func:`message` of an exception; says where it may be a bug, and how to see its place.
 
-    ValueError, RuntimeError and OSError are exceptions to this: their messages describe the problem. An
-    assertion without a message is described by its source and the texts and integers that it names.
+    ValueError, RuntimeError and OSError are exceptions to this: their messages describe the problem.
+    """
+    text = message(error)
+    if _is_clear(error):
+        return text
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    libraries = sys.stdlib_module_names | {"torch", "numpy"}
+    if [package for package in packages if package not in libraries][-1:] == ["dcnzoo"]:
+        return f"this is an error in dcnzoo: {text}; please report it with the output of DCNZOO_TRACEBACK=1"
+    return text + HINT
+
+
+def message(error: Exception) -> str:
+    """An exception on one line, with its type unless its message describes the problem.
+
+    An assertion without a message is described by its source and the texts and integers that it names.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     text = one_line(error)
@@ -147,16 +162,16 @@ def describe(error: Exception) -> str:
             values = {word: frame.f_locals.get(word) for word in re.findall(r"\w+", text)}
             got = [f"{name}={value!r}" for name, value in values.items() if isinstance(value, str | int)]
             text = f"{text}, got {', '.join(got)}" if got else text
-        text = f"expected {text.removeprefix('assert ')}"
-    elif isinstance(error, ValueError | OSError) or type(error) is RuntimeError or not str(error):
+        return f"expected {text.removeprefix('assert ')}"
+    if _is_clear(error):
         return text
-    else:
-        text = f"{type(error).__name__}: {text}"
-    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
-    libraries = sys.stdlib_module_names | {"torch", "numpy"}
-    if [package for package in packages if package not in libraries][-1:] == ["dcnzoo"]:
-        return f"this is an error in dcnzoo: {text}; please report it with the output of DCNZOO_TRACEBACK=1"
-    return text + HINT
+    return f"{type(error).__name__}: {text}"
+
+
+def _is_clear(error: Exception) -> bool:
+    """Whether the message of an exception describes the problem, or there is none."""
+    has_text = isinstance(error, ValueError | OSError) or type(error) is RuntimeError or not str(error)
+    return has_text and not isinstance(error, AssertionError)
 
 
 def one_line(error: BaseException) -> str:

@@ -69,6 +69,9 @@ def check(runner, only_checks=False):
          "'scale_factor'))]))",
          r"val_evaluator: .*img_id"),
         ("", "val_evaluator.update(metric_items=['AP'])", r"val_evaluator: .*AP"),
+        # acts every ten iterations
+        ("", "model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize', "
+         "random_size_range=(128, 64))]))", r"model\.data_preprocessor\.batch_augments\.0\b.*: .*empty"),
     ],
 )  # fmt: skip
 def test_mistakes_that_the_first_iteration_would_meet(tmp_path, shapes, data, text, key):
@@ -133,6 +136,11 @@ STRIDES = "model.roi_head.bbox_roi_extractor.featmap_strides: expected "
 WARNINGS = {
     "too few strides": (EXTRACTOR.format([4, 8]), [STRIDES]),
     "other strides": (EXTRACTOR.format([4, 8, 16, 32]), [STRIDES]),
+    "large anchors": (
+        "model = dict(rpn_head=dict(anchor_generator=dict(scales=[400])), "
+        "train_cfg=dict(rpn=dict(allowed_border=-1)))",
+        ["model.rpn_head.anchor_generator: expected anchors of the objects' sizes"],
+    ),
     "a random validation": (
         "val_dataloader['dataset'].update(pipeline="
         + PIPELINE.format(
@@ -155,7 +163,7 @@ WARNINGS = {
         "train_dataloader['dataset'].update(pipeline="
         + PIPELINE.format(masks=True, step="dict(type='Resize', scale_factor=0.1),")
         + ")",
-        ["train_dataloader.dataset.pipeline: expected pictures of at least 32"],
+        ["train_dataloader.dataset.pipeline: expected pictures of at least 32", "model.rpn_head.anchor_gen"],
     ),
 }
 

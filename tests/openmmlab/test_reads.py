@@ -72,6 +72,11 @@ def test_published_settings_that_nobody_reads(tmp_path):
         ),  # of one stage
         ("neck=dict(stage_with_dcn=(True,))", {"model.neck.stage_with_dcn": False}),  # without dcn
         ("roi_head=dict(bbox_head=dict(loss_cls=dict(reduction='none')))", {"model": False}),
+        (
+            "roi_head=dict(bbox_head=dict(loss_cls=dict(use_sigmoid=True)))",  # it has the background
+            {"model.roi_head.bbox_head.loss_cls.use_sigmoid": False},
+        ),
+        ("rpn_head=dict(loss_cls=dict(use_sigmoid=False))", {}),  # then it computes scores of the background
         ("data_preprocessor=dict(std=[0.2, 0.2, 0.2])", {"model.data_preprocessor.std": False}),
         ("train_cfg=dict(rcnn=dict(anything=dict(a=1)))", {"model.train_cfg.rcnn.anything": False}),
         ("neck=dict(init_cfg=dict(type='Xavier', layer='Conv2D'))", {"model.neck.init_cfg": False}),

@@ -66,6 +66,13 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
          "default_hooks = dict(checkpoint=dict(save_best='auto'))",
          "default_hooks.checkpoint.save_best", False),
         ("model = dict(backbone=dict(init_cfg='resnet50'))", "model.backbone.init_cfg", True),
+        ("model = dict(data_preprocessor=dict(bgr_to_rgb=True))", "model.data_preprocessor.mean", False),
+        ("model = dict(test_cfg=dict(max_per_img=0))", "model.test_cfg.max_per_img", True),
+        ("model = dict(test_cfg=dict(max_per_img=-1))", "", False),
+        ("test_cfg = dict(rcnn=dict(score_thr=0.5))", "test_cfg.rcnn", False),  # not the model's
+        ("_warm_up = dict(type='LinearLR', end=9, by_epoch=False)\nparam_scheduler = [_warm_up, _warm_up]",
+         "param_scheduler.1", False),
+        ("default_hooks = (1,)", "default_hooks", True),
     ],
 )  # fmt: skip
 def test_settings_without_effect(tmp_path, text, subject, stops):
@@ -74,6 +81,7 @@ def test_settings_without_effect(tmp_path, text, subject, stops):
 
 
 SWITCH = dict(type="mmdet.PipelineSwitchHook", switch_pipeline=[])
+LATE = [dict(type="mmdet.YOLOXModeSwitchHook", skip_type_keys=None, num_last_epochs=15)]  # the default
 BY_ITERATIONS = dict(by_epoch=False, max_iters=9)
 STEPS = dict(type="MultiStepLR", milestones=[8, 11])
 
@@ -123,6 +131,7 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
          "CheckInvalidLossHook.interval: "),
         (dict(custom_hooks=[dict(type="mmdet.YOLOXModeSwitchHook", skip_type_keys=("Mosaik",),
                                  num_last_epochs=1)]), "YOLOXModeSwitchHook.skip_type_keys: "),
+        (dict(custom_hooks=LATE, cfg=dict(custom_hooks=LATE)), "YOLOXModeSwitchHook.num_last_epochs: "),
         (dict(custom_hooks=[dict(type="EMAHook", interval=37)]), "EMAHook.interval: "),
         (dict(custom_hooks=[Hook()]), "Hook: expected methods of mmengine's Hook"),
         (dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=13, save_last=False))),

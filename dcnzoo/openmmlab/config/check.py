@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.runner import TestLoop
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.classes import NUMBERS, numbers
@@ -85,7 +86,9 @@ def find_problems(
             problems += (each for each in copies if each.subject.partition(".")[0] not in unused)
         if runs:
             problems += [*wrong_evaluator_files(parts), *wrong_loaders(parts), *wrong_monitors(parts)]
-            problems += similar_hooks(cfg.get("default_hooks"))
+            problems += [*similar_hooks(cfg.get("default_hooks")), *repeated(parts)]
+    if "test_cfg" in unused and runs:
+        problems += wrong_test_loop(cfg.get("test_cfg"))
     for path in sorted(options) if not runs else ():
         if (part := path.partition(".")[0]) in unused:
             text = f"has no effect in this command, which does not use {part}"
@@ -106,11 +109,31 @@ def similar_hooks(hooks: Any) -> Iterator[Finding]:
             yield Finding(f"default_hooks.{key}", f"expected {close}, got an unknown key", "key", stops=False)
 
 
+def wrong_test_loop(loop: Any) -> Iterator[Finding]:
+    """Yield settings that the loop of a test, which a training does not build, does not have."""
+    kind = (class_of(loop) or TestLoop) if isinstance(loop, Mapping) else object
+    known, others = arguments(kind)
+    for key in loop.keys() - known.keys() - {"type", "_scope_"} if others == "refused" and loop else ():
+        text = f"expected model.test_cfg.{key}, got a setting that {kind.__name__} does not have"
+        yield Finding(f"test_cfg.{key}", text, "key", stops=False)
+
+
+def repeated(parts: Mapping) -> Iterator[Finding]:
+    """Yield schedules and hooks that are there twice, such as two equal warm-ups."""
+    for part in ("param_scheduler", "custom_hooks"):
+        entries = parts.get(part)
+        for index, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
+            if entry in entries[:index]:
+                text = f"expected other settings than those of {part}.{entries.index(entry)}, got equal ones"
+                yield Finding(f"{part}.{index}", text, stops=False)
+
+
 def _wrong_type(parameter: inspect.Parameter, value: object) -> str:
     """Return which types an argument of mmengine's runner may have, if a value has another one."""
     members = get_args(parameter.annotation) if get_origin(parameter.annotation) is Union else ()
     types = tuple(get_origin(member) or member for member in members or (parameter.annotation,))
-    if not isinstance(value, dict | list | str | int | float) or isinstance(value, types):
+    is_list = isinstance(value, tuple) and list in types
+    if is_list or not isinstance(value, dict | list | tuple | str | int | float) or isinstance(value, types):
         return ""
     return " or ".join(text for kind, text in _TYPES.items() if kind in types)
 

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from types import FrameType
@@ -17,7 +17,7 @@ from torch import nn
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.tree import class_of, dicts, registered
-from dcnzoo.utils.errors import HINT, UserError, describe, disk_is_full, one_line, printable
+from dcnzoo.utils.errors import UserError, describe, disk_is_full, message, one_line, printable
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import cut, nearest
 
@@ -49,10 +49,11 @@ def explain(cfg: Config, error: Exception) -> tuple[str, str]:
     """Return the key of a config that an exception is about, or an empty text, and its message.
 
     The key is the innermost dictionary from which something was built, or the module that was running; with a
-    setting of it that is in the line that failed.
+    setting of it that is in the line that failed. Values of settings that a library refuses are no error of
+    the code that gives them to it, as long as a setting is known.
     """
     frames = frames_of(error)
-    key, text = _key(cfg, frames), describe(error)
+    key, text, running = _key(cfg, frames), message(error), ""
     if isinstance(error, TypeError) and (match := UNKNOWN.match(str(error))):
         text = one_line(error)  # a setting that the class, perhaps dcnzoo's, does not have
         places = [path for path, node in dicts(cfg.to_dict()) if match[2] in node]
@@ -71,9 +72,9 @@ def explain(cfg: Config, error: Exception) -> tuple[str, str]:
         text = f"expected a registered class, got {name}"
     inner = [*takewhile(lambda frame: not _builds(frame), reversed(frames))]
     if not key:
-        key, inner = _running(frames) or ("", inner)
-    key = _with_setting(cfg, key, inner) or _named(cfg, text, inner)
-    return key, cut(text.removesuffix(HINT) if key else text, _LONGEST)
+        running, inner = _running(frames) or ("", inner)
+    key = _with_setting(cfg, key or running, inner) or _named(cfg, text, inner)
+    return key, cut(describe(error) if key == running and text == message(error) else text, _LONGEST)
 
 
 def require_none(findings: Iterable[Finding], name: str | os.PathLike) -> None:
@@ -119,8 +120,11 @@ def _unknown_types(cfg: Config, key: str) -> Iterator[tuple[str, str]]:
 
 def _running(frames: list[FrameType]) -> tuple[str, list[FrameType]] | None:
     """Return the path of the innermost module that was running, such as ``model.neck``, and its assertion."""
-    running = [self for frame in frames if isinstance(self := frame.f_locals.get("self"), nn.Module)]
-    paths = {id(module): name for name, module in running[0].named_modules()} if running else {}
+    values = [frame.f_locals.get(name) for frame in frames for name in ("model", "self")]
+    paths = dict[int, str]()
+    for value in reversed(values):  # the outermost module counts
+        if isinstance(value, nn.Module):
+            paths.update({id(module): name for name, module in value.named_modules()})
     for frame in reversed(frames):
         if path := paths.get(id(frame.f_locals.get("self"))):
             return f"model.{path}", [frame] if _line(frame).startswith("assert") else []
@@ -152,15 +156,24 @@ def _with_setting(cfg: Config, path: str, frames: Iterable[FrameType]) -> str:
     return path
 
 
-def _named(cfg: Config, text: str, frames: Iterable[FrameType]) -> str:
-    """Return the path of the only setting whose value a message has, and whose name a line that failed."""
+def _named(cfg: Config, text: str, frames: Sequence[FrameType]) -> str:
+    """Return the path of the only setting that an error is about, where nothing was built from a dictionary.
+
+    The message has its value, and a line that failed its name; or the innermost frame has both.
+    """
     words = {word for frame in frames for word in re.findall(r"\w+", _line(frame))}
+    variables = frames[0].f_locals if frames else {}
     paths = [
         f"{path}.{key}".lstrip(".")
         for path, node in dicts(cfg.to_dict())
         for key, value in node.items()
         if text == f"KeyError: {value}"
         or (key in words and re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", text))
+        or (
+            key in words
+            and isinstance(local := variables.get(key), type(value))
+            and repr(local) == repr(value)
+        )
     ]
     return paths[0] if len(paths) == 1 else ""
 

@@ -20,6 +20,7 @@ Values = tuple[str, Callable[[float], bool]]  # the expected value, and whether 
 COUNT: Values = ("an integer of at least 1", lambda n: n >= 1 and n % 1 == 0)
 COUNT_OR_0: Values = ("an integer of at least 0", lambda n: n >= 0 and n % 1 == 0)
 COUNT_OR_ALL: Values = ("an integer of at least 1, or -1", lambda n: n >= -1 and n % 1 == 0)
+ONE_OR_ALL: Values = ("an integer of at least 1, or -1", lambda n: (n >= 1 and n % 1 == 0) or n == -1)
 SIZE: Values = ("a number above 0", lambda n: n > 0)
 FACTOR: Values = ("a number of at least 0", lambda n: 0 <= n < math.inf)
 SHARE: Values = ("a number from 0 to 1", lambda n: 0 <= n <= 1)
@@ -46,6 +47,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
      "pos_iou_thr neg_iou_thr min_pos_iou prob iou_threshold momentum iou_thrs pos_fraction drop_path_rate "
      "alpha", SHARE),
     ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
+    ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
 )  # fmt: skip
 # parts in which no text is a number, True or False
 _NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
@@ -69,6 +71,13 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
         text = f"expected at most pos_iou_thr, {high}, got {low}"
         yield Finding(f"{node.path}.neg_iou_thr", text, stops=False)
+    mean, is_rgb = node.content.get("mean"), node.content.get("bgr_to_rgb", False)
+    has_three = isinstance(mean, list | tuple) and len(mean) == 3 and _fits(mean, math.isfinite)
+    if "ImgDataPreprocessor" in node.names and has_three and (mean[0] - mean[2]) * (1 if is_rgb else -1) < 0:
+        text = (
+            f"expected the mean of {'red' if is_rgb else 'blue'} first, with bgr_to_rgb={is_rgb}, got {mean}"
+        )
+        yield Finding(f"{node.path}.mean", text, stops=False)
     depth, init = node.content.get("depth"), node.content.get("init_cfg")
     file = str(init.get("checkpoint")) if isinstance(init, Mapping) else ""
     match = re.search(r"://(?:\w+/)?res(?:2net|nest|next|net)(\d+)", file)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dcnzoo.openmmlab.config.errors import frames_of
 from dcnzoo.openmmlab.config.packages import is_published
-from dcnzoo.utils.errors import HINT, UserError, describe, one_line, printable
+from dcnzoo.utils.errors import UserError, message, one_line, printable
 from dcnzoo.utils.findings import Finding
 
 Batch = dict[str, Any]  # inputs and data_samples, collated
@@ -81,7 +81,7 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
             frames = [*frames_of(error), *frames_of(error.__cause__)]
             selves = [id(frame.f_locals.get("self")) for frame in reversed(frames)]
             key = next((steps[each] for each in selves if each in steps), f"{part}.dataset")
-            text = str(error) if isinstance(error, UserError) else describe(error).removesuffix(HINT)
+            text = str(error) if isinstance(error, UserError) else message(error)
             raise UserError(printable(f"{runner.cfg.filename}: {key}: {text}")) from error
 
     few = collate(2)
@@ -131,7 +131,7 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
             with redirect_stdout(StringIO()):
                 names.update(metric.compute_metrics(metric.results) or ())
     except Exception as error:
-        raise UserError(printable(f"{subject}: {describe(error).removesuffix(HINT)}")) from error
+        raise UserError(printable(f"{subject}: {message(error)}")) from error
     return bool(names) or len(evaluator.metrics) < len(loop.evaluator.metrics)
 
 

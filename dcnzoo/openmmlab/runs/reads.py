@@ -8,11 +8,15 @@ them, it gets the whole first batch: an error is then the one that the training 
 import copy
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.losses import GIoULoss
+from mmdet.models.roi_heads import BBoxHead
+from mmdet.models.task_modules import AssignResult, MaxIoUAssigner
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MessageHub
@@ -30,7 +34,7 @@ from dcnzoo.openmmlab.runs.separate_run import trial
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import cut
+from dcnzoo.utils.text import counted, cut
 
 _LARGEST = 500e6  # bytes of parameters
 _LARGEST_BATCH = 16e6  # pixels
@@ -110,6 +114,7 @@ class _SecondModel:
         self._cfg, self._device = cfg, device
         self.asked, self.findings = Asked(), dict[str, Finding]()
         self._width = 0  # of the pictures; 0: they are not in one tensor
+        self._has_objects = False  # of the training's own data
 
     def build(self) -> None:
         settings = self._cfg.model.to_dict()
@@ -121,6 +126,10 @@ class _SecondModel:
         self.model = MODELS.build(watched(settings, "model", self.asked)).to(self._device)
         for name, module in self.model.named_modules():
             module.register_forward_pre_hook(functools.partial(self._watch, f"model.{name}"))
+            assigner = getattr(module, "assigner", None)
+            if hasattr(module, "prior_generator") and isinstance(assigner, MaxIoUAssigner):
+                path = f"model.{name}.anchor_generator"
+                assigner.assign = functools.partial(self._assign, path, assigner, [])
 
     def run_first(self, first: FirstBatch | None, training: bool) -> Finding | None:
         """Compute a loss, or predictions for the metrics; return why the model could not.
@@ -168,6 +177,11 @@ class _SecondModel:
     def _run(self, batch: Batch, training: bool, first: FirstBatch | None) -> None:
         model = self.model
         model.train(training)  # returns None in detectors with a teacher
+        intervals = [vars(module).get("_interval") for module in model.modules()]
+        # an iteration in which all parts act that do so every few iterations
+        due = math.lcm(*(each for each in intervals if type(each) is int and each > 0)) - 1
+        MessageHub.get_current_instance().update_info("iter", due)
+        self._has_objects = first is not None
         data = model.data_preprocessor(copy.deepcopy(batch), training)
         inputs = data["inputs"]
         self._width = inputs.shape[-1] if isinstance(inputs, Tensor) else 0
@@ -197,6 +211,24 @@ class _SecondModel:
             self._warn(f"{path}.{problem[0]}", problem[1])
         if self._width and (text := _encoded_boxes(module, args)):
             self._warn(f"{path.rpartition('.')[0]}.reg_decoded_bbox", text)
+        if path.endswith(".loss_cls"):
+            head = self.model.get_submodule(path.removeprefix("model.").removesuffix(".loss_cls"))
+            if text := _other_scores(head, module, args):
+                self._warn(f"{path}.use_sigmoid", text)
+
+    def _assign(
+        self, path: str, assigner: Any, overlaps: list[float], *args: Any, **kwargs: Any
+    ) -> AssignResult:
+        """Assign objects to anchors; add a finding if all those of the pictures so far count as background."""
+        result = type(assigner).assign(assigner, *args, **kwargs)
+        if self._has_objects and result.num_gts and len(result.max_overlaps):
+            overlaps.append(float(result.max_overlaps.max()))
+            threshold = assigner.neg_iou_thr
+            self.findings.pop(path, None)
+            if max(overlaps) < (threshold if isinstance(threshold, float) else max(threshold)):
+                got = f"ones that overlap them by at most {max(overlaps):.2f}"
+                self._warn(path, f"expected anchors of the objects' sizes, got {got}")
+        return result
 
     def failure(self, error: Exception) -> Finding:
         """Return why a run has ended; an error if code, or a function such as nms, lacks a setting."""
@@ -247,6 +279,16 @@ def _encoded_boxes(loss: nn.Module, args: tuple) -> str:
     boxes = args[1] if type(loss).__module__ == GIoULoss.__module__ and len(args) > 1 else None
     if isinstance(boxes, Tensor) and boxes.shape[-1:] == (4,) and (boxes[..., 2:] < boxes[..., :2]).any():
         return f"expected True with {type(loss).__name__}, which compares boxes, got encoded ones"
+    return ""
+
+
+def _other_scores(head: Any, loss: nn.Module, args: tuple) -> str:
+    """Say so if a loss by sigmoid gets scores with the background, or one by softmax those without."""
+    scores, by_sigmoid = args[0] if args else None, getattr(loss, "use_sigmoid", None)
+    if isinstance(head, BaseDenseHead | BBoxHead) and isinstance(scores, Tensor) and scores.dim() > 1:
+        got, number = scores.shape[-1], head.num_classes
+        if by_sigmoid is not None and got == number + by_sigmoid:
+            return f"expected {not by_sigmoid} with {got} scores for {counted(number, 'classes')}"
     return ""
 
 

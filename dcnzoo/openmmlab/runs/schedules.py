@@ -12,6 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
+from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.hooks.resume import depends_on_metric, stepped
 from dcnzoo.openmmlab.hooks.seeds import random_states
 from dcnzoo.utils.errors import UserError
@@ -57,6 +58,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     by_epoch, iterations = isinstance(loop, EpochBasedTrainLoop), loop.max_iters
     epochs = loop.max_epochs if by_epoch else 1  # a loop that counts iterations has one epoch
     augments = getattr(getattr(runner.model, "data_preprocessor", None), "batch_augments", None) or ()
+    chosen = {(str(node.get("type")), key) for _, node in dicts(runner.cfg.to_dict()) for key in node}
     for owner in (runner.optim_wrapper, loop, *runner.hooks, *augments):
         length = epochs if getattr(owner, "by_epoch", by_epoch) else iterations
         validations = (epochs if by_epoch else iterations) // (getattr(loop, "val_interval", 1) or 1)
@@ -73,7 +75,8 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
             last = next((number for part, number in lasts.items() if part in name), 0)
             last += "begin" in name  # from this one on
             number = max(_whole(value), default=0)
-            is_default = name in known and known[name].default == value
+            is_chosen = any(name == key and kind.endswith(type(owner).__name__) for kind, key in chosen)
+            is_default = not is_chosen and name in known and known[name].default == value
             if 0 < last < number and not (name.startswith("max_") or is_default):
                 text = f"expected at most {last} in this training, got {number}"
                 yield Finding(f"{type(owner).__name__}.{name}", text, stops=False)
