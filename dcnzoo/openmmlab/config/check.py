@@ -121,8 +121,8 @@ def wrong_test_loop(loop: Any) -> Iterator[Finding]:
 def repeated(parts: Mapping) -> Iterator[Finding]:
     """Yield schedules and hooks that are there twice, such as two equal warm-ups."""
     for part in ("param_scheduler", "custom_hooks"):
-        entries = parts.get(part)
-        for index, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
+        entries = parts[part] if isinstance(parts.get(part), list | tuple) else ()
+        for index, entry in enumerate(entries):
             if entry in entries[:index]:
                 text = f"expected other settings than those of {part}.{entries.index(entry)}, got equal ones"
                 yield Finding(f"{part}.{index}", text, stops=False)

@@ -72,12 +72,11 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
         text = f"expected at most pos_iou_thr, {high}, got {low}"
         yield Finding(f"{node.path}.neg_iou_thr", text, stops=False)
     mean, is_rgb = node.content.get("mean"), node.content.get("bgr_to_rgb", False)
-    has_three = isinstance(mean, list | tuple) and len(mean) == 3 and _fits(mean, math.isfinite)
-    if "ImgDataPreprocessor" in node.names and has_three and (mean[0] - mean[2]) * (1 if is_rgb else -1) < 0:
-        text = (
-            f"expected the mean of {'red' if is_rgb else 'blue'} first, with bgr_to_rgb={is_rgb}, got {mean}"
-        )
-        yield Finding(f"{node.path}.mean", text, stops=False)
+    ends = mean[::2] if isinstance(mean, list | tuple) and "ImgDataPreprocessor" in node.names else ()
+    are_numbers = len(ends) == 2 and all(isinstance(number, int | float) for number in ends)
+    if are_numbers and (ends[0] < ends[1] if is_rgb else ends[0] > ends[1]):
+        text = f"expected the mean of {'red' if is_rgb else 'blue'} first, as bgr_to_rgb={is_rgb}"
+        yield Finding(f"{node.path}.mean", f"{text}, got {mean}", stops=False)
     depth, init = node.content.get("depth"), node.content.get("init_cfg")
     file = str(init.get("checkpoint")) if isinstance(init, Mapping) else ""
     match = re.search(r"://(?:\w+/)?res(?:2net|nest|next|net)(\d+)", file)
