@@ -135,7 +135,8 @@ def user_errors():
 def describe(error: Exception) -> str:
     """:func:`message` of an exception; says where it may be a bug, and how to see its place.
 
-    ValueError, RuntimeError and OSError are exceptions to this: their messages describe the problem.
+    ValueError, RuntimeError, NotImplementedError and OSError are exceptions to this: their messages describe
+    the problem.
     """
     text = message(error)
     if _is_clear(error):
@@ -170,7 +171,8 @@ def message(error: Exception) -> str:
 
 def _is_clear(error: Exception) -> bool:
     """Whether the message of an exception describes the problem, or there is none."""
-    has_text = isinstance(error, ValueError | OSError) or type(error) is RuntimeError or not str(error)
+    kinds = (ValueError, OSError, NotImplementedError)
+    has_text = isinstance(error, kinds) or type(error) is RuntimeError or not str(error)
     return has_text and not isinstance(error, AssertionError)
 
 

@@ -5,6 +5,7 @@ import runpy
 
 import pytest
 
+from dcnzoo.compat.mmcv import _ext
 from dcnzoo.utils.errors import UserError, describe, one_line, printable, user_errors
 from dcnzoo.utils.text import few
 
@@ -46,7 +47,8 @@ def test_an_error_in_dcnzoo_says_that_it_is_one(monkeypatch):
     """Not one in a file of the user, nor in a module of the user that dcnzoo calls."""
     with pytest.raises(UserError, match=r"in dcnzoo: TypeError: .*DCNZOO_TRACEBACK=1"), user_errors():
         few(None)
-    for wrong in (lambda: json.loads("{"), lambda: {}["key"], lambda: 1 / 0):
+    not_supported = _ext.sync_bn_forward_mean
+    for wrong in (lambda: json.loads("{"), lambda: {}["key"], lambda: 1 / 0, not_supported):
         with pytest.raises(Exception) as caught:
             wrong()
         assert "in dcnzoo" not in describe(caught.value)
