@@ -219,13 +219,13 @@ class _SecondModel:
     def _assign(
         self, path: str, assigner: Any, overlaps: list[float], *args: Any, **kwargs: Any
     ) -> AssignResult:
-        """Assign objects to anchors; add a finding if all those of the pictures so far count as background."""
+        """Assign objects to anchors; add a finding if these overlap none of the pictures so far."""
         result = type(assigner).assign(assigner, *args, **kwargs)
         if self._has_objects and result.num_gts and len(result.max_overlaps):
             overlaps.append(float(result.max_overlaps.max()))
             threshold = assigner.neg_iou_thr
             self.findings.pop(path, None)
-            if max(overlaps) < (threshold if isinstance(threshold, float) else max(threshold)):
+            if max(overlaps) < (max(threshold) if isinstance(threshold, tuple) else threshold):
                 got = f"ones that overlap them by at most {max(overlaps):.2f}"
                 self._warn(path, f"expected anchors of the objects' sizes, got {got}")
         return result
@@ -284,10 +284,14 @@ def _encoded_boxes(loss: nn.Module, args: tuple) -> str:
 
 def _other_scores(head: Any, loss: nn.Module, args: tuple) -> str:
     """Say so if a loss by sigmoid gets scores with the background, or one by softmax those without."""
-    scores, by_sigmoid = args[0] if args else None, getattr(loss, "use_sigmoid", None)
-    if isinstance(head, BaseDenseHead | BBoxHead) and isinstance(scores, Tensor) and scores.dim() > 1:
-        got, number = scores.shape[-1], head.num_classes
-        if by_sigmoid is not None and got == number + by_sigmoid:
+    scores: Any = args[0] if args else None
+    number = getattr(head, "num_classes", None)
+    has_scores = (
+        isinstance(head, BaseDenseHead | BBoxHead) and isinstance(scores, Tensor) and scores.dim() > 1
+    )
+    if has_scores and isinstance(number, int):
+        got, by_sigmoid = scores.shape[-1], getattr(loss, "use_sigmoid", None)
+        if isinstance(by_sigmoid, bool) and got == number + by_sigmoid:
             return f"expected {not by_sigmoid} with {got} scores for {counted(number, 'classes')}"
     return ""
 
