@@ -183,9 +183,14 @@ def published_in(key: str) -> set[str]:
 
 def _published_texts(word: str) -> Iterator[str]:
     """Yield the texts of the published configs that contain a word."""
-    for file in (file for folder in published_folders() for file in folder.rglob("*.py")):
-        if word in (text := file.read_text(encoding="utf-8")):
-            yield text
+    pattern = rf"(?<!\w){re.escape(word)}(?!\w)"
+    yield from (text for text in _published() if word in text and re.search(pattern, text))
+
+
+@cache
+def _published() -> list[str]:
+    files = (file for folder in published_folders() for file in folder.rglob("*.py"))
+    return [file.read_text(encoding="utf-8") for file in files]
 
 
 def _keys_in(tree: ast.AST, outer: str) -> Iterator[str]:

@@ -42,6 +42,7 @@ _SIZES = (96, 320)  # pixels of generated pictures; some families need more than
 _LEAST_SPREAD, _MOST_SPREAD = 0.03, 128  # of values normalised twice, and by the std of pixels from 0 to 1
 _UNSET = -123.5  # of a parameter that is not initialised
 _THRESHOLDS = ("score_thr", "conf_thr")
+_FEW = 16  # boxes that a small run proposes, samples and predicts
 
 
 def require_read(runner: Runner) -> None:
@@ -91,7 +92,7 @@ def unread_of_model(
     with config_errors(cfg):
         second = _SecondModel(cfg, next(iter(devices), torch.device("cpu")))
         try:
-            second.build()
+            second.build(_FEW)
         except Exception as error:
             return [second.failure(error)]
         failures = (second.run_first(*each) for each in ((train, True), (val, False)))
@@ -116,13 +117,17 @@ class _SecondModel:
         self._width = 0  # of the pictures; 0: they are not in one tensor
         self._has_objects = False  # of the training's own data
 
-    def build(self) -> None:
+    def build(self, most: int | None = None) -> None:
+        """Build the model, or one that keeps only this number of boxes, which takes a third of the time."""
         settings = self._cfg.model.to_dict()
         if self._cfg.get("data_preprocessor"):
             settings.setdefault("data_preprocessor", self._cfg.data_preprocessor.to_dict())
-        for _, node in dicts(settings):
+        for path, node in dicts(settings):
             node.update({key: None for key in WITH_FILES if key in node})
             node.update({key: 0.0 for key in _THRESHOLDS if isinstance(node.get(key), float)})
+            key = "num" if path.endswith("sampler") else "max_per_img"
+            if most is not None and type(node.get(key)) is int:
+                node[key] = min(node[key], most)
         self.model = MODELS.build(watched(settings, "model", self.asked)).to(self._device)
         for name, module in self.model.named_modules():
             module.register_forward_pre_hook(functools.partial(self._watch, f"model.{name}"))
