@@ -7,84 +7,113 @@ a plain convolution, without an error. Methods of a shallow copy run on its orig
 
 import contextlib
 import copy
-import functools
 import inspect
 import re
 import warnings
-from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dcnzoo.layers.packed import _Pack
 from dcnzoo.ops._arguments import can_read
 from dcnzoo.utils.text import few
 
-_REBUILD = re.compile(r"fuse|fuse_(convs?|model|repvgg_block)|reparam\w*|(switch|convert)_to_deploy")
-_on_copies: ContextVar[bool] = ContextVar("on_copies", default=False)  # whether one of these methods is tried
+_REBUILD = re.compile(r"(?!_|is_)\w*(fuse|merge|reparam|deploy)\w*")
 
 
 def protect(model: nn.Module) -> None:
-    """Wrap these methods of all modules in ``model`` that contain packed layers, and no others."""
+    """Guard these methods of all modules in ``model`` that contain packed layers, and no others."""
     for module in model.modules():
-        for name, value in [*vars(module).items()]:
-            if isinstance(value, functools.partial) and value.func is _rebuild:
-                del vars(module)[name]
+        _unprotect(module)
         if any(isinstance(part, _Pack) for part in module.modules()):
             for name in filter(_REBUILD.fullmatch, dir(type(module))):
                 method = inspect.getattr_static(type(module), name)
-                if inspect.isfunction(method) and not _takes_maps(method):
-                    # picklable, and a copy of the module gets one of its own
-                    vars(module)[name] = functools.partial(_rebuild, module, name)
+                if inspect.isfunction(method) and not _needs_arguments(method):
+                    vars(module)[name] = _Guard(module, name)
 
 
-def _takes_maps(method: Any) -> bool:  # the features that it fuses
+def _unprotect(module: nn.Module) -> None:
+    for name, value in [*vars(module).items()]:
+        if isinstance(value, _Guard):
+            del vars(module)[name]
+
+
+def _needs_arguments(method: Any) -> bool:  # such as the features that it fuses
     _, *parameters = inspect.signature(method).parameters.values()
-    return any(p.default is p.empty and p.kind != p.VAR_KEYWORD for p in parameters)
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is p.empty and p.kind not in variable for p in parameters)
 
 
-def _rebuild(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the method, unless copies of the module show that it does not leave packed layers as they are."""
-    method = getattr(type(module), name)
-    if not _on_copies.get():
-        caller = f"{type(module).__name__}.{name}"
-        if _in_forward():
-            return _call_in_forward(caller, module, method, args, kwargs)
-        if problem := _problem(module, method, args, kwargs):
-            warnings.warn(
-                f"{caller}: would replace deformable layers by convolutions, or add convolutions to them, so "
-                f"it does nothing: {problem}",
-                stacklevel=2,
-            )
-            return module
-    return method(module, *args, **kwargs)
+class _Guard:
+    """Calls a method, unless a copy of its module shows that it does not leave packed layers as they are.
 
-
-def _call_in_forward(caller: str, module: nn.Module, method: Callable, args: tuple, kwargs: dict) -> Any:
-    """Call a method that may compute the features of a forward.
-
-    Raises:
-        RuntimeError: it has replaced packed layers or changed their kernels.
+    It is copied and pickled with the module. A method that gets tensors computes features. Of others that a
+    forward calls, one call is tried in training, and one in evaluation.
     """
-    packs = _packs(module)
-    kernels = {pack: pack.weight.detach().clone() for pack in packs if can_read(pack.weight)}
-    result = method(module, *args, **kwargs)
-    changed = packs.keys() - {*module.modules()}
-    changed |= {pack for pack, kernel in kernels.items() if not torch.equal(pack.weight, kernel)}
-    if changed:
-        names = few(sorted(packs[pack] for pack in changed), 3)
-        raise RuntimeError(
-            f"{caller}: expected deformable layers to stay, but it has replaced or changed {names}, in a "
-            "forward; convert other layers (where=…)"
-        )
-    return result
 
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name, self.modes = module, name, set[bool]()
 
-def _packs(module: nn.Module) -> dict[Any, str]:
-    """The packed layers of a module, with their names."""
-    return {part: name for name, part in module.named_modules() if isinstance(part, _Pack)}
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module, method = self.module, getattr(type(self.module), self.name)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+            return method(module, *args, **kwargs)
+        in_forward = _in_forward()
+        if not (in_forward and module.training in self.modes):
+            caller = f"{type(module).__name__}.{self.name}"
+            if problem := self.problem(in_forward, args, kwargs):
+                text = (
+                    f"{caller}: would replace deformable layers by convolutions, or change what they sample"
+                )
+                if in_forward:
+                    raise RuntimeError(f"{text}, in a forward: {problem}; convert other layers (where=…)")
+                warnings.warn(f"{text}, so it does nothing: {problem}", stacklevel=2)
+                return module
+            if in_forward:
+                self.modes.add(module.training)
+        return method(module, *args, **kwargs)
+
+    def problem(self, in_forward: bool, args: tuple, kwargs: dict[str, Any]) -> str:
+        """The packed layers that the method changes, or its error if it has none without packed layers.
+
+        Each output channel of a kernel may get a factor, such as that of a norm: after any other change, the
+        offsets would have to be predicted from another input. Some taps of the copy's kernels are NaN, and so
+        is each parameter that is computed from them. A forward may compute statistics with the kernels.
+        """
+        names = [name for name, part in self.module.named_modules() if isinstance(part, _Pack)]
+        try:
+            copied = _copied(self.module)
+        except Exception as error:
+            return "" if in_forward else f"it cannot be tried on a copy ({error})"
+        packs = [part for part in copied.modules() if isinstance(part, _Pack)]
+        for kernel in (pack.weight for pack in packs if can_read(pack.weight) and not in_forward):
+            number = torch.arange(kernel[0].numel(), device=kernel.device).view(kernel.shape[1:])
+            kernel.data.masked_fill_(number % 4 == 0, torch.nan)
+        before = [(_rows(pack), _prediction(pack)) for pack in packs]
+        with torch.random.fork_rng(devices=[]):
+            try:
+                result = getattr(copied, self.name)(*args, **kwargs)
+                copied = result if isinstance(result, nn.Module) else copied
+                after = {*copied.modules()}
+                pairs = zip(names, packs, before, strict=True)
+                changed = [n for n, pack, old in pairs if pack not in after or not _is_scaled(pack, *old)]
+            except Exception as error:
+                plain = _copied(self.module)
+                for parent in list(plain.modules()):
+                    for key, pack in parent._modules.items():
+                        if isinstance(pack, _Pack):
+                            parent._modules[key] = pack.plain()
+                with contextlib.suppress(Exception):
+                    getattr(plain, self.name)(*args, **kwargs)
+                    return f"{few(names, 3)} ({error})"
+                return ""
+        kernels = {id(pack.weight) for pack in packs}
+        others = [p for p in copied.parameters() if id(p) not in kernels and can_read(p)]
+        if not in_forward and any(parameter.isnan().any() for parameter in others):
+            changed = changed or names
+        return few(changed, 3) if changed else ""
 
 
 def _in_forward() -> bool:
@@ -95,56 +124,40 @@ def _in_forward() -> bool:
     return frame is not None
 
 
-def _problem(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
-    """The packed layers that the method changes, or its error if it has none without packed layers.
-
-    It runs on two copies, of which the second has packed layers with kernels of zero. Kernels may get
-    factors, such as those of a norm: zeros stay zeros, and no other tensor differs. A kernel that is added
-    would be sampled with the offsets, and one that becomes part of a convolution without them.
-    """
-    try:
-        copied, zeroed = copy.deepcopy(module), copy.deepcopy(module)
-    except Exception as error:
-        return f"it cannot be tried on a copy ({error})"
-    before = _packs(copied)
-    names = [*before.values()]
-    _zero_kernels(zeroed)
-    token = _on_copies.set(True)
-    try:
-        copied, zeroed = (_rebuilt(each, method, args, kwargs) for each in (copied, zeroed))
-        after = {*copied.modules()}
-        if lost := [name for pack, name in before.items() if pack not in after]:
-            return few(lost, 3)
-        _zero_kernels(copied)
-        return "" if _have_equal_tensors(copied, zeroed) else few(names, 3)
-    except Exception as error:
-        plain = copy.deepcopy(module)
-        for parent in list(plain.modules()):
-            for key, pack in parent._modules.items():
-                if isinstance(pack, _Pack):
-                    parent._modules[key] = pack.plain()
-        with contextlib.suppress(Exception):
-            method(plain, *args, **kwargs)
-            return f"{few(names, 3)} ({error})"
-        return ""
-    finally:
-        _on_copies.reset(token)
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy without guards. torch copies no tensors with a graph, such as features of a forward."""
+    leaves = [leaf for part in module.modules() for leaf in tree_leaves(vars(part))]
+    graphs = {id(t): t.detach().clone() for t in leaves if isinstance(t, Tensor) and t.grad_fn is not None}
+    copied = copy.deepcopy(module, graphs)
+    for part in copied.modules():
+        _unprotect(part)
+    return copied
 
 
-def _zero_kernels(module: nn.Module) -> None:
-    for pack in _packs(module):
-        if (kernel := pack._parameters.get("weight")) is not None:  # else it is computed from other tensors
-            kernel.data.zero_()
+def _rows(pack: Any) -> Tensor | None:
+    """The kernel of each output channel."""
+    if not can_read(kernel := pack.weight):
+        return None
+    if pack.transposed:
+        kernel = kernel.unflatten(0, (pack.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return kernel.detach().flatten(1).double()
 
 
-def _rebuilt(module: nn.Module, method: Callable, args: tuple, kwargs: dict[str, Any]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # new layers of both copies start with the same numbers
-        result = method(module, *args, **kwargs)
-    return result if isinstance(result, nn.Module) else module
+def _prediction(pack: Any) -> list[Tensor]:
+    layers = [layer for layer in (pack.conv_offset, pack.offset_features) if layer is not None]
+    return [p.detach().clone() for layer in layers for p in layer.parameters() if can_read(p)]
 
 
-def _have_equal_tensors(module: nn.Module, other: nn.Module) -> bool:
-    one, two = (dict((*each.named_parameters(), *each.named_buffers())) for each in (module, other))
-    return one.keys() == two.keys() and all(
-        not can_read(tensor) or torch.equal(tensor, two[name]) for name, tensor in one.items()
-    )
+def _is_scaled(pack: Any, before: Tensor | None, prediction: list[Tensor]) -> bool:
+    """Whether a layer predicts as before, and its kernels are those before times factors, within rounding."""
+    after, pairs = _rows(pack), zip(_prediction(pack), prediction, strict=True)
+    if not all(torch.equal(new, old) for new, old in pairs):
+        return False
+    if before is None or after is None:
+        return before is after
+    if after.shape != before.shape or not torch.equal(after.isnan(), before.isnan()):
+        return False
+    one, two = before.nan_to_num(), after.nan_to_num()
+    factors = (one * two).sum(1, True) / one.square().sum(1, True).clamp_min(torch.finfo(one.dtype).tiny)
+    most = 8 * torch.finfo(pack.weight.dtype).eps * two.abs().amax(1, True)
+    return bool(((two - factors * one).abs() <= most).all())
