@@ -268,10 +268,12 @@ def _with_argument(evaluators: Sequence[dict], argument: str, option: str) -> li
 
 def main_metric(cfg: Config) -> str | None:
     """Return the metric that selects the best checkpoint: the mask AP if it is measured, else the box AP."""
-    evaluator = cfg.get("val_evaluator") or {}
-    if not isinstance(evaluator, dict) or evaluator.get("type") != "CocoMetric":
-        return None
-    return "coco/segm_mAP" if "segm" in evaluator.get("metric", "bbox") else "coco/bbox_mAP"
+    evaluators = cfg.get("val_evaluator") or []
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        if str(evaluator.get("type")).rpartition(".")[2] == "CocoMetric":
+            kind = "segm" if "segm" in evaluator.get("metric", "bbox") else "bbox"
+            return f"{evaluator.get('prefix') or 'coco'}/{kind}_mAP"
+    return None
 
 
 def _set(node: dict, key: str, value: object, owner: str = "") -> str:
@@ -324,8 +326,9 @@ def _set_learning_rate(cfg: Config, lr: float) -> list[str]:
 
 def _stop_early(cfg: Config, patience: int) -> None:
     checkpoint = cfg.default_hooks.get("checkpoint") or {}
-    best = checkpoint.get("save_best")
-    monitor = best if isinstance(best, str) and best != "auto" else main_metric(cfg)
+    best, main = checkpoint.get("save_best"), main_metric(cfg)
+    saved = [each for each in (best if isinstance(best, list) else [best]) if each and each != "auto"]
+    monitor = main if main in saved or not saved else saved[0]
     if monitor is None:
         raise UserError(
             "patience: expected a val_evaluator of type CocoMetric, found none; "
@@ -333,9 +336,11 @@ def _stop_early(cfg: Config, patience: int) -> None:
         )
     if not best:
         checkpoint.update(save_best=monitor, rule="greater")
+    rule = checkpoint.get("rule")  # mmengine's own error says so if it has another length
+    rule = dict(zip(saved, rule, strict=False)).get(monitor) if isinstance(rule, list) else rule
     others = [hook for hook in cfg.get("custom_hooks") or [] if "EarlyStoppingHook" not in str(hook["type"])]
     hook = {"type": "PlateauEarlyStoppingHook", "monitor": monitor, "patience": patience}
-    cfg.custom_hooks = [*others, {**hook, "rule": checkpoint.get("rule")}]
+    cfg.custom_hooks = [*others, {**hook, "rule": rule}]
 
 
 def _add_logger(cfg: Config, name: str) -> None:

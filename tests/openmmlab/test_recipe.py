@@ -174,8 +174,11 @@ def test_options_that_cannot_be_merged(tmp_path, options, expected):
 def test_options_for_a_dictionary_and_what_is_in_it(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(LINES)
-    cfg = read_config_file(file, {"model.test_cfg": {"a": 1}, "model.test_cfg.b": 2, "model.test": 3})
+    options = {"model.test_cfg": {"a": 1}, "model.test_cfg.b": 2, "model.test": 3}
+    cfg = read_config_file(file, options)
     assert cfg.model == dict(type="RetinaNet", test_cfg=dict(max_per_img=3, a=1, b=2), test=3)
+    options = {"model": {"_delete_": True, "type": "ATSS"}}
+    assert [read_config_file(file, options).model for _ in range(2)] == [{"type": "ATSS"}] * 2
 
 
 def test_variables_in_a_json_config(tmp_path):

@@ -713,6 +713,16 @@ def test_patience_and_loggers(monkeypatch):
     cfg.default_hooks.checkpoint.save_best = "other/metric"
     TrainOptions(patience=4).apply(cfg)
     assert cfg.custom_hooks[0].monitor == "other/metric"
+    names, rules = ["other/metric", "coco/bbox_mAP"], ["less", "greater"]
+    evaluator = dict(_delete_=True, type="mmdet.CocoMetric", metric="bbox")
+    for saved, monitor in ((names, names[1]), (names[:1], names[0])):
+        cfg, _ = schedule(val_evaluator=[evaluator])
+        cfg.default_hooks.checkpoint.update(save_best=saved, rule=rules[: len(saved)])
+        TrainOptions(patience=4).apply(cfg)
+        assert (cfg.custom_hooks[0].monitor, cfg.custom_hooks[0].rule) == (
+            monitor,
+            rules[names.index(monitor)],
+        )
     cfg, _ = schedule(val_evaluator={"_delete_": True, "type": "VOCMetric"})
     with pytest.raises(UserError, match=r"^patience: .*CocoMetric"):
         TrainOptions(patience=4).apply(cfg)
@@ -914,7 +924,7 @@ def test_a_resumed_training_has_the_settings_of_its_optimizer(tmp_path, capsys):
         {"type": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True},
     ]
     for number, optimizer in enumerate(settings):
-        options = {"optim_wrapper": {"optimizer": optimizer}}
+        options = {"optim_wrapper": {"optimizer": optimizer}, "randomness": {"seed": 7 + number}}
         runner = make_runner(
             tmp_path, "other", epochs=number + 1, resume=number > 0, default_hooks=SAVING, **options
         )
@@ -925,6 +935,7 @@ def test_a_resumed_training_has_the_settings_of_its_optimizer(tmp_path, capsys):
         if number == 1:
             (line,) = resume_lines(capsys)
             assert "weight_decay 0.01 → 0" in line and "betas (0.9, 0.999) → (0.8, 0.99)" in line
+            assert "seed 7 → 8" in line and runner.seed == 8
 
 
 class Counting(torch.optim.SGD):

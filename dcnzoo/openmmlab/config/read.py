@@ -92,7 +92,7 @@ def _merge(cfg: Config, options: Mapping[str, object], path: str | os.PathLike) 
         problem = _without_place(key, cfg)
         try:
             if not problem:
-                cfg.merge_from_dict({key: value})
+                cfg.merge_from_dict({key: copy.deepcopy(value)})  # it removes _delete_
         except AttributeError:  # of mmengine, which merges elements of lists like dictionaries
             problem = "expected whole lists of numbers or texts, got one element"
         except (KeyError, TypeError) as error:

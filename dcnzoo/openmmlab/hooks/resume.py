@@ -61,6 +61,7 @@ class ResumeHook(Hook):
         broadcast_object_list(message)
         self._validations = message[0]
         position = self._position = _set_position(runner, checkpoint)
+        meta, seed = checkpoint["meta"], getattr(runner, "_randomness_cfg", {}).get("seed")
         groups, changes = checkpoint.get("optimizer", {}).get("param_groups", []), position.changes
         # FlexibleRunner may have other files
         is_one = isinstance(runner, Runner) and not isinstance(runner.optim_wrapper, OptimWrapperDict)
@@ -70,6 +71,9 @@ class ResumeHook(Hook):
                 changes += self._replay(runner, checkpoint, groups)
         elif changes or position.is_late:
             changes.append("the schedules stay those of the checkpoint")
+        if seed is not None and meta.get("seed") not in (None, seed):
+            changes.append(f"seed {meta['seed']} → {seed}")
+            meta["seed"] = seed  # which the runner takes
         if lost := position.lost:
             changes.append(f"the gradients of {counted(lost, 'batches')} before the checkpoint are lost")
         if changes:
