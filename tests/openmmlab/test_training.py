@@ -174,14 +174,31 @@ class Dies(Hook):
             raise Death
 
 
-def train(work_dir, name, max_keep_ckpts=2, best=False, template="epoch_{}.pth", dies_after=None, **kwargs):
+class Logs(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.visualizer.add_scalars({"my/norm": 7.5}, step=runner.iter + 1)
+
+
+def train(
+    work_dir,
+    name,
+    max_keep_ckpts=2,
+    best=False,
+    template="epoch_{}.pth",
+    dies_after=None,
+    logs_epochs=True,
+    **kwargs,
+):
     hook = {"type": "AtomicCheckpointHook", "max_keep_ckpts": max_keep_ckpts, "interval": 1}
     hook["filename_tmpl"] = template
     if best:
         hook.update(save_best="score", rule="greater")
         kwargs.setdefault("val_evaluator", Evaluator([Score()]))
     hooks = {
-        "default_hooks": {"checkpoint": hook},
+        "default_hooks": {
+            "checkpoint": hook,
+            "logger": {"type": "LoggerHook", "log_metric_by_epoch": logs_epochs},
+        },
         "custom_hooks": [Began(), SummaryHook(SavedCheckpoints(Path(work_dir), template)), Dies(dies_after)],
     }
     runner = make_runner(work_dir, name, **hooks, **kwargs)
@@ -320,11 +337,13 @@ def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatc
     assert runner.message_hub.get_info("best_ckpt") == str(tmp_path / "best_score_epoch_4.pth")
 
 
-@pytest.mark.parametrize("interrupted_at", [0, 1, 2])
-def test_a_validation_that_was_cut_off_comes_first(tmp_path, monkeypatch, capsys, interrupted_at):
+@pytest.mark.parametrize(("interrupted_at", "logs_epochs"), [(0, True), (1, True), (2, True), (2, False)])
+def test_a_validation_that_was_cut_off_comes_first(
+    tmp_path, monkeypatch, capsys, interrupted_at, logs_epochs
+):
     # after epochs 2 and 4
     loop = {"by_epoch": True, "max_epochs": 4, "val_interval": 9, "dynamic_intervals": [(2, 2)]}
-    options = {"best": True, "train_cfg": loop}
+    options = {"best": True, "train_cfg": loop, "logs_epochs": logs_epochs}
     monkeypatch.setattr(Score, "calls", 0)
     monkeypatch.setattr(Score, "interrupted_at", interrupted_at)
     if interrupted_at:
@@ -1162,7 +1181,7 @@ def test_patience_counts_the_validations_before_a_resume(tmp_path):
     ):
         options = {"resume": folder == "b", "load_from": str(tmp_path / start) if start else None}
         runner = make_runner(
-            tmp_path / folder, folder, custom_hooks=[hook, Dies(dies_after)], **settings, **options
+            tmp_path / folder, folder, custom_hooks=[hook, Logs(), Dies(dies_after)], **settings, **options
         )
         with contextlib.suppress(Death):
             runner.train()
@@ -1265,7 +1284,9 @@ def test_logs_of_several_starts(tmp_path, logs, training, validation):
         log = tmp_path / f"20261025_{hour}0000/vis_data/scalars.json"
         log.parent.mkdir(parents=True)
         rows = [{"step": step, "epoch": step, "loss": 1.0} for step in steps]
-        log.write_text("\n".join(map(json.dumps, [*rows, {"step": steps[-1], "coco/bbox_mAP": 0.5}])))
+        log.write_text(
+            "\n".join(map(json.dumps, [*rows, {"step": steps[-1], "time": 1.0, "coco/bbox_mAP": 0.5}]))
+        )
     history = History.read(tmp_path)
     assert [*history.training] == [*training] and [*history.validation] == validation
 
@@ -1276,7 +1297,8 @@ def test_a_validation_after_the_one_of_the_checkpoint_is_forgotten(tmp_path):
         log = tmp_path / f"20261025_0{hour}0000/vis_data/scalars.json"
         log.parent.mkdir(parents=True)
         texts = [
-            {"step": n, "epoch": n, "loss": loss} if loss else {"step": n, "ap": 0.5} for n, loss in rows
+            {"step": n, "epoch": n, "loss": loss} if loss else {"step": n, "time": 1.0, "ap": 0.5}
+            for n, loss in rows
         ]
         log.write_text("\n".join(map(json.dumps, texts)))
     assert [*History.read(tmp_path).validation] == [2]

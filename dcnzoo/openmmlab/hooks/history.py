@@ -17,6 +17,7 @@ _WORDS = {
     "box loss": "bbox|iou|l1|dfl|xy|wh|off|centerness|reg",
 }
 PARTS = ("class loss", "box loss", "mask loss")
+VALIDATED = "validation_step"  # the epoch after which a validation ran, or the iteration
 
 
 def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
@@ -32,6 +33,10 @@ def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
 @dataclasses.dataclass(frozen=True)
 class History:
     """The numbers in ``work_dir/*/vis_data/scalars.json``.
+
+    A row with ``loss`` is one of the training. That of a validation has ``validation_step``, which
+    :class:`~dcnzoo.openmmlab.hooks.ResumeHook` adds; up to version 0.2.0 only the time that it took. Other
+    hooks may write other rows.
 
     Attributes:
         training: iteration → loss, its parts, learning rate, time and other logged values.
@@ -69,8 +74,9 @@ class History:
                         first = entry.get("epoch", step)
                         validation = {number: row for number, row in validation.items() if number < first}
                     training[step] = {**entry, **loss_parts(entry)}
-                elif metrics := {k: v for k, v in entry.items() if k not in ("step", "time", "data_time")}:
-                    validation[step] = metrics
+                elif (ran := entry.get(VALIDATED, step if "time" in entry else None)) is not None:
+                    others = ("step", "time", "data_time", VALIDATED)
+                    validation[int(ran)] = {k: v for k, v in entry.items() if k not in others}
         return cls(training, validation, offsets)
 
     @property

@@ -10,10 +10,10 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook, ParamSchedulerHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from dcnzoo.openmmlab.config.deformable import arguments
-from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.hooks.history import VALIDATED, History
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.text import counted, few
@@ -113,6 +113,12 @@ class ResumeHook(Hook):
             changes += _set_values(runner, checkpoint["optimizer"], reduced)
         return changes
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Log the step also as a metric: LoggerHook may count the iterations of a training by epochs."""
+        if isinstance(loop := runner._train_loop, BaseLoop):
+            step = runner.epoch if isinstance(loop, EpochBasedTrainLoop) else runner.iter
+            runner.message_hub.update_scalar(f"val/{VALIDATED}", step)
+
     def before_train(self, runner: Runner) -> None:
         """Repeat the effects of the validation that followed the checkpoint, or run it if it was interrupted.
 
@@ -139,7 +145,7 @@ class ResumeHook(Hook):
                 hook.after_val_epoch(runner, metrics=metrics)
         if is_main_process():  # for the next resume: the log may be elsewhere, or have moved
             for step in sorted(known.keys() - History.read(Path(runner.work_dir)).validation.keys()):
-                runner.visualizer.add_scalars(known[step], step=step)
+                runner.visualizer.add_scalars({**known[step], VALIDATED: step}, step=step)
         if now in known:
             for hook in runner.hooks:
                 if isinstance(hook, CheckpointHook | ParamSchedulerHook):
