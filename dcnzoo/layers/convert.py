@@ -20,7 +20,7 @@ from dcnzoo.layers.offsets import OFFSET_CONVS
 from dcnzoo.layers.rebuilding import protect
 from dcnzoo.layers.same_as import hooks, same_as
 from dcnzoo.layers.statistics import TRACKED
-from dcnzoo.layers.unused import FirstForward, require_used
+from dcnzoo.layers.unused import FirstForward, require_same_output, require_used
 from dcnzoo.ops._arguments import can_read, memory_format
 from dcnzoo.ops._torch_private import ConvNd
 from dcnzoo.ops.flops import of_convolution
@@ -126,8 +126,9 @@ def to_deformable(
             :class:`dcnzoo.layers.PackedDeformConv2d`.
         offset_activation, mask_activation: the same; each layer gets its own copy.
         prediction: the same; transposed layers always have a pointwise one.
-        example: an input of the model, to check that it uses the new layers (:meth:`ConversionReport.check`).
-            Without it, the model's first forward in each mode warns of new layers that it does not call.
+        example: an input of the model, to check that its output stays the same, and that it uses the new
+            layers (:meth:`ConversionReport.check`); an error leaves the model unconverted. Without it, the
+            model's first forward in each mode warns of new layers that it does not call.
 
     Returns:
         The replaced modules, and the other matching modules with the reason (they also cause a warning).
@@ -137,6 +138,7 @@ def to_deformable(
     Raises:
         ValueError: no module was replaced (the message suggests similar names), or an argument is invalid.
         TypeError: ``model`` is not a module.
+        RuntimeError: the check with ``example`` has failed.
     """
     make = packed_layer(
         kind,
@@ -151,7 +153,9 @@ def to_deformable(
     )
     if example is not None:
         copied = copy.deepcopy(model)  # so that an error leaves the model as it was
-        replace_convolutions(copied, where, make, caller="to_deformable").check(copied, example)
+        report = replace_convolutions(copied, where, make, caller="to_deformable")
+        report.check(copied, example)
+        require_same_output(model, copied, report.classes, example)
     report = replace_convolutions(model, where, make, caller="to_deformable")
     _warn("to_deformable", report)
     if example is None:

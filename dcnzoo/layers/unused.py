@@ -1,16 +1,17 @@
-"""Converted layers that a network does not use: it trains or predicts without their offsets."""
+"""Converted layers that a network does not use, and networks that a conversion changes."""
 
 import copy
 import warnings
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dcnzoo.layers import packed
+from dcnzoo.layers.forwards import replaced
 from dcnzoo.utils.text import few
 
 NOT_CALLED = "that are not called"
@@ -24,6 +25,62 @@ def require_used(model: nn.Module, names: Collection[str], example: Any) -> None
                 raise RuntimeError(f"check: {_not_used(lacking, training, what)}")
 
 
+def require_same_output(model: nn.Module, converted: nn.Module, names: Collection[str], example: Any) -> None:
+    """Raise RuntimeError if the output in evaluation differs before and after the conversion of the layers.
+
+    The converted layers run as torch's convolutions: rounding is no difference.
+    """
+    arguments, converted = _arguments(example), copy.deepcopy(converted).eval()
+    modules: dict[str, Any] = dict(converted.named_modules(remove_duplicate=False))
+    expected, again = (_run(copy.deepcopy(model).eval(), arguments) for _ in range(2))
+    with replaced({modules[name]: modules[name].plain().forward for name in names}):
+        output = _run(converted, arguments)
+    if _equal(expected, again) and not _equal(expected, output):
+        raise RuntimeError(
+            "to_deformable: model: expected the same output in evaluation after the conversion, got another; "
+            "does its code check classes, such as isinstance(layer, nn.Conv2d)?"
+        )
+
+
+def _arguments(example: Any) -> tuple:
+    return example if isinstance(example, tuple) else (example,)
+
+
+def _run(model: nn.Module, arguments: tuple, options: Mapping[str, Any] | None = None) -> Any:
+    arguments, options = tree_map_only(Tensor, torch.clone, (arguments, dict(options or {})))
+    with torch.no_grad(), torch.random.fork_rng():
+        return model(*arguments, **options)
+
+
+def _equal(outputs: Any, others: Any) -> bool:
+    """Whether two outputs have the same tensors; on a GPU, repeated sums may differ by rounding."""
+    one, two = ([x for x in tree_leaves(each) if isinstance(x, Tensor)] for each in (outputs, others))
+    return len(one) == len(two) and all(
+        x.shape == y.shape and torch.allclose(x.float(), y.float(), 1e-3, 1e-6, equal_nan=True)
+        for x, y in zip(one, two, strict=True)
+    )
+
+
+def _are_read(
+    model: nn.Module, names: Collection[str], arguments: tuple, options: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether the output in evaluation depends on the weights of these layers, which it does not call.
+
+    It does if it merges weights, and not on those of auxiliary heads, which only training calls.
+    """
+    outputs = []
+    for is_changed in (False, True):
+        copied = copy.deepcopy(model).train()
+        modules: dict[str, Any] = dict(copied.named_modules(remove_duplicate=False))
+        for layer in (modules[name] for name in names):
+            FirstForward.forget(layer)
+            if is_changed:
+                with torch.random.fork_rng():
+                    layer.weight.data.normal_()
+        outputs.append(_run(copied.eval(), arguments, options))
+    return not _equal(*outputs)
+
+
 def _not_used(names: Collection[str], training: bool, what: str = NOT_CALLED) -> str:
     mode = "training" if training else "evaluation"
     expected = f"a forward pass in {mode} that calls the deformable layers"
@@ -32,12 +89,11 @@ def _not_used(names: Collection[str], training: bool, what: str = NOT_CALLED) ->
 
 def _unused(model: nn.Module, names: Collection[str], example: Any, training: bool) -> dict[str, list[str]]:
     """The layers that a copy of the model does not call, and those whose offsets get no gradient."""
-    model = copy.deepcopy(model).train(training)
+    original, model, arguments = model, copy.deepcopy(model).train(training), _arguments(example)
     modules, called = dict(model.named_modules(remove_duplicate=False)), set()
     for name in names:
         FirstForward.forget(modules[name])
         modules[name].register_forward_pre_hook(lambda module, args: called.add(module))
-    arguments = example if isinstance(example, tuple) else (example,)
     try:
         with torch.set_grad_enabled(training):
             outputs = model(*arguments)
@@ -47,9 +103,13 @@ def _unused(model: nn.Module, names: Collection[str], example: Any, training: bo
             f"check: example: expected {expected}, got {type(error).__name__}: {error}"
         ) from error
     unused = {NOT_CALLED: [name for name in names if modules[name] not in called]}
-    leaves = [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad]
-    if leaves:
-        torch.stack([x.float().sum() for x in leaves]).sum().backward()
+    if not training and unused[NOT_CALLED] and not _are_read(original, unused[NOT_CALLED], arguments):
+        unused[NOT_CALLED] = []
+    leaves = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
+    if training and leaves:  # else the outputs are objects of a class whose tensors are not known
+        sums = [x.float().sum() for x in leaves if x.requires_grad]
+        if sums:
+            torch.stack(sums).sum().backward()
         predictors = {name: getattr(modules[name], "conv_offset", None) for name in names}
         without = [n for n, p in predictors.items() if p and p.weight.requires_grad and p.weight.grad is None]
         unused["whose offsets get no gradient"] = without
@@ -69,7 +129,7 @@ class FirstForward:
         modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
         self.layers = {modules[name]: name for name in names}
         self.forget(*self.layers)
-        self.handle = model.register_forward_hook(self.finish)
+        self.handle = model.register_forward_hook(self.finish, with_kwargs=True)
         self.__setstate__(vars(self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -77,7 +137,7 @@ class FirstForward:
         for layer, name in self.layers.items():  # the name, because a fused view has copies of the layers
             vars(layer)["_first_forward"] = weakref.ref(self), name
 
-    def finish(self, model: nn.Module, arguments: object, output: object) -> None:
+    def finish(self, model: nn.Module, arguments: tuple, options: dict[str, Any], output: object) -> None:
         if torch.compiler.is_compiling() or model.training not in self.modes:
             return
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -89,7 +149,12 @@ class FirstForward:
             return
         packs = {name: module for name, module in modules.items() if isinstance(module, packed._Pack)}
         names = [name for name in self.layers.values() if name in packs]
-        if names := [name for name in names if (name, packs[name].training) not in self.called]:
+        names = [name for name in names if (name, packs[name].training) not in self.called]
+        try:
+            is_fault = bool(names) and (model.training or _are_read(model, names, arguments, options))
+        except Exception:  # the model cannot be copied
+            is_fault = True
+        if is_fault:
             warnings.warn(f"to_deformable: {_not_used(names, model.training)}", stacklevel=2)
         if not self.modes:
             self.forget(*self.layers)

@@ -486,9 +486,29 @@ class Frozen(Reader):
         return y * self.conv.weight.sum()
 
 
+class Unlearnt(Listed):
+    @torch.no_grad()
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Residual(Listed):
+    """Its code depends on the class of the layer."""
+
+    def forward(self, x):
+        return self.conv(x) + (x if isinstance(self.conv, nn.Conv2d) else 0)
+
+
+class Auxiliary(Merged):
+    def forward(self, x):
+        y = self.merged(x)
+        return (y, self.conv(y)) if self.training else y
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [
+        (Unlearnt, "in training .*get no gradient: 'conv'"),
         (Merged, "in evaluation .*not called: 'conv'"),
         (Reader, "in training .*not called: 'conv'"),
         (Listed, "in training .*not called: 'conv'"),
@@ -506,6 +526,23 @@ def test_layers_that_the_network_does_not_use(block, message):
     with pytest.raises(RuntimeError, match=message):
         dcnzoo.to_deformable(model, "conv", example=(x,))
     assert repr(model) == before
+
+
+def test_a_network_that_computes_something_else():
+    before = repr(model := Residual())
+    with pytest.raises(RuntimeError, match="same output in evaluation"):
+        dcnzoo.to_deformable(model, "conv", example=torch.randn(2, 3, 6, 7))
+    assert repr(model) == before
+
+
+def test_a_layer_that_only_training_calls():
+    x = torch.randn(2, 3, 6, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        dcnzoo.to_deformable(Auxiliary(), "conv", example=x)
+        dcnzoo.to_deformable(model := Auxiliary(), "conv")
+        model(x)
+        model.eval()(x=x)
 
 
 def test_an_example_with_which_the_network_does_not_run():
