@@ -1030,6 +1030,11 @@ def test_optimizers_of_several_parameters(tmp_path, capsys, kinds):
         runner.train()
     assert type(runner.optim_wrapper.optimizer).__name__ == kind
     assert bool(resume_lines(capsys)) == (kind not in kinds[: len(kind) + 1].split())
+    for other in ("RMSprop", "Adagrad", "NAdam") if kind != "SGD" else ():  # which has no state
+        wrapper["optimizer"]["type"] = other
+        runner = make_runner(tmp_path, "images", Images(), epochs=3, resume=True, **options)
+        with pytest.raises(UserError, match=rf"^resume: optim_wrapper.optimizer: .* {other}, .* {kind} "):
+            runner.train()
     with pytest.raises(UserError, match=r"^resume: optim_wrapper: expected 7 groups .*, got 1;"):
         wrapper.pop("paramwise_cfg")
         make_runner(

@@ -1,16 +1,20 @@
 """Continue a training as if it had not been interrupted, also with other settings or a part of the log."""
 
+import copy
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook, ParamSchedulerHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch.optim import Optimizer
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.hooks.history import VALIDATED, History
@@ -46,7 +50,8 @@ class ResumeHook(Hook):
         self._validations: dict[int, Metrics] | None = None  # of the training that resumes
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["meta"].update(_sizes(runner))
+        kind = type(getattr(runner.optim_wrapper, "optimizer", None)).__name__
+        checkpoint["meta"].update(_sizes(runner), optimizer=kind)
         states = checkpoint.get("param_schedulers") or []
         for state in chain(*states.values()) if isinstance(states, dict) else states:
             for key in [key for key, value in state.items() if callable(value)]:
@@ -213,9 +218,41 @@ def _other_settings(runner: Runner, checkpoint: dict[str, Any], groups: Sequence
     if groups and len(groups) != number:
         text = f"expected {len(groups)} groups of parameters, as in the checkpoint, got {number}"
         raise UserError(f"resume: optim_wrapper: {text}; load_from starts a training from its weights")
+    if groups and (key := _lacking(wrapper.optimizer, checkpoint["optimizer"])):
+        before = checkpoint["meta"].get("optimizer") or "another one"
+        text = f"expected the state of {type(wrapper.optimizer).__name__}, got that of {before} without {key}"
+        hint = "load_from starts a training from its weights"
+        raise UserError(f"resume: optim_wrapper.optimizer: {text}; {hint}")
     if not groups:  # save_optimizer=False
         changes.append("the optimizer begins anew")
     return [*changes, *dict.fromkeys(_differences(groups, wrapper))]
+
+
+def _lacking(optimizer: Optimizer, saved: Mapping[str, Any]) -> str | None:
+    """Return the key that the next step of an optimizer would not find in a saved state: it is tried."""
+    numbers = chain(*(group["params"] for group in saved["param_groups"]))
+    own = ((group, parameter) for group in optimizer.param_groups for parameter in group["params"])
+    pairs = [(*pair, saved.get("state", {}).get(number)) for pair, number in zip(own, numbers, strict=False)]
+    if not (pairs := [pair for pair in pairs if pair[2]]):
+        return None
+    group, parameter, state = min(pairs, key=lambda pair: pair[1].numel())
+
+    def first_error(state: Any) -> Exception | None:
+        one = torch.zeros_like(parameter, requires_grad=True)
+        one.grad = torch.zeros_like(one)
+        try:
+            trial = copy.copy(optimizer)
+            trial.param_groups = [{**group, "params": [one]}]
+            trial.state = defaultdict(dict, {one: copy.deepcopy(state)})
+            trial.step()
+        except Exception as error:
+            return error
+        return None
+
+    if first_error(optimizer.state.get(parameter, {})):
+        return None  # it needs more than one parameter
+    error = first_error(state)
+    return str(error.args[0]) if isinstance(error, KeyError) else None
 
 
 def _differences(before: Sequence[dict], wrapper: OptimWrapper) -> Iterator[str]:
