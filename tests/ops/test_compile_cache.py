@@ -32,7 +32,7 @@ def test_a_changed_derivative_reaches_compiled_code(tmp_path):
         shutil.copytree(ROOT / "dcnzoo", copy / "dcnzoo", ignore=shutil.ignore_patterns(".mim"))
     file = copies[1] / "dcnzoo/ops/_autograd.py"
     text, result = file.read_text(), "*backward(ctx, *grads), None"
-    assert text.count(result) == 1
+    assert result in text
     doubled = "*(None if grad is None else 2 * grad for grad in backward(ctx, *grads)), None"
     file.write_text(text.replace(result, doubled))
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
