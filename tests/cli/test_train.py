@@ -194,6 +194,11 @@ def test_force_replaces_a_training_and_loses_nothing(tmp_path, monkeypatch):
     small = [*tiny(tmp_path / "data", train=2, val=1, epochs=1), "val_evaluator.metric=bbox"]
     commands.run("train", CONFIG, "--work-dir", work, "--patience", 5, *small, "randomness.seed=1")
     fresh = Config.fromfile(work / Path(CONFIG).name)
+    dry = ("train", work, "--resume", "--dry-run", "--cfg-options", "train_cfg.max_epochs=2")
+    written = files_of(work)
+    assert "groups of parameters" in error_of(*dry, "optim_wrapper.paramwise_cfg.norm_decay_mult=0.")
+    commands.run(*dry)
+    assert files_of(work) == written
     commands.run("train", work, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
     commands.run("report", work, "--evaluate", 1, "--num-images", 0)
     rows = list(csv.DictReader((work / "report.csv").open(encoding="utf-8")))

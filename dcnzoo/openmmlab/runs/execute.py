@@ -18,10 +18,12 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
@@ -119,16 +121,26 @@ def train(
             load_data(runner, only_checks)
             ranks.exchange(lambda: require_read(runner))
         if only_checks:
-            if prepared.file and os.path.isfile(prepared.file) and not prepared.resumes:  # else downloaded
-                # of the others, EMAHook has no model before a training
-                runner.hooks[:] = [hook for hook in runner.hooks if isinstance(hook, LoadCheckpointHook)]
-                runner.load_or_resume()
+            if prepared.file and os.path.isfile(prepared.file):  # else downloaded
+                _try_loading(runner)
             return work_dir
         if changes:
             runner.logger.info(f"changed: {changes}")
         stack.callback(_stop_bars, runner)
         runner.train()
     return work_dir
+
+
+def _try_loading(runner: Runner) -> None:
+    """Load a checkpoint without the hooks that would write to the work directory."""
+    checks: Any = LoadCheckpointHook  # of the others, EMAHook has no model before a training
+    if runner._resume:
+        if not isinstance(runner._train_loop, BaseLoop):  # its data do not exist
+            return
+        checks = LoadCheckpointHook, EMAHook, ResumeHook
+    runner.hooks[:] = [hook for hook in runner.hooks if isinstance(hook, checks)]
+    runner.call_hook("before_run")
+    runner.load_or_resume()
 
 
 @separate_run()

@@ -82,6 +82,7 @@ def load_data(runner: Runner, only_checks: bool) -> None:
                 setattr(runner, f"_{name}_loop", getattr(runner, f"build_{name}_loop")(loop))
     if only_checks and isinstance(runner._train_loop, BaseLoop):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if runner.param_schedulers is not None:
             runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
         EffectHook().before_run(runner)
