@@ -1,6 +1,7 @@
 """Other forwards of a model's modules for one call: the model itself runs, and other calls do not change."""
 
 import contextlib
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -18,13 +19,19 @@ class Switch:
     """The ``forward`` of a module while calls replace it: in those calls the other one, else its class's."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.calls = module, 0
+        self.module, self.calls, self.copies = module, 0, list[nn.Module]()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         forward = _of_this_call.get().get(self.module)
         if forward is None:
             return type(self.module).forward(self.module, *args, **kwargs)
         return forward(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Switch":  # of a module that a call copies
+        copied = Switch(copy.deepcopy(self.module, memo))
+        copied.copies = self.copies
+        self.copies.append(copied.module)
+        return copied
 
 
 @contextlib.contextmanager
@@ -45,5 +52,7 @@ def replaced(forwards: Forwards) -> Iterator[None]:
         with _lock:
             for module, switch in switches.items():
                 switch.calls -= 1
-                if not switch.calls and vars(module).get("forward") is switch:
-                    del vars(module)["forward"]
+                if not switch.calls:
+                    for each in (module, *switch.copies):
+                        if isinstance(vars(each).get("forward"), Switch):
+                            del vars(each)["forward"]

@@ -61,8 +61,8 @@ KERNELS: dict[type, Kernel] = {
     nn.Linear: _multiply,
     PackedDeformConv2d: _convolve_deformed,
 }
-NONE: Unary = ("none", [], "")
 UNARY: dict[type, Callable[[Any], Unary]] = {
+    type(None): lambda module: ("none", [], ""),
     nn.ReLU: lambda module: ("relu", [], ""),
     nn.SiLU: lambda module: ("swish", [], ""),
     nn.LeakyReLU: lambda module: ("leaky_relu", [module.negative_slope], ""),
@@ -92,7 +92,8 @@ class FusedLayer:
     kernel: Kernel
     layer: Any
     norm: Any
-    unary: Unary
+    activation: Any
+    read_unary: Callable[[Any], Unary]  # at each call: a forward may change the slope
     unfused: Layer
     weights: dict[int, tuple]
 
@@ -102,7 +103,7 @@ class FusedLayer:
         if not (self._fits(input, dtype, mixed) and (other is None or self._adds(input, other, dtype))):
             return self.unfused(input, other)
         weight, bias = self._parameters(dtype)
-        return self.kernel(self.layer, input, weight, bias, self.unary, other)
+        return self.kernel(self.layer, input, weight, bias, self.read_unary(self.activation), other)
 
     def forward(self, input: Tensor) -> Tensor:
         """The same for a module's ``forward``, which takes no other map."""
@@ -112,12 +113,16 @@ class FusedLayer:
         # derivatives, other classes of tensors, traces and modes need the calls of the model itself
         if torch.is_grad_enabled() or private.in_dual_level():
             return False
-        if type(input) is not Tensor or not can_read(input):
+        if type(input) is not Tensor or input.is_nested or not can_read(input):
             return False
         if private.in_dispatch_mode() or private.function_modes():
             return False
         if self.norm is not None and self.norm.training:
             return False
+        if self.kernel is _convolve:
+            geometry = (self.layer.padding, self.layer.stride, self.layer.dilation)
+            if self.layer.padding_mode != "zeros" or not all(isinstance(value, tuple) for value in geometry):
+                return False
         deformed, weight = self.kernel is _convolve_deformed, self.layer.weight
         channels = weight.shape[1] * getattr(self.layer, "groups", 1)
         products = weight.numel() // channels  # for each number of the input, at most
@@ -132,7 +137,7 @@ class FusedLayer:
 
     def _adds(self, input: Tensor, other: Tensor, dtype: torch.dtype) -> bool:  # only in channels-last order
         is_last = min(input.shape[1:]) > 1 and input.is_contiguous(memory_format=torch.channels_last)
-        fits = self.kernel is _convolve and self.unary[0] in ("none", "relu")
+        fits = self.kernel is _convolve and self.read_unary(self.activation)[0] in ("none", "relu")
         return fits and is_last and other.dtype == dtype
 
     def _parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -212,9 +217,9 @@ class Fuser:
         ):
             return forwards
         for module in model.modules():
-            block = self._lookup(self.blocks, module) or single
-            for part, forward in block(module, self).items():
-                forwards.setdefault(part, forward)  # a block's, before those of its parts
+            if block := self._lookup(self.blocks, module):
+                for part, forward in block(module, self).items():
+                    forwards.setdefault(part, forward)  # a block's, before those of its parts
         return forwards
 
     def __call__(
@@ -232,7 +237,7 @@ class Fuser:
         self, layer: Any, norm: nn.Module | None = None, activation: nn.Module | None = None
     ) -> FusedLayer | None:
         """Return the same in one call; None with unknown classes, and with hooks, which it would not call."""
-        kernel, unary = self.kernel(layer), NONE
+        kernel, read_unary = self.kernel(layer), UNARY[type(None)]
         if kernel is None:
             return None
         if norm is not None and not (
@@ -242,24 +247,22 @@ class Fuser:
         if activation is not None:
             if not self.is_activation(activation):
                 return None
-            unary = self._lookup(UNARY, activation)(activation)
-            if kernel is _convolve_deformed and unary[0] != "relu":
+            read_unary = self._lookup(UNARY, activation)
+            if kernel is _convolve_deformed and read_unary is not UNARY[nn.ReLU]:
                 return None
         parts = [part for part in (layer, norm, activation) if part is not None]
         if len(parts) > 1 and any(hooks(part, of_calls=True) for part in parts):
             return None
-        steps = (part and partial(type(part).forward, part) for part in (layer, norm, activation))
-        return FusedLayer(kernel, layer, norm, unary, _compose(*steps), self.weights)
+        steps = (
+            None if part is None else partial(type(part).forward, part) for part in (layer, norm, activation)
+        )
+        return FusedLayer(kernel, layer, norm, activation, read_unary, _compose(*steps), self.weights)
 
     def kernel(self, layer: Any) -> Kernel | None:
         """Return the function that computes the layer with other weights, if there is one."""
         kernel = self._lookup(KERNELS, layer)
         if kernel is None or layer.weight.dtype not in DTYPES or getattr(layer, "track_offsets", False):
             return None
-        if kernel is _convolve:
-            geometry = (layer.padding, layer.stride, layer.dilation)
-            if layer.padding_mode != "zeros" or not all(isinstance(value, tuple) for value in geometry):
-                return None
         return kernel
 
     def is_norm(self, module: Any) -> bool:
@@ -277,11 +280,6 @@ class Fuser:
 # Blocks: functions that return other forwards for a module and its parts
 
 Block = Callable[[Any, Fuser], Forwards]
-
-
-def single(module: Any, fuser: Fuser) -> Forwards:
-    fused = fuser.fused(module)
-    return {module: fused.forward} if fused and fused.kernel is not _convolve_deformed else {}
 
 
 def sequential(module: nn.Sequential, fuser: Fuser) -> Forwards:
@@ -310,12 +308,13 @@ def fused(
     blocks: Mapping[type, Block] | None = None,
     equal: Mapping[type, type] | None = None,
 ) -> Callable[..., Any]:
-    """A function that runs a model for inference, faster on a CPU::
+    """A function that runs a model for inference with fused layers, if it is on a CPU::
 
         predict = dcnzoo.fused(network)
         outputs = predict(images)
 
-    In an ``nn.Sequential``, a convolution, its batch norm and its activation are one call of oneDNN. Results
+    In an ``nn.Sequential``, a convolution, its batch norm and its activation are one call of oneDNN. Measure
+    it: each call looks at all modules, which takes small networks longer than they gain. Results
     differ by rounding, and oneDNN's ReLU gives 0 for NaN: if a NaN must reach the outputs, use the model. The
     model itself runs, and each call uses its weights, hooks and modules as they are when it begins, however
     they are written: a layer that a subclass, a hook or a parametrization changes runs as in the model. Not

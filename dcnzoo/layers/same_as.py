@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from dcnzoo.layers.forwards import Switch
 
-# what torch calls before forward, and what it may read attributes with
-CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "forward", "__getattr__", "__getattribute__")
+# what torch calls before forward, and what its code may use without a name
+CALL = (
+    "__call__",
+    "_call_impl",
+    "_wrapped_call_impl",
+    "forward",
+    "__getattr__",
+    "__getattribute__",
+    "__iter__",
+)
 
 
 def same_as(
