@@ -105,13 +105,14 @@ class SavedCheckpoints:
     def number(self, name: str) -> int | None:
         """Return the epoch or iteration in the name of a checkpoint; None if no training gives this name.
 
-        Also of the best validation: mmengine puts ``best_`` and the metric before the name. And of an earlier
-        training that counts iterations in place of epochs.
+        Also of the best validation: mmengine puts ``best_`` and the metric before the name, and a checksum
+        behind it with ``published_keys``. And of an earlier training that counts iterations in place of
+        epochs.
         """
         templates = self.template, "epoch_{}.pth", "iter_{}.pth"
         for template, digits in itertools.product(templates, re.findall(r"\d+", name)):
-            own = template.format(int(digits))
-            if name == own or (name.startswith("best_") and name.endswith(f"_{own}")):
+            stem, ending = map(re.escape, os.path.splitext(template.format(int(digits))))
+            if re.fullmatch(rf"(best_(.*_)?)?{stem}(-[0-9a-f]{{8}})?{ending}", name):
                 return int(digits)
         return None
 

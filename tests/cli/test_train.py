@@ -337,6 +337,7 @@ def test_a_replacement_that_is_cut_off_goes_on(tmp_path, monkeypatch, number):
     (work / "20260101_000000").mkdir(parents=True)
     write_text(work / "cfg.py", config_of("cfg.py", "model = dict()"))
     names = {"epoch_1.pth", "epoch_2.pth", "best_coco_bbox_mAP_epoch_1.pth", "last_checkpoint"}
+    names |= {"epoch_2-dbfc5184.pth", "best_coco_bbox_mAP_epoch_1-a2f364fd.pth"}  # with published_keys
     for name in names:
         (work / name).write_text(name)
     recipe = Recipe(Config({"work_dir": str(work), "launcher": "none"}, filename=str(work / "cfg.py")))
