@@ -407,6 +407,24 @@ def test_a_renamed_work_directory_has_one_best_checkpoint(tmp_path, monkeypatch,
     assert {*best, "epoch_6.pth"} <= {*files.split(", ")}
 
 
+def test_the_best_of_a_training_that_counts_iterations(tmp_path):
+    """By epochs, each has the name of the one before."""
+    for by_epoch, end, name in ((True, 4, "best_score_epoch_0.pth"), (False, 8, "best_score_iter_8.pth")):
+        hook = {**SAVING["checkpoint"], "by_epoch": by_epoch, "save_best": "score", "rule": "greater"}
+        runner = make_runner(
+            tmp_path,
+            "iterations",
+            values=[9, 9],
+            train_cfg={"by_epoch": False, "max_iters": end, "val_interval": 2},
+            val_evaluator=Evaluator([Score()]),
+            default_hooks={"checkpoint": hook},
+            resume=not by_epoch,
+        )
+        runner.train()
+        assert [best for best in checkpoints(tmp_path) if best.startswith("best")] == [name]
+        assert torch.equal(load_file(tmp_path / name)["state_dict"]["weight"], runner.model.weight)
+
+
 class Falling(Score):
     def compute_metrics(self, results):
         return {"score": -super().compute_metrics(results)["score"]}

@@ -141,15 +141,19 @@ class AtomicCheckpointHook(CheckpointHook):
         last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
         super().after_val_epoch(runner, metrics)
         self.last_ckpt = last
-        self._remove_outdated()
+        self._remove_outdated(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
-        self._remove_outdated()
+        self._remove_outdated(runner)
 
-    def _remove_outdated(self) -> None:
+    def _remove_outdated(self, runner: Runner) -> None:
+        info = runner.message_hub.runtime_info
+        # with by_epoch=True, all the best ones of a training that counts iterations have one name
+        best = {os.path.basename(str(path)) for key, path in info.items() if key.startswith("best_ckpt")}
         # a checkpoint that is resumed may come from elsewhere and name anything as the best one
-        for name in filter(self._saved.number, self._outdated) if is_main_process() else ():
+        outdated = [name for name in {*self._outdated} - best if self._saved.number(name) is not None]
+        for name in outdated if is_main_process() else ():
             path = self._backend.join_path(self.out_dir, name)
             if self._backend.isdir(path):
                 self._backend.rmtree(path)
