@@ -133,7 +133,8 @@ def to_deformable(
     Returns:
         The replaced modules, and the other matching modules with the reason (they also cause a warning).
         Convolutions are not replaced if they have one tap, different padding on the two sides, hooks or
-        parametrizations, or if they are lazy or a subclass of torch's layers.
+        parametrizations, if they are lazy, or if their class has another forward than torch's, or more
+        attributes or methods than it. An ``__init__`` and static methods may differ.
 
     Raises:
         ValueError: no module was replaced (the message suggests similar names), or an argument is invalid.
@@ -363,12 +364,25 @@ def _check_replaceable(module: nn.Module, known: Collection[type[nn.Module]], su
     if not isinstance(vars(module).get("forward", Switch(module)), Switch):
         raise _Refused("has a `forward` set on the instance")
     is_subclass = isinstance(module, tuple(known))
-    if same_as(module, known) or (subclasses and is_subclass):
+    if subclasses and is_subclass:
+        return
+    if kind := same_as(module, known):
+        if members := _own_members(type(module), kind):
+            raise _Refused(
+                f"is a {type(module).__name__}, a subclass with members of its own: {few(members)}"
+            )
         return
     why = "a subclass that may compute something else" if is_subclass else "not one of torch's convolutions"
     if type(module) in known:
         why = "with a method or a weight that was replaced"
     raise _Refused(f"is a {type(module).__name__}, {why}")
+
+
+def _own_members(cls: type, kind: type) -> list[str]:
+    """The attributes and methods that instances of a subclass have and those of ``kind`` do not."""
+    members = [item for base in cls.__mro__[: cls.__mro__.index(kind)] for item in vars(base).items()]
+    is_new = lambda name: not (hasattr(kind, name) or name.startswith("__"))  # noqa: E731
+    return sorted({name for name, member in members if is_new(name) and not isinstance(member, staticmethod)})
 
 
 def _padding(convolution: ConvNd) -> tuple[int, ...]:
@@ -434,6 +448,8 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
 def _carry_over(old: nn.Module, new: nn.Module, without: Collection[str] = ()) -> None:
     """Copy the attributes that a host keeps on a layer: ``f``, ``i`` and ``type`` of YOLO, ``lr_scale``."""
     for name in vars(old).keys() - vars(new).keys() - {"forward", *without}:  # forward: of a fused call
+        if hasattr(type(new), name) and not hasattr(type(old), name):
+            raise _Refused(f"has an attribute {name!r}, a name that a {type(new).__name__} uses itself")
         setattr(new, name, vars(old)[name])
 
 

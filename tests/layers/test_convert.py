@@ -250,6 +250,16 @@ class Renamed(nn.Conv3d):
     def __init__(self, channels):
         super().__init__(channels, channels, 3, padding=1)
 
+    @staticmethod
+    def get_downsample_stride(stride):
+        return stride
+
+
+class Scaled(nn.Conv2d):
+    """A network may read these attributes."""
+
+    scale = 3
+
 
 def test_a_subclass_that_computes_the_same_is_converted():
     model = nn.Sequential(Renamed(4), nn.ReLU())
@@ -269,6 +279,8 @@ def changed(change, layer=nn.Conv2d):
 REFUSED = {
     "padding='same' with an even kernel": nn.Conv2d(4, 4, (3, 2), padding="same"),
     "Standardised, a subclass": Standardised(4, 4, 3),
+    "Scaled, a subclass with members of its own: scale": Scaled(4, 4, 3),
+    "an attribute 'rank'": changed(lambda module: setattr(module, "rank", 4)),
     "PackedDeformConv2d, not": PackedDeformConv2d(4, 4, 3),
     "DeformConv2d, not": DeformConv2d(4, 4, 3),
     "lazy": nn.LazyConv2d(4, 3),
