@@ -277,16 +277,20 @@ def test_which_checkpoint_is_the_last(tmp_path):
     assert began(train(work, "nothing is there", resume=True)) == 0
 
 
-def test_a_renamed_work_directory_with_its_checkpoints_elsewhere(tmp_path, monkeypatch):
+def test_a_renamed_work_directory_with_its_checkpoints_elsewhere(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    hooks = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1, "out_dir": "out"}}
-    make_runner("old", "first", epochs=2, default_hooks=hooks).train()
+    saving = {**SAVING["checkpoint"], "out_dir": "out", "save_best": "score", "rule": "greater"}
+    options = {"default_hooks": {"checkpoint": saving}, "val_evaluator": Evaluator([Falling()])}
+    make_runner("old", "first", epochs=3, **options).train()
     Path("old").rename("new")
-    assert Path("new/last_checkpoint").read_text() == str(tmp_path / "out/old/epoch_2.pth"), "from any folder"
-    runner = make_runner("new", "rest", default_hooks=hooks, custom_hooks=[Began()], resume=True)
+    assert Path("new/last_checkpoint").read_text() == str(tmp_path / "out/old/epoch_3.pth"), "from any folder"
+    hooks = [Began(), SummaryHook(SavedCheckpoints(Path("new"), out_dir="out"))]
+    runner = make_runner("new", "rest", custom_hooks=hooks, resume=True, **options)
     runner.train()
-    assert began(runner) == 2 and checkpoints(Path("out/new")) == ["epoch_3.pth", "epoch_4.pth"]
-    assert checkpoints(Path("out/old")) == ["epoch_1.pth", "epoch_2.pth"], "a copy may use them, too"
+    assert began(runner) == 3 and checkpoints(Path("out/new")) == ["best_score_epoch_2.pth", "epoch_4.pth"]
+    assert "\nfiles  best_score_epoch_2.pth, epoch_4.pth" in capsys.readouterr().out
+    names = ["best_score_epoch_2.pth", *(f"epoch_{number}.pth" for number in (1, 2, 3))]
+    assert checkpoints(Path("out/old")) == names, "a copy may use them, too"
 
 
 def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
 from dcnzoo.utils.errors import UserError, disk_is_full
-from dcnzoo.utils.files import remove_abandoned, write_bytes, write_text
+from dcnzoo.utils.files import remove_abandoned, replacing, write_bytes, write_text
 
 
 @register_backend("atomic_local", force=True)
@@ -78,6 +79,7 @@ class AtomicCheckpointHook(CheckpointHook):
             # last_checkpoint has the path, and is read from other folders
             self.out_dir = None if self.out_dir is None else os.path.abspath(self.out_dir)
         self._outdated: list[str] = []
+        self._elsewhere: dict[str, str] = {}  # names of best checkpoints → their paths in other folders
 
     # Resuming
 
@@ -112,8 +114,9 @@ class AtomicCheckpointHook(CheckpointHook):
     def _keep_best(self, info: dict[str, Any]) -> None:
         """Of the best checkpoints before this start, keep those of its metrics that are still there.
 
-        The work directory may have another name; one that a given-up run had replaced is gone. mmengine has
-        other keys for one metric than for several.
+        The work directory may have another name; one that a given-up run had replaced is gone. Those in
+        another folder are copied when the next checkpoint is written: before, this folder counts as new.
+        mmengine has other keys for one metric than for several.
         """
         keys = [key for key in info if key.startswith("best_ckpt")]
         before = [(str(info.pop(key)), info.pop(key.replace("ckpt", "score", 1), None)) for key in keys]
@@ -127,6 +130,9 @@ class AtomicCheckpointHook(CheckpointHook):
             if is_own and isinstance(score, int | float):
                 key = f"_{metric}" if len(metrics) > 1 else ""
                 info[f"best_ckpt{key}"], info[f"best_score{key}"] = path, score
+                if self._saved.is_local and os.path.isfile(path) and not self._saved.has(path):
+                    info[f"best_ckpt{key}"] = str(self._saved.folder / name)
+                    self._elsewhere[name] = path
 
     # Saving
 
@@ -145,12 +151,16 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
+        for name in _best_names(runner) & self._elsewhere.keys() if is_main_process() else ():
+            if not (path := self._saved.folder / name).exists():  # else, a new one has this name
+                with replacing(path) as partial:
+                    shutil.copyfile(self._elsewhere[name], partial)
+        self._elsewhere.clear()
         self._remove_outdated(runner)
 
     def _remove_outdated(self, runner: Runner) -> None:
-        info = runner.message_hub.runtime_info
         # with by_epoch=True, all the best ones of a training that counts iterations have one name
-        best = {os.path.basename(str(path)) for key, path in info.items() if key.startswith("best_ckpt")}
+        best = _best_names(runner)
         # a checkpoint that is resumed may come from elsewhere and name anything as the best one
         outdated = [name for name in {*self._outdated} - best if self._saved.number(name) is not None]
         for name in outdated if is_main_process() else ():
@@ -160,3 +170,8 @@ class AtomicCheckpointHook(CheckpointHook):
             elif self._backend.isfile(path):
                 self._backend.remove(path)
         self._outdated.clear()
+
+
+def _best_names(runner: Runner) -> set[str]:
+    info = runner.message_hub.runtime_info
+    return {os.path.basename(str(path)) for key, path in info.items() if key.startswith("best_ckpt")}

@@ -99,7 +99,8 @@ class SummaryHook(Hook):
             return
         folder = Path(runner.work_dir)
         info = runner.message_hub.runtime_info
-        files = [Path(file).name for key, file in info.items() if key.startswith("best_ckpt")]
+        best = [str(file) for key, file in info.items() if key.startswith("best_ckpt")]
+        files = [Path(file).name for file in best if "://" in file or os.path.exists(file)]
         lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
