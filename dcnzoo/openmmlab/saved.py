@@ -97,9 +97,14 @@ class SavedCheckpoints:
         is_own = self.has(file) or Path(file) == last_checkpoint(self.work_dir)
         return self.work_dir if is_own else Path(file).parent
 
-    def moved(self, file: str) -> str:
-        """Return where a checkpoint is now, also if the folder has been renamed; empty if it is gone."""
-        paths = self.folder / os.path.basename(file), Path(file)
+    def moved(self, file: str, source: str | os.PathLike) -> str:
+        """Return where a checkpoint is now, also if its folder has been renamed; empty if it is gone.
+
+        Args:
+            source: a later one of its training.
+        """
+        name = os.path.basename(file)
+        paths = Path(source).parent / name, self.folder / name, Path(file)
         return next((str(path) for path in paths if path.exists()), "") if self.is_local else file
 
     def number(self, name: str) -> int | None:

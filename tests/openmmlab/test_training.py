@@ -291,6 +291,9 @@ def test_a_renamed_work_directory_with_its_checkpoints_elsewhere(tmp_path, monke
     assert "\nfiles  best_score_epoch_2.pth, epoch_4.pth" in capsys.readouterr().out
     names = ["best_score_epoch_2.pth", *(f"epoch_{number}.pth" for number in (1, 2, 3))]
     assert checkpoints(Path("out/old")) == names, "a copy may use them, too"
+    Path("out/old").rename("moved")
+    make_runner("third", "third", resume=True, load_from="moved/epoch_3.pth", **options).train()
+    assert checkpoints(Path("out/third")) == checkpoints(Path("out/new")), "the best one is beside it"
 
 
 def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):

@@ -97,7 +97,7 @@ class AtomicCheckpointHook(CheckpointHook):
         info = runner.message_hub.runtime_info
         if "keep_ckpt_ids" in info:  # the parent class puts them into names of files that it removes
             info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if type(step) is int]
-        self._keep_best(info)
+        self._keep_best(info, runner._load_from or self._saved.folder / LAST)
         super().before_train(runner)
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):  # no epoch ends
             runner.log_processor.by_epoch = False
@@ -111,7 +111,7 @@ class AtomicCheckpointHook(CheckpointHook):
             if runner._resume and runner._load_from and self._saved.has(runner._load_from):
                 write_text(pointer, os.path.abspath(runner._load_from))  # those after it are of another run
 
-    def _keep_best(self, info: dict[str, Any]) -> None:
+    def _keep_best(self, info: dict[str, Any], source: str | os.PathLike) -> None:
         """Of the best checkpoints before this start, keep those of its metrics that are still there.
 
         The work directory may have another name; one that a given-up run had replaced is gone. Those in
@@ -120,7 +120,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """
         keys = [key for key in info if key.startswith("best_ckpt")]
         before = [(str(info.pop(key)), info.pop(key.replace("ckpt", "score", 1), None)) for key in keys]
-        best = [[(self._saved.moved(file), score) for file, score in before]]
+        best = [[(self._saved.moved(file, source), score) for file, score in before]]
         broadcast_object_list(best)
         metrics = self.key_indicators if self.save_best else ["auto"]
         for metric, (path, score) in itertools.product(metrics, best[0]):
