@@ -20,6 +20,7 @@ from dcnzoo.layers.deform_conv import (
 )
 from dcnzoo.layers.offsets import OFFSET_CONVS, limit_offset, require_finite
 from dcnzoo.layers.statistics import TracksOffsets
+from dcnzoo.ops._arguments import transforms_active
 from dcnzoo.ops.mask_softmax import softmax_of_taps
 
 
@@ -189,6 +190,16 @@ class _Pack(TracksOffsets, nn.Module):
                 mask = raw.squeeze(0) if unbatched else raw
         return offset, mask
 
+    def _ordered(self, output: Tensor, input: Tensor) -> Tensor:
+        """The output of torch's convolution is channels-last if its input or its weight is."""
+        if torch.jit.is_scripting():
+            return output
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(output.dim())
+        if last is None or self.weight.dim() != output.dim() or transforms_active():  # vmap has no orders
+            return output
+        is_last = [(x.stride(-1), x.stride(1)) == (x.shape[1], 1) for x in (input, self.weight)]
+        return output.contiguous(memory_format=last) if any(is_last) else output
+
     def first_forward(self) -> Any:
         """Return the object that notes the calls of converted layers; None after it has ended."""
         return None if self._first_forward is None else self._first_forward[0]()
@@ -294,7 +305,7 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
         if not torch.jit.is_scripting():
             self._record_offsets(offset, input.shape[-self.rank :])
             self._record_modulation(mask)
-        return self._forward(input, offset, mask)
+        return self._ordered(self._forward(input, offset, mask), input)
 
 
 class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
@@ -325,7 +336,7 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
         if not torch.jit.is_scripting():
             self._record_offsets(offset, output.shape[-self.rank :])
             self._record_modulation(mask)
-        return output
+        return self._ordered(output, input)
 
 
 class PackedDeformConv1d(_PackedDeformConvNd, DeformConv1d):
