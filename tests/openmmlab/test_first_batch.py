@@ -61,6 +61,9 @@ def check(runner, only_checks=False):
         ("pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), "
          "dict(type='LoadAnnotations', with_bbox=True), dict(type='PackDetInputs')]", "",
          r"train_dataloader\.dataset\.pipeline\.2: .*expected before"),
+        # in some pictures only
+        (f"pipeline=[{LOAD.format(masks=True)}, dict(type='PackDetInputs'), dict(type='RandomFlip', "
+         "prob=0.5)]", "", r"train_dataloader\.dataset\.pipeline\.3: .*img"),
         ("data_prefix=dict(_delete_=True)", "", r"train_dataloader\.dataset\.data_prefix: .*img"),
         ("", "val_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), "
          "dict(type='PackDetInputs', meta_keys=('img_id',))]))", r"model\.rpn_head: .*val_dataloader"),
@@ -159,6 +162,10 @@ WARNINGS = {
         + ")",
         ["model.data_preprocessor.std: expected normalised pixels"],
     ),
+    "pictures that are not packed": (
+        f"train_dataloader['dataset'].update(pipeline=[{LOAD.format(masks=True)}])",
+        ["train_dataloader.dataset.pipeline: expected inputs and data_samples, as of PackDetInputs, got "],
+    ),
     "tiny pictures": (
         "train_dataloader['dataset'].update(pipeline="
         + PIPELINE.format(masks=True, step="dict(type='Resize', scale_factor=0.1),")
@@ -186,16 +193,26 @@ def test_overlaps_of_encoded_boxes():
         "ddod/ddod_r50_fpn_1x_coco.py": 0,
         "solov2/solov2-light_r18_fpn_ms-3x_coco.py": 0,
     }
-    for name, number in {**files, "retinanet/retinanet_r18_fpn_1x_coco.py": 1}.items():
+    files |= {"retinanet/retinanet_r18_fpn_1x_coco.py": 1, "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py": 1}
+    for name, number in files.items():
         cfg = Config.fromfile(base_path(f"mmdet::{name}", "")[0])
         cfg.model.backbone.init_cfg = None
+        part = "roi_head.bbox_head" if "roi_head" in cfg.model else "bbox_head"
         if number:
-            cfg.model.bbox_head.loss_bbox = dict(type="GIoULoss")
+            cfg.merge_from_dict({f"model.{part}.loss_bbox": dict(_delete_=True, type="GIoULoss")})
         with trial(cfg):
             problems = unread_of_model(cfg, torch.nn.Linear(1, 1))
         names = [problem.subject for problem in problems if "compares boxes" in problem.text]
-        assert names == ["model.bbox_head.reg_decoded_bbox"] * number
+        assert names == [f"model.{part}.reg_decoded_bbox"] * number
         assert not [problem for problem in problems if "strides" in problem.subject]
+
+
+def test_fewer_queries_than_detections():
+    cfg = Config.fromfile(base_path("mmdet::detr/detr_r50_8xb2-150e_coco.py", "")[0])
+    cfg.merge_from_dict({"model.backbone.init_cfg": None, "model.num_queries": 50})
+    with trial(cfg):
+        (problem,) = unread_of_model(cfg, torch.nn.Linear(1, 1))
+    assert "out of range" in problem.text
 
 
 def states():

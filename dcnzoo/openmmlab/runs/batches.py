@@ -19,6 +19,7 @@ from dcnzoo.openmmlab.config.errors import frames_of
 from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.utils.errors import UserError, message, one_line, printable
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.text import cut
 
 Batch = dict[str, Any]  # inputs and data_samples, collated
 _TINY = 32  # the stride of most backbones
@@ -84,15 +85,18 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
             text = str(error) if isinstance(error, UserError) else message(error)
             raise UserError(printable(f"{runner.cfg.filename}: {key}: {text}")) from error
 
-    few = collate(2)
-    if not isinstance(few, dict) or not {"inputs", "data_samples"} <= few.keys():
+    few, pipeline = collate(2), f"{part}.dataset.pipeline"
+    keys = few.keys() if isinstance(few, dict) else {type(few).__name__}
+    if not {"inputs", "data_samples"} <= keys:
+        text = f"expected inputs and data_samples, as of PackDetInputs, got {cut(', '.join(map(str, keys)))}"
+        findings.append(Finding(pipeline, text, stops=False))
         return None
-    pipeline = f"{part}.dataset.pipeline"
     if tiny := [image.shape for image in _images(few["inputs"]) if max(image.shape[-2:]) < _TINY]:
         text = f"expected pictures of at least {_TINY} pixels, got {tiny[0][-2]} × {tiny[0][-1]}"
         findings.append(Finding(pipeline, text, stops=False))
-    others = (collate(2, seed)["inputs"] for seed in range(1, 5) if name == "val")
-    if not all(all(map(torch.equal, _images(few["inputs"]), _images(inputs))) for inputs in others):
+    others = [collate(2, seed)["inputs"] for seed in range(1, 5)]  # a step may act in some of them only
+    same = all(all(map(torch.equal, _images(few["inputs"]), _images(inputs))) for inputs in others)
+    if name == "val" and not same:
         text = "expected the same picture each time, got random ones: predictions are not turned back"
         findings.append(Finding(pipeline, text, stops=False))
     evaluate = functools.partial(_evaluate, loop, f"{runner.cfg.filename}: {name}_evaluator")

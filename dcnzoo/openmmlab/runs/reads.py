@@ -42,7 +42,7 @@ _SIZES = (96, 320)  # pixels of generated pictures; some families need more than
 _LEAST_SPREAD, _MOST_SPREAD = 0.03, 128  # of values normalised twice, and by the std of pixels from 0 to 1
 _UNSET = -123.5  # of a parameter that is not initialised
 _THRESHOLDS = ("score_thr", "conf_thr")
-_FEW = 16  # boxes that a small run proposes, samples and predicts
+_FEW = 64  # boxes that both stages of a small run propose, sample and predict
 
 
 def require_read(runner: Runner) -> None:
@@ -126,7 +126,8 @@ class _SecondModel:
             node.update({key: None for key in WITH_FILES if key in node})
             node.update({key: 0.0 for key in _THRESHOLDS if isinstance(node.get(key), float)})
             key = "num" if path.endswith("sampler") else "max_per_img"
-            if most is not None and type(node.get(key)) is int:
+            is_of_stages = "rpn" in path or "rcnn" in path  # DETR has at least as many queries
+            if most is not None and is_of_stages and type(node.get(key)) is int:
                 node[key] = min(node[key], most)
         self.model = MODELS.build(watched(settings, "model", self.asked)).to(self._device)
         for name, module in self.model.named_modules():
