@@ -278,10 +278,12 @@ def test_resume_with_the_same_data(tmp_path, name):
     for file in work.glob("data/*.json"):  # as by another version
         file.write_text(file.read_text().replace(f"by dcnzoo {__version__}", "by dcnzoo 0.1"))
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
-    assert f"config    {work}/run.py" in run(*command, "--resume", "--dry-run")
+    output = run(*command, "--resume", "--dry-run", status=1)  # the data are those, the checkpoint is none
+    assert f"config    {work}/run.py" in output and "expected weights" in output
     assert "run.py" in error_of(*command, "--resume", "--dry-run", "faster-rcnn_r14-mdconv_fpn_24e_coco")
     (work / "data/run.py").rename(tmp_path / "run.py")
-    run(*command, "--resume", "--dry-run", tmp_path / "run.py")  # with the config in the work directory
+    # with the config in the work directory
+    assert "expected weights" in error_of(*command, "--resume", "--dry-run", tmp_path / "run.py")
     (tmp_path / "run.py").rename(work / "data/run.py")
     if name == "yolo":
         file = data / "labels/train/a.txt"
