@@ -23,6 +23,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     return read_beside(folder / LAST, lambda text: _named_in(folder, text))
 
 
+def best_files(info: Mapping[str, object]) -> list[str]:
+    """Return the paths of the best checkpoints, one for each metric, in mmengine's runtime information."""
+    return [str(path) for key, path in info.items() if key.startswith("best_ckpt")]
+
+
 def _named_in(folder: Path, text: str) -> Path:
     path = Path(text.strip())
     if not path.name or not path.name.isprintable():

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
-from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
+from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints, best_files
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import remove_abandoned, replacing, write_bytes, write_text
 
@@ -173,5 +173,4 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def _best_names(runner: Runner) -> set[str]:
-    info = runner.message_hub.runtime_info
-    return {os.path.basename(str(path)) for key, path in info.items() if key.startswith("best_ckpt")}
+    return {*map(os.path.basename, best_files(runner.message_hub.runtime_info))}

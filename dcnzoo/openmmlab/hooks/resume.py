@@ -215,13 +215,13 @@ def _other_settings(runner: Runner, checkpoint: dict[str, Any], groups: Sequence
     if _settings(checkpoint.get("param_schedulers") or ()) != _settings(own):
         changes.append("other schedules")
     number = len(wrapper.optimizer.param_groups)
+    hint = "load_from starts a training from its weights"
     if groups and len(groups) != number:
         text = f"expected {len(groups)} groups of parameters, as in the checkpoint, got {number}"
-        raise UserError(f"resume: optim_wrapper: {text}; load_from starts a training from its weights")
+        raise UserError(f"resume: optim_wrapper: {text}; {hint}")
     if groups and (key := _lacking(wrapper.optimizer, checkpoint["optimizer"])):
         before = checkpoint["meta"].get("optimizer") or "another one"
         text = f"expected the state of {type(wrapper.optimizer).__name__}, got that of {before} without {key}"
-        hint = "load_from starts a training from its weights"
         raise UserError(f"resume: optim_wrapper.optimizer: {text}; {hint}")
     if not groups:  # save_optimizer=False
         changes.append("the optimizer begins anew")
@@ -229,7 +229,7 @@ def _other_settings(runner: Runner, checkpoint: dict[str, Any], groups: Sequence
 
 
 def _lacking(optimizer: Optimizer, saved: Mapping[str, Any]) -> str | None:
-    """Return the key that the next step of an optimizer would not find in a saved state: it is tried."""
+    """Try a step with a saved state; return the key that the optimizer does not find in it, if any."""
     numbers = chain(*(group["params"] for group in saved["param_groups"]))
     own = ((group, parameter) for group in optimizer.param_groups for parameter in group["params"])
     pairs = [(*pair, saved.get("state", {}).get(number)) for pair, number in zip(own, numbers, strict=False)]

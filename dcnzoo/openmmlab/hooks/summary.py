@@ -25,7 +25,7 @@ from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.hooks.history import PARTS, History, loss_parts
 from dcnzoo.openmmlab.hooks.resume import images_per_step
-from dcnzoo.openmmlab.saved import SavedCheckpoints, last_checkpoint
+from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.text import columns, counted, cut, few
@@ -99,8 +99,7 @@ class SummaryHook(Hook):
             return
         folder = Path(runner.work_dir)
         info = runner.message_hub.runtime_info
-        best = [str(file) for key, file in info.items() if key.startswith("best_ckpt")]
-        files = [Path(file).name for file in best if "://" in file or os.path.exists(file)]
+        files = [Path(file).name for file in best_files(info) if "://" in file or os.path.exists(file)]
         lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
