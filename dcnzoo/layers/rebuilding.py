@@ -47,10 +47,10 @@ def _needs_arguments(method: Any) -> bool:  # such as the features that it fuses
 
 
 class _Guard:
-    """Calls a method, unless a copy of its module shows that it does not leave packed layers as they are.
+    """Calls a method, unless a trial on a copy of its module changes packed layers.
 
-    It is copied and pickled with the module. A method that gets tensors computes features. Of others that a
-    forward calls, one call is tried in training, and one in evaluation.
+    It is copied and pickled with the module. A method that gets tensors is not tried: it computes features.
+    One that a forward calls is tried once in training, and once in evaluation.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
@@ -76,11 +76,12 @@ class _Guard:
         return method(module, *args, **kwargs)
 
     def problem(self, in_forward: bool, args: tuple, kwargs: dict[str, Any]) -> str:
-        """The packed layers that the method changes, or its error if it has none without packed layers.
+        """The packed layers that the method changes, or its error if it fails only with packed layers.
 
-        Each output channel of a kernel may get a factor, such as that of a norm: after any other change, the
-        offsets would have to be predicted from another input. Some taps of the copy's kernels are NaN, and so
-        is each parameter that is computed from them. A forward may compute statistics with the kernels.
+        Each output channel of a kernel may be multiplied by a number, such as that of a norm. After any other
+        change, the offsets would have to be predicted from another input. Some taps of the copy's kernels are
+        NaN: then each parameter that is computed from them has NaN, too. In a forward, which may compute
+        statistics with the kernels, they are not.
         """
         names = [name for name, part in self.module.named_modules() if isinstance(part, _Pack)]
         try:
@@ -125,7 +126,7 @@ def _in_forward() -> bool:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy without guards. torch copies no tensors with a graph, such as features of a forward."""
+    """A copy without guards. torch cannot copy tensors that have a graph: they are copied without it."""
     leaves = [leaf for part in module.modules() for leaf in tree_leaves(vars(part))]
     graphs = {id(t): t.detach().clone() for t in leaves if isinstance(t, Tensor) and t.grad_fn is not None}
     copied = copy.deepcopy(module, graphs)
@@ -149,7 +150,7 @@ def _prediction(pack: Any) -> list[Tensor]:
 
 
 def _is_scaled(pack: Any, before: Tensor | None, prediction: list[Tensor]) -> bool:
-    """Whether a layer predicts as before, and its kernels are those before times factors, within rounding."""
+    """Whether the prediction is unchanged, and each kernel the old one times a number, but for rounding."""
     after, pairs = _rows(pack), zip(_prediction(pack), prediction, strict=True)
     if not all(torch.equal(new, old) for new, old in pairs):
         return False

@@ -76,7 +76,7 @@ def _inherited(cls: type, kinds: tuple, equal: tuple) -> tuple[Any, frozenset[st
 
 
 def hooks(module: nn.Module, of_calls: bool = False) -> str:
-    """The first kind of hooks that the module has, or "": all kinds, or those that its call runs."""
+    """The first kind of hooks that the module has, or ""; ``of_calls``: only of those that a call runs."""
     prefix = ("_forward", "_backward") if of_calls else "_"
     kinds = (name for name in vars(module) if name.startswith(prefix) and name.endswith("_hooks"))
     return next((name for name in kinds if vars(module)[name]), "")

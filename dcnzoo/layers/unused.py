@@ -1,4 +1,4 @@
-"""Converted layers that a network does not use, and networks that a conversion changes."""
+"""Checks after a conversion: the network uses the new layers, and its output is the same."""
 
 import copy
 import warnings
@@ -26,9 +26,9 @@ def require_used(model: nn.Module, names: Collection[str], example: Any) -> None
 
 
 def require_same_output(model: nn.Module, converted: nn.Module, names: Collection[str], example: Any) -> None:
-    """Raise RuntimeError if the output in evaluation differs before and after the conversion of the layers.
+    """Raise RuntimeError if the conversion of these layers changes the output in evaluation.
 
-    The converted layers run as torch's convolutions: rounding is no difference.
+    For this, the new layers compute with torch's convolutions, so that the results do not differ by rounding.
     """
     arguments, converted = _arguments(example), copy.deepcopy(converted).eval()
     modules: dict[str, Any] = dict(converted.named_modules(remove_duplicate=False))
@@ -64,9 +64,10 @@ def _equal(outputs: Any, others: Any) -> bool:
 def _are_read(
     model: nn.Module, names: Collection[str], arguments: tuple, options: Mapping[str, Any] | None = None
 ) -> bool:
-    """Whether the output in evaluation depends on the weights of these layers, which it does not call.
+    """Whether a model uses the weights of these layers in evaluation, although it does not call the layers.
 
-    It does if it merges weights, and not on those of auxiliary heads, which only training calls.
+    A model that merges weights does. Auxiliary heads, which only a training calls, are not used: the output
+    does not depend on them.
     """
     outputs = []
     for is_changed in (False, True):
@@ -106,7 +107,7 @@ def _unused(model: nn.Module, names: Collection[str], example: Any, training: bo
     if not training and unused[NOT_CALLED] and not _are_read(original, unused[NOT_CALLED], arguments):
         unused[NOT_CALLED] = []
     leaves = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
-    if training and leaves:  # else the outputs are objects of a class whose tensors are not known
+    if training and leaves:  # there are none if the outputs are objects of an unknown class
         sums = [x.float().sum() for x in leaves if x.requires_grad]
         if sums:
             torch.stack(sums).sum().backward()
@@ -134,7 +135,7 @@ class FirstForward:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)  # of a copy, which its layers do not refer to
-        for layer, name in self.layers.items():  # the name, because a fused view has copies of the layers
+        for layer, name in self.layers.items():  # the name, because layers may be copied without this object
             vars(layer)["_first_forward"] = weakref.ref(self), name
 
     def finish(self, model: nn.Module, arguments: tuple, options: dict[str, Any], output: object) -> None:

@@ -82,7 +82,7 @@ FORWARD_MODE = Choice(REFERENCE, "forward-mode derivatives")
 
 
 def has_tangents(call: Sequence[Any]) -> bool:
-    """Whether a call has forward-mode derivatives: only above autograd, where torch shows them."""
+    """Whether an argument has a tangent of forward mode. Below autograd, torch does not show tangents."""
     return in_dual_level() and any(isinstance(a, Tensor) and unpack_dual(a).tangent is not None for a in call)
 
 
@@ -158,7 +158,7 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
 class CallsOfOperators(TorchDispatchMode):
     """A context that passes each operator, its call and its output to a function.
 
-    Also the choice of the kernel, if it is made before the operator runs.
+    Calls in forward mode, for which the operator itself does not run, also have the choice of the kernel.
     """
 
     def __init__(self, note: Callable[..., None]) -> None:

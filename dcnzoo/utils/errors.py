@@ -133,7 +133,7 @@ def user_errors():
 
 
 def describe(error: Exception) -> str:
-    """:func:`message` of an exception; says where it may be a bug, and how to see its place.
+    """Return :func:`message` of an exception, with how to see or report where it was raised.
 
     ValueError, RuntimeError, NotImplementedError and OSError are exceptions to this: their messages describe
     the problem.

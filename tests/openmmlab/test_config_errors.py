@@ -41,7 +41,7 @@ def test_an_unknown_setting_of_a_class_of_dcnzoo():
     ],
 )
 def test_a_value_of_another_type_is_no_error_in_dcnzoo(settings, build):
-    """Though dcnzoo's code computes with it, or gives it to torch."""
+    """Also if the code that fails is dcnzoo's, or torch's when dcnzoo calls it."""
     cfg, key = Config({"part": settings}, filename=__file__), [*settings][-1]
     with pytest.raises(UserError, match=rf": part\.{key}: ") as error, config_errors(cfg):
         build(cfg.part)

@@ -150,7 +150,7 @@ def test_a_finished_training_is_not_resumed(finished, capsys, epochs):
 
 
 def test_a_finished_training_without_its_best_checkpoint_validates_again(tmp_path):
-    """A kill between the log and the file, or a full disk, has left none."""
+    """It is missing after a kill between the log and the file, or on a full disk."""
     option = {"default_hooks.checkpoint.save_best": "auto"}
     train(tmp_path, "two", {"epochs": 1}, **option)
     (best,) = (tmp_path / "two").glob("best_*")

@@ -415,7 +415,7 @@ def test_a_renamed_work_directory_has_one_best_checkpoint(tmp_path, monkeypatch,
 
 
 def test_the_best_of_a_training_that_counts_iterations(tmp_path):
-    """By epochs, each has the name of the one before."""
+    """With by_epoch=True, all best checkpoints have one name."""
     for by_epoch, end, name in ((True, 4, "best_score_epoch_0.pth"), (False, 8, "best_score_iter_8.pth")):
         hook = {**SAVING["checkpoint"], "by_epoch": by_epoch, "save_best": "score", "rule": "greater"}
         runner = make_runner(

@@ -22,7 +22,7 @@ SUITE_OF_AMX = ("ops", "deform_conv", "deform_attn", "not_finite")
 CHOSEN_OF_AMX = "bfloat16 or share_blocks or (half and deform_conv)"
 
 
-# most CPUs have AVX2; `make test` runs the whole suite under the best one
+# all other tests run with the best instruction set; most CPUs have AVX2
 @pytest.mark.parametrize(
     "capability",
     [pytest.param(c, marks=[] if c in ("avx2", "neon_bf16") else pytest.mark.slow) for c in TRIED],

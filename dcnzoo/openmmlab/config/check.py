@@ -110,7 +110,7 @@ def similar_hooks(hooks: Any) -> Iterator[Finding]:
 
 
 def wrong_test_loop(loop: Any) -> Iterator[Finding]:
-    """Yield settings that the loop of a test, which a training does not build, does not have."""
+    """Yield settings that the loop of a test does not have. A training does not build this loop."""
     kind = (class_of(loop) or TestLoop) if isinstance(loop, Mapping) else object
     known, others = arguments(kind)
     for key in loop.keys() - known.keys() - {"type", "_scope_"} if others == "refused" and loop else ():

@@ -157,9 +157,10 @@ def _with_setting(cfg: Config, path: str, frames: Iterable[FrameType]) -> str:
 
 
 def _named(cfg: Config, text: str, frames: Sequence[FrameType]) -> str:
-    """Return the path of the only setting that an error is about, where nothing was built from a dictionary.
+    """Return the path of the setting that an error is about, if it was not raised while a part was built.
 
-    The message has its value, and a line that failed its name; or the innermost frame has both.
+    It is the only setting whose name is in a line that failed, and whose value is in the message or in a
+    variable of the innermost frame.
     """
     words = {word for frame in frames for word in re.findall(r"\w+", _line(frame))}
     variables = frames[0].f_locals if frames else {}

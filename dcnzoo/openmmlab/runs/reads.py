@@ -118,7 +118,7 @@ class _SecondModel:
         self._has_objects = False  # of the training's own data
 
     def build(self, most: int | None = None) -> None:
-        """Build the model, or one that keeps only this number of boxes, which takes a third of the time."""
+        """Build the model, or one that keeps at most ``most`` boxes, which is faster."""
         settings = self._cfg.model.to_dict()
         if self._cfg.get("data_preprocessor"):
             settings.setdefault("data_preprocessor", self._cfg.data_preprocessor.to_dict())
@@ -184,7 +184,7 @@ class _SecondModel:
         model = self.model
         model.train(training)  # returns None in detectors with a teacher
         intervals = [vars(module).get("_interval") for module in model.modules()]
-        # an iteration in which all parts act that do so every few iterations
+        # an iteration in which the parts act that do so every few iterations
         due = math.lcm(*(each for each in intervals if type(each) is int and each > 0)) - 1
         MessageHub.get_current_instance().update_info("iter", due)
         self._has_objects = first is not None
@@ -254,7 +254,7 @@ def _not_watched(key: str, reason: str) -> Finding:
 
 
 def _other_strides(module: nn.Module, args: tuple, width: int) -> tuple[str, str] | None:
-    """Return the setting of a part's strides if they are not those of its maps, and what is wrong.
+    """Return the setting of a part's strides and what is wrong with it; None if they are those of its maps.
 
     Args:
         width: of the pictures.
@@ -289,7 +289,7 @@ def _encoded_boxes(loss: nn.Module, args: tuple) -> str:
 
 
 def _other_scores(head: Any, loss: nn.Module, args: tuple) -> str:
-    """Say so if a loss by sigmoid gets scores with the background, or one by softmax those without."""
+    """Say so if a loss by sigmoid gets scores of the background, or one by softmax does not."""
     scores: Any = args[0] if args else None
     number = getattr(head, "num_classes", None)
     has_scores = (

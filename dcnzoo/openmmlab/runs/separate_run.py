@@ -60,8 +60,8 @@ def separate_run() -> Iterator[None]:
 def trial(cfg: Config, level: int = logging.CRITICAL) -> Iterator[Changes]:
     """Context of parts of a training that are built and run before it, then thrown away.
 
-    They share nothing with it, draw other random numbers, and write no messages. What the changes, which it
-    yields, have replaced is undone.
+    They share nothing with it, draw other random numbers, and write no messages. Yields the changes, which
+    are undone at its end.
 
     Args:
         level: of messages that are not logged, with those below it.
