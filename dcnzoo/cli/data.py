@@ -294,8 +294,8 @@ def _show_written(out: Path, content: dict) -> None:
 
 
 def _classes_of(config: Path) -> list[str]:
+    from dcnzoo.openmmlab.classes import metainfo
     from dcnzoo.openmmlab.config.errors import config_errors
-    from dcnzoo.openmmlab.config.tree import metainfo
     from dcnzoo.openmmlab.runs.recipe import Recipe
 
     cfg = Recipe.read(config, required=["train_dataloader"]).cfg

@@ -28,9 +28,8 @@ def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
 
     Layers of any package that runs on dcnzoo's operators count, by the module that calls the operator. Of a
     layer that runs several times, such as one for each frame of a video, ``mean`` and ``outside`` are means,
-    and ``max`` is the largest. The dict is filled at the end of the block. Calls in ``torch.func.jvp`` are
-    not measured. :func:`track_offsets` does the same for dcnzoo's layers, also DCNv3, DCNv4 and attention,
-    which are not measured here.
+    and ``max`` is the largest. The dict is filled at the end of the block. :func:`track_offsets` does
+    the same for dcnzoo's layers, also DCNv3, DCNv4 and attention, which are not measured here.
     """
     statistics: dict[str, OffsetStatistics] = {}
     running = [""]  # names of modules, the innermost last; other threads' operators are not seen

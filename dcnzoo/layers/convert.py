@@ -126,10 +126,9 @@ def to_deformable(
             :class:`dcnzoo.layers.PackedDeformConv2d`.
         offset_activation, mask_activation: the same; each layer gets its own copy.
         prediction: the same; transposed layers always have a pointwise one.
-        example: an input of the model, to check that its output stays the same, which code such as
-            ``isinstance(layer, nn.Conv2d)`` in a forward changes, and that it uses the new layers
-            (:meth:`ConversionReport.check`); an error leaves the model unconverted. Without it, the model's
-            first forward in each mode only warns of new layers that it does not call.
+        example: an input of the model, to check that its output stays the same, and that it uses the new
+            layers (:meth:`ConversionReport.check`); an error leaves the model unconverted. Without it, the
+            model's first forward in each mode warns of new layers that it does not call.
 
     Returns:
         The replaced modules, and the other matching modules with the reason (they also cause a warning).
@@ -423,7 +422,7 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
         options["output_padding"] = convolution.output_padding
     pack: Any = _PACKS[same_as(convolution, _PACKS)](**options, device="meta")
     pack.weight, pack.bias = convolution.weight, convolution.bias
-    _carry_over(convolution, pack, _PACKS)
+    _carry_over(convolution, pack)
     layout = memory_format(weight)
     for part in filter(None, (pack.conv_offset, pack.offset_features)):
         for layer in part.modules():
@@ -446,11 +445,10 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     return pack.train(convolution.training)
 
 
-def _carry_over(old: nn.Module, new: nn.Module, known: Collection[type[nn.Module]]) -> None:
+def _carry_over(old: nn.Module, new: nn.Module, without: Collection[str] = ()) -> None:
     """Copy the attributes that a host keeps on a layer: ``f``, ``i`` and ``type`` of YOLO, ``lr_scale``."""
-    own = vars(same_as(old, known)(1, 1, 1, device="meta"))
-    for name in vars(old).keys() - own.keys() - {"forward", *TRACKED}:  # forward: of a fused call
-        if name in vars(new) or (hasattr(type(new), name) and not hasattr(type(old), name)):
+    for name in vars(old).keys() - vars(new).keys() - {"forward", *without}:  # forward: of a fused call
+        if hasattr(type(new), name) and not hasattr(type(old), name):
             raise _Refused(f"has an attribute {name!r}, a name that a {type(new).__name__} uses itself")
         setattr(new, name, vars(old)[name])
 
@@ -486,5 +484,5 @@ def _folded(pack: packed._Pack) -> nn.Module:
     if factor != 1:
         raise _Refused(f"has a mask of {factor:.3g}, not 1")
     convolution = pack.plain()
-    _carry_over(pack, convolution, _CONVOLUTIONS)
+    _carry_over(pack, convolution, {*vars(same_as(pack, _CONVOLUTIONS)(1, 1, 1, device="meta")), *TRACKED})
     return convolution

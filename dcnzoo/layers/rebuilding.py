@@ -47,82 +47,91 @@ def _needs_arguments(method: Any) -> bool:  # such as the features that it fuses
 
 
 class _Guard:
-    """Calls a method, unless a trial on a copy of its module changes packed layers: then it does nothing.
+    """Calls a method, unless a trial on a copy of its module changes packed layers.
 
-    There is one trial for each mode and set of arguments. A method that gets tensors is not tried: it
-    computes features. Guards are copied and pickled with their modules.
+    It is copied and pickled with the module. A method that gets tensors is not tried: it computes features.
+    One that a forward calls is tried once in training, and once in evaluation.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
-        self.problems: dict[str, str] = {}  # by the mode and the arguments of a trial; empty: none
+        self.module, self.name, self.modes = module, name, set[bool]()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module, method = self.module, getattr(type(self.module), self.name)
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
             return method(module, *args, **kwargs)
-        trial = repr((module.training, args, kwargs))
-        if trial not in self.problems:
-            self.problems[trial] = _problem(module, self.name, args, kwargs)
-        if problem := self.problems[trial]:
-            warnings.warn(
-                f"{type(module).__name__}.{self.name}: would replace deformable layers by convolutions, or "
-                f"change what they sample, so it does nothing: {problem}",
-                stacklevel=2,
-            )
-            return module
+        in_forward = _in_forward()
+        if not (in_forward and module.training in self.modes):
+            caller = f"{type(module).__name__}.{self.name}"
+            if problem := self.problem(in_forward, args, kwargs):
+                text = (
+                    f"{caller}: would replace deformable layers by convolutions, or change what they sample"
+                )
+                if in_forward:
+                    raise RuntimeError(f"{text}, in a forward: {problem}; convert other layers (where=…)")
+                warnings.warn(f"{text}, so it does nothing: {problem}", stacklevel=2)
+                return module
+            if in_forward:
+                self.modes.add(module.training)
         return method(module, *args, **kwargs)
 
+    def problem(self, in_forward: bool, args: tuple, kwargs: dict[str, Any]) -> str:
+        """The packed layers that the method changes, or its error if it fails only with packed layers.
 
-def _problem(module: nn.Module, method: str, args: tuple, kwargs: dict[str, Any]) -> str:
-    """The packed layers that a method changes, or its error if it fails only with packed layers.
-
-    Each output channel of a kernel may be multiplied by a number, such as that of a norm. After any other
-    change, the offsets would have to be predicted from another input. Some taps of the copies' kernels are
-    NaN: then each parameter that is computed from them has NaN, too.
-    """
-    names = [name for name, part in module.named_modules() if isinstance(part, _Pack)]
-    try:
-        copied, plain = _copied(module), _copied(module)
-    except Exception as error:
-        return f"it cannot be tried on a copy ({error})"
-    packs = [part for part in copied.modules() if isinstance(part, _Pack)]
-    before = [(_rows(pack), _prediction(pack)) for pack in packs]
-    for parent in list(plain.modules()):
-        for key, part in parent._modules.items():
-            if isinstance(part, _Pack):
-                parent._modules[key] = part.plain()
-    with torch.random.fork_rng(devices=[]):
+        Each output channel of a kernel may be multiplied by a number, such as that of a norm. After any other
+        change, the offsets would have to be predicted from another input. Some taps of the copy's kernels are
+        NaN: then each parameter that is computed from them has NaN, too. In a forward, which may compute
+        statistics with the kernels, they are not.
+        """
+        names = [name for name, part in self.module.named_modules() if isinstance(part, _Pack)]
         try:
-            result = getattr(copied, method)(*args, **kwargs)
+            copied = _copied(self.module)
         except Exception as error:
-            with contextlib.suppress(Exception):
-                getattr(plain, method)(*args, **kwargs)
-                return f"{few(names, 3)} ({error})"
-            return ""
-    copied = result if isinstance(result, nn.Module) else copied
-    after, kernels = {*copied.modules()}, {id(pack.weight) for pack in packs}
-    others = [p for p in copied.parameters() if id(p) not in kernels and can_read(p)]
-    pairs = zip(names, packs, before, strict=True)
-    changed = [n for n, pack, old in pairs if pack not in after or not _is_scaled(pack, *old)]
-    if any(parameter.isnan().any() for parameter in others):
-        changed = names
-    return few(changed, 3) if changed else ""
+            return "" if in_forward else f"it cannot be tried on a copy ({error})"
+        packs = [part for part in copied.modules() if isinstance(part, _Pack)]
+        for kernel in (pack.weight for pack in packs if can_read(pack.weight) and not in_forward):
+            number = torch.arange(kernel[0].numel(), device=kernel.device).view(kernel.shape[1:])
+            kernel.data.masked_fill_(number % 4 == 0, torch.nan)
+        before = [(_rows(pack), _prediction(pack)) for pack in packs]
+        with torch.random.fork_rng(devices=[]):
+            try:
+                result = getattr(copied, self.name)(*args, **kwargs)
+                copied = result if isinstance(result, nn.Module) else copied
+                after = {*copied.modules()}
+                pairs = zip(names, packs, before, strict=True)
+                changed = [n for n, pack, old in pairs if pack not in after or not _is_scaled(pack, *old)]
+            except Exception as error:
+                plain = _copied(self.module)
+                for parent in list(plain.modules()):
+                    for key, pack in parent._modules.items():
+                        if isinstance(pack, _Pack):
+                            parent._modules[key] = pack.plain()
+                with contextlib.suppress(Exception):
+                    getattr(plain, self.name)(*args, **kwargs)
+                    return f"{few(names, 3)} ({error})"
+                return ""
+        kernels = {id(pack.weight) for pack in packs}
+        others = [p for p in copied.parameters() if id(p) not in kernels and can_read(p)]
+        if not in_forward and any(parameter.isnan().any() for parameter in others):
+            changed = changed or names
+        return few(changed, 3) if changed else ""
+
+
+def _in_forward() -> bool:
+    """Whether a forward of any module is running."""
+    frame = inspect.currentframe()
+    while frame and frame.f_code is not nn.Module._call_impl.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy without guards, with NaN in its packed layers.
-
-    torch cannot copy tensors that have a graph: they are copied without it.
-    """
+    """A copy without guards. torch cannot copy tensors that have a graph: they are copied without it."""
     leaves = [leaf for part in module.modules() for leaf in tree_leaves(vars(part))]
     graphs = {id(t): t.detach().clone() for t in leaves if isinstance(t, Tensor) and t.grad_fn is not None}
     copied = copy.deepcopy(module, graphs)
     for part in copied.modules():
         _unprotect(part)
-        if isinstance(part, _Pack) and can_read(kernel := part.weight):
-            number = torch.arange(kernel[0].numel(), device=kernel.device).view(kernel.shape[1:])
-            kernel.data.masked_fill_(number % 4 == 0, torch.nan)
     return copied
 
 

@@ -5,18 +5,54 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config
 from torch import Size
 
+from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config.deformable import arguments
-from dcnzoo.openmmlab.config.tree import class_of, datasets, declared_metainfo, dicts
-from dcnzoo.utils.errors import UserError
+from dcnzoo.openmmlab.config.tree import LOADERS, class_of, datasets, dicts
+from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import counted
 
 # settings that are a number of classes: of objects, of objects with masks, of the other surfaces of a picture
 NUMBERS = ("num_classes", "num_things_classes", "num_stuff_classes")
 # parts whose num_classes counts other classes: object or background, identities, those of a semantic map
-_OTHERS = {"rpn_head", "reid", "semantic_head"}
+OTHERS = {"rpn_head", "reid", "semantic_head"}
+
+
+def data_sets(cfg: Mapping) -> Iterator[tuple[str, Mapping, dict]]:
+    """Yield every data set's loader, config and declared metainfo."""
+    for loader in LOADERS:
+        outer = cfg[loader].get("dataset") if isinstance(cfg.get(loader), Mapping) else None
+        for dataset in datasets(outer) if isinstance(outer, Mapping) else ():
+            yield loader, dataset, declared_metainfo(dataset)
+
+
+def declared_metainfo(dataset: Mapping) -> dict:
+    """Return the metainfo of a data set's class and config, without building the data set."""
+    load = getattr(class_of(dataset), "_load_metainfo", dict)
+    info = dataset.get("metainfo")
+    return load(info if isinstance(info, Mapping) else {})
+
+
+def metainfo(dataset: Mapping) -> dict:
+    """Return a data set's metainfo, if possible without building it: that may read or generate files."""
+    dataset = next(datasets(dataset))
+    declared = declared_metainfo(dataset)
+    if declared.get("classes") or "type" not in dataset or DATASETS.get(dataset["type"]) is None:
+        return declared
+    return DATASETS.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file
+
+
+def names_of_model(cfg: Config, meta: dict) -> dict:
+    """Return names and colours of the classes: from the checkpoint if it has them, else from the data set."""
+    of_file = {key: value for key, value in class_names(meta).items() if value is not None}
+    if names := of_file.get("classes"):
+        of_file["classes"] = tuple(map(printable, names))
+    tested = (dataset for loader, dataset, _ in data_sets(cfg) if loader == "test_dataloader")
+    merged = {**metainfo(next(tested, {})), **of_file}
+    return {**merged, "palette": merged.get("palette") or "random"}
 
 
 def numbers(model: Mapping) -> Iterator[tuple[str, dict, str, int]]:
@@ -27,7 +63,7 @@ def numbers(model: Mapping) -> Iterator[tuple[str, dict, str, int]]:
     """
     for path, node in dicts(model, "model") if "language_model" not in model else ():
         parameters = arguments(kind)[0] if (kind := class_of(node)) else {}
-        for key in NUMBERS[1:] if _OTHERS & {*path.split(".")} else NUMBERS:
+        for key in NUMBERS[1:] if OTHERS & {*path.split(".")} else NUMBERS:
             value = node.get(key, parameters[key].default if key in parameters else None)
             if isinstance(value, int) and not isinstance(value, bool):
                 yield path, node, key, value

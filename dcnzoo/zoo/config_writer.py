@@ -11,10 +11,10 @@ from mmengine.config import Config
 from dcnzoo.data.annotations import Annotations
 from dcnzoo.data.check import checked_coco
 from dcnzoo.data.preparation import check_parts
-from dcnzoo.openmmlab.classes import NUMBERS, numbers, set_number
+from dcnzoo.openmmlab.classes import NUMBERS, declared_metainfo, numbers, set_number
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
-from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, declared_metainfo, dicts
+from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, dicts
 from dcnzoo.openmmlab.options import main_metric
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError

@@ -303,7 +303,6 @@ REFUSED = {
     "Standardised, a subclass": Standardised(4, 4, 3),
     "Scaled, a subclass with members of its own: scale": Scaled(4, 4, 3),
     "an attribute 'rank'": changed(lambda module: setattr(module, "rank", 4)),
-    "an attribute 'offset_channels'": changed(lambda module: setattr(module, "offset_channels", 4)),
     "PackedDeformConv2d, not": PackedDeformConv2d(4, 4, 3),
     "DeformConv2d, not": DeformConv2d(4, 4, 3),
     "lazy": nn.LazyConv2d(4, 3),

@@ -163,10 +163,17 @@ def test_default_number_of_classes():
     assert problem.startswith("model.roi_head.mask_head.num_classes: ") and "val_dataloader" in problem
 
 
+def test_a_detector_of_proposals_has_no_classes():
+    data, head = dict(dataset=dict(type="CocoDataset", metainfo=TWO)), dict(type="EmbeddingRPNHead")
+    for key, expected in (("rpn_head", []), ("bbox_head", ["model"])):
+        cfg = Config({"model": {"type": "RPN", key: head}, "train_dataloader": data})
+        assert [problem.subject for problem in find_problems(cfg)] == expected
+
+
 def test_dcn_of_a_class_without_it(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("model = dict(type='CSPDarknet', dcn='v2')\n")
-    with pytest.raises(UserError, match=r"mine\.py: model: CSPDarknet: dcn: .*to_deformable"):
+    with pytest.raises(UserError, match=r"mine\.py: model\.dcn: CSPDarknet: dcn: .*to_deformable"):
         execute.build(Recipe.read(file))
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 import dcnzoo.openmmlab.datasets
 from dcnzoo.cli import one_line_errors
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
-from dcnzoo.openmmlab.config.tree import metainfo
+from dcnzoo.openmmlab.classes import metainfo
 from dcnzoo.openmmlab.datasets import CocoDataset
 from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.utils.errors import UserError

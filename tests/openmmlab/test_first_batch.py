@@ -55,7 +55,8 @@ def check(runner, only_checks=False):
 @pytest.mark.parametrize(
     ("data", "text", "key"),
     [
-        ("pipeline=" + PIPELINE.format(masks=False, step=""), "", r"model\.roi_head\.mask_head: .*masks"),
+        ("pipeline=" + PIPELINE.format(masks=False, step=""), "",
+         r"train_dataloader\.dataset\.pipeline: .*masks, which model\.roi_head\.mask_head"),
         ("pipeline=" + PIPELINE.format(masks=True, step=MOSAIC.format(type="Mosaic")), "",
          r"train_dataloader\.dataset\.pipeline\.2: .*Mosaic: .*mix_results"),
         ("pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), "
@@ -72,6 +73,13 @@ def check(runner, only_checks=False):
          "'scale_factor'))]))",
          r"val_evaluator: .*img_id"),
         ("", "val_evaluator.update(metric_items=['AP'])", r"val_evaluator: .*AP"),
+        ("", "default_hooks = dict(checkpoint=dict(save_best=['coco/bbox_mAP', 'coco/segm_map']))",
+         r"default_hooks\.checkpoint\.save_best: expected one of coco/bbox_mAP, .*, got 'coco/segm_map'"),
+        ("", "custom_hooks = [dict(type='EarlyStoppingHook', monitor='bbox_mAP')]",
+         r"custom_hooks\.0\.monitor: .*'bbox_mAP'"),
+        ("", "param_scheduler = [dict(type='ReduceOnPlateauLR')]", r"param_scheduler\.0\.monitor: .*'loss'"),
+        ("", "model = dict(neck=dict(num_outs=3))",
+         r"model\.rpn_head\.anchor_generator\.strides: expected .* 16, 8, 4 wide for 128 pixels, got 8, 16"),
         # acts every ten iterations
         ("", "model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize', "
          "random_size_range=(128, 64))]))", r"model\.data_preprocessor\.batch_augments\.0\b.*: .*empty"),
@@ -101,6 +109,8 @@ VALID = {
     "as it is": ("", ""),
     "no schedule": ("", "param_scheduler = None"),
     "a number of batches": ("", "train_dataloader.update(num_batch_per_epoch=1)"),
+    "metrics of each class": ("", "val_evaluator.update(classwise=True, prefix='mine')\ndefault_hooks = dict("
+                              "checkpoint=dict(save_best=['mine/segm_mAP_50', 'mine/oval_precision']))"),
     "a wrapper": ("", "train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, "
                   "dataset=dict(type='ShapesDataset', data_root='{root}', ann_file='annotations/train.json', "
                   "data_prefix=dict(img='train/'), pipeline=" + PIPELINE.format(masks=True, step="") + ")))"),
@@ -156,11 +166,38 @@ WARNINGS = {
         "val_evaluator.update(format_only=True, outfile_prefix='boxes')",
         ["val_evaluator: expected a metric"],
     ),
-    "pixels that are normalised twice": (
+    "pixels that are normalised twice": (  # in pictures of several sizes, which are padded
         "train_dataloader['dataset'].update(pipeline="
-        + PIPELINE.format(masks=True, step="dict(type='Normalize', mean=[124, 116, 104], std=[58, 57, 57]),")
+        + PIPELINE.format(
+            masks=True,
+            step="dict(type='RandomResize', scale=[(128, 32), (128, 128)]), "
+            "dict(type='Normalize', mean=[124, 116, 104], std=[58, 57, 57]),",
+        )
         + ")",
         ["model.data_preprocessor.std: expected normalised pixels"],
+    ),
+    "anchors for pictures of another size": (
+        "model = dict(neck=dict(num_outs=3), rpn_head=dict(anchor_generator=dict(_delete_=True, "
+        "type='SSDAnchorGenerator', strides=[8, 16, 32], ratios=[[2], [2], [2]], "
+        "basesize_ratio_range=(0.2, 0.9), input_size=300)))",
+        ["model.rpn_head.anchor_generator.input_size: expected 128"],
+    ),
+    "boxes of a detector that has none": (
+        "import mmengine.config as _config\n"
+        f"model = _config.Config.fromfile({base_path('mmdet::solov2/solov2_r50_fpn_1x_coco.py', '')[0]!r})."
+        "model.to_dict()\nmodel.update(_delete_=True)\nmodel['mask_head'].update(num_classes=3)\n"
+        "model['backbone'].update(depth=18, init_cfg=None, frozen_stages=-1, norm_eval=False)\n"
+        "model['neck'].update(in_channels=[64, 128, 256, 512])\n"
+        "val_evaluator.update(metric='bbox')",
+        ["val_evaluator.metric: expected one of masks"],
+    ),
+    "a score that is to be small": (
+        "default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP', rule='less'))",
+        ["default_hooks.checkpoint.save_best: expected rule='greater'"],
+    ),
+    "a loss of boxes in pixels": (
+        "model = dict(roi_head=dict(bbox_head=dict(reg_decoded_bbox=True)))",
+        ["model.roi_head.bbox_head.reg_decoded_bbox: expected False with L1Loss"],
     ),
     "pictures that are not packed": (
         f"train_dataloader['dataset'].update(pipeline=[{LOAD.format(masks=True)}])",
@@ -248,4 +285,4 @@ def test_a_dry_run_without_data(tmp_path, shapes, monkeypatch):
     make_runner(tmp_path, shapes, text=schedule)
     monkeypatch.setattr(Runner, "train", None)
     output = run("train", "mine.py", "--dry-run")
-    assert "param_scheduler.0.end: expected at most 8 iterations" in output
+    assert "param_scheduler.0.end: expected at most 8 in this training" in output

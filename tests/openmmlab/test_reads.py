@@ -215,6 +215,9 @@ def test_several_parts_are_named_at_once(tmp_path):
     [
         ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'nothing': dict(lr_mult=0.1)}))",
          "optim_wrapper.paramwise_cfg.custom_keys.nothing.lr_mult", False),
+        # published with Swin, which may have no such parameter
+        ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'absolute_pos_embed': dict(decay_mult=0.0)}))",
+         "", False),
         ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mul=0.1)}))",
          "optim_wrapper.paramwise_cfg.custom_keys.neck.lr_mul", True),
         ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mult=0.1)}))", "", False),

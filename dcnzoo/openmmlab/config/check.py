@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import TestLoop
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
-from dcnzoo.openmmlab.classes import NUMBERS, numbers
+from dcnzoo.openmmlab.classes import NUMBERS, OTHERS, data_sets, numbers
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.errors import require_none
 from dcnzoo.openmmlab.config.packages import is_published
@@ -21,14 +21,13 @@ from dcnzoo.openmmlab.config.tree import (
     LOADERS,
     PARAMETERS,
     class_of,
-    data_sets,
     dicts,
     nodes,
 )
 from dcnzoo.openmmlab.config.values import wrong_settings
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import nearest, short
+from dcnzoo.utils.text import few, nearest, short
 
 DEFAULT_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 _TYPES = {dict: "settings", list: "a list", str: "a text", bool: "True or False"}
@@ -85,8 +84,8 @@ def find_problems(
             copies = variables_without_effect(cfg)
             problems += (each for each in copies if each.subject.partition(".")[0] not in unused)
         if runs:
-            problems += [*wrong_evaluator_files(parts), *wrong_loaders(parts), *wrong_monitors(parts)]
-            problems += [*similar_hooks(cfg.get("default_hooks")), *repeated(parts)]
+            problems += [*wrong_evaluator_files(parts), *wrong_loaders(parts)]
+            problems += similar_hooks(cfg.get("default_hooks"))
     if "test_cfg" in unused and runs:
         problems += wrong_test_loop(cfg.get("test_cfg"))
     for path in sorted(options) if not runs else ():
@@ -116,16 +115,6 @@ def wrong_test_loop(loop: Any) -> Iterator[Finding]:
     for key in loop.keys() - known.keys() - {"type", "_scope_"} if others == "refused" and loop else ():
         text = f"expected model.test_cfg.{key}, got a setting that {kind.__name__} does not have"
         yield Finding(f"test_cfg.{key}", text, "key", stops=False)
-
-
-def repeated(parts: Mapping) -> Iterator[Finding]:
-    """Yield schedules and hooks that are there twice, such as two equal warm-ups."""
-    for part in ("param_scheduler", "custom_hooks"):
-        entries = parts[part] if isinstance(parts.get(part), list | tuple) else ()
-        for index, entry in enumerate(entries):
-            if entry in entries[:index]:
-                text = f"expected other settings than those of {part}.{entries.index(entry)}, got equal ones"
-                yield Finding(f"{part}.{index}", text, stops=False)
 
 
 def _wrong_type(parameter: inspect.Parameter, value: object) -> str:
@@ -179,7 +168,8 @@ def wrong_classes(cfg: Mapping, runs: bool) -> Iterator[Finding]:
                 declared |= {len(counted)} if "classes" in own else set()
     model = cfg.get("model")
     model = model if isinstance(model, Mapping) else {}
-    if expected[NUMBERS[0]] and "language_model" not in model and not [*numbers(model)]:
+    heads = {key for key in model if "head" in str(key)} - OTHERS
+    if expected[NUMBERS[0]] and heads and "language_model" not in model and not [*numbers(model)]:
         text = "the key of its number of classes is not known, which is not compared with the data's"
         yield Finding("model", text, stops=False)
     for path, node, key, number in numbers(model):
@@ -247,40 +237,20 @@ def _same_images(*files: str) -> bool:
     return images[0] == images[1]
 
 
-def wrong_monitors(cfg: Mapping) -> Iterator[Finding]:
-    """Yield what watches a number which no metric of the validation computes, if its names are known."""
-    metrics = cfg.get("val_evaluator") or []
-    metrics = metrics if isinstance(metrics, list | tuple) else [metrics]
-    patterns = [_metric_names(metric) for metric in metrics if isinstance(metric, Mapping)]
-    expected = f"expected a metric of val_evaluator, {' or '.join(patterns)}".replace("\\", "")
+def wrong_monitors(cfg: Mapping, names: Collection[str]) -> Iterator[Finding]:
+    """Yield what watches a number that is not among those of a validation, ``names``."""
     parts = {part: cfg.get(part) for part in ("default_hooks", "custom_hooks", "param_scheduler")}
     for path, node in dicts(parts):
         kind = class_of(node)
         bases = {base.__name__ for base in getattr(kind, "__mro__", ())}
         key = "save_best" if "CheckpointHook" in bases else "monitor"
-        known = (
-            arguments(kind)[0] if bases & {"CheckpointHook", "EarlyStoppingHook", "_ParamScheduler"} else {}
-        )
+        is_known = bases & {"CheckpointHook", "EarlyStoppingHook", "_ParamScheduler"}
+        known = arguments(kind)[0] if is_known else {}
         values = node.get(key, known[key].default) if key in known else ()
         values = [values] if isinstance(values, str) else values
         for value in values if isinstance(values, list | tuple) else ():
-            where, is_known = f"{path}.{key}".lstrip("."), bool(patterns) and all(patterns)
-            if not metrics and "val_cfg" in cfg:
-                yield Finding(where, "expected a validation, got none", stops=False)
-            elif value != "auto" and is_known and not re.fullmatch("|".join(patterns), str(value)):
-                yield Finding(where, f"{expected}, got {value!r}")
-            elif is_known and node.get("rule") == "less":
+            where = f"{path}.{key}".lstrip(".")
+            if value not in {"auto", *names}:
+                yield Finding(where, f"expected one of {few(sorted(names), 8)}, got {value!r}")
+            elif node.get("rule") == "less":
                 yield Finding(where, f"expected rule='greater' for {value}, got 'less'", stops=False)
-
-
-def _metric_names(metric: Mapping) -> str:
-    """Return a pattern for the names that a metric gives; empty if only an evaluation shows them."""
-    kind: Any = class_of(metric)
-    if not (default := getattr(kind, "default_prefix", None)):
-        return ""
-    prefix, names = re.escape(metric.get("prefix") or default), metric.get("metric", "bbox")
-    names = names if isinstance(names, list | tuple) else [str(names)]
-    if kind.__name__ != "CocoMetric" or metric.get("metric_items") or not {"bbox", "segm"}.issuperset(names):
-        return f"{prefix}/.+"
-    items = f"({'|'.join(names)})_mAP(_50|_75|_s|_m|_l)?"
-    return f"{prefix}/({items}|.+_precision)" if metric.get("classwise") else f"{prefix}/{items}"

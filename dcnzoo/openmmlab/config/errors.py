@@ -45,12 +45,15 @@ def config_errors(cfg: Config) -> Iterator[None]:
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 
 
-def explain(cfg: Config, error: Exception) -> tuple[str, str]:
+def explain(cfg: Config, error: Exception, part: str = "") -> tuple[str, str]:
     """Return the key of a config that an exception is about, or an empty text, and its message.
 
     The key is the innermost dictionary from which something was built, or the module that was running; with a
     setting of it that is in the line that failed. Values of settings that a library refuses are no error of
     the code that gives them to it, as long as a setting is known.
+
+    Args:
+        part: of the config, whose settings the code has; empty: any.
     """
     frames = frames_of(error)
     key, text, running = _key(cfg, frames), message(error), ""
@@ -73,7 +76,7 @@ def explain(cfg: Config, error: Exception) -> tuple[str, str]:
     inner = [*takewhile(lambda frame: not _builds(frame), reversed(frames))]
     if not key:
         running, inner = _running(frames) or ("", inner)
-    key = _with_setting(cfg, key or running, inner) or _named(cfg, text, inner)
+    key = _with_setting(cfg, key or running, text, inner) or _named(cfg, part, text, inner)
     return key, cut(describe(error) if key == running and text == message(error) else text, _LONGEST)
 
 
@@ -135,10 +138,11 @@ def _line(frame: FrameType) -> str:
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
 
 
-def _with_setting(cfg: Config, path: str, frames: Iterable[FrameType]) -> str:
-    """Return the path of the setting that the line of a frame names, or else the given path.
+def _with_setting(cfg: Config, path: str, text: str, frames: Iterable[FrameType]) -> str:
+    """Return the path of the setting that a message or the line of a frame names, or else the given path.
 
-    The line must name only one setting of the dictionary at this path, or only one whose value is a text.
+    The message has the value, a text, of only one setting of the dictionary at this path; or the line names
+    only one of them, or only one whose value is a text.
     """
     node: Any = cfg.to_dict()
     for part in path.split("."):
@@ -149,15 +153,18 @@ def _with_setting(cfg: Config, path: str, frames: Iterable[FrameType]) -> str:
     if not (path and isinstance(node, Mapping)):
         return path
     names = {key for key in node if key != "type" and node[key] is not None}
-    for words in [names & {*re.findall(r"\w+", _line(frame))} for frame in frames]:
+    spoken = {*re.findall(r"\w+", text)}
+    said = {key for key in names if isinstance(node[key], str) and node[key] in spoken}
+    lines = [names & {*re.findall(r"\w+", _line(frame))} for frame in frames]
+    for words in [said, *lines]:
         texts = {word for word in words if isinstance(node[word], str)}
         if len(words) == 1 or len(texts) == 1:
             return f"{path}.{(texts or words).pop()}"
     return path
 
 
-def _named(cfg: Config, text: str, frames: Sequence[FrameType]) -> str:
-    """Return the path of the setting that an error is about, if it was not raised while a part was built.
+def _named(cfg: Config, part: str, text: str, frames: Sequence[FrameType]) -> str:
+    """Return the path of the setting in ``part`` that an error is about, if nothing was built meanwhile.
 
     It is the only setting whose name is in a line that failed, and whose value is in the message or in a
     variable of the innermost frame.
@@ -167,6 +174,7 @@ def _named(cfg: Config, text: str, frames: Sequence[FrameType]) -> str:
     paths = [
         f"{path}.{key}".lstrip(".")
         for path, node in dicts(cfg.to_dict())
+        if path.startswith(f".{part}" if part else "")
         for key, value in node.items()
         if text == f"KeyError: {value}"
         or (key in words and re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", text))

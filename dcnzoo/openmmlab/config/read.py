@@ -131,7 +131,7 @@ def _without_place(key: str, cfg: Config) -> str:
 
 def _variables_among(options: Mapping[str, object], cfg: Config) -> Iterator[str]:
     """Yield an error for each option that changes a variable: the settings have already copied its value."""
-    names = {key.split(".")[0] for key in options} - RUNNER_KEYS
+    names = {key.split(".")[0] for key in options} - runner_keys(cfg)
     for name in sorted(names):
         paths: list[str] = []
         if name in cfg:
@@ -179,6 +179,12 @@ def published_in(key: str) -> set[str]:
     nodes = (node for text in _published_texts(key) for node in ast.parse(text).body)
     names = ((name, node) for node in nodes for name, _ in _items(node))
     return {name for name, node in names if name == key or key in _keys_in(node, name)}
+
+
+def published_rates(kind: str) -> list[float]:
+    """Return the learning rates of an optimizer in published configs."""
+    pattern = rf"type=['\"]{kind}['\"],\s*lr=([\d.e-]+)"
+    return [float(rate) for text in _published() for rate in re.findall(pattern, text)]
 
 
 def _published_texts(word: str) -> Iterator[str]:
@@ -270,7 +276,7 @@ def read_again(cfg: Config, values: Mapping[str, object]) -> Iterator[str]:
     before = use_names(Config.fromfile(cfg.filename, import_custom_modules=False))
     with assigning(values):
         after = use_names(Config.fromfile(cfg.filename, import_custom_modules=False))
-    for key in RUNNER_KEYS & before.keys() & after.keys():
+    for key in runner_keys(before) & before.keys() & after.keys():
         yield from _differences(before[key], after[key], key)
 
 
@@ -294,10 +300,7 @@ def variables_without_effect(cfg: Config) -> Iterator[Finding]:
     """
     parts = [*files(cfg.text)]
     own = [part for part in parts if not part.is_published]
-    # mmengine reads data_preprocessor only if the model has none
-    names = {name for part in own for name in part.stored & cfg.keys()} - (
-        RUNNER_KEYS - {"data_preprocessor"}
-    )
+    names = {name for part in own for name in part.stored & cfg.keys()} - runner_keys(cfg)
     if "read_base" not in cfg.text:
         names = {name for name in names if sum(name in part.stored for part in parts) > 1}
     settings = cfg.to_dict()
@@ -308,7 +311,7 @@ def variables_without_effect(cfg: Config) -> Iterator[Finding]:
         try:
             for path in read_again(cfg, {name: settings[name]}):
                 changed.setdefault(path.partition(".")[0], []).append(path)
-            if not (changed or is_read or name in RUNNER_KEYS):
+            if not (changed or is_read):
                 base = next(part for part in parts if name in part.stored)
                 if Config.fromfile(base.path, import_custom_modules=False).get(name) != settings[name]:
                     text = "expected a setting, got a variable on which none depends"
@@ -327,9 +330,16 @@ def _is_literal(value: object) -> bool:
         return False
 
 
+def runner_keys(cfg: Config) -> set[str]:
+    """Return the names that the runner reads: ``data_preprocessor`` only if the model has none."""
+    model = cfg.get("model")
+    has_own = isinstance(model, Mapping) and "data_preprocessor" in model
+    return RUNNER_KEYS - ({"data_preprocessor"} if has_own else set())
+
+
 def runner_settings(cfg: Config) -> list[tuple[str, str, object]]:
     """Return path, key and value of all settings in the parts of a config that the runner uses."""
-    parts = {key: cfg[key] for key in cfg if key in RUNNER_KEYS}
+    parts = {key: cfg[key] for key in cfg.keys() & runner_keys(cfg)}
     return [(f"{path}.{key}"[1:], key, node[key]) for path, node in dicts(parts) for key in node]
 
 
@@ -345,11 +355,12 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
     stored = {name for part in parts if not part.is_published for name in part.stored}
     read = {name for part in parts for name in part.read}
     last = parts[-1].stored if parts else ()
-    values = [value for _, _, value in settings] + [cfg[key] for key in cfg.keys() & RUNNER_KEYS]
+    used = runner_keys(cfg)
+    values = [value for _, _, value in settings] + [cfg[key] for key in cfg.keys() & used]
     copies = [value for value in values if isinstance(value, Mapping | list | tuple) and value]
     copies = [value for value in copies if not all(isinstance(each, int | float) for each in value)]  # sizes
     has_bases = len(parts) > 1 or "read_base" in cfg.text
-    for key in sorted({*cfg} - RUNNER_KEYS - read):
+    for key in sorted({*cfg} - used - read):
         new, value, old = key in options and key not in stored, cfg[key], OLD_KEYS.get(key, "")
         names = (key, old.rpartition(".")[2].partition(" ")[0])
         is_single = not isinstance(value, Mapping | list | tuple)
@@ -361,7 +372,7 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
             text, stops = f"expected version 3's {old}, got a key of MMDetection 2", new or key in last
             yield Finding(key, text, "key", stops=stops)
         elif new:
-            expected = nearest(key, RUNNER_KEYS, 0.6) or "a key of mmengine's runner"
+            expected = nearest(key, used, 0.6) or "a key of mmengine's runner"
             yield Finding(key, f"expected {expected}, got an unknown key", "key")
         elif key in options:
             yield Finding(key, "expected a setting, got a name that nothing in the config uses", stops=False)
@@ -369,8 +380,8 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
             continue
         # a dump has the variables of its bases
         elif has_bases or (same and is_single) or not (value in values or key in published_in(key)):
-            known = RUNNER_KEYS | (read & cfg.keys()) | {name for _, name, _ in settings}
-            places = [*same] or [f"{key} in {part}" for part in sorted(published_in(key) & RUNNER_KEYS)]
+            known = used | (read & cfg.keys()) | {name for _, name, _ in settings}
+            places = [*same] or [f"{key} in {part}" for part in sorted(published_in(key) & used)]
             setting = few(places) if places else nearest(key, known, 0.7)
             text = "nothing in the config uses it"
             yield Finding(key, f"expected {setting}; {text}" if setting else text, stops=False)

@@ -110,14 +110,6 @@ def registered(registry: Registry | None) -> ChainMap[str, object]:
     return ChainMap(*maps)
 
 
-def data_sets(cfg: Mapping) -> Iterator[tuple[str, Mapping, dict]]:
-    """Yield every data set's loader, config and declared metainfo."""
-    for loader in LOADERS:
-        outer = cfg[loader].get("dataset") if isinstance(cfg.get(loader), Mapping) else None
-        for dataset in datasets(outer) if isinstance(outer, Mapping) else ():
-            yield loader, dataset, declared_metainfo(dataset)
-
-
 def datasets(node: Mapping) -> Iterator[Any]:
     """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
     inner = [node["dataset"]] if "dataset" in node else node.get("datasets") or []
@@ -126,20 +118,3 @@ def datasets(node: Mapping) -> Iterator[Any]:
             yield from datasets(dataset)
     if not inner:
         yield node
-
-
-def declared_metainfo(dataset: Mapping) -> dict:
-    """Return the metainfo of a data set's class and config, without building the data set."""
-    load = getattr(class_of(dataset), "_load_metainfo", dict)
-    info = dataset.get("metainfo")
-    return load(info if isinstance(info, Mapping) else {})
-
-
-def metainfo(dataset: Mapping) -> dict:
-    """Return a data set's metainfo, if possible without building it: that may read or generate files."""
-    dataset = next(datasets(dataset))
-    declared = declared_metainfo(dataset)
-    kinds = registries.DATASETS
-    if declared.get("classes") or "type" not in dataset or kinds.get(dataset["type"]) is None:
-        return declared
-    return kinds.build({**dataset, "lazy_init": True}).metainfo  # this class reads its classes from a file

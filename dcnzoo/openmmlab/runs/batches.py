@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmdet.datasets.transforms import LoadAnnotations
-from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import Runner, ValLoop, set_random_seed
 from mmengine.runner.base_loop import BaseLoop
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -32,12 +32,13 @@ class FirstBatch:
 
     Attributes:
         whole: returns the whole batch.
-        evaluate: gives predictions to copies of the metrics of a validation; False if they compute nothing.
+        evaluate: gives predictions to copies of the metrics of a validation; returns the names of their
+            results, or None if some are not known.
     """
 
     few: Batch
     whole: Callable[[], Batch]
-    evaluate: Callable[[Sequence[Any], Batch], bool]
+    evaluate: Callable[[Sequence[Any], Batch], set[str] | None]
 
 
 def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatch | None:
@@ -104,13 +105,13 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
     return FirstBatch(few, collate, evaluate)
 
 
-def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> bool:
+def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> set[str] | None:
     """Evaluate predictions by copies of a loop's metrics.
 
     Metrics of the user's own are left out, and those that write or remove files.
 
     Returns:
-        Whether one computes a number, or may do so.
+        The names of the numbers; None if a metric was left out, or the loop may add others.
 
     Raises:
         UserError: a metric fails; begins with ``subject``.
@@ -134,10 +135,12 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
             if hasattr(metric, "img_ids"):
                 metric.img_ids = [sample.img_id for sample in samples]  # others have no predictions
             with redirect_stdout(StringIO()):
-                names.update(metric.compute_metrics(metric.results) or ())
+                start = f"{metric.prefix}/" if metric.prefix else ""
+                names.update(f"{start}{name}" for name in metric.compute_metrics(metric.results) or ())
     except Exception as error:
         raise UserError(printable(f"{subject}: {message(error)}")) from error
-    return bool(names) or len(evaluator.metrics) < len(loop.evaluator.metrics)
+    is_complete = type(loop) is ValLoop and len(evaluator.metrics) == len(loop.evaluator.metrics)
+    return names if is_complete else None
 
 
 def _load_first(self: LoadAnnotations, results: dict) -> dict | None:

@@ -29,9 +29,10 @@ from torch import nn
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
-from dcnzoo.openmmlab.checkpoints import class_names, content_digest, load_file
+from dcnzoo.openmmlab.checkpoints import content_digest, load_file
+from dcnzoo.openmmlab.classes import names_of_model
 from dcnzoo.openmmlab.config.errors import config_errors
-from dcnzoo.openmmlab.config.tree import data_sets, dicts, metainfo
+from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.hooks import LoadCheckpointHook, ProgressHook, ResumeHook, SummaryHook
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
@@ -47,7 +48,7 @@ from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.openmmlab.weights import load_weights
-from dcnzoo.utils.errors import UserError, printable, user_errors
+from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import require_new, write_bytes
 from dcnzoo.utils.lock import lock_work_dir
@@ -237,20 +238,10 @@ def build(
             meta, report = load_weights(model, weights, unsafe_load, allow_partial, cfg.model)
             if report:
                 print_log(f"{weights}: {report}", logger="current")
-            model.dataset_meta = _dataset_meta(cfg, meta)
+            model.dataset_meta = names_of_model(cfg, meta)
         model.cfg = cfg
         model.eval()  # returns None in detectors with a teacher
         return model.to(target)
-
-
-def _dataset_meta(cfg: Config, meta: dict) -> dict:
-    """Return names and colours of the classes: from the checkpoint if it has them, else from the data set."""
-    of_file = {key: value for key, value in class_names(meta).items() if value is not None}
-    if names := of_file.get("classes"):
-        of_file["classes"] = tuple(map(printable, names))
-    tested = (dataset for loader, dataset, _ in data_sets(cfg) if loader == "test_dataloader")
-    merged = {**metainfo(next(tested, {})), **of_file}
-    return {**merged, "palette": merged.get("palette") or "random"}
 
 
 def build_runner(

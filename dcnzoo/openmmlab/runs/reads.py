@@ -9,7 +9,8 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from mmengine.model import BaseModule, initialize
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from dcnzoo.openmmlab.config.check import wrong_monitors
 from dcnzoo.openmmlab.config.errors import UNKNOWN, config_errors, explain, require_none
 from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import is_published_key
@@ -40,8 +42,10 @@ _LARGEST = 500e6  # bytes of parameters
 _LARGEST_BATCH = 16e6  # pixels
 _SIZES = (96, 320)  # pixels of generated pictures; some families need more than the smallest one
 _LEAST_SPREAD, _MOST_SPREAD = 0.03, 128  # of values normalised twice, and by the std of pixels from 0 to 1
+_ENCODED = 10  # of an encoded box; of one in pixels, a coordinate is larger
 _UNSET = -123.5  # of a parameter that is not initialised
-_THRESHOLDS = ("score_thr", "conf_thr")
+_LACKS = re.compile(r"'(?:InstanceData|DetDataSample)' object has no attribute '(\w+)'")
+_THRESHOLDS = ("score_thr", "conf_thr", "filter_thr")
 _FEW = 64  # boxes that both stages of a small run propose, sample and predict
 
 
@@ -98,6 +102,7 @@ def unread_of_model(
         failures = (second.run_first(*each) for each in ((train, True), (val, False)))
         failure = next(filter(None, failures), None)
         findings = [*second.findings.values(), *_not_initialised(cfg, second.model)]
+        findings += wrong_monitors(cfg.to_dict(), second.names) if second.names else []
         return [failure, *findings] if failure else [*findings, *unread(cfg, "model", second.asked)]
 
 
@@ -107,13 +112,16 @@ class _SecondModel:
     Attributes:
         asked: the settings that it has read.
         findings: by the part that they are about.
+        names: of the numbers that a validation computes; None if some are not known.
     """
 
     model: Any
+    names: set[str] | None = None
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
         self._cfg, self._device = cfg, device
         self.asked, self.findings = Asked(), dict[str, Finding]()
+        self._heads = dict[str, tuple[nn.Module, tuple]]()  # those with anchors, and their last inputs
         self._width = 0  # of the pictures; 0: they are not in one tensor
         self._has_objects = False  # of the training's own data
 
@@ -159,12 +167,22 @@ class _SecondModel:
         except (MemoryError, torch.OutOfMemoryError) as lack:
             return self.failure(lack)
         except Exception as same:
-            key, text = misspelt(self._cfg, "model", self.asked, same) or explain(self._cfg, same)
             loader = "train_dataloader" if training else "val_dataloader"
+            key, text = misspelt(self._cfg, "model", self.asked, same) or self._explain(same, loader)
             raise UserError(
                 f"{self._cfg.filename}: {key or 'model'}: {text} (with the first batch of {loader})"
             ) from same
         return None
+
+    def _explain(self, error: Exception, loader: str) -> tuple[str, str]:
+        """Return the key that an error of the model is about, or that of the loader, and its message."""
+        key, text = explain(self._cfg, error, "model")
+        if match := _LACKS.search(str(error)):
+            return f"{loader}.dataset.pipeline", f"expected {match[1]}, which {key} reads, got none"
+        part = self._heads.get(key) if self._width and isinstance(error, AssertionError) else None
+        if part and (problem := _other_strides(*part, self._width, has_failed=True)):
+            return f"{key}.{problem[0]}", problem[1]
+        return key, text
 
     def _run_small(self, first: FirstBatch | None, training: bool) -> Exception | None:
         """Run with two pictures, or with generated ones; return the error of the largest of these."""
@@ -191,7 +209,7 @@ class _SecondModel:
         data = model.data_preprocessor(copy.deepcopy(batch), training)
         inputs = data["inputs"]
         self._width = inputs.shape[-1] if isinstance(inputs, Tensor) else 0
-        spread = float(inputs.std((-2, -1)).mean()) if self._width else 1
+        spread = _spread(inputs, data["data_samples"] or ()) if self._width else 1
         if not _LEAST_SPREAD < spread < _MOST_SPREAD:
             text = f"expected normalised pixels, got ones with a standard deviation of {spread:.3g}"
             self._warn("model.data_preprocessor.std", text)
@@ -204,23 +222,35 @@ class _SecondModel:
                 if "loss" in name and any(each.numel() > 1 for each in values):
                     text = f"expected one number as {name}, got several: reduction='mean' averages them"
                     self._warn("model", text)
-        elif first and not first.evaluate(result, batch):
-            text = "expected a metric, got none: format_only or a metric that only writes files"
-            self._warn("val_evaluator", text)
+        elif first:
+            boxes = [each.pred_instances.get("bboxes") for each in result if "pred_instances" in each]
+            areas = [each[:, 2:].any() for each in boxes if isinstance(each, Tensor) and len(each)]
+            self.names = first.evaluate(result, batch)
+            if areas and not any(areas) and any("bbox" in name for name in self.names or ()):
+                self._warn("val_evaluator.metric", "expected one of masks, got bbox: the boxes are empty")
+            if self.names is not None and not self.names:
+                text = "expected a metric, got none: format_only or a metric that only writes files"
+                self._warn("val_evaluator", text)
 
     def _warn(self, key: str, text: str) -> None:
         self.findings[key] = Finding(key, text, stops=False)
 
     def _watch(self, path: str, module: nn.Module, args: tuple) -> None:
         """Add a finding for a part whose inputs do not fit its settings: called before its forward."""
+        if hasattr(module, "prior_generator"):
+            self._heads[path] = (module, args)
         if self._width and (problem := _other_strides(module, args, self._width)):
             self._warn(f"{path}.{problem[0]}", problem[1])
-        if self._width and (text := _encoded_boxes(module, args)):
-            self._warn(f"{path.rpartition('.')[0]}.reg_decoded_bbox", text)
-        if path.endswith(".loss_cls"):
-            head = self.model.get_submodule(path.removeprefix("model.").removesuffix(".loss_cls"))
-            if text := _other_scores(head, module, args):
-                self._warn(f"{path}.use_sigmoid", text)
+        size = getattr(getattr(module, "prior_generator", None), "input_size", self._width)
+        if self._has_objects and self._width and size != self._width:
+            text = f"expected {self._width}, the width of the pictures, got {size}"
+            self._warn(f"{path}.anchor_generator.input_size", text)
+        outer = path.rpartition(".")[0]
+        head = self.model.get_submodule(outer.removeprefix("model").removeprefix("."))
+        if self._width and (text := _other_boxes(head, module, args)):
+            self._warn(f"{outer}.reg_decoded_bbox", text)
+        if path.endswith(".loss_cls") and (text := _other_scores(head, module, args)):
+            self._warn(f"{path}.use_sigmoid", text)
 
     def _assign(
         self, path: str, assigner: Any, overlaps: list[float], *args: Any, **kwargs: Any
@@ -240,7 +270,7 @@ class _SecondModel:
         """Return why a run has ended; an error if code, or a function such as nms, lacks a setting."""
         if mistake := misspelt(self._cfg, "model", self.asked, error):
             return Finding(*mistake, "key")
-        key, text = explain(self._cfg, error)
+        key, text = explain(self._cfg, error, "model")
         match = UNKNOWN.search(one_line(error))
         for path, node in dicts(self._cfg.model.to_dict(), "model"):
             if match and match[2] in node and not is_published_key(path.rpartition(".")[2], match[2]):
@@ -253,18 +283,25 @@ def _not_watched(key: str, reason: str) -> Finding:
     return Finding(key, text, stops=False)
 
 
-def _other_strides(module: nn.Module, args: tuple, width: int) -> tuple[str, str] | None:
+def _other_strides(
+    module: nn.Module, args: tuple, width: int, has_failed: bool = False
+) -> tuple[str, str] | None:
     """Return the setting of a part's strides and what is wrong with it; None if they are those of its maps.
 
     Args:
         width: of the pictures.
+        has_failed: the part needs as many maps as strides.
     """
     maps = args[0] if args and isinstance(args[0], list | tuple) else ()
     if not (maps and all(isinstance(each, Tensor) and each.dim() == 4 for each in maps)):
         return None
     generator = getattr(module, "prior_generator", None)
-    owners = [(module, "featmap_strides"), (generator, "strides"), (module, "strides")]
-    key, strides = next(((key, own) for each, key in owners if (own := getattr(each, key, None))), ("", ()))
+    inner = "anchor_generator.strides" if hasattr(generator, "base_anchors") else "strides"
+    owners = [(module, "featmap_strides", "featmap_strides"), (generator, "strides", inner)]
+    owners.append((module, "strides", "strides"))
+    key, strides = next(
+        ((key, own) for each, name, key in owners if (own := getattr(each, name, None))), ("", ())
+    )
     if hasattr(module, "resize_feats") or not isinstance(
         strides, list | tuple
     ):  # SOLO resizes its maps first
@@ -274,18 +311,30 @@ def _other_strides(module: nn.Module, args: tuple, width: int) -> tuple[str, str
     pairs = [(size, width / stride) for size, stride in zip(sizes, own, strict=False)]
     differ = any(abs(a - b) > 1 and max(a, b) > 1.5 * min(a, b) for a, b in pairs)
     if len(own) != len(sizes):  # a RoI extractor uses as many maps as it has strides; others may use some
-        differ = key == "featmap_strides"
+        differ = key == "featmap_strides" or has_failed
     widths, got = ", ".join(map(str, sizes)), ", ".join(map(str, own))
     text = f"expected the strides of maps that are {widths} wide for {width} pixels, got {got}"
     return (key, text) if differ else None
 
 
-def _encoded_boxes(loss: nn.Module, args: tuple) -> str:
-    """Say so if a loss of overlaps gets encoded boxes, whose corners are in no order."""
-    boxes = args[1] if type(loss).__module__ == GIoULoss.__module__ and len(args) > 1 else None
-    if isinstance(boxes, Tensor) and boxes.shape[-1:] == (4,) and (boxes[..., 2:] < boxes[..., :2]).any():
-        return f"expected True with {type(loss).__name__}, which compares boxes, got encoded ones"
-    return ""
+def _spread(inputs: Tensor, samples: Sequence[Any]) -> float:
+    """Return the standard deviation in each channel, without the pixels that pad a batch: their mean."""
+    shapes = [getattr(each, "img_shape", inputs.shape[-2:]) for each in samples]
+    own = [image[..., :height, :width] for image, (height, width, *_) in zip(inputs, shapes, strict=False)]
+    return float(torch.stack([each.std((-2, -1)).mean() for each in own or [inputs]]).mean())
+
+
+def _other_boxes(head: Any, loss: nn.Module, args: tuple) -> str:
+    """Say so if a loss of overlaps gets encoded boxes, whose corners have no order; another loss, pixels."""
+    boxes = args[1] if len(args) > 1 else None
+    if not isinstance(boxes, Tensor) or boxes.shape[-1:] != (4,) or len(boxes) == 0:
+        return ""
+    by_overlap, name = type(loss).__module__ == GIoULoss.__module__, type(loss).__name__
+    are_boxes = bool((boxes[..., 2:] >= boxes[..., :2]).all())
+    if by_overlap and not are_boxes:
+        return f"expected True with {name}, which compares boxes, got encoded ones"
+    is_decoded = getattr(head, "reg_decoded_bbox", False) and are_boxes and boxes.max() > _ENCODED
+    return f"expected False with {name}, got boxes in pixels" if is_decoded and not by_overlap else ""
 
 
 def _other_scores(head: Any, loss: nn.Module, args: tuple) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.optim import Optimizer
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
+from dcnzoo.openmmlab.config.read import published_rates
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.hooks.resume import depends_on_metric, stepped
 from dcnzoo.openmmlab.hooks.seeds import random_states
@@ -59,38 +61,45 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     epochs = loop.max_epochs if by_epoch else 1  # a loop that counts iterations has one epoch
     augments = getattr(getattr(runner.model, "data_preprocessor", None), "batch_augments", None) or ()
     chosen = {(str(node.get("type")), key) for _, node in dicts(runner.cfg.to_dict()) for key in node}
-    for owner in (runner.optim_wrapper, loop, *runner.hooks, *augments):
+    schedules = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
+    owners = [(type(each).__name__, each) for each in (runner.optim_wrapper, loop, *runner.hooks, *augments)]
+    owners += [(f"param_scheduler.{index}", each) for index, each in enumerate(schedules)]
+    are_late = False  # the schedules
+    for subject, owner in owners:
+        if not by_epoch and getattr(owner, "by_epoch", False):
+            text = "expected False in a training that counts iterations, which has one epoch, got True"
+            yield Finding(f"{subject}.by_epoch", text, stops=False)
+            are_late = are_late or owner in schedules
+            continue
         length = epochs if getattr(owner, "by_epoch", by_epoch) else iterations
         validations = (epochs if by_epoch else iterations) // (getattr(loop, "val_interval", 1) or 1)
         # part of the name of an argument → the last number with an effect
-        lasts = {"accumulative": iterations, "patience": validations, "milestones": length - 1}
-        lasts |= {"epoch": epochs - 1, "iter": iterations - 1, "begin": length - 1}
+        lasts = {"begin": length, "accumulative": iterations, "patience": validations}
+        lasts |= {"milestones": length - 1, "epoch": epochs - 1, "iter": iterations - 1}
         acts = not isinstance(owner, Hook) or type(owner).after_train_iter is not Hook.after_train_iter
-        ends = isinstance(owner, CheckpointHook | LoggerHook)  # these act at the end, too
-        if owner is not loop and acts and not ends:
-            lasts["interval"] = iterations
+        if owner is not loop and acts and not isinstance(owner, LoggerHook):  # which logs each epoch's end
+            lasts["interval"] = length if hasattr(owner, "by_epoch") else iterations
+        if owner in schedules:
+            lasts = {"": length}
         known = arguments(owner.__class__)[0]
-        for name in sorted({*known, "dynamic_milestones"}):
+        for name in sorted({*known, "dynamic_milestones", "cumulative_periods"}):
             value = getattr(owner, name, getattr(owner, f"_{name}", 0))
             last = next((number for part, number in lasts.items() if part in name), 0)
-            last += "begin" in name  # from this one on
-            number = max(_whole(value), default=0)
+            # INF: an end that is not set, from which others are derived
+            number = max((each for each in _whole(value) if each < INF // 2), default=0)
             is_chosen = any(name == key and kind.endswith(type(owner).__name__) for kind, key in chosen)
             is_default = not is_chosen and name in known and known[name].default == value
             if 0 < last < number and not (name.startswith("max_") or is_default):
-                text = f"expected at most {last} in this training, got {number}"
-                yield Finding(f"{type(owner).__name__}.{name}", text, stops=False)
-        if not by_epoch and getattr(owner, "by_epoch", False):
-            text = "expected False in a training that counts iterations, which has one epoch, got True"
-            yield Finding(f"{type(owner).__name__}.by_epoch", text, stops=False)
-    yield from _idle_hooks(runner, epochs, iterations)
-    schedules = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
-    late = [*_beyond_the_end(schedules, by_epoch, epochs, iterations)]
+                are_late = are_late or owner in schedules
+                text = f"expected at most {last:,} in this training, got {number:,}"
+                yield Finding(f"{subject}.{name}", text, stops=False)
+    yield from _idle_hooks(runner, iterations)
+    yield from _large_rate(getattr(runner.optim_wrapper, "optimizer", None))
     of_rates = [each for each in schedules if each.param_name == "lr" and not depends_on_metric(each)]
-    yield from late or _rates(runner, of_rates, epochs)
+    yield from () if are_late else _rates(runner, of_rates, epochs)
 
 
-def _idle_hooks(runner: Runner, epochs: int, iterations: int) -> Iterator[Finding]:
+def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
     """Yield hooks and data sets that change nothing, and that no checkpoint is saved."""
     data = runner.train_loop.dataloader.dataset
     if hasattr(data, "repeat_indices") and len(data) == len(data.dataset):
@@ -104,36 +113,32 @@ def _idle_hooks(runner: Runner, epochs: int, iterations: int) -> Iterator[Findin
             yield Finding(f"{name}.skip_type_keys", text, stops=False)
         if max(_whole((getattr(hook, "ema_cfg", None) or {}).get("interval")), default=0) > iterations:
             yield Finding(f"{name}.interval", f"expected at most {iterations} iterations", stops=False)
+        if runner._val_loop is None and (getattr(hook, "save_best", None) or getattr(hook, "monitor", None)):
+            yield Finding(name, "expected a validation, got none", stops=False)
         if not hook.get_triggered_stages():
             yield Finding(name, "expected methods of mmengine's Hook, got none", stops=False)
         if isinstance(hook, CheckpointHook):
-            is_due = 0 < hook.interval <= (epochs if hook.by_epoch else iterations)
-            saves.append(bool(hook.save_best or hook.save_last or is_due))
+            saves.append(bool(hook.save_best or hook.save_last or hook.interval > 0))
     if saves and not any(saves):
         yield Finding("default_hooks.checkpoint", "expected a checkpoint, got none", stops=False)
 
 
-def _beyond_the_end(
-    schedules: Sequence[Any], by_epoch: bool, epochs: int, iterations: int
-) -> Iterator[Finding]:
-    """Yield the numbers of schedules that lie beyond the end of a training."""
-    for index, schedule in enumerate(schedules):
-        steps_by_epoch = getattr(schedule, "by_epoch", by_epoch)
-        last = epochs if steps_by_epoch else iterations
-        names = {*arguments(schedule.__class__)[0], "cumulative_periods"}
-        for name in sorted(names & vars(schedule).keys()):
-            # INF: an end that is not set, from which others are derived
-            if late := [n for n in _whole(getattr(schedule, name)) if last < n < INF // 2]:
-                steps = counted(last, "epochs" if steps_by_epoch else "iterations")
-                text = f"expected at most {steps}, the end of the training, got {few(late)}"
-                yield Finding(f"param_scheduler.{index}.{name}", text, stops=False)
+def _large_rate(optimizer: object) -> Iterator[Finding]:
+    """Yield a rate that is ten times as large as the largest one of published configs, or larger."""
+    groups = optimizer.param_groups if isinstance(optimizer, Optimizer) else ()
+    rate = max((group.get("initial_lr", group["lr"]) for group in groups), default=0)
+    kind = type(optimizer).__name__
+    if (rates := published_rates(kind)) and rate >= 10 * (largest := max(rates)):
+        text = f"expected less than {10 * largest:g} with {kind}: published configs have up to {largest:g}"
+        yield Finding("optim_wrapper.optimizer.lr", f"{text}, got {rate:g}", stops=False)
 
 
 def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Finding]:
     """Yield what is wrong with the learning rates of the group that has the largest one.
 
     In the first half of the training they reach the group's own rate, in the second half they still change
-    while they are above a thousandth of it, and the last one is no higher. Each schedule changes them.
+    while they are above a thousandth of it, and the last one is no higher. Each schedule changes them, and no
+    two lower or raise them in the same iterations.
     """
     iterations, groups = runner.train_loop.max_iters, runner.optim_wrapper.param_groups
     if not schedules or iterations > _MOST_STEPS or not all(is_published(type(each)) for each in schedules):
@@ -160,15 +165,28 @@ def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Fi
     peak, text = rates.index(highest), f"{rate:.3g} from iteration {last} of {iterations} on"
     if rate < 0.99 * first and last < iterations / 2:
         yield Finding("param_scheduler", f"expected a rate that falls later, got {text}", stops=False)
-    elif rate > 1.01 * first:
+    elif not rate <= 1.01 * first:  # nor is it nan
         yield Finding("param_scheduler", f"expected a last rate below {first:.3g}, got {text}", stops=False)
     elif highest < 0.9 * first or peak > iterations / 2:
         got = f"at most {highest:.3g}, in iteration {peak} of {iterations}"
         yield Finding("param_scheduler", f"expected {first:.3g} in the first half, got {got}", stops=False)
+    spans = list[tuple[int, int, range]]()  # number of a schedule, direction, and iterations of its changes
     for index, each in enumerate(schedules):
-        others = [*schedules[:index], *schedules[index + 1 :]]
-        if getattr(each, "factor", 0) != 1 and replayed(others) == rates:
+        steps = [new - old for old, new in pairwise(replayed([each]))]
+        if getattr(each, "factor", 0) != 1 and not any(steps):
             yield Finding(f"param_scheduler.{index}", "does not change the learning rate", stops=False)
+        for sign, word in ((1, "raises"), (-1, "lowers")):
+            moves = [number for number, step in enumerate(steps) if step * sign > 0]
+            span = range(moves[0], moves[-1] + 1) if moves else range(0)
+            others = (n for n, way, same in spans if way == sign and _overlap(same, span))
+            for other in others:
+                text = f"{word} the learning rate in the same iterations as param_scheduler.{other}"
+                yield Finding(f"param_scheduler.{index}", text, stops=False)
+            spans.append((index, sign, span))
+
+
+def _overlap(first: range, second: range) -> bool:
+    return max(first.start, second.start) < min(first.stop, second.stop)
 
 
 def _whole(value: object) -> list[int]:
