@@ -336,8 +336,8 @@ def positions(entries: Sequence[dict]) -> dict[int, int]:
     return {ids[n]: n for n in reversed(range(len(ids))) if ids[n] != _NO_ID}
 
 
-def _id(entry: dict) -> int:
-    number = entry.get("id")
+def _id(entry: object) -> int:
+    number = entry.get("id") if isinstance(entry, dict) else None
     return number if is_id(number) else _NO_ID
 
 

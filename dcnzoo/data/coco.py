@@ -45,10 +45,16 @@ def names_of(content: dict) -> list[str]:
     return [_name(image) for image in _images(content)]
 
 
+def _entries(content: dict, key: str) -> Iterator[dict]:
+    """Yield the objects of a list; a value that is no list or object is a problem of the check."""
+    entries = content.get(key)
+    for entry in entries if isinstance(entries, list | Entries) else []:
+        if isinstance(entry, dict):
+            yield entry
+
+
 def _images(content: dict) -> Iterator[dict]:
-    for image in content["images"] if isinstance(content["images"], list) else []:
-        if isinstance(image, dict) and _name(image):
-            yield image
+    return filter(_name, _entries(content, "images"))
 
 
 def _name(image: dict) -> str:
@@ -140,14 +146,14 @@ def _repairable(options: ReadOptions, missing: int, names: int) -> set[str]:
 def _drop_repeated_categories(content: dict) -> list[str]:
     """Leave out unused categories with the name of another, such as a group that Roboflow writes."""
     left: list[str] = []
-    categories = [each for each in content.get("categories") or [] if isinstance(each, dict)]
+    categories = [*_entries(content, "categories")]
     numbers = Counter(str(each.get("name")) for each in categories)
     if max(numbers.values(), default=1) > 1:
-        used = {repr(each.get("category_id")) for each in content["annotations"] if isinstance(each, dict)}
+        used = {repr(each.get("category_id")) for each in _entries(content, "annotations")}
         content["categories"] = [
-            each for each in categories if numbers[str(each["name"])] == 1 or repr(each.get("id")) in used
+            each for each in categories if numbers[str(each.get("name"))] == 1 or repr(each.get("id")) in used
         ]
-        left = [str(each["name"]) for each in categories if each not in content["categories"]]
+        left = [str(each.get("name")) for each in categories if each not in content["categories"]]
     return left
 
 

@@ -157,15 +157,6 @@ def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
     assert (status, output) == (1, expected)
 
 
-def test_images_that_cannot_be_read_are_left_out(run, folder, tmp_path):
-    """The other images are detected, and the exit status is 1."""
-    (tmp_path / "cut.png").write_bytes((folder / "a.png").read_bytes()[:-100])
-    status, output = run("infer", "a.png", tmp_path / "cut.png", "b/a.png", "--out", tmp_path / "out")
-    assert status == 1 and output.count(f"{tmp_path}/cut.png") >= 2 and "detections.json" in output
-    content = json.loads((tmp_path / "out/detections.json").read_text())
-    assert [Path(image["file_name"]).name for image in content["images"]] == ["a.png", "a.png"]
-
-
 def test_names_of_the_maximum_length(run, folder, tmp_path):
     """A file name has at most 255 bytes; two of these differ in the last letter only."""
     names = [f"{'é' * 124}{letter}.png" for letter in "xy"]

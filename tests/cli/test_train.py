@@ -127,6 +127,7 @@ def test_test_time_augmentation(trained, tmp_path):
         assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
 
 
+@pytest.mark.slow
 def test_data_in_an_archive(data, trained, tmp_path):
     """A zip file with annotations and pictures is tested with the AP of its folder, and trained from."""
     archive = shutil.make_archive(str(tmp_path / "shapes"), "zip", data)
@@ -188,6 +189,7 @@ def weights_of(folder, name="last"):
     return dcnzoo.load(folder, checkpoint=name, device="cpu").model.state_dict()
 
 
+@pytest.mark.slow  # test_only_files_of_the_training_are_replaced and those after it train nothing
 def test_force_replaces_a_training_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     work = tmp_path / "work"

@@ -1,12 +1,9 @@
 """``dcnzoo.compat.provide``, its names, its variable, and ``dcnzoo run``."""
 
-import datetime
 import importlib
-import re
 
 import pytest
 
-from benchmarks.projects.models import PROJECTS
 from dcnzoo.compat import host
 
 from ..processes import python
@@ -88,16 +85,3 @@ def test_run(tmp_path):
     assert result.stdout.splitlines() == lines, result.stderr
     assert "CUDA calls" in result.stderr
     assert "Traceback" in result.stderr and "main.py" in result.stderr
-
-
-def test_each_project_has_evidence():
-    """A commit that ``nox -s projects`` runs again, or versions of packages that other sessions install."""
-    evidence = {name: run for each in host.known().values() for name, run in each.projects.items()}
-    commits = {name for name, run in evidence.items() if re.fullmatch("[0-9a-f]{40}", run.revision)}
-    assert commits == set(PROJECTS)
-    assert set(evidence) - commits == {"OpenMMLab's packages", "torchvision", "Ultralytics YOLO"}
-    for name, project in PROJECTS.items():
-        (each,) = (each for each in host.known().values() if name in each.projects)
-        assert each.name in (*project.provide, "mmcv._ext"), f"{name} ran with another host"
-    for run in evidence.values():
-        assert datetime.date.fromisoformat(run.date) and run.ran

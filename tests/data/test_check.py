@@ -1,5 +1,6 @@
 """``dcnzoo data check``, ``--fix``, ``split`` and training with each mistake that a COCO file can have."""
 
+import contextlib
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ from pycocotools.coco import COCO
 
 import dcnzoo.openmmlab.datasets
 from dcnzoo.data.check import KINDS, check_coco, checked_coco, decode_counts, fix
+from dcnzoo.data.layouts import find_parts
 from dcnzoo.data.split import split_coco
 from dcnzoo.detect.metrics import replace_id_0
 from dcnzoo.utils.errors import UserError, one_line
@@ -501,6 +503,8 @@ def test_any_value_anywhere_is_a_problem_never_a_traceback(root, seed):
             node[key] = generator.choice(VALUES)
         report = check(root, lambda _, content=content: json.dumps(content))
         json.dumps(report.as_dict())
+        with contextlib.suppress(UserError):  # as of `train --data`
+            [part.read() for part in find_parts(root / "coco.json").parts]
         try:
             fix(report, root / "fixed.json")
         except UserError:

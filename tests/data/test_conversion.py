@@ -214,6 +214,9 @@ def test_clipping_by_hand():
     frame = [(-1, 1), (19, 1), (19, 19), (-1, 19), (-1, 1), (5, 5), (5, 15), (15, 15), (15, 5), (5, 5)]
     for width, expected in ((40, 19 * 18 - 10 * 10), (10, 10 * 18 - 5 * 10)):
         assert sum(map(polygon_area, clip_polygon(frame, (width, 30)))) == expected
+    # a second hole, of 2 × 4
+    two = [*frame, (-1, 1), (16, 5), (16, 9), (18, 9), (18, 5), (16, 5)]
+    assert sum(map(polygon_area, clip_polygon(two, (40, 30)))) == 19 * 18 - 10 * 10 - 2 * 4
 
 
 def test_areas_and_corners_are_those_of_shapely():

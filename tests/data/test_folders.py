@@ -255,6 +255,14 @@ def test_bare_names_in_two_folders_and_addresses_in_place_of_names(tmp_path):
     assert total(tmp_path)[0] == (6, 6)
 
 
+def test_equal_names_in_two_folders_that_the_file_names(tmp_path):
+    part = {}
+    for folder in ("cam1", "cam2"):
+        part |= {f"{folder}/{name}": boxes for name, boxes in draw(tmp_path / "all" / folder, 3, ()).items()}
+    write(tmp_path / "result.json", coco(part))
+    assert total(tmp_path)[0] == (6, 6)
+
+
 # Poses and angles
 
 

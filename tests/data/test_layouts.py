@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dcnzoo.data.balance import balance
-from dcnzoo.data.layouts import convert, find_parts
+from dcnzoo.data.layouts import find_parts
 from dcnzoo.data.preparation import check_parts
 from dcnzoo.data.splits import AS_THEY_ARE, split_of
 from dcnzoo.data.yolo import CLASSES as CLASS_FILES
@@ -461,15 +461,6 @@ def test_two_folders_with_the_same_names_are_ambiguous_unless_one_has_masks(tmp_
     (tmp_path / "right").rename(tmp_path / "SegmentationClass")
     result, _ = read(tmp_path)
     assert {Path(picture).parent.name for picture in result["all"]} == {"left"}
-
-
-@pytest.mark.parametrize("name", [name for name in GENERATORS if not name.startswith("COCO")])
-def test_data_convert_reads_the_same_splits(tmp_path, name):
-    truth = GENERATORS[name](tmp_path, {"train": 4, "val": 3})
-    for split, (folder, part) in truth.items():
-        expected = {os.path.realpath(folder / file) for file in part}
-        pictures = convert(tmp_path, name.partition(",")[0], split).pictures
-        assert {*map(os.path.realpath, pictures)} == expected
 
 
 @pytest.mark.parametrize("options", [{"project": True}, {"numbered": True}, {"attribute": "object_name"}])

@@ -33,7 +33,7 @@ from dcnzoo.utils import fetch
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.marks import is_of_detector
 from dcnzoo.zoo import download, find
-from tests.commands import error_of, run
+from tests.commands import run
 from tests.distributed.launching import settings
 from tests.zoo.server import Served, serving
 
@@ -172,15 +172,6 @@ def test_addresses(detector, folder, server, monkeypatch):
     monkeypatch.delitem(sys.modules, fetch.__name__)
     with pytest.raises(ImportError, match=rf"requests .*{address}"):
         detector(address)
-
-
-def test_addresses_on_the_command_line(folder, server, tmp_path):
-    address, options = f"{server.url}/0.png", ("--out", tmp_path, "--json", "--force")
-    run("infer", MODEL, address, *options)
-    (image,) = json.loads((tmp_path / "detections.json").read_text())["images"]
-    assert image["file_name"] == address
-    error = error_of("infer", MODEL, f"{server.url}/none.png", *options)
-    assert error.startswith(f"error: image: {server.url}/none.png: 404")
 
 
 def test_home_folder(detector, folder, coco, tmp_path, monkeypatch):

@@ -180,7 +180,7 @@ def test_curves_of_classes_and_confusion():
     styles = {(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines}
     assert len(styles) == 4, "not by colour alone"
     figure = plot_confusion("", np.array([[3, 1], [0, 0]]), ["a", "none"])
-    assert figure.get_label().endswith("a: 3 of 4")
+    assert figure.get_label().endswith("a: 3 of 4") and figure.axes[0].get_ylabel() == "ground truth"
     (image,) = figure.axes[0].images
     assert image.get_array().tolist() == [[0.75, 0.25], [0, 0]], "shares of a row"
     assert [(t.get_position(), t.get_text()) for t in figure.axes[0].texts] == [((0, 0), "3"), ((1, 0), "1")]

@@ -71,7 +71,6 @@ ARGUMENTS = [  # right types, wrong values
     (dcnzoo.load, ("m.onnx",), {"checkpoint": ""}, "checkpoint"),
     (dcnzoo.load, ("m.onnx",), {"cfg_options": []}, "cfg_options"),
     (dcnzoo.load, (MODEL,), {"cfg_options": []}, "cfg_options"),
-    (dcnzoo.train, (), {}, "model"),
     (dcnzoo.train, ("",), {}, "model"),
     (dcnzoo.train, ("",), {"data": "fruits"}, "model"),
     (dcnzoo.train, (), {"data": "fruits", "epochs": 0}, "epochs"),
