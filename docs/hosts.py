@@ -1,12 +1,17 @@
-"""Write the table of ``docs/benchmarks/projects.md`` from ``dcnzoo/compat/hosts``."""
+"""Write the table of ``docs/benchmarks/projects.md``: the hosts, and the runs of ``benchmarks/projects``."""
 
 import re
 from pathlib import Path
 
+from benchmarks.projects.models import DATE, PROJECTS
 from dcnzoo.compat import host
 
 PAGE = Path(__file__).with_name("benchmarks") / "projects.md"
-DATE = "2026-11-26"  # of rows without another
+PACKAGES = {  # that other sessions of nox install: versions, and what ran
+    "OpenMMLab's packages": ("mmdet 3.3.0 and others", "2026-11-23: [training steps](../coverage.md)"),
+    "torchvision": ("0.20.0, 0.25.0, 0.28.0, 0.29.1", "2026-11-25: Faster R-CNN"),
+    "Ultralytics YOLO": ("8.2.103, 8.4.190", "training, prediction, export"),
+}
 HEAD = f"| `--provide` | project | revision | what ran ({DATE}) | not covered |\n|---|---|---|---|---|"
 
 
@@ -14,11 +19,12 @@ def table() -> str:
     """A row for each project."""
     rows = []
     for each in host.known().values():
-        for project, run in each.projects.items():
-            revision = run.revision[:7] if re.fullmatch("[0-9a-f]{40}", run.revision) else run.revision
-            ran = run.ran.replace("equal to its own PyTorch code", "*equal*").replace("](", "](../")
-            date = "" if run.date == DATE else f"{run.date}: "
-            rows.append(f"| `{each.name}` | {project} | {revision} | {date}{ran} | {each.missing} |")
+        for name in each.projects:
+            if project := PROJECTS.get(name):
+                revision, ran = project.source.partition("@")[2][:7], project.ran
+            else:
+                revision, ran = PACKAGES[name]
+            rows.append(f"| `{each.name}` | {name} | {revision} | {ran} | {each.missing} |")
     return "\n".join([HEAD, *rows])
 
 

@@ -7,9 +7,8 @@
 
 Clones go to a folder of the system's temporary files and stay unmodified. Each project runs in a process of
 its own, on the CPU, with small inputs and random weights: the model is built by the project's code, predicts,
-propagates gradients and makes a training step. Commits are those of the records in ``dcnzoo/compat/hosts``:
-for another commit, change a record, run this, and write the date. ``nox -s projects`` installs the packages
-that the projects import.
+propagates gradients and makes a training step. For another commit, change a record, run this, and write the
+date. ``nox -s projects`` installs the packages that the projects import.
 """
 
 import argparse
@@ -29,22 +28,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.projects.models import DETECTRON2, PROJECTS, Project, Trial
-from dcnzoo.compat import host, provide
-from dcnzoo.compat.host import Evidence
+from dcnzoo.compat import provide
 
 FOLDER = Path(tempfile.gettempdir()) / "dcnzoo-projects"
 SECONDS = 600
 FORK = multiprocessing.get_context("fork")  # inherits torch, whose import takes seconds
-EVIDENCE = {name: evidence for each in host.known().values() for name, evidence in each.projects.items()}
 
 
-def check_out(project: Project, commit: str) -> Path:
-    """Return a clone at a commit."""
-    folder = FOLDER / project.repository.replace("/", "+")
+def check_out(project: Project) -> Path:
+    """Return a clone at the project's commit."""
+    repository, _, commit = project.source.partition("@")
+    folder = FOLDER / repository.replace("/", "+")
     git = ("git", "-C", str(folder))
     if not folder.exists():
         subprocess.run(["git", "init", "-q", str(folder)], check=True)
-        address = f"https://github.com/{project.repository}"
+        address = f"https://github.com/{repository}"
         subprocess.run([*git, "remote", "add", "origin", address], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     if head != commit:
@@ -108,7 +106,7 @@ def differ(actual: list[Tensor], expected: list[Tensor]) -> float:
     return max(float((a - b).norm() / b.norm().clamp(min=floor)) for a, b in pairs)
 
 
-def run(project: Project, evidence: Evidence) -> str:
+def run(project: Project) -> str:
     """Run a project in this process; return how it compares with its own PyTorch code.
 
     Raises:
@@ -148,18 +146,16 @@ def run(project: Project, evidence: Evidence) -> str:
         torch.optim.SGD(trial.model.parameters(), 1e-3).step()
         if all(map(torch.equal, before, trial.model.parameters())):
             raise AssertionError("the training step changed nothing")
-        if ("equal to" in evidence.ran) != bool(compared):
-            raise AssertionError(
-                f"expected the record to mention the comparison or not, got {evidence.ran!r}"
-            )
-        return f"{evidence.ran.partition(', equal')[0]}{compared}"
+        if ("*equal*" in project.ran) != bool(compared):
+            raise AssertionError(f"expected the record to mention the comparison or not, got {project.ran!r}")
+        return f"{project.ran.removesuffix(', *equal*')}{compared}"
 
 
-def run_apart(project: Project, evidence: Evidence) -> str:
+def run_apart(project: Project) -> str:
     """Run a project in a forked process, which writes what it prints to a file."""
-    folder = check_out(project, evidence.revision)
+    folder = check_out(project)
     if DETECTRON2 in project.path:
-        check_out(PROJECTS["detectron2"], EVIDENCE["detectron2"].revision)
+        check_out(PROJECTS["detectron2"])
     receiver, sender = FORK.Pipe(duplex=False)
 
     def child() -> None:
@@ -168,7 +164,7 @@ def run_apart(project: Project, evidence: Evidence) -> str:
             os.dup2(log.fileno(), 2)
             os.chdir(folder)
             try:
-                result = run(project, evidence)
+                result = run(project)
             except BaseException as error:
                 traceback.print_exc()
                 result = f"{type(error).__name__}: {error}"
@@ -190,9 +186,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="PROJECT", help="default: all")
     for name in parser.parse_args().names or list(PROJECTS):
-        evidence = EVIDENCE[name]
-        result = run_apart(PROJECTS[name], evidence)
-        print(f"{name}: {evidence.revision[:7]}, {datetime.date.today()}: {result}", flush=True)
+        result = run_apart(PROJECTS[name])
+        print(
+            f"{name}: {PROJECTS[name].source.partition('@')[2][:7]}, {datetime.date.today()}: {result}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

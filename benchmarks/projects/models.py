@@ -30,20 +30,22 @@ class Project:
     """A project, as it is run.
 
     Attributes:
-        repository: owner and name on GitHub.
+        source: owner and name on GitHub, and the commit of the last run: ``"owner/name@commit"``.
         build: builds the model, in the folder of the project.
         provide: names for :func:`dcnzoo.compat.provide`.
         path: folders for ``sys.path``.
         packages: requirements that the other projects do not share, installed without compiled code.
         cpu: whether its CUDA calls must mean the CPU, as with ``dcnzoo run --cpu``.
+        ran: what was built with the project's code and ran; ``*equal*``: compared with its own PyTorch code.
     """
 
-    repository: str
+    source: str
     build: Callable[[], Trial]
     provide: tuple[str, ...] = ()
     path: tuple[str, ...] = (".",)
     packages: tuple[str, ...] = ()
     cpu: bool = False
+    ran: str = "network"
 
 
 def absent(*names: str) -> None:
@@ -583,169 +585,213 @@ def one_former() -> Trial:
 DETECTRON2 = "../facebookresearch+detectron2"
 
 
+DATE = "2026-11-26"  # of the last run of all projects
 PROJECTS = {
-    "DCNv2": Project("CharlesShang/DCNv2", dcn_v2_module, ("_ext",)),
-    "YOLACT++": Project("dbolya/yolact", yolact, ("dcn_v2",), cpu=True),
-    "FairMOT": Project("ifzhang/FairMOT", fair_mot, ("dcn_v2",), ("src/lib",)),
+    "DCNv2": Project(
+        "CharlesShang/DCNv2@c7f778f28b84c66d3af2bf16f19148a07051dac1", dcn_v2_module, ("_ext",), ran="layer"
+    ),
+    "YOLACT++": Project(
+        "dbolya/yolact@902073d414728280b496c5f0a59a8e8285b3c13c", yolact, ("dcn_v2",), cpu=True
+    ),
+    "FairMOT": Project(
+        "ifzhang/FairMOT@4aa62976bde6266cbafd0509e24c3d98a7d0899f", fair_mot, ("dcn_v2",), ("src/lib",)
+    ),
     "CenterTrack": Project(
-        "xingyizhou/CenterTrack",
+        "xingyizhou/CenterTrack@e4e7534cc2ebfbd31e0cde680988f286c65fe34f",
         center_track,
         ("dcn_v2",),
         ("src/lib",),
     ),
-    "TraDeS": Project("JialianW/TraDeS", trades, ("dcn_v2",), ("src/lib",)),
+    "TraDeS": Project(
+        "JialianW/TraDeS@0443c36c2ec716ade2fd2e9748deed1d36f172cd", trades, ("dcn_v2",), ("src/lib",)
+    ),
     "BasicSR": Project(
-        "XPixelGroup/BasicSR",
+        "XPixelGroup/BasicSR@8d56e3a045f9fb3e1d8872f92ee4a4f07f886b0a",
         basicsr_layers,
         ("deform_conv_ext",),
+        ran="deformable layers",
     ),
     "EDVR": Project(
-        "xinntao/EDVR",
+        "xinntao/EDVR@b02e63a0fc5854cad7b11a87f74601612e356eff",
         lambda: edvr("basicsr.models.archs"),
         ("deform_conv_ext",),
     ),
-    "STDF": Project("ryanxingql/stdf-pytorch", stdf, ("deform_conv_cuda",)),
-    "AlphaPose": Project("MVIG-SJTU/AlphaPose", alpha_pose, ("deform_conv_cuda",)),
-    "D3Dnet": Project("XinyiYing/D3Dnet", d3dnet, ("D3D",), ("code",)),
+    "STDF": Project(
+        "ryanxingql/stdf-pytorch@8bedc89e840117f2634cf5183a7eb9441c302360", stdf, ("deform_conv_cuda",)
+    ),
+    "AlphaPose": Project(
+        "MVIG-SJTU/AlphaPose@c60106d19afb443e964df6f06ed1842962f5f1f7", alpha_pose, ("deform_conv_cuda",)
+    ),
+    "D3Dnet": Project(
+        "XinyiYing/D3Dnet@b65af8cfccfa1c076d0be85015b196f8efc3848a", d3dnet, ("D3D",), ("code",)
+    ),
     "Deformable DETR": Project(
-        "fundamentalvision/Deformable-DETR",
+        "fundamentalvision/Deformable-DETR@11169a60c33333af00a4849f1808023eba96a931",
         deformable_detr,
         ("MultiScaleDeformableAttention",),
+        ran="network, *equal*",
     ),
     "DINO": Project(
-        "IDEA-Research/DINO",
+        "IDEA-Research/DINO@faa8520fe9604c23ad65a48bc583550a44c0e3ab",
         dino,
         ("MultiScaleDeformableAttention",),
+        ran="network, *equal*",
     ),
     "MOTR": Project(
-        "megvii-research/MOTR",
+        "megvii-research/MOTR@8690da3392159635ca37c31975126acf40220724",
         motr,
         ("MultiScaleDeformableAttention",),
+        ran="losses, *equal*",
     ),
     "TrackFormer": Project(
-        "timmeinhardt/trackformer",
+        "timmeinhardt/trackformer@e468bf156b029869f6de1be358bc11cd1f517f3c",
         track_former,
         ("MultiScaleDeformableAttention",),
         ("src",),
+        ran="network, *equal*",
     ),
     "Grounding DINO": Project(
-        "IDEA-Research/GroundingDINO",
+        "IDEA-Research/GroundingDINO@856dde20aee659246248e20734ef9ba5214f5e44",
         grounding_dino,
         ("groundingdino._C",),
+        ran="network, *equal*",
     ),
     "detectron2": Project(
-        "facebookresearch/detectron2",
+        "facebookresearch/detectron2@02b5c4e295e990042a714712c21dc79b731e8833",
         detectron2,
         ("detectron2._C",),
+        ran="losses of Mask R-CNN",
     ),
     "CenterNet2": Project(
-        "xingyizhou/CenterNet2",
+        "xingyizhou/CenterNet2@bfc8b72e4e2a1612b4aa4c12f7b3db9cdd7b34c4",
         center_net2,
         ("detectron2._C",),
         (".", DETECTRON2),
+        ran="losses",
     ),
     "AdelaiDet": Project(
-        "aim-uofa/AdelaiDet",
+        "aim-uofa/AdelaiDet@36721221eb572256206e60df6e9095ed00b2e08c",
         adelai_det,
         ("adet._C", "detectron2._C"),
         (".", DETECTRON2),
+        ran="losses of FCOS",
     ),
     "Mask2Former": Project(
-        "facebookresearch/Mask2Former",
+        "facebookresearch/Mask2Former@9b0651c6c1d5b3af2e6da0589b719c514ec0d69a",
         mask2former,
         ("MultiScaleDeformableAttention", "detectron2._C"),
         (".", DETECTRON2),
+        ran="network, *equal*",
     ),
     "MaskDINO": Project(
-        "IDEA-Research/MaskDINO",
+        "IDEA-Research/MaskDINO@3831d8514a3728535ace8d4ecc7d28044c42dd14",
         mask_dino,
         ("MultiScaleDeformableAttention", "detectron2._C"),
         (".", DETECTRON2),
+        ran="network, *equal*",
     ),
     "DeepSolo": Project(
-        "ViTAE-Transformer/DeepSolo",
+        "ViTAE-Transformer/DeepSolo@dbadae995035246bad3376c7a44c015c69e9b313",
         lambda: text_spotter("detection_transformer"),
         ("adet._C", "detectron2._C"),
         ("DeepSolo", DETECTRON2),
+        ran="network, *equal*",
     ),
     "TESTR": Project(
-        "mlpc-ucsd/TESTR",
+        "mlpc-ucsd/TESTR@f369f138e041d1d27348a1f6600e456452001d23",
         lambda: text_spotter("testr"),
         ("adet._C", "detectron2._C"),
         (".", DETECTRON2),
+        ran="network, *equal*",
     ),
     "detrex": Project(
-        "IDEA-Research/detrex",
+        "IDEA-Research/detrex@e244e6c3da3e84566728c52c21fb061d23ce0e2f",
         detrex,
         ("detrex._C", "detectron2._C"),
         (".", DETECTRON2),
+        ran="losses of Deformable DETR",
     ),
     "InternImage": Project(
-        "OpenGVLab/InternImage",
+        "OpenGVLab/InternImage@31c962dc6c1ceb23e580772f7daaa6944694fbe6",
         intern_image,
         ("DCNv3",),
         ("classification",),
+        ran="network, *equal*",
     ),
     "FlashInternImage": Project(
-        "OpenGVLab/DCNv4",
+        "OpenGVLab/DCNv4@4b848f7dd7da74ff03f7d278f902c6fd05b391b5",
         flash_intern_image,
         ("DCNv4",),
         ("classification",),
     ),
     "the N-d op": Project(
-        "seungjun-Park/Pytorch-Implmentation-of-Deformable-Convolution-Nd",
+        "seungjun-Park/Pytorch-Implmentation-of-Deformable-Convolution-Nd@bb3c8943c02efd4eeffcd00045ea86d3951cccc2",
         nd_op,
         ("custom_op",),
+        ran="2-d and 3-d layers",
     ),
     "SOLO": Project(
-        "WXinlong/SOLO",
+        "WXinlong/SOLO@f4cd03b9404e3bd84ca0be45966fb61d20d2efe6",
         solo,
         ("deform_conv_cuda",),
         packages=("mmcv==0.4.4",),
+        ran="backbone and head",
     ),
     "FaPN": Project(
-        "EMI-Group/FaPN",
+        "EMI-Group/FaPN@4d400719d3f2b9a4dc38c2132b9984be66219719",
         fapn,
         ("dcn_v2", "detectron2._C"),
         (DETECTRON2,),
+        ran="backbone",
     ),
     "Co-DETR": Project(
-        "Sense-X/Co-DETR",
+        "Sense-X/Co-DETR@26653521e47157fdd819e764b4bb949057ea9f3b",
         co_detr,
         ("torchvision",),
         packages=("mmcv==1.7.0",),
         cpu=True,
+        ran="losses",
     ),
     "ViT-Adapter": Project(
-        "czczup/ViT-Adapter",
+        "czczup/ViT-Adapter@fd64a5190f9f4530e8e5961cc87b2a3ad591190b",
         vit_adapter,
         ("MultiScaleDeformableAttention",),
         ("detection",),
         ("mmcv==1.7.0", "mmdet==2.28.2"),
+        ran="backbone, *equal*",
     ),
     "BEVFormer": Project(
-        "fundamentalvision/BEVFormer",
+        "fundamentalvision/BEVFormer@66b65f3a1f58caf0507cb2a971b9c0e7f842376c",
         lambda: bev_encoder("projects.mmdet3d_plugin.bevformer.modules"),
         ("MultiScaleDeformableAttnFunction",),
         packages=("mmcv==1.7.0", "mmdet==2.28.2"),
+        ran="encoder, *equal*",
     ),
     "UniAD": Project(
-        "OpenDriveLab/UniAD",
+        "OpenDriveLab/UniAD@dd161b220c22de1c874c3fb8d55979054b24d716",
         lambda: bev_encoder("projects.mmdet3d_plugin.uniad.modules"),
         ("MultiScaleDeformableAttnFunction",),
         packages=("mmcv==1.7.0", "mmdet==2.28.2"),
+        ran="encoder, *equal*",
     ),
-    "LW-DETR": Project("Atten4Vis/LW-DETR", lw_detr, ("MultiScaleDeformableAttention",)),
+    "LW-DETR": Project(
+        "Atten4Vis/LW-DETR@d5e6e6c4add2d24dafb965ced8b50163c50b9788",
+        lw_detr,
+        ("MultiScaleDeformableAttention",),
+        ran="network, *equal*",
+    ),
     "OneFormer": Project(
-        "SHI-Labs/OneFormer",
+        "SHI-Labs/OneFormer@4962ef6a96ffb76a76771bfa3e8b3587f209752b",
         one_former,
         ("ms_deform_attn_core_pytorch", "detectron2._C"),
         (".", DETECTRON2),
+        ran="network, *equal*",
     ),
     "VAD": Project(
-        "hustvl/VAD",
+        "hustvl/VAD@1688c4b1c3a9e2e7873ca9700ff8058170c0e3c8",
         lambda: bev_encoder("projects.mmdet3d_plugin.VAD.modules"),
         ("MultiScaleDeformableAttnFunction",),
         packages=("mmcv==1.7.0", "mmdet==2.28.2"),
+        ran="encoder, *equal*",
     ),
 }

@@ -31,27 +31,12 @@ VARIABLE = "DCNZOO_PROVIDE"
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """A run of a project's own code on dcnzoo: ``python -m benchmarks.projects NAME``.
-
-    Attributes:
-        revision: the commit, or the versions.
-        date: of the run.
-        ran: what was built with the project's code and ran.
-    """
-
-    revision: str
-    date: str
-    ran: str = "network"
-
-
-@dataclass(frozen=True)
 class Host:
     """What a program of others needs to run on dcnzoo's operators.
 
     Attributes:
         name: the name for :func:`provide`: the compiled module that is missing, or a function that is slow.
-        projects: the projects that need it, with the last run of their own code on dcnzoo.
+        projects: the projects that need it. ``benchmarks/projects`` runs their own code.
         provides: dcnzoo's modules that have the functions of the missing module.
         names: functions with another name in the missing module: its name → dcnzoo's.
         imports: names under which projects import the missing module, as patterns of :mod:`fnmatch`.
@@ -64,7 +49,7 @@ class Host:
     """
 
     name: str
-    projects: Mapping[str, Evidence]
+    projects: tuple[str, ...]
     provides: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     imports: tuple[str, ...] = ()

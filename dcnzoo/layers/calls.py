@@ -28,8 +28,9 @@ def measure_offsets(model: nn.Module) -> Iterator[dict[str, OffsetStatistics]]:
 
     Layers of any package that runs on dcnzoo's operators count, by the module that calls the operator. Of a
     layer that runs several times, such as one for each frame of a video, ``mean`` and ``outside`` are means,
-    and ``max`` is the largest. The dict is filled at the end of the block. :func:`track_offsets` does
-    the same for dcnzoo's layers, also DCNv3, DCNv4 and attention, which are not measured here.
+    and ``max`` is the largest. The dict is filled at the end of the block. Calls in ``torch.func.jvp`` are
+    not measured. :func:`track_offsets` does the same for dcnzoo's layers, also DCNv3, DCNv4 and attention,
+    which are not measured here.
     """
     statistics: dict[str, OffsetStatistics] = {}
     running = [""]  # names of modules, the innermost last; other threads' operators are not seen
@@ -78,6 +79,8 @@ def limit_offsets(model: nn.Module, limit: float) -> list[RemovableHandle]:
 
     Raises:
         ValueError: ``limit`` is not positive, or no layer was recognised.
+        RuntimeError: in the forward pass, if a prediction has other channels than offsets and masks for
+            ``deform_groups`` or ``deformable_groups`` of the layer.
     """
     if not 0 < limit < math.inf:
         raise ValueError(f"limit_offsets: limit: expected a positive number, got {limit!r}")
@@ -101,6 +104,9 @@ def _limiting(layer: Any, limit: float) -> Callable:
     channels = 2 * taps * groups
 
     def limited(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        if output.shape[1] not in (channels, channels * 3 // 2):
+            name, expected = type(layer).__name__, f"{channels} offsets, and perhaps {channels // 2} masks"
+            raise RuntimeError(f"limit_offsets: {name}: expected {expected}, got {output.shape[1]} channels")
         offset, rest = output[:, :channels], output[:, channels:]
         return torch.cat([limit_offset(offset, limit), rest], dim=1)
 

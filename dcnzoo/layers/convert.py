@@ -16,10 +16,10 @@ from torch.nn.utils import parametrize
 
 from dcnzoo.layers import packed
 from dcnzoo.layers.forwards import Switch
-from dcnzoo.layers.offsets import OFFSET_CONVS
+from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.layers.rebuilding import protect
 from dcnzoo.layers.same_as import hooks, same_as
-from dcnzoo.layers.statistics import TRACKED
+from dcnzoo.layers.statistics import TRACKED, TracksOffsets
 from dcnzoo.layers.unused import FirstForward, require_same_output, require_used
 from dcnzoo.ops._arguments import can_read, memory_format
 from dcnzoo.ops._torch_private import ConvNd
@@ -106,7 +106,7 @@ def to_deformable(
     im2col_step: int | None = None,
     example: Any = None,
 ) -> ConversionReport:
-    """Replaces convolutions of a model with deformable ones, in place. Its output changes only by training.
+    """Replaces convolutions of a model with deformable ones, in place, which compute the same until trained.
 
     ``dcnzoo.to_deformable(resnet, 'layer[3-4].*.conv2')`` adds DCNv2 to the last two stages. Convert the
     model before you create the optimizer, and before you wrap (DDP) or compile the model.
@@ -126,9 +126,10 @@ def to_deformable(
             :class:`dcnzoo.layers.PackedDeformConv2d`.
         offset_activation, mask_activation: the same; each layer gets its own copy.
         prediction: the same; transposed layers always have a pointwise one.
-        example: an input of the model, to check that its output stays the same, and that it uses the new
-            layers (:meth:`ConversionReport.check`); an error leaves the model unconverted. Without it, the
-            model's first forward in each mode warns of new layers that it does not call.
+        example: an input of the model, to check that its output stays the same, which code such as
+            ``isinstance(layer, nn.Conv2d)`` in a forward changes, and that it uses the new layers
+            (:meth:`ConversionReport.check`); an error leaves the model unconverted. Without it, the model's
+            first forward in each mode, unless it is compiled, only warns of new layers that it does not call.
 
     Returns:
         The replaced modules, and the other matching modules with the reason (they also cause a warning).
@@ -184,7 +185,7 @@ def packed_layer(
         if convolution.transposed and arguments.get("prediction") == "separable":
             arguments["prediction"] = "dense"
         try:
-            return _packed(convolution, arguments)
+            return _to_packed(convolution, arguments)
         except ValueError as error:
             raise _Refused(str(error)) from None
 
@@ -208,7 +209,7 @@ def from_deformable(model: nn.Module, where: Where = "*") -> ConversionReport:
         ValueError: no layer was replaced.
     """
     packs = [module for module in model.modules() if isinstance(module, packed._Pack)]
-    report = replace_convolutions(model, where, _folded, deformable=True, caller="from_deformable")
+    report = replace_convolutions(model, where, _to_plain, deformable=True, caller="from_deformable")
     if not any(isinstance(module, packed._Pack) for module in model.modules()):
         FirstForward.forget(*packs)
     _warn("from_deformable", report)
@@ -255,16 +256,18 @@ def replace_convolutions(
         if wrapper:
             raise ValueError(f"{caller}: model: expected an unwrapped model, got a {wrapper.pop()}")
     noun = "pack" if deformable else "convolution"
+    layers = [module for module in model.modules() if isinstance(module, TracksOffsets)]
+    predictors = {part for layer in layers for part in [*layer.modules()][1:]}
     candidates: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, packed._Pack if deformable else ConvNd)
-        and not isinstance(module, tuple(OFFSET_CONVS.values()))
+        and not (module in predictors or isinstance(module, OFFSET_PREDICTORS))
     }
     chosen = _choose(caller, noun, candidates, where)
 
     replacements: dict[int, tuple[str, nn.Module]] = {}  # id of the old module -> its first name, new module
-    replaced, refused, doubled = {}, {}, 0
+    replaced, refused, costly = {}, {}, 0
     for name in chosen:
         module = candidates[name]
         if id(module) in replacements:
@@ -278,8 +281,8 @@ def replace_convolutions(
             refused[name] = str(why)
             continue
         replacements[id(module)] = (name, new)
-        replaced[name] = _change(module, new)
-        doubled += isinstance(new, packed._Pack) and _should_be_separable(module, new)
+        replaced[name] = _describe_change(module, new)
+        costly += isinstance(new, packed._Pack) and _should_be_separable(module, new)
     for name, module in candidates.items():
         if name not in replaced and id(module) in replacements:
             replaced[name] = f"the same as {replacements[id(module)][0]}"
@@ -294,12 +297,12 @@ def replace_convolutions(
     protect(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     classes = {name: type(modules[name]) for name in replaced}
-    depthwise = counted(doubled, "depthwise layers")
-    advice = f"{depthwise} at more than twice the parameters: use prediction='separable'" if doubled else ""
+    depthwise = counted(costly, "depthwise layers")
+    advice = f"{depthwise} at more than twice the parameters: use prediction='separable'" if costly else ""
     return ConversionReport(replaced, refused, classes, advice)
 
 
-def _change(old: nn.Module, new: nn.Module) -> str:
+def _describe_change(old: nn.Module, new: nn.Module) -> str:
     added = _parameters(new) - _parameters(old)
     text = f"{type(old).__name__} → {type(new).__name__}, {added:+,} parameters"
     if isinstance(new, packed._Pack):
@@ -402,7 +405,7 @@ def _padding(convolution: ConvNd) -> tuple[int, ...]:
     return before
 
 
-def _packed(convolution: ConvNd, options: dict) -> nn.Module:
+def _to_packed(convolution: ConvNd, options: dict) -> nn.Module:
     if math.prod(convolution.weight.shape[2:]) == 1:
         raise _Refused("has a kernel of one tap, which offsets would only shift")
     if set(convolution._parameters) != {"weight", "bias"} or convolution._buffers or convolution._modules:
@@ -422,7 +425,7 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
         options["output_padding"] = convolution.output_padding
     pack: Any = _PACKS[same_as(convolution, _PACKS)](**options, device="meta")
     pack.weight, pack.bias = convolution.weight, convolution.bias
-    _carry_over(convolution, pack)
+    _carry_over(convolution, pack, _PACKS)
     layout = memory_format(weight)
     for part in filter(None, (pack.conv_offset, pack.offset_features)):
         for layer in part.modules():
@@ -435,7 +438,7 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     for activation in filter(None, (pack.offset_activation, pack.mask_activation)):
         activation.to(weight.device, weight.dtype)
     if can_read(weight):
-        offset, factor = _prediction(pack)
+        offset, factor = _prediction_for_zeros(pack)
         if offset:
             raise _Refused("offset_activation: expected an output of 0 for an input of 0")
         if factor != 1:
@@ -445,16 +448,17 @@ def _packed(convolution: ConvNd, options: dict) -> nn.Module:
     return pack.train(convolution.training)
 
 
-def _carry_over(old: nn.Module, new: nn.Module, without: Collection[str] = ()) -> None:
+def _carry_over(old: nn.Module, new: nn.Module, known: Collection[type[nn.Module]]) -> None:
     """Copy the attributes that a host keeps on a layer: ``f``, ``i`` and ``type`` of YOLO, ``lr_scale``."""
-    for name in vars(old).keys() - vars(new).keys() - {"forward", *without}:  # forward: of a fused call
-        if hasattr(type(new), name) and not hasattr(type(old), name):
+    own = vars(same_as(old, known)(1, 1, 1, device="meta"))
+    for name in vars(old).keys() - own.keys() - {"forward", *TRACKED}:  # forward: of a fused call
+        if name in vars(new) or (hasattr(type(new), name) and not hasattr(type(old), name)):
             raise _Refused(f"has an attribute {name!r}, a name that a {type(new).__name__} uses itself")
         setattr(new, name, vars(old)[name])
 
 
 @torch.no_grad()
-def _prediction(pack: packed._Pack) -> tuple[float, float]:
+def _prediction_for_zeros(pack: packed._Pack) -> tuple[float, float]:
     """For an input of zeros, the largest absolute offset and the factor of the mask that is furthest from 1.
 
     The factor is exactly 1 without a mask, or if rounding explains the difference.
@@ -473,16 +477,16 @@ def _prediction(pack: packed._Pack) -> tuple[float, float]:
     return 0.0 if offset is None else offset.abs().max().item(), factor
 
 
-def _folded(pack: packed._Pack) -> nn.Module:
+def _to_plain(pack: packed._Pack) -> nn.Module:
     if not can_read(pack.weight):
         raise _Refused("has no values, which would show that its offsets are zero")
     if pack.conv_offset is not None and pack.conv_offset.weight.any():
         raise _Refused("has learnt offsets or a mask: the weight of conv_offset is not zero")
-    offset, factor = _prediction(pack)
+    offset, factor = _prediction_for_zeros(pack)
     if offset:
         raise _Refused(f"has offsets, up to {offset:.3g} pixels")
     if factor != 1:
         raise _Refused(f"has a mask of {factor:.3g}, not 1")
     convolution = pack.plain()
-    _carry_over(pack, convolution, {*vars(same_as(pack, _CONVOLUTIONS)(1, 1, 1, device="meta")), *TRACKED})
+    _carry_over(pack, convolution, _CONVOLUTIONS)
     return convolution

@@ -192,7 +192,8 @@ def offset_parameter_groups(
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``lr`` or ``offset_lr_mult`` is not a number of at least 0.
+        ValueError: ``lr`` or ``offset_lr_mult`` is not a number of at least 0, or no group has a parameter of
+            the prediction.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"offset_parameter_groups: model: expected an nn.Module, got {type(model).__name__}")
@@ -213,4 +214,10 @@ def offset_parameter_groups(
             parameters = [entry for entry, parameter in named if (id(parameter) in offsets) is chosen]
             if parameters:
                 split.append({**options, "params": parameters, "lr": options["lr"] * factor})
+    grouped = {id(p[1] if isinstance(p, tuple) else p) for group in split for p in group["params"]}
+    if grouped and offsets and not grouped & offsets:
+        raise ValueError(
+            "offset_parameter_groups: groups: expected parameters that predict offsets, got none of them: "
+            "make the groups after the conversion"
+        )
     return split

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcnzoo.layers import state_dicts
 from dcnzoo.layers.deform_conv import (
     DeformConv1d,
     DeformConv2d,
@@ -190,7 +191,7 @@ class _Pack(TracksOffsets, nn.Module):
                 mask = raw.squeeze(0) if unbatched else raw
         return offset, mask
 
-    def _ordered(self, output: Tensor, input: Tensor) -> Tensor:
+    def _in_torchs_format(self, output: Tensor, input: Tensor) -> Tensor:
         """The output of torch's convolution is channels-last if its input or its weight is."""
         if torch.jit.is_scripting():
             return output
@@ -244,49 +245,11 @@ class _Pack(TracksOffsets, nn.Module):
             setattr(convolution, name, nn.Parameter(value.detach()) if is_computed else value)
         return convolution.train(self.training)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        self._join_predictions(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _join_predictions(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Join the convolutions of other layouts, perhaps without bias or in groups, into ``conv_offset``."""
-        # of the two layers in plain PyTorch that many projects copy
-        main = "conv" if f"{prefix}p_conv.weight" in state_dict else "regular_conv"
-        for name in ("weight", "bias"):
-            if f"{prefix}{main}.{name}" in state_dict:
-                state_dict[f"{prefix}{name}"] = state_dict.pop(f"{prefix}{main}.{name}")
-            if f"{prefix}p_conv.{name}" in state_dict:  # the y of all taps, then the x
-                y, x = state_dict.pop(f"{prefix}p_conv.{name}").chunk(2)
-                state_dict[f"{prefix}offset_conv.{name}"] = torch.stack([y, x], 1).flatten(0, 1)
-        # offsets come first
-        layouts = ["offset_generator", "conv_offset", "conv_offset_mask", "offset_conv"]
-        layouts += ["mask_generator", "conv_mask", "modulator_conv", "m_conv"]
-        names = [f"{prefix}{name}" for name in layouts if f"{prefix}{name}.weight" in state_dict]
-        if self.conv_offset is None or not names or names == [f"{prefix}conv_offset"]:
-            return
-        weights = [state_dict.pop(f"{name}.weight") for name in names]
-        weights = [  # only tvdcn's have groups: another width is an error
-            self._ungrouped(weight) if name.endswith("_generator") else weight
-            for name, weight in zip(names, weights, strict=True)
-        ]
-        biases = [state_dict.pop(f"{name}.bias") for name in names if f"{name}.bias" in state_dict]
-        state_dict[f"{prefix}conv_offset.weight"] = torch.cat(weights)
-        # a layout without them, such as tvdcn's layers with bias=False
-        if not biases and self.conv_offset.bias is not None:
-            biases = [weight.new_zeros(len(weight)) for weight in weights]
-        if len(biases) == len(names):  # otherwise, the bias is a missing key
-            state_dict[f"{prefix}conv_offset.bias"] = torch.cat(biases)
-
-    def _ungrouped(self, weight: Tensor) -> Tensor:  # [O, C / groups, *kernel] -> [O, C, *kernel]
-        """The full weight that equals a grouped one: zeros between the groups."""
-        width = weight.shape[1]
-        groups, rest = divmod(self.in_channels, width)
-        if groups < 2 or rest:
-            return weight
-        full = weight.new_zeros(weight.shape[0], self.in_channels, *weight.shape[2:])
-        for group, (rows, block) in enumerate(zip(full.chunk(groups), weight.chunk(groups), strict=True)):
-            rows[:, group * width : (group + 1) * width] = block
-        return full
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
+        is_mmcvs = local_metadata.get("version") == state_dicts.MMCVS_VERSION  # whose sigmoid is not scaled
+        scale = self.mask_activation.scale if isinstance(self.mask_activation, MaskSigmoid) else 1.0
+        state_dicts.convert(self, state_dict, prefix, scale if is_mmcvs else 1.0)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         text = f"{super().extra_repr()}, modulated={self.mask_channels > 0}"
@@ -305,7 +268,7 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
         if not torch.jit.is_scripting():
             self._record_offsets(offset, input.shape[-self.rank :])
             self._record_modulation(mask)
-        return self._ordered(self._forward(input, offset, mask), input)
+        return self._in_torchs_format(self._forward(input, offset, mask), input)
 
 
 class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
@@ -336,7 +299,7 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
         if not torch.jit.is_scripting():
             self._record_offsets(offset, output.shape[-self.rank :])
             self._record_modulation(mask)
-        return self._ordered(output, input)
+        return self._in_torchs_format(output, input)
 
 
 class PackedDeformConv1d(_PackedDeformConvNd, DeformConv1d):

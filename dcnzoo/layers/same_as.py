@@ -37,7 +37,7 @@ def same_as(
     """
     cls: Any = type(module)
     kind, used, methods = _inherited(cls, tuple(kinds), tuple((equal or {}).items()))
-    if kind is None or any(patched(base, names) for base, names in _of_torch(kind)):
+    if kind is None or any(patched(base, names) for base, names in _torchs_classes(kind)):
         return None
     own, parameters = vars(module), module._parameters
     if any(not isinstance(own[name], Switch) for name in own.keys() & methods):
@@ -56,10 +56,10 @@ def patched(cls: type, methods: Collection[str]) -> bool:
 
 
 @lru_cache(1024)
-def _of_torch(kind: type) -> list[tuple[type, frozenset[str]]]:
+def _torchs_classes(kind: type) -> list[tuple[type, frozenset[str]]]:
     """The classes of torch below ``nn.Module`` that a class inherits from, with the methods that it uses."""
     bases = [b for b in kind.__mro__ if b.__module__.startswith("torch.") and b is not nn.Module]
-    return [(base, _used(kind)[1] & vars(base).keys()) for base in bases]
+    return [(base, _names_of_forward(kind)[1] & vars(base).keys()) for base in bases]
 
 
 @lru_cache(1024)  # a parametrized layer has a class of its own
@@ -69,7 +69,7 @@ def _inherited(cls: type, kinds: tuple, equal: tuple) -> tuple[Any, frozenset[st
     changed: set[str] = set()
     for base in cls.__mro__:
         if base in known:
-            used, methods = _used(base)
+            used, methods = _names_of_forward(base)
             return (None if changed & used else known[base]), used, methods
         changed |= vars(base).keys()
     return None, frozenset(), frozenset()
@@ -82,7 +82,7 @@ def hooks(module: nn.Module, of_calls: bool = False) -> str:
     return next((name for name in kinds if vars(module)[name]), "")
 
 
-def _used(kind: type) -> tuple[frozenset[str], frozenset[str]]:
+def _names_of_forward(kind: type) -> tuple[frozenset[str], frozenset[str]]:
     """The names in the code of a class's forward and of what it calls; those of them that are methods."""
     names, rest = set(CALL), ["forward"]
     while rest:
@@ -91,7 +91,7 @@ def _used(kind: type) -> tuple[frozenset[str], frozenset[str]]:
             function: Any = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
             code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
             # not the other methods of nn.Module: tensors have methods of these names, too
-            new = {name for name in _names(code) if not hasattr(nn.Module, name)} - names
+            new = {name for name in _names_in(code) if not hasattr(nn.Module, name)} - names
             rest += [name for name in new if hasattr(kind, name)]
             names |= new
     members = {name: getattr(kind, name, None) for name in names}
@@ -100,8 +100,8 @@ def _used(kind: type) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(names - data), frozenset(methods)
 
 
-def _names(code: CodeType | None) -> set[str]:
+def _names_in(code: CodeType | None) -> set[str]:
     if code is None:
         return set()
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return {*code.co_names}.union(*map(_names, inner))
+    return {*code.co_names}.union(*map(_names_in, inner))

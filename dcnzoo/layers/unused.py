@@ -20,9 +20,9 @@ NOT_CALLED = "that are not called"
 def require_used(model: nn.Module, names: Collection[str], example: Any) -> None:
     """Raise RuntimeError unless a copy of the model uses the layers, in training and in evaluation."""
     for training in (True, False):
-        for what, lacking in _unused(model, names, example, training).items():
+        for what, lacking in _unused_layers(model, names, example, training).items():
             if lacking:
-                raise RuntimeError(f"check: {_not_used(lacking, training, what)}")
+                raise RuntimeError(f"check: {_unused_text(lacking, training, what)}")
 
 
 def require_same_output(model: nn.Module, converted: nn.Module, names: Collection[str], example: Any) -> None:
@@ -61,7 +61,7 @@ def _equal(outputs: Any, others: Any) -> bool:
     )
 
 
-def _are_read(
+def _weights_are_used(
     model: nn.Module, names: Collection[str], arguments: tuple, options: Mapping[str, Any] | None = None
 ) -> bool:
     """Whether a model uses the weights of these layers in evaluation, although it does not call the layers.
@@ -82,19 +82,23 @@ def _are_read(
     return not _equal(*outputs)
 
 
-def _not_used(names: Collection[str], training: bool, what: str = NOT_CALLED) -> str:
+def _unused_text(names: Collection[str], training: bool, what: str = NOT_CALLED) -> str:
     mode = "training" if training else "evaluation"
     expected = f"a forward pass in {mode} that calls the deformable layers"
     return f"model: expected {expected}, got layers {what}: {few([repr(name) for name in names], 3)}"
 
 
-def _unused(model: nn.Module, names: Collection[str], example: Any, training: bool) -> dict[str, list[str]]:
+def _unused_layers(
+    model: nn.Module, names: Collection[str], example: Any, training: bool
+) -> dict[str, list[str]]:
     """The layers that a copy of the model does not call, and those whose offsets get no gradient."""
-    original, model, arguments = model, copy.deepcopy(model).train(training), _arguments(example)
-    modules, called = dict(model.named_modules(remove_duplicate=False)), set()
+    original, model, arguments = model, copy.deepcopy(model), _arguments(example)
+    packs: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+    called = set()
     for name in names:
-        FirstForward.forget(modules[name])
-        modules[name].register_forward_pre_hook(lambda module, args: called.add(module))
+        FirstForward.forget(packs[name])
+        packs[name].register_forward_pre_hook(lambda module, args: called.add(module))
+    model.train(training)  # some networks merge weights here
     try:
         with torch.set_grad_enabled(training):
             outputs = model(*arguments)
@@ -103,15 +107,15 @@ def _unused(model: nn.Module, names: Collection[str], example: Any, training: bo
         raise RuntimeError(
             f"check: example: expected {expected}, got {type(error).__name__}: {error}"
         ) from error
-    unused = {NOT_CALLED: [name for name in names if modules[name] not in called]}
-    if not training and unused[NOT_CALLED] and not _are_read(original, unused[NOT_CALLED], arguments):
+    unused = {NOT_CALLED: [name for name in names if packs[name] not in called]}
+    if not training and unused[NOT_CALLED] and not _weights_are_used(original, unused[NOT_CALLED], arguments):
         unused[NOT_CALLED] = []
     leaves = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
     if training and leaves:  # there are none if the outputs are objects of an unknown class
         sums = [x.float().sum() for x in leaves if x.requires_grad]
         if sums:
             torch.stack(sums).sum().backward()
-        predictors = {name: getattr(modules[name], "conv_offset", None) for name in names}
+        predictors = {name: getattr(packs[name], "conv_offset", None) for name in names}
         without = [n for n, p in predictors.items() if p and p.weight.requires_grad and p.weight.grad is None]
         unused["whose offsets get no gradient"] = without
     return unused
@@ -121,8 +125,8 @@ class FirstForward:
     """Warns of converted layers that the first forward of a model in training or in evaluation does not call.
 
     A hook of the model, which removes itself, and is copied with it. The layers add to ``called``, through
-    a weak reference: a layer neither keeps the model's other layers, nor is it copied with them. Notes are
-    kept, by the layer's mode, so that a forward in another thread cannot lose them.
+    a weak reference: a layer neither keeps the model's other layers, nor is it copied with them. Calls are
+    kept, with the layer's mode, so that a forward in another thread cannot lose them.
     """
 
     def __init__(self, model: nn.Module, names: Collection[str]) -> None:
@@ -135,7 +139,7 @@ class FirstForward:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)  # of a copy, which its layers do not refer to
-        for layer, name in self.layers.items():  # the name, because layers may be copied without this object
+        for layer, name in self.layers.items():  # the name, because views of a layer share its attributes
             vars(layer)["_first_forward"] = weakref.ref(self), name
 
     def finish(self, model: nn.Module, arguments: tuple, options: dict[str, Any], output: object) -> None:
@@ -152,11 +156,11 @@ class FirstForward:
         names = [name for name in self.layers.values() if name in packs]
         names = [name for name in names if (name, packs[name].training) not in self.called]
         try:
-            is_fault = bool(names) and (model.training or _are_read(model, names, arguments, options))
+            is_fault = bool(names) and (model.training or _weights_are_used(model, names, arguments, options))
         except Exception:  # the model cannot be copied
             is_fault = True
         if is_fault:
-            warnings.warn(f"to_deformable: {_not_used(names, model.training)}", stacklevel=2)
+            warnings.warn(f"to_deformable: {_unused_text(names, model.training)}", stacklevel=2)
         if not self.modes:
             self.forget(*self.layers)
 

@@ -91,7 +91,7 @@ def stem(network: Any, fuser: Fuser) -> Forwards:
     """``conv1``, ``norm1`` and ``relu`` of a ResNet, which has no other use for them."""
     if "conv1" not in network._modules:
         return {}
-    fused, same = fuser.fused(network.conv1, network.norm1, network.relu), nn.Identity()
+    fused, same = fuser.fused_layer(network.conv1, network.norm1, network.relu), nn.Identity()
     return {network.conv1: fused.forward, network.norm1: same, network.relu: same} if fused else {}
 
 

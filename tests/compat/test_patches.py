@@ -32,7 +32,13 @@ OTHERWISE = {
     **dict.fromkeys(
         (
             *("mmocr_versions", "mmrotate_sequence", "mmrotate_versions", "mmyolo_versions"),
-            *("text_center_lines", "xtcocotools_mask", "fuse_conv_and_bn", "ultralytics_load"),
+            *(
+                "text_center_lines",
+                "xtcocotools_mask",
+                "fuse_conv_and_bn",
+                "fuse_conv_bn",
+                "ultralytics_load",
+            ),
         ),
         lambda: list(after_import._watched),
     ),

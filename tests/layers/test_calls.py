@@ -129,6 +129,18 @@ def test_wrong_limits(model, limit):
         layers.limit_offsets(model, limit)
 
 
+def test_a_limit_of_unknown_groups():
+    class Grouped(Foreign):
+        def forward(self, x):
+            return self.conv_offset(x)
+
+    layer = Grouped(groups=4)
+    layer.deformable_groups = 1
+    layers.limit_offsets(layer, 3)
+    with pytest.raises(RuntimeError, match="Grouped: expected 12 offsets, and perhaps 6 masks, got 72"):
+        layer(torch.randn(1, 4, 6, 7))
+
+
 def test_a_transposed_layer_is_measured():
     """In its output of 8×8 pixels, as by track_offsets."""
     pack = layers.PackedDeformConvTranspose2d(1, 1, 2, stride=2)

@@ -303,6 +303,7 @@ REFUSED = {
     "Standardised, a subclass": Standardised(4, 4, 3),
     "Scaled, a subclass with members of its own: scale": Scaled(4, 4, 3),
     "an attribute 'rank'": changed(lambda module: setattr(module, "rank", 4)),
+    "an attribute 'offset_channels'": changed(lambda module: setattr(module, "offset_channels", 4)),
     "PackedDeformConv2d, not": PackedDeformConv2d(4, 4, 3),
     "DeformConv2d, not": DeformConv2d(4, 4, 3),
     "lazy": nn.LazyConv2d(4, 3),
@@ -472,6 +473,7 @@ def test_depthwise_layers_at_their_price():
     torch.testing.assert_close(
         separable[0](x), nn.functional.conv2d(x, separable[0].weight, separable[0].bias, padding=3, groups=64)
     )
+    assert list(dcnzoo.to_deformable(nn.Sequential(separable, nn.Conv2d(4, 4, 3)), "*").replaced) == ["1"]
     transposed = nn.Sequential(nn.ConvTranspose2d(4, 4, 3))
     dcnzoo.to_deformable(transposed, "0", prediction="separable")
     assert transposed[0].offset_features is None

@@ -347,7 +347,7 @@ class Residual(nn.Module):
 def test_a_sum_keeps_its_type_and_takes_each_activation(activation, dtype):
     """Of a residual in float32 under autocast."""
     block = Residual(activation).to(memory_format=torch.channels_last)
-    fused = fuse.Fuser(BLOCKS, SAME).fused(block.conv, activation=block.activation)
+    fused = fuse.Fuser(BLOCKS, SAME).fused_layer(block.conv, activation=block.activation)
     x = torch.randn(1, 4, 5, 6).to(memory_format=torch.channels_last)
     other = 1e5 * torch.randn(1, 4, 5, 6)
     with torch.no_grad(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):

@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune
 
+import dcnzoo
 from dcnzoo.layers import (
     DCNv3,
     DCNv4,
@@ -217,6 +218,15 @@ def test_offset_parameter_groups():
         _, offsets = offset_parameter_groups(layer, lr=0.1)
         expected = [id(p) for name in names for p in getattr(layer, name).parameters()]
         assert sorted(map(id, offsets["params"])) == sorted(expected)
+
+
+def test_groups_from_before_a_conversion():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3))
+    groups = [{"params": list(model.parameters())}]
+    assert len(offset_parameter_groups(model, 0.1, groups=groups)) == 1
+    dcnzoo.to_deformable(model, "0")
+    with pytest.raises(ValueError, match=r"expected parameters that predict offsets, got none"):
+        offset_parameter_groups(model, 0.1, groups=groups)
 
 
 @pytest.mark.parametrize("convolution", [OffsetConv1d, OffsetConv2d, OffsetConv3d])

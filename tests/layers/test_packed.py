@@ -243,6 +243,22 @@ def test_pack_starts_as_convolution_and_learns(rank, transposed):
     assert all(parameter.grad.abs().sum() > 0 for parameter in pack.parameters())
 
 
+def test_state_dicts_of_mmcv_have_an_unscaled_mask():
+    from dcnzoo.compat.mmcv import ModulatedDeformConv2dPack
+
+    theirs, model = (
+        ModulatedDeformConv2dPack(4, 4, 3, padding=1),
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)),
+    )
+    dcnzoo.to_deformable(model, "0")
+    nn.init.normal_(theirs.conv_offset.weight)
+    state, x = nn.Sequential(theirs).state_dict(), torch.randn(1, 4, 7, 9)
+    for _ in range(2):  # its own state dict is not scaled
+        model.load_state_dict(state)
+        torch.testing.assert_close(model(x), theirs(x))
+        state = model.state_dict()
+
+
 def test_state_dict_that_does_not_fit():
     pack = make_pack(2, False)
     state = pack.state_dict() | {"conv_offset.weight": torch.zeros(12, 3, 3, 2)}  # 3 does not divide 4

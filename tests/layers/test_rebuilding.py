@@ -1,6 +1,7 @@
 """Methods that rebuild convolutions for inference, as in RepVGG, LeViT and YOLO: deformable layers stay."""
 
 import copy
+import importlib
 import pickle
 import threading
 import warnings
@@ -166,17 +167,6 @@ class Parallel(Branches):
         self.other = None
 
 
-class Merged(Parallel):
-    """Keeps the layer, beside a convolution with its kernel that runs from then on."""
-
-    def fuse(self):
-        self.merged = copy.deepcopy(self.other)
-        self.merged.weight.data += self.conv.weight.data.sum((2, 3), keepdim=True)
-
-    def forward(self, x):
-        return self.merged(x) if hasattr(self, "merged") else super().forward(x)
-
-
 class Preceded(Parallel):
     """Merges the layer before it into the kernel: the offsets would be predicted from another input."""
 
@@ -201,7 +191,7 @@ class Flipped(Parallel):
         return self.conv(x) if self.other is None else self.conv(x.flip(-1)).flip(-1)
 
 
-@pytest.mark.parametrize("block", [Parallel, Merged, Preceded, Flipped])
+@pytest.mark.parametrize("block", [Parallel, Preceded, Flipped])
 def test_a_method_that_changes_kernels(block):
     model, x = nn.Sequential(block()), torch.randn(1, 4, 7, 9)
     dcnzoo.to_deformable(model, "0.conv")
@@ -287,7 +277,7 @@ def replace_conv(block):
 
 
 @pytest.mark.parametrize("fuse", [replace_conv, Parallel.fuse])
-def test_a_forward_that_changes_deformable_layers_is_an_error(fuse):
+def test_deformable_layers_stay_in_a_forward_that_fuses(fuse):
     class Lazy(Parallel):
         def forward(self, x):
             if not self.training:
@@ -295,14 +285,17 @@ def test_a_forward_that_changes_deformable_layers_is_an_error(fuse):
             return super().forward(x)
 
         def fuse(self):
+            calls.append(1)
             fuse(self)
 
-    model = nn.Sequential(Lazy())
+    calls, model, x = [], nn.Sequential(Lazy()), torch.randn(2, 4, 9, 8)
     dcnzoo.to_deformable(model, "*.conv")
-    model(torch.randn(2, 4, 9, 8))
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"deformable layers .*, in a forward: conv"):
-            model.eval()(torch.randn(2, 4, 9, 8))
+    nn.init.normal_(model[0].conv.conv_offset.weight)
+    expected = model(x)
+    for _ in range(3):
+        with pytest.warns(UserWarning, match="would replace deformable layers .*: conv"):
+            torch.testing.assert_close(model.eval()(x), expected)
+    assert len(calls) <= 2  # on copies, in the first forward
 
 
 def test_undoing_a_conversion_leaves_nothing():
@@ -323,3 +316,116 @@ def test_undoing_a_conversion_leaves_nothing():
     dcnzoo.from_deformable(model)
     assert [{*vars(module)} for module in model.modules()] == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class YoloLike(nn.Module):
+    """A method of the network replaces convolutions in all its parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(ConvNorm(), ConvNorm())
+
+    def forward(self, x):
+        return self.backbone(x)
+
+    def fuse(self):
+        for number, block in enumerate(self.backbone):
+            if number:
+                self.backbone[number] = rebuilt(*block)
+            else:
+                block[0], block[1] = rebuilt(*block), nn.Identity()
+
+
+@pytest.mark.parametrize("change", [lambda n: n, copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
+def test_a_convolution_that_replaces_a_deformable_layer(change):
+    network = YoloLike().eval()
+    dcnzoo.to_deformable(network.backbone, "*.0")
+    with pytest.warns(UserWarning) as warned:
+        change(network).fuse()
+    assert [str(warning.message).rpartition(": ")[2] for warning in warned] == ["0", "1.0"]
+    network = YoloLike()
+    dcnzoo.to_deformable(network, "*.0")
+    with warnings.catch_warnings():  # no program that fuses does this
+        warnings.simplefilter("error")
+        network.backbone[0] = nn.Identity()
+        dcnzoo.from_deformable(network)
+        network.backbone[1][0] = nn.Conv2d(4, 4, 3)
+
+
+def test_a_convolution_that_replaces_a_layer_that_a_user_placed():
+    network = YoloLike().eval()
+    network.backbone[0][0] = PackedDeformConv2d(4, 4, 3, padding=1)
+    with pytest.warns(UserWarning, match=r"ConvNorm: a Conv2d replaces a deformable layer, .*: 0$"):
+        network.fuse()
+
+
+def test_a_network_that_merges_weights_in_eval():
+    class Merging(ConvNorm):
+        def train(self, mode=True):
+            super().train(mode)
+            if not mode and isinstance(self[1], nn.BatchNorm2d):
+                self[0], self[1] = rebuilt(*self), nn.Identity()
+            return self
+
+    x, model = torch.randn(2, 4, 7, 9), nn.Sequential(Merging())
+    with (
+        pytest.raises(RuntimeError, match=r"in evaluation .*, got layers that are not called: .0\.0."),
+        pytest.warns(UserWarning, match="a Conv2d replaces a deformable layer"),
+    ):
+        dcnzoo.to_deformable(model, "*.0", example=x)
+    assert type(model[0][0]) is nn.Conv2d
+
+
+def test_methods_of_an_instance_stay():
+    model = nn.Sequential(ConvNorm())
+    model[0].merge = model[0].fuse = lambda: "own"
+    dcnzoo.to_deformable(model, "0.0")
+    assert model[0].merge() == model[0].fuse() == "own"
+    dcnzoo.from_deformable(model)
+    assert model[0].merge() == model[0].fuse() == "own"
+
+
+def test_a_method_that_takes_objects_runs_once():
+    class Neck(ConvNorm):
+        def fuse_levels(self, state=None):
+            state.x += 1
+            return state
+
+        def forward(self, state):
+            return super().forward(self.fuse_levels(state).x)
+
+    class State:
+        x = torch.zeros(1, 4, 7, 9)
+
+    model, state = nn.Sequential(Neck()), State()
+    dcnzoo.to_deformable(model, "0.0")
+    model(state)
+    assert state.x.eq(1).all()
+
+
+def test_mmcv_fuses_the_parts_around_a_deformable_layer():
+    cnn = pytest.importorskip("mmcv.cnn")
+    layers = (
+        nn.Conv2d(4, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 3),
+        nn.BatchNorm2d(4),
+    )
+    model, x = (
+        nn.Sequential(*layers, nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))),
+        torch.randn(2, 4, 9, 8),
+    )
+    for norm in (model[1], model[4], model[5][1]):
+        norm.running_mean.normal_()
+    dcnzoo.to_deformable(model.eval(), "3")
+    before, fuse = model(x), importlib.import_module("mmcv.cnn.utils").fuse_conv_bn
+    for function in (cnn.fuse_conv_bn, fuse):
+        torch.testing.assert_close(function(copy.deepcopy(model))(x), before)
+    assert [type(part) for part in fuse(model)[1:5]] == [
+        nn.Identity,
+        nn.Conv2d,
+        PackedDeformConv2d,
+        nn.BatchNorm2d,
+    ]
+    assert isinstance(model[5][1], nn.Identity)

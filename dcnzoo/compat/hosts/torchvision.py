@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dcnzoo.compat.after_import import call, watch
-from dcnzoo.compat.host import Evidence, Host
+from dcnzoo.compat.host import Host
 from dcnzoo.compat.patches import Changes, Patch
 
 INDEX = "https://download.pytorch.org/whl"
@@ -118,7 +118,7 @@ def _add_names(changes: Changes) -> None:
 HOSTS = (
     Host(
         "torchvision",
-        {"torchvision": Evidence("0.20.0, 0.25.0, 0.28.0, 0.29.1", "2026-11-25", "Faster R-CNN")},
+        ("torchvision",),
         missing="`roi_pool`, `ps_roi_pool`, `ps_roi_align`",
         patches=(
             Patch(

@@ -1,4 +1,4 @@
-"""Ultralytics YOLO, and the functions that YOLOv5 to v9 and YOLOX share with it.
+"""Ultralytics YOLO, the functions that YOLOv5 to v9 and YOLOX share with it, and mmcv's ``fuse_conv_bn``.
 
 Importing :mod:`dcnzoo.layers.packed` includes this host.
 """
@@ -10,11 +10,31 @@ from types import ModuleType
 from typing import Any
 
 from dcnzoo.compat.after_import import call
-from dcnzoo.compat.host import Evidence, Host
+from dcnzoo.compat.host import Host
 from dcnzoo.compat.patches import Changes, Patch
 
 FUSE = "fuse_conv_and_bn"
 MODULES = ("*torch_utils", "*model_utils")  # where projects have a copy of it
+
+
+def _fuse_apart(original: Callable, module: Any) -> Any:
+    """Fuse the children before and after a deformable layer separately.
+
+    mmcv fuses a norm with the last ``nn.Conv2d`` before it, which may be the one before a deformable layer.
+    """
+    from torch import nn
+
+    from dcnzoo.layers.deform_conv import _Deformable
+
+    parts = [nn.Module()]
+    for name, child in module.named_children():
+        if isinstance(child, _Deformable):
+            parts.append(nn.Module())
+        else:
+            parts[-1]._modules[name] = child
+    for part in parts:
+        module._modules.update(original(part)._modules)
+    return module
 
 
 def _fuse(original: Callable, conv: Any, bn: Any) -> Any:
@@ -30,18 +50,20 @@ def _fuse(original: Callable, conv: Any, bn: Any) -> Any:
     return conv.requires_grad_(False)
 
 
-def _keep_when_fused(changes: Changes) -> None:
+def _wrap(changes: Changes, name: str, wrapper: Callable, patterns: tuple[str, ...]) -> None:
+    """Wrap a function in the modules that define it, and in those that have imported it by name."""
+
     def wrap(module: ModuleType) -> None:
-        original = getattr(module, "__dict__", {}).get(FUSE)
+        original = getattr(module, "__dict__", {}).get(name)
         if original is None or getattr(original, "__module__", None) != module.__name__:
             return
-        changes.wrap(module, FUSE, _fuse)
-        for other in list(sys.modules.values()):  # that have imported it by name
-            if getattr(other, "__dict__", {}).get(FUSE) is original:
-                changes.set(other, FUSE, vars(module)[FUSE])
+        changes.wrap(module, name, wrapper)
+        for other in list(sys.modules.values()):
+            if getattr(other, "__dict__", {}).get(name) is original:
+                changes.set(other, name, vars(module)[name])
 
-    for pattern in MODULES:
-        changes.callback(call(pattern, wrap, f"def {FUSE}("))
+    for pattern in patterns:
+        changes.callback(call(pattern, wrap, f"def {name}("))
 
 
 def _load(original: Callable, model: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,14 +89,21 @@ def _convert_when_loaded(changes: Changes) -> None:
 HOSTS = (
     Host(
         "ultralytics",
-        {"Ultralytics YOLO": Evidence("8.2.103, 8.4.190", "2026-11-26", "training, prediction, export")},
+        ("Ultralytics YOLO",),
         patches=(
             Patch(
                 FUSE,
                 f"{FUSE} in {', '.join(MODULES)}",
                 "they replace a deformable layer by a plain convolution",
                 "ultralytics < 8.3.189; copies in YOLOv5 to v9, YOLOX",
-                _keep_when_fused,
+                lambda changes: _wrap(changes, FUSE, _fuse, MODULES),
+            ),
+            Patch(
+                "fuse_conv_bn",
+                "mmcv.cnn.fuse_conv_bn",
+                "it fuses the norm after a deformable layer with the convolution before that layer",
+                "all",
+                lambda changes: _wrap(changes, "fuse_conv_bn", _fuse_apart, ("mmcv.cnn.utils.fuse_conv_bn",)),
             ),
             Patch(
                 "ultralytics_load",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dcnzoo import layers, ops
 from dcnzoo.compat.signatures import renames
+from dcnzoo.layers.state_dicts import MMCVS_VERSION
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops._arguments import pair
 from dcnzoo.ops.geometry import output_size
@@ -228,7 +229,7 @@ class DeformConv2dPack(_Arguments, layers.PackedDeformConv2d):
     starts at zero, and with ``bias=True`` ``bias``.
     """
 
-    _version = 2  # of mmcv's packs, in the metadata of state dicts
+    _version = MMCVS_VERSION
 
     def _grouping(self, deform_groups: int) -> dict[str, Any]:
         mask_groups = deform_groups if self.modulated else 1
