@@ -108,16 +108,19 @@ def read_ahead(
     images: Iterator[tuple[str, Any]], bgr: bool, number: int
 ) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """Yield images with a function that returns the picture; the next ones are read in other threads."""
-    with ThreadPoolExecutor(2) as pool:
-        ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
-        try:
-            for path, image in images:
-                ahead.append((path, pool.submit(_read, image, bgr)))
-                if len(ahead) > number:
-                    first, picture = ahead.popleft()
-                    yield first, picture.result
-            for path, picture in ahead:
-                yield path, picture.result
-        except BaseException:  # closed early; at the regular end, the results of the last batch are awaited
-            pool.shutdown(cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(2)
+    ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
+    # Nothing waits for a thread: the garbage collector closes abandoned iterators in any thread, also in one
+    # that starts and has Python's lock of all threads.
+    try:
+        for path, image in images:
+            ahead.append((path, pool.submit(_read, image, bgr)))
+            if len(ahead) > number:
+                first, picture = ahead.popleft()
+                yield first, picture.result
+        for path, picture in ahead:
+            yield path, picture.result
+    except BaseException:  # closed early
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(wait=False)  # the last batch is still read

@@ -42,7 +42,6 @@ class LineProgress(Progress):
         super().__init__(*columns, **{**kwargs, "disable": True})
         self._ended = threading.Event()
         self._update: Callable[[str], None] | None = None
-        self._thread: threading.Thread | None = None
         self.note_output()
 
     def note_output(self) -> None:
@@ -51,15 +50,12 @@ class LineProgress(Progress):
 
     def start(self) -> None:
         self._update = _line_of_notebook()
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="progress", daemon=True).start()
 
     def stop(self) -> None:
         if self._update and not self._ended.is_set():
             self._update(self._text())
-        self._ended.set()
-        if self._thread:
-            self._thread.join()
+        self._ended.set()  # without waiting for the thread: the garbage collector may call this in any thread
 
     def _run(self) -> None:
         while not self._ended.wait(min(1, SILENCE)):

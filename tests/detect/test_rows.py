@@ -469,7 +469,11 @@ def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
     reads.clear()
     results = Squares()([f"{n}.png" for n in range(200)], batch_size=batch_size)
     next(results)
+    joined = []
+    monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout=None: joined.append(thread))
     del results
+    assert not joined, "the garbage collector may close it while a thread starts, which then waits for ever"
+    monkeypatch.undo()
     assert len(reads) < 2 * batch_size + 8
     assert threading.main_thread() not in threads, "pictures are read while others are detected"
 
