@@ -23,7 +23,7 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
-from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.zoo.config_writer import write_config
 
 MODEL = ROOT / "configs" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -116,7 +116,7 @@ def train(cfg: Config, iterations: int, batch: int) -> dict:
     ]
     cfg.default_hooks.checkpoint = None  # no files
     cfg.experiment_name = "training"
-    runner = build_runner(cfg, writer=WorkDirHook(Recipe(cfg)))
+    runner = build_runner(cfg, Start(), training=Recipe(cfg))
     start = time.monotonic()
     runner.train()
     seconds, scalars = time.monotonic() - start, runner.message_hub.log_scalars

@@ -23,7 +23,7 @@ from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.models import DCNv2
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
 
 Row = dict[str, str]  # of the CSV
@@ -277,7 +277,7 @@ def train(run: Run, rate: float, work_dir: Path, data: Path | None, columns: dic
     torch.set_num_threads(1)
     split = "val" if run.stage == "search" else "test"
     cfg = config(run, rate, work_dir, data)
-    runner = build_runner(cfg, writer=WorkDirHook(Recipe(cfg)))
+    runner = build_runner(cfg, Start(), training=Recipe(cfg))
     hook = RecordHook({**columns, **run.columns, "rate": rate}, None if run.epochs else BUDGET)
     runner.register_hook(hook)
     try:

@@ -5,7 +5,6 @@ objects and the types in mmengine's log are allowed. Damaged files and NaN are r
 """
 
 import functools
-import hashlib
 import json
 import os
 import pickle
@@ -74,16 +73,8 @@ def damage(path: str | os.PathLike) -> str | None:
 
 
 def content_digest(path: str | os.PathLike) -> str:
-    """Return a checksum of a checkpoint. Of an archive, as torch writes it, only the table is read."""
-    if not os.path.isfile(path):
-        return "no such file"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            parts = [
-                (part.filename.partition("/")[2], part.CRC, part.file_size) for part in archive.infolist()
-            ]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
-    return file_digest(path).hexdigest()[:8]
+    """Return the checksum of a file for messages, or that there is none."""
+    return file_digest(path).hexdigest()[:8] if os.path.isfile(path) else "no such file"
 
 
 def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation = "cpu") -> Mapping:

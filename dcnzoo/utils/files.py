@@ -225,6 +225,8 @@ def require_writable(folder: str | os.PathLike) -> None:
 def require_file(path: str, what: str) -> None:
     """Raise UserError unless ``path`` is a local file. Addresses with a scheme are not checked."""
     file = Path(os.path.expanduser(path))
+    if not path:  # which is the current folder, as a path
+        raise UserError(f"{what}: expected a file, got an empty text")
     if "://" not in path and not os.path.isfile(file):  # Path.is_file raises if the name is too long
         problem = "got the folder" if os.path.isdir(file) else "found none at"
         if os.path.exists(file) and not os.path.isdir(file):  # reading a pipe would wait for its other end

@@ -3,19 +3,19 @@
 import errno
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import AcquireReturnProxy, BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.files import read_beside, write_text
+from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import note, read_beside, write_text
 
 OWNER = ".training.txt"  # in the folder: the process that trains
 _ORPHANS_END = 6  # seconds; data-loading processes notice within five that their parent has died
+_SILENCE = 1  # seconds of waiting, after which a line says so
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -34,16 +34,25 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
         OSError: the file cannot be written.
     """
     try:
-        lock = FileLock(path).acquire(timeout=seconds)
+        lock = _acquire(FileLock(path), seconds)
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:  # also Timeout
             raise
         soft = path.with_name(f"{path.name}.soft")
-        text = f"{path.parent}: the file system has no locks; the file {soft.name} takes their place"
-        print(printable(text), file=sys.stderr)
-        lock = SoftFileLock(soft).acquire(timeout=seconds)
+        note(f"{path.parent}: the file system has no locks; the file {soft.name} takes their place")
+        lock = _acquire(SoftFileLock(soft), seconds)
     with lock:
         yield
+
+
+def _acquire(lock: BaseFileLock, seconds: float) -> AcquireReturnProxy:
+    try:
+        return lock.acquire(timeout=seconds if 0 <= seconds <= _SILENCE else _SILENCE)
+    except Timeout:
+        if 0 <= seconds <= _SILENCE:
+            raise
+    note(f"waiting for another process, which holds {lock.lock_file}")
+    return lock.acquire(timeout=max(seconds - _SILENCE, -1))
 
 
 @contextmanager

@@ -1,13 +1,6 @@
 """Several processes compute the same as one process with the joined batch."""
 
-import pytest
-
 from ..processes import ROOT, python
-
-
-@pytest.mark.slow
-def test_gradients_of_a_detector_in_four_processes():
-    python("-m", "tests.distributed.worker", 4, cwd=ROOT)
 
 
 def test_ranks_compute_the_same_agree_and_name_the_one_that_ended(tmp_path):

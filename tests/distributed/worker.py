@@ -1,11 +1,6 @@
-"""Compares a detector's gradients of several processes with those of one process and the joined batch.
-
-``python -m tests.distributed.worker PROCESSES`` forks them from one process that has the packages.
-"""
+"""Compares a detector's gradients of several processes with those of one process and the joined batch."""
 
 import os
-import socket
-import sys
 from types import SimpleNamespace
 
 import dcnzoo.models  # noqa: F401  first: mmdet needs mmcv._ext
@@ -80,11 +75,3 @@ def compare(rank: int, processes: int, port: int) -> None:
 def compare_gradients(processes: int, port: int) -> None:
     init_default_scope("mmdet")
     start_processes(compare, (processes, port), processes, start_method="fork")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    compare_gradients(int(sys.argv[1]), port)

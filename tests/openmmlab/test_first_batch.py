@@ -19,6 +19,7 @@ from dcnzoo.openmmlab.runs.reads import require_read, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
 from dcnzoo.openmmlab.runs.separate_run import separate_run, trial
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
 
 from ..commands import run
@@ -43,7 +44,7 @@ def make_runner(folder, shapes, data="", text="", **settings):
     lines += [f"val_evaluator = dict(ann_file='{shapes}/annotations/val.json')", text]
     (folder / "mine.py").write_text("\n".join(lines))
     cfg = read_config_file(folder / "mine.py", settings)
-    return build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=folder / "work", seed=1)).cfg)
+    return build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=folder / "work", seed=1)).cfg, Start())
 
 
 def check(runner, only_checks=False):

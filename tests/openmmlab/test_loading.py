@@ -3,11 +3,9 @@
 import errno
 import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,8 +18,9 @@ import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.loading import lack_of_memory, loader_errors
+from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
@@ -101,11 +100,18 @@ def test_an_evaluation_keeps_the_config_of_the_training(tmp_path):
     for training in (True, False):
         cfg = Config.fromfile(PLAIN)
         cfg.work_dir, cfg.launcher, cfg.model.backbone.dcn = str(tmp_path), "none", training
-        runner = build_runner(cfg, writer=WorkDirHook(Recipe(cfg)) if training else None)
+        runner = build_runner(cfg, Start(), training=Recipe(cfg) if training else None)
         for hook in runner.hooks:
             if isinstance(hook, WorkDirHook):
                 hook.before_train(runner)
     assert Config.fromfile(tmp_path / Path(PLAIN).name).model.backbone.dcn is True
+
+
+def test_a_folder_that_cannot_be_written_is_no_mistake_in_the_config():
+    cfg = Config.fromfile(PLAIN)
+    cfg.work_dir, cfg.launcher = "/proc/dcnzoo", "none"
+    with pytest.raises(UserError, match=r"^/proc/dcnzoo cannot be written"), config_errors(cfg):
+        build_runner(cfg, Start())
 
 
 @pytest.mark.parametrize(
@@ -244,22 +250,6 @@ def test_a_batch_that_cannot_be_handed_over_ends_the_training():
         next(iter(DataLoader(Batches(), num_workers=1, collate_fn=list)))
     with pytest.raises(RuntimeError, match=r"^other"), loader_errors():
         raise RuntimeError("other")
-
-
-class Pictures(Batches):
-    def __getitem__(self, index):
-        return {"inputs": torch.zeros(3, 1024, 1024, dtype=torch.uint8), "data_samples": [index]}
-
-
-@pytest.mark.parametrize(("workers", "processes", "enough"), [(0, 1, True), (2, 1, True), (2, 2, False)])
-def test_shared_memory_is_checked_before_the_first_step(monkeypatch, workers, processes, enough):
-    """2 workers load 2 batches of 4 pictures of 3 MB each ahead, in each process of the machine."""
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=64 << 20))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    before = torch.get_rng_state()
-    lack = lack_of_memory(DataLoader(Pictures(), batch_size=4, num_workers=workers))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert lack == "" if enough else re.match(r"num_workers: expected 96 MB .* got 64 MB: .*--shm-size", lack)
 
 
 def test_a_full_disk_is_no_mistake_in_the_config():

@@ -23,6 +23,7 @@ from dcnzoo.openmmlab.runs.reads import _not_initialised, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.rehearse import _try, rehearse
 from dcnzoo.openmmlab.runs.separate_run import separate_run, trial
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
 
 from ..commands import error_of, run
@@ -150,7 +151,7 @@ def test_nothing_changes_for_the_training(tmp_path):
     """Random generators, message hub, scope and the runner are as before."""
     recipe = Recipe(read_config_file(PLAIN)).with_options(TrainOptions(work_dir=tmp_path, seed=1))
     with separate_run():
-        runner = build_runner(recipe.cfg)
+        runner = build_runner(recipe.cfg, Start())
         hub, scope = MessageHub.get_current_instance(), DefaultScope.get_current_instance()
         before = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())  # noqa: NPY002
         weights = {name: value.clone() for name, value in runner.model.state_dict().items()}
@@ -204,8 +205,9 @@ def test_several_parts_are_named_at_once(tmp_path):
     cfg = read_config_file(PLAIN)
     cfg.train_dataloader.dataset.pipeline[2]["keep_rato"] = cfg.optim_wrapper.optimizer["lrr"] = 1
     cfg.val_evaluator.classwize = True
+    cfg = Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg
     with separate_run():
-        lines, _ = rehearse(build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg))
+        lines, _ = rehearse(build_runner(cfg, Start()))
     keys = ["train_dataloader.dataset.pipeline.2", "optim_wrapper.optimizer", "val_evaluator"]
     assert len(lines) == 3 and all(key in line for key, line in zip(keys, lines, strict=True))
 
@@ -236,7 +238,7 @@ def test_settings_of_other_parts(tmp_path, text, key, stops):
     (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{text}\n")
     cfg = Recipe(read_config_file(tmp_path / "mine.py")).with_options(TrainOptions(work_dir=tmp_path)).cfg
     with separate_run():
-        problems, found = rehearse(build_runner(cfg))
+        problems, found = rehearse(build_runner(cfg, Start()))
     assert problems == [] and [each.stops for each in found if each.subject == key] == [stops] * bool(key)
     assert key or not found
 
@@ -256,8 +258,9 @@ def test_data_sets_with_two_entries(tmp_path, wrapper, sampler):
     data = {"datasets": [inner, inner]} if "datasets" in settings else {**settings, "dataset": inner}
     cfg.train_dataloader.dataset = {"type": wrapper, **data}
     cfg.train_dataloader.sampler = {"type": sampler}
+    cfg = Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg
     with separate_run():
-        assert rehearse(build_runner(Recipe(cfg).with_options(TrainOptions(work_dir=tmp_path)).cfg)) == (
+        assert rehearse(build_runner(cfg, Start())) == (
             [],
             [],
         )

@@ -11,6 +11,7 @@ from dcnzoo.openmmlab.config.check import find_problems
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
 
 from ..demo import PLAIN
@@ -52,7 +53,7 @@ def test_options_leave_the_config_that_was_read(tmp_path):
 def test_a_config_without_hooks(tmp_path):
     (tmp_path / "own.py").write_text(f"_base_ = {PLAIN!r}\ndefault_hooks = dict(_delete_=True)\n")
     cfg = Recipe.read(tmp_path / "own.py").with_options(RunOptions(work_dir=tmp_path)).cfg
-    assert isinstance(cfg, Config) and "AtomicCheckpointHook" in str(build_runner(cfg).hooks)
+    assert isinstance(cfg, Config) and "AtomicCheckpointHook" in str(build_runner(cfg, Start()).hooks)
 
 
 LINES = """

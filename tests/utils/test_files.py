@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from filelock import Timeout
 
 import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.splits import Tree
+from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import (
     files_beside,
@@ -34,7 +36,7 @@ from dcnzoo.utils.files import (
 )
 from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.formats import image_folder, picture_files
-from dcnzoo.utils.lock import lock_work_dir
+from dcnzoo.utils.lock import lock_work_dir, locked
 from dcnzoo.utils.marks import add_mark
 from dcnzoo.utils.memory import collector_paused
 
@@ -213,6 +215,15 @@ def test_the_lock_of_a_training_that_failed(tmp_path):
         (tmp_path / "work_dirs/other").mkdir()
         1 / 0  # noqa: B018
     assert [path.name for path in (tmp_path / "work_dirs").iterdir()] == ["other"]
+
+
+def test_a_process_that_waits_for_a_lock_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "_SILENCE", 0.1)
+    with locked(tmp_path / "lock"):
+        for seconds, lines in ((0, 0), (0.3, 1)):
+            with pytest.raises(Timeout), locked(tmp_path / "lock", seconds):
+                raise AssertionError
+            assert capsys.readouterr().err.count(f"{tmp_path}/lock") == lines
 
 
 def test_places_where_nothing_is_written(tmp_path):

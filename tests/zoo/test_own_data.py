@@ -16,6 +16,7 @@ from PIL import Image
 import dcnzoo.models
 from dcnzoo.openmmlab.hooks.summary import print_pairs
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
@@ -255,7 +256,7 @@ def test_remedies_that_are_named_exist(tmp_path):
 
 def pretend_to_train(work):
     recipe = Recipe.read(work / "data/run.py", {"work_dir": str(work)})
-    WorkDirHook(recipe).before_train(SimpleNamespace(log_dir=f"{work}/20260101_000000"))
+    WorkDirHook(recipe, Start()).before_train(SimpleNamespace(log_dir=f"{work}/20260101_000000"))
     torch.save({"state_dict": {}}, work / "epoch_1.pth")
     (work / "20260101_000000").mkdir()
 

@@ -50,7 +50,7 @@ from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import DownloadError
-from dcnzoo.utils.files import require_new, write_bytes
+from dcnzoo.utils.files import require_new, require_writable, write_bytes
 from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.utils.marks import add_mark
 from dcnzoo.utils.text import few
@@ -113,7 +113,7 @@ def train(
             cfg,
             prepared,
             work_dir=stack.enter_context(tempfile.TemporaryDirectory()) if only_checks else None,
-            writer=WorkDirHook(recipe, prepared),
+            training=recipe,
             summary=None if options.verbose else SummaryHook(saved, changes, is_last=not outputs),
             allow_partial=options.allow_partial,
         )
@@ -246,10 +246,10 @@ def build(
 
 def build_runner(
     cfg: Config,
-    start: Start | None = None,
+    start: Start,
     *,
     work_dir: str | None = None,
-    writer: WorkDirHook | None = None,
+    training: Recipe | None = None,
     summary: SummaryHook | None = None,
     allow_partial: bool = False,
 ) -> Runner:
@@ -258,13 +258,15 @@ def build_runner(
     The start is no setting of the config, so that the config in the work directory is the same for each.
 
     Args:
-        start: default: as the config says.
         work_dir: of the runner's files (default: that of the config).
-        writer: of a training, which fine-tunes from ``load_from``. Otherwise, the config in the work
-            directory stays: it belongs to the checkpoints there.
+        training: its recipe; it fine-tunes from a start that does not resume. Otherwise, the config in the
+            work directory stays: it belongs to the checkpoints there.
         summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
             has the whole log.
         allow_partial: see :func:`dcnzoo.openmmlab.weights.load_state`.
+
+    Raises:
+        UserError: there is no such runner, or the work directory cannot be written.
     """
     name = cfg.get("runner_type", "Runner")
     kind: Any = name if isinstance(name, type) else RUNNERS.get(name)
@@ -272,11 +274,11 @@ def build_runner(
         raise UserError(f"runner_type: expected the name of a runner, got {name}")
     cfg = copy.deepcopy(cfg)  # the caller's stays as it is
     cfg.work_dir = work_dir or cfg.work_dir
-    resumes = cfg.pop("resume", False)
+    require_writable(cfg.work_dir)
+    cfg.pop("resume", None)
     scaling = cfg.get("auto_scale_lr") or {}
-    if writer and scaling.get("enable"):  # mmengine counts images per iteration, not per step
+    if training and scaling.get("enable"):  # mmengine counts images per iteration, not per step
         scaling["base_batch_size"] /= cfg.optim_wrapper.get("accumulative_counts", 1)
-    start = start or Start(cfg.get("load_from"), resumes)
     changes: dict[str, object] = {
         "dump_config": lambda self: None,  # WorkDirHook writes it
         "build_evaluator": functools.partialmethod(ranks.build_evaluator, kind.build_evaluator),
@@ -288,13 +290,15 @@ def build_runner(
     runner._load_from, runner._resume = start.file, start.resumes
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
-    of_training = (EffectHook(), ResumeHook(writer.recipe.saved)) if writer else ()
-    for hook in filter(None, (writer, summary, ranks.AgreementHook(), *of_training)):
+    hooks = [summary, ranks.AgreementHook()]
+    if training is not None:
+        hooks += [WorkDirHook(training, start), EffectHook(), ResumeHook(training.saved)]
+    for hook in filter(None, hooks):
         runner.register_hook(hook)
     # warnings about deprecated names that mmengine's own hooks use, and a line for each frozen parameter
     unhelpful = re.compile(r'"(FileClient|HardDiskBackend)"|\S+ is (duplicate\. It is )?skipped since ')
     runner.logger.addFilter(lambda log: not unhelpful.match(str(log.msg)))
-    runner.register_hook(LoadCheckpointHook(fine_tune=writer is not None, allow_partial=allow_partial))
+    runner.register_hook(LoadCheckpointHook(fine_tune=training is not None, allow_partial=allow_partial))
     return runner
 
 

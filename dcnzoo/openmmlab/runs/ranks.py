@@ -20,7 +20,6 @@ from dcnzoo.openmmlab.checkpoints import content_digest
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.datasets.digest import data_digest
 from dcnzoo.openmmlab.runs.joining import hosts
-from dcnzoo.openmmlab.runs.loading import lack_of_memory
 from dcnzoo.utils.errors import JointError, UserError, describe, one_line
 from dcnzoo.utils.lock import OWNER
 from dcnzoo.utils.text import counted, few
@@ -78,14 +77,6 @@ def agree(seen: Mapping[str, object]) -> None:
             _refuse(f"rank {rank} on {hosts[rank]}: {text}")
 
 
-def require(problem: str) -> None:
-    """Raise UserError, on all ranks, for the first rank with a problem; an empty text is none."""
-    if problem and is_distributed():
-        problem = f"rank {get_rank()} on {hosts[get_rank()]}: {problem}"
-    if first := next(filter(None, all_gather_object(problem)), ""):
-        _refuse(first)
-
-
 def agree_on_config(cfg: Config) -> None:
     """Require the same settings, except paths, and the same versions; name machines with other folders."""
     if not is_distributed():
@@ -114,20 +105,19 @@ def _settings(cfg: Config) -> dict[str, str]:
 
 
 class AgreementHook(Hook):
-    """Before the first step, require the same data and weights on all ranks, and memory for the loaders."""
+    """Before the first step, require the same data and weights on all ranks."""
 
     priority = "VERY_LOW"
 
     def before_run(self, runner: Runner) -> None:
-        loops = {f"{name}_dataloader": getattr(runner, f"_{name}_loop") for name in ("train", "val", "test")}
-        built = {name: loop.dataloader for name, loop in loops.items() if not isinstance(loop, dict | None)}
-        require(next(filter(None, map(lack_of_memory, built.values())), ""))
         if not is_distributed():
             return
         seen: dict[str, object] = {}
-        for name, loader in built.items():
-            number, digest = len(loader.dataset), data_digest(loader.dataset)
-            seen[name] = f"{counted(number, 'pictures')} ({digest})"
+        for name in ("train", "val", "test"):
+            loop = getattr(runner, f"_{name}_loop")
+            if not isinstance(loop, dict | None):
+                data = loop.dataloader.dataset
+                seen[f"{name}_dataloader"] = f"{counted(len(data), 'pictures')} ({data_digest(data)})"
         if (file := runner._load_from) and "://" not in file:
             seen["resume" if runner._resume else "weights"] = f"{Path(file).name} ({content_digest(file)})"
         agree(seen)

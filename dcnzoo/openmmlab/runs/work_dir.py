@@ -53,8 +53,8 @@ class WorkDirHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self, recipe: Recipe, start: Start | None = None) -> None:
-        self.recipe, self._start = recipe, start or Start()
+    def __init__(self, recipe: Recipe, start: Start) -> None:
+        self.recipe, self._start = recipe, start
         self._file = config_file(recipe)
 
     def before_train(self, runner: Runner) -> None:
