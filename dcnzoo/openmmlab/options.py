@@ -70,7 +70,10 @@ class RunOptions:
         if self.launcher == "none" and (cfg.get("strategy") or {}).get("type") == "DDPStrategy":
             cfg.pop("strategy")  # needs a launcher; in a single process, the runner uses its default strategy
         cfg.default_hooks = cfg.get("default_hooks") or {}
-        hooks = cfg.default_hooks
+        hooks, loop = cfg.default_hooks, cfg.get("train_cfg") or {}
+        if "checkpoint" not in hooks and loop.get("max_iters") and not loop.get("max_epochs"):
+            hooks.checkpoint = ConfigDict(DEFAULT_HOOKS["checkpoint"], by_epoch=False)
+            hooks.checkpoint.interval = loop.get("val_interval", 1000)  # as mmengine's loop
         for name, hook in DEFAULT_HOOKS.items():
             hooks.setdefault(name, ConfigDict(hook))
         kind = hooks.checkpoint.get("type") if isinstance(hooks.checkpoint, dict) else None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -21,6 +22,12 @@ LAST = "last_checkpoint"  # in a work directory: the file whose text is the path
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint of a work directory, which may have been moved after it was written."""
     return read_beside(folder / LAST, lambda text: _named_in(folder, text))
+
+
+def checkpoint_hook(cfg: Config) -> Mapping[str, Any]:
+    """Return the settings of the hook that saves checkpoints; a config may have none."""
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint")
+    return hook if isinstance(hook, Mapping) else {}
 
 
 def best_files(info: Mapping[str, object]) -> list[str]:
@@ -71,8 +78,7 @@ class SavedCheckpoints:
     @classmethod
     def of(cls, cfg: Config) -> "SavedCheckpoints":
         """Return the checkpoints of a training with this config."""
-        hook = (cfg.get("default_hooks") or {}).get("checkpoint")
-        hook = hook if isinstance(hook, Mapping) else {}
+        hook = checkpoint_hook(cfg)
         by_epoch = hook.get("by_epoch", True)
         template = hook.get("filename_tmpl") or ("epoch_{}.pth" if by_epoch else "iter_{}.pth")
         return cls(Path(cfg.work_dir), template, hook.get("out_dir"), by_epoch)
@@ -115,9 +121,9 @@ class SavedCheckpoints:
     def number(self, name: str) -> int | None:
         """Return the epoch or iteration in the name of a checkpoint; None if no training gives this name.
 
-        Also of the best validation: mmengine puts ``best_`` and the metric before the name, and a checksum
-        behind it with ``published_keys``. And of an earlier training that counts iterations in place of
-        epochs.
+        Names are those of the template, ``epoch_3.pth`` and ``iter_300.pth``: also
+        ``best_coco_bbox_mAP_epoch_3.pth``, of the best validation, and ``epoch_3-1a2b3c4d.pth``, with
+        ``published_keys`` of mmengine's hook.
         """
         templates = self.template, "epoch_{}.pth", "iter_{}.pth"
         for template, digits in itertools.product(templates, re.findall(r"\d+", name)):
@@ -137,10 +143,11 @@ class SavedCheckpoints:
         return {step: path for step, path in paths if step is not None and _is_written(path)}
 
     def undamaged(self) -> Path | str | None:
-        """Return the checkpoint to resume from, the latest undamaged one; name the damaged ones.
+        """Return the checkpoint to resume from; None if there is none.
 
-        A process that ends before it updates ``last_checkpoint`` leaves one after that which it names. If
-        there are several, they are of another run.
+        It is the one that ``last_checkpoint`` names, or a single later one: its process has ended before it
+        wrote the new name. (Several later ones are of another run.) If it is damaged, a warning says so, and
+        the latest undamaged one before it is returned.
 
         Raises:
             UserError: all are damaged.
@@ -175,7 +182,10 @@ class SavedCheckpoints:
         return {path for path in self.files() if step is not None and (self.number(path.name) or 0) > step}
 
     def best(self) -> Path | None:
-        """Return the one of the best validation; of several, such as one per metric, that of the last one."""
+        """Return the one of the best validation; of several, such as one per metric, the latest one.
+
+        A work directory stands for this checkpoint; without one, for the last.
+        """
         last = last_checkpoint(self.work_dir)  # the folder, also if the config is not known
         paths = files_beside(self.folder if last is None else last.parent, "best_*")
         numbers = {path: number for path in paths if (number := self.number(path.name)) is not None}

@@ -3,7 +3,7 @@
 import pytest
 
 from dcnzoo.openmmlab.hooks.history import loss_parts
-from dcnzoo.openmmlab.hooks.summary import SummaryHook, best_of, labels
+from dcnzoo.openmmlab.hooks.summary import SummaryHook, labels
 
 from ..commands import run
 from ..demo import DEFORMABLE as CONFIG
@@ -36,7 +36,7 @@ def test_a_training_has_a_head_a_row_per_epoch_and_a_result(trained):
     assert head.split()[1:8] == ["loss", "class", "loss", "box", "loss", "mask", "loss"]
     losses = [float(value) for value in rows[0][1:5]]
     assert losses[0] == pytest.approx(sum(losses[1:]), abs=0.003) and min(losses) > 0
-    assert pairs["best"].startswith("epoch 2: box AP ") and pairs["classes"].startswith("mask AP: ")
+    assert pairs["last"].startswith("epoch 2: box AP ") and pairs["classes"].startswith("mask AP: ")
     assert pairs["next"].startswith("dcnzoo infer ")
 
 
@@ -61,15 +61,6 @@ def test_rows_fit_a_narrow_terminal(trained, monkeypatch):
     assert len(rows) == 2 and max(map(len, rows)) <= 80
     for name in ("epoch", "loss", "box AP", "box AP50", "mask AP", "lr", "time"):
         assert f" {name}" in f" {rows[0]}"
-
-
-def test_the_best_validation_is_that_of_the_best_checkpoint():
-    known = {
-        number: {"coco/bbox_mAP": box, "coco/segm_mAP": 1 - box} for number, box in ((1, 0.7), (50, 0.6))
-    }
-    assert best_of(known, 1) == 1
-    assert best_of(known, None) == 50, "no checkpoint: the highest mask AP"
-    assert best_of({}, 1) is None
 
 
 def test_all_rows_have_the_columns_of_the_first(monkeypatch, capsys):

@@ -192,7 +192,7 @@ def train(
     hook = {"type": "AtomicCheckpointHook", "max_keep_ckpts": max_keep_ckpts, "interval": 1}
     hook["filename_tmpl"] = template
     if best:
-        hook.update(save_best="score", rule="greater")
+        hook.update(best if isinstance(best, dict) else {"save_best": "score", "rule": "greater"})
         kwargs.setdefault("val_evaluator", Evaluator([Score()]))
     hooks = {
         "default_hooks": {
@@ -628,7 +628,7 @@ def test_channels_last(tmp_path, update_buffers):
 @pytest.mark.parametrize(("channels_last", "used"), [(True, get_device() == "cpu"), (False, False)])
 def test_channels_last_is_the_default_on_a_cpu(tmp_path, monkeypatch, channels_last, used):
     recipe, options = Recipe.read(PLAIN), RunOptions(work_dir=tmp_path, channels_last=channels_last)
-    hooks = build_runner(recipe.with_options(options).cfg).hooks
+    hooks = build_runner(recipe.with_options(options).cfg, Start()).hooks
     assert any(isinstance(hook, ChannelsLastHook) for hook in hooks) == used
     other = Recipe.read(PLAIN, {"default_scope": "mmseg"})
     for others in (recipe.with_options(RunOptions(launcher="pytorch")), other.with_options(RunOptions())):
@@ -745,6 +745,14 @@ def test_each_name_of_the_checkpoint_hook_is_replaced(name):
     cfg, _ = schedule(**{"default_hooks.checkpoint.type": name})
     RunOptions().apply(cfg)
     assert cfg.default_hooks.checkpoint.type == "AtomicCheckpointHook"
+
+
+def test_a_training_by_iterations_saves_checkpoints_by_iterations():
+    cfg, _ = schedule()
+    cfg.train_cfg = {"type": "IterBasedTrainLoop", "max_iters": 20, "val_interval": 5}
+    cfg.default_hooks.pop("checkpoint", None)
+    RunOptions().apply(cfg)
+    assert (cfg.default_hooks.checkpoint.by_epoch, cfg.default_hooks.checkpoint.interval) == (False, 5)
 
 
 def test_patience_and_loggers(monkeypatch):
@@ -1290,6 +1298,26 @@ def test_names_with_leading_zeros_and_another_number(tmp_path, capsys):
     assert saved.undamaged() == tmp_path / "ep_004_v2.pth" and len(saved.files()) == 2
 
 
+class TwoScores(Score):
+    def compute_metrics(self, results):
+        return {"error": results[0], "score": results[0]}
+
+
+def test_the_summary_is_that_of_the_checkpoint_for_which_the_folder_stands(tmp_path, capsys):
+    both = {"save_best": ["error", "score"], "rule": ["less", "greater"]}
+    for number, (best, line) in enumerate(((both, "best   epoch 4: "), (False, "last   epoch 4: "))):
+        folder = tmp_path / str(number)
+        train(folder, "summary", best=best, val_evaluator=Evaluator([TwoScores()]))
+        assert f"\n{line}" in capsys.readouterr().out
+        assert (SavedCheckpoints(folder).best() is not None) == bool(best)
+
+
+def test_the_metrics_are_named_if_the_best_one_is_unknown(tmp_path):
+    typo = {"save_best": "scroe", "rule": "less"}
+    with pytest.raises(UserError, match=r"save_best: expected one of error, score, got scroe"):
+        train(tmp_path, "typo", best=typo, val_evaluator=Evaluator([TwoScores()]))
+
+
 def test_a_checkpoint_is_a_file(tmp_path, capsys):
     torch.save({"state_dict": {}}, tmp_path / "epoch_3.pth")
     (tmp_path / "last_checkpoint").write_text("epoch_3.pth")
@@ -1334,6 +1362,35 @@ def test_a_validation_after_the_one_of_the_checkpoint_is_forgotten(tmp_path):
     assert [*History.read(tmp_path).validation] == [2]
 
 
+def test_a_log_says_where_its_process_began(tmp_path):
+    """Whatever else it contains; and where an epoch has other numbers of iterations than before."""
+    log = tmp_path / "20261025_010000/vis_data/scalars.json"
+    losses = [{"step": n, "epoch": 1 + n // 4, "loss": 1.0} for n in range(1, 10)]
+    for rows in (losses, [{"step": 8, "began_after": 2}]):
+        log.parent.mkdir(parents=True)
+        log.write_text("\n".join(map(json.dumps, rows)))
+        log = tmp_path / "20261025_020000/vis_data/scalars.json"
+    assert [*History.read(tmp_path).training] == [*range(1, 8)]
+
+
+def test_a_resumed_training_forgets_the_validations_after_its_checkpoint(tmp_path):
+    options = {"best": True, "logs_epochs": False, "log_processor": {"by_epoch": False}, "max_keep_ckpts": -1}
+    for epochs, interval in ((6, 1), (4, 2)):
+        loop = {"by_epoch": True, "max_epochs": epochs, "val_interval": interval}
+        train(tmp_path, "forgets", train_cfg=loop, **options)
+        options |= {"resume": True, "load_from": str(tmp_path / "epoch_2.pth")}
+    assert [*History.read(tmp_path).validation] == [1, 2, 4]
+
+
+def test_validations_are_not_repeated_in_another_loop(tmp_path):
+    hook, lines = ResumeHook(SavedCheckpoints(tmp_path)), []
+    visualizer = SimpleNamespace(add_scalars=lambda values, step: None)
+    hook._validations = {1: {"score": 1.0}}
+    runner = SimpleNamespace(train_loop=object(), val_loop=object(), iter=3, visualizer=visualizer)
+    hook.before_train(SimpleNamespace(logger=SimpleNamespace(warning=lines.append), **vars(runner)))
+    assert len(lines) == 1 and "got object" in lines[0]
+
+
 def test_the_best_checkpoint_after_the_last_one_is_of_another_run(tmp_path):
     """The last one is older if fewer are written than validations run, or if it was damaged."""
     for name in ("epoch_2.pth", "best_score_epoch_1.pth", "best_score_epoch_3.pth"):
@@ -1365,7 +1422,7 @@ STARTS = [  # work_dir, resume, force, other settings, Start or the message
     ("empty", None, False, {"resume": True, "load_from": "other.pth"}, Start("other.pth", resumes=True)),
     ("empty", "other.pth", False, {}, Start("other.pth", resumes=True)),
     ("empty", "missing.pth", False, {}, r"^resume: .*missing.pth"),
-    ("empty", "", False, {}, r"^resume: "),
+    ("empty", "", False, {}, r"^resume: expected a file, got an empty"),
     ("best", True, False, {}, NO_CHECKPOINT),
     ("best", None, False, {}, ONLY_BEST),
     ("best", None, True, {}, Start(replaces=True)),
@@ -1431,7 +1488,7 @@ def test_a_launcher_that_repeats_the_command_continues_what_it_has_begun(tmp_pat
     replaces = Start(replaces=True) if force else None
     torch.save(checkpoint, "work/epoch_1.pth")
     assert start() == replaces
-    WorkDirHook(recipe).before_save_checkpoint(None, checkpoint)
+    WorkDirHook(recipe, Start()).before_save_checkpoint(None, checkpoint)
     torch.save(checkpoint, "work/epoch_1.pth")
     assert start() == replaces, "the second training of one program"
     monkeypatch.setattr(os, "getpid", lambda: 2)
@@ -1456,6 +1513,7 @@ def test_resuming_from_weights_alone(tmp_path):
     # the log of the last validation is in the folder of the checkpoint
     settings = {"work_dir": str(tmp_path / "other"), "val_cfg": {"type": "ValLoop"}}
     settings["train_cfg"] = {"max_epochs": 2}
+    settings["default_hooks"] = {"checkpoint": None}
     start = Start(str(tmp_path / "first/epoch_2.pth"), resumes=True)
     assert nothing_left(Recipe(Config(settings)), start).startswith(f"{tmp_path / 'first'}: 2 of 2 epochs")
 

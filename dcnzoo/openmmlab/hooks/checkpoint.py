@@ -16,6 +16,7 @@ from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints, best_files
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import remove_abandoned, replacing, write_bytes, write_text
+from dcnzoo.utils.text import few
 
 
 @register_backend("atomic_local", force=True)
@@ -144,6 +145,10 @@ class AtomicCheckpointHook(CheckpointHook):
             info["keep_ckpt_ids"] = [*steps, *info["keep_ckpt_ids"]]
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        monitors = self.key_indicators if self.save_best else ()
+        if unknown := [name for name in monitors if name not in {"auto", *metrics}]:
+            text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}"
+            raise UserError(f"default_hooks.checkpoint.save_best: {text}")
         last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
         super().after_val_epoch(runner, metrics)
         self.last_ckpt = last

@@ -18,6 +18,7 @@ _WORDS = {
 }
 PARTS = ("class loss", "box loss", "mask loss")
 VALIDATED = "validation_step"  # the epoch after which a validation ran, or the iteration
+BEGAN = "began_after"  # the epoch after which a process began to train, or the iteration
 
 
 def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
@@ -34,9 +35,10 @@ def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
 class History:
     """The numbers in ``work_dir/*/vis_data/scalars.json``.
 
-    A row with ``loss`` is one of the training. That of a validation has ``validation_step``, which
-    :class:`~dcnzoo.openmmlab.hooks.ResumeHook` adds; up to version 0.2.0 only the time that it took. Other
-    hooks may write other rows.
+    A row with ``loss`` is one of the training. :class:`~dcnzoo.openmmlab.hooks.ResumeHook` writes where a
+    process began, ``began_after``, and adds ``validation_step`` to the rows of validations. In logs up to
+    version 0.2.0, the first row of the training says where, and a validation only has the time that it took.
+    Other hooks may write other rows.
 
     Attributes:
         training: iteration → loss, its parts, learning rate, time and other logged values.
@@ -50,7 +52,7 @@ class History:
 
     @classmethod
     def read(cls, work_dir: Path) -> "History":
-        """Read the logs of all starts. A later start replaces earlier entries from its first iteration on.
+        """Read the logs of all starts. A later start replaces the entries after the point where it began.
 
         The names of their folders are local times, and a clock may go back: see :func:`_in_order`.
         """
@@ -58,21 +60,18 @@ class History:
         validation: dict[int, dict[str, float]] = {}
         offsets: dict[int, dict[str, float]] = {}
         for log in _in_order(files_beside(work_dir, "*/vis_data/scalars.json")):
-            begun = False
             for entry in log:
                 step = entry["step"]
                 figures = {
                     k.removeprefix("offsets/"): v for k, v in entry.items() if k.startswith("offsets/")
                 }
-                if figures:
-                    _forget(offsets, step)
+                if BEGAN in entry:
+                    _forget(training, entry)
+                    _forget(offsets, entry)
+                    validation = {number: row for number, row in validation.items() if number <= entry[BEGAN]}
+                elif figures:
                     offsets[step] = figures
                 elif "loss" in entry:
-                    if not begun:
-                        begun = True
-                        _forget(training, step)
-                        first = entry.get("epoch", step)
-                        validation = {number: row for number, row in validation.items() if number < first}
                     training[step] = {**entry, **loss_parts(entry)}
                 elif (ran := entry.get(VALIDATED, step if "time" in entry else None)) is not None:
                     others = ("step", "time", "data_time", VALIDATED)
@@ -85,13 +84,25 @@ class History:
         return max(self.training, default=0)
 
 
+def _forget(rows: dict[int, dict[str, float]], began: Mapping[str, float]) -> None:
+    """Remove the rows after a beginning: later iterations, and an epoch that was cut and begins again."""
+    while rows and (
+        next(reversed(rows)) > began["step"] or next(reversed(rows.values())).get("epoch", 0) > began[BEGAN]
+    ):
+        rows.popitem()
+
+
 def _in_order(files: Iterable[Path]) -> Iterator[list[dict[str, Any]]]:
     """Yield the logs by name, but none before those that lead to its first iteration."""
     waiting, end = list[tuple[int, int, list]](), 0
     for log in map(list, map(_entries, sorted(files))):
-        steps = [entry["step"] for entry in log if "loss" in entry] or [end]  # a validation, at the end
-        end = steps[-1]
-        waiting.append((steps[0], end, log))
+        losses = [entry for entry in log if "loss" in entry]
+        if losses and not any(BEGAN in entry for entry in log):  # of an older version
+            step = losses[0]["step"]
+            log.insert(0, {"step": step - 1, BEGAN: losses[0].get("epoch", step) - 1})
+        first = next((entry["step"] for entry in log if BEGAN in entry), end)  # a validation, at the end
+        end = losses[-1]["step"] if losses else first
+        waiting.append((first, end, log))
     reached = 0
     while waiting:
         after = (number for number, (first, *_) in enumerate(waiting) if first <= reached)
@@ -109,8 +120,3 @@ def _entries(log: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             yield {key: value for key, value in entry.items() if isinstance(value, int | float)}
-
-
-def _forget(entries: dict[int, dict[str, float]], first: int) -> None:
-    while entries and next(reversed(entries)) >= first:
-        entries.popitem()

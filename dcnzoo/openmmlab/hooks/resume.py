@@ -1,29 +1,22 @@
 """Continue a training as if it had not been interrupted, also with other settings or a part of the log."""
 
-import copy
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook, ParamSchedulerHook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
-from torch.optim import Optimizer
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from dcnzoo.openmmlab.config.deformable import arguments
-from dcnzoo.openmmlab.hooks.history import VALIDATED, History
+from dcnzoo.openmmlab.hooks.history import BEGAN, VALIDATED, History
+from dcnzoo.openmmlab.hooks.resumed_settings import other_settings, set_values
 from dcnzoo.openmmlab.saved import SavedCheckpoints
-from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.text import counted, few
 
-# entries of a schedule's state that its steps change; the last three, of one that depends on a metric
-_POSITION = {"last_step", "_global_step", "_last_value", "best", "num_bad_epochs", "cooldown_counter"}
 Metrics = Mapping[str, float]
 
 
@@ -71,7 +64,7 @@ class ResumeHook(Hook):
         # FlexibleRunner may have other files
         is_one = isinstance(runner, Runner) and not isinstance(runner.optim_wrapper, OptimWrapperDict)
         if groups or is_one:
-            changes += _other_settings(runner, checkpoint, groups)
+            changes += other_settings(runner, checkpoint, groups)
             if changes or position.is_late:
                 changes += self._replay(runner, checkpoint, groups)
         elif changes or position.is_late:
@@ -115,26 +108,31 @@ class ResumeHook(Hook):
             changes.append(f"{names} counts anew: the log in {self._folder} lacks validations")
         checkpoint["param_schedulers"] = [each.state_dict() for each in schedules]
         if groups:
-            changes += _set_values(runner, checkpoint["optimizer"], reduced)
+            changes += set_values(runner, checkpoint["optimizer"], reduced)
         return changes
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Log the step also as a metric: LoggerHook may count the iterations of a training by epochs."""
-        if isinstance(loop := runner._train_loop, BaseLoop):
-            step = runner.epoch if isinstance(loop, EpochBasedTrainLoop) else runner.iter
-            runner.message_hub.update_scalar(f"val/{VALIDATED}", step)
+        if isinstance(runner._train_loop, BaseLoop):
+            runner.message_hub.update_scalar(f"val/{VALIDATED}", _done(runner))
 
     def before_train(self, runner: Runner) -> None:
-        """Repeat the effects of the validation that followed the checkpoint, or run it if it was interrupted.
+        """Log where the training begins. If it resumes, repeat the effects of validations.
 
-        Those of all validations on ``EarlyStoppingHook``, which has no state in the file.
+        Of the one that followed the checkpoint, or run it if it was interrupted; of all on
+        ``EarlyStoppingHook``, which has no state in the file.
         """
         validations, self._validations = self._validations, None
-        loop = runner.train_loop
+        loop, now = runner.train_loop, _done(runner)
+        if is_main_process():
+            runner.visualizer.add_scalars({BEGAN: now}, step=runner.iter)
         if validations is None or runner.val_loop is None:
             return
-        by_epoch = isinstance(loop, EpochBasedTrainLoop)
-        now, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
+        if not isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop):
+            text = f"expected a loop of mmengine, got {type(loop).__name__}"
+            runner.logger.warning(f"resume: the effects of validations are not repeated: {text}")
+            return
+        end = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
         known = {step: metrics for step, metrics in validations.items() if step <= now}
         if not _needed_metrics(runner) <= known.get(now, {}).keys():
             known.pop(now, None)  # it measured others
@@ -208,97 +206,9 @@ def _set_position(runner: Runner, checkpoint: dict[str, Any]) -> _Position:
     return position
 
 
-def _other_settings(runner: Runner, checkpoint: dict[str, Any], groups: Sequence[dict]) -> list[str]:
-    """Return a text for each setting of the optimizer that differs, and one for those of the schedules."""
-    wrapper, changes = runner.optim_wrapper, list[str]()
-    own = [each.state_dict() for each in runner.param_schedulers or ()]
-    if _settings(checkpoint.get("param_schedulers") or ()) != _settings(own):
-        changes.append("other schedules")
-    number = len(wrapper.optimizer.param_groups)
-    hint = "load_from starts a training from its weights"
-    if groups and len(groups) != number:
-        text = f"expected {len(groups)} groups of parameters, as in the checkpoint, got {number}"
-        raise UserError(f"resume: optim_wrapper: {text}; {hint}")
-    if groups and (key := _lacking(wrapper.optimizer, checkpoint["optimizer"])):
-        before = checkpoint["meta"].get("optimizer") or "another one"
-        text = f"expected the state of {type(wrapper.optimizer).__name__}, got that of {before} without {key}"
-        raise UserError(f"resume: optim_wrapper.optimizer: {text}; {hint}")
-    if not groups:  # save_optimizer=False
-        changes.append("the optimizer begins anew")
-    return [*changes, *dict.fromkeys(_differences(groups, wrapper))]
-
-
-def _lacking(optimizer: Optimizer, saved: Mapping[str, Any]) -> str | None:
-    """Try a step with a saved state; return the key that the optimizer does not find in it, if any."""
-    numbers = chain(*(group["params"] for group in saved["param_groups"]))
-    own = ((group, parameter) for group in optimizer.param_groups for parameter in group["params"])
-    pairs = [(*pair, saved.get("state", {}).get(number)) for pair, number in zip(own, numbers, strict=False)]
-    if not (pairs := [pair for pair in pairs if pair[2]]):
-        return None
-    group, parameter, state = min(pairs, key=lambda pair: pair[1].numel())
-
-    def first_error(state: Any) -> Exception | None:
-        one = torch.zeros_like(parameter, requires_grad=True)
-        one.grad = torch.zeros_like(one)
-        try:
-            trial = copy.copy(optimizer)
-            trial.param_groups = [{**group, "params": [one]}]
-            trial.state = defaultdict(dict, {one: copy.deepcopy(state)})
-            trial.step()
-        except Exception as error:
-            return error
-        return None
-
-    if first_error(optimizer.state.get(parameter, {})):
-        return None  # it needs more than one parameter
-    error = first_error(state)
-    return str(error.args[0]) if isinstance(error, KeyError) else None
-
-
-def _differences(before: Sequence[dict], wrapper: OptimWrapper) -> Iterator[str]:
-    """Yield a text for each setting of an optimizer that differs, and that no schedule changes."""
-    for old, new in zip(before, wrapper.param_groups, strict=False):
-        initial = [key for key in {**old, **new} if key.startswith("initial_")]
-        moving = {"params", *(key.removeprefix("initial_") for key in initial)}
-        moving |= {"betas"} if "momentum" in moving else set()
-        moving |= {key for key in new.keys() - old.keys() if isinstance(new[key], bool | None)}  # newer torch
-        for key in (*arguments(wrapper.optimizer.__class__)[0], *initial):
-            if key in new and key not in moving and old.get(key) != new[key]:
-                yield f"{key} {old.get(key)} → {new[key]}"
-
-
-def _set_values(runner: Runner, optimizer: dict[str, Any], reduced: set[str]) -> list[str]:
-    """Give the groups of an optimizer in a checkpoint the values of those of the runner.
-
-    Args:
-        reduced: values that a metric has reduced, the runner's not.
-
-    Returns:
-        A text if the learning rate differs.
-    """
-    wrapper, schedules = runner.optim_wrapper, runner.param_schedulers or []
-    settings = {*arguments(wrapper.optimizer.__class__)[0], *(each.param_name for each in schedules)}
-    groups = list(optimizer["param_groups"])
-    if "base_param_settings" in optimizer:
-        groups.append(optimizer["base_param_settings"])
-    rates = [group["lr"] for group in groups]
-    for old, new in zip(groups, wrapper.param_groups, strict=False):  # base_param_settings: perhaps of one
-        for name in reduced:
-            first = new[f"initial_{name}"]
-            new[name] = min(new[name], old[name] * first / old.get(f"initial_{name}", first))
-        is_set = {key for key in new if key not in old or key in settings or key.startswith("initial_")}
-        old.update({key: new[key] for key in is_set - {"params"}})
-    highest = max(range(len(groups)), key=lambda number: groups[number]["lr"])
-    before, rate = rates[highest], groups[highest]["lr"]
-    return [f"learning rate {before:.3g} → {rate:.3g}"] if before != rate else []
-
-
-def _settings(schedules: Sequence[dict]) -> list[dict]:
-    """Return the states of schedules without what their steps change."""
-    return [
-        {key: value for key, value in state.items() if key not in _POSITION and not callable(value)}
-        for state in schedules
-    ]
+def _done(runner: Runner) -> int:
+    """Return the number of epochs that a training has done, or of iterations if it does not count epochs."""
+    return runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
 
 
 def _needed_metrics(runner: Runner) -> set[str]:

@@ -103,14 +103,17 @@ class SummaryHook(Hook):
         lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
-        known = History.read(folder).validation
-        if step := best_of(known, next(map(self._saved.number, files), None)):
-            aps = ", ".join(f"{label} {known[step][key]:.3f}" for key, label in labels(known[step]).items())
-            lines += [("best", f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
-        if last := last_checkpoint(folder):
+        known, best, last = History.read(folder).validation, self._saved.best(), last_checkpoint(folder)
+        file = best or last  # for which the work directory stands
+        step = self._saved.number(file.name) if file else max(known, default=None)
+        if step is not None and (metrics := known.get(step)):
+            aps = ", ".join(f"{label} {metrics[key]:.3f}" for key, label in labels(metrics).items())
+            lines.append(("best" if best else "last", f"{self._unit} {step}: {aps}"))
+            lines.append(("classes", self._classes.get(step, "")))
+        if last:
             files.append(last.name)
         lines.append(("files", ", ".join([*files, "vis_data/"])))
-        if self._is_last:
+        if self._is_last and file:
             lines.append(("next", next_steps(folder)))
         print()
         print_pairs(lines)
@@ -178,18 +181,6 @@ def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
     }
     main = {key: name for key, name in names.items() if key.rpartition("/")[2] in COLUMNS}
     return main if main and most <= len(COLUMNS) else dict([*names.items()][:most])
-
-
-def best_of(known: Mapping[int, Mapping[str, float]], saved: int | None) -> int | None:
-    """Return the validation of the best checkpoint; if none is saved, the first one with the highest AP."""
-    if saved is not None:
-        return saved if saved in known else None
-
-    def ap(step: int) -> float:
-        values = {label: known[step][key] for key, label in labels(known[step]).items()}
-        return values.get("mask AP", next(iter(values.values()), -1))
-
-    return max(known, key=ap, default=None)
 
 
 def shown_path(path: str | os.PathLike) -> str:

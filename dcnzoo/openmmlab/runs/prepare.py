@@ -10,6 +10,7 @@ from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import config_file, is_own_config
+from dcnzoo.openmmlab.saved import checkpoint_hook
 from dcnzoo.utils.files import require_file, require_new
 from dcnzoo.utils.marks import mark
 
@@ -53,8 +54,7 @@ def nothing_left(recipe: Recipe, start: Start) -> str | None:
     if done is None or done < end or (units == "epochs") != saved.by_epoch:
         return None
     is_due = cfg.get("val_cfg") and loop.get("val_begin", 1) <= done == end
-    save_best = cfg.get("default_hooks", {}).get("checkpoint", {}).get("save_best")
-    lacks_best = save_best and saved.is_local and saved.best() is None
+    lacks_best = checkpoint_hook(cfg).get("save_best") and saved.is_local and saved.best() is None
     if is_due and (lacks_best or done not in History.read(folder).validation):  # it runs now
         return None
     return f"{folder}: {done} of {end} {units} are done; set a larger number to train on"
