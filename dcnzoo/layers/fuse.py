@@ -105,10 +105,6 @@ class FusedLayer:
         weight, bias = self._parameters(dtype)
         return self.kernel(self.layer, input, weight, bias, self.read_unary(self.activation), other)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The same for a module's ``forward``, which takes no other map."""
-        return self(input)
-
     def _fits(self, input: Tensor, dtype: torch.dtype, mixed: bool) -> bool:
         # derivatives, other classes of tensors, traces and modes need the calls of the model itself
         if torch.is_grad_enabled() or private.in_dual_level():

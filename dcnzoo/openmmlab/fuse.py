@@ -92,7 +92,7 @@ def stem(network: Any, fuser: Fuser) -> Forwards:
     if "conv1" not in network._modules:
         return {}
     fused, same = fuser.fused_layer(network.conv1, network.norm1, network.relu), nn.Identity()
-    return {network.conv1: fused.forward, network.norm1: same, network.relu: same} if fused else {}
+    return {network.conv1: fused, network.norm1: same, network.relu: same} if fused else {}
 
 
 BLOCKS: dict[type, Block] = {

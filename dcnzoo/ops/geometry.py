@@ -42,23 +42,21 @@ def sampling_points(
     like: Tensor,
 ) -> Tensor:
     """Sampling point of each tap at each output position: ``(N or 1, G or 1, K, rank, *out)``, in pixels."""
-    rank = len(kernel)
-    axes = []
-    for axis in range(rank):
-        tap = torch.arange(kernel[axis], device=like.device, dtype=like.dtype) * dilation[axis]
-        out = torch.arange(out_size[axis], device=like.device, dtype=like.dtype) * stride[axis]
-        tap_shape = [1] * (2 * rank)
-        tap_shape[axis] = -1
-        out_shape = [1] * (2 * rank)
-        out_shape[rank + axis] = -1
-        position = tap.view(tap_shape) + out.view(out_shape) - padding[axis]
-        axes.append(position.expand(*kernel, *out_size).reshape(math.prod(kernel), *out_size))
-    grid = torch.stack(axes, dim=1)[None, None]  # (1, 1, K, rank, *out)
+    rank, axes = len(kernel), zip(out_size, stride, padding, strict=True)
+    taps = torch.meshgrid(
+        *(_steps(*axis, like) for axis in zip(kernel, dilation, strict=True)), indexing="ij"
+    )
+    starts = torch.meshgrid(*(_steps(n, s, like) - p for n, s, p in axes), indexing="ij")
+    positions = [tap.reshape(-1, *[1] * rank) + start for tap, start in zip(taps, starts, strict=True)]
+    grid = torch.stack(positions, dim=1)[None, None]  # (1, 1, K, rank, *out)
     if offset is None:
         return grid
-    taps = math.prod(kernel)
-    groups = offset.shape[1] // (taps * rank)
-    return grid + offset.reshape(offset.shape[0], groups, taps, rank, *out_size).to(like.dtype)
+    groups = offset.shape[1] // (math.prod(kernel) * rank)
+    return grid + offset.reshape(offset.shape[0], groups, *grid.shape[2:]).to(like.dtype)
+
+
+def _steps(count: int, step: int, like: Tensor) -> Tensor:
+    return torch.arange(count, device=like.device, dtype=like.dtype) * step
 
 
 def deform_attn_points(
@@ -72,18 +70,14 @@ def deform_attn_points(
     like: Tensor,
 ) -> Tensor:
     """Sampling points of :func:`dcnv3` without offsets: ``(oH, oW, 1, P, 2)``, (x, y), in pixels."""
-
-    def steps(count: int, step: int) -> Tensor:
-        return torch.arange(count, device=like.device, dtype=like.dtype) * step
-
     middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
     tap_x, tap_y = torch.meshgrid(
-        *(steps(kernel_size[a], dilation[a]) - middle[a] for a in (1, 0)), indexing="ij"
+        *(_steps(kernel_size[a], dilation[a], like) - middle[a] for a in (1, 0)), indexing="ij"
     )
     taps = torch.stack([tap_x, tap_y], dim=-1).flatten(0, 1)  # (P, 2)
     if remove_center:
         taps = torch.cat([taps[: len(taps) // 2], taps[len(taps) // 2 + 1 :]])
     out_y, out_x = torch.meshgrid(
-        *(steps(out_size[a], stride[a]) - padding[a] + middle[a] for a in (0, 1)), indexing="ij"
+        *(_steps(out_size[a], stride[a], like) - padding[a] + middle[a] for a in (0, 1)), indexing="ij"
     )
     return torch.stack([out_x, out_y], dim=-1)[:, :, None, None] + taps * offset_scale
