@@ -72,7 +72,7 @@ class RunOptions:
         cfg.default_hooks = cfg.get("default_hooks") or {}
         hooks, loop = cfg.default_hooks, cfg.get("train_cfg") or {}
         if "checkpoint" not in hooks and loop.get("max_iters") and not loop.get("max_epochs"):
-            hooks.checkpoint = ConfigDict(DEFAULT_HOOKS["checkpoint"], by_epoch=False)
+            hooks.checkpoint = ConfigDict(DEFAULT_HOOKS["checkpoint"], by_epoch=False, max_keep_ckpts=3)
             hooks.checkpoint.interval = loop.get("val_interval", 1000)  # as mmengine's loop
         for name, hook in DEFAULT_HOOKS.items():
             hooks.setdefault(name, ConfigDict(hook))

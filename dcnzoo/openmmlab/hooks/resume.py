@@ -117,21 +117,26 @@ class ResumeHook(Hook):
             runner.message_hub.update_scalar(f"val/{VALIDATED}", _done(runner))
 
     def before_train(self, runner: Runner) -> None:
-        """Log where the training begins. If it resumes, repeat the effects of validations.
-
-        Of the one that followed the checkpoint, or run it if it was interrupted; of all on
-        ``EarlyStoppingHook``, which has no state in the file.
-        """
+        """Log where the training begins; if it resumes, repeat the effects of the validations before."""
         validations, self._validations = self._validations, None
-        loop, now = runner.train_loop, _done(runner)
+        loop = runner.train_loop
         if is_main_process():
-            runner.visualizer.add_scalars({BEGAN: now}, step=runner.iter)
+            runner.visualizer.add_scalars({BEGAN: _done(runner)}, step=runner.iter)
         if validations is None or runner.val_loop is None:
             return
-        if not isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop):
+        if isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop):
+            self._repeat(runner, validations)
+        else:
             text = f"expected a loop of mmengine, got {type(loop).__name__}"
             runner.logger.warning(f"resume: the effects of validations are not repeated: {text}")
-            return
+
+    def _repeat(self, runner: Runner, validations: Mapping[int, Metrics]) -> None:
+        """Repeat the effects of the validation that followed the checkpoint, or run it if it was interrupted.
+
+        Those of all validations on ``EarlyStoppingHook``, which has no state in the file.
+        """
+        loop: Any = runner.train_loop
+        now = _done(runner)
         end = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
         known = {step: metrics for step, metrics in validations.items() if step <= now}
         if not _needed_metrics(runner) <= known.get(now, {}).keys():
