@@ -114,6 +114,7 @@ def test_test_repeats_the_last_validation(trained, tmp_path):
     assert "show-dir: expected pictures with different names" in commands.error_of(*again)
 
 
+@pytest.mark.slow  # test_masks_of_a_mirrored_view_come_back merges views
 def test_test_time_augmentation(trained, tmp_path):
     work, _ = trained
     config = work / Path(CONFIG).name

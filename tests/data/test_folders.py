@@ -109,6 +109,16 @@ def test_of_layouts_with_equal_boxes_the_one_with_masks_or_more_pictures_is_used
     assert find_parts(tmp_path).name == "Pascal VOC" and total(tmp_path)[0] == (9, 8)
 
 
+def test_a_layout_that_cannot_be_read_says_why(tmp_path):
+    part = draw(tmp_path / "left", 4, empty=())
+    shutil.copytree(tmp_path / "left", tmp_path / "right")
+    for name, boxes in part.items():
+        yolo((tmp_path / "left" / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    write(tmp_path / "all.json", coco(part))
+    assert "COCO (data: expected each of the 4 pictures in one folder" in refused(tmp_path)
+
+
 def test_a_second_file_beside_a_picture_does_not_hide_the_first(tmp_path):
     """The annotations of pictures in two folders are in a third one."""
     for number, folder in enumerate(("cam1", "cam1", "cam1", "cam2", "cam2")):

@@ -20,6 +20,7 @@ from dcnzoo.report.report import difference, render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun
 from dcnzoo.report.sections.errors import _short_names, class_table
 from dcnzoo.report.sections.pictures import locations
+from dcnzoo.report.sections.settings import show_configuration
 from dcnzoo.report.validation import ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
 
@@ -166,7 +167,7 @@ def test_shortened_class_names_stay_apart():
     assert len(set(short)) == 4 and short[3] == "c" and max(map(len, short)) < 30
 
 
-def test_runs_beside_each_other(make_run, formatted_configs):
+def test_runs_beside_each_other(make_run):
     start = [(2, 1, 5.0), (4, 1, 4.0)]
     folders = [make_run(f"v2-{i}", [[*start, (1, ap)]]) for i, ap in enumerate((0.2, 0.4))]
     off = make_run("off", [[*start, (1, 0.1)]], **{"model.backbone.dcn": None})
@@ -179,10 +180,18 @@ def test_runs_beside_each_other(make_run, formatted_configs):
     assert first == ["off", "0.100", "0.250", "–"]
     assert second == ["v2", "0.300 ± 0.141", "0.250", "585,806"]
     html = render_runs(runs, detectors, images=1)
-    assert "<td>0.300 ± 0.141</td>" in html and "+        dcn=True," in html
+    assert "<td>0.300 ± 0.141</td>" in html and "Differences of v2 from off" in html
     assert "v2 minus off: box AP +0.200. One pair" in html
     pairs = [TrainedRun.read(folder, label) for folder, label in zip(folders * 2, "abab", strict=True)]
     assert difference(pairs) == " b minus a: box AP +0.200."
+
+
+def test_settings_that_differ_are_lines(tmp_path, formatted_configs):
+    backbone = Config.fromfile(DEFORMABLE).model.backbone
+    models = {"off": {**backbone, "dcn": None}, "v2": backbone}
+    configs = {label: Config({"model": {"backbone": model}}) for label, model in models.items()}
+    runs = [TrainedRun(label, tmp_path, cfg, History({}, {}, {}), None) for label, cfg in configs.items()]
+    assert "+        dcn=True," in show_configuration(runs).parts[0]
 
 
 def test_a_run_without_validation_or_data(make_run, tmp_path):

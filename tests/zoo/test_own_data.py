@@ -261,7 +261,7 @@ def pretend_to_train(work):
     (work / "20260101_000000").mkdir()
 
 
-@pytest.mark.parametrize("name", ["yolo", "labelme"])
+@pytest.mark.parametrize("name", ["yolo", pytest.param("labelme", marks=pytest.mark.slow)])
 def test_resume_with_the_same_data(tmp_path, name):
     """The command that began the training continues it, unless it would train on other data."""
     data, work = tmp_path / "fruits", tmp_path / "run"
