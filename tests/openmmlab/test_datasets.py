@@ -283,6 +283,19 @@ def test_classes_and_images_of_a_file(root, warnings):
     assert "changed.json: 1 of 6 images are skipped: without an annotation or too small" in text
 
 
+def test_classes_without_an_object(root, warnings):
+    """All trefoils are crowds, which are ignored."""
+
+    def change(file):
+        for annotation in file["annotations"]:
+            annotation["iscrowd"] = int(annotation["category_id"] == 2)
+
+    for test_mode in (False, True):
+        warnings.clear()
+        read_coco(root, change, test_mode=test_mode)
+        assert sum("none of trefoil" in text for text, _ in warnings) == 1 - test_mode
+
+
 @pytest.fixture
 def warnings(monkeypatch):
     lines = []

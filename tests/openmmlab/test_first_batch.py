@@ -27,6 +27,7 @@ from ..demo import PLAIN
 
 LOAD = "dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask={masks})"
 PIPELINE = "[" + LOAD + ", {step} dict(type='PackDetInputs')]"
+RESIZED = PIPELINE.format(masks=True, step="dict(type='Resize', scale=({size}), keep_ratio={ratio}),")
 MOSAIC = "dict(type='{type}', img_scale=(64, 64)),"
 
 
@@ -171,7 +172,7 @@ WARNINGS = {
         "train_dataloader['dataset'].update(pipeline="
         + PIPELINE.format(
             masks=True,
-            step="dict(type='RandomResize', scale=[(128, 32), (128, 128)]), "
+            step="dict(type='RandomResize', scale=[(128, 32), (128, 128)], keep_ratio=True), "
             "dict(type='Normalize', mean=[124, 116, 104], std=[58, 57, 57]),",
         )
         + ")",
@@ -196,6 +197,26 @@ WARNINGS = {
         "default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP', rule='less'))",
         ["default_hooks.checkpoint.save_best: expected rule='greater'"],
     ),
+    "larger pictures in a validation": (
+        "val_dataloader['dataset'].update(pipeline=" + RESIZED.format(size="512, 512", ratio=True) + ")",
+        ["val_dataloader.dataset.pipeline: expected pictures of about 128 pixels"],
+    ),
+    "another shape in a validation": (
+        "val_dataloader['dataset'].update(pipeline=" + RESIZED.format(size="128, 64", ratio=False) + ")",
+        ["val_dataloader.dataset.pipeline: expected keep_ratio=True"],
+    ),
+    "a loss that is not finite": (
+        "model = dict(roi_head=dict(bbox_head=dict(bbox_coder=dict(target_stds=[0.0, 0.0, 0.2, 0.2]))))",
+        ["model: expected a finite loss_bbox"],
+    ),
+    "a mean in other units": (
+        "model = dict(data_preprocessor=dict(mean=[0.485, 0.456, 0.406]))",
+        ["model.data_preprocessor.mean: expected one of pixels from 0 to "],
+    ),
+    "pictures that are not predicted": (
+        "val_dataloader.update(batch_size=3, drop_last=True)",
+        ["val_dataloader: expected all 2 pictures in a validation, got 0"],
+    ),
     "a loss of boxes in pixels": (
         "model = dict(roi_head=dict(bbox_head=dict(reg_decoded_bbox=True)))",
         ["model.roi_head.bbox_head.reg_decoded_bbox: expected False with L1Loss"],
@@ -208,7 +229,11 @@ WARNINGS = {
         "train_dataloader['dataset'].update(pipeline="
         + PIPELINE.format(masks=True, step="dict(type='Resize', scale_factor=0.1),")
         + ")",
-        ["train_dataloader.dataset.pipeline: expected pictures of at least 32", "model.rpn_head.anchor_gen"],
+        [
+            "train_dataloader.dataset.pipeline: expected pictures of at least 32",
+            "val_dataloader.dataset.pipeline: expected pictures of about 13 pixels",
+            "model.rpn_head.anchor_gen",
+        ],
     ),
 }
 
@@ -246,11 +271,12 @@ def test_overlaps_of_encoded_boxes():
 
 
 def test_fewer_queries_than_detections():
+    """The key is the setting that the line that failed has, not the module that runs."""
     cfg = Config.fromfile(base_path("mmdet::detr/detr_r50_8xb2-150e_coco.py", "")[0])
     cfg.merge_from_dict({"model.backbone.init_cfg": None, "model.num_queries": 50})
     with trial(cfg):
         (problem,) = unread_of_model(cfg, torch.nn.Linear(1, 1))
-    assert "out of range" in problem.text
+    assert "out of range" in problem.text and problem.subject == "model.test_cfg.max_per_img"
 
 
 def states():

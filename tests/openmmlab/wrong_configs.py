@@ -36,7 +36,10 @@ def mistakes(cfg: Config) -> Iterator[tuple[str, object]]:
     """Yield the mistakes that can be made in a config."""
     for path, values in VALUES:
         if "." not in path or isinstance(_at(cfg, path.rpartition(".")[0]), dict | list):
-            yield from ((path, value) for value in eval(values, {"nan": math.nan}))
+            possible = (
+                value for value in eval(values, {"nan": math.nan}) if value is not ... or _at(cfg, path)
+            )
+            yield from ((path, value) for value in possible)
     for key in OLD_KEYS:
         yield key, "x" if key == "resume_from" else {"type": 1}
     for part in PARTS:

@@ -16,7 +16,13 @@ from dcnzoo.openmmlab.classes import NUMBERS, OTHERS, data_sets, numbers
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.errors import require_none
 from dcnzoo.openmmlab.config.packages import is_published
-from dcnzoo.openmmlab.config.read import variables_without_effect, wrong_top_level_keys
+from dcnzoo.openmmlab.config.read import (
+    files,
+    is_written,
+    replaced_hooks,
+    variables_without_effect,
+    wrong_top_level_keys,
+)
 from dcnzoo.openmmlab.config.tree import (
     LOADERS,
     PARAMETERS,
@@ -24,7 +30,7 @@ from dcnzoo.openmmlab.config.tree import (
     dicts,
     nodes,
 )
-from dcnzoo.openmmlab.config.values import wrong_settings
+from dcnzoo.openmmlab.config.values import unusual_numbers, wrong_settings
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, nearest, short
@@ -86,6 +92,12 @@ def find_problems(
         if runs:
             problems += [*wrong_evaluator_files(parts), *wrong_loaders(parts)]
             problems += similar_hooks(cfg.get("default_hooks"))
+            problems += replaced_hooks(cfg) if "train_cfg" not in unused else ()
+            own = {key: parts[key] for key in ("model", "optim_wrapper") if key in parts}
+            words = {word for file in files(cfg.text) if not file.is_published for word in file.words}
+            known = {problem.subject for problem in problems}
+            for node in nodes(own) if not is_written(cfg) else ():
+                problems += (each for each in unusual_numbers(node, words) if each.subject not in known)
     if "test_cfg" in unused and runs:
         problems += wrong_test_loop(cfg.get("test_cfg"))
     for path in sorted(options) if not runs else ():

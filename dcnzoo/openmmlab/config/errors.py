@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 from types import FrameType
@@ -56,7 +56,7 @@ def explain(cfg: Config, error: Exception, part: str = "") -> tuple[str, str]:
         part: of the config, whose settings the code has; empty: any.
     """
     frames = frames_of(error)
-    key, text, running = _key(cfg, frames), message(error), ""
+    key, text, running, named = _key(cfg, frames), message(error), "", ""
     if isinstance(error, TypeError) and (match := UNKNOWN.match(str(error))):
         text = one_line(error)  # a setting that the class, perhaps dcnzoo's, does not have
         places = [path for path, node in dicts(cfg.to_dict()) if match[2] in node]
@@ -75,8 +75,10 @@ def explain(cfg: Config, error: Exception, part: str = "") -> tuple[str, str]:
         text = f"expected a registered class, got {name}"
     inner = [*takewhile(lambda frame: not _builds(frame), reversed(frames))]
     if not key:
+        in_library = [frame for frame in frames if not _module(frame).startswith("dcnzoo.openmmlab.patches.")]
+        named = _named(cfg, part, text, in_library[-1]) if in_library else ""
         running, inner = _running(frames) or ("", inner)
-    key = _with_setting(cfg, key or running, text, inner) or _named(cfg, part, text, inner)
+    key = named or _with_setting(cfg, key or running, text, inner)
     return key, cut(describe(error) if key == running and text == message(error) else text, _LONGEST)
 
 
@@ -109,8 +111,12 @@ def _nearest_argument(name: str, keyword: str, frame: FrameType) -> str:
 
 def _builds(frame: FrameType) -> bool:
     """Whether a frame is of a function of mmengine that builds something from a dictionary."""
-    name, module = frame.f_code.co_name, frame.f_globals.get("__name__", "")
-    return name.startswith(("build", "_build", "register_")) and module.startswith(_BUILDERS)
+    is_builder = frame.f_code.co_name.startswith(("build", "_build", "register_"))
+    return is_builder and _module(frame).startswith(_BUILDERS)
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "")
 
 
 def _unknown_types(cfg: Config, key: str) -> Iterator[tuple[str, str]]:
@@ -163,14 +169,13 @@ def _with_setting(cfg: Config, path: str, text: str, frames: Iterable[FrameType]
     return path
 
 
-def _named(cfg: Config, part: str, text: str, frames: Sequence[FrameType]) -> str:
+def _named(cfg: Config, part: str, text: str, frame: FrameType) -> str:
     """Return the path of the setting in ``part`` that an error is about, if nothing was built meanwhile.
 
-    It is the only setting whose name is in a line that failed, and whose value is in the message or in a
-    variable of the innermost frame.
+    It is the only setting whose name is in the line that failed, and whose value is in the message or in a
+    variable there.
     """
-    words = {word for frame in frames for word in re.findall(r"\w+", _line(frame))}
-    variables = frames[0].f_locals if frames else {}
+    words, variables = {*re.findall(r"\w+", _line(frame))}, frame.f_locals
     paths = [
         f"{path}.{key}".lstrip(".")
         for path, node in dicts(cfg.to_dict())

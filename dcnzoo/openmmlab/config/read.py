@@ -5,6 +5,7 @@ import copy
 import os
 import re
 import traceback
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ OLD_KEYS = {
 }
 # arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
 SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
+# in the text of a config: the start of a dictionary, its type, a number or several, a bracket
+_TOKEN = re.compile(
+    r"(\w+)\s*=\s*dict\(|type='(\w+)'|(\w+)=(-?\d[\d.e-]*|[\[(][-\d., \ne]+[\])])(?=[,)\s])|([()])"
+)
 PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # variables, with names like tta_pipeline
 
 
@@ -181,10 +186,22 @@ def published_in(key: str) -> set[str]:
     return {name for name, node in names if name == key or key in _keys_in(node, name)}
 
 
-def published_rates(kind: str) -> list[float]:
-    """Return the learning rates of an optimizer in published configs."""
-    pattern = rf"type=['\"]{kind}['\"],\s*lr=([\d.e-]+)"
-    return [float(rate) for text in _published() for rate in re.findall(pattern, text)]
+@cache
+def published_numbers() -> dict[tuple[str, str], list[float]]:
+    """Return the numbers of each setting in published configs, by its type or dictionary, and its name."""
+    numbers = defaultdict[tuple[str, str], list[float]](list)
+    for text in _published():
+        owners = [""]  # of the brackets that are open
+        for name, kind, key, value, bracket in _TOKEN.findall(text):
+            if name or bracket == "(":
+                owners.append(name or owners[-1])
+            elif kind:
+                owners[-1] = kind
+            elif bracket and len(owners) > 1:
+                owners.pop()
+            for number in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", value):
+                numbers[owners[-1], key].append(float(number))
+    return numbers
 
 
 def _published_texts(word: str) -> Iterator[str]:
@@ -218,11 +235,12 @@ def _items(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 @dataclass(frozen=True)
 class File:
-    """The names at the top level that the lines of one file of a config set, and those that they read."""
+    """The names at the top level that one file of a config sets, those that it reads, and all its words."""
 
     path: str
     stored: set[str]
     read: set[str]
+    words: set[str]
 
     @property
     def is_published(self) -> bool:
@@ -249,7 +267,8 @@ def files(text: str) -> Iterator[File]:
             used = [node for node in nodes if isinstance(node, ast.Name)]
             read = {name.id for name in used if isinstance(name.ctx, ast.Load)}
             stored = {name.id for name in used if isinstance(name.ctx, ast.Store)}
-        yield File(path, stored, read | {*re.findall(r"\b_base_\.(\w+)", part)})
+        words = {*re.findall(r"\w+", part)}
+        yield File(path, stored, read | {*re.findall(r"\b_base_\.(\w+)", part)}, words)
 
 
 @contextmanager
@@ -321,6 +340,16 @@ def variables_without_effect(cfg: Config) -> Iterator[Finding]:
         for paths in changed.values():
             text = f"expected the value of {name}, which the base has copied before this config sets it"
             yield Finding(paths[0], f"{text}; set {few(paths)}", stops=name not in last.read)
+
+
+def replaced_hooks(cfg: Config) -> Iterator[Finding]:
+    """Yield the hooks of a base that the list of a config leaves out: it replaces that of the base."""
+    parts, own = [*files(cfg.text)], cfg.get("custom_hooks")
+    if len(parts) > 1 and "custom_hooks" in parts[-1].stored and isinstance(own, list) and own:
+        base = Config.fromfile(parts[-2].path, import_custom_modules=False).get("custom_hooks") or []
+        kinds = [str(each["type"]) for each in base]
+        if gone := [kind for kind in kinds if kind not in [str(each.get("type")) for each in own]]:
+            yield Finding("custom_hooks", f"leaves out {few(gone)} of {parts[-2].path}", stops=False)
 
 
 def _is_literal(value: object) -> bool:

@@ -7,11 +7,12 @@ reads, and that train otherwise.
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
+from dcnzoo.openmmlab.classes import NUMBERS
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
-from dcnzoo.openmmlab.config.read import is_published_key
+from dcnzoo.openmmlab.config.read import is_published_key, published_numbers
 from dcnzoo.openmmlab.config.tree import Node
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
@@ -49,6 +50,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
     ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
 )  # fmt: skip
+_FAR, _LEAST_KNOWN = 4, 5  # times as large as published numbers, if there are so many
 # parts in which no text is a number, True or False
 _NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
 _NUMBER = re.compile(r"True|False|-?\d*\.?\d+(e-?\d+)?")
@@ -93,6 +95,26 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
         is_older_name = close and is_published_key(node.path.rpartition(".")[2], key)
         if close and not is_older_name and not re.match(rf"{close}[_\d]", key):
             yield Finding(f"{node.path}.{key}", f"expected {close}, got an unknown key", "key")
+
+
+def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:
+    """Yield numbers far below or above those that published configs have in the same place.
+
+    Args:
+        keys: of the settings; numbers of classes and of channels are left out.
+    """
+    owner = str(node.content.get("type") or node.path.rpartition(".")[2])
+    for key, value in node.content.items() if is_published(node.kind) else ():
+        known = published_numbers().get((owner, key), [])
+        if len(known) < _LEAST_KNOWN or key not in keys or key in NUMBERS or "channels" in key:
+            continue
+        least, most = min(known), max(known)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        numbers = [number for number in numbers if type(number) in (int, float) and number != -1]  # -1: all
+        low = 0 if least < 0.01 and 0 in numbers else min(least, least / _FAR)
+        if not all(low <= number <= _FAR * most for number in numbers):
+            text = f"expected about {least:g} to {most:g}, as in published configs, got {value}"
+            yield Finding(f"{node.path}.{key}", text, stops=False)
 
 
 def _wrong_value(node: Node, key: str, value: object, argument: inspect.Parameter | None) -> str:

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -221,6 +221,8 @@ class CocoDataset(coco.CocoDataset):
                 self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks)
             images = super().load_data_list()
             self.__dict__.pop("COCOAPI", None)  # with the annotations
+            objects = (each for image in images for each in image["instances"] if not each["ignore_flag"])
+            self._warn_without_objects({each["bbox_label"] for each in objects})
             if self._masks:
                 self._warn_without_mask(*map(sum, zip(*map(_ignore_without_mask, images), strict=True)))
         first = images[0].get("img_path") or self.parse_data_info(_raw(images[0], []))["img_path"]
@@ -265,6 +267,8 @@ class CocoDataset(coco.CocoDataset):
         if self._masks:
             used &= ~columns.ignored & np.isin(columns.labels, chosen)
             self._warn_without_mask(int((used & ~columns.has_mask).sum()), int(used.sum()))
+        labels = {*columns.labels[known & ~columns.ignored & ~columns.crowd].tolist()}
+        self._warn_without_objects({label for label, position in enumerate(chosen) if position in labels})
         order = np.argsort(rows, kind="stable")[np.count_nonzero(~known) :]
         ends = np.cumsum(np.bincount(rows[known], minlength=len(ids))).tolist()
         self._entries = entries.take(order)
@@ -291,6 +295,16 @@ class CocoDataset(coco.CocoDataset):
     def _warn_without_mask(self, without: int, total: int) -> None:
         if without:
             _log(f"{self.ann_file}: {without} of {total} objects without a segmentation are ignored")
+
+    def _warn_without_objects(self, labels: Collection[int]) -> None:
+        """Warn of classes without an object to train on.
+
+        Args:
+            labels: of the objects that are not ignored.
+        """
+        names = [name for label, name in enumerate(self.metainfo["classes"]) if label not in labels]
+        if names and not self.test_mode:
+            _log(f"{self.ann_file}: expected objects of each class to train on, got none of {few(names)}")
 
     def filter_data(self) -> list[dict[str, Any]]:
         left = super().filter_data()

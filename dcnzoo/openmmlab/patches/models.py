@@ -1,6 +1,7 @@
 """Patches for models, their optimizers, and trainings without a GPU."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import utils as dist_utils
 from mmengine.hooks import EMAHook
+from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.optim.optimizer import default_constructor
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from mmengine.runner import checkpoint as loading
@@ -25,6 +28,15 @@ from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.weights import without_wrapper
 
 # mmdet is optional: the functions that patch it import it.
+
+
+def left_out_parameters(changes: Changes) -> None:
+    """Log parameters that an optimizer with a paramwise_cfg leaves out, frozen or shared, as information."""
+
+    def log(message: str, logger: Any = None, level: int = logging.INFO) -> None:
+        print_log(message, logger, logging.INFO)
+
+    changes.set(default_constructor, "print_log", log)
 
 
 class CpuAmpOptimWrapper(AmpOptimWrapper):

@@ -64,6 +64,11 @@ TABLE = (
         target="mmengine.Config.pretty_text",
         reason="Ctrl-C while a checkpoint is saved raises SyntaxError (Failed to format the config file)",
     ),
+    of_mmengine(
+        models.left_out_parameters,
+        target="mmengine.optim.optimizer.default_constructor.print_log",
+        reason="each frozen or shared parameter is a warning, also with published configs",
+    ),
     fix(
         load_own_checkpoints,
         target="the safe globals of torch.serialization",

@@ -2,12 +2,15 @@
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.datasets.transforms import LoadAnnotations
 from mmengine.runner import Runner, ValLoop, set_random_seed
@@ -19,10 +22,11 @@ from dcnzoo.openmmlab.config.errors import frames_of
 from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.utils.errors import UserError, message, one_line, printable
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import cut
+from dcnzoo.utils.text import counted, cut
 
 Batch = dict[str, Any]  # inputs and data_samples, collated
 _TINY = 32  # the stride of most backbones
+_FAR, _SAME_SHAPE = 2, 0.1  # times as large; logarithm of a ratio of width and height
 _INNER = ("dataset", "datasets")  # attributes of wrappers
 
 
@@ -34,11 +38,14 @@ class FirstBatch:
         whole: returns the whole batch.
         evaluate: gives predictions to copies of the metrics of a validation; returns the names of their
             results, or None if some are not known.
+        sizes: of its pictures that are resized as a whole: the length of a side, its ratio to that of the
+            file, and how much more it changes the width than the height.
     """
 
     few: Batch
     whole: Callable[[], Batch]
     evaluate: Callable[[Sequence[Any], Batch], set[str] | None]
+    sizes: Sequence[tuple[float, float, float]] = ()
 
 
 def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatch | None:
@@ -67,17 +74,22 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
                 step.transform = functools.partial(_load_first, step)
         settings.update(dataset=data, num_workers=0)
         loader = runner.build_dataloader(settings, seed=runner.seed)
-        indices = list[int](next(iter(loader.batch_sampler or ()), ()))
+        most = len(data) if name == "val" else 1
+        batches = [list[int](each) for each in islice(loader.batch_sampler or (), most)]
     except Exception as error:
         findings.append(Finding(part, f"its first batch was not tried: {one_line(error)}", stops=False))
         return None
-    if not indices:
+    predicted = sum(map(len, batches))
+    if name == "val" and runner.world_size == 1 and predicted < len(data):
+        text = f"expected all {counted(len(data), 'pictures')} in a validation, got {predicted}"
+        findings.append(Finding(part, text, stops=False))
+    if not (batches and batches[0]):
         return None
 
     def collate(number: int | None = None, seed: int = 0) -> Any:
         try:
             set_random_seed(seed)
-            return loader.collate_fn([data[index] for index in indices[:number]])
+            return loader.collate_fn([data[index] for index in batches[0][:number]])
         except Exception as error:
             steps = {id(step): path for path, step in _steps(data, f"{part}.dataset")}
             frames = [*frames_of(error), *frames_of(error.__cause__)]
@@ -92,17 +104,17 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
         text = f"expected inputs and data_samples, as of PackDetInputs, got {cut(', '.join(map(str, keys)))}"
         findings.append(Finding(pipeline, text, stops=False))
         return None
-    if tiny := [image.shape for image in _images(few["inputs"]) if max(image.shape[-2:]) < _TINY]:
+    if tiny := [image.shape for image in images(few["inputs"]) if max(image.shape[-2:]) < _TINY]:
         text = f"expected pictures of at least {_TINY} pixels, got {tiny[0][-2]} × {tiny[0][-1]}"
         findings.append(Finding(pipeline, text, stops=False))
-    others = [collate(2, seed)["inputs"] for seed in range(1, 5)]  # a step may act in some of them only
+    others = [collate(2, seed) for seed in range(1, 5)]  # a step may act in some of them only
     if name == "val" and not all(
-        all(map(torch.equal, _images(few["inputs"]), _images(inputs))) for inputs in others
+        all(map(torch.equal, images(few["inputs"]), images(other["inputs"]))) for other in others
     ):
         text = "expected the same picture each time, got random ones: predictions are not turned back"
         findings.append(Finding(pipeline, text, stops=False))
     evaluate = functools.partial(_evaluate, loop, f"{runner.cfg.filename}: {name}_evaluator")
-    return FirstBatch(few, collate, evaluate)
+    return FirstBatch(few, collate, evaluate, [size for each in (few, *others) for size in _sizes(each)])
 
 
 def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> set[str] | None:
@@ -179,14 +191,41 @@ def _steps(data: Any, path: str) -> Iterator[tuple[str, object]]:
             yield f"{where}.pipeline.{index}", step
 
 
+def _sizes(batch: Batch) -> Iterator[tuple[float, float, float]]:
+    samples = batch["data_samples"]
+    for sample in samples if isinstance(samples, list) else ():
+        shape, before = sample.get("img_shape"), sample.get("ori_shape")
+        if shape and before:
+            (height, width), (of_height, of_width) = shape[:2], before[:2]
+            across, down = sample.get("scale_factor", (1.0, 1.0))
+            if abs(of_width * across - width) <= 1 and abs(of_height * down - height) <= 1:
+                yield math.sqrt(height * width), math.sqrt(across * down), across / down
+
+
+def other_sizes(train: FirstBatch, val: FirstBatch) -> Iterator[Finding]:
+    """Yield a finding if a validation resizes pictures to other sizes or shapes than the training."""
+    subject = "val_dataloader.dataset.pipeline"
+    if not (train.sizes and val.sizes):
+        return
+    (sides, scales, shapes), (own_sides, own_scales, own_shapes) = map(np.transpose, (train.sizes, val.sizes))
+    are_larger = min(own_sides) > _FAR * max(sides) and min(own_scales) > _FAR * max(scales)
+    are_smaller = max(own_sides) < min(sides) / _FAR and max(own_scales) < min(scales) / _FAR
+    if are_larger or are_smaller:
+        text = f"expected pictures of about {max(sides):.0f} pixels, as in training, got {max(own_sides):.0f}"
+        yield Finding(subject, text, stops=False)
+    keeps, own_keeps = (max(abs(np.log(each))) < _SAME_SHAPE for each in (shapes, own_shapes))
+    if keeps != own_keeps:
+        yield Finding(subject, f"expected keep_ratio={keeps}, as in training, got {own_keeps}", stops=False)
+
+
 def pixels(batch: Batch) -> int:
     """Return the number of pixels of a batch."""
-    return sum(image.shape[-1] * image.shape[-2] for image in _images(batch["inputs"]))
+    return sum(image.shape[-1] * image.shape[-2] for image in images(batch["inputs"]))
 
 
-def _images(inputs: Any) -> Iterator[Tensor]:
+def images(inputs: Any) -> Iterator[Tensor]:
     if isinstance(inputs, Mapping):  # of several branches
         for value in inputs.values():
-            yield from _images(value)
+            yield from images(value)
     else:
         yield from (image for image in inputs if isinstance(image, Tensor))

@@ -31,7 +31,7 @@ from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import is_published_key
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.config.watched import WITH_FILES, Asked, misspelt, unread, watched
-from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, pixels
+from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, images, other_sizes, pixels
 from dcnzoo.openmmlab.runs.separate_run import trial
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import require_file
@@ -41,10 +41,12 @@ from dcnzoo.utils.text import counted, cut
 _LARGEST = 500e6  # bytes of parameters
 _LARGEST_BATCH = 16e6  # pixels
 _SIZES = (96, 320)  # pixels of generated pictures; some families need more than the smallest one
-_LEAST_SPREAD, _MOST_SPREAD = 0.03, 128  # of values normalised twice, and by the std of pixels from 0 to 1
+_LEAST_SPREAD = 0.03  # pixels that are normalised twice have a smaller one
 _ENCODED = 10  # of an encoded box; of one in pixels, a coordinate is larger
 _UNSET = -123.5  # of a parameter that is not initialised
-_LACKS = re.compile(r"'(?:InstanceData|DetDataSample)' object has no attribute '(\w+)'")
+_LACKS = re.compile(
+    r"(?:'(?:InstanceData|DetDataSample)' object has no attribute |img_meta\w*(?:\.get\(|\[))'(\w+)'"
+)
 _THRESHOLDS = ("score_thr", "conf_thr", "filter_thr")
 _FEW = 64  # boxes that both stages of a small run propose, sample and predict
 
@@ -57,11 +59,13 @@ def require_read(runner: Runner) -> None:
     """
     cfg, findings = runner.cfg, list[Finding]()
     with trial(cfg) as changes:
-        batches = [first_batch(runner, name, findings) for name in ("train", "val")]
+        train, val = (first_batch(runner, name, findings) for name in ("train", "val"))
+        if train and val:
+            findings += other_sizes(train, val)
         # the model does not wait for other ranks
         changes.set(torch.distributed, "is_initialized", lambda: False)
         try:
-            findings += unread_of_model(cfg, runner.model, *batches)
+            findings += unread_of_model(cfg, runner.model, train, val)
         except UserError as error:
             if all(is_published(type(hook)) for hook in runner.hooks):
                 raise
@@ -104,6 +108,10 @@ def unread_of_model(
         findings = [*second.findings.values(), *_not_initialised(cfg, second.model)]
         findings += wrong_monitors(cfg.to_dict(), second.names) if second.names else []
         return [failure, *findings] if failure else [*findings, *unread(cfg, "model", second.asked)]
+
+
+class _NotFinite(ValueError):
+    pass
 
 
 class _SecondModel:
@@ -166,6 +174,8 @@ class _SecondModel:
             raise
         except (MemoryError, torch.OutOfMemoryError) as lack:
             return self.failure(lack)
+        except _NotFinite as same:  # also with initial weights
+            self._warn("model", str(same))
         except Exception as same:
             loader = "train_dataloader" if training else "val_dataloader"
             key, text = misspelt(self._cfg, "model", self.asked, same) or self._explain(same, loader)
@@ -177,7 +187,7 @@ class _SecondModel:
     def _explain(self, error: Exception, loader: str) -> tuple[str, str]:
         """Return the key that an error of the model is about, or that of the loader, and its message."""
         key, text = explain(self._cfg, error, "model")
-        if match := _LACKS.search(str(error)):
+        if match := _LACKS.search(text):
             return f"{loader}.dataset.pipeline", f"expected {match[1]}, which {key} reads, got none"
         part = self._heads.get(key) if self._width and isinstance(error, AssertionError) else None
         if part and (problem := _other_strides(*part, self._width, has_failed=True)):
@@ -210,7 +220,10 @@ class _SecondModel:
         inputs = data["inputs"]
         self._width = inputs.shape[-1] if isinstance(inputs, Tensor) else 0
         spread = _spread(inputs, data["data_samples"] or ()) if self._width else 1
-        if not _LEAST_SPREAD < spread < _MOST_SPREAD:
+        for key, most in _other_units(model.data_preprocessor, batch):
+            text = f"expected one of pixels from 0 to {most:g}, got one of pixels from 0 to 1"
+            self._warn(f"model.data_preprocessor.{key}", text)
+        if not spread > _LEAST_SPREAD:
             text = f"expected normalised pixels, got ones with a standard deviation of {spread:.3g}"
             self._warn("model.data_preprocessor.std", text)
         with torch.set_grad_enabled(training and torch.is_grad_enabled()):
@@ -219,6 +232,8 @@ class _SecondModel:
             model.parse_losses(result)
             for name, value in result.items():
                 values = value if isinstance(value, list) else [value]
+                if "loss" in name and not all(each.isfinite().all() for each in values):
+                    raise _NotFinite(f"expected a finite {name} in the first iteration, got inf or nan")
                 if "loss" in name and any(each.numel() > 1 for each in values):
                     text = f"expected one number as {name}, got several: reduction='mean' averages them"
                     self._warn("model", text)
@@ -322,6 +337,15 @@ def _spread(inputs: Tensor, samples: Sequence[Any]) -> float:
     shapes = [getattr(each, "img_shape", inputs.shape[-2:]) for each in samples]
     own = [image[..., :height, :width] for image, (height, width, *_) in zip(inputs, shapes, strict=False)]
     return float(torch.stack([each.std((-2, -1)).mean() for each in own or [inputs]]).mean())
+
+
+def _other_units(preprocessor: Any, batch: Batch) -> Iterator[tuple[str, float]]:
+    """Yield ``mean`` or ``std`` if it is that of pixels from 0 to 1, with the largest pixel of a batch."""
+    most = max(float(image.max()) for image in images(batch["inputs"]))
+    for key in ("mean", "std"):
+        values = getattr(preprocessor, key, None)
+        if most > _ENCODED and isinstance(values, Tensor) and ((values > 0) & (values < 1)).any():
+            yield key, most
 
 
 def _other_boxes(head: Any, loss: nn.Module, args: tuple) -> str:

@@ -9,11 +9,10 @@ from typing import Any
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from torch.optim import Optimizer
+from torch import nn
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
-from dcnzoo.openmmlab.config.read import published_rates
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.hooks.resume import depends_on_metric, stepped
 from dcnzoo.openmmlab.hooks.seeds import random_states
@@ -64,6 +63,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     schedules = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
     owners = [(type(each).__name__, each) for each in (runner.optim_wrapper, loop, *runner.hooks, *augments)]
     owners += [(f"param_scheduler.{index}", each) for index, each in enumerate(schedules)]
+    owners += [(f"model.{name}", each) for name, each in runner.model.named_modules() if name]
     are_late = False  # the schedules
     for subject, owner in owners:
         if not by_epoch and getattr(owner, "by_epoch", False):
@@ -79,7 +79,9 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
         acts = not isinstance(owner, Hook) or type(owner).after_train_iter is not Hook.after_train_iter
         if owner is not loop and acts and not isinstance(owner, LoggerHook):  # which logs each epoch's end
             lasts["interval"] = length if hasattr(owner, "by_epoch") else iterations
-        if owner in schedules:
+        if isinstance(owner, nn.Module):
+            lasts = {"_epoch": epochs - 1}
+        elif owner in schedules:
             lasts = {"": length}
         known = arguments(owner.__class__)[0]
         for name in sorted({*known, "dynamic_milestones", "cumulative_periods"}):
@@ -87,14 +89,14 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
             last = next((number for part, number in lasts.items() if part in name), 0)
             # INF: an end that is not set, from which others are derived
             number = max((each for each in _whole(value) if each < INF // 2), default=0)
+            if not 0 < last < number or name.startswith("max_"):
+                continue
             is_chosen = any(name == key and kind.endswith(type(owner).__name__) for kind, key in chosen)
-            is_default = not is_chosen and name in known and known[name].default == value
-            if 0 < last < number and not (name.startswith("max_") or is_default):
+            if is_chosen or name not in known or known[name].default != value:
                 are_late = are_late or owner in schedules
                 text = f"expected at most {last:,} in this training, got {number:,}"
                 yield Finding(f"{subject}.{name}", text, stops=False)
     yield from _idle_hooks(runner, iterations)
-    yield from _large_rate(getattr(runner.optim_wrapper, "optimizer", None))
     of_rates = [each for each in schedules if each.param_name == "lr" and not depends_on_metric(each)]
     yield from () if are_late else _rates(runner, of_rates, epochs)
 
@@ -121,16 +123,6 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
             saves.append(bool(hook.save_best or hook.save_last or hook.interval > 0))
     if saves and not any(saves):
         yield Finding("default_hooks.checkpoint", "expected a checkpoint, got none", stops=False)
-
-
-def _large_rate(optimizer: object) -> Iterator[Finding]:
-    """Yield a rate that is ten times as large as the largest one of published configs, or larger."""
-    groups = optimizer.param_groups if isinstance(optimizer, Optimizer) else ()
-    rate = max((group.get("initial_lr", group["lr"]) for group in groups), default=0)
-    kind = type(optimizer).__name__
-    if (rates := published_rates(kind)) and rate >= 10 * (largest := max(rates)):
-        text = f"expected less than {10 * largest:g} with {kind}: published configs have up to {largest:g}"
-        yield Finding("optim_wrapper.optimizer.lr", f"{text}, got {rate:g}", stops=False)
 
 
 def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Finding]:
@@ -170,23 +162,18 @@ def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Fi
     elif highest < 0.9 * first or peak > iterations / 2:
         got = f"at most {highest:.3g}, in iteration {peak} of {iterations}"
         yield Finding("param_scheduler", f"expected {first:.3g} in the first half, got {got}", stops=False)
-    spans = list[tuple[int, int, range]]()  # number of a schedule, direction, and iterations of its changes
+    spans = list[tuple[int, ...]]()  # of each schedule: number, direction, first and last change
     for index, each in enumerate(schedules):
         steps = [new - old for old, new in pairwise(replayed([each]))]
         if getattr(each, "factor", 0) != 1 and not any(steps):
             yield Finding(f"param_scheduler.{index}", "does not change the learning rate", stops=False)
         for sign, word in ((1, "raises"), (-1, "lowers")):
-            moves = [number for number, step in enumerate(steps) if step * sign > 0]
-            span = range(moves[0], moves[-1] + 1) if moves else range(0)
-            others = (n for n, way, same in spans if way == sign and _overlap(same, span))
-            for other in others:
-                text = f"{word} the learning rate in the same iterations as param_scheduler.{other}"
-                yield Finding(f"param_scheduler.{index}", text, stops=False)
-            spans.append((index, sign, span))
-
-
-def _overlap(first: range, second: range) -> bool:
-    return max(first.start, second.start) < min(first.stop, second.stop)
+            moves = [number for number, step in enumerate(steps) if step * sign > 0] or [iterations, 0]
+            for other, way, begin, end in spans:
+                if other != index and way == sign and begin <= moves[-1] and moves[0] <= end:
+                    text = f"{word} the learning rate in the same iterations as param_scheduler.{other}"
+                    yield Finding(f"param_scheduler.{index}", text, stops=False)
+            spans.append((index, sign, moves[0], moves[-1]))
 
 
 def _whole(value: object) -> list[int]:
