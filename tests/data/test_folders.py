@@ -241,6 +241,23 @@ def test_pictures_that_were_deleted(tmp_path):
     assert "file_name: expected an image" in refused(tmp_path), "most of them: the copy is not complete"
 
 
+def test_objects_of_pictures_that_were_deleted_are_counted_in_voc(tmp_path):
+    part = {name: [ONE, (1, 30, 4, 12, 20)] for name in draw(tmp_path, 8)}
+    for name, boxes in part.items():
+        voc((tmp_path / name).with_suffix(".xml"), name, boxes)
+    (tmp_path / "0003.jpg").unlink()
+    numbers, text = total(tmp_path)
+    assert numbers == (7, 14) and "2 objects of 1 missing picture" in text
+
+
+def test_labels_of_a_picture_with_the_name_of_a_split(tmp_path):
+    """They are no list of pictures."""
+    for name, boxes in draw(tmp_path, ("test.jpg", "a.jpg", "b.jpg", "c.jpg"), empty=()).items():
+        yolo((tmp_path / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    assert total(tmp_path)[0] == (4, 4)
+
+
 @pytest.mark.parametrize(
     "stored",
     ["/data/local-files/?d=set/{}", "3f2a9c01-{}", "upload/3f2a9c01-{}", "C:\\me\\{}"],
@@ -691,16 +708,6 @@ def test_two_lists_of_classes(tmp_path, names, file):
     numbers, text = total(tmp_path)
     (line,) = (line for line in text.splitlines() if f"{file} names" in line)
     assert numbers == (8, 8) and names[0] in line and ", ".join(CLASSES) in line
-
-
-def test_other_labels_of_the_same_pictures(tmp_path):
-    """In a folder of which no file belongs to a picture beside it; equal ones are in the used files."""
-    plain_yolo(tmp_path)
-    shutil.copytree(tmp_path / "labels", tmp_path / "labels_backup")
-    numbers, text = total(tmp_path)
-    assert numbers == (8, 8) and "8 objects are in the used files" in text
-    write(tmp_path / "labels_backup/0000.txt", "0 0.5 0.5 0.125 0.125\n")
-    assert "expected each object in a split" in refused(tmp_path)
 
 
 def test_a_picture_in_a_format_that_is_not_read(tmp_path):

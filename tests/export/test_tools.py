@@ -149,7 +149,8 @@ def test_the_file_alone_is_enough(exported, evaluated):
         assert ours.masks.shape == (len(ours), 128, 128)
 
 
-@pytest.mark.parametrize("ending", [".onnx", pytest.param(".xml", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the two tests above compare the file with PyTorch
+@pytest.mark.parametrize("ending", [".onnx", ".xml"])
 def test_every_backend_detects_the_same(exported, evaluated, work, tmp_path, ending):
     path = exported[0]
     if ending == ".xml":

@@ -179,6 +179,7 @@ def test_dry_run_says_what_was_decided(tmp_path):
     )
 
 
+@pytest.mark.slow  # cli/test_train.py: test_data_of_a_training_stay
 def test_data_of_a_running_training_stay(tmp_path, monkeypatch):
     """Also before its first checkpoint."""
     monkeypatch.setattr(lock, "_ORPHANS_END", 0)
@@ -238,6 +239,7 @@ def test_work_directories_in_the_data_are_not_read(tmp_path, name):
     assert train[0] == train[1] and any("1 folder (work_dirs/one/data)" in line for line in second.decisions)
 
 
+@pytest.mark.slow  # cli/test_options.py: each option is used
 def test_remedies_that_are_named_exist(tmp_path):
     write_voc(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     file = next((tmp_path / "fruits/Annotations").glob("*.xml"))
