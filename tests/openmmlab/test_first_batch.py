@@ -159,7 +159,8 @@ WARNINGS = {
     "a random validation": (
         "val_dataloader['dataset'].update(pipeline="
         + PIPELINE.format(
-            masks=True, step="dict(type='Resize', scale=(64, 64)), dict(type='RandomFlip', prob=0.5),"
+            masks=True,
+            step="dict(type='Resize', scale=(64, 64), keep_ratio=True), dict(type='RandomFlip', prob=0.5),",
         )
         + ")",
         ["val_dataloader.dataset.pipeline: expected the same picture each time"],

@@ -26,7 +26,7 @@ from dcnzoo.utils.text import counted, cut
 
 Batch = dict[str, Any]  # inputs and data_samples, collated
 _TINY = 32  # the stride of most backbones
-_FAR, _SAME_SHAPE = 2, 0.1  # times as large; logarithm of a ratio of width and height
+_FAR = 2  # times as large
 _INNER = ("dataset", "datasets")  # attributes of wrappers
 
 
@@ -38,14 +38,15 @@ class FirstBatch:
         whole: returns the whole batch.
         evaluate: gives predictions to copies of the metrics of a validation; returns the names of their
             results, or None if some are not known.
-        sizes: of its pictures that are resized as a whole: the length of a side, its ratio to that of the
-            file, and how much more it changes the width than the height.
+        sizes: of its pictures that are resized as a whole: the length of a side, and its ratio to the file's.
+        keeps: whether its steps keep the ratio of width and height.
     """
 
     few: Batch
     whole: Callable[[], Batch]
     evaluate: Callable[[Sequence[Any], Batch], set[str] | None]
-    sizes: Sequence[tuple[float, float, float]] = ()
+    sizes: Sequence[tuple[float, float]]
+    keeps: set[bool]
 
 
 def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatch | None:
@@ -114,7 +115,14 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
         text = "expected the same picture each time, got random ones: predictions are not turned back"
         findings.append(Finding(pipeline, text, stops=False))
     evaluate = functools.partial(_evaluate, loop, f"{runner.cfg.filename}: {name}_evaluator")
-    return FirstBatch(few, collate, evaluate, [size for each in (few, *others) for size in _sizes(each)])
+    sizes = [size for each in (few, *others) for size in _sizes(each)]
+    steps = [getattr(step, "resize", step) for _, step in _steps(data, "")]
+    keeps = {
+        bool(step.keep_ratio)
+        for step in steps
+        if getattr(step, "scale", None) and hasattr(step, "keep_ratio")
+    }
+    return FirstBatch(few, collate, evaluate, sizes, keeps)
 
 
 def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> set[str] | None:
@@ -191,7 +199,7 @@ def _steps(data: Any, path: str) -> Iterator[tuple[str, object]]:
             yield f"{where}.pipeline.{index}", step
 
 
-def _sizes(batch: Batch) -> Iterator[tuple[float, float, float]]:
+def _sizes(batch: Batch) -> Iterator[tuple[float, float]]:
     samples = batch["data_samples"]
     for sample in samples if isinstance(samples, list) else ():
         shape, before = sample.get("img_shape"), sample.get("ori_shape")
@@ -199,23 +207,22 @@ def _sizes(batch: Batch) -> Iterator[tuple[float, float, float]]:
             (height, width), (of_height, of_width) = shape[:2], before[:2]
             across, down = sample.get("scale_factor", (1.0, 1.0))
             if abs(of_width * across - width) <= 1 and abs(of_height * down - height) <= 1:
-                yield math.sqrt(height * width), math.sqrt(across * down), across / down
+                yield math.sqrt(height * width), math.sqrt(across * down)
 
 
 def other_sizes(train: FirstBatch, val: FirstBatch) -> Iterator[Finding]:
     """Yield a finding if a validation resizes pictures to other sizes or shapes than the training."""
     subject = "val_dataloader.dataset.pipeline"
-    if not (train.sizes and val.sizes):
-        return
-    (sides, scales, shapes), (own_sides, own_scales, own_shapes) = map(np.transpose, (train.sizes, val.sizes))
-    are_larger = min(own_sides) > _FAR * max(sides) and min(own_scales) > _FAR * max(scales)
-    are_smaller = max(own_sides) < min(sides) / _FAR and max(own_scales) < min(scales) / _FAR
-    if are_larger or are_smaller:
-        text = f"expected pictures of about {max(sides):.0f} pixels, as in training, got {max(own_sides):.0f}"
+    if len(train.keeps) == len(val.keeps) == 1 and train.keeps != val.keeps:
+        text = f"expected keep_ratio={True in train.keeps}, as in training, got {True in val.keeps}"
         yield Finding(subject, text, stops=False)
-    keeps, own_keeps = (max(abs(np.log(each))) < _SAME_SHAPE for each in (shapes, own_shapes))
-    if keeps != own_keeps:
-        yield Finding(subject, f"expected keep_ratio={keeps}, as in training, got {own_keeps}", stops=False)
+    if train.sizes and val.sizes:
+        (sides, scales), (own_sides, own_scales) = (np.transpose(each.sizes) for each in (train, val))
+        are_larger = min(own_sides) > _FAR * max(sides) and min(own_scales) > _FAR * max(scales)
+        are_smaller = max(own_sides) < min(sides) / _FAR and max(own_scales) < min(scales) / _FAR
+        if are_larger or are_smaller:
+            text = f"expected pictures of about {max(sides):.0f} pixels, as in training"
+            yield Finding(subject, f"{text}, got {max(own_sides):.0f}", stops=False)
 
 
 def pixels(batch: Batch) -> int:
