@@ -82,16 +82,10 @@ def test_settings_without_effect(tmp_path, text, subject, stops):
     assert found == ({subject: stops} if subject else {})
 
 
-class LateLayer(torch.nn.Linear):
-    def __init__(self, initial_epoch):
-        super().__init__(1, 1)
-        self.initial_epoch = initial_epoch
-
-
 class Late(Images):
     def __init__(self):
         super().__init__()
-        self.layer = LateLayer(12)
+        self.layers.initial_epoch = 12  # as TOODHead, from train_cfg
 
 
 SWITCH = dict(type="mmdet.PipelineSwitchHook", switch_pipeline=[])
@@ -157,7 +151,7 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
         (dict(custom_hooks=[dict(type="EarlyStoppingHook", monitor="a", rule="less")],
               val_dataloader=None, val_cfg=None, val_evaluator=None),
          "EarlyStoppingHook: expected a validation"),
-        (dict(model=Late()), "model.layer.initial_epoch: "),
+        (dict(model=Late()), "model.layers.initial_epoch: "),
         (dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", save_last=False))),
          "default_hooks.checkpoint: expected a checkpoint"),
         (dict(train_cfg=BY_ITERATIONS), "CheckpointHook.by_epoch: expected False"),

@@ -79,12 +79,13 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
         acts = not isinstance(owner, Hook) or type(owner).after_train_iter is not Hook.after_train_iter
         if owner is not loop and acts and not isinstance(owner, LoggerHook):  # which logs each epoch's end
             lasts["interval"] = length if hasattr(owner, "by_epoch") else iterations
-        if isinstance(owner, nn.Module):
-            lasts = {"_epoch": epochs - 1}
+        known = arguments(owner.__class__)[0]
+        names = {*known, "dynamic_milestones", "cumulative_periods"}
+        if isinstance(owner, nn.Module):  # it may have them from train_cfg
+            lasts, names = {"_epoch": epochs - 1}, vars(owner).keys()
         elif owner in schedules:
             lasts = {"": length}
-        known = arguments(owner.__class__)[0]
-        for name in sorted({*known, "dynamic_milestones", "cumulative_periods"}):
+        for name in sorted(names):
             value = getattr(owner, name, getattr(owner, f"_{name}", 0))
             last = next((number for part, number in lasts.items() if part in name), 0)
             # INF: an end that is not set, from which others are derived
