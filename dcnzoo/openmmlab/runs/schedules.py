@@ -82,7 +82,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
         known = arguments(owner.__class__)[0]
         names = {*known, "dynamic_milestones", "cumulative_periods"}
         if isinstance(owner, nn.Module):  # it may have them from train_cfg
-            lasts, names = {"_epoch": epochs - 1}, vars(owner).keys()
+            lasts, names = {"_epoch": epochs - 1}, {*vars(owner)}
         elif owner in schedules:
             lasts = {"": length}
         for name in sorted(names):
