@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -161,20 +162,24 @@ class _SecondModel:
         """
         first = None if first and pixels(first.few) > _LARGEST_BATCH else first
         error = self._run_small(first, training)
+        if error is not None:  # some parameters have any values before they are initialised
+            with suppress(Exception):
+                self.model.init_weights()
+            error = self._run_small(first, training)
         if error is None:
             return None
         batch = first.whole() if first else None
         if batch is None or pixels(batch) > _LARGEST_BATCH:
             return self.failure(error)
         self.build()
-        self.model.init_weights()  # some parameters have any values before
+        self.model.init_weights()
         try:
             self._run(batch, training, first)
         except UserError:
             raise
         except (MemoryError, torch.OutOfMemoryError) as lack:
             return self.failure(lack)
-        except _NotFinite as same:  # also with initial weights
+        except _NotFinite as same:
             self._warn("model", str(same))
         except Exception as same:
             loader = "train_dataloader" if training else "val_dataloader"
