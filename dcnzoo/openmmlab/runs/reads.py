@@ -43,7 +43,7 @@ _LARGEST = 500e6  # bytes of parameters
 _LARGEST_BATCH = 16e6  # pixels
 _SIZES = (96, 320)  # pixels of generated pictures; some families need more than the smallest one
 _LEAST_SPREAD = 0.03  # pixels that are normalised twice have a smaller one
-_ENCODED = 10  # of an encoded box; of one in pixels, a coordinate is larger
+_OF_PIXELS = 10  # larger numbers are those of pixels: coordinates, or values from 0 to 255
 _UNSET = -123.5  # of a parameter that is not initialised
 _LACKS = re.compile(
     r"(?:'(?:InstanceData|DetDataSample)' object has no attribute |img_meta\w*(?:\.get\(|\[))'(\w+)'"
@@ -349,7 +349,7 @@ def _other_units(preprocessor: Any, batch: Batch) -> Iterator[tuple[str, float]]
     most = max(float(image.max()) for image in images(batch["inputs"]))
     for key in ("mean", "std"):
         values = getattr(preprocessor, key, None)
-        if most > _ENCODED and isinstance(values, Tensor) and ((values > 0) & (values < 1)).any():
+        if most > _OF_PIXELS and isinstance(values, Tensor) and ((values > 0) & (values < 1)).any():
             yield key, most
 
 
@@ -362,7 +362,7 @@ def _other_boxes(head: Any, loss: nn.Module, args: tuple) -> str:
     are_boxes = bool((boxes[..., 2:] >= boxes[..., :2]).all())
     if by_overlap and not are_boxes:
         return f"expected True with {name}, which compares boxes, got encoded ones"
-    is_decoded = getattr(head, "reg_decoded_bbox", False) and are_boxes and boxes.max() > _ENCODED
+    is_decoded = getattr(head, "reg_decoded_bbox", False) and are_boxes and boxes.max() > _OF_PIXELS
     return f"expected False with {name}, got boxes in pixels" if is_decoded and not by_overlap else ""
 
 
