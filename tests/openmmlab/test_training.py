@@ -40,7 +40,7 @@ from dcnzoo.openmmlab.hooks import (
     ProgressHook,
     SummaryHook,
 )
-from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.hooks.history import History, next_number
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
@@ -1312,10 +1312,17 @@ def test_the_summary_is_that_of_the_checkpoint_for_which_the_folder_stands(tmp_p
         assert (SavedCheckpoints(folder).best() is not None) == bool(best)
 
 
-def test_the_metrics_are_named_if_the_best_one_is_unknown(tmp_path):
+def test_the_summary_compares_no_epochs_with_iterations(tmp_path, capsys):
+    loop = {"type": "IterBasedTrainLoop", "max_iters": 6, "val_interval": 3}
+    train(tmp_path, "units", train_cfg=loop, val_evaluator=Evaluator([Score()]))
+    assert "\nlast   iteration 6: score " in capsys.readouterr().out
+
+
+def test_the_metrics_are_named_if_the_best_one_is_unknown(tmp_path, capsys):
     typo = {"save_best": "scroe", "rule": "less"}
-    with pytest.raises(UserError, match=r"save_best: expected one of error, score, got scroe"):
-        train(tmp_path, "typo", best=typo, val_evaluator=Evaluator([TwoScores()]))
+    train(tmp_path, "typo", best=typo, val_evaluator=Evaluator([TwoScores()]))
+    assert "save_best: expected one of error, score, got scroe" in capsys.readouterr().out
+    assert (tmp_path / "epoch_4.pth").exists(), "it trains on"
 
 
 def test_a_checkpoint_is_a_file(tmp_path, capsys):
@@ -1366,11 +1373,22 @@ def test_a_log_says_where_its_process_began(tmp_path):
     """Whatever else it contains; and where an epoch has other numbers of iterations than before."""
     log = tmp_path / "20261025_010000/vis_data/scalars.json"
     losses = [{"step": n, "epoch": 1 + n // 4, "loss": 1.0} for n in range(1, 10)]
-    for rows in (losses, [{"step": 8, "began_after": 2}]):
+    for rows in (losses, [{"step": 8, "began_after": 2, "start_number": 1}]):
         log.parent.mkdir(parents=True)
         log.write_text("\n".join(map(json.dumps, rows)))
         log = tmp_path / "20261025_020000/vis_data/scalars.json"
-    assert [*History.read(tmp_path).training] == [*range(1, 8)]
+    assert [*History.read(tmp_path).training] == [*range(1, 8)] and next_number(tmp_path) == 2
+
+
+def test_starts_are_numbered(tmp_path):
+    """A log ends after its last row: the second start resumed at 10, the third from an earlier checkpoint."""
+    for number, (began, steps) in enumerate(((0, (4, 8)), (10, (12, 16)), (6, (8, 12))), 1):
+        log = tmp_path / f"20261025_0{number}0000/vis_data/scalars.json"
+        log.parent.mkdir(parents=True)
+        rows = [{"step": step, "loss": float(number)} for step in steps]
+        rows.insert(0, {"step": began, "began_after": began // 2, "start_number": number})
+        log.write_text("\n".join(map(json.dumps, rows)))
+    assert {step: row["loss"] for step, row in History.read(tmp_path).training.items()} == {4: 1, 8: 3, 12: 3}
 
 
 def test_a_resumed_training_forgets_the_validations_after_its_checkpoint(tmp_path):
@@ -1386,8 +1404,9 @@ def test_validations_are_not_repeated_in_another_loop(tmp_path):
     hook, lines = ResumeHook(SavedCheckpoints(tmp_path)), []
     visualizer = SimpleNamespace(add_scalars=lambda values, step: None)
     hook._validations = {1: {"score": 1.0}}
-    runner = SimpleNamespace(train_loop=object(), val_loop=object(), iter=3, visualizer=visualizer)
-    hook.before_train(SimpleNamespace(logger=SimpleNamespace(warning=lines.append), **vars(runner)))
+    runner = SimpleNamespace(train_loop=object(), val_loop=object(), iter=3, work_dir=str(tmp_path))
+    logger = SimpleNamespace(warning=lines.append)
+    hook.before_train(SimpleNamespace(logger=logger, visualizer=visualizer, **vars(runner)))
     assert len(lines) == 1 and "got object" in lines[0]
 
 

@@ -147,8 +147,9 @@ class AtomicCheckpointHook(CheckpointHook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
         monitors = self.key_indicators if self.save_best else ()
         if unknown := [name for name in monitors if name not in {"auto", *metrics}]:
-            text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}"
-            raise UserError(f"default_hooks.checkpoint.save_best: {text}")
+            text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}; no best checkpoint is saved"
+            runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
+            return
         last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
         super().after_val_epoch(runner, metrics)
         self.last_ckpt = last

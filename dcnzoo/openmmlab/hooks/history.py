@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ _WORDS = {
 PARTS = ("class loss", "box loss", "mask loss")
 VALIDATED = "validation_step"  # the epoch after which a validation ran, or the iteration
 BEGAN = "began_after"  # the epoch after which a process began to train, or the iteration
+NUMBER = "start_number"  # of this process in the work directory, from 1
+_LOGS = "*/vis_data/scalars.json"
 
 
 def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
@@ -35,8 +37,8 @@ def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
 class History:
     """The numbers in ``work_dir/*/vis_data/scalars.json``.
 
-    A row with ``loss`` is one of the training. :class:`~dcnzoo.openmmlab.hooks.ResumeHook` writes where a
-    process began, ``began_after``, and adds ``validation_step`` to the rows of validations. In logs up to
+    A row with ``loss`` is one of the training. :class:`~dcnzoo.openmmlab.hooks.ResumeHook` writes the number
+    of a start and where it began, and adds ``validation_step`` to the rows of validations. In logs up to
     version 0.2.0, the first row of the training says where, and a validation only has the time that it took.
     Other hooks may write other rows.
 
@@ -52,14 +54,11 @@ class History:
 
     @classmethod
     def read(cls, work_dir: Path) -> "History":
-        """Read the logs of all starts. A later start replaces the entries after the point where it began.
-
-        The names of their folders are local times, and a clock may go back: see :func:`_in_order`.
-        """
+        """Read the logs of all starts. A later start replaces the entries after the point where it began."""
         training: dict[int, dict[str, float]] = {}
         validation: dict[int, dict[str, float]] = {}
         offsets: dict[int, dict[str, float]] = {}
-        for log in _in_order(files_beside(work_dir, "*/vis_data/scalars.json")):
+        for log in _in_order(files_beside(work_dir, _LOGS)):
             for entry in log:
                 step = entry["step"]
                 figures = {
@@ -92,16 +91,29 @@ def _forget(rows: dict[int, dict[str, float]], began: Mapping[str, float]) -> No
         rows.popitem()
 
 
+def next_number(work_dir: Path) -> int:
+    """Return the number of the start that a process begins."""
+    return 1 + max(map(_number, map(list, map(_entries, files_beside(work_dir, _LOGS)))), default=0)
+
+
+def _number(log: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of the last start in a log; 0 in those of older versions."""
+    return max((entry.get(NUMBER, 0) for entry in log), default=0)
+
+
 def _in_order(files: Iterable[Path]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the logs by name, but none before those that lead to its first iteration."""
+    """Yield the logs by the numbers of their starts; before them, those of older versions.
+
+    Their folders are named after local times, and a clock may go back: by name, but none before those that
+    lead to its first iteration.
+    """
+    logs = sorted(map(list, map(_entries, sorted(files))), key=_number)
     waiting, end = list[tuple[int, int, list]](), 0
-    for log in map(list, map(_entries, sorted(files))):
-        losses = [entry for entry in log if "loss" in entry]
-        if losses and not any(BEGAN in entry for entry in log):  # of an older version
-            step = losses[0]["step"]
-            log.insert(0, {"step": step - 1, BEGAN: losses[0].get("epoch", step) - 1})
-        first = next((entry["step"] for entry in log if BEGAN in entry), end)  # a validation, at the end
-        end = losses[-1]["step"] if losses else first
+    for log in (log for log in logs if not _number(log)):
+        first = end  # of a validation, at the end
+        if losses := [entry for entry in log if "loss" in entry]:
+            first, end = losses[0]["step"], losses[-1]["step"]
+            log.insert(0, {"step": first - 1, BEGAN: losses[0].get("epoch", first) - 1})
         waiting.append((first, end, log))
     reached = 0
     while waiting:
@@ -109,6 +121,7 @@ def _in_order(files: Iterable[Path]) -> Iterator[list[dict[str, Any]]]:
         earliest = min(range(len(waiting)), key=lambda number: waiting[number][0])
         _, reached, log = waiting.pop(next(after, earliest))
         yield log
+    yield from filter(_number, logs)
 
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook, ParamSchedul
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from dcnzoo.openmmlab.hooks.history import BEGAN, VALIDATED, History
+from dcnzoo.openmmlab.hooks.history import BEGAN, NUMBER, VALIDATED, History, next_number
 from dcnzoo.openmmlab.hooks.resumed_settings import other_settings, set_values
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.text import counted, few
@@ -121,7 +121,8 @@ class ResumeHook(Hook):
         validations, self._validations = self._validations, None
         loop = runner.train_loop
         if is_main_process():
-            runner.visualizer.add_scalars({BEGAN: _done(runner)}, step=runner.iter)
+            number = next_number(Path(runner.work_dir))
+            runner.visualizer.add_scalars({BEGAN: _done(runner), NUMBER: number}, step=runner.iter)
         if validations is None or runner.val_loop is None:
             return
         if isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop):

@@ -103,13 +103,15 @@ class SummaryHook(Hook):
         lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
-        known, best, last = History.read(folder).validation, self._saved.best(), last_checkpoint(folder)
+        best, last = self._saved.best(), last_checkpoint(folder)
         file = best or last  # for which the work directory stands
-        step = self._saved.number(file.name) if file else max(known, default=None)
+        known, label = History.read(folder).validation, "best" if best else "last"
+        step = self._saved.number(file.name) if file and self._saved.by_epoch == self._by_epoch else None
+        if known and step not in known:
+            label, step = "last", max(known)
         if step is not None and (metrics := known.get(step)):
-            aps = ", ".join(f"{label} {metrics[key]:.3f}" for key, label in labels(metrics).items())
-            lines.append(("best" if best else "last", f"{self._unit} {step}: {aps}"))
-            lines.append(("classes", self._classes.get(step, "")))
+            aps = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in labels(metrics).items())
+            lines += [(label, f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
         if last:
             files.append(last.name)
         lines.append(("files", ", ".join([*files, "vis_data/"])))
