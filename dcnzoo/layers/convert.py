@@ -26,14 +26,8 @@ from dcnzoo.ops._torch_private import ConvNd
 from dcnzoo.ops.flops import of_convolution
 from dcnzoo.utils.text import columns, counted, few
 
-_PACKS = {
-    nn.Conv1d: packed.PackedDeformConv1d,
-    nn.Conv2d: packed.PackedDeformConv2d,
-    nn.Conv3d: packed.PackedDeformConv3d,
-    nn.ConvTranspose1d: packed.PackedDeformConvTranspose1d,
-    nn.ConvTranspose2d: packed.PackedDeformConvTranspose2d,
-    nn.ConvTranspose3d: packed.PackedDeformConvTranspose3d,
-}
+_NAMES = [f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)]
+_PACKS = {getattr(nn, name): getattr(packed, f"PackedDeform{name}") for name in _NAMES}
 _CONVOLUTIONS = {pack: convolution for convolution, pack in _PACKS.items()}
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"}

@@ -299,9 +299,7 @@ def sequential(module: nn.Sequential, fuser: Fuser) -> Forwards:
 
 
 def fused(
-    model: nn.Module,
-    blocks: Mapping[type, Block] | None = None,
-    equal: Mapping[type, type] | None = None,
+    model: nn.Module, blocks: Mapping[type, Block] | None = None, equal: Mapping[type, type] | None = None
 ) -> Callable[..., Any]:
     """A function that runs a model for inference with fused layers, if it is on a CPU::
 

@@ -158,9 +158,9 @@ def _warn_of_loss(parent: nn.Module, name: str, new: nn.Module | None) -> None:
     torch calls this for each module that becomes an attribute of another one. Conversions do not set
     attributes.
     """
-    old = parent._modules.get(name)
-    if old is None or not isinstance(new, ConvNd) or isinstance(new, _Deformable):
+    if not isinstance(new, ConvNd) or isinstance(new, _Deformable) or name not in parent._modules:
         return
+    old = parent._modules[name] or nn.Identity()  # a module may be None
     packs = [(key, part) for key, part in old.named_modules(prefix=name) if isinstance(part, _Pack)]
     lost = [key for key, pack in packs if _size(pack) == _size(new)]
     if lost:

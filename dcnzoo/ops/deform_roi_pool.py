@@ -68,9 +68,6 @@ OPERATOR = Operator(
 )
 register(
     *with_backward(
-        OPERATOR,
-        ("input", "offset"),
-        recompute=bins_and_input,
-        rows=("grad_output", "rois", "offset"),
+        OPERATOR, ("input", "offset"), recompute=bins_and_input, rows=("grad_output", "rois", "offset")
     )
 )

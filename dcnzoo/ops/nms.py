@@ -46,11 +46,5 @@ def fake(boxes, *arguments):
     return boxes.new_empty(number, dtype=torch.long)
 
 
-OPERATOR = Operator(
-    "nms",
-    reference=reference_boxes.nms,
-    fake=fake,
-    check=checks.nms,
-    fused=True,
-)
+OPERATOR = Operator("nms", reference=reference_boxes.nms, fake=fake, check=checks.nms, fused=True)
 register(OPERATOR)

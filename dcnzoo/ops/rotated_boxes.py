@@ -87,16 +87,6 @@ def _fake(boxes1, boxes2, over_first=False, aligned=False, clockwise=True):
 
 
 register(
-    Operator(
-        "box_iou_rotated",
-        reference=_reference,
-        fake=_fake,
-        check=checks.box_iou_rotated,
-    ),
-    Operator(
-        "nms_rotated",
-        reference=reference_boxes.nms_rotated,
-        fake=fake_nms,
-        check=checks.nms_rotated,
-    ),
+    Operator("box_iou_rotated", reference=_reference, fake=_fake, check=checks.box_iou_rotated),
+    Operator("nms_rotated", reference=reference_boxes.nms_rotated, fake=fake_nms, check=checks.nms_rotated),
 )

@@ -348,6 +348,8 @@ def test_a_convolution_that_replaces_a_deformable_layer(change):
     with warnings.catch_warnings():  # no program that fuses does this
         warnings.simplefilter("error")
         network.backbone[0] = nn.Identity()
+        network.missing = None
+        network.missing = nn.Conv2d(4, 4, 3)
         dcnzoo.from_deformable(network)
         network.backbone[1][0] = nn.Conv2d(4, 4, 3)
 
