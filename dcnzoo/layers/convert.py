@@ -128,8 +128,8 @@ def to_deformable(
     Returns:
         The replaced modules, and the other matching modules with the reason (they also cause a warning).
         Convolutions are not replaced if they have one tap, different padding on the two sides, hooks or
-        parametrizations, if they are lazy, or if their class has another forward than torch's, or more
-        attributes or methods than it. An ``__init__`` and static methods may differ.
+        parametrizations, if they are lazy, or if their class has another forward than torch's, or attributes
+        or methods of its own. An ``__init__``, ``reset_parameters`` and static methods may differ.
 
     Raises:
         ValueError: no module was replaced (the message suggests similar names), or an argument is invalid.
@@ -376,10 +376,10 @@ def _check_replaceable(module: nn.Module, known: Collection[type[nn.Module]], su
 
 
 def _own_members(cls: type, kind: type) -> list[str]:
-    """The attributes and methods that instances of a subclass have and those of ``kind`` do not."""
+    """The attributes and methods of a subclass that a conversion would lose."""
     members = [item for base in cls.__mro__[: cls.__mro__.index(kind)] for item in vars(base).items()]
-    is_new = lambda name: not (hasattr(kind, name) or name.startswith("__"))  # noqa: E731
-    return sorted({name for name, member in members if is_new(name) and not isinstance(member, staticmethod)})
+    names = {name for name, member in members if not isinstance(member, staticmethod)}
+    return sorted(name for name in names - {"extra_repr", "reset_parameters"} if not name.startswith("__"))
 
 
 def _padding(convolution: ConvNd) -> tuple[int, ...]:

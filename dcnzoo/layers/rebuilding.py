@@ -3,7 +3,8 @@
 Blocks of RepVGG, MobileOne, LeViT, YOLO and others replace a convolution and its batch norm by one
 ``nn.Conv2d`` with the attributes of the convolution. A packed layer has these attributes too: it would become
 a plain convolution. These methods have no common name; the pattern has the words of the programs in
-docs/hosts.md. A warning follows where any other code replaces a packed layer by a convolution.
+docs/hosts.md. A warning follows where any other code replaces a packed layer by a convolution. Guarded
+methods of a shallow copy run on its original.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import copy
 import inspect
 import re
 import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +28,7 @@ from dcnzoo.ops._torch_private import ConvNd
 from dcnzoo.utils.text import few
 
 _REBUILD = re.compile(r"(?!_|is_)\w*(fuse|merge|reparam|deploy)\w*")
+_tried = weakref.WeakSet[nn.Module]()  # packed layers of copies on which a method was tried
 
 
 def protect(model: nn.Module) -> None:
@@ -54,17 +58,27 @@ class _Guard:
     """Calls a method, unless a trial on a copy of its module changes packed layers: then it does nothing.
 
     There is one trial for each mode and set of arguments. A method that gets other values than options, such
-    as tensors, is not tried: it computes features. Guards are copied and pickled with their modules.
+    as tensors, is not tried: it computes features; nor is one in a trace or export, whose weights have no
+    values. Guards are copied and pickled with their modules.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
+        self.module, self.name = weakref.ref(module), name  # a cycle would keep deleted blocks
         self.problems: dict[str, str] = {}  # by the mode and the arguments of a trial; empty: none
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "module": self.module()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, module=weakref.ref(state["module"]))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module, method = self.module, getattr(type(self.module), self.name)
+        module: Any = self.module()
+        method = getattr(type(module), self.name)
         options = (bool, int, float, str, type(None))
-        if not all(isinstance(leaf, options) for leaf in tree_leaves((args, kwargs))):
+        packs = (part for part in module.modules() if isinstance(part, _Pack))
+        has_options = all(isinstance(leaf, options) for leaf in tree_leaves((args, kwargs)))
+        if not (has_options and all(can_read(pack.weight) for pack in packs)):
             return method(module, *args, **kwargs)
         trial = repr((module.training, args, kwargs))
         if trial not in self.problems:
@@ -92,8 +106,8 @@ def _problem(module: nn.Module, method: str, args: tuple, kwargs: dict[str, Any]
         return f"it cannot be tried on a copy ({error})"
     packs = [part for part in copied.modules() if isinstance(part, _Pack)]
     before = [(_kernels(pack), _predictor_weights(pack)) for pack in packs]
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    _tried.update(packs)
+    with torch.random.fork_rng(devices=[]):
         try:
             result = getattr(copied, method)(*args, **kwargs)
         except Exception as error:
@@ -126,10 +140,9 @@ def _with_convolutions(module: nn.Module) -> nn.Module:
     return module
 
 
-def _kernels(pack: Any) -> Tensor | None:
+def _kernels(pack: Any) -> Tensor:
     """The kernel of each output channel."""
-    if not can_read(kernel := pack.weight):
-        return None
+    kernel = pack.weight
     if pack.transposed:
         kernel = kernel.unflatten(0, (pack.groups, -1)).transpose(1, 2).flatten(0, 1)
     return kernel.detach().clone().flatten(1).double()
@@ -137,42 +150,57 @@ def _kernels(pack: Any) -> Tensor | None:
 
 def _predictor_weights(pack: Any) -> list[Tensor]:
     layers = [layer for layer in (pack.conv_offset, pack.offset_features) if layer is not None]
-    return [p.detach().clone() for layer in layers for p in layer.parameters() if can_read(p)]
+    return [p.detach().clone() for layer in layers for p in layer.parameters()]
 
 
-def _is_scaled(pack: Any, before: Tensor | None, prediction: list[Tensor]) -> bool:
+def _is_scaled(pack: Any, before: Tensor, prediction: list[Tensor]) -> bool:
     """Whether the prediction is unchanged, and each kernel the old one times a number, but for rounding."""
     after, pairs = _kernels(pack), zip(_predictor_weights(pack), prediction, strict=True)
-    if not all(torch.equal(new, old) for new, old in pairs):
+    if after.shape != before.shape or not all(torch.equal(new, old) for new, old in pairs):
         return False
-    if before is None or after is None or after.shape != before.shape:
-        return before is after
     factors = (before * after).sum(1, True) / before.square().sum(1, True).clamp_min(1e-300)
     most = 8 * torch.finfo(pack.weight.dtype).eps * after.abs().amax(1, True)
     return bool(((after - factors * before).abs() <= most).all())
 
 
-def _warn_of_loss(parent: nn.Module, name: str, new: nn.Module | None) -> None:
+def _watch_losses(parent: nn.Module, name: str, new: nn.Module | None) -> None:
     """Warn if a convolution replaces a packed layer of its size, or a block with one.
 
-    torch calls this for each module that becomes an attribute of another one. Conversions do not set
-    attributes.
+    torch calls this for each module that becomes an attribute of another one, and conversions do not set
+    attributes. A convolution with another name replaces a layer of its parent if that is deleted later.
     """
-    if not isinstance(new, ConvNd) or isinstance(new, _Deformable) or name not in parent._modules:
+    if not isinstance(new, ConvNd) or isinstance(new, _Deformable):
         return
-    old = parent._modules[name] or nn.Identity()  # a module may be None
-    packs = [(key, part) for key, part in old.named_modules(prefix=name) if isinstance(part, _Pack)]
-    lost = [key for key, pack in packs if _size(pack) == _size(new)]
-    if lost:
-        warnings.warn(
-            f"{type(parent).__name__}: a {type(new).__name__} replaces a deformable layer, whose offsets are "
-            f"lost: {few(lost, 3)}",
-            stacklevel=3,
-        )
+    replaces = name in parent._modules
+    place = parent._modules[name] if replaces else parent
+    parts = () if place is None else place.named_modules(prefix=name if replaces else "")
+    for key, pack in parts:
+        if not isinstance(pack, _Pack) or pack in _tried or _size(pack) != _size(new):
+            continue
+        if replaces:
+            _warn_of_loss(parent, key)
+        else:
+            references = weakref.ref(parent), weakref.ref(new)
+            weakref.finalize(pack, _warn_if_deleted, key, *references).atexit = False
 
 
 def _size(layer: Any) -> tuple:
     return layer.in_channels, layer.out_channels, layer.kernel_size
 
 
-register_module_module_registration_hook(_warn_of_loss)
+def _warn_if_deleted(key: str, parent_of: Callable, new_of: Callable) -> None:
+    """Called after a layer's end: it was deleted if its parent still exists, without its name."""
+    parent, new = parent_of(), new_of()
+    names = () if parent is None else {name for name, _ in parent.named_modules()}
+    if new is not None and names and key not in names:
+        _warn_of_loss(parent, key)
+
+
+def _warn_of_loss(parent: nn.Module, key: str) -> None:
+    warnings.warn(
+        f"{type(parent).__name__}: a convolution replaces the deformable layer {key!r}: its offsets are lost",
+        stacklevel=4,
+    )
+
+
+register_module_module_registration_hook(_watch_losses)

@@ -10,13 +10,21 @@ MMCVS_VERSION = 2  # of mmcv's packed layers, in the metadata of state dicts
 PREDICTORS = ["offset_generator", "conv_offset", "conv_offset_mask", "offset_conv"]
 PREDICTORS += ["mask_generator", "conv_mask", "modulator_conv", "m_conv"]
 
+UNSCALED = ("conv_offset_mask", "m_conv")  # predictors of masks that are a sigmoid alone
 
-def convert(layer: Any, state_dict: dict[str, Tensor], prefix: str, mask_scale: float) -> None:
+
+def convert(
+    layer: Any, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any], mask_scale: float
+) -> None:
     """Change the entries of a layer to those of a packed one, in place.
 
     Args:
-        mask_scale: factor of the layer's mask, which the saved one lacks: the weight is divided by it.
+        metadata: torch's metadata of the saved layer.
+        mask_scale: factor of the layer's sigmoid. If the saved one had another, so does the weight.
     """
+    is_mmcvs = metadata.get("version") == MMCVS_VERSION != layer._version
+    is_unscaled = is_mmcvs or any(f"{prefix}{name}.weight" in state_dict for name in UNSCALED)
+    factor = metadata.get("mask_scale", 1.0 if is_unscaled else mask_scale) / mask_scale
     # of the two layers in plain PyTorch that many projects copy
     main = "conv" if f"{prefix}p_conv.weight" in state_dict else "regular_conv"
     for name in ("weight", "bias"):
@@ -25,8 +33,8 @@ def convert(layer: Any, state_dict: dict[str, Tensor], prefix: str, mask_scale: 
         if f"{prefix}p_conv.{name}" in state_dict:  # the y of all taps, then the x
             y, x = state_dict.pop(f"{prefix}p_conv.{name}").chunk(2)
             state_dict[f"{prefix}offset_conv.{name}"] = torch.stack([y, x], 1).flatten(0, 1)
-    if mask_scale != 1 and f"{prefix}weight" in state_dict:
-        state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"] / mask_scale
+    if factor != 1 and f"{prefix}weight" in state_dict:
+        state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"] * factor
     names = [f"{prefix}{name}" for name in PREDICTORS if f"{prefix}{name}.weight" in state_dict]
     if layer.conv_offset is not None and names and names != [f"{prefix}conv_offset"]:
         _join_predictors(layer, state_dict, names, f"{prefix}conv_offset")

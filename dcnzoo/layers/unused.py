@@ -100,7 +100,7 @@ def _unused_layers(
         packs[name].register_forward_pre_hook(lambda module, args: called.add(module))
     model.train(training)  # some networks merge weights here
     try:
-        with torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(training), torch.random.fork_rng():
             outputs = model(*arguments)
     except Exception as error:
         expected = f"an input of the model's forward pass in {'training' if training else 'evaluation'}"
@@ -152,14 +152,19 @@ class FirstForward:
             self.modes.remove(model.training)
         except KeyError:  # another thread has finished first
             return
-        packs = {name: module for name, module in modules.items() if isinstance(module, packed._Pack)}
-        names = [name for name in self.layers.values() if name in packs]
-        names = [name for name in names if (name, packs[name].training) not in self.called]
+        present = {*modules.values()}
+        names = [
+            name
+            for layer, name in self.layers.items()
+            if (layer in present or isinstance(modules.get(name), packed._Pack))  # DataParallel has copies
+            and (name, layer.training) not in self.called
+        ]
+        deleted = [n for n in self.layers.values() if n not in modules and n.rpartition(".")[0] in modules]
         try:
             is_fault = bool(names) and (model.training or _weights_are_used(model, names, arguments, options))
         except Exception:  # the model cannot be copied
             is_fault = True
-        if is_fault:
+        if names := (names if is_fault else []) + deleted:
             warnings.warn(f"to_deformable: {_unused_text(names, model.training)}", stacklevel=2)
         if not self.modes:
             self.forget(*self.layers)

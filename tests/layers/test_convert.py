@@ -283,6 +283,11 @@ class Scaled(nn.Conv2d):
     scale = 3
 
 
+class Frozen(nn.Conv2d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
 def test_a_subclass_that_computes_the_same_is_converted():
     model = nn.Sequential(Renamed(4), nn.ReLU())
     x = torch.randn(2, 4, 5, 6, 7)
@@ -302,6 +307,7 @@ REFUSED = {
     "padding='same' with an even kernel": nn.Conv2d(4, 4, (3, 2), padding="same"),
     "Standardised, a subclass": Standardised(4, 4, 3),
     "Scaled, a subclass with members of its own: scale": Scaled(4, 4, 3),
+    "Frozen, a subclass with members of its own: train": Frozen(4, 4, 3),
     "an attribute 'rank'": changed(lambda module: setattr(module, "rank", 4)),
     "an attribute 'offset_channels'": changed(lambda module: setattr(module, "offset_channels", 4)),
     "PackedDeformConv2d, not": PackedDeformConv2d(4, 4, 3),

@@ -257,6 +257,18 @@ def test_state_dicts_of_mmcv_have_an_unscaled_mask():
         model.load_state_dict(state)
         torch.testing.assert_close(model(x), theirs(x))
         state = model.state_dict()
+    own = ModulatedDeformConv2dPack(4, 4, 3, padding=1)
+    own.mask_activation = layers.MaskSigmoid(2)
+    before = own.weight.clone()
+    own.load_state_dict(own.state_dict())
+    assert torch.equal(own.weight, before)
+    plain = nn.Sequential(layers.PackedDeformConv2d(4, 4, 3, padding=1, modulated=True))
+    plain.load_state_dict(state)
+    torch.testing.assert_close(plain(x), theirs(x))
+    model.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(model(x), theirs(x))
+    model.load_state_dict({k.replace("offset", "offset_mask"): v for k, v in plain.state_dict().items()})
+    torch.testing.assert_close(model(x), theirs(x))
 
 
 def test_state_dict_that_does_not_fit():

@@ -1,6 +1,7 @@
 """Methods that rebuild convolutions for inference, as in RepVGG, LeViT and YOLO: deformable layers stay."""
 
 import copy
+import gc
 import importlib
 import pickle
 import threading
@@ -67,6 +68,10 @@ class Block(nn.Module):
         for parameter in self.parameters():
             parameter.detach_()
         del self.branch
+
+
+class Collapsing(Block):
+    collapse = Block.switch_to_deploy
 
 
 class Network(nn.Module):
@@ -342,7 +347,8 @@ def test_a_convolution_that_replaces_a_deformable_layer(change):
     dcnzoo.to_deformable(network.backbone, "*.0")
     with pytest.warns(UserWarning) as warned:
         change(network).fuse()
-    assert [str(warning.message).rpartition(": ")[2] for warning in warned] == ["0", "1.0"]
+    names = [name for name in ("'0'", "'1.0'") for warning in warned if name in str(warning.message)]
+    assert names == ["'0'", "'1.0'"] and len(warned) == 2
     network = YoloLike()
     dcnzoo.to_deformable(network, "*.0")
     with warnings.catch_warnings():  # no program that fuses does this
@@ -357,8 +363,77 @@ def test_a_convolution_that_replaces_a_deformable_layer(change):
 def test_a_convolution_that_replaces_a_layer_that_a_user_placed():
     network = YoloLike().eval()
     network.backbone[0][0] = PackedDeformConv2d(4, 4, 3, padding=1)
-    with pytest.warns(UserWarning, match=r"ConvNorm: a Conv2d replaces a deformable layer, .*: 0$"):
+    with pytest.warns(UserWarning, match=r"ConvNorm: a convolution replaces the deformable layer '0'"):
         network.fuse()
+
+
+@pytest.mark.parametrize("change", [lambda n: n, copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
+def test_a_convolution_with_another_name_that_replaces_a_layer(change):
+    model = nn.Sequential(Collapsing().eval())
+    dcnzoo.to_deformable(model[0].branch, "0")
+    model(torch.randn(1, 4, 7, 9)), model.train()(torch.randn(2, 4, 7, 9)), model.eval()
+    model = change(model)
+    with pytest.warns(UserWarning, match=r"Collapsing: a convolution replaces .* 'branch\.0'"):
+        model[0].collapse()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network = YoloLike()
+        network.backbone[0][0] = PackedDeformConv2d(4, 4, 3, padding=1)
+        network.backbone[0].append(nn.Conv2d(4, 4, 3, padding=1))
+        dcnzoo.from_deformable(network)
+        network.backbone[1][0] = PackedDeformConv2d(4, 4, 3, padding=1)
+        network.backbone[1].append(nn.Conv2d(4, 4, 3, padding=1))
+        del network
+        gc.collect()
+
+
+def test_a_first_forward_after_a_layer_was_deleted():
+    class Merging(Parallel):
+        def train(self, mode=True):
+            if not mode and hasattr(self, "conv"):
+                self.merged = nn.Conv2d(4, 4, 3, padding=1)
+                del self.conv
+            return super().train(mode)
+
+        def forward(self, x):
+            return self.merged(x) if hasattr(self, "merged") else self.conv(x)
+
+    model = nn.Sequential(Merging())
+    dcnzoo.to_deformable(model, "0.conv")
+    with pytest.warns(UserWarning, match=r"in evaluation .*, got layers that are not called: '0\.conv'"):
+        model.eval()(torch.randn(1, 4, 7, 9))
+
+
+def test_a_first_forward_of_a_layer_that_another_module_reads():
+    class Reader(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.base.weight, self.base.bias)
+
+    model = nn.Sequential(nn.Conv2d(4, 4, 3))
+    dcnzoo.to_deformable(model, "0")
+    model[0] = Reader(model[0])
+    with pytest.warns(UserWarning, match="in training .*, got layers that are not called: '0'"):
+        model(torch.randn(1, 4, 7, 9))
+
+
+def test_a_guarded_method_in_an_export():
+    class Neck(ConvNorm):
+        def fuse_scales(self):
+            return 2
+
+        def forward(self, x):
+            return super().forward(x) * self.fuse_scales()
+
+    model, x = nn.Sequential(Neck()).eval(), torch.randn(1, 4, 7, 9)
+    dcnzoo.to_deformable(model, "0.0")
+    exported = torch.export.export(model, (x,), strict=False).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(exported(x), model(x))
 
 
 def test_a_network_that_merges_weights_in_eval():
@@ -372,7 +447,7 @@ def test_a_network_that_merges_weights_in_eval():
     x, model = torch.randn(2, 4, 7, 9), nn.Sequential(Merging())
     with (
         pytest.raises(RuntimeError, match=r"in evaluation .*, got layers that are not called: .0\.0."),
-        pytest.warns(UserWarning, match="a Conv2d replaces a deformable layer"),
+        pytest.warns(UserWarning, match="a convolution replaces the deformable layer"),
     ):
         dcnzoo.to_deformable(model, "*.0", example=x)
     assert type(model[0][0]) is nn.Conv2d
