@@ -183,7 +183,8 @@ def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
             text = "expected init_cfg or load_from with weights for frozen layers, got random ones"
             yield Finding(f"model.{name}.{key}", text, stops=False)
     groups = runner.optim_wrapper.param_groups if isinstance(runner.optim_wrapper, OptimWrapper) else ()
-    still = {id(value) for group in groups if group["initial_lr"] == 0 for value in group["params"]}
+    rates = [(group.get("initial_lr", group["lr"]), group["params"]) for group in groups]
+    still = {id(value) for rate, values in rates if rate == 0 for value in values}
     for name, value in runner.model.named_parameters() if modules else ():
         if id(value) in still and value.dim() > 1 and not name.startswith(from_files):
             text = f"expected weights from a file for parameters with a rate of 0, got random ones as {name}"
