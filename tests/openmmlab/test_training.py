@@ -1345,10 +1345,11 @@ def test_a_checkpoint_is_a_file(tmp_path, capsys):
 )
 def test_logs_of_several_starts(tmp_path, logs, training, validation):
     """A clock has gone back; and a training was resumed at 7, then again at 4."""
-    for hour, steps in logs.items():
+    for number, (hour, steps) in enumerate(logs.items(), 1):
         log = tmp_path / f"20261025_{hour}0000/vis_data/scalars.json"
         log.parent.mkdir(parents=True)
         rows = [{"step": step, "epoch": step, "loss": 1.0} for step in steps]
+        rows.insert(0, {"step": steps[0] - 1, "began_after": steps[0] - 1, "start_number": number})
         log.write_text(
             "\n".join(map(json.dumps, [*rows, {"step": steps[-1], "time": 1.0, "coco/bbox_mAP": 0.5}]))
         )

@@ -102,26 +102,13 @@ def _number(log: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _in_order(files: Iterable[Path]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the logs by the numbers of their starts; before them, those of older versions.
-
-    Their folders are named after local times, and a clock may go back: by name, but none before those that
-    lead to its first iteration.
-    """
-    logs = sorted(map(list, map(_entries, sorted(files))), key=_number)
-    waiting, end = list[tuple[int, int, list]](), 0
-    for log in (log for log in logs if not _number(log)):
-        first = end  # of a validation, at the end
-        if losses := [entry for entry in log if "loss" in entry]:
-            first, end = losses[0]["step"], losses[-1]["step"]
-            log.insert(0, {"step": first - 1, BEGAN: losses[0].get("epoch", first) - 1})
-        waiting.append((first, end, log))
-    reached = 0
-    while waiting:
-        after = (number for number, (first, *_) in enumerate(waiting) if first <= reached)
-        earliest = min(range(len(waiting)), key=lambda number: waiting[number][0])
-        _, reached, log = waiting.pop(next(after, earliest))
+    """Yield the logs by the numbers of their starts; before them, those of older versions by name."""
+    for log in sorted(map(list, map(_entries, sorted(files))), key=_number):
+        first = next((entry for entry in log if "loss" in entry), None)
+        if first and not _number(log):
+            step = first["step"]
+            log.insert(0, {"step": step - 1, BEGAN: first.get("epoch", step) - 1})
         yield log
-    yield from filter(_number, logs)
 
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:
