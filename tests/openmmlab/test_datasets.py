@@ -333,7 +333,8 @@ def test_ap_of_perfect_detections(root, tmp_path, first):
     )
     empty = {key: value[:0] for key, value in prediction.items()}
     metric.process({}, [{"img_id": number, "ori_shape": size, "pred_instances": empty}])
-    assert metric.evaluate(1) == {"coco/bbox_mAP": 0, "coco/segm_mAP": 0}, "also without any"
+    names = {f"coco/{kind}_mAP{end}" for kind in ("bbox", "segm") for end in ("", "_50", "_75")}
+    assert metric.evaluate(1) == dict.fromkeys(names, 0), "also without any"
     coco.dataset["annotations"][0]["segmentation"] = [[1, 1, 9, 9]]
     (tmp_path / "truth.json").write_text(json.dumps(coco.dataset))
     with pytest.raises(UserError, match=r"segmentation: expected a mask, which the metric segm requires"):

@@ -165,7 +165,7 @@ class CocoMetric(coco_metric.CocoMetric):
             metrics = super().compute_metrics(results)
         self.classwise = requested
         if not (metrics or self.format_only):  # mmdet returns none
-            metrics = {f"{kind}_mAP": 0.0 for kind in self.metrics}
+            metrics = {f"{kind}_mAP{end}": 0.0 for kind in self.metrics for end in ("", "_50", "_75")}
         MMLogger.get_current_instance().info(printed.getvalue())
         keys = {f"{name}_precision": name for name in (self.dataset_meta or {}).get("classes", ())}
         self.class_aps = {name: metrics[key] for key, name in keys.items() if key in metrics}
