@@ -13,11 +13,12 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.options import TrainOptions
-from dcnzoo.openmmlab.runs.batches import first_batch
+from dcnzoo.openmmlab.runs.batches import _sizes, first_batch
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import require_read, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
+from dcnzoo.openmmlab.runs.schedules import EffectHook
 from dcnzoo.openmmlab.runs.separate_run import separate_run, trial
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
@@ -314,3 +315,15 @@ def test_a_dry_run_without_data(tmp_path, shapes, monkeypatch):
     monkeypatch.setattr(Runner, "train", None)
     output = run("train", "mine.py", "--dry-run")
     assert "param_scheduler.0.end: expected at most 8 in this training" in output
+
+
+def test_a_validation_without_an_end(tmp_path, shapes):
+    text = "val_dataloader.update(sampler=dict(type='InfiniteSampler'))"
+    runner = make_runner(tmp_path, shapes, text=text)
+    load_data(runner, only_checks=False)
+    with pytest.raises(UserError, match=r"val_dataloader\.sampler: expected one with an end"):
+        EffectHook().before_run(runner)
+
+
+def test_samples_of_other_kinds_have_no_size():
+    assert [*_sizes({"inputs": [], "data_samples": [3, 0.5, {"img_shape": (4, 5)}]})] == []

@@ -224,6 +224,8 @@ def test_several_parts_are_named_at_once(tmp_path):
          "optim_wrapper.paramwise_cfg.custom_keys.neck.lr_mul", True),
         ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'neck': dict(lr_mult=0.1)}))", "", False),
         ("optim_wrapper=dict(paramwise_cfg=dict(norm_decay_mult=0.0))", "", False),
+        ("optim_wrapper=dict(paramwise_cfg=dict(neck=dict(lr_mult=0.1)))",
+         "optim_wrapper.paramwise_cfg.neck", False),
         ("optim_wrapper=dict(paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.0)}))",
          "optim_wrapper.paramwise_cfg", False),
         ("model=dict(backbone=dict(norm_eval=True))", "model.backbone.norm_eval", False),

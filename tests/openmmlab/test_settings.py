@@ -67,12 +67,9 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
         ("model = dict(data_preprocessor=dict(bgr_to_rgb=True))", "model.data_preprocessor.mean", False),
         ("model = dict(test_cfg=dict(max_per_img=0))", "model.test_cfg.max_per_img", True),
         ("model = dict(test_cfg=dict(max_per_img=-1))", "", False),
-        ("model = dict(test_cfg=dict(max_per_img=1))", "model.test_cfg.max_per_img", False),
+        ("model = dict(test_cfg=dict(max_per_img=20))", "", False),
         ("optim_wrapper = dict(optimizer=dict(lr=0.5))", "optim_wrapper.optimizer.lr", False),
-        ("optim_wrapper = dict(optimizer=dict(lr=0.001))", "", False),
-        ("model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='DeltaXYWHBBoxCoder', "
-         "target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.0, 0.0])))",
-         "model.bbox_head.bbox_coder.target_stds", False),
+        ("optim_wrapper = dict(optimizer=dict(lr=0.0001))", "", False),
         ("test_cfg = dict(rcnn=dict(score_thr=0.5))", "test_cfg.rcnn", False),  # not the model's
         ("default_hooks = (1,)", "default_hooks", True),
     ],

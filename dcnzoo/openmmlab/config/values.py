@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from dcnzoo.openmmlab.classes import NUMBERS
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import is_published_key, published_numbers
@@ -50,7 +49,8 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
     ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
 )  # fmt: skip
-_FAR, _LEAST_KNOWN = 4, 5  # times as large as published numbers, if there are so many
+# the limits of a number in multiples of published ones; how many of these there are, and different ones
+_LEAST, _MOST, _KNOWN, _DIFFERENT = 1 / 100, 4, 20, 4
 # parts in which no text is a number, True or False
 _NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
 _NUMBER = re.compile(r"True|False|-?\d*\.?\d+(e-?\d+)?")
@@ -98,21 +98,25 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
 
 
 def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:
-    """Yield numbers far below or above those that published configs have in the same place.
+    """Yield numbers far below or above those that published configs choose in the same place.
+
+    Only of settings that are measured, not counted: some published values are no integers. A low learning
+    rate may be meant.
 
     Args:
-        keys: of the settings; numbers of classes and of channels are left out.
+        keys: of the settings; those in the unit of pixels are left out.
     """
     owner = str(node.content.get("type") or node.path.rpartition(".")[2])
-    for key, value in node.content.items() if is_published(node.kind) else ():
+    is_of_pixels = node.path.startswith("model.data_preprocessor")
+    for key, value in node.content.items() if is_published(node.kind) and not is_of_pixels else ():
         known = published_numbers().get((owner, key), [])
-        if len(known) < _LEAST_KNOWN or key not in keys or key in NUMBERS or "channels" in key:
+        is_measured = any(number % 1 for number in known)
+        if len(known) < _KNOWN or len({*known}) < _DIFFERENT or not is_measured or key not in keys:
             continue
         least, most = min(known), max(known)
         numbers = value if isinstance(value, list | tuple) else [value]
-        numbers = [number for number in numbers if type(number) in (int, float) and number != -1]  # -1: all
-        low = 0 if least < 0.01 and 0 in numbers else min(least, least / _FAR)
-        if not all(low <= number <= _FAR * most for number in numbers):
+        numbers = [number for number in numbers if type(number) in (int, float)]
+        if any(number and not min(least, _LEAST * least) <= number <= _MOST * most for number in numbers):
             text = f"expected about {least:g} to {most:g}, as in published configs, got {value}"
             yield Finding(f"{node.path}.{key}", text, stops=False)
 

@@ -121,7 +121,7 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
             of_others = is_published_key(outer, key)
             of_kind = not paths and part == "model" and of_others and is_published_key(outer, key, *names)
             askers = read | asked.get(path.rpartition(".")[0], set())
-            of_pattern = part == "optim_wrapper" and of_others  # of parameters that some models have
+            of_pattern = ".custom_keys" in path and of_others  # of parameters that some models have
             if key not in replaced and (of_kind or of_pattern or _is_in_code(settings, askers, outer, key)):
                 continue
             text = f"expected {close}, got an unknown key" if close else "no code has read it in an iteration"

@@ -105,7 +105,9 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
         text = f"expected inputs and data_samples, as of PackDetInputs, got {cut(', '.join(map(str, keys)))}"
         findings.append(Finding(pipeline, text, stops=False))
         return None
-    if tiny := [image.shape for image in images(few["inputs"]) if max(image.shape[-2:]) < _TINY]:
+    if tiny := [
+        each.shape for each in images(few["inputs"]) if each.dim() > 1 and max(each.shape[-2:]) < _TINY
+    ]:
         text = f"expected pictures of at least {_TINY} pixels, got {tiny[0][-2]} × {tiny[0][-1]}"
         findings.append(Finding(pipeline, text, stops=False))
     others = [collate(2, seed) for seed in range(1, 5)]  # a step may act in some of them only
@@ -142,7 +144,7 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
         if is_published(type(each)) and {"__del__", "out_file_path", "output_dir"}.isdisjoint(dir(each)):
             evaluator.metrics.append(copy.copy(each))
     for sample in samples:
-        predicted = sample.get("pred_instances")
+        predicted = getattr(sample, "pred_instances", None)
         if predicted is not None and len(predicted) == 0:  # metrics do little without a detection
             one = {key: value.new_zeros(1, *value.shape[1:]) for key, value in predicted.items()}
             sample.pred_instances = InstanceData(**one)
@@ -202,7 +204,7 @@ def _steps(data: Any, path: str) -> Iterator[tuple[str, object]]:
 def _sizes(batch: Batch) -> Iterator[tuple[float, float]]:
     samples = batch["data_samples"]
     for sample in samples if isinstance(samples, list) else ():
-        shape, before = sample.get("img_shape"), sample.get("ori_shape")
+        shape, before = (getattr(sample, name, None) for name in ("img_shape", "ori_shape"))
         if shape and before:
             (height, width), (of_height, of_width) = shape[:2], before[:2]
             across, down = sample.get("scale_factor", (1.0, 1.0))

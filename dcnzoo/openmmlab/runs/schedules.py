@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.optim.scheduler.param_scheduler import INF
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
 from dcnzoo.openmmlab.config.deformable import arguments
@@ -38,15 +38,23 @@ class EffectHook(Hook):
                 f"{counted(len(loader.dataset), 'pictures')} with batch_size={loader.batch_size} and "
                 f"drop_last={loader.drop_last}; reduce batch_size, or set drop_last=False"
             )
-        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-        if isinstance(runner.train_loop, EpochBasedTrainLoop) and is_published(type(sampler)):
-            with random_states():
-                number = sum(1 for _ in islice(sampler, len(sampler) + 1))
-            if number > len(sampler):
-                text = f"expected one with an end in a training by epochs, got {type(sampler).__name__}"
-                raise UserError(f"train_dataloader.sampler: {text}")
+        by_epoch, validation = isinstance(runner.train_loop, EpochBasedTrainLoop), runner._val_loop
+        if by_epoch:
+            _require_end("train_dataloader", loader)
+        if isinstance(validation, BaseLoop):
+            _require_end("val_dataloader", validation.dataloader)
         for finding in without_effect(runner):
             runner.logger.warning(str(finding))
+
+
+def _require_end(subject: str, loader: Any) -> None:
+    """Raise UserError if a loop over the batches would never end."""
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if is_published(type(sampler)):
+        with random_states():
+            number = sum(1 for _ in islice(sampler, len(sampler) + 1))
+        if number > len(sampler):
+            raise UserError(f"{subject}.sampler: expected one with an end, got {type(sampler).__name__}")
 
 
 def without_effect(runner: Runner) -> Iterator[Finding]:
