@@ -245,13 +245,13 @@ class _Pack(TracksOffsets, nn.Module):
             setattr(convolution, name, nn.Parameter(value.detach()) if is_computed else value)
         return convolution.train(self.training)
 
-    def _mask_scale(self) -> float:
-        return self.mask_activation.scale if isinstance(self.mask_activation, MaskSigmoid) else 1.0
+    def _mask_scale(self) -> float | None:
+        return self.mask_activation.scale if isinstance(self.mask_activation, MaskSigmoid) else None
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata, scale = getattr(destination, "_metadata", {}).get(prefix[:-1]), self._mask_scale()
-        if metadata is not None and (scale != 1 or self._version != state_dicts.MMCVS_VERSION):
+        if metadata is not None and scale and (scale != 1 or self._version != state_dicts.MMCVS_VERSION):
             metadata["mask_scale"] = scale
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:

@@ -63,17 +63,11 @@ class _Guard:
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = weakref.ref(module), name  # a cycle would keep deleted blocks
+        self.module, self.name = module, name
         self.problems: dict[str, str] = {}  # by the mode and the arguments of a trial; empty: none
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "module": self.module()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, module=weakref.ref(state["module"]))
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module: Any = self.module()
+        module: Any = self.module
         method = getattr(type(module), self.name)
         options = (bool, int, float, str, type(None))
         packs = (part for part in module.modules() if isinstance(part, _Pack))

@@ -14,17 +14,20 @@ UNSCALED = ("conv_offset_mask", "m_conv")  # predictors of masks that are a sigm
 
 
 def convert(
-    layer: Any, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any], mask_scale: float
+    layer: Any, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any], mask_scale: float | None
 ) -> None:
     """Change the entries of a layer to those of a packed one, in place.
 
     Args:
         metadata: torch's metadata of the saved layer.
-        mask_scale: factor of the layer's sigmoid. If the saved one had another, so does the weight.
+        mask_scale: factor of the layer's sigmoid. If the saved one had another, so does the weight. None: its
+            mask is no sigmoid.
     """
     is_mmcvs = metadata.get("version") == MMCVS_VERSION != layer._version
     is_unscaled = is_mmcvs or any(f"{prefix}{name}.weight" in state_dict for name in UNSCALED)
-    factor = metadata.get("mask_scale", 1.0 if is_unscaled else mask_scale) / mask_scale
+    factor = 1.0
+    if mask_scale:
+        factor = metadata.get("mask_scale", 1.0 if is_unscaled else mask_scale) / mask_scale
     # of the two layers in plain PyTorch that many projects copy
     main = "conv" if f"{prefix}p_conv.weight" in state_dict else "regular_conv"
     for name in ("weight", "bias"):

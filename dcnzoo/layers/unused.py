@@ -132,13 +132,17 @@ class FirstForward:
     def __init__(self, model: nn.Module, names: Collection[str]) -> None:
         self.modes, self.called = {True, False}, cast(set[tuple[str, bool]], set())
         modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
-        self.layers = {modules[name]: name for name in names}
+        self.layers = weakref.WeakKeyDictionary((modules[name], name) for name in names)
         self.forget(*self.layers)
         self.handle = model.register_forward_hook(self.finish, with_kwargs=True)
-        self.__setstate__(vars(self))
+        self.__setstate__(self.__getstate__())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "layers": dict(self.layers)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)  # of a copy, which its layers do not refer to
+        # of a copy, which its layers do not refer to
+        vars(self).update(state, layers=weakref.WeakKeyDictionary(state["layers"]))
         for layer, name in self.layers.items():  # the name, because views of a layer share its attributes
             vars(layer)["_first_forward"] = weakref.ref(self), name
 

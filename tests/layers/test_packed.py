@@ -243,6 +243,17 @@ def test_pack_starts_as_convolution_and_learns(rank, transposed):
     assert all(parameter.grad.abs().sum() > 0 for parameter in pack.parameters())
 
 
+@pytest.mark.parametrize("own_first", [False, True])
+def test_state_dicts_of_layers_with_another_mask(own_first):
+    activations = [layers.MaskSigmoid(2), nn.Softplus()][:: -1 if own_first else 1]
+    first, second = (
+        layers.PackedDeformConv2d(4, 4, 3, modulated=True, mask_activation=activation)
+        for activation in activations
+    )
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.weight, second.weight)
+
+
 def test_state_dicts_of_mmcv_have_an_unscaled_mask():
     from dcnzoo.compat.mmcv import ModulatedDeformConv2dPack
 

@@ -375,6 +375,7 @@ def test_a_convolution_with_another_name_that_replaces_a_layer(change):
     model = change(model)
     with pytest.warns(UserWarning, match=r"Collapsing: a convolution replaces .* 'branch\.0'"):
         model[0].collapse()
+        gc.collect()  # guarded modules are in a cycle
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         network = YoloLike()
@@ -387,7 +388,7 @@ def test_a_convolution_with_another_name_that_replaces_a_layer(change):
         gc.collect()
 
 
-def test_a_first_forward_after_a_layer_was_deleted():
+def test_a_layer_that_is_deleted_before_the_first_forward():
     class Merging(Parallel):
         def train(self, mode=True):
             if not mode and hasattr(self, "conv"):
@@ -400,8 +401,15 @@ def test_a_first_forward_after_a_layer_was_deleted():
 
     model = nn.Sequential(Merging())
     dcnzoo.to_deformable(model, "0.conv")
-    with pytest.warns(UserWarning, match=r"in evaluation .*, got layers that are not called: '0\.conv'"):
+    with pytest.warns(UserWarning, match=r"Merging: a convolution replaces the deformable layer 'conv'"):
         model.eval()(torch.randn(1, 4, 7, 9))
+
+
+def test_a_method_of_a_module_that_nothing_else_refers_to():
+    network = YoloLike().eval()
+    dcnzoo.to_deformable(network, "backbone.*.0")
+    with pytest.warns(UserWarning, match=r"YoloLike\.fuse: .* does nothing"):
+        copy.deepcopy(network).fuse()
 
 
 def test_a_first_forward_of_a_layer_that_another_module_reads():
