@@ -1325,6 +1325,23 @@ def test_the_metrics_are_named_if_the_best_one_is_unknown(tmp_path, capsys):
     assert (tmp_path / "epoch_4.pth").exists(), "it trains on"
 
 
+class Lacking(Score):
+    """Has the score in the first validation only."""
+
+    rows = ({"error": 0.5, "score": 1.0}, {"error": 0.4})
+
+    def compute_metrics(self, results):
+        now, *self.rows = self.rows
+        return now
+
+
+def test_a_metric_that_some_validations_lack(tmp_path):
+    both = {"save_best": ["score", "error"], "rule": ["greater", "less"]}
+    train(tmp_path, "lacking", best=both, val_evaluator=Evaluator([Lacking()]))
+    assert {"best_error_epoch_4.pth", "best_score_epoch_2.pth"} <= {*checkpoints(tmp_path)}
+    assert History.read(tmp_path).validation == dict(zip((2, 4), Lacking.rows, strict=True))
+
+
 def test_a_checkpoint_is_a_file(tmp_path, capsys):
     torch.save({"state_dict": {}}, tmp_path / "epoch_3.pth")
     (tmp_path / "last_checkpoint").write_text("epoch_3.pth")
@@ -1390,6 +1407,10 @@ def test_starts_are_numbered(tmp_path):
         rows.insert(0, {"step": began, "began_after": began // 2, "start_number": number})
         log.write_text("\n".join(map(json.dumps, rows)))
     assert {step: row["loss"] for step, row in History.read(tmp_path).training.items()} == {4: 1, 8: 3, 12: 3}
+    log = tmp_path / "20261025_040000/vis_data/scalars.json"  # of mmengine's own runner, then of dcnzoo's
+    log.parent.mkdir(parents=True)
+    log.write_text(json.dumps({"step": 16, "loss": 4.0}))
+    assert max(History.read(tmp_path).training) == 16
 
 
 def test_a_resumed_training_forgets_the_validations_after_its_checkpoint(tmp_path):

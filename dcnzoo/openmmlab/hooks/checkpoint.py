@@ -146,10 +146,11 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
         monitors = self.key_indicators if self.save_best else ()
-        if unknown := [name for name in monitors if name not in {"auto", *metrics}]:
-            text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}; no best checkpoint is saved"
+        unknown = [name for name in monitors if name not in {"auto", *metrics}]
+        if metrics and unknown:  # mmengine says so if there are none, and skips None
+            text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}: it has no best checkpoint"
             runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
-            return
+            metrics = {**metrics, **dict.fromkeys(unknown)}
         last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
         super().after_val_epoch(runner, metrics)
         self.last_ckpt = last

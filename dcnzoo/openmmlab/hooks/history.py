@@ -1,6 +1,7 @@
 """Read mmengine's log of a training, including its restarts."""
 
 import dataclasses
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -102,8 +103,15 @@ def _number(log: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _in_order(files: Iterable[Path]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the logs by the numbers of their starts; before them, those of older versions by name."""
-    for log in sorted(map(list, map(_entries, sorted(files))), key=_number):
+    """Yield the logs by the numbers of their starts.
+
+    Those without a number, of older versions or of mmengine, follow the one with the highest number among the
+    logs with earlier names.
+    """
+    logs = [list(_entries(file)) for file in sorted(files)]
+    numbers = itertools.accumulate(map(_number, logs), max)
+    order = {id(log): _number(log) or number for log, number in zip(logs, numbers, strict=True)}
+    for log in sorted(logs, key=lambda log: order[id(log)]):
         first = next((entry for entry in log if "loss" in entry), None)
         if first and not _number(log):
             step = first["step"]

@@ -112,7 +112,13 @@ class ResumeHook(Hook):
         return changes
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Log the step also as a metric: LoggerHook may count the iterations of a training by epochs."""
+        """Forget the last validation's metrics, which LoggerHook would log again where one is missing now.
+
+        Log the step also as a metric: LoggerHook may count the iterations of a training by epochs.
+        """
+        scalars = runner.message_hub.log_scalars
+        for name in [name for name in scalars if name.startswith("val/")]:
+            del scalars[name]
         if isinstance(runner._train_loop, BaseLoop):
             runner.message_hub.update_scalar(f"val/{VALIDATED}", _done(runner))
 
