@@ -117,7 +117,9 @@ class AgreementHook(Hook):
             loop = getattr(runner, f"_{name}_loop")
             if not isinstance(loop, dict | None):
                 data = loop.dataloader.dataset
-                seen[f"{name}_dataloader"] = f"{counted(len(data), 'pictures')} ({data_digest(data)})"
+                seen[f"{name}_dataloader"] = (
+                    f"{counted(len(data), 'pictures')} (names, annotations: {data_digest(data)})"
+                )
         if (file := runner._load_from) and "://" not in file:
             seen["resume" if runner._resume else "weights"] = f"{Path(file).name} ({content_digest(file)})"
         agree(seen)
