@@ -118,13 +118,14 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
         findings.append(Finding(pipeline, text, stops=False))
     evaluate = functools.partial(_evaluate, loop, f"{runner.cfg.filename}: {name}_evaluator")
     sizes = [size for each in (few, *others) for size in _sizes(each)]
+    return FirstBatch(few, collate, evaluate, sizes, _keeps(data))
+
+
+def _keeps(data: Any) -> set[bool]:
+    """Return whether the steps that resize pictures keep their shape."""
     steps = [getattr(step, "resize", step) for _, step in _steps(data, "")]
-    keeps = {
-        bool(step.keep_ratio)
-        for step in steps
-        if getattr(step, "scale", None) and hasattr(step, "keep_ratio")
-    }
-    return FirstBatch(few, collate, evaluate, sizes, keeps)
+    resizing = (step for step in steps if getattr(step, "scale", None) and hasattr(step, "keep_ratio"))
+    return {bool(step.keep_ratio) for step in resizing}
 
 
 def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> set[str] | None:
