@@ -110,8 +110,8 @@ def read_ahead(
     """Yield images with a function that returns the picture; the next ones are read in other threads."""
     pool = ThreadPoolExecutor(2)
     ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
-    # Nothing waits for a thread: the garbage collector closes abandoned iterators in any thread, also in one
-    # that starts and has Python's lock of all threads.
+    # Nothing waits for a thread here. The garbage collector may close an abandoned iterator in a thread that
+    # is just starting, which holds Python's lock of all threads: a wait would never end.
     try:
         for path, image in images:
             ahead.append((path, pool.submit(_read, image, bgr)))

@@ -166,9 +166,8 @@ def _watch_losses(parent: nn.Module, name: str, new: nn.Module | None) -> None:
     if not isinstance(new, ConvNd) or isinstance(new, _Deformable):
         return
     replaces = name in parent._modules
-    place = parent._modules[name] if replaces else parent
-    parts = () if place is None else place.named_modules(prefix=name if replaces else "")
-    for key, pack in parts:
+    old = parent._modules[name] if replaces else parent  # a module may be None
+    for key, pack in old.named_modules(prefix=name if replaces else "") if old is not None else ():
         if not isinstance(pack, _Pack) or pack in _tried or _size(pack) != _size(new):
             continue
         if replaces:

@@ -121,9 +121,9 @@ class SavedCheckpoints:
     def number(self, name: str) -> int | None:
         """Return the epoch or iteration in the name of a checkpoint; None if no training gives this name.
 
-        Names are those of the template, ``epoch_3.pth`` and ``iter_300.pth``: also
-        ``best_coco_bbox_mAP_epoch_3.pth``, of the best validation, and ``epoch_3-1a2b3c4d.pth``, with
-        ``published_keys`` of mmengine's hook.
+        Names follow the template, ``epoch_{}.pth`` or ``iter_{}.pth``. The best validation's begins with
+        ``best_`` and the metric (``best_coco_bbox_mAP_epoch_3.pth``). mmengine's hook adds a checksum with
+        ``published_keys`` (``epoch_3-1a2b3c4d.pth``).
         """
         templates = self.template, "epoch_{}.pth", "iter_{}.pth"
         for template, digits in itertools.product(templates, re.findall(r"\d+", name)):
@@ -182,7 +182,7 @@ class SavedCheckpoints:
         return {path for path in self.files() if step is not None and (self.number(path.name) or 0) > step}
 
     def best(self) -> Path | None:
-        """Return the one of the best validation; of several, such as one per metric, the latest one.
+        """Return the checkpoint of the best validation; if several metrics have one, the latest.
 
         A work directory stands for this checkpoint; without one, for the last.
         """

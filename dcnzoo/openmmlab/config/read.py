@@ -48,7 +48,7 @@ OLD_KEYS = {
 }
 # arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
 SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
-# in the text of a config: the start of a dictionary, its type, a number or several, a bracket
+# parts of a config's text: the start of a dictionary, its type, a setting with numbers, a bracket
 _TOKEN = re.compile(
     r"(\w+)\s*=\s*dict\(|type='(\w+)'|(\w+)=(-?\d[\d.e-]*|[\[(][-\d., \ne]+[\])])(?=[,)\s])|([()])"
 )
@@ -343,7 +343,7 @@ def variables_without_effect(cfg: Config) -> Iterator[Finding]:
 
 
 def replaced_hooks(cfg: Config) -> Iterator[Finding]:
-    """Yield the hooks of a base that the list of a config leaves out: it replaces that of the base."""
+    """Yield the hooks of a base that a config with a list of its own leaves out."""
     parts, own = [*files(cfg.text)], cfg.get("custom_hooks")
     if len(parts) > 1 and "custom_hooks" in parts[-1].stored and isinstance(own, list) and own:
         base = Config.fromfile(parts[-2].path, import_custom_modules=False).get("custom_hooks") or []

@@ -49,7 +49,8 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
     ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
 )  # fmt: skip
-# the limits of a number in multiples of published ones; how many of these there are, and different ones
+# limits, as multiples of the smallest and the largest published number; how many of these are needed, and
+# how many different ones
 _LEAST, _MOST, _KNOWN, _DIFFERENT = 1 / 100, 4, 20, 4
 # parts in which no text is a number, True or False
 _NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
@@ -100,18 +101,19 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
 def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:
     """Yield numbers far below or above those that published configs choose in the same place.
 
-    Only of settings that are measured, not counted: some published values are no integers. A low learning
-    rate may be meant.
+    Counts are left out: settings whose published values are all integers. So are values of pixels, whose unit
+    the data choose.
 
     Args:
-        keys: of the settings; those in the unit of pixels are left out.
+        keys: of the settings to compare.
     """
+    if not is_published(node.kind) or node.path.startswith("model.data_preprocessor"):
+        return
     owner = str(node.content.get("type") or node.path.rpartition(".")[2])
-    is_of_pixels = node.path.startswith("model.data_preprocessor")
-    for key, value in node.content.items() if is_published(node.kind) and not is_of_pixels else ():
-        known = published_numbers().get((owner, key), [])
+    for key, value in node.content.items():
+        known = published_numbers().get((owner, key), []) if key in keys else []
         is_measured = any(number % 1 for number in known)
-        if len(known) < _KNOWN or len({*known}) < _DIFFERENT or not is_measured or key not in keys:
+        if len(known) < _KNOWN or len({*known}) < _DIFFERENT or not is_measured:
             continue
         least, most = min(known), max(known)
         numbers = value if isinstance(value, list | tuple) else [value]

@@ -1,7 +1,6 @@
 """Read mmengine's log of a training, including its restarts."""
 
 import dataclasses
-import itertools
 import json
 import re
 from collections import defaultdict
@@ -108,12 +107,14 @@ def _in_order(files: Iterable[Path]) -> Iterator[list[dict[str, Any]]]:
     Those without a number, of older versions or of mmengine, follow the one with the highest number among the
     logs with earlier names.
     """
-    logs = [list(_entries(file)) for file in sorted(files)]
-    numbers = itertools.accumulate(map(_number, logs), max)
-    order = {id(log): _number(log) or number for log, number in zip(logs, numbers, strict=True)}
-    for log in sorted(logs, key=lambda log: order[id(log)]):
+    highest, numbered = 0, list[tuple[int, int, list]]()
+    for log in map(list, map(_entries, sorted(files))):
+        number = _number(log)
+        highest = max(highest, number)
+        numbered.append((number or highest, number, log))
+    for _, number, log in sorted(numbered, key=lambda each: each[0]):
         first = next((entry for entry in log if "loss" in entry), None)
-        if first and not _number(log):
+        if first and not number:
             step = first["step"]
             log.insert(0, {"step": step - 1, BEGAN: first.get("epoch", step) - 1})
         yield log

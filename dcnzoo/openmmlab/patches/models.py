@@ -31,10 +31,10 @@ from dcnzoo.openmmlab.weights import without_wrapper
 
 
 def left_out_parameters(changes: Changes) -> None:
-    """Log parameters that an optimizer with a paramwise_cfg leaves out, frozen or shared, as information."""
+    """Log parameters that an optimizer with a paramwise_cfg leaves out (frozen, shared) at level DEBUG."""
 
     def log(message: str, logger: Any = None, level: int = logging.INFO) -> None:
-        print_log(message, logger, logging.INFO)
+        print_log(message, logger, logging.DEBUG if level == logging.WARNING else level)
 
     changes.set(default_constructor, "print_log", log)
 

@@ -4,7 +4,6 @@ import copy
 import functools
 import logging
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -295,9 +294,8 @@ def build_runner(
         hooks += [WorkDirHook(training, start), EffectHook(), ResumeHook(training.saved)]
     for hook in filter(None, hooks):
         runner.register_hook(hook)
-    # warnings about deprecated names that mmengine's own hooks use, and a line for each frozen parameter
-    unhelpful = re.compile(r'"(FileClient|HardDiskBackend)"|\S+ is (duplicate\. It is )?skipped since ')
-    runner.logger.addFilter(lambda log: not unhelpful.match(str(log.msg)))
+    # warnings about deprecated names that mmengine's own hooks use
+    runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))
     runner.register_hook(LoadCheckpointHook(fine_tune=training is not None, allow_partial=allow_partial))
     return runner
 

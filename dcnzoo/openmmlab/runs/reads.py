@@ -217,7 +217,7 @@ class _SecondModel:
         model = self.model
         model.train(training)  # returns None in detectors with a teacher
         intervals = [vars(module).get("_interval") for module in model.modules()]
-        # an iteration in which the parts act that do so every few iterations
+        # some parts act every few iterations: one in which all of them do
         due = math.lcm(*(each for each in intervals if type(each) is int and each > 0)) - 1
         MessageHub.get_current_instance().update_info("iter", due)
         self._has_objects = first is not None
@@ -338,7 +338,7 @@ def _other_strides(
 
 
 def _spread(inputs: Tensor, samples: Sequence[Any]) -> float:
-    """Return the standard deviation in each channel, without the pixels that pad a batch: their mean."""
+    """Return the mean of the channels' standard deviations, without the pixels that pad a batch."""
     shapes = [getattr(each, "img_shape", inputs.shape[-2:]) for each in samples]
     own = [image[..., :height, :width] for image, (height, width, *_) in zip(inputs, shapes, strict=False)]
     return float(torch.stack([each.std((-2, -1)).mean() for each in own or [inputs]]).mean())
