@@ -1,5 +1,7 @@
 """Single settings that had no effect, or were refused though they are valid."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmcv.cnn import ConvModule
@@ -13,7 +15,7 @@ from dcnzoo.openmmlab.config.read import wrong_top_level_keys
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
-from dcnzoo.openmmlab.runs.schedules import EffectHook, without_effect
+from dcnzoo.openmmlab.runs.schedules import EffectHook, unscaled_rate, without_effect
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.marks import config_of
 
@@ -168,6 +170,19 @@ def test_what_a_training_does_not_reach(tmp_path, settings, expected):
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     found = [*map(str, without_effect(runner))]
     assert [each[: len(expected)] for each in found] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [({}, True), ({"batch_size": 4}, False), ({"auto_scale_lr": True}, False), ({"lr": 0.0005}, False)],
+)
+def test_a_published_rate_is_for_batches_of_its_own_size(tmp_path, options, warns):
+    (tmp_path / "mine.py").write_text(f"_base_ = {RTMDET!r}\ntrain_dataloader = dict(batch_size=3)\n")
+    recipe = Recipe.read(tmp_path / "mine.py")
+    cfg = recipe.with_options(TrainOptions(work_dir=tmp_path, **options)).cfg
+    loader = SimpleNamespace(**cfg.train_dataloader)
+    runner = SimpleNamespace(cfg=cfg, optim_wrapper=None, train_dataloader=loader)
+    assert [each.subject for each in unscaled_rate(runner)] == ["optim_wrapper.optimizer.lr"] * warns
 
 
 class Convolution(BaseModel):

@@ -1,11 +1,12 @@
 """Settings without effect in a training of this length, and learning rates that train nothing."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from types import SimpleNamespace
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
@@ -13,8 +14,9 @@ from torch import nn
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
+from dcnzoo.openmmlab.config.read import files
 from dcnzoo.openmmlab.config.tree import dicts
-from dcnzoo.openmmlab.hooks.resume import depends_on_metric, stepped
+from dcnzoo.openmmlab.hooks.resume import depends_on_metric, images_per_step, stepped
 from dcnzoo.openmmlab.hooks.seeds import random_states
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
@@ -106,6 +108,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
                 text = f"expected at most {last:,} in this training, got {number:,}"
                 yield Finding(f"{subject}.{name}", text, stops=False)
     yield from _idle_hooks(runner, iterations)
+    yield from unscaled_rate(runner)
     of_rates = [each for each in schedules if each.param_name == "lr" and not depends_on_metric(each)]
     yield from () if are_late else _rates(runner, of_rates, epochs)
 
@@ -132,6 +135,22 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
             saves.append(bool(hook.save_best or hook.save_last or hook.interval > 0))
     if saves and not any(saves):
         yield Finding("default_hooks.checkpoint", "expected a checkpoint, got none", stops=False)
+
+
+def unscaled_rate(runner: Runner) -> Iterator[Finding]:
+    """Yield a learning rate that a published config has chosen for batches of a very different size."""
+    published = [file.path for file in files(runner.cfg.text) if file.is_published]
+    scaling, images = runner.cfg.get("auto_scale_lr") or {}, images_per_step(runner)
+    base, rate = scaling.get("base_batch_size"), _optimizer(runner.cfg).get("lr")
+    if not (published and base and rate) or scaling.get("enable") or 1 / 4 <= images / base <= 4:
+        return
+    if rate == _optimizer(Config.fromfile(published[-1], import_custom_modules=False)).get("lr"):
+        text = f"expected a rate for steps of {counted(images, 'images')}, got {rate:g}, published for {base}"
+        yield Finding("optim_wrapper.optimizer.lr", f"{text}; --auto-scale-lr scales it", stops=False)
+
+
+def _optimizer(cfg: Config) -> Mapping:
+    return (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
 
 
 def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Finding]:
