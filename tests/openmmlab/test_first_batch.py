@@ -1,5 +1,6 @@
 """The first batch of a training runs through its own pipelines and a model that is thrown away."""
 
+import json
 import logging
 import random
 
@@ -36,6 +37,8 @@ MOSAIC = "dict(type='{type}', img_scale=(64, 64)),"
 def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
     make_shapes(folder / "data", ShapesSpec(train=8, val=2))
+    content = json.loads((folder / "data/annotations/val.json").read_text())
+    (folder / "data/annotations/empty.json").write_text(json.dumps({**content, "annotations": []}))
     return folder / "data"
 
 
@@ -218,6 +221,10 @@ WARNINGS = {
     "pictures that are not predicted": (
         "val_dataloader.update(batch_size=3, drop_last=True)",
         ["val_dataloader: expected all 2 pictures in a validation, got 0"],
+    ),
+    "a validation without objects": (
+        "val_dataloader['dataset'].update(ann_file='annotations/empty.json')",
+        ["val_dataloader: expected objects to evaluate, got none"],
     ),
     "a loss of boxes in pixels": (
         "model = dict(roi_head=dict(bbox_head=dict(reg_decoded_bbox=True)))",

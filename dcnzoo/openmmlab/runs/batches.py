@@ -84,6 +84,9 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
     if name == "val" and runner.world_size == 1 and predicted < len(data):
         text = f"expected all {counted(len(data), 'pictures')} in a validation, got {predicted}"
         findings.append(Finding(part, text, stops=False))
+    reader = getattr(data, "get_data_info", None)
+    if name == "val" and reader and not any(reader(n).get("instances", True) for n in range(len(data))):
+        findings.append(Finding(part, "expected objects to evaluate, got none", stops=False))
     if not (batches and batches[0]):
         return None
 
