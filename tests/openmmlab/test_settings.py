@@ -173,16 +173,22 @@ def test_what_a_training_does_not_reach(tmp_path, settings, expected):
 
 
 @pytest.mark.parametrize(
-    ("options", "warns"),
-    [({}, True), ({"batch_size": 4}, False), ({"auto_scale_lr": True}, False), ({"lr": 0.0005}, False)],
+    ("options", "settings", "expected"),
+    [
+        ({}, {}, ["optim_wrapper.optimizer.lr"]),
+        ({"batch_size": 64}, {}, []),
+        ({"lr": 0.0005}, {}, []),
+        ({"auto_scale_lr": True}, {}, ["auto_scale_lr.base_batch_size"]),  # MMDetection's is 16
+        ({"auto_scale_lr": True}, {"auto_scale_lr.base_batch_size": 256}, []),
+    ],
 )
-def test_a_published_rate_is_for_batches_of_its_own_size(tmp_path, options, warns):
-    (tmp_path / "mine.py").write_text(f"_base_ = {RTMDET!r}\ntrain_dataloader = dict(batch_size=3)\n")
-    recipe = Recipe.read(tmp_path / "mine.py")
+def test_a_published_rate_is_for_the_batches_in_its_name(tmp_path, options, settings, expected):
+    (tmp_path / "mine.py").write_text(f"_base_ = {RTMDET!r}\ntrain_dataloader = dict(batch_size=63)\n")
+    recipe = Recipe.read(tmp_path / "mine.py", settings)
     cfg = recipe.with_options(TrainOptions(work_dir=tmp_path, **options)).cfg
     loader = SimpleNamespace(**cfg.train_dataloader)
     runner = SimpleNamespace(cfg=cfg, optim_wrapper=None, train_dataloader=loader)
-    assert [each.subject for each in unscaled_rate(runner)] == ["optim_wrapper.optimizer.lr"] * warns
+    assert [each.subject for each in unscaled_rate(runner)] == expected
 
 
 class Convolution(BaseModel):

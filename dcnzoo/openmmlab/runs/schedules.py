@@ -1,8 +1,10 @@
 """Settings without effect in a training of this length, and learning rates that train nothing."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,14 +140,25 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
 
 
 def unscaled_rate(runner: Runner) -> Iterator[Finding]:
-    """Yield a learning rate that a published config has chosen for batches of a very different size."""
-    published = [file.path for file in files(runner.cfg.text) if file.is_published]
+    """Yield a learning rate that a published config has chosen for batches of a very different size.
+
+    Its name has the size: those of RTMDet, ``8xb32``, inherit ``base_batch_size=16``.
+    """
     scaling, images = runner.cfg.get("auto_scale_lr") or {}, images_per_step(runner)
     base, rate = scaling.get("base_batch_size"), _optimizer(runner.cfg).get("lr")
-    if not (published and base and rate) or scaling.get("enable") or 1 / 4 <= images / base <= 4:
+    sources = [file.path for file in files(runner.cfg.text) if file.is_published and "lr" in file.words]
+    if not (sources and base and rate):
         return
-    if rate == _optimizer(Config.fromfile(published[-1], import_custom_modules=False)).get("lr"):
-        text = f"expected a rate for steps of {counted(images, 'images')}, got {rate:g}, published for {base}"
+    name = Path(sources[-1]).stem
+    theirs = Config.fromfile(sources[-1], import_custom_modules=False)
+    processes, batch_size = ([(1, base), *re.findall(r"_(\d+)xb(\d+)", name)])[-1]
+    size = int(processes) * int(batch_size)
+    if scaling.get("enable"):
+        if base == (theirs.get("auto_scale_lr") or {}).get("base_batch_size") != size:
+            text = f"expected {size}, as in the name {name}, got {base}"
+            yield Finding("auto_scale_lr.base_batch_size", text, stops=False)
+    elif not 1 / 4 <= images / size <= 4 and rate == _optimizer(theirs).get("lr"):
+        text = f"expected a rate for steps of {counted(images, 'images')}, got {rate:g}, published for {size}"
         yield Finding("optim_wrapper.optimizer.lr", f"{text}; --auto-scale-lr scales it", stops=False)
 
 
