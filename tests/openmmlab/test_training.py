@@ -1534,7 +1534,7 @@ def test_a_launcher_that_repeats_the_command_continues_what_it_has_begun(tmp_pat
     assert start() == replaces, "the second training of one program"
     monkeypatch.setattr(os, "getpid", lambda: 2)
     assert choose_start(recipe, resume, force) == last
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getppid", lambda: -1)  # 1 is the parent of a test in the background
     assert start() == replaces
 
 
