@@ -260,14 +260,19 @@ def test_mistakes_get_one_line(error, text, monkeypatch):
             dcnzoo.cli.main()
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize(("encoding", "columns"), [("ascii", 60), ("latin-1", 999)])
 @pytest.mark.parametrize("arguments", [["zoo", "list", "mdconv"], ["data", "check", "--help"]])
-def test_terminals_without_unicode(arguments, encoding, monkeypatch):
+def test_terminals_without_unicode(arguments, encoding, columns, monkeypatch):
     file = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding=encoding))
+    terminal = io.TextIOWrapper(file, encoding=encoding)
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit) as stopped:
         dcnzoo.cli.commands.main(arguments)
-    assert stopped.value.code == 0 and len(file.getvalue().decode(encoding)) > 200
+    text = file.getvalue().decode(encoding)
+    assert stopped.value.code == 0 and len(text) > 200
+    assert max(map(len, text.splitlines())) < columns + 30, "with escapes"
 
 
 def test_errors_on_terminals_without_unicode():

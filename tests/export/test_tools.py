@@ -362,6 +362,9 @@ def test_a_file_is_compared_in_its_runtime(wrong, exported, work, monkeypatch):
         result = load(work).export("x.onnx", **options)
         assert result.agreement.holds and not any("not compared in" in each.text for each in result.findings)
     assert ran
+    monkeypatch.delitem(targets.OPEN, "mnn")
+    monkeypatch.setattr(export, "verify", lambda *arguments: None)
+    assert "only in onnxruntime" in load(work).export("x.onnx", **options).findings[-1].text
 
 
 def test_damaged_files_are_refused(exported, tmp_path):

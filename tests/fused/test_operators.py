@@ -258,6 +258,10 @@ def test_pooling_reads_no_more(interpret):
     interpret(not_finite.test_pooling_reads_no_more)
 
 
+def test_gradients_of_a_group_read_no_other(interpret):
+    interpret(not_finite.test_gradients_of_a_group_read_no_other)
+
+
 # Which calls run in Triton, and torch's rules
 
 

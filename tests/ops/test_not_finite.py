@@ -107,6 +107,13 @@ def test_infinite_mask(value):
     assert (deform_conv2d(input, weight, torch.zeros(1, 2, 3, 4), mask) == value).all()
 
 
+def test_gradients_of_a_group_read_no_other():
+    input, offset = torch.ones(1, 6, 2, 2), torch.full((1, 4, 2, 2), 0.5, requires_grad=True)
+    input[:, 3:] = INF
+    deform_conv2d(input, torch.ones(1, 6, 1, 1), offset).backward(torch.ones(1, 1, 2, 2))
+    assert offset.grad.isfinite().sum((0, 2, 3)).tolist() == [4, 4, 0, 0]
+
+
 @pytest.mark.parametrize("channels", [8, 12, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_other_outputs_keep_their_bits(channels, dtype):

@@ -203,6 +203,12 @@ def test_table_and_figure_of_layers():
     explanation.fields[0].weight[0] = -0.5
     figure = plot_explanation(explanation)
     (drawn,) = figure.axes[1].collections
+    images = [image.get_array() for axes in figure.axes[:2] for image in axes.images]
+    expected = explanation.image, heat_map(explanation.receptive_field), explanation.image
+    for image, pixels in zip(images, expected, strict=True):
+        np.testing.assert_array_equal(image, pixels)
+    limits = {(*axes.get_xlim(), *axes.get_ylim()) for axes in figure.axes[:3]}
+    assert limits == {(-0.5, SIZE[1] - 5.5, SIZE[0] - 3.5, -0.5)}
     points, weight = points_of(explanation.fields[0], explanation.box, SIZE)
     np.testing.assert_array_equal(drawn.get_offsets(), points.flip(1))
     np.testing.assert_array_equal(drawn.get_array(), weight.abs())
