@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.model.weight_init import PretrainedInit
+from mmengine.model.weight_init import PretrainedInit, initialize
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 from safetensors import SafetensorError, safe_open
@@ -277,6 +277,23 @@ def _initialise(initialise: Callable, self: PretrainedInit, module: nn.Module) -
     with Changes() as changes:
         changes.set(loading, "load_state_dict", load_state_dict)
         initialise(self, module)
+
+
+def lacking_values(module: nn.Module, init_cfg: Mapping) -> str:
+    """Say so if the file of an ``init_cfg`` has no values for a third of a module's parameters."""
+    texts = list[str]()
+
+    def compare(module: nn.Module, values: Mapping, *args: object, **kwargs: object) -> None:
+        own = dict(module.named_parameters())
+        lacks = [name for name, each in own.items() if getattr(values.get(name), "shape", 0) != each.shape]
+        if 3 * len(lacks) > len(own):
+            text = f"expected values for {len(own)} parameters, got none of their shape for {len(lacks)}"
+            texts.append(f"{text}: {few(lacks)}")
+
+    with Changes() as changes:
+        changes.set(loading, "load_state_dict", compare)
+        initialize(module, init_cfg)
+    return "; ".join(texts)
 
 
 def load_url(

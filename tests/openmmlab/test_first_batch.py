@@ -222,6 +222,13 @@ WARNINGS = {
         "val_dataloader.update(batch_size=3, drop_last=True)",
         ["val_dataloader: expected all 2 pictures in a validation, got 0"],
     ),
+    "weights of another depth": (
+        "import mmdet.models as _models, torch as _torch\n"
+        "_torch.save(_models.ResNet(depth=50).state_dict(), 'other.pth')\n"
+        "model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', "
+        "checkpoint='other.pth')))",
+        ["model.backbone.init_cfg.checkpoint: expected values for "],
+    ),
     "a validation without objects": (
         "val_dataloader['dataset'].update(ann_file='annotations/empty.json')",
         ["val_dataloader: expected objects to evaluate, got none"],
@@ -286,6 +293,22 @@ def test_fewer_queries_than_detections():
     with trial(cfg):
         (problem,) = unread_of_model(cfg, torch.nn.Linear(1, 1))
     assert "out of range" in problem.text and problem.subject == "model.test_cfg.max_per_img"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "subject"),
+    [
+        ("yolo/yolov3_d53_8xb8-320-273e_coco.py", {"anchor_generator.base_sizes": [[(0.3, 0.2)]] * 3},
+         "model.bbox_head.anchor_generator"),
+        ("detr/detr_r50_8xb2-150e_coco.py", {"loss_cls.use_sigmoid": True}, "model.bbox_head.loss_cls"),
+    ],
+)  # fmt: skip
+def test_parts_of_a_head_that_contradict_each_other(name, settings, subject):
+    cfg = Config.fromfile(base_path(f"mmdet::{name}", "")[0])
+    cfg.merge_from_dict({f"model.bbox_head.{key}": value for key, value in settings.items()})
+    cfg.model.backbone.init_cfg = None
+    with trial(cfg):
+        assert subject in {problem.subject for problem in unread_of_model(cfg, torch.nn.Linear(1, 1))}
 
 
 def states():

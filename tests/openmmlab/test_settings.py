@@ -106,9 +106,12 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
         (dict(param_scheduler=[dict(type="ExponentialLR", gamma=0.5, by_epoch=False)]),
          "param_scheduler: expected a rate that falls later"),
         (dict(param_scheduler=[dict(type="LinearLR", start_factor=0.001, end=12)]),
-         "param_scheduler: expected 0.1 in the first half, got at most 0.1, in iteration 33 of 36"),
+         "param_scheduler: expected 0.1 earlier, got at most 0.1, in iteration 33 of 36"),
         (dict(param_scheduler=[dict(type="ConstantLR", factor=0.1, end=12)]),
-         "param_scheduler: expected 0.1 in the first half"),
+         "param_scheduler: expected 0.1 earlier"),
+        (dict(param_scheduler=[dict(type="CosineAnnealingLR", T_max=5, by_epoch=False)]),
+         "param_scheduler: expected a rate that falls once, got one that rises after iteration 3 of"),
+        (dict(param_scheduler=[dict(type="LinearLR", end=20, by_epoch=False)]), ""),
         (dict(param_scheduler=[STEPS, dict(STEPS, gamma=1.0)]), "param_scheduler.1: does not change"),
         (dict(param_scheduler=[dict(STEPS, end=6)]), "param_scheduler.0: does not change"),
         (dict(param_scheduler=[STEPS, dict(type="CosineAnnealingLR", T_max=12)]),
@@ -178,7 +181,9 @@ def test_what_a_training_does_not_reach(tmp_path, settings, expected):
         ({}, {}, ["optim_wrapper.optimizer.lr"]),
         ({"batch_size": 64}, {}, []),
         ({"lr": 0.0005}, {}, []),
-        ({"auto_scale_lr": True}, {}, ["auto_scale_lr.base_batch_size"]),  # MMDetection's is 16
+        ({"lr": 0.004}, {"optim_wrapper.optimizer.type": "SGD"}, ["optim_wrapper.optimizer.lr"]),
+        ({"lr": 0.1}, {"optim_wrapper.optimizer.type": "SGD"}, []),
+        ({"auto_scale_lr": True}, {}, ["optim_wrapper.optimizer.lr"]),  # MMDetection's base is 16
         ({"auto_scale_lr": True}, {"auto_scale_lr.base_batch_size": 256}, []),
     ],
 )

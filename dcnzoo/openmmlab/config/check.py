@@ -188,12 +188,13 @@ def wrong_classes(cfg: Mapping, runs: bool) -> Iterator[Finding]:
         if "head" not in path or not is_published(class_of(node)):
             continue  # a user's own class may count others
         for count in expected[key].keys() - {number}:
-            where = ", ".join(dict.fromkeys(expected[key][count]))
+            subject, where = f"{path}.{key}", ", ".join(dict.fromkeys(expected[key][count]))
             text = f"expected {count}, the number of classes in {where}, got {number}"
+            if {"train_dataloader"} & {*expected[key].get(number, ())} - {*expected[key][count]}:
+                subject = f"{expected[key][count][0]}.dataset.metainfo"
+                text = f"expected the {number} classes of train_dataloader, as {path}.{key}, got {count}"
             # with more than the class of the data set has, published configs train
-            yield Finding(
-                f"{path}.{key}", text, stops=number < count or key != NUMBERS[0] or count in declared
-            )
+            yield Finding(subject, text, stops=number < count or key != NUMBERS[0] or count in declared)
 
 
 def wrong_evaluator_files(cfg: Mapping) -> Iterator[Finding]:

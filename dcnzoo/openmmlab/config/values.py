@@ -24,6 +24,7 @@ ONE_OR_ALL: Values = ("an integer of at least 1, or -1", lambda n: (n >= 1 and n
 SIZE: Values = ("a number above 0", lambda n: n > 0)
 FACTOR: Values = ("a number of at least 0", lambda n: 0 <= n < math.inf)
 SHARE: Values = ("a number from 0 to 1", lambda n: 0 <= n <= 1)
+PIXELS: Values = ("pixels, at least 32", lambda n: n >= 32)
 SCORE: Values = ("a number below 1", lambda n: n < 1)
 
 # classes, or names of dictionaries among their arguments; settings; what these may be
@@ -48,6 +49,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
      "alpha", SHARE),
     ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
     ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
+    ("BatchSyncRandomResize", "random_size_range", PIXELS),
 )  # fmt: skip
 # limits, as multiples of the smallest and the largest published number; how many of these are needed, and
 # how many different ones

@@ -9,6 +9,7 @@ import copy
 import functools
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,8 +25,10 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModule, initialize
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from dcnzoo.openmmlab.checkpoints import lacking_values
 from dcnzoo.openmmlab.config.check import wrong_monitors
 from dcnzoo.openmmlab.config.errors import UNKNOWN, config_errors, explain, require_none
 from dcnzoo.openmmlab.config.packages import is_published
@@ -150,6 +153,11 @@ class _SecondModel:
         for name, module in self.model.named_modules():
             module.register_forward_pre_hook(functools.partial(self._watch, f"model.{name}"))
             assigner = getattr(module, "assigner", None)
+            if text := _other_costs(module):
+                self._warn(f"model.{name}.loss_cls", text)
+            anchors = getattr(getattr(module, "prior_generator", None), "base_anchors", None)
+            if anchors and all((each[..., 2:] - each[..., :2]).max() < 1 for each in anchors):
+                self._warn(f"model.{name}.anchor_generator", "expected anchors in pixels, got none above 1")
             if hasattr(module, "prior_generator") and isinstance(assigner, MaxIoUAssigner):
                 path = f"model.{name}.anchor_generator"
                 assigner.assign = functools.partial(self._assign, path, assigner, [])
@@ -380,6 +388,22 @@ def _other_scores(head: Any, loss: nn.Module, args: tuple) -> str:
     return ""
 
 
+def _other_costs(head: nn.Module) -> str:
+    """Say so if a loss is by sigmoid and the cost of matching by softmax, or the other way round.
+
+    A softmax does not change if all scores of a query grow by one number.
+    """
+    by_sigmoid = getattr(getattr(head, "loss_cls", None), "use_sigmoid", None)
+    scores, truth = torch.arange(6.0).reshape(2, 3), InstanceData(labels=torch.tensor([1]))
+    for cost in getattr(getattr(head, "assigner", None), "match_costs", ()):
+        with suppress(Exception):  # one of boxes or masks
+            before, after = (cost(InstanceData(scores=each), truth, {}) for each in (scores, scores + 1))
+            if by_sigmoid is before.allclose(after):
+                wanted, got = ("softmax", "sigmoid") if by_sigmoid else ("sigmoid", "softmax")
+                return f"expected {wanted}, as the assigner's {type(cost).__name__}, got {got}"
+    return ""
+
+
 def _demo(training: bool, masks: bool, size: int) -> Batch:
     from mmdet.testing import demo_mm_inputs
 
@@ -394,7 +418,7 @@ def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
     """Initialise the modules that have settings for it; yield a finding for each that gets no value.
 
     It is an error if this fails, unless the class has a method of its own, which may read other settings.
-    Files are not read, but must exist.
+    Files must exist; of those that are here, the values are compared with the parameters.
     """
     modules = dict(model.named_modules(prefix="model"))
     for path, node in dicts(cfg.model.to_dict(), "model"):
@@ -402,7 +426,11 @@ def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
         is_own = type(module).__name__ == str(node.get("type")).rpartition(".")[2]
         file = init.get("checkpoint") if isinstance(init, dict) else None
         if isinstance(file, str):
-            require_file(file, f"{cfg.filename}: {path}.init_cfg.checkpoint")
+            key = f"{path}.init_cfg.checkpoint"
+            require_file(file, f"{cfg.filename}: {key}")
+            is_here = module is not None and is_own and os.path.isfile(os.path.expanduser(file))
+            if is_here and (text := lacking_values(module, init)):
+                yield Finding(key, text, stops=False)
         if module is None or not (init and is_own) or "checkpoint" in str(init):
             continue
         values = [*module.parameters()]

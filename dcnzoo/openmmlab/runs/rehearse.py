@@ -182,7 +182,7 @@ def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
         if key and not f"{name}.".startswith(from_files):
             text = "expected init_cfg or load_from with weights for frozen layers, got random ones"
             yield Finding(f"model.{name}.{key}", text, stops=False)
-    groups = runner.optim_wrapper.param_groups if isinstance(runner.optim_wrapper, OptimWrapper) else ()
+    groups = [group for each in _wrappers(runner.optim_wrapper) for group in each.param_groups]
     rates = [(group.get("initial_lr", group["lr"]), group["params"]) for group in groups]
     still = {id(value) for rate, values in rates if rate == 0 for value in values}
     for name, value in runner.model.named_parameters() if modules else ():
@@ -192,10 +192,14 @@ def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
             break
 
 
+def _wrappers(wrapper: object) -> list[OptimWrapper]:
+    own = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return [each for each in own if isinstance(each, OptimWrapper)]
+
+
 def _try(wrapper: object) -> None:
     """Call the function that clips gradients, with one that is zero; require a learning rate."""
-    own = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-    for each in (each for each in own if isinstance(each, OptimWrapper)):
+    for each in _wrappers(wrapper):
         if not any(group["lr"] for group in each.param_groups):
             raise UserError("optim_wrapper: expected a learning rate above 0, got 0 for all parameters")
         parameter = torch.zeros(1, requires_grad=True)

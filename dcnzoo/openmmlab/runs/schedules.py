@@ -26,6 +26,7 @@ from dcnzoo.utils.text import counted, few
 
 _SKIPPED = ("Mosaic", "RandomAffine", "MixUp")  # by default; a pipeline need not have all
 _MOST_STEPS = 500_000  # about a second
+_MOST_OF_PUBLISHED = 4  # some scale by the square root: of 16 images, to one
 
 
 class EffectHook(Hook):
@@ -140,26 +141,33 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
 
 
 def unscaled_rate(runner: Runner) -> Iterator[Finding]:
-    """Yield a learning rate that a published config has chosen for batches of a very different size.
+    """Yield a learning rate that is far above the published one for so many images, or for another optimizer.
 
-    Its name has the size: those of RTMDet, ``8xb32``, inherit ``base_batch_size=16``.
+    The published rate is for the batches in the config's name; RTMDet's, ``8xb32``, set a base of 16.
     """
-    scaling, images = runner.cfg.get("auto_scale_lr") or {}, images_per_step(runner)
-    base, rate = scaling.get("base_batch_size"), _optimizer(runner.cfg).get("lr")
     sources = [file.path for file in files(runner.cfg.text) if file.is_published and "lr" in file.words]
-    if not (sources and base and rate):
+    rate, scaling = _optimizer(runner.cfg).get("lr"), runner.cfg.get("auto_scale_lr") or {}
+    theirs = Config.fromfile(sources[-1], import_custom_modules=False) if sources and rate else Config()
+    published, base = _optimizer(theirs), (theirs.get("auto_scale_lr") or {}).get("base_batch_size")
+    name, images = Path(sources[-1] if sources else "").stem, images_per_step(runner)
+    processes, batch_size = ([(1, base or 0), *re.findall(r"_(\d+)xb(\d+)", name)])[-1]
+    size, kind = int(processes) * int(batch_size), _optimizer(runner.cfg).get("type")
+    if not (published.get("lr") and size):
         return
-    name = Path(sources[-1]).stem
-    theirs = Config.fromfile(sources[-1], import_custom_modules=False)
-    processes, batch_size = ([(1, base), *re.findall(r"_(\d+)xb(\d+)", name)])[-1]
-    size = int(processes) * int(batch_size)
+    if kind != published["type"]:
+        if rate == published["lr"]:
+            text = f"expected a rate for {kind}, got {rate:g}, published for {published['type']}"
+            yield Finding("optim_wrapper.optimizer.lr", text, stops=False)
+        return
     if scaling.get("enable"):
-        if base == (theirs.get("auto_scale_lr") or {}).get("base_batch_size") != size:
-            text = f"expected {size}, as in the name {name}, got {base}"
-            yield Finding("auto_scale_lr.base_batch_size", text, stops=False)
-    elif not 1 / 4 <= images / size <= 4 and rate == _optimizer(theirs).get("lr"):
-        text = f"expected a rate for steps of {counted(images, 'images')}, got {rate:g}, published for {size}"
-        yield Finding("optim_wrapper.optimizer.lr", f"{text}; --auto-scale-lr scales it", stops=False)
+        rate *= images / (
+            scaling["base_batch_size"] * getattr(runner.optim_wrapper, "_accumulative_counts", 1)
+        )
+    fitting = published["lr"] * images / size
+    if rate > _MOST_OF_PUBLISHED * fitting:
+        text = f"expected about {fitting:.2g} for steps of {counted(images, 'images')}, got {rate:.2g}"
+        hint = f"{published['lr']:g} is published for {size} images"
+        yield Finding("optim_wrapper.optimizer.lr", f"{text}; {hint}", stops=False)
 
 
 def _optimizer(cfg: Config) -> Mapping:
@@ -169,9 +177,9 @@ def _optimizer(cfg: Config) -> Mapping:
 def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Finding]:
     """Yield what is wrong with the learning rates of the group that has the largest one.
 
-    In the first half of the training they reach the group's own rate, in the second half they still change
-    while they are above a thousandth of it, and the last one is no higher. Each schedule changes them, and no
-    two lower or raise them in the same iterations.
+    In the first two thirds of the training they reach the group's own rate, in the second half they still
+    change while they are above a thousandth of it, and the last one is no higher. They fall once. Each
+    schedule changes them, and no two lower or raise them in the same iterations.
     """
     iterations, groups = runner.train_loop.max_iters, runner.optim_wrapper.param_groups
     if not schedules or iterations > _MOST_STEPS or not all(is_published(type(each)) for each in schedules):
@@ -195,14 +203,20 @@ def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Fi
         raise UserError(f"param_scheduler: {error}") from error
     changes = [n for n, (old, new) in enumerate(pairwise(rates), 1) if old != new and old > first / 1000]
     last, highest, rate = max(changes, default=0), max(rates[:-1]), rates[-1]
-    peak, text = rates.index(highest), f"{rate:.3g} from iteration {last} of {iterations} on"
+    peak = next((number for number, each in enumerate(rates) if each > 0.99 * highest), 0)
+    low = next((number for number in range(peak, iterations) if rates[number] < highest / 2), iterations)
+    restarts = any("Restart" in type(each).__name__ for each in schedules)
+    text = f"{rate:.3g} from iteration {last} of {iterations} on"
     if rate < 0.99 * first and last < iterations / 2:
         yield Finding("param_scheduler", f"expected a rate that falls later, got {text}", stops=False)
     elif not rate <= 1.01 * first:  # nor is it nan
         yield Finding("param_scheduler", f"expected a last rate below {first:.3g}, got {text}", stops=False)
-    elif highest < 0.9 * first or peak > iterations / 2:
+    elif highest < 0.9 * first or peak > iterations * 2 / 3:
         got = f"at most {highest:.3g}, in iteration {peak} of {iterations}"
-        yield Finding("param_scheduler", f"expected {first:.3g} in the first half, got {got}", stops=False)
+        yield Finding("param_scheduler", f"expected {first:.3g} earlier, got {got}", stops=False)
+    elif not restarts and low < iterations and max(rates[low:]) > 0.9 * highest:
+        text = f"expected a rate that falls once, got one that rises after iteration {low} of {iterations}"
+        yield Finding("param_scheduler", text, stops=False)
     spans = list[tuple[int, ...]]()  # of each schedule: number, direction, first and last change
     for index, each in enumerate(schedules):
         steps = [new - old for old, new in pairwise(replayed([each]))]
