@@ -17,7 +17,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.model.weight_init import PretrainedInit, initialize
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import PretrainedInit
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 from safetensors import SafetensorError, safe_open
@@ -279,20 +280,22 @@ def _initialise(initialise: Callable, self: PretrainedInit, module: nn.Module) -
         initialise(self, module)
 
 
-def lacking_values(module: nn.Module, init_cfg: Mapping) -> str:
-    """Say so if the file of an ``init_cfg`` has no values for a third of a module's parameters."""
-    texts = list[str]()
+def lacking_values(module: BaseModule, init_cfg: Mapping) -> str:
+    """Say so if the file of an ``init_cfg`` has no values for a third of a part's parameters."""
+    own, texts = dict(module.named_parameters()), list[str]()
 
-    def compare(module: nn.Module, values: Mapping, *args: object, **kwargs: object) -> None:
-        own = dict(module.named_parameters())
+    def compare(values: Mapping, *args: object, **kwargs: object) -> None:
         lacks = [name for name, each in own.items() if getattr(values.get(name), "shape", 0) != each.shape]
         if 3 * len(lacks) > len(own):
             text = f"expected values for {len(own)} parameters, got none of their shape for {len(lacks)}"
             texts.append(f"{text}: {few(lacks)}")
 
     with Changes() as changes:
-        changes.set(loading, "load_state_dict", compare)
-        initialize(module, init_cfg)
+        changes.set(loading, "load_state_dict", lambda module, *args, **kwargs: compare(*args))
+        changes.set(module, "load_state_dict", compare)  # of a class with a method of its own
+        changes.set(module, "init_cfg", init_cfg)
+        changes.set(module, "_is_init", False)
+        module.init_weights()
     return "; ".join(texts)
 
 

@@ -53,6 +53,7 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
         ("custom_hooks = []", "", False),
         ("data_preprocessor = dict(std=[1.0, 2.0, 3.0])", "data_preprocessor", False),  # the model has one
         ("clip_grad = dict(max_norm=35)", "clip_grad", False),
+        ("mine = dict(indices=9, times=2)\ntrain_dataloader = dict(dataset=dict(**mine))", "", False),
         ("dcn = dict(type='DCNv2')", "dcn", False),
         ("warmup = 'linear'", "warmup", False),
         ("img_scale = (320, 320)", "img_scale", False),  # one of tta_pipeline has this value

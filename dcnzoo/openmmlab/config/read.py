@@ -394,7 +394,15 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
         names = (key, old.rpartition(".")[2].partition(" ")[0])
         is_single = not isinstance(value, Mapping | list | tuple)
         same = {path: each for path, name, each in settings if name in names}
-        if value in copies or value in same.values() or (cfg.text and key not in stored and not new):
+        is_part = (
+            isinstance(value, Mapping) and len(value) > 1 and any(_has_items(each, value) for each in copies)
+        )
+        if (
+            value in copies
+            or is_part
+            or value in same.values()
+            or (cfg.text and key not in stored and not new)
+        ):
             continue  # of a dump; of a published base, or of one in MMEngine's new style
         if old and (new or _is_old(key, value)):
             # a key that is left over in a base is no reason to refuse a config that trains
@@ -414,6 +422,13 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
             setting = few(places) if places else nearest(key, known, 0.7)
             text = "nothing in the config uses it"
             yield Finding(key, f"expected {setting}; {text}" if setting else text, stops=False)
+
+
+def _has_items(settings: object, items: object) -> bool:
+    """Whether settings have the items of another dictionary with more than one."""
+    if not (isinstance(settings, Mapping) and isinstance(items, Mapping) and len(items) > 1):
+        return False
+    return all(key in settings and settings[key] == items[key] for key in items)
 
 
 def _is_old(key: str, value: object) -> bool:
