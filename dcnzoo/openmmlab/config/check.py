@@ -92,7 +92,8 @@ def find_problems(
         if runs:
             problems += [*wrong_evaluator_files(parts), *wrong_loaders(parts)]
             problems += similar_hooks(cfg.get("default_hooks"))
-            problems += replaced_hooks(cfg) if "train_cfg" not in unused else ()
+            if "train_cfg" not in unused:
+                problems += [*replaced_hooks(cfg), *wrong_later_pipelines(cfg)]
             own = {key: parts[key] for key in ("model", "optim_wrapper") if key in parts}
             words = {word for file in files(cfg.text) if not file.is_published for word in file.words}
             known = {problem.subject for problem in problems}
@@ -118,6 +119,21 @@ def similar_hooks(hooks: Any) -> Iterator[Finding]:
             yield Finding(f"default_hooks.{key}", text)
         if (close := nearest(key, DEFAULT_HOOKS, 0.8)) and not re.match(rf"{close}(_|\d|$)", key):
             yield Finding(f"default_hooks.{key}", f"expected {close}, got an unknown key", "key", stops=False)
+
+
+def wrong_later_pipelines(cfg: Mapping) -> Iterator[Finding]:
+    """Yield hooks whose pipeline for later epochs does not load masks that the first one loads."""
+
+    def loaded(settings: object) -> set[str]:
+        steps = (node for _, node in dicts(settings) if str(node.get("type")).endswith("LoadAnnotations"))
+        return {key for step in steps for key in ("with_mask", "with_seg") if step.get(key)}
+
+    hooks = cfg.get("custom_hooks")
+    for index, hook in enumerate(hooks if isinstance(hooks, list | tuple) else ()):
+        pipeline = hook.get("switch_pipeline") if isinstance(hook, Mapping) else None
+        if pipeline and (lacks := loaded(cfg.get("train_dataloader")) - loaded(pipeline)):
+            text = f"expected {few(sorted(lacks))}, as in train_dataloader, got none"
+            yield Finding(f"custom_hooks.{index}.switch_pipeline", text, stops=False)
 
 
 def wrong_test_loop(loop: Any) -> Iterator[Finding]:
