@@ -3,6 +3,7 @@
 import logging
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import _not_initialised, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.rehearse import _try, rehearse
+from dcnzoo.openmmlab.runs.rehearse import _frozen_at_random, _try, rehearse
 from dcnzoo.openmmlab.runs.separate_run import separate_run, trial
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
@@ -291,5 +292,7 @@ def test_gradients_of_several_optimizers():
     for each in (wrapper, OptimWrapperDict(a=wrapper)):
         with pytest.raises(TypeError, match="norm_typ"):
             _try(each)
+        runner = SimpleNamespace(model=SMALL, _load_from=None, _resume=False, optim_wrapper=each)
+        assert [*_frozen_at_random(runner)] == []
     with pytest.raises(UserError, match=r"optim_wrapper: expected a learning rate above 0"):
         _try(OptimWrapper(torch.optim.SGD(SMALL.parameters(), 0)))

@@ -52,8 +52,9 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
         ("custom_hooks = [dict(type='EMAHook')]", "custom_hooks", False),  # without PipelineSwitchHook
         ("custom_hooks = []", "", False),
         ("_first = [dict(type='LoadAnnotations', with_mask=True)]\ntrain_dataloader = dict(dataset=dict("
-         "pipeline=_first))\ncustom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=9, switch_pipeline=["
-         "dict(type='LoadAnnotations')]), dict(type='EMAHook')]", "custom_hooks.0.switch_pipeline", False),
+         "pipeline=_first))\ncustom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=9, "
+         "switch_pipeline=[dict(type='LoadAnnotations')]), dict(type='EMAHook')]",
+         "custom_hooks.0.switch_pipeline", False),
         ("data_preprocessor = dict(std=[1.0, 2.0, 3.0])", "data_preprocessor", False),  # the model has one
         ("clip_grad = dict(max_norm=35)", "clip_grad", False),
         ("mine = dict(indices=9, times=2)\ntrain_dataloader = dict(dataset=dict(**mine))", "", False),
@@ -177,6 +178,17 @@ def test_what_a_training_does_not_reach(tmp_path, settings, expected):
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     found = [*map(str, without_effect(runner))]
     assert [each[: len(expected)] for each in found] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(("pictures", "expected"), [(10, []), (11, ["train_cfg.val_interval"])])
+def test_validations_that_take_longer_than_the_training(tmp_path, pictures, expected):
+    loader = {"dataset": [*range(pictures)], "batch_size": 1, "sampler": {"type": "DefaultSampler"}}
+    hooks = {"checkpoint": {"type": "CheckpointHook", "by_epoch": False}}
+    settings = {"train_cfg": {**BY_ITERATIONS, "val_interval": 1}, "default_hooks": hooks}
+    runner = make_runner(tmp_path, "often", val_dataloader=loader, **settings)
+    assert runner.train_loop.max_iters == 9 and runner.val_loop
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    assert [each.subject for each in without_effect(runner)] == expected
 
 
 @pytest.mark.parametrize(
