@@ -57,6 +57,7 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
          "custom_hooks.0.switch_pipeline", False),
         ("data_preprocessor = dict(std=[1.0, 2.0, 3.0])", "data_preprocessor", False),  # the model has one
         ("clip_grad = dict(max_norm=35)", "clip_grad", False),
+        ("optim_wrapper = dict(clip_grad=dict(max_norm=float('inf')))", "", False),
         ("mine = dict(indices=9, times=2)\ntrain_dataloader = dict(dataset=dict(**mine))", "", False),
         ("dcn = dict(type='DCNv2')", "dcn", False),
         ("warmup = 'linear'", "warmup", False),

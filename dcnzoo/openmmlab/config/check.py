@@ -205,6 +205,7 @@ def wrong_classes(cfg: Mapping, runs: bool) -> Iterator[Finding]:
             continue  # a user's own class may count others
         for count in expected[key].keys() - {number}:
             subject, where = f"{path}.{key}", ", ".join(dict.fromkeys(expected[key][count]))
+            where += "" if count in declared else ", which have no metainfo with others"
             text = f"expected {count}, the number of classes in {where}, got {number}"
             if {"train_dataloader"} & {*expected[key].get(number, ())} - {*expected[key][count]}:
                 subject = f"{expected[key][count][0]}.dataset.metainfo"

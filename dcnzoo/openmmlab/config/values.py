@@ -119,7 +119,7 @@ def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:
             continue
         least, most = min(known), max(known)
         numbers = value if isinstance(value, list | tuple) else [value]
-        numbers = [number for number in numbers if type(number) in (int, float)]
+        numbers = [number for number in numbers if type(number) in (int, float) and number != math.inf]
         if any(number and not min(least, _LEAST * least) <= number <= _MOST * most for number in numbers):
             text = f"expected about {least:g} to {most:g}, as in published configs, got {value}"
             yield Finding(f"{node.path}.{key}", text, stops=False)

@@ -74,6 +74,7 @@ def _asking_module() -> str:
     return frame.f_globals.get("__name__", "")
 
 
+_Watched.__name__ = ConfigDict.__name__  # for the messages of its errors
 for _name in ("__getitem__", "__contains__", "get", "pop", "setdefault", "keys", "values", "items"):
     setattr(_Watched, _name, _noting(_name))
 

@@ -431,10 +431,10 @@ def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
             if isinstance(module, BaseModule) and is_own and os.path.isfile(os.path.expanduser(file)):
                 try:
                     text = lacking_values(module, ConfigDict(init))
-                except Exception:
+                except Exception as error:
                     if type(module).init_weights is BaseModule.init_weights:
                         raise
-                    text = ""  # a method of its own may need more
+                    text = one_line(error)  # a method of its own may need more
                 if text:
                     yield Finding(key, text, stops=False)
         if module is None or not (init and is_own) or "checkpoint" in str(init):
