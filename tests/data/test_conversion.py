@@ -240,14 +240,17 @@ def test_objects_take_little_memory():
     builder.add_image(Path("a.jpg"), (40, 30))
     tracemalloc.start()
     for number in range(1000):
-        x = number / 100
+        x = number / 700
         builder.add_polygons("date", [[(x + side, 2 * side % 29) for side in range(20)]])
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert used < 1200 * 1000  # dictionaries take 2.2 MB
-    first, *_, last = builder.content()["annotations"]
+    builder.add_box("date", (1.2345, 2, 4.3456, 7.007))
+    first, *_, last, box = builder.content()["annotations"]
     assert (first["id"], last["id"]) == (1, 1000)
-    assert (last["bbox"], last["category_id"]) == ([9.99, 0.0, 19.0, 28.0], 1)
+    assert (last["bbox"], last["category_id"]) == ([1.43, 0.0, 19.0, 28.0], 1)
+    assert last["segmentation"][0][:4] == [1.43, 0, 2.43, 2]
+    assert (box["bbox"], box["area"]) == ([1.23, 2, 3.11, 5.01], 15.58), "hundredths"
 
 
 def test_voc_beside_its_images(tmp_path):
