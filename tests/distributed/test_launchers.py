@@ -264,15 +264,18 @@ def test_mpi_has_a_local_rank(monkeypatch):
     """mmengine's runner reads it, and its launcher for MPI does not set it."""
     from mmengine.config import Config
 
-    for name in ("set_multi_processing", "init_dist", "_meet", "barrier"):
-        monkeypatch.setattr(joining, name, lambda *arguments, **options: None)
-    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    calls = []
+    for name in ("set_multi_processing", "_meet", "init_dist", "barrier"):
+        monkeypatch.setattr(joining, name, lambda *_, name=name, **options: calls.append(name))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("destroy"))
     names = dict(RANK="3", SIZE="4", LOCAL_RANK="1")
     given = {f"OMPI_COMM_WORLD_{name}": value for name, value in names.items()}
     with mock.patch.dict(os.environ, {**given, "MASTER_ADDR": "first"}):
         os.environ.pop("LOCAL_RANK", None)
         with joining.joined(Config(dict(launcher="mpi"))):
             assert [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
+            calls.append("work")
+    assert calls == ["set_multi_processing", "_meet", "init_dist", "work", "barrier", "destroy"]
 
 
 @pytest.mark.parametrize("script", ["dist_train", "dist_test", "slurm_train", "slurm_test"])
