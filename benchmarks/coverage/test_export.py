@@ -29,8 +29,8 @@ from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import compare, compare_all
 from tests.export.detectors import decoded, predict_batch
 
-SECONDS, MEMORY = 900, 16 << 30  # limits of a trial: seconds, bytes
-IMAGES, ROUNDING = 5, 1e-6  # images to try, and a relative change like that of another order of sums
+SECONDS, MEMORY = 1800, 16 << 30  # limits of a trial: seconds, bytes
+IMAGES, ROUNDING = 20, 1e-6  # images to try, and a relative change like that of another order of sums
 BACKENDS = ("onnxruntime", "openvino")
 TRACKING = "out of scope: it tracks objects from image to image. Export its detector"
 TEXT = "out of scope: it detects what a text describes, and has no fixed classes"
