@@ -394,15 +394,8 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
         names = (key, old.rpartition(".")[2].partition(" ")[0])
         is_single = not isinstance(value, Mapping | list | tuple)
         same = {path: each for path, name, each in settings if name in names}
-        is_part = (
-            isinstance(value, Mapping) and len(value) > 1 and any(_has_items(each, value) for each in copies)
-        )
-        if (
-            value in copies
-            or is_part
-            or value in same.values()
-            or (cfg.text and key not in stored and not new)
-        ):
+        is_copied = value in copies or any(_has_items(each, value) for each in copies)
+        if is_copied or value in same.values() or (cfg.text and key not in stored and not new):
             continue  # of a dump; of a published base, or of one in MMEngine's new style
         if old and (new or _is_old(key, value)):
             # a key that is left over in a base is no reason to refuse a config that trains

@@ -156,7 +156,7 @@ class _SecondModel:
             if text := _other_costs(module):
                 self._warn(f"model.{name}.loss_cls", text)
             anchors = getattr(getattr(module, "prior_generator", None), "base_anchors", None)
-            if anchors and all((each[..., 2:] - each[..., :2]).max() < 1 for each in anchors):
+            if anchors and all((each[..., 2:4] - each[..., :2]).max() < 1 for each in anchors):
                 self._warn(f"model.{name}.anchor_generator", "expected anchors in pixels, got none above 1")
             if hasattr(module, "prior_generator") and isinstance(assigner, MaxIoUAssigner):
                 path = f"model.{name}.anchor_generator"

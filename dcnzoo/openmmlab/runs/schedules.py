@@ -1,6 +1,7 @@
 """Settings without effect in a training of this length, and learning rates that train nothing."""
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
@@ -18,6 +19,7 @@ from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import files
 from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.config.type_names import use_names
 from dcnzoo.openmmlab.hooks.resume import depends_on_metric, images_per_step, stepped
 from dcnzoo.openmmlab.hooks.seeds import random_states
 from dcnzoo.utils.errors import UserError
@@ -78,8 +80,8 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     owners += [(f"param_scheduler.{index}", each) for index, each in enumerate(schedules)]
     owners += [(f"model.{name}", each) for name, each in runner.model.named_modules() if name]
     are_late = False  # the schedules
-    validation = runner._val_loop if isinstance(runner._val_loop, BaseLoop) else None
-    batches = len(validation.dataloader) if validation else 0
+    counts = not by_epoch and isinstance(runner._val_loop, BaseLoop)
+    batches = len(runner._val_loop.dataloader) if counts else 0
     for subject, owner in owners:
         if not by_epoch and getattr(owner, "by_epoch", False):
             text = "expected False in a training that counts iterations, which has one epoch, got True"
@@ -88,7 +90,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
             continue
         length = epochs if getattr(owner, "by_epoch", by_epoch) else iterations
         validations = (epochs if by_epoch else iterations) // (getattr(loop, "val_interval", 1) or 1)
-        if owner is loop and not by_epoch and validations * batches > 10 * iterations:
+        if owner is loop and validations * batches > 10 * iterations:
             text = f"expected validations that take less than the training, got {validations:,}"
             yield Finding("train_cfg.val_interval", text, stops=False)
         # part of the name of an argument → the last number with an effect
@@ -151,23 +153,23 @@ def unscaled_rate(runner: Runner) -> Iterator[Finding]:
     The published rate is for the batches in the config's name; RTMDet's, ``8xb32``, set a base of 16.
     """
     sources = [file.path for file in files(runner.cfg.text) if file.is_published and "lr" in file.words]
-    rate, scaling = _optimizer(runner.cfg).get("lr"), runner.cfg.get("auto_scale_lr") or {}
-    theirs = Config.fromfile(sources[-1], import_custom_modules=False) if sources and rate else Config()
+    rate, kind = (_optimizer(runner.cfg).get(key) for key in ("lr", "type"))
+    if not (sources and rate):
+        return
+    theirs = use_names(Config.fromfile(sources[-1], import_custom_modules=False))
     published, base = _optimizer(theirs), (theirs.get("auto_scale_lr") or {}).get("base_batch_size")
-    name, images = Path(sources[-1] if sources else "").stem, images_per_step(runner)
-    processes, batch_size = ([(1, base or 0), *re.findall(r"_(\d+)xb(\d+)", name)])[-1]
-    size, kind = int(processes) * int(batch_size), _optimizer(runner.cfg).get("type")
+    sizes = re.findall(r"_(\d+)xb(\d+)", Path(sources[-1]).stem)
+    size, images = math.prod(map(int, sizes[-1])) if sizes else base, images_per_step(runner)
     if not (published.get("lr") and size):
         return
-    if kind != published["type"]:
+    if kind != published.get("type"):
         if rate == published["lr"]:
-            text = f"expected a rate for {kind}, got {rate:g}, published for {published['type']}"
+            text = f"expected a rate for {kind}, got {rate:g}, published for {published.get('type')}"
             yield Finding("optim_wrapper.optimizer.lr", text, stops=False)
         return
-    if scaling.get("enable"):
-        rate *= images / (
-            scaling["base_batch_size"] * getattr(runner.optim_wrapper, "_accumulative_counts", 1)
-        )
+    if (scaling := runner.cfg.get("auto_scale_lr") or {}).get("enable"):
+        steps = getattr(runner.optim_wrapper, "_accumulative_counts", 1)  # by which the base was divided
+        rate *= images / (scaling["base_batch_size"] * steps)
     fitting = published["lr"] * images / size
     if rate > _MOST_OF_PUBLISHED * fitting:
         text = f"expected about {fitting:.2g} for steps of {counted(images, 'images')}, got {rate:.2g}"
@@ -176,7 +178,10 @@ def unscaled_rate(runner: Runner) -> Iterator[Finding]:
 
 
 def _optimizer(cfg: Config) -> Mapping:
-    return (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
+    """Return the settings of a config's optimizer; none if it has several, or none in this form."""
+    wrapper = cfg.get("optim_wrapper")
+    optimizer = wrapper.get("optimizer") if isinstance(wrapper, Mapping) else None
+    return optimizer if isinstance(optimizer, Mapping) else {}
 
 
 def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Finding]:
