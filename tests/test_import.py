@@ -56,6 +56,12 @@ print([list(level.shape) for level in network(torch.zeros(1, 3, 64, 64))])
     assert python_with_torch(f"{only(*TORCH)}{NEED_TORCH_ONLY}{code}").stdout.strip() == str(shapes)
 
 
+def test_commands_need_no_rich_to_import_torch():
+    """``dcnzoo doctor`` is asked first if something is missing."""
+    code = "import sys\nsys.modules['rich'] = None\nfrom dcnzoo.cli._terminal import says_loading\n"
+    assert run(f"{code}with says_loading():\n    import torch\nprint(callable(torch.relu))") == "True\n"
+
+
 @pytest.mark.parametrize(
     ("line", "extra"),
     [

@@ -60,8 +60,10 @@ def says_loading() -> Iterator[None]:
     def around() -> Any:
         if steps.listener.get() is not None:  # inside another line
             return nullcontext()
-        from dcnzoo.utils.progress import waiting
-
+        try:
+            from dcnzoo.utils.progress import waiting
+        except ModuleNotFoundError:  # rich comes with the extras
+            return nullcontext()
         return waiting("loading")
 
     with ExitStack() as stack:
