@@ -15,7 +15,7 @@ from dcnzoo.openmmlab.config.read import wrong_top_level_keys
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
-from dcnzoo.openmmlab.runs.schedules import EffectHook, unscaled_rate, without_effect
+from dcnzoo.openmmlab.runs.schedules import EffectHook, unusual_rate, without_effect
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.marks import config_of
 
@@ -210,7 +210,7 @@ def test_a_published_rate_is_for_the_batches_in_its_name(tmp_path, options, sett
     cfg = recipe.with_options(TrainOptions(work_dir=tmp_path, **options)).cfg
     loader = SimpleNamespace(**cfg.train_dataloader)
     runner = SimpleNamespace(cfg=cfg, optim_wrapper=None, train_dataloader=loader)
-    assert [each.subject for each in unscaled_rate(runner)] == expected
+    assert [each.subject for each in unusual_rate(runner)] == expected
 
 
 class Convolution(BaseModel):

@@ -204,12 +204,14 @@ def wrong_classes(cfg: Mapping, runs: bool) -> Iterator[Finding]:
         if "head" not in path or not is_published(class_of(node)):
             continue  # a user's own class may count others
         for count in expected[key].keys() - {number}:
-            subject, where = f"{path}.{key}", ", ".join(dict.fromkeys(expected[key][count]))
-            where += "" if count in declared else ", which have no metainfo with others"
-            text = f"expected {count}, the number of classes in {where}, got {number}"
-            if {"train_dataloader"} & {*expected[key].get(number, ())} - {*expected[key][count]}:
-                subject = f"{expected[key][count][0]}.dataset.metainfo"
+            loaders, agreeing = [*dict.fromkeys(expected[key][count])], expected[key].get(number, ())
+            if "train_dataloader" in agreeing and "train_dataloader" not in loaders:
+                subject = f"{loaders[0]}.dataset.metainfo"
                 text = f"expected the {number} classes of train_dataloader, as {path}.{key}, got {count}"
+            else:
+                subject, source = f"{path}.{key}", ", ".join(loaders)
+                source += "" if count in declared else ", whose metainfo names none"
+                text = f"expected {count}, the number of classes in {source}, got {number}"
             # with more than the class of the data set has, published configs train
             yield Finding(subject, text, stops=number < count or key != NUMBERS[0] or count in declared)
 

@@ -418,7 +418,7 @@ def wrong_top_level_keys(cfg: Config, options: Collection[str] = ()) -> Iterator
 
 
 def _has_items(settings: object, items: object) -> bool:
-    """Whether settings have the items of another dictionary with more than one."""
+    """Whether a dictionary of settings contains all items of another one, at least two."""
     if not (isinstance(settings, Mapping) and isinstance(items, Mapping) and len(items) > 1):
         return False
     return all(key in settings and settings[key] == items[key] for key in items)

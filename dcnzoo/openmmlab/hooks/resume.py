@@ -114,7 +114,7 @@ class ResumeHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Forget the last validation's metrics, which LoggerHook would log again where one is missing now.
 
-        Log the step also as a metric: LoggerHook may count the iterations of a training by epochs.
+        Log the step as a metric, too: LoggerHook may write an epoch, though the training counts iterations.
         """
         scalars = runner.message_hub.log_scalars
         for name in [name for name in scalars if name.startswith("val/")]:

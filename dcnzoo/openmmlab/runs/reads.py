@@ -225,7 +225,7 @@ class _SecondModel:
         model = self.model
         model.train(training)  # returns None in detectors with a teacher
         intervals = [vars(module).get("_interval") for module in model.modules()]
-        # some parts act every few iterations: one in which all of them do
+        # choose an iteration in which all parts act, also those that act every few iterations only
         due = math.lcm(*(each for each in intervals if type(each) is int and each > 0)) - 1
         MessageHub.get_current_instance().update_info("iter", due)
         self._has_objects = first is not None

@@ -118,7 +118,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
                 text = f"expected at most {last:,} in this training, got {number:,}"
                 yield Finding(f"{subject}.{name}", text, stops=False)
     yield from _idle_hooks(runner, iterations)
-    yield from unscaled_rate(runner)
+    yield from unusual_rate(runner)
     of_rates = [each for each in schedules if each.param_name == "lr" and not depends_on_metric(each)]
     yield from () if are_late else _rates(runner, of_rates, epochs)
 
@@ -147,10 +147,10 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
         yield Finding("default_hooks.checkpoint", "expected a checkpoint, got none", stops=False)
 
 
-def unscaled_rate(runner: Runner) -> Iterator[Finding]:
-    """Yield a learning rate that is far above the published one for so many images, or for another optimizer.
+def unusual_rate(runner: Runner) -> Iterator[Finding]:
+    """Yield a learning rate far above the published one per image, or published for another optimizer.
 
-    The published rate is for the batches in the config's name; RTMDet's, ``8xb32``, set a base of 16.
+    The name of a published config has its batches: RTMDet's, ``8xb32``, set ``base_batch_size=16``.
     """
     sources = [file.path for file in files(runner.cfg.text) if file.is_published and "lr" in file.words]
     rate, kind = (_optimizer(runner.cfg).get(key) for key in ("lr", "type"))
