@@ -32,6 +32,21 @@ def test_an_unknown_setting_of_a_class_of_dcnzoo():
     assert "no_such_key" in str(error.value) and "error in dcnzoo" not in str(error.value)
 
 
+def test_settings_of_the_base_that_another_class_does_not_have(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"
+        "model = dict(backbone=dict(type='SwinTransformer', depths=[2, 2, 6, 2], init_cfg=None))"
+    )
+    cfg = Config.fromfile(file)
+    with (
+        pytest.raises(UserError, match=r"model\.backbone: SwinTransformer .*depth; _delete_=True drops"),
+        config_errors(cfg),
+        DefaultScope.overwrite_default_scope("mmdet"),
+    ):
+        MODELS.build(cfg.model)
+
+
 @pytest.mark.parametrize(
     ("settings", "build"),
     [

@@ -39,6 +39,8 @@ def shapes(tmp_path_factory):
     make_shapes(folder / "data", ShapesSpec(train=8, val=2))
     content = json.loads((folder / "data/annotations/val.json").read_text())
     (folder / "data/annotations/empty.json").write_text(json.dumps({**content, "annotations": []}))
+    content["categories"] = [{**each, "id": 4 - each["id"]} for each in content["categories"]]
+    (folder / "data/annotations/other_ids.json").write_text(json.dumps(content))
     return folder / "data"
 
 
@@ -233,6 +235,24 @@ WARNINGS = {
         "val_dataloader['dataset'].update(ann_file='annotations/empty.json')",
         ["val_dataloader: expected objects to evaluate, got none"],
     ),
+    "annotations that are resized": (
+        "val_dataloader['dataset'].update(pipeline=" + RESIZED.format(size="224, 224", ratio=True) + ")\n"
+        "val_evaluator = dict(_delete_=True, type='VOCMetric')",
+        ["val_evaluator: expected pascal_voc/mAP of about 1 for the annotations of val_dataloader"],
+    ),
+    "other classes in the file of a metric": (
+        "val_evaluator['ann_file'] = val_evaluator['ann_file'].replace('val.json', 'other_ids.json')",
+        ["val_evaluator: expected coco/bbox_mAP of about 1 for the annotations of val_dataloader"],
+    ),
+    "pictures of another size than in their annotations": (
+        "import cv2 as _cv2, pathlib as _pathlib\n"
+        "_from = val_dataloader['dataset']['data_root'] + 'val/'\n"
+        "_pathlib.Path('smaller').mkdir()\n"
+        "for _each in _pathlib.Path(_from).iterdir():\n"
+        "    _cv2.imwrite(f'smaller/{_each.name}', _cv2.imread(str(_each))[::2, ::2])\n"
+        "val_dataloader['dataset'].update(data_prefix=dict(img=str(_pathlib.Path('smaller').resolve())))",
+        ["png: expected 128 × 128 pixels, as its annotations, got 64 × 64"],
+    ),
     "a loss of boxes in pixels": (
         "model = dict(roi_head=dict(bbox_head=dict(reg_decoded_bbox=True)))",
         ["model.roi_head.bbox_head.reg_decoded_bbox: expected False with L1Loss"],
@@ -262,7 +282,7 @@ def test_settings_with_another_effect(tmp_path, shapes, monkeypatch, lines, text
         require_parts(runner, only_checks=False)
         check(runner)
     assert not [*tmp_path.glob("boxes*")]
-    assert all(each in line for each, line in zip(expected, lines, strict=True))
+    assert all(each in line for each, line in zip(expected, lines, strict=True)), lines
 
 
 def test_overlaps_of_encoded_boxes():

@@ -34,6 +34,9 @@ def findings(folder, text, base=RTMDET):
 TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
 
 
+REGNET = "backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://regnetx_3.2gf'))"
+
+
 @pytest.mark.parametrize(
     ("text", "subject", "stops"),
     [
@@ -73,6 +76,11 @@ TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
         ("val_evaluator = dict(iou_thrs=[50, 75])", "val_evaluator.iou_thrs", True),
         ("model = dict(backbone=dict(init_cfg='resnet50'))", "model.backbone.init_cfg", True),
         ("model = dict(data_preprocessor=dict(bgr_to_rgb=True))", "model.data_preprocessor.mean", False),
+        (f"model = dict({REGNET}, data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1, 1]))",
+         "model.data_preprocessor.mean", False),  # of other weights
+        (f"model = dict({REGNET}, data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, "
+         "58.395]))", "", False),
+        (f"model = dict({REGNET}, data_preprocessor=dict(mean=[90.5, 116.25, 123.0]))", "", False),
         ("model = dict(test_cfg=dict(max_per_img=0))", "model.test_cfg.max_per_img", True),
         ("model = dict(test_cfg=dict(max_per_img=-1))", "", False),
         ("model = dict(test_cfg=dict(max_per_img=20))", "", False),

@@ -17,10 +17,10 @@ from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.errors import require_none
 from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import (
-    files,
     is_written,
     replaced_hooks,
     variables_without_effect,
+    words_in,
     wrong_top_level_keys,
 )
 from dcnzoo.openmmlab.config.tree import (
@@ -95,7 +95,7 @@ def find_problems(
             if "train_cfg" not in unused:
                 problems += [*replaced_hooks(cfg), *wrong_later_pipelines(cfg)]
             own = {key: parts[key] for key in ("model", "optim_wrapper") if key in parts}
-            words = {word for file in files(cfg.text) if not file.is_published for word in file.words}
+            words = words_in(cfg, are_published=False)
             known = {problem.subject for problem in problems}
             for node in nodes(own) if not is_written(cfg) else ():
                 problems += (each for each in unusual_numbers(node, words) if each.subject not in known)

@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from dcnzoo.openmmlab.config.deformable import arguments
+from dcnzoo.openmmlab.config.read import words_in
 from dcnzoo.openmmlab.config.tree import class_of, dicts, registered
 from dcnzoo.utils.errors import UserError, describe, disk_is_full, message, one_line, printable
 from dcnzoo.utils.findings import Finding
@@ -61,7 +62,9 @@ def explain(cfg: Config, error: Exception, part: str = "") -> tuple[str, str]:
         text = one_line(error)  # a setting that the class, perhaps dcnzoo's, does not have
         places = [path for path, node in dicts(cfg.to_dict()) if match[2] in node]
         key = key or (places[0].lstrip(".") if len(places) == 1 else "")
-        if close := _nearest_argument(match[1], match[2], frames[-1]):
+        if match[2] in words_in(cfg, are_published=True) - words_in(cfg, are_published=False):
+            text = f"{match[1]} does not have {match[2]}; _delete_=True drops the settings of the base"
+        elif close := _nearest_argument(match[1], match[2], frames[-1]):
             key, text = f"{key}.{match[2]}".lstrip("."), f"expected {close}, got an unknown key"
     if isinstance(error, KeyError) and (match := _UNREGISTERED.match(one_line(error))):
         registries = (frame.f_locals.get("registry") for frame in reversed(frames))

@@ -190,7 +190,7 @@ def published_in(key: str) -> set[str]:
 def published_numbers() -> dict[tuple[str, str], list[float]]:
     """Return the numbers of each setting in published configs, by its type or dictionary, and its name."""
     numbers = defaultdict[tuple[str, str], list[float]](list)
-    for text in _published():
+    for text in _published().values():
         owners = [""]  # of the brackets that are open
         for name, kind, key, value, bracket in _TOKEN.findall(text):
             if name or bracket == "(":
@@ -204,16 +204,24 @@ def published_numbers() -> dict[tuple[str, str], list[float]]:
     return numbers
 
 
+def published_models(file: str) -> Iterator[Mapping]:
+    """Yield the models of published configs that name a file of weights."""
+    for path, text in _published().items():
+        if f"'{file}'" in text:
+            model = Config.fromfile(path).get("model")
+            yield from [model] if isinstance(model, Mapping) else ()
+
+
 def _published_texts(word: str) -> Iterator[str]:
     """Yield the texts of the published configs that contain a word."""
     pattern = rf"(?<!\w){re.escape(word)}(?!\w)"
-    yield from (text for text in _published() if word in text and re.search(pattern, text))
+    yield from (text for text in _published().values() if word in text and re.search(pattern, text))
 
 
 @cache
-def _published() -> list[str]:
-    files = (file for folder in published_folders() for file in folder.rglob("*.py"))
-    return [file.read_text(encoding="utf-8") for file in files]
+def _published() -> dict[Path, str]:
+    files = (file for folder in published_folders() for file in sorted(folder.rglob("*.py")))
+    return {file: file.read_text(encoding="utf-8") for file in files}
 
 
 def _keys_in(tree: ast.AST, outer: str) -> Iterator[str]:
@@ -269,6 +277,13 @@ def files(text: str) -> Iterator[File]:
             stored = {name.id for name in used if isinstance(name.ctx, ast.Store)}
         words = {*re.findall(r"\w+", part)}
         yield File(path, stored, read | {*re.findall(r"\b_base_\.(\w+)", part)}, words)
+
+
+def words_in(cfg: Config, are_published: bool) -> set[str]:
+    """Return the words in those files of a config that are published ones, or in the others."""
+    return {
+        word for file in files(cfg.text or "") if file.is_published == are_published for word in file.words
+    }
 
 
 @contextmanager

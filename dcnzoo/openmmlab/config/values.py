@@ -7,11 +7,12 @@ reads, and that train otherwise.
 import inspect
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
-from dcnzoo.openmmlab.config.read import is_published_key, published_numbers
+from dcnzoo.openmmlab.config.read import is_published_key, published_models, published_numbers
 from dcnzoo.openmmlab.config.tree import Node
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
@@ -82,6 +83,8 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     if are_numbers and (ends[0] < ends[1] if is_rgb else ends[0] > ends[1]):
         text = f"expected the mean of {'red' if is_rgb else 'blue'} first, as bgr_to_rgb={is_rgb}"
         yield Finding(f"{node.path}.mean", f"{text}, got {mean}", stops=False)
+    if node.path == "model":
+        yield from _other_pixels(node.content)
     depth, init = node.content.get("depth"), node.content.get("init_cfg")
     file = str(init.get("checkpoint")) if isinstance(init, Mapping) else ""
     match = re.search(r"://(?:\w+/)?res(?:2net|nest|next|net)(\d+)", file)
@@ -98,6 +101,33 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
         is_older_name = close and is_published_key(node.path.rpartition(".")[2], key)
         if close and not is_older_name and not re.match(rf"{close}[_\d]", key):
             yield Finding(f"{node.path}.{key}", f"expected {close}, got an unknown key", "key")
+
+
+def _other_pixels(model: Mapping) -> Iterator[Finding]:
+    """Yield a mean that published configs have, but none of those with the weights of the backbone."""
+    backbone, own = model.get("backbone"), _pixels(model)
+    init = backbone.get("init_cfg") if isinstance(backbone, Mapping) else None
+    file = init.get("checkpoint") if isinstance(init, Mapping) else None
+    published = published_numbers().items()
+    numbers = {each for (_, key), known in published if key in ("mean", "std") for each in known}
+    if not (isinstance(file, str) and own and numbers.issuperset((*own[0], *own[1]))):
+        return
+    known = Counter[tuple]()
+    for each in published_models(file):
+        if (pixels := _pixels(each)) == own:
+            return
+        known.update([pixels] if pixels else ())
+    for (mean, std), _ in known.most_common(1):
+        text = f"expected {[*mean]} and std {[*std]}, as published configs with {file}"
+        yield Finding("model.data_preprocessor.mean", f"{text}, got {[*own[0]]} and {[*own[1]]}", stops=False)
+
+
+def _pixels(model: Mapping) -> tuple[tuple[float, ...], ...]:
+    """Return the mean and standard deviation by which a model normalises pixels; empty without these."""
+    preprocessor = model.get("data_preprocessor")
+    values = [preprocessor.get(key) for key in ("mean", "std")] if isinstance(preprocessor, Mapping) else []
+    pixels = [tuple(each) for each in values if isinstance(each, list | tuple)]
+    return tuple(pixels) if len(pixels) == 2 else ()
 
 
 def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from itertools import islice
@@ -27,6 +27,8 @@ from dcnzoo.utils.text import counted, cut
 Batch = dict[str, Any]  # inputs and data_samples, collated
 _TINY = 32  # the stride of most backbones
 _FAR = 2  # times as large
+_FEW = 8  # pictures
+_AGREE = 0.7  # AP; metrics also count objects that a data set leaves out
 _INNER = ("dataset", "datasets")  # attributes of wrappers
 
 
@@ -36,15 +38,17 @@ class FirstBatch:
 
     Attributes:
         whole: returns the whole batch.
-        evaluate: gives predictions to copies of the metrics of a validation; returns the names of their
-            results, or None if some are not known.
+        evaluate: gives predictions to copies of the metrics of a validation; returns their results, and
+            whether these are all.
+        other_objects: yields a finding if the metrics find wrong what the data set has as annotations.
         sizes: of its pictures that are resized as a whole: the length of a side, and its ratio to the file's.
         keeps: whether its steps keep the ratio of width and height.
     """
 
     few: Batch
     whole: Callable[[], Batch]
-    evaluate: Callable[[Sequence[Any], Batch], set[str] | None]
+    evaluate: Callable[[Sequence[Any], Batch], tuple[dict[str, Any], bool]]
+    other_objects: Callable[[], Iterator[Finding]]
     sizes: Sequence[tuple[float, float]]
     keeps: set[bool]
 
@@ -113,6 +117,7 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
     ]:
         text = f"expected pictures of at least {_TINY} pixels, got {tiny[0][-2]} × {tiny[0][-1]}"
         findings.append(Finding(pipeline, text, stops=False))
+    findings += islice(_other_shapes(reader, batches[0], few, f"{part}.dataset") if reader else (), 1)
     others = [collate(2, seed) for seed in range(1, 5)]  # a step may act in some of them only
     if name == "val" and not all(
         all(map(torch.equal, images(few["inputs"]), images(other["inputs"]))) for other in others
@@ -120,8 +125,20 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
         text = "expected the same picture each time, got random ones: predictions are not turned back"
         findings.append(Finding(pipeline, text, stops=False))
     evaluate = functools.partial(_evaluate, loop, f"{runner.cfg.filename}: {name}_evaluator")
+    other_objects = functools.partial(_other_objects, evaluate, data, loader.collate_fn)
     sizes = [size for each in (few, *others) for size in _sizes(each)]
-    return FirstBatch(few, collate, evaluate, sizes, _keeps(data))
+    return FirstBatch(few, collate, evaluate, other_objects, sizes, _keeps(data))
+
+
+def _other_shapes(reader: Callable, indices: Sequence[int], batch: Batch, path: str) -> Iterator[Finding]:
+    """Yield the pictures that are larger or smaller than their annotations say."""
+    for index, sample in zip(indices, batch["data_samples"], strict=False):
+        info, shape = reader(index), getattr(sample, "ori_shape", None)
+        expected = info.get("height"), info.get("width")
+        if shape and all(expected) and tuple(shape[:2]) != expected:
+            text = f"expected {expected[1]} × {expected[0]} pixels, as its annotations"
+            text = f"{info.get('img_path')}: {text}, got {shape[1]} × {shape[0]}"
+            yield Finding(path, text, stops=False)
 
 
 def _keeps(data: Any) -> set[bool]:
@@ -131,13 +148,18 @@ def _keeps(data: Any) -> set[bool]:
     return {bool(step.keep_ratio) for step in resizing}
 
 
-def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> set[str] | None:
+def _evaluate(
+    loop: Any, subject: str, samples: Sequence[Any], batch: Batch, **settings: object
+) -> tuple[dict[str, Any], bool]:
     """Evaluate predictions by copies of a loop's metrics.
 
     Metrics of the user's own are left out, and those that write or remove files.
 
+    Args:
+        settings: attributes of metrics that are replaced.
+
     Returns:
-        The names of the numbers; None if a metric was left out, or the loop may add others.
+        The numbers, and whether they are all: False if a metric was left out, or the loop may add others.
 
     Raises:
         UserError: a metric fails; begins with ``subject``.
@@ -152,21 +174,45 @@ def _evaluate(loop: Any, subject: str, samples: Sequence[Any], batch: Batch) -> 
         if predicted is not None and len(predicted) == 0:  # metrics do little without a detection
             one = {key: value.new_zeros(1, *value.shape[1:]) for key, value in predicted.items()}
             sample.pred_instances = InstanceData(**one)
-    names = set[str]()
+    results = dict[str, Any]()
     try:
         for metric in evaluator.metrics:
             metric.results, metric.outfile_prefix = [], None  # None: a temporary folder
+            vars(metric).update((key, value) for key, value in settings.items() if hasattr(metric, key))
         evaluator.process(samples, batch)
         for metric in evaluator.metrics:
             if hasattr(metric, "img_ids"):
                 metric.img_ids = [sample.img_id for sample in samples]  # others have no predictions
             with redirect_stdout(StringIO()):
                 start = f"{metric.prefix}/" if metric.prefix else ""
-                names.update(f"{start}{name}" for name in metric.compute_metrics(metric.results) or ())
+                values = metric.compute_metrics(metric.results) or {}
+            results |= {f"{start}{name}": value for name, value in values.items()}
     except Exception as error:
         raise UserError(printable(f"{subject}: {message(error)}")) from error
     is_complete = type(loop) is ValLoop and len(evaluator.metrics) == len(loop.evaluator.metrics)
-    return names if is_complete else None
+    return results, is_complete
+
+
+def _other_objects(evaluate: Callable, data: Any, collate: Callable) -> Iterator[Finding]:
+    """Yield a finding if the metrics find wrong what a data set has as annotations."""
+    reader: Callable[[int], dict] = getattr(data, "get_data_info", lambda number: {})
+    with_objects = (number for number in range(len(data)) if reader(number).get("instances"))
+    results = dict[str, Any]()
+    if chosen := list(islice(with_objects, _FEW)):
+        with suppress(Exception):  # of metrics and data that need more than boxes
+            batch = collate([data[number] for number in chosen])
+            for number, sample in zip(chosen, batch["data_samples"], strict=True):
+                objects = [each for each in reader(number)["instances"] if not each.get("ignore_flag")]
+                sample.pred_instances = InstanceData(
+                    bboxes=torch.tensor([each["bbox"] for each in objects]).reshape(-1, 4).float(),
+                    labels=torch.tensor([each["bbox_label"] for each in objects]).long(),
+                    scores=torch.ones(len(objects)),
+                )
+            results, _ = evaluate(batch["data_samples"], batch, metrics=["bbox"])
+    for name, value in results.items():
+        if name.endswith(("/bbox_mAP", "pascal_voc/mAP")) and 0 <= value < _AGREE:
+            text = f"expected {name} of about 1 for the annotations of val_dataloader as predictions"
+            yield Finding("val_evaluator", f"{text}, got {value:.2f}", stops=False)
 
 
 def _load_first(self: LoadAnnotations, results: dict) -> dict | None:

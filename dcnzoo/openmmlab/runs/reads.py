@@ -70,6 +70,7 @@ def require_read(runner: Runner) -> None:
         changes.set(torch.distributed, "is_initialized", lambda: False)
         try:
             findings += unread_of_model(cfg, runner.model, train, val)
+            findings += val.other_objects() if val else ()
         except UserError as error:
             if all(is_published(type(hook)) for hook in runner.hooks):
                 raise
@@ -253,7 +254,8 @@ class _SecondModel:
         elif first:
             boxes = [each.pred_instances.get("bboxes") for each in result if "pred_instances" in each]
             areas = [each[:, 2:].any() for each in boxes if isinstance(each, Tensor) and len(each)]
-            self.names = first.evaluate(result, batch)
+            results, is_complete = first.evaluate(result, batch)
+            self.names = set(results) if is_complete else None
             if areas and not any(areas) and any("bbox" in name for name in self.names or ()):
                 self._warn("val_evaluator.metric", "expected one of masks, got bbox: the boxes are empty")
             if self.names is not None and not self.names:
