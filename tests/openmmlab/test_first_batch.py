@@ -353,6 +353,26 @@ def test_the_training_starts_as_without_the_batch(tmp_path, shapes):
         assert [sample.img_path for sample in batch.whole()["data_samples"]] == own
 
 
+def test_windows_of_large_pictures(tmp_path, shapes):
+    """They have the first object in its size; the whole batch and the steps stay as they are."""
+    data = "pipeline=" + RESIZED.format(size="520, 440", ratio=False)
+    with separate_run():
+        runner = make_runner(tmp_path, shapes, data)
+        load_data(runner, only_checks=False)
+        with trial(runner.cfg):
+            batch = first_batch(runner, "train", [])
+    whole = batch.whole()
+    for n in range(2):
+        image, part = whole["inputs"][n], batch.few["inputs"][n]
+        objects, seen = (each["data_samples"][n].gt_instances for each in (whole, batch.few))
+        assert image.shape[1:] == (440, 520)
+        assert part.shape[1:] == batch.few["data_samples"][n].img_shape == (384, 384)
+        across, down = (objects.bboxes.tensor[0] - seen.bboxes.tensor[0])[:2].int().tolist()
+        assert seen.bboxes.areas[0] == pytest.approx(objects.bboxes.areas[0])
+        assert torch.equal(part, image[:, down : down + 384, across : across + 384])
+        assert seen.masks.masks[0].sum() == objects.masks.masks[0].sum()
+
+
 @pytest.mark.watched
 def test_a_dry_run_without_data(tmp_path, shapes, monkeypatch):
     """It says so, and generates none; with data, it counts the iterations."""
