@@ -38,7 +38,7 @@ class FirstBatch:
     """The first samples of a loop.
 
     Attributes:
-        few: two samples, of which large ones are cropped.
+        few: two samples; or, of large pictures, windows, and one in a validation.
         whole: returns the whole batch.
         evaluate: gives predictions to copies of the metrics of a validation; returns their results, and
             whether these are all.
@@ -132,7 +132,7 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
     parts = (getattr(each, "prior_generator", None) for each in runner.model.modules())
     has_size = any(hasattr(each, "input_size") for each in parts)  # anchors for pictures of one size
     if not has_size and any(max(each.shape[-2:]) > _WINDOW for each in images(few["inputs"])):
-        few = _windows(data, collate) or few
+        few = _windows(data, collate, 2 if name == "train" else 1) or few
     return FirstBatch(few, collate, evaluate, other_objects, sizes, _keeps(data))
 
 
@@ -273,8 +273,8 @@ class _Window(RandomCrop):
         return tuple(min(max(start, 0), most) for start, most in zip(self._start, margin, strict=True))
 
 
-def _windows(data: Any, collate: Callable[[int], Batch]) -> Batch | None:
-    """Return two samples with windows of their pictures, which take less time; None if a step fails."""
+def _windows(data: Any, collate: Callable[[int], Batch], number: int) -> Batch | None:
+    """Return samples with windows of their pictures, which take less time; None if a step fails."""
     for _, each in _data_sets(data, ""):
         pipeline = getattr(each, "pipeline", [])
         steps = getattr(pipeline, "transforms", pipeline)
@@ -284,7 +284,7 @@ def _windows(data: Any, collate: Callable[[int], Batch]) -> Batch | None:
         return None
     steps.insert(-1, _Window())
     try:
-        return collate(2)
+        return collate(number)
     except UserError:
         return None
     finally:
