@@ -11,6 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -297,6 +298,17 @@ def lacking_values(module: BaseModule, init_cfg: Mapping) -> str:
         changes.set(module, "_is_init", False)
         module.init_weights()
     return "; ".join(texts)
+
+
+def require_address(name: str) -> None:
+    """Raise UserError if mmengine has no address for weights with a scheme, such as ``torchvision://resnet50``."""
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise InterruptedError  # the address is known
+
+    with Changes() as changes, suppress(InterruptedError):
+        changes.set(loading, "load_from_http", stop)
+        CheckpointLoader.load_checkpoint(name)
 
 
 def load_url(

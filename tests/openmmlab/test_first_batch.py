@@ -7,7 +7,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
@@ -16,7 +18,7 @@ from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.batches import _sizes, first_batch
 from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.reads import require_read, unread_of_model
+from dcnzoo.openmmlab.runs.reads import _unlike_published, require_read, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
 from dcnzoo.openmmlab.runs.schedules import EffectHook
@@ -204,6 +206,22 @@ WARNINGS = {
         "default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP', rule='less'))",
         ["default_hooks.checkpoint.save_best: expected rule='greater'"],
     ),
+    "a score that is to be small by default": (
+        "param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='coco/bbox_mAP')]",
+        ["param_scheduler.0.monitor: expected rule='greater'"],
+    ),
+    "no anchor is an object's": (
+        "model = dict(train_cfg=dict(rpn=dict(assigner=dict(pos_iou_thr=1.0, min_pos_iou=1.0))))",
+        ["model.rpn_head: expected a loss for the boxes of two pictures, got 0"],
+    ),
+    "a loss that is logged": (
+        "log_processor = dict(custom_cfg=[dict(data_src='loss_boxes', method_name='mean', window_size=9)])",
+        ["log_processor.custom_cfg.0.data_src: expected a loss of the model, loss_rpn_cls, "],
+    ),
+    "overlaps of encoded boxes": (
+        "model = dict(roi_head=dict(bbox_head=dict(loss_bbox=dict(_delete_=True, type='GIoULoss'))))",
+        ["model.roi_head.bbox_head.reg_decoded_bbox: expected True with GIoULoss"],
+    ),
     "larger pictures in a validation": (
         "val_dataloader['dataset'].update(pipeline=" + RESIZED.format(size="512, 512", ratio=True) + ")",
         ["val_dataloader.dataset.pipeline: expected pictures of about 128 pixels"],
@@ -321,6 +339,8 @@ def test_fewer_queries_than_detections():
         ("yolo/yolov3_d53_8xb8-320-273e_coco.py", {"anchor_generator.base_sizes": [[(0.3, 0.2)]] * 3},
          "model.bbox_head.anchor_generator"),
         ("detr/detr_r50_8xb2-150e_coco.py", {"loss_cls.use_sigmoid": True}, "model.bbox_head.loss_cls"),
+        ("retinanet/retinanet_r50_fpn_1x_coco.py", {"anchor_generator.strides": [8, 16, 32, 64]},
+         "model.bbox_head.anchor_generator.strides"),
     ],
 )  # fmt: skip
 def test_parts_of_a_head_that_contradict_each_other(name, settings, subject):
@@ -397,3 +417,30 @@ def test_a_validation_without_an_end(tmp_path, shapes):
 
 def test_samples_of_other_kinds_have_no_size():
     assert [*_sizes({"inputs": [], "data_samples": [3, 0.5, {"img_shape": (4, 5)}]})] == []
+
+
+CSPNEXT = "https://download.openmmlab.com/mmdetection/v3.0/rtmdet/cspnext_rsb_pretrain/cspnext-tiny_imagenet_600e.pth"
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "parts"),
+    [
+        ("torchvision://resnet18", dict(type="ResNet", depth=18), ""),
+        ("torchvision://resnet18", dict(type="ResNet", depth=18, num_stages=3, out_indices=(2,),
+                                        strides=(1, 2, 2), dilations=(1, 1, 1)), ""),
+        ("torchvision://resnet18", dict(type="ResNet", depth=18, deep_stem=True), "stem"),
+        ("torchvision://resnet18", dict(type="ResNet", depth=18, norm_cfg=dict(type="GN", num_groups=8)),
+         "gn1"),
+        ("torchvision://resnet50", dict(type="ResNet", depth=50, dcn=dict(type="DCNv2"),
+                                        stage_with_dcn=[True] * 4), ""),
+        ("torchvision://resnet18", dict(type="ResNet", depth=34), "layer1.2"),
+        (CSPNEXT, dict(type="CSPNeXt", deepen_factor=0.167, widen_factor=0.375), ""),
+        (CSPNEXT, dict(type="CSPNeXt", deepen_factor=0.33, widen_factor=0.375), "stage2.1.blocks.1"),
+        ("mine.pth", dict(type="ResNet", depth=34), ""),
+    ],
+)  # fmt: skip
+def test_backbones_unlike_those_of_published_configs(file, settings, parts):
+    """Layers may lack, and deformable ones have layers of their own."""
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
+        text = _unlike_published(file, MODELS.build(settings))
+    assert (f"others: {parts}" in text) if parts else not text

@@ -34,7 +34,9 @@ def findings(folder, text, base=RTMDET):
 TRAINING_DATA = "dict(ann_file='annotations/instances_train2017.json')"
 
 
-REGNET = "backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://regnetx_3.2gf'))"
+REGNET = (
+    "backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='open-mmlab://regnetx_3.2gf'))"
+)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,12 @@ REGNET = "backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='open-mmlab:
         (f"model = dict({REGNET}, data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, "
          "58.395]))", "", False),
         (f"model = dict({REGNET}, data_preprocessor=dict(mean=[90.5, 116.25, 123.0]))", "", False),
+        ("model = dict(backbone=dict(init_cfg=dict(prefix=None)))", "model.backbone.init_cfg.prefix", False),
+        ("model = dict(backbone=dict(norm_eval='flase'))", "model.backbone.norm_eval", True),
+        ("model = dict(bbox_head=dict(loss_cls=dict(type='FocalLoss', alpha=1.0)))",
+         "model.bbox_head.loss_cls.alpha", True),
+        ("model = dict(test_cfg=dict(nms_pre=20))", "model.test_cfg.nms_pre", False),
+        ("model = dict(test_cfg=dict(nms_pre=40))", "", False),
         ("model = dict(test_cfg=dict(max_per_img=0))", "model.test_cfg.max_per_img", True),
         ("model = dict(test_cfg=dict(max_per_img=-1))", "", False),
         ("model = dict(test_cfg=dict(max_per_img=20))", "", False),
@@ -130,6 +138,9 @@ STEPS = dict(type="MultiStepLR", milestones=[8, 11])
         (dict(param_scheduler=[dict(STEPS, end=6)]), "param_scheduler.0: does not change"),
         (dict(param_scheduler=[STEPS, dict(type="CosineAnnealingLR", T_max=12)]),
          "param_scheduler.1: lowers the learning rate in the same iterations as param_scheduler.0"),
+        (dict(param_scheduler=[dict(type="LinearLR", start_factor=0.001, end=6, by_epoch=False), STEPS,
+                               dict(type="CosineAnnealingLR", T_max=12)]),
+         "param_scheduler.2: lowers the learning rate in the same iterations as param_scheduler.1"),
         (dict(param_scheduler=[dict(type="LinearLR", end=6, by_epoch=False)] * 2),
          "param_scheduler.1: raises the learning rate in the same iterations as param_scheduler.0"),
         (dict(param_scheduler=[dict(type="CosineRestartLR", periods=[9, 9], restart_weights=[1, 1],
@@ -435,6 +446,11 @@ def test_an_option_that_is_given_twice():
         (
             "default_hooks = dict(checkpoint=dict(file_client_args=dict(backend='disk')))",
             "checkpoint.file_client_args",
+        ),
+        (
+            "model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', "
+            "checkpoint='open-mmlab://resnet5O')))",
+            "model.backbone.init_cfg.checkpoint: open-mmlab://resnet5O: expected the name of published",
         ),
         ("custom_hooks = [dict(type='EMAHook', priority=5000)]", "custom_hooks.0.priority: "),
         ("custom_hooks = [dict(type='EMAHook', momentun=0.1)]", "custom_hooks.0.momentun"),

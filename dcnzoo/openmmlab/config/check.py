@@ -284,5 +284,5 @@ def wrong_monitors(cfg: Mapping, names: Collection[str]) -> Iterator[Finding]:
             where = f"{path}.{key}".lstrip(".")
             if value not in {"auto", *names}:
                 yield Finding(where, f"expected one of {few(sorted(names), 8)}, got {value!r}")
-            elif node.get("rule") == "less":
+            elif (node.get("rule") or known["rule"].default) == "less":  # ReduceOnPlateauLR's default
                 yield Finding(where, f"expected rule='greater' for {value}, got 'less'", stops=False)

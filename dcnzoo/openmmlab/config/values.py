@@ -5,6 +5,7 @@ reads, and that train otherwise.
 """
 
 import inspect
+import itertools
 import math
 import re
 from collections import Counter
@@ -27,6 +28,7 @@ FACTOR: Values = ("a number of at least 0", lambda n: 0 <= n < math.inf)
 SHARE: Values = ("a number from 0 to 1", lambda n: 0 <= n <= 1)
 PIXELS: Values = ("pixels, at least 32", lambda n: n >= 32)
 SCORE: Values = ("a number below 1", lambda n: n < 1)
+INSIDE: Values = ("a number between 0 and 1", lambda n: 0 < n < 1)
 
 # classes, or names of dictionaries among their arguments; settings; what these may be
 VALUES: tuple[tuple[str, str, Values], ...] = (
@@ -45,9 +47,10 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("Optimizer paramwise_cfg _ParamScheduler filter_cfg Module", "lr weight_decay lr_mult decay_mult "
      "bias_lr_mult bias_decay_mult norm_decay_mult dcn_offset_lr_mult eta_min eta_min_ratio power min_size "
      "loss_weight gamma", FACTOR),
-    ("MaxIoUAssigner BaseTransform Optimizer test_cfg train_cfg BaseMetric BaseSampler BaseModule FocalLoss",
-     "pos_iou_thr neg_iou_thr min_pos_iou prob iou_threshold momentum iou_thrs pos_fraction drop_path_rate "
-     "alpha", SHARE),
+    ("MaxIoUAssigner BaseTransform Optimizer test_cfg train_cfg BaseMetric BaseSampler BaseModule",
+     "pos_iou_thr neg_iou_thr min_pos_iou prob iou_threshold momentum iou_thrs pos_fraction drop_path_rate",
+     SHARE),
+    ("FocalLoss", "alpha", INSIDE),
     ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
     ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
     ("BatchSyncRandomResize", "random_size_range", PIXELS),
@@ -55,6 +58,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
 # limits, as multiples of the smallest and the largest published number; how many of these are needed, and
 # how many different ones
 _LEAST, _MOST, _KNOWN, _DIFFERENT = 1 / 100, 4, 20, 4
+_LEVELS = 8  # of maps, at most
 # parts in which no text is a number, True or False
 _NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
 _NUMBER = re.compile(r"True|False|-?\d*\.?\d+(e-?\d+)?")
@@ -77,6 +81,10 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
         text = f"expected at most pos_iou_thr, {high}, got {low}"
         yield Finding(f"{node.path}.neg_iou_thr", text, stops=False)
+    candidates, most = (node.content.get(name) for name in ("nms_pre", "max_per_img"))
+    if isinstance(candidates, int) and isinstance(most, int) and 0 < candidates * _LEVELS < most:
+        text = f"expected candidates for max_per_img, {most}, got {candidates} per level"
+        yield Finding(f"{node.path}.nms_pre", text, stops=False)
     mean, is_rgb = node.content.get("mean"), node.content.get("bgr_to_rgb", False)
     ends = mean[::2] if isinstance(mean, list | tuple) and "ImgDataPreprocessor" in node.names else ()
     are_numbers = len(ends) == 2 and all(isinstance(number, int | float) for number in ends)
@@ -84,7 +92,7 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
         text = f"expected the mean of {'red' if is_rgb else 'blue'} first, as bgr_to_rgb={is_rgb}"
         yield Finding(f"{node.path}.mean", f"{text}, got {mean}", stops=False)
     if node.path == "model":
-        yield from _other_pixels(node.content)
+        yield from _other_weights(node.content)
     depth, init = node.content.get("depth"), node.content.get("init_cfg")
     file = str(init.get("checkpoint")) if isinstance(init, Mapping) else ""
     match = re.search(r"://(?:\w+/)?res(?:2net|nest|next|net)(\d+)", file)
@@ -103,23 +111,37 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
             yield Finding(f"{node.path}.{key}", f"expected {close}, got an unknown key", "key")
 
 
-def _other_pixels(model: Mapping) -> Iterator[Finding]:
-    """Yield a mean that published configs have, but none of those with the weights of the backbone."""
-    backbone, own = model.get("backbone"), _pixels(model)
-    init = backbone.get("init_cfg") if isinstance(backbone, Mapping) else None
-    file = init.get("checkpoint") if isinstance(init, Mapping) else None
-    published = published_numbers().items()
-    numbers = {each for (_, key), known in published if key in ("mean", "std") for each in known}
-    if not (isinstance(file, str) and own and numbers.issuperset((*own[0], *own[1]))):
-        return
-    known = Counter[tuple]()
-    for each in published_models(file):
-        if (pixels := _pixels(each)) == own:
+def _other_weights(model: Mapping) -> Iterator[Finding]:
+    """Yield the mean and the prefix that no published config with the weights of the backbone has.
+
+    A mean that no published config has, with any weights, is the user's own.
+    """
+    init, own = _init(model), _pixels(model)
+    numbers = {
+        each for (_, key), known in published_numbers().items() for each in known if key in ("mean", "std")
+    }
+    own = own if numbers.issuperset(itertools.chain(*own)) else ()
+    pixels, prefixes = Counter[tuple](), Counter[object]()
+    for each in published_models(str(init.get("checkpoint"))) if init else ():
+        pixels[_pixels(each)] += 1
+        prefixes[_init(each).get("prefix")] += 1
+        if (not own or own in pixels) and init.get("prefix") in prefixes:
             return
-        known.update([pixels] if pixels else ())
-    for (mean, std), _ in known.most_common(1):
-        text = f"expected {[*mean]} and std {[*std]}, as published configs with {file}"
-        yield Finding("model.data_preprocessor.mean", f"{text}, got {[*own[0]]} and {[*own[1]]}", stops=False)
+    file = f"as published configs with {init.get('checkpoint')}"
+    for mean, std in (each for each, _ in pixels.most_common(1) if each and own and own not in pixels):
+        text = f"expected {[*mean]} and std {[*std]}, {file}, got {[*own[0]]} and {[*own[1]]}"
+        yield Finding("model.data_preprocessor.mean", text, stops=False)
+    if prefixes and init.get("prefix") not in prefixes:
+        ((prefix, _),) = prefixes.most_common(1)
+        text = f"expected {prefix!r}, {file}, got {init.get('prefix')!r}"
+        yield Finding("model.backbone.init_cfg.prefix", text, stops=False)
+
+
+def _init(model: Mapping) -> Mapping:
+    """Return the settings by which a backbone reads a file of weights; empty without these."""
+    backbone = model.get("backbone")
+    init = backbone.get("init_cfg") if isinstance(backbone, Mapping) else None
+    return init if isinstance(init, Mapping) and "checkpoint" in init else {}
 
 
 def _pixels(model: Mapping) -> tuple[tuple[float, ...], ...]:
@@ -189,7 +211,7 @@ def accepts(argument: inspect.Parameter, value: object) -> bool:
         return True
     annotation = argument.annotation
     if annotation is argument.empty:
-        is_flag = isinstance(value, str) and value.lower() in _FLAGS
+        is_flag = isinstance(value, str) and bool(nearest(value.lower(), _FLAGS, 0.7))
         return not (is_flag and isinstance(argument.default, bool))
     text = annotation.__name__ if inspect.isclass(annotation) else str(annotation)
     words = [word.rpartition(".")[2] for word in re.findall(r"[^\s\[\],|]+", text)]

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,7 +32,7 @@ from dcnzoo.openmmlab.checkpoints import lacking_values
 from dcnzoo.openmmlab.config.check import wrong_monitors
 from dcnzoo.openmmlab.config.errors import UNKNOWN, config_errors, explain, require_none
 from dcnzoo.openmmlab.config.packages import is_published
-from dcnzoo.openmmlab.config.read import is_published_key
+from dcnzoo.openmmlab.config.read import is_published_key, published_models
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.config.watched import WITH_FILES, Asked, misspelt, unread, watched
 from dcnzoo.openmmlab.runs.batches import Batch, FirstBatch, first_batch, images, other_sizes, pixels
@@ -40,7 +40,7 @@ from dcnzoo.openmmlab.runs.separate_run import trial
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import counted, cut
+from dcnzoo.utils.text import counted, cut, few
 
 _LARGEST = 500e6  # bytes of parameters
 _LARGEST_BATCH = 16e6  # pixels
@@ -52,7 +52,7 @@ _LACKS = re.compile(
     r"(?:'(?:InstanceData|DetDataSample)' object has no attribute |img_meta\w*(?:\.get\(|\[))'(\w+)'"
 )
 _THRESHOLDS = ("score_thr", "conf_thr", "filter_thr")
-_FEW = 64  # boxes that both stages of a small run propose, sample and predict
+_FEW = 16  # boxes that both stages of a small run propose, sample and predict
 
 
 def require_read(runner: Runner) -> None:
@@ -251,6 +251,7 @@ class _SecondModel:
                 if "loss" in name and any(each.numel() > 1 for each in values):
                     text = f"expected one number as {name}, got several: reduction='mean' averages them"
                     self._warn("model", text)
+            self._check_losses(result, batch["data_samples"] if first else ())
         elif first:
             boxes = [each.pred_instances.get("bboxes") for each in result if "pred_instances" in each]
             areas = [each[:, 2:].any() for each in boxes if isinstance(each, Tensor) and len(each)]
@@ -261,6 +262,28 @@ class _SecondModel:
             if self.names is not None and not self.names:
                 text = "expected a metric, got none: format_only or a metric that only writes files"
                 self._warn("val_evaluator", text)
+
+    def _check_losses(self, losses: Mapping, samples: Any) -> None:
+        """Add a finding for logged losses that the model does not have, and for boxes without a loss.
+
+        Args:
+            samples: of the training's own data; empty: the losses are those of generated pictures.
+        """
+        logged = (self._cfg.get("log_processor") or {}).get("custom_cfg") or ()
+        for index, name in enumerate(str(each.get("data_src")) for each in logged):
+            if name.startswith("loss_") and name not in losses:
+                text = f"expected a loss of the model, {few([*losses], 8)}, got {name}"
+                self._warn(f"log_processor.custom_cfg.{index}.data_src", text)
+        # the later stages of a detector may find no object at first
+        part = "rpn_head" if hasattr(self.model, "rpn_head") else "bbox_head"
+        loss = getattr(getattr(self.model, part, None), "loss_bbox", None)
+        values = losses.get("loss_rpn_bbox" if part == "rpn_head" else "loss_bbox")
+        values = values if isinstance(values, list) else [values]
+        counts = getattr(loss, "loss_weight", 0.0) and f"model.{part}.anchor_generator" not in self.findings
+        counts = counts and any(len(getattr(each, "gt_instances", ())) for each in samples)
+        if counts and all(isinstance(each, Tensor) and not each.any() for each in values):
+            text = "expected a loss for the boxes of two pictures, got 0: none is assigned to a place"
+            self._warn(f"model.{part}", text)
 
     def _warn(self, key: str, text: str) -> None:
         self.findings[key] = Finding(key, text, stops=False)
@@ -329,8 +352,8 @@ def _other_strides(
     inner = "anchor_generator.strides" if hasattr(generator, "base_anchors") else "strides"
     owners = [(module, "featmap_strides", "featmap_strides"), (generator, "strides", inner)]
     owners.append((module, "strides", "strides"))
-    key, strides = next(
-        ((key, own) for each, name, key in owners if (own := getattr(each, name, None))), ("", ())
+    owner, key, strides = next(
+        ((each, key, own) for each, name, key in owners if (own := getattr(each, name, None))), (None, "", ())
     )
     if hasattr(module, "resize_feats") or not isinstance(
         strides, list | tuple
@@ -341,7 +364,8 @@ def _other_strides(
     pairs = [(size, width / stride) for size, stride in zip(sizes, own, strict=False)]
     differ = any(abs(a - b) > 1 and max(a, b) > 1.5 * min(a, b) for a, b in pairs)
     if len(own) != len(sizes):  # a RoI extractor uses as many maps as it has strides; others may use some
-        differ = key == "featmap_strides" or has_failed
+        are_unused = generator is not None and owner is generator and len(own) < len(sizes)
+        differ = key == "featmap_strides" or has_failed or are_unused
     widths, got = ", ".join(map(str, sizes)), ", ".join(map(str, own))
     text = f"expected the strides of maps that are {widths} wide for {width} pixels, got {got}"
     return (key, text) if differ else None
@@ -369,7 +393,8 @@ def _other_boxes(head: Any, loss: nn.Module, args: tuple) -> str:
     if not isinstance(boxes, Tensor) or boxes.shape[-1:] != (4,) or len(boxes) == 0:
         return ""
     by_overlap, name = type(loss).__module__ == GIoULoss.__module__, type(loss).__name__
-    are_boxes = bool((boxes[..., 2:] >= boxes[..., :2]).all())
+    sides = boxes[..., 2:] - boxes[..., :2]
+    are_boxes = bool((sides >= 0).all() and (sides > 0).any())  # encoded ones of objects themselves are 0
     if by_overlap and not are_boxes:
         return f"expected True with {name}, which compares boxes, got encoded ones"
     is_decoded = getattr(head, "reg_decoded_bbox", False) and are_boxes and boxes.max() > _OF_PIXELS
@@ -416,6 +441,39 @@ def _demo(training: bool, masks: bool, size: int) -> Batch:
     return data
 
 
+def _unlike_published(file: str, backbone: nn.Module) -> str:
+    """Say so if a backbone differs from those of the published configs that have its file of weights.
+
+    It may lack layers. Of its parameters, two thirds are as there, and so is one of each child and block.
+    """
+    own, seen, text = dict(backbone.named_parameters()), list[Mapping](), ""
+    for model in published_models(file):
+        settings = {key: value for key, value in model["backbone"].items() if key != "init_cfg"}
+        if settings in seen:
+            continue
+        seen.append(settings)
+        with torch.device("meta"):
+            theirs = dict(MODELS.build(settings).named_parameters())
+        alike = {name for name in own.keys() & theirs.keys() if own[name].shape == theirs[name].shape}
+        lacks = own.keys() - alike
+        parts = {part for name in lacks for part in _parts(name)} - {
+            part for name in alike for part in _parts(name)
+        }
+        if 3 * len(lacks) <= len(own) and not parts:
+            return ""
+        names = few(sorted(parts or lacks))
+        text = (
+            text or f"expected the backbone of a published config with {file}, got one with others: {names}"
+        )
+    return text
+
+
+def _parts(name: str) -> Iterator[str]:
+    """Yield the child and the numbered blocks that have a parameter."""
+    yield name.partition(".")[0]
+    yield from (name[: match.end()] for match in re.finditer(r"\.\d+(?=\.)", name))
+
+
 def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
     """Initialise the modules that have settings for it; yield a finding for each that gets no value.
 
@@ -430,6 +488,8 @@ def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
         if isinstance(file, str):
             key = f"{path}.init_cfg.checkpoint"
             require_file(file, f"{cfg.filename}: {key}")
+            if module and path == "model.backbone" and is_own and (text := _unlike_published(file, module)):
+                yield Finding(key, text, stops=False)
             if isinstance(module, BaseModule) and is_own and os.path.isfile(os.path.expanduser(file)):
                 try:
                     text = lacking_values(module, ConfigDict(init))

@@ -19,8 +19,9 @@ from torch.distributed import init_process_group
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.checkpoints import require_address
 from dcnzoo.openmmlab.config.errors import config_errors, frames_of, require_none
-from dcnzoo.openmmlab.config.tree import datasets
+from dcnzoo.openmmlab.config.tree import datasets, dicts
 from dcnzoo.openmmlab.config.watched import Asked, misspelt, unread, watched
 from dcnzoo.openmmlab.datasets import coco
 from dcnzoo.openmmlab.runs.schedules import EffectHook
@@ -30,6 +31,7 @@ from dcnzoo.utils.findings import Finding
 
 # have the data set and do not use it
 _BUILDERS = ("mmengine.runner", "mmengine.registry", "torch.utils.data")
+_SCHEMES = ("torchvision://", "open-mmlab://", "openmmlab://", "mmcls://")  # of mmengine's names of weights
 # attributes of a runner → the parts of its config that are read when a training is built
 _WATCHED = {
     "optim_wrapper": "optim_wrapper",
@@ -80,6 +82,13 @@ def load_data(runner: Runner, only_checks: bool) -> None:
                 require_none([Finding(part, text, stops=False)], runner.cfg.filename)
             elif loop is not None:
                 setattr(runner, f"_{name}_loop", getattr(runner, f"build_{name}_loop")(loop))
+    for path, node in dicts(runner.cfg.model.to_dict(), "model") if only_checks else ():
+        file = str(node.get("checkpoint"))
+        if path.endswith("init_cfg") and file.startswith(_SCHEMES):
+            try:
+                require_address(file)
+            except UserError as error:
+                raise UserError(f"{path}.checkpoint: {error}") from error
     if only_checks and isinstance(runner._train_loop, BaseLoop):
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)

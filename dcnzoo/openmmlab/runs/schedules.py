@@ -197,8 +197,8 @@ def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Fi
     largest = max(range(len(groups)), key=lambda number: groups[number]["initial_lr"])
     first = groups[largest]["initial_lr"]
 
-    def replayed(chosen: Sequence[Any]) -> list[float]:
-        group = {key: value for key, value in groups[largest].items() if key != "params"}
+    def replayed(chosen: Sequence[Any], **start: float) -> list[float]:
+        group = {**{key: value for key, value in groups[largest].items() if key != "params"}, **start}
         chosen, rates = [copy.copy(each) for each in chosen], [group["lr"]]
         for each in chosen:
             each.optimizer, each.verbose = SimpleNamespace(param_groups=[group], step=None), False
@@ -229,7 +229,7 @@ def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Fi
         yield Finding("param_scheduler", text, stops=False)
     spans = list[tuple[int, ...]]()  # of each schedule: number, direction, first and last change
     for index, each in enumerate(schedules):
-        steps = [new - old for old, new in pairwise(replayed([each]))]
+        steps = [new - old for old, new in pairwise(replayed([each], lr=first))]  # without a warm-up's start
         if getattr(each, "factor", 0) != 1 and not any(steps):
             yield Finding(f"param_scheduler.{index}", "does not change the learning rate", stops=False)
         for sign, word in ((1, "raises"), (-1, "lowers")):
