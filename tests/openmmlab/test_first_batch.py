@@ -82,6 +82,9 @@ def check(runner, only_checks=False):
          "type='Resize', scale=(64, 64)), dict(type='PackDetInputs', meta_keys=('img_shape', 'ori_shape', "
          "'scale_factor'))]))",
          r"val_evaluator: .*img_id"),
+        ("", "model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='pretrained', "
+         "checkpoint='https://here.org/x.pth')))",
+         r"model\.backbone\.init_cfg\.type: expected Pretrained, got pretrained"),
         ("", "val_evaluator.update(metric_items=['AP'])", r"val_evaluator: .*AP"),
         ("", "default_hooks = dict(checkpoint=dict(save_best=['coco/bbox_mAP', 'coco/segm_map']))",
          r"default_hooks\.checkpoint\.save_best: expected one of coco/bbox_mAP, .*, got 'coco/segm_map'"),

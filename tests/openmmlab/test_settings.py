@@ -85,6 +85,9 @@ REGNET = (
         (f"model = dict({REGNET}, data_preprocessor=dict(mean=[90.5, 116.25, 123.0]))", "", False),
         ("model = dict(backbone=dict(init_cfg=dict(prefix=None)))", "model.backbone.init_cfg.prefix", False),
         ("model = dict(backbone=dict(norm_eval='flase'))", "model.backbone.norm_eval", True),
+        ("model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize', "
+         "random_size_range=(640, 320))]))",
+         "model.data_preprocessor.batch_augments.0.random_size_range", True),
         ("model = dict(bbox_head=dict(loss_cls=dict(type='FocalLoss', alpha=1.0)))",
          "model.bbox_head.loss_cls.alpha", True),
         ("model = dict(test_cfg=dict(nms_pre=20))", "model.test_cfg.nms_pre", False),

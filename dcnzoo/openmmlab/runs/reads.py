@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.detectors import RPN
 from mmdet.models.losses import GIoULoss
 from mmdet.models.roi_heads import BBoxHead
 from mmdet.models.task_modules import AssignResult, MaxIoUAssigner
@@ -24,6 +25,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModule, initialize
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -257,6 +259,10 @@ class _SecondModel:
             areas = [each[:, 2:].any() for each in boxes if isinstance(each, Tensor) and len(each)]
             results, is_complete = first.evaluate(result, batch)
             self.names = set(results) if is_complete else None
+            if isinstance(model, RPN) and any("bbox" in name for name in results):
+                self._warn(
+                    "val_evaluator.metric", "expected proposal_fast: an RPN predicts no classes, got bbox"
+                )
             if areas and not any(areas) and any("bbox" in name for name in self.names or ()):
                 self._warn("val_evaluator.metric", "expected one of masks, got bbox: the boxes are empty")
             if self.names is not None and not self.names:
@@ -485,8 +491,10 @@ def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:
         module, init = modules.get(path), node.get("init_cfg")
         is_own = type(module).__name__ == str(node.get("type")).rpartition(".")[2]
         file = init.get("checkpoint") if isinstance(init, dict) else None
-        if isinstance(file, str):
-            key = f"{path}.init_cfg.checkpoint"
+        if init and isinstance(file, str):
+            key, name = f"{path}.init_cfg.checkpoint", init.get("type")
+            if isinstance(name, str) and WEIGHT_INITIALIZERS.get(name) is None:
+                yield Finding(f"{path}.init_cfg.type", f"expected Pretrained, got {name}")
             require_file(file, f"{cfg.filename}: {key}")
             if module and path == "model.backbone" and is_own and (text := _unlike_published(file, module)):
                 yield Finding(key, text, stops=False)
