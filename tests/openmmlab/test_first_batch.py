@@ -396,6 +396,24 @@ def test_windows_of_large_pictures(tmp_path, shapes):
         assert seen.masks.masks[0].sum() == objects.masks.masks[0].sum()
 
 
+def test_windows_of_mosaics(tmp_path, shapes):
+    """Their data set counts its steps."""
+    steps = MOSAIC.format(type="Mosaic") + "dict(type='Resize', scale=(500, 500)),"
+    inner = PIPELINE.format(masks=False, step="").replace("dict(type='PackDetInputs')", "")
+    text = (
+        "train_dataloader = dict(dataset=dict(_delete_=True, type='MultiImageMixDataset', pipeline=["
+        f"{steps} dict(type='PackDetInputs')], dataset=dict(type='CocoDataset', data_root='{shapes}/', "
+        f"ann_file='annotations/train.json', data_prefix=dict(img='train/'), pipeline={inner}, "
+        "metainfo=dict(classes=('oval', 'trefoil', 'cross')))))"
+    )
+    with separate_run():
+        runner = make_runner(tmp_path, shapes, text=text)
+        load_data(runner, only_checks=False)
+        with trial(runner.cfg):
+            batch = first_batch(runner, "train", findings := [])
+    assert not findings and {image.shape[1:] for image in batch.few["inputs"]} == {(384, 384)}
+
+
 @pytest.mark.watched
 def test_a_dry_run_without_data(tmp_path, shapes, monkeypatch):
     """It says so, and generates none; with data, it counts the iterations."""

@@ -1,5 +1,7 @@
 """Single settings that had no effect, or were refused though they are valid."""
 
+import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ from mmengine.model import BaseModel
 
 from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.config.check import check_config, find_problems
-from dcnzoo.openmmlab.config.read import wrong_top_level_keys
+from dcnzoo.openmmlab.config.read import files, published_folders, wrong_top_level_keys
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
@@ -116,6 +118,23 @@ SWITCH = dict(type="mmdet.PipelineSwitchHook", switch_pipeline=[])
 LATE = [dict(type="mmdet.YOLOXModeSwitchHook", skip_type_keys=None, num_last_epochs=15)]  # the default
 BY_ITERATIONS = dict(by_epoch=False, max_iters=9)
 STEPS = dict(type="MultiStepLR", milestones=[8, 11])
+
+
+def test_a_clone_of_published_configs(tmp_path):
+    """Its files count as published ones, as long as they are unchanged."""
+    (folder,) = (folder for folder in published_folders() if (folder / "ms_rcnn").exists())
+    for name in ("_base_", "mask_rcnn", "ms_rcnn"):
+        shutil.copytree(folder / name, tmp_path / "configs" / name)
+    base = tmp_path / "configs/ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py"
+    (tmp_path / "mine.py").write_text(f"_base_ = {str(base)!r}\n")
+
+    def own():
+        cfg = read_config_file(tmp_path / "mine.py")
+        return [os.path.basename(file.path) for file in files(cfg.text) if not file.is_published]
+
+    assert own() == ["mine.py"]
+    base.write_text(base.read_text() + "max_epochs = 3\n")
+    assert own() == [base.name, "mine.py"]
 
 
 @pytest.mark.parametrize(

@@ -243,16 +243,23 @@ def _items(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 @dataclass(frozen=True)
 class File:
-    """The names at the top level that one file of a config sets, those that it reads, and all its words."""
+    """The names at the top level that one file of a config sets, those that it reads, and all its words.
+
+    It is published if it is in an installed package, or a copy of one that is, as in a clone of MMDetection.
+    """
 
     path: str
+    text: str
     stored: set[str]
     read: set[str]
     words: set[str]
 
     @property
     def is_published(self) -> bool:
-        return any(Path(os.path.realpath(self.path)).is_relative_to(folder) for folder in published_folders())
+        path = Path(os.path.realpath(self.path))
+        if any(path.is_relative_to(folder) for folder in published_folders()):
+            return True
+        return any(file.name == path.name and text.strip() == self.text for file, text in _published().items())
 
 
 def files(text: str) -> Iterator[File]:
@@ -276,7 +283,7 @@ def files(text: str) -> Iterator[File]:
             read = {name.id for name in used if isinstance(name.ctx, ast.Load)}
             stored = {name.id for name in used if isinstance(name.ctx, ast.Store)}
         words = {*re.findall(r"\w+", part)}
-        yield File(path, stored, read | {*re.findall(r"\b_base_\.(\w+)", part)}, words)
+        yield File(path, part.strip(), stored, read | {*re.findall(r"\b_base_\.(\w+)", part)}, words)
 
 
 def words_in(cfg: Config, are_published: bool) -> set[str]:

@@ -282,13 +282,14 @@ def _windows(data: Any, collate: Callable[[int], Batch], number: int) -> Batch |
             break
     else:
         return None
-    steps.insert(-1, _Window())
+    window, pack = _Window(), steps[-1]
+    steps[-1] = lambda results: pack(window(results))  # some data sets count their steps
     try:
         return collate(number)
     except UserError:
         return None
     finally:
-        del steps[-2]
+        steps[-1] = pack
 
 
 def _sizes(batch: Batch) -> Iterator[tuple[float, float]]:
