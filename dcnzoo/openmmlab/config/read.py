@@ -259,7 +259,9 @@ class File:
         path = Path(os.path.realpath(self.path))
         if any(path.is_relative_to(folder) for folder in published_folders()):
             return True
-        return any(file.name == path.name and text.strip() == self.text for file, text in _published().items())
+        return any(
+            file.name == path.name and text.strip() == self.text for file, text in _published().items()
+        )
 
 
 def files(text: str) -> Iterator[File]:

@@ -167,10 +167,15 @@ def unusual_rate(runner: Runner) -> Iterator[Finding]:
             text = f"expected a rate for {kind}, got {rate:g}, published for {published.get('type')}"
             yield Finding("optim_wrapper.optimizer.lr", text, stops=False)
         return
+    fitting = published["lr"] * images / size
     if (scaling := runner.cfg.get("auto_scale_lr") or {}).get("enable"):
+        if images != size and math.isclose(rate, fitting, rel_tol=0.01):
+            text = (
+                f"expected {published['lr']:g}, which is scaled to {counted(images, 'images')}, got {rate:g}"
+            )
+            yield Finding("optim_wrapper.optimizer.lr", text, stops=False)
         steps = getattr(runner.optim_wrapper, "_accumulative_counts", 1)  # by which the base was divided
         rate *= images / (scaling["base_batch_size"] * steps)
-    fitting = published["lr"] * images / size
     if rate > _MOST_OF_PUBLISHED * fitting:
         text = f"expected about {fitting:.2g} for steps of {counted(images, 'images')}, got {rate:.2g}"
         hint = f"{published['lr']:g} is published for {size} images"
