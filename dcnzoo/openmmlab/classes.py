@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from mmdet.registry import DATASETS, MODELS
@@ -94,16 +95,18 @@ def parameters_by_number(model: Mapping) -> dict[str, Size]:
         model: its config.
     """
     values = {value for _, _, key, value in numbers(model) if key in NUMBERS[:2]}
-    for device in ("meta", "cpu") if values else ():  # some backbones compute with values when they are built
-        settings = copy.deepcopy(model)
-        for value in sorted(values, reverse=True):
-            set_number(settings, value, value + 1)
-        try:
-            with torch.random.fork_rng(), torch.device(device):
-                twin = MODELS.build(settings)
+    settings = copy.deepcopy(model)
+    for value in sorted(values, reverse=True):
+        set_number(settings, value, value + 1)
+    return shapes(settings) if values else {}
+
+
+def shapes(settings: Mapping) -> dict[str, Size]:
+    """Return the shapes of the parameters and buffers of a part of a model; empty if it cannot be built."""
+    for device in ("meta", "cpu"):  # some backbones compute with values when they are built
+        with suppress(Exception), torch.random.fork_rng(), torch.device(device):
+            twin = MODELS.build(copy.deepcopy(settings))
             return {name: value.shape for name, value in twin.state_dict().items()}
-        except Exception:
-            continue
     return {}
 
 

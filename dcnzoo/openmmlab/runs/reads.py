@@ -31,6 +31,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from dcnzoo.openmmlab.checkpoints import lacking_values
+from dcnzoo.openmmlab.classes import shapes
 from dcnzoo.openmmlab.config.check import wrong_monitors
 from dcnzoo.openmmlab.config.errors import UNKNOWN, config_errors, explain, require_none
 from dcnzoo.openmmlab.config.packages import is_published
@@ -452,20 +453,20 @@ def _unlike_published(file: str, backbone: nn.Module) -> str:
 
     It may lack layers. Of its parameters, two thirds are as there, and so is one of each child and block.
     """
-    own, seen, text = dict(backbone.named_parameters()), list[Mapping](), ""
+    own = {name: value.shape for name, value in backbone.state_dict().items()}
+    seen, text = list[Mapping](), ""
     for model in published_models(file):
         settings = {key: value for key, value in model["backbone"].items() if key != "init_cfg"}
         if settings in seen:
             continue
         seen.append(settings)
-        with torch.device("meta"):
-            theirs = dict(MODELS.build(settings).named_parameters())
-        alike = {name for name in own.keys() & theirs.keys() if own[name].shape == theirs[name].shape}
+        theirs = shapes(settings)
+        alike = {name for name in own.keys() & theirs.keys() if own[name] == theirs[name]}
         lacks = own.keys() - alike
         parts = {part for name in lacks for part in _parts(name)} - {
             part for name in alike for part in _parts(name)
         }
-        if 3 * len(lacks) <= len(own) and not parts:
+        if not theirs or (3 * len(lacks) <= len(own) and not parts):
             return ""
         names = few(sorted(parts or lacks))
         text = (
