@@ -86,6 +86,10 @@ REGNET = (
          "58.395]))", "", False),
         (f"model = dict({REGNET}, data_preprocessor=dict(mean=[90.5, 116.25, 123.0]))", "", False),
         ("model = dict(backbone=dict(init_cfg=dict(prefix=None)))", "model.backbone.init_cfg.prefix", False),
+        ("model = dict(data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], "
+         "bgr_to_rgb=True), backbone=dict(_delete_=True, type='SwinTransformer', convert_weights=False, "
+         "init_cfg=dict(type='Pretrained', checkpoint='https://github.com/SwinTransformer/storage/releases/"
+         "download/v1.0.0/swin_small_patch4_window7_224.pth')))", "model.backbone.convert_weights", False),
         ("model = dict(backbone=dict(norm_eval='flase'))", "model.backbone.norm_eval", True),
         ("model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize', "
          "random_size_range=(640, 320))]))",

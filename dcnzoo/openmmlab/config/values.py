@@ -59,6 +59,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
 # how many different ones
 _LEAST, _MOST, _KNOWN, _DIFFERENT = 1 / 100, 4, 20, 4
 _LEVELS = 8  # of maps, at most
+_READING = ("init_cfg.prefix", "convert_weights")  # settings of backbones that read weights
 # parts in which no text is a number, True or False
 _NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
 _NUMBER = re.compile(r"True|False|-?\d*\.?\d+(e-?\d+)?")
@@ -112,36 +113,41 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
 
 
 def _other_weights(model: Mapping) -> Iterator[Finding]:
-    """Yield the mean and the prefix that no published config with the weights of the backbone has.
+    """Yield a mean, and settings that read weights, which no published config with these weights has.
 
     A mean that no published config has, with any weights, is the user's own.
     """
-    init, own = _init(model), _pixels(model)
+    (file, reading), own = _weights(model), _pixels(model)
     numbers = {
         each for (_, key), known in published_numbers().items() for each in known if key in ("mean", "std")
     }
     own = own if numbers.issuperset(itertools.chain(*own)) else ()
-    pixels, prefixes = Counter[tuple](), Counter[object]()
-    for each in published_models(str(init.get("checkpoint"))) if init else ():
+    pixels, readings = Counter[tuple](), Counter[tuple]()
+    for each in published_models(file) if file else ():
         pixels[_pixels(each)] += 1
-        prefixes[_init(each).get("prefix")] += 1
-        if (not own or own in pixels) and init.get("prefix") in prefixes:
+        readings[_weights(each)[1]] += 1
+        if (not own or own in pixels) and reading in readings:
             return
-    file = f"as published configs with {init.get('checkpoint')}"
+    like = f"as published configs with {file}"
     for mean, std in (each for each, _ in pixels.most_common(1) if each and own and own not in pixels):
-        text = f"expected {[*mean]} and std {[*std]}, {file}, got {[*own[0]]} and {[*own[1]]}"
+        text = f"expected {[*mean]} and std {[*std]}, {like}, got {[*own[0]]} and {[*own[1]]}"
         yield Finding("model.data_preprocessor.mean", text, stops=False)
-    if prefixes and init.get("prefix") not in prefixes:
-        ((prefix, _),) = prefixes.most_common(1)
-        text = f"expected {prefix!r}, {file}, got {init.get('prefix')!r}"
-        yield Finding("model.backbone.init_cfg.prefix", text, stops=False)
+    for theirs in (each for each, _ in readings.most_common(1) if each and reading not in readings):
+        for key, expected, got in zip(_READING, theirs, reading, strict=True):
+            if expected != got:
+                yield Finding(
+                    f"model.backbone.{key}", f"expected {expected!r}, {like}, got {got!r}", stops=False
+                )
 
 
-def _init(model: Mapping) -> Mapping:
-    """Return the settings by which a backbone reads a file of weights; empty without these."""
+def _weights(model: Mapping) -> tuple[str, tuple[object, ...]]:
+    """Return the file of weights of a backbone, empty without one, and the settings that read it."""
     backbone = model.get("backbone")
-    init = backbone.get("init_cfg") if isinstance(backbone, Mapping) else None
-    return init if isinstance(init, Mapping) and "checkpoint" in init else {}
+    backbone = backbone if isinstance(backbone, Mapping) else {}
+    init = backbone.get("init_cfg")
+    if not isinstance(init, Mapping) or "checkpoint" not in init:
+        return "", ()
+    return str(init["checkpoint"]), (init.get("prefix"), bool(backbone.get("convert_weights")))
 
 
 def _pixels(model: Mapping) -> tuple[tuple[float, ...], ...]:
