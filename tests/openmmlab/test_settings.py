@@ -91,9 +91,6 @@ REGNET = (
          "init_cfg=dict(type='Pretrained', checkpoint='https://github.com/SwinTransformer/storage/releases/"
          "download/v1.0.0/swin_small_patch4_window7_224.pth')))", "model.backbone.convert_weights", False),
         ("model = dict(backbone=dict(norm_eval='flase'))", "model.backbone.norm_eval", True),
-        ("model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize', "
-         "random_size_range=(640, 320))]))",
-         "model.data_preprocessor.batch_augments.0.random_size_range", True),
         ("model = dict(bbox_head=dict(loss_cls=dict(type='FocalLoss', alpha=1.0)))",
          "model.bbox_head.loss_cls.alpha", True),
         ("model = dict(test_cfg=dict(nms_pre=20))", "model.test_cfg.nms_pre", False),

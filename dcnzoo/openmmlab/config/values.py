@@ -189,10 +189,6 @@ def _wrong_value(node: Node, key: str, value: object, argument: inspect.Paramete
         applies = key in keys.split() and not {*owners.split()}.isdisjoint(node.names)
         if applies and not _fits(value, fits):
             return f"expected {expected}, got {value!r}"
-    if key.endswith("_range") and isinstance(value, list | tuple) and len(value) == 2:
-        low, high = value
-        if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
-            return f"expected the lower number first, got {value!r}"
     takes_text = argument and ("str" in str(argument.annotation) or isinstance(argument.default, str))
     has_numbers = node.path.startswith(_NUMBERS) or "filter_cfg" in node.keys
     if isinstance(value, str) and has_numbers and not takes_text and _NUMBER.fullmatch(value):

@@ -103,6 +103,8 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
     settings = [*dicts(cfg.to_dict().get(part), part)]
     is_known = all(is_published(class_of(node)) for _, node in settings)
     names = [base.__name__ for base in getattr(class_of(settings[0][1]) if settings else None, "__mro__", ())]
+    backbone = (cfg.get("model") or {}).get("backbone") or {}
+    backbones = [base.__name__ for base in getattr(class_of(backbone), "__mro__", [object])]
     for path, node in settings:
         is_in_reported = any(f"{path}.".startswith(f"{outer}.") for outer in reported)
         if is_in_reported or not {*WITH_FILES}.isdisjoint(path.split(".")):
@@ -122,7 +124,8 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
             of_others = is_published_key(outer, key)
             of_kind = not paths and part == "model" and of_others and is_published_key(outer, key, *names)
             askers = read | asked.get(path.rpartition(".")[0], set())
-            of_pattern = ".custom_keys" in path and of_others  # of parameters that some models have
+            # of parameters that some models with this backbone have
+            of_pattern = ".custom_keys" in path and is_published_key(outer, key, *backbones)
             if key not in replaced and (of_kind or of_pattern or _is_in_code(settings, askers, outer, key)):
                 continue
             text = f"expected {close}, got an unknown key" if close else "no code has read it in an iteration"

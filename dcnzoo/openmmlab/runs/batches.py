@@ -140,8 +140,9 @@ def _other_shapes(reader: Callable, indices: Sequence[int], batch: Batch, path: 
     """Yield the pictures that are larger or smaller than their annotations say."""
     for index, sample in zip(indices, batch["data_samples"], strict=False):
         info, shape = reader(index), getattr(sample, "ori_shape", None)
-        expected = info.get("height"), info.get("width")
-        if shape and all(expected) and tuple(shape[:2]) != expected:
+        expected, is_same = (info.get("height"), info.get("width")), "img_id" in info
+        is_same = is_same and getattr(sample, "img_id", None) == info["img_id"]  # else a step has refused it
+        if is_same and shape and all(expected) and tuple(shape[:2]) != expected:
             text = f"expected {expected[1]} × {expected[0]} pixels, as its annotations"
             text = f"{info.get('img_path')}: {text}, got {shape[1]} × {shape[0]}"
             yield Finding(path, text, stops=False)

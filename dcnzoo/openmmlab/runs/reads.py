@@ -195,16 +195,18 @@ class _SecondModel:
             self._warn("model", str(same))
         except Exception as same:
             loader = "train_dataloader" if training else "val_dataloader"
-            key, text = misspelt(self._cfg, "model", self.asked, same) or self._explain(same, loader)
+            key, text = misspelt(self._cfg, "model", self.asked, same) or self._explain(same, loader, batch)
             raise UserError(
                 f"{self._cfg.filename}: {key or 'model'}: {text} (with the first batch of {loader})"
             ) from same
         return None
 
-    def _explain(self, error: Exception, loader: str) -> tuple[str, str]:
+    def _explain(self, error: Exception, loader: str, batch: Batch) -> tuple[str, str]:
         """Return the key that an error of the model is about, or that of the loader, and its message."""
+        given = [getattr(each, "gt_instances", InstanceData()) for each in batch["data_samples"]]
+        known = {name for each in given for name in each.all_keys()}
         key, text = explain(self._cfg, error, "model")
-        if match := _LACKS.search(text):
+        if (match := _LACKS.search(text)) and match[1] not in known:
             return f"{loader}.dataset.pipeline", f"expected {match[1]}, which {key} reads, got none"
         part = self._heads.get(key) if self._width and isinstance(error, AssertionError) else None
         if part and (problem := _other_strides(*part, self._width, has_failed=True)):
@@ -371,7 +373,7 @@ def _other_strides(
     pairs = [(size, width / stride) for size, stride in zip(sizes, own, strict=False)]
     differ = any(abs(a - b) > 1 and max(a, b) > 1.5 * min(a, b) for a, b in pairs)
     if len(own) != len(sizes):  # a RoI extractor uses as many maps as it has strides; others may use some
-        are_unused = generator is not None and owner is generator and len(own) < len(sizes)
+        are_unused = isinstance(module, BaseDenseHead) and owner is generator and len(own) < len(sizes)
         differ = key == "featmap_strides" or has_failed or are_unused
     widths, got = ", ".join(map(str, sizes)), ", ".join(map(str, own))
     text = f"expected the strides of maps that are {widths} wide for {width} pixels, got {got}"
@@ -396,12 +398,15 @@ def _other_units(preprocessor: Any, batch: Batch) -> Iterator[tuple[str, float]]
 
 def _other_boxes(head: Any, loss: nn.Module, args: tuple) -> str:
     """Say so if a loss of overlaps gets encoded boxes, whose corners have no order; another loss, pixels."""
-    boxes = args[1] if len(args) > 1 else None
-    if not isinstance(boxes, Tensor) or boxes.shape[-1:] != (4,) or len(boxes) == 0:
+    boxes, weight = (args[place] if len(args) > place else None for place in (1, 2))
+    if not isinstance(boxes, Tensor) or boxes.shape[-1:] != (4,):
+        return ""
+    if isinstance(weight, Tensor) and len(weight) == len(boxes):  # the others are of no object
+        boxes = boxes[weight.reshape(len(weight), -1).any(-1)]
+    if len(boxes) == 0:
         return ""
     by_overlap, name = type(loss).__module__ == GIoULoss.__module__, type(loss).__name__
-    sides = boxes[..., 2:] - boxes[..., :2]
-    are_boxes = bool((sides >= 0).all() and (sides > 0).any())  # encoded ones of objects themselves are 0
+    are_boxes = bool((boxes[..., 2:] > boxes[..., :2]).all())  # encoded ones of objects themselves are 0
     if by_overlap and not are_boxes:
         return f"expected True with {name}, which compares boxes, got encoded ones"
     is_decoded = getattr(head, "reg_decoded_bbox", False) and are_boxes and boxes.max() > _OF_PIXELS
@@ -451,7 +456,8 @@ def _demo(training: bool, masks: bool, size: int) -> Batch:
 def _unlike_published(file: str, backbone: nn.Module) -> str:
     """Say so if a backbone differs from those of the published configs that have its file of weights.
 
-    It may lack layers. Of its parameters, two thirds are as there, and so is one of each child and block.
+    It may lack layers, and have others inside its blocks, such as attention. Of each child and block, and of
+    two thirds of the modules that both have, parameters or buffers are as there.
     """
     own = {name: value.shape for name, value in backbone.state_dict().items()}
     seen, text = list[Mapping](), ""
@@ -462,13 +468,15 @@ def _unlike_published(file: str, backbone: nn.Module) -> str:
         seen.append(settings)
         theirs = shapes(settings)
         alike = {name for name in own.keys() & theirs.keys() if own[name] == theirs[name]}
-        lacks = own.keys() - alike
-        parts = {part for name in lacks for part in _parts(name)} - {
-            part for name in alike for part in _parts(name)
-        }
-        if not theirs or (3 * len(lacks) <= len(own) and not parts):
+        modules = {name.rpartition(".")[0] for name in theirs}
+        others = {name for name in own.keys() - alike if name.rpartition(".")[0] in modules}
+        parts = {part for name in own.keys() - alike for part in _parts(name)}
+        parts -= {part for name in alike for part in _parts(name)}
+        containers = {"", *(part.rpartition(".")[0] for name in theirs for part in _parts(name))}
+        parts = {part for part in parts if part.rpartition(".")[0] in containers}
+        if not theirs or (3 * len(others) <= len(own) and not parts):
             return ""
-        names = few(sorted(parts or lacks))
+        names = few(sorted(parts or others))
         text = (
             text or f"expected the backbone of a published config with {file}, got one with others: {names}"
         )
