@@ -455,7 +455,7 @@ CSPNEXT = "https://download.openmmlab.com/mmdetection/v3.0/rtmdet/cspnext_rsb_pr
         ("torchvision://resnet50", dict(type="ResNet", depth=50, dcn=dict(type="DCNv2"),
                                         stage_with_dcn=[True] * 4), ""),
         ("torchvision://resnet18", dict(type="ResNet", depth=34), "layer1.2"),
-        ("torchvision://resnet50", dict(type="ResNet", depth=50, avg_down=True), "layer2.0.downsample.1"),
+        ("torchvision://resnet50", dict(type="ResNet", depth=50, avg_down=True), "layer1.0.downsample.1"),
         ("open-mmlab://resnext101_32x4d", dict(
             type="ResNeXt", depth=101, groups=32, base_width=4, plugins=[dict(
                 cfg=dict(type="ContextBlock", ratio=0.25), stages=(False, True, True, True),
