@@ -90,7 +90,13 @@ REGNET = (
          "bgr_to_rgb=True), backbone=dict(_delete_=True, type='SwinTransformer', convert_weights=False, "
          "init_cfg=dict(type='Pretrained', checkpoint='https://github.com/SwinTransformer/storage/releases/"
          "download/v1.0.0/swin_small_patch4_window7_224.pth')))", "model.backbone.convert_weights", False),
+        ("model = dict(data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], "
+         "bgr_to_rgb=True), backbone=dict(_delete_=True, type='ResNet', depth=18, style='caffe', "
+         "init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet18')))",
+         "model.backbone.style", False),
         ("model = dict(backbone=dict(norm_eval='flase'))", "model.backbone.norm_eval", True),
+        ("model = dict(bbox_head=dict(loss_bbox=dict(loss_weight=0.0)))",
+         "model.bbox_head.loss_bbox.loss_weight", False),
         ("model = dict(bbox_head=dict(loss_cls=dict(type='FocalLoss', alpha=1.0)))",
          "model.bbox_head.loss_cls.alpha", True),
         ("model = dict(test_cfg=dict(nms_pre=20))", "model.test_cfg.nms_pre", False),

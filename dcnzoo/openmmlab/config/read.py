@@ -205,11 +205,20 @@ def published_numbers() -> dict[tuple[str, str], list[float]]:
 
 
 def published_models(file: str) -> Iterator[Mapping]:
-    """Yield the models of published configs that name a file of weights."""
+    """Yield the models of published configs whose backbone has a file of weights."""
+    name = file.rpartition("/")[2]  # some configs break the line inside an address
     for path, text in _published().items():
-        if f"'{file}'" in text:
-            model = Config.fromfile(path).get("model")
-            yield from [model] if isinstance(model, Mapping) else ()
+        if file and re.search(rf"{re.escape(name)}['\"]", text):
+            model = Config.fromfile(path, import_custom_modules=False).get("model")
+            if isinstance(model, Mapping) and weights_of_backbone(model)[0] == file:
+                yield model
+
+
+def weights_of_backbone(model: Mapping) -> tuple[str, Mapping]:
+    """Return the file of weights of a model's backbone, empty without one, and the settings that name it."""
+    backbone = model.get("backbone")
+    init = backbone.get("init_cfg") if isinstance(backbone, Mapping) else None
+    return (str(init["checkpoint"]), init) if isinstance(init, Mapping) and "checkpoint" in init else ("", {})
 
 
 def _published_texts(word: str) -> Iterator[str]:

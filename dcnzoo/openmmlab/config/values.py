@@ -8,13 +8,19 @@ import inspect
 import itertools
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
-from dcnzoo.openmmlab.config.read import is_published_key, published_models, published_numbers
-from dcnzoo.openmmlab.config.tree import Node
+from dcnzoo.openmmlab.config.read import (
+    is_published_key,
+    published_models,
+    published_numbers,
+    weights_of_backbone,
+)
+from dcnzoo.openmmlab.config.tree import Node, class_of
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import nearest
 
@@ -59,7 +65,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
 # how many different ones
 _LEAST, _MOST, _KNOWN, _DIFFERENT = 1 / 100, 4, 20, 4
 _LEVELS = 8  # of maps, at most
-_READING = ("init_cfg.prefix", "convert_weights")  # settings of backbones that read weights
+_PIXELS = "data_preprocessor.mean"  # and std
 # parts in which no text is a number, True or False
 _NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
 _NUMBER = re.compile(r"True|False|-?\d*\.?\d+(e-?\d+)?")
@@ -82,6 +88,10 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
         text = f"expected at most pos_iou_thr, {high}, got {low}"
         yield Finding(f"{node.path}.neg_iou_thr", text, stops=False)
+    if node.content.get("loss_weight") == 0:
+        yield Finding(
+            f"{node.path}.loss_weight", "expected a number above 0, got 0: it trains nothing", stops=False
+        )
     candidates, most = (node.content.get(name) for name in ("nms_pre", "max_per_img"))
     if isinstance(candidates, int) and isinstance(most, int) and 0 < candidates * _LEVELS < most:
         text = f"expected candidates for max_per_img, {most}, got {candidates} per level"
@@ -113,49 +123,40 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
 
 
 def _other_weights(model: Mapping) -> Iterator[Finding]:
-    """Yield a mean, and settings that read weights, which no published config with these weights has.
-
-    A mean that no published config has, with any weights, is the user's own.
-    """
-    (file, reading), own = _weights(model), _pixels(model)
+    """Yield settings that depend on a backbone's weights, and that no published config with these has."""
+    (file, _), own = weights_of_backbone(model), _of_weights(model)
     numbers = {
         each for (_, key), known in published_numbers().items() for each in known if key in ("mean", "std")
     }
-    own = own if numbers.issuperset(itertools.chain(*own)) else ()
-    pixels, readings = Counter[tuple](), Counter[tuple]()
-    for each in published_models(file) if file else ():
-        pixels[_pixels(each)] += 1
-        readings[_weights(each)[1]] += 1
-        if (not own or own in pixels) and reading in readings:
+    if not numbers.issuperset(itertools.chain(*own.get(_PIXELS, ()))):
+        own.pop(_PIXELS)  # the user's own
+    known = defaultdict[str, Counter](Counter)
+    for each in published_models(file):
+        for key, value in _of_weights(each).items():
+            known[key][value] += 1
+        if all(value in known[key] for key, value in own.items()):
             return
-    like = f"as published configs with {file}"
-    for mean, std in (each for each, _ in pixels.most_common(1) if each and own and own not in pixels):
-        text = f"expected {[*mean]} and std {[*std]}, {like}, got {[*own[0]]} and {[*own[1]]}"
-        yield Finding("model.data_preprocessor.mean", text, stops=False)
-    for theirs in (each for each, _ in readings.most_common(1) if each and reading not in readings):
-        for key, expected, got in zip(_READING, theirs, reading, strict=True):
-            if expected != got:
-                yield Finding(
-                    f"model.backbone.{key}", f"expected {expected!r}, {like}, got {got!r}", stops=False
-                )
+    for key in own.keys() & known.keys():
+        if own[key] not in known[key]:
+            ((expected, _),) = known[key].most_common(1)
+            text = f"expected {expected!r}, as published configs with {file}, got {own[key]!r}"
+            yield Finding(f"model.{key}", text, stops=False)
 
 
-def _weights(model: Mapping) -> tuple[str, tuple[object, ...]]:
-    """Return the file of weights of a backbone, empty without one, and the settings that read it."""
-    backbone = model.get("backbone")
-    backbone = backbone if isinstance(backbone, Mapping) else {}
-    init = backbone.get("init_cfg")
-    if not isinstance(init, Mapping) or "checkpoint" not in init:
-        return "", ()
-    return str(init["checkpoint"]), (init.get("prefix"), bool(backbone.get("convert_weights")))
-
-
-def _pixels(model: Mapping) -> tuple[tuple[float, ...], ...]:
-    """Return the mean and standard deviation by which a model normalises pixels; empty without these."""
-    preprocessor = model.get("data_preprocessor")
+def _of_weights(model: Mapping) -> dict[str, Any]:
+    """Return the settings that depend on a backbone's weights: of pixels, and how it reads and uses them."""
+    file, init = weights_of_backbone(model)
+    preprocessor, settings = model.get("data_preprocessor"), dict[str, Any]()
     values = [preprocessor.get(key) for key in ("mean", "std")] if isinstance(preprocessor, Mapping) else []
     pixels = [tuple(each) for each in values if isinstance(each, list | tuple)]
-    return tuple(pixels) if len(pixels) == 2 else ()
+    if len(pixels) == 2:
+        settings[_PIXELS] = tuple(pixels)
+    if file:
+        settings["backbone.init_cfg.prefix"] = init.get("prefix")
+        arguments_of = arguments(class_of(model["backbone"]))[0]
+        for key in {"convert_weights", "style"} & arguments_of.keys():
+            settings[f"backbone.{key}"] = model["backbone"].get(key, arguments_of[key].default)
+    return settings
 
 
 def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:

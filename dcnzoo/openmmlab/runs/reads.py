@@ -47,6 +47,7 @@ from dcnzoo.utils.text import counted, cut, few
 
 _LARGEST = 500e6  # bytes of parameters
 _LARGEST_BATCH = 16e6  # pixels
+_LARGEST_ANCHOR = 4096  # pixels
 _SIZES = (96, 320)  # pixels of generated pictures; some families need more than the smallest one
 _LEAST_SPREAD = 0.03  # pixels that are normalised twice have a smaller one
 _OF_PIXELS = 10  # larger numbers are those of pixels: coordinates, or values from 0 to 255
@@ -160,8 +161,10 @@ class _SecondModel:
             if text := _other_costs(module):
                 self._warn(f"model.{name}.loss_cls", text)
             anchors = getattr(getattr(module, "prior_generator", None), "base_anchors", None)
-            if anchors and all((each[..., 2:4] - each[..., :2]).max() < 1 for each in anchors):
-                self._warn(f"model.{name}.anchor_generator", "expected anchors in pixels, got none above 1")
+            sides = [float((each[..., 2:4] - each[..., :2]).max()) for each in anchors or ()]
+            if sides and (max(sides) < 1 or max(sides) > _LARGEST_ANCHOR):
+                text = f"expected anchors in pixels, got ones of {min(sides):.3g} to {max(sides):.3g}"
+                self._warn(f"model.{name}.anchor_generator", text)
             if hasattr(module, "prior_generator") and isinstance(assigner, MaxIoUAssigner):
                 path = f"model.{name}.anchor_generator"
                 assigner.assign = functools.partial(self._assign, path, assigner, [])
