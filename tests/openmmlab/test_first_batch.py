@@ -213,6 +213,10 @@ WARNINGS = {
         "param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='coco/bbox_mAP')]",
         ["param_scheduler.0.monitor: expected rule='greater'"],
     ),
+    "a gain of more than an AP": (
+        "custom_hooks = [dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', min_delta=1)]",
+        ["custom_hooks.0.min_delta: expected less than 1"],
+    ),
     "no anchor is an object's": (
         "model = dict(train_cfg=dict(rpn=dict(assigner=dict(pos_iou_thr=1.0, min_pos_iou=1.0))))",
         ["model.rpn_head: expected a loss for the boxes of two pictures, got 0"],

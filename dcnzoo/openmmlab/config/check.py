@@ -286,3 +286,6 @@ def wrong_monitors(cfg: Mapping, names: Collection[str]) -> Iterator[Finding]:
                 yield Finding(where, f"expected one of {few(sorted(names), 8)}, got {value!r}")
             elif (node.get("rule") or known["rule"].default) == "less":  # ReduceOnPlateauLR's default
                 yield Finding(where, f"expected rule='greater' for {value}, got 'less'", stops=False)
+        if values and isinstance(least := node.get("min_delta"), int | float) and least >= 1:
+            text = f"expected less than 1, the largest AP, got {least}"
+            yield Finding(f"{path}.min_delta".lstrip("."), text, stops=False)

@@ -376,7 +376,8 @@ def _other_strides(
     pairs = [(size, width / stride) for size, stride in zip(sizes, own, strict=False)]
     differ = any(abs(a - b) > 1 and max(a, b) > 1.5 * min(a, b) for a, b in pairs)
     if len(own) != len(sizes):  # a RoI extractor uses as many maps as it has strides; others may use some
-        are_unused = isinstance(module, BaseDenseHead) and owner is generator and len(own) < len(sizes)
+        is_head = owner is not None and owner is generator and isinstance(module, BaseDenseHead)
+        are_unused = is_head and len(own) < len(sizes)
         differ = key == "featmap_strides" or has_failed or are_unused
     widths, got = ", ".join(map(str, sizes)), ", ".join(map(str, own))
     text = f"expected the strides of maps that are {widths} wide for {width} pixels, got {got}"
