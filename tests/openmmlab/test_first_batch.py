@@ -468,7 +468,7 @@ CSPNEXT = "https://download.openmmlab.com/mmdetection/v3.0/rtmdet/cspnext_rsb_pr
                 position="after_conv3")]), ""),
         (CSPNEXT, dict(type="CSPNeXt", deepen_factor=0.167, widen_factor=0.375), ""),
         ("https://github.com/whai362/PVT/releases/download/v2/pvt_tiny.pth",
-         dict(type="PyramidVisionTransformer", num_layers=[3, 4, 6, 3]), "layers.0.1.2"),
+         dict(type="PyramidVisionTransformer", num_layers=[3, 4, 6, 3]), "layers.0.1.3"),
         (CSPNEXT, dict(type="CSPNeXt", deepen_factor=0.33, widen_factor=0.375), "stage2.1.blocks.1"),
         ("mine.pth", dict(type="ResNet", depth=34), ""),
     ],
