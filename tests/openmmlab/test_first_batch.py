@@ -344,9 +344,9 @@ def test_fewer_queries_than_detections():
     ("name", "settings", "subject"),
     [
         ("yolo/yolov3_d53_8xb8-320-273e_coco.py", {"anchor_generator.base_sizes": [[(0.3, 0.2)]] * 3},
-         "model.bbox_head.anchor_generator"),
+         "model.bbox_head.anchor_generator.scales"),
         ("retinanet/retinanet_r50_fpn_1x_coco.py", {"anchor_generator.octave_base_scale": 32},
-         "model.bbox_head.anchor_generator"),
+         "model.bbox_head.anchor_generator.scales"),
         ("detr/detr_r50_8xb2-150e_coco.py", {"loss_cls.use_sigmoid": True}, "model.bbox_head.loss_cls"),
         ("retinanet/retinanet_r50_fpn_1x_coco.py", {"anchor_generator.strides": [8, 16, 32, 64]},
          "model.bbox_head.anchor_generator.strides"),

@@ -164,7 +164,7 @@ class _SecondModel:
             sides = [float((each[..., 2:4] - each[..., :2]).max()) for each in anchors or ()]
             if sides and (max(sides) < 1 or max(sides) > _LARGEST_ANCHOR):
                 text = f"expected anchors in pixels, got ones of {min(sides):.3g} to {max(sides):.3g}"
-                self._warn(f"model.{name}.anchor_generator", text)
+                self._warn(f"model.{name}.anchor_generator.scales", text)
             if hasattr(module, "prior_generator") and isinstance(assigner, MaxIoUAssigner):
                 path = f"model.{name}.anchor_generator"
                 assigner.assign = functools.partial(self._assign, path, assigner, [])
