@@ -163,7 +163,7 @@ WARNINGS = {
     "too few strides": (EXTRACTOR.format([4, 8]), [STRIDES]),
     "other strides": (EXTRACTOR.format([4, 8, 16, 32]), [STRIDES]),
     "large anchors": (
-        "model = dict(rpn_head=dict(anchor_generator=dict(scales=[400])), "
+        "model = dict(rpn_head=dict(anchor_generator=dict(scales=[100])), "
         "train_cfg=dict(rpn=dict(allowed_border=-1)))",
         ["model.rpn_head.anchor_generator: expected anchors of the objects' sizes"],
     ),
