@@ -98,7 +98,8 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
     class of the part is a user's own, which may read the name later. Settings of published configs, in the
     base or at the same place of another with a model of this class, are left out.
     """
-    paths = [file.path for file in files(cfg.text) if file.is_published]
+    published = [file for file in files(cfg.text) if file.is_published]
+    paths, has_model = [file.path for file in published], any("model" in file.stored for file in published)
     reported, written = list[str](), is_written(cfg)
     settings = [*dicts(cfg.to_dict().get(part), part)]
     is_known = all(is_published(class_of(node)) for _, node in settings)
@@ -122,7 +123,7 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
             if any(reported[-1] in _settings_of(base) for base in paths):
                 continue
             of_others = is_published_key(outer, key)
-            of_kind = not paths and part == "model" and of_others and is_published_key(outer, key, *names)
+            of_kind = not has_model and part == "model" and of_others and is_published_key(outer, key, *names)
             askers = read | asked.get(path.rpartition(".")[0], set())
             # of parameters that some models with this backbone have
             of_pattern = ".custom_keys" in path and is_published_key(outer, key, *backbones)
