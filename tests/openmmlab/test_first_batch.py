@@ -383,7 +383,7 @@ def test_the_training_starts_as_without_the_batch(tmp_path, shapes):
 
 
 def test_windows_of_large_pictures(tmp_path, shapes):
-    """They have the first object in its size; the whole batch and the steps stay as they are."""
+    """A window contains the first object at its size. The whole batch is not cropped."""
     data = "pipeline=" + RESIZED.format(size="520, 440", ratio=False)
     with separate_run():
         runner = make_runner(tmp_path, shapes, data)

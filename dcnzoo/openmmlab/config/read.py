@@ -209,9 +209,14 @@ def published_models(file: str) -> Iterator[Mapping]:
     name = file.rpartition("/")[2]  # some configs break the line inside an address
     for path, text in _published().items():
         if file and re.search(rf"{re.escape(name)}['\"]", text):
-            model = Config.fromfile(path, import_custom_modules=False).get("model")
+            model = _published_model(path)
             if isinstance(model, Mapping) and weights_of_backbone(model)[0] == file:
                 yield model
+
+
+@cache
+def _published_model(path: Path) -> object:  # two checks compare it
+    return Config.fromfile(path, import_custom_modules=False).get("model")
 
 
 def weights_of_backbone(model: Mapping) -> tuple[str, Mapping]:

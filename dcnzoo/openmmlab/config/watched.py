@@ -125,7 +125,7 @@ def unread(cfg: Config, part: str, asked: Asked) -> Iterator[Finding]:
             of_others = is_published_key(outer, key)
             of_kind = not has_model and part == "model" and of_others and is_published_key(outer, key, *names)
             askers = read | asked.get(path.rpartition(".")[0], set())
-            # of parameters that some models with this backbone have
+            # parameters that only some models with this backbone have
             of_pattern = ".custom_keys" in path and is_published_key(outer, key, *backbones)
             if key not in replaced and (of_kind or of_pattern or _is_in_code(settings, askers, outer, key)):
                 continue

@@ -460,8 +460,8 @@ def _demo(training: bool, masks: bool, size: int) -> Batch:
 def _unlike_published(file: str, backbone: nn.Module) -> str:
     """Say so if a backbone differs from those of the published configs that have its file of weights.
 
-    It may lack layers, and have others inside its blocks, such as attention. Of each child and block, and of
-    two thirds of the modules that both have, parameters or buffers are as there.
+    It may lack layers, and may have more layers inside its blocks, such as attention. It is unlike one if a
+    child or block has nothing in common with it, or if a third of the values have other shapes.
     """
     own = {name: value.shape for name, value in backbone.state_dict().items()}
     seen, text = list[Mapping](), ""
