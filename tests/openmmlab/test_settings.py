@@ -14,6 +14,7 @@ from mmengine.model import BaseModel
 from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.config.check import check_config, find_problems
 from dcnzoo.openmmlab.config.read import files, published_folders, wrong_top_level_keys
+from dcnzoo.openmmlab.config.watched import Asked, unread
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
@@ -142,6 +143,12 @@ def test_a_clone_of_published_configs(tmp_path):
     assert own() == ["mine.py"]
     base.write_text(base.read_text() + "max_epochs = 3\n")
     assert own() == [base.name, "mine.py"]
+    (tmp_path / "mine.py").write_text(
+        (folder / "vfnet/vfnet_r50_fpn_1x_coco.py").read_text().replace("../", "configs/")
+    )
+    subjects = {each.subject for each in unread(read_config_file(tmp_path / "mine.py"), "model", Asked())}
+    assert "model.train_cfg.debug" not in subjects, "which published configs with this model have"
+    assert "model.train_cfg.allowed_border" not in subjects and own() == ["mine.py"]
 
 
 @pytest.mark.parametrize(
