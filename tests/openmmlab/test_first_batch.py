@@ -205,6 +205,10 @@ WARNINGS = {
         "val_evaluator.update(metric='bbox')",
         ["val_evaluator.metric: expected one of masks"],
     ),
+    "statistics of a batch of one picture": (
+        "train_dataloader.update(batch_size=1)\nmodel = dict(backbone=dict(norm_eval=False))",
+        ["train_dataloader.batch_size: expected at least 2, as model.backbone.bn1 normalises"],
+    ),
     "a score that is to be small": (
         "default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP', rule='less'))",
         ["default_hooks.checkpoint.save_best: expected rule='greater'"],

@@ -50,6 +50,34 @@ def test_options_leave_the_config_that_was_read(tmp_path):
     assert changed.changes[0] == "max_epochs 8 → 3" and changed.changes[-1] == "seed None → 1"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "options"),
+    [
+        ("train_dataloader.batch_size", 4, {"batch_size": 2}),
+        ("train_dataloader", {"batch_size": 4}, {"batch_size": 2}),
+        ("optim_wrapper.optimizer.lr", 0.3, {"lr": 0.1}),
+        ("optim_wrapper.type", "OptimWrapper", {"amp": True}),
+        ("train_cfg.max_epochs", 5, {"epochs": 3}),
+        ("work_dir", "elsewhere", {}),
+    ],
+)
+def test_an_option_does_not_replace_a_setting(tmp_path, key, value, options):
+    recipe = Recipe.read(PLAIN, {key: value}, TRAINING)
+    with pytest.raises(UserError, match=rf"{key}.*as in cfg_options"):
+        recipe.with_options(TrainOptions(work_dir=tmp_path, **options))
+    recipe.with_options(TrainOptions())
+
+
+def test_an_option_leaves_a_given_schedule(tmp_path):
+    given = {"param_scheduler.0.end": 70, "param_scheduler.1.milestones": [1, 2]}
+    given |= {"default_hooks.checkpoint.type": "CheckpointHook", "optim_wrapper.loss_scale": 512.0}
+    recipe = Recipe.read(PLAIN, given, TRAINING)
+    cfg = recipe.with_options(TrainOptions(work_dir=tmp_path, epochs=4, amp=True)).cfg
+    first, second = cfg.param_scheduler
+    assert (first.end, second.milestones, second.end) == (70, [1, 2], 4)
+    assert cfg.optim_wrapper.loss_scale == 512
+
+
 def test_a_config_without_hooks(tmp_path):
     (tmp_path / "own.py").write_text(f"_base_ = {PLAIN!r}\ndefault_hooks = dict(_delete_=True)\n")
     cfg = Recipe.read(tmp_path / "own.py").with_options(RunOptions(work_dir=tmp_path)).cfg

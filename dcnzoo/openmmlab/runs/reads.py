@@ -29,6 +29,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dcnzoo.openmmlab.checkpoints import lacking_values
 from dcnzoo.openmmlab.classes import shapes
@@ -248,6 +249,14 @@ class _SecondModel:
         if not spread > _LEAST_SPREAD:
             text = f"expected normalised pixels, got ones with a standard deviation of {spread:.3g}"
             self._warn("model.data_preprocessor.std", text)
+        norms = [
+            f"model.{name}"
+            for name, each in model.named_modules()
+            if isinstance(each, _BatchNorm) and each.training and not isinstance(each, nn.SyncBatchNorm)
+        ]
+        if norms and training and first and len(data["data_samples"] or ()) == 1:
+            text = f"expected at least 2, as {norms[0]} normalises by the statistics of a batch, got 1"
+            self._warn("train_dataloader.batch_size", text)
         with torch.set_grad_enabled(training and torch.is_grad_enabled()):
             result = model(**data, mode="loss" if training else "predict")
         if training:

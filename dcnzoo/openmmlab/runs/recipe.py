@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.registration import setup
 from dcnzoo.openmmlab.saved import SavedCheckpoints
+from dcnzoo.utils.errors import UserError
 
 setup()  # any config may use dcn=True
 
@@ -37,11 +38,13 @@ class Recipe:
     Attributes:
         changes: a text for each, for the terminal and the log.
         roots: the folder of the config, if its paths are relative to it.
+        given: the settings that were merged into it.
     """
 
     cfg: Config
     changes: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
+    given: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -63,12 +66,24 @@ class Recipe:
         check_config(cfg, path, required, runs, cfg_options)
         source = Path(os.path.abspath(cfg.filename or ""))
         is_relative = source.is_file() and DIRECTORY in source.read_text(encoding="utf-8")
-        return cls(cfg, roots=(str(source.parent),) if is_relative else ())
+        return cls(cfg, roots=(str(source.parent),) if is_relative else (), given=cfg_options or {})
 
     def with_options(self, options: RunOptions) -> "Recipe":
-        """Return the recipe of a run with these options."""
-        cfg = copy.deepcopy(self.cfg)
-        return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, options.apply(cfg))))
+        """Return the recipe of a run with these options.
+
+        Raises:
+            UserError: also for an option that replaces a setting that was merged into the config.
+        """
+        cfg, without = copy.deepcopy(self.cfg), copy.deepcopy(self.cfg)
+        given = {f"{path}.{key}".lstrip(".") for path, node in dicts(dict(self.given)) for key in node}
+        changes = options.apply(cfg, given)
+        if given:
+            type(options)().apply(without)
+        for path in sorted(given):
+            before, after = (_at(each.to_dict(), path) for each in (without, cfg))
+            if before != after and not any(dicts(before)):  # whose settings are compared one by one
+                raise UserError(f"{path}: expected {before!r}, as in cfg_options, got {after!r} by an option")
+        return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, changes)))
 
     @property
     def work_dir(self) -> Path:
@@ -102,3 +117,13 @@ class Recipe:
 def real_name(path: str | os.PathLike[str]) -> str:
     """Return the path of a file without links in the names of its folders; it may be a link itself."""
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def _at(settings: object, path: str) -> object:
+    """Return the setting at a path such as ``model.test_cfg.score_thr``; None if there is none."""
+    for key in path.split("."):
+        if isinstance(settings, list | tuple):
+            settings = settings[int(key)] if key.isdecimal() and int(key) < len(settings) else None
+        else:
+            settings = settings.get(key) if isinstance(settings, Mapping) else None
+    return settings
