@@ -128,15 +128,15 @@ def transformer(cls: str, size: tuple, config: dict, outputs: tuple, text: tuple
     return step
 
 
-def adapter(size: tuple[int, int], plain: bool = False, **options) -> Step:
-    """Return ViT-Adapter-S; if ``plain``, with the formula of mmcv's layer in place of dcnzoo's operator."""
+def adapter(size: tuple[int, int], vit: str = "small", plain: bool = False, **options) -> Step:
+    """Return ViT-Adapter of a DeiT; if ``plain``, with the formula of mmcv's layer in place of dcnzoo's operator."""
     from dcnzoo.backbones import ViTAdapter
     from dcnzoo.compat import provide
 
     provide("torchvision")  # for timm
     _attend_by(plain)
-    vit = dict(model_name="deit_small_patch16_224", init_values=1.0)
-    model, x = ViTAdapter(vit, **options), torch.randn(1, 3, *size)
+    settings = dict(model_name=f"deit_{vit}_patch16_224", init_values=1.0)
+    model, x = ViTAdapter(settings, **options), torch.randn(1, 3, *size)
     return _step_of(model, lambda: sum(level.square().mean() for level in model(x)))
 
 
@@ -291,6 +291,11 @@ COMPARISONS: dict[str, dict[str, Callable[[], Step]]] = {
         "with_cp": partial(adapter, (512, 512), with_cp=True),
         "frozen": partial(adapter, (512, 512), frozen=True),
         "frozen, without injectors": partial(adapter, (512, 512), frozen=True, injectors=False),
+    },
+    "ViT-Adapter-B, 512×512": {
+        "dcnzoo": partial(adapter, (512, 512), "base"),
+        "frozen": partial(adapter, (512, 512), "base", frozen=True),
+        "frozen, without injectors": partial(adapter, (512, 512), "base", frozen=True, injectors=False),
     },
     "ViT-Adapter-S, 512×512: attention of an extractor": {
         "dcnzoo": partial(attention, (512, 512)),

@@ -27,7 +27,7 @@ from dcnzoo.utils.text import counted, cut
 Batch = dict[str, Any]  # inputs and data_samples, collated
 _TINY = 32  # the stride of most backbones
 _FAR = 2  # times as large
-_WINDOW = 384  # pixels, as many as any family needs
+_WINDOW = 320  # pixels, as many as any family needs
 _FEW = 8  # pictures
 _AGREE = 0.7  # AP; metrics also count objects that a data set leaves out
 _INNER = ("dataset", "datasets")  # attributes of wrappers

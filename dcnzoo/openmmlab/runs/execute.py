@@ -257,7 +257,7 @@ def build_runner(
     The start is no setting of the config, so that the config in the work directory is the same for each.
 
     Args:
-        work_dir: of the runner's files (default: that of the config).
+        work_dir: of the runner's files, which nobody reads (default: that of the config).
         training: its recipe; it fine-tunes from a start that does not resume. Otherwise, the config in the
             work directory stays: it belongs to the checkpoints there.
         summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
@@ -282,6 +282,8 @@ def build_runner(
         "dump_config": lambda self: None,  # WorkDirHook writes it
         "build_evaluator": functools.partialmethod(ranks.build_evaluator, kind.build_evaluator),
     }
+    if work_dir and hasattr(kind, "_log_env"):  # which imports torchvision, for its version
+        changes["_log_env"] = lambda self, settings: None
     if summary is not None and hasattr(kind, "build_logger"):  # the strategy of FlexibleRunner builds it
         changes["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
     subclass: Any = type(kind.__name__, (kind,), changes)
