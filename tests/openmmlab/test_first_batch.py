@@ -16,7 +16,7 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.options import TrainOptions
-from dcnzoo.openmmlab.runs.batches import _sizes, first_batch
+from dcnzoo.openmmlab.runs.batches import _WINDOW, _sizes, first_batch
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.reads import _unlike_published, require_read, unread_of_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
@@ -399,10 +399,10 @@ def test_windows_of_large_pictures(tmp_path, shapes):
         image, part = whole["inputs"][n], batch.few["inputs"][n]
         objects, seen = (each["data_samples"][n].gt_instances for each in (whole, batch.few))
         assert image.shape[1:] == (440, 520)
-        assert part.shape[1:] == batch.few["data_samples"][n].img_shape == (384, 384)
+        assert part.shape[1:] == batch.few["data_samples"][n].img_shape == (_WINDOW, _WINDOW)
         across, down = (objects.bboxes.tensor[0] - seen.bboxes.tensor[0])[:2].int().tolist()
         assert seen.bboxes.areas[0] == pytest.approx(objects.bboxes.areas[0])
-        assert torch.equal(part, image[:, down : down + 384, across : across + 384])
+        assert torch.equal(part, image[:, down : down + _WINDOW, across : across + _WINDOW])
         assert seen.masks.masks[0].sum() == objects.masks.masks[0].sum()
 
 
@@ -421,7 +421,7 @@ def test_windows_of_mosaics(tmp_path, shapes):
         load_data(runner, only_checks=False)
         with trial(runner.cfg):
             batch = first_batch(runner, "train", findings := [])
-    assert not findings and {image.shape[1:] for image in batch.few["inputs"]} == {(384, 384)}
+    assert not findings and {image.shape[1:] for image in batch.few["inputs"]} == {(_WINDOW, _WINDOW)}
 
 
 @pytest.mark.watched
