@@ -129,7 +129,7 @@ def transformer(cls: str, size: tuple, config: dict, outputs: tuple, text: tuple
 
 
 def adapter(size: tuple[int, int], vit: str = "small", plain: bool = False, **options) -> Step:
-    """Return ViT-Adapter of a DeiT; if ``plain``, with the formula of mmcv's layer in place of dcnzoo's operator."""
+    """Return ViT-Adapter of a DeiT; if ``plain``, with the formula of mmcv's layer in place of dcnzoo's."""
     from dcnzoo.backbones import ViTAdapter
     from dcnzoo.compat import provide
 

@@ -16,17 +16,18 @@ from mmengine.logging import print_log
 from torch import nn
 
 from dcnzoo.openmmlab.config.deformable import arguments
-from dcnzoo.openmmlab.config.read import words_in
-from dcnzoo.openmmlab.config.tree import class_of, dicts, registered
+from dcnzoo.openmmlab.config.read import own_settings, words_in
+from dcnzoo.openmmlab.config.tree import LOADERS, class_of, dicts, registered
 from dcnzoo.utils.errors import UserError, describe, disk_is_full, message, one_line, printable
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import cut, nearest
+from dcnzoo.utils.text import cut, few, nearest
 
 # local variables of mmengine's functions that build something from a dictionary
 _BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator", "hook", "log_processor")
 _BUILDERS = ("mmengine.", "dcnzoo.openmmlab.patches.")
 UNKNOWN = re.compile(r"(?:\w+\.)*?(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
 _UNREGISTERED = re.compile(r"(\S+) is not in the .+? registry")
+_PARTS = ("model", *LOADERS, "train_cfg", "optim_wrapper", "param_scheduler")  # which work together
 _LONGEST = 1000  # letters of a message: some contain a whole config
 
 
@@ -82,7 +83,13 @@ def explain(cfg: Config, error: Exception, part: str = "") -> tuple[str, str]:
         named = _named(cfg, part, text, in_library[-1]) if in_library else ""
         running, inner = _running(frames) or ("", inner)
     key = named or _with_setting(cfg, key or running, text, inner)
-    return key, cut(describe(error) if key == running and text == message(error) else text, _LONGEST)
+    if text == message(error):
+        text = describe(error) if key == running else text
+        others = [each for each in own_settings(cfg) if each.partition(".")[0] in _PARTS and each != key]
+        others.sort(key=lambda each: -len(os.path.commonprefix([each.split("."), key.split(".")])))
+        if others and not named:
+            text = f"{text}; settings of this config that may be its cause: {few(others)}"
+    return key, cut(text, _LONGEST)
 
 
 def require_none(findings: Iterable[Finding], name: str | os.PathLike) -> None:
