@@ -58,7 +58,8 @@ class Source:
         path of the first one.
         """
         folder = {} if self.work_dir is None else {"work_dir": str(self.work_dir)}
-        return Recipe.read(self.config, {**folder, **(cfg_options or {})}, required)
+        recipe = Recipe.read(self.config, {**folder, **(cfg_options or {})}, required)
+        return replace(recipe, given=cfg_options or {})
 
     def require_weights(self) -> Path | str:
         """Return the weights. Raise UserError if there are none."""

@@ -93,6 +93,9 @@ def check(runner, only_checks=False):
         ("", "param_scheduler = [dict(type='ReduceOnPlateauLR')]", r"param_scheduler\.0\.monitor: .*'loss'"),
         ("", "model = dict(neck=dict(num_outs=3))",
          r"model\.rpn_head\.anchor_generator\.strides: expected .* 16, 8, 4 wide for 128 pixels, got 8, 16"),
+        # the error names neither the assigner nor its type
+        ("", "model = dict(train_cfg=dict(rpn=dict(assigner=dict(_delete_=True, type='SimOTAAssigner'))))",
+         r"model\.rpn_head: .*may be its cause: model\.train_cfg\.rpn\.assigner\.type, "),
         # acts every ten iterations
         ("", "model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize', "
          "random_size_range=(128, 64))]))", r"model\.data_preprocessor\.batch_augments\.0\b.*: .*empty"),

@@ -86,7 +86,7 @@ def explain(cfg: Config, error: Exception, part: str = "") -> tuple[str, str]:
     if text == message(error):
         text = describe(error) if key == running else text
         others = [each for each in own_settings(cfg) if each.partition(".")[0] in _PARTS and each != key]
-        others.sort(key=lambda each: -len(os.path.commonprefix([each.split("."), key.split(".")])))
+        others.sort(key=lambda each: -_shared(each, key))
         if others and not named:
             text = f"{text}; settings of this config that may be its cause: {few(others)}"
     return key, cut(text, _LONGEST)
@@ -103,6 +103,12 @@ def require_none(findings: Iterable[Finding], name: str | os.PathLike) -> None:
             print_log(line, "current", logging.WARNING)
     if lines:
         raise UserError(*lines)
+
+
+def _shared(*paths: str) -> int:
+    """Return how many names two paths have in common, from the first on."""
+    pairs = zip(*(path.split(".") for path in paths), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def frames_of(error: BaseException | None) -> list[FrameType]:

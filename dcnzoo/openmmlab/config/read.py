@@ -338,7 +338,7 @@ def read_again(cfg: Config, values: Mapping[str, object]) -> Iterator[str]:
 
 
 def own_settings(cfg: Config) -> list[str]:
-    """Return the paths of the settings that differ from those of the published config that a config is from."""
+    """Return the paths of the settings that differ from those of the published config below a config."""
     bases = [file.path for file in files(cfg.text or "") if file.is_published and os.path.isfile(file.path)]
     base = use_names(Config.fromfile(bases[-1], import_custom_modules=False)) if bases else cfg
     keys = runner_keys(cfg) & cfg.keys()
@@ -349,14 +349,18 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     """Yield the paths of settings that differ; of a dictionary with another type, that of the type."""
     keys: Iterable[Any] = ()
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = ["type"] if old.get("type") != new.get("type") else [key for key in {**old, **new} if key != "_scope_"]  # mmengine adds scopes to some copies
+        keys = (
+            ["type"]
+            if old.get("type") != new.get("type")
+            else [key for key in {**old, **new} if key != "_scope_"]
+        )  # mmengine adds scopes to some copies
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         keys = range(len(old)) if any(isinstance(each, Mapping | list) for each in old) else ()
     if not keys and old != new:
         yield path
     for key in keys:
-        values = (each.get(key, ...) if isinstance(each, Mapping) else each[key] for each in (old, new))
-        yield from _differences(*values, f"{path}.{key}")
+        before, after = (each.get(key) if isinstance(each, Mapping) else each[key] for each in (old, new))
+        yield from _differences(before, after, f"{path}.{key}")
 
 
 def variables_without_effect(cfg: Config) -> Iterator[Finding]:

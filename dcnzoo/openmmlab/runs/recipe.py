@@ -13,13 +13,14 @@ from mmengine.config import Config
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab.config.check import check_config
+from dcnzoo.openmmlab.config.errors import require_none
 from dcnzoo.openmmlab.config.paths import DIRECTORY, below, text_of
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.registration import setup
 from dcnzoo.openmmlab.saved import SavedCheckpoints
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.findings import Finding
 
 setup()  # any config may use dcn=True
 
@@ -69,20 +70,18 @@ class Recipe:
         return cls(cfg, roots=(str(source.parent),) if is_relative else (), given=cfg_options or {})
 
     def with_options(self, options: RunOptions) -> "Recipe":
-        """Return the recipe of a run with these options.
-
-        Raises:
-            UserError: also for an option that replaces a setting that was merged into the config.
-        """
+        """Return the recipe of a run with these options; warn of settings in ``given`` that they replace."""
         cfg, without = copy.deepcopy(self.cfg), copy.deepcopy(self.cfg)
-        given = {f"{path}.{key}".lstrip(".") for path, node in dicts(dict(self.given)) for key in node}
-        changes = options.apply(cfg, given)
+        given = sorted(f"{path}.{key}".lstrip(".") for path, node in dicts({**self.given}) for key in node)
+        changes, findings = options.apply(cfg, given), list[Finding]()
         if given:
             type(options)().apply(without)
-        for path in sorted(given):
+        for path in given:
             before, after = (_at(each.to_dict(), path) for each in (without, cfg))
             if before != after and not any(dicts(before)):  # whose settings are compared one by one
-                raise UserError(f"{path}: expected {before!r}, as in cfg_options, got {after!r} by an option")
+                text = f"expected {before!r}, as in cfg_options, got {after!r} by another option"
+                findings.append(Finding(path, text, stops=False))
+        require_none(findings, cfg.filename or "")
         return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, changes)))
 
     @property
