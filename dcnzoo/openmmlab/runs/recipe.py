@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -73,15 +73,10 @@ class Recipe:
         """Return the recipe of a run with these options; warn of settings in ``given`` that they replace."""
         cfg, without = copy.deepcopy(self.cfg), copy.deepcopy(self.cfg)
         given = sorted(f"{path}.{key}".lstrip(".") for path, node in dicts({**self.given}) for key in node)
-        changes, findings = options.apply(cfg, given), list[Finding]()
+        changes = options.apply(cfg, given)
         if given:
             type(options)().apply(without)
-        for path in given:
-            before, after = (_at(each.to_dict(), path) for each in (without, cfg))
-            if before != after and not any(dicts(before)):  # whose settings are compared one by one
-                text = f"expected {before!r}, as in cfg_options, got {after!r} by another option"
-                findings.append(Finding(path, text, stops=False))
-        require_none(findings, cfg.filename or "")
+            require_none(_replaced(without.to_dict(), cfg.to_dict(), given), cfg.filename or "")
         return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, changes)))
 
     @property
@@ -116,6 +111,15 @@ class Recipe:
 def real_name(path: str | os.PathLike[str]) -> str:
     """Return the path of a file without links in the names of its folders; it may be a link itself."""
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def _replaced(without: dict, settings: dict, given: Sequence[str]) -> Iterator[Finding]:
+    """Yield the settings at the given paths that differ without the options of a run."""
+    for path in given:
+        before, after = (_at(each, path) for each in (without, settings))
+        if before != after and not any(dicts(before)):  # whose settings are compared one by one
+            text = f"expected {before!r}, as in cfg_options, got {after!r} by another option"
+            yield Finding(path, text, stops=False)
 
 
 def _at(settings: object, path: str) -> object:
