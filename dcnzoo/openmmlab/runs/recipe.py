@@ -73,11 +73,11 @@ class Recipe:
         """Return the recipe of a run with these options; warn of settings in ``given`` that they replace."""
         cfg, without = copy.deepcopy(self.cfg), copy.deepcopy(self.cfg)
         given = sorted(f"{path}.{key}".lstrip(".") for path, node in dicts({**self.given}) for key in node)
-        changes = options.apply(cfg, given)
+        texts = options.apply(cfg, given)
         if given:
             type(options)().apply(without)
             require_none(_replaced(without.to_dict(), cfg.to_dict(), given), cfg.filename or "")
-        return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, changes)))
+        return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, texts)))
 
     @property
     def work_dir(self) -> Path:
