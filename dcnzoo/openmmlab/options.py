@@ -56,11 +56,11 @@ class RunOptions:
         if self.work_dir == "":
             raise UserError("work_dir: expected a folder, got an empty text")
 
-    def apply(self, cfg: Config, given: Collection[str] = ()) -> list[str]:
+    def apply(self, cfg: Config, fixed: Collection[str] = ()) -> list[str]:
         """Write the options into a config, and add dcnzoo's hooks; return a text for each change.
 
         Args:
-            given: paths of settings that are not scaled with another one.
+            fixed: paths of settings that are not scaled with another one.
 
         Raises:
             UserError: ``work_dir`` is a file, or the config does not have the setting of an option.
@@ -127,14 +127,14 @@ class TrainOptions(RunOptions):
         if self.logger is not None and self.logger not in LOGGERS:
             raise UserError(f"logger: expected tensorboard or wandb, got {self.logger!r}")
 
-    def apply(self, cfg: Config, given: Collection[str] = ()) -> list[str]:
+    def apply(self, cfg: Config, fixed: Collection[str] = ()) -> list[str]:
         """See :meth:`RunOptions.apply`.
 
         Raises:
             UserError: also for ``auto_scale_lr`` without a base batch size, or if the package of ``logger``
                 is not installed.
         """
-        changes = super().apply(cfg, given)
+        changes = super().apply(cfg, fixed)
         if self.amp:
             changes.append(_set(cfg.optim_wrapper, "type", "AmpOptimWrapper", "optim_wrapper."))
         if self.auto_scale_lr:
@@ -147,14 +147,14 @@ class TrainOptions(RunOptions):
                 f"got {base}"
             )
         if self.epochs is not None:
-            changes += _set_epochs(cfg, self.epochs, given)
+            changes += _set_epochs(cfg, self.epochs, fixed)
         if self.batch_size is not None:
             changes.append(_set(cfg.train_dataloader, "batch_size", self.batch_size))
             sampler = cfg.train_dataloader.get("sampler") or {}
             if "batch_size" in sampler:  # of several sources
                 changes.append(_set(sampler, "batch_size", self.batch_size, "sampler."))
         if self.lr is not None:
-            changes += _set_learning_rate(cfg, self.lr, given)
+            changes += _set_learning_rate(cfg, self.lr, fixed)
         if self.seed is not None:
             cfg.randomness = cfg.get("randomness") or {}
             changes.append(_set(cfg.randomness, "seed", self.seed))
@@ -223,9 +223,9 @@ class TestOptions(RunOptions):
         endings = (".bbox.json", ".segm.json") if self.as_json else (Path(self.out).suffix,)
         return [Path(self.out).with_suffix(ending) for ending in endings]
 
-    def apply(self, cfg: Config, given: Collection[str] = ()) -> list[str]:
+    def apply(self, cfg: Config, fixed: Collection[str] = ()) -> list[str]:
         """See :meth:`RunOptions.apply`."""
-        changes = super().apply(cfg, given)
+        changes = super().apply(cfg, fixed)
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         if self.metrics:
             for evaluator in _with_argument(evaluators, "metric", "metrics"):
@@ -287,7 +287,7 @@ def _set(node: dict, key: str, value: object, owner: str = "") -> str:
     return "" if before == value else f"{owner}{key} {before} → {value}"
 
 
-def _set_epochs(cfg: Config, epochs: int, given: Collection[str]) -> list[str]:
+def _set_epochs(cfg: Config, epochs: int, fixed: Collection[str]) -> list[str]:
     """Set the number of epochs, and scale all settings that count epochs or iterations."""
     before = cfg.train_cfg.get("max_epochs")
     if not before:
@@ -305,7 +305,7 @@ def _set_epochs(cfg: Config, epochs: int, given: Collection[str]) -> list[str]:
         for path, node in dicts(cfg.get(part), part):
             kind = node.get("type", "")
             owner = f"{getattr(kind, '__name__', kind)}."
-            for key in (key for key in keys if node.get(key) and f"{path}.{key}" not in given):
+            for key in (key for key in keys if node.get(key) and f"{path}.{key}" not in fixed):
                 steps = node[key]
                 new = scaled(steps) if isinstance(steps, int | float) else [*map(scaled, steps)]
                 if key == "end":  # mmengine's LinearLR of one iteration never leaves its first factor
@@ -315,7 +315,7 @@ def _set_epochs(cfg: Config, epochs: int, given: Collection[str]) -> list[str]:
     return changes
 
 
-def _set_learning_rate(cfg: Config, lr: float, given: Collection[str]) -> list[str]:
+def _set_learning_rate(cfg: Config, lr: float, fixed: Collection[str]) -> list[str]:
     """Set the learning rate, and scale the lowest and highest ones of the schedules with it."""
     optimizer = cfg.optim_wrapper.get("optimizer") or {}
     before = optimizer.get("lr")
@@ -324,8 +324,8 @@ def _set_learning_rate(cfg: Config, lr: float, given: Collection[str]) -> list[s
     changes = [_set(optimizer, "lr", lr)]
     for path, node in dicts(cfg.get("param_scheduler"), "param_scheduler"):
         for key in ("eta_min", "eta_max"):
-            is_given = f"{path}.{key}" in given
-            if node.get(key) and not is_given and not str(node["type"]).endswith("Momentum"):
+            is_fixed = f"{path}.{key}" in fixed
+            if node.get(key) and not is_fixed and not str(node["type"]).endswith("Momentum"):
                 changes.append(_set(node, key, float(f"{node[key] * lr / before:.6g}")))
     return changes
 

@@ -39,13 +39,13 @@ class Recipe:
     Attributes:
         changes: a text for each, for the terminal and the log.
         roots: the folder of the config, if its paths are relative to it.
-        given: the settings that were merged into it.
+        cfg_options: the settings that were merged into it.
     """
 
     cfg: Config
     changes: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
-    given: Mapping[str, object] = field(default_factory=dict)
+    cfg_options: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -67,17 +67,18 @@ class Recipe:
         check_config(cfg, path, required, runs, cfg_options)
         source = Path(os.path.abspath(cfg.filename or ""))
         is_relative = source.is_file() and DIRECTORY in source.read_text(encoding="utf-8")
-        return cls(cfg, roots=(str(source.parent),) if is_relative else (), given=cfg_options or {})
+        return cls(cfg, roots=(str(source.parent),) if is_relative else (), cfg_options=cfg_options or {})
 
     def with_options(self, options: RunOptions) -> "Recipe":
-        """Return the recipe of a run with these options; warn of settings in ``given`` that they replace."""
+        """Return the recipe of a run with these options; warn if they replace settings in ``cfg_options``."""
         cfg, without = copy.deepcopy(self.cfg), copy.deepcopy(self.cfg)
-        given = sorted(f"{path}.{key}".lstrip(".") for path, node in dicts({**self.given}) for key in node)
-        texts = options.apply(cfg, given)
-        if given:
+        parts = dicts({**self.cfg_options})
+        paths = sorted(f"{path}.{key}".lstrip(".") for path, node in parts for key in node)
+        changes = options.apply(cfg, paths)
+        if paths:
             type(options)().apply(without)
-            require_none(_replaced(without.to_dict(), cfg.to_dict(), given), cfg.filename or "")
-        return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, texts)))
+            require_none(_replaced(without.to_dict(), cfg.to_dict(), paths), cfg.filename or "")
+        return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, changes)))
 
     @property
     def work_dir(self) -> Path:
@@ -113,9 +114,9 @@ def real_name(path: str | os.PathLike[str]) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
-def _replaced(without: dict, settings: dict, given: Sequence[str]) -> Iterator[Finding]:
-    """Yield the settings at the given paths that differ without the options of a run."""
-    for path in given:
+def _replaced(without: dict, settings: dict, paths: Sequence[str]) -> Iterator[Finding]:
+    """Yield the settings at these paths that differ without the options of a run."""
+    for path in paths:
         before, after = (_at(each, path) for each in (without, settings))
         if before != after and not any(dicts(before)):  # whose settings are compared one by one
             text = f"expected {before!r}, as in cfg_options, got {after!r} by another option"
