@@ -390,8 +390,12 @@ def test_the_training_starts_as_without_the_batch(tmp_path, shapes):
 
 
 def test_windows_of_large_pictures(tmp_path, shapes):
-    """A window contains the first object at its size. The whole batch is not cropped."""
-    data = "pipeline=" + RESIZED.format(size="520, 440", ratio=False)
+    """A window contains the first object at its size. The whole batch is not cropped.
+
+    Its sides have the same remainders, divided by 32, as those of the picture.
+    """
+    lines, columns = _WINDOW - 16, _WINDOW - 8
+    data = "pipeline=" + RESIZED.format(size="440, 400", ratio=False)
     with separate_run():
         runner = make_runner(tmp_path, shapes, data)
         load_data(runner, only_checks=False)
@@ -401,11 +405,11 @@ def test_windows_of_large_pictures(tmp_path, shapes):
     for n in range(2):
         image, part = whole["inputs"][n], batch.few["inputs"][n]
         objects, seen = (each["data_samples"][n].gt_instances for each in (whole, batch.few))
-        assert image.shape[1:] == (440, 520)
-        assert part.shape[1:] == batch.few["data_samples"][n].img_shape == (_WINDOW, _WINDOW)
+        assert image.shape[1:] == (400, 440)
+        assert part.shape[1:] == batch.few["data_samples"][n].img_shape == (lines, columns)
         across, down = (objects.bboxes.tensor[0] - seen.bboxes.tensor[0])[:2].int().tolist()
         assert seen.bboxes.areas[0] == pytest.approx(objects.bboxes.areas[0])
-        assert torch.equal(part, image[:, down : down + _WINDOW, across : across + _WINDOW])
+        assert torch.equal(part, image[:, down : down + lines, across : across + columns])
         assert seen.masks.masks[0].sum() == objects.masks.masks[0].sum()
 
 
@@ -424,7 +428,8 @@ def test_windows_of_mosaics(tmp_path, shapes):
         load_data(runner, only_checks=False)
         with trial(runner.cfg):
             batch = first_batch(runner, "train", findings := [])
-    assert not findings and {image.shape[1:] for image in batch.few["inputs"]} == {(_WINDOW, _WINDOW)}
+    size = (_WINDOW - 12, _WINDOW - 12)  # 500 is 12 less than a multiple of 32
+    assert not findings and {image.shape[1:] for image in batch.few["inputs"]} == {size}
 
 
 @pytest.mark.watched

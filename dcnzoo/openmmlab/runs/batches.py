@@ -27,7 +27,7 @@ from dcnzoo.utils.text import counted, cut
 Batch = dict[str, Any]  # inputs and data_samples, collated
 _TINY = 32  # the stride of most backbones
 _FAR = 2  # times as large
-_WINDOW = 320  # pixels, as many as any family needs
+_WINDOW = 320  # pixels, as many as any family needs; a multiple of _TINY
 _FEW = 8  # pictures
 _AGREE = 0.7  # AP; metrics also count objects that a data set leaves out
 _INNER = ("dataset", "datasets")  # attributes of wrappers
@@ -259,7 +259,10 @@ def _steps(data: Any, path: str) -> Iterator[tuple[str, object]]:
 
 
 class _Window(RandomCrop):
-    """Crops a picture around its first object, which keeps its size in pixels."""
+    """Crops a picture around its first object, which keeps its size in pixels.
+
+    A side is a multiple of a stride if that of the picture is.
+    """
 
     def __init__(self) -> None:
         super().__init__((_WINDOW, _WINDOW), allow_negative_crop=True)
@@ -269,6 +272,9 @@ class _Window(RandomCrop):
         across, down = boxes.centers[0].tolist() if boxes is not None and len(boxes) else (0, 0)
         self._start = int(down) - _WINDOW // 2, int(across) - _WINDOW // 2
         return super().transform(results)
+
+    def _get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, ...]:
+        return tuple(min(side, _WINDOW - -side % _TINY) for side in image_size)
 
     def _rand_offset(self, margin: tuple[int, int]) -> tuple[int, ...]:
         return tuple(min(max(start, 0), most) for start, most in zip(self._start, margin, strict=True))
