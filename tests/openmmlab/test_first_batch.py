@@ -276,6 +276,22 @@ WARNINGS = {
         "val_evaluator['ann_file'] = val_evaluator['ann_file'].replace('val.json', 'other_ids.json')",
         ["val_evaluator: expected coco/bbox_mAP of about 1 for the annotations of val_dataloader"],
     ),
+    "pictures that are mirrored": (
+        "val_dataloader['dataset'].update(pipeline="
+        + RESIZED.format(size="128, 128", ratio=True).replace(
+            "dict(type='P", "dict(type='RandomFlip', prob=1.0), dict(type='P"
+        )
+        + ")",
+        ["val_evaluator: expected coco/bbox_mAP of about 1 for the annotations of val_dataloader"],
+    ),
+    "no positive proposal": (
+        "model = dict(train_cfg=dict(rcnn=dict(sampler=dict(pos_fraction=0.0))))",
+        ["model.roi_head.bbox_head: expected a loss for the boxes of two pictures, got 0"],
+    ),
+    "no detection": (
+        "model = dict(test_cfg=dict(rpn=dict(min_bbox_size=1000)))",
+        ["model.test_cfg: expected detections of any score before the training, got none"],
+    ),
     "pictures of another size than in their annotations": (
         "import cv2 as _cv2, pathlib as _pathlib\n"
         "_from = val_dataloader['dataset']['data_root'] + 'val/'\n"
@@ -283,7 +299,10 @@ WARNINGS = {
         "for _each in _pathlib.Path(_from).iterdir():\n"
         "    _cv2.imwrite(f'smaller/{_each.name}', _cv2.imread(str(_each))[::2, ::2])\n"
         "val_dataloader['dataset'].update(data_prefix=dict(img=str(_pathlib.Path('smaller').resolve())))",
-        ["png: expected 128 × 128 pixels, as its annotations, got 64 × 64"],
+        [
+            "png: expected 128 × 128 pixels, as its annotations, got 64 × 64",
+            "val_evaluator: expected coco/bbox_mAP of about 1",
+        ],
     ),
     "a loss of boxes in pixels": (
         "model = dict(roi_head=dict(bbox_head=dict(reg_decoded_bbox=True)))",

@@ -339,10 +339,13 @@ def read_again(cfg: Config, values: Mapping[str, object]) -> Iterator[str]:
 
 def own_settings(cfg: Config) -> list[str]:
     """Return the paths of the settings that differ from those of the published config below a config."""
-    bases = [file.path for file in files(cfg.text or "") if file.is_published and os.path.isfile(file.path)]
-    base = use_names(Config.fromfile(bases[-1], import_custom_modules=False)) if bases else cfg
-    keys = runner_keys(cfg) & cfg.keys()
-    return [path for key in sorted(keys) for path in _differences(base.get(key), cfg[key], key)]
+    for file in reversed([*files(cfg.text or "")]):
+        if file.is_published and os.path.isfile(file.path):
+            base = use_names(Config.fromfile(file.path, import_custom_modules=False))
+            if "model" in base:
+                keys = sorted(runner_keys(cfg) & cfg.keys() & base.keys())
+                return [path for key in keys for path in _differences(base[key], cfg[key], key)]
+    return []
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomCrop
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.runner import Runner, ValLoop, set_random_seed
 from mmengine.runner.base_loop import BaseLoop
 from mmengine.structures import InstanceData
@@ -210,8 +211,12 @@ def _other_objects(evaluate: Callable, data: Any, collate: Callable) -> Iterator
             batch = collate([data[number] for number in chosen])
             for number, sample in zip(chosen, batch["data_samples"], strict=True):
                 objects = [each for each in reader(number)["instances"] if not each.get("ignore_flag")]
+                boxes = torch.tensor([each["bbox"] for each in objects]).reshape(-1, 4).float()
+                moved = get_box_tensor(sample.gt_instances.get("bboxes", boxes))
+                if len(moved) == len(boxes):  # those of the picture, whose predictions are only scaled back
+                    boxes = moved / moved.new_tensor(sample.get("scale_factor", (1.0, 1.0))).repeat(2)
                 sample.pred_instances = InstanceData(
-                    bboxes=torch.tensor([each["bbox"] for each in objects]).reshape(-1, 4).float(),
+                    bboxes=boxes,
                     labels=torch.tensor([each["bbox_label"] for each in objects]).long(),
                     scores=torch.ones(len(objects)),
                 )

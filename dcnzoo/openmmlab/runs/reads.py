@@ -272,6 +272,10 @@ class _SecondModel:
         elif first:
             boxes = [each.pred_instances.get("bboxes") for each in result if "pred_instances" in each]
             areas = [each[:, 2:].any() for each in boxes if isinstance(each, Tensor) and len(each)]
+            predicted = [each.pred_instances for each in result if "pred_instances" in each]
+            if predicted and not any(map(len, predicted)):
+                text = "expected detections of any score before the training, got none in the first picture"
+                self._warn("model.test_cfg", text)
             results, is_complete = first.evaluate(result, batch)
             self.names = set(results) if is_complete else None
             if isinstance(model, RPN) and any("bbox" in name for name in results):
@@ -295,16 +299,25 @@ class _SecondModel:
             if name.startswith("loss_") and name not in losses:
                 text = f"expected a loss of the model, {few([*losses], 8)}, got {name}"
                 self._warn(f"log_processor.custom_cfg.{index}.data_src", text)
-        # the later stages of a detector may find no object at first
-        part = "rpn_head" if hasattr(self.model, "rpn_head") else "bbox_head"
-        loss = getattr(getattr(self.model, part, None), "loss_bbox", None)
-        values = losses.get("loss_rpn_bbox" if part == "rpn_head" else "loss_bbox")
-        values = values if isinstance(values, list) else [values]
-        counts = getattr(loss, "loss_weight", 0.0) and f"model.{part}.anchor_generator" not in self.findings
-        counts = counts and any(len(getattr(each, "gt_instances", ())) for each in samples)
-        if counts and all(isinstance(each, Tensor) and not each.any() for each in values):
-            text = "expected a loss for the boxes of two pictures, got 0: none is assigned to a place"
-            self._warn(f"model.{part}", text)
+        # the later stages of a detector may find no object at first, unless they get those of the data
+        parts = (
+            {"rpn_head": "loss_rpn_bbox"} if hasattr(self.model, "rpn_head") else {"bbox_head": "loss_bbox"}
+        )
+        head = getattr(self.model, "roi_head", None)
+        if getattr(getattr(head, "bbox_sampler", None), "add_gt_as_proposals", False):
+            parts["roi_head.bbox_head"] = "loss_bbox"
+        for part, name in (
+            parts.items() if any(len(getattr(each, "gt_instances", ())) for each in samples) else ()
+        ):
+            loss = getattr(dict(self.model.named_modules()).get(part), "loss_bbox", None)
+            values = losses.get(name)
+            values = values if isinstance(values, list) else [values]
+            counts = (
+                getattr(loss, "loss_weight", 0.0) and f"model.{part}.anchor_generator" not in self.findings
+            )
+            if counts and all(isinstance(each, Tensor) and not each.any() for each in values):
+                text = "expected a loss for the boxes of two pictures, got 0: none is assigned to a place"
+                self._warn(f"model.{part}", text)
 
     def _warn(self, key: str, text: str) -> None:
         self.findings[key] = Finding(key, text, stops=False)
