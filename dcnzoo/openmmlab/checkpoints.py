@@ -39,6 +39,7 @@ LISTS = list | tuple | dict | np.ndarray  # of names of classes, in files of sev
 _NAMES = "dataset_meta"  # key of the names of the classes in ``meta``, and in the metadata of safetensors
 
 _verified: set[tuple[int, ...]] = set()  # files that this process has read without damage
+_SCHEMES = ("torchvision://", "open-mmlab://", "openmmlab://", "mmcls://")  # of mmengine's tables of weights
 
 
 class CheckpointError(UserError):
@@ -301,14 +302,18 @@ def lacking_values(module: BaseModule, init_cfg: Mapping) -> str:
 
 
 def require_address(name: str) -> None:
-    """Raise UserError if mmengine has no address for weights with a scheme, such as ``torchvision://resnet50``."""
+    """Raise UserError if mmengine has no address for weights, such as ``torchvision://resnet50``."""
+    known = [scheme for scheme in CheckpointLoader._schemes if scheme]
+    if not any(re.match(scheme, name) for scheme in known):  # MMEngine takes it for a file
+        raise UserError(f"{name}: expected one of {', '.join(each for each in known if '(' not in each)}")
 
     def stop(*args: object, **kwargs: object) -> None:
         raise InterruptedError  # the address is known
 
     with Changes() as changes, suppress(InterruptedError):
         changes.set(loading, "load_from_http", stop)
-        CheckpointLoader.load_checkpoint(name)
+        if name.startswith(_SCHEMES):
+            CheckpointLoader.load_checkpoint(name)
 
 
 def load_url(

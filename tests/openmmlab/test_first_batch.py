@@ -124,6 +124,10 @@ class PreparingHook(Hook):
 VALID = {
     "as it is": ("", ""),
     "no schedule": ("", "param_scheduler = None"),
+    "annotations of the file's size": ("", "val_dataloader['dataset'].update(pipeline=[dict("
+                                       "type='LoadImageFromFile'), dict(type='Resize', scale=(160, 160), "
+                                       "keep_ratio=True), dict(type='LoadAnnotations', with_bbox=True, "
+                                       "with_mask=True), dict(type='PackDetInputs')])"),
     "a number of batches": ("", "train_dataloader.update(num_batch_per_epoch=1)"),
     "metrics of each class": ("", "val_evaluator.update(classwise=True, prefix='mine')\ndefault_hooks = dict("
                               "checkpoint=dict(save_best=['mine/segm_mAP_50', 'mine/oval_precision']))"),
@@ -284,6 +288,10 @@ WARNINGS = {
         + ")",
         ["val_evaluator: expected coco/bbox_mAP of about 1 for the annotations of val_dataloader"],
     ),
+    "steps that change nothing": (
+        "optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=0.0001, eps=1e8))",
+        ["optim_wrapper.optimizer: expected a step of about -0.0001 for a gradient of 1, got -1e-12"],
+    ),
     "no positive proposal": (
         "model = dict(train_cfg=dict(rcnn=dict(sampler=dict(pos_fraction=0.0))))",
         ["model.roi_head.bbox_head: expected a loss for the boxes of two pictures, got 0"],
@@ -299,10 +307,7 @@ WARNINGS = {
         "for _each in _pathlib.Path(_from).iterdir():\n"
         "    _cv2.imwrite(f'smaller/{_each.name}', _cv2.imread(str(_each))[::2, ::2])\n"
         "val_dataloader['dataset'].update(data_prefix=dict(img=str(_pathlib.Path('smaller').resolve())))",
-        [
-            "png: expected 128 × 128 pixels, as its annotations, got 64 × 64",
-            "val_evaluator: expected coco/bbox_mAP of about 1",
-        ],
+        ["png: expected 128 × 128 pixels, as its annotations, got 64 × 64"],
     ),
     "a loss of boxes in pixels": (
         "model = dict(roi_head=dict(bbox_head=dict(reg_decoded_bbox=True)))",
@@ -376,11 +381,15 @@ def test_fewer_queries_than_detections():
         ("detr/detr_r50_8xb2-150e_coco.py", {"loss_cls.use_sigmoid": True}, "model.bbox_head.loss_cls"),
         ("retinanet/retinanet_r50_fpn_1x_coco.py", {"anchor_generator.strides": [8, 16, 32, 64]},
          "model.bbox_head.anchor_generator.strides"),
+        ("gfl/gfl_r50_fpn_1x_coco.py", {"loss_cls.activated": True}, "model.bbox_head.loss_cls.activated"),
+        ("detr/detr_r50_8xb2-150e_coco.py", {"encoder.layer_cfg.ffn_cfg.ffn_drop": 1.0},
+         "model.encoder.layers.0.ffn.layers.0.2"),
     ],
 )  # fmt: skip
 def test_parts_of_a_head_that_contradict_each_other(name, settings, subject):
     cfg = Config.fromfile(base_path(f"mmdet::{name}", "")[0])
-    cfg.merge_from_dict({f"model.bbox_head.{key}": value for key, value in settings.items()})
+    part = "" if "encoder" in str(settings) else "bbox_head."
+    cfg.merge_from_dict({f"model.{part}{key}": value for key, value in settings.items()})
     cfg.model.backbone.init_cfg = None
     with trial(cfg):
         assert subject in {problem.subject for problem in unread_of_model(cfg, torch.nn.Linear(1, 1))}

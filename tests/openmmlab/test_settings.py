@@ -100,6 +100,8 @@ REGNET = (
          "model.bbox_head.loss_bbox.loss_weight", False),
         ("model = dict(bbox_head=dict(loss_cls=dict(type='FocalLoss', alpha=1.0)))",
          "model.bbox_head.loss_cls.alpha", True),
+        ("model = dict(test_cfg=dict(nms=dict(iou_threshold=1.0)))", "model.test_cfg.nms.iou_threshold",
+         True),
         ("model = dict(test_cfg=dict(nms_pre=20))", "model.test_cfg.nms_pre", False),
         ("model = dict(test_cfg=dict(nms_pre=40))", "", False),
         ("model = dict(test_cfg=dict(max_per_img=0))", "model.test_cfg.max_per_img", True),
@@ -221,6 +223,8 @@ def test_a_clone_of_published_configs(tmp_path):
         (dict(train_cfg=BY_ITERATIONS, param_scheduler=[STEPS],
               default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=False))),
          "param_scheduler.0.by_epoch: expected False"),
+        (dict(custom_hooks=[dict(type="EMAHook"), dict(type="EMAHook", momentum=0.001)]),
+         "custom_hooks: expected one EMAHook"),
     ],
 )  # fmt: skip
 def test_what_a_training_does_not_reach(tmp_path, settings, expected):
@@ -492,6 +496,11 @@ def test_an_option_that_is_given_twice():
             "model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', "
             "checkpoint='open-mmlab://resnet5O')))",
             "model.backbone.init_cfg.checkpoint: open-mmlab://resnet5O: expected the name of published",
+        ),
+        (
+            "model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', "
+            "checkpoint='hf://timm/resnet18')))",
+            "model.backbone.init_cfg.checkpoint: hf://timm/resnet18: expected one of torchvision://, ",
         ),
         ("custom_hooks = [dict(type='EMAHook', priority=5000)]", "custom_hooks.0.priority: "),
         ("custom_hooks = [dict(type='EMAHook', momentun=0.1)]", "custom_hooks.0.momentun"),

@@ -205,12 +205,15 @@ def published_numbers() -> dict[tuple[str, str], list[float]]:
 
 
 def published_models(file: str) -> Iterator[Mapping]:
-    """Yield the models of published configs whose backbone has a file of weights."""
+    """Yield the models of published configs whose backbone has a file of weights, perhaps a copy of it."""
     name = file.rpartition("/")[2]  # some configs break the line inside an address
     for path, text in _published().items():
         if file and re.search(rf"{re.escape(name)}['\"]", text):
             model = _published_model(path)
-            if isinstance(model, Mapping) and weights_of_backbone(model)[0] == file:
+            if not isinstance(model, Mapping):
+                continue
+            own = weights_of_backbone(model)[0]
+            if own == file or (own.endswith(f"/{name}") and name.endswith(".pth")):
                 yield model
 
 

@@ -53,11 +53,11 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
     ("Optimizer paramwise_cfg _ParamScheduler filter_cfg Module", "lr weight_decay lr_mult decay_mult "
      "bias_lr_mult bias_decay_mult norm_decay_mult dcn_offset_lr_mult eta_min eta_min_ratio power min_size "
      "loss_weight gamma", FACTOR),
-    ("MaxIoUAssigner BaseTransform Optimizer test_cfg train_cfg BaseMetric BaseSampler BaseModule",
-     "pos_iou_thr neg_iou_thr min_pos_iou prob momentum iou_thrs pos_fraction drop_path_rate",
+    ("MaxIoUAssigner BaseTransform test_cfg train_cfg BaseMetric BaseSampler BaseModule",
+     "pos_iou_thr neg_iou_thr min_pos_iou prob iou_thrs pos_fraction drop_path_rate",
      SHARE),
     ("FocalLoss nms", "alpha iou_threshold", INSIDE),
-    ("test_cfg train_cfg", "score_thr mask_thr_binary", SCORE),
+    ("test_cfg train_cfg Optimizer", "score_thr mask_thr_binary momentum", SCORE),
     ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
     ("BatchSyncRandomResize", "random_size_range", PIXELS),
 )  # fmt: skip

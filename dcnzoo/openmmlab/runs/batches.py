@@ -213,7 +213,8 @@ def _other_objects(evaluate: Callable, data: Any, collate: Callable) -> Iterator
                 objects = [each for each in reader(number)["instances"] if not each.get("ignore_flag")]
                 boxes = torch.tensor([each["bbox"] for each in objects]).reshape(-1, 4).float()
                 moved = get_box_tensor(sample.gt_instances.get("bboxes", boxes))
-                if len(moved) == len(boxes):  # those of the picture, whose predictions are only scaled back
+                # loaded after the step that resizes, they have the file's size; else they are scaled back
+                if moved.shape == boxes.shape and not moved.allclose(boxes, atol=0.1):
                     boxes = moved / moved.new_tensor(sample.get("scale_factor", (1.0, 1.0))).repeat(2)
                 sample.pred_instances = InstanceData(
                     bboxes=boxes,

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import RPN
 from mmdet.models.losses import GIoULoss
@@ -30,6 +31,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from dcnzoo.openmmlab.checkpoints import lacking_values
 from dcnzoo.openmmlab.classes import shapes
@@ -159,6 +161,9 @@ class _SecondModel:
         for name, module in self.model.named_modules():
             module.register_forward_pre_hook(functools.partial(self._watch, f"model.{name}"))
             assigner = getattr(module, "assigner", None)
+            dropped = getattr(module, "p", getattr(module, "drop_prob", 0))
+            if isinstance(module, _DropoutNd | DropPath) and dropped >= 1:
+                self._warn(f"model.{name}", f"expected a dropout below 1, got {dropped}: nothing is left")
             if text := _other_costs(module):
                 self._warn(f"model.{name}.loss_cls", text)
             anchors = getattr(getattr(module, "prior_generator", None), "base_anchors", None)
@@ -336,8 +341,8 @@ class _SecondModel:
         head = self.model.get_submodule(outer.removeprefix("model").removeprefix("."))
         if self._width and (text := _other_boxes(head, module, args)):
             self._warn(f"{outer}.reg_decoded_bbox", text)
-        if path.endswith(".loss_cls") and (text := _other_scores(head, module, args)):
-            self._warn(f"{path}.use_sigmoid", text)
+        if path.endswith(".loss_cls") and (problem := _other_scores(head, module, args)):
+            self._warn(f"{path}.{problem[0]}", problem[1])
 
     def _assign(
         self, path: str, assigner: Any, overlaps: list[float], *args: Any, **kwargs: Any
@@ -439,8 +444,8 @@ def _other_boxes(head: Any, loss: nn.Module, args: tuple) -> str:
     return f"expected False with {name}, got boxes in pixels" if is_decoded and not by_overlap else ""
 
 
-def _other_scores(head: Any, loss: nn.Module, args: tuple) -> str:
-    """Say so if a loss by sigmoid gets scores of the background, or one by softmax does not."""
+def _other_scores(head: Any, loss: nn.Module, args: tuple) -> tuple[str, str] | None:
+    """Return the setting of a loss that does not fit its scores: of the background, or after a sigmoid."""
     scores: Any = args[0] if args else None
     number = getattr(head, "num_classes", None)
     has_scores = (
@@ -449,8 +454,17 @@ def _other_scores(head: Any, loss: nn.Module, args: tuple) -> str:
     if has_scores and isinstance(number, int):
         got, by_sigmoid = scores.shape[-1], getattr(loss, "use_sigmoid", None)
         if isinstance(by_sigmoid, bool) and got == number + by_sigmoid:
-            return f"expected {not by_sigmoid} with {got} scores for {counted(number, 'classes')}"
-    return ""
+            return (
+                "use_sigmoid",
+                f"expected {not by_sigmoid} with {got} scores for {counted(number, 'classes')}",
+            )
+        are_shares = bool(((scores >= 0) & (scores <= 1)).all())
+        if getattr(loss, "activated", are_shares) is not are_shares:
+            return (
+                "activated",
+                f"expected {are_shares}, got scores from {scores.min():.3g} to {scores.max():.3g}",
+            )
+    return None
 
 
 def _other_costs(head: nn.Module) -> str:

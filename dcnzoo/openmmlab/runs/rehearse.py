@@ -29,9 +29,9 @@ from dcnzoo.openmmlab.runs.separate_run import trial
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 
+_LEAST_STEP = 1e-6  # of the rate
 # have the data set and do not use it
 _BUILDERS = ("mmengine.runner", "mmengine.registry", "torch.utils.data")
-_SCHEMES = ("torchvision://", "open-mmlab://", "openmmlab://", "mmcls://")  # of mmengine's names of weights
 # attributes of a runner → the parts of its config that are read when a training is built
 _WATCHED = {
     "optim_wrapper": "optim_wrapper",
@@ -84,7 +84,7 @@ def load_data(runner: Runner, only_checks: bool) -> None:
                 setattr(runner, f"_{name}_loop", getattr(runner, f"build_{name}_loop")(loop))
     for path, node in dicts(runner.cfg.model.to_dict(), "model") if only_checks else ():
         file = str(node.get("checkpoint"))
-        if path.endswith("init_cfg") and file.startswith(_SCHEMES):
+        if path.endswith("init_cfg") and "://" in file:
             try:
                 require_address(file)
             except UserError as error:
@@ -134,7 +134,7 @@ def rehearse(runner: Runner, only_checks: bool = False) -> tuple[list[str], list
                 with config_errors(runner.cfg):
                     setattr(runner, name, build(getattr(runner, name)))
                     if name == "optim_wrapper":
-                        _try(runner.optim_wrapper)
+                        findings += _try(runner.optim_wrapper)
                         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
                         (runner.auto_scale_lr or {}).get("base_batch_size")  # also if it is not enabled
             except UserError as error:
@@ -206,15 +206,26 @@ def _wrappers(wrapper: object) -> list[OptimWrapper]:
     return [each for each in own if isinstance(each, OptimWrapper)]
 
 
-def _try(wrapper: object) -> None:
-    """Call the function that clips gradients, with one that is zero; require a learning rate."""
+def _try(wrapper: object) -> Iterator[Finding]:
+    """Try the function that clips gradients, and a step of the optimizer; require a learning rate."""
     for each in _wrappers(wrapper):
-        if not any(group["lr"] for group in each.param_groups):
+        rate = max((group["lr"] for group in each.param_groups), default=0)
+        if not rate:
             raise UserError("optim_wrapper: expected a learning rate above 0, got 0 for all parameters")
         parameter = torch.zeros(1, requires_grad=True)
         parameter.grad = torch.zeros(1)
         if each.clip_grad_kwargs:
             each.clip_func([parameter], **each.clip_grad_kwargs)
+        kind: Any = type(each.optimizer)
+        if kind.__module__.startswith("torch.optim"):
+            parameter.grad = torch.ones(1)
+            with suppress(Exception):  # of one that needs more than gradients
+                known = each.optimizer.defaults.keys() & signature(kind).parameters.keys()
+                kind([parameter], **{key: each.optimizer.defaults[key] for key in known}).step()
+                if not float(parameter) < -_LEAST_STEP * rate:
+                    text = f"expected a step of about {-rate:.3g} for a gradient of 1"
+                    text = f"{text}, got {float(parameter):.3g}"
+                    yield Finding("optim_wrapper.optimizer", text, stops=False)
 
 
 def _replace_data(changes: Changes) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook, Hook, LoggerHook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
@@ -130,6 +130,9 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
         yield Finding("train_dataloader.dataset", f"{type(data).__name__} repeats no picture", stops=False)
     types = getattr(data, "pipeline_types", ())
     saves = list[bool]()
+    if sum(isinstance(hook, EMAHook) for hook in runner.hooks) > 1:
+        text = "expected one EMAHook, got several: each exchanges the weights for a validation"
+        yield Finding("custom_hooks", text, stops=False)
     for hook in runner.hooks:
         keys, name = getattr(hook, "skip_type_keys", ()) or (), type(hook).__name__
         if types and "skip_type_keys" in arguments(hook.__class__)[0] and not {*keys} <= {*types, *_SKIPPED}:
