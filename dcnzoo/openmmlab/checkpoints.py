@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -283,12 +283,26 @@ def _initialise(initialise: Callable, self: PretrainedInit, module: nn.Module) -
 
 
 def lacking_values(module: BaseModule, init_cfg: Mapping) -> str:
-    """Say so if the file of an ``init_cfg`` has no values for a third of a part's parameters."""
-    own, texts = dict(module.named_parameters()), list[str]()
+    """Say so if the file of an ``init_cfg`` has other shapes, or lacks a third of a part's parameters.
+
+    Layers that were added inside a block count only if a third of the file's values are not used.
+    """
+    own, names, texts = dict(module.named_parameters()), {*module.state_dict()}, list[str]()
 
     def compare(values: Mapping, *args: object, **kwargs: object) -> None:
         lacks = [name for name, each in own.items() if getattr(values.get(name), "shape", 0) != each.shape]
-        if 3 * len(lacks) > len(own):
+        prefixes = {"", *(name[: dot.start()] for name in values for dot in re.finditer(r"\.", name))}
+        added = [
+            name
+            for name in lacks
+            if name not in values
+            and not any(
+                part not in prefixes and part.rpartition(".")[0] in prefixes for part in parts_of(name)
+            )
+        ]
+        is_used = 3 * len(names.intersection(values)) >= 2 * len(values)
+        have_other_shapes = any(name in values for name in lacks)
+        if have_other_shapes or 3 * (len(lacks) - is_used * len(added)) > len(own):
             text = f"expected values for {len(own)} parameters, got none of their shape for {len(lacks)}"
             texts.append(f"{text}: {few(lacks)}")
 
@@ -299,6 +313,12 @@ def lacking_values(module: BaseModule, init_cfg: Mapping) -> str:
         changes.set(module, "_is_init", False)
         module.init_weights()
     return "; ".join(texts)
+
+
+def parts_of(name: str) -> Iterator[str]:
+    """Yield the child and the numbered blocks that have a parameter."""
+    yield name.partition(".")[0]
+    yield from (name[: match.end()] for match in re.finditer(r"\.\d+(?=\.)", name))
 
 
 def require_address(name: str) -> None:

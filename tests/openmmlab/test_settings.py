@@ -225,6 +225,15 @@ def test_a_clone_of_published_configs(tmp_path):
          "param_scheduler.0.by_epoch: expected False"),
         (dict(custom_hooks=[dict(type="EMAHook"), dict(type="EMAHook", momentum=0.001)]),
          "custom_hooks: expected one EMAHook"),
+        (dict(param_scheduler=[dict(type="MultiStepLR", milestones=[8, 11])],
+              default_hooks=dict(param_scheduler=None)), "default_hooks: expected a ParamSchedulerHook"),
+        (dict(default_hooks=dict(sampler_seed=None)), "default_hooks: expected a DistSamplerSeedHook"),
+        (dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=1))),
+         "CheckpointHook.interval: expected more than 1 iterations"),
+        (dict(train_cfg=BY_ITERATIONS,
+              custom_hooks=[dict(type="mmdet.YOLOXModeSwitchHook", num_last_epochs=2)],
+              default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=False))),
+         "YOLOXModeSwitchHook.num_last_epochs: expected a training that counts epochs"),
     ],
 )  # fmt: skip
 def test_what_a_training_does_not_reach(tmp_path, settings, expected):

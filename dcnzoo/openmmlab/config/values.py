@@ -88,10 +88,6 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
         text = f"expected at most pos_iou_thr, {high}, got {low}"
         yield Finding(f"{node.path}.neg_iou_thr", text, stops=False)
-    if node.content.get("loss_weight") == 0:
-        yield Finding(
-            f"{node.path}.loss_weight", "expected a number above 0, got 0: it trains nothing", stops=False
-        )
     candidates, most = (node.content.get(name) for name in ("nms_pre", "max_per_img"))
     if isinstance(candidates, int) and isinstance(most, int) and 0 < candidates * _LEVELS < most:
         text = f"expected candidates for max_per_img, {most}, got {candidates} per level"
@@ -160,10 +156,10 @@ def _of_weights(model: Mapping) -> dict[str, Any]:
 
 
 def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:
-    """Yield numbers far below or above those that published configs choose in the same place.
+    """Yield numbers far below or above those that published configs choose in the same place, and 0.
 
-    Counts are left out: settings whose published values are all integers. So are values of pixels, whose unit
-    the data choose.
+    Counts other than 0 are left out: settings whose published values are all integers. So are values of
+    pixels, whose unit the data choose.
 
     Args:
         keys: of the settings to compare.
@@ -173,12 +169,15 @@ def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:
     owner = str(node.content.get("type") or node.path.rpartition(".")[2])
     for key, value in node.content.items():
         known = published_numbers().get((owner, key), []) if key in keys else []
+        numbers = value if isinstance(value, list | tuple) else [value]
+        numbers = [number for number in numbers if type(number) in (int, float) and number != math.inf]
+        least, most = min(known, default=0), max(known, default=0)
+        if numbers == [0] and least > 0 and node.path.startswith("model.") and "drop" not in key:
+            text = f"expected {least:g} to {most:g}, as in published configs, of which none has 0"
+            yield Finding(f"{node.path}.{key}", text, stops=False)
         is_measured = any(number % 1 for number in known)
         if len(known) < _KNOWN or len({*known}) < _DIFFERENT or not is_measured:
             continue
-        least, most = min(known), max(known)
-        numbers = value if isinstance(value, list | tuple) else [value]
-        numbers = [number for number in numbers if type(number) in (int, float) and number != math.inf]
         if any(number and not min(least, _LEAST * least) <= number <= _MOST * most for number in numbers):
             text = f"expected about {least:g} to {most:g}, as in published configs, got {value}"
             yield Finding(f"{node.path}.{key}", text, stops=False)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from dcnzoo.openmmlab.checkpoints import lacking_values
+from dcnzoo.openmmlab.checkpoints import lacking_values, parts_of
 from dcnzoo.openmmlab.classes import shapes
 from dcnzoo.openmmlab.config.check import wrong_monitors
 from dcnzoo.openmmlab.config.errors import UNKNOWN, config_errors, explain, require_none
@@ -244,7 +244,8 @@ class _SecondModel:
         due = math.lcm(*(each for each in intervals if type(each) is int and each > 0)) - 1
         MessageHub.get_current_instance().update_info("iter", due)
         self._has_objects = first is not None
-        data = model.data_preprocessor(copy.deepcopy(batch), training)
+        for _ in range(1 + (due > 0)):  # a step may choose the size of the next pictures
+            data = model.data_preprocessor(copy.deepcopy(batch), training)
         inputs = data["inputs"]
         self._width = inputs.shape[-1] if isinstance(inputs, Tensor) else 0
         spread = _spread(inputs, data["data_samples"] or ()) if self._width else 1
@@ -510,9 +511,9 @@ def _unlike_published(file: str, backbone: nn.Module) -> str:
         alike = {name for name in own.keys() & theirs.keys() if own[name] == theirs[name]}
         modules = {name.rpartition(".")[0] for name in theirs}
         others = {name for name in own.keys() - alike if name.rpartition(".")[0] in modules}
-        parts = {part for name in own.keys() - alike for part in _parts(name)}
-        parts -= {part for name in alike for part in _parts(name)}
-        containers = {"", *(part.rpartition(".")[0] for name in theirs for part in _parts(name))}
+        parts = {part for name in own.keys() - alike for part in parts_of(name)}
+        parts -= {part for name in alike for part in parts_of(name)}
+        containers = {"", *(part.rpartition(".")[0] for name in theirs for part in parts_of(name))}
         parts = {part for part in parts if part.rpartition(".")[0] in containers}
         if not theirs or (3 * len(others) <= len(own) and not parts):
             return ""
@@ -521,12 +522,6 @@ def _unlike_published(file: str, backbone: nn.Module) -> str:
             text or f"expected the backbone of a published config with {file}, got one with others: {names}"
         )
     return text
-
-
-def _parts(name: str) -> Iterator[str]:
-    """Yield the child and the numbered blocks that have a parameter."""
-    yield name.partition(".")[0]
-    yield from (name[: match.end()] for match in re.finditer(r"\.\d+(?=\.)", name))
 
 
 def _not_initialised(cfg: Config, model: nn.Module) -> Iterator[Finding]:

@@ -10,7 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook, EMAHook, Hook, LoggerHook
+from mmengine.hooks import (
+    CheckpointHook,
+    DistSamplerSeedHook,
+    EMAHook,
+    Hook,
+    LoggerHook,
+    ParamSchedulerHook,
+)
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
@@ -27,6 +34,7 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few
 
 _SKIPPED = ("Mosaic", "RandomAffine", "MixUp")  # by default; a pipeline need not have all
+_LEAST_INTERVAL = 10  # iterations
 _MOST_STEPS = 500_000  # about a second
 _MOST_OF_PUBLISHED = 4  # some scale by the square root: of 16 images, to one
 
@@ -130,6 +138,11 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
         yield Finding("train_dataloader.dataset", f"{type(data).__name__} repeats no picture", stops=False)
     types = getattr(data, "pipeline_types", ())
     saves = list[bool]()
+    sampler = getattr(runner.train_loop.dataloader, "sampler", None)
+    needs = {ParamSchedulerHook: runner.param_schedulers, DistSamplerSeedHook: hasattr(sampler, "set_epoch")}
+    for kind in needs:
+        if needs[kind] and not any(isinstance(hook, kind) for hook in runner.hooks):
+            yield Finding("default_hooks", f"expected a {kind.__name__}, got None", stops=False)
     if sum(isinstance(hook, EMAHook) for hook in runner.hooks) > 1:
         text = "expected one EMAHook, got several: each exchanges the weights for a validation"
         yield Finding("custom_hooks", text, stops=False)
@@ -142,10 +155,17 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
             yield Finding(f"{name}.interval", f"expected at most {iterations} iterations", stops=False)
         if runner._val_loop is None and (getattr(hook, "save_best", None) or getattr(hook, "monitor", None)):
             yield Finding(name, "expected a validation, got none", stops=False)
+        of_epochs = [key for key in arguments(hook.__class__)[0] if re.search(r"(?<!by)_epochs?$", key)]
+        for key in of_epochs if not isinstance(runner.train_loop, EpochBasedTrainLoop) else ():
+            text = "expected a training that counts epochs, got one of iterations, which has one"
+            yield Finding(f"{name}.{key}", text, stops=False)
         if not hook.get_triggered_stages():
             yield Finding(name, "expected methods of mmengine's Hook, got none", stops=False)
         if isinstance(hook, CheckpointHook):
             saves.append(bool(hook.save_best or hook.save_last or hook.interval > 0))
+            if 0 < hook.interval < _LEAST_INTERVAL < iterations and not hook.by_epoch:
+                text = f"expected more than {hook.interval} iterations per checkpoint in {iterations:,}"
+                yield Finding(f"{name}.interval", text, stops=False)
     if saves and not any(saves):
         yield Finding("default_hooks.checkpoint", "expected a checkpoint, got none", stops=False)
 
