@@ -286,11 +286,20 @@ WARNINGS = {
             "dict(type='P", "dict(type='RandomFlip', prob=1.0), dict(type='P"
         )
         + ")",
-        ["val_evaluator: expected coco/bbox_mAP of about 1 for the annotations of val_dataloader"],
+        [
+            "val_dataloader.dataset.pipeline: expected pictures that are not mirrored",
+            "val_evaluator: expected coco/bbox_mAP of about 1 for the annotations of val_dataloader",
+        ],
     ),
     "steps that change nothing": (
         "optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=0.0001, eps=1e8))",
         ["optim_wrapper.optimizer: expected a step of about -0.0001 for a gradient of 1, got -1e-12"],
+    ),
+    "pictures that are all mirrored": (
+        "train_dataloader['dataset'].update(pipeline="
+        + PIPELINE.format(masks=True, step="dict(type='RandomFlip', prob=1.0),")
+        + ")",
+        ["train_dataloader.dataset.pipeline: expected pictures that are not mirrored"],
     ),
     "no positive proposal": (
         "model = dict(train_cfg=dict(rcnn=dict(sampler=dict(pos_fraction=0.0))))",

@@ -76,6 +76,7 @@ REGNET = (
         ("nms_pre = 3", "nms_pre", False),
         ("model = dict(test_cfg=dict(nms_pre='3000'))", "model.test_cfg.nms_pre", True),
         ("train_dataloader = dict(sampler=dict(shuffle=False))", "train_dataloader.sampler.shuffle", False),
+        ("train_dataloader = dict(sampler=None)", "train_dataloader.sampler", False),
         ("train_dataloader = dict(dataset=dict(test_mode=True))", "train_dataloader.dataset", False),
         ("model = dict(test_cfg=dict(score_thr=1.0))", "model.test_cfg.score_thr", True),
         ("val_evaluator = dict(iou_thrs=[50, 75])", "val_evaluator.iou_thrs", True),
@@ -102,6 +103,8 @@ REGNET = (
          "model.bbox_head.loss_cls.alpha", True),
         ("model = dict(test_cfg=dict(nms=dict(iou_threshold=1.0)))", "model.test_cfg.nms.iou_threshold",
          True),
+        ("model = dict(bbox_head=dict(_delete_=True, type='FCOSHead', num_classes=80, in_channels=96, "
+         "regress_ranges=((-1, 64), (128, 1e8))))", "model.bbox_head.regress_ranges", False),
         ("model = dict(test_cfg=dict(nms_pre=20))", "model.test_cfg.nms_pre", False),
         ("model = dict(test_cfg=dict(nms_pre=40))", "", False),
         ("model = dict(test_cfg=dict(max_per_img=0))", "model.test_cfg.max_per_img", True),

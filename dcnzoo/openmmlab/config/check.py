@@ -239,6 +239,8 @@ def wrong_loaders(cfg: Mapping) -> Iterator[Finding]:
     sampler = loader.get("sampler") if isinstance(loader, Mapping) else None
     if isinstance(sampler, Mapping) and sampler.get("shuffle") is False:
         yield Finding("train_dataloader.sampler.shuffle", "expected True, got False", stops=False)
+    if isinstance(loader, Mapping) and "batch_size" in loader and not sampler:
+        yield Finding("train_dataloader.sampler", "expected one that shuffles, got none", stops=False)
     for loader, dataset, _ in data_sets(cfg):
         is_test = loader != "train_dataloader"
         if dataset.get("filter_cfg") and bool(dataset.get("test_mode")) != is_test:

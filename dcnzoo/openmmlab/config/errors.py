@@ -85,11 +85,19 @@ def explain(cfg: Config, error: Exception, part: str = "") -> tuple[str, str]:
     key = named or _with_setting(cfg, key or running, text, inner)
     if text == message(error):
         text = describe(error) if key == running else text
-        others = [each for each in own_settings(cfg) if each.partition(".")[0] in _PARTS and each != key]
-        others.sort(key=lambda each: -_shared(each, key))
-        if others and not named:
-            text = f"{text}; settings of this config that may be its cause: {few(others)}"
+        text += "" if named else causes(cfg, key)
     return key, cut(text, _LONGEST)
+
+
+def causes(cfg: Config, key: str) -> str:
+    """Return the end of a message: the settings of a config that differ from the published one below it.
+
+    Args:
+        key: where the error arose; the settings near it come first.
+    """
+    others = [each for each in own_settings(cfg) if each.partition(".")[0] in _PARTS and each != key]
+    others.sort(key=lambda each: -_shared(each, key))
+    return f"; settings of this config that may be its cause: {few(others)}" if others else ""
 
 
 def require_none(findings: Iterable[Finding], name: str | os.PathLike) -> None:

@@ -88,6 +88,16 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
         text = f"expected at most pos_iou_thr, {high}, got {low}"
         yield Finding(f"{node.path}.neg_iou_thr", text, stops=False)
+    ranges = node.content.get("regress_ranges")
+    for (_, end), (start, _) in itertools.pairwise(ranges) if isinstance(ranges, list | tuple) else ():
+        if start > end:
+            text = f"expected ranges without a gap, got none for {end} to {start}"
+            yield Finding(f"{node.path}.regress_ranges", text, stops=False)
+    losses = [node.content.get(f"{start}loss_cls") for start in ("initial_", "")]  # of the same scores
+    activated = [each.get("activated", False) for each in losses if isinstance(each, Mapping)]
+    if len({*activated}) > 1:
+        text = f"expected {activated[0]}, as in initial_loss_cls, got {activated[1]}"
+        yield Finding(f"{node.path}.loss_cls.activated", text, stops=False)
     candidates, most = (node.content.get(name) for name in ("nms_pre", "max_per_img"))
     if isinstance(candidates, int) and isinstance(most, int) and 0 < candidates * _LEVELS < most:
         text = f"expected candidates for max_per_img, {most}, got {candidates} per level"

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomCrop
 from mmdet.structures.bbox import get_box_tensor
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner, ValLoop, set_random_seed
 from mmengine.runner.base_loop import BaseLoop
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from dcnzoo.openmmlab.config.errors import frames_of
+from dcnzoo.openmmlab.config.errors import causes, frames_of
 from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.utils.errors import UserError, message, one_line, printable
 from dcnzoo.utils.findings import Finding
@@ -81,7 +82,7 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
             if isinstance(step, LoadAnnotations) and type(step).transform is LoadAnnotations.transform:
                 step.transform = functools.partial(_load_first, step)
         settings.update(dataset=data, num_workers=0)
-        loader = runner.build_dataloader(settings, seed=runner.seed)
+        loader = runner.build_dataloader(ConfigDict(settings), seed=runner.seed)
         most = len(data) if name == "val" else 1
         batches = [list[int](each) for each in islice(loader.batch_sampler or (), most)]
     except Exception as error:
@@ -106,7 +107,7 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
             frames = [*frames_of(error), *frames_of(error.__cause__)]
             selves = [id(frame.f_locals.get("self")) for frame in reversed(frames)]
             key = next((steps[each] for each in selves if each in steps), f"{part}.dataset")
-            text = str(error) if isinstance(error, UserError) else message(error)
+            text = str(error) if isinstance(error, UserError) else message(error) + causes(runner.cfg, key)
             raise UserError(printable(f"{runner.cfg.filename}: {key}: {text}")) from error
 
     few, pipeline = collate(2), f"{part}.dataset.pipeline"
@@ -115,26 +116,32 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
         text = f"expected inputs and data_samples, as of PackDetInputs, got {cut(', '.join(map(str, keys)))}"
         findings.append(Finding(pipeline, text, stops=False))
         return None
-    if tiny := [
-        each.shape for each in images(few["inputs"]) if each.dim() > 1 and max(each.shape[-2:]) < _TINY
-    ]:
-        text = f"expected pictures of at least {_TINY} pixels, got {tiny[0][-2]} × {tiny[0][-1]}"
-        findings.append(Finding(pipeline, text, stops=False))
     findings += islice(_other_shapes(reader, batches[0], few, f"{part}.dataset") if reader else (), 1)
-    others = [collate(2, seed) for seed in range(1, 5)]  # a step may act in some of them only
-    if name == "val" and not all(
-        all(map(torch.equal, images(few["inputs"]), images(other["inputs"]))) for other in others
-    ):
-        text = "expected the same picture each time, got random ones: predictions are not turned back"
-        findings.append(Finding(pipeline, text, stops=False))
-    evaluate = functools.partial(_evaluate, loop, f"{runner.cfg.filename}: {name}_evaluator")
+    draws = [few, *(collate(2, seed) for seed in range(1, 5))]  # a step may act in some of them only
+    findings += _unusual_pictures(draws, pipeline, is_random=name == "train")
+    evaluate = functools.partial(_evaluate, loop, runner.cfg, f"{name}_evaluator")
     other_objects = functools.partial(_other_objects, evaluate, data, loader.collate_fn)
-    sizes = [size for each in (few, *others) for size in _sizes(each)]
+    sizes = [size for each in draws for size in _sizes(each)]
     parts = (getattr(each, "prior_generator", None) for each in runner.model.modules())
     has_size = any(hasattr(each, "input_size") for each in parts)  # anchors for pictures of one size
     if not has_size and any(max(each.shape[-2:]) > _WINDOW for each in images(few["inputs"])):
         few = _windows(data, collate, 2 if name == "train" else 1) or few
     return FirstBatch(few, collate, evaluate, other_objects, sizes, _keeps(data))
+
+
+def _unusual_pictures(draws: Sequence[Batch], pipeline: str, is_random: bool) -> Iterator[Finding]:
+    """Yield what no model can use: tiny pictures, only mirrored ones, and random ones in a validation."""
+    first = [image for image in images(draws[0]["inputs"]) if image.dim() > 1]
+    if tiny := [image.shape for image in first if max(image.shape[-2:]) < _TINY]:
+        text = f"expected pictures of at least {_TINY} pixels, got {tiny[0][-2]} × {tiny[0][-1]}"
+        yield Finding(pipeline, text, stops=False)
+    samples = [sample for each in draws for sample in each["data_samples"]]
+    if len(samples) >= _FEW and all(getattr(sample, "flip", False) for sample in samples):
+        yield Finding(pipeline, "expected pictures that are not mirrored, got none", stops=False)
+    other = (map(torch.equal, images(draws[0]["inputs"]), images(each["inputs"])) for each in draws)
+    if not is_random and not all(map(all, other)):
+        text = "expected the same picture each time, got random ones: predictions are not turned back"
+        yield Finding(pipeline, text, stops=False)
 
 
 def _other_shapes(reader: Callable, indices: Sequence[int], batch: Batch, path: str) -> Iterator[Finding]:
@@ -157,7 +164,7 @@ def _keeps(data: Any) -> set[bool]:
 
 
 def _evaluate(
-    loop: Any, subject: str, samples: Sequence[Any], batch: Batch, **settings: object
+    loop: Any, cfg: Config, key: str, samples: Sequence[Any], batch: Batch, **settings: object
 ) -> tuple[dict[str, Any], bool]:
     """Evaluate predictions by copies of a loop's metrics.
 
@@ -170,7 +177,7 @@ def _evaluate(
         The numbers, and whether they are all: False if a metric was left out, or the loop may add others.
 
     Raises:
-        UserError: a metric fails; begins with ``subject``.
+        UserError: a metric fails.
     """
     evaluator = copy.copy(loop.evaluator)
     evaluator.metrics = []
@@ -196,7 +203,7 @@ def _evaluate(
                 values = metric.compute_metrics(metric.results) or {}
             results |= {f"{start}{name}": value for name, value in values.items()}
     except Exception as error:
-        raise UserError(printable(f"{subject}: {message(error)}")) from error
+        raise UserError(printable(f"{cfg.filename}: {key}: {message(error)}{causes(cfg, key)}")) from error
     is_complete = type(loop) is ValLoop and len(evaluator.metrics) == len(loop.evaluator.metrics)
     return results, is_complete
 

@@ -198,6 +198,11 @@ def unusual_rate(runner: Runner) -> Iterator[Finding]:
             )
             yield Finding("optim_wrapper.optimizer.lr", text, stops=False)
         steps = getattr(runner.optim_wrapper, "_accumulative_counts", 1)  # by which the base was divided
+        if rate == published["lr"] and scaling["base_batch_size"] * steps not in (base, size):
+            text = (
+                f"expected {size}, for which the rate {rate:g} is published, got {scaling['base_batch_size']}"
+            )
+            yield Finding("auto_scale_lr.base_batch_size", text, stops=False)
         rate *= images / (scaling["base_batch_size"] * steps)
     if rate > _MOST_OF_PUBLISHED * fitting:
         text = f"expected about {fitting:.2g} for steps of {counted(images, 'images')}, got {rate:.2g}"
