@@ -96,6 +96,13 @@ def check(runner, only_checks=False):
         # the error names neither the assigner nor its type
         ("", "model = dict(train_cfg=dict(rpn=dict(assigner=dict(_delete_=True, type='SimOTAAssigner'))))",
          r"model\.rpn_head: .*may be its cause: model\.train_cfg\.rpn\.assigner\.type, "),
+        # in the last epochs only
+        ("", "custom_hooks = [dict(type='mmdet.PipelineSwitchHook', switch_epoch=6, switch_pipeline="
+         + PIPELINE.format(masks=True, step="dict(type='RandomShift'), dict(type='Mosaic'),") + ")]",
+         r"train_dataloader\.dataset\.pipeline\.3: .*mix_results.*in the last epoch"),
+        ("", "custom_hooks = [dict(type='mmdet.PipelineSwitchHook', switch_epoch=6, switch_pipeline="
+         + PIPELINE.format(masks=False, step="") + ")]",
+         r"train_dataloader\.dataset\.pipeline: .*masks, which model\.roi_head\.mask_head"),
         # acts every ten iterations
         ("", "model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchSyncRandomResize', "
          "random_size_range=(128, 64))]))", r"model\.data_preprocessor\.batch_augments\.0\b.*: .*empty"),

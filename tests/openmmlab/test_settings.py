@@ -59,10 +59,6 @@ REGNET = (
         ("classes = ('a',)", "classes", False),
         ("custom_hooks = [dict(type='EMAHook')]", "custom_hooks", False),  # without PipelineSwitchHook
         ("custom_hooks = []", "", False),
-        ("_first = [dict(type='LoadAnnotations', with_mask=True)]\ntrain_dataloader = dict(dataset=dict("
-         "pipeline=_first))\ncustom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=9, "
-         "switch_pipeline=[dict(type='LoadAnnotations')]), dict(type='EMAHook')]",
-         "custom_hooks.0.switch_pipeline", False),
         ("data_preprocessor = dict(std=[1.0, 2.0, 3.0])", "data_preprocessor", False),  # the model has one
         ("clip_grad = dict(max_norm=35)", "clip_grad", False),
         ("optim_wrapper = dict(clip_grad=dict(max_norm=float('inf')))", "", False),

@@ -93,7 +93,7 @@ def find_problems(
             problems += [*wrong_evaluator_files(parts), *wrong_loaders(parts)]
             problems += similar_hooks(cfg.get("default_hooks"))
             if "train_cfg" not in unused:
-                problems += [*replaced_hooks(cfg), *wrong_later_pipelines(cfg)]
+                problems += replaced_hooks(cfg)
             own = {key: parts[key] for key in ("model", "optim_wrapper") if key in parts}
             words = words_in(cfg, are_published=False)
             known = {problem.subject for problem in problems}
@@ -119,21 +119,6 @@ def similar_hooks(hooks: Any) -> Iterator[Finding]:
             yield Finding(f"default_hooks.{key}", text)
         if (close := nearest(key, DEFAULT_HOOKS, 0.8)) and not re.match(rf"{close}(_|\d|$)", key):
             yield Finding(f"default_hooks.{key}", f"expected {close}, got an unknown key", "key", stops=False)
-
-
-def wrong_later_pipelines(cfg: Mapping) -> Iterator[Finding]:
-    """Yield hooks whose pipeline for later epochs does not load masks that the first one loads."""
-
-    def loaded(settings: object) -> set[str]:
-        steps = (node for _, node in dicts(settings) if str(node.get("type")).endswith("LoadAnnotations"))
-        return {key for step in steps for key in ("with_mask", "with_seg") if step.get(key)}
-
-    hooks = cfg.get("custom_hooks")
-    for index, hook in enumerate(hooks if isinstance(hooks, list | tuple) else ()):
-        pipeline = hook.get("switch_pipeline") if isinstance(hook, Mapping) else None
-        if pipeline and (lacks := loaded(cfg.get("train_dataloader")) - loaded(pipeline)):
-            text = f"expected {few(sorted(lacks))}, as in train_dataloader, got none"
-            yield Finding(f"custom_hooks.{index}.switch_pipeline", text, stops=False)
 
 
 def wrong_test_loop(loop: Any) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomCrop
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
 from mmengine.runner import Runner, ValLoop, set_random_seed
 from mmengine.runner.base_loop import BaseLoop
 from mmengine.structures import InstanceData
@@ -57,7 +59,9 @@ class FirstBatch:
     keeps: set[bool]
 
 
-def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatch | None:
+def first_batch(
+    runner: Runner, name: str, findings: list[Finding], is_late: bool = False
+) -> FirstBatch | None:
     """Return the pictures that the sampler of a loop chooses first; None if there are none.
 
     Sampler, data sets and pipelines are copies, which share the annotations, so that the loop's stay as they
@@ -66,6 +70,7 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
     Args:
         name: ``"train"`` or ``"val"``.
         findings: gets those about the pictures, or why the loop's parts cannot be copied.
+        is_late: with the pipeline of the last epoch; None if MMDetection's hooks do not change it.
 
     Raises:
         UserError: the pipeline or the collation fails; names the step.
@@ -78,6 +83,8 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
     try:
         dataset = loop.dataloader.dataset
         data = _copy(vars(dataset).get("_dataset", dataset))  # of num_batch_per_epoch
+        if is_late and not _ends(runner, data):
+            return None
         for _, step in _steps(data, "") if name == "train" else ():
             if isinstance(step, LoadAnnotations) and type(step).transform is LoadAnnotations.transform:
                 step.transform = functools.partial(_load_first, step)
@@ -108,6 +115,7 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
             selves = [id(frame.f_locals.get("self")) for frame in reversed(frames)]
             key = next((steps[each] for each in selves if each in steps), f"{part}.dataset")
             text = str(error) if isinstance(error, UserError) else message(error) + causes(runner.cfg, key)
+            text += " (in the last epoch)" if is_late else ""
             raise UserError(printable(f"{runner.cfg.filename}: {key}: {text}")) from error
 
     few, pipeline = collate(2), f"{part}.dataset.pipeline"
@@ -127,6 +135,23 @@ def first_batch(runner: Runner, name: str, findings: list[Finding]) -> FirstBatc
     if not has_size and any(max(each.shape[-2:]) > _WINDOW for each in images(few["inputs"])):
         few = _windows(data, collate, 2 if name == "train" else 1) or few
     return FirstBatch(few, collate, evaluate, other_objects, sizes, _keeps(data))
+
+
+def _ends(runner: Runner, data: Any) -> bool:
+    """Let MMDetection's hooks change the data of a training as until its last epoch; return if they do."""
+
+    def state() -> tuple:
+        return [id(step) for _, step in _steps(data, "")], str(vars(data).get("_skip_type_keys"))
+
+    before, loader = state(), SimpleNamespace(dataset=data)
+    model, epochs = SimpleNamespace(bbox_head=SimpleNamespace()), runner.max_epochs or 0
+    fake = SimpleNamespace(train_dataloader=loader, logger=runner.logger, max_epochs=epochs, model=model)
+    for hook in runner.hooks:
+        with suppress(Exception):  # of one that needs the model
+            own = copy.copy(hook) if type(hook).__module__.startswith("mmdet.") else Hook()
+            for fake.epoch in range(epochs):
+                own.before_train_epoch(fake)
+    return state() != before
 
 
 def _unusual_pictures(draws: Sequence[Batch], pipeline: str, is_random: bool) -> Iterator[Finding]:

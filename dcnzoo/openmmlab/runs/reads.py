@@ -71,12 +71,13 @@ def require_read(runner: Runner) -> None:
     cfg, findings = runner.cfg, list[Finding]()
     with trial(cfg) as changes:
         train, val = (first_batch(runner, name, findings) for name in ("train", "val"))
+        late = first_batch(runner, "train", findings, is_late=True)
         if train and val:
             findings += other_sizes(train, val)
         # the model does not wait for other ranks
         changes.set(torch.distributed, "is_initialized", lambda: False)
         try:
-            findings += unread_of_model(cfg, runner.model, train, val)
+            findings += unread_of_model(cfg, runner.model, train, val, late)
             findings += val.other_objects() if val else ()
         except UserError as error:
             if all(is_published(type(hook)) for hook in runner.hooks):
@@ -88,7 +89,11 @@ def require_read(runner: Runner) -> None:
 
 
 def unread_of_model(
-    cfg: Config, model: nn.Module, train: FirstBatch | None = None, val: FirstBatch | None = None
+    cfg: Config,
+    model: nn.Module,
+    train: FirstBatch | None = None,
+    val: FirstBatch | None = None,
+    late: FirstBatch | None = None,
 ) -> list[Finding]:
     """Return the settings of a model that nobody reads; an error if one with a similar name is read.
 
@@ -98,6 +103,7 @@ def unread_of_model(
         cfg: of the training.
         model: that has been built; a large one is not built again.
         train, val: the first batches of the training and of its validation; None: generated pictures.
+        late: one of the training's last epoch, if its pipeline is another one.
 
     Raises:
         UserError: the model fails with such a batch.
@@ -115,7 +121,10 @@ def unread_of_model(
             second.build(_FEW)
         except Exception as error:
             return [second.failure(error)]
-        failures = (second.run_first(*each) for each in ((train, True), (val, False)))
+        batches = [(train, True), (val, False)]
+        if late:
+            batches.append((late, True))
+        failures = (second.run_first(*each) for each in batches)
         failure = next(filter(None, failures), None)
         findings = [*second.findings.values(), *_not_initialised(cfg, second.model)]
         findings += wrong_monitors(cfg.to_dict(), second.names) if second.names else []
