@@ -308,6 +308,10 @@ WARNINGS = {
         + ")",
         ["train_dataloader.dataset.pipeline: expected pictures that are not mirrored"],
     ),
+    "a validation of some pictures": (
+        "val_dataloader['dataset'].update(indices=1)",
+        ["val_evaluator: expected the 1 picture of val_dataloader, got a file of 2"],
+    ),
     "no positive proposal": (
         "model = dict(train_cfg=dict(rcnn=dict(sampler=dict(pos_fraction=0.0))))",
         ["model.roi_head.bbox_head: expected a loss for the boxes of two pictures, got 0"],

@@ -227,6 +227,7 @@ def test_a_clone_of_published_configs(tmp_path):
         (dict(param_scheduler=[dict(type="MultiStepLR", milestones=[8, 11])],
               default_hooks=dict(param_scheduler=None)), "default_hooks: expected a ParamSchedulerHook"),
         (dict(default_hooks=dict(sampler_seed=None)), "default_hooks: expected a DistSamplerSeedHook"),
+        (dict(default_hooks=dict(checkpoint=None)), "default_hooks.checkpoint: expected a checkpoint"),
         (dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=1))),
          "CheckpointHook.interval: expected more than 1 iterations"),
         (dict(train_cfg=BY_ITERATIONS,

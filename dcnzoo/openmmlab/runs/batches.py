@@ -95,13 +95,10 @@ def first_batch(
     except Exception as error:
         findings.append(Finding(part, f"its first batch was not tried: {one_line(error)}", stops=False))
         return None
-    predicted = sum(map(len, batches))
-    if name == "val" and runner.world_size == 1 and predicted < len(data):
-        text = f"expected all {counted(len(data), 'pictures')} in a validation, got {predicted}"
-        findings.append(Finding(part, text, stops=False))
     reader = getattr(data, "get_data_info", None)
-    if name == "val" and reader and not any(reader(n).get("instances", True) for n in range(len(data))):
-        findings.append(Finding(part, "expected objects to evaluate, got none", stops=False))
+    if name == "val":
+        is_whole = runner.world_size > 1 or sum(map(len, batches)) >= len(data)
+        findings += _not_evaluated(loop, data, len(data) if is_whole else sum(map(len, batches)))
     if not (batches and batches[0]):
         return None
 
@@ -135,6 +132,25 @@ def first_batch(
     if not has_size and any(max(each.shape[-2:]) > _WINDOW for each in images(few["inputs"])):
         few = _windows(data, collate, 2 if name == "train" else 1) or few
     return FirstBatch(few, collate, evaluate, other_objects, sizes, _keeps(data))
+
+
+def _not_evaluated(loop: Any, data: Any, predicted: int) -> Iterator[Finding]:
+    """Yield pictures of a validation that are not predicted, and those of a metric that are not in the data.
+
+    Args:
+        predicted: number of pictures that the loader gives.
+    """
+    part, pictures = "val_dataloader", counted(len(data), "pictures")
+    if predicted < len(data):
+        yield Finding(part, f"expected all {pictures} in a validation, got {predicted}", stops=False)
+    for metric in loop.evaluator.metrics:
+        compared = len(metric._coco_api.get_img_ids()) if getattr(metric, "_coco_api", None) else 0
+        if compared > len(data):
+            text = f"expected the {pictures} of {part}, got a file of {compared}"
+            yield Finding("val_evaluator", text, stops=False)
+    reader: Any = getattr(data, "get_data_info", None)
+    if reader and not any(reader(number).get("instances", True) for number in range(len(data))):
+        yield Finding(part, "expected objects to evaluate, got none", stops=False)
 
 
 def _ends(runner: Runner, data: Any) -> bool:

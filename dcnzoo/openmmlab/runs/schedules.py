@@ -166,7 +166,7 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
             if 0 < hook.interval < _LEAST_INTERVAL < iterations and not hook.by_epoch:
                 text = f"expected more than {hook.interval} iterations per checkpoint in {iterations:,}"
                 yield Finding(f"{name}.interval", text, stops=False)
-    if saves and not any(saves):
+    if not any(saves):
         yield Finding("default_hooks.checkpoint", "expected a checkpoint, got none", stops=False)
 
 
