@@ -101,6 +101,9 @@ REGNET = (
          True),
         ("model = dict(bbox_head=dict(_delete_=True, type='FCOSHead', num_classes=80, in_channels=96, "
          "regress_ranges=((-1, 64), (128, 1e8))))", "model.bbox_head.regress_ranges", False),
+        ("model = dict(bbox_head=dict(loss_bbox=dict(loss_weight=0)))",
+         "model.bbox_head.loss_bbox.loss_weight", False),
+        ("model = dict(train_cfg=dict(initial_epoch=0))", "", False),
         ("model = dict(test_cfg=dict(nms_pre=20))", "model.test_cfg.nms_pre", False),
         ("model = dict(test_cfg=dict(nms_pre=40))", "", False),
         ("model = dict(test_cfg=dict(max_per_img=0))", "model.test_cfg.max_per_img", True),
@@ -247,6 +250,18 @@ def test_what_a_training_does_not_reach(tmp_path, settings, expected):
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     found = [*map(str, without_effect(runner))]
     assert [each[: len(expected)] for each in found] == ([expected] if expected else [])
+
+
+def test_rates_with_a_warm_up_that_is_longer_than_the_training(tmp_path):
+    """They are those of a training with more pictures."""
+    settings = dict(train_cfg=dict(by_epoch=True, max_epochs=12))
+    falls = dict(type="LinearLR", start_factor=1.0, end_factor=0.001, by_epoch=False, end=500)
+    runner = make_runner(tmp_path, "long", param_scheduler=[falls], **settings)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    late, early = map(str, without_effect(runner))
+    assert late.startswith("param_scheduler.0.end: expected at most 36 in this training, got 500")
+    assert "expected a rate that falls later, got 0.0001 from iteration 499 of 5004" in early
 
 
 @pytest.mark.parametrize(("pictures", "expected"), [(10, []), (11, ["train_cfg.val_interval"])])

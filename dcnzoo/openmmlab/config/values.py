@@ -54,7 +54,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
      "bias_lr_mult bias_decay_mult norm_decay_mult dcn_offset_lr_mult eta_min eta_min_ratio power min_size "
      "loss_weight gamma", FACTOR),
     ("MaxIoUAssigner BaseTransform test_cfg train_cfg BaseMetric BaseSampler BaseModule",
-     "pos_iou_thr neg_iou_thr min_pos_iou prob iou_thrs pos_fraction drop_path_rate",
+     "pos_iou_thr neg_iou_thr min_pos_iou min_ious initial_iou prob iou_thrs pos_fraction drop_path_rate",
      SHARE),
     ("FocalLoss nms", "alpha iou_threshold", INSIDE),
     ("test_cfg train_cfg Optimizer", "score_thr mask_thr_binary momentum", SCORE),
@@ -88,11 +88,12 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
         text = f"expected at most pos_iou_thr, {high}, got {low}"
         yield Finding(f"{node.path}.neg_iou_thr", text, stops=False)
-    ranges = node.content.get("regress_ranges")
-    for (_, end), (start, _) in itertools.pairwise(ranges) if isinstance(ranges, list | tuple) else ():
-        if start > end:
-            text = f"expected ranges without a gap, got none for {end} to {start}"
-            yield Finding(f"{node.path}.regress_ranges", text, stops=False)
+    for key in {"regress_ranges", "scale_ranges"} & node.content.keys():
+        ranges = node.content[key] if isinstance(node.content[key], list | tuple) else ()
+        for (_, end), (start, _) in itertools.pairwise(ranges):
+            if start > end:
+                text = f"expected ranges without a gap, got none for {end} to {start}"
+                yield Finding(f"{node.path}.{key}", text, stops=False)
     losses = [node.content.get(f"{start}loss_cls") for start in ("initial_", "")]  # of the same scores
     activated = [each.get("activated", False) for each in losses if isinstance(each, Mapping)]
     if len({*activated}) > 1:
@@ -184,10 +185,11 @@ def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:
         numbers = value if isinstance(value, list | tuple) else [value]
         numbers = [number for number in numbers if type(number) in (int, float) and number != math.inf]
         least, most = min(known, default=0), max(known, default=0)
-        if numbers == [0] and least > 0 and node.path.startswith("model.") and "drop" not in key:
+        is_measured = any(number % 1 for number in known)
+        is_zero = numbers == [0] and least > 0 and node.path.startswith("model.") and "drop" not in key
+        if is_measured and is_zero:
             text = f"expected {least:g} to {most:g}, as in published configs, of which none has 0"
             yield Finding(f"{node.path}.{key}", text, stops=False)
-        is_measured = any(number % 1 for number in known)
         if len(known) < _KNOWN or len({*known}) < _DIFFERENT or not is_measured:
             continue
         if any(number and not min(least, _LEAST * least) <= number <= _MOST * most for number in numbers):

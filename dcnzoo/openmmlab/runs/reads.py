@@ -173,10 +173,6 @@ class _SecondModel:
             dropped = getattr(module, "p", getattr(module, "drop_prob", 0))
             if isinstance(module, _DropoutNd | DropPath) and dropped >= 1:
                 self._warn(f"model.{name}", f"expected a dropout below 1, got {dropped}: nothing is left")
-            stages = getattr(module, "stage_with_dcn", None)
-            if getattr(module, "dcn", None) and stages is not None and not any(stages):
-                text = "expected True for a stage: dcn replaces no convolution"
-                self._warn(f"model.{name}.stage_with_dcn", text)
             if text := _other_costs(module):
                 self._warn(f"model.{name}.loss_cls", text)
             anchors = getattr(getattr(module, "prior_generator", None), "base_anchors", None)

@@ -35,6 +35,7 @@ from dcnzoo.utils.text import counted, few
 
 _SKIPPED = ("Mosaic", "RandomAffine", "MixUp")  # by default; a pipeline need not have all
 _LEAST_INTERVAL = 10  # iterations
+_FEW_WARM_UPS = 10  # in a training
 _MOST_STEPS = 500_000  # about a second
 _MOST_OF_PUBLISHED = 4  # some scale by the square root: of 16 images, to one
 
@@ -87,14 +88,14 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     owners = [(type(each).__name__, each) for each in (runner.optim_wrapper, loop, *runner.hooks, *augments)]
     owners += [(f"param_scheduler.{index}", each) for index, each in enumerate(schedules)]
     owners += [(f"model.{name}", each) for name, each in runner.model.named_modules() if name]
-    are_late = False  # the schedules
+    length_of_rates: float = iterations  # longer if a warm-up does not fit into it
     counts = not by_epoch and isinstance(runner._val_loop, BaseLoop)
     batches = len(runner._val_loop.dataloader) if counts else 0
     for subject, owner in owners:
         if not by_epoch and getattr(owner, "by_epoch", False):
             text = "expected False in a training that counts iterations, which has one epoch, got True"
             yield Finding(f"{subject}.by_epoch", text, stops=False)
-            are_late = are_late or owner in schedules
+            length_of_rates = math.inf if owner in schedules else length_of_rates
             continue
         length = epochs if getattr(owner, "by_epoch", by_epoch) else iterations
         validations = (epochs if by_epoch else iterations) // (getattr(loop, "val_interval", 1) or 1)
@@ -122,13 +123,19 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
                 continue
             is_chosen = any(name == key and kind.endswith(type(owner).__name__) for kind, key in chosen)
             if is_chosen or name not in known or known[name].default != value:
-                are_late = are_late or owner in schedules
+                if owner in schedules:
+                    needed = math.inf if owner.by_epoch or not by_epoch else _FEW_WARM_UPS * number
+                    length_of_rates = max(length_of_rates, needed)
                 text = f"expected at most {last:,} in this training, got {number:,}"
                 yield Finding(f"{subject}.{name}", text, stops=False)
     yield from _idle_hooks(runner, iterations)
     yield from unusual_rate(runner)
     of_rates = [each for each in schedules if each.param_name == "lr" and not depends_on_metric(each)]
-    yield from () if are_late else _rates(runner, of_rates, epochs)
+    if length_of_rates > iterations and any(
+        not each.by_epoch and each.end <= iterations for each in of_rates
+    ):
+        return  # some were converted to this number of iterations
+    yield from _rates(runner, of_rates, epochs, length_of_rates)
 
 
 def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
@@ -138,7 +145,8 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
         yield Finding("train_dataloader.dataset", f"{type(data).__name__} repeats no picture", stops=False)
     types = getattr(data, "pipeline_types", ())
     saves = list[bool]()
-    sampler = getattr(runner.train_loop.dataloader, "sampler", None)
+    loader: Any = runner.train_loop.dataloader
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
     needs = {ParamSchedulerHook: runner.param_schedulers, DistSamplerSeedHook: hasattr(sampler, "set_epoch")}
     for kind in needs:
         if needs[kind] and not any(isinstance(hook, kind) for hook in runner.hooks):
@@ -157,8 +165,9 @@ def _idle_hooks(runner: Runner, iterations: int) -> Iterator[Finding]:
             yield Finding(name, "expected a validation, got none", stops=False)
         of_epochs = [key for key in arguments(hook.__class__)[0] if re.search(r"(?<!by)_epochs?$", key)]
         for key in of_epochs if not isinstance(runner.train_loop, EpochBasedTrainLoop) else ():
-            text = "expected a training that counts epochs, got one of iterations, which has one"
-            yield Finding(f"{name}.{key}", text, stops=False)
+            if getattr(hook, key, 0):
+                text = "expected a training that counts epochs, got one of iterations, which has one"
+                yield Finding(f"{name}.{key}", text, stops=False)
         if not hook.get_triggered_stages():
             yield Finding(name, "expected methods of mmengine's Hook, got none", stops=False)
         if isinstance(hook, CheckpointHook):
@@ -217,16 +226,20 @@ def _optimizer(cfg: Config) -> Mapping:
     return optimizer if isinstance(optimizer, Mapping) else {}
 
 
-def _rates(runner: Runner, schedules: Sequence[Any], epochs: int) -> Iterator[Finding]:
+def _rates(runner: Runner, schedules: Sequence[Any], epochs: int, length: float) -> Iterator[Finding]:
     """Yield what is wrong with the learning rates of the group that has the largest one.
 
     In the first two thirds of the training they reach the group's own rate, in the second half they still
     change while they are above a thousandth of it, and the last one is no higher. They fall once. Each
     schedule changes them, and no two lower or raise them in the same iterations.
+
+    Args:
+        length: of the training in iterations; more than it has if a warm-up alone is longer.
     """
-    iterations, groups = runner.train_loop.max_iters, runner.optim_wrapper.param_groups
-    if not schedules or iterations > _MOST_STEPS or not all(is_published(type(each)) for each in schedules):
+    are_known = all(is_published(type(each)) for each in schedules)
+    if not schedules or length > _MOST_STEPS or not are_known:
         return
+    iterations, groups = epochs * math.ceil(length / epochs), runner.optim_wrapper.param_groups
     largest = max(range(len(groups)), key=lambda number: groups[number]["initial_lr"])
     first = groups[largest]["initial_lr"]
 
