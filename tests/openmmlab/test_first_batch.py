@@ -312,6 +312,14 @@ WARNINGS = {
         "val_dataloader['dataset'].update(indices=1)",
         ["val_evaluator: expected the 1 picture of val_dataloader, got a file of 2"],
     ),
+    "pictures without their objects": (
+        "train_dataloader['dataset'].update(pipeline="
+        + PIPELINE.format(
+            masks=True, step="dict(type='FilterAnnotations', min_gt_bbox_wh=(500, 500), keep_empty=False),"
+        )
+        + ")",
+        ["train_dataloader.dataset.pipeline: expected objects in some pictures, got none"],
+    ),
     "no positive proposal": (
         "model = dict(train_cfg=dict(rcnn=dict(sampler=dict(pos_fraction=0.0))))",
         ["model.roi_head.bbox_head: expected a loss for the boxes of two pictures, got 0"],

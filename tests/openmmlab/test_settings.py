@@ -50,9 +50,6 @@ REGNET = (
         (f"val_dataloader = dict(dataset={TRAINING_DATA})", "val_dataloader", False),
         (f"val_dataloader = dict(dataset=dict({TRAINING_DATA[5:-1]}, indices=9))", "", False),
         ("backend_arg = None", "backend_arg", False),
-        ("model = dict(backbone=dict(_delete_=True, type='ResNet', depth=18, init_cfg=dict("
-         "type='Pretrained', checkpoint='torchvision://resnet50')))",
-         "model.backbone.init_cfg.checkpoint", False),
         ("model = dict(train_cfg=dict(assigner=dict(_delete_=True, type='MaxIoUAssigner', pos_iou_thr=0.3,"
          " neg_iou_thr=0.7, ignore_iof_thr=-1)))", "model.train_cfg.assigner.neg_iou_thr", False),
         ("default_hooks = dict(checkpoints=dict(type='CheckpointHook'))", "default_hooks.checkpoints", False),

@@ -57,7 +57,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
      "pos_iou_thr neg_iou_thr min_pos_iou min_ious initial_iou prob iou_thrs pos_fraction drop_path_rate",
      SHARE),
     ("FocalLoss nms", "alpha iou_threshold", INSIDE),
-    ("test_cfg train_cfg Optimizer", "score_thr mask_thr_binary momentum", SCORE),
+    ("test_cfg train_cfg Optimizer", "score_thr conf_thr mask_thr_binary momentum", SCORE),
     ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
     ("BatchSyncRandomResize", "random_size_range", PIXELS),
 )  # fmt: skip
@@ -111,11 +111,6 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
         yield Finding(f"{node.path}.mean", f"{text}, got {mean}", stops=False)
     if node.path == "model":
         yield from _other_weights(node.content)
-    depth, init = node.content.get("depth"), node.content.get("init_cfg")
-    file = str(init.get("checkpoint")) if isinstance(init, Mapping) else ""
-    match = re.search(r"://(?:\w+/)?res(?:2net|nest|next|net)(\d+)", file)
-    if depth and match and match[1] != str(depth):
-        yield Finding(f"{node.path}.init_cfg.checkpoint", f"expected depth {depth}, got {file}", stops=False)
     known, others = ({}, "refused") if node.keys or node.kind is None else arguments(node.kind)
     for key, value in node.content.items():
         if text := _wrong_value(node, key, value, known.get(key)):
@@ -162,7 +157,8 @@ def _of_weights(model: Mapping) -> dict[str, Any]:
         settings[_PIXELS] = tuple(pixels)
     if file:
         settings["backbone.init_cfg.prefix"] = init.get("prefix")
-        arguments_of = arguments(class_of(model["backbone"]))[0]
+        kind = class_of(model["backbone"])
+        arguments_of = arguments(kind)[0] if kind else {}
         for key in {"convert_weights", "style"} & arguments_of.keys():
             settings[f"backbone.{key}"] = model["backbone"].get(key, arguments_of[key].default)
     return settings

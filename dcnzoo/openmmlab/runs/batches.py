@@ -123,7 +123,8 @@ def first_batch(
         return None
     findings += islice(_other_shapes(reader, batches[0], few, f"{part}.dataset") if reader else (), 1)
     draws = [few, *(collate(2, seed) for seed in range(1, 5))]  # a step may act in some of them only
-    findings += _unusual_pictures(draws, pipeline, is_random=name == "train")
+    has_objects = reader is None or any(reader(each).get("instances") for each in batches[0][:2])
+    findings += _unusual_pictures(draws, pipeline, name == "train", has_objects)
     evaluate = functools.partial(_evaluate, loop, runner.cfg, f"{name}_evaluator")
     other_objects = functools.partial(_other_objects, evaluate, data, loader.collate_fn)
     sizes = [size for each in draws for size in _sizes(each)]
@@ -170,8 +171,14 @@ def _ends(runner: Runner, data: Any) -> bool:
     return state() != before
 
 
-def _unusual_pictures(draws: Sequence[Batch], pipeline: str, is_random: bool) -> Iterator[Finding]:
-    """Yield what no model can use: tiny pictures, only mirrored ones, and random ones in a validation."""
+def _unusual_pictures(
+    draws: Sequence[Batch], pipeline: str, is_random: bool, has_objects: bool
+) -> Iterator[Finding]:
+    """Yield what no model can use: tiny pictures, only mirrored ones, and random ones in a validation.
+
+    Args:
+        has_objects: some of the annotations that a training draws; their pictures must show one.
+    """
     first = [image for image in images(draws[0]["inputs"]) if image.dim() > 1]
     if tiny := [image.shape for image in first if max(image.shape[-2:]) < _TINY]:
         text = f"expected pictures of at least {_TINY} pixels, got {tiny[0][-2]} × {tiny[0][-1]}"
@@ -179,6 +186,9 @@ def _unusual_pictures(draws: Sequence[Batch], pipeline: str, is_random: bool) ->
     samples = [sample for each in draws for sample in each["data_samples"]]
     if len(samples) >= _FEW and all(getattr(sample, "flip", False) for sample in samples):
         yield Finding(pipeline, "expected pictures that are not mirrored, got none", stops=False)
+    objects = [each.gt_instances for each in samples if "gt_instances" in each]
+    if is_random and has_objects and len(objects) >= _FEW and not any(map(len, objects)):
+        yield Finding(pipeline, "expected objects in some pictures, got none", stops=False)
     other = (map(torch.equal, images(draws[0]["inputs"]), images(each["inputs"])) for each in draws)
     if not is_random and not all(map(all, other)):
         text = "expected the same picture each time, got random ones: predictions are not turned back"
