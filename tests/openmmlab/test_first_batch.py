@@ -320,6 +320,11 @@ WARNINGS = {
         + ")",
         ["train_dataloader.dataset.pipeline: expected objects in some pictures, got none"],
     ),
+    "norms that are never trained": (
+        "model = dict(backbone=dict(frozen_stages=-1), "
+        "neck=dict(norm_cfg=dict(type='BN', requires_grad=False)))",
+        ["model.neck.lateral_convs.0.bn: expected init_cfg or load_from"],
+    ),
     "no positive proposal": (
         "model = dict(train_cfg=dict(rcnn=dict(sampler=dict(pos_fraction=0.0))))",
         ["model.roi_head.bbox_head: expected a loss for the boxes of two pictures, got 0"],
@@ -409,6 +414,10 @@ def test_fewer_queries_than_detections():
         ("detr/detr_r50_8xb2-150e_coco.py", {"loss_cls.use_sigmoid": True}, "model.bbox_head.loss_cls"),
         ("retinanet/retinanet_r50_fpn_1x_coco.py", {"anchor_generator.strides": [8, 16, 32, 64]},
          "model.bbox_head.anchor_generator.strides"),
+        ("retinanet/retinanet_r18_fpn_1x_coco.py", {"anchor_generator.strides": [8, 32, 16, 64, 128]},
+         "model.bbox_head.anchor_generator.strides"),
+        ("yolo/yolov3_d53_8xb8-320-273e_coco.py", {"anchor_generator.base_sizes": [
+            [(9, 9)] * 3, [(50, 50)] * 3, [(99, 99)] * 3]}, "model.bbox_head.anchor_generator"),
         ("gfl/gfl_r50_fpn_1x_coco.py", {"loss_cls.activated": True}, "model.bbox_head.loss_cls.activated"),
         ("detr/detr_r50_8xb2-150e_coco.py", {"encoder.layer_cfg.ffn_cfg.ffn_drop": 1.0},
          "model.encoder.layers.0.ffn.layers.0.2"),

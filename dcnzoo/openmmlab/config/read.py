@@ -206,15 +206,20 @@ def published_numbers() -> dict[tuple[str, str], list[float]]:
 
 def published_models(file: str) -> Iterator[Mapping]:
     """Yield the models of published configs whose backbone has a file of weights, perhaps a copy of it."""
-    name = file.rpartition("/")[2]  # some configs break the line inside an address
+    name = _stem(file)  # some configs break the line inside an address
     for path, text in _published().items():
-        if file and re.search(rf"{re.escape(name)}['\"]", text):
+        if file and re.search(rf"(?<!\w){re.escape(name)}(-[0-9a-f]{{8}})?(\.pth)?['\"]", text):
             model = _published_model(path)
             if not isinstance(model, Mapping):
                 continue
             own = weights_of_backbone(model)[0]
-            if own == file or (own.endswith(f"/{name}") and name.endswith(".pth")):
+            if own == file or ("://" not in file and _stem(own) == name):
                 yield model
+
+
+def _stem(file: str) -> str:
+    """Return the name of a file of weights, without its ending and checksum."""
+    return re.sub(r"(-[0-9a-f]{8})?(\.pth)?$", "", file.rpartition("/")[2])
 
 
 @cache

@@ -15,6 +15,7 @@ from typing import Any
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.packages import is_published
 from dcnzoo.openmmlab.config.read import (
+    SIZES,
     is_published_key,
     published_models,
     published_numbers,
@@ -48,8 +49,9 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
      "patience seed opencv_num_threads switch_epoch num_last_epochs", COUNT_OR_0),
     ("CheckpointHook ResNet", "interval max_keep_ckpts frozen_stages", COUNT_OR_ALL),
     ("_ParamScheduler clip_grad", "gamma factor start_factor max_norm clip_value", SIZE),
-    ("AnchorGenerator RoIAlign ImgDataPreprocessor BaseTransform", "scales ratios strides base_sizes "
-     "output_size std scale scale_factor crop_size img_scale ratio_range size_divisor", SIZE),
+    ("AnchorGenerator RoIAlign ImgDataPreprocessor BaseTransform train_cfg", "neg_pos_ratio scales ratios "
+     "strides base_sizes output_size std scale scale_factor crop_size img_scale ratio_range size_divisor",
+     SIZE),
     ("Optimizer paramwise_cfg _ParamScheduler filter_cfg Module", "lr weight_decay lr_mult decay_mult "
      "bias_lr_mult bias_decay_mult norm_decay_mult dcn_offset_lr_mult eta_min eta_min_ratio power min_size "
      "loss_weight gamma", FACTOR),
@@ -57,7 +59,8 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
      "pos_iou_thr neg_iou_thr min_pos_iou min_ious initial_iou prob iou_thrs pos_fraction drop_path_rate",
      SHARE),
     ("FocalLoss nms", "alpha iou_threshold", INSIDE),
-    ("test_cfg train_cfg Optimizer", "score_thr conf_thr mask_thr_binary momentum", SCORE),
+    ("test_cfg train_cfg Optimizer BaseSampler", "floor_thr score_thr conf_thr mask_thr_binary momentum",
+     SCORE),
     ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
     ("BatchSyncRandomResize", "random_size_range", PIXELS),
 )  # fmt: skip
@@ -65,6 +68,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
 # how many different ones
 _LEAST, _MOST, _KNOWN, _DIFFERENT = 1 / 100, 4, 20, 4
 _LEVELS = 8  # of maps, at most
+_LONGEST = 10  # times as long as wide
 _PIXELS = "data_preprocessor.mean"  # and std
 # parts in which no text is a number, True or False
 _NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
@@ -111,10 +115,23 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
         yield Finding(f"{node.path}.mean", f"{text}, got {mean}", stops=False)
     if node.path == "model":
         yield from _other_weights(node.content)
+    for key in SIZES & node.content.keys() if "BaseTransform" in node.names else ():
+        sizes = node.content[key] if isinstance(node.content[key], list | tuple) else ()
+        for size in sizes if all(isinstance(each, list | tuple) for each in sizes) else [sizes]:
+            are_sides = len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+            if are_sides and max(size) > _LONGEST * min(size):
+                text = f"expected sides that differ by less than a factor of {_LONGEST}, got {size}"
+                yield Finding(f"{node.path}.{key}", text, stops=False)
     known, others = ({}, "refused") if node.keys or node.kind is None else arguments(node.kind)
     for key, value in node.content.items():
         if text := _wrong_value(node, key, value, known.get(key)):
             yield Finding(f"{node.path}.{key}", text)
+        default = known[key].default if key in known else None
+        if isinstance(default, dict) and isinstance(value, Mapping):
+            for name in value.keys() - default.keys():
+                if near := nearest(str(name), default.keys() - value.keys(), 0.7):
+                    text = f"expected {near}, got an unknown key"
+                    yield Finding(f"{node.path}.{key}.{name}", text, "key", stops=False)
         # those that are refused are errors when it is built
         if others == "refused" or key in {"type", "_scope_", "init_cfg", *known}:
             continue

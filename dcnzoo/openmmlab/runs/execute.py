@@ -94,7 +94,9 @@ def train(
             def decide() -> Start | None:
                 if start is None and not only_checks:  # first: another training may end meanwhile
                     stack.enter_context(lock_work_dir(work_dir))
-                if saved.is_apart and not only_checks:  # out_dir may be that of two work directories
+                if saved.is_apart and only_checks:
+                    require_writable(saved.folder)
+                elif saved.is_apart:  # out_dir may be that of two work directories
                     stack.enter_context(lock_work_dir(saved.folder))
                 return prepare(recipe, start or choose_start(recipe, resume, force), force, outputs)
 

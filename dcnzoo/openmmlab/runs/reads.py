@@ -13,15 +13,16 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import RPN
-from mmdet.models.losses import GIoULoss
+from mmdet.models.losses import FocalLoss, GIoULoss
 from mmdet.models.roi_heads import BBoxHead
-from mmdet.models.task_modules import AssignResult, MaxIoUAssigner
+from mmdet.models.task_modules import AssignResult, MaxIoUAssigner, RandomSampler
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
@@ -173,10 +174,19 @@ class _SecondModel:
             dropped = getattr(module, "p", getattr(module, "drop_prob", 0))
             if isinstance(module, _DropoutNd | DropPath) and dropped >= 1:
                 self._warn(f"model.{name}", f"expected a dropout below 1, got {dropped}: nothing is left")
+            parts = [getattr(module, key, None) for key in ("loss_cls", "sampler")]
+            if isinstance(parts[0], FocalLoss) and isinstance(parts[1], RandomSampler):
+                text = "expected PseudoSampler: a focal loss is one of all places, got RandomSampler"
+                self._warn(f"model.{name}", text)
             if text := _other_costs(module):
                 self._warn(f"model.{name}.loss_cls", text)
             anchors = getattr(getattr(module, "prior_generator", None), "base_anchors", None)
             sides = [float((each[..., 2:4] - each[..., :2]).max()) for each in anchors or ()]
+            steps = [max(each) for each in module.prior_generator.strides] if sides else []
+            pairs = sorted(zip(steps, sides, strict=False))
+            if any(side > later for (_, side), (_, later) in pairwise(pairs)):
+                text = f"expected larger anchors for larger strides, got {pairs}"
+                self._warn(f"model.{name}.anchor_generator", text)
             if sides and (max(sides) < 1 or max(sides) > _LARGEST_ANCHOR):
                 text = f"expected anchors in pixels, got ones of {min(sides):.3g} to {max(sides):.3g}"
                 self._warn(f"model.{name}.anchor_generator.scales", text)

@@ -15,6 +15,7 @@ from mmengine.hooks import EMAHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
+from torch import nn
 from torch.distributed import init_process_group
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -180,8 +181,9 @@ def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
         for name, each in modules.items()
         if "checkpoint" in str(vars(each).get("init_cfg"))
     )
+    flagged = list[str]()
     for name, module in modules.items():
-        is_frozen = any(not each.requires_grad for each in module.parameters())
+        is_frozen = _is_fixed(module)
         is_evaluated = getattr(module, "norm_eval", False) and any(
             isinstance(each, _BatchNorm) for each in module.modules()
         )
@@ -190,7 +192,13 @@ def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
             key = "norm_eval" if is_evaluated else ""
         if key and not f"{name}.".startswith(from_files):
             text = "expected init_cfg or load_from with weights for frozen layers, got random ones"
+            flagged.append(f"{name}.")
             yield Finding(f"model.{name}.{key}", text, stops=False)
+    fixed = [name for name, each in modules.items() if isinstance(each, _BatchNorm) and _is_fixed(each)]
+    known = (*from_files, *flagged, "teacher.")
+    for name in [each for each in fixed if not f"{each}.".startswith(known)][:1]:
+        text = "expected init_cfg or load_from with weights for what is not trained, got none"
+        yield Finding(f"model.{name}", text, stops=False)
     groups = [group for each in _wrappers(runner.optim_wrapper) for group in each.param_groups]
     rates = [(group.get("initial_lr", group["lr"]), group["params"]) for group in groups]
     still = {id(value) for rate, values in rates if rate == 0 for value in values}
@@ -199,6 +207,10 @@ def _frozen_at_random(runner: Runner) -> Iterator[Finding]:
             text = f"expected weights from a file for parameters with a rate of 0, got random ones as {name}"
             yield Finding("optim_wrapper.paramwise_cfg", text, stops=False)
             break
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    return any(not each.requires_grad for each in module.parameters())
 
 
 def _wrappers(wrapper: object) -> list[OptimWrapper]:
