@@ -102,7 +102,8 @@ REGNET = (
          "model.bbox_head.loss_bbox.loss_weight", False),
         ("model = dict(train_cfg=dict(initial_epoch=0))", "", False),
         ("train_dataloader = dict(dataset=dict(pipeline=[dict(type='RandomChoiceResize', scales=[("
-         "1333, 800), (1333, 80)])]))\ncustom_hooks = []", "train_dataloader.dataset.pipeline.0.scales", False),
+         "1333, 800), (1333, 80)])]))\ncustom_hooks = []", "train_dataloader.dataset.pipeline.0.scales",
+         False),
         ("train_dataloader = dict(dataset=dict(pipeline=[dict(type='Pad', size=(640, 640), pad_val=dict("
          "image=114))]))\ncustom_hooks = []", "train_dataloader.dataset.pipeline.0.pad_val.image", False),
         ("model = dict(test_cfg=dict(nms_pre=20))", "model.test_cfg.nms_pre", False),
