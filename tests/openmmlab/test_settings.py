@@ -106,6 +106,8 @@ REGNET = (
          False),
         ("train_dataloader = dict(dataset=dict(pipeline=[dict(type='Pad', size=(640, 640), pad_val=dict("
          "image=114))]))\ncustom_hooks = []", "train_dataloader.dataset.pipeline.0.pad_val.image", False),
+        ("tta_model = dict(type='DetTTAModels')", "tta_model.type", False),
+        ("tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='soft_nms')))", "", False),
         ("model = dict(test_cfg=dict(nms_pre=20))", "model.test_cfg.nms_pre", False),
         ("model = dict(test_cfg=dict(nms_pre=40))", "", False),
         ("model = dict(test_cfg=dict(max_per_img=0))", "model.test_cfg.max_per_img", True),

@@ -101,6 +101,12 @@ def find_problems(
                 problems += (each for each in unusual_numbers(node, words) if each.subject not in known)
     if "test_cfg" in unused and runs:
         problems += wrong_test_loop(cfg.get("test_cfg"))
+        of_user = words_in(cfg, are_published=False)
+        for path, settings in dicts({key: cfg[key] for key in unused & cfg.keys()}):
+            kind = str(settings.get("type", "_"))  # a function, such as nms, is in no registry
+            if kind in of_user and kind[0].isupper() and class_of(settings) is None:
+                text = f"expected a registered class, got {kind}"
+                problems.append(Finding(f"{path}.type".lstrip("."), text, stops=False))
     for path in sorted(options) if not runs else ():
         if (part := path.partition(".")[0]) in unused:
             text = f"has no effect in this command, which does not use {part}"

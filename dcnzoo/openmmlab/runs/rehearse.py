@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.checkpoints import require_address
 from dcnzoo.openmmlab.config.errors import config_errors, frames_of, require_none
+from dcnzoo.openmmlab.config.read import words_in
 from dcnzoo.openmmlab.config.tree import datasets, dicts
 from dcnzoo.openmmlab.config.watched import Asked, misspelt, unread, watched
 from dcnzoo.openmmlab.datasets import coco
@@ -83,6 +84,11 @@ def load_data(runner: Runner, only_checks: bool) -> None:
                 require_none([Finding(part, text, stops=False)], runner.cfg.filename)
             elif loop is not None:
                 setattr(runner, f"_{name}_loop", getattr(runner, f"build_{name}_loop")(loop))
+    own = words_in(runner.cfg, are_published=False) if only_checks else ()
+    folder = _lacking_folder(runner._test_dataloader) if "test_dataloader" in own else ""
+    if folder:
+        finding = Finding("test_dataloader", f"a test needs {folder}, which does not exist", stops=False)
+        require_none([finding], runner.cfg.filename)
     for path, node in dicts(runner.cfg.model.to_dict(), "model") if only_checks else ():
         file = str(node.get("checkpoint"))
         if path.endswith("init_cfg") and "://" in file:
