@@ -94,8 +94,6 @@ REGNET = (
          "model.bbox_head.loss_bbox.loss_weight", False),
         ("model = dict(bbox_head=dict(loss_cls=dict(type='FocalLoss', alpha=1.0)))",
          "model.bbox_head.loss_cls.alpha", True),
-        ("model = dict(test_cfg=dict(nms=dict(iou_threshold=1.0)))", "model.test_cfg.nms.iou_threshold",
-         True),
         ("model = dict(bbox_head=dict(_delete_=True, type='FCOSHead', num_classes=80, in_channels=96, "
          "regress_ranges=((-1, 64), (128, 1e8))))", "model.bbox_head.regress_ranges", False),
         ("model = dict(bbox_head=dict(loss_bbox=dict(loss_weight=0)))",

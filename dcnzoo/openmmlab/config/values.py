@@ -56,9 +56,9 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
      "bias_lr_mult bias_decay_mult norm_decay_mult dcn_offset_lr_mult eta_min eta_min_ratio power min_size "
      "loss_weight gamma", FACTOR),
     ("MaxIoUAssigner BaseTransform test_cfg train_cfg BaseMetric BaseSampler BaseModule",
-     "pos_iou_thr neg_iou_thr min_pos_iou min_ious initial_iou prob iou_thrs pos_fraction drop_path_rate",
-     SHARE),
-    ("FocalLoss nms", "alpha iou_threshold", INSIDE),
+     "pos_iou_thr neg_iou_thr min_pos_iou min_ious initial_iou iou_threshold prob iou_thrs pos_fraction "
+     "drop_path_rate", SHARE),
+    ("FocalLoss", "alpha", INSIDE),
     ("test_cfg train_cfg Optimizer BaseSampler", "floor_thr score_thr conf_thr mask_thr_binary momentum",
      SCORE),
     ("test_cfg train_cfg", "max_per_img", ONE_OR_ALL),
