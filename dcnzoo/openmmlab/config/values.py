@@ -68,7 +68,7 @@ VALUES: tuple[tuple[str, str, Values], ...] = (
 # how many different ones
 _LEAST, _MOST, _KNOWN, _DIFFERENT = 1 / 100, 4, 20, 4
 _LEVELS = 8  # of maps, at most
-_LONGEST = 10  # times as long as wide
+_LONGEST = 12  # times as long as wide; DETR has 400 × 4200
 _PIXELS = "data_preprocessor.mean"  # and std
 # parts in which no text is a number, True or False
 _NUMBERS = ("auto_scale_lr", "env_cfg", "model", "optim_wrapper", "param_scheduler", "train_cfg")
