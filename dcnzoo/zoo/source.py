@@ -58,8 +58,7 @@ class Source:
         path of the first one.
         """
         folder = {} if self.work_dir is None else {"work_dir": str(self.work_dir)}
-        recipe = Recipe.read(self.config, {**folder, **(cfg_options or {})}, required)
-        return replace(recipe, cfg_options=cfg_options or {})
+        return Recipe.read(self.config, {**folder, **(cfg_options or {})}, required)
 
     def require_weights(self) -> Path | str:
         """Return the weights. Raise UserError if there are none."""

@@ -80,7 +80,7 @@ def test_train_writes_checkpoints_and_a_report(trained, data):
     # 30 iterations of warm-up, and a schedule of 8 epochs, in a training of 2 epochs with 4 iterations
     warnings = [line for line in output.splitlines() if "WARN" in line]
     assert "param_scheduler.0.end: expected at most 4 in this training" in warnings[0]
-    assert all("in this training" in line for line in warnings)
+    assert all("in this training" in line for line in warnings), warnings
     assert not any(text in output for text in ("be deprecated", "\x1b["))
     page = (work / "report.html").read_text(encoding="utf-8")
     box, mask = average_precisions(work)

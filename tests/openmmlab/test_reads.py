@@ -291,8 +291,8 @@ def test_gradients_of_several_optimizers():
     wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=1, norm_typ=2))
     for each in (wrapper, OptimWrapperDict(a=wrapper)):
         with pytest.raises(TypeError, match="norm_typ"):
-            _try(each)
+            [*_try(each)]
         runner = SimpleNamespace(model=SMALL, _load_from=None, _resume=False, optim_wrapper=each)
         assert [*_frozen_at_random(runner)] == []
     with pytest.raises(UserError, match=r"optim_wrapper: expected a learning rate above 0"):
-        _try(OptimWrapper(torch.optim.SGD(SMALL.parameters(), 0)))
+        [*_try(OptimWrapper(torch.optim.SGD(SMALL.parameters(), 0)))]

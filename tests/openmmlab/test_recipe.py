@@ -58,7 +58,6 @@ def test_options_leave_the_config_that_was_read(tmp_path):
         ("optim_wrapper.optimizer.lr", 0.3, {"lr": 0.1}),
         ("optim_wrapper.type", "OptimWrapper", {"amp": True}),
         ("train_cfg.max_epochs", 5, {"epochs": 3}),
-        ("work_dir", "elsewhere", {}),
     ],
 )
 def test_an_option_that_replaces_a_setting(tmp_path, monkeypatch, key, value, options):

@@ -127,7 +127,7 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
         if text := _wrong_value(node, key, value, known.get(key)):
             yield Finding(f"{node.path}.{key}", text)
         default = known[key].default if key in known else None
-        if isinstance(default, dict) and isinstance(value, Mapping):
+        if isinstance(default, dict) and "type" not in default and isinstance(value, Mapping):
             for name in value.keys() - default.keys():
                 if near := nearest(str(name), default.keys() - value.keys(), 0.7):
                     text = f"expected {near}, got an unknown key"

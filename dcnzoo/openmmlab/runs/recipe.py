@@ -73,7 +73,7 @@ class Recipe:
         """Return the recipe of a run with these options; warn if they replace settings in ``cfg_options``."""
         cfg, without = copy.deepcopy(self.cfg), copy.deepcopy(self.cfg)
         parts = dicts({**self.cfg_options})
-        paths = sorted(f"{path}.{key}".lstrip(".") for path, node in parts for key in node)
+        paths = sorted({f"{path}.{key}".lstrip(".") for path, node in parts for key in node} - {"work_dir"})
         changes = options.apply(cfg, paths)
         if paths:
             type(options)().apply(without)

@@ -131,10 +131,12 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     yield from _idle_hooks(runner, iterations)
     yield from unusual_rate(runner)
     of_rates = [each for each in schedules if each.param_name == "lr" and not depends_on_metric(each)]
-    if length_of_rates > iterations and any(
-        not each.by_epoch and each.end <= iterations for each in of_rates
+    settings = [node for _, node in dicts(runner.cfg.to_dict().get("param_scheduler"))]
+    are_converted = any(node.get("convert_to_iter_based") for node in settings)  # to this number of batches
+    if length_of_rates > iterations and (
+        are_converted or any(not each.by_epoch and each.end <= iterations for each in of_rates)
     ):
-        return  # some were converted to this number of iterations
+        return
     yield from _rates(runner, of_rates, epochs, length_of_rates)
 
 
