@@ -96,6 +96,8 @@ REGNET = (
          "model.bbox_head.loss_cls.alpha", True),
         ("model = dict(bbox_head=dict(_delete_=True, type='FCOSHead', num_classes=80, in_channels=96, "
          "regress_ranges=((-1, 64), (128, 1e8))))", "model.bbox_head.regress_ranges", False),
+        ("model = dict(bbox_head=dict(_delete_=True, type='FCOSHead', num_classes=80, in_channels=96, "
+         "regress_ranges=(64, 128, 256)))", "", False),  # refused when it is built
         ("model = dict(bbox_head=dict(loss_bbox=dict(loss_weight=0)))",
          "model.bbox_head.loss_bbox.loss_weight", False),
         ("model = dict(train_cfg=dict(initial_epoch=0))", "", False),

@@ -94,13 +94,14 @@ def wrong_settings(node: Node) -> Iterator[Finding]:
         yield Finding(f"{node.path}.neg_iou_thr", text, stops=False)
     for key in {"regress_ranges", "scale_ranges"} & node.content.keys():
         ranges = node.content[key] if isinstance(node.content[key], list | tuple) else ()
-        for (_, end), (start, _) in itertools.pairwise(ranges):
-            if start > end:
+        are_pairs = all(isinstance(each, list | tuple) and len(each) == 2 for each in ranges)
+        for (_, end), (start, _) in itertools.pairwise(ranges) if are_pairs else ():
+            if isinstance(start, int | float) and isinstance(end, int | float) and start > end:
                 text = f"expected ranges without a gap, got none for {end} to {start}"
                 yield Finding(f"{node.path}.{key}", text, stops=False)
     losses = [node.content.get(f"{start}loss_cls") for start in ("initial_", "")]  # of the same scores
     activated = [each.get("activated", False) for each in losses if isinstance(each, Mapping)]
-    if len({*activated}) > 1:
+    if len(activated) == 2 and activated[0] != activated[1]:
         text = f"expected {activated[0]}, as in initial_loss_cls, got {activated[1]}"
         yield Finding(f"{node.path}.loss_cls.activated", text, stops=False)
     candidates, most = (node.content.get(name) for name in ("nms_pre", "max_per_img"))
@@ -184,8 +185,8 @@ def _of_weights(model: Mapping) -> dict[str, Any]:
 def unusual_numbers(node: Node, keys: Collection[str]) -> Iterator[Finding]:
     """Yield numbers far below or above those that published configs choose in the same place, and 0.
 
-    Counts other than 0 are left out: settings whose published values are all integers. So are values of
-    pixels, whose unit the data choose.
+    Counts are left out: settings whose published values are all integers. So are values of pixels, whose unit
+    the data choose.
 
     Args:
         keys: of the settings to compare.
