@@ -79,6 +79,7 @@ def find_problems(
     for key in sorted(parts.keys() & PARAMETERS.keys() - {"log_level"}):  # logging has numbers too
         if expected := _wrong_type(PARAMETERS[key], parts[key]):
             problems.append(Finding(key, f"expected {expected}, got {short(parts[key])}"))
+    words = words_in(cfg, are_published=False) if runs else ()
     scope = cfg.get("default_scope")
     with DefaultScope.overwrite_default_scope(scope if isinstance(scope, str) else None):
         for node in nodes(parts):
@@ -95,16 +96,14 @@ def find_problems(
             if "train_cfg" not in unused:
                 problems += replaced_hooks(cfg)
             own = {key: parts[key] for key in ("model", "optim_wrapper") if key in parts}
-            words = words_in(cfg, are_published=False)
             known = {problem.subject for problem in problems}
             for node in nodes(own) if not is_written(cfg) else ():
                 problems += (each for each in unusual_numbers(node, words) if each.subject not in known)
     if "test_cfg" in unused and runs:
         problems += wrong_test_loop(cfg.get("test_cfg"))
-        of_user = words_in(cfg, are_published=False)
         for path, settings in dicts({key: cfg[key] for key in unused & cfg.keys()}):
             kind = str(settings.get("type", "_"))  # a function, such as nms, is in no registry
-            if kind in of_user and kind[0].isupper() and class_of(settings) is None:
+            if kind in words and kind[0].isupper() and class_of(settings) is None:
                 text = f"expected a registered class, got {kind}"
                 problems.append(Finding(f"{path}.type".lstrip("."), text, stops=False))
     for path in sorted(options) if not runs else ():

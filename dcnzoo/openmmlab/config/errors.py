@@ -90,7 +90,7 @@ def explain(cfg: Config, error: Exception, part: str = "") -> tuple[str, str]:
 
 
 def causes(cfg: Config, key: str) -> str:
-    """Return the end of a message: the settings of a config that differ from the published one below it.
+    """Return the end of a message: the settings that differ from the published config, see own_settings.
 
     Args:
         key: where the error arose; the settings near it come first.

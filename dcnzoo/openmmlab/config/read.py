@@ -346,7 +346,7 @@ def read_again(cfg: Config, values: Mapping[str, object]) -> Iterator[str]:
 
 
 def own_settings(cfg: Config) -> list[str]:
-    """Return the paths of the settings that differ from those of the published config below a config."""
+    """Return the paths of the settings that differ from the published config on which a config is based."""
     for file in reversed([*files(cfg.text or "")]):
         if file.is_published and os.path.isfile(file.path):
             base = use_names(Config.fromfile(file.path, import_custom_modules=False))
@@ -360,11 +360,9 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     """Yield the paths of settings that differ; of a dictionary with another type, that of the type."""
     keys: Iterable[Any] = ()
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = (
-            ["type"]
-            if old.get("type") != new.get("type")
-            else [key for key in {**old, **new} if key != "_scope_"]
-        )  # mmengine adds scopes to some copies
+        keys = [key for key in {**old, **new} if key != "_scope_"]  # mmengine adds scopes to some copies
+        if old.get("type") != new.get("type"):
+            keys = ["type"]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         keys = range(len(old)) if any(isinstance(each, Mapping | list) for each in old) else ()
     if not keys and old != new:

@@ -16,7 +16,6 @@ import torch
 from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomCrop
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config, ConfigDict
-from mmengine.hooks import Hook
 from mmengine.runner import Runner, ValLoop, set_random_seed
 from mmengine.runner.base_loop import BaseLoop
 from mmengine.structures import InstanceData
@@ -155,7 +154,7 @@ def _not_evaluated(loop: Any, data: Any, predicted: int) -> Iterator[Finding]:
 
 
 def _ends(runner: Runner, data: Any) -> bool:
-    """Let MMDetection's hooks change the data of a training as until its last epoch; return if they do."""
+    """Change the data of a training as MMDetection's hooks do by its last epoch; return whether they do."""
 
     def state() -> tuple:
         return [id(step) for _, step in _steps(data, "")], str(vars(data).get("_skip_type_keys"))
@@ -163,9 +162,9 @@ def _ends(runner: Runner, data: Any) -> bool:
     before, loader = state(), SimpleNamespace(dataset=data)
     model, epochs = SimpleNamespace(bbox_head=SimpleNamespace()), runner.max_epochs or 0
     fake = SimpleNamespace(train_dataloader=loader, logger=runner.logger, max_epochs=epochs, model=model)
-    for hook in runner.hooks:
+    for hook in (each for each in runner.hooks if type(each).__module__.startswith("mmdet.")):
+        own = copy.copy(hook)
         with suppress(Exception):  # of one that needs the model
-            own = copy.copy(hook) if type(hook).__module__.startswith("mmdet.") else Hook()
             for fake.epoch in range(epochs):
                 own.before_train_epoch(fake)
     return state() != before

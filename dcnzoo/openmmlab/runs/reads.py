@@ -72,7 +72,7 @@ def require_read(runner: Runner) -> None:
     cfg, findings = runner.cfg, list[Finding]()
     with trial(cfg) as changes:
         train, val = (first_batch(runner, name, findings) for name in ("train", "val"))
-        late = first_batch(runner, "train", findings, is_late=True)
+        late = first_batch(runner, "train", findings, is_late=True) if train else None
         if train and val:
             findings += other_sizes(train, val)
         # the model does not wait for other ranks
@@ -86,7 +86,7 @@ def require_read(runner: Runner) -> None:
             # a hook of the user's own may prepare the model
             text = str(error).removeprefix(f"{cfg.filename}: ")
             findings.append(Finding("", f"without the hooks of the training: {text}", stops=False))
-    require_none(findings, cfg.filename)
+    require_none(dict.fromkeys(findings), cfg.filename)  # some are those of both training batches
 
 
 def unread_of_model(
@@ -174,8 +174,8 @@ class _SecondModel:
             dropped = getattr(module, "p", getattr(module, "drop_prob", 0))
             if isinstance(module, _DropoutNd | DropPath) and dropped >= 1:
                 self._warn(f"model.{name}", f"expected a dropout below 1, got {dropped}: nothing is left")
-            parts = [getattr(module, key, None) for key in ("loss_cls", "sampler")]
-            if isinstance(parts[0], FocalLoss) and isinstance(parts[1], RandomSampler):
+            loss, sampler = (getattr(module, key, None) for key in ("loss_cls", "sampler"))
+            if isinstance(loss, FocalLoss) and isinstance(sampler, RandomSampler):
                 text = "expected PseudoSampler: a focal loss is one of all places, got RandomSampler"
                 self._warn(f"model.{name}", text)
             if text := _other_costs(module):
@@ -274,14 +274,13 @@ class _SecondModel:
         if not spread > _LEAST_SPREAD:
             text = f"expected normalised pixels, got ones with a standard deviation of {spread:.3g}"
             self._warn("model.data_preprocessor.std", text)
-        norms = [
-            f"model.{name}"
-            for name, each in model.named_modules()
-            if isinstance(each, _BatchNorm) and each.training and not isinstance(each, nn.SyncBatchNorm)
-        ]
-        if norms and training and first and len(data["data_samples"] or ()) == 1:
-            text = f"expected at least 2, as {norms[0]} normalises by the statistics of a batch, got 1"
-            self._warn("train_dataloader.batch_size", text)
+        is_single = training and first and len(data["data_samples"] or ()) == 1
+        for name, module in model.named_modules() if is_single else ():
+            is_synchronised = isinstance(module, nn.SyncBatchNorm)
+            if isinstance(module, _BatchNorm) and module.training and not is_synchronised:
+                text = f"expected at least 2, as model.{name} normalises by the statistics of a batch, got 1"
+                self._warn("train_dataloader.batch_size", text)
+                break
         with torch.set_grad_enabled(training and torch.is_grad_enabled()):
             result = model(**data, mode="loss" if training else "predict")
         if training:
@@ -295,9 +294,9 @@ class _SecondModel:
                     self._warn("model", text)
             self._check_losses(result, batch["data_samples"] if first else ())
         elif first:
-            boxes = [each.pred_instances.get("bboxes") for each in result if "pred_instances" in each]
-            areas = [each[:, 2:].any() for each in boxes if isinstance(each, Tensor) and len(each)]
             predicted = [each.pred_instances for each in result if "pred_instances" in each]
+            boxes = [each.get("bboxes") for each in predicted]
+            areas = [each[:, 2:].any() for each in boxes if isinstance(each, Tensor) and len(each)]
             # boxes of anchors have their sizes before the training; others are tiny
             if hasattr(model, "rpn_head") and predicted and not any(map(len, predicted)):
                 text = "expected detections of any score before the training, got none in the first picture"
@@ -325,22 +324,21 @@ class _SecondModel:
             if name.startswith("loss_") and name not in losses:
                 text = f"expected a loss of the model, {few([*losses], 8)}, got {name}"
                 self._warn(f"log_processor.custom_cfg.{index}.data_src", text)
+        if not any(len(getattr(each, "gt_instances", ())) for each in samples):
+            return
+        parts = {"bbox_head": "loss_bbox"}
+        if hasattr(self.model, "rpn_head"):
+            parts = {"rpn_head": "loss_rpn_bbox"}
         # the later stages of a detector may find no object at first, unless they get those of the data
-        parts = (
-            {"rpn_head": "loss_rpn_bbox"} if hasattr(self.model, "rpn_head") else {"bbox_head": "loss_bbox"}
-        )
         head = getattr(self.model, "roi_head", None)
         if getattr(getattr(head, "bbox_sampler", None), "add_gt_as_proposals", False):
             parts["roi_head.bbox_head"] = "loss_bbox"
-        for part, name in (
-            parts.items() if any(len(getattr(each, "gt_instances", ())) for each in samples) else ()
-        ):
-            loss = getattr(dict(self.model.named_modules()).get(part), "loss_bbox", None)
-            values = losses.get(name)
+        modules = dict(self.model.named_modules())
+        for part, name in parts.items():
+            loss, values = getattr(modules.get(part), "loss_bbox", None), losses.get(name)
             values = values if isinstance(values, list) else [values]
-            counts = (
-                getattr(loss, "loss_weight", 0.0) and f"model.{part}.anchor_generator" not in self.findings
-            )
+            counts = getattr(loss, "loss_weight", 0.0)
+            counts = counts and f"model.{part}.anchor_generator" not in self.findings
             if counts and all(isinstance(each, Tensor) and not each.any() for each in values):
                 text = "expected a loss for the boxes of two pictures, got 0: none is assigned to a place"
                 self._warn(f"model.{part}", text)
@@ -475,16 +473,12 @@ def _other_scores(head: Any, loss: nn.Module, args: tuple) -> tuple[str, str] | 
     if has_scores and isinstance(number, int):
         got, by_sigmoid = scores.shape[-1], getattr(loss, "use_sigmoid", None)
         if isinstance(by_sigmoid, bool) and got == number + by_sigmoid:
-            return (
-                "use_sigmoid",
-                f"expected {not by_sigmoid} with {got} scores for {counted(number, 'classes')}",
-            )
+            text = f"expected {not by_sigmoid} with {got} scores for {counted(number, 'classes')}"
+            return "use_sigmoid", text
         are_shares = bool(((scores >= 0) & (scores <= 1)).all())
         if getattr(loss, "activated", are_shares) is not are_shares:
-            return (
-                "activated",
-                f"expected {are_shares}, got scores from {scores.min():.3g} to {scores.max():.3g}",
-            )
+            text = f"expected {are_shares}, got scores from {scores.min():.3g} to {scores.max():.3g}"
+            return "activated", text
     return None
 
 

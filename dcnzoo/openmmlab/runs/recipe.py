@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -72,12 +72,11 @@ class Recipe:
     def with_options(self, options: RunOptions) -> "Recipe":
         """Return the recipe of a run with these options; warn if they replace settings in ``cfg_options``."""
         cfg, without = copy.deepcopy(self.cfg), copy.deepcopy(self.cfg)
-        parts = dicts({**self.cfg_options})
-        paths = sorted({f"{path}.{key}".lstrip(".") for path, node in parts for key in node} - {"work_dir"})
+        paths = _flat({**self.cfg_options}).keys() - {"work_dir"}
         changes = options.apply(cfg, paths)
         if paths:
             type(options)().apply(without)
-            require_none(_replaced(without.to_dict(), cfg.to_dict(), paths), cfg.filename or "")
+            require_none(_replaced(_flat(without.to_dict()), _flat(cfg.to_dict()), paths), cfg.filename or "")
         return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, changes)))
 
     @property
@@ -114,20 +113,15 @@ def real_name(path: str | os.PathLike[str]) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
-def _replaced(without: dict, settings: dict, paths: Sequence[str]) -> Iterator[Finding]:
-    """Yield the settings at these paths that differ without the options of a run."""
-    for path in paths:
-        before, after = (_at(each, path) for each in (without, settings))
-        if before != after and not any(dicts(before)):  # whose settings are compared one by one
-            text = f"expected {before!r}, as in cfg_options, got {after!r} by another option"
+def _flat(settings: dict) -> dict[str, object]:
+    """Return all settings by their paths, such as ``model.test_cfg.score_thr``."""
+    return {f"{path}.{key}".lstrip("."): node[key] for path, node in dicts(settings) for key in node}
+
+
+def _replaced(before: Mapping, after: Mapping, paths: Collection[str]) -> Iterator[Finding]:
+    """Yield the settings at these paths that the options of a run have changed."""
+    for path in sorted(paths):
+        old, new = before.get(path), after.get(path)
+        if old != new and not any(dicts(old)):  # whose settings are compared one by one
+            text = f"expected {old!r}, as in cfg_options, got {new!r} by another option"
             yield Finding(path, text, stops=False)
-
-
-def _at(settings: object, path: str) -> object:
-    """Return the setting at a path such as ``model.test_cfg.score_thr``; None if there is none."""
-    for key in path.split("."):
-        if isinstance(settings, list | tuple):
-            settings = settings[int(key)] if key.isdecimal() and int(key) < len(settings) else None
-        else:
-            settings = settings.get(key) if isinstance(settings, Mapping) else None
-    return settings

@@ -136,7 +136,7 @@ def without_effect(runner: Runner) -> Iterator[Finding]:
     if length_of_rates > iterations and (
         are_converted or any(not each.by_epoch and each.end <= iterations for each in of_rates)
     ):
-        return
+        return  # those would end too early in a longer training
     yield from _rates(runner, of_rates, epochs, length_of_rates)
 
 

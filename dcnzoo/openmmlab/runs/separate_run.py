@@ -35,7 +35,7 @@ def separate_run() -> Iterator[None]:
     with Changes() as changes:
         changes.callback(gc.unfreeze)
         changes.callback(gc.collect)  # runner and hooks refer to each other
-        gc.freeze()  # what is there already takes longer to search than the runner
+        gc.freeze()  # older objects need not be searched
         changes.callback(
             torch.use_deterministic_algorithms,
             torch.are_deterministic_algorithms_enabled(),
