@@ -26,7 +26,7 @@ from dcnzoo.openmmlab.runs.separate_run import separate_run, trial
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
 
-from ..commands import run
+from ..commands import error_of, run
 from ..demo import PLAIN
 
 LOAD = "dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask={masks})"
@@ -419,13 +419,15 @@ def test_fewer_queries_than_detections():
         ("yolo/yolov3_d53_8xb8-320-273e_coco.py", {"anchor_generator.base_sizes": [
             [(9, 9)] * 3, [(50, 50)] * 3, [(99, 99)] * 3]}, "model.bbox_head.anchor_generator"),
         ("gfl/gfl_r50_fpn_1x_coco.py", {"loss_cls.activated": True}, "model.bbox_head.loss_cls.activated"),
+        ("retinanet/retinanet_r18_fpn_1x_coco.py", {"train_cfg": {"sampler": dict(
+            type="RandomSampler", num=256, pos_fraction=0.5)}}, "model.bbox_head"),
         ("detr/detr_r50_8xb2-150e_coco.py", {"encoder.layer_cfg.ffn_cfg.ffn_drop": 1.0},
          "model.encoder.layers.0.ffn.layers.0.2"),
     ],
 )  # fmt: skip
 def test_parts_of_a_head_that_contradict_each_other(name, settings, subject):
     cfg = Config.fromfile(base_path(f"mmdet::{name}", "")[0])
-    part = "" if "encoder" in str(settings) else "bbox_head."
+    part = "" if {"encoder.layer_cfg.ffn_cfg.ffn_drop", "train_cfg"} & settings.keys() else "bbox_head."
     cfg.merge_from_dict({f"model.{part}{key}": value for key, value in settings.items()})
     cfg.model.backbone.init_cfg = None
     with trial(cfg):
@@ -505,10 +507,15 @@ def test_a_dry_run_without_data(tmp_path, shapes, monkeypatch):
     assert "train_dataloader: the data were not tried: data/demo/ does not exist" in output
     assert not [*tmp_path.iterdir()]
     schedule = "param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=9)]"
-    make_runner(tmp_path, shapes, text=schedule)
+    test = "test_dataloader = dict(dataset=dict(data_root='nowhere/'))"
+    make_runner(tmp_path, shapes, text=f"{schedule}\n{test}")
     monkeypatch.setattr(Runner, "train", None)
     output = run("train", "mine.py", "--dry-run")
     assert "param_scheduler.0.end: expected at most 8 in this training" in output
+    assert "test_dataloader: a test needs nowhere/, which does not exist" in output
+    (tmp_path / "file").touch()
+    out_dir = f"default_hooks.checkpoint.out_dir={tmp_path / 'file/inside'}"
+    assert "file/inside" in error_of("train", "mine.py", "--dry-run", "--cfg-options", out_dir)
 
 
 def test_a_validation_without_an_end(tmp_path, shapes):

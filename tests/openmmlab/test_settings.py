@@ -289,6 +289,7 @@ def test_validations_that_take_longer_than_the_training(tmp_path, pictures, expe
         ({"lr": 0.1}, {"optim_wrapper.optimizer.type": "SGD"}, []),
         ({"auto_scale_lr": True}, {}, ["optim_wrapper.optimizer.lr"]),  # MMDetection's base is 16
         ({"auto_scale_lr": True}, {"auto_scale_lr.base_batch_size": 256}, []),
+        ({"auto_scale_lr": True}, {"auto_scale_lr.base_batch_size": 2048}, ["auto_scale_lr.base_batch_size"]),
         (
             {"auto_scale_lr": True, "lr": 0.004 * 63 / 256},
             {"auto_scale_lr.base_batch_size": 256},
