@@ -184,4 +184,7 @@ def test_an_interrupted_training_leaves_nothing_open(tmp_path):
 def test_an_interrupted_test_ends_its_bar(finished):
     with pytest.raises(KeyboardInterrupt):
         dcnzoo.test(finished / "two", cfg_options={"custom_hooks": [{"type": "InterruptHook"}]})
-    assert "progress" not in {thread.name for thread in threading.enumerate()}
+    bars = [thread for thread in threading.enumerate() if thread.name == "progress"]
+    for bar in bars:
+        bar.join(5)  # it is told to end; it does so in its own time
+    assert not any(bar.is_alive() for bar in bars)
