@@ -1,9 +1,7 @@
 """Deformable convolution for object detection.
 
-``import dcnzoo`` imports neither torch nor OpenMMLab. It only registers an import finder. It provides
-``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`), and the compiled modules that
-``DCNZOO_PROVIDE`` lists (:mod:`dcnzoo.compat.host`). Importing the layers watches YOLO, importing the
-operators the FLOP counters.
+``import dcnzoo`` imports neither torch nor OpenMMLab. It only adds an import finder, behind all others, which
+provides ``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`).
 """
 
 import inspect
@@ -12,9 +10,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from dcnzoo.compat import flop_counters as _flop_counters
-from dcnzoo.compat import host as _host
-from dcnzoo.compat.after_import import call as _call_after_import
+from dcnzoo.compat.mmcv import provide_extension as _provide_extension
 from dcnzoo.utils.errors import typed as _typed
 from dcnzoo.version import __version__
 
@@ -22,29 +18,20 @@ if TYPE_CHECKING:
     import torch
 
     from dcnzoo.detect.detector import BaseDetector
-    from dcnzoo.layers.convert import from_deformable, to_deformable
-    from dcnzoo.layers.fuse import fused
+    from dcnzoo.layers.convert import to_deformable
     from dcnzoo.zoo.testing import test
     from dcnzoo.zoo.training import train
 
-__all__ = ["__version__", "from_deformable", "fused", "load", "test", "to_deformable", "train"]
+__all__ = ["__version__", "load", "test", "to_deformable", "train"]
 
-_host.provide_from_environment()
-_host.known()["mmcv._ext"].provide()
-# from when a layer is built or unpickled
-_call_after_import("dcnzoo.layers.packed", lambda module: _host.known()["ultralytics"].provide())
-_call_after_import("dcnzoo.ops", lambda module: _flop_counters.install())
+_provide_extension()
 
 
 def __getattr__(name: str):
-    if name in ("from_deformable", "to_deformable"):  # imported on access, because they import torch
-        from dcnzoo.layers import convert
+    if name == "to_deformable":  # imported on access, because it imports torch
+        from dcnzoo.layers.convert import to_deformable
 
-        return getattr(convert, name)
-    if name == "fused":
-        from dcnzoo.layers.fuse import fused
-
-        return fused
+        return to_deformable
     if name in ("backbones", "data", "detect", "export", "layers", "ops"):
         return import_module(f"dcnzoo.{name}")
     if name == "train":

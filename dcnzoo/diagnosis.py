@@ -16,8 +16,6 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from dcnzoo.compat.hosts import torchvision
-from dcnzoo.compat.hosts.torchvision import repair_command as repair_torchvision
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.findings import Finding
@@ -174,11 +172,31 @@ class Installation:
             opencv=_opencv(),
             numpy=version("numpy") if find_spec("numpy") else "0",
             cache_problem=_cache_problem(),
-            torchvision_problem=torchvision.problem(),
+            torchvision_problem=_torchvision_problem(),
         )
         if {"mmdet", "onedl-mmdetection"} & packages.keys() and not list(_set_up_problems(installation)):
             installation.import_error = _import_error()
         return installation
+
+
+def repair_torchvision(torch: str) -> str:
+    """The command that installs the torchvision of a torch, such as ``"2.13.0+cpu"``."""
+    release, _, build = torch.partition("+")
+    minor = int(release.split(".")[1]) + 15  # 0.25 for torch 2.10
+    command = f'pip install --no-deps --force-reinstall "torchvision==0.{minor}.*"'
+    return f"{command} --index-url https://download.pytorch.org/whl/{build}" if build else command
+
+
+def _torchvision_problem() -> str | None:
+    """Why the installed torchvision cannot be imported with the installed torch, or None."""
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # RuntimeError: operator torchvision::nms does not exist
+        versions = f"torchvision {version('torchvision')} does not fit torch {version('torch')}"
+        return f"{versions}: {one_line(error)}"
+    return None
 
 
 def _opencv() -> tuple[str, ...]:

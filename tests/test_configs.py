@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo.models
 import dcnzoo.ops  # noqa: F401  registers the counts of deformable operators
-from dcnzoo.compat import provide
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import description, index
 
@@ -229,8 +228,7 @@ SLOW = re.compile("augreg|dinov2|-b_|3x_coco")
 )
 def test_our_config_builds(model):
     if model.config.parent.name in VITS:
-        provide("torchvision")
-        pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
+            pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
     parameters = sum(p.numel() for p in build_listed(model).parameters())
     published = model.metadata.get("Parameters (M)")
     # the published 122 M of MAE's detector are not those of its config

@@ -157,7 +157,7 @@ def test_libraries_that_are_not_loaded_have_a_reason():
 def test_healthy(monkeypatch):
     """The environment of these tests is healthy. Lists versions, patches and the operators that mmcv uses."""
     # of the group vit, for timm; its own operators need not load
-    monkeypatch.setattr(diagnosis.torchvision, "problem", lambda: None)
+    monkeypatch.setattr(diagnosis, "_torchvision_problem", lambda: None)
     if list(problems(Installation.here())):
         pytest.skip("something is wrong here: python -m dcnzoo doctor")
     output = commands.run("doctor", "--patches")

@@ -4,7 +4,6 @@
 
 The network ``internimage_t()`` returns the feature maps of its levels, finest first.
 ``internimage_t(num_classes=1000)`` is the official ImageNet classifier and returns logits.
-``dcnzoo.compat.timm`` registers the same networks in timm.
 """
 
 from collections.abc import Callable

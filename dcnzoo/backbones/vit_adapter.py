@@ -494,9 +494,6 @@ def _create(**options: Any) -> nn.Module:
             "ViTAdapter: vit: expected a module where timm is not installed, got a name; pip install timm"
         )
         raise ModuleNotFoundError(message, name="timm") from None
-    except RuntimeError as error:  # a torchvision that was compiled for another torch
-        hint = 'dcnzoo.compat.provide("torchvision"), called before, gives operators that are missing'
-        raise RuntimeError(f"ViTAdapter: vit: timm cannot be imported: {error}; {hint}") from error
     name = str(options["model_name"])
     if ":" not in name and not timm.is_model(name):
         near = nearest(name, timm.list_models())

@@ -8,7 +8,6 @@ import click
 from dcnzoo import diagnosis
 from dcnzoo.cli import _options
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.compat import host
 from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.text import counted
 
@@ -32,7 +31,6 @@ def command(package: str | None, patches: bool) -> None:
       dcnzoo doctor --for mmseg
     """
     lines = [*diagnosis.environment(), ("weights", f"downloaded to {cache_folder()}")]
-    lines += [("provided", f"{name}: {whose}") for name, whose in host.status().items()]
     installation = diagnosis.Installation.here()
     problems = list(diagnosis.problems(installation))
     if package and not problems:

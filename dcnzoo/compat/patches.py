@@ -12,9 +12,7 @@ none, ``-deform_conv,-DCN`` all except these, ``deform_conv,DCN`` only these, an
 CUDA kernels also beside a compiled mmcv.
 
 In a program, you can call :func:`disable`, :func:`enable` and :func:`disabled` at any time. :func:`active`
-lists the applied patches; ``dcnzoo doctor`` prints them with targets, reasons and versions. Two more patches
-apply only if a program calls :func:`dcnzoo.compat.transformers.enable` or
-:func:`dcnzoo.compat.torchvision.accelerate`, regardless of the variable.
+lists the applied patches; ``dcnzoo doctor`` prints them with targets, reasons and versions.
 
 ``mmcv._ext`` for mmcv-lite replaces nothing, so it has no switch. This module imports neither torch nor
 OpenMMLab.

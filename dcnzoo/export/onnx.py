@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from dcnzoo.compat import patches, transformers
+from dcnzoo.compat import patches
 from dcnzoo.export import opsets, passes
 from dcnzoo.export.fixed_size import TRACEABLE, soft_keep_boxes
 from dcnzoo.export.registration import first_cause, translation_table
@@ -54,7 +54,6 @@ def export_onnx(
         passes.one_at_a_time,
         torch.no_grad(),
         quiet(),
-        transformers.translated(),
         _other_threads_go_on(),
         patches.Changes() as changes,
     ):

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dcnzoo.compat import torchvision_ops
 from dcnzoo.layers.deform_conv import _DeformConvNd, _DeformConvTransposeNd
 
 
@@ -69,7 +68,7 @@ class DeformConv2d(nn.Module):
 
     def __init__(self, layer: _DeformConvNd) -> None:
         super().__init__()
-        torchvision_ops.define_missing(False, "pip install torchvision")
+        import torchvision  # noqa: F401  defines the operator
         self.weight, self.bias = layer.weight, layer.bias
         self.geometry = (*layer.stride, *layer.padding, *layer.dilation, layer.groups)
 

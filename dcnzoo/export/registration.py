@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dcnzoo.compat import patches, transformers
+from dcnzoo.compat import patches
 from dcnzoo.export import operators, opsets  # noqa: F401  registers the translations
 from dcnzoo.export.fixed_size import GRAPHS
 from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
@@ -56,7 +56,6 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
 _registered_form = "auto"  # of the last call of register_onnx_ops
 
 
-@transformers.translated()
 def _export(export: Callable, *args: Any, **kwargs: Any) -> Any:
     """``torch.onnx.export``; with ``dynamo=True``, translate dcnzoo's operators or explain why not."""
     # another program may have wrapped it: a wrapper of *args, **kwargs has no such parameter

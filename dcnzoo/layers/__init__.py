@@ -1,8 +1,5 @@
 """Layers: modules on the functions of :mod:`dcnzoo.ops`. They need only torch."""
 
-from dcnzoo.layers import rebuilding as rebuilding  # warns of lost layers from now on
-from dcnzoo.layers.calls import limit_offsets as limit_offsets
-from dcnzoo.layers.calls import measure_offsets as measure_offsets
 from dcnzoo.layers.deform_attn import DCNv3 as DCNv3
 from dcnzoo.layers.deform_attn import DCNv4 as DCNv4
 from dcnzoo.layers.deform_conv import DeformConv1d as DeformConv1d

@@ -1,29 +1,22 @@
 """Prediction of offsets: convolutions, limit and learning rate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcnzoo.layers.statistics import TracksOffsets
-from dcnzoo.ops._arguments import can_read
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # of Python 3.11
 
 
 class _ZeroInit(nn.Module):
-    """Mixin: all parameters start at zero, and an initialisation of the whole model does not change them.
+    """Mixin: all parameters start at zero.
 
     Attributes:
         start: initial values of the bias, other than zero.
     """
 
-    __jit_unused_properties__ = ["_is_hf_initialized"]
-    _initialized_by_transformers = False
     start: list[float] | None = None
 
     def reset_parameters(self) -> None:
@@ -35,47 +28,6 @@ class _ZeroInit(nn.Module):
         parameter.zero_()  # not nn.init.zeros_, which Transformers disables while it builds a model
         if self.start is not None and parameter.dim() == 1:
             parameter.copy_(parameter.new_tensor(self.start))
-
-    def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
-        """Apply ``fn`` as in ``nn.Module``, but an initialisation leaves a weight of zero at its start.
-
-        An initialisation is a function that draws random numbers, from any generator: one that copies or
-        loads values does not.
-        """
-        weight = cast(Tensor, self.weight)  # with weight_norm or prune, a computed tensor
-        starts = can_read(weight) and not weight.any()
-        with _Draws() as draws:
-            super().apply(fn)
-        if starts and draws.drawn:
-            for name, parameter in self.named_parameters(recurse=False):
-                if name in ("weight", "bias"):
-                    self._set_start(parameter)
-        return self
-
-    @property
-    def _is_hf_initialized(self) -> bool:
-        return self._initialized_by_transformers
-
-    @_is_hf_initialized.setter
-    def _is_hf_initialized(self, value: bool) -> None:
-        """Transformers sets this after it has initialised a layer that a checkpoint lacks.
-
-        Before, the parameters were in undefined memory. It marks the parameters that it has loaded.
-        """
-        self._initialized_by_transformers = value
-        for parameter in self.parameters():
-            if not getattr(parameter, "_is_hf_initialized", False):
-                self._set_start(parameter)
-
-
-class _Draws(TorchDispatchMode):
-    """A context that notes whether random numbers are drawn."""
-
-    drawn = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
 
 
 # mmengine initialises layers by class name (layer='Conv2d'), which it compares with a module's class and its
@@ -122,24 +74,6 @@ OFFSET_CONVS: dict[int, type[_ZeroConv1d | _ZeroConv2d | _ZeroConv3d]] = {
     3: OffsetConv3d,
 }
 OFFSET_PREDICTORS = (*OFFSET_CONVS.values(), OffsetLinear)
-
-
-def require_finite(predictor: nn.Module) -> None:
-    """Raise an error if a norm of the weight, such as ``weight_norm``, has made a weight of zero NaN.
-
-    All samples would then be zero, without an error and without gradients.
-
-    Raises:
-        RuntimeError: the weight is computed by others, and not finite.
-    """
-    if "weight" in predictor._parameters:
-        return
-    weight: Any = predictor.weight
-    if can_read(weight) and not weight.isfinite().all():
-        raise RuntimeError(
-            f"{type(predictor).__name__}: weight: expected finite numbers, got NaN: a weight of zero has no "
-            "norm. Remove the norm from the layer that predicts offsets, or apply it after training"
-        )
 
 
 def limit_offset(offset: Tensor, limit: float) -> Tensor:

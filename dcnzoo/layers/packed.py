@@ -19,7 +19,7 @@ from dcnzoo.layers.deform_conv import (
     _DeformConvNd,
     _DeformConvTransposeNd,
 )
-from dcnzoo.layers.offsets import OFFSET_CONVS, limit_offset, require_finite
+from dcnzoo.layers.offsets import OFFSET_CONVS, limit_offset
 from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.ops._arguments import transforms_active
 from dcnzoo.ops.mask_softmax import softmax_of_taps
@@ -76,8 +76,6 @@ class _Pack(TracksOffsets, nn.Module):
         weight: Tensor
         bias: Tensor | None
         conv_offset: Any
-
-    _first_forward: Any = None  # after a conversion: a reference to the notes of calls, the layer's name
 
     def __init__(
         self,
@@ -165,9 +163,6 @@ class _Pack(TracksOffsets, nn.Module):
 
     def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The offset and the mask for ``input``; None for one that the layer does not predict."""
-        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
-            if not torch.compiler.is_compiling():
-                self.note_call()
         offset: Tensor | None = None
         mask: Tensor | None = None
         unbatched = self._is_unbatched(input)
@@ -175,8 +170,6 @@ class _Pack(TracksOffsets, nn.Module):
             if unbatched:
                 input = input.unsqueeze(0)
             prediction = self._predict_raw(input)
-            if not torch.jit.is_scripting():
-                require_finite(self.conv_offset)
             if self.offset_channels > 0:
                 raw = prediction[:, : self.offset_channels]
                 if self.offset_activation is not None:
@@ -201,23 +194,6 @@ class _Pack(TracksOffsets, nn.Module):
         is_last = [(x.stride(-1), x.stride(1)) == (x.shape[1], 1) for x in (input, self.weight)]
         return output.contiguous(memory_format=last) if any(is_last) else output
 
-    def first_forward(self) -> Any:
-        """Return the object that notes the calls of converted layers; None after it has ended."""
-        return None if self._first_forward is None else self._first_forward[0]()
-
-    def note_call(self) -> None:
-        if first := self.first_forward():
-            first.called.add((self._first_forward[1], self.training))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_first_forward"}
-
-    def __prepare_scriptable__(self) -> "_Pack":
-        if first := self.first_forward():
-            first.forget(self)
-        self._first_forward = None
-        return self
-
     def _predict_raw(self, input: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             is_float32 = all(each.dtype == torch.float32 for each in self.conv_offset.parameters())
@@ -230,20 +206,6 @@ class _Pack(TracksOffsets, nn.Module):
         if self.offset_features is not None:
             input = self.offset_features(input)
         return self.conv_offset(input)
-
-    def plain(self) -> nn.Module:
-        """torch's convolution with the same geometry, weight and bias, without offsets and mask."""
-        kind = getattr(nn, f"Conv{'Transpose' if self.transposed else ''}{self.rank}d")
-        names = ["in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"]
-        names.append("output_padding" if self.transposed else "padding_mode")
-        options = {name: getattr(self, name) for name in names}
-        convolution = kind(**options, bias=self.bias is not None, device="meta")
-        convolution._reversed_padding_repeated_twice = self._reversed_padding_repeated_twice
-        for name in ("weight", "bias"):
-            value = getattr(self, name)
-            is_computed = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-            setattr(convolution, name, nn.Parameter(value.detach()) if is_computed else value)
-        return convolution.train(self.training)
 
     def _mask_scale(self) -> float | None:
         return self.mask_activation.scale if isinstance(self.mask_activation, MaskSigmoid) else None

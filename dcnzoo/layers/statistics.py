@@ -41,9 +41,6 @@ class ModulationStatistics(NamedTuple):
     near_one: float
 
 
-TRACKED = ("track_offsets", "_last_offsets", "_last_modulation", "_first_forward")
-
-
 class TracksOffsets:
     """Mixin of layers that predict offsets: stores statistics of the last forward pass if enabled.
 

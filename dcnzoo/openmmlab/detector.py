@@ -24,19 +24,15 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.export.options import ExportOptions, ExportResult
-from dcnzoo.layers.forwards import replaced
-from dcnzoo.layers.fuse import Fuser
 from dcnzoo.openmmlab.export.preprocessing import require_colour
-from dcnzoo.openmmlab.fuse import BLOCKS, SAME, predict_in_float32, raise_threshold, stores, view
+from dcnzoo.openmmlab.fuse import fold_norms, predict_in_float32, raise_threshold, stores, view
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, to_detections
-from dcnzoo.ops._torch_private import FUSED_LAYERS, missing
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.memory import KeptMemory
 from dcnzoo.utils.text import few
 
 Model = Any  # a detector of MMDetection, whose classes have no types
-LEAST_FUSED = 3 * 256**2  # numbers of a batch of pictures; with fewer, fusing takes longer than it saves
 
 
 class Features(tuple[Tensor, ...]):
@@ -89,20 +85,15 @@ class TorchDetector(BaseDetector):
         self.device = str(next(model.parameters()).device)
         if channels_last and self.device == "cpu":
             to_channels_last(model)
-        self.precision, self.fuses = precision, fuse and not self._not_fused
-        self._fuser = Fuser(BLOCKS, SAME)
+        self.precision, self.fuses = precision, fuse and self.device == "cpu"
+        self._network = fold_norms(model) if self.fuses else model  # that answers calls
         if self.device == "cpu":
             self._memory = KeptMemory()
 
     @property
-    def _not_fused(self) -> str:
-        """Why layers cannot be fused; empty if they can."""
-        return missing.get(FUSED_LAYERS, "") if self.device == "cpu" else f"the device is {self.device}"
-
-    @property
     def _source(self) -> str:
         name = getattr(self.model.cfg, "filename", None)
-        state = "fused layers" if self.fuses else f"layers not fused: {self._not_fused or 'fuse=False'}"
+        state = "fused layers" if self.fuses else "layers not fused"
         return f"{type(self.model).__name__} {Path(name).stem if name else ''}, {self.precision}, {state}"
 
     def checksum(self) -> str:
@@ -173,18 +164,16 @@ class TorchDetector(BaseDetector):
         return export_detector(self, checked)
 
     def _detect(self, inputs: Sequence[dict[str, Any]], threshold: float) -> list[Detections]:
-        copies = view(self.model)
+        copies = view(self._network)
         raise_threshold(copies, threshold)
         mixed = self.precision == "bf16"
         kind = torch.device(self.device).type
         context = torch.autocast(kind, torch.bfloat16) if mixed else contextlib.nullcontext()
-        model: Model = copies[self.model]
+        model: Model = copies[self._network]
         batch = pseudo_collate(inputs)
-        fuses = self.fuses and sum(each["inputs"].numel() for each in inputs) >= LEAST_FUSED
-        forwards = self._fuser.forwards(model) if fuses else {}
         if mixed:
-            predict_in_float32(model, forwards)
-        with torch.no_grad(), context, stores(copies), replaced(forwards):
+            predict_in_float32(model)
+        with torch.no_grad(), context, stores(copies):
             instances = [instances_of(sample) for sample in model.test_step(batch)]
             self._require_finite(model, batch, instances)
         return [to_detections(each, threshold) for each in instances]

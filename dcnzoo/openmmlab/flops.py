@@ -70,7 +70,9 @@ def count_operations(model: Any, batch: dict) -> tuple[dict[str, int], tuple[int
     Mask heads are counted for the first 100 proposals, also those of Cascade Mask R-CNN, where MMDetection's
     ``forward`` would run them on all.
     """
-    import dcnzoo.ops  # noqa: F401  registers the counts of dcnzoo's operators
+    from dcnzoo.ops.flops import register
+
+    register()
 
     data = model.data_preprocessor(batch)
     counter = FlopCounterMode(display=False)

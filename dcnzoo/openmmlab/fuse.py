@@ -1,26 +1,21 @@
-"""Views of MMDetection's detectors: fused layers, and a score threshold before NMS."""
+"""Views of MMDetection's detectors: folded norms, and a score threshold before NMS."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from mmcv.cnn import ConvModule
-from mmcv.cnn.bricks import wrappers
-from mmcv.cnn.bricks.swish import Swish
-from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.models.dense_heads import ATSSVLFusionHead, PAAHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads import MaskScoringRoIHead
 from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.layers.forwards import Forwards
-from dcnzoo.layers.fuse import Block, Fuser
-from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
+from dcnzoo.layers import DeformConv2d
 
 Copies = dict[nn.Module, nn.Module]  # module of the model -> its copy in the view
 
@@ -36,12 +31,12 @@ def view(model: nn.Module) -> Copies:
     for module in model.modules():
         copies[module] = module
         if not isinstance(module, torch.jit.ScriptModule):
-            copies[module] = copy = object.__new__(type(module))
-            copy.__dict__.update(module.__dict__, training=module.training and not model.training)
-    for module, copy in copies.items():
-        if copy is not module:
+            copies[module] = new = object.__new__(type(module))
+            new.__dict__.update(module.__dict__, training=module.training and not model.training)
+    for module, new in copies.items():
+        if new is not module:
             children = module._modules.items()
-            copy.__dict__["_modules"] = {name: child and copies[child] for name, child in children}
+            new.__dict__["_modules"] = {name: child and copies[child] for name, child in children}
     return copies
 
 
@@ -59,70 +54,40 @@ def stores(copies: Copies) -> Iterator[None]:
             module._modules.update((n, modules.get(id(v), v)) for n, v in copy._modules.items())
 
 
-def conv_module(module: ConvModule, fuser: Fuser) -> Forwards:
-    """``conv``, ``norm`` and ``activate``, in this order."""
-    if module.order != ("conv", "norm", "act") or module.with_explicit_padding:
-        return {}
-    activation = module.activate if module.with_activation else None
+def fold_norms(model: nn.Module) -> nn.Module:
+    """Return a copy for inference whose convolutions contain the batch norms behind them.
 
-    def forward(x: Tensor, activate: bool = True, norm: bool = True) -> Tensor:
-        return fuser(module.conv, module.norm if norm else None, activation if activate else None)(x)
-
-    return {module: forward}
-
-
-def residual(block: Any, fuser: Fuser) -> Forwards:
-    """The BasicBlock and the Bottleneck of ResNets: ``conv1``, ``norm1``, …, ``downsample`` and ``relu``."""
-    if getattr(block, "with_plugins", False):
-        return {}
-    names = ("conv1", "conv2", "conv3") if hasattr(block, "conv3") else ("conv1", "conv2")
-    convs = [fuser(getattr(block, name), getattr(block, f"norm{name[-1]}"), block.relu) for name in names]
-
-    def forward(x: Tensor) -> Tensor:
-        identity = x if block.downsample is None else block.downsample(x)
-        for conv in convs[:-1]:
-            x = conv(x)
-        return convs[-1](x, identity)
-
-    return {block: forward}
+    Results differ by rounding. The norm behind a deformable convolution is folded, too.
+    """
+    model = copy.deepcopy(model)
+    model.eval()  # which some detectors return as None
+    for module in model.modules():
+        last: Any = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and last is not None and child.running_mean is not None:
+                norm = (child.running_mean, child.running_var, child.eps, child.weight, child.bias)
+                last.weight, last.bias = fuse_conv_bn_weights(last.weight, last.bias, *norm)
+                module._modules[name], last = nn.Identity(), None
+            elif isinstance(child, nn.Conv2d | DeformConv2d):
+                last = child
+    return model
 
 
-def stem(network: Any, fuser: Fuser) -> Forwards:
-    """``conv1``, ``norm1`` and ``relu`` of a ResNet, which has no other use for them."""
-    if "conv1" not in network._modules:
-        return {}
-    fused, same = fuser.fused_layer(network.conv1, network.norm1, network.relu), nn.Identity()
-    return {network.conv1: fused, network.norm1: same, network.relu: same} if fused else {}
-
-
-BLOCKS: dict[type, Block] = {
-    ConvModule: conv_module,
-    Bottleneck: residual,
-    BasicBlock: residual,
-    ResNet: stem,
-}
-SAME: dict[type, type] = {
-    wrappers.Conv2d: nn.Conv2d,
-    wrappers.Linear: nn.Linear,
-    Swish: nn.SiLU,
-    DCN: PackedDeformConv2d,
-    DCNv2: PackedDeformConv2d,
-}
 # endings of the names of the heads' last layers; not conv_logits, whose values only meet one threshold
 PREDICTIONS = ("_cls", "_reg", "_obj", "fc_logits", "_centerness", "_iou", "cls_branches", "reg_branches")
 # the score can rise after the threshold (mask IoU, square root), or weaker boxes vote
 UNORDERED = (ATSSVLFusionHead, MaskScoringRoIHead, PAAHead)
 
 
-def predict_in_float32(view: nn.Module, forwards: dict[nn.Module, Callable[..., Tensor]]) -> None:
-    """Keep the heads' last layers in float32 while autocast is on, whether they are fused or not.
+def predict_in_float32(view: nn.Module) -> None:
+    """Keep the heads' last layers in float32 while autocast is on.
 
     In bfloat16, scores have three digits, so that the ranks of proposals and boxes change.
     """
     for name, module in view.named_modules():
         if name.endswith(PREDICTIONS):
             for layer in module if isinstance(module, nn.ModuleList) else [module]:
-                layer.__dict__["forward"] = partial(_in_float32, forwards.pop(layer, layer.forward))
+                layer.__dict__["forward"] = partial(_in_float32, layer.forward)
 
 
 def _in_float32(forward: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -138,7 +103,7 @@ def raise_threshold(copies: Copies, threshold: float) -> None:
     # heads compare with >, the detector with >=, perhaps in bfloat16: it decides about the last percent
     score_thr = 0.99 * threshold
     proposals = {getattr(module, "rpn_head", None) for module in copies}
-    for module, copy in copies.items():
+    for module, new in copies.items():
         settings = getattr(module, "test_cfg", None)
         ours = isinstance(module, BaseDenseHead | BaseRoIHead) and type(module).__module__.startswith(
             "mmdet."
@@ -146,4 +111,4 @@ def raise_threshold(copies: Copies, threshold: float) -> None:
         if not ours or isinstance(module, UNORDERED) or module in proposals or not settings:
             continue
         if settings.get("score_thr") is not None and settings.score_thr < score_thr:
-            copy.__dict__["test_cfg"] = ConfigDict(settings, score_thr=score_thr)
+            new.__dict__["test_cfg"] = ConfigDict(settings, score_thr=score_thr)

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from mmengine.registry import MODELS
 
-from dcnzoo.compat import patches, provide
+from dcnzoo.compat import patches
 from dcnzoo.openmmlab.patches.kernels import kernels, registered
 from dcnzoo.openmmlab.patches.table import TABLE, installed
 
@@ -26,8 +26,6 @@ def setup() -> None:
     """
     # mmengine and mmcv import pkg_resources; setuptools 80, pinned for them, warns on every import
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
-    if installed("torchvision"):  # MMEngine, MMDetection and timm import it, also where it does not fit torch
-        provide("torchvision")
     import_module("mmcv.ops")  # registers the classes that are replaced
     patches.add(*kernels())  # mmcv's own layers run on dcnzoo's kernels
     models = import_module("dcnzoo.openmmlab.models")

@@ -12,7 +12,6 @@ from ._library import is_defined, problems
 from ._library import with_cuda as with_cuda
 
 if is_defined():
-    from .choose import explain as explain
     from .deform_attn import dcnv3 as dcnv3
     from .deform_attn import dcnv4 as dcnv4
     from .deform_attn import flash_deform_attn as flash_deform_attn

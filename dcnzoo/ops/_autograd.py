@@ -53,9 +53,7 @@ def register_autograd(record: Operator) -> None:
         key = key_of(arguments[0])
         is_plain = key in plain and can_read(arguments[0]) and not in_dispatch_mode()
         if (has_tangents or is_plain) and not record.is_backward:
-            result = choose.run_plain(record, key, call := named(*arguments))
-            if has_tangents:
-                choose.CallsOfOperators.pass_on(record, call, result)
+            result = choose.run_plain(record, key, named(*arguments))
             if has_tangents or any_requires_grad(result if isinstance(result, Tensor) else result[0]):
                 return result  # without RoIs, it has no graph
         with enable_single_level_autograd_function():
@@ -187,7 +185,6 @@ def with_backward(
         batched=derivative.batched(),
         flops=flops or derivative.flops,
         fused=forward.fused,
-        fused_may_be_faster=forward.fused_may_be_faster,
     )
     return replace(forward, setup_context=derivative.save_forward, backward=derivative.first), backward
 

@@ -14,7 +14,6 @@ TRANSFORMS = "torch.func transforms and forward-mode derivatives"
 FORWARD_MODE = "forward-mode derivatives"
 AUTOCAST = "autocast"
 MODES = "FLOPs of operators in plain PyTorch"
-FUSED_LAYERS = "fused layers on a CPU"
 
 missing: dict[str, str] = {}  # feature -> reason
 
@@ -46,18 +45,10 @@ ExcludeDispatchKeyGuard = _find(AUTOCAST, "torch._C._ExcludeDispatchKeyGuard")
 DispatchKey = _find(AUTOCAST, "torch._C.DispatchKey")
 DispatchKeySet = _find(AUTOCAST, "torch._C.DispatchKeySet")
 
-_dispatch_modes = _find(MODES, "torch.utils._python_dispatch._get_current_dispatch_mode_stack")
 _count_modes = _find(MODES, "torch._C._len_torch_dispatch_stack")
 _ForceDispatchKeyGuard = _find(MODES, "torch._C._ForceDispatchKeyGuard")
 _included = _find(MODES, "torch._C._dispatch_tls_local_include_set")
 _excluded = _find(MODES, "torch._C._dispatch_tls_local_exclude_set")
-
-# operators of oneDNN, which torch.compile uses
-conv_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._convolution_pointwise")
-linear_pointwise = _find(FUSED_LAYERS, "torch.ops.mkldnn._linear_pointwise")
-multiplies_bfloat16 = _find(FUSED_LAYERS, "torch.ops.mkldnn._is_mkldnn_bf16_supported")
-function_modes = _find(FUSED_LAYERS, "torch._C._len_torch_function_stack")
-has_any_global_hook = _find(FUSED_LAYERS, "torch.nn.modules.module._has_any_global_hook")
 
 # The bases of torch's convolutions, which have private names.
 if TYPE_CHECKING:
@@ -76,11 +67,6 @@ def transforms_active() -> bool:
 def in_dispatch_mode() -> bool:
     """Whether a mode, such as torch's FLOP counter, gets the calls of operators."""
     return MODES not in missing and _count_modes() > 0
-
-
-def dispatch_modes() -> list[Any]:
-    """The modes that get the calls of operators, the innermost last."""
-    return _dispatch_modes() if in_dispatch_mode() else []
 
 
 def allow_transforms() -> contextlib.AbstractContextManager:

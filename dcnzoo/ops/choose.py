@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _library
 from ._arguments import can_read
-from ._torch_private import dispatch_modes, in_dual_level
+from ._torch_private import in_dual_level
 from .fused import available
-from .operator import KEYS, OPERATORS, Operator, Result, key_of
+from .operator import KEYS, OPERATORS, Operator, Result
 
 DEVICES = (*KEYS.values(), "PrivateUse1")
 BACKENDS = ("auto", "fused", "compiled", "reference")
@@ -73,12 +72,9 @@ def kernels_on(operator: Operator, key: str) -> tuple[tuple[str, ...], str]:
         return (last,), _joined(reason, "DCNZOO_BACKEND=compiled")
     if operator.forward_name in _failed:
         return (last,), _joined(reason, "Triton's kernel failed before")
-    if _must_be_faster(key) and not (operator.fused_may_be_faster and available.any_listed()):
+    if _must_be_faster(key) and not available.any_listed():
         return (last,), _joined(reason, "compiled kernels are preferred")
     return (FUSED, last), reason
-
-
-FORWARD_MODE = Choice(REFERENCE, "forward-mode derivatives")
 
 
 def has_tangents(call: Sequence[Any]) -> bool:
@@ -131,53 +127,6 @@ def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
             kernels, reason = kernels[1:], _joined(reason, "Triton does not work here")
         rows[operator.name] = kernels, reason
     return rows
-
-
-def explain(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
-    """Call a function, such as a model, and return which kernel runs each operator of its forward, and why.
-
-    It may be scripted, traced, compiled or exported. The answer to "why is this slow?"::
-
-        print(*dcnzoo.ops.explain(model, images), sep="\n")
-        # deform_conv (1, 256, 50, 84) float32 cuda: compiled (Triton is not listed as faster for this call)
-    """
-    lines = []
-
-    def note(operator: Operator, call: Any, output: object, choice: Choice | None = None) -> None:
-        if operator.is_backward:
-            return
-        device, dtype = call[0].device.type, str(call[0].dtype).removeprefix("torch.")
-        kernel, reason = choice or kernel_for(operator, key_of(call[0]), call)
-        lines.append(f"{operator.name} {tuple(call[0].shape)} {dtype} {device}: {kernel} ({reason})")
-
-    with CallsOfOperators(note):
-        function(*args, **kwargs)
-    return lines
-
-
-class CallsOfOperators(TorchDispatchMode):
-    """A context that passes each operator, its call and its output to a function.
-
-    Calls in forward mode, for which the operator itself does not run, also have the choice of the kernel.
-    """
-
-    def __init__(self, note: Callable[..., None]) -> None:
-        super().__init__()
-        self.note = note
-        self.operators = {operator.overload: operator for operator in OPERATORS.values()}
-
-    @staticmethod
-    def pass_on(operator: Operator, call: Any, output: Any) -> None:
-        """Note a call in forward mode, for which the operator itself does not run."""
-        for mode in dispatch_modes():
-            if isinstance(mode, CallsOfOperators):
-                mode.note(operator, call, output, FORWARD_MODE)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if operator := self.operators.get(func):
-            self.note(operator, operator.call(*args, **(kwargs or {})), output)
-        return output
 
 
 # Run

@@ -9,6 +9,20 @@ from typing import Any
 
 Sizes = Sequence[int]
 
+
+def register() -> None:
+    """Register the formulas with torch's counter, which is slow to import: ``dcnzoo flops`` calls it."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    from .operator import OPERATORS
+
+    for operator in OPERATORS.values():
+
+        def count(*arguments: Any, out_shape: Any, operator: Any = operator, **keywords: Any) -> int:
+            return operator.flops(operator.call(*arguments, **keywords), out_shape)
+
+        register_flop_formula(operator.overload.overloadpacket)(count)
+
 # FLOPs of a bilinear sample, per channel: four products and their sum. The four positions and weights are
 # computed once for all channels of a group and are not counted.
 PER_SAMPLE = 2 * 4

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import dcnzoo.models  # noqa: F401  registers the backbone
 from dcnzoo.backbones import ViTAdapter
 from dcnzoo.backbones.windows import WindowAttention
-from dcnzoo.compat import provide
 from dcnzoo.detect.session import Session
 from dcnzoo.export.onnx import export_onnx
 from dcnzoo.report.explain import Box, explain_network
@@ -39,7 +38,6 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def timm():
-    provide("torchvision")
     return pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
 
 
@@ -453,15 +451,3 @@ def test_explain(adapter):
     assert not any(name.endswith("extractor.attn") for name in rows)
     shift = layer.sampling_offsets(queries[0]).detach().abs().mean()
     assert float(rows["interactions.1.extractor"][1]) == pytest.approx(float(shift), abs=2e-3)
-
-
-def test_a_torchvision_of_another_torch_is_one_line(monkeypatch):
-    class Broken:
-        def find_spec(self, name, *others):
-            if name == "timm":
-                raise RuntimeError("operator torchvision::nms does not exist")
-
-    monkeypatch.delitem(sys.modules, "timm", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    with pytest.raises(RuntimeError, match=r'nms does not exist; .*provide\("torchvision"\)'):
-        ViTAdapter("vit_tiny_patch16_224")

@@ -10,7 +10,6 @@ from torch import nn
 import dcnzoo.ops
 from dcnzoo.compat import patches, torchvision_ops
 from dcnzoo.compat.patches import Changes
-from dcnzoo.compat.torchvision_ops import SCHEMAS
 from dcnzoo.export import (
     export_onnx,
     register_deform_conv2d_onnx_op,
@@ -260,7 +259,7 @@ def torchvision_op():
     """torchvision's operator or, where it has none that loads, dcnzoo's stand-in."""
     library = torch.library.Library("torchvision", "FRAGMENT")
     if not hasattr(torch.ops.torchvision, "deform_conv2d"):
-        library.define(next(schema for schema in SCHEMAS if schema.startswith("deform_conv2d(")))
+        library.define("deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> Tensor")
         library.impl("deform_conv2d", torchvision_ops.deform_conv2d, "CompositeExplicitAutograd")
         name = "torchvision::deform_conv2d"
         torch.library.register_fake(name, torchvision_ops.deform_conv2d, lib=library)

@@ -18,9 +18,9 @@ import dcnzoo.models
 import dcnzoo.ops
 from dcnzoo import layers
 from dcnzoo.compat import patches
-from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.layers import offset_parameter_groups, offset_statistics, track_offsets
 from dcnzoo.openmmlab.patches.kernels import kernels
+from dcnzoo.ops import flops
 
 from ..modules import assert_same, randomise
 
@@ -240,30 +240,11 @@ def test_refuses_input(name, shape):
         alone()(*inputs(dtype=torch.float32)[:3], SIZES)
 
 
-@pytest.mark.parametrize(("reference", "ratio"), [(2, 1.0), (4, 0.5)])
-def test_the_official_arguments(reference, ratio):
-    """Deformable DETR's names and order, and ViT-Adapter's ratio."""
-    official = randomise(MSDeformAttn(d_model=12, n_levels=2, n_heads=3, n_points=4, ratio=ratio)).double()
-    assert official.value_proj.out_features == 12 * ratio
-    assert (official.d_model, official.n_levels, official.n_heads, official.n_points) == (12, 2, 3, 4)
-    defaults = MSDeformAttn(), layers.MultiScaleDeformableAttention(), MmcvAttention()
-    assert len({tuple(getattr(layer, name) for name in ARGUMENTS) for layer in defaults}) == 1
-    layer = alone(value_proj_ratio=ratio).double()
-    layer.load_state_dict(official.state_dict())
-    given = inputs(reference=reference)
-    names = ("query", "reference_points", "input_flatten", "input_spatial_shapes", "input_level_start_index")
-    expected = layer(*given)
-    named = dict(zip((*names, "input_padding_mask"), given, strict=True))
-    torch.testing.assert_close(official(*given), expected, rtol=0, atol=0)
-    torch.testing.assert_close(official(**named), expected, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"MSDeformAttn: num_heads: "):
-        MSDeformAttn(12, n_heads=4, ratio=0.25)
-
-
 # mmcv's function
 
 
 def test_mmcvs_function_runs_on_the_operator():
+    flops.register()
     value, points = torch.randn(2, PIXELS, 3, 4), torch.rand(2, 7, 3, 2, 4, 2)
     weights = torch.rand(2, 7, 3, 2, 4)
     with FlopCounterMode(display=False) as counter:

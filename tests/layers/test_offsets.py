@@ -1,7 +1,6 @@
 """Control of predicted offsets: their limit, statistics and learning rate."""
 
 import copy
-import functools
 import math
 import pickle
 
@@ -9,13 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.utils import prune
 
 import dcnzoo
 from dcnzoo.layers import (
     DCNv3,
     DCNv4,
-    ModulatedDeformRoIPoolPack,
     MultiScaleDeformableAttention,
     OffsetConv1d,
     OffsetConv2d,
@@ -29,32 +26,8 @@ from dcnzoo.layers import (
     offset_statistics,
     track_offsets,
 )
-from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
 # Initial values
-
-
-def he_init(module, generator=None):
-    """As nnU-Net's InitWeights_He, and most functions that are passed to ``apply``."""
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight, a=0.01, generator=generator)
-        module.bias = nn.init.constant_(module.bias, 0)
-
-
-@pytest.mark.parametrize("make", [
-    lambda: PackedDeformConv2d(4, 6, 3, modulated=True),
-    lambda: PackedDeformConv3d(4, 6, 3),
-    lambda: PackedDeformConvTranspose2d(4, 6, 3),
-    lambda: DCNv3(8, group=2),
-    lambda: DCNv4(8, group=2),
-    lambda: ModulatedDeformRoIPoolPack(3, 4, 8),
-])  # fmt: skip
-def test_an_initialisation_of_the_model_keeps_zeros(make):
-    model = nn.Sequential(make(), nn.Conv2d(3, 3, 3))
-    model.apply(he_init).apply(functools.partial(he_init, generator=torch.Generator()))
-    predictors = [m for m in model.modules() if isinstance(m, OFFSET_PREDICTORS)]
-    assert predictors and not any(p.any() for m in predictors for p in m.parameters())
-    assert model[1].weight.std() > 0.1
 
 
 @pytest.mark.parametrize("make", [
@@ -78,28 +51,6 @@ def test_resets_in_any_order(make):
         torch.testing.assert_close(
             {n: p.data for n, p in layer.named_parameters() if n in expected}, expected
         )
-
-
-def test_apply_changes_learnt_offsets():
-    pack = PackedDeformConv2d(4, 6, 3)
-    nn.init.ones_(pack.conv_offset.weight)
-    pack.apply(lambda module: [p.data.mul_(2) for p in module.parameters(recurse=False)])
-    assert (pack.conv_offset.weight == 2).all()
-    with torch.device("meta"):
-        PackedDeformConv2d(4, 6, 3).apply(lambda module: None)
-
-
-def test_a_layer_that_transformers_initialises_after_loading():
-    """It allocates what a checkpoint lacks without values, initialises it, and marks what it has loaded."""
-    layer = OffsetConv2d(4, 6, 3)
-    for loaded in (False, True):
-        layer.weight = nn.Parameter(torch.full_like(layer.weight, 7))
-        layer.bias = nn.Parameter(torch.full_like(layer.bias, 7))
-        layer.bias._is_hf_initialized = True
-        layer.weight._is_hf_initialized = loaded
-        layer._is_hf_initialized = True
-        assert (layer.weight == 7 * loaded).all() and (layer.bias == 7).all()
-    torch.jit.script(layer)
 
 
 # The limit
@@ -250,77 +201,6 @@ def test_parameter_groups_are_split_with_their_options():
     assert rows == [(1.0, 0.0, 3), (0.1, 0.0, 1), (0.5, None, 1), (0.05, None, 1)]
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.parameters()}
     assert groups[1]["params"][0] is model[0].conv_offset.bias
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("norm", [
-    nn.utils.weight_norm, nn.utils.parametrizations.weight_norm,
-    nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm,
-])  # fmt: skip
-@pytest.mark.parametrize("make", [
-    lambda: PackedDeformConv2d(4, 4, 3),
-    lambda: DCNv3(4),
-    lambda: DCNv4(4),
-])  # fmt: skip
-def test_a_norm_of_a_weight_of_zero_is_an_error(make, norm):
-    """By ``apply`` as in a loop over all layers; the offsets are NaN, and all samples would be zero."""
-    layer, x = make(), torch.randn(1, 4, 4, 4)
-    layer.apply(lambda module: norm(module) if isinstance(module, OFFSET_PREDICTORS) else None)
-    with pytest.raises(RuntimeError, match="weight: expected finite"):
-        layer(x)
-    if "weight" in norm.__name__:  # the vectors of spectral_norm stay zero
-        for parameter in layer.parameters():
-            nn.init.normal_(parameter)
-        assert layer(x).isfinite().all()
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("change", [
-    nn.utils.weight_norm,
-    nn.utils.parametrizations.weight_norm,
-    nn.utils.parametrizations.orthogonal,
-    lambda layer: prune.random_unstructured(layer, "weight", 0.3),
-])  # fmt: skip
-@pytest.mark.parametrize("trained", [False, True])
-def test_apply_after_torchs_utilities(change, trained):
-    model = nn.Sequential(PackedDeformConv2d(4, 6, 3), MultiScaleDeformableAttention(8, 2, 2, 2))
-    layers = (model[0].conv_offset, model[1].sampling_offsets)
-    if trained:
-        for layer in layers:
-            nn.init.normal_(layer.weight)
-    for layer in layers:
-        change(layer)
-    before = copy.deepcopy(model.state_dict())
-    model.apply(lambda module: None)
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
-
-
-def test_apply_keeps_what_is_added_loaded_and_copied():
-    def add(module):
-        if isinstance(module, nn.Conv2d):
-            module.register_parameter("lora", nn.Parameter(torch.ones(1)))
-
-    model = nn.Sequential(PackedDeformConv2d(4, 6, 3), nn.Conv2d(3, 3, 3))
-    model.apply(add).apply(he_init)
-    assert model[0].conv_offset.lora == 1 and not model[0].conv_offset.weight.any()
-    prune.random_unstructured(model[0].conv_offset, "weight", 0.3)
-    model.apply(he_init)
-    assert not model[0].conv_offset(torch.randn(1, 4, 5, 5)).any()
-
-    def load(module):
-        if isinstance(module, OffsetConv2d):
-            module.load_state_dict({name: torch.ones_like(t) for name, t in module.state_dict().items()})
-
-    pack, other = PackedDeformConv2d(4, 6, 3), PackedDeformConv2d(4, 6, 3)
-    pack.apply(load)
-    assert (pack.conv_offset.weight == 1).all()
-    sources = dict(zip(other.modules(), pack.modules(), strict=True))  # an average, or weights of a teacher
-    other.apply(
-        lambda m: [
-            p.data.copy_(q) for p, q in zip(m.parameters(False), sources[m].parameters(False), strict=True)
-        ]
-    )
-    torch.testing.assert_close(other.state_dict(), pack.state_dict())
 
 
 def transformed(model, x):

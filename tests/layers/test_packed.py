@@ -377,20 +377,11 @@ def test_other_padding_modes(mode, rank):
     dcnzoo.to_deformable(network, "0")
     assert network[0].padding_mode == mode
     torch.testing.assert_close(network(x), plain(x))
-    dcnzoo.from_deformable(network)
-    assert network[0].padding_mode == mode and torch.equal(network(x), plain(x))
     layers.track_offsets(pack)  # of the padded map, as the operator gets it
     nn.init.constant_(pack.conv_offset.bias, -1.6)
     for input in (x, x[0]):
-        with layers.measure_offsets(pack) as measured:
-            pack(input)
-        assert layers.offset_statistics(pack)[""] == measured[""] and measured[""].outside > 0
-
-
-def test_the_plain_layer_of_a_pack_with_a_parametrization():
-    pack = nn.utils.parametrizations.weight_norm(layers.PackedDeformConv2d(4, 6, 3))
-    x = torch.randn(1, 4, 7, 8)
-    torch.testing.assert_close(pack.plain()(x), pack(x))
+        pack(input)
+        assert layers.offset_statistics(pack)[""].outside > 0
 
 
 def test_integers_of_numpy():

@@ -5,14 +5,17 @@ Without mmcv, you can import ``deform_conv2d``, ``modulated_deform_conv2d``, ``D
 ``mmcv.ops``. They have the same arguments and need only torch (:mod:`dcnzoo.compat.mmcv.deform_conv`).
 
 mmcv-lite is mmcv without its compiled module ``mmcv._ext``. Without this module, ``mmcv.ops`` and MMDetection
-cannot be imported. ``import dcnzoo`` makes ``import mmcv._ext`` fall back to :mod:`dcnzoo.compat.mmcv._ext`,
-as :mod:`dcnzoo.compat.host` describes. A compiled ``mmcv._ext`` stays in use.
+cannot be imported. ``import dcnzoo`` makes ``import mmcv._ext`` fall back to :mod:`dcnzoo.compat.mmcv._ext`.
+A compiled ``mmcv._ext`` stays in use.
 """
 
 import importlib
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dcnzoo.compat import patches
 
@@ -38,6 +41,19 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.deform_conv"), name)
+
+
+class _Finder:
+    """The last finder of ``sys.meta_path``: it is asked only for modules that no other finder has found."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return spec_from_file_location(name, STAND_IN) if name == EXTENSION else None
+
+
+def provide_extension() -> None:
+    if _Finder not in sys.meta_path:
+        sys.meta_path.append(_Finder)
 
 
 def compiled_extension() -> ModuleType | None:

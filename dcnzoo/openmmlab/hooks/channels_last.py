@@ -9,7 +9,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from dcnzoo import layers
-from dcnzoo.layers.same_as import same_as
 
 # Others may call weight.view, as those of standardized, normalized and masked weights do.
 PLAIN = (nn.Conv2d, nn.ConvTranspose2d, wrappers.Conv2d, wrappers.ConvTranspose2d)
@@ -22,7 +21,7 @@ def to_channels_last(model: nn.Module) -> None:
     ``model.to(memory_format=…)`` is not used: some detectors override ``to`` (knowledge distillation).
     """
     for module in model.modules():
-        if same_as(module, PLAIN) or isinstance(module, DEFORMABLE):
+        if type(module) in PLAIN or isinstance(module, DEFORMABLE):
             for weight in module.parameters(recurse=False):
                 if weight.ndim == 4:
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
