@@ -80,14 +80,6 @@ def no_run_left_behind():
         forget_runs()
 
 
-@pytest.fixture(autouse=True)
-def settings_not_watched(request, monkeypatch):
-    """Trainings build and run no second model, except in tests with the marker ``watched``."""
-    execute = sys.modules.get("dcnzoo.openmmlab.runs.execute")
-    if execute and not request.node.get_closest_marker("watched"):
-        monkeypatch.setattr(execute, "require_read", lambda runner: None)
-
-
 @pytest.fixture
 def formatted_configs(monkeypatch):
     """Texts of configs are formatted, as outside the tests."""

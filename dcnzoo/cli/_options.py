@@ -4,7 +4,6 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
@@ -88,14 +87,13 @@ class Command(click.Command):
             if word == "" or re.fullmatch("--[a-z-]+=", word):  # an unset variable of the shell
                 name = word.rstrip("=") or (before if before.startswith("-") else "argument")
                 raise click.UsageError(f"{name}: expected a value, got an empty text", ctx)
-        with _refusals(words):
-            rest = super().parse_args(ctx, words)
-            for param in self.params:  # an option of another one
-                other = re.match("With (--[a-z-]+)[ :]", getattr(param, "help", None) or "")
-                names = {name: str(each.name) for each in self.params for name in each.opts}
-                if other and _is_given(ctx, param) and not ctx.params[names[other[1]]]:
-                    raise click.UsageError(f"{param.opts[0]}: expected {other[1]}, too", ctx)
-            return rest
+        rest = super().parse_args(ctx, words)
+        for param in self.params:  # an option of another one
+            other = re.match("With (--[a-z-]+)[ :]", getattr(param, "help", None) or "")
+            names = {name: str(each.name) for each in self.params for name in each.opts}
+            if other and _is_given(ctx, param) and not ctx.params[names[other[1]]]:
+                raise click.UsageError(f"{param.opts[0]}: expected {other[1]}, too", ctx)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -106,22 +104,6 @@ class Command(click.Command):
             raise kind(*(with_flags(str(text)) for text in texts)) from error
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(with_flags(str(error))) from None
-
-
-@contextmanager
-def _refusals(words: Sequence[str]) -> Iterator[None]:
-    """Context in which a mistake in a command with ``--launcher`` also ends those that wait for it."""
-    launcher = dict(pairwise(words)).get("--launcher", "none")  # now: click removes words that it reads
-    try:
-        yield
-    except (click.ClickException, UserError) as error:
-        if launcher != "none":
-            from dcnzoo.openmmlab.runs.joining import refusals  # imports torch
-
-            text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-            with suppress(UserError), refusals(launcher):
-                raise UserError(text) from error
-        raise
 
 
 class Group(click.Group):

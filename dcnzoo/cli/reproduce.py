@@ -38,7 +38,7 @@ def command(out: Path, **options: Any) -> None:
       dcnzoo reproduce faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco --data-root data/coco
       dcnzoo reproduce CONFIG --checkpoint work_dirs/own/epoch_12.pth
     """
-    from dcnzoo.openmmlab.runs.joining import is_first
+    from dcnzoo.openmmlab.runs.ranks import is_first
     from dcnzoo.zoo.testing import reproduce
 
     row = reproduce(out=out, **options)

@@ -10,15 +10,13 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModule
 from mmengine.model.weight_init import PretrainedInit
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
@@ -280,60 +278,6 @@ def _initialise(initialise: Callable, self: PretrainedInit, module: nn.Module) -
     with Changes() as changes:
         changes.set(loading, "load_state_dict", load_state_dict)
         initialise(self, module)
-
-
-def lacking_values(module: BaseModule, init_cfg: Mapping) -> str:
-    """Say so if the file of an ``init_cfg`` has other shapes, or lacks a third of a part's parameters.
-
-    Layers that were added inside a block count only if a third of the file's values are not used.
-    """
-    own, names, texts = dict(module.named_parameters()), {*module.state_dict()}, list[str]()
-
-    def compare(values: Mapping, *args: object, **kwargs: object) -> None:
-        lacks = [name for name, each in own.items() if getattr(values.get(name), "shape", 0) != each.shape]
-        prefixes = {"", *(name[: dot.start()] for name in values for dot in re.finditer(r"\.", name))}
-        added = [
-            name
-            for name in lacks
-            if name not in values
-            and not any(
-                part not in prefixes and part.rpartition(".")[0] in prefixes for part in parts_of(name)
-            )
-        ]
-        is_used = 3 * len(names.intersection(values)) >= 2 * len(values)
-        have_other_shapes = any(name in values for name in lacks)
-        if have_other_shapes or 3 * (len(lacks) - is_used * len(added)) > len(own):
-            text = f"expected values for {len(own)} parameters, got none of their shape for {len(lacks)}"
-            texts.append(f"{text}: {few(lacks)}")
-
-    with Changes() as changes:
-        changes.set(loading, "load_state_dict", lambda module, *args, **kwargs: compare(*args))
-        changes.set(module, "load_state_dict", compare)  # of a class with a method of its own
-        changes.set(module, "init_cfg", init_cfg)
-        changes.set(module, "_is_init", False)
-        module.init_weights()
-    return "; ".join(texts)
-
-
-def parts_of(name: str) -> Iterator[str]:
-    """Yield the child and the numbered blocks that have a parameter."""
-    yield name.partition(".")[0]
-    yield from (name[: match.end()] for match in re.finditer(r"\.\d+(?=\.)", name))
-
-
-def require_address(name: str) -> None:
-    """Raise UserError if mmengine has no address for weights, such as ``torchvision://resnet50``."""
-    known = [scheme for scheme in CheckpointLoader._schemes if scheme]
-    if not any(re.match(scheme, name) for scheme in known):  # MMEngine takes it for a file
-        raise UserError(f"{name}: expected one of {', '.join(each for each in known if '(' not in each)}")
-
-    def stop(*args: object, **kwargs: object) -> None:
-        raise InterruptedError  # the address is known
-
-    with Changes() as changes, suppress(InterruptedError):
-        changes.set(loading, "load_from_http", stop)
-        if name.startswith(_SCHEMES):
-            CheckpointLoader.load_checkpoint(name)
 
 
 def load_url(

@@ -16,7 +16,7 @@ from dcnzoo.openmmlab.config.tree import datasets
 from dcnzoo.openmmlab.options import TestOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
-from dcnzoo.openmmlab.runs.joining import is_first, refusals
+from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe
 from dcnzoo.utils.errors import UserError, typed, user_errors
 from dcnzoo.utils.fetch import verify
@@ -69,7 +69,7 @@ def test(
         raise UserError(f"cfg_options: expected no setting of the model with {exported}, got {of_model[0]}")
     of_test = TestOptions(exported=exported, **options)
     drawings = mark("detections", model_name(model, checkpoint))
-    with refusals(of_test.launcher), user_errors():
+    with user_errors():
         if files := of_test.files():
             require_new("test", *files, force=force)
         source = resolve(model, checkpoint)
@@ -112,7 +112,7 @@ def reproduce(
     """
     options = TestOptions(**run, unsafe_load=unsafe_load)
     device = require_device(options.device)
-    with refusals(options.launcher), user_errors():
+    with user_errors():
         out = require_new("reproduce", out, force=force, own=_has_rows)
         source = resolve(model, checkpoint)
         listed = source.entry

@@ -13,7 +13,7 @@ from dcnzoo.data.splits import AS_THEY_ARE, ReadOptions
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
-from dcnzoo.openmmlab.runs.joining import is_first, refusals
+from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.openmmlab.saved import SavedCheckpoints
@@ -69,7 +69,6 @@ def train(
     reading = ReadOptions(zero_based, clip, skip_invalid, drop_scores, layout or "", tuple(leave_out))
     of_run = TrainOptions(**options)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(refusals(of_run.launcher))
         stack.enter_context(use_device(of_run.device, of_run.launcher))
         stack.enter_context(user_errors())
         if data is None:

@@ -19,7 +19,7 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.compat import patches
-from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, lacking_values, load_file
+from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import checksum_in_name
@@ -257,19 +257,3 @@ def test_unknown_name(asked, scheme):
 ATTENTION = dict(cfg=dict(type="ContextBlock", ratio=1 / 16), stages=(True,) * 4, position="after_conv3")
 
 
-@pytest.mark.parametrize(
-    ("settings", "fits"),
-    [
-        ({}, True),
-        ({"plugins": [ATTENTION]}, True),  # new layers inside the blocks
-        ({"avg_down": True}, False),
-        ({"depth": 101}, False),
-        ({"norm_cfg": {"type": "GN", "num_groups": 2}}, False),
-    ],
-)
-def test_values_that_a_file_lacks(tmp_path, settings, fits):
-    small = {"type": "ResNet", "depth": 50, "base_channels": 2, "stem_channels": 2}
-    torch.save(MODELS.build(small).state_dict(), tmp_path / "small.pth")
-    module = MODELS.build(small | settings)
-    init = ConfigDict(type="Pretrained", checkpoint=str(tmp_path / "small.pth"))
-    assert fits == (not lacking_values(module, init))

@@ -2,16 +2,14 @@
 
 import inspect
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import mmcv.ops
 from mmdet import registry as registries
 from mmengine import runner
 from mmengine.registry import Registry
-from torch.utils.data import DataLoader
 
 PARAMETERS = {
     **inspect.signature(runner.FlexibleRunner).parameters,
@@ -30,48 +28,6 @@ _REGISTRIES = [
     for name, value in vars(registries).items()
     if isinstance(value, Registry) and not name.startswith("MMENGINE")
 ]
-
-
-@dataclass(frozen=True)
-class Node:
-    """A dictionary of a config.
-
-    Attributes:
-        path: such as ``model.test_cfg.rcnn``.
-        kind: the class or function of it, or of the next outer dictionary that has one.
-        keys: from the dictionary of ``kind``, such as ``test_cfg, rcnn``; empty for that itself.
-    """
-
-    path: str
-    content: Mapping
-    kind: Any
-    keys: tuple[str, ...]
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The names of the class and its bases; of a dictionary inside, its keys."""
-        return self.keys or [
-            getattr(each, "__name__", "") for each in getattr(self.kind, "__mro__", [self.kind])
-        ]
-
-
-def nodes(cfg: Mapping) -> Iterator[Node]:
-    """Yield every dictionary in the parts of a config that mmengine reads."""
-    for key in cfg:
-        if key in RUNNER_KEYS:
-            yield from _nodes(cfg[key], key, None, (key,))
-
-
-def _nodes(value: object, path: str, kind: Any, keys: tuple[str, ...]) -> Iterator[Node]:
-    if isinstance(value, Mapping):
-        if own := class_of(value) or (DataLoader if path in LOADERS else None):
-            kind, keys = own, ()
-        yield Node(path, value, kind, keys)
-        for key, child in value.items() if value.get("type") != "Albu" else ():  # of another package
-            yield from _nodes(child, f"{path}.{key}", kind, (*keys, key))
-    elif isinstance(value, list | tuple):
-        for index, child in enumerate(value):
-            yield from _nodes(child, f"{path}.{index}", kind, (*keys, str(index)))
 
 
 def dicts(node: object, path: str = "") -> Iterator[tuple[str, dict]]:

@@ -89,7 +89,7 @@ class AtomicCheckpointHook(CheckpointHook):
         # before the parent class changes out_dir
         self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir, self.by_epoch)
         if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):  # of other tools
-            runner.register_hook(ResumeHook(self._saved))
+            runner.register_hook(ResumeHook())
         if runner._resume and runner._load_from is None and not runner._has_loaded:  # of other tools
             runner._load_from = str(self._saved.undamaged() or "") or None
             runner._resume = runner._load_from is not None  # mmengine would look for one itself

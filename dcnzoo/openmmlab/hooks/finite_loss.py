@@ -31,6 +31,16 @@ class FiniteLossHook(Hook):
         self.scaled = scaled
         self._in_a_row = 0
 
+    def before_run(self, runner: Runner) -> None:
+        """Refuse a loader without batches: mmengine would save the initial weights."""
+        loop = runner._train_loop
+        loader = None if isinstance(loop, dict | None) else loop.dataloader
+        if loader is not None and len(loader) == 0:
+            raise UserError(
+                f"train_dataloader: expected at least 1 batch, got {len(loader.dataset)} pictures with "
+                f"batch_size={loader.batch_size} and drop_last={loader.drop_last}"
+            )
+
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Mapping | None = None
     ) -> None:

@@ -17,12 +17,10 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
-from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
 import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
@@ -36,13 +34,9 @@ from dcnzoo.openmmlab.hooks import LoadCheckpointHook, ProgressHook, ResumeHook,
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.device import require_device, use_device
-from dcnzoo.openmmlab.runs.joining import joined
 from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.prepare import prepare
-from dcnzoo.openmmlab.runs.reads import require_read
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.rehearse import load_data, require_parts
-from dcnzoo.openmmlab.runs.schedules import EffectHook
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.openmmlab.runs.start import Start, choose_start
 from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
@@ -89,7 +83,7 @@ def train(
         with user_errors():
             recipe = recipe.with_options(options)
             cfg, work_dir, saved = recipe.cfg, recipe.work_dir, recipe.saved
-            stack.enter_context(joined(cfg))
+            stack.enter_context(ranks.joined(cfg))
 
             def decide() -> Start | None:
                 if start is None and not only_checks:  # first: another training may end meanwhile
@@ -106,7 +100,6 @@ def train(
         # an error passes them from the last to the first
         stack.enter_context(_training_hints(recipe))  # how to go on
         stack.enter_context(config_errors(cfg))  # the file and the key
-        stack.enter_context(ranks.faults("; resume=True continues the training"))  # the ranks that have ended
         stack.enter_context(loader_errors())
         ranks.agree_on_config(cfg)
         changes = ", ".join(recipe.changes)
@@ -118,13 +111,9 @@ def train(
             summary=None if options.verbose else SummaryHook(saved, changes, is_last=not outputs),
             allow_partial=options.allow_partial,
         )
-        if isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
-            require_parts(runner, only_checks)
-            load_data(runner, only_checks)
-            ranks.exchange(lambda: require_read(runner))
         if only_checks:
-            if prepared.file and os.path.isfile(prepared.file):  # else downloaded
-                _try_loading(runner)
+            if isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
+                _build_parts(runner)
             return work_dir
         if changes:
             runner.logger.info(f"changed: {changes}")
@@ -133,16 +122,15 @@ def train(
     return work_dir
 
 
-def _try_loading(runner: Runner) -> None:
-    """Load a checkpoint without the hooks that would write to the work directory."""
-    checks: Any = LoadCheckpointHook  # of the others, EMAHook has no model before a training
-    if runner._resume:
-        if not isinstance(runner._train_loop, BaseLoop):  # its data do not exist
-            return
-        checks = LoadCheckpointHook, EMAHook, ResumeHook
-    runner.hooks[:] = [hook for hook in runner.hooks if isinstance(hook, checks)]
-    runner.call_hook("before_run")
-    runner.load_or_resume()
+def _build_parts(runner: Runner) -> None:
+    """Build what a training builds, by mmengine's own methods and with its data, and compute nothing."""
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    if runner._val_loop is not None:
+        runner._val_loop = runner.build_val_loop(runner._val_loop)
 
 
 @separate_run()
@@ -164,8 +152,8 @@ def test(
         stack.enter_context(use_device(device, options.launcher))
         with user_errors():
             recipe = recipe.with_options(options)
-            stack.enter_context(joined(recipe.cfg))
-        for context in (config_errors(recipe.cfg), ranks.faults(), loader_errors()):
+            stack.enter_context(ranks.joined(recipe.cfg))
+        for context in (config_errors(recipe.cfg), loader_errors()):
             stack.enter_context(context)
         changes = stack.enter_context(Changes())
         if options.unsafe_load:
@@ -295,7 +283,7 @@ def build_runner(
         runner.model = revert_sync_batchnorm(runner.model)
     hooks = [summary, ranks.AgreementHook()]
     if training is not None:
-        hooks += [WorkDirHook(training, start), EffectHook(), ResumeHook(training.saved)]
+        hooks += [WorkDirHook(training, start), ResumeHook()]
     for hook in filter(None, hooks):
         runner.register_hook(hook)
     # warnings about deprecated names that mmengine's own hooks use

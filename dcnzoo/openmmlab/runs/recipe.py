@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +13,12 @@ from mmengine.config import Config
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab.config.check import check_config
-from dcnzoo.openmmlab.config.errors import require_none
 from dcnzoo.openmmlab.config.paths import DIRECTORY, below, text_of
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.registration import setup
 from dcnzoo.openmmlab.saved import SavedCheckpoints
-from dcnzoo.utils.findings import Finding
 
 setup()  # any config may use dcn=True
 
@@ -64,19 +62,15 @@ class Recipe:
         """
         cfg = read_config_file(path, cfg_options)
         runs = not {"train_cfg", "test_cfg"}.isdisjoint(required)
-        check_config(cfg, path, required, runs, cfg_options)
+        check_config(cfg, path, required, runs)
         source = Path(os.path.abspath(cfg.filename or ""))
         is_relative = source.is_file() and DIRECTORY in source.read_text(encoding="utf-8")
         return cls(cfg, roots=(str(source.parent),) if is_relative else (), cfg_options=cfg_options or {})
 
     def with_options(self, options: RunOptions) -> "Recipe":
-        """Return the recipe of a run with these options; warn if they replace settings in ``cfg_options``."""
-        cfg, without = copy.deepcopy(self.cfg), copy.deepcopy(self.cfg)
-        paths = _flat({**self.cfg_options}).keys() - {"work_dir"}
-        changes = options.apply(cfg, paths)
-        if paths:
-            type(options)().apply(without)
-            require_none(_replaced(_flat(without.to_dict()), _flat(cfg.to_dict()), paths), cfg.filename or "")
+        """Return the recipe of a run with these options."""
+        cfg = copy.deepcopy(self.cfg)
+        changes = options.apply(cfg, _flat({**self.cfg_options}).keys())
         return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, changes)))
 
     @property
@@ -116,12 +110,3 @@ def real_name(path: str | os.PathLike[str]) -> str:
 def _flat(settings: dict) -> dict[str, object]:
     """Return all settings by their paths, such as ``model.test_cfg.score_thr``."""
     return {f"{path}.{key}".lstrip("."): node[key] for path, node in dicts(settings) for key in node}
-
-
-def _replaced(before: Mapping, after: Mapping, paths: Collection[str]) -> Iterator[Finding]:
-    """Yield the settings at these paths that the options of a run have changed."""
-    for path in sorted(paths):
-        old, new = before.get(path), after.get(path)
-        if old != new and not any(dicts(old)):  # whose settings are compared one by one
-            text = f"expected {old!r}, as in cfg_options, got {new!r} by another option"
-            yield Finding(path, text, stops=False)

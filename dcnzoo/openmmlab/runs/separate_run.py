@@ -1,23 +1,18 @@
-"""Runners that share nothing in one process, and parts that are tried before a training."""
+"""Runners that share nothing in one process."""
 
 import contextlib
 import gc
 import logging
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.runner import set_random_seed
 from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.hooks.seeds import random_states
 
 
 @contextlib.contextmanager
@@ -56,32 +51,3 @@ def separate_run() -> Iterator[None]:
                 for handler in logger.handlers:
                     if isinstance(handler, logging.FileHandler):
                         handler.close()
-
-
-@contextlib.contextmanager
-def trial(cfg: Config, level: int = logging.CRITICAL) -> Iterator[Changes]:
-    """Context of parts of a training that are built and run before it, then thrown away.
-
-    They share nothing with it, draw other random numbers, and write no messages. Yields the changes, which
-    are undone at its end.
-
-    Args:
-        level: of messages that are not logged, with those below it.
-    """
-
-    def forget_levels() -> None:  # logging does not do it: a level that was disabled would stay so
-        for logger in MMLogger._instance_dict.values():
-            logger._cache.clear()
-
-    with Changes() as changes:
-        changes.callback(forget_levels)  # called last
-        changes.callback(logging.disable, logging.root.manager.disable)
-        logging.disable(level)
-        changes.enter_context(separate_run())
-        changes.enter_context(DefaultScope.overwrite_default_scope(cfg.get("default_scope")))
-        changes.enter_context(torch.random.fork_rng())  # of GPUs
-        changes.enter_context(random_states())
-        set_random_seed(0)  # the same findings each time
-        changes.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # the training shows them
-        yield changes

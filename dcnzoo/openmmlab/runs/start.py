@@ -1,13 +1,10 @@
 """How a training starts: from random weights, from those of a file, or where another one has ended."""
 
-import contextlib
 import os
 from dataclasses import dataclass
 
-from dcnzoo.openmmlab.checkpoints import load_file
-from dcnzoo.openmmlab.runs.joining import launch_name
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints
+from dcnzoo.openmmlab.saved import LAST
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.text import few
@@ -44,8 +41,7 @@ def choose_start(
     ============  ==================  ==================  ====================
 
     In a distributed training, whose launcher repeats the command after a failure, ``resume=True`` starts one
-    where there is none. A training that this launcher has begun continues, in place of ``force`` and of a
-    file from elsewhere.
+    where there is none.
 
     Args:
         resume: a checkpoint to resume from; True: the latest undamaged one in the work directory. If neither
@@ -79,9 +75,6 @@ def choose_start(
     is_own = file is not None and not force and (saved.has(file) or not saved.is_local)
     if is_own or not saved.exist:
         return Start(file, resumes)
-    if (resumes or force) and (last := _begun_by_this_launcher(saved)):
-        print(f"{what if resumes else 'force'}: {last} continues the training, which this command has begun")
-        return Start(last, resumes=True)
     if force and saved.is_local:
         return Start(file, resumes, replaces=True)
     if force:
@@ -96,14 +89,3 @@ def choose_start(
     raise UserError(
         f"work_dir: expected a folder without checkpoints, got {cfg.work_dir}; {remedy}force=True replaces it"
     )
-
-
-def _begun_by_this_launcher(saved: SavedCheckpoints) -> str | None:
-    """Return the last checkpoint, if its training is that of an earlier attempt of this command."""
-    with contextlib.suppress(UserError):  # all are damaged
-        last = saved.undamaged() if launch_name() and saved.is_local else None
-        if last and os.path.isfile(last):
-            meta = load_file(last, map_location="meta").get("meta") or {}
-            if meta.get("launch") == launch_name() and meta.get("process") != os.getpid():
-                return str(last)
-    return None

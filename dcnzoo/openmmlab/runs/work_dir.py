@@ -4,14 +4,12 @@ import itertools
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.config.paths import keep_paths
-from dcnzoo.openmmlab.runs.joining import launch_name
 from dcnzoo.openmmlab.runs.recipe import Recipe, real_name
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.saved import LAST
@@ -63,9 +61,6 @@ class WorkDirHook(Hook):
             return
         moved = self._move(self._replaced(Path(runner.log_dir).name))
         write_text(self._file, config_of(self._file.name, self.recipe.text(moved)))
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["meta"].update(launch=launch_name(), process=os.getpid())
 
     def _replaced(self, log: str) -> set[Path]:
         """Return the files that the training replaces.
