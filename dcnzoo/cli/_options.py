@@ -301,9 +301,6 @@ def output_file(path: Path, force: bool, mark: str = "") -> Path:
     return require_new(command, path, mark=mark, force=force)
 
 
-moved_data = option(
-    "--data", type=EXISTING_FOLDER, help="New folder of the data of train --data, if only they have moved."
-)
 force = option("--force", is_flag=True, help="Replace files that exist.")
 cfg_options = option(
     SETTINGS,

@@ -1,214 +1,94 @@
-"""``dcnzoo data``: convert annotations to COCO's format, check and split COCO files, download data."""
+"""``dcnzoo data``: convert annotations to COCO's format, check COCO files, download data."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import EXISTING_FOLDER, FILE, FOLDER, option
-from dcnzoo.cli._terminal import print_columns, print_findings
+from dcnzoo.cli._terminal import print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import read_beside, write_text
-from dcnzoo.utils.text import counted, cut
-
-if TYPE_CHECKING:
-    from dcnzoo.data.annotations import Annotations
-
-
-FORMATS = {"voc": "Pascal VOC", "yolo": "YOLO", "labelme": "LabelMe", "via": "VIA"}
+from dcnzoo.utils.text import counted
 
 
 @click.group(cls=_options.Group)
 def command() -> None:
-    """Convert your own data to COCO's format, check it, split it.
+    """Convert your own data to COCO's format, check it; download data.
 
     \b
     examples:
-      dcnzoo data convert voc fruits fruits/train.json --split train
-      dcnzoo data check fruits/train.json --images fruits/JPEGImages
+      dcnzoo data convert fruits fruits_coco
+      dcnzoo data check fruits_coco/train.json --images fruits
     """
 
 
 @command.command
-@click.argument("format", type=click.Choice([*FORMATS]))
 @click.argument("source", type=_options.UserPath(path_type=Path))
-@click.argument("out", type=FILE)
-@option(
-    "--split",
-    metavar="NAME",
-    default="",
-    help="A list in ImageSets, a key of data.yaml (default: train), or a word of folders.",
-)
+@click.argument("out", type=FOLDER)
 @option(
     "--classes",
     type=_options.Names(),
-    help="Class names in their order in OUT: a,b,c or a file with one name per line.",
+    help="Class names in their order: a,b,c or a file with one name per line.",
 )
 @option("--clip", is_flag=True, help="Clip objects to the image instead of reporting them.")
 @option("--skip-invalid", is_flag=True, help="Skip invalid objects and write the rest.")
-@option(
-    "--difficult",
-    type=click.Choice(["ignore", "keep", "drop"]),
-    default="ignore",
-    help="voc: exclude difficult objects from training and AP (iscrowd), keep or drop them.",
-)
-@option("--zero-based", is_flag=True, help="voc: coordinates are edges from 0, not pixels from 1.")
-@option("--extract", type=FOLDER, help="labelme: write images that exist only inside JSON files there.")
+@option("--zero-based", is_flag=True, help="Pascal VOC: coordinates are edges from 0, not pixels from 1.")
 @_options.force
-def convert(
-    format: str, source: Path, out: Path, split: str, skip_invalid: bool, force: bool, **options: Any
-) -> None:
-    """Convert annotations of other tools in SOURCE to the COCO file OUT.
+def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **options: Any) -> None:
+    """Write train.json, val.json and perhaps test.json in COCO's format to OUT, as train --data does.
 
-    SOURCE is a folder, or a file that describes the data, such as data.yaml. If there are problems, list all
-    of them with file and line, and write nothing.
+    SOURCE is a folder, or a file that describes the data, such as data.yaml. If there are problems, list
+    them with file and line, and write nothing.
 
     \b
     examples:
-      dcnzoo data convert voc VOCdevkit/VOC2007 train.json --split trainval
-      dcnzoo data convert yolo fruits/data.yaml val.json --split val
-      dcnzoo data convert labelme fruits fruits.json --classes date,fig,hazelnut
+      dcnzoo data convert VOCdevkit/VOC2007 voc_coco
+      dcnzoo data convert fruits/data.yaml fruits_coco --clip
     """
-    from dcnzoo.data import layouts
-    from dcnzoo.data.splits import ReadOptions
+    from dcnzoo.data.dataset import ReadOptions
+    from dcnzoo.data.preparation import read_data
 
-    _options.output_file(out, force=force)
-    data = layouts.convert(source, FORMATS[format], split, ReadOptions(**options))
-    invalid = [*data.problems, *data.missing]
-    print_findings(invalid, file=sys.stderr)
-    data.save(out, skip_invalid)
-    _show_written(out, data.content)
-    print(printable(f"classes: {', '.join(map(cut, data.per_class))}"))
-    print(printable(f"images:  {data.folder}"))
-    notes = data.repaired
-    if absent := [cut(name) for name, number in data.per_class.items() if not number]:
-        notes.append(f"none of {', '.join(absent)}")
-    if invalid:
-        notes.append(f"{len(invalid)} skipped")
-    if invalid and data.emptied:
-        notes.append(f"{counted(data.emptied, 'images')} without objects, because all are invalid")
-    if notes:
-        print(printable(f"objects: {', '.join(notes)}"))
+    splits, decisions = read_data(source, ReadOptions(classes=tuple(classes or ()), **options))
+    for name, split in splits.items():
+        split.write(_options.output_file(out / f"{name}.json", force=force))
+    print(*map(printable, decisions), sep="\n")
 
 
 @command.command
 @click.argument("file", type=FILE, callback=_options.existing)
-@option("--images", type=EXISTING_FOLDER, help="Folder of the images; also decode them, check their sizes.")
+@option("--images", type=EXISTING_FOLDER, help="Folder of the images, whose sizes are compared.")
 @option("--classes", type=_options.Names(), help="Classes in a config's metainfo: a,b,c or a file.")
-@option(
-    "--config",
-    type=FILE,
-    callback=_options.existing,
-    help="Config with the expected classes, those of its training data.",
-)
-@option("--json", "as_json", is_flag=True, help="Print the complete report as JSON.")
-@option("--fix", type=FILE, metavar="OUT", help="Write a copy without the problems.")
-@option("--force", is_flag=True, help="Let --fix replace FILE itself, or another file.")
-def check(
-    file: Path,
-    images: Path | None,
-    classes: list[str] | None,
-    config: Path | None,
-    as_json: bool,
-    fix: Path | None,
-    force: bool,
-) -> None:
+def check(file: Path, images: Path | None, classes: list[str] | None) -> None:
     """Check the COCO file FILE; exit with status 1 if it has problems.
 
     \b
     examples:
       dcnzoo data check train.json --images images
-      dcnzoo data check train.json --images images --fix fixed.json
     """
-    from dcnzoo.data import check as checking
+    from dcnzoo.data.check import problems_of, read_coco, wrong_with_classes
+    from dcnzoo.data.files import InvalidAnnotation
+    from dcnzoo.utils.findings import Finding
 
-    if config is not None:
-        if classes is not None:
-            raise UserError("--config: not allowed with --classes")
-        classes = _classes_of(config)
-    if fix is not None:
-        _options.output_file(fix, force=force)
-    report = checking.check_coco(file, images, classes, decode=True)
-    if as_json:
-        print(json.dumps(report.as_dict(), indent=2))  # ASCII, for every terminal
-    else:
-        _show(report)
-    if fix is not None:
-        done = checking.fix(report, fix)
-        text = [f"{counted(n, key)} {what}" for key, counts in done.items() for what, n in counts.items()]
-        print(f"written: {fix}: {', '.join(text) or 'nothing to fix'}", file=sys.stderr)
-    elif report.problems:
-        sys.exit(1)
-
-
-@command.command
-@click.argument("file", type=FILE, callback=_options.existing)
-@click.argument("train", type=FILE)
-@click.argument("val", type=FILE)
-@option("--val-ratio", type=float, default=0.2, help="Share of the images in VAL.")
-@option("--seed", type=int, default=0)
-@_options.force
-def split(file: Path, train: Path, val: Path, val_ratio: float, seed: int, force: bool) -> None:
-    """Split the COCO file FILE into TRAIN and VAL.
-
-    Distributes the images at random.
-
-    \b
-    examples:
-      dcnzoo data split fruits.json train.json val.json --val-ratio 0.2
-    """
-    from dcnzoo.data.split import split_coco
-
-    outs = train, val
-    for out, part in zip(outs, split_coco(file, outs, val_ratio, seed, force), strict=True):
-        _show_written(out, part)
-
-
-@command.command
-@click.argument("train", type=FILE, callback=_options.existing)
-@click.argument("val", type=FILE, callback=_options.existing)
-@click.argument("out", type=FILE)
-@option("--images", type=EXISTING_FOLDER, required=True, help="Folder of the images.")
-@option("--val-images", type=EXISTING_FOLDER, help="Folder of VAL's images (default: the same).")
-@option(
-    "--model",
-    type=_options.NAME,
-    metavar="NAME",
-    help="Name in the zoo, or a config file (default: Mask R-CNN with DCNv2, or Faster R-CNN for boxes).",
-)
-@option(
-    "--no-weights",
-    "weights",
-    flag_value=False,
-    default=True,
-    show_default=False,
-    help="Train from scratch, without published weights.",
-)
-@_options.force
-def config(out: Path, force: bool, **options: Any) -> None:
-    """Write a config that trains a model on your data.
-
-    The config OUT inherits from a published model and uses the COCO files TRAIN and VAL.
-
-    \b
-    examples:
-      dcnzoo data config train.json val.json fruits.py --images images
-      dcnzoo train fruits.py --auto-scale-lr
-    """
-    _options.output_file(out, force=force)
-    from dcnzoo.zoo.config_writer import write_config
-
-    base = write_config(out=out, **options)
-    print(f"written: {out}, based on {base}")
-    if options["train"].samefile(options["val"]):
-        print("note: TRAIN is VAL: the validation measures on the pictures of the training", file=sys.stderr)
+    try:
+        content = read_coco(file)
+    except InvalidAnnotation as error:
+        raise UserError(f"{file}: {error}") from None
+    problems = [*problems_of(content, masks=True, images=images)]
+    names = [str(each.get("name")) for each in content.get("categories", ())]
+    if classes and (text := wrong_with_classes(names, classes)):
+        problems.insert(0, Finding("categories", text))
+    print(
+        ", ".join(counted(len(content.get(key, ())), key) for key in ("images", "annotations", "categories"))
+    )
+    print_findings(problems, f"{file}: ")
+    print(counted(len(problems), "problems") if problems else "no problems")
+    sys.exit(bool(problems))
 
 
 @command.command
@@ -286,43 +166,3 @@ def download(
             write_text(unpacked, "\n".join(names))
         if delete:
             archive.unlink()
-
-
-def _show_written(out: Path, content: dict) -> None:
-    objects = counted(len(content["annotations"]), "objects")
-    print(f"written: {out}: {counted(len(content['images']), 'images')}, {objects}")
-
-
-def _classes_of(config: Path) -> list[str]:
-    from dcnzoo.openmmlab.classes import metainfo
-    from dcnzoo.openmmlab.config.errors import config_errors
-    from dcnzoo.openmmlab.runs.recipe import Recipe
-
-    cfg = Recipe.read(config, required=["train_dataloader"]).cfg
-    with config_errors(cfg):
-        return list(metainfo(cfg.train_dataloader.dataset)["classes"])
-
-
-def _show(report: Annotations) -> None:
-    from dcnzoo.data.check import KINDS
-
-    counts = ", ".join(counted(number, key) for key, number in report.counts.items())
-    print(printable(f"{report.file}: {counts}"))
-    if report.per_class:
-        rows = [(cut(printable(name)), str(number)) for name, number in report.per_class.items()]
-        print_columns([("class", "annotations"), *rows], numbers=True)
-    if report.empty_images:
-        print(f"{counted(report.empty_images, 'images')} without an annotation")
-    if report.crowds:
-        whole = " (all of them)" if report.crowds == report.counts["annotations"] else ""
-        print(
-            f"{counted(report.crowds, 'annotations')}{whole} with iscrowd or ignore, which training ignores"
-        )
-    if not report.problems:
-        print("no problems")
-        return
-    numbers = Counter(problem.kind for problem in report.problems)
-    kinds = [(KINDS[kind].text, str(number), KINDS[kind].remedy or "–") for kind, number in numbers.items()]
-    print_columns([("problem", "number", "--fix"), *kinds])
-    print_findings(report.problems, f"{report.file}: ")
-    print(counted(len(report.problems), "problems"))

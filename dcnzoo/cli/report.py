@@ -40,7 +40,6 @@ from dcnzoo.cli._options import option
     metavar="N",
     help="Number of validation images for the confusion matrix and the curves of precision and recall.",
 )
-@_options.moved_data
 @_options.device
 @option(
     "--out",

@@ -29,7 +29,6 @@ from dcnzoo.cli._options import NAME, option
     help="Metric: bbox, segm or proposal; several times for several (default: the config's).",
 )
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
-@_options.moved_data
 @_options.backend
 @_options.force
 @_options.unsafe_load

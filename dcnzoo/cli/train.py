@@ -23,16 +23,6 @@ from dcnzoo.utils.files import require_exists, require_file
 @option("--zero-based", is_flag=True, help="With --data of Pascal VOC: coordinates are edges counted from 0.")
 @option("--clip", is_flag=True, help="With --data: clip objects to their images.")
 @option("--skip-invalid", is_flag=True, help="With --data: leave out invalid objects and images.")
-@option(
-    "--drop-scores", is_flag=True, help="With --data: use predictions, which have scores, as annotations."
-)
-@option("--layout", metavar="NAME", help="With --data: the format that is used of several in the folder.")
-@option(
-    "--leave-out",
-    multiple=True,
-    metavar="PATTERN",
-    help="With --data: leave out files below the folder, such as 'old/*'; several times for several.",
-)
 @option("--dry-run", is_flag=True, help="Check the config and all options, and do not train.")
 @_options.runner
 @option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")

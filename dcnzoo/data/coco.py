@@ -1,190 +1,104 @@
-"""COCO files as tools write them: names of pictures, values in other forms, objects without a box."""
+"""Read COCO files as tools write them."""
 
-import dataclasses
-import functools
-import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dcnzoo.data.annotations import Annotations, positions
-from dcnzoo.data.check import KINDS, check_content, repair
-from dcnzoo.data.conversion import MISSING, relative
-from dcnzoo.data.files import Entries
-from dcnzoo.data.splits import Part, ReadOptions, Tree, parts_by_file
-from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few
-
-
-def find_coco(tree: Tree) -> list[Part]:
-    """Return the parts of a folder with COCO files: one for each file of boxes or masks."""
-
-    def parse(file: Path, pictures: dict[str, Path], options: ReadOptions) -> Annotations:
-        return _read(file, tree.json[file], pictures, options)
-
-    files = {file: content for file, content in tree.json.items() if is_coco(content)}
-    return parts_by_file(tree, {file: names_of(content) for file, content in files.items()}, parse)
+from dcnzoo.data.dataset import Split, turned_box
+from dcnzoo.data.files import InvalidAnnotation
+from dcnzoo.data.tree import Tree
+from dcnzoo.utils.text import short
 
 
 def is_coco(content: Any) -> bool:
     """Whether this is the content of a COCO file with objects, or with none; captions are not objects."""
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(k), list) for k in ("images", "annotations")
+    ):
         return False
-    lists = [content[key] for key in ("images", "annotations")]
-    if (number := sum(isinstance(each, list | Entries) for each in lists)) < 2:
-        return number == 1  # the check explains it
-    first = [each for each in lists[1][:1000] if isinstance(each, dict)]
-    return not lists[1] or not first or any({"bbox", "segmentation"} & each.keys() for each in first)
+    first = content["annotations"][:1]
+    return not first or (isinstance(first[0], dict) and bool({"bbox", "segmentation"} & first[0].keys()))
 
 
-def names_of(content: dict) -> list[str]:
-    """Return the names of a COCO file's images."""
-    return [_name(image) for image in _images(content)]
+def files_of(contents: Mapping[Path, Any]) -> list[Path]:
+    """Return the COCO files; of COCO's own folder, those of instances, not of persons' keypoints."""
+    files = [file for file, content in contents.items() if is_coco(content)]
+    return [file for file in files if file.name.startswith("instances")] or files
 
 
-def _entries(content: dict, key: str) -> Iterator[dict]:
-    """Yield the objects of a list; a value that is no list or object is a problem of the check."""
-    entries = content.get(key)
-    for entry in entries if isinstance(entries, list | Entries) else []:
-        if isinstance(entry, dict):
-            yield entry
+def read_coco(file: Path, content: dict[str, Any], tree: Tree, name: str, split: Split) -> None:
+    """Add the pictures and objects of a COCO file. All ids are new; names of classes are kept."""
+    split.sources.append(file)
+    with split.refusing(file):
+        classes = _classes(content, split)
+        pictures, objects = {}, {}
+        for image in content["images"]:
+            pictures[str(image["id"])] = image  # VIA writes texts in one place and numbers in the other
+            objects[str(image["id"])] = []
+        if len(pictures) < len(content["images"]):
+            raise InvalidAnnotation("images: expected each id once")
+        for number, entry in enumerate(content["annotations"]):
+            with split.refusing(f"{file}: annotations[{number}]"):
+                if str(entry.get("image_id")) not in objects:
+                    raise InvalidAnnotation(
+                        f"image_id: expected that of an image, got {short(entry.get('image_id'))}"
+                    )
+                objects[str(entry["image_id"])].append(entry)
+        for number, image in pictures.items():
+            with split.refusing(f"{file}: image {number}"):
+                stated = image.get("file_name") or "/".join(
+                    str(image.get("coco_url")).split("/")[-2:]
+                )  # LVIS
+                picture = tree.picture(stated, file.parent, name)
+                split.add_picture(picture, (image.get("width"), image.get("height")))
+                for entry in objects[number]:
+                    with split.refusing(f"{file}: annotation {entry.get('id')}"):
+                        _add(entry, classes, split)
 
 
-def _images(content: dict) -> Iterator[dict]:
-    return filter(_name, _entries(content, "images"))
-
-
-def _name(image: dict) -> str:
-    """Return the name of an image; LVIS only has its address."""
-    name = image.get("file_name", "/".join(str(image.get("coco_url", "")).split("/")[-2:]))
-    return name if isinstance(name, str) else ""
-
-
-def _read(file: Path, content: dict, pictures: Mapping[str, Path], options: ReadOptions) -> Annotations:
-    """Check a COCO file; repair what can be repaired without a loss, and what the options allow."""
-    names = names_of(content)
-    if names and not pictures:
-        missing = [Finding(name, "expected its picture, found none", MISSING) for name in names]
-        empty = {**content, "images": [], "annotations": []}
-        return Annotations(file, empty, sources=[file], missing=missing, lost=len(content["annotations"]))
-    folder, new = _relative(pictures)
-
-    for image in _images(content):
-        image["file_name"] = new.get(_name(image), _name(image))
-    repeated = _drop_repeated_categories(content)
-    result, other_forms = check_content(file, content, folder), 0
-    kinds = _repairable(options, missing=len(pictures), names=len(names))
-    if any(problem.kind not in kinds for problem in result.problems):
-        other_forms = sum(_in_usual_form(each) for each in result.edit()["annotations"])
-        if other_forms:
-            result = check_content(file, result.content, folder)
-    left = [
-        dataclasses.replace(problem, subject=f"{file}: {problem.subject}")
-        for problem in result.problems
-        if problem.kind not in kinds and (problem.kind != "empty" or problem.stops)
+def _classes(content: dict[str, Any], split: Split) -> dict[Any, str]:
+    """Return the names by id; add them to the classes, but a group without objects that Roboflow writes."""
+    categories = content.get("categories") or []
+    used = {entry.get("category_id") for entry in content["annotations"]}
+    groups = {each.get("supercategory") for each in categories}
+    kept = [
+        each
+        for each in categories
+        if each["id"] in used or each["name"] not in groups or len(categories) == 1
     ]
-    images = result.content.get("images", [])
-    places = zip(result.problems, result.places, strict=True)
-    gone = [images[place[1]] for problem, place in places if problem.kind == MISSING and place]
-    missing = [
-        Finding(str(image["file_name"]), "expected its picture, found none", MISSING) for image in gone
-    ]
-    rows = positions(images)
-    lost = int(np.isin(result.columns.rows, [rows[image["id"]] for image in gone]).sum()) if gone else 0
-    counts: Counter[str] = Counter()
-    if not left:
-        counts.update(problem.kind for problem in result.problems if problem.remedy)
-    before = result.empty_images
-    if counts:
-        repair(result)
-    result.repaired = [
-        f"{KINDS[kind].text} ({KINDS[kind].remedy}): {number}"
-        for kind, number in counts.items()
-        if kind != MISSING
-    ]
-    result.emptied = max(result.empty_images - before, 0)
-    if repeated:
-        result.repaired.append(f"unused categories with the name of another, left out: {few(repeated)}")
-    if other_forms:
-        result.repaired.append(f"values in another form, such as texts for numbers: {other_forms}")
-    if options.drop_scores and result.columns.scored.any():
-        for entry in result.edit()["annotations"]:
-            entry.pop("score", None)
-    result.is_file &= all(name == old for old, name in new.items())
-    result.folder, result.problems, result.sources = folder, left, [file]
-    result.missing, result.lost = missing, lost
-    return result
-
-
-def _relative(pictures: Mapping[str, Path]) -> tuple[Path, dict[str, str]]:
-    """Return a folder that contains all pictures, and their names in it: the old ones, if possible."""
-    roots = {picture.as_posix().removesuffix(f"/{name}") for name, picture in pictures.items()}
-    if len(roots) == 1 and (root := roots.pop()) not in {each.as_posix() for each in pictures.values()}:
-        return Path(root), {name: name for name in pictures}
-    folder = Path(os.path.commonpath({picture.parent for picture in pictures.values()} or {Path()}))
-    find = functools.partial(relative, folder=folder)
-    return folder, {name: find(picture) for name, picture in pictures.items()}
-
-
-def _repairable(options: ReadOptions, missing: int, names: int) -> set[str]:
-    """Return the kinds of problems that are repaired."""
-    allowed = {"renumbered", "converted", "computed", "turned"}  # keep all that the annotations state
-    if options.clip:
-        allowed.add("clipped")
-    if options.skip_invalid:
-        allowed.add("dropped")
-    # a missing box is computed from the mask; pictures may have been deleted, but not most of them
-    own = {"box-with-mask"}
-    if 2 * missing >= names:
-        own.add(MISSING)
-    return own | {kind for kind in KINDS if KINDS[kind].remedy in allowed}
-
-
-def _drop_repeated_categories(content: dict) -> list[str]:
-    """Leave out unused categories with the name of another, such as a group that Roboflow writes."""
-    left: list[str] = []
-    categories = [*_entries(content, "categories")]
-    numbers = Counter(str(each.get("name")) for each in categories)
-    if max(numbers.values(), default=1) > 1:
-        used = {repr(each.get("category_id")) for each in _entries(content, "annotations")}
-        content["categories"] = [
-            each for each in categories if numbers[str(each.get("name"))] == 1 or repr(each.get("id")) in used
+    if not split.fixed:
+        split.classes += [
+            n for n in dict.fromkeys(str(each["name"]) for each in kept) if n not in split.classes
         ]
-        left = [str(each.get("name")) for each in categories if each not in content["categories"]]
-    return left
+    return {each["id"]: str(each["name"]) for each in categories}
 
 
-def _in_usual_form(entry: Any) -> bool:
-    """Change the values of an annotation that are numbers as texts, or masks in another form."""
-    if not isinstance(entry, dict):
-        return False
-    before = {key: entry.get(key) for key in ("area", "bbox", "iscrowd", "segmentation")}
-    for key in ("area", "iscrowd"):
-        if key in entry:
-            entry[key] = _number(entry[key])
-    for key in ("bbox", "segmentation"):
-        if isinstance(entry.get(key), list):
-            entry[key] = [*map(_number, entry[key])]
-    mask = entry.get("segmentation")
-    if isinstance(mask, list) and mask and all(isinstance(value, int | float) for value in mask):
-        mask = [mask]  # a flat polygon
-    if isinstance(mask, list):
-        mask = [polygon for polygon in mask if polygon != []]
-        boxes = [polygon for polygon in mask if isinstance(polygon, list) and len(polygon) == 4]
-        mask = [] if boxes == mask else mask  # the box again
-    if "segmentation" in entry:
-        entry["segmentation"] = mask or []
-    return before != {key: entry.get(key) for key in before}
+def _add(entry: dict[str, Any], classes: Mapping[Any, str], split: Split) -> None:
+    if "score" in entry:
+        raise InvalidAnnotation("expected an annotation, got a prediction: it has a score")
+    if (name := classes.get(entry.get("category_id"))) is None:
+        raise InvalidAnnotation(
+            f"category_id: expected that of a category, got {short(entry.get('category_id'))}"
+        )
+    try:
+        crowd = int(entry.get("iscrowd") or entry.get("ignore") or 0)
+        mask, box = entry.get("segmentation"), entry.get("bbox")
+        if isinstance(mask, dict):
+            return split.add_mask(name, mask, iscrowd=crowd)
+        if mask and not isinstance(mask[0], list):
+            mask = [mask]
+        polygons = [_points(part) for part in mask or () if len(part) > 4]
+        if polygons:
+            return split.add_polygons(name, polygons, iscrowd=crowd)
+        x, y, width, height = map(float, box)  # type: ignore[arg-type]
+        corners = x, y, x + width, y + height
+        if angle := float((entry.get("attributes") or {}).get("rotation") or 0) % 360:  # CVAT's
+            corners = turned_box(corners, angle, split.size)
+        split.add_box(name, corners, iscrowd=crowd)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidAnnotation(f"expected a box or polygons, got {short(entry)}: {error}") from None
 
 
-def _number(value: Any) -> Any:
-    """Return the number in a text; other values are unchanged."""
-    if isinstance(value, str):
-        try:
-            return int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
-        except ValueError:
-            return value
-    return value
+def _points(values: list) -> list[tuple[float, float]]:
+    numbers = [*map(float, values)]
+    return [*zip(numbers[::2], numbers[1::2], strict=True)]

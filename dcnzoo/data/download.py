@@ -1,6 +1,5 @@
 """Data sets to download: addresses, checksums, and the preparation of small data sets."""
 
-import json
 import shutil
 import tempfile
 import zipfile
@@ -8,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.utils.errors import UserError
 
 HOST = "http://images.cocodataset.org"
@@ -32,31 +32,34 @@ COCO = {
 USUAL = ("annotations", "val2017", "train2017")
 
 
+def _convert(source: Path, out: Path, options: ReadOptions) -> None:
+    from dcnzoo.data.preparation import read_splits
+
+    for name, split in read_splits(source, options)[1].items():
+        split.write(out / f"{name}.json")
+
+
 def _bccd(source: Path, out: Path) -> None:
     """Blood cells, in Pascal VOC's format. Some boxes extend beyond their image or are empty."""
-    from dcnzoo.data.layouts import convert
-    from dcnzoo.data.splits import ReadOptions
-
-    options = ReadOptions(classes=("WBC", "RBC", "Platelets"), clip=True)
-    for split in ("train", "val", "test"):
-        data = convert(source / "BCCD", "Pascal VOC", split, options)
-        data.save(out / f"{split}.json", skip_invalid=True)
-    shutil.copytree(data.folder, out / "images")
+    _convert(
+        source / "BCCD", out, ReadOptions(classes=("WBC", "RBC", "Platelets"), clip=True, skip_invalid=True)
+    )
+    shutil.copytree(source / "BCCD" / "JPEGImages", out / "images")
 
 
 def _fruits_nuts(source: Path, out: Path) -> None:
     """Dates, figs and hazelnuts, in one COCO file. The five images for validation are dcnzoo's choice."""
-    from dcnzoo.data.files import write_json
-    from dcnzoo.data.split import select_images
-
-    content = json.loads((source / "data" / "trainval.json").read_text(encoding="utf-8"))
     validation = {"5.jpg", "7.jpg", "8.jpg", "13.jpg", "15.jpg"}
+    from dcnzoo.data.preparation import read_splits
+
+    (pool,) = read_splits(source / "data" / "trainval.json", ReadOptions())[1].values()
     for split in ("train", "val"):
-        ids = {i["id"] for i in content["images"] if (i["file_name"] in validation) == (split == "val")}
-        write_json(select_images(content, ids), out / f"{split}.json")
+        pool.select([f for f in pool.sizes if (f.name in validation) == (split == "val")]).write(
+            out / f"{split}.json"
+        )
     (out / "images").mkdir()
-    for image in content["images"]:
-        shutil.copy(next((source / "data").rglob(image["file_name"])), out / "images")
+    for file in pool.sizes:
+        shutil.copy(file, out / "images")
 
 
 # Data set → URL of its archive, and a function of two folders: it reads the unpacked archive from the first

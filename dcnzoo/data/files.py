@@ -1,4 +1,4 @@
-"""Text and JSON files of annotations: any encoding, each key once, long lists in parts."""
+"""Text and JSON files of annotations: any encoding, each key once."""
 
 import json
 import math
@@ -8,107 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import msgspec
-import numpy as np
-
-from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import writing
-from dcnzoo.utils.progress import track
+from dcnzoo.utils.files import write_text
 from dcnzoo.utils.text import short
-
-PART = 10_000  # entries of a list that are written at once
-CHUNK = 16_384  # entries that are parsed at once
 
 
 class InvalidAnnotation(Exception):
-    """An invalid object or file; the caller adds the position and converts it to a ``Finding``.
+    """An invalid object or file; the caller adds the position and converts it to a ``Finding``."""
 
-    Attributes:
-        objects: the number of those that are lost with it.
-    """
-
-    def __init__(self, text: str, line: int | None = None, kind: str = "", objects: int = 0) -> None:
+    def __init__(self, text: str, line: int | None = None) -> None:
         super().__init__(text)
-        self.line, self.kind, self.objects = line, kind, objects
-
-
-class Entries:
-    """Objects of a list in JSON, each parsed when it is asked for: a million dictionaries take 2 GB."""
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def texts(self, numbers: slice | np.ndarray) -> list[bytes]:
-        """Return the objects with these numbers as JSON."""
-        raise NotImplementedError
-
-    def __getitem__(self, numbers: slice | np.ndarray) -> list[dict]:
-        return json.loads(b"[" + b",".join(self.texts(numbers)) + b"]")
-
-    def checked(self) -> list[Any]:
-        """Return all objects.
-
-        Raises:
-            InvalidAnnotation: one has a key twice.
-        """
-        return json.loads(b"[" + b",".join(self.texts(slice(None))) + b"]", object_pairs_hook=unique_keys)
-
-    def __iter__(self) -> Iterator[dict]:
-        for start in range(0, len(self), CHUNK):
-            yield from self[start : start + CHUNK]
-
-    def text(self, part: slice) -> str:
-        """Return a part of the list as ``json.dumps`` writes it."""
-        return msgspec.json.format(b"[" + b",".join(self.texts(part)) + b"]", indent=0).decode()
-
-
-class FileEntries(Entries):
-    """Entries by their position in a file.
-
-    Pickles are small, and processes share what the operating system keeps of the file. The file stays open,
-    so that it can be replaced during a training.
-    """
-
-    _descriptor: int | None = None  # also of an object whose file cannot be opened
-
-    def __init__(self, file: Path, starts: np.ndarray, ends: np.ndarray) -> None:
-        self.file, self.starts, self.ends = file, starts, ends  # [N], bytes
-        self._stamp = self._open()
-
-    def _open(self) -> tuple[int, int]:
-        self._descriptor = os.open(self.file, os.O_RDONLY)
-        state = os.fstat(self._descriptor)
-        return state.st_size, state.st_mtime_ns
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def take(self, numbers: np.ndarray) -> "FileEntries":
-        """Return those with these numbers."""
-        return FileEntries(self.file, self.starts[numbers], self.ends[numbers])
-
-    def texts(self, numbers: slice | np.ndarray) -> list[bytes]:
-        starts, ends = self.starts[numbers], self.ends[numbers]
-        if not len(starts):
-            return []
-        first, last = starts.min().item(), ends.max().item()
-        if self._descriptor is None and self._open() != self._stamp:
-            raise UserError(
-                f"{self.file}: expected the file as it was at the start, got one that has changed"
-            )
-        if last - first < 2 * (ends - starts).sum():  # one call for neighbours
-            text = os.pread(self._descriptor, last - first, first)  # type: ignore[arg-type]
-            starts, ends = starts - first, ends - first
-            return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        spans = zip(starts.tolist(), ends.tolist(), strict=True)
-        return [os.pread(self._descriptor, end - start, start) for start, end in spans]  # type: ignore[arg-type]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_descriptor": None}
-
-    def __del__(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+        self.line = line
 
 
 def read_text(file: Path) -> str:
@@ -165,25 +74,8 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
 
 
 def write_json(content: dict, out: str | Path) -> None:
-    """Write a JSON file atomically; long lists in parts, which shows progress and takes little memory."""
-    with writing(out) as file:
-
-        def write(text: str) -> None:
-            file.write(text.encode())
-
-        write("{")
-        for number, (key, value) in enumerate(content.items()):
-            write(f"{', ' if number else ''}{json.dumps(key)}: ")
-            if not isinstance(value, list | Entries):
-                write(json.dumps(value))
-                continue
-            write("[")
-            for start in track(range(0, len(value), PART), f"writing {key}"):
-                part = slice(start, start + PART)
-                text = value.text(part) if isinstance(value, Entries) else json.dumps(value[part])
-                write(f"{', ' if start else ''}{text[1:-1]}")
-            write("]")
-        write("}\n")
+    """Write a JSON file atomically."""
+    write_text(out, json.dumps(content))
 
 
 def finite(text: str, field: str, line: int | None = None) -> float:

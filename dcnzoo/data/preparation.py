@@ -1,253 +1,233 @@
-"""Annotated pictures in any layout: a checked COCO file for each split, and no picture in two."""
+"""Annotated pictures of other tools: one format in a folder, a COCO file for each split.
 
-import itertools
-import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+What is accepted is the table in docs/train_your_data.md; everything else is refused. Each picture and each
+object of the annotation files is used, or is a problem, which stops the command or is counted.
+"""
+
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from dcnzoo.data.annotations import Annotations
-from dcnzoo.data.balance import Boxes, balance
-from dcnzoo.data.copies import (
-    Pictures,
-    copies_between,
-    copies_within,
-    groups_of_copies,
-    read_pictures,
-    stem_of_origin,
-)
-from dcnzoo.data.layouts import Choice
-from dcnzoo.data.split import split_content
-from dcnzoo.data.splits import ReadOptions, Tree, normal, split_of
+from dcnzoo.data import coco, labelme, voc, yolo
+from dcnzoo.data.dataset import ReadOptions, Split
+from dcnzoo.data.files import InvalidAnnotation, read_json
+from dcnzoo.data.tree import Tree, by_split
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.findings import Finding, shown
+from dcnzoo.utils.findings import shown
+from dcnzoo.utils.progress import track, waiting
 from dcnzoo.utils.text import columns, counted, cut, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 _SHOWN = 20  # classes
-_ODD = {  # pictures that are loaded otherwise than one may expect
-    "dark": "use at most 12 of 16 bits and are loaded nearly black; multiply their values by 16",
-    "turned": "are turned by their EXIF orientation, which must be that of their annotations",
-    "several": "have several frames or pages, of which the first one is used",
-}
-_HINTS = {  # what was done about a problem → how to ask for it
-    "clipped": "clip=True cuts objects off at the border",
-    "dropped": "skip_invalid=True leaves out what is invalid",
-    "recomputed": "dcnzoo data check --fix computes boxes from masks",
-}
+ACCEPTED = "data.yaml, COCO's JSON, Pascal VOC's XML or LabelMe's JSON files"
 
 
-def read_splits(
-    data: Path,
-    choice: Choice,
-    options: ReadOptions,
-) -> tuple[dict[str, Annotations], list[str]]:
-    """Read the annotations of all splits, and check what must hold between them.
-
-    A test part without pictures or objects, such as one whose annotations are secret, is left out. Without a
-    validation set, pictures are chosen at random. Pictures inside LabelMe's files are written.
-
-    Returns:
-        The annotations of train, val and perhaps test, with the same categories; a line for each decision.
+def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Split], list[str]]:
+    """Return the format of a folder or file, its splits (train and val, or all; perhaps test), and notes.
 
     Raises:
-        UserError: the annotations have problems, one line each, a picture is in two splits, or pictures or
-            boxes are left out without a reason.
+        UserError: no format or several are found, the annotations have problems, one line each, or a picture
+            is in two splits.
     """
-    splits = {part.split: part.read(options) for part in choice.parts}
-    if "test" in splits and not splits["test"].counts["annotations"]:
-        del splits["test"]
+    yolo.forget()
+    with waiting(f"listing {data}"):
+        tree = Tree(data if data.is_dir() else data.parent)
+    try:
+        kind, read = _reader(data, tree, options)
+        splits, notes = read()
+    except InvalidAnnotation as error:
+        raise UserError(f"{data}: {error}") from None
     if problems := [problem for each in splits.values() for problem in each.problems]:
-        *lines, last = shown(problems)
-        remedies = {problem.remedy for problem in problems} | ({"dropped"} if not problems[0].kind else set())
-        raise UserError(*lines, "; ".join([last, *(_HINTS[key] for key in _HINTS if key in remedies)]))
-    for split, each in splits.items():
-        if each.predicted and not options.drop_scores:
-            got = "predictions, with scores or the mark of a detector"
+        if not options.skip_invalid:
+            *lines, last = shown(problems)
             raise UserError(
-                f"data: {split}: expected annotations, got {got}, of {few(each.predicted, 3)}; "
-                "drop_scores=True uses them as annotations"
+                *lines, f"{last}; skip_invalid=True leaves out what is invalid, clip=True clips objects"
             )
-        if not each.images:
-            raise UserError(
-                f"data: {few(each.sources, 1)}: expected its pictures below the folder, found none of them"
+        notes.append(f"{counted(len(problems), 'problems')} skipped, such as {problems[0]}")
+    if options.zero_based and kind != "Pascal VOC":
+        raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {kind}")
+    if "test" in splits and not splits["test"].objects:
+        del splits["test"]
+        notes.append("test is not used: it has no objects")
+    for name, split in splits.items():
+        if split.crowds == len(split.objects) and (split.objects or name != "val"):
+            got = f"{counted(split.crowds, 'crowds')} or difficult ones" if split.objects else "none"
+            raise UserError(f"data: {name}: expected objects, got {got}")
+        notes += split.notes
+        if split.unlabelled:
+            notes.append(
+                f"{name}: {counted(len(split.unlabelled), 'pictures')} without labels are used as empty ones"
             )
-        if split != "test" and len(each.unlabelled) == len(each.images):
-            raise UserError(
-                f"data: expected labels of the {counted(len(each.images), 'pictures')} of {split}, such as "
-                f"{each.unlabelled[0]}, found no text file beside them or in a folder labels"
-            )
-    account = balance(choice, [*splits.values()], options)
-    if account.errors:
-        raise UserError(*account.errors)
-    for each in splits.values():
-        each.extract()
-    group = _unify([*splits.values()])
-    pictures = {split: read_pictures(part) for split, part in splits.items()}
-    findings = check_parts(splits, pictures)
-    if errors := [f"data: {finding}" for finding in findings if finding.stops]:
-        raise UserError(*errors)
-    repaired = [text for each in splits.values() for text in each.repaired]
-    if options.skip_invalid and (emptied := sum(each.emptied for each in splits.values())):
-        repaired.append(f"pictures that are used without objects, because all theirs are invalid: {emptied}")
-    if inexact := choice.tree.inexact:
-        repaired.append(f"names that differ in capitals or Unicode form: {len(inexact)}")
-    chosen, notes = "", [*choice.tree.notes, *map(str, findings)]
-    if group:
-        notes.append(f"the class {group} has no objects and names the group of the others: it is left out")
-    for kind, what in _ODD.items():
-        if files := [file for each in pictures.values() for file in getattr(each, kind)]:
-            notes.append(f"{counted(len(files), 'pictures')} {what} ({few(files, 2)})")
+    _require_apart(splits)
+    used = {*(p for s in splits.values() for p in s.sizes), *(f for s in splits.values() for f in s.sources)}
+    unused = [file for file in tree.pictures if file not in used]
+    for what, files in (
+        ("pictures without annotations", unused),
+        ("other files", [*{*tree.files} - used - {*unused}]),
+    ):
+        if files:
+            notes.append(f"{what}, not used: {len(files)} ({few(sorted(files), 2)})")
+    return kind, splits, notes
+
+
+def read_data(data: Path, options: ReadOptions) -> tuple[dict[str, Split], list[str]]:
+    """Return :func:`read_splits`, with train and val in any case, and a line for each decision."""
+    kind, splits, notes = read_splits(data, options)
     if pool := splits.pop("all", None):
-        groups, divided = groups_of_copies(pictures["all"])
-        contents = split_content(pool.edit(), VALIDATION, groups=groups)
-        parts = (Annotations(Path(), content, folder=pool.folder) for content in contents)
-        splits = {**dict(zip(("train", "val"), parts, strict=True)), **splits}
-        chosen = f", {VALIDATION:.0%} of the pictures at random (seed 0) for validation"
-        notes += [*divided, *_words_of_no_split(choice.tree, pool)]
-    decisions = [f"data      {data}, {choice.name}"]
-    for split, each in splits.items():
-        decisions.append(f"{split:8}  {_described(each)}{chosen if split == 'val' else ''}")
-    decisions += _table_of_classes(splits)
-    if any(part.split == "test" for part in choice.parts) and "test" not in splits:
-        decisions.append("test      not used: no objects or no pictures of the test set were found")
-    texts = {"left out": account.lines, "repaired": repaired, "note": notes + _notes(splits)}
-    decisions += [f"{name:8}  {text}" for name, lines in texts.items() for text in lines]
-    return splits, decisions
+        splits = {**divide(pool, VALIDATION), **splits}
+        notes.append(f"{VALIDATION:.0%} of the pictures, chosen at random (seed 0), are for validation")
+    decisions = [f"data      {data}, {kind}"]
+    for name, split in splits.items():
+        numbers = f"{counted(len(split.sizes), 'pictures')}, {counted(len(split.objects), 'objects')}"
+        ignored = f", of which training ignores {split.crowds}" if split.crowds else ""
+        empty = len(split.sizes) - len({number for number, *_ in split.objects})
+        decisions.append(f"{name:8}  {numbers}{ignored}, {empty} without objects: {split.folder}")
+    return splits, [*decisions, *_table_of_classes(splits), *(f"note      {note}" for note in notes)]
 
 
-def _words_of_no_split(tree: Tree, pool: Annotations) -> Iterator[str]:
-    """Yield a text if folders of pictures that are divided at random are named like a split."""
-    folders = {picture.parent for picture in pool.pictures} if tree.asked is None else ()
-    names = {name for folder in folders for name in tree.parents(folder / "x")}
-    if named := [name for name in sorted(names) if split_of(name) in ("train", "val")]:
-        yield f"{few(named)} is no split, because no folder beside it names another one"
+Read = Callable[[], tuple[dict[str, Split], list[str]]]
 
 
-def _described(report: Annotations) -> str:
-    crowds = f" and {report.crowds} that training ignores" if report.crowds else ""
-    counts = [
-        counted(report.counts["images"], "pictures"),
-        f"{counted(report.counts['annotations'] - report.crowds, 'objects')}{crowds}",
-        f"{report.empty_images} without objects",
-    ]
-    return f"{', '.join(counts)}: {report.folder}"
+def _reader(data: Path, tree: Tree, options: ReadOptions) -> tuple[str, Read]:
+    """Return the format of a folder or file, and a function that reads it."""
+    classes = [*options.classes]
+
+    def new() -> Split:
+        return Split(classes, bool(options.classes), options.clip)
+
+    def read_yolo(file: Path) -> tuple[dict[str, Split], list[str]]:
+        names, is_described = yolo._names(file), "train" in yolo._keys(file)
+        if is_described:
+            groups = yolo.splits_of(file, tree)
+        else:
+            labelled = {picture.parent for picture in tree.pictures if yolo.label_of(picture)}
+            groups = by_split({p: tree.split_of(p, own=False) for p in tree.pictures if p.parent in labelled})
+        if is_described and "val" not in groups:
+            groups["all"] = groups.pop("train")
+        classes[:] = classes or names
+        splits = {name: new() for name in groups}
+        for name, split in splits.items():
+            split.sources.append(file)
+            yolo.read_yolo(groups[name], names, split)
+        return splits, []
+
+    def read_coco(files: list[Path]) -> tuple[dict[str, Split], list[str]]:
+        groups = (
+            by_split({file: tree.split_of(file, own=True) for file in files})
+            if len(files) > 1
+            else {"all": files}
+        )
+        splits = {name: new() for name in groups}
+        for name, split in splits.items():
+            for file in groups[name]:
+                coco.read_coco(file, contents[file], tree, name, split)
+        return splits, []
+
+    def read_labelme(files: list[Path]) -> tuple[dict[str, Split], list[str]]:
+        groups = by_split({file: tree.split_of(file, own=False) for file in files})
+        splits = {name: new() for name in groups}
+        for name, split in splits.items():
+            labelme.read_labelme(groups[name], contents, tree, name, split)
+        classes.sort()
+        return splits, []
+
+    def read_voc(files: list[Path]) -> tuple[dict[str, Split], list[str]]:
+        groups, notes = voc.splits_of(files, tree)
+        splits = {name: new() for name in groups}
+        for name, split in splits.items():
+            voc.read_voc(groups[name], tree, name, split, options.zero_based)
+        classes.sort()
+        return splits, notes
+
+    files = [data] if data.is_file() else tree.files
+    contents = {
+        file: _json(file) for file in track([f for f in files if f.suffix.lower() == ".json"], "reading")
+    }
+    found: dict[str, tuple[Any, Read]] = {}
+    chosen = data if data.suffix in (".yaml", ".yml", ".data") or data.name in yolo.CLASSES else None
+    names = chosen or (None if data.is_file() else yolo.description(tree) or yolo.names_file(tree))
+    if names:
+        found["YOLO"] = names, lambda: read_yolo(names)
+    if own := coco.files_of(contents):
+        found["COCO"] = own[0], lambda: read_coco(own)
+    if shapes := [file for file, content in contents.items() if labelme.is_labelme(content)]:
+        found["LabelMe"] = shapes[0], lambda: read_labelme(shapes)
+    if xml := [file for file in files if file.suffix.lower() == ".xml" and voc.is_voc(file)]:
+        found["Pascal VOC"] = xml[0], lambda: read_voc(xml)
+    if len(found) > 1:
+        seen = ", ".join(f"{name} ({file})" for name, (file, _) in found.items())
+        raise UserError(f"data: expected one format in {data}, found {seen}: name the file or folder of one")
+    if not found:
+        endings = Counter(file.suffix.lower() or "without ending" for file in files).most_common(5)
+        seen = ", ".join(f"{number} {ending}" for ending, number in endings) or "nothing"
+        raise UserError(f"data: expected {ACCEPTED}, got {data} with {seen}; most tools can export COCO")
+    ((kind, (_, read)),) = found.items()
+    return kind, read
 
 
-def _table_of_classes(splits: Mapping[str, Annotations]) -> list[str]:
+def _json(file: Path) -> Any:
+    try:
+        return read_json(file)
+    except InvalidAnnotation as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _require_apart(splits: Mapping[str, Split]) -> None:
+    """Raise UserError if a picture, or a copy with the same bytes, is in two splits."""
+    sizes: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    for name, split in splits.items():
+        for file in split.sizes:
+            sizes[file.stat().st_size].append((name, file))
+    seen: dict[bytes, tuple[str, Path]] = {}
+    shared = []
+    for same in sizes.values():
+        for name, file in same if len({name for name, _ in same}) > 1 else ():
+            other, first = seen.setdefault(hashlib.sha256(file.read_bytes()).digest(), (name, file))
+            if other != name:
+                shared.append(f"{file} of {name} = {first} of {other}")
+    if shared:
+        raise UserError(
+            f"data: expected no picture in two splits, got {counted(len(shared), 'pictures')}: {few(shared, 2)}"
+        )
+
+
+def divide(pool: Split, share: float, seed: int = 0) -> dict[str, Split]:
+    """Divide pictures at random into train and val; those that Roboflow made of one picture stay together.
+
+    A class with objects in one group only stays in train.
+    """
+    groups: dict[object, list[Path]] = defaultdict(list)
+    for file in pool.sizes:
+        groups[file.name.partition(".rf.")[0] if ".rf." in file.name else file].append(file)
+    classes: dict[Path, set[str]] = defaultdict(set)
+    files = [*pool.sizes]
+    for number, name, _ in pool.objects:
+        classes[files[number - 1]].add(name)
+    own = {key: {name for file in group for name in classes[file]} for key, group in groups.items()}
+    left = Counter(name for names in own.values() for name in names)
+    number, val = max(1, round(share * len(groups))), list[Path]()
+    taken = 0
+    for key in random.Random(seed).sample([*groups], len(groups)):  # nosec B311
+        if taken < number and all(left[name] > 1 for name in own[key]):
+            left.subtract(own[key])
+            val += groups[key]
+            taken += 1
+    chosen = {*val}
+    if not any(classes[file] for file in val) or len(chosen) == len(files):
+        raise UserError("data: expected objects for training and validation: annotate more pictures")
+    return {
+        "train": pool.select([f for f in files if f not in chosen]),
+        "val": pool.select([f for f in files if f in chosen]),
+    }
+
+
+def _table_of_classes(splits: Mapping[str, Split]) -> list[str]:
     """Return lines with the number of objects of each class by split."""
     numbers = {split: each.per_class for split, each in splits.items()}
     names = [*next(iter(numbers.values()))]
-    rows = [(cut(name), *(str(each.get(name, 0)) for each in numbers.values())) for name in names[:_SHOWN]]
+    rows = [(cut(name), *(str(each[name]) for each in numbers.values())) for name in names[:_SHOWN]]
     lines = [f"          {line}" for line in columns([("class", *numbers), *rows], numbers=True)]
-    return lines + (
-        [f"          and {counted(len(names) - _SHOWN, 'classes')} more"] if len(names) > _SHOWN else []
-    )
-
-
-def _notes(splits: Mapping[str, Annotations]) -> list[str]:
-    """Return what may be a mistake in the names of the classes, or between the splits."""
-    train, notes = splits["train"].per_class, []
-    similar = Counter(normal(name.strip()) for name in train)
-    if same := [ascii(name) for name in train if similar[normal(name.strip())] > 1]:
-        notes.append(f"classes whose names differ only in capitals, spaces or Unicode form: {few(same)}")
-    for split, each in splits.items():
-        objects = np.column_stack([each.columns.rows, each.columns.labels, each.columns.boxes])
-        if again := len(objects) - len(np.unique(objects, axis=0)):
-            notes.append(f"objects of {split} with the class and the box of another one: {again}")
-        if only := [name for name, number in each.per_class.items() if number and not train.get(name)]:
-            notes.append(f"classes with objects in {split} and none in train: {few(only)}")
-    (_, first), *others = splits.items()
-    origins = {*map(stem_of_origin, first.pictures)} - {""}
-    for split, each in others:
-        if shared := sum(stem_of_origin(picture) in origins for picture in each.pictures):
-            notes.append(
-                f"{counted(shared, 'pictures')} of {split} are of the origin of ones of train (.rf.)"
-            )
-    return notes
-
-
-def _unify(parts: Sequence[Annotations]) -> str:
-    """Give parts that differ in their categories those of the first one, in its order, with ids from 1.
-
-    Categories that only other parts have follow. A category without objects that contains all others, which
-    Roboflow writes, is left out.
-
-    Returns:
-        The name of that category, or an empty text.
-    """
-    categories = {each["name"]: each for report in parts for each in report.categories}
-    groups = {each.get("supercategory") for each in categories.values()} - {"none", ""}
-    group = str(groups.pop()) if len(groups) == 1 and len(categories) > 1 else ""
-    if group in categories and not any(report.per_class.get(str(group)) for report in parts):
-        del categories[group]
-    else:
-        group = ""
-    if all(report.categories == [*categories.values()] for report in parts):
-        return group
-    ids = {name: number for number, name in enumerate(categories, 1)}
-    for part in parts:
-        names = {each["id"]: each["name"] for each in part.categories}
-        content = part.edit()
-        content["categories"] = [{**each, "id": ids[name]} for name, each in categories.items()]
-        for annotation in content["annotations"]:
-            annotation["category_id"] = ids[names[annotation["category_id"]]]
-    return group
-
-
-def check_parts(
-    splits: Mapping[str, Annotations], pictures: Mapping[str, Pictures] | None = None
-) -> list[Finding]:
-    """Check what must hold in every layout: there are objects to learn, and no picture is in two splits.
-
-    Pictures that are nearly equal do not stop a training.
-
-    Args:
-        pictures: of the splits, if they have been read.
-    """
-    findings = []
-    if pictures is None:
-        pictures = {split: read_pictures(part) for split, part in splits.items()}
-    for split, report in splits.items():
-        objects = report.counts["annotations"]
-        # pictures without any objects can be validated on
-        if objects == report.crowds and (objects or split in ("train", "all")):
-            crowds = f"{counted(objects, 'crowds')} or difficult ones, which training ignores"
-            got = crowds if objects else "none"
-            findings.append(Finding(split, f"expected objects, got {got}", "objects"))
-        if files := report.unlabelled:
-            text = f"{counted(len(files), 'pictures')} without labels are used as empty ones: {few(files, 3)}"
-            findings.append(Finding(split, text, "unlabelled", stops=False))
-    for split, each in pictures.items():
-        if each.unreadable:  # a training leaves out a few
-            text = f"{counted(len(each.unreadable), 'pictures')} cannot be decoded: {few(each.unreadable, 3)}"
-            findings.append(Finding(split, text, "unreadable", stops=split != "train"))
-        if named := _with_other_objects(splits[split], each):
-            text = f"{counted(len(named), 'pictures')} have copies with other objects: {few(named, 3)}"
-            findings.append(Finding(split, text, "contradictory", stops=False))
-    for (split, first), (other, second) in itertools.combinations(pictures.items(), 2):
-        real = {*map(os.path.realpath, first.paths)}
-        equal, similar = copies_between(second, first)
-        text, shared = "also in", [path for path in second.paths if os.path.realpath(path) in real]
-        if not shared:
-            text, shared = "copies of ones of", equal
-        if shared:
-            text = f"{counted(len(shared), 'pictures')} of {other} are {text} {split}: {few(shared, 3)}"
-            findings.append(Finding("", f"{text}; remove them from one of the two", "shared"))
-        elif similar:
-            text = f"{counted(len(similar), 'pictures')} of {other} are nearly equal to ones of {split}"
-            findings.append(Finding("", f"{text}, or mirrored: {few(similar, 2)}", "similar", stops=False))
-    return findings
-
-
-def _with_other_objects(report: Annotations, pictures: Pictures) -> list[Path]:
-    """Return the pictures with objects that their copies do not have."""
-    real = [os.path.realpath(path) for path in pictures.paths]
-    copies = {real[number]: real[first] for number, first in copies_within(pictures)}
-    if not copies:
-        return []
-    boxes, originals = Boxes([report]), {first: copy for copy, first in copies.items()}
-    same = boxes.contain(report, copies) & boxes.contain(report, originals)
-    return [pictures.paths[row] for row in np.unique(report.columns.rows[~same]).tolist()]
+    return lines + [f"          and {len(names) - _SHOWN} more"] * (len(names) > _SHOWN)

@@ -20,8 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dcnzoo.data.conversion import CocoBuilder, polygon_area
-from dcnzoo.data.files import write_json
+from dcnzoo.data.dataset import Split, polygon_area
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.text import few
 
@@ -158,16 +157,16 @@ def _recorded(root: Path) -> dict | None:
 
 
 def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
-    size, coco = (spec.size, spec.size), CocoBuilder(CLASSES, folder=root / split)
+    coco = Split([*CLASSES], fixed=True)
     for index in range(getattr(spec, split)):
         pixels, instances = draw_image(spec, split, index)
         file = root / split / f"{index:05d}.png"
         if not cv2.imwrite(str(file), pixels):
             raise OSError(f"{file}: cannot write the image")
-        coco.add_image(file, size)
+        coco.add_picture(file)
         for instance in instances:
             coco.add_polygons(CLASSES[instance["label"]], [instance["polygon"]])
-    write_json(coco.content(), root / "annotations" / f"{split}.json")
+    coco.write(root / "annotations" / f"{split}.json")
 
 
 def _rotation(rng: np.random.Generator) -> np.ndarray:

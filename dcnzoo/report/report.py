@@ -34,7 +34,6 @@ def write_report(
     out: str | os.PathLike[str] | None = None,
     labels: Sequence[str] | None = None,
     checkpoint: Path | str | None = None,
-    data: str | os.PathLike[str] | None = None,
     images: int = 5,
     evaluated: int = 100,
     device: str = "cpu",
@@ -57,7 +56,6 @@ def write_report(
         out: the file (default: ``report.html`` in the first folder).
         labels: of the folders (default: their names).
         checkpoint: of the first folder (default: the best one if there is one, else the last).
-        data: the folder of the data of the trainings, if it has moved.
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
@@ -80,7 +78,7 @@ def write_report(
     own = mark("report", ", ".join(os.path.relpath(folder, out.parent) for folder in work_dirs))
     out = require_new("report", out, mark=own, force=force, beside=(figures, history))
     with user_errors():
-        runs = [TrainedRun.read(*each, data) for each in zip(work_dirs, names, checkpoints, strict=True)]
+        runs = [TrainedRun.read(*each) for each in zip(work_dirs, names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
     texts = {figures: json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n", history: _history(runs)}

@@ -1,7 +1,6 @@
 """Work directories of trainings, and their metrics."""
 
 import dataclasses
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from mmengine.config import Config
 from dcnzoo.openmmlab.hooks.history import History
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo.own_data import moved_data
 from dcnzoo.zoo.source import resolve
 
 _MAIN_METRICS = 3
@@ -38,12 +36,8 @@ class TrainedRun:
         folder: Path,
         label: str | None = None,
         checkpoint: Path | str | None = None,
-        data: str | os.PathLike[str] | None = None,
     ) -> "TrainedRun":
         """Read the newest config and all logs of a folder; use its best checkpoint unless one is given.
-
-        Args:
-            data: the folder of the training's data, if it has moved.
 
         Raises:
             UserError: the folder or the checkpoint does not exist, or the folder contains no training.
@@ -55,7 +49,7 @@ class TrainedRun:
                 f"model: expected a work directory of dcnzoo train, found no losses in {folder}/*/vis_data"
             )
         file = None if source.weights is None else source.read_weights()
-        cfg = read_config_file(source.config, None if data is None else moved_data(data, folder))
+        cfg = read_config_file(source.config)
         return cls(label or folder.resolve().name, folder, cfg, history, file)
 
     @property

@@ -8,9 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.data.annotations import Annotations
-from dcnzoo.data.check import checked_coco
-from dcnzoo.data.preparation import check_parts
+from dcnzoo.data.dataset import Split
 from dcnzoo.openmmlab.classes import NUMBERS, declared_metainfo, numbers, set_number
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
@@ -23,7 +21,7 @@ from dcnzoo.utils.text import counted
 from dcnzoo.zoo.source import resolve
 
 HEAD = """\
-# Written by `dcnzoo data config`: all settings of {}, with the data.
+# Written by `dcnzoo train --data`: all settings of {}, with the data.
 # Paths are relative to this file.
 """
 BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
@@ -36,48 +34,8 @@ FROZEN = {"frozen_stages": -1, "norm_eval": False, "frozen": False}
 EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
 
 
-def write_config(
-    train: str | Path,
-    val: str | Path,
-    out: str | Path,
-    images: str | Path,
-    val_images: str | Path | None = None,
-    model: str | None = None,
-    weights: bool = True,
-    changes: Mapping[str, object] | None = None,
-) -> str:
-    """Write a config with all settings: those of a published one, and those of the data.
-
-    Args:
-        train, val: COCO files with the same categories and without problems. No picture may be in both,
-            unless they are one file, for a test of how well a detector learns it.
-        out: path of the config.
-        images, val_images: folders that contain the images; ``val_images`` defaults to ``images``.
-        model: a name in the zoo, a config file or a work directory. Default: a Mask R-CNN with DCNv2 if
-            every object has a mask, else a Faster R-CNN with DCNv2.
-        weights: start from the model's published weights. If False, the config loads no weights at all, and
-            no part of the backbone is frozen.
-        changes: other settings, ``{"train_cfg.max_epochs": 24}``.
-
-    Returns:
-        The model.
-
-    Raises:
-        UserError: the data has problems or does not fit the model; the model is not configured for COCO;
-            ``out`` does not end in .py.
-    """
-    splits = {"train": checked_coco(train, images)}
-    classes, folder = tuple(splits["train"].per_class), Path(val_images or images)
-    splits["val"] = checked_coco(val, folder, classes)
-    splits["train"].folder, splits["val"].folder = Path(images), folder
-    findings = [] if os.path.samefile(train, val) else check_parts(splits)
-    if errors := [f"data: {finding}" for finding in findings if finding.stops]:
-        raise UserError(*errors)
-    return write_settings(splits, out, model, weights, changes)[0]
-
-
 def write_settings(
-    sources: Mapping[str, Annotations],
+    sources: Mapping[str, Split],
     out: str | Path,
     model: str | None = None,
     weights: bool = True,
@@ -100,13 +58,13 @@ def write_settings(
 
 
 def settings_of(
-    sources: Mapping[str, Annotations],
+    sources: Mapping[str, Split],
     folder: Path,
     model: str | None = None,
     weights: bool = True,
     changes: Mapping[str, object] | None = None,
 ) -> tuple[str, Config]:
-    """Return the model, and all settings for data that has been checked; see :func:`write_config`.
+    """Return the model, and all settings for data that has been checked; see :func:`write_settings`.
 
     Args:
         sources: the data of ``train``, ``val`` and perhaps ``test``.
@@ -168,7 +126,7 @@ def _data_settings(
     config: Config,
     model: str,
     without: Mapping[Path, int],  # file → number of objects without a mask
-    sources: Mapping[str, Annotations],
+    sources: Mapping[str, Split],
     folder: Path,  # of the config
 ) -> dict[str, object]:
     """Return the settings of the loaders and evaluators."""
@@ -208,7 +166,7 @@ def dataset_of(config: Config, loader: str) -> tuple[list[str], Any]:
     return keys, dataset
 
 
-def _with_data(config: Config, loader: str, source: Annotations, folder: Path) -> dict:
+def _with_data(config: Config, loader: str, source: Split, folder: Path) -> dict:
     keys, dataset = dataset_of(config, loader)
     inner: dict[str, Any] = {
         **EXTRA[dataset.type],

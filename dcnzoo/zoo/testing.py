@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.data.split import select_images
 from dcnzoo.openmmlab.config.tree import datasets
 from dcnzoo.openmmlab.options import TestOptions
 from dcnzoo.openmmlab.runs import execute
@@ -25,7 +24,6 @@ from dcnzoo.utils.formats import EXPORTED
 from dcnzoo.utils.jsonl import append_row, circumstances
 from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.zoo.index import Model
-from dcnzoo.zoo.own_data import moved_data
 from dcnzoo.zoo.source import resolve
 
 FIGURES = ("box AP", "mask AP")  # in metafiles
@@ -37,7 +35,6 @@ def test(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     cfg_options: Mapping[str, object] | None = None,
-    data: str | os.PathLike[str] | None = None,
     force: bool = False,
     **options: Any,
 ) -> dict[str, float]:
@@ -53,7 +50,6 @@ def test(
         checkpoint: a file of weights or of ``dcnzoo export``, or an address (default: the weights of the zoo,
             or the best of the work directory).
         cfg_options: settings to override, ``{"test_dataloader.batch_size": 4}``.
-        data: the folder with the annotated pictures of the training, if it has moved.
         force: replace files that exist. Drawings of the same model are replaced without it.
         options: those of :class:`dcnzoo.openmmlab.options.TestOptions`, such as ``tta=True``.
 
@@ -74,11 +70,6 @@ def test(
             require_new("test", *files, force=force)
         source = resolve(model, checkpoint)
         weights = source.read_weights()
-        if data is not None:
-            if source.work_dir is None or of_test.launcher != "none":
-                got = f"{model}, launcher={of_test.launcher}"
-                raise UserError(f"data: expected a work directory as model, and one process, got {got}")
-            cfg_options = {**moved_data(Path(data), source.work_dir), **(cfg_options or {})}
         recipe = source.recipe(cfg_options, TEST)
         if exported:
             return execute.test(recipe, replace(of_test, exported=weights), None, drawings, force)
@@ -183,8 +174,9 @@ def use_data(
     content = json.loads(annotations.read_text())
     if subset is not None:
         # also selects annotations: other objects would count as missed
-        numbers = sorted(image["id"] for image in content["images"])[:subset]
-        content = select_images(content, set(numbers))
+        numbers = {*sorted(image["id"] for image in content["images"])[:subset]}
+        content["images"] = [image for image in content["images"] if image["id"] in numbers]
+        content["annotations"] = [each for each in content["annotations"] if each["image_id"] in numbers]
         text = json.dumps(content)
         checksum = hashlib.sha256(text.encode()).hexdigest()[:8]
         annotations = folder / f"first-{subset}-images-{checksum}.json"

@@ -17,7 +17,15 @@ from dcnzoo.utils.errors import UserError
 from ..commands import error_of, run
 from ..zoo.conftest import undisturbed  # noqa: F401  a fixture
 from ..zoo.server import Served, serving
-from .test_conversion import voc_file, voc_object
+
+
+def voc_object(name, box):
+    sides = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    return f"<object><name>{name}</name><bndbox>{sides}</bndbox></object>"
+
+
+def voc_file(*objects, name="a.jpg"):
+    return f"<annotation><filename>{name}</filename>{''.join(objects)}</annotation>"
 
 
 def zipped(members, mode=0):

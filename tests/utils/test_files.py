@@ -19,7 +19,7 @@ from filelock import Timeout
 
 import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.data.splits import Tree
+from dcnzoo.data.tree import Tree
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import (
@@ -320,7 +320,6 @@ REFUSED = [
     ["export", DEMO, "--out", "/proc/dcnzoo/model.onnx"],
     ["browse", DEFORMABLE, "--out", "photos/00000.png/x"],
     ["data", "convert", "labelme", "photos", "all.json"],
-    ["data", "split", "coco.json", "all.json", "val.json"],
     ["data", "check", "coco.json", "--fix", "all.json"],
     ["data", "check", "coco.json", "--fix", "coco.json"],
     ["data", "config", "coco.json", "coco.json", "page.html", "--images", "photos"],

@@ -13,7 +13,9 @@ from dcnzoo.openmmlab.config.check import dicts
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
-from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_config
+from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.preparation import read_splits
+from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_settings
 
 from ..commands import error_of, run
 from ..demo import DEFORMABLE
@@ -46,6 +48,14 @@ def coco(tmp_path):
         return tmp_path / name
 
     return write
+
+
+def write_config(train, val, out, images, val_images=None, **options):
+    splits = {}
+    for name, file in (("train", train), ("val", val)):
+        (splits[name],) = read_splits(Path(file), ReadOptions())[1].values()
+        splits[name].file = Path(file)
+    return write_settings(splits, out, **options)[0]
 
 
 def heads(config):
@@ -230,23 +240,6 @@ def test_heads_with_other_classes_than_the_base(tmp_path, coco):
     with pytest.raises(UserError, match=r"out\.py: model\.roi_head\.mask_head\.num_classes: expected 2.* 5$"):
         coco_of_two = coco(lambda c: (c["categories"].pop(), c["annotations"].pop()))
         write_config(coco_of_two, coco_of_two, tmp_path / "out.py", tmp_path, model=str(tmp_path / "base.py"))
-
-
-def test_a_picture_in_both_files(tmp_path, coco):
-    """Refused by its name or content; one file for both is a choice."""
-
-    def second(content):
-        content["images"] = content["images"][1:2]
-        content["annotations"] = content["annotations"][1:2]
-
-    with pytest.raises(UserError, match=r"^data: 1 picture of val .*2\.png"):
-        write_config(coco(), coco(second, "val.json"), tmp_path / "out.py", tmp_path)
-    (tmp_path / "val").mkdir()
-    Image.new("RGB", (64, 48)).save(tmp_path / "val" / "2.png")
-    with pytest.raises(UserError, match=r"^data: 1 picture of val .*cop"):
-        write_config(coco(), tmp_path / "val.json", tmp_path / "out.py", tmp_path, tmp_path / "val")
-    Image.new("RGB", (64, 48), "red").save(tmp_path / "val" / "2.png")
-    write_config(coco(), tmp_path / "val.json", tmp_path / "out.py", tmp_path, tmp_path / "val")
 
 
 def test_an_edited_config_is_not_overwritten(tmp_path, coco):

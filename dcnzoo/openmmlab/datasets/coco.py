@@ -10,11 +10,9 @@ import functools
 import io
 import logging
 import os
-from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import coco
 from mmdet.datasets.api_wrappers import COCO
@@ -25,27 +23,22 @@ from mmengine.fileio import get_local_path, load
 from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.data.annotations import Annotations
-from dcnzoo.data.check import KINDS, as_error, check_coco, wrong_with_classes
-from dcnzoo.data.files import FileEntries
+from dcnzoo.data.check import problems_of, read_coco, wrong_with_classes
+from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.memory import return_memory
 from dcnzoo.utils.text import few, short
 
 
 class CheckedCOCO(COCO):
-    """MMDetection's ``COCO`` for a file that :func:`~dcnzoo.data.check.check_coco` has checked.
-
-    Warns about annotations that MMDetection skips and about other problems of the file.
+    """MMDetection's ``COCO`` with a check of the file: an error stops, other problems are one warning.
 
     Args:
         annotation_file: JSON in UTF-8 or UTF-16, with or without a byte order mark.
-        masks: the masks are used. Otherwise, problems with masks are only warnings.
+        masks: the masks are used. Otherwise, problems with masks are ignored.
         compared: pycocotools compares the masks, so every annotation must have one.
-        quiet: no warnings.
-        report: of the file, if it is known.
+        quiet: no warning.
 
     Raises:
         UserError: the file does not exist or has a problem that makes training impossible; or its
@@ -53,25 +46,29 @@ class CheckedCOCO(COCO):
     """
 
     def __init__(
-        self,
-        annotation_file: str,
-        masks: bool = False,
-        compared: bool = False,
-        quiet: bool = False,
-        report: Annotations | None = None,
+        self, annotation_file: str, masks: bool = False, compared: bool = False, quiet: bool = False
     ) -> None:
         self.file = annotation_file
         if not os.path.isfile(annotation_file):
             raise UserError(f"ann_file: expected a file, found none at {annotation_file}")
         super().__init__()
-        report = report or check_coco(annotation_file)
-        _require_usable(report, masks)
-        self.dataset = report.edit()
+        try:
+            self.dataset = read_coco(annotation_file)
+        except InvalidAnnotation as error:
+            raise UserError(f"{annotation_file}: {error}") from None
         annotations = self.dataset["annotations"]
+        problems = [*problems_of(self.dataset, masks and not compared)]
+        if stops := [problem for problem in problems if problem.stops and (annotations or problem.text)]:
+            more = (
+                f" and {len(stops) - 1} more: `dcnzoo data check {self.file}` lists them" if stops[1:] else ""
+            )
+            raise UserError(f"{self.file}: {stops[0]}{more}")
         if compared:
             self._require_masks()
-        if not quiet:
-            _warn(report)
+        if problems and not quiet:
+            _log(
+                f"{self.file}: {len(problems)} of {len(annotations)} annotations are skipped, the first: {problems[0]}"
+            )
         for annotation in annotations:
             annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation requires it
         replace_id_0(annotations)
@@ -95,38 +92,9 @@ class CheckedCOCO(COCO):
         return super().get_cat_ids(cat_names, *args, **kwargs)
 
 
-def _require_usable(report: Annotations, masks: bool) -> None:
-    stops = [p for p in report.problems if p.stops and (masks or not KINDS[p.kind].of_masks)]
-    if stops:
-        raise as_error(report, stops)
-
-
 def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) -> None:
     if classes and (problem := wrong_with_classes(names, classes)):
         raise UserError(f"{file}: categories: {problem}, as in metainfo")
-
-
-def _warn(report: Annotations) -> np.ndarray:  # [N], bool
-    """Warn about annotations that MMDetection skips, and about other problems; return those it uses."""
-    columns, lines, gone = report.columns, [], set()
-    used = np.ones(len(columns.ids), bool)
-    for reason, wrong in columns.unusable(report.images).items():
-        if ids := columns.ids[used & wrong].tolist():
-            text = f"{len(ids)} of {len(used)} annotations are skipped: {reason}: ids {few(ids)}"
-            lines.append(f"{report.file}: {text}")
-            gone |= {f"annotation {number}" for number in ids}
-        used &= ~wrong
-    others = [p for p in report.problems if p.subject not in gone and p.kind != "empty"]
-    if others:
-        counts = Counter(problem.kind for problem in others)
-        lines.append(
-            f"{report.file}: {others[0]}; used anyway, with "
-            f"{len(others) - 1} other entries with problems ({', '.join(counts)}), which "
-            f"`dcnzoo data check {report.file}` lists"
-        )
-    for line in lines:
-        _log(line)
-    return used
 
 
 def _log(text: str, level: int = logging.WARNING) -> None:
@@ -204,28 +172,19 @@ class CocoDataset(coco.CocoDataset):
     """
 
     COCOAPI: Any = CheckedCOCO  # or a partial of it
-    _entries: Any = None  # the annotations, in the order of the images, if they are parsed when asked for
     _masks = False  # whether the pipeline loads masks
-
-    def full_init(self) -> None:
-        """Read and filter the file."""
-        super().full_init()
-        if self._entries is not None:
-            return_memory()  # of the file's text, in each process of a training
 
     def load_data_list(self) -> list[dict[str, Any]]:
         self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
-        images = self._load_columns()
-        if images is None:
-            if self.COCOAPI is CheckedCOCO:
-                self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks)
-            images = super().load_data_list()
-            self.__dict__.pop("COCOAPI", None)  # with the annotations
-            objects = (each for image in images for each in image["instances"] if not each["ignore_flag"])
-            self._warn_without_objects({each["bbox_label"] for each in objects})
-            if self._masks:
-                self._warn_without_mask(*map(sum, zip(*map(_ignore_without_mask, images), strict=True)))
-        first = images[0].get("img_path") or self.parse_data_info(_raw(images[0], []))["img_path"]
+        if self.COCOAPI is CheckedCOCO:
+            self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks)
+        images = super().load_data_list()
+        self.__dict__.pop("COCOAPI", None)  # with the annotations
+        objects = (each for image in images for each in image["instances"] if not each["ignore_flag"])
+        self._warn_without_objects({each["bbox_label"] for each in objects})
+        if self._masks:
+            self._warn_without_mask(*map(sum, zip(*map(_ignore_without_mask, images), strict=True)))
+        first = images[0]["img_path"]
         is_local = "://" not in first and self.backend_args is None and _loads_files(self.pipeline.transforms)
         if is_local and not os.path.isfile(first):
             raise UserError(
@@ -234,63 +193,9 @@ class CocoDataset(coco.CocoDataset):
             )
         return images
 
-    def _load_columns(self) -> list[dict[str, Any]] | None:
-        """Return the images of a large file, whose annotations are parsed when they are asked for.
-
-        None: the file is small or unusual; or a subclass or a setting needs the parsed annotations.
-        """
-        methods = (getattr(type(self), name) for name in ("load_data_list", "parse_data_info", "filter_data"))
-        changed = any(method.__module__ not in (__name__, coco.__name__) for method in methods)
-        if changed or self.COCOAPI is not CheckedCOCO or not self.serialize_data:
-            return None
-        if (self.proposal_file, self.backend_args) != (None, None):
-            return None
-        if not os.path.isfile(self.ann_file):
-            return None
-        report = check_coco(self.ann_file)
-        entries = report.content.get("annotations")
-        if not isinstance(entries, FileEntries):
-            self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks, report=report)
-            return None
-        _require_usable(report, self._masks)
-        columns = report.columns
-        classes, categories, pictures = self.metainfo["classes"], report.categories, report.images
-        _require_classes(self.ann_file, [each["name"] for each in categories], classes)
-        chosen = [n for n, each in enumerate(categories) if not classes or each["name"] in classes]
-        self.cat_ids = [categories[position]["id"] for position in chosen]
-        self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
-        ids = np.array([image["id"] for image in pictures])
-        rows, known = columns.rows, columns.rows >= 0
-        of_category = ((categories[n]["id"], known & (columns.labels == n)) for n in chosen)
-        self.cat_img_map = {number: ids[np.unique(rows[own])] for number, own in of_category}
-        used = _warn(report)
-        if self._masks:
-            used &= ~columns.ignored & np.isin(columns.labels, chosen)
-            self._warn_without_mask(int((used & ~columns.has_mask).sum()), int(used.sum()))
-        labels = {*columns.labels[known & ~columns.ignored & ~columns.crowd].tolist()}
-        self._warn_without_objects({label for label, position in enumerate(chosen) if position in labels})
-        order = np.argsort(rows, kind="stable")[np.count_nonzero(~known) :]
-        ends = np.cumsum(np.bincount(rows[known], minlength=len(ids))).tolist()
-        self._entries = entries.take(order)
-        spans = zip([0, *ends], ends, strict=False)
-        return [
-            {key: image[key] for key in ("file_name", "width", "height")}
-            | {"img_id": image["id"], "span": span}
-            for image, span in zip(pictures, spans, strict=True)
-        ]
-
     def _copy_without_annotation(self, memo: dict[str, Any] | None = None) -> "CocoDataset":
         """Copy with a new ``memo``. mmengine's default keeps entries of deleted objects, whose ids recur."""
         return super()._copy_without_annotation({} if memo is None else memo)
-
-    def get_data_info(self, idx: int) -> dict[str, Any]:
-        info = super().get_data_info(idx)
-        if self._entries is None:
-            return info
-        parsed = self.parse_data_info(_raw(info, self._entries[slice(*info["span"])]))
-        if self._masks:
-            _ignore_without_mask(parsed)
-        return {**parsed, "sample_idx": info["sample_idx"]}
 
     def _warn_without_mask(self, without: int, total: int) -> None:
         if without:
@@ -328,11 +233,6 @@ def _loads_files(transforms: Sequence[Any]) -> bool:
         return True
     usual = getattr(type(loader), "transform", None) is LoadImageFromFile.transform
     return usual and loader.backend_args is loader.file_client_args is None
-
-
-def _raw(image: dict[str, Any], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what MMDetection parses."""
-    return {"raw_img_info": image, "raw_ann_info": annotations}
 
 
 def _ignore_without_mask(image: dict[str, Any]) -> tuple[int, int]:
