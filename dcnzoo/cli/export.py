@@ -9,8 +9,7 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import NAME, option
 from dcnzoo.cli._terminal import print_findings
 
-FORMS = click.Choice(["auto", "native", "gathernd", "gridsample"])
-RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml", "mnn", "litert", "tract"])
+FORMS = click.Choice(["auto", "native", "gathernd"])
 
 
 @click.command(cls=_options.Command)
@@ -20,14 +19,13 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml", "mnn",
     *("--out", "--output-file", "path"),
     type=_options.FileName(*_options.EXPORTED),
     metavar="FILE",
-    help="Output file (default: the name of the model and .onnx). Its ending determines the format. .onnx; "
-    ".xml: also a .bin file, for OpenVINO without dcnzoo; .pt2: a package compiled by AOTInductor, for "
-    "Python or C++ with torch.",
+    help="Output file (default: the name of the model and .onnx). .xml: also a .bin file, for OpenVINO "
+    "without dcnzoo.",
 )
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
 @option("--opset-version", type=_options.IntRange(18, 23), default=19)
-@option("--verify", is_flag=True, help="Compare with PyTorch; exit with status 1 if results differ.")
+@option("--verify/--no-verify", default=True, help="Compare with PyTorch; exit with status 1 if results differ.")
 @option("--show", is_flag=True, help="Draw the detections of PyTorch and of the file to a PNG.")
 @option(
     "--test-img", "--input-img", type=NAME, metavar="IMAGE", help="For --verify, --show (default: generated)."
@@ -37,27 +35,23 @@ RUNTIMES = click.Choice(["onnxruntime", "openvino", "tensorrt", "coreml", "mnn",
 @option("--int8", type=NAME, metavar="DATA", help="Quantise to int8 for images of a folder or a COCO file.")
 @_options.num_images(100, "Number of images for --int8.")
 @option("--skip-postprocess", "raw_outputs", is_flag=True, help="Export a single-stage head's raw outputs.")
-@option("--deform-conv", type=FORMS, help="Form of deformable convolution (default: that of the runtime).")
+@option("--deform-conv", type=FORMS, default="auto", help="Form of deformable convolution.")
 @option(
     "--img-shape",
     type=click.Choice(["optional", "required", "none"]),
     default="optional",
     help="Input for the sizes of padded pictures: onnxruntime-web needs required; none: never padded.",
 )
-@option("--for", "runtime", type=RUNTIMES, help="Runtime of the file; its known problems are listed.")
-@option("--check", is_flag=True, help="Only list the known problems of MODEL, an ONNX file.")
-@option("--strict", is_flag=True, help="With --check: exit with status 1 if there are any.")
 @_options.force
 @_options.unsafe_load
 @_options.allow_partial
 @_options.cfg_options
 def command(
     model: str, checkpoint: str | None, path: Path | None, verify: bool, show: bool,
-    test_img: str | None, fp16: bool, int8: str | None, num_images: int, runtime: str | None, check: bool,
-    strict: bool,
+    test_img: str | None, fp16: bool, int8: str | None, num_images: int,
     img_shape: str, cfg_options: dict, unsafe_load: bool, allow_partial: bool, force: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Export a detector to ONNX, OpenVINO or AOTInductor.
+    """Export a detector to ONNX or OpenVINO.
 
     MODEL is a name in the zoo (dcnzoo zoo list), a config with CHECKPOINT or a work directory.
 
@@ -65,30 +59,14 @@ def command(
     examples:
       dcnzoo export CONFIG CHECKPOINT --out model.onnx --verify --test-img IMAGE
       dcnzoo export work_dirs/fruits --out model.onnx --int8 data/coco/val2017
-      dcnzoo export work_dirs/fruits --out model.pt2 --shape 800 1216
-      dcnzoo export --check model.onnx --for tensorrt
+      dcnzoo export work_dirs/fruits --out model.xml --shape 800 1216
     """
     import dcnzoo
-    from dcnzoo.export import known_problems
-
-    if check:
-        allowed = ("model", "runtime", "check", "strict")
-        others = (param.name for param in click.get_current_context().command.params)
-        _options.refuse("--check", *(name for name in others if name not in allowed))
-        problems = known_problems.check(model, *filter(None, [runtime]))
-        print_findings(problems)
-        if not problems:
-            print(f"{model}: no known problems in {runtime or 'any runtime'}")
-        if strict and problems:
-            click.get_current_context().exit(1)
-        return
     from dcnzoo.export.options import ExportOptions, Int8
     from dcnzoo.utils.marks import model_name
 
     if path is None:
         path = Path(f"{Path(model).stem if Path(model).is_file() else Path(model).resolve().name}.onnx")
-    if path.suffix == ".pt2":
-        _options.refuse("a .pt2 file", "fp16", "int8")
     if int8:
         _options.refuse("--int8", "fp16")
     else:
@@ -97,7 +75,7 @@ def command(
         _options.refuse("neither --verify nor --show", "test_img")
     options |= {"precision": Int8(int8, num_images) if int8 else "float16" if fp16 else "float32"}
     options |= {"img_shape": None if img_shape == "none" else img_shape}
-    options |= {"verify": verify and (test_img or True), "runtime": runtime or "onnxruntime"}
+    options |= {"verify": verify and not (int8 or fp16) and (test_img or True)}
     checked = ExportOptions(path, **options)  # before the model is loaded
     checked.require_new(model_name(model, checkpoint), force, drawn=show)
     loading: dict[str, Any] = {

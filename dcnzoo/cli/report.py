@@ -58,10 +58,8 @@ def command(
 ) -> None:
     """Write an HTML report of one or several trainings.
 
-    The self-contained file shows results, learning curves, AP, recall and F1 of each class, a confusion
-    matrix, the pictures with the most mistakes, detections next to the ground truth, sampling points of the
-    deformable layers, the configuration and the environment. report.json beside it has the figures,
-    report.csv the history.
+    The self-contained file shows results, learning curves, AP of each class, a confusion matrix, detections
+    next to the ground truth and sampling points of the deformable layers.
     dcnzoo train --report writes it after a training.
 
     \b

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,46 +135,6 @@ class Detections:
         table.insert(0, "path", self.path)
         return table
 
-    def to_row(self) -> dict[str, Any]:
-        """Return a dictionary of plain numbers and texts, for a file of results; see :meth:`from_row`.
-
-        Masks are texts in COCO's run-length encoding, and require pycocotools.
-        """
-        size = (None, None) if self.image is None else self.image.shape[:2]
-        if self.image is None and self.crops is not None:
-            size = Crops.of(self.crops).size
-        row = {"path": self.path, "width": size[1], "height": size[0], "boxes": self.boxes.tolist()}
-        row |= {"scores": self.scores.tolist(), "labels": self.labels.tolist(), "names": self.names}
-        if self.crops is not None:
-            from pycocotools.mask import encode
-
-            masks = (np.asfortranarray(self.crops[i], dtype=np.uint8) for i in range(len(self)))
-            row["masks"] = [encode(mask)["counts"].decode() for mask in masks]
-        return row
-
-    @classmethod
-    def from_row(cls, row: Mapping, classes: Sequence[str] = ()) -> Detections:
-        """Return the objects of a row of ``dcnzoo infer --format``, also as pandas reads it.
-
-        Args:
-            classes: all names that the detector has, of ``results.json``.
-
-        Raises:
-            ValueError: the picture of the row could not be decoded.
-        """
-        if isinstance(row.get("error"), str):  # pandas reads NaN for none
-            raise ValueError(f"{row['path']}: expected detections, got an error: {row['error']}")
-        boxes = np.array([*map(np.asarray, row["boxes"])], np.float32).reshape(-1, 4)
-        masks, texts = None, row.get("masks")
-        if not (texts is None or isinstance(texts, float)):
-            from pycocotools.mask import decode
-
-            size = [int(row["height"]), int(row["width"])]
-            parts = [decode({"size": size, "counts": text.encode()}) for text in texts]
-            masks = Crops.of(np.array(parts, bool).reshape(-1, *size))
-        scores, labels = np.array(row["scores"], np.float32), np.array(row["labels"], np.int64)
-        return cls(boxes, scores, labels, masks, tuple(classes), path=row["path"])
-
     def to_coco(
         self, content: dict[str, Any] | None = None, *, folder: str | os.PathLike[str] | None = None
     ) -> dict[str, Any]:
@@ -185,15 +145,13 @@ class Detections:
         Args:
             folder: of the pictures: file names are relative to it (default: as they were given).
         """
-        from dcnzoo.detect.views import coco_categories, coco_entries
+        from dcnzoo.detect.coco import coco_categories, coco_entries
 
         if content is None:
             content = {"info": info(self.mark), "images": [], "categories": coco_categories(self.classes)}
             content["annotations"] = []
-        row = self.to_row()
-        if folder is not None:
-            row["path"] = Path(os.path.relpath(self.path, folder)).as_posix()
-        image, annotations = coco_entries(row, len(content["images"]), len(content["annotations"]))
+        name = self.path if folder is None else Path(os.path.relpath(self.path, folder)).as_posix()
+        image, annotations = coco_entries(self, name, len(content["images"]), len(content["annotations"]))
         content["images"].append(image)
         content["annotations"] += annotations
         return content

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dcnzoo.detect.pictures import DownloadFailure, read
+from dcnzoo.detect.pictures import read
 from dcnzoo.detect.video import frames, head_of
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import require_file
@@ -36,14 +36,9 @@ class Skipped(str):
 
     Attributes:
         path: of the image.
-        is_opened: its content was read, and is no picture that fits. Others may be opened later.
     """
 
     path: str
-    is_opened: bool
-
-    def to_row(self) -> dict[str, Any]:
-        return {"path": self.path, "error": str(self)}
 
 
 def named(images: Iterable[Any], bgr: bool) -> Iterator[tuple[str, Any]]:
@@ -75,7 +70,7 @@ def skipping(skipped: list[Skipped] | None, path: str) -> Iterator[None]:
         if skipped is None or isinstance(error, ModelError):
             raise
         skipped.append(Skipped(one_line(error)))
-        skipped[-1].path, skipped[-1].is_opened = path, not isinstance(error, OSError | DownloadFailure)
+        skipped[-1].path = path
         print(f"skipped: {skipped[-1]}", file=sys.stderr)
 
 

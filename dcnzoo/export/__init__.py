@@ -1,4 +1,4 @@
-"""Write files of modules: ONNX, OpenVINO, AOTInductor.
+"""Write files of modules: ONNX, OpenVINO.
 
 Requires ``pip install "./dcnzoo[onnx]"``. :mod:`dcnzoo.detect` runs the files; its :class:`Detections` and
 :class:`Detector`, the detector of a file, are also here. Nothing is imported before it is used.
@@ -11,12 +11,7 @@ _HOME = {
     "Detector": "detect.exported.ExportedDetector",
     "ExportResult": "export.options.ExportResult",
     "Int8": "export.options.Int8",
-    "decompositions": "export.aten.decompositions",
     "export_onnx": "export.onnx.export_onnx",
-    "export_pt2": "export.aotinductor.export_pt2",
-    "for_pnnx": "export.pnnx.for_pnnx",
-    "register_deform_conv2d_onnx_op": "export.registration.register_deform_conv2d_onnx_op",
-    "register_onnx_ops": "export.registration.register_onnx_ops",
     "translation_table": "export.registration.translation_table",
 }
 __all__ = list(_HOME)

@@ -2,8 +2,7 @@
 
 The number of boxes after NMS, and of RoIs per level of a pyramid, depends on the data, which cannot be
 traced. The operators here have outputs of a fixed size, and ONNX graphs of standard operators; unused
-boxes have a negative score. For AOTInductor, which supports sizes that depend on the data, ``TRACEABLE``
-has the same operators as functions.
+boxes have a negative score.
 """
 
 import math
@@ -14,12 +13,11 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.export.graph import FLOAT, UINT8, Graph, Value
+from dcnzoo.export.graph import FLOAT, Graph, Value
 from dcnzoo.export.operators.roi_align import align
 from dcnzoo.export.vmap import row_by_row
 from dcnzoo.ops._transforms import fold, unfold
 
-TINY = 1e-12  # avoids division by zero; smaller than the area of any box
 TILE, TILES = 128, 16  # pixels of a tile's sides, tiles of each axis; the last ones are larger
 ABSENT = -1.0  # the score of an unused box; real scores are at least zero
 
@@ -84,7 +82,7 @@ def _first_boxes(
     return torch.where(there[..., None], dets, 0), labels, index
 
 
-# An operator, so that the exporter to ONNX can replace it; export_pt2 traces the function instead.
+# An operator, so that the exporter to ONNX can replace it.
 select_boxes = torch.library.custom_op("dcnzoo::_select_boxes", _select_boxes, mutates_args=())
 
 
@@ -112,60 +110,6 @@ def select_boxes_graph(
     return g.Equal(marked, g.integer(1))
 
 
-def _soft_keep_boxes(
-    boxes: Tensor,  # [N, M, 4]
-    scores: Tensor,  # [N, M]
-    labels: Tensor,  # [N, M]
-    iou_threshold: float,
-    max_boxes: int,
-    method: str,
-    sigma: float,
-    min_score: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
-    """Like :func:`keep_boxes`, but by soft-NMS (Bodla et al. 2017), class by class.
-
-    Takes the best box ``max_boxes`` times and lowers the scores of the boxes that it overlaps: with
-    ``"gaussian"`` all by ``exp(-iou² / sigma)``; with an overlap of at least ``iou_threshold``, by ``1 -
-    iou`` for ``"linear"`` and to zero for ``"naive"``. Boxes with a score below ``min_score`` are dropped.
-    """
-
-    # the loop's state: current scores, and scores at the time when a box was taken
-    def step(
-        left: Tensor, taken: Tensor, least: Tensor, boxes: Tensor, area: Tensor, labels: Tensor
-    ) -> list[Tensor]:
-        best, index = left.max(1, keepdim=True)
-        this = torch.arange(left.shape[1], device=index.device) == index
-        taken = torch.where(this, torch.maximum(best, taken), taken)  # keeps its score if no box is left
-        box = take(boxes, index)  # [N, 1, 4]
-        low, high = torch.maximum(box[..., :2], boxes[..., :2]), torch.minimum(box[..., 2:], boxes[..., 2:])
-        overlap = (high - low).clamp(min=0).prod(-1)
-        iou = overlap / (area.gather(1, index) + area - overlap).clamp(min=TINY)
-        if method == "gaussian":
-            factor = torch.exp(-iou.square() / sigma)
-        else:
-            factor = torch.where(iou >= iou_threshold, 0 if method == "naive" else 1 - iou, 1)
-        left = torch.where(labels.gather(1, index) == labels, left * factor, left)
-        return [torch.where(this | (left < least), ABSENT, left), taken]
-
-    scores = scores.contiguous()
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    # without an input that the step reads, OpenVINO takes one step
-    states, turns = [scores, torch.full_like(scores, ABSENT)], [scores.new_full((max_boxes,), min_score)]
-    _, taken = torch.ops.higher_order.scan(step, states, turns, (boxes, area, labels))
-    return _first_boxes(boxes, taken, labels, max_boxes, taken)
-
-
-# An operator, because torch's vmap rule for scan turns the number of images into a constant.
-soft_keep_boxes = torch.library.custom_op("dcnzoo::_soft_keep_boxes", _soft_keep_boxes, mutates_args=())
-soft_keep_boxes.register_vmap(row_by_row(soft_keep_boxes, 3))
-
-
-@soft_keep_boxes.register_fake
-def _(boxes, scores, labels, iou_threshold, max_boxes, *settings):
-    batch = boxes.shape[0]
-    return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
-
-
 def sort_graph(
     g: Graph, values: Value, stable: bool, dim: int = -1, descending: bool = False
 ) -> tuple[Value, Value]:
@@ -181,17 +125,6 @@ def transpose_graph(g: Graph, value: Value) -> Value:
 def all_true_graph(g: Graph, values: Value) -> Value:
     """``aten._is_all_true``, which torch's exporter lacks."""
     return g.Cast(g.ReduceMin(g.Cast(values, to=6), keepdims=0), to=9)  # int32, bool
-
-
-def running_max(values: Tensor, axis: int) -> Tensor:
-    """The values of ``torch.cummax``, for which torch's exporter has no translation."""
-
-    def step(largest: Tensor, row: Tensor) -> list[Tensor]:
-        largest = torch.maximum(largest, row)
-        return [largest, largest.clone()]
-
-    rows = values.movedim(axis, 0).contiguous()
-    return torch.ops.higher_order.scan(step, [rows[0]], [rows], ())[1].movedim(0, axis)
 
 
 def _roi_align_pyramid(
@@ -234,72 +167,6 @@ def _(info, dims, levels, rois, *settings):
     image = rois[..., :1] + images * torch.arange(size, device=rois.device)[:, None, None]
     rois = torch.cat([image, rois[..., 1:]], -1).flatten(0, 1)
     return unfold(roi_align_pyramid(levels, rois, *settings), size, 0), 0
-
-
-def _paste_masks(
-    masks: Tensor,  # [K, h, w], probabilities
-    boxes: Tensor,  # [K, 4]
-    there: Tensor,  # [K], bool
-    height: int,
-    width: int,
-) -> Tensor:  # [K, height, width], uint8
-    """Paste masks into the image by bilinear interpolation, times 255; zero outside their boxes.
-
-    Only the masks that are ``there`` are computed. Bilinear resampling along the axes is a product with one
-    matrix of hat functions per axis: coordinates per pixel would take twice the memory of the result.
-    """
-    here = there.nonzero()[:, 0]
-    masks, boxes = masks[here], boxes[here]
-
-    def along(low: Tensor, high: Tensor, pixels: int, taps: int) -> Tensor:  # [K, pixels, taps]
-        centres = torch.arange(pixels, device=masks.device, dtype=masks.dtype) + 0.5
-        # in the order of grid_sample's operations, for equal results
-        place = (centres - low[:, None]) / (high - low)[:, None] * taps - 0.5
-        distance = place[:, :, None] - torch.arange(taps, device=masks.device, dtype=masks.dtype)
-        weights = (1 - distance.abs()).clamp(min=0)
-        return torch.where(weights.isnan(), 0.0, weights)
-
-    rows = along(boxes[:, 1], boxes[:, 3], height, masks.shape[1])
-    columns = along(boxes[:, 0], boxes[:, 2], width, masks.shape[2])
-    pasted = (255 * (rows @ masks @ columns.transpose(1, 2))).round().to(torch.uint8)
-    return pasted.new_zeros(len(there), height, width).index_copy(0, here, pasted)
-
-
-paste_masks = torch.library.custom_op("dcnzoo::_paste_masks", _paste_masks, mutates_args=())
-paste_masks.register_vmap(row_by_row(paste_masks, 3))
-
-
-@paste_masks.register_fake
-def _(masks, boxes, there, height, width):
-    return masks.new_empty(masks.shape[0], height, width, dtype=torch.uint8)
-
-
-def paste_masks_graph(
-    g: Graph, masks: Value, boxes: Value, there: Value, height: int | Value, width: int | Value
-) -> Value:
-    kind, taps = g.type_of(masks), (g.size(masks, 1), g.size(masks, 2))
-    zero, half, one = (g.number(value, kind) for value in (0, 0.5, 1))
-    here = g.shaped(g.NonZero(there), -1)
-
-    def kept(values: Value, *size: int) -> Value:  # row 0 is for boxes that are not there
-        return g.Concat(g.Expand(zero, g.ints(1, *size)), g.Gather(values, here, axis=0), axis=0)
-
-    corners = kept(boxes, 4)
-
-    def along(axis: int, pixels: int | Value) -> Value:  # [K, pixels, taps]
-        low, high = (g.Gather(corners, g.ints(1 - axis + side), axis=1) for side in (0, 2))
-        pixels = g.integer(pixels) if isinstance(pixels, int) else pixels
-        centres = g.Add(g.Cast(g.Range(g.integer(0), pixels, g.integer(1)), to=kind), half)
-        position = g.Div(g.Sub(centres, low), g.Sub(high, low))
-        position = g.Sub(g.Mul(position, g.number(taps[axis], kind)), half)
-        distance = g.Abs(g.Sub(g.shaped(position, 0, 0, 1), g.Cast(g.floats(*range(taps[axis])), to=kind)))
-        weights = g.Clip(g.Sub(one, distance), zero)
-        return g.Where(g.Equal(weights, weights), weights, zero)  # zero for NaN: MNN has no IsNaN
-
-    columns = g.Transpose(along(1, width), perm=[0, 2, 1])
-    pasted = g.MatMul(g.MatMul(along(0, height), kept(masks, *taps)), columns)
-    pasted = g.Cast(g.Round(g.Mul(pasted, g.number(255, kind))), to=UINT8)
-    return _placed(g, pasted, here, g.sizes(there, 0))
 
 
 def _placed(g: Graph, values: Value, place: Value, count: Value) -> Value:
@@ -353,16 +220,9 @@ def roi_align_pyramid_graph(
     return _placed(g, g.Concat(*parts, axis=0), g.Concat(*places, axis=0), g.sizes(rois, 0))
 
 
-TRACEABLE = {
-    select_boxes._opoverload: _select_boxes,
-    soft_keep_boxes._opoverload: _soft_keep_boxes,
-    roi_align_pyramid._opoverload: _roi_align_pyramid,
-    paste_masks._opoverload: _paste_masks,
-}
-GRAPHS: dict[Callable, Callable] = {  # for the exporter to ONNX with dynamo=True
+GRAPHS: dict[Callable, Callable] = {  # for the exporter to ONNX
     select_boxes._opoverload: select_boxes_graph,
     roi_align_pyramid._opoverload: roi_align_pyramid_graph,
-    paste_masks._opoverload: paste_masks_graph,
     torch.ops.aten.sort.stable: sort_graph,
     torch.ops.aten.t.default: transpose_graph,
     torch.ops.aten._is_all_true.default: all_true_graph,

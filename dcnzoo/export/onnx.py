@@ -4,10 +4,9 @@ import contextlib
 import inspect
 import logging
 import os
-import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch.utils._pytree import tree_map
 
 from dcnzoo.compat import patches
 from dcnzoo.export import opsets, passes
-from dcnzoo.export.fixed_size import TRACEABLE, soft_keep_boxes
 from dcnzoo.export.registration import first_cause, translation_table
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.steps import begin_step
@@ -51,10 +49,8 @@ def export_onnx(
 
     table = translation_table(opset_version, deform_conv)
     with (
-        passes.one_at_a_time,
         torch.no_grad(),
         quiet(),
-        _other_threads_go_on(),
         patches.Changes() as changes,
     ):
         changes.wrap(SimplePatternMatcher, "match", passes.match)
@@ -64,9 +60,6 @@ def export_onnx(
         with passes.attributes_restored(model), _named_errors(model):
             program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
         passes.remove_assertions(program)
-        soft = soft_keep_boxes._opoverload  # becomes a loop
-        if any(node.target is soft for node in program.graph.nodes):
-            program = program.run_decompositions({soft: TRACEABLE[soft]})
         passes.check_ranges(program)
         passes.set_types_of_ranges(program)
         begin_step("translating to ONNX")
@@ -88,7 +81,6 @@ def export_onnx(
     passes.remove_reshapes(onnx_program.model)
     passes.remove_default_reductions(onnx_program.model)
     model_proto = onnx_program.model_proto
-    passes.close_scans(model_proto)
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)
     with replacing(path) as partial:
@@ -98,32 +90,6 @@ def export_onnx(
 def _unnamed(shapes: Any) -> Any:
     """Replace the names of dynamic axes: ``torch.export`` would check ranges of named ones."""
     return tree_map(lambda axis: torch.export.Dim.DYNAMIC if isinstance(axis, str) else axis, shapes)
-
-
-@contextlib.contextmanager
-def _other_threads_go_on() -> Iterator[None]:
-    """Context in which torch's exporter changes nothing that other threads of the process see."""
-    thread = threading.get_ident()
-
-    def is_ours(flag: Callable[[], bool]) -> bool:
-        return threading.get_ident() == thread and flag()
-
-    def backend(select: Callable, image: torch.Tensor, weight: torch.Tensor, **options: Any) -> Any:
-        if threading.get_ident() != thread:
-            return select(image, weight, **options)
-        kinds: Any = torch._C
-        return kinds._ConvBackend.Slow3d if weight.dim() == 5 else kinds._ConvBackend.Slow2d
-
-    with patches.Changes() as changes, patches.ThreadChanges() as own:
-        # MMDetection and dcnzoo read these flags of the process
-        changes.wrap(torch.compiler, "is_exporting", is_ours)
-        changes.wrap(torch.onnx, "is_in_onnx_export", is_ours)
-        # torch.export switches these libraries off in the process, because the choice between them would
-        # restrict sizes; without the choice, it does not
-        changes.wrap(torch._C, "_select_conv_backend", backend)
-        for library in (torch.backends.mkldnn, torch.backends.nnpack, torch.backends.cudnn):
-            own.set(library, "set_flags", lambda *flags: ())
-        yield
 
 
 @contextlib.contextmanager
@@ -151,17 +117,10 @@ def quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    thread, root = threading.get_ident(), logging.getLogger()
-
-    def of_others(record: logging.LogRecord) -> bool:  # onnxruntime's quantisation calls logging.warning
-        return record.thread != thread
-
-    root.addFilter(of_others)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             yield
     finally:
-        root.removeFilter(of_others)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

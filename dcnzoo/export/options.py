@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcnzoo.detect.exported import ExportedDetector
-from dcnzoo.export.opsets import DEFAULT, FORMS, check_target, require_opset
-from dcnzoo.export.runtimes import RUNTIMES, require_options
+from dcnzoo.export.opsets import DEFAULT, check_target
 from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import require_file, require_new
 from dcnzoo.utils.findings import Finding
@@ -36,16 +35,13 @@ class ExportOptions:
     """The arguments of ``detector.export``.
 
     Attributes:
-        path: its ending determines the format: ``.onnx``; ``.xml``, for OpenVINO, with a ``.bin`` file;
-            ``.pt2``, a package of AOTInductor.
+        path: its ending determines the format: ``.onnx``; ``.xml``, for OpenVINO, with a ``.bin`` file.
         shape: fixed height and width of the input. Default: number, height and width of images are dynamic;
-            fixed for ``.pt2`` files and detectors that support only one size.
+            fixed for detectors that support only one size.
         precision: of the network; ``Int8("photos/")`` quantises it for these images.
         opset_version: of ONNX, 18 to 23.
-        deform_conv: form of deformable convolution in ONNX: ``"native"``, ``"gathernd"`` or
-            ``"gridsample"``; default: the one that ``runtime`` supports.
-        runtime: that of the file, a name in :data:`dcnzoo.export.runtimes.RUNTIMES`; its known problems are
-            findings of the result.
+        deform_conv: form of deformable convolution in ONNX: ``"auto"``, ``"native"``, or ``"gathernd"`` for
+            runtimes without ``DeformConv``, such as TensorRT before 10.1.
         raw_outputs: export the outputs of a single-stage head.
         simplify: simplify the graph with onnxslim.
         verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
@@ -64,8 +60,7 @@ class ExportOptions:
     shape: tuple[int, int] | None = None
     precision: Literal["float32", "float16"] | Int8 = "float32"
     opset_version: int = DEFAULT
-    deform_conv: str | None = None
-    runtime: str = "onnxruntime"
+    deform_conv: str = "auto"
     raw_outputs: bool = False
     simplify: bool = False
     verify: str | os.PathLike | bool = False
@@ -88,35 +83,18 @@ class ExportOptions:
             raise UserError(f"path: expected a file in a folder that exists, got {self.path}")
         if not (isinstance(self.precision, Int8) or self.precision in ("float32", "float16")):
             raise ValueError(f"precision: expected float32, float16 or Int8(…), got {self.precision!r}")
-        require_opset(self.opset_version)
-        if self.deform_conv not in (None, *FORMS):
-            raise ValueError(f"deform_conv: expected one of {', '.join(FORMS)}, got {self.deform_conv!r}")
+        check_target(self.deform_conv, self.opset_version)
         if not {*map(type, self.metadata), *map(type, self.metadata.values())} <= {str}:
             raise ValueError(f"metadata: expected texts, got {dict(self.metadata)}")
         if reserved := [key for key in self.metadata if key.partition(".")[0] == "dcnzoo"]:
             raise ValueError(f"metadata: expected other keys than dcnzoo and dcnzoo.…, got {reserved[0]!r}")
-        require_options(self.runtime, self.shape, self.img_shape, self.raw_outputs)
         if self.img_shape not in ("optional", "required", None):
             raise ValueError(f"img_shape: expected 'optional', 'required' or None, got {self.img_shape!r}")
         if self.verify and self.precision != "float32":
             raise ValueError("verify: expected precision='float32': compare the AP of other files")
-        if ending == ".pt2":
-            only_onnx = {
-                **{"precision": self.precision != "float32", "simplify": self.simplify},
-                **{"deform_conv": self.deform_conv, "raw_outputs": self.raw_outputs},
-            }
-            for name in filter(only_onnx.get, only_onnx):
-                raise ValueError(f"{name}: expected the default for {self.path}, got {getattr(self, name)}")
-        else:
-            check_target(self.form, self.opset_version)
-            packages = {
-                "onnx": True,
-                "onnxscript": True,
-                "onnxslim": self.simplify,
-                "openvino": ending == ".xml",
-            }
-            for package in filter(packages.get, packages):
-                import_module(package)
+        packages = {"onnx": True, "onnxscript": True, "onnxslim": self.simplify, "openvino": ending == ".xml"}
+        for package in filter(packages.get, packages):
+            import_module(package)
         if isinstance(self.verify, str | os.PathLike) and picture_files(self.verify) is None:
             require_file(str(self.verify), "verify")
 
@@ -137,11 +115,6 @@ class ExportOptions:
         drawing = [path.with_suffix(".png")] if drawn else []
         require_new("export", path, mark=mark("export", model), force=force, beside=[*beside, *drawing])
 
-    @property
-    def form(self) -> str:
-        """The form of deformable convolution in ONNX."""
-        return self.deform_conv or RUNTIMES[self.runtime].form
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -150,12 +123,10 @@ class Agreement:
     Attributes:
         matched: number of pairs.
         number: the larger of the two numbers of detections.
-        exchanged: whether the order of queries with nearly equal scores was exchanged in PyTorch.
     """
 
     matched: int
     number: int
-    exchanged: bool = False
 
     @property
     def holds(self) -> bool:
@@ -163,12 +134,10 @@ class Agreement:
         return self.number > 0 and self.matched >= 0.99 * self.number
 
     def __add__(self, other: "Agreement") -> "Agreement":
-        exchanged = self.exchanged or other.exchanged
-        return Agreement(self.matched + other.matched, self.number + other.number, exchanged)
+        return Agreement(self.matched + other.matched, self.number + other.number)
 
     def __str__(self) -> str:
-        note = " (with queries of nearly equal scores exchanged)" if self.exchanged else ""
-        return f"{self.matched} of {self.number} detections agree between PyTorch and the file{note}"
+        return f"{self.matched} of {self.number} detections agree between PyTorch and the file"
 
 
 @dataclass(frozen=True)
@@ -178,17 +147,14 @@ class ExportResult:
     Attributes:
         files: the file; for an ``.xml`` file also its ``.bin`` file.
         shape: height and width of the input; None if they are dynamic.
-        findings: known problems of the file, and what it cannot do.
+        findings: what the file cannot do.
         agreement: with PyTorch, if ``verify`` was given.
-        int8: of a quantised file on its images, for each runtime: the share of detections that ``agree`` with
-            PyTorch's; also, if the images are those of a COCO file, "box AP" and "mask AP", and "PyTorch"'s.
     """
 
     files: tuple[Path, ...]
     shape: tuple[int, int] | None
     findings: tuple[Finding, ...] = ()
     agreement: Agreement | None = None
-    int8: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def load(self, **options: Any) -> ExportedDetector:
         """Open the file; options: those of :class:`dcnzoo.export.Detector`."""
@@ -200,8 +166,4 @@ class ExportResult:
         lines = [f"written: {', '.join(map(str, self.files))} ({megabytes:.1f} MiB), {size}"]
         if self.agreement is not None:
             lines.append(str(self.agreement))
-        for runtime, values in self.int8.items():
-            texts = [f"{values['agree']:.1%} agree with PyTorch"] if "agree" in values else []
-            texts += [f"{name} {value:.3f}" for name, value in values.items() if name != "agree"]
-            lines.append(f"{runtime}: {', '.join(texts)}")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Write a module to a file in the format of its ending: ONNX, OpenVINO's IR or a package of AOTInductor."""
+"""Write a module to a file in the format of its ending: ONNX or OpenVINO's IR."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from torch import Tensor, nn
 
-from dcnzoo.export.aotinductor import export_pt2
 from dcnzoo.export.onnx import export_onnx
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
@@ -41,9 +40,6 @@ def write_file(
     """
     path = Path(options.path)
     metadata = {**metadata, **options.metadata}
-    if path.suffix == ".pt2":  # a zip archive, which has checksums
-        export_pt2(model, args, path, input_names=input_names, output_names=output_names, metadata=metadata)
-        return (path,)
     with TemporaryDirectory() as folder:
         partial = Path(folder) / "model.onnx"
         metadata[CHECKSUM] = BLANK
@@ -55,7 +51,7 @@ def write_file(
             output_names=output_names,
             dynamic_shapes=dynamic_shapes,
             opset_version=options.opset_version,
-            deform_conv=options.form,
+            deform_conv=options.deform_conv,
             metadata=metadata,
         )
         if options.simplify:

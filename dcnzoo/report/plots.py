@@ -67,37 +67,24 @@ def plot_precision_recall(title: str, precision: Mapping[str, np.ndarray]) -> Fi
     Args:
         precision: class → [101], the precision at the recalls 0, 0.01, …, 1.
     """
-    figure, _, lines = _by_class(title, "recall", "precision", precision)
+    figure, axes = _chart(title, "recall")
+    axes.set_ylabel("precision", color=_GREY)
+    lines: list[Line2D] = []
+    for index, values in enumerate(precision.values()):
+        lines += axes.plot(np.linspace(0, 1, len(values)), values, **_line_style(index, len(values)))
+    axes.set(xlim=(0, 1), ylim=(0, 1.04))
     _legend(figure, lines, [f"{name}  {values.mean():.2f}" for name, values in precision.items()])
     areas = (f"{name} {values.mean():.2f}" for name, values in precision.items())
     figure.set_label(f"{title}. AP50: {', '.join(areas)}")
     return figure
 
 
-def plot_f1(title: str, f1: Mapping[str, np.ndarray], mean: np.ndarray, best: float) -> Figure:
-    """Plot F1 over the threshold of the scores: one curve per class, with its maximum in the legend.
-
-    Args:
-        f1: class → [101], at the thresholds 0, 0.01, …, 1.
-        mean: [101], a thick line.
-        best: the threshold to mark.
-    """
-    figure, axes, lines = _by_class(title, "threshold", "F1", f1)
-    lines += axes.plot(np.linspace(0, 1, len(mean)), mean, color="black", lw=3)
-    axes.axvline(best, color="black", lw=1, ls=":")
-    labels = [f"{name}  {values.max():.2f}" for name, values in f1.items()]
-    _legend(figure, lines, [*labels, f"mean  {mean.max():.2f} at {best:.2f}"])
-    figure.set_label(f"{title}. Mean: at most {mean.max():.2f}, at {best:.2f}; {', '.join(labels)}")
-    return figure
-
-
-def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str], percent: bool = False) -> Figure:
+def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figure:
     """Plot a confusion matrix; the colours show shares of a row.
 
     Args:
         counts: [N, N], rows are the ground truth, columns the detections.
         names: of rows and columns; the last ones are no class.
-        percent: write the shares, not the counts.
     """
     figure, axes = _chart(title, "detected", size=1.6 + 0.42 * len(names))
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
@@ -105,8 +92,7 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str], percent
     for (row, column), count in np.ndenumerate(counts):
         if count:
             colour = "white" if shares[row, column] > 0.5 else "black"
-            text = f"{100 * shares[row, column]:.0f}" if percent else f"{count:.0f}"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=9)
     labels = [plain(name) for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), labels)
@@ -129,19 +115,6 @@ def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_GREY)
     return figure, axes
-
-
-def _by_class(
-    title: str, xlabel: str, ylabel: str, curves: Mapping[str, np.ndarray]
-) -> tuple[Figure, Axes, list[Line2D]]:
-    """Plot a curve per class at 0, …, 1."""
-    figure, axes = _chart(title, xlabel)
-    axes.set_ylabel(ylabel, color=_GREY)
-    lines: list[Line2D] = []
-    for index, values in enumerate(curves.values()):
-        lines += axes.plot(np.linspace(0, 1, len(values)), values, **_line_style(index, len(values)))
-    axes.set(xlim=(0, 1), ylim=(0, 1.04))
-    return figure, axes, lines
 
 
 def plain(text: str) -> str:

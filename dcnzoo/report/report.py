@@ -1,8 +1,5 @@
 """Reports of one or several trainings. Requires mmdet."""
 
-import csv
-import io
-import json
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +14,11 @@ from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread
 from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
-from dcnzoo.report.sections.errors import results_data, show_errors, show_worst
+from dcnzoo.report.sections.errors import show_errors
 from dcnzoo.report.sections.pictures import show_detections, show_sampling, show_training
-from dcnzoo.report.sections.settings import show_configuration, show_environment
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
-from dcnzoo.utils.files import replacing, require_new, set_time_of, write_bytes
+from dcnzoo.utils.files import require_new, write_bytes
 from dcnzoo.utils.jsonl import versions
 from dcnzoo.utils.marks import add_mark, mark
 from dcnzoo.utils.text import counted
@@ -42,15 +38,6 @@ def write_report(
 ) -> Path:
     """Write the page of :func:`render_runs` atomically; return its path.
 
-    Beside it are two files of the same name for programs. That with the ending .csv has a row for each
-    entry of the logs: ``run``, ``iteration`` and the losses, or ``epoch`` and the metrics. That with the
-    ending .json has the figures of the detectors::
-
-        {"runs": [{"label", "folder", "checkpoint", "images", "iou", "threshold", "f1", "classes"}]}
-
-    ``threshold`` has the best ``f1``, a mean over the classes. ``classes`` have ``name``, ``objects``,
-    ``ap``, ``ap50``, and ``recall`` and ``f1`` at this threshold.
-
     Args:
         folders: work directories.
         out: the file (default: ``report.html`` in the first folder).
@@ -59,7 +46,7 @@ def write_report(
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
-        force: replace ``out`` also if it is no report of these folders; not the two files beside it.
+        force: replace ``out`` also if it is no report of these folders.
 
     Raises:
         UserError: a folder contains no training, a checkpoint does not fit, or ``out`` is another file.
@@ -72,49 +59,14 @@ def write_report(
     out = work_dirs[0] / REPORT[0] if out is None else Path(out)
     names: Sequence[str | None] = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
-    figures, history = out.with_suffix(".json"), out.with_suffix(".csv")
-    if out in (figures, history):
-        raise UserError(f"out: expected a name that ends in .html, got {out}")
     own = mark("report", ", ".join(os.path.relpath(folder, out.parent) for folder in work_dirs))
-    out = require_new("report", out, mark=own, force=force, beside=(figures, history))
+    out = require_new("report", out, mark=own, force=force)
     with user_errors():
         runs = [TrainedRun.read(*each) for each in zip(work_dirs, names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
-    texts = {figures: json.dumps({"runs": _data(runs, detectors)}, indent=1) + "\n", history: _history(runs)}
-    for file in texts:  # if the process is killed now, no file is there that looks changed
-        file.unlink(missing_ok=True)
     write_bytes(out, add_mark(page.encode(), own))
-    for file, text in texts.items():
-        with replacing(file) as partial:
-            partial.write_text(text, encoding="utf-8")
-            set_time_of(partial, out)
     return out
-
-
-def _history(runs: Sequence[TrainedRun]) -> str:
-    rows: list[dict[str, object]] = []
-    for run in runs:
-        unit = "epoch" if run.counts_epochs else "iteration"
-        for entry in run.history.training.values():
-            rows.append({"run": run.label, "iteration": entry["step"], **entry})
-        rows += [{"run": run.label, unit: step, **entry} for step, entry in run.history.validation.items()]
-    columns = dict.fromkeys(name for row in rows for name in row if name not in ("step", "iter"))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _data(runs: Sequence[TrainedRun], detectors: Mapping[str, ValidationRunner]) -> list[dict]:
-    seeds = {label: seeds[0] for label, seeds in by_label(runs).items()}  # those with a detector
-    return [
-        {"label": label, "folder": str(seeds[label].folder), "checkpoint": str(seeds[label].checkpoint)}
-        | results_data(detector.evaluation, detector.classes)
-        for label, detector in detectors.items()
-        if detector.evaluation is not None
-    ]
 
 
 def footer() -> str:
@@ -146,12 +98,9 @@ def render_runs(
         facts = {**dict(zip(table[0][1:], table[1][1:], strict=True)), "iterations": iterations}
     else:
         text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
-        if len(table) == 3:
-            text += difference(runs)
         sections.insert(0, Section("Result", text, [page.table(table)]))
     sections += _pictures(detectors, images, evaluated)
     sections += [show_offsets(runs), show_validations(runs)]
-    sections += [show_configuration(runs), show_environment(runs)]
     lengths = (
         f"{run.label}: {counted(run.history.iteration, 'iterations')} in {run.folder}." for run in runs
     )
@@ -178,19 +127,6 @@ def summary(
     return rows
 
 
-def difference(runs: Sequence[TrainedRun]) -> str:
-    """Say how far the main metrics of two labels are apart, and whether that can be chance."""
-    first, second = by_label(runs).values()
-    parts = []
-    for metric in main_metrics(runs):
-        means = [statistics.mean(run.last_validation[metric] for run in seeds) for seeds in (first, second)]
-        parts.append(f"{metric_name(metric)} {means[1] - means[0]:+.3f}")
-    text = f" {second[0].label} minus {first[0].label}: {', '.join(parts) or 'no common metric'}."
-    if min(len(first), len(second)) == 1:
-        text += " One pair proves nothing: train with other seeds (--seed) and give the folders these labels."
-    return text
-
-
 def _parameters(detector: ValidationRunner | None) -> str:
     return "–" if detector is None else f"{sum(p.numel() for p in detector.model.parameters()):,}"
 
@@ -209,7 +145,6 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
         if evaluated:
             results = {label: each.evaluate(evaluated, THRESHOLD) for label, each in detectors.items()}
             yield show_errors(detectors, results)
-            yield from show_worst(detectors, results)
     except (FileNotFoundError, AttributeError, KeyError) as error:
         # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
         yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])

@@ -58,7 +58,6 @@ class ValidationRunner:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)
         self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
-        self.evaluation: Evaluation | None = None  # the last one
         self._training = cfg.get("train_dataloader")
 
     def evaluate(self, number: int, threshold: float) -> Evaluation:
@@ -70,8 +69,7 @@ class ValidationRunner:
                 (sample,) = self.model.test_step(pseudo_collate([self.dataset[index]]))
             detections.append(to_detections(instances_of(sample), 0))
         truth = [self.dataset.get_data_info(index)["instances"] for index in indices]
-        self.evaluation = evaluate(truth, detections, len(self.classes), threshold)
-        return self.evaluation
+        return evaluate(truth, detections, len(self.classes), threshold)
 
     def predict(self, index: int, threshold: float = 0) -> Prediction:
         """Run the model on image ``index``; select detections with at least this score."""
@@ -97,10 +95,6 @@ class ValidationRunner:
         with contextlib.redirect_stdout(io.StringIO()):
             dataset = DATASETS.build(self._training.dataset)
         return [*pipeline_outputs(dataset, range(min(number, len(dataset))))]
-
-    def file(self, index: int) -> Path:
-        """Return the path of image ``index``."""
-        return Path(self.dataset.get_data_info(index).get("img_path", "")).absolute()
 
     def annotated(self, index: int) -> Detections:
         """Return the original image and its annotations; the test pipeline may not load annotations."""

@@ -20,7 +20,7 @@ PICTURES = (
 UNREAD_PICTURES = (".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".jxl", ".svg", ".psd")
 
 # endings of exported files and the runtimes that open them
-BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "aotinductor"}
+BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino"}
 EXPORTED = tuple(BACKENDS)
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 # what a file is by its ending, for errors about a wrong file

@@ -80,7 +80,6 @@ VALUES = {
     "--save-video": ["new.mp4"], "--device": ["cuda:3"], "--test-img": ["a.png"], "--input-img": ["a.png"],
     "--int8": ["fruits"], "--data": ["fruits"], "--resume": ["other.pth"], "--work-dir": ["elsewhere"],
     "--show-dir": ["shown"], "--data-root": ["fruits"], "--opset-version": ["20"],
-    "--format": ["jsonl"],
 }  # fmt: skip
 # an option that has an effect only beside another one
 BESIDE = {

@@ -2,14 +2,12 @@
 
 import dataclasses
 import io
-import itertools
 import json
 import os
 import pickle
 import re
 import shutil
 import sys
-import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -25,8 +23,7 @@ from dcnzoo.detect import pictures
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.drawing import encoded
-from dcnzoo.detect.tiles import merge, windows
-from dcnzoo.detect.timing import Timing, fastest, overlaps
+from dcnzoo.detect.timing import Timing, fastest
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.detector import Features, TorchDetector
 from dcnzoo.utils import fetch
@@ -191,7 +188,6 @@ def test_mistakes_in_python(detector, folder):
             "x", images="", batch_size=0
         ),
         "^max_detections: expected an integer ≥ 0, got -1": lambda: detector(folder, max_detections=-1),
-        "^tile: expected an integer ≥ 16, got 8": lambda: detector(folder, tile=8),
         "^score_threshold: .* at most 1, got '0.5'": lambda: detector(folder, score_threshold="0.5"),
         "^score_threshold: .* at most 1, got 1.5": lambda: detector(folder, score_threshold=1.5),
         "^score_threshold: .* at most 1, got nan": lambda: detector(folder, score_threshold=float("nan")),
@@ -226,7 +222,7 @@ def test_a_model_that_is_not_finite_is_no_skipped_picture(folder, tmp_path):
         torch.nn.init.constant_(detector.model.get_submodule(weight).weight[:1], float("nan"))
         with pytest.raises(ValueError, match="expected finite"):
             detector(picture)
-    for options in ({}, {"tile": 100}):
+    for options in ({},):
         for images in (picture, [picture, picture]):
             with pytest.raises(ValueError, match="expected finite"):
                 list(detector(images, **options))
@@ -444,77 +440,6 @@ def test_another_packages_scope_is_selected_before_the_first_call(detector, fold
 
 
 # Tiles
-
-
-@pytest.mark.parametrize("size", [(200, 12_000), (199, 200), (1000, 700)])
-def test_tiles_cover_the_picture(size):
-    count = np.zeros(size, int)
-    places = windows(size, 200)
-    for place in places:
-        count[place] += 1
-        assert count[place].shape == (min(200, size[0]), 200)
-    assert count.min() == 1
-    for axis in (0, 1):
-        parts = sorted({(place[axis].start, place[axis].stop) for place in places})
-        assert all(one[1] - other[0] >= 50 for one, other in itertools.pairwise(parts))
-
-
-def test_merging_tiles():
-    """Equal objects become one, also if one tile cuts them; other classes and other objects stay."""
-
-    def found(*objects):
-        boxes, labels, scores = zip(*objects, strict=True)
-        masks = np.zeros((len(boxes), 100, 100), bool)
-        for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-            mask[y1:y2, x1:x2] = True
-        return Detections(np.float32(boxes), np.float32(scores), np.array(labels), masks)
-
-    left = found(((70, 10, 100, 40), 0, 0.9), ((5, 5, 20, 20), 0, 0.5), ((92, 60, 100, 90), 1, 0.8))
-    right = found(((10, 10, 45, 40), 0, 0.6), ((12, 11, 44, 40), 1, 0.7), ((32, 60, 70, 90), 1, 0.4))
-    places = [(slice(0, 100), slice(0, 100)), (slice(0, 100), slice(60, 160))]
-    merged = merge([left, right], places, (100, 160))
-    objects = {
-        (*box, label) for box, label in zip(merged.boxes.tolist(), merged.labels.tolist(), strict=True)
-    }
-    assert objects == {(70, 10, 105, 40, 0), (5, 5, 20, 20, 0), (72, 11, 104, 40, 1), (92, 60, 130, 90, 1)}
-    for (x1, y1, x2, y2), mask in zip(merged.boxes.astype(int), merged.masks, strict=True):
-        assert mask.shape == (100, 160) and mask[y1:y2, x1:x2].all() and mask.sum() == (y2 - y1) * (x2 - x1)
-
-
-def test_merging_many_objects_needs_little_memory():
-    rng = np.random.default_rng(0)
-    corners = rng.integers(0, 1900, (4000, 2))
-    boxes = np.concatenate([corners, corners + rng.integers(4, 90, (4000, 2))], 1).astype(np.float32)
-    tile = Detections(boxes, rng.random(4000).astype(np.float32), rng.integers(0, 5, 4000))
-    places = [(slice(0, 2000), slice(0, 2000)), (slice(0, 2000), slice(1000, 3000))]
-    tracemalloc.start()
-    merged = merge([tile, tile], places, (2000, 3000))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 32e6 and 4000 < len(merged) <= 8000
-
-
-def test_a_strip_in_tiles(detector, tmp_path):
-    """4,800 × 200 pixels: as one image, nothing is left after resizing."""
-    pictures = [draw_image(ShapesSpec(), "val", number) for number in range(24)]
-    strip = np.concatenate([cv2.resize(image, (200, 200)) for image, _ in pictures], 1)
-    boxes, centres, labels = [], [], []
-    for number, (_, objects) in enumerate(pictures):
-        for each in objects:
-            polygon = np.reshape(each["polygon"], (-1, 2)) * 200 / 128 + (200 * number, 0)
-            if np.ptp(polygon[:, 0]) <= 50:  # not larger than the overlap
-                boxes.append([*polygon.min(0), *polygon.max(0)])
-                centres.append(polygon.mean(0).astype(int))
-                labels.append(each["label"])
-    cv2.imwrite(str(tmp_path / "strip.png"), strip)
-    assert len(detector(tmp_path / "strip.png")) == 0
-    result = detector(tmp_path / "strip.png", tile=200, batch_size=8, score_threshold=THRESHOLD)
-    assert result.masks.shape == (len(result), 200, 4800)
-    truth = Detections(np.array(boxes), np.ones(len(boxes)), np.array(labels))
-    same = overlaps(truth, result) > 0.5
-    # the same share as in the 24 pictures
-    assert same.sum(1).max() == 1 and same.any(1).mean() > 0.7, "each object once"
-    assert np.mean([result.masks[j][centres[i][1], centres[i][0]] for i, j in np.argwhere(same)]) > 0.9
 
 
 def test_channels_last(detector, folder):

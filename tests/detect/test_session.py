@@ -188,33 +188,6 @@ print("alive")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_masks_of_the_input_are_not_computed_beside_those_of_boxes(backend, tmp_path):
-    """To compute ``masks`` would fail. ``box_masks`` needs a value that only a branch reads."""
-    pytest.importorskip(backend)
-    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 19]>
-    detector (float[N, 3, H, W] input) => (float[7, 11] masks, float[N, 3, H, W] box_masks) {
-        impossible = Constant <value_ints = [7, 11]> ()
-        masks = Reshape (input, impossible)
-        double = Add (input, input)
-        zero = Constant <value_float = 0.0> ()
-        largest = ReduceMax <keepdims = 0> (input)
-        positive = Greater (largest, zero)
-        box_masks = If (positive) <
-            then_branch = first () => (float[N, 3, H, W] a) { a = Identity (double) },
-            else_branch = second () => (float[N, 3, H, W] b) { b = Identity (input) }
-        >
-    }""")
-    for _ in range(2):
-        onnx.save(model, tmp_path / "model.onnx")
-        session = Session(tmp_path / "model.onnx", backend)
-        assert session.output_names == ["box_masks"]
-        assert (session(np.ones((2, 3, 4, 6), np.float32))["box_masks"] == 2).all()
-        nodes = list(model.graph.node)[::-1]  # converters write nodes in any order
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
-
-
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_files_that_are_no_detector(backend, folder, tmp_path, monkeypatch):
     pytest.importorskip(backend)
     model = onnx.load(folder / "static.onnx")

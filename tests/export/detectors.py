@@ -10,20 +10,39 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.export.options import Agreement
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.predict import Predictor
-from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, compare_all
+from dcnzoo.openmmlab.export.verify import compare_all
 from dcnzoo.openmmlab.patches.order import OrderByLogits
 from dcnzoo.openmmlab.results import to_detections
 
 CLASSES = 5
 WIDTH = 16
 WIDTHS = [32, 64, 128]  # of the small ResNet's levels
+
+
+class LowerIndexFirst(TorchFunctionMode):
+    """Sort equal values by index, as ONNX does; without ``stable=True``, torch may return any order."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (torch.sort, torch.Tensor.sort):
+            return torch.sort(*args, **{**kwargs, "stable": True})
+        if function in (torch.topk, torch.Tensor.topk):
+            return _topk(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _topk(values, k, dim=-1, largest=True, sorted=True):
+    values, index = torch.sort(values, dim=dim, descending=largest, stable=True)
+    return torch.return_types.topk((values.narrow(dim, 0, k), index.narrow(dim, 0, k)))
 
 
 class Family(NamedTuple):
@@ -60,16 +79,9 @@ YOLOV3 |= {f"bbox_head.{name}": [WIDTH] * 3 for name in ("in_channels", "out_cha
 YOLOV3 |= {f"bbox_head.{name}": STRIDES[::-1] for name in ("featmap_strides", "anchor_generator.strides")}
 YOLOX = {"backbone.widen_factor": 0.125, "neck.in_channels": [32, 64, 128], "neck.out_channels": WIDTH}
 YOLOX["bbox_head.in_channels"] = WIDTH
-CORNERNET = {"backbone.downsample_times": 1, "backbone.stage_channels": [WIDTH, 24]}
-CORNERNET |= {"backbone.stage_blocks": [1, 1], "backbone.feat_channel": WIDTH, "bbox_head.in_channels": WIDTH}
 TWO_STAGES = {**PYRAMID, "rpn_head.anchor_generator.strides": STRIDES}
 TWO_STAGES["roi_head.bbox_roi_extractor.featmap_strides"] = [4, 8]
 MASKS = {**TWO_STAGES, "roi_head.mask_roi_extractor.featmap_strides": [4, 8]}
-POINTS = {
-    **MASKS,
-    "roi_head.mask_roi_extractor.featmap_strides": [4],
-    "roi_head.point_head.fc_channels": WIDTH,
-}
 SOLO = {**PYRAMID, "neck.num_outs": 5, "mask_head.strides": [4, 8, 16, 32, 64], "mask_head.norm_cfg": GROUPS}
 SOLO["mask_head.num_grids"] = [12, 10, 8, 6, 4]
 SOLOV2 = {**SOLO, "mask_head.mask_feature_head.norm_cfg": GROUPS}
@@ -135,11 +147,7 @@ CONFIGS = {
     "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", TWO_STAGES),
     "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", MASKS),
     "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", MASKS),
-    "CornerNet": Family(
-        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", CORNERNET, dcn=False, resnet=False
-    ),
     "DETR": Family("detr/detr_r50_8xb2-150e_coco.py", shrink_detr),
-    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", POINTS),
     "Deformable DETR": Family(
         "deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py", shrink_deformable_detr
     ),
@@ -147,7 +155,6 @@ CONFIGS = {
     "DAB-DETR": Family("dab_detr/dab-detr_r50_8xb2-50e_coco.py", shrink_detr),
     "DINO": Family("dino/dino-4scale_r50_8xb2-12e_coco.py", _wide_deformable_detr),
     "GFL": Family("gfl/gfl_r50_fpn_1x_coco.py", GROUPED, dcn=False),
-    "PAA": Family("paa/paa_r50_fpn_1x_coco.py", GROUPED, dcn=False),
     "RepPoints": Family("reppoints/reppoints-moment_r50_fpn_1x_coco.py", REPPOINTS, dcn=False),
     "Double-Head": Family("double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py", TWO_STAGES, dcn=False),
     "Mask Scoring R-CNN": Family("ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py", MASKS, dcn=False),
@@ -155,7 +162,6 @@ CONFIGS = {
     "RTMDet-Ins": Family("rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py", RTMDET, dcn=False),
     "SOLO": Family("solo/solo_r50_fpn_1x_coco.py", SOLO, dcn=False),
     "SOLOv2": Family("solov2/solov2_r50_fpn_1x_coco.py", SOLOV2, dcn=False),
-    "DDQ": Family("ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py", _wide_deformable_detr, dcn=False),
 }
 
 
@@ -230,8 +236,6 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
         nn.init.normal_(detector.level_embed)  # uninitialised memory otherwise
     images = torch.randn(2, 3, *size(family))
     calibrate(detector, images)
-    if family == "CornerNet":
-        balance(detector, images)
     return detector
 
 
@@ -255,13 +259,11 @@ def predict_batch(
     network: nn.Module,
     images: torch.Tensor,
     sizes: Sequence[tuple[int, int]] | None = None,
-    exchange: bool = False,
 ) -> list[Detections]:
     """Return MMDetection's own results for a batch, in pixels of pictures that are larger than the input.
 
     Args:
         sizes: heights and widths of the pictures in the input, if the images are padded.
-        exchange: see ``LowerIndexFirst``.
     """
     padded = tuple(images.shape[-2:])
     samples = [data_sample(size, padded) for size in sizes or [padded] * len(images)]
@@ -269,7 +271,7 @@ def predict_batch(
         of_picture = size_of_picture(sample.img_shape)
         factors = [n / m for n, m in zip(sample.img_shape[::-1], of_picture[::-1], strict=True)]
         sample.set_metainfo(dict(ori_shape=of_picture, scale_factor=tuple(factors)))
-    with LowerIndexFirst(exchange), OrderByLogits():
+    with LowerIndexFirst(), OrderByLogits():
         results = [sample.pred_instances for sample in network.predict(images, samples, rescale=True)]
     return [to_detections(result, -1) for result in results]
 
@@ -305,15 +307,6 @@ def agreement_of(detector: nn.Module, images: torch.Tensor, sizes=None, run=None
 def assert_agreement(detector: nn.Module, images: torch.Tensor, sizes=None) -> None:
     agreement = agreement_of(detector, images, sizes)
     assert agreement.number >= 100 and agreement.holds
-
-
-@torch.no_grad()
-def balance(detector: nn.Module, images: torch.Tensor) -> None:
-    """Make CornerNet's classes equally likely at both corners, so that some corners agree on a class."""
-    head = detector.bbox_head
-    outputs = head(detector.extract_feat(images))
-    for layers, levels in zip((head.tl_heat, head.br_heat, head.tl_emb, head.br_emb), outputs, strict=False):
-        layers[-1][-1].conv.bias -= levels[-1].mean((0, 2, 3))
 
 
 @torch.no_grad()

@@ -2,35 +2,31 @@
 
 import itertools
 from bisect import bisect
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.ops import DeformConv2d, batched_nms
+from mmcv.ops import DeformConv2d
 from mmdet.models.detectors import SemiBaseDetector
 from mmdet.models.necks import BFP
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.registry import MODELS, TASK_UTILS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
 from dcnzoo.detect.outputs import MASK_THRESHOLD, rescale_detections
 from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx, fixed_size
-from dcnzoo.export.fixed_size import ABSENT, keep_boxes, paste_masks, roi_align_pyramid, running_max
+from dcnzoo.export.fixed_size import ABSENT, keep_boxes, roi_align_pyramid
 from dcnzoo.export.openvino import save_ir
-from dcnzoo.export.options import ExportOptions, Int8
-from dcnzoo.export.vmap import symbolic_batches
-from dcnzoo.openmmlab.export import export as export_module
-from dcnzoo.openmmlab.export.deployed import without_border
+from dcnzoo.export.options import Agreement, ExportOptions
 from dcnzoo.openmmlab.export.export import write_detector
 from dcnzoo.openmmlab.export.inputs import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
-from dcnzoo.openmmlab.export.suppress import suppress
-from dcnzoo.openmmlab.export.verify import Agreement, LowerIndexFirst, verify_raw_outputs
+from dcnzoo.openmmlab.export.verify import verify_raw_outputs
 from dcnzoo.ops import reference_boxes
 
 from ..modules import module_of
@@ -38,6 +34,7 @@ from ..processes import run_code
 from .detectors import (
     CONFIGS,
     WIDTH,
+    LowerIndexFirst,
     agreement_of,
     assert_agreement,
     build,
@@ -154,23 +151,6 @@ def test_graphs_for_one_size(tmp_path):
         export(balanced, tmp_path / "m.onnx", torch.zeros(1, 3, 96, 96), dynamic=True)
 
 
-def test_a_test_pipeline_that_a_file_cannot_have(monkeypatch, tmp_path):
-    """CornerNet's test pipeline pads all sides, which a file cannot do: its size is dynamic nevertheless."""
-    detector, sizes = loaded(build("RetinaNet"), dict(type="RandomCenterCropPad")), {}
-
-    def write(model, images, options, dynamic, **_):
-        sizes[dynamic] = images.shape
-        return (tmp_path / "model.xml",)
-
-    monkeypatch.setattr(export_module, "write_detector", write)
-    result = detector.export(tmp_path / "model.xml")
-    assert result.shape is None and sizes == {True: (1, 3, 640, 640)}
-    assert "RandomCenterCropPad" in str(result.findings)
-    for options in (dict(verify=True), dict(precision=Int8("docs/images"))):
-        with pytest.raises(ValueError, match=rf"{next(iter(options))}: .*RandomCenterCropPad"):
-            detector.export(tmp_path / "model.xml", **options)
-
-
 def test_an_example_with_maps_of_one_pixel(tmp_path):
     """Tracing treats such an axis as constant."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1), nn.GroupNorm(2, 4)).eval()
@@ -186,14 +166,6 @@ def test_boxes_of_mmdetection_1():
     detector = build("Faster R-CNN")
     detector.rpn_head.bbox_coder = detector.roi_head.bbox_head.bbox_coder = coder
     assert_agreement(detector, torch.randn(2, 3, *size("Faster R-CNN")))
-
-
-def test_modules_still_share_their_attributes(tmp_path):
-    """The parts of DDQ share a dictionary; copies of it made later predictions in PyTorch wrong."""
-    model = nn.Sequential(nn.Linear(2, 2))
-    model.cache = model[0].cache = {"size": 1}
-    export_onnx(model, (torch.zeros(1, 2),), tmp_path / "model.onnx")
-    assert model.cache is model[0].cache
 
 
 def test_a_range_up_to_a_float(tmp_path):
@@ -320,73 +292,6 @@ def test_suppression(max_per_class, boxes_given, threshold, tmp_path):
             assert (dets[n, len(best) :] == 0).all()
 
 
-SOFT = [
-    dict(method="gaussian", sigma=0.2, min_score=0.2),
-    dict(method="linear", iou_threshold=0.2, min_score=0.1),
-    dict(method="naive", iou_threshold=0.4),
-]
-
-
-@pytest.mark.parametrize(
-    "methods", [SOFT[:1], pytest.param(SOFT, marks=pytest.mark.slow)], ids=["one", "all"]
-)
-def test_soft_suppression(methods, tmp_path):
-    boxes, scores, labels = candidates(40)
-    methods = [ConfigDict(nms=dict(type="soft_nms", **method), max_per_img=30) for method in methods]
-
-    @module_of
-    def model(boxes, scores, labels):
-        results = (torch.vmap(partial(suppress, cfg, ""))(boxes, scores, labels) for cfg in methods)
-        return [part for dets, kept, _ in results for part in (dets, kept)]
-
-    path = tmp_path / "nms.onnx"
-    with symbolic_batches():
-        export_onnx(model, (boxes, scores, labels), path, dynamic_shapes=({0: DYNAMIC},) * 3)
-    assert "Scan" in {node.op_type for node in onnx.load(path).graph.node}
-    openvino = Session(path, "openvino")
-    feed = dict(zip(openvino.inputs, (boxes.numpy(), scores.numpy(), labels.numpy()), strict=True))
-    results = [
-        model(boxes, scores, labels),
-        run(path, boxes, scores, labels),
-        map(torch.from_numpy, openvino._run(feed)),
-    ]
-    for outputs in map(list, results):
-        for cfg, dets, kept in zip(methods, outputs[::2], outputs[1::2], strict=True):
-            assert (kept[2] == -1).all() and (dets[2] == 0).all()
-            for n in (0, 1):
-                there = scores[n] >= 0
-                expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], cfg.nms)
-                expected, count = expected[:30], min(len(expected), 30)
-                assert (kept[n] >= 0).sum() == count > 10
-                torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=2e-4)
-                assert (kept[n, :count] == labels[n, there][index[:30]]).all()
-
-
-@pytest.mark.parametrize(
-    ("axis", "shape", "dynamic"),
-    [
-        (2, (2, 3, 9, 4), True),
-        pytest.param(1, (2, 1, 5), False, marks=pytest.mark.slow),
-        pytest.param(-1, (2, 3, 4, 8), True, marks=pytest.mark.slow),
-    ],
-)
-def test_running_max(axis, shape, dynamic, tmp_path):
-    """The running maximum of corner pooling, for any length."""
-    path = tmp_path / "cummax.onnx"
-    x = torch.randint(-9, 9, shape).float()  # with equal values
-    shapes = ({i: DYNAMIC for i, size in enumerate(shape) if size > 1},)
-    model = module_of(lambda x: running_max(x, axis))
-    export_onnx(model, (x,), path, dynamic_shapes=shapes if dynamic else None)
-    inputs = [x]
-    if dynamic:
-        inputs += [torch.randn(1, shape[1], *(70 + size for size in shape[2:]))]
-    for x in inputs:
-        session = Session(path, "openvino")
-        (read,) = session._run({next(iter(session.inputs)): x.numpy()})
-        for actual in (*run(path, x), running_max(x, axis), torch.from_numpy(read)):
-            torch.testing.assert_close(actual, torch.cummax(x, axis).values, rtol=0, atol=0)
-
-
 def test_roi_align_in_the_graph(monkeypatch, tmp_path):
     monkeypatch.setattr(fixed_size, "TILE", 16)
     monkeypatch.setattr(fixed_size, "TILES", 3)
@@ -411,7 +316,7 @@ def test_constants_in_a_graph_of_fixed_size(tmp_path):
     @module_of
     def model(a, b, rois):
         pooled = roi_align_pyramid([a, b], rois, [0.25, 0.125], [14, 14], 16.0, 0, "avg", True)
-        return paste_masks(pooled[:, 0].sigmoid(), rois[:, 1:], rois[:, 1] > 0, 60, 80)
+        return pooled
 
     levels = [torch.randn(1, 3, 24 // s, 32 // s) for s in (1, 2)]
     rois = torch.tensor([[0.0, 4, 6, 40, 30]]).repeat(50, 1)
@@ -420,27 +325,6 @@ def test_constants_in_a_graph_of_fixed_size(tmp_path):
     stored = [op.get_byte_size() for op in openvino.Core().read_model(tmp_path / "model.xml").get_ops()
               if op.get_type_name() == "Constant"]  # fmt: skip
     assert max(stored) <= 3 * 14 * 14 * 4  # one RoI
-
-
-def test_results_without_the_border_of_corner_nets_pipeline():
-    """The pipeline pads on all sides: boxes in the padding are dropped, others shifted and clipped."""
-    dets = [[20, 30, 40, 50, 0.9], [5, 12, 30, 40, 0.8], [0, 0, 9, 60, 0.7], [90, 80, 140, 120, 0.6]]
-    outputs = dict(dets=np.array([*dets, [0] * 5], np.float32), labels=np.array([3, 1, 0, 2, -1]))
-    found = without_border(outputs, np.array([15, 112, 10, 117]))
-    assert found.labels.tolist() == [3, 1, 2]
-    assert found.boxes.tolist() == [[10, 15, 30, 35], [0, 0, 20, 25], [80, 65, 130, 105]]
-
-
-def test_masks_are_pasted_as_mmdetection_does():
-    masks = torch.rand(4, 28, 28)
-    boxes = torch.tensor([[3.2, 4.1, 30.7, 22.9], [-5, -3, 12, 60], [10, 10, 10.5, 40], [0, 0, 41, 33.0]])
-    expected, _ = _do_paste_mask(masks[:, None], boxes, 33, 41, skip_empty=False)
-    there = torch.tensor([True, False, True, True])
-    found = paste_masks(masks, boxes, there, 33, 41)
-    assert found.dtype == torch.uint8 and (found[1] == 0).all()
-    torch.testing.assert_close(found[there].float(), 255 * expected[there], rtol=0, atol=0.51)
-    no_size = paste_masks(torch.ones(1, 28, 28), torch.zeros(1, 4), torch.tensor([True]), 5, 6)
-    assert no_size.eq(0).all()
 
 
 def test_masks_of_boxes_are_pasted_into_the_picture_as_by_mmdetection():
@@ -462,36 +346,6 @@ def test_masks_of_boxes_are_pasted_into_the_picture_as_by_mmdetection():
     assert (result.masks != expected).sum() <= 2
     outside = {**outputs, "dets": outputs["dets"] + np.float32([100, 0, 100, 0, 0])}
     assert not rescale_detections(outside, size, picture_size, {}).masks.any()
-
-
-def test_pasting_in_a_graph_of_any_size(tmp_path):
-    """Images of one size in a batch; in the last image, no mask is there."""
-    pytest.importorskip("openvino")
-
-    @module_of
-    def model(images, masks, boxes, there):
-        paste = partial(paste_masks, height=images.shape[2], width=images.shape[3])
-        return torch.vmap(paste)(masks, boxes, there > 0)
-
-    def inputs(count, height, width):
-        low = torch.rand(count, 5, 2) * torch.tensor([width, height]) - 3
-        there = torch.rand(count, 5).gt(0.4).float()
-        there[-1] = 0
-        boxes = torch.cat([low, low + 0.5 + torch.rand(count, 5, 2) * 20], -1)
-        return torch.zeros(count, 1, height, width), torch.rand(count, 5, 7, 6), boxes, there
-
-    path, names = tmp_path / "paste.onnx", ["images", "masks", "boxes", "there"]
-    shapes = (dict.fromkeys((0, 2, 3), DYNAMIC), *({0: DYNAMIC} for _ in range(3)))
-    with symbolic_batches():
-        export_onnx(model, inputs(2, 20, 30), path, dynamic_shapes=shapes, input_names=names)
-    for session in (Session(path, "onnxruntime"), Session(path, "openvino")):
-        for sizes in ((1, 20, 30), (3, 33, 41)):
-            values = inputs(*sizes)
-            (found,) = session._run({name: value.numpy() for name, value in zip(names, values, strict=True)})
-            expected = model(*values)
-            assert found.dtype == np.uint8 and (found[-1] == 0).all()
-            np.testing.assert_allclose(found.astype(int), expected.numpy().astype(int), rtol=0, atol=1)
-            assert (found > 0).any() == (len(found) > 1)
 
 
 def test_raw_outputs_of_two_stages():

@@ -24,7 +24,7 @@ from dcnzoo.openmmlab.results import to_detections
 from .detectors import build, decoded, size
 
 # families whose scores are sigmoids, or products of two
-FAMILIES = ("RetinaNet", "FCOS", "YOLOX", "PAA", "Faster R-CNN", "GFL", "Deformable DETR", "DDQ")
+FAMILIES = ("RetinaNet", "FCOS", "YOLOX", "Faster R-CNN", "GFL", "Deformable DETR")
 SCORES = re.compile(r"(?<!fc)(_cls|_obj|_centerness|cls_branches)(\.\d+)?$")
 
 

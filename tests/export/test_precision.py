@@ -2,7 +2,6 @@
 
 import json
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,13 +11,11 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
-from dcnzoo.export.fixed_size import keep_boxes, soft_keep_boxes
+from dcnzoo.export.fixed_size import keep_boxes
 from dcnzoo.export.openvino import save_ir
-from dcnzoo.export.options import ExportResult
 from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.export.inputs import calibration_files
-from dcnzoo.openmmlab.export.verify import measure_int8
 from dcnzoo.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")
@@ -162,19 +159,6 @@ def test_int8(path, original):
     compare(session, original, within=(2.0, 0.05))
 
 
-def test_int8_with_soft_nms(tmp_path):
-    """Its loop is a Scan with an empty list as an attribute, which onnxruntime's quantisation cannot copy."""
-    original, path = tmp_path / "original.onnx", tmp_path / "int8.onnx"
-    settings = dict(iou_threshold=0.6, sigma=0.5, min_score=1e-3, method="linear")
-    model = Model(lambda *boxes: soft_keep_boxes(*boxes, max_boxes=20, **settings)[:2]).eval()
-    names = dict(input_names=["input"], output_names=["dets", "labels"])
-    export_onnx(model, (torch.from_numpy(images(0)),), original, **names)
-    path.write_bytes(original.read_bytes())
-    to_int8(path, SAMPLES)
-    assert int8_layers(path) == ["Conv", "Conv"]
-    compare(Session(path), original, within=(2.0, 0.05))
-
-
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_int8_kernels_do_not_saturate(tmp_path, runtime):
     """CPUs without VNNI add two products in 16 bits: weights of 8 bits cost 16 % of this output."""
@@ -258,38 +242,6 @@ class Fixed(BaseDetector):
             Detections(np.array([box], np.float32), np.array([0.9]), np.array([0]), None, self.classes)
             for box in boxes
         ]
-
-
-@pytest.mark.parametrize("endings", [("onnx",), ("xml", "bin")])
-@pytest.mark.parametrize("is_coco", [True, False])
-def test_loss_of_int8(is_coco, endings, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("openvino")
-    images, objects = [], []
-    for number, level in ((7, 50), (3, 200), (5, 60)):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((60, 60, 3), level, np.uint8))
-        images.append({"id": number, "file_name": f"{number}.png", "width": 60, "height": 60})
-        box = {"bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0}
-        objects.append({"id": number, "image_id": number, "category_id": 1, **box})
-    data = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cat"}]}
-    (tmp_path / "all.json").write_text(json.dumps(data))
-    source = tmp_path / "all.json" if is_coco else tmp_path
-    files, opened = calibration_files(source, 2), []  # 7 and 3, or 3 and 5: one of two is dark
-
-    def load(self, backend, device):
-        opened.append(backend)
-        return Fixed(backend == "openvino")
-
-    monkeypatch.setattr(ExportResult, "load", load)
-    result = ExportResult(tuple(tmp_path / f"model.{ending}" for ending in endings), None)
-    values = measure_int8(Fixed(True), result, source, files)
-    assert opened == (["onnxruntime", "openvino"] if endings == ("onnx",) else ["openvino"])
-    ap = {"box AP": pytest.approx(1)} if is_coco else {}
-    assert values["openvino"] == {"agree": 1, **ap} and values.get("PyTorch", {}) == ap
-    assert capsys.readouterr().out == ""
-    assert "openvino: 100.0% agree with PyTorch" in str(ExportResult((), None, int8=values))
-    if endings == ("onnx",):
-        assert values["onnxruntime"]["agree"] == 0.5
-        assert not is_coco or values["onnxruntime"]["box AP"] < 0.6
 
 
 def test_calibration_files(tmp_path):

@@ -9,7 +9,7 @@ from tests.modules import module_of
 from tests.op_cases.deform_roi_pool import make
 from tests.ops.test_nms import random_boxes
 
-from .graphs import EXPORTERS, assert_close, export, run
+from .graphs import assert_close, export, run
 
 pytest.importorskip("onnx")
 
@@ -24,12 +24,11 @@ def calls(name, *all_arguments):
     return module_of(lambda *tensors: [function(*tensors, *arguments) for arguments in all_arguments])
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_nms(exporter, tmp_path):
+def test_nms(tmp_path):
     path = str(tmp_path / "model.onnx")
     arguments = [(0.0, 1), (0.3, 0), (0.7, 1)]
     boxes, scores = random_boxes(20)
-    export(exporter, calls("nms", *arguments), (boxes, scores), path, dynamic=[(0,), (0,)])
+    export(calls("nms", *arguments), (boxes, scores), path, dynamic=[(0,), (0,)])
     for count in (1, 20, 130):
         boxes, scores = random_boxes(count, seed=count)
         scores[-1] = scores[0]  # equal scores keep their order
@@ -42,7 +41,7 @@ def test_stable_sort(tmp_path):
     values = torch.tensor([[2.0, 1.0, 2.0, 3.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     orders = [(0, False), (1, True)]
     model = module_of(lambda x: [x.sort(dim=dim, descending=down, stable=True) for dim, down in orders])
-    export("dynamo", model, (values,), path)
+    export(model, (values,), path)
     expected = [part for pair in model(values) for part in pair]
     for actual, part in zip(run(path, values), expected, strict=True):
         assert torch.equal(torch.as_tensor(actual), part)
@@ -55,18 +54,14 @@ POOLING = {
 
 
 @pytest.mark.parametrize(
-    ("exporter", "name", "opset"),
-    [
-        *[("torchscript", name, opset) for name in POOLING for opset in (16, 19, 20)],
-        pytest.param("dynamo", "roi_align", 19, marks=pytest.mark.slow),
-        ("dynamo", "deform_roi_pool", 19),
-    ],
+    ("name", "opset"),
+    [(name, opset) for name in POOLING for opset in (18, 19, 20)],
 )
-def test_pooling(exporter, name, opset, tmp_path):
+def test_pooling(name, opset, tmp_path):
     path, (count, settings) = str(tmp_path / "model.onnx"), POOLING[name]
     tensors = tuple(t.float() for t in example()[:count])
     dynamic = [(0, 2, 3), (0,), (0,)][:count]
-    export(exporter, calls(name, *settings), tensors, path, opset, dynamic=dynamic)
+    export(calls(name, *settings), tensors, path, opset, dynamic=dynamic)
     for case in ({}, dict(rois=11, size=(13, 8)), dict(rois=1)):
         exact = example(**case)[:count]
         for actual, arguments in zip(run(path, *(t.float() for t in exact)), settings, strict=True):
@@ -82,7 +77,7 @@ def test_bins_of_whole_pixels_have_as_many_samples_as_pixels(tmp_path):
     extent = torch.tensor([3.0, 2.0]) * pixels
     rois = torch.cat([torch.zeros(60, 1), start, start + extent.flip(1)], 1)
     offset, path = torch.randn(60, 2, 3, 2), str(tmp_path / "model.onnx")
-    export("torchscript", calls("deform_roi_pool", [(3, 2)]), (maps, rois, offset), path)
+    export(calls("deform_roi_pool", [(3, 2)]), (maps, rois, offset), path)
     expected = dcnzoo.ops.deform_roi_pool(maps, rois, offset, (3, 2))
     torch.testing.assert_close(run(path, maps, rois, offset)[0], expected, rtol=0, atol=1e-4)
 
@@ -96,20 +91,7 @@ def test_regions_that_are_nowhere_give_zeros(ratio, tmp_path):
     offset[3, 1, 2, 0] = -float("inf")
     rois[4, 3:] = rois[4, 1:3]  # zero size: with ratio 0, zero pixels give zero samples
     path = str(tmp_path / "model.onnx")
-    export("torchscript", calls("deform_roi_pool", ((3, 2), 0.5, ratio)), (maps, rois, offset), path)
+    export(calls("deform_roi_pool", ((3, 2), 0.5, ratio)), (maps, rois, offset), path)
     expected = dcnzoo.ops.deform_roi_pool(maps, rois, offset, (3, 2), 0.5, ratio)
     assert (expected[:2] == 0).all() and (expected[5] != 0).any()
     assert_close(run(path, maps, rois, offset)[0], expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "opset", "message"),
-    [
-        ("roi_align", ((3, 2),), 15, "opset_version: .*roi_align.* 15"),
-        ("deform_roi_pool", ((3, 2),), 12, "opset_version: .*roi.* 12"),
-    ],
-)
-def test_impossible_requests(name, arguments, opset, message, tmp_path):
-    tensors = tuple(t.float() for t in example())[: 2 if name == "roi_align" else 3]
-    with pytest.raises(Exception, match=message):
-        export("torchscript", calls(name, arguments), tensors, str(tmp_path / "model.onnx"), opset)

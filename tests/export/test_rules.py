@@ -11,9 +11,8 @@ import torch
 from mmcv.ops import batched_nms
 from mmdet.models.dense_heads import RetinaHead, TOODHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
 from mmdet.models.layers import multiclass_nms
-from mmdet.models.roi_heads import CascadeRoIHead, SCNetRoIHead, StandardRoIHead, TridentRoIHead
+from mmdet.models.roi_heads import TridentRoIHead
 from mmdet.models.roi_heads.bbox_heads import bbox_head
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.registry import MODELS
@@ -23,11 +22,10 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.export import rules
-from dcnzoo.openmmlab.export.modes import SymbolicSizes
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.replacements.boxes import keep_all
 from dcnzoo.openmmlab.export.replacements.layers import normalise_groups, sample_shifted
-from dcnzoo.openmmlab.export.replacements.roi import add_context, pool
+from dcnzoo.openmmlab.export.replacements.roi import pool
 from dcnzoo.openmmlab.export.rules import replace_everywhere
 from dcnzoo.openmmlab.export.suppress import of_class
 from dcnzoo.openmmlab.export.verify import compare
@@ -88,23 +86,10 @@ def test_pooling_of_scaled_rois():
     torch.testing.assert_close(pool(extractor, levels[:1], rois, 1.3), extractor(levels[:1], rois, 1.3))
 
 
-def test_points_between_sizes_of_pictures():
-    with SymbolicSizes():
-        points = torch.linspace(0.5, torch.tensor(6.0) - 0.5, 4, dtype=torch.float32)
-    torch.testing.assert_close(points, torch.linspace(0.5, 5.5, 4))
-
-
 def test_samples_of_a_shifted_map():
     feature, offset = torch.randn(1, 6, 7, 9), 3 * torch.randn(1, 12, 7, 9)
     expected = TOODHead.deform_sampling(None, feature, offset)
     torch.testing.assert_close(sample_shifted(None, feature, offset), expected)
-
-
-def test_context_of_the_image():
-    features, context = torch.randn(5, 4, 7, 7), torch.randn(3, 4, 1, 1)
-    rois = torch.tensor([0.0, 2, 0, 2, 2])[:, None].expand(-1, 5)
-    expected = SCNetRoIHead._fuse_glbctx(None, features, context, rois)
-    torch.testing.assert_close(add_context(None, features, context, rois), expected)
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -250,7 +235,6 @@ def outputs_of(detector, **settings):
     [
         ("nms", (NMS, dict(NMS, max_num=7))),
         ("nms", (NMS, dict(NMS, class_agnostic=True))),
-        ("nms", (NMS, dict(type="soft_nms", min_score=0.2))),
         ("score_thr", (0.05, 0.5)),
     ],
 )
@@ -275,9 +259,7 @@ def test_settings_change_the_results_as_in_pytorch(setting, values):
         (dict(nms=dict(type="nms", iou_threshold=0.5, offset=1)), "offset: expected 0 .* got 1"),
         (dict(nms=dict(type="nms", iou_threshold=0.5, score_threshold=0.1)), "got score_threshold"),
         (dict(nms=dict(type="nms_match", iou_thr=0.5)), "'nms_match'"),
-        (dict(nms=dict(type="soft_nms"), max_output_boxes_per_class=2), "per_class: .* soft_nms, got 2"),
         (dict(nms=dict(NMS, class_agnostic=True), max_output_boxes_per_class=2), "agnostic nms, got 2"),
-        (dict(nms=dict(type="soft_nms", max_num=3)), "max_num: expected none with soft_nms, got 3"),
     ],
 )
 def test_settings_that_cannot_be_exported_are_refused(settings, message):
@@ -309,13 +291,6 @@ def test_several_inputs_of_a_picture_are_refused_when_a_detector_is_loaded():
     steps = [dict(type="mmdet.TestTimeAug", transforms=[[dict(type="PackDetInputs")]])]
     with pytest.raises(UserError, match=r"TestTimeAug.*tta_pipeline"):
         loaded(build("FCOS"), *steps)
-
-
-def test_heads_of_masks():
-    kinds = BaseMaskHead, StandardRoIHead, CascadeRoIHead
-    for rule in rules.RULES:
-        if issubclass(rule.kind, kinds) and not rule.refused and rule.kind is not TridentRoIHead:
-            assert rule.has_masks, rule.kind
 
 
 def test_settings_of_boxes_and_masks():

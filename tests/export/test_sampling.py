@@ -9,7 +9,7 @@ from dcnzoo.layers import DCNv3
 from tests.modules import module_of
 from tests.op_cases import dcnv3, dcnv4, ms_deform_attn
 
-from .graphs import EXPORTERS, assert_close, export, run
+from .graphs import assert_close, export, run
 
 onnx = pytest.importorskip("onnx")
 
@@ -28,22 +28,6 @@ def call(name, sample):
     return module_of(lambda *tensors: OPERATORS[name].call(type(sample)("", tensors, sample.kwargs)))
 
 
-@pytest.mark.parametrize(
-    ("name", "sample", "opset"),
-    [
-        pytest.param(n, s, opset, id=f"{n} {s.name} {opset}")
-        for n, s in SAMPLES
-        for opset in ([12, 19] if s.name in CHOSEN else [19])
-    ],
-)
-def test_torchscript_exporter(name, sample, opset, tmp_path):
-    path, single = str(tmp_path / "model.onnx"), sample.to(torch.float32)
-    export("torchscript", call(name, single), single.tensors, path, opset)
-    assert {node.domain for node in onnx.load(path).graph.node} <= {"", "ai.onnx"}
-    (actual,) = run(path, *single.tensors)
-    assert_close(actual, OPERATORS[name].reference(single.to(torch.float64)))
-
-
 @pytest.mark.parametrize("opset", [18, pytest.param(21, marks=pytest.mark.slow)])
 def test_dynamo_exporter(opset, tmp_path):
     singles = [(name, sample.to(torch.float32)) for name, sample in SAMPLES if sample.name in CHOSEN]
@@ -56,7 +40,7 @@ def test_dynamo_exporter(opset, tmp_path):
 
     path = tmp_path / "model.onnx"
     args = tuple(tensor for _, s in singles for tensor in s.tensors)
-    export("dynamo", model, args, path, opset)
+    export(model, args, path, opset)
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
     assert {node.domain for node in file.graph.node} <= {"", "ai.onnx"}
@@ -69,28 +53,26 @@ def test_double_and_points_that_are_no_numbers(name, tmp_path):
     sample = next(sample for n, sample in SAMPLES if n == name)
     sample.tensors[1].view(-1)[:6] = torch.tensor([float("nan"), 0, float("inf"), -float("inf"), 3e38, 0])
     path = str(tmp_path / "model.onnx")
-    export("torchscript", call(name, sample), sample.tensors, path)
+    export(call(name, sample), sample.tensors, path)
     expected = OPERATORS[name].call(sample)
     if name != "dcnv4":  # offsets and mask are one tensor, so that the mask is not finite either
         assert expected.isfinite().all()
         assert_close(run(path, *sample.tensors)[0], expected, torch.float64)
 
 
-@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "torchscript"])
-def test_layer_at_other_batches_and_sizes(exporter, tmp_path):
+def test_layer_at_other_batches_and_sizes(tmp_path):
     model = DCNv3(8, kernel_size=3, group=2).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     example, path = torch.randn(2, 7, 10, 8), str(tmp_path / "model.onnx")
-    export(exporter, model, (example,), path, 18, dynamic=[(0, 1, 2)])
+    export(model, (example,), path, 18, dynamic=[(0, 1, 2)])
     for shape in ((2, 7, 10, 8), (1, 12, 5, 8), (3, 4, 4, 8)):
         x = torch.randn(shape)
         with torch.no_grad():
             assert_close(run(path, x)[0], model(x))
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_attention_over_levels_of_other_sizes(exporter, tmp_path):
+def test_attention_over_levels_of_other_sizes(tmp_path):
     """Batch, queries, pixels and level sizes are dynamic; the graph includes FlashDeformAttn's softmax."""
     model = module_of(dcnzoo.ops.flash_deform_attn)
 
@@ -101,6 +83,6 @@ def test_attention_over_levels_of_other_sizes(exporter, tmp_path):
         return value, torch.tensor(sizes), starts, fields
 
     path, example = str(tmp_path / "model.onnx"), arguments(2, 7, [(6, 9), (3, 5)])
-    export(exporter, model, example, path, 18, dynamic=[(0, 1), (), (), (0, 1)])
+    export(model, example, path, 18, dynamic=[(0, 1), (), (), (0, 1)])
     for args in (example, arguments(1, 4, [(5, 4), (8, 3)]), arguments(3, 11, [(2, 2), (1, 7)])):
         assert_close(run(path, *args)[0], model(*args))

@@ -65,4 +65,4 @@ def test_a_hundredth_may_differ():
     for matched, holds in ((99, True), (98, False), (0, False)):
         assert Agreement(matched, 100).holds is holds
     assert not Agreement(0, 0).holds and Agreement(1, 1).holds
-    assert Agreement(1, 2) + Agreement(3, 4, exchanged=True) == Agreement(4, 6, exchanged=True)
+    assert Agreement(1, 2) + Agreement(3, 4) == Agreement(4, 6)

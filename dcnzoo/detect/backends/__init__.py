@@ -1,6 +1,6 @@
 """Runtimes of exported files: each module has ``open_file(path, device, threads, precision)``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,10 +13,3 @@ Shape = tuple[int | None, ...]  # None: any size
 Opened = tuple[
     dict[str, Shape], list[str], dict[str, str], Callable[[dict[str, np.ndarray]], list[np.ndarray]], str
 ]
-
-
-def outputs_to_read(names: Iterable[str]) -> list[str]:
-    """Return the outputs that dcnzoo reads: of masks in the input and of the mask head, the latter."""
-    names = list(names)
-    is_whole = {BOX_MASKS, MASK_LOGITS}.isdisjoint(names)
-    return [name for name in names if name != "masks" or is_whole]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcnzoo.detect.backends import Opened, outputs_to_read
+from dcnzoo.detect.backends import Opened
 
 if TYPE_CHECKING:
     from openvino import Core, Model, Output
@@ -25,7 +25,6 @@ def open_file(path: str, device: str, threads: int | None, precision: str) -> Op
     try:
         model = core.read_model(path)
         _restore_sizes(model)
-        _remove_unread(model)
         metadata = texts(model)
         settings = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": threads or 0}
         compiled = core.compile_model(model, "CPU", settings)
@@ -86,14 +85,6 @@ def _restore_sizes(model: Model) -> None:
             model.add_parameters([parameter])
             model.validate_nodes_and_infer_types()
             return
-
-
-def _remove_unread(model: Model) -> None:
-    """Remove the outputs that dcnzoo does not read, so that they are not computed."""
-    names = outputs_to_read(output.get_any_name() for output in model.outputs)
-    for result in model.get_results():
-        if result.input_value(0).get_any_name() not in names:
-            model.remove_result(result)
 
 
 def extension() -> ConversionExtension:

@@ -6,14 +6,12 @@ type.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import product
 
 from dcnzoo.export.graph import Graph, Value, translates
-from dcnzoo.export.opsets import FIRST, MAX_RANK, check_target, require_operator
 from dcnzoo.export.sampling import Neighbours, corners, neighbours, wide
 
 
@@ -73,19 +71,14 @@ def deform_conv(
     im2col_step: Value = None,
 ) -> Value:
     rank, target = len(stride), g.deform_conv
-    check_target(target, g.opset)
     if target == "auto":
-        target = "native" if rank <= MAX_RANK["native"] and g.opset >= FIRST["native"] else "gathernd"
-    if rank > MAX_RANK[target]:
-        raise ValueError(
-            f"deform_conv: expected at most {MAX_RANK[target]} axes for {target!r}, got {rank}; "
-            "'gathernd' and 'gatherelements' support 1 to 3"
-        )
+        target = "native" if rank <= 2 and g.opset >= 19 else "gathernd"
+    if rank > 2 and target == "native":
+        raise ValueError(f"deform_conv: expected at most 2 axes for 'native', got {rank}; use 'gathernd'")
     call = _call(g, input, weight, offset, mask, bias, stride, padding, dilation, groups)
-    if target in ("gathernd", "gatherelements"):
-        return _product(g, call, _gather(g, call, target))
-    as_2d = _with_two_axes(g, call) if rank == 1 else call
-    result = _native(g, as_2d) if target == "native" else _product(g, as_2d, _grid_sample(g, as_2d))
+    if target == "gathernd":
+        return _product(g, call, _gather(g, call))
+    result = _native(g, _with_two_axes(g, call) if rank == 1 else call)
     if rank == 1:
         result = g.shaped(result, g.sizes(input, 0), call.out_channels, -1)
     return result
@@ -107,7 +100,6 @@ def deform_conv_transpose(
     im2col_step: Value = None,
 ) -> Value:
     """Add the products of each input pixel and the weights to the pixels around their targets."""
-    require_operator("deform_conv_transpose", g.opset)
     call = _call(g, input, weight, offset, mask, bias, stride, padding, dilation, groups)
     sizes = []
     for axis in range(call.rank):
@@ -253,7 +245,7 @@ def _axes(g: Graph, call: _Call, sizes: Sequence[Value]) -> list[Neighbours]:
     return axes
 
 
-def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / groups, K·P]
+def _gather(g: Graph, call: _Call) -> Value:  # [N, groups, C / groups, K·P]
     """Sample as the weighted sum of 2 neighbours per axis, each gathered by its index in the flat map."""
     kind, sizes = call.kind, [g.length(call.input, 2 + axis) for axis in range(call.rank)]
     per_group = call.channels // call.groups
@@ -261,49 +253,10 @@ def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / gro
     rows = g.Transpose(maps, perm=[0, 1, 3, 2])  # [N, groups, H·W, C / groups]
     total = None
     for index, weight in corners(g, _axes(g, call, sizes), sizes):
-        if target == "gathernd":
-            values, shape = g.GatherND(rows, g.shaped(index, 0, 0, -1, 1), batch_dims=2), (-1, 1)
-        else:
-            index = g.Expand(g.shaped(index, 0, 0, 1, -1), g.ints(1, 1, per_group, 1))
-            values, shape = g.GatherElements(maps, index, axis=3), (1, -1)
-        values = g.Mul(values, g.shaped(g.Cast(weight, to=kind), 0, 0, *shape))
+        values = g.GatherND(rows, g.shaped(index, 0, 0, -1, 1), batch_dims=2)
+        values = g.Mul(values, g.shaped(g.Cast(weight, to=kind), 0, 0, -1, 1))
         total = values if total is None else g.Add(total, values)
-    return g.Transpose(total, perm=[0, 1, 3, 2]) if target == "gathernd" else total
-
-
-def _grid_sample(g: Graph, call: _Call) -> Value:  # [N·groups, C / groups, K, P]
-    """Sample by ``GridSample``, with each channel group as a separate image."""
-    if g.opset >= 20:
-        warnings.warn(
-            "deform_conv: 'gridsample' at opset 20 and later: TensorRT's parser reads the mode 'linear' as "
-            "'nearest', without an error; for TensorRT, use 'gathernd'",
-            stacklevel=2,
-        )
-    real = wide(call.kind)
-    one, two, outside = (g.number(value, real) for value in (1, 2, -2))
-    grid: list[Value] = []
-    for axis, coordinate in enumerate(_coordinates(g, call)):
-        size = g.Cast(g.length(call.input, 2 + axis), to=real)
-        # runtimes disagree far outside and at NaN: move all such points to one position outside
-        near = g.And(g.Greater(coordinate, outside), g.Less(coordinate, g.Add(size, one)))
-        position = g.Where(near, coordinate, outside)
-        normalised = g.Sub(g.Div(g.Add(g.Mul(position, two), one), size), one)
-        grid.insert(0, g.shaped(normalised, 0, call.groups, -1, 1))  # x first
-    taps = g.Cast(g.Concat(*grid, axis=3), to=call.kind)
-    images = g.Mul(g.sizes(call.input, 0), g.ints(call.groups))
-    samples = g.GridSample(
-        g.shaped(
-            call.input, images, call.channels // call.groups, g.sizes(call.input, *range(2, 2 + call.rank))
-        ),
-        g.shaped(taps, images, call.taps, -1, 2),
-        mode="bilinear" if g.opset < 20 else "linear",
-        padding_mode="zeros",
-        align_corners=0,
-    )
-    if call.mask is None:
-        return samples
-    mask = g.Cast(call.mask, to=call.kind)
-    return g.Mul(samples, g.shaped(mask, images, 1, call.taps, -1))
+    return g.Transpose(total, perm=[0, 1, 3, 2])
 
 
 def _product(g: Graph, call: _Call, samples: Value) -> Value:  # [N, O, *out]

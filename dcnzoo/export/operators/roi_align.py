@@ -1,7 +1,6 @@
 """RoIAlign as an ONNX node."""
 
 from dcnzoo.export.graph import INT64, Graph, Value, translates
-from dcnzoo.export.opsets import require_operator
 
 
 def align(
@@ -15,7 +14,6 @@ def align(
     aligned: bool,
 ) -> Value:  # [K, C, output_h, output_w]
     """The operator ``RoiAlign`` with average pooling."""
-    require_operator("roi_align", g.opset)
     image = g.Cast(g.shaped(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
     return g.RoiAlign(
         features,

@@ -1,6 +1,5 @@
 """Export a detector: trace it, write the file, check it for known problems, compare it with PyTorch."""
 
-import copy
 import dataclasses
 import json
 import os
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from mmdet.utils import get_test_pipeline_cfg
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from dcnzoo.detect.detections import Detections
@@ -22,18 +21,14 @@ from dcnzoo.detect.drawing import encoded
 from dcnzoo.detect.outputs import MASK_THRESHOLD
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
-from dcnzoo.export.known_problems import check
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
-from dcnzoo.export.passes import one_at_a_time
-from dcnzoo.export.runtimes import RUNTIMES
-from dcnzoo.export.targets import runtimes
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import write_file
 from dcnzoo.openmmlab.classes import require_names
 from dcnzoo.openmmlab.export import inputs
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
-from dcnzoo.openmmlab.export.verify import measure_int8, verify, verify_raw_outputs
+from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils import marks
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import write_bytes
@@ -51,19 +46,18 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
         raise ValueError(f"device: expected a detector on the CPU (device='cpu'), got {detector.device}")
     int8 = options.precision if isinstance(options.precision, Int8) else None
     files = inputs.calibration_files(int8.images, int8.count) if int8 else []
-    network = own_copy(inputs.predicting_part(detector.model))
+    network = inputs.predicting_part(detector.model)
     findings: list[Finding] = []
     needs_pictures = "precision" if int8 else "verify" if options.verify and not options.raw_outputs else ""
     preprocessing = _preprocessing(detector, network, needs_pictures, findings)
     pictures = []
     if needs_pictures == "verify" and preprocessing is not None:  # before the work: one may be damaged
         pictures = inputs.pictures_to_verify(options.verify, preprocessing)
-    package = Path(options.path).suffix == ".pt2"
     sized = options.img_shape is not None
-    model = RawHead(network) if options.raw_outputs else Predictor(network, all_masks=package, sized=sized)
+    model = RawHead(network) if options.raw_outputs else Predictor(network, sized=sized)
     require_names(detector.model.cfg.get("model", {}), detector.classes)
     example = _example_size(options, preprocessing)
-    shape = example if options.shape or package or model.one_size else None
+    shape = example if options.shape or model.one_size else None
     if shape is None:
         factor = -(-LEAST_TRACED // min(example))
         example = (example[0] * factor, example[1] * factor)
@@ -79,30 +73,15 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
         name=detector.name,
         calibration=() if preprocessing is None else inputs.calibration_inputs(preprocessing, files, shape),
     )
-    if written[0].suffix == ".onnx":
-        findings += check(written[0], options.runtime)
     result = ExportResult(written, shape, tuple(findings))
-    if int8 or options.verify:
+    if options.verify:
         begin_step("comparing with PyTorch")
-    ran: list[str] = []
     if options.raw_outputs:
         if options.verify:
-            session = Session(result.files[0], device="cpu")
-            for name in runtimes(session, options.runtime):
-                verify_raw_outputs(network, session, example)
-                ran.append(name)
-    elif int8:
-        result = dataclasses.replace(result, int8=measure_int8(detector, result, int8.images, files))
+            verify_raw_outputs(network, Session(result.files[0], device="cpu"), example)
     elif pictures:
-        exported = result.load(device="cpu")
-        for name in runtimes(exported.model, options.runtime):
-            agreement = verify(detector, exported, pictures)
-            result = dataclasses.replace(result, agreement=agreement)
-            ran.append(name)
-    if ran and RUNTIMES[options.runtime].is_fixed and options.runtime not in ran:
-        text = f"not compared in it, only in {ran[0]}: its package is not installed, or does not read ONNX"
-        finding = Finding(options.runtime, text, stops=False)
-        result = dataclasses.replace(result, findings=(*result.findings, finding))
+        agreement = verify(detector, result.load(device="cpu"), pictures)
+        result = dataclasses.replace(result, agreement=agreement)
     return result
 
 
@@ -182,7 +161,7 @@ def write_detector(
         names = model.eval().names(images)
     else:
         names = list(model.output_names)
-    with one_at_a_time, symbolic_batches():
+    with symbolic_batches():
         return write_file(
             model.eval(),
             args,
@@ -193,9 +172,3 @@ def write_detector(
             metadata=metadata,
             calibration=calibration,
         )
-
-
-def own_copy(network: nn.Module) -> nn.Module:
-    """Copy the modules, but not their parameters: tracing changes both, while other threads may predict."""
-    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, tensors)

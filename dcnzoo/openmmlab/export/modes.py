@@ -81,10 +81,6 @@ def number_of_rows(values: Any) -> int:
     return values.shape[0] if isinstance(values, Tensor) else len(values)
 
 
-def image_size(images: Tensor) -> Tensor:  # (height, width)
-    return tensor_of(images.shape[-2:], dtype=images.dtype)
-
-
 def data_sample(size: Sequence[Any] | Tensor, padded: Sequence[Any]) -> DetDataSample:
     """Describe an image of a batch, which is neither resized nor in a border, to ``detector.predict``."""
     size, padded = tuple(size), tuple(padded)

@@ -29,9 +29,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from dcnzoo.compat.patches import Changes, ThreadChanges
+from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, MASK_LOGITS
-from dcnzoo.export.fixed_size import ABSENT, paste_masks
+from dcnzoo.export.fixed_size import ABSENT
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.modes import (
     SymbolicSizes,
@@ -58,7 +58,6 @@ class Predictor(nn.Module):
     ``class_scores`` [N, K] are what its boxes and scores in a picture of another size are computed from.
 
     Args:
-        all_masks: predict the masks of all rows, also of unused ones.
         sized: with the input ``img_shape``. Without, the pictures have no padding.
 
     Raises:
@@ -68,7 +67,7 @@ class Predictor(nn.Module):
     input_names: tuple[str, ...] = ("input", "img_shape")
     output_names: tuple[str, ...] = ("dets", "labels")
 
-    def __init__(self, detector: Any, all_masks: bool = False, sized: bool = True) -> None:
+    def __init__(self, detector: Any, sized: bool = True) -> None:
         super().__init__()
         if not sized:
             self.input_names = ("input",)
@@ -77,7 +76,7 @@ class Predictor(nn.Module):
                 f"detector: expected one that can be exported: {reason}; raw_outputs=True exports the "
                 "outputs of a single-stage head, dcnzoo.export.export_onnx any module"
             )
-        self.detector, self.all_masks = detector, all_masks
+        self.detector = detector
         table = [(part, rule) for part in detector.modules() if (rule := rules.rule_for(type(part)))]
         parts = rules.parts_of(detector).values()
         if any(rule.has_masks and getattr(part, "with_mask", True) for part, rule in table if part in parts):
@@ -88,9 +87,9 @@ class Predictor(nn.Module):
             self.mask_threshold = float(detector.roi_head.test_cfg.get("mask_thr_binary", 0.5))
             if self.mask_threshold < 0:
                 raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
-            self.output_names = ("dets", "labels", "masks", BOX_MASKS)
+            self.output_names = ("dets", "labels", BOX_MASKS)
         elif isinstance(detector, MaskFormer):
-            self.output_names = ("dets", "labels", "masks", MASK_LOGITS, CLASS_SCORES)
+            self.output_names = ("dets", "labels", MASK_LOGITS, CLASS_SCORES)
         self._masks: DeferredMasks | None = None
 
     def forward(self, images: Tensor, img_shape: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -98,7 +97,7 @@ class Predictor(nn.Module):
         sizes = tensor_of(padded, dtype=torch.long).expand(images.shape[0], 2)
         if img_shape is not None:
             sizes = torch.where(img_shape >= 0, img_shape, sizes)
-        with ThreadChanges() as changes, SymbolicSizes():
+        with Changes() as changes, SymbolicSizes():
             rules.apply(changes)
             with named_errors(self.detector):
                 outputs: tuple[Tensor, ...]
@@ -106,7 +105,7 @@ class Predictor(nn.Module):
                     outputs = self._predict_batch(changes, images, sizes)
                 else:
                     outputs = self._predict_images(images, sizes)
-            return torch.vmap(partial(rank, padded))(*outputs)
+            return torch.vmap(rank)(*outputs)
 
     def _predict_batch(self, changes: Changes, images: Tensor, sizes: Tensor) -> Rows:
         """Call the ``predict`` of a detection transformer: its code is for a batch."""
@@ -140,7 +139,7 @@ class Predictor(nn.Module):
         """Call the detector's ``predict`` with the features and outputs of heads of one image."""
         detector = self.detector
         proposed: list = []
-        with ThreadChanges() as changes, OrderByLogits():
+        with Changes() as changes, OrderByLogits():
             changes.set(detector, "extract_feat", lambda _: features)
             for head, output in outputs.items():
                 changes.set(head, "forward", lambda *_, output=output: output)
@@ -151,7 +150,7 @@ class Predictor(nn.Module):
             rules.replace_everywhere(changes, layers.multiclass_nms, best_boxes)
             if hasattr(detector, "roi_head"):
                 changes.wrap(detector.rpn_head, "predict", partial(note_proposals, proposed))
-                if detector.roi_head.with_mask and not self.all_masks:
+                if detector.roi_head.with_mask:
                     changes.wrap(detector.roi_head, "predict_mask", self._defer)
             changes.wrap(F, "conv2d", convolve)
             (sample,) = detector.predict(None, [sample], rescale=False)
@@ -160,7 +159,7 @@ class Predictor(nn.Module):
         if self._masks is not None:
             return *rows, *self._masks.tensors
         if MASK_LOGITS in self.output_names:
-            return *rows, results.masks, results.logits, results.class_scores
+            return *rows, results.logits, results.class_scores
         return (*rows, results.masks) if len(self.output_names) > 2 else rows
 
     def _defer(self, predict_mask: Callable, *args: Any, **kwargs: Any) -> list[InstanceData]:
@@ -201,7 +200,7 @@ class DeferredMasks:
         def rois(boxes: Sequence[Tensor]) -> Tensor:
             return torch.cat([image[:, None].to(boxes[0]), boxes[0]], 1)
 
-        with ThreadChanges() as changes:
+        with Changes() as changes:
             rules.replace_everywhere(changes, bbox2roi, rois)
             for name, module in list(sys.modules.items()):
                 if name.startswith("mmdet.models.roi_heads"):
@@ -264,9 +263,7 @@ def is_used(scores: Tensor, labels: Tensor) -> Tensor:
     return (scores != ABSENT) & (labels >= 0)
 
 
-def rank(
-    padded: Sequence[int], boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor
-) -> tuple[Tensor, ...]:
+def rank(boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
     """Return the outputs of :class:`Predictor` for the rows of one image."""
     used = is_used(scores, labels)
     _, index = torch.where(used, scores, -torch.inf).topk(scores.shape[0])
@@ -279,8 +276,6 @@ def rank(
             inside, outside = (torch.tensor(value, dtype=torch.uint8) for value in (255, 0))
             results.append(torch.where(mask & used[:, None, None], inside, outside))
             continue
-        if len(masks) == 1:  # of the boxes
-            results.append(paste_masks(mask, dets[:, :4], used, *padded))
         results.append(torch.where(used.view(-1, *[1] * (mask.dim() - 1)), mask, 0))
     return tuple(results)
 

@@ -18,7 +18,7 @@ from mmcv.ops.carafe import CARAFEFunction
 from mmdet.models import backbones, dense_heads, detectors, layers, necks, roi_heads
 from mmdet.models.dense_heads import tood_head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.layers.transformer import ddq_detr_layers, inverse_sigmoid
+from mmdet.models.layers.transformer import inverse_sigmoid
 from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.models.utils.gaussian_target import get_topk_from_heatmap
@@ -65,7 +65,6 @@ class Rule:
     refused: str = ""
 
 
-_by_corners = {SINGLE: boxes.pair_corners}
 _rpn: dict[str, Callable] = {"_bbox_post_process": boxes.post_process, SINGLE: boxes.propose}
 RULES = (
     # heads
@@ -78,13 +77,7 @@ RULES = (
     ),
     Rule(dense_heads.YOLOV3Head, DENSE, around={"predict_by_feat": boxes.drop_uncertain}),
     Rule(dense_heads.YOLOXHead, DENSE, instead={"predict_by_feat": boxes.keep_best_classes}),
-    Rule(
-        dense_heads.PAAHead,
-        (*DENSE, SINGLE, "score_voting"),
-        instead={"score_voting": boxes.vote},
-        around={SINGLE: boxes.keep_best_priors},
-    ),
-    Rule(dense_heads.CornerHead, (*DENSE, SINGLE), instead=_by_corners),
+    *(Rule(kind, refused="its boxes are not exported") for kind in (dense_heads.PAAHead, dense_heads.CornerHead)),
     Rule(
         dense_heads.RTMDetInsHead,
         (*DENSE, "_bbox_mask_post_process"),
@@ -99,13 +92,8 @@ RULES = (
     Rule(MaskFormerFusionHead, ("predict", "instance_postprocess")),
     *(Rule(kind, ROI, has_masks=True) for kind in ROI_HEADS),
     Rule(roi_heads.TridentRoIHead, (*ROI, "merge_trident_bboxes")),
-    Rule(
-        roi_heads.PointRendRoIHead,
-        ROI,
-        instead={"predict_mask": roi.predict_refined, "_mask_point_forward_test": roi.refine_masks},
-        has_masks=True,
-    ),
-    Rule(roi_heads.SCNetRoIHead, ROI, instead={"_fuse_glbctx": roi.add_context}, has_masks=True),
+    Rule(roi_heads.PointRendRoIHead, refused="its masks are refined point by point"),
+    Rule(roi_heads.SCNetRoIHead, refused="its context is added image by image"),
     Rule(roi_heads.BBoxHead, instead={"refine_bboxes": roi.refine}),
     Rule(roi_heads.FCNMaskHead, instead={SINGLE: roi.masks_of_classes}),
     Rule(dense_heads.DETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.image_by_image}),
@@ -113,7 +101,7 @@ RULES = (
     Rule(
         dense_heads.DeformableDETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.image_by_image}
     ),
-    Rule(dense_heads.DDQDETRHead, TRANSFORMER, instead={"predict_by_feat": transformers.distinct_results}),
+    Rule(dense_heads.DDQDETRHead, refused="the number of its queries depends on the picture"),
     # detectors
     Rule(detectors.MaskFormer, ("predict",), instead={"predict": masks.predict_instances}),
     Rule(detectors.TwoStagePanopticSegmentor, refused="its results are panoptic"),
@@ -123,21 +111,10 @@ RULES = (
         ("pre_transformer", "gen_encoder_output_proposals"),
         instead={"pre_transformer": transformers.before_deformable},
     ),
-    Rule(
-        detectors.DDQDETR,
-        ("pre_transformer", "gen_encoder_output_proposals", "pre_decoder"),
-        instead={"pre_decoder": transformers.first_queries},
-    ),
     # layers
-    Rule(
-        ddq_detr_layers.DDQTransformerDecoder,
-        instead={"select_distinct_queries": transformers.distinct_queries},
-    ),
     Rule(layers.MSDeformAttnPixelDecoder, instead={"forward": masks.decode_pixels}),
     Rule(roi_heads.SingleRoIExtractor, instead={"forward": roi.pool}),
     Rule(mmcv_ops.RoIAlign, instead={"forward": roi.align}),
-    Rule(mmcv_ops.SimpleRoIAlign, instead={"forward": roi.sample_rois}),
-    Rule(mmcv_ops.CornerPool, instead={"forward": own.corner_pool}),
     Rule(tood_head.TOODHead, DENSE, instead={"deform_sampling": own.sample_shifted}),
     Rule(nn.GroupNorm, instead={"forward": own.normalise_groups}),
     # with a symbolic size: adaptive maximum pooling has no ONNX operator; padding takes torch.export too long
@@ -149,7 +126,7 @@ BY_KIND = {rule.kind: rule for rule in RULES}
 FUNCTIONS: dict[Callable, Callable] = {
     filter_scores_and_topk: boxes.first_pairs,
     mmcv_ops.batched_nms: boxes.keep_all,
-    get_topk_from_heatmap: boxes.best_corners,
+    get_topk_from_heatmap: boxes.best_peaks,
     inverse_sigmoid: transformers.logit,
 }
 # attributes of modules and of classes that are no layers
@@ -162,7 +139,6 @@ ATTRIBUTES: dict[tuple[Any, str], Any] = {
     (sys.modules["mmcv.ops.carafe"], "carafe"): partial(CARAFEFunction.forward, SimpleNamespace()),
     (tood_head, "sigmoid_geometric_mean"): lambda x, y: (x.sigmoid() * y.sigmoid()).sqrt(),
     (detectors.dino, "len"): number_of_rows,
-    (ddq_detr_layers, "len"): number_of_rows,
     # the number of rows depends on the data, and range() would make it a constant of the graph
     (roi_heads.mask_scoring_roi_head, "range"): torch.arange,
     (roi_heads.mask_heads.maskiou_head, "range"): torch.arange,

@@ -18,7 +18,7 @@ from dcnzoo.utils.files import read_beside, write_text
 from dcnzoo.utils.marks import config_of, is_config_of_training, is_own, mark, mark_of
 from dcnzoo.utils.text import few
 
-REPORT = ("report.html", "report.json", "report.csv")
+REPORT = ("report.html",)
 _LOGS = re.compile(r"\d{8}_\d{6}")  # folders that are named after the time
 
 

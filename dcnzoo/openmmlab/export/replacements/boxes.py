@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from mmdet.models import dense_heads
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from dcnzoo.export.fixed_size import ABSENT, best
-from dcnzoo.openmmlab.export.modes import image_size
+from dcnzoo.openmmlab.export.modes import tensor_of
 from dcnzoo.openmmlab.export.suppress import best_pairs, suppress
 
 MOST = 1000  # boxes of YOLOX without max_per_img: MMDetection has no limit, a graph needs one
@@ -128,50 +128,6 @@ def drop_uncertain(
     return predict(self, maps, *args, cfg=cfg, **kwargs)
 
 
-def keep_best_priors(
-    predict: Callable,
-    self: dense_heads.PAAHead,
-    *,
-    cls_score_list: list[Tensor],  # by level
-    bbox_pred_list: list[Tensor],
-    score_factor_list: list[Tensor],
-    mlvl_priors: list[Tensor],
-    cfg: ConfigDict | None = None,
-    **kwargs: Any,
-) -> InstanceData:
-    """Call ``PAAHead._predict_by_feat_single``, which compares ``nms_pre`` with the size of a level."""
-    cfg = ConfigDict(self.test_cfg if cfg is None else cfg)
-    most, levels = cfg.pop("nms_pre", MOST), []
-    for *maps, priors in zip(cls_score_list, bbox_pred_list, score_factor_list, mlvl_priors, strict=True):
-        widths = (self.cls_out_channels, 4, 1)
-        logits, deltas, factors = (
-            part.permute(1, 2, 0).reshape(-1, width) for part, width in zip(maps, widths, strict=True)
-        )
-        scores = logits.amax(1).sigmoid() * factors[:, 0].sigmoid()
-        scores, index = (part[0] for part in best(scores[None], most))
-        logits = torch.where(scores[:, None] >= 0, logits[index], -torch.inf)
-        rows = logits, deltas[index], factors[index]
-        levels.append((*(part.t()[:, :, None] for part in rows), priors[index]))
-    return predict(self, *zip(*levels, strict=True), cfg=cfg, **kwargs)
-
-
-def vote(
-    self: dense_heads.PAAHead,
-    det_bboxes: Tensor,  # [K, 5]
-    det_labels: Tensor,
-    mlvl_bboxes: Tensor,  # [M, 4]
-    mlvl_nms_scores: Tensor,  # [M, classes + 1]
-    score_thr: float,
-) -> tuple[Tensor, Tensor]:
-    """Replace ``PAAHead.score_voting``, which loops over boxes."""
-    scores = mlvl_nms_scores.t()[det_labels.clamp(min=0)]
-    overlaps = bbox_overlaps(det_bboxes[:, :4], mlvl_bboxes)
-    weights = torch.exp(-((1 - overlaps) ** 2) / 0.025) * scores
-    weights = torch.where((overlaps > 0.01) & (scores > score_thr), weights, 0)
-    boxes = weights @ mlvl_bboxes / weights.sum(1, keepdim=True)
-    return torch.cat([boxes, det_bboxes[:, 4:]], 1), det_labels
-
-
 def keep_best_classes(
     self: dense_heads.YOLOXHead, *outputs: list[Tensor], cfg: ConfigDict | None = None, **_: Any
 ) -> list[InstanceData]:
@@ -191,38 +147,9 @@ def keep_best_classes(
     return [found_by(*results[:2])]
 
 
-def pair_corners(
-    self: dense_heads.CornerHead,
-    tl_heat: Tensor,
-    br_heat: Tensor,
-    tl_off: Tensor,
-    br_off: Tensor,
-    img_meta: dict,
-    rescale: bool = False,
-    with_nms: bool = True,
-    **embeddings: Tensor,
-) -> InstanceData:
-    """Replace ``CornerHead._predict_by_feat_single``. Pairs that are no box have a negative score."""
-    cfg = self.test_cfg
-    boxes, scores, labels = self._decode_heatmap(
-        tl_heat.sigmoid(),
-        br_heat.sigmoid(),
-        tl_off,
-        br_off,
-        img_meta=img_meta,
-        k=cfg.corner_topk,
-        kernel=cfg.local_maximum_kernel,
-        distance_threshold=cfg.distance_threshold,
-        **embeddings,
-    )
-    pairs = boxes[0], scores[0, :, 0], labels[0, :, 0]
-    results = suppress(cfg, type(self).__name__, *pairs, self.num_classes)
-    return found_by(*results[:2])
-
-
-def best_corners(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
+def best_peaks(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
     """Replace ``get_topk_from_heatmap``: the exporter cannot divide an integer by a symbolic size."""
-    height, width = image_size(scores).long()
+    height, width = tensor_of(scores.shape[-2:], dtype=torch.long)
     values, index = best(scores.flatten(1), k)
     label, index = index // (height * width), index % (height * width)
     return values, index, label, index // width, (index % width).float()

@@ -84,7 +84,6 @@ def predict_instances(
         bboxes=around(inside).to(scores.dtype),
         labels=torch.where(labels < fusion.num_things_classes, labels, -1),
         scores=scores * certainty,
-        masks=inside,
         logits=logits,
         class_scores=scores,
     )

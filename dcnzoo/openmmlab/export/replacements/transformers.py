@@ -5,13 +5,9 @@ from typing import Any
 
 import torch
 from mmdet.models import dense_heads, detectors
-from mmdet.models.layers.transformer.ddq_detr_layers import DDQTransformerDecoder
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor
 
-from dcnzoo.export.fixed_size import ABSENT, keep_boxes, take
 from dcnzoo.openmmlab.export.modes import level_sizes
-from dcnzoo.openmmlab.export.suppress import positive_key
 
 
 def is_padding(
@@ -80,55 +76,3 @@ def image_by_image(
 def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Replace ``inverse_sigmoid``, which clamps three times: the exporter's optimiser drops one of them."""
     return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
-
-
-def first_queries(
-    self: detectors.DDQDETR, memory: Tensor, memory_mask: Tensor, spatial_shapes: Tensor, *_: Any, **__: Any
-) -> tuple[dict, dict]:
-    """Replace ``DDQDETR.pre_decoder``: NMS selects distinct queries."""
-    encoded, logits = self.gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
-    scores = self.bbox_head.cls_branches[self.decoder.num_layers](encoded).max(-1)[0].sigmoid()
-    boxes = self.bbox_head.reg_branches[self.decoder.num_layers](encoded) + logits
-    index, is_used = _distinct(self.cache_dict, boxes.sigmoid(), scores, self.num_queries)
-    query = torch.where(is_used[..., None], take(self.query_map(memory), index), 0)
-    places = torch.where(is_used[..., None], take(boxes, index), 0).sigmoid()
-    return dict(query=query, memory=memory, reference_points=places, dn_mask=None), {}
-
-
-def distinct_queries(
-    self: DDQTransformerDecoder,
-    reference_points: Tensor,
-    query: Tensor,
-    self_attn_mask: Tensor,  # [N·heads, Q, Q]
-    layer_index: int,
-) -> Tensor:
-    """Replace ``DDQTransformerDecoder.select_distinct_queries``."""
-    cache, count = self.cache_dict, query.shape[1]
-    heads = cache["num_heads"]
-    scores = cache["cls_branches"][layer_index](query).sigmoid().max(-1).values
-    scores = torch.where(self_attn_mask[::heads, 0], ABSENT, scores)
-    index, is_used = _distinct(cache, reference_points, scores, count)
-    chosen = ((index[..., None] == torch.arange(count, device=index.device)) & is_used[..., None]).any(1)
-    mask = ~(chosen[:, :, None] | chosen[:, None])
-    cache["distinct_query_mask"] = [mask]
-    return mask[:, None].expand(-1, heads, -1, -1).flatten(0, 1)
-
-
-def _distinct(cache: dict, boxes: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return indices of the best distinct boxes (x, y, width, height), and whether they are used."""
-    if (kind := cache["dqs_cfg"].get("type", "nms")) != "nms":
-        raise ValueError(f"DDQDETR: dqs_cfg: expected type='nms', got {kind!r}")
-    labels, threshold = torch.zeros_like(scores, dtype=torch.long), cache["dqs_cfg"]["iou_threshold"]
-    candidates = bbox_cxcywh_to_xyxy(boxes), scores, labels
-    _, labels, index = keep_boxes(*candidates, threshold, count, 1, 0, positive_key(scores))
-    return index, labels >= 0
-
-
-def distinct_results(
-    self: dense_heads.DDQDETRHead, layer_cls_scores: Tensor, layer_bbox_preds: Tensor, **options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace ``DDQDETRHead.predict_by_feat``: queries that are not distinct have no results."""
-    mask = self.cache_dict["distinct_query_mask"].pop()[:, 0]  # the last two layers have the same
-    scores = torch.where(mask[..., None], -torch.inf, layer_cls_scores[-1])
-    boxes, scores, labels = image_by_image(self, scores[None], layer_bbox_preds, **options)
-    return boxes, torch.where(scores > 0, scores, ABSENT), labels

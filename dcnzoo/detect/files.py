@@ -1,0 +1,138 @@
+"""The files of ``dcnzoo infer``: drawn pictures or texts in YOLO's format, a video, a COCO file."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dcnzoo.detect.coco import coco_categories, coco_entries
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.video import VideoFile
+from dcnzoo.utils.files import replacing, require_new, write_bytes, write_text
+from dcnzoo.utils.formats import is_video
+from dcnzoo.utils.marks import seal, sealed_info
+from dcnzoo.utils.text import counted
+
+DRAWN = {".png": "PNG", ".jpg": "JPEG"}
+_LONGEST = 240  # bytes of the name of an output file without ending: systems allow 255
+
+
+class ResultFiles:
+    """Writes each result when it is there, and the COCO file at the end.
+
+    Args:
+        folder: of the files.
+        images: of the call.
+        ending: of the file of each picture: .png or .jpg, a drawn one; .txt; none if empty.
+        coco, video: whether to write these.
+        polygons: write masks into the COCO file as polygons, not in run-length encoding.
+        mark: of the files: see :mod:`dcnzoo.utils.marks`.
+        force: replace files of others; never a picture of the call.
+
+    Raises:
+        UserError: a file exists that must not be replaced.
+    """
+
+    def __init__(
+        self, folder: Path, images: Sequence[str], ending: str, *, coco: bool, video: Path | None,
+        polygons: bool, mark: str, force: bool,
+    ) -> None:  # fmt: skip
+        self._folder, self._ending, self._mark, self._polygons = folder, ending, mark, polygons
+        self._names = Names(images)
+        self._coco = folder / "detections.json" if coco else None
+        files = [self._path(f"{image}#1" if is_video(image) else image) for image in images if ending]
+        files += filter(None, (self._coco, video))
+        require_new("infer", *files, mark=mark, force=force, inputs=images)
+        self._video = VideoFile(video, images, mark) if video else None
+        self._images: list[dict] = []
+        self._annotations: list[dict] = []
+        self.counts: Counter[str] = Counter()
+        self.written = 0
+
+    def add(self, result: Detections) -> None:
+        from dcnzoo.detect.drawing import encoded
+
+        self.written += 1
+        self.counts.update(result.names)
+        if self._ending in DRAWN or self._video:
+            picture = result.draw()
+            if self._video:
+                self._video.add(picture)
+            if self._ending in DRAWN:
+                write_bytes(self._path(result.path), encoded(picture, DRAWN[self._ending], self._mark))
+        if self._ending == ".txt":
+            write_text(self._path(result.path), _yolo(result))
+        if self._coco:
+            name = self._names.relative(result.path)
+            count = len(self._images), len(self._annotations)
+            image, annotations = coco_entries(result, name, *count, self._polygons)
+            self._images.append(image)
+            self._annotations += annotations
+
+    def close(self, classes: Sequence[str]) -> str:
+        """Finish the files; return in words what was written."""
+        texts = [] if self._video is None else [str(path) for path in self._video.close()]
+        if self._coco and self.written:
+            content: dict[str, Any] = {"info": sealed_info(self._mark), "categories": coco_categories(classes)}
+            content |= {"images": self._images, "annotations": self._annotations}
+            with replacing(self._coco) as partial:
+                partial.write_text(json.dumps(content), encoding="utf-8")
+                seal(partial)
+            texts.append(str(self._coco))
+        if self._ending == ".txt":
+            write_text(self._folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+        if self._ending and self.written:
+            texts.append(f"{counted(self.written, 'files')} in {self._folder}")
+        return " and ".join(texts)
+
+    def _path(self, image: str) -> Path:
+        return self._folder / f"{self._names[image]}{self._ending}"
+
+
+class Names(dict[str, str]):
+    """The names of the output files of images, without ending, below their common folder.
+
+    ``dog`` for ``photos/dog.jpg``, ``dog_2`` for ``photos/dog.png``, ``a/dog`` and ``b/dog`` for pictures in
+    two folders.
+    """
+
+    def __init__(self, images: Iterable[str]) -> None:
+        super().__init__()
+        self._used: Counter[str] = Counter()
+        folders = {os.path.dirname(image) for image in images if "://" not in image}
+        absolute = [os.path.abspath(os.path.expanduser(folder)) for folder in folders]
+        self._folder = os.path.commonpath(absolute) if absolute else os.getcwd()
+
+    def relative(self, image: str) -> str:
+        """Return the path of an image relative to the common folder; an address stays."""
+        if "://" in image:
+            return image
+        return Path(os.path.relpath(os.path.expanduser(image), self._folder)).as_posix()
+
+    def __missing__(self, image: str) -> str:
+        path = Path(urlsplit(image).path if "://" in image else self.relative(image))
+        stem = path.stem or "image"
+        while len(os.fsencode(stem)) > _LONGEST:
+            stem = stem[:-1]
+        stem = stem if "://" in image else path.with_name(stem).as_posix()
+        name = stem
+        while self._used[name]:
+            self._used[stem] += 1
+            name = f"{stem}_{self._used[stem]}"
+        self._used[name] += 1
+        self[image] = name
+        return name
+
+
+def _yolo(result: Detections) -> str:
+    """Return a line per object: its label, its centre, width and height between 0 and 1, and its score."""
+    assert result.image is not None  # of a detector
+    height, width = result.image.shape[:2]
+    lines = []
+    for label, score, (x1, y1, x2, y2) in zip(result.labels, result.scores, result.boxes, strict=True):
+        values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height, score)
+        lines.append(" ".join([str(label), *(f"{value:.6f}" for value in values)]) + "\n")
+    return "".join(lines)

@@ -1,0 +1,159 @@
+"""The files of results."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dcnzoo.cli.infer import command
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
+from dcnzoo.detect.coco import coco_entries, polygons_of
+from dcnzoo.detect.files import Names
+
+
+cv2 = pytest.importorskip("cv2")
+
+
+class Squares(BaseDetector):
+    """Finds a square whose side is the first pixel, and none in a black picture."""
+
+    classes = ("square", "circle")
+    device, score_threshold = "cpu", 0.3
+
+    def checksum(self):
+        return "abc"
+
+    def prepare(self, picture, path=""):
+        return picture
+
+    def _detect(self, inputs, threshold):
+        results = []
+        for picture in inputs:
+            side = int(picture[0, 0, 0])
+            number = int(side > 0)
+            masks = np.zeros((number, *picture.shape[:2]), bool)
+            masks[:, :side, :side] = True
+            boxes = np.tile(np.float32([0, 0, side, side]), (number, 1))
+            results.append(
+                Detections(boxes, np.full(number, 0.7, np.float32), np.zeros(number, np.int64), masks)
+            )
+        return results
+
+
+def make_pictures(folder, number):
+    folder.mkdir()
+    for n in range(number):
+        cv2.imwrite(str(folder / f"{n}.png"), np.full((9, 12, 3), n % 8, np.uint8))
+    return [str(folder / f"{n}.png") for n in range(number)]
+
+@pytest.fixture
+def infer(tmp_path, monkeypatch):
+    """Run the command in this process, in the folder, with squares."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dcnzoo.load", lambda *args, **options: Squares())
+    (tmp_path / "m.onnx").touch()
+
+    def infer(*words):
+        result = CliRunner().invoke(command, ["m.onnx", *map(str, words)])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.stdout
+
+    return infer
+
+
+def test_names_do_not_control_the_terminal(infer, tmp_path):
+    make_pictures(tmp_path / "photos", 1)
+    (tmp_path / "photos/0.png").rename(tmp_path / "photos/\x1b[31mred.png")
+    status, output = infer("photos", "--out", "out\x1b[0m")
+    assert status == 0 and "\x1b" not in output and output.count("\\x1b") >= 3
+
+
+def test_default_folders_are_numbered(infer, tmp_path):
+    make_pictures(tmp_path / "photos", 3)
+    for _ in range(3):
+        assert infer("photos")[0] == 0
+    assert {path.name for path in (tmp_path / "work_dirs").iterdir()} == {"infer", "infer_2", "infer_3"}
+    assert infer("photos", "--out", "work_dirs/infer")[0] == 0, "its own files are replaced"
+    (tmp_path / "work_dirs/infer/0.png").write_bytes((tmp_path / "photos/1.png").read_bytes())
+    with pytest.raises(AssertionError, match=r"0\.png"):
+        infer("photos", "--out", "work_dirs/infer")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 100])
+def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
+    """The reads of the last batch are awaited, not cancelled, when the list ends; a closed call cancels."""
+    reads, threads = [], set()
+
+    def slow(image, bgr):
+        time.sleep(0.002)
+        reads.append(image)
+        threads.add(threading.current_thread())
+        return np.full((9, 12, 3), 2, np.uint8)
+
+    monkeypatch.setattr("dcnzoo.detect.sources.read", slow)
+    for number in range(1, 13):
+        paths = [f"{n}.png" for n in range(number)]
+        assert [result.path for result in Squares()(paths, batch_size=batch_size)] == paths
+    reads.clear()
+    results = Squares()([f"{n}.png" for n in range(200)], batch_size=batch_size)
+    next(results)
+    joined = []
+    monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout=None: joined.append(thread))
+    del results
+    assert not joined, "the garbage collector may close it while a thread starts, which then waits for ever"
+    monkeypatch.undo()
+    assert len(reads) < 2 * batch_size + 8
+    assert threading.main_thread() not in threads, "pictures are read while others are detected"
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_polygons_are_the_masks_without_holes(case):
+    """As pycocotools draws them: single pixels, lines, several parts, the border."""
+    from pycocotools.mask import decode, frPyObjects, merge
+
+    rng = np.random.default_rng(case)
+    mask = np.zeros((37, 53), np.uint8)
+    if case == 0:
+        mask[4, 7] = 1
+    elif case == 1:
+        mask[:, 52] = mask[36] = 1
+    elif case == 2:
+        mask[:] = 1
+    else:
+        for _ in range(case):
+            x, y, radius = rng.integers(0, 53), rng.integers(0, 37), int(rng.integers(1, 12))
+            cv2.circle(mask, (int(x), int(y)), radius, 1, -1)
+    polygons = polygons_of(mask)
+    again = decode(merge(frPyObjects(polygons, *mask.shape)))
+    filled = np.zeros_like(mask)
+    cv2.drawContours(filled, cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], -1, 1, -1)
+    assert np.array_equal(again, filled)
+
+
+def test_empty_masks_stay_in_run_length_encoding():
+    empty = np.zeros((1, 9, 12), bool)
+    boxes = np.float32([[0, 0, 1, 1]])
+    result = Detections(boxes, np.float32([0.5]), np.int64([0]), empty, ("a",))
+    for polygons in (False, True):
+        _, (annotation,) = coco_entries(result, "a.png", 0, 0, polygons)
+        assert annotation["area"] == 0 and annotation["segmentation"]["size"] == [9, 12]
+
+
+def test_names_of_files_keep_the_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    images = ["photos/a/0.png", "photos/b/0.png", str(tmp_path / "photos/b/0.jpg"), "./photos/c.v2.png"]
+    names = Names(images)
+    assert [names[image] for image in images] == ["a/0", "b/0", "b/0_2", "c.v2"]
+    assert [*map(names.relative, images)] == ["a/0.png", "b/0.png", "b/0.jpg", "c.v2.png"]
+    for images, expected in (
+        (["photos/0.png"], ["0"]),
+        (["~/x.png", "photos/y.png"], ["home/x", "photos/y"]),
+        (["http://host/x.jpg?d=a/b.png", "https://other/x.jpg", "x.png"], ["x", "x_2", "x_3"]),
+        (["v.mp4#1", "v.mp4#2", "v/v.mp4#1"], ["v", "v_2", "v/v"]),
+    ):
+        names = Names(images)
+        assert [names[image] for image in images] == expected
