@@ -22,6 +22,7 @@ from dcnzoo.backbones.intern_image import DropPath
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.layers import MultiScaleDeformableAttention
 from dcnzoo.layers.tracing import Refuses
+from dcnzoo.ops import torchvision_schemas
 from dcnzoo.utils.text import nearest
 
 PATCH = 16
@@ -485,6 +486,7 @@ class ViTAdapter(Refuses, nn.Module):
 
 
 def _create(**options: Any) -> nn.Module:
+    torchvision_schemas.define_missing()  # timm imports torchvision
     try:
         import timm
     except ModuleNotFoundError as error:

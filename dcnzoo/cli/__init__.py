@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from dcnzoo.cli._options import Group
-from dcnzoo.cli._terminal import one_line_errors, says_loading
+from dcnzoo.cli._terminal import one_line_errors
 from dcnzoo.version import __version__
 
 
@@ -36,7 +36,7 @@ class Commands(Group):
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with one_line_errors(), says_loading():  # handles interruptions and broken pipes before click does
+        with one_line_errors():  # handles interruptions and broken pipes before click does
             return super().invoke(ctx)
 
 

@@ -6,13 +6,11 @@ import re
 import select
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, TextIO
+from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
-from dcnzoo.compat.after_import import watch
-from dcnzoo.utils import steps
 from dcnzoo.utils.errors import JointError, UserError, describe, disk_is_full, install_command, one_line
 from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.text import columns
@@ -48,28 +46,6 @@ def one_line_errors() -> Iterator[None]:
         finally:
             logging.raiseExceptions = raises
             sys.stdout.flush()  # Python's own flush at exit is too late to catch a broken pipe
-
-
-LOADED = ("torch", "mmengine.runner", "mmcv.ops", "mmdet.models", "mmdet.apis")  # take seconds
-
-
-@contextmanager
-def says_loading() -> Iterator[None]:
-    """Context in which the import of a package that takes seconds shows a line."""
-
-    def around() -> Any:
-        if steps.listener.get() is not None:  # inside another line
-            return nullcontext()
-        try:
-            from dcnzoo.utils.progress import waiting
-        except ModuleNotFoundError:  # rich comes with the extras
-            return nullcontext()
-        return waiting("loading")
-
-    with ExitStack() as stack:
-        for name in LOADED:
-            stack.callback(watch(name, around=around))
-        yield
 
 
 def _lines(error: Exception) -> Sequence[object]:

@@ -25,7 +25,9 @@ FORMS = click.Choice(["auto", "native", "gathernd"])
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
 @option("--opset-version", type=_options.IntRange(18, 23), default=19)
-@option("--verify/--no-verify", default=True, help="Compare with PyTorch; exit with status 1 if results differ.")
+@option(
+    "--verify/--no-verify", default=True, help="Compare with PyTorch; exit with status 1 if results differ."
+)
 @option("--show", is_flag=True, help="Draw the detections of PyTorch and of the file to a PNG.")
 @option(
     "--test-img", "--input-img", type=NAME, metavar="IMAGE", help="For --verify, --show (default: generated)."

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from dcnzoo.compat import provide
 from dcnzoo.utils.errors import UserError, user_errors
 
 

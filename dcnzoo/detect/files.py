@@ -76,7 +76,10 @@ class ResultFiles:
         """Finish the files; return in words what was written."""
         texts = [] if self._video is None else [str(path) for path in self._video.close()]
         if self._coco and self.written:
-            content: dict[str, Any] = {"info": sealed_info(self._mark), "categories": coco_categories(classes)}
+            content: dict[str, Any] = {
+                "info": sealed_info(self._mark),
+                "categories": coco_categories(classes),
+            }
             content |= {"images": self._images, "annotations": self._annotations}
             with replacing(self._coco) as partial:
                 partial.write_text(json.dumps(content), encoding="utf-8")

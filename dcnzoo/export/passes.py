@@ -9,6 +9,7 @@ import torch
 if TYPE_CHECKING:
     import onnx_ir
 
+
 @contextmanager
 def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
     """Context that restores the attributes of all modules at its end.

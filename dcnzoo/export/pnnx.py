@@ -69,6 +69,7 @@ class DeformConv2d(nn.Module):
     def __init__(self, layer: _DeformConvNd) -> None:
         super().__init__()
         import torchvision  # noqa: F401  defines the operator
+
         self.weight, self.bias = layer.weight, layer.bias
         self.geometry = (*layer.stride, *layer.padding, *layer.dilation, layer.groups)
 

@@ -38,7 +38,9 @@ def translation_table(
 
     graphs = GRAPHS | {overload: translations[name] for name, overload in _overloads(translations)}
     table = {overload: onnxscript_function(graph) for overload, graph in graphs.items()}
-    missing = {f"dcnzoo::{name}" for name in _library.names() if not name.startswith("_")} - translations.keys()
+    missing = {
+        f"dcnzoo::{name}" for name in _library.names() if not name.startswith("_")
+    } - translations.keys()
     for name, overload in _overloads(missing):
         table[overload] = _refusing(
             f"{name.removeprefix('dcnzoo::')} to ONNX: not supported: it has no translation to ONNX operators"

@@ -185,8 +185,7 @@ def replace_convolutions(
     candidates: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, ConvNd)
-        and not (module in predictors or isinstance(module, OFFSET_PREDICTORS))
+        if isinstance(module, ConvNd) and not (module in predictors or isinstance(module, OFFSET_PREDICTORS))
     }
     new: dict[nn.Module, nn.Module] = {}
     replaced, refused = {}, {}

@@ -9,11 +9,6 @@ The modules in this folder are about a detector and its weights. The others, by 
 - ``export`` of detectors
 """
 
-from dcnzoo.compat.patches import add
-from dcnzoo.openmmlab.patches.other_packages import NUMPY_1_NAMES
-
-add(NUMPY_1_NAMES)  # before mmdet is imported; setup() adds the others
-
 
 def setup() -> None:
     """Register dcnzoo's classes with OpenMMLab and apply the patches, as ``import dcnzoo.models`` does."""

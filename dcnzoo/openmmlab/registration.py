@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from dcnzoo.compat import patches
 from dcnzoo.openmmlab.patches.kernels import kernels, registered
 from dcnzoo.openmmlab.patches.table import TABLE, installed
+from dcnzoo.ops import torchvision_schemas
 
 # modules of MMDetection that construct the attention which they import, not the registry's
 DETRS = (
@@ -26,6 +27,7 @@ def setup() -> None:
     """
     # mmengine and mmcv import pkg_resources; setuptools 80, pinned for them, warns on every import
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+    torchvision_schemas.define_missing()
     import_module("mmcv.ops")  # registers the classes that are replaced
     patches.add(*kernels())  # mmcv's own layers run on dcnzoo's kernels
     models = import_module("dcnzoo.openmmlab.models")

@@ -23,6 +23,7 @@ def register() -> None:
 
         register_flop_formula(operator.overload.overloadpacket)(count)
 
+
 # FLOPs of a bilinear sample, per channel: four products and their sum. The four positions and weights are
 # computed once for all channels of a group and are not counted.
 PER_SAMPLE = 2 * 4

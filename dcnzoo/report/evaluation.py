@@ -53,7 +53,10 @@ def evaluate(
         for image, instances in enumerate(truth)
     ]
     results = [
-        [_entry(image, *row[:2], score=float(row[2])) for row in zip(r.boxes.tolist(), r.labels.tolist(), r.scores)]
+        [
+            _entry(image, *row[:2], score=float(row[2]))
+            for row in zip(r.boxes.tolist(), r.labels.tolist(), r.scores)
+        ]
         for image, r in enumerate(detections)
     ]
     annotated = COCO()

@@ -44,7 +44,9 @@ def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Se
                 require_colour(step)
             twice = getattr(preprocessor, "_enable_normalize", False) or preprocessor._channel_conversion
             if kind is transforms.Normalize and twice:
-                raise ValueError("data_preprocessor: cannot be stored in a file: the pipeline normalises, too")
+                raise ValueError(
+                    "data_preprocessor: cannot be stored in a file: the pipeline normalises, too"
+                )
         return Preprocessing(tuple(classes), **_described(pipeline, preprocessor))
 
 

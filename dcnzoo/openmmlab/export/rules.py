@@ -77,7 +77,10 @@ RULES = (
     ),
     Rule(dense_heads.YOLOV3Head, DENSE, around={"predict_by_feat": boxes.drop_uncertain}),
     Rule(dense_heads.YOLOXHead, DENSE, instead={"predict_by_feat": boxes.keep_best_classes}),
-    *(Rule(kind, refused="its boxes are not exported") for kind in (dense_heads.PAAHead, dense_heads.CornerHead)),
+    *(
+        Rule(kind, refused="its boxes are not exported")
+        for kind in (dense_heads.PAAHead, dense_heads.CornerHead)
+    ),
     Rule(
         dense_heads.RTMDetInsHead,
         (*DENSE, "_bbox_mask_post_process"),

@@ -70,7 +70,9 @@ def _settings(nms: dict, owner: str, per_class: int) -> dict:
     nms = {**NMS, **nms}
     del nms["split_thr"]  # mmcv's limit for one call; the result is the same
     if per_class and nms["class_agnostic"]:
-        raise ValueError(f"{owner}: max_output_boxes_per_class: expected 0 with class_agnostic nms, got {per_class}")
+        raise ValueError(
+            f"{owner}: max_output_boxes_per_class: expected 0 with class_agnostic nms, got {per_class}"
+        )
     return nms
 
 

@@ -4,7 +4,7 @@
 ``versions`` lists the versions with the bug.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -14,7 +14,7 @@ from mmengine.device import get_device
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
 from dcnzoo.openmmlab.config.packages import config_text, inherit_from_packages, types_import_no_modules
-from dcnzoo.openmmlab.patches import history, models, other_packages
+from dcnzoo.openmmlab.patches import history, models
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
 from dcnzoo.openmmlab.patches.order import order_by_logits
 
@@ -169,43 +169,4 @@ TABLE = (
         target="mmdet's fcn_mask_head._do_paste_mask",
         reason="on the CPU, a mask fails if its box is inverted or outside the image (QueryInst)",
     ),
-    *(
-        Patch(
-            name,
-            target=f"{dependency}.__version__, during the import of {package}",
-            reason=f"{package} rejects the installed {dependency}, although it works ({error})",
-            versions=f"{package} {release}",
-            change=other_packages.while_imported(package, dependency, "__version__", accepted),
-            needed=partial(installed, package),
-        )
-        for name, package, release, dependency, accepted, error in (
-            ("mmyolo_versions", "mmyolo", "0.6.0", "mmcv", "2.0.1", "MMCV==2.1.0 … incompatible"),
-            ("mmrotate_versions", "mmrotate", "1.0.0rc1", "mmdet", "3.0.0", "MMDetection 3.3.0 …"),
-            ("mmocr_versions", "mmocr", "1.0.1", "mmdet", "3.0.0", "MMDetection 3.3.0 …"),
-        )
-    ),
-    Patch(
-        "mmrotate_sequence",
-        target="collections.Sequence, during the import of mmrotate's refine_single_stage",
-        reason="mmrotate imports Sequence from collections, which Python 3.10 removed",
-        versions="mmrotate 1.0.0rc1",
-        change=other_packages.while_imported(
-            "mmrotate.models.detectors.refine_single_stage", "collections", "Sequence", Sequence
-        ),
-        needed=partial(installed, "mmrotate"),
-    ),
-    fix(
-        other_packages.text_center_lines,
-        target="TextSnakeModuleLoss._resample_line of mmocr",
-        reason="with numpy 2, TextSnake and DRRG do not train (argument 'color' is not numeric)",
-        versions="mmocr 1.0.1",
-    ),
-    fix(
-        other_packages.xtcocotools_mask,
-        target="xtcocotools._mask",
-        reason="mmpose imports xtcocotools, whose wheel requires numpy 1 (numpy.dtype size changed)",
-        versions="xtcocotools 1.14.3",
-        needed=lambda: installed("pycocotools"),
-    ),
-    other_packages.NUMPY_1_NAMES,
 )
