@@ -58,7 +58,7 @@ test-all: setup $(VENV)/.dev  ## run the tests, including the slow ones; not tho
 
 CPP := $(OPS) $(shell find tests -name '*.cpp' -o -name '*.h')
 SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.
-lint: setup $(VENV)/.dev  ## check style, imports, types, shell scripts, workflows, Dockerfiles
+lint: setup $(VENV)/.dev  ## check style, imports, types, shell scripts, workflows
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
@@ -70,7 +70,6 @@ lint: setup $(VENV)/.dev  ## check style, imports, types, shell scripts, workflo
 	$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(SCHEMA)citation-file-format CITATION.cff
 	$(VENV)/bin/zizmor --quiet --offline .github
-	$(VENV)/bin/hadolint Dockerfile Dockerfile.cuda
 
 format: $(VENV)/.dev  ## apply the style
 	$(RUN) -m ruff check --fix .

@@ -84,35 +84,20 @@ def onedl(session: Session) -> None:
 
 @nox.session(tags=NIGHTLY)
 def others(session: Session) -> None:
-    """Test with torchvision, timm, mmpretrain, YOLO, FLOP counters and more of MMDetection: 6 GB."""
+    """Test with torchvision, timm, YOLO, FLOP counters, MMPretrain, MMSegmentation, more of MMDetection: 6 GB."""
     use_venv(session)
     session.install("--group", "others")
-    names = ("smoke", "others", "torchvision", "timm", "hub", "yolo", "flop_counters")
+    names = ("smoke", "others", "torchvision", "timm", "hub", "yolo", "flop_counters", "openmmlab")
     test(session, *(f"tests/environments/test_{name}.py" for name in names))
 
 
 @nox.session(tags=NIGHTLY)
-def readers(session: Session) -> None:
-    """Read what `dcnzoo infer` writes with pandas, pyarrow, DuckDB, Datumaro, Label Studio's converter."""
+def projects(session: Session) -> None:
+    """Test code of other projects on dcnzoo's operators, Transformers 5 and Ray (-- --from FOLDER: clones)."""
     use_venv(session)
-    session.install("--group", "readers")
-    test(session, "tests/environments/test_readers.py", "tests/detect/test_rows.py")
-
-
-@nox.session(tags=NIGHTLY)
-def transformers(session: Session) -> None:
-    """Test with Transformers 5."""
-    use_venv(session)
-    session.install("--group", "transformers")
-    test(session, "tests/environments/test_transformers.py")
-
-
-@nox.session(tags=NIGHTLY)
-def openmmlab(session: Session) -> None:
-    """Test with OpenMMLab's other packages: MMSegmentation, MMPose, MMOCR, MMagic, MMYOLO, MMRotate."""
-    see(session, environment(session, "others"))
-    session.install("--no-deps", "--group", "openmmlab-others")
-    test(session, "tests/environments/test_openmmlab.py")
+    session.install("--group", "projects")
+    names = ("transformers", "ray", "projects")
+    test(session, *(f"tests/environments/test_{name}.py" for name in names))
 
 
 @nox.session(venv_backend="none")
@@ -142,49 +127,38 @@ def gpu_resources(session: Session) -> None:
 
 
 @nox.session(tags=NIGHTLY)
-def browser(session: Session) -> None:
-    """Test reports and explain pages in Chromium: axe-core's rules, keyboard, a phone's width (needs npm)."""
-    use_venv(session)
-    session.install("--group", "browser")
-    folder = Path(session.create_tmp()).resolve()
-    session.run_install("npm", "install", "--silent", "--prefix", folder, "axe-core@4.14.1", external=True)
-    if not shutil.which("chromium"):
-        session.run_install("playwright", "install", "chromium")
-    variables = {"AXE": str(folder / "node_modules/axe-core/axe.min.js")}
-    test(session, "tests/environments/test_browser.py", env=variables)
-
-
-@nox.session(tags=NIGHTLY)
-def notebook(session: Session) -> None:
-    """Run the tutorial and docs/notebooks.md in new kernels outside the clone, with dcnzoo from a wheel."""
+def clients(session: Session) -> None:
+    """Test pages in Chromium, the code of docs/deploy.md in Node, and notebooks with a wheel (needs npm)."""
     update_venv(session)
     see(session, VENV)  # its dcnzoo comes after that of the wheel
+    session.install("--group", "clients")
     session.install("--no-deps", "--force-reinstall", build_wheel(session))
+    folder = Path(session.create_tmp()).resolve()
+    packages = ("axe-core@4.14.1", "onnxruntime-node@1.30.0", "onnxruntime-web@1.30.0")
+    # --ignore-scripts: no downloads of other files, such as those for CUDA
+    command = ("npm", "install", "--silent", "--ignore-scripts", "--prefix", folder, *packages)
+    session.run_install(*command, external=True)
+    if not shutil.which("chromium"):
+        session.run_install("playwright", "install", "chromium")
     programs = Path(session.virtualenv.location, "bin").resolve()
     session.run("python", "-m", "ipykernel", "install", "--prefix", programs.parent)
-    environment = {"NOTEBOOK": str(programs), "JUPYTER_PATH": str(programs.parent / "share/jupyter")}
-    test(session, "tests/environments/test_notebook.py", env=environment)
+    variables = {
+        "AXE": str(folder / "node_modules/axe-core/axe.min.js"),
+        "NODE": str(folder),
+        "NOTEBOOK": str(programs),
+        "JUPYTER_PATH": str(programs.parent / "share/jupyter"),
+    }
+    names = ("browser", "node", "notebook")
+    test(session, *(f"tests/environments/test_{name}.py" for name in names), env=variables)
 
 
 @nox.session(tags=NIGHTLY)
 @nox.parametrize("version", ["1.31", "1.32"])
 def tools(session: Session, version: str) -> None:
-    """Test exported files with releases of onnxruntime, and changed by other tools."""
+    """Test exported files with releases of onnxruntime."""
     use_venv(session)
     session.install("--no-deps", f"onnxruntime=={version}.*")
-    test(session, "tests/environments/test_converters.py", "tests/detect/test_session.py")
-
-
-@nox.session(tags=NIGHTLY)
-def node(session: Session) -> None:
-    """Detect with onnxruntime-node and onnxruntime-web, by the code in docs/deploy.md (needs npm)."""
-    update_venv(session)
-    folder = Path(session.create_tmp()).resolve()
-    packages = ("onnxruntime-node@1.30.0", "onnxruntime-web@1.30.0")
-    # --ignore-scripts: no downloads of other files, such as those for CUDA
-    command = ("npm", "install", "--silent", "--ignore-scripts", "--prefix", folder, *packages)
-    session.run_install(*command, external=True)
-    test(session, "tests/environments/test_node.py", python=PYTHON, env={"NODE": str(folder)}, external=True)
+    test(session, "tests/export/test_tools.py", "tests/detect/test_session.py")
 
 
 PHONES = ("MNN==3.6.1", "tract==0.23.9", "executorch==1.5.1", "ncnn==1.0.20261020", "pnnx==20261020")
@@ -209,14 +183,6 @@ def runtimes(session: Session) -> None:
     test(session, "tests/export/test_targets.py")
     page = "docs/benchmarks/runtimes.md"
     session.run(PYTHON, "-m", "benchmarks.runtimes", "table", folder, page, external=True)
-
-
-@nox.session(tags=NIGHTLY)
-def ray(session: Session) -> None:
-    """Detect 2,000 pictures with `dcnzoo infer --ray`; kill the driver and a raylet."""
-    use_venv(session)
-    session.install("--group", "ray")
-    test(session, "tests/environments/test_ray.py")
 
 
 @nox.session(tags=NIGHTLY)
@@ -282,53 +248,48 @@ def release(session: Session) -> None:
     session.run("dumb-pypi", "--package-list", packages, *pages)
     download = ("--quiet", "--no-deps", "--dest", session.create_tmp(), "--index-url")
     session.run("pip", "download", *download, (index / "simple").as_uri(), "dcnzoo")
-    for name in ("packaging-3.11", "matrix-3.10", "matrix-3.13"):  # the oldest and the newest torch
+    check_wheel(session, wheels[0])
+    for name in ("matrix-3.10", "matrix-3.13"):  # the oldest and the newest torch
         session.notify(name)
 
 
-@nox.session(python=["3.10", "3.11", "3.12", "3.13"], tags=NIGHTLY)
-def packaging(session: Session) -> None:
-    """Build an sdist and its wheel, and test the wheel in bare environments (5 GB each)."""
-    update_venv(session)
-    wheel = build_wheel(session)
-    session.install("torch==2.13.0", wheel)
-    session.install("--no-deps", "--force-reinstall", wheel)
-    programs, folder = ROOT / "tests/packaging", Path(session.create_tmp()).resolve()
-    shutil.rmtree(folder)
+def check_wheel(session: Session, wheel: Path) -> None:
+    """Test a wheel, and each of its extras alone, in bare environments (5 GB)."""
+    programs, folder = ROOT / "tests/packaging", Path(session.create_tmp()).resolve() / "bare"
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "tests/op_cases", folder / "tests/op_cases")
     session.chdir(folder)
-    session.run("python", programs / "operators.py", env={"PYTHONPATH": "."})
-    session.run("python", "-m", "dcnzoo", "doctor")
-    session.run("python", "-m", "pip", "check")
-    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "dcnzoo")
-    here = site_packages(Path(session.virtualenv.location))
+    session.run(PYTHON, "-m", "venv", "bare", external=True)
+    python = folder / "bare/bin/python"
+    session.run(python, "-m", "pip", "install", "--quiet", "torch==2.13.0", wheel, external=True)
+    session.run(python, programs / "operators.py", env={"PYTHONPATH": "."}, external=True)
+    session.run(python, "-m", "dcnzoo", "doctor", external=True)
+    session.run(python, "-m", "pip", "check", external=True)
+    session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "dcnzoo", external=True)
+    here = site_packages(folder / "bare")
     if left := [path.name for path in here.glob("*dcnzoo*")]:
         session.error(f"expected no files after `pip uninstall`, got {', '.join(left)}")
     # each extra alone: an environment that sees only torch. timm brings torchvision, and that its own torch
     for extra in ("mmdet", "data", "onnx", "openvino", "timm"):
-        session.run("python", "-m", "venv", "--clear", "alone")
+        session.run(PYTHON, "-m", "venv", "--clear", "alone", external=True)
         (site_packages(folder / "alone") / "torch.pth").write_text(f"{here}\n")
         python = folder / "alone/bin/python"
         session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]", external=True)
         session.run(python, programs / "extras.py", extra, external=True)
 
 
-@nox.session(venv_backend="none", tags=NIGHTLY)
-def pages(session: Session) -> None:
-    """Run the commands and blocks of README and of the guides."""
-    update_venv(session)
-    test(session, "tests/test_pages.py", python=PYTHON)
-
-
 @nox.session(tags=NIGHTLY)
-def readme(session: Session) -> None:
-    """Run README's installation as it is written, in an empty environment."""
-    (block,) = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+def pages(session: Session) -> None:
+    """Run the blocks of README and of the guides, and README's installation in an empty environment."""
+    update_venv(session)
+    session.run(PYTHON, "-m", "pytest", "tests/test_pages.py", *session.posargs, external=True)
+    marked = r"^<!-- installation -->\n+```bash\n(.*?)^```$"
+    (block,) = re.findall(marked, (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder)
-    folder.mkdir()
+    session.run("git", "clone", "--quiet", ROOT, folder, external=True)
     session.chdir(folder)
-    session.run("bash", "-exc", block.replace("ADDRESS", str(ROOT)), external=True)
+    session.run("bash", "-exc", block, external=True)
 
 
 # from the oldest supported torch to the newest; of an index that lacks the newest: NEWEST_TORCH=2.14.1
@@ -422,26 +383,12 @@ def fuzz(session: Session) -> None:
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
-def settings(session: Session) -> None:
-    """Check valid edits of all configs of MMDetection and the zoo, all mistakes, each family's reads."""
-    update_venv(session)
-    options = ("tests/openmmlab/test_config_corpus.py", "-n", "2", "--dist", "worksteal")
-    test(session, *options, python=PYTHON, env={"DCNZOO_SETTINGS": "all"})
-
-
-@nox.session(venv_backend="none", tags=NIGHTLY)
 def crash(session: Session) -> None:
-    """Kill and resume a training 50 times; compare it with an uninterrupted one bit by bit."""
+    """Kill and resume a training 50 times and compare bits; check memory in half an hour of random calls."""
     update_venv(session)
     command = ("tests/crash.py", "work_dirs/crash", "--kills", "50", *session.posargs)
     session.run(PYTHON, *command, env={"OMP_NUM_THREADS": "1"})
-
-
-@nox.session(venv_backend="none", tags=NIGHTLY)
-def sequences(session: Session) -> None:
-    """Run 60 sequences of commands by lot, with kills between them: nothing of the user's is lost."""
-    update_venv(session)
-    session.run(PYTHON, "tests/sequences.py", "work_dirs/sequences", *session.posargs)
+    session.run(PYTHON, "-m", "pytest", "-s", "tests/ops/test_soak.py", env={"DCNZOO_SOAK_SECONDS": "1800"})
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
@@ -453,47 +400,13 @@ def types(session: Session) -> None:
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
-def soak(session: Session) -> None:
-    """Check that memory does not grow in half an hour of random calls from four threads."""
-    update_venv(session)
-    test(session, "-s", "tests/ops/test_soak.py", python=PYTHON, env={"DCNZOO_SOAK_SECONDS": "1800"})
-
-
-@nox.session(venv_backend="none", tags=NIGHTLY)
-def state(session: Session) -> None:
-    """Compare the process before and after each test: limits, environment, threads, open files, …"""
-    update_venv(session)
-    workers = ("-n", "2", "--dist", "loadfile")
-    test(session, "-p", "tests.state", "-m", "not slow", *workers, python=PYTHON)
-
-
-@nox.session(venv_backend="none")
-def times(session: Session) -> None:
-    """Print where the CPU seconds of `make test` go: folders, imports, fixtures, tests."""
-    update_venv(session)
-    workers = ("-n", "2", "--dist", "worksteal")
-    test(session, "-q", "-p", "tests.times", "-m", "not slow", *workers, python=PYTHON)
-
-
-@nox.session(venv_backend="none", tags=NIGHTLY)
 def distributed(session: Session) -> None:
-    """Test distributed training: results, launchers, killed processes, resuming (10 minutes)."""
+    """Test distributed training: results, launchers, kills, three machines, Slurm.
+
+    The machines are namespaces of Linux, which need root; Slurm needs slurm-wlm and munge of Debian.
+    """
     update_venv(session)
     test(session, "tests/distributed", python=PYTHON)
-
-
-@nox.session(venv_backend="none", tags=NIGHTLY)
-def machines(session: Session) -> None:
-    """Train on three machines, which are namespaces of Linux; kill, resume (needs root)."""
-    update_venv(session)
-    test(session, "tests/distributed/test_machines.py", python=PYTHON)
-
-
-@nox.session(venv_backend="none", tags=NIGHTLY)
-def slurm(session: Session) -> None:
-    """Train on two machines with Slurm (needs root, and slurm-wlm and munge of Debian)."""
-    update_venv(session)
-    test(session, "tests/distributed/test_slurm.py", python=PYTHON)
 
 
 def preload(session: Session, *names: str) -> str:
@@ -504,7 +417,7 @@ def preload(session: Session, *names: str) -> str:
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def sanitize(session: Session) -> None:
-    """Run the operators' tests with checks of all memory accesses and arithmetic."""
+    """Run the operators' tests with checks of memory accesses, arithmetic and data races."""
     update_venv(session)
     checks = "-fsanitize=address,undefined,float-cast-overflow"
     # Stack variables are not checked: GCC's instrumentation misaligns vectors of 32 bytes and more there.
@@ -523,12 +436,11 @@ def sanitize(session: Session) -> None:
     # the kernels of AMX, with vectors and tiles in C++
     variables["DCNZOO_CPU_CAPABILITY"] = "amx_emulated"
     test(session, *suite, *options[:-1], f"{options[-1]} and bfloat16", python=PYTHON, env=variables)
+    check_threads(session)
 
 
-@nox.session(venv_backend="none", tags=NIGHTLY)
-def sanitize_threads(session: Session) -> None:
-    """Check random calls from four threads, with four threads each, for data races (-- --seconds=600)."""
-    update_venv(session)
+def check_threads(session: Session) -> None:
+    """Check random calls from four threads, with four threads each, for data races."""
     # The sanitizer cannot see the barriers of torch's threads, so parallel_for uses its own threads here, and
     # only races in our library are reported.
     check = ("-g1", "-O1", "-fsanitize=thread", "-Wno-tsan", "-DDCNZOO_STD_THREADS=4")
@@ -547,8 +459,7 @@ def sanitize_threads(session: Session) -> None:
     output = session.run(PYTHON, "-c", race.format(1), env=variables, silent=True, success_codes=[66])
     if "data race" not in output:
         session.error(f"expected the report of a data race, got {output}")
-    options = session.posargs or ["--seconds=120"]
-    session.run(PYTHON, "-m", "tests.soak", "--most=9", *options, env=variables)
+    session.run(PYTHON, "-m", "tests.soak", "--most=9", "--seconds=120", env=variables)
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
@@ -563,12 +474,7 @@ def conformance(session: Session) -> None:
 
 # Pages and packages
 
-COVERAGE = {  # the test in benchmarks/coverage and section of docs/coverage.md: the environments
-    "mmdet": ("", "others"),
-    "deformable": ("", "others"),
-    "export": ("", "others"),
-    "openmmlab": ("openmmlab",),
-}
+COVERAGE = ("mmdet", "deformable", "export")  # tests in benchmarks/coverage, sections of docs/coverage.md
 
 
 @nox.session(venv_backend="none")
@@ -577,7 +483,7 @@ def coverage(session: Session, name: str) -> None:
     """Try a config of each family and write docs/coverage.md (-- --group 3/24: a part of the families)."""
     update_venv(session)
     results = []
-    for other in COVERAGE[name]:
+    for other in ("", "others"):
         python = environment(session, other) / "bin/python" if other else PYTHON
         results.append(f"work_dirs/{name}_{other or 'venv'}.xml")
         command = ("-m", "pytest", "-q", f"benchmarks/coverage/test_{name}.py", f"--junitxml={results[-1]}")
@@ -585,26 +491,6 @@ def coverage(session: Session, name: str) -> None:
     kept = (ROOT / f"benchmarks/coverage/{name}.json").exists()  # else the others would be lost
     if kept or not session.posargs:
         session.run(PYTHON, "-m", "benchmarks.coverage.table", name, *results)
-
-
-@nox.session
-def projects(session: Session) -> None:
-    """Run the code of other projects, cloned from GitHub (-- NAME: one of them): benchmarks/projects."""
-    see(session, environment(session, "others"))
-    session.install("--no-deps", "--group", "projects")
-    session.run("python", "-m", "benchmarks.projects", *session.posargs, env={"OMP_NUM_THREADS": "1"})
-
-
-@nox.session(venv_backend="none", tags=NIGHTLY)
-def networks(session: Session) -> None:
-    """Try 35 operations on 20 networks of other packages, and write docs/coverage.md (20 minutes)."""
-    update_venv(session)
-    python = environment(session, "others") / "bin/python"
-    session.run_install(python, "-m", "pip", "install", "--quiet", "--no-deps", "--group", "networks")
-    results = "work_dirs/networks.xml"
-    command = ("-m", "pytest", "-q", "benchmarks/coverage/test_networks.py", f"--junitxml={results}")
-    session.run(python, *command, *session.posargs, success_codes=[0, 1], env={"OMP_NUM_THREADS": "1"})
-    session.run(PYTHON, "-m", "benchmarks.coverage.table", "networks", results)
 
 
 @nox.session(venv_backend="none")

@@ -51,8 +51,6 @@ ARMS = {
     "v2": "mask-rcnn_r14-mdconv_fpn_8e_shapes.py",
     "v3": "mask-rcnn_r14-dcnv3_fpn_8e_shapes.py",
     "v4": "mask-rcnn_r14-dcnv4_fpn_8e_shapes.py",
-    # a plain ViT without and with ViT-Adapter
-    "vit": "../../benchmarks/mask-rcnn_vit_fpn_8e_shapes.py",
     "vit-adapter": "mask-rcnn_vit-adapter_fpn_8e_shapes.py",
 }
 HEAD = "deformable conv"  # heading of the column of arms

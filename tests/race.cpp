@@ -1,4 +1,4 @@
-// If `together`, all threads of parallel_for write the same number, and `nox -s sanitize_threads` must report a data
+// If `together`, all threads of parallel_for write the same number, and `nox -s sanitize` must report a data
 // race. Otherwise each thread writes its own number.
 #include "common/parallel.h"
 

@@ -1,4 +1,4 @@
-"""Call the operators from several threads for some time and report whether memory grew: ``nox -s soak``.
+"""Call the operators from several threads for some time and report whether memory grew: ``nox -s crash``.
 
 Runs in a separate process, whose memory nothing else uses. Its last output line is a JSON object.
 """

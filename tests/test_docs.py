@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 import pytest
 
-from benchmarks import claims
 from dcnzoo.cli import commands
 
 from .processes import ROOT
@@ -121,12 +120,6 @@ def test_configs_turn_dcn_on(tmp_path):
         cfg = Config.fromfile(file)
         cfg.model.backbone.init_cfg = None
         assert any("conv_offset" in name for name in build(cfg.model, "meta").state_dict()), text
-
-
-def test_figures_are_those_of_their_sources():
-    """``python -m benchmarks.claims`` lists them."""
-    assert not [(place, lost) for place, _, sources, lost in claims.claims() if lost or not sources]
-    assert not claims.undated()
 
 
 def printed(notebook) -> list[str]:

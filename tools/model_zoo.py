@@ -1,15 +1,23 @@
-"""Write model_zoo.md and model-index.yml from the metafiles (``nox -s zoo``)."""
+"""Write model_zoo.md and model-index.yml from the metafiles (``nox -s zoo``).
+
+``--measure`` instead measures the models of dcnzoo whose metafiles lack entries, and adds these to them.
+"""
 
 import functools
-from collections.abc import Iterable, Iterator
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
 from dcnzoo.cli import one_line_errors
+from dcnzoo.utils.files import write_text
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo.description import operators_of
-from dcnzoo.zoo.index import Model, models
+from dcnzoo.zoo.index import Model, find, models
 
 INTRODUCTION = """\
 # Model zoo
@@ -36,8 +44,8 @@ and speed:
 **Columns**
 
 - *box AP*, *mask AP*: in percent; for COCO on `val2017`.
-- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, as `python -m benchmarks.models
-  --zoo` measures it; the figures are of 2026-11-21 and 2026-11-22, of older kernels. The weights are random.
+- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, as `tools/model_zoo.py
+  --measure` measures it; the figures are of 2026-11-21 and 2026-11-22, of older kernels. The weights are random.
   They give few detections, so masks take less time than with trained weights.
 - *speed*: of inference, in images per second.
 - *deformable*: the operator, and the part of the model that uses it.
@@ -51,8 +59,9 @@ COLUMNS = (
     *("config", "box AP", "mask AP", "CPU time", "speed", "weights", "deformable", "parameters", "FLOPs"),
     *("memory", "data", "figures", "licence"),
 )
-# metadata entries that python -m benchmarks.models --zoo writes
+# entries of the metafiles that --measure writes
 PARAMETERS, FLOPS, CPU_TIME = "Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)"
+ROOT = Path(__file__).resolve().parents[1]
 MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
 
 
@@ -133,6 +142,57 @@ def speed(model: Model) -> str:
     return f"{1000 / first['value']:.1f} ({first['hardware']})"
 
 
+def measure() -> None:
+    """Add the entries that models of dcnzoo lack to their metafiles."""
+    from dcnzoo.openmmlab.flops import count
+    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.recipe import Recipe
+
+    unit = execute.build(Recipe.read(find("faster-rcnn_r50_fpn_1x_coco").config))
+    for model in models():
+        complete = model.metadata.keys() >= {CPU_TIME, PARAMETERS, FLOPS}
+        if complete or model.package != "dcnzoo" or model.config.parent.name == "demo":
+            continue
+        built = execute.build(Recipe.read(model.config))
+        ((operations, _),) = count(built)
+        entries = {
+            CPU_TIME: round(relative_time(built, unit), 2),
+            PARAMETERS: round(sum(p.numel() for p in built.parameters()) / 1e6, 1),
+            FLOPS: round(sum(operations.values()) / 1e9, 1),
+        }
+        entries = {name: value for name, value in entries.items() if name not in model.metadata}
+        add_metadata(ROOT / "configs" / model.config.parent.name / "metafile.yml", model.name, entries)
+        print(f"{model.name}: {entries}", flush=True)
+
+
+def relative_time(model: Callable, unit: Callable, rounds: int = 5) -> float:
+    """Return the median ratio of two detectors' times for a picture on one thread, taking turns."""
+    import torch
+
+    from dcnzoo.openmmlab.flops import random_batch
+
+    torch.set_num_threads(1)
+    batch, ratios = random_batch(800, 1333), []
+    for _ in range(rounds + 1):  # the first is a warm-up
+        seconds = []
+        for each in (model, unit):
+            start = time.perf_counter()
+            with torch.no_grad():
+                each.test_step(batch)
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios[1:])
+
+
+def add_metadata(file: Path, name: str, entries: dict[str, float]) -> None:
+    """Write entries to the ``Metadata`` of a model in a metafile."""
+    # up to the model's Metadata, or to its end if it has none
+    start = rf"(  - Name: {re.escape(name)}\n(?:    .*\n)*?)(?:    Metadata:\n|(?!    ))"
+    lines = "".join(f"      {key}: {value}\n" for key, value in entries.items())
+    text = file.read_text(encoding="utf-8")
+    write_text(file, re.sub(start, rf"\g<1>    Metadata:\n{lines}", text, count=1))
+
+
 @functools.cache
 def mmdet_version() -> str:
     return version("mmdet")
@@ -140,11 +200,12 @@ def mmdet_version() -> str:
 
 @one_line_errors()
 def main() -> None:
-    root = Path(__file__).resolve().parents[1]
-    files = sorted(path.parent.name for path in root.glob("configs/*/metafile.yml"))
+    if "--measure" in sys.argv:
+        return measure()
+    files = sorted(path.parent.name for path in ROOT.glob("configs/*/metafile.yml"))
     index = "".join(f"  - configs/{folder}/metafile.yml\n" for folder in files)
-    (root / "model-index.yml").write_text(f"Import:\n{index}", encoding="utf-8")
-    (root / "model_zoo.md").write_text(render(), encoding="utf-8")
+    (ROOT / "model-index.yml").write_text(f"Import:\n{index}", encoding="utf-8")
+    (ROOT / "model_zoo.md").write_text(render(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ ROOMS = {  # the code that the rows of a section are about
     "mmdet": ("compat", "layers", "openmmlab"),
     "deformable": ("compat", "layers", "openmmlab"),
     "export": ("export", "openmmlab/export", "openmmlab/patches"),
-    "openmmlab": ("compat", "layers", "openmmlab"),
-    "networks": ("compat", "layers"),
 }
 
 
@@ -88,33 +86,6 @@ def age(rows: Rows, section: str) -> str:
     return f" {old} of these results are older than the code that they are about." if old else ""
 
 
-def exceptions(rows: Rows, section: str) -> str:
-    """List the operations of ``test_networks.py``, and the networks with another result than *ok*."""
-    results = {name: json.loads(row["operations"]) for name, row in rows.items()}
-    cells = [
-        (f"{text.partition(':')[0]}, {operation.replace('_', ' ')}", name)
-        for name, row in results.items()
-        for operation, text in row.items()
-        if text != "ok"
-    ]
-    count = sum(map(len, results.values()))
-    bad = sum(result.startswith(("wrong", "crash")) for result, _ in cells)
-    date, installed = max((row["date"], row["versions"].partition(",")[0]) for row in rows.values())
-    operations = (operation.replace("_", " ") for operation in next(iter(results.values())))
-    networks = (f"{name} ({row['config']})" for name, row in rows.items())
-    groups = groupby(sorted(cells), key=lambda cell: cell[0])
-    listed = (f"- **{result}**: {', '.join(name for _, name in names)}" for result, names in groups)
-    return "\n\n".join(
-        [
-            f"**{count - bad} of {count} results are neither *wrong* nor a *crash*.**{age(rows, section)}",
-            f"Networks: {', '.join(networks)}.",
-            f"Operations: {', '.join(operations)}.",
-            f"Measured on {date} with {installed}; `benchmarks/coverage/` has all versions.",
-            "\n".join([*listed, "- **ok**: all others"]),
-        ]
-    )
-
-
 def by_result(results: dict[str, str]) -> str:
     """List the families of each result, except of *ok*, to which a config may add its layers (*ok: …*)."""
     plain = {family for family, result in results.items() if result.split(":")[0] == "ok"}
@@ -129,16 +100,16 @@ def by_result(results: dict[str, str]) -> str:
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("section", help="mmdet, deformable, export, openmmlab or networks")
+    parser.add_argument("section", choices=list(ROOMS))
     parser.add_argument("files", type=Path, nargs="*")
     args = parser.parse_args()
     kept = ROOT / f"benchmarks/coverage/{args.section}.json"
     rows = json.loads(kept.read_text()) if kept.exists() else {}
     if args.files:
         rows |= merged(args.files)
-        write_text(kept, json.dumps(rows, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    write = exceptions if args.section == "networks" else text
-    replace_section(ROOT / "docs/coverage.md", args.section, write(rows, args.section))
+        lines = (f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in sorted(rows.items()))
+        write_text(kept, "{\n" + ",\n".join(lines) + "\n}\n")
+    replace_section(ROOT / "docs/coverage.md", args.section, text(rows, args.section))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ namespace dcnzoo {
 
 #ifdef DCNZOO_STD_THREADS
 
-// For `nox -s sanitize_threads`: the sanitizer does not see the synchronisation of torch's thread pool.
+// For `nox -s sanitize`: the sanitizer does not see the synchronisation of torch's thread pool.
 inline int64_t num_threads() { return DCNZOO_STD_THREADS; }
 
 template <typename Function>

@@ -1,4 +1,4 @@
-"""Machines with their own network, host name and current folder, in namespaces: ``nox -s machines``."""
+"""Machines with their own network, host name and current folder, in namespaces: ``nox -s distributed``."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The script for sbatch in docs/scale.md, on two machines with a real Slurm: ``nox -s slurm``."""
+"""The script for sbatch in docs/scale.md, on two machines with a real Slurm: ``nox -s distributed``."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Reports and explain pages in Chromium: ``nox -s browser``."""
+"""Reports and explain pages in Chromium: ``nox -s clients``."""
 
 import math
 import os

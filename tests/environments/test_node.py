@@ -1,4 +1,4 @@
-"""Exported detectors in Node.js, with its own runtime and that of browsers: ``nox -s node``."""
+"""Exported detectors in Node.js, with its own runtime and that of browsers: ``nox -s clients``."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ..demo import DEFORMABLE, build_demo
 from ..processes import ROOT
 
 if "NODE" not in os.environ:
-    pytest.skip("nox -s node installs the packages", allow_module_level=True)
+    pytest.skip("nox -s clients installs the packages", allow_module_level=True)
 
 DUMP = """
 const { writeFileSync } = await import("node:fs");

@@ -1,4 +1,4 @@
-"""Notebooks outside the clone, with dcnzoo from a wheel: ``nox -s notebook``."""
+"""Notebooks outside the clone, with dcnzoo from a wheel: ``nox -s clients``."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from ..formats import fruits, write_yolo
 from ..processes import ROOT
 
 if "NOTEBOOK" not in os.environ:
-    pytest.skip("nox -s notebook installs dcnzoo from a wheel", allow_module_level=True)
+    pytest.skip("nox -s clients installs dcnzoo from a wheel", allow_module_level=True)
 
 import nbformat
 from nbclient import NotebookClient

@@ -1,4 +1,4 @@
-"""``dcnzoo infer --ray`` and ``dcnzoo.ray.Detect``: ``nox -s ray``."""
+"""``dcnzoo infer --ray`` and ``dcnzoo.ray.Detect``: ``nox -s projects``."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""``dcnzoo.compat.transformers`` against Transformers' own functions: ``nox -s transformers``."""
+"""``dcnzoo.compat.transformers`` against Transformers' own functions: ``nox -s projects``."""
 
 import importlib
 import pickle

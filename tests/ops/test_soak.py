@@ -1,4 +1,4 @@
-"""Memory stays constant and nothing fails with several threads and processes. `nox -s soak`: half an hour."""
+"""Memory stays constant and nothing fails with several threads and processes. `nox -s crash`: half an hour."""
 
 import json
 import os
@@ -20,7 +20,7 @@ MOST = 0.02 if SECONDS >= 1800 else 0.12
 @pytest.mark.slow
 def test_memory_is_flat():
     done = python("-m", "tests.soak", f"--seconds={SECONDS}", f"--most={MOST}", cwd=ROOT)
-    print(done.stdout)  # `nox -s soak` shows it
+    print(done.stdout)  # `nox -s crash` shows it
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["fewest_calls_of_an_operator"] >= 10
 
