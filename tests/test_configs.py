@@ -228,7 +228,7 @@ SLOW = re.compile("augreg|dinov2|-b_|3x_coco")
 )
 def test_our_config_builds(model):
     if model.config.parent.name in VITS:
-            pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
+        pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
     parameters = sum(p.numel() for p in build_listed(model).parameters())
     published = model.metadata.get("Parameters (M)")
     # the published 122 M of MAE's detector are not those of its config

@@ -107,7 +107,9 @@ def main() -> None:
     rows = json.loads(kept.read_text()) if kept.exists() else {}
     if args.files:
         rows |= merged(args.files)
-        lines = (f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in sorted(rows.items()))
+        lines = (
+            f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in sorted(rows.items())
+        )
         write_text(kept, "{\n" + ",\n".join(lines) + "\n}\n")
     replace_section(ROOT / "docs/coverage.md", args.section, text(rows, args.section))
 

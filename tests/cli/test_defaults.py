@@ -5,9 +5,9 @@ import inspect
 
 import click
 import pytest
+from dcnzoo.data.splits import ReadOptions
 
 import dcnzoo
-from dcnzoo.data.splits import ReadOptions
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab import options
 from dcnzoo.report.report import write_report

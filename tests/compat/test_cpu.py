@@ -4,9 +4,8 @@ import os
 
 import pytest
 import torch
-from torch import nn
-
 from dcnzoo.compat.cpu import on_cpu
+from torch import nn
 
 CUDA_CALLS = {
     "cuda": lambda x: x.cuda(0, non_blocking=True),

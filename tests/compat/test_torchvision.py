@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-
 from dcnzoo.compat.hosts.torchvision import problem, repair_command
+
 from dcnzoo.compat.torchvision import accelerate, deform_conv2d, restore
 from dcnzoo.diagnosis import _import_fix
 from dcnzoo.ops import reference, reference_boxes

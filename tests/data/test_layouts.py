@@ -1,11 +1,7 @@
 """Layouts of annotated pictures: for each row of the table, a generator of a folder as the tool writes it."""
 
 import json
-import math
-import os
 import random
-import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +9,6 @@ from PIL import Image
 
 from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.preparation import read_splits
-from dcnzoo.utils.errors import UserError
 
 CLASSES = ("disc", "box", "star")
 WIDTH, HEIGHT = 60, 40

@@ -8,11 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from dcnzoo.cli.infer import command
+from dcnzoo.detect.coco import coco_entries, polygons_of
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.coco import coco_entries, polygons_of
 from dcnzoo.detect.files import Names
-
 
 cv2 = pytest.importorskip("cv2")
 
@@ -48,6 +47,7 @@ def make_pictures(folder, number):
     for n in range(number):
         cv2.imwrite(str(folder / f"{n}.png"), np.full((9, 12, 3), n % 8, np.uint8))
     return [str(folder / f"{n}.png") for n in range(number)]
+
 
 @pytest.fixture
 def infer(tmp_path, monkeypatch):

@@ -145,8 +145,6 @@ def test_two_processes_train(data, tmp_path, port, more):
                 PORT=port, AUDIT=notes, AUDITED=work)  # fmt: skip
 
 
-
-
 def test_dist_train_on_one_of_several_machines():
     names = dict(PYTHON="echo", NNODES=8, NODE_RANK=3, MASTER_ADDR="first", PORT=23456)
     words = run("tools/dist_train.sh", CONFIG, 4, "--resume", **names).split()

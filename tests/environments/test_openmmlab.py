@@ -37,7 +37,9 @@ def test_a_resnet_learns_deformably(package, config, sample):
     """One training step moves the offsets away from zero, where they start."""
     cfg = Config.fromfile(Config._get_cfg_path(f"{package}::{config}", "")[0])
     # zero-initialised residual branches would block the gradients
-    cfg.model.backbone.update(dcn=True, zero_init_residual=False, type="ResNetV1d" if package == "mmseg" else "ResNet")
+    cfg.model.backbone.update(
+        dcn=True, zero_init_residual=False, type="ResNetV1d" if package == "mmseg" else "ResNet"
+    )
     cfg.model.pretrained, cfg.model.backbone.norm_cfg = None, dict(type="BN")
     with DefaultScope.overwrite_default_scope(package):
         model = MODELS.build(cfg.model).train()

@@ -10,13 +10,13 @@ import pytest
 
 pytest.importorskip("ray", exc_type=ImportError)
 import ray
+from dcnzoo.detect.rows import rows
+from dcnzoo.ray import Detect
 from ray.cluster_utils import Cluster
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.rows import rows
-from dcnzoo.ray import Detect
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 COUNT = 2000

@@ -1,6 +1,5 @@
 """Deformable convolution in ONNX, run by onnxruntime, compared with the oracle in float64."""
 
-
 import pytest
 import torch
 from torch import nn

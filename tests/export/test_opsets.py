@@ -51,7 +51,8 @@ INPUTS = torch.randn(1, 4, 8, 10), torch.randn(1, 5, 16), torch.rand(1, 5, 1, 2)
 
 
 @pytest.mark.parametrize(
-    "opset", [pytest.param(o, marks=[] if o == opsets.DEFAULT else pytest.mark.slow) for o in opsets.SUPPORTED]
+    "opset",
+    [pytest.param(o, marks=[] if o == opsets.DEFAULT else pytest.mark.slow) for o in opsets.SUPPORTED],
 )
 def test_layers(opset, tmp_path):
     model, path = Layers().eval(), str(tmp_path / "layers.onnx")
@@ -78,7 +79,7 @@ def test_a_table_of_another_opset(tmp_path):
     """DeformConv of opset 19 in a file of opset 18 would be invalid."""
     table, path = translation_table(19), tmp_path / "x.onnx"
     layer = PackedDeformConv2d(4, 6, 3).eval()
-    with pytest.raises(Exception) as caught:  # noqa: PT011  torch wraps it in a long report
+    with pytest.raises(Exception) as caught:
         torch.onnx.export(layer, INPUTS[:1], path, opset_version=18, custom_translation_table=table)
     assert "opset_version: expected 18" in str(first_cause(caught.value))
 

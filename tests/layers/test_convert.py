@@ -339,7 +339,6 @@ def test_without_values():
         assert model(torch.randn(1, 3, 5, 6)).shape == (1, 3, 5, 6)
 
 
-
 def test_wrong_models():
     with pytest.raises(TypeError, match=r"^to_deformable: model: .*got str"):
         dcnzoo.to_deformable("resnet", "*")

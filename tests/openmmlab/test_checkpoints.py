@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
-from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as loading
@@ -255,5 +253,3 @@ def test_unknown_name(asked, scheme):
 
 
 ATTENTION = dict(cfg=dict(type="ContextBlock", ratio=1 / 16), stages=(True,) * 4, position="after_conv3")
-
-

@@ -66,10 +66,6 @@ def test_more_classes_than_the_class_of_a_data_set_has():
         assert problem.subject == "model.bbox_head.num_classes" and problem.stops == stops
 
 
-
-
-
-
 def test_file_of_the_evaluator(tmp_path):
     """The file may have another name, but not other images."""
     images = [dict(id=i, file_name=f"{i}.png") for i in range(3)]
@@ -86,15 +82,11 @@ def test_file_of_the_evaluator(tmp_path):
     assert keys("val") == keys("copy") == keys("does_not_exist") == []
 
 
-
-
 MISSPELT = f"""
 _base_ = {PLAIN!r}
 lr_config = dict(policy="step", step=[8, 11])
 model = dict(neck=dict(num_outs="1"))
 """
-
-
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -130,8 +122,6 @@ def test_default_number_of_classes():
     cfg = dict(model=dict(type="MaskRCNN", roi_head=roi_head), val_dataloader=data)
     (problem,) = problems_of(cfg)
     assert problem.startswith("model.roi_head.mask_head.num_classes: ") and "val_dataloader" in problem
-
-
 
 
 def test_dcn_of_a_class_without_it(tmp_path):
@@ -188,8 +178,6 @@ def test_commands_without_a_runner_name_the_config(tmp_path, command):
 @functools.cache
 def read():
     return read_config_file(PLAIN)
-
-
 
 
 @pytest.mark.parametrize(("imports", "modules"), [({"imports": "json"}, ["json"]), ({}, [])])

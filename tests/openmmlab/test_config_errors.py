@@ -30,8 +30,6 @@ def test_an_unknown_setting_of_a_class_of_dcnzoo():
     assert "no_such_key" in str(error.value) and "error in dcnzoo" not in str(error.value)
 
 
-
-
 @pytest.mark.parametrize(
     ("settings", "build"),
     [
@@ -58,11 +56,3 @@ def test_a_dictionary_that_a_class_makes_is_not_another_one_of_the_config():
         config_errors(cfg),
     ):
         TRANSFORMS.build(cfg.train_dataloader.dataset.pipeline[0])
-
-
-
-
-
-
-
-

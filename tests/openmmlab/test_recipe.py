@@ -48,8 +48,6 @@ def test_options_leave_the_config_that_was_read(tmp_path):
     assert changed.changes[0] == "max_epochs 8 → 3" and changed.changes[-1] == "seed None → 1"
 
 
-
-
 def test_an_option_leaves_a_given_schedule(tmp_path):
     given = {"param_scheduler.0.end": 70, "param_scheduler.1.milestones": [1, 2]}
     given |= {"default_hooks.checkpoint.type": "CheckpointHook", "optim_wrapper.loss_scale": 512.0}
@@ -96,14 +94,6 @@ COPIES = {  # an option, and the settings that change with it
     "rate": ["optim_wrapper.optimizer.lr"],
     "steps": ["param_scheduler.0.milestones", "param_scheduler.1.lists.0"],
 }
-
-
-
-
-
-
-
-
 
 
 @pytest.mark.parametrize(

@@ -342,8 +342,6 @@ def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatc
     assert runner.message_hub.get_info("best_ckpt") == str(tmp_path / "best_score_epoch_4.pth")
 
 
-
-
 class Shifted(Score):
     def compute_metrics(self, results):
         score = super().compute_metrics(results)["score"]
@@ -358,8 +356,6 @@ def test_a_resumed_training_saves_the_best_of_its_own_metric(tmp_path, first):
         options = {"default_hooks": {"checkpoint": hook}, "val_evaluator": Evaluator([evaluator])}
         make_runner(tmp_path, metric, epochs=epochs, resume=epochs > 2, **options).train()
     assert checkpoints(tmp_path)[:2] == ["best_other_epoch_4.pth", "best_score_epoch_2.pth"]
-
-
 
 
 def test_the_best_of_a_training_that_counts_iterations(tmp_path):
@@ -383,8 +379,6 @@ def test_the_best_of_a_training_that_counts_iterations(tmp_path):
 class Falling(Score):
     def compute_metrics(self, results):
         return {"score": -super().compute_metrics(results)["score"]}
-
-
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -787,8 +781,6 @@ def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, sche
         assert validated == [*range(1, 5 if by_epoch else 17)]
 
 
-
-
 def test_an_epoch_that_begins_again_is_not_validated_before(tmp_path, monkeypatch):
     """Its weights are those of a later iteration; the validation had ended."""
     monkeypatch.setattr(Score, "calls", 0)
@@ -816,12 +808,8 @@ def test_an_epoch_that_begins_again_is_not_validated_before(tmp_path, monkeypatc
     assert Score.calls == 2, "after the epochs 3 and 4"
 
 
-
-
 def resume_lines(capsys):
     return re.findall(r"WARNING\S* - resume: (.*)", capsys.readouterr().out)
-
-
 
 
 class Counting(torch.optim.SGD):
@@ -853,8 +841,6 @@ def test_what_an_optimizer_counts_stays(tmp_path, capsys):
     assert optimizer.param_groups[0]["steps"] == 6 and "other schedules" in resume_lines(capsys)[0]
 
 
-
-
 def test_a_checkpoint_with_the_function_of_a_schedule_is_read(tmp_path, capsys):
     cycle = {"type": "OneCycleLR", "eta_max": 0.5, "total_steps": 12, "by_epoch": False}
     for stop in (2, None):
@@ -865,12 +851,6 @@ def test_a_checkpoint_with_the_function_of_a_schedule_is_read(tmp_path, capsys):
             runner.train()
     assert runner.epoch == 4 and resume_lines(capsys) == []
     assert load_file(tmp_path / "epoch_4.pth")["meta"]["epoch"] == 4
-
-
-
-
-
-
 
 
 def test_without_its_average_a_resumed_training_has_the_weights_that_were_trained(tmp_path, capsys):
@@ -909,10 +889,6 @@ def test_checkpoints_by_iterations_in_a_training_by_epochs(tmp_path, capsys, int
     assert ("epoch 3 begins again" in str(resume_lines(capsys))) == (epoch == 2)
 
 
-
-
-
-
 def test_the_optimizer_that_a_checkpoint_lacks(tmp_path, capsys):
     """Its schedules do not begin again."""
     saving = {"checkpoint": {**SAVING["checkpoint"], "save_optimizer": False, "save_param_scheduler": False}}
@@ -934,8 +910,6 @@ def test_the_optimizer_that_a_checkpoint_lacks(tmp_path, capsys):
     assert rates[0] == rates[1] + rates[2]
 
 
-
-
 def test_patience_counts_the_validations_before_a_resume(tmp_path):
     hook = {"type": "PlateauEarlyStoppingHook", "monitor": "score", "rule": "greater", "patience": 3}
     loop = {"by_epoch": True, "max_epochs": 9, "val_interval": 1}
@@ -954,8 +928,6 @@ def test_patience_counts_the_validations_before_a_resume(tmp_path):
         with contextlib.suppress(Death):
             runner.train()
     assert runner.epoch == 4 and checkpoints(tmp_path / "b")[-1] == "epoch_4.pth"
-
-
 
 
 class Bumps(Score):
@@ -1127,8 +1099,6 @@ def test_a_resumed_training_forgets_the_validations_after_its_checkpoint(tmp_pat
     assert [*History.read(tmp_path).validation] == [1, 2, 4]
 
 
-
-
 def test_the_best_checkpoint_after_the_last_one_is_of_another_run(tmp_path):
     """The last one is older if fewer are written than validations run, or if it was damaged."""
     for name in ("epoch_2.pth", "best_score_epoch_1.pth", "best_score_epoch_3.pth"):
@@ -1207,8 +1177,6 @@ def test_how_a_training_starts(tmp_path, monkeypatch, capsys, folder, resume, fo
     else:
         with pytest.raises(UserError, match=expected):
             prepare(recipe, choose_start(recipe, resume, force), force)
-
-
 
 
 def test_resuming_from_weights_alone(tmp_path):

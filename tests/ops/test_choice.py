@@ -98,7 +98,9 @@ def test_the_choice_says_why(loaded, monkeypatch):
         )
         return choose.kernel_for(OPERATORS[name], "CUDA", arguments_of(name)(*cast)).reason
 
-    assert "no compiled kernels for CUDA" in reason("dcnv3") and "float64" in reason("deform_conv2d", torch.float64)
+    assert "no compiled kernels for CUDA" in reason("dcnv3") and "float64" in reason(
+        "deform_conv2d", torch.float64
+    )
     loaded(True)
     assert reason("deform_conv2d") == "Triton is not listed as faster for this call"
     monkeypatch.setattr(choose, "backend", "compiled")

@@ -15,6 +15,7 @@ from ..processes import python_with_torch
 
 flops.register()
 
+
 # those that compute: the others check arguments or describe the CPU
 def count(function) -> int:
     with FlopCounterMode(display=False) as counter:

@@ -44,9 +44,8 @@ def openvino() -> None:
 
 
 def timm() -> None:
-    import timm
-
     import dcnzoo.compat.timm  # noqa: F401  registers the models
+    import timm
 
     timm.create_model("internimage_t", num_classes=10)
 

@@ -9,12 +9,12 @@ from mmengine.config import Config
 from PIL import Image
 
 import dcnzoo.models  # noqa: F401
+from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.preparation import read_splits
 from dcnzoo.openmmlab.config.check import dicts
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
-from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_splits
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_settings
 
 from ..commands import error_of, run

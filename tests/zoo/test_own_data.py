@@ -1,35 +1,25 @@
 """``dcnzoo train --data``: every format leads to a config that trains, or to the mistake."""
 
-import base64
 import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 from PIL import Image
 
 import dcnzoo.models
 from dcnzoo.openmmlab.hooks.summary import print_pairs
-from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.start import Start
-from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
-from dcnzoo.utils import lock
+from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
-from dcnzoo.version import __version__
-from dcnzoo.zoo.config_writer import SMALL_BOXES
 from dcnzoo.zoo.own_data import prepare
 
 from ..commands import error_of, run
 from ..formats import (
     CLASSES,
-    HEIGHT,
-    WIDTH,
     fruits,
     objects,
     objects_of,
