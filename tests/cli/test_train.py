@@ -15,7 +15,6 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 import dcnzoo
-from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
@@ -126,30 +125,6 @@ def test_test_time_augmentation(trained, tmp_path):
         boxes, (height, width) = image["pred_instances"]["bboxes"], image["ori_shape"]
         assert len(boxes) == len(image["pred_instances"]["masks"])
         assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
-
-
-@pytest.mark.slow
-def test_data_in_an_archive(data, trained, tmp_path):
-    """A zip file with annotations and pictures is tested with the AP of its folder, and trained from."""
-    archive = shutil.make_archive(str(tmp_path / "shapes"), "zip", data)
-    backend = dict(backend="fsspec", fo=archive)
-    cfg = Config.fromfile(trained[0] / Path(CONFIG).name)
-    for name in ("train", "val", "test"):
-        dataset = cfg[f"{name}_dataloader"].dataset
-        dataset.pop("shapes")
-        dataset.update(
-            type="CocoDataset", data_root="zip://", backend_args=backend, metainfo={"classes": CLASSES}
-        )
-        dataset.pipeline[0].backend_args = backend
-        cfg[f"{name}_dataloader"].update(num_workers=1)
-    for name in ("val", "test"):
-        cfg[f"{name}_evaluator"].update(ann_file="zip://annotations/val.json", backend_args=backend)
-    cfg.dump(tmp_path / "zip.py")
-    work = tmp_path / "work"
-    commands.run("test", tmp_path / "zip.py", trained[0] / "epoch_2.pth", "--work-dir", work)
-    assert average_precisions(work) == average_precisions(trained[0])
-    commands.run("train", tmp_path / "zip.py", "--work-dir", work, "--epochs", 1)
-    assert (work / "epoch_1.pth").exists()
 
 
 def test_mixed_precision_on_the_cpu(tmp_path):

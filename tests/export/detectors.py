@@ -18,9 +18,9 @@ from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.export.options import Agreement
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.modes import data_sample
+from dcnzoo.openmmlab.export.order import OrderByLogits
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import compare_all
-from dcnzoo.openmmlab.patches.order import OrderByLogits
 from dcnzoo.openmmlab.results import to_detections
 
 CLASSES = 5

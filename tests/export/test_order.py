@@ -1,24 +1,22 @@
-"""Large logits: float32 detections, and those of graphs, are those of float64."""
+"""Large logits: the detections of graphs are those of float64."""
 
 import copy
 import re
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dcnzoo.compat import patches
 from dcnzoo.detect.session import Session
 from dcnzoo.export.fixed_size import ABSENT
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab.export.export import write_detector
 from dcnzoo.openmmlab.export.modes import data_sample
+from dcnzoo.openmmlab.export.order import OrderByLogits
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.suppress import positive_key
 from dcnzoo.openmmlab.export.verify import compare_all
-from dcnzoo.openmmlab.patches.order import OrderByLogits
 from dcnzoo.openmmlab.results import to_detections
 
 from .detectors import build, decoded, size
@@ -50,19 +48,17 @@ def detections(detector, images):
 
 
 def expected_of(detector, images):
-    """The detections of float64, which has enough digits without the patch."""
-    with patches.disabled("order_by_logits"):
-        return detections(copy.deepcopy(detector).double(), images.double())
+    """The detections of float64, which has enough digits."""
+    return detections(copy.deepcopy(detector).double(), images.double())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_large_logits_are_ordered_as_in_float64(family):
+def test_a_traced_detector_orders_large_logits_as_float64(family):
+    """MMDetection's own float32 predictions differ from those of float64."""
     detector, images = with_large_logits(family), torch.randn(2, 3, *size(family))
     expected = expected_of(detector, images)
-    with patches.disabled("order_by_logits"):
-        before = compare_all(detections(detector, images), expected)
-    assert before.number >= 100 and not before.holds
-    assert compare_all(detections(detector, images), expected).holds
+    plain = compare_all(detections(detector, images), expected)
+    assert plain.number >= 100 and not plain.holds
     model = Predictor(detector)
     with torch.no_grad():
         outputs = {name: value.numpy() for name, value in zip(model.output_names, model(images), strict=True)}
@@ -114,20 +110,3 @@ def test_functions_without_an_order_of_logits_return_plain_values():
         assert torch.equal((1 - scores).sort().indices, torch.tensor([0, 2, 1]))
         assert scores.max() == x.sigmoid().max() and torch.equal(torch.max(scores, scores), scores)
         assert torch.equal((scores * torch.tensor([0.1, 1, 1])).argsort(), torch.tensor([0, 1, 2]))
-
-
-@pytest.mark.parametrize(("kind", "dtype"), [("nms", torch.float64), ("soft_nms", torch.float32)])
-def test_mmcvs_soft_nms_gets_float32(monkeypatch, kind, dtype):
-    """It accepts no other type."""
-    rpn, dtypes = build("Faster R-CNN").rpn_head, []
-    suppress = getattr(sys.modules["mmcv.ops.nms"], kind)
-
-    def record(boxes, scores, *args, **kwargs):
-        dtypes.append(scores.dtype)
-        return suppress(boxes, scores, *args, **kwargs)
-
-    monkeypatch.setattr(sys.modules["mmcv.ops.nms"], kind, record)
-    monkeypatch.setitem(rpn.test_cfg, "nms", {"type": kind, "iou_threshold": 0.5})
-    with torch.no_grad():
-        rpn.predict([torch.randn(1, rpn.in_channels, 4, 4)] * 3, [data_sample((64, 64), (64, 64))])
-    assert dtypes == [dtype]

@@ -35,7 +35,6 @@ from ..zoo.server import Served, serving
         ("a.py", "a config"),
         ("a.json", "a JSON file"),
         ("a.onnx", "an exported detector"),
-        ("a.pt2", "an exported detector"),
         ("a", "another file"),
     ],
 )

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import cv2
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -176,46 +175,6 @@ def test_mistakes_in_a_path(root):
         read_coco(root, lambda file: None, ann_file="none.json")
     with pytest.raises(UserError, match=rf"^data_prefix: .*{root}/val2/00000.png"):
         read_coco(root, lambda file: None, data_prefix=dict(img="val2/"))
-
-
-@pytest.fixture
-def memory(root):
-    """The data in fsspec's file system in memory."""
-    system = fsspec.filesystem("memory")
-    system.put(str(root), "/data", recursive=True)
-    yield "memory://data/"
-    system.rm("/data", recursive=True)
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_data_in_another_file_system(root, memory, named, tmp_path):
-    """With workers, as in a folder; a picture that is missing is named."""
-    archive = shutil.make_archive(str(tmp_path / "data"), "zip", root)
-    cfg = dict(ann_file="annotations/train.json", metainfo=dict(classes=CLASSES))
-
-    def read(data_root, backend_args):
-        pipeline = [dict(type="LoadImageFromFile", backend_args=backend_args)]
-        files = dict(data_root=data_root, data_prefix=dict(img="train/"), backend_args=backend_args)
-        with DefaultScope.overwrite_default_scope("mmdet"):
-            return DATASETS.build(dict(type="CocoDataset", **cfg, **files, pipeline=pipeline))
-
-    expected = [item["img"] for item in read(f"{root}/", None)]
-    name = {"backend": "fsspec"} if named else {}
-    zipped = read("zip://", {"fo": archive, **name})
-    for dataset in (zipped, read(memory, name or None)):
-        for workers in (0, 2):
-            items = [*DataLoader(dataset, num_workers=workers, collate_fn=lambda items: items[0])]
-            assert len(items) == 6
-            assert all(
-                np.array_equal(item["img"], image) for item, image in zip(items, expected, strict=True)
-            )
-    with pytest.raises(FileNotFoundError, match=r"memory://data/none\.json"):
-        dcnzoo.openmmlab.datasets.files.FsspecBackend().get("memory://data/none.json")
-    fsspec.filesystem("memory").rm("/data/train/00003.png")
-    dataset = read(memory, name or None)
-    dataset.test_mode = True
-    with pytest.raises(UserError, match=r"memory://data/train/00003.png: .*no file"):
-        dataset[3]
 
 
 @register_backend("content", force=True)

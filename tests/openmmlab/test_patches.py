@@ -9,8 +9,6 @@ from fnmatch import fnmatch
 from functools import partial
 from types import SimpleNamespace
 
-import cv2
-import mmcv
 import numpy as np
 import pytest
 import torch
@@ -306,16 +304,6 @@ def test_a_backbone_without_dcn_says_what_to_write():
     assert any(isinstance(m, PackedDeformConv2d) for m in model.modules())
     with pytest.raises(TypeError, match="depth"):
         csp_darknet(depth=50)
-
-
-@pytest.mark.parametrize("hue", [-0.5, -0.055, 0.0, 0.2])
-def test_hue_with_numpy_2(hue):
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    turned = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL).astype(int)
-    turned[..., 0] = (turned[..., 0] + int(hue * 255)) % 256
-    expected = cv2.cvtColor(turned.astype(np.uint8), cv2.COLOR_HSV2BGR_FULL)
-    np.testing.assert_array_equal(mmcv.adjust_hue(image, hue, backend="cv2"), expected)
-    assert mmcv.adjust_hue(image, hue, backend="pillow").shape == image.shape
 
 
 def test_mm_sync_batch_norm(monkeypatch):

@@ -4,7 +4,6 @@ from mmdet.registry import DATASETS, METRICS
 
 from dcnzoo.compat import patches
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, draw_image, make_shapes
-from dcnzoo.openmmlab.datasets import files as files  # registers the back end
 from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric, ShapesDataset
 from dcnzoo.openmmlab.datasets.images import SKIP_UNREADABLE_IMAGES
 from dcnzoo.openmmlab.patches.kernels import registered

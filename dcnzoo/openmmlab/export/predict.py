@@ -39,9 +39,9 @@ from dcnzoo.openmmlab.export.modes import (
     number_of_rows,
     tensor_of,
 )
+from dcnzoo.openmmlab.export.order import OrderByLogits
 from dcnzoo.openmmlab.export.replacements.boxes import keep_best
 from dcnzoo.openmmlab.export.replacements.layers import convolve
-from dcnzoo.openmmlab.patches.order import OrderByLogits
 from dcnzoo.utils.errors import one_line
 
 Rows = tuple[Tensor, Tensor, Tensor]  # boxes [N, K, 4], scores and labels [N, K], with unused ones

@@ -5,7 +5,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from dcnzoo.export.fixed_size import ABSENT, best, keep_boxes
-from dcnzoo.openmmlab.patches.order import LARGEST, has_logits, logits_of
+from dcnzoo.openmmlab.export.order import LARGEST, has_logits, logits_of
 
 # mmcv's arguments of NMS that are used, with its defaults
 NMS = dict(iou_threshold=None, class_agnostic=False, max_num=-1, split_thr=None)

@@ -1,7 +1,6 @@
 """Patches for models, their optimizers, and trainings without a GPU."""
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,15 +8,12 @@ from typing import Any
 
 import mmcv.ops
 import mmengine
-import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import utils as dist_utils
 from mmengine.hooks import EMAHook
-from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.optim.optimizer import default_constructor
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from mmengine.runner import checkpoint as loading
@@ -28,15 +24,6 @@ from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.weights import without_wrapper
 
 # mmdet is optional: the functions that patch it import it.
-
-
-def left_out_parameters(changes: Changes) -> None:
-    """Log parameters that an optimizer with a paramwise_cfg leaves out (frozen, shared) at level DEBUG."""
-
-    def log(message: str, logger: Any = None, level: int = logging.INFO) -> None:
-        print_log(message, logger, logging.DEBUG if level == logging.WARNING else level)
-
-    changes.set(default_constructor, "print_log", log)
 
 
 class CpuAmpOptimWrapper(AmpOptimWrapper):
@@ -235,14 +222,3 @@ def masks_outside_the_image(changes: Changes) -> None:
         return paste(masks, boxes, img_h, img_w, skip_empty and not inverted)
 
     changes.wrap(fcn_mask_head, "_do_paste_mask", paste_inside)
-
-
-def negative_hue(changes: Changes) -> None:
-    """Pass the hue as NumPy's float, whose negative values numpy 2 still converts to uint8."""
-
-    def adjust_hue(
-        original: Callable, img: np.ndarray, hue_factor: float, *args: object, **kwargs: object
-    ) -> object:
-        return original(img, np.float64(hue_factor), *args, **kwargs)
-
-    changes.wrap(mmcv, "adjust_hue", adjust_hue)

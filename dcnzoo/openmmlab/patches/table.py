@@ -16,7 +16,6 @@ from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoi
 from dcnzoo.openmmlab.config.packages import config_text, inherit_from_packages, types_import_no_modules
 from dcnzoo.openmmlab.patches import history, models
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
-from dcnzoo.openmmlab.patches.order import order_by_logits
 
 
 def on_cpu() -> bool:
@@ -63,11 +62,6 @@ TABLE = (
         config_text,
         target="mmengine.Config.pretty_text",
         reason="Ctrl-C while a checkpoint is saved raises SyntaxError (Failed to format the config file)",
-    ),
-    of_mmengine(
-        models.left_out_parameters,
-        target="mmengine.optim.optimizer.default_constructor.print_log",
-        reason="each frozen or shared parameter is a warning, also with published configs",
     ),
     fix(
         load_own_checkpoints,
@@ -124,11 +118,6 @@ TABLE = (
         target="mmcv.ops.SyncBatchNorm",
         reason="MMSyncBN cannot be built in one process (Default process group has not been initialized)",
     ),
-    of_mmcv(
-        models.negative_hue,
-        target="mmcv.adjust_hue",
-        reason="mmpretrain's ColorJitter fails with numpy 2 (Python integer -9 out of bounds for uint8)",
-    ),
     of_mmengine(
         deformable_configs,
         target="mmengine.Registry.build, for models",
@@ -153,11 +142,6 @@ TABLE = (
         models.heatmaps_in_channels_last,
         target="get_local_maximum of mmdet's centernet_head and corner_head",
         reason="CenterNet and CornerNet reject channels-last maps (view size is not compatible)",
-    ),
-    of_mmdet(
-        order_by_logits,
-        target="predict_by_feat of mmdet's heads, mmcv.ops.nms",
-        reason="float32 scores of large logits are equal, and their order decides which boxes remain",
     ),
     of_mmdet(
         models.teacher_config,

@@ -1,21 +1,17 @@
-"""The order of scores by their logits.
+"""The order of scores by their logits, while a detector is traced.
 
 Above a logit of about 13, different logits have one float32 sigmoid, and the order of equal scores decides
-which boxes remain after NMS. The order of the logits is that of exact arithmetic.
+which boxes remain after NMS. Runtimes order equal scores differently. The order of the logits is that of
+exact arithmetic, and the same in each. PyTorch's own predictions have MMDetection's order.
 """
 
-import sys
-from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dcnzoo.compat.patches import Changes
 from dcnzoo.ops._arguments import exporting
-from dcnzoo.ops.reference_boxes import WITHOUT_FLOAT64
 
 LARGEST = 80.0  # exp(80) is finite in float32
 PRODUCT = {"mul", "__mul__", "__rmul__"}
@@ -30,7 +26,6 @@ SELECTION = {  # functions that return values of a tensor
     "squeeze",
 }
 HANDLED = {"sigmoid", "sqrt", "cat", "where", *PRODUCT, *COMPARISON, *SELECTION}
-SINGLE = "_predict_by_feat_single"
 
 
 class OrderByLogits(TorchFunctionMode):
@@ -70,47 +65,6 @@ def has_logits(scores: Any) -> bool:
 def logits_of(scores: Any) -> Tensor:
     """Return finite values in the exact order of scores: the logits of sigmoids and of their products."""
     return scores.logits if has_logits(scores) else torch.logit(torch.as_tensor(scores).clamp(min=1e-37))
-
-
-def order_by_logits(changes: Changes) -> None:
-    """Let heads of MMDetection order boxes by logits when they predict."""
-    from mmdet.models import DDQDETR, SparseRoIHead, YOLOV3Head, YOLOXHead, dense_heads
-    from mmdet.models.layers.transformer.ddq_detr_layers import DDQTransformerDecoder
-
-    changes.wrap(sys.modules["mmcv.ops.nms"], "nms", _suppress)
-    changes.wrap(dense_heads.RPNHead, SINGLE, _propose)
-    kinds = [kind for kind in vars(dense_heads).values() if SINGLE in getattr(kind, "__dict__", ())]
-    methods = [(kind, SINGLE) for kind in (dense_heads.base_dense_head.BaseDenseHead, *kinds)]
-    methods += [(YOLOV3Head, "predict_by_feat"), (YOLOXHead, "predict_by_feat")]
-    methods += [(SparseRoIHead, "predict_bbox"), (DDQDETR, "pre_decoder")]
-    methods += [(DDQTransformerDecoder, "select_distinct_queries")]
-    for kind, name in methods:
-        if kind is not dense_heads.RPNHead:
-            changes.wrap(kind, name, _predict)
-
-
-def _predict(method: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    with nullcontext() if self.training or exporting() else OrderByLogits():
-        return method(self, *args, **kwargs)
-
-
-def _propose(single: Callable, self: Any, cls_score_list: list, *args: Any, **kwargs: Any) -> Any:
-    """Call ``RPNHead._predict_by_feat_single`` with float64 logits, which take less time than the mode."""
-    nms = (kwargs.get("cfg") or self.test_cfg or {}).get("nms", {})
-    is_plain = nms.get("type", "nms") == "nms"  # mmcv's soft_nms accepts only float32
-    if self.training or not is_plain or cls_score_list[0].device.type in WITHOUT_FLOAT64:
-        return _predict(single, self, cls_score_list, *args, **kwargs)
-    results = single(self, [scores.double() for scores in cls_score_list], *args, **kwargs)
-    results.scores = results.scores.to(results.bboxes.dtype)
-    return results
-
-
-def _suppress(nms: Callable, boxes: Tensor, scores: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-    """Call ``mmcv.ops.nms``."""
-    if not has_logits(scores) or kwargs.get("score_threshold", 0) > 0:
-        return nms(boxes, scores, *args, **kwargs)
-    _, index = nms(boxes, logits_of(scores), *args, **kwargs)
-    return torch.cat([boxes[index], scores[index, None]], 1), index
 
 
 def _compare(scores: Tensor, name: str, dim: int = -1, **options: Any) -> Any:
