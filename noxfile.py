@@ -214,29 +214,32 @@ DIST = ROOT / "dist"
 wheels: list[Path] = []  # in dist/, built by a session of this process
 
 
-def build_wheel(session: Session) -> Path:
+def build_wheel(session: Session, **variables: str) -> Path:
     """Build an sdist, and a wheel from it as pip does, in dist/; once for all sessions of this process."""
     if not wheels:
         shutil.rmtree(DIST, ignore_errors=True)
         session.run(PYTHON, "setup.py", "-q", "sdist", "--dist-dir", DIST, external=True)
         (sdist,) = DIST.glob("*.tar.gz")
-        session.run(PYTHON, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", DIST, sdist, external=True)
+        command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "-w", DIST, sdist)
+        session.run(PYTHON, *command, env={"DCNZOO_CUDA": "0", **variables}, external=True)
         wheels.extend(DIST.glob("*.whl"))
     return wheels[0]
 
 
 @nox.session
 def release(session: Session) -> None:
-    """Build and check what a release publishes, in dist/ with an index page; then test it."""
+    """Build and check what a release publishes, with CUDA kernels, in dist/ with an index page; then test it."""
     update_venv(session)
     if session.run("git", "status", "--porcelain", silent=True, external=True):
         session.error("expected a clean clone, got files that `git status` lists")
-    wheel = build_wheel(session)
     session.install("--group", "release")
+    # nvcc of PyPI's packages; the release workflow has NVIDIA's packages of CUDA 12 in a container
+    cuda = site_packages(Path(session.virtualenv.location)).resolve() / "nvidia" / "cu13"
+    wheel = build_wheel(session, DCNZOO_CUDA="1", CUDA_HOME=str(cuda))
     # as in [tool.cibuildwheel]: gives the wheel its manylinux tag, or fails
     exclude = ("--exclude", "libtorch*", "--exclude", "libc10*")
     repaired = DIST / "repaired"  # its name may be the same
-    session.run("auditwheel", "repair", "--plat", "manylinux_2_28_x86_64", *exclude, "-w", repaired, wheel)
+    session.run("auditwheel", "repair", "--plat", "manylinux_2_34_x86_64", *exclude, "-w", repaired, wheel)
     wheel.unlink()
     wheels[:] = [file.rename(DIST / file.name) for file in repaired.iterdir()]
     repaired.rmdir()

@@ -1,7 +1,8 @@
 """Compile ops/ into stable-ABI libraries in dcnzoo/ops/, with ninja.
 
-One library per device: ``_C_cpu.so`` always, ``_C_cuda.so`` if nvcc is found and torch is a CUDA build.
-Neither depends on the version of Python or (from 2.10 on) of torch, so one wheel works with all of them.
+One library per device: ``_C_cpu.so`` always, ``_C_cuda13.so`` if nvcc (here of CUDA 13) is found and torch is
+a CUDA build. Neither depends on the version of Python or (from 2.10 on) of torch, so one wheel works with all of
+them. torch of an earlier CUDA does not load the CUDA library: drivers that it runs on may be too old for it.
 
 On systems other than Linux and macOS nothing is compiled, nor without a C++ compiler; dcnzoo.ops then runs in
 plain PyTorch, which is slow, and says so.
@@ -151,6 +152,13 @@ def find_nvcc() -> str | None:
             "Set CUDA_HOME to the toolkit's folder.",
         )
     return found
+
+
+def cuda_major(nvcc: str) -> str:
+    """Return the first number of the version of CUDA."""
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"release (\d+)\.", text)
+    return match[1] if match else stop(f"{nvcc} --version names no release.", "CUDA 12.0 or newer is needed.")
 
 
 def cuda_targets(nvcc: str) -> list[str]:
@@ -320,7 +328,8 @@ class BuildOps(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         # no Python version in the name: the library does not depend on it
-        return fullname.replace(".", os.sep) + ".so"
+        major = cuda_major(find_nvcc()) if fullname.endswith("_cuda") else ""
+        return fullname.replace(".", os.sep) + major + ".so"
 
     def build_extension(self, ext: Extension) -> None:
         device = ext.name.rsplit("_", 1)[1]

@@ -18,6 +18,7 @@ import torch
 from elftools.elf.elffile import ELFFile
 
 from dcnzoo import __version__
+from dcnzoo.ops import _library
 
 from .processes import ROOT
 
@@ -119,7 +120,7 @@ def test_a_wheel_has_no_files_of_earlier_builds(tmp_path):
     assert setup(tree, "bdist_wheel", "--dist-dir", str(wheels), **torch).returncode == 0
     (earlier,) = wheels.iterdir()
     (library,) = tree.glob("build/lib*/dcnzoo/ops/_C_cpu.so")
-    shutil.copy(library, library.with_name("_C_cuda.so"))
+    shutil.copy(library, library.with_name("_C_cuda13.so"))
     names = set(zipfile.ZipFile(earlier).namelist())
     earlier.unlink()
     gone = {str(path.relative_to(tree)) for path in removed}
@@ -353,6 +354,32 @@ def test_the_cuda_library_is_for_a_torch_that_can_load_it(
     prepare(CUDA_13_0, environment)
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     assert bool(setup_py["find_nvcc"]()) is built
+
+
+@pytest.mark.parametrize(
+    ("built_for", "torch_cuda", "loads"),
+    [
+        ([13], "12.8", None),  # Triton goes on: a driver for CUDA 12 may be too old for the library
+        ([13], "13.0", 13),
+        ([12], "13.2", 12),
+        ([12, 13], "13.0", 13),
+        ([12, 13], "12.9", 12),
+    ],
+    ids=str,
+)
+def test_the_cuda_library_that_fits_torch_is_loaded(tmp_path, monkeypatch, built_for, torch_cuda, loads):
+    for major in built_for:
+        (tmp_path / f"_C_cuda{major}.so").touch()
+    loaded, problems = {}, {}
+    monkeypatch.setattr(_library, "_FOLDER", tmp_path)
+    monkeypatch.setattr(_library, "loaded", loaded)
+    monkeypatch.setattr(_library, "problems", problems)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    _library._load_cuda(torch_cuda)
+    if loads:
+        assert loaded == {"cuda": tmp_path / f"_C_cuda{loads}.so"} and not problems
+    else:
+        assert not loaded and "CUDA 13" in problems["cuda"] and "12.8" in problems["cuda"]
 
 
 def targets(setup_py) -> tuple[list[str], list[str]]:

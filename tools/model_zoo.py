@@ -44,9 +44,9 @@ and speed:
 **Columns**
 
 - *box AP*, *mask AP*: in percent; for COCO on `val2017`.
-- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, as `tools/model_zoo.py
-  --measure` measures it; the figures are of 2026-11-21 and 2026-11-22, of older kernels. The weights are random.
-  They give few detections, so masks take less time than with trained weights.
+- *CPU time*: inference time on one thread, relative to Faster R-CNN R-50, as `tools/model_zoo.py --measure`
+  measures it; the figures are of 2026-11-21 and 2026-11-22, of older kernels. The weights are random. They
+  give few detections, so masks take less time than with trained weights.
 - *speed*: of inference, in images per second.
 - *deformable*: the operator, and the part of the model that uses it.
 - *parameters*: in millions.

@@ -1,4 +1,4 @@
-"""Loads the compiled libraries ``_C_cpu.so`` and ``_C_cuda.so`` from the folder of this file.
+"""Loads the compiled libraries ``_C_cpu.so`` and ``_C_cuda13.so`` (CUDA 13) from the folder of this file.
 
 If ``_C_cpu.so`` does not load, this module defines the operators, and plain PyTorch runs them.
 """
@@ -29,8 +29,7 @@ def names() -> list[str]:
     return [schema.partition("(")[0] for schema in _schemas()]
 
 
-def _load(device: str) -> None:
-    path = _FOLDER / f"_C_{device}.so"
+def _load(device: str, path: Path) -> None:
     if not path.exists():
         problems[device] = f"{path.name} is not in {path.parent}. {_BUILD}"
         return
@@ -42,7 +41,21 @@ def _load(device: str) -> None:
         loaded[device] = path
 
 
-_load("cpu")
+def _load_cuda(cuda: str) -> None:
+    """Load the newest library that was built for the CUDA of torch (``"13.0"``), or for an earlier major version.
+
+    A library of a later version would need a newer driver than torch does.
+    """
+    libraries = {int(path.stem.removeprefix("_C_cuda")): path for path in _FOLDER.glob("_C_cuda[0-9]*.so")}
+    major = int(cuda.partition(".")[0])
+    fitting = [version for version in libraries if version <= major]
+    if libraries and not fitting:
+        problems["cuda"] = f"it was built for CUDA {min(libraries)}, and this torch for CUDA {cuda}"
+    else:
+        _load("cuda", libraries[max(fitting)] if fitting else _FOLDER / f"_C_cuda{major}.so")
+
+
+_load("cpu", _FOLDER / "_C_cpu.so")
 if "cpu" in loaded:
     # The CUDA library has kernels only: the CPU library defines the schemas. It needs libtorch_cuda, which
     # only a CUDA build of torch loads.
@@ -53,7 +66,7 @@ if "cpu" in loaded:
     elif os.environ.get("DCNZOO_CUDA") == "0":
         problems["cuda"] = "DCNZOO_CUDA=0 leaves them out"
     else:
-        _load("cuda")
+        _load_cuda(torch.version.cuda)
 elif _SCHEMAS.exists():
     _definitions = torch.library.Library("dcnzoo", "FRAGMENT")
     for _schema in _schemas():

@@ -13,6 +13,7 @@ from ..cli.test_train import average_precisions, tiny
 from ..distributed.launching import environment
 from ..processes import ROOT, python
 
+FOLDER = Path(dcnzoo.__file__).parent / "ops"
 CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
 
 # run a tool; deprecation warnings from our code are errors
@@ -34,7 +35,7 @@ def run(tool, *arguments):
 
 
 def test_operator():
-    assert _library.loaded["cpu"].parent == Path(dcnzoo.__file__).parent / "ops"
+    assert _library.loaded["cpu"].parent == FOLDER
     torch.manual_seed(0)
     shapes = ((2, 4, 7, 9), (6, 4, 3, 2), (2, 12, 7, 10), (2, 6, 7, 10))
     tensors = [torch.rand(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
@@ -43,6 +44,14 @@ def test_operator():
     torch.testing.assert_close(*results)
     gradients = [torch.autograd.grad(result.square().sum(), tensors) for result in results]
     torch.testing.assert_close(*gradients)
+
+
+def test_cuda_library():
+    """A wheel with CUDA kernels loads them beside torch of the same or a later CUDA, and nowhere else."""
+    built_for = [int(path.stem.removeprefix("_C_cuda")) for path in FOLDER.glob("_C_cuda*.so")]
+    fits = bool(torch.version.cuda) and any(n <= int(torch.version.cuda.partition(".")[0]) for n in built_for)
+    assert ("cuda" in _library.loaded) == fits
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("dcnzoo::deform_conv", "CUDA") == fits or not built_for
 
 
 def test_registry():
