@@ -29,8 +29,6 @@ def work(args: argparse.Namespace) -> None:
         commit += "-dirty"
     machine = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores']} cores"
     columns = {"commit": commit, "machine": machine, "torch": facts["torch"]}
-    if not training.select(rows, stage="shipped"):
-        training.evaluate_shipped(args.work_dir / "data/shipped", columns)
     print(f"{len(queue)} trainings are left", flush=True)
     # a process per training, forked from this one, which has imported everything
     with multiprocessing.get_context("fork").Pool(args.processes, maxtasksperchild=1) as pool:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import statistics
 import time
 from collections.abc import Iterable
@@ -11,15 +10,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from mmengine.config import Config
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor
 
-import dcnzoo
 from benchmarks.measure import ROOT
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.models import DCNv2
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -42,7 +39,6 @@ ARMS: dict[str, dict[str, object]] = {
     "v2": {"dcn": {"type": "DCNv2", "deform_groups": 1}},
 }
 RATES = (0.75e-3, 1.5e-3, 3e-3)
-SHIPPED = ("", "-dconv", "-mdconv", "-dcnv3", "-dcnv4")  # mask-rcnn_r14…_fpn_8e_shapes
 SIZE = 96  # pixels, of the generated images
 TEST_SEED = 300_000  # plus the seed of the run; 100,000 gave the test sets of the withdrawn rows
 DEFORMATION = {
@@ -168,28 +164,17 @@ class OnlyOffsets(DCNv2):
         return super().predict(input)[0], None
 
 
-def weights_hash(state: dict[str, Tensor]) -> str:
-    """Return 16 digits of the SHA-256 of all parameters and buffers, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 class RecordHook(Hook):
     """Sum up the CPU seconds of the training epochs; write a row after each validation and after the test.
 
     Args:
         budget: the training ends after the epoch that is nearest to this number of seconds.
-
-    Raises:
-        RuntimeError: the tested weights are not those of the last checkpoint, which are the average.
     """
 
     priority = "LOW"  # after the average, before the checkpoint, which is that of the last epoch
 
     def __init__(self, columns: dict[str, object], budget: float | None) -> None:
-        self._columns, self._budget, self._seconds, self._tested = columns, budget, 0.0, ""
+        self._columns, self._budget, self._seconds = columns, budget, 0.0
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._start = time.process_time()
@@ -203,17 +188,6 @@ class RecordHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self.record(runner, runner.epoch, "val", metrics or {})
 
-    def before_test_epoch(self, runner: Runner) -> None:
-        # the hook has exchanged the weights of the model and of the average
-        last = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
-        path = Path(runner.work_dir, f"epoch_{runner.max_epochs}.pth")
-        self._tested = weights_hash(runner.model.state_dict())
-        saved, raw = weights_hash(load_file(path)["state_dict"]), weights_hash(last.state_dict())
-        if self._tested != saved or self._tested == raw:
-            raise RuntimeError(
-                f"{path}: expected to test the average, {saved}, got {self._tested} (last weights: {raw})"
-            )
-
     def record(self, runner: Runner, epoch: int, split: str, metrics: dict[str, float]) -> None:
         row = {
             "epoch": epoch,
@@ -222,7 +196,6 @@ class RecordHook(Hook):
             "mask_ap": metrics.get("coco/segm_mAP"),
             "cpu_seconds": round(self._seconds, 2),
             "parameters": sum(each.numel() for each in runner.model.parameters()),
-            "weights": self._tested,
         }
         append({**self._columns, **row})
 
@@ -287,14 +260,3 @@ def train(run: Run, rate: float, work_dir: Path, data: Path | None, columns: dic
     except UserError as error:  # FiniteLossHook
         print(f"{run.name}: {error}", flush=True)
         hook.record(runner, run.epochs or runner.epoch, split, {"coco/bbox_mAP": 0.0, "coco/segm_mAP": 0.0})
-
-
-def evaluate_shipped(folder: Path, columns: dict[str, object]) -> None:
-    """Evaluate the shipped detectors of generated shapes on 384 images of a seed that nothing else uses."""
-    facts = {"stage": "shipped", "setting": "demo", "data_seed": 200_000, "epoch": 8, "split": "test"}
-    make_shapes(folder, ShapesSpec(train=1, val=384, seed=200_000))
-    for name in (f"mask-rcnn_r14{dcn}_fpn_8e_shapes" for dcn in SHIPPED):
-        detector = dcnzoo.load(name, device="cpu")
-        found = detector.evaluate(folder / "annotations/val.json", images=folder / "val")
-        aps = {"box_ap": round(found["box AP"], 3), "mask_ap": round(found["mask AP"], 3)}
-        append({**columns, **facts, **aps, "arm": name})
