@@ -51,7 +51,9 @@ def test_cuda_library():
     built_for = [int(path.stem.removeprefix("_C_cuda")) for path in FOLDER.glob("_C_cuda*.so")]
     fits = bool(torch.version.cuda) and any(n <= int(torch.version.cuda.partition(".")[0]) for n in built_for)
     assert ("cuda" in _library.loaded) == fits
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("dcnzoo::deform_conv", "CUDA") == fits or not built_for
+    assert (
+        torch._C._dispatch_has_kernel_for_dispatch_key("dcnzoo::deform_conv", "CUDA") == fits or not built_for
+    )
 
 
 def test_registry():
