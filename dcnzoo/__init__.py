@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dcnzoo.compat.mmcv import provide_extension as _provide_extension
@@ -58,7 +59,6 @@ def load(
     cfg_options: Mapping[str, object] | None = None,
     unsafe_load: bool = False,
     allow_partial: bool = False,
-    edited: bool = False,
 ) -> "BaseDetector":
     """Load a detector with its weights::
 
@@ -83,7 +83,6 @@ def load(
         cfg_options: settings to override, ``{"model.test_cfg.rcnn.score_thr": 0.3}``.
         unsafe_load: load a checkpoint that contains more than weights; this **runs any code in the file**.
         allow_partial: if the checkpoint does not fit the model, load the parameters that fit.
-        edited: open an exported file that another tool changed: simplified, quantised, converted.
 
     Returns:
         A detector; see :meth:`dcnzoo.detect.detector.BaseDetector.__call__` for its calls. ``detector.model``
@@ -103,11 +102,8 @@ def load(
         others = {"checkpoint": checkpoint, "cfg_options": cfg_options, **loading}
         others |= {"fuse": fuse, "channels_last": channels_last}
         settings = {"device": device, "score_threshold": score_threshold, "precision": precision}
-        settings["edited"] = edited
         return _load_exported(model, settings, others)
 
-    if edited:
-        raise ValueError(f"edited: expected False for what is not an exported file, got {model}")
     from dcnzoo.zoo.index import require_model
 
     require_model(str(model))  # mistakes first: each of the next imports takes seconds
@@ -117,14 +113,13 @@ def load(
     from dcnzoo.openmmlab.detector import TorchDetector
     from dcnzoo.openmmlab.runs import execute
     from dcnzoo.openmmlab.runs.recipe import Recipe
-    from dcnzoo.utils.marks import model_name
     from dcnzoo.zoo.source import resolve
 
     source = resolve(model, checkpoint)
     weights = source.read_weights()
     network = execute.build(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
     detector = TorchDetector(network, score_threshold, channels_last, fuse, precision)
-    detector.name = model_name(model, checkpoint)
+    detector.name = Path(model).name
     return detector
 
 

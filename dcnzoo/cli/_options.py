@@ -295,10 +295,10 @@ def num_images(default: int | None, help: str) -> Callable:
     return option("--num-images", type=POSITIVE, default=default, help=help)
 
 
-def output_file(path: Path, force: bool, mark: str = "") -> Path:
+def output_file(path: Path, force: bool) -> Path:
     """:func:`dcnzoo.utils.files.require_new` for the running command."""
     command = click.get_current_context().command_path.partition(" ")[2]
-    return require_new(command, path, mark=mark, force=force)
+    return require_new(command, path, force=force)
 
 
 force = option("--force", is_flag=True, help="Replace files that exist.")

@@ -38,14 +38,12 @@ def command(
     from dcnzoo.openmmlab.config.errors import config_errors
     from dcnzoo.report.validation import pipeline_outputs
     from dcnzoo.utils.files import numbered, require_writable, write_bytes
-    from dcnzoo.utils.marks import mark
     from dcnzoo.utils.progress import track
     from dcnzoo.zoo.source import resolve
 
     source = resolve(model)
     folder = out or numbered(Path("work_dirs") / "browse" / source.config.stem)
     require_writable(folder)
-    own = mark("annotations", source.config.stem)
     cfg = source.recipe(cfg_options, [f"{split}_dataloader"]).cfg
     with config_errors(cfg):
         init_default_scope(cfg.get("default_scope", "mmdet"))
@@ -53,6 +51,6 @@ def command(
         indices = track(range(min(num_images, len(dataset))), "drawing")
         for index, result in enumerate(pipeline_outputs(dataset, indices)):
             name = Path(result.path).with_suffix(".png").name
-            path = _options.output_file(folder / f"{index:05d}_{name}", force=force, mark=own)
-            write_bytes(path, encoded(result.draw(), "PNG", own))
+            path = _options.output_file(folder / f"{index:05d}_{name}", force=force)
+            write_bytes(path, encoded(result.draw(), "PNG"))
     print(folder)

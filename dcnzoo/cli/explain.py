@@ -9,7 +9,6 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.marks import add_mark, mark, model_name
 
 
 @click.command(cls=_options.Command)
@@ -72,9 +71,7 @@ def command(
         _options.refuse("--box", "at")
     if out.suffix == ".png":
         _options.refuse("a .png file", "further")
-    name = model_name(model, loading["checkpoint"])
-    own = mark("explanation", name)
-    _options.output_file(out, force=force, mark=own)
+    _options.output_file(out, force=force)
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
     import dcnzoo
@@ -93,6 +90,6 @@ def command(
         buffer = io.BytesIO()
         plot_explanation(explanation).savefig(buffer, format="png", dpi=150)
         content = buffer.getvalue()
-    write_bytes(out, add_mark(content, own))
+    write_bytes(out, content)
     print_columns(explanation.table(), numbers=True)
     print(f"written: {out}")

@@ -65,7 +65,6 @@ def command(
     """
     import dcnzoo
     from dcnzoo.export.options import ExportOptions, Int8
-    from dcnzoo.utils.marks import model_name
 
     if path is None:
         path = Path(f"{Path(model).stem if Path(model).is_file() else Path(model).resolve().name}.onnx")
@@ -79,7 +78,7 @@ def command(
     options |= {"img_shape": None if img_shape == "none" else img_shape}
     options |= {"verify": verify and not (int8 or fp16) and (test_img or True)}
     checked = ExportOptions(path, **options)  # before the model is loaded
-    checked.require_new(model_name(model, checkpoint), force, drawn=show)
+    checked.require_new(force, drawn=show)
     loading: dict[str, Any] = {
         "cfg_options": cfg_options,
         "unsafe_load": unsafe_load,

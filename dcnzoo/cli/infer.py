@@ -19,7 +19,6 @@ from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import numbered, require_file, require_new, write_bytes
 from dcnzoo.utils.formats import KINDS, is_video, picture_files
-from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
@@ -126,10 +125,12 @@ def command(
         images = [*images, str(out / DEMO_IMAGE)]
     from dcnzoo.detect.files import ResultFiles
 
+    if demo:
+        require_new("infer", images[-1], force=force)
     files = ResultFiles(
         out, images, ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png",
         coco=as_json or not as_txt, video=save_video, polygons=polygons,
-        mark=mark("detections", model_name(model, loading["checkpoint"])), force=force,
+        model=Path(model).name, force=force,
     )  # fmt: skip
     import dcnzoo
 
@@ -164,9 +165,7 @@ def _draw_demo_image(path: Path) -> None:
     from dcnzoo.data.shapes import ShapesSpec, draw_image
 
     image, _ = draw_image(ShapesSpec(), "val", 0)
-    content = cv2.imencode(".png", image)[1].tobytes()
-    require_new("infer", path, own=lambda file: file.read_bytes() == content)
-    write_bytes(path, content)
+    write_bytes(path, cv2.imencode(".png", image)[1].tobytes())
 
 
 def _counts(names: Iterable[str]) -> str:

@@ -77,9 +77,9 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     from dcnzoo.report.report import write_report
     from dcnzoo.zoo.training import train
 
-    outputs = REPORT if report or options["data"] else ()
+    outputs = [REPORT] if report or options["data"] else ()
     again = resume == "auto" or (False if resume is None else resume)
     work_dir = train(model, resume=again, outputs=outputs, **options)
     if outputs and not options["dry_run"] and is_first():
-        report_file = write_report([work_dir], device=options["device"], force=options["force"])
+        report_file = write_report([work_dir], device=options["device"])
         print_pairs([("report", str(report_file)), ("next", next_steps(work_dir))])

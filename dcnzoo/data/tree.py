@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.formats import PICTURES, walk
-from dcnzoo.utils.marks import is_config_of_training
 from dcnzoo.utils.text import few
 
 WORDS = {
@@ -64,8 +64,8 @@ class Tree:
         self.root = root
         self.files: list[Path] = []
         for folder, folders, names in walk(root):
-            if any(name.endswith(".py") and is_config_of_training(folder / name) for name in names):
-                folders.clear()  # of a training before
+            if is_work_dir(folder):
+                folders.clear()
             else:
                 self.files += [folder / name for name in names]
         self.files.sort()

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
 
 
+def description(model: str) -> dict[str, str]:
+    """Return the entry ``info`` of a file with the detections of a model."""
+    return {"description": f"detections of {model or 'a detector'}"}
+
+
 def coco_categories(classes: Sequence[str]) -> list[dict]:
     return [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
 

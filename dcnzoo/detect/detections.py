@@ -13,7 +13,6 @@ import numpy as np
 
 from dcnzoo.detect.crops import Crops
 from dcnzoo.utils.files import replacing
-from dcnzoo.utils.marks import info, mark
 
 if TYPE_CHECKING:
     import pandas
@@ -79,11 +78,6 @@ class Detections:
         known = range(len(self.classes))
         return [self.classes[label] if label in known else str(label) for label in self.labels.tolist()]
 
-    @property
-    def mark(self) -> str:
-        """What files of these objects say: see :mod:`dcnzoo.utils.marks`."""
-        return mark("detections", self.model or "a detector")
-
     def draw(self, with_scores: bool = True) -> PIL.Image.Image:
         """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
         from dcnzoo.detect.drawing import draw
@@ -95,10 +89,7 @@ class Detections:
         return draw(self.image, self.boxes, self.labels, texts, self.crops)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Draw the objects into a picture file; its ending determines the format.
-
-        PNG and JPEG files of a detector's results say so: ``train --data`` does not take them as pictures.
-        """
+        """Draw the objects into a picture file; its ending determines the format. Replaces the file."""
         from PIL import Image
 
         from dcnzoo.detect.drawing import encoded
@@ -107,7 +98,7 @@ class Detections:
         if kind is None:
             raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
         with replacing(path) as partial:
-            partial.write_bytes(encoded(self.draw(), kind, self.mark if self.model else ""))
+            partial.write_bytes(encoded(self.draw(), kind))
 
     def _repr_png_(self) -> bytes | None:
         """Return the drawn picture for a notebook; None without a picture."""
@@ -145,11 +136,11 @@ class Detections:
         Args:
             folder: of the pictures: file names are relative to it (default: as they were given).
         """
-        from dcnzoo.detect.coco import coco_categories, coco_entries
+        from dcnzoo.detect.coco import coco_categories, coco_entries, description
 
         if content is None:
-            content = {"info": info(self.mark), "images": [], "categories": coco_categories(self.classes)}
-            content["annotations"] = []
+            content = {"info": description(self.model), "categories": coco_categories(self.classes)}
+            content |= {"images": [], "annotations": []}
         name = self.path if folder is None else Path(os.path.relpath(self.path, folder)).as_posix()
         image, annotations = coco_entries(self, name, len(content["images"]), len(content["annotations"]))
         content["images"].append(image)

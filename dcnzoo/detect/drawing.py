@@ -12,7 +12,6 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.pictures import reverse_channels
-from dcnzoo.utils.marks import add_mark
 
 _FONTS = (  # Pillow searches the system's folders
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc",
@@ -62,17 +61,15 @@ def draw(
     return picture
 
 
-def encoded(picture: Image.Image, kind: str, mark: str = "") -> bytes:
+def encoded(picture: Image.Image, kind: str) -> bytes:
     """Return the file of a picture in a format of Pillow; OpenCV, if installed, writes PNG twice as fast."""
     if kind == "PNG" and find_spec("cv2"):
         import cv2
 
-        content = cv2.imencode(".png", reverse_channels(np.asarray(picture)))[1].tobytes()
-    else:
-        file = io.BytesIO()
-        picture.save(file, kind, compress_level=1)
-        content = file.getvalue()
-    return add_mark(content, mark) if mark else content
+        return cv2.imencode(".png", reverse_channels(np.asarray(picture)))[1].tobytes()
+    file = io.BytesIO()
+    picture.save(file, kind, compress_level=1)
+    return file.getvalue()
 
 
 def _font(text: str, size: int) -> Any:  # ImageFont.FreeTypeFont

@@ -32,7 +32,7 @@ class ExportedDetector(BaseDetector):
     Args:
         path: the ONNX file; an OpenVINO IR: an ``.xml`` file next to its ``.bin`` file; or a ``.pt2`` file,
             which contains compiled code: open only files that you trust.
-        backend, device, threads, precision, edited: see :class:`Session`.
+        backend, device, threads, precision: see :class:`Session`.
         score_threshold: default of calls.
 
     Raises:
@@ -49,9 +49,8 @@ class ExportedDetector(BaseDetector):
         threads: int | None = None,
         score_threshold: float = 0.3,
         precision: Literal["float32", "bf16"] = "float32",
-        edited: bool = False,
     ) -> None:
-        self.model = Session(path, backend, device, threads, precision, edited)
+        self.model = Session(path, backend, device, threads, precision)
         self.device, self.score_threshold = self.model.device, score_threshold
         try:
             self._preprocessing = Preprocessing.from_metadata(self.model.metadata)

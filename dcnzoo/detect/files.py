@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dcnzoo.detect.coco import coco_categories, coco_entries
+from dcnzoo.detect.coco import coco_categories, coco_entries, description
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.video import VideoFile
-from dcnzoo.utils.files import replacing, require_new, write_bytes, write_text
+from dcnzoo.utils.files import require_new, write_bytes, write_text
 from dcnzoo.utils.formats import is_video
-from dcnzoo.utils.marks import seal, sealed_info
 from dcnzoo.utils.text import counted
 
 DRAWN = {".png": "PNG", ".jpg": "JPEG"}
@@ -29,24 +28,24 @@ class ResultFiles:
         ending: of the file of each picture: .png or .jpg, a drawn one; .txt; none if empty.
         coco, video: whether to write these.
         polygons: write masks into the COCO file as polygons, not in run-length encoding.
-        mark: of the files: see :mod:`dcnzoo.utils.marks`.
-        force: replace files of others; never a picture of the call.
+        model: its name, for the COCO file.
+        force: replace files that exist; never a picture of the call.
 
     Raises:
-        UserError: a file exists that must not be replaced.
+        UserError: a file exists.
     """
 
     def __init__(
         self, folder: Path, images: Sequence[str], ending: str, *, coco: bool, video: Path | None,
-        polygons: bool, mark: str, force: bool,
+        polygons: bool, model: str, force: bool,
     ) -> None:  # fmt: skip
-        self._folder, self._ending, self._mark, self._polygons = folder, ending, mark, polygons
+        self._folder, self._ending, self._model, self._polygons = folder, ending, model, polygons
         self._names = Names(images)
         self._coco = folder / "detections.json" if coco else None
         files = [self._path(f"{image}#1" if is_video(image) else image) for image in images if ending]
         files += filter(None, (self._coco, video))
-        require_new("infer", *files, mark=mark, force=force, inputs=images)
-        self._video = VideoFile(video, images, mark) if video else None
+        require_new("infer", *files, force=force, inputs=images)
+        self._video = VideoFile(video, images) if video else None
         self._images: list[dict] = []
         self._annotations: list[dict] = []
         self.counts: Counter[str] = Counter()
@@ -62,7 +61,7 @@ class ResultFiles:
             if self._video:
                 self._video.add(picture)
             if self._ending in DRAWN:
-                write_bytes(self._path(result.path), encoded(picture, DRAWN[self._ending], self._mark))
+                write_bytes(self._path(result.path), encoded(picture, DRAWN[self._ending]))
         if self._ending == ".txt":
             write_text(self._path(result.path), _yolo(result))
         if self._coco:
@@ -77,13 +76,11 @@ class ResultFiles:
         texts = [] if self._video is None else [str(path) for path in self._video.close()]
         if self._coco and self.written:
             content: dict[str, Any] = {
-                "info": sealed_info(self._mark),
+                "info": description(self._model),
                 "categories": coco_categories(classes),
             }
             content |= {"images": self._images, "annotations": self._annotations}
-            with replacing(self._coco) as partial:
-                partial.write_text(json.dumps(content), encoding="utf-8")
-                seal(partial)
+            write_text(self._coco, json.dumps(content))
             texts.append(str(self._coco))
         if self._ending == ".txt":
             write_text(self._folder / "classes.txt", "".join(f"{name}\n" for name in classes))

@@ -11,7 +11,6 @@ import numpy as np
 from dcnzoo.detect.backends import MASK_LOGITS
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.formats import BACKENDS
-from dcnzoo.utils.marks import require_intact
 
 
 class Session:
@@ -26,7 +25,6 @@ class Session:
             the whole process.
         precision: ``"bf16"``, with OpenVINO only, computes in bfloat16 on CPUs that multiply it, except for
             deformable convolutions. This is faster, and changes scores and boxes a little.
-        edited: open a file whose content is not that which dcnzoo wrote.
 
     Attributes:
         metadata: the file's metadata.
@@ -45,7 +43,6 @@ class Session:
         device: str = "auto",
         threads: int | None = None,
         precision: Literal["float32", "bf16"] = "float32",
-        edited: bool = False,
     ) -> None:
         if backend is None:
             backend = BACKENDS.get(Path(path).suffix, "onnxruntime")
@@ -60,8 +57,6 @@ class Session:
         path = os.path.expanduser(path)
         for file in (path, os.path.splitext(path)[0] + ".bin")[: 2 if path.endswith(".xml") else 1]:
             require_file(file, "model")
-        if not edited:
-            require_intact(path)
         self.path, self.backend, self.precision = path, backend, precision
         device = _best_device(backend) if device == "auto" else str(device)  # also of a torch.device
         try:
@@ -73,7 +68,7 @@ class Session:
             ) from error
         self.inputs, self.output_names, self.metadata, self._run, self.device = opened
         self.shape = next(iter(self.inputs.values()))
-        self._arguments = os.path.abspath(path), backend, self.device, threads, precision, edited
+        self._arguments = os.path.abspath(path), backend, self.device, threads, precision
 
     def __reduce__(self) -> tuple:
         return Session, self._arguments  # another process opens the file again

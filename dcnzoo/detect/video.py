@@ -11,7 +11,6 @@ import numpy as np
 from dcnzoo.detect.pictures import reverse_channels
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.formats import is_video
-from dcnzoo.utils.marks import append_mark
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -45,11 +44,10 @@ class VideoFile:
     Args:
         path: the file; its ending is one of :data:`CODECS`.
         sources: the images of the call. The first video among them determines the frames per second.
-        mark: of the file; see :mod:`dcnzoo.utils.marks`.
     """
 
-    def __init__(self, path: Path, sources: Sequence[str | os.PathLike], mark: str) -> None:
-        self._cv2, self.path, self._mark = _opencv(), path, mark
+    def __init__(self, path: Path, sources: Sequence[str | os.PathLike]) -> None:
+        self._cv2, self.path = _opencv(), path
         self._replacing = ExitStack()
         self._partial = Path()
         videos = list(filter(is_video, sources))
@@ -83,7 +81,6 @@ class VideoFile:
             video.set(self._cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
             if not video.read()[0]:  # OpenCV does not tell of a full disk
                 raise OSError("it is not complete. The previous file is unchanged")
-            append_mark(self._partial, self._mark)
         return [self.path]
 
 

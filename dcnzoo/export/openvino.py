@@ -5,8 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dcnzoo.detect.backends.openvino import extension, make_core
-from dcnzoo.utils.files import replacing, set_time_of
-from dcnzoo.utils.marks import seal
+from dcnzoo.utils.files import replacing
 
 __all__ = ["make_core", "save_ir"]
 
@@ -36,7 +35,5 @@ def save_ir(path: str | os.PathLike, out: Path, float16: bool = False) -> None:
     ):
         whole = Path(folder) / "model.xml"  # OpenVINO requires this suffix
         openvino.save_model(model, whole, compress_to_fp16=float16)
-        seal(whole)
-        set_time_of(whole.with_suffix(".bin"), whole)
         whole.with_suffix(".bin").replace(partial_weights)
         whole.replace(partial)

@@ -14,7 +14,6 @@ from dcnzoo.utils.errors import UserError, require_types
 from dcnzoo.utils.files import require_file, require_new
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.formats import EXPORTED, picture_files
-from dcnzoo.utils.marks import mark
 
 
 @dataclass(frozen=True)
@@ -103,17 +102,15 @@ class ExportOptions:
         path = Path(self.path)
         return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
 
-    def require_new(self, model: str, force: bool, drawn: bool = False) -> None:
-        """Raise UserError if a file exists that is no unchanged export of this model.
+    def require_new(self, force: bool, drawn: bool = False) -> None:
+        """Raise UserError if a file exists, also the ``.bin`` beside an ``.xml``.
 
         Args:
-            model: its name; see :func:`dcnzoo.utils.marks.model_name`.
-            force: replace another file at the path; not the ``.bin`` and ``.png`` beside it.
+            force: it may be replaced.
             drawn: whether a ``.png`` is drawn.
         """
-        path, *beside = self.files
-        drawing = [path.with_suffix(".png")] if drawn else []
-        require_new("export", path, mark=mark("export", model), force=force, beside=[*beside, *drawing])
+        drawing = [Path(self.path).with_suffix(".png")] if drawn else []
+        require_new("export", *self.files, *drawing, force=force)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.utils.files import replacing
-from dcnzoo.utils.marks import BLANK, CHECKSUM, seal
 from dcnzoo.utils.steps import begin_step
 
 SIZES = "img_shape"  # the input with the sizes of the pictures
@@ -42,7 +41,6 @@ def write_file(
     metadata = {**metadata, **options.metadata}
     with TemporaryDirectory() as folder:
         partial = Path(folder) / "model.onnx"
-        metadata[CHECKSUM] = BLANK
         export_onnx(
             model,
             args,
@@ -69,7 +67,6 @@ def write_file(
             return path, path.with_suffix(".bin")
         if SIZES in input_names and options.img_shape == "optional":
             onnx.save(_with_default_size(onnx.load(partial)), partial)
-        seal(partial)
         with replacing(path) as target:
             shutil.copyfile(partial, target)
     return (path,)

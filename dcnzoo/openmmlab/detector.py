@@ -150,8 +150,7 @@ class TorchDetector(BaseDetector):
 
         Args:
             path, options: see :class:`dcnzoo.export.options.ExportOptions`.
-            force: replace a file that is no unchanged export of this model; not the ``.bin`` beside an
-                ``.xml``.
+            force: replace files that exist.
 
         Raises:
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
@@ -160,7 +159,7 @@ class TorchDetector(BaseDetector):
         from dcnzoo.openmmlab.export.export import export_detector
 
         checked = ExportOptions(os.path.expanduser(path), **options)
-        checked.require_new(self.name, force)
+        checked.require_new(force)
         return export_detector(self, checked)
 
     def _detect(self, inputs: Sequence[dict[str, Any]], threshold: float) -> list[Detections]:

@@ -18,9 +18,8 @@ from dcnzoo.report.sections.errors import show_errors
 from dcnzoo.report.sections.pictures import show_detections, show_sampling, show_training
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
-from dcnzoo.utils.files import require_new, write_bytes
+from dcnzoo.utils.files import numbered, require_new, write_text
 from dcnzoo.utils.jsonl import versions
-from dcnzoo.utils.marks import add_mark, mark
 from dcnzoo.utils.text import counted
 
 
@@ -40,32 +39,33 @@ def write_report(
 
     Args:
         folders: work directories.
-        out: the file (default: ``report.html`` in the first folder).
+        out: the file (default: ``report.html`` in the first folder, or ``report_2.html``, … if it exists).
         labels: of the folders (default: their names).
         checkpoint: of the first folder (default: the best one if there is one, else the last).
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
-        force: replace ``out`` also if it is no report of these folders.
+        force: replace ``out``.
 
     Raises:
-        UserError: a folder contains no training, a checkpoint does not fit, or ``out`` is another file.
+        UserError: a folder contains no training, a checkpoint does not fit, or ``out`` exists.
     """
     if not folders:
         raise UserError("folders: expected work directories, got none")
     work_dirs = [*map(Path, folders)]
     if out == "":
         raise UserError("out: expected a file, got an empty text")
-    out = work_dirs[0] / REPORT[0] if out is None else Path(out)
+    if out is None:
+        out = work_dirs[0] / REPORT
+        out = out if force else numbered(out)
     names: Sequence[str | None] = labels or [None] * len(folders)
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
-    own = mark("report", ", ".join(os.path.relpath(folder, out.parent) for folder in work_dirs))
-    out = require_new("report", out, mark=own, force=force)
+    out = require_new("report", out, force=force)
     with user_errors():
         runs = [TrainedRun.read(*each) for each in zip(work_dirs, names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
-    write_bytes(out, add_mark(page.encode(), own))
+    write_text(out, page)
     return out
 
 

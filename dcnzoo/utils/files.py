@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dcnzoo.utils.errors import MissingFileError, UserError, disk_is_full, one_line, printable
-from dcnzoo.utils.marks import is_intact, is_own
 from dcnzoo.utils.text import few
 
 Result = TypeVar("Result")
@@ -91,58 +90,36 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def require_new(
     command: str,
     *names: str | os.PathLike,
-    mark: str = "",
-    force: bool | None = False,
-    beside: Iterable[Path] = (),
+    force: bool = False,
     inputs: Iterable[str] = (),
-    own: Callable[[Path], bool] = lambda file: False,
 ) -> Path:
     """Check the names of output files before the work; return the first one, with the home folder for ~.
 
     Args:
-        mark: of the files: one that has it, and is unchanged, is replaced (see :mod:`dcnzoo.utils.marks`).
-        force: replace others, too; None: this is not offered.
-        beside: files whose names follow from the first one: replaced only if they and that one are unchanged,
-            by their own marks or :func:`set_time_of`.
+        force: files that exist may be replaced.
         inputs: files that are read. No file is written beside one under the same name without ending.
-        own: whether the command may replace a file for another reason: it has the same content.
 
     Raises:
         UserError: a file exists, or its folder cannot be written.
     """
     files = [Path(os.path.expanduser(name)) for name in names]
-    folders = {file.parent for file in (*files, *beside)}
-    for folder in folders:
+    for folder in {file.parent for file in files}:
         require_writable(folder)
         remove_abandoned(folder)
     sources = {_without_ending(source) for source in inputs}
-    others = []
+    existing = []
     for file in files:
         if _without_ending(file) in sources:
             raise UserError(f"{command}: {file}: expected another folder than the input's, got the same")
         if file.is_dir() or file.is_symlink():
             problem = "the folder" if file.is_dir() else f"a link to {os.readlink(file)}"
             raise UserError(f"{command}: {file}: expected a file, got {problem}")
-        if os.path.lexists(file) and not (is_own(file, mark) or (file.is_file() and own(file))):
-            others.append(file)
-    if others and not force:
-        what = f", or unchanged {mark}" if mark else ""
-        got = few(others, 3) if len(others) > 1 else others[0]
-        remedy = "move it" if force is None else "force=True replaces it"
-        raise UserError(f"{command}: expected a new file{what}, got {got}; {remedy}")
-    for file in filter(os.path.lexists, beside):
-        is_unchanged = file.is_file() and is_own(files[0], mark)
-        times = {each.stat().st_mtime_ns for each in (file, files[0]) if is_unchanged}
-        if not (is_unchanged and (len(times) == 1 or is_intact(file))):
-            raise UserError(f"{command}: {file}: expected a new file beside {files[0]}; move it")
-    if others:
-        note(f"replaces {few(others, 3)}")
+        if os.path.lexists(file) and not force:
+            existing.append(file)
+    if existing:
+        got = few(existing, 3) if len(existing) > 1 else existing[0]
+        raise UserError(f"{command}: expected a new file, got {got}; force=True replaces it")
     return files[0]
-
-
-def set_time_of(file: Path, first: Path) -> None:
-    """Give a file without a place for a mark the time of change of one that has a mark."""
-    os.utime(file, ns=(first.stat().st_mtime_ns,) * 2)
 
 
 def require_equal(path: Path, content: Callable[[], bytes]) -> None:
@@ -166,13 +143,11 @@ def remove_abandoned(folder: Path, seconds: float = _ABANDONED) -> None:
                     partial.unlink()
 
 
-def numbered(folder: Path, usable: Callable[[Path], bool] = lambda folder: False) -> Path:
-    """Return the first of ``folder``, ``folder_2``, … that is usable; else the first that does not exist."""
-    number, free = 2, folder
-    while os.path.lexists(free):
-        if usable(free):
-            return free
-        free = folder.with_name(f"{folder.name}_{number}")
+def numbered(path: Path, usable: Callable[[Path], bool] = lambda path: False) -> Path:
+    """Return the first of ``path``, ``path_2``, … that does not exist or is usable; ``report_2.html``."""
+    number, free = 2, path
+    while os.path.lexists(free) and not usable(free):
+        free = path.with_stem(f"{path.stem}_{number}")
         number += 1
     return free
 

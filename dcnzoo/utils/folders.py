@@ -8,6 +8,12 @@ from pathlib import Path
 CHECKPOINTS = ("best", "last")  # of a work directory, in place of a file
 
 
+def is_work_dir(folder: str | os.PathLike) -> bool:
+    """Whether a folder has the files of a training: MMEngine's log or a last checkpoint."""
+    path = Path(folder)
+    return (path / "last_checkpoint").is_file() or any(path.glob("*/vis_data/config.py"))
+
+
 def mim_folder(package: str) -> Path | None:
     """Return the folder in which OpenMMLab's packages install their configs, tools and metafiles."""
     spec = find_spec(package)

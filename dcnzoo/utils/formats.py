@@ -1,6 +1,5 @@
 """Formats of files by their endings; the files and pictures below a folder."""
 
-import functools
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,6 @@ from typing import Any
 
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import PARTIAL, note
-from dcnzoo.utils.marks import is_detection
 from dcnzoo.utils.text import counted, few
 
 # endings of the formats that both OpenCV and Pillow read
@@ -101,24 +99,9 @@ def picture_files(name: str | os.PathLike, lists: bool = False) -> list[str] | N
     hint = f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})"
     if not files:
         raise UserError(f"image: expected pictures, found none in {name}{f', but {hint}' * bool(unread)}")
-    left = _without_drawn(files) or files
-    if len(left) < len(files):
-        drawn = counted(len(files) - len(left), "pictures")
-        note(f"left out: {drawn} of {name} that a detector has drawn")
     if unread:
         note(f"left out: {hint}")
-    return left
-
-
-def _without_drawn(files: list[str]) -> list[str]:
-    """Leave out the pictures that a detector has drawn."""
-
-    @functools.cache
-    def may_have_some(folder: str) -> bool:  # without a look into each of a million pictures
-        return is_detection(folder) or is_detection(first[folder])
-
-    first = {os.path.dirname(file): file for file in reversed(files)}
-    return [file for file in files if not (may_have_some(os.path.dirname(file)) and is_detection(file))]
+    return files
 
 
 def image_folder(annotations: Path, names: Sequence[object]) -> Path | None:

@@ -17,9 +17,7 @@ from dcnzoo.utils.files import (
     partial_of,
     remove_abandoned,
     require_writable,
-    write_text,
 )
-from dcnzoo.utils.marks import PROGRAM, mark
 from dcnzoo.zoo.config_writer import BOXES, MASKS, write_settings
 
 # train on a CPU within minutes; by whether all objects have masks. The first starts from the weights for
@@ -117,8 +115,6 @@ def _configure(out: Path, splits: Mapping[str, Split], model: str | None, decisi
         else:
             changes["model.backbone.dcn"] = True
     _, loads = write_settings(splits, out, model=model, weights=masks or not small, changes=changes)
-    # the mark keeps other trainings from reading this folder as data
-    write_text(out, f"{PROGRAM}{mark('config', out.name)}\n{out.read_text(encoding='utf-8')}")
     chosen = ", with model.backbone.dcn=True" if "model.backbone.dcn" in changes else ""
     decisions += [
         f"model     {model}{chosen}, {f'from {loads}' if loads else 'without published weights'}",

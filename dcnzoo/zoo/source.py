@@ -14,13 +14,11 @@ from dcnzoo.openmmlab.config.json_config import is_json_config
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.config.paths import is_config
 from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe, read_config_file
-from dcnzoo.openmmlab.runs.work_dir import has_log
 from dcnzoo.openmmlab.saved import SavedCheckpoints, last_checkpoint
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
 from dcnzoo.utils.files import files_beside, require_file
-from dcnzoo.utils.folders import CHECKPOINTS
-from dcnzoo.utils.marks import is_config_of_training
+from dcnzoo.utils.folders import CHECKPOINTS, is_work_dir
 from dcnzoo.zoo.downloads import local_file
 from dcnzoo.zoo.index import CONFIGS, Model, UnknownModelError, find, models, require_model
 
@@ -150,7 +148,7 @@ def _config(name: str, path: Path, checkpoint: object) -> Source | None:
     if path.suffix not in CONFIGS or "::" in name or not os.path.isfile(path):
         return None
     folder = path.parent
-    is_of_training = is_config_of_training(path) and SavedCheckpoints(folder).exist
+    is_of_training = is_work_dir(folder) and SavedCheckpoints(folder).exist
     return Source(name, path, work_dir=folder if is_of_training else None)
 
 
@@ -182,12 +180,9 @@ def _configs(folder: Path) -> list[Path]:
     if is_json_config(folder / hub.CONFIG):  # a repository of the Hub may also have a program: it is not run
         return [folder / hub.CONFIG]
     programs = files_beside(folder, "*.py")
-    configs = (
-        [*filter(is_config_of_training, programs)]
-        or [*filter(is_config, programs)]
-        or [*filter(is_config, files_beside(folder, "*/vis_data/config.py"))]
-    )
-    if configs and not has_log(folder):
+    logged = files_beside(folder, "*/vis_data/config.py")
+    configs = [*filter(is_config, programs)] or [*filter(is_config, logged)]
+    if configs and not any(folder.glob("*/vis_data")):
         raise UserError(
             f"model: expected a work directory of dcnzoo train with the folder of its log, got {folder} "
             f"with the program {configs[0].name}. Only if you trust its author: model={configs[0]}, "

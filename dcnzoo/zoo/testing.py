@@ -22,7 +22,6 @@ from dcnzoo.utils.fetch import verify
 from dcnzoo.utils.files import require_new, write_text
 from dcnzoo.utils.formats import EXPORTED
 from dcnzoo.utils.jsonl import append_row, circumstances
-from dcnzoo.utils.marks import mark, model_name
 from dcnzoo.zoo.index import Model
 from dcnzoo.zoo.source import resolve
 
@@ -50,7 +49,7 @@ def test(
         checkpoint: a file of weights or of ``dcnzoo export``, or an address (default: the weights of the zoo,
             or the best of the work directory).
         cfg_options: settings to override, ``{"test_dataloader.batch_size": 4}``.
-        force: replace files that exist. Drawings of the same model are replaced without it.
+        force: replace files that exist.
         options: those of :class:`dcnzoo.openmmlab.options.TestOptions`, such as ``tta=True``.
 
     Returns:
@@ -64,7 +63,6 @@ def test(
     if exported and of_model:
         raise UserError(f"cfg_options: expected no setting of the model with {exported}, got {of_model[0]}")
     of_test = TestOptions(exported=exported, **options)
-    drawings = mark("detections", model_name(model, checkpoint))
     with user_errors():
         if files := of_test.files():
             require_new("test", *files, force=force)
@@ -72,8 +70,8 @@ def test(
         weights = source.read_weights()
         recipe = source.recipe(cfg_options, TEST)
         if exported:
-            return execute.test(recipe, replace(of_test, exported=weights), None, drawings, force)
-        return execute.test(recipe, of_test, weights, drawings, force)
+            return execute.test(recipe, replace(of_test, exported=weights), None, force)
+        return execute.test(recipe, of_test, weights, force)
 
 
 @typed
@@ -104,7 +102,9 @@ def reproduce(
     options = TestOptions(**run, unsafe_load=unsafe_load)
     device = require_device(options.device)
     with user_errors():
-        out = require_new("reproduce", out, force=force, own=_has_rows)
+        out = Path(out).expanduser()
+        if not _has_rows(out):  # to which the result is appended
+            require_new("reproduce", out, force=force)
         source = resolve(model, checkpoint)
         listed = source.entry
         if listed and source.weights is None:  # of a config file

@@ -47,7 +47,7 @@ def train(
         force: also train in a work directory that has checkpoints: the files of the training before move to
             ``replaced_1/``. Replaces files that no training wrote.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
-        outputs: files that the caller then writes to the work directory; checked before the training.
+        outputs: files that the caller then writes to the work directory.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
         dry_run: check the config and all options, and do not train. ``data`` is converted and checked.
         options: those of :class:`dcnzoo.openmmlab.options.TrainOptions`: work_dir, epochs, batch_size, lr,

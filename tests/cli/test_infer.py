@@ -22,7 +22,6 @@ from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
 from dcnzoo.report import record_sampling
 from dcnzoo.report.detector import explain
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.marks import is_detection
 
 from ..commands import invoke
 from ..demo import DEFORMABLE as CONFIG
@@ -83,9 +82,8 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
     assert status == 0, output
     assert files_in(tmp_path) == ["a.png", "b", "detections.json"]
     assert cv2.imread(str(tmp_path / "b/a.png")).shape == (384, 600, 3)
-    assert all(map(is_detection, (tmp_path / "b/a.png", tmp_path / "detections.json")))
     content = json.loads((tmp_path / "detections.json").read_text())
-    assert content["info"]["description"] == f"detections of {Path(CONFIG).stem} with weights.pth"
+    assert content["info"]["description"] == f"detections of {Path(CONFIG).name}"
     sizes = [(image["file_name"], image["width"], image["height"]) for image in content["images"]]
     assert sizes == [("a.png", WIDTH, HEIGHT), ("b/a.png", WIDTH, HEIGHT)]
     names = {category["id"]: category["name"] for category in content["categories"]}
@@ -104,7 +102,7 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
         assert re.search(line, output)
     seconds = re.findall(r"^(?:b/)?a\.png: \d+ \w+.*, (\d+\.\d\d) s$", output, re.MULTILINE)
     assert len(seconds) == 2 and all(map(float, seconds))
-    status, output = run("infer", "a.png", "b/a.png", "--out", tmp_path, "--batch-size", 2)
+    status, output = run("infer", "a.png", "b/a.png", "--out", tmp_path, "--batch-size", 2, "--force")
     assert status == 0 and len(output.splitlines()) == 3, "a line per picture, and the files"
 
 
@@ -119,7 +117,7 @@ def test_video(tmp_path):
     arguments = ["--out", folder, "--save-video", out]
     status, output = invoke("infer", DEMO_MODEL, tmp_path / "in.avi", *arguments)
     assert status == 0, output
-    assert files_in(folder) == ["detections.json"] and is_detection(out)
+    assert files_in(folder) == ["detections.json"]
     video = cv2.VideoCapture(str(out))
     assert video.get(cv2.CAP_PROP_FPS) == 5 and video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
     before = (tmp_path / "in.avi").read_bytes()

@@ -26,7 +26,6 @@ from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
-from dcnzoo.utils.marks import config_of, mark_of
 from dcnzoo.zoo import training
 from dcnzoo.zoo.source import resolve
 
@@ -100,9 +99,7 @@ def test_test_repeats_the_last_validation(trained, tmp_path):
     assert len(pickle.loads(predictions.read_bytes())) == 4
     images = sorted(shown.glob("*.png"))
     assert len(images) == 4 and cv2.imread(str(images[0])).shape[2] == 3
-    assert {*map(mark_of, images)} == {f"detections of {Path(CONFIG).stem} with epoch_2.pth"}
     again = ("test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--show-dir", shown)
-    commands.run(*again)
     images[1].write_bytes(b"mine")
     assert f"{images[1].name}; --force" in commands.error_of(*again) and images[1].read_bytes() == b"mine"
     (tmp_path / "twice.py").write_text(
@@ -269,8 +266,8 @@ def test_only_files_of_the_training_are_replaced(tmp_path):
         "model = dict()\na = '{{ fileDirname }}/data/train.json'\n"
         "b = dict(img='{{ fileDirname }}/../../images/')\n"
     )
-    write_text(work / "cfg.py", config_of("cfg.py", text))
-    write_text(work / "changed.py", config_of("changed.py", text) + "a = 3")
+    write_text(work / "cfg.py", text)
+    write_text(work / "changed.py", text + "a = 3")
     write_text(work / "report.html", '<!doctype html><head><meta name="dcnzoo" content="report of .">')
     users = ("own_program.py", "own_config.py", "new.py", "weights.pth")
     for name in users:
@@ -298,7 +295,7 @@ def test_a_training_from_an_earlier_checkpoint_replaces_the_later_ones(tmp_path)
     names += [f"epoch_{number}.pth" for number in (1, 2, 3)]
     for name in (*names, "last_checkpoint"):
         (tmp_path / name).write_text(str(tmp_path / "epoch_3.pth"))
-    write_text(tmp_path / "cfg.py", config_of("cfg.py", "model = dict()"))
+    write_text(tmp_path / "cfg.py", "model = dict()")
     recipe = Recipe(Config({"work_dir": str(tmp_path)}, filename=str(tmp_path / "cfg.py")))
     for file, moved in (("epoch_3.pth", ()), ("epoch_1.pth", (names[1], *names[3:]))):
         replace(recipe, Start(str(tmp_path / file), resumes=True))
@@ -313,7 +310,7 @@ def test_a_training_from_an_earlier_checkpoint_replaces_the_later_ones(tmp_path)
 def test_a_replacement_that_is_cut_off_goes_on(tmp_path, monkeypatch, number):
     work = tmp_path / "work"
     (work / "20260101_000000").mkdir(parents=True)
-    write_text(work / "cfg.py", config_of("cfg.py", "model = dict()"))
+    write_text(work / "cfg.py", "model = dict()")
     names = {"epoch_1.pth", "epoch_2.pth", "best_coco_bbox_mAP_epoch_1.pth", "last_checkpoint"}
     names |= {"epoch_2-dbfc5184.pth", "best_coco_bbox_mAP_epoch_1-a2f364fd.pth"}  # with published_keys
     for name in names:
@@ -377,18 +374,6 @@ def test_a_folder_of_checkpoints_has_one_training(tmp_path, monkeypatch):
         execute.train(recipe, TrainOptions(work_dir=tmp_path / "work"))
 
 
-def test_a_resumed_training_offers_no_force_for_a_report(tmp_path):
-    """It would replace the training."""
-    torch.save({"state_dict": {}}, tmp_path / "epoch_1.pth")
-    (tmp_path / "report.html").write_text("mine")
-    settings = {"work_dir": str(tmp_path), "launcher": "none", "train_cfg": {"max_epochs": 2}}
-    recipe = Recipe(Config(settings))
-    with pytest.raises(UserError, match=r"report\.html; move it$"):
-        prepare(recipe, choose_start(recipe, True), outputs=REPORT)
-    with pytest.raises(UserError, match="force=True replaces it"):
-        prepare(recipe, Start(), outputs=REPORT)
-
-
 def test_own_data_of_a_training_with_its_checkpoints_elsewhere(tmp_path, monkeypatch):
     """The start depends on settings that the options or the model have."""
     monkeypatch.chdir(tmp_path)
@@ -409,7 +394,7 @@ def test_own_data_of_a_training_with_its_checkpoints_elsewhere(tmp_path, monkeyp
         with pytest.raises(UserError, match="enough"):
             dcnzoo.train(data="data", work_dir="work", **how)
     Path("work/20260101_000000").mkdir()
-    write_text(Path("work/own.py"), config_of("own.py", Path("own.py").read_text()))
+    write_text(Path("work/own.py"), Path("own.py").read_text())
     with pytest.raises(UserError, match="enough"):
         dcnzoo.train(data="data", work_dir="work", resume=True)
     assert seen == [True] * 4

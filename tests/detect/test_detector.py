@@ -28,7 +28,6 @@ from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.detector import Features, TorchDetector
 from dcnzoo.utils import fetch
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.marks import is_of_detector
 from dcnzoo.zoo import download, find
 from tests.commands import run
 from tests.distributed.launching import settings
@@ -88,7 +87,7 @@ def test_coco(detector, folder):
     first, second = detector([folder / "0.png", folder / "1.png"])
     content = second.to_coco(first.to_coco())
     assert [image["file_name"] for image in content["images"]] == [first.path, second.path]
-    assert is_of_detector(content) and content["info"]["description"] == f"detections of {MODEL}"
+    assert content["info"]["description"] == f"detections of {MODEL}"
     assert first.to_coco(folder=folder.parent)["images"][0]["file_name"] == f"{folder.name}/0.png"
     assert content["categories"][2] == {"id": 3, "name": CLASSES[2]}
     annotations = [each for each in content["annotations"] if each["image_id"] == 2]

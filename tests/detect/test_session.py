@@ -214,13 +214,13 @@ def test_files_that_are_no_detector(backend, folder, tmp_path, monkeypatch):
         entries["dcnzoo"].value = json.dumps({**values, **bad})
         onnx.save(model, tmp_path / "x.onnx")
         with pytest.raises(ValueError, match=r"x\.onnx: .*'dcnzoo'"):
-            Detector(tmp_path / "x.onnx", backend, edited=True)
+            Detector(tmp_path / "x.onnx", backend)
     entries["dcnzoo"].value = good
     threshold = model.metadata_props.add(key="dcnzoo.mask_threshold")
     for threshold.value in ("half", "nan", "-1"):
         onnx.save(model, tmp_path / "x.onnx")
         with pytest.raises(ValueError, match=rf"x\.onnx: dcnzoo\.mask_threshold.*'{threshold.value}'"):
-            Detector(tmp_path / "x.onnx", backend, edited=True)
+            Detector(tmp_path / "x.onnx", backend)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

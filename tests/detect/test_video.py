@@ -11,10 +11,6 @@ from PIL import Image
 from dcnzoo.detect import video
 from dcnzoo.detect.sources import count
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.marks import mark, mark_of
-
-MARK = mark("detections", "fruits")
-
 
 @pytest.mark.parametrize("ending", video.CODECS)
 def test_videos(tmp_path, ending):
@@ -23,11 +19,11 @@ def test_videos(tmp_path, ending):
     picture[..., 0], picture[:16, :16, 2] = ramp, 255  # red grows to the right; a blue corner
     paths = [tmp_path / f"{part}{ending}" for part in ("first", "second")]
     for path, sources in zip(paths, ([], ["x.png", paths[0]]), strict=True):
-        file = video.VideoFile(path, sources, MARK)
+        file = video.VideoFile(path, sources)
         assert file.close() == []
         for size in ((96, 64), (96, 64), (48, 32)):
             file.add(Image.fromarray(picture).resize(size))
-        assert not path.exists() and file.close() == [path] and mark_of(path) == MARK
+        assert not path.exists() and file.close() == [path]
     assert video.head_of(paths[1], "FPS") == pytest.approx(10)
     read = list(video.frames(paths[1]))
     assert len(read) == 3 and all(frame.shape == picture.shape for frame in read)
@@ -44,7 +40,7 @@ def test_a_video_that_is_cut_replaces_nothing(tmp_path, ending):
     """As on a full disk, of which OpenCV says nothing."""
     path = tmp_path / f"out{ending}"
     path.write_text("before")
-    file = video.VideoFile(path, [], MARK)
+    file = video.VideoFile(path, [])
     for number in range(5):
         noise = np.random.default_rng(number).integers(0, 256, (64, 96, 3))
         file.add(Image.fromarray(noise.astype(np.uint8)))

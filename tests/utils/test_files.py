@@ -1,4 +1,4 @@
-"""A file that exists is refused, unless it has the command's mark: ``require_new`` and the commands."""
+"""A file that exists is refused: ``require_new`` and the commands."""
 
 import gc
 import hashlib
@@ -31,13 +31,11 @@ from dcnzoo.utils.files import (
     require_equal,
     require_file,
     require_new,
-    set_time_of,
     write_text,
 )
 from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.formats import image_folder, picture_files
 from dcnzoo.utils.lock import lock_work_dir, locked
-from dcnzoo.utils.marks import add_mark
 from dcnzoo.utils.memory import collector_paused
 
 from ..commands import error_of, invoke
@@ -46,54 +44,19 @@ from ..demo import DEFORMABLE
 DEMO = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
 
-MARK = "report of a"
-
-
 def write(path, text="new", **options):
     write_text(require_new("report", path, **options), text)
 
 
-def page(mark=MARK):
-    return add_mark(b"<!doctype html>\n<head>", mark).decode()
-
-
-def test_a_file_that_exists_is_refused(tmp_path, capsys):
-    path = tmp_path / "out" / "a.html"
-    write(path, page(), mark=MARK)
-    write(path, page(), mark=MARK)
-    for text, mark in (
-        (page(), ""),
-        (page("report of b"), MARK),
-        (page("detections of a"), MARK),
-        ("", MARK),
-    ):
-        path.write_text(text)
+def test_a_file_that_exists_is_refused(tmp_path):
+    path, other = tmp_path / "out/a.html", tmp_path / "out/a.csv"
+    write(path, "mine")
+    for names in ((path,), (other, path)):
         with pytest.raises(UserError, match=r"a\.html.*force=True"):
-            write(path, mark=mark)
-        assert path.read_text() == text and capsys.readouterr().err == ""
-    write(path, page(), mark=MARK, force=True)
-    assert path.read_text() == page() and "replaces " in capsys.readouterr().err, (
-        "force says what it replaces"
-    )
-    write(path, page(), mark=MARK, force=True)
-    assert capsys.readouterr().err == ""
-
-
-def test_force_is_for_the_file_that_was_named(tmp_path):
-    """It does not replace a.csv, whose name follows from that of a.html. The mark of a.html is for both."""
-    page_file, csv = tmp_path / "a.html", tmp_path / "a.csv"
-    csv.write_text("mine")
-    for force in (False, True):
-        with pytest.raises(UserError, match=r"a\.csv.*move it"):
-            write(page_file, page(), mark=MARK, force=force, beside=[csv])
-    page_file.write_text("mine")
-    with pytest.raises(UserError, match=r"a\.csv.*move it"):
-        write(page_file, page(), mark=MARK, force=True, beside=[csv])
-    page_file.write_text(page())
-    with pytest.raises(UserError, match=r"a\.csv.*move it"):  # corrected by hand
-        write(page_file, page(), mark=MARK, beside=[csv])
-    set_time_of(csv, page_file)
-    write(page_file, page(), mark=MARK, beside=[csv])
+            require_new("report", *names)
+    assert path.read_text() == "mine"
+    write(path, force=True)
+    assert path.read_text() == "new"
 
 
 def test_a_file_is_replaced_with_its_permissions_and_a_link_is_not_followed(tmp_path):
@@ -152,6 +115,8 @@ def test_folders_are_numbered(tmp_path):
     (tmp_path / "infer_2/mine").touch()
     assert numbered(folder) == tmp_path / "infer_3"
     assert numbered(folder, lambda path: (path / "mine").exists()) == tmp_path / "infer_2"
+    (tmp_path / "report.html").touch()
+    assert numbered(tmp_path / "report.html") == tmp_path / "report_2.html"
 
 
 def test_only_an_equal_picture_is_where_one_is_written(tmp_path):
@@ -233,7 +198,7 @@ def test_places_where_nothing_is_written(tmp_path):
     places = (tmp_path, tmp_path / "file" / "x", tmp_path / "link", tmp_path / "pipe", Path("/proc/dcnzoo/x"))
     for place in places:
         with pytest.raises(UserError, match=str(place).removesuffix("/x")):
-            write(place, mark=MARK)
+            write(place)
     for name in ("a.jpg", "a.txt"):
         with pytest.raises(UserError, match="input"):
             write(tmp_path / name, inputs=[str(tmp_path / "a.jpg")], force=True)
@@ -313,17 +278,11 @@ REFUSED = [
     ["infer", DEMO, "photos", "--out", "/proc/dcnzoo"],
     ["test", "config.py", "weights.pth", "--show-dir", "photos", "--work-dir", "LOGS"],
     ["test", "config.py", "weights.pth", "--out", "all.json", "--format-only"],
-    ["report", "run", "--out", "all.html"],
+    ["report", "run", "--out", "page.html"],
     ["explain", DEMO, "photos/00000.png", "--out", "page.html"],
     ["explain", DEMO, "photos/00000.png", "--out", "photos/00000.png"],
     ["export", DEMO, "--out", "model.onnx"],
     ["export", DEMO, "--out", "/proc/dcnzoo/model.onnx"],
-    ["browse", DEFORMABLE, "--out", "photos/00000.png/x"],
-    ["data", "convert", "labelme", "photos", "all.json"],
-    ["data", "check", "coco.json", "--fix", "all.json"],
-    ["data", "check", "coco.json", "--fix", "coco.json"],
-    ["data", "config", "coco.json", "coco.json", "page.html", "--images", "photos"],
-    ["train", DEFORMABLE, "--report", "--work-dir", "run"],
     ["reproduce", DEMO, "--out", "all.json"],
     ["reproduce", DEMO, "--out", "/proc/dcnzoo/rows.jsonl"],
 ]
@@ -349,12 +308,12 @@ def test_training_beside_its_config(tmp_path, monkeypatch):
         (tmp_path / "best_coco_bbox_mAP_epoch_1.pth").unlink(missing_ok=True)
     assert config.read_text() == text
     config.rename("other.py")
-    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.load_data", stop)
+    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.build_runner", stop)
     assert "stopped" in error_of("train", "other.py", "--work-dir", "run")  # before its first checkpoint
     assert "stopped" in error_of("train", "run", "--work-dir", "run")
 
 
-def stop(*args):
+def stop(*args, **options):
     raise ValueError("stopped")
 
 
@@ -375,7 +334,7 @@ def test_an_interrupted_video_leaves_the_detections_of_its_frames(tmp_path, monk
     status, output = invoke("infer", DEMO, tmp_path / "v.avi", "--out", tmp_path / "out")
     assert status == 130 and output.splitlines()[-1].startswith("interrupted")
     images = json.loads((tmp_path / "out/detections.json").read_text())["images"]
-    assert [image["file_name"].rpartition("#")[2] for image in images] == ["1", "2"]
+    assert [image["file_name"].rpartition("#")[2] for image in images] == ["1", "2", "3"]
 
 
 def test_pictures_that_cannot_be_read_are_counted(tmp_path, capsys):
@@ -413,20 +372,3 @@ def test_a_name_that_is_no_home_folder(tmp_path, monkeypatch):
     assert picture_files("~$a.png") is None and picture_files("~$*.png") == ["~$a.png"]
     with pytest.raises(UserError, match="none at ~nobody"):
         require_file("~nobody/a.png", "image")
-
-
-def test_drawn_pictures_are_left_out(tmp_path, capsys):
-    """A folder or pattern does not have those of a detector, unless it has no others."""
-    pixels = cv2.imencode(".png", np.zeros((5, 7, 3), np.uint8))[1].tobytes()
-    for name in ("a.png", "out/own.png", "out/drawn.png", "all/drawn.png", "all/drawn_2.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        mark = "detections of x" if "drawn" in name else "annotations of x"
-        (tmp_path / name).write_bytes(add_mark(pixels, mark))
-    settings = {"format": "files", "model": "abc", "score_threshold": 0.3}
-    (tmp_path / "out/results.json").write_text(json.dumps(settings))
-    left = [str(tmp_path / name) for name in ("a.png", "out/own.png")]
-    assert picture_files(tmp_path) == picture_files(f"{tmp_path}/**/*.png") == left
-    assert "3 pictures" in capsys.readouterr().err
-    assert picture_files(f"{tmp_path}/out/d*") == [str(tmp_path / "out/drawn.png")]
-    (tmp_path / "list.txt").write_text(f"{tmp_path}/out/drawn.png\n")
-    assert len(picture_files(tmp_path / "list.txt", lists=True)) == 1

@@ -51,7 +51,6 @@ def test_every_argument_has_the_type_of_its_annotation(function, name, tmp_path,
 
 ARGUMENTS = [  # right types, wrong values
     (dcnzoo.load, (MODEL,), {"cfg_options": {3: 4}}, "cfg_options"),
-    (dcnzoo.load, (MODEL,), {"edited": True}, "edited"),
     (dcnzoo.train, (), {}, "model"),
     (dcnzoo.train, (PLAIN,), {"outputs": "report.html"}, "outputs"),
     (dcnzoo.train, (PLAIN,), {"clip": True}, "clip"),

@@ -29,7 +29,6 @@ from dcnzoo.openmmlab.export import inputs
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
-from dcnzoo.utils import marks
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import write_bytes
 from dcnzoo.utils.findings import Finding
@@ -70,7 +69,6 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
         options,
         dynamic=shape is None,
         metadata={} if preprocessing is None else preprocessing.to_metadata(),
-        name=detector.name,
         calibration=() if preprocessing is None else inputs.calibration_inputs(preprocessing, files, shape),
     )
     result = ExportResult(written, shape, tuple(findings))
@@ -124,7 +122,7 @@ def draw_both(detector: BaseDetector, result: ExportResult, source: str | os.Pat
     picture = inputs.pictures_to_verify(source, Preprocessing.from_metadata(exported.model.metadata))[0]
     results = [cast(Detections, each(picture, bgr=True)) for each in (detector, exported)]
     sides = [np.asarray(detections.draw()) for detections in results]
-    write_bytes(path, encoded(Image.fromarray(np.hstack(sides)), "PNG", results[0].mark))
+    write_bytes(path, encoded(Image.fromarray(np.hstack(sides)), "PNG"))
     return path
 
 
@@ -135,14 +133,12 @@ def write_detector(
     *,
     dynamic: bool,
     metadata: Mapping[str, str],
-    name: str = "",
     calibration: Iterable[Mapping[str, np.ndarray]] = (),
 ) -> tuple[Path, ...]:
     """Trace a model and write it to a file.
 
     Args:
         images: an example, [N, 3, H, W].
-        name: of the model, for the mark of the file.
         dynamic: batch size, height and width are dynamic; otherwise they are the example's.
     """
     if dynamic and model.one_size:
@@ -152,7 +148,6 @@ def write_detector(
     args = (images, torch.tensor([images.shape[-2:]] * len(images)))[: len(model.input_names)]
     # the rows of img_shape have the name of the images' axis
     shapes = ({0: "batch", 2: "height", 3: "width"}, {0: Dim.DYNAMIC})[: len(args)]
-    metadata = {**metadata, marks.KEY: marks.entry(marks.mark("export", name))}
     threshold = getattr(model, "mask_threshold", None)
     if threshold is not None:
         metadata = {**metadata, MASK_THRESHOLD: str(threshold)}

@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import mmcv
-import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -43,9 +41,8 @@ from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import DownloadError
-from dcnzoo.utils.files import require_new, require_writable, write_bytes
+from dcnzoo.utils.files import require_new, require_writable
 from dcnzoo.utils.lock import lock_work_dir
-from dcnzoo.utils.marks import add_mark
 from dcnzoo.utils.text import few
 
 
@@ -71,7 +68,7 @@ def train(
 
     Args:
         resume, force: see :func:`~dcnzoo.openmmlab.runs.start.choose_start`.
-        outputs: files that the caller then writes to the work directory; checked before the training.
+        outputs: files that the caller then writes to the work directory.
         start: that the caller has chosen, who holds the lock of the work directory.
         only_checks: check options and folder, and do not train.
 
@@ -92,7 +89,7 @@ def train(
                     require_writable(saved.folder)
                 elif saved.is_apart:  # out_dir may be that of two work directories
                     stack.enter_context(lock_work_dir(saved.folder))
-                return prepare(recipe, start or choose_start(recipe, resume, force), force, outputs)
+                return prepare(recipe, start or choose_start(recipe, resume, force), force)
 
             prepared = ranks.exchange(decide)
         if prepared is None:
@@ -134,15 +131,12 @@ def _build_parts(runner: Runner) -> None:
 
 
 @separate_run()
-def test(
-    recipe: Recipe, options: TestOptions, weights: Path | None, mark: str = "", force: bool = False
-) -> dict[str, float]:
+def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool = False) -> dict[str, float]:
     """Evaluate a model on the test set; return its metrics by the names of :mod:`dcnzoo.detect.metrics`.
 
     Args:
         weights: a checkpoint; None: those of ``options.exported``.
-        mark: of the drawings; see :mod:`dcnzoo.utils.marks`.
-        force: replace drawings with another mark and other pictures.
+        force: replace drawings that exist.
 
     Raises:
         UserError: a mistake in the config, or weights that do not fit.
@@ -177,18 +171,10 @@ def test(
                 text = f"expected pictures with different names, got {few(twice, 3)} in several folders"
                 raise UserError(f"show_dir: {text}; dcnzoo infer draws the pictures of a folder")
             files = [Path(options.show_dir, name) for name in sorted(names)]
-            require_new("test", *files, mark=mark, force=force)
-        changes.wrap(mmcv, "imwrite", functools.partial(_write_marked, mark))
+            require_new("test", *files, force=force)
         stack.callback(_stop_bars, runner)
         metrics = runner.test()
     return {metric_name(key): float(value) for key, value in metrics.items()}  # numpy's, of classes
-
-
-def _write_marked(mark: str, write: Callable, image: np.ndarray, path: str) -> bool:
-    """``mmcv.imwrite``, with which MMDetection writes drawings."""
-    done = write(image, path)
-    write_bytes(path, add_mark(Path(path).read_bytes(), mark))
-    return done
 
 
 def build(

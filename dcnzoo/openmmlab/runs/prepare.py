@@ -1,8 +1,6 @@
 """What is required of the files of a training before it begins: once, by rank 0."""
 
-import functools
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +10,14 @@ from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.runs.work_dir import config_file, is_own_config
 from dcnzoo.openmmlab.saved import checkpoint_hook
 from dcnzoo.utils.files import require_file, require_new
-from dcnzoo.utils.marks import mark
 
 
-def prepare(recipe: Recipe, start: Start, force: bool = False, outputs: Iterable[str] = ()) -> Start | None:
+def prepare(recipe: Recipe, start: Start, force: bool = False) -> Start | None:
     """Return the start with its weights; None, with a line that says so, if the training is complete.
 
     Args:
         start: as :func:`~dcnzoo.openmmlab.runs.start.choose_start` returns it.
         force: replace another file with the config's name.
-        outputs: files that are then written to the work directory; also checked.
 
     Raises:
         UserError: ``load_from`` does not exist, or a file would be replaced.
@@ -34,11 +30,8 @@ def prepare(recipe: Recipe, start: Start, force: bool = False, outputs: Iterable
         print(line)
         return None
     file = config_file(recipe)
-    if not (force or recipe.saved.exist):
-        require_new("train", file, own=functools.partial(is_own_config, recipe))
-    if files := [Path(cfg.work_dir, name) for name in outputs]:
-        replaces = None if start.resumes and not start.replaces else force  # both are refused
-        require_new("report", files[0], mark=mark("report", "."), force=replaces, beside=files[1:])
+    if not (recipe.saved.exist or is_own_config(file)):
+        require_new("train", file, force=force)
     return start
 
 

@@ -15,17 +15,11 @@ from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.openmmlab.saved import LAST
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import read_beside, write_text
-from dcnzoo.utils.marks import config_of, is_config_of_training, is_own, mark, mark_of
+from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.text import few
 
-REPORT = ("report.html",)
+REPORT = "report.html"
 _LOGS = re.compile(r"\d{8}_\d{6}")  # folders that are named after the time
-
-
-def has_log(folder: Path) -> bool:
-    """Whether MMEngine has written a log to a folder, as in each training."""
-    folders = filter(Path.is_dir, folder.glob("*"))
-    return any(_LOGS.fullmatch(path.name) or (path / "vis_data").is_dir() for path in folders)
 
 
 def config_file(recipe: Recipe) -> Path:
@@ -33,11 +27,9 @@ def config_file(recipe: Recipe) -> Path:
     return recipe.work_dir / Path(recipe.cfg.filename or "config").with_suffix(".py").name
 
 
-def is_own_config(recipe: Recipe, file: Path) -> bool:
-    """Whether a training wrote the config, and nothing is lost with it: it is unchanged, or was read."""
-    source = recipe.cfg.filename or ""
-    was_read = os.path.exists(source) and file.samefile(source)
-    return is_own(file, mark("config", file.name)) or (was_read and is_config_of_training(file))
+def is_own_config(file: Path) -> bool:
+    """Whether a file with the config's name may be replaced: it is in the work directory of a training."""
+    return is_work_dir(file.parent)
 
 
 class WorkDirHook(Hook):
@@ -60,7 +52,7 @@ class WorkDirHook(Hook):
         if not is_main_process():
             return
         moved = self._move(self._replaced(Path(runner.log_dir).name))
-        write_text(self._file, config_of(self._file.name, self.recipe.text(moved)))
+        write_text(self._file, self.recipe.text(moved))
 
     def _replaced(self, log: str) -> set[Path]:
         """Return the files that the training replaces.
@@ -69,14 +61,13 @@ class WorkDirHook(Hook):
             log: folder of its own log.
         """
         folder, saved, files = self.recipe.work_dir, self.recipe.saved, set[Path]()
-        if os.path.lexists(self._file) and not is_own_config(self.recipe, self._file):
+        if os.path.lexists(self._file) and not is_own_config(self._file):
             files.add(self._file)
         source = Path(self._start.file or "") if self._start.resumes else Path()
         if saved.has(source):
             files |= saved.after(source)
         if self._start.replaces:
-            own = {path.name for path in folder.glob("*.py") if is_config_of_training(path)}
-            own |= {*REPORT} if mark_of(folder / REPORT[0]).startswith("report of ") else set()
+            own = {path.name for path in (*folder.glob("*.py"), *folder.glob("report*.html"))}
             own |= {path.name for path in folder.glob("*") if _LOGS.fullmatch(path.name)}
             files |= {folder / name for name in own - {log}} | {folder / LAST, *saved.files()}
         return {file for file in files if os.path.lexists(file) and real_name(file) != real_name(source)}
@@ -96,7 +87,7 @@ class WorkDirHook(Hook):
             target.parent.mkdir(exist_ok=True)
             file.rename(target)
             moved[real_name(file)] = os.path.abspath(target)
-            if file.suffix == ".py" and is_config_of_training(target):
+            if file.suffix == ".py":
                 keep_paths(target, folder)
             if file.name == LAST and (named := moved.get(real_name((read_beside(target) or "").strip()))):
                 write_text(target, named)
