@@ -21,7 +21,7 @@ from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.prepare import prepare
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.start import Start, choose_start
-from dcnzoo.openmmlab.runs.work_dir import REPORT, WorkDirHook
+from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError

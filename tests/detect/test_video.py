@@ -12,6 +12,7 @@ from dcnzoo.detect import video
 from dcnzoo.detect.sources import count
 from dcnzoo.utils.errors import UserError
 
+
 @pytest.mark.parametrize("ending", video.CODECS)
 def test_videos(tmp_path, ending):
     ramp = np.linspace(0, 255, 96).astype(np.uint8)
