@@ -1,7 +1,8 @@
 """Deformable convolution for object detection.
 
 ``import dcnzoo`` imports neither torch nor OpenMMLab. It only adds an import finder, behind all others, which
-provides ``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`).
+provides ``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`). :func:`provide` puts other
+projects' compiled modules in place, when you call it.
 """
 
 import inspect
@@ -11,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dcnzoo.compat import provide
 from dcnzoo.compat.mmcv import provide_extension as _provide_extension
 from dcnzoo.utils.errors import typed as _typed
 from dcnzoo.version import __version__
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from dcnzoo.zoo.testing import test
     from dcnzoo.zoo.training import train
 
-__all__ = ["__version__", "load", "test", "to_deformable", "train"]
+__all__ = ["__version__", "load", "provide", "test", "to_deformable", "train"]
 
 _provide_extension()
 

@@ -1,6 +1,6 @@
-"""Patches that dcnzoo applies to other packages, and switches for each of them.
+"""Patches that dcnzoo applies to other packages, each with a name that switches it off.
 
-Each replacement is a :class:`Patch` with a name. ``import dcnzoo.models`` applies three kinds:
+Each replacement is a :class:`Patch`. ``import dcnzoo.models`` applies three kinds:
 
 - :data:`OPERATORS`: the kernels of ``mmcv.ops``. With a compiled mmcv, dcnzoo's kernels run only on the CPU.
   On a GPU mmcv's kernels stay in use unless ``cuda`` is switched on.
@@ -9,23 +9,18 @@ Each replacement is a :class:`Patch` with a name. ``import dcnzoo.models`` appli
 
 The environment variable ``DCNZOO_PATCHES`` selects patches by their names, separated by commas: ``off`` is
 none, ``-deform_conv,-DCN`` all except these, ``deform_conv,DCN`` only these, and ``cuda`` all, with dcnzoo's
-CUDA kernels also beside a compiled mmcv.
-
-In a program, you can call :func:`disable`, :func:`enable` and :func:`disabled` at any time. :func:`active`
-lists the applied patches; ``dcnzoo doctor`` prints them with targets, reasons and versions.
+CUDA kernels also beside a compiled mmcv. It is read once, by ``import dcnzoo``. :func:`active` lists the
+applied patches; ``dcnzoo doctor`` prints them with targets, reasons and versions.
 
 ``mmcv._ext`` for mmcv-lite replaces nothing, so it has no switch. This module imports neither torch nor
 OpenMMLab.
 """
 
-import builtins
 import contextlib
 import functools
 import os
-import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from dcnzoo.utils.text import nearest
 
@@ -41,7 +36,7 @@ _ABSENT = object()
 class Changes(contextlib.ExitStack):
     """Changes to attributes and entries of mappings. Leaving the context, or ``close()``, undoes them.
 
-    Those of a :class:`Patch` stay open while it is applied: functions that run after an import add to them.
+    Those of a :class:`Patch` stay open while it is applied.
     """
 
     def set(self, owner: object, name: str, value: object) -> None:
@@ -72,22 +67,6 @@ class Changes(contextlib.ExitStack):
             self.callback(mapping.pop, key, None)
         else:
             self.callback(mapping.__setitem__, key, before)
-
-
-class ThreadChanges(Changes):
-    """Changes to functions that are seen only by the thread that makes them."""
-
-    def set(self, owner: object, name: str, value: object) -> None:
-        """As :meth:`Changes.set`, for a function."""
-        thread = threading.get_ident()
-        original: Any = getattr(owner, name, getattr(builtins, name, None))
-        replacement: Any = value.__func__ if isinstance(value, staticmethod) else value
-
-        @functools.wraps(replacement)
-        def call(*args: object, **kwargs: object) -> object:
-            return (replacement if threading.get_ident() == thread else original)(*args, **kwargs)
-
-        super().set(owner, name, staticmethod(call) if isinstance(value, staticmethod) else call)
 
 
 @dataclass(eq=False)
@@ -169,16 +148,6 @@ def _parse(text: str) -> _Switches:
 
 _switches = _parse(os.environ.get(VARIABLE, ""))
 _patches: list[Patch] = []
-_complete = False  # whether _patches contains all patches
-
-
-def _check(owner: str, *names: str) -> None:
-    known = dict.fromkeys((*OPERATORS, *REGISTERED, *OF_DATA, *(patch.name for patch in _patches), CUDA))
-    for name in names:
-        if name not in known:
-            near = nearest(name, known)
-            hint = f"; did you mean {near}?" if near else f"; the names are {', '.join(known)}"
-            raise RuntimeError(f"{owner}: expected off or the name of a patch, got {name!r}{hint}")
 
 
 def enabled(name: str) -> bool:
@@ -186,93 +155,32 @@ def enabled(name: str) -> bool:
     return _switches[name]
 
 
-def disable(*names: str) -> None:
-    """Undoes patches and switches them off. Without names: all patches.
-
-    Existing objects keep their class: a model that is already built does not change.
-
-    Raises:
-        RuntimeError: a patch with this name does not exist. Before ``import dcnzoo.models`` not all names are
-            known; then that import raises the error.
-    """
-    _switch("disable", False, names)
-
-
-def enable(*names: str) -> None:
-    """Applies patches and switches them on. Without names: all patches, and ``cuda`` does not change."""
-    _switch("enable", True, names)
-
-
-def _switch(owner: str, on: bool, names: tuple[str, ...]) -> None:
-    if _complete:
-        _check(owner, *names)
-    if names:
-        _set(_Switches(_switches.default, {**_switches.named, **dict.fromkeys(names, on)}))
-    else:
-        _set(_Switches(on, {CUDA: on and enabled(CUDA)}))
-
-
-@contextlib.contextmanager
-def disabled(*names: str) -> Iterator[None]:
-    """Context in which patches are undone and switched off, as by :func:`disable`."""
-    before = _switches
-    disable(*names)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(switches: _Switches) -> None:
-    global _switches
-    before, _switches = _switches, switches
-    for patch in _patches:
-        if before[patch.name] != switches[patch.name]:
-            patch.apply() if switches[patch.name] else patch.undo()
-
-
 def add(*new: Patch, complete: bool = False) -> None:
-    """Adds patches, and applies each one that is switched on. A patch that was added before is not replaced.
+    """Add patches, and apply each one that is switched on. A patch that was added before is left alone.
 
     Args:
         complete: whether all patches have been added now, so that names can be checked.
 
     Raises:
-        RuntimeError: with ``complete``, if DCNZOO_PATCHES or an earlier call has a name without a patch.
+        RuntimeError: with ``complete``, if DCNZOO_PATCHES has a name without a patch.
     """
-    global _complete
-    known = {(patch.name, patch.target): patch for patch in _patches}
-    _patches.extend(patch for patch in new if (patch.name, patch.target) not in known)
-    _complete = _complete or complete
-    if _complete:
-        _check(VARIABLE, *_switches.named)
-    for patch in new:
+    known = {(patch.name, patch.target) for patch in _patches}
+    added = [patch for patch in new if (patch.name, patch.target) not in known]
+    _patches.extend(added)
+    if complete:
+        _require_known_names()
+    for patch in added:
         if enabled(patch.name):
-            known.get((patch.name, patch.target), patch).apply()
+            patch.apply()
 
 
-def switch_on(patch: Patch) -> None:
-    """Apply a patch, regardless of DCNZOO_PATCHES."""
-    add(patch)
-    enable(patch.name)
-
-
-def switch_off(patch: Patch) -> None:
-    """Undo :func:`switch_on`, if it was called."""
-    if patch in _patches:
-        disable(patch.name)
-
-
-@contextlib.contextmanager
-def switched_on(patch: Patch, on: Callable[[], None]) -> Iterator[None]:
-    """Context in which ``on`` has applied a patch. The end of the context restores the state before."""
-    before = patch.applied
-    on()
-    try:
-        yield
-    finally:
-        if not before:
-            switch_off(patch)
+def _require_known_names() -> None:
+    known = dict.fromkeys((*OPERATORS, *REGISTERED, *OF_DATA, *(patch.name for patch in _patches), CUDA))
+    for name in _switches.named:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"; did you mean {near}?" if near else f"; the names are {', '.join(known)}"
+            raise RuntimeError(f"{VARIABLE}: expected off or the name of a patch, got {name!r}{hint}")
 
 
 def table() -> tuple[Patch, ...]:

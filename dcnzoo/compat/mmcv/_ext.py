@@ -4,9 +4,9 @@ As in mmcv, tensors named ``output`` and ``grad_…`` belong to the caller and a
 buffers ``columns``, ``ones`` and ``buff`` are not used. Python loads this file under the name ``mmcv._ext``
 (see :mod:`dcnzoo.compat.mmcv`), hence the absolute imports.
 
-This file has the functions on dcnzoo's compiled operators; :mod:`dcnzoo.compat.mmcv._plain` has those in
-PyTorch. Every other name is a function that raises ``NotImplementedError``, because ``mmcv.ops`` looks up all
-names when it is imported.
+It has the functions that MMDetection 3.3 uses: those on dcnzoo's operators here, those in PyTorch in
+:mod:`dcnzoo.compat.mmcv.plain`. Every other name is a function that raises ``NotImplementedError``, because
+``mmcv.ops`` looks up all names when it is imported.
 """
 
 import functools
@@ -17,47 +17,39 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.mmcv import runs_on_dcnzoo
-from dcnzoo.compat.mmcv._plain import boxes, features, text
 from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
+from dcnzoo.compat.mmcv.plain import (  # noqa: F401  functions of the module
+    carafe_backward,
+    carafe_forward,
+    nms_match,
+    sigmoid_focal_loss_backward,
+    sigmoid_focal_loss_forward,
+    softnms,
+)
 from dcnzoo.compat.signatures import takes
 from dcnzoo.ops import _library
 from dcnzoo.ops._arguments import exporting
 from dcnzoo.ops.deform_attn import level_starts
 
-PLAIN = {**vars(boxes), **vars(features), **vars(text)}
-
 # Alternatives to operators that are not provided, by the beginning of their names
 INSTEAD = {
-    "bias_act": "mmcv.ops.bias_act with use_custom_op=False (plain PyTorch)",
-    "fused_bias_leakyrelu": "torch.nn.functional.leaky_relu(input + bias) * scale, as mmcv does on the CPU",
-    "filtered_lrelu": "mmcv.ops.filtered_lrelu with use_custom_op=False (plain PyTorch)",
-    "upfirdn2d": "mmcv.ops.upfirdn2d with use_custom_op=False (plain PyTorch)",
-    "sync_bn": "torch.nn.SyncBatchNorm, norm_cfg=dict(type='SyncBN')",
-    "tin_shift": "slicing along time, one group at a time",
     "roi_pool_": "roi_align, or torchvision.ops.roi_pool",
     "bbox_overlaps": "mmdet.structures.bbox.bbox_overlaps",
     "carafe_naive": "mmcv.ops.carafe",
-    "chamfer_distance": "torch.cdist and the minima of its rows and columns",
     "softmax_focal_loss": "mmcv.ops.sigmoid_focal_loss, or torch.nn.functional.cross_entropy",
-    "iou3d": "box_iou_rotated of (x, y, x_size, y_size, angle), and the overlap of heights",
-    "get_indice_pairs": "the package spconv",
-    "indice_": "the package spconv",
-    "fused_indice": "the package spconv",
+    "sync_bn": "torch.nn.SyncBatchNorm, norm_cfg=dict(type='SyncBN')",
 }
 
 
 def __getattr__(name: str) -> Callable:
     if name.startswith("_"):
         raise AttributeError(name)
-    if name in PLAIN:
-        return PLAIN[name]
     alternatives = (text for start, text in INSTEAD.items() if name.startswith(start))
     instead = next(alternatives, "mmcv with compiled operators instead of mmcv-lite")
 
     def missing(*args: object, **kwargs: object) -> None:
         raise NotImplementedError(
-            f"mmcv.ops: {name}: this operator of compiled mmcv is not provided by dcnzoo; use {instead}, "
-            "or open an issue"
+            f"mmcv.ops: {name}: this operator of compiled mmcv is not provided by dcnzoo; use {instead}"
         )
 
     vars(missing)["instead"] = instead
@@ -253,34 +245,6 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     return order[dcnzoo.ops.nms(boxes[order], scores[order], threshold, offset)]
 
 
-def box_iou_rotated(
-    boxes1: Tensor,  # (M, 5), or (M, 6) with a score in the last column, as in mmrotate
-    boxes2: Tensor,  # (N, 5)
-    ious: Tensor,  # (M·N,), or (M,) if aligned
-    mode_flag: int,  # 0 over the union, 1 over boxes1
-    aligned: bool,
-) -> None:
-    mode = "iof" if mode_flag else "iou"
-    ious.copy_(dcnzoo.ops.box_iou_rotated(boxes1[:, :5], boxes2[:, :5], mode, aligned).view_as(ious))
-
-
-def nms_rotated(
-    dets: Tensor,  # (N, 5), or (N, 6) with a label behind, at which mmcv does not look
-    scores: Tensor,
-    order: Tensor,  # (N,), by score
-    dets_sorted: Tensor,
-    labels: Tensor,
-    iou_threshold: float,
-    multi_label: bool,
-) -> Tensor:
-    # mmcv's threshold is a float32. On the CPU mmcv drops a box at the threshold, on a GPU only above it.
-    widest = torch.promote_types(dets.dtype, torch.float32)
-    threshold = torch.tensor(iou_threshold, dtype=torch.float32).to(widest)
-    if not dets.is_cuda:
-        threshold = threshold.nextafter(torch.full_like(threshold, -torch.inf))
-    return order[dcnzoo.ops.nms_rotated(dets_sorted[:, :5], scores[order], threshold.item())]
-
-
 # Regions of interest. mmcv passes the numbers by name, and dcnzoo's operators have most of its names. Without
 # an offset, its tensor is empty.
 
@@ -298,19 +262,6 @@ def roi_align_backward(
 ) -> None:
     tensors = (grad_output, rois, argmax_y, argmax_x)
     grad_input.add_(torch.ops.dcnzoo._roi_align_backward(*tensors, grad_input.shape, **sampling))
-
-
-@without_autocast
-def roi_align_rotated_forward(input, rois, output, pooled_height, pooled_width, **sampling) -> None:
-    output.copy_(dcnzoo.ops.roi_align_rotated(input, rois, (pooled_height, pooled_width), **sampling))
-
-
-@without_autocast
-def roi_align_rotated_backward(
-    grad_output, rois, grad_input, pooled_height, pooled_width, **sampling
-) -> None:
-    backward = torch.ops.dcnzoo._roi_align_rotated_backward
-    grad_input.add_(backward(grad_output, rois, grad_input.shape, **sampling))
 
 
 @without_autocast

@@ -1,8 +1,7 @@
-"""The package ``DCNv4`` (FlashInternImage), or its compiled module ``DCNv4.ext`` if only that is missing.
+"""The package ``DCNv4`` (FlashInternImage), and its compiled module ``DCNv4.ext``.
 
-All modules of the package load this file, which has the layers, the functions and the functions of
-``DCNv4.ext``. The arguments ``im2col_step``, ``d_stride`` and ``block_thread``, which divide the work of the
-original's kernels, have no effect.
+It has the package's layers and the functions of the compiled module. The arguments ``im2col_step``,
+``d_stride`` and ``block_thread``, which divide the work of the original's kernels, have no effect.
 """
 
 from typing import Any
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.compiled import geometry
+from dcnzoo.compat.compiled.dcnv3 import geometry
 from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.compat.mmcv._ext import without_autocast
-from dcnzoo.compat.mmcv._plain import gradients
+from dcnzoo.compat.mmcv.plain import gradients
 from dcnzoo.layers import DCNv4  # noqa: F401  a layer of the package
 from dcnzoo.utils.text import counted
 

@@ -1,0 +1,83 @@
+"""Compiled modules of published projects, by name, with their functions on dcnzoo's operators.
+
+Deformable DETR, Grounding DINO, InternImage, DCNv2, EDVR and others contain C++ and CUDA code that must be
+compiled first, which often fails. Where such a module is missing, :func:`provide` puts one of dcnzoo in its
+place: the same functions, the same order of arguments, the same tensors written in place. The project's code
+stays unchanged. The functions run on CPUs and GPUs; some projects refuse CPU tensors before they call them.
+
+This module imports neither torch nor the projects.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# name of a compiled module -> the module of this folder that has its functions
+TABLE = {
+    "MultiScaleDeformableAttention": "attention",  # Deformable DETR, DINO, Mask2Former, MaskDINO, MOTR
+    "groundingdino._C": "attention",
+    "detrex._C": "attention",
+    "adet._C": "attention",  # TESTR, DeepSolo
+    "DCNv3": "dcnv3",  # InternImage
+    "DCNv4": "dcnv4",  # the whole package, for FlashInternImage
+    "DCNv4.ext": "dcnv4",  # where only its compiled part is missing
+    "_ext": "dcn_v2",  # DCNv2 and its forks
+    "deform_conv_ext": "deform_conv",  # BasicSR, EDVR
+    "custom_op": "custom_op",  # Pytorch-Implmentation-of-Deformable-Convolution-Nd
+}
+TORCHVISION = "torchvision"
+BY_DEFAULT = [
+    name for name in TABLE if name not in ("_ext", "custom_op")
+]  # projects use these for others, too
+
+
+def provide(*names: str) -> None:
+    """Make imports of missing compiled modules find dcnzoo's.
+
+    Call it before you import the project, and after a change of ``sys.path``. A module that is installed, or
+    imported already, stays in use. A second call has no effect.
+
+    Args:
+        names: names of the table in :mod:`dcnzoo.compat.compiled`, such as
+            ``"MultiScaleDeformableAttention"``. A project that has the module inside a package needs the full
+            name, whose last part is in the table: ``"basicsr.ops.dcn.deform_conv_ext"``. ``"torchvision"``
+            defines the two operators without which a torchvision that was built for another torch cannot be
+            imported.
+
+    Raises:
+        ValueError: no name is given, or one is unknown. The message lists the names.
+    """
+    unknown = [name for name in names if name != TORCHVISION and not _source(name)]
+    if unknown or not names:
+        known = ", ".join((*TABLE, TORCHVISION))
+        raise ValueError(f"provide: names: expected some of {known}, got {', '.join(unknown) or 'none'}")
+    for name in names:
+        if name == TORCHVISION:
+            import_module("dcnzoo.ops.torchvision_schemas").define_missing()
+        elif name not in sys.modules and not is_installed(name):
+            sys.modules[name] = import_module(f"{__name__}.{_source(name)}")
+
+
+def _source(name: str) -> str | None:
+    """The module of this folder that has the functions of a compiled module, or None."""
+    return TABLE.get(name) or TABLE.get(name.rpartition(".")[2])
+
+
+def is_installed(name: str) -> bool:
+    """Whether an import would find a module. Unlike importlib's ``find_spec``, this imports no package.
+
+    The packages of the table import their compiled module, which is missing, so they cannot be imported here.
+    """
+    folders: Sequence[str] | None = None  # None: those of sys.path
+    *packages, _ = parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        full_name = ".".join(parts[:count])
+        finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        specs = (finder.find_spec(full_name, folders) for finder in finders)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None:
+            return False
+        folders = spec.submodule_search_locations
+        if folders is None and count <= len(packages):
+            return False
+    return True

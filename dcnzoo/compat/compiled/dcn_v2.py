@@ -1,0 +1,51 @@
+"""``_ext``, the compiled module of DCNv2 and its forks. Deformable PSRoI pooling is missing.
+
+The geometry is (height, width) of kernel, stride, padding and dilation, then deformable_group.
+"""
+
+import torch
+from torch import Tensor
+
+from dcnzoo.compat.mmcv._ext import without_autocast
+from dcnzoo.compat.mmcv.deform_conv import modulated_deform_conv2d
+
+
+@without_autocast
+def dcn_v2_forward(
+    input: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [O, C, kH, kW]
+    bias: Tensor,  # [O]
+    offset: Tensor,  # [N, deformable_group·2·kH·kW, oH, oW], (y, x) pairs, in input pixels
+    mask: Tensor,  # [N, deformable_group·kH·kW, oH, oW]
+    *geometry: int,
+) -> Tensor:  # [N, O, oH, oW]
+    _, _, *sides, deformable_group = geometry
+    stride, padding, dilation = zip(sides[::2], sides[1::2], strict=True)
+    return modulated_deform_conv2d(
+        input,
+        offset,
+        mask,
+        weight,
+        bias,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        deform_groups=deformable_group,
+    )
+
+
+def dcn_v2_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    grad_output: Tensor,  # [N, O, oH, oW]
+    *geometry: int,
+) -> list[Tensor]:
+    """The gradients of ``input``, ``offset``, ``mask``, ``weight`` and ``bias``, in this order."""
+    _, _, *sides, _ = geometry
+    options = (sides[:2], sides[2:4], sides[4:], 1, None, [True] * 5)
+    backward = torch.ops.dcnzoo._deform_conv_backward
+    input, weight, offset, mask, bias = backward(grad_output, input, weight, offset, mask, *options)
+    return [input, offset, mask, weight, bias]

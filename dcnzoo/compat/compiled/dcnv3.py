@@ -1,0 +1,64 @@
+"""``DCNv3``, the compiled module of InternImage.
+
+Its import also adds an entry of the package DCNv3 to ``pkg_resources``, where InternImage's ``ops_dcnv3``
+reads the version. Version 1.1 has the argument ``remove_center``.
+"""
+
+import warnings
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dcnzoo.ops
+from dcnzoo.compat.mmcv._ext import without_autocast
+
+
+def geometry(*numbers: float) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
+    """The arguments of a compiled function after its tensors, as those of dcnzoo's operators.
+
+    They are (height, width) of kernel, stride, padding and dilation, then group, group_channels and
+    offset_scale.
+    """
+    kernel, stride, padding, dilation = zip(numbers[:8:2], numbers[1:8:2], strict=True)
+    group, group_channels, offset_scale = numbers[8:]
+    return kernel, stride, padding, dilation, group, group_channels, offset_scale
+
+
+@without_autocast
+def dcnv3_forward(
+    input: Tensor,  # [N, H, W, C]
+    offset: Tensor,  # [N, oH, oW, group·P·2], (x, y) pairs, in input pixels
+    mask: Tensor,  # [N, oH, oW, group·P]
+    *options: float,  # those of geometry(), im2col_step, and from version 1.1 on remove_center
+) -> Tensor:  # [N, oH, oW, C]
+    arguments, (_, *remove_center) = geometry(*options[:11]), options[11:]
+    return dcnzoo.ops.dcnv3(input, offset, mask, *arguments, remove_center=any(remove_center))
+
+
+def dcnv3_backward(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    *options: Any,  # as in the forward, with grad_output [N, oH, oW, C] before im2col_step
+) -> list[Tensor]:
+    """The gradients of ``input``, ``offset`` and ``mask``."""
+    arguments, (grad_output, _, *remove_center) = geometry(*options[:11]), options[11:]
+    backward = torch.ops.dcnzoo._dcnv3_backward
+    return list(backward(grad_output, input, offset, mask, *arguments, any(remove_center), [True] * 3))
+
+
+def _add_version() -> None:
+    """Add the package DCNv3 to ``pkg_resources``, if that is installed."""
+    if find_spec("pkg_resources") is None:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        resources = import_module("pkg_resources")
+    version = resources.Distribution(project_name="DCNv3", version="1.1")
+    resources.working_set.by_key.setdefault(version.key, version)
+
+
+_add_version()

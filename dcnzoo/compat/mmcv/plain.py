@@ -1,0 +1,160 @@
+"""Operators of ``mmcv._ext`` in PyTorch, with mmcv's arguments: box suppression, CARAFE, focal loss.
+
+As in mmcv, tensors named ``output``, and ``grad_…`` of inputs, belong to the caller and are written in place.
+Half precision is computed in float32. mmcv passes all arguments except tensors by keyword: the ``**options``
+of a function are the arguments of the private function that it calls.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dcnzoo.ops.reference_boxes import iou_with
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of ``function(*inputs)`` with respect to ``inputs``."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    with torch.enable_grad():
+        output = function(*leaves)
+    return torch.autograd.grad(output, leaves, grad_output.to(output.dtype), materialize_grads=True)
+
+
+# Boxes
+
+
+def softnms(
+    boxes: Tensor,  # (N, 4)
+    scores: Tensor,  # (N,)
+    dets: Tensor,  # (N, 5), written: the boxes that remain and their new scores
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,  # 0 naive, 1 linear, 2 gaussian
+    offset: int,
+) -> Tensor:
+    """Soft-NMS (Bodla et al. 2017). Returns the indices of the remaining boxes, best first.
+
+    Among equal scores the first box comes first, in mmcv's order: the best box is swapped with the first one,
+    and the last box replaces a dropped box.
+    """
+    left = torch.arange(len(boxes), device=boxes.device)
+    scores = scores.clone()
+    kept: list[Tensor] = []
+    while len(left):
+        comparable = scores.nan_to_num(nan=-torch.inf)
+        best = comparable.argmax() if not scores[0].isnan() else 0  # nothing exceeds a NaN
+        index, score = left[best].clone(), scores[best].clone()
+        dets[len(kept), :4], dets[len(kept), 4] = boxes[index], score
+        kept.append(index)
+        left[best], scores[best] = left[0].clone(), scores[0].clone()
+        left, scores = left[1:], scores[1:]
+        iou = iou_with(boxes[index], boxes[left], offset)
+        if method == 2:
+            scores = scores * torch.exp(-iou.square() / sigma)
+        else:
+            decay = torch.zeros_like(iou) if method == 0 else 1 - iou
+            scores = torch.where(iou >= iou_threshold, scores * decay, scores)
+        places = torch.arange(len(left), device=left.device)
+        remains = ~(scores < min_score)
+        count = int(remains.sum())
+        places[:count][~remains[:count]] = places[count:][remains[count:]].flip(0)
+        left, scores = left[places[:count]], scores[places[:count]]
+    return torch.stack(kept) if kept else left
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Groups ``dets`` (N, 5): each kept box with the boxes that it suppresses, best first."""
+    left = dets[:, 4].sort(descending=True).indices  # mmcv's order of equal scores
+    groups = []
+    while len(left):
+        match = iou_with(dets[left[0], :4], dets[left, :4]) >= iou_threshold
+        match[0] = True
+        groups.append(left[match].tolist())
+        left = left[~match]
+    return groups
+
+
+# CARAFE (Wang et al. 2019): each output pixel is a weighted sum of the k×k pixels around its source
+
+
+def _carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
+    def by_group(values: Tensor) -> Tensor:  # [N, G·X, H, W] -> [N·G, X, H, W]
+        return at_least_float32(values).unflatten(1, (group_size, -1)).flatten(0, 1)
+
+    height, width = masks.shape[2:]
+    # four axes: with eight, an exported mask head gave other masks in OpenVINO than in ONNX Runtime
+    near = F.interpolate(by_group(F.pad(features, (kernel_size // 2,) * 4)), scale_factor=scale_factor)
+    masks = by_group(masks)  # [N·G, k·k, s·H, s·W]
+    steps = range(0, kernel_size * scale_factor, scale_factor)
+    terms = (
+        near[:, :, y : y + height, x : x + width] * masks[:, tap, None]
+        for tap, (y, x) in enumerate(itertools.product(steps, steps))
+    )
+    result = functools.reduce(torch.add, terms)
+    return result.unflatten(0, (-1, group_size)).flatten(1, 2)
+
+
+def carafe_forward(
+    features: Tensor,  # [N, C, H, W]
+    masks: Tensor,  # [N, G·k·k, s·H, s·W]
+    rfeatures: Tensor,  # written: a copy of the features for the backward
+    routput: Tensor,
+    rmasks: Tensor,
+    output: Tensor,  # [N, C, s·H, s·W], written
+    **options: int,
+) -> None:
+    rfeatures.copy_(features)
+    output.copy_(_carafe(features, masks, **options))
+
+
+def carafe_backward(
+    grad_output: Tensor, rfeatures: Tensor, masks: Tensor, *rest: Tensor, **options: int
+) -> None:
+    inputs = (rfeatures, masks)
+    results = gradients(lambda x, m: _carafe(x, m, **options), inputs, grad_output)
+    for target, gradient in zip(rest[-2:], results, strict=True):
+        target.add_(gradient)
+
+
+# Focal loss (Lin et al. 2017), per element
+
+
+def _focal_loss(
+    input: Tensor,  # (N, C) logits
+    target: Tensor,  # (N,) class, C for background
+    weight: Tensor,  # (C,) or empty
+    gamma: float,
+    alpha: float,
+) -> Tensor:  # (N, C)
+    input = at_least_float32(input)
+    p, is_target = input.sigmoid(), target[:, None] == torch.arange(input.shape[1], device=input.device)
+    foreground = -alpha * (1 - p) ** gamma * F.logsigmoid(input)
+    loss = torch.where(is_target, foreground, (alpha - 1) * p**gamma * F.logsigmoid(-input))
+    if weight.numel():  # 1 for background, for which mmcv reads past the end
+        loss = loss * torch.cat([weight, weight.new_ones(1)])[target.clamp(max=len(weight)), None]
+    return loss
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, **options: float
+) -> None:
+    output.copy_(_focal_loss(input, target, weight, **options))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, **options: float
+) -> None:
+    ones = torch.ones_like(input)
+    (gradient,) = gradients(lambda x: _focal_loss(x, target, weight, **options), [input], ones)
+    grad_input.copy_(gradient)
