@@ -1,26 +1,17 @@
 import sys
 
 import pytest
-import torch.onnx  # noqa: F401  dcnzoo patches it at its import: not in the fixture, which undoes patches
 
-import dcnzoo.compat
-from dcnzoo.compat import after_import, host, patches
+import dcnzoo
+from dcnzoo.compat.compiled import TABLE
 
 
 @pytest.fixture
-def provide(monkeypatch):
-    """:func:`dcnzoo.compat.provide`. Its changes and later imports are undone after the test."""
-    before = dict(sys.modules)
-    known = len(patches._patches)
-    monkeypatch.setattr(after_import, "_missing", dict(after_import._missing))
-    monkeypatch.setattr(after_import, "_watched", [])
-    monkeypatch.setattr(host, "_provided", [])
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    yield dcnzoo.compat.provide
-    for patch in patches._patches[known:]:
-        patch.undo()
-    del patches._patches[known:]
+def provide():
+    """:func:`dcnzoo.provide`. The modules that it provides are removed after the test."""
+    before = set(sys.modules)
+    yield dcnzoo.provide
     for name in sys.modules.keys() - before:
-        spec = getattr(sys.modules[name], "__spec__", None)
-        if host.is_ours(spec) and not name.startswith("dcnzoo"):
+        is_provided = name in TABLE or name.rpartition(".")[2] in TABLE
+        if is_provided and not name.startswith("dcnzoo."):
             del sys.modules[name]

@@ -98,7 +98,7 @@ def test_layout_and_names_of_later_versions(rank, groups, per_group, name):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_provided_operator(rank):
     """The module's layers call ``torch.ops.custom_op`` with positional arguments and tuples of sizes."""
-    importlib.import_module("dcnzoo.compat.custom_op")  # by its name: test_host.py
+    importlib.import_module("dcnzoo.compat.compiled.custom_op")
     operator = getattr(torch.ops.custom_op, f"deform_conv{rank}d")
     arguments = [t.requires_grad_() if isinstance(t, torch.Tensor) else t for t in call(rank, 2, 3)]
     leaves = [t for t in arguments if isinstance(t, torch.Tensor)]

@@ -12,47 +12,24 @@ from mmengine.registry import MODELS
 import dcnzoo.compat.mmcv as compat
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets  # these two add all patches
-from dcnzoo.compat import after_import, patches
+from dcnzoo.compat import patches
 from dcnzoo.openmmlab.patches import kernels
 from dcnzoo.ops import _library
 
 from ..modules import randomise
+from ..patching import without
 from ..processes import run_code
 
 LAYER = dict(in_channels=4, out_channels=6, kernel_size=(3, 2), padding=1)
 
 # Each patch: applied, undone, not needed
 
-# those of torchvision are applied during its import: tests/environments/test_torchvision.py
-TABLE = [patch for patch in patches.table() if not patch.name.startswith("torchvision_")]
+TABLE = patches.table()
 each_patch = pytest.mark.parametrize("patch", TABLE, ids=lambda patch: f"{patch.name}-{patch.target}")
 # State that patches change other than by Changes.set and set_item
 OTHERWISE = {
     "load_own_checkpoints": lambda: set(torch.serialization.get_safe_globals()),
-    **dict.fromkeys(
-        (
-            *("mmocr_versions", "mmrotate_sequence", "mmrotate_versions", "mmyolo_versions"),
-            *(
-                "text_center_lines",
-                "xtcocotools_mask",
-                "fuse_conv_and_bn",
-                "fuse_conv_bn",
-                "ultralytics_load",
-            ),
-        ),
-        lambda: list(after_import._watched),
-    ),
 }
-
-
-def test_imports_beside_a_finder_without_find_spec(package, monkeypatch):
-    """importlib skips such finders, which old packages install."""
-    package("watched_module", "value = 1")
-    modules = []
-    cancel = after_import.watch("watched_module", modules.append)
-    monkeypatch.setattr(sys, "meta_path", [sys.meta_path[0], object(), *sys.meta_path[1:]])
-    assert __import__("watched_module").value == 1 and len(modules) == 1
-    cancel()
 
 
 class Recorded(patches.Changes):
@@ -112,11 +89,8 @@ def test_a_patch_is_applied_and_undone(undone):
         assert other != before[1] or undone.name not in OTHERWISE
         undone.apply()  # a second call has no effect
         assert state(undone, where) == (changed, other)
-        with patches.disabled(undone.name):
-            assert not undone.applied
-            patches.add(*TABLE, complete=True)
-            assert not undone.applied and state(undone, where) == before
-        assert undone.applied
+        patches.add(undone, complete=True)  # nor has a second addition
+        assert state(undone, where) == (changed, other)
         undone.undo()
         assert not undone.applied and state(undone, where) == before
 
@@ -127,9 +101,7 @@ def test_no_two_patches_change_the_same():
     assert len(found) == len(set(found))
     registered = {patch.name for patch in TABLE if "in the registry" in patch.target}
     assert {"DCN", "CocoDataset"} <= registered <= set(patches.REGISTERED)
-    with patches.disabled():
-        assert not patches.active()
-    assert patches.active()
+    assert registered & set(patches.active())
 
 
 def test_a_patch_that_fails_halfway_is_undone():
@@ -205,16 +177,6 @@ def test_names_that_do_not_exist(value, monkeypatch):
     with pytest.raises(RuntimeError, match=rf"DCNZOO_PATCHES: expected .*{value.split(',')[0].lstrip('-')}"):
         monkeypatch.setattr(patches, "_switches", patches._parse(value))
         patches.add(complete=True)
-    monkeypatch.undo()
-    with pytest.raises(RuntimeError, match=r"disable: .*'deform_con'.*deform_conv"):
-        patches.disable("deform_con")
-    assert patches.enabled("deform_conv")
-    # the error is raised once the class names are known
-    monkeypatch.setattr(patches, "_complete", False)
-    monkeypatch.setattr(patches, "_switches", patches._switches)
-    patches.disable("ssd_hed")
-    with pytest.raises(RuntimeError, match=r"'ssd_hed'.*ssd_head"):
-        patches.add(complete=True)
 
 
 def test_the_variable():
@@ -244,12 +206,12 @@ def test_a_compiled_mmcv_keeps_its_gpu_kernels(operator, compiled, monkeypatch):
     with monkeypatch.context() as without_library:
         without_library.setattr(_library, "loaded", {})
         assert choices() == [False, False, False]
-    patches.enable("cuda")
-    assert choices() == [True, True, False]
-    patches.disable("cuda")
+    with monkeypatch.context() as with_cuda:
+        with_cuda.setattr(patches, "_switches", patches._parse("cuda"))
+        assert choices() == [True, True, False]
     monkeypatch.setattr(compat, "compiled_devices", ("cpu",))
     assert choices() == [True, True, False]  # mmcv has no CUDA kernels
-    with patches.disabled(operator):
+    with without(operator):
         assert not any(choices())
         monkeypatch.setattr(compat, "compiled_devices", None)  # mmcv-lite
         assert all(choices())
@@ -289,7 +251,7 @@ def test_layers_call_mmcv_where_its_kernels_stay(
     layer = randomise(MODELS.build(options))
     inputs = () if given else (torch.randn(3, 4, 7, 9).to(memory_format=torch.channels_last),)
     expected = layer(*inputs, **given)
-    with patches.disabled(operator), monkeypatch.context() as patched:
+    with without(operator), monkeypatch.context() as patched:
         calls, original = [], getattr(sys.modules[module], function)
         patched.setattr(
             sys.modules[module], function, lambda *args: calls.append(function) or original(*args)
@@ -309,7 +271,7 @@ def test_mmdetections_detrs_construct_dcnzoos_attention(name, coordinates):
         torch.manual_seed(0)
         return kind(12, 3, num_levels=2, batch_first=True).eval()
 
-    with patches.disabled("MultiScaleDeformableAttention"):
+    with without("MultiScaleDeformableAttention"):
         theirs = build(mmcv.ops.MultiScaleDeformableAttention)
     ours = build(dcnzoo.models.MultiScaleDeformableAttention)
     for parameter, value in theirs.state_dict().items():
@@ -337,7 +299,7 @@ def test_kernels_are_chosen_by_the_tensors_device(compiled):
     extension = kernels.ByDevice("deform_conv", ours, theirs)
     assert extension.forward(torch.zeros(1), 2) == ("dcnzoo", 2)
     assert extension.forward(torch.zeros(1, device="meta"), scale=3) == ("mmcv", 3)
-    with patches.disabled("deform_conv"):
+    with without("deform_conv"):
         assert extension.forward(torch.zeros(1), 2) == ("mmcv", 2)
     steps = [((6, 4), 3), ((7, 4), 1), ((64, 32), 32), ((3, None), 3), ((66, None), 22), ((0, 4), 1)]
     assert all(kernels.largest_step(*arguments) == expected for arguments, expected in steps)

@@ -16,9 +16,9 @@ from importlib import import_module
 TABLE = {
     "MultiScaleDeformableAttention": "attention",  # Deformable DETR, DINO, Mask2Former, MaskDINO, MOTR
     "groundingdino._C": "attention",
-    "detrex._C": "attention",
+    "detrex._C": "detrex",
     "adet._C": "attention",  # TESTR, DeepSolo
-    "DCNv3": "dcnv3",  # InternImage
+    "DCNv3": "intern_image",
     "DCNv4": "dcnv4",  # the whole package, for FlashInternImage
     "DCNv4.ext": "dcnv4",  # where only its compiled part is missing
     "_ext": "dcn_v2",  # DCNv2 and its forks
@@ -26,9 +26,8 @@ TABLE = {
     "custom_op": "custom_op",  # Pytorch-Implmentation-of-Deformable-Convolution-Nd
 }
 TORCHVISION = "torchvision"
-BY_DEFAULT = [
-    name for name in TABLE if name not in ("_ext", "custom_op")
-]  # projects use these for others, too
+COMMON_NAMES = ("_ext", "custom_op")  # which projects give to other modules, too
+BY_DEFAULT = [name for name in TABLE if name not in COMMON_NAMES]
 
 
 def provide(*names: str) -> None:

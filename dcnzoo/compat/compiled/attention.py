@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: ``MultiScaleDeformableAttention`` and the ``_C`` of three projects.
+"""Multi-scale deformable attention: ``MultiScaleDeformableAttention``, ``groundingdino._C``, ``adet._C``.
 
 Any batch size works with any ``im2col_step``, and half precision too. The modules' other functions, such as
 adet's ``BezierAlign``, are missing.

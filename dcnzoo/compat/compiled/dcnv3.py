@@ -1,12 +1,5 @@
-"""``DCNv3``, the compiled module of InternImage.
+"""The functions of DCNv3, which InternImage's and detrex's compiled modules have."""
 
-Its import also adds an entry of the package DCNv3 to ``pkg_resources``, where InternImage's ``ops_dcnv3``
-reads the version. Version 1.1 has the argument ``remove_center``.
-"""
-
-import warnings
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -48,17 +41,3 @@ def dcnv3_backward(
     arguments, (grad_output, _, *remove_center) = geometry(*options[:11]), options[11:]
     backward = torch.ops.dcnzoo._dcnv3_backward
     return list(backward(grad_output, input, offset, mask, *arguments, any(remove_center), [True] * 3))
-
-
-def _add_version() -> None:
-    """Add the package DCNv3 to ``pkg_resources``, if that is installed."""
-    if find_spec("pkg_resources") is None:
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated
-        resources = import_module("pkg_resources")
-    version = resources.Distribution(project_name="DCNv3", version="1.1")
-    resources.working_set.by_key.setdefault(version.key, version)
-
-
-_add_version()
