@@ -24,6 +24,7 @@ from dcnzoo.utils.fetch import checksum_in_name
 from dcnzoo.utils.folders import mim_folder
 
 from ..commands import error_of
+from ..patching import without
 from ..zoo.conftest import undisturbed  # noqa: F401  a fixture
 from ..zoo.server import Served, serving
 
@@ -87,13 +88,14 @@ def test_a_harmful_file_is_refused(harmful, tmp_path, folder, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(CheckpointError, match=REFUSED):
         CheckpointLoader.load_checkpoint(str(harmful), logger="silent")
-    with patches.disabled("enforce_weights_only"), monkeypatch.context() as fork:
+    with without("enforce_weights_only"), monkeypatch.context() as fork:
         # onedl-mmengine reads a rejected file a second time, without restrictions
         fork.setattr(loading, "_safe_torch_load", torch.load, raising=False)
-        patches.enable("enforce_weights_only")
+        patch = next(patch for patch in patches.table() if patch.name == "enforce_weights_only")
+        patch.apply()
         with open(harmful, "rb") as file, pytest.raises(CheckpointError, match=r"contains posix\.mkdir"):
             loading._safe_torch_load(file, "cpu")
-        patches.disable("enforce_weights_only")
+        patch.undo()
         assert loading._safe_torch_load is torch.load
     torch.save(Harmful(folder), harmful, _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=REFUSED):

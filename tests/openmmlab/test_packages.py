@@ -11,10 +11,10 @@ import dcnzoo.models  # noqa: F401  lets configs inherit from packages
 # isort: split
 from mmdet.registry import MODELS
 
-from dcnzoo.compat import patches
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
 
+from ..patching import without
 from ..processes import ROOT, run_code
 
 NAME = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -62,7 +62,7 @@ def test_a_type_imports_no_module(package):
     with pytest.raises(KeyError, match="train_it"):
         MODELS.build(dict(type="train_it"))
     assert MODELS.get("torch.nn.ReLU") is MODELS.get("ReLU") is torch.nn.ReLU
-    with patches.disabled("types_import_no_modules"), pytest.raises(SystemExit, match="executed"):
+    with without("types_import_no_modules"), pytest.raises(SystemExit, match="executed"):
         MODELS.get("train_it")
 
 

@@ -28,7 +28,6 @@ from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies the patches; before mmdet, which needs mmcv.ops
-from dcnzoo.compat import patches
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import detector
 from dcnzoo.openmmlab.checkpoints import load_file
@@ -38,6 +37,7 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
 
 from .. import demo
+from ..patching import without
 
 # Checkpoints
 
@@ -331,7 +331,7 @@ OF_MMDET = [patch for patch in fixes.TABLE if patch.target.startswith("mmdet")]
 def test_a_patch_is_not_needed(name, owner, attribute, value, monkeypatch):
     """A patch is not needed where the error does not occur, on a GPU, or without mmdet."""
     patch = next(patch for patch in fixes.TABLE if patch.name == name)
-    with patches.disabled(name), monkeypatch.context() as patched:
+    with without(name), monkeypatch.context() as patched:
         patched.setattr(owner, attribute, value, raising=False)
         assert not patch.needed()
         patch.apply()
@@ -344,12 +344,12 @@ def test_a_patch_is_not_needed(name, owner, attribute, value, monkeypatch):
 def test_an_error_comes_back_without_its_patch(tmp_path):
     """Each patch can be undone and applied again at run time."""
     torch.save({"log": HistoryBuffer([1.0], [1])}, tmp_path / "log.pth")
-    with patches.disabled("load_own_checkpoints"), pytest.raises(pickle.UnpicklingError):
+    with without("load_own_checkpoints"), pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "log.pth")
     assert load_file(tmp_path / "log.pth")["log"].mean() == 1.0
-    with patches.disabled("cascade_rpn_head"), pytest.raises(TypeError, match="num_classes"):
+    with without("cascade_rpn_head"), pytest.raises(TypeError, match="num_classes"):
         build("cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco.py")
-    with patches.disabled("deformable_configs"), pytest.raises(TypeError, match="to_deformable"):
+    with without("deformable_configs"), pytest.raises(TypeError, match="to_deformable"):
         csp_darknet(to_deformable=CONV2)
     assert torch.load(tmp_path / "log.pth")["log"].mean() == 1.0
     assert csp_darknet(to_deformable=CONV2)
