@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dcnzoo.compat import provide
 from dcnzoo.compat.mmcv import provide_extension as _provide_extension
-from dcnzoo.utils.errors import typed as _typed
+from dcnzoo.utils.errors import install_hint as _install_hint
 from dcnzoo.version import __version__
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'dcnzoo' has no attribute {name!r}")
 
 
-@_typed
+@_install_hint()
 def load(
     model: str | os.PathLike[str],
     *,

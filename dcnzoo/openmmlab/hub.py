@@ -13,7 +13,7 @@ from torch import nn
 
 from dcnzoo.openmmlab.checkpoints import to_safetensors
 from dcnzoo.openmmlab.config import json_config
-from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
+from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import write_bytes, write_text
 from dcnzoo.version import __version__
 
@@ -55,7 +55,6 @@ def fetch_model(name: str) -> tuple[Path, Path]:
     return config, weights
 
 
-@typed
 def push_model(
     model: nn.Module,
     repository: str,

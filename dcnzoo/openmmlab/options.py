@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
-from dcnzoo.utils.errors import UserError, require_types
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_folder
 
 LOGGERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
@@ -52,7 +52,6 @@ class RunOptions:
     launcher: str = "none"
 
     def __post_init__(self) -> None:
-        require_types(vars(self), {field.name: field.type for field in fields(self)})
         if self.work_dir == "":
             raise UserError("work_dir: expected a folder, got an empty text")
 

@@ -17,13 +17,12 @@ from dcnzoo.report.sections.curves import show_curves, show_offsets, show_valida
 from dcnzoo.report.sections.errors import show_errors
 from dcnzoo.report.sections.pictures import show_detections, show_sampling, show_training
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
-from dcnzoo.utils.errors import UserError, one_line, typed, user_errors
+from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
 from dcnzoo.utils.jsonl import versions
 from dcnzoo.utils.text import counted
 
 
-@typed
 def write_report(
     folders: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,

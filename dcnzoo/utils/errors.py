@@ -1,21 +1,12 @@
 """Errors that the command line prints as one line."""
 
 import errno
-import functools
-import inspect
 import linecache
-import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral, Real
-from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, cast, get_args, get_origin
-
-Function = TypeVar("Function", bound=Callable)
 
 
 class UserError(Exception):
@@ -29,64 +20,8 @@ class JointError(UserError):
     """An error of all processes of a distributed training. The terminal shows it once for each machine."""
 
 
-class WrongTypeError(UserError, TypeError):
-    """An argument has not the type of its annotation."""
-
-
 class MissingFileError(UserError, FileNotFoundError):
     """A file that the user names does not exist."""
-
-
-# types in annotations → the types of values, and their name in messages
-_KINDS: dict[object, tuple[type, str]] = {
-    bool: (bool, "True or False"),
-    int: (Integral, "an integer"),
-    float: (Real, "a number"),
-    str: (str, "a text"),
-    os.PathLike: (os.PathLike, "a path"),
-    Path: (Path, "a path"),
-    Mapping: (Mapping, "a mapping"),
-    Sequence: (Sequence, "a sequence"),
-    Iterable: (Iterable, "a sequence"),
-    type(None): (type(None), "None"),
-}
-
-
-def require_types(values: Mapping[str, object], annotations: Mapping[str, object]) -> None:
-    """Raise WrongTypeError unless each value has the type of its annotation.
-
-    A flag is no number, and a text no sequence and no flag: "no" would count as true. Values with annotations
-    that have other types are not checked.
-    """
-    for name, value in values.items():
-        annotation = annotations.get(name)
-        members = get_args(annotation) if isinstance(annotation, UnionType) else [annotation]
-        types = [get_origin(member) or member for member in members]
-        if not all(each in _KINDS for each in types):
-            continue
-        fits = isinstance(value, tuple(_KINDS[each][0] for each in types))
-        if isinstance(value, bool | str):
-            fits = type(value) in types
-        if not fits:
-            expected = " or ".join(dict.fromkeys(_KINDS[each][1] for each in types))
-            raise WrongTypeError(f"{name}: expected {expected}, got {value!r}")
-
-
-def typed(function: Function) -> Function:
-    """Decorator of a public function: :func:`require_types` for its arguments."""
-    annotations = function.__annotations__
-
-    @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        require_types(inspect.getcallargs(function, *args, **kwargs), annotations)
-        try:
-            return function(*args, **kwargs)
-        except ModuleNotFoundError as error:
-            if command := install_command(error):
-                raise ModuleNotFoundError(f"{error}: {command}", name=error.name) from error
-            raise
-
-    return cast(Function, checked)
 
 
 _EXTRA_OF_PACKAGE = {
@@ -110,6 +45,17 @@ def install_command(error: Exception, extra: str = "mmdet") -> str:
     package = (getattr(error, "name", None) or "").partition(".")[0]
     extra = extra if package in _IN_SEVERAL_EXTRAS else _EXTRA_OF_PACKAGE.get(package, "")
     return f'pip install "dcnzoo[{extra}]"' if extra and "pip install" not in str(error) else ""
+
+
+@contextmanager
+def install_hint() -> Iterator[None]:
+    """Context, also a decorator, that adds :func:`install_command` to the error about a missing package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if command := install_command(error):
+            raise ModuleNotFoundError(f"{error}: {command}", name=error.name) from error
+        raise
 
 
 HINT = " (DCNZOO_TRACEBACK=1 shows where)"

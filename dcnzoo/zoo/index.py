@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import yaml
 
-from dcnzoo.utils.errors import UserError, typed
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_exists, require_file
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.utils.formats import EXPORTED, KINDS
@@ -175,7 +175,6 @@ def _source(package: str, metafile: Path, entry: dict, result: dict) -> str:
     return f"published ({published})"
 
 
-@typed
 def find(name: str) -> Model:
     """Find a model by its config's name, an alias, or ``mmdet::folder/config.py``.
 

@@ -10,11 +10,10 @@ import torch
 
 from dcnzoo.openmmlab.checkpoints import load_file, to_safetensors
 from dcnzoo.openmmlab.weights import find_weights
-from dcnzoo.utils.errors import UserError, typed
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file, write_bytes
 
 
-@typed
 def publish(
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,

@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe
-from dcnzoo.utils.errors import UserError, typed, user_errors
+from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import verify
 from dcnzoo.utils.files import require_new, write_text
 from dcnzoo.utils.formats import EXPORTED
@@ -28,7 +28,6 @@ from dcnzoo.zoo.source import resolve
 FIGURES = ("box AP", "mask AP")  # in metafiles
 
 
-@typed
 def test(
     model: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None = None,
@@ -74,7 +73,6 @@ def test(
         return execute.test(recipe, of_test, weights, force)
 
 
-@typed
 def reproduce(
     model: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None = None,

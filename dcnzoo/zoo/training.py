@@ -13,12 +13,11 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING
-from dcnzoo.utils.errors import UserError, printable, typed, user_errors
+from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.zoo.own_data import prepare
 from dcnzoo.zoo.source import Source, resolve
 
 
-@typed
 def train(
     model: str | os.PathLike[str] | None = None,
     *,
