@@ -108,16 +108,6 @@ class SavedCheckpoints:
         is_own = self.has(file) or Path(file) == last_checkpoint(self.work_dir)
         return self.work_dir if is_own else Path(file).parent
 
-    def moved(self, file: str, source: str | os.PathLike) -> str:
-        """Return where a checkpoint is now, also if its folder has been renamed; empty if it is gone.
-
-        Args:
-            source: a later one of its training.
-        """
-        name = os.path.basename(file)
-        paths = Path(source).parent / name, self.folder / name, Path(file)
-        return next((str(path) for path in paths if path.exists()), "") if self.is_local else file
-
     def number(self, name: str) -> int | None:
         """Return the epoch or iteration in the name of a checkpoint; None if no training gives this name.
 
@@ -143,28 +133,25 @@ class SavedCheckpoints:
         return {step: path for step, path in paths if step is not None and _is_written(path)}
 
     def undamaged(self) -> Path | str | None:
-        """Return the checkpoint to resume from; None if there is none.
+        """Return the latest undamaged checkpoint, to resume from; None if there is none.
 
-        It is the one that ``last_checkpoint`` names, or a single later one: its process has ended before it
-        wrote the new name. (Several later ones are of another run.) If it is damaged, a warning says so, and
-        the latest undamaged one before it is returned.
+        A warning names the damaged ones after it. A checkpoint with the name of another config is found by
+        ``last_checkpoint``.
 
         Raises:
             UserError: all are damaged.
         """
         if not self.is_local:  # only mmengine's backend can read it
             return (read_beside(self.work_dir / LAST) or "").strip() or None
-        last, numbered = last_checkpoint(self.work_dir), self.numbered()
-        named = self.step(last) if last else None
-        if last and _is_written(last) and (named is None if self.has(last) else self.is_apart):
-            return last  # with the names of another config, or before the work directory was renamed
-        later = sum(step > named for step in numbered) if named is not None else 0
+        last = last_checkpoint(self.work_dir)
+        if last and self.has(last) and self.step(last) is None and _is_written(last):
+            return last
         damaged = 0
-        for step in sorted(numbered, reverse=True)[later if later > 1 else 0 :]:
+        for _, path in sorted(self.numbered().items(), reverse=True):
             try:
-                if numbered[step].is_file():  # sharded optimizers save folders
-                    load_file(numbered[step], map_location="meta")
-                return numbered[step]
+                if path.is_file():  # sharded optimizers save folders
+                    load_file(path, map_location="meta")
+                return path
             except CheckpointError as error:
                 damaged += 1
                 print_log(f"checkpoint: {error}; using the previous one", "current", logging.WARNING)

@@ -11,7 +11,7 @@ from torch import nn
 from dcnzoo import layers
 
 # Others may call weight.view, as those of standardized, normalized and masked weights do.
-PLAIN = (nn.Conv2d, nn.ConvTranspose2d, wrappers.Conv2d, wrappers.ConvTranspose2d)
+PLAIN = (nn.Conv2d, nn.ConvTranspose2d, wrappers.Conv2d, wrappers.ConvTranspose2d, layers.OffsetConv2d)
 DEFORMABLE = (DeformConv2d, ModulatedDeformConv2d, layers.DeformConv2d, layers.DeformConvTranspose2d)
 
 

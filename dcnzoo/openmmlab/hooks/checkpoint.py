@@ -1,21 +1,19 @@
 """Checkpoints that survive a killed process: a file is complete or absent, and is verified before loading."""
 
-import itertools
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, LoggerHook
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
-from dcnzoo.openmmlab.saved import LAST, SavedCheckpoints, best_files
+from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files
 from dcnzoo.utils.errors import UserError, disk_is_full
-from dcnzoo.utils.files import remove_abandoned, replacing, write_bytes, write_text
+from dcnzoo.utils.files import remove_abandoned, write_bytes
 from dcnzoo.utils.text import few
 
 
@@ -79,8 +77,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self.backend_args = self.backend_args or {"backend": "atomic_local"}
             # last_checkpoint has the path, and is read from other folders
             self.out_dir = None if self.out_dir is None else os.path.abspath(self.out_dir)
-        self._outdated: list[str] = []
-        self._elsewhere: dict[str, str] = {}  # names of best checkpoints → their paths in other folders
+        self._outdated: list[str] = []  # names of files to remove after the next checkpoint is written
 
     # Resuming
 
@@ -98,42 +95,36 @@ class AtomicCheckpointHook(CheckpointHook):
         info = runner.message_hub.runtime_info
         if "keep_ckpt_ids" in info:  # the parent class puts them into names of files that it removes
             info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if type(step) is int]
-        self._keep_best(info, runner._load_from or self._saved.folder / LAST)
+        self._keep_best(info)
         super().before_train(runner)
-        if not isinstance(runner.train_loop, EpochBasedTrainLoop):  # no epoch ends
-            runner.log_processor.by_epoch = False
-            for hook in (hook for hook in runner.hooks if isinstance(hook, LoggerHook)):
-                hook.log_metric_by_epoch = False
         self._backend = self.file_backend
         self.file_backend = _RemovesLater(self._backend, self._outdated)
-        pointer = Path(runner.work_dir, LAST)
+        source = Path(str(runner._load_from))
+        if runner._resume and self._saved.has(source):  # a later best one is that of another run
+            later = self._saved.after(source)
+            self._outdated += [file.name for file in later if file.name.startswith("best_")]
         if is_main_process() and self._saved.is_local:
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
-            if runner._resume and runner._load_from and self._saved.has(runner._load_from):
-                write_text(pointer, os.path.abspath(runner._load_from))  # those after it are of another run
 
-    def _keep_best(self, info: dict[str, Any], source: str | os.PathLike) -> None:
-        """Of the best checkpoints before this start, keep those of its metrics that are still there.
+    def _keep_best(self, info: dict[str, Any]) -> None:
+        """Of the best checkpoints before this start, keep those of the same metrics that are in this folder.
 
-        The work directory may have another name; one that a given-up run had replaced is gone. Those in
-        another folder are copied when the next checkpoint is written: before, this folder counts as new.
-        mmengine has other keys for one metric than for several.
+        The folder may have another name now. One that a later validation had replaced is gone.
         """
-        keys = [key for key in info if key.startswith("best_ckpt")]
-        before = [(str(info.pop(key)), info.pop(key.replace("ckpt", "score", 1), None)) for key in keys]
-        best = [[(self._saved.moved(file, source), score) for file, score in before]]
-        broadcast_object_list(best)
-        metrics = self.key_indicators if self.save_best else ["auto"]
-        for metric, (path, score) in itertools.product(metrics, best[0]):
-            prefix = "" if metric == "auto" else f"best_{metric}_".replace("/", "_")
-            name = os.path.basename(path)
-            is_own = name.startswith(prefix) and self._saved.number(name.removeprefix(prefix)) is not None
-            if is_own and isinstance(score, int | float):
-                key = f"_{metric}" if len(metrics) > 1 else ""
-                info[f"best_ckpt{key}"], info[f"best_score{key}"] = path, score
-                if self._saved.is_local and os.path.isfile(path) and not self._saved.has(path):
-                    info[f"best_ckpt{key}"] = str(self._saved.folder / name)
-                    self._elsewhere[name] = path
+        best, metrics = {}, self.key_indicators if self.save_best else []
+        for metric in metrics:
+            key = f"_{metric}" if len(metrics) > 1 else ""  # mmengine's keys of one metric have no name
+            prefix = "best_" if metric == "auto" else f"best_{metric}_".replace("/", "_")
+            name = os.path.basename(str(info.get(f"best_ckpt{key}", "")))
+            path = self._saved.folder / name
+            if name.startswith(prefix) and (path.exists() or not self._saved.is_local):
+                best[f"best_ckpt{key}"] = str(path) if self._saved.is_local else info[f"best_ckpt{key}"]
+                best[f"best_score{key}"] = info[f"best_score{key}"]
+        shared = [best]
+        broadcast_object_list(shared)  # other ranks may not see the files yet
+        for key in [key for key in info if key.startswith(("best_ckpt", "best_score"))]:
+            del info[key]
+        info.update(shared[0])
 
     # Saving
 
@@ -147,7 +138,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
         monitors = self.key_indicators if self.save_best else ()
         unknown = [name for name in monitors if name not in {"auto", *metrics}]
-        if metrics and unknown:  # mmengine says so if there are none, and skips None
+        if metrics and unknown:  # mmengine ends with a KeyError, and skips None
             text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}: it has no best checkpoint"
             runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
             metrics = {**metrics, **dict.fromkeys(unknown)}
@@ -158,16 +149,11 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
-        for name in _best_names(runner) & self._elsewhere.keys() if is_main_process() else ():
-            if not (path := self._saved.folder / name).exists():  # else, a new one has this name
-                with replacing(path) as partial:
-                    shutil.copyfile(self._elsewhere[name], partial)
-        self._elsewhere.clear()
         self._remove_outdated(runner)
 
     def _remove_outdated(self, runner: Runner) -> None:
         # with by_epoch=True, all the best ones of a training that counts iterations have one name
-        best = _best_names(runner)
+        best = {*map(os.path.basename, best_files(runner.message_hub.runtime_info))}
         # a checkpoint that is resumed may come from elsewhere and name anything as the best one
         outdated = [name for name in {*self._outdated} - best if self._saved.number(name) is not None]
         for name in outdated if is_main_process() else ():
@@ -177,7 +163,3 @@ class AtomicCheckpointHook(CheckpointHook):
             elif self._backend.isfile(path):
                 self._backend.remove(path)
         self._outdated.clear()
-
-
-def _best_names(runner: Runner) -> set[str]:
-    return {*map(os.path.basename, best_files(runner.message_hub.runtime_info))}

@@ -1,24 +1,27 @@
 """Continue a training as if it had not been interrupted."""
 
+import inspect
 import warnings
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.hooks.history import BEGAN, NUMBER, VALIDATED, next_number
+
+_STOPPING = "early_stopping"  # key in a checkpoint: monitor → best score, validations since
 
 
 class ResumeHook(Hook):
     """Give a resumed training the state that an uninterrupted one with its settings has.
 
     The settings of the config count, not those in the checkpoint: its schedules are stepped to the position
-    of the checkpoint. One that depends on a metric has its state, and that of the optimizer, from there.
+    of the checkpoint. If one depends on a metric, schedules and optimizer have the checkpoint's state.
 
     A checkpoint is written before the validation that follows. This runs again, so that its effects (best
     score, learning rate on plateaus, patience) are there.
@@ -32,6 +35,9 @@ class ResumeHook(Hook):
         for state in chain(*states.values()) if isinstance(states, dict) else states:
             for key in [key for key, value in state.items() if callable(value)]:
                 del state[key]  # OneCycleLR has a function, which files of weights may not have
+        checkpoint[_STOPPING] = {
+            hook.monitor: (float(hook.best_score), hook.wait_count) for hook in _stopping_hooks(runner)
+        }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if not runner._resume:
@@ -39,12 +45,14 @@ class ResumeHook(Hook):
         meta, info = checkpoint["meta"], checkpoint.get("message_hub", {}).get("runtime_info", {})
         self._had_ended = meta["iter"] == info.get("max_iters")  # with a validation
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            if info.get(
-                "max_epochs"
-            ):  # a checkpoint by iterations may be within an epoch, which begins again
+            if info.get("max_epochs"):
+                # a checkpoint by iterations may be within an epoch, which begins again
                 meta["epoch"], rest = divmod(meta["iter"], info["max_iters"] // info["max_epochs"])
                 self._is_cut = rest > 0
             meta["iter"] = meta["epoch"] * len(runner.train_dataloader)
+        for hook in _stopping_hooks(runner):
+            before = checkpoint.get(_STOPPING, {}).get(hook.monitor)
+            hook.best_score, hook.wait_count = before or (hook.best_score, 0)
         schedules, wrapper = runner.param_schedulers, runner.optim_wrapper
         is_one = isinstance(schedules, list | None) and isinstance(wrapper, OptimWrapper)
         if is_one and not any(getattr(each, "need_val_args", False) for each in schedules or ()):
@@ -80,6 +88,10 @@ class ResumeHook(Hook):
             runner.val_loop.run()
 
 
+def _stopping_hooks(runner: Runner) -> Iterator[EarlyStoppingHook]:
+    return (hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook))
+
+
 def _done(runner: Runner) -> int:
     """Return the number of epochs that a training has done, or of iterations if it does not count epochs."""
     return runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
@@ -103,7 +115,7 @@ def _set_values(runner: Runner, optimizer: dict[str, Any]) -> None:
     What an optimizer counts itself stays.
     """
     wrapper = runner.optim_wrapper
-    settings = {*arguments(wrapper.optimizer.__class__)[0]}
+    settings = {*inspect.signature(type(wrapper.optimizer)).parameters}
     settings |= {each.param_name for each in runner.param_schedulers or ()}
     groups = [*optimizer["param_groups"], optimizer.get("base_param_settings") or {}]
     for old, new in zip(groups, wrapper.param_groups, strict=False):

@@ -27,12 +27,3 @@ class PlateauEarlyStoppingHook(EarlyStoppingHook):
 
     def __init__(self, monitor: str, patience: int, rule: str | None = None) -> None:
         super().__init__(monitor, rule, min_delta=1e-6, patience=patience)  # with 0, a tie is an improvement
-
-    def before_train(self, runner: Runner) -> None:
-        """Continue to count where the checkpoint of a resumed training does; mmengine's hook begins anew."""
-        state = runner.message_hub.runtime_info.get("patience")
-        self.best_score, self.wait_count = state or (self.best_score, 0)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        super().after_val_epoch(runner, metrics)
-        runner.message_hub.update_info("patience", (self.best_score, self.wait_count))

@@ -11,17 +11,14 @@ import mmengine
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import utils as dist_utils
-from mmengine.hooks import EMAHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
-from mmengine.runner import Runner
 from mmengine.runner import checkpoint as loading
 from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
-from dcnzoo.openmmlab.weights import without_wrapper
 
 # mmdet is optional: the functions that patch it import it.
 
@@ -92,17 +89,6 @@ def offset_lr_mult(changes: Changes) -> None:
                 group["lr"] = self.base_lr * factor
 
     changes.wrap(DefaultOptimWrapperConstructor, "add_params", add_params)
-
-
-def keep_averaged_weights(changes: Changes) -> None:
-    """Start an average once for a runner, not in each ``before_run``, of ``train``, ``val`` and ``test``."""
-
-    def start_once(original: Callable, self: EMAHook, runner: Runner) -> None:
-        model = without_wrapper(runner.model)
-        if getattr(self, "src_model", None) is not model:
-            original(self, runner)
-
-    changes.wrap(EMAHook, "before_run", start_once)
 
 
 def weights_by_name(changes: Changes) -> None:

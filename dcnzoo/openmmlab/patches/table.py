@@ -1,7 +1,7 @@
 """The patches of OpenMMLab's packages, for current PyTorch and for machines without a GPU.
 
 :func:`dcnzoo.openmmlab.setup` applies them; :mod:`dcnzoo.compat.patches` switches them off.
-``versions`` lists the versions with the bug.
+``versions`` lists the versions with the fault, ``target`` the file and line in which it is.
 """
 
 from collections.abc import Callable
@@ -50,107 +50,102 @@ of_mmdet = partial(fix, versions="mmdet 3.3.0")
 TABLE = (
     of_mmengine(
         inherit_from_packages,
-        target="mmengine.Config._get_cfg_path",
+        target="mmengine/config/config.py:1247, Config._get_cfg_path",
         reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 81 removed",
     ),
     of_mmengine(
         types_import_no_modules,
-        target="mmengine.registry.registry.get_object_from_string",
+        target="mmengine/registry/registry.py:506, get_object_from_string",
         reason="an unknown type imports the module of this name, such as train.py in the current folder",
     ),
     of_mmengine(
         config_text,
-        target="mmengine.Config.pretty_text",
+        target="mmengine/config/config.py:1489, Config.pretty_text",
         reason="Ctrl-C while a checkpoint is saved raises SyntaxError (Failed to format the config file)",
     ),
     fix(
         load_own_checkpoints,
-        target="the safe globals of torch.serialization",
+        target="mmengine/runner/checkpoint.py:347, torch.load: its safe globals",
         reason="torch.load rejects the log in mmengine's checkpoints (Weights only load failed)",
         versions="mmengine 0.10.7, torch ≥ 2.6",
     ),
     fix(
         enforce_weights_only,
-        target="mmengine.runner.CheckpointLoader",
+        target="mmengine/runner/checkpoint.py:311, CheckpointLoader.load_checkpoint; :371, load_url",
         reason="a downloaded or resumed checkpoint can run code",
         versions="mmengine 0.10.7, onedl-mmengine 0.10.12",
     ),
     of_mmengine(
-        models.keep_averaged_weights,
-        target="mmengine.hooks.EMAHook.before_run",
-        reason="runner.test() after runner.train() discards the average and tests the last weights",
-    ),
-    of_mmengine(
         history.short_histories,
-        target="mmengine.logging.HistoryBuffer",
+        target="mmengine/logging/history_buffer.py:76, HistoryBuffer",
         reason="all logged values are copied in each iteration, and saved in each checkpoint",
     ),
     of_mmengine(
         models.weights_by_name,
-        target="mmengine.runner.checkpoint.get_torchvision_models",
+        target="mmengine/runner/checkpoint.py:142, get_torchvision_models",
         reason="'torchvision://resnet50' requires torchvision (No module named 'torchvision')",
     ),
     of_mmengine(
         models.amp_on_cpu,
-        target="AmpOptimWrapper in mmengine's registry",
+        target="mmengine/optim/optimizer/amp_optimizer_wrapper.py:76, AmpOptimWrapper",
         reason="amp=True requires a GPU (AmpOptimizerWrapper is only available … gpu)",
         needed=on_cpu,
     ),
     of_mmengine(
         models.distributed_without_cuda,
-        target="mmengine.dist.init_dist, MMDistributedDataParallel",
+        target="mmengine/dist/utils.py:130, :164, :221, set_device; runner/runner.py:900, device_ids",
         reason="launchers call torch.cuda.set_device, and DDP receives the index of a GPU",
         needed=on_cpu,
     ),
     of_mmengine(
         models.offset_lr_mult,
-        target="mmengine.optim.DefaultOptimWrapperConstructor.add_params",
+        target="mmengine/optim/optimizer/default_constructor.py:281, add_params",
         reason="dcn_offset_lr_mult has no effect on layers other than mmcv's two convolutions",
     ),
     of_mmcv(
         models.roi_align_without_torchvision,
-        target="mmcv.ops.RoIAlign",
+        target="mmcv/ops/roi_align.py:197, RoIAlign",
         reason="use_torchvision=True, as in CrowdDet's config, needs torchvision",
         needed=lambda: not installed("torchvision"),
     ),
     of_mmcv(
         models.mm_sync_batch_norm,
-        target="mmcv.ops.SyncBatchNorm",
+        target="mmcv/ops/sync_bn.py:213, SyncBatchNorm",
         reason="MMSyncBN cannot be built in one process (Default process group has not been initialized)",
     ),
     of_mmengine(
         deformable_configs,
-        target="mmengine.Registry.build, for models",
+        target="mmengine/registry/registry.py:548, Registry.build of models",
         reason="configs lack dcn=True and to_deformable=dict(where=…)",
     ),
     of_mmdet(
         models.short_resnets,
-        target="mmdet.models.ResNet.arch_settings",
+        target="mmdet/models/backbones/resnet.py:361, ResNet.arch_settings",
         reason="ResNet has no depth below 18, and none of Bottlenecks below 50",
     ),
     of_mmdet(
         models.ssd_head,
-        target="mmdet.models.SSDHead.loss_cls",
+        target="mmdet/models/dense_heads/base_dense_head.py:376, SSDHead.loss_cls",
         reason="prediction reads loss_cls of every dense head, but SSDHead has none",
     ),
     of_mmdet(
         models.cascade_rpn_head,
-        target="mmdet.models.CascadeRPNHead",
+        target="mmdet/models/dense_heads/cascade_rpn_head.py:921, CascadeRPNHead",
         reason="mmdet's config of Cascade RPN does not fit its class (missing … 'num_classes')",
     ),
     of_mmdet(
         models.heatmaps_in_channels_last,
-        target="get_local_maximum of mmdet's centernet_head and corner_head",
+        target="mmdet/models/utils/gaussian_target.py:226, get_topk_from_heatmap",
         reason="CenterNet and CornerNet reject channels-last maps (view size is not compatible)",
     ),
     of_mmdet(
         models.teacher_config,
-        target="mmdet.models.KnowledgeDistillationSingleStageDetector",
+        target="mmdet/models/detectors/kd_one_stage.py:64, KnowledgeDistillationSingleStageDetector",
         reason="distillation configs give the teacher's path relative to mmdet's repository",
     ),
     of_mmdet(
         models.masks_outside_the_image,
-        target="mmdet's fcn_mask_head._do_paste_mask",
+        target="mmdet/models/roi_heads/mask_heads/fcn_mask_head.py:436, _do_paste_mask",
         reason="on the CPU, a mask fails if its box is inverted or outside the image (QueryInst)",
     ),
 )
