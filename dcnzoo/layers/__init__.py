@@ -11,6 +11,8 @@ from dcnzoo.layers.deform_conv import DeformConvTranspose3d as DeformConvTranspo
 from dcnzoo.layers.deform_roi_pool import DeformRoIPool as DeformRoIPool
 from dcnzoo.layers.deform_roi_pool import DeformRoIPoolPack as DeformRoIPoolPack
 from dcnzoo.layers.deform_roi_pool import ModulatedDeformRoIPoolPack as ModulatedDeformRoIPoolPack
+from dcnzoo.layers.masks import MaskSigmoid as MaskSigmoid
+from dcnzoo.layers.masks import MaskSoftmax as MaskSoftmax
 from dcnzoo.layers.ms_deform_attn import MultiScaleDeformableAttention as MultiScaleDeformableAttention
 from dcnzoo.layers.offsets import OffsetConv1d as OffsetConv1d
 from dcnzoo.layers.offsets import OffsetConv2d as OffsetConv2d
@@ -19,8 +21,6 @@ from dcnzoo.layers.offsets import OffsetLinear as OffsetLinear
 from dcnzoo.layers.offsets import accept_legacy_offsets as accept_legacy_offsets
 from dcnzoo.layers.offsets import limit_offset as limit_offset
 from dcnzoo.layers.offsets import offset_parameter_groups as offset_parameter_groups
-from dcnzoo.layers.packed import MaskSigmoid as MaskSigmoid
-from dcnzoo.layers.packed import MaskSoftmax as MaskSoftmax
 from dcnzoo.layers.packed import PackedDeformConv1d as PackedDeformConv1d
 from dcnzoo.layers.packed import PackedDeformConv2d as PackedDeformConv2d
 from dcnzoo.layers.packed import PackedDeformConv3d as PackedDeformConv3d

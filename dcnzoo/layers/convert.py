@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from dcnzoo.layers import packed
+from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.ops._arguments import can_read, memory_format
 from dcnzoo.ops._torch_private import ConvNd
@@ -144,9 +145,9 @@ def packed_layer(
         activation: Any = copy.deepcopy(mask_activation)
         taps = math.prod(convolution.kernel_size)
         if kind == "v2" and activation == "sigmoid":
-            activation = packed.MaskSigmoid(scale=2)
+            activation = MaskSigmoid(scale=2)
         elif kind == "v2" and activation == "softmax":
-            activation = packed.MaskSoftmax(taps, scale=taps)
+            activation = MaskSoftmax(taps, scale=taps)
         try:
             return _to_packed(
                 convolution, modulated=kind == "v2", mask_activation=activation, **copy.deepcopy(options)
@@ -300,6 +301,9 @@ def _to_packed(convolution: Any, **options: Any) -> nn.Module:
         setattr(pack, name, vars(convolution)[name])
     if memory_format(weight) != torch.contiguous_format:
         pack.conv_offset.to(memory_format=memory_format(weight))
+    for activation in (pack.offset_activation, pack.mask_activation):
+        if activation is not None:
+            activation.to(weight.device, weight.dtype)
     if can_read(weight):
         _check_start(pack)
     return pack.train(convolution.training)
@@ -314,7 +318,6 @@ def _check_start(pack: Any) -> None:
     ):
         if channels:
             activation = nn.Identity() if getattr(pack, name) is None else getattr(pack, name)
-            activation.to(pack.weight.device, pack.weight.dtype)
             output = copy.deepcopy(activation).eval()(pack.weight.new_zeros(1, channels, *[1] * pack.rank))
             if not torch.allclose(output, torch.full_like(output, start)):
                 raise _Refused(f"{name}: expected an output of {start:g} for an input of 0; scale it")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.layers.offsets import OffsetLinear
+from dcnzoo.layers.offsets import OffsetLinear, require_finite
 from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import ms_deform_attn
@@ -117,6 +117,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         # Keep coordinates in float32 at least: bfloat16 has no value between 0.996 and 1.
         exact = torch.promote_types(value.dtype, torch.float32)
         shift = self.sampling_offsets(query).to(exact).unflatten(-1, (self.num_heads, -1))
+        require_finite(self.sampling_offsets)
         locations = self._locations(reference_points.to(exact), shift, spatial_shapes)
         weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         self._record_modulation(weights)

@@ -1,33 +1,54 @@
 """Prediction of offsets: convolutions, limit and learning rate."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dcnzoo.layers.statistics import TracksOffsets
+from dcnzoo.ops._arguments import can_read
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of Python 3.11
 
 
 class _ZeroInit(nn.Module):
-    """Mixin: all parameters start at zero.
+    """Mixin: weight and bias start at zero, and stay there until training.
 
     Attributes:
         start: initial values of the bias, other than zero.
     """
 
+    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
+        weight: Tensor
+        bias: Tensor | None
     start: list[float] | None = None
 
-    def reset_parameters(self) -> None:
-        for parameter in self.parameters():
-            self._set_start(parameter)
-
     @torch.no_grad()
-    def _set_start(self, parameter: Tensor) -> None:
-        parameter.zero_()  # not nn.init.zeros_, which Transformers disables while it builds a model
-        if self.start is not None and parameter.dim() == 1:
-            parameter.copy_(parameter.new_tensor(self.start))
+    def reset_parameters(self) -> None:
+        for name in ("weight", "bias"):
+            parameter = self._parameters.get(name)  # None if weight_norm or prune computes it
+            if parameter is not None:  # not nn.init.zeros_, which Transformers disables for a while
+                parameter.copy_(self._start_of(parameter))
+
+    def _start_of(self, parameter: Tensor) -> Tensor:
+        if self.start is None or parameter.dim() > 1:
+            return torch.zeros_like(parameter)
+        return parameter.new_tensor(self.start)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
+        """Apply ``fn`` as in ``nn.Module``, but leave a predictor that is at its start there.
+
+        ``network.apply(init)`` would otherwise start the training with random offsets.
+        """
+        values = [value for value in (self.weight, self.bias) if value is not None]
+        is_at_start = all(can_read(v) and torch.equal(v, self._start_of(v)) for v in values)
+        super().apply(fn)
+        if is_at_start:
+            self.reset_parameters()
+        return self
 
 
 # mmengine initialises layers by class name (layer='Conv2d'), which it compares with a module's class and its
@@ -56,7 +77,8 @@ class OffsetConv1d(_ZeroConv1d):
 class OffsetConv2d(_ZeroConv2d):
     """Predicts offsets or masks: an ``nn.Conv2d`` that starts at zero.
 
-    It stays at zero until training, because ``init_weights()`` of an OpenMMLab model does not change it.
+    It stays at zero until training: ``init_weights()`` of an OpenMMLab model does not change it, nor does
+    ``model.apply(init)``.
     """
 
 
@@ -74,6 +96,22 @@ OFFSET_CONVS: dict[int, type[_ZeroConv1d | _ZeroConv2d | _ZeroConv3d]] = {
     3: OffsetConv3d,
 }
 OFFSET_PREDICTORS = (*OFFSET_CONVS.values(), OffsetLinear)
+
+
+def require_finite(predictor: nn.Module) -> None:
+    """Raise an error if a norm of the weight, such as ``weight_norm``, has made a weight of zero NaN.
+
+    All samples would then be zero, without an error and without gradients.
+
+    Raises:
+        RuntimeError: the weight is computed by others, and not finite.
+    """
+    weight: Any = predictor.weight
+    if "weight" not in predictor._parameters and can_read(weight) and not weight.isfinite().all():
+        raise RuntimeError(
+            f"{type(predictor).__name__}: weight: expected finite numbers, got NaN: a weight of zero has no "
+            "norm. Remove the norm from the layer that predicts offsets, or apply it after training"
+        )
 
 
 def limit_offset(offset: Tensor, limit: float) -> Tensor:

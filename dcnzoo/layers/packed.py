@@ -19,39 +19,10 @@ from dcnzoo.layers.deform_conv import (
     _DeformConvNd,
     _DeformConvTransposeNd,
 )
-from dcnzoo.layers.offsets import OFFSET_CONVS, limit_offset
+from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
+from dcnzoo.layers.offsets import OFFSET_CONVS, limit_offset, require_finite
 from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.ops._arguments import transforms_active
-from dcnzoo.ops.mask_softmax import softmax_of_taps
-
-
-class MaskSigmoid(nn.Module):
-    """``scale · sigmoid(mask)``. With a scale of 2, a prediction of zero gives a mask of exactly one."""
-
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.scale = float(scale)
-
-    def forward(self, mask: Tensor) -> Tensor:
-        return self.scale * mask.sigmoid()
-
-    def extra_repr(self) -> str:
-        return f"scale={self.scale}"
-
-
-class MaskSoftmax(nn.Module):
-    """``scale ·`` softmax over the ``taps`` of each mask group, as in DCNv3 (Wang et al. 2023)."""
-
-    def __init__(self, taps: int, scale: float = 1.0) -> None:
-        super().__init__()
-        self.taps = taps
-        self.scale = float(scale)
-
-    def forward(self, mask: Tensor) -> Tensor:  # [N, mask_groups · taps, *out]
-        return self.scale * softmax_of_taps("MaskSoftmax", mask, self.taps)
-
-    def extra_repr(self) -> str:
-        return f"{self.taps}, scale={self.scale}"
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -170,6 +141,8 @@ class _Pack(TracksOffsets, nn.Module):
             if unbatched:
                 input = input.unsqueeze(0)
             prediction = self._predict_raw(input)
+            if not torch.jit.is_scripting():
+                require_finite(self.conv_offset)
             if self.offset_channels > 0:
                 raw = prediction[:, : self.offset_channels]
                 if self.offset_activation is not None:
@@ -207,17 +180,8 @@ class _Pack(TracksOffsets, nn.Module):
             input = self.offset_features(input)
         return self.conv_offset(input)
 
-    def _mask_scale(self) -> float | None:
-        return self.mask_activation.scale if isinstance(self.mask_activation, MaskSigmoid) else None
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata, scale = getattr(destination, "_metadata", {}).get(prefix[:-1]), self._mask_scale()
-        if metadata is not None and scale and (scale != 1 or self._version != state_dicts.MMCVS_VERSION):
-            metadata["mask_scale"] = scale
-
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
-        state_dicts.convert(self, state_dict, prefix, local_metadata, self._mask_scale())
+        state_dicts.convert(self, state_dict, prefix, local_metadata)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:

@@ -5,29 +5,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
+
 MMCVS_VERSION = 2  # of mmcv's packed layers, in the metadata of state dicts
 # names of the convolutions that predict, those of offsets first: dcnzoo, mmcv, DCNv2, tvdcn, plain PyTorch
 PREDICTORS = ["offset_generator", "conv_offset", "conv_offset_mask", "offset_conv"]
 PREDICTORS += ["mask_generator", "conv_mask", "modulator_conv", "m_conv"]
 
-UNSCALED = ("conv_offset_mask", "m_conv")  # predictors of masks that are a sigmoid alone
+# the factor of the sigmoid that other packages apply to the output of these convolutions
+_SIGMOIDS = {"conv_offset_mask": 1.0, "m_conv": 1.0, "mask_generator": 2.0, "modulator_conv": 2.0}
 
 
-def convert(
-    layer: Any, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any], mask_scale: float | None
-) -> None:
+def convert(layer: Any, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
     """Change the entries of a layer to those of a packed one, in place.
 
     Args:
         metadata: torch's metadata of the saved layer.
-        mask_scale: factor of the layer's sigmoid. If the saved one had another, so does the weight. None: its
-            mask is no sigmoid.
     """
-    is_mmcvs = metadata.get("version") == MMCVS_VERSION != layer._version
-    is_unscaled = is_mmcvs or any(f"{prefix}{name}.weight" in state_dict for name in UNSCALED)
-    factor = 1.0
-    if mask_scale:
-        factor = metadata.get("mask_scale", 1.0 if is_unscaled else mask_scale) / mask_scale
     # of the two layers in plain PyTorch that many projects copy
     main = "conv" if f"{prefix}p_conv.weight" in state_dict else "regular_conv"
     for name in ("weight", "bias"):
@@ -36,11 +30,36 @@ def convert(
         if f"{prefix}p_conv.{name}" in state_dict:  # the y of all taps, then the x
             y, x = state_dict.pop(f"{prefix}p_conv.{name}").chunk(2)
             state_dict[f"{prefix}offset_conv.{name}"] = torch.stack([y, x], 1).flatten(0, 1)
-    if factor != 1 and f"{prefix}weight" in state_dict:
-        state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"] * factor
+    if isinstance(layer.mask_activation, MaskSigmoid | MaskSoftmax):
+        _convert_scale(layer.mask_activation, state_dict, prefix, metadata)
     names = [f"{prefix}{name}" for name in PREDICTORS if f"{prefix}{name}.weight" in state_dict]
     if layer.conv_offset is not None and names and names != [f"{prefix}conv_offset"]:
         _join_predictors(layer, state_dict, names, f"{prefix}conv_offset")
+
+
+def _convert_scale(
+    activation: MaskSigmoid | MaskSoftmax,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    metadata: dict[str, Any],
+) -> None:
+    """Add the scale of the saved mask, if it is known; without a buffer for it, scale the weight."""
+    key, weight = f"{prefix}mask_activation.scale", state_dict.get(f"{prefix}weight")
+    if weight is None:
+        return
+    if key not in state_dict:
+        names = [name for name in _SIGMOIDS if f"{prefix}{name}.weight" in state_dict]
+        if "mask_scale" in metadata:  # dcnzoo 0.2.0
+            scale = metadata["mask_scale"]
+        elif metadata.get("version") == MMCVS_VERSION or (names and isinstance(activation, MaskSoftmax)):
+            scale = 1.0
+        elif names:
+            scale = _SIGMOIDS[names[0]]
+        else:
+            return  # for a layer with the buffer, the key is then missing
+        state_dict[key] = weight.new_tensor(scale)
+    if not isinstance(activation.scale, Tensor):
+        state_dict[f"{prefix}weight"] = weight * state_dict.pop(key).to(weight)
 
 
 def _join_predictors(layer: Any, state_dict: dict[str, Tensor], names: list[str], joined: str) -> None:

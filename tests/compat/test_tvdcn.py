@@ -99,13 +99,14 @@ def test_initial_values_and_errors():
     biased = tvdcn.PackedDeformConv2d(4, 6, 3, modulated=True, generator_bias=True)
     assert "conv_offset.bias" in biased.state_dict()
     pack = tvdcn.PackedDeformConv2d(4, 6, (3, 2), modulated=True, bias=False)
-    assert list(pack.state_dict()) == ["weight", "conv_offset.weight"]
+    assert list(pack.state_dict()) == ["weight", "conv_offset.weight", "mask_activation.scale"]
     # tvdcn's 'sigmoid' is 2 · sigmoid, so that a new pack is an ordinary convolution
     input = torch.randn(2, 4, 7, 6)
     torch.testing.assert_close(pack(input), torch.nn.functional.conv2d(input, pack.weight))
     offset, mask = torch.randn(12, 4, 3, 2), torch.randn(6, 4, 3, 2)
     for names in (("offset_generator", "mask_generator"), ("conv_offset", "conv_mask")):
         state = {"weight": pack.weight, f"{names[0]}.weight": offset, f"{names[1]}.weight": mask}
+        state["mask_activation.scale"] = torch.tensor(2.0)
         before = list(state)
         pack.load_state_dict(state)
         torch.testing.assert_close(pack.conv_offset.weight, torch.cat([offset, mask]))

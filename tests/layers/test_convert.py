@@ -63,7 +63,7 @@ NETWORKS = {  # (factory, where, input shape, number of matches)
 
 
 def is_new(name):
-    return "conv_offset" in name
+    return "conv_offset" in name or "mask_activation" in name
 
 
 def build(network, eval=True):
@@ -126,7 +126,7 @@ def test_scripts_copies_and_round_trips():
     other = copy.deepcopy(model)
     dcnzoo.to_deformable(model, where)
     missing, unexpected = model.load_state_dict(before, strict=False)  # the plain network's checkpoint
-    assert len(missing) == 2 * count and not unexpected
+    assert len(missing) == 3 * count and not unexpected
     for name, parameter in model.named_parameters():
         if is_new(name):
             nn.init.normal_(parameter, std=0.1)

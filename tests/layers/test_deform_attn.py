@@ -267,3 +267,6 @@ def test_dcnv4_before_a_relu_trains_with_mask_start(mask_start):
         optimizer.step()
     moved = [not torch.equal(p, old) for p, old in zip(layer.parameters(), before, strict=True)]
     assert sum(moved) >= len(moved) - 1 if mask_start else not any(moved)
+    same = DCNv4(8, group=2, mask_start=mask_start)
+    same.apply(lambda m: [nn.init.normal_(p) for p in m.parameters(recurse=False)])
+    assert (same.offset_mask.bias == mask_start).sum() >= 2 * 9 and not same.offset_mask.weight.any()

@@ -1,6 +1,7 @@
 """Control of predicted offsets: their limit, statistics and learning rate."""
 
 import copy
+import functools
 import math
 import pickle
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import prune
 
 import dcnzoo
 from dcnzoo.layers import (
     DCNv3,
     DCNv4,
+    ModulatedDeformRoIPoolPack,
     MultiScaleDeformableAttention,
     OffsetConv1d,
     OffsetConv2d,
@@ -26,6 +29,7 @@ from dcnzoo.layers import (
     offset_statistics,
     track_offsets,
 )
+from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 
 # Initial values
 
@@ -231,6 +235,105 @@ def test_no_statistics_of_tensors_that_end_with_a_transform(call, make):
     call(model, x)
     assert before == (offset_statistics(model), modulation_statistics(model))
     pickle.loads(pickle.dumps(copy.deepcopy(model)))
+
+
+def he_init(module, generator=None):
+    """As nnU-Net's InitWeights_He, and most functions that are passed to ``apply``."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, a=0.01, generator=generator)
+        module.bias = nn.init.constant_(module.bias, 0)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: PackedDeformConv2d(4, 6, 3, modulated=True),
+    lambda: PackedDeformConv3d(4, 6, 3),
+    lambda: PackedDeformConvTranspose2d(4, 6, 3),
+    lambda: DCNv3(8, group=2),
+    lambda: DCNv4(8, group=2),
+    lambda: ModulatedDeformRoIPoolPack(3, 4, 8),
+])  # fmt: skip
+def test_an_initialisation_of_the_model_keeps_zeros(make):
+    model = nn.Sequential(make(), nn.Conv2d(3, 3, 3))
+    model.apply(he_init).apply(functools.partial(he_init, generator=torch.Generator()))
+    predictors = [m for m in model.modules() if isinstance(m, OFFSET_PREDICTORS)]
+    assert predictors and not any(p.any() for m in predictors for p in m.parameters())
+    assert model[1].weight.std() > 0.1
+
+
+def test_apply_changes_learnt_offsets():
+    pack = PackedDeformConv2d(4, 6, 3)
+    nn.init.ones_(pack.conv_offset.weight)
+    pack.apply(lambda module: [p.data.mul_(2) for p in module.parameters(recurse=False)])
+    assert (pack.conv_offset.weight == 2).all()
+    with torch.device("meta"):
+        PackedDeformConv2d(4, 6, 3).apply(lambda module: None)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [
+    nn.utils.weight_norm, nn.utils.parametrizations.weight_norm,
+    nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm,
+])  # fmt: skip
+@pytest.mark.parametrize("make", [
+    lambda: PackedDeformConv2d(4, 4, 3),
+    lambda: DCNv3(4),
+    lambda: DCNv4(4),
+])  # fmt: skip
+def test_a_norm_of_a_weight_of_zero_is_an_error(make, norm):
+    """By ``apply`` as in a loop over all layers; the offsets are NaN, and all samples would be zero."""
+    layer, x = make(), torch.randn(1, 4, 4, 4)
+    layer.apply(lambda module: norm(module) if isinstance(module, OFFSET_PREDICTORS) else None)
+    with pytest.raises(RuntimeError, match="weight: expected finite"):
+        layer(x)
+    if "weight" in norm.__name__:  # the vectors of spectral_norm stay zero
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter)
+        assert layer(x).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("change", [
+    nn.utils.weight_norm,
+    nn.utils.parametrizations.weight_norm,
+    nn.utils.parametrizations.orthogonal,
+    lambda layer: prune.random_unstructured(layer, "weight", 0.3),
+])  # fmt: skip
+@pytest.mark.parametrize("trained", [False, True])
+def test_apply_after_torchs_utilities(change, trained):
+    model = nn.Sequential(PackedDeformConv2d(4, 6, 3), MultiScaleDeformableAttention(8, 2, 2, 2))
+    layers = (model[0].conv_offset, model[1].sampling_offsets)
+    if trained:
+        for layer in layers:
+            nn.init.normal_(layer.weight)
+    for layer in layers:
+        change(layer)
+    before = copy.deepcopy(model.state_dict())
+    model.apply(lambda module: None)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_apply_keeps_what_others_add():
+    def add(module):
+        if isinstance(module, nn.Conv2d):
+            module.register_parameter("lora", nn.Parameter(torch.ones(1)))
+
+    model = nn.Sequential(PackedDeformConv2d(4, 6, 3), nn.Conv2d(3, 3, 3))
+    model.apply(add).apply(he_init)
+    assert model[0].conv_offset.lora == 1 and not model[0].conv_offset.weight.any()
+    prune.random_unstructured(model[0].conv_offset, "weight", 0.3)
+    model.apply(he_init)
+    assert not model[0].conv_offset(torch.randn(1, 4, 5, 5)).any()
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_apply_leaves_a_weight_or_bias_that_was_set(name):
+    """Such as by ``net.apply(freeze)``, before any training."""
+    pack = PackedDeformConv2d(4, 6, 3)
+    nn.init.constant_(getattr(pack.conv_offset, name), 0.5)
+    pack.apply(lambda module: module.requires_grad_(False))
+    assert (getattr(pack.conv_offset, name) == 0.5).all()
+    pack.apply(lambda module: [p.data.fill_(3) for p in module.parameters(recurse=False)])
+    assert all((p == 3).all() for p in pack.conv_offset.parameters())
 
 
 def test_all_of_a_separable_prediction_is_a_group():

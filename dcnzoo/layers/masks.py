@@ -1,0 +1,59 @@
+"""Activations of predicted masks."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dcnzoo.ops.mask_softmax import softmax_of_taps
+
+
+class _Scaled(nn.Module):
+    """Base of activations of masks with a factor.
+
+    A factor other than 1 is a buffer, ``scale``, so that it is saved with the weights of the layer, whose
+    values depend on it. :mod:`dcnzoo.layers.state_dicts` reads it.
+    """
+
+    if TYPE_CHECKING:  # an attribute of the module, which TorchScript must not find annotated here
+        scale: float | Tensor
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self._initial_scale = float(scale)
+        if scale == 1:
+            self.scale = 1.0
+        else:
+            self.register_buffer("scale", torch.empty(()))
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if isinstance(self.scale, Tensor):
+            self.scale.fill_(self._initial_scale)
+
+
+class MaskSigmoid(_Scaled):
+    """``scale · sigmoid(mask)``. With a scale of 2, a prediction of zero gives a mask of exactly one."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__(scale)
+
+    def forward(self, mask: Tensor) -> Tensor:
+        return self.scale * mask.sigmoid()
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+
+class MaskSoftmax(_Scaled):
+    """``scale ·`` softmax over the ``taps`` of each mask group, as in DCNv3 (Wang et al. 2023)."""
+
+    def __init__(self, taps: int, scale: float = 1.0) -> None:
+        super().__init__(scale)
+        self.taps = taps
+
+    def forward(self, mask: Tensor) -> Tensor:  # [N, mask_groups · taps, *out]
+        return self.scale * softmax_of_taps("MaskSoftmax", mask, self.taps)
+
+    def extra_repr(self) -> str:
+        return f"{self.taps}, scale={self.scale}"
