@@ -4,7 +4,7 @@
     python -m benchmarks.runtimes run RUNTIME FOLDER   # in the environment of a runtime: FOLDER/RUNTIME.json
     python -m benchmarks.runtimes table FOLDER PAGE    # all rows as Markdown, into the page
 
-The runtimes run by the blocks of docs/phones.md. The difference is the largest one of an output, relative to
+The runtimes run by the blocks of docs/deploy.md. The difference is the largest one of an output, relative to
 that output's largest value. Of complete files, it is that of boxes and scores, and all labels must be equal;
 masks are compared as ``--verify`` does.
 """
@@ -173,9 +173,9 @@ def same_mask(outputs: Outputs, expected: Outputs, j: int, i: int) -> bool:
 
 
 def block(word: str, path: Path) -> str:
-    """Return the block of docs/phones.md that contains a word, for the files of a detector."""
+    """Return the block of docs/deploy.md that contains a word, for the files of a detector."""
     blocks = re.findall(
-        r"^```(?:python|bash)\n(.*?)^```$", (ROOT / "docs/phones.md").read_text(), re.M | re.S
+        r"^```(?:python|bash)\n(.*?)^```$", (ROOT / "docs/deploy.md").read_text(), re.M | re.S
     )
     (code,) = (code for code in blocks if word in code)
     return re.sub(r"\b(?:model|raw)(?=\.(?:mnn|onnx|pt|pte|ncnn)\b)", str(path), code)

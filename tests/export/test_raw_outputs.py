@@ -1,4 +1,4 @@
-"""Raw outputs, decoded by the numpy code of docs/phones.md, are MMDetection's detections."""
+"""Raw outputs, decoded by the numpy code of docs/deploy.md, are MMDetection's detections."""
 
 import re
 
@@ -11,7 +11,7 @@ from tests.processes import ROOT
 
 from .detectors import CONFIGS, RTMDET, Family, build, predict_batch, size
 
-CODE = re.findall(r"```python\n(import numpy.*?)```", (ROOT / "docs/phones.md").read_text(), re.DOTALL)
+CODE = re.findall(r"```python\n(import numpy as np\n\n\ndef decode.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize(
