@@ -83,7 +83,7 @@ LOCATIONS = {"sampling_locations": (1, 7, 2, 2, 4, 2), "attention_weights": (1, 
 DCNV3 = {"input": (1, 5, 6, 64), "offset": (1, 5, 6, 72), "mask": (1, 5, 6, 36)}
 # variables that a page assumes
 ASSUMED = {
-    "docs/explain.md": {
+    "docs/infer.md": {
         "network": torch.nn.Sequential(PackedDeformConv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3)),
         "images": torch.rand(2, 3, 64, 96),
         "Path": Path,

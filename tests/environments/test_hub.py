@@ -1,4 +1,4 @@
-"""Backbones and packed layers with huggingface_hub's mixin (docs/internimage.md): ``nox -s others``."""
+"""Backbones and packed layers with huggingface_hub's mixin (docs/detectors.md): ``nox -s others``."""
 
 import pytest
 import torch

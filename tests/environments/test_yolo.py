@@ -1,4 +1,4 @@
-"""The recipe for Ultralytics YOLO in docs/hosts.md, from training to export: ``nox -s others``."""
+"""The recipe for Ultralytics YOLO in docs/migration.md, from training to export: ``nox -s others``."""
 
 import json
 import re

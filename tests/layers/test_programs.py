@@ -186,7 +186,7 @@ def test_fx_traces_a_network_with_the_layer_as_a_leaf(name):
 # torch.jit.script
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("MultiScale")])  # docs/layers.md
+@pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("MultiScale")])
 def test_scripted_layer_is_saved_loaded_and_run(name):
     layer, given = randomised(name)
     file = io.BytesIO()
