@@ -63,7 +63,10 @@ def test_the_page_on_ones_own_pictures(tmp_path, monkeypatch):
     picture = next(path for path in (tmp_path / "yolo").rglob("*") if path.suffix in (".jpg", ".png"))
     shutil.copy(picture, tmp_path / "picture.jpg")
     page = (ROOT / "docs/train_your_data.md").read_text(encoding="utf-8")
-    code = [text.replace("epochs=20", "epochs=3") for text in re.findall(r"clients -->\n```python\n(.*?)```", page, re.S)]
+    code = [
+        text.replace("epochs=20", "epochs=3")
+        for text in re.findall(r"clients -->\n```python\n(.*?)```", page, re.S)
+    ]
     cells = [nbformat.v4.new_code_cell(text) for text in code]
     cells[0].source = STOPPED + cells[0].source
     cells[0].metadata["tags"] = ["raises-exception"]

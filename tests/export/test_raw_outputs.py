@@ -11,7 +11,9 @@ from tests.processes import ROOT
 
 from .detectors import CONFIGS, RTMDET, Family, build, predict_batch, size
 
-CODE = re.findall(r"```python\n(import numpy as np\n\n\ndef decode.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL)
+CODE = re.findall(
+    r"```python\n(import numpy as np\n\n\ndef decode.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL
+)
 
 
 @pytest.mark.parametrize(
