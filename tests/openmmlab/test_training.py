@@ -1017,19 +1017,6 @@ def test_logs_of_several_starts(tmp_path, logs, training, validation):
     assert [*history.training] == [*training] and [*history.validation] == validation
 
 
-def test_a_validation_after_the_one_of_the_checkpoint_is_forgotten(tmp_path):
-    """The first training validated after epoch 3; its continuation from epoch 2 does so after 2 and 4."""
-    for hour, rows in enumerate(([(1, 1.0), (2, 1.0), (3, 1.0), (3, None)], [(2, None), (3, 1.0), (4, 1.0)])):
-        log = tmp_path / f"20261025_0{hour}0000/vis_data/scalars.json"
-        log.parent.mkdir(parents=True)
-        texts = [
-            {"step": n, "epoch": n, "loss": loss} if loss else {"step": n, "time": 1.0, "ap": 0.5}
-            for n, loss in rows
-        ]
-        log.write_text("\n".join(map(json.dumps, texts)))
-    assert [*History.read(tmp_path).validation] == [2]
-
-
 def test_a_log_says_where_its_process_began(tmp_path):
     """Whatever else it contains; and where an epoch has other numbers of iterations than before."""
     log = tmp_path / "20261025_010000/vis_data/scalars.json"

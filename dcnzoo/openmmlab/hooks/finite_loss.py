@@ -51,18 +51,17 @@ class FiniteLossHook(Hook):
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        got = ", ".join(broken)
-        where = f"in iteration {runner.iter + 1}, epoch {runner.epoch + 1}"
+        got = f"{', '.join(broken)} in iteration {runner.iter + 1}, epoch {runner.epoch + 1}"
         scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
         if scaler is not None and scaler.is_enabled() and self._in_a_row <= self.scaled:
-            runner.logger.warning(f"loss: {got} {where}; the scaler skips this step")
+            runner.logger.warning(f"loss: {got}; the scaler skips this step")
             return
         samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
         images = [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
-        raise UserError(
-            f"loss: expected finite numbers, got {got} {where}"
-            + (f", images {', '.join(images[:4])}" if images else "")
-            + ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad"
-            + "; resume=True continues from the last checkpoint"
-            * ("last_ckpt" in runner.message_hub.runtime_info)
-        )
+        text = f"loss: expected finite numbers, got {got}"
+        if images:
+            text += f", images {', '.join(images[:4])}"
+        text += ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad"
+        if "last_ckpt" in runner.message_hub.runtime_info:
+            text += "; resume=True continues from the last checkpoint"
+        raise UserError(text)

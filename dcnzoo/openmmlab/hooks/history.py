@@ -38,9 +38,8 @@ class History:
     """The numbers in ``work_dir/*/vis_data/scalars.json``.
 
     A row with ``loss`` is one of the training. :class:`~dcnzoo.openmmlab.hooks.ResumeHook` writes the number
-    of a start and where it began, and adds ``validation_step`` to the rows of validations. In logs up to
-    version 0.2.0, the first row of the training says where, and a validation only has the time that it took.
-    Other hooks may write other rows.
+    of a start and where it began, and adds ``validation_step`` to the rows of validations. Without this hook,
+    a validation only has the time that it took. Other hooks may write other rows.
 
     Attributes:
         training: iteration → loss, its parts, learning rate, time and other logged values.
@@ -97,27 +96,17 @@ def next_number(work_dir: Path) -> int:
 
 
 def _number(log: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of the last start in a log; 0 in those of older versions."""
+    """Return the number of the last start in a log; 0 in one that mmengine's own tools wrote."""
     return max((entry.get(NUMBER, 0) for entry in log), default=0)
 
 
-def _in_order(files: Iterable[Path]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the logs by the numbers of their starts.
-
-    Those without a number, of older versions or of mmengine, follow the one with the highest number among the
-    logs with earlier names.
-    """
-    highest, numbered = 0, list[tuple[int, int, list]]()
+def _in_order(files: Iterable[Path]) -> list[list[dict[str, Any]]]:
+    """Return the logs by the numbers of their starts; those without one follow the log with the name before."""
+    highest, numbered = 0, list[tuple[int, list]]()
     for log in map(list, map(_entries, sorted(files))):
-        number = _number(log)
-        highest = max(highest, number)
-        numbered.append((number or highest, number, log))
-    for _, number, log in sorted(numbered, key=lambda each: each[0]):
-        first = next((entry for entry in log if "loss" in entry), None)
-        if first and not number:
-            step = first["step"]
-            log.insert(0, {"step": step - 1, BEGAN: first.get("epoch", step) - 1})
-        yield log
+        highest = max(highest, _number(log))
+        numbered.append((_number(log) or highest, log))
+    return [log for _, log in sorted(numbered, key=lambda each: each[0])]
 
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:

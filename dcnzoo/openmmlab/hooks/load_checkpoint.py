@@ -32,7 +32,7 @@ class LoadCheckpointHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         model, resume = runner.model, runner._resume
-        if isinstance(model, FullyShardedDataParallel):
+        if isinstance(model, FullyShardedDataParallel):  # its names and shapes are not the model's
             runner.logger.warning("load_from: with torch's first FSDP, the weights are not checked")
             return
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -41,7 +41,6 @@ class LoadCheckpointHook(Hook):
         averages = any(isinstance(hook, EMAHook) for hook in runner.hooks)
         if resume and not averages and "ema_state_dict" in checkpoint:
             EMAHook()._swap_ema_state_dict(checkpoint)  # those that were trained, in place of the average
-            runner.logger.warning("resume: without EMAHook, the weights are no longer averaged")
         meta = checkpoint.get("meta") or {}
         if resume or not self.fine_tune:
             from dcnzoo.openmmlab.classes import require_order  # needs mmdet, the other hooks do not

@@ -91,22 +91,21 @@ class OffsetStatisticsHook(Hook):
             runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
     def _watch(self, runner: Runner, layer: str, figures: dict[str, float]) -> None:
-        mean, outside = figures["mean_abs"], figures["outside"]
         factor = figures.get("modulation_mean", math.inf)
         if factor >= self.min_modulation:
             self._modulating.add(layer)
         slower = "lower the offsets' learning rate (paramwise_cfg=dict(dcn_offset_lr_mult=0.1))"
         bound = f"{slower} or bound them (offset_limit of the layer)"
         texts = {}
-        if not mean <= self.max_mean:  # NaN too
-            limit = f"expected ≤ {self.max_mean:g} (max_mean)"
-            texts["mean"] = f"offsets explode: mean |offset| {mean:.3g} pixels, {limit}; {bound}"
-        if outside > self.max_outside:
-            limit = f"outside the map, expected ≤ {self.max_outside:.0%} (max_outside)"
-            texts["outside"] = f"offsets explode: {outside:.0%} of the samples {limit}; {bound}"
+        if not figures["mean_abs"] <= self.max_mean:  # NaN too
+            got = f"mean |offset| {figures['mean_abs']:.3g} pixels, expected ≤ {self.max_mean:g} (max_mean)"
+            texts["mean"] = f"offsets explode: {got}; {bound}"
+        if figures["outside"] > self.max_outside:
+            got = f"{figures['outside']:.0%} of the samples outside the map, expected ≤ {self.max_outside:.0%}"
+            texts["outside"] = f"offsets explode: {got} (max_outside); {bound}"
         if layer in self._modulating and not factor >= self.min_modulation:
-            limit = f"expected ≥ {self.min_modulation:g} (min_modulation), the layer is nearly switched off"
-            texts["modulation"] = f"modulation has collapsed: mean factor {factor:.3g}, {limit}; {slower}"
+            got = f"mean factor {factor:.3g}, expected ≥ {self.min_modulation:g} (min_modulation)"
+            texts["modulation"] = f"modulation has collapsed: {got}; {slower}"
         for kind in texts.keys() - self._astray.get(layer, set()):
             runner.logger.warning(f"iteration {runner.iter + 1}: {layer}: {texts[kind]}")
         self._astray[layer] = {*texts}

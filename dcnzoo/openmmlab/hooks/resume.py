@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -121,10 +121,3 @@ def _set_values(runner: Runner, optimizer: dict[str, Any]) -> None:
     for old, new in zip(groups, wrapper.param_groups, strict=False):
         keys = [key for key in new if key not in old or key in settings or key.startswith("initial_")]
         old.update({key: new[key] for key in keys if key != "params"})
-
-
-def images_per_step(runner: Runner) -> int:
-    """Return the number of images of an optimizer step, of all processes."""
-    loader = runner.train_dataloader
-    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 1)
-    return get_world_size() * batch_size * getattr(runner.optim_wrapper, "_accumulative_counts", 1)

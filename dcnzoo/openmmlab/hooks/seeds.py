@@ -41,9 +41,6 @@ class EpochSeedHook(Hook):
         for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
             if sampler is not None and getattr(sampler, "seed", None) == self._seed:
                 sampler.seed = runner.seed
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        if by_epoch and getattr(loader, "persistent_workers", False):
-            runner.logger.info("persistent_workers: the workers restart with every epoch (EpochSeedHook)")
 
     def before_train_epoch(self, runner: Runner) -> None:
         set_random_seed(_mix(runner.seed, 0, runner.epoch, get_rank()))

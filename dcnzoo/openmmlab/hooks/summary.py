@@ -23,14 +23,13 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
-from dcnzoo.openmmlab.hooks.history import PARTS, History, loss_parts
-from dcnzoo.openmmlab.hooks.resume import images_per_step
+from dcnzoo.openmmlab.hooks.history import History, loss_parts
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.text import columns, counted, cut, few
 
-WIDTH = 100  # columns of the rows where there is no terminal
+WIDTH = 100  # columns of a terminal that has room for the parts of the loss
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
 SHOWN_CLASSES = 12
 NAMES = SavedCheckpoints(Path())  # those of checkpoints, by default
@@ -53,8 +52,8 @@ class SummaryHook(Hook):
 
     def __init__(self, saved: SavedCheckpoints = NAMES, changes: str = "", is_last: bool = True) -> None:
         self._saved, self._changes, self._is_last = saved, changes, is_last
-        self._row: dict[str, str] = {}
-        self._columns: dict[str, int] = {}
+        self._row: dict[str, str] = {}  # is printed when its validation has ended
+        self._widths: dict[str, int] = {}  # of the columns in the last head
         self._classes: dict[int, str] = {}  # their APs in each validation
 
     # Training
@@ -75,32 +74,26 @@ class SummaryHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self._by_epoch:
-            iterations = len(runner.train_dataloader)
-            self._row = self._progress(runner, runner.epoch + 1, runner.max_epochs, iterations)
+            self._row = self._progress(runner, runner.epoch + 1)
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._print_row()  # of an epoch without validation
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         metrics = metrics or {}
+        step = runner.epoch if self._by_epoch else runner.iter
         if not self._row:  # it counts iterations, or resumes with the validation of the last epoch
-            if self._by_epoch:
-                step, end, window = runner.epoch, runner.max_epochs, len(runner.train_dataloader)
-            else:
-                step, end, window = runner.iter, runner.max_iters, runner.train_loop.val_interval
-            self._row = self._progress(runner, step, end, window)
+            self._row = self._progress(runner, step)
         self._row.update({label: f"{metrics[key]:.3f}" for key, label in labels(metrics).items()})
-        self._classes[int(self._row["step"].partition("/")[0])] = _classes(runner.val_evaluator.metrics)
+        self._classes[step] = _classes(runner.val_evaluator.metrics)
         self._print_row()
 
     def after_train(self, runner: Runner) -> None:
         self._print_row()
         if not is_main_process():
             return
-        folder = Path(runner.work_dir)
-        info = runner.message_hub.runtime_info
-        files = [Path(file).name for file in best_files(info) if "://" in file or os.path.exists(file)]
-        lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
+        folder, info = Path(runner.work_dir), runner.message_hub.runtime_info
+        lines = [("time", _since(self._started))]
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
         best, last = self._saved.best(), last_checkpoint(folder)
@@ -112,32 +105,33 @@ class SummaryHook(Hook):
         if step is not None and (metrics := known.get(step)):
             aps = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in labels(metrics).items())
             lines += [(label, f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
-        if last:
-            files.append(last.name)
-        lines.append(("files", ", ".join([*files, "vis_data/"])))
+        paths = [path for path in best_files(info) if "://" in path or os.path.exists(path)]
+        names = [Path(path).name for path in (*paths, *([last] if last else []))]
+        lines.append(("files", ", ".join([*names, "vis_data/"])))
         if self._is_last and file:
             lines.append(("next", next_steps(folder)))
         print()
         print_pairs(lines)
 
-    def _progress(self, runner: Runner, step: int, end: int, window: int) -> dict[str, str]:
-        """Return the cells of a row: step, mean losses since the last row, learning rate, time."""
-        now = time.monotonic()
+    def _progress(self, runner: Runner, step: int) -> dict[str, str]:
+        """Return the cells of a row: epoch or iteration, mean losses since the last row, rate, time."""
+        end = runner.max_epochs if self._by_epoch else runner.max_iters
+        window = len(runner.train_dataloader) if self._by_epoch else runner.train_loop.val_interval
         scalars = runner.message_hub.log_scalars
         means = {
             name.removeprefix("train/"): buffer.mean(window)
             for name, buffer in scalars.items()
             if re.fullmatch(r"train/(.*[._])?loss(_.*)?", name) and len(buffer.data[0])
         }
-        cells = {"step": f"{step}/{end}"}
+        cells = {self._unit: f"{step}/{end}"}
         if "loss" in means:
             cells["loss"] = f"{means.pop('loss'):.3f}"
-        cells |= {name: f"{loss:.3f}" for name, loss in loss_parts(means).items()}
-        rate = scalars.get("train/lr")
-        if rate is not None:
-            cells["lr"] = f"{rate.current():.2g}"
-        cells["time"] = str(datetime.timedelta(seconds=round(now - self._began)))
-        self._began = now
+        if shutil.get_terminal_size((WIDTH, 0)).columns >= WIDTH:
+            cells |= {name: f"{loss:.3f}" for name, loss in loss_parts(means).items()}
+        cells |= dict.fromkeys(self._aps, "")
+        if "train/lr" in scalars:
+            cells["lr"] = f"{scalars['train/lr'].current():.2g}"
+        cells["time"], self._began = _since(self._began), time.monotonic()
         return cells
 
     def _print_row(self) -> None:
@@ -145,22 +139,15 @@ class SummaryHook(Hook):
         row, self._row = self._row, {}
         if not (row and is_main_process()):
             return
-        last = {name: row.pop(name) for name in [*row] if name in ("lr", "time")}
-        cells = {**row, **{label: row.get(label, "") for label in self._aps}, **last}
-        heads = {name: self._unit if name == "step" else name for name in cells}
-        widths = {name: max(len(heads[name]), len(text), 6) for name, text in cells.items()}
-        room = shutil.get_terminal_size((WIDTH, 0)).columns
-        for part in reversed(PARTS):
-            fits = (
-                part in self._columns if self._columns else sum(widths.values()) + 2 * len(widths) - 2 <= room
-            )
-            if part in cells and not fits:
-                del cells[part], widths[part]
-        if not cells.keys() <= self._columns.keys():
-            self._columns = widths
+        if row.keys() != self._widths.keys():
+            self._widths = {name: max(len(name), len(text), 6) for name, text in row.items()}
             print()
-            _print_cells(heads, self._columns)
-        _print_cells(cells, self._columns)
+            self._print_cells({name: name for name in row})
+        self._print_cells(row)
+
+    def _print_cells(self, cells: Mapping[str, str]) -> None:
+        row = "  ".join(f"{text:>{self._widths[name]}}" for name, text in cells.items())
+        print(row.rstrip(), flush=True)
 
     # Test
 
@@ -171,6 +158,10 @@ class SummaryHook(Hook):
         metrics = metrics or {}
         lines = [(label, f"{metrics[key]:.3f}") for key, label in labels(metrics, most=100).items()]
         print_pairs([*lines, ("classes", _classes(runner.test_evaluator.metrics))])
+
+
+def _since(began: float) -> str:
+    return str(datetime.timedelta(seconds=round(time.monotonic() - began)))
 
 
 def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
@@ -207,14 +198,13 @@ def _head(runner: Runner, loaders: Mapping[str, DataLoader]) -> list[tuple[str, 
 
 
 def _deformable_layers(model: nn.Module) -> Iterator[str]:
-    owners = {
+    owners = (
         type(module).__name__
         for module in model.modules()
         if any(isinstance(child, OFFSET_PREDICTORS) for child in module.children())
-    }
-    counts = Counter(type(module).__name__ for module in model.modules())
-    for name in sorted(owners):
-        yield f"{counts[name]} × {name}"
+    )
+    for name, count in sorted(Counter(owners).items()):
+        yield f"{count} × {name}"
 
 
 def _describe(dataset: Any) -> str:
@@ -242,12 +232,13 @@ def _processes(runner: Runner) -> str:
         return ""
     machines = len(set(all_gather_object(socket.gethostname())))
     text = f"{get_world_size()} on {counted(machines, 'machines')}"
-    if not isinstance(getattr(runner, "optim_wrapper", None), OptimWrapper):  # in a test, the config's
+    wrapper = getattr(runner, "optim_wrapper", None)
+    if not isinstance(wrapper, OptimWrapper):  # in a test, the config's
         return text
-    scaling, base = runner.cfg.get("auto_scale_lr") or {}, "not scaled"
-    if scaling.get("enable"):  # counts the images of an iteration
-        base = f"scaled from {scaling['base_batch_size'] * runner.optim_wrapper._accumulative_counts:g}"
-    return f"{text}, {counted(images_per_step(runner), 'images')} per step, learning rate {base}"
+    loader = runner.train_dataloader
+    images = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 1)
+    images *= get_world_size() * getattr(wrapper, "_accumulative_counts", 1)
+    return f"{text}, {counted(images, 'images')} per step"
 
 
 def _classes(metrics: Sequence[Any]) -> str:
@@ -260,11 +251,6 @@ def _classes(metrics: Sequence[Any]) -> str:
     shown = ordered if len(ordered) <= SHOWN_CLASSES else [*ordered[:half], ("…", None), *ordered[-half:]]
     aps = (name if ap is None else f"{cut(printable(name), 20)} {ap:.3f}" for name, ap in shown)
     return f"{metric_name(f'{metric.metrics[-1]}_mAP')}: {', '.join(aps)}"
-
-
-def _print_cells(cells: Mapping[str, str], columns: Mapping[str, int]) -> None:
-    row = "  ".join(f"{cells.get(name, ''):>{width}}" for name, width in columns.items())
-    print(row.rstrip(), flush=True)
 
 
 def next_steps(work_dir: Path) -> str:
