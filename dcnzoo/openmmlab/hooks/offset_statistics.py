@@ -101,7 +101,9 @@ class OffsetStatisticsHook(Hook):
             got = f"mean |offset| {figures['mean_abs']:.3g} pixels, expected ≤ {self.max_mean:g} (max_mean)"
             texts["mean"] = f"offsets explode: {got}; {bound}"
         if figures["outside"] > self.max_outside:
-            got = f"{figures['outside']:.0%} of the samples outside the map, expected ≤ {self.max_outside:.0%}"
+            got = (
+                f"{figures['outside']:.0%} of the samples outside the map, expected ≤ {self.max_outside:.0%}"
+            )
             texts["outside"] = f"offsets explode: {got} (max_outside); {bound}"
         if layer in self._modulating and not factor >= self.min_modulation:
             got = f"mean factor {factor:.3g}, expected ≥ {self.min_modulation:g} (min_modulation)"
