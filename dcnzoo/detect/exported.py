@@ -1,5 +1,6 @@
 """Detectors from exported files. Requires numpy and a runtime, but not torch."""
 
+import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from dcnzoo.detect.outputs import mask_threshold, rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
-from dcnzoo.utils.checksums import add_file, file_digest
+from dcnzoo.utils.files import add_file
 from dcnzoo.utils.memory import KeptMemory
 
 
@@ -67,7 +68,8 @@ class ExportedDetector(BaseDetector):
         return f"{name} in {self.model.backend}{f', {precision}' if precision != 'float32' else ''}"
 
     def checksum(self) -> str:
-        path, digest = Path(self.model.path), file_digest(self.model.path)
+        path, digest = Path(self.model.path), hashlib.sha256()
+        add_file(digest, path)
         if path.suffix == ".xml":
             add_file(digest, path.with_suffix(".bin"))
         return digest.hexdigest()

@@ -75,13 +75,19 @@ def _read_file(path: str | os.PathLike) -> np.ndarray:
 
 def _download(address: str) -> bytes:
     try:
-        from dcnzoo.utils.fetch import DownloadError, fetch_bytes
+        from dcnzoo.utils.fetch import DownloadError, opened
     except ModuleNotFoundError as error:
         raise ImportError(f"image: expected {error.name} to download {address} with, found none") from error
+    content = bytearray()
     try:
-        return fetch_bytes(address, LIMIT)
+        with opened(address) as response:
+            for chunk in response.iter_content(2**16):
+                content += chunk
+                if len(content) > LIMIT:
+                    raise DownloadError(f"{address}: expected at most {LIMIT:,} bytes, got more")
     except DownloadError as error:
         raise DownloadFailure(f"image: {error}") from None
+    return bytes(content)
 
 
 def _decoded(content: bytes, name: str | os.PathLike) -> np.ndarray:

@@ -16,7 +16,6 @@ from dcnzoo.compat import patches
 from dcnzoo.export import opsets, passes
 from dcnzoo.export.registration import first_cause, translation_table
 from dcnzoo.utils.files import replacing
-from dcnzoo.utils.steps import begin_step
 
 
 def export_onnx(
@@ -56,13 +55,11 @@ def export_onnx(
         changes.wrap(SimplePatternMatcher, "match", passes.match)
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
-        begin_step("tracing")
         with passes.attributes_restored(model), _named_errors(model):
             program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
         passes.remove_assertions(program)
         passes.check_ranges(program)
         passes.set_types_of_ranges(program)
-        begin_step("translating to ONNX")
         try:
             onnx_program = torch.onnx.export(
                 program,

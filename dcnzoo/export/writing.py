@@ -15,7 +15,6 @@ from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.utils.files import replacing
-from dcnzoo.utils.steps import begin_step
 
 SIZES = "img_shape"  # the input with the sizes of the pictures
 
@@ -55,10 +54,8 @@ def write_file(
         if options.simplify:
             import onnxslim
 
-            begin_step("simplifying")
             onnx.save(onnxslim.slim(str(partial)), str(partial))
         if isinstance(options.precision, Int8):
-            begin_step("quantising")
             to_int8(partial, calibration)
         elif path.suffix == ".onnx" and options.precision == "float16":
             to_float16(partial)

@@ -25,8 +25,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.utils.checksums import file_digest
 from dcnzoo.utils.errors import UserError, one_line, printable
+from dcnzoo.utils.files import file_digest
 from dcnzoo.utils.formats import KINDS
 from dcnzoo.utils.text import few, short
 
@@ -75,7 +75,7 @@ def damage(path: str | os.PathLike) -> str | None:
 
 def content_digest(path: str | os.PathLike) -> str:
     """Return the checksum of a file for messages, or that there is none."""
-    return file_digest(path).hexdigest()[:8] if os.path.isfile(path) else "no such file"
+    return file_digest(path)[:8] if os.path.isfile(path) else "no such file"
 
 
 def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation = "cpu") -> Mapping:
@@ -283,7 +283,7 @@ def _initialise(initialise: Callable, self: PretrainedInit, module: nn.Module) -
 def load_url(
     url: str, model_dir: str | None = None, map_location: MapLocation = None, progress: bool = True
 ) -> Mapping:
-    """Like ``torch.hub.load_state_dict_from_url``, but resumes and verifies the download and runs no code."""
+    """Like ``torch.hub.load_state_dict_from_url``, but verifies the download and runs no code."""
     from dcnzoo.utils.fetch import fetch  # imports requests
 
     return load_file(fetch(url, model_dir), map_location=map_location)

@@ -1,6 +1,7 @@
 """Files of the user: atomic writes, which may be replaced, which are read."""
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -10,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from dcnzoo.utils.errors import MissingFileError, UserError, disk_is_full, one_line, printable
 from dcnzoo.utils.text import few
@@ -82,6 +83,20 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """:func:`write_bytes` of a text in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def add_file(digest: Any, path: str | os.PathLike) -> None:
+    """Add the content of a file to a checksum of hashlib; at most a megabyte of it is in memory."""
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+
+
+def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """Return the checksum of a file of any size, in hex digits."""
+    digest = hashlib.new(algorithm)
+    add_file(digest, path)
+    return digest.hexdigest()
 
 
 # Files that a command writes: a file that exists is refused

@@ -1,15 +1,14 @@
-"""Memory of this process: its peak, reuse of freed buffers, Python's garbage collector.
+"""Memory of this process: its peak, and the reuse of freed buffers.
 
 On Linux, glibc returns large freed buffers to the system and maps others later.
 """
 
 import contextlib
 import ctypes
-import gc
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,15 +81,3 @@ def peak() -> int:
     """Return the peak memory of this process since it was reset, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause Python's garbage collector, which takes a quarter of the time in which a large file is read."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

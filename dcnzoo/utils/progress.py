@@ -20,8 +20,6 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from dcnzoo.utils import steps
-
 Item = TypeVar("Item")
 SILENCE = 30  # seconds without a line, after which one is printed
 
@@ -97,17 +95,13 @@ def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterat
 
 @contextlib.contextmanager
 def waiting(title: str) -> Iterator[None]:
-    """Context that shows the time of a call of unknown length, and the step that it has begun."""
+    """Context that shows the time of a call of unknown length."""
     console = Console(stderr=True)
     kind = Progress if is_terminal(console) else LineProgress
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with kind(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
-        bar = progress.add_task(title, total=None)
-        token = steps.listener.set(lambda name: progress.update(bar, description=f"{title}: {name}"))
-        try:
-            yield
-        finally:
-            steps.listener.reset(token)
+        progress.add_task(title, total=None)
+        yield
 
 
 def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Progress:

@@ -13,7 +13,7 @@ from dcnzoo.zoo.index import Model, find
 def local_file(weights: str, name: str, folder: str | os.PathLike[str] | None = None) -> Path:
     """Return a file of the zoo's weights on this machine: see :func:`download`."""
     if "://" in weights:
-        return fetch(weights, folder, name=name_of(weights))  # as torch.hub and MMDetection call it
+        return fetch(weights, folder or cache_folder())  # named as by torch.hub and MMDetection
     file = Path(weights)
     if not file.exists():
         raise UserError(

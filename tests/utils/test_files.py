@@ -1,6 +1,5 @@
 """A file that exists is refused: ``require_new`` and the commands."""
 
-import gc
 import hashlib
 import json
 import os
@@ -36,7 +35,6 @@ from dcnzoo.utils.files import (
 from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.formats import image_folder, picture_files
 from dcnzoo.utils.lock import lock_work_dir, locked
-from dcnzoo.utils.memory import collector_paused
 
 from ..commands import error_of, invoke
 from ..demo import DEFORMABLE
@@ -237,14 +235,6 @@ def test_the_folder_of_downloads_is_torchs(name, tmp_path, monkeypatch):
     assert tmp_path in expected.parents and cache_folder() == expected
     monkeypatch.delitem(sys.modules, "torch")
     assert cache_folder() == expected
-
-
-def test_pausing_the_collector_twice():
-    with collector_paused():
-        with collector_paused():
-            pass
-        assert not gc.isenabled()
-    assert gc.isenabled()
 
 
 def hashes(folder):

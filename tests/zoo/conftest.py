@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dcnzoo.utils import fetch as fetching
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import index
 
@@ -47,7 +46,6 @@ def package(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def undisturbed(monkeypatch):
-    """No waiting between attempts; no mirror, offline mode or proxy from the environment."""
-    monkeypatch.setattr(fetching, "_BACKOFF", 0.0)
-    for name in (fetching.MIRROR, fetching.OFFLINE, "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    """No mirror, offline mode or proxy from the environment."""
+    for name in ("DCNZOO_MIRROR", "DCNZOO_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)

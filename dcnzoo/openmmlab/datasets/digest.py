@@ -4,7 +4,7 @@ import hashlib
 import re
 from typing import Any
 
-from dcnzoo.utils.checksums import add_file
+from dcnzoo.utils.files import add_file
 
 # of texts: folders, which may differ, and places in memory
 _OF_A_PROCESS = re.compile(r"(?<=['\"])[^'\"]*/| at 0x[0-9a-f]+")

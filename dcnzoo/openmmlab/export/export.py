@@ -32,7 +32,6 @@ from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import write_bytes
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.steps import begin_step
 
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.
@@ -72,8 +71,6 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
         calibration=() if preprocessing is None else inputs.calibration_inputs(preprocessing, files, shape),
     )
     result = ExportResult(written, shape, tuple(findings))
-    if options.verify:
-        begin_step("comparing with PyTorch")
     if options.raw_outputs:
         if options.verify:
             verify_raw_outputs(network, Session(result.files[0], device="cpu"), example)
