@@ -1,7 +1,6 @@
 """``dcnzoo doctor``: list installed versions, the problems, and the commands that fix them."""
 
 import sys
-from importlib.util import find_spec
 
 import click
 
@@ -13,32 +12,14 @@ from dcnzoo.utils.text import counted
 
 
 @click.command(cls=_options.Command)
-@click.option(
-    "--for",
-    "package",
-    type=click.Choice(diagnosis.PACKAGES),
-    help="Also check one of OpenMMLab's other packages.",
-)
-@click.option("--patches", is_flag=True, help="Also list the patches of other packages, and their reasons.")
-def command(package: str | None, patches: bool) -> None:
+def command() -> None:
     """Print installed versions, and each problem of the installation and how to fix it.
 
     Exit with status 1 if there is a problem.
-
-    \b
-    examples:
-      dcnzoo doctor
-      dcnzoo doctor --for mmseg
     """
-    lines = [*diagnosis.environment(), ("weights", f"downloaded to {cache_folder()}")]
-    installation = diagnosis.Installation.here()
-    problems = list(diagnosis.problems(installation))
-    if package and not problems:
-        problems += diagnosis.package_problems(package)
-    if patches and find_spec("mmengine") and not problems:
-        lines += [("patch", f"{name}: {text}") for name, text in diagnosis.patch_lines()]
-    print_columns(lines)
+    print_columns([*diagnosis.environment(), ("weights", f"downloaded to {cache_folder()}")])
+    problems = list(diagnosis.problems(diagnosis.Installation.here()))
     for problem in problems:
         print(f"\nproblem: {problem}\n    fix: {problem.remedy}")
     print(f"\n{counted(len(problems), 'problems') if problems else 'no problems'} found")
-    sys.exit(1 if problems else 0)
+    sys.exit(bool(problems))

@@ -3,7 +3,6 @@
 import errno
 import linecache
 import re
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +27,8 @@ _EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("mmcv", "mmdet", "mmengine", "cv2", "matplotlib", "safetensors"), "mmdet"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnxslim"), "onnx"),
     "openvino": "openvino",
-    "pyarrow": "parquet",
-    "ray": "ray",
 }
-_IN_SEVERAL_EXTRAS = (
-    *("PIL", "msgspec", "numpy", "pycocotools", "requests", "rich", "shapely", "urllib3", "yaml"),
-)
+_IN_SEVERAL_EXTRAS = (*("PIL", "msgspec", "numpy", "pycocotools", "requests", "rich", "yaml"),)
 
 
 def install_command(error: Exception, extra: str = "mmdet") -> str:
@@ -79,47 +74,26 @@ def user_errors():
 
 
 def describe(error: Exception) -> str:
-    """Return :func:`message` of an exception, with how to see or report where it was raised.
-
-    ValueError, RuntimeError, NotImplementedError and OSError are exceptions to this: their messages describe
-    the problem.
-    """
+    """Return :func:`message` of an exception, with :data:`HINT` unless the message describes the problem."""
     text = message(error)
-    if _is_clear(error):
-        return text
-    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
-    libraries = sys.stdlib_module_names | {"torch", "numpy"}
-    if [package for package in packages if package not in libraries][-1:] == ["dcnzoo"]:
-        return f"this is an error in dcnzoo: {text}; please report it with the output of DCNZOO_TRACEBACK=1"
-    return text + HINT
+    return text if text == one_line(error) else text + HINT
 
 
 def message(error: Exception) -> str:
-    """An exception on one line, with its type unless its message describes the problem.
+    """Return an exception on one line, with its type unless the message describes the problem.
 
-    An assertion without a message is described by its source and the texts and integers that it names.
+    An assertion without a message is described by its source.
     """
-    frames = list(traceback.walk_tb(error.__traceback__))
     text = one_line(error)
     if isinstance(error, AssertionError):
+        frames = list(traceback.walk_tb(error.__traceback__))
         if not str(error) and frames:
             frame, line = frames[-1]
             text = linecache.getline(frame.f_code.co_filename, line).strip()
-            values = {word: frame.f_locals.get(word) for word in re.findall(r"\w+", text)}
-            got = [f"{name}={value!r}" for name, value in values.items() if isinstance(value, str | int)]
-            text = f"{text}, got {', '.join(got)}" if got else text
         return f"expected {text.removeprefix('assert ')}"
-    if _is_clear(error):
+    if isinstance(error, ValueError | OSError | NotImplementedError) or type(error) is RuntimeError:
         return text
-    return f"{type(error).__name__}: {text}"
-
-
-def _is_clear(error: Exception) -> bool:
-    """Whether the message of an exception describes the problem, or there is none."""
-    kinds = (ValueError, OSError, NotImplementedError)
-    has_text = isinstance(error, kinds) or type(error) is RuntimeError or not str(error)
-    return has_text and not isinstance(error, AssertionError)
+    return f"{type(error).__name__}: {text}" if str(error) else text
 
 
 def one_line(error: BaseException) -> str:

@@ -137,12 +137,6 @@ def require_new(
     return files[0]
 
 
-def require_equal(path: Path, content: Callable[[], bytes]) -> None:
-    """Raise UserError if another file is where this content, a picture inside LabelMe's, is written."""
-    if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == content()):
-        raise UserError(f"{path}: expected no file, or the picture that is written there; move it")
-
-
 def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
     return os.path.realpath(Path(path).parent), Path(path).stem
 

@@ -27,7 +27,6 @@ from dcnzoo.utils.files import (
     partial_of,
     read_beside,
     replacing,
-    require_equal,
     require_file,
     require_new,
     write_text,
@@ -115,17 +114,6 @@ def test_folders_are_numbered(tmp_path):
     assert numbered(folder, lambda path: (path / "mine").exists()) == tmp_path / "infer_2"
     (tmp_path / "report.html").touch()
     assert numbered(tmp_path / "report.html") == tmp_path / "report_2.html"
-
-
-def test_only_an_equal_picture_is_where_one_is_written(tmp_path):
-    path = tmp_path / "a.png"
-    require_equal(path, lambda: b"1")
-    path.write_bytes(b"1")
-    require_equal(path, lambda: b"1")
-    for make in (lambda: path.write_bytes(b"2"), lambda: path.unlink() or path.symlink_to("none")):
-        make()
-        with pytest.raises(UserError, match=r"a\.png"):
-            require_equal(path, lambda: b"1")
 
 
 def test_threads_that_write_one_file(tmp_path):
