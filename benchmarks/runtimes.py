@@ -100,7 +100,7 @@ def shipped():
     from mmengine.dataset import pseudo_collate
 
     import dcnzoo
-    from dcnzoo.openmmlab.export.inputs import pictures_to_verify
+    from dcnzoo.openmmlab.export.pictures import pictures_to_verify
     from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 
     detector = dcnzoo.load(SHIPPED, device="cpu")

@@ -56,7 +56,6 @@ def load(
     device: "str | torch.device" = "auto",
     score_threshold: float = 0.3,
     channels_last: bool = True,
-    fuse: bool = True,
     precision: Literal["float32", "bf16"] = "float32",
     cfg_options: Mapping[str, object] | None = None,
     unsafe_load: bool = False,
@@ -72,13 +71,11 @@ def load(
     Args:
         model: a name in the zoo (``dcnzoo zoo list``); a config file; a work directory of ``dcnzoo train``,
             or a checkpoint in it; ``hf://OWNER/NAME[@REVISION]``, a repository of the Hub that
-            ``detector.push_to_hub`` wrote; or a file of ``dcnzoo export``: ``.onnx``, ``.xml`` or ``.pt2``.
+            ``detector.push_to_hub`` wrote; or a file of ``dcnzoo export``: ``.onnx`` or ``.xml``.
         checkpoint: a file or an address with other weights; required for a config file.
         device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
         score_threshold: default of the detector's calls.
         channels_last: on a CPU, compute in channels-last order, which is faster. Results differ by rounding.
-        fuse: on a CPU, compute a convolution, its batch norm and activation in one call, which is faster.
-            Results differ by rounding. ``detector.model`` does not change.
         precision: ``"bf16"`` computes in bfloat16, except for the heads' last layers. This is faster on CPUs
             that multiply bfloat16, and changes scores and boxes a little (docs/performance.md). Of exported
             files, only those for OpenVINO (``.xml``) support it.
@@ -102,7 +99,7 @@ def load(
     loading = {"unsafe_load": unsafe_load, "allow_partial": allow_partial}
     if str(model).endswith(EXPORTED):
         others = {"checkpoint": checkpoint, "cfg_options": cfg_options, **loading}
-        others |= {"fuse": fuse, "channels_last": channels_last}
+        others["channels_last"] = channels_last
         settings = {"device": device, "score_threshold": score_threshold, "precision": precision}
         return _load_exported(model, settings, others)
 
@@ -120,7 +117,7 @@ def load(
     source = resolve(model, checkpoint)
     weights = source.read_weights()
     network = execute.build(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
-    detector = TorchDetector(network, score_threshold, channels_last, fuse, precision)
+    detector = TorchDetector(network, score_threshold, channels_last, precision)
     detector.name = Path(model).name
     return detector
 

@@ -24,7 +24,7 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.session import Session
 from dcnzoo.export.options import ExportResult
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.openmmlab.export.inputs import predicting_part
+from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import compare, compare_all
 from tests.export.detectors import decoded, predict_batch

@@ -71,9 +71,7 @@ def command(
         network = execute.build(source.recipe(cfg_options), weights, device=device, unsafe_load=unsafe_load)
         if threads:
             torch.set_num_threads(threads)
-        detectors["PyTorch float32"] = TorchDetector(network, fuse=False)
-        if (fused := TorchDetector(network)).fuses:
-            detectors["PyTorch float32, fused"] = fused
+        detectors["PyTorch float32"] = TorchDetector(network)
         detectors["PyTorch bf16"] = TorchDetector(network, precision="bf16")
     detectors |= timing.exported(exported, backend, device, threads)
     timings = timing.measure(detectors, pictures, max_iter, num_warmup)

@@ -79,6 +79,7 @@ class BaseDetector:
         classes: str | Sequence[str] | None = ...,
         max_detections: int | None = ...,
         bgr: bool = ...,
+        tile: int | None = ...,
     ) -> Results: ...
 
     @overload
@@ -91,6 +92,7 @@ class BaseDetector:
         classes: str | Sequence[str] | None = ...,
         max_detections: int | None = ...,
         bgr: bool = ...,
+        tile: int | None = ...,
     ) -> Detections: ...
 
     def __call__(
@@ -102,6 +104,7 @@ class BaseDetector:
         classes: str | Sequence[str] | None = None,
         max_detections: int | None = None,
         bgr: bool = False,
+        tile: int | None = None,
     ) -> Detections | Results:
         """Detect objects.
 
@@ -116,6 +119,9 @@ class BaseDetector:
             classes: the name or names of the classes to keep.
             max_detections: maximum number per image.
             bgr: arrays and tensors are BGR, as OpenCV reads them.
+            tile: detect in tiles with this side, in pixels, which overlap by a quarter, and merge the
+                results. For pictures that are much larger than the images of the training. An object that is
+                larger than the overlap may be detected in pieces.
 
         Raises:
             FileNotFoundError: a single file or a video does not exist.
@@ -124,6 +130,7 @@ class BaseDetector:
         """
         _require("batch_size", batch_size, 1)
         _require("max_detections", max_detections, 0)
+        _require("tile", tile, 16)
         threshold = self.score_threshold if score_threshold is None else score_threshold
         if not (isinstance(threshold, Real) and threshold <= 1):  # nor NaN
             raise ValueError(f"score_threshold: expected a number of at most 1, got {threshold!r}")
@@ -134,7 +141,7 @@ class BaseDetector:
         sequence = sources.several(images)
         skipped: list[sources.Skipped] | None = None if sequence is None else []
         sequence = [images] if sequence is None else sequence
-        results = self._results(sequence, batch_size, threshold, bgr, skipped)
+        results = self._results(sequence, batch_size, threshold, bgr, tile, skipped)
         kept = (_filtered(result, classes, max_detections) for result in results)
         return next(kept) if skipped is None else Results(kept, skipped)
 
@@ -166,7 +173,7 @@ class BaseDetector:
         truth = read_coco(os.path.expanduser(annotations), self.classes)
         images = os.path.expanduser(images)
         files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
-        return evaluate(truth, self._results(files, batch_size, 0.0, False, None))
+        return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
 
     def checksum(self) -> str:
         """Return a number that changes with the weights of the model."""
@@ -193,16 +200,20 @@ class BaseDetector:
         batch_size: int,
         threshold: float,
         bgr: bool,
+        tile: int | None,
         skipped: list[sources.Skipped] | None,  # None: errors are raised
     ) -> Iterator[Detections]:
         named = sources.with_progress(sources.named(images, bgr), sources.count(images))
         named = sources.read_ahead(named, bgr, batch_size + 2)
-        while batch := list(itertools.islice(named, batch_size)):
+        while batch := list(itertools.islice(named, 1 if tile else batch_size)):
             pictures, inputs, results = [], [], []
             for path, read_picture in batch:
                 with sources.skipping(skipped, path):
                     picture = read_picture()
-                    inputs.append(self.prepare(picture, path))
+                    if tile:
+                        results.append(self._detect_in_tiles(picture, path, threshold, batch_size, tile))
+                    else:
+                        inputs.append(self.prepare(picture, path))
                     pictures.append((path, picture))
             if inputs:
                 results = self._detect(inputs, threshold)
@@ -228,6 +239,21 @@ class BaseDetector:
     def _detect(self, inputs: Sequence[Any], threshold: float) -> list[Detections]:
         """Detect the objects in a batch of outputs of :meth:`prepare`, above a score threshold."""
         raise NotImplementedError
+
+    def _detect_in_tiles(
+        self, picture: np.ndarray, path: str, threshold: float, batch_size: int, tile: int
+    ) -> Detections:
+        from dcnzoo.detect.tiles import merge, windows
+
+        size = picture.shape[:2]
+        places, results = windows(size, tile), []
+        for start in range(0, len(places), batch_size):
+            inputs = [
+                self.prepare(np.ascontiguousarray(picture[place]), path)
+                for place in places[start : start + batch_size]
+            ]
+            results += self._detect(inputs, threshold)
+        return merge(results, places, size)
 
 
 def _require(name: str, value: int | None, least: int) -> None:

@@ -11,7 +11,11 @@ _HOME = {
     "Detector": "detect.exported.ExportedDetector",
     "ExportResult": "export.options.ExportResult",
     "Int8": "export.options.Int8",
+    "decompositions": "export.aten.decompositions",
     "export_onnx": "export.onnx.export_onnx",
+    "for_pnnx": "export.pnnx.for_pnnx",
+    "register_deform_conv2d_onnx_op": "export.registration.register_deform_conv2d_onnx_op",
+    "register_onnx_ops": "export.registration.register_onnx_ops",
     "translation_table": "export.registration.translation_table",
 }
 __all__ = list(_HOME)

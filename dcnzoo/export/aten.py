@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from dcnzoo.export import operators  # noqa: F401  registers the translations
 from dcnzoo.export.graph import DOUBLE, FLOAT, INT64, Graph, translations
-from dcnzoo.export.opsets import MAX_RANK
+from dcnzoo.export.opsets import DEFAULT
 from dcnzoo.ops.reference import interpolate_clamped
 
 _TYPES = {FLOAT: torch.float32, DOUBLE: torch.float64, INT64: torch.int64}
@@ -47,11 +47,11 @@ _NODES: dict[str, Callable] = {
 def decompositions() -> dict[Callable, Callable]:
     """Return the functions by operator.
 
-    NMS, overlaps of rotated boxes, and calls of RoI pooling with adaptive sampling (``sampling_ratio=0``) or
-    ``pool_mode="max"``, or with empty tensors, stay in the program.
+    NMS, and calls of RoI pooling with adaptive sampling (``sampling_ratio=0``) or with empty tensors, stay in
+    the program.
     """
     functions: dict[Callable, Callable] = {}
-    for name, translation in {**translations, "dcnzoo::roi_align_rotated": _roi_align_rotated}.items():
+    for name, translation in translations.items():
         space, _, operator_name = name.partition("::")
         if space == "dcnzoo":
             overload = getattr(torch.ops.dcnzoo, operator_name).default
@@ -81,7 +81,7 @@ class AtenGraph(Graph):
     """Computes nodes by operators of torch. Numbers and lists of integers stay such: they may be symbolic."""
 
     def __init__(self, rank: int, device: torch.device) -> None:
-        super().__init__(19, "gridsample" if rank <= MAX_RANK["gridsample"] else "gathernd")
+        super().__init__(DEFAULT, "grid_sample" if rank <= 2 else "gathernd")
         self._device = device
 
     def __getattr__(self, node: str) -> Callable:
@@ -128,8 +128,17 @@ class AtenGraph(Graph):
         flat = index.flatten(batch_dims)[..., None].expand(*[-1] * (batch_dims + 1), rows.shape[-1])
         return rows.gather(batch_dims, flat).reshape(*index.shape[:-1], rows.shape[-1])
 
-    def GridSample(self, maps: Tensor, grid: Tensor, align_corners: int, **modes: str) -> Tensor:
-        return F.grid_sample(maps, grid, align_corners=bool(align_corners), **modes)
+    def grid_sample(self, call: Any, coordinates: Sequence[Tensor]) -> Tensor:  # [N·groups, C / groups, K, P]
+        """Sample a 2-D deformable convolution's points, with each group of channels as a separate image."""
+        grid: list[Tensor] = []
+        for size, coordinate in zip(call.input.shape[2:], coordinates, strict=True):
+            # runtimes disagree far outside and at NaN: move all such points to one position outside
+            near = torch.logical_and(coordinate > -2, coordinate < size + 1)
+            position = self.Where(near, coordinate, -2.0)
+            grid.insert(0, (2 * position + 1) / size - 1)  # x first
+        maps = call.input.reshape(-1, call.channels // call.groups, *call.input.shape[2:])
+        samples = F.grid_sample(maps, torch.stack(grid, -1).flatten(0, 1), align_corners=False)
+        return samples if call.mask is None else samples * call.mask.reshape(-1, 1, *samples.shape[2:])
 
     def Mul(self, a: Any, b: Any) -> Any:
         return [x * y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a * b
@@ -179,31 +188,6 @@ class AtenGraph(Graph):
             points.append(low + _places(bins, sampling_ratio, boxes) * length)  # [K, samples]
         y, x = points
         return _pool(maps, image, y[:, :, None], x[:, None], sampling_ratio)
-
-
-def _roi_align_rotated(
-    g: AtenGraph,
-    input: Tensor,  # [N, C, H, W]
-    rois: Tensor,  # [K, 6], (image, x, y, width, height, angle)
-    output_height: int,
-    output_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    clockwise: bool,
-) -> Tensor:  # [K, C, output_height, output_width]
-    image, x, y, width, height, angle = rois.to(input.dtype)[:, :, None, None].unbind(1)
-    sides = [side * spatial_scale for side in (height, width)]
-    if not aligned:
-        sides = [side.clamp(min=1) for side in sides]
-    down, across = (
-        (_places(bins, sampling_ratio, input) - 0.5).reshape(shape) * side
-        for bins, shape, side in zip((output_height, output_width), ((-1, 1), (1, -1)), sides, strict=True)
-    )
-    cos, sin = angle.cos(), angle.sin() * (-1 if clockwise else 1)
-    y = y * spatial_scale - 0.5 * aligned + down * cos - across * sin
-    x = x * spatial_scale - 0.5 * aligned + down * sin + across * cos
-    return _pool(input, image.flatten().long(), y, x, sampling_ratio)
 
 
 def _places(bins: int, sampling_ratio: int, like: Tensor) -> Tensor:

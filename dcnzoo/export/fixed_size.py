@@ -18,6 +18,7 @@ from dcnzoo.export.operators.roi_align import align
 from dcnzoo.export.vmap import row_by_row
 from dcnzoo.ops._transforms import fold, unfold
 
+TINY = 1e-12  # avoids division by zero; smaller than the area of any box
 TILE, TILES = 128, 16  # pixels of a tile's sides, tiles of each axis; the last ones are larger
 ABSENT = -1.0  # the score of an unused box; real scores are at least zero
 
@@ -110,6 +111,60 @@ def select_boxes_graph(
     return g.Equal(marked, g.integer(1))
 
 
+def _soft_keep_boxes(
+    boxes: Tensor,  # [N, M, 4]
+    scores: Tensor,  # [N, M]
+    labels: Tensor,  # [N, M]
+    iou_threshold: float,
+    max_boxes: int,
+    method: str,
+    sigma: float,
+    min_score: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
+    """Like :func:`keep_boxes`, but by soft-NMS (Bodla et al. 2017), class by class.
+
+    Takes the best box ``max_boxes`` times and lowers the scores of the boxes that it overlaps: with
+    ``"gaussian"`` all by ``exp(-iou² / sigma)``; with an overlap of at least ``iou_threshold``, by ``1 -
+    iou`` for ``"linear"`` and to zero for ``"naive"``. Boxes with a score below ``min_score`` are dropped.
+    """
+
+    # the loop's state: current scores, and scores at the time when a box was taken
+    def step(
+        left: Tensor, taken: Tensor, least: Tensor, boxes: Tensor, area: Tensor, labels: Tensor
+    ) -> list[Tensor]:
+        best, index = left.max(1, keepdim=True)
+        this = torch.arange(left.shape[1], device=index.device) == index
+        taken = torch.where(this, torch.maximum(best, taken), taken)  # keeps its score if no box is left
+        box = take(boxes, index)  # [N, 1, 4]
+        low, high = torch.maximum(box[..., :2], boxes[..., :2]), torch.minimum(box[..., 2:], boxes[..., 2:])
+        overlap = (high - low).clamp(min=0).prod(-1)
+        iou = overlap / (area.gather(1, index) + area - overlap).clamp(min=TINY)
+        if method == "gaussian":
+            factor = torch.exp(-iou.square() / sigma)
+        else:
+            factor = torch.where(iou >= iou_threshold, 0 if method == "naive" else 1 - iou, 1)
+        left = torch.where(labels.gather(1, index) == labels, left * factor, left)
+        return [torch.where(this | (left < least), ABSENT, left), taken]
+
+    scores = scores.contiguous()
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    # without an input that the step reads, OpenVINO takes one step
+    states, turns = [scores, torch.full_like(scores, ABSENT)], [scores.new_full((max_boxes,), min_score)]
+    _, taken = torch.ops.higher_order.scan(step, states, turns, (boxes, area, labels))
+    return _first_boxes(boxes, taken, labels, max_boxes, taken)
+
+
+# An operator, because torch's vmap rule for scan turns the number of images into a constant.
+soft_keep_boxes = torch.library.custom_op("dcnzoo::_soft_keep_boxes", _soft_keep_boxes, mutates_args=())
+soft_keep_boxes.register_vmap(row_by_row(soft_keep_boxes, 3))
+
+
+@soft_keep_boxes.register_fake
+def _(boxes, scores, labels, iou_threshold, max_boxes, *settings):
+    batch = boxes.shape[0]
+    return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
+
+
 def sort_graph(
     g: Graph, values: Value, stable: bool, dim: int = -1, descending: bool = False
 ) -> tuple[Value, Value]:
@@ -125,6 +180,17 @@ def transpose_graph(g: Graph, value: Value) -> Value:
 def all_true_graph(g: Graph, values: Value) -> Value:
     """``aten._is_all_true``, which torch's exporter lacks."""
     return g.Cast(g.ReduceMin(g.Cast(values, to=6), keepdims=0), to=9)  # int32, bool
+
+
+def running_max(values: Tensor, axis: int) -> Tensor:
+    """The values of ``torch.cummax``, for which torch's exporter has no translation."""
+
+    def step(largest: Tensor, row: Tensor) -> list[Tensor]:
+        largest = torch.maximum(largest, row)
+        return [largest, largest.clone()]
+
+    rows = values.movedim(axis, 0).contiguous()
+    return torch.ops.higher_order.scan(step, [rows[0]], [rows], ())[1].movedim(0, axis)
 
 
 def _roi_align_pyramid(

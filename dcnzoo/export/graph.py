@@ -1,11 +1,14 @@
-"""Create ONNX nodes for torch's exporter.
+"""Create ONNX nodes in the same way for both of torch's exporters.
 
 A translation receives a :class:`Graph` and creates nodes by their ONNX names: ``g.Add(a, b)``,
-``g.Transpose(a, perm=[0, 2, 1])``.
+``g.Transpose(a, perm=[0, 2, 1])``. Both exporters then produce the same nodes; :mod:`dcnzoo.export.aten`
+computes them by operators of torch.
 """
 
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 Value = Any  # a value of the graph; its class depends on the exporter
 FLOAT, UINT8, INT64, DOUBLE = 1, 2, 7, 11  # onnx.TensorProto.DataType, for Cast
@@ -30,10 +33,8 @@ class Graph:
     """
 
     def __init__(self, opset: int, deform_conv: str = "auto") -> None:
-        from onnxscript.values import Opset
-
-        self.opset, self.deform_conv = opset, deform_conv
-        self._nodes = Opset("", opset)
+        self.opset = opset
+        self.deform_conv = deform_conv
 
     def size(self, value: Value, axis: int) -> int:
         """Return the size of an axis.
@@ -83,13 +84,66 @@ class Graph:
         """Return 0, 1, 2, … along an axis as a 1-D value."""
         return self.Range(self.integer(0), self.length(value, axis), self.integer(1))
 
+    # Implemented per exporter:
+
+    def __getattr__(self, node: str):
+        raise NotImplementedError
+
+    def type_of(self, value: Value) -> int:
+        """Return the type of the elements, as onnx.TensorProto.DataType."""
+        raise NotImplementedError
+
+    def shape(self, value: Value) -> list:
+        """Return the sizes; a dynamic size is not an int."""
+        raise NotImplementedError
+
+
+class DynamoGraph(Graph):
+    """Nodes for ``torch.onnx.export(dynamo=True)``, which records calls of onnxscript operators."""
+
+    def __init__(self, opset: int, deform_conv: str = "auto") -> None:
+        super().__init__(opset, deform_conv)
+        from onnxscript.values import Opset
+
+        self._nodes = Opset("", opset)
+
     def __getattr__(self, node: str):
         return getattr(self._nodes, node)
 
     def type_of(self, value: Value) -> int:
-        """Return the type of the elements, as onnx.TensorProto.DataType."""
         return int(value.dtype)
 
     def shape(self, value: Value) -> list:
-        """Return the sizes; a dynamic size is not an int."""
         return list(value.shape)
+
+
+class TorchScriptGraph(Graph):
+    """Nodes for ``torch.onnx.export(dynamo=False)``."""
+
+    _SUFFIXES = {int: "i", float: "f", str: "s"}
+    _TYPES = {"Float": FLOAT, "Half": 10, "Double": DOUBLE, "BFloat16": 16, "Long": INT64}
+
+    def __init__(self, opset: int, deform_conv: str, graph: Any) -> None:
+        super().__init__(opset, deform_conv)
+        self._graph = graph
+
+    def __getattr__(self, node: str):
+        def add(*inputs: Value, **attributes: Any) -> Value:
+            if node == "Constant":
+                (value,) = attributes.values()
+                return self._graph.op("Constant", value_t=torch.tensor(value))
+            while inputs and inputs[-1] is None:  # omit optional inputs at the end
+                inputs = inputs[:-1]
+            attributes = {f"{name}_{self._suffix(value)}": value for name, value in attributes.items()}
+            return self._graph.op(node, *inputs, **attributes)
+
+        return add
+
+    def _suffix(self, value: Any) -> str:
+        return self._SUFFIXES[type(value[0] if isinstance(value, list) else value)]
+
+    def type_of(self, value: Value) -> int:
+        return self._TYPES[value.type().scalarType()]
+
+    def shape(self, value: Value) -> list:
+        return value.type().varyingSizes() or [None] * 5

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from dcnzoo.compat import patches
 from dcnzoo.export import opsets, passes
+from dcnzoo.export.fixed_size import soft_keep_boxes
 from dcnzoo.export.registration import first_cause, translation_table
 from dcnzoo.utils.files import replacing
 
@@ -57,6 +58,9 @@ def export_onnx(
         # ONNX export
         with passes.attributes_restored(model), _named_errors(model):
             program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
+        soft = soft_keep_boxes._opoverload  # becomes a loop
+        if any(node.target is soft for node in program.graph.nodes):
+            program = program.run_decompositions({soft: soft_keep_boxes._init_fn})
         passes.remove_assertions(program)
         passes.check_ranges(program)
         passes.set_types_of_ranges(program)
@@ -78,6 +82,7 @@ def export_onnx(
     passes.remove_reshapes(onnx_program.model)
     passes.remove_default_reductions(onnx_program.model)
     model_proto = onnx_program.model_proto
+    passes.close_scans(model_proto)
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)
     with replacing(path) as partial:

@@ -1,21 +1,31 @@
 """The opsets of ONNX, and the forms of deformable convolution.
 
-``native`` is the operator ``DeformConv`` (1 and 2 axes, opset 19 on): the fastest, if the runtime has it.
-``gathernd`` gathers rows of channels (1 to 3 axes): the graph that most runtimes support. ``auto`` is
-``native`` if possible, else ``gathernd``.
+==================  =====  ====  ==============================================================
+form                opset  axes
+==================  =====  ====  ==============================================================
+``native``          >= 19  1, 2  the operator ``DeformConv``: the fastest, if the runtime has it
+``gathernd``        >= 12  1–3   gathers rows of channels; the graph that most runtimes support
+``gatherelements``  >= 12  1–3   gathers single values; if ``GatherND`` is missing or slow
+``auto``            >= 12  1–3   ``native`` if possible, else ``gathernd``
+==================  =====  ====  ==============================================================
 """
 
 DEFAULT = 19  # the first with DeformConv; onnxruntime lacks the RoiAlign of 22
-SUPPORTED = range(18, 24)  # of torch.onnx.export
-FORMS = ("auto", "native", "gathernd")
+DYNAMO = range(18, 24)  # of torch.onnx.export
+TORCHSCRIPT = range(12, 21)  # of torch.onnx.export(dynamo=False)
+FIRST = {"auto": 12, "native": 19, "gathernd": 12, "gatherelements": 12}
 
 
-def check_target(form: str, opset: int) -> None:
-    """Raise ValueError unless a form of deformable convolution can be written in this opset."""
-    if form not in FORMS:
-        raise ValueError(f"deform_conv: expected one of {', '.join(FORMS)}, got {form!r}")
-    first = 19 if form == "native" else SUPPORTED[0]
-    if not first <= opset <= SUPPORTED[-1]:
+def check_form(form: str, opset: int, supported: range = DYNAMO) -> None:
+    """Raise ValueError unless a form of deformable convolution exists and can be written in this opset.
+
+    Args:
+        supported: the opsets of the exporter.
+    """
+    if form not in FIRST:
+        raise ValueError(f"deform_conv: expected one of {', '.join(FIRST)}, got {form!r}")
+    first = max(FIRST[form], supported[0])
+    if not first <= opset <= supported[-1]:
         raise ValueError(
-            f"opset_version: expected {first} to {SUPPORTED[-1]} for deform_conv={form!r}, got {opset}"
+            f"opset_version: expected {first} to {supported[-1]} for deform_conv={form!r}, got {opset}"
         )

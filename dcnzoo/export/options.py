@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcnzoo.detect.exported import ExportedDetector
-from dcnzoo.export.opsets import DEFAULT, check_target
+from dcnzoo.export.opsets import DEFAULT, check_form
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file, require_new
 from dcnzoo.utils.findings import Finding
@@ -38,12 +38,12 @@ class ExportOptions:
             fixed for detectors that support only one size.
         precision: of the network; ``Int8("photos/")`` quantises it for these images.
         opset_version: of ONNX, 18 to 23.
-        deform_conv: form of deformable convolution in ONNX: ``"auto"``, ``"native"``, or ``"gathernd"`` for
-            runtimes without ``DeformConv``, such as TensorRT before 10.1.
+        deform_conv: form of deformable convolution in ONNX: ``"auto"``, ``"native"``, or ``"gathernd"`` and
+            ``"gatherelements"`` for runtimes without ``DeformConv``, such as TensorRT before 10.1.
         raw_outputs: export the outputs of a single-stage head.
         simplify: simplify the graph with onnxslim.
         verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
-            picture.
+            picture. A file in float16 or int8 is not compared: measure its AP.
         metadata: entries for the metadata of the file. Keys that begin with ``dcnzoo.`` are dcnzoo's.
         img_shape: the input of this name in an ONNX file: ``"optional"``, with a default; ``"required"``, as
             onnxruntime-web needs it; or None: no such input, for pictures that are never padded.
@@ -61,7 +61,7 @@ class ExportOptions:
     deform_conv: str = "auto"
     raw_outputs: bool = False
     simplify: bool = False
-    verify: str | os.PathLike | bool = False
+    verify: str | os.PathLike | bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
     img_shape: Literal["optional", "required"] | None = "optional"
 
@@ -80,20 +80,25 @@ class ExportOptions:
             raise UserError(f"path: expected a file in a folder that exists, got {self.path}")
         if not (isinstance(self.precision, Int8) or self.precision in ("float32", "float16")):
             raise ValueError(f"precision: expected float32, float16 or Int8(…), got {self.precision!r}")
-        check_target(self.deform_conv, self.opset_version)
+        check_form(self.deform_conv, self.opset_version)
         if not {*map(type, self.metadata), *map(type, self.metadata.values())} <= {str}:
             raise ValueError(f"metadata: expected texts, got {dict(self.metadata)}")
         if reserved := [key for key in self.metadata if key.partition(".")[0] == "dcnzoo"]:
             raise ValueError(f"metadata: expected other keys than dcnzoo and dcnzoo.…, got {reserved[0]!r}")
         if self.img_shape not in ("optional", "required", None):
             raise ValueError(f"img_shape: expected 'optional', 'required' or None, got {self.img_shape!r}")
-        if self.verify and self.precision != "float32":
+        if not isinstance(self.verify, bool) and self.precision != "float32":
             raise ValueError("verify: expected precision='float32': compare the AP of other files")
         packages = {"onnx": True, "onnxscript": True, "onnxslim": self.simplify, "openvino": ending == ".xml"}
         for package in filter(packages.get, packages):
             import_module(package)
         if isinstance(self.verify, str | os.PathLike) and picture_files(self.verify) is None:
             require_file(str(self.verify), "verify")
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the file is compared with PyTorch."""
+        return bool(self.verify) and self.precision == "float32"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -132,6 +137,8 @@ class Agreement:
         return Agreement(self.matched + other.matched, self.number + other.number)
 
     def __str__(self) -> str:
+        if not self.number:
+            return "not compared: neither PyTorch nor the file detects an object in the picture; give another"
         return f"{self.matched} of {self.number} detections agree between PyTorch and the file"
 
 
@@ -143,7 +150,7 @@ class ExportResult:
         files: the file; for an ``.xml`` file also its ``.bin`` file.
         shape: height and width of the input; None if they are dynamic.
         findings: what the file cannot do.
-        agreement: with PyTorch, if ``verify`` was given.
+        agreement: with PyTorch, if they were compared.
     """
 
     files: tuple[Path, ...]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir
 
 
@@ -110,6 +111,40 @@ def remove_reshapes(model: "onnx_ir.Model") -> None:
         result.replace_all_uses_with(value)
         model.graph.remove(node, safe=True)
     RemoveUnusedNodesPass()(model)
+
+
+def close_scans(model: "onnx.ModelProto") -> None:
+    """Make the values that the body of a ``Scan`` reads from outside its states: OpenVINO reads no others.
+
+    Constants, such as axes, are copied into the body.
+    """
+    from onnx import TypeProto, helper
+
+    graph = model.graph
+    types: dict[str, Any] = {value.name: value.type for value in (*graph.input, *graph.value_info)}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Scan":
+            continue
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        body, states = attributes["body"].g, len(node.input) - attributes["num_scan_inputs"].i
+        own = {value.name for value in (*body.input, *body.initializer)}
+        own |= {name for inner in body.node for name in inner.output}
+        read = dict.fromkeys(name for inner in body.node for name in inner.input if name and name not in own)
+        inside = {name: f"{name}_in_{node.name}" for name in read}
+        for inner in body.node:
+            inner.input[:] = [inside.get(name, name) for name in inner.input]
+        for name in filter(constants.get, read):
+            body.initializer.add().CopyFrom(constants[name])
+            body.initializer[-1].name = inside[name]
+        for i, name in enumerate((name for name in read if name not in constants), states):
+            node.input.insert(i, name)
+            node.output.insert(i, f"{inside[name]}_last")
+            body.node.append(helper.make_node("Identity", [inside[name]], [f"{inside[name]}_next"]))
+            for values, suffix in ((body.input, ""), (body.output, "_next")):
+                values.insert(
+                    i, helper.make_value_info(f"{inside[name]}{suffix}", types.get(name, TypeProto()))
+                )
 
 
 PREFIX = "dcnzoo_"

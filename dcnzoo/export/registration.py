@@ -1,13 +1,15 @@
-"""dcnzoo's operators as the ``custom_translation_table`` of ``torch.onnx.export``."""
+"""dcnzoo's operators in torch's exporters to ONNX: a translation table, and symbolic functions."""
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from dcnzoo.export import operators, opsets  # noqa: F401  registers the translations
 from dcnzoo.export.fixed_size import GRAPHS
-from dcnzoo.export.graph import Graph, translations
+from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
 from dcnzoo.ops import _library
 
 
@@ -16,13 +18,19 @@ def translation_table(
 ) -> dict[Callable, Callable]:
     """Return the ``custom_translation_table`` for ``torch.onnx.export`` at the same opset.
 
+    It also translates ``torchvision::deform_conv2d`` if torchvision's operators are defined.
+
+    Args:
+        opset_version: 18 to 23.
+        deform_conv: the form of deformable convolution; see :mod:`dcnzoo.export.opsets`.
+
     Raises:
         ValueError: ``deform_conv`` or the exporter does not support this opset; at export: its
             ``opset_version`` is another one.
     """
     from onnxscript import evaluator
 
-    opsets.check_target(deform_conv, opset_version)
+    opsets.check_form(deform_conv, opset_version)
 
     def onnxscript_function(graph: Callable) -> Callable:
         def translate(*values: Any, **options: Any) -> Any:
@@ -32,29 +40,80 @@ def translation_table(
                     f"translation_table: opset_version: expected {recorded.version}, as in "
                     f"torch.onnx.export, got {opset_version}"
                 )
-            return graph(Graph(opset_version, deform_conv), *values, **options)
+            return graph(DynamoGraph(opset_version, deform_conv), *values, **options)
 
         return translate
 
     graphs = GRAPHS | {overload: translations[name] for name, overload in _overloads(translations)}
     table = {overload: onnxscript_function(graph) for overload, graph in graphs.items()}
-    missing = {
-        f"dcnzoo::{name}" for name in _library.names() if not name.startswith("_")
-    } - translations.keys()
-    for name, overload in _overloads(missing):
-        table[overload] = _refusing(
-            f"{name.removeprefix('dcnzoo::')} to ONNX: not supported: it has no translation to ONNX operators"
-        )
+    for name, overload in _overloads(_untranslated()):
+        table[overload] = _refusing(name)
     return table
+
+
+def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_patch: bool = False) -> None:
+    """Register deformable convolution for ``torch.onnx.export(dynamo=False)``, as a graph of older operators.
+
+    Compatible with the package deform_conv2d_onnx_exporter, for ``torchvision.ops.deform_conv2d`` and
+    dcnzoo's operator; ``opset_version`` 12 to 20. For ``dynamo=True``, see :func:`translation_table`.
+
+    Args:
+        use_gathernd: sample by ``GatherND``; otherwise by ``GatherElements``.
+        enable_openvino_patch: accepted but ignored: OpenVINO reads these graphs unpatched.
+    """
+    register_onnx_ops("gathernd" if use_gathernd else "gatherelements")
+
+
+def register_onnx_ops(deform_conv: str = "auto") -> None:
+    """Register dcnzoo's operators for ``torch.onnx.export(dynamo=False)``; a later call replaces an earlier.
+
+    It calls ``torch.onnx.register_custom_op_symbolic`` for opsets 12 to 20 and changes nothing else.
+
+    Args:
+        deform_conv: the form of deformable convolution; see :mod:`dcnzoo.export.opsets`.
+
+    Raises:
+        ValueError: ``deform_conv`` is unknown. At export: the opset does not have the form.
+    """
+    opsets.check_form(deform_conv, opsets.TORCHSCRIPT[-1], opsets.TORCHSCRIPT)
+    for opset in opsets.TORCHSCRIPT:
+        for name, translation in translations.items():
+            torch.onnx.register_custom_op_symbolic(name, _symbolic(translation, opset, deform_conv), opset)
+        for name in _untranslated():
+            torch.onnx.register_custom_op_symbolic(name, _refusing(name), opset)
+
+
+def _symbolic(translation: Callable, opset: int, deform_conv: str) -> Callable:
+    from torch.onnx.symbolic_helper import parse_args
+
+    @functools.wraps(translation)  # parse_args counts the function's parameters
+    def symbolic(g: Any, *arguments: Any) -> Value:
+        opsets.check_form(deform_conv, opset, opsets.TORCHSCRIPT)
+        omitted = [isinstance(a, torch.Value) and a.node().mustBeNone() for a in arguments]
+        present = (None if none else a for a, none in zip(arguments, omitted, strict=True))
+        return translation(TorchScriptGraph(opset, deform_conv, g), *present)
+
+    parameters = list(inspect.signature(translation).parameters.values())[1:]
+    return parse_args(*(_KINDS[parameter.annotation] for parameter in parameters))(symbolic)
+
+
+# torch's codes for the types of an operator's arguments
+_KINDS: dict[Any, Any] = {Value: "v", int: "i", bool: "i", float: "f", Sequence[int]: "is"}
 
 
 def first_cause(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else first_cause(error.__cause__)
 
 
-def _refusing(message: str) -> Callable:
+def _untranslated() -> set[str]:
+    """Return the operators that have no translation."""
+    return {f"dcnzoo::{name}" for name in _library.names() if not name.startswith("_")} - translations.keys()
+
+
+def _refusing(name: str) -> Callable:
     def refuse(*arguments: Any) -> None:
-        raise ValueError(message)
+        operator = name.removeprefix("dcnzoo::")
+        raise ValueError(f"{operator} to ONNX: not supported: it has no translation to ONNX operators")
 
     return refuse
 

@@ -24,8 +24,8 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.export.options import ExportOptions, ExportResult
+from dcnzoo.openmmlab.calls import answering
 from dcnzoo.openmmlab.export.preprocessing import require_colour
-from dcnzoo.openmmlab.fuse import fold_norms, predict_in_float32, raise_threshold, stores, view
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.utils.errors import UserError, one_line
@@ -59,7 +59,7 @@ class TorchDetector(BaseDetector):
 
     Args:
         model: from :func:`build`.
-        channels_last, fuse, precision: see :func:`dcnzoo.load`.
+        channels_last, precision: see :func:`dcnzoo.load`.
     """
 
     _finite = False  # whether a batch has shown that the outputs are finite
@@ -69,7 +69,6 @@ class TorchDetector(BaseDetector):
         model: Model,
         score_threshold: float = 0.3,
         channels_last: bool = True,
-        fuse: bool = True,
         precision: Literal["float32", "bf16"] = "float32",
     ) -> None:
         if precision not in ("float32", "bf16"):
@@ -85,16 +84,14 @@ class TorchDetector(BaseDetector):
         self.device = str(next(model.parameters()).device)
         if channels_last and self.device == "cpu":
             to_channels_last(model)
-        self.precision, self.fuses = precision, fuse and self.device == "cpu"
-        self._network = fold_norms(model) if self.fuses else model  # that answers calls
+        self.precision = precision
         if self.device == "cpu":
             self._memory = KeptMemory()
 
     @property
     def _source(self) -> str:
         name = getattr(self.model.cfg, "filename", None)
-        state = "fused layers" if self.fuses else "layers not fused"
-        return f"{type(self.model).__name__} {Path(name).stem if name else ''}, {self.precision}, {state}"
+        return f"{type(self.model).__name__} {Path(name).stem if name else ''}, {self.precision}"
 
     def checksum(self) -> str:
         digest = hashlib.sha256()
@@ -122,9 +119,8 @@ class TorchDetector(BaseDetector):
             map pixel. The input is the picture after the test pipeline.
         """
         inputs = self.prepare(read(image, bgr))
-        copies = view(self.model)  # in evaluation mode
-        model: Model = copies[self.model]
-        with torch.no_grad(), stores(copies):
+        model: Model = self.model
+        with torch.no_grad(), answering(model):
             data = model.data_preprocessor(pseudo_collate([inputs]))
             return Features(model.extract_feat(data["inputs"]), data["inputs"].shape[-2:])
 
@@ -163,26 +159,21 @@ class TorchDetector(BaseDetector):
         return export_detector(self, checked)
 
     def _detect(self, inputs: Sequence[dict[str, Any]], threshold: float) -> list[Detections]:
-        copies = view(self._network)
-        raise_threshold(copies, threshold)
-        mixed = self.precision == "bf16"
+        mixed, model = self.precision == "bf16", self.model
         kind = torch.device(self.device).type
-        context = torch.autocast(kind, torch.bfloat16) if mixed else contextlib.nullcontext()
-        model: Model = copies[self._network]
+        autocast = torch.autocast(kind, torch.bfloat16) if mixed else contextlib.nullcontext()
         batch = pseudo_collate(inputs)
-        if mixed:
-            predict_in_float32(model)
-        with torch.no_grad(), context, stores(copies):
+        with torch.no_grad(), autocast, answering(model, threshold, mixed):
             instances = [instances_of(sample) for sample in model.test_step(batch)]
-            self._require_finite(model, batch, instances)
+            self._require_finite(batch, instances)
         return [to_detections(each, threshold) for each in instances]
 
-    def _require_finite(self, model: Model, batch: dict[str, Any], instances: Sequence[InstanceData]) -> None:
+    def _require_finite(self, batch: dict[str, Any], instances: Sequence[InstanceData]) -> None:
         """Raise ValueError if the outputs are NaN, which would read as no objects."""
+        model: Model = self.model
         if any(torch.isnan(each.scores).any() for each in instances):
             raise ModelError("model: expected finite scores, got NaN")
-        # only once; the ReLU of fused layers makes zero of NaN
-        state = {} if self._finite else self.model.state_dict()
+        state = {} if self._finite else model.state_dict()
         if lacks := [name for name, each in state.items() if each.is_floating_point() and each.isnan().any()]:
             raise ModelError(f"model: expected finite weights, got NaN in {few(lacks, 2)}")
         if not self._finite and not any(map(len, instances)) and hasattr(model, "extract_feat"):

@@ -20,7 +20,7 @@ import dcnzoo.models
 from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
 from dcnzoo.report import record_sampling
-from dcnzoo.report.detector import explain
+from dcnzoo.report.explain_detector import explain
 from dcnzoo.utils.errors import UserError
 
 from ..commands import invoke

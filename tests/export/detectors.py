@@ -17,9 +17,9 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.export.options import Agreement
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.openmmlab.export.modes import data_sample
 from dcnzoo.openmmlab.export.order import OrderByLogits
 from dcnzoo.openmmlab.export.predict import Predictor
+from dcnzoo.openmmlab.export.symbolic_sizes import data_sample
 from dcnzoo.openmmlab.export.verify import compare_all
 from dcnzoo.openmmlab.results import to_detections
 
@@ -82,6 +82,13 @@ YOLOX["bbox_head.in_channels"] = WIDTH
 TWO_STAGES = {**PYRAMID, "rpn_head.anchor_generator.strides": STRIDES}
 TWO_STAGES["roi_head.bbox_roi_extractor.featmap_strides"] = [4, 8]
 MASKS = {**TWO_STAGES, "roi_head.mask_roi_extractor.featmap_strides": [4, 8]}
+CORNERNET = {"backbone.downsample_times": 1, "backbone.stage_channels": [WIDTH, 24]}
+CORNERNET |= {"backbone.stage_blocks": [1, 1], "backbone.feat_channel": WIDTH, "bbox_head.in_channels": WIDTH}
+POINTS = {
+    **MASKS,
+    "roi_head.mask_roi_extractor.featmap_strides": [4],
+    "roi_head.point_head.fc_channels": WIDTH,
+}
 SOLO = {**PYRAMID, "neck.num_outs": 5, "mask_head.strides": [4, 8, 16, 32, 64], "mask_head.norm_cfg": GROUPS}
 SOLO["mask_head.num_grids"] = [12, 10, 8, 6, 4]
 SOLOV2 = {**SOLO, "mask_head.mask_feature_head.norm_cfg": GROUPS}
@@ -145,6 +152,10 @@ CONFIGS = {
     "YOLOX": Family("yolox/yolox_tiny_8xb8-300e_coco.py", YOLOX, dcn=False, resnet=False),
     "Faster R-CNN": Family("faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", TWO_STAGES),
     "Cascade R-CNN": Family("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", TWO_STAGES),
+    "CornerNet": Family(
+        "cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py", CORNERNET, dcn=False, resnet=False
+    ),
+    "PointRend": Family("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", POINTS),
     "Mask R-CNN": Family("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", MASKS),
     "Cascade Mask R-CNN": Family("cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", MASKS),
     "DETR": Family("detr/detr_r50_8xb2-150e_coco.py", shrink_detr),
@@ -236,6 +247,8 @@ def build(family: str, dcn: bool = False, **test_cfg) -> nn.Module:
         nn.init.normal_(detector.level_embed)  # uninitialised memory otherwise
     images = torch.randn(2, 3, *size(family))
     calibrate(detector, images)
+    if family == "CornerNet":
+        balance(detector, images)
     return detector
 
 
@@ -336,3 +349,12 @@ def calibrate(model: nn.Module, images: torch.Tensor) -> None:
     predict_batch(model, images)
     for handle in handles:
         handle.remove()
+
+
+@torch.no_grad()
+def balance(detector: nn.Module, images: torch.Tensor) -> None:
+    """Make CornerNet's classes equally likely at both corners, so that some corners agree on a class."""
+    head = detector.bbox_head
+    outputs = head(detector.extract_feat(images))
+    for layers, levels in zip((head.tl_heat, head.br_heat, head.tl_emb, head.br_emb), outputs, strict=False):
+        layers[-1][-1].conv.bias -= levels[-1].mean((0, 2, 3))

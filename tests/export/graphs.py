@@ -1,12 +1,19 @@
-"""Export modules by torch's exporter, and run the files."""
+"""Export modules by torch's exporters, and run the files."""
 
 import inspect
+from importlib.util import find_spec
 
 import onnxruntime
+import pytest
 import torch
 
-from dcnzoo.export import export_onnx
+from dcnzoo.export import export_onnx, register_onnx_ops
+from dcnzoo.ops.torchvision_schemas import load_error
 
+needs_torchvision = pytest.mark.skipif(
+    find_spec("torchvision") is None or load_error() is not None,
+    reason="needs a torchvision that fits torch, for its operators",
+)
 DYNAMIC = torch.export.Dim.DYNAMIC
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2}  # relative to the largest value
 
@@ -19,6 +26,12 @@ def export(model, args, path, opset=19, *, dynamic=(), form="auto"):
     shapes = (shapes,) if inspect.Parameter.VAR_POSITIONAL in kinds else shapes
     shapes = shapes if dynamic else None
     export_onnx(model, args, path, opset_version=opset, deform_conv=form, dynamic_shapes=shapes)
+
+
+def export_by_torchscript(model, args, path, opset=19, *, form="auto"):
+    """Write a module to a file by ``torch.onnx.export(dynamo=False)``."""
+    register_onnx_ops(form)
+    torch.onnx.export(model, args, path, dynamo=False, opset_version=opset)
 
 
 def run(path, *args):

@@ -10,7 +10,7 @@ from dcnzoo.layers import PackedDeformConv2d
 from tests.op_cases import operators
 from tests.products import in_turn
 
-POOLING = ("roi_align", "roi_align_rotated", "deform_roi_pool")
+POOLING = ("roi_align", "deform_roi_pool")
 CONVOLUTIONS = (f"deform_conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
 NAMES = (*CONVOLUTIONS, "dcnv3", "dcnv4", "ms_deform_attn", *POOLING)
 CASES = [

@@ -7,17 +7,21 @@ from torch import nn
 import dcnzoo.ops
 from dcnzoo.export import (
     export_onnx,
+    register_deform_conv2d_onnx_op,
+    register_onnx_ops,
     translation_table,
 )
 from dcnzoo.layers import PackedDeformConv2d
+from dcnzoo.ops import reference as oracle
 from dcnzoo.utils.errors import UserError
+from tests.modules import module_of
 from tests.op_cases import deform_conv as cases
 
-from .graphs import assert_close, export, run
+from .graphs import assert_close, export, export_by_torchscript, needs_torchvision, run
 
 onnx = pytest.importorskip("onnx")
 
-TARGETS = ("native", "gathernd")
+TARGETS = ("native", "gathernd", "gatherelements")
 FEW = ("asymmetric", "asymmetric v1 without bias", "mask alone", "all groups differ")  # one per form
 SAMPLES = [s for s in cases.samples() if s.tensors[0].shape[0] > 0]  # no runtime accepts an empty batch
 
@@ -53,7 +57,7 @@ def nodes(path):
 
 
 def compare(sample, target, path, opset=19, expected=None):
-    export(Call(sample), inputs(sample), path, opset, form=target)
+    export_by_torchscript(Call(sample), inputs(sample), path, opset, form=target)
     expected = cases.reference(sample.to(torch.float64)) if expected is None else expected
     assert_close(run(path, *inputs(sample))[0], expected, sample.tensors[0].dtype)
 
@@ -61,6 +65,22 @@ def compare(sample, target, path, opset=19, expected=None):
 @pytest.fixture
 def path(tmp_path):
     return str(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("target", "sample"),
+    [
+        pytest.param(
+            t, s, id=f"{t} {s.name}", marks=[] if s.name in FEW or t == "native" else pytest.mark.slow
+        )
+        for t in TARGETS
+        for s in SAMPLES
+    ],
+)
+def test_torchscript_exporter(sample, target, path):
+    compare(sample.to(torch.float32), target, path)
+    deformed = any(tensor is not None for tensor in sample.tensors[2:4])  # otherwise a plain convolution
+    assert ("DeformConv" in nodes(path)) == (target == "native" and deformed)
 
 
 RANKS = {  # axes
@@ -81,7 +101,7 @@ def daily(*targets):
 @pytest.mark.parametrize("target", daily("native"))
 def test_dynamo_exporter(target, path):
     singles = [s.to(torch.float32) for s in SAMPLES if s.name in FEW]
-    singles += [of_rank(rank) for rank in ((1, 3) if target == "gathernd" else (1,))]
+    singles += [of_rank(rank) for rank in ((1, 3) if target.startswith("gather") else (1,))]
     assert len(singles) > len(FEW)
 
     calls = nn.ModuleList(map(Call, singles)).eval()
@@ -112,6 +132,17 @@ def test_other_batches_and_sizes(target, path):
         x = torch.randn(shape)
         with torch.no_grad():
             assert_close(run(path, x)[0], model(x))
+
+
+@pytest.mark.parametrize("opset", [12, 16, 19, 20])
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_opset(target, opset, path):
+    sample = cases.make("opset", offset_groups=2, padding=1).to(torch.float32)
+    if target == "native" and opset < 19:
+        with pytest.raises(Exception, match=rf"opset_version: expected 19 .*{target}.* {opset}"):
+            compare(sample, target, path, opset)
+    else:
+        compare(sample, target, path, opset)
 
 
 @pytest.mark.parametrize("dtype", ["double", "half", "half with float points"])
@@ -147,6 +178,48 @@ def test_offsets_that_are_no_numbers(target, path):
     compare(sample, target, path, expected=expected)
 
 
+@pytest.mark.parametrize("use_gathernd", [True, False])
+def test_the_published_packages_function(use_gathernd, path):
+    """``register_deform_conv2d_onnx_op`` of deform_conv2d_onnx_exporter; here, for dcnzoo's operator."""
+    register_deform_conv2d_onnx_op(use_gathernd=use_gathernd, enable_openvino_patch=True)
+    sample = cases.make("seed", offset_groups=2, mask_groups=2, padding=1).to(torch.float32)
+    torch.onnx.export(Call(sample), inputs(sample), path, dynamo=False, opset_version=12)
+    assert ("GatherND" in nodes(path), "GatherElements" in nodes(path)) == (use_gathernd, not use_gathernd)
+    assert_close(run(path, *inputs(sample))[0], cases.reference(sample.to(torch.float64)))
+
+
+@needs_torchvision
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("use_mask", [True, False])
+def test_torchvisions_operator(dynamo, use_mask, path):
+    from torchvision.ops import deform_conv2d
+
+    register_deform_conv2d_onnx_op()
+    sample = cases.make("torchvision", channels=4, offset_groups=2, mask_groups=2, padding=1, stride=(2, 1))
+    input, weight, offset, mask, bias = sample.to(torch.float32).tensors
+    mask = mask if use_mask else None
+    model = module_of(lambda input, offset: deform_conv2d(input, offset, weight, bias, (2, 1), 1, 1, mask))
+    options = dict(opset_version=19, custom_translation_table=translation_table()) if dynamo else {}
+    torch.onnx.export(model, (input, offset), path, dynamo=dynamo, **{"opset_version": 12, **options})
+    assert ("DeformConv" in nodes(path)) == dynamo and ("GatherND" in nodes(path)) == (not dynamo)
+    tensors = [None if t is None else t.double() for t in (input, weight, offset, mask, bias)]
+    expected = oracle.deform_conv(*tensors, stride=(2, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+    assert_close(run(path, input, offset)[0], expected)
+
+
+def test_torchs_exporter_with_the_table(path):
+    layer, inputs = PackedDeformConv2d(3, 4, 3, padding=1).eval(), (torch.randn(1, 3, 8, 9),)
+    export = torch.onnx.export
+    register_onnx_ops()
+    assert torch.onnx.export is export, "nothing of torch is replaced"
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match=r"dcnzoo\.deform_conv"):
+        torch.onnx.export(layer, inputs, path, dynamo=True)
+    torch.onnx.export(
+        layer, inputs, path, dynamo=True, opset_version=19, custom_translation_table=translation_table()
+    )
+    assert "DeformConv" in nodes(path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -157,6 +230,8 @@ def test_offsets_that_are_no_numbers(target, path):
 def test_impossible_requests(arguments, message):
     with pytest.raises(ValueError, match=message):
         translation_table(*arguments)
+    with pytest.raises(ValueError, match=r"deform_conv: .*nope"):
+        register_onnx_ops("nope")
 
 
 def test_the_file_is_whole_or_not_there(tmp_path, monkeypatch):

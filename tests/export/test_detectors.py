@@ -2,30 +2,33 @@
 
 import itertools
 from bisect import bisect
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.ops import DeformConv2d
+from mmcv.ops import DeformConv2d, batched_nms
 from mmdet.models.detectors import SemiBaseDetector
 from mmdet.models.necks import BFP
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmdet.registry import MODELS, TASK_UTILS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
 from dcnzoo.detect.outputs import MASK_THRESHOLD, rescale_detections
 from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx, fixed_size
-from dcnzoo.export.fixed_size import ABSENT, keep_boxes, roi_align_pyramid
+from dcnzoo.export.fixed_size import ABSENT, keep_boxes, roi_align_pyramid, running_max
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import Agreement, ExportOptions
+from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.export import write_detector
-from dcnzoo.openmmlab.export.inputs import predicting_part
+from dcnzoo.openmmlab.export.nms import suppress
+from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
+from dcnzoo.openmmlab.export.test_loop import without_border
 from dcnzoo.openmmlab.export.verify import verify_raw_outputs
 from dcnzoo.ops import reference_boxes
 
@@ -292,6 +295,73 @@ def test_suppression(max_per_class, boxes_given, threshold, tmp_path):
             assert (dets[n, len(best) :] == 0).all()
 
 
+SOFT = [
+    dict(method="gaussian", sigma=0.2, min_score=0.2),
+    dict(method="linear", iou_threshold=0.2, min_score=0.1),
+    dict(method="naive", iou_threshold=0.4),
+]
+
+
+@pytest.mark.parametrize(
+    "methods", [SOFT[:1], pytest.param(SOFT, marks=pytest.mark.slow)], ids=["one", "all"]
+)
+def test_soft_suppression(methods, tmp_path):
+    boxes, scores, labels = candidates(40)
+    methods = [ConfigDict(nms=dict(type="soft_nms", **method), max_per_img=30) for method in methods]
+
+    @module_of
+    def model(boxes, scores, labels):
+        results = (torch.vmap(partial(suppress, cfg, ""))(boxes, scores, labels) for cfg in methods)
+        return [part for dets, kept, _ in results for part in (dets, kept)]
+
+    path = tmp_path / "nms.onnx"
+    with symbolic_batches():
+        export_onnx(model, (boxes, scores, labels), path, dynamic_shapes=({0: DYNAMIC},) * 3)
+    assert "Scan" in {node.op_type for node in onnx.load(path).graph.node}
+    openvino = Session(path, "openvino")
+    feed = dict(zip(openvino.inputs, (boxes.numpy(), scores.numpy(), labels.numpy()), strict=True))
+    results = [
+        model(boxes, scores, labels),
+        run(path, boxes, scores, labels),
+        map(torch.from_numpy, openvino._run(feed)),
+    ]
+    for outputs in map(list, results):
+        for cfg, dets, kept in zip(methods, outputs[::2], outputs[1::2], strict=True):
+            assert (kept[2] == -1).all() and (dets[2] == 0).all()
+            for n in (0, 1):
+                there = scores[n] >= 0
+                expected, index = batched_nms(boxes[n, there], scores[n, there], labels[n, there], cfg.nms)
+                expected, count = expected[:30], min(len(expected), 30)
+                assert (kept[n] >= 0).sum() == count > 10
+                torch.testing.assert_close(dets[n, :count], expected, rtol=0, atol=2e-4)
+                assert (kept[n, :count] == labels[n, there][index[:30]]).all()
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape", "dynamic"),
+    [
+        (2, (2, 3, 9, 4), True),
+        pytest.param(1, (2, 1, 5), False, marks=pytest.mark.slow),
+        pytest.param(-1, (2, 3, 4, 8), True, marks=pytest.mark.slow),
+    ],
+)
+def test_running_max(axis, shape, dynamic, tmp_path):
+    """The running maximum of corner pooling, for any length."""
+    path = tmp_path / "cummax.onnx"
+    x = torch.randint(-9, 9, shape).float()  # with equal values
+    shapes = ({i: DYNAMIC for i, size in enumerate(shape) if size > 1},)
+    model = module_of(lambda x: running_max(x, axis))
+    export_onnx(model, (x,), path, dynamic_shapes=shapes if dynamic else None)
+    inputs = [x]
+    if dynamic:
+        inputs += [torch.randn(1, shape[1], *(70 + size for size in shape[2:]))]
+    for x in inputs:
+        session = Session(path, "openvino")
+        (read,) = session._run({next(iter(session.inputs)): x.numpy()})
+        for actual in (*run(path, x), running_max(x, axis), torch.from_numpy(read)):
+            torch.testing.assert_close(actual, torch.cummax(x, axis).values, rtol=0, atol=0)
+
+
 def test_roi_align_in_the_graph(monkeypatch, tmp_path):
     monkeypatch.setattr(fixed_size, "TILE", 16)
     monkeypatch.setattr(fixed_size, "TILES", 3)
@@ -325,6 +395,15 @@ def test_constants_in_a_graph_of_fixed_size(tmp_path):
     stored = [op.get_byte_size() for op in openvino.Core().read_model(tmp_path / "model.xml").get_ops()
               if op.get_type_name() == "Constant"]  # fmt: skip
     assert max(stored) <= 3 * 14 * 14 * 4  # one RoI
+
+
+def test_results_without_the_border_of_corner_nets_pipeline():
+    """The pipeline pads on all sides: boxes in the padding are dropped, others shifted and clipped."""
+    dets = [[20, 30, 40, 50, 0.9], [5, 12, 30, 40, 0.8], [0, 0, 9, 60, 0.7], [90, 80, 140, 120, 0.6]]
+    outputs = dict(dets=np.array([*dets, [0] * 5], np.float32), labels=np.array([3, 1, 0, 2, -1]))
+    found = without_border(outputs, np.array([15, 112, 10, 117]))
+    assert found.labels.tolist() == [3, 1, 2]
+    assert found.boxes.tolist() == [[10, 15, 30, 35], [0, 0, 20, 25], [80, 65, 130, 105]]
 
 
 def test_masks_of_boxes_are_pasted_into_the_picture_as_by_mmdetection():

@@ -15,7 +15,7 @@ import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
-from dcnzoo.openmmlab.export.inputs import predicting_part
+from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 
 from ..products import in_turn

@@ -52,7 +52,7 @@ INPUTS = torch.randn(1, 4, 8, 10), torch.randn(1, 5, 16), torch.rand(1, 5, 1, 2)
 
 @pytest.mark.parametrize(
     "opset",
-    [pytest.param(o, marks=[] if o == opsets.DEFAULT else pytest.mark.slow) for o in opsets.SUPPORTED],
+    [pytest.param(o, marks=[] if o == opsets.DEFAULT else pytest.mark.slow) for o in opsets.DYNAMO],
 )
 def test_layers(opset, tmp_path):
     model, path = Layers().eval(), str(tmp_path / "layers.onnx")

@@ -12,10 +12,10 @@ from dcnzoo.detect.session import Session
 from dcnzoo.export.fixed_size import ABSENT
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab.export.export import write_detector
-from dcnzoo.openmmlab.export.modes import data_sample
+from dcnzoo.openmmlab.export.nms import positive_key
 from dcnzoo.openmmlab.export.order import OrderByLogits
 from dcnzoo.openmmlab.export.predict import Predictor
-from dcnzoo.openmmlab.export.suppress import positive_key
+from dcnzoo.openmmlab.export.symbolic_sizes import data_sample
 from dcnzoo.openmmlab.export.verify import compare_all
 from dcnzoo.openmmlab.results import to_detections
 

@@ -8,6 +8,8 @@ from dcnzoo.compat import mmcv
 from dcnzoo.export import for_pnnx
 from dcnzoo.layers import PackedDeformConv1d, PackedDeformConv2d, PackedDeformConvTranspose2d
 
+from .graphs import needs_torchvision
+
 
 class Focus(nn.Module):
     """As in YOLOX."""
@@ -34,6 +36,7 @@ class Network(nn.Module):
         return [self.layer(self.both[0](x)), (self.both[1](x),)]
 
 
+@needs_torchvision
 @pytest.mark.parametrize("options", [{}, dict(modulated=True), dict(modulated=True, bias=False)])
 def test_the_traced_program(options):
     torch.manual_seed(0)

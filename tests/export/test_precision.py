@@ -15,7 +15,7 @@ from dcnzoo.export.fixed_size import keep_boxes
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.openmmlab.export.inputs import calibration_files
+from dcnzoo.openmmlab.export.pictures import calibration_files
 from dcnzoo.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")

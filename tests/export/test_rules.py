@@ -22,12 +22,12 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.export import rules
+from dcnzoo.openmmlab.export.nms import of_class
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.replacements.boxes import keep_all
 from dcnzoo.openmmlab.export.replacements.layers import normalise_groups, sample_shifted
 from dcnzoo.openmmlab.export.replacements.roi import pool
 from dcnzoo.openmmlab.export.rules import replace_everywhere
-from dcnzoo.openmmlab.export.suppress import of_class
 from dcnzoo.openmmlab.export.verify import compare
 from dcnzoo.utils.errors import UserError
 
@@ -235,6 +235,7 @@ def outputs_of(detector, **settings):
     [
         ("nms", (NMS, dict(NMS, max_num=7))),
         ("nms", (NMS, dict(NMS, class_agnostic=True))),
+        ("nms", (NMS, dict(type="soft_nms", min_score=0.2))),
         ("score_thr", (0.05, 0.5)),
     ],
 )
@@ -259,6 +260,7 @@ def test_settings_change_the_results_as_in_pytorch(setting, values):
         (dict(nms=dict(type="nms", iou_threshold=0.5, offset=1)), "offset: expected 0 .* got 1"),
         (dict(nms=dict(type="nms", iou_threshold=0.5, score_threshold=0.1)), "got score_threshold"),
         (dict(nms=dict(type="nms_match", iou_thr=0.5)), "'nms_match'"),
+        (dict(nms=dict(type="soft_nms"), max_output_boxes_per_class=2), "per_class: .* soft_nms, got 2"),
         (dict(nms=dict(NMS, class_agnostic=True), max_output_boxes_per_class=2), "agnostic nms, got 2"),
     ],
 )

@@ -12,6 +12,7 @@ from functools import reduce
 from itertools import product
 
 from dcnzoo.export.graph import Graph, Value, translates
+from dcnzoo.export.opsets import FIRST
 from dcnzoo.export.sampling import Neighbours, corners, neighbours, wide
 
 
@@ -72,13 +73,17 @@ def deform_conv(
 ) -> Value:
     rank, target = len(stride), g.deform_conv
     if target == "auto":
-        target = "native" if rank <= 2 and g.opset >= 19 else "gathernd"
+        target = "native" if rank <= 2 and g.opset >= FIRST["native"] else "gathernd"
     if rank > 2 and target == "native":
         raise ValueError(f"deform_conv: expected at most 2 axes for 'native', got {rank}; use 'gathernd'")
     call = _call(g, input, weight, offset, mask, bias, stride, padding, dilation, groups)
-    if target == "gathernd":
-        return _product(g, call, _gather(g, call))
-    result = _native(g, _with_two_axes(g, call) if rank == 1 else call)
+    if target in ("gathernd", "gatherelements"):
+        return _product(g, call, _gather(g, call, target))
+    as_2d = _with_two_axes(g, call) if rank == 1 else call
+    if target == "native":
+        result = _native(g, as_2d)
+    else:  # of dcnzoo.export.aten alone
+        result = _product(g, as_2d, g.grid_sample(as_2d, _coordinates(g, as_2d)))
     if rank == 1:
         result = g.shaped(result, g.sizes(input, 0), call.out_channels, -1)
     return result
@@ -245,7 +250,7 @@ def _axes(g: Graph, call: _Call, sizes: Sequence[Value]) -> list[Neighbours]:
     return axes
 
 
-def _gather(g: Graph, call: _Call) -> Value:  # [N, groups, C / groups, K·P]
+def _gather(g: Graph, call: _Call, target: str) -> Value:  # [N, groups, C / groups, K·P]
     """Sample as the weighted sum of 2 neighbours per axis, each gathered by its index in the flat map."""
     kind, sizes = call.kind, [g.length(call.input, 2 + axis) for axis in range(call.rank)]
     per_group = call.channels // call.groups
@@ -253,10 +258,14 @@ def _gather(g: Graph, call: _Call) -> Value:  # [N, groups, C / groups, K·P]
     rows = g.Transpose(maps, perm=[0, 1, 3, 2])  # [N, groups, H·W, C / groups]
     total = None
     for index, weight in corners(g, _axes(g, call, sizes), sizes):
-        values = g.GatherND(rows, g.shaped(index, 0, 0, -1, 1), batch_dims=2)
-        values = g.Mul(values, g.shaped(g.Cast(weight, to=kind), 0, 0, -1, 1))
+        if target == "gathernd":
+            values, shape = g.GatherND(rows, g.shaped(index, 0, 0, -1, 1), batch_dims=2), (-1, 1)
+        else:
+            index = g.Expand(g.shaped(index, 0, 0, 1, -1), g.ints(1, 1, per_group, 1))
+            values, shape = g.GatherElements(maps, index, axis=3), (1, -1)
+        values = g.Mul(values, g.shaped(g.Cast(weight, to=kind), 0, 0, *shape))
         total = values if total is None else g.Add(total, values)
-    return g.Transpose(total, perm=[0, 1, 3, 2])
+    return g.Transpose(total, perm=[0, 1, 3, 2]) if target == "gathernd" else total
 
 
 def _product(g: Graph, call: _Call, samples: Value) -> Value:  # [N, O, *out]

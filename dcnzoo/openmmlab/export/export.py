@@ -1,11 +1,13 @@
-"""Export a detector: trace it, write the file, check it for known problems, compare it with PyTorch."""
+"""Export a detector: trace it, write the file, compare it with PyTorch, move it to its place."""
 
 import dataclasses
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -24,13 +26,19 @@ from dcnzoo.detect.session import Session
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import write_file
+from dcnzoo.openmmlab.calls import answering
 from dcnzoo.openmmlab.classes import require_names
-from dcnzoo.openmmlab.export import inputs
+from dcnzoo.openmmlab.export.pictures import (
+    calibration_files,
+    calibration_inputs,
+    pictures_to_verify,
+    predicting_part,
+)
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
-from dcnzoo.utils.files import write_bytes
+from dcnzoo.utils.files import replacing, write_bytes
 from dcnzoo.utils.findings import Finding
 
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
@@ -43,14 +51,14 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     if detector.device != "cpu":
         raise ValueError(f"device: expected a detector on the CPU (device='cpu'), got {detector.device}")
     int8 = options.precision if isinstance(options.precision, Int8) else None
-    files = inputs.calibration_files(int8.images, int8.count) if int8 else []
-    network = inputs.predicting_part(detector.model)
+    files = calibration_files(int8.images, int8.count) if int8 else []
+    network = predicting_part(detector.model)
     findings: list[Finding] = []
-    needs_pictures = "precision" if int8 else "verify" if options.verify and not options.raw_outputs else ""
+    needs_pictures = "precision" if int8 else "verify" if options.verifies and not options.raw_outputs else ""
     preprocessing = _preprocessing(detector, network, needs_pictures, findings)
-    pictures = []
+    compared: list[np.ndarray] = []
     if needs_pictures == "verify" and preprocessing is not None:  # before the work: one may be damaged
-        pictures = inputs.pictures_to_verify(options.verify, preprocessing)
+        compared = pictures_to_verify(options.verify, preprocessing)
     sized = options.img_shape is not None
     model = RawHead(network) if options.raw_outputs else Predictor(network, sized=sized)
     require_names(detector.model.cfg.get("model", {}), detector.classes)
@@ -62,22 +70,32 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     elif options.shape is None:
         text = f"the size of the input is fixed, {shape[0]} × {shape[1]}"
         findings.append(Finding(type(network).__name__, text, stops=False))
-    written = write_detector(
-        model,
-        torch.zeros(1, 3, *example),
-        options,
-        dynamic=shape is None,
-        metadata={} if preprocessing is None else preprocessing.to_metadata(),
-        calibration=() if preprocessing is None else inputs.calibration_inputs(preprocessing, files, shape),
-    )
-    result = ExportResult(written, shape, tuple(findings))
-    if options.raw_outputs:
-        if options.verify:
-            verify_raw_outputs(network, Session(result.files[0], device="cpu"), example)
-    elif pictures:
-        agreement = verify(detector, result.load(device="cpu"), pictures)
-        result = dataclasses.replace(result, agreement=agreement)
-    return result
+    example_input = torch.zeros(1, 3, *example)
+    metadata = {} if preprocessing is None else preprocessing.to_metadata()
+    calibration = () if preprocessing is None else calibration_inputs(preprocessing, files, shape)
+    path = Path(options.path)
+    folder = path.parent if path.parent.exists() else path.parent.parent
+    with answering(detector.model), TemporaryDirectory(prefix=".export-", dir=folder) as beside:
+        written = write_detector(
+            model,
+            example_input,
+            dataclasses.replace(options, path=Path(beside) / path.name),
+            dynamic=shape is None,
+            metadata=metadata,
+            calibration=calibration,
+        )
+        result = ExportResult(written, shape, tuple(findings))
+        if options.verifies and options.raw_outputs:
+            verify_raw_outputs(network, Session(written[0], device="cpu"), example)
+        elif options.verifies:
+            agreement = verify(detector, result.load(device="cpu"), compared)
+            if not agreement.number and options.verify is not True:
+                raise ValueError("verify: expected a picture with objects, got none from PyTorch or the file")
+            result = dataclasses.replace(result, agreement=agreement)
+        for file in reversed(written):  # the weights of an IR before it
+            with replacing(path.with_name(file.name)) as partial:
+                shutil.move(file, partial)
+    return dataclasses.replace(result, files=options.files)
 
 
 def _preprocessing(
@@ -89,7 +107,10 @@ def _preprocessing(
         return preprocessing_of(pipeline, network.data_preprocessor, detector.classes)
     except ValueError as error:
         if needed_for:
-            raise ValueError(f"{needed_for}: expected another test pipeline: {one_line(error)}") from error
+            hint = "; with verify=False, the file is for other programs" if needed_for == "verify" else ""
+            raise ValueError(
+                f"{needed_for}: expected another test pipeline: {one_line(error)}{hint}"
+            ) from error
         text = f"dcnzoo.load cannot use the file: {one_line(error)}"
         findings.append(Finding(type(network).__name__, text, stops=False))
         return None
@@ -116,7 +137,7 @@ def _example_size(options: ExportOptions, preprocessing: Preprocessing | None) -
 def draw_both(detector: BaseDetector, result: ExportResult, source: str | os.PathLike | bool) -> Path:
     """Draw the detections of PyTorch, at the left, and of the file, at the right; return the drawing."""
     exported, path = result.load(device="cpu"), result.files[0].with_suffix(".png")
-    picture = inputs.pictures_to_verify(source, Preprocessing.from_metadata(exported.model.metadata))[0]
+    picture = pictures_to_verify(source, Preprocessing.from_metadata(exported.model.metadata))[0]
     results = [cast(Detections, each(picture, bgr=True)) for each in (detector, exported)]
     sides = [np.asarray(detections.draw()) for detections in results]
     write_bytes(path, encoded(Image.fromarray(np.hstack(sides)), "PNG"))

@@ -5,12 +5,16 @@ which boxes remain after NMS. Runtimes order equal scores differently. The order
 exact arithmetic, and the same in each. PyTorch's own predictions have MMDetection's order.
 """
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.ops._arguments import exporting
 
 LARGEST = 80.0  # exp(80) is finite in float32
@@ -65,6 +69,22 @@ def has_logits(scores: Any) -> bool:
 def logits_of(scores: Any) -> Tensor:
     """Return finite values in the exact order of scores: the logits of sigmoids and of their products."""
     return scores.logits if has_logits(scores) else torch.logit(torch.as_tensor(scores).clamp(min=1e-37))
+
+
+@contextmanager
+def order_of_files() -> Iterator[None]:
+    """Context in which MMDetection's predictions in PyTorch have the order of exported files."""
+    with Changes() as changes, OrderByLogits():
+        changes.wrap(sys.modules["mmcv.ops.nms"], "nms", _suppress)
+        yield
+
+
+def _suppress(nms: Callable, boxes: Tensor, scores: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """Call ``mmcv.ops.nms``."""
+    if not has_logits(scores) or kwargs.get("score_threshold", 0) > 0:
+        return nms(boxes, scores, *args, **kwargs)
+    _, index = nms(boxes, logits_of(scores), *args, **kwargs)
+    return torch.cat([boxes[index], scores[index, None]], 1), index
 
 
 def _compare(scores: Tensor, name: str, dim: int = -1, **options: Any) -> Any:

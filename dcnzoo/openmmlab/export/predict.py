@@ -33,15 +33,15 @@ from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, MASK_LOGITS
 from dcnzoo.export.fixed_size import ABSENT
 from dcnzoo.openmmlab.export import rules
-from dcnzoo.openmmlab.export.modes import (
+from dcnzoo.openmmlab.export.order import OrderByLogits
+from dcnzoo.openmmlab.export.replacements.boxes import keep_best
+from dcnzoo.openmmlab.export.replacements.layers import convolve
+from dcnzoo.openmmlab.export.symbolic_sizes import (
     SymbolicSizes,
     data_sample,
     number_of_rows,
     tensor_of,
 )
-from dcnzoo.openmmlab.export.order import OrderByLogits
-from dcnzoo.openmmlab.export.replacements.boxes import keep_best
-from dcnzoo.openmmlab.export.replacements.layers import convolve
 from dcnzoo.utils.errors import one_line
 
 Rows = tuple[Tensor, Tensor, Tensor]  # boxes [N, K, 4], scores and labels [N, K], with unused ones

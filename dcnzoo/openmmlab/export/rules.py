@@ -27,9 +27,9 @@ from torch import nn
 
 from dcnzoo.compat.mmcv import deform_conv
 from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.export.modes import number_of_rows
 from dcnzoo.openmmlab.export.replacements import boxes, masks, roi, transformers
 from dcnzoo.openmmlab.export.replacements import layers as own
+from dcnzoo.openmmlab.export.symbolic_sizes import number_of_rows
 
 PARTS = ("rpn_head", "roi_head", "bbox_head", "mask_head", "panoptic_head")
 SINGLE = "_predict_by_feat_single"
@@ -77,10 +77,8 @@ RULES = (
     ),
     Rule(dense_heads.YOLOV3Head, DENSE, around={"predict_by_feat": boxes.drop_uncertain}),
     Rule(dense_heads.YOLOXHead, DENSE, instead={"predict_by_feat": boxes.keep_best_classes}),
-    *(
-        Rule(kind, refused="its boxes are not exported")
-        for kind in (dense_heads.PAAHead, dense_heads.CornerHead)
-    ),
+    Rule(dense_heads.PAAHead, refused="its boxes are averaged by their votes"),
+    Rule(dense_heads.CornerHead, (*DENSE, SINGLE), instead={SINGLE: boxes.pair_corners}),
     Rule(
         dense_heads.RTMDetInsHead,
         (*DENSE, "_bbox_mask_post_process"),
@@ -95,7 +93,12 @@ RULES = (
     Rule(MaskFormerFusionHead, ("predict", "instance_postprocess")),
     *(Rule(kind, ROI, has_masks=True) for kind in ROI_HEADS),
     Rule(roi_heads.TridentRoIHead, (*ROI, "merge_trident_bboxes")),
-    Rule(roi_heads.PointRendRoIHead, refused="its masks are refined point by point"),
+    Rule(
+        roi_heads.PointRendRoIHead,
+        ROI,
+        instead={"predict_mask": roi.predict_refined, "_mask_point_forward_test": roi.refine_masks},
+        has_masks=True,
+    ),
     Rule(roi_heads.SCNetRoIHead, refused="its context is added image by image"),
     Rule(roi_heads.BBoxHead, instead={"refine_bboxes": roi.refine}),
     Rule(roi_heads.FCNMaskHead, instead={SINGLE: roi.masks_of_classes}),
@@ -118,6 +121,8 @@ RULES = (
     Rule(layers.MSDeformAttnPixelDecoder, instead={"forward": masks.decode_pixels}),
     Rule(roi_heads.SingleRoIExtractor, instead={"forward": roi.pool}),
     Rule(mmcv_ops.RoIAlign, instead={"forward": roi.align}),
+    Rule(mmcv_ops.SimpleRoIAlign, instead={"forward": roi.sample_rois}),
+    Rule(mmcv_ops.CornerPool, instead={"forward": own.corner_pool}),
     Rule(tood_head.TOODHead, DENSE, instead={"deform_sampling": own.sample_shifted}),
     Rule(nn.GroupNorm, instead={"forward": own.normalise_groups}),
     # with a symbolic size: adaptive maximum pooling has no ONNX operator; padding takes torch.export too long

@@ -21,7 +21,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
-import dcnzoo.openmmlab.export.deployed  # noqa: F401  for tests of exported files
+import dcnzoo.openmmlab.export.test_loop  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.openmmlab.checkpoints import content_digest, load_file

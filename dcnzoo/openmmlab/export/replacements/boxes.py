@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from dcnzoo.export.fixed_size import ABSENT, best
-from dcnzoo.openmmlab.export.modes import tensor_of
-from dcnzoo.openmmlab.export.suppress import best_pairs, suppress
+from dcnzoo.openmmlab.export.nms import best_pairs, suppress
+from dcnzoo.openmmlab.export.symbolic_sizes import tensor_of
 
 MOST = 1000  # boxes of YOLOX without max_per_img: MMDetection has no limit, a graph needs one
 
@@ -145,6 +145,35 @@ def keep_best_classes(
     boxes = self._bbox_decode(torch.cat(priors), deltas)
     results = suppress(cfg, type(self).__name__, boxes, scores, labels, self.num_classes)
     return [found_by(*results[:2])]
+
+
+def pair_corners(
+    self: dense_heads.CornerHead,
+    tl_heat: Tensor,
+    br_heat: Tensor,
+    tl_off: Tensor,
+    br_off: Tensor,
+    img_meta: dict,
+    rescale: bool = False,
+    with_nms: bool = True,
+    **embeddings: Tensor,
+) -> InstanceData:
+    """Replace ``CornerHead._predict_by_feat_single``. Pairs that are no box have a negative score."""
+    cfg = self.test_cfg
+    boxes, scores, labels = self._decode_heatmap(
+        tl_heat.sigmoid(),
+        br_heat.sigmoid(),
+        tl_off,
+        br_off,
+        img_meta=img_meta,
+        k=cfg.corner_topk,
+        kernel=cfg.local_maximum_kernel,
+        distance_threshold=cfg.distance_threshold,
+        **embeddings,
+    )
+    pairs = boxes[0], scores[0, :, 0], labels[0, :, 0]
+    results = suppress(cfg, type(self).__name__, *pairs, self.num_classes)
+    return found_by(*results[:2])
 
 
 def best_peaks(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mmcv import ops as mmcv_ops
 from mmdet.models.dense_heads import tood_head
 from torch import Tensor, nn
 
+from dcnzoo.export.fixed_size import running_max
 from dcnzoo.ops import deform_conv2d
 
 
@@ -20,6 +22,12 @@ def sample_shifted(self: tood_head.TOODHead, feat: Tensor, offset: Tensor) -> Te
 def without_autograd(function: Callable) -> staticmethod:
     """Replace ``forward`` of an autograd function of mmcv, which makes the size of its output a constant."""
     return staticmethod(lambda ctx, *arguments: function(*arguments))
+
+
+def corner_pool(self: mmcv_ops.CornerPool, x: Tensor) -> Tensor:
+    """Replace ``CornerPool.forward``."""
+    axis, flip = self.cummax_dim_flip[self.mode]
+    return running_max(x.flip(axis), axis).flip(axis) if flip else running_max(x, axis)
 
 
 def normalise_groups(self: nn.GroupNorm, x: Tensor) -> Tensor:  # [N, C, …, W]

@@ -12,7 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from dcnzoo.export.fixed_size import ABSENT
-from dcnzoo.openmmlab.export.suppress import best_pairs
+from dcnzoo.openmmlab.export.nms import best_pairs
 
 
 def mark_small(

@@ -7,7 +7,7 @@ import torch
 from mmdet.models import dense_heads, detectors
 from torch import Tensor
 
-from dcnzoo.openmmlab.export.modes import level_sizes
+from dcnzoo.openmmlab.export.symbolic_sizes import level_sizes
 
 
 def is_padding(

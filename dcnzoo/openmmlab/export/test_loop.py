@@ -1,5 +1,7 @@
 """An exported detector as a model for MMDetection's test loop."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from mmdet.registry import MODELS
@@ -8,6 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.detect.preprocessing import KEY, Preprocessing
 from dcnzoo.detect.session import Session
@@ -45,10 +48,13 @@ class DeployedDetector(BaseModel):
             raise UserError(one_line(error)) from error
         for n, sample in enumerate(data_samples):
             of_image = {name: value[n] for name, value in outputs.items()}
-            border, (height, width) = sample.img_shape[:2], sample.ori_shape[:2]
-            across, down = sample.get("scale_factor", (border[1] / width, border[0] / height))
-            size = (round(height * down), round(width * across))  # without the pipeline's Pad
-            result = rescale_detections(of_image, size, (height, width), self.session.metadata)
+            if "border" in sample.metainfo:
+                result = without_border(of_image, sample.border)
+            else:
+                border, (height, width) = sample.img_shape[:2], sample.ori_shape[:2]
+                across, down = sample.get("scale_factor", (border[1] / width, border[0] / height))
+                size = (round(height * down), round(width * across))  # without the pipeline's Pad
+                result = rescale_detections(of_image, size, (height, width), self.session.metadata)
             sample.pred_instances = InstanceData(
                 bboxes=torch.from_numpy(result.boxes),
                 scores=torch.from_numpy(result.scores),
@@ -57,3 +63,11 @@ class DeployedDetector(BaseModel):
             if result.masks is not None:
                 sample.pred_instances.masks = torch.from_numpy(result.masks)
         return data_samples
+
+
+def without_border(outputs: dict[str, np.ndarray], border: tuple[float, float, float, float]) -> Detections:
+    """Convert one image's outputs for CornerNet's test pipeline, which pads all sides and does not resize."""
+    result, (top, _, left, _) = rescale_detections(outputs, (1, 1), (1, 1), {}), border
+    boxes = (result.boxes - np.array([left, top, left, top], np.float32)).clip(0)
+    inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+    return dataclasses.replace(result, boxes=boxes)[inside]

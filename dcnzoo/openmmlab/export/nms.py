@@ -4,11 +4,12 @@ import torch
 from mmengine.config import ConfigDict
 from torch import Tensor
 
-from dcnzoo.export.fixed_size import ABSENT, best, keep_boxes
+from dcnzoo.export.fixed_size import ABSENT, best, keep_boxes, soft_keep_boxes
 from dcnzoo.openmmlab.export.order import LARGEST, has_logits, logits_of
 
 # mmcv's arguments of NMS that are used, with its defaults
 NMS = dict(iou_threshold=None, class_agnostic=False, max_num=-1, split_thr=None)
+SOFT_NMS = {**NMS, **dict(iou_threshold=0.3, sigma=0.5, min_score=1e-3, method="linear")}
 
 
 def suppress(
@@ -42,8 +43,11 @@ def suppress(
         boxes, groups = boxes[order], groups[order]
     batch = boxes[None], scores[None], groups[None]
     count = cfg.max_per_img if most <= 0 else min(cfg.max_per_img, most)
-    ranks = positive_key(scores)[None]
-    results = keep_boxes(*batch, nms["iou_threshold"], count, classes, per_class, ranks)
+    if "sigma" in nms:
+        results = soft_keep_boxes(*batch, max_boxes=count, **nms)
+    else:
+        ranks = positive_key(scores)[None]
+        results = keep_boxes(*batch, nms["iou_threshold"], count, classes, per_class, ranks)
     dets, groups, index = (part[0] for part in results)
     index = index if order is None else order[index]
     return dets, torch.where(groups >= 0, labels[index], -1), index
@@ -59,20 +63,22 @@ def positive_key(scores: Tensor) -> Tensor:
 def _settings(nms: dict, owner: str, per_class: int) -> dict:
     """Return mmcv's arguments of an NMS, with defaults. Its errors are those of :func:`suppress`."""
     kind = nms.pop("type", "nms")
-    if kind != "nms":
-        raise ValueError(f"{owner}: nms: expected type='nms' in an exported file, got {kind!r}")
+    if kind not in ("nms", "soft_nms"):
+        raise ValueError(f"{owner}: nms: expected type='nms' or 'soft_nms', got {kind!r}")
     if "iou_thr" in nms:  # its earlier name
         nms["iou_threshold"] = nms.pop("iou_thr")
     if (offset := nms.pop("offset", 0)) != 0:
         raise ValueError(f"{owner}: nms: offset: expected 0 in an exported file, got {offset}")
-    if unknown := sorted(nms.keys() - NMS.keys()):
-        raise ValueError(f"{owner}: nms: expected {', '.join(NMS)}, got {unknown[0]}")
-    nms = {**NMS, **nms}
+    known = NMS if kind == "nms" else SOFT_NMS
+    if unknown := sorted(nms.keys() - known.keys()):
+        raise ValueError(f"{owner}: nms: expected {', '.join(known)} with {kind}, got {unknown[0]}")
+    nms = {**known, **nms}
     del nms["split_thr"]  # mmcv's limit for one call; the result is the same
-    if per_class and nms["class_agnostic"]:
-        raise ValueError(
-            f"{owner}: max_output_boxes_per_class: expected 0 with class_agnostic nms, got {per_class}"
-        )
+    if nms["max_num"] > 0 and kind == "soft_nms":
+        raise ValueError(f"{owner}: nms: max_num: expected none with soft_nms, got {nms['max_num']}")
+    if per_class and (kind == "soft_nms" or nms["class_agnostic"]):
+        kind = f"class_agnostic {kind}" if nms["class_agnostic"] else kind
+        raise ValueError(f"{owner}: max_output_boxes_per_class: expected 0 with {kind}, got {per_class}")
     return nms
 
 

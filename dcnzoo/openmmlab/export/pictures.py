@@ -27,12 +27,11 @@ def predicting_part(detector: nn.Module) -> nn.Module:
 
 
 def generated_picture(preprocessing: Preprocessing) -> np.ndarray:  # [H, W, 3], uint8, BGR
-    """Draw shapes in the size of the test pipeline."""
-    width, height = preprocessing.scale or (640, 640)
-    side = max(128, min(height, width))
-    square, _ = draw_image(ShapesSpec(size=side), "val", 0)
-    square = np.tile(square, (-(-height // side), -(-width // side), 1))
-    return np.ascontiguousarray(square[:height, :width])
+    """Draw shapes into a picture of 3:2, which the test pipeline enlarges by two factors, if it resizes."""
+    third = max(53, max(preprocessing.scale or (640, 640)) * 7 // 30)
+    third += third % 3 == 0  # then, rounding makes the factors of width and height different
+    square, _ = draw_image(ShapesSpec(size=2 * third), "val", 0)
+    return np.ascontiguousarray(np.tile(square, (1, 2, 1))[:, : 3 * third])
 
 
 def pictures_to_verify(source: str | os.PathLike | bool, preprocessing: Preprocessing) -> list[np.ndarray]:

@@ -1,0 +1,68 @@
+"""What is different in a model of MMDetection while it answers a call of a detector."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import torch
+from mmdet.models.dense_heads import ATSSVLFusionHead, PAAHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.roi_heads import MaskScoringRoIHead
+from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from dcnzoo.compat.patches import Changes
+
+# endings of the names of the heads' last layers; not conv_logits, whose values only meet one threshold
+PREDICTIONS = ("_cls", "_reg", "_obj", "fc_logits", "_centerness", "_iou", "cls_branches", "reg_branches")
+# the score can rise after the threshold (mask IoU, square root), or weaker boxes vote
+UNORDERED = (ATSSVLFusionHead, MaskScoringRoIHead, PAAHead)
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def answering(model: nn.Module, threshold: float = -1.0, bf16: bool = False) -> Iterator[None]:
+    """Context of a call of the model, one at a time. Its end, also by an error, restores the model.
+
+    A model in training is in evaluation mode. Heads drop boxes below the score threshold before NMS and the
+    masks: the detections above it stay the same, because whether NMS drops a box depends only on boxes with a
+    higher score. With ``bf16``, for autocast, the heads' last layers compute in float32: in bfloat16, scores
+    have three digits, so that the ranks of proposals and boxes change.
+    """
+    with _lock_of(model), Changes() as changes:
+        modules = [pair for pair in model.named_modules() if not isinstance(pair[1], torch.jit.ScriptModule)]
+        proposals = {getattr(module, "rpn_head", None) for _, module in modules}
+        in_training = model.training
+        # heads compare with >, the detector with >=, perhaps in bfloat16: it decides about the last percent
+        least = 0.99 * threshold
+        for name, module in modules:
+            if in_training:
+                changes.set(module, "training", False)
+            settings = getattr(module, "test_cfg", None)
+            own = (settings or {}).get("score_thr") if module not in proposals else None
+            if own is not None and own < least and _only_compares_scores(module):
+                changes.set(module, "test_cfg", ConfigDict(settings, score_thr=least))
+            if bf16 and name.endswith(PREDICTIONS):
+                for layer in module if isinstance(module, nn.ModuleList) else [module]:
+                    changes.set(layer, "forward", partial(_in_float32, layer.forward))
+        yield
+
+
+def _lock_of(model: nn.Module) -> threading.RLock:
+    """Return the lock of a model: several detectors may have one, and a detector can be pickled."""
+    return _locks.setdefault(model, threading.RLock())
+
+
+def _only_compares_scores(module: nn.Module) -> bool:
+    """Whether a head is one of MMDetection's that reads its score threshold before NMS, and only there."""
+    known = isinstance(module, BaseDenseHead | BaseRoIHead) and type(module).__module__.startswith("mmdet.")
+    return known and not isinstance(module, UNORDERED)
+
+
+def _in_float32(forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
