@@ -75,8 +75,8 @@ def command(
     if model.endswith(_options.EXPORTED):
         raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
     import dcnzoo
-    from dcnzoo.report.explain_detector import explain
     from dcnzoo.report.explain import Box, plot_explanation, render_explanation
+    from dcnzoo.report.explain_detector import explain
     from dcnzoo.utils.files import write_bytes
 
     corners = box or (at and [*at, *at])
