@@ -6,16 +6,19 @@ Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from pycocotools import mask as coco_mask
 
-from dcnzoo.data.files import InvalidAnnotation, write_json
+from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.pictures import image_size
+from dcnzoo.utils.files import writing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
 from dcnzoo.version import __version__
@@ -43,23 +46,53 @@ class ReadOptions:
     classes: tuple[str, ...] = ()
 
 
+class Object(msgspec.Struct, gc=False):
+    """An annotated object; ``segmentation`` is COCO's, or its JSON text."""
+
+    picture: int  # its number, from 1
+    name: str
+    bbox: list[float]  # x, y, width, height
+    area: float
+    iscrowd: int
+    segmentation: Any
+
+
+class _Image(msgspec.Struct):
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+class _Annotation(msgspec.Struct, omit_defaults=True):
+    id: int
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    area: float
+    iscrowd: int
+    segmentation: Any = None
+
+
 @dataclass(eq=False)
-class Split:
-    """Pictures and objects. Objects belong to the picture that was added last.
+class Dataset:
+    """Pictures and objects of one split. Objects belong to the picture that was added last.
 
     Attributes:
-        classes: names in the order of their labels: one list for all splits of a data set.
+        classes: names in the order of their labels; all splits share them.
         fixed: whether other names are problems.
+        clip: whether objects are clipped to their pictures.
         problems: what cannot be used.
         sources: the files that were read.
         unlabelled: pictures without a file of annotations, which are used as empty ones.
-        notes: texts for the user.
-        sizes: (width, height) of the pictures.
-        objects: the picture's number, the class and the fields of each object.
+        notes: lines for the user.
+        sizes: the pictures, with (width, height).
+        objects: in the order of the pictures.
+        clipped: the number of polygons and boxes that were clipped.
         file: the COCO file, when it is written.
     """
 
-    classes: list[str]
+    classes: dict[str, None]
     fixed: bool = False
     clip: bool = False
     problems: list[Finding] = field(default_factory=list)
@@ -67,10 +100,10 @@ class Split:
     unlabelled: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    objects: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    objects: list[Object] = field(default_factory=list)
     clipped: int = 0
     file: Path = Path()
-    _size: tuple[int, int] = (0, 0)
+    size: tuple[int, int] = (0, 0)  # of the last picture
 
     @contextmanager
     def refusing(self, where: object) -> Iterator[None]:
@@ -78,8 +111,11 @@ class Split:
         try:
             yield
         except InvalidAnnotation as error:
-            line = "" if error.line is None else f":{error.line}"
-            self.problems.append(Finding(f"{where}{line}", str(error)))
+            self.refuse(where, error)
+
+    def refuse(self, where: object, error: InvalidAnnotation) -> None:
+        line = "" if error.line is None else f":{error.line}"
+        self.problems.append(Finding(f"{where}{line}", str(error)))
 
     def add_picture(self, file: Path, stated: object = None) -> None:
         """Add a picture; ``stated`` is its (width, height) in the annotations, if they have it."""
@@ -88,48 +124,34 @@ class Split:
         size = image_size(file)
         if stated not in (None, (None, None), (0, 0), size):
             raise InvalidAnnotation(f"expected {size}, the width and height of {file}, got {short(stated)}")
-        self.sizes[file] = self._size = size
+        self.sizes[file] = self.size = size
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the last picture."""
-        return self._size
-
-    def add_box(self, name: str, corners: Corners, **more: Any) -> None:
+    def add_box(self, name: str, corners: Corners, iscrowd: int = 0) -> None:
         """Add an object without an outline."""
         (x1, y1), (x2, y2) = self._inside([corners[:2], corners[2:]])
-        self._add(name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), **more)
+        self.add(name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), iscrowd)
 
-    def add_polygons(self, name: str, polygons: Sequence[Polygon], **more: Any) -> None:
-        """Add an object whose parts have these outlines."""
+    def add_polygons(self, name: str, polygons: Sequence[Polygon], iscrowd: int = 0) -> None:
+        """Add an object whose parts have these outlines. If they overlap, the common area counts twice."""
         outlines = [self._inside(polygon) for polygon in polygons]
         xs, ys = zip(*(point for outline in outlines for point in outline), strict=True)
         box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
         mask = [[round(value, 2) for point in outline for value in point] for outline in outlines]
-        self._add(name, box, sum(map(polygon_area, outlines)), segmentation=mask, **more)
+        self.add(name, box, sum(map(polygon_area, outlines)), iscrowd, mask)
 
-    def add_mask(self, name: str, rle: dict[str, Any], **more: Any) -> None:
+    def add_rle(self, name: str, rle: dict[str, Any], iscrowd: int = 0) -> None:
         """Add an object with a mask in COCO's run-length encoding."""
-        try:
-            width, height = self._size
-            if isinstance(rle["counts"], list):
-                rle = coco_mask.frPyObjects(rle, height, width)
-                rle["counts"] = rle["counts"].decode()
-            if [*map(int, rle["size"])] != [height, width]:
-                raise InvalidAnnotation(f"expected RLE of {[height, width]}, got {short(rle['size'])}")
-            box, area = coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle))
-        except (LookupError, TypeError, ValueError) as error:
-            raise InvalidAnnotation(
-                f"{name}: expected run-length encoding, got {short(rle)}: {error}"
-            ) from None
-        self._add(name, box, area, segmentation=rle, **more)
+        width, height = self.size
+        rle = checked_rle(rle, height, width)
+        box = coco_mask.toBbox(rle).tolist()
+        self.add(name, box, float(coco_mask.area(rle)), iscrowd, rle)
 
     def _inside(self, points: Polygon) -> list[tuple[float, float]]:
         """Return points inside the picture; further out than the tolerance they are clipped, or a problem."""
-        width, height = self._size
+        width, height = self.size
         inside = [(min(max(x, 0.0), width), min(max(y, 0.0), height)) for x, y in points]
         off = max(
-            abs(a - b) for old, new in zip(points, inside, strict=True) for a, b in zip(old, new, strict=True)
+            max(abs(x - new_x), abs(y - new_y)) for (x, y), (new_x, new_y) in zip(points, inside, strict=True)
         )
         if not off <= (math.inf if self.clip else TOLERANCE) or math.isnan(sum(map(sum, points))):
             raise InvalidAnnotation(
@@ -138,73 +160,130 @@ class Split:
         self.clipped += off > TOLERANCE
         return inside
 
-    def _add(self, name: str, box: Sequence[float], area: float, **more: Any) -> None:
+    def add(
+        self, name: str, box: Sequence[float], area: float, iscrowd: int = 0, segmentation: Any = None
+    ) -> None:
+        """Add an object whose box is inside the picture."""
         box = [round(value, 2) for value in box]
         if not (min(box[2:]) > 0 and area > 0):
             raise InvalidAnnotation(f"{name}: expected an object with an area, got the box {box}")
         if name not in self.classes:
             if self.fixed:
-                raise InvalidAnnotation(f"expected one of the classes {few(self.classes)}, got {short(name)}")
-            self.classes.append(name)
-        self.objects.append(
-            (len(self.sizes), name, {"bbox": box, "area": round(area, 2), "iscrowd": 0, **more})
-        )
-
-    # What others ask of a split
+                raise InvalidAnnotation(
+                    f"expected one of the classes {few([*self.classes])}, got {short(name)}"
+                )
+            self.classes[name] = None
+        self.objects.append(Object(len(self.sizes), name, box, round(area, 2), iscrowd, segmentation))
 
     @property
     def folder(self) -> Path:
         """The deepest folder with all pictures."""
-        return Path(os.path.commonpath([os.path.abspath(file.parent) for file in self.sizes] or ["."]))
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {"images": len(self.sizes), "annotations": len(self.objects), "categories": len(self.classes)}
+        return Path(os.path.commonpath({os.path.abspath(file.parent) for file in self.sizes} or ["."]))
 
     @property
     def per_class(self) -> dict[str, int]:
         """The number of objects of each class."""
-        numbers = Counter(name for _, name, _ in self.objects)
+        numbers = Counter(each.name for each in self.objects)
         return {name: numbers[name] for name in self.classes}
 
     @property
     def crowds(self) -> int:
         """The number of objects that training ignores."""
-        return sum(bool(each["iscrowd"]) for _, _, each in self.objects)
+        return sum(bool(each.iscrowd) for each in self.objects)
 
     @property
     def without_mask(self) -> int:
-        return sum(not each["iscrowd"] and not each.get("segmentation") for _, _, each in self.objects)
+        """The number of objects without a mask, except crowds."""
+        return sum(each.segmentation is None and not each.iscrowd for each in self.objects)
 
-    def select(self, chosen: Sequence[Path]) -> "Split":
-        """Return a split with some of the pictures."""
+    def select(self, chosen: Sequence[Path]) -> "Dataset":
+        """Return a data set with some of the pictures."""
         numbers = {file: number for number, file in enumerate(self.sizes, 1)}
         new = {numbers[file]: number for number, file in enumerate(chosen, 1)}
-        objects = [(new[number], *rest) for number, *rest in self.objects if number in new]
-        return Split(self.classes, sizes={file: self.sizes[file] for file in chosen}, objects=objects)  # type: ignore[arg-type]
+        objects = [
+            msgspec.structs.replace(each, picture=new[each.picture])
+            for each in self.objects
+            if each.picture in new
+        ]
+        objects.sort(key=lambda each: each.picture)
+        return Dataset(self.classes, sizes={file: self.sizes[file] for file in chosen}, objects=objects)
 
     def write(self, out: Path) -> None:
         """Write a COCO file."""
         folder, labels = self.folder, {name: number for number, name in enumerate(self.classes, 1)}
-        content = {
-            "info": {"description": f"written by dcnzoo {__version__}"},
-            "images": [
-                {
-                    "id": n,
-                    "file_name": Path(os.path.relpath(file, folder)).as_posix(),
-                    "width": w,
-                    "height": h,
-                }
-                for n, (file, (w, h)) in enumerate(self.sizes.items(), 1)
-            ],
-            "annotations": [
-                {"id": n, "image_id": image, "category_id": labels[name], **fields}
-                for n, (image, name, fields) in enumerate(self.objects, 1)
-            ],
-            "categories": [{"id": number, "name": name} for name, number in labels.items()],
-        }
-        write_json(content, out)
+        images = (
+            _Image(number, Path(os.path.relpath(file, folder)).as_posix(), *size)
+            for number, (file, size) in enumerate(self.sizes.items(), 1)
+        )
+        annotations = (
+            _Annotation(n, o.picture, labels[o.name], o.bbox, o.area, o.iscrowd, o.segmentation)
+            for n, o in enumerate(self.objects, 1)
+        )
+        categories = [{"id": number, "name": name} for name, number in labels.items()]
+        encode = msgspec.json.encode
+        with writing(out) as opened:
+            info = {"description": f"written by dcnzoo {__version__}"}
+            opened.write(b'{"info":%b,"categories":%b' % (encode(info), encode(categories)))
+            for key, entries in (("images", images), ("annotations", annotations)):
+                opened.write(b',\n"%b":[' % key.encode())
+                opened.writelines(_parts(entries, encode))
+                opened.write(b"]")
+            opened.write(b"}\n")
         self.file = out
+
+
+def _parts(entries: Iterable[Any], encode: Callable[[Any], bytes], size: int = 10_000) -> Iterator[bytes]:
+    """Yield the JSON text of a long list, without its brackets, in parts."""
+    entries, start = iter(entries), b""
+    while part := [*islice(entries, size)]:
+        yield start + encode(part)[1:-1]
+        start = b",\n"
+
+
+def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """Return a mask in COCO's compressed form.
+
+    Raises:
+        InvalidAnnotation: it is not run-length encoding of a picture of this size. pycocotools does not check
+            it, and would read other memory.
+    """
+    try:
+        counts = rle["counts"]
+        numbers = decode_counts(counts) if isinstance(counts, str) else [*map(int, counts)]
+        if [*map(int, rle["size"])] != [height, width]:
+            raise InvalidAnnotation(
+                f"segmentation: expected RLE of {[height, width]}, got {short(rle['size'])}"
+            )
+        if min(numbers) < 0 or sum(numbers) != height * width:
+            raise InvalidAnnotation(
+                f"segmentation: expected counts of {height * width} pixels, got {short(numbers)}"
+            )
+    except (LookupError, TypeError, ValueError) as error:
+        raise InvalidAnnotation(
+            f"segmentation: expected run-length encoding, got {short(rle)}: {error}"
+        ) from None
+    compressed = coco_mask.frPyObjects({"size": [height, width], "counts": numbers}, height, width)
+    return {"size": [height, width], "counts": compressed["counts"].decode()}
+
+
+def decode_counts(text: str) -> list[int]:
+    """Return the numbers in COCO's compressed run-length encoding, as ``rleFrString`` of pycocotools does."""
+    numbers: list[int] = []
+    value = shift = 0
+    for code in text.encode("ascii"):
+        code -= 48
+        if not 0 <= code < 64 or shift > 30:
+            raise ValueError("expected characters from 0 to o")
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:  # the last part of a number; its highest bit is the sign
+            if code & 16:
+                value -= 1 << shift
+            numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("the last number is not complete")
+    return numbers
 
 
 def polygon_area(polygon: Polygon) -> float:

@@ -1,14 +1,15 @@
-"""Text and JSON files of annotations: any encoding, each key once."""
+"""Text and JSON files of annotations, in any encoding."""
 
 import json
 import math
+import mmap
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from dcnzoo.utils.files import write_text
+import msgspec
+
 from dcnzoo.utils.text import short
 
 
@@ -26,8 +27,7 @@ def read_text(file: Path) -> str:
     Raises:
         InvalidAnnotation: it has another encoding, or cannot be read.
     """
-    if not os.path.isfile(file) and os.path.exists(file):  # reading a pipe would wait for its other end
-        raise InvalidAnnotation(f"expected a file, got a folder or pipe: {file}")
+    _require_file(file)
     try:
         content = file.read_bytes()
         # the encoding by the byte order mark, or by the position of zero bytes
@@ -46,39 +46,49 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
+def map_bytes(file: Path) -> bytes | mmap.mmap:
+    """Return the bytes of a text in UTF-8: those of the file, mapped, unless it has another encoding.
+
+    Raises:
+        InvalidAnnotation: as for :func:`read_text`.
+    """
+    _require_file(file)
+    try:
+        with open(file, "rb") as opened:
+            if json.detect_encoding(opened.read(4)) == "utf-8" and os.path.getsize(file):
+                return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise InvalidAnnotation(f"expected a readable file: {error.strerror}") from None
+    return read_text(file).encode()
+
+
 def read_json(file: Path) -> Any:
     """Read a JSON file in the encodings of :func:`read_text`.
 
     Raises:
-        InvalidAnnotation: it is not JSON, or an object has a key twice (``json`` would take the last).
+        InvalidAnnotation: it is not JSON.
     """
-    text = read_text(file)
+    return decode_json(map_bytes(file), Any)
+
+
+def decode_json(content: bytes | mmap.mmap | msgspec.Raw, kind: Any) -> Any:
+    """Decode JSON to a type of msgspec; raise InvalidAnnotation if it is not JSON, or of another type."""
     try:
-        return json.loads(text, object_pairs_hook=unique_keys)
-    except json.JSONDecodeError as error:
-        raise InvalidAnnotation(f"expected JSON: {error}", error.lineno) from None
-    except RecursionError:
-        raise InvalidAnnotation("expected JSON, got lists or objects that are nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits
+        return msgspec.json.decode(content, type=kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidAnnotation(explain(error)) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidAnnotation(f"expected JSON: {error}") from None
 
 
-def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """Return a JSON object; raise InvalidAnnotation if a key occurs twice."""
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
-        where = f", in the object with id {short(values['id'])}" if key != "id" and "id" in values else ""
-        raise InvalidAnnotation(f"expected each key once in an object, got {short(key)} {count} times{where}")
-    return values
+def explain(error: Exception) -> str:
+    """Return msgspec's message with the key in front: ``bbox[2]: expected `float`, got `str```."""
+    text, _, path = str(error).partition(" - at `$")
+    key = path.rstrip("`").lstrip(".")
+    return f"{key}: {text[:1].lower()}{text[1:]}" if key else f"{text[:1].lower()}{text[1:]}"
 
 
-def write_json(content: dict, out: str | Path) -> None:
-    """Write a JSON file atomically."""
-    write_text(out, json.dumps(content))
-
-
-def finite(text: str, field: str, line: int | None = None) -> float:
+def finite(text: str, field: str) -> float:
     """Convert the text of a field to a finite number.
 
     Raises:
@@ -89,10 +99,10 @@ def finite(text: str, field: str, line: int | None = None) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InvalidAnnotation(f"{field}: expected a finite number, got {short(text)}", line)
+        raise InvalidAnnotation(f"{field}: expected a finite number, got {short(text)}")
     return value
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a JSON value is a finite number below 2^63."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+def _require_file(file: Path) -> None:
+    if not os.path.isfile(file) and os.path.exists(file):  # reading a pipe would wait for its other end
+        raise InvalidAnnotation(f"expected a file, got a folder or pipe: {file}")

@@ -6,52 +6,69 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dcnzoo.data.dataset import Polygon, Split, ellipse
-from dcnzoo.data.files import InvalidAnnotation
-from dcnzoo.data.tree import Tree
+from dcnzoo.data.coco_file import CocoFile
+from dcnzoo.data.dataset import Dataset, Polygon, ellipse
+from dcnzoo.data.files import InvalidAnnotation, read_json
+from dcnzoo.data.tree import Tree, by_split
 from dcnzoo.utils.text import short
 
 
-def is_labelme(content: object) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("shapes"), list)
+class LabelMe(NamedTuple):
+    """The reader of LabelMe's files."""
+
+    tree: Tree
+    files: list[Path]
+    notes: list[str]
+    name = "LabelMe"
+
+    @classmethod
+    def find(cls, tree: Tree, json: Mapping[Path, CocoFile]) -> "LabelMe | None":
+        """Return the reader, if there are files with a list of shapes."""
+        files = [file for file, content in json.items() if content.is_labelme]
+        return cls(tree, files, []) if files else None
+
+    def groups(self) -> dict[str, list[Path]]:
+        """Return the files of each split, by their folders."""
+        return by_split({file: self.tree.split_of(file) for file in self.files})
+
+    def read(self, files: list[Path], dataset: Dataset) -> None:
+        """Add pictures and shapes. Shapes with the same label and ``group_id`` of a file are one object."""
+        dataset.sources += files
+        for file in files:
+            with dataset.refusing(file):
+                content = read_json(file)
+                picture = self.tree.picture(
+                    str(content.get("imagePath")), file.parent, self.tree.split_of(file)
+                )
+                dataset.add_picture(picture, (content.get("imageWidth"), content.get("imageHeight")))
+                groups: dict[object, list[dict]] = defaultdict(list)
+                for number, shape in enumerate(content["shapes"]):
+                    if not isinstance(shape, dict):
+                        raise InvalidAnnotation(f"shapes[{number}]: expected an object, got {short(shape)}")
+                    group = shape.get("group_id")
+                    groups[number if group is None else repr((group, shape.get("label")))].append(shape)
+                for shapes in groups.values():
+                    with dataset.refusing(f"{file}: {short(shapes[0].get('label'))}"):
+                        _add(shapes, dataset)
 
 
-def read_labelme(
-    files: list[Path], contents: Mapping[Path, Any], tree: Tree, name: str, split: Split
-) -> None:
-    """Add pictures and shapes. Shapes with the same label and ``group_id`` in a file become one object."""
-    split.sources += files
-    for file in files:
-        content = contents[file]
-        with split.refusing(file):
-            picture = tree.picture(str(content.get("imagePath")), file.parent, name)
-            split.add_picture(picture, (content.get("imageWidth"), content.get("imageHeight")))
-            groups: dict[object, list[dict]] = defaultdict(list)
-            for number, shape in enumerate(content["shapes"]):
-                group = shape.get("group_id")
-                groups[number if group is None else (group, shape.get("label"))].append(shape)
-            for shapes in groups.values():
-                with split.refusing(f"{file}: {short(shapes[0].get('label'))}"):
-                    _add(shapes, split)
-
-
-def _add(shapes: list[dict], split: Split) -> None:
+def _add(shapes: list[dict], dataset: Dataset) -> None:
     label = shapes[0].get("label")
     if not isinstance(label, str) or not label.strip():
         raise InvalidAnnotation(f"label: expected a name, got {short(label)}")
     try:
         if all(shape.get("shape_type") == "mask" for shape in shapes):
-            mask = np.any([_mask(shape, split.size) for shape in shapes], axis=0)
+            mask = np.any([_mask(shape, dataset.size) for shape in shapes], axis=0)
             rle: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-            split.add_mask(label.strip(), {"size": rle["size"], "counts": rle["counts"].decode()})
+            dataset.add_rle(label.strip(), {"size": rle["size"], "counts": rle["counts"].decode()})
         else:
-            split.add_polygons(label.strip(), [*map(_outline, shapes)])
+            dataset.add_polygons(label.strip(), [*map(_outline, shapes)])
     except (LookupError, TypeError, ValueError, OSError) as error:
         raise InvalidAnnotation(f"expected a shape with points, got {short(shapes[0])}: {error}") from None
 
@@ -66,15 +83,18 @@ def _outline(shape: dict) -> Polygon:
     if len(points) == 2 and kind == "circle":  # its centre and a point on it
         radius = math.dist(*points)
         return ellipse(*points[0], radius, radius)
-    raise InvalidAnnotation(
-        f"expected a polygon, rectangle, circle or mask, got {kind} of {len(points)} points"
-    )
+    got = f"{short(kind)} of {len(points)} points"
+    raise InvalidAnnotation(f"expected a polygon, rectangle, circle or mask, got {got}")
 
 
 def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
     """Return a mask of the picture; ``mask`` is an image of the region between the two points."""
     part = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))).convert("L")) > 0
     (x, y), _ = ((round(a), round(b)) for a, b in shape["points"])
-    mask = np.zeros((size[1], size[0]), bool)
+    width, height = size
+    if not (x >= 0 and y >= 0 and x + part.shape[1] <= width and y + part.shape[0] <= height):
+        got = f"{part.shape[1]} × {part.shape[0]} at {(x, y)}"
+        raise InvalidAnnotation(f"expected a mask in {width} × {height} pixels, got {got}")
+    mask = np.zeros((height, width), bool)
     mask[y : y + part.shape[0], x : x + part.shape[1]] = part
     return mask

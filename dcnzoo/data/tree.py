@@ -6,6 +6,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from dcnzoo.data.files import InvalidAnnotation
@@ -19,7 +20,9 @@ WORDS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_FOLDERS = {"images", "image", "img", "imgs", "jpegimages", "data"}  # of pictures, not of masks beside them
+ALL = "all"  # the pictures of data without train and val
+_OF_PICTURES = {"images", "image", "img", "imgs", "jpegimages", "data"}  # folders, beside such as masks
+_OF_RUNS = ("runs", "work_dirs")  # the default folders of Ultralytics and of dcnzoo
 
 
 def split_of(names: Iterable[str]) -> str:
@@ -31,16 +34,18 @@ def split_of(names: Iterable[str]) -> str:
     return ""
 
 
-def by_split(named: Mapping[Path, str]) -> dict[str, list[Path]]:
-    """Return the files of train, val and test; without train or val, all but those of test are ``all``.
+def by_split(stated: Mapping[Path, str]) -> dict[str, list[Path]]:
+    """Return the files of train and val, or of ALL if not both are stated; and of test beside a train.
 
     Raises:
-        UserError: there are train and val, and a file of neither.
+        UserError: there are train and val, and a file of no split.
     """
-    is_divided = {"train", "val"} <= {*named.values()}
+    states = {*stated.values()}
+    is_divided = {"train", "val"} <= states
     groups: dict[str, list[Path]] = defaultdict(list)
-    for file, split in named.items():
-        groups[split if is_divided or split == "test" else "all"].append(file)
+    for file, split in stated.items():
+        is_kept_apart = split == "test" and "train" in states
+        groups[split if is_divided or is_kept_apart else ALL].append(file)
     if is_divided and (others := groups.pop("", None)):
         raise UserError(f"data: expected each file in train, val or test, got {few(others, 3)} in none")
     return groups
@@ -57,19 +62,37 @@ def parts_of(name: str) -> list[str]:
     return [part for part in parts if part not in ("", ".", "..")]
 
 
+def is_of_training(folder: Path) -> bool:
+    """Whether a folder is a work directory, or the data that a training has written there."""
+    written = ("train.json", "val.json", f"{folder.resolve().parent.name}.py")
+    return is_work_dir(folder) or all((folder / name).is_file() for name in written)
+
+
+class _Folder(NamedTuple):
+    """A folder with pictures."""
+
+    parts: list[str]
+    split: str  # that its path states
+    is_of_pictures: bool
+
+
 class Tree:
-    """The files below a folder, without hidden ones and those of trainings."""
+    """The files of a data set, without hidden ones, and without those of trainings.
+
+    Attributes:
+        root: the folder of the data.
+        files: below the root.
+        pictures: below the root; if there are none, below the folder above, as beside COCO's ``annotations``.
+    """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.files: list[Path] = []
-        for folder, folders, names in walk(root):
-            if is_work_dir(folder):
-                folders.clear()
-            else:
-                self.files += [folder / name for name in names]
-        self.files.sort()
+        self.root = self._base = root
+        self.files = _files(root)
         self.pictures = self.ending(*PICTURES)
+        if not self.pictures:
+            self._base = root.absolute().parent
+            self.pictures = [file for file in _files(self._base) if file.suffix.lower() in PICTURES]
+        self._folders: dict[Path, _Folder] = {}
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for picture in self.pictures:
             self._by_stem[normal(picture.stem)].append(picture)
@@ -77,45 +100,85 @@ class Tree:
     def ending(self, *suffixes: str) -> list[Path]:
         return [file for file in self.files if file.suffix.lower() in suffixes]
 
-    def split_of(self, file: Path, own: bool) -> str:
+    def split_of(self, file: Path, own: bool = False) -> str:
         """Return the split that a file's folders state; with ``own``, first the one of its name."""
-        folders = file.relative_to(self.root).parent.parts
-        return split_of([file.stem] * own + [*reversed(folders)])
+        names = [*reversed(file.relative_to(self.root).parent.parts)]
+        return split_of([file.stem, *names] if own else names)
 
-    def picture(self, name: str, beside: Path, split: str, any_ending: bool = False) -> Path:
+    def split_of_picture(self, picture: Path) -> str:
+        return self._folder(picture.parent).split
+
+    def picture(self, name: str, beside: Path, split: str = "", any_ending: bool = False) -> Path:
         """Find the picture of an annotation.
 
-        It is in the folder of the annotation; else it is the one below the root whose path ends most like
-        the name: not in a folder of another split, and rather in one called ``images`` than in ``masks``.
+        It is at the path from the folder of the annotation; else it is the one whose path ends most like the
+        name. Of several: one of the folder of the annotation, of the annotation's split, of a folder called
+        ``images``, near the annotation, in this order.
+
+        Args:
+            beside: the folder of the annotation.
+            split: that the annotation states; pictures in folders of another one are none of its.
+            any_ending: ``name`` is without the ending.
 
         Raises:
             InvalidAnnotation: there is none, or several qualify.
         """
-        parts = parts_of(unquote(name.partition("?d=")[2] or name)) or [""]
-        own = beside / name.replace("\\", "/")
-        if not any_ending and os.path.isfile(own):
+        if not any_ending and os.path.isfile(own := beside / name.replace("\\", "/")):
             return Path(os.path.normpath(own))
-        last = Path(parts[-1])
-        stem = parts[-1] if any_ending else last.stem
-        known = [normal(part) for part in parts[:-1]]
-        best: list[Path] = []
-        most: tuple = ()
-        for picture in self._by_stem.get(normal(stem), ()):
-            if not any_ending and normal(picture.suffix) != normal(last.suffix):
-                continue
-            folders = [normal(part) for part in picture.parent.parts]
-            states = self.split_of(picture, own=False)
-            if split in WORDS.values() and states not in ("", split):
-                continue
-            equal = 0
-            while equal < len(known) and equal < len(folders) and known[-1 - equal] == folders[-1 - equal]:
-                equal += 1
-            above = len(Path(os.path.commonpath([picture, beside])).parts)
-            value = (picture.parent == beside, equal, states == split, bool(_FOLDERS & {*folders}), above)
-            if value > most or not best:
-                best, most = [picture], value
-            elif value == most:
-                best.append(picture)
-        if len(best) != 1:
-            raise InvalidAnnotation(f"expected one picture {name} in {self.root}, found {few(best, 2)}")
-        return best[0]
+        # Label Studio: /data/local-files/?d=folder/a%20b.jpg
+        parts = [*map(normal, parts_of(unquote(name.partition("?d=")[2] or name)))] or [""]
+        *above, last = parts
+        stem, ending = (last, "") if any_ending else os.path.splitext(last)
+        candidates = [
+            picture
+            for picture in self._by_stem.get(stem, ())
+            if (any_ending or normal(picture.suffix) == ending)
+            and not (split and self.split_of_picture(picture) not in ("", split))
+        ]
+        if len(candidates) > 1:
+            ranks = [self._rank(picture, above, beside, split) for picture in candidates]
+            candidates = [
+                picture for picture, rank in zip(candidates, ranks, strict=True) if rank == max(ranks)
+            ]
+        if len(candidates) != 1:
+            raise InvalidAnnotation(
+                f"expected one picture {name} in {self._base}, found {few(candidates, 2)}"
+            )
+        return candidates[0]
+
+    def _rank(self, picture: Path, above: list[str], beside: Path, split: str) -> tuple:
+        """Return what :meth:`picture` compares, in its order; ``above``: the folders in the name."""
+        folder = self._folder(picture.parent)
+        equal = 0
+        pairs = zip(reversed(above), reversed(folder.parts), strict=False)
+        for stated, part in pairs:
+            if stated != part:
+                break
+            equal += 1
+        common = os.path.commonpath([picture.absolute(), beside.absolute()])
+        return (
+            picture.parent == beside,
+            equal,
+            folder.split == split,
+            folder.is_of_pictures,
+            len(Path(common).parts),
+        )
+
+    def _folder(self, folder: Path) -> _Folder:
+        if folder not in self._folders:
+            below = os.path.relpath(folder, self._base).split(os.sep)
+            parts = [normal(part) for part in folder.absolute().parts]
+            is_of_pictures = bool(_OF_PICTURES & {normal(part) for part in below})
+            self._folders[folder] = _Folder(parts, split_of(reversed(below)), is_of_pictures)
+        return self._folders[folder]
+
+
+def _files(root: Path) -> list[Path]:
+    files: list[Path] = []
+    for folder, folders, names in walk(root):
+        if folder != root and is_of_training(folder):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if name not in _OF_RUNS]
+        files += [folder / name for name in names]
+    return sorted(files)

@@ -1,100 +1,149 @@
 """Read Pascal VOC's XML files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from dcnzoo.data.dataset import Split, turned_box
+from dcnzoo.data.dataset import Dataset, turned_box
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines
-from dcnzoo.data.tree import WORDS, Tree, by_split, normal
+from dcnzoo.data.tree import ALL, WORDS, Tree, by_split, normal
 from dcnzoo.utils.text import few
 
 
-def is_voc(file: Path) -> bool:
+class Voc:
+    """The reader of VOC's files."""
+
+    name = "Pascal VOC"
+
+    def __init__(self, tree: Tree, files: list[Path], zero_based: bool = False) -> None:
+        self.tree, self.files, self.zero_based = tree, files, zero_based
+        self.notes: list[str] = []
+
+    @classmethod
+    def find(cls, tree: Tree, files: list[Path], zero_based: bool) -> "Voc | None":
+        """Return the reader, if there are files of VOC; then any XML with the name of a picture is read."""
+        xml = [file for file in files if file.suffix.lower() == ".xml"]
+        own = {file for file in xml if _is_voc(file)}
+        if not own:
+            return None
+        stems = {normal(picture.stem) for picture in tree.pictures}
+        return cls(tree, [file for file in xml if file in own or normal(file.stem) in stems], zero_based)
+
+    def groups(self) -> dict[str, list[Path]]:
+        """Return the files of each split, by the lists ``ImageSets/Main/train.txt`` …, else by folders."""
+        if lists := [file for file in self.tree.ending(".txt") if "ImageSets" in file.parts]:
+            return self._listed({file: file.stem.lower() for file in lists})
+        return by_split({file: self.tree.split_of(file) for file in self.files})
+
+    def _listed(self, lists: Mapping[Path, str]) -> dict[str, list[Path]]:
+        known = {name: WORDS.get(name, ALL) for name in lists.values() if _is_of_split(name)}
+        if "train" in known.values():  # trainval lists the same files again
+            known = {name: split for name, split in known.items() if split != ALL}
+        if "val" not in known.values():
+            known = {name: split if split == "test" else ALL for name, split in known.items()}
+        if ALL not in known.values() and "train" not in known.values():
+            got = few([*lists.values()])
+            raise InvalidAnnotation(f"expected lists train.txt and val.txt in ImageSets, got {got}")
+        splits: dict[str, list[Path]] = {}
+        for file, name in lists.items():
+            if name in known:
+                splits.setdefault(known[name], []).extend(self._files_of(file))
+        listed = {file for own in splits.values() for file in own}
+        if others := [file for file in self.files if file not in listed]:
+            self.notes.append(f"XML files that no list names, not used: {len(others)} ({few(others, 2)})")
+        return splits
+
+    def _files_of(self, listing: Path) -> list[Path]:
+        """Return the XML files that a list names: of its own devkit, VOC2007 beside VOC2012."""
+        root = listing.parents[1 if listing.parent.name == "ImageSets" else 2]
+        own = {file: [*map(normal, file.with_suffix("").parts)] for file in self.files}
+        by_stem: dict[str, list[Path]] = {}
+        for file, parts in own.items():
+            if file.is_relative_to(root):
+                by_stem.setdefault(parts[-1], []).append(file)
+        files = []
+        for number, line in read_lines(listing):
+            name = normal(line.strip('"'))
+            parts = name.split("/")
+            # with an ending; or of VOC's lists of a class, with 1 or -1 behind it
+            stems = (parts[-1], Path(parts[-1]).stem, parts[-1].rpartition(" ")[0].strip())
+            candidates = next(filter(None, map(by_stem.get, stems)), [])
+            if len(candidates) > 1:  # cam1/0001 and cam2/0001
+                candidates = [file for file in candidates if own[file][-len(parts) :] == parts]
+                candidates = [f for f in candidates if len(f.parts) == min(len(c.parts) for c in candidates)]
+            if len(candidates) != 1:
+                raise InvalidAnnotation(
+                    f"{listing}:{number}: expected the name of an XML file, got {line}, of which there are "
+                    f"{len(candidates)}"
+                )
+            files += candidates
+        return files
+
+    def read(self, files: list[Path], dataset: Dataset) -> None:
+        """Add the pictures and objects of XML files.
+
+        A box includes the pixels ``xmin`` and ``xmax``, counted from 1: 1 and 3 become x 0 and width 3.
+        Difficult objects become crowds, which training and evaluation ignore.
+        """
+        dataset.sources += files
+        for file in files:
+            with dataset.refusing(file):
+                root = _parse(file)
+                size = root.find("size")
+                stated = None
+                if size is not None:
+                    stated = tuple(int(_number(size, side)) for side in ("width", "height"))
+                dataset.add_picture(self._picture(file, root), stated)
+                for number, thing in enumerate(root.iter("object"), 1):
+                    with dataset.refusing(f"{file}: object {number}"):
+                        self._add(thing, dataset)
+
+    def _picture(self, file: Path, root: Element) -> Path:
+        """Return the picture with the name of the file, else the one that the file names."""
+        split = self.tree.split_of(file)
+        try:
+            stem = "/".join(file.relative_to(self.tree.root).with_suffix("").parts)
+            return self.tree.picture(stem, file.parent, split, any_ending=True)
+        except InvalidAnnotation:
+            return self.tree.picture(root.findtext("filename") or "", file.parent, split)
+
+    def _add(self, thing: Element, dataset: Dataset) -> None:
+        name, box = (thing.findtext("name") or "").strip(), thing.find("bndbox")
+        if not name or box is None:
+            raise InvalidAnnotation("expected <name> and <bndbox>")
+        x1, y1, x2, y2 = (_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
+        if not self.zero_based:
+            if min(x1, y1) < 1:
+                raise InvalidAnnotation(
+                    f"{name}: expected xmin and ymin ≥ 1 (Pascal VOC counts from 1), got {x1:g} and {y1:g}; "
+                    "zero_based=True reads a file that counts from 0"
+                )
+            x1, y1 = x1 - 1, y1 - 1
+        for attribute in thing.iterfind("attributes/attribute"):  # of CVAT
+            if attribute.findtext("name") == "rotation" and (angle := _number(attribute, "value") % 360):
+                x1, y1, x2, y2 = turned_box((x1, y1, x2, y2), angle, dataset.size)
+        is_difficult = (thing.findtext("difficult") or "").strip().lower() in ("1", "true")
+        dataset.add_box(name, (x1, y1, x2, y2), iscrowd=int(is_difficult))
+
+
+def _is_voc(file: Path) -> bool:
     """Whether the first bytes of a file have VOC's outermost element."""
     with open(file, "rb") as opened:
         return b"<annotation>" in opened.read(4000).replace(b"\0", b"")
 
 
-def splits_of(files: list[Path], tree: Tree) -> tuple[dict[str, list[Path]], list[str]]:
-    """Return the files of the splits: by the lists ``ImageSets/Main/train.txt`` …, else by folders; and notes."""
-    lists = [(file, file.stem.lower()) for file in tree.ending(".txt") if "ImageSets" in file.parts]
-    known = {name: WORDS.get(name, "all") for _, name in lists if name in (*WORDS, "trainval", "default")}
-    if "train" in known.values():  # trainval lists the same files again
-        known = {name: split for name, split in known.items() if split != "all"}
-    if "val" not in known.values():
-        known = {name: split if split == "test" else "all" for name, split in known.items()}
-    if lists and not {*known.values()} - {"test"}:
-        raise InvalidAnnotation(
-            f"expected lists train.txt and val.txt in ImageSets, got {few([n for _, n in lists])}"
-        )
-    if not lists:
-        return by_split({file: tree.split_of(file, own=False) for file in files}), []
-    splits: dict[str, list[Path]] = {}
-    for listing, name in lists:
-        root = listing.parents[1 if listing.parent.name == "ImageSets" else 2]  # VOC2007 beside VOC2012
-        by_stem = {normal(file.stem): file for file in files if file.is_relative_to(root)}
-        for number, line in read_lines(listing) if name in known else ():
-            last = line.strip('"').rpartition("/")[2]
-            if (file := by_stem.get(normal(last)) or by_stem.get(normal(Path(last).stem))) is None:
-                raise InvalidAnnotation(f"{listing}: expected the name of an XML file, got {line}", number)
-            splits.setdefault(known[name], []).append(file)
-    listed = {file for own in splits.values() for file in own}
-    if others := [file for file in files if file not in listed]:
-        return splits, [f"{len(others)} XML files that no list in ImageSets names, such as {few(others, 1)}"]
-    return splits, []
-
-
-def read_voc(files: list[Path], tree: Tree, name: str, split: Split, zero_based: bool) -> None:
-    """Add the pictures and objects of XML files.
-
-    A box includes the pixels ``xmin`` and ``xmax``, counted from 1: 1 and 3 become x 0 and width 3. Difficult
-    objects become crowds, which training and evaluation ignore.
-    """
-    split.sources += files
-    for file in files:
-        with split.refusing(file):
-            root = _parse(file)
-            size = root.find("size")
-            stated = None if size is None else tuple(int(_number(size, side)) for side in ("width", "height"))
-            stem = "/".join(file.relative_to(tree.root).with_suffix("").parts)
-            try:
-                picture = tree.picture(stem, file.parent, name, any_ending=True)
-            except InvalidAnnotation:
-                picture = tree.picture(root.findtext("filename") or "", file.parent, name)
-            split.add_picture(picture, stated)
-            for number, thing in enumerate(root.iter("object"), 1):
-                with split.refusing(f"{file}: object {number}"):
-                    _add(thing, split, zero_based)
+def _is_of_split(name: str) -> bool:
+    return name in (*WORDS, "trainval", "default")
 
 
 def _parse(file: Path) -> Element:
     try:
-        return ElementTree.parse(file).getroot()  # nosec B314  # expat limits entities, and resolves no external ones
+        # expat limits the expansion of entities, and ElementTree resolves no external ones
+        return ElementTree.parse(file).getroot()  # nosec B314
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise InvalidAnnotation(f"expected XML: {error}") from None
 
 
 def _number(element: Element, tag: str) -> float:
     return finite(element.findtext(tag) or "", f"<{tag}>")
-
-
-def _add(thing: Element, split: Split, zero_based: bool) -> None:
-    name, box = (thing.findtext("name") or "").strip(), thing.find("bndbox")
-    if not name or box is None:
-        raise InvalidAnnotation("expected <name> and <bndbox>")
-    x1, y1, x2, y2 = (_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
-    if not zero_based:
-        if min(x1, y1) < 1:
-            raise InvalidAnnotation(
-                f"{name}: expected xmin and ymin ≥ 1 (Pascal VOC counts from 1), got {x1:g} and {y1:g}; "
-                "use zero_based=True if the file counts from 0"
-            )
-        x1, y1 = x1 - 1, y1 - 1
-    for attribute in thing.iterfind("attributes/attribute"):
-        if attribute.findtext("name") == "rotation" and (
-            angle := _number(attribute, "value") % 360
-        ):  # CVAT's
-            x1, y1, x2, y2 = turned_box((x1, y1, x2, y2), angle, split.size)
-    hard = (thing.findtext("difficult") or "").strip().lower() in ("1", "true")
-    split.add_box(name, (x1, y1, x2, y2), iscrowd=int(hard))

@@ -1,0 +1,140 @@
+"""COCO's JSON file: mapped into memory, its entries decoded one by one when they are needed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dcnzoo.data.files import InvalidAnnotation, decode_json, explain, map_bytes
+
+KEYS = ("images", "annotations", "categories")
+_NOTHING = msgspec.Raw(b"null")
+
+
+class Image(msgspec.Struct, gc=False):
+    """An entry of ``images``; ids may be texts in files of VIA, and LVIS has addresses in place of names."""
+
+    id: int | str | None = None
+    file_name: str | None = None
+    width: float | None = None
+    height: float | None = None
+    coco_url: str | None = None
+
+
+class Category(msgspec.Struct, gc=False):
+    """An entry of ``categories``."""
+
+    id: int | str | None = None
+    name: int | str | None = None
+    supercategory: Any = None
+
+
+class Annotation(msgspec.Struct, gc=False):
+    """An entry of ``annotations``. The mask, which is most of it, stays JSON text."""
+
+    id: int | str | None = None
+    image_id: int | str | None = None
+    category_id: int | str | None = None
+    bbox: list[float] | None = None
+    area: float | None = None
+    iscrowd: int | bool | str | None = None
+    ignore: int | bool | str | None = None
+    score: Any = None
+    attributes: Any = None
+    segmentation: msgspec.Raw = _NOTHING
+
+
+_KINDS: dict[str, Any] = {"images": Image, "annotations": Annotation, "categories": Category}
+
+
+class _Keys(msgspec.Struct):
+    images: msgspec.Raw = _NOTHING
+    annotations: msgspec.Raw = _NOTHING
+    categories: msgspec.Raw = _NOTHING
+    shapes: msgspec.Raw = _NOTHING
+
+
+class CocoFile:
+    """A COCO file, or another file of JSON.
+
+    Attributes:
+        images, annotations, categories: the entries, as JSON texts.
+        is_labelme: whether the file has a list of shapes.
+    """
+
+    images: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
+
+    def __init__(self, file: str | Path) -> None:
+        """Map a file.
+
+        Raises:
+            InvalidAnnotation: it is no JSON.
+        """
+        content = decode_json(map_bytes(Path(file)), _Keys | list[msgspec.Raw] | str | float | bool | None)
+        keys = content if isinstance(content, _Keys) else _Keys()
+        self.is_labelme = _is_list(keys.shapes)
+        self._is_complete = _is_list(keys.images) and _is_list(keys.annotations)
+        for key in KEYS:
+            raw = getattr(keys, key)
+            setattr(self, key, decode_json(raw, list[msgspec.Raw]) if _is_list(raw) else [])
+
+    def __deepcopy__(self, memo: dict) -> "CocoFile":
+        return self  # nothing of it changes
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether the file has objects, or no annotation; captions are none."""
+        first = bytes(self.annotations[0]) if self.annotations else b'"bbox"'
+        return self._is_complete and (b'"bbox"' in first or b'"segmentation"' in first)
+
+    @property
+    def is_result(self) -> bool:
+        """Whether the first annotation has a score, and so is a prediction."""
+        try:
+            return bool(self.annotations) and decode_json(self.annotations[0], Annotation).score is not None
+        except InvalidAnnotation:
+            return False
+
+    def entries(self, key: str, strict: bool) -> Iterator[tuple[int, Any]]:
+        """Yield the number and the value of each entry: an Image, Category or Annotation, or the error.
+
+        Args:
+            strict: numbers that are texts are errors, as for pycocotools.
+        """
+        decode = msgspec.json.Decoder(_KINDS[key], strict=strict).decode
+        for number, raw in enumerate(getattr(self, key)):
+            try:
+                yield number, decode(raw)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                yield number, InvalidAnnotation(explain(error))
+
+
+def _is_list(raw: msgspec.Raw) -> bool:
+    return bytes(memoryview(raw)[:1]) == b"["
+
+
+Mask = dict[str, Any] | list[list[float]] | None
+_decode_polygons = msgspec.json.Decoder(list[list[float]], strict=False).decode
+
+
+def mask_of(raw: msgspec.Raw, strict: bool = False) -> Mask:
+    """Decode a segmentation: polygons, or a dictionary of run-length encoding; None if it is empty.
+
+    Args:
+        strict: one polygon without the outer list, as VIA writes it, is an error.
+
+    Raises:
+        InvalidAnnotation: it is something else.
+    """
+    try:
+        return _decode_polygons(raw) or None
+    except msgspec.MsgspecError as error:
+        value = decode_json(raw, Any)
+        if isinstance(value, dict) or not value:
+            return value or None
+        if not strict and isinstance(value, list) and not isinstance(value[0], list):
+            return [decode_json(raw, list[float])]
+        raise InvalidAnnotation(f"segmentation{explain(error)}") from None
