@@ -358,6 +358,17 @@ channels_last = option(
 
 verbose = option("--verbose", is_flag=True, help="Print mmengine's whole log, which the log file always has.")
 
+# dcnzoo.data.dataset.ReadOptions
+reading = combined(
+    option("--zero-based", is_flag=True, help="With --data of Pascal VOC: coordinates are edges from 0."),
+    option("--clip", is_flag=True, help="With --data: clip objects to their images, and print the number."),
+    option(
+        "--skip-invalid",
+        is_flag=True,
+        help="With --data: leave out invalid objects and images, and print the number.",
+    ),
+)
+
 # dcnzoo.openmmlab.options.RunOptions, and cfg_options
 runner = combined(
     option(

@@ -71,21 +71,21 @@ def check(file: Path, images: Path | None, classes: list[str] | None) -> None:
     examples:
       dcnzoo data check train.json --images images
     """
-    from dcnzoo.data.check import problems_of, read_coco, wrong_with_classes
+    from dcnzoo.data.check import problems_of, wrong_with_classes
+    from dcnzoo.data.coco_file import KEYS, Category, CocoFile
     from dcnzoo.data.files import InvalidAnnotation
     from dcnzoo.utils.findings import Finding
 
     try:
-        content = read_coco(file)
+        content = CocoFile(file)
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
     problems = [*problems_of(content, masks=True, images=images)]
-    names = [str(each.get("name")) for each in content.get("categories", ())]
+    categories = (each for _, each in content.entries("categories", strict=True))
+    names = [str(each.name) for each in categories if isinstance(each, Category)]
     if classes and (text := wrong_with_classes(names, classes)):
         problems.insert(0, Finding("categories", text))
-    print(
-        ", ".join(counted(len(content.get(key, ())), key) for key in ("images", "annotations", "categories"))
-    )
+    print(", ".join(counted(len(getattr(content, key)), key) for key in KEYS))
     print_findings(problems, f"{file}: ")
     print(counted(len(problems), "problems") if problems else "no problems")
     sys.exit(bool(problems))

@@ -1,16 +1,26 @@
 """``dcnzoo test``, also ``tools/test.py`` and ``tools/deployment/test.py``."""
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import NAME, option
+from dcnzoo.utils.files import require_exists
 
 
 @click.command(cls=_options.Command)
 @_options.model
 @_options.checkpoint_argument
+@option(
+    "--data",
+    type=_options.UserPath(path_type=Path),
+    metavar="PATH",
+    help="Evaluate on these annotated pictures, by the names of their classes: the test set of the folder, "
+    "else its validation set, else all. Formats: see dcnzoo train --help.",
+)
+@_options.reading
 @_options.runner
 @option(
     "--out",
@@ -42,9 +52,12 @@ def command(**options: Any) -> None:
     \b
     examples:
       dcnzoo test work_dirs/dcn
+      dcnzoo test work_dirs/fruits --data more_fruits/
       dcnzoo test CONFIG CHECKPOINT --tta --show-dir work_dirs/shown --out predictions.pkl
       dcnzoo test CONFIG model.onnx --backend openvino --eval bbox --eval segm
     """
+    if options["data"]:
+        require_exists(options["data"], "--data")
     from dcnzoo.zoo.testing import test
 
     test(**options)

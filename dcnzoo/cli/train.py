@@ -16,13 +16,10 @@ from dcnzoo.utils.files import require_exists, require_file
     "--data",
     type=_options.UserPath(path_type=Path),
     metavar="PATH",
-    help="Train on these pictures: a folder or file as labelling tools write it, such as COCO or YOLO. "
-    "Converts, checks and splits them, and writes a config, all to the folder data in the work directory, "
-    "and a report.",
+    help="Train on these annotated pictures: a folder or file, see below. Writes their annotations and a config "
+    "to the folder data in the work directory, and a report.",
 )
-@option("--zero-based", is_flag=True, help="With --data of Pascal VOC: coordinates are edges counted from 0.")
-@option("--clip", is_flag=True, help="With --data: clip objects to their images.")
-@option("--skip-invalid", is_flag=True, help="With --data: leave out invalid objects and images.")
+@_options.reading
 @option("--dry-run", is_flag=True, help="Check the config and all options, and do not train.")
 @_options.runner
 @option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
@@ -53,6 +50,18 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     """Train a detector.
 
     MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory. It is optional with --data.
+
+    --data takes one format: YOLO (data.yaml, obj.data, or classes.txt beside labels), COCO's JSON files,
+    Pascal VOC's XML files, LabelMe's JSON files; in a folder that has two, name the file. If names of files
+    or folders say train and val (and test, which is kept apart), these are the splits, and a file that says
+    none of them is refused; else a fifth of the pictures is drawn for validation. A picture is beside its
+    annotation, or the one below the folder whose path ends like its name. What cannot be used is refused with
+    its place; --clip and --skip-invalid allow it and print the number, like that of unused pictures and files.
+
+    Lists (ImageSets, .txt) say which pictures are used. A split that data.yaml names and that is absent is
+    printed. Of several COCO files, those named instances… are read. Labels without a picture are counted,
+    unless pictures lack labels, too. Results with scores, runs/, work directories, hidden folders and @eaDir
+    are passed over. A training goes on by its work directory: dcnzoo train work_dirs/fruits --resume.
 
     \b
     examples:

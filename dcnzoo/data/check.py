@@ -13,7 +13,13 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
 
 FAR = 1_000_000  # pixels; pycocotools crashes at much larger coordinates
-SKIPPED, USED = "skipped", "used"  # kinds of findings that do not stop a training: what MMDetection does
+# what MMDetection does with annotations whose problem does not stop a training: the kinds of the findings
+UNKNOWN = "are skipped: their images are not in the file"
+BESIDE = "are skipped: their boxes have no area in the image"
+SMALL = "are skipped: their boxes are narrower or lower than a pixel"
+EMPTY = "are skipped: they have no area"
+UNMASKED = "are ignored: they have no segmentation"
+OUTSIDE = "are used: their boxes reach out of the image"
 
 Size = tuple[float, float]
 
@@ -21,8 +27,8 @@ Size = tuple[float, float]
 def problems_of(content: CocoFile, masks: bool = False, images: Path | None = None) -> Iterator[Finding]:
     """Yield the problems of a COCO file.
 
-    One that ``stops`` makes a training impossible or wrong. Of the others, ``kind`` says whether MMDetection
-    skips or uses the annotation.
+    One that ``stops`` makes a training impossible or wrong. Of the others, ``kind`` says what MMDetection
+    does with the annotation.
 
     Args:
         masks: whether the masks are used.
@@ -60,7 +66,7 @@ def problems_of(content: CocoFile, masks: bool = False, images: Path | None = No
             yield Finding(f"annotation {entry.id}", text, kind=kind, stops=not kind)
     for key, numbers in ids.items():
         if not numbers:
-            yield Finding(key, "expected at least 1, got 0", kind=USED, stops=key != "annotations")
+            yield Finding(key, "expected at least 1, got 0", stops=key != "annotations")
         if len(numbers) < numbers.total():
             again = [number for number, times in numbers.items() if times > 1]
             yield Finding(key, f"id: expected each once, got {few(again, 3)} again")
@@ -71,9 +77,9 @@ def _problem_of_picture(image: Image, file: Path) -> Iterator[Finding]:
     try:
         if (real := image_size(file)) != size:
             text = f"expected {real}, the width and height of its file, got {size}"
-            yield Finding(f"image {image.id}", text, kind=USED, stops=False)
+            yield Finding(f"image {image.id}", text, stops=False)
     except InvalidAnnotation as error:
-        yield Finding(f"image {image.id}", str(error), kind=USED, stops=False)
+        yield Finding(f"image {image.id}", str(error), stops=False)
 
 
 def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, masks: bool) -> tuple | None:
@@ -88,22 +94,26 @@ def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, mas
     if entry.category_id not in categories:
         return f"category_id: expected that of a category, got {short(entry.category_id)}", ""
     if (size := sizes.get(entry.image_id)) is None:  # type: ignore[arg-type]
-        return f"image_id: expected that of an image, got {short(entry.image_id)}", SKIPPED
+        return f"image_id: expected that of an image, got {short(entry.image_id)}", UNKNOWN
     x, y, width, height = box
     if min(width, height) < 0:
         return f"bbox: expected width and height > 0, got {box}: are these two corners?", ""
-    if min(width, height) < 1 or area <= 0:
-        return f"expected a box of at least 1 pixel and an area, got {box} and {area}", SKIPPED
-    if not (x < size[0] and y < size[1] and x + width > 0 < y + height):
-        return f"bbox: expected it in {size[0]:g} × {size[1]:g} pixels, got {box}", SKIPPED
+    if entry.ignore:  # MMDetection, too, ignores it
+        return None
+    if min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0):
+        return _outside(box, size), BESIDE
+    if min(width, height) < 1:
+        return f"bbox: expected at least 1 pixel, got {box}", SMALL
+    if area <= 0:
+        return f"area: expected a number > 0, got {area}", EMPTY
     if masks and (problem := _problem_of_mask(entry, size)):
         return problem
     off = max(-x, -y, x + width - size[0], y + height - size[1])
-    return (
-        (f"bbox: expected it in {size[0]:g} × {size[1]:g} pixels, got {box}", USED)
-        if off > TOLERANCE
-        else None
-    )
+    return (_outside(box, size), OUTSIDE) if off > TOLERANCE else None
+
+
+def _outside(box: list[float], size: Size) -> str:
+    return f"bbox: expected it in {size[0]:g} × {size[1]:g} pixels, got {box}"
 
 
 def _problem_of_mask(entry: Annotation, size: Size) -> tuple[str, str] | None:
@@ -115,7 +125,7 @@ def _problem_of_mask(entry: Annotation, size: Size) -> tuple[str, str] | None:
     except InvalidAnnotation as error:
         return str(error), ""
     if mask is None:
-        return "segmentation: expected polygons or RLE, got none", SKIPPED
+        return "segmentation: expected polygons or RLE, got none", UNMASKED
     for part in mask:
         if len(part) < 6 or len(part) % 2 or not max(map(abs, part)) <= FAR:
             return f"segmentation: expected polygons of at least 3 points, got {short(part)}", ""

@@ -92,11 +92,10 @@ class CocoFile:
 
     @property
     def is_result(self) -> bool:
-        """Whether the first annotation has a score, and so is a prediction."""
-        try:
-            return bool(self.annotations) and decode_json(self.annotations[0], Annotation).score is not None
-        except InvalidAnnotation:
-            return False
+        """Whether the first and the last annotation have a score, as predictions."""
+        return bool(self.annotations) and all(
+            b'"score"' in bytes(self.annotations[index]) for index in (0, -1)
+        )
 
     def entries(self, key: str, strict: bool) -> Iterator[tuple[int, Any]]:
         """Yield the number and the value of each entry: an Image, Category or Annotation, or the error.

@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.pictures import image_size
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import writing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
@@ -44,6 +45,12 @@ class ReadOptions:
     clip: bool = False
     skip_invalid: bool = False
     classes: tuple[str, ...] = ()
+
+    def require_data(self, data: object) -> None:
+        """Raise UserError if an option is set without data."""
+        set_options = [key for key, value in vars(self).items() if value != getattr(ReadOptions, key)]
+        if data is None and set_options:
+            raise UserError(f"{set_options[0]}: expected data, got none")
 
 
 class Object(msgspec.Struct, gc=False):

@@ -46,8 +46,7 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
     """Return the format of a folder or file, its splits (train and val, or all; perhaps test), and notes.
 
     Raises:
-        UserError: no format or several are found, the annotations have problems, one line each, or a picture
-            is in two splits.
+        UserError: no format or several are found, or the annotations have problems, one line each.
     """
     with waiting(f"listing {data}"):
         tree = Tree(data if data.is_dir() else data.parent)
@@ -78,13 +77,17 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
         if split.unlabelled:
             pictures = counted(len(split.unlabelled), "pictures")
             notes.append(f"{name}: {pictures} without a file of labels, used as empty ones")
-    _require_apart(splits)
     return reader.name, splits, notes + _unused(tree, splits)
 
 
 def read_data(data: Path, options: ReadOptions) -> tuple[dict[str, Dataset], list[str]]:
-    """Return :func:`read_splits`, with train and val in any case, and a line for each decision."""
+    """Return :func:`read_splits`, with train and val in any case, and a line for each decision.
+
+    Raises:
+        UserError: as there; or a picture is in two splits.
+    """
     kind, splits, notes = read_splits(data, options)
+    _require_apart(splits)
     if pool := splits.pop(ALL, None):
         splits = {**divide(pool, VALIDATION), **splits}
         notes.append(f"{VALIDATION:.0%} of the pictures, chosen at random (seed 0), are for validation")

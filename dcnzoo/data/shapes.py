@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dcnzoo.data.dataset import Split, polygon_area
+from dcnzoo.data.dataset import Dataset, polygon_area
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.text import few
 
@@ -157,7 +157,7 @@ def _recorded(root: Path) -> dict | None:
 
 
 def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
-    coco = Split([*CLASSES], fixed=True)
+    coco = Dataset(dict.fromkeys(CLASSES), fixed=True)
     for index in range(getattr(spec, split)):
         pixels, instances = draw_image(spec, split, index)
         file = root / split / f"{index:05d}.png"
@@ -165,7 +165,7 @@ def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
             raise OSError(f"{file}: cannot write the image")
         coco.add_picture(file)
         for instance in instances:
-            coco.add_polygons(CLASSES[instance["label"]], [instance["polygon"]])
+            coco.add_polygons(CLASSES[instance["label"]], [instance["polygon"].tolist()])
     coco.write(root / "annotations" / f"{split}.json")
 
 

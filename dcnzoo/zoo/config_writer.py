@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.data.dataset import Split
+from dcnzoo.data.dataset import Dataset
 from dcnzoo.openmmlab.classes import NUMBERS, declared_metainfo, numbers, set_number
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
@@ -35,7 +35,7 @@ EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
 
 
 def write_settings(
-    sources: Mapping[str, Split],
+    sources: Mapping[str, Dataset],
     out: str | Path,
     model: str | None = None,
     weights: bool = True,
@@ -58,7 +58,7 @@ def write_settings(
 
 
 def settings_of(
-    sources: Mapping[str, Split],
+    sources: Mapping[str, Dataset],
     folder: Path,
     model: str | None = None,
     weights: bool = True,
@@ -70,7 +70,7 @@ def settings_of(
         sources: the data of ``train``, ``val`` and perhaps ``test``.
         folder: of the config, to which paths are relative.
     """
-    classes = tuple(sources["train"].per_class)
+    classes = tuple(sources["train"].classes)
     without = {source.file: source.without_mask for source in sources.values()}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
@@ -96,7 +96,7 @@ def settings_of(
     usual = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
     written = Config(Config._merge_a_into_b(settings, usual))
     written.merge_from_dict(dict(changes or {}))
-    _shorten_warm_up(written, sources["train"].counts["images"])
+    _shorten_warm_up(written, len(sources["train"].sizes))
     return model, written
 
 
@@ -126,7 +126,7 @@ def _data_settings(
     config: Config,
     model: str,
     without: Mapping[Path, int],  # file → number of objects without a mask
-    sources: Mapping[str, Split],
+    sources: Mapping[str, Dataset],
     folder: Path,  # of the config
 ) -> dict[str, object]:
     """Return the settings of the loaders and evaluators."""
@@ -166,7 +166,7 @@ def dataset_of(config: Config, loader: str) -> tuple[list[str], Any]:
     return keys, dataset
 
 
-def _with_data(config: Config, loader: str, source: Split, folder: Path) -> dict:
+def _with_data(config: Config, loader: str, source: Dataset, folder: Path) -> dict:
     keys, dataset = dataset_of(config, loader)
     inner: dict[str, Any] = {
         **EXTRA[dataset.type],

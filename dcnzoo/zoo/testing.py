@@ -1,15 +1,18 @@
 """``dcnzoo.test``: evaluate a detector; and compare its AP with the published one."""
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.tree import datasets
 from dcnzoo.openmmlab.options import TestOptions
@@ -23,6 +26,7 @@ from dcnzoo.utils.files import require_new, write_text
 from dcnzoo.utils.formats import EXPORTED
 from dcnzoo.utils.jsonl import append_row, circumstances
 from dcnzoo.zoo.index import Model
+from dcnzoo.zoo.own_data import with_own_data
 from dcnzoo.zoo.source import resolve
 
 FIGURES = ("box AP", "mask AP")  # in metafiles
@@ -32,13 +36,18 @@ def test(
     model: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None = None,
     *,
+    data: str | os.PathLike[str] | None = None,
+    zero_based: bool = False,
+    clip: bool = False,
+    skip_invalid: bool = False,
     cfg_options: Mapping[str, object] | None = None,
     force: bool = False,
     **options: Any,
 ) -> dict[str, float]:
-    """Evaluate a detector on the test set of its config; return the metrics::
+    """Evaluate a detector on the test set of its config, or on other data; return the metrics::
 
         dcnzoo.test("work_dirs/fruits")["box AP"]
+        dcnzoo.test("work_dirs/fruits", data="more_fruits/")["box AP"]
 
     ``detector.evaluate`` needs only a COCO file; this function needs a config, and runs its loader,
     evaluator and hooks, also on several GPUs.
@@ -47,6 +56,9 @@ def test(
         model: a name in the zoo, a config file or a work directory.
         checkpoint: a file of weights or of ``dcnzoo export``, or an address (default: the weights of the zoo,
             or the best of the work directory).
+        data: a folder or file with annotated pictures, as for :func:`dcnzoo.train`: those of its test set,
+            else of its validation set, else all. Objects are matched by the names of their classes.
+        zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
         cfg_options: settings to override, ``{"test_dataloader.batch_size": 4}``.
         force: replace files that exist.
         options: those of :class:`dcnzoo.openmmlab.options.TestOptions`, such as ``tta=True``.
@@ -55,19 +67,27 @@ def test(
         ``box AP``, ``mask AP50`` and so on, from 0 to 1; other metrics under the evaluator's names.
 
     Raises:
-        UserError: a mistake in an argument or the config, or weights that do not fit.
+        UserError: a mistake in an argument, the config or the data, or weights that do not fit.
     """
+    reading = ReadOptions(zero_based, clip, skip_invalid)
     exported = Path(checkpoint) if checkpoint and str(checkpoint).endswith(EXPORTED) else None
     of_model = [key for key in cfg_options or () if key.startswith("model.")]
     if exported and of_model:
         raise UserError(f"cfg_options: expected no setting of the model with {exported}, got {of_model[0]}")
     of_test = TestOptions(exported=exported, **options)
-    with user_errors():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(user_errors())
         if files := of_test.files():
             require_new("test", *files, force=force)
+        reading.require_data(data)
         source = resolve(model, checkpoint)
         weights = source.read_weights()
         recipe = source.recipe(cfg_options, TEST)
+        if data is not None:
+            if of_test.launcher != "none":
+                raise UserError(f"data: expected one process, got launcher={of_test.launcher}")
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            recipe = with_own_data(recipe, Path(data).expanduser(), reading, Path(folder))
         if exported:
             return execute.test(recipe, replace(of_test, exported=weights), None, force)
         return execute.test(recipe, of_test, weights, force)

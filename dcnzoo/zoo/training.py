@@ -39,9 +39,9 @@ def train(
     Args:
         model: a name in the zoo, a config file or a work directory. Optional with ``data``: a published model
             on a GPU, a small one on a CPU.
-        data: a folder or file with annotated pictures, in any of the layouts of docs/train_your_data.md. They
-            and a config are written to the folder ``data`` in the work directory; to ``data_2``, …,
-            if ``data`` has another content.
+        data: a folder or file with annotated pictures, as docs/train_your_data.md describes. Their
+            annotations and a config are written to the folder ``data`` in the work directory; to ``data_2``,
+            …, if ``data`` has another content. The work directory in place of a model continues the training.
         resume: continue the training in the work directory, or from this checkpoint.
         force: also train in a work directory that has checkpoints: the files of the training before move to
             ``replaced_1/``. Replaces files that no training wrote.
@@ -61,13 +61,10 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_device(of_run.device, of_run.launcher))
         stack.enter_context(user_errors())
+        reading.require_data(data)
         if data is None:
             if model is None:
                 raise UserError("model: expected one, or data=…, got neither")
-            if unused := [
-                key for key, value in vars(reading).items() if value != getattr(ReadOptions(), key)
-            ]:
-                raise UserError(f"{unused[0]}: expected data, got a training without it")
             source = resolve(model)
             if source.weights == Path(source.name).expanduser():
                 raise UserError(

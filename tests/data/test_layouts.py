@@ -268,13 +268,13 @@ GENERATORS = {
 
 
 def read(data, **options):
-    """split → {path of the picture: [(class, box)]}."""
+    """split → {path of the picture: [(class, x, y, width, height)]}."""
     result = {}
     for name, split in read_splits(data, ReadOptions(**options))[1].items():
         files = [*split.sizes]
         pictures = {str(file): [] for file in files}
-        for number, label, entry in split.objects:
-            pictures[str(files[number - 1])].append((label, *entry["bbox"]))
+        for each in split.objects:
+            pictures[str(files[each.picture - 1])].append((each.name, *each.bbox))
         result[name] = pictures
     return result
 

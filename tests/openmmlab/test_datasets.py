@@ -296,7 +296,7 @@ def test_ap_of_perfect_detections(root, tmp_path, first):
     assert metric.evaluate(1) == dict.fromkeys(names, 0), "also without any"
     coco.dataset["annotations"][0]["segmentation"] = [[1, 1, 9, 9]]
     (tmp_path / "truth.json").write_text(json.dumps(coco.dataset))
-    with pytest.raises(UserError, match=r"segmentation: expected a mask, which the metric segm requires"):
+    with pytest.raises(UserError, match=r"segmentation: expected"):
         CocoMetric(str(tmp_path / "truth.json"), metric="segm")
     CocoMetric(str(tmp_path / "truth.json"), metric="segm", format_only=True, outfile_prefix="unused")
     coco.dataset["annotations"][0]["segmentation"] = [[1, 1, 9, 1, 9, 9]]
@@ -330,8 +330,7 @@ def test_annotations_that_are_passed_over_are_counted(root, warnings):
     total = len(json.loads((root / "annotations" / "train.json").read_text())["annotations"])
     assert total > 8
     assert sum(len(data[i]["instances"]) for i in range(len(data))) == total - 7
-    *passed_over, (other, _) = warnings
-    reasons = {text.split("are skipped: ")[1]: options["level"] for text, options in passed_over}
+    reasons = {text.split("are skipped: ")[1]: options["level"] for text, options in warnings}
     assert reasons == dict.fromkeys(
         [
             "their boxes have no area in the image: ids 1, 3, 4",
@@ -342,8 +341,7 @@ def test_annotations_that_are_passed_over_are_counted(root, warnings):
         logging.WARNING,
     )
     count = f"changed.json: 3 of {total} annotations are skipped: their boxes have no area"
-    assert sum(count in text for text, _ in passed_over) == 1
-    assert "changed.json: annotation 7: bbox: expected" in other, "what nothing is done about, as data check"
+    assert sum(count in text for text, _ in warnings) == 1
 
 
 def test_objects_without_a_segmentation_are_ignored(root, warnings):
@@ -359,7 +357,7 @@ def test_objects_without_a_segmentation_are_ignored(root, warnings):
     assert sample["gt_masks"].masks[:2].sum() == 0
     ((text, _),) = warnings
     objects = sum(len(data.get_data_info(i)["instances"]) for i in range(6))
-    assert text.split(": ")[-1] == f"2 of {objects} objects without a segmentation are ignored"
+    assert text.endswith(f"2 of {objects} annotations are ignored: they have no segmentation: ids 1, 2")
     warnings.clear()
     boxes = read_coco(root, bare, pipeline=[pipeline[0], dict(type="LoadAnnotations", with_bbox=True)])
     assert not warnings and not boxes[0]["gt_ignore_flags"].any(), "they have boxes, which are learnt"

@@ -6,10 +6,10 @@ are those of ``dcnzoo data check``.
 """
 
 import contextlib
-import functools
 import io
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -23,73 +23,80 @@ from mmengine.fileio import get_local_path, load
 from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.data.check import problems_of, read_coco, wrong_with_classes
-from dcnzoo.data.files import InvalidAnnotation
+from dcnzoo.data.check import problems_of, wrong_with_classes
+from dcnzoo.data.coco_file import KEYS, CocoFile
+from dcnzoo.data.files import InvalidAnnotation, decode_json
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.memory import collector_paused
 from dcnzoo.utils.text import few, short
 
 
 class CheckedCOCO(COCO):
-    """MMDetection's ``COCO`` with a check of the file: an error stops, other problems are one warning.
+    """MMDetection's ``COCO`` of a file that has been checked.
 
     Args:
         annotation_file: JSON in UTF-8 or UTF-16, with or without a byte order mark.
-        masks: the masks are used. Otherwise, problems with masks are ignored.
         compared: pycocotools compares the masks, so every annotation must have one.
-        quiet: no warning.
 
     Raises:
-        UserError: the file does not exist or has a problem that makes training impossible; or its
+        UserError: the file does not exist or has a problem that makes an evaluation impossible; or its
             categories are not the requested ones in the requested order.
     """
 
-    def __init__(
-        self, annotation_file: str, masks: bool = False, compared: bool = False, quiet: bool = False
-    ) -> None:
+    def __init__(self, annotation_file: str, compared: bool = False) -> None:
         self.file = annotation_file
-        if not os.path.isfile(annotation_file):
-            raise UserError(f"ann_file: expected a file, found none at {annotation_file}")
         super().__init__()
-        try:
-            self.dataset = read_coco(annotation_file)
-        except InvalidAnnotation as error:
-            raise UserError(f"{annotation_file}: {error}") from None
-        annotations = self.dataset["annotations"]
-        problems = [*problems_of(self.dataset, masks and not compared)]
-        if stops := [problem for problem in problems if problem.stops and (annotations or problem.text)]:
-            more = (
-                f" and {len(stops) - 1} more: `dcnzoo data check {self.file}` lists them" if stops[1:] else ""
-            )
-            raise UserError(f"{self.file}: {stops[0]}{more}")
-        if compared:
-            self._require_masks()
-        if problems and not quiet:
-            _log(
-                f"{self.file}: {len(problems)} of {len(annotations)} annotations are skipped, the first: {problems[0]}"
-            )
-        for annotation in annotations:
+        content = _open(annotation_file)
+        _require_usable(annotation_file, content, masks=compared)
+        lists = {key: [*map(_decode, getattr(content, key))] for key in KEYS}
+        self.dataset = lists
+        for annotation in lists["annotations"]:
             annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation requires it
-        replace_id_0(annotations)
-        with contextlib.redirect_stdout(io.StringIO()):  # "creating index..."
-            self.createIndex()
-        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
-
-    def _require_masks(self) -> None:
-        for annotation in self.dataset["annotations"]:
             mask = annotation.get("segmentation")
             # pycocotools treats a polygon of two points as a box
-            if not mask or (isinstance(mask, list) and min(map(len, mask)) < 6):
+            if compared and (not mask or (isinstance(mask, list) and min(map(len, mask)) < 6)):
                 raise UserError(
                     f"{self.file}: annotation {annotation['id']}: segmentation: expected a mask, which the "
                     f"metric segm requires, got {short(mask)}"
                 )
+        replace_id_0(lists["annotations"])
+        with contextlib.redirect_stdout(io.StringIO()):  # "creating index..."
+            self.createIndex()
+        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
         names = [category["name"] for category in self.dataset["categories"]]
         _require_classes(self.file, names, cat_names)
         return super().get_cat_ids(cat_names, *args, **kwargs)
+
+
+def _open(file: str) -> CocoFile:
+    if not os.path.isfile(file):
+        raise UserError(f"ann_file: expected a file, found none at {file}")
+    try:
+        return CocoFile(file)
+    except InvalidAnnotation as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _decode(raw: Any) -> dict[str, Any]:
+    return decode_json(raw, dict[str, Any])
+
+
+def _require_usable(file: str, content: CocoFile, masks: bool) -> list[Finding]:
+    """Return the problems of annotations that MMDetection skips, or uses all the same.
+
+    Raises:
+        UserError: there is one that makes a training impossible or wrong.
+    """
+    problems = [*problems_of(content, masks)]
+    if stops := [problem for problem in problems if problem.stops]:
+        others = f" and {len(stops) - 1} more: `dcnzoo data check {file}` lists them" if stops[1:] else ""
+        raise UserError(f"{file}: {stops[0]}{others}")
+    return problems
 
 
 def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) -> None:
@@ -119,8 +126,7 @@ class CocoMetric(coco_metric.CocoMetric):
         if checked:
             masks = "segm" in self.metrics
             with get_local_path(ann_file, backend_args=self.backend_args) as path:
-                # quiet: the data set has already warned about this file
-                self._coco_api = CheckedCOCO(path, masks, compared=masks and not self.format_only, quiet=True)
+                self._coco_api = CheckedCOCO(path, compared=masks and not self.format_only)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Evaluate; the lines that pycocotools prints go to the log. Without any detection, each AP is 0."""
@@ -166,40 +172,76 @@ class CocoMetric(coco_metric.CocoMetric):
 class CocoDataset(coco.CocoDataset):
     """Replaces MMDetection's ``CocoDataset`` in the registry and checks the annotation file.
 
+    The annotations of an image stay JSON text in the mapped file, which all processes share, until
+    ``get_data_info`` needs them: MMEngine would pickle lists of millions of objects.
+
     Raises:
-        UserError: see :class:`CheckedCOCO`; or the first image does not exist; or no image is left after
-            filtering.
+        UserError: the file does not exist or has a problem that makes a training impossible; or the first
+            image does not exist; or no image is left after filtering.
     """
 
-    COCOAPI: Any = CheckedCOCO  # or a partial of it
+    _content: CocoFile
     _masks = False  # whether the pipeline loads masks
 
     def load_data_list(self) -> list[dict[str, Any]]:
+        """Return MMDetection's dictionary of each image, with the numbers of its annotations."""
         self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
-        if self.COCOAPI is CheckedCOCO:
-            self.COCOAPI = functools.partial(CheckedCOCO, masks=self._masks)
-        images = super().load_data_list()
-        self.__dict__.pop("COCOAPI", None)  # with the annotations
-        objects = (each for image in images for each in image["instances"] if not each["ignore_flag"])
-        self._warn_without_objects({each["bbox_label"] for each in objects})
-        if self._masks:
-            self._warn_without_mask(*map(sum, zip(*map(_ignore_without_mask, images), strict=True)))
-        first = images[0]["img_path"]
+        with get_local_path(self.ann_file, backend_args=self.backend_args) as path, collector_paused():
+            content = self._content = _open(path)
+            self._warn(_require_usable(self.ann_file, content, self._masks), len(content.annotations))
+        categories = [category for _, category in content.entries("categories", strict=True)]
+        names = self.metainfo["classes"]
+        _require_classes(self.ann_file, [each.name for each in categories], names)
+        # their order is that of the file
+        self.cat_ids = [each.id for each in categories if not names or each.name in names]
+        self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
+        numbers, images_of = defaultdict[int, list[int]](list), defaultdict[int, set[int]](set)
+        labels = set()
+        for number, entry in content.entries("annotations", strict=True):
+            numbers[entry.image_id].append(number)
+            images_of[entry.category_id].add(entry.image_id)
+            if not entry.iscrowd and not entry.ignore:
+                labels.add(self.cat2label.get(entry.category_id))
+        self.cat_img_map = {number: [*images_of[number]] for number in self.cat_ids}
+        self._warn_without_objects(labels)
+        data_list = []
+        for raw in content.images:
+            image = {**_decode(raw)}
+            image["img_id"] = image.pop("id")
+            info = self.parse_data_info({"raw_img_info": image, "raw_ann_info": []})
+            data_list.append({**info, "annotations": numbers[image["img_id"]]})
+        first = data_list[0]["img_path"]
         is_local = "://" not in first and self.backend_args is None and _loads_files(self.pipeline.transforms)
         if is_local and not os.path.isfile(first):
             raise UserError(
-                f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none; "
-                "data=FOLDER names the new folder of a training's data"
+                f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none"
             )
-        return images
+        return data_list
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """Return MMDetection's dictionary of an image, with its objects."""
+        info = super().get_data_info(idx)
+        entries = [_decode(self._content.annotations[number]) for number in info.pop("annotations")]
+        image = {"file_name": info["img_path"], **{key: info[key] for key in ("img_id", "width", "height")}}
+        info["instances"] = self.parse_data_info({"raw_img_info": image, "raw_ann_info": entries})[
+            "instances"
+        ]
+        if self._masks:
+            _ignore_without_mask(info["instances"])
+        return info
 
     def _copy_without_annotation(self, memo: dict[str, Any] | None = None) -> "CocoDataset":
         """Copy with a new ``memo``. mmengine's default keeps entries of deleted objects, whose ids recur."""
         return super()._copy_without_annotation({} if memo is None else memo)
 
-    def _warn_without_mask(self, without: int, total: int) -> None:
-        if without:
-            _log(f"{self.ann_file}: {without} of {total} objects without a segmentation are ignored")
+    def _warn(self, problems: Sequence[Finding], number: int) -> None:
+        """Warn of annotations with a problem, in one line for each kind."""
+        subjects = defaultdict[str, list[str]](list)
+        for problem in problems:
+            if problem.kind:
+                subjects[problem.kind].append(problem.subject.removeprefix("annotation "))
+        for kind, ids in subjects.items():
+            _log(f"{self.ann_file}: {len(ids)} of {number} annotations {kind}: ids {few(ids)}")
 
     def _warn_without_objects(self, labels: Collection[int]) -> None:
         """Warn of classes without an object to train on.
@@ -235,18 +277,14 @@ def _loads_files(transforms: Sequence[Any]) -> bool:
     return usual and loader.backend_args is loader.file_client_args is None
 
 
-def _ignore_without_mask(image: dict[str, Any]) -> tuple[int, int]:
+def _ignore_without_mask(instances: list[dict[str, Any]]) -> None:
     """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.
 
     Without this, an object without ``segmentation`` raises ``KeyError: 'mask'`` when its image is loaded.
-
-    Returns:
-        The numbers of these objects and of all.
     """
-    without = [instance for instance in image["instances"] if "mask" not in instance]
-    for instance in without:
-        instance.update(mask=[], ignore_flag=1)
-    return len(without), len(image["instances"])
+    for instance in instances:
+        if "mask" not in instance:
+            instance.update(mask=[], ignore_flag=1)
 
 
 @DATASETS.register_module()
