@@ -210,5 +210,3 @@ def test_division(tmp_path):
     names = {name: {file.name[0] for file in split.sizes} for name, split in splits.items()}
     assert names["train"].isdisjoint(names["val"]) and len(names["val"]) == 2
     assert splits["train"].classes == splits["val"].classes
-
-
