@@ -12,13 +12,14 @@ from pathlib import Path
 from mmengine.device import get_device
 
 from dcnzoo.data.dataset import Dataset, ReadOptions
+from dcnzoo.data.files import collector_paused
 from dcnzoo.data.preparation import line_of, read_data, read_splits
 from dcnzoo.data.tree import ALL
 from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
-from dcnzoo.utils.memory import collector_paused, return_memory
+from dcnzoo.utils.memory import return_memory
 from dcnzoo.utils.text import counted, few
 from dcnzoo.zoo.config_writer import BOXES, EXTRA, MASKS, dataset_of, write_settings
 

@@ -25,12 +25,11 @@ from mmengine.logging import MMLogger, print_log
 from dcnzoo.compat.patches import Changes
 from dcnzoo.data.check import problems_of, wrong_with_classes
 from dcnzoo.data.coco_file import KEYS, CocoFile
-from dcnzoo.data.files import InvalidAnnotation, decode_json
+from dcnzoo.data.files import InvalidAnnotation, collector_paused, decode_json
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.memory import collector_paused
 from dcnzoo.utils.text import few, short
 
 
