@@ -64,6 +64,19 @@ def test_an_installed_module_stays_in_use(provide, package, name):
     assert name not in sys.modules
 
 
+def test_folders_without_init(provide, package, tmp_path, monkeypatch):
+    """EDVR's packages have no ``__init__.py``; a project's folder of sources is no module."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "basicsr/models/ops/dcn/deform_conv_ext").mkdir(parents=True)
+    (tmp_path / "DCNv3").mkdir()
+    name = "basicsr.models.ops.dcn.deform_conv_ext"
+    assert not is_installed("DCNv3") and not is_installed(name)
+    provide(name)
+    assert importlib.import_module(name).deform_conv_forward
+    (tmp_path / "basicsr/models/ops/dcn/deform_conv_ext.so").touch()
+    assert is_installed(name)
+
+
 @pytest.mark.parametrize("names", [(), ("DCNv5",), ("DCNv3", "some._C")])
 def test_wrong_names_list_the_names(provide, names):
     with pytest.raises(ValueError, match="provide: names: expected some of") as raised:

@@ -9,8 +9,10 @@ This module imports neither torch nor the projects.
 """
 
 import sys
-from collections.abc import Sequence
 from importlib import import_module
+from importlib.machinery import all_suffixes
+from importlib.util import find_spec
+from pathlib import Path
 
 # name of a compiled module -> the module of this folder that has its functions
 TABLE = {
@@ -66,17 +68,12 @@ def is_installed(name: str) -> bool:
     """Whether an import would find a module. Unlike importlib's ``find_spec``, this imports no package.
 
     The packages of the table import their compiled module, which is missing, so they cannot be imported here.
+    A folder without ``__init__.py`` is no module: projects keep C++ code and empty submodules in such folders.
     """
-    folders: Sequence[str] | None = None  # None: those of sys.path
-    *packages, _ = parts = name.split(".")
-    for count in range(1, len(parts) + 1):
-        full_name = ".".join(parts[:count])
-        finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
-        specs = (finder.find_spec(full_name, folders) for finder in finders)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is None:
-            return False
-        folders = spec.submodule_search_locations
-        if folders is None and count <= len(packages):
-            return False
-    return True
+    package, *parts = name.split(".")
+    spec = find_spec(package)
+    if spec is None or not parts:
+        return spec is not None and spec.origin is not None
+    folders = [Path(folder, *parts[:-1]) for folder in spec.submodule_search_locations or ()]
+    files = [f"{parts[-1]}/__init__.py", *(parts[-1] + suffix for suffix in all_suffixes())]
+    return any((folder / file).is_file() for folder in folders for file in files)
