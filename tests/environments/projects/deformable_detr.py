@@ -1,4 +1,4 @@
-"""Deformable DETR on ``MultiScaleDeformableAttention``: two encoder and decoder layers, two stages, boxes refined."""
+"""Deformable DETR on ``MultiScaleDeformableAttention``, with two stages and refined boxes."""
 
 from types import SimpleNamespace
 from unittest import mock

@@ -1,4 +1,4 @@
-"""Grounding DINO's attention on ``groundingdino._C``. On a CPU its layer does not call the compiled module."""
+"""Grounding DINO's attention on ``groundingdino._C``, which its layer calls only for CUDA tensors."""
 
 from unittest import mock
 

@@ -14,7 +14,7 @@ from trial import compare
 
 
 def apply(*arguments):
-    *others, step, remove_center = arguments
+    *others, _step, remove_center = arguments
     return dcnv3_core_pytorch(*others, remove_center)
 
 
