@@ -24,6 +24,9 @@ from dcnzoo.utils.text import columns, few
 
 _NAMES = [f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)]
 _PACKS = {getattr(nn, name): getattr(packed, f"PackedDeform{name}") for name in _NAMES}
+_ULTRALYTICS = (
+    "YOLO.train() builds a plain network: train with trainer=, a dcnzoo.ultralytics.DeformableTrainer"
+)
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -40,10 +43,12 @@ class ConversionReport:
     Attributes:
         replaced: name of each replaced module -> old class, new class and their costs.
         refused: name of each other matching module -> the reason why it was not replaced.
+        note: what else to do, for a model of Ultralytics.
     """
 
     replaced: dict[str, str]
     refused: dict[str, str]
+    note: str = ""
 
     def check(self, model: nn.Module) -> None:
         """Raise RuntimeError unless the model still has all layers that the conversion has made.
@@ -58,7 +63,8 @@ class ConversionReport:
     def __str__(self) -> str:
         refused = ((name, f"not replaced: {why}") for name, why in self.refused.items())
         counts = f"{len(self.replaced)} replaced, {len(self.refused)} not replaced"
-        return "\n".join([*columns([*self.replaced.items(), *refused]), counts])
+        notes = [self.note] if self.note else []
+        return "\n".join([*columns([*self.replaced.items(), *refused]), counts, *notes])
 
 
 def to_deformable(
@@ -211,7 +217,8 @@ def replace_convolutions(
         for key, child in parent._modules.items():
             if child in new:
                 parent._modules[key] = new[child]
-    return ConversionReport(replaced, refused)
+    note = _ULTRALYTICS if type(model).__module__.startswith("ultralytics.") else ""
+    return ConversionReport(replaced, refused, note)
 
 
 def _describe_change(old: nn.Module, new: nn.Module) -> str:

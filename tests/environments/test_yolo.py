@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.layers import PackedDeformConv2d
 
@@ -16,9 +17,9 @@ from ..formats import write_yolo
 
 pytest.importorskip("ultralytics", exc_type=ImportError)
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
-SECTION = PAGE.read_text().split("## Ultralytics YOLO")[1].split("\n## ")[0]
-TRAINING, TRAINER, EXPORT = re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).resolve().parents[2]
+SECTION = (ROOT / "docs/migration.md").read_text().split("## Ultralytics YOLO")[1].split("\n## ")[0]
+TRAINING, EXPORT = re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)
 OPTIONS = dict(
     **dict(imgsz=96, batch=8, nbs=8, device="cpu", workers=0, plots=False, verbose=False),
     **dict(optimizer="AdamW", lr0=0.002, warmup_epochs=0, seed=0, exist_ok=True, name="shapes"),
@@ -49,7 +50,8 @@ def test_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw_shapes(tmp_path / "shapes")
     torch.save({"model": YOLO("yolo11n.yaml").model, "train_args": {}}, "yolo11n.pt")
-    recipe = {"options": OPTIONS, "project": str(tmp_path / "runs")}
+    # a trainer's module must be importable: Ultralytics starts the processes of several GPUs from its name
+    recipe = {"options": OPTIONS, "project": str(tmp_path / "runs"), "__name__": "recipe"}
     training = TRAINING.replace("epochs=100)", "epochs=2, project=project, **options)")
     assert training != TRAINING
     exec(training, recipe)
@@ -58,14 +60,12 @@ def test_recipe(tmp_path, monkeypatch):
     learnt = packs(best)
     assert len(learnt) == 4
     assert all(pack.conv_offset.weight.abs().max() > 0 for pack in learnt.values())
+    assert "trainer=" in str(dcnzoo.to_deformable(YOLO("yolo11n.yaml").model, recipe["Trainer"].where))
 
-    # the next training starts from these weights, including those of the offsets, also without the recipe
-    second = YOLO(checkpoint)
-    second.train(data="data.yaml", epochs=1, project=recipe["project"], **OPTIONS | {"name": "second"})
-    assert packs(second.trainer.model).keys() == learnt.keys()
-    exec(TRAINER.split("yolo =")[0], recipe)
-    again = recipe["DeformableTrainer"](overrides=dict(model="yolo11n.yaml", data="data.yaml", **OPTIONS))
+    # the next training starts from these weights, including those of the offsets
+    again = recipe["Trainer"](overrides=dict(model="yolo11n.yaml", data="data.yaml", **OPTIONS))
     continued = packs(again.get_model("yolo11n.yaml", best, verbose=False))
+    assert continued.keys() == learnt.keys()
     for name, pack in learnt.items():
         torch.testing.assert_close(continued[name].conv_offset.weight, pack.conv_offset.weight)
 
@@ -84,3 +84,10 @@ def test_recipe(tmp_path, monkeypatch):
         None, {"images": image.numpy()}
     )
     np.testing.assert_allclose(output, expected.numpy(), atol=1e-2, rtol=1e-3)
+
+
+def test_where_is_required():
+    from dcnzoo.ultralytics import DeformableTrainer
+
+    with pytest.raises(ValueError, match="DeformableTrainer: where: expected a pattern"):
+        DeformableTrainer.get_model(object.__new__(DeformableTrainer))

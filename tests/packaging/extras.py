@@ -44,10 +44,9 @@ def openvino() -> None:
 
 
 def timm() -> None:
-    import dcnzoo.compat.timm  # noqa: F401  registers the models
-    import timm
+    from dcnzoo.backbones import ViTAdapter
 
-    timm.create_model("internimage_t", num_classes=10)
+    ViTAdapter("vit_tiny_patch16_224", pretrained=False)
 
 
 EXTRAS = {function.__name__: function for function in (mmdet, data, onnx, openvino, timm)}
