@@ -1,6 +1,7 @@
 """Kill a training repeatedly, resume it, and compare it with an uninterrupted one.
 
-``python tests/crash.py FOLDER --kills 20``. Each training is forked from a process that has imported all
+``python tests/crash.py FOLDER --kills 20``, or ``--each 2``: each of :data:`STEPS` until it was hit twice. Each
+training is forked from a process that has imported all
 packages, so that it starts fast. SIGKILL ends it at a random moment or at a chosen step of an epoch. The
 resumed epoch and the final result are compared with an uninterrupted run. Prints a summary as JSON; any
 difference raises an AssertionError.
@@ -187,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--each", type=int, help="in place of --kills: how often each step is hit")
     args = parser.parse_args()
     folder, chance = args.folder.resolve(), random.Random(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,14 +206,25 @@ def main() -> None:
     # every other kill at a random moment
     order = itertools.cycle([RANDOM, *(how for step in STEPS for how in (step, RANDOM))])
     finished, kills, writing = 0, 0, 0
+
+    def next_death() -> str | None:
+        """How the next process dies; None: the run may finish."""
+        if args.each is None:
+            return next(order) if kills < args.kills else None
+        return min(STEPS, key=lambda step: deaths[step]) if is_left() else None
+
+    def is_left() -> bool:
+        if args.each is None:
+            return kills < args.kills
+        return any(deaths[step] < args.each for step in STEPS)
+
     while True:
         loader = finished % len(LOADERS)
         config, work, last = folder / f"loader{loader}.py", folder / f"killed{loader}", None
         shutil.rmtree(work, ignore_errors=True)
         while True:
-            # after the last kill, the run may finish
-            how = next(order) if kills < args.kills else None
-            death = (how, chance.randint(1, 5)) if how in STEPS else None
+            how = next_death()
+            death = (how, chance.randint(1, 5 if args.each is None else 2)) if how in STEPS else None
             before = {*work.glob("*/*.log")}
             process = start(config, work, death)
             if how is not None and death is None:
@@ -231,8 +244,8 @@ def main() -> None:
         finished += 1
         assert len(epochs(work)) == 2 and not list(work.glob(".*.partial*")), os.listdir(work)
         assert_same(result(work), whole[loader])
-        print(f"{finished} trainings, {kills} of {args.kills} kills: the same bits", file=sys.stderr)
-        if kills >= args.kills:
+        print(f"{finished} trainings, {kills} kills: the same bits", file=sys.stderr)
+        if not is_left():
             break
     figures = {"kills": kills, "while a file was written": writing, **deaths, "trainings": finished}
     print(json.dumps(figures))

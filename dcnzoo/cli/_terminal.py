@@ -103,7 +103,8 @@ def with_flags(text: str) -> str:
         name, _, value = match.groups()
         if name not in flags:
             return match[0]
-        return flags[name] if value in ("True", "…") else f"{flags[name]} {value}"
+        is_switch = value in ("True", "…") or flags[name].startswith("--no-")
+        return flags[name] if is_switch else f"{flags[name]} {value}"
 
     name, colon, rest = re.sub(r"(?<![\w./\\-])(\w+)=('?)(?!None\b)(\w+|…)\2", flag, text).partition(": ")
     return flags.get(name, name) + colon + rest

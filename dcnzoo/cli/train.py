@@ -20,7 +20,14 @@ from dcnzoo.utils.files import require_exists, require_file
     "to the folder data in the work directory, and a report.",
 )
 @_options.reading
-@option("--dry-run", is_flag=True, help="Check the config and all options, and do not train.")
+@option("--dry-run", is_flag=True, help="Build everything, train one step, and write nothing but --data.")
+@option(
+    "--no-sanity",
+    "sanity",
+    flag_value=False,
+    default=True,
+    help="Do not predict a picture of the validation before the first step.",
+)
 @_options.runner
 @option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
 @option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
@@ -43,7 +50,9 @@ from dcnzoo.utils.files import require_exists, require_file
     help="Resume from a checkpoint (default: the latest in the work directory).",
 )
 @option(
-    "--force", is_flag=True, help="Train in a work directory that has checkpoints: they move to replaced_1/."
+    "--force",
+    is_flag=True,
+    help="Train in a work directory that has checkpoints: the folder is renamed to NAME.1.",
 )
 @option("--report", is_flag=True, help="Write report.html to the work directory after training.")
 def command(model: str | None, report: bool, resume: str | None, **options: Any) -> None:
@@ -82,7 +91,7 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
         require_exists(options["data"], "--data")
     from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
     from dcnzoo.openmmlab.runs.ranks import is_first
-    from dcnzoo.openmmlab.runs.work_dir import REPORT
+    from dcnzoo.openmmlab.runs.start import REPORT
     from dcnzoo.report.report import write_report
     from dcnzoo.zoo.training import train
 

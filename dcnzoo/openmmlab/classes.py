@@ -63,7 +63,7 @@ def numbers(model: Mapping) -> Iterator[tuple[str, dict, str, int]]:
     words in place of classes.
     """
     for path, node in dicts(model, "model") if "language_model" not in model else ():
-        parameters = arguments(kind)[0] if (kind := class_of(node)) else {}
+        parameters = arguments(kind) if (kind := class_of(node)) else {}
         for key in NUMBERS[1:] if OTHERS & {*path.split(".")} else NUMBERS:
             value = node.get(key, parameters[key].default if key in parameters else None)
             if isinstance(value, int) and not isinstance(value, bool):

@@ -263,7 +263,7 @@ def _with_argument(evaluators: Sequence[dict], argument: str, option: str) -> li
     Raises:
         UserError: there is none.
     """
-    suitable = [each for each in evaluators if argument in arguments(class_of(each))[0]]
+    suitable = [each for each in evaluators if argument in arguments(class_of(each))]
     if not suitable:
         names = ", ".join(str(each.get("type")) for each in evaluators)
         raise UserError(f"{option}: expected a test_evaluator with the argument {argument}, got {names}")

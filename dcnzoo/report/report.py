@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.openmmlab.classes import require_equal
-from dcnzoo.openmmlab.runs.work_dir import REPORT
+from dcnzoo.openmmlab.runs.start import REPORT
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread

@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -52,14 +52,22 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
 
 
 @contextmanager
-def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
+def lock_work_dir(folder: str | os.PathLike) -> Iterator[Callable[[Path], None]]:
     """Context that locks a folder, which is created, for one training. An empty one is removed at the end.
+
+    Yields a function that renames the folder, which stays locked.
 
     Raises:
         UserError: another process trains in this folder, or it cannot be written.
     """
     folder = Path(folder)
     owner, lock = folder / OWNER, folder / ".training.lock"
+    files = [lock, owner]
+
+    def rename(target: Path) -> None:
+        os.rename(folder, target)
+        files[:] = [target / file.name for file in files]
+
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     with ExitStack() as stack:
         stack.callback(_remove_empty, new)
@@ -74,10 +82,9 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise UserError(f"work_dir: {folder} cannot be written: {error.strerror or error}") from error
-        for file in (lock, owner):
-            stack.callback(file.unlink, missing_ok=True)
+        stack.callback(lambda: [file.unlink(missing_ok=True) for file in files])
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
-        yield
+        yield rename
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -182,7 +182,7 @@ def _configs(folder: Path) -> list[Path]:
     programs = files_beside(folder, "*.py")
     logged = files_beside(folder, "*/vis_data/config.py")
     configs = [*filter(is_config, programs)] or [*filter(is_config, logged)]
-    if configs and not any(folder.glob("*/vis_data")):
+    if configs and not is_work_dir(folder):
         raise UserError(
             f"model: expected a work directory of dcnzoo train with the folder of its log, got {folder} "
             f"with the program {configs[0].name}. Only if you trust its author: model={configs[0]}, "

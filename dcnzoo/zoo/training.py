@@ -13,6 +13,7 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING
+from dcnzoo.openmmlab.runs.start import Start, claim
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.zoo.own_data import prepare
 from dcnzoo.zoo.source import Source, resolve
@@ -30,6 +31,7 @@ def train(
     clip: bool = False,
     skip_invalid: bool = False,
     dry_run: bool = False,
+    sanity: bool = True,
     **options: Any,
 ) -> Path:
     """Train a detector; return the work directory, which :func:`dcnzoo.load` takes::
@@ -43,12 +45,14 @@ def train(
             annotations and a config are written to the folder ``data`` in the work directory; to ``data_2``,
             …, if ``data`` has another content. The work directory in place of a model continues the training.
         resume: continue the training in the work directory, or from this checkpoint.
-        force: also train in a work directory that has checkpoints: the files of the training before move to
-            ``replaced_1/``. Replaces files that no training wrote.
+        force: also train in a work directory that has checkpoints: the folder is renamed to ``NAME.1``.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
         outputs: files that the caller then writes to the work directory.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
-        dry_run: check the config and all options, and do not train. ``data`` is converted and checked.
+        dry_run: build everything, predict one picture, train one step, and write nothing. ``data`` is
+            converted to the folder ``data``.
+        sanity: before the first step, predict one picture of the validation and compute its metrics, so that
+            a mistake there is named then. The training has the same bits without it.
         options: those of :class:`dcnzoo.openmmlab.options.TrainOptions`: work_dir, epochs, batch_size, lr,
             patience, amp, auto_scale_lr, logger, seed, device, channels_last, allow_partial, verbose,
             launcher. With ``data``, ``work_dir`` is by default ``work_dirs/`` and the name of the data.
@@ -57,7 +61,7 @@ def train(
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
     reading = ReadOptions(zero_based, clip, skip_invalid)
-    of_run = TrainOptions(**options)
+    of_run, start = TrainOptions(**options), None
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_device(of_run.device, of_run.launcher))
         stack.enter_context(user_errors())
@@ -83,14 +87,17 @@ def train(
                 raise UserError(
                     f"resume: expected no data; the model {work_dir} in place of data continues its training"
                 )
+            if not dry_run:
+                claim(stack, work_dir, force, [path])
+                start = Start()  # of the folder that is new, or was renamed
             own = prepare(path, work_dir, None if model is None else str(model), reading)
             print(*map(printable, own.decisions), sep="\n")
             of_run = replace(of_run, work_dir=work_dir, epochs=of_run.epochs or own.epochs)
             source = Source(str(own.config), own.config)
         folder = execute.train(
             source.recipe(cfg_options, TRAINING), of_run, resume=resume, force=force, outputs=outputs,
-            only_checks=dry_run,
+            start=start, dry_run=dry_run, sanity=sanity,
         )  # fmt: skip
-        if dry_run and data is None and is_first():
-            print("dry run: the config was checked; nothing was trained")
+        if dry_run and is_first():
+            print("dry run: one step was trained, and nothing is kept")
         return folder

@@ -6,7 +6,6 @@
 hints about weights use this module, which imports neither torch nor OpenMMLab.
 """
 
-import dis
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
@@ -54,12 +53,10 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
     """
     plain = cfg.copy()
     settings = {key: plain.pop(key) for key in SETTINGS if key in plain}
-    is_class = inspect.isclass(kind)
-    known, others = arguments(kind) if is_class else ({}, "used")
-    for key in ("dcn", "stage_with_dcn") if not patterns_of(kind) else ():
-        if key not in settings:
-            continue
-        if others != "used" and key not in known:
+    for key in {"dcn", "stage_with_dcn"} & settings.keys() if not patterns_of(kind) else ():
+        # a class with **kwargs may use the setting, or refuses it itself
+        is_open = not inspect.isclass(kind) or _takes_any(inspect.signature(kind).parameters)
+        if not is_open and key not in arguments(kind):
             raise ValueError(
                 f"{kind.__name__}: {key}: expected a class with this argument, such as "
                 f"{', '.join(CONVOLUTIONS)}, got one without; write to_deformable=dict(where='*', kind='v2') "
@@ -70,23 +67,21 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
 
 
 @functools.cache
-def arguments(kind: Any) -> tuple[dict[str, inspect.Parameter], str]:
-    """Return the arguments of a class or function, and whether others are refused, ignored or used."""
+def arguments(kind: Any) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a class or function. A class with ``**kwargs`` has those of its base, too."""
     named: dict[str, inspect.Parameter] = {}
-    others = "refused"
-    for base in getattr(kind, "__mro__", [kind]):  # a class passes **kwargs to the next one
+    for base in getattr(kind, "__mro__", [kind]):
         function = getattr(base, "__init__", base) if inspect.isclass(base) else base
         own = inspect.signature(function).parameters
         named = {**own, **named}
-        rest = next((name for name, each in own.items() if each.kind is each.VAR_KEYWORD), "")
-        if not rest:
+        if not _takes_any(own):
             break
-        code, others = getattr(function, "__code__", None), "used"
-        if code and rest not in {each.argval for each in dis.get_instructions(code)}:
-            others = "ignored"
-            break
-    named = {n: p for n, p in named.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return {name: named[name] for name in named if name != "self"}, others
+    several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: each for name, each in named.items() if each.kind not in several and name != "self"}
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def operators(cfg: Mapping) -> Iterator[str]:

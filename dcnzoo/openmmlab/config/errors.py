@@ -24,10 +24,13 @@ _LONGEST = 1000  # letters of a message: some contain a whole config
 
 
 @contextmanager
-def config_errors(cfg: Config) -> Iterator[None]:
+def config_errors(cfg: Config, part: str = "") -> Iterator[None]:
     """Context that turns every exception into a UserError, ``FILE: KEY: …``.
 
     The key is the innermost dictionary from which something was built, or the module that was running.
+
+    Args:
+        part: the key of other errors.
     """
     try:
         yield
@@ -41,7 +44,7 @@ def config_errors(cfg: Config) -> Iterator[None]:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         key = _built(cfg, frames)
         text = message(error) if key else describe(error)
-        key = key or _running(frames)
+        key = key or _running(frames) or part
         parts = [cfg.filename, key, cut(text, _LONGEST)]
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 

@@ -7,7 +7,6 @@ for every base config, which takes longer than reading the config.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -72,9 +71,3 @@ def config_text(changes: Changes) -> None:
         return last[content]
 
     changes.set(Config, "pretty_text", property(pretty_text))
-
-
-def is_published(kind: Any) -> bool:
-    """Whether a class, if there is one, is of a package whose settings are known."""
-    packages = ("dcnzoo", "mmcv", "mmdet", "mmengine", "torch")
-    return kind is None or kind.__module__.partition(".")[0] in packages

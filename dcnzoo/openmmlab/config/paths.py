@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.utils.files import read_beside, write_text
+from dcnzoo.utils.files import read_beside
 
 _CONFIG = r"^(_base_ *=|model *= *(dict\(|\{)|with read_base\()"
 DIRECTORY = "{{ fileDirname }}"  # MMEngine replaces it in the text of a config by the config's folder
@@ -56,17 +56,3 @@ def is_config(path: Path) -> bool:
 def without_templates(text: str) -> str:
     """Spell braces in the text of a config so that names of classes and files do not become templates."""
     return text.replace("{{", r"{\x7b")
-
-
-def keep_paths(config: Path, folder: Path) -> None:
-    """Rewrite the relative paths in a config that was moved from ``folder``, unless the files moved too."""
-
-    def moved(match: re.Match) -> str:
-        if (config.parent / match[1]).exists():
-            return match[0]
-        return f"{DIRECTORY}/{Path(os.path.relpath(folder / match[1], config.parent)).as_posix()}"
-
-    text = read_beside(config) or ""
-    changed = re.sub(rf"{re.escape(DIRECTORY)}/([^'\"]+?)(?=/?['\"])", moved, text)
-    if changed != text:
-        write_text(config, changed)

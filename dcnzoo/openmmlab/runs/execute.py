@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,29 @@ from torch import nn
 import dcnzoo.openmmlab.export.test_loop  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
-from dcnzoo.openmmlab.checkpoints import content_digest, load_file
+from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.classes import names_of_model
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.tree import dicts
-from dcnzoo.openmmlab.hooks import LoadCheckpointHook, ProgressHook, ResumeHook, SummaryHook
+from dcnzoo.openmmlab.hooks import (
+    FiniteLossHook,
+    LoadCheckpointHook,
+    ProgressHook,
+    ResumeHook,
+    SummaryHook,
+)
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.loading import loader_errors
-from dcnzoo.openmmlab.runs.prepare import prepare
 from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.runs.sanity import first_batch, predict_one
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.openmmlab.runs.start import Start, choose_start
-from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
+from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, begin
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import require_new, require_writable
-from dcnzoo.utils.lock import lock_work_dir
 from dcnzoo.utils.text import few
 
 
@@ -51,6 +55,10 @@ def _stop_bars(runner: Runner) -> None:
     for hook in runner.hooks:
         if isinstance(hook, ProgressHook):
             hook.stop()
+
+
+class _DryRunEnds(Exception):
+    """A dry run has trained one step."""
 
 
 @separate_run()
@@ -62,7 +70,8 @@ def train(
     force: bool = False,
     outputs: Iterable[str] = (),
     start: Start | None = None,
-    only_checks: bool = False,
+    dry_run: bool = False,
+    sanity: bool = True,
 ) -> Path:
     """Train a detector; return the work directory.
 
@@ -70,7 +79,8 @@ def train(
         resume, force: see :func:`~dcnzoo.openmmlab.runs.start.choose_start`.
         outputs: files that the caller then writes to the work directory.
         start: that the caller has chosen, who holds the lock of the work directory.
-        only_checks: check options and folder, and do not train.
+        dry_run: build everything, train one step, and write nothing.
+        sanity: predict one picture of the validation first; see :mod:`dcnzoo.openmmlab.runs.sanity`.
 
     Raises:
         UserError: a mistake in the config, the folder is in use, or weights that cannot be downloaded or do
@@ -79,55 +89,60 @@ def train(
     with ExitStack() as stack:
         with user_errors():
             recipe = recipe.with_options(options)
-            cfg, work_dir, saved = recipe.cfg, recipe.work_dir, recipe.saved
-            stack.enter_context(ranks.joined(cfg))
-
-            def decide() -> Start | None:
-                if start is None and not only_checks:  # first: another training may end meanwhile
-                    stack.enter_context(lock_work_dir(work_dir))
-                if saved.is_apart and only_checks:
-                    require_writable(saved.folder)
-                elif saved.is_apart:  # out_dir may be that of two work directories
-                    stack.enter_context(lock_work_dir(saved.folder))
-                return prepare(recipe, start or choose_start(recipe, resume, force), force)
-
-            prepared = ranks.exchange(decide)
-        if prepared is None:
-            return work_dir
+            stack.enter_context(ranks.joined(recipe.cfg))
+            begun = ranks.exchange(lambda: start or begin(stack, recipe, resume, force, dry_run))
+        if begun is None:
+            return recipe.work_dir
         # an error passes them from the last to the first
         stack.enter_context(_training_hints(recipe))  # how to go on
-        stack.enter_context(config_errors(cfg))  # the file and the key
+        stack.enter_context(config_errors(recipe.cfg))  # the file and the key
         stack.enter_context(loader_errors())
-        ranks.agree_on_config(cfg)
+        if dry_run:
+            stack.enter_context(suppress(_DryRunEnds))
         changes = ", ".join(recipe.changes)
         runner = build_runner(
-            cfg,
-            prepared,
-            work_dir=stack.enter_context(tempfile.TemporaryDirectory()) if only_checks else None,
+            _without_files(recipe.cfg, stack) if dry_run else recipe.cfg,
+            begun,
             training=recipe,
-            summary=None if options.verbose else SummaryHook(saved, changes, is_last=not outputs),
+            summary=None if options.verbose else SummaryHook(recipe.saved, changes, is_last=not outputs),
             allow_partial=options.allow_partial,
+            checks=functools.partial(_check, sanity=sanity and not begun.resumes, dry_run=dry_run),
         )
-        if only_checks:
-            if isinstance(runner, Runner):  # FlexibleRunner builds its parts in the strategy
-                _build_parts(runner)
-            return work_dir
         if changes:
             runner.logger.info(f"changed: {changes}")
         stack.callback(_stop_bars, runner)
         runner.train()
-    return work_dir
+    return recipe.work_dir
 
 
-def _build_parts(runner: Runner) -> None:
-    """Build what a training builds, by mmengine's own methods and with its data, and compute nothing."""
-    runner._train_loop = runner.build_train_loop(runner._train_loop)
-    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-    if runner.param_schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    if runner._val_loop is not None:
-        runner._val_loop = runner.build_val_loop(runner._val_loop)
+def _without_files(cfg: Config, stack: ExitStack) -> Config:
+    """Return the config of a dry run, which writes its log to a temporary folder and nothing else."""
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = stack.enter_context(tempfile.TemporaryDirectory())
+    if cfg.get("visualizer"):
+        cfg.visualizer.vis_backends = None  # such as wandb, which opens a run
+    return cfg
+
+
+def _check(runner: Runner, sanity: bool, dry_run: bool) -> None:
+    """What comes between loading the weights and the training."""
+    if sanity and runner.val_loop:
+        predict_one(runner)
+    if dry_run:
+        _train_one(runner)
+        raise _DryRunEnds
+
+
+def _train_one(runner: Runner) -> None:
+    """Train one step with the first batch, and require a finite loss."""
+    with config_errors(runner.cfg, "train_dataloader"):
+        batch = first_batch(runner.train_dataloader)
+    # RuntimeInfoHook writes them; models that resize batches read them
+    runner.message_hub.update_info_dict({"epoch": runner.epoch, "iter": runner.iter})
+    wrapper: Any = runner.optim_wrapper
+    wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
+    losses = runner.model.train().train_step(batch, optim_wrapper=wrapper)
+    FiniteLossHook().after_train_iter(runner, 0, batch, losses)
 
 
 @separate_run()
@@ -155,14 +170,12 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
             changes.set_item(
                 CheckpointLoader._schemes, "", lambda file, where=None: load(file, map_location=where)
             )
-        ranks.agree_on_config(recipe.cfg)
-        if options.exported:
-            ranks.agree({"exported file": content_digest(options.exported)})
         runner = build_runner(
             recipe.cfg,
             Start(None if weights is None else str(weights)),
             summary=None if options.verbose else SummaryHook(),
             allow_partial=options.allow_partial,
+            exported=options.exported,
         )
         dataset = runner.test_dataloader.dataset
         if options.show_dir is not None and is_main_process():  # another process may have started to draw
@@ -223,22 +236,24 @@ def build_runner(
     cfg: Config,
     start: Start,
     *,
-    work_dir: str | None = None,
     training: Recipe | None = None,
     summary: SummaryHook | None = None,
     allow_partial: bool = False,
+    exported: Path | None = None,
+    checks: Callable[[Runner], None] | None = None,
 ) -> Runner:
     """Build mmengine's runner; it loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
 
     The start is no setting of the config, so that the config in the work directory is the same for each.
 
     Args:
-        work_dir: of the runner's files, which nobody reads (default: that of the config).
         training: its recipe; it fine-tunes from a start that does not resume. Otherwise, the config in the
             work directory stays: it belongs to the checkpoints there.
         summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
             has the whole log.
         allow_partial: see :func:`dcnzoo.openmmlab.weights.load_state`.
+        exported: file that is tested, of which all ranks must have the same.
+        checks: is called when the weights are loaded, before the first hook.
 
     Raises:
         UserError: there is no such runner, or the work directory cannot be written.
@@ -248,28 +263,33 @@ def build_runner(
     if kind is None:
         raise UserError(f"runner_type: expected the name of a runner, got {name}")
     cfg = copy.deepcopy(cfg)  # the caller's stays as it is
-    cfg.work_dir = work_dir or cfg.work_dir
-    require_writable(cfg.work_dir)
+    if is_main_process():
+        require_writable(cfg.work_dir)
     cfg.pop("resume", None)
     scaling = cfg.get("auto_scale_lr") or {}
     if training and scaling.get("enable"):  # mmengine counts images per iteration, not per step
         scaling["base_batch_size"] /= cfg.optim_wrapper.get("accumulative_counts", 1)
-    changes: dict[str, object] = {
+    methods: dict[str, object] = {
         "dump_config": lambda self: None,  # WorkDirHook writes it
         "build_evaluator": functools.partialmethod(ranks.build_evaluator, kind.build_evaluator),
     }
-    if work_dir and hasattr(kind, "_log_env"):  # which imports torchvision, for its version
-        changes["_log_env"] = lambda self, settings: None
     if summary is not None and hasattr(kind, "build_logger"):  # the strategy of FlexibleRunner builds it
-        changes["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
-    subclass: Any = type(kind.__name__, (kind,), changes)
+        methods["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
+    if checks is not None:
+
+        def load_or_resume(runner: Runner) -> None:
+            kind.load_or_resume(runner)
+            checks(runner)
+
+        methods["load_or_resume"] = load_or_resume
+    subclass: Any = type(kind.__name__, (kind,), methods)
     runner = subclass.from_cfg(cfg)
     runner._load_from, runner._resume = start.file, start.resumes
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
-    hooks = [summary, ranks.AgreementHook()]
+    hooks = [summary, ranks.AgreementHook(cfg if training is None else training.cfg, exported)]
     if training is not None:
-        hooks += [WorkDirHook(training, start), ResumeHook()]
+        hooks += [WorkDirHook(training), ResumeHook()]
     for hook in filter(None, hooks):
         runner.register_hook(hook)
     # warnings about deprecated names that mmengine's own hooks use

@@ -108,26 +108,24 @@ def agree(seen: Mapping[str, object]) -> None:
             _refuse(f"rank {rank} on {host}: {text}")
 
 
-def agree_on_config(cfg: Config) -> None:
-    """Require the same settings, except paths, and the same versions."""
-    values = {f"version of {name}": version(name) for name in ("torch", "mmengine", "mmdet", "dcnzoo")}
-    for path, node in dicts({key: value for key, value in cfg.items() if key not in _OF_A_MACHINE}):
-        for key, value in node.items():
-            is_path = isinstance(value, str) and "/" in value and "://" not in value
-            if not (is_path or key in _OF_A_MACHINE) and next(dicts(value), None) is None:
-                values[f"{path}.{key}".lstrip(".")] = getattr(value, "__qualname__", str(value))
-    agree({"work_dir": cfg.work_dir, **values})
-
-
 class AgreementHook(Hook):
-    """Before the first step, require the same data and weights on all ranks."""
+    """Before the first step, require the same settings, versions, data and weights on all ranks.
+
+    Args:
+        cfg: the config, of which paths and settings of a machine may differ.
+        exported: file that is tested.
+    """
 
     priority = "VERY_LOW"
+
+    def __init__(self, cfg: Config, exported: Path | None = None) -> None:
+        self._cfg, self._exported = cfg, exported
 
     def before_run(self, runner: Runner) -> None:
         if not is_distributed():
             return
-        seen: dict[str, object] = {}
+        seen = {"work_dir": self._cfg.work_dir, **_settings(self._cfg)}
+        seen |= {f"version of {name}": version(name) for name in ("torch", "mmengine", "mmdet", "dcnzoo")}
         for name in ("train", "val", "test"):
             loop = getattr(runner, f"_{name}_loop")
             if not isinstance(loop, dict | None):
@@ -136,7 +134,20 @@ class AgreementHook(Hook):
                 seen[f"{name}_dataloader"] = text
         if (file := runner._load_from) and "://" not in file:
             seen["resume" if runner._resume else "weights"] = f"{Path(file).name} ({content_digest(file)})"
+        if self._exported:
+            seen["exported file"] = content_digest(self._exported)
         agree(seen)
+
+
+def _settings(cfg: Config) -> dict[str, object]:
+    """Return the settings by their paths, without those that may differ between machines."""
+    values: dict[str, object] = {}
+    for path, node in dicts({key: value for key, value in cfg.items() if key not in _OF_A_MACHINE}):
+        for key, value in node.items():
+            is_path = isinstance(value, str) and "/" in value and "://" not in value
+            if not (is_path or key in _OF_A_MACHINE) and next(dicts(value), None) is None:
+                values[f"{path}.{key}".lstrip(".")] = getattr(value, "__qualname__", str(value))
+    return values
 
 
 def build_evaluator(runner: Runner, build: Callable, evaluator: Any) -> Evaluator:

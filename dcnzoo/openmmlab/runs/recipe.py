@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 
 from mmengine.config import Config
 
@@ -82,29 +81,16 @@ class Recipe:
         """The checkpoints of the trainings in the work directory."""
         return SavedCheckpoints.of(self.cfg)
 
-    def text(self, moved: Mapping[str, str] = MappingProxyType({})) -> str:
+    def text(self) -> str:
         """Return what a training writes to its work directory: the same for each start.
 
         Paths in this folder are relative to the config, so that it can be moved; so are those that are
         relative in the config that was read.
-
-        Args:
-            moved: the new paths of files by their :func:`real_name`.
         """
         settings = self.cfg.to_dict()
         settings.pop("resume", None)
-        for _, node in dicts(settings) if moved else ():
-            for key, value in node.items():
-                if isinstance(value, str):
-                    path = os.path.expanduser(value)  # perhaps a link to a file that has moved
-                    node[key] = moved.get(real_name(path)) or moved.get(os.path.realpath(path)) or value
         roots = [str(self.work_dir), os.path.abspath(self.work_dir), os.path.realpath(self.work_dir)]
         return text_of(Config(below(settings, self.work_dir, [*roots, *self.roots])))
-
-
-def real_name(path: str | os.PathLike[str]) -> str:
-    """Return the path of a file without links in the names of its folders; it may be a link itself."""
-    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def _flat(settings: dict) -> dict[str, object]:

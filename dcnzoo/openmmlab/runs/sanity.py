@@ -1,0 +1,103 @@
+"""The sanity check: predict one picture of the validation before the first step, so that faults show then."""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.runner import Runner
+from mmengine.runner.amp import autocast
+from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.utils.data import DataLoader
+
+from dcnzoo.openmmlab.config.errors import config_errors
+from dcnzoo.openmmlab.hooks.seeds import random_states
+from dcnzoo.utils.errors import UserError
+
+_OF_SEVERAL_PICTURES = ("ReIDMetrics",)  # compares pictures with each other
+
+
+def predict_one(runner: Runner) -> None:
+    """Predict the first picture of the validation, and compute the metrics of this rank with copies of them.
+
+    No loop, hook or loader runs. Afterwards, model, metrics and random generators are as before: the training
+    has the bits of one without this check.
+
+    Raises:
+        UserError: the pipeline, the model or a metric fails.
+    """
+    loop: Any = runner.val_loop
+    loader, evaluator = getattr(loop, "dataloader", None), getattr(loop, "evaluator", None)
+    if not (isinstance(loader, DataLoader) and isinstance(evaluator, Evaluator)):
+        return
+    try:
+        with _unchanged(runner.model):
+            with config_errors(runner.cfg, "val_dataloader"):
+                batch = first_batch(loader, 1)
+            if batch is None:  # of a rank without pictures
+                return
+            with config_errors(runner.cfg, "model"), autocast(enabled=getattr(loop, "fp16", False)):
+                outputs = runner.model.eval().val_step(batch)
+            samples = [each.to_dict() if isinstance(each, BaseDataElement) else each for each in outputs]
+            with config_errors(runner.cfg, "val_evaluator"):
+                for metric in evaluator.metrics:
+                    # other evaluators give each metric its own pictures
+                    if type(evaluator).evaluate is Evaluator.evaluate and _can_be_copied(metric):
+                        _compute(metric, batch, samples)
+    except UserError as error:
+        *lines, last = error.args
+        raise UserError(*lines, f"{last}; sanity=False trains without this check") from error
+
+
+def first_batch(loader: DataLoader, size: int | None = None) -> Any:
+    """Return a loader's first batch, or as many of its pictures, loaded in this process; None if empty."""
+    indices = [*next(iter(loader.batch_sampler or ()), ())]  # type: ignore[call-overload]
+    items = [loader.dataset[index] for index in indices[:size]]
+    return loader.collate_fn(items) if items else None
+
+
+def _can_be_copied(metric: BaseMetric) -> bool:
+    """Whether a copy of a metric, with one picture, writes no files, and deletes none when it goes."""
+    writes = any(value for name, value in vars(metric).items() if name.startswith(("out", "tmp_dir")))
+    kind = type(metric)
+    is_usual = kind.evaluate is BaseMetric.evaluate and kind.__name__ not in _OF_SEVERAL_PICTURES
+    return is_usual and not writes and not hasattr(kind, "__del__")
+
+
+def _compute(metric: BaseMetric, batch: Any, samples: list[dict]) -> None:
+    """Compute a metric of these pictures with a copy, whose lists and dictionaries are its own."""
+    own = copy.copy(metric)
+    containers = {name: each for name, each in vars(metric).items() if isinstance(each, list | dict | set)}
+    vars(own).update({name: copy.copy(each) for name, each in containers.items()}, results=[])
+    if hasattr(metric, "img_ids"):  # CocoMetric's; without it, all pictures of its file count
+        own.img_ids = [sample["img_id"] for sample in samples]
+    own.process(batch, samples)
+    if own.results:
+        own.compute_metrics(own.results)
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Context without log and gradients, after which modes, buffers and random generators are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with random_states(), torch.random.fork_rng(gpus), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stdout(io.StringIO()):
+                yield
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    finally:
+        logging.disable(disabled)
+        for module, training in modes:
+            module.training = training
