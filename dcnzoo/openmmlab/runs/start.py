@@ -134,6 +134,9 @@ def choose_start(
         file = os.path.expanduser(str(resume))
     if not saved.exist:
         return Start(file, resumes)
+    if force and (saved.is_apart or not saved.is_local):
+        text = f"expected checkpoints in the work_dir, got out_dir={saved.out_dir}; use another work_dir"
+        raise UserError(f"force: {text}")
     if force:
         return Start(file, resumes, replaces=True)
     folder, remedy = cfg.work_dir, "resume=True continues its training, " if saved.can_resume else ""
@@ -216,7 +219,7 @@ def require_movable(folder: Path, files: Iterable[str | os.PathLike]) -> None:
         problem = f"which has {inside[0]}, used by the new training"
     if problem:
         raise UserError(
-            f"force: expected a work_dir that can be renamed, got {folder}, {problem}; use another"
+            f"force: expected a work_dir that can be renamed, got {folder}, {problem}; use another work_dir"
         )
 
 

@@ -1,0 +1,210 @@
+"""Mistakes are named before the first step, and looking for them changes nothing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric, DumpResults, Evaluator
+from mmengine.registry import METRICS
+
+import dcnzoo
+from dcnzoo.data.shapes import CLASSES
+from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.runs import sanity
+from dcnzoo.utils.errors import UserError
+
+from ..crash import assert_same
+from ..demo import PLAIN
+from .test_training import WITHOUT_VALIDATION, Model, make_runner
+
+CONFIG = """
+_base_ = {base!r}
+data = {data!r}
+small = dict(data_root=data, shapes=dict(train=4, val=2, size=64, min_radius=8, max_radius=28))
+randomness = dict(seed=5)
+train_cfg = dict(max_epochs=1)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=small)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
+val_evaluator = dict(ann_file=data + 'annotations/val.json')
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best='coco/bbox_mAP'))
+custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+model = dict(
+    train_cfg=dict(rpn_proposal=dict(max_per_img=16)),
+    test_cfg=dict(rpn=dict(max_per_img=16), rcnn=dict(score_thr=0.0, max_per_img=4)))
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A config that trains within two seconds; its pictures are drawn once."""
+    folder = tmp_path_factory.mktemp("small")
+    path = folder / "small.py"
+    path.write_text(CONFIG.format(base=PLAIN, data=f"{folder}/data/"))
+    dcnzoo.train(path, work_dir=folder / "drawn", dry_run=True)
+    return path
+
+
+VAL, TRAIN = "val_dataloader.dataset.", "the file of the training"
+KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+NO_FILES = {f"{VAL}pipeline.0.type": "LoadImageFromNDArray"}  # as in a pipeline of inference
+MISTAKES = {  # ordinary ones: options, and how the error begins after the name of the config
+    "a class too many": (
+        {
+            "model.roi_head.bbox_head.num_classes": 4,
+            "train_dataloader.dataset.metainfo": {"classes": CLASSES},
+        },
+        r"model\.roi_head\.bbox_head\.num_classes: ",
+    ),
+    "a part is missing": ({"optim_wrapper": None}, "optim_wrapper: "),
+    "no such type": ({"model.backbone.type": "ResNett"}, r"model\.backbone: .*ResNett"),
+    "no such setting": ({"model.neck.num_out": 5}, r"model\.neck: .*num_out"),
+    "channels that do not fit": ({"model.neck.in_channels": [64, 128, 512]}, r"model\.neck"),
+    "the evaluator's file is another": ({"val_evaluator.ann_file": TRAIN}, r"val_evaluator\.ann_file: "),
+    "no annotations": ({"train_dataloader.dataset.ann_file": "annotations/no.json"}, ".*no.json"),
+    "no pictures": ({f"{VAL}data_prefix.img": "nowhere/"}, ".*nowhere"),
+    "the validation's pipeline fails": (NO_FILES, r".*00000\.png"),
+    "masks of a model without masks": (
+        {"model.roi_head.mask_head": None, "model.roi_head.mask_roi_extractor": None},
+        "val_evaluator: .*segm",
+    ),
+}
+
+
+def test_mistakes_are_named_and_the_repaired_config_trains_in_the_same_folder(config, tmp_path):
+    work = tmp_path / "work"
+    for name, (options, expected) in MISTAKES.items():
+        train_file = str(config.parent / "data/annotations/train.json")
+        options = {key: train_file if value == TRAIN else value for key, value in options.items()}
+        with pytest.raises(UserError, match=rf"^(\S*small\.py: )?{expected}"):
+            dcnzoo.train(config, work_dir=work, cfg_options=options)
+        assert not [*work.glob("*.pth")], name
+    dcnzoo.train(config, work_dir=work)
+    assert (work / "epoch_1.pth").exists()
+
+
+def test_a_mistake_in_the_validation_says_how_to_train_without_the_check(config, tmp_path):
+    options = {**NO_FILES, "train_cfg.val_begin": 9}
+    with pytest.raises(UserError, match=r"sanity=False trains without this check$"):
+        dcnzoo.train(config, work_dir=tmp_path, cfg_options=options)
+    dcnzoo.train(config, work_dir=tmp_path, cfg_options=options, sanity=False)
+    assert (tmp_path / "epoch_1.pth").exists()
+
+
+def results(work):
+    """Weights, their average, the optimizer, all logged values but times, and the best score."""
+    last = load_file(work / "epoch_1.pth")
+    hub = last["message_hub"]
+    logged = {
+        name: buffer._log_history.tolist()
+        for name, buffer in hub["log_scalars"].items()
+        if "time" not in name and "memory" not in name
+    }
+    keys = ("state_dict", "ema_state_dict", "optimizer", "param_schedulers")
+    return [*(last[key] for key in keys), logged, History.read(work).validation]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        # the truth comes from the predicted pictures
+        {"val_evaluator.ann_file": None, f"{VAL}pipeline.3.meta_keys": (*KEYS, "instances")},
+        {
+            f"{loader}_dataloader.{key}": value
+            for loader in ("train", "val")
+            for key, value in (("num_workers", 1), ("persistent_workers", True))
+        },
+    ],
+    ids=["file", "no file", "persistent workers"],
+)
+def test_a_training_has_the_same_bits_without_the_check(config, tmp_path, options):
+    for folder, check in (("with", True), ("without", False)):
+        dcnzoo.train(config, work_dir=tmp_path / folder, cfg_options=options, sanity=check)
+    assert_same(results(tmp_path / "with"), results(tmp_path / "without"))
+
+
+def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dcnzoo.train(config, work_dir="work", dry_run=True)
+    assert not [*tmp_path.iterdir()] and "dry run" in capsys.readouterr().out
+    for options in (
+        {"optim_wrapper.optimizer.lr": "x"},
+        {"model.rpn_head.loss_cls.loss_weight": float("inf")},
+    ):
+        with pytest.raises(UserError, match=r"optim_wrapper|^loss: "):
+            dcnzoo.train(config, work_dir="work", cfg_options=options, dry_run=True)
+    assert not [*tmp_path.iterdir()]
+    dcnzoo.train(config, work_dir="work")
+    shutil.copytree("work", "before")
+    dcnzoo.train(config, work_dir="work", dry_run=True, resume=True, cfg_options={"train_cfg.max_epochs": 2})
+    dcnzoo.train(config, work_dir="work", dry_run=True, force=True)
+    assert sorted(path.name for path in Path("work").iterdir()) == sorted(
+        p.name for p in Path("before").iterdir()
+    )
+    assert not Path("work.1").exists()
+
+
+class Own(BaseMetric):
+    """Counts in a list of its own."""
+
+    default_prefix = "own"
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def process(self, data_batch, data_samples):
+        self.seen += data_samples
+        self.results.append(len(self.seen))
+
+    def compute_metrics(self, results):
+        return {"seen": results[-1]}
+
+
+class Deletes(Own):
+    """As MMDetection's metrics of panoptic segmentation, Cityscapes and tracking."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def __del__(self):
+        shutil.rmtree(self.folder)
+
+
+def test_metrics_that_write_or_delete_files_are_left_out(tmp_path):
+    for name in ("dump", "deleted"):
+        (tmp_path / name).mkdir()
+    coco = METRICS.build({"type": "mmdet.CocoMetric", "outfile_prefix": str(tmp_path / "x")})
+    metrics = [own := Own(), DumpResults(str(tmp_path / "dump/a.pkl")), Deletes(tmp_path / "deleted"), coco]
+    sanity.predict_one(make_runner(tmp_path / "work", "writes", val_evaluator=Evaluator(metrics)))
+    assert own.seen == [] and (tmp_path / "deleted").exists() and not [*(tmp_path / "dump").iterdir()]
+
+
+def test_the_check_leaves_metrics_buffers_and_generators_as_they_were(tmp_path):
+    class Changing(Model):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, inputs, mode):
+            self.count += 1
+            torch.rand(3)
+            return super().forward(inputs, mode)
+
+    own = Own()
+    runner = make_runner(tmp_path, "state", Changing(), val_evaluator=Evaluator([own]))
+    runner.model.train()
+    before = torch.get_rng_state()
+    sanity.predict_one(runner)
+    assert own.results == own.seen == [] and runner.model.count == 0 and runner.model.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_ranks_without_a_picture_and_trainings_without_a_validation(tmp_path):
+    sanity.predict_one(make_runner(tmp_path, "nothing", values=(), val_evaluator=Evaluator([Own()])))
+    sanity.predict_one(make_runner(tmp_path, "none", **WITHOUT_VALIDATION))
