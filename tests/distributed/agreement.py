@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +28,6 @@ from dcnzoo.openmmlab.hooks.summary import _processes
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.ranks import joined
 from dcnzoo.utils.errors import JointError, UserError
-from dcnzoo.utils.lock import lock_work_dir
 
 from .worker import compare_gradients
 
@@ -87,22 +86,27 @@ def check(rank: int, folder: Path, port: int) -> None:
     assert error_of(ranks.exchange, refuse) == "refused by 0"
     assert "[Errno 28]" in error_of(ranks.exchange, lambda: os.write(full, b"x"))
 
-    # settings and versions
-    with lock_work_dir(cfg.work_dir) if rank == 0 else nullcontext():
-        barrier()
-        cfg.model.init = f"/on/machine/{rank}"
-        cfg.train_dataloader.num_workers = rank
-        ranks.agree_on_config(cfg)
-        cfg.work_dir = str(folder / "work" if rank != 1 else folder / "other")  # of another job
-        assert "rank 1 on machine-1: work_dir: expected" in error_of(ranks.agree_on_config, cfg)
-        os.chdir(folder / "work" / ".." if rank != 1 else folder / "1")
-        cfg.work_dir = "work"
-        ranks.agree_on_config(cfg)  # a line says so
-        os.chdir(folder / str(rank))
-        cfg.model.depth = 50 if rank != 2 else 101
-        text = error_of(ranks.agree_on_config, cfg)
-        assert all(part in text for part in ("rank 2 on machine-2", "model.depth", "50", "101"))
-        barrier()
+    # settings
+    hook = ranks.AgreementHook(cfg)
+
+    def start(train=(), val=(), file=None, resume=False):
+        loops = (
+            SimpleNamespace(dataloader=SimpleNamespace(dataset=Data(each), num_workers=0))
+            for each in (train, val)
+        )
+        names = dict(zip(("_train_loop", "_val_loop"), loops, strict=True), _test_loop=dict(type="TestLoop"))
+        hook.before_run(SimpleNamespace(_load_from=file, _resume=resume, **names))
+
+    cfg.model.init = f"/on/machine/{rank}"
+    cfg.train_dataloader.num_workers = rank
+    start()
+    cfg.work_dir = str(folder / "work" if rank != 1 else folder / "other")  # of another job
+    assert "rank 1 on machine-1: work_dir: expected" in error_of(start)
+    cfg.work_dir = str(folder / "work")
+    cfg.model.depth = 50 if rank != 2 else 101
+    text = error_of(start)
+    assert all(part in text for part in ("rank 2 on machine-2", "model.depth", "50", "101"))
+    cfg.model.depth = 50
 
     # no rank ends before the slowest has the refusal
     gather, store = ranks.all_gather_object, distributed.distributed_c10d._get_default_store()
@@ -122,18 +126,9 @@ def check(rank: int, folder: Path, port: int) -> None:
     assert _processes(runner) == "3 on 3 machines"
 
     # the data and the checkpoint
-    hook, annotations = ranks.AgreementHook(), [dict(img_path=f"/{rank}/a.jpg", instances=[[0, 1.5]])]
+    annotations = [dict(img_path=f"/{rank}/a.jpg", instances=[[0, 1.5]])]
     checkpoint = folder / str(rank) / "file.pth"
     torch.save({"weights": torch.arange(3)}, checkpoint)
-
-    def start(train=(), val=(), file=None, resume=False):
-        loops = (
-            SimpleNamespace(dataloader=SimpleNamespace(dataset=Data(each), num_workers=0))
-            for each in (train, val)
-        )
-        names = dict(zip(("_train_loop", "_val_loop"), loops, strict=True), _test_loop=dict(type="TestLoop"))
-        hook.before_run(SimpleNamespace(_load_from=file, _resume=resume, **names))
-
     start(annotations, annotations * 2, str(checkpoint), True)
     other = [dict(annotations[0], instances=[[0, 1.5 + (rank == 1)]])]
     for data, text in (

@@ -20,8 +20,7 @@ from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.start import Start
-from dcnzoo.openmmlab.runs.work_dir import WorkDirHook
+from dcnzoo.openmmlab.runs.start import Start, WorkDirHook
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
 

@@ -46,7 +46,7 @@ from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
-from dcnzoo.openmmlab.runs.start import Start, begin, choose_start, nothing_left
+from dcnzoo.openmmlab.runs.start import Start, choose_start, nothing_left
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import partial_of
@@ -1057,78 +1057,6 @@ def test_the_best_checkpoint_after_the_last_one_is_of_another_run(tmp_path):
         (tmp_path / name).touch()
     saved = SavedCheckpoints(tmp_path)
     assert saved.after(tmp_path / "epoch_2.pth") == {tmp_path / "best_score_epoch_3.pth"}
-
-
-NO_CHECKPOINT, TRAINED = r"^resume: expected a checkpoint in ", r"^work_dir: .*resume=True.*force=True"
-ONLY_BEST = r"^work_dir: [^;]*; force=True"
-OTHER = r"^(resume|load_from): expected a checkpoint in .*force=True"
-LATEST = Start("last/epoch_1.pth", resumes=True)
-STARTS = [  # work_dir, resume, force, other settings, Start or the message
-    *[("empty", resume, force, {}, Start()) for resume in (None, False) for force in (False, True)],
-    ("empty", None, False, {"load_from": "other.pth"}, Start("other.pth")),
-    ("empty", None, False, {"load_from": "missing.pth"}, r"^load_from: .*missing.pth"),
-    ("empty", None, False, {"load_from": "~/other.pth"}, Start("./other.pth")),
-    ("others", None, False, {}, Start()),  # files of the user
-    ("others", None, True, {}, Start()),
-    ("gone", True, False, {}, NO_CHECKPOINT),  # last_checkpoint is a copy
-    ("gone", True, False, {"launcher": "pytorch"}, NO_CHECKPOINT),
-    ("best", True, False, {"launcher": "pytorch"}, NO_CHECKPOINT),
-    ("last", "other.pth", False, {"launcher": "pytorch"}, OTHER),
-    ("last", None, False, {"launcher": "pytorch", "resume": True, "load_from": "other.pth"}, OTHER),
-    ("empty", True, False, {}, NO_CHECKPOINT),
-    ("empty", True, False, {"launcher": "pytorch"}, Start()),
-    ("empty", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, Start("other.pth")),
-    ("empty", None, False, {"resume": True}, Start()),
-    ("empty", None, False, {"resume": True, "load_from": "other.pth"}, Start("other.pth", resumes=True)),
-    ("empty", "other.pth", False, {}, Start("other.pth", resumes=True)),
-    ("empty", "missing.pth", False, {}, r"^resume: .*missing.pth"),
-    ("empty", "", False, {}, r"^resume: expected a file, got an empty"),
-    ("best", True, False, {}, NO_CHECKPOINT),
-    ("best", None, False, {}, ONLY_BEST),
-    ("best", None, True, {}, Start(replaces=True)),
-    ("last", None, False, {}, TRAINED),
-    ("last", None, True, {"load_from": "other.pth"}, Start("other.pth", replaces=True)),
-    ("last", None, True, {"resume": True}, Start(replaces=True)),
-    ("last", True, False, {"load_from": "other.pth"}, LATEST),
-    ("last", True, False, {"launcher": "pytorch", "load_from": "other.pth"}, LATEST),
-    ("last", None, False, {"resume": True}, LATEST),
-    (
-        "last",
-        None,
-        False,
-        {"resume": True, "load_from": "other.pth"},
-        r"^load_from: expected a checkpoint in ",
-    ),
-    ("last", True, True, {}, r"^force: .*both"),
-    ("last", "last/epoch_1.pth", False, {}, Start("last/epoch_1.pth", resumes=True)),
-    ("last", "link/epoch_1.pth", False, {}, Start("link/epoch_1.pth", resumes=True)),
-    ("last", "other.pth", False, {}, OTHER),
-    ("last", "other.pth", True, {}, Start("other.pth", resumes=True, replaces=True)),
-    ("best", "other.pth", False, {}, OTHER),
-    ("best", "https://host/epoch_1.pth", False, {}, OTHER),
-]
-
-
-@pytest.mark.parametrize(("folder", "resume", "force", "settings", "expected"), STARTS)
-def test_how_a_training_starts(tmp_path, monkeypatch, capsys, folder, resume, force, settings, expected):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", ".")
-    for name in ("best/best_coco_bbox_mAP_epoch_1.pth", "last/epoch_1.pth", "other.pth"):
-        Path(name).parent.mkdir(exist_ok=True)
-        torch.save({"state_dict": {}}, name)
-    for name in ("gone", "others/best_pictures"):
-        Path(name).mkdir(parents=True)
-    Path("gone/last_checkpoint").write_text(str(tmp_path / "last/epoch_1.pth"))
-    Path("others/best_practices.md").touch()
-    Path("link").symlink_to("last")
-    recipe = Recipe(Config({"work_dir": folder, "launcher": "none", "train_cfg": {}, **settings}))
-    if isinstance(expected, Start):
-        assert prepare(recipe, choose_start(recipe, resume, force), force) == expected
-        is_new = (resume is True or "resume" in settings) and not (expected.resumes or expected.replaces)
-        assert ("a new training starts" in capsys.readouterr().out) == is_new
-    else:
-        with pytest.raises(UserError, match=expected):
-            prepare(recipe, choose_start(recipe, resume, force), force)
 
 
 def test_resuming_from_weights_alone(tmp_path):

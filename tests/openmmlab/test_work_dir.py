@@ -15,9 +15,10 @@ import dcnzoo
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.start import Start, begin, choose_start, is_work_dir
+from dcnzoo.openmmlab.runs.start import Start, begin, choose_start
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.lock import lock_work_dir
 
 from ..demo import PLAIN
@@ -182,13 +183,6 @@ def test_a_file_of_the_user_with_the_name_of_the_config(tmp_path, monkeypatch):
     for name in ("own.py", "work/own.py"):
         with ExitStack() as stack:
             assert begin(stack, recipe_in("work", name)) == Start()
-    Path("work/report.html").touch()
-    Path("other").mkdir()
-    Path("other/report.html").touch()
-    for folder in ("work", "other"):
-        refused = pytest.raises(UserError, match=r"report\.html") if folder == "other" else ExitStack()
-        with refused, ExitStack() as stack:
-            begin(stack, recipe_in(folder), outputs=["report.html"])
 
 
 def test_a_folder_of_checkpoints_has_one_training(tmp_path, monkeypatch):
