@@ -287,6 +287,10 @@ def cuda_build(library: Path, folder: Path, target: Path) -> str:
     torch_lib.unlink(missing_ok=True)
     torch_lib.symlink_to(library / "lib")
     libraries = [f"-L{torch_lib.name}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10"]
+    cuda_lib = folder / "cuda_lib"
+    cuda_lib.unlink(missing_ok=True)
+    cuda_lib.symlink_to(Path(nvcc).parents[1] / "lib")  # of PyPI's packages; nvcc looks in lib64
+    libraries.append(f"-L{cuda_lib.name}")
     if not (library / "lib" / "libtorch_cuda.so").exists():
         libraries.insert(0, f"-L{stand_in_for_libtorch_cuda(folder).name}")
     link = f"{quote([nvcc])} --cudart static -shared $in -o $out {quote(libraries)}"
