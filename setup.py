@@ -332,7 +332,8 @@ class BuildOps(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         # no Python version in the name: the library does not depend on it
-        major = cuda_major(find_nvcc()) if fullname.endswith("_cuda") else ""
+        nvcc = find_nvcc()
+        major = cuda_major(nvcc) if nvcc and fullname.endswith("_cuda") else ""
         return fullname.replace(".", os.sep) + major + ".so"
 
     def build_extension(self, ext: Extension) -> None:
