@@ -132,7 +132,7 @@ def without_sources(node):
 
 
 def test_spellings(tmp_path):
-    model = dict(type="ResNet", ranges=((-1, 64), (64, float("inf"))), weights={0: 1.0, "a": [(2,)]},
+    model = dict(type="ResNet", ranges=((-1, 64), (64, float("inf"))), weights={"a": [(2,)]},
                  none=None, least=-float("inf"), arch="regnetx_3.2gf", act_cfg=dict(type=torch.nn.ReLU),
                  to_deformable=dict(where="layer[34].*(conv1|conv2)", kind="v2"))  # fmt: skip
     cfg = Config(dict(model=model, test_dataloader=dict(dataset=dict(pipeline=PIPELINE))))
@@ -140,7 +140,7 @@ def test_spellings(tmp_path):
     read = json_config.read(tmp_path / "config.json")
     assert read.model.to_dict() == {**model, "act_cfg": dict(type="ReLU")}
     assert read.test_dataloader.dataset.pipeline[1].scale == (192, 160)
-    for value in ({1, 2}, print, torch.float32, torch.nn.ReLU, "https://host/x.pth", "a/b", "f(x)"):
+    for value in ({1, 2}, {0: 1}, print, torch.float32, torch.nn.ReLU, "https://host/x.pth", "a/b", "f(x)"):
         cfg.model.other = value
         with pytest.raises(ValueError, match=r"model\.other"):
             json_config.write(cfg)
@@ -278,7 +278,7 @@ def test_a_repository_executes_nothing(repository, watch):
     config.unlink()
     for text in PROGRAMS.values():
         (repository / "config.py").write_text(f"{Path(DEFORMABLE).read_text()}\n{text}")
-        with pytest.raises(UserError, match=r"expected config\.json, got config\.py") as error:
+        with pytest.raises(UserError, match=r"expected the files config\.json .*got .*config\.py") as error:
             dcnzoo.load(NAME, device="cpu")
         assert len(str(error.value).splitlines()) == 1
         for name in (repository, repository / "model.safetensors"):  # downloaded by another program
@@ -307,12 +307,6 @@ def test_names_of_classes_are_a_list_of_texts(tmp_path, classes):
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(UserError, match="expected safetensors"):
         load_file(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("name", ["unsafe_load", "allow_partial", "fuse", "channels_last"])
-def test_a_text_is_no_flag(name):
-    with pytest.raises(TypeError, match=f"^{name}: expected True or False, got 'no'"):
-        dcnzoo.load(MODEL, device="cpu", **{name: "no"})
 
 
 @pytest.mark.parametrize("device", ["meta", None, "", "cuda:-1", "gpu", "cuda:99"])

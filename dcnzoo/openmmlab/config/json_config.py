@@ -1,16 +1,10 @@
 """Configs of detectors as JSON: data, of which nothing is executed and no module is imported.
 
 A file has the keys of :data:`KEYS`. ``type`` is a name in the registries of mmengine, mmcv, mmdet and dcnzoo,
-other texts are words. What JSON lacks has one spelling each::
-
-    (1, 2)            {"$tuple": [1, 2]}
-    {0: 1}            {"$dict": [[0, 1]]}
-    float("inf")      {"$float": "inf"}
-
-A class as type is its name in the registries.
+other texts are words. A class as type is its name in the registries. Tuples and infinities are spelt
+``{"$tuple": [1, 2]}`` and ``{"$float": "inf"}``.
 """
 
-import inspect
 import json
 import math
 import os
@@ -32,37 +26,24 @@ from dcnzoo.openmmlab.registration import setup
 from dcnzoo.utils.errors import UserError, one_line, printable
 from dcnzoo.utils.text import short
 
-VERSION = 1
-MARK = "dcnzoo"  # key of the version of the format
+MARK, VERSION = "dcnzoo", 1  # key and value of the version of the format
 KEYS = (MARK, "default_scope", "model", "test_pipeline")
-SHOWN = 5  # problems in a message
 SCOPES = ("mmdet", "mmengine", "mmcv", "dcnzoo")
-# Keys that name files, other repositories or code. None is allowed. A detector with weights needs none of
-# them, so they are left out of a file.
-_REFUSED = {"init_cfg", "pretrained", "teacher_ckpt", "backend_args", "file_client_args"}
-_REFUSED_ALWAYS = {"custom_imports", "teacher_config", "checkpoint", "lang_model_name"}
-# Modules of classes that evaluate a text, read another file or repository, or import another package.
-_REFUSED_MODULES = (
-    "mmdet.models.language_models",
-    "mmdet.models.mot",
-    "mmdet.models.reid",
-    "mmdet.models.trackers",
-    "mmdet.models.tracking_heads",
-    "mmdet.models.vis",
-    "mmdet.models.task_modules.tracking",
-    "mmdet.models.dense_heads.atss_vlfusion_head",
-    "mmdet.models.detectors.d2_wrapper",
-    "mmdet.models.detectors.glip",
-    "mmdet.models.detectors.grounding_dino",
-    "mmdet.models.detectors.kd_one_stage",
-    "mmdet.datasets.transforms.instaboost",
-    "mmdet.datasets.transforms.text_transformers",
-)
-_REFUSED_TYPES = {"Albu", "Corrupt"}
+# Keys that name files, other repositories or code. A detector with weights needs none of the first ones, so
+# they are left out of a file; None is allowed.
+_LEFT_OUT = {"init_cfg", "pretrained", "teacher_ckpt", "backend_args", "file_client_args"}
+_REFUSED = {"custom_imports", "teacher_config", "checkpoint", "lang_model_name"}
+# Classes that evaluate a text, read another file or repository, or import another package, by module.
+_REFUSED_MODULES = """
+    models.language_models models.mot models.reid models.trackers models.tracking_heads models.vis
+    models.task_modules.tracking models.dense_heads.atss_vlfusion_head models.detectors.d2_wrapper
+    models.detectors.glip models.detectors.grounding_dino models.detectors.kd_one_stage
+    datasets.transforms.instaboost datasets.transforms.text_transformers
+"""
+_REFUSED_STEPS = {"Albu", "Corrupt"}
 # types that a class compares with its own names: FPG's ways, and how StageCascadeRPNHead adapts
 _WAYS = {"conv", "interpolation_conv", "last_conv", "dilation", "offset"}
 _TEXT = re.compile(r"[\w.+ -]*")
-_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def is_json_config(path: str | os.PathLike) -> bool:
@@ -70,7 +51,7 @@ def is_json_config(path: str | os.PathLike) -> bool:
     if Path(path).suffix != ".json" or not os.path.isfile(path):  # Path.is_file raises if it is too long
         return False
     try:
-        content = _parse(Path(path), str(path))
+        content = _parse(path, str(path))
     except UserError:
         if "{{" in Path(path).read_text(encoding="utf-8", errors="replace"):  # mmengine's {{_base_.name}}
             return False
@@ -79,28 +60,24 @@ def is_json_config(path: str | os.PathLike) -> bool:
 
 
 def read(path: str | os.PathLike, name: str = "") -> Config:
-    """Read a config, without executing or importing anything.
-
-    Args:
-        name: of the file in messages, in place of the path.
+    """Read a config, without executing or importing anything; ``name`` is for messages.
 
     Raises:
         UserError: the file is in another format, or has a key, type or text that is not allowed. The message
             names the keys.
     """
     name = name or str(path)
-    content = _parse(Path(path), name)
-    if not isinstance(content, dict) or MARK not in content:
-        raise UserError(f"{name}: expected a detector of dcnzoo, with the key {MARK}, got another JSON file")
-    if type(content[MARK]) is not int or content[MARK] != VERSION:
-        raise UserError(f"{name}: {MARK}: expected version {VERSION}, got {short(content[MARK])}")
+    content = _parse(path, name)
+    version = content.pop(MARK, None) if isinstance(content, dict) else None
+    if type(version) is not int or version != VERSION:
+        raise UserError(f"{name}: {MARK}: expected version {VERSION} of the format, got {short(version)}")
     try:
-        settings = {key: _decode(value, key) for key, value in content.items() if key != MARK}
+        settings = {key: _decode(value, key) for key, value in content.items()}
         problems = list(find_problems(settings))
     except (RecursionError, ValueError) as error:
         raise UserError(f"{name}: {one_line(error)}") from error
     if problems:
-        raise UserError(*(f"{name}: {problem}" for problem in problems[:SHOWN]))
+        raise UserError(*(f"{name}: {problem}" for problem in problems[:5]))
     pipeline = settings.pop("test_pipeline")
     return Config({**settings, "test_dataloader": {"dataset": {"pipeline": pipeline}}}, filename=str(path))
 
@@ -109,37 +86,29 @@ def write(cfg: Config) -> str:
     """Return the text of a file with all that a detector with weights needs of its config.
 
     Raises:
+        UserError: the config has no test pipeline.
         ValueError: a setting has no spelling in JSON, or is not allowed. The message names the keys.
     """
-    cfg = use_names(cfg)
+    cfg = Config(use_names(cfg).to_dict())
     try:
-        pipeline = get_test_pipeline_cfg(Config(cfg.to_dict()))
+        settings = {"model": cfg.to_dict()["model"], "test_pipeline": get_test_pipeline_cfg(cfg)}
     except (AttributeError, RuntimeError) as error:
         raise UserError("test_dataloader: expected a data set with a pipeline, got none") from error
-    settings = {
-        "default_scope": cfg.get("default_scope", "mmdet"),
-        "model": _without_sources(cfg.to_dict()["model"]),
-        "test_pipeline": _without_sources(pipeline),
-    }
+    settings = {"default_scope": cfg.get("default_scope", "mmdet"), **_without_sources(settings)}
     if problems := list(find_problems(settings)):
-        raise ValueError(f"config: expected no code: {'; '.join(problems[:SHOWN])}")
-    encoded = {key: _encode(value, key) for key, value in settings.items()}
-    return json.dumps({MARK: VERSION, **encoded}, indent=1, allow_nan=False) + "\n"
+        raise ValueError(f"config: expected no code: {'; '.join(problems[:5])}")
+    return json.dumps({MARK: VERSION, **_encode(settings)}, indent=1, allow_nan=False) + "\n"
 
 
 def find_problems(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a config must not contain, with its key."""
-    for key in settings:
-        if key not in KEYS:
-            yield f"{printable(key)}: expected one of {', '.join(KEYS)}"
+    for key in settings.keys() - {*KEYS}:
+        yield f"{printable(key)}: expected one of {', '.join(KEYS)}"
     model, pipeline = settings.get("model"), settings.get("test_pipeline")
     if not isinstance(model, Mapping) or "type" not in model:
         yield f"model: expected a detector, got {short(model)}"
-    steps = pipeline if isinstance(pipeline, list | tuple) else []
-    names = [str(step.get("type")).rpartition(".")[2] if isinstance(step, Mapping) else "" for step in steps]
-    if not names or not all(names) or not names[0].startswith("LoadImage") or names[-1] != "PackDetInputs":
-        got = short(names or pipeline)
-        yield f"test_pipeline: expected steps from LoadImageFromFile to PackDetInputs, got {got}"
+    if not (isinstance(pipeline, list | tuple) and pipeline):
+        yield f"test_pipeline: expected its steps, got {short(pipeline)}"
     if (scope := settings.get("default_scope")) != "mmdet":
         yield f"default_scope: expected mmdet, got {short(scope)}"
     yield from _problems(model, "model", "", _types()["model"])
@@ -152,80 +121,63 @@ def _problems(node: object, path: str, key: str, types: set[str]) -> Iterator[st
         for name, value in node.items():
             inner = f"{path}.{name}"
             if name == "type":
-                yield from _wrong_type(value, inner, types)
-            elif name == "_scope_":
-                if value not in SCOPES:
-                    yield f"{inner}: expected one of {', '.join(SCOPES)}, got {short(value)}"
-            elif name in _REFUSED_ALWAYS or (name in _REFUSED and value is not None):
+                scope, _, kind = value.rpartition(".") if isinstance(value, str) else ("?", "", "")
+                if scope not in ("", *SCOPES) or kind not in types:
+                    yield f"{inner}: expected a class of {', '.join(SCOPES)}, got {short(value)}"
+            elif name == "_scope_" and value in SCOPES:
+                continue
+            elif name in _REFUSED or (name in _LEFT_OUT and value is not None):
                 yield f"{inner}: not allowed, because it names files or code"
-            elif isinstance(name, str) and (name.startswith("_") or not _TEXT.fullmatch(name)):
+            elif not isinstance(name, str) or name.startswith("_") or not _TEXT.fullmatch(name):
                 yield f"{printable(inner)}: expected the name of a setting"
             else:
-                yield from _problems(value, inner, str(name), types)
+                yield from _problems(value, inner, name, types)
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
             yield from _problems(value, f"{path}.{index}", key, types)
     elif isinstance(node, str):
         if key != "where" and not _TEXT.fullmatch(node):  # where, of dcnzoo, is only compared with names
             yield f"{path}: expected a word, got {short(node)}"
-    elif inspect.isclass(node) or not isinstance(node, bool | int | float | np.generic | None):
+    elif not isinstance(node, bool | int | float | np.generic | None):
         yield f"{path}: expected a number, a text or a list, got {short(node)}"
-
-
-def _wrong_type(value: object, path: str, types: set[str]) -> Iterator[str]:
-    scope, _, name = value.rpartition(".") if isinstance(value, str) else ("?", "", "")
-    if scope not in ("", *SCOPES) or name not in types:
-        yield f"{path}: expected a class of {', '.join(SCOPES)}, got {short(value)}"
 
 
 @cache
 def _types() -> dict[str, set[str]]:
     """Return the allowed types of each part. RoI layers and NMS, of mmcv.ops, are in no registry."""
     setup()  # registers dcnzoo's classes
-    model = {**{name: getattr(mmcv.ops, name) for name in mmcv.ops.__all__}, **registered(MODELS)}
-    parts = {"model": {**model, **registered(TASK_UTILS)}, "test_pipeline": {**registered(TRANSFORMS)}}
-    names = {
-        part: {name for name, kind in kinds.items() if _is_allowed(kind)} for part, kinds in parts.items()
-    }
-    return {"model": names["model"] | _WAYS, "test_pipeline": names["test_pipeline"] - _REFUSED_TYPES}
+    operators = {name: getattr(mmcv.ops, name) for name in mmcv.ops.__all__}
+    model = {**operators, **registered(MODELS), **registered(TASK_UTILS)}
+    steps = {name for name, kind in registered(TRANSFORMS).items() if _is_allowed(kind)}
+    models = {name for name, kind in model.items() if _is_allowed(kind)}
+    return {"model": models | _WAYS, "test_pipeline": steps - _REFUSED_STEPS}
 
 
 def _is_allowed(kind: object) -> bool:
-    module = getattr(kind, "__module__", None) or ""
-    package = module.partition(".")[0]
-    return package in (*SCOPES, "torch") and not f"{module}.".startswith(
-        tuple(f"{each}." for each in _REFUSED_MODULES)
-    )
+    module = f"{getattr(kind, '__module__', None) or ''}."
+    refused = module.startswith(tuple(f"mmdet.{name}." for name in _REFUSED_MODULES.split()))
+    return module.partition(".")[0] in (*SCOPES, "torch") and not refused
 
 
 def _without_sources(node: Any) -> Any:
     if isinstance(node, Mapping):
-        return {key: _without_sources(value) for key, value in node.items() if key not in _REFUSED}
+        return {key: _without_sources(value) for key, value in node.items() if key not in _LEFT_OUT}
     return type(node)(map(_without_sources, node)) if isinstance(node, list | tuple) else node
 
 
-def _encode(value: Any, path: str) -> Any:
+def _encode(value: Any) -> Any:
     """Spell a value in JSON; its problems have been excluded by :func:`find_problems`."""
     if isinstance(value, Mapping):
-        encoded = {key: _encode(item, f"{path}.{key}") for key, item in value.items()}
-        texts = all(isinstance(key, str) for key in value)
-        return encoded if texts else {"$dict": [[key, item] for key, item in encoded.items()]}
-    if isinstance(value, list):
-        return [_encode(item, path) for item in value]
-    if isinstance(value, tuple):
-        return {"$tuple": [_encode(item, path) for item in value]}
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [*map(_encode, value)]
+        return items if isinstance(value, list) else {"$tuple": items}
     value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"$float": str(value)}
-    return value
+    return {"$float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _decode(value: Any, path: str) -> Any:
-    """Undo :func:`_encode`.
-
-    Raises:
-        ValueError: a key that begins with $ has another meaning than those of :func:`_encode`.
-    """
+    """Undo :func:`_encode`. Raise ValueError for a key that begins with $ and has another meaning."""
     if isinstance(value, list):
         return [_decode(item, f"{path}.{index}") for index, item in enumerate(value)]
     if not isinstance(value, dict):
@@ -234,21 +186,15 @@ def _decode(value: Any, path: str) -> Any:
     if spelling is None:
         return {key: _decode(item, f"{path}.{key}") for key, item in value.items()}
     content = value[spelling]
-    if len(value) == 1 and spelling == "$float" and isinstance(content, str) and content in _FLOATS:
-        return _FLOATS[content]
-    if len(value) == 1 and isinstance(content, list):
-        items = _decode(content, path)
-        if spelling == "$tuple":
-            return tuple(items)
-        if spelling == "$dict" and all(isinstance(pair, list) and len(pair) == 2 for pair in items):
-            keys = [key for key, _ in items]
-            if all(isinstance(key, str | int | None) for key in keys):
-                return dict(items)
-    raise ValueError(f"{path}.{spelling}: expected $tuple, $dict or $float alone, got {short(value)}")
+    if len(value) == 1 and spelling == "$float" and content in ("inf", "-inf", "nan"):
+        return float(content)
+    if len(value) == 1 and spelling == "$tuple" and isinstance(content, list):
+        return tuple(_decode(content, path))
+    raise ValueError(f"{path}.{spelling}: expected $tuple or $float alone, got {short(value)}")
 
 
-def _parse(path: Path, name: str) -> Any:
+def _parse(path: str | os.PathLike, name: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: expected JSON: {one_line(error)}") from error
