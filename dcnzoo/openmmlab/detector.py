@@ -27,7 +27,7 @@ from dcnzoo.export.options import ExportOptions, ExportResult
 from dcnzoo.openmmlab.calls import answering
 from dcnzoo.openmmlab.export.preprocessing import require_colour
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
-from dcnzoo.openmmlab.results import instances_of, to_detections
+from dcnzoo.openmmlab.results import instances_of, require_masks_of_image_size, to_detections
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.memory import KeptMemory
 from dcnzoo.utils.text import few
@@ -164,7 +164,9 @@ class TorchDetector(BaseDetector):
         autocast = torch.autocast(kind, torch.bfloat16) if mixed else contextlib.nullcontext()
         batch = pseudo_collate(inputs)
         with torch.no_grad(), autocast, answering(model, threshold, mixed):
-            instances = [instances_of(sample) for sample in model.test_step(batch)]
+            samples = model.test_step(batch)
+            require_masks_of_image_size(model, samples)
+            instances = [instances_of(sample) for sample in samples]
             self._require_finite(batch, instances)
         return [to_detections(each, threshold) for each in instances]
 

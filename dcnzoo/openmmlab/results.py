@@ -1,9 +1,12 @@
 """The detections in a sample of MMDetection."""
 
+from collections.abc import Sequence
+
 from mmengine.structures import BaseDataElement, InstanceData
 
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.sources import ModelError
 from dcnzoo.utils.errors import UserError
 
 
@@ -12,6 +15,27 @@ def instances_of(sample: BaseDataElement) -> InstanceData:
     if "pred_instances" not in sample:
         raise UserError(f"model: expected a detector, got a model that predicts {', '.join(sample.keys())}")
     return sample.pred_instances
+
+
+def require_masks_of_image_size(model: object, samples: Sequence[BaseDataElement]) -> None:
+    """Raise ModelError if the masks in a sample have another height or width than its picture.
+
+    Masks of a wrong size would be compared with others, or drawn, without a word.
+
+    Args:
+        model: the detector, whose class the error names.
+        samples: results of ``model.test_step``. Those without masks, or without the picture's size, pass.
+    """
+    for sample in samples:
+        instances, size = sample.get("pred_instances"), sample.get("ori_shape")
+        masks = instances.get("masks") if instances is not None else None
+        shape = getattr(masks, "shape", ())  # [N, H, W]; none for lists of compressed masks
+        if len(shape) == 3 and shape[0] and size is not None and tuple(shape[1:]) != tuple(size[:2]):
+            (height, width), (expected_height, expected_width) = shape[1:], size[:2]
+            raise ModelError(
+                f"{type(model).__name__}: masks: expected {expected_width} × {expected_height} pixels, as the "
+                f"picture, got {width} × {height}"
+            )
 
 
 def to_detections(instances: InstanceData, threshold: float) -> Detections:

@@ -12,7 +12,7 @@ from dcnzoo.openmmlab.hooks.progress import ProgressHook
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.hooks.seeds import EpochSeedHook
 from dcnzoo.openmmlab.hooks.summary import SummaryHook
-from dcnzoo.openmmlab.hooks.validation import BroadcastBuffersHook, PlateauEarlyStoppingHook
+from dcnzoo.openmmlab.hooks.validation import BroadcastBuffersHook, MaskSizeHook, PlateauEarlyStoppingHook
 
 # by their names in default_hooks, where a config replaces them, or switches them off with None
 DEFAULT_HOOKS = {
@@ -20,6 +20,7 @@ DEFAULT_HOOKS = {
     "finite_loss": {"type": "FiniteLossHook"},
     "progress": {"type": "ProgressHook"},
     "buffers": {"type": "BroadcastBuffersHook"},
+    "mask_size": {"type": "MaskSizeHook"},
     "checkpoint": {"type": "AtomicCheckpointHook", "interval": 1},
 }
 
@@ -31,6 +32,7 @@ __all__ = [
     "EpochSeedHook",
     "FiniteLossHook",
     "LoadCheckpointHook",
+    "MaskSizeHook",
     "OffsetStatisticsHook",
     "PlateauEarlyStoppingHook",
     "ProgressHook",

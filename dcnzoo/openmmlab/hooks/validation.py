@@ -1,9 +1,15 @@
 """Validations in training: equal buffers in all processes, and an end if the metric does not improve."""
 
+from collections.abc import Sequence
+
 from mmengine.dist import broadcast
 from mmengine.hooks import EarlyStoppingHook, Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+
+from dcnzoo.openmmlab.results import require_masks_of_image_size
 
 
 @HOOKS.register_module()
@@ -19,6 +25,27 @@ class BroadcastBuffersHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         for buffer in runner.model.buffers():
             broadcast(buffer)
+
+
+@HOOKS.register_module()
+class MaskSizeHook(Hook):
+    """Stop a validation or test of a detector whose masks have another size than the picture.
+
+    Raises:
+        ModelError: names the class of the detector and both sizes.
+    """
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: object = None,
+        outputs: Sequence[BaseDataElement] | None = None,
+    ) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        require_masks_of_image_size(model, outputs or ())
+
+    after_test_iter = after_val_iter
 
 
 @HOOKS.register_module()

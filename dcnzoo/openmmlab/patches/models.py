@@ -15,6 +15,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import checkpoint as loading
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
@@ -208,3 +209,32 @@ def masks_outside_the_image(changes: Changes) -> None:
         return paste(masks, boxes, img_h, img_w, skip_empty and not inverted)
 
     changes.wrap(fcn_mask_head, "_do_paste_mask", paste_inside)
+
+
+def masks_of_the_image_size(changes: Changes) -> None:
+    """Resize the masks of RTMDet-Ins to the picture if its two scale factors differ.
+
+    ``scale_factor`` is (width, height). MMDetection's method scales boxes by it in this order, and the
+    masks as if it were (height, width).
+    """
+    from mmdet.models import RTMDetInsHead
+    from mmdet.structures.bbox import scale_boxes
+
+    def process(
+        original: Callable,
+        self: RTMDetInsHead,
+        results: InstanceData,
+        mask_feat: Tensor,
+        cfg: ConfigDict,
+        rescale: bool = False,
+        with_nms: bool = True,
+        img_meta: dict | None = None,
+    ) -> InstanceData:
+        if rescale and img_meta is not None:
+            across, down = img_meta["scale_factor"]
+            # the method divides the boxes by the exchanged factors
+            results.bboxes = scale_boxes(results.bboxes, (down / across, across / down))
+            img_meta = {**img_meta, "scale_factor": (down, across)}
+        return original(self, results, mask_feat, cfg, rescale, with_nms, img_meta)
+
+    changes.wrap(RTMDetInsHead, "_bbox_mask_post_process", process)

@@ -1,0 +1,125 @@
+"""Masks have the size of the picture, and are in the same place as in the network's input."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import nn
+
+import dcnzoo.models  # noqa: F401  applies the patches
+from dcnzoo.detect.sources import ModelError
+from dcnzoo.openmmlab.hooks import MaskSizeHook
+
+from ..export import detectors
+
+SIDE = 160
+PACK = dict(type="PackDetInputs", meta_keys=("img_id", "ori_shape", "img_shape", "scale_factor"))
+
+
+@pytest.fixture(scope="module")
+def rtmdet():
+    return detectors.build("RTMDet-Ins", score_thr=0.0, max_per_img=8)
+
+
+@pytest.mark.parametrize("keep_ratio", [True, False])
+@pytest.mark.parametrize("width, height", [(450, 300), (300, 450), (50, 300), (300, 200)])
+def test_masks_of_rtmdet_ins(rtmdet, width, height, keep_ratio):
+    """They equal those of the input, resized by OpenCV."""
+    resize = dict(type="Resize", scale=(SIDE, SIDE), keep_ratio=keep_ratio)
+    pad = dict(type="Pad", size=(SIDE, SIDE), pad_val=dict(img=114))
+    detector = detectors.loaded(rtmdet, resize, pad, PACK)
+    picture = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    result = detector(picture, score_threshold=0)
+    assert len(result) and result.masks.shape == (len(result), height, width)
+
+    inputs = detector.prepare(picture)
+    in_picture, in_input = (predict(rtmdet, inputs, rescale) for rescale in (True, False))
+    sample = inputs["data_samples"]
+    sides = zip((height, width), sample.scale_factor[::-1], strict=True)
+    down, across = (round(side * factor) for side, factor in sides)  # of the picture in the input
+    scale = torch.tensor(sample.scale_factor).repeat(2)
+    np.testing.assert_allclose(in_picture.bboxes, in_input.bboxes / scale, rtol=1e-5, atol=1e-3)
+    for mask, small in zip(in_picture.masks.numpy(), in_input.masks.numpy(), strict=True):
+        expected = cv2.resize(small[:down, :across].astype(np.float32), (width, height)) > 0.5
+        assert (mask == expected).mean() > 0.97
+
+
+@torch.no_grad()
+def predict(network, inputs, rescale):
+    batch = {"inputs": [inputs["inputs"]], "data_samples": [inputs["data_samples"]]}
+    data = network.data_preprocessor(batch)
+    return network.predict(data["inputs"], data["data_samples"], rescale=rescale)[0].pred_instances
+
+
+def test_computed_sizes_of_large_pictures(rtmdet):
+    """6000 × 4000 at 640: the heights and widths that are asked of ``interpolate``, without the memory."""
+    sizes = []
+
+    def interpolate(maps, size=None, scale_factor=None, **options):
+        if scale_factor:
+            return maps.repeat(1, 1, scale_factor, scale_factor)
+        sizes.append(tuple(size))
+        return maps[..., :1, :1].expand(*maps.shape[:2], *size)
+
+    across, down = 640 / 6000, 427 / 4000
+    results = InstanceData(
+        bboxes=torch.tensor([[64.0, 42.7, 320.0, 213.5]]),
+        scores=torch.ones(1),
+        labels=torch.zeros(1, dtype=torch.long),
+        kernels=torch.zeros(1, 8),
+        priors=torch.zeros(1, 4),
+    )
+    head = rtmdet.bbox_head
+    meta = {"scale_factor": (across, down), "ori_shape": (4000, 6000), "img_shape": (427, 640)}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mmdet.models.dense_heads.rtmdet_ins_head.F.interpolate", interpolate)
+        patched.setattr(head, "_mask_predict_by_feat_single", lambda *_: torch.zeros(1, 640 // 4, 640 // 4))
+        result = head._bbox_mask_post_process(results, None, head.test_cfg, rescale=True, img_meta=meta)
+    assert result.masks.shape == (1, 4000, 6000)
+    assert sizes == [(math.ceil(640 / down), 6000)]
+    np.testing.assert_allclose(result.bboxes, [[600, 400, 3000, 2000]], rtol=1e-6)
+
+
+def sample(mask_size):
+    sample = DetDataSample(metainfo={"ori_shape": (30, 45)})
+    sample.pred_instances = InstanceData(
+        bboxes=torch.zeros(1, 4),
+        scores=torch.ones(1),
+        labels=torch.zeros(1, dtype=torch.long),
+        masks=torch.zeros(1, *mask_size, dtype=torch.bool),
+    )
+    return sample
+
+
+class OwnDetector(nn.Module):
+    """A user's detector, whose masks are of the input's size."""
+
+    def __init__(self, mask_size):
+        super().__init__()
+        self.layer, self.mask_size = nn.Linear(1, 1), mask_size
+
+    def test_step(self, data):
+        return [sample(self.mask_size)]
+
+
+def test_another_size_is_an_error():
+    picture = np.zeros((30, 45, 3), np.uint8)
+    with pytest.raises(ModelError, match=r"OwnDetector: masks: expected 45 × 30 pixels.*got 30 × 45"):
+        detectors.loaded(OwnDetector((45, 30)), PACK)(picture)
+    result = detectors.loaded(OwnDetector((30, 45)), PACK)(picture)
+    assert result.masks.shape == (1, 30, 45)
+
+
+@pytest.mark.parametrize("method", ["after_val_iter", "after_test_iter"])
+def test_another_size_ends_an_evaluation(method):
+    class Runner:
+        model = OwnDetector((45, 30))
+
+    check = getattr(MaskSizeHook(), method)
+    check(Runner, 0, outputs=[sample((30, 45))])
+    with pytest.raises(ModelError, match="OwnDetector"):
+        check(Runner, 0, outputs=[sample((30, 45)), sample((45, 30))])
