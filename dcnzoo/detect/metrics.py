@@ -22,7 +22,7 @@ except ImportError:  # no wheel for this platform
     COCOevalBase = COCOeval
 
 _KEYS = ("images", "annotations", "categories")
-MOST_DETECTIONS = [100, 300, 1000]  # per image, as in MMDetection; the first is that of AP
+MOST_DETECTIONS = [100, 300, 1000]  # per image, as in MMDetection; the last is that of AP
 KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order of COCOeval.stats
     **{"mAP": "AP", "mAP_50": "AP50", "mAP_75": "AP75"},
@@ -31,11 +31,15 @@ METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order
 NAMES = {f"{kind}_{end}": f"{KINDS[kind]} {METRICS[end]}" for kind in KINDS for end in METRICS}
 
 
+UNDEFINED = -1.0  # an AP without objects
 _PAIRS = 500_000  # of an image and a category that are compared at a time; COCO's validation set has 400,000
 
 
 class Evaluation(COCOevalBase):
     """pycocotools' evaluation in C++: the same numbers, several times as fast, without ``evalImgs``.
+
+    Every AP is at the largest of ``params.maxDets``. pycocotools has that of AP50 and of the others there, but
+    AP itself at 100, and −1 without 100 among them.
 
     The base class keeps an entry for each image and category. With many categories, this class evaluates some
     of them at a time, on the images in which one of them occurs. Others change no number.
@@ -46,7 +50,18 @@ class Evaluation(COCOevalBase):
     cocoDt: Any
     eval: dict[str, Any]
     ious: dict
-    summarize = COCOeval.summarize  # that of the base class takes the AP at another number of detections
+    stats: np.ndarray
+
+    def summarize(self) -> None:
+        """Set ``stats`` and print them, as pycocotools does."""
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            COCOeval.summarize(self)
+        precision = self.eval["precision"][:, :, :, 0, -1]  # of all sizes
+        valid = precision[precision > -1]
+        self.stats[0] = valid.mean() if valid.size else UNDEFINED
+        limit, (first, *others) = self.params.maxDets[-1], printed.getvalue().splitlines()
+        head, _, _ = first.partition("maxDets=")
+        print(f"{head}maxDets={limit:>3d} ] = {self.stats[0]:0.3f}", *others, sep="\n")
 
     def evaluate(self) -> None:
         params, cocos = self.params, (self.cocoGt, self.cocoDt)
@@ -117,6 +132,11 @@ def _parts(categories: list[int], entries: list[dict[int, list[dict]]]) -> Itera
 def metric_name(key: str) -> str:
     """Return the name of a metric: box AP50 for ``coco/bbox_mAP_50``; others are unchanged."""
     return NAMES.get(key.rpartition("/")[2], key)
+
+
+def is_undefined(key: str, value: object) -> bool:
+    """Whether a metric of CocoMetric, such as ``coco/bbox_mAP``, is the AP of no objects."""
+    return metric_name(key) != key and value == UNDEFINED
 
 
 def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
@@ -191,8 +211,8 @@ def _metrics(truth: COCO, objects: list[dict], kind: str) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     values = zip(METRICS.values(), evaluation.stats.tolist(), strict=False)
-    # -1: no object of this size
-    return {f"{KINDS[kind]} {metric}": value for metric, value in values if value >= 0}
+    # no object of this size
+    return {f"{KINDS[kind]} {metric}": value for metric, value in values if value != UNDEFINED}
 
 
 def numbered(annotations: Iterable[dict]) -> list[dict]:

@@ -11,10 +11,9 @@ from pycocotools.coco import COCO
 from pycocotools.mask import iou
 
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.metrics import match, numbered
+from dcnzoo.detect.metrics import MOST_DETECTIONS, match, numbered
 
 IOU = 0.5  # of boxes that match
-MOST_DETECTIONS = 100  # per image, those with the highest scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,11 @@ class Evaluation:
 
 
 def evaluate(
-    truth: Sequence[Sequence[Mapping]], detections: Sequence[Detections], classes: int, threshold: float
+    truth: Sequence[Sequence[Mapping]],
+    detections: Sequence[Detections],
+    classes: int,
+    threshold: float,
+    limit: int = MOST_DETECTIONS[-1],
 ) -> Evaluation:
     """Compare the boxes of detections with the ground truth.
 
@@ -47,6 +50,7 @@ def evaluate(
             MMDetection's data sets.
         detections: per image, with all scores.
         threshold: lowest score of the detections in the confusion matrix.
+        limit: number of detections per image that count, those with the highest scores.
     """
     objects = [
         [_entry(image, each["bbox"], each["bbox_label"], iscrowd=each["ignore_flag"]) for each in instances]
@@ -69,11 +73,11 @@ def evaluate(
         annotated.createIndex()
     every: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
     found = [each for image in results for each in image]
-    evaluation = match(annotated, found, maxDets=[MOST_DETECTIONS], **every)
+    evaluation = match(annotated, found, maxDets=[limit], **every)
     precision = evaluation.eval["precision"][:, :, :, 0, 0].T  # [K, 101, 10]
     confusion = np.zeros((classes + 1, classes + 1), int)
     for expected, detected in zip(objects, results, strict=True):
-        for pair in match_boxes(expected, [each for each in detected if each["score"] >= threshold]):
+        for pair in match_boxes(expected, [each for each in detected if each["score"] >= threshold], limit):
             row, column = (-1 if each is None else each["category_id"] for each in pair)
             confusion[row, column] += 1
     counts = np.bincount(
@@ -82,12 +86,14 @@ def evaluate(
     return Evaluation(counts, precision.mean((1, 2)), precision[..., 0], confusion, len(truth))
 
 
-def match_boxes(objects: Sequence[dict], results: Sequence[dict]) -> list[tuple[dict | None, dict | None]]:
+def match_boxes(
+    objects: Sequence[dict], results: Sequence[dict], limit: int = MOST_DETECTIONS[-1]
+) -> list[tuple[dict | None, dict | None]]:
     """Match the detections in an image with its objects, those with high scores first, as COCO does.
 
     Crowds, and the detections that only match crowds, are left out.
     """
-    results = sorted(results, key=lambda result: -result["score"])[:MOST_DETECTIONS]
+    results = sorted(results, key=lambda result: -result["score"])[:limit]
     boxes = [[entry["bbox"] for entry in entries] for entries in (results, objects)]
     overlaps = iou(*boxes, [entry["iscrowd"] for entry in objects]) if all(boxes) else [[]] * len(results)
     free, pairs = {*range(len(objects))}, []

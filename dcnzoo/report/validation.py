@@ -14,7 +14,9 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.metrics import MOST_DETECTIONS
 from dcnzoo.layers.statistics import OffsetStatistics
+from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -59,6 +61,9 @@ class ValidationRunner:
             self.dataset = DATASETS.build(loader.dataset)
         self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
         self._training = cfg.get("train_dataloader")
+        metrics = dicts(cfg.get("val_evaluator") or cfg.get("test_evaluator"))
+        limits = [limit for _, metric in metrics for limit in metric.get("proposal_nums", ())]
+        self._limit = max(limits, default=MOST_DETECTIONS[-1])  # as the AP in the log
 
     def evaluate(self, number: int, threshold: float) -> Evaluation:
         """Run the model on the first images; see :func:`dcnzoo.report.evaluation.evaluate`."""
@@ -69,7 +74,7 @@ class ValidationRunner:
                 (sample,) = self.model.test_step(pseudo_collate([self.dataset[index]]))
             detections.append(to_detections(instances_of(sample), 0))
         truth = [self.dataset.get_data_info(index)["instances"] for index in indices]
-        return evaluate(truth, detections, len(self.classes), threshold)
+        return evaluate(truth, detections, len(self.classes), threshold, self._limit)
 
     def predict(self, index: int, threshold: float = 0) -> Prediction:
         """Run the model on image ``index``; select detections with at least this score."""

@@ -4,18 +4,24 @@ import contextlib
 import io
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from mmdet.evaluation.metrics import coco_metric
+from mmengine.config import Config
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dcnzoo.detect import metrics
+from dcnzoo.detect.detections import Detections
 from dcnzoo.openmmlab.datasets.coco import CocoMetric
-from dcnzoo.report.evaluation import match_boxes
+from dcnzoo.report.evaluation import evaluate, match_boxes
+from dcnzoo.report.validation import ValidationRunner
 
+from ..demo import PLAIN
 from ..products import in_turn
 
 SIZE = 96
@@ -96,9 +102,67 @@ def test_evaluation_equals_that_of_pycocotools(monkeypatch, kind, most, use_clas
             result = metrics.match(read(content), objects, kind, maxDets=most, useCats=use_classes)
             with contextlib.redirect_stdout(io.StringIO()):
                 result.summarize()
-            results.append({**result.eval, "stats": result.stats})
+            stats = result.stats
+            if evaluation is COCOeval:  # has the AP at 100 detections, and −1 without 100 among the limits
+                stats[0] = mean_at_the_largest_limit(result)
+            results.append({**result.eval, "stats": stats})
         for key in ("precision", "recall", "scores", "stats"):
             np.testing.assert_allclose(*(result[key] for result in results), rtol=0, atol=1e-12)
+
+
+def mean_at_the_largest_limit(evaluation):
+    values = [value for value in evaluation.eval["precision"][..., 0, -1].ravel() if value > -1]
+    return sum(values) / len(values) if values else -1
+
+
+def crowded(folder, count, right):
+    """Write a file with an object of each of two classes; return detections, of which only one is right.
+
+    Args:
+        count: number of detections.
+        right: index of the right one, in the order of scores, for both classes.
+    """
+    images = [{"id": 1, "width": 2000, "height": 60, "file_name": "1.jpg"}]
+    box = [5.0, 5.0, 40.0, 40.0]
+    common = {"image_id": 1, "bbox": box, "area": 1600, "iscrowd": 0}
+    objects = [{**common, "id": label, "category_id": label} for label in (1, 2)]
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    content = {"images": images, "annotations": objects, "categories": categories}
+    (folder / "truth.json").write_text(json.dumps(content))
+    boxes = np.tile([1000.0, 0, 1010, 10], (2 * count, 1))
+    boxes[right] = boxes[count + right] = [5, 5, 45, 45]
+    scores = np.tile(np.linspace(0.9, 0.1, count), 2)
+    return {"bboxes": boxes, "scores": scores, "labels": np.repeat([0, 1], count)}
+
+
+@pytest.mark.parametrize(
+    "limits, ap",
+    [((100, 300, 400), 1 / 121), ((200, 300, 400), 1 / 121), ((100, 300, 1000), 1 / 121), ((1, 10, 100), 0)],
+)
+def test_ap_and_classes_are_at_the_largest_limit(tmp_path, limits, ap):
+    """The right detection of each class is the 121st: it counts only if the limit is larger."""
+    found = crowded(tmp_path, 130, right=120)
+    metric = CocoMetric(str(tmp_path / "truth.json"), proposal_nums=limits, classwise=True)
+    metric.dataset_meta = {"classes": ["a", "b"]}
+    tensors = {key: torch.tensor(value) for key, value in found.items()}
+    metric.process({}, [{"img_id": 1, "ori_shape": (60, 2000), "pred_instances": tensors}])
+    figures = metric.evaluate(1)
+    names = ("coco/bbox_mAP", "coco/bbox_mAP_50", "coco/a_precision", "coco/b_precision")
+    assert [figures[name] for name in names] == [round(ap, 3)] * 4
+
+    truth = [[{"bbox": [5, 5, 45, 45], "bbox_label": label, "ignore_flag": 0} for label in (0, 1)]]
+    detections = [Detections(found["bboxes"], found["scores"], found["labels"])]
+    of_report = evaluate(truth, detections, 2, 0.3, max(limits))
+    np.testing.assert_allclose(of_report.ap, [ap] * 2)
+
+
+def test_report_counts_as_many_detections_as_the_evaluator(monkeypatch):
+    shapes = Config.fromfile(PLAIN)
+    monkeypatch.setattr("dcnzoo.report.validation.execute.build", lambda *_, **__: None)
+    monkeypatch.setattr("dcnzoo.report.validation.DATASETS.build", lambda _: SimpleNamespace(metainfo={"classes": ()}))
+    assert ValidationRunner(shapes, "")._limit == 1000
+    shapes.val_evaluator.proposal_nums = (100, 300, 400)
+    assert ValidationRunner(shapes, "")._limit == 400
 
 
 @pytest.mark.parametrize("kinds", [["bbox", "segm"], ["bbox", "proposal"]])
@@ -185,7 +249,8 @@ def test_matches_equal_those_of_pycocotools():
                     *(
                         [each for each in entries if (each["image_id"], each["category_id"]) == both]
                         for entries in (content["annotations"], detections)
-                    )
+                    ),
+                    limit=100,  # as pycocotools by default
                 )
                 assert (
                     Counter(

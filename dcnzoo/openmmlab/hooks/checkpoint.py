@@ -10,6 +10,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from dcnzoo.detect.metrics import is_undefined
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files
 from dcnzoo.utils.errors import UserError, disk_is_full
@@ -137,6 +138,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
         monitors = self.key_indicators if self.save_best else ()
+        metrics = {key: None if is_undefined(key, value) else value for key, value in metrics.items()}
         unknown = [name for name in monitors if name not in {"auto", *metrics}]
         if metrics and unknown:  # mmengine ends with a KeyError, and skips None
             text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}: it has no best checkpoint"

@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
+from dcnzoo.detect.metrics import is_undefined
 from dcnzoo.openmmlab.results import require_masks_of_image_size
 
 
@@ -50,7 +51,14 @@ class MaskSizeHook(Hook):
 
 @HOOKS.register_module()
 class PlateauEarlyStoppingHook(EarlyStoppingHook):
-    """mmengine's ``EarlyStoppingHook``, for which an equal metric is no improvement."""
+    """mmengine's ``EarlyStoppingHook``, for which an equal metric is no improvement.
+
+    A validation without objects, whose AP is −1, does not count.
+    """
 
     def __init__(self, monitor: str, patience: int, rule: str | None = None) -> None:
         super().__init__(monitor, rule, min_delta=1e-6, patience=patience)  # with 0, a tie is an improvement
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        if not is_undefined(self.monitor, metrics.get(self.monitor)):
+            super().after_val_epoch(runner, metrics)
