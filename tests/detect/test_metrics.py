@@ -159,7 +159,9 @@ def test_ap_and_classes_are_at_the_largest_limit(tmp_path, limits, ap):
 def test_report_counts_as_many_detections_as_the_evaluator(monkeypatch):
     shapes = Config.fromfile(PLAIN)
     monkeypatch.setattr("dcnzoo.report.validation.execute.build", lambda *_, **__: None)
-    monkeypatch.setattr("dcnzoo.report.validation.DATASETS.build", lambda _: SimpleNamespace(metainfo={"classes": ()}))
+    monkeypatch.setattr(
+        "dcnzoo.report.validation.DATASETS.build", lambda _: SimpleNamespace(metainfo={"classes": ()})
+    )
     assert ValidationRunner(shapes, "")._limit == 1000
     shapes.val_evaluator.proposal_nums = (100, 300, 400)
     assert ValidationRunner(shapes, "")._limit == 400
