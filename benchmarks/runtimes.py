@@ -1,11 +1,11 @@
 """Exported detectors in runtimes of phones and boards, compared with PyTorch: ``nox -s runtimes``.
 
-    python -m benchmarks.runtimes make FOLDER [NAME …]   # files and expected outputs; needs OpenMMLab
+    python -m benchmarks.runtimes make FOLDER   # files and expected outputs; needs OpenMMLab
     python -m benchmarks.runtimes run RUNTIME FOLDER   # in the environment of a runtime: FOLDER/RUNTIME.json
     python -m benchmarks.runtimes table FOLDER PAGE    # all rows as Markdown, into the page
 
-The runtimes run by the blocks of docs/deploy.md. The difference is the largest one of an output, relative to that
-output's largest value. Of complete files, it is that of boxes and scores of the detections with equal labels.
+The runtimes run by the blocks of docs/deploy.md. The difference is the largest one of an output, relative to
+its largest value; of complete files, that of boxes and scores of the detections with equal labels.
 """
 
 import json
@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -32,12 +32,12 @@ RUNTIMES = {  # the packages whose versions are named
     "executorch": ("executorch",),
     "tract": ("tract",),
 }
-COMPLETE = ("mnn",)  # complete files, with NMS; the others run raw outputs, of detectors that have them
+COMPLETE = "mnn"  # it runs complete files, with NMS; the others raw outputs, of detectors that have them
 MARK = "<!-- the table: nox -s runtimes -->"
 Outputs = dict[str, np.ndarray]
 
 
-def make(folder: Path, names: Sequence[str] = ()) -> None:
+def make(folder: Path) -> None:
     """Write each detector as ONNX and as a program of torch, with an input and PyTorch's outputs."""
     import torch
 
@@ -46,7 +46,7 @@ def make(folder: Path, names: Sequence[str] = ()) -> None:
     from dcnzoo.openmmlab.export.export import write_detector
     from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 
-    for name in names or DETECTORS:
+    for name in DETECTORS:
         detector, images = build(name)
         kinds = {"complete": Predictor(detector, sized=False)}
         if hasattr(getattr(detector, "bbox_head", None), "prior_generator"):
@@ -62,7 +62,6 @@ def make(folder: Path, names: Sequence[str] = ()) -> None:
             np.savez(path.with_suffix(".npz"), input=images.numpy(), **values)
             if kind == "raw":
                 torch.jit.trace(for_pnnx(model), images).save(path.with_suffix(".pt"))
-        print(f"{name}: written", flush=True)
 
 
 def build(name: str):
@@ -108,7 +107,7 @@ def run(runtime: str, folder: Path) -> None:
     for path in sorted(folder.glob("*_*.npz")):
         name, _, kind = path.stem.rpartition("_")
         has_raw = path.with_name(f"{name}_raw.npz").exists()
-        if (kind == "complete") != (runtime in COMPLETE or not has_raw):
+        if (kind == "complete") != (runtime == COMPLETE or not has_raw):
             continue
         expected = dict(np.load(path))
         image = expected.pop("input")
@@ -120,8 +119,8 @@ def run(runtime: str, folder: Path) -> None:
             row["error"] = " ".join(str(error).split())[:300]
         rows.append(row)
         print(row, flush=True)
-    content = {"versions": {package: version(package) for package in RUNTIMES[runtime]}, "rows": rows}
-    (folder / f"{runtime}.json").write_text(json.dumps(content, indent=1))
+        content = {"versions": {package: version(package) for package in RUNTIMES[runtime]}, "rows": rows}
+        (folder / f"{runtime}.json").write_text(json.dumps(content, indent=1))
 
 
 def difference(outputs: Outputs, expected: Outputs) -> dict:
@@ -157,7 +156,7 @@ def block(word: str, path: Path) -> str:
     blocks = re.findall(
         r"^```(?:python|bash)\n(.*?)^```$", (ROOT / "docs/deploy.md").read_text(), re.M | re.S
     )
-    (code,) = (code for code in blocks if word in code)
+    code = next(code for code in blocks if word in code)
     return re.sub(r"\b(?:model|raw)(?=\.(?:mnn|onnx|pt|pte|ncnn)\b)", str(path), code)
 
 
@@ -193,7 +192,6 @@ def run_litert(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
 
 
 def run_ncnn(path: Path, image: np.ndarray, names: list[str]) -> Outputs:
-    # its command imports torchvision
     program = Path(find_spec("pnnx").origin).with_name("pnnx")
     command = re.sub(
         r"inputshape=\S+", f"inputshape=[{','.join(map(str, image.shape))}]", block("pnnx raw", path)
@@ -243,7 +241,7 @@ def cell(row: dict | None) -> str:
 if __name__ == "__main__":
     task, *arguments = sys.argv[1:]
     if task == "make":
-        make(Path(arguments[0]), arguments[1:])
+        make(Path(arguments[0]))
     elif task == "run":
         run(arguments[0], Path(arguments[1]))
     else:
