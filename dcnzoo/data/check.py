@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from dcnzoo.data.coco_file import KEYS, Annotation, Category, CocoFile, Image, mask_of
+from dcnzoo.data.coco_file import KEYS, Annotation, CocoFile, Image, mask_of
 from dcnzoo.data.dataset import TOLERANCE, checked_rle
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.pictures import image_size
@@ -34,52 +33,44 @@ def problems_of(content: CocoFile, masks: bool = False, images: Path | None = No
         masks: whether the masks are used.
         images: folder of the pictures, whose sizes are compared.
     """
-    names: Counter[str] = Counter()
     ids: dict[str, Counter] = {key: Counter() for key in KEYS}
-    for number, category in content.entries("categories", strict=True):
-        if isinstance(category, Category) and type(category.id) is int and isinstance(category.name, str):
-            ids["categories"][category.id] += 1
-            names[category.name] += 1
-        else:
-            yield Finding(f"categories[{number}]", f"expected id and name, got {short(category)}")
+    names, sizes = Counter[str](), dict[int, Size]()
+    for key in ("categories", "images", "annotations"):
+        for number, entry in content.entries(key, strict=True):
+            if isinstance(entry, InvalidAnnotation) or type(entry.id) is not int:
+                yield Finding(f"{key}[{number}]", f"expected an integer as id, got {short(entry)}")
+                continue
+            ids[key][entry.id] += 1
+            if isinstance(entry, Annotation):
+                if problem := _problem(entry, sizes, ids["categories"], masks):
+                    text, kind = problem
+                    yield Finding(f"annotation {entry.id}", text, kind=kind, stops=not kind)
+            elif isinstance(entry, Image):
+                sizes[entry.id] = entry.width or 0, entry.height or 0
+                yield from _problem_of_image(entry, images)
+            elif isinstance(entry.name, str):
+                names[entry.name] += 1
+            else:
+                yield Finding(f"category {entry.id}", f"name: expected a text, got {short(entry.name)}")
+        if not ids[key]:
+            yield Finding(key, "expected at least 1, got 0", stops=key != "annotations")
+        if again := [number for number, times in ids[key].items() if times > 1]:
+            yield Finding(key, f"id: expected each once, got {few(again, 3)} again")
     if twice := [name for name, times in names.items() if times > 1]:
         yield Finding("categories", f"name: expected each once, got {few(twice)} again")
-    sizes: dict[int, Size] = {}
-    for number, image in content.entries("images", strict=True):
-        if not isinstance(image, Image) or type(image.id) is not int:
-            yield Finding(f"images[{number}]", f"id: expected an integer, got {short(image)}")
-            continue
-        ids["images"][image.id] += 1
-        width, height = image.width or 0, image.height or 0
-        sizes[image.id] = width, height
-        if not image.file_name or min(width, height) < 1:
-            yield Finding(f"image {image.id}", f"expected file_name, width and height, got {short(image)}")
-        elif images is not None:
-            yield from _problem_of_picture(image, images / image.file_name)
-    for number, entry in content.entries("annotations", strict=True):
-        if not isinstance(entry, Annotation) or type(entry.id) is not int:
-            yield Finding(f"annotations[{number}]", f"id: expected an integer, got {short(entry)}")
-            continue
-        ids["annotations"][entry.id] += 1
-        if problem := _problem(entry, sizes, ids["categories"], masks):
-            text, kind = problem
-            yield Finding(f"annotation {entry.id}", text, kind=kind, stops=not kind)
-    for key, numbers in ids.items():
-        if not numbers:
-            yield Finding(key, "expected at least 1, got 0", stops=key != "annotations")
-        if len(numbers) < numbers.total():
-            again = [number for number, times in numbers.items() if times > 1]
-            yield Finding(key, f"id: expected each once, got {few(again, 3)} again")
 
 
-def _problem_of_picture(image: Image, file: Path) -> Iterator[Finding]:
-    size = image.width, image.height
-    try:
-        if (real := image_size(file)) != size:
-            text = f"expected {real}, the width and height of its file, got {size}"
-            yield Finding(f"image {image.id}", text, stops=False)
-    except InvalidAnnotation as error:
-        yield Finding(f"image {image.id}", str(error), stops=False)
+def _problem_of_image(image: Image, folder: Path | None) -> Iterator[Finding]:
+    size, where = (image.width, image.height), f"image {image.id}"
+    if not image.file_name or min(size[0] or 0, size[1] or 0) < 1:
+        yield Finding(where, f"expected file_name, width and height, got {short(image)}")
+    elif folder is not None:
+        try:
+            if (real := image_size(folder / image.file_name)) != size:
+                text = f"expected {real}, the width and height of its file, got {size}"
+                yield Finding(where, text, stops=False)
+        except InvalidAnnotation as error:
+            yield Finding(where, str(error), stops=False)
 
 
 def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, masks: bool) -> tuple | None:
@@ -87,10 +78,8 @@ def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, mas
     box, crowd, area = entry.bbox, entry.iscrowd, entry.area
     if box is None or len(box) != 4 or max(map(abs, box)) > FAR:
         return f"bbox: expected [x, y, width, height] in pixels, got {short(box)}", ""
-    if crowd not in (0, 1, None) or isinstance(crowd, bool):
-        return f"iscrowd: expected 0 or 1, got {short(crowd)}", ""
-    if area is None:
-        return "area: expected a number, got none", ""
+    if type(crowd) not in (int, type(None)) or crowd not in (0, 1, None) or area is None:
+        return f"expected 0 or 1 as iscrowd and a number as area, got {short(crowd)} and {short(area)}", ""
     if entry.category_id not in categories:
         return f"category_id: expected that of a category, got {short(entry.category_id)}", ""
     if (size := sizes.get(entry.image_id)) is None:  # type: ignore[arg-type]
@@ -98,27 +87,25 @@ def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, mas
     x, y, width, height = box
     if min(width, height) < 0:
         return f"bbox: expected width and height > 0, got {box}: are these two corners?", ""
-    if entry.ignore:  # MMDetection, too, ignores it
+    if entry.ignore:  # by MMDetection, too
         return None
+    expected = "expected a box and an area in {:g} × {:g} pixels, got {} and {}"
     if min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0):
-        return _outside(box, size), BESIDE
+        return expected.format(*size, box, area), BESIDE
     if min(width, height) < 1:
-        return f"bbox: expected at least 1 pixel, got {box}", SMALL
+        return expected.format(*size, box, area), SMALL
     if area <= 0:
-        return f"area: expected a number > 0, got {area}", EMPTY
+        return expected.format(*size, box, area), EMPTY
     if masks and (problem := _problem_of_mask(entry, size)):
         return problem
-    off = max(-x, -y, x + width - size[0], y + height - size[1])
-    return (_outside(box, size), OUTSIDE) if off > TOLERANCE else None
-
-
-def _outside(box: list[float], size: Size) -> str:
-    return f"bbox: expected it in {size[0]:g} × {size[1]:g} pixels, got {box}"
+    if max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE:
+        return expected.format(*size, box, area), OUTSIDE
+    return None
 
 
 def _problem_of_mask(entry: Annotation, size: Size) -> tuple[str, str] | None:
     try:
-        mask: Any = mask_of(entry.segmentation, strict=True)
+        mask = mask_of(entry.segmentation, strict=True)
         if isinstance(mask, dict):
             checked_rle(mask, int(size[1]), int(size[0]))
             return None
@@ -127,7 +114,7 @@ def _problem_of_mask(entry: Annotation, size: Size) -> tuple[str, str] | None:
     if mask is None:
         return "segmentation: expected polygons or RLE, got none", UNMASKED
     for part in mask:
-        if len(part) < 6 or len(part) % 2 or not max(map(abs, part)) <= FAR:
+        if len(part) < 6 or len(part) % 2 or max(map(abs, part)) > FAR:
             return f"segmentation: expected polygons of at least 3 points, got {short(part)}", ""
     return None
 

@@ -1,12 +1,13 @@
 """Read COCO's JSON files as tools write them."""
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image, mask_of
 from dcnzoo.data.dataset import Dataset, turned_box
-from dcnzoo.data.files import InvalidAnnotation
+from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
 from dcnzoo.data.tree import ALL, Tree, by_split
 from dcnzoo.utils.text import few, short
 
@@ -54,62 +55,55 @@ class Coco(NamedTuple):
         names = _classes(content, used, dataset)
         for position, image in content.entries("images", strict=False):
             try:
-                if not isinstance(image, Image):
+                if isinstance(image, InvalidAnnotation):
                     raise image
                 stated = image.file_name or "/".join((image.coco_url or "").split("/")[-2:])
                 picture = self.tree.picture(stated, file.parent, split)
-                dataset.add_picture(picture, _size(image))
+                dataset.add_picture(picture, (image.width, image.height))
             except InvalidAnnotation as error:
                 dataset.refuse(f"{file}: images[{position}]", error)
                 continue
-            for number, entry in numbers[str(image.id)]:
+            for number in numbers[str(image.id)]:
                 try:
-                    _add(entry, names, dataset)
+                    _add(decode_json(content.annotations[number], Annotation), names, dataset)
                 except InvalidAnnotation as error:
                     dataset.refuse(f"{file}: annotations[{number}]", error)
 
 
-def _by_image(
-    file: Path, content: CocoFile, dataset: Dataset
-) -> tuple[dict[str, list[tuple[int, Annotation]]], set[str]]:
-    """Return the annotations of each image by its id, which VIA writes as a text, and the used categories."""
-    ids = [image.id for _, image in content.entries("images", strict=False) if isinstance(image, Image)]
-    entries: dict[str, list[tuple[int, Annotation]]] = {str(number): [] for number in ids}
-    if len(entries) < len(ids):
+def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str, list[int]], set[str]]:
+    """Return the numbers of the annotations of each image by its id, and the ids of the used categories.
+
+    VIA writes an id as a text in one place and as a number in the other: all become texts.
+    """
+    images = [image for _, image in content.entries("images", strict=False) if isinstance(image, Image)]
+    numbers: dict[str, list[int]] = {str(image.id): [] for image in images}
+    if len(numbers) < len(images):
         raise InvalidAnnotation("images: expected each id once")
     used = set()
     for number, entry in content.entries("annotations", strict=False):
-        try:
-            if not isinstance(entry, Annotation):
-                raise entry
-            if (own := entries.get(str(entry.image_id))) is None:
-                raise InvalidAnnotation(f"image_id: expected that of an image, got {short(entry.image_id)}")
-            own.append((number, entry))
-            used.add(str(entry.category_id))
-        except InvalidAnnotation as error:
-            dataset.refuse(f"{file}: annotations[{number}]", error)
-    return entries, used
-
-
-def _size(image: Image) -> tuple[float | None, float | None]:
-    return image.width, image.height
+        if isinstance(entry, Annotation) and str(entry.image_id) not in numbers:
+            entry = InvalidAnnotation(f"image_id: expected that of an image, got {short(entry.image_id)}")
+        if isinstance(entry, InvalidAnnotation):
+            dataset.refuse(f"{file}: annotations[{number}]", entry)
+            continue
+        numbers[str(entry.image_id)].append(number)
+        used.add(str(entry.category_id))
+    return numbers, used
 
 
 def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, str]:
     """Return the names by id; add them to the classes, but a group without objects that Roboflow writes."""
     categories: list[Category] = []
     for number, category in content.entries("categories", strict=False):
-        if not isinstance(category, Category) or category.name in (None, ""):
+        if isinstance(category, InvalidAnnotation) or category.name in (None, ""):
             raise InvalidAnnotation(f"categories[{number}]: expected id and name, got {short(category)}")
         categories.append(category)
-    groups = {each.supercategory for each in categories}
+    groups, names = {each.supercategory for each in categories}, dict[str, str]()
     for each in categories:
+        names[str(each.id)] = str(each.name)
         is_class = str(each.id) in used or each.name not in groups or len(categories) == 1
         if is_class and not dataset.fixed:
             dataset.classes.setdefault(str(each.name))
-    names = {str(each.id): str(each.name) for each in categories}
-    if len(names) < len(categories):
-        raise InvalidAnnotation("categories: expected each id once")
     return names
 
 
@@ -128,44 +122,35 @@ def _add(entry: Annotation, names: Mapping[str, str], dataset: Dataset) -> None:
     if entry.bbox is None or len(entry.bbox) != 4:
         raise InvalidAnnotation(f"bbox: expected x, y, width, height, got {short(entry.bbox)}")
     x, y, width, height = entry.bbox
-    corners = x, y, x + width, y + height
-    if angle := _angle(entry):
+    corners, attributes = (x, y, x + width, y + height), entry.attributes
+    angle = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0  # CVAT's
+    if angle := finite(str(angle), "rotation") % 360:
         corners = turned_box(corners, angle, dataset.size)
     dataset.add_box(name, corners, crowd)
 
 
 def _add_polygons(
-    name: str, polygons: list[list[float]], entry: Annotation, all_parts: bool, crowd: int, dataset: Dataset
+    name: str, polygons: list[list[float]], entry: Annotation, are_all: bool, crowd: int, dataset: Dataset
 ) -> None:
-    """Add an object with the stated box and area and the text of its mask, if all are in the picture.
+    """Add an object with the stated box and area and the text of its mask, if these are in the picture.
 
     Else the box and the area are those of the polygons.
     """
     if any(len(part) % 2 for part in polygons):
         raise InvalidAnnotation(f"segmentation: expected pairs of x and y, got {short(polygons)}")
-    x1, y1 = (min(min(part[axis::2]) for part in polygons) for axis in (0, 1))
-    x2, y2 = (max(max(part[axis::2]) for part in polygons) for axis in (0, 1))
-    width, height = dataset.size
-    is_inside = x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height
-    if entry.bbox and len(entry.bbox) == 4 and min(entry.bbox[2:]) > 0:
-        left, top, w, h = entry.bbox
-        off = max(abs(left - x1), abs(top - y1), abs(left + w - x2), abs(top + h - y2))
+    values = polygons[0] if len(polygons) == 1 else [*chain(*polygons)]
+    xs, ys = values[::2], values[1::2]
+    x1, x2, y1, y2 = min(xs), max(xs), min(ys), max(ys)
+    box = entry.bbox or []
+    if len(box) == 4 and min(box[2:]) > 0:
+        left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+        off = max(abs(left - x1), abs(top - y1), abs(right - x2), abs(bottom - y2))
         if off > max(2.0, 0.1 * max(x2 - x1, y2 - y1)):
-            box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
-            raise InvalidAnnotation(f"bbox: expected the box of the polygons, {box}, got {entry.bbox}")
-        is_inside = is_inside and left >= 0 and top >= 0 and left + w <= width and top + h <= height
-        if is_inside and all_parts and (entry.area or 0) > 0:
-            return dataset.add(name, entry.bbox, entry.area or 0, crowd, entry.segmentation)
+            expected = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+            raise InvalidAnnotation(f"bbox: expected the box of the polygons, {expected}, got {box}")
+        width, height = dataset.size
+        is_inside = min(x1, y1, left, top) >= 0 and max(x2, right) <= width and max(y2, bottom) <= height
+        if is_inside and are_all and entry.area and entry.area > 0:
+            return dataset.add(name, box, entry.area, crowd, entry.segmentation)
     points = [[*zip(part[::2], part[1::2], strict=True)] for part in polygons]
     dataset.add_polygons(name, points, crowd)
-
-
-def _angle(entry: Annotation) -> float:
-    """Return by how many degrees CVAT has turned a box."""
-    attributes: Any = entry.attributes
-    try:
-        return float(attributes["rotation"]) % 360 if isinstance(attributes, dict) else 0.0
-    except KeyError:
-        return 0.0
-    except (TypeError, ValueError):
-        raise InvalidAnnotation(f"attributes: expected an angle, got {short(attributes)}") from None

@@ -6,14 +6,14 @@ from typing import Any
 
 import msgspec
 
-from dcnzoo.data.files import InvalidAnnotation, decode_json, explain, map_bytes
+from dcnzoo.data.files import InvalidAnnotation, decode_json, explain, read_json
 
 KEYS = ("images", "annotations", "categories")
 _NOTHING = msgspec.Raw(b"null")
 
 
 class Image(msgspec.Struct, gc=False):
-    """An entry of ``images``; ids may be texts in files of VIA, and LVIS has addresses in place of names."""
+    """An entry of ``images``. VIA writes ids as texts; LVIS has addresses in place of names."""
 
     id: int | str | None = None
     file_name: str | None = None
@@ -45,7 +45,7 @@ class Annotation(msgspec.Struct, gc=False):
     segmentation: msgspec.Raw = _NOTHING
 
 
-_KINDS: dict[str, Any] = {"images": Image, "annotations": Annotation, "categories": Category}
+_KINDS: dict[str, Any] = dict(zip(KEYS, (Image, Annotation, Category), strict=True))
 
 
 class _Keys(msgspec.Struct):
@@ -68,12 +68,9 @@ class CocoFile:
     categories: list[msgspec.Raw]
 
     def __init__(self, file: str | Path) -> None:
-        """Map a file.
-
-        Raises:
-            InvalidAnnotation: it is no JSON.
-        """
-        content = decode_json(map_bytes(Path(file)), _Keys | list[msgspec.Raw] | str | float | bool | None)
+        """Map a file; raise InvalidAnnotation if it is no JSON."""
+        kinds = _Keys | list[msgspec.Raw] | str | float | bool | None
+        content = read_json(Path(file), kinds)
         keys = content if isinstance(content, _Keys) else _Keys()
         self.is_labelme = _is_list(keys.shapes)
         self._is_complete = _is_list(keys.images) and _is_list(keys.annotations)
@@ -93,9 +90,8 @@ class CocoFile:
     @property
     def is_result(self) -> bool:
         """Whether the first and the last annotation have a score, as predictions."""
-        return bool(self.annotations) and all(
-            b'"score"' in bytes(self.annotations[index]) for index in (0, -1)
-        )
+        ends = self.annotations[:1] + self.annotations[-1:]
+        return bool(ends) and all(b'"score"' in bytes(entry) for entry in ends)
 
     def entries(self, key: str, strict: bool) -> Iterator[tuple[int, Any]]:
         """Yield the number and the value of each entry: an Image, Category or Annotation, or the error.
@@ -115,11 +111,10 @@ def _is_list(raw: msgspec.Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b"["
 
 
-Mask = dict[str, Any] | list[list[float]] | None
 _decode_polygons = msgspec.json.Decoder(list[list[float]], strict=False).decode
 
 
-def mask_of(raw: msgspec.Raw, strict: bool = False) -> Mask:
+def mask_of(raw: msgspec.Raw, strict: bool = False) -> dict[str, Any] | list[list[float]] | None:
     """Decode a segmentation: polygons, or a dictionary of run-length encoding; None if it is empty.
 
     Args:

@@ -6,10 +6,10 @@ Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +63,11 @@ class Object(msgspec.Struct, gc=False):
     iscrowd: int
     segmentation: Any
 
-
-class _Image(msgspec.Struct):
-    id: int
-    file_name: str
-    width: int
-    height: int
-
-
-class _Annotation(msgspec.Struct, omit_defaults=True):
-    id: int
-    image_id: int
-    category_id: int
-    bbox: list[float]
-    area: float
-    iscrowd: int
-    segmentation: Any = None
+    def entry(self, number: int, labels: Mapping[str, int]) -> dict[str, Any]:
+        """Return COCO's annotation."""
+        entry = {"id": number, "image_id": self.picture, "category_id": labels[self.name]}
+        entry |= {"bbox": self.bbox, "area": self.area, "iscrowd": self.iscrowd}
+        return entry if self.segmentation is None else {**entry, "segmentation": self.segmentation}
 
 
 @dataclass(eq=False)
@@ -136,42 +125,37 @@ class Dataset:
     def add_box(self, name: str, corners: Corners, iscrowd: int = 0) -> None:
         """Add an object without an outline."""
         (x1, y1), (x2, y2) = self._inside([corners[:2], corners[2:]])
-        self.add(name, [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1), iscrowd)
+        self.add(name, rounded([x1, y1, x2 - x1, y2 - y1]), (x2 - x1) * (y2 - y1), iscrowd)
 
     def add_polygons(self, name: str, polygons: Sequence[Polygon], iscrowd: int = 0) -> None:
         """Add an object whose parts have these outlines. If they overlap, the common area counts twice."""
         outlines = [self._inside(polygon) for polygon in polygons]
         xs, ys = zip(*(point for outline in outlines for point in outline), strict=True)
-        box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-        mask = [[round(value, 2) for point in outline for value in point] for outline in outlines]
+        box = rounded([min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)])
+        mask = [rounded(value for point in outline for value in point) for outline in outlines]
         self.add(name, box, sum(map(polygon_area, outlines)), iscrowd, mask)
 
     def add_rle(self, name: str, rle: dict[str, Any], iscrowd: int = 0) -> None:
         """Add an object with a mask in COCO's run-length encoding."""
-        width, height = self.size
-        rle = checked_rle(rle, height, width)
-        box = coco_mask.toBbox(rle).tolist()
-        self.add(name, box, float(coco_mask.area(rle)), iscrowd, rle)
+        rle = checked_rle(rle, *reversed(self.size))
+        self.add(name, coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle)), iscrowd, rle)
 
     def _inside(self, points: Polygon) -> list[tuple[float, float]]:
         """Return points inside the picture; further out than the tolerance they are clipped, or a problem."""
         width, height = self.size
         inside = [(min(max(x, 0.0), width), min(max(y, 0.0), height)) for x, y in points]
-        off = max(
-            max(abs(x - new_x), abs(y - new_y)) for (x, y), (new_x, new_y) in zip(points, inside, strict=True)
-        )
-        if not off <= (math.inf if self.clip else TOLERANCE) or math.isnan(sum(map(sum, points))):
-            raise InvalidAnnotation(
-                f"expected coordinates in {width} × {height} pixels, got {short([*points])}"
-            )
+        pairs = zip(chain(*points), chain(*inside), strict=True)
+        off = max(abs(old - new) for old, new in pairs)
+        if not (self.clip or off <= TOLERANCE):
+            got = short([*points])
+            raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {got}")
         self.clipped += off > TOLERANCE
         return inside
 
     def add(
-        self, name: str, box: Sequence[float], area: float, iscrowd: int = 0, segmentation: Any = None
+        self, name: str, box: list[float], area: float, iscrowd: int = 0, segmentation: Any = None
     ) -> None:
-        """Add an object whose box is inside the picture."""
-        box = [round(value, 2) for value in box]
+        """Add an object with a box in the picture: x, y, width, height."""
         if not (min(box[2:]) > 0 and area > 0):
             raise InvalidAnnotation(f"{name}: expected an object with an area, got the box {box}")
         if name not in self.classes:
@@ -219,31 +203,34 @@ class Dataset:
         """Write a COCO file."""
         folder, labels = self.folder, {name: number for number, name in enumerate(self.classes, 1)}
         images = (
-            _Image(number, Path(os.path.relpath(file, folder)).as_posix(), *size)
-            for number, (file, size) in enumerate(self.sizes.items(), 1)
+            {
+                "id": number,
+                "file_name": Path(os.path.relpath(file, folder)).as_posix(),
+                "width": w,
+                "height": h,
+            }
+            for number, (file, (w, h)) in enumerate(self.sizes.items(), 1)
         )
-        annotations = (
-            _Annotation(n, o.picture, labels[o.name], o.bbox, o.area, o.iscrowd, o.segmentation)
-            for n, o in enumerate(self.objects, 1)
-        )
-        categories = [{"id": number, "name": name} for name, number in labels.items()]
-        encode = msgspec.json.encode
+        annotations = (each.entry(number, labels) for number, each in enumerate(self.objects, 1))
+        head = {
+            "info": {"description": f"written by dcnzoo {__version__}"},
+            "categories": [{"id": number, "name": name} for name, number in labels.items()],
+        }
         with writing(out) as opened:
-            info = {"description": f"written by dcnzoo {__version__}"}
-            opened.write(b'{"info":%b,"categories":%b' % (encode(info), encode(categories)))
+            opened.write(msgspec.json.encode(head)[:-1])
             for key, entries in (("images", images), ("annotations", annotations)):
                 opened.write(b',\n"%b":[' % key.encode())
-                opened.writelines(_parts(entries, encode))
+                opened.writelines(_parts(entries))
                 opened.write(b"]")
             opened.write(b"}\n")
         self.file = out
 
 
-def _parts(entries: Iterable[Any], encode: Callable[[Any], bytes], size: int = 10_000) -> Iterator[bytes]:
+def _parts(entries: Iterable[Any], size: int = 10_000) -> Iterator[bytes]:
     """Yield the JSON text of a long list, without its brackets, in parts."""
     entries, start = iter(entries), b""
     while part := [*islice(entries, size)]:
-        yield start + encode(part)[1:-1]
+        yield start + msgspec.json.encode(part)[1:-1]
         start = b",\n"
 
 
@@ -251,46 +238,41 @@ def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """Return a mask in COCO's compressed form.
 
     Raises:
-        InvalidAnnotation: it is not run-length encoding of a picture of this size. pycocotools does not check
-            it, and would read other memory.
+        InvalidAnnotation: it does not encode this many pixels, which pycocotools does not check.
     """
     try:
-        counts = rle["counts"]
-        numbers = decode_counts(counts) if isinstance(counts, str) else [*map(int, counts)]
-        if [*map(int, rle["size"])] != [height, width]:
-            raise InvalidAnnotation(
-                f"segmentation: expected RLE of {[height, width]}, got {short(rle['size'])}"
-            )
-        if min(numbers) < 0 or sum(numbers) != height * width:
-            raise InvalidAnnotation(
-                f"segmentation: expected counts of {height * width} pixels, got {short(numbers)}"
-            )
+        size, counts = [*map(int, rle["size"])], rle["counts"]
+        numbers = _decode_counts(counts) if isinstance(counts, str) else [*map(int, counts)]
     except (LookupError, TypeError, ValueError) as error:
-        raise InvalidAnnotation(
-            f"segmentation: expected run-length encoding, got {short(rle)}: {error}"
-        ) from None
-    compressed = coco_mask.frPyObjects({"size": [height, width], "counts": numbers}, height, width)
-    return {"size": [height, width], "counts": compressed["counts"].decode()}
+        raise InvalidAnnotation(f"segmentation: expected RLE, got {short(rle)}: {error}") from None
+    if size != [height, width] or min(numbers, default=-1) < 0 or sum(numbers) != height * width:
+        got = f"{size} and {short(numbers)}"
+        raise InvalidAnnotation(f"segmentation: expected RLE of {height} × {width} pixels, got {got}")
+    compressed = coco_mask.frPyObjects({"size": size, "counts": numbers}, height, width)
+    return {"size": size, "counts": compressed["counts"].decode()}
 
 
-def decode_counts(text: str) -> list[int]:
+def _decode_counts(text: str) -> list[int]:
     """Return the numbers in COCO's compressed run-length encoding, as ``rleFrString`` of pycocotools does."""
     numbers: list[int] = []
     value = shift = 0
     for code in text.encode("ascii"):
         code -= 48
         if not 0 <= code < 64 or shift > 30:
-            raise ValueError("expected characters from 0 to o")
+            raise ValueError("counts: expected characters from 0 to o")
         value |= (code & 31) << shift
         shift += 5
         if not code & 32:  # the last part of a number; its highest bit is the sign
-            if code & 16:
-                value -= 1 << shift
+            value -= (code & 16) << shift - 4
             numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
             value = shift = 0
     if shift:
-        raise ValueError("the last number is not complete")
+        raise ValueError("counts: the last number is not complete")
     return numbers
+
+
+def rounded(values: Iterable[float]) -> list[float]:
+    return [round(value, 2) for value in values]
 
 
 def polygon_area(polygon: Polygon) -> float:

@@ -1,7 +1,5 @@
 """Text and JSON files of annotations, in any encoding."""
 
-import contextlib
-import gc
 import json
 import math
 import mmap
@@ -29,16 +27,24 @@ def read_text(file: Path) -> str:
     Raises:
         InvalidAnnotation: it has another encoding, or cannot be read.
     """
-    _require_file(file)
+    content = _map(file)
+    # the encoding by the byte order mark, or by the position of zero bytes
+    encoding = json.detect_encoding(content[:4])
     try:
-        content = file.read_bytes()
-        # the encoding by the byte order mark, or by the position of zero bytes
-        return content.decode(json.detect_encoding(content))
+        return str(content[:], encoding)
+    except UnicodeDecodeError as error:
+        what = f"{error.reason} at {error.start}"
+        raise InvalidAnnotation(f"expected text in {encoding.upper()}, got {what}") from None
+
+
+def _map(file: Path) -> bytes | mmap.mmap:
+    if not os.path.isfile(file) and os.path.exists(file):  # reading a pipe would wait for its other end
+        raise InvalidAnnotation(f"expected a file, got a folder or pipe: {file}")
+    try:
+        with open(file, "rb") as opened:
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if os.path.getsize(file) else b""
     except OSError as error:
         raise InvalidAnnotation(f"expected a readable file: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        name = error.encoding.upper()
-        raise InvalidAnnotation(f"expected text in {name}, got {error.reason} at {error.start}") from None
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -48,29 +54,11 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
-def map_bytes(file: Path) -> bytes | mmap.mmap:
-    """Return the bytes of a text in UTF-8: those of the file, mapped, unless it has another encoding.
-
-    Raises:
-        InvalidAnnotation: as for :func:`read_text`.
-    """
-    _require_file(file)
-    try:
-        with open(file, "rb") as opened:
-            if json.detect_encoding(opened.read(4)) == "utf-8" and os.path.getsize(file):
-                return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise InvalidAnnotation(f"expected a readable file: {error.strerror}") from None
-    return read_text(file).encode()
-
-
-def read_json(file: Path) -> Any:
-    """Read a JSON file in the encodings of :func:`read_text`.
-
-    Raises:
-        InvalidAnnotation: it is not JSON.
-    """
-    return decode_json(map_bytes(file), Any)
+def read_json(file: Path, kind: Any = Any) -> Any:
+    """Decode a file, which stays mapped as long as a :class:`msgspec.Raw` of it exists."""
+    content = _map(file)
+    is_utf8 = json.detect_encoding(content[:4]) == "utf-8"
+    return decode_json(content if is_utf8 else read_text(file).encode(), kind)
 
 
 def decode_json(content: bytes | mmap.mmap | msgspec.Raw, kind: Any) -> Any:
@@ -103,20 +91,3 @@ def finite(text: str, field: str) -> float:
     if not math.isfinite(value):
         raise InvalidAnnotation(f"{field}: expected a finite number, got {short(text)}")
     return value
-
-
-def _require_file(file: Path) -> None:
-    if not os.path.isfile(file) and os.path.exists(file):  # reading a pipe would wait for its other end
-        raise InvalidAnnotation(f"expected a file, got a folder or pipe: {file}")
-
-
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause Python's garbage collector, which takes a quarter of the time in which a large file is read."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

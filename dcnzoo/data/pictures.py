@@ -18,7 +18,8 @@ def image_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             exif = Image.Exif()
-            exif.load(image.info.get("exif", b""))
+            if image.format != "AVIF":  # OpenCV turns it by its own property
+                exif.load(image.info.get("exif", b""))
             return image.size[::-1] if exif.get(_ORIENTATION, 1) in (5, 6, 7, 8) else image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidAnnotation(f"expected a picture at {file}: {error}") from None

@@ -1,15 +1,14 @@
 """Annotated pictures of other tools: one format in a folder, a data set for each split.
 
-What is accepted is the statement in ``dcnzoo train --help``; everything else is refused. Each picture and each
+What is accepted is the statement in ``dcnzoo train --help``; everything else is refused. Each picture and
 object of the annotation files is used, or is a problem, which stops the command or is counted.
 """
 
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from dcnzoo.data.coco import Coco
 from dcnzoo.data.coco_file import CocoFile
@@ -26,20 +25,7 @@ from dcnzoo.utils.text import columns, counted, cut, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 _SHOWN = 20  # classes
-ACCEPTED = "YOLO's data.yaml, or JSON files of COCO, XML files of Pascal VOC, JSON files of LabelMe"
-
-
-class Reader(Protocol):
-    """One format."""
-
-    name: str
-    notes: list[str]
-
-    def groups(self) -> dict[str, list[Path]]:
-        """Return the files of each split: train and val, or all; perhaps test."""
-
-    def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add the pictures and objects of files to a data set."""
+ACCEPTED = "YOLO's data.yaml, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
 
 
 def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Dataset], list[str]]:
@@ -52,19 +38,23 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
         tree = Tree(data if data.is_dir() else data.parent)
     try:
         reader = _reader(data, tree, options)
-        if options.zero_based and not isinstance(reader, Voc):
-            raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {reader.name}")
         groups = reader.groups()
-        splits = _read(reader, groups, options)
+        classes = dict.fromkeys(options.classes or (reader.classes if isinstance(reader, Yolo) else ()))
+        splits = {name: Dataset(classes, bool(options.classes), options.clip) for name in groups}
+        for name, split in splits.items():
+            reader.read([*track(groups[name], f"reading {name}")], split)
     except InvalidAnnotation as error:
         raise UserError(f"{data}: {error}") from None
+    if isinstance(reader, LabelMe | Voc) and not options.classes:  # they have no list of classes
+        names = sorted(classes)
+        classes.clear()
+        classes.update(dict.fromkeys(names))
     notes = [*reader.notes]
-    problems = [problem for each in splits.values() for problem in each.problems]
-    if problems and not options.skip_invalid:
-        hint = "skip_invalid=True leaves out what is invalid, clip=True clips objects"
-        *lines, last = shown(problems)
-        raise UserError(*lines, f"{last}; {hint}")
-    if problems:
+    if problems := [problem for each in splits.values() for problem in each.problems]:
+        if not options.skip_invalid:
+            *lines, last = shown(problems)
+            hint = "skip_invalid=True leaves out what is invalid, clip=True clips objects"
+            raise UserError(*lines, f"{last}; {hint}")
         notes.append(f"{counted(len(problems), 'problems')} skipped, such as {problems[0]}")
     if clipped := sum(each.clipped for each in splits.values()):
         notes.append(f"clipped to their pictures: {counted(clipped, 'boxes or polygons')}")
@@ -103,25 +93,33 @@ def line_of(name: str, split: Dataset) -> str:
     return f"{name:8}  {numbers}{ignored}, {empty} without objects: {split.folder}"
 
 
-def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
+def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | LabelMe | Voc:
     """Return the reader of the one format of a folder or file.
 
     Raises:
-        UserError: there is none, or several.
+        UserError: there is none, or several; or a file that may be of the format cannot be read.
     """
     if data.is_dir() and is_of_training(data):
         raise UserError(f"data: expected annotated pictures, got the work directory of a training, {data}")
     files = [data] if data.is_file() else tree.files
-    json, unread = _open_json([file for file in files if file.suffix.lower() == ".json"])
-    is_description = data.is_file() and (data.suffix in DESCRIPTIONS or data.name in CLASSES)
-    yolo = Yolo.find(tree, data if is_description else None) if is_description or data.is_dir() else None
-    found = (yolo, Coco.find(tree, json), LabelMe.find(tree, json), Voc.find(tree, files, options.zero_based))
-    readers = [reader for reader in found if reader is not None]
+    json, unread = dict[Path, CocoFile](), list[UserError]()
+    for file in track([file for file in files if file.suffix.lower() == ".json"], "reading"):
+        try:
+            json[file] = CocoFile(file)
+        except InvalidAnnotation as error:
+            unread.append(UserError(f"{file}: {error}"))
+    is_of_yolo = data.suffix in DESCRIPTIONS or data.name in CLASSES
+    chosen = data if data.is_file() and is_of_yolo else None
+    yolo = Yolo.find(tree, chosen) if chosen or data.is_dir() else None
+    voc = Voc.find(tree, files, options.zero_based)
+    readers = [each for each in (yolo, Coco.find(tree, json), LabelMe.find(tree, json), voc) if each]
     if len(readers) > 1:
-        seen = ", ".join(f"{reader.name} ({_example(reader)})" for reader in readers)
+        seen = ", ".join(f"{each.name} ({next(iter(each.files))})" for each in readers)
         raise UserError(f"data: expected one format in {data}, found {seen}: name the file or folder of one")
-    if unread and not (readers and readers[0] in (yolo, found[3])):  # JSON may have annotations
+    if unread and readers not in ([yolo], [voc]):
         raise unread[0]
+    if readers and options.zero_based and not voc:
+        raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {readers[0].name}")
     if readers:
         return readers[0]
     if scored := [file for file, content in json.items() if content.is_coco]:
@@ -133,53 +131,23 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
     raise UserError(f"data: expected {ACCEPTED}, got {data} with {seen}; most tools can export COCO")
 
 
-def _example(reader: Reader) -> Path:
-    return reader.file if isinstance(reader, Yolo) else next(iter(reader.files))  # type: ignore[attr-defined]
-
-
-def _open_json(files: list[Path]) -> tuple[dict[Path, CocoFile], list[UserError]]:
-    """Return the JSON files by their paths, and an error for each that cannot be read."""
-    contents: dict[Path, CocoFile] = {}
-    errors = []
-    for file in track(files, "reading"):
-        try:
-            contents[file] = CocoFile(file)
-        except InvalidAnnotation as error:
-            errors.append(UserError(f"{file}: {error}"))
-    return contents, errors
-
-
-def _read(reader: Reader, groups: Mapping[str, list[Path]], options: ReadOptions) -> dict[str, Dataset]:
-    """Read the files of each split."""
-    classes = dict.fromkeys(options.classes or (reader.classes if isinstance(reader, Yolo) else ()))
-    splits = {name: Dataset(classes, bool(options.classes), options.clip) for name in groups}
-    for name, split in splits.items():
-        reader.read([*track(groups[name], f"reading {name}")], split)
-    if not options.classes and isinstance(reader, LabelMe | Voc):  # they have no list of classes
-        names = sorted(classes)
-        classes.clear()
-        classes.update(dict.fromkeys(names))
-    return splits
-
-
 def _require_objects(name: str, split: Dataset) -> None:
-    if split.crowds < len(split.objects) or (name == "val" and not split.objects):
+    """Raise UserError unless a split has objects to learn from, or to compare with."""
+    if split.crowds < len(split.objects):
         return
     got = f"{counted(split.crowds, 'crowds')} or difficult ones" if split.objects else "none"
+    if split.unlabelled:
+        got += f"; no labels of {split.unlabelled[0]} are beside it or in a folder labels"
     raise UserError(f"data: {name}: expected objects, got {got}")
 
 
 def _unused(tree: Tree, splits: Mapping[str, Dataset]) -> list[str]:
     """Return a line each for the pictures and files that are not used."""
-    used = {picture.absolute() for split in splits.values() for picture in split.sizes}
-    used |= {file.absolute() for split in splits.values() for file in split.sources}
+    used = {file.absolute() for split in splits.values() for file in (*split.sizes, *split.sources)}
     pictures = [file for file in tree.pictures if file.absolute() not in used]
-    others = [file for file in {*tree.files} - {*tree.pictures} if file.absolute() not in used]
-    return [
-        f"{what}, not used: {len(files)} ({few(sorted(files), 2)})"
-        for what, files in (("pictures without annotations", pictures), ("other files", others))
-        if files
-    ]
+    others = sorted(file for file in {*tree.files} - {*tree.pictures} if file.absolute() not in used)
+    kinds = {"pictures without annotations": pictures, "other files": others}
+    return [f"{kind}, not used: {len(files)} ({few(files, 2)})" for kind, files in kinds.items() if files]
 
 
 def _require_apart(splits: Mapping[str, Dataset]) -> None:
@@ -203,7 +171,7 @@ def _require_apart(splits: Mapping[str, Dataset]) -> None:
 def divide(pool: Dataset, share: float, seed: int = 0) -> dict[str, Dataset]:
     """Divide pictures at random into train and val; those that Roboflow made of one picture stay together.
 
-    The last picture of a class stays in train.
+    A picture with objects is the first of val; the last picture of a class stays in train.
 
     Raises:
         UserError: a part would have no object.
@@ -215,29 +183,24 @@ def divide(pool: Dataset, share: float, seed: int = 0) -> dict[str, Dataset]:
     for each in pool.objects:
         if not each.iscrowd:
             names[files[each.picture - 1]].add(each.name)
-    own = {key: {name for file in group for name in names[file]} for key, group in groups.items()}
-    left = Counter(name for classes in own.values() for name in classes)
+    classes = {key: {name for file in group for name in names[file]} for key, group in groups.items()}
+    left = Counter(name for own in classes.values() for name in own)
     number, chosen = max(1, round(share * len(groups))), set[Path]()
     order = random.Random(seed).sample([*groups], len(groups))  # nosec B311
-    for key in _first_of_both(order, own):
-        if number > 0 and all(left[name] > 1 for name in own[key]):
-            left.subtract(own[key])
+    first = next(
+        (key for key in order if classes[key] and all(left[name] > 1 for name in classes[key])), None
+    )
+    for key in sorted(order, key=lambda key: key != first):
+        if number > 0 and all(left[name] > 1 for name in classes[key]):
+            left.subtract(classes[key])
             chosen |= {*groups[key]}
             number -= 1
-    if not any(names[file] for file in chosen) or not any(
-        names[file] for file in files if file not in chosen
-    ):
+    if first is None or not any(left.values()):
         raise UserError("data: expected objects for training and validation: annotate more pictures")
     return {
         "train": pool.select([file for file in files if file not in chosen]),
         "val": pool.select([file for file in files if file in chosen]),
     }
-
-
-def _first_of_both(order: list[object], classes: Mapping[object, Iterable[str]]) -> list[object]:
-    """Return the order with the first group with objects in front, so that val has some."""
-    annotated = next((key for key in order if classes[key]), None)
-    return order if annotated is None else [annotated, *(key for key in order if key != annotated)]
 
 
 def _table_of_classes(splits: Mapping[str, Dataset]) -> list[str]:

@@ -6,7 +6,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote
 
 from dcnzoo.data.files import InvalidAnnotation
@@ -20,7 +19,7 @@ WORDS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-ALL = "all"  # the pictures of data without train and val
+ALL = "all"  # the split of all pictures of data without train and val
 _OF_PICTURES = {"images", "image", "img", "imgs", "jpegimages", "data"}  # folders, beside such as masks
 _OF_RUNS = ("runs", "work_dirs")  # the default folders of Ultralytics and of dcnzoo
 
@@ -28,8 +27,8 @@ _OF_RUNS = ("runs", "work_dirs")  # the default folders of Ultralytics and of dc
 def split_of(names: Iterable[str]) -> str:
     """Return the split that the first of these names with such a word states: ``instances_train2017``."""
     for name in names:
-        words = re.findall("[A-Z]?[a-z]+|[A-Z]+", name)
-        if len(splits := {WORDS[word.lower()] for word in words if word.lower() in WORDS}) == 1:
+        words = map(str.lower, re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
+        if len(splits := {WORDS[word] for word in words if word in WORDS}) == 1:
             return splits.pop()
     return ""
 
@@ -44,8 +43,8 @@ def by_split(stated: Mapping[Path, str]) -> dict[str, list[Path]]:
     is_divided = {"train", "val"} <= states
     groups: dict[str, list[Path]] = defaultdict(list)
     for file, split in stated.items():
-        is_kept_apart = split == "test" and "train" in states
-        groups[split if is_divided or is_kept_apart else ALL].append(file)
+        is_apart = split == "test" and "train" in states
+        groups[split if is_divided or is_apart else ALL].append(file)
     if is_divided and (others := groups.pop("", None)):
         raise UserError(f"data: expected each file in train, val or test, got {few(others, 3)} in none")
     return groups
@@ -68,14 +67,6 @@ def is_of_training(folder: Path) -> bool:
     return is_work_dir(folder) or all((folder / name).is_file() for name in written)
 
 
-class _Folder(NamedTuple):
-    """A folder with pictures."""
-
-    parts: list[str]
-    split: str  # that its path states
-    is_of_pictures: bool
-
-
 class Tree:
     """The files of a data set, without hidden ones, and without those of trainings.
 
@@ -92,10 +83,11 @@ class Tree:
         if not self.pictures:
             self._base = root.absolute().parent
             self.pictures = [file for file in _files(self._base) if file.suffix.lower() in PICTURES]
-        self._folders: dict[Path, _Folder] = {}
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for picture in self.pictures:
             self._by_stem[normal(picture.stem)].append(picture)
+        below = {folder: folder.relative_to(self._base).parts for folder in {p.parent for p in self.pictures}}
+        self._splits = {folder: split_of(reversed(parts)) for folder, parts in below.items()}
 
     def ending(self, *suffixes: str) -> list[Path]:
         return [file for file in self.files if file.suffix.lower() in suffixes]
@@ -106,7 +98,7 @@ class Tree:
         return split_of([file.stem, *names] if own else names)
 
     def split_of_picture(self, picture: Path) -> str:
-        return self._folder(picture.parent).split
+        return self._splits[picture.parent]
 
     def picture(self, name: str, beside: Path, split: str = "", any_ending: bool = False) -> Path:
         """Find the picture of an annotation.
@@ -126,51 +118,31 @@ class Tree:
         if not any_ending and os.path.isfile(own := beside / name.replace("\\", "/")):
             return Path(os.path.normpath(own))
         # Label Studio: /data/local-files/?d=folder/a%20b.jpg
-        parts = [*map(normal, parts_of(unquote(name.partition("?d=")[2] or name)))] or [""]
-        *above, last = parts
+        *above, last = [*map(normal, parts_of(unquote(name.partition("?d=")[2] or name)))] or [""]
         stem, ending = (last, "") if any_ending else os.path.splitext(last)
-        candidates = [
+        pictures = [
             picture
             for picture in self._by_stem.get(stem, ())
             if (any_ending or normal(picture.suffix) == ending)
             and not (split and self.split_of_picture(picture) not in ("", split))
         ]
-        if len(candidates) > 1:
-            ranks = [self._rank(picture, above, beside, split) for picture in candidates]
-            candidates = [
-                picture for picture, rank in zip(candidates, ranks, strict=True) if rank == max(ranks)
-            ]
-        if len(candidates) != 1:
-            raise InvalidAnnotation(
-                f"expected one picture {name} in {self._base}, found {few(candidates, 2)}"
-            )
-        return candidates[0]
+        if len(pictures) > 1:
+            ranks = [self._rank(picture, above, beside, split) for picture in pictures]
+            pictures = [picture for picture, rank in zip(pictures, ranks, strict=True) if rank == max(ranks)]
+        if len(pictures) != 1:
+            raise InvalidAnnotation(f"expected one picture {name} in {self._base}, found {few(pictures, 2)}")
+        return pictures[0]
 
     def _rank(self, picture: Path, above: list[str], beside: Path, split: str) -> tuple:
         """Return what :meth:`picture` compares, in its order; ``above``: the folders in the name."""
-        folder = self._folder(picture.parent)
+        folders = [*map(normal, picture.absolute().parent.parts)]
         equal = 0
-        pairs = zip(reversed(above), reversed(folder.parts), strict=False)
-        for stated, part in pairs:
-            if stated != part:
-                break
+        while equal < min(len(above), len(folders)) and above[-1 - equal] == folders[-1 - equal]:
             equal += 1
+        below = {*map(normal, picture.relative_to(self._base).parts)}
         common = os.path.commonpath([picture.absolute(), beside.absolute()])
-        return (
-            picture.parent == beside,
-            equal,
-            folder.split == split,
-            folder.is_of_pictures,
-            len(Path(common).parts),
-        )
-
-    def _folder(self, folder: Path) -> _Folder:
-        if folder not in self._folders:
-            below = os.path.relpath(folder, self._base).split(os.sep)
-            parts = [normal(part) for part in folder.absolute().parts]
-            is_of_pictures = bool(_OF_PICTURES & {normal(part) for part in below})
-            self._folders[folder] = _Folder(parts, split_of(reversed(below)), is_of_pictures)
-        return self._folders[folder]
+        states = self.split_of_picture(picture) == split
+        return picture.parent == beside, equal, states, bool(_OF_PICTURES & below), len(Path(common).parts)
 
 
 def _files(root: Path) -> list[Path]:

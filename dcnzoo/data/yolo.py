@@ -1,7 +1,6 @@
 """Read YOLO's text files, with boxes or polygons."""
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,13 @@ class Yolo:
 
     Attributes:
         file: the one that describes the data, or names the classes.
-        classes: the names.
     """
 
     name = "YOLO"
 
-    def __init__(self, tree: Tree, file: Path, described: dict[str, Any]) -> None:
-        self.tree, self.file = tree, file
+    def __init__(self, tree: Tree, file: Path, keys: dict[str, Any]) -> None:
+        self.tree, self.file, self.files, self._keys = tree, file, [file], keys
         self.notes: list[str] = []
-        self._described = described
         self._folders: dict[Path, dict[str, Path]] = {}  # the text files of a folder by their stems
 
     @classmethod
@@ -43,77 +40,71 @@ class Yolo:
             chosen: a description or a file with names that the user has named.
         """
         if chosen is not None:
-            return cls(tree, chosen, _keys(chosen))
-        described = {file: _keys(file) for file in tree.ending(*DESCRIPTIONS)}
-        if named := {file: keys for file, keys in described.items() if "train" in keys}:
-            nearest = min(len(file.parts) for file in named)
-            files = [file for file in named if len(file.parts) == nearest]
+            return cls(tree, chosen, _keys_of(chosen))
+        contents = {file: _keys_of(file) for file in tree.files if file.suffix.lower() in DESCRIPTIONS}
+        if described := [file for file, keys in contents.items() if "train" in keys]:
+            depth = min(len(file.parts) for file in described)
+            files = [file for file in described if len(file.parts) == depth]
             files = [file for file in files if file.stem == "data"] or files
             if len(files) > 1:
                 raise UserError(f"data: expected one file like data.yaml, found {few(files)}: name one")
-            return cls(tree, files[0], named[files[0]])
-        texts = {file: _keys(file) for file in tree.files if file.name in CLASSES}
-        texts |= {file: keys for file, keys in described.items() if "names" in keys}
-        if not texts:
+            return cls(tree, files[0], contents[files[0]])
+        contents |= {file: _keys_of(file) for file in tree.files if file.name in CLASSES}
+        readers = [cls(tree, file, keys) for file, keys in contents.items() if "names" in keys]
+        if not readers or not any(map(readers[0].label_of, tree.pictures)):
             return None
-        file, keys = next(iter(texts.items()))
-        reader = cls(tree, file, keys | _lists_of(tree))
-        if not any(map(reader.label_of, tree.pictures)):
-            return None
-        if any(cls(tree, other, keys).classes != reader.classes for other, keys in texts.items()):
-            raise UserError(f"data: expected the same classes in each file, got others in {few([*texts])}")
-        return reader
+        if others := [each.file for each in readers if each.classes != readers[0].classes]:
+            raise UserError(f"data: expected the classes of {readers[0].file}, got others in {few(others)}")
+        readers[0]._keys |= _lists_of(tree)
+        return readers[0]
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes.
-
-        Raises:
-            InvalidAnnotation: they are not names of the classes 0, 1, …
-        """
-        names = self._described.get("names")
+        """The names of the classes; InvalidAnnotation if they are not names of the classes 0, 1, …"""
+        names = self._keys.get("names")
         if isinstance(names, str):  # of obj.data: the file with the names
-            names = _keys(self.file.parent / parts_of(names)[-1]).get("names")
+            names = _keys_of(self.file.parent / parts_of(names)[-1]).get("names")
         if isinstance(names, dict):
             numbers = {str(number): name for number, name in names.items()}
             names = [numbers.get(str(number)) for number in range(len(numbers))]
-        are_names = isinstance(names, list) and all(
-            isinstance(name, str | int) and not isinstance(name, bool) and str(name).strip() for name in names
-        )
-        if not names or not are_names:
-            raise InvalidAnnotation(f"names: expected names of the classes 0, 1, …, got {short(names)}")
-        return [str(name).strip() for name in names]
+        texts = [str(name).strip() for name in names or () if type(name) in (str, int)]
+        if not texts or len(texts) < len(names or ()) or "" in texts or len({*texts}) < len(texts):
+            raise InvalidAnnotation(f"names: expected a name for each class 0, 1, …, got {short(names)}")
+        return texts
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the pictures of each split."""
-        if "kpt_shape" in self._described:
+        if "kpt_shape" in self._keys:
             raise InvalidAnnotation("expected boxes or polygons, got keypoints (kpt_shape)")
-        if "train" not in self._described:
+        if "train" not in self._keys:
             pictures = self.tree.pictures
             labelled = {picture.parent for picture in pictures if self.label_of(picture)}
             own = [picture for picture in pictures if picture.parent in labelled]
             return by_split({picture: self.tree.split_of_picture(picture) for picture in own})
         splits: dict[str, list[Path]] = {}
-        for key, places in self._described.items():
-            if (split := WORDS.get(key)) and places:
+        for key, places in self._keys.items():
+            if key in WORDS and places:
                 listed = places if isinstance(places, list) else [places]
-                splits[split] = [*dict.fromkeys(p for place in listed for p in self._pictures(place))]
-                if not splits[split]:
+                pictures = [*dict.fromkeys(picture for each in listed for picture in self._pictures(each))]
+                if pictures:
+                    splits[WORDS[key]] = pictures
+                else:
                     self.notes.append(f"{self.file.name} names {short(places)} for {key}: no pictures there")
-                    del splits[split]
         if "train" not in splits:
-            got = short(self._described.get("train"))
+            got = short(self._keys["train"])
             raise InvalidAnnotation(f"train: expected a folder or list with pictures, got {got}")
         if "val" not in splits:
             splits[ALL] = splits.pop("train")
         return splits
 
     def _pictures(self, place: object) -> Iterator[Path]:
-        """Yield the pictures of a folder, or of a text file with their paths; of what does not exist, none."""
-        name, path = str(place).replace("\\", "/"), str(self._described.get("path") or "")
-        roots = [self.file.parent / path, self.file.parent]
-        if os.path.isabs(path) or (path and Path(path).resolve() != Path.cwd()):
-            roots.insert(1, Path(path))
+        """Yield the pictures of a folder or of a list; none of one that does not exist."""
+        name, path = str(place).replace("\\", "/"), str(self._keys.get("path") or "")
+        folder, parts = self.file.parent, parts_of(path)
+        # the path, which may be of another machine; and its end, below the folder of the file
+        roots = [folder / path, *(folder.joinpath(*parts[start:]) for start in range(len(parts) + 1))]
+        if self.file.suffix == ".data":  # darknet runs in the folder above
+            roots.append(folder.parent)
         # Roboflow's ../train/images is below the file, and darknet's data/train.txt beside it
         names = (name, name.removeprefix("../"), name.removeprefix("data/"))
         target = next((root / each for root in roots for each in names if (root / each).exists()), None)
@@ -124,21 +115,19 @@ class Yolo:
             return
         for number, line in read_lines(target):
             line = line.replace("\\", "/")
-            tries = (Path(root, line) for root in (*roots, target.parent))
-            picture = next(filter(os.path.isfile, tries), None)
+            picture = next(filter(os.path.isfile, (root / line for root in (*roots, target.parent))), None)
             try:
-                if picture is None:
-                    picture = self.tree.picture(line, target.parent)
+                yield Path(os.path.normpath(picture or self.tree.picture(line, target.parent)))
             except InvalidAnnotation as error:
-                raise InvalidAnnotation(f"{target}: {error}", number) from None
-            yield Path(os.path.normpath(picture))
+                raise InvalidAnnotation(f"{target}:{number}: {error}") from None
 
     def label_of(self, picture: Path) -> Path | None:
         """Return ``labels/a.txt`` of ``images/a.jpg``, or the text file beside the picture."""
         folders, parts = [picture.parent], picture.parent.parts
         for number in range(len(parts) - 1, -1, -1):
             if parts[number].lower() in ("images", "jpegimages"):
-                folders.insert(0, Path(*parts[:number], "labels", *parts[number + 1 :]))
+                names = ("labels", "Labels", "LABELS")
+                folders = [Path(*parts[:number], name, *parts[number + 1 :]) for name in names] + folders
                 break
         stem = normal(picture.stem)
         return next((file for folder in folders if (file := self._texts(folder).get(stem))), None)
@@ -150,8 +139,7 @@ class Yolo:
         return self._folders[folder]
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add pictures and their lines: ``class x y width height`` or ``class x1 y1 x2 y2 …``, from 0 to 1."""
-        dataset.sources.append(self.file)
+        """Add pictures and their lines ``class x y width height`` or ``class x1 y1 x2 y2 …``, from 0 to 1."""
         classes, used = self.classes, dict[Path, Path]()
         for picture in files:
             with dataset.refusing(picture):
@@ -164,39 +152,21 @@ class Yolo:
                     raise InvalidAnnotation(f"expected one picture of {label}, found {used[label]}, too")
                 used[label] = picture
                 for number, line in read_lines(label):
-                    try:
+                    with dataset.refusing(f"{label}:{number}"):
                         _add(line.split(), classes, dataset)
-                    except InvalidAnnotation as error:
-                        dataset.refuse(f"{label}:{number}", error)
-        dataset.sources += used
-        self._require_pictures({*used}, files, dataset)
-
-    def _require_pictures(self, used: set[Path], files: list[Path], dataset: Dataset) -> None:
-        """Count labels without a picture; they are an error if there are pictures without labels, too."""
-        folders = defaultdict[Path, set[Path]](set)
-        for label in used:
-            folders[label.parent].add(label)
-        others = {text for folder in folders for text in self._texts(folder).values()} - used
-        strays = [text for text in sorted(others) if _is_label(text)]
-        if strays and dataset.unlabelled:
-            pictures = f"{counted(len(dataset.unlabelled), 'pictures')} ({few(dataset.unlabelled, 2)})"
-            raise UserError(
-                f"data: expected a label of each picture, found none of {pictures}, and "
-                f"{counted(len(strays), 'labels')} without a picture ({few(strays, 2)})"
-            )
-        if len(dataset.unlabelled) == len(dataset.sizes) > 0:
-            raise UserError(
-                f"data: expected labels of {files[0]} beside it or in a folder labels, found none"
-            )
-        if strays:
-            dataset.notes.append(
-                f"{counted(len(strays), 'labels')} without a picture, not used: {few(strays, 2)}"
-            )
+        dataset.sources += [self.file, *used]
+        folders = {label.parent for label in used}
+        others = sorted({text for folder in folders for text in self._texts(folder).values()} - used.keys())
+        if strays := [text for text in others if _is_label(text)]:
+            what = f"{counted(len(strays), 'labels')} without a picture ({few(strays, 2)})"
+            if dataset.unlabelled:
+                pictures = f"{counted(len(dataset.unlabelled), 'pictures')} ({few(dataset.unlabelled, 2)})"
+                raise UserError(f"data: expected a label of each picture, got {pictures} without, and {what}")
+            dataset.notes.append(f"{what}, not used")
 
 
-def _keys(file: Path) -> dict[str, Any]:
+def _keys_of(file: Path) -> dict[str, Any]:
     """Return the keys of data.yaml, of darknet's obj.data, or the names in a text file; {} of other files."""
-    is_named = file.name in CLASSES or file.stem == "data"  # other YAML is somebody else's
     try:
         text = read_text(file)
         if file.suffix == ".data":
@@ -205,27 +175,19 @@ def _keys(file: Path) -> dict[str, Any]:
         if file.name in CLASSES:
             return {"names": text.rstrip().splitlines()}
         content = yaml.safe_load(text)
-    except InvalidAnnotation as error:
-        if is_named:
-            raise UserError(f"{file}: {error}") from None
-        return {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if is_named:
-            raise UserError(f"{file}: expected YAML: {' '.join(str(error).split())}") from None
-        return {}
+    except (InvalidAnnotation, yaml.YAMLError, ValueError, RecursionError) as error:
+        if file.name not in CLASSES and file.stem != "data":  # somebody else's
+            return {}
+        raise UserError(f"{file}: expected YAML or names: {' '.join(str(error).split())}") from None
     return {str(key).lower(): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
 def _lists_of(tree: Tree) -> dict[str, str]:
-    """Return the files train.txt, val.txt, … with names of pictures, of a folder without a description."""
-    lists = {}
-    for file in tree.ending(".txt"):
-        split = WORDS.get(file.stem.lower())
-        if split and file.parent == tree.root:
-            lines = [line for _, line in read_lines(file)]
-            if lines and all(line.lower().endswith(PICTURES) for line in lines):
-                lists[split] = file.name
-    return lists if "train" in lists else {}
+    """Return the lists of pictures train.txt, val.txt, … of a folder without a description."""
+    files = {file.stem.lower(): file for file in tree.files if file.parent == tree.root}
+    lists = {name: file.name for name, file in files.items() if name in WORDS and file.suffix == ".txt"}
+    lines = (line.lower() for name in lists.values() for _, line in read_lines(tree.root / name))
+    return lists if "train" in lists and all(line.endswith(PICTURES) for line in lines) else {}
 
 
 def _is_label(file: Path) -> bool:

@@ -12,7 +12,6 @@ from pathlib import Path
 from mmengine.device import get_device
 
 from dcnzoo.data.dataset import Dataset, ReadOptions
-from dcnzoo.data.files import collector_paused
 from dcnzoo.data.preparation import line_of, read_data, read_splits
 from dcnzoo.data.tree import ALL
 from dcnzoo.openmmlab.classes import declared_metainfo
@@ -73,10 +72,9 @@ def prepare(
     new = partial_of(work_dir / "data")  # beside the other folders, so that relative paths are the same
     try:
         new.mkdir()
-        with collector_paused():  # of millions of objects
-            splits, decisions = read_data(data, options)
-            for name, split in splits.items():
-                split.write(new / f"{name}.json")
+        splits, decisions = read_data(data, options)
+        for name, split in splits.items():
+            split.write(new / f"{name}.json")
         own = _configure(new / f"{work_dir.resolve().name or 'data'}.py", splits, model, decisions)
         del splits
         return_memory()

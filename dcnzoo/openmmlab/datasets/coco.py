@@ -25,7 +25,7 @@ from mmengine.logging import MMLogger, print_log
 from dcnzoo.compat.patches import Changes
 from dcnzoo.data.check import problems_of, wrong_with_classes
 from dcnzoo.data.coco_file import KEYS, CocoFile
-from dcnzoo.data.files import InvalidAnnotation, collector_paused, decode_json
+from dcnzoo.data.files import InvalidAnnotation, decode_json
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
@@ -185,7 +185,7 @@ class CocoDataset(coco.CocoDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return MMDetection's dictionary of each image, with the numbers of its annotations."""
         self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
-        with get_local_path(self.ann_file, backend_args=self.backend_args) as path, collector_paused():
+        with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
             content = self._content = _open(path)
             self._warn(_require_usable(self.ann_file, content, self._masks), len(content.annotations))
         categories = [category for _, category in content.entries("categories", strict=True)]
