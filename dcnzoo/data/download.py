@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import replacing
 
 HOST = "http://images.cocodataset.org"
 # part of COCO → URL and checksum (None if unknown)
@@ -32,31 +32,25 @@ COCO = {
 USUAL = ("annotations", "val2017", "train2017")
 
 
-def _convert(source: Path, out: Path, options: ReadOptions) -> None:
-    from dcnzoo.data.preparation import read_splits
-
-    for name, split in read_splits(source, options)[1].items():
-        split.write(out / f"{name}.json")
-
-
 def _bccd(source: Path, out: Path) -> None:
     """Blood cells, in Pascal VOC's format. Some boxes extend beyond their image or are empty."""
-    _convert(
-        source / "BCCD", out, ReadOptions(classes=("WBC", "RBC", "Platelets"), clip=True, skip_invalid=True)
-    )
+    from dcnzoo.data.preparation import ReadOptions, read_splits
+
+    options = ReadOptions(classes=("WBC", "RBC", "Platelets"), clip=True, skip_invalid=True)
+    for name, split in read_splits(source / "BCCD", options)[1].items():
+        split.write(out / f"{name}.json")
     shutil.copytree(source / "BCCD" / "JPEGImages", out / "images")
 
 
 def _fruits_nuts(source: Path, out: Path) -> None:
     """Dates, figs and hazelnuts, in one COCO file. The five images for validation are dcnzoo's choice."""
-    validation = {"5.jpg", "7.jpg", "8.jpg", "13.jpg", "15.jpg"}
-    from dcnzoo.data.preparation import read_splits
+    from dcnzoo.data.preparation import ReadOptions, read_splits
 
+    validation = {"5.jpg", "7.jpg", "8.jpg", "13.jpg", "15.jpg"}
     (pool,) = read_splits(source / "data" / "trainval.json", ReadOptions())[1].values()
-    for split in ("train", "val"):
-        pool.select([f for f in pool.sizes if (f.name in validation) == (split == "val")]).write(
-            out / f"{split}.json"
-        )
+    for name in ("train", "val"):
+        own = [file for file in pool.sizes if (file.name in validation) == (name == "val")]
+        pool.select(own).write(out / f"{name}.json")
     (out / "images").mkdir()
     for file in pool.sizes:
         shutil.copy(file, out / "images")
@@ -90,8 +84,7 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> list[str]:
     """
     from dcnzoo.utils.progress import track
 
-    folder = Path(folder)
-    names: list[str] = []
+    folder, names = Path(folder), list[str]()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
@@ -121,8 +114,6 @@ def prepare(name: str, archive: Path, out: Path) -> None:
     Raises:
         UserError: the archive does not have the expected content, or ``out`` contains other files.
     """
-    from dcnzoo.utils.files import replacing
-
     with tempfile.TemporaryDirectory() as folder, replacing(out) as partial:
         unpack(archive, folder)
         partial.mkdir()

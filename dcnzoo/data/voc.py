@@ -1,6 +1,5 @@
 """Read Pascal VOC's XML files."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -16,7 +15,7 @@ class Voc:
 
     name = "Pascal VOC"
 
-    def __init__(self, tree: Tree, files: list[Path], zero_based: bool = False) -> None:
+    def __init__(self, tree: Tree, files: list[Path], zero_based: bool) -> None:
         self.tree, self.files, self.zero_based = tree, files, zero_based
         self.notes: list[str] = []
 
@@ -25,60 +24,53 @@ class Voc:
         """Return the reader, if there are files of VOC; then any XML with the name of a picture is read."""
         xml = [file for file in files if file.suffix.lower() == ".xml"]
         own = {file for file in xml if _is_voc(file)}
-        if not own:
-            return None
-        stems = {normal(picture.stem) for picture in tree.pictures}
-        return cls(tree, [file for file in xml if file in own or normal(file.stem) in stems], zero_based)
+        stems = {normal(picture.stem) for picture in tree.pictures} if own else set()
+        xml = [file for file in xml if file in own or normal(file.stem) in stems]
+        return cls(tree, xml, zero_based) if own else None
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by the lists ``ImageSets/Main/train.txt`` …, else by folders."""
-        if lists := [file for file in self.tree.ending(".txt") if "ImageSets" in file.parts]:
-            return self._listed({file: file.stem.lower() for file in lists})
-        return by_split({file: self.tree.split_of(file) for file in self.files})
-
-    def _listed(self, lists: Mapping[Path, str]) -> dict[str, list[Path]]:
-        known = {name: WORDS.get(name, ALL) for name in lists.values() if _is_of_split(name)}
-        if "train" in known.values():  # trainval lists the same files again
-            known = {name: split for name, split in known.items() if split != ALL}
-        if "val" not in known.values():
-            known = {name: split if split == "test" else ALL for name, split in known.items()}
-        if ALL not in known.values() and "train" not in known.values():
+        lists = {f: f.stem.lower() for f in self.tree.ending(".txt") if "ImageSets" in f.parts}
+        if not lists:
+            return by_split({file: self.tree.split_of(file) for file in self.files})
+        splits = {"trainval": ALL, "default": ALL, **WORDS}
+        known = {splits[name] for name in lists.values() if name in splits}
+        if not known - {"test", "val"}:
             got = few([*lists.values()])
             raise InvalidAnnotation(f"expected lists train.txt and val.txt in ImageSets, got {got}")
-        splits: dict[str, list[Path]] = {}
+        groups: dict[str, list[Path]] = {}
         for file, name in lists.items():
-            if name in known:
-                splits.setdefault(known[name], []).extend(self._files_of(file))
-        listed = {file for own in splits.values() for file in own}
+            split = splits.get(name, "")
+            if not split or (split == ALL and "train" in known):  # trainval lists the same files again
+                continue
+            is_divided = split == "test" or "val" in known
+            groups.setdefault(split if is_divided else ALL, []).extend(self._listed(file))
+        listed = {file for own in groups.values() for file in own}
         if others := [file for file in self.files if file not in listed]:
             self.notes.append(f"XML files that no list names, not used: {len(others)} ({few(others, 2)})")
-        return splits
+        return groups
 
-    def _files_of(self, listing: Path) -> list[Path]:
+    def _listed(self, listing: Path) -> list[Path]:
         """Return the XML files that a list names: of its own devkit, VOC2007 beside VOC2012."""
         root = listing.parents[1 if listing.parent.name == "ImageSets" else 2]
-        own = {file: [*map(normal, file.with_suffix("").parts)] for file in self.files}
         by_stem: dict[str, list[Path]] = {}
-        for file, parts in own.items():
+        for file in self.files:
             if file.is_relative_to(root):
-                by_stem.setdefault(parts[-1], []).append(file)
-        files = []
+                by_stem.setdefault(normal(file.stem), []).append(file)
+        listed = []
         for number, line in read_lines(listing):
-            name = normal(line.strip('"'))
-            parts = name.split("/")
+            *above, last = normal(line.strip('"')).split("/")
             # with an ending; or of VOC's lists of a class, with 1 or -1 behind it
-            stems = (parts[-1], Path(parts[-1]).stem, parts[-1].rpartition(" ")[0].strip())
-            candidates = next(filter(None, map(by_stem.get, stems)), [])
-            if len(candidates) > 1:  # cam1/0001 and cam2/0001
-                candidates = [file for file in candidates if own[file][-len(parts) :] == parts]
-                candidates = [f for f in candidates if len(f.parts) == min(len(c.parts) for c in candidates)]
-            if len(candidates) != 1:
-                raise InvalidAnnotation(
-                    f"{listing}:{number}: expected the name of an XML file, got {line}, of which there are "
-                    f"{len(candidates)}"
-                )
-            files += candidates
-        return files
+            stems = (last, Path(last).stem, last.rpartition(" ")[0].strip())
+            files = next(filter(None, map(by_stem.get, stems)), [])
+            if len(files) > 1:  # cam1/0001, cam2/0001 and perhaps backup/cam1/0001
+                files = [f for f in files if [*map(normal, f.parts)][-1 - len(above) : -1] == above]
+                files = [f for f in files if len(f.parts) == min(len(each.parts) for each in files)]
+            if len(files) != 1:
+                got = f"{line}, of which there are {len(files)}"
+                raise InvalidAnnotation(f"{listing}:{number}: expected the name of an XML file, got {got}")
+            listed += files
+        return listed
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
         """Add the pictures and objects of XML files.
@@ -91,10 +83,9 @@ class Voc:
             with dataset.refusing(file):
                 root = _parse(file)
                 size = root.find("size")
-                stated = None
-                if size is not None:
-                    stated = tuple(int(_number(size, side)) for side in ("width", "height"))
-                dataset.add_picture(self._picture(file, root), stated)
+                sides = () if size is None else ("width", "height")
+                stated = tuple(int(_number(root, f"size/{side}")) for side in sides)
+                dataset.add_picture(self._picture(file, root), stated or None)
                 for number, thing in enumerate(root.iter("object"), 1):
                     with dataset.refusing(f"{file}: object {number}"):
                         self._add(thing, dataset)
@@ -131,10 +122,6 @@ def _is_voc(file: Path) -> bool:
     """Whether the first bytes of a file have VOC's outermost element."""
     with open(file, "rb") as opened:
         return b"<annotation>" in opened.read(4000).replace(b"\0", b"")
-
-
-def _is_of_split(name: str) -> bool:
-    return name in (*WORDS, "trainval", "default")
 
 
 def _parse(file: Path) -> Element:
