@@ -68,8 +68,8 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     its place; --clip and --skip-invalid allow it and print the number, like that of unused pictures and files.
 
     Lists (ImageSets, .txt) say which pictures are used. A split that data.yaml names and that is absent is
-    printed. Of several COCO files, those named instances… are read. Labels without a picture are counted,
-    unless pictures lack labels, too. Results with scores, runs/, work directories, hidden folders and @eaDir
+    printed. Of several COCO files in a folder, those named instances… are read. Labels without a picture
+    are counted, unless pictures lack labels, too. Results with scores, runs/, work directories, hidden folders and @eaDir
     are passed over. A training goes on by its work directory: dcnzoo train work_dirs/fruits --resume.
 
     \b

@@ -24,17 +24,15 @@ class Coco(NamedTuple):
 
     @classmethod
     def find(cls, tree: Tree, json: Mapping[Path, CocoFile]) -> "Coco | None":
-        """Return the reader, if there are COCO files. Of COCO's own folder, those of instances are read."""
-        files = {file: content for file, content in json.items() if content.is_coco}
-        results = [file for file, content in files.items() if content.is_result]
-        notes: list[str] = []
-        if results:
-            notes.append(f"results with scores, not read: {len(results)} ({few(results, 2)})")
-            files = {file: content for file, content in files.items() if file not in results}
-        named = {file: content for file, content in files.items() if file.name.startswith("instances")}
-        if others := [file for file in files if named and file not in named]:
-            notes.append(f"COCO files beside those of instances, not read: {len(others)} ({few(others, 2)})")
-        return cls(tree, named or files, notes) if files else None
+        """Return the reader, if there are COCO files. Beside ``instances_train.json``, others are not read."""
+        files = [file for file, content in json.items() if content.is_coco]
+        scored = [file for file in files if json[file].is_result]
+        folders = {file.parent for file in files if file.name.startswith("instances")}
+        keypoints = [f for f in files if f.parent in folders and not f.name.startswith("instances")]
+        kinds = {"results with scores": scored, "COCO files beside instances…": keypoints}
+        notes = [f"{kind}, not read: {len(own)} ({few(own, 2)})" for kind, own in kinds.items() if own]
+        read = {file: json[file] for file in files if file not in (*scored, *keypoints)}
+        return cls(tree, read, notes) if read else None
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split."""

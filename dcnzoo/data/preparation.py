@@ -164,8 +164,8 @@ def _require_apart(splits: Mapping[str, Dataset]) -> None:
             if other != name:
                 shared.append(f"{file} of {name} = {copy} of {other}")
     if shared:
-        number = counted(len(shared), "pictures")
-        raise UserError(f"data: expected no picture in two splits, got {number}: {few(shared, 2)}")
+        got = f"{counted(len(shared), 'pictures')}: {', '.join(shared[:2])}"
+        raise UserError(f"data: expected no picture in two splits, got {got}")
 
 
 def divide(pool: Dataset, share: float, seed: int = 0) -> dict[str, Dataset]:

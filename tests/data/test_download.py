@@ -57,7 +57,6 @@ PARTS = ("--parts", "val2017", "--parts", "annotations")
 
 
 def test_download_and_unpack(server, tmp_path):
-    server.cuts = [200_000]
     arguments = (*PARTS, "--unzip", "--delete", "--out", tmp_path / "coco")
     lines = run("data", "download", *arguments).splitlines()
     assert lines[:2] == [f"{tmp_path}/coco/val2017.zip", f"{tmp_path}/coco: 1 file"]
@@ -65,10 +64,9 @@ def test_download_and_unpack(server, tmp_path):
     assert (tmp_path / "coco/val2017/1").read_bytes() == IMAGE
     assert (tmp_path / "coco/annotations/instances").read_text() == "{}"
     assert {p.name for p in (tmp_path / "coco").glob("[!.]*")} == {"annotations", "val2017"}
-    assert [wanted is None for _, wanted in server.requests] == [True, False, True], "resumed"
     assert "val2017.zip" in run("data", "download", "--list")
     assert "already has val2017.zip" in run("data", "download", *arguments)
-    assert len(server.requests) == 3, "not downloaded again, though the archives are gone"
+    assert len(server.requests) == 2, "not downloaded again, though the archives are gone"
     (tmp_path / "coco/val2017/1").unlink()
     assert "already has annotations" in run("data", "download", *arguments)
     assert (tmp_path / "coco/val2017/1").read_bytes() == IMAGE
@@ -77,7 +75,7 @@ def test_download_and_unpack(server, tmp_path):
 def test_wrong_checksum(server, tmp_path):
     server.files["/zips/val2017.zip"] = ANNOTATIONS
     message = error_of("data", "download", *PARTS, "--unzip", "--out", tmp_path)
-    assert "val2017.zip: expected sha1 " in message
+    assert "val2017.zip: expected sha1:" in message
     assert not (tmp_path / "val2017").exists()
 
 

@@ -1,310 +1,82 @@
-"""Layouts of annotated pictures: for each row of the table, a generator of a folder as the tool writes it."""
+"""What the documented exports of annotation tools become, in each arrangement of splits."""
 
-import json
-import random
-from pathlib import Path
+import shutil
 
 import pytest
-from PIL import Image
 
 from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_splits
+from dcnzoo.data.preparation import read_data
+from dcnzoo.data.tree import split_of
+from dcnzoo.utils.errors import UserError
 
-CLASSES = ("disc", "box", "star")
-WIDTH, HEIGHT = 60, 40
-SIZES = {"train": 6, "val": 3, "test": 2}
-
-
-def draw(root, names, empty=(1,)):
-    """Pictures, by default numbered alike in each split: name → objects, (class, x, y, width, height)."""
-    part = {}
-    for index, name in enumerate([f"{n:04}.jpg" for n in range(names)] if isinstance(names, int) else names):
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (WIDTH, HEIGHT), tuple(random.randrange(256) for _ in range(3))).save(file)
-        boxes = [(random.randrange(3), random.randrange(20), 4, random.randrange(9, 30), 20)]
-        part[file.name] = [] if index in empty else boxes
-    return part
+from .folders import CLASSES, GENERATORS, SIZES, coco, draw, expected, read, voc_lists, write
 
 
-def write(file, content):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+def same(result, truth):
+    assert result.keys() == truth.keys()
+    for split, pictures in result.items():
+        assert pictures.keys() == truth[split].keys()
+        for path, boxes in pictures.items():
+            for box, written in zip(sorted(boxes), sorted(truth[split][path]), strict=True):
+                assert box[0] == written[0] and box[1:] == pytest.approx(written[1:], abs=0.1)
 
 
-def edit_json(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    write(file, content)
-
-
-def coco(part, prefix="", root_category=False):
-    names = ("shapes", *CLASSES) if root_category else CLASSES
-    ids = {name: number for number, name in enumerate(names, 0 if root_category else 1)}
-    group = {"supercategory": "shapes" if root_category else "shape"}
-    images, annotations = [], []
-    for number, (name, boxes) in enumerate(part.items(), 1):
-        images.append({"id": number, "file_name": f"{prefix}{name}", "width": WIDTH, "height": HEIGHT})
-        for label, *box in boxes:
-            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[CLASSES[label]]}
-            annotations.append(
-                {**entry, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "segmentation": []}
-            )
-    categories = [{"id": ids[name], "name": name, **group} for name in names]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def voc(file, name, boxes):
-    objects = "".join(
-        f"<object><name>{CLASSES[label]}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
-        f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
-        for label, x, y, w, h in boxes
-    )
-    write(file, f"<annotation><filename>{name}</filename>{objects}</annotation>")
-
-
-def yolo(file, boxes):
-    rows = [((x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT) for _, x, y, w, h in boxes]
-    lines = [f"{box[0]} {' '.join(map(str, row))}\n" for box, row in zip(boxes, rows, strict=True)]
-    write(file, "".join(lines))
-
-
-def labelme(file, path, boxes, corners=False):
-    shapes = []
-    for label, x, y, w, h in boxes:
-        points = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
-        points = points if corners else points[::2]
-        shapes.append({"label": CLASSES[label], "shape_type": "rectangle", "points": points})
-    write(file, {"imagePath": path, "imageHeight": HEIGHT, "imageWidth": WIDTH, "shapes": shapes})
-
-
-# Generators get a folder and the number of pictures of each split, and return split → (folder, objects).
-
-
-def by_folder(writer, images="{}", names=("train", "val", "test")):
-    """A generator of splits in folders; ``writer(root, split, folder of the pictures, name, boxes)``."""
-
-    def generate(root, splits):
-        truth = {}
-        for split, number in splits.items():
-            name = dict(zip(SIZES, names, strict=True))[split]
-            folder = root / images.format(name)
-            part = draw(folder, number)
-            truth[split] = (folder, part)
-            for file, boxes in part.items():
-                writer(root, name, folder, Path(file), boxes)
-        return truth
-
-    return generate
-
-
-def labels_beside(root, name, folder, file, boxes):
-    labels = str(folder).replace(f"{root}/images", f"{root}/labels").replace("/images", "/labels")
-    yolo(Path(labels) / file.with_suffix(".txt"), boxes)
-
-
-def described(generate, text, file="data.yaml"):
-    def write_all(root, splits):
-        truth = generate(root, splits)
-        lines = [line for line in text.splitlines() if any(key in line for key in (*splits, "path"))]
-        write(root / file, "\n".join([*lines, f"names: [{', '.join(CLASSES)}]\n"]))
-        return truth
-
-    return write_all
-
-
-def yolo_lists(root, splits):
-    truth = by_folder(labels_beside, "images/{}")(root, splits)
-    for split, (folder, part) in truth.items():
-        write(root / f"{split}.txt", "".join(f"data/images/{split}/{name}\n" for name in part))
-        assert folder.name == split
-    write(
-        root / "data.yaml",
-        "path: ./\n" + "".join(f"{s}: {s}.txt\n" for s in splits) + "names: {0: disc, 1: box, 2: star}",
-    )
-    return truth
-
-
-def darknet(root, splits):
-    def writer(root, name, folder, file, boxes):
-        yolo(folder / file.with_suffix(".txt"), boxes)
-
-    truth = by_folder(writer, "obj_{}_data", ("train", "valid", "test"))(root, splits)
-    names = {"train": "train", "val": "valid", "test": "test"}
-    for split, (folder, part) in truth.items():
-        write(root / f"{names[split]}.txt", "".join(f"data/{folder.name}/{name}\n" for name in part))
-    write(root / "obj.names", "\n".join(CLASSES))
-    rows = "".join(f"{names[split]} = data/{names[split]}.txt\n" for split in splits)
-    write(root / "obj.data", f"classes = 3\n{rows}names = data/obj.names\nbackup = backup/\n")
-    return truth
-
-
-def lists_and_names(root, splits):
-    truth = darknet(root, splits)
-    (root / "obj.data").unlink()
-    return truth
-
-
-def classes_file(generate, file="classes.txt"):
-    """Write the names of the classes; with a star, to each split's folder."""
-
-    def write_all(root, splits):
-        truth = generate(root, splits)
-        for folder, _ in truth.values():
-            write(root / file.replace("*", folder.name), "\n".join(CLASSES))
-        return truth
-
-    return write_all
-
-
-def voc_lists(annotations="Annotations", images="JPEGImages", names=("train", "val", "test"), quoted=False):
-    """One folder of pictures, whose names do not repeat, and lists."""
-
-    def generate(root, splits):
-        truth = {}
-        for split, number in splits.items():
-            part = draw(root / images, [f"{split} {n:04}.jpg" for n in range(number)])
-            for name, boxes in part.items():
-                voc(root / annotations / Path(name).with_suffix(".xml"), name, boxes)
-            stems = [f'"{Path(name).stem}"' if quoted else Path(name).stem for name in part]
-            listed = dict(zip(SIZES, names, strict=True))[split]
-            write(root / f"ImageSets/Main/{listed}.txt", "\n".join(stems))
-            truth[split] = (root / images, part)
-        return truth
-
-    return generate
-
-
-def devkit(root, splits):
-    truth = {split: (root, {}) for split in splits}
-    for year in ("VOC2007", "VOC2012"):
-        for split, (folder, part) in voc_lists()(root / year, splits).items():
-            truth[split][1].update({f"{folder.relative_to(root)}/{name}": part[name] for name in part})
-    return truth
-
-
-def voc_folders(images="{}", annotations="{}", names=("train", "val", "test")):
-    def writer(root, name, folder, file, boxes):
-        voc(root / annotations.format(name) / file.with_suffix(".xml"), file.name, boxes)
-
-    return by_folder(writer, images, names)
-
-
-def coco_folders(images, annotations, names=("train", "val", "test"), prefix="", root_category=False):
-    def generate(root, splits):
-        truth = {}
-        for split, number in splits.items():
-            name = dict(zip(SIZES, names, strict=True))[split]
-            part = draw(root / images.format(name), number)
-            write(root / annotations.format(name), coco(part, prefix, root_category))
-            truth[split] = (root / images.format(name), part)
-        return truth
-
-    return generate
-
-
-def coco_official(root, splits):
-    truth = coco_folders("{}2017", "annotations/instances_{}2017.json")(root, splits)
-    for split, (_, part) in truth.items():
-        content = coco(part)
-        captions = [{"id": 1, "image_id": 1, "caption": "a disc"}]
-        write(root / f"annotations/captions_{split}2017.json", {**content, "annotations": captions})
-        write(root / f"annotations/person_keypoints_{split}2017.json", content)
-    return truth
-
-
-def labelme_folders(images, annotations, path="{}", corners=False):
-    def writer(root, name, folder, file, boxes):
-        stated = path.format(file.name)
-        labelme(root / annotations.format(name) / file.with_suffix(".json"), stated, boxes, corners)
-
-    return by_folder(writer, images)
-
-
-KEYS = "train: {0}\nval: {1}\ntest: {2}\n"
-GENERATORS = {
-    "YOLO, Ultralytics": described(
-        by_folder(labels_beside, "images/{}"),
-        "path: ../datasets/shapes\n" + KEYS.format("images/train", "images/val", "images/test"),
-        "shapes.yaml",
-    ),
-    "YOLO, Roboflow": described(
-        by_folder(labels_beside, "{}/images", ("train", "valid", "test")),
-        KEYS.format("../train/images", "../valid/images", "../test/images"),
-    ),
-    "YOLO, CVAT": yolo_lists,
-    "YOLO, FiftyOne": described(
-        by_folder(labels_beside, "images/{}", ("train", "validation", "test")),
-        "path: .\ntrain: ./images/train/\nvalidation: ./images/validation/  # val\ntest: ./images/test/\n",
-        "dataset.yaml",
-    ),
-    "YOLO, darknet and CVAT 1.1": darknet,
-    "YOLO, lists and names": lists_and_names,
-    "Pascal VOC": voc_lists(),
-    "Pascal VOC, devkit": devkit,
-    "Pascal VOC, CVAT": voc_lists(names=("Train", "Validation", "Test"), quoted=True),
-    "Pascal VOC, Roboflow": voc_folders(names=("train", "valid", "test")),
-    "Pascal VOC, without lists": voc_folders("images/{}/cam 1", "annotations/{}/cam 1"),
-    "COCO": coco_official,
-    "COCO, CVAT": coco_folders("images/{}", "annotations/instances_{}.json", ("Train", "Validation", "Test")),
-    "COCO, Roboflow": coco_folders(
-        "{}", "{}/_annotations.coco.json", ("train", "valid", "test"), root_category=True
-    ),
-    "COCO, Label Studio": coco_folders("{}/images", "{}/result.json", prefix="..\\..\\media\\upload\\3\\"),
-    "COCO, FiftyOne": coco_folders("{}/data", "{}/labels.json"),
-    "COCO, two files": coco_folders("images/{}", "{}.json"),
-    "LabelMe": labelme_folders("{}", "{}"),
-    "LabelMe, pictures elsewhere": labelme_folders("images/{}", "annotations/{}", "C:\\me\\{}"),
-    "LabelMe, X-AnyLabeling": labelme_folders("{}", "{}", corners=True),
-    "YOLO, Label Studio": classes_file(by_folder(labels_beside, "images/{}")),
-    "YOLO, Roboflow's Darknet": classes_file(
-        by_folder(lambda root, name, folder, file, boxes: yolo(folder / file.with_suffix(".txt"), boxes)),
-        "*/_darknet.labels",
-    ),
-    "YOLO, LabelImg": classes_file(
-        by_folder(lambda root, name, folder, file, boxes: yolo(folder / file.with_suffix(".txt"), boxes))
-    ),
-}
-
-
-def read(data, **options):
-    """split → {path of the picture: [(class, x, y, width, height)]}."""
-    result = {}
-    for name, split in read_splits(data, ReadOptions(**options))[1].items():
-        files = [*split.sizes]
-        pictures = {str(file): [] for file in files}
-        for each in split.objects:
-            pictures[str(files[each.picture - 1])].append((each.name, *each.bbox))
-        result[name] = pictures
-    return result
-
-
-def expected(truth):
-    return {
-        split: {
-            str(folder / name): [(CLASSES[k], *map(float, box)) for k, *box in boxes]
-            for name, boxes in part.items()
-        }
-        for split, (folder, part) in truth.items()
-    }
-
-
-def same(a, b):
-    assert a.keys() == b.keys()
-    for split in a:
-        assert a[split].keys() == b[split].keys()
-        for path, boxes in a[split].items():
-            for one, two in zip(sorted(boxes), sorted(b[split][path]), strict=True):
-                assert one[0] == two[0] and one[1:] == pytest.approx(two[1:], abs=0.1)
+@pytest.mark.parametrize("splits", ["train val test", "train val", "train test", "train"])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_splits_pictures_and_objects(tmp_path, name, splits):
+    truth = expected(GENERATORS[name](tmp_path, {split: SIZES[split] for split in splits.split()}))
+    if "val" not in splits:
+        truth["all"] = truth.pop("train")
+    same(read(tmp_path), truth)
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_three_splits(name, tmp_path):
-    truth = GENERATORS[name](tmp_path, SIZES)
+def test_equal_files_in_two_splits_are_refused(tmp_path, name):
+    truth = GENERATORS[name](tmp_path, {"train": 6, "val": 3})
+    (train, files), (val, others) = truth["train"], truth["val"]
+    first, (_, second, *_) = next(iter(files)), others
+    shutil.copyfile(train / first, val / second)
+    with pytest.raises(UserError, match="two splits, got 1 picture: ") as error:
+        read_data(tmp_path, ReadOptions())
+    assert second in str(error.value) and first in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *[("train", "train"), ("instances_train2017", "train"), ("Train", "train"), ("trainImages", "train")],
+        *[("val2017", "val"), ("instances_Validation", "val"), ("valid", "val"), ("TEST", "test")],
+        *[("image_info_test-dev2017", "test"), ("trainval", ""), ("train_val", ""), ("naval", "")],
+        *[("oval", ""), ("trains", ""), ("contest", ""), ("interval_3", ""), ("oval_train", "train")],
+    ],
+)
+def test_a_split_is_a_word(name, split):
+    assert split_of([name]) == split
+
+
+def test_lists_of_voc_above_main(tmp_path):
+    truth = voc_lists()(tmp_path, SIZES)
+    for file in (tmp_path / "ImageSets/Main").iterdir():
+        file.rename(tmp_path / "ImageSets" / file.name)
     same(read(tmp_path), expected(truth))
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_one_split(name, tmp_path):
-    truth = GENERATORS[name](tmp_path, {"train": 6})
-    same(read(tmp_path), {"all": expected(truth)["train"]})
+def test_a_named_file_is_the_data(tmp_path, name):
+    """Another format beside it is not looked at; the pictures may be in the folder above."""
+    GENERATORS[name](tmp_path, {"train": 4, "val": 3})
+    write(tmp_path / "other/all.json", coco(draw(tmp_path / "other", 3)))
+    described = [*tmp_path.glob("*.yaml"), *tmp_path.glob("obj.data")]
+    if described and described[0].suffix:
+        assert {*read(described[0])} == {"train", "val"}
+    if name == "COCO":
+        (pool,) = read(tmp_path / "annotations/instances_val2017.json").values()
+        assert {path.rpartition("val2017/")[2] for path in pool} == {"0000.jpg", "0001.jpg", "0002.jpg"}
+
+
+def test_classes_that_are_chosen(tmp_path):
+    GENERATORS["YOLO, Ultralytics"](tmp_path, {"train": 6, "val": 3})
+    splits, _ = read_data(tmp_path, ReadOptions(classes=CLASSES[::-1]))
+    assert [*splits["train"].per_class] == [*splits["val"].per_class] == [*CLASSES[::-1]]
+    with pytest.raises(UserError, match="one of the classes"):
+        read_data(tmp_path, ReadOptions(classes=("disc", "nut")))

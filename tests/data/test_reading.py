@@ -12,7 +12,7 @@ from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.preparation import read_data, read_splits
 from dcnzoo.utils.errors import UserError
 
-from .test_layouts import coco, draw, labelme, voc, write, yolo
+from .folders import coco, draw, labelme, voc, write, yolo
 
 
 def objects(data, **options):

@@ -1,0 +1,302 @@
+"""Folders of annotated pictures as tools document their exports, with the truth about them."""
+
+import json
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.preparation import read_splits
+
+CLASSES = ("disc", "box", "star")
+WIDTH, HEIGHT = 60, 40
+SIZES = {"train": 6, "val": 3, "test": 2}
+
+
+def draw(root, names, empty=(1,)):
+    """Pictures, by default numbered alike in each split: name → objects, (class, x, y, width, height)."""
+    part = {}
+    for index, name in enumerate([f"{n:04}.jpg" for n in range(names)] if isinstance(names, int) else names):
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT), tuple(random.randrange(256) for _ in range(3))).save(file)
+        boxes = [(random.randrange(3), random.randrange(20), 4, random.randrange(9, 30), 20)]
+        part[file.name] = [] if index in empty else boxes
+    return part
+
+
+def write(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def edit_json(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    write(file, content)
+
+
+def coco(part, prefix="", root_category=False):
+    names = ("shapes", *CLASSES) if root_category else CLASSES
+    ids = {name: number for number, name in enumerate(names, 0 if root_category else 1)}
+    group = {"supercategory": "shapes" if root_category else "shape"}
+    images, annotations = [], []
+    for number, (name, boxes) in enumerate(part.items(), 1):
+        images.append({"id": number, "file_name": f"{prefix}{name}", "width": WIDTH, "height": HEIGHT})
+        for label, *box in boxes:
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[CLASSES[label]]}
+            annotations.append(
+                {**entry, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "segmentation": []}
+            )
+    categories = [{"id": ids[name], "name": name, **group} for name in names]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def voc(file, name, boxes):
+    objects = "".join(
+        f"<object><name>{CLASSES[label]}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
+        f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
+        for label, x, y, w, h in boxes
+    )
+    write(file, f"<annotation><filename>{name}</filename>{objects}</annotation>")
+
+
+def yolo(file, boxes):
+    rows = [((x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT) for _, x, y, w, h in boxes]
+    lines = [f"{box[0]} {' '.join(map(str, row))}\n" for box, row in zip(boxes, rows, strict=True)]
+    write(file, "".join(lines))
+
+
+def labelme(file, path, boxes, corners=False):
+    shapes = []
+    for label, x, y, w, h in boxes:
+        points = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+        points = points if corners else points[::2]
+        shapes.append({"label": CLASSES[label], "shape_type": "rectangle", "points": points})
+    write(file, {"imagePath": path, "imageHeight": HEIGHT, "imageWidth": WIDTH, "shapes": shapes})
+
+
+# Generators get a folder and the number of pictures of each split, and return split → (folder, objects).
+
+
+def by_folder(writer, images="{}", names=("train", "val", "test")):
+    """A generator of splits in folders; ``writer(root, split, folder of the pictures, name, boxes)``."""
+
+    def generate(root, splits):
+        truth = {}
+        for split, number in splits.items():
+            name = dict(zip(SIZES, names, strict=True))[split]
+            folder = root / images.format(name)
+            part = draw(folder, number)
+            truth[split] = (folder, part)
+            for file, boxes in part.items():
+                writer(root, name, folder, Path(file), boxes)
+        return truth
+
+    return generate
+
+
+def labels_beside(root, name, folder, file, boxes):
+    labels = str(folder).replace(f"{root}/images", f"{root}/labels").replace("/images", "/labels")
+    yolo(Path(labels) / file.with_suffix(".txt"), boxes)
+
+
+def described(generate, text, file="data.yaml"):
+    def write_all(root, splits):
+        truth = generate(root, splits)
+        lines = [line for line in text.splitlines() if any(key in line for key in (*splits, "path"))]
+        write(root / file, "\n".join([*lines, f"names: [{', '.join(CLASSES)}]\n"]))
+        return truth
+
+    return write_all
+
+
+def yolo_lists(root, splits):
+    truth = by_folder(labels_beside, "images/{}")(root, splits)
+    for split, (folder, part) in truth.items():
+        write(root / f"{split}.txt", "".join(f"data/images/{split}/{name}\n" for name in part))
+        assert folder.name == split
+    write(
+        root / "data.yaml",
+        "path: ./\n" + "".join(f"{s}: {s}.txt\n" for s in splits) + "names: {0: disc, 1: box, 2: star}",
+    )
+    return truth
+
+
+def darknet(root, splits):
+    def writer(root, name, folder, file, boxes):
+        yolo(folder / file.with_suffix(".txt"), boxes)
+
+    truth = by_folder(writer, "obj_{}_data", ("train", "valid", "test"))(root, splits)
+    names = {"train": "train", "val": "valid", "test": "test"}
+    for split, (folder, part) in truth.items():
+        write(root / f"{names[split]}.txt", "".join(f"data/{folder.name}/{name}\n" for name in part))
+    write(root / "obj.names", "\n".join(CLASSES))
+    rows = "".join(f"{names[split]} = data/{names[split]}.txt\n" for split in splits)
+    write(root / "obj.data", f"classes = 3\n{rows}names = data/obj.names\nbackup = backup/\n")
+    return truth
+
+
+def lists_and_names(root, splits):
+    truth = darknet(root, splits)
+    (root / "obj.data").unlink()
+    return truth
+
+
+def lists_of_one_folder(root, splits):
+    """All pictures in one folder; the lists say which split they are of."""
+    truth = {}
+    for split, number in splits.items():
+        part = draw(root / "images", [f"{split}_{n}.jpg" for n in range(number)])
+        for name, boxes in part.items():
+            yolo((root / "labels" / name).with_suffix(".txt"), boxes)
+        write(root / f"{split}.txt", "".join(f"./images/{name}\n" for name in part))
+        truth[split] = (root / "images", part)
+    write(root / "classes.txt", "\n".join(CLASSES))
+    return truth
+
+
+def classes_file(generate, file="classes.txt"):
+    """Write the names of the classes; with a star, to each split's folder."""
+
+    def write_all(root, splits):
+        truth = generate(root, splits)
+        for folder, _ in truth.values():
+            write(root / file.replace("*", folder.name), "\n".join(CLASSES))
+        return truth
+
+    return write_all
+
+
+def voc_lists(annotations="Annotations", images="JPEGImages", names=("train", "val", "test"), quoted=False):
+    """One folder of pictures, whose names do not repeat, and lists."""
+
+    def generate(root, splits):
+        truth = {}
+        for split, number in splits.items():
+            part = draw(root / images, [f"{split} {n:04}.jpg" for n in range(number)])
+            for name, boxes in part.items():
+                voc(root / annotations / Path(name).with_suffix(".xml"), name, boxes)
+            stems = [f'"{Path(name).stem}"' if quoted else Path(name).stem for name in part]
+            listed = dict(zip(SIZES, names, strict=True))[split]
+            write(root / f"ImageSets/Main/{listed}.txt", "\n".join(stems))
+            truth[split] = (root / images, part)
+        return truth
+
+    return generate
+
+
+def devkit(root, splits):
+    truth = {split: (root, {}) for split in splits}
+    for year in ("VOC2007", "VOC2012"):
+        for split, (folder, part) in voc_lists()(root / year, splits).items():
+            truth[split][1].update({f"{folder.relative_to(root)}/{name}": part[name] for name in part})
+    return truth
+
+
+def voc_folders(images="{}", annotations="{}", names=("train", "val", "test")):
+    def writer(root, name, folder, file, boxes):
+        voc(root / annotations.format(name) / file.with_suffix(".xml"), file.name, boxes)
+
+    return by_folder(writer, images, names)
+
+
+def coco_folders(images, annotations, names=("train", "val", "test"), prefix="", root_category=False):
+    def generate(root, splits):
+        truth = {}
+        for split, number in splits.items():
+            name = dict(zip(SIZES, names, strict=True))[split]
+            part = draw(root / images.format(name), number)
+            write(root / annotations.format(name), coco(part, prefix, root_category))
+            truth[split] = (root / images.format(name), part)
+        return truth
+
+    return generate
+
+
+def coco_official(root, splits):
+    truth = coco_folders("{}2017", "annotations/instances_{}2017.json")(root, splits)
+    for split, (_, part) in truth.items():
+        content = coco(part)
+        captions = [{"id": 1, "image_id": 1, "caption": "a disc"}]
+        write(root / f"annotations/captions_{split}2017.json", {**content, "annotations": captions})
+        write(root / f"annotations/person_keypoints_{split}2017.json", content)
+    return truth
+
+
+def labelme_folders(images, annotations, path="{}", corners=False):
+    def writer(root, name, folder, file, boxes):
+        stated = path.format(file.name)
+        labelme(root / annotations.format(name) / file.with_suffix(".json"), stated, boxes, corners)
+
+    return by_folder(writer, images)
+
+
+KEYS = "train: {0}\nval: {1}\ntest: {2}\n"
+GENERATORS = {
+    "YOLO, Ultralytics": described(
+        by_folder(labels_beside, "images/{}"),
+        "path: ../datasets/shapes\n" + KEYS.format("images/train", "images/val", "images/test"),
+        "shapes.yaml",
+    ),
+    "YOLO, Roboflow": described(
+        by_folder(labels_beside, "{}/images", ("train", "valid", "test")),
+        KEYS.format("../train/images", "../valid/images", "../test/images"),
+    ),
+    "YOLO, CVAT": yolo_lists,
+    "YOLO, FiftyOne": described(
+        by_folder(labels_beside, "images/{}", ("train", "validation", "test")),
+        "path: .\ntrain: ./images/train/\nvalidation: ./images/validation/  # val\ntest: ./images/test/\n",
+        "dataset.yaml",
+    ),
+    "YOLO, darknet and CVAT 1.1": darknet,
+    "YOLO, lists and names": lists_and_names,
+    "YOLO, lists of one folder": lists_of_one_folder,
+    "Pascal VOC": voc_lists(),
+    "Pascal VOC, devkit": devkit,
+    "Pascal VOC, CVAT": voc_lists(names=("Train", "Validation", "Test"), quoted=True),
+    "Pascal VOC, Roboflow": voc_folders(names=("train", "valid", "test")),
+    "Pascal VOC, without lists": voc_folders("images/{}/cam 1", "annotations/{}/cam 1"),
+    "COCO": coco_official,
+    "COCO, CVAT": coco_folders("images/{}", "annotations/instances_{}.json", ("Train", "Validation", "Test")),
+    "COCO, Roboflow": coco_folders(
+        "{}", "{}/_annotations.coco.json", ("train", "valid", "test"), root_category=True
+    ),
+    "COCO, Label Studio": coco_folders("{}/images", "{}/result.json", prefix="..\\..\\media\\upload\\3\\"),
+    "COCO, FiftyOne": coco_folders("{}/data", "{}/labels.json"),
+    "COCO, two files": coco_folders("images/{}", "{}.json"),
+    "LabelMe": labelme_folders("{}", "{}"),
+    "LabelMe, pictures elsewhere": labelme_folders("images/{}", "annotations/{}", "C:\\me\\{}"),
+    "LabelMe, X-AnyLabeling": labelme_folders("{}", "{}", corners=True),
+    "YOLO, Label Studio": classes_file(by_folder(labels_beside, "images/{}")),
+    "YOLO, Roboflow's Darknet": classes_file(
+        by_folder(lambda root, name, folder, file, boxes: yolo(folder / file.with_suffix(".txt"), boxes)),
+        "*/_darknet.labels",
+    ),
+    "YOLO, LabelImg": classes_file(
+        by_folder(lambda root, name, folder, file, boxes: yolo(folder / file.with_suffix(".txt"), boxes))
+    ),
+}
+
+
+def read(data, **options):
+    """split → {path of the picture: [(class, x, y, width, height)]}."""
+    result = {}
+    for name, split in read_splits(data, ReadOptions(**options))[1].items():
+        files = [*split.sizes]
+        pictures = {str(file): [] for file in files}
+        for each in split.objects:
+            pictures[str(files[each.picture - 1])].append((each.name, *each.bbox))
+        result[name] = pictures
+    return result
+
+
+def expected(truth):
+    return {
+        split: {
+            str(folder / name): [(CLASSES[k], *map(float, box)) for k, *box in boxes]
+            for name, boxes in part.items()
+        }
+        for split, (folder, part) in truth.items()
+    }
