@@ -59,7 +59,6 @@ COMMANDS = {
     "infer": lambda file, data: ("infer", CONFIG, "image.png", "--checkpoint", file),
     "explain": lambda file, data: ("explain", CONFIG, "image.png", "--checkpoint", file),
     "export": lambda file, data: ("export", CONFIG, file, "--shape", 96, 128),
-    "zoo publish": lambda file, data: ("zoo", "publish", file, "out.pth"),
     "bench": lambda file, data: ("bench", CONFIG, "--checkpoint", file, "--shape", 96, 128),
     "reproduce": lambda file, data: ("reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
 }  # fmt: skip

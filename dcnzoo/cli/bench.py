@@ -1,4 +1,4 @@
-"""``dcnzoo bench``, also ``tools/analysis/benchmark.py``."""
+"""``dcnzoo bench``."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from dcnzoo.cli._terminal import print_columns
 @option("--annotations", type=FILE, callback=existing, help="COCO file: also compute AP on its images.")
 @option("--images", "folder", type=_options.EXISTING_FOLDER, help="Folder of these images.")
 @option("--max-iter", type=POSITIVE, default=20, help="Number of images.")
-@option("--num-warmup", type=_options.IntRange(min=0), default=2, help="Number of images before these.")
+@option("--num-warmup", type=click.IntRange(min=0), default=2, help="Number of images before these.")
 @option("--threads", type=POSITIVE, help="Number of CPU threads (default: the runtime's).")
 @_options.backend
 @_options.device

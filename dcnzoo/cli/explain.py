@@ -1,4 +1,4 @@
-"""``dcnzoo explain``, also ``tools/analysis/visualize_offsets.py``."""
+"""``dcnzoo explain``."""
 
 import io
 from pathlib import Path
@@ -36,7 +36,7 @@ from dcnzoo.cli._terminal import print_columns
 @option(
     "--receptive-fields",
     "further",
-    type=_options.IntRange(min=0),
+    type=click.IntRange(min=0),
     default=12,
     metavar="N",
     help="Number of other places of the page whose receptive field is computed.",

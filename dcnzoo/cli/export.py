@@ -24,7 +24,7 @@ FORMS = click.Choice(["auto", "native", "gathernd"])
 )
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
-@option("--opset-version", type=_options.IntRange(18, 23), default=19)
+@option("--opset-version", type=click.IntRange(18, 23), default=19)
 @option(
     "--verify/--no-verify", default=True, help="Compare with PyTorch; exit with status 1 if results differ."
 )

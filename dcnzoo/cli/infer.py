@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import option
+from dcnzoo.cli._options import POSITIVE, option
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import numbered, require_file, require_new, write_bytes
-from dcnzoo.utils.formats import KINDS, is_video, picture_files
+from dcnzoo.utils.formats import is_video, picture_files
 from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
 
-
 DEFAULT = Path("work_dirs/infer")
 DEMO_IMAGE = "input/shapes.png"  # in the output folder
-CALLS = ("classes", "max_detections", "batch_size")  # options of the detector's call
-SEVERAL = 20  # images; on a terminal, more have a bar and a summary in place of a line each
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+CALLS = ("classes", "max_detections", "batch_size", "tile")  # options of the detector's call
+SEVERAL = 20  # images; on a terminal, more have a bar and a summary in place of a line each
 
 
 def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> list[str]:
@@ -37,12 +36,9 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     files: dict[str, str] = {}  # each once, under its first name
     folder_of = functools.cache(os.path.realpath)
     for name in () if ctx.resilient_parsing else names:
-        several = picture_files(name, lists=False)
+        several = picture_files(name)
         if several is None:
             require_file(name, "image")
-            kind = KINDS.get(Path(name).suffix.lower(), "a picture")
-            if kind not in ("a picture", "a video") and "://" not in name:
-                raise UserError(f"image: expected a picture, a video or a folder, got {kind}, {name}")
         for file in [name] if several is None else several:
             folder, base = os.path.split(os.path.expanduser(file))
             files.setdefault(file if "://" in file else os.path.join(folder_of(folder), base), file)
@@ -50,58 +46,38 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", type=_options.MODEL, required=False, callback=_options.existing_model, is_eager=True)
+@click.argument("model", type=_options.NAME, required=False, callback=_options.existing_model, is_eager=True)
 @click.argument("images", type=_options.NAME, nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
-@option("--demo", is_flag=True, help=f"Use a generated image and, without MODEL, {DEMO_MODEL}.")
+@option("--demo", is_flag=True, help="Use a generated image and, without MODEL, a small model.")
+@option("--out", type=_options.FOLDER, help="Output folder (default: work_dirs/infer, infer_2, …).")
+@option("--score-threshold", type=click.FloatRange(0, 1), default=0.3, help="Drop lower scores.")
+@option("--classes", type=_options.Names(), help="Keep only these: a,b,c or a file with one per line.")
+@option("--max-detections", type=POSITIVE, help="Maximum number per image.")
+@option("--json", "as_json", is_flag=True, help="Write only detections.json.")
+@option("--txt", "as_txt", is_flag=True, help="Write only a text per image: class x y width height score.")
+@option("--skip-existing", is_flag=True, help="Skip images whose text of --txt exists.")
+@option("--jpeg", is_flag=True, help="Draw into JPEG files, which are smaller than PNG files.")
+@option("--polygons", is_flag=True, help="Write masks into detections.json as polygons.")
+@option("--save-video", type=_options.FileName(".mp4", ".avi"), metavar="FILE", help="Draw into this video.")
+@option("--tile", type=click.IntRange(min=16), help="Detect in overlapping tiles of this side, in pixels.")
+@option("--batch-size", type=POSITIVE, default=1, help="Images at a time.")
+@_options.force
 @_options.loading
 @_options.channels_last
-@option(
-    "--out",
-    type=_options.FOLDER,
-    help="Output folder (default: work_dirs/infer; infer_2 if it has other results, and so on).",
-)
-@option("--json", "as_json", is_flag=True, help="Write only detections.json.")
-@option(
-    "--txt",
-    "as_txt",
-    is_flag=True,
-    help="Write only a text file per image, in YOLO's format: class x y width height score.",
-)
-@option("--polygons", is_flag=True, help="Write masks into detections.json as polygons.")
-@option("--jpeg", is_flag=True, help="Draw into JPEG files, which are smaller than PNG files.")
-@_options.force
-@option(
-    "--score-threshold",
-    type=_options.FloatRange(0, 1),
-    default=0.3,
-    help="Drop detections with a lower score.",
-)
-@option(
-    "--classes", type=_options.Names(), help="Keep only these classes: a,b,c or a file with one per line."
-)
-@option("--max-detections", type=_options.POSITIVE, help="Maximum number per image.")
-@option("--batch-size", type=_options.POSITIVE, default=1, help="Images at a time.")
-@option(
-    "--save-video",
-    type=_options.FileName(".mp4", ".avi"),
-    metavar="FILE",
-    help="Draw a video into this video.",
-)
 @option("--verbose", is_flag=True, help="Print every detection of every image.")
 def command(
     model: str | None, images: list[str], demo: bool, out: Path | None, as_json: bool, as_txt: bool,
-    polygons: bool, jpeg: bool, force: bool, save_video: Path | None, verbose: bool, **options: Any,
+    skip_existing: bool, polygons: bool, jpeg: bool, force: bool, save_video: Path | None, verbose: bool,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Detect objects in images.
 
     MODEL is a name in the zoo (dcnzoo zoo list), a config with --checkpoint, a work directory or an exported
-    file. IMAGE is a picture, its http:// or https:// address, a folder with its subfolders, a pattern or a
-    video.
+    file. IMAGE is a picture, its address, a folder with its subfolders, a pattern or a video.
 
-    Prints a line per image, and a table for a single one. Writes the images with drawn detections, and one
-    detections.json in COCO's format, to one folder; with --json or --save-video, no images; with --txt,
-    neither. Names of files are relative to the common folder of the images. If an image cannot be read,
-    skips it, and ends with status 1.
+    Writes the images with drawn detections, and one detections.json in COCO's format, to one folder; with
+    --json or --save-video, no images; with --txt, neither. If an image cannot be read, skips it, and ends
+    with status 1.
 
     \b
     examples:
@@ -109,53 +85,65 @@ def command(
       dcnzoo infer faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
       dcnzoo infer work_dirs/fruits photos --score-threshold 0.5 --out found
       dcnzoo infer work_dirs/fruits street.mp4 --save-video drawn.mp4
-      dcnzoo infer model.onnx a.jpg
+      dcnzoo infer model.onnx photos --txt --out texts --skip-existing
     """
     if not images and not demo:
         raise click.UsageError("expected MODEL IMAGE... or --demo")
-    calls = {name: options.pop(name) for name in CALLS}
-    loading = options
     if as_json or as_txt or save_video:
         _options.refuse("--json, --txt or --save-video", "jpeg")
     if as_txt and not as_json:
         _options.refuse("--txt", "polygons")
-    model = model or DEMO_MODEL
-    out = out or numbered(DEFAULT)
+    if skip_existing and not (as_txt and out):
+        raise click.UsageError("--skip-existing: expected --txt and --out, too")
+    if skip_existing and (videos := [*filter(is_video, images)]):
+        raise click.UsageError(f"--skip-existing: expected pictures, got the video {videos[0]}")
+    calls = {name: value for name in CALLS if (value := options.pop(name)) is not None}
+    model, out = model or DEMO_MODEL, out or numbered(DEFAULT)
     if demo:
-        images = [*images, str(out / DEMO_IMAGE)]
+        images = [*images, str(require_new("infer", out / DEMO_IMAGE, force=force))]
     from dcnzoo.detect.files import ResultFiles
 
-    if demo:
-        require_new("infer", images[-1], force=force)
     files = ResultFiles(
         out, images, ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png",
-        coco=as_json or not as_txt, video=save_video, polygons=polygons,
-        model=Path(model).name, force=force,
+        coco=as_json or not as_txt, video=save_video, polygons=polygons, model=Path(model).name,
+        force=force, skip_existing=skip_existing,
     )  # fmt: skip
+    if not files.missing:
+        print(f"{out}: all {counted(len(images), 'images')} have their texts")
+        return
     import dcnzoo
 
-    detector = dcnzoo.load(model, **loading)
+    detector = dcnzoo.load(model, **options)
     if demo:
         _draw_demo_image(Path(images[-1]))
-    began = time.monotonic()
     # an error of the only image ends the command
-    single = len(images) == 1 and not is_video(images[0])
-    results: Any = [detector(images[0], **calls)] if single else detector(images, **calls)
+    single = len(files.missing) == 1 and not is_video(files.missing[0])
+    results: Any = [detector(files.missing[0], **calls)] if single else detector(files.missing, **calls)
     try:
-        for result in results:
-            files.add(result)
-            if verbose or len(images) <= SEVERAL or not sys.stdout.isatty():
-                seconds = f"{time.monotonic() - began:.2f} s"
-                print(f"{printable(result.path)}: {_counts(result.names)}, {seconds}", flush=True)
-            if verbose or single:
-                _print_table(result)
-            began = time.monotonic()
+        _write(results, files, "table" if verbose or single else "" if len(images) > SEVERAL else "line")
     finally:  # also after Ctrl-C
         if written := files.close(detector.classes):
             print(printable(f"written: {written}"))
     if files.written > SEVERAL:
         print(f"{counted(files.written, 'images')}: {_counts(files.counts)}")
     sys.exit(bool(getattr(results, "skipped", ())))
+
+
+def _write(results: Iterable[Detections], files: Any, shown: str) -> None:
+    """Write each result; print a line for each image, also on a terminal unless ``shown`` is empty."""
+    began = time.monotonic()
+    for result in results:
+        files.add(result)
+        if shown or not sys.stdout.isatty():
+            seconds = f"{time.monotonic() - began:.2f} s"
+            print(f"{printable(result.path)}: {_counts(result.names)}, {seconds}", flush=True)
+        if shown == "table" and len(result):
+            scores, boxes = result.scores.tolist(), result.boxes.tolist()
+            rows = [("class", "score", "x1", "y1", "x2", "y2")]
+            for name, score, box in zip(result.names, scores, boxes, strict=True):
+                rows.append((printable(name), f"{score:.3f}", *(f"{value:.1f}" for value in box)))
+            print_columns(rows, numbers=True)
+        began = time.monotonic()
 
 
 def _draw_demo_image(path: Path) -> None:
@@ -172,12 +160,3 @@ def _counts(names: Iterable[str]) -> str:
     """Return how many objects of each class there are: ``3 date, 1 fig``."""
     counts = Counter(names).most_common()
     return ", ".join(f"{count} {printable(name)}" for name, count in counts) or "none found"
-
-
-def _print_table(result: Detections) -> None:
-    rows = [
-        (printable(name), f"{score:.3f}", *(f"{value:.1f}" for value in box))
-        for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True)
-    ]
-    if rows:
-        print_columns([("class", "score", "x1", "y1", "x2", "y2"), *rows], numbers=True)

@@ -28,14 +28,14 @@ from dcnzoo.cli._options import option
 @option(
     "--num-images",
     "images",
-    type=_options.IntRange(min=0),
+    type=click.IntRange(min=0),
     default=5,
     help="Number of images with detections.",
 )
 @option(
     "--evaluate",
     "evaluated",
-    type=_options.IntRange(min=0),
+    type=click.IntRange(min=0),
     default=100,
     metavar="N",
     help="Number of validation images for the confusion matrix and the curves of precision and recall.",

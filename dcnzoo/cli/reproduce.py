@@ -14,7 +14,6 @@ from dcnzoo.utils.text import counted
 @click.command(cls=_options.Command)
 @_options.model
 @_options.checkpoint
-@_options.runner
 @option(
     "--data-root",
     type=_options.EXISTING_FOLDER,
@@ -25,7 +24,10 @@ from dcnzoo.utils.text import counted
 @option(
     "--out", type=_options.FILE, default="work_dirs/reproduce.jsonl", help="Append the result to this file."
 )
-@option("--force", is_flag=True, help="Append to another file than this command's, and replace files.")
+@_options.cfg_options
+@_options.work_dir
+@_options.runner
+@option("--force", is_flag=True, help="Replace a file that has no such results.")
 @_options.unsafe_load
 def command(out: Path, **options: Any) -> None:
     """Evaluate a model and compare its AP with the one in the zoo.

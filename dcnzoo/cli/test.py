@@ -17,18 +17,15 @@ from dcnzoo.utils.files import require_exists
     "--data",
     type=_options.UserPath(path_type=Path),
     metavar="PATH",
-    help="Evaluate on these annotated pictures, by the names of their classes: the test set of the folder, "
-    "else its validation set, else all. Formats: see dcnzoo train --help.",
+    help="Evaluate on these annotated pictures, by the names of their classes (formats: train --help).",
 )
-@_options.reading
-@_options.runner
 @option(
     "--out",
     type=_options.FileName(".pkl", ".pickle", ".json"),
     metavar="FILE",
     help="Write the predictions: .pkl, or .json for COCO's format.",
 )
-@option("--show-dir", type=NAME, metavar="FOLDER", help="Write images with drawn detections to this folder.")
+@option("--show-dir", type=NAME, metavar="FOLDER", help="Write images with drawn detections.")
 @option("--show-score-thr", type=float, help="Draw detections above this score (default: 0.3).")
 @option("--tta", is_flag=True, help="Merge the detections of the image and its mirror image.")
 @option(
@@ -36,25 +33,29 @@ from dcnzoo.utils.files import require_exists
     "metrics",
     multiple=True,
     metavar="METRIC",
-    help="Metric: bbox, segm or proposal; several times for several (default: the config's).",
+    help="bbox, segm or proposal (default: the config's).",
 )
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
-@_options.backend
+@_options.cfg_options
+@_options.work_dir
 @_options.force
+@_options.backend
+@_options.runner
+@_options.reading
 @_options.unsafe_load
 def command(**options: Any) -> None:
     """Evaluate a detector.
 
     MODEL is a name in the zoo (dcnzoo zoo list), a config or a work directory. CHECKPOINT is a file of
-    weights, best or last of a work directory, or an exported model: .onnx, .xml or .pt2 (default: the weights
-    of the zoo, or the best of the work directory).
+    weights, best or last of a work directory, or an exported model, .onnx or .xml (default: the weights of
+    the zoo, or the best of the work directory).
 
     \b
     examples:
       dcnzoo test work_dirs/dcn
       dcnzoo test work_dirs/fruits --data more_fruits/
       dcnzoo test CONFIG CHECKPOINT --tta --show-dir work_dirs/shown --out predictions.pkl
-      dcnzoo test CONFIG model.onnx --backend openvino --eval bbox --eval segm
+      dcnzoo test CONFIG model.onnx --backend openvino --eval bbox segm
     """
     if options["data"]:
         require_exists(options["data"], "--data")

@@ -11,15 +11,27 @@ from dcnzoo.utils.files import require_exists, require_file
 
 
 @click.command(cls=_options.Command)
-@click.argument("model", type=_options.MODEL, required=False, callback=_options.existing_model)
+@click.argument("model", type=_options.NAME, required=False, callback=_options.existing_model)
 @option(
     "--data",
     type=_options.UserPath(path_type=Path),
     metavar="PATH",
-    help="Train on these annotated pictures: a folder or file, see below. Writes their annotations and a config "
-    "to the folder data in the work directory, and a report.",
+    help="Train on these annotated pictures, a folder or file; writes a config and a report, too.",
 )
-@_options.reading
+@_options.work_dir
+@option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
+@option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
+@option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.")
+@_options.cfg_options
+@option(
+    "--resume",
+    type=_options.NAME,
+    is_flag=False,
+    flag_value="auto",
+    metavar="[CHECKPOINT]",
+    help="Continue from a checkpoint (default: the last in the work directory).",
+)
+@option("--force", is_flag=True, help="Train in a work directory that has checkpoints: it is renamed to NAME.1.")
 @option("--dry-run", is_flag=True, help="Build everything, train one step, and write nothing but --data.")
 @option(
     "--no-sanity",
@@ -28,70 +40,40 @@ from dcnzoo.utils.files import require_exists, require_file
     default=True,
     help="Do not predict a picture of the validation before the first step.",
 )
-@_options.runner
-@option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
-@option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
-@option("--lr", type=_options.FloatRange(min=0, min_open=True), help="Learning rate.")
+@option("--report", is_flag=True, help="Write report.html after the training.")
 @option("--patience", type=POSITIVE, help="Stop after this number of validations without a better AP.")
-@option("--seed", type=_options.IntRange(min=0), help="Seed of all random numbers.")
+@option("--seed", type=click.IntRange(min=0), help="Seed of all random numbers.")
+@option("--amp", is_flag=True, help="Mixed precision: fp16 on a GPU, bf16 on the CPU.")
+@option("--auto-scale-lr", is_flag=True, help="Scale the learning rate by the batch size.")
 @option("--logger", type=click.Choice(["tensorboard", "wandb"]), help="Also log to this program.")
-@option("--amp", is_flag=True, help="Mixed precision: fp16 with loss scaling on a GPU, bf16 on the CPU.")
-@option(
-    "--auto-scale-lr",
-    is_flag=True,
-    help="Scale the learning rate by batch size / auto_scale_lr.base_batch_size.",
-)
-@option(
-    "--resume",
-    type=_options.NAME,
-    is_flag=False,
-    flag_value="auto",
-    metavar="[CHECKPOINT]",
-    help="Resume from a checkpoint (default: the latest in the work directory).",
-)
-@option(
-    "--force",
-    is_flag=True,
-    help="Train in a work directory that has checkpoints: the folder is renamed to NAME.1.",
-)
-@option("--report", is_flag=True, help="Write report.html to the work directory after training.")
+@_options.runner
+@_options.reading
 def command(model: str | None, report: bool, resume: str | None, **options: Any) -> None:
     """Train a detector.
 
-    MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory. It is optional with --data.
-
-    --data takes one format: YOLO (data.yaml, obj.data, or classes.txt beside labels), COCO's JSON files,
-    Pascal VOC's XML files, LabelMe's JSON files; in a folder that has two, name the file. If names of files
-    or folders say train and val (and test, which is kept apart), these are the splits, and a file that says
-    none of them is refused; else a fifth of the pictures is drawn for validation. A picture is beside its
-    annotation, or the one below the folder whose path ends like its name. What cannot be used is refused with
-    its place; --clip and --skip-invalid allow it and print the number, like that of unused pictures and files.
-
-    Lists (ImageSets, .txt) say which pictures are used. A split that data.yaml names and that is absent is
-    printed. Of several COCO files in a folder, those named instances… are read. Labels without a picture
-    are counted, unless pictures lack labels, too. Results with scores, runs/, work directories, hidden folders and @eaDir
-    are passed over. A training goes on by its work directory: dcnzoo train work_dirs/fruits --resume.
+    MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory. It is optional with --data,
+    which takes YOLO (data.yaml, obj.data, or classes.txt beside labels), COCO's JSON, Pascal VOC's XML or
+    LabelMe's JSON files. Names of files or folders say train, val and test; else a fifth of the pictures is
+    drawn for validation. docs/train_your_data.md has all rules.
 
     \b
     examples:
       dcnzoo train configs/demo/mask-rcnn_r14_fpn_8e_shapes.py
-      dcnzoo train CONFIG --cfg-options model.backbone.dcn=True --work-dir work_dirs/dcn --report
+      dcnzoo train CONFIG --cfg-options model.backbone.dcn=True --work-dir work_dirs/dcn
       dcnzoo train CONFIG --work-dir work_dirs/dcn --resume
       dcnzoo train --data fruits/ --work-dir work_dirs/fruits
-      dcnzoo train --data fruits/ --dry-run
       dcnzoo train fruits.py --epochs 30 --batch-size 8 --lr 0.01 --patience 5
     """
     if not (model or options["data"]):
         taken = f"; --resume has taken {resume} as its checkpoint" if resume not in (None, "auto") else ""
         raise click.UsageError(f"expected MODEL or --data{taken}")
-
     if resume not in (None, "auto"):
         require_file(resume, "--resume")
     if options["data"]:
         require_exists(options["data"], "--data")
     from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
     from dcnzoo.openmmlab.runs.ranks import is_first
-    from dcnzoo.openmmlab.runs.start import REPORT
+    from dcnzoo.openmmlab.runs.work_dir import REPORT
     from dcnzoo.report.report import write_report
     from dcnzoo.zoo.training import train
 

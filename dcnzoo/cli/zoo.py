@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import sys
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from dcnzoo.zoo import Model
 
 
-WIDE = 175  # columns of the table, without long sources of figures
 AS_JSON = option("--json", "as_json", is_flag=True, help="Print all information as JSON.")
 
 
@@ -74,16 +71,14 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
         text = ", ".join(f"{operator} ({part})" for part, operator in operators.items())
         for source in model.sources() or [""]:
             figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
-            rows.append([printable(str(cell)) for cell in (model.name, *figures, text, _here(model), source)])
-    if sys.stdout.isatty() and (width := shutil.get_terminal_size().columns) < WIDE:
-        print(*_narrow(rows, width), sep="\n")
-    else:
-        print_columns(rows)
+            origin = source.partition(" (")[0]  # published or measured; `zoo info` prints the whole
+            rows.append([printable(str(cell)) for cell in (model.name, *figures, text, _here(model), origin)])
+    print_columns(rows)
     print(counted(len(models), "models"), file=sys.stderr)
 
 
 @command.command
-@click.argument("name", type=_options.MODEL)
+@click.argument("name", type=_options.NAME)
 @AS_JSON
 def info(name: str, as_json: bool) -> None:
     """Print all information about a model."""
@@ -102,7 +97,7 @@ def info(name: str, as_json: bool) -> None:
 
 
 @command.command
-@click.argument("names", type=_options.MODEL, nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", type=_options.NAME, nargs=-1, required=True, metavar="NAME...")
 @option("--out", type=_options.FOLDER, help="Output folder (default: torch's cache).")
 def download(names: tuple[str, ...], out: Path | None) -> None:
     """Download and verify the weights of models; print their paths."""
@@ -113,40 +108,6 @@ def download(names: tuple[str, ...], out: Path | None) -> None:
         print(path, flush=True)
         if zoo.checksum_in_name(path.name) is None:
             print(f"{path.name}: not checked: no checksum is known", file=sys.stderr)
-
-
-@command.command("publish")
-@click.argument("in_file", type=_options.NAME)
-@click.argument("out_file", type=_options.FILE)
-@option(
-    "--save-keys",
-    multiple=True,
-    default=["meta", "state_dict"],
-    metavar="KEY",
-    help="Key of the checkpoint to keep, several times for several.",
-)
-@_options.unsafe_load
-def publish_(in_file: str, out_file: Path, save_keys: tuple[str, ...], unsafe_load: bool) -> None:
-    """Convert the checkpoint IN_FILE of a training to OUT_FILE for publication.
-
-    Keeps the weights and their metadata, but not the optimizer; of the metadata, x.safetensors contains the
-    names of the classes. Adds the first digits of the file's SHA-256 to its name: x.pth becomes
-    x-1a2b3c4d.pth. Every download compares them.
-    """
-    from dcnzoo.zoo.publishing import publish
-
-    path, removed = publish(in_file, out_file, save_keys, unsafe_load)
-    print(f"removed: {', '.join(removed) or 'nothing'}")
-    print(path)
-
-
-def _narrow(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """Yield a line with each name, and below it the other cells with their headings, where they need one."""
-    for name, *cells in rows[1:]:
-        named = zip(rows[0][1:], cells, strict=True)
-        parts = [f"{head} {cell}" if "AP" in head else cell for head, cell in named if cell.strip("–")]
-        yield name
-        yield from textwrap.wrap(" · ".join(parts), width, initial_indent="    ", subsequent_indent="    ")
 
 
 def _known(model: Model, operators: Mapping[str, str]) -> dict:

@@ -15,6 +15,7 @@ from dcnzoo.utils.files import require_new, write_bytes, write_text
 from dcnzoo.utils.formats import is_video
 from dcnzoo.utils.text import counted
 
+CLASSES = "classes.txt"
 DRAWN = {".png": "PNG", ".jpg": "JPEG"}
 _LONGEST = 240  # bytes of the name of an output file without ending: systems allow 255
 
@@ -30,6 +31,7 @@ class ResultFiles:
         polygons: write masks into the COCO file as polygons, not in run-length encoding.
         model: its name, for the COCO file.
         force: replace files that exist; never a picture of the call.
+        skip_existing: with ``.txt``: :attr:`missing` has only the images whose file does not exist.
 
     Raises:
         UserError: a file exists.
@@ -37,13 +39,17 @@ class ResultFiles:
 
     def __init__(
         self, folder: Path, images: Sequence[str], ending: str, *, coco: bool, video: Path | None,
-        polygons: bool, model: str, force: bool,
+        polygons: bool, model: str, force: bool, skip_existing: bool = False,
     ) -> None:  # fmt: skip
         self._folder, self._ending, self._model, self._polygons = folder, ending, model, polygons
         self._names = Names(images)
         self._coco = folder / "detections.json" if coco else None
-        files = [self._path(f"{image}#1" if is_video(image) else image) for image in images if ending]
+        paths = {image: self._path(f"{image}#1" if is_video(image) else image) for image in images}
+        self.missing = [image for image in images if not (skip_existing and paths[image].exists())]
+        files = [paths[image] for image in self.missing if ending]
         files += filter(None, (self._coco, video))
+        if ending == ".txt" and not skip_existing:
+            files.append(folder / CLASSES)
         require_new("infer", *files, force=force, inputs=images)
         self._video = VideoFile(video, images) if video else None
         self._images: list[dict] = []
@@ -83,7 +89,7 @@ class ResultFiles:
             write_text(self._coco, json.dumps(content))
             texts.append(str(self._coco))
         if self._ending == ".txt":
-            write_text(self._folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+            write_text(self._folder / CLASSES, "".join(f"{name}\n" for name in classes))
         if self._ending and self.written:
             texts.append(f"{counted(self.written, 'files')} in {self._folder}")
         return " and ".join(texts)

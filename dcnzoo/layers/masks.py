@@ -18,7 +18,7 @@ class _Scaled(nn.Module):
     if TYPE_CHECKING:  # an attribute of the module, which TorchScript must not find annotated here
         scale: float | Tensor
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
         self._initial_scale = float(scale)
         if scale == 1:
@@ -31,18 +31,15 @@ class _Scaled(nn.Module):
         if isinstance(self.scale, Tensor):
             self.scale.fill_(self._initial_scale)
 
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
 
 class MaskSigmoid(_Scaled):
     """``scale · sigmoid(mask)``. With a scale of 2, a prediction of zero gives a mask of exactly one."""
 
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__(scale)
-
     def forward(self, mask: Tensor) -> Tensor:
         return self.scale * mask.sigmoid()
-
-    def extra_repr(self) -> str:
-        return f"scale={self.scale}"
 
 
 class MaskSoftmax(_Scaled):
@@ -56,4 +53,4 @@ class MaskSoftmax(_Scaled):
         return self.scale * softmax_of_taps("MaskSoftmax", mask, self.taps)
 
     def extra_repr(self) -> str:
-        return f"{self.taps}, scale={self.scale}"
+        return f"{self.taps}, {super().extra_repr()}"

@@ -195,16 +195,10 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
             self._refuse("key_padding_mask", f"torch.bool of ({batch}, {pixels})", got, RuntimeError)
 
     def _check_pixels(self, shapes: Tensor, pixels: int) -> None:
-        if can_read(shapes):
-            total = int(shapes.prod(1).sum())
-            if total != pixels:
-                text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
-                self._refuse("value", text, pixels, RuntimeError)
-        elif torch.compiler.is_compiling() and not exporting():
-            message = (
-                f"{type(self).__name__}: value: expected the pixels of spatial_shapes, got another number"
-            )
-            torch._assert_async(shapes.prod(1).sum() == pixels, message)
+        total = int(shapes.prod(1).sum()) if can_read(shapes) else pixels
+        if total != pixels:
+            text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
+            self._refuse("value", text, pixels, RuntimeError)
 
     def extra_repr(self) -> str:
         return (

@@ -97,9 +97,9 @@ class _Pack(TracksOffsets, nn.Module):
         if not modulated:
             self._refuse_given("modulated", mask_groups=mask_groups != 1, mask_activation=given_mask)
         if not deformable:
-            offsets = {"offset_limit": offset_limit, "offset_activation": offset_activation}
-            given_offset = {name: value is not None for name, value in offsets.items()}
-            self._refuse_given("deformable", **given_offset, offset_groups=offset_groups != 1)
+            limited, activated = offset_limit is not None, offset_activation is not None
+            given = dict(offset_limit=limited, offset_activation=activated, offset_groups=offset_groups != 1)
+            self._refuse_given("deformable", **given)
         if prediction not in ("dense", "separable") or (prediction == "separable" and self.transposed):
             expected = "'dense'" if self.transposed else "'dense' or 'separable'"
             self._refuse("prediction", expected, repr(prediction))

@@ -126,7 +126,7 @@ def _load_pickle(path: Source, name: str, unsafe_load: bool, map_location: MapLo
             raise CheckpointError(
                 f"{name}: contains {refused[1]}, which is neither weights nor plain data. Only if you trust "
                 "its author: unsafe_load=True loads the file and runs the code in it; "
-                "dcnzoo zoo publish FILE OUT --unsafe-load --save-keys state_dict writes only weights to OUT"
+                "torch.save({'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, OUT) keeps the weights"
             ) from None
         raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error
     except Exception as error:  # a damaged pickle can raise any

@@ -13,14 +13,13 @@ from mmengine.config import Config
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.openmmlab.checkpoints import load_file, to_safetensors
 from dcnzoo.openmmlab.config import json_config
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
-from dcnzoo.zoo.publishing import publish
 
 from ..demo import DEFORMABLE, PLAIN
 from ..export import detectors
@@ -86,8 +85,8 @@ def test_detectors_whose_weights_share_memory(repository, tmp_path, family):
     addresses = [value.data_ptr() for value in model.state_dict().values()]
     assert family == "DINO" or len(set(addresses)) < len(addresses)  # DINO adds settings to its head's
     model.dataset_meta = dict(classes=tuple("abcde"), palette="random")
-    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / "shared.pth")
-    published, _ = publish(tmp_path / "shared.pth", tmp_path / "shared.safetensors")
+    published = tmp_path / "shared.safetensors"
+    published.write_bytes(to_safetensors(model.state_dict(), {}))
     TorchDetector(model).push_to_hub("owner/name")
     for checkpoint in (None, published):
         loaded = dcnzoo.load(NAME, checkpoint=checkpoint, device="cpu", channels_last=False).model

@@ -1,6 +1,0 @@
-"""``dcnzoo explain``."""
-
-from dcnzoo.cli import main
-
-if __name__ == "__main__":
-    main("explain")

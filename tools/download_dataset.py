@@ -1,6 +1,0 @@
-"""``dcnzoo data download``."""
-
-from dcnzoo.cli import main
-
-if __name__ == "__main__":
-    main("data", "download")
