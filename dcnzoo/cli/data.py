@@ -71,7 +71,7 @@ def check(file: Path, images: Path | None, classes: list[str] | None) -> None:
     examples:
       dcnzoo data check train.json --images images
     """
-    from dcnzoo.data.check import problems_of, wrong_with_classes
+    from dcnzoo.data.check import UNMASKED, problems_of, wrong_with_classes
     from dcnzoo.data.coco_file import KEYS, Category, CocoFile
     from dcnzoo.data.files import InvalidAnnotation
     from dcnzoo.utils.findings import Finding
@@ -81,6 +81,8 @@ def check(file: Path, images: Path | None, classes: list[str] | None) -> None:
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
     problems = [*problems_of(content, masks=True, images=images)]
+    if sum(problem.kind == UNMASKED for problem in problems) == len(content.annotations):  # only boxes
+        problems = [problem for problem in problems if problem.kind != UNMASKED]
     categories = (each for _, each in content.entries("categories", strict=True))
     names = [str(each.name) for each in categories if isinstance(each, Category)]
     if classes and (text := wrong_with_classes(names, classes)):

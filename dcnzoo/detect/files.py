@@ -50,7 +50,8 @@ class ResultFiles:
         files += filter(None, (self._coco, video))
         if ending == ".txt" and not skip_existing:
             files.append(folder / CLASSES)
-        require_new("infer", *files, force=force, inputs=images)
+        if files:
+            require_new("infer", *files, force=force, inputs=images)
         self._video = VideoFile(video, images) if video else None
         self._images: list[dict] = []
         self._annotations: list[dict] = []

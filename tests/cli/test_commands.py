@@ -1,0 +1,196 @@
+"""Command lines as a new user types them: each ends in its result, or in one line that says what to do."""
+
+import re
+import shlex
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dcnzoo import zoo
+from dcnzoo.cli.infer import DEMO_MODEL
+from dcnzoo.data.shapes import ShapesSpec, draw_image, make_shapes
+from dcnzoo.openmmlab.checkpoints import load_file
+
+from ..commands import run
+from ..demo import DEFORMABLE, PLAIN
+from ..formats import fruits, write_voc, write_yolo
+
+RIGHT = [  # in this order: some read what others have written
+    ("--version", r"\d\.\d"),
+    ("--help", "infer"),
+    ("doctor", "mmdet"),
+    ("zoo list mdconv group4", "faster-rcnn_r50-mdconv-group4"),
+    ("zoo list --measured --json", '"measured'),
+    ("zoo info MODEL", "weights"),
+    ("zoo download MODEL --out weights", r"weights/.*\.safetensors"),
+    ("data download --list", "train2017"),
+    ("data convert yolo yolo_coco", "4 pictures, 8 objects"),
+    ("data convert voc voc_coco", "4 pictures, 8 objects"),
+    ("data convert yolo yolo_coco --force", "4 pictures, 8 objects"),
+    ("data check yolo_coco/train.json --images yolo/images/train", "no problems"),
+    ("infer --demo --out demo", "written: demo/detections.json and 1 file"),
+    ("infer MODEL a.png", "written: work_dirs/infer/detections.json"),
+    ("infer MODEL a.png", "written: work_dirs/infer_2/detections.json"),
+    ("infer MODEL photos --json --out json --polygons", "written: json/detections.json$"),
+    ("infer MODEL 'photos/*.png' --out found --jpeg --batch-size 2", "3 files in found"),
+    ("infer MODEL photos --out found --force", "3 files in found"),
+    ("infer MODEL photos --txt --out texts", "3 files in texts"),
+    ("infer MODEL photos --txt --out texts --skip-existing", "all 3 images have their texts"),
+    ("infer MODEL a.png --classes oval --max-detections 1 --tile 64 --out tiles", "written: tiles"),
+    ("infer MODEL v.avi --save-video drawn.mp4 --out video", "drawn.mp4"),
+    ("infer CONFIG a.png --checkpoint weights.pth --device cpu --out own", "written: own"),
+    ("explain MODEL a.png", r"written: explain\.html"),
+    ("explain MODEL a.png --at 30,40 --out points.png", r"written: points\.png"),
+    ("flops MODEL --shape 96 128 --by-operator", "Params: "),
+    ("bench MODEL a.png --max-iter 1 --num-warmup 0", "take: "),
+    ("test CONFIG weights.pth --data shapes --work-dir tested --eval bbox", "box AP"),
+    ("train own.py --dry-run --work-dir dry", "dry run"),
+    ("train --data yolo --work-dir tiny --epochs 1 --dry-run", "config"),
+    ("run program.py 3", "program 3"),
+    ("train --data yolo --work-dir trained --epochs 1 --device cpu --batch-size 2", "report"),
+    ("report trained --num-images 1 --evaluate 2", r"report: trained/report_2\.html"),
+    ("infer trained a.png --out trained_found", "written: trained_found"),
+]
+USAGE = [  # exit status 2, below the usage
+    ("infre a.png", "did you mean 'infer'"),
+    ("infer", "MODEL"),
+    ("infer MODEL a.png --score-treshold 0.5", "--score-treshold"),
+    ("infer MODEL a.png --score-threshold 2", "--score-threshold"),
+    ("infer MODEL a.png --jpeg --json", "--jpeg"),
+    ("infer MODEL photos --skip-existing --txt", "--out"),
+    ("infer MODEL a.png --out ''", "--out"),
+    ("train", "MODEL"),
+    ("train CONFIG --cfg-options x", "got x"),
+    ("train CONFIG --cfg-options 'x=[(1,2]'", "--cfg-options': x: "),
+    ("train CONFIG --epochs ten", "--epochs"),
+    ("train --resume CONFIG", r"--resume .*mask-rcnn.*\.py"),
+    ("test CONFIG weights.pth --out x.txt", r"\.pkl"),
+    ("explain MODEL a.png --at 3,x", "2 numbers .* 3,x"),
+    ("explain MODEL a.png --at 3,4 --box 1,2,3,4", "--at: .*--box"),
+    ("export MODEL --opset-version 17", "--opset-version.* 17"),
+    ("export MODEL --out model.pth", r"--out.*\.onnx.* got model\.pth"),
+    ("export MODEL --int8 photos --fp16", "--fp16: .*--int8"),
+    ("bench CONFIG --images yolo/images/train", "--annotations"),
+    ("report nowhere", "nowhere"),
+    ("report photos photos --checkpoint a.png", "--checkpoint"),
+    ("data download --dataset-name voc", "--dataset-name"),
+    ("data download --delete", "--delete"),
+]
+WRONG = [  # exit status 1, in one line
+    ("infer mask-rcnn_r14-mdconv_fpn_8e_shape a.png", "closest names: mask-rcnn_r14-mdconv_fpn_8e_shapes"),
+    ("infer MODEL none.png", "none.png"),
+    ("infer MODEL 'no.*'", "image: .* no"),
+    ("infer MODEL text.png", "image: .* text.png"),
+    ("infer a.png MODEL", "got a picture, a.png"),
+    ("infer MODEL a.png --out found", "--force"),
+    ("infer MODEL photos --txt --out texts", "--force"),
+    ("infer MODEL photos --out photos --force", "input"),
+    ("infer MODEL a.png --device cuda:99", "--device: .* cuda:99"),
+    ("infer MODEL a.png --classes fig --out figs", "--classes: .*oval"),
+    ("infer CONFIG a.png", f"checkpoint: .*{DEFORMABLE}"),
+    ("infer MODEL a.png --checkpoint text.png --out x", "expected a checkpoint, got a picture"),
+    ("infer MODEL http://127.0.0.1:9/a.png --out net", "Connection refused"),
+    ("test CONFIG http://127.0.0.1:9/a.pth", "a.pth: Connection refused"),
+    ("test CONFIG no.pth", "no.pth"),
+    ("test CONFIG x.onnx --tta", "--tta"),
+    ("test CONFIG weights.pth --out all.json --format-only", "--force"),
+    ("train photos", "--data photos"),
+    ("train --data photos", "expected YOLO's data.yaml"),
+    ("train --data none", "none"),
+    ("train CONFIG --resume none.pth", "none.pth"),
+    ("train CONFIG --clip", "--clip: .*data"),
+    ("train used --data yolo", "used"),
+    ("train CONFIG --work-dir used", "--force"),
+    ("train CONFIG --work-dir a.png", "--work-dir: .*a.png is a file"),
+    ("train CONFIG --device cpu --launcher pytorch", "--device: .*launcher"),
+    ("explain MODEL a.png --out page.html", "--force"),
+    ("explain MODEL a.png --layer neck --out layers.html", r"--layer: .*backbone\.layer2"),
+    ("export MODEL --out model.onnx", "--force"),
+    ("export MODEL --out no/folder/model.onnx", "--out: .*no/folder/model.onnx"),
+    ("export MODEL --int8 nowhere", "nowhere"),
+    ("bench none.onnx", "none.onnx"),
+    ("flops none", "none"),
+    ("reproduce MODEL --out all.json", "--force"),
+    ("report photos", "--data photos"),
+    ("report used --out page.html", "--force"),
+    ("data check none.json", "none.json"),
+    ("data check text.png", "text.png"),
+    ("data convert photos out", "expected YOLO's data.yaml"),
+    ("data convert yolo yolo_written", "--force"),
+    ("zoo list no 'such words'", "no such words: "),
+    ("zoo info none", "none"),
+    ("run nowhere.py", "SCRIPT: .* nowhere.py"),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands")
+    for name in ("photos", "used", "yolo_written"):
+        (folder / name).mkdir()
+    for number in range(3):
+        cv2.imwrite(str(folder / f"photos/{number}.png"), draw_image(ShapesSpec(), "val", number)[0])
+    cv2.imwrite(str(folder / "a.png"), draw_image(ShapesSpec(), "val", 3)[0])
+    writer = cv2.VideoWriter(str(folder / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (128, 128))
+    for _ in range(2):
+        writer.write(np.zeros((128, 128, 3), np.uint8))
+    writer.release()
+    write_yolo(folder / "yolo", fruits(folder / "drawn_yolo"))
+    write_voc(folder / "voc", fruits(folder / "drawn_voc"))
+    make_shapes(folder / "shapes", ShapesSpec(train=1, val=2))
+    own = f"""_base_ = {DEFORMABLE!r}
+train_dataloader = dict(dataset=dict(dataset=dict(data_root="shapes/", shapes=None)))
+val_dataloader = dict(dataset=dict(data_root="shapes/", shapes=None))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file="shapes/annotations/val.json")
+test_evaluator = val_evaluator
+"""
+    (folder / "own.py").write_text(own)
+    weights = load_file(zoo.find(DEMO_MODEL).weights[0])["state_dict"]
+    torch.save({"state_dict": weights, "meta": {}}, folder / "weights.pth")
+    for name in ("text.png", "page.html", "model.onnx", "all.json", "all.bbox.json", "yolo_written/train.json"):
+        (folder / name).write_text("of the user")
+    for name in ("x.onnx", "used/epoch_1.pth"):
+        (folder / name).touch()
+    (folder / "used/own.py").write_text(f"_base_ = {PLAIN!r}")
+    (folder / "program.py").write_text("import sys\nprint('program', sys.argv[1])\n")
+    return folder
+
+
+def words_of(line):
+    names = {"MODEL": DEMO_MODEL, "CONFIG": DEFORMABLE}
+    return [names.get(word, word) for word in shlex.split(line)]
+
+
+@pytest.mark.parametrize(("line", "expected"), RIGHT, ids=lambda text: text.replace("/", ":"))
+def test_results(files, monkeypatch, line, expected):
+    monkeypatch.chdir(files)
+    assert re.search(expected, run(*words_of(line)), re.MULTILINE)
+    assert not [*files.rglob("*.partial*")]
+
+
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize(
+    ("status", "line", "expected"), [*((2, *row) for row in USAGE), *((1, *row) for row in WRONG)]
+)
+def test_mistakes_end_in_one_line(files, monkeypatch, status, line, expected):
+    """They name the argument, and write nothing."""
+    monkeypatch.chdir(files)
+    for folder in ("found", "texts"):
+        (files / folder).mkdir(exist_ok=True)
+    for name in ("found/a.png", "found/detections.json", "texts/0.txt"):
+        if not (files / name).exists():
+            (files / name).write_text("of the user")
+    before = contents(files)
+    *usage, error = run(*words_of(line), status=status).splitlines()
+    assert error.lower().startswith("error: ") and re.search(expected, error), (usage, error)
+    assert bool(usage) == (status == 2) and "Traceback" not in " ".join(usage)
+    after = contents(files)
+    assert {path: time for path, time in after.items() if path.is_file()} == {
+        path: time for path, time in before.items() if path.is_file()
+    }
