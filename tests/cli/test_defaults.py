@@ -5,15 +5,17 @@ import inspect
 
 import click
 import pytest
-from dcnzoo.data.splits import ReadOptions
 
 import dcnzoo
+from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab import options
 from dcnzoo.report.report import write_report
 from dcnzoo.zoo.testing import reproduce
 
-from .test_options import COMMANDS
+from .test_cli import every_command
+
+COMMANDS = {context.info_name.removeprefix("dcnzoo "): context.command for context in every_command()}
 
 # the command, the functions and classes that have the same options, and the number of these in common
 SAME = [
@@ -26,8 +28,8 @@ SAME = [
     ("data convert", ReadOptions, 6),
     ("report", write_report, 7),
 ]
-# on purpose: the command of reports may take a GPU; `export --for` also selects what --check looks for
-OTHER = {("report", "device"), ("export", "runtime")}
+# on purpose: the command of reports may take a GPU
+OTHER = {("report", "device")}
 
 
 def defaults_of(owner):

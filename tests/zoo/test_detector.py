@@ -12,9 +12,9 @@ from mmdet.apis import DetInferencer, inference_detector, init_detector
 import dcnzoo.models
 from dcnzoo import zoo
 from dcnzoo.data.shapes import CLASSES
+from dcnzoo.openmmlab.checkpoints import load_file, to_safetensors
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 
-from ..commands import run
 from ..demo import build
 from .conftest import entry
 from .server import Served, serving
@@ -86,9 +86,10 @@ def test_names_of_classes_are_in_the_published_file(published, tmp_path):
         (cached, META["CLASSES"], META["PALETTE"]),
         (tmp_path / "new.pth", ("a", "b"), [(9, 8, 7), (6, 5, 4)]),
     ):
-        file = run("zoo", "publish", source, tmp_path / "out.safetensors").splitlines()[-1]
+        checkpoint, file = load_file(source), tmp_path / "out.safetensors"
+        file.write_bytes(to_safetensors(checkpoint["state_dict"], checkpoint["meta"]))
         assert dcnzoo.load("tiny", checkpoint=file).model.dataset_meta["palette"] == palette
-        assert init_detector(config, file, device="cpu").dataset_meta["classes"] == classes
+        assert init_detector(config, str(file), device="cpu").dataset_meta["classes"] == classes
 
 
 def test_mmdet_reads_the_names_of_the_shipped_weights(tmp_path, monkeypatch):
