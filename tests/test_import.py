@@ -1,6 +1,5 @@
 """Imports: each part of dcnzoo runs if only the packages that it needs are installed."""
 
-
 import pytest
 
 from .formats import FORMATS, fruits, objects, objects_of

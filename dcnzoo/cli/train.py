@@ -31,7 +31,9 @@ from dcnzoo.utils.files import require_exists, require_file
     metavar="[CHECKPOINT]",
     help="Continue from a checkpoint (default: the last in the work directory).",
 )
-@option("--force", is_flag=True, help="Train in a work directory that has checkpoints: it is renamed to NAME.1.")
+@option(
+    "--force", is_flag=True, help="Train in a work directory that has checkpoints: it is renamed to NAME.1."
+)
 @option("--dry-run", is_flag=True, help="Build everything, train one step, and write nothing but --data.")
 @option(
     "--no-sanity",

@@ -150,7 +150,14 @@ test_evaluator = val_evaluator
     (folder / "own.py").write_text(own)
     weights = load_file(zoo.find(DEMO_MODEL).weights[0])["state_dict"]
     torch.save({"state_dict": weights, "meta": {}}, folder / "weights.pth")
-    for name in ("text.png", "page.html", "model.onnx", "all.json", "all.bbox.json", "yolo_written/train.json"):
+    for name in (
+        "text.png",
+        "page.html",
+        "model.onnx",
+        "all.json",
+        "all.bbox.json",
+        "yolo_written/train.json",
+    ):
         (folder / name).write_text("of the user")
     for name in ("x.onnx", "used/epoch_1.pth"):
         (folder / name).touch()

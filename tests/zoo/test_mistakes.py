@@ -63,7 +63,7 @@ def test_arguments(function, positional, options, argument, tmp_path, monkeypatc
     Path("trained").mkdir()
     Path("trained/cfg.py").write_text("model = dict()")
     Path("trained/epoch_1.pth").touch()
-    with pytest.raises((UserError, ValueError), match=f"^{argument}: expected ":
+    with pytest.raises((UserError, ValueError), match=f"^{argument}: expected "):
         function(*positional, **options)
 
 
@@ -71,7 +71,7 @@ def test_arguments(function, positional, options, argument, tmp_path, monkeypatc
 def test_settings(function, key, value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = PLAIN if function is dcnzoo.train else MODEL
-    with pytest.raises(UserError, match=key.rpartition(".")[2]:
+    with pytest.raises(UserError, match=key.rpartition(".")[2]):
         function(model, cfg_options={key: value})
 
 
