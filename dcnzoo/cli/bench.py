@@ -78,4 +78,3 @@ def command(
     if annotations and folder:
         timing.evaluate(timings, detectors, annotations, folder)
     print_columns(timing.table(timings), numbers=True)
-    print(f"take: {timing.fastest(timings)}")

@@ -15,7 +15,6 @@ from dcnzoo.detect.crops import Crops
 from dcnzoo.utils.files import replacing
 
 if TYPE_CHECKING:
-    import pandas
     import PIL.Image
     import supervision
 
@@ -116,15 +115,6 @@ class Detections:
         return supervision.Detections(
             self.boxes, self.masks, self.scores, self.labels, data={"class_name": names}
         )
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """Return a ``pandas.DataFrame`` with a row per object: path, name, score, x1, y1, x2, y2."""
-        import pandas
-
-        rows = zip(self.names, self.scores.tolist(), *self.boxes.T.tolist(), strict=True)
-        table = pandas.DataFrame(rows, columns=["name", "score", "x1", "y1", "x2", "y2"])
-        table.insert(0, "path", self.path)
-        return table
 
     def to_coco(
         self, content: dict[str, Any] | None = None, *, folder: str | os.PathLike[str] | None = None

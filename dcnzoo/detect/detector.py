@@ -175,10 +175,6 @@ class BaseDetector:
         files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
         return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
 
-    def checksum(self) -> str:
-        """Return a number that changes with the weights of the model."""
-        raise NotImplementedError
-
     def export(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a file that runs without OpenMMLab: :meth:`.TorchDetector.export`."""
         raise self._only_pytorch("export")

@@ -1,6 +1,5 @@
 """Detectors from exported files. Requires numpy and a runtime, but not torch."""
 
-import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from dcnzoo.detect.outputs import mask_threshold, rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
-from dcnzoo.utils.files import add_file
 from dcnzoo.utils.memory import KeptMemory
 
 
@@ -66,13 +64,6 @@ class ExportedDetector(BaseDetector):
     def _source(self) -> str:
         name, precision = Path(self.model.path).name, self.model.precision
         return f"{name} in {self.model.backend}{f', {precision}' if precision != 'float32' else ''}"
-
-    def checksum(self) -> str:
-        path, digest = Path(self.model.path), hashlib.sha256()
-        add_file(digest, path)
-        if path.suffix == ".xml":
-            add_file(digest, path.with_suffix(".bin"))
-        return digest.hexdigest()
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         """Return the input, [1, 3, h, w], its height and width without padding, and the picture."""

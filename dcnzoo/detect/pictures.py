@@ -2,21 +2,15 @@
 
 import io
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcnzoo.utils.errors import printable
 from dcnzoo.utils.files import require_file
 
 if TYPE_CHECKING:
     import PIL.Image
-
-
-class DownloadFailure(ValueError):
-    """A picture cannot be downloaded."""
 
 
 LIMIT = 100_000_000  # bytes of a picture that is downloaded
@@ -86,7 +80,7 @@ def _download(address: str) -> bytes:
                 if len(content) > LIMIT:
                     raise DownloadError(f"{address}: expected at most {LIMIT:,} bytes, got more")
     except DownloadError as error:
-        raise DownloadFailure(f"image: {error}") from None
+        raise ValueError(f"image: {error}") from None
     return bytes(content)
 
 
@@ -101,22 +95,7 @@ def _decoded(content: bytes, name: str | os.PathLike) -> np.ndarray:
         return _decoded_by_pillow(content, name)
     if picture is None:
         raise ValueError(f"image: expected a picture that OpenCV can read, got {name}")
-    if picture.max() < 16 and picture.any():
-        values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if values is not None and values.dtype == np.uint16:
-            _note_dark(str(name))
     return picture
-
-
-_dark: list[str] = []
-
-
-def _note_dark(name: str) -> None:
-    """Name the first picture of a process that has 12 bits in 16."""
-    _dark.append(name)
-    if len(_dark) == 1:
-        text = "at most 12 of 16 bits are used: it is nearly black; multiply its values by 16"
-        print(printable(f"note: {name}: {text}"), file=sys.stderr)
 
 
 def _decoded_by_pillow(content: bytes, name: str | os.PathLike) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Time detectors of one model in turn: time, memory, average precision, and agreement of the detections."""
 
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -120,22 +119,6 @@ def table(timings: Mapping[str, Timing]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def fastest(timings: Mapping[str, Timing]) -> str:
-    """Return the fastest detector with 98 % of the first one's detections, and its AP less .005 at most."""
-    first = next(iter(timings.values()))
-
-    def holds(timing: Timing) -> bool:
-        drops = (
-            value - timing.metrics.get(name, -math.inf)  # it has no masks
-            for name, value in first.metrics.items()
-            if name.endswith("AP")
-        )
-        agrees = timing is first or agreement(first.results, timing.results) >= 0.98
-        return agrees and max(drops, default=0.0) <= 0.005
-
-    return min((name for name in timings if holds(timings[name])), key=lambda name: timings[name].median)
 
 
 def agreement(one: Sequence[Detections], other: Sequence[Detections]) -> float:

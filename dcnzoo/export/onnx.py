@@ -58,10 +58,10 @@ def export_onnx(
         # ONNX export
         with passes.attributes_restored(model), _named_errors(model):
             program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
+        passes.remove_assertions(program)
         soft = soft_keep_boxes._opoverload  # becomes a loop
         if any(node.target is soft for node in program.graph.nodes):
             program = program.run_decompositions({soft: soft_keep_boxes._init_fn})
-        passes.remove_assertions(program)
         passes.check_ranges(program)
         passes.set_types_of_ranges(program)
         try:

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,14 +91,6 @@ class TorchDetector(BaseDetector):
     def _source(self) -> str:
         name = getattr(self.model.cfg, "filename", None)
         return f"{type(self.model).__name__} {Path(name).stem if name else ''}, {self.precision}"
-
-    def checksum(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(name.encode())
-            digest.update(content.numpy())
-        return digest.hexdigest()
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Upload the detector to the Hugging Face Hub; see :func:`dcnzoo.openmmlab.hub.push_model`."""

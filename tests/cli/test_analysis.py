@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dcnzoo.ops  # noqa: F401
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.timing import Timing, agreement, fastest, table
+from dcnzoo.detect.timing import Timing, agreement, table
 from dcnzoo.layers import DCNv3, DCNv4
 
 from ..commands import run
@@ -74,14 +74,13 @@ def test_bench(tmp_path):
     times = times_in(text)
     assert times["PyTorch float32"] == 1 and {"PyTorch float32, fused", "PyTorch bf16"} <= times.keys()
     assert "box AP" in text and "mask AP" in text
-    assert re.search("^take: PyTorch", text, re.MULTILINE)
 
 
 def test_bench_of_random_weights():
     assert times_in(run("bench", DEMO, "--shape", 64, 96, "--max-iter", 1, "--num-warmup", 0))
 
 
-def test_agreement_and_choice():
+def test_agreement():
     boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40.0]])
 
     def timing(seconds, boxes, labels, **metrics):
@@ -98,8 +97,6 @@ def test_agreement_and_choice():
     }
     shares = [agreement(timings["reference"].results, each.results) for each in timings.values()]
     assert shares == pytest.approx([1, 0, 0.8, 0.5, 1, 1])
-    assert fastest(timings) == "same"
     timings["reference"].metrics["mask AP"] = 0.4  # the others have no masks
-    assert fastest(timings) == "reference"
     assert [len(row) for row in table(timings)] == [7] * 7 and table(timings)[1][6] == "0.400"
     assert [row[6] for row in table(dict(reversed(timings.items())))] == ["mask AP", *[""] * 5, "0.400"]

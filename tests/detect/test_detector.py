@@ -23,7 +23,6 @@ from dcnzoo.detect import pictures
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.drawing import encoded
-from dcnzoo.detect.timing import Timing, fastest
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.detector import Features, TorchDetector
 from dcnzoo.utils import fetch
@@ -333,12 +332,6 @@ def test_narrow_pictures_are_not_enlarged_without_a_limit(size, drawn):
     image = np.zeros((*size[::-1], 3), np.uint8)
     result = Detections(np.float32([[0, 0, 1, 1]]), np.float32([0.5]), np.array([0]), image=image)
     assert result.draw().size == drawn
-
-
-def test_a_detector_agrees_with_itself_if_its_boxes_have_no_area():
-    empty = Detections(np.zeros((1, 4), np.float32), np.float32([0.5]), np.array([0]))
-    timings = {name: Timing([seconds], results=[empty]) for name, seconds in (("a", 1.0), ("b", 0.5))}
-    assert fastest(timings) == "a"
 
 
 def test_features(detector, folder):

@@ -294,16 +294,6 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
             read(image)
 
 
-def test_pictures_of_12_bits_in_16_are_named_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pictures, "_dark", [])
-    values = np.random.default_rng(0).integers(0, 4096, (2, 9, 8), np.uint16)
-    for name, each in zip("ab", values, strict=True):
-        cv2.imwrite(str(tmp_path / f"{name}.png"), each)
-        read(tmp_path / f"{name}.png")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "12 of 16 bits" in line and "a.png" in line
-
-
 def test_masks_without_boxes():
     """SOLO's boxes are zeros, and RTMDet's masks reach beyond their boxes: masks were cut."""
     mask = np.zeros((1, 8, 8), np.uint8)
