@@ -72,7 +72,7 @@ def test_bench(tmp_path):
     options = ["--max-iter", 2, "--num-warmup", 0, *data, "--images", tmp_path / "coco/val"]
     text = run("bench", "mask-rcnn_r14-mdconv_fpn_8e_shapes", image, *options)
     times = times_in(text)
-    assert times["PyTorch float32"] == 1 and {"PyTorch float32, fused", "PyTorch bf16"} <= times.keys()
+    assert times["PyTorch float32"] == 1 and "PyTorch bf16" in times
     assert "box AP" in text and "mask AP" in text
 
 

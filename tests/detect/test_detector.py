@@ -131,7 +131,7 @@ def test_inputs(detector, folder, tmp_path):
 
 @pytest.fixture
 def server(folder, monkeypatch):
-    for name in ("http_proxy", "all_proxy", fetch.MIRROR, fetch.OFFLINE):
+    for name in ("http_proxy", "all_proxy", "DCNZOO_MIRROR", "DCNZOO_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     files = {"/0.png": (folder / "0.png").read_bytes(), "/text.png": b"no picture"}
     with serving(Served(files)) as server:
@@ -148,20 +148,11 @@ def test_addresses(detector, folder, server, monkeypatch):
     several = detector([f"{server.url}/none.png", f"{server.url}/text.png", address])
     assert [result.path for result in several] == [address]
     assert ["404" in several.skipped[0], "text.png" in several.skipped[1]] == [True, True]
-    server.stalls.append(100)
-    monkeypatch.setattr(fetch, "_TIMEOUT", 0.2)
-    with pytest.raises(ValueError, match=rf"image: {address}.*timed out"):
-        detector(address)
-    monkeypatch.setattr(fetch, "_TOTAL", 0.3)
-    monkeypatch.setattr(server, "pause", 0.05)  # each byte within the limit above
-    with pytest.raises(ValueError, match=rf"image: {address}: expected all in 0.3 seconds"):
-        detector(address)
-    server.pause = 0.0
     monkeypatch.setattr(pictures, "LIMIT", 1000)
-    with pytest.raises(ValueError, match=rf"image: {address}: .*1.0 kB"):
+    with pytest.raises(ValueError, match=rf"image: {address}: expected at most 1,000 bytes"):
         detector(address)
-    monkeypatch.setenv(fetch.OFFLINE, "1")
-    with pytest.raises(ValueError, match=fetch.OFFLINE):
+    monkeypatch.setenv("DCNZOO_OFFLINE", "1")
+    with pytest.raises(ValueError, match="DCNZOO_OFFLINE"):
         detector(address)
     monkeypatch.setitem(sys.modules, "requests", None)
     monkeypatch.delitem(sys.modules, fetch.__name__)
@@ -180,7 +171,7 @@ def test_home_folder(detector, folder, coco, tmp_path, monkeypatch):
 
 def test_mistakes_in_python(detector, folder):
     calls = {
-        "s3://x/a.jpg: expected an http": lambda: detector("s3://x/a.jpg"),
+        "image: s3://x/a.jpg: ": lambda: detector("s3://x/a.jpg"),
         "^batch_size: expected an integer ≥ 1, got '2'": lambda: detector(folder, batch_size="2"),
         "^batch_size: expected an integer ≥ 1, got 0": lambda: detector.evaluate(
             "x", images="", batch_size=0

@@ -73,10 +73,9 @@ def test_default_folders_are_numbered(infer, tmp_path):
     for _ in range(3):
         assert infer("photos")[0] == 0
     assert {path.name for path in (tmp_path / "work_dirs").iterdir()} == {"infer", "infer_2", "infer_3"}
-    assert infer("photos", "--out", "work_dirs/infer")[0] == 0, "its own files are replaced"
-    (tmp_path / "work_dirs/infer/0.png").write_bytes((tmp_path / "photos/1.png").read_bytes())
     with pytest.raises(AssertionError, match=r"0\.png"):
         infer("photos", "--out", "work_dirs/infer")
+    assert infer("photos", "--out", "work_dirs/infer", "--force")[0] == 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 100])

@@ -14,7 +14,6 @@ from mmdet.registry import TRANSFORMS
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from dcnzoo.detect import pictures
 from dcnzoo.detect.outputs import MASK_THRESHOLD, rescale_detections
 from dcnzoo.detect.pictures import read, resized
 from dcnzoo.detect.preprocessing import Preprocessing

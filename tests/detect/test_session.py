@@ -146,7 +146,7 @@ def test_bench(folder):
     options = ["--max-iter", 1, "--num-warmup", 0, "--threads", 1]
     output = command("bench", folder / "dynamic.onnx", folder / "picture.png", *options)
     rows = re.findall(r"^dynamic\.onnx, (\w+) +[\d.]+ +[\d.]+ +\d+ +100\.0%$", output, re.MULTILINE)
-    assert "onnxruntime" in rows and "take: dynamic.onnx, " in output
+    assert "onnxruntime" in rows
     files = [folder / "dynamic.onnx", folder / "int8/dynamic.onnx"]
     files[1].parent.mkdir()
     shutil.copy(*files)
