@@ -11,3 +11,5 @@ optim_wrapper = {{_base_.adamw}}
 train_dataloader = dict(dataset=dict(pipeline={{_base_.boxes_pipeline}}))
 train_cfg = dict(max_epochs=36)
 param_scheduler = {{_base_.steps_3x}}
+# the head reads no map of stride 4, so that six tensors of the adapter have no gradient
+find_unused_parameters = True

@@ -4,4 +4,3 @@ _base_ = [
     '../_base_/schedules/vit-adapter_3x.py',
     'mmdet::_base_/default_runtime.py',
 ]
-optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=0.01))

@@ -17,5 +17,5 @@ model = dict(
 train_cfg = dict(max_epochs=25)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=2000),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=25, T_max=25, eta_min=0, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=25, T_max=25, eta_min_ratio=0.01),
 ]

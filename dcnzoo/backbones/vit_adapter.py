@@ -9,6 +9,7 @@ official releases for the adapter, and timm's for the ViT.
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -23,12 +24,15 @@ from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.layers import MultiScaleDeformableAttention
 from dcnzoo.layers.tracing import Refuses
 from dcnzoo.ops import torchvision_schemas
-from dcnzoo.utils.text import nearest
+from dcnzoo.utils.text import few, nearest
 
 PATCH = 16
 STAGES = 4
+# classes of timm that the adapter can take apart
+VITS = ("VisionTransformer", "VisionTransformerDistilled", "Beit", "Eva")
 # the ViT's, which do not train if it is frozen
 _VIT = ("patch_embed", "pos_embed", "pos_drop", "norm_pre", "rope", "blocks", "norm")
+_OWN = "spm.stem.0.weight"  # a parameter that only adapters have
 _PREFIX = ("cls_token", "dist_token", "reg_token")
 # official names of parameters -> timm's: layer scale of ViTs, and Uni-Perceiver's
 _RENAMED = {
@@ -73,9 +77,13 @@ def _tokens(maps: Sequence[Tensor]) -> Tensor:
 class SpatialPrior(nn.Module):
     """Convolutions that return maps of strides 4, 8, 16 and 32; without ``first``, those from 8 on."""
 
-    def __init__(self, inner: int, channels: int, first: bool) -> None:
+    def __init__(self, inputs: int, inner: int, channels: int, first: bool) -> None:
         super().__init__()
-        stem = [*self._layers(3, inner, 2), *self._layers(inner, inner, 1), *self._layers(inner, inner, 1)]
+        stem = [
+            *self._layers(inputs, inner, 2),
+            *self._layers(inner, inner, 1),
+            *self._layers(inner, inner, 1),
+        ]
         self.stem = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1))
         self.conv2 = nn.Sequential(*self._layers(inner, 2 * inner, 2))
         self.conv3 = nn.Sequential(*self._layers(2 * inner, 4 * inner, 2))
@@ -86,7 +94,7 @@ class SpatialPrior(nn.Module):
         self.fc4 = nn.Conv2d(4 * inner, channels, 1)
 
     @staticmethod
-    def _layers(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    def _layers(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
         conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
         return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
@@ -180,8 +188,9 @@ class ViTAdapter(Refuses, nn.Module):
         vit: a model of timm: ``vit_*``, ``deit_*``, ``beit*``, also DINOv2 and DINOv3; its name, or a dict of
             the name (``model_name``) and other arguments of ``timm.create_model``. The authors' ViTs have
             ``init_values=1.0`` (layer scale), except for MAE.
-        pretrained: load the ViT's weights: True, timm's; or a file that timm can read for this model.
-        drop_path_rate: of stochastic depth, in the ViT (if it is not a module) and the extractors.
+        pretrained: load weights: True: timm's, of the ViT; or a file, see :meth:`load_pretrained`.
+        drop_path_rate: of stochastic depth, in the ViT (if it is not a module) and the extractors, from 0 to
+            below 1.
         conv_inplane: channels of the stem.
         deform_num_heads, deform_ratio: number of heads, and ratio of channels of the deformable attention.
         init_values: initial factor of the injectors.
@@ -232,8 +241,10 @@ class ViTAdapter(Refuses, nn.Module):
         out_indices: Sequence[int] = (0, 1, 2, 3),
     ) -> None:
         super().__init__()
-        if not out_indices or not set(out_indices) <= set(range(STAGES)):
-            self._refuse("out_indices", "numbers from 0 to 3", tuple(out_indices))
+        if not isinstance(out_indices, Sequence) or not out_indices or not {*out_indices} <= {*range(STAGES)}:
+            self._refuse("out_indices", "a sequence of numbers from 0 to 3", out_indices)
+        if not 0 <= drop_path_rate < 1:
+            self._refuse("drop_path_rate", "a number from 0 to below 1", drop_path_rate)
         self.vit_options: dict[str, Any] | None = None
         if not isinstance(vit, str | Mapping | nn.Module):
             self._refuse("vit", "a name of timm, a dict with arguments, or a module", repr(vit))
@@ -256,7 +267,7 @@ class ViTAdapter(Refuses, nn.Module):
         first = 0 in self.out_indices
         attention: dict[str, Any] = dict(heads=deform_num_heads, ratio=deform_ratio, eps=norm_eps)
         self.level_embed = nn.Parameter(torch.zeros(3, channels))
-        self.spm = SpatialPrior(conv_inplane, channels, first)
+        self.spm = SpatialPrior(self.in_chans, conv_inplane, channels, first)
         self.interactions = nn.ModuleList()
         for number in (1, 1, 1, 3 if use_extra_extractor else 1):
             injector = Injector(channels, init_values, **attention) if injectors else None
@@ -272,8 +283,12 @@ class ViTAdapter(Refuses, nn.Module):
 
     def _take_over(self, vit: Any, final_norm: bool, prefix_tokens: bool, patch_bias: bool) -> None:
         projection = getattr(getattr(vit, "patch_embed", None), "proj", None)
-        if not isinstance(projection, nn.Conv2d) or not hasattr(vit, "blocks"):
-            self._refuse("vit", "a vision transformer of timm", type(vit).__name__)
+        known = any(kind.__name__ in VITS for kind in type(vit).__mro__)
+        # not with a convolutional network before it, or parallel blocks
+        plain = known and not hasattr(vit.patch_embed, "backbone")
+        if not plain or not all(hasattr(block, "attn") for block in vit.blocks):
+            expected = f"a vision transformer of timm ({', '.join(VITS)}), not hybrid or with parallel blocks"
+            self._refuse("vit", expected, type(vit).__name__)
         if getattr(vit, "rel_pos_bias", None) is not None:
             self._refuse("vit", "relative positions of each block", "relative positions that blocks share")
         if patch_bias and projection.bias is None:
@@ -303,8 +318,8 @@ class ViTAdapter(Refuses, nn.Module):
     def _windows(self, window: int | Sequence[int | None] | None) -> list[int | None]:
         depth = len(self.blocks)
         sizes = [window] * depth if isinstance(window, int | None) else list(window)
-        if len(sizes) != depth:
-            self._refuse("window", f"a size or None for each of {depth} blocks", sizes)
+        if len(sizes) != depth or any(isinstance(size, bool) for size in sizes):
+            self._refuse("window", f"a size or None for each of {depth} blocks", window)
         if any(sizes) and self.rope is not None:
             self._refuse("window", "None for a ViT with rotary positions", window)
         if any(sizes) and self.prefix:
@@ -330,29 +345,57 @@ class ViTAdapter(Refuses, nn.Module):
                 module.reset_parameters()
 
     def load_pretrained(self, source: bool | str = True) -> None:
-        """Load weights of the ViT: True: timm's; or a file in a format that timm reads for this ViT.
+        """Load weights.
+
+        Args:
+            source: True: timm's, of the ViT. Or a file: in a format that timm reads for this ViT; what the
+                adapter does not use, such as a classifier, may be there or not. Or a file of an adapter with
+                the same settings, or of a detector with it.
 
         Raises:
-            ValueError: the ViT was given as a module, the weights cannot be read, or they lack parameters.
+            ValueError: the ViT was given as a module, the weights cannot be read, lack parameters, or are
+                those of another adapter.
         """
         if self.vit_options is None:
             self._refuse("pretrained", "False with a module, which has its weights", repr(source))
         # those of most ViTs have no layer scale; timm refuses weights that lack a parameter
         options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
-        if source is not True:
-            options["pretrained_cfg_overlay"] = dict(file=source, num_classes=0)
+        missing: Sequence[str] = ()
         try:
-            vit = _create(pretrained=True, **options)
+            state = {} if source is True else _read(str(source))
+            prefix = next((key.removesuffix(_OWN) for key in state if key.endswith(_OWN)), None)
+            if prefix is not None:
+                own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+                self._load_adapter(own)
+                return
+            if source is True:
+                vit: Any = _create(pretrained=True, **options)
+            else:
+                vit, missing = _load_file(str(source), options)
         except Exception as error:  # timm's, torch's and the Hub's have many types, and perhaps no text
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
             text = " ".join([type(error).__name__, *str(error).split()])
-            self._refuse("pretrained", expected, f"{source!r}: {text}")
+            address = _address(options["model_name"]) if source is True else ""
+            self._refuse("pretrained", expected, f"{source!r}: {text}{address}")
+        sizes = (v.shape[-1] for key, v in state.items() if key.endswith("patch_embed.proj.weight"))
+        size, own_size = next(sizes, None), vit.patch_embed.proj.kernel_size[0]
+        if size not in (None, own_size):
+            text = f"patches of {size} × {size} are resized to {own_size} × {own_size}"
+            warnings.warn(f"ViTAdapter: pretrained: {source}: {text}", stacklevel=2)
         _fit(vit, self.windows, self.pad_input)
-        missing, _ = self.load_state_dict(vit.state_dict(), strict=False)
+        loaded = {key: value for key, value in vit.state_dict().items() if key not in missing}
+        missing, _ = self.load_state_dict(loaded, strict=False)
         absent = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX)]
         absent = [name for name in absent if not re.search(r"\.ls[12]\.gamma$", name)]
         if absent:
-            self._refuse("pretrained", f"weights with {', '.join(absent)}", repr(source))
+            self._refuse("pretrained", f"weights with {few(absent)}", repr(source))
+
+    def _load_adapter(self, state: dict[str, Any]) -> None:
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            names = few(re.findall(r'(?:"|size mismatch for )([\w.]+)[":]', str(error)))
+            raise ValueError(f"weights of an adapter with another ViT or other settings: {names}") from None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the names and forms of the official checkpoints."""
@@ -485,7 +528,7 @@ class ViTAdapter(Refuses, nn.Module):
         return tuple(outputs)
 
 
-def _create(**options: Any) -> nn.Module:
+def _import_timm() -> Any:
     torchvision_schemas.define_missing()  # timm imports torchvision
     try:
         import timm
@@ -496,6 +539,11 @@ def _create(**options: Any) -> nn.Module:
             "ViTAdapter: vit: expected a module where timm is not installed, got a name; pip install timm"
         )
         raise ModuleNotFoundError(message, name="timm") from None
+    return timm
+
+
+def _create(**options: Any) -> nn.Module:
+    timm = _import_timm()
     name = str(options["model_name"])
     if ":" not in name and not timm.is_model(name):
         near = nearest(name, timm.list_models())
@@ -503,6 +551,36 @@ def _create(**options: Any) -> nn.Module:
             f"ViTAdapter: vit: expected a name of timm{near and f', such as {near}'}, got {name}"
         )
     return timm.create_model(num_classes=0, **options)
+
+
+def _read(file: str) -> dict[str, Any]:
+    """Return the state dict in a file; {} for a file of NumPy arrays, which timm reads by the ViT."""
+    _import_timm()
+    from timm.models import load_state_dict
+
+    return {} if file.endswith(".npz") else load_state_dict(file)
+
+
+def _load_file(file: str, options: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+    """Return the ViT with the weights in a file, and the names of its parameters that the file lacks."""
+    overlay = dict(file=file, custom_load=file.endswith(".npz"))
+    try:  # without the name of a classifier, timm loads strictly
+        return _create(pretrained=True, pretrained_cfg_overlay={**overlay, "classifier": None}, **options), []
+    except RuntimeError as error:
+        missing = re.search(r"Missing key\(s\) in state_dict: ([^\n]*)", str(error))
+    # another number of classes than the ViT's 0: timm allows differences, but for sizes
+    overlay |= dict(classifier=("head", "head_dist"), num_classes=-1)
+    vit = _create(pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    return vit, re.findall(r'"([^"]+)"', missing[1]) if missing else []
+
+
+def _address(name: str) -> str:
+    """Where timm's weights are, and how to use a file."""
+    cfg = _import_timm().get_pretrained_cfg(name)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        return ""
+    address = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
+    return f"; the file is at {address}, and pretrained=FILE reads a copy"
 
 
 def _fit(vit: Any, windows: Sequence[int | None], pad_input: bool) -> None:

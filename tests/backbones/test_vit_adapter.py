@@ -361,7 +361,7 @@ def test_a_detectors_init_weights_keeps_pretrained_ones(timm, tmp_path, name, op
     assert detector.backbone.frozen != patches.requires_grad
     torch.save({"pos_embed": torch.zeros(1, 3, 24)}, tmp_path / "other.pth")
     detector.backbone.pretrained = str(tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"pretrained: .*(pos_embed|Missing key)"):
+    with pytest.raises(ValueError, match=r"pretrained: .*(pos_embed|patch_embed)"):
         detector.backbone.init_weights()
     detector.backbone.pretrained = "nowhere.pth"
     with pytest.raises(ValueError, match=r"pretrained: expected .*, got 'nowhere.pth': FileNotFoundError"):
@@ -402,7 +402,11 @@ def test_layer_wise_learning_rates(timm):
 
 
 WRONG = [
-    (VIT, dict(out_indices=(0, 4)), "out_indices: expected numbers from 0 to 3"),
+    (VIT, dict(out_indices=(0, 4)), "out_indices: expected a sequence of numbers from 0 to 3"),
+    (VIT, dict(out_indices=2), "out_indices: expected a sequence of numbers from 0 to 3, got 2"),
+    (VIT, dict(drop_path_rate=1.0), "drop_path_rate: expected a number from 0 to below 1, got 1.0"),
+    (VIT, dict(drop_path_rate=-0.1), "drop_path_rate: expected a number from 0 to below 1"),
+    (VIT, dict(window=True), "window: expected a size or None for each of 4 blocks, got True"),
     (VIT, dict(window=[3, 3]), "window: expected a size or None for each of 4 blocks"),
     (VIT, dict(window=0), "window: expected at least 1"),
     (DINOV3, dict(window=3), "window: expected None for a ViT with rotary positions"),
@@ -411,8 +415,18 @@ WRONG = [
     (5, {}, "vit: expected a name of timm, .*, got 5"),
     ("vit_tiny_patch16_24", {}, "vit: expected a name of timm, such as vit_tiny_patch16_224, got"),
     (VIT, dict(pretrained=__file__), "pretrained: expected a file of weights"),
-    (nn.Linear(3, 3), {}, "vit: expected a vision transformer of timm, got Linear"),
-    (dict(model_name="resnet18"), {}, "vit: expected a vision transformer of timm, got ResNet"),
+    (nn.Linear(3, 3), {}, "vit: expected a vision transformer of timm .*, got Linear"),
+    (dict(model_name="resnet18"), {}, "vit: expected a vision transformer of timm .*, got ResNet"),
+    *(
+        (name, {}, f"vit: expected a vision transformer of timm .*, got {kind}")
+        for name, kind in (
+            ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
+            ("vit_srelpos_small_patch16_224", "VisionTransformerRelPos"),
+            ("samvit_base_patch16", "VisionTransformerSAM"),
+            ("vit_small_r26_s32_224", "VisionTransformer"),
+            ("vit_small_patch16_18x2_224", "VisionTransformer"),
+        )
+    ),
 ]
 
 
@@ -420,6 +434,14 @@ WRONG = [
 def test_errors(timm, vit, options, message):
     with pytest.raises(ValueError, match=message):
         ViTAdapter(vit, **SMALL, **options)
+
+
+def test_pictures_of_one_channel(timm):
+    adapter = ViTAdapter(dict(VIT, in_chans=1), **SMALL).eval()
+    x = torch.randn(1, 1, 64, 64)
+    assert [tuple(y.shape) for y in adapter(x)] == [(1, 24, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
+    with pytest.raises(RuntimeError, match=r"x: expected \(N, 1, H, W\)"):
+        adapter(x.expand(1, 3, 64, 64))
 
 
 def test_without_timm(monkeypatch):

@@ -1,0 +1,115 @@
+"""``pretrained=FILE``: what timm reads for the ViT, and the weights of a trained adapter."""
+
+import pytest
+import torch
+
+import dcnzoo.models  # noqa: F401  timm imports torchvision, whose operators may have to be defined
+from dcnzoo.backbones import ViTAdapter
+
+timm = pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
+
+TINY = dict(embed_dim=24, depth=4, num_heads=3)
+SMALL = dict(conv_inplane=4, deform_num_heads=3)
+VITS = [  # of the docs' families
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "beitv2_base_patch16_224",
+    "vit_small_patch14_dinov2",
+    "vit_tiny_patch16_dinov3_qkvb",
+]
+
+
+def adapter(name, **options):
+    if "beit" in name:
+        options |= dict(window=3, pad_input=True)
+    torch.manual_seed(1)
+    return ViTAdapter(dict(model_name=name, **TINY), **SMALL, **options)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(state):
+        torch.save(state, tmp_path / "weights.pth")
+        return str(tmp_path / "weights.pth")
+
+    return write
+
+
+def require_weights_of(network, state):
+    """The network has the ViT's values, but for patches of another size."""
+    own = network.state_dict()
+    names = [name for name in own.keys() & state.keys() if own[name].shape == state[name].shape]
+    assert len(names) > 40
+    assert all(torch.equal(own[name], state[name]) for name in names)
+
+
+@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("key", [None, "model"])
+def test_files_with_a_classifier(write, name, key):
+    state = timm.create_model(name, **TINY, num_classes=10).state_dict()
+    assert "head.weight" in state
+    require_weights_of(adapter(name, pretrained=write({key: state} if key else state)), state)
+
+
+def test_official_layout_of_dinov2(write):
+    """It has a token for masked patches, and no classifier."""
+    state = timm.create_model("vit_small_patch14_dinov2", **TINY, num_classes=0).state_dict()
+    require_weights_of(
+        adapter("vit_small_patch14_dinov2", pretrained=write({**state, "mask_token": torch.zeros(1, 24)})),
+        state,
+    )
+
+
+@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_weights_of_a_trained_adapter(write, name, prefix):
+    """All its parameters, also those of the adapter."""
+    trained = adapter(name)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.normal_()
+    state = {prefix + key: value for key, value in trained.state_dict().items()}
+    if prefix:
+        state["neck.weight"] = torch.zeros(1)
+    other = adapter(name, pretrained=write({"state_dict": state} if prefix else state))
+    assert other.state_dict().keys() == trained.state_dict().keys()
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in trained.state_dict().items())
+
+
+def test_weights_of_another_adapter(write):
+    state = ViTAdapter(dict(model_name=VITS[0], embed_dim=48, depth=4, num_heads=3), **SMALL).state_dict()
+    with pytest.raises(ValueError, match=r"another ViT or other settings: pos_embed, level_embed") as error:
+        adapter(VITS[0], pretrained=write(state))
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"other settings: .*extra_extractors"):
+        adapter(VITS[0], pretrained=write(adapter(VITS[0]).state_dict()), use_extra_extractor=False)
+
+
+def test_what_the_adapter_uses_must_be_there(write):
+    state = timm.create_model(VITS[0], **TINY).state_dict()
+    del state["norm.weight"]
+    adapter(VITS[0], pretrained=write(state))
+    with pytest.raises(ValueError, match=r"pretrained: expected weights with norm.weight"):
+        adapter(VITS[0], pretrained=write(state), final_norm=True)
+    del state["blocks.1.attn.qkv.weight"]
+    with pytest.raises(ValueError, match=r"pretrained: expected weights with blocks.1.attn.qkv.weight"):
+        adapter(VITS[0], pretrained=write(state))
+
+
+def test_patches_of_another_size_are_one_line(write):
+    file = write(timm.create_model(VITS[0], **TINY).state_dict())
+    with pytest.warns(UserWarning, match=r"pretrained: .*: patches of 16 × 16 are resized to 14 × 14"):
+        adapter("vit_small_patch14_dinov2", pretrained=file)
+
+
+def test_offline_names_the_address(monkeypatch):
+    def offline(**_):
+        raise OSError("no network")
+
+    network = adapter(VITS[-1])
+    network.vit_options = {"model_name": "vit_small_patch16_dinov3_qkvb.lvd1689m"}
+    monkeypatch.setattr(timm, "create_model", offline)
+    address = r"huggingface.co/timm/vit_small_patch16_dinov3_qkvb.lvd1689m.*pretrained=FILE"
+    with pytest.raises(ValueError, match=address):
+        network.load_pretrained()
