@@ -115,7 +115,7 @@ class Command(click.Command):
             raise kind(*(self._with_flags(str(text)) for text in texts)) from error
 
     def _with_flags(self, text: str) -> str:
-        """Return an error with ``--work-dir`` for ``work_dir:`` at its start, ``--force`` for ``force=True``."""
+        """Return an error with ``--work-dir`` for a leading ``work_dir``, ``--force`` for ``force=True``."""
         name, colon, rest = text.partition(": ")
         for param in self.params:
             if isinstance(param, click.Option):

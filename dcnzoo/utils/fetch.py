@@ -35,7 +35,7 @@ class ChecksumError(DownloadError):
 
 
 def checksum_in_name(name: str) -> str | None:
-    """The checksum in a name: ``sha256:d099253b`` in ``net-d099253b.pth``; a date is none: ``net-20210101.pth``."""
+    """The checksum in a name, ``sha256:d099253b`` of ``net-d099253b.pth``; a date, 20210101, is none."""
     match = re.search(r"-([0-9a-f]{8,64})\.[A-Za-z]+$", name)
     return f"sha256:{match[1]}" if match and not _DATE.fullmatch(match[1]) else None
 

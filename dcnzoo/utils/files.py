@@ -17,7 +17,6 @@ from dcnzoo.utils.errors import MissingFileError, UserError, disk_is_full, one_l
 from dcnzoo.utils.text import few
 
 Result = TypeVar("Result")
-_LONGEST_ENDING = 9  # of a temporary name, which may have 255 bytes
 PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.partial")
 _ABANDONED = 600  # seconds after which nobody writes to a temporary file any more
 
@@ -57,7 +56,7 @@ def partial_of(target: Path) -> Path:
     It is random: a fixed one could be a link, and two processes may write the same file. It does not contain
     the file's name, which may have the maximum length.
     """
-    name = f".{secrets.token_hex(8)}.{secrets.token_hex(8)}.partial{target.suffix[:_LONGEST_ENDING]}"
+    name = f".{secrets.token_hex(8)}.{secrets.token_hex(8)}.partial{target.suffix[:9]}"
     return target.with_name(name)
 
 
@@ -208,15 +207,11 @@ def require_writable(folder: str | os.PathLike) -> None:
 
 def require_file(path: str, what: str) -> None:
     """Raise UserError unless ``path`` is a local file. Addresses with a scheme are not checked."""
-    file = Path(os.path.expanduser(path))
-    if not path:  # which is the current folder, as a path
-        raise UserError(f"{what}: expected a file, got an empty text")
-    if "://" not in path and not os.path.isfile(file):  # Path.is_file raises if the name is too long
-        problem = "got the folder" if os.path.isdir(file) else "found none at"
-        if os.path.exists(file) and not os.path.isdir(file):  # reading a pipe would wait for its other end
-            problem = "got the pipe or device"
-        kind = MissingFileError if problem.startswith("found") else UserError
-        raise kind(f"{what}: expected a file, {problem} {path}")
+    file = os.path.expanduser(path)
+    if not path or os.path.isdir(file):
+        raise UserError(f"{what}: expected a file, got {f'the folder {path}' if path else 'an empty text'}")
+    if "://" not in path and not os.path.isfile(file):  # nor a pipe: reading it would wait for its other end
+        raise MissingFileError(f"{what}: expected a file, found none at {path}")
 
 
 def require_exists(path: str | os.PathLike, what: str) -> None:

@@ -18,7 +18,6 @@ class Finding:
         text: the problem; where it applies, the expected and the actual value.
         kind: key of the check's table of kinds, for programs.
         remedy: the command or the change that solves it.
-        source: the page that documents it.
         stops: whether the work cannot be done until it is solved; otherwise it is a warning.
     """
 
@@ -26,7 +25,6 @@ class Finding:
     text: str
     kind: str = ""
     remedy: str = ""
-    source: str = ""
     stops: bool = True
 
     def __str__(self) -> str:
@@ -35,10 +33,7 @@ class Finding:
 
 def shown(findings: Sequence[Finding], prefix: str = "") -> list[str]:
     """Return one line for each of the first findings, and the number of the others."""
-    lines = []
-    for finding in findings[:_SHOWN]:
-        source = f" ({finding.source})" if finding.source else ""
-        lines.append(f"{prefix}{finding}{source}")
+    lines = [f"{prefix}{finding}" for finding in findings[:_SHOWN]]
     if len(findings) > _SHOWN:
         lines.append(f"… and {len(findings) - _SHOWN} more")
     return [cut(printable(line), 500) for line in lines]

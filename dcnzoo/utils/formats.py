@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import PARTIAL, note
+from dcnzoo.utils.files import note
 from dcnzoo.utils.text import counted, few
 
 # endings of the formats that both OpenCV and Pillow read
@@ -40,13 +40,10 @@ def is_video(image: Any) -> bool:
 _OF_SYSTEMS = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"}
 
 
-def walk(root: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Walk a folder and links in it, in order, without hidden files; yield as ``os.walk`` does.
 
     A link to a folder above itself is left out, and nothing below a folder is visited a second time.
-
-    Args:
-        hidden: gets the hidden files and folders, but temporary ones of dcnzoo.
     """
     visited = set[str]()
     above: dict[str, set[str]] = {}  # the real paths of a folder and of those above it
@@ -56,9 +53,6 @@ def walk(root: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, l
             folders.clear()
             continue
         above[folder] = parents | {key}
-        if hidden is not None and key not in visited:
-            invisible = (name for name in (*folders, *names) if not _is_visible(name))
-            hidden += [Path(folder, name) for name in invisible if not PARTIAL.match(name)]
         folders[:] = [] if key in visited else sorted(filter(_is_visible, folders))
         visited.add(key)
         yield Path(folder), folders, sorted(filter(_is_visible, names))
@@ -69,13 +63,10 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _OF_SYSTEMS
 
 
-def picture_files(name: str | os.PathLike, lists: bool = False) -> list[str] | None:
+def picture_files(name: str | os.PathLike) -> list[str] | None:
     """List the pictures of a folder and its subfolders, or the files of a pattern such as ``street/*.jpg``.
 
     Returns None for a file or an address.
-
-    Args:
-        lists: also return the paths in a text file.
 
     Raises:
         UserError: there are none.
@@ -90,10 +81,6 @@ def picture_files(name: str | os.PathLike, lists: bool = False) -> list[str] | N
         unread = [file for file in walked if file.lower().endswith(UNREAD_PICTURES)]
     elif any(letter in str(name) for letter in "*?[") and not path.exists():
         files = sorted(glob.glob(os.path.expanduser(name), recursive=True))
-    elif lists and path.suffix.lower() == ".txt" and path.is_file():
-        lines = map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
-        if files := [*filter(None, lines)]:
-            return files
     else:
         return None
     hint = f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})"

@@ -5,13 +5,8 @@ other machines may not know the name.
 """
 
 import contextlib
-import fcntl  # noqa: TID251  for addresses, not for locks
 import socket
-import struct
 import sys
-from collections.abc import Iterator
-
-_SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
 
 
 def address_towards(host: str) -> str:
@@ -31,22 +26,6 @@ def _source(host: str) -> str:
             probe.connect(target)  # chooses the route; UDP sends nothing
             return str(probe.getsockname()[0]).partition("%")[0]
     return ""
-
-
-def interface_of(address: str) -> str:
-    """Return the network interface with an address; empty if there is none."""
-    return next((name for _, name in socket.if_nameindex() if address in _addresses(name)), "")
-
-
-def _addresses(interface: str) -> Iterator[str]:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        request = struct.pack("256s", interface.encode()[:15])
-        yield socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
-    with contextlib.suppress(OSError), open("/proc/net/if_inet6") as file:
-        for line in file:
-            digits, *_, name = line.split()
-            if name == interface:
-                yield socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
 
 
 if __name__ == "__main__":

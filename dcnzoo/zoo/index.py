@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import functools
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
@@ -19,7 +18,7 @@ from urllib.parse import unquote
 import yaml
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_exists, require_file
+from dcnzoo.utils.files import require_exists
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.utils.formats import EXPORTED, KINDS
 
@@ -132,37 +131,33 @@ def _models_of(package: str) -> tuple[Model, ...]:
 def _model(package: str, folder: Path, metafile: Path, entry: dict, collections: dict) -> Model:
     config = folder / unquote(entry["Config"])  # MMDetection's escape a folder (gn%2Bws) or name a former one
     config = config if config.is_file() else metafile.parent / config.name
-    weights = entry.get("Weights") or ()
-    weights = (weights,) if isinstance(weights, str) else weights
-    weights = tuple(each if "://" in each else str(folder / each) for each in weights)
-    collection = entry.get("In Collection", "")
-    paper = entry.get("Paper") or collections.get(collection, {}).get("Paper") or {}
-    results = tuple(
-        Result(
-            result.get("Task", ""),
-            result.get("Dataset", ""),
-            result["Metrics"],
-            _source(package, metafile, entry, result),
-        )
-        for result in entry.get("Results") or ()
-        if result.get("Metrics")
-    )
-    aliases = entry.get("Alias") or ()
-    if isinstance(aliases, str):
-        aliases = (aliases,)
-    aliases = {entry["Name"], *aliases} - {config.stem}
+    collection = collections.get(entry.get("In Collection", ""), {})
+    paper = entry.get("Paper") or collection.get("Paper")
+    results = (each for each in entry.get("Results") or () if each.get("Metrics"))
     return Model(
         name=config.stem,
         package=package,
         config=config,
-        collection=collection,
-        aliases=tuple(sorted(aliases)),
-        weights=weights,
-        results=results,
+        collection=entry.get("In Collection", ""),
+        aliases=tuple(sorted({entry["Name"], *_texts(entry.get("Alias"))} - {config.stem})),
+        weights=tuple(each if "://" in each else str(folder / each) for each in _texts(entry.get("Weights"))),
+        results=tuple(
+            Result(
+                task=each.get("Task", ""),
+                dataset=each.get("Dataset", ""),
+                metrics=each["Metrics"],
+                source=_source(package, metafile, entry, each),
+            )
+            for each in results
+        ),
         metadata=entry.get("Metadata") or {},
         paper=paper if isinstance(paper, dict) else {},
-        licence=entry.get("License") or collections.get(collection, {}).get("License") or "",
+        licence=entry.get("License") or collection.get("License") or "",
     )
+
+
+def _texts(value: str | list[str] | None) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value or ()
 
 
 def _source(package: str, metafile: Path, entry: dict, result: dict) -> str:
@@ -199,32 +194,27 @@ def find(name: str) -> Model:
 def require_model(name: str) -> None:
     """Raise UserError if a name, file or folder cannot be a model; torch and OpenMMLab are not imported."""
     path = Path(name).expanduser()
-    ending = path.suffix.lower()
-    kind = None if ending in (*CONFIGS, *EXPORTED) else KINDS.get(ending)
+    ending, got = path.suffix.lower(), ""
     if os.path.isdir(path):  # Path.is_dir raises if the name is too long
-        configs = (
-            file for pattern in ("*.py", "config.json", "*/vis_data/config.py") for file in path.glob(pattern)
-        )
-        hint = f"`dcnzoo train --data {name}` trains on pictures"
-        kind = None if any(configs) else f"a folder without a config ({hint})"
-    elif not os.path.isfile(path) and "::" not in name and "://" not in name:
+        if not any(next(path.glob(each), None) for each in ("*.py", "config.json", "*/vis_data/config.py")):
+            got = f"a folder without a config (`dcnzoo train --data {name}` trains on pictures)"
+    elif os.path.isfile(path):
+        got = "" if ending in (*CONFIGS, *EXPORTED) else KINDS.get(ending, "")
+    elif "::" not in name and "://" not in name:
         if len(path.parts) == 1 and ending not in EXPORTED:
             find(name)
         else:
             require_exists(path, "model")
-            require_file(name, "model")
-    if kind and name and os.path.exists(path):
+    if got:
         expected = "a name in the zoo, a config (.py), a work directory or an exported file"
-        raise UserError(f"model: expected {expected}, got {kind}, {name}")
+        raise UserError(f"model: expected {expected}, got {got}, {name}")
 
 
 def search(words: Sequence[str]) -> list[Model]:
     """Find the models whose name, aliases, collection or paper contain every word, ignoring case."""
 
     def text(model: Model) -> str:
-        return " ".join(
-            (model.name, model.id, *model.aliases, model.collection, *map(str, model.paper.values()))
-        )
+        parts = (model.name, model.id, *model.aliases, model.collection, *map(str, model.paper.values()))
+        return " ".join(parts).lower()
 
-    patterns = [re.compile(re.escape(word), re.IGNORECASE) for word in words]
-    return [model for model in models() if all(p.search(text(model)) for p in patterns)]
+    return [model for model in models() if all(word.lower() in text(model) for word in words)]

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,8 +97,8 @@ def resolve(model: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[
     if name.startswith(hub.PREFIX):
         source = Source(name, *hub.fetch_model(name))
     else:
-        sources = (each(name, Path(os.path.expanduser(name)), checkpoint) for each in RESOLVERS)
-        source = next(source for source in sources if source is not None)
+        found = (each(name, Path(os.path.expanduser(name)), checkpoint) for each in RESOLVERS)
+        source = next(filter(None, found))
     if checkpoint is None or (source.choice and checkpoint in CHECKPOINTS):
         return source
     if "://" in str(checkpoint):
@@ -127,21 +127,21 @@ def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | 
         saved = SavedCheckpoints.of(read_config_file(_config_of(configs, last), {"work_dir": str(path)}))
     best = saved.best()
     source = Source(name, _config_of(configs, best or last), work_dir=path)
-    if checkpoint == "best" and best is None:
-        raise UserError(f"checkpoint: expected a best one (best_*.pth) in {path}, found none")
+    if (checkpoint == "best" and best is None) or (checkpoint == "last" and last is None):
+        raise UserError(f"checkpoint: expected a {checkpoint} one in {path}, found none")
     if best is not None and checkpoint != "last":
         return replace(source, weights=best, choice="the best; `last` selects the last one")
-    if checkpoint == "last" and last is None:
-        raise UserError(f"checkpoint: expected a last one in {path}, found none")
     return source if last is None else replace(source, weights=last, choice="the last")
 
 
 def _checkpoint(name: str, path: Path, checkpoint: object) -> Source | None:
-    if path.suffix not in (".pth", ".safetensors") or not os.path.isfile(path) or not _configs(path.parent):
+    if path.suffix not in (".pth", ".safetensors") or not os.path.isfile(path):
+        return None
+    if not (configs := _configs(path.parent)):
         return None
     if checkpoint is not None:
         raise UserError(f"checkpoint: expected none with a checkpoint as model, {name}, got {checkpoint}")
-    return Source(name, _config_of(_configs(path.parent), path), path, path.parent)
+    return Source(name, _config_of(configs, path), path, path.parent)
 
 
 def _config(name: str, path: Path, checkpoint: object) -> Source | None:
@@ -167,8 +167,7 @@ def _published(name: str, path: Path, checkpoint: object) -> Source:
     return Source(name, entry.config, entry.weights[0] if len(entry.weights) == 1 else None)
 
 
-Resolver = Callable[[str, Path, str | os.PathLike[str] | None], Source | None]
-RESOLVERS: tuple[Resolver, ...] = (_repository, _work_directory, _checkpoint, _config, _published)
+RESOLVERS = (_repository, _work_directory, _checkpoint, _config, _published)
 
 
 def _configs(folder: Path) -> list[Path]:
@@ -182,7 +181,7 @@ def _configs(folder: Path) -> list[Path]:
     programs = files_beside(folder, "*.py")
     logged = files_beside(folder, "*/vis_data/config.py")
     configs = [*filter(is_config, programs)] or [*filter(is_config, logged)]
-    if configs and not is_work_dir(folder):
+    if configs and not any(folder.glob("*/vis_data")):  # last_checkpoint may come from elsewhere
         raise UserError(
             f"model: expected a work directory of dcnzoo train with the folder of its log, got {folder} "
             f"with the program {configs[0].name}. Only if you trust its author: model={configs[0]}, "

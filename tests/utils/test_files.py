@@ -336,9 +336,6 @@ def test_pictures_of_a_folder_are_those_of_a_training(tmp_path):
     (tmp_path / "in/below").mkdir()
     (tmp_path / "in/below/up").symlink_to("..")
     assert picture_files(tmp_path / "in") == left, "each once"
-    # as Windows' editor writes a list
-    (tmp_path / "list.txt").write_bytes(f"\N{BYTE ORDER MARK}{left[0]} \r\n{left[1]}\r\n".encode())
-    assert picture_files(tmp_path / "list.txt", lists=True) == left
 
 
 def test_a_name_that_is_no_home_folder(tmp_path, monkeypatch):
