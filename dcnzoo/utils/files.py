@@ -70,11 +70,7 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Replace the file's content and wait until it is on the disk.
-
-    Raises:
-        UserError: the file cannot be written; the previous content stays.
-    """
+    """Replace the file's content. Raises UserError if it cannot be written; the previous content stays."""
     with writing(path) as file:
         file.write(content)
 
@@ -164,8 +160,8 @@ def numbered(path: Path, usable: Callable[[Path], bool] = lambda path: False) ->
 
 
 def files_beside(folder: Path, pattern: str) -> list[Path]:
-    """List files by a pattern; a pipe, device or broken link is named in a warning, and left out."""
-    return [path for path in folder.glob(pattern) if not path.is_dir() and _is_file(path)]
+    """List files by a pattern, without folders, pipes and broken links."""
+    return [path for path in folder.glob(pattern) if path.is_file()]
 
 
 def read_beside(path: Path, parse: Callable[[str], Result] = str) -> Result | None:  # type: ignore[assignment]
@@ -174,7 +170,7 @@ def read_beside(path: Path, parse: Callable[[str], Result] = str) -> Result | No
     Args:
         parse: reads the text. ValueError, TypeError, LookupError and AttributeError mean that it is damaged.
     """
-    if not os.path.lexists(path) or not _is_file(path):
+    if not path.is_file():  # nor a pipe: reading it would wait for its other end
         return None
     try:
         return parse(path.read_text(encoding="utf-8"))
@@ -185,13 +181,6 @@ def read_beside(path: Path, parse: Callable[[str], Result] = str) -> Result | No
 
 def note(text: str) -> None:
     print(printable(text), file=sys.stderr)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a path is a file: reading a pipe would wait for its other end."""
-    if not os.path.isfile(path):
-        note(f"{path}: not used: not a file")
-    return os.path.isfile(path)
 
 
 def require_writable(folder: str | os.PathLike) -> None:

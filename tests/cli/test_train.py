@@ -125,15 +125,6 @@ def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_browse_dataset(data, trained, tmp_path):
-    options = [*tiny(data), "--num-images", 3, "--out", tmp_path]
-    commands.run("browse", CONFIG, *options)
-    images = [cv2.imread(str(path)) for path in sorted(tmp_path.glob("*.png"))]
-    assert len(images) == 3
-    plain = cv2.imread(str(data / "train" / "00000.png"))
-    assert images[0].shape[:2] >= plain.shape[:2]
-
-
 def test_the_report_of_a_training_runs_on_its_device(tmp_path, monkeypatch):
     devices = []
     monkeypatch.setattr("dcnzoo.zoo.training.train", lambda model, **options: tmp_path)

@@ -142,15 +142,13 @@ def test_damaged_files_beside_a_model(tmp_path, capfd):
     (tmp_path / "d.pth").symlink_to(tmp_path / "none")
     (tmp_path / "e.pth").mkdir()
     assert sorted(path.name for path in files_beside(tmp_path, "*.pth")) == ["a.pth", "b.pth"]
-    warned = capfd.readouterr().err
-    assert all(f"{name}.pth: not used" in warned for name in "cd")
     for text in (b"", b"\xff\x00", b"[1", b"{}", b'{"runs": []}', b'{"runs": 3}', b"[" * 100_000):
         (tmp_path / "x.json").write_bytes(text)
         assert read_beside(tmp_path / "x.json", lambda text: json.loads(text)["runs"][0]) is None
         assert "x.json: not used: " in capfd.readouterr().err
     (tmp_path / "x.json").write_text('{"runs": [7]}')
     assert read_beside(tmp_path / "x.json", lambda text: json.loads(text)["runs"][0]) == 7
-    assert read_beside(tmp_path / "c.pth") is None and "c.pth" in capfd.readouterr().err
+    assert read_beside(tmp_path / "c.pth") is None
     assert read_beside(tmp_path / "missing") is None and capfd.readouterr().err == ""
 
 
