@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
-from dcnzoo.openmmlab.runs.recipe import TRAINING
-from dcnzoo.openmmlab.runs.start import Start, claim
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.start import begin
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.zoo.own_data import prepare
 from dcnzoo.zoo.source import Source, resolve
@@ -87,9 +89,8 @@ def train(
                 raise UserError(
                     f"resume: expected no data; the model {work_dir} in place of data continues its training"
                 )
-            if not dry_run:
-                claim(stack, work_dir, force, [path])
-                start = Start()  # of the folder that is new, or was renamed
+            folder = Recipe(Config({"work_dir": str(work_dir), "launcher": "none"}))
+            start = begin(stack, folder, force=force, dry_run=dry_run, files=[path])
             own = prepare(path, work_dir, None if model is None else str(model), reading)
             print(*map(printable, own.decisions), sep="\n")
             of_run = replace(of_run, work_dir=work_dir, epochs=of_run.epochs or own.epochs)

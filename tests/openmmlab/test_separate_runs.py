@@ -137,18 +137,6 @@ def test_each_training_writes_what_one_in_a_process_of_its_own_writes(tmp_path, 
     assert used[-1] == used[0]
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_a_finished_training_is_not_resumed(finished, capsys, epochs):
-    """With as many or fewer epochs than are done, one line says so and nothing is written but the lock."""
-    folder = finished / "two"
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*")}
-    capsys.readouterr()
-    train(finished, "two", {"resume": True, "epochs": epochs})
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"{folder}: 2 of {epochs} epochs ") and "→" not in line
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*")} == before
-
-
 def test_a_finished_training_without_its_best_checkpoint_validates_again(tmp_path):
     """It is missing after a kill between the log and the file, or on a full disk."""
     option = {"default_hooks.checkpoint.save_best": "auto"}

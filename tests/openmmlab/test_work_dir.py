@@ -34,9 +34,9 @@ LAST = Start("last/epoch_2.pth", resumes=True)
 CLUSTER = {"launcher": "pytorch"}
 STARTS = [  # work_dir, resume, force, other settings, Start or the message
     *[("empty", resume, force, {}, Start()) for resume in (None, False) for force in (False, True)],
-    ("empty", None, False, {"load_from": "other.pth"}, Start("other.pth")),
+    ("empty", None, False, {"load_from": "other.pth"}, Start()),
     ("empty", None, False, {"load_from": "missing.pth"}, r"^load_from: .*missing.pth"),
-    ("empty", None, False, {"load_from": "~/other.pth"}, Start("./other.pth")),
+    ("empty", None, False, {"load_from": "~/other.pth"}, Start()),
     ("others", None, False, {}, Start()),  # files of the user
     ("others", None, True, {}, Start()),
     ("gone", True, False, {}, NO_CHECKPOINT),  # last_checkpoint is a copy
@@ -46,7 +46,7 @@ STARTS = [  # work_dir, resume, force, other settings, Start or the message
     ("last", None, False, {**CLUSTER, "resume": True, "load_from": "other.pth"}, OTHER),
     ("empty", True, False, {}, NO_CHECKPOINT),
     ("empty", True, False, CLUSTER, Start()),
-    ("empty", True, False, {**CLUSTER, "load_from": "other.pth"}, Start("other.pth")),
+    ("empty", True, False, {**CLUSTER, "load_from": "other.pth"}, Start()),
     ("empty", None, False, {"resume": True}, Start()),
     ("empty", None, False, {"resume": True, "load_from": "other.pth"}, Start("other.pth", resumes=True)),
     ("empty", "other.pth", False, {}, Start("other.pth", resumes=True)),
@@ -56,7 +56,7 @@ STARTS = [  # work_dir, resume, force, other settings, Start or the message
     ("best", None, False, {}, ONLY_BEST),
     ("best", None, True, {}, Start(replaces=True)),
     ("last", None, False, {}, TRAINED),
-    ("last", None, True, {"load_from": "other.pth"}, Start("other.pth", replaces=True)),
+    ("last", None, True, {"load_from": "other.pth"}, Start(replaces=True)),
     ("last", None, True, {"resume": True}, Start(replaces=True)),
     ("last", True, False, {"load_from": "other.pth"}, LAST),
     ("last", None, False, {"resume": True}, LAST),
@@ -221,7 +221,7 @@ def test_own_data_in_a_used_folder(tmp_path, monkeypatch):
         dcnzoo.train(data="fruits", work_dir=work)
     assert files_of(work) == before, "nothing is written"
     monkeypatch.setattr("dcnzoo.zoo.training.execute.train", lambda recipe, *_, **options: options["start"])
-    assert dcnzoo.train(data="fruits", work_dir=work, force=True) == Start()
+    assert dcnzoo.train(data="fruits", work_dir=work, force=True) == Start(replaces=True)
     assert files_of(tmp_path / "work.1") == before
     assert {*files_of(work)} == {"data/train.json", "data/val.json", "data/work.py"}
     for path in ("work/data", "work"):

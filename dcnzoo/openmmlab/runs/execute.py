@@ -45,7 +45,6 @@ from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, begin
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, user_errors
-from dcnzoo.utils.fetch import DownloadError
 from dcnzoo.utils.files import require_new, require_writable
 from dcnzoo.utils.text import few
 
@@ -91,22 +90,26 @@ def train(
             recipe = recipe.with_options(options)
             stack.enter_context(ranks.joined(recipe.cfg))
             begun = ranks.exchange(lambda: start or begin(stack, recipe, resume, force, dry_run))
-        if begun is None:
-            return recipe.work_dir
-        # an error passes them from the last to the first
-        stack.enter_context(_training_hints(recipe))  # how to go on
-        stack.enter_context(config_errors(recipe.cfg))  # the file and the key
-        stack.enter_context(loader_errors())
+        for context in (_interruption_hint(recipe), config_errors(recipe.cfg), loader_errors()):
+            stack.enter_context(context)
         if dry_run:
             stack.enter_context(suppress(_DryRunEnds))
         changes = ", ".join(recipe.changes)
+
+        def check(runner: Runner) -> None:
+            if sanity and not begun.resumes and runner.val_loop:
+                predict_one(runner)
+            if dry_run:
+                _train_one(runner)
+                raise _DryRunEnds
+
         runner = build_runner(
             _without_files(recipe.cfg, stack) if dry_run else recipe.cfg,
             begun,
             training=recipe,
             summary=None if options.verbose else SummaryHook(recipe.saved, changes, is_last=not outputs),
             allow_partial=options.allow_partial,
-            checks=functools.partial(_check, sanity=sanity and not begun.resumes, dry_run=dry_run),
+            check=check,
         )
         if changes:
             runner.logger.info(f"changed: {changes}")
@@ -122,15 +125,6 @@ def _without_files(cfg: Config, stack: ExitStack) -> Config:
     if cfg.get("visualizer"):
         cfg.visualizer.vis_backends = None  # such as wandb, which opens a run
     return cfg
-
-
-def _check(runner: Runner, sanity: bool, dry_run: bool) -> None:
-    """What comes between loading the weights and the training."""
-    if sanity and runner.val_loop:
-        predict_one(runner)
-    if dry_run:
-        _train_one(runner)
-        raise _DryRunEnds
 
 
 def _train_one(runner: Runner) -> None:
@@ -175,7 +169,6 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
             Start(None if weights is None else str(weights)),
             summary=None if options.verbose else SummaryHook(),
             allow_partial=options.allow_partial,
-            exported=options.exported,
         )
         dataset = runner.test_dataloader.dataset
         if options.show_dir is not None and is_main_process():  # another process may have started to draw
@@ -213,11 +206,6 @@ def build(
         raise UserError(f"{cfg.filename}: expected a config with a model, found none")
     for _, node in dicts(cfg.model):
         node.pop("teacher_ckpt", None)  # the teacher is used only in training
-    imports = cfg.get("custom_imports") or {}
-    modules = imports.get("imports") or []  # mmengine also accepts one name
-    modules = [modules] if isinstance(modules, str) else modules
-    if "dcnzoo.models" not in modules:  # for programs that read a dump of the config
-        cfg.custom_imports = {**imports, "imports": [*modules, "dcnzoo.models"]}
     with config_errors(cfg):
         init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector needs it too
         # a copy: detectors such as DINO add settings to those of their heads, which refuse them the next time
@@ -239,12 +227,9 @@ def build_runner(
     training: Recipe | None = None,
     summary: SummaryHook | None = None,
     allow_partial: bool = False,
-    exported: Path | None = None,
-    checks: Callable[[Runner], None] | None = None,
+    check: Callable[[Runner], None] | None = None,
 ) -> Runner:
     """Build mmengine's runner; it loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
-
-    The start is no setting of the config, so that the config in the work directory is the same for each.
 
     Args:
         training: its recipe; it fine-tunes from a start that does not resume. Otherwise, the config in the
@@ -252,8 +237,7 @@ def build_runner(
         summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
             has the whole log.
         allow_partial: see :func:`dcnzoo.openmmlab.weights.load_state`.
-        exported: file that is tested, of which all ranks must have the same.
-        checks: is called when the weights are loaded, before the first hook.
+        check: is called when the weights are loaded, before the first hook.
 
     Raises:
         UserError: there is no such runner, or the work directory cannot be written.
@@ -275,19 +259,21 @@ def build_runner(
     }
     if summary is not None and hasattr(kind, "build_logger"):  # the strategy of FlexibleRunner builds it
         methods["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
-    if checks is not None:
+    if check is not None:
 
         def load_or_resume(runner: Runner) -> None:
             kind.load_or_resume(runner)
-            checks(runner)
+            check(runner)
 
         methods["load_or_resume"] = load_or_resume
     subclass: Any = type(kind.__name__, (kind,), methods)
     runner = subclass.from_cfg(cfg)
-    runner._load_from, runner._resume = start.file, start.resumes
+    runner._resume = start.resumes
+    if start.file or not training:  # else, the config's load_from stays
+        runner._load_from = start.file
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
-    hooks = [summary, ranks.AgreementHook(cfg if training is None else training.cfg, exported)]
+    hooks = [summary, ranks.AgreementHook(training.cfg if training else cfg)]
     if training is not None:
         hooks += [WorkDirHook(training), ResumeHook()]
     for hook in filter(None, hooks):
@@ -308,14 +294,11 @@ def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs
 
 
 @contextmanager
-def _training_hints(recipe: Recipe):
-    """Context that adds to an interruption and to a failed download how to go on."""
+def _interruption_hint(recipe: Recipe):
+    """Context that adds to an interruption how to go on."""
     try:
         yield
     except KeyboardInterrupt:
         if recipe.saved.can_resume:
             raise KeyboardInterrupt(f"resume=True continues the training in {recipe.work_dir}") from None
         raise
-    except DownloadError as error:
-        hint = "to train without them, write the config with dcnzoo data config --no-weights"
-        raise UserError(f"{error}; {hint}") from error

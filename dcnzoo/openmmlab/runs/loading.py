@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from multiprocessing import queues
@@ -13,12 +12,6 @@ from torch.utils.data import get_worker_info
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
 
-SHARED_MEMORY = "/dev/shm"  # nosec B108  where Linux keeps what processes share
-_REMEDY = (
-    "reduce batch_size or num_workers, give a container more (docker run --shm-size=8g), or set "
-    "num_workers to 0"
-)
-
 
 @contextlib.contextmanager
 def loader_errors() -> Iterator[None]:
@@ -26,9 +19,6 @@ def loader_errors() -> Iterator[None]:
 
     Batches are handed over in shared memory, of which Docker gives a container 64 MB. If it is full, Python
     only prints the error, in a thread of the worker, and the training waits for the batch.
-
-    Raises:
-        UserError: a worker has ended.
     """
     try:
         with Changes() as changes:
@@ -37,10 +27,8 @@ def loader_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", str(error)):
             raise
-        size = shutil.disk_usage(SHARED_MEMORY).total >> 20 if os.path.isdir(SHARED_MEMORY) else 0
-        raise UserError(
-            f"num_workers: {one_line(error)}. Either memory or {SHARED_MEMORY} ({size} MB) is full: {_REMEDY}"
-        ) from error
+        remedy = "reduce batch_size or num_workers, or give a container more (docker run --shm-size=8g)"
+        raise UserError(f"num_workers: {one_line(error)}. Memory or /dev/shm is full: {remedy}") from error
 
 
 def _end_worker(error: Exception, batch: object) -> None:

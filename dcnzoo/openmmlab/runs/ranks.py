@@ -94,13 +94,7 @@ def _refuse(*lines: str) -> NoReturn:
 
 
 def agree(seen: Mapping[str, object]) -> None:
-    """Require that all ranks see the same.
-
-    Raises:
-        JointError: on all ranks; it names the first rank with a difference.
-    """
-    if not is_distributed():
-        return
+    """Raise JointError, on all ranks, that names the first one that does not see the same as rank 0."""
     (first, expected), *others = all_gather_object((socket.gethostname(), dict(seen)))
     for rank, (host, own) in enumerate(others, 1):
         for name in (name for name in {**expected, **own} if expected.get(name) != own.get(name)):
@@ -113,13 +107,12 @@ class AgreementHook(Hook):
 
     Args:
         cfg: the config, of which paths and settings of a machine may differ.
-        exported: file that is tested.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, cfg: Config, exported: Path | None = None) -> None:
-        self._cfg, self._exported = cfg, exported
+    def __init__(self, cfg: Config) -> None:
+        self._cfg = cfg
 
     def before_run(self, runner: Runner) -> None:
         if not is_distributed():
@@ -134,8 +127,6 @@ class AgreementHook(Hook):
                 seen[f"{name}_dataloader"] = text
         if (file := runner._load_from) and "://" not in file:
             seen["resume" if runner._resume else "weights"] = f"{Path(file).name} ({content_digest(file)})"
-        if self._exported:
-            seen["exported file"] = content_digest(self._exported)
         agree(seen)
 
 

@@ -20,8 +20,6 @@ from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.hooks.seeds import random_states
 from dcnzoo.utils.errors import UserError
 
-_OF_SEVERAL_PICTURES = ("ReIDMetrics",)  # compares pictures with each other
-
 
 def predict_one(runner: Runner) -> None:
     """Predict the first picture of the validation, and compute the metrics of this rank with copies of them.
@@ -66,7 +64,7 @@ def _can_be_copied(metric: BaseMetric) -> bool:
     """Whether a copy of a metric, with one picture, writes no files, and deletes none when it goes."""
     writes = any(value for name, value in vars(metric).items() if name.startswith(("out", "tmp_dir")))
     kind = type(metric)
-    is_usual = kind.evaluate is BaseMetric.evaluate and kind.__name__ not in _OF_SEVERAL_PICTURES
+    is_usual = kind.evaluate is BaseMetric.evaluate and kind.__name__ != "ReIDMetrics"  # compares pictures
     return is_usual and not writes and not hasattr(kind, "__del__")
 
 
