@@ -14,9 +14,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from dcnzoo.openmmlab.runs import ranks
 
+from ..crash import assert_same
 from . import killing
 from .launching import CONFIG, ROOT, run, settings
 
@@ -143,6 +145,19 @@ def test_two_processes_train(data, tmp_path, port, more):
     assert precisions(testing) == precisions(output)
     run("tools/dist_train.sh", config, 2, "--work-dir", work, "--resume", *options[3:], "--epochs", 2,
                 PORT=port, AUDIT=notes, AUDITED=work)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_same_bits_without_the_sanity_check(data, tmp_path, port):
+    states = []
+    for name, options in (("with", []), ("without", ["--no-sanity"])):
+        words = ("--work-dir", tmp_path / name, *options, *settings(data, epochs=2, randomness__seed=1))
+        run("tools/dist_train.sh", CONFIG, 2, *words, PORT=port)
+        states.append(torch.load(tmp_path / name / "epoch_2.pth", weights_only=False))
+    for key in ("state_dict", "optimizer"):
+        assert_same(*(state[key] for state in states))
+    losses = [logged(tmp_path / name, "loss") for name in ("with", "without")]
+    assert losses[0] == losses[1]
 
 
 def test_dist_train_on_one_of_several_machines():

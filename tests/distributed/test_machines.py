@@ -60,10 +60,10 @@ def hide(folder, count, path):
     return {number: {path: folder / f"other{number}"} for number in range(1, count)}
 
 
-def assert_refused(jobs, pattern, attempts=1):
+def assert_refused(jobs, pattern):
     """All machines end with one line."""
     for text in outputs(jobs, 1):
-        assert len(re.findall(rf"^error: {pattern}", text, re.MULTILINE)) == attempts, text[-3000:]
+        assert len(re.findall(rf"^error: (--)?{pattern}", text, re.MULTILINE)) == 1, text[-3000:]
 
 
 def outputs(jobs, status):
@@ -112,24 +112,10 @@ def test_three_machines(machines, options, train_alone, tmp_path):
     assert_same_weights(train_alone(3), work)
 
     again = launch(machines, tmp_path, "--work-dir", work, *options)
-    assert_refused(again, "rank 0 on machine-0: work_dir")
+    assert_refused(again, "work_dir: expected a folder without checkpoints")
     arguments = ("--work-dir", work, "--resume", "--epochs", 3, *options)
     resumed = launch(machines, tmp_path, *arguments, mounts=hide(tmp_path, 3, work))
     assert_refused(resumed, "rank 1 on machine-1: resume: expected epoch_2.pth .*no such file")
-    new = tmp_path / "new"
-    new.mkdir()
-    first, *_ = outputs(
-        launch(machines, tmp_path, "--work-dir", new, *options, mounts=hide(tmp_path, 3, new)), 0
-    )
-    assert len(re.findall("machine-1, machine-2 ha(s|ve) another folder", first)) == 1, first
-    assert (new / "epoch_1.pth").exists() and not [*tmp_path.glob("other*/*.pth")]
-
-
-def assert_named(rank, texts):
-    """The other machines name the one that ended."""
-    for text in texts[:rank] + texts[rank + 1 :]:
-        named = rf"^error: .*\brank {rank} on machine-{rank}\b.* ended or cannot be reached; --resume"
-        assert re.search(named, text, re.MULTILINE), text[-3000:]
 
 
 @pytest.mark.slow
@@ -137,35 +123,15 @@ def assert_named(rank, texts):
     ("rank", "phase", "epoch"), [(1, "training", 1), (1, "validation", 1), (0, "checkpoint", 2)]
 )
 def test_a_killed_process(machines, options, train_alone, tmp_path, rank, phase, epoch):
-    """The killed process is named. The resumed training has the weights of an uninterrupted one.
+    """The launcher ends the others. The resumed training has the weights of an uninterrupted one.
 
     With two machines: the sum of three gradients has another order in the first step after a start.
     """
     work, config = ("--work-dir", tmp_path / "work"), killing.config(tmp_path, rank, phase, epoch)
-    assert_named(rank, outputs(launch(machines[:2], tmp_path, *work, *options, config=config), 1))
+    outputs(launch(machines[:2], tmp_path, *work, *options, config=config), 1)
     assert (work[1] / "epoch_1.pth").exists() and not (work[1] / "epoch_2.pth").exists()
     outputs(launch(machines[:2], tmp_path, *work, "--resume", *options), 0)
     assert_same_weights(train_alone(2), work[1])
-
-
-@pytest.mark.slow
-def test_a_cut_link(machines, tmp_path):
-    work = tmp_path / "work"
-    options = [*settings(tmp_path / "data", epochs=60), "env_cfg.dist_cfg.timeout=60"]
-    jobs = launch(machines, tmp_path, "--work-dir", work, *options)
-    deadline = time.monotonic() + 600
-    while not (work / "last_checkpoint").exists():
-        assert time.monotonic() < deadline and jobs[0].poll() is None
-        time.sleep(0.1)
-    ip("-n", machines[1], "link", "set", "e1", "down")
-    try:
-        texts = outputs(jobs, 1)
-    finally:
-        ip("-n", machines[1], "link", "set", "e1", "up")
-    assert_named(1, texts[:2])
-    # where machine 2 waits for some seconds longer than machine 0, machine 0 and its store have ended, too
-    named = r"^error: .*\brank ([01]) on machine-\1\b.* ended or cannot be reached; --resume"
-    assert re.search(named, texts[2], re.MULTILINE), texts[2][-3000:]
 
 
 @pytest.mark.slow
@@ -217,22 +183,13 @@ def test_tests_of_other_weights(machines, options, train_alone, tmp_path):
     file, other = train_alone(2) / "epoch_2.pth", tmp_path / "other.pth"
     shutil.copy(train_alone(2) / "epoch_1.pth", other)
     words = (*options, "--work-dir", tmp_path / "work")
-    for seen in (other, "/dev/null"):
-        jobs = launch(machines[:2], tmp_path, file, *words, script="test", mounts={1: {file: seen}})
-        assert_refused(jobs, "(rank 1 on machine-1: )?.*(weights: expected|got the pipe or device)")
-    config = killing.config(tmp_path, 1, "test", 0)
-    (text, _) = outputs(launch(machines[:2], tmp_path, file, *words, script="test", config=config), 1)
-    assert re.search(r"^error: .*rank 1 on machine-1 ended or cannot be reached \(", text, re.MULTILINE), text
+    jobs = launch(machines[:2], tmp_path, file, *words, script="test", mounts={1: {file: other}})
+    assert_refused(jobs, "rank 1 on machine-1: weights: expected")
 
 
 @pytest.mark.slow
-def test_two_jobs_and_a_small_shared_memory(machines, options, tmp_path):
-    own = [("--work-dir", tmp_path / "one/work"), ("--work-dir", tmp_path / "two/work")]
-    jobs = launch(machines[:2], tmp_path, *options, own=own, MAX_RESTARTS=1)
-    assert_refused(jobs, r"rank \d on machine-\d: work_dir: expected ", attempts=2)
-    small = [*options, "train_dataloader.num_workers=2"]
-    work, mounts = ("--work-dir", tmp_path / "work"), {1: {"/dev/shm": "64k"}}
-    texts = outputs(launch(machines[:2], tmp_path, *work, *small, mounts=mounts), 1)
-    full = r"^error: num_workers: .*/dev/shm \(0 MB\) is full: .*--shm-size"
+def test_a_small_shared_memory(machines, options, tmp_path):
+    words = ("--work-dir", tmp_path / "work", *options, "train_dataloader.num_workers=2")
+    texts = outputs(launch(machines[:2], tmp_path, *words, mounts={1: {"/dev/shm": "64k"}}), 1)
+    full = r"^error: num_workers: .*/dev/shm is full: .*--shm-size"
     assert re.search(full, texts[1], re.MULTILINE), texts[1]
-    assert_named(1, texts)

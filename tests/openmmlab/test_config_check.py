@@ -1,6 +1,5 @@
 """Mistakes in configs are found before the first iteration; published configs have none."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -82,13 +81,6 @@ def test_file_of_the_evaluator(tmp_path):
     assert keys("val") == keys("copy") == keys("does_not_exist") == []
 
 
-MISSPELT = f"""
-_base_ = {PLAIN!r}
-lr_config = dict(policy="step", step=[8, 11])
-model = dict(neck=dict(num_outs="1"))
-"""
-
-
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize(
     "wrap",
@@ -107,12 +99,6 @@ def test_wrapped_data_sets(wrap, number):
 
 
 TWO = dict(classes=CLASSES[:2])
-
-
-@pytest.mark.parametrize("classes", [2, True])
-def test_classes_that_are_no_names(classes):
-    data = dict(dataset=dict(type="CocoDataset", metainfo=dict(classes=classes)))
-    assert problems_of(dict(train_dataloader=data)) == []  # MMEngine refuses them
 
 
 def test_default_number_of_classes():
@@ -171,16 +157,3 @@ def test_commands_without_a_runner_name_the_config(tmp_path, command):
     (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{mistakes}")
     message = error_of(command, tmp_path / "mine.py")
     assert "mine.py: " in message and "in dcnzoo" not in message
-
-
-@functools.cache
-def read():
-    return read_config_file(PLAIN)
-
-
-@pytest.mark.parametrize(("imports", "modules"), [({"imports": "json"}, ["json"]), ({}, [])])
-def test_modules_that_a_config_imports(tmp_path, imports, modules):
-    text = f"_base_ = {PLAIN!r}\ncustom_imports = dict(_delete_=True, **{imports})"
-    (tmp_path / "mine.py").write_text(text)
-    model = execute.build(Recipe.read(tmp_path / "mine.py"))
-    assert model.cfg.custom_imports.imports == [*modules, "dcnzoo.models"]

@@ -70,30 +70,14 @@ train_pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=size
 test_pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(9, 9))]
 data_root = "here/"
 epochs = 3
-rate = 0.1
-note = "here/"
 steps = [2, 3]
-find_unused_parameters = True
 model = dict(type="RetinaNet", test_cfg=dict(max_per_img=epochs))
 train_dataloader = dict(dataset=dict(type="CocoDataset", data_root=data_root, pipeline=train_pipeline))
 test_dataloader = dict(dataset={"type": "CocoDataset", "data_root": data_root, "pipeline": test_pipeline})
 val_dataloader = test_dataloader
 train_cfg = dict(max_epochs=epochs)
 param_scheduler = [dict(type="MultiStepLR", milestones=steps), dict(type="Own", lists=[steps])]
-custom_hooks = [dict(type="Own", strict=find_unused_parameters)]
-optim_wrapper = dict(optimizer=dict(type="SGD", lr=2 * rate))
-tta_pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(7, 7))]
 """
-LOADER = "{}_dataloader.dataset.{}"
-COPIES = {  # an option, and the settings that change with it
-    "test_pipeline.1.scale": [LOADER.format(name, "pipeline.1.scale") for name in ("test", "val")],
-    "train_pipeline": [LOADER.format("train", f"pipeline.{step}") for step in (0, 1)],
-    "data_root": [LOADER.format(name, "data_root") for name in ("train", "test", "val")],
-    "size": ["train_dataloader.dataset.pipeline.1.scale"],
-    "epochs": ["model.test_cfg.max_per_img", "train_cfg.max_epochs"],
-    "rate": ["optim_wrapper.optimizer.lr"],
-    "steps": ["param_scheduler.0.milestones", "param_scheduler.1.lists.0"],
-}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 
-from ..commands import error_of, run
 from ..demo import PLAIN
 from .test_training import make_runner
 
@@ -93,26 +92,3 @@ def test_options_of_several_evaluators(tmp_path):
     cfg.test_evaluator = dump
     with pytest.raises(UserError, match=r"^metrics: .*got DumpDetResults"):
         run_options.TestOptions(metrics=["bbox"], work_dir=tmp_path).apply(cfg)
-
-
-def test_an_option_that_is_given_twice():
-    message = error_of("train", PLAIN, "--cfg-options", "resume=True", "resume=False", status=2)
-    assert "resume: expected one value" in message
-
-
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        (
-            "default_hooks = dict(checkpoint=dict(file_client_args=dict(backend='disk')))",
-            "checkpoint.file_client_args",
-        ),
-        ("", ""),
-    ],
-)
-def test_dry_run_of_a_config(tmp_path, monkeypatch, text, key):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{text}\n")
-    command = ("train", tmp_path / "mine.py", "--work-dir", tmp_path / "work", "--dry-run")
-    assert key in error_of(*command) if key else run(*command)
-    assert not (tmp_path / "work").exists()
