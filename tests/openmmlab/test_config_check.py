@@ -151,7 +151,7 @@ def test_published_configs():
     assert problems == set()
 
 
-@pytest.mark.parametrize("command", ["browse", "flops", "bench"])
+@pytest.mark.parametrize("command", ["flops", "bench"])
 def test_commands_without_a_runner_name_the_config(tmp_path, command):
     mistakes = "train_dataloader = None\nmodel = dict(backbone=None)"
     (tmp_path / "mine.py").write_text(f"_base_ = {PLAIN!r}\n{mistakes}")

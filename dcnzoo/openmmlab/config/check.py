@@ -1,17 +1,18 @@
 """Mistakes in a config that mmengine does not name, or names only after an epoch."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.classes import NUMBERS, data_sets, numbers
-from dcnzoo.openmmlab.config.errors import require_none
 from dcnzoo.openmmlab.config.tree import class_of, dicts
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
 
 # MMDetection 2's key → the key of version 3
@@ -42,23 +43,31 @@ def check_config(
     """
     if not cfg:
         raise UserError(f"{name}: expected a config, got an empty file")
-    require_none(find_problems(cfg, required, runs), name)
+    lines = []
+    for problem in find_problems(cfg, required, runs):
+        line = printable(f"{name}: {problem}")
+        if problem.stops:
+            lines.append(line)
+        else:
+            print_log(line, "current", logging.WARNING)
+    if lines:
+        raise UserError(*lines)
 
 
 def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) -> list[Finding]:
     """List the problems of the parts that a command uses; see :func:`check_config`."""
     lacking = [key for key in required if not cfg.get(key)]
     problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in lacking]
-    for key in OLD_KEYS.keys() & cfg.keys() if lacking else ():
-        problems.append(Finding(key, f"expected version 3's {OLD_KEYS[key]}, got a key of MMDetection 2"))
-    if runs and not lacking:
-        parts: Sequence[str] = ("train", "val", "test")
-        if "train_dataloader" in required or "test_dataloader" in required:
-            parts = parts[:2] if "train_dataloader" in required else parts[2:]
-        scope = cfg.get("default_scope")
-        with DefaultScope.overwrite_default_scope(scope if isinstance(scope, str) else None):
-            problems += [*wrong_classes(cfg, parts), *wrong_evaluator_files(cfg, parts)]
-    return problems
+    if lacking:
+        text = "expected version 3's {}, got a key of MMDetection 2"
+        return problems + [Finding(key, text.format(OLD_KEYS[key])) for key in OLD_KEYS.keys() & cfg.keys()]
+    parts = ("train", "val", "test")
+    if "train_dataloader" in required:
+        parts = parts[:2]
+    elif "test_dataloader" in required:
+        parts = parts[2:]
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        return [*wrong_classes(cfg, parts), *wrong_evaluator_files(cfg, parts)] if runs else []
 
 
 def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:

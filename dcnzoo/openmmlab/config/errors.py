@@ -1,20 +1,15 @@
 """The one boundary around everything that runs from a config: errors name the file and the key."""
 
-import logging
-import os
-import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 from torch import nn
 
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.utils.errors import UserError, describe, disk_is_full, message, one_line, printable
-from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import cut
 
 # local variables of mmengine's functions that build something from a dictionary
@@ -49,19 +44,6 @@ def config_errors(cfg: Config, part: str = "") -> Iterator[None]:
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 
 
-def require_none(findings: Iterable[Finding], name: str | os.PathLike) -> None:
-    """Print the findings about a config as warnings; raise UserError with those that stop the work."""
-    lines = []
-    for finding in findings:
-        line = printable(f"{name}: {finding}")
-        if finding.stops:
-            lines.append(line)
-        else:
-            print_log(line, "current", logging.WARNING)
-    if lines:
-        raise UserError(*lines)
-
-
 def _built(cfg: Config, frames: list[FrameType]) -> str:
     """Return the path of the innermost dictionary from which mmengine was building something."""
     settings = cfg.to_dict()
@@ -94,8 +76,6 @@ def _running(frames: list[FrameType]) -> str:
     """Return the path of the innermost module that was running, such as ``model.neck``; empty if none was."""
     selves = [frame.f_locals.get("self") for frame in frames]
     modules = [each for each in selves if isinstance(each, nn.Module)]
-    for outer in modules[:1]:
-        names = {id(module): name for name, module in outer.named_modules()}
-        known = [names[id(each)] for each in modules if id(each) in names]
-        return re.sub(r"\.$", "", f"model.{known[-1]}")
-    return ""
+    names = {id(each): name for name, each in modules[0].named_modules()} if modules else {}
+    known = [f"model.{names[id(each)]}".rstrip(".") for each in modules if id(each) in names]
+    return known[-1] if known else ""

@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from mmengine.config import Config
 
 from dcnzoo.openmmlab.config import json_config
-from dcnzoo.openmmlab.config.tree import RUNNER_KEYS, dicts
+from dcnzoo.openmmlab.config.tree import RUNNER_KEYS
 from dcnzoo.openmmlab.config.type_names import use_names
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.text import nearest
 
-# arguments of steps of pipelines that must be tuples, which JSON and YAML do not have
-SIZES = {"scale", "scales", "img_scale", "crop_size", "size", "ratio_range"}
 PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # variables, with names like tta_pipeline
 
 
@@ -42,9 +40,6 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
         where = f"{name}, line {line}" if line else name
         text = error.msg if isinstance(error, SyntaxError) else one_line(error)
         raise UserError(f"config: {where}: {type(error).__name__}: {text}") from error
-    for key_path, node in dicts(cfg._cfg_dict):
-        if "pipeline" in key_path:
-            node.update({key: as_tuple(node[key]) for key in SIZES & node.keys()})
     _merge(cfg, {} if cfg_options is None else cfg_options, path)
     return cfg
 
@@ -96,10 +91,3 @@ def _without_place(key: str, cfg: Config) -> str:
         else:
             node = node[part]
     return ""
-
-
-def as_tuple(value: object) -> object:
-    """Return a list of numbers as a tuple, also inside a list."""
-    if not isinstance(value, list):
-        return value
-    return tuple(value) if all(isinstance(each, int | float) for each in value) else [*map(as_tuple, value)]

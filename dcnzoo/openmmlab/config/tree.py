@@ -11,12 +11,9 @@ from mmdet import registry as registries
 from mmengine import runner
 from mmengine.registry import Registry
 
-PARAMETERS = {
-    **inspect.signature(runner.FlexibleRunner).parameters,
-    **inspect.signature(runner.Runner).parameters,
-}
 RUNNER_KEYS = {
-    *PARAMETERS,
+    *inspect.signature(runner.FlexibleRunner).parameters,
+    *inspect.signature(runner.Runner).parameters,
     *("custom_imports", "runner_type", "tta_model", "tta_pipeline"),
     # the runner takes these from its whole config
     *("model_wrapper_cfg", "sync_bn", "find_unused_parameters", "activation_checkpointing"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from dcnzoo.openmmlab.classes import data_sets
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -206,8 +206,9 @@ class WorkDirHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if runner.iter >= runner.max_iters:
-            runner.logger.warning(
-                "resume: the training is complete; set a larger number of epochs to train on"
-            )
+            steps = f"{runner.max_iters} iterations"
+            if isinstance(runner.train_loop, EpochBasedTrainLoop):
+                steps = f"{runner.epoch} of {runner.max_epochs} epochs"
+            runner.logger.warning(f"resume: {steps} are done; set a larger number to train on")
         if is_main_process():
             write_text(config_file(self.recipe), self.recipe.text())
