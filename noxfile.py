@@ -437,7 +437,7 @@ def sanitize(session: Session) -> None:
     options = ("-q", "-p", "no:cacheprovider", "-k", "not compile and not opcheck and not export")
     test(session, *suite, *options, python=PYTHON, env=variables)
     # the kernels of AMX, with vectors and tiles in C++
-    variables["DCNZOO_CPU_CAPABILITY"] = "amx_emulated"
+    variables["DCNZOO_CPU_CAPABILITY"] = "amx_bf16"
     test(session, *suite, *options[:-1], f"{options[-1]} and bfloat16", python=PYTHON, env=variables)
     check_threads(session)
 

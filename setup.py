@@ -77,7 +77,6 @@ FOLDERS_OF_CAPABILITY = {"AMX_BF16": ["deform_conv"]}
 # Additional options for the C++ sources in a folder of ops/, or for their kernels of one instruction set.
 FOLDER_FLAGS = {
     "nms": ["-ffp-contract=off"],  # bit-identical decisions to mmcv
-    "rotated_boxes": ["-ffp-contract=off"],  # bit-identical results on all instruction sets
 }
 if "AVX2" in CPU_CAPABILITIES:
     # CPUs without AVX2 are rare: compile for them in half the time; kernels take up to 1.11 times as long.
@@ -252,6 +251,8 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
     if "AMX_BF16" in capabilities:
         if assembles_amx():
             command.append(f"-DDCNZOO_WITH_AMX={'DEFAULT' if EMULATES_AMX else 'AVX512_BF16'}")
+            if EMULATES_AMX:
+                command.append(f'-DDCNZOO_TILES="{ROOT}/tests/ops/emulated_tiles.h"')
         else:
             del capabilities["AMX_BF16"]
     libraries = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
@@ -379,7 +380,7 @@ def glibc_needed(libraries: Iterable[Path]) -> tuple[int, int] | None:
 
 
 def write_schemas() -> None:
-    """Write the schemas in the sources to a file, which dcnzoo/ops/_plain.py uses if nothing is compiled."""
+    """Write the schemas in the sources to a file, which dcnzoo/ops/_library.py reads."""
     schemas = []
     for source in sorted(OPS.rglob("*.cpp")):
         for literals in re.findall(r'\bm\.def\(\s*((?:"[^"]*"\s*)+)', source.read_text(encoding="utf-8")):

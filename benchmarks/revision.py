@@ -84,7 +84,9 @@ def _convolution(ops: Namespace, sample: Sample) -> tuple[Call, Call]:
 
 
 def _pooling(ops: Namespace, sample: Sample) -> tuple[Call, Call]:
-    sampling = [sample.kwargs["spatial_scale"], 0, 1, True]  # as in cases.py: adaptive, average, aligned
+    sampling = [sample.kwargs["spatial_scale"], 0, True]  # as in cases.py: adaptive, aligned
+    if "pool_mode" in str(ops.roi_align.default._schema):  # of revisions with a maximum: the average
+        sampling.insert(2, 1)
     bins, size = sample.kwargs["output_size"], sample.tensors[0].shape
 
     def gradients(grad, input, rois, *maxima_and_needed):

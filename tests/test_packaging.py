@@ -260,7 +260,7 @@ def test_library_of_a_wheel(library):
         tags = list(elf.get_section_by_name(".dynamic").iter_tags())
         (stack,) = (s for s in elf.iter_segments() if s["p_type"] == "PT_GNU_STACK")
         symbols = list(elf.get_section_by_name(".dynsym").iter_symbols())
-    # weak: ops/common/derivatives.h asks whether the process has Python
+    # weak: ops/common/torch_errors.h asks whether torch has a function
     names = [symbol.name for symbol in symbols if symbol["st_info"]["bind"] != "STB_WEAK"]
     if library.stem == "_C_cpu":  # as old as those of torch's wheels, wherever it was compiled
         versions = symbol_versions(library)

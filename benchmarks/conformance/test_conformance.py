@@ -44,8 +44,7 @@ def samples_of(op: Operator, dynamic: bool) -> list[Sample]:
     """Return the samples without empty tensors, which no runtime accepts, and without plain convolutions."""
     samples = op.resized_samples() if dynamic else list(op.samples()) or random_samples(op)
     full = (s for s in samples if all(t is None or t.numel() for t in s.tensors))
-    # ONNX's max pooling takes the maximum of weighted neighbours, not of samples
-    return [s for s in full if not is_plain_convolution(s) and s.kwargs.get("pool_mode") != "max"]
+    return [s for s in full if not is_plain_convolution(s)]
 
 
 def random_samples(op: Operator) -> list[Sample]:

@@ -19,7 +19,7 @@ from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.ops._arguments import can_read, memory_format
 from dcnzoo.ops._torch_private import ConvNd
-from dcnzoo.ops.flops import of_convolution
+from dcnzoo.ops.flops import of_convolution, register_with_torch
 from dcnzoo.utils.text import columns, few
 
 _NAMES = [f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)]
@@ -133,6 +133,7 @@ def to_deformable(
         report = replace_convolutions(converted, where, make, caller="to_deformable")
         _require_same_output(model, converted, report.replaced, example)
     report = replace_convolutions(model, where, make, caller="to_deformable")
+    register_with_torch()
     if report.refused:
         total = len(report.refused) + len(report.replaced)
         text = f"to_deformable: {len(report.refused)} of {total} matching modules were not replaced; "
@@ -195,7 +196,7 @@ def replace_convolutions(
         if isinstance(module, ConvNd) and not (module in predictors or isinstance(module, OFFSET_PREDICTORS))
     }
     new: dict[nn.Module, nn.Module] = {}
-    replaced, refused = {}, {}
+    refused = {}
     for name in _choose(caller, candidates, where):
         module = candidates[name]
         try:
@@ -204,12 +205,13 @@ def replace_convolutions(
                     raise _Refused("is the root module: wrap it in another module first")
                 _check_replaceable(module, subclasses)
                 new[module] = make(module)
-            replaced[name] = _describe_change(module, new[module])
         except _Refused as why:
             refused[name] = str(why)
-    for name, module in candidates.items():  # its other names
-        if module in new:
-            replaced.setdefault(name, _describe_change(module, new[module]))
+    replaced = {
+        name: _describe_change(module, new[module])
+        for name, module in candidates.items()  # also a chosen module's other names
+        if module in new
+    }
     if not replaced:
         why = "; ".join(f"{name}: {why}" for name, why in [*refused.items()][:3])
         raise ValueError(f"{caller}: where: expected a layer that can be converted, got none: {why}")
@@ -297,7 +299,8 @@ def _to_packed(convolution: Any, **options: Any) -> nn.Module:
         raise _Refused("has a kernel of one tap, which offsets would only shift")
     weight = convolution.weight
     names = ["in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"]
-    names += ["output_padding"] * convolution.transposed
+    if convolution.transposed:
+        names.append("output_padding")
     geometry = {name: getattr(convolution, name) for name in names}
     more = dict(padding=_padding(convolution), bias=convolution.bias is not None, dtype=weight.dtype)
     kind = next(kind for kind in _PACKS if isinstance(convolution, kind))

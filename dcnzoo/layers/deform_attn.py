@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcnzoo.layers.channels_last import build_activation, build_norm
-from dcnzoo.layers.offsets import OffsetLinear, require_finite
+from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import dcnv3, dcnv4
@@ -91,9 +91,6 @@ class _ChannelsLast(TracksOffsets, Leaf):
     def _record_grouped_offsets(
         self, offset: Tensor, size: Sequence[int]
     ) -> None:  # [N, oH, oW, group, P, 2]
-        for layer in self.children():
-            if isinstance(layer, OffsetLinear):
-                require_finite(layer)
         if not self._records(offset):
             return
         kernel, stride, pad, dilation = (

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.layers.offsets import OffsetLinear, require_finite
+from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import deform_roi_pool
 from dcnzoo.ops._arguments import is_traced
@@ -98,8 +98,6 @@ class DeformRoIPoolPack(DeformRoIPool):
 
     def _pool_moved(self, input: Tensor, rois: Tensor, pooled: Tensor) -> Tensor:
         offset = self.offset_fc(pooled).unflatten(1, (2, self.output_size[0], self.output_size[1]))
-        if not torch.jit.is_scripting():
-            require_finite(self.offset_fc[-1])
         return self._pool(input, rois, offset)
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.layers.offsets import OffsetLinear, require_finite
+from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import ms_deform_attn
@@ -117,7 +117,6 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         # Keep coordinates in float32 at least: bfloat16 has no value between 0.996 and 1.
         exact = torch.promote_types(value.dtype, torch.float32)
         shift = self.sampling_offsets(query).to(exact).unflatten(-1, (self.num_heads, -1))
-        require_finite(self.sampling_offsets)
         locations = self._locations(reference_points.to(exact), shift, spatial_shapes)
         weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         self._record_modulation(weights)
@@ -195,10 +194,14 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
             self._refuse("key_padding_mask", f"torch.bool of ({batch}, {pixels})", got, RuntimeError)
 
     def _check_pixels(self, shapes: Tensor, pixels: int) -> None:
-        total = int(shapes.prod(1).sum()) if can_read(shapes) else pixels
-        if total != pixels:
-            text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
-            self._refuse("value", text, pixels, RuntimeError)
+        if can_read(shapes):
+            total = int(shapes.prod(1).sum())
+            if total != pixels:
+                text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
+                self._refuse("value", text, pixels, RuntimeError)
+        elif torch.compiler.is_compiling() and not exporting():
+            message = f"{type(self).__name__}: value: expected the pixels of spatial_shapes"
+            torch._assert_async(shapes.prod(1).sum() == pixels, message)
 
     def extra_repr(self) -> str:
         return (

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.layers.statistics import TracksOffsets
+from dcnzoo.layers.tracing import Refuses
 from dcnzoo.ops._arguments import can_read
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of Python 3.11
 
 
-class _ZeroInit(nn.Module):
+class _ZeroInit(Refuses, nn.Module):
     """Mixin: weight and bias start at zero, and stay there until training.
+
+    A call raises RuntimeError if a norm of the weight, such as ``weight_norm``, has made a weight of zero NaN:
+    all samples would be zero, without an error and without gradients.
 
     Attributes:
         start: initial values of the bias, other than zero.
@@ -25,6 +29,13 @@ class _ZeroInit(nn.Module):
         weight: Tensor
         bias: Tensor | None
     start: list[float] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output, weight = super().__call__(*args, **kwargs), self.weight
+        if "weight" not in self._parameters and can_read(weight) and not weight.isfinite().all():
+            expected = "finite numbers (apply a norm of the weight after training)"
+            self._refuse("weight", expected, "NaN", RuntimeError)
+        return output
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -98,22 +109,6 @@ OFFSET_CONVS: dict[int, type[_ZeroConv1d | _ZeroConv2d | _ZeroConv3d]] = {
 OFFSET_PREDICTORS = (*OFFSET_CONVS.values(), OffsetLinear)
 
 
-def require_finite(predictor: nn.Module) -> None:
-    """Raise an error if a norm of the weight, such as ``weight_norm``, has made a weight of zero NaN.
-
-    All samples would then be zero, without an error and without gradients.
-
-    Raises:
-        RuntimeError: the weight is computed by others, and not finite.
-    """
-    weight: Any = predictor.weight
-    if "weight" not in predictor._parameters and can_read(weight) and not weight.isfinite().all():
-        raise RuntimeError(
-            f"{type(predictor).__name__}: weight: expected finite numbers, got NaN: a weight of zero has no "
-            "norm. Remove the norm from the layer that predicts offsets, or apply it after training"
-        )
-
-
 def limit_offset(offset: Tensor, limit: float) -> Tensor:
     """Bounds offsets smoothly to ±``limit`` pixels: ``limit · tanh(offset / limit)``.
 
@@ -176,18 +171,18 @@ def offset_parameter_groups(
     features = (getattr(module, "offset_features", None) for module in model.modules())
     predictors += [module for module in features if isinstance(module, nn.Module)]  # prediction='separable'
     offsets = {id(parameter) for module in predictors for parameter in module.parameters()}
-    split = []
+    split, found = [], False
     for group in [{"params": model.parameters()}] if groups is None else groups:
-        given = group["params"]
-        options = {"lr": lr, **group, "params": [given] if isinstance(given, Tensor) else list(given)}
+        entries = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        options = {"lr": lr, **group}
+        # an optimizer also takes named parameters, pairs
+        is_offset = [id(entry[1] if isinstance(entry, tuple) else entry) in offsets for entry in entries]
+        found |= any(is_offset)
         for chosen, factor in ((False, 1.0), (True, offset_lr_mult)):
-            # an optimizer also takes named parameters, pairs
-            named = [(p, p[1] if isinstance(p, tuple) else p) for p in options["params"]]
-            parameters = [entry for entry, parameter in named if (id(parameter) in offsets) is chosen]
+            parameters = [entry for entry, its in zip(entries, is_offset, strict=True) if its is chosen]
             if parameters:
                 split.append({**options, "params": parameters, "lr": options["lr"] * factor})
-    grouped = {id(p[1] if isinstance(p, tuple) else p) for group in split for p in group["params"]}
-    if grouped and offsets and not grouped & offsets:
+    if split and offsets and not found:
         raise ValueError(
             "offset_parameter_groups: groups: expected parameters that predict offsets, got none of them: "
             "make the groups after the conversion"

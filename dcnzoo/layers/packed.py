@@ -20,7 +20,7 @@ from dcnzoo.layers.deform_conv import (
     _DeformConvTransposeNd,
 )
 from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
-from dcnzoo.layers.offsets import OFFSET_CONVS, limit_offset, require_finite
+from dcnzoo.layers.offsets import OFFSET_CONVS, limit_offset
 from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.ops._arguments import transforms_active
 
@@ -141,8 +141,6 @@ class _Pack(TracksOffsets, nn.Module):
             if unbatched:
                 input = input.unsqueeze(0)
             prediction = self._predict_raw(input)
-            if not torch.jit.is_scripting():
-                require_finite(self.conv_offset)
             if self.offset_channels > 0:
                 raw = prediction[:, : self.offset_channels]
                 if self.offset_activation is not None:

@@ -67,10 +67,13 @@ class TracksOffsets:
         """Record statistics of ``offset``, ``([N,] G·K·rank, *out)``, for sampling a map of ``size``."""
         if offset is None or not self._records(offset):
             return
-        padding = self.padding
+        padding, rank = self.padding, len(size)
         if getattr(self, "padding_mode", "zeros") != "zeros":  # the layer samples a map that it has padded
-            size, padding = [n + 2 * p for n, p in zip(size, padding, strict=True)], (0,) * len(size)
-        self._last_offsets = measure(offset, size, self.kernel_size, self.stride, padding, self.dilation)
+            size, padding = [n + 2 * p for n, p in zip(size, padding, strict=True)], (0,) * rank
+        geometry = (self.kernel_size, offset.shape[-rank:], self.stride, padding, self.dilation)
+        grid = sampling_points(None, *geometry, offset.detach().float())  # [1, 1, K, rank, *out]
+        shift = offset.unflatten(-rank - 1, (-1, *grid.shape[2:4]))
+        self._last_offsets = _measure_shifts(grid, shift, size, axis=-rank - 1)
 
     def _record_shifts(self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor]) -> None:
         """Record statistics of offsets, as :func:`_measure_shifts` does, with the coordinates last."""
@@ -84,21 +87,6 @@ class TracksOffsets:
         factor = mask.detach().float().abs()
         near = [((factor - value).abs() < 0.05).float().mean() for value in (0, 1)]
         self._last_modulation = torch.stack([factor.mean(), *near])
-
-
-def measure(
-    offset: Tensor,  # [[N,] G·K·rank, *out]
-    size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # [3], as OffsetStatistics
-    """Measure the offsets of a convolution that samples a map of ``size``."""
-    rank = len(size)
-    geometry = (kernel_size, offset.shape[-rank:], stride, padding, dilation)
-    grid = sampling_points(None, *geometry, offset.detach().float())  # [1, 1, K, rank, *out]
-    return _measure_shifts(grid, offset.unflatten(-rank - 1, (-1, *grid.shape[2:4])), size, axis=-rank - 1)
 
 
 def _measure_shifts(

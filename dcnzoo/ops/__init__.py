@@ -28,9 +28,6 @@ if is_defined():
     from .mask_softmax import mask_softmax3d as mask_softmax3d
     from .nms import nms as nms
     from .roi_align import roi_align as roi_align
-    from .roi_align import roi_align_rotated as roi_align_rotated
-    from .rotated_boxes import box_iou_rotated as box_iou_rotated
-    from .rotated_boxes import nms_rotated as nms_rotated
 else:
     # On a broken installation has_ops() must still work; importing an operator raises the reason.
     def __getattr__(name: str):

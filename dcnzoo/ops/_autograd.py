@@ -54,7 +54,7 @@ def register_autograd(record: Operator) -> None:
         is_plain = key in plain and can_read(arguments[0]) and not in_dispatch_mode()
         if (has_tangents or is_plain) and not record.is_backward:
             result = choose.run_plain(record, key, named(*arguments))
-            if has_tangents or any_requires_grad(result if isinstance(result, Tensor) else result[0]):
+            if has_tangents or any_requires_grad(result):
                 return result  # without RoIs, it has no graph
         with enable_single_level_autograd_function():
             return function.apply(*named(*arguments), keys)
@@ -160,7 +160,7 @@ def with_backward(
 
     Args:
         saves: arguments of the backward that the forward does not have, by functions of the forward's call
-            and output. Only the first output of the forward has a derivative.
+            and output.
         recompute: computes the arguments that the backward does not take, by name, from its call.
         linear: of an operator that is linear in its only gradient's argument: for a call of the backward and
             the forward's kernel, the function of the forward's arguments whose derivative that call is. The
@@ -222,8 +222,6 @@ class _Derivative:
     def save_forward(self, ctx: Any, inputs: Any, output: Any) -> None:
         if self.saves:
             inputs = (*inputs, *(value(inputs, output) for value in self.saves.values()))
-        if isinstance(output, tuple):
-            ctx.mark_non_differentiable(*output[1:])
         stored = [inputs[i] for i in self.stored]
         ctx.save_for_backward(*stored[: self.tensors - 1])
         ctx.numbers = stored[self.tensors - 1 :]
@@ -232,7 +230,7 @@ class _Derivative:
         ctx.save_for_backward(*inputs[: self.tensors])
         ctx.numbers = inputs[self.tensors :]
 
-    def first(self, ctx: Any, grad_output: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    def first(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         needed = [ctx.needs_input_grad[position] for position in self.positions]
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
         mask = (needed,) if self.has_mask else ()
@@ -299,7 +297,6 @@ class _Derivative:
         self.forward.check(inputs)
         shapes = (value.to("meta") if isinstance(value, Tensor) else value for value in inputs)
         output = self.forward.fake(*shapes)
-        output = output[0] if isinstance(output, tuple) else output
         checks.require_gradient(self.forward.name, call.grad_output, output, inputs[0])
 
     def kernel(self, compute: Callable[[Any, Any, list[str]], list[Tensor | None]]) -> Callable:

@@ -255,11 +255,6 @@ def levels(call: Any) -> None:
 
 def roi_align(call: Any) -> None:
     _pooling("roi_align", call)
-    require(call.pool_mode in (0, 1), "roi_align: pool_mode", "0 (maximum) or 1 (average)", call.pool_mode)
-
-
-def roi_align_rotated(call: Any) -> None:
-    _pooling("roi_align_rotated", call, columns=6)
 
 
 def deform_roi_pool(call: Any) -> None:
@@ -268,10 +263,10 @@ def deform_roi_pool(call: Any) -> None:
     check.tensor("offset", "K, 2, output_h, output_w", "floating")
 
 
-def _pooling(op: str, call: Any, columns: int = 5) -> Checks:
+def _pooling(op: str, call: Any) -> Checks:
     check = Checks(op, call)
     check.tensor("input", "N, C, H+, W+", "floating")
-    check.tensor("rois", f"K, {columns}", "floating")
+    check.tensor("rois", "K, 5", "floating")
     bins, most = (call.output_h, call.output_w), 2**15
     check.require(min(bins) >= 1 and max(bins) <= most, "output_size", f"(1, 1) to {(most, most)}", bins)
     ratio, scale = call.sampling_ratio, call.spatial_scale
@@ -289,26 +284,8 @@ def image_numbers(call: Any) -> None:
 
 
 def nms(call: Any) -> None:
-    check = _boxes("nms", call, columns=4)
-    threshold = call.iou_threshold
-    check.require(0 <= threshold <= 1, "iou_threshold", "a number from 0 to 1", threshold)
-    check.require(call.offset in (0, 1), "offset", "0 or 1", call.offset)
-
-
-def nms_rotated(call: Any) -> None:
-    check = _boxes("nms_rotated", call, columns=5)
-    # not below 0: mmcv's 0 on the CPU is the number before it
-    check.require(call.iou_threshold <= 1, "iou_threshold", "at most 1", call.iou_threshold)
-
-
-def _boxes(op: str, call: Any, columns: int) -> Checks:
-    check = Checks(op, call)
-    check.tensor("boxes", f"N, {columns}", "floating")
+    check = Checks("nms", call)
+    check.tensor("boxes", "N, 4", "floating")
     check.tensor("scores", "N", "floating")
-    return check
-
-
-def box_iou_rotated(call: Any) -> None:
-    check = Checks("box_iou_rotated", call)
-    check.tensor("boxes1", "M, 5", "floating")
-    check.tensor("boxes2", "M, 5" if call.aligned else "N, 5")
+    check.require(0 <= call.iou_threshold <= 1, "iou_threshold", "a number from 0 to 1", call.iou_threshold)
+    check.require(call.offset in (0, 1), "offset", "0 or 1", call.offset)

@@ -3,18 +3,42 @@
 They count as torch's ``FlopCounterMode`` does: a product and a sum are two.
 """
 
+import sys
 from collections.abc import Sequence
+from functools import cache, partial
 from math import prod
 from typing import Any
+
+from .operator import OPERATORS
 
 Sizes = Sequence[int]
 
 
 def register() -> None:
-    """Register the formulas with torch's counter, which is slow to import: ``dcnzoo flops`` calls it."""
-    from torch.utils.flop_counter import register_flop_formula
+    """Make the FLOP counters that are imported count dcnzoo's operators.
 
-    from .operator import OPERATORS
+    These are torch's ``FlopCounterMode`` and, of other packages, those that the process has imported: fvcore, its
+    copy in mmengine, and thop. Call it again after a later import. ``dcnzoo.load``, ``train`` and
+    ``to_deformable`` register the operators with torch's counter; the other counters ignore an operator that they
+    do not know, and a converted network counts less than the plain one.
+    """
+    register_with_torch()
+    for module, table in _TABLES.items():
+        if module in sys.modules:
+            counts = {f"dcnzoo::{name}": partial(_count_traced, name) for name in _forward_names()}
+            getattr(sys.modules[module], table).update(counts)
+    thop, layers = sys.modules.get("thop.profile"), sys.modules.get("dcnzoo.layers")
+    if thop is not None and layers is not None:
+        predictors = [layers.OffsetConv1d, layers.OffsetConv2d, layers.OffsetConv3d]
+        thop.register_hooks |= dict.fromkeys(predictors, thop.count_convNd)
+        kinds = [kind for name, kind in vars(layers).items() if "DeformConv" in name]
+        thop.register_hooks |= dict.fromkeys(kinds, _count_layer)
+
+
+@cache
+def register_with_torch() -> None:
+    """Register the formulas with torch's counter, whose import takes .2 s of the CPU's time."""
+    from torch.utils.flop_counter import register_flop_formula
 
     for operator in OPERATORS.values():
 
@@ -22,6 +46,36 @@ def register() -> None:
             return operator.flops(operator.call(*arguments, **keywords), out_shape)
 
         register_flop_formula(operator.overload.overloadpacket)(count)
+
+
+# the modules with a table of the operators of a traced graph, which count a product and a sum as one
+_TABLES = {
+    "fvcore.nn.flop_count": "_DEFAULT_SUPPORTED_OPS",
+    "mmengine.analysis.complexity_analysis": "_DEFAULT_SUPPORTED_FLOP_OPS",
+}
+
+
+def _forward_names() -> list[str]:
+    return [name for name, operator in OPERATORS.items() if not operator.is_backward]
+
+
+def _count_traced(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Count a call in a graph of ``torch.jit.trace``."""
+    call = OPERATORS[name].call(*map(_sizes_or_constant, inputs))
+    return OPERATORS[name].flops(call, _sizes_or_constant(outputs[0])) // 2
+
+
+def _sizes_or_constant(value: Any) -> Any:
+    sizes = value.type().sizes() if value.type().kind() == "TensorType" else None
+    return value.toIValue() if sizes is None else sizes
+
+
+def _count_layer(layer: Any, arguments: tuple, output: Any) -> None:
+    """Add to ``total_ops`` of a layer, for thop: it does not visit the layers in it, which predict its offsets."""
+    input, is_deformable = arguments[0].shape, getattr(layer, "offset_channels", len(arguments) > 1)
+    at, sampled = (input, output.shape) if layer.transposed else (output.shape, input)
+    parts = sum(getattr(part, "total_ops", 0) for part in [*layer.modules()][1:])
+    layer.total_ops += of_convolution(at, sampled, layer.weight.shape, bool(is_deformable)) // 2 + parts
 
 
 # FLOPs of a bilinear sample, per channel: four products and their sum. The four positions and weights are
@@ -82,10 +136,6 @@ def ms_deform_attn(call: Any, _: object) -> int:
 def pooling(call: Any, output: Sizes) -> int:
     """With a sampling_ratio of 0, the number of samples depends on the boxes: at least one per bin."""
     return PER_SAMPLE * prod(output) * max(call.sampling_ratio, 1) ** 2
-
-
-def roi_align(call: Any, outputs: Sequence[Sizes]) -> int:
-    return pooling(call, outputs[0])  # the others are positions of maxima
 
 
 def roi_align_backward(call: Any, _: object) -> int:

@@ -194,7 +194,7 @@ def deform_roi_pool(
             points.append(low[axis] + steps[axis] + moved[..., None, None])
         return points
 
-    return _pool_each(input, rois, output_size, sampling_ratio, box, place)[0]
+    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
 
 
 def roi_align(
@@ -203,17 +203,12 @@ def roi_align(
     output_size: Sequence[int],
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
-    pool_mode: str = "avg",
     aligned: bool = True,
-) -> tuple[Tensor, ...]:
+) -> Tensor:
     """RoIAlign (He et al. 2017, sec. 3), one RoI at a time.
 
     Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
     0.5) / samples) · length / bins``.
-
-    Returns:
-        the pooled map, and with ``"max"`` y and x of each maximum in pixels, which are off the map if there
-        are no samples.
     """
 
     def box(roi: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,43 +218,7 @@ def roi_align(
     def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
         return [low[axis] + steps[axis] for axis in range(2)]
 
-    def maximum(values: Tensor, points: list[Tensor]) -> Tensor:
-        index = values.max(-1, keepdim=True).indices
-        places = (at.flatten(-2).expand_as(values) for at in torch.broadcast_tensors(*points))
-        return torch.stack([each.gather(-1, index)[..., 0] for each in (values, *places)])
-
-    sampling = (input, rois, output_size, sampling_ratio, box, place)
-    return _pool_each(*sampling) if pool_mode == "avg" else _pool_each(*sampling, maximum, (0, -2, -2))
-
-
-def roi_align_rotated(
-    input: Tensor,  # (N, C, H, W)
-    rois: Tensor,  # (K, 6), (image, x, y, width, height, angle)
-    output_size: Sequence[int],
-    spatial_scale: float = 1.0,
-    sampling_ratio: int = 0,
-    aligned: bool = True,
-    clockwise: bool = False,
-) -> Tensor:
-    """RoIAlign of rotated regions, one region at a time.
-
-    Along a side that is ``length`` pixels long, a bin is sampled at
-    ``((bin + (sample + 0.5) / samples) / bins - 0.5) · length`` from the centre. The sides are rotated by the
-    angle, counter-clockwise on the screen unless ``clockwise``.
-    """
-
-    def box(roi: Tensor) -> tuple[Tensor, Tensor]:
-        centre = roi[1:3].flip(0) * spatial_scale - 0.5 * aligned  # (y, x)
-        length = roi[3:5].flip(0) * spatial_scale  # down, across
-        return centre, length if aligned else length.clamp(min=1)
-
-    def place(row: int, centre: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
-        down, across = (steps[axis] - length[axis] / 2 for axis in range(2))
-        angle = rois[row, 5].to(length.dtype) * (-1 if clockwise else 1)
-        y = centre[0] + down * angle.cos() - across * angle.sin()
-        return [y, centre[1] + down * angle.sin() + across * angle.cos()]
-
-    return _pool_each(input, rois, output_size, sampling_ratio, box, place)[0]
+    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
 
 
 def _pool_each(
@@ -269,22 +228,17 @@ def _pool_each(
     sampling_ratio: int,
     box: Callable[[Tensor], tuple[Tensor, Tensor]],
     place: Callable[[int, Tensor, Tensor, Sequence[Tensor]], list[Tensor]],
-    reduce: Callable[[Tensor, list[Tensor]], Tensor] = lambda values, points: values.mean(-1)[None],
-    without_samples: Sequence[float] = (0,),
-) -> tuple[Tensor, ...]:
-    """Pools one RoI at a time.
+) -> Tensor:
+    """Pools one RoI at a time: the mean of each bin's samples, and zero without samples.
 
     Args:
         box: the origin and the size of a RoI, (y, x) each, in pixels.
         place: the rows and columns of the samples, from the RoI's number, its box, and the samples' distances
             from the start of its sides.
-        reduce: the results of a RoI, ``(results, C, oH, oW)``, from its samples ``(C, oH, oW, n)`` and
-            ``place``.
-        without_samples: the value of each result for a RoI without samples.
     """
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
-    nothing = feature.new_tensor(without_samples).view(1, -1, 1, 1, 1).expand(-1, -1, input.shape[1], *bins)
+    nothing = feature.new_zeros(1, input.shape[1], *bins)
     pooled = [nothing[:0]]
     for row, roi in enumerate(rois.to(accumulate)):
         origin, length = box(roi)
@@ -299,10 +253,9 @@ def _pool_each(
         origin, length = torch.where(finite, origin, -2), torch.where(finite, length, 0)
         steps = [bin_samples(axis, bins, samples, origin) * length[axis] / bins[axis] for axis in range(2)]
         points = place(row, origin, length, steps)
-        values = sample_clamped(feature[roi[:1].long()][0], *points).flatten(-2)
-        pooled.append(reduce(values, points)[None])
-    first, *others = torch.cat(pooled).unbind(1)
-    return first.to(input.dtype), *others
+        values = sample_clamped(feature[roi[:1].long()][0], *points)  # [C, oH, oW, n, n]
+        pooled.append(values.flatten(-2).mean(-1)[None])
+    return torch.cat(pooled).to(input.dtype)
 
 
 def bin_samples(

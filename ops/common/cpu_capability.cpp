@@ -46,7 +46,10 @@ bool converts_float16() {
 }
 #endif
 
-#if defined(DCNZOO_WITH_AMX)
+#if defined(DCNZOO_TILES)  // emulated
+bool has_tiles() { return true; }
+std::string ask_for_tiles() { return ""; }
+#elif defined(DCNZOO_WITH_AMX)
 bool has_tiles() {
   constexpr unsigned tile = 1 << 24, bfloat16 = 1 << 22;  // AMX-TILE, AMX-BF16
   unsigned eax, ebx, ecx, edx;
@@ -61,17 +64,14 @@ std::string ask_for_tiles() {
 }
 #endif
 
-// The best that is compiled in and that this CPU supports
-CpuCapability best() {
+// The best for vectors that is compiled in and that this CPU supports
+CpuCapability best_of_vectors() {
 #if defined(__x86_64__)
   // Every flag of CPU_CAPABILITIES in setup.py. Virtual machines can mask each of them.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool bfloat16 = avx512 && __builtin_cpu_supports("avx512bf16");
-#if defined(DCNZOO_WITH_AMX)
-  if (bfloat16 && has_tiles()) return CpuCapability::AMX_BF16;
-#endif
   if (bfloat16) return CpuCapability::AVX512_BF16;
   if (avx512) return CpuCapability::AVX512;
   if (avx2) return CpuCapability::AVX2;
@@ -81,10 +81,17 @@ CpuCapability best() {
   return CpuCapability::DEFAULT;
 }
 
+CpuCapability best() {
+  const CpuCapability vectors = best_of_vectors();
+#if defined(DCNZOO_WITH_AMX)
+  if (vectors >= CpuCapability::DCNZOO_WITH_AMX && has_tiles()) return CpuCapability::AMX_BF16;
+#endif
+  return vectors;
+}
+
 #define DCNZOO_NAME(capability, ...) #capability,
 constexpr const char* kNames[] = {DCNZOO_EACH_CAPABILITY(DCNZOO_NAME, )};
 constexpr int kCount = sizeof(kNames) / sizeof(*kNames);
-const std::string kEmulated = "amx_emulated";
 
 std::string name_of(int capability) {
   std::string name = kNames[capability];
@@ -96,17 +103,16 @@ std::string name_of(int capability) {
 struct Choice {
   CpuCapability capability;
   std::string refusal;  // why the system refuses tiles
-  bool emulates_tiles = false;
 };
 
 Choice fastest() {
-  const CpuCapability most = best();
-#if defined(DCNZOO_WITH_AMX)
-  if (most == CpuCapability::AMX_BF16) {
+#if defined(DCNZOO_WITH_AMX) && !defined(DCNZOO_TILES)
+  if (best() == CpuCapability::AMX_BF16) {
     const std::string refusal = ask_for_tiles();
-    return {refusal.empty() ? most : CpuCapability::AVX512, refusal};
+    return {refusal.empty() ? CpuCapability::AMX_BF16 : CpuCapability::AVX512, refusal};
   }
 #endif
+  const CpuCapability most = best_of_vectors();
 #if defined(__x86_64__)
   // On Intel's CPUs, vector products of bfloat16 are slower than those of float: deform_conv takes 1.4 times as long on a Xeon
   // of 2023.
@@ -119,13 +125,6 @@ Choice choose() {
   const char* wish = std::getenv("DCNZOO_CPU_CAPABILITY");
   if (wish == nullptr || *wish == '\0') return fastest();
   const int most = int(best());
-#if defined(DCNZOO_WITH_AMX)
-  if (wish == kEmulated) {
-    check(most >= int(CpuCapability::DCNZOO_WITH_AMX), "DCNZOO_CPU_CAPABILITY: expected at most ",
-          name_of(most), ": ", kEmulated, " needs AVX512-BF16");
-    return {CpuCapability::AMX_BF16, "", true};
-  }
-#endif
   std::string known;
   for (int candidate = 0; candidate < kCount; ++candidate) {
     known += (candidate == 0 ? "" : candidate + 1 < kCount ? ", " : " or ") + name_of(candidate);
@@ -155,15 +154,13 @@ CpuCapability cpu_capability() { return choice().capability; }
 
 CpuCapability vector_capability() {
 #if defined(DCNZOO_WITH_AMX)
-  static const CpuCapability most = std::min(best(), CpuCapability::AVX512);
+  static const CpuCapability most = std::min(best_of_vectors(), CpuCapability::AVX512);
   if (cpu_capability() == CpuCapability::AMX_BF16) return most;
 #endif
   return cpu_capability();
 }
 
-bool emulates_tiles() { return choice().emulates_tiles; }
-
-std::string cpu_capability_name() { return emulates_tiles() ? kEmulated : name_of(int(cpu_capability())); }
+std::string cpu_capability_name() { return name_of(int(cpu_capability())); }
 
 std::string amx_refusal() { return choice().refusal; }
 

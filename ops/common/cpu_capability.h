@@ -16,7 +16,7 @@ template <typename T>
 using IntegerOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
 // What setup.py compiles for this architecture, the best one last. AMX, which not every compiler supports, multiplies matrices:
-// only deform_conv has kernels for it. DCNZOO_WITH_AMX names the lowest capability that can emulate AMX.
+// only deform_conv has kernels for it. DCNZOO_WITH_AMX names the lowest capability of CPUs that run them.
 #if defined(__x86_64__)
 #define DCNZOO_EACH_VECTOR_CAPABILITY(X, ...) \
   X(DEFAULT, __VA_ARGS__) X(AVX2, __VA_ARGS__) X(AVX512, __VA_ARGS__) X(AVX512_BF16, __VA_ARGS__)
@@ -41,9 +41,6 @@ std::string cpu_capability_name();
 
 // The one for operators without kernels for AMX: the fastest one for vectors.
 CpuCapability vector_capability();
-
-// Whether the tiles of AMX are emulated, for tests on other CPUs: DCNZOO_CPU_CAPABILITY=amx_emulated.
-bool emulates_tiles();
 
 // The kernels of an operator for each compute type T: float or double.
 template <template <typename...> class Kernels>

@@ -113,9 +113,7 @@ void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t columns, T* c
           int64_t c_panel_stride, bool accumulate) {
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same_v<S, uint16_t>) {
-    const auto multiply =
-        emulates_tiles() ? gemm_of_tiles<EmulatedTiles, Left> : gemm_of_tiles<CpuTiles, Left>;
-    return multiply(a, rows, b, depth, columns, c, c_row_stride, c_panel_stride, accumulate);
+    return gemm_of_tiles(a, rows, b, depth, columns, c, c_row_stride, c_panel_stride, accumulate);
   }
 #endif
   using Sequence = std::make_integer_sequence<int, kMR>;

@@ -26,13 +26,13 @@ struct RoiOutput {
   int64_t number, channel, y, x, map;  // number: of the RoI; map: as roi_map returns it
   const A* roi;
 
-  __device__ RoiOutput(const RoiShapes& s, int64_t columns, const A* rois, int64_t index, int64_t group = 1) {
+  __device__ RoiOutput(const RoiShapes& s, const A* rois, int64_t index, int64_t group = 1) {
     x = index % s.output_w;
     y = index / s.output_w % s.output_h;
     const int64_t groups = ceil_div(s.channels, group), row = index / s.output_w / s.output_h;
     number = row / groups;
     channel = row % groups * group;
-    roi = rois + columns * number;
+    roi = rois + RoiShapes::kColumns * number;
     map = roi_map(s, roi, channel);
   }
 
@@ -53,7 +53,7 @@ template <typename Shapes, typename T, typename A>
 __global__ void roi_average_kernel(Shapes s, int64_t threads, const T* input, const A* rois, T* output) {
   DCNZOO_FOR_EACH(index, threads) {
     constexpr int kChannels = Shapes::kChannelsOfThread;
-    const RoiOutput<A> at(s, Shapes::columns, rois, index, kChannels);
+    const RoiOutput<A> at(s, rois, index, kChannels);
     const int64_t channels = s.channels - at.channel;
     A sums[kChannels] = {}, count = A(1);
     if (at.map >= 0) {
@@ -74,7 +74,7 @@ __global__ void roi_average_backward_kernel(Shapes s, int64_t threads, const T* 
                                             A* grad_input) {
   DCNZOO_FOR_EACH(index, threads) {
     constexpr int kChannels = Shapes::kChannelsOfThread;
-    const RoiOutput<A> at(s, Shapes::columns, rois, index, kChannels);
+    const RoiOutput<A> at(s, rois, index, kChannels);
     if (at.map < 0) continue;
     const auto region = s.region(at.roi, at.number, at.y, at.x);
     const int64_t channels = s.channels - at.channel;

@@ -32,6 +32,9 @@ struct alignas(64) TileConfig {
   }
 };
 
+#if defined(DCNZOO_TILES)  // a test's class of the same name, for CPUs without AMX
+#include DCNZOO_TILES
+#else
 // The tiles of the CPU. In assembly, because GCC 12's intrinsics do not declare the memory that they read: it moves stores
 // behind them.
 class CpuTiles {
@@ -63,90 +66,51 @@ class CpuTiles {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sums), "i"(left), "i"(right));
   }
 };
-
-// The same in C++, for CPUs without AMX: tests compare what is read and written, and in which order it is summed.
-class EmulatedTiles {
- public:
-  explicit EmulatedTiles(const TileConfig& config) : config_(config) {}
-
-  template <int tile>
-  void clear() {
-    std::memset(data_[tile], 0, sizeof data_[tile]);
-  }
-  template <int tile, typename E>
-  void load(const E* from, int64_t stride) {
-    clear<tile>();
-    for (int64_t row = 0; row < config_.rows[tile]; ++row)
-      std::memcpy(data_[tile][row], from + row * stride, config_.row_bytes[tile]);
-  }
-  template <int tile>
-  void store(float* to, int64_t stride) const {
-    for (int64_t row = 0; row < config_.rows[tile]; ++row)
-      std::memcpy(to + row * stride, data_[tile][row], config_.row_bytes[tile]);
-  }
-  // The sums of the even and of the odd k of a tile are added at the end.
-  template <int sums, int left, int right>
-  void add_product() {
-    for (int64_t row = 0; row < config_.rows[sums]; ++row) {
-      EvenOdd sum{};
-      for (int64_t pair = 0; pair < config_.rows[right]; ++pair) {
-        uint16_t factors[2];
-        std::memcpy(factors, data_[left][row] + pair * sizeof factors, sizeof factors);
-        const auto by = load_lanes<EvenOdd>(reinterpret_cast<const uint16_t*>(data_[right][pair]));
-        sum += {from_stored(factors[0]) * by.even, from_stored(factors[1]) * by.odd};
-      }
-      *reinterpret_cast<Vector<float>*>(data_[sums][row]) += sum.even + sum.odd;
-    }
-  }
-
- private:
-  const TileConfig config_;
-  alignas(kTileBytes) char data_[8][kTileRows][kTileBytes];
-};
+#endif
 
 // Adds k in [begin, end) to a block of sums. lower, right: whether it has more than 16 rows, and more than 16 columns.
-template <bool lower, bool right, typename Tiles, typename Left>
-void multiply_tiles(Tiles& tiles, const Left& a, int64_t row, const uint16_t* b, int64_t begin, int64_t end,
-                    int64_t step, float* c, int64_t c_stride, bool accumulate) {
+template <bool lower, bool right, typename Left>
+void multiply_tiles(CpuTiles& tiles, const Left& a, int64_t row, const uint16_t* b, int64_t begin,
+                    int64_t end, int64_t step, float* c, int64_t c_stride, bool accumulate) {
   constexpr int64_t b_stride = 2 * kNR<uint16_t>;  // of a pair of rows
   // Local variables, because the compiler would read members again after every load of a tile.
   const int64_t a_stride = a.row_stride, block_size = a.block, block_stride = a.block_stride;
   float* const c_lower = c + kTileRows * c_stride;
   if (accumulate) {
-    tiles.template load<0>(c, c_stride);
-    if (right) tiles.template load<1>(c + kTileRows, c_stride);
-    if (lower) tiles.template load<2>(c_lower, c_stride);
-    if (lower && right) tiles.template load<3>(c_lower + kTileRows, c_stride);
+    tiles.load<0>(c, c_stride);
+    if (right) tiles.load<1>(c + kTileRows, c_stride);
+    if (lower) tiles.load<2>(c_lower, c_stride);
+    if (lower && right) tiles.load<3>(c_lower + kTileRows, c_stride);
   } else {
-    tiles.template clear<0>();
-    if (right) tiles.template clear<1>();
-    if (lower) tiles.template clear<2>();
-    if (lower && right) tiles.template clear<3>();
+    tiles.clear<0>();
+    if (right) tiles.clear<1>();
+    if (lower) tiles.clear<2>();
+    if (lower && right) tiles.clear<3>();
   }
   const uint16_t* a_block = a.data + row * a_stride + begin / block_size * block_stride;
   int64_t inner = begin % block_size;
   b += begin * kNR<uint16_t>;
   for (int64_t k = begin; k < end; k += step, b += step * kNR<uint16_t>) {
-    tiles.template load<4>(a_block + inner, a_stride);
-    tiles.template load<6>(b, b_stride);
-    if (right) tiles.template load<7>(b + 2 * kTileRows, b_stride);
-    if (lower) tiles.template load<5>(a_block + inner + kTileRows * a_stride, a_stride);
-    tiles.template add_product<0, 4, 6>();
-    if (right) tiles.template add_product<1, 4, 7>();
-    if (lower) tiles.template add_product<2, 5, 6>();
-    if (lower && right) tiles.template add_product<3, 5, 7>();
+    tiles.load<4>(a_block + inner, a_stride);
+    tiles.load<6>(b, b_stride);
+    if (right) tiles.load<7>(b + 2 * kTileRows, b_stride);
+    if (lower) tiles.load<5>(a_block + inner + kTileRows * a_stride, a_stride);
+    tiles.add_product<0, 4, 6>();
+    if (right) tiles.add_product<1, 4, 7>();
+    if (lower) tiles.add_product<2, 5, 6>();
+    if (lower && right) tiles.add_product<3, 5, 7>();
     inner += step;
     if (inner == block_size) inner = 0, a_block += block_stride;
   }
-  tiles.template store<0>(c, c_stride);
-  if (right) tiles.template store<1>(c + kTileRows, c_stride);
-  if (lower) tiles.template store<2>(c_lower, c_stride);
-  if (lower && right) tiles.template store<3>(c_lower + kTileRows, c_stride);
+  tiles.store<0>(c, c_stride);
+  if (right) tiles.store<1>(c + kTileRows, c_stride);
+  if (lower) tiles.store<2>(c_lower, c_stride);
+  if (lower && right) tiles.store<3>(c_lower + kTileRows, c_stride);
 }
 
 // As gemm. a.block is a multiple of a tile's depth, or is the depth of all tiles. Operands must be zero where they are padded:
 // 0 × NaN is not 0.
-template <typename Tiles, typename Left>
+template <typename Left>
 void gemm_of_tiles(const Left& a, int64_t rows, const uint16_t* b, int64_t depth, int64_t columns, float* c,
                    int64_t c_row_stride, int64_t c_panel_stride, bool accumulate) {
   constexpr int64_t most = kDepthStep<float, uint16_t>, panel = kNR<uint16_t>, block = 2 * kTileRows;
@@ -155,13 +119,13 @@ void gemm_of_tiles(const Left& a, int64_t rows, const uint16_t* b, int64_t depth
     const int64_t size = rows - first < block ? rows - first : block;
     const int64_t upper = size < kTileRows ? size : kTileRows, lower = size - upper;
     last = size < block ? rows : rows / block * block;
-    Tiles tiles(TileConfig(upper, lower, step));
+    CpuTiles tiles(TileConfig(upper, lower, step));
     for (int64_t j = 0; j * panel < columns; ++j) {
       const bool right = columns - j * panel > panel / 2;
-      const auto multiply =
-          lower   ? right ? multiply_tiles<true, true, Tiles, Left> : multiply_tiles<true, false, Tiles, Left>
-          : right ? multiply_tiles<false, true, Tiles, Left>
-                  : multiply_tiles<false, false, Tiles, Left>;
+      const auto multiply = lower
+                                ? right ? multiply_tiles<true, true, Left> : multiply_tiles<true, false, Left>
+                            : right ? multiply_tiles<false, true, Left>
+                                    : multiply_tiles<false, false, Left>;
       for (int64_t k = 0; k < depth; k += stretch) {
         const int64_t end = k + stretch < depth ? k + stretch : depth;
         for (int64_t row = first; row < last; row += block)

@@ -16,7 +16,6 @@
 
 #include <tuple>
 
-#include "../common/derivatives.h"
 #include "deform_attn_checks.h"
 
 namespace dcnzoo {
@@ -120,10 +119,10 @@ using DeformAttnOps = WithNumbers<DeformAttnOpsOf, Backend>;
 }  // namespace dcnzoo
 
 #define DCNZOO_REGISTER_DEFORM_ATTN(device, Ops)                                  \
-  DCNZOO_DIFFERENTIABLE(device, "dcnv3", &Ops::dcnv3)                             \
-  DCNZOO_DIFFERENTIABLE(device, "dcnv4", &Ops::dcnv4)                             \
-  DCNZOO_DIFFERENTIABLE(device, "ms_deform_attn", &Ops::ms_deform_attn)           \
   STABLE_TORCH_LIBRARY_IMPL(dcnzoo, device, m) {                                  \
+    m.impl("dcnv3", TORCH_BOX(&Ops::dcnv3));                                      \
+    m.impl("dcnv4", TORCH_BOX(&Ops::dcnv4));                                      \
+    m.impl("ms_deform_attn", TORCH_BOX(&Ops::ms_deform_attn));                    \
     m.impl("_dcnv3_backward", TORCH_BOX(&Ops::dcnv3_backward));                   \
     m.impl("_dcnv4_backward", TORCH_BOX(&Ops::dcnv4_backward));                   \
     m.impl("_ms_deform_attn_backward", TORCH_BOX(&Ops::ms_deform_attn_backward)); \

@@ -7,7 +7,6 @@
 
 #include "../common/atomics.cuh"
 #include "../common/corners.h"
-#include "../common/derivatives.h"
 #include "../common/dispatch.cuh"
 #include "../common/integers.h"
 #include "../common/lane_sums.cuh"
@@ -550,8 +549,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cuda(
 }  // namespace
 }  // namespace dcnzoo
 
-DCNZOO_DIFFERENTIABLE(CUDA, "deform_conv", &dcnzoo::deform_conv_cuda)
-
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
+  m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cuda));
   m.impl("_deform_conv_backward", TORCH_BOX(&dcnzoo::deform_conv_backward_cuda));
 }

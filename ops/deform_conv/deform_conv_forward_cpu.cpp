@@ -1,5 +1,4 @@
 // The forward of deform_conv on the CPU, the part that uses torch: checks, layouts, memory, threads.
-#include "../common/derivatives.h"
 #include "deform_conv_cpu.h"
 
 namespace dcnzoo {
@@ -131,4 +130,4 @@ Tensor deform_conv_cpu(const Tensor& input, const Tensor& weight, std::optional<
 }  // namespace
 }  // namespace dcnzoo
 
-DCNZOO_DIFFERENTIABLE(CPU, "deform_conv", &dcnzoo::deform_conv_cpu)
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) { m.impl("deform_conv", TORCH_BOX(&dcnzoo::deform_conv_cpu)); }

@@ -1,6 +1,5 @@
 // deform_conv_transpose: the adjoint of deform_conv with respect to its input, so that it needs no kernels of its own.
 // Its input corresponds to deform_conv's output, and its output to deform_conv's input.
-#include "../common/derivatives.h"
 #include "../common/memory_format.h"
 #include "../deform_conv/deform_conv_checks.h"
 
@@ -89,5 +88,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dcnzoo, m) {
 }
 
 // The same function for both devices: it only calls operators that both have.
-DCNZOO_DIFFERENTIABLE(CPU, "deform_conv_transpose", &dcnzoo::deform_conv_transpose)
-DCNZOO_DIFFERENTIABLE(CUDA, "deform_conv_transpose", &dcnzoo::deform_conv_transpose)
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
+  m.impl("deform_conv_transpose", TORCH_BOX(&dcnzoo::deform_conv_transpose));
+}
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
+  m.impl("deform_conv_transpose", TORCH_BOX(&dcnzoo::deform_conv_transpose));
+}

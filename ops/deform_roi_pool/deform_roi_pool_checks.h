@@ -24,8 +24,8 @@ inline DeformRoiPoolShapes check_deform_roi_pool(const Tensor& input, const Tens
                                                  double spatial_scale, int64_t sampling_ratio, double gamma,
                                                  const std::optional<Tensor>& grad_output = std::nullopt) {
   const RoiChecks checks{{"deform_roi_pool", input}};
-  const DeformRoiPoolShapes shapes{
-      checks.forward(rois, RoiShapes::columns, output_h, output_w, spatial_scale, sampling_ratio), gamma};
+  const DeformRoiPoolShapes shapes{checks.forward(rois, output_h, output_w, spatial_scale, sampling_ratio),
+                                   gamma};
   check(std::isfinite(gamma), checks.op, ": gamma: expected a finite number, got ", gamma);
   checks.tensor("offset", offset, {rois.size(0), 2, output_h, output_w}, Type::floating);
   checks.grad_output(grad_output, shapes.output_sizes());

@@ -2,7 +2,6 @@
 // y weight · x weight · pixel, and all channels use the same weights.
 #include <tuple>
 
-#include "../common/derivatives.h"
 #include "../common/roi_cpu.h"
 #include "deform_roi_pool_checks.h"
 
@@ -176,8 +175,7 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward_cpu(const Tensor& grad_outpu
 }  // namespace
 }  // namespace dcnzoo
 
-DCNZOO_DIFFERENTIABLE(CPU, "deform_roi_pool", &dcnzoo::deform_roi_pool_cpu)
-
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
+  m.impl("deform_roi_pool", TORCH_BOX(&dcnzoo::deform_roi_pool_cpu));
   m.impl("_deform_roi_pool_backward", TORCH_BOX(&dcnzoo::deform_roi_pool_backward_cpu));
 }

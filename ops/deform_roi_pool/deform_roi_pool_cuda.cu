@@ -1,7 +1,6 @@
 // deform_roi_pool on CUDA. Half types are not converted in memory; their coordinates, weights and sums are float.
 #include <tuple>
 
-#include "../common/derivatives.h"
 #include "../common/lane_sums.cuh"
 #include "../common/roi.cuh"
 #include "deform_roi_pool_checks.h"
@@ -30,7 +29,7 @@ __global__ void grad_offset_kernel(MovedBins<A> s, int64_t count, const T* grad_
   for (int64_t first = int64_t(blockIdx.x) * kSumColumns; first < count; first += step) {
     const int64_t index = first + column < count ? first + column : 0, number = index / bins;
     const int64_t y_bin = index % bins / s.output_w, x_bin = index % bins % s.output_w;
-    const A* roi = rois + s.columns * number;
+    const A* roi = rois + s.kColumns * number;
     const A x_reach = s.x_axis(roi).reach, y_reach = s.y_axis(roi).reach;
     const RoiRegion<A> region = s.region(roi, number, y_bin, x_bin);
     const RoiSamples<A> ys(region.y, y_bin, s.height), xs(region.x, x_bin, s.width);
@@ -100,8 +99,7 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward_cuda(const Tensor& grad_outp
 }  // namespace
 }  // namespace dcnzoo
 
-DCNZOO_DIFFERENTIABLE(CUDA, "deform_roi_pool", &dcnzoo::deform_roi_pool_cuda)
-
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
+  m.impl("deform_roi_pool", TORCH_BOX(&dcnzoo::deform_roi_pool_cuda));
   m.impl("_deform_roi_pool_backward", TORCH_BOX(&dcnzoo::deform_roi_pool_backward_cuda));
 }

@@ -163,39 +163,8 @@ void backward(const RoiAverage<T>& roi, const S* grad_output, int64_t channels, 
   }
 }
 
-constexpr int kTogether = 8;  // channels
-
-template <typename T>
-void forward(const RotatedRoiAverage<T>& roi, const T* maps, int64_t channels, T* output) {
-  each_channels<kTogether>(channels, [&](auto number, int64_t first) {
-    for (int64_t bin = 0; bin < roi.bins; ++bin) {
-      T sums[number()] = {};
-      for (const RoiShare<T>& share : roi.shares.bin(bin))
-        for (int c = 0; c < number; ++c)
-          sums[c] += share.weight * maps[(first + c) * roi.pixels + share.pixel];
-      for (int c = 0; c < number; ++c) output[(first + c) * roi.bins + bin] = sums[c] / roi.count;
-    }
-  });
-}
-
-template <typename T>
-void backward(const RotatedRoiAverage<T>& roi, const T* grad_output, int64_t channels, T* grad_maps) {
-  each_channels<kTogether>(channels, [&](auto number, int64_t first) {
-    for (int64_t bin = 0; bin < roi.bins; ++bin) {
-      T gradients[number()];
-      for (int c = 0; c < number; ++c) gradients[c] = grad_output[(first + c) * roi.bins + bin] / roi.count;
-      for (const RoiShare<T>& share : roi.shares.bin(bin))
-        for (int c = 0; c < number; ++c)
-          grad_maps[(first + c) * roi.pixels + share.pixel] += share.weight * gradients[c];
-    }
-  });
-}
-
 template <typename T, typename S = T>
-constexpr RoiAlignKernels<T, S> kernels_of{{forward<T, S>, backward<T, S>}, forward_by_pixel<T, S>};
-
-template <typename T>
-constexpr RotatedRoiAlignKernels<T> rotated_kernels_of{forward<T>, backward<T>};
+constexpr RoiAlignKernels<T, S> kernels_of{forward<T, S>, backward<T, S>, forward_by_pixel<T, S>};
 
 }  // namespace
 
@@ -203,12 +172,6 @@ const StoredKernelTable<RoiAlignKernels>& roi_align_kernels() {
   static const StoredKernelTable<RoiAlignKernels> kernels{
       {kernels_of<float>, DCNZOO_DOUBLE_KERNELS(roi_align_kernels, kernels_of<double>)},
       kernels_of<float, BFloat16Bits>};
-  return kernels;
-}
-
-const KernelTable<RotatedRoiAlignKernels>& roi_align_rotated_kernels() {
-  static constexpr KernelTable<RotatedRoiAlignKernels> kernels{rotated_kernels_of<float>,
-                                                               rotated_kernels_of<double>};
   return kernels;
 }
 

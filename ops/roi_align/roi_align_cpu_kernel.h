@@ -23,33 +23,17 @@ struct RoiAverage {
   T *row, *tile;
 };
 
-// For a rotated RoI, a bin of a channel is the sum of weight · pixel over the bin's shares, divided by `count`.
-template <typename T>
-struct RotatedRoiAverage {
-  RoiShareTable<T> shares;
-  int64_t bins, pixels;  // of a channel's output and map
-  T count;
-};
-
 // S is the type of maps and bins: T, or bfloat16.
-template <typename T, typename S, typename Average>
-struct RoiAverageKernels {
-  // output: [channels][bins], maps: [channels][pixels]; gradients likewise
-  void (*forward)(const Average&, const S* maps, int64_t channels, S* output);
-  void (*backward)(const Average&, const S* grad_output, int64_t channels, T* grad_maps);
-};
-
 template <typename T, typename S = T>
-struct RoiAlignKernels : RoiAverageKernels<T, S, RoiAverage<T>> {
+struct RoiAlignKernels {
+  // output: [channels][bins], maps: [channels][pixels]; gradients likewise
+  void (*forward)(const RoiAverage<T>&, const S* maps, int64_t channels, S* output);
+  void (*backward)(const RoiAverage<T>&, const S* grad_output, int64_t channels, T* grad_maps);
   // maps: [pixels][map_channels]. channels: at least a vector's lanes.
   void (*forward_by_pixel)(const RoiAverage<T>&, const S* maps, int64_t map_channels, int64_t channels,
                            S* output);
 };
 
-template <typename T>
-using RotatedRoiAlignKernels = RoiAverageKernels<T, T, RotatedRoiAverage<T>>;
-
 DCNZOO_DECLARE_KERNELS(StoredKernelTable<RoiAlignKernels>, roi_align_kernels)
-DCNZOO_DECLARE_KERNELS(KernelTable<RotatedRoiAlignKernels>, roi_align_rotated_kernels)
 
 }  // namespace dcnzoo

@@ -19,9 +19,7 @@ from ..op_cases import (
     ms_deform_attn,
     ramp,
     roi_align,
-    roi_align_rotated,
 )
-from ..op_cases.rotated_boxes import overlapping_boxes as random_rotated_boxes
 from ..ops.test_nms import random_boxes
 from ..ops.test_not_finite import assert_pooling_reads_no_more
 from ..ops.test_ops import largest
@@ -30,8 +28,6 @@ from ..products import in_turn
 # Larger for half types: columns and products are stored in half precision, which rounds the sums.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 NMS = torch.ops.dcnzoo.nms.default
-NMS_ROTATED = torch.ops.dcnzoo.nms_rotated.default
-BOX_IOU_ROTATED = torch.ops.dcnzoo.box_iou_rotated.default
 
 # without deform_conv_transpose, which runs deform_conv's kernels
 OPERATORS = {op.name: op for op in op_cases.operators() if "transpose" not in op.name}
@@ -267,23 +263,17 @@ def test_levels_that_do_not_lie_within_the_value_read_as_zeros(kernels):
         assert not grad_locations[:, :, :, 1].any() and not grad_weights[:, :, :, 1].any()
 
 
-@pytest.mark.parametrize(
-    "cases", [roi_align, roi_align_rotated, deform_roi_pool], ids=lambda module: module.NAME
-)
+@pytest.mark.parametrize("cases", [roi_align, deform_roi_pool], ids=lambda module: module.NAME)
 def test_rois_without_anything_to_sample(kernels, cases):
     """RoIs without image, of zero area or off the map. CUDA kernels accept all; the CPU rejects some."""
     sample = cases.make("odd", rois=8)
     odd = [[2, 0, 0, 8, 8], [-1, 0, 0, 8, 8], [math.nan, 0, 0, 8, 8], [0, math.nan, 0, 8, 8]]
     odd += [[0, 0, 0, math.inf, 8], [0, 6, 6, 2, 2], [0, 90, 90, 99, 99], [0, 2, 2, 2, 2]]
-    if cases is roi_align_rotated:
-        odd = cases.turned(torch.tensor(odd), torch.ones(8)).tolist()
     op = OPERATORS[cases.NAME]
     for overload, arguments in calls(op, sample):
         place = 2 if is_backward(overload) and cases is deform_roi_pool else 1
         arguments[place] = torch.tensor(odd, dtype=torch.float64)
-        results = run(kernels, overload, arguments)
-        # without the positions of the maxima, which roi_align also returns
-        assert not any(r.any() for r in (results[:1] if cases is roi_align else results))
+        assert not any(result.any() for result in run(kernels, overload, arguments))
     for overload, arguments in calls(op, cases.make("none", rois=0)):
         check(kernels, overload, arguments, TOLERANCE[torch.float64])
 
@@ -302,37 +292,6 @@ def test_nms_decides_as_on_the_cpu(kernels, count, offset):
             (kept,) = run(kernels, NMS, [boxes, scores, threshold, offset])
             assert kept.dtype == torch.int64
             assert kept.tolist() == NMS(boxes, scores, threshold, offset).tolist()
-
-
-# rotated boxes
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("clockwise", [True, False])
-@pytest.mark.parametrize("over_first", [True, False])
-def test_rotated_overlaps(kernels, over_first, clockwise, dtype):
-    boxes, others = random_rotated_boxes(40, dtype=dtype)[0], random_rotated_boxes(33, 1, dtype)[0]
-    boxes[3, 2], boxes[4, 0], boxes[5, 3] = 0, math.nan, math.nan
-    for first, second, aligned in (
-        (boxes, others, False),
-        (boxes[:33], others, True),
-        (boxes[:0], others, False),
-    ):
-        arguments = [first, second, over_first, aligned, clockwise]
-        (actual,) = run(kernels, BOX_IOU_ROTATED, arguments)
-        close = {"rtol": torch.finfo(dtype).eps, "atol": 1e-12, "equal_nan": True}
-        torch.testing.assert_close(actual, BOX_IOU_ROTATED(*arguments), **close)
-
-
-@pytest.mark.parametrize("count", [0, 1, 64, 65, 130])
-def test_rotated_nms_keeps_the_cpus(kernels, count):
-    for seed, threshold in enumerate((0.05, 0.3, 0.7)):
-        for dtype in (torch.float32, torch.float64):
-            boxes, scores = random_rotated_boxes(count, seed, dtype)
-            arguments = [boxes, scores, threshold, seed == 1]
-            (kept,) = run(kernels, NMS_ROTATED, arguments)
-            assert kept.dtype == torch.int64
-            assert kept.tolist() == NMS_ROTATED(*arguments).tolist()
 
 
 def test_pooling_reads_no_more(kernels):

@@ -14,7 +14,6 @@ from dcnzoo.layers import (
     PackedDeformConv3d,
     PackedDeformConvTranspose2d,
 )
-from dcnzoo.ops import roi_align, roi_align_rotated
 
 onnx = pytest.importorskip("onnx")
 
@@ -82,27 +81,3 @@ def test_a_table_of_another_opset(tmp_path):
     with pytest.raises(Exception) as caught:
         torch.onnx.export(layer, INPUTS[:1], path, opset_version=18, custom_translation_table=table)
     assert "opset_version: expected 18" in str(first_cause(caught.value))
-
-
-class Maximum(nn.Module):
-    def forward(self, x):
-        return roi_align(x, torch.tensor([[0.0, 1, 1, 5, 6]]), (2, 2), pool_mode="max")
-
-
-class Rotated(nn.Module):
-    def forward(self, x):
-        return roi_align_rotated(x, torch.tensor([[0.0, 1, 1, 5, 6, 0.5]]), (2, 2))
-
-
-@pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        (Rotated(), "roi_align_rotated to ONNX: not supported"),
-        (Maximum(), "pool_mode: expected 'avg', got 'max'"),
-    ],
-    ids=["rotated", "maximum"],
-)
-def test_refusals_are_read_at_once(model, reason, tmp_path):
-    with pytest.raises(ValueError, match=reason) as caught:
-        export_onnx(model, (INPUTS[0],), tmp_path / "x.onnx")
-    assert len(str(caught.value)) < 300

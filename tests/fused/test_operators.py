@@ -47,7 +47,7 @@ QUICK = {
 
 
 def is_fused(sample: Sample) -> bool:
-    return sample.kwargs.get("pool_mode") != "max" and not op_cases.is_plain_convolution(sample)
+    return not op_cases.is_plain_convolution(sample)
 
 
 def samples_of(name: str) -> list[Sample]:

@@ -16,12 +16,7 @@ from .. import op_cases
 from ..op_cases import Sample
 
 OPERATORS = op_cases.operators()
-# add maxima of roi_align: all its forms are averages
-FORMS = [
-    (op, sample)
-    for op in OPERATORS
-    for sample in [*op.forms(), *(s for s in op.samples() if s.name.startswith(("max, as many", "max, 3")))]
-]
+FORMS = [(op, sample) for op in OPERATORS for sample in op.forms()]
 every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 every_form = pytest.mark.parametrize(("op", "sample"), FORMS, ids=[f"{o.name}-{s.name}" for o, s in FORMS])
 

@@ -42,15 +42,11 @@ CALLS = {
     "mask in other groups": call_of("deform_conv2d", mask_groups=3, channels=96, out_channels=32),
     **{name: call_of(name) for name in ("dcnv3", "dcnv4", "ms_deform_attn", "deform_roi_pool")},
     "deform_conv_transpose2d": call_of("deform_conv_transpose2d"),
-    "roi_align": call_of("roi_align", pool_mode="avg"),
-    "maximum": call_of("roi_align", pool_mode="max"),
-    "roi_align_rotated": call_of("roi_align_rotated"),
+    "roi_align": call_of("roi_align"),
     "nms": ("nms", (BOXES, torch.rand(9), 0.5, 0)),
     "nms, offset 1": ("nms", (BOXES, torch.rand(9), 0.5, 1)),
-    "nms_rotated": ("nms_rotated", (torch.rand(9, 5), torch.rand(9), 0.5, True)),
-    "box_iou_rotated": ("box_iou_rotated", (torch.rand(9, 5), torch.rand(9, 5), False, False, True)),
 }
-ONLY_PLAIN = {"deform_conv3d", "deform_conv_transpose2d", "maximum", "roi_align_rotated", "nms_rotated"}
+ONLY_PLAIN = {"deform_conv3d", "deform_conv_transpose2d"}
 ONLY_PLAIN |= CALLS.keys() - {"deform_conv2d", "depthwise", "deform_conv1d", "mask in other groups"}
 
 

@@ -35,11 +35,7 @@ def test_roi_align_by_hand():
     """On the map x, a bin pools to its centre. Pixel i has its centre at i + 0.5."""
     maps = torch.arange(8.0).expand(1, 1, 6, 8)
     roi = torch.tensor([[0, 2.0, 1.0, 6.0, 5.0]])
-    for settings, row in (
-        ({}, [2.5, 4.5]),
-        ({"aligned": False}, [3.0, 5.0]),
-        ({"sampling_ratio": 2, "pool_mode": "max"}, [3.0, 5.0]),
-    ):
+    for settings, row in (({}, [2.5, 4.5]), ({"aligned": False}, [3.0, 5.0])):
         assert roi_align(maps, roi, 2, **settings)[0, 0].tolist() == [row, row]
 
 
@@ -92,10 +88,9 @@ def test_rois_without_anything_to_sample(ratio, format):
         for result in outputs_and_gradients(function, maps, rois, offset, (3, 3), 1.0, ratio):
             assert (result == 0).all()
     maps.requires_grad_()
-    for mode in ("avg", "max"):
-        assert roi_align(maps, torch.zeros(0, 5), 3, pool_mode=mode).shape == (0, 40, 3, 3)
-        output = roi_align(maps, rois, 3, 1.0, ratio, mode)
-        assert not output.any() and not torch.autograd.grad(output.sum(), maps)[0].any()
+    assert roi_align(maps, torch.zeros(0, 5), 3).shape == (0, 40, 3, 3)
+    output = roi_align(maps, rois, 3, 1.0, ratio)
+    assert not output.any() and not torch.autograd.grad(output.sum(), maps)[0].any()
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
@@ -106,7 +101,6 @@ def test_rois_of_absurd_size(format):
     expected = torch.tensor([3 * 7 * 8 / 4e12, 0]).expand(40, 2).T[..., None, None]
     torch.testing.assert_close(deform_roi_pool(maps, rois, torch.zeros(2, 2, 1, 1), 1), expected)
     torch.testing.assert_close(roi_align(maps, rois, 1), expected)
-    assert (roi_align(maps, rois[:1], 1, pool_mode="max") == 3).all()
 
 
 @pytest.mark.parametrize("function", [deform_roi_pool, reference.deform_roi_pool])
@@ -122,17 +116,6 @@ def test_bins_that_are_nowhere_contribute_nothing(function, value, axis):
     assert output.isfinite().all() and not output[0, :, 1, 1].any()
     assert output.any() and grad_maps.isfinite().all() and grad_offset.isfinite().all()
     assert not grad_offset[0, :, 1, 1].any() and grad_offset.any()
-
-
-def test_positions_of_maxima_fit_the_gradient():
-    input, rois = torch.rand(1, 2, 5, 6), torch.tensor([[0.0, 0, 0, 4, 3]])
-    arguments = (1.0, 0, 0, True)  # the maximum of each bin
-    output, y, x = torch.ops.dcnzoo.roi_align(input, rois, 3, 2, *arguments)
-    backward = torch.ops.dcnzoo._roi_align_backward
-    backward(torch.ones_like(output), rois, y, x, list(input.shape), *arguments)
-    for positions in ((y[..., :1], x), (y, x[:, :1])):
-        with pytest.raises(RuntimeError, match="roi_align: argmax: expected shape"):
-            backward(torch.ones_like(output), rois, *positions, list(input.shape), *arguments)
 
 
 ON_MAPS = [

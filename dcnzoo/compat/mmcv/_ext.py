@@ -250,18 +250,18 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 @without_autocast
-def roi_align_forward(input, rois, *outputs, aligned_height: int, aligned_width: int, **sampling) -> None:
-    results = torch.ops.dcnzoo.roi_align(input, rois, aligned_height, aligned_width, **sampling)
-    for target, result in zip(outputs, results, strict=True):  # the output, and y and x of maxima
-        target.copy_(result)
+def roi_align_forward(
+    input, rois, output, argmax_y, argmax_x, aligned_height, aligned_width, pool_mode, **sampling
+) -> None:
+    sampling["pool_mode"] = "avg" if pool_mode == 1 else "max"  # which the function refuses
+    output.copy_(dcnzoo.ops.roi_align(input, rois, (aligned_height, aligned_width), **sampling))
 
 
 @without_autocast
 def roi_align_backward(
-    grad_output, rois, argmax_y, argmax_x, grad_input, aligned_height, aligned_width, **sampling
+    grad_output, rois, argmax_y, argmax_x, grad_input, aligned_height, aligned_width, pool_mode, **sampling
 ) -> None:
-    tensors = (grad_output, rois, argmax_y, argmax_x)
-    grad_input.add_(torch.ops.dcnzoo._roi_align_backward(*tensors, grad_input.shape, **sampling))
+    grad_input.add_(torch.ops.dcnzoo._roi_align_backward(grad_output, rois, grad_input.shape, **sampling))
 
 
 @without_autocast
@@ -280,6 +280,5 @@ def deform_roi_pool_backward(
         grad_input.add_(gradients[0])
         grad_offset.add_(gradients[1])
     else:
-        empty, size = grad_output.new_empty(0), (pooled_height, pooled_width)
-        average = dict(pool_mode=1, aligned=True)
-        roi_align_backward(grad_output, rois, empty, empty, grad_input, *size, **sampling, **average)
+        backward = torch.ops.dcnzoo._roi_align_backward
+        grad_input.add_(backward(grad_output, rois, grad_input.shape, **sampling, aligned=True))

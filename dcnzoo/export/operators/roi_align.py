@@ -37,12 +37,7 @@ def roi_align(
     output_w: int,
     spatial_scale: float,
     sampling_ratio: int,
-    pool_mode: int,
     aligned: bool,
-) -> tuple[Value, Value, Value]:
-    if pool_mode != 1:  # ONNX's max takes the maximum of weighted neighbours, not of samples
-        raise NotImplementedError("roi_align to ONNX: pool_mode: expected 'avg', got 'max'")
+) -> Value:
     rois = g.Cast(rois, to=g.type_of(input))
-    pooled = align(g, input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned)
-    nowhere = g.floats()  # the positions of maxima, which average pooling does not have
-    return pooled, nowhere, nowhere
+    return align(g, input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned)

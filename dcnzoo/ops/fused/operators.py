@@ -85,7 +85,7 @@ def unsupported(name: str, call: Any) -> str:
         return "three dimensions"
     if "deform_conv" in name and call.weight.numel() == 0:
         return "an empty weight"
-    return "the maximum" if "roi_align" in name and call.pool_mode != 1 else ""
+    return ""
 
 
 def is_measured(call: Any) -> bool:

@@ -270,17 +270,11 @@ def _backward(grad_output, input, size, rois, offset, options, needed) -> tuple[
     return grad_input, grad_offset
 
 
-def roi_align(
-    input, rois, output_h, output_w, spatial_scale, sampling_ratio, pool_mode, aligned
-) -> tuple[Tensor, ...]:
-    options = (spatial_scale, sampling_ratio, 0.0, aligned)
-    output = _forward(input, rois, None, (output_h, output_w), *options)
-    return output, *(input.new_empty(0, dtype=torch.float32) for _ in "yx")
+def roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned) -> Tensor:
+    return _forward(input, rois, None, (output_h, output_w), spatial_scale, sampling_ratio, 0.0, aligned)
 
 
-def roi_align_backward(
-    grad_output, rois, argmax_y, argmax_x, input_size, spatial_scale, sampling_ratio, pool_mode, aligned
-) -> Tensor:
+def roi_align_backward(grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned) -> Tensor:
     options = (spatial_scale, sampling_ratio, 0.0, aligned)
     return _backward(grad_output, None, tuple(input_size), rois, None, options, [True, False])[0]
 
