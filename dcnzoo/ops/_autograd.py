@@ -185,6 +185,7 @@ def with_backward(
         batched=derivative.batched(),
         flops=flops or derivative.flops,
         fused=forward.fused,
+        fused_may_be_faster=forward.fused_may_be_faster,
     )
     return replace(forward, setup_context=derivative.save_forward, backward=derivative.first), backward
 

@@ -72,7 +72,7 @@ def kernels_on(operator: Operator, key: str) -> tuple[tuple[str, ...], str]:
         return (last,), _joined(reason, "DCNZOO_BACKEND=compiled")
     if operator.forward_name in _failed:
         return (last,), _joined(reason, "Triton's kernel failed before")
-    if _must_be_faster(key) and not available.any_listed():
+    if _must_be_faster(key) and not (operator.fused_may_be_faster and available.any_listed()):
         return (last,), _joined(reason, "compiled kernels are preferred")
     return (FUSED, last), reason
 

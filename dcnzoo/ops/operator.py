@@ -31,6 +31,8 @@ class Operator:
         flops: FLOPs of a call with sizes in place of tensors, and of the result's sizes. Default: 0, of
             comparisons and geometry, which torch does not count.
         fused: whether it has a Triton kernel, in ``fused/operators.py``.
+        fused_may_be_faster: whether this may be faster than the compiled one: ``fused/configs.json`` has the
+            numbers of pixels.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Operator:
     batched: str = ""
     flops: Callable[[Any, Any], int] = lambda call, output: 0
     fused: bool = False
+    fused_may_be_faster: bool = False
 
     @cached_property
     def overload(self) -> torch._ops.OpOverload:

@@ -13,7 +13,8 @@ from .test_choice import CALLS
 
 NAMES = [name for name in _library.names() if not name.startswith(("_cpu", "_amx"))]
 TYPES = {name: getattr(torch.ops.dcnzoo, name).default._schema.arguments for name in NAMES}
-IN_TRITON = {"deform_conv2d", "deform_conv1d", "depthwise"}
+IN_TRITON = {"deform_conv2d", "deform_conv1d", "depthwise", "dcnv3", "dcnv4", "ms_deform_attn"}
+IN_TRITON |= {"deform_roi_pool", "roi_align", "nms"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_backward")])
