@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import torch
 
-from dcnzoo.ops import _library, choose, reference_boxes
+from dcnzoo.ops import _library, choose
 
 from .. import op_cases
 from ..processes import python_with_torch
