@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from dcnzoo.layers.tracing import Refuses
 
-_PARTS = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop"}
-_PARAMETERS = {"q_bias", "v_bias", "relative_position_bias_table"}
+# no sets: the order of parameters is that of every process, and of an optimizer's state
+_PARTS = ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop")
+_PARAMETERS = ("q_bias", "v_bias", "relative_position_bias_table")
 
 
 class WindowAttention(Refuses, nn.Module):

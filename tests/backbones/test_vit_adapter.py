@@ -20,6 +20,7 @@ from dcnzoo.report.explain import Box, explain_network
 from dcnzoo.report.sampling import record_sampling
 
 from ..modules import shapes
+from ..processes import run_code
 
 TINY = dict(embed_dim=24, depth=4, num_heads=3)
 VIT = dict(model_name="vit_tiny_patch16_224", **TINY, init_values=1.0)
@@ -366,6 +367,16 @@ def test_a_detectors_init_weights_keeps_pretrained_ones(timm, tmp_path, name, op
     detector.backbone.pretrained = "nowhere.pth"
     with pytest.raises(ValueError, match=r"pretrained: expected .*, got 'nowhere.pth': FileNotFoundError"):
         detector.backbone.init_weights()
+
+
+def test_order_of_parameters_is_that_of_every_process(timm):
+    """DDP and the states of optimizers go by it; Python's sets have another order in each process."""
+    code = (
+        "import dcnzoo.models; from dcnzoo.backbones import ViTAdapter; "
+        f"print([*dict(ViTAdapter({BEIT}, window=3, **{SMALL}).named_parameters())])"
+    )
+    orders = {run_code(code, PYTHONHASHSEED=str(seed)) for seed in range(3)}
+    assert len(orders) == 1
 
 
 def test_layer_wise_learning_rates(timm):

@@ -353,3 +353,29 @@ def test_an_error_comes_back_without_its_patch(tmp_path):
         csp_darknet(to_deformable=CONV2)
     assert torch.load(tmp_path / "log.pth")["log"].mean() == 1.0
     assert csp_darknet(to_deformable=CONV2)
+
+
+# Two-stage DETRs
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("dino/dino-4scale_r50_8xb2-12e_coco.py", "DINO"),
+        ("deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py", "DeformableDETR"),
+    ],
+)
+def test_two_stages_need_256_channels(file, name):
+    cfg = get_config(f"mmdet::{file}").model
+    cfg.backbone.update(init_cfg=None)
+    cfg.encoder.layer_cfg.self_attn_cfg.embed_dims = 128
+    cfg.encoder.layer_cfg.ffn_cfg.embed_dims = 128
+    for part in ("self_attn_cfg", "cross_attn_cfg", "ffn_cfg"):
+        cfg.decoder.layer_cfg[part].embed_dims = 128
+    cfg.positional_encoding.num_feats = 64
+    cfg.neck.out_channels, cfg.bbox_head.embed_dims = 128, 128
+    with pytest.raises(ValueError, match=rf"^{name}: embed_dims: expected 256.*, got 128$"):
+        demo.build(copy.deepcopy(cfg), device="meta")
+    if name == "DeformableDETR":
+        cfg.as_two_stage = False
+        demo.build(cfg, device="meta")

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager, suppress
@@ -114,6 +115,9 @@ def train(
         if changes:
             runner.logger.info(f"changed: {changes}")
         stack.callback(_stop_bars, runner)
+        if recipe.cfg.optim_wrapper.get("accumulative_counts", 1) > 1:
+            stack.enter_context(warnings.catch_warnings())  # schedules step more often than the optimizer
+            warnings.filterwarnings("ignore", r"(?s)Detected call of `scheduler\.step\(\)` before", UserWarning)
         runner.train()
     return recipe.work_dir
 
@@ -278,8 +282,9 @@ def build_runner(
         hooks += [WorkDirHook(training), ResumeHook()]
     for hook in filter(None, hooks):
         runner.register_hook(hook)
-    # warnings about deprecated names that mmengine's own hooks use
-    runner.logger.addFilter(lambda log: not str(log.msg).startswith(('"FileClient"', '"HardDiskBackend"')))
+    # warnings about deprecated names that mmengine's own hooks use, and of each accumulation
+    unwanted = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may slightly")
+    runner.logger.addFilter(lambda log: not str(log.msg).startswith(unwanted))
     runner.register_hook(LoadCheckpointHook(fine_tune=training is not None, allow_partial=allow_partial))
     return runner
 
