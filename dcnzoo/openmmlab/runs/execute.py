@@ -117,7 +117,9 @@ def train(
         stack.callback(_stop_bars, runner)
         if recipe.cfg.optim_wrapper.get("accumulative_counts", 1) > 1:
             stack.enter_context(warnings.catch_warnings())  # schedules step more often than the optimizer
-            warnings.filterwarnings("ignore", r"(?s)Detected call of `scheduler\.step\(\)` before", UserWarning)
+            warnings.filterwarnings(
+                "ignore", r"(?s)Detected call of `scheduler\.step\(\)` before", UserWarning
+            )
         runner.train()
     return recipe.work_dir
 
