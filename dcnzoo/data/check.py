@@ -87,6 +87,8 @@ def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, mas
     x, y, width, height = box
     if min(width, height) < 0:
         return f"bbox: expected width and height > 0, got {box}: are these two corners?", ""
+    if masks and (problem := _problem_of_mask(entry, size)):
+        return problem
     if entry.ignore:  # by MMDetection, too
         return None
     expected = "expected a box and an area in {:g} × {:g} pixels, got {} and {}"
@@ -96,8 +98,6 @@ def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, mas
         return expected.format(*size, box, area), SMALL
     if area <= 0:
         return expected.format(*size, box, area), EMPTY
-    if masks and (problem := _problem_of_mask(entry, size)):
-        return problem
     if max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE:
         return expected.format(*size, box, area), OUTSIDE
     return None

@@ -110,8 +110,7 @@ class Dataset:
             self.refuse(where, error)
 
     def refuse(self, where: object, error: InvalidAnnotation) -> None:
-        line = "" if error.line is None else f":{error.line}"
-        self.problems.append(Finding(f"{where}{line}", str(error)))
+        self.problems.append(Finding(str(where), str(error)))
 
     def add_picture(self, file: Path, stated: object = None) -> None:
         """Add a picture; ``stated`` is its (width, height) in the annotations, if they have it."""
@@ -160,9 +159,8 @@ class Dataset:
             raise InvalidAnnotation(f"{name}: expected an object with an area, got the box {box}")
         if name not in self.classes:
             if self.fixed:
-                raise InvalidAnnotation(
-                    f"expected one of the classes {few([*self.classes])}, got {short(name)}"
-                )
+                known = few([*self.classes])
+                raise InvalidAnnotation(f"expected one of the classes {known}, got {short(name)}")
             self.classes[name] = None
         self.objects.append(Object(len(self.sizes), name, box, round(area, 2), iscrowd, segmentation))
 
@@ -203,13 +201,8 @@ class Dataset:
         """Write a COCO file."""
         folder, labels = self.folder, {name: number for number, name in enumerate(self.classes, 1)}
         images = (
-            {
-                "id": number,
-                "file_name": Path(os.path.relpath(file, folder)).as_posix(),
-                "width": w,
-                "height": h,
-            }
-            for number, (file, (w, h)) in enumerate(self.sizes.items(), 1)
+            {"id": n, "file_name": os.path.relpath(file, folder), "width": size[0], "height": size[1]}
+            for n, (file, size) in enumerate(self.sizes.items(), 1)
         )
         annotations = (each.entry(number, labels) for number, each in enumerate(self.objects, 1))
         head = {

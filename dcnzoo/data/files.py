@@ -16,10 +16,6 @@ from dcnzoo.utils.text import short
 class InvalidAnnotation(Exception):
     """An invalid object or file; the caller adds the position and converts it to a ``Finding``."""
 
-    def __init__(self, text: str, line: int | None = None) -> None:
-        super().__init__(text)
-        self.line = line
-
 
 def read_text(file: Path) -> str:
     """Read a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.

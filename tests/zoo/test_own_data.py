@@ -11,11 +11,12 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 import dcnzoo.models
+from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.openmmlab.hooks.summary import print_pairs
-from dcnzoo.openmmlab.runs.recipe import read_config_file
+from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
-from dcnzoo.zoo.own_data import prepare
+from dcnzoo.zoo.own_data import prepare, with_own_data
 
 from ..commands import error_of, run
 from ..formats import (
@@ -227,3 +228,52 @@ def test_programs_that_do_not_know_dcnzoo_read_the_config(tmp_path, tool):
     else:
         read = json.loads(python_with_torch(code, config).stdout.splitlines()[-1])
         assert read == json.loads(json.dumps(read_config_file(config)._cfg_dict.to_dict(), default=str))
+
+
+def test_other_data_by_the_names_of_classes(tmp_path, capsys):
+    """Their test set; the categories are in the order of the model's classes."""
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run").config, {}, TEST)
+    (tmp_path / "other").mkdir()
+    parts = fruits(tmp_path / "other/pictures", "uvwxyz")
+    content = {key: parts["train"][key] for key in ("images", "annotations", "categories")}
+    for image in content["images"]:
+        del image["path"]
+    figs = [each for each in content["annotations"] if each["category_id"] == 2]
+    categories = [{"id": 7, "name": "fig"}]
+    content = {
+        **content,
+        "categories": categories,
+        "annotations": [{**each, "category_id": 7} for each in figs],
+    }
+    (tmp_path / "other/test.json").write_text(json.dumps(content))
+    cfg = with_own_data(recipe, tmp_path / "other", ReadOptions(), tmp_path).cfg
+    dataset = cfg.test_dataloader.dataset
+    assert (
+        cfg.test_evaluator.ann_file == dataset.ann_file
+        and recipe.cfg.test_evaluator.ann_file != dataset.ann_file
+    )
+    written = json.loads(Path(dataset.ann_file).read_text())
+    assert [each["name"] for each in written["categories"]] == [*CLASSES]
+    assert objects(dataset.ann_file) == objects_of(content)
+    assert all((Path(dataset.data_prefix.img) / each["file_name"]).is_file() for each in written["images"])
+    assert "no objects of 1 class: date" in capsys.readouterr().out
+    categories[0]["name"] = "nut"
+    (tmp_path / "other/test.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="one of the classes date, fig, got 'nut'"):
+        with_own_data(recipe, tmp_path / "other", ReadOptions(), tmp_path)
+
+
+def test_a_training_goes_on_by_its_work_directory(tmp_path):
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    with pytest.raises(UserError, match=r"^resume: .*run in place of data"):
+        dcnzoo.train(data=tmp_path / "fruits", work_dir=tmp_path / "run", resume=True)
+
+
+@pytest.mark.slow
+def test_the_command_tests_on_other_data(tmp_path):
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    write_voc(tmp_path / "other", fruits(tmp_path / "more", "uvwxyz"))
+    run("train", "--data", tmp_path / "fruits", "--work-dir", tmp_path / "run", "--epochs", 1)
+    output = run("test", tmp_path / "run", "--data", tmp_path / "other")
+    assert "val       2 pictures, 4 objects" in output and "box AP" in output

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import msgspec
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import coco
 from mmdet.datasets.api_wrappers import COCO
@@ -23,14 +24,16 @@ from mmengine.fileio import get_local_path, load
 from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.data.check import problems_of, wrong_with_classes
+from dcnzoo.data.check import UNMASKED, problems_of, wrong_with_classes
 from dcnzoo.data.coco_file import KEYS, CocoFile
-from dcnzoo.data.files import InvalidAnnotation, decode_json
+from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, replace_id_0
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few, short
+from dcnzoo.utils.text import few
+
+_decode = msgspec.json.Decoder().decode
 
 
 class CheckedCOCO(COCO):
@@ -49,18 +52,12 @@ class CheckedCOCO(COCO):
         self.file = annotation_file
         super().__init__()
         content = _open(annotation_file)
-        _require_usable(annotation_file, content, masks=compared)
-        lists = {key: [*map(_decode, getattr(content, key))] for key in KEYS}
-        self.dataset = lists
+        problems = _require_usable(annotation_file, content, masks=compared)
+        if bare := [problem for problem in problems if problem.kind == UNMASKED]:
+            raise UserError(f"{self.file}: {bare[0]}: the metric segm compares masks")
+        lists = self.dataset = {key: [*map(_decode, getattr(content, key))] for key in KEYS}
         for annotation in lists["annotations"]:
             annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation requires it
-            mask = annotation.get("segmentation")
-            # pycocotools treats a polygon of two points as a box
-            if compared and (not mask or (isinstance(mask, list) and min(map(len, mask)) < 6)):
-                raise UserError(
-                    f"{self.file}: annotation {annotation['id']}: segmentation: expected a mask, which the "
-                    f"metric segm requires, got {short(mask)}"
-                )
         replace_id_0(lists["annotations"])
         with contextlib.redirect_stdout(io.StringIO()):  # "creating index..."
             self.createIndex()
@@ -79,10 +76,6 @@ def _open(file: str) -> CocoFile:
         return CocoFile(file)
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
-
-
-def _decode(raw: Any) -> dict[str, Any]:
-    return decode_json(raw, dict[str, Any])
 
 
 def _require_usable(file: str, content: CocoFile, masks: bool) -> list[Finding]:
@@ -205,7 +198,7 @@ class CocoDataset(coco.CocoDataset):
         self._warn_without_objects(labels)
         data_list = []
         for raw in content.images:
-            image = {**_decode(raw)}
+            image = _decode(raw)
             image["img_id"] = image.pop("id")
             info = self.parse_data_info({"raw_img_info": image, "raw_ann_info": []})
             data_list.append({**info, "annotations": numbers[image["img_id"]]})
