@@ -22,7 +22,7 @@ import torch
 pytest.importorskip("mmdet")
 
 import dcnzoo
-from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.history import History
 
 from .commands import run
 

@@ -17,12 +17,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.model.weight_init import PretrainedInit
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as loading
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
@@ -37,7 +36,6 @@ LISTS = list | tuple | dict | np.ndarray  # of names of classes, in files of sev
 _NAMES = "dataset_meta"  # key of the names of the classes in ``meta``, and in the metadata of safetensors
 
 _verified: set[tuple[int, ...]] = set()  # files that this process has read without damage
-_SCHEMES = ("torchvision://", "open-mmlab://", "openmmlab://", "mmcls://")  # of mmengine's tables of weights
 
 
 class CheckpointError(UserError):
@@ -125,8 +123,7 @@ def _load_pickle(path: Source, name: str, unsafe_load: bool, map_location: MapLo
         if refused:
             raise CheckpointError(
                 f"{name}: contains {refused[1]}, which is neither weights nor plain data. Only if you trust "
-                "its author: unsafe_load=True loads the file and runs the code in it; "
-                "torch.save({'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, OUT) keeps the weights"
+                "its author: unsafe_load=True loads the file and runs the code in it"
             ) from None
         raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error
     except Exception as error:  # a damaged pickle can raise any
@@ -225,7 +222,6 @@ def enforce_weights_only(changes: Changes) -> None:
 
     - Downloads (``load_from='https://…'``, ``'torchvision://…'``, …) are read with ``weights_only=False`` and
       without a checksum. With it, a checksum in the file name is verified.
-    - onedl-mmengine falls back to ``weights_only=False`` if torch refuses a file.
     - ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, often set because of a single file, applies to all files.
     - ``--resume`` executes ``meta['config']``, a text from MMDetection 2.x, to compare numbers of GPUs.
 
@@ -253,31 +249,6 @@ def enforce_weights_only(changes: Changes) -> None:
 
     changes.set_item(CheckpointLoader._schemes, "", load_local)
     changes.set(loading, "load_url", load_url)
-    if hasattr(loading, "_safe_torch_load"):  # onedl-mmengine
-        changes.set(loading, "_safe_torch_load", load_local)
-    changes.wrap(PretrainedInit, "__call__", _initialise)
-
-
-def _initialise(initialise: Callable, self: PretrainedInit, module: nn.Module) -> None:
-    """Initialise a module from the file of its ``init_cfg``; refuse one of which nothing fits.
-
-    mmengine would leave random weights, with a warning.
-    """
-    load = loading.load_state_dict
-
-    def load_state_dict(module: nn.Module, state_dict: Mapping, *args: Any, **kwargs: Any) -> None:
-        names = module.state_dict().keys()
-        if state_dict and names and not names & state_dict.keys():
-            ends = ((key, name) for name in names for key in state_dict if key.endswith(f".{name}"))
-            key, name = next(ends, (next(iter(state_dict)), next(iter(names))))
-            prefix = key.removesuffix(name)
-            hint = f"; prefix='{prefix}' takes a part of the file" if prefix != key else ""
-            raise UserError(f"init_cfg: expected parameters such as {name}, got others, such as {key}{hint}")
-        load(module, state_dict, *args, **kwargs)
-
-    with Changes() as changes:
-        changes.set(loading, "load_state_dict", load_state_dict)
-        initialise(self, module)
 
 
 def load_url(

@@ -10,7 +10,6 @@ from mmengine.model import is_model_wrapper
 from torch import Size, Tensor, nn
 
 from dcnzoo.openmmlab.checkpoints import CheckpointError, class_names, load_file, weights_of
-from dcnzoo.openmmlab.config.deformable import patterns_of
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.text import counted, few
 
@@ -158,7 +157,7 @@ def load_state(
         allow_partial, hint = False, "no parameter fits"
     problems = [f"{_few(names)} {what}" for what, names in groups.items() if names]
     if problems and not allow_partial:
-        hints = [_deformable_hint(model, weights, expected), hint]
+        hints = [_deformable_hint(weights, expected), hint]
         if name := next((name for name in by_class if name in groups["with another shape"]), None):
             shapes = f"{name} is {list(weights[name].shape)}, in the model {list(expected[name].shape)}"
             hints.insert(0, f"num_classes differs ({shapes})")
@@ -223,35 +222,13 @@ def _sized_by_classes(
     ]
 
 
-def _deformable_hint(model: nn.Module, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Suggest ``dcn`` for the parts whose deformable layers differ, if file or model lack nothing else."""
-    in_file, in_model = _deformable_layers(weights), _deformable_layers(expected)
-    layers = tuple(name for name, _ in in_file.items() ^ in_model.items())
-    lacking = weights.keys() ^ expected.keys()
-    if not all(key.startswith((*layers, "ema_")) or key.endswith("num_batches_tracked") for key in lacking):
+def _deformable_hint(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Compare the numbers of layers that predict offsets: the setting ``dcn`` of a part may be missing."""
+    pattern = re.compile(r".*(\.conv_offset(_mask)?|conv\d_offset)\.weight")
+    in_file, in_model = (len([*filter(pattern.fullmatch, names)]) for names in (weights, expected))
+    if in_file == in_model:
         return ""
-    differing = {name.partition(".")[0] for name in layers}
-    options = []
-    for part in sorted(differing):
-        versions = {version for name, version in in_file.items() if name.startswith(f"{part}.")}
-        if patterns_of(type(getattr(model, part, None))):
-            options.append(f"model.{part}.dcn={'False' if not versions else max(versions)}")
-    counts = f"the checkpoint has {len(in_file)} deformable layers, the model {len(in_model)}"
-    return f"{counts}: set {' '.join(options)} in the config" if options else ""
-
-
-def _deformable_layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Find the deformable convolutions in a state dict: name → version."""
-    versions = {}
-    for key, value in weights.items():
-        match = re.fullmatch(r"(.+?)(?:\.conv_offset(?:_mask)?|_offset)\.weight", key)
-        if match is None:
-            continue
-        convolution = weights.get(f"{match[1]}.weight")
-        if convolution is not None and convolution.dim() == 4:
-            modulated = value.shape[0] // convolution.shape[-2:].numel() % 3 == 0
-            versions[match[1]] = "v2" if modulated else "v1"
-    return versions
+    return f"the checkpoint has {in_file} deformable layers, the model {in_model}: compare the setting dcn"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.source import resolve

@@ -11,7 +11,7 @@ from mmengine.registry import METRICS
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.checkpoints import load_file
-from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.runs import sanity
 from dcnzoo.utils.errors import UserError
 

@@ -19,7 +19,7 @@ from mmengine.visualization import BaseVisBackend
 
 import dcnzoo
 import dcnzoo.zoo.training
-from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.runs import execute
 
 from ..demo import PLAIN

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcnzoo.openmmlab.hooks.history import loss_parts
+from dcnzoo.openmmlab.history import loss_parts
 from dcnzoo.openmmlab.hooks.summary import labels
 
 from ..commands import run

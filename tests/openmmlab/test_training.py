@@ -40,7 +40,7 @@ from dcnzoo.openmmlab.hooks import (
     ProgressHook,
     SummaryHook,
 )
-from dcnzoo.openmmlab.hooks.history import History, next_number
+from dcnzoo.openmmlab.history import History, next_number
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions

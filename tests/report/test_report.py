@@ -12,7 +12,7 @@ from mmengine.config import Config
 import dcnzoo.openmmlab.hooks  # noqa: F401
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.export import Detections
-from dcnzoo.openmmlab.hooks.history import History
+from dcnzoo.openmmlab.history import History
 from dcnzoo.report import trace_sampling
 from dcnzoo.report.evaluation import evaluate
 from dcnzoo.report.report import render_runs, summary, write_report

@@ -55,11 +55,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     The parent class removes the oldest checkpoint, or the best, before it writes the new one. Here a file is
     removed when the next checkpoint is complete and ``last_checkpoint`` names it. That checkpoint still lists
-    the file: if the process ends before, a resumed run removes it. With ``max_keep_ckpts=1``, no older
-    checkpoint is left if the file is damaged later.
-
-    Resuming loads the last undamaged checkpoint and names the damaged ones; see :class:`ResumeHook`. A
-    checkpoint is written once, before the validation that follows.
+    the file: if the process ends before, a resumed run removes it. A checkpoint is written once, before the
+    validation that follows. Resuming loads the last undamaged one; see :class:`ResumeHook`.
 
     Raises:
         UserError: all checkpoints are damaged.

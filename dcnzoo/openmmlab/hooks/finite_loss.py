@@ -15,11 +15,9 @@ from dcnzoo.utils.errors import UserError
 class FiniteLossHook(Hook):
     """Stop at the first loss that is infinite or NaN, before a checkpoint of the damaged weights is written.
 
-    With a gradient scaler (``AmpOptimWrapper`` with float16), which skips such steps, up to ``scaled``
-    consecutive ones are allowed, each with a warning.
-
     Args:
-        scaled: number of consecutive steps, ≥ 0.
+        scaled: number of consecutive such steps, ≥ 0, that are allowed, each with a warning, if a gradient
+            scaler skips them (``AmpOptimWrapper`` with float16).
 
     Raises:
         UserError: gives the losses, the iteration and the images.

@@ -28,10 +28,8 @@ class OffsetStatisticsHook(Hook):
       (:class:`dcnzoo.layers.ModulationStatistics`); not for DCN v1, which has no modulation.
 
     The values are those of one batch on the main process and, for a layer that runs several times per
-    iteration, those of the last run. Other iterations have no overhead. Layers of other packages and the
-    packs of deformable RoI pooling are not measured.
-
-    A warning names the layer and a remedy. It is repeated only after the layer has recovered.
+    iteration, those of the last run. Layers of other packages and the packs of deformable RoI pooling are not
+    measured. A warning names the layer and a remedy. It is repeated only after the layer has recovered.
 
     Args:
         interval: in iterations.
@@ -62,10 +60,7 @@ class OffsetStatisticsHook(Hook):
     def before_train(self, runner: Runner) -> None:
         tracks = any(isinstance(module, TracksOffsets) for module in runner.model.modules())
         if not tracks:
-            runner.logger.warning(
-                "OffsetStatisticsHook: expected a model with deformable layers that predict their offsets, "
-                "found none; nothing will be recorded"
-            )
+            runner.logger.warning("OffsetStatisticsHook: found no layer that predicts offsets to record")
         self._measures = tracks and is_main_process()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:

@@ -62,8 +62,9 @@ class ProgressHook(Hook):
     after_test_epoch = after_train
 
     def _begin(self, name: str, total: int, first: int = 0) -> None:
-        title = "validate" if name == "val" else name
-        self._bars[name] = self._progress.add_task(title, total=total, completed=first, note="")
+        self._bars[name] = self._progress.add_task(
+            {"val": "validate"}.get(name, name), total=total, completed=first, note=""
+        )
 
     def _start(self, runner: Runner) -> None:
         if not is_main_process():

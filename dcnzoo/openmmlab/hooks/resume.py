@@ -12,7 +12,7 @@ from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from dcnzoo.openmmlab.hooks.history import BEGAN, NUMBER, VALIDATED, next_number
+from dcnzoo.openmmlab.history import BEGAN, NUMBER, VALIDATED, next_number
 
 _STOPPING = "early_stopping"  # key in a checkpoint: monitor → best score, validations since
 

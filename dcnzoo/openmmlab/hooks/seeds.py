@@ -23,11 +23,9 @@ class EpochSeedHook(Hook):
     theirs. With this hook, no state needs to be saved: the random numbers of an epoch do not depend on
     earlier ones, and those of the loader do not depend on the model or on validation.
 
-    Workers restart with every epoch, persistent ones too; their caches of images are lost. (mmengine gives
-    workers that are not persistent the same seeds in each epoch.)
-
-    In training by iterations, mmengine advances the data loader past the batches already used, which restores
-    the loader's generators. This requires ``randomness.seed``.
+    Workers restart with every epoch, persistent ones too; their caches of images are lost. In training by
+    iterations, mmengine advances the data loader past the batches already used, which restores the loader's
+    generators. This requires ``randomness.seed``.
     """
 
     priority = "VERY_HIGH"  # before any other hook draws random numbers

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
-from dcnzoo.openmmlab.hooks.history import History, loss_parts
+from dcnzoo.openmmlab.history import History, loss_parts
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
@@ -93,7 +93,7 @@ class SummaryHook(Hook):
         if not is_main_process():
             return
         folder, info = Path(runner.work_dir), runner.message_hub.runtime_info
-        lines = [("time", _since(self._started))]
+        lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
         best, last = self._saved.best(), last_checkpoint(folder)
@@ -131,7 +131,8 @@ class SummaryHook(Hook):
         cells |= dict.fromkeys(self._aps, "")
         if "train/lr" in scalars:
             cells["lr"] = f"{scalars['train/lr'].current():.2g}"
-        cells["time"], self._began = _since(self._began), time.monotonic()
+        now = time.monotonic()
+        cells["time"], self._began = str(datetime.timedelta(seconds=round(now - self._began))), now
         return cells
 
     def _print_row(self) -> None:
@@ -158,10 +159,6 @@ class SummaryHook(Hook):
         metrics = metrics or {}
         lines = [(label, f"{metrics[key]:.3f}") for key, label in labels(metrics, most=100).items()]
         print_pairs([*lines, ("classes", _classes(runner.test_evaluator.metrics))])
-
-
-def _since(began: float) -> str:
-    return str(datetime.timedelta(seconds=round(time.monotonic() - began)))
 
 
 def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:

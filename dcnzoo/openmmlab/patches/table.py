@@ -73,7 +73,7 @@ TABLE = (
         enforce_weights_only,
         target="mmengine/runner/checkpoint.py:311, CheckpointLoader.load_checkpoint; :371, load_url",
         reason="a downloaded or resumed checkpoint can run code",
-        versions="mmengine 0.10.7, onedl-mmengine 0.10.12",
+        versions="mmengine 0.10.7",
     ),
     of_mmengine(
         history.short_histories,

@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dcnzoo.detect.metrics import metric_name
-from dcnzoo.openmmlab.hooks.history import PARTS
+from dcnzoo.openmmlab.history import PARTS
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.plots import COLOURS, Curves, plot_curves

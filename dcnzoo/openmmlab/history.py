@@ -101,7 +101,7 @@ def _number(log: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _in_order(files: Iterable[Path]) -> list[list[dict[str, Any]]]:
-    """Return the logs by the numbers of their starts; those without one follow the log with the name before."""
+    """Return the logs by the numbers of their starts; those without one follow the log named before."""
     highest, numbered = 0, list[tuple[int, list]]()
     for log in map(list, map(_entries, sorted(files))):
         highest = max(highest, _number(log))
