@@ -32,10 +32,9 @@ def require_masks_of_image_size(model: object, samples: Sequence[BaseDataElement
         shape = getattr(masks, "shape", ())  # [N, H, W]; none for lists of compressed masks
         if len(shape) == 3 and shape[0] and size is not None and tuple(shape[1:]) != tuple(size[:2]):
             (height, width), (expected_height, expected_width) = shape[1:], size[:2]
-            raise ModelError(
-                f"{type(model).__name__}: masks: expected {expected_width} × {expected_height} pixels, as the "
-                f"picture, got {width} × {height}"
-            )
+            expected = f"{expected_width} × {expected_height} pixels, as the picture"
+            name = type(model).__name__
+            raise ModelError(f"{name}: masks: expected {expected}, got {width} × {height}")
 
 
 def to_detections(instances: InstanceData, threshold: float) -> Detections:

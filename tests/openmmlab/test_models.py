@@ -178,8 +178,6 @@ HRNET = dict(
         num_modules=1, num_branches=4, block="BASIC", num_blocks=(1, 1, 1, 1), num_channels=(4, 6, 8, 10)
     ),
 )
-TRIDENT = dict(depth=50, base_channels=8, num_stages=3, out_indices=(2,), test_branch_idx=1)
-TRIDENT |= dict(strides=(1, 2, 2), dilations=(1, 1, 1), trident_dilations=(1, 2, 3), num_branch=3)
 THREE = dict(dcn=True, stage_with_dcn=(False, True, True))
 
 
@@ -191,7 +189,6 @@ THREE = dict(dcn=True, stage_with_dcn=(False, True, True))
         ("FPN", dict(in_channels=[4, 6], out_channels=5, num_outs=2, dcn="v9"), "dcn: .*got 'v9'"),
         *((family, THREE, "stage_with_dcn: expected 4 .*True") for family in ("ResNet", "RegNet", "HRNet")),
         ("ResNet", dict(dcn=True, stage_with_dcn="True"), "stage_with_dcn: expected 4 .*'True'"),
-        ("TridentResNet", dict(TRIDENT, **THREE), "stage_with_dcn: .*last stage"),
     ],
 )
 def test_bad_dcn(family, options, message):
@@ -213,12 +210,6 @@ def test_stages():
 
 
 WS = dict(depth=26, base_channels=8, conv_cfg=dict(type="ConvWS"))
-
-
-@pytest.mark.parametrize(("depth", "blocks"), [(14, 1), (26, 2)])
-def test_short_resnets(depth, blocks):
-    model = MODELS.build(dict(type="ResNet", depth=depth, base_channels=8))
-    assert [len(getattr(model, name)) for name in model.res_layers] == [blocks] * 4
 
 
 @pytest.mark.parametrize(
@@ -243,7 +234,8 @@ def test_other_layers_start_with_the_same_weights(cfg, setting, names):
     if "dcn" in setting:
         assert {state._metadata[name]["version"] for name in new} == {2}
     replaced = {f"{name}.weight" for name in new} if "dcn" in setting else set()
-    assert set(state) - set(plain) == {f"{n}.conv_offset.{p}" for n in new for p in ("weight", "bias")}
+    added = {name for name in state.keys() - plain.keys() if not name.endswith("mask_activation.scale")}
+    assert added == {f"{n}.conv_offset.{p}" for n in new for p in ("weight", "bias")}
     assert {name for name in plain if not torch.equal(plain[name], state[name])} == replaced
 
 
@@ -274,14 +266,6 @@ def test_hrnet():
     first = dict(dcn="v1", stage_with_dcn=(True, False, False, False))
     packs, _ = deformable(MODELS.build(dict(type="HRNet", extra=HRNET, **first)))
     assert {name: type(pack) for name, pack in packs.items()} == {"layer1.0.conv2": DCN}
-
-
-def test_trident():
-    model = MODELS.build(dict(TRIDENT, type="TridentResNet", dcn=True))
-    packs, stages = deformable(model)
-    assert stages == {"layer2"} and len(packs) == 4
-    (out,) = model(torch.randn(1, 3, 32, 48))
-    assert out.shape == (3, 128, 2, 3)  # three branches
 
 
 # RoI pools
@@ -386,27 +370,10 @@ def test_begins_as_an_average_between_projections(dcn):
     assert [tuple(y.shape) for y in neck(maps)] == [(1, 32, 12, 16), (1, 32, 6, 8)]
 
 
-@both
-def test_arguments_of_the_layer(dcn):
-    layer = conv(dcn, kernel_size=5, stride=4, padding=(6, 6), dilation=(3, 3), group=2).dcn
-    values = {name: getattr(layer, name) for name in ("kernel_size", "stride", "pad", "dilation", "group")}
-    assert values == {"kernel_size": 5, "stride": 4, "pad": 6, "dilation": 3, "group": 2}
-
-
-@both
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"out_channels": 64}, "out_channels: .*got 64"),
-        ({"groups": 4}, "groups: .*got 4"),
-        ({"stride": (1, 2)}, "stride: "),
-        ({"padding": 0}, "pad: "),
-        ({"group": 5}, "group: .*got 5"),
-    ],
-)
-def test_bad_dcnv3_and_dcnv4(dcn, options, message):
-    with pytest.raises(ValueError, match=f"DCN{dcn}.*: {message}"):
-        conv(dcn, **options)
+@pytest.mark.parametrize(("name", "value"), [("out_channels", 64), ("groups", 4), ("stride", (1, 2))])
+def test_a_convolution_that_dcnv3_cannot_replace(name, value):
+    with pytest.raises(ValueError, match=f"DCNv3Conv.*: {name}: "):
+        conv("v3", **{name: value})
 
 
 @pytest.mark.parametrize("name", ["DCN", "DCNv2"])

@@ -34,13 +34,13 @@ from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.config.packages import base_path
+from dcnzoo.openmmlab.history import History, next_number
 from dcnzoo.openmmlab.hooks import (
     AtomicLocalBackend,
     ChannelsLastHook,
     ProgressHook,
     SummaryHook,
 )
-from dcnzoo.openmmlab.history import History, next_number
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions

@@ -5,7 +5,6 @@ from a worker process.
 """
 
 import logging
-import traceback
 from collections.abc import Callable
 
 import torch
@@ -53,8 +52,8 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
     except Exception as error:
         reason = _why_unreadable(self, idx)
         if reason is None:  # with the names, because this may be a process of the data loader
-            names = [self.get_data_info(idx).get("img_path"), _failed_step(error), describe(error)]
-            raise UserError(": ".join(printable(str(name)) for name in names if name)) from error
+            path = self.get_data_info(idx).get("img_path")
+            raise UserError(printable(f"{path}: {describe(error)}")) from error
         if self.test_mode:
             raise UserError(f"{reason}; a test needs every image") from error
     if self.unreadable[idx]:
@@ -70,13 +69,6 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
         level=logging.WARNING,
     )
     return None
-
-
-def _failed_step(error: Exception) -> str:
-    """Return the class of the pipeline's step that failed; empty if none did."""
-    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
-    steps = [names["t"] for names in frames if type(names.get("self")).__name__ == "Compose" and "t" in names]
-    return type(steps[-1]).__name__ if steps else ""
 
 
 def _why_unreadable(dataset: BaseDetDataset, idx: int) -> str | None:
@@ -99,6 +91,4 @@ def _why_unreadable(dataset: BaseDetDataset, idx: int) -> str | None:
             f"{path}: expected a picture of {stated[0]} × {stated[1]}, as in the annotations, "
             f"found {width} × {height}"
         )
-    if max(height, width) > 100 * min(height, width):  # the shorter side shrinks to nothing in a resize
-        return printable(f"{path}: expected a picture that can be resized, found {width} × {height}")
     return None

@@ -1,16 +1,15 @@
 """Validations in training: equal buffers in all processes, and an end if the metric does not improve."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from mmengine.dist import broadcast
 from mmengine.hooks import EarlyStoppingHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement
 
 from dcnzoo.detect.metrics import is_undefined
 from dcnzoo.openmmlab.results import require_masks_of_image_size
+from dcnzoo.openmmlab.weights import without_wrapper
 
 
 @HOOKS.register_module()
@@ -30,21 +29,12 @@ class BroadcastBuffersHook(Hook):
 
 @HOOKS.register_module()
 class MaskSizeHook(Hook):
-    """Stop a validation or test of a detector whose masks have another size than the picture.
-
-    Raises:
-        ModelError: names the class of the detector and both sizes.
-    """
+    """Stop a validation or test of a detector whose masks have another size than the picture."""
 
     def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: object = None,
-        outputs: Sequence[BaseDataElement] | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Any = ()
     ) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        require_masks_of_image_size(model, outputs or ())
+        require_masks_of_image_size(without_wrapper(runner.model), outputs or ())
 
     after_test_iter = after_val_iter
 
