@@ -120,7 +120,7 @@ def download(
     """Download COCO or a small data set.
 
     The small data sets are bccd (blood cells) and fruits_nuts; they are ready for training. An interrupted
-    download is resumed. Complete files are not downloaded again.
+    download begins anew. Complete files are not downloaded again.
 
     \b
     examples:

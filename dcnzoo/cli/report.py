@@ -43,9 +43,9 @@ from dcnzoo.cli._options import option
 @_options.device
 @option(
     "--out",
-    type=_options.FILE,
+    type=_options.FileName(".html"),
     metavar="FILE",
-    help="Output file (default: report.html in the first WORK_DIR).",
+    help="Output file (default: report.html, report_2.html, … in the first WORK_DIR).",
 )
 @_options.force
 @_options.allow_partial

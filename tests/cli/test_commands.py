@@ -96,6 +96,9 @@ WRONG = [  # exit status 1, in one line
     ("test CONFIG no.pth", "no.pth"),
     ("test CONFIG x.onnx --tta", "--tta"),
     ("test CONFIG weights.pth --out all.json --format-only", "--force"),
+    ("test own.py weights.pth --show-dir shown --work-dir logs", "--force"),
+    ("explain MODEL a.png --out a.png", "--force"),
+    ("infer MODEL a.png --out /proc/dcnzoo", "cannot be written"),
     ("train photos", "--data photos"),
     ("train --data photos", "expected YOLO's data.yaml"),
     ("train --data none", "none"),
@@ -159,6 +162,8 @@ test_evaluator = val_evaluator
         "yolo_written/train.json",
     ):
         (folder / name).write_text("of the user")
+    (folder / "shown").mkdir()
+    (folder / "shown/00000.png").write_text("of the user")
     for name in ("x.onnx", "used/epoch_1.pth"):
         (folder / name).touch()
     (folder / "used/own.py").write_text(f"_base_ = {PLAIN!r}")

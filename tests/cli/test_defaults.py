@@ -19,13 +19,13 @@ COMMANDS = {context.info_name.removeprefix("dcnzoo "): context.command for conte
 
 # the command, the functions and classes that have the same options, and the number of these in common
 SAME = [
-    ("train", dcnzoo.train, 12),  # it passes the others to TrainOptions
+    ("train", dcnzoo.train, 10),  # it passes the others to TrainOptions
     ("train", options.TrainOptions, 14),
     ("test", dcnzoo.test, 3),
     ("test", options.TestOptions, 13),
     ("export", ExportOptions, 7),
     ("reproduce", reproduce, 7),
-    ("data convert", ReadOptions, 6),
+    ("data convert", ReadOptions, 4),
     ("report", write_report, 7),
 ]
 # on purpose: the command of reports may take a GPU

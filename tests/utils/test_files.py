@@ -1,23 +1,18 @@
 """A file that exists is refused: ``require_new`` and the commands."""
 
-import hashlib
 import json
 import os
-import shutil
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from filelock import Timeout
 
 import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
-from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.data.tree import Tree
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
@@ -35,7 +30,7 @@ from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.formats import image_folder, picture_files
 from dcnzoo.utils.lock import lock_work_dir, locked
 
-from ..commands import error_of, invoke
+from ..commands import error_of
 from ..demo import DEFORMABLE
 
 DEMO = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
@@ -223,56 +218,6 @@ def test_the_folder_of_downloads_is_torchs(name, tmp_path, monkeypatch):
     assert cache_folder() == expected
 
 
-def hashes(folder):
-    # the empty lock of a refused training is no file of the user
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".training.lock")
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(scope="module")
-def mine(tmp_path_factory):
-    """A user's folder: pictures, annotations, results, and a config with the demo's data in it."""
-    folder = tmp_path_factory.mktemp("mine")
-    make_shapes(folder / "shapes", ShapesSpec(train=1, val=2))
-    for name in ("photos", "data"):
-        shutil.copytree(folder / "shapes/val", folder / name)
-    for name in ("coco.json", "data/train.json"):
-        shutil.copy(folder / "shapes/annotations/val.json", folder / name)
-    results = "all.json all.bbox.json model.onnx weights.pth page.html run/report.html labels/00000.txt"
-    for name in results.split():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("mine")
-    data = f"test_dataloader = dict(dataset=dict(data_root='{folder}/shapes/', shapes=None))"
-    evaluator = f"test_evaluator = dict(ann_file='{folder}/coco.json')"
-    (folder / "config.py").write_text(f"_base_ = {DEFORMABLE!r}\n{data}\n{evaluator}\n")
-    return folder
-
-
-REFUSED = [
-    ["infer", DEMO, "photos", "--out", "photos"],
-    ["infer", DEMO, "photos", "--txt", "--out", "labels"],
-    ["infer", DEMO, "photos", "--out", "/proc/dcnzoo"],
-    ["test", "config.py", "weights.pth", "--show-dir", "photos", "--work-dir", "LOGS"],
-    ["test", "config.py", "weights.pth", "--out", "all.json", "--format-only"],
-    ["report", "run", "--out", "page.html"],
-    ["explain", DEMO, "photos/00000.png", "--out", "page.html"],
-    ["explain", DEMO, "photos/00000.png", "--out", "photos/00000.png"],
-    ["export", DEMO, "--out", "model.onnx"],
-    ["export", DEMO, "--out", "/proc/dcnzoo/model.onnx"],
-    ["reproduce", DEMO, "--out", "all.json"],
-    ["reproduce", DEMO, "--out", "/proc/dcnzoo/rows.jsonl"],
-]
-
-
-@pytest.mark.parametrize("arguments", REFUSED, ids=lambda words: "-".join(words).replace("/", ":"))
-def test_commands_replace_no_file_of_the_user(mine, tmp_path, monkeypatch, arguments):
-    monkeypatch.chdir(mine)
-    before = hashes(mine)
-    message = error_of(*(str(tmp_path) if word == "LOGS" else word for word in arguments))
-    assert any(text in message for text in ("--force", "cannot be written", "input", "move it")), message
-    assert hashes(mine) == before
-
-
 def test_training_beside_its_config(tmp_path, monkeypatch):
     """The config in the work directory is the user's own file until dcnzoo has written it."""
     monkeypatch.chdir(tmp_path)
@@ -290,26 +235,6 @@ def test_training_beside_its_config(tmp_path, monkeypatch):
 
 def stop(*args, **options):
     raise ValueError("stopped")
-
-
-def test_an_interrupted_video_leaves_the_detections_of_its_frames(tmp_path, monkeypatch):
-    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (128, 128))
-    for _ in range(4):
-        writer.write(np.zeros((128, 128, 3), np.uint8))
-    writer.release()
-    shown = []
-
-    def interrupted(names):
-        shown.append(names)
-        if len(shown) == 3:
-            raise KeyboardInterrupt
-        return ""
-
-    monkeypatch.setattr("dcnzoo.cli.infer._counts", interrupted)
-    status, output = invoke("infer", DEMO, tmp_path / "v.avi", "--out", tmp_path / "out")
-    assert status == 130 and output.splitlines()[-1].startswith("interrupted")
-    images = json.loads((tmp_path / "out/detections.json").read_text())["images"]
-    assert [image["file_name"].rpartition("#")[2] for image in images] == ["1", "2", "3"]
 
 
 def test_pictures_that_cannot_be_read_are_counted(tmp_path, capsys):
