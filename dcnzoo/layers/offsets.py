@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class _ZeroInit(Refuses, nn.Module):
     """Mixin: weight and bias start at zero, and stay there until training.
 
-    A call raises RuntimeError if a norm of the weight, such as ``weight_norm``, has made a weight of zero NaN:
-    all samples would be zero, without an error and without gradients.
+    A call raises RuntimeError if a norm of the weight, such as ``weight_norm``, has made a weight of zero
+    NaN: all samples would be zero, without an error and without gradients.
 
     Attributes:
         start: initial values of the bias, other than zero.

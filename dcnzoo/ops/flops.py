@@ -17,10 +17,10 @@ Sizes = Sequence[int]
 def register() -> None:
     """Make the FLOP counters that are imported count dcnzoo's operators.
 
-    These are torch's ``FlopCounterMode`` and, of other packages, those that the process has imported: fvcore, its
-    copy in mmengine, and thop. Call it again after a later import. ``dcnzoo.load``, ``train`` and
-    ``to_deformable`` register the operators with torch's counter; the other counters ignore an operator that they
-    do not know, and a converted network counts less than the plain one.
+    These are torch's ``FlopCounterMode`` and, of other packages, fvcore, its copy in mmengine, and thop. Call
+    it again after a later import. ``to_deformable`` calls it; ``dcnzoo.load`` and ``train`` register the
+    operators with torch's counter only. A counter ignores an operator that it does not know, so that a
+    converted network would count less than the plain one.
     """
     register_with_torch()
     for module, table in _TABLES.items():
@@ -71,7 +71,7 @@ def _sizes_or_constant(value: Any) -> Any:
 
 
 def _count_layer(layer: Any, arguments: tuple, output: Any) -> None:
-    """Add to ``total_ops`` of a layer, for thop: it does not visit the layers in it, which predict its offsets."""
+    """Add to ``total_ops`` of a layer, for thop, which does not visit the layers that predict its offsets."""
     input, is_deformable = arguments[0].shape, getattr(layer, "offset_channels", len(arguments) > 1)
     at, sampled = (input, output.shape) if layer.transposed else (output.shape, input)
     parts = sum(getattr(part, "total_ops", 0) for part in [*layer.modules()][1:])

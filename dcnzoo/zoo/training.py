@@ -16,6 +16,7 @@ from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.runs.start import begin
+from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.zoo.own_data import prepare
 from dcnzoo.zoo.source import Source, resolve
@@ -95,6 +96,7 @@ def train(
             print(*map(printable, own.decisions), sep="\n")
             of_run = replace(of_run, work_dir=work_dir, epochs=of_run.epochs or own.epochs)
             source = Source(str(own.config), own.config)
+        register_with_torch()  # FLOPs of the operators
         folder = execute.train(
             source.recipe(cfg_options, TRAINING), of_run, resume=resume, force=force, outputs=outputs,
             start=start, dry_run=dry_run, sanity=sanity,
