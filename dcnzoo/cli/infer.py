@@ -95,8 +95,10 @@ def command(
         _options.refuse("--txt", "polygons")
     if skip_existing and not (as_txt and out):
         raise click.UsageError("--skip-existing: expected --txt and --out, too")
-    if skip_existing and (videos := [*filter(is_video, images)]):
-        raise click.UsageError(f"--skip-existing: expected pictures, got the video {videos[0]}")
+    if skip_existing:  # the other files would lack the skipped images
+        _options.refuse("--skip-existing", "as_json", "save_video", "demo")
+        if videos := [*filter(is_video, images)]:
+            raise click.UsageError(f"--skip-existing: expected pictures, got the video {videos[0]}")
     calls = {name: value for name in CALLS if (value := options.pop(name)) is not None}
     model, out = model or DEMO_MODEL, out or numbered(DEFAULT)
     if demo:

@@ -60,6 +60,7 @@ USAGE = [  # exit status 2, below the usage
     ("infer MODEL a.png --score-threshold 2", "--score-threshold"),
     ("infer MODEL a.png --jpeg --json", "--jpeg"),
     ("infer MODEL photos --skip-existing --txt", "--out"),
+    ("infer MODEL photos --skip-existing --txt --out texts --json", "--json: not allowed"),
     ("infer MODEL a.png --out ''", "--out"),
     ("train", "MODEL"),
     ("train CONFIG --cfg-options x", "got x"),
@@ -96,7 +97,6 @@ WRONG = [  # exit status 1, in one line
     ("test CONFIG no.pth", "no.pth"),
     ("test CONFIG x.onnx --tta", "--tta"),
     ("test CONFIG weights.pth --out all.json --format-only", "--force"),
-    ("test own.py weights.pth --show-dir shown --work-dir logs", "--force"),
     ("explain MODEL a.png --out a.png", "--force"),
     ("infer MODEL a.png --out /proc/dcnzoo", "cannot be written"),
     ("train photos", "--data photos"),
@@ -162,8 +162,6 @@ test_evaluator = val_evaluator
         "yolo_written/train.json",
     ):
         (folder / name).write_text("of the user")
-    (folder / "shown").mkdir()
-    (folder / "shown/00000.png").write_text("of the user")
     for name in ("x.onnx", "used/epoch_1.pth"):
         (folder / name).touch()
     (folder / "used/own.py").write_text(f"_base_ = {PLAIN!r}")
