@@ -65,9 +65,9 @@ class Object(msgspec.Struct, gc=False):
 
     def entry(self, number: int, labels: Mapping[str, int]) -> dict[str, Any]:
         """Return COCO's annotation."""
-        entry = {"id": number, "image_id": self.picture, "category_id": labels[self.name]}
-        entry |= {"bbox": self.bbox, "area": self.area, "iscrowd": self.iscrowd}
-        return entry if self.segmentation is None else {**entry, "segmentation": self.segmentation}
+        entry = {"id": number, "image_id": self.picture, "category_id": labels[self.name], "bbox": self.bbox}
+        mask = [] if self.segmentation is None else self.segmentation
+        return {**entry, "area": self.area, "iscrowd": self.iscrowd, "segmentation": mask}
 
 
 @dataclass(eq=False)

@@ -311,5 +311,5 @@ def test_written_files_are_read_by_pycocotools(tmp_path):
     assert len(api.imgs) == 12 and len(api.anns) == 11
     for entry in api.anns.values():
         assert {"area", "iscrowd", "bbox"} <= entry.keys()
-        if "segmentation" in entry:
+        if entry["segmentation"]:
             assert api.annToMask(entry).sum() == entry["area"]
