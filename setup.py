@@ -30,7 +30,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -406,10 +405,6 @@ def devices() -> tuple[str, ...]:
     return ()
 
 
-with suppress(ImportError, OSError):  # Windows and some file systems have no locks
-    import fcntl  # noqa: TID251
-
-    fcntl.flock(os.open(ROOT, os.O_RDONLY), fcntl.LOCK_EX)  # until exit: builds share build/
 write_schemas()
 extensions = [Extension(f"dcnzoo.ops._C_{device}", sources=[]) for device in devices()]
 commands = {"build_py": BuildPy, "build_ext": BuildOps, "bdist_wheel": PlatformWheel}
