@@ -51,8 +51,8 @@ def __getattr__(name: str):
 @_install_hint()
 def load(
     model: str | os.PathLike[str],
-    *,
     checkpoint: str | os.PathLike[str] | None = None,
+    *,
     device: "str | torch.device" = "auto",
     score_threshold: float = 0.3,
     channels_last: bool = True,

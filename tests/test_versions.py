@@ -50,9 +50,13 @@ def expected_detections() -> tuple[list[list[float]], list[float]]:
     return boxes, [row["score"] for row in rows]
 
 
-@pytest.mark.parametrize("model", ["work", "model.onnx"])
+@pytest.mark.parametrize(
+    "model",
+    [("work",), ("model.onnx",), ("work/work.py", "work/best_coco_bbox_mAP_epoch_1.pth")],
+    ids=["work", "onnx", "config and checkpoint"],
+)
 def test_detections(folder, model):
-    detector = dcnzoo.load(model, score_threshold=0.01)
+    detector = dcnzoo.load(*model, score_threshold=0.01)
     assert [*detector.names.values()] == ["date", "fig"]
     results = [*detector([f"fruits/images/val/{letter}.png" for letter in "ef"])]
     boxes, scores = expected_detections()
@@ -95,6 +99,13 @@ def test_converted_layers(folder):
 
     network, example = converted(), load_file("converted/example.safetensors")
     network.load_state_dict(torch.load("converted/model.pth"))
+    torch.testing.assert_close(network(example["input"]), example["output"])
+    # safetensors have no metadata, and that version saved no scale of a mask
+    network, state = converted(), load_file("converted/model.safetensors")
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \S*mask_activation\.scale"):
+        network.load_state_dict(state)
+    state |= {key: torch.tensor(2.0) for key in network.state_dict() if key.endswith("mask_activation.scale")}
+    network.load_state_dict(state)
     torch.testing.assert_close(network(example["input"]), example["output"])
 
 

@@ -74,6 +74,8 @@ class _Pack(TracksOffsets, nn.Module):
         im2col_step: int | None = None,
         **more: Any,  # of a transposed convolution
     ) -> None:
+        if "deform_groups" in more:  # mmcv's name
+            self._refuse("deform_groups", "offset_groups, and mask_groups, in its place", more["deform_groups"])
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
         options = dict(groups=groups, bias=bias, padding_mode=padding_mode, im2col_step=im2col_step)
         super().__init__(*sizes, **options, device=device, dtype=dtype, **more)

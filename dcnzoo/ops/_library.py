@@ -21,7 +21,9 @@ _definitions: torch.library.Library | None = None  # of the operators, where the
 
 
 def _schemas() -> list[str]:
-    return _SCHEMAS.read_text().splitlines() if _SCHEMAS.exists() else []
+    if not _SCHEMAS.exists():  # else, no operator would be registered for exports
+        raise FileNotFoundError(f"{_SCHEMAS.name} is not in {_FOLDER}. {_BUILD}")
+    return _SCHEMAS.read_text().splitlines()
 
 
 def names() -> list[str]:

@@ -154,6 +154,7 @@ def test_from_the_meta_device_and_by_torchs_utilities():
         ("PackedDeformConv2d", {"mask_groups": 2}, "mask_groups: .*without modulated=True"),
         ("PackedDeformConv2d", {"deformable": False, "offset_limit": 2}, "offset_limit: .*deformable=True"),
         ("PackedDeformConv1d", {"deformable": False, "offset_groups": 2}, "offset_groups: .*deformable=True"),
+        ("PackedDeformConv2d", {"deform_groups": 2}, "deform_groups: expected offset_groups.*got 2"),
         ("PackedDeformConv2d", {"offset_groups": 3}, r"offset_groups: .*in_channels \(4\), got 3"),
         ("PackedDeformConv2d", {"mask_groups": 0}, "mask_groups: .*got 0"),
         ("PackedDeformConvTranspose1d", {"offset_groups": 4}, r"offset_groups: .*out_channels \(6\), got 4"),

@@ -102,3 +102,10 @@ assert torch.equal(kept, dcnzoo.ops.nms(boxes, scores, 0.3))
 def test_other_devices_have_every_operator(key):
     for name in (schema.partition("(")[0] for schema in SCHEMAS if not schema.startswith("_")):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dcnzoo::{name}", key), name
+
+
+def test_names_need_the_schemas(monkeypatch, tmp_path):
+    """An empty list would leave every operator out of exports."""
+    monkeypatch.setattr(_library, "_SCHEMAS", tmp_path / "schemas.txt")
+    with pytest.raises(FileNotFoundError, match=r"schemas.txt is not in .*make setup"):
+        _library.names()
