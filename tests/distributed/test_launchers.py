@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.runs import ranks
 
 from ..crash import assert_same
@@ -158,6 +159,38 @@ def test_two_processes_have_the_same_bits_without_the_sanity_check(data, tmp_pat
         assert_same(*(state[key] for state in states))
     losses = [logged(tmp_path / name, "loss") for name in ("with", "without")]
     assert losses[0] == losses[1]
+
+
+SMALL_VIT_ADAPTER = """
+_base_ = {base!r}
+model = dict(
+    backbone=dict(
+        vit=dict(embed_dim=24, depth=4, num_heads=3), pretrained=False, conv_inplane=4, deform_num_heads=3,
+        window=[3, None, 3, None]),
+    neck=dict(in_channels=[24] * 4, out_channels=32),
+    bbox_head=dict(in_channels=32, feat_channels=32, stacked_convs=1, num_classes={classes}))
+steps = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True),
+         dict(type="Resize", scale=(256, 256)), dict(type="PackDetInputs")]
+train_dataloader = dict(
+    batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(
+        _delete_=True, type="ShapesDataset", data_root={data!r}, shapes=dict(train=4, val=1),
+        ann_file="annotations/train.json", data_prefix=dict(img="train/"), pipeline=steps))
+train_cfg = dict(max_epochs=1)
+val_dataloader = val_cfg = val_evaluator = None
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["atss", "gfl"])
+def test_vit_adapter_trains_in_two_processes(tmp_path, port, name):
+    """Two steps. These heads do not read the map of stride 4, whose parameters have no gradient."""
+    base = str(ROOT / f"configs/vit_adapter/{name}_vit-adapter-deit-s_fpn_3x_coco.py")
+    text = SMALL_VIT_ADAPTER.format(base=base, data=f"{tmp_path}/shapes/", classes=len(CLASSES))
+    (tmp_path / "small.py").write_text(text)
+    work = tmp_path / "work"
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    run(sys.executable, *launcher, "-m", "dcnzoo", "train", tmp_path / "small.py", "--work-dir", work)
+    assert (work / "epoch_1.pth").exists()
 
 
 def test_dist_train_on_one_of_several_machines():
