@@ -75,7 +75,9 @@ class _Pack(TracksOffsets, nn.Module):
         **more: Any,  # of a transposed convolution
     ) -> None:
         if "deform_groups" in more:  # mmcv's name
-            self._refuse("deform_groups", "offset_groups, and mask_groups, in its place", more["deform_groups"])
+            self._refuse(
+                "deform_groups", "offset_groups, and mask_groups, in its place", more["deform_groups"]
+            )
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
         options = dict(groups=groups, bias=bias, padding_mode=padding_mode, im2col_step=im2col_step)
         super().__init__(*sizes, **options, device=device, dtype=dtype, **more)
