@@ -24,12 +24,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     return read_beside(folder / LAST, lambda text: _named_in(folder, text))
 
 
-def checkpoint_hook(cfg: Config) -> Mapping[str, Any]:
-    """Return the settings of the hook that saves checkpoints; a config may have none."""
-    hook = (cfg.get("default_hooks") or {}).get("checkpoint")
-    return hook if isinstance(hook, Mapping) else {}
-
-
 def best_files(info: Mapping[str, object]) -> list[str]:
     """Return the paths of the best checkpoints, one for each metric, in mmengine's runtime information."""
     return [str(path) for key, path in info.items() if key.startswith("best_ckpt")]
@@ -78,7 +72,7 @@ class SavedCheckpoints:
     @classmethod
     def of(cls, cfg: Config) -> "SavedCheckpoints":
         """Return the checkpoints of a training with this config."""
-        hook = checkpoint_hook(cfg)
+        hook: Any = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
         by_epoch = hook.get("by_epoch", True)
         template = hook.get("filename_tmpl") or ("epoch_{}.pth" if by_epoch else "iter_{}.pth")
         return cls(Path(cfg.work_dir), template, hook.get("out_dir"), by_epoch)
@@ -102,11 +96,6 @@ class SavedCheckpoints:
     def has(self, file: str | os.PathLike) -> bool:
         """Whether a path is in the folder."""
         return os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
-
-    def log_folder(self, file: str | os.PathLike) -> Path:
-        """Return the work directory of the training that wrote a checkpoint."""
-        is_own = self.has(file) or Path(file) == last_checkpoint(self.work_dir)
-        return self.work_dir if is_own else Path(file).parent
 
     def number(self, name: str) -> int | None:
         """Return the epoch or iteration in the name of a checkpoint; None if no training gives this name.

@@ -287,6 +287,14 @@ def test_mm_sync_batch_norm(monkeypatch):
     assert MODELS.build(dict(type="MMSyncBN", num_features=4)).group_size == 3
 
 
+def test_histories_keep_the_last_values():
+    for options, length in (({}, 20_000), ({"max_length": 3}, 3)):
+        buffer = HistoryBuffer(**options)
+        for number in range(length + 2):
+            buffer.update(number)
+        assert len(buffer.data[0]) == length and buffer.current() == length + 1
+
+
 # Where a patch is not needed
 
 OF_MMDET = [patch for patch in fixes.TABLE if patch.target.startswith("mmdet")]

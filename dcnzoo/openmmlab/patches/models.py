@@ -11,6 +11,7 @@ import mmengine
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import utils as dist_utils
+from mmengine.logging import HistoryBuffer
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
@@ -90,6 +91,18 @@ def offset_lr_mult(changes: Changes) -> None:
                 group["lr"] = self.base_lr * factor
 
     changes.wrap(DefaultOptimWrapperConstructor, "add_params", add_params)
+
+
+def short_histories(changes: Changes) -> None:
+    """Keep the last 20,000 values of each name: https://github.com/open-mmlab/mmengine/issues/1446.
+
+    Means over longer windows, such as ``global``, are those of these values.
+    """
+
+    def construct(original: Callable, self: HistoryBuffer, *args: object, **kwargs: object) -> None:
+        original(self, *args, **({"max_length": 20_000} | kwargs if len(args) < 3 else kwargs))
+
+    changes.wrap(HistoryBuffer, "__init__", construct)
 
 
 def weights_by_name(changes: Changes) -> None:

@@ -14,7 +14,7 @@ from mmengine.device import get_device
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
 from dcnzoo.openmmlab.config.packages import config_text, inherit_from_packages, types_import_no_modules
-from dcnzoo.openmmlab.patches import history, models
+from dcnzoo.openmmlab.patches import models
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
 
 
@@ -76,7 +76,7 @@ TABLE = (
         versions="mmengine 0.10.7",
     ),
     of_mmengine(
-        history.short_histories,
+        models.short_histories,
         target="mmengine/logging/history_buffer.py:76, HistoryBuffer",
         reason="all logged values are copied in each iteration, and saved in each checkpoint",
     ),
