@@ -24,7 +24,7 @@ class Coco(NamedTuple):
 
     @classmethod
     def find(cls, tree: Tree, json: Mapping[Path, CocoFile]) -> "Coco | None":
-        """Return the reader, if there are COCO files. Beside ``instances_train.json``, others are not read."""
+        """Return the reader, if there are COCO files; beside ``instances_…``, others are not read."""
         files = [file for file, content in json.items() if content.is_coco]
         scored = [file for file in files if json[file].is_result]
         folders = {file.parent for file in files if file.name.startswith("instances")}
@@ -111,12 +111,16 @@ def _add(entry: Annotation, names: Mapping[str, str], dataset: Dataset) -> None:
     if (name := names.get(str(entry.category_id))) is None:
         raise InvalidAnnotation(f"category_id: expected that of a category, got {short(entry.category_id)}")
     crowd = int(entry.iscrowd in TRUE or entry.ignore in TRUE)
-    mask = mask_of(entry.segmentation)
+    try:
+        mask, is_usual = mask_of(entry.segmentation, strict=True), True
+    except InvalidAnnotation:
+        mask, is_usual = mask_of(entry.segmentation), False
     if isinstance(mask, dict):
         return dataset.add_rle(name, mask, crowd)
     polygons = [part for part in mask or () if len(part) > 4]  # of two points: a box, or nothing
     if polygons:
-        return _add_polygons(name, polygons, entry, mask == polygons, crowd, dataset)
+        is_usual = is_usual and mask == polygons
+        return _add_polygons(name, polygons, entry, is_usual, crowd, dataset)
     if entry.bbox is None or len(entry.bbox) != 4:
         raise InvalidAnnotation(f"bbox: expected x, y, width, height, got {short(entry.bbox)}")
     x, y, width, height = entry.bbox
@@ -128,11 +132,11 @@ def _add(entry: Annotation, names: Mapping[str, str], dataset: Dataset) -> None:
 
 
 def _add_polygons(
-    name: str, polygons: list[list[float]], entry: Annotation, are_all: bool, crowd: int, dataset: Dataset
+    name: str, polygons: list[list[float]], entry: Annotation, is_usual: bool, crowd: int, dataset: Dataset
 ) -> None:
     """Add an object with the stated box and area and the text of its mask, if these are in the picture.
 
-    Else the box and the area are those of the polygons.
+    Else, and if the text is not in the usual form, the box and the area are those of the polygons.
     """
     if any(len(part) % 2 for part in polygons):
         raise InvalidAnnotation(f"segmentation: expected pairs of x and y, got {short(polygons)}")
@@ -148,7 +152,7 @@ def _add_polygons(
             raise InvalidAnnotation(f"bbox: expected the box of the polygons, {expected}, got {box}")
         width, height = dataset.size
         is_inside = min(x1, y1, left, top) >= 0 and max(x2, right) <= width and max(y2, bottom) <= height
-        if is_inside and are_all and entry.area and entry.area > 0:
+        if is_inside and is_usual and entry.area and entry.area > 0:
             return dataset.add(name, box, entry.area, crowd, entry.segmentation)
     points = [[*zip(part[::2], part[1::2], strict=True)] for part in polygons]
     dataset.add_polygons(name, points, crowd)

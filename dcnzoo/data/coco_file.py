@@ -111,20 +111,20 @@ def _is_list(raw: msgspec.Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b"["
 
 
-_decode_polygons = msgspec.json.Decoder(list[list[float]], strict=False).decode
+_decoders = {strict: msgspec.json.Decoder(list[list[float]], strict=strict) for strict in (True, False)}
 
 
 def mask_of(raw: msgspec.Raw, strict: bool = False) -> dict[str, Any] | list[list[float]] | None:
     """Decode a segmentation: polygons, or a dictionary of run-length encoding; None if it is empty.
 
     Args:
-        strict: one polygon without the outer list, as VIA writes it, is an error.
+        strict: texts for numbers, and one polygon without the outer list, as VIA writes it, are errors.
 
     Raises:
         InvalidAnnotation: it is something else.
     """
     try:
-        return _decode_polygons(raw) or None
+        return _decoders[strict].decode(raw) or None
     except msgspec.MsgspecError as error:
         value = decode_json(raw, Any)
         if isinstance(value, dict) or not value:

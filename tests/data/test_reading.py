@@ -2,17 +2,23 @@
 
 import base64
 import io
+import json
+import unicodedata
 
+import mmcv
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.dataset import Dataset, ReadOptions
+from dcnzoo.data.files import InvalidAnnotation
+from dcnzoo.data.pictures import image_size
 from dcnzoo.data.preparation import read_data, read_splits
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.formats import PICTURES
 
-from .folders import coco, draw, labelme, voc, write, yolo
+from .folders import CLASSES, HEIGHT, WIDTH, coco, draw, labelme, read, voc, write, yolo
 
 
 def objects(data, **options):
@@ -210,3 +216,241 @@ def test_division(tmp_path):
     names = {name: {file.name[0] for file in split.sizes} for name, split in splits.items()}
     assert names["train"].isdisjoint(names["val"]) and len(names["val"]) == 2
     assert splits["train"].classes == splits["val"].classes
+
+
+# Boxes by hand
+
+
+def test_four_corners_of_yolo_become_an_upright_box(tmp_path):
+    for name in draw(tmp_path / "images", 2):
+        write((tmp_path / "labels" / name).with_suffix(".txt"), "0 0.5 0.2 0.7 0.5 0.5 0.8 0.3 0.5")
+    write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    expected = [0.3 * WIDTH, 0.2 * HEIGHT, 0.4 * WIDTH, 0.6 * HEIGHT]
+    assert [box for _, box, _ in objects(tmp_path)] == [expected] * 2
+
+
+def test_a_box_of_coco_that_cvat_has_turned(tmp_path):
+    def turn(content):
+        for entry in content["annotations"]:
+            entry |= {"bbox": [20, 10, 16, 8], "attributes": {"rotation": 90.0, "occluded": False}}
+
+    ((_, box, _), _) = objects(coco_of(tmp_path, turn))
+    assert box == [24, 6, 8, 16], "the box of 16 × 8 around (28, 14), upright"
+
+
+@pytest.mark.parametrize(("angle", "expected"), [("90.0", [5, 2, 16, 22]), ("0.0", [2, 5, 22, 16])])
+def test_a_box_of_voc_that_cvat_has_turned(tmp_path, angle, expected):
+    rotation = f"<attributes><attribute><name>rotation</name><value>{angle}</value></attribute></attributes>"
+    draw(tmp_path, 1)
+    voc(tmp_path / "0000.xml", "0000.jpg", [(0, 2, 5, 22, 16)])
+    text = (tmp_path / "0000.xml").read_text().replace("</object>", f"{rotation}</object>")
+    write(tmp_path / "0000.xml", text)
+    assert objects(tmp_path)[0][1] == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"iscrowd": "0", "bbox": ["3", "4", "20.0", "20"], "area": "400"},
+        {"segmentation": ""},
+        {"segmentation": [3, 4, 23, 4, 23, 24, 3, 24]},
+        {"segmentation": [3, 4, 20, 20]},
+        {"segmentation": [[3, 4, 20, 20]]},
+        {"segmentation": [[]]},
+        {"segmentation": {}},
+        {"segmentation": [[3, 4, 23, 4, 23, 24, 3, 24]], "bbox": [0, 0, 0, 0], "area": 0},
+    ],
+)
+def test_values_of_coco(tmp_path, values):
+    def change(content):
+        for entry in content["annotations"]:
+            entry |= {"bbox": [3, 4, 20, 20], "area": 400, **values}
+
+    for _, box, fields in objects(coco_of(tmp_path, change)):
+        assert (box, fields.area) == ([3, 4, 20, 20], 400)
+        assert fields.segmentation in (None, [[3, 4, 23, 4, 23, 24, 3, 24]])
+
+
+def test_a_box_that_contradicts_its_polygons_is_refused(tmp_path):
+    """As of two corners."""
+    polygon = [[13, 14, 23, 14, 23, 24, 13, 24]]
+    coco_of(tmp_path, lambda c: c["annotations"][0].update(bbox=[13, 14, 23, 24], segmentation=polygon))
+    refused(tmp_path, "annotations[0]: bbox: expected the box of the polygons, [13.0, 14.0, 10.0, 10.0]")
+
+
+def test_masks_in_the_picture_stay_as_they_are(tmp_path):
+    polygon = [[13.12345, 14, 23, 14, 23, 24.5, 13, 24]]
+    box = [13, 14, 10, 10.5]
+    coco_of(tmp_path, lambda c: c["annotations"][0].update(bbox=box, area=77.125, segmentation=polygon))
+    read_splits(tmp_path, ReadOptions())[1]["all"].write(tmp_path / "out/x.json")
+    entry = json.loads((tmp_path / "out/x.json").read_text())["annotations"][0]
+    assert (entry["segmentation"], entry["bbox"], entry["area"]) == (polygon, box, 77.12)
+
+
+# Around a picture of 60 × 40 pixels: a box, and what is left of it in the picture.
+CLIPPED = [
+    ((-2, 3, 20, 15), (0, 3, 20, 15)),
+    ((3, -2, 20, 15), (3, 0, 20, 15)),
+    ((3, 4, 65, 15), (3, 4, 60, 15)),
+    ((3, 4, 20, 43), (3, 4, 20, 40)),
+    ((-9, 4, 0.25, 15), (0, 4, 0.25, 15)),  # less than a pixel reaches in
+    ((59.75, 4, 65, 15), (59.75, 4, 60, 15)),
+    ((-9, 4, -3, 15), None),
+    ((3, 41, 20, 43), None),
+]
+
+
+@pytest.mark.parametrize(("corners", "expected"), CLIPPED, ids=str)
+def test_each_side_clips(tmp_path, corners, expected):
+    draw(tmp_path, ["a.jpg"])
+    dataset = Dataset({}, clip=True)
+    dataset.add_picture(tmp_path / "a.jpg")
+    if expected is None:
+        with pytest.raises(InvalidAnnotation, match="an area"):
+            dataset.add_box("fig", corners)
+        return
+    dataset.add_box("fig", corners)
+    x1, y1, x2, y2 = expected
+    assert dataset.objects[0].bbox == [x1, y1, x2 - x1, y2 - y1] and dataset.clipped == 1
+    dataset.clip = False
+    if max(abs(a - b) for a, b in zip(corners, expected, strict=True)) > 1:
+        with pytest.raises(InvalidAnnotation, match="coordinates in 60 × 40"):
+            dataset.add_box("fig", corners)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings(tmp_path, encoding):
+    files = {
+        "YOLO": {"data.yaml": "train: .\nnames: [date, Feige ü]\n", "a.txt": "1 0.5 0.5 0.25 0.4\n"},
+        "Pascal VOC": {
+            "a.xml": "<annotation>\n<object><name>Feige ü</name><bndbox><xmin>23.5</xmin><ymin>13</ymin>"
+            "<xmax>37.5</xmax><ymax>28</ymax></bndbox></object></annotation>"
+        },
+        "LabelMe": {
+            "a.json": '{"imagePath": "a.jpg", "shapes": [{"label": "Feige ü", "shape_type": "rectangle", '
+            '"points": [[22.5, 12], [37.5, 28]]}]}'
+        },
+        "COCO": {
+            "a.json": '{"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": '
+            '"Feige ü"}], "annotations": [{"image_id": 1, "category_id": 1, "bbox": [22.5, 12, 15, 16]}]}'
+        },
+    }
+    if encoding in ("utf-16-le", "utf-16-be", "utf-32"):  # XML allows UTF-16 with a byte order mark only
+        del files["Pascal VOC"]
+    for kind, texts in files.items():
+        draw(tmp_path / kind, ["a.jpg"])
+        for name, text in texts.items():
+            (tmp_path / kind / name).write_bytes(text.replace("\n", "\r\n").encode(encoding))
+        assert [(name, box) for name, box, _ in objects(tmp_path / kind)] == [("Feige ü", [22.5, 12, 15, 16])]
+
+
+# Names of pictures
+
+
+@pytest.mark.parametrize("suffix", PICTURES)
+@pytest.mark.parametrize("orientation", [None, 3, 6])
+def test_sizes_are_those_of_pictures_as_they_are_loaded(tmp_path, suffix, orientation):
+    file, exif = tmp_path / f"image{suffix}", Image.Exif()
+    if orientation and suffix not in (".bmp", ".ppm"):
+        exif[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT), (200, 30, 60)).save(file, exif=exif)
+    width, height = image_size(file)
+    assert mmcv.imread(str(file)).shape == (height, width, 3)
+    file.write_bytes(b"")
+    with pytest.raises(InvalidAnnotation, match=file.name):
+        image_size(file)
+
+
+@pytest.mark.parametrize("stored", ["/data/local-files/?d=set/{}", "C:\\me\\{}", "..\\images\\{}", "x/y/{}"])
+def test_names_as_tools_store_them(tmp_path, stored):
+    part = draw(tmp_path / "images", ("a b.jpg", "ü.jpg", "c.jpg"), empty=())
+    names = {stored.format(name.replace(" ", "%20")): boxes for name, boxes in part.items()}
+    write(tmp_path / "result.json", coco(names))
+    assert len(objects(tmp_path)) == 3
+
+
+def test_names_in_another_unicode_form_or_with_capitals(tmp_path):
+    for number, name in enumerate(("Grün 1", "IMG_2", "Ää 3", "b")):
+        draw(tmp_path / "images", [f"{name}.JPG"])
+        label = unicodedata.normalize("NFD", name) if number % 2 == 0 else name.lower()
+        yolo(tmp_path / "labels" / f"{label}.txt", [(0, 3, 4, 20, 20)])
+    write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    assert len(objects(tmp_path)) == 4
+    draw(tmp_path / "images", ["img_2.JPG"])
+    refused(tmp_path, "img_2.txt", "IMG_2.JPG")
+
+
+def test_tasks_side_by_side(tmp_path):
+    """As CVAT exports them: equal names of frames, a file and a folder of pictures each."""
+    for name, number in {"task_1": 4, "task_2": 3}.items():
+        part = draw(tmp_path / name / "images/default", number, empty=())
+        write(tmp_path / name / "annotations/instances_default.json", coco(part))
+    (pool,) = read(tmp_path).values()
+    for name in ("task_1", "task_2"):
+        content = json.loads((tmp_path / name / "annotations/instances_default.json").read_text())
+        for image, entry in zip(content["images"], content["annotations"], strict=True):
+            ((_, *box),) = pool[str(tmp_path / name / "images/default" / image["file_name"])]
+            assert box == entry["bbox"]
+    (tmp_path / "task_1/images/default/0001.jpg").unlink()
+    refused(tmp_path, "images[1]: expected each picture once", "0001.jpg")
+
+
+def test_addresses_in_place_of_names(tmp_path):
+    content = coco(draw(tmp_path / "train2017", 3, empty=()))
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+    write(tmp_path / "lvis_v1_all.json", content)
+    assert len(objects(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("place", ["fruits", "sets/fruits"])
+@pytest.mark.parametrize("path", ["/content/sets/fruits", "C:\\sets\\fruits", "../sets/fruits", "."])
+def test_paths_of_another_machine(tmp_path, place, path):
+    root = tmp_path / "new" / ("" if path == "." else place)
+    yolo(root / "labels/train/0000.txt", draw(root / "images/train", 1, empty=())["0000.jpg"])
+    write(tmp_path / "new/any.yaml", f"path: {path}\ntrain: images/train\nnames: [disc, box, star]\n")
+    assert len(objects(tmp_path / "new/any.yaml")) == 1
+
+
+def test_a_split_that_is_absent_is_printed(tmp_path):
+    for name, boxes in draw(tmp_path / "images", 6, empty=()).items():
+        yolo((tmp_path / "labels" / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "data.yaml", "train: images\nval: valid/images\nnames: [disc, box, star]\n")
+    lines = read_data(tmp_path, ReadOptions())[1]
+    assert "note      data.yaml names 'valid/images' for val: no pictures there" in lines
+    assert any("at random" in line for line in lines)
+
+
+def test_results_and_work_directories_are_no_annotations(tmp_path):
+    part = draw(tmp_path / "images", 6, empty=())
+    write(tmp_path / "all.json", coco(part))
+    scored = coco(part)
+    for entry in scored["annotations"]:
+        entry["score"] = 0.5
+    write(tmp_path / "shown/detections.json", scored)
+    write(tmp_path / "mine/data/train.json", coco(part))
+    write(tmp_path / "mine/20260101_000000/vis_data/config.py", "")
+    assert len(objects(tmp_path)) == 6
+    assert any("results with scores, not read: 1" in line for line in read_data(tmp_path, ReadOptions())[1])
+    refused(tmp_path / "mine", "work directory")
+    refused(tmp_path / "shown", "score")
+    write(tmp_path / "new/data/train.json", coco(part))  # of a dry run
+    write(tmp_path / "new/data/val.json", coco(part))
+    write(tmp_path / "new/data/new.py", "")
+    assert len(objects(tmp_path)) == 6
+
+
+def test_the_random_division_has_objects_in_both_parts(tmp_path):
+    for number, folder in ((1, "one"), (2, "two")):
+        part = draw(tmp_path / folder, 10, empty=range(number, 10))
+        one_class = {name: [(0, *box[1:]) for box in boxes] for name, boxes in part.items()}
+        write(tmp_path / folder / "all.json", coco(one_class))
+    refused(tmp_path / "one", "training and validation")
+    splits, _ = read_data(tmp_path / "two", ReadOptions())
+    assert [len(split.objects) for split in splits.values()] == [1, 1]
+    part = draw(tmp_path / "rare", 9, empty=())
+    labels = [0, 0, 0, 1, 2, 0, 0, 0, 0]  # classes with one object stay in train
+    part = {name: [(k, *boxes[0][1:])] for k, (name, boxes) in zip(labels, part.items(), strict=True)}
+    write(tmp_path / "rare/all.json", coco(part))
+    splits, _ = read_data(tmp_path / "rare", ReadOptions())
+    assert min(splits["train"].per_class.values()) > 0 and len(splits["val"].sizes) == 2
