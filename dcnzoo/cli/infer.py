@@ -141,7 +141,7 @@ def _write(results: Iterable[Detections], files: Any, shown: str) -> None:
             print(f"{printable(result.path)}: {_counts(result.names)}, {seconds}", flush=True)
         if shown == "table" and len(result):
             scores, boxes = result.scores.tolist(), result.boxes.tolist()
-            rows = [("class", "score", "x1", "y1", "x2", "y2")]
+            rows: list[tuple[str, ...]] = [("class", "score", "x1", "y1", "x2", "y2")]
             for name, score, box in zip(result.names, scores, boxes, strict=True):
                 rows.append((printable(name), f"{score:.3f}", *(f"{value:.1f}" for value in box)))
             print_columns(rows, numbers=True)
