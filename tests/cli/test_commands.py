@@ -44,7 +44,7 @@ RIGHT = [  # in this order: some read what others have written
     ("explain MODEL a.png", r"written: explain\.html"),
     ("explain MODEL a.png --at 30,40 --out points.png", r"written: points\.png"),
     ("flops MODEL --shape 96 128 --by-operator", "Params: "),
-    ("bench MODEL a.png --max-iter 1 --num-warmup 0", "take: "),
+    ("bench MODEL a.png --max-iter 1 --num-warmup 0", "PyTorch bf16 .*%"),
     ("test CONFIG weights.pth --data shapes --work-dir tested --eval bbox", "box AP"),
     ("train own.py --dry-run --work-dir dry", "dry run"),
     ("train --data yolo --work-dir tiny --epochs 1 --dry-run", "config"),
@@ -144,7 +144,7 @@ def files(tmp_path_factory):
     write_voc(folder / "voc", fruits(folder / "drawn_voc"))
     make_shapes(folder / "shapes", ShapesSpec(train=1, val=2))
     own = f"""_base_ = {DEFORMABLE!r}
-train_dataloader = dict(dataset=dict(dataset=dict(data_root="shapes/", shapes=None)))
+train_dataloader = dict(dataset=dict(data_root="shapes/", shapes=None))
 val_dataloader = dict(dataset=dict(data_root="shapes/", shapes=None))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file="shapes/annotations/val.json")
