@@ -75,8 +75,7 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
         require_exists(options["data"], "--data")
     from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
     from dcnzoo.openmmlab.runs.ranks import is_first
-    from dcnzoo.openmmlab.runs.start import REPORT
-    from dcnzoo.report.report import write_report
+    from dcnzoo.report.report import REPORT, write_report
     from dcnzoo.zoo.training import train
 
     outputs = [REPORT] if report or options["data"] else ()

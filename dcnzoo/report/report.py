@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from dcnzoo.detect.metrics import metric_name
 from dcnzoo.openmmlab.classes import require_equal
-from dcnzoo.openmmlab.runs.start import REPORT
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread
@@ -21,6 +20,8 @@ from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
 from dcnzoo.utils.jsonl import versions
 from dcnzoo.utils.text import counted
+
+REPORT = "report.html"
 
 
 def write_report(

@@ -208,8 +208,6 @@ def build(
         of its classes.
     """
     target, cfg = require_device(device), copy.deepcopy(recipe.cfg)
-    if "model" not in cfg:
-        raise UserError(f"{cfg.filename}: expected a config with a model, found none")
     for _, node in dicts(cfg.model):
         node.pop("teacher_ckpt", None)  # the teacher is used only in training
     with config_errors(cfg):

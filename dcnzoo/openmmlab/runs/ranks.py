@@ -81,9 +81,8 @@ def exchange(decide: Callable[[], Result]) -> Result:
         except Exception as error:
             message[1] = error.args if isinstance(error, UserError) else [describe(error)]
     broadcast_object_list(message)
-    if message[1]:
-        _refuse(*message[1])
-    return message[0]
+    result, lines = message
+    return _refuse(*lines) if lines else result
 
 
 def _refuse(*lines: str) -> NoReturn:
@@ -123,8 +122,8 @@ class AgreementHook(Hook):
             loop = getattr(runner, f"_{name}_loop")
             if not isinstance(loop, dict | None):
                 data = loop.dataloader.dataset
-                text = f"{counted(len(data), 'pictures')} (names, annotations: {data_digest(data)})"
-                seen[f"{name}_dataloader"] = text
+                digest = f"(names, annotations: {data_digest(data)})"
+                seen[f"{name}_dataloader"] = f"{counted(len(data), 'pictures')} {digest}"
         if (file := runner._load_from) and "://" not in file:
             seen["resume" if runner._resume else "weights"] = f"{Path(file).name} ({content_digest(file)})"
         agree(seen)

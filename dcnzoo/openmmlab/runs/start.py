@@ -19,8 +19,6 @@ from dcnzoo.utils.files import read_beside, require_file, write_text
 from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.lock import lock_work_dir
 
-REPORT = "report.html"
-
 
 @dataclass(frozen=True)
 class Start:
