@@ -1,3 +1,4 @@
+# in float32; the authors train ATSS, GFL, Cascade Mask R-CNN and MAE's Mask R-CNN in fp16, as `--amp` does
 # variables for schedules, and for detectors whose base has one
 # norms, biases and positions have no weight decay
 adamw = dict(
