@@ -1,6 +1,6 @@
 """Checks of arguments for kernels that are not compiled: Triton's and plain PyTorch.
 
-The compiled kernels check the same in C++ (``ops/*/*_checks.h``). tests/ops/test_checks.py compares which
+The compiled kernels check the same in C++ (``ops/*/*_checks.h``). tests/ops/test_plain.py compares which
 calls they refuse, and because of which argument.
 """
 

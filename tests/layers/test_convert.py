@@ -97,28 +97,6 @@ def test_output_is_unchanged_before_training(network, kind, options):
     assert [name for name in model.state_dict() if not is_new(name)] == order
 
 
-ORDERS = (torch.contiguous_format, torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(4, 6, 3, padding=1),
-        nn.Conv2d(4, 8, 3, groups=4, padding_mode="reflect", padding=1),
-        nn.Conv2d(1, 6, 3, stride=2),
-        nn.ConvTranspose2d(4, 6, 3, stride=2),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("orders", [(a, b) for a in ORDERS for b in ORDERS], ids=str)
-def test_the_order_of_the_output_in_memory_is_torchs(layer, orders):
-    model = nn.Sequential(copy.deepcopy(layer)).to(memory_format=orders[0])
-    x = torch.randn(2, layer.in_channels, 7, 9).to(memory_format=orders[1])
-    expected = model(x)
-    dcnzoo.to_deformable(model, "0")
-    assert model(x).stride() == expected.stride()
-
-
 def test_scripts_copies_and_round_trips():
     """The new layers alone: test_programs.py. A transposed one gets the size of its output here."""
     model, where, input, count = build("unet3d")

@@ -73,9 +73,9 @@ NETWORKS = {  # (factory, pattern)
     "torchvision squeezenet": (torchvision("squeezenet1_1"), "features.1?.expand3x3"),
     "MMDetection RetinaNet": (mmdetection("RetinaHead", anchor_generator=ANCHORS), "*layer4.*.conv2"),
     "MMDetection FCOS": (mmdetection("FCOSHead"), "*layer[34].*.conv2"),
-    "MMDetection GFL": (mmdetection("GFLHead", anchor_generator=ANCHORS), "*_convs.*.conv"),
+    "MMDetection GFL": (mmdetection("GFLHead", anchor_generator=ANCHORS), "*head.*_convs.*.conv"),
 }
-FAST = ("timm resnet18", "torchvision shufflenet")
+FAST = ("timm resnet18",)
 X = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
