@@ -2,17 +2,14 @@
 
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from dcnzoo.detect.backends.openvino import extension, make_core
-from dcnzoo.utils.files import replacing
 
 __all__ = ["make_core", "save_ir"]
 
 
 def save_ir(path: str | os.PathLike, out: Path, float16: bool = False) -> None:
     """Convert an ONNX file to OpenVINO's IR: ``out``, which ends in ``.xml``, and its weights in ``.bin``.
-    Both files are written at the end.
 
     OpenVINO reads the IR without dcnzoo. It contains the metadata of the ONNX file. If the network of the
     file is quantised to int8, so is that of the IR.
@@ -28,12 +25,4 @@ def save_ir(path: str | os.PathLike, out: Path, float16: bool = False) -> None:
     # convert_model, not Core.read_model, also folds the shapes of biases, which the ONNX reader computes in
     # the graph, but not the weights in int8
     model = openvino.convert_model(path, extension=extension())
-    with (
-        replacing(out) as partial,
-        replacing(out.with_suffix(".bin")) as partial_weights,  # the first to be in place
-        TemporaryDirectory(dir=out.parent) as folder,
-    ):
-        whole = Path(folder) / "model.xml"  # OpenVINO requires this suffix
-        openvino.save_model(model, whole, compress_to_fp16=float16)
-        whole.with_suffix(".bin").replace(partial_weights)
-        whole.replace(partial)
+    openvino.save_model(model, out, compress_to_fp16=float16)

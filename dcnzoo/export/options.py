@@ -18,7 +18,7 @@ from dcnzoo.utils.formats import EXPORTED, picture_files
 
 @dataclass(frozen=True)
 class Int8:
-    """Quantise the network to int8 for ``count`` images of a folder or of a COCO file, evenly spaced."""
+    """Quantise the network to int8 for ``count`` images of a folder, evenly spaced."""
 
     images: str | os.PathLike
     count: int = 100

@@ -14,7 +14,6 @@ from dcnzoo.export.onnx import export_onnx
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
-from dcnzoo.utils.files import replacing
 
 SIZES = "img_shape"  # the input with the sizes of the pictures
 
@@ -30,7 +29,7 @@ def write_file(
     metadata: Mapping[str, str],
     calibration: Iterable[Mapping[str, np.ndarray]] = (),
 ) -> tuple[Path, ...]:
-    """Write a module, all steps or nothing, and return the files.
+    """Write a module and return the files.
 
     Args:
         args: example inputs.
@@ -64,8 +63,7 @@ def write_file(
             return path, path.with_suffix(".bin")
         if SIZES in input_names and options.img_shape == "optional":
             onnx.save(_with_default_size(onnx.load(partial)), partial)
-        with replacing(path) as target:
-            shutil.copyfile(partial, target)
+        shutil.copyfile(partial, path)
     return (path,)
 
 

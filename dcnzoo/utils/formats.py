@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +89,3 @@ def picture_files(name: str | os.PathLike) -> list[str] | None:
     if unread:
         note(f"left out: {hint}")
     return files
-
-
-def image_folder(annotations: Path, names: Sequence[object]) -> Path | None:
-    """Find the folder with a COCO file's images: the file's folder, the one above, or a folder in these two.
-
-    Of two folders with these names, the one is taken whose name is in the file's: val for val.json.
-    """
-    for root in (annotations.parent, annotations.parent.parent):
-        folders = sorted(filter(Path.is_dir, root.iterdir()), key=lambda path: path.name)
-        folders.sort(key=lambda path: path.name not in annotations.stem)
-        for folder in (root, *folders):
-            if names and all((folder / str(name)).is_file() for name in (names[0], names[-1])):
-                return folder
-    return None

@@ -1,14 +1,10 @@
 """Float16 and int8: sizes, what stays exact, and results beside those of the float32 file."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
 from dcnzoo.export.fixed_size import keep_boxes
@@ -224,60 +220,12 @@ def test_float16_in_openvino(original, tmp_path):
     compare(Session(tmp_path / "half.xml", "openvino"), original, within=(0.1, 5e-3))
 
 
-class Fixed(BaseDetector):
-    """Detects the object of each picture, but in dark pictures only if it ``sees`` there."""
-
-    classes, score_threshold, device = ("cat",), 0.3, "cpu"
-
-    def __init__(self, sees):
-        self.sees = sees
-
-    def prepare(self, picture, path=""):
-        return picture
-
-    def _detect(self, inputs, threshold):
-        sees = [self.sees or picture.max() > 99 for picture in inputs]
-        boxes = [[10, 10, 40, 40] if seen else [0, 0, 9, 9] for seen in sees]
-        return [
-            Detections(np.array([box], np.float32), np.array([0.9]), np.array([0]), None, self.classes)
-            for box in boxes
-        ]
-
-
 def test_calibration_files(tmp_path):
     for i in range(10):
-        file = tmp_path / "images" / f"{i}" / "picture.jpg"
-        file.parent.mkdir(parents=True)
+        file = tmp_path / f"{i}" / "picture.jpg"
+        file.parent.mkdir()
         file.touch()
-    entries = [{"file_name": f"{i}/picture.jpg"} for i in range(10)]
-    annotations = tmp_path / "annotations" / "all.json"
-    annotations.parent.mkdir()
-    annotations.write_text(json.dumps({"images": entries}))
-    for data in (tmp_path, annotations):
-        files = calibration_files(data, 4)
-        assert [file.parent.name for file in files] == ["0", "2", "5", "7"] and files[0].is_file()
-        assert len(calibration_files(data, 99)) == 10
-
-
-def test_calibration_files_of_equal_names(tmp_path):
-    """The file of the validation set found the pictures of the training set, or missed some."""
-    for number in range(3):
-        for split in ("train", "val")[number == 2 :]:  # 2.png is in val only
-            (tmp_path / split).mkdir(exist_ok=True)
-            (tmp_path / split / f"{number}.png").touch()
-    for split, count in (("train", 2), ("val", 2), ("val", 3), ("other", 3)):
-        annotations = tmp_path / f"{split}_objects.json"
-        annotations.write_text(json.dumps({"images": [{"file_name": f"{n}.png"} for n in range(count)]}))
-        expected = tmp_path / ("train" if split == "train" else "val")
-        assert calibration_files(annotations, 9) == [expected / f"{n}.png" for n in range(count)]
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"images": []}', '{"images": [{"file_name": "away.jpg"}]}'])
-def test_no_calibration_files(tmp_path, content):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "all.json").write_text(content)
-    for data in ("data", "data/all.json"):
-        with pytest.raises(
-            UserError, match=r"^int8: expected a folder of images or a COCO file .*, (got|found) "
-        ):
-            calibration_files(tmp_path / data, 4)
+    assert [file.parent.name for file in calibration_files(tmp_path, 4)] == ["0", "2", "5", "7"]
+    assert len(calibration_files(tmp_path, 99)) == 10
+    with pytest.raises(UserError, match=r"^int8: expected a folder of images"):
+        calibration_files(tmp_path / "0" / "picture.jpg", 4)

@@ -186,9 +186,8 @@ def test_a_copied_function_is_named(tmp_path, monkeypatch):
     detector = build("RetinaNet")
     function = inspect.getsource(filter_scores_and_topk)
     detector.bbox_head.__class__ = module_with(tmp_path, "own_function", FUNCTIONS, function, COPIED).Copied
-    with pytest.raises(ValueError, match=r"own_function\.py:\d+: import filter_scores_and_topk") as caught:
+    with pytest.raises(ValueError, match=r"depend on the data, got .*own_function\.py:\d+: "):
         Predictor(detector)(torch.randn(1, 3, 96, 96))
-    assert "vmap" not in str(caught.value)
 
 
 def test_a_new_head_needs_one_rule(monkeypatch):
@@ -285,7 +284,7 @@ def test_sizes_that_a_head_does_not_support():
 
     detector = build("FCOS")
     detector.bbox_head.forward = types.MethodType(forward, detector.bbox_head)
-    with pytest.raises(ValueError, match=r"AssertionError in .*another shape, or a larger pad_size_divisor"):
+    with pytest.raises(ValueError, match=r"AssertionError in .*test_rules\.py:\d+"):
         Predictor(detector)(torch.randn(1, 3, 96, 96))
 
 

@@ -27,7 +27,7 @@ from dcnzoo.utils.files import (
     write_text,
 )
 from dcnzoo.utils.folders import cache_folder
-from dcnzoo.utils.formats import image_folder, picture_files
+from dcnzoo.utils.formats import picture_files
 from dcnzoo.utils.lock import lock_work_dir, locked
 
 from ..commands import error_of
@@ -189,16 +189,6 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         partial.mkdir()
         1 / 0  # noqa: B018
     assert not list(tmp_path.iterdir())
-
-
-def test_the_folder_of_images(tmp_path):
-    for name in ("annotations", "images"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / f"{name}.png").touch()
-    file = tmp_path / "annotations/train.json"
-    assert image_folder(file, ["images.png"]) == tmp_path / "images"
-    assert image_folder(file, ["annotations.png"]) == tmp_path / "annotations"
-    assert image_folder(file, ["none.png"]) is None
 
 
 def test_addresses_are_no_missing_files():

@@ -1,6 +1,5 @@
 """The part of a detector to export, and the images for tracing, calibration and verification."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +13,7 @@ from dcnzoo.detect.exported import stack
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_file
-from dcnzoo.utils.formats import PICTURES, image_folder, picture_files
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.formats import PICTURES, picture_files
 
 
 def predicting_part(detector: nn.Module) -> nn.Module:
@@ -42,30 +39,16 @@ def pictures_to_verify(source: str | os.PathLike | bool, preprocessing: Preproce
     return [read(file) for file in files[:10]]
 
 
-def calibration_files(data: str | os.PathLike, count: int) -> list[Path]:
-    """Return up to ``count`` images, evenly spaced, of a folder with its subfolders or of a COCO file.
-
-    The images of a COCO file are next to it, or in a folder next to it or to its folder.
+def calibration_files(folder: str | os.PathLike, count: int) -> list[Path]:
+    """Return up to ``count`` images of a folder with its subfolders, evenly spaced.
 
     Raises:
         UserError: there are none.
     """
-    expected = "int8: expected a folder of images or a COCO file of images next to it"
-    data = Path(data).expanduser()
-    if data.is_dir():
-        files = sorted(file for file in data.rglob("*") if file.suffix.lower() in PICTURES)
-        if not files:
-            raise UserError(f"{expected}, got a folder without images: {data}")
-    else:
-        require_file(str(data), "int8")
-        try:
-            names = [str(entry["file_name"]) for entry in json.loads(data.read_bytes())["images"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{expected}, got neither: {data}") from error
-        root = image_folder(data.resolve(), names)
-        if root is None:
-            raise UserError(f"{expected}, found none of the {counted(len(names), 'images')} of {data}")
-        files = [root / name for name in names]
+    root = Path(folder).expanduser()
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in PICTURES)
+    if not files:
+        raise UserError(f"int8: expected a folder of images, got none in {folder}")
     count = min(count, len(files))
     return [files[i * len(files) // count] for i in range(count)]
 

@@ -303,32 +303,23 @@ def note_proposals(
 
 @contextmanager
 def named_errors(detector: nn.Module) -> Iterator[None]:
-    """Context whose errors name the line that cannot be traced, such as a filter ``boxes[scores > 0.5]``."""
+    """Context whose errors name the user's line that cannot be traced, or else MMDetection's."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:
-        hidden = {Path(__file__).parents[2], *(Path(module.__path__[0]) for module in (torch, mmcv))}
-        line, function = type(detector).__name__, ""
-        for frame, number in traceback.walk_tb(error.__traceback__):
-            code = frame.f_code
-            if hidden.isdisjoint(folders := Path(code.co_filename).parents):
-                line, function = f"{code.co_filename}:{number}", code.co_name
-                if (library := Path(mmdet.__path__[0])) not in folders:
-                    hidden.add(library)  # the user's line, not one that it calls
-        text, replaced = one_line(error), {replaced.__name__ for replaced in rules.FUNCTIONS}
-        if function in {*replaced, layers.multiclass_nms.__name__}:
-            text = f"import {function} from MMDetection or mmcv, which dcnzoo exports, instead of a copy"
-        elif "vmap" in text:
-            text = "this line selects values by a condition, or reads a tensor as a number"
+        hidden = Path(__file__).parents[2], *(Path(module.__path__[0]) for module in (torch, mmcv))
+        lines = [
+            f"{frame.filename}:{frame.lineno}"
+            for frame in traceback.extract_tb(error.__traceback__)
+            if not any(map(Path(frame.filename).is_relative_to, hidden))
+        ]
+        own = [line for line in lines if not line.startswith(str(mmdet.__path__[0]))]
+        place = [type(detector).__name__, *lines, *own][-1]
         if isinstance(error, AssertionError):
-            raise ValueError(
-                f"detector: expected an input of a size that it supports, got an AssertionError in "
-                f"{line}: choose another shape, or a larger pad_size_divisor of the data_preprocessor"
-            ) from error
-        raise ValueError(
-            f"detector: expected code whose results have a size that does not depend on the data, got "
-            f"{line}: {text}"
-        ) from error
+            expected = f"an input of a size that it supports, got an AssertionError in {place}"
+        else:
+            expected = f"code whose results have a size that does not depend on the data, got {place}"
+        raise ValueError(f"detector: expected {expected}: {one_line(error)}") from error
 
 
 LIMITS = ("deploy_nms_pre", "max_output_boxes_per_class")

@@ -28,57 +28,49 @@ SKIPPED = (mmdet_transforms.LoadAnnotations, mmdet_transforms.PackDetInputs)
 def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Sequence[str]) -> Preprocessing:
     """Describe a config's test pipeline and a model's ``data_preprocessor``.
 
+    Steps are described in the order Resize, Pad, Normalize; :mod:`dcnzoo.openmmlab.export.verify` compares a
+    file with the pipeline itself.
+
     Raises:
         ValueError: a step cannot be stored in a file; the message names it.
     """
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        resized = 0
-        for step in pipeline:
-            kind = step["type"] if inspect.isclass(step["type"]) else TRANSFORMS.get(step["type"])
-            if kind in SKIPPED or step.get("prob") == 0:
-                continue
-            resized += "scale" in step
-            if not step.keys() <= STORED.get(kind, set()) or resized > 1:
-                raise ValueError(f"test_pipeline: {dict(step)}: cannot be stored in a file")
-            if kind is transforms.LoadImageFromFile:
-                require_colour(step)
-            twice = getattr(preprocessor, "_enable_normalize", False) or preprocessor._channel_conversion
-            if kind is transforms.Normalize and twice:
-                raise ValueError(
-                    "data_preprocessor: cannot be stored in a file: the pipeline normalises, too"
-                )
-        return Preprocessing(tuple(classes), **_described(pipeline, preprocessor))
-
-
-def _described(pipeline: Sequence[Mapping], preprocessor: Any = None) -> dict[str, Any]:
-    """Return the attributes of a description, which the caller compares: it reads the main arguments only."""
+    normalises = bool(getattr(preprocessor, "_enable_normalize", False))
     rgb = bool(getattr(preprocessor, "_channel_conversion", False))
     values: dict[str, Any] = dict(rgb=rgb, mean=(0.0,) * 3, std=(1.0,) * 3, scale=None, keep_ratio=True)
     values["pad_divisor"] = getattr(preprocessor, "pad_size_divisor", 1)
     values["pad_value"] = float(getattr(preprocessor, "pad_value", 0))
-    if getattr(preprocessor, "_enable_normalize", False):
+    if normalises:
         values |= {key: tuple(getattr(preprocessor, key).flatten().tolist()) for key in ("mean", "std")}
     is_normalised = False
     for step in pipeline:
-        kind = step["type"] if inspect.isclass(step["type"]) else TRANSFORMS.get(step["type"])
-        if not inspect.isclass(kind):
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            kind = step["type"] if inspect.isclass(step["type"]) else TRANSFORMS.get(step["type"])
+        if kind in SKIPPED or step.get("prob") == 0:
             continue
-        if issubclass(kind, transforms.LoadImageFromFile):
+        if not step.keys() <= STORED.get(kind, set()) or ("scale" in step and values["scale"]):
+            raise ValueError(f"test_pipeline: {dict(step)}: cannot be stored in a file")
+        if kind is transforms.LoadImageFromFile:
+            require_colour(step)
             values["float32"] = bool(step.get("to_float32", False))
-        elif issubclass(kind, transforms.Resize) and (scale := step.get("scale")):
+        elif "scale" in step:
+            scale = step["scale"]
             values["scale"] = (scale, scale) if isinstance(scale, int) else tuple(scale)
             values["keep_ratio"] = step.get("keep_ratio", False)
             values["resize_by"] = step.get("backend", "cv2")
-        elif issubclass(kind, transforms.Pad):
+        elif kind is mmdet_transforms.Pad:
             values |= _padding(step)
             if is_normalised:
                 mean, std = values["mean"], values["std"]
                 value = (m + s * v for m, s, v in zip(mean, std, values["value"], strict=True))
                 values["value"] = tuple(value)[:: -1 if values["rgb"] else 1]
-        elif issubclass(kind, transforms.Normalize):
+        elif kind is transforms.Normalize:
+            if normalises or rgb:
+                raise ValueError(
+                    "data_preprocessor: cannot be stored in a file: the pipeline normalises, too"
+                )
             values |= {key: tuple(map(float, step[key])) for key in ("mean", "std")}
             values["rgb"], is_normalised = step.get("to_rgb", True), True
-    return values
+    return Preprocessing(tuple(classes), **values)
 
 
 # arguments of LoadImageFromFile, and their values with which it returns the pixels of detect.pictures.read
