@@ -3,8 +3,7 @@
 The configs are those of ``test_mmdet.py``, with complete architectures and random weights whose layers have
 outputs of unit variance, so that they detect objects. A family is ok if ``dcnzoo export`` supports it and the
 runtimes find the same objects as ``model.predict``: at least 99 % of them, on images on which rounding does
-not change PyTorch's own detections, or with nearly equal queries exchanged. A dynamic file is compared for
-two sizes and two batch sizes. Three hours.
+not change PyTorch's own detections. A dynamic file is compared for two sizes and two batch sizes. Three hours.
 """
 
 import tempfile
@@ -114,7 +113,7 @@ def export(model: nn.Module, path: Path, size: int) -> ExportResult:
     """Export with dynamic sizes if the detector supports them."""
     detector = TorchDetector(model, channels_last=False)
     fixed = (size, size) if Predictor(predicting_part(model)).one_size else None
-    return detector.export(path, shape=fixed)
+    return detector.export(path, shape=fixed, verify=False)
 
 
 def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
@@ -153,9 +152,6 @@ def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
             for images, expected in samples:
                 results = decoded(session(images.numpy()), [tuple(images.shape[2:])] * len(images))
                 agreement = compare_all(results, expected, exact=1.5)
-                if not agreement.holds:  # as in `dcnzoo export --verify`
-                    exchanged = predict_batch(network, images, exchange=True)
-                    agreement = compare_all(results, exchanged, exact=1.5)
                 agreed = f"{agreement.matched} of {agreement.number} detections agree"
                 expect(agreement.holds, f"{agreed} in {backend}, {list(images.shape)}")
     return "ok, fixed size" if result.shape else "ok"
