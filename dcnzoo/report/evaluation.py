@@ -59,7 +59,7 @@ def evaluate(
     results = [
         [
             _entry(image, *row[:2], score=float(row[2]))
-            for row in zip(r.boxes.tolist(), r.labels.tolist(), r.scores)
+            for row in zip(r.boxes.tolist(), r.labels.tolist(), r.scores, strict=True)
         ]
         for image, r in enumerate(detections)
     ]

@@ -86,7 +86,7 @@ def explain_network(
     further: int = 0,
     run: Callable[[Tensor], object] | None = None,
 ) -> Explanation:
-    """Do what :func:`dcnzoo.report.explain_detector.explain` does for a detector, for any network of pictures.
+    """Explain any network of pictures, as :func:`dcnzoo.report.explain_detector.explain` does a detector.
 
     Args:
         model: runs in evaluation mode, which is undone afterwards.

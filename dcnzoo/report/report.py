@@ -14,9 +14,9 @@ from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread
 from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
 from dcnzoo.report.sections.errors import show_errors
-from dcnzoo.report.sections.pictures import show_detections, show_sampling, show_training
+from dcnzoo.report.sections.pictures import show_detections, show_sampling
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
-from dcnzoo.utils.errors import UserError, one_line, user_errors
+from dcnzoo.utils.errors import one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
 from dcnzoo.utils.jsonl import versions
 from dcnzoo.utils.text import counted
@@ -50,11 +50,7 @@ def write_report(
     Raises:
         UserError: a folder contains no training, a checkpoint does not fit, or ``out`` exists.
     """
-    if not folders:
-        raise UserError("folders: expected work directories, got none")
     work_dirs = [*map(Path, folders)]
-    if out == "":
-        raise UserError("out: expected a file, got an empty text")
     if out is None:
         out = work_dirs[0] / REPORT
         out = out if force else numbered(out)
@@ -98,6 +94,7 @@ def render_runs(
         facts = {**dict(zip(table[0][1:], table[1][1:], strict=True)), "iterations": iterations}
     else:
         text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
+        table = side_by_side(table) if len(table) == 3 else table
         sections.insert(0, Section("Result", text, [page.table(table)]))
     sections += _pictures(detectors, images, evaluated)
     sections += [show_offsets(runs), show_validations(runs)]
@@ -127,6 +124,19 @@ def summary(
     return rows
 
 
+def side_by_side(table: list[list[str]]) -> list[list[str]]:
+    """Turn a table of :func:`summary` so that its two labels are columns; append their differences."""
+    names, first, second = table
+    rows = [["", first[0], second[0], "difference"]]
+    for name, *texts in zip(names[1:], first[1:], second[1:], strict=True):
+        difference = "–"
+        if "–" not in texts:
+            one, other = (float(text.split()[0].replace(",", "")) for text in texts)
+            difference = f"{other - one:+,.{3 if '.' in texts[0] else 0}f}"
+        rows.append([name, *texts, difference])
+    return rows
+
+
 def _parameters(detector: ValidationRunner | None) -> str:
     return "–" if detector is None else f"{sum(p.numel() for p in detector.model.parameters()):,}"
 
@@ -152,7 +162,6 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
     if not chosen:
         return
     yield show_detections(predictions)
-    yield show_training(first, images)
     for label, predicted in predictions.items():
         if predicted[0].fields:
             title = "Sampling positions" if len(detectors) == 1 else f"Sampling positions, {label}"

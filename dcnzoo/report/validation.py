@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,6 @@ class ValidationRunner:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)
         self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
-        self._training = cfg.get("train_dataloader")
         metrics = dicts(cfg.get("val_evaluator") or cfg.get("test_evaluator"))
         limits = [limit for _, metric in metrics for limit in metric.get("proposal_nums", ())]
         self._limit = max(limits, default=MOST_DETECTIONS[-1])  # as the AP in the log
@@ -93,14 +92,6 @@ class ValidationRunner:
             statistics,
         )
 
-    def training_images(self, number: int) -> list[Detections]:
-        """Return the first images of the training data, after its augmentation."""
-        if not (number and self._training):
-            return []
-        with contextlib.redirect_stdout(io.StringIO()):
-            dataset = DATASETS.build(self._training.dataset)
-        return [*pipeline_outputs(dataset, range(min(number, len(dataset))))]
-
     def annotated(self, index: int) -> Detections:
         """Return the original image and its annotations; the test pipeline may not load annotations."""
         info = self.dataset.get_data_info(index)
@@ -112,20 +103,6 @@ class ValidationRunner:
         boxes = results["gt_bboxes"].tensor.numpy()
         scores, image = np.ones(len(boxes)), results["img"][..., ::-1].copy()
         return Detections(boxes, scores, results["gt_bboxes_labels"], masks, self.classes, image)
-
-
-def pipeline_outputs(dataset: Any, indices: Iterable[int]) -> Iterator[Detections]:
-    """Yield pictures and their objects as a data set gives them to the model, with a score of 1."""
-    classes = tuple(dataset.metainfo["classes"])  # the property copies all of it
-    for index in indices:
-        item = dataset[index]
-        sample = item["data_samples"]
-        objects = sample.gt_instances
-        boxes = getattr(objects.bboxes, "tensor", objects.bboxes).numpy()
-        masks = objects.masks.to_ndarray().astype(bool) if "masks" in objects else None
-        image = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()  # BGR → RGB
-        scores, labels = np.ones(len(boxes), np.float32), objects.labels.numpy()
-        yield Detections(boxes, scores, labels, masks, classes, image, sample.img_path)
 
 
 def load_detectors(

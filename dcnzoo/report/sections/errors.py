@@ -18,6 +18,9 @@ _MOST_CLASSES = 12  # in a chart
 def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str, Evaluation]) -> Section:
     parts = []
     images, classes = 0, 0
+    if len(results) == 2:
+        names = next(iter(detectors.values())).classes
+        parts.append(page.table(compare_classes(results, names)))
     for label, result in results.items():
         all_names = detectors[label].classes
         numbers = result.confusion.sum(1)[:-1].argsort(kind="stable")[::-1][:_MOST_CLASSES]
@@ -36,8 +39,8 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
         images, classes = result.images, len(all_names)
     text = (
         f"Boxes in the first {images} validation images; they match from IoU {IOU} on (AP: 0.5 to 0.95). The "
-        f"confusion matrix counts detections with a score of at least {THRESHOLD}. Column 'none': objects that "
-        "were missed; row 'none': detections without an object."
+        f"confusion matrix counts detections with a score of at least {THRESHOLD}. Column 'none': objects "
+        "that were missed; row 'none': detections without an object."
     )
     if classes > _MOST_CLASSES:
         text += f" Of {classes} classes, the charts show the {_MOST_CLASSES} with the most objects."
@@ -55,6 +58,16 @@ def class_table(result: Evaluation, names: Sequence[str]) -> list[list[str]]:
     for number in chosen.tolist():
         values = (f"{column[number]:.3f}" for column in columns)
         rows.append([names[number], str(result.objects[number]), *values])
+    return rows
+
+
+def compare_classes(results: Mapping[str, Evaluation], names: Sequence[str]) -> list[list[str]]:
+    """Return a header and one row per class with objects: the AP of two runs, and their difference."""
+    first, second = (result.ap for result in results.values())
+    rows = [["AP of the class", *results, "difference"]]
+    for number in np.flatnonzero(next(iter(results.values())).objects).tolist():
+        one, other = first[number], second[number]
+        rows.append([names[number], f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}"])
     return rows
 
 

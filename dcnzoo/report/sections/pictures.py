@@ -14,8 +14,7 @@ from dcnzoo.report.explain import Box, offset_table, points_of
 from dcnzoo.report.page import Picture, Section
 from dcnzoo.report.plots import Panel, plot_panel
 from dcnzoo.report.sampling import SamplingField, trace_sampling
-from dcnzoo.report.validation import THRESHOLD, Prediction, ValidationRunner
-from dcnzoo.utils.errors import UserError
+from dcnzoo.report.validation import THRESHOLD, Prediction
 from dcnzoo.utils.text import counted
 
 _MOST_LAYERS = 16
@@ -38,16 +37,6 @@ def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
         f"depend on the results. Detections have a score of at least {THRESHOLD}."
     )
     return Section("Detections", text, rows)
-
-
-def show_training(detector: ValidationRunner, number: int) -> Section:
-    try:
-        images = detector.training_images(number)
-    except (FileNotFoundError, AttributeError, KeyError, UserError):
-        images = []  # the data is missing, or has no boxes; the rest of the report does not need it
-    pictures = [Picture(each.draw(with_scores=False), _in_words(each), _ALT) for each in images]
-    text = "The first training images as the model sees them: resized, augmented, without normalisation."
-    return Section("Training images", text, [page.pictures(pictures)] if pictures else [])
 
 
 def _in_words(objects: Detections) -> str:
