@@ -12,7 +12,7 @@ from mmengine.config import Config
 import dcnzoo.openmmlab.hooks  # noqa: F401
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.export import Detections
-from dcnzoo.openmmlab.history import History
+from dcnzoo.openmmlab.history import BEGAN, NUMBER, History
 from dcnzoo.report import trace_sampling
 from dcnzoo.report.evaluation import Evaluation, evaluate
 from dcnzoo.report.report import render_runs, side_by_side, summary, write_report
@@ -32,7 +32,9 @@ def write_log(folder, *starts):
         data.mkdir(parents=True)
         lines = []
         for entry in entries:
-            if len(entry) == 3:
+            if isinstance(entry, dict):
+                lines.append(entry)
+            elif len(entry) == 3:
                 step, epoch, loss = entry
                 lines.append({"loss": loss, "time": 0.25, "epoch": epoch, "iter": step, "step": step})
             else:
@@ -46,7 +48,7 @@ def test_history_of_a_resumed_run(tmp_path):
     write_log(
         tmp_path,
         [(2, 1, 5.0), (4, 1, 4.0), (1, 0.1), (6, 2, 3.0), (8, 2, 2.5), (2, 0.2), (10, 3, 2.0)],
-        [(6, 2, 3.5)],
+        [{BEGAN: 1, NUMBER: 2, "step": 4}, (6, 2, 3.5)],
     )
     history = History.read(tmp_path)
     assert {step: entry["loss"] for step, entry in history.training.items()} == {2: 5.0, 4: 4.0, 6: 3.5}
