@@ -1,4 +1,4 @@
-"""The flops and bench commands, compared with values computed by hand; publishing."""
+"""The flops and bench commands, compared with values computed by hand."""
 
 import re
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import dcnzoo.ops  # noqa: F401
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.timing import Timing, agreement, table
 from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.ops.flops import register_with_torch
 
 from ..commands import run
 from ..demo import DEFORMABLE as DEMO
@@ -24,6 +24,7 @@ from ..processes import ROOT
 @pytest.mark.parametrize(("layer", "predicted"), [(DCNv3, 27 * 2), (DCNv4, 56)])
 def test_flops_of_deform_attn(layer, predicted):
     """By hand: 4 pixels and the mask per channel and tap; the rest are linear and depthwise layers."""
+    register_with_torch()
     layer = layer(32, group=2)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
