@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def _operators(node: object, part: str) -> Iterator[tuple[str, str]]:
         operator, argument, default = _OPERATORS.get(str(node.get("type")), ("", None, False))
         if operator and (argument is None or node.get(argument, default)):
             yield part, operator
-        for operator in deformable.operators(node):
+        for operator in _added(node):
             yield part, operator
         if node.get("dcn_on_last_conv"):  # FCOS's head and derived ones
             yield part, "DCNv2"
@@ -100,3 +100,14 @@ def _operators(node: object, part: str) -> Iterator[tuple[str, str]]:
     elif isinstance(node, list | tuple):
         for value in node:
             yield from _operators(value, part)
+
+
+def _added(cfg: Mapping) -> Iterator[str]:
+    """Yield the operators that the settings in a module's config add, such as DCNv2."""
+    dcn, to_deformable = cfg.get("dcn"), cfg.get("to_deformable")
+    kinds = ["v2" if dcn is True else dcn]
+    if to_deformable:
+        kinds.append(to_deformable.get("kind", "v2") if isinstance(to_deformable, Mapping) else "v2")
+    for kind in kinds:
+        if isinstance(kind, str) and kind in deformable.LAYERS:
+            yield deformable.LAYERS[kind]["type"].removesuffix("Conv")

@@ -15,7 +15,7 @@ import dcnzoo
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.start import Start, begin, choose_start
+from dcnzoo.openmmlab.runs.start import Start, begin, choose_start, require_new_config
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
@@ -171,18 +171,13 @@ def test_a_file_of_the_user_with_the_name_of_the_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text("model = dict()  # mine\n# also mine\n")
     for folder in (".", tmp_path):
-        for force in (False, True):
-            with (
-                pytest.raises(UserError, match=r"^work_dir: .*own\.py.*another work_dir"),
-                ExitStack() as stack,
-            ):
-                begin(stack, recipe_in(folder, str(tmp_path / "own.py")), force=force)
+        with pytest.raises(UserError, match=r"^work_dir: .*own\.py.*another work_dir"):
+            require_new_config(recipe_in(folder, str(tmp_path / "own.py")))
     Path("work/20260101_000000/vis_data").mkdir(parents=True)
     Path("work/20260101_000000/vis_data/config.py").touch()
     Path("work/own.py").write_text("model = dict()\n")
     for name in ("own.py", "work/own.py"):
-        with ExitStack() as stack:
-            assert begin(stack, recipe_in("work", name)) == Start()
+        require_new_config(recipe_in("work", name))
 
 
 def test_a_folder_of_checkpoints_has_one_training(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ hints about weights use this module, which imports neither torch nor OpenMMLab.
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 SETTINGS = {"dcn", "stage_with_dcn", "to_deformable"}
@@ -82,14 +82,3 @@ def arguments(kind: Any) -> dict[str, inspect.Parameter]:
 
 def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-
-
-def operators(cfg: Mapping) -> Iterator[str]:
-    """Yield the operators that the settings in a module's config add, such as DCNv2."""
-    dcn, to_deformable = cfg.get("dcn"), cfg.get("to_deformable")
-    kinds = ["v2" if dcn is True else dcn]
-    if to_deformable:
-        kinds.append(to_deformable.get("kind", "v2") if isinstance(to_deformable, Mapping) else "v2")
-    for kind in kinds:
-        if isinstance(kind, str) and kind in LAYERS:
-            yield LAYERS[kind]["type"].removesuffix("Conv")

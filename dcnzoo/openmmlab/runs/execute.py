@@ -25,17 +25,11 @@ from torch import nn
 import dcnzoo.openmmlab.export.test_loop  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.metrics import metric_name
+from dcnzoo.openmmlab import hooks
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.classes import names_of_model
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.tree import dicts
-from dcnzoo.openmmlab.hooks import (
-    FiniteLossHook,
-    LoadCheckpointHook,
-    ProgressHook,
-    ResumeHook,
-    SummaryHook,
-)
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.device import require_device, use_device
@@ -43,22 +37,22 @@ from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.sanity import first_batch, predict_one
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, begin
+from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, begin, require_new_config
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_new, require_writable
 from dcnzoo.utils.text import few
 
 
+class _DryRunEnds(Exception):
+    """A dry run has trained one step."""
+
+
 def _stop_bars(runner: Runner) -> None:
     """Stop the progress bars of a runner: mmengine calls no hook after an error."""
     for hook in runner.hooks:
-        if isinstance(hook, ProgressHook):
+        if isinstance(hook, hooks.ProgressHook):
             hook.stop()
-
-
-class _DryRunEnds(Exception):
-    """A dry run has trained one step."""
 
 
 @separate_run()
@@ -90,7 +84,14 @@ def train(
         with user_errors():
             recipe = recipe.with_options(options)
             stack.enter_context(ranks.joined(recipe.cfg))
-            begun = ranks.exchange(lambda: start or begin(stack, recipe, resume, force, dry_run))
+
+            def decide() -> Start:
+                decided = start or begin(stack, recipe, resume, force, dry_run)
+                if not (decided.resumes or decided.replaces):
+                    require_new_config(recipe)
+                return decided
+
+            begun = ranks.exchange(decide)
         for context in (_interruption_hint(recipe), config_errors(recipe.cfg), loader_errors()):
             stack.enter_context(context)
         if dry_run:
@@ -104,11 +105,12 @@ def train(
                 _train_one(runner)
                 raise _DryRunEnds
 
+        summary = hooks.SummaryHook(recipe.saved, changes, is_last=not outputs)
         runner = build_runner(
             _without_files(recipe.cfg, stack) if dry_run else recipe.cfg,
             begun,
             training=recipe,
-            summary=None if options.verbose else SummaryHook(recipe.saved, changes, is_last=not outputs),
+            summary=None if options.verbose else summary,
             allow_partial=options.allow_partial,
             check=check,
         )
@@ -117,9 +119,8 @@ def train(
         stack.callback(_stop_bars, runner)
         if recipe.cfg.optim_wrapper.get("accumulative_counts", 1) > 1:
             stack.enter_context(warnings.catch_warnings())  # schedules step more often than the optimizer
-            warnings.filterwarnings(
-                "ignore", r"(?s)Detected call of `scheduler\.step\(\)` before", UserWarning
-            )
+            text = r"(?s)Detected call of `scheduler\.step\(\)` before"
+            warnings.filterwarnings("ignore", text, UserWarning)
         runner.train()
     return recipe.work_dir
 
@@ -142,7 +143,7 @@ def _train_one(runner: Runner) -> None:
     wrapper: Any = runner.optim_wrapper
     wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
     losses = runner.model.train().train_step(batch, optim_wrapper=wrapper)
-    FiniteLossHook().after_train_iter(runner, 0, batch, losses)
+    hooks.FiniteLossHook().after_train_iter(runner, 0, batch, losses)
 
 
 @separate_run()
@@ -173,7 +174,7 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
         runner = build_runner(
             recipe.cfg,
             Start(None if weights is None else str(weights)),
-            summary=None if options.verbose else SummaryHook(),
+            summary=None if options.verbose else hooks.SummaryHook(),
             allow_partial=options.allow_partial,
         )
         dataset = runner.test_dataloader.dataset
@@ -229,7 +230,7 @@ def build_runner(
     start: Start,
     *,
     training: Recipe | None = None,
-    summary: SummaryHook | None = None,
+    summary: hooks.SummaryHook | None = None,
     allow_partial: bool = False,
     check: Callable[[Runner], None] | None = None,
 ) -> Runner:
@@ -277,15 +278,15 @@ def build_runner(
         runner._load_from = start.file
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
-    hooks = [summary, ranks.AgreementHook(training.cfg if training else cfg)]
+    added = [summary, ranks.AgreementHook(training.cfg if training else cfg)]
+    added += [hooks.LoadCheckpointHook(fine_tune=training is not None, allow_partial=allow_partial)]
     if training is not None:
-        hooks += [WorkDirHook(training), ResumeHook()]
-    for hook in filter(None, hooks):
+        added += [WorkDirHook(training), hooks.ResumeHook()]
+    for hook in filter(None, added):
         runner.register_hook(hook)
     # warnings about deprecated names that mmengine's own hooks use, and of each accumulation
     unwanted = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may slightly")
     runner.logger.addFilter(lambda log: not str(log.msg).startswith(unwanted))
-    runner.register_hook(LoadCheckpointHook(fine_tune=training is not None, allow_partial=allow_partial))
     return runner
 
 

@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ def begin(
     dry_run: bool = False,
     files: Iterable[str | os.PathLike] = (),
 ) -> Start:
-    """Lock the work directory, decide how a training starts, and check what it would replace.
+    """Lock the work directory, decide how a training starts, and rename a used one with ``force``.
 
     Args:
         stack: holds the locks.
@@ -52,7 +52,7 @@ def begin(
         files: that the training reads, apart from those of the config.
 
     Raises:
-        UserError: the start is refused, or a file would be replaced.
+        UserError: the start is refused, or the folder cannot be renamed.
     """
     cfg, saved, rename = recipe.cfg, recipe.saved, None
     if not dry_run:  # first: another training may end meanwhile
@@ -65,12 +65,14 @@ def begin(
         require_file(weights, "load_from")
     if start.replaces:
         sets = [dataset for _, dataset, _ in data_sets(cfg)]
-        read = [os.path.join(each.get("data_root") or "", each.get("ann_file") or "") for each in sets]
+        read = [
+            os.path.join(*(str(each.get(key) or "") for key in ("data_root", "ann_file"))) for each in sets
+        ]
         _require_movable(recipe.work_dir, filter(None, [cfg.filename, start.file, weights, *read, *files]))
         if rename is not None:
-            _set_aside(stack, rename, recipe.work_dir)
-    elif cfg.filename and not start.resumes:
-        _require_new(recipe)
+            rename(target := free_name(recipe.work_dir))
+            print(printable(f"renamed {recipe.work_dir} to {target}"))
+            stack.enter_context(lock_work_dir(recipe.work_dir))
     return start
 
 
@@ -149,9 +151,9 @@ def config_file(recipe: Recipe) -> Path:
     return recipe.work_dir / Path(recipe.cfg.filename or "config").with_suffix(".py").name
 
 
-def _require_new(recipe: Recipe) -> None:
+def require_new_config(recipe: Recipe) -> None:
     """Raise UserError if the training's config would replace a file that no training before it wrote."""
-    file, source = config_file(recipe), recipe.cfg.filename
+    file, source = config_file(recipe), recipe.cfg.filename or ""
     if not os.path.lexists(file):
         return
     is_source = os.path.exists(source) and file.exists() and file.samefile(source)
@@ -183,17 +185,6 @@ def _require_movable(folder: Path, files: Iterable[str | os.PathLike]) -> None:
     raise UserError(f"force: {text}")
 
 
-def _set_aside(stack: ExitStack, rename: Callable[[Path], None], folder: Path) -> None:
-    """Rename a used work directory to :func:`free_name` under its lock, and lock the new one."""
-    target = free_name(folder)
-    try:
-        rename(target)
-    except OSError as error:
-        raise UserError(f"force: {folder} cannot be renamed: {error}; use another work_dir") from error
-    print(printable(f"renamed {folder} to {target}"))
-    stack.enter_context(lock_work_dir(folder))
-
-
 class WorkDirHook(Hook):
     """Write the config to the work directory when a training begins: all has been built and loaded then."""
 
@@ -204,9 +195,9 @@ class WorkDirHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if runner.iter >= runner.max_iters:
-            steps = f"{runner.max_iters} iterations"
+            done = f"{runner.max_iters} iterations"
             if isinstance(runner.train_loop, EpochBasedTrainLoop):
-                steps = f"{runner.epoch} of {runner.max_epochs} epochs"
-            runner.logger.warning(f"resume: {steps} are done; set a larger number to train on")
+                done = f"{runner.epoch} of {runner.max_epochs} epochs"
+            runner.logger.warning(f"resume: {done} are done; set a larger number to train on")
         if is_main_process():
             write_text(config_file(self.recipe), self.recipe.text())
