@@ -212,17 +212,6 @@ def test_the_port_of_another_job(port):
             assert "train.py" in run("tools/dist_train.sh", "a.py", 2, NODE_RANK=1, PORT=port, PYTHON="echo")
 
 
-def test_the_name_of_a_job_that_restarts():
-    def words(*options, **names):
-        output = run("tools/dist_train.sh", "c/a.py", 2, *options, PYTHON="echo", MAX_RESTARTS=1, **names)
-        return [word for word in output.split() if word.startswith(("--rdzv_id", "--rdzv_conf"))]
-
-    assert words("--resume") == ["--rdzv_id=dcnzoo--a.py"]
-    assert words("--work-dir", "/x/one", NODE_RANK=0) == ["--rdzv_id=dcnzoo--one", "--rdzv_conf=is_host=1"]
-    assert words("--work-dir=/y/one", NODE_RANK=2) == ["--rdzv_id=dcnzoo--one", "--rdzv_conf=is_host=0"]
-    assert words(SLURM_JOB_ID=7) == ["--rdzv_id=dcnzoo-7-a.py"]
-
-
 # Killed processes
 
 
@@ -309,9 +298,3 @@ def test_mpi_has_a_local_rank(monkeypatch):
             assert os.environ["LOCAL_RANK"] == "1"
             calls.append("work")
     assert calls == ["set_multi_processing", "init_dist", "work", "barrier", "destroy"]
-
-
-@pytest.mark.parametrize("script", ["dist_train", "dist_test", "slurm_train", "slurm_test"])
-def test_launchers_say_how_they_are_called(script):
-    for words in ([], ["a", "b", "c", "--resume"]):  # the last one in place of a folder, after no number
-        assert run(f"tools/{script}.sh", *words, status=2).startswith(f"usage: tools/{script}.sh ")

@@ -1,8 +1,7 @@
 """Types of a config are names of registered classes, also where the config imports the classes.
 
 MMEngine's new style has classes, its dumps have their modules' paths, and a config in the old style may
-import a class too. Only names lead to the classes that dcnzoo registers in place of MMDetection's, and only
-they can be compared.
+import a class too. Only names lead to the classes that dcnzoo registers in place of MMDetection's.
 """
 
 import inspect

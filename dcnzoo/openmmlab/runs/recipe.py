@@ -69,7 +69,8 @@ class Recipe:
     def with_options(self, options: RunOptions) -> "Recipe":
         """Return the recipe of a run with these options."""
         cfg = copy.deepcopy(self.cfg)
-        changes = options.apply(cfg, _flat({**self.cfg_options}).keys())
+        given = {f"{path}.{key}".lstrip(".") for path, node in dicts({**self.cfg_options}) for key in node}
+        changes = options.apply(cfg, given)
         return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, changes)))
 
     @property
@@ -91,8 +92,3 @@ class Recipe:
         settings.pop("resume", None)
         roots = [str(self.work_dir), os.path.abspath(self.work_dir), os.path.realpath(self.work_dir)]
         return text_of(Config(below(settings, self.work_dir, [*roots, *self.roots])))
-
-
-def _flat(settings: dict) -> dict[str, object]:
-    """Return all settings by their paths, such as ``model.test_cfg.score_thr``."""
-    return {f"{path}.{key}".lstrip("."): node[key] for path, node in dicts(settings) for key in node}

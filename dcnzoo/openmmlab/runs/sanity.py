@@ -24,8 +24,7 @@ from dcnzoo.utils.errors import UserError
 def predict_one(runner: Runner) -> None:
     """Predict the first picture of the validation, and compute the metrics of this rank with copies of them.
 
-    No loop, hook or loader runs. Afterwards, model, metrics and random generators are as before: the training
-    has the bits of one without this check.
+    No loop, hook or loader runs. The training has the bits of one without this check.
 
     Raises:
         UserError: the pipeline, the model or a metric fails.

@@ -154,12 +154,10 @@ def config_file(recipe: Recipe) -> Path:
 def require_new_config(recipe: Recipe) -> None:
     """Raise UserError if the training's config would replace a file that no training before it wrote."""
     file, source = config_file(recipe), recipe.cfg.filename or ""
-    if not os.path.lexists(file):
-        return
     is_source = os.path.exists(source) and file.exists() and file.samefile(source)
     # MMEngine writes neither bases nor comments
     by_hand = is_source and re.search(r"^(_base_\b|\s*#)", read_beside(file) or "", re.MULTILINE)
-    if by_hand or not is_work_dir(recipe.work_dir):
+    if os.path.lexists(file) and (by_hand or not is_work_dir(recipe.work_dir)):
         text = f"expected a folder without {file.name}, which the training writes, got {recipe.work_dir}"
         raise UserError(f"work_dir: {text}; use another work_dir")
 
@@ -175,14 +173,12 @@ def _require_movable(folder: Path, files: Iterable[str | os.PathLike]) -> None:
     """Raise UserError unless a work directory can be renamed, and has none of the new training's files."""
     real, paths = os.path.realpath(folder), [*files, os.getcwd()]
     inside = [path for path in paths if Path(os.path.realpath(path)).is_relative_to(real)]
+    problems = [f"which has {path}, used by the new training" for path in inside]
     if os.path.islink(os.path.abspath(folder)) or os.path.ismount(folder):
-        problem = "which is a link or a mount point"
-    elif inside:
-        problem = f"which has {inside[0]}, used by the new training"
-    else:
-        return
-    text = f"expected a work_dir that can be renamed, got {folder}, {problem}; use another work_dir"
-    raise UserError(f"force: {text}")
+        problems = ["which is a link or a mount point"]
+    if problems:
+        text = f"expected a work_dir that can be renamed, got {folder}, {problems[0]}"
+        raise UserError(f"force: {text}; use another work_dir")
 
 
 class WorkDirHook(Hook):
