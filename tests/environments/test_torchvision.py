@@ -27,7 +27,7 @@ def test_signatures():
 
 
 @pytest.mark.parametrize(
-    ("groups", "offset_groups", "with_mask"), [(1, 1, True), (2, 4, True), (4, 2, False)]
+    ("groups", "offset_groups", "with_mask"), [(1, 2, True), (2, 2, True), (4, 1, False)]
 )
 def test_function(groups, offset_groups, with_mask):
     input, offset, weight, bias, mask = tensors(groups, offset_groups)

@@ -1,1 +1,0 @@
-"""Runs of other projects' code on dcnzoo's operators (docs/benchmarks/projects.md)."""
