@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -86,17 +86,9 @@ def _kernel_lines() -> Iterator[tuple[str, str]]:
 
 
 def installed(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield name and version of the packages that Python imports; others may be further back on its path."""
-    folders = {}
+    """Yield name and version of the packages that are installed."""
     for package in packages:
         with suppress(PackageNotFoundError):
-            folders[package] = Path(str(distribution(package).locate_file(""))).resolve()
-    for package, folder in folders.items():
-        module = MODULES.get(package, package)
-        spec = find_spec(module)
-        rivals = {folders[other] for other in folders if MODULES.get(other, other) == module}
-        imported = Path(spec.origin).resolve().parents[1] if spec and spec.origin else None
-        if len(rivals) == 1 or imported not in rivals or folder == imported:
             yield package, version(package)
 
 

@@ -13,7 +13,7 @@ from dcnzoo.ops import _library
 
 from . import commands
 from .processes import python_with_torch
-from .test_import import OPENMMLAB, run
+from .test_import import OPENMMLAB
 
 ORIGINALS = dict(package.split("==") for package in diagnosis.TESTED.split()[2:])
 FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
@@ -93,27 +93,6 @@ def test_broken(found, word, remedy):
     assert word in problem.text and problem.remedy.startswith(remedy)
     assert "\n" not in problem.text + problem.remedy
     subprocess.run(["bash", "-n", "-c", problem.remedy], check=True)  # valid when pasted into a shell
-
-
-def install(folder, module, **records):
-    """Write a package, and the metadata of distributions that contain it."""
-    (folder / module).mkdir(parents=True)
-    (folder / module / "__init__.py").touch()
-    for name, record in records.items():
-        info = folder / f"{name}-9.9.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n")
-        (info / "RECORD").write_text(record)
-    return f"import sys\nsys.path.insert(0, {str(folder)!r})\n"
-
-
-def test_distributions_of_one_folder_are_a_mixture(tmp_path):
-    """Distributions in another folder that is not imported are not listed."""
-    code = install(tmp_path / "second", "mmcv", mmcv_lite="")
-    code += install(tmp_path / "first", "mmcv", mmcv="", onedl_mmcv="")
-    code += "from dcnzoo.diagnosis import installed\n"
-    output = run(f"{code}print(dict(installed(('mmcv', 'mmcv-lite', 'onedl-mmcv'))))")
-    assert output.strip() == str({"mmcv": "9.9", "onedl-mmcv": "9.9"})
 
 
 def test_libraries_that_are_not_loaded_have_a_reason():

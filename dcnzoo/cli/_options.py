@@ -215,43 +215,28 @@ def num_images(default: int | None, help: str) -> Callable:
 
 force = option("--force", is_flag=True, help="Replace files that exist.")
 cfg_options = option(
-    "--cfg-options",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=_settings,
+    "--cfg-options", multiple=True, metavar="KEY=VALUE", callback=_settings,
     help='Override settings: model.backbone.dcn=True "model.backbone.strides=(1,2,2)".',
-)
+)  # fmt: skip
 allow_partial = option("--allow-partial", is_flag=True, help="Load the parameters that fit the model.")
 unsafe_load = option("--unsafe-load", is_flag=True, help="Load a checkpoint and run any code in it.")
 device = option("--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:1 or auto.")
-backend = option(
-    "--backend", type=click.Choice(tuple(BACKENDS.values())), help="Runtime of an exported file."
-)
+backend = option("--backend", type=click.Choice([*BACKENDS.values()]), help="Runtime of an exported file.")
 
 # MODEL and --checkpoint, for dcnzoo.zoo.source.resolve; test and export have the argument CHECKPOINT
 model = click.argument("model", type=NAME, callback=existing_model)
 checkpoint = option(
-    "--checkpoint",
-    type=NAME,
-    callback=existing,
-    metavar="FILE",
+    "--checkpoint", type=NAME, callback=existing, metavar="FILE",
     help="Weights; best or last of a work directory (default: its best, or the zoo's).",
-)
+)  # fmt: skip
 checkpoint_argument = click.argument(
     "checkpoint", type=NAME, required=False, callback=existing, metavar="[CHECKPOINT]"
 )
 channels_last = option(
-    "--no-channels-last",
-    "channels_last",
-    is_flag=True,
-    flag_value=False,
-    default=True,
-    show_default=False,
+    "--no-channels-last", "channels_last", is_flag=True, flag_value=False, default=True, show_default=False,
     help="On a CPU, do not compute in channels-last order.",
-)
-work_dir = option(
-    "--work-dir", type=NAME, metavar="FOLDER", help="Output folder (default: work_dirs/<config>)."
-)
+)  # fmt: skip
+work_dir = option("--work-dir", type=NAME, metavar="FOLDER", help="Default: work_dirs/<config>.")
 
 # dcnzoo.data.dataset.ReadOptions
 reading = combined(

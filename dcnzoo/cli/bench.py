@@ -14,9 +14,7 @@ from dcnzoo.cli._terminal import print_columns
 @_options.model
 @click.argument("images", nargs=-1, metavar="[IMAGE...]", type=NAME)
 @_options.checkpoint
-@option(
-    "--exported", type=NAME, multiple=True, help="Also time this exported file, in each installed runtime."
-)
+@option("--exported", type=NAME, multiple=True, help="Also time this file, in each installed runtime.")
 @_options.shape("Size of an image of noise, if there is no IMAGE (default: 480 × 640).")
 @option("--annotations", type=FILE, callback=existing, help="COCO file: also compute AP on its images.")
 @option("--images", "folder", type=_options.EXISTING_FOLDER, help="Folder of these images.")

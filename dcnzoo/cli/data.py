@@ -109,14 +109,9 @@ def check(file: Path, images: Path | None, classes: list[str] | None) -> None:
 @option("--list", "only_list", is_flag=True, help="Print the addresses without downloading.")
 @option("--force", is_flag=True, help="Let --unzip replace files with another content.")
 def download(
-    dataset_name: str,
-    parts: tuple[str, ...],
-    out: Path | None,
-    unzip: bool,
-    delete: bool,
-    only_list: bool,
+    dataset_name: str, parts: tuple[str, ...], out: Path | None, unzip: bool, delete: bool, only_list: bool,
     force: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Download COCO or a small data set.
 
     The small data sets are bccd (blood cells) and fruits_nuts; they are ready for training. An interrupted

@@ -17,36 +17,20 @@ from dcnzoo.cli._terminal import print_columns
 @_options.loading
 @_options.channels_last
 @option(
-    "--at",
-    type=_options.Numbers(2),
-    metavar="X,Y",
-    help="Pixel of the image (default: the centre of the best detection, or of the image).",
+    "--at", type=_options.Numbers(2), metavar="X,Y", help="Pixel (default: centre of the best detection)."
+)
+@option("--box", type=_options.Numbers(4), metavar="X1,Y1,X2,Y2", help="All outputs in this box.")
+@option(
+    "--layer", metavar="NAME", help="Only this layer (default: all, and the receptive field of the last)."
 )
 @option(
-    "--box",
-    type=_options.Numbers(4),
-    metavar="X1,Y1,X2,Y2",
-    help="Show all outputs in this box (instead of --at).",
-)
-@option(
-    "--layer",
-    metavar="NAME",
-    help="Show only this layer (default: all layers, and the receptive field of the last).",
-)
-@option(
-    "--receptive-fields",
-    "further",
-    type=click.IntRange(min=0),
-    default=12,
-    metavar="N",
+    "--receptive-fields", "further", type=click.IntRange(min=0), default=12, metavar="N",
     help="Number of other places of the page whose receptive field is computed.",
-)
+)  # fmt: skip
 @option(
-    "--out",
-    type=_options.FileName(".html", ".png"),
-    default="explain.html",
+    "--out", type=_options.FileName(".html", ".png"), default="explain.html",
     help="Output file: .html for a page that follows the pointer, .png for a figure.",
-)
+)  # fmt: skip
 @_options.force
 def command(
     model: str, image: str, at: list[float] | None, box: list[float] | None, layer: str | None,

@@ -9,29 +9,22 @@ from dcnzoo.cli import _options
 from dcnzoo.cli._options import NAME, option
 from dcnzoo.cli._terminal import print_findings
 
-FORMS = click.Choice(["auto", "native", "gathernd"])
+FORMS = click.Choice(["auto", "native", "gathernd", "gatherelements"])
 
 
 @click.command(cls=_options.Command)
 @_options.model
 @_options.checkpoint_argument
 @option(
-    *("--out", "--output-file", "path"),
-    type=_options.FileName(*_options.EXPORTED),
-    metavar="FILE",
-    help="Output file (default: the name of the model and .onnx). .xml: also a .bin file, for OpenVINO "
-    "without dcnzoo.",
-)
+    "--out", "--output-file", "path", type=_options.FileName(*_options.EXPORTED), metavar="FILE",
+    help="Output file (default: the name of the model and .onnx). .xml: for OpenVINO, also a .bin file.",
+)  # fmt: skip
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
 @option("--opset-version", type=click.IntRange(18, 23), default=19)
-@option(
-    "--verify/--no-verify", default=True, help="Compare with PyTorch; exit with status 1 if results differ."
-)
+@option("--verify/--no-verify", default=True, help="Compare with PyTorch; if results differ, write nothing.")
 @option("--show", is_flag=True, help="Draw the detections of PyTorch and of the file to a PNG.")
-@option(
-    "--test-img", "--input-img", type=NAME, metavar="IMAGE", help="For --verify, --show (default: generated)."
-)
+@option("--test-img", "--input-img", type=NAME, metavar="IMAGE", help="For --verify and --show.")
 @option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
 @option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
 @option("--int8", type=NAME, metavar="DATA", help="Quantise to int8 for the images of a folder.")
@@ -39,11 +32,9 @@ FORMS = click.Choice(["auto", "native", "gathernd"])
 @option("--skip-postprocess", "raw_outputs", is_flag=True, help="Export a single-stage head's raw outputs.")
 @option("--deform-conv", type=FORMS, default="auto", help="Form of deformable convolution.")
 @option(
-    "--img-shape",
-    type=click.Choice(["optional", "required", "none"]),
-    default="optional",
+    "--img-shape", type=click.Choice(["optional", "required", "none"]), default="optional",
     help="Input for the sizes of padded pictures: onnxruntime-web needs required; none: never padded.",
-)
+)  # fmt: skip
 @_options.force
 @_options.unsafe_load
 @_options.allow_partial

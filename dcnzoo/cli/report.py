@@ -12,50 +12,29 @@ from dcnzoo.cli._options import option
 @click.command(cls=_options.Command)
 @click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.EXISTING_FOLDER)
 @option(
-    "--labels",
-    multiple=True,
-    metavar="LABEL",
-    help="Label of a folder, once per folder (default: its name). Folders with the same label are "
-    "seeds of one setting.",
-)
+    "--labels", multiple=True, metavar="LABEL",
+    help="Label of a folder, once per folder (default: its name). Equal labels are seeds of one setting.",
+)  # fmt: skip
 @option(
-    "--checkpoint",
-    type=_options.NAME,
-    callback=_options.existing,
-    metavar="FILE",
+    "--checkpoint", type=_options.NAME, callback=_options.existing, metavar="FILE",
     help="Checkpoint of a single WORK_DIR: a file, best or last (default: the best if there is one).",
-)
+)  # fmt: skip
+@option("--num-images", "images", type=click.IntRange(min=0), default=5, help="Images with detections.")
 @option(
-    "--num-images",
-    "images",
-    type=click.IntRange(min=0),
-    default=5,
-    help="Number of images with detections.",
-)
-@option(
-    "--evaluate",
-    "evaluated",
-    type=click.IntRange(min=0),
-    default=100,
-    metavar="N",
-    help="Number of validation images for the confusion matrix and the curves of precision and recall.",
-)
+    "--evaluate", "evaluated", type=click.IntRange(min=0), default=100, metavar="N",
+    help="Number of validation images for the confusion matrix and the curves.",
+)  # fmt: skip
 @_options.device
 @option(
-    "--out",
-    type=_options.FileName(".html"),
-    metavar="FILE",
+    "--out", type=_options.FileName(".html"), metavar="FILE",
     help="Output file (default: report.html, report_2.html, … in the first WORK_DIR).",
-)
+)  # fmt: skip
 @_options.force
 @_options.allow_partial
 def command(
-    work_dirs: tuple[Path, ...],
-    labels: tuple[str, ...],
-    checkpoint: str | None,
-    out: Path | None,
+    work_dirs: tuple[Path, ...], labels: tuple[str, ...], checkpoint: str | None, out: Path | None,
     **options: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Write an HTML report of one or several trainings.
 
     The self-contained file shows results, learning curves, AP of each class, a confusion matrix, detections

@@ -15,15 +15,11 @@ from dcnzoo.utils.text import counted
 @_options.model
 @_options.checkpoint
 @option(
-    "--data-root",
-    type=_options.EXISTING_FOLDER,
-    metavar="FOLDER",
+    "--data-root", type=_options.EXISTING_FOLDER, metavar="FOLDER",
     help="Folder of COCO: annotations/, train2017/, val2017/ (default: the config's).",
-)
+)  # fmt: skip
 @option("--subset", type=_options.POSITIVE, metavar="N", help="Evaluate only the first N images.")
-@option(
-    "--out", type=_options.FILE, default="work_dirs/reproduce.jsonl", help="Append the result to this file."
-)
+@option("--out", type=_options.FILE, default="work_dirs/reproduce.jsonl", help="Append the result to it.")
 @_options.cfg_options
 @_options.work_dir
 @_options.runner
