@@ -1,10 +1,7 @@
 """The documentation: links resolve, code runs and commands exist."""
 
-import importlib
-import inspect
 import json
 import os
-import pkgutil
 import re
 import runpy
 import shlex
@@ -67,40 +64,6 @@ def test_commands_exist_and_have_these_options(path):
         options = {name for parameter in command.params for name in (*parameter.opts, "--help")}
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert given <= options or command.name == "run", f"dcnzoo {line}: no such option"
-
-
-def test_api_page_lists_every_public_name():
-    """Each name in ``__all__`` of the page's modules has a docstring, and its object an entry."""
-    entries, modules = [], [importlib.import_module("dcnzoo")]
-    text = (ROOT / "docs/api.md").read_text()
-    for kind, name, options in re.findall(r"^\.\. auto(\w+):: (\S+)\n((?:   .*\n)*)", text, re.MULTILINE):
-        if kind != "module":
-            entries.append(pkgutil.resolve_name(name) if "." in name else getattr(modules[-1], name))
-            continue
-        modules.append(importlib.import_module(name))
-        members = {
-            option: re.findall(r"\w+", names)
-            for option, names in re.findall(r":([\w-]*members):(.*(?:\n    .*)*)", options)
-        }
-        names = members.get("members")
-        if names == []:  # all
-            excluded = members.get("exclude-members", ())
-            names = [each for each in getattr(modules[-1], "__all__", ()) if each not in excluded]
-        entries += [getattr(modules[-1], each) for each in names or ()]
-    functions = [each for each in entries if inspect.isfunction(each)]
-    for each in filter(inspect.isclass, entries):
-        functions += [
-            value for name, value in vars(each).items() if inspect.isfunction(value) and name[0] != "_"
-        ]
-    for each in functions:
-        annotations = map(inspect.formatannotation, each.__annotations__.values())
-        assert not any(re.search(r"\bdict\b(?!\[)", text) for text in annotations), each.__qualname__
-    for module in modules:
-        for name in set(getattr(module, "__all__", ())) - {"__version__"}:
-            value = getattr(module, name)
-            assert inspect.getdoc(value), f"{module.__name__}.{name}"
-            known = inspect.ismodule(value) or any(value is entry for entry in entries)
-            assert known, f"{module.__name__}.{name}"
 
 
 def test_configs_turn_dcn_on(tmp_path):

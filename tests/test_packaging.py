@@ -105,32 +105,6 @@ def test_paths_with_special_characters(tmp_path):
     assert (tree / "dcnzoo" / "ops" / "_C_cpu.so").exists()
 
 
-@pytest.mark.slow
-def test_a_wheel_has_no_files_of_earlier_builds(tmp_path):
-    tree, torch = small_clone(tmp_path)
-    wheels = tmp_path / "wheels"
-    # a package that later becomes a module, and data that later are not packaged
-    removed = [tree / "dcnzoo" / "models" / "__init__.py", tree / "dcnzoo" / "ops" / "note.html"]
-    for path in removed:
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    project = (tree / "pyproject.toml").read_text()
-    (tree / "pyproject.toml").write_text(project.replace('"py.typed"', '"py.typed", "ops/*.html"'))
-    assert setup(tree, "bdist_wheel", "--dist-dir", str(wheels), **torch).returncode == 0
-    (earlier,) = wheels.iterdir()
-    (library,) = tree.glob("build/lib*/dcnzoo/ops/_C_cpu.so")
-    shutil.copy(library, library.with_name("_C_cuda13.so"))
-    names = set(zipfile.ZipFile(earlier).namelist())
-    earlier.unlink()
-    gone = {str(path.relative_to(tree)) for path in removed}
-    assert gone <= names
-    (tree / "pyproject.toml").write_text(project)
-    shutil.rmtree(removed[0].parent)
-    assert setup(tree, "bdist_wheel", "--dist-dir", str(wheels), **torch).returncode == 0
-    (wheel,) = wheels.iterdir()
-    assert set(zipfile.ZipFile(wheel).namelist()) == names - gone
-
-
 @pytest.mark.parametrize(
     ("variables", "module", "content", "words"),
     [
