@@ -6,12 +6,12 @@ import re
 import cv2
 import pytest
 
-ray = pytest.importorskip("ray", exc_type=ImportError)
-
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 
 from ..processes import ROOT
+
+ray = pytest.importorskip("ray", exc_type=ImportError)
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
