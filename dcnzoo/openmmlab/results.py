@@ -29,7 +29,7 @@ def require_masks_of_image_size(model: object, samples: Sequence[BaseDataElement
     for sample in samples:
         instances, size = sample.get("pred_instances"), sample.get("ori_shape")
         masks = instances.get("masks") if instances is not None else None
-        shape = getattr(masks, "shape", ())  # [N, H, W]; none for lists of compressed masks
+        shape: tuple[int, ...] = getattr(masks, "shape", ())  # [N, H, W]; none for lists of compressed masks
         if len(shape) == 3 and shape[0] and size is not None and tuple(shape[1:]) != tuple(size[:2]):
             (height, width), (expected_height, expected_width) = shape[1:], size[:2]
             expected = f"{expected_width} × {expected_height} pixels, as the picture"

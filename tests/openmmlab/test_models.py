@@ -185,7 +185,6 @@ THREE = dict(dcn=True, stage_with_dcn=(False, True, True))
     ("family", "options", "message"),
     [
         *(("ResNet", dict(dcn=dcn), f"dcn: .*got {re.escape(repr(dcn))}$") for dcn in ("v9", 2, {})),
-        ("ResNet", dict(dcn=dict(type="DCNv7", deform_groups=1)), "dcn: type: .*'DCNv2'.* got 'DCNv7'$"),
         ("FPN", dict(in_channels=[4, 6], out_channels=5, num_outs=2, dcn="v9"), "dcn: .*got 'v9'"),
         *((family, THREE, "stage_with_dcn: expected 4 .*True") for family in ("ResNet", "RegNet", "HRNet")),
         ("ResNet", dict(dcn=True, stage_with_dcn="True"), "stage_with_dcn: expected 4 .*'True'"),

@@ -105,8 +105,9 @@ class SummaryHook(Hook):
         if step is not None and (metrics := known.get(step)):
             aps = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in labels(metrics).items())
             lines += [(label, f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
-        paths = [path for path in best_files(info) if "://" in path or os.path.exists(path)]
-        names = [Path(path).name for path in (*paths, *([last] if last else []))]
+        names = [Path(path).name for path in best_files(info) if "://" in path or os.path.exists(path)]
+        if last:
+            names.append(last.name)
         lines.append(("files", ", ".join([*names, "vis_data/"])))
         if self._is_last and file:
             lines.append(("next", next_steps(folder)))

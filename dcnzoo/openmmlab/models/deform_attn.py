@@ -98,5 +98,6 @@ class DCNv4Conv(_Conv):
         super().__init__(*args, output_bias=bias, **options)
         with torch.no_grad():
             taps = self.dcn.taps // self.dcn.group
-            offset_mask = self.dcn.offset_mask.bias[: self.dcn.taps * 3].view(self.dcn.group, 3 * taps)
+            bias_of_all: Any = self.dcn.offset_mask.bias
+            offset_mask = bias_of_all[: self.dcn.taps * 3].view(self.dcn.group, 3 * taps)
             offset_mask[:, 2 * taps :] = 1 / taps
