@@ -20,6 +20,8 @@ from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.hooks.seeds import random_states
 from dcnzoo.utils.errors import UserError
 
+_OF_ALL_PICTURES = {"ReIDMetrics", "CocoOccludedSeparatedMetric", "CrowdHumanMetric"}  # fail with one
+
 
 def predict_one(runner: Runner) -> None:
     """Predict the first picture of the validation, and compute the metrics of this rank with copies of them.
@@ -54,24 +56,22 @@ def predict_one(runner: Runner) -> None:
 
 def first_batch(loader: DataLoader, size: int | None = None) -> Any:
     """Return a loader's first batch, or as many of its pictures, loaded in this process; None if empty."""
-    indices = [*next(iter(loader.batch_sampler or ()), ())]  # type: ignore[call-overload]
-    items = [loader.dataset[index] for index in indices[:size]]
-    return loader.collate_fn(items) if items else None
+    indices = [*next(iter(loader.batch_sampler or ()), ())][:size]  # type: ignore[call-overload]
+    return loader.collate_fn([loader.dataset[index] for index in indices]) if indices else None
 
 
 def _can_be_copied(metric: BaseMetric) -> bool:
     """Whether a copy of a metric, with one picture, writes no files, and deletes none when it goes."""
     writes = any(value for name, value in vars(metric).items() if name.startswith(("out", "tmp_dir")))
-    kind = type(metric)
-    is_usual = kind.evaluate is BaseMetric.evaluate and kind.__name__ != "ReIDMetrics"  # compares pictures
-    return is_usual and not writes and not hasattr(kind, "__del__")
+    is_usual = type(metric).evaluate is BaseMetric.evaluate and type(metric).__name__ not in _OF_ALL_PICTURES
+    return is_usual and not writes and not hasattr(metric, "__del__")
 
 
 def _compute(metric: BaseMetric, batch: Any, samples: list[dict]) -> None:
     """Compute a metric of these pictures with a copy, whose lists and dictionaries are its own."""
     own = copy.copy(metric)
-    containers = {name: each for name, each in vars(metric).items() if isinstance(each, list | dict | set)}
-    vars(own).update({name: copy.copy(each) for name, each in containers.items()}, results=[])
+    lists = {name: copy.copy(v) for name, v in vars(metric).items() if isinstance(v, list | dict | set)}
+    vars(own).update(lists, results=[])
     if hasattr(metric, "img_ids"):  # CocoMetric's; without it, all pictures of its file count
         own.img_ids = [sample["img_id"] for sample in samples]
     own.process(batch, samples)
