@@ -1,5 +1,7 @@
 """The interface of all detectors, with PyTorch or with an exported file. Requires only numpy."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import os
@@ -7,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import numpy as np
 
@@ -15,6 +17,20 @@ from dcnzoo.detect import sources
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import reverse_channels
 from dcnzoo.utils.text import counted, few
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class _Options(TypedDict, total=False):
+    """The options of a detector's call."""
+
+    batch_size: int
+    score_threshold: float | None
+    classes: str | Sequence[str] | None
+    max_detections: int | None
+    bgr: bool
+    tile: int | None
 
 
 class Results(Iterator[Detections]):
@@ -70,30 +86,9 @@ class BaseDetector:
 
     # for type checkers, a text is one picture: the Results of a folder, a pattern or a video need a cast
     @overload
-    def __call__(
-        self,
-        images: list[Any] | tuple[Any, ...],
-        *,
-        batch_size: int = ...,
-        score_threshold: float | None = ...,
-        classes: str | Sequence[str] | None = ...,
-        max_detections: int | None = ...,
-        bgr: bool = ...,
-        tile: int | None = ...,
-    ) -> Results: ...
-
+    def __call__(self, images: list[Any] | tuple[Any, ...], **options: Unpack[_Options]) -> Results: ...
     @overload
-    def __call__(
-        self,
-        images: Any,
-        *,
-        batch_size: int = ...,
-        score_threshold: float | None = ...,
-        classes: str | Sequence[str] | None = ...,
-        max_detections: int | None = ...,
-        bgr: bool = ...,
-        tile: int | None = ...,
-    ) -> Detections: ...
+    def __call__(self, images: Any, **options: Unpack[_Options]) -> Detections: ...
 
     def __call__(
         self,

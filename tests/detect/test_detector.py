@@ -252,7 +252,7 @@ def test_choice_of_objects(detector, folder):
 @pytest.fixture
 def work_dir(tmp_path):
     """A config and a checkpoint."""
-    (tmp_path / "20260101_000000").mkdir()
+    (tmp_path / "20260101_000000/vis_data").mkdir(parents=True)
     text = find(MODEL).config.read_text()
     (tmp_path / "config.py").write_text(text.replace("'./", f"'{find(MODEL).config.parent}/"))
     shutil.copy(download(MODEL), tmp_path / "epoch_8.safetensors")
