@@ -9,7 +9,7 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dcnzoo.compat.mmcv import _plain as plain
+from dcnzoo.compat.mmcv import plain
 from dcnzoo.ops import _library, choose
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available
@@ -47,9 +47,9 @@ def test_step(monkeypatch, name):
     if hasattr(model, "level_embed"):
         torch.nn.init.normal_(model.level_embed)  # uninitialised memory otherwise, which can be NaN
     plain_calls = []
-    focal_loss = plain.features._focal_loss
+    focal_loss = plain._focal_loss
     monkeypatch.setattr(
-        plain.features, "_focal_loss", lambda *a, **k: plain_calls.append(1) or focal_loss(*a, **k)
+        plain, "_focal_loss", lambda *a, **k: plain_calls.append(1) or focal_loss(*a, **k)
     )
     monkeypatch.setattr(available, "triton_works", lambda device: True)
     monkeypatch.setattr(_library, "loaded", {"cpu": None})
