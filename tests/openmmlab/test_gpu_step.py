@@ -48,9 +48,7 @@ def test_step(monkeypatch, name):
         torch.nn.init.normal_(model.level_embed)  # uninitialised memory otherwise, which can be NaN
     plain_calls = []
     focal_loss = plain._focal_loss
-    monkeypatch.setattr(
-        plain, "_focal_loss", lambda *a, **k: plain_calls.append(1) or focal_loss(*a, **k)
-    )
+    monkeypatch.setattr(plain, "_focal_loss", lambda *a, **k: plain_calls.append(1) or focal_loss(*a, **k))
     monkeypatch.setattr(available, "triton_works", lambda device: True)
     monkeypatch.setattr(_library, "loaded", {"cpu": None})
     data = demo_mm_inputs(1, [[3, 96, 128]], num_items=[3], num_classes=10, with_mask=True)
