@@ -102,6 +102,8 @@ def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, s
         is_class = str(each.id) in used or each.name not in groups or len(categories) == 1
         if is_class and not dataset.fixed:
             dataset.classes.setdefault(str(each.name))
+    if len(names) < len(categories):
+        raise InvalidAnnotation("categories: expected each id once")
     return names
 
 

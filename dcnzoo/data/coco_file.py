@@ -63,10 +63,6 @@ class CocoFile:
         is_labelme: whether the file has a list of shapes.
     """
 
-    images: list[msgspec.Raw]
-    annotations: list[msgspec.Raw]
-    categories: list[msgspec.Raw]
-
     def __init__(self, file: str | Path) -> None:
         """Map a file; raise InvalidAnnotation if it is no JSON."""
         kinds = _Keys | list[msgspec.Raw] | str | float | bool | None
@@ -74,9 +70,10 @@ class CocoFile:
         keys = content if isinstance(content, _Keys) else _Keys()
         self.is_labelme = _is_list(keys.shapes)
         self._is_complete = _is_list(keys.images) and _is_list(keys.annotations)
-        for key in KEYS:
-            raw = getattr(keys, key)
-            setattr(self, key, decode_json(raw, list[msgspec.Raw]) if _is_list(raw) else [])
+        self.images, self.annotations, self.categories = (
+            decode_json(raw, list[msgspec.Raw]) if _is_list(raw) else []
+            for raw in (keys.images, keys.annotations, keys.categories)
+        )
 
     def __deepcopy__(self, memo: dict) -> "CocoFile":
         return self  # nothing of it changes

@@ -78,19 +78,16 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self.root = self._base = root
-        self.files = _files(root)
-        self.pictures = self.ending(*PICTURES)
+        self.files = files_below(root)
+        self.pictures = pictures_of(self.files)
         if not self.pictures:
             self._base = root.absolute().parent
-            self.pictures = [file for file in _files(self._base) if file.suffix.lower() in PICTURES]
+            self.pictures = pictures_of(files_below(self._base))
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for picture in self.pictures:
             self._by_stem[normal(picture.stem)].append(picture)
         below = {folder: folder.relative_to(self._base).parts for folder in {p.parent for p in self.pictures}}
         self._splits = {folder: split_of(reversed(parts)) for folder, parts in below.items()}
-
-    def ending(self, *suffixes: str) -> list[Path]:
-        return [file for file in self.files if file.suffix.lower() in suffixes]
 
     def split_of(self, file: Path, own: bool = False) -> str:
         """Return the split that a file's folders state; with ``own``, first the one of its name."""
@@ -145,7 +142,12 @@ class Tree:
         return picture.parent == beside, equal, states, bool(_OF_PICTURES & below), len(Path(common).parts)
 
 
-def _files(root: Path) -> list[Path]:
+def pictures_of(files: Iterable[Path]) -> list[Path]:
+    return [file for file in files if file.suffix.lower() in PICTURES]
+
+
+def files_below(root: Path) -> list[Path]:
+    """List the files below a folder, but hidden ones and those of trainings."""
     files: list[Path] = []
     for folder, folders, names in walk(root):
         if folder != root and is_of_training(folder):

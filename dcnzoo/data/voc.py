@@ -30,7 +30,7 @@ class Voc:
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by the lists ``ImageSets/Main/train.txt`` …, else by folders."""
-        lists = {f: f.stem.lower() for f in self.tree.ending(".txt") if "ImageSets" in f.parts}
+        lists = {f: f.stem.lower() for f in self.tree.files if f.suffix == ".txt" and "ImageSets" in f.parts}
         if not lists:
             return by_split({file: self.tree.split_of(file) for file in self.files})
         splits = {"trainval": ALL, "default": ALL, **WORDS}

@@ -9,7 +9,7 @@ import yaml
 
 from dcnzoo.data.dataset import Dataset
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
-from dcnzoo.data.tree import ALL, WORDS, Tree, by_split, normal, parts_of
+from dcnzoo.data.tree import ALL, WORDS, Tree, by_split, files_below, normal, parts_of, pictures_of
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import counted, few, short
@@ -111,7 +111,7 @@ class Yolo:
         if target is None:
             return
         if target.is_dir():
-            yield from Tree(target).ending(*PICTURES)
+            yield from pictures_of(files_below(target))
             return
         for number, line in read_lines(target):
             line = line.replace("\\", "/")

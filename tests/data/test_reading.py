@@ -196,6 +196,12 @@ def test_entries_of_coco(tmp_path, entry, words):
     assert len(objects(tmp_path, skip_invalid=True)) == 1
 
 
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_ids_of_coco_are_there_once(tmp_path, key):
+    coco_of(tmp_path, lambda content: content[key][1].update(id=content[key][0]["id"]))
+    refused(tmp_path, f"{key}: expected each id once")
+
+
 def test_clip(tmp_path):
     coco_of(tmp_path, lambda content: content["annotations"][0].update(bbox=[50, 30, 20, 20]))
     assert objects(tmp_path, clip=True)[0][1] == [50, 30, 10, 10]
