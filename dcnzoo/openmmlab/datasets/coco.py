@@ -164,8 +164,8 @@ class CocoMetric(coco_metric.CocoMetric):
 class CocoDataset(coco.CocoDataset):
     """Replaces MMDetection's ``CocoDataset`` in the registry and checks the annotation file.
 
-    The annotations of an image stay JSON text in the mapped file, which all processes share, until
-    ``get_data_info`` needs them: MMEngine would pickle lists of millions of objects.
+    The annotations of an image stay JSON text in the mapped file, which all processes share, until they are
+    needed: MMEngine would pickle lists of millions of objects.
 
     Raises:
         UserError: the file does not exist or has a problem that makes a training impossible; or the first
@@ -199,15 +199,13 @@ class CocoDataset(coco.CocoDataset):
         data_list = []
         for raw in content.images:
             image = _decode(raw)
-            image["img_id"] = image.pop("id")
+            image["img_id"] = image["id"]
             info = self.parse_data_info({"raw_img_info": image, "raw_ann_info": []})
             data_list.append({**info, "annotations": numbers[image["img_id"]]})
         first = data_list[0]["img_path"]
         is_local = "://" not in first and self.backend_args is None and _loads_files(self.pipeline.transforms)
         if is_local and not os.path.isfile(first):
-            raise UserError(
-                f"data_prefix: expected the images of {self.ann_file}, the first at {first}, found none"
-            )
+            raise UserError(f"data_prefix: expected images of {self.ann_file}, found none at {first}")
         return data_list
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
