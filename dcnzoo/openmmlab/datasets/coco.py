@@ -205,7 +205,7 @@ class CocoDataset(coco.CocoDataset):
         first = data_list[0]["img_path"]
         is_local = "://" not in first and self.backend_args is None and _loads_files(self.pipeline.transforms)
         if is_local and not os.path.isfile(first):
-            raise UserError(f"data_prefix: expected images of {self.ann_file}, found none at {first}")
+            raise UserError(f"data_prefix: expected the images of {self.ann_file}, found none at {first}")
         return data_list
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
