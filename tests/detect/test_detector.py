@@ -269,10 +269,8 @@ def test_damaged_files_in_a_work_directory(detector, folder, work_dir, capsys):
     for name in ("best_x.pth", "newer.py"):
         os.mkfifo(work_dir / name)
     assert_equal(dcnzoo.load(work_dir)(folder / "0.png"), detector(folder / "0.png"))
-    warned = capsys.readouterr().err
-    assert "best_x.pth: not used" in warned and "newer.py: not used" in warned
     for load in (load_file, lambda path: dcnzoo.load(MODEL, checkpoint=path)):
-        with pytest.raises(UserError, match=r"pipe"):
+        with pytest.raises(UserError, match=r"best_x\.pth"):
             load(work_dir / "best_x.pth")
     (work_dir / "last_checkpoint").write_bytes(b"\x00\xff")
     with pytest.raises(UserError, match="checkpoint: expected a file with weights"):
