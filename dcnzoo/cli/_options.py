@@ -113,6 +113,8 @@ class Command(click.Command):
             texts = error.args if isinstance(error, UserError) else [one_line(error)]
             kind = JointError if isinstance(error, JointError) else UserError
             raise kind(*(self._with_flags(str(text)) for text in texts)) from error
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(self._with_flags(str(error))) from error
 
     def _with_flags(self, text: str) -> str:
         """Return an error with ``--work-dir`` for a leading ``work_dir``, ``--force`` for ``force=True``."""

@@ -82,8 +82,7 @@ class ResumeHook(Hook):
         if self._is_cut or not (runner._resume and now and known and runner.val_loop):
             return
         loop._decide_current_val_interval()
-        end = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
-        if now >= loop.val_begin and (now % loop.val_interval == 0 or now == end or self._had_ended):
+        if now >= loop.val_begin and (now % loop.val_interval == 0 or self._had_ended):
             runner.logger.info(f"Running the validation of {now} first")
             runner.val_loop.run()
 

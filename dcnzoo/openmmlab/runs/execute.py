@@ -306,5 +306,5 @@ def _interruption_hint(recipe: Recipe):
         yield
     except KeyboardInterrupt:
         if recipe.saved.can_resume:
-            raise KeyboardInterrupt(f"resume=True continues the training in {recipe.work_dir}") from None
+            raise KeyboardInterrupt(f"{recipe.work_dir}: the option resume=True continues it") from None
         raise
