@@ -32,7 +32,7 @@ from dcnzoo.openmmlab.config.read import read_config_file
 from .commands import invoke, run
 from .demo import DEFORMABLE
 from .distributed.launching import settings
-from .formats import fruits, write_labelme, write_voc, write_yolo
+from .formats import fruits, write_voc
 from .processes import ROOT
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -96,8 +96,7 @@ ASSUMED = {
     },
     "docs/ops/boxes.md": {
         **ROIS,
-        **rand(offset=(1, 2, 7, 7), boxes=(5, 4), scores=(5,), rotated=(5, 5), rotated_scores=(5,)),
-        "rotated_rois": torch.tensor([[0.0, 20, 16, 24, 12, 0.5]]),
+        **rand(offset=(1, 2, 7, 7), boxes=(5, 4), scores=(5,)),
     },
 }
 
@@ -113,10 +112,11 @@ def stage(tmp_path_factory):
         for name in ("picture.jpg", "photos/1.jpg", "photos/2.jpg", "data/fruits_nuts/images/5.jpg"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "drawn/a.jpg", folder / name)
-        write_fruits(folder, "voc", parts)
+        write_voc(folder / "fruits", parts)
         shutil.copytree(folder / "fruits/JPEGImages", folder / "images")
+        run("data", "convert", "fruits", "coco")
         for split in ("train", "val"):
-            run("data", "convert", "voc", "fruits", f"{split}.json", "--split", split)
+            shutil.copy(folder / f"coco/{split}.json", folder)
         write_voc(folder / "data/fruits_nuts", parts)
         lines = [line.partition("=")[::2] for line in settings(folder / "shapes", 8, 4)[1:]]
         cfg = Config.fromfile(DEFORMABLE)
@@ -135,14 +135,6 @@ def stage(tmp_path_factory):
     return folder
 
 
-def write_fruits(folder, layout, parts=None):
-    shutil.rmtree(folder / "fruits", ignore_errors=True)
-    if parts is None:
-        shutil.rmtree(folder / "drawn", ignore_errors=True)
-        parts = fruits(folder / "drawn")
-    {"voc": write_voc, "yolo": write_yolo, "labelme": write_labelme}[layout](folder / "fruits", parts)
-
-
 def run_line(line: str) -> None:
     """Run a command of a page; those of dcnzoo in this process."""
     if line.startswith(OMITTED):
@@ -153,8 +145,6 @@ def run_line(line: str) -> None:
         "python tools/test.py", "dcnzoo test"
     )
     words = shlex.split(line, comments=True)
-    if words[:3] == ["dcnzoo", "data", "config"] and "--model" not in words:
-        words += ["--model", SMALL]
     if words[:2] == ["dcnzoo", "train"]:
         words = [SMALL if "--data" in words and word == DEMO else word for word in words]
         if not {"--epochs", "--dry-run"} & set(words):
@@ -174,13 +164,6 @@ def run_line(line: str) -> None:
 def run_block(block: Block, variables: dict) -> None:
     if block.language == "bash":
         for line in block.code.replace("\\\n", " ").splitlines():
-            layout = re.search(r"\b(voc|yolo|labelme)\b", line)
-            if layout and "convert" in line:
-                write_fruits(Path.cwd(), layout[1])
-                for name in re.findall(r"\S+\.json", line):  # of the layout before
-                    Path(name).unlink(missing_ok=True)
-            for name in re.findall(r"\S+\.json", line)[1:] if "data split" in line else ():
-                Path(name).unlink(missing_ok=True)
             if line and not line.startswith("#"):
                 run_line(line)
     elif re.match(r"_base_ = ", block.code):
