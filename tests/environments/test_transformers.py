@@ -1,30 +1,22 @@
 """The recipe for Transformers in docs/migration.md, beside Transformers' functions: ``nox -s projects``."""
 
+import re
+
 import pytest
 import torch
 
 import dcnzoo
 
+from ..processes import ROOT
+
 dcnzoo.provide("torchvision")  # which does not load beside a CPU build of torch
 transformers = pytest.importorskip("transformers", minversion="5", exc_type=ImportError)
 
-RECIPE = """
-import torch
-from transformers.models.deformable_detr import modeling_deformable_detr
-from transformers.models.mask2former import modeling_mask2former
-from dcnzoo.ops import ms_deform_attn
-
-def forward(self, value, shapes, shapes_list, starts, locations, weights, im2col_step):
-    return ms_deform_attn(value, shapes, starts, locations, weights)
-
-def attend(value, shapes, locations, weights):
-    shapes = torch.as_tensor(shapes, device=value.device)
-    pixels = shapes.prod(1)
-    return ms_deform_attn(value, shapes, pixels.cumsum(0) - pixels, locations, weights)
-
-modeling_deformable_detr.MultiScaleDeformableAttention.forward = forward
-modeling_mask2former.multi_scale_deformable_attention = attend
-"""
+PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
+(RECIPE,) = re.findall(r"nox -s projects -->
+```python
+(import torch
+.*?)```", PAGE, re.DOTALL)
 RESNET = dict(
     **dict(model_type="resnet", embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1]),
     **dict(layer_type="basic", out_features=["stage2", "stage3", "stage4"]),
