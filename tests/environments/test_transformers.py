@@ -13,10 +13,7 @@ dcnzoo.provide("torchvision")  # which does not load beside a CPU build of torch
 transformers = pytest.importorskip("transformers", minversion="5", exc_type=ImportError)
 
 PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8")
-(RECIPE,) = re.findall(r"nox -s projects -->
-```python
-(import torch
-.*?)```", PAGE, re.DOTALL)
+(RECIPE,) = re.findall(r"nox -s projects -->\n```python\n(import torch\n.*?)```", PAGE, re.DOTALL)
 RESNET = dict(
     **dict(model_type="resnet", embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1]),
     **dict(layer_type="basic", out_features=["stage2", "stage3", "stage4"]),
