@@ -75,6 +75,16 @@ def test_nan_samples_zero():
     torch.testing.assert_close(actual, dcnzoo.ops.deform_conv2d(x, weight, offset), atol=1e-5, rtol=1e-5)
 
 
+def test_boxes_of_less_than_a_pixel_are_widened_unless_they_are_aligned():
+    maps, rois = torch.randn(1, 2, 6, 7), torch.tensor([[0, 1.2, 2.3, 1.7, 2.4], [0, 4.0, 1.0, 4.1, 3.5]])
+    for aligned in (False, True):
+        with Recorded() as mode:
+            actual = dcnzoo.ops.roi_align(maps, rois, 2, sampling_ratio=2, aligned=aligned)
+        assert not mode.remaining
+        expected = dcnzoo.ops.roi_align(maps, rois, 2, sampling_ratio=2, aligned=aligned)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_program_with_dynamic_sizes():
     model = nn.Sequential(PackedDeformConv2d(3, 6, 3, padding=1, modulated=True), nn.ReLU()).eval()
     nn.init.normal_(model[0].conv_offset.weight, std=0.3)

@@ -59,6 +59,10 @@ def test_masks():
     for exact, expected in ((0.505, False), (0.51, True)):
         assert bool(masks_agree(row_less, small, exact)) is expected
         assert bool(masks_agree(row_less.T, small, exact)) is expected
+    # by default, half the borders' 79 pixels may differ: 20 do, but not 60 of 77
+    for rows, matched in ((19, 1), (17, 0)):
+        results = [detections(BOXES[:1], (0.5,), (1,), square(n, 20)[None]) for n in (rows, 20)]
+        assert compare(*results).matched == matched
 
 
 def test_a_hundredth_may_differ():
