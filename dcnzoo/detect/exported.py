@@ -29,8 +29,7 @@ class ExportedDetector(BaseDetector):
     :meth:`dcnzoo.detect.detector.BaseDetector.__call__` for its calls.
 
     Args:
-        path: the ONNX file; an OpenVINO IR: an ``.xml`` file next to its ``.bin`` file; or a ``.pt2`` file,
-            which contains compiled code: open only files that you trust.
+        path: the ONNX file, or an OpenVINO IR: an ``.xml`` file next to its ``.bin`` file.
         backend, device, threads, precision: see :class:`Session`.
         score_threshold: default of calls.
 

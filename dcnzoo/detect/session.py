@@ -18,11 +18,9 @@ class Session:
 
     Args:
         path: see :class:`dcnzoo.export.Detector`.
-        backend: ``"onnxruntime"``, ``"openvino"`` or ``"aotinductor"``, which requires torch; None: the one
-            for the file's ending.
+        backend: ``"onnxruntime"`` or ``"openvino"``; None: the one for the file's ending.
         device: ``"cpu"``; ``"cuda"`` or ``"cuda:1"``, which require onnxruntime-gpu; or ``"auto"``.
-        threads: maximum number of CPU threads; None: the runtime's default. For AOTInductor, it applies to
-            the whole process.
+        threads: maximum number of CPU threads; None: the runtime's default.
         precision: ``"bf16"``, with OpenVINO only, computes in bfloat16 on CPUs that multiply it, except for
             deformable convolutions. This is faster, and changes scores and boxes a little.
 

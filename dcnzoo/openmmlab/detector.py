@@ -141,7 +141,7 @@ class TorchDetector(BaseDetector):
 
         Raises:
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
-                agree with PyTorch's: the file stays.
+                agree with PyTorch's: an earlier file stays.
         """
         from dcnzoo.openmmlab.export.export import export_detector
 
