@@ -53,9 +53,9 @@ class Predictor(nn.Module):
     ``img_shape`` is [N, 2], int64: height and width without padding; the whole input where it is negative.
     ``dets`` is [N, K, 5]: (x1, y1, x2, y2, score) in pixels of the input, best first. ``labels`` is [N, K];
     -1 marks unused rows. A detector with masks has one more output: ``masks`` [N, K, H, W], uint8, is the
-    probability times 255; ``box_masks`` [N, K, h, w], float32, in its place, are probabilities in the pixels of
-    the mask head, which cover the box. Of Mask2Former, ``mask_logits`` [N, K, h, w] and ``class_scores`` [N, K]
-    are what its boxes, scores and masks in a picture of another size are computed from.
+    probability times 255; in its place, ``box_masks`` [N, K, h, w], float32, are probabilities in the pixels
+    of the mask head, which cover the box. Of Mask2Former, ``mask_logits`` [N, K, h, w] and ``class_scores``
+    [N, K] are what its boxes, scores and masks in a picture of another size are computed from.
 
     Args:
         sized: with the input ``img_shape``. Without, the pictures have no padding.
