@@ -253,19 +253,22 @@ class DCNv4(_ChannelsLast):
         geometry = (kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size)
         super().__init__(channels, *geometry, center_feature_scale, remove_center)
         self.without_pointwise = without_pointwise
-        self.mask_start = float(mask_start)
         if dw_kernel_size is not None:
             self.offset_mask_dw = nn.Conv2d(
                 channels, channels, dw_kernel_size, stride, dw_kernel_size // 2, groups=channels
             )
         self.offset_mask = OffsetLinear(channels, math.ceil(self.taps * 3 / 8) * 8)
-        points = self.taps // group  # a group's 2P offsets, then its P factors
-        start = ([0.0] * (2 * points) + [self.mask_start] * points) * group
-        self.offset_mask.start = start + [0.0] * (self.offset_mask.out_features - len(start))
+        self.set_mask_start(mask_start)
         if not without_pointwise:
             self.value_proj = nn.Linear(channels, channels)
             self.output_proj = nn.Linear(channels, channels, bias=output_bias)
         self.reset_parameters()
+
+    def set_mask_start(self, value: float) -> None:
+        """Change the initial value of the mask, before :meth:`reset_parameters` sets it."""
+        points = self.taps // self.group  # a group's 2P offsets, then its P factors
+        start = ([0.0] * (2 * points) + [float(value)] * points) * self.group
+        self.offset_mask.start = start + [0.0] * (self.offset_mask.out_features - len(start))
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         if not torch.jit.is_scripting():

@@ -260,6 +260,19 @@ def test_an_initialisation_of_the_model_keeps_zeros(make):
     assert model[1].weight.std() > 0.1
 
 
+def test_apply_keeps_the_masks_of_dcn_v4():
+    """Of ``dcn='v4'`` they start at 1 / taps."""
+    from mmdet.registry import MODELS
+
+    import dcnzoo.models  # noqa: F401
+
+    layer = MODELS.build(dict(type="DCNv4Conv", in_channels=32, out_channels=32, kernel_size=3, padding=1))
+    layer.apply(he_init)
+    predictor = layer.dcn.offset_mask
+    assert not predictor.weight.any() and predictor.bias.count_nonzero() == 18
+    torch.testing.assert_close(predictor.bias.sum(), torch.tensor(2.0))
+
+
 def test_apply_changes_learnt_offsets():
     pack = PackedDeformConv2d(4, 6, 3)
     nn.init.ones_(pack.conv_offset.weight)

@@ -5,7 +5,6 @@ Also deformable RoI pooling, and ``LN2d``, the norm in FlashInternImage's FPN.
 
 from typing import Any
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -96,8 +95,5 @@ class DCNv4Conv(_Conv):
 
     def __init__(self, *args: Any, bias: bool = True, **options: Any) -> None:
         super().__init__(*args, output_bias=bias, **options)
-        with torch.no_grad():
-            taps = self.dcn.taps // self.dcn.group
-            bias_of_all: Any = self.dcn.offset_mask.bias
-            offset_mask = bias_of_all[: self.dcn.taps * 3].view(self.dcn.group, 3 * taps)
-            offset_mask[:, 2 * taps :] = 1 / taps
+        self.dcn.set_mask_start(self.dcn.group / self.dcn.taps)
+        self.dcn.offset_mask.reset_parameters()
