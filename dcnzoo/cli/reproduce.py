@@ -18,12 +18,12 @@ from dcnzoo.utils.text import counted
     "--data-root", type=_options.EXISTING_FOLDER, metavar="FOLDER",
     help="Folder of COCO: annotations/, train2017/, val2017/ (default: the config's).",
 )  # fmt: skip
-@option("--subset", type=_options.POSITIVE, metavar="N", help="Evaluate only the first N images.")
-@option("--out", type=_options.FILE, default="work_dirs/reproduce.jsonl", help="Append the result to it.")
+@option(
+    "--out", type=_options.FILE, default="work_dirs/reproduce.jsonl", help="Append the result to it (.jsonl)."
+)
 @_options.cfg_options
 @_options.work_dir
 @_options.runner
-@option("--force", is_flag=True, help="Replace a file that has no such results.")
 @_options.unsafe_load
 def command(out: Path, **options: Any) -> None:
     """Evaluate a model and compare its AP with the one in the zoo.
@@ -55,5 +55,3 @@ def _show(row: dict) -> None:
     print_columns(lines, numbers=True)
     if row["listed"]:
         print(f"listed: {row['source']}")
-    if row["subset"] is not None and row["listed"]:
-        print("Measured on a subset; the listed figure is for all images.")

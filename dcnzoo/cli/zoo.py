@@ -121,7 +121,7 @@ def _known(model: Model, operators: Mapping[str, str]) -> dict:
 
 
 def _here(model: Model) -> str:
-    from dcnzoo.zoo.downloads import is_downloaded
+    from dcnzoo.zoo.index import is_downloaded
 
     return "weights" if is_downloaded(model) else "download" if model.weights else "no weights"
 

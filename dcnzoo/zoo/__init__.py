@@ -6,8 +6,7 @@ On the command line: ``dcnzoo zoo --help``.
 from dcnzoo.utils.fetch import ChecksumError, DownloadError, checksum_in_name, verify
 from dcnzoo.utils.folders import cache_folder
 from dcnzoo.zoo.description import operators_of
-from dcnzoo.zoo.downloads import download
-from dcnzoo.zoo.index import Model, Result, UnknownModelError, find, models, search
+from dcnzoo.zoo.index import Model, Result, UnknownModelError, download, find, models, search
 
 __all__ = [
     "ChecksumError",

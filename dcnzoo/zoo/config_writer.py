@@ -28,8 +28,6 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a CPU
 MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
-# settings of a pretrained backbone that freeze layers → values that do not
-FROZEN = {"frozen_stages": -1, "norm_eval": False, "frozen": False}
 # values that disable the arguments of a data set that CocoDataset does not have
 EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
 
@@ -38,51 +36,31 @@ def write_settings(
     sources: Mapping[str, Dataset],
     out: str | Path,
     model: str | None = None,
-    weights: bool = True,
     changes: Mapping[str, object] | None = None,
 ) -> tuple[str, str | None]:
-    """Write the config of :func:`settings_of`.
+    """Write a config with all settings of a training on data that has been checked.
+
+    Args:
+        sources: the data of ``train``, ``val`` and perhaps ``test``.
+        out: the config's file; its paths are relative to its folder.
+        model: as for :func:`dcnzoo.train`.
+        changes: settings to override.
 
     Returns:
         The model, and the weights from which the config starts.
     """
     if Path(out).suffix != ".py":
         raise UserError(f"out: expected a name that ends in .py, got {out}")
-    model, settings = settings_of(sources, Path(out).parent, model, weights, changes)
-    with replacing(out) as draft:
-        # sorts by name: variables come first
-        draft.write_text(f"{HEAD.format(model)}{text_of(settings)}", encoding="utf-8")
-        config = read_config_file(draft)
-        check_config(config, out)
-    return model, config.get("load_from")
-
-
-def settings_of(
-    sources: Mapping[str, Dataset],
-    folder: Path,
-    model: str | None = None,
-    weights: bool = True,
-    changes: Mapping[str, object] | None = None,
-) -> tuple[str, Config]:
-    """Return the model, and all settings for data that has been checked; see :func:`write_settings`.
-
-    Args:
-        sources: the data of ``train``, ``val`` and perhaps ``test``.
-        folder: of the config, to which paths are relative.
-    """
-    classes = tuple(sources["train"].classes)
+    folder, classes = Path(out).parent, tuple(sources["train"].classes)
     without = {source.file: source.without_mask for source in sources.values()}
     if model is None:
         model = BOXES if any(without.values()) else MASKS
     model, address, config = _read_base(model, folder)
-    if not weights and config.model.get("teacher_ckpt"):
-        raise UserError(f"weights: {model}: expected a model without a teacher: a teacher needs weights")
-    address = address if weights else None
     before, changed = _number_of_classes(config, model), config.model.to_dict()
     set_number(changed, before, len(classes))
-    for _, node in dicts(changed):
-        if address or not weights:  # published weights replace those of the backbone
-            _remove_weights(node, unfreeze=not address)
+    if address:  # its weights replace those of the backbone
+        for _, node in dicts(changed):
+            _remove_weights(node)
     different = _difference(config.model.to_dict(), changed)
     settings: dict[str, object] = {"model": different} if different else {}
     settings |= _data_settings(config, model, without, sources, folder)
@@ -91,13 +69,18 @@ def settings_of(
         "classes": classes,
         "default_hooks": {"checkpoint": {"save_best": main_metric(config), "rule": "greater"}},
     }
-    if address or (not weights and config.get("load_from")):
+    if address:
         settings["load_from"] = address
     usual = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
     written = Config(Config._merge_a_into_b(settings, usual))
     written.merge_from_dict(dict(changes or {}))
     _shorten_warm_up(written, len(sources["train"].sizes))
-    return model, written
+    with replacing(out) as draft:
+        # sorts by name: variables come first
+        draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
+        config = read_config_file(draft)
+        check_config(config, out)
+    return model, config.get("load_from")
 
 
 def _shorten_warm_up(config: Config, images: int) -> None:
@@ -205,21 +188,15 @@ def _number_of_classes(config: Config, model: str) -> int:
     return expected
 
 
-def _remove_weights(node: dict, unfreeze: bool) -> None:
+def _remove_weights(node: dict) -> None:
     """Stop a module from loading weights."""
     initial = node.get("init_cfg")
     steps = initial if isinstance(initial, list | tuple) else [initial]
     kept = [step for step in steps if not (isinstance(step, Mapping) and step.get("type") == "Pretrained")]
-    if len(kept) == len(steps) and not node.get("pretrained"):
-        return
     if len(kept) < len(steps):
         node["init_cfg"] = kept or None
-    if "pretrained" in node:
+    if node.get("pretrained"):
         node["pretrained"] = None
-    if unfreeze:
-        node.update({key: value for key, value in FROZEN.items() if key in node})
-        if (node.get("norm_cfg") or {}).get("requires_grad") is False:
-            node["norm_cfg"]["requires_grad"] = True
 
 
 def _difference(old: Mapping, new: Mapping) -> dict:

@@ -1,4 +1,4 @@
-"""The index of models: all entries of dcnzoo's and MMDetection's metafiles, dcnzoo's first.
+"""The index of models, all entries of dcnzoo's and MMDetection's metafiles, dcnzoo's first; their weights.
 
 Both packages contain ``.mim/configs/*/metafile.yml`` in OpenMMLab's format. dcnzoo's metafiles add the source
 of each result:
@@ -18,8 +18,9 @@ from urllib.parse import unquote
 import yaml
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_exists
-from dcnzoo.utils.folders import mim_folder
+from dcnzoo.utils.fetch import fetch, name_of, verify
+from dcnzoo.utils.files import require_exists, write_bytes
+from dcnzoo.utils.folders import cache_folder, mim_folder
 from dcnzoo.utils.formats import EXPORTED, KINDS
 
 CONFIGS = (".py", ".json", ".yaml", ".yml")
@@ -122,8 +123,6 @@ def _models_of(package: str) -> tuple[Model, ...]:
         collections = {entry["Name"]: entry for entry in content.get("Collections", [])}
         for entry in content.get("Models", []):
             model = _model(package, folder, metafile, entry, collections)
-            if package == "dcnzoo" and any(model.name == name for name, _ in found):
-                raise UserError(f"{metafile}: expected one entry for each config, found two for {model.name}")
             found.setdefault((model.name, model.weights), model)  # MMDetection lists two models twice
     return tuple(found.values())
 
@@ -146,7 +145,7 @@ def _model(package: str, folder: Path, metafile: Path, entry: dict, collections:
                 task=each.get("Task", ""),
                 dataset=each.get("Dataset", ""),
                 metrics=each["Metrics"],
-                source=_source(package, metafile, entry, each),
+                source=_source(package, entry, each),
             )
             for each in results
         ),
@@ -160,14 +159,10 @@ def _texts(value: str | list[str] | None) -> Sequence[str]:
     return [value] if isinstance(value, str) else value or ()
 
 
-def _source(package: str, metafile: Path, entry: dict, result: dict) -> str:
+def _source(package: str, entry: dict, result: dict) -> str:
     if measured := result.get("Measured"):
         return f"measured ({measured['Machine']}, {measured['Date']}, {measured['Command']})"
-    published = "MMDetection" if package == "mmdet" else entry.get("Published")
-    if not isinstance(published, str):
-        expected = "Published: <name>, or for each result Measured: {Machine: …, Date: …, Command: …}"
-        raise UserError(f"{metafile}: {entry['Name']}: expected {expected}, got {published}")
-    return f"published ({published})"
+    return f"published ({'MMDetection' if package == 'mmdet' else entry['Published']})"
 
 
 def find(name: str) -> Model:
@@ -218,3 +213,42 @@ def search(words: Sequence[str]) -> list[Model]:
         return " ".join(parts).lower()
 
     return [model for model in models() if all(word.lower() in text(model) for word in words)]
+
+
+def local_file(weights: str, name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Return a file of the zoo's weights on this machine: see :func:`download`."""
+    if "://" in weights:
+        return fetch(weights, folder or cache_folder())  # named as by torch.hub and MMDetection
+    file = Path(weights)
+    if not file.exists():
+        raise UserError(
+            f"{name}: its weights are in dcnzoo's repository, not in the wheel: expected {file.name} in "
+            f"{file.parent}"
+        )
+    verify(file)
+    if folder is None:
+        return file
+    copy = Path(folder) / file.name
+    write_bytes(copy, file.read_bytes())
+    return copy
+
+
+def download(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Download the weights of a model to torch's cache or to ``folder``; return the path.
+
+    Weights that are part of dcnzoo are used in place, or copied to ``folder``.
+
+    Raises:
+        UserError: the model is unknown or has no weights, or the download failed.
+    """
+    model = find(name)
+    if len(model.weights) != 1:
+        number = len(model.weights) or "none"
+        raise UserError(f"{model.name}: expected one file of weights, found {number}")
+    return local_file(model.weights[0], name, folder)
+
+
+def is_downloaded(model: Model) -> bool:
+    """Whether all files of the model's weights are in the package or in torch's cache."""
+    files = [cache_folder() / name_of(each) if "://" in each else Path(each) for each in model.weights]
+    return bool(files) and all(file.is_file() for file in files)

@@ -112,7 +112,7 @@ def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None, deci
             changes["train_dataloader.dataset.times"] = 1
         else:
             changes["model.backbone.dcn"] = True
-    _, loads = write_settings(splits, out, model=model, weights=masks or not small, changes=changes)
+    _, loads = write_settings(splits, out, model, changes)
     chosen = ", with model.backbone.dcn=True" if "model.backbone.dcn" in changes else ""
     decisions += [
         f"model     {model}{chosen}, {f'from {loads}' if loads else 'without published weights'}",

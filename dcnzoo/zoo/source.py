@@ -19,8 +19,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch
 from dcnzoo.utils.files import files_beside, require_file
 from dcnzoo.utils.folders import CHECKPOINTS, is_work_dir
-from dcnzoo.zoo.downloads import local_file
-from dcnzoo.zoo.index import CONFIGS, Model, UnknownModelError, find, models, require_model
+from dcnzoo.zoo.index import CONFIGS, Model, UnknownModelError, find, local_file, models, require_model
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import json
 import os
 import tempfile
@@ -22,7 +21,7 @@ from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import verify
-from dcnzoo.utils.files import require_new, write_text
+from dcnzoo.utils.files import require_new, require_writable
 from dcnzoo.utils.formats import EXPORTED
 from dcnzoo.utils.jsonl import append_row, circumstances
 from dcnzoo.zoo.index import Model
@@ -98,20 +97,18 @@ def reproduce(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     data_root: str | os.PathLike[str] | None = None,
-    subset: int | None = None,
     out: str | os.PathLike[str] = "work_dirs/reproduce.jsonl",
     cfg_options: Mapping[str, object] | None = None,
     unsafe_load: bool = False,
-    force: bool = False,
     **run: Any,
 ) -> dict[str, Any]:
     """Evaluate a detector, and compare its AP with the one in the zoo.
 
     Args:
         model, checkpoint: as for :func:`test`.
-        data_root, subset: see :func:`use_data`.
-        out: file to which the first process appends the result.
-        unsafe_load, force: as for :func:`test`.
+        data_root: see :func:`use_data`.
+        out: file of JSON lines (``.jsonl``) to which the first process appends the result.
+        unsafe_load: as for :func:`dcnzoo.load`.
         run: see :class:`dcnzoo.openmmlab.options.RunOptions`.
 
     Returns:
@@ -121,14 +118,15 @@ def reproduce(
     device = require_device(options.device)
     with user_errors():
         out = Path(out).expanduser()
-        if not _has_rows(out):  # to which the result is appended
-            require_new("reproduce", out, force=force)
+        if out.suffix != ".jsonl":
+            raise UserError(f"out: expected a name that ends in .jsonl, got {out}")
+        require_writable(out.parent)
         source = resolve(model, checkpoint)
         listed = source.entry
         if listed and source.weights is None:  # of a config file
             source = resolve(listed.id)
         source.require_weights()  # before the data are read; a download comes after
-        recipe, images = use_data(source.recipe(cfg_options, TEST), data_root, subset, out.parent)
+        recipe, images = use_data(source.recipe(cfg_options, TEST), data_root)
         weights, started = source.read_weights(), time.time()
         metrics = execute.test(recipe, options, weights)
         measured = {name: round(100 * metrics[name], 1) for name in FIGURES if name in metrics}
@@ -137,75 +135,43 @@ def reproduce(
             **compare(measured, listed),
             "data": next(datasets(recipe.cfg.test_dataloader.dataset)).ann_file,
             "images": images,
-            "subset": subset,
             "checkpoint": weights.name,
             "sha256": verify(weights, "sha256:").removeprefix("sha256:"),
             "seconds": round(time.time() - started, 1),
             **circumstances(device),
         }
         if is_first():
-            if not _has_rows(out):  # force replaces it
-                out.unlink(missing_ok=True)
             append_row(out, row)
         return row
 
 
-def _has_rows(file: Path) -> bool:
-    """Whether a file has only rows of :func:`reproduce`, to which a row can be appended."""
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return bool(rows) and all({"model", "measured"} <= row.keys() for row in rows)
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
-
-
-def use_data(
-    recipe: Recipe, root: str | os.PathLike[str] | None, subset: int | None, folder: Path
-) -> tuple[Recipe, int]:
-    """Return the recipe with other data, and the number of images to evaluate.
-
-    Args:
-        root: folder of the data; None: the config's.
-        subset: evaluate only this many images; None: all.
-        folder: for their annotations.
+def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recipe, int]:
+    """Return the recipe with the data in another folder (None: the config's), and the number of images.
 
     Raises:
         UserError: the annotations are missing or empty, or the test set is not a single data set.
     """
-    if subset is not None and subset < 1:
-        raise UserError(f"subset: expected a number of at least 1, got {subset}")
     cfg = copy.deepcopy(recipe.cfg)
     tested = list(datasets(cfg.test_dataloader.dataset))
-    if root is not None:
-        for dataset in tested:
-            dataset.data_root = os.path.join(os.path.expanduser(root), "")
     if len(tested) != 1 or "ann_file" not in tested[0]:
         raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
-    if tested[0].get("shapes"):
-        make_shapes(tested[0].data_root, ShapesSpec(**tested[0].shapes))
-    annotations = Path(tested[0].get("data_root") or "", tested[0].ann_file)
+    (dataset,) = tested
+    if root is not None:
+        dataset.data_root = os.path.join(os.path.expanduser(root), "")
+    if dataset.get("shapes"):
+        make_shapes(dataset.data_root, ShapesSpec(**dataset.shapes))
+    annotations = Path(dataset.get("data_root") or "", dataset.ann_file)
     if not annotations.is_file():
         raise UserError(
             f"annotations: expected a file, found none at {annotations} "
             "(dcnzoo data download downloads COCO; data_root=… sets its folder)"
         )
     content = json.loads(annotations.read_text())
-    if subset is not None:
-        # also selects annotations: other objects would count as missed
-        numbers = {*sorted(image["id"] for image in content["images"])[:subset]}
-        content["images"] = [image for image in content["images"] if image["id"] in numbers]
-        content["annotations"] = [each for each in content["annotations"] if each["image_id"] in numbers]
-        text = json.dumps(content)
-        checksum = hashlib.sha256(text.encode()).hexdigest()[:8]
-        annotations = folder / f"first-{subset}-images-{checksum}.json"
-        if not annotations.is_file():  # by another process, or an earlier command
-            write_text(annotations, text)
     if not content.get("annotations"):  # those of test-dev are not published
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    for evaluator in evaluators:
-        evaluator.ann_file = str(annotations.resolve())
-    tested[0].ann_file = str(annotations.resolve())
+    for each in (dataset, *evaluators):
+        each.ann_file = str(annotations.resolve())
     return replace(recipe, cfg=cfg), len(content["images"])
 
 

@@ -115,7 +115,7 @@ WRONG = [  # exit status 1, in one line
     ("export MODEL --int8 nowhere", "nowhere"),
     ("bench none.onnx", "none.onnx"),
     ("flops none", "none"),
-    ("reproduce MODEL --out all.json", "--force"),
+    ("reproduce MODEL --out all.json", r"--out: .*\.jsonl"),
     ("report photos", "--data photos"),
     ("report used --out page.html", "--force"),
     ("data check none.json", "none.json"),

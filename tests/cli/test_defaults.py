@@ -24,7 +24,7 @@ SAME = [
     ("test", dcnzoo.test, 3),
     ("test", options.TestOptions, 13),
     ("export", ExportOptions, 7),
-    ("reproduce", reproduce, 7),
+    ("reproduce", reproduce, 5),
     ("data convert", ReadOptions, 4),
     ("report", write_report, 7),
 ]

@@ -1,7 +1,6 @@
 """Configs that train a model of the zoo on one's own COCO files."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,8 @@ from dcnzoo.data.preparation import read_splits
 from dcnzoo.openmmlab.config.check import dicts
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_settings
 
-from ..commands import error_of
 from ..demo import DEFORMABLE
 
 BOXES_CONFIG = "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -40,19 +37,20 @@ def coco(tmp_path):
     for i in three:
         Image.new("RGB", (64, 48)).save(tmp_path / f"{i}.png")
 
-    def write(change=None, name="coco.json"):
+    def write(change=None):
         changed = json.loads(json.dumps(content))
         if change is not None:
             change(changed)
-        (tmp_path / name).write_text(json.dumps(changed))
-        return tmp_path / name
+        (tmp_path / "coco.json").write_text(json.dumps(changed))
+        return tmp_path / "coco.json"
 
     return write
 
 
-def write_config(train, val, out, images, **options):
+def write_config(file, out, **options):
+    """A config of which the training and the validation have the same data."""
     splits = {}
-    for name, file in (("train", train), ("val", val)):
+    for name in ("train", "val"):
         (splits[name],) = read_splits(Path(file), ReadOptions())[1].values()
         splits[name].file = Path(file)
     return write_settings(splits, out, **options)[0]
@@ -81,7 +79,7 @@ def downloads(config):
 )
 def test_models(tmp_path, coco, model, expected):
     file = coco()
-    base = write_config(file, file, tmp_path / "out.py", tmp_path, model=model)
+    base = write_config(file, tmp_path / "out.py", model=model)
     assert base.endswith(f"{Path(model).stem}.py")
     config = Config.fromfile(tmp_path / "out.py")
     assert heads(config) == expected
@@ -105,51 +103,12 @@ def test_models(tmp_path, coco, model, expected):
 def test_a_warm_up_ends_within_the_training(tmp_path, coco):
     """That of COCO has 500 iterations; 12 epochs of two batches have 24."""
     file = coco()
-    write_config(file, file, tmp_path / "out.py", tmp_path, model=BOXES)
+    write_config(file, tmp_path / "out.py", model=BOXES)
     warm_up, steps = Config.fromfile(tmp_path / "out.py").param_scheduler
     assert (warm_up.type, warm_up.end, steps.milestones) == ("LinearLR", 2, [8, 11])
     short = {"train_cfg.max_epochs": 3}
-    write_config(file, file, tmp_path / "short.py", tmp_path, model=BOXES, changes=short)
+    write_config(file, tmp_path / "short.py", model=BOXES, changes=short)
     assert Config.fromfile(tmp_path / "short.py").param_scheduler[0].end == 2, "one has no second rate"
-
-
-@pytest.mark.parametrize(
-    ("model", "frozen"),
-    [
-        (MASKS, True),
-        (BOXES, True),
-        ("retinanet_r18_fpn_1x_coco", True),
-        ("retinanet_r50-caffe_fpn_1x_coco", True),  # with frozen BatchNorm parameters
-        ("faster-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco", True),
-        ("ssd300_coco", False),  # VGG
-        ("detectors_cascade-rcnn_r50_1x_coco", True),  # its neck contains another backbone
-        ("mask-rcnn_internimage-t_fpn_1x_coco", False),
-        ("yolox_s_8xb8-300e_coco", False),  # trains from random weights
-        ("dino-4scale_frozen-dinov3-s_1x_coco", True),
-        (SMALL_BOXES, False),
-    ],
-)
-def test_without_weights(tmp_path, coco, model, frozen):
-    file = coco()
-    base = write_config(file, file, tmp_path / "out.py", tmp_path, model=model, weights=False)
-    config = Config.fromfile(tmp_path / "out.py")
-    assert config.get("load_from") is None
-    assert downloads(config) == []
-    package, name = base.split("::")
-    original = Config.fromfile(mim_folder(package) / "configs" / name).model.backbone
-    assert (original.get("frozen_stages", -1) >= 0 or original.get("frozen", False)) == frozen
-    backbone = config.model.backbone
-    assert not backbone.get("frozen", False)
-    assert backbone.get("frozen_stages", -1) == -1 and not backbone.get("norm_eval", False)
-    assert backbone.get("norm_cfg", {}).get("requires_grad", True)
-
-
-def test_a_config_file_that_starts_from_weights(tmp_path, coco):
-    file = coco()
-    write_config(file, file, tmp_path / "first.py", tmp_path)
-    for weights in (True, False):
-        write_config(file, file, "out.py", tmp_path, model="first.py", weights=weights)
-        assert (Config.fromfile("out.py").load_from is not None) == weights
 
 
 def test_classes_that_the_data_does_not_say(tmp_path, coco):
@@ -157,37 +116,12 @@ def test_classes_that_the_data_does_not_say(tmp_path, coco):
     file = coco()
     base = f"_base_ = {BOXES_CONFIG!r}\nmodel = dict(roi_head=dict(bbox_head=dict(num_classes=5)"
     (tmp_path / "one.py").write_text(base + "))")
-    write_config(file, file, "out.py", tmp_path, model="one.py")
+    write_config(file, "out.py", model="one.py")
     assert heads(Config.fromfile("out.py")) == [3]
     (tmp_path / "two.py").write_text(base[:-1] + ", loss_cls=dict(num_classes=7))))")
     with pytest.raises(UserError, match=r"two\.py: .*num_classes=80, .*num_classes=5, 7"):
-        write_config(file, file, "not.py", tmp_path, model="two.py")
+        write_config(file, "not.py", model="two.py")
     assert not (tmp_path / "not.py").exists()
-
-
-TINY = ["--cfg-options", "train_cfg.max_epochs=1", "train_dataloader.batch_size=3", "val_cfg=None"]
-TINY += ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False", "val_evaluator=None"]
-TINY += ["val_dataloader=None"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backbone", "wanted"),
-    [(False, "mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco_2020"), (True, "resnet50-0676ba61.pth")],
-)
-def test_weights_that_cannot_be_downloaded(tmp_path, coco, monkeypatch, backbone, wanted):
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    write_config(coco(), coco(), "mine.py", tmp_path)
-    if backbone:
-        resnet = "dict(type='Pretrained', checkpoint='torchvision://resnet50')"
-        text = (tmp_path / "mine.py").read_text().replace("init_cfg=None", f"init_cfg={resnet}")
-        (tmp_path / "mine.py").write_text(f"{text}\nload_from = None\n")
-    said = error_of("train", "mine.py", *TINY)
-    assert said.startswith("error: https://download.") and f"/{wanted}" in said
-    assert f"{tmp_path}/torch/hub/checkpoints/{wanted}" in said and "--no-weights" in said
 
 
 def boxes_only(content):
@@ -198,23 +132,20 @@ def boxes_only(content):
 def test_the_default_model_learns_from_masks_if_there_are_some(tmp_path, coco):
     for change, model in ((None, MASKS), (boxes_only, BOXES)):
         file = coco(change)
-        assert write_config(file, file, "out.py", tmp_path).endswith(f"/{model}.py")
+        assert write_config(file, "out.py").endswith(f"/{model}.py")
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "model", "message"),
+    ("change", "model", "message"),
     [
-        (boxes_only, boxes_only, MASKS, r"mask of every object.* 3 .*for a CPU"),
-        (None, None, "mask-rcnn", "name of a model"),
-        (None, None, "panoptic_fpn_r50_fpn_1x_coco", "CocoPanopticDataset"),
+        (boxes_only, MASKS, r"mask of every object.* 3 .*for a CPU"),
+        (None, "mask-rcnn", "name of a model"),
+        (None, "panoptic_fpn_r50_fpn_1x_coco", "CocoPanopticDataset"),
     ],
 )
-def test_config_mistakes(tmp_path, coco, train, val, model, message):
-    file = coco(train, "train.json")
+def test_config_mistakes(tmp_path, coco, change, model, message):
     with pytest.raises(UserError, match=message):
-        write_config(
-            file, file if val is train else coco(val, "val.json"), tmp_path / "out.py", tmp_path, model=model
-        )
+        write_config(coco(change), tmp_path / "out.py", model=model)
     assert not (tmp_path / "out.py").exists()
 
 
@@ -225,7 +156,7 @@ def test_a_config_that_is_refused_is_not_written(tmp_path, coco):
             out.write_text(content)
         before = {*tmp_path.iterdir()}
         with pytest.raises(UserError, match=r"out\.py: model\.roi_head\.bbox_head\.num_classes: "):
-            write_config(file, file, out, tmp_path, changes={"model.roi_head.bbox_head.num_classes": 7})
+            write_config(file, out, changes={"model.roi_head.bbox_head.num_classes": 7})
         assert {*tmp_path.iterdir()} == before
         assert content is None or out.read_text() == content
 
@@ -237,7 +168,7 @@ def test_heads_with_other_classes_than_the_base(tmp_path, coco):
     )
     with pytest.raises(UserError, match=r"out\.py: model\.roi_head\.mask_head\.num_classes: expected 2.* 5$"):
         coco_of_two = coco(lambda c: (c["categories"].pop(), c["annotations"].pop()))
-        write_config(coco_of_two, coco_of_two, tmp_path / "out.py", tmp_path, model=str(tmp_path / "base.py"))
+        write_config(coco_of_two, tmp_path / "out.py", model=str(tmp_path / "base.py"))
 
 
 def test_config_files_are_named(tmp_path, coco):
@@ -245,17 +176,14 @@ def test_config_files_are_named(tmp_path, coco):
     (tmp_path / "notes.py").write_text("a = 1")
     base = f"_base_ = {DEFORMABLE!r}\n"
     (tmp_path / "voc.py").write_text(f"{base}test_evaluator = dict(_delete_=True, type='VOCMetric')")
-    (tmp_path / "taught.py").write_text(f"{base}model = dict(teacher_ckpt='x.pth')")
     for out, model, named in (
         ("out.txt", None, r"out: .*out\.txt"),
         ("out.py", "notes.txt", r"model: .*notes\.txt"),
         ("out.py", "notes.py", r"notes\.py: .*model"),
         ("out.py", "voc.py", r"voc\.py: test_evaluator: expected a CocoMetric, got .*VOCMetric"),
-        ("out.py", "taught.py", r"^weights: .*taught\.py: expected a model without a teacher"),
     ):
-        options = dict(model=model and str(tmp_path / model), weights=model != "taught.py")
         with pytest.raises(UserError, match=named):
-            write_config(coco(), coco(), tmp_path / out, tmp_path, **options)
+            write_config(coco(), tmp_path / out, model=model and str(tmp_path / model))
     assert not [*tmp_path.glob("out.*")]
 
 
@@ -275,7 +203,7 @@ def test_names_are_no_templates(tmp_path, coco):
     pictures.mkdir()
     for path in tmp_path.glob("?.png"):
         path.rename(pictures / path.name)
-    write_config(file, file, out, pictures)
+    write_config(file, out)
     config = Config.fromfile(out)
     assert [*config.train_dataloader.dataset.metainfo.classes] == CLASSES
     assert Path(config.train_dataloader.dataset.data_prefix.img).samefile(pictures)

@@ -84,19 +84,6 @@ def test_unknown_names_and_weights(name, expected):
         zoo.download(name)
 
 
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ([entry()], "net_1x: .*Published"),
-        ([entry(Published=True)], "net_1x: .*Published"),
-        ([entry(Published="a"), entry(Published="b", Weights="https://x.org/y.pth")], ".*net_1x"),
-    ],
-)
-def test_figures_of_nobody_and_configs_that_are_there_twice_are_refused(package, entries, message):
-    with pytest.raises(UserError, match=rf"metafile\.yml: {message}"):
-        package(*entries)
-
-
 # Metafiles of a test package
 
 
