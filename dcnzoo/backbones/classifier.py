@@ -122,8 +122,8 @@ class Classifier(Refuses, nn.Module):
             self._refuse("x", "a size that is halved exactly, a multiple of 32", sizes, RuntimeError)
         return x + finer
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``(N, num_classes)``, or with ``pre_logits`` the last layer's input.
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)``.
 
         Args:
             x: the head's input, ``(N, num_features, H, W)``.
@@ -132,4 +132,4 @@ class Classifier(Refuses, nn.Module):
             x = self.fc_norm(self.clip_projector(x.flatten(2).transpose(1, 2)))
         else:
             x = self.conv_head(x).mean((2, 3))
-        return x if pre_logits else self.head(x)
+        return self.head(x)

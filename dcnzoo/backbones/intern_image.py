@@ -292,8 +292,8 @@ class InternImage(Classifier):
         self._freeze()
         return self
 
-    def _maps(self, x: Tensor, levels: int | None = None) -> list[Tensor]:
-        """The maps ``(N, H, W, C)`` of all levels, or of the first ``levels``, finest first.
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        """The maps ``(N, H, W, C)`` of all levels, finest first.
 
         Raises:
             RuntimeError: the shape of ``x`` is invalid.
@@ -302,7 +302,7 @@ class InternImage(Classifier):
             self._refuse("x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
         x = self.pos_drop(self.patch_embed(x))
         maps: list[Tensor] = []
-        for i in range(len(self.levels) if levels is None else levels):
+        for i in range(len(self.levels)):
             if i:
                 # mypy does not know the class of a ModuleList's items
                 x = self.levels[i - 1].downsample(x)  # type: ignore[operator]
@@ -310,14 +310,10 @@ class InternImage(Classifier):
             maps.append(x)
         return maps
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The input of the classifier's head: ``(N, num_features, H, W)``."""
-        return self._merge_levels(self._maps(x))
-
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if self.num_classes is not None:
-            return self.forward_head(self.forward_features(x))
         maps = self._maps(x)
+        if self.num_classes is not None:
+            return self.forward_head(self._merge_levels(maps))
         return tuple(maps[i].permute(0, 3, 1, 2).contiguous() for i in sorted(set(self.out_indices)))
 
 

@@ -9,6 +9,7 @@ official releases for the adapter, and timm's for the ViT.
 
 import math
 import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -360,18 +361,18 @@ class ViTAdapter(Refuses, nn.Module):
             self._refuse("pretrained", "False with a module, which has its weights", repr(source))
         # those of most ViTs have no layer scale; timm refuses weights that lack a parameter
         options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
-        missing: Sequence[str] = ()
+        missing, state = [], {}
         try:
-            state = {} if source is True else _read(str(source))
+            if source is not True:
+                state = _read(str(source))
             prefix = next((key.removesuffix(_OWN) for key in state if key.endswith(_OWN)), None)
             if prefix is not None:
                 own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
                 self._load_adapter(own)
                 return
-            if source is True:
-                vit: Any = _create(pretrained=True, **options)
-            else:
-                vit, missing = _load_file(str(source), options)
+            vit: Any = _create(pretrained=source is True, **options)
+            if source is not True:
+                missing = _load_file(vit, str(source), state)
         except Exception as error:  # timm's, torch's and the Hub's have many types, and perhaps no text
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
             text = " ".join([type(error).__name__, *str(error).split()])
@@ -535,10 +536,8 @@ def _import_timm() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "timm":
             raise
-        message = (
-            "ViTAdapter: vit: expected a module where timm is not installed, got a name; pip install timm"
-        )
-        raise ModuleNotFoundError(message, name="timm") from None
+        text = "expected a module where timm is not installed, got a name; pip install timm"
+        raise ModuleNotFoundError(f"ViTAdapter: vit: {text}", name="timm") from None
     return timm
 
 
@@ -547,40 +546,33 @@ def _create(**options: Any) -> nn.Module:
     name = str(options["model_name"])
     if ":" not in name and not timm.is_model(name):
         near = nearest(name, timm.list_models())
-        raise ValueError(
-            f"ViTAdapter: vit: expected a name of timm{near and f', such as {near}'}, got {name}"
-        )
+        such_as = f", such as {near}" if near else ""
+        raise ValueError(f"ViTAdapter: vit: expected a name of timm{such_as}, got {name}")
     return timm.create_model(num_classes=0, **options)
 
 
 def _read(file: str) -> dict[str, Any]:
-    """Return the state dict in a file; {} for a file of NumPy arrays, which timm reads by the ViT."""
+    """Return the state dict in a file; {} for a file of NumPy arrays, which the ViT reads."""
     _import_timm()
     from timm.models import load_state_dict
 
     return {} if file.endswith(".npz") else load_state_dict(file)
 
 
-def _load_file(file: str, options: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
-    """Return the ViT with the weights in a file, and the names of its parameters that the file lacks."""
-    overlay = dict(file=file, custom_load=file.endswith(".npz"))
-    try:  # without the name of a classifier, timm loads strictly
-        return _create(pretrained=True, pretrained_cfg_overlay={**overlay, "classifier": None}, **options), []
-    except RuntimeError as error:
-        missing = re.search(r"Missing key\(s\) in state_dict: ([^\n]*)", str(error))
-    # another number of classes than the ViT's 0: timm allows differences, but for sizes
-    overlay |= dict(classifier=("head", "head_dist"), num_classes=-1)
-    vit = _create(pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    return vit, re.findall(r'"([^"]+)"', missing[1]) if missing else []
+def _load_file(vit: Any, file: str, state: Mapping[str, Any]) -> list[str]:
+    """Load what timm reads for this ViT, with or without a classifier; return what the file lacks."""
+    if not state:
+        vit.load_pretrained(file)
+        return []
+    converted = sys.modules[type(vit).__module__].checkpoint_filter_fn(state, vit)
+    return vit.load_state_dict(converted, strict=False).missing_keys
 
 
 def _address(name: str) -> str:
     """Where timm's weights are, and how to use a file."""
     cfg = _import_timm().get_pretrained_cfg(name)
-    if cfg is None or not (cfg.hf_hub_id or cfg.url):
-        return ""
-    address = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
-    return f"; the file is at {address}, and pretrained=FILE reads a copy"
+    address = cfg and (cfg.url if not cfg.hf_hub_id else f"https://huggingface.co/{cfg.hf_hub_id}")
+    return f"; the file is at {address}, and pretrained=FILE reads a copy" if address else ""
 
 
 def _fit(vit: Any, windows: Sequence[int | None], pad_input: bool) -> None:

@@ -109,38 +109,6 @@ for arguments, word in calls:
     python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
 
 
-def test_only_commands_that_need_mmdetection_import_it(tmp_path):
-    """In one process, one after the other: neither MMDetection nor mmcv's operators."""
-    pytest.importorskip("onnx")
-    code = """
-import sys
-from pathlib import Path
-import numpy as np
-from onnx import TensorProto, helper, save
-from PIL import Image
-from dcnzoo.cli import commands
-from click.testing import CliRunner
-value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [value])
-save(helper.make_model(graph), "m.onnx")
-Path("c").mkdir()
-Image.fromarray(np.zeros((32, 32, 3), "uint8")).save("c/a.png")
-Path("c/a.txt").write_text("0 0.5 0.5 0.2 0.2")
-Path("c/classes.txt").write_text("one")
-for line, status in (
-    ("zoo list mdconv", 0), ("zoo info mask-rcnn_r14-mdconv_fpn_8e_shapes", 0), ("data check none.json", 1),
-    ("data convert c out", None), ("data check out/train.json", None), ("infer m.onnx c/a.png", 1),
-):
-    result = CliRunner().invoke(commands, line.split())
-    assert status in (None, result.exit_code), (line, result.output)
-    for name in ("mmdet.registry", "mmcv.ops", "torch"):
-        assert name not in sys.modules, (line, name)
-"""
-    python(
-        "-c", code, cwd=tmp_path, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    )
-
-
 SHELLS = [
     path for path in (ROOT / "tools").rglob("*.py") if "from dcnzoo.cli import main" in path.read_text()
 ]

@@ -13,21 +13,16 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import inference_detector
-from mmdet.models import MaskRCNN
-from mmdet.structures import DetDataSample
-from mmengine.structures import PixelData
 from torch import nn
 
 import dcnzoo.models
 from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
 from dcnzoo.report import record_sampling
-from dcnzoo.report.explain_detector import explain
-from dcnzoo.utils.errors import UserError
 
 from ..commands import invoke
 from ..demo import DEFORMABLE as CONFIG
-from ..demo import PLAIN, build_demo
+from ..demo import build_demo
 from ..report.test_explain import decoded, page_data
 
 HEIGHT, WIDTH = 96, 150  # of the files; the detector's input is 82 × 128, padded to 96 × 128
@@ -172,14 +167,6 @@ def test_texts_go_on_after_a_kill(tmp_path):
         assert path.read_text() == (tmp_path / "out" / path.name).read_text()
 
 
-def test_what_finds_no_instances_is_refused(run, tmp_path, monkeypatch):
-    sample = DetDataSample(pred_sem_seg=PixelData())
-    monkeypatch.setattr(MaskRCNN, "test_step", lambda *_: [sample])
-    status, output = run("infer", "a.png", "--out", tmp_path)
-    expected = "error: model: expected a detector, got a model that predicts pred_sem_seg\n"
-    assert (status, output) == (1, expected)
-
-
 @pytest.mark.parametrize("threshold", [0.0, 0.9999])
 def test_explain_starts_at_the_best_detection_or_in_the_middle(run, folder, tmp_path, threshold):
     file = tmp_path / "explain.html"
@@ -216,21 +203,6 @@ def test_explain_shows_what_was_recorded(run, folder, tmp_path):
         assert layer["name"] == field.name and np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-3
         rows, columns = field.weight.shape[1:]
         assert re.search(rf"{field.name} +{rows}×{columns} +{field.offset.abs().mean():.3f} ", output)
-
-
-def test_explain_draws_a_figure_of_one_layer(run, folder, tmp_path):
-    file = tmp_path / "explain.png"
-    name = "backbone.layer2.0.conv2"
-    status, output = run("explain", "a.png", "--box", "20,10,90,60", "--layer", name, "--out", file)
-    assert status == 0 and "layer3" not in output
-    height, width = cv2.imread(str(file)).shape[:2]
-    assert width > height > 200, "two panels side by side"
-
-
-def test_layers_that_are_not_drawn_are_named(folder):
-    detector = dcnzoo.load(PLAIN, checkpoint=folder / "weights.pth", allow_partial=True)
-    with pytest.raises(UserError, match="DCNv4 or PackedDeformConv2d, found none"):
-        explain(detector, folder / "a.png")
 
 
 def test_infer_demo_needs_neither_image_nor_network(tmp_path, monkeypatch):

@@ -3,15 +3,11 @@
 import pickle
 import re
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
-from mmengine.device import get_device
-
-from dcnzoo.openmmlab.runs.device import use_device
 
 from .. import commands
 from ..commands import error_of
@@ -89,20 +85,6 @@ def test_test_repeats_the_last_validation(trained, tmp_path):
     assert "show-dir: expected pictures with different names" in commands.error_of(*again)
 
 
-@pytest.mark.slow  # test_masks_of_a_mirrored_view_come_back merges views
-def test_test_time_augmentation(trained, tmp_path):
-    work, _ = trained
-    config = work / Path(CONFIG).name
-    predictions = tmp_path / "predictions.pkl"
-    commands.run("test", config, work / "epoch_2.pth", "--work-dir", tmp_path, "--tta", "--out", predictions)
-    images = pickle.loads(predictions.read_bytes())
-    assert len(images) == 4
-    for image in images:
-        boxes, (height, width) = image["pred_instances"]["bboxes"], image["ori_shape"]
-        assert len(boxes) == len(image["pred_instances"]["masks"])
-        assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height] * 2)).all()
-
-
 def test_mixed_precision_on_the_cpu(tmp_path):
     options = ["--amp", "--auto-scale-lr", "--epochs", 1, "--lr", 0.003, "--patience", 1]
     options += tiny(tmp_path / "data", train=2, val=1)
@@ -125,16 +107,6 @@ def test_a_loss_that_is_no_number_ends_in_one_line(data, tmp_path):
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_the_report_of_a_training_runs_on_its_device(tmp_path, monkeypatch):
-    devices = []
-    monkeypatch.setattr("dcnzoo.zoo.training.train", lambda model, **options: tmp_path)
-    write_report = "dcnzoo.report.report.write_report"
-    monkeypatch.setattr(write_report, lambda folders, device: devices.append(device))
-    for device in ([], ["--device", "cpu"]):
-        commands.run("train", CONFIG, "--report", *device)
-    assert devices == ["auto", "cpu"]
-
-
 def test_weights_of_the_classes_in_another_order(data, trained, tmp_path):
     """Each object would silently count as one of another class."""
     work = shutil.copytree(trained[0], tmp_path / "work")  # reproduce writes a log into the work directory
@@ -151,14 +123,3 @@ def test_weights_of_the_classes_in_another_order(data, trained, tmp_path):
     checkpoint["meta"]["dataset_meta"]["classes"] = ("Oval", "Trefoil", "Cross")
     torch.save(checkpoint, weights)
     commands.run("test", config, weights, "--work-dir", tmp_path)
-
-
-def test_a_gpu_is_used(monkeypatch):
-    """With a stand-in, because the machine has none."""
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(chosen.append(device)))
-    before = get_device()
-    with use_device("cuda:1"):
-        assert get_device() == "cuda" and chosen == [torch.device("cuda:1")]
-    assert get_device() == before

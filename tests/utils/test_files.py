@@ -22,16 +22,12 @@ from dcnzoo.utils.files import (
     partial_of,
     read_beside,
     replacing,
-    require_file,
     require_new,
     write_text,
 )
 from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.formats import picture_files
 from dcnzoo.utils.lock import lock_work_dir, locked
-
-from ..commands import error_of
-from ..demo import DEFORMABLE
 
 DEMO = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
@@ -191,12 +187,6 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_addresses_are_no_missing_files():
-    require_file("https://example.org/x.pth", "checkpoint")
-    with pytest.raises(UserError, match=r"checkpoint: expected a file, found none at /x\.pth"):
-        require_file("/x.pth", "checkpoint")
-
-
 @pytest.mark.parametrize("name", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])
 def test_the_folder_of_downloads_is_torchs(name, tmp_path, monkeypatch):
     for variable in ("TORCH_HOME", "XDG_CACHE_HOME"):
@@ -206,25 +196,6 @@ def test_the_folder_of_downloads_is_torchs(name, tmp_path, monkeypatch):
     assert tmp_path in expected.parents and cache_folder() == expected
     monkeypatch.delitem(sys.modules, "torch")
     assert cache_folder() == expected
-
-
-def test_training_beside_its_config(tmp_path, monkeypatch):
-    """The config in the work directory is the user's own file until dcnzoo has written it."""
-    monkeypatch.chdir(tmp_path)
-    config, text = tmp_path / "mine.py", f"_base_ = {DEFORMABLE!r}"
-    config.write_text(text)
-    (tmp_path / "best_coco_bbox_mAP_epoch_1.pth").touch()
-    for reason in ("without checkpoints", "mine.py"):
-        assert reason in error_of("train", "mine.py", "--work-dir", ".")
-        (tmp_path / "best_coco_bbox_mAP_epoch_1.pth").unlink(missing_ok=True)
-    assert config.read_text() == text
-    config.rename("other.py")
-    monkeypatch.setattr("dcnzoo.openmmlab.runs.execute.build_runner", stop)
-    assert "stopped" in error_of("train", "other.py", "--work-dir", "run")  # before its first checkpoint
-
-
-def stop(*args, **options):
-    raise ValueError("stopped")
 
 
 def test_pictures_that_cannot_be_read_are_counted(tmp_path, capsys):
@@ -249,13 +220,3 @@ def test_pictures_of_a_folder_are_those_of_a_training(tmp_path):
     (tmp_path / "in/below").mkdir()
     (tmp_path / "in/below/up").symlink_to("..")
     assert picture_files(tmp_path / "in") == left, "each once"
-
-
-def test_a_name_that_is_no_home_folder(tmp_path, monkeypatch):
-    """Office programs call their temporary files ~$a; ``Path.expanduser`` raises for these names."""
-    monkeypatch.chdir(tmp_path)
-    Path("~$a.png").touch()
-    require_file("~$a.png", "image")
-    assert picture_files("~$a.png") is None and picture_files("~$*.png") == ["~$a.png"]
-    with pytest.raises(UserError, match="none at ~nobody"):
-        require_file("~nobody/a.png", "image")

@@ -59,13 +59,3 @@ def test_short_notation(dcn, operator):
     model = {"neck": {"type": "PAFPN", "to_deformable": {"where": "*", "kind": dcn}}}
     if dcn in ("v1", "v2"):
         assert list(description._operators(model, "head")) == [("neck", operator)]
-
-
-def test_packages_that_are_not_there(tmp_path):
-    config = tmp_path / "net.py"
-    config.write_text("_base_ = ['other::x/y.py', './gone.py']\n")
-    assert not description.may_be_deformable(config)
-    config.write_text("model = dict(backbone=dict(dcn=True))\n")
-    assert not description.may_be_deformable(config), "asked once"
-    description.may_be_deformable.cache_clear()
-    assert description.may_be_deformable(config)

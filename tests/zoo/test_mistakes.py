@@ -9,7 +9,6 @@ import torch
 import dcnzoo
 from dcnzoo.detect.session import Session
 from dcnzoo.openmmlab.runs import execute
-from dcnzoo.report.report import write_report
 from dcnzoo.utils.errors import UserError
 
 from ..demo import PLAIN
@@ -25,18 +24,17 @@ ARGUMENTS = [  # right types, wrong values
     (dcnzoo.test, (MODEL, "m.onnx"), {"tta": True}, "tta"),
     (dcnzoo.test, (MODEL, "m.onnx"), {"unsafe_load": True}, "unsafe_load"),
     (dcnzoo.test, (MODEL, "m.onnx"), {"cfg_options": {"model.neck": None}}, "cfg_options"),
-    (write_report, ([],), {}, "folders"),
     # None means not given; an empty text, an empty list and 0 are given
     (dcnzoo.load, ("m.onnx",), {"checkpoint": ""}, "checkpoint"),
     (dcnzoo.load, ("m.onnx",), {"cfg_options": []}, "cfg_options"),
     (dcnzoo.train, ("",), {}, "model"),
     (dcnzoo.train, (), {"data": "fruits", "epochs": 0}, "epochs"),
     (dcnzoo.train, (PLAIN,), {"resume": ""}, "resume"),
+    (dcnzoo.train, (), {"data": "fruits", "resume": True}, "resume"),
     (dcnzoo.train, ("trained/epoch_1.pth",), {}, "model"),
     (dcnzoo.train, (PLAIN,), {"logger": ""}, "logger"),
     (dcnzoo.train, (PLAIN,), {"work_dir": ""}, "work_dir"),
     (Session, ("m.onnx", ""), {}, "backend"),
-    (write_report, ([Path("work")], ""), {}, "out"),
     # numbers out of range
     (dcnzoo.train, (PLAIN,), {"epochs": "3"}, "epochs"),
     (dcnzoo.train, (PLAIN,), {"batch_size": 0}, "batch_size"),
@@ -44,12 +42,6 @@ ARGUMENTS = [  # right types, wrong values
     (dcnzoo.train, (PLAIN,), {"lr": math.nan}, "lr"),
     (dcnzoo.load, (MODEL,), {"score_threshold": 1.01}, "score_threshold"),
     (dcnzoo.load, (MODEL,), {"score_threshold": math.nan}, "score_threshold"),
-]
-SETTINGS = [
-    (dcnzoo.load, "custom_imports", 3),
-    (dcnzoo.load, "custom_imports.imports", ["nowhere"]),
-    (dcnzoo.train, "runner_type", "Nothing"),
-    (dcnzoo.test, "visualizer", "x"),
 ]
 
 
@@ -63,14 +55,6 @@ def test_arguments(function, positional, options, argument, tmp_path, monkeypatc
     Path("trained/epoch_1.pth").touch()
     with pytest.raises((UserError, ValueError), match=f"^{argument}: expected "):
         function(*positional, **options)
-
-
-@pytest.mark.parametrize(("function", "key", "value"), SETTINGS)
-def test_settings(function, key, value, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model = PLAIN if function is dcnzoo.train else MODEL
-    with pytest.raises(UserError, match=key.rpartition(".")[2]):
-        function(model, cfg_options={key: value})
 
 
 @pytest.mark.parametrize(
