@@ -104,7 +104,6 @@ class Installation:
     features: dict[str, str] = field(default_factory=dict)  # feature without its symbols in torch -> reason
     packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
     triton_runs: bool = False  # on the GPU, in place of compiled CUDA operators
-    numpy: str = "2.0"
     import_error: Exception | None = None  # why the plugin for MMDetection cannot be imported
 
     @classmethod
@@ -123,7 +122,6 @@ class Installation:
             features=_torch_private.missing,
             packages=dict(installed(MODULES)),
             triton_runs=torch.cuda.is_available() and available.triton_works(torch.device("cuda")),
-            numpy=version("numpy") if find_spec("numpy") else "0",
         )
         if {"mmdet", "onedl-mmdetection"} & installation.packages.keys():
             try:
@@ -139,10 +137,7 @@ def problems(installation: Installation) -> Iterator[Finding]:
     yield from found
     if found or not installation.packages:
         return
-    if Version(installation.numpy).release < (2,):
-        text = f"numpy {installation.numpy}: with OpenMMLab's packages, dcnzoo needs 2 or later"
-        yield _problem(text, 'pip install --upgrade "numpy>=2"')
-    elif error := installation.import_error:
+    if error := installation.import_error:
         yield _problem(f"training cannot start: {describe(error)}", install_command(error) or TESTED)
 
 

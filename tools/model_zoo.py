@@ -3,7 +3,6 @@
 ``--measure`` instead measures the models of dcnzoo whose metafiles lack entries, and adds these to them.
 """
 
-import functools
 import re
 import statistics
 import sys
@@ -55,6 +54,13 @@ and speed:
 - *memory*: of training, in GB per GPU.
 - *licence*: of the weights; *not stated* if the publisher names none for them.
 """
+OURS = "## Configs of dcnzoo\n\nThese configs are in [`configs/`](configs).\n"
+THEIRS = """\
+## Configs of MMDetection
+
+These configs of MMDetection contain deformable convolution or deformable pooling.
+[DCN in a detector](docs/detectors.md) explains how dcnzoo runs them.
+"""
 COLUMNS = (
     *("config", "box AP", "mask AP", "CPU time", "speed", "weights", "deformable", "parameters", "FLOPs"),
     *("memory", "data", "figures", "licence"),
@@ -62,21 +68,15 @@ COLUMNS = (
 # entries of the metafiles that --measure writes
 PARAMETERS, FLOPS, CPU_TIME = "Parameters (M)", "FLOPs (G)", "CPU time (× Faster R-CNN R-50)"
 ROOT = Path(__file__).resolve().parents[1]
-MMDETECTION = "https://github.com/open-mmlab/mmdetection/blob/v{version}/configs"
+MMDET = version("mmdet")
+FOLDERS = {"dcnzoo": "configs", "mmdet": f"https://github.com/open-mmlab/mmdetection/blob/v{MMDET}/configs"}
 
 
 def render() -> str:
     """Render the page from the metafiles of dcnzoo and of the installed MMDetection."""
     ours = [model for model in models() if model.package == "dcnzoo"]
     theirs = [model for model in models() if model.package == "mmdet" and operators_of(model)]
-    sections = [INTRODUCTION.format(mmdet=mmdet_version())]
-    sections.append("## Configs of dcnzoo\n\nThese configs are in [`configs/`](configs).\n")
-    sections += tables(ours)
-    sections.append(
-        "## Configs of MMDetection\n\nThese configs of MMDetection contain deformable convolution or "
-        "deformable pooling.\n[DCN in a detector](docs/detectors.md) explains how dcnzoo runs them.\n"
-    )
-    sections += tables(theirs)
+    sections = [INTRODUCTION.format(mmdet=MMDET), OURS, *tables(ours), THEIRS, *tables(theirs)]
     return "\n".join(sections)
 
 
@@ -108,7 +108,7 @@ def rows_of(model: Model) -> Iterator[list[str]]:
         figures = model.metrics(source) if results else {}
         published = source.startswith("published")
         yield [
-            link(model),
+            f"[{model.name}]({FOLDERS[model.package]}/{model.config.parent.name}/{model.config.name})",
             *(str(figures.get(metric, "–")) for metric in ("box AP", "mask AP")),
             model.metadata.get(CPU_TIME, "–"),
             speed(model) if published else "–",
@@ -126,12 +126,6 @@ def weights_link(model: Model, weights: str) -> str:
     if "://" in weights:
         return f"[download]({weights})"
     return f"[in the repository]({Path(weights).relative_to(mim_folder(model.package)).as_posix()})"
-
-
-def link(model: Model) -> str:
-    folder = model.config.parent.name
-    place = "configs" if model.package == "dcnzoo" else MMDETECTION.format(version=mmdet_version())
-    return f"[{model.name}]({place}/{folder}/{model.config.name})"
 
 
 def speed(model: Model) -> str:
@@ -191,11 +185,6 @@ def add_metadata(file: Path, name: str, entries: dict[str, float]) -> None:
     lines = "".join(f"      {key}: {value}\n" for key, value in entries.items())
     text = file.read_text(encoding="utf-8")
     write_text(file, re.sub(start, rf"\g<1>    Metadata:\n{lines}", text, count=1))
-
-
-@functools.cache
-def mmdet_version() -> str:
-    return version("mmdet")
 
 
 @one_line_errors()

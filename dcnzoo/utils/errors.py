@@ -1,9 +1,7 @@
 """Errors that the command line prints as one line."""
 
 import errno
-import linecache
 import re
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -80,17 +78,8 @@ def describe(error: Exception) -> str:
 
 
 def message(error: Exception) -> str:
-    """Return an exception on one line, with its type unless the message describes the problem.
-
-    An assertion without a message is described by its source.
-    """
+    """Return an exception on one line, with its type unless the message describes the problem."""
     text = one_line(error)
-    if isinstance(error, AssertionError):
-        frames = list(traceback.walk_tb(error.__traceback__))
-        if not str(error) and frames:
-            frame, line = frames[-1]
-            text = linecache.getline(frame.f_code.co_filename, line).strip()
-        return f"expected {text.removeprefix('assert ')}"
     if isinstance(error, ValueError | OSError | NotImplementedError) or type(error) is RuntimeError:
         return text
     return f"{type(error).__name__}: {text}" if str(error) else text

@@ -1,10 +1,8 @@
 """Errors on one line: names from files are escaped, and an error in dcnzoo says that it is one."""
 
-import runpy
-
 import pytest
 
-from dcnzoo.utils.errors import UserError, describe, one_line, printable, user_errors
+from dcnzoo.utils.errors import UserError, one_line, printable, user_errors
 
 
 @pytest.mark.parametrize(
@@ -29,13 +27,6 @@ def test_errors_are_printable():
     assert one_line(UserError("class \x1b]0;title\x07:\n  expected a name")) == (
         r"class \x1b]0;title\x07: expected a name"
     )
-
-
-def test_an_assertion_without_a_message_is_its_source(tmp_path):
-    (tmp_path / "own.py").write_text("def check(size):\n    assert size > 2\n")
-    with pytest.raises(AssertionError) as caught:
-        runpy.run_path(str(tmp_path / "own.py"))["check"](1)
-    assert describe(caught.value).startswith("expected size > 2 (DCNZOO_TRACEBACK=1")
 
 
 def test_other_errors_have_their_type():
