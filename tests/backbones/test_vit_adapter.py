@@ -202,15 +202,6 @@ def test_two_processes_with_a_frozen_vit(timm, kind, tmp_path):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_other_rotary_positions_do_not_export_with_any_size(timm):
-    vit = dict(model_name="vit_small_patch16_rope_224", **TINY, dynamic_img_size=True)
-    adapter = ViTAdapter(vit, **SMALL).eval()
-    x, dim = torch.randn(1, 3, 64, 64), torch.export.Dim.DYNAMIC
-    with pytest.raises(RuntimeError, match="x: expected a fixed size"):
-        torch.export.export(adapter, (x,), dynamic_shapes=({2: dim, 3: dim},))
-
-
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3_qkvb", "vit_small_patch14_reg4_dinov2"])
 def test_tokens_are_timms(timm, name):
     """With class and register tokens, for patches of 16: after each block, in bits."""

@@ -72,21 +72,15 @@ def test_mistakes_are_found_before_slow_imports(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "pictures").mkdir()
     lines = """infer NAME none.png | none.png
-        infer a.png NAME | got a picture, a.png
-        infer a.png | got a picture, a.png
         train pictures | --data pictures
         test none/x | folder or file
         explain x none.png | none.png
         infer NAME a.png --checkpoint none.png | none.png
-        train none.png/x | none.png/x
         train --data none | none
         train NAME --resume none.pth | none.pth
-        train NAME --epochs x | valid integer
         test mask-rcnn_r14-mdconv_fpn_8e_shape | closest names: mask-rcnn_r14-mdconv_fpn_8e_shapes
-        flops none | none
         bench none.onnx | none.onnx
         reproduce NAME --data-root none | none
-        zoo info none | none
         zoo lst | 'list'
         trian none | 'train'"""
     code = f"""

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -203,15 +202,3 @@ def test_explain_shows_what_was_recorded(run, folder, tmp_path):
         assert layer["name"] == field.name and np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-3
         rows, columns = field.weight.shape[1:]
         assert re.search(rf"{field.name} +{rows}×{columns} +{field.offset.abs().mean():.3f} ", output)
-
-
-def test_infer_demo_needs_neither_image_nor_network(tmp_path, monkeypatch):
-    monkeypatch.setenv("DCNZOO_OFFLINE", "1")
-    status, output = invoke("infer", "--demo", "--out", tmp_path)
-    assert status == 0, output
-    assert files_in(tmp_path) == ["detections.json", "input", "shapes.png"]
-    assert invoke("infer", "--demo", "--out", tmp_path)[0] == 1, "nothing is replaced"
-    content = json.loads((tmp_path / "detections.json").read_text())
-    _, truth = draw_image(ShapesSpec(), "val", 0)
-    sure = [each["category_id"] - 1 for each in content["annotations"] if each["score"] > 0.7]
-    assert sure and not Counter(sure) - Counter(each["label"] for each in truth)

@@ -37,16 +37,6 @@ def test_lines_in_a_file(monkeypatch):
     assert all("/8" in line and line.endswith("left") for line in lines)
 
 
-def test_nothing_in_a_file_before_the_silence(monkeypatch):
-    file = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", file)
-    monkeypatch.setattr(progress, "SILENCE", 30)
-    assert [*slow(progress.track(range(3), "reading"))] == [*range(3)]
-    with progress.waiting("exporting"):
-        time.sleep(0.1)
-    assert file.getvalue() == ""
-
-
 def test_a_step_of_unknown_length(monkeypatch):
     file = io.StringIO()
     monkeypatch.setattr(sys, "stderr", file)

@@ -55,11 +55,6 @@ def test_list_dcn():
     assert not folders & {"deformable_detr", "mask2former"}, "attention is not convolution"
 
 
-def test_search():
-    found = [line.split()[0] for line in run("list", "MDCONV", "group4").splitlines()[1:-1]]
-    assert found == ["faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco"]
-
-
 def test_info():
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in run("info", NAME).splitlines())
     assert rows["id"] == f"dcnzoo::dcnv2/{NAME}.py" and rows["weights"].endswith("-d099253b.pth")

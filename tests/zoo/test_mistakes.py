@@ -4,11 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 import dcnzoo
 from dcnzoo.detect.session import Session
-from dcnzoo.openmmlab.runs import execute
 from dcnzoo.utils.errors import UserError
 
 from ..demo import PLAIN
@@ -55,17 +53,3 @@ def test_arguments(function, positional, options, argument, tmp_path, monkeypatc
     Path("trained/epoch_1.pth").touch()
     with pytest.raises((UserError, ValueError), match=f"^{argument}: expected "):
         function(*positional, **options)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"model": Path(PLAIN), "work_dir": Path("work"), "resume": None, "outputs": ["report.html"]},
-        {"model": PLAIN, "lr": 1, "device": torch.device("cpu"), "cfg_options": {}},
-        {"model": PLAIN, "epochs": None, "seed": 0, "verbose": True, "launcher": "none"},
-    ],
-)
-def test_arguments_that_are_right(options, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(execute, "train", lambda recipe, options, **others: Path(recipe.cfg.filename))
-    assert dcnzoo.train(**options) == Path(PLAIN)

@@ -193,30 +193,21 @@ def test_other_data_by_the_names_of_classes(tmp_path, capsys):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
     recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run").config, {}, TEST)
     (tmp_path / "other").mkdir()
-    parts = fruits(tmp_path / "other/pictures", "uvwxyz")
-    content = {key: parts["train"][key] for key in ("images", "annotations", "categories")}
+    content = fruits(tmp_path / "other/pictures", "uvwxyz")["train"]
     for image in content["images"]:
         del image["path"]
-    figs = [each for each in content["annotations"] if each["category_id"] == 2]
-    categories = [{"id": 7, "name": "fig"}]
-    content = {
-        **content,
-        "categories": categories,
-        "annotations": [{**each, "category_id": 7} for each in figs],
-    }
+    content["annotations"] = [each for each in content["annotations"] if each["category_id"] == 2]
+    content["categories"] = [{"id": 2, "name": "fig"}]
     (tmp_path / "other/test.json").write_text(json.dumps(content))
     cfg = with_own_data(recipe, tmp_path / "other", ReadOptions(), tmp_path).cfg
     dataset = cfg.test_dataloader.dataset
-    assert (
-        cfg.test_evaluator.ann_file == dataset.ann_file
-        and recipe.cfg.test_evaluator.ann_file != dataset.ann_file
-    )
+    assert cfg.test_evaluator.ann_file == dataset.ann_file != recipe.cfg.test_evaluator.ann_file
     written = json.loads(Path(dataset.ann_file).read_text())
     assert [each["name"] for each in written["categories"]] == [*CLASSES]
     assert objects(dataset.ann_file) == objects_of(content)
     assert all((Path(dataset.data_prefix.img) / each["file_name"]).is_file() for each in written["images"])
     assert "no objects of 1 class: date" in capsys.readouterr().out
-    categories[0]["name"] = "nut"
+    content["categories"][0]["name"] = "nut"
     (tmp_path / "other/test.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="one of the classes date, fig, got 'nut'"):
         with_own_data(recipe, tmp_path / "other", ReadOptions(), tmp_path)

@@ -17,8 +17,9 @@ from dcnzoo.zoo.source import resolve
 from ..demo import PLAIN
 
 SHAPES = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
-PUBLISHED = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
-MMDET = Path(zoo.find(f"mmdet::dcnv2/{PUBLISHED}").config).parent.parent
+OURS = (zoo.find(SHAPES).config, zoo.find(SHAPES).weights[0])
+THEIRS = zoo.find("mmdet::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
+MMDET = THEIRS.config.parents[1]
 
 
 @pytest.fixture
@@ -63,16 +64,11 @@ def folder(tmp_path, monkeypatch):
         ("own.py", None, "own.py", None),
         ("./own.py", "~/files/weights.pth", "own.py", "files/weights.pth"),
         (PLAIN, None, PLAIN, None),
-        (SHAPES, None, zoo.find(SHAPES).config, zoo.find(SHAPES).weights[0]),
-        (SHAPES, "files/weights.pth", zoo.find(SHAPES).config, "files/weights.pth"),
-        (f"{SHAPES}.py", None, zoo.find(SHAPES).config, zoo.find(SHAPES).weights[0]),
-        (f"dcnzoo::demo/{SHAPES}.py", None, zoo.find(SHAPES).config, zoo.find(SHAPES).weights[0]),
-        (
-            f"mmdet::dcnv2/{PUBLISHED}.py",
-            None,
-            MMDET / f"dcnv2/{PUBLISHED}.py",
-            zoo.find(f"mmdet::dcnv2/{PUBLISHED}").weights[0],
-        ),
+        (SHAPES, None, *OURS),
+        (SHAPES, "files/weights.pth", OURS[0], "files/weights.pth"),
+        (f"{SHAPES}.py", None, *OURS),
+        (f"dcnzoo::demo/{SHAPES}.py", None, *OURS),
+        (THEIRS.id, None, THEIRS.config, THEIRS.weights[0]),
         ("mmdet::_base_/models/ssd300.py", None, MMDET / "_base_/models/ssd300.py", None),
     ],
 )
