@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image, mask_of
 from dcnzoo.data.dataset import Dataset, turned_box
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
-from dcnzoo.data.tree import ALL, Tree, by_split
+from dcnzoo.data.tree import ALL, Reader, Tree, by_split
 from dcnzoo.utils.text import few, short
 
 TRUE = (1, True, "1", "true", "True")
 
 
-class Coco(NamedTuple):
+class Coco(Reader):
     """The reader of COCO files."""
 
-    tree: Tree
-    files: Mapping[Path, CocoFile]
-    notes: list[str]
     name = "COCO"
+
+    def __init__(self, tree: Tree, contents: Mapping[Path, CocoFile]) -> None:
+        super().__init__(tree, [*contents])
+        self._contents = contents
 
     @classmethod
     def find(cls, tree: Tree, json: Mapping[Path, CocoFile]) -> "Coco | None":
@@ -30,9 +30,9 @@ class Coco(NamedTuple):
         folders = {file.parent for file in files if file.name.startswith("instances")}
         keypoints = [f for f in files if f.parent in folders and not f.name.startswith("instances")]
         kinds = {"results with scores": scored, "COCO files beside instances…": keypoints}
-        notes = [f"{kind}, not read: {len(own)} ({few(own, 2)})" for kind, own in kinds.items() if own]
-        read = {file: json[file] for file in files if file not in (*scored, *keypoints)}
-        return cls(tree, read, notes) if read else None
+        reader = cls(tree, {file: json[file] for file in files if file not in (*scored, *keypoints)})
+        reader.notes = [f"{kind}, not read: {len(own)} ({few(own, 2)})" for kind, own in kinds.items() if own]
+        return reader if reader.files else None
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split."""
@@ -48,24 +48,19 @@ class Coco(NamedTuple):
                 self._read(file, dataset)
 
     def _read(self, file: Path, dataset: Dataset) -> None:
-        content, split = self.files[file], self.tree.split_of(file, own=True)
+        content, split = self._contents[file], self.tree.split_of(file, own=True)
         numbers, used = _by_image(file, content, dataset)
         names = _classes(content, used, dataset)
         for position, image in content.entries("images", strict=False):
-            try:
+            with dataset.refusing(f"{file}: images[{position}]"):
                 if isinstance(image, InvalidAnnotation):
                     raise image
                 stated = image.file_name or "/".join((image.coco_url or "").split("/")[-2:])
                 picture = self.tree.picture(stated, file.parent, split)
                 dataset.add_picture(picture, (image.width, image.height))
-            except InvalidAnnotation as error:
-                dataset.refuse(f"{file}: images[{position}]", error)
-                continue
-            for number in numbers[str(image.id)]:
-                try:
-                    _add(decode_json(content.annotations[number], Annotation), names, dataset)
-                except InvalidAnnotation as error:
-                    dataset.refuse(f"{file}: annotations[{number}]", error)
+                for number in numbers[str(image.id)]:
+                    with dataset.refusing(f"{file}: annotations[{number}]"):
+                        _add(decode_json(content.annotations[number], Annotation), names, dataset)
 
 
 def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str, list[int]], set[str]]:
@@ -79,13 +74,13 @@ def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str
         raise InvalidAnnotation("images: expected each id once")
     used = set()
     for number, entry in content.entries("annotations", strict=False):
-        if isinstance(entry, Annotation) and str(entry.image_id) not in numbers:
-            entry = InvalidAnnotation(f"image_id: expected that of an image, got {short(entry.image_id)}")
-        if isinstance(entry, InvalidAnnotation):
-            dataset.refuse(f"{file}: annotations[{number}]", entry)
-            continue
-        numbers[str(entry.image_id)].append(number)
-        used.add(str(entry.category_id))
+        with dataset.refusing(f"{file}: annotations[{number}]"):
+            if isinstance(entry, InvalidAnnotation):
+                raise entry
+            if str(entry.image_id) not in numbers:
+                raise InvalidAnnotation(f"image_id: expected that of an image, got {short(entry.image_id)}")
+            numbers[str(entry.image_id)].append(number)
+            used.add(str(entry.category_id))
     return numbers, used
 
 

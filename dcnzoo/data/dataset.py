@@ -6,7 +6,7 @@ Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -81,7 +81,6 @@ class Dataset:
         problems: what cannot be used.
         sources: the files that were read.
         unlabelled: pictures without a file of annotations, which are used as empty ones.
-        notes: lines for the user.
         sizes: the pictures, with (width, height).
         objects: in the order of the pictures.
         clipped: the number of polygons and boxes that were clipped.
@@ -94,7 +93,6 @@ class Dataset:
     problems: list[Finding] = field(default_factory=list)
     sources: list[Path] = field(default_factory=list)
     unlabelled: list[Path] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
     objects: list[Object] = field(default_factory=list)
     clipped: int = 0
@@ -107,10 +105,7 @@ class Dataset:
         try:
             yield
         except InvalidAnnotation as error:
-            self.refuse(where, error)
-
-    def refuse(self, where: object, error: InvalidAnnotation) -> None:
-        self.problems.append(Finding(str(where), str(error)))
+            self.problems.append(Finding(str(where), str(error)))
 
     def add_picture(self, file: Path, stated: object = None) -> None:
         """Add a picture; ``stated`` is its (width, height) in the annotations, if they have it."""
@@ -185,17 +180,17 @@ class Dataset:
         """The number of objects without a mask, except crowds."""
         return sum(each.segmentation is None and not each.iscrowd for each in self.objects)
 
-    def select(self, chosen: Sequence[Path]) -> "Dataset":
-        """Return a data set with some of the pictures."""
-        numbers = {file: number for number, file in enumerate(self.sizes, 1)}
-        new = {numbers[file]: number for number, file in enumerate(chosen, 1)}
-        objects = [
-            msgspec.structs.replace(each, picture=new[each.picture])
-            for each in self.objects
-            if each.picture in new
-        ]
-        objects.sort(key=lambda each: each.picture)
-        return Dataset(self.classes, sizes={file: self.sizes[file] for file in chosen}, objects=objects)
+    def select(self, chosen: Collection[Path]) -> "Dataset":
+        """Return a data set with some of the pictures, in their order."""
+        part, new = Dataset(self.classes), dict[int, int]()
+        for number, (file, size) in enumerate(self.sizes.items(), 1):
+            if file in chosen:
+                part.sizes[file] = size
+                new[number] = len(part.sizes)
+        for each in self.objects:
+            if each.picture in new:
+                part.objects.append(msgspec.structs.replace(each, picture=new[each.picture]))
+        return part
 
     def write(self, out: Path) -> None:
         """Write a COCO file."""
@@ -274,12 +269,6 @@ def polygon_area(polygon: Polygon) -> float:
     points = [(x - x0, y - y0) for x, y in polygon]
     pairs = zip(points, [*points[1:], points[0]], strict=True)
     return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in pairs)) / 2
-
-
-def ellipse(x: float, y: float, a: float, b: float) -> Polygon:
-    """Return an outline of 64 corners; ``a`` and ``b`` are half the axes."""
-    steps = [2 * math.pi * step / 64 for step in range(64)]
-    return [(x + a * math.cos(step), y + b * math.sin(step)) for step in steps]
 
 
 def turned_box(corners: Corners, angle: float, size: tuple[int, int]) -> Corners:

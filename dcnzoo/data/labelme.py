@@ -6,36 +6,29 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dcnzoo.data.coco_file import CocoFile
-from dcnzoo.data.dataset import Dataset, Polygon, ellipse
+from dcnzoo.data.dataset import Dataset, Polygon
 from dcnzoo.data.files import InvalidAnnotation, read_json
-from dcnzoo.data.tree import Tree, by_split
+from dcnzoo.data.tree import Reader, Tree
 from dcnzoo.utils.text import short
 
 
-class LabelMe(NamedTuple):
+class LabelMe(Reader):
     """The reader of LabelMe's files."""
 
-    tree: Tree
-    files: list[Path]
-    notes: list[str]
     name = "LabelMe"
 
     @classmethod
     def find(cls, tree: Tree, json: Mapping[Path, CocoFile]) -> "LabelMe | None":
         """Return the reader, if there are files with a list of shapes."""
         files = [file for file, content in json.items() if content.is_labelme]
-        return cls(tree, files, []) if files else None
-
-    def groups(self) -> dict[str, list[Path]]:
-        """Return the files of each split, by their folders."""
-        return by_split({file: self.tree.split_of(file) for file in self.files})
+        return cls(tree, files) if files else None
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
         """Add pictures and shapes. Shapes with the same label and ``group_id`` of a file are one object."""
@@ -80,9 +73,10 @@ def _outline(shape: dict) -> Polygon:
     if len(points) == 2 and kind == "rectangle":
         (x1, y1), (x2, y2) = points
         return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-    if len(points) == 2 and kind == "circle":  # its centre and a point on it
-        radius = math.dist(*points)
-        return ellipse(*points[0], radius, radius)
+    if len(points) == 2 and kind == "circle":  # its centre and a point on it; 64 corners
+        (x, y), radius = points[0], math.dist(*points)
+        steps = [2 * math.pi * step / 64 for step in range(64)]
+        return [(x + radius * math.cos(step), y + radius * math.sin(step)) for step in steps]
     got = f"{short(kind)} of {len(points)} points"
     raise InvalidAnnotation(f"expected a polygon, rectangle, circle or mask, got {got}")
 

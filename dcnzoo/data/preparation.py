@@ -63,7 +63,6 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
         notes.append("test is not used: it has no objects")
     for name, split in splits.items():
         _require_objects(name, split)
-        notes += [f"{name}: {note}" for note in split.notes]
         if split.unlabelled:
             pictures = counted(len(split.unlabelled), "pictures")
             notes.append(f"{name}: {pictures} without a file of labels, used as empty ones")
@@ -79,7 +78,7 @@ def read_data(data: Path, options: ReadOptions) -> tuple[dict[str, Dataset], lis
     kind, splits, notes = read_splits(data, options)
     _require_apart(splits)
     if pool := splits.pop(ALL, None):
-        splits = {**divide(pool, VALIDATION), **splits}
+        splits = {**_divide(pool), **splits}
         notes.append(f"{VALIDATION:.0%} of the pictures, chosen at random (seed 0), are for validation")
     lines = [f"data      {data}, {kind}", *map(line_of, splits, splits.values())]
     return splits, [*lines, *_table_of_classes(splits), *(f"note      {note}" for note in notes)]
@@ -108,10 +107,9 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
             json[file] = CocoFile(file)
         except InvalidAnnotation as error:
             unread.append(UserError(f"{file}: {error}"))
-    is_of_yolo = data.suffix in DESCRIPTIONS or data.name in CLASSES
-    chosen = data if data.is_file() and is_of_yolo else None
-    yolo = Yolo.find(tree, chosen) if chosen or data.is_dir() else None
-    voc = Voc.find(tree, files, options.zero_based)
+    is_of_yolo = data.is_file() and (data.suffix in DESCRIPTIONS or data.name in CLASSES)
+    yolo = Yolo.find(tree, data if is_of_yolo else None) if is_of_yolo or data.is_dir() else None
+    voc = Voc.find(tree, files)
     readers = [each for each in (yolo, Coco.find(tree, json), LabelMe.find(tree, json), voc) if each]
     if len(readers) > 1:
         seen = ", ".join(f"{each.name} ({next(iter(each.files))})" for each in readers)
@@ -121,6 +119,8 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
     if readers and options.zero_based and not voc:
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {readers[0].name}")
     if readers:
+        if voc:
+            voc.zero_based = options.zero_based
         return readers[0]
     if scored := [file for file, content in json.items() if content.is_coco]:
         raise UserError(
@@ -168,10 +168,11 @@ def _require_apart(splits: Mapping[str, Dataset]) -> None:
         raise UserError(f"data: expected no picture in two splits, got {got}")
 
 
-def divide(pool: Dataset, share: float, seed: int = 0) -> dict[str, Dataset]:
-    """Divide pictures at random into train and val; those that Roboflow made of one picture stay together.
+def _divide(pool: Dataset) -> dict[str, Dataset]:
+    """Divide pictures at random (seed 0) into train and val.
 
-    A picture with objects is the first of val; the last picture of a class stays in train.
+    Those that Roboflow made of one picture stay together. A picture with objects is the first of val; the
+    last picture of a class stays in train.
 
     Raises:
         UserError: a part would have no object.
@@ -185,8 +186,8 @@ def divide(pool: Dataset, share: float, seed: int = 0) -> dict[str, Dataset]:
             names[files[each.picture - 1]].add(each.name)
     classes = {key: {name for file in group for name in names[file]} for key, group in groups.items()}
     left = Counter(name for own in classes.values() for name in own)
-    number, chosen = max(1, round(share * len(groups))), set[Path]()
-    order = random.Random(seed).sample([*groups], len(groups))  # nosec B311
+    number, chosen = max(1, round(VALIDATION * len(groups))), set[Path]()
+    order = random.Random(0).sample([*groups], len(groups))  # nosec B311
     first = next(
         (key for key in order if classes[key] and all(left[name] > 1 for name in classes[key])), None
     )
@@ -198,8 +199,8 @@ def divide(pool: Dataset, share: float, seed: int = 0) -> dict[str, Dataset]:
     if first is None or not any(left.values()):
         raise UserError("data: expected objects for training and validation: annotate more pictures")
     return {
-        "train": pool.select([file for file in files if file not in chosen]),
-        "val": pool.select([file for file in files if file in chosen]),
+        "train": pool.select({*files} - chosen),
+        "val": pool.select(chosen),
     }
 
 

@@ -11,8 +11,6 @@ import dataclasses
 import json
 import math
 import os
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,12 @@ import cv2
 import numpy as np
 
 from dcnzoo.data.dataset import Dataset, polygon_area
-from dcnzoo.utils.files import replacing
-from dcnzoo.utils.text import few
+from dcnzoo.utils.files import read_beside, replacing
 
 CLASSES = ("oval", "trefoil", "cross")
 PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115)]  # Okabe-Ito: distinguishable with colour blindness
 SPLITS = ("train", "val")
 SPEC_FILE = "shapes.json"
-_WRITTEN = re.compile(r"shapes\.json|annotations/(train|val)\.json|(train|val)/\d+\.png")
 # Part of the recorded parameters: increase it when the same parameters generate other images.
 VERSION = 1
 
@@ -76,37 +72,30 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
     """Write the data set to ``root``, unless the same one is already there.
 
     ``root/{train,val}/*.png`` are the images, ``root/annotations/{train,val}.json`` the COCO files and
-    ``root/shapes.json`` the parameters. The folder is created atomically and replaces one with other
-    parameters.
+    ``root/shapes.json`` the parameters. The folder is created atomically.
 
     Returns:
         whether anything was written.
 
     Raises:
-        FileExistsError: ``root`` contains files that this function did not write.
+        FileExistsError: ``root`` contains shapes with other parameters, or other files.
     """
     spec = spec or ShapesSpec()
     root = Path(root)
     record = {"version": VERSION, **dataclasses.asdict(spec)}
-    recorded = _recorded(root)
-    if recorded == record:
+    if read_beside(root / SPEC_FILE, json.loads) == record:
         return False
-    files = [file.relative_to(root).as_posix() for file in root.rglob("*") if not file.is_dir()]
-    others = [name for name in files if recorded is None or not _WRITTEN.fullmatch(name)]
-    if others or (root.exists() and not root.is_dir()):
+    if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise FileExistsError(
-            f"{root}: expected a folder written by make_shapes or none, found {few(others) or 'a file'}; "
-            "move other files away or choose another folder"
+            f"{root}: expected an empty folder, none, or one that make_shapes has written with the same "
+            "parameters, got another; remove it or choose another folder"
         )
-
     with replacing(root) as partial:
         (partial / "annotations").mkdir(parents=True)
         for split in SPLITS:
             (partial / split).mkdir()
             _write_split(partial, split, spec)
         (partial / SPEC_FILE).write_text(json.dumps(record, indent=1))
-        if root.exists():
-            shutil.rmtree(root)
     return True
 
 
@@ -144,16 +133,6 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, li
             instances.append({"label": label, "polygon": polygon})
             break
     return np.clip(image, 0, 255).astype(np.uint8), instances
-
-
-def _recorded(root: Path) -> dict | None:
-    try:
-        record = json.loads((root / SPEC_FILE).read_text())
-    except (OSError, ValueError):
-        return None
-    # those of an older version may lack a parameter
-    keys = {"version", *(field.name for field in dataclasses.fields(ShapesSpec))}
-    return record if isinstance(record, dict) and "version" in record and record.keys() <= keys else None
 
 
 def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:

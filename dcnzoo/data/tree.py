@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -140,6 +140,25 @@ class Tree:
         common = os.path.commonpath([picture.absolute(), beside.absolute()])
         states = self.split_of_picture(picture) == split
         return picture.parent == beside, equal, states, bool(_OF_PICTURES & below), len(Path(common).parts)
+
+
+class Reader:
+    """A reader of one format.
+
+    Attributes:
+        name: of the format.
+        files: that show the format.
+        notes: lines for the user.
+    """
+
+    name = ""
+
+    def __init__(self, tree: Tree, files: Sequence[Path]) -> None:
+        self.tree, self.files, self.notes = tree, files, list[str]()
+
+    def groups(self) -> dict[str, list[Path]]:
+        """Return the files of each split, by their folders."""
+        return by_split({file: self.tree.split_of(file) for file in self.files})
 
 
 def pictures_of(files: Iterable[Path]) -> list[Path]:

@@ -6,33 +6,34 @@ from xml.etree.ElementTree import Element
 
 from dcnzoo.data.dataset import Dataset, turned_box
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines
-from dcnzoo.data.tree import ALL, WORDS, Tree, by_split, normal
+from dcnzoo.data.tree import ALL, WORDS, Reader, Tree, normal
 from dcnzoo.utils.text import few
 
 
-class Voc:
-    """The reader of VOC's files."""
+class Voc(Reader):
+    """The reader of VOC's files.
+
+    Attributes:
+        zero_based: see :class:`~dcnzoo.data.dataset.ReadOptions`.
+    """
 
     name = "Pascal VOC"
-
-    def __init__(self, tree: Tree, files: list[Path], zero_based: bool) -> None:
-        self.tree, self.files, self.zero_based = tree, files, zero_based
-        self.notes: list[str] = []
+    zero_based = False
 
     @classmethod
-    def find(cls, tree: Tree, files: list[Path], zero_based: bool) -> "Voc | None":
+    def find(cls, tree: Tree, files: list[Path]) -> "Voc | None":
         """Return the reader, if there are files of VOC; then any XML with the name of a picture is read."""
         xml = [file for file in files if file.suffix.lower() == ".xml"]
         own = {file for file in xml if _is_voc(file)}
         stems = {normal(picture.stem) for picture in tree.pictures} if own else set()
         xml = [file for file in xml if file in own or normal(file.stem) in stems]
-        return cls(tree, xml, zero_based) if own else None
+        return cls(tree, xml) if own else None
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by the lists ``ImageSets/Main/train.txt`` …, else by folders."""
         lists = {f: f.stem.lower() for f in self.tree.files if f.suffix == ".txt" and "ImageSets" in f.parts}
         if not lists:
-            return by_split({file: self.tree.split_of(file) for file in self.files})
+            return super().groups()
         splits = {"trainval": ALL, "default": ALL, **WORDS}
         known = {splits[name] for name in lists.values() if name in splits}
         if not known - {"test", "val"}:
@@ -63,9 +64,8 @@ class Voc:
             # with an ending; or of VOC's lists of a class, with 1 or -1 behind it
             stems = (last, Path(last).stem, last.rpartition(" ")[0].strip())
             files = next(filter(None, map(by_stem.get, stems)), [])
-            if len(files) > 1:  # cam1/0001, cam2/0001 and perhaps backup/cam1/0001
+            if len(files) > 1:  # cam1/0001 and cam2/0001
                 files = [f for f in files if [*map(normal, f.parts)][-1 - len(above) : -1] == above]
-                files = [f for f in files if len(f.parts) == min(len(each.parts) for each in files)]
             if len(files) != 1:
                 got = f"{line}, of which there are {len(files)}"
                 raise InvalidAnnotation(f"{listing}:{number}: expected the name of an XML file, got {got}")

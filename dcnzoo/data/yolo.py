@@ -1,6 +1,5 @@
 """Read YOLO's text files, with boxes or polygons."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import yaml
 
 from dcnzoo.data.dataset import Dataset
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
-from dcnzoo.data.tree import ALL, WORDS, Tree, by_split, files_below, normal, parts_of, pictures_of
+from dcnzoo.data.tree import ALL, WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import counted, few, short
@@ -18,7 +17,7 @@ CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # with a name per lin
 DESCRIPTIONS = (".yaml", ".yml", ".data")
 
 
-class Yolo:
+class Yolo(Reader):
     """The reader of YOLO's files.
 
     Attributes:
@@ -28,8 +27,8 @@ class Yolo:
     name = "YOLO"
 
     def __init__(self, tree: Tree, file: Path, keys: dict[str, Any]) -> None:
-        self.tree, self.file, self.files, self._keys = tree, file, [file], keys
-        self.notes: list[str] = []
+        super().__init__(tree, [file])
+        self.file, self._keys = file, keys
         self._folders: dict[Path, dict[str, Path]] = {}  # the text files of a folder by their stems
 
     @classmethod
@@ -43,12 +42,9 @@ class Yolo:
             return cls(tree, chosen, _keys_of(chosen))
         contents = {file: _keys_of(file) for file in tree.files if file.suffix.lower() in DESCRIPTIONS}
         if described := [file for file, keys in contents.items() if "train" in keys]:
-            depth = min(len(file.parts) for file in described)
-            files = [file for file in described if len(file.parts) == depth]
-            files = [file for file in files if file.stem == "data"] or files
-            if len(files) > 1:
-                raise UserError(f"data: expected one file like data.yaml, found {few(files)}: name one")
-            return cls(tree, files[0], contents[files[0]])
+            if len(described) > 1:
+                raise UserError(f"data: expected one file like data.yaml, found {few(described)}: name one")
+            return cls(tree, described[0], contents[described[0]])
         contents |= {file: _keys_of(file) for file in tree.files if file.name in CLASSES}
         readers = [cls(tree, file, keys) for file, keys in contents.items() if "names" in keys]
         if not readers or not any(map(readers[0].label_of, tree.pictures)):
@@ -114,10 +110,8 @@ class Yolo:
             yield from pictures_of(files_below(target))
             return
         for number, line in read_lines(target):
-            line = line.replace("\\", "/")
-            picture = next(filter(os.path.isfile, (root / line for root in (*roots, target.parent))), None)
             try:
-                yield Path(os.path.normpath(picture or self.tree.picture(line, target.parent)))
+                yield self.tree.picture(line, target.parent)
             except InvalidAnnotation as error:
                 raise InvalidAnnotation(f"{target}:{number}: {error}") from None
 
@@ -162,7 +156,7 @@ class Yolo:
             if dataset.unlabelled:
                 pictures = f"{counted(len(dataset.unlabelled), 'pictures')} ({few(dataset.unlabelled, 2)})"
                 raise UserError(f"data: expected a label of each picture, got {pictures} without, and {what}")
-            dataset.notes.append(f"{what}, not used")
+            self.notes.append(f"{what}, not used")
 
 
 def _keys_of(file: Path) -> dict[str, Any]:
@@ -210,8 +204,6 @@ def _add(words: list[str], names: list[str], dataset: Dataset) -> None:
     name, (width, height) = names[int(label)], dataset.size
     if len(values) == 4:
         x, y, w, h = values
-        if not dataset.clip and max(values) > 1.01:
-            raise InvalidAnnotation(f"expected values from 0 to 1, got {max(values):g}")
         left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
         dataset.add_box(name, (left * width, top * height, right * width, bottom * height))
     else:

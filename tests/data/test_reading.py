@@ -83,7 +83,7 @@ def test_class_lists_of_vott_are_refused(tmp_path):
         ("7 0.5 0.5 0.2 0.2", "class"),
         ("0 0.5 0.5 0.2", "values"),
         ("0 0.5 0.5 0 0.2", "area"),
-        ("0 30 20 10 10", "0 to 1"),
+        ("0 30 20 10 10", "coordinates in"),
         ("0 0.95 0.5 0.3 0.2", "coordinates in"),
         ("0 nan 0.5 0.2 0.2", "finite"),
     ],

@@ -188,7 +188,7 @@ class CocoDataset(coco.CocoDataset):
         self.cat_ids = [each.id for each in categories if not names or each.name in names]
         self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
         numbers, images_of = defaultdict[int, list[int]](list), defaultdict[int, set[int]](set)
-        labels = set()
+        labels = set[int | None]()
         for number, entry in content.entries("annotations", strict=True):
             numbers[entry.image_id].append(number)
             images_of[entry.category_id].add(entry.image_id)
@@ -233,7 +233,7 @@ class CocoDataset(coco.CocoDataset):
         for kind, ids in subjects.items():
             _log(f"{self.ann_file}: {len(ids)} of {number} annotations {kind}: ids {few(ids)}")
 
-    def _warn_without_objects(self, labels: Collection[int]) -> None:
+    def _warn_without_objects(self, labels: Collection[int | None]) -> None:
         """Warn of classes without an object to train on.
 
         Args:
