@@ -2,10 +2,9 @@
 
 import importlib
 import platform
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from packaging.version import Version
 from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
 from dcnzoo.utils.errors import describe, install_command
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.folders import installed
 from dcnzoo.version import __version__
 
 # distribution → module; the forks are listed only if they are installed
@@ -35,7 +35,7 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "dcnzoo", __version__
     yield "python", f"{platform.python_version()} on {platform.machine()}"
     yield "torch", torch.__version__
-    present = dict(installed(("numpy", "triton", *MODULES)))
+    present = installed("numpy", "triton", *MODULES)
     expected = ["numpy", "triton"]
     if present.keys().isdisjoint(FORKS):
         expected += ORIGINALS
@@ -85,13 +85,6 @@ def _kernel_lines() -> Iterator[tuple[str, str]]:
             yield f"{device} kernels", f"{', else '.join(preferred)}: {text}{because}"
 
 
-def installed(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield name and version of the packages that are installed."""
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            yield package, version(package)
-
-
 @dataclass
 class Installation:
     """The facts about this machine on which the problems depend."""
@@ -120,7 +113,7 @@ class Installation:
             nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
             libraries=dict(_library.problems),
             features=_torch_private.missing,
-            packages=dict(installed(MODULES)),
+            packages=installed(*MODULES),
             triton_runs=torch.cuda.is_available() and available.triton_works(torch.device("cuda")),
         )
         if {"mmdet", "onedl-mmdetection"} & installation.packages.keys():

@@ -111,7 +111,7 @@ def test_torch_alone():
     absent = "\n".join(f"sys.modules[{name!r}] = None" for name in (*OPENMMLAB, "torchvision"))
     output = python_with_torch(
         f"import sys\n{absent}\nfrom dcnzoo import diagnosis\nfrom dcnzoo.cli import main\n"
-        "diagnosis.installed = lambda packages: []\nmain('doctor')"
+        "diagnosis.installed = lambda *packages: {}\nmain('doctor')"
     ).stdout
     assert "no problems found" in output
     assert re.search("mmdet +not installed", output)

@@ -6,14 +6,13 @@ import platform
 import re
 import shlex
 import sys
-from contextlib import suppress
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from dcnzoo.utils.files import write_text
+from dcnzoo.utils.folders import installed
 from dcnzoo.utils.lock import locked
 from dcnzoo.utils.text import counted
 
@@ -50,8 +49,4 @@ def machine(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that affect results."""
-    installed = {}
-    for package in ("dcnzoo", "torch", "mmengine", "mmcv", "mmcv-lite", "mmdet", "numpy"):
-        with suppress(PackageNotFoundError):
-            installed[package] = version(package)
-    return installed
+    return installed("dcnzoo", "torch", "mmengine", "mmcv", "mmcv-lite", "mmdet", "numpy")
