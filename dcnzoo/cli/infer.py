@@ -118,11 +118,13 @@ def command(
     detector = dcnzoo.load(model, **options)
     if demo:
         _draw_demo_image(Path(images[-1]))
+    began = time.monotonic()
     # an error of the only image ends the command
     single = len(files.missing) == 1 and not is_video(files.missing[0])
     results: Any = [detector(files.missing[0], **calls)] if single else detector(files.missing, **calls)
     try:
-        _write(results, files, "table" if verbose or single else "" if len(images) > SEVERAL else "line")
+        shown = "table" if verbose or single else "" if len(images) > SEVERAL else "line"
+        _write(results, files, shown, began)
     finally:  # also after Ctrl-C
         if written := files.close(detector.classes):
             print(printable(f"written: {written}"))
@@ -131,9 +133,8 @@ def command(
     sys.exit(bool(getattr(results, "skipped", ())))
 
 
-def _write(results: Iterable[Detections], files: Any, shown: str) -> None:
+def _write(results: Iterable[Detections], files: Any, shown: str, began: float) -> None:
     """Write each result; print a line for each image, also on a terminal unless ``shown`` is empty."""
-    began = time.monotonic()
     for result in results:
         files.add(result)
         if shown or not sys.stdout.isatty():
