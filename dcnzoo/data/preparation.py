@@ -177,31 +177,26 @@ def _divide(pool: Dataset) -> dict[str, Dataset]:
     Raises:
         UserError: a part would have no object.
     """
-    groups: dict[object, list[Path]] = defaultdict(list)
-    for file in pool.sizes:
-        groups[file.name.partition(".rf.")[0] if ".rf." in file.name else file].append(file)
-    files, names = [*pool.sizes], defaultdict[Path, set[str]](set)
+    keys = [file.name.partition(".rf.")[0] if ".rf." in file.name else file for file in pool.sizes]
+    classes: dict[object, set[str]] = {key: set() for key in keys}  # of the pictures of each key
     for each in pool.objects:
         if not each.iscrowd:
-            names[files[each.picture - 1]].add(each.name)
-    classes = {key: {name for file in group for name in names[file]} for key, group in groups.items()}
+            classes[keys[each.picture - 1]].add(each.name)
     left = Counter(name for own in classes.values() for name in own)
-    number, chosen = max(1, round(VALIDATION * len(groups))), set[Path]()
-    order = random.Random(0).sample([*groups], len(groups))  # nosec B311
+    number, chosen = max(1, round(VALIDATION * len(classes))), set[object]()
+    order = random.Random(0).sample([*classes], len(classes))  # nosec B311
     first = next(
         (key for key in order if classes[key] and all(left[name] > 1 for name in classes[key])), None
     )
     for key in sorted(order, key=lambda key: key != first):
         if number > 0 and all(left[name] > 1 for name in classes[key]):
             left.subtract(classes[key])
-            chosen |= {*groups[key]}
+            chosen.add(key)
             number -= 1
     if first is None or not any(left.values()):
         raise UserError("data: expected objects for training and validation: annotate more pictures")
-    return {
-        "train": pool.select({*files} - chosen),
-        "val": pool.select(chosen),
-    }
+    validation = {file for file, key in zip(pool.sizes, keys, strict=True) if key in chosen}
+    return {"train": pool.select(pool.sizes.keys() - validation), "val": pool.select(validation)}
 
 
 def _table_of_classes(splits: Mapping[str, Dataset]) -> list[str]:
