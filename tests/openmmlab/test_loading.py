@@ -74,13 +74,6 @@ def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
         assert status == 0, output
 
 
-def test_training_does_not_start_from_a_part(run, tmp_path):
-    options = [*settings(tmp_path / "data", train=1, val=1), "load_from=weights.pth"]
-    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)
-    assert status == 1 and "conv_offset" in output, output
-    assert not list((tmp_path / "work").glob("*.pth"))
-
-
 def test_classes_are_known_without_the_data(run, folder, tmp_path):
     status, output = run("infer", DEFORMABLE, "a.png", *WEIGHTS, "--out", tmp_path)
     assert status == 0, output
@@ -92,17 +85,13 @@ def test_classes_are_known_without_the_data(run, folder, tmp_path):
 # Configs and work directories
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("model = dict(\n  a=)", "SyntaxError"), ("x = 1\nmodel = dict(a=undefined)", "undefined")],
-)
-def test_errors_in_a_config_name_its_file(tmp_path, text, expected):
+def test_errors_in_a_config_name_its_file(tmp_path):
     base, config = tmp_path / "base.py", tmp_path / "mine.py"
-    base.write_text(text)
     config.write_text("_base_ = './base.py'\n")
-    for path in (base, config):
-        with pytest.raises(UserError, match=rf"^config: {base}, line 2: .*{expected}"):
-            read_config_file(path)
+    for text in ("model = dict(\n  a=)", "x = 1\nmodel = dict(a=undefined)"):
+        base.write_text(text)
+        with pytest.raises(UserError, match=rf"^config: {base}, line 2: "):
+            read_config_file(config)
 
 
 def test_a_work_dir_that_is_a_file(run, tmp_path):
@@ -111,11 +100,6 @@ def test_a_work_dir_that_is_a_file(run, tmp_path):
         status, output = run("train", PLAIN, "--work-dir", tmp_path / name)
         assert status == 1 and "--work-dir" in output and str(tmp_path / "file") in output, output
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_work_dir_that_cannot_be_written():
-    with pytest.raises(UserError, match=r"^work_dir: .*/proc/work"), lock_work_dir("/proc/work"):
-        pass
 
 
 @pytest.mark.parametrize("has_checkpoint", [False, True])
@@ -129,13 +113,6 @@ def test_an_interrupted_training_says_how_to_continue(run, tmp_path, monkeypatch
     status, output = run("train", PLAIN, "--work-dir", tmp_path / "work")
     assert status == 130 and len(output.splitlines()) == 1
     assert ("--resume" in output and f"{tmp_path}/work" in output) == has_checkpoint
-
-
-def test_checkpoints_can_be_switched_off(run, tmp_path):
-    options = settings(tmp_path / "data", train=2, val=1, default_hooks__checkpoint="None")
-    status, output = run("train", PLAIN, "--work-dir", tmp_path / "work", *options)
-    assert status == 0, output
-    assert not list((tmp_path / "work").glob("*.pth"))
 
 
 # One training at a time

@@ -1,18 +1,22 @@
 """Masks have the size of the picture, and are in the same place as in the network's input."""
 
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_flip
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.hooks import MaskSizeHook
+from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 
 from ..export import detectors
 
@@ -114,12 +118,36 @@ def test_another_size_is_an_error():
     assert result.masks.shape == (1, 30, 45)
 
 
-@pytest.mark.parametrize("method", ["after_val_iter", "after_test_iter"])
-def test_another_size_ends_an_evaluation(method):
+def test_another_size_ends_an_evaluation():
     class Runner:
         model = OwnDetector((45, 30))
 
-    check = getattr(MaskSizeHook(), method)
-    check(Runner, 0, outputs=[sample((30, 45))])
-    with pytest.raises(ModelError, match="OwnDetector"):
-        check(Runner, 0, outputs=[sample((30, 45)), sample((45, 30))])
+    for check in (MaskSizeHook().after_val_iter, MaskSizeHook().after_test_iter):
+        check(Runner, 0, outputs=[sample((30, 45))])
+        with pytest.raises(ModelError, match="OwnDetector"):
+            check(Runner, 0, outputs=[sample((30, 45)), sample((45, 30))])
+
+
+@pytest.mark.parametrize(
+    ("direction", "axes"), [("horizontal", (-1,)), ("vertical", (-2,)), ("diagonal", (-1, -2))]
+)
+def test_masks_of_a_mirrored_view_come_back(direction, axes):
+    def view(box, label, score, mirror):
+        mask, boxes = torch.zeros(1, 20, 30, dtype=torch.bool), torch.tensor([box]).float()
+        mask[0, box[1] : box[3], box[0] : box[2]] = True
+        if mirror:
+            boxes, mask = bbox_flip(boxes, (20, 30), direction), mask.flip(axes)
+        meta = {"ori_shape": (20, 30), "flip": mirror, "flip_direction": direction}
+        found = dict(scores=torch.tensor([score]), labels=torch.tensor([label]), masks=mask, bboxes=boxes)
+        return DetDataSample(metainfo=meta, pred_instances=InstanceData(**found))
+
+    model = SimpleNamespace(
+        tta_cfg=ConfigDict(nms={"type": "nms", "iou_threshold": 0.5}, max_per_img=10),
+        merge_aug_bboxes=lambda *args: InstanceTTAModel.merge_aug_bboxes(None, *args),
+    )
+    views = [view((2, 3, 9, 7), 0, 0.6, False), view((11, 8, 29, 20), 1, 0.9, True)]
+    merged = InstanceTTAModel._merge_single_sample(model, views).pred_instances
+    assert merged.labels.tolist() == [1, 0]
+    assert merged.bboxes.tolist() == [[11, 8, 29, 20], [2, 3, 9, 7]]
+    for (x1, y1, x2, y2), mask in zip(merged.bboxes.int().tolist(), merged.masks, strict=True):
+        assert mask[y1:y2, x1:x2].all() and mask.sum() == (y2 - y1) * (x2 - x1)

@@ -15,7 +15,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
 
 from ..patching import without
-from ..processes import ROOT, run_code
+from ..processes import ROOT
 
 NAME = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 
@@ -64,19 +64,3 @@ def test_a_type_imports_no_module(package):
     assert MODELS.get("torch.nn.ReLU") is MODELS.get("ReLU") is torch.nn.ReLU
     with without("types_import_no_modules"), pytest.raises(SystemExit, match="executed"):
         MODELS.get("train_it")
-
-
-@pytest.mark.slow
-def test_without_pkg_resources(tmp_path):
-    """setuptools 81 removed pkg_resources. mmengine and mmcv still import it: give them an empty module."""
-    (tmp_path / "pkg_resources.py").write_text("")
-    code = f"""
-import sys
-sys.path.insert(0, {str(tmp_path)!r})
-from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.config.packages import inherit_from_packages
-from mmengine.config import Config
-inherit_from_packages(Changes())
-print(Config.fromfile({str(ROOT / "configs" / NAME)!r}, import_custom_modules=False).model.backbone.depth)
-"""
-    assert run_code(code).strip() == "50"

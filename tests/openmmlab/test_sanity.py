@@ -16,35 +16,14 @@ from dcnzoo.openmmlab.runs import sanity
 from dcnzoo.utils.errors import UserError
 
 from ..crash import assert_same
-from ..demo import PLAIN
-from .test_training import WITHOUT_VALIDATION, Model, make_runner
-
-CONFIG = """
-_base_ = {base!r}
-data = {data!r}
-small = dict(data_root=data, shapes=dict(train=4, val=2, size=64, min_radius=8, max_radius=28))
-randomness = dict(seed=5)
-train_cfg = dict(max_epochs=1)
-train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=small)
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
-val_evaluator = dict(ann_file=data + 'annotations/val.json')
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best='coco/bbox_mAP'))
-custom_hooks = [dict(type='EMAHook', momentum=0.1)]
-model = dict(
-    train_cfg=dict(rpn_proposal=dict(max_per_img=16)),
-    test_cfg=dict(rpn=dict(max_per_img=16), rcnn=dict(score_thr=0.0, max_per_img=4)))
-"""
+from ..training import WITHOUT_VALIDATION, Model, make_runner, small_detector
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A config that trains within two seconds; its pictures are drawn once."""
-    folder = tmp_path_factory.mktemp("small")
-    path = folder / "small.py"
-    path.write_text(CONFIG.format(base=PLAIN, data=f"{folder}/data/"))
-    dcnzoo.train(path, work_dir=folder / "drawn", dry_run=True)
+    """Its pictures are drawn once."""
+    path = small_detector(tmp_path_factory.mktemp("small"))
+    dcnzoo.train(path, work_dir=path.parent / "drawn", dry_run=True)
     return path
 
 

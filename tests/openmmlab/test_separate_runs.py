@@ -4,7 +4,6 @@ import gc
 import multiprocessing
 import os
 import shutil
-import threading
 import time
 from pathlib import Path
 
@@ -83,14 +82,6 @@ def _a_prepared_config_stays(monkeypatch):
     assert all(repr(cfg.to_dict()) == text for cfg, text in prepared)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder with a training of two epochs."""
-    root = tmp_path_factory.mktemp("finished") / "runs"
-    train(root, "two", {"epochs": 2})
-    return root
-
-
 def in_own_process(root, name, arguments):
     torch.set_num_threads(1)  # of OpenMP, a forked process has only one
     train(root, name, arguments)
@@ -167,12 +158,3 @@ def test_an_interrupted_training_leaves_nothing_open(tmp_path):
     assert not (torch.backends.cudnn.deterministic or torch.backends.cudnn.benchmark)
     opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
     assert not [path for path in opened if path.startswith(str(tmp_path)) and path.endswith(".log")]
-
-
-def test_an_interrupted_test_ends_its_bar(finished):
-    with pytest.raises(KeyboardInterrupt):
-        dcnzoo.test(finished / "two", cfg_options={"custom_hooks": [{"type": "InterruptHook"}]})
-    bars = [thread for thread in threading.enumerate() if thread.name == "progress"]
-    for bar in bars:
-        bar.join(5)  # it is told to end; it does so in its own time
-    assert not any(bar.is_alive() for bar in bars)

@@ -40,7 +40,6 @@ STARTS = [  # work_dir, resume, force, other settings, Start or the message
     ("others", None, False, {}, Start()),  # files of the user
     ("others", None, True, {}, Start()),
     ("gone", True, False, {}, NO_CHECKPOINT),  # last_checkpoint is a copy
-    ("gone", True, False, CLUSTER, NO_CHECKPOINT),
     ("best", True, False, CLUSTER, NO_CHECKPOINT),
     ("last", "other.pth", False, CLUSTER, OTHER),
     ("last", None, False, {**CLUSTER, "resume": True, "load_from": "other.pth"}, OTHER),

@@ -1,0 +1,75 @@
+"""Losses and metrics by name, and the logs of a training that was resumed."""
+
+import json
+
+import pytest
+
+from dcnzoo.openmmlab.history import History, loss_parts
+from dcnzoo.openmmlab.hooks.summary import labels
+
+from ..training import train
+
+
+def test_parts_of_the_loss_and_names_of_metrics():
+    """Names of MMDetection's heads: two stages, cascades, DETR's decoder layers, CenterNet."""
+    names = {
+        "class loss": ("loss_rpn_cls", "s0.loss_cls", "d3.loss_cls", "enc_loss_cls", "loss_heatmap"),
+        "box loss": ("loss_rpn_bbox", "s2.loss_bbox", "d0.loss_iou", "dn_loss_bbox", "loss_dfl"),
+        "mask loss": ("loss_mask", "loss_mask_iou", "loss_dice"),
+    }
+    losses = {name: 1.0 for part in names.values() for name in part} | {
+        "loss_unknown": 9.0,
+        "accuracy_cls": 9.0,
+    }
+    assert loss_parts(losses) == {part: len(each) for part, each in names.items()}
+    metrics = {"coco/bbox_mAP": 0.5, "coco/bbox_mAP_l": -1.0, "coco/bbox_mAP_75": 0.4, "pascal_voc/mAP": -1.0}
+    shown = {"coco/bbox_mAP": "box AP", "coco/bbox_mAP_75": "box AP75", "pascal_voc/mAP": "mAP"}
+    assert labels(metrics, most=100) == shown
+    assert labels(metrics) == {"coco/bbox_mAP": "box AP"}
+    assert labels({"accuracy/top1": 0.5, "name": "x"}) == {"accuracy/top1": "top1"}
+
+
+def write_log(folder, hour, number, step, began_after, rows):
+    """The log of a start: the rows of its training and validation."""
+    log = folder / f"20261025_{hour:02}0000/vis_data/scalars.json"
+    log.parent.mkdir(parents=True)
+    first = {"step": step, "began_after": began_after, "start_number": number}
+    log.write_text("\n".join(map(json.dumps, [first, *rows])))
+
+
+@pytest.mark.parametrize(
+    ("logs", "training", "validation"),  # of the logs: the hour in the folder's name, and the iterations
+    [
+        ({5: range(1, 10), 4: range(8, 15), 3: range(15, 19)}, range(1, 19), [14, 18]),
+        ({3: range(1, 10), 4: range(8, 15), 5: range(5, 7)}, range(1, 7), [6]),
+    ],
+)
+def test_logs_of_several_starts(tmp_path, logs, training, validation):
+    """A clock has gone back; and a training was resumed at 7, then again at 4."""
+    for number, (hour, steps) in enumerate(logs.items(), 1):
+        rows = [{"step": step, "epoch": step, "loss": 1.0} for step in steps]
+        rows.append({"step": steps[-1], "time": 1.0, "coco/bbox_mAP": 0.5})
+        write_log(tmp_path, hour, number, steps[0] - 1, steps[0] - 1, rows)
+    history = History.read(tmp_path)
+    assert [*history.training] == [*training] and [*history.validation] == validation
+
+
+def test_starts_are_numbered(tmp_path):
+    """A log ends after its last row: the second start resumed at 10, the third from an earlier checkpoint."""
+    for number, (step, steps) in enumerate(((0, (4, 8)), (10, (12, 16)), (6, (8, 12))), 1):
+        rows = [{"step": step, "loss": float(number)} for step in steps]
+        write_log(tmp_path, number, number, step, step // 2, rows)
+    assert {step: row["loss"] for step, row in History.read(tmp_path).training.items()} == {4: 1, 8: 3, 12: 3}
+    log = tmp_path / "20261025_040000/vis_data/scalars.json"  # of mmengine's own runner, then of dcnzoo's
+    log.parent.mkdir(parents=True)
+    log.write_text(json.dumps({"step": 16, "loss": 4.0}))
+    assert max(History.read(tmp_path).training) == 16
+
+
+def test_a_resumed_training_forgets_the_validations_after_its_checkpoint(tmp_path):
+    options = {"best": True, "logs_epochs": False, "log_processor": {"by_epoch": False}, "max_keep_ckpts": -1}
+    for epochs, interval in ((6, 1), (4, 2)):
+        loop = {"by_epoch": True, "max_epochs": epochs, "val_interval": interval}
+        train(tmp_path, "forgets", train_cfg=loop, **options)
+        options |= {"resume": True, "load_from": str(tmp_path / "epoch_2.pth")}
+    assert [*History.read(tmp_path).validation] == [1, 2, 4]
