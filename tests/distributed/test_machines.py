@@ -16,17 +16,7 @@ from .launching import CONFIG, ROOT, finish, ip, on_machine, run, settings, star
 HOSTS = "127.0.0.1 localhost\n127.0.1.1 machine-{}\n"  # as Debian and Ubuntu write it
 
 
-def launch(
-    machines,
-    folder,
-    *arguments,
-    script="train",
-    config=ROOT / CONFIG,
-    own=(),
-    mounts=(),
-    only=range(3),
-    **variables,
-):
+def launch(machines, folder, *arguments, config=ROOT / CONFIG, own=(), mounts=(), only=range(3), **variables):
     """Start a run with a process per machine.
 
     Args:
@@ -42,10 +32,8 @@ def launch(
         (folder / f"home{number}/hosts").write_text(HOSTS.format(number))
         lines = [f"cd {folder}/home{number}", "mount --bind hosts /etc/hosts"]
         for place, seen in dict(mounts)[number].items() if number in dict(mounts) else ():
-            lines.append(f"mount -t tmpfs -o size={seen} none {place}" if place == "/dev/shm"
-                         else f"mount --bind {seen} {place}")  # fmt: skip
-        words = [ROOT / f"tools/dist_{script}.sh", config, *arguments[: script == "test"], 1]
-        words += [*arguments[script == "test" :], *(own[number] if own else ())]
+            lines.append(f"mount --bind {seen} {place}")
+        words = [ROOT / "tools/dist_train.sh", config, 1, *arguments, *(own[number] if own else ())]
         lines.append(f"exec {' '.join(map(str, words))}")
         names = dict(NNODES=len(machines), NODE_RANK=number, MASTER_ADDR="10.77.0.1", PORT=29500)
         jobs.append(start(*on_machine(number, name, *lines), **{**names, **variables}))
@@ -156,11 +144,3 @@ def test_copies_of_the_data(machines, options, train_alone, tmp_path):
     work = ("--work-dir", tmp_path / "work")
     outputs(launch(machines[:2], tmp_path, *work, own=both), 0)
     assert_same_weights(train_alone(2), work[1])
-
-
-@pytest.mark.slow
-def test_a_small_shared_memory(machines, options, tmp_path):
-    words = ("--work-dir", tmp_path / "work", *options, "train_dataloader.num_workers=2")
-    texts = outputs(launch(machines[:2], tmp_path, *words, mounts={1: {"/dev/shm": "64k"}}), 1)
-    full = r"^error: num_workers: .*/dev/shm is full: .*--shm-size"
-    assert re.search(full, texts[1], re.MULTILINE), texts[1]

@@ -664,3 +664,43 @@ def test_resuming_from_weights_alone(tmp_path):
         runner.register_hook(LoadCheckpointHook(fine_tune=True))
         with pytest.raises(UserError, match=rf"^resume: expected .*{file} without .*optimizer: .*load_from"):
             runner.train()
+
+
+# An AP of −1, of a validation without objects
+
+KEY = "coco/bbox_mAP"
+
+
+class Given(Score):
+    """Returns the values of a list, one in each validation."""
+
+    default_prefix = "coco"
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = iter(values)
+
+    def compute_metrics(self, results):
+        return {"bbox_mAP": next(self.values)}
+
+
+def train_with_aps(work_dir, values, **hooks):
+    loop = {"by_epoch": True, "max_epochs": len(values), "val_interval": 1}
+    runner = make_runner(work_dir, "ap", train_cfg=loop, val_evaluator=Evaluator([Given(values)]), **hooks)
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize("save_best", [KEY, "auto"])
+def test_undefined_ap_is_no_best_score(tmp_path, save_best):
+    hook = {**SAVING["checkpoint"], "save_best": save_best}
+    for values, best in (((-1.0, 0.0, -1.0), 2), ((-1.0, 0.0, -1.0, 0.3), 4)):
+        runner = train_with_aps(tmp_path / str(best), values, default_hooks={"checkpoint": hook})
+        assert checkpoints(tmp_path / str(best))[0] == f"best_coco_bbox_mAP_epoch_{best}.pth"
+        assert runner.message_hub.get_info("best_score") == max(values)
+
+
+def test_undefined_ap_does_not_end_the_patience(tmp_path):
+    hook = {"type": "PlateauEarlyStoppingHook", "monitor": KEY, "patience": 2, "rule": "greater"}
+    values = (0.3, -1.0, -1.0, -1.0, 0.2, -1.0, 0.2, 0.2, 0.2)
+    assert train_with_aps(tmp_path, values, custom_hooks=[hook]).epoch == 7
