@@ -59,8 +59,10 @@ class Coco(Reader):
                 picture = self.tree.picture(stated, file.parent, split)
                 dataset.add_picture(picture, (image.width, image.height))
                 for number in numbers[str(image.id)]:
-                    with dataset.refusing(f"{file}: annotations[{number}]"):
+                    try:  # a context for each of a million would take seconds
                         _add(decode_json(content.annotations[number], Annotation), names, dataset)
+                    except InvalidAnnotation as error:
+                        dataset.refuse(f"{file}: annotations[{number}]", error)
 
 
 def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str, list[int]], set[str]]:
@@ -74,13 +76,13 @@ def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str
         raise InvalidAnnotation("images: expected each id once")
     used = set()
     for number, entry in content.entries("annotations", strict=False):
-        with dataset.refusing(f"{file}: annotations[{number}]"):
-            if isinstance(entry, InvalidAnnotation):
-                raise entry
-            if str(entry.image_id) not in numbers:
-                raise InvalidAnnotation(f"image_id: expected that of an image, got {short(entry.image_id)}")
-            numbers[str(entry.image_id)].append(number)
-            used.add(str(entry.category_id))
+        if isinstance(entry, Annotation) and str(entry.image_id) not in numbers:
+            entry = InvalidAnnotation(f"image_id: expected that of an image, got {short(entry.image_id)}")
+        if isinstance(entry, InvalidAnnotation):
+            dataset.refuse(f"{file}: annotations[{number}]", entry)
+            continue
+        numbers[str(entry.image_id)].append(number)
+        used.add(str(entry.category_id))
     return numbers, used
 
 

@@ -105,7 +105,10 @@ class Dataset:
         try:
             yield
         except InvalidAnnotation as error:
-            self.problems.append(Finding(str(where), str(error)))
+            self.refuse(where, error)
+
+    def refuse(self, where: object, error: InvalidAnnotation) -> None:
+        self.problems.append(Finding(str(where), str(error)))
 
     def add_picture(self, file: Path, stated: object = None) -> None:
         """Add a picture; ``stated`` is its (width, height) in the annotations, if they have it."""
