@@ -283,7 +283,7 @@ class ViTAdapter(Refuses, nn.Module):
         self._freeze()
 
     def _take_over(self, vit: Any, final_norm: bool, prefix_tokens: bool, patch_bias: bool) -> None:
-        projection = getattr(getattr(vit, "patch_embed", None), "proj", None)
+        projection: Any = getattr(getattr(vit, "patch_embed", None), "proj", None)
         known = any(kind.__name__ in VITS for kind in type(vit).__mro__)
         # not with a convolutional network before it, or parallel blocks
         plain = known and not hasattr(vit.patch_embed, "backbone")

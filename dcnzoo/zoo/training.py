@@ -90,8 +90,8 @@ def train(
                 raise UserError(
                     f"resume: expected no data; the model {work_dir} in place of data continues its training"
                 )
-            folder = Recipe(Config({"work_dir": str(work_dir), "launcher": "none"}))
-            start = begin(stack, folder, force=force, dry_run=dry_run, files=[path])
+            recipe = Recipe(Config({"work_dir": str(work_dir), "launcher": "none"}))
+            start = begin(stack, recipe, force=force, dry_run=dry_run, files=[path])
             own = prepare(path, work_dir, None if model is None else str(model), reading)
             print(*map(printable, own.decisions), sep="\n")
             of_run = replace(of_run, work_dir=work_dir, epochs=of_run.epochs or own.epochs)
