@@ -193,9 +193,8 @@ def test_missing_and_superfluous(tmp_path, weights):
     key = "neck.fpn_convs.0.conv.weight"
     assert torch.equal(target.state_dict()[key], few[key])
     save(path, state_dict={"fc.weight": torch.ones(2, 2)})
-    for partial in (False, True):
-        with pytest.raises(CheckpointError, match="missing"):
-            load_weights(target, path, allow_partial=partial)
+    with pytest.raises(CheckpointError, match="missing"):  # nothing fits
+        load_weights(target, path, allow_partial=True)
     changed = {**weights, "roi_head.bbox_head.fc_cls.bias": torch.zeros(81)}
     with pytest.raises(CheckpointError, match=r"roi_head\.bbox_head\.fc_cls\.bias"):
         load_weights(target, save(path, state_dict=changed))
