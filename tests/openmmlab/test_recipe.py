@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.config import json_config
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
@@ -56,6 +57,19 @@ def test_an_option_leaves_a_given_schedule(tmp_path):
     first, second = cfg.param_scheduler
     assert (first.end, second.milestones, second.end) == (70, [1, 2], 4)
     assert cfg.optim_wrapper.loss_scale == 512
+
+
+def test_options_of_several_evaluators(tmp_path):
+    cfg = read_config_file(PLAIN)
+    cfg.test_evaluator = [dict(type="DumpDetResults", out_file_path="a.pkl"), dict(cfg.test_evaluator)]
+    options = run_options.TestOptions(metrics=["bbox"], out=tmp_path / "b.json", work_dir=tmp_path)
+    options.apply(cfg)
+    dump, coco = cfg.test_evaluator
+    assert dump.keys() == {"type", "out_file_path"} and coco.metric == ["bbox"]
+    assert coco.outfile_prefix == str(tmp_path / "b")
+    cfg.test_evaluator = dump
+    with pytest.raises(UserError, match=r"^metrics: .*got DumpDetResults"):
+        run_options.TestOptions(metrics=["bbox"], work_dir=tmp_path).apply(cfg)
 
 
 def test_a_config_without_hooks(tmp_path):

@@ -437,19 +437,6 @@ def test_options_of_one_cycle_and_of_several_sources():
     assert cfg.train_dataloader.sampler.batch_size == cfg.train_dataloader.batch_size == 10
 
 
-def test_options_of_several_evaluators(tmp_path):
-    cfg = read_config_file(PLAIN)
-    cfg.test_evaluator = [dict(type="DumpDetResults", out_file_path="a.pkl"), dict(cfg.test_evaluator)]
-    options = run_options.TestOptions(metrics=["bbox"], out=tmp_path / "b.json", work_dir=tmp_path)
-    options.apply(cfg)
-    dump, coco = cfg.test_evaluator
-    assert dump.keys() == {"type", "out_file_path"} and coco.metric == ["bbox"]
-    assert coco.outfile_prefix == str(tmp_path / "b")
-    cfg.test_evaluator = dump
-    with pytest.raises(UserError, match=r"^metrics: .*got DumpDetResults"):
-        run_options.TestOptions(metrics=["bbox"], work_dir=tmp_path).apply(cfg)
-
-
 class Rates(Hook):
     """Records the learning rate and momentum of each iteration."""
 
