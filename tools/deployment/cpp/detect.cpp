@@ -1,97 +1,91 @@
-// Run a package of `dcnzoo export --out MODEL.pt2` in C++: detect MODEL.pt2 dcnzoo/ops/_C_cpu.so IMAGE.ppm
-// Prints a line per object: label, score, x1 y1 x2 y2 in pixels of the image. Needs libtorch, but no Python.
-#include <ATen/ATen.h>
-#include <c10/core/InferenceMode.h>
-#include <dlfcn.h>
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
-
-#include <cerrno>
+// Detect objects with a file of `dcnzoo export --out MODEL.xml --shape H W`, in C++: detect MODEL.xml IMAGE.ppm
+// Prints a line per object: label, score, x1 y1 x2 y2 in pixels of the image. Needs OpenVINO alone.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <openvino/openvino.hpp>
 
-// The next word of a PPM's head. A comment reaches from # to the end of the line.
-std::string word(std::istream& file) {
-  std::string text, comment;
-  while (file >> text) {
-    const size_t end = text.find('#');
-    if (end == std::string::npos) return text;
-    std::getline(file, comment);
-    if (end > 0) return text.substr(0, end);
-  }
-  return "";
-}
+struct Image {
+  int height, width;
+  std::vector<unsigned char> pixels;  // height, width, 3: red, green, blue
+};
 
-// Read a binary PPM: [1, 3, H, W], float, channels in the order red, green, blue.
-at::Tensor read_image(const char* path) {
+// Read a binary PPM with 8 bits and without comments.
+Image read_image(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  TORCH_CHECK(file, path, ": cannot be read: ", std::strerror(errno));
-  const std::string kind = word(file);
-  int64_t width = std::atoll(word(file).c_str()), height = std::atoll(word(file).c_str());
-  int64_t largest = std::atoll(word(file).c_str());
-  bool valid = kind == "P6" && largest == 255 && width > 0 && height > 0 && width < 1 << 20 && height < 1 << 20;
-  TORCH_CHECK(valid, path, ": expected a binary PPM (P6) with 8 bits");
-  at::Tensor pixels = at::empty({height, width, 3}, at::kByte);
-  file.ignore().read(static_cast<char*>(pixels.data_ptr()), pixels.numel());
-  TORCH_CHECK(file.gcount() == pixels.numel(), path, ": expected ", pixels.numel(), " bytes, got ", file.gcount());
-  return pixels.permute({2, 0, 1}).unsqueeze(0).to(at::kFloat);
+  std::string kind;
+  int largest = 0;
+  Image image{};
+  file >> kind >> image.width >> image.height >> largest;
+  if (!file || kind != "P6" || largest != 255)
+    throw std::runtime_error(path + ": expected a binary PPM (P6) with 8 bits");
+  image.pixels.resize(size_t(image.height) * image.width * 3);
+  file.ignore().read(reinterpret_cast<char*>(image.pixels.data()), image.pixels.size());
+  if (!file) throw std::runtime_error(path + ": expected " + std::to_string(image.pixels.size()) + " bytes");
+  return image;
 }
 
-// Read the list of numbers after "key": in the package's metadata, which is JSON.
+// Read the list of numbers after "key": in the file's metadata, which is JSON.
 std::vector<double> numbers(const std::string& json, const std::string& key) {
   const char* place = json.c_str() + json.find('"' + key + '"') + key.size() + 3;
-  std::vector<double> found;
+  std::vector<double> result;
   for (char* end; place += std::strspn(place, " [,"), *place != ']'; place = end)
-    found.push_back(std::strtod(place, &end));
-  return found;
+    result.push_back(std::strtod(place, &end));
+  return result;
 }
 
-void detect(int argc, char** argv) {
-  TORCH_CHECK(argc == 4, "usage: detect MODEL.pt2 _C_cpu.so IMAGE.ppm");
-  c10::InferenceMode no_gradients;
-  const std::string package = argv[1], library = argv[2];
-  TORCH_CHECK(package.size() > 4 && package.substr(package.size() - 4) == ".pt2", package,
-              ": expected a package of dcnzoo export --out MODEL.pt2");
-  TORCH_CHECK(std::ifstream(package), package, ": cannot be read: ", std::strerror(errno));
-  // a name without a slash is searched only in the system's folders; this registers dcnzoo's operators
-  const std::string prefix = library.find('/') == std::string::npos ? "./" : "";
-  TORCH_CHECK(dlopen((prefix + library).c_str(), RTLD_NOW), dlerror());
-  at::Tensor image = read_image(argv[3]);
-  torch::inductor::AOTIModelPackageLoader model(package);
-  auto texts = model.get_metadata();
-  for (const char* key : {"dcnzoo", "dcnzoo.names"})
-    TORCH_CHECK(texts.count(key), argv[1], ": expected a detector of dcnzoo export, got no metadata ", key);
-  auto room = numbers(texts.at("dcnzoo.names"), "input");  // 1, 3, height, width
-  auto channels = [&](const char* key) {
-    return at::tensor(at::ArrayRef<double>(numbers(texts.at("dcnzoo"), key)), at::kFloat).view({1, 3, 1, 1});
-  };
+void detect(const std::string& path, const std::string& picture) {
+  const Image image = read_image(picture);
+  ov::Core core;
+  auto model = core.read_model(path);
+  const auto json = model->get_rt_info<ov::AnyMap>("framework").at("dcnzoo").as<std::string>();
+  const auto mean = numbers(json, "mean"), std = numbers(json, "std");
+  const bool rgb = json.find("\"rgb\": false") == std::string::npos;
+  auto request = core.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT", "f32"}}).create_infer_request();
 
-  double scale = std::min(room[2] / image.size(2), room[3] / image.size(3));
-  int64_t height = image.size(2) * scale + 0.5, width = image.size(3) * scale + 0.5;
-  image = at::upsample_bilinear2d(image, {height, width}, false);
-  if (texts.at("dcnzoo").find("\"rgb\": false") != std::string::npos) image = image.flip(1);
-  at::Tensor input = at::zeros({1, 3, int64_t(room[2]), int64_t(room[3])});
-  input.narrow(2, 0, height).narrow(3, 0, width).copy_((image - channels("mean")) / channels("std"));
-
-  std::vector<at::Tensor> inputs{input};
-  if (texts.at("dcnzoo.names").find("\"img_shape\"") != std::string::npos)
-    inputs.push_back(at::tensor({height, width}, at::kLong).unsqueeze(0));
-  auto outputs = model.run(inputs);  // dets [1, K, 5], labels [1, K], and masks
-  TORCH_CHECK(outputs.size() >= 2, argv[1], ": expected the outputs dets and labels");
-  for (int64_t i = 0; i < outputs[1].size(1) && outputs[1][0][i].item<int64_t>() >= 0; ++i) {
-    at::Tensor box = outputs[0][0][i];
-    std::printf("%d %.6f", outputs[1][0][i].item<int>(), box[4].item<double>());
-    for (int j = 0; j < 4; ++j) std::printf(" %.3f", box[j].item<double>() / scale);
+  ov::Tensor input = request.get_tensor("input");  // 1, 3, rows, columns
+  const int rows = input.get_shape()[2], columns = input.get_shape()[3];
+  const double scale = std::min(double(rows) / image.height, double(columns) / image.width);
+  const int height = image.height * scale + 0.5, width = image.width * scale + 0.5;
+  float* values = input.data<float>();
+  std::fill_n(values, input.get_size(), 0.f);  // pads at right and bottom
+  for (int channel = 0; channel < 3; ++channel)
+    for (int row = 0; row < height; ++row)
+      for (int column = 0; column < width; ++column) {
+        // bilinear, with the centres of pixels at odd halves
+        const double y = std::max(0.0, (row + 0.5) * image.height / height - 0.5);
+        const double x = std::max(0.0, (column + 0.5) * image.width / width - 0.5);
+        double value = 0;
+        for (int i : {0, 1})
+          for (int j : {0, 1}) {
+            const int py = std::min(int(y) + i, image.height - 1), px = std::min(int(x) + j, image.width - 1);
+            const double weight = std::abs(1 - i - (y - int(y))) * std::abs(1 - j - (x - int(x)));
+            value += weight * image.pixels[(size_t(py) * image.width + px) * 3 + (rgb ? channel : 2 - channel)];
+          }
+        values[(size_t(channel) * rows + row) * columns + column] = (value - mean[channel]) / std[channel];
+      }
+  if (model->inputs().size() > 1) {
+    auto* size = request.get_tensor("img_shape").data<int64_t>();
+    size[0] = height;
+    size[1] = width;
+  }
+  request.infer();
+  const ov::Tensor boxes = request.get_tensor("dets"), labels = request.get_tensor("labels");
+  for (size_t i = 0; i < labels.get_size() && labels.data<int64_t>()[i] >= 0; ++i) {
+    const float* box = boxes.data<float>() + 5 * i;
+    std::printf("%d %.6f", int(labels.data<int64_t>()[i]), box[4]);
+    for (int j = 0; j < 4; ++j) std::printf(" %.3f", box[j] / scale);
     std::printf("\n");
   }
 }
 
 int main(int argc, char** argv) try {
-  detect(argc, argv);
+  if (argc != 3) throw std::runtime_error("usage: detect MODEL.xml IMAGE.ppm");
+  detect(argv[1], argv[2]);
 } catch (const std::exception& error) {
-  auto known = dynamic_cast<const c10::Error*>(&error);
-  std::string text = known ? known->what_without_backtrace() : error.what();
-  std::fprintf(stderr, "detect: %s\n", text.substr(0, text.find('\n')).c_str());
+  std::fprintf(stderr, "detect: %s\n", error.what());
   return 1;
 }
