@@ -24,7 +24,7 @@ from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.runs.start import Start
-from dcnzoo.zoo.config_writer import write_config
+from dcnzoo.zoo.own_data import prepare
 
 MODEL = ROOT / "configs" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 TIMED_BATCH, BATCH = 2, 8
@@ -32,18 +32,16 @@ SHARE = 0.6  # of the remaining time for the steps; the rest loads data, compile
 
 
 def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
-    """Write and read a config for a folder with train.json, val.json and images/, or for generated data."""
+    """Write and read a config for a folder with annotated pictures, or for generated data, without weights."""
     if data is None:
         data = folder / "shapes"
         make_shapes(data, ShapesSpec(train=8, val=2) if rehearse else ShapesSpec())
-        files, images = [data / "annotations" / f"{part}.json" for part in ("train", "val")], data
-        parts = (images / "train", images / "val")
-    else:
-        files, parts = [data / "train.json", data / "val.json"], (data / "images", None)
-    write_config(*files, folder / "config.py", *parts, str(MODEL), weights=False)
-    recipe = Recipe.read(folder / "config.py", required=TRAINING)
+    own = prepare(data, folder / "own", str(MODEL))
+    recipe = Recipe.read(own.config, required=TRAINING)
     cfg = recipe.with_options(RunOptions(work_dir=folder / "work")).cfg
     cfg.log_level, cfg.randomness = "WARNING", {"seed": 0}
+    cfg.load_from = None
+    cfg.model.backbone.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
     cfg.optim_wrapper = {
         "type": "AmpOptimWrapper",
         "dtype": "bfloat16",
