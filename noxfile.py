@@ -93,7 +93,7 @@ def others(session: Session) -> None:
 
 @nox.session(tags=NIGHTLY)
 def projects(session: Session) -> None:
-    """Test code of other projects on dcnzoo's operators, Transformers 5 and Ray (-- --from FOLDER: clones)."""
+    """Test other projects' code on dcnzoo's operators, Transformers 5 and Ray (-- --from FOLDER: clones)."""
     use_venv(session)
     session.install("--group", "projects")
     names = ("transformers", "ray", "projects")
@@ -228,7 +228,7 @@ def build_wheel(session: Session, **variables: str) -> Path:
 
 @nox.session
 def release(session: Session) -> None:
-    """Build and check what a release publishes, with CUDA kernels, in dist/ with an index page; then test it."""
+    """Build and check in dist/ what a release publishes, with CUDA kernels; then test it."""
     update_venv(session)
     if session.run("git", "status", "--porcelain", silent=True, external=True):
         session.error("expected a clean clone, got files that `git status` lists")

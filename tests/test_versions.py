@@ -2,11 +2,11 @@
 
 ``versions/aaf49a3d.tar.xz`` has, made by the programs of that revision:
 
-- ``fruits``: six pictures, labelled as YOLO does; ``tiny.py`` and ``start.pth``: a small config and its weights,
+- ``fruits``: six pictures with YOLO's labels; ``tiny.py`` and ``start.pth``: a small config and its weights,
 - ``work``: ``train tiny.py --data fruits``, with an EMA, stopped after two of three epochs,
 - ``model.onnx`` and ``detections/detections.json``: of the best checkpoint on the two validation pictures,
-- ``converted``: the state dict of a network made by ``to_deformable``, by ``torch.save`` and as safetensors, and
-  an input with its output,
+- ``converted``: the state dict of a network made by ``to_deformable``, by ``torch.save`` and as safetensors,
+  and an input with its output,
 - ``expected.json``: the AP after each epoch of the training, had it not been stopped.
 """
 

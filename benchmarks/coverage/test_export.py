@@ -3,7 +3,7 @@
 The configs are those of ``test_mmdet.py``, with complete architectures and random weights whose layers have
 outputs of unit variance, so that they detect objects. A family is ok if ``dcnzoo export`` supports it and the
 runtimes find the same objects as ``model.predict``: at least 99 % of them, on images on which rounding does
-not change PyTorch's own detections. A dynamic file is compared for two sizes and two batch sizes. Three hours.
+not change PyTorch's own detections. A dynamic file is compared for two sizes and batch sizes. Three hours.
 """
 
 import tempfile

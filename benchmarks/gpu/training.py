@@ -32,7 +32,7 @@ SHARE = 0.6  # of the remaining time for the steps; the rest loads data, compile
 
 
 def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
-    """Write and read a config for a folder with annotated pictures, or for generated data, without weights."""
+    """Write and read a config without weights for a folder with annotated pictures, or for generated data."""
     if data is None:
         data = folder / "shapes"
         make_shapes(data, ShapesSpec(train=8, val=2) if rehearse else ShapesSpec())

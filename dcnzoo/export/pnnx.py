@@ -68,7 +68,7 @@ class DeformConv2d(nn.Module):
 
     def __init__(self, layer: _DeformConvNd) -> None:
         super().__init__()
-        import torchvision  # noqa: F401  defines the operator
+        import torchvision  # type: ignore[import-untyped]  # noqa: F401  defines the operator
 
         self.weight, self.bias = layer.weight, layer.bias
         self.geometry = (*layer.stride, *layer.padding, *layer.dilation, layer.groups)

@@ -206,8 +206,8 @@ def replace_convolutions(
                     raise _Refused("is the root module: wrap it in another module first")
                 _check_replaceable(module, subclasses)
                 new[module] = make(module)
-        except _Refused as why:
-            refused[name] = str(why)
+        except _Refused as refusal:
+            refused[name] = str(refusal)
     replaced = {
         name: _describe_change(module, new[module])
         for name, module in candidates.items()  # also a chosen module's other names

@@ -77,7 +77,7 @@ class _ZeroConv3d(_ZeroInit, nn.Conv3d):
     pass
 
 
-class _ZeroLinear(_ZeroInit, nn.Linear):
+class _ZeroLinear(_ZeroInit, nn.Linear):  # type: ignore[misc]  # its bias may be None
     pass
 
 

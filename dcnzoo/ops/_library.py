@@ -44,7 +44,7 @@ def _load(device: str, path: Path) -> None:
 
 
 def _load_cuda(cuda: str) -> None:
-    """Load the newest library that was built for the CUDA of torch (``"13.0"``), or for an earlier major version.
+    """Load the newest library that was built for the CUDA of torch (``"13.0"``) or for an earlier one.
 
     A library of a later version would need a newer driver than torch does.
     """

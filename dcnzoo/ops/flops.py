@@ -27,7 +27,8 @@ def register() -> None:
         if module in sys.modules:
             counts = {f"dcnzoo::{name}": partial(_count_traced, name) for name in _forward_names()}
             getattr(sys.modules[module], table).update(counts)
-    thop, layers = sys.modules.get("thop.profile"), sys.modules.get("dcnzoo.layers")
+    thop: Any = sys.modules.get("thop.profile")
+    layers: Any = sys.modules.get("dcnzoo.layers")
     if thop is not None and layers is not None:
         predictors = [layers.OffsetConv1d, layers.OffsetConv2d, layers.OffsetConv3d]
         thop.register_hooks |= dict.fromkeys(predictors, thop.count_convNd)

@@ -27,6 +27,7 @@ from dcnzoo.zoo.config_writer import BOXES, EXTRA, MASKS, dataset_of, write_sett
 SMALL = {True: "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts", False: "faster-rcnn_r14_fpn_8e_bccd"}
 ITERATIONS = 600  # of a small model: it then detects most objects of 40 pictures
 VALIDATIONS = 10
+READ_OPTIONS = ReadOptions()
 
 
 @dataclass
@@ -48,7 +49,7 @@ def prepare(
     data: Path,
     work_dir: Path,
     model: str | None = None,
-    options: ReadOptions = ReadOptions(),
+    options: ReadOptions = READ_OPTIONS,
 ) -> OwnData:
     """Convert and check annotated pictures, and write a config that trains on them.
 

@@ -1,4 +1,4 @@
-"""Memory stays constant and nothing fails with several threads and processes. `nox -s crash`: half an hour."""
+"""Memory stays constant and nothing fails with several threads and processes. `nox -s crash`: longer."""
 
 import json
 import os

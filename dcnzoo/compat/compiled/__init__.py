@@ -68,7 +68,7 @@ def is_installed(name: str) -> bool:
     """Whether an import would find a module. Unlike importlib's ``find_spec``, this imports no package.
 
     The packages of the table import their compiled module, which is missing, so they cannot be imported here.
-    A folder without ``__init__.py`` is no module: projects keep C++ code and empty submodules in such folders.
+    A folder without ``__init__.py`` is no module: projects keep C++ code and empty submodules there.
     """
     package, *parts = name.split(".")
     spec = find_spec(package)

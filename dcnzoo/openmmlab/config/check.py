@@ -61,7 +61,7 @@ def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) 
     if lacking:
         text = "expected version 3's {}, got a key of MMDetection 2"
         return problems + [Finding(key, text.format(OLD_KEYS[key])) for key in OLD_KEYS.keys() & cfg.keys()]
-    parts = ("train", "val", "test")
+    parts: tuple[str, ...] = ("train", "val", "test")
     if "train_dataloader" in required:
         parts = parts[:2]
     elif "test_dataloader" in required:

@@ -56,7 +56,7 @@ def predict_one(runner: Runner) -> None:
 
 def first_batch(loader: DataLoader, size: int | None = None) -> Any:
     """Return a loader's first batch, or as many of its pictures, loaded in this process; None if empty."""
-    indices = [*next(iter(loader.batch_sampler or ()), ())][:size]  # type: ignore[call-overload]
+    indices = [*next(iter(loader.batch_sampler or ()), ())][:size]
     return loader.collate_fn([loader.dataset[index] for index in indices]) if indices else None
 
 

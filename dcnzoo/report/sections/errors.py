@@ -19,8 +19,7 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
     parts = []
     images, classes = 0, 0
     if len(results) == 2:
-        names = next(iter(detectors.values())).classes
-        parts.append(page.table(compare_classes(results, names)))
+        parts.append(page.table(compare_classes(results, next(iter(detectors.values())).classes)))
     for label, result in results.items():
         all_names = detectors[label].classes
         numbers = result.confusion.sum(1)[:-1].argsort(kind="stable")[::-1][:_MOST_CLASSES]
