@@ -38,8 +38,8 @@ _PAIRS = 500_000  # of an image and a category that are compared at a time; COCO
 class Evaluation(COCOevalBase):
     """pycocotools' evaluation in C++: the same numbers, several times as fast, without ``evalImgs``.
 
-    Every AP is at the largest of ``params.maxDets``. pycocotools has AP50 and the others there, but AP itself at
-    100, and −1 without 100 among them.
+    Every AP is at the largest of ``params.maxDets``. pycocotools has AP50 and the others there, but AP itself
+    at 100, and −1 without 100 among them.
 
     The base class keeps an entry for each image and category. With many categories, this class evaluates some
     of them at a time, on the images in which one of them occurs. Others change no number. (5,000 images of

@@ -86,11 +86,7 @@ class _Pack(TracksOffsets, nn.Module):
         for name, groups in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
             if channels % self._integer(name, groups):
                 self._refuse(name, f"a divisor of {grouped} ({channels})", groups)
-        if offset_activation is not None and not isinstance(offset_activation, nn.Module):
-            self._refuse("offset_activation", "an nn.Module or None", repr(offset_activation))
-        is_number = isinstance(offset_limit, (int, float)) and not isinstance(offset_limit, bool)
-        if offset_limit is not None and not (is_number and 0 < offset_limit < math.inf):
-            self._refuse("offset_limit", "a positive number of pixels or None", repr(offset_limit))
+        self._check_prediction(offset_activation, offset_limit, prediction)
         given_mask = mask_activation not in ("sigmoid", None)
         if isinstance(mask_activation, str) and mask_activation in ("sigmoid", "softmax"):
             mask_activation = MaskSigmoid() if mask_activation == "sigmoid" else MaskSoftmax(taps)
@@ -104,10 +100,6 @@ class _Pack(TracksOffsets, nn.Module):
             limited, activated = offset_limit is not None, offset_activation is not None
             given = dict(offset_limit=limited, offset_activation=activated, offset_groups=offset_groups != 1)
             self._refuse_given("deformable", **given)
-        if prediction not in ("dense", "separable") or (prediction == "separable" and self.transposed):
-            expected = "'dense'" if self.transposed else "'dense' or 'separable'"
-            self._refuse("prediction", expected, repr(prediction))
-
         self.float32_offsets = float32_offsets
         self.offset_groups, self.mask_groups = offset_groups, mask_groups
         self.offset_limit = None if offset_limit is None else float(offset_limit)
@@ -131,6 +123,16 @@ class _Pack(TracksOffsets, nn.Module):
             self.conv_offset = OFFSET_CONVS[self.rank](in_channels, channels, **geometry, **more)
         self.offset_activation = offset_activation if deformable else None
         self.mask_activation = mask_activation if modulated else None
+
+    def _check_prediction(self, offset_activation: object, offset_limit: Any, prediction: str) -> None:
+        if offset_activation is not None and not isinstance(offset_activation, nn.Module):
+            self._refuse("offset_activation", "an nn.Module or None", repr(offset_activation))
+        is_number = isinstance(offset_limit, (int, float)) and not isinstance(offset_limit, bool)
+        if offset_limit is not None and not (is_number and 0 < offset_limit < math.inf):
+            self._refuse("offset_limit", "a positive number of pixels or None", repr(offset_limit))
+        if prediction not in ("dense", "separable") or (prediction == "separable" and self.transposed):
+            expected = "'dense'" if self.transposed else "'dense' or 'separable'"
+            self._refuse("prediction", expected, repr(prediction))
 
     def _refuse_given(self, without: str, **given: bool) -> None:
         for name in (name for name in given if given[name]):

@@ -9,9 +9,13 @@ from dcnzoo.compat.compiled import TABLE
 @pytest.fixture
 def provide():
     """:func:`dcnzoo.provide`. The modules that it provides are removed after the test."""
-    before = set(sys.modules)
+    remove_provided()  # of `dcnzoo run` in other tests
     yield dcnzoo.provide
-    for name in sys.modules.keys() - before:
+    remove_provided()
+
+
+def remove_provided():
+    for name in list(sys.modules):
         is_provided = name in TABLE or name.rpartition(".")[2] in TABLE
-        if is_provided and not name.startswith("dcnzoo."):
+        if is_provided and not name.startswith(("dcnzoo.", "mmcv.")):
             del sys.modules[name]

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import pickle
 import re
 import shutil
@@ -20,7 +19,6 @@ from dcnzoo.detect.backends.openvino import make_core
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.export import Detector, export_onnx
-from dcnzoo.utils.errors import UserError
 from tests.commands import run as command
 from tests.processes import run_code
 from tests.test_import import only, run
@@ -71,14 +69,6 @@ def folder(tmp_path_factory):
 
 def test_a_device_of_torch(folder):
     assert Detector(folder / "static.onnx", device=torch.device("cpu")).device == "cpu"
-
-
-def test_a_pipe_in_place_of_weights(tmp_path):
-    """It was opened, and read for ever."""
-    (tmp_path / "model.xml").write_text("<net/>")
-    os.mkfifo(tmp_path / "model.bin")
-    with pytest.raises(UserError, match=r"pipe .*model\.bin"):
-        Detector(tmp_path / "model.xml")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
