@@ -2,8 +2,8 @@
 
 ``python tests/crash.py FOLDER --kills 20``, or ``--each 2``: each of :data:`STEPS` until it was hit twice.
 Each training is forked from a process that has imported all packages, so that it starts fast. SIGKILL ends
-it at a random moment or at a chosen step of an epoch. The resumed epoch and the final result are compared with an
-uninterrupted run. Prints a summary as JSON; any difference raises an AssertionError.
+it at a random moment or at a chosen step of an epoch. The resumed epoch and the final result are compared
+with an uninterrupted run. Prints a summary as JSON; any difference raises an AssertionError.
 """
 
 import argparse

@@ -81,11 +81,11 @@ class _Pack(TracksOffsets, nn.Module):
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
         options = dict(groups=groups, bias=bias, padding_mode=padding_mode, im2col_step=im2col_step)
         super().__init__(*sizes, **options, device=device, dtype=dtype, **more)
-        grouped = "out_channels" if self.transposed else "in_channels"  # the channels that the groups split
-        channels, taps = getattr(self, grouped), math.prod(self.kernel_size)
+        sampled = "out_channels" if self.transposed else "in_channels"  # the channels that the groups split
+        channels, taps = getattr(self, sampled), math.prod(self.kernel_size)
         for name, groups in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
             if channels % self._integer(name, groups):
-                self._refuse(name, f"a divisor of {grouped} ({channels})", groups)
+                self._refuse(name, f"a divisor of {sampled} ({channels})", groups)
         self._check_prediction(offset_activation, offset_limit, prediction)
         given_mask = mask_activation not in ("sigmoid", None)
         if isinstance(mask_activation, str) and mask_activation in ("sigmoid", "softmax"):
@@ -98,8 +98,10 @@ class _Pack(TracksOffsets, nn.Module):
             self._refuse_given("modulated", mask_groups=mask_groups != 1, mask_activation=given_mask)
         if not deformable:
             limited, activated = offset_limit is not None, offset_activation is not None
-            given = dict(offset_limit=limited, offset_activation=activated, offset_groups=offset_groups != 1)
-            self._refuse_given("deformable", **given)
+            grouped = offset_groups != 1
+            self._refuse_given(
+                "deformable", offset_limit=limited, offset_activation=activated, offset_groups=grouped
+            )
         self.float32_offsets = float32_offsets
         self.offset_groups, self.mask_groups = offset_groups, mask_groups
         self.offset_limit = None if offset_limit is None else float(offset_limit)

@@ -73,11 +73,7 @@ def train(
             if model is None:
                 raise UserError("model: expected one, or data=…, got neither")
             source = resolve(model)
-            if source.weights == Path(source.name).expanduser():
-                raise UserError(
-                    f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
-                    f"resume={model} continues its training, the setting load_from starts from its weights"
-                )
+            _refuse_checkpoint(source)
         else:
             if of_run.launcher != "none":
                 raise UserError(
@@ -104,3 +100,11 @@ def train(
         if dry_run and is_first():
             print("dry run: one step was trained, and nothing is kept")
         return folder
+
+
+def _refuse_checkpoint(source: Source) -> None:
+    if source.weights == Path(source.name).expanduser():
+        raise UserError(
+            f"model: expected a name, a config or a work directory, got the checkpoint {source.name}; "
+            f"resume={source.name} continues its training, the setting load_from starts from its weights"
+        )
