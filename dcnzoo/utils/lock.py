@@ -82,9 +82,14 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[Callable[[Path], None]]
             ) from None
         except OSError as error:
             raise UserError(f"work_dir: {folder} cannot be written: {error.strerror or error}") from error
-        stack.callback(lambda: [file.unlink(missing_ok=True) for file in files])
+        stack.callback(_remove, files)  # with the names that rename gives them
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
         yield rename
+
+
+def _remove(files: list[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def _remove_empty(folders: list[Path]) -> None:

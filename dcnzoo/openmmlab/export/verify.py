@@ -41,7 +41,9 @@ def verify(detector: BaseDetector, exported: ExportedDetector, pictures: Sequenc
     batches = []
     for picture in pictures:
         turned = np.rot90(picture).copy()
-        batches += [[picture], [turned], *([[picture, turned]] if exported.model.shape[0] is None else ())]
+        batches += [[picture], [turned]]
+        if exported.model.shape[0] is None:
+            batches.append([picture, turned])
     total = Agreement(0, 0)
     for batch in batches:
         with warnings.catch_warnings():  # without an input img_shape, PyTorch gets none either
