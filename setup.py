@@ -1,6 +1,6 @@
 """Compile ops/ into stable-ABI libraries in dcnzoo/ops/, with ninja.
 
-One library per device: ``_C_cpu.so`` always, ``_C_cuda13.so`` if nvcc (of CUDA 13) is found and torch is a CUDA
+One library per device: ``_C_cpu.so`` always, ``_C_cuda13.so`` if nvcc (CUDA 13) is found and torch is a CUDA
 build. Neither depends on the version of Python or (from 2.10 on) of torch, so one wheel works with all.
 torch of an earlier CUDA does not load the CUDA library: drivers that it runs on may be too old for it.
 
