@@ -145,6 +145,8 @@ def run_line(line: str) -> None:
         "python tools/test.py", "dcnzoo test"
     )
     words = shlex.split(line, comments=True)
+    if words[:2] in (["dcnzoo", "export"], ["dcnzoo", "data"]) and "check" not in words:
+        words.append("--force")  # blocks of a page write to the same files
     if words[:2] == ["dcnzoo", "train"]:
         words = [SMALL if "--data" in words and word == DEMO else word for word in words]
         if not {"--epochs", "--dry-run"} & set(words):

@@ -108,6 +108,7 @@ def memory():
 
 def test_each_training_writes_what_one_in_a_process_of_its_own_writes(tmp_path, set_threads):
     set_threads(1)
+    gc.collect()  # the processes are forked: what earlier tests left would be finalized in them
     expected = []
     for name, arguments in TRAININGS[1:]:
         child = multiprocessing.get_context("fork").Process(
