@@ -1,17 +1,14 @@
 """Run a graph or a module in each runtime."""
 
 import re
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
 
 from benchmarks.measure import describe, listed
-from dcnzoo.export import export_pt2
 from dcnzoo.export.openvino import save_ir
 
 PACKAGES = {  # whose versions decide the result
@@ -19,7 +16,6 @@ PACKAGES = {  # whose versions decide the result
     "onnxruntime": ("onnxruntime", "torch", "onnxscript"),
     "OpenVINO": ("openvino", "torch", "onnxscript"),
     "OpenVINO IR": ("openvino", "torch", "onnxscript"),
-    "AOTInductor": ("torch",),
 }
 
 
@@ -47,7 +43,7 @@ def run_reference(path: Path, feed: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def run_file(backend: str, path: Path, feed: Sequence[np.ndarray]) -> list[np.ndarray]:
     runtime = import_module(f"dcnzoo.detect.backends.{backend}")
-    inputs, _, _, run = runtime.open_file(str(path), "cpu", None)
+    inputs, _, _, run, _ = runtime.open_file(str(path), "cpu", None, "float32")
     return run(dict(zip(inputs, feed, strict=True)))
 
 
@@ -65,11 +61,3 @@ ONNX = {
     "OpenVINO": partial(run_file, "openvino"),
     "OpenVINO IR": run_ir,
 }
-
-
-def run_pt2(model: nn.Module, args: tuple[Tensor, ...]) -> list[np.ndarray]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt2"
-        names = [f"in{i}" for i in range(len(args))]
-        export_pt2(model, args, path, input_names=names, output_names=[])
-        return run_file("aotinductor", path, [tensor.numpy() for tensor in args])

@@ -31,11 +31,10 @@ FORMS = {  # of deformable convolution: the number of axes it supports
     "native": 2,
     "gathernd": 3,
     "gatherelements": 3,
-    "gridsample": 2,
 }
 ONNX = ("onnx reference", "onnxruntime", "OpenVINO")
 # operator, form, runtime: what runtimes are known not to run
-REFUSED = re.compile(r"deform_conv1d native onnx reference|(gridsample|gatherelements) onnx reference")
+REFUSED = re.compile(r"deform_conv1d native onnx reference|gatherelements onnx reference")
 OPERATORS = {op.name: op for op in operators(differentiable=False)}
 UNTRANSLATED = [name for name in OPERATORS if "dcnzoo::" + re.sub("[123]d$", "", name) not in translations]
 
@@ -116,18 +115,6 @@ def exported(name: str, form: str, dtype: torch.dtype, dynamic: bool) -> list[tu
     return parts
 
 
-@functools.cache
-def packaged(dtype: torch.dtype) -> dict[str, list[tuple[Sample, np.ndarray]]]:
-    """Run the samples of all operators in one package of AOTInductor: compiling takes a minute."""
-    names = [(name, s.to(dtype)) for name, op in OPERATORS.items() for s in samples_of(op, False)]
-    model = Calls(names).eval()
-    results: dict[str, list[tuple[Sample, np.ndarray]]] = {}
-    outputs = runtimes.run_pt2(model, arrays(*model.samples))
-    for (name, sample), output in zip(names, outputs, strict=True):
-        results.setdefault(name, []).append((sample, output))
-    return results
-
-
 def dynamic_axes(samples: Sequence[Sample]) -> Iterator[dict[int, object]]:
     """Yield, for each input, the axes whose size differs between the samples."""
     for tensors in zip(*map(arrays, samples), strict=True):
@@ -154,15 +141,11 @@ def cases() -> Iterator[tuple[str, str, str, torch.dtype, bool]]:
                         slow = runtime == "onnx reference" and form == "native" and rank == 2
                         if dynamic or not slow:
                             yield name, form, runtime, dtype, dynamic
-            yield name, "pt2", "AOTInductor", dtype, False
 
 
 def run(name: str, form: str, runtime: str, dtype: torch.dtype, dynamic: bool) -> Iterator[float | str]:
     """Yield each sample's error, or the message of the runtime."""
     op = OPERATORS[name]
-    if form == "pt2":
-        yield from (error(op, sample, result) for sample, result in packaged(dtype)[name])
-        return
     for sample, path in exported(name, form, dtype, dynamic):
         try:
             (result,) = runtimes.ONNX[runtime](path, [tensor.numpy() for tensor in arrays(sample)])
@@ -175,7 +158,7 @@ def run(name: str, form: str, runtime: str, dtype: torch.dtype, dynamic: bool) -
 @pytest.mark.parametrize(("name", "form", "runtime", "dtype", "dynamic"), [
     pytest.param(
         *case, id=" ".join([*case[:3], str(case[3])[6:], "dynamic" * case[4]]).strip(),
-        marks=pytest.mark.xdist_group(str(case[3]) if case[1] == "pt2" else f"{case[:2]} {case[3:]}"),
+        marks=pytest.mark.xdist_group(f"{case[:2]} {case[3:]}"),
     )
     for case in cases()
 ])  # fmt: skip
