@@ -6,13 +6,13 @@ and deformable convolutions, which no runtime computes in int8.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from dcnzoo.detect.backends.onnxruntime import values_read
 from dcnzoo.export.onnx import quiet
 
 Feed = Mapping[str, np.ndarray]  # input → value
@@ -89,7 +89,7 @@ def to_float16(path: str | os.PathLike) -> None:
             if name in floats:
                 halves[name] = node.output[i] = f"{name}_float16"
                 cast(halves[name], name, TensorProto.FLOAT)
-    used = {value.name for value in graph.output} | {name for node in nodes for name in values_read(node)}
+    used = {value.name for value in graph.output} | {name for node in nodes for name in _values_read(node)}
     parts = {
         "node": [node for node in nodes if used.intersection(node.output)],
         "initializer": [tensor for name, tensor in weights.items() if name in used],
@@ -168,7 +168,7 @@ def _exact_nodes(model: ModelProto) -> tuple[set[str], set[str]]:
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     maker = {output: node.name for node in graph.node for output in node.output}
-    inputs = {node.name: [maker[name] for name in values_read(node) if name in maker] for node in graph.node}
+    inputs = {node.name: [maker[name] for name in _values_read(node) if name in maker] for node in graph.node}
     layers = {
         node.name
         for node in graph.node
@@ -193,3 +193,11 @@ def _named(model: ModelProto) -> ModelProto:
     for i, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{i}"
     return model
+
+
+def _values_read(node: Any) -> Iterator[str]:
+    """Yield the names of the values that a node reads, also inside its loops."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _values_read(inner)

@@ -1,8 +1,6 @@
 """ONNX files in onnxruntime."""
 
 import re
-from collections.abc import Iterator
-from typing import Any
 
 from dcnzoo.detect.backends import Opened
 
@@ -49,11 +47,3 @@ def open_file(path: str, device: str, threads: int | None, precision: str) -> Op
     metadata = session.get_modelmeta().custom_metadata_map
     run_on = "cpu" if match[1] else f"cuda:{number}"
     return inputs, names, metadata, lambda feed: session.run(names, feed), run_on
-
-
-def values_read(node: Any) -> Iterator[str]:
-    """Yield the names of the values that a node reads, also inside its loops."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from values_read(inner)
