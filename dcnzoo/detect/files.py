@@ -21,7 +21,7 @@ _LONGEST = 240  # bytes of the name of an output file without ending: systems al
 
 
 class ResultFiles:
-    """Writes each result when it is there, and the COCO file at the end.
+    """Writes each result as soon as it is detected, and the COCO file at the end.
 
     Args:
         folder: of the files.
