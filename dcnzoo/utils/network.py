@@ -1,12 +1,18 @@
-"""This machine's address in a network: ``python -m dcnzoo.utils.network ADDRESS`` prints it.
+"""This machine's address and interface in a network.
+
+``python -m dcnzoo.utils.network ADDRESS`` prints the address with which it reaches another one.
 
 That of the host name is another one on usual machines: ``/etc/hosts`` of Debian and Ubuntu has 127.0.1.1, and
 other machines may not know the name.
 """
 
 import contextlib
+import fcntl  # noqa: TID251  for addresses, not for locks
 import socket
+import struct
 import sys
+
+_SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
 
 
 def address_towards(host: str) -> str:
@@ -25,6 +31,17 @@ def _source(host: str) -> str:
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(target)  # chooses the route; UDP sends nothing
             return str(probe.getsockname()[0]).partition("%")[0]
+    return ""
+
+
+def interface_of(address: str) -> str:
+    """Return the network interface with an IPv4 address; empty if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has no address
+                reply = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(reply[20:24]) == address:
+                    return name
     return ""
 
 

@@ -30,6 +30,7 @@ from dcnzoo.openmmlab.checkpoints import content_digest
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.datasets.digest import data_digest
 from dcnzoo.utils.errors import JointError, UserError, describe
+from dcnzoo.utils.network import address_towards, interface_of
 from dcnzoo.utils.text import counted
 
 Result = TypeVar("Result")
@@ -57,6 +58,10 @@ def joined(cfg: Config) -> Iterator[None]:
         os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 12000))
     if cfg.launcher == "mpi":  # mmengine's runner reads it, and its launcher does not set it
         os.environ.setdefault("LOCAL_RANK", os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])
+    # on several machines, gloo would take the interface of the host name, on Debian and Ubuntu the loopback
+    several = int(os.environ.get("WORLD_SIZE", 1)) > int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if several and (interface := interface_of(address_towards(os.environ.get("MASTER_ADDR", "")))):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
     init_dist(cfg.launcher, **env.get("dist_cfg", {}))
     _first = get_rank() == 0
