@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import note, read_beside, write_text
 
-OWNER = ".training.txt"  # in the folder: the process that trains
+LOCK = ".training.lock"  # in the folder
+OWNER = ".training.txt"  # beside it: the process that trains
 _ORPHANS_END = 6  # seconds; data-loading processes notice within five that their parent has died
 _SILENCE = 1  # seconds of waiting, after which a line says so
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -52,22 +53,14 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
 
 
 @contextmanager
-def lock_work_dir(folder: str | os.PathLike) -> Iterator[Callable[[Path], None]]:
+def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
     """Context that locks a folder, which is created, for one training. An empty one is removed at the end.
-
-    Yields a function that renames the folder, which stays locked.
 
     Raises:
         UserError: another process trains in this folder, or it cannot be written.
     """
     folder = Path(folder)
-    owner, lock = folder / OWNER, folder / ".training.lock"
-    files = [lock, owner]
-
-    def rename(target: Path) -> None:
-        os.rename(folder, target)
-        files[:] = [target / file.name for file in files]
-
+    owner, lock = folder / OWNER, folder / LOCK
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     with ExitStack() as stack:
         stack.callback(_remove_empty, new)
@@ -82,14 +75,20 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[Callable[[Path], None]]
             ) from None
         except OSError as error:
             raise UserError(f"work_dir: {folder} cannot be written: {error.strerror or error}") from error
-        stack.callback(_remove, files)  # with the names that rename gives them
+        stack.callback(_remove_locks, folder)
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
-        yield rename
+        yield
 
 
-def _remove(files: list[Path]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
+def rename_locked(folder: Path, target: Path) -> None:
+    """Rename a folder that this process has locked. The files of the lock do not go with it."""
+    os.rename(folder, target)
+    _remove_locks(target)
+
+
+def _remove_locks(folder: Path) -> None:
+    for name in (LOCK, OWNER):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -167,10 +167,8 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
             stack.enter_context(context)
         changes = stack.enter_context(Changes())
         if options.unsafe_load:
-            load = functools.partial(load_file, unsafe_load=True)
-            changes.set_item(
-                CheckpointLoader._schemes, "", lambda file, where=None: load(file, map_location=where)
-            )
+            readers = CheckpointLoader._schemes
+            changes.set_item(readers, "", lambda file, where=None: load_file(file, True, where))
         runner = build_runner(
             recipe.cfg,
             Start(None if weights is None else str(weights)),

@@ -28,9 +28,7 @@ def separate_run() -> Iterator[None]:
         managers += manager.__subclasses__()
     cudnn: Any = torch.backends.cudnn
     with Changes() as changes:
-        changes.callback(gc.unfreeze)
         changes.callback(gc.collect)  # runner and hooks refer to each other
-        gc.freeze()  # older objects need not be searched
         changes.callback(
             torch.use_deterministic_algorithms,
             torch.are_deterministic_algorithms_enabled(),

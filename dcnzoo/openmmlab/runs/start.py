@@ -10,14 +10,14 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.classes import data_sets
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import read_beside, require_file, write_text
 from dcnzoo.utils.folders import is_work_dir
-from dcnzoo.utils.lock import lock_work_dir
+from dcnzoo.utils.lock import lock_work_dir, rename_locked
 
 
 @dataclass(frozen=True)
@@ -47,37 +47,33 @@ def begin(
 
     Args:
         stack: holds the locks.
-        resume, force: see :func:`choose_start`.
+        resume, force, files: see :func:`choose_start`.
         dry_run: only check; lock and rename nothing.
-        files: that the training reads, apart from those of the config.
 
     Raises:
         UserError: the start is refused, or the folder cannot be renamed.
     """
-    cfg, saved, rename = recipe.cfg, recipe.saved, None
-    if not dry_run:  # first: another training may end meanwhile
-        rename = stack.enter_context(lock_work_dir(recipe.work_dir))
-        if saved.is_apart:  # out_dir may be that of two work directories
-            stack.enter_context(lock_work_dir(saved.folder))
-    start = choose_start(recipe, resume, force)
-    weights = str(cfg.get("load_from") or "")
-    if weights and not start.resumes:
-        require_file(weights, "load_from")
-    if start.replaces:
-        sets = [dataset for _, dataset, _ in data_sets(cfg)]
-        read = [
-            os.path.join(*(str(each.get(key) or "") for key in ("data_root", "ann_file"))) for each in sets
-        ]
-        _require_movable(recipe.work_dir, filter(None, [cfg.filename, start.file, weights, *read, *files]))
-        if rename is not None:
-            rename(target := free_name(recipe.work_dir))
-            print(printable(f"renamed {recipe.work_dir} to {target}"))
-            stack.enter_context(lock_work_dir(recipe.work_dir))
+    if dry_run:
+        return choose_start(recipe, resume, force, files)
+    if recipe.saved.is_apart:  # out_dir may be that of two work directories
+        stack.enter_context(lock_work_dir(recipe.saved.folder))
+    with ExitStack() as locks:
+        locks.enter_context(lock_work_dir(recipe.work_dir))  # first: another training may end meanwhile
+        start = choose_start(recipe, resume, force, files)
+        if not start.replaces:
+            stack.push(locks.pop_all())
+            return start
+        rename_locked(recipe.work_dir, target := free_name(recipe.work_dir))
+        print(printable(f"renamed {recipe.work_dir} to {target}"))
+    stack.enter_context(lock_work_dir(recipe.work_dir))  # of the new folder
     return start
 
 
 def choose_start(
-    recipe: Recipe, resume: bool | str | os.PathLike | None = None, force: bool = False
+    recipe: Recipe,
+    resume: bool | str | os.PathLike | None = None,
+    force: bool = False,
+    files: Iterable[str | os.PathLike] = (),
 ) -> Start:
     """Decide whether a training continues another one, and from which file. No file is searched later.
 
@@ -99,9 +95,10 @@ def choose_start(
         resume: a checkpoint to resume from; True: the latest undamaged one in the work directory. If neither
             argument is set, the config's ``resume`` is used, with which there may be none.
         force: rename a used work directory.
+        files: that the training reads, apart from those of the config.
 
     Raises:
-        UserError: the checkpoint does not exist, all are damaged, or the start is refused.
+        UserError: a checkpoint does not exist, all are damaged, or the start is refused.
     """
     cfg, saved, what = recipe.cfg, recipe.saved, "resume"
     optional = cfg.launcher != "none"
@@ -110,8 +107,7 @@ def choose_start(
         if cfg.get("load_from"):
             resume, what = cfg.load_from, "load_from"
     if resume is True and force:
-        text = "expected resume=True, which continues a training, or force=True, got both"
-        raise UserError(f"force: {text}")
+        raise UserError("force: expected resume=True, which continues a training, or force=True, got both")
     if resume is True and (last := saved.undamaged()):
         return Start(str(last), resumes=True)
     folder, remedy = cfg.work_dir, f"force=True renames it to {free_name(cfg.work_dir).name}"
@@ -124,12 +120,15 @@ def choose_start(
     if resumes:
         require_file(str(resume), what)
         file = os.path.expanduser(str(resume))
+    elif weights := cfg.get("load_from"):
+        require_file(str(weights), "load_from")
     if not saved.exist:
         return Start(file, resumes)
     if force and (saved.is_apart or not saved.is_local):
         text = f"expected checkpoints in the work_dir, got out_dir={saved.out_dir}; use another work_dir"
         raise UserError(f"force: {text}")
     if force:
+        _require_movable(recipe, [*files, file])
         return Start(file, resumes, replaces=True)
     remedy = "resume=True continues its training, " * saved.can_resume + f"{remedy}. Or use another work_dir"
     if file is None:
@@ -164,20 +163,22 @@ def require_new_config(recipe: Recipe) -> None:
 
 def free_name(folder: str | os.PathLike) -> Path:
     """Return the first of ``FOLDER.1``, ``FOLDER.2``, … that does not exist."""
-    path = Path(os.path.abspath(folder))
-    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    names = (Path(f"{os.path.abspath(folder)}.{number}") for number in itertools.count(1))
     return next(name for name in names if not os.path.lexists(name))
 
 
-def _require_movable(folder: Path, files: Iterable[str | os.PathLike]) -> None:
+def _require_movable(recipe: Recipe, files: Iterable[str | os.PathLike | None]) -> None:
     """Raise UserError unless a work directory can be renamed, and has none of the new training's files."""
-    real, paths = os.path.realpath(folder), [*files, os.getcwd()]
-    inside = [path for path in paths if Path(os.path.realpath(path)).is_relative_to(real)]
-    problems = [f"which has {path}, used by the new training" for path in inside]
+    folder, cfg = recipe.work_dir, recipe.cfg
+    data = [[str(each.get(key) or "") for key in ("data_root", "ann_file")] for _, each, _ in data_sets(cfg)]
+    paths = [*files, cfg.filename, cfg.get("load_from"), os.getcwd(), *(os.path.join(*each) for each in data)]
+    real = os.path.realpath(folder)
+    inside = [path for path in paths if path and Path(os.path.realpath(path)).is_relative_to(real)]
+    problem = f"which has {inside[0]}, used by the new training" if inside else ""
     if os.path.islink(os.path.abspath(folder)) or os.path.ismount(folder):
-        problems = ["which is a link or a mount point"]
-    if problems:
-        text = f"expected a work_dir that can be renamed, got {folder}, {problems[0]}"
+        problem = "which is a link or a mount point"
+    if problem:
+        text = f"expected a work_dir that can be renamed, got {folder}, {problem}"
         raise UserError(f"force: {text}; use another work_dir")
 
 
@@ -191,9 +192,7 @@ class WorkDirHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if runner.iter >= runner.max_iters:
-            done = f"{runner.max_iters} iterations"
-            if isinstance(runner.train_loop, EpochBasedTrainLoop):
-                done = f"{runner.epoch} of {runner.max_epochs} epochs"
-            runner.logger.warning(f"resume: {done} are done; set a larger number to train on")
+            done = f"all {runner.max_iters} iterations are done"
+            runner.logger.warning(f"resume: {done}; set more epochs or iterations to train on")
         if is_main_process():
             write_text(config_file(self.recipe), self.recipe.text())
