@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +22,7 @@ PREDICTIONS = ("_cls", "_reg", "_obj", "fc_logits", "_centerness", "_iou", "cls_
 # the score can rise after the threshold (mask IoU, square root), or weaker boxes vote
 UNORDERED = (ATSSVLFusionHead, MaskScoringRoIHead, PAAHead)
 
+# several detectors may have one model, and a detector, which can be pickled, cannot have a lock
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
@@ -33,31 +35,24 @@ def answering(model: nn.Module, threshold: float = -1.0, bf16: bool = False) -> 
     higher score. With ``bf16``, for autocast, the heads' last layers compute in float32: in bfloat16, scores
     have three digits, so that the ranks of proposals and boxes change.
     """
-    with _lock_of(model), Changes() as changes:
-        modules = [pair for pair in model.named_modules() if not isinstance(pair[1], torch.jit.ScriptModule)]
-        proposals = {getattr(module, "rpn_head", None) for _, module in modules}
+    # heads compare with >, the detector with >=, perhaps in bfloat16: it decides about the last percent
+    least = 0.99 * threshold
+    with _locks.setdefault(model, threading.RLock()), Changes() as changes:
         in_training = model.training
-        # heads compare with >, the detector with >=, perhaps in bfloat16: it decides about the last percent
-        least = 0.99 * threshold
-        for name, module in modules:
+        for name, module in model.named_modules():
             if in_training:
                 changes.set(module, "training", False)
-            settings = getattr(module, "test_cfg", None)
-            own = (settings or {}).get("score_thr") if module not in proposals else None
-            if own is not None and own < least and _only_compares_scores(module):
-                changes.set(module, "test_cfg", ConfigDict(settings, score_thr=least))
+            if not name.endswith("rpn_head") and _only_compares_scores(module):
+                settings = module.test_cfg or {}
+                if settings.get("score_thr", least) < least:
+                    changes.set(module, "test_cfg", ConfigDict(settings, score_thr=least))
             if bf16 and name.endswith(PREDICTIONS):
                 for layer in module if isinstance(module, nn.ModuleList) else [module]:
                     changes.set(layer, "forward", partial(_in_float32, layer.forward))
         yield
 
 
-def _lock_of(model: nn.Module) -> threading.RLock:
-    """Return the lock of a model: several detectors may have one, and a detector can be pickled."""
-    return _locks.setdefault(model, threading.RLock())
-
-
-def _only_compares_scores(module: nn.Module) -> bool:
+def _only_compares_scores(module: Any) -> bool:
     """Whether a head is one of MMDetection's that reads its score threshold before NMS, and only there."""
     known = isinstance(module, BaseDenseHead | BaseRoIHead) and type(module).__module__.startswith("mmdet.")
     return known and not isinstance(module, UNORDERED)

@@ -39,9 +39,6 @@ class RunOptions:
         allow_partial: if the weights do not fit the model, load those that fit.
         verbose: print mmengine's whole log.
         launcher: of a distributed run.
-
-    Raises:
-        UserError: a value is out of range.
     """
 
     work_dir: str | os.PathLike[str] | None = None
@@ -50,10 +47,6 @@ class RunOptions:
     allow_partial: bool = False
     verbose: bool = False
     launcher: str = "none"
-
-    def __post_init__(self) -> None:
-        if self.work_dir == "":
-            raise UserError("work_dir: expected a folder, got an empty text")
 
     def apply(self, cfg: Config, fixed: Collection[str] = ()) -> list[str]:
         """Write the options into a config, and add dcnzoo's hooks; return a text for each change.
@@ -116,7 +109,6 @@ class TrainOptions(RunOptions):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("epochs", "batch_size", "patience", "seed"):
             value, least = getattr(self, name), int(name != "seed")
             if value is not None and not (type(value) is int and least <= value < 2**32):
@@ -194,7 +186,6 @@ class TestOptions(RunOptions):
     backend: str | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.out is not None and not str(self.out).endswith((".pkl", ".pickle", ".json")):
             raise UserError(f"out: expected a name that ends in .pkl or .json, got {self.out}")
         if self.format_only and (self.metrics or not self.as_json):

@@ -31,7 +31,6 @@ ARGUMENTS = [  # right types, wrong values
     (dcnzoo.train, (), {"data": "fruits", "resume": True}, "resume"),
     (dcnzoo.train, ("trained/epoch_1.pth",), {}, "model"),
     (dcnzoo.train, (PLAIN,), {"logger": ""}, "logger"),
-    (dcnzoo.train, (PLAIN,), {"work_dir": ""}, "work_dir"),
     (Session, ("m.onnx", ""), {}, "backend"),
     # numbers out of range
     (dcnzoo.train, (PLAIN,), {"epochs": "3"}, "epochs"),

@@ -69,11 +69,10 @@ TABLE = (
         reason="torch.load rejects the log in mmengine's checkpoints (Weights only load failed)",
         versions="mmengine 0.10.7, torch ≥ 2.6",
     ),
-    fix(
+    of_mmengine(
         enforce_weights_only,
         target="mmengine/runner/checkpoint.py:311, CheckpointLoader.load_checkpoint; :371, load_url",
         reason="a downloaded or resumed checkpoint can run code",
-        versions="mmengine 0.10.7",
     ),
     of_mmengine(
         models.short_histories,
@@ -152,10 +151,5 @@ TABLE = (
         models.masks_of_the_image_size,
         target="mmdet/models/dense_heads/rtmdet_ins_head.py:503, RTMDetInsHead",
         reason="masks have another size than the picture if its sides are scaled by different factors",
-    ),
-    of_mmdet(
-        models.width_of_two_stages,
-        target="mmdet/models/detectors/deformable_detr.py:541, get_proposal_pos_embed",
-        reason="DINO and two-stage Deformable DETR fail at the first picture with embed_dims other than 256",
     ),
 )
