@@ -87,25 +87,9 @@ class Classifier(Refuses, nn.Module):
                 build_norm("BN", self.head_hidden_size, first_in=True, first_out=True),
                 build_activation(act_layer),
             )
-        self.reset_classifier(num_classes)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the last layer with a new one for ``num_classes`` classes; 0 removes it.
-
-        Raises:
-            ValueError: the network was built without ``num_classes``, or the number is invalid.
-        """
-        if self.num_classes is None:
-            self._refuse("num_classes", "a network built with num_classes", "a network without a head")
-        if not isinstance(num_classes, int) or num_classes < 0:
-            self._refuse("num_classes", "at least 0", num_classes)
-        like = next(self.parameters())
         self.head: nn.Module = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
-            nn.init.trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
-        self.num_classes = num_classes
+        if num_classes:  # InternImage sets the initial values of each Linear
+            self.head = nn.Linear(self.head_hidden_size, self._integer("num_classes", num_classes))
 
     def _merge_levels(self, maps: Sequence[Tensor]) -> Tensor:
         """The head's input ``(N, num_features, H, W)``, from the levels' maps ``(N, H, W, C)``.

@@ -80,11 +80,7 @@ class SpatialPrior(nn.Module):
 
     def __init__(self, inputs: int, inner: int, channels: int, first: bool) -> None:
         super().__init__()
-        stem = [
-            *self._layers(inputs, inner, 2),
-            *self._layers(inner, inner, 1),
-            *self._layers(inner, inner, 1),
-        ]
+        stem = [*self._layers(inputs, inner, 2), *self._layers(inner, inner), *self._layers(inner, inner)]
         self.stem = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1))
         self.conv2 = nn.Sequential(*self._layers(inner, 2 * inner, 2))
         self.conv3 = nn.Sequential(*self._layers(2 * inner, 4 * inner, 2))
@@ -368,7 +364,7 @@ class ViTAdapter(Refuses, nn.Module):
             prefix = next((key.removesuffix(_OWN) for key in state if key.endswith(_OWN)), None)
             if prefix is not None:
                 own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-                self._load_adapter(own)
+                self.load_state_dict(own)
                 return
             vit: Any = _create(pretrained=source is True, **options)
             if source is not True:
@@ -390,13 +386,6 @@ class ViTAdapter(Refuses, nn.Module):
         absent = [name for name in absent if not re.search(r"\.ls[12]\.gamma$", name)]
         if absent:
             self._refuse("pretrained", f"weights with {few(absent)}", repr(source))
-
-    def _load_adapter(self, state: dict[str, Any]) -> None:
-        try:
-            self.load_state_dict(state)
-        except RuntimeError as error:
-            names = few(re.findall(r'(?:"|size mismatch for )([\w.]+)[":]', str(error)))
-            raise ValueError(f"weights of an adapter with another ViT or other settings: {names}") from None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the names and forms of the official checkpoints."""

@@ -1,6 +1,7 @@
 """Norms and activations of networks with maps ``(N, H, W, C)``, with the official parameter names."""
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ToChannelsFirst(nn.Module):
@@ -13,11 +14,13 @@ class ToChannelsLast(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of maps ``(N, C, H, W)``."""
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of maps ``(N, C, *size)``."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+    def forward(self, input: Tensor) -> Tensor:
+        last = input.dim() - 1  # torch's older exporter to ONNX writes negative axes into the file
+        rows = input.movedim(1, last)
+        return F.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps).movedim(last, 1)
 
 
 def build_norm(kind: str, channels: int, first_in: bool = False, first_out: bool = False) -> nn.Sequential:

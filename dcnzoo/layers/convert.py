@@ -25,9 +25,7 @@ from dcnzoo.utils.text import columns, few
 
 _NAMES = [f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)]
 _PACKS = {getattr(nn, name): getattr(packed, f"PackedDeform{name}") for name in _NAMES}
-_ULTRALYTICS = (
-    "YOLO.train() builds a plain network: train with trainer=, a dcnzoo.ultralytics.DeformableTrainer"
-)
+_ULTRALYTICS = "YOLO.train() builds a plain network: use trainer=, a dcnzoo.ultralytics.DeformableTrainer"
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]

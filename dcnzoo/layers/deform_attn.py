@@ -218,11 +218,12 @@ class DCNv4(_ChannelsLast):
     ``init_weights()`` of an OpenMMLab model keeps these values.
 
     ``forward(input, shape=None)`` takes maps ``(N, H, W, channels)`` or, like the official layer,
-    ``(N, L, channels)`` with ``shape`` ``(H, W)`` (default: square). It returns the same form.
+    ``(N, L, channels)`` with ``shape`` ``(H, W)`` (default: square). It returns the same form; ``shape``
+    has no effect on maps.
 
     Raises:
         ValueError: an argument is invalid.
-        RuntimeError: the input or ``shape`` is invalid.
+        RuntimeError: the input is invalid, or ``shape`` does not fit (from torch's ``unflatten``).
     """
 
     __constants__ = ["center_feature_scale", "dw_kernel_size", "without_pointwise"]
@@ -246,10 +247,6 @@ class DCNv4(_ChannelsLast):
         act_layer: str | None = None,
         norm_layer: str | None = None,
     ) -> None:
-        if act_layer is not None:
-            build_activation(act_layer)
-        if norm_layer is not None:
-            build_norm(norm_layer, 1)
         geometry = (kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size)
         super().__init__(channels, *geometry, center_feature_scale, remove_center)
         self.without_pointwise = without_pointwise
@@ -271,30 +268,17 @@ class DCNv4(_ChannelsLast):
         self.offset_mask.start = start + [0.0] * (self.offset_mask.out_features - len(start))
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
             if is_traced(input):  # as the root module; a proxy has no dim(), so assume (N, H, W, C)
                 return self._forward(input)
-            self._check_shape(input, shape)
         if input.dim() != 3:
             return self._forward(input)
         if shape is None:
-            side = int(math.sqrt(input.shape[1]))  # of a square; otherwise unflatten raises
+            side = int(math.sqrt(input.shape[1]))
             shape = (side, side)
-        return self._forward(input.unflatten(1, shape)).flatten(1, 2)
-
-    def _check_shape(self, input: Tensor, shape: tuple[int, int] | None) -> None:
-        if input.dim() != 3:
-            if shape is not None and tuple(shape) != tuple(input.shape[1:3]):
-                self._refuse("shape", f"{tuple(input.shape[1:3])} like the input", shape, RuntimeError)
-            return
-        length, channels = input.shape[1:]
-        if channels != self.channels:
-            self._refuse("input", f"(N, L, {self.channels})", tuple(input.shape), RuntimeError)
-        if shape is None:
-            shape = (math.isqrt(length),) * 2
-        if not isinstance(shape, Sequence) or len(shape) != 2 or shape[0] * shape[1] != length:
-            expected = f"(H, W) with H · W = {length}, the input's length"
-            self._refuse("shape", expected, shape, RuntimeError)
+        return self._forward(input.unflatten(1, shape)).flatten(
+            1, 2
+        )  # torch refuses a shape that does not fit
 
     def _forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
         if not torch.jit.is_scripting():

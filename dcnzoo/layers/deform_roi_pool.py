@@ -3,13 +3,11 @@
 import itertools
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import deform_roi_pool
-from dcnzoo.ops._arguments import is_traced
 
 
 class DeformRoIPool(Leaf):
@@ -84,21 +82,11 @@ class DeformRoIPoolPack(DeformRoIPool):
 
     # no offset argument: the layer predicts the offset itself
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
-        return self._pool_moved(input, rois, self._pool_in_place(input, rois))
+        pooled = self._pool(input, rois, None).flatten(1)
+        return self._pool(input, rois, self._predict_offset(pooled))
 
-    def _pool_in_place(self, input: Tensor, rois: Tensor) -> Tensor:  # [K, output_channels · oH · oW]
-        if not torch.jit.is_scripting():
-            self._check(input)
-        return self._pool(input, rois, None).flatten(1)
-
-    def _check(self, input: Tensor) -> None:
-        if not is_traced(input) and (input.dim() != 4 or input.shape[1] != self.output_channels):
-            expected = f"(N, {self.output_channels}, H, W), as of output_channels"
-            self._refuse("input", expected, tuple(input.shape), RuntimeError)
-
-    def _pool_moved(self, input: Tensor, rois: Tensor, pooled: Tensor) -> Tensor:
-        offset = self.offset_fc(pooled).unflatten(1, (2, self.output_size[0], self.output_size[1]))
-        return self._pool(input, rois, offset)
+    def _predict_offset(self, pooled: Tensor) -> Tensor:  # [K, C · oH · oW] -> [K, 2, oH, oW]
+        return self.offset_fc(pooled).unflatten(1, (2, self.output_size[0], self.output_size[1]))
 
 
 class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
@@ -114,9 +102,9 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
 
     # no offset argument: the layer predicts the offset itself
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
-        pooled = self._pool_in_place(input, rois)
+        pooled = self._pool(input, rois, None).flatten(1)
         mask = self.mask_fc(pooled).unflatten(1, (1, self.output_size[0], self.output_size[1]))
-        return self._pool_moved(input, rois, pooled) * mask
+        return self._pool(input, rois, self._predict_offset(pooled)) * mask
 
 
 def branch(*widths: int) -> nn.Sequential:

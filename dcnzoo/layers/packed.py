@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dcnzoo.layers import state_dicts
+from dcnzoo.layers.channels_last import ChannelNorm
 from dcnzoo.layers.deform_conv import (
     DeformConv1d,
     DeformConv2d,
@@ -25,15 +25,6 @@ from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.ops._arguments import transforms_active
 
 
-class _ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map ``(N, C, *size)``."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        last = input.dim() - 1  # torch's older exporter to ONNX writes negative axes into the file
-        rows = input.movedim(1, last)
-        return F.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps).movedim(last, 1)
-
-
 class _Pack(TracksOffsets, nn.Module):
     """Mixin of all packed layers. It must precede the class of the convolution."""
 
@@ -47,6 +38,7 @@ class _Pack(TracksOffsets, nn.Module):
         weight: Tensor
         bias: Tensor | None
         conv_offset: Any
+        offset_features: Any
 
     def __init__(
         self,
@@ -108,23 +100,27 @@ class _Pack(TracksOffsets, nn.Module):
         self.offset_channels = offset_groups * taps * self.rank if deformable else 0
         self.mask_channels = mask_groups * taps if modulated else 0
         self.conv_offset = self.offset_features = None
-        if channels := self.offset_channels + self.mask_channels:
-            geometry: dict[str, Any] = dict(kernel_size=1)  # one prediction for each pixel of the input
-            if not self.transposed:  # the layer's own, so that the prediction has the size of the output
-                names = ("kernel_size", "stride", "padding", "dilation")
-                geometry = {name: getattr(self, name) for name in names} | {"padding_mode": padding_mode}
-            more = dict(device=device, dtype=dtype)
-            if prediction == "separable":
-                depthwise = getattr(nn, f"Conv{self.rank}d")
-                self.offset_features = nn.Sequential(
-                    depthwise(in_channels, in_channels, **geometry, groups=in_channels, **more),
-                    _ChannelNorm(in_channels, **more),
-                    nn.GELU(),
-                )
-                geometry = dict(kernel_size=1)
-            self.conv_offset = OFFSET_CONVS[self.rank](in_channels, channels, **geometry, **more)
+        if self.offset_channels + self.mask_channels:
+            self._add_predictor(prediction, device=device, dtype=dtype)
         self.offset_activation = offset_activation if deformable else None
         self.mask_activation = mask_activation if modulated else None
+
+    def _add_predictor(self, prediction: str, **options: Any) -> None:
+        channels = self.in_channels
+        geometry: dict[str, Any] = dict(kernel_size=1)  # one prediction for each pixel of the input
+        if not self.transposed:  # the layer's own, so that the prediction has the size of the output
+            names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+            geometry = {name: getattr(self, name) for name in names}
+        if prediction == "separable":
+            depthwise = getattr(nn, f"Conv{self.rank}d")
+            self.offset_features = nn.Sequential(
+                depthwise(channels, channels, **geometry, groups=channels, **options),
+                ChannelNorm(channels, **options),
+                nn.GELU(),
+            )
+            geometry = dict(kernel_size=1)
+        outputs = self.offset_channels + self.mask_channels
+        self.conv_offset = OFFSET_CONVS[self.rank](channels, outputs, **geometry, **options)
 
     def _check_prediction(self, offset_activation: object, offset_limit: Any, prediction: str) -> None:
         if offset_activation is not None and not isinstance(offset_activation, nn.Module):

@@ -46,14 +46,13 @@ class Checks:
         """Check the numbers with these names that :data:`LEAST` names."""
         for name in names:
             value, least = getattr(self.call, name), LEAST.get(name)
-            if least is not None:
-                values = value if isinstance(value, Sequence) else [value]
-                is_list = values is value
-                text = shape_text(value) if is_list else value
-                self.require(
-                    not is_list or len(values) == self.rank, name, f"{self.rank} values", len(values)
-                )
-                self.require(all(least <= v <= MOST for v in values), name, f"{least} to {MOST}", text)
+            if least is None:
+                continue
+            values, text = [value], value
+            if isinstance(value, Sequence):
+                values, text = list(value), shape_text(list(value))
+                self.require(len(values) == self.rank, name, f"{self.rank} values", len(values))
+            self.require(all(least <= v <= MOST for v in values), name, f"{least} to {MOST}", text)
 
     def tensor(self, name: str, axes: str, dtype: str = "same", hint: str = "") -> None:
         """Check type, device and shape of an argument, which may be None.

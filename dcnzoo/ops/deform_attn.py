@@ -173,8 +173,12 @@ def flash_deform_attn(
     traced = False
     if not torch.jit.is_scripting():
         traced = is_traced(sampling_loc_attn)
-    if not traced:
-        _check_flash(sampling_loc_attn, levels)
+    size = list(sampling_loc_attn.shape)
+    if not traced and (len(size) != 4 or levels < 1 or size[3] % (3 * levels) != 0):
+        raise RuntimeError(
+            "flash_deform_attn: sampling_loc_attn: expected shape (batch, queries, heads, a multiple of "
+            f"3 · {levels} levels), got {shape_text(size)}"
+        )
     points = sampling_loc_attn.shape[3] // (3 * levels)
     locations, logits = sampling_loc_attn.split([levels * points * 2, levels * points], dim=3)
     return ms_deform_attn(
@@ -184,14 +188,6 @@ def flash_deform_attn(
         locations.unflatten(3, (levels, points, 2)),
         logits.softmax(3).unflatten(3, (levels, points)),
     )
-
-
-def _check_flash(sampling_loc_attn: Tensor, levels: int) -> None:
-    if sampling_loc_attn.dim() != 4 or levels < 1 or sampling_loc_attn.shape[3] % (3 * levels) != 0:
-        raise RuntimeError(
-            "flash_deform_attn: sampling_loc_attn: expected shape (batch, queries, heads, a multiple of "
-            f"3 · {levels} levels), got {shape_text(list(sampling_loc_attn.shape))}"
-        )
 
 
 def _fake(input, field, *arguments):

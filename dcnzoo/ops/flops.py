@@ -23,9 +23,10 @@ def register() -> None:
     converted network would count less than the plain one.
     """
     register_with_torch()
+    forwards = [name for name, operator in OPERATORS.items() if not operator.is_backward]
+    counts = {f"dcnzoo::{name}": partial(_count_traced, name) for name in forwards}
     for module, table in _TABLES.items():
         if module in sys.modules:
-            counts = {f"dcnzoo::{name}": partial(_count_traced, name) for name in _forward_names()}
             getattr(sys.modules[module], table).update(counts)
     thop: Any = sys.modules.get("thop.profile")
     layers: Any = sys.modules.get("dcnzoo.layers")
@@ -54,10 +55,6 @@ _TABLES = {
     "fvcore.nn.flop_count": "_DEFAULT_SUPPORTED_OPS",
     "mmengine.analysis.complexity_analysis": "_DEFAULT_SUPPORTED_FLOP_OPS",
 }
-
-
-def _forward_names() -> list[str]:
-    return [name for name, operator in OPERATORS.items() if not operator.is_backward]
 
 
 def _count_traced(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:

@@ -253,8 +253,9 @@ def _pool_each(
         origin, length = torch.where(finite, origin, -2), torch.where(finite, length, 0)
         steps = [bin_samples(axis, bins, samples, origin) * length[axis] / bins[axis] for axis in range(2)]
         points = place(row, origin, length, steps)
-        values = sample_clamped(feature[roi[:1].long()][0], *points)  # [C, oH, oW, n, n]
-        pooled.append(values.flatten(-2).mean(-1)[None])
+        maps = feature[roi[:1].long()][0]  # [C, H, W]
+        values = interpolate_clamped(lambda y, x: maps[:, y, x], maps.shape[1:], *points)  # noqa: B023
+        pooled.append(values.flatten(-2).mean(-1)[None])  # the mean of [C, oH, oW, n, n]
     return torch.cat(pooled).to(input.dtype)
 
 
@@ -266,19 +267,6 @@ def bin_samples(
     within = (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
     places = torch.arange(bins[axis], device=like.device, dtype=like.dtype)[:, None] + within
     return places[:, None, :, None] if axis == 0 else places[None, :, None, :]
-
-
-def sample_clamped(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Reads ``feature`` bilinearly, with the border rule of :func:`interpolate_clamped`.
-
-    Args:
-        feature: ``(C, H, W)``.
-        y, x: coordinates in pixels, of shapes that broadcast.
-
-    Returns:
-        ``(C, *shape)``.
-    """
-    return interpolate_clamped(lambda row, column: feature[:, row, column], feature.shape[1:], y, x)
 
 
 def interpolate_clamped(

@@ -1,4 +1,4 @@
-// The backward of deformable convolution on the CPU, as described in docs/performance.md.
+// The backward of deformable convolution on the CPU, as described in ops/README.md.
 //
 // For a tile and a block of channels, it multiplies the output's gradient by the weight, which gives the columns'
 // gradient, and then samples the input again. The second step computes the gradients of input, offset and mask, and

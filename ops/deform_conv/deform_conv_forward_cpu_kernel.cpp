@@ -1,4 +1,4 @@
-// The forward of deformable convolution on the CPU. docs/performance.md has a diagram.
+// The forward of deformable convolution on the CPU. ops/README.md describes it.
 //
 // For a tile of output pixels and a block of channels, it computes the sampling table (vectorised over pixels), samples
 // the input (vectorised over channels) into panels of columns that stay in the L2 cache, and multiplies them by the

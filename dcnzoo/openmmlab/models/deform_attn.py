@@ -9,13 +9,13 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
-from dcnzoo.layers.channels_last import LayerNorm2d
+from dcnzoo.layers.channels_last import ChannelNorm
 from dcnzoo.layers.tracing import Refuses
 
 # mmcv registers no RoI pooling
 for layer in (DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack):
     MODELS.register_module(module=layer, force=True)
-MODELS.register_module("LN2d", module=LayerNorm2d, force=True)
+MODELS.register_module("LN2d", module=ChannelNorm, force=True)
 
 
 class _Conv(Refuses, nn.Module):
