@@ -113,20 +113,8 @@ def test_logits(name):
     assert model(x[:0]).shape == (0, 7)
     logits.sin().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    model.reset_classifier(0)
+    model.head = torch.nn.Identity()
     assert model(x).shape == (2, model.head_hidden_size)
-    model.reset_classifier(3)
-    assert model(x).shape == (2, 3)
-
-
-@pytest.mark.slow
-def test_compiles():
-    options = dict(TINY, depths=(1, 1, 1, 1), num_classes=7, use_clip_projector=True)
-    model = randomise(backbones.internimage_t(**options), 0.1).eval()
-    x = torch.randn(1, 3, 32, 64)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 def test_other_numbers_of_channels_in_the_image():
@@ -137,10 +125,8 @@ def test_other_numbers_of_channels_in_the_image():
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="num_classes: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"num_classes: expected an integer .*got -1"):
         backbones.internimage_t(**TINY, num_classes=-1)
-    with pytest.raises(ValueError, match=r"expected .* built with num_classes, got a network without a head"):
-        backbones.internimage_t(**TINY).reset_classifier(3)
     model = backbones.internimage_t(**TINY, num_classes=3, use_clip_projector=True)
     sizes = re.escape("(3, 4) and (2, 2) on the last two levels")
     with pytest.raises(RuntimeError, match=f"x: expected .* multiple of 32, got {sizes}"):

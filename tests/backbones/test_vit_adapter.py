@@ -16,11 +16,11 @@ from dcnzoo.backbones import ViTAdapter
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.detect.session import Session
 from dcnzoo.export.onnx import export_onnx
+from dcnzoo.ops import flops
 from dcnzoo.report.explain import Box, explain_network
 from dcnzoo.report.sampling import record_sampling
 
 from ..modules import shapes
-from ..processes import run_code
 
 TINY = dict(embed_dim=24, depth=4, num_heads=3)
 VIT = dict(model_name="vit_tiny_patch16_224", **TINY, init_values=1.0)
@@ -87,7 +87,8 @@ def test_one_image_has_the_gradients_of_two_equal_ones(adapter):
     one, two = gradients(adapter, x), gradients(adapter, x.repeat(2, 1, 1, 1))
     vit = ("patch_embed", "pos_embed", "blocks", "cls_token", "reg_token")
     assert any(name.startswith(vit) for name in one) != adapter.frozen
-    assert any("interactions.0.extractor" in name for name in one)
+    # DDP requires a gradient of each
+    assert one.keys() == {name for name, p in adapter.named_parameters() if p.requires_grad}
     for name, gradient in one.items():
         torch.testing.assert_close(2 * gradient, two[name], atol=1e-9, rtol=1e-9, msg=name)
 
@@ -165,8 +166,8 @@ def test_three_steps(timm, frozen, injectors):
 
 def test_flops(timm):
     """Four times the tokens: in windows of three, four times the operations; the attention's are counted."""
-    adapter = build("windows", window=3).eval()
-    counts = []
+    flops.register()
+    adapter, counts = build("windows", window=3).eval(), []
     for size in (96, 192):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             adapter(torch.randn(1, 3, size, size))
@@ -174,32 +175,6 @@ def test_flops(timm):
         assert operations[torch.ops.dcnzoo.ms_deform_attn] > 0
         counts.append(counter.get_total_flops())
     assert counts[1] == pytest.approx(4 * counts[0], rel=0.01)
-
-
-def train_on_rank(rank, folder, adapter, images):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
-    wrapped = nn.parallel.DistributedDataParallel(adapter)
-    for _ in range(2):  # an unused parameter would be an error in the second step
-        adapter.zero_grad()
-        sum(level.sin().sum() for level in wrapped(images[rank : rank + 1])).backward()
-    torch.save(
-        {n: p.grad for n, p in adapter.named_parameters() if p.grad is not None}, folder / f"{rank}.pt"
-    )
-
-
-@pytest.mark.parametrize("kind", ["windows", "meta"])
-def test_two_processes_with_a_frozen_vit(timm, kind, tmp_path):
-    """The means of the gradients of both, for all parameters that train."""
-    adapter, images = build(kind, frozen=True).eval(), torch.randn(2, 3, 64, 64)
-    expected = {name: gradient / 2 for name, gradient in gradients(adapter, images).items()}
-    context = torch.multiprocessing.get_context("fork")  # everything is imported
-    ranks = [context.Process(target=train_on_rank, args=(r, tmp_path, adapter, images)) for r in (0, 1)]
-    for each in ranks:
-        each.start()
-    for each in ranks:
-        each.join(60)
-    for rank in (0, 1):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3_qkvb", "vit_small_patch14_reg4_dinov2"])
@@ -360,16 +335,6 @@ def test_a_detectors_init_weights_keeps_pretrained_ones(timm, tmp_path, name, op
         detector.backbone.init_weights()
 
 
-def test_order_of_parameters_is_that_of_every_process(timm):
-    """DDP and the states of optimizers go by it; Python's sets have another order in each process."""
-    code = (
-        "import dcnzoo.models; from dcnzoo.backbones import ViTAdapter; "
-        f"print([*dict(ViTAdapter({BEIT}, window=3, **{SMALL}).named_parameters())])"
-    )
-    orders = {run_code(code, PYTHONHASHSEED=str(seed)) for seed in range(3)}
-    assert len(orders) == 1
-
-
 def test_layer_wise_learning_rates(timm):
     model = nn.Module()
     model.backbone = ViTAdapter(VIT, **WINDOWS)
@@ -405,9 +370,7 @@ def test_layer_wise_learning_rates(timm):
 
 WRONG = [
     (VIT, dict(out_indices=(0, 4)), "out_indices: expected a sequence of numbers from 0 to 3"),
-    (VIT, dict(out_indices=2), "out_indices: expected a sequence of numbers from 0 to 3, got 2"),
     (VIT, dict(drop_path_rate=1.0), "drop_path_rate: expected a number from 0 to below 1, got 1.0"),
-    (VIT, dict(drop_path_rate=-0.1), "drop_path_rate: expected a number from 0 to below 1"),
     (VIT, dict(window=True), "window: expected a size or None for each of 4 blocks, got True"),
     (VIT, dict(window=[3, 3]), "window: expected a size or None for each of 4 blocks"),
     (VIT, dict(window=0), "window: expected at least 1"),
@@ -423,8 +386,6 @@ WRONG = [
         (name, {}, f"vit: expected a vision transformer of timm .*, got {kind}")
         for name, kind in (
             ("vit_relpos_small_patch16_224", "VisionTransformerRelPos"),
-            ("vit_srelpos_small_patch16_224", "VisionTransformerRelPos"),
-            ("samvit_base_patch16", "VisionTransformerSAM"),
             ("vit_small_r26_s32_224", "VisionTransformer"),
             ("vit_small_patch16_18x2_224", "VisionTransformer"),
         )

@@ -24,15 +24,6 @@ def config(name):
     return Config.fromfile(ROOT / f"configs/vit_adapter/{name}_coco.py")
 
 
-@pytest.mark.parametrize(
-    ("name", "rate", "decay"),
-    [("deit-t_fpn_1x", 2e-4, 0.01), ("deit-t_fpn_3x", 1e-4, 0.05), ("deit-s_fpn_3x", 1e-4, 0.05)],
-)
-def test_rate_and_decay(name, rate, decay):
-    optimizer = config(f"mask-rcnn_vit-adapter-{name}").optim_wrapper.optimizer
-    assert (optimizer.lr, optimizer.weight_decay) == (rate, decay)
-
-
 def test_optimizer_of_sparse_rcnn():
     """Gradients are clipped, and the proposals have a quarter of the rate."""
     wrapper = config("sparse-rcnn_vit-adapter-deit-s_fpn_3x").optim_wrapper
@@ -95,8 +86,3 @@ def test_normalisation_of_dinov2_l():
     others = [step["type"] for step in cfg.train_dataloader.dataset.pipeline if step["type"] != "Normalize"]
     same = config("mask-rcnn_vit-adapter-deit-s_fpn_3x").train_dataloader.dataset.pipeline
     assert others == [step["type"] for step in same]
-
-
-@pytest.mark.parametrize("name", ["atss", "gfl"])
-def test_heads_without_the_largest_map_allow_unused_parameters(name):
-    assert config(f"{name}_vit-adapter-deit-s_fpn_3x").find_unused_parameters

@@ -52,15 +52,6 @@ def test_files_with_a_classifier(write, name, key):
     require_weights_of(adapter(name, pretrained=write({key: state} if key else state)), state)
 
 
-def test_official_layout_of_dinov2(write):
-    """It has a token for masked patches, and no classifier."""
-    state = timm.create_model("vit_small_patch14_dinov2", **TINY, num_classes=0).state_dict()
-    require_weights_of(
-        adapter("vit_small_patch14_dinov2", pretrained=write({**state, "mask_token": torch.zeros(1, 24)})),
-        state,
-    )
-
-
 @pytest.mark.parametrize("name", VITS)
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_weights_of_a_trained_adapter(write, name, prefix):
@@ -79,10 +70,9 @@ def test_weights_of_a_trained_adapter(write, name, prefix):
 
 def test_weights_of_another_adapter(write):
     state = ViTAdapter(dict(model_name=VITS[0], embed_dim=48, depth=4, num_heads=3), **SMALL).state_dict()
-    with pytest.raises(ValueError, match=r"another ViT or other settings: pos_embed, level_embed") as error:
+    with pytest.raises(ValueError, match=r"pretrained: expected a file .*size mismatch for pos_embed"):
         adapter(VITS[0], pretrained=write(state))
-    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"other settings: .*extra_extractors"):
+    with pytest.raises(ValueError, match=r"Unexpected key.*extra_extractors"):
         adapter(VITS[0], pretrained=write(adapter(VITS[0]).state_dict()), use_extra_extractor=False)
 
 

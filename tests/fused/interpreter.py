@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import op_cases
-from ..op_cases import Sample, deform_conv, results
+from ..op_cases import Sample, results
 from ..processes import SERVER, set_variables
 
 ENVIRONMENT = {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused", "OMP_NUM_THREADS": "1"}
@@ -61,38 +61,6 @@ def run_not_finite(case: int, value: float) -> None:
     tests.assert_reaches_what_the_formula_reads(*tests.CASES[case], torch.float32, (value,))
 
 
-def planes_read(sample: Sample, field: str, stride: int) -> list[int]:
-    """The planes of offset or mask that the forward reads if they are ``stride`` elements apart."""
-    import numpy
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    from dcnzoo.ops.fused import deform_conv as fused
-    from dcnzoo.ops.fused import launch
-
-    base = sample.tensors[2 if field == "offset" else 3].data_ptr()
-    bytes_apart = 4 * stride
-    pixels = sample.tensors[2][0, 0].numel()
-    read, places, load = set(), fused._places, InterpreterBuilder.create_masked_load
-
-    def masked_load(builder, pointers, mask, other, *options):
-        distance = pointers.data.astype(numpy.int64) - base
-        is_plane = (distance >= 0) & (distance < 64 * bytes_apart) & (distance % bytes_apart < 4 * pixels)
-        if not (is_plane | ~mask.data).all():
-            return load(builder, pointers, mask, other, *options)
-        read.update((distance[mask.data] // bytes_apart).tolist())
-        element = pointers.get_element_ty()
-        return TensorHandle(numpy.zeros(distance.shape, numpy.float32), element)
-
-    def with_stride(name, tensor):
-        return places(name, tensor) | ({f"{name}_channel": stride} if name == field else {})
-
-    patch_load = mock.patch.object(InterpreterBuilder, "create_masked_load", masked_load)
-    patch_large = mock.patch.object(launch, "size_class", lambda tensor: 2)
-    with patch_load, patch_large, mock.patch.object(fused, "_places", with_stride):
-        deform_conv.call(sample)
-    return sorted(read)
-
-
 def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
     """The operators that Triton runs if the table lists these types as faster, from so many pixels on.
 
@@ -122,19 +90,3 @@ def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], li
     finally:
         available.triton_works.cache_clear()
     return ran, [str(warning.message) for warning in caught]
-
-
-def opcheck(name: str) -> None:
-    for overload, arguments in OPERATORS[name].overload_calls(OPERATORS[name].forms()[0].to(torch.float32)):
-        torch.library.opcheck(overload, arguments)
-
-
-def nodes_when_compiled(sample: Sample) -> list[str]:
-    """The operators in torch.compile's only graph."""
-    from torch._dynamo.testing import EagerAndRecordGraphs
-
-    graphs = EagerAndRecordGraphs()
-    compiled = torch.compile(lambda sample: deform_conv.call(sample), backend=graphs, fullgraph=True)
-    compiled(sample)
-    (graph,) = graphs.graphs
-    return [str(node.target) for node in graph.graph.nodes if node.op.startswith("call")]

@@ -1,13 +1,10 @@
 """The committed table of block sizes, and the choices from it."""
 
-import re
 from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-from ..processes import ROOT
 
 pytest.importorskip("triton")
 from dcnzoo.ops.fused import available, launch
@@ -31,44 +28,6 @@ def test_the_cheapest_and_of_equals_the_first(monkeypatch):
 
     assert chosen(lambda c: c.BLOCK_M) == listed[2]
     assert chosen(lambda c: c.BLOCK_N) == listed[1]
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """Number of programs and configuration of each launch, which does nothing, on 132 multiprocessors."""
-    launches = []
-    monkeypatch.setattr(fused, "architecture", lambda device: "sm_90")
-    monkeypatch.setattr(fused, "_multiprocessors", lambda device: 132)
-    monkeypatch.setattr(fused, "_launch", lambda kernel, *launch, **arguments: launches.append(launch[:2]))
-    monkeypatch.setattr(fused, "_transpose", lambda *arguments: None)
-    return launches
-
-
-def problem(channels: int, outputs: int, size: tuple[int, int]) -> fused.Problem:
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
-
-    input, weight = empty(1, channels, *size), empty(outputs, channels, 3, 3)
-    offset, mask = empty(1, 18, *size), empty(1, 9, *size)
-    return fused.Problem(input, weight, offset, mask, [1, 1], [1, 1], [1, 1], 1, allow_tf32=True)
-
-
-def test_one_program_per_multiprocessor(launched):
-    """16800 pixels are 131.25 blocks of 128: with 256 outputs each, all 132 programs run at once."""
-    fused.forward(problem(256, 256, (100, 168)), None)
-    programs, config = launched[-1]  # after the points and the copies to channels-last order
-    assert (programs, config.BLOCK_M, config.BLOCK_N) == (132, 128, 256)
-
-
-@pytest.mark.parametrize(("channels", "size"), [(64, (200, 336)), (256, (100, 168)), (512, (25, 42))])
-def test_few_partial_sums(launched, channels, size):
-    p = problem(channels, channels, size)
-    fused.grad_weight(p, torch.empty(1, channels, *size, dtype=torch.bfloat16, device="meta"))
-    programs, config = launched[-1]  # after the points and the copies to channels-last order
-    tiles = 9 * -(-channels // config.BLOCK_N) * -(-channels // config.BLOCK_K)
-    splits = programs // tiles
-    assert programs == splits * tiles <= 3 * 132
-    assert splits * 9 * channels**2 * 4 <= 32 * 2**20
 
 
 @pytest.mark.parametrize("name", ["deform_conv", "_deform_conv_backward"])
@@ -119,9 +78,3 @@ def test_launches_find_their_compiled_kernel(monkeypatch):
         memory[16:].data_ptr(),
         memory.data_ptr(),
     ]
-
-
-def test_no_value_minus_itself():
-    """Of a product, it may be fused to the product's rounding error, which is no test of being finite."""
-    for file in (*(ROOT / "dcnzoo/ops/fused").glob("*.py"), *(ROOT / "ops").rglob("*_math.h")):
-        assert not re.search(r"(\b[\w.]+) - \1\b", file.read_text()), file

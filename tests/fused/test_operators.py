@@ -141,15 +141,6 @@ def test_long_indices(interpret, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("field", "planes"), [("offset", 18), ("mask", 9)])
-def test_long_indices_from_the_first_factor_on(interpret, field, planes):
-    """Channel · plane stride exceeds 32 bits, although both factors fit."""
-    size = dict(channels=16, out_channels=16, size=(3, 4), kernel=(3, 3), batch=1)
-    sample = deform_conv.make("long", padding=1, **size).to(torch.float32)
-    assert interpret(interpreter.planes_read, sample, field, 2**28) == list(range(planes))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("channels", [4, 8, 24, 32, 36, 64, 128, 256])
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_channels_per_group(interpret, name, channels):
@@ -309,14 +300,3 @@ def test_auto_without_a_c_compiler_runs_the_compiled_kernels(interpret):
     ran, messages = interpret(interpreter.chosen_without_compiler, sample, grad)
     assert ran == []
     assert len(messages) == 1 and "no C compiler" in messages[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["deform_conv2d", "dcnv3", "ms_deform_attn", "deform_roi_pool"])
-def test_opcheck(interpret, name):
-    interpret(interpreter.opcheck, name)
-
-
-@pytest.mark.slow
-def test_torch_compile_sees_one_node(interpret):
-    assert interpret(interpreter.nodes_when_compiled, POINT.to(torch.float32)) == ["dcnzoo.deform_conv"]

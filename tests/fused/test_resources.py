@@ -241,10 +241,9 @@ def operator_calls(variant: Variant) -> dict[str, list[tuple[str, tuple]]]:
         ]
     maps, rois, grad = normal(1, 256, 4, 5), torch.tensor([[0, 1.0, 1, 3, 3]]), normal(1, 256, 7, 7)
     moved = (maps, rois, fields(1, 2, 7, 7))
-    none = torch.empty(0)
     calls["boxes"] = [
-        ("roi_align", (maps, rois, 7, 7, 1.0, 2, 1, True)),
-        ("_roi_align_backward", (grad, rois, none, none, [1, 256, 4, 5], 1.0, 2, 1, True)),
+        ("roi_align", (maps, rois, 7, 7, 1.0, 2, True)),
+        ("_roi_align_backward", (grad, rois, [1, 256, 4, 5], 1.0, 2, True)),
         ("deform_roi_pool", (*moved, 7, 7, 1.0, 2, 0.1)),
         ("_deform_roi_pool_backward", (grad, *moved, 1.0, 2, 0.1, [True, True])),
         ("nms", (normal(70, 4), normal(70), 0.5, 0)),

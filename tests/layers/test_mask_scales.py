@@ -144,15 +144,6 @@ def test_softmax(assign):
         model.load_state_dict(other.state_dict())
 
 
-def test_other_activations_have_no_scale():
-    converted = convert(nn.Conv2d(*SIZES))
-    other = layers.PackedDeformConv2d(*SIZES, modulated=True, mask_activation=nn.Softplus())
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*mask_activation\.scale"):
-        other.load_state_dict(converted.state_dict())
-    with pytest.raises(RuntimeError, match=r"Missing key.*mask_activation\.scale"):
-        converted.load_state_dict(other.state_dict())
-
-
 def test_a_part_of_a_state_dict_leaves_the_scale():
     """The weights of the plain network: all that is missing is named, and the output is the plain one's."""
     plain = nn.Conv2d(*SIZES)

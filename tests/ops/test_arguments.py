@@ -17,19 +17,6 @@ IN_TRITON = {"deform_conv2d", "deform_conv1d", "depthwise", "dcnv3", "dcnv4", "m
 IN_TRITON |= {"deform_roi_pool", "roi_align", "nms"}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_backward")])
-def test_a_backward_takes_arguments_of_its_operator(name):
-    """By the same names and types: dcnzoo/ops passes them on by name."""
-    types = {argument.name: str(argument.type) for argument in TYPES[name]}
-    forward = {argument.name: str(argument.type) for argument in TYPES[name.removesuffix("_backward")[1:]]}
-    shared = types.keys() & forward.keys()
-    assert {name: types[name] for name in shared} == {name: forward[name] for name in shared}
-    assert next(iter(types)) == "grad_output"
-    assert types.keys() - shared <= {"grad_output", "output_mask", "input_size", "argmax_y", "argmax_x"}
-    # what the backward does not take can be computed from grad_output, or is an output of the operator
-    assert forward.keys() - shared <= {"bias", "output_h", "output_w", "input"}
-
-
 def test_every_operator_has_a_record():
     assert OPERATORS.keys() == {*NAMES}
 

@@ -26,33 +26,6 @@ for _ in range(2):
         choose._valid("slow")
 
 
-def test_reference_is_used():
-    """Forward and backward run no kernel. Invalid calls: test_plain.py."""
-    code = """
-import torch
-from dcnzoo.ops import reference
-from tests import op_cases
-used = []
-def recorded(name, function):
-    return lambda *arguments: used.append(name) or function(*arguments)
-for name in vars(reference):
-    if name.startswith(("deform", "roi")):
-        setattr(reference, name, recorded(name, getattr(reference, name)))
-for operator in op_cases.operators():
-    leaves = operator.forms()[0].leaves()
-    output = operator.call(leaves)
-    assert "dcnzoo" not in type(output.grad_fn).__name__, operator.name
-    output.sum().backward()
-    if operator.name.startswith(("deform", "roi")):  # the others registered the function itself
-        assert used, operator.name
-        used.clear()
-        with torch.inference_mode():
-            operator.call(leaves)
-        assert used, operator.name
-"""
-    python_with_torch(code, DCNZOO_BACKEND="reference")
-
-
 def test_reference_is_one_operator_to_others():
     """A trace has the operator; RoIs get no gradient, and other tensors always do, also without RoIs."""
     code = """

@@ -2,13 +2,12 @@
 
 import platform
 import re
-from pathlib import Path
 
 import pytest
 
 from dcnzoo.ops import cpu_capability
 
-from ..processes import python_with_torch, run_code
+from ..processes import python_with_torch
 
 ARM = platform.machine() in ("aarch64", "arm64")
 ALL = ["default", "neon_bf16"] if ARM else ["default", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
@@ -45,34 +44,3 @@ def test_unknown_capability_lists_the_valid_ones():
     done = python_with_torch(PRINT, status=1, DCNZOO_CPU_CAPABILITY="sse9")
     listed = re.search("DCNZOO_CPU_CAPABILITY: expected (.*), got sse9", done.stderr)[1]
     assert re.split(", | or ", listed) in (ALL, ALL[:-1])  # not every compiler supports the last one
-
-
-# A program that filters its own system calls (seccomp): the system refuses the permission to use tiles.
-REFUSE = """
-import ctypes, struct
-libc = ctypes.CDLL(None, use_errno=True)
-load, jump_if_equal, give = 0x20, 0x15, 0x06
-arch_prctl, request_permission, not_permitted, allow = 158, 0x1023, 0x50001, 0x7FFF0000
-lines = [(load, 0, 0, 0), (jump_if_equal, 0, 3, arch_prctl), (load, 0, 0, 16),
-         (jump_if_equal, 0, 1, request_permission), (give, 0, 0, not_permitted), (give, 0, 0, allow)]
-code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
-program = struct.pack("HxxxxxxQ", len(lines), ctypes.addressof(code))
-if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_char_p(program), 0, 0):
-    raise SystemExit("no filter")
-import torch
-from dcnzoo import diagnosis, ops
-from dcnzoo.ops import deform_conv2d
-sizes = ((1, 32, 8, 8), (16, 32, 1, 1), (1, 2, 8, 8))
-image, weight, offset = (torch.ones(size, dtype=torch.bfloat16) for size in sizes)
-print(ops.cpu_capability(), deform_conv2d(image, weight, 0 * offset).unique().tolist())
-print(dict(diagnosis.environment())["cpu capability"])
-"""
-
-
-@pytest.mark.skipif(ARM, reason="of AMX")
-def test_refused_permission_falls_back_and_doctor_says_so():
-    if "amx_bf16" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("this CPU has no AMX")
-    computed, doctor = run_code(REFUSE, DCNZOO_CPU_CAPABILITY="").splitlines()
-    assert computed == "avx512 [32.0]"
-    assert doctor.startswith("avx512 (") and "Operation not permitted" in doctor

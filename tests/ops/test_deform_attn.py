@@ -88,12 +88,6 @@ def test_float32_offsets_stay_exact_beside_half_input(dtype):
         assert torch.equal(dcnv4(input.float(), fields, 1, 1, 0, 1, 1, 1, 1.0), output)
 
 
-def test_levels_that_are_no_tensor_are_named():
-    value, locations, weights = ms_cases.make("no tensor").tensors
-    with pytest.raises(TypeError, match=r"^ms_deform_attn: spatial_shapes: .* got list$"):
-        ms_deform_attn(value, [(7, 10)], torch.zeros(1), locations, weights)
-
-
 # dcnv4, whose arithmetic is that of dcnv3
 
 

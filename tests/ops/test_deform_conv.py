@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.func import grad, vmap
 
 import dcnzoo.ops
 from dcnzoo.ops import deform_conv2d, deform_conv_transpose2d
@@ -330,19 +329,3 @@ def test_script(op):
     with pytest.raises(torch.jit.Error, match=f"{op.name}: weight: expected {rank + 2} dimensions"):
         broken = samples[0].tensors[1][0]
         loaded(samples[0].tensors[0], broken, *samples[0].tensors[2:], **{**defaults, **samples[0].kwargs})
-
-
-@every_op
-def test_compile_torch_func(op):
-    """Per-sample gradients, compiled."""
-    torch._dynamo.reset()
-    sample = op.forms()[0]
-    input, weight, offset, mask, bias = sample.tensors
-    many = [torch.stack([t * (1 + 0.1 * i) for i in range(3)]) for t in (input, offset, mask)]
-
-    def loss(weight, input, offset, mask, bias):
-        return op.call(Sample("", (input, weight, offset, mask, bias), sample.kwargs)).square().sum()
-
-    per_sample = vmap(grad(loss), in_dims=(None, 0, 0, 0, None))
-    compiled = torch.compile(per_sample, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(weight, *many, bias), per_sample(weight, *many, bias))

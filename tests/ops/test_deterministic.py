@@ -28,21 +28,6 @@ def test_grad_input_in_order(rank, sample):
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_in_half_precision_and_channels_last():
-    sample = deform_conv.make("half", padding=1).to(torch.bfloat16)
-    input, weight, offset, mask, _ = sample.tensors
-    input = input.contiguous(memory_format=torch.channels_last)
-    grad = torch.ones(2, 4, 7, 11, dtype=torch.bfloat16)
-    options = ((1, 1), (1, 1), (1, 1), 1, None, [True] * 5)
-    named = arguments_of("_deform_conv_backward")
-    arguments = named(grad, input, weight, offset, mask, *options)
-    result = grad_input_in_order(arguments)
-    exact = named(*(t.double() if isinstance(t, torch.Tensor) else t for t in arguments))
-    assert result.dtype == torch.bfloat16 and result.is_contiguous(memory_format=torch.channels_last)
-    expected = grad_input_in_order(exact)
-    torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=2**-8)
-
-
 def test_only_this_gradient_is_left_to_it(monkeypatch):
     sample = deform_conv.make("part", padding=1)
     _, (_, arguments), _ = deform_conv.OPERATORS[1].overload_calls(sample)
@@ -119,9 +104,3 @@ def test_pooling_in_half_precision_and_of_nothing(order):
             dcnzoo.ops.roi_align(leaf, rois[:count], (3, 2), 0.5).sum().backward()
             results.append(leaf.grad)
         torch.testing.assert_close(*results, rtol=2**-7, atol=2**-7)
-
-
-def test_order_is_required_by_torchs_switch(monkeypatch):
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert not choose.is_deterministic(torch.empty(0))
-    assert not choose.is_deterministic(torch.empty(0, device="meta"))
