@@ -19,7 +19,6 @@ from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.ops._arguments import can_read, memory_format
 from dcnzoo.ops._torch_private import ConvNd
-from dcnzoo.ops.flops import of_convolution
 from dcnzoo.ops.flops import register as register_flops
 from dcnzoo.utils.text import columns, few
 
@@ -40,7 +39,7 @@ class ConversionReport:
     """The result of a conversion; ``print`` it for a table.
 
     Attributes:
-        replaced: name of each replaced module -> old class, new class and their costs.
+        replaced: name of each replaced module -> old class, new class and added parameters.
         refused: name of each other matching module -> the reason why it was not replaced.
         note: what else to do, for a model of Ultralytics.
     """
@@ -224,18 +223,7 @@ def replace_convolutions(
 
 def _describe_change(old: nn.Module, new: nn.Module) -> str:
     added = sum(p.numel() for p in new.parameters()) - sum(p.numel() for p in old.parameters())
-    text = f"{type(old).__name__} → {type(new).__name__}, {added:+,} parameters"
-    if isinstance(new, packed._Pack):
-        text += f", {_flops_per_pixel(old):,} → {_flops_per_pixel(new):,} FLOPs per pixel"
-    return text
-
-
-def _flops_per_pixel(layer: Any) -> int:
-    """FLOPs per output pixel; of a transposed layer, per input pixel."""
-    pixel = (1, layer.out_channels if layer.transposed else layer.in_channels)
-    weights = {weight: False for weight in layer.parameters() if weight.dim() > 2}
-    weights[layer.weight] = isinstance(layer, packed._Pack)  # which samples
-    return sum(of_convolution(pixel, pixel, weight.shape, samples) for weight, samples in weights.items())
+    return f"{type(old).__name__} → {type(new).__name__}, {added:+,} parameters"
 
 
 def _choose(caller: str, candidates: dict[str, nn.Module], where: Where) -> list[str]:

@@ -23,9 +23,8 @@ from dcnzoo.ops._torch_private import ConvNd, ConvTransposeNd
 class _Deformable(Leaf):
     """Base of the plain and transposed layers. A subclass sets ``rank`` and the ``function`` to call."""
 
-    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
+    if TYPE_CHECKING:  # an attribute of the layer, which TorchScript must not find annotated here
         kernel_size: tuple[int, ...]
-        _convolve: Callable[..., Tensor]
 
     rank: ClassVar[int]
     function: ClassVar[Callable[..., Tensor]]
@@ -57,19 +56,6 @@ class _Deformable(Leaf):
                 return False
         return input.dim() == len(self.kernel_size) + 1
 
-    def _forward(
-        self,
-        input: Tensor,
-        offset: Tensor | None,
-        mask: Tensor | None,
-        output_size: list[int] | None = None,  # of transposed layers
-    ) -> Tensor:
-        if not self._is_unbatched(input):
-            return self._convolve(input, offset, mask, output_size)
-        offset = offset.unsqueeze(0) if offset is not None else None
-        mask = mask.unsqueeze(0) if mask is not None else None
-        return self._convolve(input.unsqueeze(0), offset, mask, output_size).squeeze(0)
-
     def extra_repr(self) -> str:
         text = super().extra_repr()
         return text if self.im2col_step is None else f"{text}, im2col_step={self.im2col_step}"
@@ -99,9 +85,14 @@ class _DeformConvNd(_Deformable, ConvNd):
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         return self._forward(input, offset, mask)
 
-    def _convolve(
-        self, input: Tensor, offset: Tensor | None, mask: Tensor | None, output_size: list[int] | None
-    ) -> Tensor:
+    def _forward(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
+        if not self._is_unbatched(input):
+            return self._convolve(input, offset, mask)
+        offset = offset.unsqueeze(0) if offset is not None else None
+        mask = mask.unsqueeze(0) if mask is not None else None
+        return self._convolve(input.unsqueeze(0), offset, mask).squeeze(0)
+
+    def _convolve(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":  # offsets beyond the padded map read zero
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             options = (self.stride, 0, self.dilation, self.groups, self.im2col_step)
@@ -140,6 +131,15 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         output_size: list[int] | None = None,
     ) -> Tensor:
         return self._forward(input, offset, mask, output_size)
+
+    def _forward(
+        self, input: Tensor, offset: Tensor | None, mask: Tensor | None, output_size: list[int] | None
+    ) -> Tensor:
+        if not self._is_unbatched(input):
+            return self._convolve(input, offset, mask, output_size)
+        offset = offset.unsqueeze(0) if offset is not None else None
+        mask = mask.unsqueeze(0) if mask is not None else None
+        return self._convolve(input.unsqueeze(0), offset, mask, output_size).squeeze(0)
 
     def _convolve(
         self, input: Tensor, offset: Tensor | None, mask: Tensor | None, output_size: list[int] | None
