@@ -264,9 +264,9 @@ def compiled_mmcv():
     """
     import mmcv.ops
 
-    from dcnzoo.compat.mmcv import STAND_IN
+    from dcnzoo.compat.mmcv import OWN_FILE
 
-    if mmcv._ext.__file__ == str(STAND_IN):
+    if mmcv._ext.__file__ == str(OWN_FILE):
         raise ImportError("mmcv-lite is installed, which uses dcnzoo's operators: nox -s peers")
     return mmcv.ops
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from dcnzoo.compat.mmcv import EXTENSION, STAND_IN
+from dcnzoo.compat.mmcv import EXTENSION, OWN_FILE
 from dcnzoo.utils.errors import describe, install_command
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.folders import installed
@@ -65,7 +65,7 @@ def environment() -> Iterator[tuple[str, str]]:
     if extension is None:
         yield EXTENSION, "none: mmcv is not installed"
     else:
-        whose = "dcnzoo's" if extension.origin == str(STAND_IN) else "mmcv's"
+        whose = "dcnzoo's" if extension.origin == str(OWN_FILE) else "mmcv's"
         yield EXTENSION, f"{whose}, {extension.origin}"
 
 

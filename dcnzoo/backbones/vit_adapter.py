@@ -357,35 +357,28 @@ class ViTAdapter(Refuses, nn.Module):
             self._refuse("pretrained", "False with a module, which has its weights", repr(source))
         # those of most ViTs have no layer scale; timm refuses weights that lack a parameter
         options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
-        missing, state = [], {}
         try:
-            if source is not True:
-                state = _read(str(source))
+            state = {} if source is True else _read(str(source))
             prefix = next((key.removesuffix(_OWN) for key in state if key.endswith(_OWN)), None)
             if prefix is not None:
                 own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
                 self.load_state_dict(own)
                 return
             vit: Any = _create(pretrained=source is True, **options)
-            if source is not True:
-                missing = _load_file(vit, str(source), state)
+            unset = [] if source is True else _load_file(vit, str(source), state)
         except Exception as error:  # timm's, torch's and the Hub's have many types, and perhaps no text
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
             text = " ".join([type(error).__name__, *str(error).split()])
             address = _address(options["model_name"]) if source is True else ""
             self._refuse("pretrained", expected, f"{source!r}: {text}{address}")
-        sizes = (v.shape[-1] for key, v in state.items() if key.endswith("patch_embed.proj.weight"))
-        size, own_size = next(sizes, None), vit.patch_embed.proj.kernel_size[0]
-        if size not in (None, own_size):
-            text = f"patches of {size} × {size} are resized to {own_size} × {own_size}"
-            warnings.warn(f"ViTAdapter: pretrained: {source}: {text}", stacklevel=2)
+        _warn_of_resized_patches(vit, state, source)
         _fit(vit, self.windows, self.pad_input)
-        loaded = {key: value for key, value in vit.state_dict().items() if key not in missing}
+        loaded = {key: value for key, value in vit.state_dict().items() if key not in unset}
         missing, _ = self.load_state_dict(loaded, strict=False)
-        absent = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX)]
-        absent = [name for name in absent if not re.search(r"\.ls[12]\.gamma$", name)]
-        if absent:
-            self._refuse("pretrained", f"weights with {few(absent)}", repr(source))
+        needed = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX)]
+        needed = [name for name in needed if not re.search(r"\.ls[12]\.gamma$", name)]
+        if needed:
+            self._refuse("pretrained", f"weights with {few(needed)}", repr(source))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the names and forms of the official checkpoints."""
@@ -555,6 +548,14 @@ def _load_file(vit: Any, file: str, state: Mapping[str, Any]) -> list[str]:
         return []
     converted = sys.modules[type(vit).__module__].checkpoint_filter_fn(state, vit)
     return vit.load_state_dict(converted, strict=False).missing_keys
+
+
+def _warn_of_resized_patches(vit: Any, state: Mapping[str, Any], source: bool | str) -> None:
+    sizes = (v.shape[-1] for key, v in state.items() if key.endswith("patch_embed.proj.weight"))
+    size, own_size = next(sizes, None), vit.patch_embed.proj.kernel_size[0]
+    if size not in (None, own_size):
+        text = f"patches of {size} × {size} are resized to {own_size} × {own_size}"
+        warnings.warn(f"ViTAdapter: pretrained: {source}: {text}", stacklevel=3)
 
 
 def _address(name: str) -> str:

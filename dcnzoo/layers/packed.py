@@ -106,6 +106,7 @@ class _Pack(TracksOffsets, nn.Module):
         self.mask_activation = mask_activation if modulated else None
 
     def _add_predictor(self, prediction: str, **options: Any) -> None:
+        """Add ``conv_offset``, and with a separable prediction ``offset_features`` before it."""
         channels = self.in_channels
         geometry: dict[str, Any] = dict(kernel_size=1)  # one prediction for each pixel of the input
         if not self.transposed:  # the layer's own, so that the prediction has the size of the output
@@ -133,8 +134,9 @@ class _Pack(TracksOffsets, nn.Module):
             self._refuse("prediction", expected, repr(prediction))
 
     def _refuse_given(self, without: str, **given: bool) -> None:
-        for name in (name for name in given if given[name]):
-            self._refuse(name, f"the default: it has no effect without {without}=True", "another value")
+        for name, is_given in given.items():
+            if is_given:
+                self._refuse(name, f"the default: it has no effect without {without}=True", "another value")
 
     def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The offset and the mask for ``input``; None for one that the layer does not predict."""

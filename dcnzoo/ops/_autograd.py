@@ -284,6 +284,7 @@ class _Derivative:
         return total.to(call.grad_output.dtype)
 
     def batched(self) -> str:
+        """The kinds of the backward's tensors and gradients, by those of the forward's arguments."""
         inputs = self.forward.batched.split("->")[0]
         kinds = {"grad_output": "m", **dict(zip(self.forward.call._fields, inputs, strict=False))}
         arguments = self.call._fields[: self.tensors]

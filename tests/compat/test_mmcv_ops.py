@@ -189,7 +189,7 @@ def test_every_function_of_mmcv_exists_or_names_a_replacement():
 def test_the_last_finder_provides_one_name():
     dcnzoo.compat.mmcv.provide_extension()  # a second call has no effect
     assert sys.meta_path.count(dcnzoo.compat.mmcv._Finder) == 1
-    assert find_spec("mmcv._ext").origin == str(dcnzoo.compat.mmcv.STAND_IN)
+    assert find_spec("mmcv._ext").origin == str(dcnzoo.compat.mmcv.OWN_FILE)
     assert "dcnzoo" in _ext.get_compiler_version() and "dcnzoo" in _ext.get_compiling_cuda_version()
     assert not hasattr(_ext, "__wrapped__")  # attributes that inspection looks up are not operators
 

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from dcnzoo.compat.mmcv import STAND_IN
+from dcnzoo.compat.mmcv import OWN_FILE
 from dcnzoo.diagnosis import FORKS, Installation
 
 try:
@@ -29,7 +29,7 @@ def test_these_are_the_forks():
     assert set(found) == set(FORKS)
     imported = {"onedl-mmengine": mmengine, "onedl-mmcv": mmcv, "onedl-mmdetection": mmdet}
     assert {name: module.__version__ for name, module in imported.items()} == found
-    assert mmcv._ext.__file__ == str(STAND_IN), "built without its operators"
+    assert mmcv._ext.__file__ == str(OWN_FILE), "built without its operators"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 EXTENSION = "mmcv._ext"
-STAND_IN = Path(__file__).with_name("_ext.py")
-DEFAULT_DEVICES = ("cpu",)  # where dcnzoo's kernels replace others unasked; on GPUs none were compared
+OWN_FILE = Path(__file__).with_name("_ext.py")
+DEFAULT_DEVICES = ("cpu",)  # where dcnzoo's kernels replace mmcv's by default; on GPUs they were not compared
 
 __all__ = [  # of deform_conv
     "DeformConv2d",
@@ -44,11 +44,11 @@ def __getattr__(name: str) -> object:
 
 
 class _Finder:
-    """The last finder of ``sys.meta_path``: it is asked only for modules that no other finder has found."""
+    """The last finder of ``sys.meta_path``, for a module that no other finder has found."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return spec_from_file_location(name, STAND_IN) if name == EXTENSION else None
+        return spec_from_file_location(name, OWN_FILE) if name == EXTENSION else None
 
 
 def provide_extension() -> None:
@@ -59,7 +59,7 @@ def provide_extension() -> None:
 def compiled_extension() -> ModuleType | None:
     """mmcv's own compiled module, or None if dcnzoo's module is in use."""
     extension = importlib.import_module(EXTENSION)
-    return None if extension.__file__ == str(STAND_IN) else extension
+    return None if extension.__file__ == str(OWN_FILE) else extension
 
 
 # The devices for which a compiled mmcv has kernels. None: mmcv-lite. Set by dcnzoo.openmmlab.patches.kernels.
@@ -69,9 +69,11 @@ compiled_devices: tuple[str, ...] | None = None
 def runs_on_dcnzoo(operator: str, device: "torch.device") -> bool:
     """Whether an operator of mmcv runs on dcnzoo's kernels on this device.
 
-    With mmcv-lite it always does. A compiled mmcv keeps its own kernels if the operator's patch is off, or if
-    dcnzoo's compiled library is missing. On CUDA it also keeps them if the patch is on, unless it has none or
-    ``cuda`` is switched on.
+    With mmcv-lite it always does. A compiled mmcv keeps its own kernels
+
+    - if the operator's patch is off, on every device;
+    - on the CPU, if it has kernels there and dcnzoo's compiled library is missing;
+    - on CUDA, if it has kernels there and the patch ``cuda`` is off.
 
     Args:
         operator: its name in :mod:`dcnzoo.compat.patches`.
