@@ -84,10 +84,10 @@ def onedl(session: Session) -> None:
 
 @nox.session(tags=NIGHTLY)
 def others(session: Session) -> None:
-    """Test with torchvision, YOLO, FLOP counters, MMPretrain, MMSegmentation, more of MMDetection: 6 GB."""
+    """Test with torchvision, YOLO, FLOP counters, MMPretrain, MMSegmentation: 6 GB."""
     use_venv(session)
     session.install("--group", "others")
-    names = ("smoke", "others", "torchvision", "hub", "yolo", "flop_counters", "openmmlab")
+    names = ("smoke", "torchvision", "hub", "yolo", "flop_counters", "openmmlab")
     test(session, *(f"tests/environments/test_{name}.py" for name in names))
 
 

@@ -1,13 +1,11 @@
 """Data sets in the formats of docs/train_your_data.md, made from COCO content whose images have a path."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-PAGE = Path(__file__).resolve().parents[1] / "docs/train_your_data.md"
 CLASSES = ("date", "fig")
 WIDTH, HEIGHT = 128, 96
 
@@ -44,12 +42,6 @@ def objects_of(content):
     images = {image["id"]: Path(image["file_name"]).name for image in content["images"]}
     classes = {category["id"]: category["name"] for category in content["categories"]}
     return {(images[a["image_id"]], classes[a["category_id"]], *a["bbox"]) for a in content["annotations"]}
-
-
-def page_commands(heading):
-    section = re.search(rf"^##+ {heading}\n(.*?)(?=^##+ |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1]
-    blocks = re.findall(r"^```bash\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
 
 
 def write(path, text):

@@ -58,16 +58,9 @@ COMMANDS = {
     "test": lambda file, data: ("test", CONFIG, file, *training(data)[1:]),
     "infer": lambda file, data: ("infer", CONFIG, "image.png", "--checkpoint", file),
     "explain": lambda file, data: ("explain", CONFIG, "image.png", "--checkpoint", file),
-    "export": lambda file, data: ("export", CONFIG, file, "--shape", 96, 128),
-    "bench": lambda file, data: ("bench", CONFIG, "--checkpoint", file, "--shape", 96, 128),
-    "reproduce": lambda file, data: ("reproduce", CONFIG, "--checkpoint", file, *training(data)[1:]),
 }  # fmt: skip
-# the same loader as in the others
-SLOW = ("train, load_from", "train --resume", "test", "explain", "export", "bench", "reproduce")
-
-
-def slow(*commands):
-    return [pytest.param(command, marks=pytest.mark.slow) for command in commands]
+QUICK = ("dcnzoo.load", "train, backbone", "infer")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS if name not in QUICK]
 
 
 def flip_a_bit(path, value):
@@ -79,7 +72,7 @@ def flip_a_bit(path, value):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="posix.mkdir has another name elsewhere")
-@pytest.mark.parametrize("command", ["dcnzoo.load", *(c for c in COMMANDS if c not in SLOW), *slow(*SLOW)])
+@pytest.mark.parametrize("command", [*QUICK, *SLOW])
 def test_harmful_and_damaged_weights_are_refused(folder, data, weights, command):
     name = "backbone.layer1.0.conv1.weight"
     damaged = {**weights, name: weights[name].clone()}

@@ -1,10 +1,15 @@
 """``pretrained=FILE``: what timm reads for the ViT, and the weights of a trained adapter."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 
 import dcnzoo.models  # noqa: F401  timm imports torchvision, whose operators may have to be defined
 from dcnzoo.backbones import ViTAdapter
+
+from ..modules import randomise as disturb
 
 timm = pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
 
@@ -50,6 +55,73 @@ def test_files_with_a_classifier(write, name, key):
     state = timm.create_model(name, **TINY, num_classes=10).state_dict()
     assert "head.weight" in state
     require_weights_of(adapter(name, pretrained=write({key: state} if key else state)), state)
+
+
+def dinov2(state):
+    """It has a token for masked patches, and no classifier."""
+    return {**state, "mask_token": torch.zeros(1, 24)}
+
+
+def mae(state):
+    """The file with the decoder, of facebookresearch/mae."""
+    decoder = {f"decoder_{name}": value for name, value in state.items() if name.startswith("blocks.1")}
+    decoder |= {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 24)}
+    return {"model": state | decoder | {"decoder_pos_embed": torch.zeros(1, 197, 8)}}
+
+
+def meta(state):
+    """Names of facebookresearch/dinov3; the keys' bias is zero."""
+    official = {"mask_token": torch.zeros(1, 24), "rope_embed.periods": torch.ones(2)}
+    for name, value in state.items():
+        if name.endswith("q_bias"):
+            bias = [value, torch.zeros(24), state[name.replace("q_bias", "v_bias")]]
+            official[name.replace("q_bias", "qkv.bias")] = torch.cat(bias)
+            official[name.replace("q_bias", "qkv.bias_mask")] = torch.ones(72)
+        elif not name.endswith("v_bias"):
+            name = name.replace("reg_token", "storage_tokens")
+            official[re.sub(r"gamma_(\d)", r"ls\1.gamma", name)] = value
+    return official
+
+
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [("vit_small_patch14_dinov2", dinov2), (VITS[0], mae), ("vit_tiny_patch16_dinov3_qkvb", meta)],
+    ids=["DINOv2", "MAE", "DINOv3"],
+)
+def test_official_layouts(write, name, official):
+    state = disturb(timm.create_model(name, **TINY, num_classes=0)).state_dict()
+    options = dict(prefix_tokens=True, final_norm=True) if official is meta else {}
+    require_weights_of(adapter(name, pretrained=write(official(dict(state))), **options), state)
+
+
+def test_official_layout_of_augreg(tmp_path):
+    """An .npz of google-research/vision_transformer: matrices are transposed, heads have an axis."""
+    state = disturb(timm.create_model(VITS[0], **TINY, num_classes=0)).state_dict()
+    arrays = {
+        "cls": state["cls_token"],
+        "embedding/kernel": state["patch_embed.proj.weight"].permute(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+    }
+    for i in range(TINY["depth"]):
+        ours, theirs = f"blocks.{i}.", f"Transformer/encoderblock_{i}/"
+        attention = f"{theirs}MultiHeadDotProductAttention_1/"
+        for parts, place in (("weight", "kernel"), ("bias", "bias")):
+            values = state[f"{ours}attn.qkv.{parts}"].chunk(3)
+            for name, value in zip(("query", "key", "value"), values, strict=True):
+                arrays[f"{attention}{name}/{place}"] = value.t().unflatten(-1, (3, 8))
+            for number in (0, 1):
+                value = state[f"{ours}mlp.fc{number + 1}.{parts}"]
+                arrays[f"{theirs}MlpBlock_3/Dense_{number}/{place}"] = value.t()
+        arrays[f"{attention}out/kernel"] = state[f"{ours}attn.proj.weight"].t().unflatten(0, (3, 8))
+        arrays[f"{attention}out/bias"] = state[f"{ours}attn.proj.bias"]
+        for number, name in ((0, "norm1"), (2, "norm2")):
+            arrays[f"{theirs}LayerNorm_{number}/scale"] = state[f"{ours}{name}.weight"]
+            arrays[f"{theirs}LayerNorm_{number}/bias"] = state[f"{ours}{name}.bias"]
+    np.savez(tmp_path / "vit.npz", **{name: value.numpy() for name, value in arrays.items()})
+    require_weights_of(adapter(VITS[0], pretrained=str(tmp_path / "vit.npz")), state)
 
 
 @pytest.mark.parametrize("name", VITS)

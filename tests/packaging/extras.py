@@ -16,12 +16,13 @@ def data() -> None:
     import dcnzoo.utils.fetch  # noqa: F401  of `data download`
     from dcnzoo.cli import main
 
-    Path("images").mkdir()
-    Path("labels").mkdir()
-    Image.new("RGB", (64, 48)).save("images/a.png")
-    Path("labels/a.txt").write_text("0 0.5 0.5 0.25 0.5")
-    Path("data.yaml").write_text("train: images\nnames: [apple]\n")
-    main("data", "convert", "yolo", ".", "train.json", "--split", "train")
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            Path(folder, split).mkdir(parents=True)
+        Image.new("RGB", (64, 48), "red" if split == "val" else "blue").save(f"images/{split}/{split}.png")
+        Path(f"labels/{split}/{split}.txt").write_text("0 0.5 0.5 0.25 0.5")
+    Path("data.yaml").write_text("train: images/train\nval: images/val\nnames: [apple]\n")
+    main("data", "convert", "data.yaml", "coco")
 
 
 def onnx() -> None:

@@ -36,7 +36,7 @@ __all__ = [  # of deform_conv
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     # imported on access: `import dcnzoo` imports this module and must not import torch
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
