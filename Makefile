@@ -50,7 +50,7 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(OPS)
 demo: setup  ## train the demo with and without DCNv2 and write a report (SEEDS=3 for mean ± spread)
 	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1) $(ARGS)
 
-test: setup $(VENV)/.dev  ## run the tests (6 to 9 minutes on two idle cores; the first time 10 to 19)
+test: setup $(VENV)/.dev  ## run the tests (5 to 9 minutes on two idle cores; the first time up to 15)
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test-all: setup $(VENV)/.dev  ## run the tests, including the slow ones; not those of nox -s distributed and pages

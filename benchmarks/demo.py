@@ -29,8 +29,8 @@ from rich.progress import Progress, TaskID
 from dcnzoo.cli import _options, one_line_errors
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.history import History
-from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.report.report import footer, render_runs, summary
 from dcnzoo.report.runs import TrainedRun, by_label
 from dcnzoo.report.validation import load_detectors

@@ -8,8 +8,9 @@
 
 The contestants take turns in one process; compare the ratios, not the milliseconds. A contestant whose result
 differs from dcnzoo's is not timed. A complete run writes its summary to docs/benchmarks/, named by machine
-and versions; all measurements go to work_dirs/benchmarks/. ``--against`` builds operators of revisions
-and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=passive: else waiting counts).
+and versions; all measurements go to work_dirs/benchmarks/ after each case. ``--against`` builds operators of
+revisions and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=passive: else
+waiting counts).
 """
 
 import argparse
@@ -221,7 +222,8 @@ def all_cases(rows: list[Row]) -> list[list[str]]:
     return table
 
 
-def main() -> None:
+def options() -> tuple[argparse.Namespace, list[Case]]:
+    """Return the options of the command line and the chosen cases; load the revisions."""
     names = list(dict.fromkeys(case.operator for case in CASES))
     parser = parser_of(__doc__)
     add = parser.add_argument
@@ -251,9 +253,15 @@ def main() -> None:
     ]
     if not cases:
         parser.error(f"expected an operator with such a case; operators: {', '.join(names)}")
+    return args, cases
 
+
+def main() -> None:
+    args, cases = options()
     facts = describe(*PACKAGES)
     print(listed(facts))
+    command = shlex.join(["python", "-m", "benchmarks.ops", *sys.argv[1:]])
+    name = "revisions-" * bool(args.against) + slug(facts)
     rows: list[Row] = []
     problems: dict[str, None] = {}
     context = multiprocessing.get_context("forkserver")  # forks a process that has computed nothing
@@ -268,8 +276,9 @@ def main() -> None:
                         print(*result.setting, f"{result.contestant}:", milliseconds, flush=True)
                     else:
                         problems[result] = None
+            measured = {"command": command, "machine": facts, "rows": [vars(row) for row in rows]}
+            write_text(args.out / f"{name}.json", json.dumps(measured, indent=1))
     noise = statistics.median(row.iqr / row.seconds for row in rows)
-    command = shlex.join(["python", "-m", "benchmarks.ops", *sys.argv[1:]])
     times = "CPU times" if args.against else "times"
     text = f"""# Operators: {facts["cpu"]}
 
@@ -285,11 +294,8 @@ range, median over all timings: {noise:.1%}{", a noisy machine: run again" if no
     print(text)
     missing = "".join(f"- {line}\n" for line in problems)
     complete = args.cases == ["*"] if args.against else not sys.argv[1:]
-    name = "revisions-" * bool(args.against) + slug(facts)
     write_text((ROOT / "docs/benchmarks" if complete else args.out) / f"{name}.md", text)
     write_text(args.out / f"{name}-cases.md", f"{markdown(all_cases(rows))}\n\nNot measured:\n\n{missing}")
-    measured = {"command": command, "machine": facts, "rows": [vars(row) for row in rows]}
-    write_text(args.out / f"{name}.json", json.dumps(measured, indent=1))
     print(f"written: {args.out / name}*")
 
 

@@ -10,6 +10,7 @@ official releases for the adapter, and timm's for the ViT.
 import math
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -368,7 +369,8 @@ class ViTAdapter(Refuses, nn.Module):
             unset = [] if source is True else _load_file(vit, str(source), state)
         except Exception as error:  # timm's, torch's and the Hub's have many types, and perhaps no text
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
-            text = " ".join([type(error).__name__, *str(error).split()])
+            # one of another ViT names each parameter
+            text = textwrap.shorten(f"{type(error).__name__} {error}", 300, placeholder=" …")
             address = _address(options["model_name"]) if source is True else ""
             self._refuse("pretrained", expected, f"{source!r}: {text}{address}")
         _warn_of_resized_patches(vit, state, source)

@@ -46,7 +46,9 @@ def by_split(stated: Mapping[Path, str]) -> dict[str, list[Path]]:
         is_apart = split == "test" and "train" in states
         groups[split if is_divided or is_apart else ALL].append(file)
     if is_divided and (others := groups.pop("", None)):
-        raise UserError(f"data: expected each file in train, val or test, got {few(others, 3)} in none")
+        raise UserError(
+            f"data: expected each file in train, val or test, got {few(others, 3)} in none: move it away"
+        )
     return groups
 
 

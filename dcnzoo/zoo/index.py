@@ -183,7 +183,7 @@ def find(name: str) -> Model:
     similar = [each for each in names if ("::" in each) == ("::" in key)]
     close = difflib.get_close_matches(key, similar, n=3, cutoff=0.5)
     hint = f"; the closest names: {', '.join(close)}" if close else "; `dcnzoo zoo list` lists all"
-    raise UnknownModelError(f"{name}: expected the name of a model, found none{hint}")
+    raise UnknownModelError(f"{name}: expected the name of a model, or a file, found none{hint}")
 
 
 def require_model(name: str) -> None:

@@ -140,12 +140,20 @@ def test_weights_of_a_trained_adapter(write, name, prefix):
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in trained.state_dict().items())
 
 
-def test_weights_of_another_adapter(write):
-    state = ViTAdapter(dict(model_name=VITS[0], embed_dim=48, depth=4, num_heads=3), **SMALL).state_dict()
-    with pytest.raises(ValueError, match=r"pretrained: expected a file .*size mismatch for pos_embed"):
+@pytest.mark.parametrize("kind", [ViTAdapter, None], ids=["adapter", "ViT"])
+def test_weights_of_another_vit(write, kind):
+    """One line names the first parameters, with both shapes."""
+    vit = dict(model_name=VITS[0], embed_dim=48, depth=4, num_heads=3)
+    state = (kind(vit, **SMALL) if kind else timm.create_model(**vit)).state_dict()
+    with pytest.raises(ValueError, match=r"expected a file .*size mismatch for \w+_\w+: .*48.* …$") as error:
         adapter(VITS[0], pretrained=write(state))
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)
+
+
+def test_weights_of_an_adapter_with_other_settings(write):
+    state = adapter(VITS[0]).state_dict()
     with pytest.raises(ValueError, match=r"Unexpected key.*extra_extractors"):
-        adapter(VITS[0], pretrained=write(adapter(VITS[0]).state_dict()), use_extra_extractor=False)
+        adapter(VITS[0], pretrained=write(state), use_extra_extractor=False)
 
 
 def test_what_the_adapter_uses_must_be_there(write):
