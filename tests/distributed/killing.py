@@ -30,16 +30,13 @@ class KillHook(Hook):
     def before_val_iter(self, runner, batch_idx, data_batch=None):
         self._end("validation", runner.epoch)
 
-    def before_test_iter(self, runner, batch_idx, data_batch=None):
-        self._end("test", 0)
-
     def _watch(self, event, arguments):  # of the file that is written, before its name is
         if event == "os.rename" and str(arguments[1]).endswith(f"epoch_{self.epoch}.pth"):
             self._end("checkpoint", self.epoch)
 
 
 def config(folder, rank, phase, epoch):
-    """Write a config with the hook; phase: training, validation, checkpoint or test."""
+    """Write a config with the hook; phase: training, validation or checkpoint."""
     cfg, path = Config.fromfile(ROOT / CONFIG), folder / f"{phase}.py"
     cfg.custom_imports["imports"].append(__name__)
     cfg.custom_hooks.append(dict(type="KillHook", rank=rank, phase=phase, epoch=epoch))

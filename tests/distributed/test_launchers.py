@@ -1,8 +1,6 @@
 """The tools under torchrun and with Slurm's interface, in processes on the CPU."""
 
 import contextlib
-import inspect
-import itertools
 import json
 import os
 import pickle
@@ -15,12 +13,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
-from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.runs import ranks
 
 from ..crash import assert_same
-from . import killing
 from .launching import CONFIG, ROOT, run, settings
 
 SCALARS = "*/vis_data/scalars.json"
@@ -90,31 +87,6 @@ def test_several_processes_evaluate_as_one(trained, tmp_path, port):
 # Training
 
 
-def auditing_config(folder, **more):
-    """A config with all of dcnzoo's hooks that logs which process writes files."""
-    from mmengine.hooks import Hook
-    from mmengine.registry import HOOKS
-
-    import dcnzoo.openmmlab.hooks
-
-    known = [getattr(dcnzoo.openmmlab.hooks, name) for name in dcnzoo.openmmlab.hooks.__all__]
-    hooks = [cls.__name__ for cls in known if inspect.isclass(cls) and issubclass(cls, Hook)]
-    hooks = [name for name in hooks if name in HOOKS.module_dict]  # not the summary, which `train` adds
-    assert {"AtomicCheckpointHook", "ProgressHook"} <= set(hooks)
-    default = ("AtomicCheckpointHook", "ProgressHook")  # in the base config
-    given = {"PlateauEarlyStoppingHook": dict(monitor="coco/bbox_mAP", patience=3)}
-    ours = [f"dcnzoo.{name}" for name in ("models", "openmmlab.hooks", "openmmlab.datasets")]
-    lines = {
-        "_base_": [str(ROOT / CONFIG)],
-        "custom_imports": dict(imports=[*ours, "tests.distributed.audit"], allow_failed_imports=False),
-        "custom_hooks": [dict(type=name, **given.get(name, {})) for name in hooks if name not in default],
-        **more,
-    }
-    path = folder / "audited.py"
-    path.write_text("".join(f"{name} = {value!r}\n" for name, value in lines.items()))
-    return path
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
@@ -125,7 +97,10 @@ def test_two_processes_train(data, tmp_path, port, more):
     """With accumulated gradients and a scaled learning rate. Only the first process writes."""
     norm = dict(norm_cfg=GROUP_NORM)
     more = {**more, "model": dict(backbone=norm, neck=norm)}
-    config, work, notes = auditing_config(tmp_path, **more), tmp_path / "work", tmp_path / "notes"
+    imports = dict(imports=["dcnzoo.models", "tests.distributed.audit"], allow_failed_imports=False)
+    lines = {"_base_": [str(ROOT / CONFIG)], "custom_imports": imports, **more}
+    config, work, notes = tmp_path / "audited.py", tmp_path / "work", tmp_path / "notes"
+    config.write_text("".join(f"{name} = {value!r}\n" for name, value in lines.items()))
     options = settings(data, train=16, epochs=1, optim_wrapper__accumulative_counts=2,
                        auto_scale_lr__base_batch_size=4)  # fmt: skip
     arguments = [config, 2, "--verbose", "--work-dir", work, "--auto-scale-lr", *options]
@@ -161,128 +136,29 @@ def test_two_processes_have_the_same_bits_without_the_sanity_check(data, tmp_pat
     assert losses[0] == losses[1]
 
 
-SMALL_VIT_ADAPTER = """
-_base_ = {base!r}
-model = dict(
-    backbone=dict(
-        vit=dict(embed_dim=24, depth=4, num_heads=3), pretrained=False, conv_inplane=4, deform_num_heads=3,
-        window=[3, None, 3, None]),
-    neck=dict(in_channels=[24] * 4, out_channels=32),
-    bbox_head=dict(in_channels=32, feat_channels=32, stacked_convs=1, num_classes={classes}))
-steps = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True),
-         dict(type="Resize", scale=(256, 256)), dict(type="PackDetInputs")]
-train_dataloader = dict(
-    batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(
-        _delete_=True, type="ShapesDataset", data_root={data!r}, shapes=dict(train=4, val=1),
-        ann_file="annotations/train.json", data_prefix=dict(img="train/"), pipeline=steps))
-train_cfg = dict(max_epochs=1)
-val_dataloader = val_cfg = val_evaluator = None
-"""
+# Slurm and MPI, of which only the interfaces are available
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["atss", "gfl"])
-def test_vit_adapter_trains_in_two_processes(tmp_path, port, name):
-    """Two steps. These heads do not read the map of stride 4, whose parameters have no gradient."""
-    base = str(ROOT / f"configs/vit_adapter/{name}_vit-adapter-deit-s_fpn_3x_coco.py")
-    text = SMALL_VIT_ADAPTER.format(base=base, data=f"{tmp_path}/shapes/", classes=len(CLASSES))
-    (tmp_path / "small.py").write_text(text)
-    work = tmp_path / "work"
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    run(sys.executable, *launcher, "-m", "dcnzoo", "train", tmp_path / "small.py", "--work-dir", work)
-    assert (work / "epoch_1.pth").exists()
-
-
-def test_dist_train_on_one_of_several_machines():
-    names = dict(PYTHON="echo", NNODES=8, NODE_RANK=3, MASTER_ADDR="first", PORT=23456)
-    words = run("tools/dist_train.sh", CONFIG, 4, "--resume", **names).split()
-    given = "--nnodes=8 --node_rank=3 --nproc_per_node=4 --master_addr=first --master_port=23456 --resume"
-    assert {"torch.distributed.run", *given.split()} <= set(words)
-    assert words[words.index("--launcher") + 1] == "pytorch"
-
-
-def test_the_port_of_another_job(port):
-    """With a launcher that restarts, the processes of both would join each other."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", port))
-        other.listen()
-        for script in ("dist_train", "dist_test"):
-            words = (f"tools/{script}.sh", *("a.py", "a.pth")[: 1 + (script == "dist_test")], 2)
-            assert str(port) in run(*words, status=1, PORT=port, MAX_RESTARTS=1)
-            assert "train.py" in run("tools/dist_train.sh", "a.py", 2, NODE_RANK=1, PORT=port, PYTHON="echo")
-
-
-# Killed processes
-
-
-@pytest.mark.slow
-def test_a_killed_job_begins_anew_at_its_last_checkpoint(data, tmp_path, port):
-    config, work = killing.config(tmp_path, rank=1, phase="training", epoch=2), tmp_path / "work"
-    words = ("--resume", "--verbose", "--report", "--work-dir", work)
-    arguments = [config, 2, *words, *settings(data, epochs=6)]
-    output = run("tools/dist_train.sh", *arguments, PORT=port, MAX_RESTARTS=1)
-    assert "resumed epoch: 2" in output and (work / "last_checkpoint").read_text().endswith("epoch_6.pth")
-    assert logged(work, "step")[-8:] == list(range(5, 13)), "two steps per epoch"
-    assert (work / "report.html").exists(), "the first process generates no data, which has a barrier"
-
-
-# Slurm, of which only the interface is available
-
-SRUN = """#!/bin/sh
-printf '%s\\0' "${MASTER_PORT:-}" "$@" > "$CALLED"
-"""
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    """Run a script with a fake srun; return its options, its command and the port."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/srun").write_text(SRUN)
-    (tmp_path / "bin/srun").chmod(0o755)
-
-    def call(script, *arguments, **extra):
-        called, path = tmp_path / "called", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        run(f"tools/{script}.sh", *arguments, PATH=path, CALLED=called, **extra)
-        port, *words = called.read_text().split("\0")[:-1]
-        options = [*itertools.takewhile(lambda word: word.startswith("-"), words)]
-        return {"options": options, "command": words[len(options) :], "port": port}
-
-    return call
-
-
-def test_slurm_asks_for_a_task_per_gpu(slurm, tmp_path):
-    odd = tmp_path / "a b.py"
-    called = slurm("slurm_train", "part", "name", odd, "out dir", "--resume", "--cfg-options", "a=[1, 2]")
-    gpus = "--ntasks=8 --ntasks-per-node=8 --cpus-per-task=5 --gres=gpu:8 --kill-on-bad-exit=1"
-    assert called["options"] == ["--partition=part", "--job-name=name", *gpus.split()]
-    assert called["port"] == "", "it depends on the job"
-    assert called["command"] == [
-        *(sys.executable, "-u", "tools/train.py", str(odd), "--work-dir", "out dir"),
-        *("--launcher", "slurm", "--resume", "--cfg-options", "a=[1, 2]"),
+def test_slurm_starts_a_task_per_gpu(tmp_path):
+    srun, called = tmp_path / "srun", tmp_path / "called"
+    srun.write_text('#!/bin/sh\nprintf \'%s\\0\' "$@" > "$CALLED"\n')
+    srun.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    arguments = ("part", "name", tmp_path / "a b.py", "out dir", "--cfg-options", "a=[1, 2]")
+    run("tools/slurm_train.sh", *arguments, PATH=path, CALLED=called, GPUS=8, GPUS_PER_NODE=4)
+    assert called.read_text().split("\0")[:-1] == [
+        *("--partition=part", "--job-name=name", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=5"),
+        *("--gres=gpu:4", "--kill-on-bad-exit=1", sys.executable, "-u", "tools/train.py"),
+        *(str(tmp_path / "a b.py"), "--work-dir", "out dir", "--launcher", "slurm"),
+        *("--cfg-options", "a=[1, 2]"),
     ]
-    names = dict(GPUS=32, GPUS_PER_NODE=4, CPUS_PER_TASK=9, PORT=123, SRUN_ARGS="--account=me --time=1:00")
-    called = slurm("slurm_test", "part", "name", "config.py", "file.pth", "--out", "x.pkl", **names)
-    asked = "--ntasks=32 --ntasks-per-node=4 --cpus-per-task=9 --gres=gpu:4 --kill-on-bad-exit=1"
-    assert called["options"][2:] == [*asked.split(), "--account=me", "--time=1:00"]
-    assert called["port"] == "123"
-    for more, gpus in ((dict(GPUS_PER_NODE=0), []), ({}, ["--gres=gpu:2"])):  # fewer GPUs than a node has
-        called = slurm("slurm_train", "p", "n", "c.py", "w", GPUS=2, **more)
-        assert [word for word in called["options"] if word.startswith("--gres")] == gpus
 
 
 def test_mpi_has_a_local_rank(monkeypatch):
     """mmengine's runner reads it, and its launcher for MPI does not set it."""
-    from mmengine.config import Config
-
-    calls = []
-    for name in ("set_multi_processing", "init_dist", "barrier"):
-        monkeypatch.setattr(ranks, name, lambda *_, name=name, **options: calls.append(name))
-    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("destroy"))
-    names = dict(RANK="3", SIZE="4", LOCAL_RANK="1")
-    given = {f"OMPI_COMM_WORLD_{name}": value for name, value in names.items()}
-    with mock.patch.dict(os.environ, {**given, "MASTER_ADDR": "first"}):
+    for name in ("set_multi_processing", "init_dist", "barrier", "distributed.destroy_process_group"):
+        monkeypatch.setattr(f"dcnzoo.openmmlab.runs.ranks.{name}", lambda *_, **options: None)
+    with mock.patch.dict(os.environ, OMPI_COMM_WORLD_LOCAL_RANK="1"):
         os.environ.pop("LOCAL_RANK", None)
         with ranks.joined(Config(dict(launcher="mpi"))):
             assert os.environ["LOCAL_RANK"] == "1"
-            calls.append("work")
-    assert calls == ["set_multi_processing", "init_dist", "work", "barrier", "destroy"]

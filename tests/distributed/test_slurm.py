@@ -118,13 +118,3 @@ def test_two_seeds_are_requeued(slurm, submit, tmp_path):
     files = (tmp_path / name / "epoch_100.pth" for name in ("alone", "seed_2"))
     expected, weights = (torch.load(file, weights_only=False)["state_dict"] for file in files)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in expected.items())
-
-
-def test_a_fault_and_a_cancelled_job_end(slurm, submit, tmp_path):
-    _, value = submit(1, config="none.py")
-    wait_for(lambda: value(1, "JobState") == "FAILED", tmp_path)
-    job, value = submit(1)
-    wait_for(lambda: value(1, "JobState") == "RUNNING", tmp_path)
-    time.sleep(3)
-    slurm("scancel", job)
-    wait_for(lambda: value(1, "JobState") == "CANCELLED", tmp_path)

@@ -54,18 +54,6 @@ def test_logs_of_several_starts(tmp_path, logs, training, validation):
     assert [*history.training] == [*training] and [*history.validation] == validation
 
 
-def test_starts_are_numbered(tmp_path):
-    """A log ends after its last row: the second start resumed at 10, the third from an earlier checkpoint."""
-    for number, (step, steps) in enumerate(((0, (4, 8)), (10, (12, 16)), (6, (8, 12))), 1):
-        rows = [{"step": step, "loss": float(number)} for step in steps]
-        write_log(tmp_path, number, number, step, step // 2, rows)
-    assert {step: row["loss"] for step, row in History.read(tmp_path).training.items()} == {4: 1, 8: 3, 12: 3}
-    log = tmp_path / "20261025_040000/vis_data/scalars.json"  # of mmengine's own runner, then of dcnzoo's
-    log.parent.mkdir(parents=True)
-    log.write_text(json.dumps({"step": 16, "loss": 4.0}))
-    assert max(History.read(tmp_path).training) == 16
-
-
 def test_a_resumed_training_forgets_the_validations_after_its_checkpoint(tmp_path):
     options = {"best": True, "logs_epochs": False, "log_processor": {"by_epoch": False}, "max_keep_ckpts": -1}
     for epochs, interval in ((6, 1), (4, 2)):

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from mmengine.config import Config
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.config import json_config
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.runs.execute import build
@@ -21,7 +19,7 @@ from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
 
-from ..demo import DEFORMABLE, PLAIN
+from ..demo import DEFORMABLE
 from ..export import detectors
 from ..processes import ROOT
 
@@ -91,22 +89,15 @@ def test_detectors_whose_weights_share_memory(repository, family):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-VALID = """
-    tood/tood_r50_fpn_1x_coco.py fpg/retinanet_r50_fpg_crop640_50e_coco.py htc/htc_r50_fpn_1x_coco.py
-    cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py rtmdet/rtmdet_s_8xb32-300e_coco.py
-    queryinst/queryinst_r50_fpn_1x_coco.py swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py
-    """  # beside those of the families of tests/export
-
-
 def valid_configs():
-    names = {*(family.file for family in detectors.CONFIGS.values()), *VALID.split()}
-    own = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)[::4]
-    return [*(mim_folder("mmdet") / "configs" / name for name in sorted(names)), *own]
+    """Of MMDetection's families and of dcnzoo's own."""
+    own = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)[::8]
+    files = {family.file for family in detectors.CONFIGS.values()}
+    return [*(mim_folder("mmdet") / "configs" / name for name in sorted(files)), *own]
 
 
 def test_published_configs_are_data(tmp_path):
     """The same settings come back, except those that name files: a detector with weights uses none."""
-    assert len(valid_configs()) >= 40
     for path in valid_configs():
         cfg = Config.fromfile(path)
         (tmp_path / "config.json").write_text(json_config.write(cfg))
@@ -241,26 +232,3 @@ def test_a_repository_executes_nothing(repository, watch):
     for name in (repository, repository / "model.safetensors"):  # downloaded by another program
         with pytest.raises(UserError, match=r"the program config\.py"):
             dcnzoo.load(name, device="cpu")
-
-
-def test_a_detector_with_own_classes_is_no_data(repository, package, tmp_path):
-    package("own_models", "from mmdet.models import MaskRCNN\nfrom mmdet.registry import MODELS\n"
-            "@MODELS.register_module(force=True)\nclass OwnRCNN(MaskRCNN): pass")  # fmt: skip
-    own = tmp_path / "own.py"
-    own.write_text(f"_base_ = {PLAIN!r}\n"
-                   "custom_imports = dict(imports=['own_models'])\nmodel = dict(type='OwnRCNN')")  # fmt: skip
-    weights = dcnzoo.load("mask-rcnn_r14_fpn_8e_shapes", device="cpu").model.state_dict()
-    torch.save({"state_dict": weights}, tmp_path / "own.pth")
-    detector = dcnzoo.load(own, checkpoint=tmp_path / "own.pth", device="cpu")
-    with pytest.raises(UserError, match=r"push_to_hub: .*OwnRCNN.*dcnzoo export"):
-        detector.push_to_hub("owner/name")
-    assert not repository.exists()
-
-
-@pytest.mark.parametrize("classes", ["abc", {"a": 1}, [1, 2, 3], 5, [["a"]]])
-def test_names_of_classes_are_a_list_of_texts(tmp_path, classes):
-    """A text is a sequence too: these were three classes."""
-    data = safetensors.torch.save({"w": torch.ones(1)}, {"dataset_meta": json.dumps({"classes": classes})})
-    (tmp_path / "x.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="expected safetensors"):
-        load_file(tmp_path / "x.safetensors")

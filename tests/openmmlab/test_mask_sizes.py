@@ -1,6 +1,5 @@
 """Masks have the size of the picture, and are in the same place as in the network's input."""
 
-import math
 from types import SimpleNamespace
 
 import cv2
@@ -59,73 +58,35 @@ def predict(network, inputs, rescale):
     return network.predict(data["inputs"], data["data_samples"], rescale=rescale)[0].pred_instances
 
 
-def test_computed_sizes_of_large_pictures(rtmdet):
-    """6000 × 4000 at 640: the heights and widths that are asked of ``interpolate``, without the memory."""
-    sizes = []
-
-    def interpolate(maps, size=None, scale_factor=None, **options):
-        if scale_factor:
-            return maps.repeat(1, 1, scale_factor, scale_factor)
-        sizes.append(tuple(size))
-        return maps[..., :1, :1].expand(*maps.shape[:2], *size)
-
-    across, down = 640 / 6000, 427 / 4000
-    results = InstanceData(
-        bboxes=torch.tensor([[64.0, 42.7, 320.0, 213.5]]),
-        scores=torch.ones(1),
-        labels=torch.zeros(1, dtype=torch.long),
-        kernels=torch.zeros(1, 8),
-        priors=torch.zeros(1, 4),
-    )
-    head = rtmdet.bbox_head
-    meta = {"scale_factor": (across, down), "ori_shape": (4000, 6000), "img_shape": (427, 640)}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("mmdet.models.dense_heads.rtmdet_ins_head.F.interpolate", interpolate)
-        patched.setattr(head, "_mask_predict_by_feat_single", lambda *_: torch.zeros(1, 640 // 4, 640 // 4))
-        result = head._bbox_mask_post_process(results, None, head.test_cfg, rescale=True, img_meta=meta)
-    assert result.masks.shape == (1, 4000, 6000)
-    assert sizes == [(math.ceil(640 / down), 6000)]
-    np.testing.assert_allclose(result.bboxes, [[600, 400, 3000, 2000]], rtol=1e-6)
-
-
-def sample(mask_size):
-    sample = DetDataSample(metainfo={"ori_shape": (30, 45)})
-    sample.pred_instances = InstanceData(
-        bboxes=torch.zeros(1, 4),
-        scores=torch.ones(1),
-        labels=torch.zeros(1, dtype=torch.long),
-        masks=torch.zeros(1, *mask_size, dtype=torch.bool),
-    )
-    return sample
-
-
 class OwnDetector(nn.Module):
-    """A user's detector, whose masks are of the input's size."""
+    """A user's detector, whose masks are of a size of its own."""
 
     def __init__(self, mask_size):
         super().__init__()
         self.layer, self.mask_size = nn.Linear(1, 1), mask_size
 
     def test_step(self, data):
-        return [sample(self.mask_size)]
+        sample = DetDataSample(metainfo={"ori_shape": (30, 45)})
+        sample.pred_instances = InstanceData(
+            bboxes=torch.zeros(1, 4),
+            scores=torch.ones(1),
+            labels=torch.zeros(1, dtype=torch.long),
+            masks=torch.zeros(1, *self.mask_size, dtype=torch.bool),
+        )
+        return [sample]
 
 
-def test_another_size_is_an_error():
+def test_masks_of_another_size_are_an_error():
+    """In a call and in an evaluation."""
+    right, wrong = OwnDetector((30, 45)), OwnDetector((45, 30))
     picture = np.zeros((30, 45, 3), np.uint8)
+    assert detectors.loaded(right, PACK)(picture).masks.shape == (1, 30, 45)
     with pytest.raises(ModelError, match=r"OwnDetector: masks: expected 45 × 30 pixels.*got 30 × 45"):
-        detectors.loaded(OwnDetector((45, 30)), PACK)(picture)
-    result = detectors.loaded(OwnDetector((30, 45)), PACK)(picture)
-    assert result.masks.shape == (1, 30, 45)
-
-
-def test_another_size_ends_an_evaluation():
-    class Runner:
-        model = OwnDetector((45, 30))
-
+        detectors.loaded(wrong, PACK)(picture)
     for check in (MaskSizeHook().after_val_iter, MaskSizeHook().after_test_iter):
-        check(Runner, 0, outputs=[sample((30, 45))])
+        check(SimpleNamespace(model=right), 0, outputs=right.test_step(None))
         with pytest.raises(ModelError, match="OwnDetector"):
-            check(Runner, 0, outputs=[sample((30, 45)), sample((45, 30))])
+            check(SimpleNamespace(model=wrong), 0, outputs=wrong.test_step(None))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """The plugin: ``dcn=…`` in backbones, necks and detectors. The packs: compat/test_mmcv_deform_conv.py."""
 
 import copy
-import importlib
 
-import mmcv.ops
 import mmdet.models
 import pytest
 import torch
@@ -12,17 +10,15 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import MODELS as ROOT
 from torch import nn
 
 import dcnzoo.layers
 import dcnzoo.models
 from dcnzoo.layers import DCNv3, DCNv4, OffsetConv2d, OffsetLinear, PackedDeformConv2d
 from dcnzoo.models import DCN, DCNv2
-from dcnzoo.openmmlab.models import dcn
 
 from .. import demo
-from ..modules import randomise, shapes
+from ..modules import shapes
 
 
 def offset_parameters(module):
@@ -179,22 +175,6 @@ HRNET = dict(
 )
 
 
-@pytest.mark.parametrize(
-    ("family", "key", "value"),
-    [
-        *(("ResNet", "dcn", value) for value in ("v9", 2, {})),
-        ("FPN", "dcn", "v9"),
-        *((family, "stage_with_dcn", (False, True, True)) for family in ("ResNet", "RegNet", "HRNet")),
-        ("ResNet", "stage_with_dcn", "True"),
-    ],
-)
-def test_bad_dcn(family, key, value):
-    arguments = {"HRNet": dict(extra=HRNET), "FPN": dict(in_channels=[4, 6], out_channels=5, num_outs=2)}
-    cfg = {"type": family, **arguments.get(family, FAMILIES.get(family, {})), "dcn": True, key: value}
-    with pytest.raises(ValueError, match=f"^{family}: {key}: "):
-        MODELS.build(cfg)
-
-
 def test_stages():
     options = dict(dcn=dict(type="DCN", deform_groups=2, fallback_on_stride=False))
     given = copy.deepcopy(options)
@@ -268,20 +248,6 @@ def test_hrnet():
 # RoI pools
 
 
-@pytest.mark.parametrize("name", ["DeformRoIPoolPack", "ModulatedDeformRoIPoolPack"])
-def test_pools_are_mmcvs(name):
-    """The same arguments, parameters and initial values. layers/test_deform_roi_pool.py tests results."""
-    states = []
-    for module in (dcnzoo.layers, mmcv.ops):
-        torch.manual_seed(0)
-        states.append(getattr(module, name)((3, 2), 4, 8, 0.25, 2, 0.3).state_dict())
-    torch.testing.assert_close(*states, rtol=0, atol=0)
-    for registry in (ROOT, MODELS):
-        pool = registry.build(dict(type=name, output_size=2, output_channels=3, deform_fc_channels=4))
-        assert type(pool) is getattr(dcnzoo.layers, name) is getattr(dcnzoo.models, name)
-        assert type(registry.build(dict(type="DeformRoIPool", output_size=7))) is dcnzoo.layers.DeformRoIPool
-
-
 # Necks
 
 
@@ -301,18 +267,6 @@ def test_neck(name, dcn, pack):
     inputs = [torch.randn(2, c, 16 // 2**i, 24 // 2**i) for i, c in enumerate((4, 6, 8))]
     for built in (plain, model, with_norm):
         assert [tuple(o.shape[2:]) for o in built(inputs)] == [(16, 24), (8, 12), (4, 6), (2, 3)]
-
-
-def test_heads_that_import_mmcvs_class():
-    """VFNet's head bypasses the registry. DyHead's offsets are larger than the finer level's output."""
-    module = importlib.import_module("mmcv.ops.deform_conv")
-    assert module.ext_module is dcnzoo.compat.mmcv._ext
-    head = mmdet.models.VFNetHead(num_classes=2, in_channels=32, feat_channels=32, stacked_convs=1)
-    outputs = head([torch.randn(1, 32, 2**i, 2**i) for i in (5, 4, 3, 2, 1)])
-    assert all(o.isfinite().all() for level in outputs for o in level)
-    model = MODELS.build(dict(type="DyHead", in_channels=16, out_channels=16, num_blocks=1))
-    inputs = [torch.randn(1, 16, 13 // 2**i + 1, 9 // 2**i + 1) for i in range(3)]
-    assert all(o.shape == i.shape and o.isfinite().all() for o, i in zip(model(inputs), inputs, strict=True))
 
 
 # ``dcn='v3'`` and ``dcn='v4'``: DCNv3 and DCNv4 instead of a convolution
@@ -365,24 +319,3 @@ def test_begins_as_an_average_between_projections(dcn):
     assert isinstance(neck.fpn_convs[1].conv.dcn, LAYERS[dcn])
     maps = [torch.randn(1, 8, 12, 16), torch.randn(1, 16, 6, 8)]
     assert [tuple(y.shape) for y in neck(maps)] == [(1, 32, 12, 16), (1, 32, 6, 8)]
-
-
-def test_a_convolution_that_dcnv3_cannot_replace():
-    for name, value in (("out_channels", 64), ("groups", 4), ("stride", (1, 2))):
-        with pytest.raises(ValueError, match=f"DCNv3Conv.*: {name}: "):
-            conv("v3", **{name: value})
-
-
-@pytest.mark.parametrize("name", ["DCN", "DCNv2"])
-def test_a_compiled_mmcv_gets_the_same_arguments(monkeypatch, name):
-    """All values differ; the bias of a DCN is added here."""
-    options = dict(stride=(2, 1), padding=(1, 2), dilation=(3, 1), groups=2, deform_groups=4, bias=True)
-    layer, called = randomise(getattr(dcn, name)(8, 12, (3, 2), **options)), []
-    images = torch.randn(3, 8, 11, 13)
-    expected = layer(images)
-    function = {"DCN": "deform_conv2d", "DCNv2": "modulated_deform_conv2d"}[name]
-    mmcvs = getattr(dcn.mmcv.ops, function)
-    monkeypatch.setattr(dcn, "runs_on_dcnzoo", lambda *args: False)
-    monkeypatch.setattr(dcn.mmcv.ops, function, lambda *args: called.append(args) or mmcvs(*args))
-    torch.testing.assert_close(layer(images), expected)
-    assert len(called) == 1

@@ -12,10 +12,8 @@ import dcnzoo.models  # noqa: F401  lets configs inherit from packages
 from mmdet.registry import MODELS
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.folders import mim_folder
 
 from ..patching import without
-from ..processes import ROOT
 
 NAME = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 
@@ -27,15 +25,6 @@ def config(tmp_path):
         return Config.fromfile(tmp_path / "config.py")
 
     return read
-
-
-def test_folders():
-    assert mim_folder("dcnzoo") == ROOT / "dcnzoo" / ".mim"
-    for name in ("configs", "tools", "model-index.yml"):
-        assert (mim_folder("dcnzoo") / name).resolve() == ROOT / name
-    assert (mim_folder("mmdet") / "configs" / NAME).is_file()
-    assert mim_folder("no_such_package") is None
-    assert mim_folder("torch") is None, "brings no configs"
 
 
 def test_inherits(config, monkeypatch):

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from dcnzoo.openmmlab import options as run_options
-from dcnzoo.openmmlab.config import json_config
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
@@ -41,14 +39,6 @@ def test_paths_in_the_work_directory_move_with_it(tmp_path, monkeypatch, work_di
         assert recipe.text().count("fileDirname") == 2
 
 
-def test_options_leave_the_config_that_was_read(tmp_path):
-    recipe = Recipe.read(PLAIN, required=TRAINING)
-    before = recipe.cfg.to_dict()
-    changed = recipe.with_options(TrainOptions(work_dir=tmp_path, epochs=3, seed=1))
-    assert recipe.cfg.to_dict() == before and changed.cfg.train_cfg.max_epochs == 3
-    assert changed.changes[0] == "max_epochs 8 → 3" and changed.changes[-1] == "seed None → 1"
-
-
 def test_an_option_leaves_a_given_schedule(tmp_path):
     given = {"param_scheduler.0.end": 70, "param_scheduler.1.milestones": [1, 2]}
     given |= {"default_hooks.checkpoint.type": "CheckpointHook", "optim_wrapper.loss_scale": 512.0}
@@ -57,19 +47,6 @@ def test_an_option_leaves_a_given_schedule(tmp_path):
     first, second = cfg.param_scheduler
     assert (first.end, second.milestones, second.end) == (70, [1, 2], 4)
     assert cfg.optim_wrapper.loss_scale == 512
-
-
-def test_options_of_several_evaluators(tmp_path):
-    cfg = read_config_file(PLAIN)
-    cfg.test_evaluator = [dict(type="DumpDetResults", out_file_path="a.pkl"), dict(cfg.test_evaluator)]
-    options = run_options.TestOptions(metrics=["bbox"], out=tmp_path / "b.json", work_dir=tmp_path)
-    options.apply(cfg)
-    dump, coco = cfg.test_evaluator
-    assert dump.keys() == {"type", "out_file_path"} and coco.metric == ["bbox"]
-    assert coco.outfile_prefix == str(tmp_path / "b")
-    cfg.test_evaluator = dump
-    with pytest.raises(UserError, match=r"^metrics: .*got DumpDetResults"):
-        run_options.TestOptions(metrics=["bbox"], work_dir=tmp_path).apply(cfg)
 
 
 def test_a_config_without_hooks(tmp_path):
@@ -108,12 +85,3 @@ def test_options_for_a_dictionary_and_what_is_in_it(tmp_path):
     assert cfg.model == dict(type="RetinaNet", test_cfg=dict(max_per_img=3, a=1, b=2), test=3)
     options = {"model": {"_delete_": True, "type": "ATSS"}}
     assert [read_config_file(file, options).model for _ in range(2)] == [{"type": "ATSS"}] * 2
-
-
-def test_the_test_pipeline_of_a_detector_in_json(tmp_path):
-    file = tmp_path / "detector.json"
-    file.write_text(json_config.write(read_config_file(PLAIN)))
-    with pytest.raises(UserError, match=r"test_pipeline.1.scale: expected a setting"):
-        read_config_file(file, {"test_pipeline.1.scale": (5, 5)})
-    cfg = read_config_file(file, {"test_dataloader.dataset.pipeline.1.scale": (5, 5)})
-    assert cfg.test_dataloader.dataset.pipeline[1].scale == (5, 5)

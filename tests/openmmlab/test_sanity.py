@@ -16,7 +16,7 @@ from dcnzoo.openmmlab.runs import sanity
 from dcnzoo.utils.errors import UserError
 
 from ..crash import assert_same
-from ..training import WITHOUT_VALIDATION, Model, make_runner, small_detector
+from ..training import Model, make_runner, small_detector
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,6 @@ def test_mistakes_are_named_and_the_repaired_config_trains_in_the_same_folder(co
         assert not [*work.glob("*.pth")], name
     dcnzoo.train(config, work_dir=work)
     assert (work / "epoch_1.pth").exists()
-
-
-def test_a_mistake_in_the_validation_says_how_to_train_without_the_check(config, tmp_path):
-    options = {**NO_FILES, "train_cfg.val_begin": 9}
-    with pytest.raises(UserError, match=r"sanity=False trains without this check$"):
-        dcnzoo.train(config, work_dir=tmp_path, cfg_options=options)
-    dcnzoo.train(config, work_dir=tmp_path, cfg_options=options, sanity=False)
-    assert (tmp_path / "epoch_1.pth").exists()
 
 
 def results(work):
@@ -182,8 +174,3 @@ def test_the_check_leaves_metrics_buffers_and_generators_as_they_were(tmp_path):
     sanity.predict_one(runner)
     assert own.results == own.seen == [] and runner.model.count == 0 and runner.model.training
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_ranks_without_a_picture_and_trainings_without_a_validation(tmp_path):
-    sanity.predict_one(make_runner(tmp_path, "nothing", values=(), val_evaluator=Evaluator([Own()])))
-    sanity.predict_one(make_runner(tmp_path, "none", **WITHOUT_VALIDATION))

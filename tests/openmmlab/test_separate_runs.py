@@ -13,8 +13,7 @@ import torch._dynamo  # an optimizer imports it; here, forked processes need not
 from mmengine.config import DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.registry import HOOKS, VISBACKENDS, DefaultScope
-from mmengine.visualization import BaseVisBackend
+from mmengine.registry import HOOKS, DefaultScope
 
 import dcnzoo
 import dcnzoo.zoo.training
@@ -33,37 +32,10 @@ TRAININGS = (
 )
 
 
-@VISBACKENDS.register_module()
-class OneRun(BaseVisBackend):
-    """Like wandb: until it is closed, a process has one run, whose folder does not change."""
-
-    run = None
-
-    def __init__(self, save_dir):
-        super().__init__(save_dir)
-        OneRun.run = OneRun.run or Path(save_dir)
-
-    def _init_env(self):
-        pass
-
-    def add_scalar(self, *args, **kwargs):
-        (self.run / "one_run").touch()
-
-    add_scalars = add_config = add_graph = add_image = add_scalar
-
-    @property
-    def experiment(self):
-        return self
-
-    def close(self):
-        OneRun.run = None
-
-
 def train(root, name, arguments, **more):
     epochs = arguments.get("epochs", 1)
     texts = [text.partition("=") for text in settings(root.parent / "data", 4, 2, epochs)[1:]]
     options = {key: DictAction._parse_iterable(value) for key, _, value in texts}
-    options["visualizer.vis_backends"] = [{"type": "LocalVisBackend"}, {"type": "OneRun"}]
     options["randomness"] = {"seed": 3}
     dcnzoo.train(PLAIN, work_dir=root / name, cfg_options={**options, **more}, **arguments)
 
@@ -153,7 +125,6 @@ def test_an_interrupted_training_leaves_nothing_open(tmp_path):
     changed = {"randomness": {"seed": 3, "deterministic": True}, "env_cfg.cudnn_benchmark": True}
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, "interrupted", {}, custom_hooks=[{"type": "InterruptHook"}], **changed)
-    assert OneRun.run is None
     assert DefaultScope.get_current_instance() is scope and MMLogger.get_current_instance() is logger
     assert not torch.are_deterministic_algorithms_enabled()
     assert not (torch.backends.cudnn.deterministic or torch.backends.cudnn.benchmark)
