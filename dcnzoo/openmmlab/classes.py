@@ -12,7 +12,7 @@ from torch import Size
 
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.config.deformable import arguments
-from dcnzoo.openmmlab.config.tree import LOADERS, class_of, datasets, dicts
+from dcnzoo.openmmlab.config.tree import LOADERS, class_of, dicts, inner_data_sets
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import counted
 
@@ -26,7 +26,7 @@ def data_sets(cfg: Mapping) -> Iterator[tuple[str, Mapping, dict]]:
     """Yield every data set's loader, config and declared metainfo."""
     for loader in LOADERS:
         outer = cfg[loader].get("dataset") if isinstance(cfg.get(loader), Mapping) else None
-        for dataset in datasets(outer) if isinstance(outer, Mapping) else ():
+        for dataset in inner_data_sets(outer) if isinstance(outer, Mapping) else ():
             yield loader, dataset, declared_metainfo(dataset)
 
 
@@ -39,7 +39,7 @@ def declared_metainfo(dataset: Mapping) -> dict:
 
 def metainfo(dataset: Mapping) -> dict:
     """Return a data set's metainfo, if possible without building it: that may read or generate files."""
-    dataset = next(datasets(dataset))
+    dataset = next(inner_data_sets(dataset))
     declared = declared_metainfo(dataset)
     if declared.get("classes") or "type" not in dataset or DATASETS.get(dataset["type"]) is None:
         return declared
@@ -137,7 +137,7 @@ def require_order(loader: Mapping | None, names: object, source: str | os.PathLi
         loader: settings of the data loader, if there is one.
         names: of the classes in the file; None if it has none.
     """
-    data = declared_metainfo(next(datasets(loader["dataset"]))).get("classes") if loader else None
+    data = declared_metainfo(next(inner_data_sets(loader["dataset"]))).get("classes") if loader else None
     if isinstance(data, list | tuple) and isinstance(names, list | tuple):
         require_equal(data, names, source, order_only=True)
 

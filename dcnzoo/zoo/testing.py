@@ -13,7 +13,7 @@ from typing import Any
 
 from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.openmmlab.config.tree import datasets
+from dcnzoo.openmmlab.config.tree import inner_data_sets
 from dcnzoo.openmmlab.options import TestOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
@@ -133,7 +133,7 @@ def reproduce(
         row = {
             "model": listed.id if listed else str(model),
             **compare(measured, listed),
-            "data": next(datasets(recipe.cfg.test_dataloader.dataset)).ann_file,
+            "data": next(inner_data_sets(recipe.cfg.test_dataloader.dataset)).ann_file,
             "images": images,
             "checkpoint": weights.name,
             "sha256": verify(weights, "sha256:").removeprefix("sha256:"),
@@ -152,7 +152,7 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
         UserError: the annotations are missing or empty, or the test set is not a single data set.
     """
     cfg = copy.deepcopy(recipe.cfg)
-    tested = list(datasets(cfg.test_dataloader.dataset))
+    tested = list(inner_data_sets(cfg.test_dataloader.dataset))
     if len(tested) != 1 or "ann_file" not in tested[0]:
         raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
     (dataset,) = tested

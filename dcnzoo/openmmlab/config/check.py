@@ -111,12 +111,12 @@ def wrong_evaluator_files(cfg: Mapping, parts: Sequence[str]) -> Iterator[Findin
                 yield Finding(f"{part}_evaluator.ann_file", text)
 
 
-def _same_images(*files: str) -> bool:
+def _same_images(file: str, other: str) -> bool:
     """Whether COCO files have the same images. A file that cannot be read is reported when it is loaded."""
-    if len(set(map(os.path.realpath, files))) == 1:
+    if os.path.realpath(file) == os.path.realpath(other):
         return True
     try:
-        contents = [read_json(Path(file)) for file in files]
+        contents = [read_json(Path(path)) for path in (file, other)]
         images = [{(image["id"], image["file_name"]) for image in content["images"]} for content in contents]
     except (InvalidAnnotation, LookupError, TypeError):
         return True

@@ -33,9 +33,8 @@ def config_errors(cfg: Config, part: str = "") -> Iterator[None]:
         raise
     except Exception as error:
         if disk_is_full(error):
-            raise UserError(
-                f"work_dir: {cfg.get('work_dir')} cannot be written: {one_line(error)}"
-            ) from error
+            text = f"work_dir: {cfg.get('work_dir')} cannot be written: {one_line(error)}"
+            raise UserError(text) from error
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         key = _built(cfg, frames)
         text = message(error) if key else describe(error)
@@ -56,13 +55,13 @@ def _built(cfg: Config, frames: list[FrameType]) -> str:
         for built in [value for name, value in frame.f_locals.items() if name in _BUILT]:
             if isinstance(built, Mapping):
                 # the next one is inside the last one, except for the data set of a loop
-                inner = _search(node, path, built) or ("." not in path and _search(settings, "", built))
+                inner = _find_like(node, path, built) or ("." not in path and _find_like(settings, "", built))
                 path, node = inner or (path, node)
     return path
 
 
-def _search(node: object, path: str, built: Mapping) -> tuple[str, dict] | None:
-    """Return the dictionary that is, apart from what the builder has added, the one being built."""
+def _find_like(node: object, path: str, built: Mapping) -> tuple[str, dict] | None:
+    """Return the path of the dictionary of a config with the plain values of one being built, and itself."""
     for inner, candidate in dicts(node, path):
         # mmengine takes out the priority of a hook
         values = ((key, value) for key, value in candidate.items() if key != "priority")

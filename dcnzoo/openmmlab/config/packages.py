@@ -1,4 +1,4 @@
-"""Resolve ``_base_ = 'dcnzoo::…'`` and ``'mmdet::…'`` without ``pkg_resources``.
+"""Names in configs that lead to packages: ``_base_ = 'mmdet::…'``, without ``pkg_resources``; and types.
 
 mmengine has a fixed list of packages with configs and locates them by ``pkg_resources``, which setuptools
 81 removed and which gives a wrong path after ``pip install -e``. It also reads all metafiles of the package
@@ -13,7 +13,6 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import registry
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.openmmlab.config.paths import without_templates
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
 
@@ -49,25 +48,3 @@ def types_import_no_modules(changes: Changes) -> None:
         return get_object(name) if "." in name else None
 
     changes.wrap(registry, "get_object_from_string", named)
-
-
-def config_text(changes: Changes) -> None:
-    """Format a config once, not for every checkpoint, and without templates.
-
-    mmengine turns a Ctrl-C meanwhile into SyntaxError.
-    """
-    original = Config.pretty_text.fget
-    last: dict[str, str] = {}
-
-    def pretty_text(self: Config) -> str:
-        if (content := repr(self._cfg_dict)) not in last:
-            last.clear()
-            try:
-                last[content] = without_templates(original(self))
-            except SyntaxError as error:
-                if isinstance(error.__context__, KeyboardInterrupt):
-                    raise error.__context__ from None
-                raise
-        return last[content]
-
-    changes.set(Config, "pretty_text", property(pretty_text))

@@ -1,4 +1,4 @@
-"""Paths in the configs that dcnzoo writes: relative to the config's folder, so that both can be moved."""
+"""The text of configs that are written. Paths are relative to its folder, so that both can be moved."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.files import read_beside
 
 _CONFIG = r"^(_base_ *=|model *= *(dict\(|\{)|with read_base\()"
@@ -56,3 +57,25 @@ def is_config(path: Path) -> bool:
 def without_templates(text: str) -> str:
     """Spell braces in the text of a config so that names of classes and files do not become templates."""
     return text.replace("{{", r"{\x7b")
+
+
+def config_text(changes: Changes) -> None:
+    """Format a config once, not for every checkpoint, and without templates.
+
+    mmengine turns a Ctrl-C meanwhile into SyntaxError.
+    """
+    original = Config.pretty_text.fget
+    last: dict[str, str] = {}
+
+    def pretty_text(self: Config) -> str:
+        if (content := repr(self._cfg_dict)) not in last:
+            last.clear()
+            try:
+                last[content] = without_templates(original(self))
+            except SyntaxError as error:
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                raise
+        return last[content]
+
+    changes.set(Config, "pretty_text", property(pretty_text))

@@ -63,11 +63,11 @@ def registered(registry: Registry | None) -> ChainMap[str, object]:
     return ChainMap(*maps)
 
 
-def datasets(node: Mapping) -> Iterator[Any]:
+def inner_data_sets(node: Mapping) -> Iterator[Any]:
     """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
     inner = [node["dataset"]] if "dataset" in node else node.get("datasets") or []
     for dataset in inner if isinstance(inner, list | tuple) else ():
         if isinstance(dataset, Mapping):
-            yield from datasets(dataset)
+            yield from inner_data_sets(dataset)
     if not inner:
         yield node

@@ -52,13 +52,14 @@ def _is_class(kind: object) -> bool:
 def _names(scope: str) -> dict[object, str]:
     """Return the name of each class in the registries, and of each function in ``mmcv.ops``."""
     names: dict[object, str] = {getattr(mmcv.ops, name): name for name in mmcv.ops.__all__}
-    for registry in [each for each in vars(root).values() if isinstance(each, Registry)]:
-        children = registry.children
+    for parent in [value for value in vars(root).values() if isinstance(value, Registry)]:
+        children = parent.children
         if scope in children:
             children[scope].import_from_location()
-        for each in (registry, *children.values()):
-            for name, kind in each.module_dict.items():
-                first = children[scope].module_dict.get(name) if scope in children else None
-                same = each.scope == scope or (each is registry and first in (None, kind))
-                names[kind] = name if same else f"{each.scope}.{name}"
+        own = children[scope].module_dict if scope in children else {}
+        for registered in (parent, *children.values()):
+            for name, kind in registered.module_dict.items():
+                # the short name leads to the class, as the scope's own or, without one, as the parent's
+                is_short = registered.scope == scope or (registered is parent and own.get(name, kind) is kind)
+                names[kind] = name if is_short else f"{registered.scope}.{name}"
     return names | replaced

@@ -11,7 +11,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
-from dcnzoo.openmmlab.config.tree import datasets
+from dcnzoo.openmmlab.config.tree import inner_data_sets
 
 TTA_MODEL = {
     "type": "InstanceTTAModel",
@@ -59,7 +59,7 @@ class InstanceTTAModel(DetTTAModel):
 
 def use_test_time_augmentation(cfg: Config) -> None:
     """Wrap the model and the test pipeline. The config's ``tta_*`` settings take precedence."""
-    parts = list(datasets(cfg.test_dataloader.dataset))
+    parts = list(inner_data_sets(cfg.test_dataloader.dataset))
     if "tta_pipeline" not in cfg:
         flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
         pack = {"type": "PackDetInputs", "meta_keys": TTA_META_KEYS}

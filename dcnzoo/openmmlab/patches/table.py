@@ -13,7 +13,8 @@ from mmengine.device import get_device
 
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
-from dcnzoo.openmmlab.config.packages import config_text, inherit_from_packages, types_import_no_modules
+from dcnzoo.openmmlab.config.packages import inherit_from_packages, types_import_no_modules
+from dcnzoo.openmmlab.config.paths import config_text
 from dcnzoo.openmmlab.patches import models
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
 
