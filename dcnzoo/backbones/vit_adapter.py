@@ -508,8 +508,8 @@ class ViTAdapter(Refuses, nn.Module):
             if i != 2:
                 shape = levels[i].shape[-2:]
                 tokens = F.interpolate(tokens, size=shape, mode="bilinear", align_corners=False)
-            stride, whole = 4 * 2**i, getattr(self, f"norm{i + 1}")(levels[i] + tokens)
-            outputs.append(whole[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
+            stride, level = 4 * 2**i, getattr(self, f"norm{i + 1}")(levels[i] + tokens)
+            outputs.append(level[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
         return tuple(outputs)
 
 

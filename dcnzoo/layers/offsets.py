@@ -171,18 +171,18 @@ def offset_parameter_groups(
     features = (getattr(module, "offset_features", None) for module in model.modules())
     predictors += [module for module in features if isinstance(module, nn.Module)]  # prediction='separable'
     offsets = {id(parameter) for module in predictors for parameter in module.parameters()}
-    split, found = [], False
+    split, has_offsets = [], False
     for group in [{"params": model.parameters()}] if groups is None else groups:
         entries = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         options = {"lr": lr, **group}
         # an optimizer also takes named parameters, pairs
         is_offset = [id(entry[1] if isinstance(entry, tuple) else entry) in offsets for entry in entries]
-        found |= any(is_offset)
+        has_offsets |= any(is_offset)
         for chosen, factor in ((False, 1.0), (True, offset_lr_mult)):
             parameters = [entry for entry, its in zip(entries, is_offset, strict=True) if its is chosen]
             if parameters:
                 split.append({**options, "params": parameters, "lr": options["lr"] * factor})
-    if split and offsets and not found:
+    if split and offsets and not has_offsets:
         raise ValueError(
             "offset_parameter_groups: groups: expected parameters that predict offsets, got none of them: "
             "make the groups after the conversion"

@@ -15,7 +15,7 @@ class Refuses:
         raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     def _integers(self, name: str, value: Any, count: int = 1, least: int = 1) -> tuple[int, ...]:
-        """``count`` integers of at least ``least``, also NumPy's, of which one number stands for all."""
+        """``count`` integers of at least ``least``, also NumPy's; one number is the value of all."""
         values: tuple = tuple(value) if isinstance(value, Iterable) else (value,) * count
         if len(values) != count or not all(isinstance(v, Integral) and int(v) >= least for v in values):
             expected = "an integer" if count == 1 else f"an integer or {count} integers"

@@ -2,8 +2,8 @@
 
 A call passes, in this order, the function in ``deform_conv.py``, autocast and vmap in ``_transforms.py``, the
 derivatives in ``_autograd.py``, and ``choose.py``, which chooses among the kernels: the libraries that
-``_library.py`` loads, ``fused/`` and ``reference.py``. All that torch is told about an operator is in its
-record (``operator.py``), below its function; ``register.py`` registers it.
+``_library.py`` loads, ``fused/`` and ``reference.py``. The record of an operator (``operator.py``),
+below its function, has all that ``register.py`` registers with torch.
 """
 
 from ._library import cpu_capability as cpu_capability

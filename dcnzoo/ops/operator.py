@@ -1,4 +1,4 @@
-"""The record of an operator: all that torch, the kernels and the FLOP counters are told about it."""
+"""The record of an operator: what is registered with torch, its other kernels, and its FLOPs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -162,7 +162,7 @@ def modulated_deform_conv_backward(input, weight, offset, mask, grad_output, wit
 
 def masked_im2col_forward(
     im: Tensor,  # [1, C, H, W]
-    mask_h_idx: Tensor,  # [n], the output's pixels that are wanted
+    mask_h_idx: Tensor,  # [n], the output's pixels to compute
     mask_w_idx: Tensor,  # [n]
     col: Tensor,  # [C·kernel_h·kernel_w, n], written: what the kernel covers there
     kernel_h: int,

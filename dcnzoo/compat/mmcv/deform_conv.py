@@ -85,8 +85,7 @@ def as_read(values: Tensor, name: str, size: tuple[int, ...]) -> Tensor:
     mmcv's kernels read the memory of each image as ``(channels, *size)`` with the output's ``size``, whatever
     the tensor's shape is. MMDetection's DyHead depends on this: some of its offsets come from a finer level
     than its input, and its published checkpoints were trained with the values at these memory addresses, not
-    with a crop. As in mmcv, a larger tensor therefore stands for the first ``channels · size`` values of each
-    image.
+    with a crop. As in mmcv, the first ``channels · size`` values of each image are read from a larger tensor.
 
     Raises:
         RuntimeError: the tensor is smaller (mmcv reads past its end).
