@@ -6,17 +6,14 @@ from pathlib import Path
 
 from dcnzoo.data.coco_file import KEYS, Annotation, CocoFile, Image, mask_of
 from dcnzoo.data.dataset import TOLERANCE, checked_rle
-from dcnzoo.data.files import InvalidAnnotation
-from dcnzoo.data.pictures import image_size
+from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
 
 FAR = 1_000_000  # pixels; pycocotools crashes at much larger coordinates
 # what MMDetection does with annotations whose problem does not stop a training: the kinds of the findings
 UNKNOWN = "are skipped: their images are not in the file"
-BESIDE = "are skipped: their boxes have no area in the image"
-SMALL = "are skipped: their boxes are narrower or lower than a pixel"
-EMPTY = "are skipped: they have no area"
+EMPTY = "are skipped: they are no pixel wide or high in the image, or have no area"
 UNMASKED = "are ignored: they have no segmentation"
 OUTSIDE = "are used: their boxes reach out of the image"
 
@@ -91,21 +88,17 @@ def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, mas
         return problem
     if entry.ignore:  # by MMDetection, too
         return None
-    expected = "expected a box and an area in {:g} × {:g} pixels, got {} and {}"
-    if min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0):
-        return expected.format(*size, box, area), BESIDE
-    if min(width, height) < 1:
-        return expected.format(*size, box, area), SMALL
-    if area <= 0:
-        return expected.format(*size, box, area), EMPTY
-    if max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE:
-        return expected.format(*size, box, area), OUTSIDE
-    return None
+    text = f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}"
+    is_beside = min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0)
+    if is_beside or min(width, height) < 1 or area <= 0:
+        return text, EMPTY
+    is_outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
+    return (text, OUTSIDE) if is_outside else None
 
 
 def _problem_of_mask(entry: Annotation, size: Size) -> tuple[str, str] | None:
     try:
-        mask = mask_of(entry.segmentation, strict=True)
+        mask = mask_of(entry.segmentation)
         if isinstance(mask, dict):
             checked_rle(mask, int(size[1]), int(size[0]))
             return None

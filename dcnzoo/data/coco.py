@@ -7,7 +7,7 @@ from pathlib import Path
 from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image, mask_of
 from dcnzoo.data.dataset import Dataset, turned_box
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
-from dcnzoo.data.tree import ALL, Reader, Tree, by_split
+from dcnzoo.data.tree import Reader, Tree, by_split
 from dcnzoo.utils.text import few, short
 
 TRUE = (1, True, "1", "true", "True")
@@ -35,9 +35,7 @@ class Coco(Reader):
         return reader if reader.files else None
 
     def groups(self) -> dict[str, list[Path]]:
-        """Return the files of each split."""
-        if len(self.files) == 1:
-            return {ALL: [*self.files]}
+        """Return the files of each split, by their names and folders."""
         return by_split({file: self.tree.split_of(file, own=True) for file in self.files})
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
@@ -109,17 +107,11 @@ def _add(entry: Annotation, names: Mapping[str, str], dataset: Dataset) -> None:
         raise InvalidAnnotation("expected an annotation, got a prediction: it has a score")
     if (name := names.get(str(entry.category_id))) is None:
         raise InvalidAnnotation(f"category_id: expected that of a category, got {short(entry.category_id)}")
-    crowd = int(entry.iscrowd in TRUE or entry.ignore in TRUE)
-    try:
-        mask, is_usual = mask_of(entry.segmentation, strict=True), True
-    except InvalidAnnotation:
-        mask, is_usual = mask_of(entry.segmentation), False
+    crowd, mask = int(entry.iscrowd in TRUE or entry.ignore in TRUE), mask_of(entry.segmentation)
     if isinstance(mask, dict):
         return dataset.add_rle(name, mask, crowd)
-    polygons = [part for part in mask or () if len(part) > 4]  # of two points: a box, or nothing
-    if polygons:
-        is_usual = is_usual and mask == polygons
-        return _add_polygons(name, polygons, entry, is_usual, crowd, dataset)
+    if mask and any(mask):
+        return _add_polygons(name, mask, entry, crowd, dataset)
     if entry.bbox is None or len(entry.bbox) != 4:
         raise InvalidAnnotation(f"bbox: expected x, y, width, height, got {short(entry.bbox)}")
     x, y, width, height = entry.bbox
@@ -131,14 +123,14 @@ def _add(entry: Annotation, names: Mapping[str, str], dataset: Dataset) -> None:
 
 
 def _add_polygons(
-    name: str, polygons: list[list[float]], entry: Annotation, is_usual: bool, crowd: int, dataset: Dataset
+    name: str, polygons: list[list[float]], entry: Annotation, crowd: int, dataset: Dataset
 ) -> None:
     """Add an object with the stated box and area and the text of its mask, if these are in the picture.
 
-    Else, and if the text is not in the usual form, the box and the area are those of the polygons.
+    Else the box and the area are those of the polygons.
     """
-    if any(len(part) % 2 for part in polygons):
-        raise InvalidAnnotation(f"segmentation: expected pairs of x and y, got {short(polygons)}")
+    if any(len(part) < 6 or len(part) % 2 for part in polygons):
+        raise InvalidAnnotation(f"segmentation: expected at least 3 pairs x, y, got {short(polygons)}")
     values = polygons[0] if len(polygons) == 1 else [*chain(*polygons)]
     xs, ys = values[::2], values[1::2]
     x1, x2, y1, y2 = min(xs), max(xs), min(ys), max(ys)
@@ -151,7 +143,7 @@ def _add_polygons(
             raise InvalidAnnotation(f"bbox: expected the box of the polygons, {expected}, got {box}")
         width, height = dataset.size
         is_inside = min(x1, y1, left, top) >= 0 and max(x2, right) <= width and max(y2, bottom) <= height
-        if is_inside and is_usual and entry.area and entry.area > 0:
+        if is_inside and entry.area and entry.area > 0:
             return dataset.add(name, box, entry.area, crowd, entry.segmentation)
     points = [[*zip(part[::2], part[1::2], strict=True)] for part in polygons]
     dataset.add_polygons(name, points, crowd)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from dcnzoo.data.files import InvalidAnnotation, decode_json, explain, read_json
+from dcnzoo.data.files import InvalidAnnotation, decode_json, read_json
 
 KEYS = ("images", "annotations", "categories")
 _NOTHING = msgspec.Raw(b"null")
@@ -101,31 +101,26 @@ class CocoFile:
             try:
                 yield number, decode(raw)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                yield number, InvalidAnnotation(explain(error))
+                yield number, InvalidAnnotation(str(error))
 
 
 def _is_list(raw: msgspec.Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b"["
 
 
-_decoders = {strict: msgspec.json.Decoder(list[list[float]], strict=strict) for strict in (True, False)}
+_decode_mask = msgspec.json.Decoder(list[list[float]] | dict[str, Any] | str | None).decode
 
 
-def mask_of(raw: msgspec.Raw, strict: bool = False) -> dict[str, Any] | list[list[float]] | None:
+def mask_of(raw: msgspec.Raw) -> dict[str, Any] | list[list[float]] | None:
     """Decode a segmentation: polygons, or a dictionary of run-length encoding; None if it is empty.
-
-    Args:
-        strict: texts for numbers, and one polygon without the outer list, as VIA writes it, are errors.
 
     Raises:
         InvalidAnnotation: it is something else.
     """
     try:
-        return _decoders[strict].decode(raw) or None
-    except msgspec.MsgspecError as error:
-        value = decode_json(raw, Any)
-        if isinstance(value, dict) or not value:
-            return value or None
-        if not strict and isinstance(value, list) and not isinstance(value[0], list):
-            return [decode_json(raw, list[float])]
-        raise InvalidAnnotation(f"segmentation{explain(error)}") from None
+        mask = _decode_mask(raw) or None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidAnnotation(f"segmentation: {error}") from None
+    if isinstance(mask, str):
+        raise InvalidAnnotation(f"segmentation: expected polygons or RLE, got {mask!r}")
+    return mask

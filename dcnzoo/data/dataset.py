@@ -5,20 +5,19 @@ Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from pycocotools import mask as coco_mask
 
-from dcnzoo.data.files import InvalidAnnotation
-from dcnzoo.data.pictures import image_size
-from dcnzoo.utils.errors import UserError
+from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.utils.files import writing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
@@ -46,12 +45,6 @@ class ReadOptions:
     skip_invalid: bool = False
     classes: tuple[str, ...] = ()
 
-    def require_data(self, data: object) -> None:
-        """Raise UserError if an option is set without data."""
-        set_options = [key for key, value in vars(self).items() if value != getattr(ReadOptions, key)]
-        if data is None and set_options:
-            raise UserError(f"{set_options[0]}: expected data, got none")
-
 
 class Object(msgspec.Struct, gc=False):
     """An annotated object; ``segmentation`` is COCO's, or its JSON text."""
@@ -65,9 +58,9 @@ class Object(msgspec.Struct, gc=False):
 
     def entry(self, number: int, labels: Mapping[str, int]) -> dict[str, Any]:
         """Return COCO's annotation."""
-        entry = {"id": number, "image_id": self.picture, "category_id": labels[self.name], "bbox": self.bbox}
         mask = [] if self.segmentation is None else self.segmentation
-        return {**entry, "area": self.area, "iscrowd": self.iscrowd, "segmentation": mask}
+        ids = {"id": number, "image_id": self.picture, "category_id": labels[self.name]}
+        return {**ids, "bbox": self.bbox, "area": self.area, "iscrowd": self.iscrowd, "segmentation": mask}
 
 
 @dataclass(eq=False)
@@ -207,22 +200,16 @@ class Dataset:
             "info": {"description": f"written by dcnzoo {__version__}"},
             "categories": [{"id": number, "name": name} for name, number in labels.items()],
         }
+        encode = msgspec.json.Encoder().encode
         with writing(out) as opened:
-            opened.write(msgspec.json.encode(head)[:-1])
+            opened.write(encode(head)[:-1])
             for key, entries in (("images", images), ("annotations", annotations)):
                 opened.write(b',\n"%b":[' % key.encode())
-                opened.writelines(_parts(entries))
+                for number, entry in enumerate(entries):  # one by one: a list of all would take gigabytes
+                    opened.write((b",\n" if number else b"\n") + encode(entry))
                 opened.write(b"]")
             opened.write(b"}\n")
         self.file = out
-
-
-def _parts(entries: Iterable[Any], size: int = 10_000) -> Iterator[bytes]:
-    """Yield the JSON text of a long list, without its brackets, in parts."""
-    entries, start = iter(entries), b""
-    while part := [*islice(entries, size)]:
-        yield start + msgspec.json.encode(part)[1:-1]
-        start = b",\n"
 
 
 def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
@@ -243,22 +230,20 @@ def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     return {"size": size, "counts": compressed["counts"].decode()}
 
 
+# a number in COCO's compressed encoding: five bits in each character, the lowest first; P to o: more follow
+_NUMBER = re.compile("[P-o]{0,6}[0-O]")
+
+
 def _decode_counts(text: str) -> list[int]:
     """Return the numbers in COCO's compressed run-length encoding, as ``rleFrString`` of pycocotools does."""
+    if _NUMBER.sub("", text):
+        raise ValueError("counts: expected complete numbers in characters from 0 to o")
     numbers: list[int] = []
-    value = shift = 0
-    for code in text.encode("ascii"):
-        code -= 48
-        if not 0 <= code < 64 or shift > 30:
-            raise ValueError("counts: expected characters from 0 to o")
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:  # the last part of a number; its highest bit is the sign
-            value -= (code & 16) << shift - 4
-            numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("counts: the last number is not complete")
+    for digits in _NUMBER.findall(text):
+        value = sum((ord(digit) - 48 & 31) << 5 * place for place, digit in enumerate(digits))
+        if ord(digits[-1]) - 48 & 16:  # the highest bit is the sign
+            value -= 1 << 5 * len(digits)
+        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))  # a difference from the third on
     return numbers
 
 

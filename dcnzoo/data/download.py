@@ -1,5 +1,6 @@
 """Data sets to download: addresses, checksums, and the preparation of small data sets."""
 
+import filecmp
 import shutil
 import tempfile
 import zipfile
@@ -45,9 +46,7 @@ def _fruits_nuts(source: Path, out: Path) -> None:
     for name in ("train", "val"):
         own = [file for file in pool.sizes if (file.name in validation) == (name == "val")]
         pool.select(own).write(out / f"{name}.json")
-    (out / "images").mkdir()
-    for file in pool.sizes:
-        shutil.copy(file, out / "images")
+    shutil.copytree(source / "data" / "images", out / "images")
 
 
 # Data set → URL of its archive, and a function of two folders: it reads the unpacked archive from the first
@@ -68,8 +67,6 @@ SMALL: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 def unpack(archive: Path, folder: str | Path, force: bool = False) -> list[str]:
     """Extract a zip file; return the names of its files. ``zipfile`` keeps all names inside ``folder``.
 
-    Each file is complete or absent: it is renamed to its name when it is complete.
-
     Args:
         force: replace files with another content.
 
@@ -88,14 +85,15 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> list[str]:
             members = [member for member in opened.infolist() if not member.is_dir()]
             for member in track(members, f"unpacking {archive.name}"):
                 extracted = Path(opened.extract(member, partial))
-                names.append(str(extracted.relative_to(partial)))
-                target = folder / names[-1]
-                if target.is_file() and not force and zlib.crc32(target.read_bytes()) != member.CRC:
+                name = str(extracted.relative_to(partial))
+                target = folder / name
+                if target.is_file() and not (force or filecmp.cmp(target, extracted, shallow=False)):
                     raise UserError(
                         f"{target}: expected no file, or that of {archive}; force=True replaces it"
                     )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 extracted.replace(target)
+                names.append(name)
     # the last two: a password, an unknown compression method
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{archive}: expected a zip file to unpack to {folder}: {error}") from error
@@ -114,8 +112,7 @@ def prepare(name: str, archive: Path, out: Path) -> None:
         try:  # the archive has one folder, named after the repository
             (source,) = Path(folder).iterdir()
             SMALL[name][1](source, partial)
-        except (UserError, OSError, ValueError, LookupError, StopIteration) as error:
-            what = str(error) or "a file is missing"
+        except (UserError, OSError, ValueError) as error:
             raise UserError(
-                f"{archive}: expected {name} in it ({what}); delete the file to download it again"
+                f"{archive}: expected {name}, got {error}; delete the file and try again"
             ) from error

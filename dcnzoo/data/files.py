@@ -1,16 +1,18 @@
-"""Text and JSON files of annotations, in any encoding."""
+"""Files of a data set: text and JSON in UTF-8, and the sizes of pictures."""
 
-import json
 import math
 import mmap
-import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from PIL import Image
 
 from dcnzoo.utils.text import short
+
+_ORIENTATION = 0x0112  # of EXIF
 
 
 class InvalidAnnotation(Exception):
@@ -18,27 +20,15 @@ class InvalidAnnotation(Exception):
 
 
 def read_text(file: Path) -> str:
-    """Read a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+    """Read a file in UTF-8, with or without a byte order mark.
 
     Raises:
         InvalidAnnotation: it has another encoding, or cannot be read.
     """
-    content = _map(file)
-    # the encoding by the byte order mark, or by the position of zero bytes
-    encoding = json.detect_encoding(content[:4])
     try:
-        return str(content[:], encoding)
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        what = f"{error.reason} at {error.start}"
-        raise InvalidAnnotation(f"expected text in {encoding.upper()}, got {what}") from None
-
-
-def _map(file: Path) -> bytes | mmap.mmap:
-    if not os.path.isfile(file) and os.path.exists(file):  # reading a pipe would wait for its other end
-        raise InvalidAnnotation(f"expected a file, got a folder or pipe: {file}")
-    try:
-        with open(file, "rb") as opened:
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if os.path.getsize(file) else b""
+        raise InvalidAnnotation(f"expected text in UTF-8, got {error.reason} at {error.start}") from None
     except OSError as error:
         raise InvalidAnnotation(f"expected a readable file: {error.strerror}") from None
 
@@ -52,26 +42,20 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 def read_json(file: Path, kind: Any = Any) -> Any:
     """Decode a file, which stays mapped as long as a :class:`msgspec.Raw` of it exists."""
-    content = _map(file)
-    is_utf8 = json.detect_encoding(content[:4]) == "utf-8"
-    return decode_json(content if is_utf8 else read_text(file).encode(), kind)
+    try:
+        with open(file, "rb") as opened:
+            content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise InvalidAnnotation(f"expected JSON, got a file that cannot be mapped: {error}") from None
+    return decode_json(memoryview(content)[len(BOM_UTF8) :] if content[:3] == BOM_UTF8 else content, kind)
 
 
 def decode_json(content: bytes | mmap.mmap | msgspec.Raw, kind: Any) -> Any:
     """Decode JSON to a type of msgspec; raise InvalidAnnotation if it is not JSON, or of another type."""
     try:
         return msgspec.json.decode(content, type=kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise InvalidAnnotation(explain(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidAnnotation(f"expected JSON: {error}") from None
-
-
-def explain(error: Exception) -> str:
-    """Return msgspec's message with the key in front: ``bbox[2]: expected `float`, got `str```."""
-    text, _, path = str(error).partition(" - at `$")
-    key = path.rstrip("`").lstrip(".")
-    return f"{key}: {text[:1].lower()}{text[1:]}" if key else f"{text[:1].lower()}{text[1:]}"
+        raise InvalidAnnotation(f"JSON: {error}") from None
 
 
 def finite(text: str, field: str) -> float:
@@ -87,3 +71,19 @@ def finite(text: str, field: str) -> float:
     if not math.isfinite(value):
         raise InvalidAnnotation(f"{field}: expected a finite number, got {short(text)}")
     return value
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Return (width, height) of a picture as a training loads it: turned by its EXIF orientation.
+
+    Raises:
+        InvalidAnnotation: it does not exist, or is no picture.
+    """
+    try:
+        with Image.open(file) as image:
+            exif = Image.Exif()
+            if image.format != "AVIF":  # OpenCV turns it by its own property
+                exif.load(image.info.get("exif", b""))
+            return image.size[::-1] if exif.get(_ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InvalidAnnotation(f"expected a picture at {file}: {error}") from None

@@ -1,16 +1,9 @@
 """Read LabelMe's JSON files, also those of AnyLabeling and X-AnyLabeling."""
 
-import base64
-import io
 import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
-from pycocotools import mask as coco_mask
 
 from dcnzoo.data.coco_file import CocoFile
 from dcnzoo.data.dataset import Dataset, Polygon
@@ -56,13 +49,8 @@ def _add(shapes: list[dict], dataset: Dataset) -> None:
     if not isinstance(label, str) or not label.strip():
         raise InvalidAnnotation(f"label: expected a name, got {short(label)}")
     try:
-        if all(shape.get("shape_type") == "mask" for shape in shapes):
-            mask = np.any([_mask(shape, dataset.size) for shape in shapes], axis=0)
-            rle: Any = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-            dataset.add_rle(label.strip(), {"size": rle["size"], "counts": rle["counts"].decode()})
-        else:
-            dataset.add_polygons(label.strip(), [*map(_outline, shapes)])
-    except (LookupError, TypeError, ValueError, OSError) as error:
+        dataset.add_polygons(label.strip(), [*map(_outline, shapes)])
+    except (LookupError, TypeError, ValueError) as error:
         raise InvalidAnnotation(f"expected a shape with points, got {short(shapes[0])}: {error}") from None
 
 
@@ -78,17 +66,4 @@ def _outline(shape: dict) -> Polygon:
         steps = [2 * math.pi * step / 64 for step in range(64)]
         return [(x + radius * math.cos(step), y + radius * math.sin(step)) for step in steps]
     got = f"{short(kind)} of {len(points)} points"
-    raise InvalidAnnotation(f"expected a polygon, rectangle, circle or mask, got {got}")
-
-
-def _mask(shape: dict, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
-    """Return a mask of the picture; ``mask`` is an image of the region between the two points."""
-    part = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))).convert("L")) > 0
-    (x, y), _ = ((round(a), round(b)) for a, b in shape["points"])
-    width, height = size
-    if not (x >= 0 and y >= 0 and x + part.shape[1] <= width and y + part.shape[0] <= height):
-        got = f"{part.shape[1]} × {part.shape[0]} at {(x, y)}"
-        raise InvalidAnnotation(f"expected a mask in {width} × {height} pixels, got {got}")
-    mask = np.zeros((height, width), bool)
-    mask[y : y + part.shape[0], x : x + part.shape[1]] = part
-    return mask
+    raise InvalidAnnotation(f"expected a polygon, rectangle or circle, got {got}")

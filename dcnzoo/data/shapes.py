@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,6 @@ class ShapesSpec:
     strokes: int = 3
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name, least in {"train": 1, "val": 1, "max_instances": 1, "stretch": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"ShapesSpec: {name}: expected ≥ {least}, got {getattr(self, name)}")
-        if not 0 < self.min_radius <= self.max_radius <= self.size / 2:
-            raise ValueError(
-                "ShapesSpec: expected 0 < min_radius ≤ max_radius ≤ size / 2, "
-                f"got {self.min_radius}, {self.max_radius}, {self.size} / 2"
-            )
-
 
 def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool:
     """Write the data set to ``root``, unless the same one is already there.
@@ -80,16 +70,12 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
     Raises:
         FileExistsError: ``root`` contains shapes with other parameters, or other files.
     """
-    spec = spec or ShapesSpec()
-    root = Path(root)
+    root, spec = Path(root), spec or ShapesSpec()
     record = {"version": VERSION, **dataclasses.asdict(spec)}
     if read_beside(root / SPEC_FILE, json.loads) == record:
         return False
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
-        raise FileExistsError(
-            f"{root}: expected an empty folder, none, or one that make_shapes has written with the same "
-            "parameters, got another; remove it or choose another folder"
-        )
+        raise FileExistsError(f"{root}: expected no files, or those of make_shapes with the same parameters")
     with replacing(root) as partial:
         (partial / "annotations").mkdir(parents=True)
         for split in SPLITS:
@@ -202,16 +188,10 @@ def _background(rng: np.random.Generator, spec: ShapesSpec) -> np.ndarray:
         noise = rng.normal(0, spec.texture / 2, (cells, cells, 3))
         image += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
     image += rng.normal(0, 6, image.shape)
-    for stroke in _strokes(rng, spec):
-        _paint(image, stroke, rng.uniform(60, 220, 3), rng)
-    return image
-
-
-def _strokes(rng: np.random.Generator, spec: ShapesSpec) -> Iterator[np.ndarray]:
-    """Yield thin bent lines as clutter.  # each [size, size], 0 to 1"""
-    size = spec.size
-    for _ in range(rng.integers(0, spec.strokes, endpoint=True)):
+    for _ in range(rng.integers(0, spec.strokes, endpoint=True)):  # thin bent lines
         line = np.stack([np.linspace(-1, 1, 24), np.zeros(24)], 1) * rng.uniform(0.2, 0.6)
         line = _bend(line, rng, 0.3) @ _rotation(rng).T * size / 2 + rng.uniform(0, size, 2)
         thickness = int(rng.integers(1, 2, endpoint=True))
-        yield _cover(cv2.polylines, line, size, False, 255, thickness)
+        cover = _cover(cv2.polylines, line, size, False, 255, thickness)
+        _paint(image, cover, rng.uniform(60, 220, 3), rng)
+    return image

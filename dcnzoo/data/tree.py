@@ -76,6 +76,7 @@ class Tree:
         root: the folder of the data.
         files: below the root.
         pictures: below the root; if there are none, below the folder above, as beside COCO's ``annotations``.
+        splits: what each folder of pictures states.
     """
 
     def __init__(self, root: Path) -> None:
@@ -89,15 +90,12 @@ class Tree:
         for picture in self.pictures:
             self._by_stem[normal(picture.stem)].append(picture)
         below = {folder: folder.relative_to(self._base).parts for folder in {p.parent for p in self.pictures}}
-        self._splits = {folder: split_of(reversed(parts)) for folder, parts in below.items()}
+        self.splits = {folder: split_of(reversed(parts)) for folder, parts in below.items()}
 
     def split_of(self, file: Path, own: bool = False) -> str:
         """Return the split that a file's folders state; with ``own``, first the one of its name."""
         names = [*reversed(file.relative_to(self.root).parent.parts)]
         return split_of([file.stem, *names] if own else names)
-
-    def split_of_picture(self, picture: Path) -> str:
-        return self._splits[picture.parent]
 
     def picture(self, name: str, beside: Path, split: str = "", any_ending: bool = False) -> Path:
         """Find the picture of an annotation.
@@ -123,7 +121,7 @@ class Tree:
             picture
             for picture in self._by_stem.get(stem, ())
             if (any_ending or normal(picture.suffix) == ending)
-            and not (split and self.split_of_picture(picture) not in ("", split))
+            and not (split and self.splits[picture.parent] not in ("", split))
         ]
         if len(pictures) > 1:
             ranks = [self._rank(picture, above, beside, split) for picture in pictures]
@@ -140,7 +138,7 @@ class Tree:
             equal += 1
         below = {*map(normal, picture.relative_to(self._base).parts)}
         common = os.path.commonpath([picture.absolute(), beside.absolute()])
-        states = self.split_of_picture(picture) == split
+        states = self.splits[picture.parent] == split
         return picture.parent == beside, equal, states, bool(_OF_PICTURES & below), len(Path(common).parts)
 
 

@@ -61,9 +61,7 @@ class Voc(Reader):
         listed = []
         for number, line in read_lines(listing):
             *above, last = normal(line.strip('"')).split("/")
-            # with an ending; or of VOC's lists of a class, with 1 or -1 behind it
-            stems = (last, Path(last).stem, last.rpartition(" ")[0].strip())
-            files = next(filter(None, map(by_stem.get, stems)), [])
+            files = by_stem.get(last) or by_stem.get(Path(last).stem) or []  # with an ending
             if len(files) > 1:  # cam1/0001 and cam2/0001
                 files = [f for f in files if [*map(normal, f.parts)][-1 - len(above) : -1] == above]
             if len(files) != 1:
@@ -73,7 +71,7 @@ class Voc(Reader):
         return listed
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add the pictures and objects of XML files.
+        """Add the objects of XML files and the pictures with their names; ``<filename>`` is not read.
 
         A box includes the pixels ``xmin`` and ``xmax``, counted from 1: 1 and 3 become x 0 and width 3.
         Difficult objects become crowds, which training and evaluation ignore.
@@ -85,19 +83,12 @@ class Voc(Reader):
                 size = root.find("size")
                 sides = () if size is None else ("width", "height")
                 stated = tuple(int(_number(root, f"size/{side}")) for side in sides)
-                dataset.add_picture(self._picture(file, root), stated or None)
+                name = file.relative_to(self.tree.root).with_suffix("").as_posix()
+                picture = self.tree.picture(name, file.parent, self.tree.split_of(file), any_ending=True)
+                dataset.add_picture(picture, stated or None)
                 for number, thing in enumerate(root.iter("object"), 1):
                     with dataset.refusing(f"{file}: object {number}"):
                         self._add(thing, dataset)
-
-    def _picture(self, file: Path, root: Element) -> Path:
-        """Return the picture with the name of the file, else the one that the file names."""
-        split = self.tree.split_of(file)
-        try:
-            stem = "/".join(file.relative_to(self.tree.root).with_suffix("").parts)
-            return self.tree.picture(stem, file.parent, split, any_ending=True)
-        except InvalidAnnotation:
-            return self.tree.picture(root.findtext("filename") or "", file.parent, split)
 
     def _add(self, thing: Element, dataset: Dataset) -> None:
         name, box = (thing.findtext("name") or "").strip(), thing.find("bndbox")

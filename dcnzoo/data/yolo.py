@@ -1,5 +1,6 @@
 """Read YOLO's text files, with boxes or polygons."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Yolo(Reader):
             pictures = self.tree.pictures
             labelled = {picture.parent for picture in pictures if self.label_of(picture)}
             own = [picture for picture in pictures if picture.parent in labelled]
-            return by_split({picture: self.tree.split_of_picture(picture) for picture in own})
+            return by_split({picture: self.tree.splits[picture.parent] for picture in own})
         splits: dict[str, list[Path]] = {}
         for key, places in self._keys.items():
             if key in WORDS and places:
@@ -117,13 +118,10 @@ class Yolo(Reader):
 
     def label_of(self, picture: Path) -> Path | None:
         """Return ``labels/a.txt`` of ``images/a.jpg``, or the text file beside the picture."""
-        folders, parts = [picture.parent], picture.parent.parts
-        for number in range(len(parts) - 1, -1, -1):
-            if parts[number].lower() in ("images", "jpegimages"):
-                names = ("labels", "Labels", "LABELS")
-                folders = [Path(*parts[:number], name, *parts[number + 1 :]) for name in names] + folders
-                break
-        stem = normal(picture.stem)
+        stem, folders = normal(picture.stem), [picture.parent]
+        if parts := re.fullmatch("(.*/|)(?:jpeg)?images(/.*|)", picture.parent.as_posix(), re.IGNORECASE):
+            names = ("labels", "Labels", "LABELS")
+            folders = [*(Path(f"{parts[1]}{name}{parts[2]}") for name in names), picture.parent]
         return next((file for folder in folders if (file := self._texts(folder).get(stem))), None)
 
     def _texts(self, folder: Path) -> dict[str, Path]:

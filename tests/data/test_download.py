@@ -135,7 +135,7 @@ def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
         shutil.rmtree(out)
         server.files["/x.zip"] = zipped({"other/file": ""})
         message = error_of("data", "download", "--dataset-name", name, "--out", out)
-        assert f"expected {name} in it" in message
+        assert f"expected {name}, got" in message
         assert not out.exists()
         server.files["/x.zip"] = archive
         next(out.parent.glob("*.zip")).unlink()

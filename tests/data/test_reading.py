@@ -1,7 +1,5 @@
 """What is refused, and how objects are read."""
 
-import base64
-import io
 import json
 import unicodedata
 
@@ -12,8 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dcnzoo.data.dataset import Dataset, ReadOptions
-from dcnzoo.data.files import InvalidAnnotation
-from dcnzoo.data.pictures import image_size
+from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.data.preparation import read_data, read_splits
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
@@ -139,26 +136,19 @@ def test_entities_are_no_danger(tmp_path):
 
 def test_shapes_of_labelme(tmp_path):
     draw(tmp_path, 1)
-    mask = io.BytesIO()
-    Image.fromarray(np.full((3, 4), 255, np.uint8)).save(mask, "PNG")
     shapes = [
         {"label": "a", "shape_type": "polygon", "points": [[2, 2], [12, 2], [12, 8]]},
         {"label": "b", "shape_type": "circle", "points": [[20, 20], [25, 20]]},
         {"label": "c", "shape_type": "rectangle", "points": [[9, 9], [4, 4]], "group_id": 1},
         {"label": "c", "shape_type": "rectangle", "points": [[20, 4], [29, 9]], "group_id": 1},
-        {
-            "label": "d",
-            "shape_type": "mask",
-            "points": [[5, 6], [8, 8]],
-            "mask": base64.b64encode(mask.getvalue()).decode(),
-        },
     ]
     write(tmp_path / "0000.json", {"imagePath": "0000.jpg", "shapes": shapes})
     boxes = {name: [round(value) for value in box] for name, box, _ in objects(tmp_path)}
-    assert boxes == {"a": [2, 2, 10, 6], "b": [15, 15, 10, 10], "c": [4, 4, 25, 5], "d": [5, 6, 4, 3]}
-    shapes[0] |= {"shape_type": "line"}
-    write(tmp_path / "0000.json", {"imagePath": "0000.jpg", "shapes": shapes})
-    refused(tmp_path, "0000.json: 'a'", "line")
+    assert boxes == {"a": [2, 2, 10, 6], "b": [15, 15, 10, 10], "c": [4, 4, 25, 5]}
+    for kind in ("line", "mask"):
+        shapes[0] |= {"shape_type": kind}
+        write(tmp_path / "0000.json", {"imagePath": "0000.jpg", "shapes": shapes})
+        refused(tmp_path, "0000.json: 'a'", kind)
     write(tmp_path / "0000.json", {"imagePath": "else.jpg", "shapes": shapes})
     refused(tmp_path, "else.jpg")
 
@@ -188,6 +178,8 @@ def test_masks_of_coco(tmp_path):
         ({"image_id": 9}, "image_id"),
         ({"score": 0.5}, "prediction"),
         ({"segmentation": {"size": [4, 4], "counts": "52"}}, "RLE"),
+        ({"segmentation": [3, 4, 23, 4, 23, 24, 3, 24]}, "segmentation"),
+        ({"segmentation": [[3, 4, 20, 20]]}, "3 pairs"),
     ],
 )
 def test_entries_of_coco(tmp_path, entry, words):
@@ -259,9 +251,6 @@ def test_a_box_of_voc_that_cvat_has_turned(tmp_path, angle, expected):
     [
         {"iscrowd": "0", "bbox": ["3", "4", "20.0", "20"], "area": "400"},
         {"segmentation": ""},
-        {"segmentation": [3, 4, 23, 4, 23, 24, 3, 24]},
-        {"segmentation": [3, 4, 20, 20]},
-        {"segmentation": [[3, 4, 20, 20]]},
         {"segmentation": [[]]},
         {"segmentation": {}},
         {"segmentation": [[3, 4, 23, 4, 23, 24, 3, 24]], "bbox": [0, 0, 0, 0], "area": 0},
@@ -324,7 +313,7 @@ def test_each_side_clips(tmp_path, corners, expected):
             dataset.add_box("fig", corners)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_encodings(tmp_path, encoding):
     files = {
         "YOLO": {"data.yaml": "train: .\nnames: [date, Feige ü]\n", "a.txt": "1 0.5 0.5 0.25 0.4\n"},
@@ -341,12 +330,13 @@ def test_encodings(tmp_path, encoding):
             '"Feige ü"}], "annotations": [{"image_id": 1, "category_id": 1, "bbox": [22.5, 12, 15, 16]}]}'
         },
     }
-    if encoding in ("utf-16-le", "utf-16-be", "utf-32"):  # XML allows UTF-16 with a byte order mark only
-        del files["Pascal VOC"]
     for kind, texts in files.items():
         draw(tmp_path / kind, ["a.jpg"])
         for name, text in texts.items():
             (tmp_path / kind / name).write_bytes(text.replace("\n", "\r\n").encode(encoding))
+        if encoding == "utf-16" and kind != "Pascal VOC":  # XML states its encoding
+            refused(tmp_path / kind, kind)
+            continue
         assert [(name, box) for name, box, _ in objects(tmp_path / kind)] == [("Feige ü", [22.5, 12, 15, 16])]
 
 
