@@ -63,18 +63,16 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
 @command.command
 @click.argument("file", type=FILE, callback=_options.existing)
 @option("--images", type=EXISTING_FOLDER, help="Folder of the images, whose sizes are compared.")
-@option("--classes", type=_options.Names(), help="Classes in a config's metainfo: a,b,c or a file.")
-def check(file: Path, images: Path | None, classes: list[str] | None) -> None:
+def check(file: Path, images: Path | None) -> None:
     """Check the COCO file FILE; exit with status 1 if it has problems.
 
     \b
     examples:
       dcnzoo data check train.json --images images
     """
-    from dcnzoo.data.check import UNMASKED, problems_of, wrong_with_classes
-    from dcnzoo.data.coco_file import KEYS, Category, CocoFile
+    from dcnzoo.data.check import UNMASKED, problems_of
+    from dcnzoo.data.coco_file import KEYS, CocoFile
     from dcnzoo.data.files import InvalidAnnotation
-    from dcnzoo.utils.findings import Finding
 
     try:
         content = CocoFile(file)
@@ -83,10 +81,6 @@ def check(file: Path, images: Path | None, classes: list[str] | None) -> None:
     problems = [*problems_of(content, masks=True, images=images)]
     if sum(problem.kind == UNMASKED for problem in problems) == len(content.annotations):  # only boxes
         problems = [problem for problem in problems if problem.kind != UNMASKED]
-    categories = (each for _, each in content.entries("categories", strict=True))
-    names = [str(each.name) for each in categories if isinstance(each, Category)]
-    if classes and (text := wrong_with_classes(names, classes)):
-        problems.insert(0, Finding("categories", text))
     print(", ".join(counted(len(getattr(content, key)), key) for key in KEYS))
     print_findings(problems, f"{file}: ")
     print(counted(len(problems), "problems") if problems else "no problems")

@@ -1,7 +1,7 @@
 """What stops or spoils a training in a COCO file, of which MMDetection says nothing."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from dcnzoo.data.coco_file import KEYS, Annotation, CocoFile, Image, mask_of
@@ -109,15 +109,4 @@ def _problem_of_mask(entry: Annotation, size: Size) -> tuple[str, str] | None:
     for part in mask:
         if len(part) < 6 or len(part) % 2 or max(map(abs, part)) > FAR:
             return f"segmentation: expected polygons of at least 3 points, got {short(part)}", ""
-    return None
-
-
-def wrong_with_classes(names: Sequence[str], classes: Sequence[str]) -> str | None:
-    """Explain why a file's categories do not fit a config's classes; None if they do. The order matters."""
-    missing = [name for name in classes if name not in names]
-    common = [name for name in names if name in classes]
-    if missing:
-        return f"expected the classes {few(classes)}, missing {few(missing)}, got {few(names)}"
-    if common != list(classes):
-        return f"expected the classes in the order {few(classes)}, got {few(common)}"
     return None

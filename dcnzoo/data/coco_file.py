@@ -48,13 +48,6 @@ class Annotation(msgspec.Struct, gc=False):
 _KINDS: dict[str, Any] = dict(zip(KEYS, (Image, Annotation, Category), strict=True))
 
 
-class _Keys(msgspec.Struct):
-    images: msgspec.Raw = _NOTHING
-    annotations: msgspec.Raw = _NOTHING
-    categories: msgspec.Raw = _NOTHING
-    shapes: msgspec.Raw = _NOTHING
-
-
 class CocoFile:
     """A COCO file, or another file of JSON.
 
@@ -65,14 +58,13 @@ class CocoFile:
 
     def __init__(self, file: str | Path) -> None:
         """Map a file; raise InvalidAnnotation if it is no JSON."""
-        kinds = _Keys | list[msgspec.Raw] | str | float | bool | None
+        kinds = dict[str, msgspec.Raw] | list[msgspec.Raw] | str | float | bool | None
         content = read_json(Path(file), kinds)
-        keys = content if isinstance(content, _Keys) else _Keys()
-        self.is_labelme = _is_list(keys.shapes)
-        self._is_complete = _is_list(keys.images) and _is_list(keys.annotations)
+        lists = {key: raw for key, raw in content.items() if _is_list(raw)} if type(content) is dict else {}
+        self.is_labelme = "shapes" in lists
+        self._is_complete = "images" in lists and "annotations" in lists
         self.images, self.annotations, self.categories = (
-            decode_json(raw, list[msgspec.Raw]) if _is_list(raw) else []
-            for raw in (keys.images, keys.annotations, keys.categories)
+            decode_json(lists[key], list[msgspec.Raw]) if key in lists else [] for key in KEYS
         )
 
     def __deepcopy__(self, memo: dict) -> "CocoFile":

@@ -24,7 +24,6 @@ from dcnzoo.utils.progress import track, waiting
 from dcnzoo.utils.text import columns, counted, cut, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
-_SHOWN = 20  # classes
 ACCEPTED = "YOLO's data.yaml, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
 
 
@@ -101,12 +100,12 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
     if data.is_dir() and is_of_training(data):
         raise UserError(f"data: expected annotated pictures, got the work directory of a training, {data}")
     files = [data] if data.is_file() else tree.files
-    json, unread = dict[Path, CocoFile](), list[UserError]()
+    json = dict[Path, CocoFile]()
     for file in track([file for file in files if file.suffix.lower() == ".json"], "reading"):
         try:
             json[file] = CocoFile(file)
         except InvalidAnnotation as error:
-            unread.append(UserError(f"{file}: {error}"))
+            raise UserError(f"{file}: {error}") from None
     is_of_yolo = data.is_file() and (data.suffix in DESCRIPTIONS or data.name in CLASSES)
     yolo = Yolo.find(tree, data if is_of_yolo else None) if is_of_yolo or data.is_dir() else None
     voc = Voc.find(tree, files)
@@ -114,8 +113,6 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
     if len(readers) > 1:
         seen = ", ".join(f"{each.name} ({next(iter(each.files))})" for each in readers)
         raise UserError(f"data: expected one format in {data}, found {seen}: name the file or folder of one")
-    if unread and readers not in ([yolo], [voc]):
-        raise unread[0]
     if readers and options.zero_based and not voc:
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {readers[0].name}")
     if readers:
@@ -126,9 +123,8 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
         raise UserError(
             f"data: expected annotations, got predictions: they have a score, in {few(scored, 2)}"
         )
-    endings = Counter(file.suffix.lower() or "without ending" for file in files).most_common(5)
-    seen = ", ".join(f"{number} {ending}" for ending, number in endings) or "nothing"
-    raise UserError(f"data: expected {ACCEPTED}, got {data} with {seen}; most tools can export COCO")
+    got = f"{data} with {counted(len(files), 'files')}, such as {few(files, 1)}"
+    raise UserError(f"data: expected {ACCEPTED}, got {got}; most tools can export COCO")
 
 
 def _require_objects(name: str, split: Dataset) -> None:
@@ -203,8 +199,5 @@ def _table_of_classes(splits: Mapping[str, Dataset]) -> list[str]:
     """Return lines with the number of objects of each class by split."""
     numbers = {name: split.per_class for name, split in splits.items()}
     names = [*next(iter(numbers.values()))]
-    rows = [(cut(name), *(str(each[name]) for each in numbers.values())) for name in names[:_SHOWN]]
-    lines = [f"          {line}" for line in columns([("class", *numbers), *rows], numbers=True)]
-    if len(names) > _SHOWN:
-        lines.append(f"          and {len(names) - _SHOWN} more")
-    return lines
+    rows = [(cut(name), *(str(each[name]) for each in numbers.values())) for name in names]
+    return [f"          {line}" for line in columns([("class", *numbers), *rows], numbers=True)]

@@ -22,12 +22,9 @@ class Voc(Reader):
 
     @classmethod
     def find(cls, tree: Tree, files: list[Path]) -> "Voc | None":
-        """Return the reader, if there are files of VOC; then any XML with the name of a picture is read."""
-        xml = [file for file in files if file.suffix.lower() == ".xml"]
-        own = {file for file in xml if _is_voc(file)}
-        stems = {normal(picture.stem) for picture in tree.pictures} if own else set()
-        xml = [file for file in xml if file in own or normal(file.stem) in stems]
-        return cls(tree, xml) if own else None
+        """Return the reader, if there are files of VOC."""
+        own = [file for file in files if file.suffix.lower() == ".xml" and _is_voc(file)]
+        return cls(tree, own) if own else None
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by the lists ``ImageSets/Main/train.txt`` …, else by folders."""

@@ -149,12 +149,10 @@ class Yolo(Reader):
         dataset.sources += [self.file, *used]
         folders = {label.parent for label in used}
         others = sorted({text for folder in folders for text in self._texts(folder).values()} - used.keys())
-        if strays := [text for text in others if _is_label(text)]:
-            what = f"{counted(len(strays), 'labels')} without a picture ({few(strays, 2)})"
-            if dataset.unlabelled:
-                pictures = f"{counted(len(dataset.unlabelled), 'pictures')} ({few(dataset.unlabelled, 2)})"
-                raise UserError(f"data: expected a label of each picture, got {pictures} without, and {what}")
-            self.notes.append(f"{what}, not used")
+        if dataset.unlabelled and (strays := [text for text in others if _is_label(text)]):
+            pictures = f"{counted(len(dataset.unlabelled), 'pictures')} ({few(dataset.unlabelled, 2)})"
+            labels = f"{counted(len(strays), 'labels')} without a picture ({few(strays, 2)})"
+            raise UserError(f"data: expected a label of each picture, got {pictures} without, and {labels}")
 
 
 def _keys_of(file: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_two_formats_are_refused(tmp_path):
 
 def test_nothing_is_refused(tmp_path):
     draw(tmp_path, 3)
-    refused(tmp_path, "data.yaml", "3 .jpg")
+    refused(tmp_path, "data.yaml", "3 files")
 
 
 def test_files_beside_splits_are_refused(tmp_path):

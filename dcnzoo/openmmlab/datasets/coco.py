@@ -24,7 +24,7 @@ from mmengine.fileio import get_local_path, load
 from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.data.check import UNMASKED, problems_of, wrong_with_classes
+from dcnzoo.data.check import UNMASKED, problems_of
 from dcnzoo.data.coco_file import KEYS, CocoFile
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
@@ -92,8 +92,11 @@ def _require_usable(file: str, content: CocoFile, masks: bool) -> list[Finding]:
 
 
 def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) -> None:
-    if classes and (problem := wrong_with_classes(names, classes)):
-        raise UserError(f"{file}: categories: {problem}, as in metainfo")
+    """Raise UserError unless a file has the classes of metainfo in their order; it may have others, too."""
+    common = [name for name in names if name in classes] if classes else []
+    if common != list(classes or ()):
+        what = "in this order" if sorted(common) == sorted(classes) else "as in metainfo"
+        raise UserError(f"{file}: categories: expected {few(classes)} {what}, got {few(names)}")
 
 
 def _log(text: str, level: int = logging.WARNING) -> None:
