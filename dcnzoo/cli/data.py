@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import EXISTING_FOLDER, FILE, FOLDER, option
+from dcnzoo.cli._options import FILE, FOLDER, option
 from dcnzoo.cli._terminal import print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
@@ -24,7 +24,7 @@ def command() -> None:
     \b
     examples:
       dcnzoo data convert fruits fruits_coco
-      dcnzoo data check fruits_coco/train.json --images fruits
+      dcnzoo data check fruits_coco/train.json
     """
 
 
@@ -62,13 +62,14 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
 
 @command.command
 @click.argument("file", type=FILE, callback=_options.existing)
-@option("--images", type=EXISTING_FOLDER, help="Folder of the images, whose sizes are compared.")
-def check(file: Path, images: Path | None) -> None:
-    """Check the COCO file FILE; exit with status 1 if it has problems.
+def check(file: Path) -> None:
+    """Check the COCO file FILE for what MMDetection cannot use; exit with status 1 if it has problems.
+
+    The pictures are not opened: `dcnzoo data convert FILE OUT` also compares their sizes.
 
     \b
     examples:
-      dcnzoo data check train.json --images images
+      dcnzoo data check train.json
     """
     from dcnzoo.data.check import UNMASKED, problems_of
     from dcnzoo.data.coco_file import KEYS, CocoFile
@@ -78,7 +79,7 @@ def check(file: Path, images: Path | None) -> None:
         content = CocoFile(file)
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
-    problems = [*problems_of(content, masks=True, images=images)]
+    problems = [*problems_of(content, masks=True)]
     if sum(problem.kind == UNMASKED for problem in problems) == len(content.annotations):  # only boxes
         problems = [problem for problem in problems if problem.kind != UNMASKED]
     print(", ".join(counted(len(getattr(content, key)), key) for key in KEYS))

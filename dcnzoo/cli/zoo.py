@@ -46,10 +46,7 @@ def command() -> None:
 @option("--measured", is_flag=True, help="List only models that dcnzoo measured.")
 @AS_JSON
 def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> None:
-    """List models, with WORDS only those whose names or paper contain all of them.
-
-    Column *here*: the weights are on this machine, or to be downloaded, or there are none.
-    """
+    """List models, with WORDS only those whose names or paper contain all of them."""
     from dcnzoo import zoo
 
     named = zoo.search(words)
@@ -66,13 +63,14 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
     if as_json:
         print(json.dumps([_known(*each) for each in models.items()], indent=2))
         return
-    rows: list[Sequence[str]] = [("name", "box AP", "mask AP", "deformable", "here", "figures")]
+    rows: list[Sequence[str]] = [("name", "box AP", "mask AP", "deformable", "weights", "figures")]
     for model, operators in models.items():
         text = ", ".join(f"{operator} ({part})" for part, operator in operators.items())
         for source in model.sources() or [""]:
             figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
             origin = source.partition(" (")[0]  # published or measured; `zoo info` prints the whole
-            rows.append([printable(str(cell)) for cell in (model.name, *figures, text, _here(model), origin)])
+            cells = (model.name, *figures, text, "yes" if model.weights else "–", origin)
+            rows.append([printable(str(cell)) for cell in cells])
     print_columns(rows)
     print(counted(len(models), "models"), file=sys.stderr)
 
@@ -102,28 +100,18 @@ def info(name: str, as_json: bool) -> None:
 def download(names: tuple[str, ...], out: Path | None) -> None:
     """Download and verify the weights of models; print their paths."""
     from dcnzoo import zoo
+    from dcnzoo.utils.fetch import checksum_in_name
 
     for model in [zoo.find(name) for name in names]:  # finds all names before the first download
         path = zoo.download(model.id, out)
         print(path, flush=True)
-        if zoo.checksum_in_name(path.name) is None:
+        if checksum_in_name(path.name) is None:
             print(f"{path.name}: not checked: no checksum is known", file=sys.stderr)
 
 
 def _known(model: Model, operators: Mapping[str, str]) -> dict:
-    return {
-        "id": model.id,
-        **dataclasses.asdict(model),
-        "config": str(model.config),
-        "deformable": operators,
-        "here": _here(model),
-    }
-
-
-def _here(model: Model) -> str:
-    from dcnzoo.zoo.index import is_downloaded
-
-    return "weights" if is_downloaded(model) else "download" if model.weights else "no weights"
+    known = {"id": model.id, **dataclasses.asdict(model)}
+    return {**known, "config": str(model.config), "deformable": operators}
 
 
 def _text(value: object) -> str:

@@ -2,15 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
-from dcnzoo.data.coco_file import KEYS, Annotation, CocoFile, Image, mask_of
+from dcnzoo.data.coco_file import FAR, KEYS, Annotation, CocoFile, Image, mask_of
 from dcnzoo.data.dataset import TOLERANCE, checked_rle
-from dcnzoo.data.files import InvalidAnnotation, image_size
+from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
 
-FAR = 1_000_000  # pixels; pycocotools crashes at much larger coordinates
 # what MMDetection does with annotations whose problem does not stop a training: the kinds of the findings
 UNKNOWN = "are skipped: their images are not in the file"
 EMPTY = "are skipped: they are no pixel wide or high in the image, or have no area"
@@ -20,7 +18,7 @@ OUTSIDE = "are used: their boxes reach out of the image"
 Size = tuple[float, float]
 
 
-def problems_of(content: CocoFile, masks: bool = False, images: Path | None = None) -> Iterator[Finding]:
+def problems_of(content: CocoFile, masks: bool = False) -> Iterator[Finding]:
     """Yield the problems of a COCO file.
 
     One that ``stops`` makes a training impossible or wrong. Of the others, ``kind`` says what MMDetection
@@ -28,7 +26,6 @@ def problems_of(content: CocoFile, masks: bool = False, images: Path | None = No
 
     Args:
         masks: whether the masks are used.
-        images: folder of the pictures, whose sizes are compared.
     """
     ids: dict[str, Counter] = {key: Counter() for key in KEYS}
     names, sizes = Counter[str](), dict[int, Size]()
@@ -43,8 +40,10 @@ def problems_of(content: CocoFile, masks: bool = False, images: Path | None = No
                     text, kind = problem
                     yield Finding(f"annotation {entry.id}", text, kind=kind, stops=not kind)
             elif isinstance(entry, Image):
-                sizes[entry.id] = entry.width or 0, entry.height or 0
-                yield from _problem_of_image(entry, images)
+                size = sizes[entry.id] = entry.width or 0, entry.height or 0
+                if not entry.file_name or min(size) < 1:
+                    text = f"expected file_name, width and height, got {short(entry)}"
+                    yield Finding(f"image {entry.id}", text)
             elif isinstance(entry.name, str):
                 names[entry.name] += 1
             else:
@@ -55,19 +54,6 @@ def problems_of(content: CocoFile, masks: bool = False, images: Path | None = No
             yield Finding(key, f"id: expected each once, got {few(again, 3)} again")
     if twice := [name for name, times in names.items() if times > 1]:
         yield Finding("categories", f"name: expected each once, got {few(twice)} again")
-
-
-def _problem_of_image(image: Image, folder: Path | None) -> Iterator[Finding]:
-    size, where = (image.width, image.height), f"image {image.id}"
-    if not image.file_name or min(size[0] or 0, size[1] or 0) < 1:
-        yield Finding(where, f"expected file_name, width and height, got {short(image)}")
-    elif folder is not None:
-        try:
-            if (real := image_size(folder / image.file_name)) != size:
-                text = f"expected {real}, the width and height of its file, got {size}"
-                yield Finding(where, text, stops=False)
-        except InvalidAnnotation as error:
-            yield Finding(where, str(error), stops=False)
 
 
 def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, masks: bool) -> tuple | None:
@@ -101,12 +87,6 @@ def _problem_of_mask(entry: Annotation, size: Size) -> tuple[str, str] | None:
         mask = mask_of(entry.segmentation)
         if isinstance(mask, dict):
             checked_rle(mask, int(size[1]), int(size[0]))
-            return None
     except InvalidAnnotation as error:
         return str(error), ""
-    if mask is None:
-        return "segmentation: expected polygons or RLE, got none", UNMASKED
-    for part in mask:
-        if len(part) < 6 or len(part) % 2 or max(map(abs, part)) > FAR:
-            return f"segmentation: expected polygons of at least 3 points, got {short(part)}", ""
-    return None
+    return None if mask else ("segmentation: expected polygons or RLE, got none", UNMASKED)

@@ -53,8 +53,7 @@ class Coco(Reader):
             with dataset.refusing(f"{file}: images[{position}]"):
                 if isinstance(image, InvalidAnnotation):
                     raise image
-                stated = image.file_name or "/".join((image.coco_url or "").split("/")[-2:])
-                picture = self.tree.picture(stated, file.parent, split)
+                picture = self.tree.picture(image.file_name or "", file.parent, split)
                 dataset.add_picture(picture, (image.width, image.height))
                 for number in numbers[str(image.id)]:
                     try:  # a context for each of a million would take seconds
@@ -110,7 +109,7 @@ def _add(entry: Annotation, names: Mapping[str, str], dataset: Dataset) -> None:
     crowd, mask = int(entry.iscrowd in TRUE or entry.ignore in TRUE), mask_of(entry.segmentation)
     if isinstance(mask, dict):
         return dataset.add_rle(name, mask, crowd)
-    if mask and any(mask):
+    if mask:
         return _add_polygons(name, mask, entry, crowd, dataset)
     if entry.bbox is None or len(entry.bbox) != 4:
         raise InvalidAnnotation(f"bbox: expected x, y, width, height, got {short(entry.bbox)}")
@@ -129,8 +128,6 @@ def _add_polygons(
 
     Else the box and the area are those of the polygons.
     """
-    if any(len(part) < 6 or len(part) % 2 for part in polygons):
-        raise InvalidAnnotation(f"segmentation: expected at least 3 pairs x, y, got {short(polygons)}")
     values = polygons[0] if len(polygons) == 1 else [*chain(*polygons)]
     xs, ys = values[::2], values[1::2]
     x1, x2, y1, y2 = min(xs), max(xs), min(ys), max(ys)

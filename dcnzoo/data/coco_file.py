@@ -7,19 +7,20 @@ from typing import Any
 import msgspec
 
 from dcnzoo.data.files import InvalidAnnotation, decode_json, read_json
+from dcnzoo.utils.text import short
 
 KEYS = ("images", "annotations", "categories")
+FAR = 1_000_000  # pixels; pycocotools crashes at much larger coordinates
 _NOTHING = msgspec.Raw(b"null")
 
 
 class Image(msgspec.Struct, gc=False):
-    """An entry of ``images``. VIA writes ids as texts; LVIS has addresses in place of names."""
+    """An entry of ``images``. VIA writes ids as texts."""
 
     id: int | str | None = None
     file_name: str | None = None
     width: float | None = None
     height: float | None = None
-    coco_url: str | None = None
 
 
 class Category(msgspec.Struct, gc=False):
@@ -60,7 +61,8 @@ class CocoFile:
         """Map a file; raise InvalidAnnotation if it is no JSON."""
         kinds = dict[str, msgspec.Raw] | list[msgspec.Raw] | str | float | bool | None
         content = read_json(Path(file), kinds)
-        lists = {key: raw for key, raw in content.items() if _is_list(raw)} if type(content) is dict else {}
+        keys = content if isinstance(content, dict) else {}
+        lists = {key: raw for key, raw in keys.items() if bytes(memoryview(raw)[:1]) == b"["}
         self.is_labelme = "shapes" in lists
         self._is_complete = "images" in lists and "annotations" in lists
         self.images, self.annotations, self.categories = (
@@ -96,10 +98,6 @@ class CocoFile:
                 yield number, InvalidAnnotation(str(error))
 
 
-def _is_list(raw: msgspec.Raw) -> bool:
-    return bytes(memoryview(raw)[:1]) == b"["
-
-
 _decode_mask = msgspec.json.Decoder(list[list[float]] | dict[str, Any] | str | None).decode
 
 
@@ -113,6 +111,10 @@ def mask_of(raw: msgspec.Raw) -> dict[str, Any] | list[list[float]] | None:
         mask = _decode_mask(raw) or None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidAnnotation(f"segmentation: {error}") from None
-    if isinstance(mask, str):
-        raise InvalidAnnotation(f"segmentation: expected polygons or RLE, got {mask!r}")
-    return mask
+    if mask is None or isinstance(mask, dict):
+        return mask
+    for part in mask if any(mask) else ():
+        if isinstance(part, str) or len(part) < 6 or len(part) % 2 or max(map(abs, part)) > FAR:
+            expected = "polygons of at least 3 points, or RLE"
+            raise InvalidAnnotation(f"segmentation: expected {expected}, got {short(part)}")
+    return mask if any(mask) else None

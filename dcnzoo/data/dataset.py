@@ -137,8 +137,7 @@ class Dataset:
         pairs = zip(chain(*points), chain(*inside), strict=True)
         off = max(abs(old - new) for old, new in pairs)
         if not (self.clip or off <= TOLERANCE):
-            got = short([*points])
-            raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {got}")
+            raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {short(points)}")
         self.clipped += off > TOLERANCE
         return inside
 

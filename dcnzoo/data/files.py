@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dcnzoo.utils.text import short
-
-_ORIENTATION = 0x0112  # of EXIF
 
 
 class InvalidAnnotation(Exception):
@@ -84,6 +82,6 @@ def image_size(file: Path) -> tuple[int, int]:
             exif = Image.Exif()
             if image.format != "AVIF":  # OpenCV turns it by its own property
                 exif.load(image.info.get("exif", b""))
-            return image.size[::-1] if exif.get(_ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+            return image.size[::-1] if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidAnnotation(f"expected a picture at {file}: {error}") from None

@@ -1,6 +1,5 @@
 """Read LabelMe's JSON files, also those of AnyLabeling and X-AnyLabeling."""
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +28,8 @@ class LabelMe(Reader):
         for file in files:
             with dataset.refusing(file):
                 content = read_json(file)
-                picture = self.tree.picture(
-                    str(content.get("imagePath")), file.parent, self.tree.split_of(file)
-                )
+                name, split = str(content.get("imagePath")), self.tree.split_of(file)
+                picture = self.tree.picture(name, file.parent, split)
                 dataset.add_picture(picture, (content.get("imageWidth"), content.get("imageHeight")))
                 groups: dict[object, list[dict]] = defaultdict(list)
                 for number, shape in enumerate(content["shapes"]):
@@ -61,9 +59,5 @@ def _outline(shape: dict) -> Polygon:
     if len(points) == 2 and kind == "rectangle":
         (x1, y1), (x2, y2) = points
         return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-    if len(points) == 2 and kind == "circle":  # its centre and a point on it; 64 corners
-        (x, y), radius = points[0], math.dist(*points)
-        steps = [2 * math.pi * step / 64 for step in range(64)]
-        return [(x + radius * math.cos(step), y + radius * math.sin(step)) for step in steps]
     got = f"{short(kind)} of {len(points)} points"
-    raise InvalidAnnotation(f"expected a polygon, rectangle or circle, got {got}")
+    raise InvalidAnnotation(f"expected a polygon or rectangle, got {got}")

@@ -15,7 +15,7 @@ from dcnzoo.data.coco_file import CocoFile
 from dcnzoo.data.dataset import Dataset, ReadOptions
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.labelme import LabelMe
-from dcnzoo.data.tree import ALL, Tree, is_of_training
+from dcnzoo.data.tree import ALL, Reader, Tree, is_of_training
 from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import CLASSES, DESCRIPTIONS, Yolo
 from dcnzoo.utils.errors import UserError
@@ -24,7 +24,6 @@ from dcnzoo.utils.progress import track, waiting
 from dcnzoo.utils.text import columns, counted, cut, few
 
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
-ACCEPTED = "YOLO's data.yaml, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
 
 
 def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Dataset], list[str]]:
@@ -38,7 +37,7 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
     try:
         reader = _reader(data, tree, options)
         groups = reader.groups()
-        classes = dict.fromkeys(options.classes or (reader.classes if isinstance(reader, Yolo) else ()))
+        classes = dict.fromkeys(options.classes or reader.classes)
         splits = {name: Dataset(classes, bool(options.classes), options.clip) for name in groups}
         for name, split in splits.items():
             reader.read([*track(groups[name], f"reading {name}")], split)
@@ -91,7 +90,7 @@ def line_of(name: str, split: Dataset) -> str:
     return f"{name:8}  {numbers}{ignored}, {empty} without objects: {split.folder}"
 
 
-def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | LabelMe | Voc:
+def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
     """Return the reader of the one format of a folder or file.
 
     Raises:
@@ -108,7 +107,7 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
             raise UserError(f"{file}: {error}") from None
     is_of_yolo = data.is_file() and (data.suffix in DESCRIPTIONS or data.name in CLASSES)
     yolo = Yolo.find(tree, data if is_of_yolo else None) if is_of_yolo or data.is_dir() else None
-    voc = Voc.find(tree, files)
+    voc = Voc.find(tree, files, options.zero_based)
     readers = [each for each in (yolo, Coco.find(tree, json), LabelMe.find(tree, json), voc) if each]
     if len(readers) > 1:
         seen = ", ".join(f"{each.name} ({next(iter(each.files))})" for each in readers)
@@ -116,15 +115,12 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
     if readers and options.zero_based and not voc:
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {readers[0].name}")
     if readers:
-        if voc:
-            voc.zero_based = options.zero_based
         return readers[0]
     if scored := [file for file, content in json.items() if content.is_coco]:
-        raise UserError(
-            f"data: expected annotations, got predictions: they have a score, in {few(scored, 2)}"
-        )
+        raise UserError(f"data: expected annotations, got predictions with a score in {few(scored, 2)}")
+    expected = "YOLO's data.yaml, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
     got = f"{data} with {counted(len(files), 'files')}, such as {few(files, 1)}"
-    raise UserError(f"data: expected {ACCEPTED}, got {got}; most tools can export COCO")
+    raise UserError(f"data: expected {expected}, got {got}; most tools can export COCO")
 
 
 def _require_objects(name: str, split: Dataset) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
+from dcnzoo.data.dataset import Dataset
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
@@ -147,14 +148,20 @@ class Reader:
 
     Attributes:
         name: of the format.
+        classes: those that a file lists, in their order.
         files: that show the format.
         notes: lines for the user.
     """
 
     name = ""
+    classes: Sequence[str] = ()
 
     def __init__(self, tree: Tree, files: Sequence[Path]) -> None:
         self.tree, self.files, self.notes = tree, files, list[str]()
+
+    def read(self, files: list[Path], dataset: Dataset) -> None:
+        """Add the pictures and objects of files, or of pictures, to a data set."""
+        raise NotImplementedError
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by their folders."""

@@ -21,10 +21,13 @@ class Voc(Reader):
     zero_based = False
 
     @classmethod
-    def find(cls, tree: Tree, files: list[Path]) -> "Voc | None":
+    def find(cls, tree: Tree, files: list[Path], zero_based: bool) -> "Voc | None":
         """Return the reader, if there are files of VOC."""
-        own = [file for file in files if file.suffix.lower() == ".xml" and _is_voc(file)]
-        return cls(tree, own) if own else None
+        xml = [file for file in files if file.suffix.lower() == ".xml"]
+        own = [file for file in xml if b"<annotation>" in file.read_bytes().replace(b"\0", b"")]  # of UTF-16
+        reader = cls(tree, own)
+        reader.zero_based = zero_based
+        return reader if own else None
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by the lists ``ImageSets/Main/train.txt`` …, else by folders."""
@@ -104,12 +107,6 @@ class Voc(Reader):
                 x1, y1, x2, y2 = turned_box((x1, y1, x2, y2), angle, dataset.size)
         is_difficult = (thing.findtext("difficult") or "").strip().lower() in ("1", "true")
         dataset.add_box(name, (x1, y1, x2, y2), iscrowd=int(is_difficult))
-
-
-def _is_voc(file: Path) -> bool:
-    """Whether the first bytes of a file have VOC's outermost element."""
-    with open(file, "rb") as opened:
-        return b"<annotation>" in opened.read(4000).replace(b"\0", b"")
 
 
 def _parse(file: Path) -> Element:

@@ -88,8 +88,7 @@ class Yolo(Reader):
                 else:
                     self.notes.append(f"{self.file.name} names {short(places)} for {key}: no pictures there")
         if "train" not in splits:
-            got = short(self._keys["train"])
-            raise InvalidAnnotation(f"train: expected a folder or list with pictures, got {got}")
+            raise InvalidAnnotation(f"train: expected a folder or list, got {short(self._keys['train'])}")
         if "val" not in splits:
             splits[ALL] = splits.pop("train")
         return splits

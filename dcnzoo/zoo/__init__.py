@@ -3,23 +3,16 @@
 On the command line: ``dcnzoo zoo --help``.
 """
 
-from dcnzoo.utils.fetch import ChecksumError, DownloadError, checksum_in_name, verify
-from dcnzoo.utils.folders import cache_folder
 from dcnzoo.zoo.description import operators_of
 from dcnzoo.zoo.index import Model, Result, UnknownModelError, download, find, models, search
 
 __all__ = [
-    "ChecksumError",
-    "DownloadError",
     "Model",
     "Result",
     "UnknownModelError",
-    "cache_folder",
-    "checksum_in_name",
     "download",
     "find",
     "models",
     "operators_of",
     "search",
-    "verify",
 ]

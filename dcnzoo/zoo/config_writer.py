@@ -34,8 +34,8 @@ EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
 
 def write_settings(
     sources: Mapping[str, Dataset],
-    out: str | Path,
-    model: str | None = None,
+    out: Path,
+    model: str,
     changes: Mapping[str, object] | None = None,
 ) -> tuple[str, str | None]:
     """Write a config with all settings of a training on data that has been checked.
@@ -49,22 +49,15 @@ def write_settings(
     Returns:
         The model, and the weights from which the config starts.
     """
-    if Path(out).suffix != ".py":
-        raise UserError(f"out: expected a name that ends in .py, got {out}")
-    folder, classes = Path(out).parent, tuple(sources["train"].classes)
-    without = {source.file: source.without_mask for source in sources.values()}
-    if model is None:
-        model = BOXES if any(without.values()) else MASKS
+    folder, classes = out.parent, tuple(sources["train"].classes)
     model, address, config = _read_base(model, folder)
     before, changed = _number_of_classes(config, model), config.model.to_dict()
     set_number(changed, before, len(classes))
     if address:  # its weights replace those of the backbone
         for _, node in dicts(changed):
             _remove_weights(node)
-    different = _difference(config.model.to_dict(), changed)
-    settings: dict[str, object] = {"model": different} if different else {}
-    settings |= _data_settings(config, model, without, sources, folder)
-    settings |= {
+    settings = {
+        **_data_settings(config, model, sources, folder),
         "custom_imports": {"imports": IMPORTS, "allow_failed_imports": False},
         "classes": classes,
         "default_hooks": {"checkpoint": {"save_best": main_metric(config), "rule": "greater"}},
@@ -72,6 +65,7 @@ def write_settings(
     if address:
         settings["load_from"] = address
     usual = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
+    usual["model"] = changed
     written = Config(Config._merge_a_into_b(settings, usual))
     written.merge_from_dict(dict(changes or {}))
     _shorten_warm_up(written, len(sources["train"].sizes))
@@ -108,20 +102,17 @@ def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
 def _data_settings(
     config: Config,
     model: str,
-    without: Mapping[Path, int],  # file → number of objects without a mask
     sources: Mapping[str, Dataset],
     folder: Path,  # of the config
 ) -> dict[str, object]:
     """Return the settings of the loaders and evaluators."""
     _, learns_from = dataset_of(config, LOADERS[0])
     wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
-    for file, number in without.items():
-        if wants_masks and number:
-            raise UserError(
-                f"{file.name}: expected a mask of every object, since {model} learns from masks, found "
-                f"{counted(number, 'objects')} without one; "
-                f"{BOXES} or, for a CPU, {SMALL_BOXES} learns from boxes"
-            )
+    if wants_masks and (number := sum(source.without_mask for source in sources.values())):
+        raise UserError(
+            f"data: expected a mask of every object, since {model} learns from masks, got "
+            f"{counted(number, 'objects')} without one; {BOXES} or, on a CPU, {SMALL_BOXES} needs none"
+        )
     settings: dict[str, object] = {}
     tested = sources.get("test", sources["val"])
     by_loader = dict(zip(LOADERS, (sources["train"], sources["val"], tested), strict=True))
@@ -197,15 +188,6 @@ def _remove_weights(node: dict) -> None:
         node["init_cfg"] = kept or None
     if node.get("pretrained"):
         node["pretrained"] = None
-
-
-def _difference(old: Mapping, new: Mapping) -> dict:
-    """Return the settings that turn ``old`` into ``new``. A list replaces that of the base as a whole."""
-    return {
-        key: _difference(old[key], value) if isinstance(value, Mapping) else value
-        for key, value in new.items()
-        if old[key] != value
-    }
 
 
 class _Name(str):

@@ -18,10 +18,10 @@ from urllib.parse import unquote
 import yaml
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.fetch import fetch, name_of, verify
+from dcnzoo.utils.fetch import fetch, verify
 from dcnzoo.utils.files import require_exists, write_bytes
 from dcnzoo.utils.folders import cache_folder, mim_folder
-from dcnzoo.utils.formats import EXPORTED, KINDS
+from dcnzoo.utils.formats import EXPORTED
 
 CONFIGS = (".py", ".json", ".yaml", ".yml")
 PACKAGES = ("dcnzoo", "mmdet")
@@ -171,13 +171,11 @@ def find(name: str) -> Model:
     Raises:
         UnknownModelError: there is none; the message lists the closest names.
     """
-    key = name.removesuffix(".py")
-    names: dict[str, Model] = {}
-    for model in reversed((*models(), *_models_of("mmdet"))):  # the latter include those that dcnzoo replaces
+    key, listed = name.removesuffix(".py"), models()[::-1]  # of several, the first takes precedence
+    names: dict[str, Model] = {alias: model for model in listed for alias in model.aliases}
+    names |= {model.name: model for model in listed}
+    for model in (*_models_of("mmdet")[::-1], *listed):  # the former include those that dcnzoo replaces
         names[f"{model.package}::{model.name}"] = names[model.id.removesuffix(".py")] = model
-    for model in reversed(models()):
-        names.update(dict.fromkeys(model.aliases, model))
-    names |= {model.name: model for model in reversed(models())}
     if key in names:
         return names[key]
     similar = [each for each in names if ("::" in each) == ("::" in key)]
@@ -187,22 +185,14 @@ def find(name: str) -> Model:
 
 
 def require_model(name: str) -> None:
-    """Raise UserError if a name, file or folder cannot be a model; torch and OpenMMLab are not imported."""
+    """Raise UserError if there is no such file, folder or name; torch and OpenMMLab are not imported."""
     path = Path(name).expanduser()
-    ending, got = path.suffix.lower(), ""
-    if os.path.isdir(path):  # Path.is_dir raises if the name is too long
-        if not any(next(path.glob(each), None) for each in ("*.py", "config.json", "*/vis_data/config.py")):
-            got = f"a folder without a config (`dcnzoo train --data {name}` trains on pictures)"
-    elif os.path.isfile(path):
-        got = "" if ending in (*CONFIGS, *EXPORTED) else KINDS.get(ending, "")
-    elif "::" not in name and "://" not in name:
-        if len(path.parts) == 1 and ending not in EXPORTED:
-            find(name)
-        else:
-            require_exists(path, "model")
-    if got:
-        expected = "a name in the zoo, a config (.py), a work directory or an exported file"
-        raise UserError(f"model: expected {expected}, got {got}, {name}")
+    if "::" in name or "://" in name or os.path.exists(path):  # Path.exists raises if the name is too long
+        return
+    if len(path.parts) == 1 and path.suffix.lower() not in EXPORTED:
+        find(name)
+    else:
+        require_exists(path, "model")
 
 
 def search(words: Sequence[str]) -> list[Model]:
@@ -215,15 +205,14 @@ def search(words: Sequence[str]) -> list[Model]:
     return [model for model in models() if all(word.lower() in text(model) for word in words)]
 
 
-def local_file(weights: str, name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+def local_file(weights: str, folder: str | os.PathLike[str] | None = None) -> Path:
     """Return a file of the zoo's weights on this machine: see :func:`download`."""
     if "://" in weights:
         return fetch(weights, folder or cache_folder())  # named as by torch.hub and MMDetection
     file = Path(weights)
     if not file.exists():
         raise UserError(
-            f"{name}: its weights are in dcnzoo's repository, not in the wheel: expected {file.name} in "
-            f"{file.parent}"
+            f"{file}: expected weights, found none: they are in dcnzoo's repository, not in the wheel"
         )
     verify(file)
     if folder is None:
@@ -245,10 +234,4 @@ def download(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
     if len(model.weights) != 1:
         number = len(model.weights) or "none"
         raise UserError(f"{model.name}: expected one file of weights, found {number}")
-    return local_file(model.weights[0], name, folder)
-
-
-def is_downloaded(model: Model) -> bool:
-    """Whether all files of the model's weights are in the package or in torch's cache."""
-    files = [cache_folder() / name_of(each) if "://" in each else Path(each) for each in model.weights]
-    return bool(files) and all(file.is_file() for file in files)
+    return local_file(model.weights[0], folder)

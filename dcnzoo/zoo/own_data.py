@@ -1,24 +1,22 @@
 """``--data`` of ``dcnzoo train`` and ``test``: from annotated pictures to a config with them."""
 
-import contextlib
 import copy
 import filecmp
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmengine.device import get_device
 
 from dcnzoo.data.dataset import Dataset, ReadOptions
-from dcnzoo.data.preparation import line_of, read_data, read_splits
+from dcnzoo.data.preparation import line_of, read_splits
 from dcnzoo.data.tree import ALL
 from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
-from dcnzoo.utils.memory import return_memory
 from dcnzoo.utils.text import counted, few
 from dcnzoo.zoo.config_writer import BOXES, EXTRA, MASKS, dataset_of, write_settings
 
@@ -27,7 +25,6 @@ from dcnzoo.zoo.config_writer import BOXES, EXTRA, MASKS, dataset_of, write_sett
 SMALL = {True: "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts", False: "faster-rcnn_r14_fpn_8e_bccd"}
 ITERATIONS = 600  # of a small model: it then detects most objects of 40 pictures
 VALIDATIONS = 10
-READ_OPTIONS = ReadOptions()
 
 
 @dataclass
@@ -37,35 +34,35 @@ class OwnData:
     Attributes:
         config: a config that trains on the data.
         epochs: of a training that :func:`prepare` has chosen; None: those of the config.
-        decisions: one line for each choice.
+        model: its name, and from which weights it starts.
     """
 
     config: Path
-    epochs: int | None = None
-    decisions: list[str] = field(default_factory=list)
+    epochs: int | None
+    model: str
 
 
-def prepare(
-    data: Path,
-    work_dir: Path,
-    model: str | None = None,
-    options: ReadOptions = READ_OPTIONS,
-) -> OwnData:
-    """Convert and check annotated pictures, and write a config that trains on them.
+def require_data(options: ReadOptions, data: object) -> None:
+    """Raise UserError if an option is set without data."""
+    names = [name for name, value in vars(options).items() if value != getattr(ReadOptions, name)]
+    if data is None and names:
+        raise UserError(f"{names[0]}: expected data, got none")
 
-    Writes ``train.json``, ``val.json``, perhaps ``test.json``, and the config to the folder ``data`` in the
-    work directory, or to ``data_2``, … if the others have another content. Replaces nothing.
+
+def prepare(splits: Mapping[str, Dataset], work_dir: Path, model: str | None = None) -> OwnData:
+    """Write the COCO files of annotated pictures, and a config that trains on them.
+
+    They are ``train.json``, ``val.json``, perhaps ``test.json``, and the config, in the folder ``data`` in
+    the work directory, or in ``data_2``, … if the others have another content. Replaces nothing.
 
     Args:
-        data: a folder or file, as docs/train_your_data.md describes.
+        splits: the pictures, of :func:`dcnzoo.data.preparation.read_data`.
         work_dir: the work directory of the training.
         model: a name in the zoo, a config or a work directory. Default: on a GPU, a published model with
             DCNv2; on a CPU, a small one.
-        options: how the annotations are read.
 
     Raises:
-        UserError: the data have no format that is read, or several; a picture is in two splits; or the
-            annotations have problems, one line each.
+        UserError: the model is unknown, or cannot learn from the data.
     """
     require_writable(work_dir)
     remove_abandoned(work_dir)
@@ -73,21 +70,15 @@ def prepare(
     new = partial_of(work_dir / "data")  # beside the other folders, so that relative paths are the same
     try:
         new.mkdir()
-        splits, decisions = read_data(data, options)
         for name, split in splits.items():
             split.write(new / f"{name}.json")
-        own = _configure(new / f"{work_dir.resolve().name or 'data'}.py", splits, model, decisions)
-        del splits
-        return_memory()
+        own = _configure(new / f"{work_dir.resolve().name or 'data'}.py", splits, model)
         folder = numbered(work_dir / "data", lambda folder: _is_equal(folder, new))
-        own.config = folder / own.config.name
         if not folder.exists():
             new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        with contextlib.suppress(OSError):  # it has files
-            work_dir.rmdir()
-    own.decisions = [line.replace(str(new), str(folder)) for line in own.decisions]
+    own.config = folder / own.config.name
     return own
 
 
@@ -97,29 +88,24 @@ def _is_equal(folder: Path, new: Path) -> bool:
     return not any(filecmp.cmpfiles(folder, new, names, shallow=False)[1:])
 
 
-def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None, decisions: list[str]) -> OwnData:
+def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> OwnData:
     """Choose a model and write the config."""
     masks = not any(each.without_mask for each in splits.values())
     small = model is None and get_device() == "cpu"
     if model is None:
         model = SMALL[masks] if small else MASKS if masks else BOXES
-    result = OwnData(out, decisions=decisions)
-    changes: dict[str, object] = {}
+    epochs, changes, chosen = None, dict[str, object](), ""
     if small:
-        images = len(splits["train"].sizes)
-        result.epochs = max(8, math.ceil(ITERATIONS * 4 / images))  # batches of 4
-        changes["train_cfg.val_interval"] = max(1, result.epochs // VALIDATIONS)
+        epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].sizes)))  # batches of 4
+        changes["train_cfg.val_interval"] = max(1, epochs // VALIDATIONS)
         if masks:
             changes["train_dataloader.dataset.times"] = 1
         else:
-            changes["model.backbone.dcn"] = True
+            changes["model.backbone.dcn"], chosen = True, ", with model.backbone.dcn=True"
     _, loads = write_settings(splits, out, model, changes)
-    chosen = ", with model.backbone.dcn=True" if "model.backbone.dcn" in changes else ""
-    decisions += [
-        f"model     {model}{chosen}, {f'from {loads}' if loads else 'without published weights'}",
-        f"config    {out}",
-    ]
-    return result
+    return OwnData(
+        out, epochs, f"{model}{chosen}, {f'from {loads}' if loads else 'without published weights'}"
+    )
 
 
 def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path) -> Recipe:

@@ -76,7 +76,7 @@ class Source:
             require_file(str(weights), "checkpoint")
             return weights
         published = self.entry is not None and weights in self.entry.weights
-        return local_file(weights, self.name) if published else fetch(weights)
+        return local_file(weights) if published else fetch(weights)
 
 
 def resolve(model: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[str] | None = None) -> Source:
@@ -120,7 +120,8 @@ def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | 
         return None
     configs = _configs(path)
     if not configs:
-        raise UserError(f"model: expected a work directory of dcnzoo train, found no config in {path}")
+        hint = f"`dcnzoo train --data {path}` trains on pictures"
+        raise UserError(f"model: expected a work directory of a training, found no config in {path}; {hint}")
     last, saved = last_checkpoint(path), SavedCheckpoints(path)
     if last and checkpoint != "last" and saved.number(last.name) is None:  # only the config knows the names
         saved = SavedCheckpoints.of(read_config_file(_config_of(configs, last), {"work_dir": str(path)}))

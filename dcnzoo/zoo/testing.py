@@ -25,7 +25,7 @@ from dcnzoo.utils.files import require_new, require_writable
 from dcnzoo.utils.formats import EXPORTED
 from dcnzoo.utils.jsonl import append_row, circumstances
 from dcnzoo.zoo.index import Model
-from dcnzoo.zoo.own_data import with_own_data
+from dcnzoo.zoo.own_data import require_data, with_own_data
 from dcnzoo.zoo.source import resolve
 
 FIGURES = ("box AP", "mask AP")  # in metafiles
@@ -78,7 +78,7 @@ def test(
         stack.enter_context(user_errors())
         if files := of_test.files():
             require_new("test", *files, force=force)
-        reading.require_data(data)
+        require_data(reading, data)
         source = resolve(model, checkpoint)
         weights = source.read_weights()
         recipe = source.recipe(cfg_options, TEST)

@@ -10,15 +10,17 @@ from typing import Any
 from mmengine.config import Config
 
 from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.preparation import read_data
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
-from dcnzoo.openmmlab.runs.start import begin
+from dcnzoo.openmmlab.runs.start import Start, begin, choose_start
 from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, printable, user_errors
-from dcnzoo.zoo.own_data import prepare
+from dcnzoo.utils.memory import return_memory
+from dcnzoo.zoo.own_data import prepare, require_data
 from dcnzoo.zoo.source import Source, resolve
 
 
@@ -68,30 +70,20 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_device(of_run.device, of_run.launcher))
         stack.enter_context(user_errors())
-        reading.require_data(data)
-        if data is None:
-            if model is None:
-                raise UserError("model: expected one, or data=…, got neither")
+        require_data(reading, data)
+        if data is not None:
+            if resume:
+                raise UserError(
+                    "resume: expected no data; its work directory as the model continues a training"
+                )
+            path = Path(data).expanduser()
+            source, of_run, start = _begin_with_data(stack, path, model, reading, of_run, force, dry_run)
+            return_memory()  # of the pictures and objects
+        elif model is not None:
             source = resolve(model)
             _refuse_checkpoint(source)
         else:
-            if of_run.launcher != "none":
-                raise UserError(
-                    f"data: expected one process, got launcher={of_run.launcher}; train its config"
-                )
-            path = Path(data).expanduser()
-            name = path.resolve().stem if path.is_file() else path.resolve().name
-            work_dir = Path(of_run.work_dir or Path("work_dirs", name)).expanduser()
-            if resume:
-                raise UserError(
-                    f"resume: expected no data; the model {work_dir} in place of data continues its training"
-                )
-            recipe = Recipe(Config({"work_dir": str(work_dir), "launcher": "none"}))
-            start = begin(stack, recipe, force=force, dry_run=dry_run, files=[path])
-            own = prepare(path, work_dir, None if model is None else str(model), reading)
-            print(*map(printable, own.decisions), sep="\n")
-            of_run = replace(of_run, work_dir=work_dir, epochs=of_run.epochs or own.epochs)
-            source = Source(str(own.config), own.config)
+            raise UserError("model: expected one, or data=…, got neither")
         register_with_torch()  # FLOPs of the operators
         folder = execute.train(
             source.recipe(cfg_options, TRAINING), of_run, resume=resume, force=force, outputs=outputs,
@@ -100,6 +92,31 @@ def train(
         if dry_run and is_first():
             print("dry run: one step was trained, and nothing is kept")
         return folder
+
+
+def _begin_with_data(
+    stack: contextlib.ExitStack,
+    data: Path,
+    model: str | os.PathLike[str] | None,
+    reading: ReadOptions,
+    options: TrainOptions,
+    force: bool,
+    dry_run: bool,
+) -> tuple[Source, TrainOptions, Start]:
+    """Read annotated pictures, then take the work directory and write their config to it."""
+    if options.launcher != "none":
+        raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
+    name = data.resolve().stem if data.is_file() else data.resolve().name
+    work_dir = Path(options.work_dir or Path("work_dirs", name)).expanduser()
+    recipe = Recipe(Config({"work_dir": str(work_dir), "launcher": "none"}))
+    choose_start(recipe, force=force)  # a used folder is refused before the data are read
+    splits, decisions = read_data(data, reading)
+    start = begin(stack, recipe, force=force, dry_run=dry_run, files=[data])
+    own = prepare(splits, work_dir, None if model is None else str(model))
+    lines = [*decisions, f"model     {own.model}", f"config    {own.config}"]
+    print(*map(printable, lines), sep="\n")
+    options = replace(options, work_dir=work_dir, epochs=options.epochs or own.epochs)
+    return Source(str(own.config), own.config), options, start
 
 
 def _refuse_checkpoint(source: Source) -> None:

@@ -54,9 +54,7 @@ def problems(root, change=None, masks=True):
     content = good()
     text = change(content) if change else None
     (root / "coco.json").write_bytes(text if isinstance(text, bytes) else json.dumps(content).encode())
-    for image in good()["images"]:
-        Image.new("RGB", (image["width"], image["height"])).save(root / image["file_name"])
-    return [*problems_of(CocoFile(root / "coco.json"), masks, root)]
+    return [*problems_of(CocoFile(root / "coco.json"), masks)]
 
 
 def put(key, number, **values):
@@ -86,8 +84,6 @@ CASES = {  # the change, whether the first problem stops a training, its subject
     "image without id": (drop("images", 2, "id"), True, "images[2]", "id"),
     "image id twice": (put("images", 2, id=1), True, "images", "once"),
     "no size": (put("images", 2, width=None), True, "image 7", "width"),
-    "another size": (put("images", 2, width=30, height=40), False, "image 7", "width"),
-    "missing picture": (put("images", 2, file_name="x.png"), False, "image 7", "x.png"),
     "category id is a text": (put("categories", 1, id="9"), True, "categories[1]", "id"),
     "category name twice": (put("categories", 1, name="fig"), True, "categories", "once"),
     "annotation id twice": (third(id=1), True, "annotations", "once"),
@@ -168,14 +164,15 @@ def test_any_value_anywhere_is_a_problem_never_a_traceback(tmp_path, seed):
             if isinstance(node[key], list | dict):
                 yield from places(node[key])
 
-    problems(tmp_path)
+    for image in good()["images"]:
+        Image.new("RGB", (image["width"], image["height"])).save(tmp_path / image["file_name"])
     for _ in range(150):
         content = good()
         for _ in range(choose.randint(1, 3)):
             node, key = choose.choice(list(places(content)))
             node[key] = choose.choice(VALUES)
         write(tmp_path / "coco.json", content)
-        found = [*problems_of(CocoFile(tmp_path / "coco.json"), True, tmp_path)]
+        found = [*problems_of(CocoFile(tmp_path / "coco.json"), True)]
         try:
             read_splits(tmp_path / "coco.json", ReadOptions())
         except UserError:
@@ -184,7 +181,7 @@ def test_any_value_anywhere_is_a_problem_never_a_traceback(tmp_path, seed):
 
 def test_the_command(tmp_path):
     problems(tmp_path)
-    output = run("data", "check", tmp_path / "coco.json", "--images", tmp_path)
+    output = run("data", "check", tmp_path / "coco.json")
     assert "no problems" in output and "3 images, 3 annotations, 2 categories" in output
     problems(tmp_path, third(bbox=[5, 10, 16.5, 20]))
     assert "annotation 3: expected a box" in run("data", "check", tmp_path / "coco.json", status=1)
@@ -277,7 +274,7 @@ def test_problems_of_a_data_set(tmp_path):
         (lambda: content["annotations"][7].update(bbox=[1, 2, 3]), "annotation 8: bbox"),
         (
             lambda: content["annotations"].pop(7) and content["categories"].reverse(),
-            "expected a, b in this order, got b, a",
+            "expected a, b, got b, a: the order differs",
         ),
         (lambda: content["images"].clear(), "images: expected at least 1"),
     ):

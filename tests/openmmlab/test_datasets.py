@@ -61,9 +61,9 @@ def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
     ("change", "message"),
     [
         (lambda file: {**file, "annotations": []}, "at least 1 image .*filter_empty_gt.*True"),
-        (lambda file: file["categories"][0].update(name="date"), "classes .*missing oval, got date"),
+        (lambda file: file["categories"][0].update(name="date"), "categories: .*got date.*missing oval"),
         (lambda file: file["annotations"][0].update(category_id=9), "annotation 1: category_id: expected"),
-        (lambda file: file["categories"].reverse(), "order .*got cross, trefoil, oval"),
+        (lambda file: file["categories"].reverse(), "got cross, trefoil, oval: the order differs"),
     ],
 )
 def test_mistakes_in_a_coco_file(root, change, message):

@@ -29,20 +29,8 @@ def test_list():
     assert lines[0].split("  ")[0] == "name" and len(lines) - 1 >= len(zoo.models()) > 580
     assert total == f"{len(zoo.models())} models"
     (row,) = [line for line in lines if line.startswith(NAME + " ")]
-    expected = [NAME, "41.4", "–", "DCNv2 (backbone)", "download", "published"]
+    expected = [NAME, "41.4", "–", "DCNv2 (backbone)", "yes", "published"]
     assert re.split(r"  +", row) == expected
-
-
-def test_list_says_where_the_weights_are(server, package, monkeypatch, tmp_path):
-    def here():
-        return {model["name"]: model["here"] for model in json_of("list")}
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert here()["net0"] == "download"
-    run("download", "net0")
-    assert here()["net0"] == "weights" and here()["net1"] == "download"
-    package(entry("net2", Published="a test"))
-    assert here()["net2"] == "no weights"
 
 
 def test_list_dcn():

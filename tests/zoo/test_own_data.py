@@ -11,10 +11,12 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.preparation import read_data
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
-from dcnzoo.zoo.own_data import prepare, with_own_data
+from dcnzoo.zoo import own_data
+from dcnzoo.zoo.own_data import with_own_data
 
 from ..commands import run
 from ..formats import (
@@ -43,6 +45,11 @@ def write_coco(folder, parts):
         (folder / f"instances_{split}.json").write_text(text)
 
 
+def prepare(data, work_dir):
+    splits, decisions = read_data(data, ReadOptions())
+    return own_data.prepare(splits, work_dir), decisions
+
+
 WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "labelme": write_labelme}
 
 
@@ -50,11 +57,11 @@ WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "labelme": 
 def test_every_format(tmp_path, name):
     parts = fruits(tmp_path / "drawn")
     WRITERS[name](tmp_path / "fruits", parts)
-    result = prepare(tmp_path / "fruits", tmp_path / "run")
+    result, decisions = prepare(tmp_path / "fruits", tmp_path / "run")
     train, val = tmp_path / "run/data/train.json", tmp_path / "run/data/val.json"
     if name == "labelme":  # has no validation set: a random split
         assert not objects(train) & objects(val)
-        assert any("at random" in line for line in result.decisions)
+        assert any("at random" in line for line in decisions)
     else:
         assert objects(val) == objects_of(parts["val"])
     assert objects(train, val) == set().union(*map(objects_of, parts.values()))
@@ -143,7 +150,7 @@ def test_test_pictures_are_only_for_tests(tmp_path):
     parts = fruits(tmp_path / "drawn", "abcdef")
     write_voc(tmp_path / "fruits", parts)
     (tmp_path / "fruits/ImageSets/Main/val.txt").rename(tmp_path / "fruits/ImageSets/Main/test.txt")
-    result = prepare(tmp_path / "fruits", tmp_path / "run")
+    result, _ = prepare(tmp_path / "fruits", tmp_path / "run")
     cfg = read_config_file(result.config)
     assert objects(cfg.test_dataloader.dataset.ann_file) == objects_of(parts["val"])
     assert cfg.test_evaluator.ann_file == cfg.test_dataloader.dataset.ann_file
@@ -154,7 +161,7 @@ def test_test_pictures_are_only_for_tests(tmp_path):
 def test_a_test_set_that_is_not_there_is_left_out(tmp_path):
     write_voc(tmp_path / "fruits", fruits(tmp_path / "drawn"))
     (tmp_path / "fruits/ImageSets/Main/test.txt").write_text("")
-    result = prepare(tmp_path / "fruits", tmp_path / "run")
+    result, _ = prepare(tmp_path / "fruits", tmp_path / "run")
     cfg = read_config_file(result.config)
     assert cfg.test_dataloader == cfg.val_dataloader
 
@@ -163,8 +170,8 @@ def test_a_test_set_that_is_not_there_is_left_out(tmp_path):
 def test_work_directories_in_the_data_are_not_read(tmp_path, name):
     root = tmp_path / "fruits"
     WRITERS[name](root, fruits(tmp_path / "drawn"))
-    first = prepare(root, root / "work_dirs/one")
-    second = prepare(root, root / "two")
+    first, _ = prepare(root, root / "work_dirs/one")
+    second, _ = prepare(root, root / "two")
     train = [objects(result.config.parent / "train.json") for result in (first, second)]
     assert train[0] == train[1]
 
@@ -173,7 +180,7 @@ def test_work_directories_in_the_data_are_not_read(tmp_path, name):
 def test_programs_that_do_not_know_dcnzoo_read_the_config(tmp_path, tool):
     """MMEngine, and MMDetection's own script of a training."""
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
-    config = prepare(tmp_path / "fruits", tmp_path / "run").config
+    config = prepare(tmp_path / "fruits", tmp_path / "run")[0].config
     arguments = [mim_folder("mmdet") / "tools/train.py", config, "--work-dir", tmp_path / "other"]
     arguments += ["--cfg-options", "train_cfg.max_epochs=1"]
     code = (
@@ -191,7 +198,7 @@ def test_programs_that_do_not_know_dcnzoo_read_the_config(tmp_path, tool):
 def test_other_data_by_the_names_of_classes(tmp_path, capsys):
     """Their test set; the categories are in the order of the model's classes."""
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run").config, {}, TEST)
+    recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run")[0].config, {}, TEST)
     (tmp_path / "other").mkdir()
     content = fruits(tmp_path / "other/pictures", "uvwxyz")["train"]
     for image in content["images"]:

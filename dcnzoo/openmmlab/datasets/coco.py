@@ -95,8 +95,9 @@ def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) ->
     """Raise UserError unless a file has the classes of metainfo in their order; it may have others, too."""
     common = [name for name in names if name in classes] if classes else []
     if common != list(classes or ()):
-        what = "in this order" if sorted(common) == sorted(classes) else "as in metainfo"
-        raise UserError(f"{file}: categories: expected {few(classes)} {what}, got {few(names)}")
+        missing = [name for name in classes if name not in names]
+        problem = f"missing {few(missing)}" if missing else "the order differs"
+        raise UserError(f"{file}: categories: expected {few(classes)}, got {few(names)}: {problem}")
 
 
 def _log(text: str, level: int = logging.WARNING) -> None:
