@@ -68,11 +68,8 @@ assert CliRunner().invoke(commands, ["--help"]).exit_code == 0
 
 
 def test_mistakes_are_found_before_slow_imports(tmp_path):
-    for name in ("a.png", "b.json"):
-        (tmp_path / name).touch()
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "a.png").touch()
     lines = """infer NAME none.png | none.png
-        train pictures | --data pictures
         test none/x | folder or file
         explain x none.png | none.png
         infer NAME a.png --checkpoint none.png | none.png
@@ -95,7 +92,7 @@ for row in {lines!r}.replace("NAME", "mask-rcnn_r14-mdconv_fpn_8e_shapes").split
     *_, error = result.output.splitlines()
     assert result.exit_code in (1, 2) and error.lower().startswith("error: ") and word in error, result.output
 import dcnzoo, pytest
-calls = ((["pictures"], "--data pictures"), (["mask-rcnn"], "closest"), ([], "missing"))
+calls = ((["mask-rcnn"], "closest"), ([], "missing"))
 for arguments, word in calls:
     with pytest.raises(Exception, match=word):
         dcnzoo.load(*arguments)

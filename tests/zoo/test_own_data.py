@@ -10,6 +10,7 @@ from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
 from PIL import Image
 
+import dcnzoo
 from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.preparation import read_data
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
@@ -103,6 +104,20 @@ def test_a_mistake_is_one_line_and_nothing_is_prepared(tmp_path, name):
         prepare(tmp_path / "fruits", tmp_path / "run")
     assert len(error.value.args) == 1
     assert not list((tmp_path / "run").rglob("*.py"))
+
+
+def test_data_are_read_before_a_used_folder_is_renamed(tmp_path):
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    spoil("yolo", tmp_path / "fruits")
+    used = tmp_path / "run"
+    used.mkdir()
+    (used / "last_checkpoint").write_text("epoch_1.pth")
+    (used / "epoch_1.pth").touch()
+    with pytest.raises(UserError, match="class: expected"):
+        dcnzoo.train(data=tmp_path / "fruits", work_dir=used, force=True)
+    with pytest.raises(UserError, match="work_dir: expected a folder without checkpoints"):
+        dcnzoo.train(data=tmp_path / "fruits", work_dir=used)
+    assert {path.name for path in used.iterdir()} == {"last_checkpoint", "epoch_1.pth"}
 
 
 @pytest.mark.slow
