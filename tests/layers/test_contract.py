@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import dcnzoo
 from dcnzoo import layers
 
 from ..op_cases import channels_last
@@ -71,3 +72,14 @@ def test_contract_strides_are_those_of_torchs_layer(rank, kind, packed, batch, c
             outputs[-1].append(module(given, *others))
     mine, true = reversed(outputs)
     assert [strides(t) for t in mine] == [strides(t) for t in true]
+
+
+@pytest.mark.parametrize(("rank", "format"), [(2, torch.channels_last), (3, torch.channels_last_3d)])
+def test_contract_a_weight_in_channels_last_order_decides(rank, format):
+    """As in torch, also for a contiguous input."""
+    network = nn.Sequential(getattr(nn, f"Conv{rank}d")(4, 6, 3, padding=1)).to(memory_format=format)
+    x = maps(rank)
+    expected = network(x)
+    assert x.is_contiguous() and expected.is_contiguous(memory_format=format)
+    dcnzoo.to_deformable(network, "0")
+    assert network(x).stride() == expected.stride()
