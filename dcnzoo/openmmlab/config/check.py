@@ -72,23 +72,23 @@ def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) 
 
 def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
     """Yield heads with another number of classes than the data: MMDetection trains with more."""
-    expected: dict[str, dict[int, str]] = {key: {} for key in NUMBERS}
+    expected: dict[str, dict[int, str]] = {key: {} for key in NUMBERS}  # number → loader
     declared = set[int]()  # numbers of names that the config has, not only its data set's class
     for loader, dataset, info in data_sets(cfg):
         names = info.get("classes")
         if isinstance(names, str):
             text = f"expected a tuple of names, got {names!r}; write ({names!r},)"
             yield Finding(f"{loader}: metainfo.classes", text)
-        # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
-        elif (
-            isinstance(names, list | tuple)
-            and loader.partition("_")[0] in parts
-            and dataset.get("type") != "MOTChallengeDataset"
-        ):
-            declared |= {len(names)} if "classes" in (dataset.get("metainfo") or {}) else set()
-            things, stuff = info.get("thing_classes", names), info.get("stuff_classes", ())
-            for key, counted in zip(NUMBERS, (things, things, stuff), strict=True):
-                expected[key].setdefault(len(counted), loader)
+        # lists 13 kinds of objects, of which detectors find pedestrians
+        is_of_tracking = dataset.get("type") == "MOTChallengeDataset"
+        is_used = loader.removesuffix("_dataloader") in parts and not is_of_tracking
+        if not (isinstance(names, list | tuple) and is_used):
+            continue
+        if "classes" in (dataset.get("metainfo") or {}):
+            declared.add(len(names))
+        things, stuff = info.get("thing_classes", names), info.get("stuff_classes", ())
+        for key, counted in zip(NUMBERS, (things, things, stuff), strict=True):
+            expected[key].setdefault(len(counted), loader)
     for path, node, key, number in numbers(cfg.get("model") or {}):
         module = getattr(class_of(node), "__module__", "")
         if "head" in path and module.startswith("mmdet."):  # a user's own class may count others

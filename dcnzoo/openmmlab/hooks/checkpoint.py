@@ -109,19 +109,18 @@ class AtomicCheckpointHook(CheckpointHook):
 
         The folder may have another name now. One that a later validation had replaced is gone.
         """
+        before = {key: info.pop(key) for key in [*info] if key.startswith(("best_ckpt", "best_score"))}
         best, metrics = {}, self.key_indicators if self.save_best else []
         for metric in metrics:
-            key = f"_{metric}" if len(metrics) > 1 else ""  # mmengine's keys of one metric have no name
+            ending = f"_{metric}" if len(metrics) > 1 else ""  # mmengine's keys of one metric have no name
             prefix = "best_" if metric == "auto" else f"best_{metric}_".replace("/", "_")
-            name = os.path.basename(str(info.get(f"best_ckpt{key}", "")))
-            path = self._saved.folder / name
-            if name.startswith(prefix) and (path.exists() or not self._saved.is_local):
-                best[f"best_ckpt{key}"] = str(path) if self._saved.is_local else info[f"best_ckpt{key}"]
-                best[f"best_score{key}"] = info[f"best_score{key}"]
+            file = str(before.get(f"best_ckpt{ending}", ""))
+            path = self._saved.folder / os.path.basename(file)
+            if os.path.basename(file).startswith(prefix) and (path.exists() or not self._saved.is_local):
+                best[f"best_ckpt{ending}"] = str(path) if self._saved.is_local else file
+                best[f"best_score{ending}"] = before[f"best_score{ending}"]
         shared = [best]
         broadcast_object_list(shared)  # other ranks may not see the files yet
-        for key in [key for key in info if key.startswith(("best_ckpt", "best_score"))]:
-            del info[key]
         info.update(shared[0])
 
     # Saving
