@@ -26,14 +26,6 @@ from torch.utils.data import dataloader
 import dcnzoo  # noqa: F401  before any import of mmcv.ops, which needs the compiled module
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node, error):
-    """Print how a worker of xdist ended that did not end by itself: -9 is out of memory, mostly."""
-    process = getattr(getattr(node.gateway, "_io", None), "popen", None)
-    if error and process is not None:
-        print(f"\n{node.gateway.id} ended with status {process.wait()}", file=sys.stderr)
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
     """Exclude the existing objects from garbage collection, and let mmengine start none for each data set.

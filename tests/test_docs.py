@@ -66,25 +66,6 @@ def test_commands_exist_and_have_these_options(path):
         assert given <= options or command.name == "run", f"dcnzoo {line}: no such option"
 
 
-def test_configs_turn_dcn_on(tmp_path):
-    pytest.importorskip("mmdet")
-    from .demo import Config, build
-
-    configs = [
-        block
-        for path in PAGES
-        for block in blocks(path, "python")
-        if re.match(r"""_base_ = ["']mmdet::""", block) and "dcn=True" in block
-    ]
-    assert configs
-    for text in configs:
-        file = tmp_path / "config.py"
-        file.write_text(text)
-        cfg = Config.fromfile(file)
-        cfg.model.backbone.init_cfg = None
-        assert any("conv_offset" in name for name in build(cfg.model, "meta").state_dict()), text
-
-
 def printed(notebook) -> list[str]:
     """What the cells of a notebook print."""
     outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))

