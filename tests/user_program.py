@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 import dcnzoo
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector, Results
+from dcnzoo.layers import DeformConv2d, PackedDeformConv2d, offset_parameter_groups
+from dcnzoo.ops import deform_conv2d, nms
 
 
 def train(data: Path) -> Path:
@@ -25,6 +30,16 @@ def count(detector: BaseDetector, pictures: list[Path]) -> int:
     return number
 
 
+def convert(network: nn.Module, picture: Tensor) -> Tensor:
+    report = dcnzoo.to_deformable(network, where="layer4.*.conv2", example=picture)
+    report.check(network)
+    torch.optim.SGD(offset_parameter_groups(network, lr=0.01, offset_lr_mult=0.1))
+    offset, mask = PackedDeformConv2d(3, 8, 3, padding=1, modulated=True).predict(picture)
+    assert offset is not None
+    x: Tensor = DeformConv2d(3, 8, 3, padding=1)(picture, offset, mask)
+    return deform_conv2d(x, torch.ones(4, 8, 3, 3), offset, mask, padding=1)
+
+
 def main() -> None:
     detector = dcnzoo.load(train(Path("fruits")), precision="bf16")
     one: Detections = detector("street.jpg")
@@ -35,7 +50,8 @@ def main() -> None:
     print(average["box AP"], detector.features("street.jpg").strides)
     file = detector.export("model.onnx", shape=(800, 1216), verify=True)
     print(file, dcnzoo.load("model.onnx")("street.jpg").names)
-    print(detector.push_to_hub("owner/name", metrics=average))
+    print(detector.push_to_hub("owner/name", metrics=average), nms(torch.rand(3, 4), torch.rand(3), 0.5))
+    convert(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.rand(1, 3, 32, 32))
 
 
 main()

@@ -67,7 +67,7 @@ def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
     ],
 )
 def test_mistakes_in_a_coco_file(root, change, message):
-    """Errors in a config. data/test_check.py tests errors in the file."""
+    """Errors of a config. data/test_coco.py tests errors of the file."""
     with pytest.raises(UserError, match=f"^{root}/annotations/changed.json: .*{message}"):
         read_coco(root, change)
 
