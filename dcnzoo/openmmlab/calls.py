@@ -1,4 +1,4 @@
-"""What is different in a model of MMDetection while it answers a call of a detector."""
+"""The settings of a model of MMDetection that differ during a call of a detector."""
 
 import contextlib
 import threading
@@ -27,8 +27,8 @@ _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def answering(model: nn.Module, threshold: float = -1.0, bf16: bool = False) -> Iterator[None]:
-    """Context of a call of the model, one at a time. Its end, also by an error, restores the model.
+def call_settings(model: nn.Module, threshold: float = -1.0, bf16: bool = False) -> Iterator[None]:
+    """Context with a model's settings for a call, one call at a time. Its end, also by an error, undoes them.
 
     A model in training is in evaluation mode. Heads drop boxes below the score threshold before NMS and the
     masks: the detections above it stay the same, because whether NMS drops a box depends only on boxes with a

@@ -23,7 +23,7 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.export.options import ExportOptions, ExportResult
-from dcnzoo.openmmlab.calls import answering
+from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export.preprocessing import require_colour
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, require_masks_of_image_size, to_detections
@@ -111,7 +111,7 @@ class TorchDetector(BaseDetector):
         """
         inputs = self.prepare(read(image, bgr))
         model: Model = self.model
-        with torch.no_grad(), answering(model):
+        with torch.no_grad(), call_settings(model):
             data = model.data_preprocessor(pseudo_collate([inputs]))
             return Features(model.extract_feat(data["inputs"]), data["inputs"].shape[-2:])
 
@@ -154,7 +154,7 @@ class TorchDetector(BaseDetector):
         kind = torch.device(self.device).type
         autocast = torch.autocast(kind, torch.bfloat16) if mixed else contextlib.nullcontext()
         batch = pseudo_collate(inputs)
-        with torch.no_grad(), autocast, answering(model, threshold, mixed):
+        with torch.no_grad(), autocast, call_settings(model, threshold, mixed):
             samples = model.test_step(batch)
             require_masks_of_image_size(model, samples)
             instances = [instances_of(sample) for sample in samples]

@@ -11,7 +11,7 @@ from torch import nn
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-from dcnzoo.openmmlab.calls import answering
+from dcnzoo.openmmlab.calls import call_settings
 from tests.export.detectors import build, has_dcn
 from tests.export.detectors import predict_batch as predict
 
@@ -45,7 +45,7 @@ def test_threshold_reaches_nms(family, masks):
     before = predict(model, images)
     threshold = float(np.sort(np.concatenate([result.scores for result in before]))[-20])
     state = attributes(model)
-    with answering(model, threshold):
+    with call_settings(model, threshold):
         results = predict(model, images)
     assert same(attributes(model), state)
     assert family == "FCOS" or sum(map(len, results)) < sum(map(len, before))  # its centerness comes later
@@ -59,7 +59,7 @@ def test_threshold_reaches_nms(family, masks):
 def test_threshold_leaves_heads_whose_scores_rise():
     model = build("Mask Scoring R-CNN")
     settings = model.roi_head.test_cfg
-    with answering(model, 0.9):
+    with call_settings(model, 0.9):
         assert model.roi_head.test_cfg is settings
 
 

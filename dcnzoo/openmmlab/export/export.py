@@ -26,7 +26,7 @@ from dcnzoo.detect.session import Session
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import write_file
-from dcnzoo.openmmlab.calls import answering
+from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.classes import require_names
 from dcnzoo.openmmlab.export.pictures import (
     calibration_files,
@@ -75,7 +75,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     calibration = () if preprocessing is None else calibration_inputs(preprocessing, files, shape)
     path = Path(options.path)
     folder = path.parent if path.parent.exists() else path.parent.parent
-    with answering(detector.model), TemporaryDirectory(prefix=".export-", dir=folder) as beside:
+    with call_settings(detector.model), TemporaryDirectory(prefix=".export-", dir=folder) as beside:
         written = write_detector(
             model,
             example_input,
