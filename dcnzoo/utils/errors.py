@@ -33,10 +33,12 @@ def install_command(error: Exception, extra: str = "mmdet") -> str:
     """Return the command that installs a missing optional package; empty for other errors, or if it is there.
 
     Args:
-        extra: of a package that several extras have.
+        extra: of the command, such as ``mmdet,onnx``: also for a package that several extras have.
     """
     package = (getattr(error, "name", None) or "").partition(".")[0]
-    extra = extra if package in _IN_SEVERAL_EXTRAS else _EXTRA_OF_PACKAGE.get(package, "")
+    if package not in _IN_SEVERAL_EXTRAS:
+        own = _EXTRA_OF_PACKAGE.get(package, "")
+        extra = extra if own in extra.split(",") else own
     return f'pip install "dcnzoo[{extra}]"' if extra and "pip install" not in str(error) else ""
 
 
