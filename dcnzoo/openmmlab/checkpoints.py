@@ -72,7 +72,7 @@ def damage(path: str | os.PathLike) -> str | None:
 
 
 def content_digest(path: str | os.PathLike) -> str:
-    """Return the checksum of a file for messages, or that there is none."""
+    """Return the first digits of a file's checksum, for messages, or "no such file"."""
     return file_digest(path)[:8] if os.path.isfile(path) else "no such file"
 
 

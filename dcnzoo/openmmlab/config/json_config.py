@@ -41,7 +41,7 @@ _REFUSED_MODULES = """
     datasets.transforms.instaboost datasets.transforms.text_transformers
 """
 _REFUSED_STEPS = {"Albu", "Corrupt"}
-# types that a class compares with its own names: FPG's ways, and how StageCascadeRPNHead adapts
+# types that are words of a class, not classes: of FPG's paths, and of StageCascadeRPNHead's convolution
 _WAYS = {"conv", "interpolation_conv", "last_conv", "dilation", "offset"}
 _TEXT = re.compile(r"[\w.+ -]*")
 

@@ -42,7 +42,7 @@ def inherit_from_packages(changes: Changes) -> None:
 
 
 def types_import_no_modules(changes: Changes) -> None:
-    """Let a type without a dot be only that of a registered class; ``torch.nn.ReLU`` is imported."""
+    """Look up a type without a dot only in the registries; ``torch.nn.ReLU`` is imported."""
 
     def named(get_object: Callable[[str], object], name: str) -> object:
         return get_object(name) if "." in name else None
