@@ -48,7 +48,7 @@ def read_json(file: Path, kind: Any = Any) -> Any:
     return decode_json(memoryview(content)[len(BOM_UTF8) :] if content[:3] == BOM_UTF8 else content, kind)
 
 
-def decode_json(content: bytes | mmap.mmap | msgspec.Raw, kind: Any) -> Any:
+def decode_json(content: bytes | memoryview | mmap.mmap | msgspec.Raw, kind: Any) -> Any:
     """Decode JSON to a type of msgspec; raise InvalidAnnotation if it is not JSON, or of another type."""
     try:
         return msgspec.json.decode(content, type=kind, strict=False)

@@ -148,16 +148,19 @@ class Reader:
 
     Attributes:
         name: of the format.
-        classes: those that a file lists, in their order.
         files: that show the format.
         notes: lines for the user.
     """
 
     name = ""
-    classes: Sequence[str] = ()
 
     def __init__(self, tree: Tree, files: Sequence[Path]) -> None:
         self.tree, self.files, self.notes = tree, files, list[str]()
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes that a file lists, in their order."""
+        return []
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
         """Add the pictures and objects of files, or of pictures, to a data set."""
