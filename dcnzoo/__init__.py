@@ -31,20 +31,12 @@ _provide_extension()
 
 
 def __getattr__(name: str):
-    if name == "to_deformable":  # imported on access, because it imports torch
-        from dcnzoo.layers.convert import to_deformable
-
-        return to_deformable
+    # imported on access, because they import torch
+    modules = {"to_deformable": "layers.convert", "train": "zoo.training", "test": "zoo.testing"}
+    if name in modules:
+        return getattr(import_module(f"dcnzoo.{modules[name]}"), name)
     if name in ("backbones", "data", "detect", "export", "layers", "ops"):
         return import_module(f"dcnzoo.{name}")
-    if name == "train":
-        from dcnzoo.zoo.training import train
-
-        return train
-    if name == "test":
-        from dcnzoo.zoo.testing import test
-
-        return test
     raise AttributeError(f"module 'dcnzoo' has no attribute {name!r}")
 
 

@@ -131,31 +131,29 @@ def problems(installation: Installation) -> Iterator[Finding]:
     if found or not installation.packages:
         return
     if error := installation.import_error:
-        yield _problem(f"training cannot start: {describe(error)}", install_command(error) or TESTED)
-
-
-def _problem(text: str, remedy: str) -> Finding:
-    return Finding("", text, remedy=remedy)
+        yield Finding(
+            "", f"training cannot start: {describe(error)}", remedy=install_command(error) or TESTED
+        )
 
 
 def _of_torch(installation: Installation) -> Iterator[Finding]:
     for feature, reason in installation.features.items():
-        yield _problem(f"dcnzoo has no {feature}: {reason}", 'pip install "torch==2.13.0"')
+        yield Finding("", f"dcnzoo has no {feature}: {reason}", remedy='pip install "torch==2.13.0"')
     has_gpu = bool(installation.torch_cuda) and installation.torch_sees_gpu
     if Version(installation.torch).release < (2, 10):
         text = f"torch {installation.torch}: dcnzoo needs 2.10 or later"
-        yield _problem(text, 'pip install --upgrade "torch>=2.10"')
+        yield Finding("", text, remedy='pip install --upgrade "torch>=2.10"')
     elif "cpu" in installation.libraries:
-        yield _problem(f"no compiled operators: {installation.libraries['cpu']}", BUILD)
+        yield Finding("", f"no compiled operators: {installation.libraries['cpu']}", remedy=BUILD)
     elif "cuda" in installation.libraries and has_gpu and not installation.triton_runs:
         reason = installation.libraries["cuda"]
         text = f"torch finds a GPU, but the CUDA operators are not loaded: {reason}"
         nvcc = f"nvcc of CUDA {installation.torch_cuda} on the PATH"
-        yield _problem(text, f"DCNZOO_CUDA=1 {BUILD}, with {nvcc}")
+        yield Finding("", text, remedy=f"DCNZOO_CUDA=1 {BUILD}, with {nvcc}")
     if installation.nvidia_driver and not installation.torch_cuda:
         text = f"this machine has an NVIDIA GPU, but torch {installation.torch} is a CPU build"
         install = "pip uninstall -y torch && pip install torch"
-        yield _problem(text, f"{install}  # for CUDA: https://pytorch.org/get-started")
+        yield Finding("", text, remedy=f"{install}  # for CUDA: https://pytorch.org/get-started")
 
 
 def _of_openmmlab(installation: Installation) -> Iterator[Finding]:
@@ -164,11 +162,11 @@ def _of_openmmlab(installation: Installation) -> Iterator[Finding]:
     names = ", ".join(originals + forks)
     if originals and forks:
         remedy = f"pip uninstall -y {' '.join(originals + forks)} && {TESTED}"
-        yield _problem(f"{names} are installed: onedl-… packages work only with each other", remedy)
+        yield Finding("", f"{names} are installed: onedl-… packages work only with each other", remedy=remedy)
     elif {"mmcv", "mmcv-lite"} <= installation.packages.keys():
         versions = " and ".join(f"{name} {installation.packages[name]}" for name in ("mmcv", "mmcv-lite"))
         remedy = "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0"
-        yield _problem(f"{versions} are installed: they overwrite each other's files", remedy)
+        yield Finding("", f"{versions} are installed: they overwrite each other's files", remedy=remedy)
     elif names and not {"mmcv", "mmcv-lite", "onedl-mmcv"} & installation.packages.keys():
         remedy = "pip install --no-deps onedl-mmcv" if forks else "pip install mmcv-lite==2.1.0"
-        yield _problem(f"{names} installed, but no mmcv, which they import", remedy)
+        yield Finding("", f"{names} installed, but no mmcv, which they import", remedy=remedy)

@@ -19,7 +19,10 @@ from dcnzoo.utils.text import counted
     help="Folder of COCO: annotations/, train2017/, val2017/ (default: the config's).",
 )  # fmt: skip
 @option(
-    "--out", type=_options.FILE, default="work_dirs/reproduce.jsonl", help="Append the result to it (.jsonl)."
+    "--out",
+    type=_options.FileName(".jsonl"),
+    default="work_dirs/reproduce.jsonl",
+    help="Append the result to it.",
 )
 @_options.cfg_options
 @_options.work_dir

@@ -55,7 +55,8 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
     models = {
         model: operators
         for model in named
-        if (model.measured or not measured) and ((operators := zoo.operators_of(model)) or not dcn)
+        if not (measured and all(result.published for result in model.results))
+        and ((operators := zoo.operators_of(model)) or not dcn)
     }
     if not models:
         options = [name for name, is_set in (("--dcn", dcn), ("--measured", measured)) if is_set]

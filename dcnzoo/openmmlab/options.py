@@ -17,7 +17,6 @@ from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_folder
 
 LOGGERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
 # the settings that count epochs or iterations, by part of the config
@@ -61,7 +60,6 @@ class RunOptions:
         cfg.launcher = self.launcher
         folder = self.work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
         cfg.work_dir = os.path.expanduser(folder)
-        require_folder(cfg.work_dir, "work_dir")
         if self.launcher == "none" and (cfg.get("strategy") or {}).get("type") == "DDPStrategy":
             cfg.pop("strategy")  # needs a launcher; in a single process, the runner uses its default strategy
         cfg.default_hooks = cfg.get("default_hooks") or {}

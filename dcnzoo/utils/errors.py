@@ -26,7 +26,7 @@ _EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnxslim"), "onnx"),
     "openvino": "openvino",
 }
-_IN_SEVERAL_EXTRAS = (*("PIL", "msgspec", "numpy", "pycocotools", "requests", "rich", "yaml"),)
+_IN_SEVERAL_EXTRAS = ("PIL", "msgspec", "numpy", "pycocotools", "requests", "rich", "yaml")
 
 
 def install_command(error: Exception, extra: str = "mmdet") -> str:

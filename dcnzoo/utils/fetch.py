@@ -56,11 +56,6 @@ def verify(path: str | os.PathLike, checksum: str | None = None, name: str = "")
     return found
 
 
-def name_of(url: str) -> str:
-    """Return the name of the file at an address."""
-    return PurePosixPath(unquote(urlsplit(url).path)).name
-
-
 def fetch(url: str, folder: str | os.PathLike | None = None, checksum: str | None = None) -> Path:
     """Return the path of a file, which is downloaded unless it is in ``folder``; other processes wait.
 
@@ -72,7 +67,7 @@ def fetch(url: str, folder: str | os.PathLike | None = None, checksum: str | Non
     Raises:
         DownloadError: the download failed.
     """
-    name = name_of(url)
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
     if urlsplit(url).scheme not in ("http", "https") or name in ("", ".."):
         raise DownloadError(f"{url}: expected the http:// or https:// address of a file")
     checksum = checksum or checksum_in_name(name)

@@ -207,10 +207,3 @@ def require_exists(path: str | os.PathLike, what: str) -> None:
     """Raise UserError unless there is a folder or file at ``path``."""
     if not os.path.exists(path):
         raise MissingFileError(f"{what}: expected a folder or file, found none at {path}")
-
-
-def require_folder(path: str | os.PathLike, what: str) -> None:
-    """Raise UserError if the path, or a part of it, is a file."""
-    existing = next((part for part in (Path(path), *Path(path).parents) if part.exists()), None)
-    if existing is not None and not existing.is_dir():
-        raise UserError(f"{what}: expected a folder, got {path}: {existing} is a file")

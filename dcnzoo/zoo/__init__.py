@@ -3,10 +3,13 @@
 On the command line: ``dcnzoo zoo --help``.
 """
 
+from dcnzoo.utils.fetch import ChecksumError, DownloadError
 from dcnzoo.zoo.description import operators_of
 from dcnzoo.zoo.index import Model, Result, UnknownModelError, download, find, models, search
 
 __all__ = [
+    "ChecksumError",
+    "DownloadError",
     "Model",
     "Result",
     "UnknownModelError",

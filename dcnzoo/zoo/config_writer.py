@@ -1,5 +1,6 @@
 """Write a config that trains a published detector on your own data."""
 
+import copy
 import math
 import os
 from collections.abc import Mapping
@@ -56,18 +57,20 @@ def write_settings(
     if address:  # its weights replace those of the backbone
         for _, node in dicts(changed):
             _remove_weights(node)
-    settings = {
-        **_data_settings(config, model, sources, folder),
-        "custom_imports": {"imports": IMPORTS, "allow_failed_imports": False},
-        "classes": classes,
-        "default_hooks": {"checkpoint": {"save_best": main_metric(config), "rule": "greater"}},
-    }
-    if address:
-        settings["load_from"] = address
+    _require_masks(config, model, sources)
+    for stage, loader in zip(("train", "val", "test"), LOADERS, strict=True):
+        set_data(config, stage, sources.get(stage, sources["val"]), folder)
+        dataset_of(config, loader).metainfo = {"classes": _Name("classes")}
+    dataset_of(config, LOADERS[0]).filter_cfg = {"filter_empty_gt": False}  # learns from empty pictures, too
+    for loader in LOADERS[1:]:
+        config[loader].batch_size = 1  # as in the prediction of one picture: padding changes detections
     usual = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
-    usual["model"] = changed
-    written = Config(Config._merge_a_into_b(settings, usual))
-    written.merge_from_dict(dict(changes or {}))
+    imports = {"imports": IMPORTS, "allow_failed_imports": False}
+    written = Config({**usual, "model": changed, "custom_imports": imports, "classes": classes})
+    if address:
+        written.load_from = address
+    best = {"save_best": main_metric(config), "rule": "greater"}
+    written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
     _shorten_warm_up(written, len(sources["train"].sizes))
     with replacing(out) as draft:
         # sorts by name: variables come first
@@ -99,63 +102,47 @@ def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
     return model, _portable(weights, folder) if isinstance(weights, Path) else weights, config
 
 
-def _data_settings(
-    config: Config,
-    model: str,
-    sources: Mapping[str, Dataset],
-    folder: Path,  # of the config
-) -> dict[str, object]:
-    """Return the settings of the loaders and evaluators."""
-    _, learns_from = dataset_of(config, LOADERS[0])
-    wants_masks = any(step.get("with_mask") for step in learns_from.pipeline)
+def _require_masks(config: Config, model: str, sources: Mapping[str, Dataset]) -> None:
+    """Raise UserError if a model learns from masks, and objects have none."""
+    wants_masks = any(step.get("with_mask") for step in dataset_of(config, LOADERS[0]).pipeline)
     if wants_masks and (number := sum(source.without_mask for source in sources.values())):
         raise UserError(
             f"data: expected a mask of every object, since {model} learns from masks, got "
             f"{counted(number, 'objects')} without one; {BOXES} or, on a CPU, {SMALL_BOXES} needs none"
         )
-    settings: dict[str, object] = {}
-    tested = sources.get("test", sources["val"])
-    by_loader = dict(zip(LOADERS, (sources["train"], sources["val"], tested), strict=True))
-    for loader, source in by_loader.items():
-        settings[loader] = _with_data(config, loader, source, folder)
-    for evaluator, loader in (("val_evaluator", LOADERS[1]), ("test_evaluator", LOADERS[2])):
-        if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
-            raise UserError(f"{model}: {evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
-        settings[evaluator] = {"ann_file": _portable(by_loader[loader].file, folder)}
-    for first, second in (("val_dataloader", "test_dataloader"), ("val_evaluator", "test_evaluator")):
-        if settings[first] == settings[second]:
-            settings[first] = _Name(second)
-    return settings
 
 
-def dataset_of(config: Config, loader: str) -> tuple[list[str], Any]:
-    """Return the data set that reads the annotations, and the keys that lead to it through wrappers."""
-    keys, dataset = ["dataset"], config[loader].dataset
+def dataset_of(config: Config, loader: str) -> Any:
+    """Return the data set that reads the annotations, inside wrappers."""
+    dataset = config[loader].dataset
     while "dataset" in dataset:
-        keys, dataset = [*keys, "dataset"], dataset.dataset
+        dataset = dataset.dataset
     if dataset.type not in EXTRA:
-        raise UserError(
-            f"model: {loader}: expected a CocoDataset, as in configs for COCO, got {dataset.type}"
-        )
-    return keys, dataset
+        raise UserError(f"{loader}: expected a CocoDataset, as in configs for COCO, got {dataset.type}")
+    return dataset
 
 
-def _with_data(config: Config, loader: str, source: Dataset, folder: Path) -> dict:
-    keys, dataset = dataset_of(config, loader)
-    inner: dict[str, Any] = {
-        **EXTRA[dataset.type],
-        "data_root": "",
-        "ann_file": _portable(source.file, folder),
-        "data_prefix": {"img": _portable(f"{source.folder}/", folder)},
-        "metainfo": {"classes": _Name("classes")},
-    }
-    if loader == LOADERS[0]:
-        inner["filter_cfg"] = {"filter_empty_gt": False}  # a detector learns from pictures without objects
-    for key in reversed(keys):
-        inner = {key: inner}
-    if loader != LOADERS[0]:
-        inner["batch_size"] = 1  # as in the prediction of one picture: padding changes detections
-    return inner
+def set_data(config: Config, stage: str, source: Dataset, folder: Path | None = None) -> None:
+    """Let the loader of a stage, train, val or test, read data, and its evaluator compare with them.
+
+    Args:
+        folder: of the config, to which its paths are relative; None: they are absolute.
+
+    Raises:
+        UserError: the config does not read or evaluate COCO files.
+    """
+    loader, evaluator = f"{stage}_dataloader", f"{stage}_evaluator"
+    file, images = str(source.file.resolve()), f"{source.folder}/"
+    if folder is not None:
+        file, images = _portable(file, folder), _portable(images, folder)
+    config[loader] = copy.deepcopy(config[loader])  # val and test may be one dictionary
+    dataset = dataset_of(config, loader)
+    prefix = {"img": images}
+    dataset.update({**EXTRA[dataset.type], "data_root": "", "ann_file": file, "data_prefix": prefix})
+    if stage != "train":
+        if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
+            raise UserError(f"{evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
+        config[evaluator] = {**config[evaluator], "ann_file": file}
 
 
 def _portable(path: str | Path, folder: Path) -> str:
@@ -166,7 +153,7 @@ def _portable(path: str | Path, folder: Path) -> str:
 
 def _number_of_classes(config: Config, model: str) -> int:
     """Return the value of ``num_classes`` that is the number of classes in the training data."""
-    _, dataset = dataset_of(config, LOADERS[0])
+    dataset = dataset_of(config, LOADERS[0])
     known = declared_metainfo(dataset)["classes"]
     values = sorted({number for _, _, key, number in numbers(config.model) if key in NUMBERS[:2]})
     expected = values[0] if len(values) == 1 else len(known)
@@ -181,11 +168,8 @@ def _number_of_classes(config: Config, model: str) -> int:
 
 def _remove_weights(node: dict) -> None:
     """Stop a module from loading weights."""
-    initial = node.get("init_cfg")
-    steps = initial if isinstance(initial, list | tuple) else [initial]
-    kept = [step for step in steps if not (isinstance(step, Mapping) and step.get("type") == "Pretrained")]
-    if len(kept) < len(steps):
-        node["init_cfg"] = kept or None
+    if isinstance(node.get("init_cfg"), Mapping) and node["init_cfg"].get("type") == "Pretrained":
+        node["init_cfg"] = None
     if node.get("pretrained"):
         node["pretrained"] = None
 

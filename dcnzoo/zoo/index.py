@@ -24,7 +24,6 @@ from dcnzoo.utils.folders import cache_folder, mim_folder
 from dcnzoo.utils.formats import EXPORTED
 
 CONFIGS = (".py", ".json", ".yaml", ".yml")
-PACKAGES = ("dcnzoo", "mmdet")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
 
@@ -84,11 +83,6 @@ class Model:
         """Return all results, or those of one source. Of several data sets, the first takes precedence."""
         chosen = [result for result in self.results if source in (None, result.source)]
         return {k: v for result in reversed(chosen) for k, v in result.metrics.items()}
-
-    @property
-    def measured(self) -> bool:
-        """Whether dcnzoo measured any of the results."""
-        return any(not result.published for result in self.results)
 
     def sources(self) -> list[str]:
         return list(dict.fromkeys(result.source for result in self.results))
@@ -199,8 +193,7 @@ def search(words: Sequence[str]) -> list[Model]:
     """Find the models whose name, aliases, collection or paper contain every word, ignoring case."""
 
     def text(model: Model) -> str:
-        parts = (model.name, model.id, *model.aliases, model.collection, *map(str, model.paper.values()))
-        return " ".join(parts).lower()
+        return " ".join((model.id, *model.aliases, model.collection, *map(str, model.paper.values()))).lower()
 
     return [model for model in models() if all(word.lower() in text(model) for word in words)]
 

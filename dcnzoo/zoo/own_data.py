@@ -5,7 +5,7 @@ import filecmp
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mmengine.device import get_device
@@ -18,28 +18,13 @@ from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
 from dcnzoo.utils.text import counted, few
-from dcnzoo.zoo.config_writer import BOXES, EXTRA, MASKS, dataset_of, write_settings
+from dcnzoo.zoo.config_writer import BOXES, MASKS, dataset_of, set_data, write_settings
 
 # train on a CPU within minutes; by whether all objects have masks. The first starts from the weights for
 # generated shapes, the second from random ones.
 SMALL = {True: "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts", False: "faster-rcnn_r14_fpn_8e_bccd"}
 ITERATIONS = 600  # of a small model: it then detects most objects of 40 pictures
 VALIDATIONS = 10
-
-
-@dataclass
-class OwnData:
-    """The result of :func:`prepare`.
-
-    Attributes:
-        config: a config that trains on the data.
-        epochs: of a training that :func:`prepare` has chosen; None: those of the config.
-        model: its name, and from which weights it starts.
-    """
-
-    config: Path
-    epochs: int | None
-    model: str
 
 
 def require_data(options: ReadOptions, data: object) -> None:
@@ -49,7 +34,9 @@ def require_data(options: ReadOptions, data: object) -> None:
         raise UserError(f"{names[0]}: expected data, got none")
 
 
-def prepare(splits: Mapping[str, Dataset], work_dir: Path, model: str | None = None) -> OwnData:
+def prepare(
+    splits: Mapping[str, Dataset], work_dir: Path, model: str | None = None
+) -> tuple[Path, int | None, str]:
     """Write the COCO files of annotated pictures, and a config that trains on them.
 
     They are ``train.json``, ``val.json``, perhaps ``test.json``, and the config, in the folder ``data`` in
@@ -60,6 +47,10 @@ def prepare(splits: Mapping[str, Dataset], work_dir: Path, model: str | None = N
         work_dir: the work directory of the training.
         model: a name in the zoo, a config or a work directory. Default: on a GPU, a published model with
             DCNv2; on a CPU, a small one.
+
+    Returns:
+        The config; the epochs that were chosen, None: those of the config; the name of the model, and from
+        which weights it starts.
 
     Raises:
         UserError: the model is unknown, or cannot learn from the data.
@@ -72,14 +63,14 @@ def prepare(splits: Mapping[str, Dataset], work_dir: Path, model: str | None = N
         new.mkdir()
         for name, split in splits.items():
             split.write(new / f"{name}.json")
-        own = _configure(new / f"{work_dir.resolve().name or 'data'}.py", splits, model)
+        config = new / f"{work_dir.resolve().name or 'data'}.py"
+        epochs, chosen = _configure(config, splits, model)
         folder = numbered(work_dir / "data", lambda folder: _is_equal(folder, new))
         if not folder.exists():
             new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    own.config = folder / own.config.name
-    return own
+    return folder / config.name, epochs, chosen
 
 
 def _is_equal(folder: Path, new: Path) -> bool:
@@ -88,8 +79,8 @@ def _is_equal(folder: Path, new: Path) -> bool:
     return not any(filecmp.cmpfiles(folder, new, names, shallow=False)[1:])
 
 
-def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> OwnData:
-    """Choose a model and write the config."""
+def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> tuple[int | None, str]:
+    """Choose a model and write the config; return the epochs and the model, as :func:`prepare`."""
     masks = not any(each.without_mask for each in splits.values())
     small = model is None and get_device() == "cpu"
     if model is None:
@@ -103,9 +94,7 @@ def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> O
         else:
             changes["model.backbone.dcn"], chosen = True, ", with model.backbone.dcn=True"
     _, loads = write_settings(splits, out, model, changes)
-    return OwnData(
-        out, epochs, f"{model}{chosen}, {f'from {loads}' if loads else 'without published weights'}"
-    )
+    return epochs, (f"{model}{chosen}, {f'from {loads}' if loads else 'without published weights'}")
 
 
 def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path) -> Recipe:
@@ -115,10 +104,7 @@ def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path
         UserError: the data cannot be read, or have classes that the model does not know.
     """
     cfg = copy.deepcopy(recipe.cfg)
-    _, dataset = dataset_of(cfg, "test_dataloader")
-    if not isinstance(cfg.get("test_evaluator"), Mapping) or cfg.test_evaluator.get("type") != "CocoMetric":
-        raise UserError(f"test_evaluator: expected a CocoMetric, got {cfg.get('test_evaluator')}")
-    classes = tuple(declared_metainfo(dataset)["classes"])
+    classes = tuple(declared_metainfo(dataset_of(cfg, "test_dataloader"))["classes"])
     kind, splits, notes = read_splits(data, replace(options, classes=classes))
     name = next(name for name in ("test", "val", ALL) if name in splits)
     split = splits[name]
@@ -127,8 +113,5 @@ def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path
     lines = [f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes)]
     print(*map(printable, lines), sep="\n")
     split.write(folder / f"{name}.json")
-    path = str(split.file.resolve())
-    dataset.update({**EXTRA[dataset.type], "data_root": "", "ann_file": path})
-    dataset.data_prefix = {"img": f"{split.folder}/"}
-    cfg.test_evaluator.ann_file = path
+    set_data(cfg, "test", split)
     return replace(recipe, cfg=cfg)

@@ -42,9 +42,8 @@ class Source:
     @functools.cached_property
     def entry(self) -> Model | None:
         """The entry of the zoo that has this config."""
-        entries = [m for m in models() if m.name == self.config.stem and m.config.samefile(self.config)]
-        named = [entry for entry in entries if self.name in (entry.id, *entry.aliases)]
-        return next(iter(named or entries), None)
+        same = (m for m in models() if m.name == self.config.stem and m.config.samefile(self.config))
+        return next(same, None)
 
     def recipe(
         self, cfg_options: Mapping[str, object] | None = None, required: Sequence[str] = MODEL
@@ -57,19 +56,15 @@ class Source:
         folder = {} if self.work_dir is None else {"work_dir": str(self.work_dir)}
         return Recipe.read(self.config, {**folder, **(cfg_options or {})}, required)
 
-    def require_weights(self) -> Path | str:
-        """Return the weights. Raise UserError if there are none."""
-        if self.weights is None:
-            raise UserError(f"checkpoint: expected a file with weights for {self.name}, got none")
-        return self.weights
-
     def read_weights(self) -> Path:
         """Return the file of the weights, downloaded if necessary; print the choice of a checkpoint.
 
         Raises:
             UserError: there are none, or the download failed.
         """
-        weights = self.require_weights()
+        weights = self.weights
+        if weights is None:
+            raise UserError(f"checkpoint: expected a file with weights for {self.name}, got none")
         if self.choice:
             print(f"checkpoint: {weights}, {self.choice}")
         if isinstance(weights, Path):

@@ -118,16 +118,11 @@ def reproduce(
     device = require_device(options.device)
     with user_errors():
         out = Path(out).expanduser()
-        if out.suffix != ".jsonl":
-            raise UserError(f"out: expected a name that ends in .jsonl, got {out}")
         require_writable(out.parent)
         source = resolve(model, checkpoint)
-        listed = source.entry
-        if listed and source.weights is None:  # of a config file
-            source = resolve(listed.id)
-        source.require_weights()  # before the data are read; a download comes after
+        listed, weights = source.entry, source.read_weights()
         recipe, images = use_data(source.recipe(cfg_options, TEST), data_root)
-        weights, started = source.read_weights(), time.time()
+        started = time.time()
         metrics = execute.test(recipe, options, weights)
         measured = {name: round(100 * metrics[name], 1) for name in FIGURES if name in metrics}
         row = {
@@ -178,12 +173,10 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
 def compare(measured: dict[str, float], model: Model | None) -> dict[str, object]:
     """Return the measured AP, that in the zoo, their difference, and the source of the AP in the zoo.
 
-    A published result takes precedence over a measured one.
+    The first source in the metafile takes precedence.
     """
-    listed: dict[str, float] = {}
-    sources = [] if model is None else model.sources()
-    source = min(sources, key=lambda source: not source.startswith("published"), default="")
-    if model is not None and source:
-        listed = {k: float(v) for k, v in model.metrics(source).items() if k in FIGURES}
+    source = next(iter(model.sources()), "") if model else ""
+    metrics = model.metrics(source) if model else {}
+    listed = {k: float(v) for k, v in metrics.items() if k in FIGURES}
     difference = {k: round(v - listed[k], 1) for k, v in measured.items() if k in listed}
     return {"measured": measured, "listed": listed, "difference": difference, "source": source}

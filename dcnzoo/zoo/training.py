@@ -81,7 +81,11 @@ def train(
             return_memory()  # of the pictures and objects
         elif model is not None:
             source = resolve(model)
-            _refuse_checkpoint(source)
+            if source.weights == Path(source.name).expanduser():
+                raise UserError(
+                    f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
+                    f"resume={model} continues its training, the setting load_from starts from its weights"
+                )
         else:
             raise UserError("model: expected one, or data=…, got neither")
         register_with_torch()  # FLOPs of the operators
@@ -112,16 +116,8 @@ def _begin_with_data(
     choose_start(recipe, force=force)  # a used folder is refused before the data are read
     splits, decisions = read_data(data, reading)
     start = begin(stack, recipe, force=force, dry_run=dry_run, files=[data])
-    own = prepare(splits, work_dir, None if model is None else str(model))
-    lines = [*decisions, f"model     {own.model}", f"config    {own.config}"]
+    config, epochs, chosen = prepare(splits, work_dir, None if model is None else str(model))
+    lines = [*decisions, f"model     {chosen}", f"config    {config}"]
     print(*map(printable, lines), sep="\n")
-    options = replace(options, work_dir=work_dir, epochs=options.epochs or own.epochs)
-    return Source(str(own.config), own.config), options, start
-
-
-def _refuse_checkpoint(source: Source) -> None:
-    if source.weights == Path(source.name).expanduser():
-        raise UserError(
-            f"model: expected a name, a config or a work directory, got the checkpoint {source.name}; "
-            f"resume={source.name} continues its training, the setting load_from starts from its weights"
-        )
+    options = replace(options, work_dir=work_dir, epochs=options.epochs or epochs)
+    return Source(str(config), config), options, start

@@ -77,6 +77,7 @@ USAGE = [  # exit status 2, below the usage
     ("report nowhere", "nowhere"),
     ("report photos photos --checkpoint a.png", "--checkpoint"),
     ("data download --dataset-name voc", "--dataset-name"),
+    ("reproduce MODEL --out all.json", r"--out.*\.jsonl"),
     ("data download --delete", "--delete"),
 ]
 WRONG = [  # exit status 1, in one line
@@ -106,7 +107,7 @@ WRONG = [  # exit status 1, in one line
     ("train CONFIG --clip", "--clip: .*data"),
     ("train used --data yolo", "used"),
     ("train CONFIG --work-dir used", "--force"),
-    ("train CONFIG --work-dir a.png", "--work-dir: .*a.png is a file"),
+    ("train CONFIG --work-dir a.png", "--work-dir: .*a.png"),
     ("train CONFIG --device cpu --launcher pytorch", "--device: .*launcher"),
     ("explain MODEL a.png --out page.html", "--force"),
     ("explain MODEL a.png --layer neck --out layers.html", r"--layer: .*backbone\.layer2"),
@@ -115,7 +116,6 @@ WRONG = [  # exit status 1, in one line
     ("export MODEL --int8 nowhere", "nowhere"),
     ("bench none.onnx", "none.onnx"),
     ("flops none", "none"),
-    ("reproduce MODEL --out all.json", r"--out: .*\.jsonl"),
     ("report photos", "--data photos"),
     ("report used --out page.html", "--force"),
     ("data check none.json", "none.json"),

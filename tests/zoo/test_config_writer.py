@@ -162,7 +162,7 @@ def test_config_files_are_named(tmp_path, coco):
     for out, model, named in (
         ("out.py", "notes.txt", r"model: .*notes\.txt"),
         ("out.py", "notes.py", r"notes\.py: .*model"),
-        ("out.py", "voc.py", r"voc\.py: test_evaluator: expected a CocoMetric, got .*VOCMetric"),
+        ("out.py", "voc.py", r"test_evaluator: expected a CocoMetric, got .*VOCMetric"),
     ):
         with pytest.raises(UserError, match=named):
             write_config(coco(), tmp_path / out, model=model and str(tmp_path / model))

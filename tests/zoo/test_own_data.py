@@ -48,7 +48,8 @@ def write_coco(folder, parts):
 
 def prepare(data, work_dir):
     splits, decisions = read_data(data, ReadOptions())
-    return own_data.prepare(splits, work_dir), decisions
+    config, epochs, _ = own_data.prepare(splits, work_dir)
+    return config, epochs, decisions
 
 
 WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "labelme": write_labelme}
@@ -58,7 +59,7 @@ WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "labelme": 
 def test_every_format(tmp_path, name):
     parts = fruits(tmp_path / "drawn")
     WRITERS[name](tmp_path / "fruits", parts)
-    result, decisions = prepare(tmp_path / "fruits", tmp_path / "run")
+    config, epochs, decisions = prepare(tmp_path / "fruits", tmp_path / "run")
     train, val = tmp_path / "run/data/train.json", tmp_path / "run/data/val.json"
     if name == "labelme":  # has no validation set: a random split
         assert not objects(train) & objects(val)
@@ -66,7 +67,7 @@ def test_every_format(tmp_path, name):
     else:
         assert objects(val) == objects_of(parts["val"])
     assert objects(train, val) == set().union(*map(objects_of, parts.values()))
-    cfg = read_config_file(result.config)
+    cfg = read_config_file(config)
     assert cfg.model.roi_head.bbox_head.num_classes == len(CLASSES) and cfg.model.backbone.dcn
     kind = "segm" if name == "labelme" else "bbox"
     assert cfg.default_hooks.checkpoint.save_best == f"coco/{kind}_mAP"
@@ -79,7 +80,7 @@ def test_every_format(tmp_path, name):
         for instance in item["instances"]
     }
     assert learnt == {(name, c, x, y, x + w, y + h) for name, c, x, y, w, h in objects(train)}
-    assert result.epochs * len(json.loads(train.read_text())["images"]) >= 4 * 600
+    assert epochs * len(json.loads(train.read_text())["images"]) >= 4 * 600
 
 
 MISTAKES = {  # format: a file, and the text that is replaced
@@ -165,8 +166,8 @@ def test_test_pictures_are_only_for_tests(tmp_path):
     parts = fruits(tmp_path / "drawn", "abcdef")
     write_voc(tmp_path / "fruits", parts)
     (tmp_path / "fruits/ImageSets/Main/val.txt").rename(tmp_path / "fruits/ImageSets/Main/test.txt")
-    result, _ = prepare(tmp_path / "fruits", tmp_path / "run")
-    cfg = read_config_file(result.config)
+    config, *_ = prepare(tmp_path / "fruits", tmp_path / "run")
+    cfg = read_config_file(config)
     assert objects(cfg.test_dataloader.dataset.ann_file) == objects_of(parts["val"])
     assert cfg.test_evaluator.ann_file == cfg.test_dataloader.dataset.ann_file
     train, val = (cfg[f"{split}_dataloader"].dataset.ann_file for split in ("train", "val"))
@@ -176,8 +177,8 @@ def test_test_pictures_are_only_for_tests(tmp_path):
 def test_a_test_set_that_is_not_there_is_left_out(tmp_path):
     write_voc(tmp_path / "fruits", fruits(tmp_path / "drawn"))
     (tmp_path / "fruits/ImageSets/Main/test.txt").write_text("")
-    result, _ = prepare(tmp_path / "fruits", tmp_path / "run")
-    cfg = read_config_file(result.config)
+    config, *_ = prepare(tmp_path / "fruits", tmp_path / "run")
+    cfg = read_config_file(config)
     assert cfg.test_dataloader == cfg.val_dataloader
 
 
@@ -185,9 +186,9 @@ def test_a_test_set_that_is_not_there_is_left_out(tmp_path):
 def test_work_directories_in_the_data_are_not_read(tmp_path, name):
     root = tmp_path / "fruits"
     WRITERS[name](root, fruits(tmp_path / "drawn"))
-    first, _ = prepare(root, root / "work_dirs/one")
-    second, _ = prepare(root, root / "two")
-    train = [objects(result.config.parent / "train.json") for result in (first, second)]
+    first, *_ = prepare(root, root / "work_dirs/one")
+    second, *_ = prepare(root, root / "two")
+    train = [objects(config.parent / "train.json") for config in (first, second)]
     assert train[0] == train[1]
 
 
@@ -195,7 +196,7 @@ def test_work_directories_in_the_data_are_not_read(tmp_path, name):
 def test_programs_that_do_not_know_dcnzoo_read_the_config(tmp_path, tool):
     """MMEngine, and MMDetection's own script of a training."""
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
-    config = prepare(tmp_path / "fruits", tmp_path / "run")[0].config
+    config = prepare(tmp_path / "fruits", tmp_path / "run")[0]
     arguments = [mim_folder("mmdet") / "tools/train.py", config, "--work-dir", tmp_path / "other"]
     arguments += ["--cfg-options", "train_cfg.max_epochs=1"]
     code = (
@@ -213,7 +214,7 @@ def test_programs_that_do_not_know_dcnzoo_read_the_config(tmp_path, tool):
 def test_other_data_by_the_names_of_classes(tmp_path, capsys):
     """Their test set; the categories are in the order of the model's classes."""
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run")[0].config, {}, TEST)
+    recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run")[0], {}, TEST)
     (tmp_path / "other").mkdir()
     content = fruits(tmp_path / "other/pictures", "uvwxyz")["train"]
     for image in content["images"]:

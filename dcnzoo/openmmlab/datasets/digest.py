@@ -19,7 +19,7 @@ def data_digest(dataset: Any) -> str:
     digest = hashlib.sha256()
     for each in _read_by(dataset):
         digest.update(str(len(each)).encode())
-        if getattr(each, "_entries", None) is not None:  # annotations of a large file, not parsed yet
+        if getattr(each, "_content", None) is not None:  # a CocoDataset: its annotations are not parsed yet
             add_file(digest, each.ann_file)
             continue
         for index in range(len(each)) if hasattr(each, "get_data_info") else ():
