@@ -218,9 +218,10 @@ def test_own_data_in_a_used_folder(tmp_path, monkeypatch):
     assert dcnzoo.train(data="fruits", work_dir=work, force=True) == Start(replaces=True)
     assert files_of(tmp_path / "work.1") == before
     assert {*files_of(work)} == {"data/train.json", "data/val.json", "data/work.py"}
-    for path in ("work/data", "work"):
-        (work / "epoch_1.pth").touch()
-        with pytest.raises(UserError, match=r"^force: "):
+    (work / "epoch_1.pth").touch()
+    write_yolo(work / "fruits", fruits(work / "drawn"))
+    for path, argument in (("work/data", "data"), ("work", "data"), ("work/fruits", "force")):
+        with pytest.raises(UserError, match=f"^{argument}: "):
             dcnzoo.train(data=path, work_dir=work, force=True)
 
 
