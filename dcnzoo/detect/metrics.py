@@ -1,7 +1,6 @@
 """Average precision by COCO's definition, and the names of its metrics. Requires pycocotools."""
 
 import contextlib
-import copy
 import io
 import os
 from collections import Counter
@@ -32,7 +31,6 @@ NAMES = {f"{kind}_{end}": f"{KINDS[kind]} {METRICS[end]}" for kind in KINDS for 
 
 
 UNDEFINED = -1.0  # an AP without objects
-_PAIRS = 500_000  # of an image and a category that are compared at a time; COCO's validation set has 400,000
 
 
 class Evaluation(COCOevalBase):
@@ -40,17 +38,10 @@ class Evaluation(COCOevalBase):
 
     Every AP is at the largest of ``params.maxDets``. pycocotools has AP50 and the others there, but AP itself
     at 100, and −1 without 100 among them.
-
-    The base class keeps an entry for each image and category. With many categories, this class evaluates some
-    of them at a time, on the images in which one of them occurs. Others change no number. (5,000 images of
-    1,203 categories take .9 GB in place of 6.2 GB.)
     """
 
     params: Any
-    cocoGt: Any
-    cocoDt: Any
     eval: dict[str, Any]
-    ious: dict
     stats: np.ndarray
 
     def summarize(self) -> None:
@@ -63,57 +54,6 @@ class Evaluation(COCOevalBase):
         limit, (first, *others) = self.params.maxDets[-1], printed.getvalue().splitlines()
         head, _, _ = first.partition("maxDets=")
         print(f"{head}maxDets={limit:>3d} ] = {self.stats[0]:0.3f}", *others, sep="\n")
-
-    def evaluate(self) -> None:
-        params, cocos = self.params, (self.cocoGt, self.cocoDt)
-        whole = len(params.imgIds) * len(params.catIds) <= _PAIRS
-        if COCOevalBase is COCOeval or whole or not params.useCats:
-            super().evaluate()
-            return
-        categories, images = np.unique(params.catIds), np.unique(params.imgIds)
-        entries = [_by_category(coco, images) for coco in cocos]
-        axes = (params.iouThrs, params.recThrs, categories, params.areaRng, params.maxDets)
-        results = {name: np.full([len(axis) for axis in axes], -1.0) for name in ("precision", "scores")}
-        results["recall"] = results["precision"][:, 0].copy()
-        size = max(1, _PAIRS // len(images))
-        for part in np.split(categories, range(size, len(categories), size)):
-            numbers = part.tolist()
-            of_part = [[each for number in numbers for each in known.get(number, ())] for known in entries]
-            self.params = copy.copy(params)
-            self.params.catIds = numbers
-            self.params.imgIds = sorted({each["image_id"] for known in of_part for each in known})
-            views = (_Part(coco.imgs, known) for coco, known in zip(cocos, of_part, strict=True))
-            self.cocoGt, self.cocoDt = views
-            if self.params.imgIds:
-                super().evaluate()
-                for name, result in results.items():
-                    result[..., np.searchsorted(categories, part), :, :] = self.eval[name]
-        self.params, (self.cocoGt, self.cocoDt), self.ious = params, cocos, {}
-        self.params.catIds, self.params.imgIds = categories.tolist(), images.tolist()
-        self.params.maxDets = sorted(params.maxDets)
-        self.eval = {"params": self.params, "counts": list(results["precision"].shape), **results}
-
-
-class _Part:
-    """The annotations of some categories, as the base class of :class:`Evaluation` asks for them."""
-
-    def __init__(self, images: dict, annotations: list[dict]) -> None:
-        self.imgs, self._annotations = images, annotations
-
-    def getAnnIds(self, **_: object) -> None:
-        """All of them."""
-
-    def loadAnns(self, _: object) -> list[dict]:
-        return self._annotations
-
-
-def _by_category(coco: COCO, images: np.ndarray) -> dict[int, list[dict]]:
-    """Return the annotations of these images, in their order in each."""
-    entries: dict[int, list[dict]] = {}
-    for image in images.tolist():
-        for annotation in coco.imgToAnns.get(image, ()):
-            entries.setdefault(annotation["category_id"], []).append(annotation)
-    return entries
 
 
 def metric_name(key: str) -> str:

@@ -48,10 +48,8 @@ class Session:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         if backend not in BACKENDS.values():
             raise ValueError(f"backend: expected one of {', '.join(BACKENDS.values())}, got {backend!r}")
-        if precision not in ("float32", "bf16"):
-            raise ValueError(f"precision: expected float32 or bf16, got {precision!r}")
-        if precision != "float32" and backend != "openvino":
-            raise ValueError(f"precision: expected float32 with {backend}, got bf16, which needs openvino")
+        if precision not in (("float32", "bf16") if backend == "openvino" else ("float32",)):
+            raise ValueError(f"precision: expected float32, or bf16 with openvino, got {precision!r}")
         path = os.path.expanduser(path)
         for file in (path, os.path.splitext(path)[0] + ".bin")[: 2 if path.endswith(".xml") else 1]:
             require_file(file, "model")

@@ -83,16 +83,14 @@ def exported(
 ) -> dict[str, BaseDetector]:
     """Open exported files in a runtime; with ``backend`` None, in each installed one that reads them.
 
-    In OpenVINO, a file is opened twice: also in bfloat16. Files with one name in two folders are named by
-    their paths.
+    In OpenVINO, a file is opened twice: also in bfloat16.
     """
     installed: list[str | None] = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
-    names = [Path(path).name for path in dict.fromkeys(paths)]
     detectors: dict[str, BaseDetector] = {}
-    for path, own in zip(dict.fromkeys(paths), names, strict=True):
-        is_onnx = backend is None and own.endswith(".onnx")
+    for path in dict.fromkeys(paths):
+        is_onnx = backend is None and path.endswith(".onnx")
         for runtime in (is_onnx and installed) or [backend]:
-            name = ", ".join(filter(None, (own if names.count(own) == 1 else path, runtime)))
+            name = ", ".join(filter(None, (path, runtime)))
             detectors[name] = detector = ExportedDetector(path, runtime, device, threads)
             if detector.model.backend == "openvino":
                 bf16 = ExportedDetector(path, runtime, device, threads, precision="bf16")

@@ -5,7 +5,6 @@ traced. The operators here have outputs of a fixed size, and ONNX graphs of stan
 boxes have a negative score.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,13 +12,12 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.export.graph import FLOAT, Graph, Value
+from dcnzoo.export.graph import FLOAT, INT64, Graph, Value
 from dcnzoo.export.operators.roi_align import align
 from dcnzoo.export.vmap import row_by_row
 from dcnzoo.ops._transforms import fold, unfold
 
 TINY = 1e-12  # avoids division by zero; smaller than the area of any box
-TILE, TILES = 128, 16  # pixels of a tile's sides, tiles of each axis; the last ones are larger
 ABSENT = -1.0  # the score of an unused box; real scores are at least zero
 
 
@@ -29,46 +27,19 @@ def keep_boxes(
     labels: Tensor,  # [N, M]
     iou_threshold: float,
     max_boxes: int,
-    classes: int,
-    max_per_class: int,
     order: Tensor | None = None,  # [N, M]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
     """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, labels and indices.
 
-    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. ``max_per_class``
-    limits the boxes of each class (0: no limit); ``classes`` is the number of classes. Boxes are compared by
+    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. Boxes are compared by
     ``order``, by default the scores, which is negative for unused boxes.
     """
     order = scores if order is None else order
     present = torch.where(scores[..., None] >= 0, boxes, 0)
-    if max_per_class and max_per_class < max_boxes:  # scores by class, so that the limit applies to each
-        of_class = labels[:, None] == torch.arange(classes, device=labels.device)[:, None]
-        by_class, limit = torch.where(of_class, order[:, None], ABSENT), max_per_class
-    else:  # shift the boxes of each class apart, so that one call treats classes separately
-        distance = present.amax((1, 2), keepdim=True) + 1
-        present = present + labels[..., None].to(boxes.dtype) * distance
-        by_class, limit = order[:, None], max_boxes
-    remains = select_boxes(present, by_class, iou_threshold, limit)
+    # shift the boxes of each class apart, so that those of two classes do not overlap
+    apart = present + labels[..., None].to(boxes.dtype) * (present.amax((1, 2), keepdim=True) + 1)
+    remains = select_boxes(apart, order, iou_threshold, max_boxes)
     return _first_boxes(boxes, scores, labels, max_boxes, torch.where(remains, order, ABSENT))
-
-
-def _select_boxes(
-    boxes: Tensor,  # [N, M, 4]
-    scores: Tensor,  # [N, classes, M], negative for boxes that are not of the class
-    iou_threshold: float,
-    max_per_class: int,
-) -> Tensor:  # [N, M], bool
-    """Non-maximum suppression for each row of scores; return which boxes remain."""
-    masks = []
-    for box, rows in zip(boxes.unbind(), scores.unbind(), strict=True):
-        mask = torch.zeros_like(rows[0], dtype=torch.bool)
-        for row in rows.unbind():
-            there = (row >= 0).nonzero()[:, 0]
-            index = there[dcnzoo.ops.nms(box[there], row[there], iou_threshold)]
-            first = torch.arange(index.shape[0], device=index.device) < max_per_class
-            mask = mask.index_fill(0, index[first], True)
-        masks.append(mask)
-    return torch.stack(masks)
 
 
 def _first_boxes(
@@ -83,25 +54,38 @@ def _first_boxes(
     return torch.where(there[..., None], dets, 0), labels, index
 
 
+def _select_boxes(
+    boxes: Tensor,  # [N, M, 4]
+    scores: Tensor,  # [N, M], negative for unused boxes
+    iou_threshold: float,
+    max_boxes: int,
+) -> Tensor:  # [N, M], bool
+    """Non-maximum suppression of each image; return which boxes remain."""
+    masks = []
+    for box, score in zip(boxes.unbind(), scores.unbind(), strict=True):
+        present = (score >= 0).nonzero()[:, 0]
+        index = present[dcnzoo.ops.nms(box[present], score[present], iou_threshold)][:max_boxes]
+        masks.append(torch.zeros_like(score, dtype=torch.bool).index_fill(0, index, True))
+    return torch.stack(masks)
+
+
 # An operator, so that the exporter to ONNX can replace it.
 select_boxes = torch.library.custom_op("dcnzoo::_select_boxes", _select_boxes, mutates_args=())
 
 
 @select_boxes.register_fake
-def _(boxes, scores, iou_threshold, max_per_class):
-    return torch.empty_like(scores[:, 0], dtype=torch.bool)
+def _(boxes, scores, iou_threshold, max_boxes):
+    return torch.empty_like(scores, dtype=torch.bool)
 
 
 select_boxes.register_vmap(row_by_row(select_boxes, 2))
 
 
-def select_boxes_graph(
-    g: Graph, boxes: Value, scores: Value, iou_threshold: float, max_per_class: int
-) -> Value:
+def select_boxes_graph(g: Graph, boxes: Value, scores: Value, iou_threshold: float, max_boxes: int) -> Value:
     chosen = g.NonMaxSuppression(
         g.Cast(boxes, to=FLOAT),
-        g.Cast(scores, to=FLOAT),
-        g.ints(max_per_class),
+        g.shaped(g.Cast(scores, to=FLOAT), 0, 1, -1),
+        g.ints(max_boxes),
         g.floats(iou_threshold),
         g.floats(ABSENT / 2),
     )  # [kept, 3]: image, class, box
@@ -128,29 +112,28 @@ def _soft_keep_boxes(
     iou`` for ``"linear"`` and to zero for ``"naive"``. Boxes with a score below ``min_score`` are dropped.
     """
 
-    # the loop's state: current scores, and scores at the time when a box was taken
-    def step(
-        left: Tensor, taken: Tensor, least: Tensor, boxes: Tensor, area: Tensor, labels: Tensor
-    ) -> list[Tensor]:
+    # all that a step reads is a state, because OpenVINO reads no other values in a loop: the current scores,
+    # the scores at the time when a box was taken, and the boxes
+    def step(left: Tensor, taken: Tensor, boxes: Tensor, labels: Tensor, least: Tensor) -> list[Tensor]:
         best, index = left.max(1, keepdim=True)
         this = torch.arange(left.shape[1], device=index.device) == index
         taken = torch.where(this, torch.maximum(best, taken), taken)  # keeps its score if no box is left
         box = take(boxes, index)  # [N, 1, 4]
         low, high = torch.maximum(box[..., :2], boxes[..., :2]), torch.minimum(box[..., 2:], boxes[..., 2:])
         overlap = (high - low).clamp(min=0).prod(-1)
-        iou = overlap / (area.gather(1, index) + area - overlap).clamp(min=TINY)
+        area, areas = ((each[..., 2:] - each[..., :2]).prod(-1) for each in (box, boxes))
+        iou = overlap / (area + areas - overlap).clamp(min=TINY)
         if method == "gaussian":
             factor = torch.exp(-iou.square() / sigma)
         else:
             factor = torch.where(iou >= iou_threshold, 0 if method == "naive" else 1 - iou, 1)
         left = torch.where(labels.gather(1, index) == labels, left * factor, left)
-        return [torch.where(this | (left < least), ABSENT, left), taken]
+        return [torch.where(this | (left < least), ABSENT, left), taken, boxes.clone(), labels.clone()]
 
-    scores = scores.contiguous()
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    states = [scores.contiguous(), torch.full_like(scores, ABSENT), boxes.contiguous(), labels.contiguous()]
     # without an input that the step reads, OpenVINO takes one step
-    states, turns = [scores, torch.full_like(scores, ABSENT)], [scores.new_full((max_boxes,), min_score)]
-    _, taken = torch.ops.higher_order.scan(step, states, turns, (boxes, area, labels))
+    steps = [scores.new_full((max_boxes,), min_score)]
+    _, taken, *_ = torch.ops.higher_order.scan(step, states, steps, ())
     return _first_boxes(boxes, taken, labels, max_boxes, taken)
 
 
@@ -235,16 +218,6 @@ def _(info, dims, levels, rois, *settings):
     return unfold(roi_align_pyramid(levels, rois, *settings), size, 0), 0
 
 
-def _placed(g: Graph, values: Value, place: Value, count: Value) -> Value:
-    """Return ``count`` rows: ``values[1:]`` at ``place``, and ``values[0]`` elsewhere.
-
-    ScatterND into a tensor of zeros would store that tensor in the file if its size is fixed.
-    """
-    rows = g.Add(g.range(place, 0), g.integer(1))
-    row = g.ScatterElements(g.Expand(g.integer(0), count), place, rows, axis=0)
-    return g.Gather(values, row, axis=0)
-
-
 def roi_align_pyramid_graph(
     g: Graph,
     levels: list[Value],
@@ -256,34 +229,26 @@ def roi_align_pyramid_graph(
     pool_mode: str,
     aligned: bool,
 ) -> Value:
-    kind = g.type_of(rois)
-    constant = partial(g.number, kind=kind)
-
-    def at(features: Value, rois: Value, scale: float) -> Value:
-        height, width = output_size
-        return align(g, features, rois, height, width, scale, sampling_ratio, aligned)
-
+    height, width = output_size
     if len(levels) == 1:
-        return at(levels[0], rois, scales[0])
+        return align(g, levels[0], rois, height, width, scales[0], sampling_ratio, aligned)
+    constant = partial(g.number, kind=g.type_of(rois))
     x1, y1, x2, y2 = (g.Gather(rois, g.integer(i), axis=1) for i in range(1, 5))
     size = g.Sqrt(g.Mul(g.Sub(x2, x1), g.Sub(y2, y1)))
-    octave = g.Div(g.Log(g.Add(g.Div(size, constant(finest_scale)), constant(1e-6))), constant(math.log(2)))
-    level = g.Clip(g.Floor(octave), constant(0), constant(len(levels) - 1))
-    # RoIs of a tile of the image one after another: onnxruntime finds most of their pixels in its cache
-    column, row = (
-        g.Clip(g.Floor(g.Div(start, constant(TILE))), constant(0), constant(TILES - 1)) for start in (x1, y1)
-    )
-    tile = g.Add(g.Mul(row, constant(TILES)), column)
-    tiles = g.Cast(g.Range(g.integer(0), g.integer(TILES**2), g.integer(1)), to=kind)
-    in_tile = g.Equal(tile, g.shaped(tiles, -1, 1))  # [tiles, K]
-    # row 0 is for RoIs that fit no level, because their size is NaN
-    nothing = g.Expand(constant(0), g.Concat(g.ints(1), g.sizes(levels[0], 1), g.ints(*output_size), axis=0))
-    places, parts = [], [nothing]
+    # onnxruntime fails with a RoI of negative width, and reads outside of the map with NaN
+    rois = g.Where(g.shaped(g.GreaterOrEqual(size, constant(0)), -1, 1), rois, constant(0))
+    ratio = g.Add(g.Div(size, constant(finest_scale)), constant(1e-6))
+    level = g.integer(0)
+    for i in range(1, len(levels)):
+        level = g.Add(level, g.Cast(g.GreaterOrEqual(ratio, constant(2**i)), to=INT64))
+    places, parts = [], []  # RoIs level by level
     for i, (features, scale) in enumerate(zip(levels, scales, strict=True)):
-        pairs = g.NonZero(g.And(in_tile, g.Equal(level, constant(i))))  # [2, kept]: tile, RoI
-        places.append(g.shaped(g.Gather(pairs, g.ints(1), axis=0), -1))
-        parts.append(at(features, g.Gather(rois, places[-1], axis=0), scale))
-    return _placed(g, g.Concat(*parts, axis=0), g.Concat(*places, axis=0), g.sizes(rois, 0))
+        places.append(g.shaped(g.NonZero(g.Equal(level, g.integer(i))), -1))
+        selected = g.Gather(rois, places[-1], axis=0)
+        parts.append(align(g, features, selected, height, width, scale, sampling_ratio, aligned))
+    place = g.Concat(*places, axis=0)
+    row = g.ScatterElements(place, place, g.range(rois, 0), axis=0)  # of each RoI in the parts
+    return g.Gather(g.Concat(*parts, axis=0), row, axis=0)
 
 
 GRAPHS: dict[Callable, Callable] = {  # for the exporter to ONNX

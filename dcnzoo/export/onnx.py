@@ -1,12 +1,13 @@
 """Write ONNX files of modules with dcnzoo's operators."""
 
 import contextlib
-import inspect
 import logging
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,15 +49,11 @@ def export_onnx(
     from onnxscript.rewriter._matcher import SimplePatternMatcher
 
     table = translation_table(opset_version, deform_conv)
-    with (
-        torch.no_grad(),
-        quiet(),
-        patches.Changes() as changes,
-    ):
+    with torch.no_grad(), quiet(), patches.Changes() as changes:
         changes.wrap(SimplePatternMatcher, "match", passes.match)
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
-        with passes.attributes_restored(model), _named_errors(model):
+        with passes.attributes_restored(model), named_errors(model):
             program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
         passes.remove_assertions(program)
         soft = soft_keep_boxes._opoverload  # becomes a loop
@@ -79,10 +76,9 @@ def export_onnx(
             raise ValueError(str(first_cause(error))) from error
     assert onnx_program is not None  # with dynamo=True
     passes.name_nodes(onnx_program.model)
-    passes.remove_reshapes(onnx_program.model)
     passes.remove_default_reductions(onnx_program.model)
     model_proto = onnx_program.model_proto
-    passes.close_scans(model_proto)
+    passes.copy_constants_into_scans(model_proto)
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)
     with replacing(path) as partial:
@@ -95,20 +91,21 @@ def _unnamed(shapes: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _named_errors(model: torch.nn.Module) -> Iterator[None]:
-    """Context of ``torch.export``, whose errors name the method and the line in place of torch's report."""
+def named_errors(model: torch.nn.Module, argument: str = "export_onnx: model") -> Iterator[None]:
+    """Context of tracing, whose errors name the user's line that cannot be traced, or else a library's."""
     try:
         yield
-    except RuntimeError as error:
-        files = {inspect.getsourcefile(type(part)) for part in model.modules()}
-        frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename in files]
-        frames = [each for each in frames if "/torch/nn/" not in each.filename]
-        place = type(model).__name__
-        if frames:
-            place = f"{frames[-1].name} ({frames[-1].filename}:{frames[-1].lineno})"
+    except (RuntimeError, AssertionError) as error:
+        packages = [sys.modules[name] for name in ("dcnzoo", "torch", "mmcv") if name in sys.modules]
+        hidden = [folder for package in packages for folder in package.__path__]
+        frames = traceback.extract_tb(error.__traceback__)
+        frames = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, hidden))]
+        own = [frame for frame in frames if "site-packages" not in frame.filename]
+        lines = [f"{frame.filename}:{frame.lineno}" for frame in own or frames]
+        text = next(iter(str(error).splitlines()), "")
         raise ValueError(
-            "export_onnx: model: expected code that torch.export can trace, whose branches do not depend on "
-            f"values, got {place}: {next(iter(str(error).splitlines()), type(error).__name__)}"
+            f"{argument}: expected code that torch.export can trace, whose branches and sizes do not "
+            f"depend on the data, got {type(error).__name__} in {[type(model).__name__, *lines][-1]}: {text}"
         ) from error
 
 

@@ -83,71 +83,19 @@ def remove_default_reductions(model: "onnx_ir.Model") -> None:
             del node.attributes["reduction"]
 
 
-def remove_reshapes(model: "onnx_ir.Model") -> None:
-    """Remove reshapes that undo each other, also before and after an elementwise function.
-
-    ``torch.vmap`` adds them between convolutions. At each of them, OpenVINO would convert the map's layout.
-    """
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    for node in model.graph:
-        shape = node.outputs[0].shape
-        if node.op_type not in _RESHAPES or shape is None or shape.has_unknown_dim():
-            continue
-        result, value, function, is_only_user = node.outputs[0], node.inputs[0], None, True
-        while value and value.shape != shape and (maker := value.producer()):
-            is_only_user = is_only_user and len(value.uses()) == 1
-            if maker.op_type in _ELEMENTWISE and function is None and is_only_user:
-                function = maker
-            elif maker.op_type not in _RESHAPES:
-                break
-            value = maker.inputs[0]
-        if value is None or value.shape != shape or result.is_graph_output():
-            continue
-        if function is not None:
-            function.replace_input_with(0, value)
-            (value,) = function.outputs
-            value.shape = shape
-        result.replace_all_uses_with(value)
-        model.graph.remove(node, safe=True)
-    RemoveUnusedNodesPass()(model)
-
-
-def close_scans(model: "onnx.ModelProto") -> None:
-    """Make the values that the body of a ``Scan`` reads from outside its states: OpenVINO reads no others.
-
-    Constants, such as axes, are copied into the body.
-    """
-    from onnx import TypeProto, helper
-
-    graph = model.graph
-    types: dict[str, Any] = {value.name: value.type for value in (*graph.input, *graph.value_info)}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type != "Scan":
-            continue
-        attributes = {attribute.name: attribute for attribute in node.attribute}
-        body, states = attributes["body"].g, len(node.input) - attributes["num_scan_inputs"].i
-        own = {value.name for value in (*body.input, *body.initializer)}
-        own |= {name for inner in body.node for name in inner.output}
-        read = dict.fromkeys(name for inner in body.node for name in inner.input if name and name not in own)
-        inside = {name: f"{name}_in_{node.name}" for name in read}
-        for inner in body.node:
-            inner.input[:] = [inside.get(name, name) for name in inner.input]
-        for name in filter(constants.get, read):
-            body.initializer.add().CopyFrom(constants[name])
-            body.initializer[-1].name = inside[name]
-        for i, name in enumerate((name for name in read if name not in constants), states):
-            node.input.insert(i, name)
-            node.output.insert(i, f"{inside[name]}_last")
-            body.node.append(helper.make_node("Identity", [inside[name]], [f"{inside[name]}_next"]))
-            for values, suffix in ((body.input, ""), (body.output, "_next")):
-                values.insert(
-                    i, helper.make_value_info(f"{inside[name]}{suffix}", types.get(name, TypeProto()))
-                )
+def copy_constants_into_scans(model: "onnx.ModelProto") -> None:
+    """Copy the constants that the body of a ``Scan`` reads into it: OpenVINO reads no values from outside."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for body in (attribute.g for attribute in node.attribute if node.op_type == "Scan"):
+            read = {name for inner in body.node for name in inner.input if name in constants}
+            names = {name: f"{name}_in_{node.name}" for name in sorted(read)}
+            for name, copy in names.items():
+                body.initializer.add().CopyFrom(constants[name])
+                body.initializer[-1].name = copy
+            for inner in body.node:
+                inner.input[:] = [names.get(name, name) for name in inner.input]
 
 
 PREFIX = "dcnzoo_"
 _SCATTER = ("ScatterND", "ScatterElements")
-_ELEMENTWISE = ("Relu", "Sigmoid")
-_RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")

@@ -259,8 +259,6 @@ def test_settings_change_the_results_as_in_pytorch(setting, values):
         (dict(nms=dict(type="nms", iou_threshold=0.5, offset=1)), "offset: expected 0 .* got 1"),
         (dict(nms=dict(type="nms", iou_threshold=0.5, score_threshold=0.1)), "got score_threshold"),
         (dict(nms=dict(type="nms_match", iou_thr=0.5)), "'nms_match'"),
-        (dict(nms=dict(type="soft_nms"), max_output_boxes_per_class=2), "per_class: .* soft_nms, got 2"),
-        (dict(nms=dict(NMS, class_agnostic=True), max_output_boxes_per_class=2), "agnostic nms, got 2"),
     ],
 )
 def test_settings_that_cannot_be_exported_are_refused(settings, message):

@@ -1,13 +1,9 @@
 """Rules of ``torch.vmap`` with a symbolic number of images, compared with a loop over the images."""
 
-import onnx
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils._pytree import tree_map
 
-from dcnzoo.detect.session import Session
-from dcnzoo.export import export_onnx
 from dcnzoo.export.fixed_size import keep_boxes, roi_align_pyramid
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.replacements.layers import convolve
@@ -64,55 +60,3 @@ def test_rules():
             torch.testing.assert_close(actual, function(image), msg=lambda text, name=name: f"{name}: {text}")
     # torch's own rules are in use again
     torch.testing.assert_close(torch.vmap(FUNCTIONS["cat"])(images), found["cat"])
-
-
-class Heads(nn.Module):
-    """Layers for the 4 regions of each image, and reshapes that must remain."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
-
-    def forward(self, images):
-        return torch.vmap(self.of_image)(images)
-
-    def of_image(self, image):  # [3, 8, 12]
-        first, second, third, fourth = self.layers
-        regions = image.unfold(2, 3, 3).permute(2, 0, 1, 3)  # [4, 3, 8, 3]
-        shared = second(first(regions).relu()).sigmoid()
-        moved = shared.reshape(4, 24, 3).relu().reshape(4, 3, 3, 8)
-        return fourth(third(shared)), moved, shared.flatten(1).relu().view(4, 3, 8, 3)
-
-
-def test_reshapes_between_layers_are_removed(tmp_path):
-    heads, path = Heads().eval(), tmp_path / "heads.onnx"
-    with symbolic_batches():
-        shapes = ({0: torch.export.Dim.DYNAMIC},)
-        export_onnx(heads, (torch.randn(2, 3, 8, 12),), path, dynamic_shapes=shapes)
-    images = torch.randn(3, 3, 8, 12)
-    with torch.no_grad():
-        expected = heads(images)
-    for actual, value in zip(Session(path)(images.numpy()).values(), expected, strict=True):
-        torch.testing.assert_close(torch.from_numpy(actual), value)
-    graph = onnx.load(path).graph
-    makers = {output: node for node in graph.node for output in node.output}
-    path_of_last, node = [], [node for node in graph.node if node.op_type == "Conv"][-1]
-    while node is not None:
-        path_of_last.append(node.op_type)
-        node = makers.get(node.input[0])
-    text = " ".join(path_of_last)
-    assert "Conv Conv" in text and "Conv Relu Conv" in text and text.count("Conv") == 4
-
-
-def test_reshapes_of_a_map_with_two_readers_are_removed(tmp_path):
-    @module_of
-    def model(images):
-        maps = torch.vmap(lambda image: image[None])(images.relu())  # [N, 1, 3, 8, 12]
-        return maps.flatten(0, 1).exp(), maps.squeeze(1).sin()
-
-    path, images = tmp_path / "model.onnx", torch.randn(2, 3, 8, 12)
-    with symbolic_batches():
-        export_onnx(model, (images,), path, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    assert sorted(node.op_type for node in onnx.load(path).graph.node) == ["Exp", "Relu", "Sin"]
-    for actual, value in zip(Session(path)(images.numpy()).values(), model(images), strict=True):
-        torch.testing.assert_close(torch.from_numpy(actual), value)

@@ -18,7 +18,6 @@ def suppress(
     boxes: Tensor,  # [K, 4]
     scores: Tensor,  # [K], ABSENT for unused boxes
     labels: Tensor,  # [K]
-    classes: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply the NMS of the config to one image.
 
@@ -28,8 +27,7 @@ def suppress(
     Raises:
         ValueError: a setting of this NMS cannot be exported.
     """
-    per_class, order = cfg.get("max_output_boxes_per_class", 0), None
-    nms = _settings(dict(cfg.nms), owner, per_class)
+    nms = _settings(dict(cfg.nms), owner)
     if cfg.get("min_bbox_size", -1) >= 0:
         width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(-1)
         scores = torch.where((width > cfg.min_bbox_size) & (height > cfg.min_bbox_size), scores, ABSENT)
@@ -37,19 +35,13 @@ def suppress(
         raise ValueError(f"{owner}: max_per_img: expected at least 1 in a file, got {cfg.max_per_img}")
     agnostic, most = nms.pop("class_agnostic"), nms.pop("max_num")
     groups = torch.zeros_like(labels) if agnostic else labels
-    if cfg.get("deploy_nms_pre", 0) > 0:
-        scores, order = best(scores[None], cfg.deploy_nms_pre)
-        scores, order = scores[0], order[0]
-        boxes, groups = boxes[order], groups[order]
     batch = boxes[None], scores[None], groups[None]
     count = cfg.max_per_img if most <= 0 else min(cfg.max_per_img, most)
     if "sigma" in nms:
         results = soft_keep_boxes(*batch, max_boxes=count, **nms)
     else:
-        ranks = positive_key(scores)[None]
-        results = keep_boxes(*batch, nms["iou_threshold"], count, classes, per_class, ranks)
+        results = keep_boxes(*batch, nms["iou_threshold"], count, positive_key(scores)[None])
     dets, groups, index = (part[0] for part in results)
-    index = index if order is None else order[index]
     return dets, torch.where(groups >= 0, labels[index], -1), index
 
 
@@ -60,7 +52,7 @@ def positive_key(scores: Tensor) -> Tensor:
     return torch.where(scores >= 0, logits_of(scores).clamp(-LARGEST, LARGEST).exp(), ABSENT)
 
 
-def _settings(nms: dict, owner: str, per_class: int) -> dict:
+def _settings(nms: dict, owner: str) -> dict:
     """Return mmcv's arguments of an NMS, with defaults. Its errors are those of :func:`suppress`."""
     kind = nms.pop("type", "nms")
     if kind not in ("nms", "soft_nms"):
@@ -76,9 +68,6 @@ def _settings(nms: dict, owner: str, per_class: int) -> dict:
     del nms["split_thr"]  # mmcv's limit for one call; the result is the same
     if nms["max_num"] > 0 and kind == "soft_nms":
         raise ValueError(f"{owner}: nms: max_num: expected none with soft_nms, got {nms['max_num']}")
-    if per_class and (kind == "soft_nms" or nms["class_agnostic"]):
-        kind = f"class_agnostic {kind}" if nms["class_agnostic"] else kind
-        raise ValueError(f"{owner}: max_output_boxes_per_class: expected 0 with {kind}, got {per_class}")
     return nms
 
 

@@ -7,16 +7,11 @@ once: only then it is known which of the rows hold a detection.
 
 import inspect
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mmcv
-import mmdet
 import torch
 import torch.nn.functional as F
 from mmdet.models import layers
@@ -32,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from dcnzoo.compat.patches import Changes
 from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, MASK_LOGITS
 from dcnzoo.export.fixed_size import ABSENT
+from dcnzoo.export.onnx import named_errors
 from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.order import OrderByLogits
 from dcnzoo.openmmlab.export.replacements.boxes import keep_best
@@ -42,7 +38,6 @@ from dcnzoo.openmmlab.export.symbolic_sizes import (
     number_of_rows,
     tensor_of,
 )
-from dcnzoo.utils.errors import one_line
 
 Rows = tuple[Tensor, Tensor, Tensor]  # boxes [N, K, 4], scores and labels [N, K], with unused ones
 
@@ -99,7 +94,7 @@ class Predictor(nn.Module):
             sizes = torch.where(img_shape >= 0, img_shape, sizes)
         with Changes() as changes, SymbolicSizes():
             rules.apply(changes)
-            with named_errors(self.detector):
+            with named_errors(self.detector, "detector"):
                 outputs: tuple[Tensor, ...]
                 if isinstance(self.detector, DetectionTransformer):
                     outputs = self._predict_batch(changes, images, sizes)
@@ -143,11 +138,7 @@ class Predictor(nn.Module):
             changes.set(detector, "extract_feat", lambda _: features)
             for head, output in outputs.items():
                 changes.set(head, "forward", lambda *_, output=output: output)
-            last = getattr(detector, "roi_head", getattr(detector, "bbox_head", None))
-            settings = getattr(last, "test_cfg", None) or {}
-            limits = {name: settings.get(name, 0) for name in LIMITS}
-            best_boxes = partial(keep_best, proposed=proposed, limits=limits)
-            rules.replace_everywhere(changes, layers.multiclass_nms, best_boxes)
+            rules.replace_everywhere(changes, layers.multiclass_nms, partial(keep_best, proposed=proposed))
             if hasattr(detector, "roi_head"):
                 changes.wrap(detector.rpn_head, "predict", partial(note_proposals, proposed))
                 if detector.roi_head.with_mask:
@@ -299,27 +290,3 @@ def note_proposals(
     if "scores" in results:
         proposed.append(results.scores >= 0)
     return [results]
-
-
-@contextmanager
-def named_errors(detector: nn.Module) -> Iterator[None]:
-    """Context whose errors name the user's line that cannot be traced, or else MMDetection's."""
-    try:
-        yield
-    except (RuntimeError, AssertionError) as error:
-        hidden = Path(__file__).parents[2], *(Path(module.__path__[0]) for module in (torch, mmcv))
-        lines = [
-            f"{frame.filename}:{frame.lineno}"
-            for frame in traceback.extract_tb(error.__traceback__)
-            if not any(map(Path(frame.filename).is_relative_to, hidden))
-        ]
-        own = [line for line in lines if not line.startswith(str(mmdet.__path__[0]))]
-        place = [type(detector).__name__, *lines, *own][-1]
-        if isinstance(error, AssertionError):
-            expected = f"an input of a size that it supports, got an AssertionError in {place}"
-        else:
-            expected = f"code whose results have a size that does not depend on the data, got {place}"
-        raise ValueError(f"detector: expected {expected}: {one_line(error)}") from error
-
-
-LIMITS = ("deploy_nms_pre", "max_output_boxes_per_class")

@@ -1,6 +1,6 @@
 """Heads that predict boxes, and the functions that select boxes, with results of a fixed size."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,6 @@ def keep_best(
     box_dim: int = 4,
     *,
     proposed: Sequence[Tensor] = (),  # [M], whether a row is a proposal
-    limits: Mapping[str, int] | None = None,
 ) -> tuple[Tensor, ...]:
     """Replace ``multiclass_nms``."""
     count, classes = multi_scores.shape[0], multi_scores.shape[1] - 1
@@ -64,8 +63,8 @@ def keep_best(
         scores = scores * score_factors[:, None]
     scores = torch.where(there, scores, ABSENT).flatten()
     labels = torch.arange(classes, device=scores.device).repeat(count)
-    cfg = ConfigDict(limits or {}, nms=nms_cfg, max_per_img=max_num if max_num > 0 else len(boxes))
-    dets, labels, index = suppress(cfg, "multiclass_nms", boxes, scores, labels, classes)
+    cfg = ConfigDict(nms=nms_cfg, max_per_img=max_num if max_num > 0 else len(boxes))
+    dets, labels, index = suppress(cfg, "multiclass_nms", boxes, scores, labels)
     return (dets, labels, index) if return_inds else (dets, labels)
 
 
@@ -86,7 +85,7 @@ def post_process(
         scores = torch.where(scores >= 0, scores * results.score_factors, ABSENT)
     is_rpn = "level_ids" in results
     groups = results.level_ids if is_rpn else results.labels
-    dets, labels, index = suppress(cfg, type(self).__name__, boxes, scores, groups, self.num_classes)
+    dets, labels, index = suppress(cfg, type(self).__name__, boxes, scores, groups)
     own = ("bboxes", "scores", "labels", "score_factors", "level_ids")
     others = {name: value[index] for name, value in results.items() if name not in own}
     return found_by(dets, torch.where(labels >= 0, 0, -1) if is_rpn else labels, **others)
@@ -143,7 +142,7 @@ def keep_best_classes(
     scores = scores * objectness[:, 0].sigmoid()
     scores = torch.where(scores >= cfg.score_thr, scores, ABSENT)
     boxes = self._bbox_decode(torch.cat(priors), deltas)
-    results = suppress(cfg, type(self).__name__, boxes, scores, labels, self.num_classes)
+    results = suppress(cfg, type(self).__name__, boxes, scores, labels)
     return [found_by(*results[:2])]
 
 
@@ -172,7 +171,7 @@ def pair_corners(
         **embeddings,
     )
     pairs = boxes[0], scores[0, :, 0], labels[0, :, 0]
-    results = suppress(cfg, type(self).__name__, *pairs, self.num_classes)
+    results = suppress(cfg, type(self).__name__, *pairs)
     return found_by(*results[:2])
 
 
