@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dcnzoo.backbones.vit_adapter import Extractor
 from dcnzoo.layers import DCNv3, DCNv4
-from dcnzoo.layers.statistics import OffsetStatistics, TracksOffsets, offset_statistics, track_offsets
+from dcnzoo.layers.statistics import OffsetStatistics, offset_statistics, track_offsets
 from dcnzoo.report.page import image_uri, render
 from dcnzoo.report.plots import RAMP, Panel, plot_panels
 from dcnzoo.report.sampling import SamplingField, nearest_output, record_sampling
@@ -40,6 +40,12 @@ class Box(NamedTuple):
     @property
     def corners(self) -> Tensor:  # [2, 2], (y, x)
         return torch.tensor([[self.y1, self.x1], [self.y2, self.x2]], dtype=torch.float32)
+
+    def require_inside(self, height: int, width: int) -> None:
+        """Raise UserError unless it is inside an image."""
+        if not (0 <= self.x1 <= self.x2 < width and 0 <= self.y1 <= self.y2 < height):
+            got = ",".join(f"{value:g}" for value in self)
+            raise UserError(f"box: expected 0 ≤ x1 ≤ x2 < {width} and 0 ≤ y1 ≤ y2 < {height}, got {got}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +110,7 @@ def explain_network(
         raise UserError(f"explain_network: inputs: expected a tensor [1, C, H, W], got {got}")
     height, width = inputs.shape[-2:]
     box = box or Box(width / 2, height / 2, width / 2, height / 2)
-    if not (0 <= box.x1 <= box.x2 < width and 0 <= box.y1 <= box.y2 < height):
-        corners = ",".join(f"{value:g}" for value in box)
-        raise UserError(
-            f"explain_network: box: expected x1 ≤ x2 < {width}, y1 ≤ y2 < {height}, got {corners}"
-        )
+    box.require_inside(height, width)
     picture = inputs[0].detach().float().cpu()
     picture = picture if len(picture) == 3 else picture.mean(0, keepdim=True).expand(3, -1, -1)
     picture = (picture - picture.min()) / (picture.max() - picture.min()).clamp(min=1e-12)
@@ -118,7 +120,7 @@ def explain_network(
     try:
         model.eval()
         _, fields, statistics = record(model, lambda: run(inputs))
-        fields, statistics = choose(model, fields, statistics, layer)
+        fields, statistics = choose(fields, statistics, layer)
         return explanation_at(model, run, inputs, shown, box, fields, statistics, further)
     finally:
         for module in training:
@@ -163,17 +165,13 @@ def record(
 
 
 def choose(
-    model: nn.Module,
     fields: list[SamplingField],
     statistics: dict[str, OffsetStatistics],
     layer: str | None,
 ) -> tuple[list[SamplingField], dict[str, OffsetStatistics]]:
     """Return the fields and statistics of one layer; None: of all."""
     if not fields:
-        others = {type(module).__name__ for module in model.modules() if isinstance(module, TracksOffsets)}
-        expected = "expected a layer of type DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d"
-        found = f"found only {', '.join(sorted(others))}, which cannot be drawn" if others else "found none"
-        raise UserError(f"model: {expected}, {found}")
+        raise UserError("model: expected a layer of type DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d")
     chosen = [field for field in fields if layer in (None, field.name)]
     if not chosen:
         names = ", ".join(field.name for field in fields)
@@ -310,8 +308,9 @@ def receptive_fields(
         if total.requires_grad:
             (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
         if gradient is None:
-            message = f"name: expected a layer with a gradient to the image, got {name}"
-            raise ValueError(f"receptive_fields: {message}")
+            raise ValueError(
+                f"receptive_fields: name: expected a layer with a gradient to the image, got {name}"
+            )
         fields.append(gradient[0].float().norm(dim=0).cpu())
     return fields
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from dcnzoo.detect.pictures import read
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.report.explain import Box, Explanation, choose, explanation_at, record
-from dcnzoo.utils.errors import UserError
 
 
 def explain(
@@ -40,18 +39,15 @@ def explain(
     data = model.data_preprocessor(pseudo_collate([item]), False)
     samples = data["data_samples"]
     height, width = samples[0].ori_shape
-    if box is not None and not (0 <= box.x1 <= box.x2 < width and 0 <= box.y1 <= box.y2 < height):
-        corners = [f"{value:g}" for value in box]
-        if box[:2] == box[2:]:
-            raise UserError(f"at: expected x < {width} and y < {height}, got {','.join(corners[:2])}")
-        raise UserError(f"box: expected x1 ≤ x2 < {width} and y1 ≤ y2 < {height}, got {','.join(corners)}")
+    if box is not None:
+        box.require_inside(height, width)
 
     def run(inputs: Tensor) -> list:
         return model(inputs, copy.deepcopy(samples), mode="predict")
 
     (sample,), fields, statistics = record(model, lambda: run(data["inputs"]))
     objects = sample.get("pred_instances", ())
-    fields, statistics = choose(model, fields, statistics, layer)
+    fields, statistics = choose(fields, statistics, layer)
     if box is None:
         all_of_it = (0, 0, width, height)
         x1, y1, x2, y2 = objects.bboxes[objects.scores.argmax()].tolist() if len(objects) else all_of_it

@@ -52,13 +52,11 @@ class Picture:
         content: a figure without texts, which browsers draw in any script and size, or a photo.
         caption: below the picture.
         alt: in words, what the picture shows and the caption does not say.
-        file: the address of the picture's file, to which the caption links.
     """
 
     content: Figure | Image.Image
     caption: str
     alt: str
-    file: str = ""
 
     @property
     def uri(self) -> str:

@@ -38,15 +38,6 @@ class SamplingField:
     dilation: tuple[int, int]
     input_size: tuple[int, int]
 
-    def __post_init__(self) -> None:
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        expected = (taps, 2, *self.weight.shape[1:])
-        if self.offset.shape != expected or self.weight.shape[0] != taps:
-            raise ValueError(
-                f"SamplingField: expected offset {expected} and weight {(taps, *expected[2:])}, "
-                f"got {tuple(self.offset.shape)} and {tuple(self.weight.shape)}"
-            )
-
     @property
     def grid(self) -> Tensor:  # [K, 2, oH, oW]
         """The sampling points of an ordinary convolution."""
@@ -108,7 +99,7 @@ def trace_sampling(
     layers (1×1 convolutions, changes of stride) are assumed to preserve the position.
 
     Args:
-        fields: in forward order.
+        fields: in forward order, at least one.
         location: (y, x) in pixels of the image.
         image_size: (H, W) of the model's input.
 
@@ -116,8 +107,6 @@ def trace_sampling(
         points  # [Kⁿ, 2], (y, x) in pixels of the image
         weight  # [Kⁿ], product of the masks on the way
     """
-    if not fields:
-        raise ValueError("trace_sampling: fields: expected at least one layer, got none")
     image = torch.tensor(image_size, dtype=torch.float32)
     points = torch.tensor([location], dtype=torch.float32)
     weight = torch.ones(1)

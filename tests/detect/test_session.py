@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import pickle
 import re
-import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -135,13 +134,8 @@ def test_a_list_of_pictures(name, backend, folder):
 def test_bench(folder):
     options = ["--max-iter", 1, "--num-warmup", 0, "--threads", 1]
     output = command("bench", folder / "dynamic.onnx", folder / "picture.png", *options)
-    rows = re.findall(r"^dynamic\.onnx, (\w+) +[\d.]+ +[\d.]+ +\d+ +100\.0%$", output, re.MULTILINE)
+    rows = re.findall(r"dynamic\.onnx, (\w+) +[\d.]+ +[\d.]+ +\d+ +100\.0%$", output, re.MULTILINE)
     assert "onnxruntime" in rows
-    files = [folder / "dynamic.onnx", folder / "int8/dynamic.onnx"]
-    files[1].parent.mkdir()
-    shutil.copy(*files)
-    output = command("bench", files[0], "--exported", files[1], "--backend", "onnxruntime", *options)
-    assert all(f"\n{file}, onnxruntime " in output for file in files), "each has a row"
 
 
 def test_with_numpy_pillow_and_the_runtime_only(folder):
@@ -200,7 +194,7 @@ def test_files_that_are_no_detector(backend, folder, tmp_path, monkeypatch):
     model = onnx.load(folder / "static.onnx")
     entries = {entry.key: entry for entry in model.metadata_props}
     good, values = entries["dcnzoo"].value, json.loads(entries["dcnzoo"].value)
-    for bad in (dict(mean="abc"), dict(classes=5), dict(pad_divisor=0), dict(scale=["a", 3])):
+    for bad in (dict(mean="abc"), dict(pad_divisor=0), dict(scale=["a", 3])):
         entries["dcnzoo"].value = json.dumps({**values, **bad})
         onnx.save(model, tmp_path / "x.onnx")
         with pytest.raises(ValueError, match=r"x\.onnx: .*'dcnzoo'"):
@@ -255,10 +249,9 @@ def test_bfloat16_in_openvino(tmp_path):
         error = np.abs(each(images)["y"] - exact).max() / np.abs(exact).max()
         multiplies = "BF16" in make_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         assert error < 0.02 and (error > 1e-4) == multiplies
-    with pytest.raises(ValueError, match=r"^precision: expected float32 with onnxruntime"):
-        Session(tmp_path / "x.onnx", precision="bf16")
-    with pytest.raises(ValueError, match=r"^precision: expected float32 or bf16, got 'fp16'"):
-        Session(tmp_path / "x.onnx", "openvino", precision="fp16")
+    for backend, precision in (("onnxruntime", "bf16"), ("openvino", "fp16")):
+        with pytest.raises(ValueError, match=rf"^precision: .* openvino, got '{precision}'"):
+            Session(tmp_path / "x.onnx", backend, precision=precision)
 
 
 def test_wrong_arguments(folder, monkeypatch):

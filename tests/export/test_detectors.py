@@ -12,9 +12,8 @@ from mmcv.ops import DeformConv2d, batched_nms
 from mmdet.models.detectors import SemiBaseDetector
 from mmdet.models.necks import BFP
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
-from mmdet.registry import MODELS, TASK_UTILS
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import init_default_scope
+from mmdet.registry import TASK_UTILS
+from mmengine.config import ConfigDict
 from torch import nn
 
 from dcnzoo.detect.outputs import MASK_THRESHOLD, rescale_detections
@@ -37,11 +36,9 @@ from ..processes import run_code
 from .detectors import (
     CONFIGS,
     WIDTH,
-    LowerIndexFirst,
     agreement_of,
     assert_agreement,
     build,
-    calibrate,
     has_dcn,
     loaded,
     padded,
@@ -190,52 +187,17 @@ def test_the_predicting_part_of_semi_supervised_detectors():
     assert predicting_part(parts[name]) is parts[name]
 
 
-def test_equal_scores_are_ranked_by_their_index():
-    """As in ONNX's TopK. torch's sort does not define the order, and changes it for many values."""
-    scores = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (2, 20000)) / 2).float()
-
-    with LowerIndexFirst():
-        ranking = [
-            scores[0].sort(descending=True)[1],
-            torch.sort(scores, dim=1)[1][1],
-            scores.topk(500, dim=1)[1][0],
-            torch.topk(scores[1], 500, largest=False).indices,
-        ]
-    down, up = ((sign * scores).numpy().argsort(1, kind="stable") for sign in (-1, 1))
-    expected = [down[0], up[1], down[0, :500], up[1, :500]]
-    for ours, theirs in zip(ranking, expected, strict=True):
-        np.testing.assert_array_equal(ours.numpy(), theirs)
-
-
 @pytest.mark.slow
 def test_raw_outputs_are_compared(tmp_path):
     detector, path = build("YOLOX"), tmp_path / "model.onnx"
-    options = dict(shape=size("YOLOX"), img_shape=None, raw_outputs=True, runtime="litert", verify=True)
-    result = loaded(detector, dict(type="PackDetInputs")).export(path, **options)
-    assert "only in onnxruntime" in result.findings[-1].text
+    loaded(detector, dict(type="PackDetInputs")).export(
+        path, shape=size("YOLOX"), img_shape=None, raw_outputs=True
+    )
     with torch.no_grad():
         detector.bbox_head.multi_level_conv_obj[1].bias += 0.1
     for other in (detector, build("RetinaNet")):
         with pytest.raises(ValueError, match=r"raw_outputs|outputs of the head"):
             verify_raw_outputs(other, Session(path, device="cpu"), size("YOLOX"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["internimage", "flash-internimage"])
-def test_mask_rcnn_with_dcnv3_and_dcnv4(kind, tmp_path):
-    torch.manual_seed(0)
-    cfg = Config.fromfile(f"configs/demo/mask-rcnn_{kind}_fpn_8e_shapes.py").model
-    cfg.test_cfg.rcnn.score_thr = 0.05
-    init_default_scope("mmdet")
-    detector = MODELS.build(cfg).eval()
-    calibrate(detector, torch.randn(2, 3, 128, 128))
-    path = tmp_path / "model.onnx"
-    export(detector, path, torch.randn(1, 3, 128, 160), dynamic=True)
-    assert {node.domain for node in onnx.load(path).graph.node} <= STANDARD
-    for shape in ((1, 3, 128, 160), (2, 3, 160, 96)):
-        agreement = agreement_of(detector, torch.randn(shape), run=Session(path))
-        # one pixel of a mask matters: random weights give many thin boxes
-        assert agreement.number >= 100 and agreement.matched >= 0.9 * agreement.number
 
 
 def candidates(count):

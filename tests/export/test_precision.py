@@ -23,7 +23,7 @@ WIDTH, SIZE = 64, (96, 128)
 class Model(nn.Module):
     """A one-stage detector with boxes up to 1,000 pixels, which float16 rounds to half a pixel."""
 
-    def __init__(self, suppress=lambda *boxes: keep_boxes(*boxes, 0.6, 20, 2, 0)[:2]):
+    def __init__(self, suppress=lambda *boxes: keep_boxes(*boxes, 0.6, 20)[:2]):
         super().__init__()
         self.suppress = suppress
         torch.manual_seed(0)

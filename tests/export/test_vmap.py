@@ -33,7 +33,7 @@ FUNCTIONS = {  # of one image [2, 8, 12]
     "gather": lambda x: x.gather(2, (x[..., :5] > 0).long()),
     "scatter": lambda x: x.scatter(1, (x[:, :3] > 0).long(), 5.0),
     "scatter of values": lambda x: x.scatter(1, x[:, :3].argsort(1), x[:, 3:6]),
-    "nms": lambda x: keep_boxes(boxes_of(x), x[:, 0].sigmoid(), x[:, 1].gt(0).long(), 0.3, 9, 2, 3),
+    "nms": lambda x: keep_boxes(boxes_of(x), x[:, 0].sigmoid(), x[:, 1].gt(0).long(), 0.3, 9),
     "pooling of regions": lambda x: roi_align_pyramid(
         [x[None], x[None, :, ::2, ::2]],
         torch.cat([torch.zeros(8, 1), boxes_of(x)[0, :8]], 1),

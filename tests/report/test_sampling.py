@@ -53,8 +53,6 @@ def test_points_add_the_offset_and_without_offset_takes_it_away():
     field = make_field(offset)
     torch.testing.assert_close(field.points - field.grid, offset, atol=1e-6, rtol=0)
     assert torch.equal(field.without_offset().points, field.grid)
-    with pytest.raises(ValueError, match=r"offset.*\(6, 2, 5, 12\)"):
-        make_field(torch.zeros(5, 2, *OUT))
 
 
 class Pack(nn.Conv2d):
@@ -151,8 +149,6 @@ def test_tracing_two_layers_follows_each_point():
     triangle = torch.tensor([0.0, 0.0, 1.0, 2.0, 3.0, 2.0, 1.0, 0.0])
     assert torch.equal(counts, triangle[:, None] * triangle)
     assert torch.equal(weight[:9], torch.full((9,), 0.5)) and weight[9:].eq(1).all()
-    with pytest.raises(ValueError, match="at least one layer"):
-        trace_sampling([], (0, 0), (8, 8))
 
 
 def test_learning_curves_draw_seeds_and_mean():

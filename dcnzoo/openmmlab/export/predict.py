@@ -8,6 +8,7 @@ once: only then it is known which of the rows hold a detection.
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -38,8 +39,6 @@ from dcnzoo.openmmlab.export.symbolic_sizes import (
     number_of_rows,
     tensor_of,
 )
-
-Rows = tuple[Tensor, Tensor, Tensor]  # boxes [N, K, 4], scores and labels [N, K], with unused ones
 
 
 class Predictor(nn.Module):
@@ -73,67 +72,67 @@ class Predictor(nn.Module):
             )
         self.detector = detector
         table = [(part, rule) for part in detector.modules() if (rule := rules.rule_for(type(part)))]
-        parts = rules.parts_of(detector).values()
-        if any(rule.has_masks and getattr(part, "with_mask", True) for part, rule in table if part in parts):
-            self.output_names = ("dets", "labels", "masks")
         self.one_size = any(rule.one_size for _, rule in table)
         self.mask_threshold = None  # of probabilities
-        if "masks" in self.output_names and hasattr(detector, "roi_head"):
-            self.mask_threshold = float(detector.roi_head.test_cfg.get("mask_thr_binary", 0.5))
-            if self.mask_threshold < 0:
-                raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
-            self.output_names = ("dets", "labels", BOX_MASKS)
-        elif isinstance(detector, MaskFormer):
+        parts = rules.parts_of(detector).values()
+        if isinstance(detector, MaskFormer):
             self.output_names = ("dets", "labels", MASK_LOGITS, CLASS_SCORES)
-        self._masks: DeferredMasks | None = None
+        elif any(
+            rule.has_masks and getattr(part, "with_mask", True) for part, rule in table if part in parts
+        ):
+            self.output_names = ("dets", "labels", "masks")
+            if hasattr(detector, "roi_head"):
+                self.output_names = ("dets", "labels", BOX_MASKS)
+                self.mask_threshold = float(detector.roi_head.test_cfg.get("mask_thr_binary", 0.5))
+        if self.mask_threshold is not None and self.mask_threshold < 0:
+            raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
 
     def forward(self, images: Tensor, img_shape: Tensor | None = None) -> tuple[Tensor, ...]:
         padded = images.shape[-2:]
         sizes = tensor_of(padded, dtype=torch.long).expand(images.shape[0], 2)
         if img_shape is not None:
             sizes = torch.where(img_shape >= 0, img_shape, sizes)
-        with Changes() as changes, SymbolicSizes():
+        with Changes() as changes, SymbolicSizes(), named_errors(self.detector, "detector"):
             rules.apply(changes)
-            with named_errors(self.detector, "detector"):
-                outputs: tuple[Tensor, ...]
-                if isinstance(self.detector, DetectionTransformer):
-                    outputs = self._predict_batch(changes, images, sizes)
-                else:
-                    outputs = self._predict_images(images, sizes)
-            return torch.vmap(rank)(*outputs)
+            is_transformer = isinstance(self.detector, DetectionTransformer)
+            predict = self._predict_batch if is_transformer else self._predict_images
+            return torch.vmap(rank)(*predict(images, sizes))
 
-    def _predict_batch(self, changes: Changes, images: Tensor, sizes: Tensor) -> Rows:
+    def _predict_batch(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Call the ``predict`` of a detection transformer: its code is for a batch."""
-        detector, sample = self.detector, data_sample(sizes.unbind(1), images.shape[-2:])
-        changes.set(detector, "add_pred_to_datasample", lambda _, results: results)
-        with OrderByLogits():
-            return detector.predict(images, [sample], rescale=False)
+        sample = data_sample(sizes.unbind(1), images.shape[-2:])
+        with Changes() as changes, OrderByLogits():
+            changes.set(self.detector, "add_pred_to_datasample", lambda _, results: results)
+            return self.detector.predict(images, [sample], rescale=False)
 
     def _predict_images(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Call the network and its heads for the batch, and the rest of ``predict`` for each image."""
         padded = images.shape[-2:]
         heads = [head for head in rules.parts_of(self.detector).values() if inputs_of(head)]
         features = self.detector.extract_feat(images)
         arguments = features, [data_sample(padded, padded)]
         outputs = [head(*arguments[: inputs_of(head)]) for head in heads]
-        leaves, structure = tree_flatten((features, outputs))
+        tensors, rebuild = tensors_of((features, outputs))
+        deferred: list[DeferredMasks] = []
 
-        def predict(size: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            parts = iter(tensors)  # of one image; some outputs of heads are None
-            image = [next(parts)[None] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            features, outputs = tree_unflatten(image, structure)
-            sample = data_sample(size, padded)
-            return self._predict_image(features, dict(zip(heads, outputs, strict=True)), sample)
+        def predict(size: Tensor, *of_image: Tensor) -> tuple[Tensor, ...]:
+            features, outputs = rebuild([tensor[None] for tensor in of_image])
+            of_heads = dict(zip(heads, outputs, strict=True))
+            return self._predict_image(features, of_heads, data_sample(size, padded), deferred)
 
-        self._masks = None
-        rows = torch.vmap(predict)(sizes, *(leaf for leaf in leaves if isinstance(leaf, Tensor)))
-        return rows if self._masks is None else self._masks.predict(*rows)
+        rows = torch.vmap(predict)(sizes, *tensors)
+        return deferred[0].predict(*rows) if deferred else rows
 
     def _predict_image(
-        self, features: tuple[Tensor, ...], outputs: dict[nn.Module, Any], sample: DetDataSample
+        self,
+        features: tuple[Tensor, ...],
+        outputs: dict[nn.Module, Any],  # of heads
+        sample: DetDataSample,
+        deferred: list["DeferredMasks"],
     ) -> tuple[Tensor, ...]:
-        """Call the detector's ``predict`` with the features and outputs of heads of one image."""
+        """Return boxes, scores and labels of an image, and its masks or what they are predicted from."""
         detector = self.detector
-        proposed: list = []
+        proposed: list[Tensor] = []
         with Changes() as changes, OrderByLogits():
             changes.set(detector, "extract_feat", lambda _: features)
             for head, output in outputs.items():
@@ -142,44 +141,59 @@ class Predictor(nn.Module):
             if hasattr(detector, "roi_head"):
                 changes.wrap(detector.rpn_head, "predict", partial(note_proposals, proposed))
                 if detector.roi_head.with_mask:
-                    changes.wrap(detector.roi_head, "predict_mask", self._defer)
+                    changes.wrap(detector.roi_head, "predict_mask", partial(defer, deferred))
             changes.wrap(F, "conv2d", convolve)
             (sample,) = detector.predict(None, [sample], rescale=False)
         results = sample.pred_instances
         rows = get_box_tensor(results.bboxes), results.scores, results.labels
-        if self._masks is not None:
-            return *rows, *self._masks.tensors
+        if deferred:
+            return *rows, *deferred[0].tensors
         if MASK_LOGITS in self.output_names:
             return *rows, results.logits, results.class_scores
         return (*rows, results.masks) if len(self.output_names) > 2 else rows
 
-    def _defer(self, predict_mask: Callable, *args: Any, **kwargs: Any) -> list[InstanceData]:
-        """Wrap ``roi_head.predict_mask``."""
-        arguments = inspect.signature(predict_mask).bind(*args, **kwargs).arguments
-        results = arguments.pop("results_list")
-        if set(results[0].keys()) - {"bboxes", "scores", "labels"}:  # all rows are present in QueryInst
-            return predict_mask(*args, **kwargs)
-        self._masks = DeferredMasks(predict_mask, arguments)
-        return results
+
+def tensors_of(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """Return the tensors of nested lists and dictionaries, and a function that exchanges them for others."""
+    leaves, structure = tree_flatten(tree)
+
+    def rebuild(tensors: Sequence[Tensor]) -> Any:
+        parts = iter(tensors)
+        values = [next(parts) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return tree_unflatten(values, structure)
+
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], rebuild
 
 
+def defer(
+    deferred: list["DeferredMasks"], predict_mask: Callable, *args: Any, **kwargs: Any
+) -> list[InstanceData]:
+    """Wrap ``roi_head.predict_mask``: append the call, which is made for all images later."""
+    arguments = inspect.signature(predict_mask).bind(*args, **kwargs).arguments
+    results = arguments.pop("results_list")
+    if set(results[0].keys()) - {"bboxes", "scores", "labels"}:  # all rows are present in QueryInst
+        return predict_mask(*args, **kwargs)
+    del arguments["batch_img_metas"]
+    deferred.append(DeferredMasks(predict_mask, *tensors_of(arguments)))
+    return results
+
+
+@dataclass(frozen=True)
 class DeferredMasks:
-    """A call of ``roi_head.predict_mask`` that is made later, for the detections of all images."""
+    """A call of ``roi_head.predict_mask`` that is made later, for the detections of all images.
 
-    def __init__(self, predict_mask: Callable, arguments: dict[str, Any]) -> None:
-        del arguments["batch_img_metas"]
-        self._predict_mask = predict_mask
-        self._leaves, self._structure = tree_flatten(arguments)
+    Attributes:
+        tensors: in the arguments of the call, of one image.
+        rebuild: returns the arguments with other tensors.
+    """
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
+    predict_mask: Callable
+    tensors: list[Tensor]
+    rebuild: Callable
 
     def predict(self, boxes: Tensor, scores: Tensor, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the rows with their masks. ``tensors``: those of the call, with the images as first axis."""
-        parts = iter(tensors)
-        leaves = [next(parts).flatten(0, 1) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
-        arguments = tree_unflatten(leaves, self._structure)
+        arguments = self.rebuild([tensor.flatten(0, 1) for tensor in tensors])
         index = is_used(scores, labels).nonzero()
         # the first row in any case: with no row, MMDetection returns early
         image, row = torch.cat([torch.zeros_like(boxes[0, :1, :2], dtype=torch.long), index]).unbind(1)
@@ -196,7 +210,7 @@ class DeferredMasks:
             for name, module in list(sys.modules.items()):
                 if name.startswith("mmdet.models.roi_heads"):
                     changes.set(module, "len", number_of_rows)
-            (results,) = self._predict_mask(**arguments, batch_img_metas=[meta], results_list=[present])
+            (results,) = self.predict_mask(**arguments, batch_img_metas=[meta], results_list=[present])
         # as rows of a matrix: MNN writes wrong values where ScatterND writes whole masks
         number, height, width = results.masks.shape
         place = image * scores.shape[1] + row
