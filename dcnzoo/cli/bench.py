@@ -1,12 +1,11 @@
 """``dcnzoo bench``."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import EXPORTED, FILE, NAME, POSITIVE, existing, option
+from dcnzoo.cli._options import EXPORTED, NAME, POSITIVE, option
 from dcnzoo.cli._terminal import print_columns
 
 
@@ -16,8 +15,6 @@ from dcnzoo.cli._terminal import print_columns
 @_options.checkpoint
 @option("--exported", type=NAME, multiple=True, help="Also time this file, in each installed runtime.")
 @_options.shape("Size of an image of noise, if there is no IMAGE (default: 480 × 640).")
-@option("--annotations", type=FILE, callback=existing, help="COCO file: also compute AP on its images.")
-@option("--images", "folder", type=_options.EXISTING_FOLDER, help="Folder of these images.")
 @option("--max-iter", type=POSITIVE, default=20, help="Number of images.")
 @option("--num-warmup", type=click.IntRange(min=0), default=2, help="Number of images before these.")
 @option("--threads", type=POSITIVE, help="Number of CPU threads (default: the runtime's).")
@@ -27,10 +24,10 @@ from dcnzoo.cli._terminal import print_columns
 @_options.cfg_options
 def command(
     model: str, images: tuple[str, ...], checkpoint: str | None, exported: tuple[str, ...], max_iter: int,
-    shape: tuple[int, int] | None, annotations: Path | None, folder: Path | None, num_warmup: int,
-    threads: int | None, backend: str | None, device: str, unsafe_load: bool, cfg_options: dict,
+    shape: tuple[int, int] | None, num_warmup: int, threads: int | None,
+    backend: str | None, device: str, unsafe_load: bool, cfg_options: dict,
 ) -> None:  # fmt: skip
-    """Compare the precisions and runtimes of a detector: time, memory, AP.
+    """Compare the precisions and runtimes of a detector: time and detections.
 
     MODEL is a name in the zoo, a config (without --checkpoint, its weights are random), a work directory or
     an exported file. All take turns with one image at a time, from the image in memory to the detections.
@@ -47,8 +44,6 @@ def command(
 
     if images:
         _options.refuse("IMAGE", "shape")
-    if (annotations is None) != (folder is None):
-        raise click.UsageError("--annotations: expected together with --images")
     if model.endswith(EXPORTED):
         _options.refuse("an exported file", "checkpoint", "unsafe_load", "cfg_options")
     elif not exported:
@@ -73,6 +68,4 @@ def command(
         detectors["PyTorch bf16"] = TorchDetector(network, precision="bf16")
     detectors |= timing.exported(exported, backend, device, threads)
     timings = timing.measure(detectors, pictures, max_iter, num_warmup)
-    if annotations and folder:
-        timing.evaluate(timings, detectors, annotations, folder)
     print_columns(timing.table(timings), numbers=True)

@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import area
 
 from dcnzoo.detect.detections import Detections
-from dcnzoo.utils.text import few, short
+from dcnzoo.utils.text import few
 
 try:
     from faster_coco_eval import COCOeval_faster as COCOevalBase
@@ -81,8 +81,6 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
             truth.createIndex()
         names = [category["name"] for category in truth.dataset["categories"]]
         ids = {key: [each["id"] for each in truth.dataset[key]] for key in _KEYS}
-        if texts := [each for each in ids["categories"] if not isinstance(each, int)]:
-            raise ValueError(f"ids of categories: expected integers, got {short(texts[0])}")
         for key, values in {**ids, "names of categories": names}.items():
             if repeated := [value for value, number in Counter(values).items() if number > 1]:
                 raise ValueError(f"{key}: expected each once, got {few(repeated)} again")

@@ -99,12 +99,8 @@ def _decoded(content: bytes, name: str | os.PathLike) -> np.ndarray:
 
 
 def _decoded_by_pillow(content: bytes, name: str | os.PathLike) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "image: expected an array, or OpenCV or Pillow to read a file with: pip install pillow"
-        ) from error
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(content)) as opened:
             return _from_pillow(opened)
@@ -139,12 +135,8 @@ def resize_picture(picture: np.ndarray, size: tuple[int, int], by: str = "cv2") 
     if size == picture.shape[:2]:
         return picture
     if by == "pillow":
-        try:
-            from PIL import Image
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                "image: expected Pillow, which resizes for this file: pip install pillow"
-            ) from error
+        from PIL import Image
+
         return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
     try:
         import cv2

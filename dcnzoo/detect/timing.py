@@ -1,11 +1,10 @@
-"""Time detectors of one model in turn: time, memory, average precision, and agreement of the detections."""
+"""Time detectors of one model in turn: time, and agreement of the detections."""
 
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -14,7 +13,6 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.pictures import read, reverse_channels
-from dcnzoo.utils.memory import peak, reset_peak
 from dcnzoo.utils.progress import track
 
 SAME = 0.8  # least IoU of two boxes that count as the same
@@ -26,15 +24,11 @@ class Timing:
 
     Attributes:
         seconds: of each call with one image, from the image in memory to the detections.
-        memory: bytes that the calls needed at most in addition to those before, None if unknown.
         results: the detections in each image, once.
-        metrics: see :meth:`BaseDetector.evaluate`.
     """
 
     seconds: list[float] = field(default_factory=list)
-    memory: int | None = None
     results: list[Detections] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
@@ -51,9 +45,7 @@ def measure(
     """
     timings = {name: Timing() for name in detectors}
     for name, detector in track(detectors.items(), "first images"):
-        before = reset_peak()
         timings[name].results = [cast(Detections, detector(image)) for image in images[: max(count, 1)]]
-        timings[name].memory = peak() - before if before else None
     for index in track(range(warmup + count), "timing"):
         for name, detector in detectors.items():
             start = time.perf_counter()
@@ -68,14 +60,6 @@ def pictures(paths: Sequence[str], size: tuple[int, int]) -> list[np.ndarray]:
     if paths:
         return [reverse_channels(read(path)) for path in paths]
     return [np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)]
-
-
-def evaluate(
-    timings: Mapping[str, Timing], detectors: Mapping[str, BaseDetector], annotations: Path, folder: Path
-) -> None:
-    """Fill in the metrics."""
-    for name, timing in timings.items():
-        timing.metrics = detectors[name].evaluate(annotations, images=folder)
 
 
 def exported(
@@ -101,21 +85,10 @@ def exported(
 def table(timings: Mapping[str, Timing]) -> list[list[str]]:
     """Return rows for the terminal; the first detector is the reference of the times and the detections."""
     first = next(iter(timings.values()))
-    metrics = list(first.metrics)[:1]
-    if any("mask AP" in timing.metrics for timing in timings.values()):  # not all detectors have masks
-        metrics.append("mask AP")
-    rows = [["", "ms/image", "relative", "MiB", "same", *metrics]]
+    rows = [["", "ms/image", "relative", "same"]]
     for name, timing in timings.items():
-        rows.append(
-            [
-                name,
-                f"{1000 * timing.median:.1f}",
-                f"{timing.median / first.median:.2f}",
-                "" if timing.memory is None else f"{timing.memory / 2**20:.0f}",
-                f"{agreement(first.results, timing.results):.1%}",
-                *(f"{timing.metrics[each]:.3f}" if each in timing.metrics else "" for each in metrics),
-            ]
-        )
+        relative, same = timing.median / first.median, agreement(first.results, timing.results)
+        rows.append([name, f"{1000 * timing.median:.1f}", f"{relative:.2f}", f"{same:.1%}"])
     return rows
 
 

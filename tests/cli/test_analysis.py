@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.timing import Timing, agreement, table
 from dcnzoo.layers import DCNv3, DCNv4
@@ -64,17 +63,13 @@ def test_flops_take_the_size_of_the_test_pipeline():
 def times_in(text):
     """The names and the relative times."""
     rows = [re.split(r"  +", line.strip()) for line in text.splitlines()]
-    return {row[0]: float(row[2]) for row in rows if len(row) > 4 and row[1][0].isdigit()}
+    return {row[0]: float(row[2]) for row in rows if len(row) > 3 and row[1][0].isdigit()}
 
 
-def test_bench(tmp_path):
-    make_shapes(tmp_path / "coco", ShapesSpec(train=1, val=4))
-    image, data = ROOT / "tests/data/color.jpg", ["--annotations", tmp_path / "coco/annotations/val.json"]
-    options = ["--max-iter", 2, "--num-warmup", 0, *data, "--images", tmp_path / "coco/val"]
-    text = run("bench", "mask-rcnn_r14-mdconv_fpn_8e_shapes", image, *options)
-    times = times_in(text)
+def test_bench():
+    options = [ROOT / "tests/data/color.jpg", "--max-iter", 2, "--num-warmup", 0]
+    times = times_in(run("bench", "mask-rcnn_r14-mdconv_fpn_8e_shapes", *options))
     assert times["PyTorch float32"] == 1 and "PyTorch bf16" in times
-    assert "box AP" in text and "mask AP" in text
 
 
 def test_bench_of_random_weights():
@@ -84,20 +79,16 @@ def test_bench_of_random_weights():
 def test_agreement():
     boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40.0]])
 
-    def timing(seconds, boxes, labels, **metrics):
-        result = Detections(boxes, np.ones(len(boxes)), np.array(labels))
-        return Timing([seconds], None, [result], {"box AP": 0.5, **metrics})
+    def timing(seconds, boxes, labels):
+        return Timing([seconds], [Detections(boxes, np.ones(len(boxes)), np.array(labels))])
 
     timings = {
         "reference": timing(1.0, boxes, [0, 1]),
         "moved": timing(0.1, boxes + 5, [0, 1]),
         "one more": timing(0.2, np.concatenate([boxes, boxes[:1] + 50]), [0, 1, 0]),
         "other class": timing(0.3, boxes, [0, 0]),
-        "worse": timing(0.4, boxes, [0, 1], **{"box AP": 0.48}),
-        "same": timing(0.5, boxes + 0.1, [0, 1]),
+        "same": timing(0.4, boxes + 0.1, [0, 1]),
     }
     shares = [agreement(timings["reference"].results, each.results) for each in timings.values()]
-    assert shares == pytest.approx([1, 0, 0.8, 0.5, 1, 1])
-    timings["reference"].metrics["mask AP"] = 0.4  # the others have no masks
-    assert [len(row) for row in table(timings)] == [7] * 7 and table(timings)[1][6] == "0.400"
-    assert [row[6] for row in table(dict(reversed(timings.items())))] == ["mask AP", *[""] * 5, "0.400"]
+    assert shares == pytest.approx([1, 0, 0.8, 0.5, 1])
+    assert table(timings)[3] == ["one more", "200.0", "0.20", "80.0%"]

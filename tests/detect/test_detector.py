@@ -3,10 +3,8 @@
 import dataclasses
 import io
 import json
-import os
 import pickle
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 from PIL import Image
 
 import dcnzoo
@@ -23,11 +20,9 @@ from dcnzoo.detect import pictures
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.drawing import encoded
-from dcnzoo.openmmlab.checkpoints import load_file
-from dcnzoo.openmmlab.detector import Features, TorchDetector
+from dcnzoo.openmmlab.detector import Features
 from dcnzoo.utils import fetch
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo import download, find
 from tests.commands import run
 from tests.distributed.launching import settings
 from tests.zoo.server import Served, serving
@@ -204,17 +199,15 @@ def test_a_call_predicts_in_evaluation_mode(folder):
 
 
 def test_a_model_that_is_not_finite_is_no_skipped_picture(folder, tmp_path):
-    """Neither in a list nor in tiles."""
+    """Nor in a list."""
     picture = folder / "0.png"
     for weight in ("rpn_head.rpn_cls", "backbone.conv1"):  # without proposals, or without finite maps
         detector = dcnzoo.load(MODEL, device="cpu")
         torch.nn.init.constant_(detector.model.get_submodule(weight).weight[:1], float("nan"))
         with pytest.raises(ValueError, match="expected finite"):
             detector(picture)
-    for options in ({},):
-        for images in (picture, [picture, picture]):
-            with pytest.raises(ValueError, match="expected finite"):
-                list(detector(images, **options))
+    with pytest.raises(ValueError, match="expected finite"):
+        list(detector([picture, picture]))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
@@ -249,33 +242,9 @@ def test_choice_of_objects(detector, folder):
     assert not len(none) and none.names == [] and none.to_coco()["annotations"] == [] and none.draw()
 
 
-@pytest.fixture
-def work_dir(tmp_path):
-    """A config and a checkpoint."""
-    (tmp_path / "20260101_000000/vis_data").mkdir(parents=True)
-    text = find(MODEL).config.read_text()
-    (tmp_path / "config.py").write_text(text.replace("'./", f"'{find(MODEL).config.parent}/"))
-    shutil.copy(download(MODEL), tmp_path / "epoch_8.safetensors")
-    (tmp_path / "last_checkpoint").write_text("/moved/since/epoch_8.safetensors")
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def result(detector, folder):
     return detector(folder / "0.png", score_threshold=0.05)
-
-
-def test_damaged_files_in_a_work_directory(detector, folder, work_dir, capsys):
-    for name in ("best_x.pth", "newer.py"):
-        os.mkfifo(work_dir / name)
-    assert_equal(dcnzoo.load(work_dir)(folder / "0.png"), detector(folder / "0.png"))
-    for load in (load_file, lambda path: dcnzoo.load(MODEL, checkpoint=path)):
-        with pytest.raises(UserError, match=r"best_x\.pth"):
-            load(work_dir / "best_x.pth")
-    (work_dir / "last_checkpoint").write_bytes(b"\x00\xff")
-    with pytest.raises(UserError, match="checkpoint: expected a file with weights"):
-        dcnzoo.load(work_dir)
-    assert "last_checkpoint: not used" in capsys.readouterr().err
 
 
 def test_selection(result):
@@ -410,17 +379,6 @@ def test_bad_images_are_skipped_and_listed(detector, folder, tmp_path, capsys):
         detector(names[1])
     with pytest.raises(FileNotFoundError):
         detector(tmp_path / "missing.avi")
-
-
-def test_another_packages_scope_is_selected_before_the_first_call(detector, folder):
-    """The pipeline's LoadAnnotations is MMDetection's, also if the selected scope has another one."""
-    new = TorchDetector(detector.model)
-    with DefaultScope.overwrite_default_scope("mmengine"):
-        found = new(folder / "0.png")
-    np.testing.assert_array_equal(found.boxes, detector(folder / "0.png").boxes)
-
-
-# Tiles
 
 
 def test_channels_last(detector, folder):
