@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 Value = Any  # a value of the graph; its class depends on the exporter
-FLOAT, UINT8, INT64, DOUBLE = 1, 2, 7, 11  # onnx.TensorProto.DataType, for Cast
+FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, for Cast
 
 translations: dict[str, Callable] = {}  # functions of (graph, *arguments of the operator)
 

@@ -64,7 +64,7 @@ def set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
 
 
 def name_nodes(model: "onnx_ir.Model") -> None:
-    """Let the names of nodes of dcnzoo's operators begin with :data:`PREFIX`; remove the paths of sources.
+    """Let the names of nodes of dcnzoo's operators begin with ``dcnzoo_``; remove the paths of sources.
 
     Quantisers, which must leave out the arithmetic of coordinates, select nodes by their names.
     """
@@ -72,13 +72,13 @@ def name_nodes(model: "onnx_ir.Model") -> None:
         properties = node.metadata_props
         properties.pop("pkg.torch.onnx.stack_trace", None)
         if "target=torch.ops.dcnzoo." in properties.get("pkg.torch.onnx.fx_node", ""):
-            node.name = f"{PREFIX}{node.name}"
+            node.name = f"dcnzoo_{node.name}"
 
 
 def remove_default_reductions(model: "onnx_ir.Model") -> None:
     """Remove ``reduction="none"``, the default of ``ScatterND``: TensorRT's parser refuses the attribute."""
     for node in model.graph.all_nodes():
-        reduction = node.attributes.get("reduction") if node.op_type in _SCATTER else None
+        reduction = node.attributes.get("reduction") if "Scatter" in node.op_type else None
         if reduction is not None and reduction.value == "none":
             del node.attributes["reduction"]
 
@@ -95,7 +95,3 @@ def copy_constants_into_scans(model: "onnx.ModelProto") -> None:
                 body.initializer[-1].name = copy
             for inner in body.node:
                 inner.input[:] = [names.get(name, name) for name in inner.input]
-
-
-PREFIX = "dcnzoo_"
-_SCATTER = ("ScatterND", "ScatterElements")
