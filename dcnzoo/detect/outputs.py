@@ -42,18 +42,18 @@ def rescale_detections(
         metadata: of the model.
         score_threshold: of the detections to return.
     """
-    there = outputs["labels"] >= 0
+    present = outputs["labels"] >= 0
     if MASK_LOGITS in outputs:
-        return _from_logits(outputs, there, size, picture_size, score_threshold)
-    there &= outputs["dets"][:, 4] >= score_threshold
-    dets = outputs["dets"][there]
+        return _from_logits(outputs, present, size, picture_size, score_threshold)
+    present &= outputs["dets"][:, 4] >= score_threshold
+    dets = outputs["dets"][present]
     factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
     boxes = (dets[:, :4] * factor).astype(np.float32)
     masks, threshold = None, mask_threshold(metadata)
     if BOX_MASKS in outputs:
-        masks = paste(outputs[BOX_MASKS][there], boxes, picture_size, threshold)
+        masks = paste(outputs[BOX_MASKS][present], boxes, picture_size, threshold)
     elif "masks" in outputs:
-        softs, parts = outputs["masks"][there], []
+        softs, parts = outputs["masks"][present], []
         margin = np.ceil(factor[:2]) + 1  # the reach of the interpolation
         areas = np.array([extent(soft) for soft in softs]).reshape(-1, 4) * factor
         first = np.floor(areas[:, :2] - margin).clip(0).astype(int)
@@ -64,12 +64,12 @@ def rescale_detections(
             probability = resized(soft[: size[0], : size[1]].astype(np.float32), picture_size, region)
             parts.append(probability >= 255 * threshold)
         masks = Crops(parts, first[:, ::-1].tolist(), picture_size)
-    return Detections(boxes, dets[:, 4], outputs["labels"][there], masks)
+    return Detections(boxes, dets[:, 4], outputs["labels"][present], masks)
 
 
 def _from_logits(
     outputs: Mapping[str, np.ndarray],
-    there: np.ndarray,  # [K], bool
+    present: np.ndarray,  # [K], bool
     size: tuple[int, int],
     picture_size: tuple[int, int],
     score_threshold: float,
@@ -80,7 +80,7 @@ def _from_logits(
     """
     height, width = outputs["input_size"]
     boxes, scores, parts = [], [], []
-    chosen = np.flatnonzero(there & (outputs[CLASS_SCORES] >= score_threshold))
+    chosen = np.flatnonzero(present & (outputs[CLASS_SCORES] >= score_threshold))
     for row in chosen:
         logits = resize_picture(outputs[MASK_LOGITS][row], (height, width))[: size[0], : size[1]]
         logits = resize_picture(logits, picture_size)

@@ -85,13 +85,13 @@ class Preprocessing:
             picture = picture.astype(np.float32)
         picture = resize_picture(picture, size, self.resize_by)
         padded = self.padded(size, limit)
-        whole = [
+        shape = [
             extent if most is not None else extent + -extent % self.pad_divisor
             for extent, most in zip(padded, limit, strict=True)
         ]
         order = [2, 1, 0] if self.rgb else [0, 1, 2]
         mean, std, value = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std, self.value))
-        image = np.full((3, *whole), self.pad_value, np.float32)
+        image = np.full((3, *shape), self.pad_value, np.float32)
         image[:, : padded[0], : padded[1]] = (value[order] - mean) / std
         part = image[:, : size[0], : size[1]]
         np.subtract(picture.transpose(2, 0, 1)[order], mean, out=part)

@@ -115,10 +115,10 @@ class Session:
                 )
             outputs = self._run(dict(zip(self.inputs, values, strict=False)))
             parts.append([output[: len(part)] for output in outputs])
-        whole = parts[0]
+        results = parts[0]
         if len(parts) > 1:
-            whole = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
-        outputs = dict(zip(self.output_names, whole, strict=True))
+            results = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+        outputs = dict(zip(self.output_names, results, strict=True))
         if MASK_LOGITS in outputs:  # they cover the input with its padding
             size = [n + more for n, more in zip(images.shape[2:], room, strict=True)]
             outputs["input_size"] = np.tile(np.array(size), (len(images), 1))

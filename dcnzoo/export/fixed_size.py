@@ -48,10 +48,10 @@ def _first_boxes(
     """Return the ``count`` best boxes; missing ones are zeros with label -1 and any valid index."""
     last = boxes.shape[1] - 1
     values, index = torch.cat([order, order.new_full((boxes.shape[0], count), ABSENT)], 1).topk(count)
-    index, there = index.clamp(max=last), values >= 0
+    index, present = index.clamp(max=last), values >= 0
     dets = torch.cat([take(boxes, index), scores.gather(1, index)[..., None]], -1)
-    labels = torch.where(there, labels.gather(1, index), -1)
-    return torch.where(there[..., None], dets, 0), labels, index
+    labels = torch.where(present, labels.gather(1, index), -1)
+    return torch.where(present[..., None], dets, 0), labels, index
 
 
 def _select_boxes(

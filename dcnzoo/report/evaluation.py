@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -67,13 +68,12 @@ def evaluate(
     annotated.dataset = {
         "images": [{"id": image} for image in range(len(truth))],
         "categories": [{"id": label} for label in range(classes)],
-        "annotations": numbered(each for image in objects for each in image),
+        "annotations": numbered(chain(*objects)),
     }
     with contextlib.redirect_stdout(io.StringIO()):
         annotated.createIndex()
-    every: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
-    found = [each for image in results for each in image]
-    evaluation = match(annotated, found, maxDets=[limit], **every)
+    any_size: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
+    evaluation = match(annotated, list(chain(*results)), maxDets=[limit], **any_size)
     precision = evaluation.eval["precision"][:, :, :, 0, 0].T  # [K, 101, 10]
     confusion = np.zeros((classes + 1, classes + 1), int)
     for expected, detected in zip(objects, results, strict=True):

@@ -97,8 +97,8 @@ def texts(model: Model) -> dict[str, str]:
     """Return the ONNX metadata of a model that OpenVINO has read, from ONNX or IR."""
     if not model.has_rt_info("framework"):
         return {}
-    found = model.get_rt_info("framework").value
-    return {key: str(getattr(value, "value", value)) for key, value in found.items()}
+    entries = model.get_rt_info("framework").value
+    return {key: str(getattr(value, "value", value)) for key, value in entries.items()}
 
 
 def _deform_conv(node: NodeContext) -> list[Output]:

@@ -50,8 +50,8 @@ def verify(detector: BaseDetector, exported: ExportedDetector, pictures: Sequenc
             warnings.filterwarnings("ignore", ".*no input img_shape", UserWarning)
             results = list(exported(batch, batch_size=len(batch), score_threshold=-1, bgr=True))
         # a mask of the whole input is as exact as a pixel of it
-        whole = BOX_MASKS not in exported.model.output_names
-        exact = max([1.0, *(max(p.shape) / max(exported.prepare(p)[1]) for p in batch if whole)])
+        masks_of_input = BOX_MASKS not in exported.model.output_names
+        exact = max([1.0, *(max(p.shape) / max(exported.prepare(p)[1]) for p in batch if masks_of_input)])
         agreement = compare_all(results, predict(detector, exported, batch), exact)
         if agreement.number and not agreement.holds:
             with order_of_files():

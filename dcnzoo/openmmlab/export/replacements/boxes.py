@@ -56,19 +56,19 @@ def keep_best(
     count, classes = multi_scores.shape[0], multi_scores.shape[1] - 1
     boxes = multi_bboxes.reshape(count, -1, 4).expand(-1, classes, -1).reshape(-1, 4)
     scores = multi_scores[:, :-1]
-    there = scores > score_thr
+    present = scores > score_thr
     for rows in proposed:
-        there = there & rows[:, None]
+        present = present & rows[:, None]
     if score_factors is not None:
         scores = scores * score_factors[:, None]
-    scores = torch.where(there, scores, ABSENT).flatten()
+    scores = torch.where(present, scores, ABSENT).flatten()
     labels = torch.arange(classes, device=scores.device).repeat(count)
     cfg = ConfigDict(nms=nms_cfg, max_per_img=max_num if max_num > 0 else len(boxes))
     dets, labels, index = suppress(cfg, "multiclass_nms", boxes, scores, labels)
     return (dets, labels, index) if return_inds else (dets, labels)
 
 
-def found_by(dets: Tensor, labels: Tensor, **others: Tensor) -> InstanceData:
+def as_instances(dets: Tensor, labels: Tensor, **others: Tensor) -> InstanceData:
     """Return the results of :func:`suppress` as MMDetection does."""
     scores = torch.where(labels >= 0, dets[:, 4], ABSENT)
     return InstanceData(bboxes=dets[:, :4], scores=scores, labels=labels, **others)
@@ -88,7 +88,7 @@ def post_process(
     dets, labels, index = suppress(cfg, type(self).__name__, boxes, scores, groups)
     own = ("bboxes", "scores", "labels", "score_factors", "level_ids")
     others = {name: value[index] for name, value in results.items() if name not in own}
-    return found_by(dets, torch.where(labels >= 0, 0, -1) if is_rpn else labels, **others)
+    return as_instances(dets, torch.where(labels >= 0, 0, -1) if is_rpn else labels, **others)
 
 
 def propose(
@@ -143,7 +143,7 @@ def keep_best_classes(
     scores = torch.where(scores >= cfg.score_thr, scores, ABSENT)
     boxes = self._bbox_decode(torch.cat(priors), deltas)
     results = suppress(cfg, type(self).__name__, boxes, scores, labels)
-    return [found_by(*results[:2])]
+    return [as_instances(*results[:2])]
 
 
 def pair_corners(
@@ -172,7 +172,7 @@ def pair_corners(
     )
     pairs = boxes[0], scores[0, :, 0], labels[0, :, 0]
     results = suppress(cfg, type(self).__name__, *pairs)
-    return found_by(*results[:2])
+    return as_instances(*results[:2])
 
 
 def best_peaks(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:

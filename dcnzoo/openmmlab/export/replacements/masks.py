@@ -105,8 +105,8 @@ def segment_by_place(
     per_point = zip(self.num_grids, self.strides, strict=True)
     least = torch.cat([area.new_full((grid**2,), size) for grid, size in per_point])
     certainty = (mask_preds * inside).sum((1, 2)) / area.clamp(min=1)
-    there = (scores > cfg.score_thr) & (area > least)[:, None]
-    scores = torch.where(there, scores * certainty[:, None], ABSENT)
+    present = (scores > cfg.score_thr) & (area > least)[:, None]
+    scores = torch.where(present, scores * certainty[:, None], ABSENT)
     scores, index, labels = best_pairs(scores, cfg.nms_pre)
     faded, labels, _, order = layers.mask_matrix_nms(
         inside[index],
