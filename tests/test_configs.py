@@ -85,13 +85,12 @@ def test_index_has_the_published_figures(paper):
             assert model["Metadata"][key] == value
 
 
-# configs/internimage and configs/flash_internimage build, with the published numbers of parameters
+# configs/internimage and configs/flash_internimage
 
 
 FOLDERS = ("internimage", "flash_internimage")
 INTERN_IMAGE = sorted(path for folder in FOLDERS for path in (CONFIGS / folder).glob("*.py"))
-# From InternImage's model zoo: millions of parameters, and billions of operations for 800×1280 pixels
-PARAMETERS = {"mask-t": 49, "mask-s": 69, "mask-b": 115, "cascade-l": 277, "cascade-xl": 387}
+# From InternImage's model zoo: billions of operations for 800×1280 pixels
 OPERATIONS = {"t": 270, "s": 340, "b": 501}
 
 
@@ -116,25 +115,6 @@ def test_config(path):
         assert cfg.optim_wrapper.constructor == "CustomLayerDecayOptimizerConstructor"
     else:
         assert decay.custom_keys.backbone.lr_mult == 0.1 and dino
-
-
-ONCE = [path for path in INTERN_IMAGE if "_1x_" in path.stem]
-TINY = [path for path in ONCE if size_of(path) == "t"]
-
-
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=() if p in TINY else pytest.mark.slow) for p in ONCE]
-)
-def test_builds(path):
-    model = build(Config.fromfile(path))
-    keys = model.state_dict()
-    key = f"{path.stem.split('-')[0]}-{size_of(path)}"
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    if path.parent.name == "internimage" and key in PARAMETERS:
-        assert round(millions) == PARAMETERS[key]
-    operator = "value_proj" if path.parent.name.startswith("flash") else "input_proj"
-    assert f"backbone.levels.3.blocks.3.dcn.{operator}.weight" in keys
-    assert ("neck.lateral_convs.0.ln.weight" in keys) == ("flash" in path.stem and "dino" not in path.stem)
 
 
 @pytest.mark.parametrize(
@@ -166,9 +146,6 @@ def test_index_is_complete():
         # the weights are those of the same model and schedule
         name = Path(model["Weights"]).name.replace("_", "-")
         assert f"internimage-{size_of(path)}-" in name and path.stem.split("_")[-2] in name
-    for name in FOLDERS:
-        config = CONFIGS / f"demo/mask-rcnn_{name.replace('_', '-')}_fpn_8e_shapes.py"
-        assert 0.5e6 < sum(p.numel() for p in build(Config.fromfile(config)).parameters()) < 1e6
 
 
 # Every model in the zoo has the operators that its description lists. More tests: tests/zoo
@@ -211,30 +188,27 @@ def test_the_model_holds_what_the_config_is_said_to(model):
 
 
 VITS = ("dinov3", "vit_adapter")
-OURS = [
-    m for m in index.models() if m.package == "dcnzoo" and m.config.parent.name not in (*PAPERS, *FOLDERS)
-]
+OURS = [m for m in index.models() if m.package == "dcnzoo" and m.config.parent.name not in PAPERS]
 # `make test-all` builds those of other sizes
-SLOW = re.compile("augreg|dinov2|-b_|3x_coco")
+SLOW = re.compile("augreg|dinov2|-b_|3x_coco|internimage-([sbl]|xl|h|g)_")
 
 
 @pytest.mark.parametrize(
     "model",
-    [
-        pytest.param(m, marks=[pytest.mark.slow] * bool(m.config.parent.name in VITS and SLOW.search(m.name)))
-        for m in OURS
-    ],
+    [pytest.param(model, marks=[pytest.mark.slow] * bool(SLOW.search(model.name))) for model in OURS],
     ids=lambda model: model.name,
 )
 def test_our_config_builds(model):
+    """With the number of parameters of its metafile: the authors', where they state it."""
     if model.config.parent.name in VITS:
         pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
     parameters = sum(p.numel() for p in build_listed(model).parameters())
-    published = model.metadata.get("Parameters (M)")
-    # the published 122 M of MAE's detector are not those of its config
-    if published and model.config.parent.name in VITS and "mae" not in model.name:
-        assert round(parameters / 1e6) == published
     assert parameters > 1e5
+    expected = model.metadata.get("Parameters (M)")
+    # the published 122 M of MAE's detector are not those of its config
+    if expected and "mae" not in model.name:
+        decimals = len(str(expected).partition(".")[2])
+        assert round(parameters / 1e6, decimals) == expected
 
 
 def test_vits_have_the_authors_settings():
