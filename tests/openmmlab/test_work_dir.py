@@ -220,7 +220,7 @@ def test_own_data_in_a_used_folder(tmp_path, monkeypatch):
     assert {*files_of(work)} == {"data/train.json", "data/val.json", "data/work.py"}
     (work / "epoch_1.pth").touch()
     write_yolo(work / "fruits", fruits(work / "drawn"))
-    for path, argument in (("work/data", "data"), ("work", "data"), ("work/fruits", "force")):
+    for path, argument in (("work/data", "data"), ("work", "force"), ("work/fruits", "force")):
         with pytest.raises(UserError, match=f"^{argument}: "):
             dcnzoo.train(data=path, work_dir=work, force=True)
 
