@@ -51,12 +51,6 @@ def test_flops():
     assert plain["Flops"] == pytest.approx(parts, abs=0.01)
 
 
-def test_flops_take_the_size_of_the_test_pipeline():
-    """Without --shape, the test pipeline's size applies, padded to a multiple of 32."""
-    text = run("flops", PLAIN, "--cfg-options", "test_dataloader.dataset.pipeline.1.scale=(150,90)")
-    assert "Input shape: (96, 160)" in text
-
-
 # Times
 
 
@@ -70,10 +64,6 @@ def test_bench():
     options = [ROOT / "tests/data/color.jpg", "--max-iter", 2, "--num-warmup", 0]
     times = times_in(run("bench", "mask-rcnn_r14-mdconv_fpn_8e_shapes", *options))
     assert times["PyTorch float32"] == 1 and "PyTorch bf16" in times
-
-
-def test_bench_of_random_weights():
-    assert times_in(run("bench", DEMO, "--shape", 64, 96, "--max-iter", 1, "--num-warmup", 0))
 
 
 def test_agreement():

@@ -1,6 +1,5 @@
 """``dcnzoo reproduce``: measured and published figures, with a detector of known AP."""
 
-import copy
 import hashlib
 import json
 import math
@@ -157,18 +156,13 @@ def test_measured_beside_published(reproduce, checkpoint, coco):
 
 
 def test_data_without_annotations(tmp_path):
-    """As COCO's test-dev. The recipe stays as it is."""
+    """As COCO's test-dev."""
     content = {"images": [{"id": 1}], "categories": [], "annotations": []}
     (tmp_path / "test.json").write_text(json.dumps(content))
     dataset = dict(type="CocoDataset", data_root=str(tmp_path), ann_file="test.json")
     cfg = Config(dict(test_dataloader=dict(dataset=dataset), test_evaluator={}, work_dir=str(tmp_path)))
     with pytest.raises(UserError, match="annotated objects"):
         use_data(Recipe(cfg), None)
-    content["annotations"].append({"id": 1, "image_id": 1})
-    (tmp_path / "test.json").write_text(json.dumps(content))
-    before = copy.deepcopy(cfg.to_dict())
-    changed, number = use_data(Recipe(cfg), tmp_path)
-    assert number == 1 and cfg.to_dict() == before != changed.cfg.to_dict()
 
 
 def test_a_config_of_ones_own_and_mistakes(reproduce, checkpoint, coco, tmp_path):

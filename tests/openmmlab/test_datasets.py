@@ -14,20 +14,14 @@ from torch.utils.data import DataLoader
 
 import dcnzoo.openmmlab.datasets
 from dcnzoo.cli import one_line_errors
-from dcnzoo.data.shapes import CLASSES, ShapesSpec, make_shapes
+from dcnzoo.data.shapes import CLASSES, make_shapes
 from dcnzoo.openmmlab.datasets import CocoDataset
 from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.utils.errors import UserError
 
-SPEC = ShapesSpec(train=6, val=4, size=96, min_radius=11, max_radius=44, seed=3)
+from ..data import test_shapes
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    assert make_shapes(root, SPEC)
-    return root
-
+SPEC, root = test_shapes.SPEC, test_shapes.root
 
 # COCO files with errors
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcnzoo.utils.errors import UserError, one_line, printable, user_errors
+from dcnzoo.utils.errors import UserError, printable, user_errors
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,6 @@ from dcnzoo.utils.errors import UserError, one_line, printable, user_errors
 def test_names_are_printable(text, expected):
     assert printable(text) == expected
     printable(text).encode("utf-8")
-
-
-def test_errors_are_printable():
-    assert one_line(UserError("class \x1b]0;title\x07:\n  expected a name")) == (
-        r"class \x1b]0;title\x07: expected a name"
-    )
 
 
 def test_other_errors_have_their_type():

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import Timeout
 
 import dcnzoo.models  # noqa: F401  first: mmengine needs mmcv._ext
 from dcnzoo.data.tree import Tree
-from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import (
     files_beside,
@@ -27,7 +25,7 @@ from dcnzoo.utils.files import (
 )
 from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.formats import picture_files
-from dcnzoo.utils.lock import lock_work_dir, locked
+from dcnzoo.utils.lock import lock_work_dir
 
 DEMO = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 
@@ -59,19 +57,6 @@ def test_a_file_is_replaced_with_its_permissions_and_a_link_is_not_followed(tmp_
             write(link, force=force)
     write_text(link, "a file of its own")  # one that dcnzoo does not ask about, such as a lock
     assert path.read_text() == "changed"
-
-
-def test_the_home_folder(tmp_path, monkeypatch):
-    """In Python, as on the command line."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    write("~/a.txt")
-    with pytest.raises(UserError, match=str(tmp_path / "home")):
-        write(tmp_path / "home/a.txt")
-    with replacing("~/b.txt") as partial:
-        partial.touch()
-    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["a.txt", "b.txt"]
-    assert [*tmp_path.iterdir()] == [tmp_path / "home"]
 
 
 def test_what_a_killed_command_has_half_written(tmp_path):
@@ -157,15 +142,6 @@ def test_the_lock_of_a_training_that_failed(tmp_path):
     assert [path.name for path in (tmp_path / "work_dirs").iterdir()] == ["other"]
 
 
-def test_a_process_that_waits_for_a_lock_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lock, "_SILENCE", 0.1)
-    with locked(tmp_path / "lock"):
-        for seconds, lines in ((0, 0), (0.3, 1)):
-            with pytest.raises(Timeout), locked(tmp_path / "lock", seconds):
-                raise AssertionError
-            assert capsys.readouterr().err.count(f"{tmp_path}/lock") == lines
-
-
 def test_places_where_nothing_is_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "none")
@@ -180,13 +156,6 @@ def test_places_where_nothing_is_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "out") as partial:
-        partial.mkdir()
-        1 / 0  # noqa: B018
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("name", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])
 def test_the_folder_of_downloads_is_torchs(name, tmp_path, monkeypatch):
     for variable in ("TORCH_HOME", "XDG_CACHE_HOME"):
@@ -196,16 +165,6 @@ def test_the_folder_of_downloads_is_torchs(name, tmp_path, monkeypatch):
     assert tmp_path in expected.parents and cache_folder() == expected
     monkeypatch.delitem(sys.modules, "torch")
     assert cache_folder() == expected
-
-
-def test_pictures_that_cannot_be_read_are_counted(tmp_path, capsys):
-    for name in ("a.jpg", "one/b.PNG", "one/two/c.HEIC", "one/d.cr2"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert picture_files(tmp_path) == [str(tmp_path / "a.jpg"), str(tmp_path / "one/b.PNG")]
-    assert "left out: 2 pictures" in capsys.readouterr().err
-    with pytest.raises(UserError, match="1 picture in formats that are not read"):
-        picture_files(tmp_path / "one/two")
 
 
 def test_pictures_of_a_folder_are_those_of_a_training(tmp_path):

@@ -37,16 +37,6 @@ def test_lines_in_a_file(monkeypatch):
     assert all("/8" in line and line.endswith("left") for line in lines)
 
 
-def test_a_step_of_unknown_length(monkeypatch):
-    file = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", file)
-    with progress.waiting("exporting"):
-        while not file.getvalue():  # on a busy machine, a thread comes late
-            time.sleep(0.01)
-    first = file.getvalue().splitlines()[0]
-    assert first.startswith("exporting ") and "left" not in first
-
-
 def test_a_bar_on_a_terminal_leaves_standard_output_alone(monkeypatch):
     screen, file = Terminal(), io.StringIO()
     monkeypatch.setattr(sys, "stdout", file)
@@ -56,15 +46,6 @@ def test_a_bar_on_a_terminal_leaves_standard_output_alone(monkeypatch):
         bar.update(task, completed=2)
     assert file.getvalue() == "row of an epoch\n"
     assert "train" in screen.getvalue() and "row" not in screen.getvalue()
-
-
-def test_a_title_may_be_the_name_of_any_folder(monkeypatch):
-    screen = Terminal()
-    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=screen, force_terminal=True))
-    with progress.waiting("a[/b] [bold]"):
-        pass
-    assert [*progress.track([1], "c[/d] [bold]")] == [1]
-    assert "a[/b] [bold]" in screen.getvalue() and "c[/d] [bold]" in screen.getvalue()
 
 
 def test_a_notebook_updates_one_line(monkeypatch):

@@ -7,12 +7,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from mmdet.apis import DetInferencer, inference_detector, init_detector
+from mmdet.apis import inference_detector
 
 import dcnzoo.models
 from dcnzoo import zoo
-from dcnzoo.data.shapes import CLASSES
-from dcnzoo.openmmlab.checkpoints import load_file, to_safetensors
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 
 from ..demo import build
@@ -74,28 +72,3 @@ def test_load_detects(published, tmp_path, monkeypatch):
     assert len(served.requests) == 1, "from the cache"
     assert zoo.download("tiny", tmp_path / "here") == tmp_path / "here" / cached.name
     assert len(served.requests) == 2
-
-
-def test_names_of_classes_are_in_the_published_file(published, tmp_path):
-    """In safetensors too, from checkpoints of MMDetection 2 and 3, for MMDetection's own functions."""
-    cached, config = published[2], str(zoo.find("tiny").config)
-    dcnzoo.load("tiny")
-    names = {"classes": ["a", "b"], "palette": np.uint8([[9, 8, 7], [6, 5, 4]])}
-    torch.save({**torch.load(cached), "meta": {"dataset_meta": names}}, tmp_path / "new.pth")
-    for source, classes, palette in (
-        (cached, META["CLASSES"], META["PALETTE"]),
-        (tmp_path / "new.pth", ("a", "b"), [(9, 8, 7), (6, 5, 4)]),
-    ):
-        checkpoint, file = load_file(source), tmp_path / "out.safetensors"
-        file.write_bytes(to_safetensors(checkpoint["state_dict"], checkpoint["meta"]))
-        assert dcnzoo.load("tiny", checkpoint=file).model.dataset_meta["palette"] == palette
-        assert init_detector(config, str(file), device="cpu").dataset_meta["classes"] == classes
-
-
-def test_mmdet_reads_the_names_of_the_shipped_weights(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model = zoo.find("mask-rcnn_r14-mdconv_fpn_8e_shapes")
-    inferencer = DetInferencer(str(model.config), str(zoo.download(model.id)), device="cpu")
-    assert inferencer.model.dataset_meta["classes"] == CLASSES
-    assert inferencer.visualizer.dataset_meta["classes"] == CLASSES
-    assert not list(tmp_path.iterdir()), "no data set is generated for its names"

@@ -5,11 +5,10 @@ import multiprocessing
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from dcnzoo.utils.fetch import ChecksumError, DownloadError, checksum_in_name, fetch, verify
+from dcnzoo.utils.fetch import ChecksumError, DownloadError, checksum_in_name, fetch
 
 from .server import Served, serving
 
@@ -132,15 +131,3 @@ def test_one_of_many_downloads(server, tmp_path):
 )
 def test_checksum_in_name(name, checksum):
     assert checksum_in_name(name) == checksum
-
-
-def test_verify(tmp_path):
-    path = tmp_path / NAME
-    path.write_bytes(CONTENT)
-    assert verify(path) == f"sha256:{SHA}"
-    assert verify(path, "md5:") == f"md5:{hashlib.md5(CONTENT).hexdigest()}"
-    path.write_bytes(CONTENT[1:])
-    with pytest.raises(ChecksumError, match=SHA[:8]):
-        verify(path)
-    with pytest.raises(ChecksumError, match="not checked"):
-        verify(Path(__file__))

@@ -113,14 +113,6 @@ def test_ours_goes_before_mmdetections(package):
     assert other.metadata == {}, "figures of other weights are not taken over"
 
 
-def test_without_mmdetection(monkeypatch):
-    monkeypatch.setattr(index, "mim_folder", lambda name: None)
-    index.models.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match="expected MMDetection"):
-        index.models()
-    index.models.cache_clear()
-
-
 def test_weights_that_come_with_the_package(package, tmp_path, monkeypatch):
     folder, content = tmp_path / ".mim/configs/paper", save({"x": torch.arange(3.0)})
     digits = sha256(content).hexdigest()[:8]

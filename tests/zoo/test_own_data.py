@@ -97,16 +97,6 @@ def spoil(name, folder):
     file.write_text(file.read_text().replace(old, new, 1))
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_mistake_is_one_line_and_nothing_is_prepared(tmp_path, name):
-    WRITERS[name](tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    spoil(name, tmp_path / "fruits")
-    with pytest.raises(UserError) as error:
-        prepare(tmp_path / "fruits", tmp_path / "run")
-    assert len(error.value.args) == 1
-    assert not list((tmp_path / "run").rglob("*.py"))
-
-
 def test_data_are_read_before_a_used_folder_is_renamed(tmp_path):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
     spoil("yolo", tmp_path / "fruits")
@@ -153,15 +143,6 @@ def test_dry_run_says_what_was_decided(tmp_path):
         assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 7, "pictures without objects are used"
 
 
-def test_nothing_to_learn_from(tmp_path):
-    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    for file in (tmp_path / "fruits").rglob("*.txt"):
-        if "train" in str(file.relative_to(tmp_path)):
-            file.write_text("")
-    with pytest.raises(UserError, match="train: expected objects, got none"):
-        prepare(tmp_path / "fruits", tmp_path / "run")
-
-
 def test_test_pictures_are_only_for_tests(tmp_path):
     parts = fruits(tmp_path / "drawn", "abcdef")
     write_voc(tmp_path / "fruits", parts)
@@ -172,24 +153,6 @@ def test_test_pictures_are_only_for_tests(tmp_path):
     assert cfg.test_evaluator.ann_file == cfg.test_dataloader.dataset.ann_file
     train, val = (cfg[f"{split}_dataloader"].dataset.ann_file for split in ("train", "val"))
     assert objects(train, val) == objects_of(parts["train"]) and not objects(train) & objects(val)
-
-
-def test_a_test_set_that_is_not_there_is_left_out(tmp_path):
-    write_voc(tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    (tmp_path / "fruits/ImageSets/Main/test.txt").write_text("")
-    config, *_ = prepare(tmp_path / "fruits", tmp_path / "run")
-    cfg = read_config_file(config)
-    assert cfg.test_dataloader == cfg.val_dataloader
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_work_directories_in_the_data_are_not_read(tmp_path, name):
-    root = tmp_path / "fruits"
-    WRITERS[name](root, fruits(tmp_path / "drawn"))
-    first, *_ = prepare(root, root / "work_dirs/one")
-    second, *_ = prepare(root, root / "two")
-    train = [objects(config.parent / "train.json") for config in (first, second)]
-    assert train[0] == train[1]
 
 
 @pytest.mark.parametrize("tool", [False, pytest.param(True, marks=pytest.mark.slow)])
