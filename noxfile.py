@@ -87,7 +87,7 @@ def others(session: Session) -> None:
     """Test with torchvision, YOLO, FLOP counters, MMPretrain, MMSegmentation: 6 GB."""
     use_venv(session)
     session.install("--group", "others")
-    names = ("smoke", "torchvision", "hub", "yolo", "flop_counters", "openmmlab")
+    names = ("smoke", "torchvision", "yolo", "flop_counters", "openmmlab")
     # those of exports that need a torchvision that fits torch
     exports = ("pnnx.py", "deform_conv.py::test_torchvisions_operator")
     files = [f"tests/environments/test_{name}.py" for name in names]
