@@ -58,7 +58,9 @@ class Preprocessing:
         """
         try:
             values = json.loads(metadata[KEY])
-            preprocessing = cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            for name, value in values.items():
+                values[name] = tuple(value) if isinstance(value, list) else value
+            preprocessing = cls(**values)
             with np.errstate(all="ignore"):
                 image, _ = preprocessing(np.zeros((8, 8, 3), np.uint8))  # another type is an error now
             if not np.isfinite(image).all():

@@ -98,7 +98,7 @@ def named_errors(model: torch.nn.Module, argument: str = "export_onnx: model") -
     except (RuntimeError, AssertionError) as error:
         packages = [sys.modules[name] for name in ("dcnzoo", "torch", "mmcv") if name in sys.modules]
         hidden = [folder for package in packages for folder in package.__path__]
-        frames = traceback.extract_tb(error.__traceback__)
+        frames = [*traceback.extract_tb(error.__traceback__)]
         frames = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, hidden))]
         own = [frame for frame in frames if "site-packages" not in frame.filename]
         lines = [f"{frame.filename}:{frame.lineno}" for frame in own or frames]
