@@ -80,8 +80,9 @@ def check(file: Path) -> None:
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
     problems = [*problems_of(content, masks=True)]
-    if sum(problem.kind == UNMASKED for problem in problems) == len(content.annotations):  # only boxes
-        problems = [problem for problem in problems if problem.kind != UNMASKED]
+    without_mask = sum(problem.stops or problem.kind == UNMASKED for problem in problems)
+    if without_mask >= len(content.annotations):  # only boxes
+        problems = [*problems_of(content)]
     print(", ".join(counted(len(getattr(content, key)), key) for key in KEYS))
     print_findings(problems, f"{file}: ")
     print(counted(len(problems), "problems") if problems else "no problems")

@@ -186,6 +186,15 @@ def test_the_command(tmp_path):
     problems(tmp_path, third(bbox=[5, 10, 16.5, 20]))
     assert "annotation 3: expected a box" in run("data", "check", tmp_path / "coco.json", status=1)
 
+    def boxes_only(content):
+        for entry in content["annotations"]:
+            del entry["segmentation"]
+        content["annotations"][0]["bbox"] = [30, 10, 16.5, 20]
+
+    problems(tmp_path, boxes_only)
+    output = run("data", "check", tmp_path / "coco.json", status=1)
+    assert "annotation 1: expected a box" in output and "1 problem" in output
+
 
 # The data set
 
