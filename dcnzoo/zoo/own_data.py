@@ -65,18 +65,15 @@ def prepare(
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
         epochs, chosen = _configure(config, splits, model)
-        folder = numbered(work_dir / "data", lambda folder: _is_equal(folder, new))
+        names = [file.name for file in new.iterdir()]
+        folder = numbered(  # the first that is free, or has the same content
+            work_dir / "data", lambda each: filecmp.cmpfiles(each, new, names, shallow=False)[0] == names
+        )
         if not folder.exists():
             new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder / config.name, epochs, chosen
-
-
-def _is_equal(folder: Path, new: Path) -> bool:
-    """Whether a folder has all of the new files with the same content."""
-    names = [file.name for file in new.iterdir()]
-    return not any(filecmp.cmpfiles(folder, new, names, shallow=False)[1:])
 
 
 def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> tuple[int | None, str]:

@@ -157,10 +157,8 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
         make_shapes(dataset.data_root, ShapesSpec(**dataset.shapes))
     annotations = Path(dataset.get("data_root") or "", dataset.ann_file)
     if not annotations.is_file():
-        raise UserError(
-            f"annotations: expected a file, found none at {annotations} "
-            "(dcnzoo data download downloads COCO; data_root=… sets its folder)"
-        )
+        hint = "`dcnzoo data download` downloads COCO, data_root=… sets its folder"
+        raise UserError(f"annotations: expected a file, found none at {annotations}; {hint}")
     content = json.loads(annotations.read_text())
     if not content.get("annotations"):  # those of test-dev are not published
         raise UserError(f"{annotations}: expected annotated objects, found none")

@@ -73,9 +73,7 @@ def train(
         require_data(reading, data)
         if data is not None:
             if resume:
-                raise UserError(
-                    "resume: expected no data; its work directory as the model continues a training"
-                )
+                raise UserError("resume: expected no data; the work directory as model continues a training")
             path = Path(data).expanduser()
             source, of_run, start = _begin_with_data(stack, path, model, reading, of_run, force, dry_run)
             return_memory()  # of the pictures and objects
@@ -99,14 +97,9 @@ def train(
 
 
 def _begin_with_data(
-    stack: contextlib.ExitStack,
-    data: Path,
-    model: str | os.PathLike[str] | None,
-    reading: ReadOptions,
-    options: TrainOptions,
-    force: bool,
-    dry_run: bool,
-) -> tuple[Source, TrainOptions, Start]:
+    stack: contextlib.ExitStack, data: Path, model: object, reading: ReadOptions, options: TrainOptions,
+    force: bool, dry_run: bool,
+) -> tuple[Source, TrainOptions, Start]:  # fmt: skip
     """Read annotated pictures, then take the work directory and write their config to it."""
     if options.launcher != "none":
         raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
