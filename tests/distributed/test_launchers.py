@@ -98,17 +98,17 @@ def test_two_processes_train(data, tmp_path, port, more):
     norm = dict(norm_cfg=GROUP_NORM)
     more = {**more, "model": dict(backbone=norm, neck=norm)}
     imports = dict(imports=["dcnzoo.models", "tests.distributed.audit"], allow_failed_imports=False)
-    lines = {"_base_": [str(ROOT / CONFIG)], "custom_imports": imports, **more}
+    # without EMAHook, which fails with the strategies of FlexibleRunner
+    lines = {"_base_": [str(ROOT / CONFIG)], "custom_imports": imports, "custom_hooks": [], **more}
     config, work, notes = tmp_path / "audited.py", tmp_path / "work", tmp_path / "notes"
     config.write_text("".join(f"{name} = {value!r}\n" for name, value in lines.items()))
-    options = settings(data, train=16, epochs=1, optim_wrapper__accumulative_counts=2,
-                       auto_scale_lr__base_batch_size=4)  # fmt: skip
+    options = settings(data, optim_wrapper__accumulative_counts=2, auto_scale_lr__base_batch_size=4)
     arguments = [config, 2, "--verbose", "--work-dir", work, "--auto-scale-lr", *options]
     output = run("tools/dist_train.sh", *arguments, PORT=port, AUDIT=notes, AUDITED=work)
     assert "Scaling the original LR by 2.0" in output
     # 2 processes · 2 images · 2 accumulated iterations = 8 images per step, twice the base batch size
     assert logged(work, "lr")[0] == pytest.approx(2 * 1.5e-3 * 0.05)
-    assert len(logged(work, "lr")) == 16 / (2 * 2), "two processes share the images"
+    assert len(logged(work, "lr")) == 8 / (2 * 2), "two processes share the images"
 
     written = {rank: set((tmp_path / f"notes.{rank}").read_text().splitlines()) for rank in (0, 1)}
     assert any("epoch_1.pth" in path for path in written[0])
