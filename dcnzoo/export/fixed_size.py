@@ -246,8 +246,8 @@ def roi_align_pyramid_graph(
         places.append(g.shaped(g.NonZero(g.Equal(level, g.integer(i))), -1))
         selected = g.Gather(rois, places[-1], axis=0)
         parts.append(align(g, features, selected, height, width, scale, sampling_ratio, aligned))
-    place = g.Concat(*places, axis=0)
-    row = g.ScatterElements(place, place, g.range(rois, 0), axis=0)  # of each RoI in the parts
+    order = g.Concat(*places, axis=0)
+    row = g.ScatterElements(order, order, g.range(rois, 0), axis=0)  # of each RoI in the parts
     return g.Gather(g.Concat(*parts, axis=0), row, axis=0)
 
 

@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_map
 from dcnzoo.export.fixed_size import keep_boxes, roi_align_pyramid
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.replacements.layers import convolve
+from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, level_sizes
 
 from ..modules import module_of
 
@@ -60,3 +61,10 @@ def test_rules():
             torch.testing.assert_close(actual, function(image), msg=lambda text, name=name: f"{name}: {text}")
     # torch's own rules are in use again
     torch.testing.assert_close(torch.vmap(FUNCTIONS["cat"])(images), found["cat"])
+
+
+def test_a_loop_over_the_sizes_of_levels_yields_numbers():
+    sizes = [(2, 3), (4, 5)]
+    with SymbolicSizes():
+        levels = level_sizes(sizes)
+        assert [*levels] == sizes and levels.tolist() == [[2, 3], [4, 5]]
