@@ -73,7 +73,6 @@ def count_operations(model: Any, batch: dict) -> tuple[dict[str, int], tuple[int
     from dcnzoo.ops.flops import register
 
     register()
-
     data = model.data_preprocessor(batch)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter, Changes() as changes:
