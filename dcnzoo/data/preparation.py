@@ -15,7 +15,7 @@ from dcnzoo.data.coco_file import CocoFile
 from dcnzoo.data.dataset import Dataset, ReadOptions
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.labelme import LabelMe
-from dcnzoo.data.tree import ALL, Reader, Tree, is_of_training
+from dcnzoo.data.tree import ALL, Tree, is_of_training
 from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import CLASSES, DESCRIPTIONS, Yolo
 from dcnzoo.utils.errors import UserError
@@ -90,7 +90,7 @@ def line_of(name: str, split: Dataset) -> str:
     return f"{name:8}  {numbers}{ignored}, {empty} without objects: {split.folder}"
 
 
-def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
+def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | LabelMe | Voc:
     """Return the reader of the one format of a folder or file.
 
     Raises:

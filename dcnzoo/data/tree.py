@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from dcnzoo.data.dataset import Dataset
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
@@ -161,10 +160,6 @@ class Reader:
     def classes(self) -> list[str]:
         """The names of the classes that a file lists, in their order."""
         return []
-
-    def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add the pictures and objects of files, or of pictures, to a data set."""
-        raise NotImplementedError
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by their folders."""
