@@ -1,6 +1,5 @@
 """Installed versions, the problems of the installation, and the commands that fix them."""
 
-import importlib
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -118,7 +117,7 @@ class Installation:
         )
         if {"mmdet", "onedl-mmdetection"} & installation.packages.keys():
             try:
-                importlib.import_module("dcnzoo.models")
+                import dcnzoo.models  # noqa: F401
             except Exception as error:
                 installation.import_error = error
         return installation
@@ -128,12 +127,9 @@ def problems(installation: Installation) -> Iterator[Finding]:
     """Yield each problem with the command that fixes it; causes come before their consequences."""
     found = [*_of_torch(installation), *_of_openmmlab(installation)]
     yield from found
-    if found or not installation.packages:
-        return
-    if error := installation.import_error:
-        yield Finding(
-            "", f"training cannot start: {describe(error)}", remedy=install_command(error) or TESTED
-        )
+    if not found and installation.packages and (error := installation.import_error):
+        text = f"training cannot start: {describe(error)}"
+        yield Finding("", text, remedy=install_command(error) or TESTED)
 
 
 def _of_torch(installation: Installation) -> Iterator[Finding]:
@@ -146,10 +142,9 @@ def _of_torch(installation: Installation) -> Iterator[Finding]:
     elif "cpu" in installation.libraries:
         yield Finding("", f"no compiled operators: {installation.libraries['cpu']}", remedy=BUILD)
     elif "cuda" in installation.libraries and has_gpu and not installation.triton_runs:
-        reason = installation.libraries["cuda"]
-        text = f"torch finds a GPU, but the CUDA operators are not loaded: {reason}"
-        nvcc = f"nvcc of CUDA {installation.torch_cuda} on the PATH"
-        yield Finding("", text, remedy=f"DCNZOO_CUDA=1 {BUILD}, with {nvcc}")
+        text = f"torch finds a GPU, but the CUDA operators are not loaded: {installation.libraries['cuda']}"
+        remedy = f"DCNZOO_CUDA=1 {BUILD}, with nvcc of CUDA {installation.torch_cuda} on the PATH"
+        yield Finding("", text, remedy=remedy)
     if installation.nvidia_driver and not installation.torch_cuda:
         text = f"this machine has an NVIDIA GPU, but torch {installation.torch} is a CPU build"
         install = "pip uninstall -y torch && pip install torch"
