@@ -1,13 +1,12 @@
 """The committed table of block sizes, and the choices from it."""
 
-from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
-from dcnzoo.ops.fused import available, launch
+from dcnzoo.ops.fused import available
 from dcnzoo.ops.fused import deform_conv as fused
 
 KERNELS = ("forward", "grad_weight", "grad_samples")
@@ -44,37 +43,3 @@ def test_faster_only_where_measured(monkeypatch, name, capability, size, faster)
     assert available.is_faster(name, SimpleNamespace(input=input, **fields)) is faster
     for wrong in (torch.tensor(1.0), torch.empty(2, 9, 10**6, device="meta")):
         assert not available.is_faster(name, SimpleNamespace(input=input, offset=wrong, mask=None))
-
-
-class Kernel:
-    """Counts what it compiles, and records what the compiled kernels are launched with."""
-
-    fn, arg_names = object(), ["input", "size", "BLOCK", "USE_INT64"]
-
-    def __init__(self):
-        self.compiled, self.launched = [], []
-
-    def __getitem__(self, grid):
-        def compile(**arguments):
-            self.compiled.append(arguments)
-            number = len(self.compiled)
-            return defaultdict(lambda: lambda *values: self.launched.append((number, values)))
-
-        return compile
-
-
-def test_launches_find_their_compiled_kernel(monkeypatch):
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "_compiled", {})
-    kernel, memory = Kernel(), torch.zeros(64)
-    misaligned = memory[1:9]
-    calls = [(memory, 3), (misaligned, 3), (memory.double(), 3), (memory, 4), (memory[16:], 3), (memory, 3)]
-    for input, size in calls:
-        launch.launch(kernel, 5, memory.device, {"input": input, "size": size, "BLOCK": 8, "unused": None})
-    launch.launch(kernel, 5, memory.device, {"input": memory, "size": 3, "BLOCK": 8, "unused": None}, warps=8)
-    assert len(kernel.compiled) == 5  # of two alike calls, the second finds the kernel of the first
-    assert [(number, values[1:]) for number, values in kernel.launched] == [(1, (3, 8, False))] * 2
-    assert [values[0].data_ptr() for _, values in kernel.launched] == [
-        memory[16:].data_ptr(),
-        memory.data_ptr(),
-    ]

@@ -178,17 +178,6 @@ def test_memory_formats(interpret, layout):
     assert output.is_contiguous(memory_format=layout) and grad_input.is_contiguous(memory_format=layout)
 
 
-def test_no_copy_of_a_field_whose_rows_follow_one_another():
-    from dcnzoo.ops.fused import deform_conv as fused
-
-    both = torch.zeros(2, 18, 4, 5)
-    for layout in (torch.channels_last, torch.contiguous_format):
-        offset, mask = both.contiguous(memory_format=layout).split([12, 6], 1)
-        assert fused._strided(offset) is offset and fused._strided(mask) is mask
-    gap = both[..., :4]
-    assert fused._strided(gap).is_contiguous() and not gap.is_contiguous()
-
-
 def test_border(interpret):
     """At -1 and at ``size``, a sample and its gradient are zero; at the border it fades out."""
     ones = torch.ones(1, 1, 1, 4)
