@@ -114,7 +114,7 @@ def mask_of(raw: msgspec.Raw) -> dict[str, Any] | list[list[float]] | None:
     if mask is None or isinstance(mask, dict):
         return mask
     for part in mask if any(mask) else ():
-        if isinstance(part, str) or len(part) < 6 or len(part) % 2 or max(map(abs, part)) > FAR:
+        if isinstance(part, str) or len(part) < 6 or len(part) % 2 or max(part) > FAR or min(part) < -FAR:
             expected = "polygons of at least 3 points, or RLE"
             raise InvalidAnnotation(f"segmentation: expected {expected}, got {short(part)}")
     return mask if any(mask) else None
