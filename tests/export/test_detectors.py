@@ -307,16 +307,16 @@ def test_roi_align_in_the_graph(tmp_path):
     rois = torch.cat([torch.arange(9)[:, None] % 2, corner, corner + 1 + torch.rand(9, 2) * 60], 1)
     rois[2, 3] = rois[2, 1] - 4  # the root of a negative area
     rois[5, 4] = float("nan")
-    arguments = [0.25, 0.125], [3, 2], 16.0, 0, "avg", True
+    arguments = [0.25, 0.125], [3, 2], 16.0, 2, "avg", True
     model = module_of(lambda a, b, rois: roi_align_pyramid([a, b], rois, *arguments))
     path = tmp_path / "roi.onnx"
     export_onnx(model, (*levels, rois), path)
     (pooled,), expected = run(path, *levels, rois), model(*levels, rois)
     np.testing.assert_allclose(pooled, expected, rtol=0, atol=1e-5)
     assert (pooled[[2, 5]] == 0).all() and (pooled != 0).flatten(1).any(1).sum() == 7
-    openvino, valid = Session(path, "openvino"), [0, 1, 3, 4, 6, 7, 8]  # a box without pixels is NaN there
+    openvino = Session(path, "openvino")
     (pooled,) = openvino._run(dict(zip(openvino.inputs, map(np.asarray, (*levels, rois)), strict=True)))
-    np.testing.assert_allclose(pooled[valid], expected[valid], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(pooled, expected, rtol=0, atol=1e-5)
 
 
 def test_constants_in_a_graph_of_fixed_size(tmp_path):
