@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcnzoo.layers.base import Refuses
 from dcnzoo.layers.channels_last import build_activation, build_norm
-from dcnzoo.layers.tracing import Refuses
 
 
 class CrossAttention(nn.Module):

@@ -133,9 +133,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        if norm:
-            self.norm = build_norm("LN", channels)
-        self.with_norm = norm
+        self.norm = build_norm("LN", channels) if norm else nn.Identity()
         self.post_norm_block_ids = list(post_norm_block_ids)
         if post_norm_block_ids:
             self.post_norms = nn.ModuleList(build_norm("LN", channels) for _ in post_norm_block_ids)
@@ -146,7 +144,7 @@ class Level(nn.Module):
             x = block(x)
             if i in self.post_norm_block_ids:
                 x = self.post_norms[self.post_norm_block_ids.index(i)](x)
-        return self.norm(x) if self.with_norm else x
+        return self.norm(x)
 
 
 class InternImage(Classifier):
@@ -246,9 +244,8 @@ class InternImage(Classifier):
         self.patch_embed = Stem(in_chans, channels, act_layer, norm_layer)
         self.pos_drop = nn.Dropout(drop_rate)
 
-        blocks = sum(depths)
         first = 0.0 if drop_path_type == "linear" else drop_path_rate
-        drop_paths = iter(torch.linspace(first, drop_path_rate, blocks, device="cpu").tolist())
+        drop_paths = iter(torch.linspace(first, drop_path_rate, sum(depths), device="cpu").tolist())
         options: dict[str, Any] = dict(offset_scale=offset_scale, dw_kernel_size=dw_kernel_size)
         options.update(center_feature_scale=center_feature_scale, act_layer=act_layer, norm_layer=norm_layer)
         norms = (post_norm, res_post_norm, layer_scale)

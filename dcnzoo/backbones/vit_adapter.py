@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from dcnzoo.backbones.intern_image import DropPath
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.layers import MultiScaleDeformableAttention
-from dcnzoo.layers.tracing import Refuses
+from dcnzoo.layers.base import Refuses
 from dcnzoo.ops import torchvision_schemas
 from dcnzoo.utils.text import few, nearest
 
@@ -252,7 +252,7 @@ class ViTAdapter(Refuses, nn.Module):
         self._take_over(vit, final_norm, prefix_tokens, patch_bias)
         self.windows = self._windows(window)
         self.pad_input = pad_input
-        _fit(vit, self.windows, pad_input)
+        _set_patches_and_windows(vit, self.windows, pad_input)
         for module in self.modules():
             if isinstance(module, nn.LayerNorm) and norm_eps != 1e-6:
                 module.eps = norm_eps
@@ -374,7 +374,7 @@ class ViTAdapter(Refuses, nn.Module):
             address = _address(options["model_name"]) if source is True else ""
             self._refuse("pretrained", expected, f"{source!r}: {text}{address}")
         _warn_of_resized_patches(vit, state, source)
-        _fit(vit, self.windows, self.pad_input)
+        _set_patches_and_windows(vit, self.windows, self.pad_input)
         loaded = {key: value for key, value in vit.state_dict().items() if key not in unset}
         missing, _ = self.load_state_dict(loaded, strict=False)
         needed = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX)]
@@ -384,24 +384,16 @@ class ViTAdapter(Refuses, nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the names and forms of the official checkpoints."""
-        has_layer_scale = hasattr(self.blocks[0], "ls1")
-        for key in [key for key in state_dict if key.startswith(prefix)]:
-            name = key.removeprefix(prefix)
-            for old, new in _RENAMED.items():
-                if has_layer_scale:
-                    name = re.sub(old, new, name)
-            value = state_dict.pop(key)
-            if name.endswith("relative_position_bias_table"):
-                rows = self.get_parameter(name).shape[0]
-                # the authors' tables have no rows for the class token
-                if len(value) == rows - 3:
-                    value = torch.cat([value, value.new_zeros(3, value.shape[1])])
+        saved = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+        values = {key.removeprefix(prefix): value for key, value in saved.items()}
+        _join_position_embeddings(values)
+        if hasattr(self.blocks[0], "ls1"):
+            values = {_timms_name(name): value for name, value in values.items()}
+        for name, value in values.items():
+            is_table = name.endswith("relative_position_bias_table")
+            if is_table and len(value) == len(self.get_parameter(name)) - 3:
+                value = F.pad(value, (0, 0, 0, 3))  # the authors' have no rows for the class token
             state_dict[prefix + name] = value
-        positions = f"{prefix}visual_embed.patch_embed."
-        if f"{positions}spatial_pos_embed.weight" in state_dict:  # Uni-Perceiver's, which also reads videos
-            table = state_dict.pop(f"{positions}spatial_pos_embed.weight")
-            times = state_dict.pop(f"{positions}temporal_pos_embed.weight")
-            state_dict[f"{prefix}pos_embed"] = (table + times[0])[None]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _freeze(self) -> None:
@@ -424,8 +416,8 @@ class ViTAdapter(Refuses, nn.Module):
             return checkpoint(module, *args, use_reentrant=False, **kwargs)
         return module(*args, **kwargs)
 
-    def _vit(self) -> Any:
-        """The context in which the ViT runs."""
+    def _vit_gradients(self) -> Any:
+        """The context of the ViT: without gradients, if none passes through it."""
         # not while gradients are off anyway: torch.export would record the change
         return torch.no_grad() if self._detached and torch.is_grad_enabled() else nullcontext()
 
@@ -483,34 +475,48 @@ class ViTAdapter(Refuses, nn.Module):
         c1, rest = self.spm(x)
         c = _tokens(rest)
         c = c + torch.cat([e.expand(h * w, -1) for e, (h, w) in zip(self.level_embed, sizes, strict=True)])
-        with self._vit():
+        with self._vit_gradients():
             x = self._embed(x, size)
             rope = None if self.rope is None else self._rotary(size)
-        seen = []
+        stage_tokens = []
         stage: Any  # mypy does not know the class of a ModuleList's items
-        levels: list[Any]
         for i, stage in enumerate(self.interactions):
             if stage.injector is not None:
                 patches = self._call(stage.injector, x[:, self.prefix :], c, to_vit)
                 x = torch.cat([x[:, : self.prefix], patches], 1) if self.prefix else patches
-            with self._vit():
+            with self._vit_gradients():
                 x = self._blocks(x, i, size, rope)
                 patches = (x if self.norm is None else self.norm(x))[:, self.prefix :]
-            seen.append(patches)
+            stage_tokens.append(patches)
             for extractor in (stage.extractor, *(stage.extra_extractors or ())):
                 c = self._call(extractor, c, patches, to_maps, sizes)
-        levels = [c1, *_maps(c, sizes)]
+        levels: list[Any] = [c1, *_maps(c, sizes)]
         if self.up is not None:
             levels[0] = self.up(levels[1]) + c1
         outputs = []
         for i in self.out_indices:
-            (tokens,) = _maps(seen[i if self.stage_maps else -1], [size])
+            (tokens,) = _maps(stage_tokens[i if self.stage_maps else -1], [size])
             if i != 2:
                 shape = levels[i].shape[-2:]
                 tokens = F.interpolate(tokens, size=shape, mode="bilinear", align_corners=False)
             stride, level = 4 * 2**i, getattr(self, f"norm{i + 1}")(levels[i] + tokens)
             outputs.append(level[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
         return tuple(outputs)
+
+
+def _timms_name(name: str) -> str:
+    """timm's name of a parameter of the official checkpoints."""
+    for pattern, replacement in _RENAMED.items():
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _join_position_embeddings(values: dict[str, Tensor]) -> None:
+    """Replace the two position embeddings of Uni-Perceiver, which also reads videos, by that of a picture."""
+    names = [f"visual_embed.patch_embed.{kind}_pos_embed.weight" for kind in ("spatial", "temporal")]
+    if names[0] in values:
+        spatial, temporal = (values.pop(name) for name in names)
+        values["pos_embed"] = (spatial + temporal[0])[None]
 
 
 def _import_timm() -> Any:
@@ -567,8 +573,8 @@ def _address(name: str) -> str:
     return f"; the file is at {address}, and pretrained=FILE reads a copy" if address else ""
 
 
-def _fit(vit: Any, windows: Sequence[int | None], pad_input: bool) -> None:
-    """Resize the patches to 16 × 16, as the authors do before they train DINOv2, and add windows."""
+def _set_patches_and_windows(vit: Any, windows: Sequence[int | None], pad_input: bool) -> None:
+    """Resize the patches to 16 × 16, as the authors do before they train DINOv2, and add the windows."""
     projection = vit.patch_embed.proj
     if projection.kernel_size != (PATCH, PATCH):
         weight = F.interpolate(projection.weight.detach(), (PATCH, PATCH), mode="bilinear")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcnzoo.layers.tracing import Refuses
+from dcnzoo.layers.base import Refuses
 
 # no sets: the order of parameters is that of every process, and of an optimizer's state
 _PARTS = ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop")

@@ -40,7 +40,7 @@ def for_pnnx(model: nn.Module) -> nn.Module:
                 expected = "2-D convolutions with one group of offsets, padded with zeros"
                 raise ValueError(f"for_pnnx: model: expected {expected}, got {name}: {layer}")
             layer.torchvision = DeformConv2d(layer)
-            vars(layer).update(_convolve=layer.torchvision, _in_torchs_format=lambda output, input: output)
+            vars(layer).update(_convolve=layer.torchvision, _match_memory_format=lambda output, input: output)
             layer.weight = layer.bias = None
     return _Flat(model)
 

@@ -330,9 +330,9 @@ def _require_same_output(model: nn.Module, converted: nn.Module, names: Iterable
         expected, got = copy.deepcopy(model).eval()(*arguments), converted.eval()(*arguments)
     if unused := [name for name in names if converted.get_submodule(name) not in called]:
         raise RuntimeError(f"to_deformable: model: its forward does not call {_quoted(unused)}")
-    for one, other in zip(tree_leaves(expected), tree_leaves(got), strict=True):
-        if isinstance(one, Tensor):
-            scale = one.abs().max().item() if one.numel() else 0.0  # the products differ by rounding
-            if one.shape != other.shape or not torch.allclose(one, other, 1e-3, 1e-4 * scale):
-                expected = "expected the same output in evaluation"
-                raise RuntimeError(f"to_deformable: model: {expected}, got another")
+    for before, after in zip(tree_leaves(expected), tree_leaves(got), strict=True):
+        if isinstance(before, Tensor):
+            scale = before.abs().max().item() if before.numel() else 0.0  # the products differ by rounding
+            if before.shape != after.shape or not torch.allclose(before, after, 1e-3, 1e-4 * scale):
+                text = "expected the same output in evaluation, got another"
+                raise RuntimeError(f"to_deformable: model: {text}")

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcnzoo.layers.base import Leaf
 from dcnzoo.layers.channels_last import build_activation, build_norm
 from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.statistics import TracksOffsets
-from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import dcnv3, dcnv4
 from dcnzoo.ops._arguments import is_traced
 from dcnzoo.ops.geometry import deform_attn_points
@@ -102,7 +102,7 @@ class _ChannelsLast(TracksOffsets, Leaf):
         )
         self._record_shifts(grid, offset * self.offset_scale, size[::-1])
 
-    def _thin_out(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C], under the kernel's middle
+    def _subsample(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C], at the kernel's centre
         return x if self.stride == 1 else x[:, :: self.stride, :: self.stride]
 
     def _blend_center(self, x: Tensor, value: Tensor, query: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class _ChannelsLast(TracksOffsets, Leaf):
             return x
         scale = F.linear(query, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias)
         scale = scale.sigmoid().repeat_interleave(self.group_channels, dim=-1)
-        return torch.lerp(x, self._thin_out(value).to(x.dtype), scale.to(x.dtype))
+        return torch.lerp(x, self._subsample(value).to(x.dtype), scale.to(x.dtype))
 
     def extra_repr(self) -> str:
         return (
@@ -276,9 +276,8 @@ class DCNv4(_ChannelsLast):
         if shape is None:
             side = int(math.sqrt(input.shape[1]))
             shape = (side, side)
-        return self._forward(input.unflatten(1, shape)).flatten(
-            1, 2
-        )  # torch refuses a shape that does not fit
+        output = self._forward(input.unflatten(1, shape))  # torch refuses a shape that does not fit
+        return output.flatten(1, 2)
 
     def _forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]
         if not torch.jit.is_scripting():
@@ -287,7 +286,7 @@ class DCNv4(_ChannelsLast):
         if not self.without_pointwise:
             value = self.value_proj(input)
         if self.dw_kernel_size is None:
-            query = self._thin_out(input)
+            query = self._subsample(input)
         else:
             query = self.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         offset_mask = self.offset_mask(query)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcnzoo.layers.tracing import Leaf
+from dcnzoo.layers.base import Leaf
 from dcnzoo.ops import (
     deform_conv1d,
     deform_conv2d,

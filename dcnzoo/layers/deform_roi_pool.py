@@ -5,8 +5,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from dcnzoo.layers.base import Leaf
 from dcnzoo.layers.offsets import OffsetLinear
-from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import deform_roi_pool
 
 

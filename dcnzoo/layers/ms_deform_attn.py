@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dcnzoo.layers.base import Leaf
 from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.statistics import TracksOffsets
-from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops import ms_deform_attn
 from dcnzoo.ops._arguments import can_read, exporting
 from dcnzoo.ops.deform_attn import level_starts

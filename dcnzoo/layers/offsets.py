@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dcnzoo.layers.base import Refuses
 from dcnzoo.layers.statistics import TracksOffsets
-from dcnzoo.layers.tracing import Refuses
 from dcnzoo.ops._arguments import can_read
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class _ZeroInit(Refuses, nn.Module):
-    """Mixin: weight and bias start at zero, and stay there until training.
+    """Mixin: the weight starts at zero, the bias at zero or ``start``; they stay there until training.
 
     A call raises RuntimeError if a norm of the weight, such as ``weight_norm``, has made a weight of zero
     NaN: all samples would be zero, without an error and without gradients.
 
     Attributes:
-        start: initial values of the bias, other than zero.
+        start: initial values of the bias. None: zero.
     """
 
     if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
@@ -175,11 +175,13 @@ def offset_parameter_groups(
     for group in [{"params": model.parameters()}] if groups is None else groups:
         entries = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         options = {"lr": lr, **group}
-        # an optimizer also takes named parameters, pairs
-        is_offset = [id(entry[1] if isinstance(entry, tuple) else entry) in offsets for entry in entries]
-        has_offsets |= any(is_offset)
-        for chosen, factor in ((False, 1.0), (True, offset_lr_mult)):
-            parameters = [entry for entry, its in zip(entries, is_offset, strict=True) if its is chosen]
+        others: list[Any] = []
+        predictions: list[Any] = []
+        for entry in entries:  # a parameter, or a pair of its name and it
+            parameter = entry[1] if isinstance(entry, tuple) else entry
+            (predictions if id(parameter) in offsets else others).append(entry)
+        has_offsets |= bool(predictions)
+        for parameters, factor in ((others, 1.0), (predictions, offset_lr_mult)):
             if parameters:
                 split.append({**options, "params": parameters, "lr": options["lr"] * factor})
     if split and offsets and not has_offsets:

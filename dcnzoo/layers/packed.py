@@ -75,11 +75,11 @@ class _Pack(TracksOffsets, nn.Module):
         super().__init__(*sizes, **options, device=device, dtype=dtype, **more)
         sampled = "out_channels" if self.transposed else "in_channels"  # the channels that the groups split
         channels, taps = getattr(self, sampled), math.prod(self.kernel_size)
-        for name, groups in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
-            if channels % self._integer(name, groups):
-                self._refuse(name, f"a divisor of {sampled} ({channels})", groups)
+        for name, count in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
+            if channels % self._integer(name, count):
+                self._refuse(name, f"a divisor of {sampled} ({channels})", count)
         self._check_prediction(offset_activation, offset_limit, prediction)
-        given_mask = mask_activation not in ("sigmoid", None)
+        activates_mask = mask_activation not in ("sigmoid", None)
         if isinstance(mask_activation, str) and mask_activation in ("sigmoid", "softmax"):
             mask_activation = MaskSigmoid() if mask_activation == "sigmoid" else MaskSoftmax(taps)
         elif mask_activation is not None and not isinstance(mask_activation, nn.Module):
@@ -87,12 +87,13 @@ class _Pack(TracksOffsets, nn.Module):
             self._refuse("mask_activation", expected, repr(mask_activation))
 
         if not modulated:
-            self._refuse_given("modulated", mask_groups=mask_groups != 1, mask_activation=given_mask)
+            self._require_defaults("modulated", mask_groups=mask_groups != 1, mask_activation=activates_mask)
         if not deformable:
-            limited, activated = offset_limit is not None, offset_activation is not None
-            grouped = offset_groups != 1
-            self._refuse_given(
-                "deformable", offset_limit=limited, offset_activation=activated, offset_groups=grouped
+            self._require_defaults(
+                "deformable",
+                offset_limit=offset_limit is not None,
+                offset_activation=offset_activation is not None,
+                offset_groups=offset_groups != 1,
             )
         self.float32_offsets = float32_offsets
         self.offset_groups, self.mask_groups = offset_groups, mask_groups
@@ -133,9 +134,9 @@ class _Pack(TracksOffsets, nn.Module):
             expected = "'dense'" if self.transposed else "'dense' or 'separable'"
             self._refuse("prediction", expected, repr(prediction))
 
-    def _refuse_given(self, without: str, **given: bool) -> None:
-        for name, is_given in given.items():
-            if is_given:
+    def _require_defaults(self, without: str, **differs: bool) -> None:
+        for name, is_other in differs.items():
+            if is_other:
                 self._refuse(name, f"the default: it has no effect without {without}=True", "another value")
 
     def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -161,12 +162,12 @@ class _Pack(TracksOffsets, nn.Module):
                 mask = raw.squeeze(0) if unbatched else raw
         return offset, mask
 
-    def _in_torchs_format(self, output: Tensor, input: Tensor) -> Tensor:
-        """The output of torch's convolution is channels-last if its input or its weight is."""
+    def _match_memory_format(self, output: Tensor, input: Tensor) -> Tensor:
+        """The output, channels-last if the input or the weight is, as from torch's convolution."""
         if torch.jit.is_scripting():
             return output
         last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(output.dim())
-        if last is None or self.weight.dim() != output.dim() or transforms_active():  # vmap has no orders
+        if last is None or self.weight.dim() != output.dim() or transforms_active():  # vmap hides strides
             return output
         is_last = [(x.stride(-1), x.stride(1)) == (x.shape[1], 1) for x in (input, self.weight)]
         return output.contiguous(memory_format=last) if any(is_last) else output
@@ -205,7 +206,7 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
         if not torch.jit.is_scripting():
             self._record_offsets(offset, input.shape[-self.rank :])
             self._record_modulation(mask)
-        return self._in_torchs_format(self._forward(input, offset, mask), input)
+        return self._match_memory_format(self._forward(input, offset, mask), input)
 
 
 class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
@@ -236,7 +237,7 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
         if not torch.jit.is_scripting():
             self._record_offsets(offset, output.shape[-self.rank :])
             self._record_modulation(mask)
-        return self._in_torchs_format(output, input)
+        return self._match_memory_format(output, input)
 
 
 class PackedDeformConv1d(_PackedDeformConvNd, DeformConv1d):

@@ -22,12 +22,12 @@ def convert(layer: Any, state_dict: dict[str, Tensor], prefix: str, metadata: di
     Args:
         metadata: torch's metadata of the saved layer.
     """
-    # of the two layers in plain PyTorch that many projects copy
+    # names of the convolution itself in the two layers in plain PyTorch that many projects copy
     main = "conv" if f"{prefix}p_conv.weight" in state_dict else "regular_conv"
     for name in ("weight", "bias"):
         if f"{prefix}{main}.{name}" in state_dict:
             state_dict[f"{prefix}{name}"] = state_dict.pop(f"{prefix}{main}.{name}")
-        if f"{prefix}p_conv.{name}" in state_dict:  # the y of all taps, then the x
+        if f"{prefix}p_conv.{name}" in state_dict:  # predicts y of all taps, then x: interleave them
             y, x = state_dict.pop(f"{prefix}p_conv.{name}").chunk(2)
             state_dict[f"{prefix}offset_conv.{name}"] = torch.stack([y, x], 1).flatten(0, 1)
     if isinstance(layer.mask_activation, MaskSigmoid | MaskSoftmax):
@@ -71,10 +71,10 @@ def _join_predictors(layer: Any, state_dict: dict[str, Tensor], names: list[str]
     ]
     biases = [state_dict.pop(f"{name}.bias") for name in names if f"{name}.bias" in state_dict]
     state_dict[f"{joined}.weight"] = torch.cat(weights)
-    # a layout without them, such as tvdcn's layers with bias=False
+    # no bias at all, as in tvdcn's layers with bias=False, is a bias of zero
     if not biases and layer.conv_offset.bias is not None:
         biases = [weight.new_zeros(len(weight)) for weight in weights]
-    if len(biases) == len(names):  # otherwise, the bias is a missing key
+    if len(biases) == len(names):  # if only some have one, torch reports a missing key
         state_dict[f"{joined}.bias"] = torch.cat(biases)
 
 

@@ -143,8 +143,7 @@ def _check_kinds(name: str, input: object, weight: object, *optional: object) ->
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
     """The memory format of a kernel's output: channels_last if ``tensor`` has it, else contiguous."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(tensor.dim())
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
     if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
         return last
     return torch.contiguous_format

@@ -6,7 +6,7 @@ forward-mode tangents silently.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -144,9 +144,9 @@ def with_backward(
     forward: Operator,
     gradients: Sequence[str],
     *,
-    saves: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType({}),
+    saves: Mapping[str, Callable[[Any], Any]] | None = None,
     recompute: Callable[[Any], dict] = lambda call: {},
-    linear: Callable[[Any, Callable], Callable] | None = None,
+    is_linear: bool = False,
     rows: Sequence[str] = (),
     in_order: Callable[[Any], Tensor] | None = None,
     keeps_format: bool = False,
@@ -159,12 +159,10 @@ def with_backward(
     The second derivative differentiates ``reference`` twice, which is exact but slow.
 
     Args:
-        saves: arguments of the backward that the forward does not have, by functions of the forward's call
-            and output.
+        saves: arguments of the backward that the forward does not have, by functions of the forward's call.
         recompute: computes the arguments that the backward does not take, by name, from its call.
-        linear: of an operator that is linear in its only gradient's argument: for a call of the backward and
-            the forward's kernel, the function of the forward's arguments whose derivative that call is. The
-            second derivative then is this function.
+        is_linear: whether the operator is linear in the only argument that has a gradient. The second
+            derivative then is the operator itself.
         rows: tensors of the backward with a row per region. The deterministic gradient then is the sum of
             one region at a time, which bounds the memory.
         in_order: computes a deterministic first gradient from a call of the backward, because the kernels on
@@ -173,125 +171,124 @@ def with_backward(
             contiguous.
         flops: of the backward. Default: those of the forward for the first gradient, and for the others.
     """
-    derivative = _Derivative(forward, gradients, saves, recompute, linear, rows, keeps_format)
+    derivative = _Derivative(forward, gradients, saves or {}, recompute, is_linear, rows, keeps_format)
     backward = Operator(
         f"_{forward.name}_backward",
-        reference=derivative.kernel(derivative.by_reference),
-        fake=derivative.kernel(_empty),
+        reference=partial(derivative.run, derivative.by_reference),
+        fake=partial(derivative.run, derivative.empty),
         check=derivative.check,
-        setup_context=derivative.save_backward,
-        backward=derivative.second,
+        setup_context=derivative.setup_context_of_backward,
+        backward=derivative.backward_of_backward,
         in_order=in_order or derivative.in_order,
         batched=derivative.batched(),
         flops=flops or derivative.flops,
         fused=forward.fused,
         fused_may_be_faster=forward.fused_may_be_faster,
     )
-    return replace(forward, setup_context=derivative.save_forward, backward=derivative.first), backward
-
-
-def _empty(call: Any, inputs: Any, names: Sequence[str]) -> list[Tensor | None]:
-    tensors = [getattr(inputs, name) for name in names]
-    return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
+    forward = replace(forward, setup_context=derivative.setup_context, backward=derivative.backward)
+    return forward, backward
 
 
 class _Derivative:
     """The derivatives of an operator; :func:`with_backward` describes the parameters.
 
-    The arguments of a backward are ``grad_output``, the other tensors, the numbers and ``output_mask``.
+    Attributes:
+        operator, call: the operator ``_{name}_backward``, and the class of its calls.
+        tensors, numbers: names of its arguments: ``grad_output`` and the other tensors, then the numbers.
+        has_mask: whether ``output_mask`` comes last.
     """
 
-    def __init__(self, forward: Operator, gradients, saves, recompute, linear, rows, keeps_format):
+    def __init__(self, forward: Operator, gradients, saves, recompute, is_linear, rows, keeps_format):
         self.forward, self.gradients, self.saves = forward, gradients, saves
-        self.recompute, self.linear, self.rows, self.keeps_format = recompute, linear, rows, keeps_format
+        self.recompute, self.is_linear = recompute, is_linear
+        self.rows, self.keeps_format = rows, keeps_format
         self.operator = getattr(torch.ops.dcnzoo, f"_{forward.name}_backward").default
         self.call = arguments_of(f"_{forward.name}_backward")
-        types = [str(argument.type) for argument in self.operator._schema.arguments]
-        self.tensors = sum(type in ("Tensor", "Optional[Tensor]") for type in types)
-        self.has_mask = self.call._fields[-1] == "output_mask"
-        fields = self.call._fields[1 : -1 if self.has_mask else None]  # that the forward stores
-        values = (*forward.call._fields, *saves)
-        self.stored = [values.index(name) for name in fields]
-        self.positions = [forward.call._fields.index(name) for name in gradients]
-        self.shared = {*forward.call._fields} & {*self.call._fields}
+        types = {argument.name: str(argument.type) for argument in self.operator._schema.arguments}
+        self.tensors = [name for name, kind in types.items() if kind in ("Tensor", "Optional[Tensor]")]
+        self.numbers = [name for name in types if name not in (*self.tensors, "output_mask")]
+        self.has_mask = "output_mask" in types
 
     def forward_call(self, call: Any) -> Any:
         """The call of the operator, from one of its backward."""
-        shared = {name: getattr(call, name) for name in self.shared}
-        return self.forward.call(**shared, **self.recompute(call))
+        names = [name for name in self.forward.call._fields if name in self.call._fields]
+        return self.forward.call(**{name: getattr(call, name) for name in names}, **self.recompute(call))
 
-    def save_forward(self, ctx: Any, inputs: Any, output: Any) -> None:
-        if self.saves:
-            inputs = (*inputs, *(value(inputs, output) for value in self.saves.values()))
-        stored = [inputs[i] for i in self.stored]
-        ctx.save_for_backward(*stored[: self.tensors - 1])
-        ctx.numbers = stored[self.tensors - 1 :]
+    # The first derivative
 
-    def save_backward(self, ctx: Any, inputs: Any, output: object) -> None:
-        ctx.save_for_backward(*inputs[: self.tensors])
-        ctx.numbers = inputs[self.tensors :]
+    def setup_context(self, ctx: Any, call: Any, output: object) -> None:
+        values = call._asdict() | {name: value(call) for name, value in self.saves.items()}
+        ctx.save_for_backward(*(values[name] for name in self.tensors[1:]))  # grad_output comes later
+        ctx.numbers = [values[name] for name in self.numbers]
 
-    def first(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        needed = [ctx.needs_input_grad[position] for position in self.positions]
+    def backward(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        needed = dict(zip(self.forward.call._fields, ctx.needs_input_grad, strict=False))
+        mask = [[needed[name] for name in self.gradients]] if self.has_mask else []
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
-        mask = (needed,) if self.has_mask else ()
         call = self.call(grad_output, *saved, *ctx.numbers, *mask)
         if in_forward_mode(grad_output, *saved):
-            gradients = self.by_reference(call, self.forward_call(call), self.gradients)
+            gradients = self.by_reference(call, self.gradients)
         else:
             computed = self.operator(*call)
             # torch returns a single result without a tuple
             gradients = [computed] if len(self.gradients) == 1 else computed
-        results: list[Tensor | None] = [None] * len(self.forward.call._fields)
-        for position, gradient, is_needed in zip(self.positions, gradients, needed, strict=True):
-            results[position] = gradient if is_needed else None
-        return tuple(results)
+        by_name = dict(zip(self.gradients, gradients, strict=True))
+        return tuple(by_name.get(name) if needed.get(name) else None for name in self.forward.call._fields)
 
-    def second(self, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        call = self.call(*ctx.saved_tensors, *ctx.numbers)
-        if self.linear is not None:
-            pooled = self.linear(call, self.forward.overload)(*grads, *self.forward_call(call)[1:])
-            return pooled, *[None] * (len(call) - 1)
-        needed = zip(self.gradients, grads, call.output_mask, strict=True)
-        chosen = {name: grad for name, grad, is_needed in needed if is_needed}
-
-        def first(*arguments: Any) -> tuple[Tensor | None, ...]:
-            call = self.call(*arguments)
-            return tuple(self.by_reference(call, self.forward_call(call), list(chosen)))
-
-        names = ["grad_output", *(n for n in self.call._fields[: self.tensors] if n in self.gradients)]
-        gradients = reference_gradients(first, tuple(chosen.values()), call, names)
-        by_name = dict(zip(names, gradients, strict=True))
-        return tuple(by_name.get(name) for name in self.call._fields)
-
-    def by_reference(self, call: Any, inputs: Any, names: Sequence[str]) -> list[Tensor | None]:
-        reference = self.forward.reference
-        function = reference if self.linear is None else self.linear(call, reference)
-        return reference_gradients(function, call.grad_output, inputs, names)
+    def by_reference(self, call: Any, names: Sequence[str]) -> list[Tensor | None]:
+        """The gradients with these names, of a call of the backward."""
+        return reference_gradients(self.forward.reference, call.grad_output, self.forward_call(call), names)
 
     def in_order(self, call: Any) -> Tensor:
         """The first gradient, bitwise identical at every call."""
-        name = self.gradients[0]
+        name, dtype = self.gradients[0], call.grad_output.dtype
         if not self.rows:
-            return cast(Tensor, self.by_reference(call, self.forward_call(call), [name])[0]).contiguous()
-        dtype = torch.promote_types(call.grad_output.dtype, torch.float32)
-        wide = {n: getattr(call, n).to(dtype) for n in {"grad_output", name} & {*call._fields}}
-        total = torch.zeros_like(getattr(self.forward_call(call._replace(**wide)), name))
+            return cast(Tensor, self.by_reference(call, [name])[0]).contiguous()
+        exact = torch.promote_types(dtype, torch.float32)
+        wide = {n: getattr(call, n).to(exact) for n in ("grad_output", name) if n in call._fields}
+        call = call._replace(**wide)
+        total = torch.zeros_like(getattr(self.forward_call(call), name))
         for row in range(len(call.grad_output)):
-            rows = {n: wide.get(n, getattr(call, n))[row : row + 1] for n in self.rows}
-            one = call._replace(**(wide | rows))
-            total = total + cast(Tensor, self.by_reference(one, self.forward_call(one), [name])[0])
-        return total.to(call.grad_output.dtype)
+            region = {n: getattr(call, n)[row : row + 1] for n in self.rows}
+            total = total + cast(Tensor, self.by_reference(call._replace(**region), [name])[0])
+        return total.to(dtype)
+
+    # The second derivative
+
+    def setup_context_of_backward(self, ctx: Any, call: Any, output: object) -> None:
+        ctx.save_for_backward(*call[: len(self.tensors)])
+        ctx.numbers = call[len(self.tensors) :]  # and output_mask
+
+    def backward_of_backward(self, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        call = self.call(*ctx.saved_tensors, *ctx.numbers)
+        if self.is_linear:
+            return self.forward.overload(*grads, *self.forward_call(call)[1:]), *[None] * (len(call) - 1)
+        needed = zip(self.gradients, grads, call.output_mask, strict=True)
+        chosen = {name: grad for name, grad, is_needed in needed if is_needed}
+
+        def gradients(*arguments: Any) -> tuple[Tensor | None, ...]:
+            return tuple(self.by_reference(self.call(*arguments), list(chosen)))
+
+        names = ["grad_output", *(name for name in self.tensors if name in self.gradients)]
+        second = reference_gradients(gradients, tuple(chosen.values()), call, names)
+        by_name = dict(zip(names, second, strict=True))
+        return tuple(by_name.get(name) for name in self.call._fields)
+
+    # Other entries of the record of the backward
 
     def batched(self) -> str:
         """The kinds of the backward's tensors and gradients, by those of the forward's arguments."""
+        if not self.forward.batched:
+            return ""
         inputs = self.forward.batched.split("->")[0]
         kinds = {"grad_output": "m", **dict(zip(self.forward.call._fields, inputs, strict=False))}
-        arguments = self.call._fields[: self.tensors]
-        return inputs and "->".join("".join(kinds[n] for n in names) for names in (arguments, self.gradients))
+        return "->".join("".join(kinds[name] for name in names) for names in (self.tensors, self.gradients))
+
+    def needed(self, call: Any) -> list[bool]:
+        return call.output_mask if self.has_mask else [True]
 
     def flops(self, call: Any, _: object) -> int:
-        first, *others = call.output_mask
+        first, *others = self.needed(call)
         return (first + any(others)) * self.forward.flops(call, call.grad_output)
 
     def check(self, call: Any) -> None:
@@ -301,22 +298,21 @@ class _Derivative:
         output = self.forward.fake(*shapes)
         checks.require_gradient(self.forward.name, call.grad_output, output, inputs[0])
 
-    def kernel(self, compute: Callable[[Any, Any, list[str]], list[Tensor | None]]) -> Callable:
-        """The first derivative in Python, by a function that computes the needed gradients."""
+    def empty(self, call: Any, names: Sequence[str]) -> list[Tensor | None]:
+        tensors = [getattr(self.forward_call(call), name) for name in names]
+        return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
 
-        def backward(*arguments: Any) -> Any:
-            call = self.call(*arguments)
-            inputs = self.forward_call(call)
-            mask = call.output_mask if self.has_mask else [True]
-            needed = [name for name, is_needed in zip(self.gradients, mask, strict=True) if is_needed]
-            gradients = dict(zip(needed, compute(call, inputs, needed), strict=True))
-            results = []
-            for name in self.gradients:
-                gradient, tensor = gradients.get(name), getattr(inputs, name)
-                like = call.grad_output if tensor is None else tensor
-                results.append(like.new_empty(0) if gradient is None else gradient.contiguous())
-            if self.keeps_format and mask[0]:
-                results[0] = results[0].to(memory_format=memory_format(inputs[0]))
-            return tuple(results) if len(results) > 1 else results[0]
-
-        return backward
+    def run(self, compute: Callable[[Any, list[str]], list[Tensor | None]], *arguments: Any) -> Any:
+        """The results of the backward: ``compute`` returns the needed ones, the others are empty."""
+        call = self.call(*arguments)
+        inputs, mask = self.forward_call(call), self.needed(call)
+        names = [name for name, is_needed in zip(self.gradients, mask, strict=True) if is_needed]
+        gradients = dict(zip(names, compute(call, names), strict=True))
+        results = []
+        for name in self.gradients:
+            gradient, tensor = gradients.get(name), getattr(inputs, name)
+            like = call.grad_output if tensor is None else tensor
+            results.append(like.new_empty(0) if gradient is None else gradient.contiguous())
+        if self.keeps_format and mask[0]:
+            results[0] = results[0].to(memory_format=memory_format(inputs[0]))
+        return tuple(results) if len(results) > 1 else results[0]

@@ -37,10 +37,9 @@ def _load(device: str, path: Path) -> None:
         return
     try:
         torch.ops.load_library(path)
+        loaded[device] = path
     except OSError as error:
         problems[device] = f"{path.name} does not load: {error}. {_BUILD}"
-    else:
-        loaded[device] = path
 
 
 def _load_cuda(cuda: str) -> None:

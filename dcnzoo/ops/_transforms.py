@@ -49,35 +49,33 @@ def register_vmap(record: Operator) -> None:
     separate gradients, it becomes part of the channels, and the number of groups is multiplied by its size.
     ``output_mask`` of an operator with several results selects the results to compute.
     """
-    name, operator, names = record.name, record.overload, record.call._fields
     inputs, outputs = record.batched.split("->")
 
-    @torch.library.register_vmap(f"dcnzoo::{name}")
-    def _(info, dims, *arguments):
-        arguments, size = list(arguments), info.batch_size
-        if any(kind == "s" and dim is not None for kind, dim in zip(inputs, dims, strict=False)):
-            raise RuntimeError(
-                f"{name}: spatial_shapes, level_start_index: expected tensors without a vmap axis"
-            )
-        needed = [True] if len(outputs) == 1 else arguments[names.index("output_mask")]
-        apart = any(kind == "w" and dim is not None for kind, dim in zip(inputs, dims, strict=False))
-        apart |= len(outputs) > 1 and any(w for kind, w in zip(outputs, needed, strict=True) if kind == "w")
-        axis = {"m": 1 if apart else 0, "w": 0}
-        for i, kind in enumerate(inputs):
-            if arguments[i] is not None and (apart or kind == "m"):
-                arguments[i] = fold(arguments[i], dims[i], size, axis[kind])
-        if apart:
-            arguments[names.index("groups")] *= size
-        results = operator(*arguments)
+    @torch.library.register_vmap(f"dcnzoo::{record.name}")
+    def batched(info, dims, *arguments):
+        call, size = record.call(*arguments), info.batch_size
+        with_axis = {kind for kind, dim in zip(inputs, dims, strict=False) if dim is not None}
+        if "s" in with_axis:
+            raise RuntimeError(f"{record.name}: spatial_shapes, level_start_index: expected no vmap axis")
+        needed = call.output_mask if len(outputs) > 1 else [True]
+        computed = {kind for kind, is_needed in zip(outputs, needed, strict=True) if is_needed}
+        into_channels = "w" in with_axis or (len(outputs) > 1 and "w" in computed)
+        axis = {"m": 1 if into_channels else 0, "w": 0}
+        folded = {
+            name: fold(getattr(call, name), dim, size, axis[kind])
+            for name, kind, dim in zip(call._fields, inputs, dims, strict=False)
+            if getattr(call, name) is not None and (into_channels or kind == "m")
+        }
+        if into_channels:
+            folded["groups"] = call.groups * size
+        results = record.overload(*call._replace(**folded))
         if len(outputs) == 1:
             return unfold(results, size, axis["m"]), 0
-        return (
-            tuple(
-                unfold(result, size, axis[kind]) if w else result
-                for result, kind, w in zip(results, outputs, needed, strict=True)
-            ),
-            tuple(0 if w else None for w in needed),
+        unfolded = (
+            unfold(result, size, axis[kind]) if is_needed else result
+            for result, kind, is_needed in zip(results, outputs, needed, strict=True)
         )
+        return tuple(unfolded), tuple(0 if is_needed else None for is_needed in needed)
 
 
 def fold(tensor: Tensor, dim: int | None, size: int, axis: int) -> Tensor:

@@ -6,7 +6,7 @@ calls they refuse, and because of which argument.
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,17 +27,36 @@ def require(condition: bool, where: str, expected: object, got: object) -> None:
         raise RuntimeError(f"{where}: expected {expected}, got {got}")
 
 
+class Size(NamedTuple):
+    """The size of an axis: ``known``, or with an ``unknown`` factor a multiple of it, at least ``least``."""
+
+    unknown: str  # the name of the factor, or ""
+    known: int
+    least: int = 0
+
+    def fits(self, size: int) -> bool:
+        if not self.unknown:
+            return size == self.known
+        return size % self.known == 0 and size >= self.least
+
+    def __str__(self) -> str:
+        if not self.unknown:
+            return str(self.known)
+        return f"n·{self.known}" if self.known > 1 else "at least 1" if self.least else "n"
+
+
 class Checks:
     """Checks of one call, a named tuple.
 
     Attributes:
-        sizes: the known sizes by their names: the call's numbers, and those of the tensors checked so far.
+        sizes: the known sizes by their names: digits, the call's numbers, sizes of tensors checked so far.
         rank: number of values of a list, and of the axes of a map ``*in``.
     """
 
     def __init__(self, op: str, call: Any, rank: int = 2) -> None:
         self.op, self.call, self.rank = op, call, rank
         self.sizes: dict[str, Any] = {n: v for n, v in call._asdict().items() if type(v) is int}
+        self.sizes |= {str(digit): digit for digit in range(10)}
 
     def require(self, condition: bool, argument: str, expected: object, got: object) -> None:
         require(condition, f"{self.op}: {argument}", expected, got)
@@ -75,29 +94,26 @@ class Checks:
         self.require(tensor.dtype in dtypes, name, text, _type_name(tensor))
         self.require(tensor.device == like.device, name, f"device {like.device}", tensor.device)
         expected = [size for axis in axes.split(", ") for size in self._expected(axis)]
-        fits = len(expected) == tensor.dim() and all(
-            (size % known == 0 and size >= least) if unknown else size == known
-            for (unknown, known, least), size in zip(expected, tensor.shape, strict=True)
-        )
-        texts = ", ".join(_size_text(*size) for size in expected) + "," * (len(expected) == 1)
+        fits = len(expected) == tensor.dim() and all(map(Size.fits, expected, tensor.shape))
+        texts = ", ".join(map(str, expected)) + "," * (len(expected) == 1)
         self.require(fits, name, f"shape ({texts})", shape_text(list(tensor.shape)) + hint)
         for (unknown, known, _), size in zip(expected, tensor.shape, strict=True):
-            if unknown[:1] == "*":
+            if unknown.startswith("*"):  # one of several axes
                 self.sizes.setdefault(unknown[1:], []).append(size)
             elif unknown:
                 self.sizes[unknown] = size // known
 
-    def _expected(self, axis: str) -> list[tuple[str, int, int]]:
-        """The unknown factor of a size or "", the product of the known ones, and the least size."""
+    def _expected(self, axis: str) -> list[Size]:
+        """The sizes that one of the ``axes`` of :meth:`tensor` stands for."""
         first, *others = axis.rstrip("+").split("·")
-        known = math.prod(int(name) if name.isdigit() else self.sizes[name] for name in others)
-        least = int(axis[-1] == "+" or bool(others))
-        if first[0] == "*":
+        known = math.prod(self.sizes[name] for name in others)
+        least = int(axis.endswith("+") or bool(others))
+        if first.startswith("*"):
             sizes = self.sizes.get(first[1:])
-            return [(first, 1, least)] * self.rank if sizes is None else [("", size, 0) for size in sizes]
-        if first.isdigit() or first in self.sizes:
-            return [("", known * (int(first) if first.isdigit() else self.sizes[first]), 0)]
-        return [(first, known, least)]
+            return [Size(first, 1, least)] * self.rank if sizes is None else [Size("", n) for n in sizes]
+        if first in self.sizes:
+            return [Size("", known * self.sizes[first])]
+        return [Size(first, known, least)]
 
     def output_size(self, first: int, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
         """The size of a convolution's output; ``first`` is the input's first spatial axis."""
@@ -113,12 +129,6 @@ def _type_name(tensor: Tensor) -> str:
     if tensor.dtype in FLOATING:
         return str(tensor.dtype).removeprefix("torch.")
     return tensor.type().rpartition(".")[2].removesuffix("Tensor")  # of C++, such as Long
-
-
-def _size_text(unknown: str, known: int, least: int) -> str:
-    if not unknown:
-        return str(known)
-    return f"n·{known}" if known > 1 else "at least 1" if least else "n"
 
 
 def require_gradient(op: str, grad: Tensor, output: Any, like: Tensor) -> None:
@@ -243,8 +253,8 @@ def ms_deform_attn(call: Any) -> None:
 def levels(call: Any) -> None:
     """Check numbers in tensors, for which a GPU would have to wait: the levels lie within ``value``."""
     op, pixels = "ms_deform_attn", call.value.shape[1]
-    levels = zip(call.spatial_shapes.tolist(), call.level_start_index.tolist(), strict=True)
-    for level, ((height, width), start) in enumerate(levels):
+    pairs = zip(call.spatial_shapes.tolist(), call.level_start_index.tolist(), strict=True)
+    for level, ((height, width), start) in enumerate(pairs):
         got, where = f"({height}, {width}) for level {level}", f"{op}: spatial_shapes"
         require(height >= 1 and width >= 1, where, "at least (1, 1)", got)
         expected = f"at least {start} + {height}·{width} pixels for level {level}"

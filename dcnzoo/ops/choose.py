@@ -121,7 +121,8 @@ def sizes_are_numbers(call: Any) -> bool:
 def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
     """:func:`kernels_on` for each operator on a device here."""
     rows = {}
-    for operator in (operator for operator in OPERATORS.values() if not operator.is_backward):
+    forwards = [operator for operator in OPERATORS.values() if not operator.is_backward]
+    for operator in forwards:
         kernels, reason = kernels_on(operator, key)
         if kernels[0] == FUSED and not available.triton_works(torch.device(key.lower())):
             kernels, reason = kernels[1:], _joined(reason, "Triton does not work here")
@@ -174,9 +175,8 @@ def _no_views(results: Result) -> Result:
 
 def raise_out_of_memory(error: RuntimeError) -> None:
     """Raise ``torch.OutOfMemoryError`` if ``error`` reports that; C++ code on the stable ABI cannot."""
-    if re.search(r"(CUDA|HIP|XPU) out of memory", str(error)) and not isinstance(
-        error, torch.OutOfMemoryError
-    ):
+    has_type = isinstance(error, torch.OutOfMemoryError)
+    if not has_type and re.search(r"(CUDA|HIP|XPU) out of memory", str(error)):
         raise torch.OutOfMemoryError(str(error)) from None
 
 
@@ -240,14 +240,15 @@ def kernel_of(operator: Operator, key: str) -> Callable:
 
     def kernel(keyset: object, *arguments: object) -> Result:
         call = named(*arguments)
-        mask = getattr(call, "output_mask", (True,))
-        if operator.in_order is None or not mask[0] or not is_deterministic(call.grad_output):
+        needs_first, *others = getattr(call, "output_mask", [True])
+        if operator.in_order is None or not needs_first or not is_deterministic(call.grad_output):
             return _run(operator, key, compiled, keyset, call)
         operator.check(call)
-        if len(mask) == 1:
-            return operator.in_order(call)
-        others = call._replace(output_mask=[False, *mask[1:]])
-        return operator.in_order(call), *_run(operator, key, compiled, keyset, others)[1:]
+        first = operator.in_order(call)
+        if not others:
+            return first
+        rest = call._replace(output_mask=[False, *others])
+        return first, *_run(operator, key, compiled, keyset, rest)[1:]
 
     return kernel
 

@@ -134,7 +134,3 @@ def ms_deform_attn(call: Any, _: object) -> int:
 def pooling(call: Any, output: Sizes) -> int:
     """With a sampling_ratio of 0, the number of samples depends on the boxes: at least one per bin."""
     return PER_SAMPLE * prod(output) * max(call.sampling_ratio, 1) ** 2
-
-
-def roi_align_backward(call: Any, _: object) -> int:
-    return pooling(call, call.grad_output)

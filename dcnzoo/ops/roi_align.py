@@ -96,10 +96,9 @@ register(
     *with_backward(
         OPERATOR,
         ("input",),
-        saves={"input_size": lambda call, output: call.input.shape},
+        saves={"input_size": lambda call: call.input.shape},
         recompute=bins_and_input,
-        linear=lambda call, average: average,
+        is_linear=True,
         rows=("grad_output", "rois"),
-        flops=flops.roi_align_backward,
     )
 )

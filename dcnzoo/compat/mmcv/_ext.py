@@ -88,10 +88,10 @@ def _add_gradients(
         if name not in targets:
             continue
         target = targets[name]
-        if gradient.shape != target.shape:  # that of as_read(target, …)
+        if gradient.shape != target.shape:  # as_read has read only the first values of each image
             values = gradient.flatten(1)
-            rest = target[0].numel() - values.shape[1]
-            gradient = torch.nn.functional.pad(values, (0, rest)).view(target.shape)
+            unread = target[0].numel() - values.shape[1]
+            gradient = torch.nn.functional.pad(values, (0, unread)).view(target.shape)
         target.add_(gradient, alpha=scale)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dcnzoo import layers, ops
 from dcnzoo.compat.signatures import renames
+from dcnzoo.layers.base import Leaf
 from dcnzoo.layers.state_dicts import MMCVS_VERSION
-from dcnzoo.layers.tracing import Leaf
 from dcnzoo.ops._arguments import pair
 from dcnzoo.ops.geometry import output_size
 from dcnzoo.utils.text import counted

@@ -45,43 +45,50 @@ def softnms(
 ) -> Tensor:
     """Soft-NMS (Bodla et al. 2017). Returns the indices of the remaining boxes, best first.
 
-    Among equal scores the first box comes first, in mmcv's order: the best box is swapped with the first one,
-    and the last box replaces a dropped box.
+    Among equal scores, the first box in ``indices`` is the best. Its order is that of mmcv's array, in which
+    the first box moves to the place of the best one, and the last box to the place of a dropped one.
     """
-    left = torch.arange(len(boxes), device=boxes.device)
-    scores = scores.clone()
-    kept: list[Tensor] = []
-    while len(left):
-        comparable = scores.nan_to_num(nan=-torch.inf)
-        best = comparable.argmax() if not scores[0].isnan() else 0  # nothing exceeds a NaN
-        index, score = left[best].clone(), scores[best].clone()
-        dets[len(kept), :4], dets[len(kept), 4] = boxes[index], score
-        kept.append(index)
-        left[best], scores[best] = left[0].clone(), scores[0].clone()
-        left, scores = left[1:], scores[1:]
-        iou = iou_with(boxes[index], boxes[left], offset)
-        if method == 2:
-            scores = scores * torch.exp(-iou.square() / sigma)
-        else:
-            decay = torch.zeros_like(iou) if method == 0 else 1 - iou
-            scores = torch.where(iou >= iou_threshold, scores * decay, scores)
-        places = torch.arange(len(left), device=left.device)
-        remains = ~(scores < min_score)
-        count = int(remains.sum())
-        places[:count][~remains[:count]] = places[count:][remains[count:]].flip(0)
-        left, scores = left[places[:count]], scores[places[:count]]
-    return torch.stack(kept) if kept else left
+    indices, scores = torch.arange(len(boxes), device=boxes.device), scores.clone()
+    selected: list[Tensor] = []
+    while len(indices):
+        best = 0 if scores[0].isnan() else scores.nan_to_num(nan=-torch.inf).argmax()  # nothing exceeds a NaN
+        index, score = indices[best].clone(), scores[best].clone()
+        dets[len(selected), :4], dets[len(selected), 4] = boxes[index], score
+        selected.append(index)
+        indices[best], scores[best] = indices[0].clone(), scores[0].clone()
+        indices, scores = indices[1:], scores[1:]
+        scores = scores * _decay(iou_with(boxes[index], boxes[indices], offset), iou_threshold, sigma, method)
+        order = _close_gaps(scores < min_score)
+        indices, scores = indices[order], scores[order]
+    return torch.stack(selected) if selected else indices
+
+
+def _decay(iou: Tensor, threshold: float, sigma: float, method: int) -> Tensor:
+    """The factors of the scores of boxes that overlap the best one."""
+    if method == 2:
+        return torch.exp(-iou.square() / sigma)
+    decay = torch.zeros_like(iou) if method == 0 else 1 - iou
+    return torch.where(iou >= threshold, decay, torch.ones_like(iou))
+
+
+def _close_gaps(dropped: Tensor) -> Tensor:
+    """The places of an array that remain, in an order without gaps: the last ones fill the first gaps."""
+    places = torch.arange(len(dropped), device=dropped.device)
+    count = int((~dropped).sum())
+    front, back = places[:count], places[count:]
+    front[dropped[:count]] = back[~dropped[count:]].flip(0)
+    return front
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """Groups ``dets`` (N, 5): each kept box with the boxes that it suppresses, best first."""
-    left = dets[:, 4].sort(descending=True).indices  # mmcv's order of equal scores
+    indices = dets[:, 4].sort(descending=True).indices  # mmcv's order of equal scores
     groups = []
-    while len(left):
-        match = iou_with(dets[left[0], :4], dets[left, :4]) >= iou_threshold
+    while len(indices):
+        match = iou_with(dets[indices[0], :4], dets[indices, :4]) >= iou_threshold
         match[0] = True
-        groups.append(left[match].tolist())
-        left = left[~match]
+        groups.append(indices[match].tolist())
+        indices = indices[~match]
     return groups
 
 

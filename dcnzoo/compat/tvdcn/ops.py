@@ -36,7 +36,7 @@ PREDICTION = (
 )
 
 
-class _Pack(nn.Module):
+class _Arguments(nn.Module):
     """Mixin with tvdcn's arguments. It must precede a packed layer of :mod:`dcnzoo.layers`."""
 
     if TYPE_CHECKING:  # an attribute of the layer, which TorchScript must not find annotated here
@@ -54,15 +54,15 @@ class _Pack(nn.Module):
     __init__ = takes(f"{PLAIN} {PREDICTION}")(_construct)
 
 
-class _TransposedPack(_Pack):
-    __init__ = takes(f"{TRANSPOSED} {PREDICTION}")(_Pack._construct)
+class _TransposedArguments(_Arguments):
+    __init__ = takes(f"{TRANSPOSED} {PREDICTION}")(_Arguments._construct)
 
 
-class PackedDeformConv1d(_Pack, layers.PackedDeformConv1d):
+class PackedDeformConv1d(_Arguments, layers.PackedDeformConv1d):
     """Like :class:`PackedDeformConv2d`."""
 
 
-class PackedDeformConv2d(_Pack, layers.PackedDeformConv2d):
+class PackedDeformConv2d(_Arguments, layers.PackedDeformConv2d):
     """``tvdcn.PackedDeformConv2d``: :class:`dcnzoo.layers.PackedDeformConv2d` with tvdcn's arguments.
 
     ``mask_activation='sigmoid'`` is tvdcn's 2 · sigmoid, so a new layer starts as an ordinary convolution.
@@ -73,19 +73,19 @@ class PackedDeformConv2d(_Pack, layers.PackedDeformConv2d):
     """
 
 
-class PackedDeformConv3d(_Pack, layers.PackedDeformConv3d):
+class PackedDeformConv3d(_Arguments, layers.PackedDeformConv3d):
     """Like :class:`PackedDeformConv2d`."""
 
 
-class PackedDeformConvTranspose1d(_TransposedPack, layers.PackedDeformConvTranspose1d):
+class PackedDeformConvTranspose1d(_TransposedArguments, layers.PackedDeformConvTranspose1d):
     """Like :class:`PackedDeformConv2d`."""
 
 
-class PackedDeformConvTranspose2d(_TransposedPack, layers.PackedDeformConvTranspose2d):
+class PackedDeformConvTranspose2d(_TransposedArguments, layers.PackedDeformConvTranspose2d):
     """Like :class:`PackedDeformConv2d`."""
 
 
-class PackedDeformConvTranspose3d(_TransposedPack, layers.PackedDeformConvTranspose3d):
+class PackedDeformConvTranspose3d(_TransposedArguments, layers.PackedDeformConvTranspose3d):
     """Like :class:`PackedDeformConv2d`."""
 
 

@@ -9,8 +9,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+from dcnzoo.layers.base import Refuses
 from dcnzoo.layers.channels_last import ChannelNorm
-from dcnzoo.layers.tracing import Refuses
 
 # mmcv registers no RoI pooling
 for layer in (DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack):

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from dcnzoo import backbones
-from dcnzoo.layers.tracing import Refuses
+from dcnzoo.layers.base import Refuses
 
 
 class Pretrained(Refuses, BaseModule):

@@ -1,4 +1,4 @@
-"""The base of layers: leaves of the graph in ``torch.fx.symbolic_trace``, like the layers of ``torch.nn``."""
+"""The bases of layers: checks of their arguments, and one node of a graph of ``torch.fx`` per layer."""
 
 from collections.abc import Iterable
 from numbers import Integral
