@@ -152,7 +152,7 @@ class HeadOfParts(RetinaHead):
 
 @pytest.mark.parametrize(("depth", "key"), [(51, "model.backbone"), (50, "model.bbox_head")])
 def test_the_innermost_dictionary_is_named(tmp_path, depth, key):
-    backbone, head = {"type": "ResNet", "depth": depth}, {"type": "RetinaHead"}
+    backbone, head = {"type": "ResNet", "depth": depth, "dcn": depth == 51}, {"type": "RetinaHead"}
     file = tmp_path / "net.py"
     file.write_text(f"model = dict(type='RetinaNet', backbone={backbone}, neck=None, bbox_head={head})\n")
     cfg = Config.fromfile(file)

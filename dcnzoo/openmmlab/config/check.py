@@ -60,7 +60,7 @@ def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) 
     problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in lacking]
     if lacking:
         text = "expected version 3's {}, got a key of MMDetection 2"
-        return problems + [Finding(key, text.format(OLD_KEYS[key])) for key in OLD_KEYS.keys() & cfg.keys()]
+        return problems + [Finding(key, text.format(new)) for key, new in OLD_KEYS.items() if key in cfg]
     parts: tuple[str, ...] = ("train", "val", "test")
     if "train_dataloader" in required:
         parts = parts[:2]
@@ -79,10 +79,9 @@ def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
         if isinstance(names, str):
             text = f"expected a tuple of names, got {names!r}; write ({names!r},)"
             yield Finding(f"{loader}: metainfo.classes", text)
-        # lists 13 kinds of objects, of which detectors find pedestrians
-        is_of_tracking = dataset.get("type") == "MOTChallengeDataset"
-        is_used = loader.removesuffix("_dataloader") in parts and not is_of_tracking
-        if not (isinstance(names, list | tuple) and is_used):
+        # MOTChallengeDataset lists 13 kinds of objects, of which detectors find pedestrians
+        is_of_heads = isinstance(names, list | tuple) and dataset.get("type") != "MOTChallengeDataset"
+        if not is_of_heads or loader.removesuffix("_dataloader") not in parts:
             continue
         if "classes" in (dataset.get("metainfo") or {}):
             declared.add(len(names))

@@ -1,9 +1,8 @@
 """The settings ``dcn``, ``stage_with_dcn`` and ``to_deformable`` in the config of any module: which and what.
 
 ``dcn`` names a layer, which replaces the convolutions that :data:`CONVOLUTIONS` lists for the module's class.
-``to_deformable`` replaces any convolutions of any module. The build hook
-(:mod:`dcnzoo.openmmlab.patches.deformable_configs`), the check of configs, the descriptions of models and the
-hints about weights use this module, which imports neither torch nor OpenMMLab.
+``to_deformable`` replaces any convolutions of any module. ``patches/deformable_configs.py`` and descriptions
+of models use this module, which imports neither torch nor OpenMMLab.
 """
 
 import functools
@@ -53,7 +52,7 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
     """
     plain = cfg.copy()
     settings = {key: plain.pop(key) for key in SETTINGS if key in plain}
-    for key in {"dcn", "stage_with_dcn"} & settings.keys() if not patterns_of(kind) else ():
+    for key in [] if patterns_of(kind) else [key for key in ("dcn", "stage_with_dcn") if key in settings]:
         # a class with **kwargs may use the setting, or refuses it itself
         is_open = not inspect.isclass(kind) or _takes_any(inspect.signature(kind).parameters)
         if not is_open and key not in arguments(kind):

@@ -8,14 +8,12 @@ from types import FrameType
 from mmengine.config import Config
 from torch import nn
 
+from dcnzoo.openmmlab.config.deformable import SETTINGS
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.utils.errors import UserError, describe, disk_is_full, message, one_line, printable
 from dcnzoo.utils.text import cut
 
-# local variables of mmengine's functions that build something from a dictionary
-_BUILT = ("cfg", "dataloader", "loop", "optim_wrapper", "scheduler", "evaluator", "hook", "log_processor")
-_BUILDERS = ("mmengine.", "dcnzoo.openmmlab.patches.")
-_LONGEST = 1000  # letters of a message: some contain a whole config
+_TAKEN_OUT = {"priority", *SETTINGS}  # keys that MMEngine, for a hook, and dcnzoo take out before they build
 
 
 @contextmanager
@@ -36,45 +34,49 @@ def config_errors(cfg: Config, part: str = "") -> Iterator[None]:
             text = f"work_dir: {cfg.get('work_dir')} cannot be written: {one_line(error)}"
             raise UserError(text) from error
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        key = _built(cfg, frames)
+        key = _path_of_innermost(cfg, _dicts_being_built(frames))
         text = message(error) if key else describe(error)
         key = key or _running(frames) or part
-        parts = [cfg.filename, key, cut(text, _LONGEST)]
+        parts = [cfg.filename, key, cut(text, 1000)]  # some contain a whole config
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 
 
-def _built(cfg: Config, frames: list[FrameType]) -> str:
-    """Return the path of the innermost dictionary from which mmengine was building something."""
-    settings = cfg.to_dict()
-    path, node = "", settings
+def _dicts_being_built(frames: list[FrameType]) -> Iterator[Mapping]:
+    """Yield the first dictionary among the arguments of each function that was building, outermost first."""
     for frame in frames:
-        name = frame.f_globals.get("__name__", "")
-        is_builder = frame.f_code.co_name.startswith(("build", "_build", "register_"))
-        if not (is_builder and name.startswith(_BUILDERS)):
-            continue
-        for built in [value for name, value in frame.f_locals.items() if name in _BUILT]:
-            if isinstance(built, Mapping):
-                # the next one is inside the last one, except for the data set of a loop
-                inner = _find_like(node, path, built) or ("." not in path and _find_like(settings, "", built))
-                path, node = inner or (path, node)
-    return path
+        module, code = frame.f_globals.get("__name__", ""), frame.f_code
+        is_builder = code.co_name.startswith(("build", "_build", "register_"))
+        if is_builder and module.startswith(("mmengine.", "dcnzoo.openmmlab.patches.")):
+            arguments = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+            yield from [value for value in arguments if isinstance(value, Mapping)][:1]
 
 
-def _find_like(node: object, path: str, built: Mapping) -> tuple[str, dict] | None:
-    """Return the path of the dictionary of a config with the plain values of one being built, and itself."""
-    for inner, candidate in dicts(node, path):
-        # mmengine takes out the priority of a hook
-        values = ((key, value) for key, value in candidate.items() if key != "priority")
-        plain = {key: value for key, value in values if isinstance(value, str | int | float | None)}
-        if plain and inner and all(built.get(key) == value for key, value in plain.items()):
-            return inner.lstrip("."), candidate
-    return None
+def _path_of_innermost(cfg: Config, built: Iterator[Mapping]) -> str:
+    """Return the path in the config of the last of these dictionaries; empty if the config has none of them.
+
+    Builders copy dictionaries, so they are compared by their values. Each is inside the one before it; but a
+    loop, which is one key of the config, builds a data loader, which is another.
+    """
+    nodes = [(path, node) for path, node in dicts(cfg.to_dict()) if path]
+    last = ""
+    for copied in built:
+        equal = [path for path, node in nodes if _has_values(copied, node)]
+        inside = [path for path in equal if path.startswith(last)]
+        other_keys = [path for path in equal if path.count(".") == last.count(".") == 1]
+        last = next(iter(inside or other_keys), last)
+    return last.removeprefix(".")
+
+
+def _has_values(copied: Mapping, node: Mapping) -> bool:
+    """Whether a copy, to which keys may have been added, has the texts and numbers of a dictionary."""
+    plain = [key for key, value in node.items() if isinstance(value, str | int | float | None)]
+    compared = [key for key in plain if key not in _TAKEN_OUT]
+    return bool(compared) and all(copied.get(key) == node[key] for key in compared)
 
 
 def _running(frames: list[FrameType]) -> str:
     """Return the path of the innermost module that was running, such as ``model.neck``; empty if none was."""
-    selves = [frame.f_locals.get("self") for frame in frames]
-    modules = [each for each in selves if isinstance(each, nn.Module)]
+    modules = [each for frame in frames if isinstance(each := frame.f_locals.get("self"), nn.Module)]
     names = {id(each): name for name, each in modules[0].named_modules()} if modules else {}
     known = [f"model.{names[id(each)]}".rstrip(".") for each in modules if id(each) in names]
     return known[-1] if known else ""

@@ -182,15 +182,13 @@ def _decode(value: Any, path: str) -> Any:
         return [_decode(item, f"{path}.{index}") for index, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
-    spelling = next((key for key in value if key.startswith("$")), None)
-    if spelling is None:
-        return {key: _decode(item, f"{path}.{key}") for key, item in value.items()}
-    content = value[spelling]
-    if len(value) == 1 and spelling == "$float" and content in ("inf", "-inf", "nan"):
-        return float(content)
-    if len(value) == 1 and spelling == "$tuple" and isinstance(content, list):
-        return tuple(_decode(content, path))
-    raise ValueError(f"{path}.{spelling}: expected $tuple or $float alone, got {short(value)}")
+    if value.keys() == {"$float"} and value["$float"] in ("inf", "-inf", "nan"):
+        return float(value["$float"])
+    if value.keys() == {"$tuple"} and isinstance(value["$tuple"], list):
+        return tuple(_decode(value["$tuple"], path))
+    if spelling := next((key for key in value if key.startswith("$")), ""):
+        raise ValueError(f"{path}.{spelling}: expected $tuple or $float alone, got {short(value)}")
+    return {key: _decode(item, f"{path}.{key}") for key, item in value.items()}
 
 
 def _parse(path: str | os.PathLike, name: str) -> Any:

@@ -44,7 +44,7 @@ def inherit_from_packages(changes: Changes) -> None:
 def types_import_no_modules(changes: Changes) -> None:
     """Look up a type without a dot only in the registries; ``torch.nn.ReLU`` is imported."""
 
-    def named(get_object: Callable[[str], object], name: str) -> object:
+    def find_path(get_object: Callable[[str], object], name: str) -> object:
         return get_object(name) if "." in name else None
 
-    changes.wrap(registry, "get_object_from_string", named)
+    changes.wrap(registry, "get_object_from_string", find_path)

@@ -39,9 +39,9 @@ def below(value: Any, folder: Path, roots: Iterable[str]) -> Any:
         return portable(value, folder, roots)
     if isinstance(value, dict):
         return {key: below(item, folder, roots) for key, item in value.items()}
-    return (
-        type(value)(below(item, folder, roots) for item in value) if type(value) in (list, tuple) else value
-    )
+    if type(value) in (list, tuple):
+        return type(value)(below(item, folder, roots) for item in value)
+    return value
 
 
 def text_of(cfg: Config) -> str:

@@ -48,30 +48,32 @@ def _merge(cfg: Config, options: Mapping[str, object], path: str | os.PathLike) 
     """Change the settings that the options name, one after the other. Errors name the config's path."""
     if not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
         raise UserError(f"cfg_options: expected a mapping from keys to values, got {options!r}")
-    mistakes = []
-    if "launcher" in options:  # RunOptions replaces it
-        mistakes.append(f"launcher: expected launcher={options['launcher']} as an option of its own")
-    for key, value in options.items():
-        problem = _without_place(key, cfg)
-        try:
-            if not problem:
-                cfg.merge_from_dict({key: copy.deepcopy(value)})  # it removes _delete_
-        except AttributeError:  # of mmengine, which merges elements of lists like dictionaries
-            problem = "expected whole lists of numbers or texts, got one element"
-        except (KeyError, TypeError) as error:
-            problem = one_line(error)
-        if problem:
-            mistakes.append(f"{key}: {problem}")
-    if mistakes:
-        raise UserError(*(f"{path}: cfg_options: {text}" for text in mistakes))
+    problems = {
+        key: _why_no_place(key, cfg) or _set_option(cfg, key, value) for key, value in options.items()
+    }
+    if lines := [f"{path}: cfg_options: {key}: {problem}" for key, problem in problems.items() if problem]:
+        raise UserError(*lines)
 
 
-def _without_place(key: str, cfg: Config) -> str:
+def _set_option(cfg: Config, key: str, value: object) -> str:
+    """Change a setting; return what is wrong with it, or an empty text."""
+    try:
+        cfg.merge_from_dict({key: copy.deepcopy(value)})  # it removes _delete_
+    except AttributeError:  # of mmengine, which merges elements of lists like dictionaries
+        return "expected whole lists of numbers or texts, got one element"
+    except (KeyError, TypeError) as error:
+        return one_line(error)
+    return ""
+
+
+def _why_no_place(key: str, cfg: Config) -> str:
     """Return why the config has no place for an option, or an empty text."""
     node: object = cfg._cfg_dict
     parts = key.split(".")
     if not all(parts):
         return f"expected names between the dots, got {key!r}"
+    if key == "launcher":  # RunOptions replaces it
+        return "expected it as an option of its own, got it among the settings of the config"
     if parts[0] == "custom_imports":
         return "expected it in a config, which imports the modules while it is read"
     if parts[0] in PIPELINES or (parts[0] in cfg and parts[0] not in RUNNER_KEYS):

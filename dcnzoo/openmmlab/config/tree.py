@@ -1,4 +1,4 @@
-"""The dictionaries of a config: the classes that they build, its data sets, and its variables."""
+"""The dictionaries of a config: which keys the runner has, the classes that they build, the data sets."""
 
 import inspect
 from collections import ChainMap

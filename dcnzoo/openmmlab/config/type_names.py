@@ -23,7 +23,7 @@ def use_names(cfg: Config) -> Config:
     A class that no registry has stays one, which a dump writes as its path.
     """
     settings = cfg._to_lazy_dict()
-    nodes = [node for _, node in dicts(settings) if _is_class(node.get("type"))]
+    nodes = [node for _, node in dicts(settings) if _is_class_or_path(node.get("type"))]
     imported = {key for key, value in settings.items() if inspect.isclass(value)}
     if not nodes and not imported and cfg.keys() == settings.keys():
         return cfg
@@ -44,8 +44,8 @@ def use_names(cfg: Config) -> Config:
     return Config(settings, cfg_text=cfg.text, filename=cfg.filename)
 
 
-def _is_class(kind: object) -> bool:
-    """Whether a type is no name. ``mmdet.CocoDataset`` is one, ``mmdet.datasets.CocoDataset`` is a path."""
+def _is_class_or_path(kind: object) -> bool:
+    """Whether a type is not a name: ``mmdet.CocoDataset`` is one, ``mmdet.datasets.CocoDataset`` a path."""
     return kind.count(".") > 1 if isinstance(kind, str) else callable(kind)
 
 
