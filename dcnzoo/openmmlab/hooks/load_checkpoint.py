@@ -27,8 +27,7 @@ class LoadCheckpointHook(Hook):
     priority = "VERY_HIGH"  # before EMAHook, which copies the weights
 
     def __init__(self, fine_tune: bool = False, allow_partial: bool = False) -> None:
-        self.fine_tune = fine_tune
-        self.allow_partial = allow_partial
+        self.fine_tune, self.allow_partial = fine_tune, allow_partial
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         model, resume = runner.model, runner._resume
@@ -74,8 +73,7 @@ def _require_resumable(runner: Runner, checkpoint: dict[str, Any], source: objec
     mmengine would train on without the optimizer's state, and begin the warm-up again.
     """
     meta = checkpoint.get("meta") or {}
-    numbers = {key: meta.get(key) for key in ("epoch", "iter")}
-    lacking = [key for key, number in numbers.items() if type(number) is not int or number < 0]
+    lacking = [key for key in ("epoch", "iter") if type(meta.get(key)) is not int or meta[key] < 0]
     parts = {"message_hub": True}
     if isinstance(runner, Runner):  # the strategies of FlexibleRunner have other files
         hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), CheckpointHook())

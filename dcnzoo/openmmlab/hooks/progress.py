@@ -37,14 +37,7 @@ class ProgressHook(Hook):
         if mode != "train":
             self._begin(mode, len(getattr(runner, f"{mode}_dataloader")))
 
-    def _after_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: object = None,
-        outputs: object = None,
-        mode: str = "train",
-    ) -> None:
+    def _after_iter(self, runner: Runner, batch_idx: int, mode: str = "train", **_: object) -> None:
         loss = runner.message_hub.log_scalars.get("train/loss") if mode == "train" else None
         note = "" if loss is None else f"loss {loss.current():.3f}"
         done = runner.iter if mode == "train" else batch_idx
@@ -62,9 +55,8 @@ class ProgressHook(Hook):
     after_test_epoch = after_train
 
     def _begin(self, name: str, total: int, first: int = 0) -> None:
-        self._bars[name] = self._progress.add_task(
-            {"val": "validate"}.get(name, name), total=total, completed=first, note=""
-        )
+        label = {"val": "validate"}.get(name, name)
+        self._bars[name] = self._progress.add_task(label, total=total, completed=first, note="")
 
     def _start(self, runner: Runner) -> None:
         if not is_main_process():

@@ -40,26 +40,26 @@ class ResumeHook(Hook):
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Change the checkpoint of a resumed training before the runner reads its state."""
         if not runner._resume:
             return
+        self._set_position(runner, checkpoint)
+        scores = checkpoint.get(_STOPPING, {})
+        for hook in _stopping_hooks(runner):
+            hook.best_score, hook.wait_count = scores.get(hook.monitor, (hook.best_score, 0))
+        _replay_schedules(runner, checkpoint)
+
+    def _set_position(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Set the position in this run's data: epochs may have other lengths, and a cut one begins again."""
         meta, info = checkpoint["meta"], checkpoint.get("message_hub", {}).get("runtime_info", {})
         self._had_ended = meta["iter"] == info.get("max_iters")  # with a validation
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            if info.get("max_epochs"):
-                # a checkpoint by iterations may be within an epoch, which begins again
-                meta["epoch"], rest = divmod(meta["iter"], info["max_iters"] // info["max_epochs"])
-                self._is_cut = rest > 0
-            meta["iter"] = meta["epoch"] * len(runner.train_dataloader)
-        for hook in _stopping_hooks(runner):
-            before = checkpoint.get(_STOPPING, {}).get(hook.monitor)
-            hook.best_score, hook.wait_count = before or (hook.best_score, 0)
-        schedules, wrapper = runner.param_schedulers, runner.optim_wrapper
-        is_one = isinstance(schedules, list | None) and isinstance(wrapper, OptimWrapper)
-        if is_one and not any(getattr(each, "need_val_args", False) for each in schedules or ()):
-            _step(runner, meta["epoch"], meta["iter"])
-            checkpoint["param_schedulers"] = [each.state_dict() for each in schedules or ()]
-            if "optimizer" in checkpoint:
-                _set_values(runner, checkpoint["optimizer"])
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            return
+        if info.get("max_epochs"):
+            length = info["max_iters"] // info["max_epochs"]
+            meta["epoch"], rest = divmod(meta["iter"], length)
+            self._is_cut = rest > 0  # a checkpoint by iterations
+        meta["iter"] = meta["epoch"] * len(runner.train_dataloader)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Forget the last validation's metrics, which LoggerHook would log again where one is missing now.
@@ -96,16 +96,27 @@ def _done(runner: Runner) -> int:
     return runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
 
 
-def _step(runner: Runner, epochs: int, iterations: int) -> None:
-    """Step the schedules of a runner as ParamSchedulerHook does in a training."""
-    length = iterations // epochs if epochs and isinstance(runner.train_loop, EpochBasedTrainLoop) else 0
+def _replay_schedules(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Step the schedules to the position of a checkpoint, as ParamSchedulerHook does in a training.
+
+    Those that depend on a metric, and those of several optimizers, keep the checkpoint's state.
+    """
+    schedules, meta = runner.param_schedulers or [], checkpoint["meta"]
+    is_one = isinstance(schedules, list) and isinstance(runner.optim_wrapper, OptimWrapper)
+    if not is_one or any(getattr(schedule, "need_val_args", False) for schedule in schedules):
+        return
+    by_epochs = meta["epoch"] and isinstance(runner.train_loop, EpochBasedTrainLoop)
+    length = meta["iter"] // meta["epoch"] if by_epochs else meta["iter"] + 1  # of an epoch
+    ordered = sorted(schedules, key=lambda schedule: schedule.by_epoch)  # those by iterations first
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of schedules that are stepped without the optimizer
-        for iteration in range(1, iterations + 1):
-            for by_epoch in (False, True) if length and iteration % length == 0 else (False,):
-                for schedule in runner.param_schedulers or ():
-                    if schedule.by_epoch == by_epoch:
-                        schedule.step()
+        for iteration in range(1, meta["iter"] + 1):
+            for schedule in ordered:
+                if not schedule.by_epoch or iteration % length == 0:
+                    schedule.step()
+    checkpoint["param_schedulers"] = [schedule.state_dict() for schedule in schedules]
+    if "optimizer" in checkpoint:
+        _set_values(runner, checkpoint["optimizer"])
 
 
 def _set_values(runner: Runner, optimizer: dict[str, Any]) -> None:

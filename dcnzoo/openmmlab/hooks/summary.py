@@ -21,7 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dcnzoo.detect.metrics import metric_name
+from dcnzoo.detect.metrics import is_undefined, metric_name
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.history import History, loss_parts
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
@@ -62,8 +62,7 @@ class SummaryHook(Hook):
         data = {"train": runner.train_dataloader}
         if runner.val_loop:
             data["validate"] = runner.val_dataloader
-        log = f"{runner.timestamp}/{runner.timestamp}.log"
-        folder = f"{shown_path(runner.work_dir)} (log: {log})"
+        folder = f"{shown_path(runner.work_dir)} (log: {runner.timestamp}/{runner.timestamp}.log)"
         print_pairs([*_head(runner, data), ("changed", self._changes), ("work dir", folder)])
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._unit = "epoch" if self._by_epoch else "iteration"
@@ -79,12 +78,11 @@ class SummaryHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         self._print_row()  # of an epoch without validation
 
-    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
-        metrics = metrics or {}
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         step = runner.epoch if self._by_epoch else runner.iter
         if not self._row:  # it counts iterations, or resumes with the validation of the last epoch
             self._row = self._progress(runner, step)
-        self._row.update({label: f"{metrics[key]:.3f}" for key, label in labels(metrics).items()})
+        self._row.update(_figures(metrics))
         self._classes[step] = _classes(runner.val_evaluator.metrics)
         self._print_row()
 
@@ -96,15 +94,9 @@ class SummaryHook(Hook):
         lines = [("time", str(datetime.timedelta(seconds=round(time.monotonic() - self._started))))]
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
-        best, last = self._saved.best(), last_checkpoint(folder)
-        file = best or last  # for which the work directory stands
-        known, label = History.read(folder).validation, "best" if best else "last"
-        step = self._saved.number(file.name) if file and self._saved.by_epoch == self._by_epoch else None
-        if known and step not in known:
-            label, step = "last", max(known)
-        if step is not None and (metrics := known.get(step)):
-            aps = ", ".join(f"{name} {metrics[key]:.3f}" for key, name in labels(metrics).items())
-            lines += [(label, f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
+        last = last_checkpoint(folder)
+        file = self._saved.best() or last  # for which the work directory stands
+        lines += self._result(folder, file)
         names = [Path(path).name for path in best_files(info) if "://" in path or os.path.exists(path)]
         if last:
             names.append(last.name)
@@ -113,6 +105,18 @@ class SummaryHook(Hook):
             lines.append(("next", next_steps(folder)))
         print()
         print_pairs(lines)
+
+    def _result(self, folder: Path, file: Path | None) -> list[tuple[str, str]]:
+        """Return the metrics of a checkpoint, or of the last validation if it was not validated."""
+        validations = History.read(folder).validation
+        step = self._saved.number(file.name) if file and self._saved.by_epoch == self._by_epoch else None
+        label = "best" if step in validations and file == self._saved.best() else "last"
+        if step not in validations:
+            step = max(validations, default=0)
+        if not (metrics := validations.get(step)):
+            return []
+        aps = ", ".join(f"{name} {figure}" for name, figure in _figures(metrics).items())
+        return [(label, f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
 
     def _progress(self, runner: Runner, step: int) -> dict[str, str]:
         """Return the cells of a row: epoch or iteration, mean losses since the last row, rate, time."""
@@ -141,37 +145,37 @@ class SummaryHook(Hook):
         row, self._row = self._row, {}
         if not (row and is_main_process()):
             return
+        lines = [row]
         if row.keys() != self._widths.keys():
             self._widths = {name: max(len(name), len(text), 6) for name, text in row.items()}
             print()
-            self._print_cells({name: name for name in row})
-        self._print_cells(row)
-
-    def _print_cells(self, cells: Mapping[str, str]) -> None:
-        row = "  ".join(f"{text:>{self._widths[name]}}" for name, text in cells.items())
-        print(row.rstrip(), flush=True)
+            lines = [{name: name for name in row}, row]
+        for cells in lines:
+            texts = [f"{text:>{self._widths[name]}}" for name, text in cells.items()]
+            print("  ".join(texts).rstrip(), flush=True)
 
     # Test
 
     def before_test(self, runner: Runner) -> None:
         print_pairs(_head(runner, {"test": runner.test_dataloader}))
 
-    def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
-        metrics = metrics or {}
-        lines = [(label, f"{metrics[key]:.3f}") for key, label in labels(metrics, most=100).items()]
-        print_pairs([*lines, ("classes", _classes(runner.test_evaluator.metrics))])
+    def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+        lines = _figures(metrics, most=100)
+        print_pairs([*lines.items(), ("classes", _classes(runner.test_evaluator.metrics))])
 
 
 def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
     """Return the metrics to show and their names: up to a number, the three APs of COCO or the first ones."""
-    names = {
-        key: metric_name(part)
-        for key, value in metrics.items()
-        if isinstance(value, int | float)
-        if (part := key.rpartition("/")[2]) == metric_name(part) or value >= 0  # -1: no object of this size
-    }
-    main = {key: name for key, name in names.items() if key.rpartition("/")[2] in COLUMNS}
-    return main if main and most <= len(COLUMNS) else dict([*names.items()][:most])
+    numbers = [key for key, value in metrics.items() if isinstance(value, int | float)]
+    known = [key for key in numbers if not is_undefined(key, metrics[key])]
+    main = [key for key in known if key.rpartition("/")[2] in COLUMNS]
+    shown = main if main and most <= len(COLUMNS) else known[:most]
+    return {key: metric_name(key.rpartition("/")[2]) for key in shown}
+
+
+def _figures(metrics: Mapping[str, float], most: int = 3) -> dict[str, str]:
+    """Return the values of :func:`labels`, by their names."""
+    return {name: f"{metrics[key]:.3f}" for key, name in labels(metrics, most).items()}
 
 
 def shown_path(path: str | os.PathLike) -> str:
