@@ -42,9 +42,8 @@ def use_device(name: str | torch.device, launcher: str = "none") -> Iterator[Non
     if launcher != "none":
         raise UserError(f"device: expected auto with launcher={launcher}, got {name}")
     device = require_device(name)
-    with contextlib.ExitStack() as stack:
-        changes = stack.enter_context(Changes())
+    with Changes() as changes:
         changes.set(mmengines, "DEVICE", device.type)  # what get_device returns
         if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
+            changes.enter_context(torch.cuda.device(device))
         yield

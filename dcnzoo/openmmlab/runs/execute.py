@@ -181,8 +181,7 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
             if twice := [name for name, count in names.items() if count > 1]:
                 text = f"expected pictures with different names, got {few(twice, 3)} in several folders"
                 raise UserError(f"show_dir: {text}; dcnzoo infer draws the pictures of a folder")
-            files = [Path(options.show_dir, name) for name in sorted(names)]
-            require_new("test", *files, force=force)
+            require_new("test", *(Path(options.show_dir, name) for name in sorted(names)), force=force)
         stack.callback(_stop_bars, runner)
         metrics = runner.test()
     return {metric_name(key): float(value) for key, value in metrics.items()}  # numpy's, of classes

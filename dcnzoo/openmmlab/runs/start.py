@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.classes import data_sets
 from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import read_beside, require_file, write_text
 from dcnzoo.utils.folders import is_work_dir
@@ -101,9 +102,9 @@ def choose_start(
         UserError: a checkpoint does not exist, all are damaged, or the start is refused.
     """
     cfg, saved, what = recipe.cfg, recipe.saved, "resume"
-    optional = cfg.launcher != "none"
+    may_start = cfg.launcher != "none"  # where there is no checkpoint
     if resume in (None, False) and cfg.get("resume") and not force:
-        resume, optional = True, True
+        resume, may_start = True, True
         if cfg.get("load_from"):
             resume, what = cfg.load_from, "load_from"
     if resume is True and force:
@@ -112,7 +113,7 @@ def choose_start(
         return Start(str(last), resumes=True)
     folder, remedy = cfg.work_dir, f"force=True renames it to {free_name(cfg.work_dir).name}"
     if resume is True:
-        if saved.exist or not optional:
+        if saved.exist or not may_start:
             hint = f"; {remedy}" if saved.exist else ""
             raise UserError(f"resume: expected a checkpoint in {folder}, found none to continue from{hint}")
         print(f"resume: found no checkpoint in {folder}; a new training starts")
@@ -124,25 +125,24 @@ def choose_start(
         require_file(str(weights), "load_from")
     if not saved.exist:
         return Start(file, resumes)
-    if force and (saved.is_apart or not saved.is_local):
-        text = f"expected checkpoints in the work_dir, got out_dir={saved.out_dir}; use another work_dir"
-        raise UserError(f"force: {text}")
     if force:
         _require_movable(recipe, [*files, file])
-        return Start(file, resumes, replaces=True)
+    else:
+        _require_last(saved, file, what, remedy)
+    return Start(file, resumes, replaces=force)
+
+
+def _require_last(saved: SavedCheckpoints, file: str | None, what: str, remedy: str) -> None:
+    """Raise UserError unless the file that ``what`` names is the last checkpoint of a used work directory."""
     remedy = "resume=True continues its training, " * saved.can_resume + f"{remedy}. Or use another work_dir"
     if file is None:
-        raise UserError(f"work_dir: expected a folder without checkpoints, got {folder}; {remedy}")
+        raise UserError(f"work_dir: expected a folder without checkpoints, got {saved.work_dir}; {remedy}")
     if saved.is_local and not saved.has(file):
         text = f"expected a checkpoint in {saved.folder}, which has a training of its own, got {file}"
         raise UserError(f"{what}: {text}; {remedy}")
     if later := saved.is_local and saved.after(Path(file)):
         text = f"expected the last checkpoint in {saved.folder}, got {file} before {max(later).name}"
         raise UserError(f"{what}: {text}; use another work_dir")
-    return Start(file, resumes)
-
-
-# The work directory
 
 
 def config_file(recipe: Recipe) -> Path:
@@ -169,7 +169,7 @@ def free_name(folder: str | os.PathLike) -> Path:
 
 def _require_movable(recipe: Recipe, files: Iterable[str | os.PathLike | None]) -> None:
     """Raise UserError unless a work directory can be renamed, and has none of the new training's files."""
-    folder, cfg = recipe.work_dir, recipe.cfg
+    folder, cfg, saved = recipe.work_dir, recipe.cfg, recipe.saved
     data = [[str(each.get(key) or "") for key in ("data_root", "ann_file")] for _, each, _ in data_sets(cfg)]
     paths = [*files, cfg.filename, cfg.get("load_from"), os.getcwd(), *(os.path.join(*each) for each in data)]
     real = os.path.realpath(folder)
@@ -177,6 +177,8 @@ def _require_movable(recipe: Recipe, files: Iterable[str | os.PathLike | None]) 
     problem = f"which has {inside[0]}, used by the new training" if inside else ""
     if os.path.islink(os.path.abspath(folder)) or os.path.ismount(folder):
         problem = "which is a link or a mount point"
+    if saved.is_apart or not saved.is_local:
+        problem = f"whose checkpoints are in out_dir={saved.out_dir}"
     if problem:
         text = f"expected a work_dir that can be renamed, got {folder}, {problem}"
         raise UserError(f"force: {text}; use another work_dir")
