@@ -33,12 +33,7 @@ from dcnzoo.openmmlab.export import rules
 from dcnzoo.openmmlab.export.order import OrderByLogits
 from dcnzoo.openmmlab.export.replacements.boxes import keep_best
 from dcnzoo.openmmlab.export.replacements.layers import convolve
-from dcnzoo.openmmlab.export.symbolic_sizes import (
-    SymbolicSizes,
-    data_sample,
-    number_of_rows,
-    tensor_of,
-)
+from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, data_sample, number_of_rows, tensor_of
 
 
 class Predictor(nn.Module):
@@ -74,16 +69,16 @@ class Predictor(nn.Module):
         table = [(part, rule) for part in detector.modules() if (rule := rules.rule_for(type(part)))]
         self.one_size = any(rule.one_size for _, rule in table)
         self.mask_threshold = None  # of probabilities
-        parts = rules.parts_of(detector).values()
+        heads = rules.parts_of(detector).values()
+        with_masks = [part for part, rule in table if rule.has_masks and getattr(part, "with_mask", True)]
+        has_masks = any(part in heads for part in with_masks)
         if isinstance(detector, MaskFormer):
             self.output_names = ("dets", "labels", MASK_LOGITS, CLASS_SCORES)
-        elif any(
-            rule.has_masks and getattr(part, "with_mask", True) for part, rule in table if part in parts
-        ):
+        elif has_masks and hasattr(detector, "roi_head"):
+            self.output_names = ("dets", "labels", BOX_MASKS)
+            self.mask_threshold = float(detector.roi_head.test_cfg.get("mask_thr_binary", 0.5))
+        elif has_masks:
             self.output_names = ("dets", "labels", "masks")
-            if hasattr(detector, "roi_head"):
-                self.output_names = ("dets", "labels", BOX_MASKS)
-                self.mask_threshold = float(detector.roi_head.test_cfg.get("mask_thr_binary", 0.5))
         if self.mask_threshold is not None and self.mask_threshold < 0:
             raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")
 
@@ -96,7 +91,7 @@ class Predictor(nn.Module):
             rules.apply(changes)
             is_transformer = isinstance(self.detector, DetectionTransformer)
             predict = self._predict_batch if is_transformer else self._predict_images
-            return torch.vmap(rank)(*predict(images, sizes))
+            return torch.vmap(best_first)(*predict(images, sizes))
 
     def _predict_batch(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Call the ``predict`` of a detection transformer: its code is for a batch."""
@@ -115,6 +110,7 @@ class Predictor(nn.Module):
         tensors, rebuild = tensors_of((features, outputs))
         deferred: list[DeferredMasks] = []
 
+        # torch.vmap runs this once, with tensors of all images: a detector with boxes' masks defers one call
         def predict(size: Tensor, *of_image: Tensor) -> tuple[Tensor, ...]:
             features, outputs = rebuild([tensor[None] for tensor in of_image])
             of_heads = dict(zip(heads, outputs, strict=True))
@@ -141,8 +137,9 @@ class Predictor(nn.Module):
             if hasattr(detector, "roi_head"):
                 changes.wrap(detector.rpn_head, "predict", partial(note_proposals, proposed))
                 if detector.roi_head.with_mask:
-                    changes.wrap(detector.roi_head, "predict_mask", partial(defer, deferred))
+                    changes.wrap(detector.roi_head, "predict_mask", partial(defer_masks, deferred))
             changes.wrap(F, "conv2d", convolve)
+            # no images: the features and the outputs of the heads are there
             (sample,) = detector.predict(None, [sample], rescale=False)
         results = sample.pred_instances
         rows = get_box_tensor(results.bboxes), results.scores, results.labels
@@ -165,7 +162,7 @@ def tensors_of(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], An
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)], rebuild
 
 
-def defer(
+def defer_masks(
     deferred: list["DeferredMasks"], predict_mask: Callable, *args: Any, **kwargs: Any
 ) -> list[InstanceData]:
     """Wrap ``roi_head.predict_mask``: append the call, which is made for all images later."""
@@ -268,8 +265,8 @@ def is_used(scores: Tensor, labels: Tensor) -> Tensor:
     return (scores != ABSENT) & (labels >= 0)
 
 
-def rank(boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
-    """Return the outputs of :class:`Predictor` for the rows of one image."""
+def best_first(boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+    """Return the outputs of :class:`Predictor` for the rows of one image, which come in any order."""
     used = is_used(scores, labels)
     _, index = torch.where(used, scores, -torch.inf).topk(scores.shape[0])
     used = used[index]
