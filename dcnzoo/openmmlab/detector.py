@@ -166,11 +166,11 @@ class TorchDetector(BaseDetector):
         model: Model = self.model
         if any(torch.isnan(each.scores).any() for each in instances):
             raise ModelError("model: expected finite scores, got NaN")
-        state = {} if self._finite else model.state_dict()
-        if lacks := [name for name, each in state.items() if each.is_floating_point() and each.isnan().any()]:
-            raise ModelError(f"model: expected finite weights, got NaN in {few(lacks, 2)}")
-        if not self._finite and not any(map(len, instances)) and hasattr(model, "extract_feat"):
-            # only once: non-maximum suppression drops NaN
+        if self._finite:
+            return
+        if broken := [name for name, each in model.state_dict().items() if each.isnan().any()]:
+            raise ModelError(f"model: expected finite weights, got NaN in {few(broken, 2)}")
+        if not any(map(len, instances)) and hasattr(model, "extract_feat"):  # NMS drops NaN
             features = model.extract_feat(model.data_preprocessor(batch)["inputs"])
             if not all(torch.isfinite(each).all() for each in features):
                 raise ModelError("model: expected finite feature maps, got NaN or infinity")

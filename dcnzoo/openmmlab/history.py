@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ VALIDATED = "validation_step"  # the epoch after which a validation ran, or the 
 BEGAN = "began_after"  # the epoch after which a process began to train, or the iteration
 NUMBER = "start_number"  # of this process in the work directory, from 1
 _LOGS = "*/vis_data/scalars.json"
+Rows = dict[int, dict[str, float]]  # iteration, or epoch → values by name
 
 
 def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
@@ -47,16 +48,14 @@ class History:
         offsets: iteration → the figures of OffsetStatisticsHook, as ``<figure>/<layer>``.
     """
 
-    training: dict[int, dict[str, float]]
-    validation: dict[int, dict[str, float]]
-    offsets: dict[int, dict[str, float]]
+    training: Rows
+    validation: Rows
+    offsets: Rows
 
     @classmethod
     def read(cls, work_dir: Path) -> "History":
         """Read the logs of all starts. A later start replaces the entries after the point where it began."""
-        training: dict[int, dict[str, float]] = {}
-        validation: dict[int, dict[str, float]] = {}
-        offsets: dict[int, dict[str, float]] = {}
+        training, validation, offsets = Rows(), Rows(), Rows()
         for log in _in_order(files_beside(work_dir, _LOGS)):
             for entry in log:
                 step = entry["step"]
@@ -64,8 +63,7 @@ class History:
                     k.removeprefix("offsets/"): v for k, v in entry.items() if k.startswith("offsets/")
                 }
                 if BEGAN in entry:
-                    _forget(training, entry)
-                    _forget(offsets, entry)
+                    training, offsets = _before(training, entry), _before(offsets, entry)
                     validation = {number: row for number, row in validation.items() if number <= entry[BEGAN]}
                 elif figures:
                     offsets[step] = figures
@@ -82,17 +80,15 @@ class History:
         return max(self.training, default=0)
 
 
-def _forget(rows: dict[int, dict[str, float]], began: Mapping[str, float]) -> None:
-    """Remove the rows after a beginning: later iterations, and an epoch that was cut and begins again."""
-    while rows and (
-        next(reversed(rows)) > began["step"] or next(reversed(rows.values())).get("epoch", 0) > began[BEGAN]
-    ):
-        rows.popitem()
+def _before(rows: Rows, began: Mapping[str, float]) -> Rows:
+    """Return the rows before a beginning, without those of an epoch that was cut and begins again."""
+    earlier = {step: row for step, row in rows.items() if step <= began["step"]}
+    return {step: row for step, row in earlier.items() if row.get("epoch", 0) <= began[BEGAN]}
 
 
 def next_number(work_dir: Path) -> int:
     """Return the number of the start that a process begins."""
-    return 1 + max(map(_number, map(list, map(_entries, files_beside(work_dir, _LOGS)))), default=0)
+    return 1 + max((_number(_entries(log)) for log in files_beside(work_dir, _LOGS)), default=0)
 
 
 def _number(log: Sequence[Mapping[str, Any]]) -> int:
@@ -103,18 +99,20 @@ def _number(log: Sequence[Mapping[str, Any]]) -> int:
 def _in_order(files: Iterable[Path]) -> list[list[dict[str, Any]]]:
     """Return the logs by the numbers of their starts; those without one follow the log named before."""
     highest, numbered = 0, list[tuple[int, list]]()
-    for log in map(list, map(_entries, sorted(files))):
+    for log in map(_entries, sorted(files)):
         highest = max(highest, _number(log))
         numbered.append((_number(log) or highest, log))
     return [log for _, log in sorted(numbered, key=lambda each: each[0])]
 
 
-def _entries(log: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a ``scalars.json``, which may still be written to."""
+def _entries(log: Path) -> list[dict[str, Any]]:
+    """Return the numbers in the lines of a ``scalars.json``, which may still be written to."""
+    entries = []
     for line in (read_beside(log) or "").splitlines():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):  # being written, or truncated by a killed process
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            yield {key: value for key, value in entry.items() if isinstance(value, int | float)}
+            entries.append({key: value for key, value in entry.items() if isinstance(value, int | float)})
+    return entries

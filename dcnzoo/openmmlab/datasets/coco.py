@@ -129,9 +129,7 @@ class CocoMetric(coco_metric.CocoMetric):
         requested, self.classwise = self.classwise, True
         with Changes() as changes, contextlib.redirect_stdout(io.StringIO()) as printed:
             changes.set(coco_metric, "COCOeval", Evaluation)
-            changes.set(
-                coco_metric, "load", lambda results: results if isinstance(results, list) else load(results)
-            )
+            changes.set(coco_metric, "load", lambda data: data if isinstance(data, list) else load(data))
             metrics = super().compute_metrics(results)
         self.classwise = requested
         if not (metrics or self.format_only):  # mmdet returns none
@@ -217,9 +215,8 @@ class CocoDataset(coco.CocoDataset):
         info = super().get_data_info(idx)
         entries = [_decode(self._content.annotations[number]) for number in info.pop("annotations")]
         image = {"file_name": info["img_path"], **{key: info[key] for key in ("img_id", "width", "height")}}
-        info["instances"] = self.parse_data_info({"raw_img_info": image, "raw_ann_info": entries})[
-            "instances"
-        ]
+        parsed = self.parse_data_info({"raw_img_info": image, "raw_ann_info": entries})
+        info["instances"] = parsed["instances"]
         if self._masks:
             _ignore_without_mask(info["instances"])
         return info

@@ -31,5 +31,8 @@ def data_digest(dataset: Any) -> str:
 
 def _read_by(dataset: Any) -> list[Any]:
     """Return the data sets that read files, inside wrappers."""
-    inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
-    return [each for part in inner for each in _read_by(part)] if inner != [None] else [dataset]
+    inner = getattr(dataset, "datasets", None) or getattr(dataset, "dataset", None)
+    if inner is None:
+        return [dataset]
+    inner = inner if isinstance(inner, list | tuple) else [inner]
+    return [each for part in inner for each in _read_by(part)]

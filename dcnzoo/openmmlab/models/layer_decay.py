@@ -33,10 +33,12 @@ def vit_layer_of(name: str, num_layers: int) -> int:
     0 is the ViT's embedding of patches and positions, ``k`` the k-th block, ``num_layers + 1`` everything
     else, also the adapter.
     """
-    _, part, rest = [*name.split(".", 2), "", ""][:3] if name.startswith("backbone.") else ("", "", "")
+    if not name.startswith("backbone."):
+        return num_layers + 1
+    part, _, rest = name.removeprefix("backbone.").partition(".")
     if part in ("patch_embed", "pos_embed", "norm_pre", "cls_token", "dist_token", "reg_token", "rope"):
         return 0
-    return int(rest.split(".")[0]) + 1 if part == "blocks" else num_layers + 1
+    return int(rest.partition(".")[0]) + 1 if part == "blocks" else num_layers + 1
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
