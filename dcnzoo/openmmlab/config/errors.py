@@ -76,7 +76,7 @@ def _has_values(copied: Mapping, node: Mapping) -> bool:
 
 def _running(frames: list[FrameType]) -> str:
     """Return the path of the innermost module that was running, such as ``model.neck``; empty if none was."""
-    modules = [each for frame in frames if isinstance(each := frame.f_locals.get("self"), nn.Module)]
+    modules = [owner for frame in frames if isinstance(owner := frame.f_locals.get("self"), nn.Module)]
     names = {id(each): name for name, each in modules[0].named_modules()} if modules else {}
     known = [f"model.{names[id(each)]}".rstrip(".") for each in modules if id(each) in names]
     return known[-1] if known else ""
