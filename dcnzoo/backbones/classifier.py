@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcnzoo.layers.base import Refuses
+from dcnzoo.layers.base import ChecksArguments
 from dcnzoo.layers.channels_last import build_activation, build_norm
 
 
@@ -51,7 +51,7 @@ class AttentionPool(nn.Module):
         return self.cross_dcn(self.norm1_q(mean), self.norm1_k(x), self.norm1_v(x)).squeeze(1)
 
 
-class Classifier(Refuses, nn.Module):
+class Classifier(ChecksArguments, nn.Module):
     """Base of a backbone with a classification head. The constructor must call :meth:`_add_head`.
 
     Attributes:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from dcnzoo.backbones.intern_image import DropPath
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.layers import MultiScaleDeformableAttention
-from dcnzoo.layers.base import Refuses
+from dcnzoo.layers.base import ChecksArguments
 from dcnzoo.ops import torchvision_schemas
 from dcnzoo.utils.text import few, nearest
 
@@ -175,7 +175,7 @@ class Interaction(nn.Module):
         self.extra_extractors = nn.ModuleList(extra) if extra else None
 
 
-class ViTAdapter(Refuses, nn.Module):
+class ViTAdapter(ChecksArguments, nn.Module):
     """ViT-Adapter around a vision transformer of timm.
 
     The parts of the ViT are taken over (``patch_embed``, ``pos_embed``, ``blocks``). Patches of another size

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcnzoo.layers.base import Refuses
+from dcnzoo.layers.base import ChecksArguments
 
 # no sets: the order of parameters is that of every process, and of an optimizer's state
 _PARTS = ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop")
 _PARAMETERS = ("q_bias", "v_bias", "relative_position_bias_table")
 
 
-class WindowAttention(Refuses, nn.Module):
+class WindowAttention(ChecksArguments, nn.Module):
     """Self-attention among the tokens of a window; its parameters keep the names of timm's attention.
 
     A map that windows do not cover exactly is padded with zeros at the bottom and right. The padded tokens

@@ -31,15 +31,18 @@ from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.compat.signatures import renames
+from dcnzoo.ops.checks import require
 
 __all__ = ["deform_conv1d", "deform_conv2d", "deform_conv3d"]
 
 
+PER_GROUP = "offset_field_channels_per_groups"
+
+
 def _of_rank(rank: int) -> Callable[..., Tensor]:
     operator = getattr(ops, f"deform_conv{rank}d")
-    name = "offset_field_channels_per_groups"
 
-    @renames(deformable_groups_per_groups=name, deformable_groups=name)  # of later versions
+    @renames(deformable_groups_per_groups=PER_GROUP, deformable_groups=PER_GROUP)  # of later versions
     def deform_conv(
         input: Tensor,  # [N, C, *size]
         weight: Tensor,  # [O, C / groups, *kernel]
@@ -60,32 +63,12 @@ def _of_rank(rank: int) -> Callable[..., Tensor]:
                 ``offset_field_channels_per_groups`` is invalid, or so is an argument of
                 :func:`dcnzoo.ops.deform_conv2d`.
         """
-
-        def check(holds: bool, argument: str, expected: str, value: object) -> None:
-            if not holds:
-                raise RuntimeError(f"deform_conv{rank}d: {argument}: expected {expected}, got {value}")
-
-        for argument, tensor in (("input", input), ("weight", weight)):
-            check(
-                tensor.dim() == rank + 2, argument, f"{rank + 2} dimensions", f"shape {tuple(tensor.shape)}"
-            )
-        channels, kernel = input.shape[1], tuple(weight.shape[2:])
-        kernel_size = (kernel_size,) * rank if isinstance(kernel_size, int) else tuple(kernel_size)
-        check(kernel_size == kernel, "kernel_size", f"{kernel}, that of weight", kernel_size)
-        divides = groups >= 1 and channels % groups == 0
-        check(divides, "groups", f"a divisor of the {channels} input channels", groups)
-        in_group, taps = channels // groups, math.prod(kernel)
         per_group = offset_field_channels_per_groups
-        check(1 <= per_group <= in_group, name, f"1 to {in_group}, the channels of a group", per_group)
-        total = groups * per_group * taps
-        meaning = f"{total} = {groups} groups · {per_group} per group · {taps} taps"
-        for field, tensor, axes in (("offset_field", offset_field, rank), ("attn_mask", attn_mask, 1)):
-            apart = tensor.dim() == rank + 3 and tensor.shape[1:3] == (axes, total)
-            flat = tensor.dim() == rank + 2 and tensor.shape[1] == total * axes
-            shapes = f"shape (batch, {axes}, {total}, *out) or (batch, {total * axes}, *out) ({meaning})"
-            check(apart or flat, field, shapes, tuple(tensor.shape))
+        _check_groups(rank, input, weight, kernel_size, groups, per_group)
+        in_group, taps = input.shape[1] // groups, math.prod(weight.shape[2:])
+        _check_fields(rank, offset_field, attn_mask, groups, per_group, taps)
         if offset_field.dim() == rank + 2:
-            offset_field = offset_field.unflatten(1, (total, rank)).transpose(1, 2)
+            offset_field = offset_field.unflatten(1, (-1, rank)).transpose(1, 2)
         if attn_mask.dim() == rank + 2:
             attn_mask = attn_mask.unsqueeze(1)
         if in_group % per_group:  # the operator needs equal groups: make each channel its own group
@@ -100,6 +83,40 @@ def _of_rank(rank: int) -> Callable[..., Tensor]:
 
     deform_conv.__name__ = deform_conv.__qualname__ = f"deform_conv{rank}d"
     return deform_conv
+
+
+def _check_groups(
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    kernel_size: int | Sequence[int],
+    groups: int,
+    per_group: int,
+) -> None:
+    op = f"deform_conv{rank}d"
+    for argument, tensor in (("input", input), ("weight", weight)):
+        got = f"shape {tuple(tensor.shape)}"
+        require(tensor.dim() == rank + 2, f"{op}: {argument}", f"{rank + 2} dimensions", got)
+    channels, kernel = input.shape[1], tuple(weight.shape[2:])
+    sizes = (kernel_size,) * rank if isinstance(kernel_size, int) else tuple(kernel_size)
+    require(sizes == kernel, f"{op}: kernel_size", f"{kernel}, that of weight", sizes)
+    divides = groups >= 1 and channels % groups == 0
+    require(divides, f"{op}: groups", f"a divisor of the {channels} input channels", groups)
+    most = channels // groups
+    expected = f"1 to {most}, the channels of a group"
+    require(1 <= per_group <= most, f"{op}: {PER_GROUP}", expected, per_group)
+
+
+def _check_fields(
+    rank: int, offset_field: Tensor, attn_mask: Tensor, groups: int, per_group: int, taps: int
+) -> None:
+    total = groups * per_group * taps
+    meaning = f"{total} = {groups} groups · {per_group} per group · {taps} taps"
+    for field, tensor, axes in (("offset_field", offset_field, rank), ("attn_mask", attn_mask, 1)):
+        apart = tensor.dim() == rank + 3 and tensor.shape[1:3] == (axes, total)
+        flat = tensor.dim() == rank + 2 and tensor.shape[1] == total * axes
+        expected = f"shape (batch, {axes}, {total}, *out) or (batch, {total * axes}, *out) ({meaning})"
+        require(apart or flat, f"deform_conv{rank}d: {field}", expected, tuple(tensor.shape))
 
 
 deform_conv1d, deform_conv2d, deform_conv3d = map(_of_rank, (1, 2, 3))

@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import Proxy, Tracer
 
 
-class Refuses:
+class ChecksArguments:
     """Mixin of layers that check their arguments."""
 
     def _refuse(self, argument: str, expected: str, value: object, error: type = ValueError) -> NoReturn:
@@ -26,7 +26,7 @@ class Refuses:
         return self._integers(name, value, least=least)[0]
 
 
-class Leaf(Refuses, nn.Module):
+class Leaf(ChecksArguments, nn.Module):
     """During ``torch.fx.symbolic_trace``, a call of the layer is one node of the graph.
 
     fx treats only the layers of ``torch.nn`` so. It calls ``forward`` of the traced root module, so the

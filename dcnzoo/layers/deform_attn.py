@@ -91,7 +91,7 @@ class _ChannelsLast(TracksOffsets, Leaf):
     def _record_grouped_offsets(
         self, offset: Tensor, size: Sequence[int]
     ) -> None:  # [N, oH, oW, group, P, 2]
-        if not self._records(offset):
+        if not self._is_recorded(offset):
             return
         kernel, stride, pad, dilation = (
             (number, number) for number in (self.kernel_size, self.stride, self.pad, self.dilation)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.layers.base import Refuses
+from dcnzoo.layers.base import ChecksArguments
 from dcnzoo.layers.statistics import TracksOffsets
 from dcnzoo.ops._arguments import can_read
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # of Python 3.11
 
 
-class _ZeroInit(Refuses, nn.Module):
+class _ZeroInit(ChecksArguments, nn.Module):
     """Mixin: the weight starts at zero, the bias at zero or ``start``; they stay there until training.
 
     A call raises RuntimeError if a norm of the weight, such as ``weight_norm``, has made a weight of zero

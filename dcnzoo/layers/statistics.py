@@ -59,13 +59,13 @@ class TracksOffsets:
     _last_offsets: Tensor | None = None  # [3]
     _last_modulation: Tensor | None = None  # [3]
 
-    def _records(self, prediction: Tensor) -> bool:
+    def _is_recorded(self, prediction: Tensor) -> bool:
         compiles = torch.compiler.is_compiling() and not exporting()  # the program stores them when it runs
         return self.track_offsets and (compiles or can_read(prediction)) and prediction.numel() > 0
 
     def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
         """Record statistics of ``offset``, ``([N,] G·K·rank, *out)``, for sampling a map of ``size``."""
-        if offset is None or not self._records(offset):
+        if offset is None or not self._is_recorded(offset):
             return
         padding, rank = self.padding, len(size)
         if getattr(self, "padding_mode", "zeros") != "zeros":  # the layer samples a map that it has padded
@@ -77,12 +77,12 @@ class TracksOffsets:
 
     def _record_shifts(self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor]) -> None:
         """Record statistics of offsets, as :func:`_measure_shifts` does, with the coordinates last."""
-        if self._records(shift):
+        if self._is_recorded(shift):
             self._last_offsets = _measure_shifts(grid, shift, size)
 
     def _record_modulation(self, mask: Tensor | None) -> None:
         """Record statistics of ``mask``, after its activation, in any shape."""
-        if mask is None or not self._records(mask):
+        if mask is None or not self._is_recorded(mask):
             return
         factor = mask.detach().float().abs()
         near = [((factor - value).abs() < 0.05).float().mean() for value in (0, 1)]

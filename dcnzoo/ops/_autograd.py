@@ -48,14 +48,14 @@ def register_autograd(record: Operator) -> None:
         has_tangents = choose.has_tangents(arguments)
         if not (has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
             return _below_autograd(operator, keys, arguments)
-        # autograd then differentiates what runs, in half of the time of the operator's derivative; a trace,
-        # a transform and a mode, such as torch's FLOP counter, see the operator
+        # Autograd differentiates plain PyTorch in half the time of the operator's derivative. Traces,
+        # transforms and modes, such as torch's FLOP counter, must see the operator instead.
         key = key_of(arguments[0])
         is_plain = key in plain and can_read(arguments[0]) and not in_dispatch_mode()
         if (has_tangents or is_plain) and not record.is_backward:
             result = choose.run_plain(record, key, named(*arguments))
             if has_tangents or any_requires_grad(result):
-                return result  # without RoIs, it has no graph
+                return result  # else it has no graph, as without RoIs
         with enable_single_level_autograd_function():
             return function.apply(*named(*arguments), keys)
 

@@ -21,7 +21,7 @@ _definitions: torch.library.Library | None = None  # of the operators, where the
 
 
 def _schemas() -> list[str]:
-    if not _SCHEMAS.exists():  # else, no operator would be registered for exports
+    if not _SCHEMAS.exists():  # an empty list would leave exports without operators
         raise FileNotFoundError(f"{_SCHEMAS.name} is not in {_FOLDER}. {_BUILD}")
     return _SCHEMAS.read_text().splitlines()
 

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
-from dcnzoo.layers.base import Refuses
+from dcnzoo.layers.base import ChecksArguments
 from dcnzoo.layers.channels_last import ChannelNorm
 
 # mmcv registers no RoI pooling
@@ -18,7 +18,7 @@ for layer in (DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoI
 MODELS.register_module("LN2d", module=ChannelNorm, force=True)
 
 
-class _Conv(Refuses, nn.Module):
+class _Conv(ChecksArguments, nn.Module):
     """Use the channels-last layer ``dcn`` like an ``nn.Conv2d``: input and output are ``(N, C, H, W)``."""
 
     operator: type[DCNv3] | type[DCNv4]

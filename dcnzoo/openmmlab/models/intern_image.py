@@ -10,10 +10,10 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from dcnzoo import backbones
-from dcnzoo.layers.base import Refuses
+from dcnzoo.layers.base import ChecksArguments
 
 
-class Pretrained(Refuses, BaseModule):
+class Pretrained(ChecksArguments, BaseModule):
     """Adds ``init_cfg`` to a backbone.
 
     Args:
