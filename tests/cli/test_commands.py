@@ -67,7 +67,7 @@ USAGE = [  # exit status 2, below the usage
     ("explain MODEL a.png --at 3,x", "2 numbers .* 3,x"),
     ("export MODEL --opset-version 17", "--opset-version.* 17"),
     ("export MODEL --out model.pth", r"--out.*\.onnx.* got model\.pth"),
-    ("bench CONFIG --images yolo/images/train", "--annotations"),
+    ("bench CONFIG a.png --shape 64 64", "--shape: not allowed with IMAGE"),
     ("data download --dataset-name voc", "--dataset-name"),
     ("reproduce MODEL --out all.json", r"--out.*\.jsonl"),
 ]
