@@ -28,15 +28,15 @@ class Coco(Reader):
         files = [file for file, content in json.items() if content.is_coco]
         scored = [file for file in files if json[file].is_result]
         folders = {file.parent for file in files if file.name.startswith("instances")}
-        keypoints = [f for f in files if f.parent in folders and not f.name.startswith("instances")]
-        kinds = {"results with scores": scored, "COCO files beside instances…": keypoints}
-        reader = cls(tree, {file: json[file] for file in files if file not in (*scored, *keypoints)})
+        others = [f for f in files if f.parent in folders and not f.name.startswith("instances")]
+        kinds = {"results with scores": scored, "COCO files beside instances…": others}
+        reader = cls(tree, {file: json[file] for file in files if file not in (*scored, *others)})
         reader.notes = [f"{kind}, not read: {len(own)} ({few(own, 2)})" for kind, own in kinds.items() if own]
         return reader if reader.files else None
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by their names and folders."""
-        return by_split({file: self.tree.split_of(file, own=True) for file in self.files})
+        return by_split([(file, self.tree.split_of(file, own=True)) for file in self.files])
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
         """Add the pictures and objects of files. All ids are new; names of classes are kept."""
@@ -94,7 +94,7 @@ def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, s
     for each in categories:
         names[str(each.id)] = str(each.name)
         is_class = str(each.id) in used or each.name not in groups or len(categories) == 1
-        if is_class and not dataset.fixed:
+        if is_class and not dataset.options.classes:
             dataset.classes.setdefault(str(each.name))
     if len(names) < len(categories):
         raise InvalidAnnotation("categories: expected each id once")

@@ -69,8 +69,7 @@ class Dataset:
 
     Attributes:
         classes: names in the order of their labels; all splits share them.
-        fixed: whether other names are problems.
-        clip: whether objects are clipped to their pictures.
+        options: how the annotations are read. Other names than its classes are problems.
         problems: what cannot be used.
         sources: the files that were read.
         unlabelled: pictures without a file of annotations, which are used as empty ones.
@@ -81,8 +80,7 @@ class Dataset:
     """
 
     classes: dict[str, None]
-    fixed: bool = False
-    clip: bool = False
+    options: ReadOptions = ReadOptions()
     problems: list[Finding] = field(default_factory=list)
     sources: list[Path] = field(default_factory=list)
     unlabelled: list[Path] = field(default_factory=list)
@@ -136,7 +134,7 @@ class Dataset:
         inside = [(min(max(x, 0.0), width), min(max(y, 0.0), height)) for x, y in points]
         pairs = zip(chain(*points), chain(*inside), strict=True)
         off = max(abs(old - new) for old, new in pairs)
-        if not (self.clip or off <= TOLERANCE):
+        if not (self.options.clip or off <= TOLERANCE):
             raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {short(points)}")
         self.clipped += off > TOLERANCE
         return inside
@@ -148,7 +146,7 @@ class Dataset:
         if not (min(box[2:]) > 0 and area > 0):
             raise InvalidAnnotation(f"{name}: expected an object with an area, got the box {box}")
         if name not in self.classes:
-            if self.fixed:
+            if self.options.classes:
                 known = few([*self.classes])
                 raise InvalidAnnotation(f"expected one of the classes {known}, got {short(name)}")
             self.classes[name] = None

@@ -1,6 +1,6 @@
 """Annotated pictures of other tools: one format in a folder, a data set for each split.
 
-What is accepted is the statement in ``dcnzoo train --help``; everything else is refused. Each picture and
+What is accepted is the statement in docs/train_your_data.md; everything else is refused. Each picture and
 object of the annotation files is used, or is a problem, which stops the command or is counted.
 """
 
@@ -38,7 +38,7 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
         reader = _reader(data, tree, options)
         groups = reader.groups()
         classes = dict.fromkeys(options.classes or reader.classes)
-        splits = {name: Dataset(classes, bool(options.classes), options.clip) for name in groups}
+        splits = {name: Dataset(classes, options) for name in groups}
         for name, split in splits.items():
             reader.read([*track(groups[name], f"reading {name}")], split)
     except InvalidAnnotation as error:
@@ -107,7 +107,7 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
             raise UserError(f"{file}: {error}") from None
     is_of_yolo = data.is_file() and (data.suffix in DESCRIPTIONS or data.name in CLASSES)
     yolo = Yolo.find(tree, data if is_of_yolo else None) if is_of_yolo or data.is_dir() else None
-    voc = Voc.find(tree, files, options.zero_based)
+    voc = Voc.find(tree, files)
     readers = [each for each in (yolo, Coco.find(tree, json), LabelMe.find(tree, json), voc) if each]
     if len(readers) > 1:
         seen = ", ".join(f"{each.name} ({next(iter(each.files))})" for each in readers)
@@ -177,11 +177,13 @@ def _divide(pool: Dataset) -> dict[str, Dataset]:
     left = Counter(name for own in classes.values() for name in own)
     number, chosen = max(1, round(VALIDATION * len(classes))), set[object]()
     order = random.Random(0).sample([*classes], len(classes))  # nosec B311
-    first = next(
-        (key for key in order if classes[key] and all(left[name] > 1 for name in classes[key])), None
-    )
+
+    def is_spare(key: object) -> bool:  # without it, train has objects of each of its classes
+        return all(left[name] > 1 for name in classes[key])
+
+    first = next((key for key in order if classes[key] and is_spare(key)), None)
     for key in sorted(order, key=lambda key: key != first):
-        if number > 0 and all(left[name] > 1 for name in classes[key]):
+        if number > 0 and is_spare(key):
             left.subtract(classes[key])
             chosen.add(key)
             number -= 1

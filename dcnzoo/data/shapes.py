@@ -122,7 +122,7 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, li
 
 
 def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
-    coco = Dataset(dict.fromkeys(CLASSES), fixed=True)
+    coco = Dataset(dict.fromkeys(CLASSES))
     for index in range(getattr(spec, split)):
         pixels, instances = draw_image(spec, split, index)
         file = root / split / f"{index:05d}.png"

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -33,16 +33,16 @@ def split_of(names: Iterable[str]) -> str:
     return ""
 
 
-def by_split(stated: Mapping[Path, str]) -> dict[str, list[Path]]:
+def by_split(stated: Collection[tuple[Path, str]]) -> dict[str, list[Path]]:
     """Return the files of train and val, or of ALL if not both are stated; and of test beside a train.
 
     Raises:
         UserError: there are train and val, and a file of no split.
     """
-    states = {*stated.values()}
+    states = {split for _, split in stated}
     is_divided = {"train", "val"} <= states
     groups: dict[str, list[Path]] = defaultdict(list)
-    for file, split in stated.items():
+    for file, split in stated:
         is_apart = split == "test" and "train" in states
         groups[split if is_divided or is_apart else ALL].append(file)
     if is_divided and (others := groups.pop("", None)):
@@ -97,49 +97,56 @@ class Tree:
         names = [*reversed(file.relative_to(self.root).parent.parts)]
         return split_of([file.stem, *names] if own else names)
 
-    def picture(self, name: str, beside: Path, split: str = "", any_ending: bool = False) -> Path:
-        """Find the picture of an annotation.
+    def picture(self, name: str, beside: Path, split: str = "") -> Path:
+        """Find the picture that an annotation names.
 
-        It is at the path from the folder of the annotation; else it is the one whose path ends most like the
-        name. Of several: one of the folder of the annotation, of the annotation's split, of a folder called
-        ``images``, near the annotation, in this order.
+        It is at the path from the folder of the annotation; else it is the nearest one with this file name.
 
         Args:
             beside: the folder of the annotation.
-            split: that the annotation states; pictures in folders of another one are none of its.
-            any_ending: ``name`` is without the ending.
+            split: that the annotation states.
 
         Raises:
-            InvalidAnnotation: there is none, or several qualify.
+            InvalidAnnotation: there is none, or several are equally near.
         """
-        if not any_ending and os.path.isfile(own := beside / name.replace("\\", "/")):
-            return Path(os.path.normpath(own))
+        if os.path.isfile(path := beside / name.replace("\\", "/")):
+            return Path(os.path.normpath(path))
         # Label Studio: /data/local-files/?d=folder/a%20b.jpg
-        *above, last = [*map(normal, parts_of(unquote(name.partition("?d=")[2] or name)))] or [""]
-        stem, ending = (last, "") if any_ending else os.path.splitext(last)
-        pictures = [
-            picture
-            for picture in self._by_stem.get(stem, ())
-            if (any_ending or normal(picture.suffix) == ending)
-            and not (split and self.splits[picture.parent] not in ("", split))
-        ]
+        *folders, last = [*map(normal, parts_of(unquote(name.partition("?d=")[2] or name)))] or [""]
+        stem, ending = os.path.splitext(last)
+        pictures = [picture for picture in self._by_stem.get(stem, ()) if normal(picture.suffix) == ending]
+        return self._nearest(name, pictures, folders, beside, split)
+
+    def picture_named_as(self, file: Path) -> Path:
+        """Find the picture that has the name of a file of annotations; see :meth:`picture`."""
+        folders = [*map(normal, file.relative_to(self.root).parent.parts)]
+        pictures = self._by_stem.get(normal(file.stem), [])
+        return self._nearest(file.stem, pictures, folders, file.parent, self.split_of(file))
+
+    def _nearest(self, name: str, pictures: list[Path], folders: list[str], beside: Path, split: str) -> Path:
+        """Return the nearest of the pictures with one file name; those of another split are none of it.
+
+        Args:
+            folders: in the name, above the file, as :func:`normal` returns them.
+        """
+
+        def nearness(picture: Path) -> tuple:  # the first of these that differs decides
+            above = [*map(normal, picture.absolute().parent.parts)]
+            return (
+                picture.parent == beside,
+                sum(above[-n:] == folders[-n:] for n in range(1, len(folders) + 1)),  # equal at the end
+                self.splits[picture.parent] == split,  # rather than of no split
+                not _OF_PICTURES.isdisjoint(map(normal, picture.parent.relative_to(self._base).parts)),
+                len(Path(os.path.commonpath([picture.absolute(), beside.absolute()])).parts),
+            )
+
+        pictures = [each for each in pictures if not split or self.splits[each.parent] in ("", split)]
         if len(pictures) > 1:
-            ranks = [self._rank(picture, above, beside, split) for picture in pictures]
-            pictures = [picture for picture, rank in zip(pictures, ranks, strict=True) if rank == max(ranks)]
+            nearest = max(map(nearness, pictures))
+            pictures = [picture for picture in pictures if nearness(picture) == nearest]
         if len(pictures) != 1:
             raise InvalidAnnotation(f"expected one picture {name} in {self._base}, found {few(pictures, 2)}")
         return pictures[0]
-
-    def _rank(self, picture: Path, above: list[str], beside: Path, split: str) -> tuple:
-        """Return what :meth:`picture` compares, in its order; ``above``: the folders in the name."""
-        folders = [*map(normal, picture.absolute().parent.parts)]
-        equal = 0
-        while equal < min(len(above), len(folders)) and above[-1 - equal] == folders[-1 - equal]:
-            equal += 1
-        below = {*map(normal, picture.relative_to(self._base).parts)}
-        common = os.path.commonpath([picture.absolute(), beside.absolute()])
-        states = self.splits[picture.parent] == split
-        return picture.parent == beside, equal, states, bool(_OF_PICTURES & below), len(Path(common).parts)
 
 
 class Reader:
@@ -163,7 +170,7 @@ class Reader:
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by their folders."""
-        return by_split({file: self.tree.split_of(file) for file in self.files})
+        return by_split([(file, self.tree.split_of(file)) for file in self.files])
 
 
 def pictures_of(files: Iterable[Path]) -> list[Path]:

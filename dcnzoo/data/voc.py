@@ -6,46 +6,33 @@ from xml.etree.ElementTree import Element
 
 from dcnzoo.data.dataset import Dataset, turned_box
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines
-from dcnzoo.data.tree import ALL, WORDS, Reader, Tree, normal
+from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, normal
 from dcnzoo.utils.text import few
 
 
 class Voc(Reader):
-    """The reader of VOC's files.
-
-    Attributes:
-        zero_based: see :class:`~dcnzoo.data.dataset.ReadOptions`.
-    """
+    """The reader of VOC's files."""
 
     name = "Pascal VOC"
-    zero_based = False
 
     @classmethod
-    def find(cls, tree: Tree, files: list[Path], zero_based: bool) -> "Voc | None":
+    def find(cls, tree: Tree, files: list[Path]) -> "Voc | None":
         """Return the reader, if there are files of VOC."""
         xml = [file for file in files if file.suffix.lower() == ".xml"]
         own = [file for file in xml if b"<annotation>" in file.read_bytes().replace(b"\0", b"")]  # of UTF-16
-        reader = cls(tree, own)
-        reader.zero_based = zero_based
-        return reader if own else None
+        return cls(tree, own) if own else None
 
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, by the lists ``ImageSets/Main/train.txt`` …, else by folders."""
-        lists = {f: f.stem.lower() for f in self.tree.files if f.suffix == ".txt" and "ImageSets" in f.parts}
-        if not lists:
+        texts = [file for file in self.tree.files if file.suffix == ".txt" and _root_of_list(file)]
+        if not texts:
             return super().groups()
-        splits = {"trainval": ALL, "default": ALL, **WORDS}
-        known = {splits[name] for name in lists.values() if name in splits}
-        if not known - {"test", "val"}:
-            got = few([*lists.values()])
-            raise InvalidAnnotation(f"expected lists train.txt and val.txt in ImageSets, got {got}")
-        groups: dict[str, list[Path]] = {}
-        for file, name in lists.items():
-            split = splits.get(name, "")
-            if not split or (split == ALL and "train" in known):  # trainval lists the same files again
-                continue
-            is_divided = split == "test" or "val" in known
-            groups.setdefault(split if is_divided else ALL, []).extend(self._listed(file))
+        lists = {file: WORDS[name] for file in texts if (name := file.stem.lower()) in WORDS}
+        if "train" not in lists.values():  # beside train, trainval lists the same files again
+            lists |= {file: "train" for file in texts if file.stem.lower() in ("trainval", "default")}
+        if "train" not in lists.values():
+            raise InvalidAnnotation(f"expected lists train.txt and val.txt in ImageSets, got {few(texts)}")
+        groups = by_split([(xml, split) for file, split in lists.items() for xml in self._listed(file)])
         listed = {file for own in groups.values() for file in own}
         if others := [file for file in self.files if file not in listed]:
             self.notes.append(f"XML files that no list names, not used: {len(others)} ({few(others, 2)})")
@@ -53,10 +40,9 @@ class Voc(Reader):
 
     def _listed(self, listing: Path) -> list[Path]:
         """Return the XML files that a list names: of its own devkit, VOC2007 beside VOC2012."""
-        root = listing.parents[1 if listing.parent.name == "ImageSets" else 2]
-        by_stem: dict[str, list[Path]] = {}
+        root, by_stem = _root_of_list(listing), dict[str, list[Path]]()
         for file in self.files:
-            if file.is_relative_to(root):
+            if root in file.parents:
                 by_stem.setdefault(normal(file.stem), []).append(file)
         listed = []
         for number, line in read_lines(listing):
@@ -80,33 +66,37 @@ class Voc(Reader):
         for file in files:
             with dataset.refusing(file):
                 root = _parse(file)
-                size = root.find("size")
-                sides = () if size is None else ("width", "height")
+                sides = () if root.find("size") is None else ("width", "height")
                 stated = tuple(int(_number(root, f"size/{side}")) for side in sides)
-                name = file.relative_to(self.tree.root).with_suffix("").as_posix()
-                picture = self.tree.picture(name, file.parent, self.tree.split_of(file), any_ending=True)
-                dataset.add_picture(picture, stated or None)
-                for number, thing in enumerate(root.iter("object"), 1):
+                dataset.add_picture(self.tree.picture_named_as(file), stated or None)
+                for number, element in enumerate(root.iter("object"), 1):
                     with dataset.refusing(f"{file}: object {number}"):
-                        self._add(thing, dataset)
+                        _add(element, dataset)
 
-    def _add(self, thing: Element, dataset: Dataset) -> None:
-        name, box = (thing.findtext("name") or "").strip(), thing.find("bndbox")
-        if not name or box is None:
-            raise InvalidAnnotation("expected <name> and <bndbox>")
-        x1, y1, x2, y2 = (_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
-        if not self.zero_based:
-            if min(x1, y1) < 1:
-                raise InvalidAnnotation(
-                    f"{name}: expected xmin and ymin ≥ 1 (Pascal VOC counts from 1), got {x1:g} and {y1:g}; "
-                    "zero_based=True reads a file that counts from 0"
-                )
-            x1, y1 = x1 - 1, y1 - 1
-        for attribute in thing.iterfind("attributes/attribute"):  # of CVAT
-            if attribute.findtext("name") == "rotation" and (angle := _number(attribute, "value") % 360):
-                x1, y1, x2, y2 = turned_box((x1, y1, x2, y2), angle, dataset.size)
-        is_difficult = (thing.findtext("difficult") or "").strip().lower() in ("1", "true")
-        dataset.add_box(name, (x1, y1, x2, y2), iscrowd=int(is_difficult))
+
+def _add(element: Element, dataset: Dataset) -> None:
+    name, box = (element.findtext("name") or "").strip(), element.find("bndbox")
+    if not name or box is None:
+        raise InvalidAnnotation("expected <name> and <bndbox>")
+    x1, y1, x2, y2 = (_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
+    if not dataset.options.zero_based:
+        if min(x1, y1) < 1:
+            raise InvalidAnnotation(
+                f"{name}: expected xmin and ymin ≥ 1 (Pascal VOC counts from 1), got {x1:g} and {y1:g}; "
+                "zero_based=True reads a file that counts from 0"
+            )
+        x1, y1 = x1 - 1, y1 - 1
+    for attribute in element.iterfind("attributes/attribute"):  # of CVAT
+        if attribute.findtext("name") == "rotation" and (angle := _number(attribute, "value") % 360):
+            x1, y1, x2, y2 = turned_box((x1, y1, x2, y2), angle, dataset.size)
+    is_difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
+    dataset.add_box(name, (x1, y1, x2, y2), iscrowd=int(is_difficult))
+
+
+def _root_of_list(file: Path) -> Path | None:
+    """Return the folder with ``ImageSets/Main``; None for other files, such as lists of a segmentation."""
+    folder = file.parent.parent if file.parent.name == "Main" else file.parent
+    return folder.parent if folder.name == "ImageSets" else None
 
 
 def _parse(file: Path) -> Element:

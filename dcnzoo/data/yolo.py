@@ -77,7 +77,7 @@ class Yolo(Reader):
             pictures = self.tree.pictures
             labelled = {picture.parent for picture in pictures if self.label_of(picture)}
             own = [picture for picture in pictures if picture.parent in labelled]
-            return by_split({picture: self.tree.splits[picture.parent] for picture in own})
+            return by_split([(picture, self.tree.splits[picture.parent]) for picture in own])
         splits: dict[str, list[Path]] = {}
         for key, places in self._keys.items():
             if key in WORDS and places:
@@ -95,25 +95,29 @@ class Yolo(Reader):
 
     def _pictures(self, place: object) -> Iterator[Path]:
         """Yield the pictures of a folder or of a list; none of one that does not exist."""
-        name, path = str(place).replace("\\", "/"), str(self._keys.get("path") or "")
-        folder, parts = self.file.parent, parts_of(path)
-        # the path, which may be of another machine; and its end, below the folder of the file
-        roots = [folder / path, *(folder.joinpath(*parts[start:]) for start in range(len(parts) + 1))]
-        if self.file.suffix == ".data":  # darknet runs in the folder above
-            roots.append(folder.parent)
-        # Roboflow's ../train/images is below the file, and darknet's data/train.txt beside it
-        names = (name, name.removeprefix("../"), name.removeprefix("data/"))
-        target = next((root / each for root in roots for each in names if (root / each).exists()), None)
-        if target is None:
-            return
-        if target.is_dir():
+        target = self._located(str(place).replace("\\", "/"))
+        if target and target.is_dir():
             yield from pictures_of(files_below(target))
-            return
-        for number, line in read_lines(target):
-            try:
-                yield self.tree.picture(line, target.parent)
-            except InvalidAnnotation as error:
-                raise InvalidAnnotation(f"{target}:{number}: {error}") from None
+        elif target:
+            for number, line in read_lines(target):
+                try:
+                    yield self.tree.picture(line, target.parent)
+                except InvalidAnnotation as error:
+                    raise InvalidAnnotation(f"{target}:{number}: {error}") from None
+
+    def _located(self, name: str) -> Path | None:
+        """Return the path of a name in the description; None if it does not exist.
+
+        The description may be of another machine: of its ``path``, the end is below the folder of the file.
+        """
+        folder, path = self.file.parent, str(self._keys.get("path") or "")
+        ends = [parts_of(path)[start:] for start in range(len(parts_of(path)) + 1)]
+        # parts_of: Roboflow's ../train/images is below the file
+        paths = [folder / path / name, *(folder.joinpath(*end, *parts_of(name)) for end in ends)]
+        paths.append(folder / name.removeprefix("data/"))  # darknet's data/train.txt may be beside the file
+        if self.file.suffix == ".data":  # darknet runs in the folder above
+            paths.append(folder.parent / name)
+        return next(filter(Path.exists, paths), None)
 
     def label_of(self, picture: Path) -> Path | None:
         """Return ``labels/a.txt`` of ``images/a.jpg``, or the text file beside the picture."""

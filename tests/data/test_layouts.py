@@ -61,6 +61,18 @@ def test_lists_of_voc_above_main(tmp_path):
     same(read(tmp_path), expected(truth))
 
 
+def test_voc_2007_has_lists_and_masks_for_other_tasks(tmp_path):
+    truth = voc_lists()(tmp_path, SIZES)
+    for split, (_, part) in truth.items():
+        stems = [name.removesuffix(".jpg") for name in part]
+        write(tmp_path / f"ImageSets/Main/disc_{split}.txt", "  1\n".join(stems))
+        write(tmp_path / f"ImageSets/Segmentation/{split}.txt", stems[0])
+        write(tmp_path / f"ImageSets/Layout/{split}.txt", f"{stems[0]} 1")
+        draw(tmp_path / "SegmentationClass", [f"{stem}.png" for stem in stems])
+    write(tmp_path / "ImageSets/Main/trainval.txt", (tmp_path / "ImageSets/Main/val.txt").read_text())
+    same(read(tmp_path), expected(truth))
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_named_file_is_the_data(tmp_path, name):
     """Another format beside it is not looked at; the pictures may be in the folder above."""

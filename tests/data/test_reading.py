@@ -297,7 +297,7 @@ CLIPPED = [
 @pytest.mark.parametrize(("corners", "expected"), CLIPPED, ids=str)
 def test_each_side_clips(tmp_path, corners, expected):
     draw(tmp_path, ["a.jpg"])
-    dataset = Dataset({}, clip=True)
+    dataset = Dataset({}, ReadOptions(clip=True))
     dataset.add_picture(tmp_path / "a.jpg")
     if expected is None:
         with pytest.raises(InvalidAnnotation, match="an area"):
@@ -306,7 +306,7 @@ def test_each_side_clips(tmp_path, corners, expected):
     dataset.add_box("fig", corners)
     x1, y1, x2, y2 = expected
     assert dataset.objects[0].bbox == [x1, y1, x2 - x1, y2 - y1] and dataset.clipped == 1
-    dataset.clip = False
+    dataset.options = ReadOptions()
     if max(abs(a - b) for a, b in zip(corners, expected, strict=True)) > 1:
         with pytest.raises(InvalidAnnotation, match="coordinates in 60 × 40"):
             dataset.add_box("fig", corners)
@@ -361,6 +361,13 @@ def test_names_as_tools_store_them(tmp_path, stored):
     part = draw(tmp_path / "images", ("a b.jpg", "ü.jpg", "c.jpg"), empty=())
     names = {stored.format(name.replace(" ", "%20")): boxes for name, boxes in part.items()}
     write(tmp_path / "result.json", coco(names))
+    assert len(objects(tmp_path)) == 3
+
+
+def test_names_of_xml_files(tmp_path):
+    for name, boxes in draw(tmp_path / "images", ["a%20b.jpg", "c.d.JPG", "e f.png"], empty=()).items():
+        voc((tmp_path / "xml" / name).with_suffix(".xml"), name, boxes)
+    draw(tmp_path / "masks", ["c.d.png"])
     assert len(objects(tmp_path)) == 3
 
 
