@@ -19,12 +19,14 @@ from torch.utils.benchmark.utils.timer import timer  # waits for the GPU
 
 from benchmarks.gpu.journal import Journal, results
 from benchmarks.measure import ROOT, take_turns
+from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.preparation import read_data
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.runs.start import Start
-from dcnzoo.zoo.own_data import prepare
+from dcnzoo.zoo.own_data import write_data
 
 MODEL = ROOT / "configs" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 TIMED_BATCH, BATCH = 2, 8
@@ -36,8 +38,9 @@ def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
     if data is None:
         data = folder / "shapes"
         make_shapes(data, ShapesSpec(train=8, val=2) if rehearse else ShapesSpec())
-    own = prepare(data, folder / "own", str(MODEL))
-    recipe = Recipe.read(own.config, required=TRAINING)
+    splits, _ = read_data(data, ReadOptions())
+    config, _, _ = write_data(splits, folder / "own", str(MODEL))
+    recipe = Recipe.read(config, required=TRAINING)
     cfg = recipe.with_options(RunOptions(work_dir=folder / "work")).cfg
     cfg.log_level, cfg.randomness = "WARNING", {"seed": 0}
     cfg.load_from = None

@@ -93,17 +93,17 @@ class Command(click.Command):
         for word in args:
             if word.startswith("-"):
                 last = word.partition("=")[0]
-            elif words and words[-1] == last:
-                pass
+            elif words[-1:] == [last]:
+                pass  # its first value
             elif (last == "--cfg-options" and "=" in word) or (last == "--eval" and word.isidentifier()):
-                words.append(last)
+                words.append(last)  # click takes one value for each option
             else:
                 last = ""
             words.append(word)
         if "--shape" in words:  # one number for both sides
-            height, *width = words[words.index("--shape") + 1 :][:2] or [""]
-            if not "".join(width).isdecimal():
-                words.insert(words.index("--shape") + 1, height)
+            height = words.index("--shape") + 1
+            if not "".join(words[height + 1 : height + 2]).isdecimal():
+                words[height:height] = words[height : height + 1]
         return super().parse_args(ctx, words)
 
     def invoke(self, ctx: click.Context) -> Any:

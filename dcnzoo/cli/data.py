@@ -55,8 +55,9 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     from dcnzoo.data.preparation import read_data
 
     splits, decisions = read_data(source, ReadOptions(classes=tuple(classes or ()), **options))
-    for name, split in splits.items():
-        split.write(_options.output_file(out / f"{name}.json", force=force))
+    files = {name: _options.output_file(out / f"{name}.json", force=force) for name in splits}
+    for name, split in splits.items():  # after all names have been checked
+        split.write(files[name])
     print(*map(printable, decisions), sep="\n")
 
 
@@ -118,44 +119,56 @@ def download(
       dcnzoo data download --unzip --delete
       dcnzoo data download --dataset-name bccd
     """
-    from dcnzoo.data.download import prepare, unpack
-    from dcnzoo.utils.fetch import fetch
-
     if dataset_name in SMALL:
         if parts or unzip or delete:
             raise click.UsageError("--parts, --unzip, --delete: allowed only with coco2017")
-        out = out or Path("data") / dataset_name
         if only_list:
             print(SMALL[dataset_name][0])
-            return
-        is_complete = (out / "train.json").is_file() and (out / "val.json").is_file()
-        if not is_complete:
-            if out.is_dir() and any(out.iterdir()):
-                raise UserError(f"--out: expected a new folder, got {out}, which is not empty")
-            archive = fetch(SMALL[dataset_name][0], out.parent)
-            prepare(dataset_name, archive, out)
-            archive.unlink()
-        files = ", ".join(sorted(file.name for file in out.glob("*.json")))
-        print(f"{'already has' if is_complete else 'written'}: {out}: images, {files}")
+        else:
+            _download_small(dataset_name, out or Path("data", dataset_name))
         return
-    out = out or Path("data/coco")
     if delete and not unzip:
         raise click.UsageError("--delete: expected --unzip as well; otherwise nothing is left")
-    for url, checksum in (COCO[part] for part in parts or USUAL):
+    for part in parts or USUAL:
+        url, checksum = COCO[part]
         if only_list:
             print(url, checksum or "")
-            continue
-        # the names of the files of an unpacked archive, which may have been deleted
-        unpacked = out / f".{Path(url).name}.unpacked"
-        names = (read_beside(unpacked) or "").splitlines()
-        if unzip and names and all((out / name).is_file() for name in names):
-            print(f"{out}: already has {Path(url).name}")
-            continue
-        archive = fetch(url, out, checksum=checksum)
-        print(archive if checksum else f"{archive} (no checksum is known)", flush=True)
-        if unzip:
-            names = unpack(archive, out, force)
-            print(f"{out}: {counted(len(names), 'files')}", flush=True)
-            write_text(unpacked, "\n".join(names))
-        if delete:
-            archive.unlink()
+        else:
+            _download_part(url, checksum, out or Path("data/coco"), unzip, delete, force)
+
+
+def _download_small(name: str, out: Path) -> None:
+    """Download a small data set and prepare it for training, unless it is there."""
+    from dcnzoo.data.download import prepare
+    from dcnzoo.utils.fetch import fetch
+
+    is_complete = (out / "train.json").is_file() and (out / "val.json").is_file()
+    if not is_complete:
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"--out: expected a new folder, got {out}, which is not empty")
+        archive = fetch(SMALL[name][0], out.parent)
+        prepare(name, archive, out)
+        archive.unlink()
+    files = ", ".join(sorted(file.name for file in out.glob("*.json")))
+    print(f"{'already has' if is_complete else 'written'}: {out}: images, {files}")
+
+
+def _download_part(url: str, checksum: str | None, out: Path, unzip: bool, delete: bool, force: bool) -> None:
+    """Download an archive of COCO and unpack it, unless its files are there."""
+    from dcnzoo.data.download import unpack
+    from dcnzoo.utils.fetch import fetch
+
+    # the names of the files of an unpacked archive, which may have been deleted
+    unpacked = out / f".{Path(url).name}.unpacked"
+    names = (read_beside(unpacked) or "").splitlines()
+    if unzip and names and all((out / name).is_file() for name in names):
+        print(f"{out}: already has {Path(url).name}")
+        return
+    archive = fetch(url, out, checksum=checksum)
+    print(archive if checksum else f"{archive} (no checksum is known)", flush=True)
+    if unzip:
+        names = unpack(archive, out, force)
+        print(f"{out}: {counted(len(names), 'files')}", flush=True)
+        write_text(unpacked, "\n".join(names))
+    if delete:
+        archive.unlink()

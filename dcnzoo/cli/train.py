@@ -54,8 +54,9 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     """Train a detector.
 
     MODEL is a config, a name in the zoo (dcnzoo zoo list) or a work directory. It is optional with --data,
-    which takes YOLO (data.yaml, obj.data, or classes.txt beside labels), COCO's JSON, Pascal VOC's XML or
-    LabelMe's JSON files. Names of files or folders say train, val and test; else a fifth of the pictures is
+    which takes one format: YOLO (data.yaml, obj.data, or classes.txt beside labels), COCO's JSON, Pascal
+    VOC's XML or LabelMe's JSON files; in a folder that has two, name the file. If names of files or folders
+    say train and val (and test, which is kept apart), these are the splits; else a fifth of the pictures is
     drawn for validation. docs/train_your_data.md has all rules.
 
     \b

@@ -63,7 +63,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def user_errors():
+def user_errors() -> Iterator[None]:
     """Context that turns every exception but missing packages into a :class:`UserError` of one line."""
     try:
         yield

@@ -156,7 +156,7 @@ def numbered(path: Path, usable: Callable[[Path], bool] = lambda path: False) ->
     return free
 
 
-# Files that a command reads by itself, beside one that the user names
+# Files that a command reads
 
 
 def files_beside(folder: Path, pattern: str) -> list[Path]:

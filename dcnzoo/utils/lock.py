@@ -42,7 +42,7 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
                 raise
             note(f"waiting for another process, which holds {path}")
             lock.acquire(timeout=max(seconds - _SILENCE, -1))
-    except (OSError, NotImplementedError) as error:  # also Timeout
+    except (OSError, NotImplementedError) as error:  # the latter has no errno; that of a Timeout is None
         if getattr(error, "errno", errno.ENOSYS) not in _WITHOUT_LOCKS:
             raise
         note(f"{path.parent}: the file system has no locks: nothing is locked")

@@ -52,10 +52,11 @@ def write_settings(
     """
     folder, classes = out.parent, tuple(sources["train"].classes)
     model, address, config = _read_base(model, folder)
-    before, changed = _number_of_classes(config, model), config.model.to_dict()
-    set_number(changed, before, len(classes))
+    network = config.model.to_dict()
+    set_number(network, _number_of_classes(config, model), len(classes))
     if address:  # its weights replace those of the backbone
-        for _, node in dicts(changed):
+        config.load_from = address
+        for _, node in dicts(network):
             _remove_weights(node)
     _require_masks(config, model, sources)
     for stage, loader in zip(("train", "val", "test"), LOADERS, strict=True):
@@ -64,11 +65,9 @@ def write_settings(
     dataset_of(config, LOADERS[0]).filter_cfg = {"filter_empty_gt": False}  # learns from empty pictures, too
     for loader in LOADERS[1:]:
         config[loader].batch_size = 1  # as in the prediction of one picture: padding changes detections
-    usual = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
+    settings = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
     imports = {"imports": IMPORTS, "allow_failed_imports": False}
-    written = Config({**usual, "model": changed, "custom_imports": imports, "classes": classes})
-    if address:
-        written.load_from = address
+    written = Config({**settings, "model": network, "custom_imports": imports, "classes": classes})
     best = {"save_best": main_metric(config), "rule": "greater"}
     written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
     _shorten_warm_up(written, len(sources["train"].sizes))

@@ -34,8 +34,8 @@ def require_data(options: ReadOptions, data: object) -> None:
         raise UserError(f"{names[0]}: expected data, got none")
 
 
-def prepare(
-    splits: Mapping[str, Dataset], work_dir: Path, model: str | None = None
+def write_data(
+    splits: Mapping[str, Dataset], work_dir: Path, model: str | None
 ) -> tuple[Path, int | None, str]:
     """Write the COCO files of annotated pictures, and a config that trains on them.
 
@@ -45,7 +45,7 @@ def prepare(
     Args:
         splits: the pictures, of :func:`dcnzoo.data.preparation.read_data`.
         work_dir: the work directory of the training.
-        model: a name in the zoo, a config or a work directory. Default: on a GPU, a published model with
+        model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
             DCNv2; on a CPU, a small one.
 
     Returns:
@@ -65,10 +65,7 @@ def prepare(
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
         epochs, chosen = _configure(config, splits, model)
-        names = [file.name for file in new.iterdir()]
-        folder = numbered(  # the first that is free, or has the same content
-            work_dir / "data", lambda each: filecmp.cmpfiles(each, new, names, shallow=False)[0] == names
-        )
+        folder = numbered(work_dir / "data", lambda older: _has_copies(older, new))
         if not folder.exists():
             new.rename(folder)
     finally:
@@ -76,22 +73,28 @@ def prepare(
     return folder / config.name, epochs, chosen
 
 
+def _has_copies(folder: Path, files: Path) -> bool:
+    """Whether a folder has each file of another one, with the same content."""
+    names = [file.name for file in files.iterdir()]
+    return filecmp.cmpfiles(folder, files, names, shallow=False)[0] == names
+
+
 def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> tuple[int | None, str]:
-    """Choose a model and write the config; return the epochs and the model, as :func:`prepare`."""
+    """Choose a model and write the config; return the epochs and the model, as :func:`write_data`."""
     masks = not any(each.without_mask for each in splits.values())
-    small = model is None and get_device() == "cpu"
-    if model is None:
-        model = SMALL[masks] if small else MASKS if masks else BOXES
-    epochs, changes, chosen = None, dict[str, object](), ""
-    if small:
+    epochs, changes, setting = None, dict[str, object](), ""
+    if model is None and get_device() == "cpu":
+        model = SMALL[masks]
         epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].sizes)))  # batches of 4
         changes["train_cfg.val_interval"] = max(1, epochs // VALIDATIONS)
         if masks:
             changes["train_dataloader.dataset.times"] = 1
         else:
-            changes["model.backbone.dcn"], chosen = True, ", with model.backbone.dcn=True"
-    _, loads = write_settings(splits, out, model, changes)
-    return epochs, (f"{model}{chosen}, {f'from {loads}' if loads else 'without published weights'}")
+            changes["model.backbone.dcn"], setting = True, ", with model.backbone.dcn=True"
+    elif model is None:
+        model = MASKS if masks else BOXES
+    _, weights = write_settings(splits, out, model, changes)
+    return epochs, f"{model}{setting}, {f'from {weights}' if weights else 'without published weights'}"
 
 
 def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path) -> Recipe:
@@ -103,8 +106,7 @@ def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path
     cfg = copy.deepcopy(recipe.cfg)
     classes = tuple(declared_metainfo(dataset_of(cfg, "test_dataloader"))["classes"])
     kind, splits, notes = read_splits(data, replace(options, classes=classes))
-    name = next(name for name in ("test", "val", ALL) if name in splits)
-    split = splits[name]
+    name, split = next((name, splits[name]) for name in ("test", "val", ALL) if name in splits)
     if absent := [label for label, number in split.per_class.items() if not number]:
         notes.append(f"no objects of {counted(len(absent), 'classes')}: {few(absent)}")
     lines = [f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes)]

@@ -130,9 +130,8 @@ def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | 
 
 
 def _checkpoint(name: str, path: Path, checkpoint: object) -> Source | None:
-    if path.suffix not in (".pth", ".safetensors") or not os.path.isfile(path):
-        return None
-    if not (configs := _configs(path.parent)):
+    is_file = path.suffix in (".pth", ".safetensors") and os.path.isfile(path)
+    if not is_file or not (configs := _configs(path.parent)):
         return None
     if checkpoint is not None:
         raise UserError(f"checkpoint: expected none with a checkpoint as model, {name}, got {checkpoint}")

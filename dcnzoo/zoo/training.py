@@ -20,7 +20,7 @@ from dcnzoo.openmmlab.runs.start import Start, begin, choose_start
 from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, printable, user_errors
 from dcnzoo.utils.memory import return_memory
-from dcnzoo.zoo.own_data import prepare, require_data
+from dcnzoo.zoo.own_data import require_data, write_data
 from dcnzoo.zoo.source import Source, resolve
 
 
@@ -109,7 +109,7 @@ def _begin_with_data(
     choose_start(recipe, force=force)  # a used folder is refused before the data are read
     splits, decisions = read_data(data, reading)
     start = begin(stack, recipe, force=force, dry_run=dry_run, files=[data])
-    config, epochs, chosen = prepare(splits, work_dir, None if model is None else str(model))
+    config, epochs, chosen = write_data(splits, work_dir, None if model is None else str(model))
     lines = [*decisions, f"model     {chosen}", f"config    {config}"]
     print(*map(printable, lines), sep="\n")
     options = replace(options, work_dir=work_dir, epochs=options.epochs or epochs)

@@ -48,7 +48,7 @@ def write_coco(folder, parts):
 
 def prepare(data, work_dir):
     splits, decisions = read_data(data, ReadOptions())
-    config, epochs, _ = own_data.prepare(splits, work_dir)
+    config, epochs, _ = own_data.write_data(splits, work_dir, None)
     return config, epochs, decisions
 
 
