@@ -150,11 +150,11 @@ def _require_apart(splits: Mapping[str, Dataset]) -> None:
             alike[(*size, file.stat().st_size)].append((name, file))
     first: dict[bytes, tuple[str, Path]] = {}
     shared = []
-    for files in alike.values():
-        for name, file in files if len({name for name, _ in files}) > 1 else ():
-            other, copy = first.setdefault(hashlib.sha256(file.read_bytes()).digest(), (name, file))
-            if other != name:
-                shared.append(f"{file} of {name} = {copy} of {other}")
+    candidates = [each for files in alike.values() if len({name for name, _ in files}) > 1 for each in files]
+    for name, file in candidates:
+        other, copy = first.setdefault(hashlib.sha256(file.read_bytes()).digest(), (name, file))
+        if other != name:
+            shared.append(f"{file} of {name} = {copy} of {other}")
     if shared:
         got = f"{counted(len(shared), 'pictures')}: {', '.join(shared[:2])}"
         raise UserError(f"data: expected no picture in two splits, got {got}")

@@ -82,7 +82,8 @@ def write_settings(
 def _shorten_warm_up(config: Config, images: int) -> None:
     """End a warm-up after at most a tenth of the training: that of COCO is longer than a small training."""
     epochs, batch_size = config.train_cfg.get("max_epochs"), config.train_dataloader.get("batch_size")
-    for _, node in dicts(config.get("param_scheduler")) if epochs and batch_size else ():
+    schedulers = dicts(config.get("param_scheduler")) if epochs and batch_size else ()
+    for _, node in schedulers:
         if node.get("type") == "LinearLR" and node.get("by_epoch") is False and node.get("end"):
             # mmengine's LinearLR of one iteration never leaves its first factor
             node["end"] = min(node["end"], max(2, epochs * math.ceil(images / batch_size) // 10))
@@ -136,8 +137,7 @@ def set_data(config: Config, stage: str, source: Dataset, folder: Path | None = 
         file, images = _portable(file, folder), _portable(images, folder)
     config[loader] = copy.deepcopy(config[loader])  # val and test may be one dictionary
     dataset = dataset_of(config, loader)
-    prefix = {"img": images}
-    dataset.update({**EXTRA[dataset.type], "data_root": "", "ann_file": file, "data_prefix": prefix})
+    dataset.update({**EXTRA[dataset.type], "data_root": "", "ann_file": file, "data_prefix": {"img": images}})
     if stage != "train":
         if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
             raise UserError(f"{evaluator}: expected a CocoMetric, got {config.get(evaluator)}")

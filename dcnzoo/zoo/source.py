@@ -118,7 +118,7 @@ def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | 
         hint = f"`dcnzoo train --data {path}` trains on pictures"
         raise UserError(f"model: expected a work directory of a training, found no config in {path}; {hint}")
     last, saved = last_checkpoint(path), SavedCheckpoints(path)
-    if last and checkpoint != "last" and saved.number(last.name) is None:  # only the config knows the names
+    if last and checkpoint != "last" and saved.number(last.name) is None:  # the config names its checkpoints
         saved = SavedCheckpoints.of(read_config_file(_config_of(configs, last), {"work_dir": str(path)}))
     best = saved.best()
     source = Source(name, _config_of(configs, best or last), work_dir=path)
