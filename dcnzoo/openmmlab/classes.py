@@ -98,12 +98,7 @@ def parameters_by_number(model: Mapping) -> dict[str, Size]:
     settings = copy.deepcopy(model)
     for value in sorted(values, reverse=True):
         set_number(settings, value, value + 1)
-    return shapes(settings) if values else {}
-
-
-def shapes(settings: Mapping) -> dict[str, Size]:
-    """Return the shapes of the parameters and buffers of a part of a model; empty if it cannot be built."""
-    for device in ("meta", "cpu"):  # some backbones compute with values when they are built
+    for device in ("meta", "cpu") if values else ():  # some backbones compute with values when they are built
         with suppress(Exception), torch.random.fork_rng(), torch.device(device):
             twin = MODELS.build(copy.deepcopy(settings))
             return {name: value.shape for name, value in twin.state_dict().items()}

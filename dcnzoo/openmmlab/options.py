@@ -194,11 +194,9 @@ class TestOptions(RunOptions):
             raise UserError(f"backend: expected none with a file of weights, got {self.backend}")
         of_weights = {"tta": self.tta, "channels_last": not self.channels_last}
         of_weights |= {"allow_partial": self.allow_partial, "unsafe_load": self.unsafe_load}
-        for name in filter(of_weights.get, of_weights):
-            if self.exported is not None:
-                raise UserError(
-                    f"{name}: expected the default with {self.exported}, got {getattr(self, name)}"
-                )
+        if self.exported is not None and (refused := [name for name in of_weights if of_weights[name]]):
+            text = f"expected the default with {self.exported}, got {getattr(self, refused[0])}"
+            raise UserError(f"{refused[0]}: {text}")
 
     @property
     def as_json(self) -> bool:

@@ -25,8 +25,6 @@ CASCADE = str(ROOT / "configs/dcn/cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.
 PANOPTIC = "mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py"
 MASK2FORMER = "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py"
 DETR = "mmdet::detr/detr_r50_8xb2-150e_coco.py"
-
-
 TWO = dict(classes=CLASSES[:2])
 
 

@@ -229,16 +229,11 @@ def test_histories_keep_the_last_values():
         assert len(buffer.data[0]) == length and buffer.current() == length + 1
 
 
-# Two-stage DETRs
-
-
 def test_two_stages_need_256_channels():
     cfg = get_config("mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py").model
     cfg.backbone.update(init_cfg=None)
-    for part in ("self_attn_cfg", "cross_attn_cfg", "ffn_cfg"):
-        cfg.decoder.layer_cfg[part].embed_dims = 128
-    for part in ("self_attn_cfg", "ffn_cfg"):
-        cfg.encoder.layer_cfg[part].embed_dims = 128
+    for part in (*cfg.encoder.layer_cfg.values(), *cfg.decoder.layer_cfg.values()):
+        part.embed_dims = 128
     cfg.positional_encoding.num_feats = 64
     cfg.neck.out_channels, cfg.bbox_head.embed_dims = 128, 128
     with pytest.raises(ValueError, match=r"^DeformableDETR: embed_dims: expected 256.*, got 128$"):

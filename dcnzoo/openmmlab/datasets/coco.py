@@ -245,17 +245,13 @@ class CocoDataset(coco.CocoDataset):
             _log(f"{self.ann_file}: expected objects of each class to train on, got none of {few(names)}")
 
     def filter_data(self) -> list[dict[str, Any]]:
-        left = super().filter_data()
-        total = len(self.data_list)
-        if 0 < len(left) < total:
-            skipped = f"{self.ann_file}: {total - len(left)} of {total} images are skipped"
-            why = f"without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
-            _log(f"{skipped}: {why}", logging.INFO)
+        left, total = super().filter_data(), len(self.data_list)
+        why = f"without an annotation or too small (filter_cfg={self.filter_cfg})"
         if not left:
-            raise UserError(
-                f"{self.ann_file}: expected at least 1 image to train on, got 0 of {total}: "
-                f"all are without an annotation or too small (filter_cfg={dict(self.filter_cfg)})"
-            )
+            text = f"expected at least 1 image to train on, got 0 of {total}: all are {why}"
+            raise UserError(f"{self.ann_file}: {text}")
+        if len(left) < total:
+            _log(f"{self.ann_file}: {total - len(left)} of {total} images are skipped: {why}", logging.INFO)
         return left
 
 

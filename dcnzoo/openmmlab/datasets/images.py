@@ -63,11 +63,8 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
     allowed = max(1, min(100, total // 20))
     if failed > allowed:
         raise UserError(f"{reason}; expected at most {allowed} unreadable images of {total}, got {failed}")
-    print_log(
-        f"{reason}; skipped; {failed} of {total} images so far (limit {allowed})",
-        logger="current",
-        level=logging.WARNING,
-    )
+    text = f"{reason}; skipped; {failed} of {total} images so far (limit {allowed})"
+    print_log(text, logger="current", level=logging.WARNING)
     return None
 
 

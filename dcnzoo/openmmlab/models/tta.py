@@ -42,15 +42,10 @@ class InstanceTTAModel(DetTTAModel):
         if len(boxes) == 0:
             return merged
         labels = torch.cat([view.labels for view in views])
-        masks = torch.cat(
-            [
-                view.masks.flip(_AXES[meta["flip_direction"]]) if meta["flip"] else view.masks
-                for view, meta in zip(views, metas, strict=True)
-            ]
-        )
+        axes = [_AXES[meta["flip_direction"]] if meta["flip"] else () for meta in metas]
+        masks = torch.cat([view.masks.flip(axis) for view, axis in zip(views, axes, strict=True)])
         detections, keep = batched_nms(boxes, scores, labels, self.tta_cfg.nms)
-        detections = detections[: self.tta_cfg.max_per_img]
-        keep = keep[: self.tta_cfg.max_per_img]
+        detections, keep = (part[: self.tta_cfg.max_per_img] for part in (detections, keep))
         merged.pred_instances = InstanceData(
             bboxes=detections[:, :4], scores=detections[:, 4], labels=labels[keep], masks=masks[keep]
         )

@@ -260,10 +260,8 @@ def width_of_two_stages(changes: Changes) -> None:
     def init_layers(original: Callable, self: DeformableDETR) -> None:
         original(self)
         if self.as_two_stage and self.embed_dims != 256:
-            raise ValueError(
-                f"{type(self).__name__}: embed_dims: expected 256, for which MMDetection's positions of "
-                f"proposals are written, got {self.embed_dims}"
-            )
+            expected = "expected 256, for which MMDetection's positions of proposals are written"
+            raise ValueError(f"{type(self).__name__}: embed_dims: {expected}, got {self.embed_dims}")
 
     for detector in (DeformableDETR, DINO):
         changes.wrap(detector, "_init_layers", init_layers)
