@@ -84,16 +84,16 @@ def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str
 
 
 def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, str]:
-    """Return the names by id; add them to the classes, but a group without objects that Roboflow writes."""
+    """Return the names by id; add them to the classes, but not Roboflow's group without objects."""
     categories: list[Category] = []
     for number, category in content.entries("categories", strict=False):
         if isinstance(category, InvalidAnnotation) or category.name in (None, ""):
             raise InvalidAnnotation(f"categories[{number}]: expected id and name, got {short(category)}")
         categories.append(category)
-    groups, names = {each.supercategory for each in categories}, dict[str, str]()
+    supercategories, names = {each.supercategory for each in categories}, dict[str, str]()
     for each in categories:
         names[str(each.id)] = str(each.name)
-        is_class = str(each.id) in used or each.name not in groups or len(categories) == 1
+        is_class = str(each.id) in used or each.name not in supercategories or len(categories) == 1
         if is_class and not dataset.options.classes:
             dataset.classes.setdefault(str(each.name))
     if len(names) < len(categories):

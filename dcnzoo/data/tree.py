@@ -80,7 +80,8 @@ class Tree:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = self._base = root
+        self.root = root
+        self._base = root  # of the pictures
         self.files = files_below(root)
         self.pictures = pictures_of(self.files)
         if not self.pictures:
@@ -150,7 +151,7 @@ class Tree:
 
 
 class Reader:
-    """A reader of one format.
+    """A reader of one format. Each class also has ``find`` and ``read``, which fills a data set.
 
     Attributes:
         name: of the format.

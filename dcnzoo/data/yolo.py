@@ -52,8 +52,7 @@ class Yolo(Reader):
             return None
         if others := [each.file for each in readers if each.classes != readers[0].classes]:
             raise UserError(f"data: expected the classes of {readers[0].file}, got others in {few(others)}")
-        readers[0]._keys |= _lists_of(tree)
-        return readers[0]
+        return cls(tree, readers[0].file, contents[readers[0].file] | _lists_of(tree))
 
     @property
     def classes(self) -> list[str]:

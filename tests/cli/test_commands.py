@@ -134,7 +134,7 @@ test_evaluator = val_evaluator
         "model.onnx",
         "all.json",
         "all.bbox.json",
-        "yolo_written/train.json",
+        "yolo_written/val.json",
     ):
         (folder / name).write_text("of the user")
     for name in ("x.onnx", "used/epoch_1.pth"):

@@ -28,7 +28,7 @@ class Folder:
         splits: picture → the split that the folder states.
         boxes: picture → boxes (class, x, y, width, height) of its annotation; of pictures that exist.
         strange: pictures that nothing in the format of the folder annotates.
-        plain: whether the statement of ``dcnzoo train --help`` accepts it.
+        plain: whether the statement in docs/train_your_data.md accepts it.
     """
 
     def __init__(self, root, name, splits, choose):
