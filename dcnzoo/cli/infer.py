@@ -107,8 +107,8 @@ def command(
 
     files = ResultFiles(
         out, images, ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png",
-        coco=as_json or not as_txt, video=save_video, polygons=polygons, model=Path(model).name,
-        force=force, skip_existing=skip_existing,
+        coco=as_json or not as_txt, video=save_video, polygons=polygons, force=force,
+        skip_existing=skip_existing,
     )  # fmt: skip
     if not files.missing:
         print(f"{out}: all {counted(len(images), 'images')} have their texts")

@@ -1,52 +1,19 @@
-"""Detections in COCO's format. Masks require pycocotools, and OpenCV for polygons."""
+"""Masks in COCO's format. Requires pycocotools, and OpenCV for polygons."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from dcnzoo.detect.detections import Detections
 
-
-def description(model: str) -> dict[str, str]:
-    """Return the entry ``info`` of a file with the detections of a model."""
-    return {"description": f"detections of {model or 'a detector'}"}
-
-
-def coco_categories(classes: Sequence[str]) -> list[dict]:
-    return [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
-
-
-def coco_entries(
-    result: Detections, name: str, images: int, annotations: int, polygons: bool = False
-) -> tuple[dict, list[dict]]:
-    """Return the image of a result and its annotations; the numbers count earlier ones."""
-    image: dict[str, Any] = {"id": images + 1, "file_name": name}
-    if result.image is not None:
-        image |= {"width": result.image.shape[1], "height": result.image.shape[0]}
-    entries = []
-    rows = zip(result.boxes.tolist(), result.labels.tolist(), result.scores.tolist(), strict=True)
-    for i, ((x1, y1, x2, y2), label, score) in enumerate(rows):
-        entry = {"id": annotations + i + 1, "image_id": images + 1, "category_id": label + 1}
-        entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
-        if result.crops is not None:
-            entry |= _segmentation(result.crops[i], polygons)
-        entries.append({**entry, "iscrowd": 0, "score": score})
-    return image, entries
-
-
-def _segmentation(mask: np.ndarray, polygons: bool) -> dict[str, Any]:
+def segmentation_of(mask: np.ndarray, polygons: bool) -> dict[str, Any]:  # [H, W]
     """Return the area and the segmentation of a mask; without pixels, it stays in run-length encoding."""
     from pycocotools.mask import encode
 
-    outlines = polygons_of(mask) if polygons and mask.any() else None
-    if outlines:
-        return {"area": float(mask.sum()), "segmentation": outlines}
+    area = float(mask.sum())
+    if polygons and area:
+        return {"area": area, "segmentation": polygons_of(mask)}
     code = encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"area": float(mask.sum()), "segmentation": {**code, "counts": code["counts"].decode()}}
+    return {"area": area, "segmentation": {**code, "counts": code["counts"].decode()}}
 
 
 def polygons_of(mask: np.ndarray) -> list[list[float]]:  # [H, W]

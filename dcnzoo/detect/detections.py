@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcnzoo.detect.coco import segmentation_of
 from dcnzoo.detect.crops import Crops
 from dcnzoo.utils.files import replacing
 
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class _Masks:
-    """The field ``masks``: stored as it was given, and computed when it is read."""
+    """The field ``masks``: stored without the pixels far from the objects, and computed when it is read."""
 
     def __get__(self, detections: Detections | None, owner: type) -> np.ndarray | None:
-        stored = None if detections is None else detections.crops
-        return stored.whole() if isinstance(stored, Crops) else stored
+        crops = None if detections is None else detections.crops
+        return None if crops is None else crops.whole()
 
     def __set__(self, detections: Detections, masks: np.ndarray | Crops | None) -> None:
-        detections.__dict__["_stored"] = masks
+        detections.__dict__["_crops"] = None if masks is None else Crops.of(masks)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -48,9 +49,9 @@ class Detections:
     model: str = ""  # the name of the detector's model; empty if the objects are not detected
 
     @property
-    def crops(self) -> np.ndarray | Crops | None:
+    def crops(self) -> Crops | None:
         """The same masks, in less memory; ``crops[0]`` is [H, W]."""
-        return self.__dict__["_stored"]
+        return self.__dict__["_crops"]
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -117,7 +118,11 @@ class Detections:
         )
 
     def to_coco(
-        self, content: dict[str, Any] | None = None, *, folder: str | os.PathLike[str] | None = None
+        self,
+        content: dict[str, Any] | None = None,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        polygons: bool = False,
     ) -> dict[str, Any]:
         """Return the content of a COCO file, or append to ``content``, the result of an earlier call.
 
@@ -125,14 +130,23 @@ class Detections:
 
         Args:
             folder: of the pictures: file names are relative to it (default: as they were given).
+            polygons: write masks as polygons, without their holes, not in run-length encoding. Requires
+                OpenCV.
         """
-        from dcnzoo.detect.coco import coco_categories, coco_entries, description
-
         if content is None:
-            content = {"info": description(self.model), "categories": coco_categories(self.classes)}
-            content |= {"images": [], "annotations": []}
+            categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, 1)]
+            content = {"info": {"description": f"detections of {self.model or 'a detector'}"}}
+            content |= {"categories": categories, "images": [], "annotations": []}
+        images, annotations = content["images"], content["annotations"]
         name = self.path if folder is None else Path(os.path.relpath(self.path, folder)).as_posix()
-        image, annotations = coco_entries(self, name, len(content["images"]), len(content["annotations"]))
-        content["images"].append(image)
-        content["annotations"] += annotations
+        images.append({"id": len(images) + 1, "file_name": name})
+        if self.image is not None:
+            images[-1] |= {"width": self.image.shape[1], "height": self.image.shape[0]}
+        rows = zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True)
+        for i, ((x1, y1, x2, y2), label, score) in enumerate(rows):
+            entry = {"id": len(annotations) + 1, "image_id": len(images), "category_id": label + 1}
+            entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            if self.crops is not None:
+                entry |= segmentation_of(self.crops[i], polygons)
+            annotations.append({**entry, "iscrowd": 0, "score": score})
         return content

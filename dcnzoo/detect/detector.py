@@ -42,7 +42,7 @@ class Results(Iterator[Detections]):
         skipped: one line for each image that was skipped.
     """
 
-    def __init__(self, results: Iterator[Detections], skipped: list[sources.Skipped]) -> None:
+    def __init__(self, results: Iterator[Detections], skipped: list[str]) -> None:
         self.skipped = skipped
         self._results = results
 
@@ -134,7 +134,7 @@ class BaseDetector:
         if unknown:
             raise ValueError(f"classes: expected some of {', '.join(self.classes)}, got {unknown[0]}")
         sequence = sources.several(images)
-        skipped: list[sources.Skipped] | None = None if sequence is None else []
+        skipped: list[str] | None = None if sequence is None else []
         sequence = [images] if sequence is None else sequence
         results = self._results(sequence, batch_size, threshold, bgr, tile, skipped)
         kept = (_filtered(result, classes, max_detections) for result in results)
@@ -192,14 +192,14 @@ class BaseDetector:
         threshold: float,
         bgr: bool,
         tile: int | None,
-        skipped: list[sources.Skipped] | None,  # None: errors are raised
+        skipped: list[str] | None,  # None: errors are raised
     ) -> Iterator[Detections]:
         named = sources.with_progress(sources.named(images, bgr), sources.count(images))
         named = sources.read_ahead(named, bgr, batch_size + 2)
         while batch := list(itertools.islice(named, 1 if tile else batch_size)):
             pictures, inputs, results = [], [], []
             for path, read_picture in batch:
-                with sources.skipping(skipped, path):
+                with sources.skipping(skipped):
                     picture = read_picture()
                     if tile:
                         results.append(self._detect_in_tiles(picture, path, threshold, batch_size, tile))
@@ -209,12 +209,14 @@ class BaseDetector:
             if inputs:
                 results = self._detect(inputs, threshold)
             for (path, picture), result in zip(pictures, results, strict=True):
-                order = np.argsort(-result.scores, kind="stable")
-                image = reverse_channels(picture)
-                result = result[order]
-                known: dict[str, Any] = {"classes": tuple(self.classes), "image": image, "path": path}
+                result = result[np.argsort(-result.scores, kind="stable")]
                 yield dataclasses.replace(
-                    result, masks=result.crops, model=self.name or "a detector", **known
+                    result,
+                    masks=result.crops,
+                    classes=tuple(self.classes),
+                    image=reverse_channels(picture),
+                    path=path,
+                    model=self.name or "a detector",
                 )
         if skipped:
             print("skipped images:", *skipped, sep="\n  ", file=sys.stderr)

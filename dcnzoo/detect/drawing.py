@@ -25,7 +25,7 @@ def draw(
     boxes: np.ndarray,  # [K, 4], the best first
     labels: np.ndarray,  # [K]; a colour each
     texts: Sequence[str],  # [K], at the boxes
-    masks: np.ndarray | Crops | None,  # [K, H, W], bool
+    masks: Crops | None,  # [K, H, W]
 ) -> Image.Image:
     """Draw boxes, masks and texts on a picture: see :meth:`dcnzoo.detect.detections.Detections.draw`."""
     height, width = image.shape[:2]

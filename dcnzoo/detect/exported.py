@@ -10,7 +10,7 @@ import numpy as np
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.outputs import mask_threshold, rescale_detections
+from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
@@ -52,7 +52,6 @@ class ExportedDetector(BaseDetector):
         self.device, self.score_threshold = self.model.device, score_threshold
         try:
             self._preprocessing = Preprocessing.from_metadata(self.model.metadata)
-            mask_threshold(self.model.metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         self.model.require_detections()
@@ -66,19 +65,15 @@ class ExportedDetector(BaseDetector):
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         """Return the input, [1, 3, h, w], its height and width without padding, and the picture."""
-        if not self.fits(picture):
-            height, width = self.model.shape[2:]
+        limit = self.model.shape[2:]
+        size = self._preprocessing.padded(self._preprocessing.size(picture.shape[:2]))
+        if any(most is not None and n > most for n, most in zip(size, limit, strict=True)):
             warnings.warn(
-                f"{path or 'image'}: shrunk to the file's input, {height} × {width}; for small objects, "
+                f"{path or 'image'}: shrunk to the file's input, {limit[0]} × {limit[1]}; for small objects, "
                 "export the detector without a fixed shape",
                 stacklevel=2,
             )
-        return *self._preprocessing(picture, self.model.shape[2:]), picture
-
-    def fits(self, picture: np.ndarray) -> bool:
-        """Whether a picture need not be shrunk more than by the test pipeline, for a file of a fixed size."""
-        size = self._preprocessing.padded(self._preprocessing.size(picture.shape[:2]))
-        return all(most is None or n <= most for n, most in zip(size, self.model.shape[2:], strict=True))
+        return *self._preprocessing(picture, limit), picture
 
     def border(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width of an input's picture, with the pipeline's own padding."""
@@ -98,12 +93,8 @@ class ExportedDetector(BaseDetector):
         results = []
         for i, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
             values = {name: value[i] for name, value in outputs.items()}
-            if self.classes and values["labels"].max(initial=0) >= len(self.classes):
-                raise ModelError(
-                    f"{self.model.path}: expected the names of all classes, got {len(self.classes)}"
-                )
-            size_of_picture, texts = picture.shape[:2], self.model.metadata
-            results.append(rescale_detections(values, size, size_of_picture, texts, threshold))
+            picture_size, metadata = picture.shape[:2], self.model.metadata
+            results.append(rescale_detections(values, size, picture_size, metadata, threshold))
         return results
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dcnzoo.detect.coco import coco_categories, coco_entries, description
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.video import VideoFile
 from dcnzoo.utils.files import require_new, write_bytes, write_text
@@ -29,7 +28,6 @@ class ResultFiles:
         ending: of the file of each picture: .png or .jpg, a drawn one; .txt; none if empty.
         coco, video: whether to write these.
         polygons: write masks into the COCO file as polygons, not in run-length encoding.
-        model: its name, for the COCO file.
         force: replace files that exist; never a picture of the call.
         skip_existing: with ``.txt``: :attr:`missing` has only the images whose file does not exist.
 
@@ -39,10 +37,10 @@ class ResultFiles:
 
     def __init__(
         self, folder: Path, images: Sequence[str], ending: str, *, coco: bool, video: Path | None,
-        polygons: bool, model: str, force: bool, skip_existing: bool = False,
+        polygons: bool, force: bool, skip_existing: bool = False,
     ) -> None:  # fmt: skip
-        self._folder, self._ending, self._model, self._polygons = folder, ending, model, polygons
-        self._names = Names(images)
+        self._folder, self._ending, self._polygons = folder, ending, polygons
+        self._names = OutputNames(images)
         self._coco = folder / "detections.json" if coco else None
         paths = {image: self._path(f"{image}#1" if is_video(image) else image) for image in images}
         self.missing = [image for image in images if not (skip_existing and paths[image].exists())]
@@ -53,8 +51,7 @@ class ResultFiles:
         if files:
             require_new("infer", *files, force=force, inputs=images)
         self._video = VideoFile(video, images) if video else None
-        self._images: list[dict] = []
-        self._annotations: list[dict] = []
+        self._content: dict[str, Any] | None = None  # of the COCO file
         self.counts: Counter[str] = Counter()
         self.written = 0
 
@@ -72,22 +69,14 @@ class ResultFiles:
         if self._ending == ".txt":
             write_text(self._path(result.path), _yolo(result))
         if self._coco:
-            name = self._names.relative(result.path)
-            count = len(self._images), len(self._annotations)
-            image, annotations = coco_entries(result, name, *count, self._polygons)
-            self._images.append(image)
-            self._annotations += annotations
+            self._content = result.to_coco(self._content, polygons=self._polygons)
+            self._content["images"][-1]["file_name"] = self._names.relative(result.path)
 
     def close(self, classes: Sequence[str]) -> str:
         """Finish the files; return in words what was written."""
         texts = [] if self._video is None else [str(path) for path in self._video.close()]
-        if self._coco and self.written:
-            content: dict[str, Any] = {
-                "info": description(self._model),
-                "categories": coco_categories(classes),
-            }
-            content |= {"images": self._images, "annotations": self._annotations}
-            write_text(self._coco, json.dumps(content))
+        if self._coco and self._content:
+            write_text(self._coco, json.dumps(self._content))
             texts.append(str(self._coco))
         if self._ending == ".txt":
             write_text(self._folder / CLASSES, "".join(f"{name}\n" for name in classes))
@@ -99,7 +88,7 @@ class ResultFiles:
         return self._folder / f"{self._names[image]}{self._ending}"
 
 
-class Names(dict[str, str]):
+class OutputNames(dict[str, str]):
     """The names of the output files of images, without ending, below their common folder.
 
     ``dog`` for ``photos/dog.jpg``, ``dog_2`` for ``photos/dog.png``, ``a/dog`` and ``b/dog`` for pictures in

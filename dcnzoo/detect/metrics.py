@@ -20,7 +20,6 @@ try:
 except ImportError:  # no wheel for this platform
     COCOevalBase = COCOeval
 
-_KEYS = ("images", "annotations", "categories")
 MOST_DETECTIONS = [100, 300, 1000]  # per image, as in MMDetection; the last is that of AP
 KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order of COCOeval.stats
@@ -28,8 +27,6 @@ METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order
     **{"mAP_s": "AP, small", "mAP_m": "AP, medium", "mAP_l": "AP, large"},
 }
 NAMES = {f"{kind}_{end}": f"{KINDS[kind]} {METRICS[end]}" for kind in KINDS for end in METRICS}
-
-
 UNDEFINED = -1.0  # an AP without objects
 
 
@@ -80,7 +77,10 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
             replace_id_0(truth.dataset["annotations"])
             truth.createIndex()
         names = [category["name"] for category in truth.dataset["categories"]]
-        ids = {key: [each["id"] for each in truth.dataset[key]] for key in _KEYS}
+        ids = {
+            key: [each["id"] for each in truth.dataset[key]]
+            for key in ("images", "annotations", "categories")
+        }
         for key, values in {**ids, "names of categories": names}.items():
             if repeated := [value for value, number in Counter(values).items() if number > 1]:
                 raise ValueError(f"{key}: expected each once, got {few(repeated)} again")

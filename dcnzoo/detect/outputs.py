@@ -1,6 +1,5 @@
 """Convert the outputs of an exported graph to detections."""
 
-import contextlib
 import math
 from collections.abc import Mapping
 
@@ -11,20 +10,8 @@ from dcnzoo.detect.crops import Crops, extent
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import resize_picture, resized
 
-MASK_THRESHOLD = "dcnzoo.mask_threshold"  # key in the metadata: of probabilities; 0.5 without it
-
-
-def mask_threshold(metadata: Mapping[str, str]) -> float:
-    """Return the probability above which a pixel is part of an object.
-
-    Raises:
-        ValueError: the metadata has another value than a finite number from 0 on.
-    """
-    value = metadata.get(MASK_THRESHOLD, "0.5")
-    with contextlib.suppress(ValueError):
-        if 0 <= float(value) < math.inf:
-            return float(value)
-    raise ValueError(f"{MASK_THRESHOLD} in the metadata: expected a number from 0 on, got {value!r}")
+# key in the metadata: the probability from which a pixel is part of an object; 0.5 without it
+MASK_THRESHOLD = "dcnzoo.mask_threshold"
 
 
 def rescale_detections(
@@ -49,7 +36,7 @@ def rescale_detections(
     dets = outputs["dets"][present]
     factor = np.array([picture_size[1] / size[1], picture_size[0] / size[0]] * 2)
     boxes = (dets[:, :4] * factor).astype(np.float32)
-    masks, threshold = None, mask_threshold(metadata)
+    masks, threshold = None, float(metadata.get(MASK_THRESHOLD, 0.5))
     if BOX_MASKS in outputs:
         masks = paste(outputs[BOX_MASKS][present], boxes, picture_size, threshold)
     elif "masks" in outputs:

@@ -68,10 +68,8 @@ def _read_file(path: str | os.PathLike) -> np.ndarray:
 
 
 def _download(address: str) -> bytes:
-    try:
-        from dcnzoo.utils.fetch import DownloadError, opened
-    except ModuleNotFoundError as error:
-        raise ImportError(f"image: expected {error.name} to download {address} with, found none") from error
+    from dcnzoo.utils.fetch import DownloadError, opened
+
     content = bytearray()
     try:
         with opened(address) as response:

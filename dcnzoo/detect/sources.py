@@ -31,16 +31,6 @@ def several(images: Any) -> Iterable[Any] | None:
     return None if single or isinstance(images, bytes | bytearray) else images
 
 
-class Skipped(str):
-    """Why an image was skipped.
-
-    Attributes:
-        path: of the image.
-    """
-
-    path: str
-
-
 def named(images: Iterable[Any], bgr: bool) -> Iterator[tuple[str, Any]]:
     """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none.
 
@@ -62,15 +52,14 @@ class ModelError(ValueError):
 
 
 @contextlib.contextmanager
-def skipping(skipped: list[Skipped] | None, path: str) -> Iterator[None]:
-    """Context in which an image that cannot be read is added to the list; without a list, it is an error."""
+def skipping(skipped: list[str] | None) -> Iterator[None]:
+    """Context in which the error of an image is added to a list; without a list, it is raised."""
     try:
         yield
     except (OSError, ValueError) as error:
         if skipped is None or isinstance(error, ModelError):
             raise
-        skipped.append(Skipped(one_line(error)))
-        skipped[-1].path = path
+        skipped.append(one_line(error))
         print(f"skipped: {skipped[-1]}", file=sys.stderr)
 
 

@@ -56,7 +56,7 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     index = nms(torch.from_numpy(apart), ranks, IOU).numpy()
     index = np.delete(index, _pieces(apart[index], np.flatnonzero(cut[index])))
     masks = None
-    crops = [Crops.of(tile.crops) for tile in tiles if tile.crops is not None]
+    crops = [tile.crops for tile in tiles if tile.crops is not None]
     if len(crops) == len(tiles):
         parts, positions = [], []
         for owner, number in zip(owners[index], numbers[index], strict=True):

@@ -96,16 +96,14 @@ def agreement(one: Sequence[Detections], other: Sequence[Detections]) -> float:
     """Return the share of detections that have a counterpart: the same class and at least 80 % of IoU."""
     matched = total = 0
     for first, second in zip(one, other, strict=True):
-        same = overlaps(first, second) >= SAME
+        same = (iou(first.boxes, second.boxes) >= SAME) & (first.labels[:, None] == second.labels)
         matched += same.any(1).sum() + same.any(0).sum()
         total += len(first) + len(second)
     return matched / total if total else 1.0
 
 
-def overlaps(one: Detections, other: Detections) -> np.ndarray:  # [N, M]
-    """Return the IoU of each pair, 0 between classes."""
-    boxes, others = one.boxes[:, None], other.boxes
-    sides = np.minimum(boxes[..., 2:], others[:, 2:]) - np.maximum(boxes[..., :2], others[:, :2])
+def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -> [N, M]
+    sides = np.minimum(one[:, None, 2:], other[:, 2:]) - np.maximum(one[:, None, :2], other[:, :2])
     shared = sides.clip(0).prod(-1)
-    area, areas = ((each[..., 2:] - each[..., :2]).prod(-1) for each in (boxes, others))
-    return shared / np.maximum(area + areas - shared, 1e-9) * (one.labels[:, None] == other.labels)
+    area, areas = ((boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (one, other))
+    return shared / np.maximum(area[:, None] + areas - shared, 1e-9)

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from dcnzoo.cli.infer import command
-from dcnzoo.detect.coco import coco_entries, polygons_of
+from dcnzoo.detect.coco import polygons_of
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.files import Names
+from dcnzoo.detect.files import OutputNames
 
 cv2 = pytest.importorskip("cv2")
 
@@ -134,7 +134,7 @@ def test_empty_masks_stay_in_run_length_encoding():
     boxes = np.float32([[0, 0, 1, 1]])
     result = Detections(boxes, np.float32([0.5]), np.int64([0]), empty, ("a",))
     for polygons in (False, True):
-        _, (annotation,) = coco_entries(result, "a.png", 0, 0, polygons)
+        (annotation,) = result.to_coco(polygons=polygons)["annotations"]
         assert annotation["area"] == 0 and annotation["segmentation"]["size"] == [9, 12]
 
 
@@ -142,7 +142,7 @@ def test_names_of_files_keep_the_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     images = ["photos/a/0.png", "photos/b/0.png", str(tmp_path / "photos/b/0.jpg"), "./photos/c.v2.png"]
-    names = Names(images)
+    names = OutputNames(images)
     assert [names[image] for image in images] == ["a/0", "b/0", "b/0_2", "c.v2"]
     assert [*map(names.relative, images)] == ["a/0.png", "b/0.png", "b/0.jpg", "c.v2.png"]
     for images, expected in (
@@ -151,5 +151,5 @@ def test_names_of_files_keep_the_folders(tmp_path, monkeypatch):
         (["http://host/x.jpg?d=a/b.png", "https://other/x.jpg", "x.png"], ["x", "x_2", "x_3"]),
         (["v.mp4#1", "v.mp4#2", "v/v.mp4#1"], ["v", "v_2", "v/v"]),
     ):
-        names = Names(images)
+        names = OutputNames(images)
         assert [names[image] for image in images] == expected

@@ -66,10 +66,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_device_of_torch(folder):
-    assert Detector(folder / "static.onnx", device=torch.device("cpu")).device == "cpu"
-
-
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_threads_and_processes(backend, folder):
     """The same boxes as in one thread: an infer request of OpenVINO must not run twice at a time."""
@@ -191,20 +187,6 @@ def test_files_that_are_no_detector(backend, folder, tmp_path, monkeypatch):
             Detector("~/x.onnx", backend)
     with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
         Detector(tmp_path / "none.onnx", backend)
-    model = onnx.load(folder / "static.onnx")
-    entries = {entry.key: entry for entry in model.metadata_props}
-    good, values = entries["dcnzoo"].value, json.loads(entries["dcnzoo"].value)
-    for bad in (dict(mean="abc"), dict(pad_divisor=0), dict(scale=["a", 3])):
-        entries["dcnzoo"].value = json.dumps({**values, **bad})
-        onnx.save(model, tmp_path / "x.onnx")
-        with pytest.raises(ValueError, match=r"x\.onnx: .*'dcnzoo'"):
-            Detector(tmp_path / "x.onnx", backend)
-    entries["dcnzoo"].value = good
-    threshold = model.metadata_props.add(key="dcnzoo.mask_threshold")
-    for threshold.value in ("half", "nan", "-1"):
-        onnx.save(model, tmp_path / "x.onnx")
-        with pytest.raises(ValueError, match=rf"x\.onnx: dcnzoo\.mask_threshold.*'{threshold.value}'"):
-            Detector(tmp_path / "x.onnx", backend)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -269,8 +251,8 @@ def test_wrong_arguments(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("device", "provider", "number", "name"),
-    [("cpu", "CPU", None, "cpu"), ("cuda", "CUDA", "0", "cuda:0"), ("cuda:1", "CUDA", "1", "cuda:1"),
-     ("auto", "CUDA", "0", "cuda:0")],
+    [("cpu", "CPU", None, "cpu"), (torch.device("cpu"), "CPU", None, "cpu"),
+     ("cuda", "CUDA", "0", "cuda:0"), ("cuda:1", "CUDA", "1", "cuda:1"), ("auto", "CUDA", "0", "cuda:0")],
 )  # fmt: skip
 def test_a_device_is_used(folder, monkeypatch, device, provider, number, name):
     """On this machine a session records its providers, and runs on the CPU."""

@@ -1,7 +1,6 @@
 """Videos."""
 
 import os
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,9 +54,3 @@ def test_a_video_that_is_cut_replaces_nothing(tmp_path, ending):
     with pytest.raises(UserError, match="not complete"):
         file.close()
     assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
-
-
-def test_without_a_library(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match="OpenCV"):
-        next(video.frames("x.avi"))
