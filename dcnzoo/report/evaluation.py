@@ -18,7 +18,7 @@ IOU = 0.5  # of boxes that match
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class ClassResults:
     """The result of :func:`evaluate`, for K classes.
 
     Attributes:
@@ -43,7 +43,7 @@ def evaluate(
     classes: int,
     threshold: float,
     limit: int = MOST_DETECTIONS[-1],
-) -> Evaluation:
+) -> ClassResults:
     """Compare the boxes of detections with the ground truth.
 
     Args:
@@ -83,7 +83,7 @@ def evaluate(
     counts = np.bincount(
         [each["category_id"] for image in objects for each in image if not each["iscrowd"]], minlength=classes
     )
-    return Evaluation(counts, precision.mean((1, 2)), precision[..., 0], confusion, len(truth))
+    return ClassResults(counts, precision.mean((1, 2)), precision[..., 0], confusion, len(truth))
 
 
 def match_boxes(

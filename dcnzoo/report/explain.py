@@ -37,10 +37,6 @@ class Box(NamedTuple):
     x2: float
     y2: float
 
-    @property
-    def corners(self) -> Tensor:  # [2, 2], (y, x)
-        return torch.tensor([[self.y1, self.x1], [self.y2, self.x2]], dtype=torch.float32)
-
     def require_inside(self, height: int, width: int) -> None:
         """Raise UserError unless it is inside an image."""
         if not (0 <= self.x1 <= self.x2 < width and 0 <= self.y1 <= self.y2 < height):
@@ -214,7 +210,8 @@ def with_unique_names(fields: Sequence[SamplingField]) -> list[SamplingField]:
 
 def output_window(field: SamplingField, box: Box, image_size: tuple[float, float]) -> tuple[slice, slice]:
     """Return the rows and columns of a layer's output that are closest to the box."""
-    (top, left), (bottom, right) = nearest_output(field, box.corners, image_size).tolist()
+    corners = torch.tensor([[box.y1, box.x1], [box.y2, box.x2]])
+    (top, left), (bottom, right) = nearest_output(field, corners, image_size).tolist()
     return slice(top, bottom + 1), slice(left, right + 1)
 
 

@@ -58,12 +58,9 @@ def explain(
         return Box(x1 * across, y1 * down, x2 * across, y2 * down)
 
     explanation = explanation_at(model, run, data["inputs"], shown, scaled(*box), fields, statistics, further)
-    sure = objects[objects.scores >= detector.score_threshold] if len(objects) else ()
     titles = [
-        (
-            scaled(*instance.bboxes[0].tolist()),
-            f"{detector.names[int(instance.labels)]} {float(instance.scores):.2f}",
-        )
-        for instance in sure
+        (scaled(*each.bboxes[0].tolist()), f"{detector.names[int(each.labels)]} {float(each.scores):.2f}")
+        for each in objects
+        if each.scores >= detector.score_threshold
     ]
     return dataclasses.replace(explanation, objects=titles)

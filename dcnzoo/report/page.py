@@ -25,7 +25,7 @@ _ENVIRONMENT = Environment(
 )
 _PARTS: Any = _ENVIRONMENT.get_template("parts.html").module
 
-table, fold, text = _PARTS.table, _PARTS.fold, _PARTS.text
+table, fold = _PARTS.table, _PARTS.fold
 pictures = _PARTS.pictures  # of Picture, side by side if there is room; "small", or "first-alone" in its row
 
 

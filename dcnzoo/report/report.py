@@ -120,7 +120,9 @@ def summary(
     for label, seeds in by_label(runs).items():
         figures = [mean_and_spread([run.last_validation[metric] for run in seeds]) for metric in metrics]
         seconds = statistics.mean(run.seconds_per_iteration for run in seeds)
-        rows.append([label, *figures, f"{seconds:.3f}", _parameters(detectors.get(label))])
+        detector = detectors.get(label)
+        parameters = f"{sum(p.numel() for p in detector.model.parameters()):,}" if detector else "–"
+        rows.append([label, *figures, f"{seconds:.3f}", parameters])
     return rows
 
 
@@ -135,10 +137,6 @@ def side_by_side(table: list[list[str]]) -> list[list[str]]:
             difference = f"{other - one:+,.{3 if '.' in texts[0] else 0}f}"
         rows.append([name, *texts, difference])
     return rows
-
-
-def _parameters(detector: ValidationRunner | None) -> str:
-    return "–" if detector is None else f"{sum(p.numel() for p in detector.model.parameters()):,}"
 
 
 def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated: int) -> Iterator[Section]:

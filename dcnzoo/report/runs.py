@@ -32,10 +32,7 @@ class TrainedRun:
 
     @classmethod
     def read(
-        cls,
-        folder: Path,
-        label: str | None = None,
-        checkpoint: Path | str | None = None,
+        cls, folder: Path, label: str | None = None, checkpoint: Path | str | None = None
     ) -> "TrainedRun":
         """Read the newest config and all logs of a folder; use its best checkpoint unless one is given.
 
@@ -69,9 +66,7 @@ class TrainedRun:
 
 def main_metrics(runs: Sequence[TrainedRun]) -> list[str]:
     """Return the most important metrics that all runs have."""
-    entries = [entry for run in runs if (entry := run.last_validation)]
-    if len(entries) < len(runs):
-        return []
+    entries = [run.last_validation for run in runs]
     shared = [name for name in entries[0] if all(name in entry for entry in entries)]
     means = [name for name in shared if name.endswith("mAP")]
     return (means or shared)[:_MAIN_METRICS]

@@ -72,16 +72,13 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
     for name, layer in model.named_modules():
         if isinstance(layer, DCNv3 | DCNv4):
             handles += _record_deform_attn(name, layer, fields)
-            continue
-        if isinstance(layer, Extractor):
+        elif isinstance(layer, Extractor):
             handles.append(layer.register_forward_hook(partial(_record_extractor, name, fields)))
-            continue
-        if not isinstance(getattr(layer, "conv_offset", None), nn.Module):
-            continue
-        is_ours = isinstance(layer, TracksOffsets)
-        if not is_ours or (len(layer.kernel_size) == 2 and not layer.transposed):
-            hooked = layer if is_ours else layer.conv_offset
-            handles.append(hooked.register_forward_hook(_recorder(name, layer, fields)))
+        elif isinstance(getattr(layer, "conv_offset", None), nn.Module):
+            is_ours = isinstance(layer, TracksOffsets)
+            if not is_ours or (len(layer.kernel_size) == 2 and not layer.transposed):
+                hooked = layer if is_ours else layer.conv_offset
+                handles.append(hooked.register_forward_hook(_recorder(name, layer, fields)))
     try:
         yield fields
     finally:

@@ -20,7 +20,7 @@ from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.report.evaluation import Evaluation, evaluate
+from dcnzoo.report.evaluation import ClassResults, evaluate
 from dcnzoo.report.explain import record
 from dcnzoo.report.runs import TrainedRun, by_label
 from dcnzoo.report.sampling import SamplingField
@@ -64,7 +64,7 @@ class ValidationRunner:
         limits = [limit for _, metric in metrics for limit in metric.get("proposal_nums", ())]
         self._limit = max(limits, default=MOST_DETECTIONS[-1])  # as the AP in the log
 
-    def evaluate(self, number: int, threshold: float) -> Evaluation:
+    def evaluate(self, number: int, threshold: float) -> ClassResults:
         """Run the model on the first images; see :func:`dcnzoo.report.evaluation.evaluate`."""
         indices = range(min(number, len(self.dataset)))
         detections = []
@@ -109,11 +109,11 @@ def load_detectors(
     runs: Sequence[TrainedRun], device: str = "cpu", allow_partial: bool = False
 ) -> dict[str, ValidationRunner]:
     """Load the detector of the first run of each label, if it has a checkpoint."""
-    detectors = {}
-    for label, seeds in by_label(runs).items():
-        if seeds[0].checkpoint is not None:
-            detectors[label] = ValidationRunner(seeds[0].cfg, seeds[0].checkpoint, device, allow_partial)
-    return detectors
+    first = {label: seeds[0] for label, seeds in by_label(runs).items() if seeds[0].checkpoint}
+    return {
+        label: ValidationRunner(run.cfg, run.checkpoint, device, allow_partial)
+        for label, run in first.items()
+    }
 
 
 def pick_images(detector: ValidationRunner, number: int) -> list[int]:

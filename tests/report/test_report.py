@@ -14,10 +14,10 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.history import BEGAN, NUMBER, History
 from dcnzoo.report import trace_sampling
-from dcnzoo.report.evaluation import Evaluation, evaluate
+from dcnzoo.report.evaluation import ClassResults, evaluate
 from dcnzoo.report.report import render_runs, side_by_side, summary, write_report
 from dcnzoo.report.runs import TrainedRun
-from dcnzoo.report.sections.errors import _short_names, class_table, compare_classes
+from dcnzoo.report.sections.errors import class_table, compare_classes
 from dcnzoo.report.sections.pictures import locations
 from dcnzoo.report.validation import ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
@@ -135,12 +135,6 @@ def test_report_of_a_run(make_run, monkeypatch):
     assert [file.name for file in moved.glob("*.html")] == ["report.html"]
 
 
-def test_shortened_class_names_stay_apart():
-    names = [f"{'a' * 30}{middle}{'b' * 30}" for middle in "xyz"]
-    short = _short_names([*names, "c"])
-    assert len(set(short)) == 4 and short[3] == "c" and max(map(len, short)) < 30
-
-
 def test_runs_beside_each_other(make_run):
     start = [(2, 1, 5.0), (4, 1, 4.0)]
     folders = [make_run(f"v2-{i}", [[*start, (1, ap)]]) for i, ap in enumerate((0.2, 0.4))]
@@ -167,7 +161,7 @@ def test_two_runs_side_by_side():
     assert side_by_side([*table, ["b", "0", "0", "2,234"]])[3][3] == "+1,000"
     objects, confusion = np.array([3, 0, 1]), np.zeros((4, 4), int)
     results = {
-        name: Evaluation(objects, np.array(ap), np.zeros((3, 101)), confusion, 4)
+        name: ClassResults(objects, np.array(ap), np.zeros((3, 101)), confusion, 4)
         for name, ap in (("a", [0.5, -1, 0.25]), ("b", [0.25, -1, 0.5]))
     }
     rows = compare_classes(results, "xyz")

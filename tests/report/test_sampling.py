@@ -48,13 +48,6 @@ def test_grid_is_where_a_convolution_samples():
             torch.testing.assert_close(grid[tap, axis][inside], seen[0, 0][inside] - 1000, rtol=0, atol=0)
 
 
-def test_points_add_the_offset_and_without_offset_takes_it_away():
-    offset = torch.randn(6, 2, *OUT, generator=torch.Generator().manual_seed(0))
-    field = make_field(offset)
-    torch.testing.assert_close(field.points - field.grid, offset, atol=1e-6, rtol=0)
-    assert torch.equal(field.without_offset().points, field.grid)
-
-
 class Pack(nn.Conv2d):
     def __init__(self, channels, groups, modulated):
         super().__init__(3, 4, KERNEL, STRIDE, PADDING, DILATION)

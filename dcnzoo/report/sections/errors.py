@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dcnzoo.report import page
-from dcnzoo.report.evaluation import IOU, Evaluation
+from dcnzoo.report.evaluation import IOU, ClassResults
 from dcnzoo.report.page import Section
 from dcnzoo.report.plots import plot_confusion, plot_precision_recall
 from dcnzoo.report.validation import THRESHOLD, ValidationRunner
@@ -15,16 +15,15 @@ from dcnzoo.utils.text import cut
 _MOST_CLASSES = 12  # in a chart
 
 
-def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str, Evaluation]) -> Section:
+def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str, ClassResults]) -> Section:
     parts = []
-    images, classes = 0, 0
+    all_names = next(iter(detectors.values())).classes  # of all detectors
     if len(results) == 2:
-        parts.append(page.table(compare_classes(results, next(iter(detectors.values())).classes)))
+        parts.append(page.table(compare_classes(results, all_names)))
     for label, result in results.items():
-        all_names = detectors[label].classes
         numbers = result.confusion.sum(1)[:-1].argsort(kind="stable")[::-1][:_MOST_CLASSES]
         chosen = sorted(number for number in numbers if result.objects[number])
-        names = _short_names([all_names[number] for number in chosen])
+        names = [cut(all_names[number], 24) for number in chosen]
         suffix = f", {label}" if len(results) > 1 else ""
         figures = []
         if chosen:
@@ -35,18 +34,18 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
         if suffix:
             parts.append(Markup("<h3>{}</h3>").format(label))
         parts += [page.table(class_table(result, all_names)), page.charts(figures)]
-        images, classes = result.images, len(all_names)
+    images = next(iter(results.values())).images
     text = (
         f"Boxes in the first {images} validation images; they match from IoU {IOU} on (AP: 0.5 to 0.95). The "
         f"confusion matrix counts detections with a score of at least {THRESHOLD}. Column 'none': objects "
         "that were missed; row 'none': detections without an object."
     )
-    if classes > _MOST_CLASSES:
-        text += f" Of {classes} classes, the charts show the {_MOST_CLASSES} with the most objects."
+    if len(all_names) > _MOST_CLASSES:
+        text += f" Of {len(all_names)} classes, the charts show the {_MOST_CLASSES} with the most objects."
     return Section("Errors by class", text, parts)
 
 
-def class_table(result: Evaluation, names: Sequence[str]) -> list[list[str]]:
+def class_table(result: ClassResults, names: Sequence[str]) -> list[list[str]]:
     """Return a header, the means, and one row per class with objects."""
     chosen = np.flatnonzero(result.objects)
     columns = result.ap, result.precision.mean(1)
@@ -60,7 +59,7 @@ def class_table(result: Evaluation, names: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def compare_classes(results: Mapping[str, Evaluation], names: Sequence[str]) -> list[list[str]]:
+def compare_classes(results: Mapping[str, ClassResults], names: Sequence[str]) -> list[list[str]]:
     """Return a header and one row per class with objects: the AP of two runs, and their difference."""
     first, second = (result.ap for result in results.values())
     rows = [["AP of the class", *results, "difference"]]
@@ -68,9 +67,3 @@ def compare_classes(results: Mapping[str, Evaluation], names: Sequence[str]) -> 
         one, other = first[number], second[number]
         rows.append([names[number], f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}"])
     return rows
-
-
-def _short_names(names: Sequence[str]) -> list[str]:
-    """Shorten names for charts; number those that would become equal."""
-    short = [cut(name, 24) for name in names]
-    return [f"{each} ({i})" if short.count(each) > 1 else each for i, each in enumerate(short, 1)]
