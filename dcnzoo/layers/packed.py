@@ -67,9 +67,8 @@ class _Pack(TracksOffsets, nn.Module):
         **more: Any,  # of a transposed convolution
     ) -> None:
         if "deform_groups" in more:  # mmcv's name
-            self._refuse(
-                "deform_groups", "offset_groups, and mask_groups, in its place", more["deform_groups"]
-            )
+            expected = "offset_groups, and mask_groups, in its place"
+            self._refuse("deform_groups", expected, more["deform_groups"])
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
         options = dict(groups=groups, bias=bias, padding_mode=padding_mode, im2col_step=im2col_step)
         super().__init__(*sizes, **options, device=device, dtype=dtype, **more)
@@ -79,15 +78,13 @@ class _Pack(TracksOffsets, nn.Module):
             if channels % self._integer(name, count):
                 self._refuse(name, f"a divisor of {sampled} ({channels})", count)
         self._check_prediction(offset_activation, offset_limit, prediction)
-        activates_mask = mask_activation not in ("sigmoid", None)
-        if isinstance(mask_activation, str) and mask_activation in ("sigmoid", "softmax"):
-            mask_activation = MaskSigmoid() if mask_activation == "sigmoid" else MaskSoftmax(taps)
-        elif mask_activation is not None and not isinstance(mask_activation, nn.Module):
-            expected = "'sigmoid', 'softmax', an nn.Module or None"
-            self._refuse("mask_activation", expected, repr(mask_activation))
-
+        activation = self._make_mask_activation(mask_activation, taps)
         if not modulated:
-            self._require_defaults("modulated", mask_groups=mask_groups != 1, mask_activation=activates_mask)
+            self._require_defaults(
+                "modulated",
+                mask_groups=mask_groups != 1,
+                mask_activation=mask_activation not in ("sigmoid", None),
+            )
         if not deformable:
             self._require_defaults(
                 "deformable",
@@ -104,7 +101,16 @@ class _Pack(TracksOffsets, nn.Module):
         if self.offset_channels + self.mask_channels:
             self._add_predictor(prediction, device=device, dtype=dtype)
         self.offset_activation = offset_activation if deformable else None
-        self.mask_activation = mask_activation if modulated else None
+        self.mask_activation = activation if modulated else None
+
+    def _make_mask_activation(self, activation: str | nn.Module | None, taps: int) -> nn.Module | None:
+        if activation is None or isinstance(activation, nn.Module):
+            return activation
+        if activation == "sigmoid":
+            return MaskSigmoid()
+        if activation == "softmax":
+            return MaskSoftmax(taps)
+        self._refuse("mask_activation", "'sigmoid', 'softmax', an nn.Module or None", repr(activation))
 
     def _add_predictor(self, prediction: str, **options: Any) -> None:
         """Add ``conv_offset``, and with a separable prediction ``offset_features`` before it."""
