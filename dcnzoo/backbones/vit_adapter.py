@@ -32,10 +32,10 @@ PATCH = 16
 STAGES = 4
 # classes of timm that the adapter can take apart
 VITS = ("VisionTransformer", "VisionTransformerDistilled", "Beit", "Eva")
-# the ViT's, which do not train if it is frozen
+# the parts of the ViT, which do not train if it is frozen
 _VIT = ("patch_embed", "pos_embed", "pos_drop", "norm_pre", "rope", "blocks", "norm")
 _OWN = "spm.stem.0.weight"  # a parameter that only adapters have
-_PREFIX = ("cls_token", "dist_token", "reg_token")
+_PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 # official names of parameters -> timm's: layer scale of ViTs, and Uni-Perceiver's
 _RENAMED = {
     r"\.gamma_?([12])$": r".ls\1.gamma",
@@ -304,7 +304,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
         self.prefix_rows = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
         self.prefix = vit.num_prefix_tokens if prefix_tokens else 0
         if prefix_tokens:
-            for name in _PREFIX:
+            for name in _PREFIX_TOKENS:
                 self.register_parameter(name, getattr(vit, name, None))
         for block in self.blocks:
             if hasattr(block.attn, "num_prefix_tokens"):  # that rotary positions leave out
@@ -356,7 +356,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
         """
         if self.vit_options is None:
             self._refuse("pretrained", "False with a module, which has its weights", repr(source))
-        # those of most ViTs have no layer scale; timm refuses weights that lack a parameter
+        # timm refuses weights that lack a parameter, and those of most ViTs have no layer scale
         options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
         try:
             state = {} if source is True else _read(str(source))
@@ -367,9 +367,9 @@ class ViTAdapter(ChecksArguments, nn.Module):
                 return
             vit: Any = _create(pretrained=source is True, **options)
             unset = [] if source is True else _load_file(vit, str(source), state)
-        except Exception as error:  # timm's, torch's and the Hub's have many types, and perhaps no text
+        except Exception as error:  # of many types: timm, torch and the Hub raise it
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
-            # one of another ViT names each parameter
+            # for weights of another ViT, torch's text names each parameter
             text = textwrap.shorten(f"{type(error).__name__} {error}", 300, placeholder=" …")
             address = _address(options["model_name"]) if source is True else ""
             self._refuse("pretrained", expected, f"{source!r}: {text}{address}")
@@ -377,7 +377,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
         _set_patches_and_windows(vit, self.windows, self.pad_input)
         loaded = {key: value for key, value in vit.state_dict().items() if key not in unset}
         missing, _ = self.load_state_dict(loaded, strict=False)
-        needed = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX)]
+        needed = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX_TOKENS)]
         needed = [name for name in needed if not re.search(r"\.ls[12]\.gamma$", name)]
         if needed:
             self._refuse("pretrained", f"weights with {few(needed)}", repr(source))
@@ -399,7 +399,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
     def _freeze(self) -> None:
         if not self.frozen:
             return
-        for name in (*_VIT, *_PREFIX):
+        for name in (*_VIT, *_PREFIX_TOKENS):
             part = getattr(self, name, None)
             if part is not None:
                 part.requires_grad_(False)
@@ -429,7 +429,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
             table = F.interpolate(table, size=size, mode="bicubic", align_corners=False)
             x = x + table.flatten(2).transpose(1, 2)
         if self.prefix:
-            tokens = torch.cat([t for name in _PREFIX if (t := getattr(self, name)) is not None], 1)
+            tokens = torch.cat([t for name in _PREFIX_TOKENS if (t := getattr(self, name)) is not None], 1)
             if self.pos_embed is not None and self.prefix_rows:
                 tokens = tokens + self.pos_embed[:, : self.prefix_rows]
             x = torch.cat([tokens.expand(x.shape[0], -1, -1), x], 1)

@@ -194,8 +194,10 @@ class _Derivative:
 
     Attributes:
         operator, call: the operator ``_{name}_backward``, and the class of its calls.
-        tensors, numbers: names of its arguments: ``grad_output`` and the other tensors, then the numbers.
-        has_mask: whether ``output_mask`` comes last.
+        positions: of the ``gradients`` among the forward's arguments.
+        tensors: names of its first arguments: ``grad_output`` and the other tensors. Numbers follow, and with
+            ``has_mask`` ``output_mask``.
+        stored: names of the arguments that the forward stores.
     """
 
     def __init__(self, forward: Operator, gradients, saves, recompute, is_linear, rows, keeps_format):
@@ -206,8 +208,9 @@ class _Derivative:
         self.call = arguments_of(f"_{forward.name}_backward")
         types = {argument.name: str(argument.type) for argument in self.operator._schema.arguments}
         self.tensors = [name for name, kind in types.items() if kind in ("Tensor", "Optional[Tensor]")]
-        self.numbers = [name for name in types if name not in (*self.tensors, "output_mask")]
+        self.stored = [name for name in types if name not in ("grad_output", "output_mask")]
         self.has_mask = "output_mask" in types
+        self.positions = [forward.call._fields.index(name) for name in gradients]
 
     def forward_call(self, call: Any) -> Any:
         """The call of the operator, from one of its backward."""
@@ -217,23 +220,25 @@ class _Derivative:
     # The first derivative
 
     def setup_context(self, ctx: Any, call: Any, output: object) -> None:
-        values = call._asdict() | {name: value(call) for name, value in self.saves.items()}
-        ctx.save_for_backward(*(values[name] for name in self.tensors[1:]))  # grad_output comes later
-        ctx.numbers = [values[name] for name in self.numbers]
+        values = [self.saves[n](call) if n in self.saves else getattr(call, n) for n in self.stored]
+        ctx.save_for_backward(*values[: len(self.tensors) - 1])  # without grad_output
+        ctx.numbers = values[len(self.tensors) - 1 :]
 
     def backward(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        needed = dict(zip(self.forward.call._fields, ctx.needs_input_grad, strict=False))
-        mask = [[needed[name] for name in self.gradients]] if self.has_mask else []
+        needed = [ctx.needs_input_grad[position] for position in self.positions]
+        mask = [needed] if self.has_mask else []
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
         call = self.call(grad_output, *saved, *ctx.numbers, *mask)
         if in_forward_mode(grad_output, *saved):
             gradients = self.by_reference(call, self.gradients)
         else:
-            computed = self.operator(*call)
-            # torch returns a single result without a tuple
-            gradients = [computed] if len(self.gradients) == 1 else computed
-        by_name = dict(zip(self.gradients, gradients, strict=True))
-        return tuple(by_name.get(name) if needed.get(name) else None for name in self.forward.call._fields)
+            gradients = self.operator(*call)
+            if len(self.gradients) == 1:  # torch returns a single result without a tuple
+                gradients = [gradients]
+        results: list[Tensor | None] = [None] * len(self.forward.call._fields)
+        for position, gradient, is_needed in zip(self.positions, gradients, needed, strict=True):
+            results[position] = gradient if is_needed else None
+        return tuple(results)
 
     def by_reference(self, call: Any, names: Sequence[str]) -> list[Tensor | None]:
         """The gradients with these names, of a call of the backward."""

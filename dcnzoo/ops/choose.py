@@ -37,8 +37,7 @@ class Choice(NamedTuple):
 
 def _valid(name: str) -> str:
     if name not in BACKENDS:
-        expected = f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
-        raise RuntimeError(f"DCNZOO_BACKEND: expected {expected}, got {name!r}")
+        raise RuntimeError(f"DCNZOO_BACKEND: expected one of {', '.join(BACKENDS)}, got {name!r}")
     return name
 
 
@@ -121,8 +120,7 @@ def sizes_are_numbers(call: Any) -> bool:
 def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
     """:func:`kernels_on` for each operator on a device here."""
     rows = {}
-    forwards = [operator for operator in OPERATORS.values() if not operator.is_backward]
-    for operator in forwards:
+    for operator in filter(lambda operator: not operator.is_backward, OPERATORS.values()):
         kernels, reason = kernels_on(operator, key)
         if kernels[0] == FUSED and not available.triton_works(torch.device(key.lower())):
             kernels, reason = kernels[1:], _joined(reason, "Triton does not work here")
