@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.openmmlab.classes import NUMBERS, data_sets, numbers
-from dcnzoo.openmmlab.config.tree import class_of, dicts
+from dcnzoo.openmmlab.config.tree import annotation_file, class_of, dicts
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
 
@@ -102,9 +102,8 @@ def wrong_evaluator_files(cfg: Mapping, parts: Sequence[str]) -> Iterator[Findin
     """Yield annotation files of evaluators that are not those of the data: the AP would be another."""
     for part in parts:
         own = [dataset for loader, dataset, _ in data_sets(cfg) if loader == f"{part}_dataloader"]
-        data = [[str(each.get(key) or "") for key in ("data_root", "ann_file")] for each in own]
         for _, metric in dicts(cfg.get(f"{part}_evaluator")) if len(own) == 1 else ():
-            file, path = metric.get("ann_file"), os.path.join(*data[0])
+            file, path = metric.get("ann_file"), annotation_file(own[0])
             if isinstance(file, str) and not _same_images(file, path):
                 text = f"expected {path}, as in {part}_dataloader, got {file}"
                 yield Finding(f"{part}_evaluator.ann_file", text)

@@ -5,7 +5,6 @@ mmengine has a fixed list of packages with configs and locates them by ``pkg_res
 for every base config, which takes longer than reading the config.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config
@@ -43,8 +42,4 @@ def inherit_from_packages(changes: Changes) -> None:
 
 def types_import_no_modules(changes: Changes) -> None:
     """Look up a type without a dot only in the registries; ``torch.nn.ReLU`` is imported."""
-
-    def find_path(get_object: Callable[[str], object], name: str) -> object:
-        return get_object(name) if "." in name else None
-
-    changes.wrap(registry, "get_object_from_string", find_path)
+    changes.wrap(registry, "get_object_from_string", lambda get, name: get(name) if "." in name else None)

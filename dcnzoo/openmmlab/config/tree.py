@@ -1,6 +1,7 @@
 """The dictionaries of a config: which keys the runner has, the classes that they build, the data sets."""
 
 import inspect
+import os
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -71,3 +72,8 @@ def inner_data_sets(node: Mapping) -> Iterator[Any]:
             yield from inner_data_sets(dataset)
     if not inner:
         yield node
+
+
+def annotation_file(dataset: Mapping) -> str:
+    """Return the path of the annotation file in the config of a data set."""
+    return os.path.join(*(str(dataset.get(key) or "") for key in ("data_root", "ann_file")))

@@ -53,13 +53,11 @@ def _names(scope: str) -> dict[object, str]:
     """Return the name of each class in the registries, and of each function in ``mmcv.ops``."""
     names: dict[object, str] = {getattr(mmcv.ops, name): name for name in mmcv.ops.__all__}
     for parent in [value for value in vars(root).values() if isinstance(value, Registry)]:
-        children = parent.children
-        if scope in children:
-            children[scope].import_from_location()
-        own = children[scope].module_dict if scope in children else {}
-        for registered in (parent, *children.values()):
-            for name, kind in registered.module_dict.items():
-                # the short name leads to the class, as the scope's own or, without one, as the parent's
-                is_short = registered.scope == scope or (registered is parent and own.get(name, kind) is kind)
-                names[kind] = name if is_short else f"{registered.scope}.{name}"
+        short = {**parent.module_dict}  # names without a scope: its own classes, then the parent's
+        if (own := parent.children.get(scope)) is not None:
+            own.import_from_location()
+            short |= own.module_dict
+        for registry in (parent, *parent.children.values()):
+            names |= {kind: f"{registry.scope}.{name}" for name, kind in registry.module_dict.items()}
+        names |= {kind: name for name, kind in short.items()}
     return names | replaced

@@ -158,8 +158,7 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
         UserError: a mistake in the config, or weights that do not fit.
     """
     with ExitStack() as stack:
-        device = "auto" if options.exported else options.device
-        stack.enter_context(use_device(device, options.launcher))
+        stack.enter_context(use_device("auto" if options.exported else options.device, options.launcher))
         with user_errors():
             recipe = recipe.with_options(options)
             stack.enter_context(ranks.joined(recipe.cfg))

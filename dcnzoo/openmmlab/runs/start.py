@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.classes import data_sets
+from dcnzoo.openmmlab.config.tree import annotation_file
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError, printable
@@ -170,8 +171,8 @@ def free_name(folder: str | os.PathLike) -> Path:
 def _require_movable(recipe: Recipe, files: Iterable[str | os.PathLike | None]) -> None:
     """Raise UserError unless a work directory can be renamed, and has none of the new training's files."""
     folder, cfg, saved = recipe.work_dir, recipe.cfg, recipe.saved
-    data = [[str(each.get(key) or "") for key in ("data_root", "ann_file")] for _, each, _ in data_sets(cfg)]
-    paths = [*files, cfg.filename, cfg.get("load_from"), os.getcwd(), *(os.path.join(*each) for each in data)]
+    data = [annotation_file(dataset) for _, dataset, _ in data_sets(cfg)]
+    paths = [*files, *data, cfg.filename, cfg.get("load_from"), os.getcwd()]
     real = os.path.realpath(folder)
     inside = [path for path in paths if path and Path(os.path.realpath(path)).is_relative_to(real)]
     problem = f"which has {inside[0]}, used by the new training" if inside else ""
