@@ -23,7 +23,7 @@ from dcnzoo.utils.files import (
     require_new,
     write_text,
 )
-from dcnzoo.utils.folders import cache_folder
+from dcnzoo.utils.folders import cache_folder, is_work_dir
 from dcnzoo.utils.formats import picture_files
 from dcnzoo.utils.lock import lock_work_dir
 
@@ -165,6 +165,16 @@ def test_the_folder_of_downloads_is_torchs(name, tmp_path, monkeypatch):
     assert tmp_path in expected.parents and cache_folder() == expected
     monkeypatch.delitem(sys.modules, "torch")
     assert cache_folder() == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [("last_checkpoint", True), ("20261130_120000/vis_data/config.py", True), ("vis_data/config.py", False)],
+)
+def test_a_work_directory_has_a_log_or_a_last_checkpoint(file, expected, tmp_path):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    assert is_work_dir(tmp_path) == expected
 
 
 def test_pictures_of_a_folder_are_those_of_a_training(tmp_path):
