@@ -151,14 +151,14 @@ def load_state(
     reshaped = [key for key in reshaped if key not in left_out]
     fitting: Any = OrderedDict((key, value) for key, value in weights.items() if key not in left_out)
     fitting._metadata = getattr(weights, "_metadata", OrderedDict())
-    groups = _load(model, fitting, expected, reshaped, source)
-    groups["missing"] = [key for key in groups["missing"] if key not in left_out]
-    if len(groups["missing"]) + len(left_out) >= sum(each.is_floating_point() for each in expected.values()):
+    misfits = _load(model, fitting, expected, reshaped, source)
+    misfits["missing"] = [key for key in misfits["missing"] if key not in left_out]
+    if len(misfits["missing"]) + len(left_out) >= sum(each.is_floating_point() for each in expected.values()):
         allow_partial, hint = False, "no parameter fits"
-    problems = [f"{_few(names)} {what}" for what, names in groups.items() if names]
+    problems = [f"{_few(names)} {what}" for what, names in misfits.items() if names]
     if problems and not allow_partial:
         hints = [_deformable_hint(weights, expected), hint]
-        if name := next((name for name in by_class if name in groups["with another shape"]), None):
+        if name := next((name for name in by_class if name in misfits["with another shape"]), None):
             shapes = f"{name} is {list(weights[name].shape)}, in the model {list(expected[name].shape)}"
             hints.insert(0, f"num_classes differs ({shapes})")
         raise CheckpointError(

@@ -54,10 +54,11 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     files = calibration_files(int8.images, int8.count) if int8 else []
     network = predicting_part(detector.model)
     findings: list[Finding] = []
-    needs_pictures = "precision" if int8 else "verify" if options.verifies and not options.raw_outputs else ""
-    preprocessing = _preprocessing(detector, network, needs_pictures, findings)
+    by_pictures = options.verifies and not options.raw_outputs
+    needed_for = "precision" if int8 else "verify" if by_pictures else ""  # the option that reads pictures
+    preprocessing = _preprocessing(detector, network, needed_for, findings)
     compared: list[np.ndarray] = []
-    if needs_pictures == "verify" and preprocessing is not None:  # before the work: one may be damaged
+    if needed_for == "verify" and preprocessing is not None:  # before the work: one may be damaged
         compared = pictures_to_verify(options.verify, preprocessing)
     sized = options.img_shape is not None
     model = RawHead(network) if options.raw_outputs else Predictor(network, sized=sized)
@@ -70,7 +71,6 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     elif options.shape is None:
         text = f"the size of the input is fixed, {shape[0]} × {shape[1]}"
         findings.append(Finding(type(network).__name__, text, stops=False))
-    example_input = torch.zeros(1, 3, *example)
     metadata = {} if preprocessing is None else preprocessing.to_metadata()
     calibration = () if preprocessing is None else calibration_inputs(preprocessing, files, shape)
     path = Path(options.path)
@@ -78,7 +78,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     with call_settings(detector.model), TemporaryDirectory(prefix=".export-", dir=folder) as beside:
         written = write_detector(
             model,
-            example_input,
+            torch.zeros(1, 3, *example),
             dataclasses.replace(options, path=Path(beside) / path.name),
             dynamic=shape is None,
             metadata=metadata,

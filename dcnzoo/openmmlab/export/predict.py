@@ -210,9 +210,9 @@ class DeferredMasks:
             (results,) = self.predict_mask(**arguments, batch_img_metas=[meta], results_list=[present])
         # as rows of a matrix: MNN writes wrong values where ScatterND writes whole masks
         number, height, width = results.masks.shape
-        place = image * scores.shape[1] + row
+        number_of_row = image * scores.shape[1] + row
         rows = results.masks.new_zeros(scores.shape[0] * scores.shape[1], height * width)
-        rows = rows.index_put((place,), results.masks.reshape(number, height * width))
+        rows = rows.index_put((number_of_row,), results.masks.reshape(number, height * width))
         masks = rows.unflatten(0, (-1, scores.shape[1])).unflatten(2, (height, width))
         return boxes, scores.index_put((image, row), results.scores), labels, masks
 
