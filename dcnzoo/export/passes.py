@@ -1,8 +1,8 @@
 """Changes to traced programs and ONNX graphs that torch's exporter needs, and corrections of its graphs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,19 +23,6 @@ def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for part, values in attributes:
             vars(part).update(values)
-
-
-def match(match: Callable, self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
-    """Call onnxscript's ``SimplePatternMatcher.match`` only for the operator of the pattern.
-
-    For each node, it would list all nodes of the graph, if the pattern has several outputs.
-    """
-    operator = self.pattern.output_nodes[0].op_identifier()
-    if operator in (None, node.op_identifier()):
-        return match(self, model, graph, node, **options)
-    from onnxscript.rewriter import MatchResult
-
-    return MatchResult().fail("another operator")
 
 
 def check_ranges(program: torch.export.ExportedProgram) -> None:

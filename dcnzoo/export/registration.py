@@ -1,6 +1,5 @@
 """dcnzoo's operators in torch's exporters to ONNX: a translation table, and symbolic functions."""
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -84,25 +83,28 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
 
 
 def _symbolic(translation: Callable, opset: int, deform_conv: str) -> Callable:
-    from torch.onnx.symbolic_helper import parse_args
+    """Return a translation as a function for ``register_custom_op_symbolic``."""
+    kinds = [parameter.annotation for parameter in inspect.signature(translation).parameters.values()][1:]
 
-    @functools.wraps(translation)  # parse_args counts the function's parameters
-    def symbolic(g: Any, *arguments: Any) -> Value:
+    def symbolic(g: Any, *arguments: torch.Value) -> Value:
         opsets.check_form(deform_conv, opset, opsets.TORCHSCRIPT)
-        omitted = [isinstance(a, torch.Value) and a.node().mustBeNone() for a in arguments]
-        present = (None if none else a for a, none in zip(arguments, omitted, strict=True))
-        return translation(TorchScriptGraph(opset, deform_conv, g), *present)
+        values = [_constant(value, kind) for value, kind in zip(arguments, kinds, strict=False)]
+        return translation(TorchScriptGraph(opset, deform_conv, g), *values)
 
-    parameters = list(inspect.signature(translation).parameters.values())[1:]
-    return parse_args(*(_KINDS[parameter.annotation] for parameter in parameters))(symbolic)
+    return symbolic
 
 
-# torch's codes for the types of an operator's arguments
-_KINDS: dict[Any, Any] = {Value: "v", int: "i", bool: "i", float: "f", Sequence[int]: "is"}
-
-
-def first_cause(error: BaseException) -> BaseException:
-    return error if error.__cause__ is None else first_cause(error.__cause__)
+def _constant(value: torch.Value, kind: Any) -> Any:
+    """Return an argument as the number or list that a translation expects; None if it is omitted."""
+    node = value.node()
+    if node.mustBeNone():
+        return None
+    if kind is Value:  # a tensor, or unused
+        return value
+    if node.kind() == "prim::ListConstruct":
+        return [int(part.node().t("value")) for part in node.inputs()]
+    number = node.t("value")
+    return number.tolist() if kind == Sequence[int] else kind(number)
 
 
 def _untranslated() -> set[str]:

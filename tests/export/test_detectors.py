@@ -71,7 +71,7 @@ def outputs_of(detector, images):
     [pytest.param(f, marks=[pytest.mark.slow] if f in ALIKE else []) for f in CONFIGS],
 )
 def test_a_batch_of_two_sizes_is_predicted_as_by_mmdetection(family):
-    few = {"PointRend": dict(max_per_img=50), "PAA": dict(nms_pre=100)}.get(family, {})  # points take seconds
+    few = dict(max_per_img=50) if family == "PointRend" else {}  # points take seconds
     detector = build(family, dcn := has_dcn(family), **few)
     assert any("conv_offset" in name for name, _ in detector.named_parameters()) == dcn
     images, sizes = padded(family)

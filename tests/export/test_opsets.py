@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dcnzoo.export import export_onnx, opsets, translation_table
-from dcnzoo.export.registration import first_cause
+from dcnzoo.export.onnx import first_cause
 from dcnzoo.layers import (
     MultiScaleDeformableAttention,
     PackedDeformConv1d,

@@ -290,16 +290,6 @@ def test_a_file_of_a_fixed_size(family, tmp_path):
         result.load()(np.zeros((90, 60, 3), np.uint8))
 
 
-def test_a_file_that_another_tool_changed(exported, tmp_path):
-    path, model = tmp_path / "model.onnx", onnx.load(exported[0])
-    model.producer_name = "another tool"
-    onnx.save(model, path)
-    detector = dcnzoo.load(path)
-    result, expected = detector(PICTURE), Detector(exported[0])(PICTURE)
-    np.testing.assert_array_equal(result.boxes, expected.boxes)
-    assert pickle.loads(pickle.dumps(detector.model)).metadata == detector.model.metadata
-
-
 def test_pictures_without_their_size(exported):
     """A caller that passes only images gets detections of the whole input."""
     session = onnxruntime.InferenceSession(exported[0])
