@@ -389,9 +389,9 @@ def fuzz(session: Session) -> None:
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
 def crash(session: Session) -> None:
-    """Kill and resume a training 50 times and compare bits; check memory in half an hour of random calls."""
+    """Kill and resume a training 54 times and compare bits; check memory in half an hour of random calls."""
     update_venv(session)
-    command = ("tests/crash.py", "work_dirs/crash", "--kills", "50", *session.posargs)
+    command = ("-m", "tests.crash", "work_dirs/crash", "--each", "3", *session.posargs)
     session.run(PYTHON, *command, env={"OMP_NUM_THREADS": "1"})
     session.run(PYTHON, "-m", "pytest", "-s", "tests/ops/test_soak.py", env={"DCNZOO_SOAK_SECONDS": "1800"})
 

@@ -1,6 +1,7 @@
 """Measure functions that take turns, describe the machine, and write tables."""
 
 import argparse
+import contextlib
 import datetime
 import os
 import platform
@@ -40,14 +41,14 @@ def take_turns(
         key: Timer("run()", globals={"run": run}, num_threads=threads, timer=timer)
         for key, (run, threads) in functions.items()
     }
-    found: dict[Hashable, list[Measurement]] = {key: [] for key in timers}
+    measured: dict[Hashable, list[Measurement]] = {key: [] for key in timers}
     shuffle = random.Random(0).shuffle  # nosec B311  # no secret
     order = list(timers)
     for _ in range(rounds):
         shuffle(order)
         for key in order:
-            found[key].append(timers[key].blocked_autorange(min_run_time=seconds / rounds))
-    return {key: Measurement.merge(each)[0] for key, each in found.items()}
+            measured[key].append(timers[key].blocked_autorange(min_run_time=seconds / rounds))
+    return {key: Measurement.merge(each)[0] for key, each in measured.items()}
 
 
 def describe(*packages: str, gpu: bool = False) -> dict[str, object]:
@@ -76,13 +77,11 @@ def describe(*packages: str, gpu: bool = False) -> dict[str, object]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the versions of the installed packages."""
-    found = {}
+    installed = {}
     for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
 def listed(facts: Mapping[str, object]) -> str:

@@ -26,7 +26,7 @@ import sys
 import time
 import timeit
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +34,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import revision
-from benchmarks.cases import CASES, OURS, PASSES, Case, contestants, operators, passes
+from benchmarks.cases import CASES, OURS, PASSES, Case, Contestant, Forward, contestants, operators, passes
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, slug, take_turns
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.memory import peak, reset_peak
+from tests.op_cases import Sample
 
 # Largest difference of a contestant's result from dcnzoo's, relative to the largest value.
 AGREEMENT = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -70,52 +71,68 @@ def is_floor(contestant: str) -> bool:
     return contestant.startswith("F.")
 
 
+# The tensors of a sample that get gradients, and a contestant's calls of it by number of threads
+Prepared = tuple[list[Tensor], dict[int, Forward]]
+
+
 def measure(
     case: Case, dtype: str, args: argparse.Namespace, pool: multiprocessing.pool.Pool | None
 ) -> Iterator[Row | str]:
     """Yield a row for each measurement, and why others are missing."""
     sample = case.sample(getattr(torch, dtype))
-    calls, expected = {}, None
     competitors = contestants(case.operator)
     if args.against:
         floors = {name: prepare for name, prepare in competitors.items() if is_floor(name)}
         competitors = revision.contestants(case.operator, args.against) | floors
-    # Where inputs lie in memory changes times by more than most revisions do: hence several copies of them.
-    copies, rounds = (5, 20) if args.against else (1, 5)
+    # Where inputs lie in memory changes times more than most revisions do: hence several copies of them.
+    copies = 5 if args.against else 1
+    prepared: dict[str, list[Prepared]] = {}
+    expected = None  # the result of dcnzoo, which is the first
     for name, prepare in competitors.items():
-        if not chosen(name, args.contestants) and name != OURS:
+        if name != OURS and not chosen(name, args.contestants):
             continue
         try:
-            calls[name] = []
-            for _ in range(copies):
-                own = sample.leaves()
-                prepared = {}
-                for threads in args.threads:
-                    torch.set_num_threads(threads)
-                    prepared[threads] = prepare(own)
-                with torch.no_grad():
-                    output = prepared[threads]()
-                expected = output if expected is None else expected  # dcnzoo is the first
-                difference = 0 if is_floor(name) else relative_difference(output, expected)
-                if difference > AGREEMENT[dtype]:
-                    raise ValueError(f"different result: differs by {difference:.1e} of the largest value")
-                calls[name].append((own.given, prepared))
+            calls = [prepare_copy(prepare, sample, args.threads) for _ in range(copies)]
+            with torch.no_grad():
+                output = calls[0][1][args.threads[-1]]()
+            expected = output if expected is None else expected
+            difference = 0 if is_floor(name) else relative_difference(output, expected)
+            if difference > AGREEMENT[dtype]:
+                raise ValueError(f"different result: differs by {difference:.1e} of the largest value")
+            prepared[name] = calls
         except Exception as error:
-            del calls[name]
             yield f"{name}: {' '.join(str(error).split())[:160]} ({case.operator} {case.name})"
     for mode in args.passes:
-        functions = {}
-        for name, each in calls.items():
-            with contextlib.suppress(NotImplementedError):  # no gradients
-                for threads in args.threads:
-                    runs = [passes(prepared[threads], given, mode) for given, prepared in each]
-                    functions[name, threads] = alternating(runs), threads
-        for (name, threads), timed in take_turns(functions, args.seconds, args.timer, rounds).items():
-            setting = (case.operator, case.name, case.main, dtype, mode, threads)
-            row = Row(*setting, name, timed.median, timed.iqr)
-            if pool and threads == args.threads[-1] and name == OURS:
-                row.extra = pool.apply(extra_memory, (case.operator, case.name, dtype, mode, threads))
-            yield row
+        yield from time_pass(case, dtype, mode, prepared, args, pool)
+
+
+def prepare_copy(prepare: Contestant, sample: Sample, threads: Iterable[int]) -> Prepared:
+    """Prepare calls of a copy of the sample."""
+    copied, forwards = sample.leaves(), {}
+    for count in threads:
+        torch.set_num_threads(count)
+        forwards[count] = prepare(copied)
+    return copied.given, forwards
+
+
+def time_pass(
+    case: Case, dtype: str, mode: str, prepared: Mapping[str, list[Prepared]], args: argparse.Namespace,
+    pool: multiprocessing.pool.Pool | None,
+) -> Iterator[Row]:  # fmt: skip
+    """Time a pass of all contestants, which take turns."""
+    functions = {}
+    for name, calls in prepared.items():
+        with contextlib.suppress(NotImplementedError):  # no gradients
+            for threads in args.threads:
+                runs = [passes(forwards[threads], given, mode) for given, forwards in calls]
+                functions[name, threads] = alternating(runs), threads
+    times = take_turns(functions, args.seconds, args.timer, rounds=20 if args.against else 5)
+    for (name, threads), timed in times.items():
+        setting = (case.operator, case.name, case.main, dtype, mode, threads)
+        row = Row(*setting, name, timed.median, timed.iqr)
+        if pool and threads == args.threads[-1] and name == OURS:
+            row.extra = pool.apply(extra_memory, (case.operator, case.name, dtype, mode, threads))
+        yield row
 
 
 def alternating(runs: Iterable[Callable[[], object]]) -> Callable[[], object]:
@@ -165,23 +182,34 @@ def extra_memory(operator: str, case: str, dtype: str, mode: str, threads: int) 
 
 def ratios(rows: list[Row]) -> dict[str, dict[tuple, float]]:
     """Return, for each pair such as ``mmcv / dcnzoo``, the ratio of times in each setting."""
-    pairs: dict[str, dict[tuple, float]] = defaultdict(dict)
     settings: dict[tuple, dict[str, float]] = defaultdict(dict)
     for row in rows:
         settings[row.setting][row.contestant] = row.seconds
+    pairs: dict[str, dict[tuple, float]] = defaultdict(dict)
     for setting, times in settings.items():
-        floors = {name: seconds for name, seconds in times.items() if is_floor(name)}
-        plain = next(iter(floors), "").split()[:1]
-        for name, seconds in times.items():
-            own = OURS + LAST * name.endswith(LAST)  # in the same memory format
-            if name.startswith(OURS) and floors:
-                pairs[f"{name} / {plain[0]}, the faster"][setting] = seconds / min(floors.values())
-                if len(floors) > 1 and name == own:
-                    same = plain[0] + name.removeprefix(OURS)
-                    pairs[f"{name} / {same}"][setting] = seconds / floors[same]
-            if name not in floors and name != own and own in times:
-                pairs[f"{name} / {own}"][setting] = seconds / times[own]
+        for name in times:
+            for other, seconds in compared_with(name, times).items():
+                pairs[f"{name} / {other}"][setting] = times[name] / seconds
     return pairs
+
+
+def compared_with(name: str, times: Mapping[str, float]) -> dict[str, float]:
+    """Return the times with which that of a contestant is compared.
+
+    Ours: the faster plain convolution, and the one in the same memory format. Others: ours in that format.
+    """
+    floors = {floor: seconds for floor, seconds in times.items() if is_floor(floor)}
+    own = f"{OURS}{LAST}" if name.endswith(LAST) else OURS
+    others = {}
+    if name.startswith(OURS) and floors:
+        plain = next(iter(floors)).split()[0]
+        others[f"{plain}, the faster"] = min(floors.values())
+        if name == own and len(floors) > 1:
+            same = plain + name.removeprefix(OURS)
+            others[same] = floors[same]
+    if name != own and name not in floors and own in times:
+        others[own] = times[own]
+    return others
 
 
 def summary(rows: list[Row]) -> list[list[str]]:
@@ -261,7 +289,7 @@ def main() -> None:
     facts = describe(*PACKAGES)
     print(listed(facts))
     command = shlex.join(["python", "-m", "benchmarks.ops", *sys.argv[1:]])
-    name = "revisions-" * bool(args.against) + slug(facts)
+    name = f"revisions-{slug(facts)}" if args.against else slug(facts)
     rows: list[Row] = []
     problems: dict[str, None] = {}
     context = multiprocessing.get_context("forkserver")  # forks a process that has computed nothing

@@ -114,7 +114,8 @@ def run(runtime: str, folder: Path) -> None:
         row = {"detector": FILES[name], "runtime": runtime, "outputs": kind}
         try:
             outputs = RUN[runtime](path.with_suffix(""), image, list(expected))
-            row |= difference(outputs, expected)
+            compare = difference_of_detections if "dets" in expected else difference
+            row |= compare(outputs, expected)
         except Exception as error:  # of any kind: the cell names it
             row["error"] = " ".join(str(error).split())[:300]
         rows.append(row)
@@ -124,31 +125,35 @@ def run(runtime: str, folder: Path) -> None:
 
 
 def difference(outputs: Outputs, expected: Outputs) -> dict:
-    """Compare outputs by name; those of complete files as detections."""
-    if "dets" not in expected:
-        errors = {}
-        for name, value in expected.items():
-            other = outputs[name].reshape(value.shape).astype(np.float64)
-            errors[name] = float(np.abs(other - value).max() / max(np.abs(value).max(), 1e-12))
-        return {"difference": max(errors.values())}
-    result = {"matched": 0, "number": int((expected["labels"][0] >= 0).sum())}
+    """Compare raw outputs by name."""
+    errors = []
+    for name, value in expected.items():
+        other = outputs[name].reshape(value.shape).astype(np.float64)
+        errors.append(float(np.abs(other - value).max() / max(np.abs(value).max(), 1e-12)))
+    return {"difference": max(errors)}
+
+
+def difference_of_detections(outputs: Outputs, expected: Outputs) -> dict:
+    """Match each expected detection with the nearest one of its label."""
     boxes, labels = outputs["dets"].reshape(-1, 5), outputs["labels"].reshape(-1)
-    worst, unmatched = 0.0, set(np.flatnonzero(labels >= 0).tolist())
-    limit = float(np.abs(expected["dets"]).max())
-    for i in np.flatnonzero(expected["labels"][0] >= 0):
-        same = [j for j in unmatched if labels[j] == expected["labels"][0, i]]
-        errors = {j: float(np.abs(boxes[j] - expected["dets"][0, i]).max()) / limit for j in same}
+    expected_boxes, expected_labels = expected["dets"][0], expected["labels"][0]
+    masks = expected.get("box_masks")
+    limit = np.abs(expected_boxes).max()
+    numbers = np.flatnonzero(expected_labels >= 0)
+    unmatched, matched = set(np.flatnonzero(labels >= 0).tolist()), []
+    for i in numbers:
+        same = [j for j in unmatched if labels[j] == expected_labels[i]]
+        errors = {j: float(np.abs(boxes[j] - expected_boxes[i]).max() / limit) for j in same}
         best = min(errors, key=errors.get, default=None)
         if best is None or errors[best] > 1e-3:
             continue
-        if "box_masks" in expected:
-            mask = outputs["box_masks"].reshape(expected["box_masks"].shape)[0, best]
-            if np.abs(mask - expected["box_masks"][0, i]).mean() > 0.01:
+        if masks is not None:
+            mask = outputs["box_masks"].reshape(masks.shape)[0, best]
+            if np.abs(mask - masks[0, i]).mean() > 0.01:
                 continue
         unmatched.remove(best)
-        result["matched"] += 1
-        worst = max(worst, errors[best])
-    return result | {"difference": worst}
+        matched.append(errors[best])
+    return {"matched": len(matched), "number": len(numbers), "difference": max(matched, default=0.0)}
 
 
 def block(word: str, path: Path) -> str:

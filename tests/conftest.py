@@ -36,10 +36,8 @@ def pytest_collection_finish():
     gc.freeze()
     if "mmengine" in sys.modules:
         importlib.import_module("mmengine.dataset.base_dataset").gc = SimpleNamespace(collect=int)
-        importlib.import_module("mmengine.config.config").FormatCode = lambda text, **options: (
-            f"{text}\n",
-            True,
-        )
+        config = importlib.import_module("mmengine.config.config")
+        config.FormatCode = lambda text, **options: (f"{text}\n", True)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -70,14 +68,6 @@ def no_run_left_behind():
         from .commands import forget_runs
 
         forget_runs()
-
-
-@pytest.fixture
-def formatted_configs(monkeypatch):
-    """Texts of configs are formatted, as outside the tests."""
-    from yapf.yapflib.yapf_api import FormatCode
-
-    monkeypatch.setattr("mmengine.config.config.FormatCode", FormatCode)
 
 
 @pytest.fixture(autouse=True)

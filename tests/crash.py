@@ -1,16 +1,16 @@
 """Kill a training repeatedly, resume it, and compare it with an uninterrupted one.
 
-``python tests/crash.py FOLDER --kills 20``, or ``--each 2``: each of :data:`STEPS` until it was hit twice.
-Each training is forked from a process that has imported all packages, so that it starts fast. SIGKILL ends
-it at a random moment or at a chosen step of an epoch. The resumed epoch and the final result are compared
-with an uninterrupted run. Prints a summary as JSON; any difference raises an AssertionError.
+``python -m tests.crash FOLDER --each 2`` hits each of :data:`STEPS` twice, with as many kills at random
+moments between them. Each training is forked from a process that has imported all packages, so that it starts
+fast. The resumed epoch and the final result are compared with an uninterrupted run. Prints how often each
+step was hit as JSON; any difference raises an AssertionError.
 """
 
 import argparse
 import contextlib
 import errno
-import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -19,46 +19,26 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch.utils._pytree import tree_flatten
 
-import torch  # noqa: E402
-from torch.utils._pytree import tree_flatten  # noqa: E402
-
-import dcnzoo.models  # noqa: E402  before mmdet, which needs mmcv.ops
-import dcnzoo.openmmlab.datasets  # noqa: E402
-import dcnzoo.openmmlab.hooks  # noqa: E402, F401
+import dcnzoo.models  # before mmdet, which needs mmcv.ops
+import dcnzoo.openmmlab.datasets
+import dcnzoo.openmmlab.hooks  # noqa: F401
 
 # isort: split
-from mmdet.evaluation import CocoMetric  # noqa: E402
-from mmengine.fileio import LocalBackend  # noqa: E402
-from mmengine.runner import EpochBasedTrainLoop, ValLoop  # noqa: E402
+from mmdet.evaluation import CocoMetric
+from mmengine.fileio import LocalBackend
+from mmengine.runner import EpochBasedTrainLoop, ValLoop
 
-from dcnzoo.openmmlab.checkpoints import load_file  # noqa: E402
+from dcnzoo.openmmlab.checkpoints import load_file
+from tests.demo import DEFORMABLE, write_tiny_config
+from tests.processes import ROOT
 
 EPOCHS = 4
-CONFIG = """
-_base_ = {base!r}
-train_cfg = dict(max_epochs={epochs})
-randomness = dict(seed=5)
-small = dict(
-    data_root={data!r},
-    shapes=dict(train=6, val=2, size=64, min_radius=8, max_radius=28))
-train_dataloader = dict(
-    batch_size=2, num_workers={workers}, persistent_workers={persistent}, dataset=small)
-val_dataloader = dict(dataset=small)
-val_evaluator = dict(ann_file={data!r} + 'annotations/val.json')
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator
-default_hooks = dict(
-    logger=dict(interval=1), checkpoint=dict(save_best='coco/bbox_mAP', max_keep_ckpts=2))
-model = dict(
-    train_cfg=dict(rpn_proposal=dict(max_per_img=16)),
-    test_cfg=dict(rpn=dict(max_per_img=16), rcnn=dict(score_thr=0.0, max_per_img=4)))
-"""
+CHANCE = random.Random(0)  # of its own: the global one is part of the trainings
 # (workers, persistent_workers) of the data loader
 LOADERS = [(0, False), (2, False), (2, True)]
 FULL = "disk full"  # the process exits by itself
@@ -78,48 +58,38 @@ STEPS = {  # of an epoch and of writing a checkpoint, in order, and the function
 
 def write_config(folder: Path, loader: int) -> Path:
     workers, persistent = LOADERS[loader]
-    path = folder / f"loader{loader}.py"
-    base = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
-    settings = {"workers": workers, "persistent": persistent, "epochs": EPOCHS, "base": base}
-    path.write_text(CONFIG.format(data=f"{folder / 'data'}/", **settings))
-    return path
+    return write_tiny_config(
+        folder / f"loader{loader}.py", folder / "data", DEFORMABLE, train=6, val=2, epochs=EPOCHS,
+        train_dataloader__num_workers=workers, train_dataloader__persistent_workers=persistent,
+    )  # fmt: skip
 
 
-def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> int:
-    sys.stdout.flush()
-    work.mkdir(exist_ok=True)
+def train(config: Path, work: Path, death: tuple[str, int] | None) -> None:
+    """Train or resume, in a process that may die as in :func:`die_at`."""
+    os.setpgid(0, 0)
     output = os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    if process := os.fork():
-        os.close(output)
-        return process
-    status = 1
-    try:
-        os.setpgid(0, 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        if death is not None:
-            die_at(*death)
-        resume = ["--resume"] if any(work.glob("[!.]*.pth")) else []
-        sys.argv = ["train", str(config), "--work-dir", str(work), *resume]
-        runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
-        status = 0
-    except SystemExit as end:
-        status = int(end.code not in (0, None))
-        print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    if death is not None:
+        die_at(*death)
+    resume = ["--resume"] if any(work.glob("[!.]*.pth")) else []
+    sys.argv = ["train", str(config), "--work-dir", str(work), *resume]
+    runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
 
 
-def wait(process: int) -> int:
-    """Exit status. Also kills its data loader workers, which can outlive it."""
-    _, status = os.waitpid(process, 0)
+def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> multiprocessing.Process:
+    work.mkdir(exist_ok=True)
+    process = multiprocessing.get_context("fork").Process(target=train, args=(config, work, death))
+    process.start()
+    return process
+
+
+def wait(process: multiprocessing.Process) -> int:
+    """Exit status, negative for a signal. Also kills its data loader workers, which can outlive it."""
+    process.join()
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)
-    return status
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.exitcode
 
 
 def die_at(step: str, times: int) -> None:
@@ -129,8 +99,10 @@ def die_at(step: str, times: int) -> None:
 
     def die(*args, **kwargs):
         nonlocal left
-        left -= name != "fsync" or os.path.isfile(f"/proc/self/fd/{args[0]}")  # does not count folders
-        if left:
+        is_folder = name == "fsync" and not os.path.isfile(f"/proc/self/fd/{args[0]}")
+        if not is_folder:
+            left -= 1
+        if left != 0 or is_folder:
             return function(*args, **kwargs)
         if step == FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -183,71 +155,69 @@ def assert_resumed(text: str, last: int | None) -> None:
     assert trained == [(last or 0) + 1 + i for i in range(len(trained))], (last, text)
 
 
+def next_death(counts: dict[str, int], each: int) -> str | None:
+    """How the next process dies: the rarest step, or every other time at random. None: it may finish."""
+    step = min(STEPS, key=counts.get)
+    if counts[step] >= each:
+        return None
+    return RANDOM if counts[RANDOM] < sum(counts[name] for name in STEPS) else step
+
+
+def train_with_deaths(config: Path, work: Path, counts: dict[str, int], each: int, seconds: float) -> None:
+    """Start processes, of which each resumes the training of the one before, until one finishes.
+
+    Args:
+        counts: how often each death has happened; updated
+        seconds: duration of an uninterrupted training
+    """
+    last = None  # epoch of the newest checkpoint
+    while True:
+        how = next_death(counts, each)
+        logs = {*work.glob("*/*.log")}
+        process = start(config, work, (how, CHANCE.randint(1, 2)) if how in STEPS else None)
+        if how == RANDOM:
+            remaining = seconds * (1 - (last or 0) / EPOCHS)
+            time.sleep(CHANCE.uniform(0, 0.6 * remaining))
+            process.kill()
+        status = wait(process)
+        full = re.search(rf"^error: {work}/\S+ cannot be written.*No space left", log(work), re.MULTILINE)
+        assert status in (0, -signal.SIGKILL) or (how == FULL and full), log(work)
+        assert_resumed("".join(path.read_text() for path in {*work.glob("*/*.log")} - logs), last)
+        if status == 0:
+            return
+        counts[how] += 1
+        last = max(epochs(work), default=None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--each", type=int, help="in place of --kills: how often each step is hit")
+    parser.add_argument("--each", type=int, default=2, help="how often each step is hit (default: 2)")
     args = parser.parse_args()
-    folder, chance = args.folder.resolve(), random.Random(0)
+    folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    whole, seconds = {}, {}
-    for loader in range(len(LOADERS)):
+    counts = dict.fromkeys([RANDOM, *STEPS], 0)
+    configs = [write_config(folder, loader) for loader in range(len(LOADERS))]
+    expected, seconds = [], []
+    for loader, config in enumerate(configs):
+        work = folder / f"uninterrupted{loader}"
+        shutil.rmtree(work, ignore_errors=True)
         began = time.monotonic()
-        work = folder / f"whole{loader}"
-        shutil.rmtree(work, ignore_errors=True)
-        status = wait(start(write_config(folder, loader), work))
+        status = wait(start(config, work))
         assert status == 0, log(work)
-        seconds[loader] = time.monotonic() - began
-        whole[loader] = result(work)
-
-    deaths = dict.fromkeys([RANDOM, *STEPS], 0)
-    # every other kill at a random moment
-    order = itertools.cycle([RANDOM, *(how for step in STEPS for how in (step, RANDOM))])
-    finished, kills, writing = 0, 0, 0
-
-    def next_death() -> str | None:
-        """How the next process dies; None: the run may finish."""
-        if args.each is None:
-            return next(order) if kills < args.kills else None
-        return min(STEPS, key=lambda step: deaths[step]) if is_left() else None
-
-    def is_left() -> bool:
-        if args.each is None:
-            return kills < args.kills
-        return any(deaths[step] < args.each for step in STEPS)
-
-    while True:
-        loader = finished % len(LOADERS)
-        config, work, last = folder / f"loader{loader}.py", folder / f"killed{loader}", None
+        seconds.append(time.monotonic() - began)
+        expected.append(result(work))
+    trainings = 0
+    while next_death(counts, args.each):
+        loader = trainings % len(LOADERS)
+        work = folder / f"killed{loader}"
         shutil.rmtree(work, ignore_errors=True)
-        while True:
-            how = next_death()
-            death = (how, chance.randint(1, 5 if args.each is None else 2)) if how in STEPS else None
-            before = {*work.glob("*/*.log")}
-            process = start(config, work, death)
-            if how is not None and death is None:
-                left = 1 - (last or 0) / EPOCHS
-                time.sleep(chance.uniform(0, 0.6 * left * seconds[loader]))  # less than the remaining time
-                os.kill(process, signal.SIGKILL)
-            status = wait(process)
-            full = re.search(rf"^error: {work}/\S+ cannot be written.*No space left", log(work), re.MULTILINE)
-            assert status in (0, signal.SIGKILL) or (how == FULL and full), log(work)
-            assert_resumed("".join(path.read_text() for path in {*work.glob("*/*.log")} - before), last)
-            if status == 0:
-                break
-            kills += how != FULL
-            deaths[how] += 1
-            writing += status != 0 and any(work.glob(".*.partial*"))
-            last = max(epochs(work), default=None)
-        finished += 1
+        train_with_deaths(configs[loader], work, counts, args.each, seconds[loader])
         assert len(epochs(work)) == 2 and not list(work.glob(".*.partial*")), os.listdir(work)
-        assert_same(result(work), whole[loader])
-        print(f"{finished} trainings, {kills} kills: the same bits", file=sys.stderr)
-        if not is_left():
-            break
-    figures = {"kills": kills, "while a file was written": writing, **deaths, "trainings": finished}
-    print(json.dumps(figures))
+        assert_same(result(work), expected[loader])
+        trainings += 1
+        print(f"{trainings} trainings, {sum(counts.values())} deaths: the same bits", file=sys.stderr)
+    print(json.dumps({**counts, "trainings": trainings}))
 
 
 if __name__ == "__main__":

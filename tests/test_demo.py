@@ -6,7 +6,7 @@ import signal
 import pytest
 from click.testing import CliRunner
 
-from .distributed.launching import settings
+from .demo import small_options
 from .processes import ROOT
 
 
@@ -15,7 +15,7 @@ def test_demo(tmp_path, monkeypatch):
     """Each training runs once, although the command is repeated."""
     monkeypatch.setattr(signal, "signal", lambda *args: None)
     command = runpy.run_path(str(ROOT / "tools/demo.py"))["main"]
-    options = ["--arms", "v2", "--work-dir", tmp_path / "demo", *settings(tmp_path / "data", 2, 1, 1)]
+    options = ["--arms", "v2", "--work-dir", tmp_path / "demo", *small_options(tmp_path / "data", 2, 1, 1)]
     for _ in range(2):
         result = CliRunner().invoke(command, [*map(str, options)], catch_exceptions=False)
         assert result.exit_code == 0, result.output

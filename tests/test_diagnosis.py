@@ -18,16 +18,10 @@ from .test_import import OPENMMLAB
 ORIGINALS = dict(package.split("==") for package in diagnosis.TESTED.split()[2:])
 FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
 CPU = Installation(
-    torch="2.13.0+cpu",
-    torch_cuda=None,
-    torch_sees_gpu=False,
-    nvidia_driver=False,
-    libraries={"cuda": "this torch is a CPU build"},
-    packages=ORIGINALS,
+    **dict(torch="2.13.0+cpu", torch_cuda=None, torch_sees_gpu=False, nvidia_driver=False),
+    **dict(libraries={"cuda": "this torch is a CPU build"}, packages=ORIGINALS),
 )
-GPU = replace(
-    CPU, torch="2.10.0+cu130", torch_cuda="13.0", torch_sees_gpu=True, nvidia_driver=True, libraries={}
-)
+GPU = replace(CPU, torch="2.10.0+cu130", torch_cuda="13.0", torch_sees_gpu=True, libraries={})
 HEALTHY = {
     "cpu": CPU,
     "gpu": GPU,
@@ -50,14 +44,13 @@ def packages(installed, *without, **more):
     return replace(CPU, packages=kept | added)
 
 
-def fails(error):
-    return replace(CPU, import_error=error)
-
-
-def lacks(module):
-    return fails(ModuleNotFoundError(f"No module named {module!r}", name=module))
-
-
+BOTH = packages(ORIGINALS, mmcv="2.2.0")
+MIXED = packages(ORIGINALS, onedl_mmcv="2.3.6")
+LACKS = ModuleNotFoundError("No module named 'pycocotools'", name="pycocotools")
+SYMBOL = ImportError("undefined symbol: _Z")
+REMOVE_BOTH = "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0"
+REMOVE_ALL = f"pip uninstall -y mmengine mmcv-lite mmdet onedl-mmcv && {diagnosis.TESTED}"
+REPLACE_TORCH = "pip uninstall -y torch && pip install torch  # "
 BROKEN = [  # (state of the machine, word in the problem, start of the command)
     (replace(CPU, torch="2.9.1", libraries={"cpu": "x"}), "2.9.1", 'pip install --upgrade "torch>=2.10"'),
     (replace(CPU, libraries={"cpu": "not in /x"}), "not in /x", diagnosis.BUILD),
@@ -66,28 +59,20 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
         "not in /y",
         f"DCNZOO_CUDA=1 {diagnosis.BUILD}, with nvcc",
     ),
-    (replace(CPU, nvidia_driver=True), "CPU build", "pip uninstall -y torch && pip install torch  # "),
+    (replace(CPU, nvidia_driver=True), "CPU build", REPLACE_TORCH),
     (packages(ORIGINALS, "mmcv-lite"), "no mmcv", "pip install mmcv-lite==2.1.0"),
     (packages(FORKS, "onedl-mmcv"), "no mmcv", "pip install --no-deps onedl-mmcv"),
-    (
-        packages(ORIGINALS, mmcv="2.2.0"),
-        "mmcv 2.2.0 and mmcv-lite 2.1.0",
-        "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite==2.1.0",
-    ),
-    (
-        packages(ORIGINALS, onedl_mmcv="2.3.6"),
-        "onedl-mmcv",
-        f"pip uninstall -y mmengine mmcv-lite mmdet onedl-mmcv && {diagnosis.TESTED}",
-    ),
-    (lacks("pycocotools"), "pycocotools", 'pip install "dcnzoo[mmdet]"'),
-    (fails(ImportError("undefined symbol: _Z")), "symbol", diagnosis.TESTED),
+    (BOTH, "mmcv 2.2.0 and mmcv-lite 2.1.0", REMOVE_BOTH),
+    (MIXED, "onedl-mmcv", REMOVE_ALL),
+    (replace(CPU, import_error=LACKS), "pycocotools", 'pip install "dcnzoo[mmdet]"'),
+    (replace(CPU, import_error=SYMBOL), "symbol", diagnosis.TESTED),
     (replace(CPU, features={"autocast": "torch has no X"}), "autocast: torch has no X", 'pip install "torch'),
 ]
 
 
-@pytest.mark.parametrize(("found", "word", "remedy"), BROKEN, ids=[row[1] for row in BROKEN])
-def test_broken(found, word, remedy):
-    (problem,) = problems(found)  # one cause is reported once
+@pytest.mark.parametrize(("machine", "word", "remedy"), BROKEN, ids=[row[1] for row in BROKEN])
+def test_broken(machine, word, remedy):
+    (problem,) = problems(machine)  # one cause is reported once
     assert word in problem.text and problem.remedy.startswith(remedy)
     assert "\n" not in problem.text + problem.remedy
     subprocess.run(["bash", "-n", "-c", problem.remedy], check=True)  # valid when pasted into a shell

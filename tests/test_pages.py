@@ -1,12 +1,12 @@
 """Every block of README and of the guides is run, in the order of its page: ``nox -s pages``.
 
 A page marks the others in the line before: ``<!-- not run: REASON -->``, or ``<!-- run by SESSION -->``, a
-session of nox that reads the block from the page. The commands run in this process, in a folder with
-pictures, annotations and a trained detector. Changed are:
+session of nox that reads the block from the page. The blocks run in this process, in a folder that has the
+files which the pages name: pictures, annotations, a trained detector. Changed are:
 
-- names: CONFIG, CHECKPOINT, IMAGE, and models whose weights must be downloaded, are small ones
-- a training has one epoch; pictures have 128 pixels
-- lines that only install or download are left out, and what they fetch is there
+- words in capitals, and models whose weights must be downloaded: :data:`WORDS`
+- a training has one epoch and one process
+- lines that only install or download are left out
 """
 
 import functools
@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from mmengine.config import Config, DictAction
 
 import dcnzoo
 from dcnzoo import zoo
@@ -30,33 +29,29 @@ from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.config.read import read_config_file
 
 from .commands import invoke, run
-from .demo import DEFORMABLE
-from .distributed.launching import settings
+from .demo import DEFORMABLE, PLAIN, write_tiny_config
 from .formats import fruits, write_voc
 from .processes import ROOT
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 PAGES += [f"docs/ops/{path.name}" for path in sorted((ROOT / "docs/ops").glob("*.md"))]
-PAGES += [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("configs/*/README.md"))]
 BLOCK = re.compile(
     r"^(?:<!-- (not run: .+?|run by .+?) -->\n)?```(bash|python|ipython)\n(.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
 DEMO = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 SMALL = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # of boxes
-OMITTED = ("pip install", "dcnzoo data download", "dcnzoo zoo download")
-NAMES = {
-    r"configs/(?!demo/)\S+\.py|\bCONFIG\b": "tiny.py",
-    r"\b(?:CHECKPOINT|FILE)\b|\S+/epoch_\d+\.pth": "tiny.pth",
-    r"work_dirs/(?:NAME|mask-rcnn|off|v2|demo/v2-seed0)(?=[ /])": "work_dirs/fruits",
-    r"work_dirs/fruits/config\.py": "tiny.py",
-    r"(?<=infer |train )[\w-]+(?:_coco|_fruits-nuts)\b": DEMO,
-    rf"(?<= )(?!{SMALL})[\w-]+_(?:coco|fruits-nuts)(?= |$)": DEMO,
-    r"\bNAME\b": DEMO,
-    r"\b(?:IMAGE|PICTURE)\b|street\.jpg|image\.jpg|data/demo/val/\S+": "picture.jpg",
-    r"\bFOLDER\b": "fruits",
-    r"--shape \d+ \d+": "--shape 96 128",
-    r"(?<=dist_train.sh )(\S+) \d+": r"\1 1",
+OMITTED = ("pip install", "dcnzoo data download")
+LARGE = (
+    "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco",
+    "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco",
+    "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts",
+)
+WORDS = {  # of a page -> in the folder of the test
+    **dict.fromkeys((*LARGE, "NAME"), DEMO),
+    **dict.fromkeys(("CHECKPOINT", "FILE"), "tiny.pth"),
+    **dict.fromkeys(("IMAGE", "PICTURE"), "picture.jpg"),
+    **{"CONFIG": "tiny.py", "FOLDER": "fruits", "8": "1"},  # 8 processes
 }
 
 
@@ -87,15 +82,10 @@ ASSUMED = {
         "Path": Path,
     },
     "docs/ops/deform_conv.md": rand(**CONV, weight=(2, 4, 3, 3), transposed_weight=(4, 2, 3, 3)),
-    "docs/ops/deform_attn.md": {
-        **LEVELS,
-        **rand(**DCNV3, offset_mask=(1, 5, 6, 112)),
-        **rand(value=(1, 26, 2, 3), **LOCATIONS, sampling_loc_attn=(1, 7, 2, 24)),
-    },
-    "docs/ops/boxes.md": {
-        **ROIS,
-        **rand(offset=(1, 2, 7, 7), boxes=(5, 4), scores=(5,)),
-    },
+    "docs/ops/deform_attn.md": LEVELS
+    | rand(**DCNV3, offset_mask=(1, 5, 6, 112))
+    | rand(value=(1, 26, 2, 3), **LOCATIONS, sampling_loc_attn=(1, 7, 2, 24)),
+    "docs/ops/boxes.md": ROIS | rand(offset=(1, 2, 7, 7), boxes=(5, 4), scores=(5,)),
 }
 
 
@@ -106,8 +96,8 @@ def stage(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         parts = fruits(folder / "drawn")
-        (folder / "photos").mkdir()
-        for name in ("picture.jpg", "photos/1.jpg", "photos/2.jpg", "data/fruits_nuts/images/5.jpg"):
+        pictures = ("picture.jpg", "street.jpg", "image.jpg", "photos/1.jpg", "photos/2.jpg")
+        for name in (*pictures, "data/fruits_nuts/images/5.jpg", "data/demo/val/00000.png"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "drawn/a.jpg", folder / name)
         write_voc(folder / "fruits", parts)
@@ -116,64 +106,65 @@ def stage(tmp_path_factory):
         for split in ("train", "val"):
             shutil.copy(folder / f"coco/{split}.json", folder)
         write_voc(folder / "data/fruits_nuts", parts)
-        lines = [line.partition("=")[::2] for line in settings(folder / "shapes", 8, 4)[1:]]
-        cfg = Config.fromfile(DEFORMABLE)
-        cfg.merge_from_dict({name: DictAction._parse_iterable(value) for name, value in lines})
-        cfg.dump(folder / "tiny.py")
+        for name, base in (("tiny.py", DEFORMABLE), (Path(PLAIN).name, PLAIN)):
+            write_tiny_config(folder / name, folder / "shapes", base, train=8, val=4)
         (folder / "main.py").write_text("import torch")
         weights = load_file(zoo.find(DEMO).weights[0])["state_dict"]
         torch.save({"state_dict": weights, "meta": {}}, folder / "tiny.pth")
         start = ("--cfg-options", "load_from=tiny.pth", "optim_wrapper.optimizer.lr=1e-4")
-        run("train", "tiny.py", "--work-dir", "work_dirs/fruits", "--epochs", 1, *start)
-        for name in ("data/fruits.py", "work_dirs/fruits/data/fruits.py"):
+        run("train", "tiny.py", "--work-dir", "work_dirs/fruits", *start)
+        for name in ("NAME", "mask-rcnn", "off", "v2", "demo/v2-seed0"):
+            shutil.copytree("work_dirs/fruits", f"work_dirs/{name}")
+        shutil.copy("work_dirs/fruits/epoch_1.pth", "work_dirs/demo/v2-seed0/epoch_8.pth")
+        configs = (
+            "mine.py",
+            "data/fruits.py",
+            "work_dirs/fruits/data/fruits.py",
+            "work_dirs/demo/v2-seed0/config.py",
+        )
+        for name in configs:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / "tiny.py", folder / name)
+            shutil.copy("tiny.py", name)
+        shutil.copy("tiny.pth", "mine.pth")
     return folder
 
 
 def run_line(line: str) -> None:
     """Run a command of a page; those of dcnzoo in this process."""
-    if line.startswith(OMITTED):
+    words = [WORDS.get(word, word) for word in shlex.split(line, comments=True)]
+    if not words or line.startswith(OMITTED):
         return
-    for pattern, name in NAMES.items():
-        line = re.sub(pattern, name, line)
-    line = line.replace("python tools/train.py", "dcnzoo train").replace(
-        "python tools/test.py", "dcnzoo test"
-    )
-    words = shlex.split(line, comments=True)
-    if words[:2] in (["dcnzoo", "export"], ["dcnzoo", "data"]) and "check" not in words:
+    if words[0] != "dcnzoo":
+        done = subprocess.run(["bash", "-ec", shlex.join(words)], capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        return
+    if words[1] == "train":
+        words = prepare_training(words)
+    if words[1] == "export" or words[1:3] == ["data", "convert"]:
         words.append("--force")  # blocks of a page write to the same files
-    if words[:2] == ["dcnzoo", "train"]:
-        words = [SMALL if "--data" in words and word == DEMO else word for word in words]
-        if not {"--epochs", "--dry-run"} & set(words):
-            words += ["--epochs", "1"]
-        folder = Path(words[words.index("--work-dir") + 1] if "--work-dir" in words else "work_dirs/tiny")
-        if folder.is_dir() and "--resume" not in words:
-            shutil.rmtree(folder)
-    if words[:1] == ["dcnzoo"] and not {"|", ">", "&&"} & set(words):
-        status, output = invoke(*words[1:])
-        fine = status == 0 or (status == 1 and words[1] == "doctor")
-        assert fine, f"{line}\n{output[-3000:]}"
-        return
-    done = subprocess.run(["bash", "-ec", line], capture_output=True, text=True)
-    assert done.returncode == 0, f"{line}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    status, output = invoke(*words[1:])
+    assert status == 0 or (status == 1 and words[1] == "doctor"), f"{line}\n{output[-3000:]}"
+
+
+def prepare_training(words: list[str]) -> list[str]:
+    """Delete the results of an earlier block; train for one epoch, with FOLDER a model of boxes."""
+    if "--data" in words:
+        words = [SMALL if word == DEMO else word for word in words]
+    if "--resume" not in words:
+        folder = words[words.index("--work-dir") + 1] if "--work-dir" in words else "work_dirs/tiny"
+        shutil.rmtree(folder, ignore_errors=True)
+    return words if "--dry-run" in words else [*words, "--epochs", "1"]
 
 
 def run_block(block: Block, variables: dict) -> None:
     if block.language == "bash":
         for line in block.code.replace("\\\n", " ").splitlines():
-            if line and not line.startswith("#"):
-                run_line(line)
-    elif re.match(r"_base_ = ", block.code):
-        # a config that inherits from one beside it is one of the demo's
-        Path("page.py").write_text(block.code.replace("'./", f"'{ROOT}/configs/demo/"))
+            run_line(line)
+    elif block.code.startswith("_base_ = "):
+        Path("page.py").write_text(block.code)
         read_config_file(Path("page.py"))
     else:
-        code = block.code
-        for name in re.findall(r"\w+-[\w-]+_coco\b", code):
-            code = code.replace(name, DEMO)
-        code = re.sub("street.jpg|image.jpg", "picture.jpg", code)
-        code = re.sub("configs/mine.py", "tiny.py", code).replace("mine.pth", "tiny.pth")
+        code = re.sub("|".join(LARGE), DEMO, block.code)
         exec(compile(code, "page", "exec"), variables)
 
 
@@ -193,8 +184,6 @@ def test_blocks_run(page, tmp_path, monkeypatch, request):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    for package in ("mmdet", "onnxscript", "onnxruntime", "openvino") if "deploy" in page else ():
-        pytest.importorskip(package)
     if request.node.get_closest_marker("slow"):
         shutil.copytree(request.getfixturevalue("stage"), tmp_path, dirs_exist_ok=True)
     (tmp_path / "docs").symlink_to(ROOT / "docs")

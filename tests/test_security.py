@@ -12,10 +12,9 @@ import torch
 import dcnzoo.models
 from dcnzoo.openmmlab.checkpoints import CheckpointError
 
-from .cli.test_train import tiny
 from .commands import invoke
 from .demo import DEFORMABLE as CONFIG
-from .demo import build_demo
+from .demo import build_demo, small_options
 from .openmmlab.test_checkpoints import Harmful
 
 MARK = "made by a checkpoint"
@@ -40,9 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def training(data, config=CONFIG):
-    workers = [f"{loader}_dataloader.{setting}" for loader in ("train", "val", "test")
-               for setting in ("num_workers=0", "persistent_workers=False")]  # fmt: skip
-    return [config, "--work-dir", "work", *tiny(data, train=2, val=1, epochs=1), *workers]
+    return [config, "--work-dir", "work", *small_options(data, 2, 1)]
 
 
 def with_backbone(file):

@@ -71,11 +71,6 @@ def test_test(folder, tmp_path):
     assert re.search(rf"^box AP +{expected:.3f}$", output, re.MULTILINE)
 
 
-def test_report(folder, tmp_path):
-    run("report", "work", "--out", tmp_path / "report.html")
-    assert (tmp_path / "report.html").stat().st_size > 10_000
-
-
 def test_export(folder, tmp_path):
     """A file exported today has the detections of that time."""
     run("export", "work", "--out", tmp_path / "new.onnx")

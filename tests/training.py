@@ -1,4 +1,4 @@
-"""Trainings that take less than a second, with a model of one weight; and a detector's that takes two."""
+"""Trainings that take less than a second, with a model of one weight."""
 
 import itertools
 from pathlib import Path
@@ -9,12 +9,9 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch.utils.data import Dataset
 
 from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.saved import SavedCheckpoints
-
-from .demo import PLAIN
 
 NUMBERS = itertools.count()  # runs with the same name in the same second would share a logger
 SAVING = {"checkpoint": {"type": "AtomicCheckpointHook", "interval": 1}}
@@ -33,15 +30,9 @@ class Model(BaseModel):
         return {"loss": ((self.weight - x) ** 2).mean()} if mode == "loss" else [self.weight]
 
 
-class Numbers(Dataset):
-    def __init__(self, values=range(3)):
-        self.values = values
-
-    def __len__(self):
-        return len(self.values)
-
-    def __getitem__(self, index):
-        return {"inputs": torch.tensor([float(self.values[index])])}
+def numbers(values=range(3)):
+    """A data set."""
+    return [{"inputs": torch.tensor([float(value)])} for value in values]
 
 
 class Score(BaseMetric):
@@ -92,7 +83,7 @@ class Dies(Hook):
 def make_runner(work_dir, name, model=None, epochs=4, values=range(3), **changes):
     """A runner with MMEngine's loops. ``changes`` replace its settings."""
     sampler = {"type": "DefaultSampler", "shuffle": False}
-    loader = {"dataset": Numbers(values), "batch_size": 1, "sampler": sampler, "collate_fn": pseudo_collate}
+    loader = {"dataset": numbers(values), "batch_size": 1, "sampler": sampler, "collate_fn": pseudo_collate}
     evaluator = {"type": "mmengine.Evaluator", "metrics": []}
     settings = {
         **{f"{part}_dataloader": dict(loader) for part in ("train", "val", "test")},
@@ -126,29 +117,3 @@ def began(runner):
 
 def checkpoints(folder):
     return sorted(path.name for path in folder.glob("*.pth"))
-
-
-DETECTOR = """
-_base_ = {base!r}
-data = {data!r}
-small = dict(data_root=data, shapes=dict(train=4, val=2, size=64, min_radius=8, max_radius=28))
-randomness = dict(seed=5)
-train_cfg = dict(max_epochs=1)
-train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=small)
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=small)
-val_evaluator = dict(ann_file=data + 'annotations/val.json')
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best='coco/bbox_mAP'))
-custom_hooks = [dict(type='EMAHook', momentum=0.1)]
-model = dict(
-    train_cfg=dict(rpn_proposal=dict(max_per_img=16)),
-    test_cfg=dict(rpn=dict(max_per_img=16), rcnn=dict(score_thr=0.0, max_per_img=4)))
-"""
-
-
-def small_detector(folder):
-    """Write a config of the demo that trains within two seconds."""
-    path = folder / "small.py"
-    path.write_text(DETECTOR.format(base=PLAIN, data=f"{folder}/data/"))
-    return path

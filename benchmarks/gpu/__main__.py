@@ -27,6 +27,7 @@ from benchmarks.gpu import journal
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE = 5  # seconds that a process gets to write its last result
+PYTEST = ["-m", "pytest", "-v", "-p", "no:cacheprovider"]
 NO_TESTS = 5  # pytest's exit status if every test of a file is skipped, as without a GPU
 
 
@@ -68,7 +69,9 @@ class Session:
     ) -> str:
         """Run a script that works through its journal; continue after a crash. Return a line about it."""
         file = self.out / f"{part}.jsonl"
-        command = ["-m", f"benchmarks.gpu.{part}", str(file), *options, *["--rehearse"] * self.rehearse]
+        command = ["-m", f"benchmarks.gpu.{part}", str(file), *options]
+        if self.rehearse:
+            command.append("--rehearse")
         environment = {"OMP_NUM_THREADS": "1"} if self.rehearse else {}
         if self.rehearse and interpret:  # Triton's interpreter is slow
             environment |= {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused"}
@@ -82,48 +85,57 @@ class Session:
             crashed = any(status not in (0, None, journal.UNFINISHED) for status in statuses)
             if not crashed or len(journal.results(file)) == before:
                 break
-        found = journal.results(file)
-        good = sum("problem" not in result for _, result in found)
-        done = statuses and not any(statuses) and None not in statuses
-        text = f"{'done' if done else 'unfinished'}: {good} results, {len(found) - good} problems"
+        results = [result for _, result in journal.results(file)]
+        good = sum("problem" not in result for result in results)
+        done = statuses and set(statuses) == {0}
+        text = f"{'done' if done else 'unfinished'}: {good} results, {len(results) - good} problems"
         return text if good else f"FAILED: {text}"
 
 
 def correctness(session: Session) -> str:
     """Run tests/cuda in several processes, then small cases under compute-sanitizer."""
-    files = sorted((ROOT / "tests/cuda").glob("test_*.py"))
-    if session.rehearse:  # `make test` runs these on the host
-        files = [path for path in files if path.name not in ("test_kernels_cuda.py", "test_large_cuda.py")]
-    pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"]
-    commands = [[*pytest, "-p", "no:xdist", str(file)] for file in files]
-    if find_spec("xdist") and not session.rehearse:  # Triton compiles on many cores
-        commands = [[*pytest, "-n", str(session.processes), "--dist", "loadgroup", *map(str, files)]]
-    log, end = session.out / "correctness.log", session.end
+    end = session.end
     session.end -= 0.3 * session.left
-    statuses = session.run(*commands, log=log, OMP_NUM_THREADS="1")
+    tests = run_tests(session, session.out / "correctness.log")
     session.end = end
-    outcome = r"(PASSED|FAILED|ERROR|SKIPPED)"
-    lines = rf"^tests/\S+.* {outcome}|^\[gw\d+\] .* {outcome} tests/"
-    words = [alone or shared for alone, shared in re.findall(lines, log.read_text(), re.MULTILINE)]
-    counts = ", ".join(f"{words.count(word)} {word.lower()}" for word in sorted(set(words)))
-    stopped = f", stopped: {statuses.count(None)} files" if None in statuses else ""
     sanitizer = shutil.which("compute-sanitizer")
     if session.rehearse or sanitizer is None:
         memory = "sanitizer skipped"
     else:
-        # without torch's cache, whose memory next to a tensor hides invalid accesses
-        log = session.out / "sanitizer.log"
-        under = [sanitizer, "--tool=memcheck", "--report-api-errors=no", "--error-exitcode=9"]
-        small = [*pytest, "-p", "no:xdist", "tests/cuda", "-k", "matches_reference and float32"]
-        (status,) = session.run(small, under=under, log=log, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-        memory = f"sanitizer: {'stopped at the limit' if status is None else f'status {status}'}"
-        memory = f"FAILED: {memory}" if status or "Invalid" in log.read_text() else memory
-    failed = (
-        not words
-        or {"FAILED", "ERROR"} & {*words}
-        or any(status not in (0, None, *[NO_TESTS] * session.rehearse) for status in statuses)
-    )
-    return f"{'FAILED: ' if failed else ''}{counts}{stopped}; {memory}"
+        memory = check_memory(session, sanitizer, session.out / "sanitizer.log")
+    return f"{'FAILED: ' if 'FAILED' in tests + memory else ''}{tests}; {memory}"
+
+
+def run_tests(session: Session, log: Path) -> str:
+    """Run tests/cuda; count the outcomes."""
+    files = sorted((ROOT / "tests/cuda").glob("test_*.py"))
+    if session.rehearse:  # `make test` runs these on the host
+        files = [path for path in files if path.name not in ("test_kernels_cuda.py", "test_large_cuda.py")]
+    if find_spec("xdist") and not session.rehearse:  # Triton compiles on many cores
+        parallel = ("-n", str(session.processes), "--dist", "loadgroup")
+        commands = [[*PYTEST, *parallel, *map(str, files)]]
+    else:
+        commands = [[*PYTEST, "-p", "no:xdist", str(file)] for file in files]
+    statuses = session.run(*commands, log=log, OMP_NUM_THREADS="1")
+    outcome = r"(PASSED|FAILED|ERROR|SKIPPED)"
+    lines = rf"^tests/\S+.* {outcome}|^\[gw\d+\] .* {outcome} tests/"
+    words = [alone or shared for alone, shared in re.findall(lines, log.read_text(), re.MULTILINE)]
+    text = ", ".join(f"{words.count(word)} {word.lower()}" for word in sorted(set(words)))
+    if None in statuses:
+        text += f", stopped: {statuses.count(None)} files"
+    expected = {0, None, NO_TESTS} if session.rehearse else {0, None}
+    failed = not words or {"FAILED", "ERROR"} & {*words} or not expected.issuperset(statuses)
+    return f"tests FAILED: {text}" if failed else text
+
+
+def check_memory(session: Session, sanitizer: str, log: Path) -> str:
+    """Run small cases under compute-sanitizer."""
+    # without torch's cache, whose memory next to a tensor hides invalid accesses
+    under = [sanitizer, "--tool=memcheck", "--report-api-errors=no", "--error-exitcode=9"]
+    small = [*PYTEST, "-p", "no:xdist", "tests/cuda", "-k", "matches_reference and float32"]
+    (status,) = session.run(small, under=under, log=log, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    text = f"sanitizer: {'stopped at the limit' if status is None else f'status {status}'}"
+    return f"FAILED: {text}" if status or "Invalid" in log.read_text() else text
 
 
 def tuning(session: Session) -> str:
@@ -147,8 +159,9 @@ def benchmark(session: Session) -> str:
 
 def without_library(session: Session) -> str:
     """Test the operators without the compiled CUDA library, then time them, and the library's."""
-    pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/cuda/test_without_library.py"]
-    pytest += ["-n", str(session.processes)] if find_spec("xdist") and not session.rehearse else []
+    pytest = [*PYTEST, "tests/cuda/test_without_library.py"]
+    if find_spec("xdist") and not session.rehearse:
+        pytest += ["-n", str(session.processes)]
     log, end = session.out / "without_library.log", session.end
     session.end -= 0.5 * session.left
     (status,) = session.run(pytest, log=log, OMP_NUM_THREADS="1", DCNZOO_CUDA="0")

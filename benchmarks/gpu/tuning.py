@@ -12,8 +12,8 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -216,25 +216,36 @@ def main() -> None:
         for config in candidates(table, kernel, kind, args.rehearse)
     ]
     if args.step == "check":
-        for kernel, kind, config in every:
-            job = {"step": "check", "kernel": kernel, "kind": kind, "config": list(config)}
-            journal.run(job, lambda k=kernel, d=kind, c=config: check(k, d, c, args.device))
-        journal.exit()
+        check_all(journal, every, args.device)
+    else:
+        time_correct_ones(journal, every, args.device)
+    journal.exit()
+
+
+def check_all(journal: Journal, every: Iterable[tuple[str, str, Config]], device: str) -> None:
+    for kernel, kind, config in every:
+        job = {"step": "check", "kernel": kernel, "kind": kind, "config": list(config)}
+        journal.run(job, partial(check, kernel, kind, config, device))
+
+
+def time_correct_ones(journal: Journal, every: Iterable[tuple[str, str, Config]], device: str) -> None:
+    """Time the candidates that :func:`check_all` has found to be correct, on each map."""
     correct = {
         (job["kernel"], job["kind"], *job["config"])
-        for job, result in results(args.file, step="check")
+        for job, result in results(journal.path, step="check")
         if "problem" not in result
     }
     for kernel, kind, config in every:
-        for name in MAPS if (kernel, kind, *config) in correct else ():
-            problem, grad = make_problem(name, KINDS[kind], args.device)
-
-            def measure(k=kernel, p=problem, g=grad, c=config) -> dict:
-                return {"us": microseconds(lambda: call(k, p, g, c), args.device)}
-
+        if (kernel, kind, *config) not in correct:
+            continue
+        for name in MAPS:
             job = {"step": "time", "kernel": kernel, "kind": kind, "map": name, "config": list(config)}
-            journal.run(job, measure)
-    journal.exit()
+            problem, grad = make_problem(name, KINDS[kind], device)
+            journal.run(job, partial(time_call, kernel, problem, grad, config, device))
+
+
+def time_call(kernel: str, problem: fused.Problem, grad: Tensor, config: Config, device: str) -> dict:
+    return {"us": microseconds(lambda: call(kernel, problem, grad, config), device)}
 
 
 if __name__ == "__main__":

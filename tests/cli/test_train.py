@@ -12,12 +12,7 @@ import torch
 from .. import commands
 from ..commands import error_of
 from ..demo import PLAIN as CONFIG
-from ..distributed.launching import settings
-
-
-def tiny(data, train=4, val=4, epochs=2):
-    """Settings with which the demo config trains in seconds."""
-    return settings(data, train, val, epochs, train_dataloader__batch_size=2)
+from ..demo import small_options
 
 
 def log_of(folder):
@@ -40,7 +35,7 @@ def data(tmp_path_factory):
 def trained(tmp_path_factory, data):
     """A work directory after training with deformable convolutions, and the output."""
     work = tmp_path_factory.mktemp("trained")
-    options = [*tiny(data), "model.backbone.dcn=True"]
+    options = [*small_options(data, 4, 4, 2), "model.backbone.dcn=True"]
     return work, commands.run("train", CONFIG, "--work-dir", work, "--report", *options)
 
 
@@ -81,7 +76,7 @@ def test_test_repeats_the_last_validation(trained, tmp_path):
 
 def test_mixed_precision_on_the_cpu(tmp_path):
     options = ["--amp", "--auto-scale-lr", "--epochs", 1, "--lr", 0.003, "--patience", 1]
-    options += tiny(tmp_path / "data", train=2, val=1)
+    options += small_options(tmp_path / "data", 2, 1, 2)
     output = commands.run("train", CONFIG, "--work-dir", tmp_path, "--verbose", *options)
     assert "max_epochs 2 → 1, " in output and "lr 0.0015 → 0.003" in output
     assert "changed: optim_wrapper.type OptimWrapper → AmpOptimWrapper, " in output

@@ -23,7 +23,7 @@ from dcnzoo.detect.drawing import encoded
 from dcnzoo.openmmlab.detector import Features
 from dcnzoo.utils.errors import UserError
 from tests.commands import run
-from tests.distributed.launching import settings
+from tests.demo import small_options
 from tests.zoo.server import Served, serving
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
@@ -322,7 +322,7 @@ def coco(tmp_path_factory):
 
 
 def test_evaluation_equals_that_of_the_test_command(detector, coco, tmp_path):
-    output = run("test", MODEL, "--verbose", *settings(coco, train=1, val=12), "--work-dir", tmp_path)
+    output = run("test", MODEL, "--verbose", *small_options(coco, train=1, val=12), "--work-dir", tmp_path)
     metrics = detector.evaluate(coco / "annotations/val.json", images=coco / "val", batch_size=2)
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         for suffix, metric in (("", "AP"), ("_50", "AP50"), ("_75", "AP75"), ("_s", "AP, small")):

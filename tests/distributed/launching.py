@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 from ..processes import ROOT
 
@@ -56,21 +55,3 @@ def run(*command: object, status: int = 0, seconds: float = 900, **extra: object
     output = finish(process, seconds)
     assert process.returncode == status, output[-6000:]
     return output
-
-
-def settings(data: Path, train: int = 8, val: int = 5, epochs: int = 1, **more: object) -> list[str]:
-    found = {
-        "train_cfg.max_epochs": epochs,
-        "train_dataloader.batch_size": 2,
-        "default_hooks.logger.interval": 1,
-        # briefly trained boxes score low; keep them for the comparison
-        "model.test_cfg.rcnn.score_thr": 0.0,
-        "val_evaluator.ann_file": f"{data}/annotations/val.json",
-        "test_evaluator.ann_file": f"{data}/annotations/val.json",
-    }
-    for loader in ("train", "val", "test"):
-        dataset = f"{loader}_dataloader.dataset"
-        found.update({f"{dataset}.data_root": f"{data}/", f"{dataset}.shapes.train": train,
-                      f"{dataset}.shapes.val": val})  # fmt: skip
-    found.update({name.replace("__", "."): value for name, value in more.items()})
-    return ["--cfg-options", *(f"{name}={value}" for name, value in found.items())]

@@ -18,7 +18,8 @@ from mmengine.config import Config
 from dcnzoo.openmmlab.runs import ranks
 
 from ..crash import assert_same
-from .launching import CONFIG, ROOT, run, settings
+from ..demo import small_options
+from .launching import CONFIG, ROOT, run
 
 SCALARS = "*/vis_data/scalars.json"
 # With BatchNorm, each process would validate with its own running statistics.
@@ -56,7 +57,7 @@ def logged(work, name):
 def trained(tmp_path_factory, data):
     work = tmp_path_factory.mktemp("trained")
     run(sys.executable, "tools/train.py", CONFIG, "--work-dir", work,
-        *settings(data, epochs=2, randomness__seed=1), "model.backbone.dcn=True")  # fmt: skip
+        *small_options(data, epochs=2, randomness__seed=1), "model.backbone.dcn=True")  # fmt: skip
     return work / Path(CONFIG).name, work / "epoch_2.pth"
 
 
@@ -102,7 +103,7 @@ def test_two_processes_train(data, tmp_path, port, more):
     lines = {"_base_": [str(ROOT / CONFIG)], "custom_imports": imports, "custom_hooks": [], **more}
     config, work, notes = tmp_path / "audited.py", tmp_path / "work", tmp_path / "notes"
     config.write_text("".join(f"{name} = {value!r}\n" for name, value in lines.items()))
-    options = settings(data, optim_wrapper__accumulative_counts=2, auto_scale_lr__base_batch_size=4)
+    options = small_options(data, optim_wrapper__accumulative_counts=2, auto_scale_lr__base_batch_size=4)
     arguments = [config, 2, "--verbose", "--work-dir", work, "--auto-scale-lr", *options]
     output = run("tools/dist_train.sh", *arguments, PORT=port, AUDIT=notes, AUDITED=work)
     assert "Scaling the original LR by 2.0" in output
@@ -127,7 +128,7 @@ def test_two_processes_train(data, tmp_path, port, more):
 def test_two_processes_have_the_same_bits_without_the_sanity_check(data, tmp_path, port):
     states = []
     for name, options in (("with", []), ("without", ["--no-sanity"])):
-        words = ("--work-dir", tmp_path / name, *options, *settings(data, epochs=2, randomness__seed=1))
+        words = ("--work-dir", tmp_path / name, *options, *small_options(data, epochs=2, randomness__seed=1))
         run("tools/dist_train.sh", CONFIG, 2, *words, PORT=port)
         states.append(torch.load(tmp_path / name / "epoch_2.pth", weights_only=False))
     for key in ("state_dict", "optimizer"):

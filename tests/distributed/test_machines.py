@@ -10,8 +10,9 @@ from functools import cache
 import pytest
 import torch
 
+from ..demo import small_options
 from . import killing
-from .launching import CONFIG, ROOT, finish, ip, on_machine, run, settings, start
+from .launching import CONFIG, ROOT, finish, ip, on_machine, run, start
 
 HOSTS = "127.0.0.1 localhost\n127.0.1.1 machine-{}\n"  # as Debian and Ubuntu write it
 
@@ -48,7 +49,7 @@ def outputs(jobs, status):
 def options(tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     more = ["train_cfg.val_interval=1", "randomness.seed=1", "env_cfg.dist_cfg.timeout=100"]
-    return [*settings(data, epochs=2), *more]
+    return [*small_options(data, epochs=2), *more]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from .launching import CONFIG, ROOT, environment, on_machine, run, settings
+from ..demo import small_options
+from .launching import CONFIG, ROOT, environment, on_machine, run
 
 MISSING = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
 pytestmark = [
@@ -100,7 +101,7 @@ def wait_for(condition, folder):
 
 def test_two_seeds_are_requeued(slurm, submit, tmp_path):
     """By an administrator and by the time limit; the weights are those of an uninterrupted training."""
-    options = [*settings(tmp_path / "data", epochs=100), "train_cfg.val_interval=100"]
+    options = [*small_options(tmp_path / "data", epochs=100), "train_cfg.val_interval=100"]
     job, value = submit("1-2", options=options)
     for seed in (1, 2):
         wait_for((tmp_path / f"seed_{seed}/last_checkpoint").exists, tmp_path)

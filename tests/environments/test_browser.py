@@ -30,14 +30,6 @@ def browser():
         yield api.chromium.launch(executable_path=program, args=CHROMIUM, chromium_sandbox=False)
 
 
-@pytest.fixture
-def explain_page(tmp_path):
-    file = tmp_path / "explain.html"
-    explanation = explained(names=("backbone.layer2.0.conv2", "backbone.layer3.0.conv2"))
-    file.write_text(render_explanation(explanation, "title", "end"), encoding="utf-8")
-    return file
-
-
 def visit(browser, file, size=DESKTOP, scheme="light", hash=""):
     page = browser.new_page(viewport=dict(zip(("width", "height"), size, strict=True)), color_scheme=scheme)
     page.on("pageerror", lambda error: pytest.fail(str(error)))
@@ -63,8 +55,11 @@ def test_report(browser, make_run):  # noqa: F811
     check(browser, write_report([make_run()], evaluated=6, images=1))
 
 
-def test_explain_page(browser, explain_page):
-    check(browser, explain_page)
+def test_explain_page(browser, tmp_path):
+    file = tmp_path / "explain.html"
+    explanation = explained(names=("backbone.layer2.0.conv2", "backbone.layer3.0.conv2"))
+    file.write_text(render_explanation(explanation, "title", "end"), encoding="utf-8")
+    check(browser, file)
 
 
 @pytest.mark.parametrize(

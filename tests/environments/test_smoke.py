@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import dcnzoo
-from dcnzoo.ops import _library, deform_conv2d
-from dcnzoo.ops.reference import deform_conv as in_pytorch
+from dcnzoo.ops import _library
 
-from ..cli.test_train import average_precisions, tiny
+from ..cli.test_train import average_precisions
+from ..demo import small_options
 from ..distributed.launching import environment
 from ..processes import ROOT, python
 
@@ -34,16 +34,9 @@ def run(tool, *arguments):
     assert "be deprecated" not in done.stdout + done.stderr
 
 
-def test_operator():
+def test_operators():
     assert _library.loaded["cpu"].parent == FOLDER
-    torch.manual_seed(0)
-    shapes = ((2, 4, 7, 9), (6, 4, 3, 2), (2, 12, 7, 10), (2, 6, 7, 10))
-    tensors = [torch.rand(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
-    geometry = ((1, 1), (1, 1), (1, 1), 1)  # stride, padding, dilation, groups
-    results = [f(*tensors, None, *geometry) for f in (deform_conv2d, in_pytorch)]
-    torch.testing.assert_close(*results)
-    gradients = [torch.autograd.grad(result.square().sum(), tensors) for result in results]
-    torch.testing.assert_close(*gradients)
+    python("tests/packaging/operators.py", cwd=ROOT, **environment())
 
 
 def test_cuda_library():
@@ -56,21 +49,6 @@ def test_cuda_library():
     )
 
 
-def test_registry():
-    import dcnzoo.models
-
-    # isort: split
-    import mmcv.ops
-    from mmdet.registry import MODELS
-    from mmengine.registry import DefaultScope
-
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        layer = MODELS.build(dict(type="DCNv2", in_channels=4, out_channels=6, kernel_size=3, padding=1))
-        backbone = MODELS.build(dict(type="ResNet", depth=18, dcn=True))
-    assert type(layer) is dcnzoo.models.DCNv2 and isinstance(layer, mmcv.ops.ModulatedDeformConv2d)
-    assert any(type(module) is dcnzoo.models.DCNv2 for module in backbone.modules())
-
-
 def test_doctor():
     assert "no problems found" in python("-m", "dcnzoo", "doctor", cwd=ROOT).stdout
 
@@ -78,6 +56,6 @@ def test_doctor():
 @pytest.mark.filterwarnings("ignore")
 def test_the_demo_trains_and_its_checkpoint_is_tested(tmp_path):
     work = tmp_path / "work"
-    run("train", CONFIG, "--work-dir", work, *tiny(tmp_path / "data", epochs=1))
+    run("train", CONFIG, "--work-dir", work, *small_options(tmp_path / "data", 4, 4))
     run("test", work / CONFIG.rpartition("/")[2], work / "epoch_1.pth", "--work-dir", tmp_path)
     assert average_precisions(tmp_path) == average_precisions(work)

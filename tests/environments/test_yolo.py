@@ -14,10 +14,10 @@ from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.layers import PackedDeformConv2d
 
 from ..formats import write_yolo
+from ..processes import ROOT
 
 pytest.importorskip("ultralytics", exc_type=ImportError)
 
-ROOT = Path(__file__).resolve().parents[2]
 SECTION = (ROOT / "docs/migration.md").read_text().split("## Ultralytics YOLO")[1].split("\n## ")[0]
 TRAINING, EXPORT = re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)
 OPTIONS = dict(

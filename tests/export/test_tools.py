@@ -20,8 +20,8 @@ from dcnzoo.detect.timing import agreement
 from dcnzoo.export import Detector
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.openmmlab.export.verify import verify
-from tests.cli.test_train import tiny
 from tests.commands import error_of, run
+from tests.demo import small_settings
 from tests.processes import ROOT
 
 from .detectors import build, calibrate, loaded
@@ -44,10 +44,8 @@ def work(tmp_path_factory):
 
     work = tmp_path_factory.mktemp("deployment")
     cfg = Config.fromfile(CONFIG)
-    for setting in tiny(work / "data", train=1, val=5)[1:]:
-        key, value = setting.split("=")
-        cfg.merge_from_dict({key: int(value) if value.isdigit() else value})
-    cfg.merge_from_dict({"model.test_cfg.rcnn.score_thr": 0.05, "test_dataloader.batch_size": 1})
+    cfg.merge_from_dict(small_settings(work / "data", train=1, test_dataloader__batch_size=1))
+    cfg.model.test_cfg.rcnn.score_thr = 0.05
     model = cfg.model
     model.backbone.update(out_indices=(2,), stage_with_dcn=(False, False, True))
     model.neck.update(in_channels=model.neck.in_channels[-1:], num_outs=1)

@@ -16,8 +16,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
 
 from ..commands import invoke
-from ..demo import PLAIN
-from ..distributed.launching import settings
+from ..demo import PLAIN, small_options
 from .test_weights import build
 
 OPTION = "model.backbone.dcn=v2"
@@ -57,7 +56,7 @@ def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
         arguments, options = ["a.png", *WEIGHTS, "--out", tmp_path / "found"], []
     else:
         arguments = ["weights.pth", "--work-dir", tmp_path / "work"]
-        options = settings(tmp_path / "data", train=1, val=2)
+        options = small_options(tmp_path / "data", train=1, val=2)
     arguments = [command, PLAIN, *arguments]
     status, output = run(*arguments, *options)
     assert status == 1 and "conv_offset" in output, output

@@ -19,6 +19,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from torch import nn
+from yapf.yapflib.yapf_api import FormatCode
 
 import dcnzoo.models  # noqa: F401  applies the patches; before mmdet, which needs mmcv.ops
 from dcnzoo.layers import PackedDeformConv2d
@@ -119,7 +120,9 @@ def test_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
     assert build(config, teacher_ckpt=None, teacher_config=teacher).teacher_model.backbone.depth == 50
 
 
-def test_text_of_a_config(monkeypatch, formatted_configs):
+def test_text_of_a_config(monkeypatch):
+    monkeypatch.setattr("mmengine.config.config.FormatCode", FormatCode)  # which conftest.py replaces
+
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 

@@ -16,13 +16,16 @@ from dcnzoo.openmmlab.runs import sanity
 from dcnzoo.utils.errors import UserError
 
 from ..crash import assert_same
-from ..training import Model, make_runner, small_detector
+from ..demo import write_tiny_config
+from ..training import Model, make_runner
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """Its pictures are drawn once."""
-    path = small_detector(tmp_path_factory.mktemp("small"))
+    folder = tmp_path_factory.mktemp("small")
+    ema = [dict(type="EMAHook", momentum=0.1)]
+    path = write_tiny_config(folder / "small.py", folder / "data", train=4, val=2, custom_hooks=ema)
     dcnzoo.train(path, work_dir=path.parent / "drawn", dry_run=True)
     return path
 

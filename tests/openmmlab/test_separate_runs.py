@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo  # an optimizer imports it; here, forked processes need not
-from mmengine.config import DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS, DefaultScope
@@ -20,8 +19,7 @@ import dcnzoo.zoo.training
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.runs import execute
 
-from ..demo import PLAIN
-from ..distributed.launching import settings
+from ..demo import PLAIN, small_settings
 
 # folder, arguments: another folder, the same one again, and its continuation
 TRAININGS = (
@@ -34,9 +32,7 @@ TRAININGS = (
 
 def train(root, name, arguments, **more):
     epochs = arguments.get("epochs", 1)
-    texts = [text.partition("=") for text in settings(root.parent / "data", 4, 2, epochs)[1:]]
-    options = {key: DictAction._parse_iterable(value) for key, _, value in texts}
-    options["randomness"] = {"seed": 3}
+    options = small_settings(root.parent / "data", 4, 2, epochs, randomness={"seed": 3})
     dcnzoo.train(PLAIN, work_dir=root / name, cfg_options={**options, **more}, **arguments)
 
 

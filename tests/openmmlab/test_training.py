@@ -34,11 +34,11 @@ from ..training import (
     Death,
     Dies,
     Model,
-    Numbers,
     Score,
     began,
     checkpoints,
     make_runner,
+    numbers,
     train,
 )
 
@@ -410,7 +410,7 @@ def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, sche
     """
     by_epoch = schedule != "iterations"
     sampler = {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": False}
-    loader = {"dataset": Numbers(range(12)), "sampler": sampler, "collate_fn": pseudo_collate}
+    loader = {"dataset": numbers(range(12)), "sampler": sampler, "collate_fn": pseudo_collate}
     saving = {"type": "AtomicCheckpointHook", "interval": 1 if by_epoch else 4, "by_epoch": by_epoch}
 
     def rates(folder, batch, epochs, resume=False, lr=0.01, schedules=SCHEDULES[schedule]):

@@ -21,8 +21,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.lock import lock_work_dir
 
-from ..demo import PLAIN
-from ..distributed.launching import settings
+from ..demo import PLAIN, small_options
 from ..formats import fruits, write_yolo
 from ..processes import ROOT
 
@@ -230,7 +229,7 @@ def test_two_processes_with_force_on_one_folder(tmp_path):
     """One trains, the other is refused; what was there is in one renamed folder."""
     work = tmp_path / "work"
     before = trained(work)
-    options = settings(tmp_path / "data", train=4, val=2, epochs=12)
+    options = small_options(tmp_path / "data", train=4, val=2, epochs=12)
     words = [sys.executable, "-m", "dcnzoo", "train", PLAIN, "--work-dir", work, "--force", *options]
     drawn = [*words[:6], tmp_path / "drawn", "--dry-run", *options]
     subprocess.run(drawn, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
