@@ -68,7 +68,7 @@ def test_export_names_the_packages_it_needs(monkeypatch, tmp_path):
     files[0].write_text("model = dict(type='RTMDet')")
     files[1].touch()
     message = error_of("export", *map(str, files), "--simplify")
-    assert "import of onnx" in message and 'pip install "dcnzoo[onnx]"' in message
+    assert "import of onnx" in message and 'pip install "dcnzoo[mmdet,onnx]"' in message
 
 
 @pytest.mark.parametrize(("model", "file"), [("mine.py", "mine.onnx"), ("run.1/", "run.1.onnx")])
