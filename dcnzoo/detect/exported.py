@@ -65,15 +65,19 @@ class ExportedDetector(BaseDetector):
 
     def prepare(self, picture: np.ndarray, path: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         """Return the input, [1, 3, h, w], its height and width without padding, and the picture."""
-        limit = self.model.shape[2:]
-        size = self._preprocessing.padded(self._preprocessing.size(picture.shape[:2]))
-        if any(most is not None and n > most for n, most in zip(size, limit, strict=True)):
+        if not self.fits(picture):
+            height, width = self.model.shape[2:]
             warnings.warn(
-                f"{path or 'image'}: shrunk to the file's input, {limit[0]} × {limit[1]}; for small objects, "
+                f"{path or 'image'}: shrunk to the file's input, {height} × {width}; for small objects, "
                 "export the detector without a fixed shape",
                 stacklevel=2,
             )
-        return *self._preprocessing(picture, limit), picture
+        return *self._preprocessing(picture, self.model.shape[2:]), picture
+
+    def fits(self, picture: np.ndarray) -> bool:
+        """Whether a picture need not be shrunk more than by the test pipeline, for a file of a fixed size."""
+        size = self._preprocessing.padded(self._preprocessing.size(picture.shape[:2]))
+        return all(most is None or n <= most for n, most in zip(size, self.model.shape[2:], strict=True))
 
     def border(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width of an input's picture, with the pipeline's own padding."""

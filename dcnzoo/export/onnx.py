@@ -50,7 +50,7 @@ def export_onnx(
 
     table = translation_table(opset_version, deform_conv)
     with torch.no_grad(), quiet(), patches.Changes() as changes:
-        # this rule lists all nodes of the graph for each node: a third of an export's time
+        # this rule lists all nodes of the graph for each node, which takes seconds
         rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule.name != "SlicesSplit"]
         changes.set(rewriter, "_DEFAULT_REWRITE_RULES", rules)
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
