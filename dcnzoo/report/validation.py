@@ -109,10 +109,10 @@ def load_detectors(
     runs: Sequence[TrainedRun], device: str = "cpu", allow_partial: bool = False
 ) -> dict[str, ValidationRunner]:
     """Load the detector of the first run of each label, if it has a checkpoint."""
-    first = {label: seeds[0] for label, seeds in by_label(runs).items() if seeds[0].checkpoint}
     return {
-        label: ValidationRunner(run.cfg, run.checkpoint, device, allow_partial)
-        for label, run in first.items()
+        label: ValidationRunner(seeds[0].cfg, checkpoint, device, allow_partial)
+        for label, seeds in by_label(runs).items()
+        if (checkpoint := seeds[0].checkpoint) is not None
     }
 
 
