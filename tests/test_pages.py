@@ -50,7 +50,7 @@ LARGE = (
 WORDS = {  # of a page -> in the folder of the test
     **dict.fromkeys((*LARGE, "NAME"), DEMO),
     **dict.fromkeys(("CHECKPOINT", "FILE"), "tiny.pth"),
-    **dict.fromkeys(("IMAGE", "PICTURE"), "picture.jpg"),
+    **dict.fromkeys(("IMAGE", "PICTURE", "data/demo/val/00000.png"), "picture.jpg"),
     **{"CONFIG": "tiny.py", "FOLDER": "fruits", "8": "1"},  # 8 processes
 }
 
@@ -97,7 +97,7 @@ def stage(tmp_path_factory):
         patch.chdir(folder)
         parts = fruits(folder / "drawn")
         pictures = ("picture.jpg", "street.jpg", "image.jpg", "photos/1.jpg", "photos/2.jpg")
-        for name in (*pictures, "data/fruits_nuts/images/5.jpg", "data/demo/val/00000.png"):
+        for name in (*pictures, "data/fruits_nuts/images/5.jpg"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "drawn/a.jpg", folder / name)
         write_voc(folder / "fruits", parts)
