@@ -109,7 +109,9 @@ def stage(tmp_path_factory):
         write_voc(folder / "data/fruits_nuts", parts)
         for name, base in (("tiny.py", DEFORMABLE), (Path(PLAIN).name, PLAIN)):
             # the threshold of the demo: the order of scores near 0 differs between PyTorch and a file
-            settings = small_settings(folder / "shapes", train=8, val=4, model__test_cfg__rcnn__score_thr=0.05)
+            settings = small_settings(
+                folder / "shapes", train=8, val=4, model__test_cfg__rcnn__score_thr=0.05
+            )
             cfg = Config.fromfile(base)
             cfg.merge_from_dict(settings)
             cfg.dump(folder / name)
