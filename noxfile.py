@@ -88,7 +88,7 @@ def others(session: Session) -> None:
     use_venv(session)
     session.install("--group", "others")
     names = ("smoke", "torchvision", "yolo", "flop_counters", "openmmlab")
-    # those of exports that need a torchvision that fits torch
+    # tests of exports that need the operators of a torchvision built for this torch
     exports = ("pnnx.py", "deform_conv.py::test_torchvisions_operator")
     files = [f"tests/environments/test_{name}.py" for name in names]
     test(session, *files, *(f"tests/export/test_{name}" for name in exports))

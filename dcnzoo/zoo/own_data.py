@@ -39,8 +39,8 @@ def write_data(
 ) -> tuple[Path, int | None, str]:
     """Write the COCO files of annotated pictures, and a config that trains on them.
 
-    They are ``train.json``, ``val.json``, perhaps ``test.json``, and the config, in the folder ``data`` in
-    the work directory, or in ``data_2``, … if the others have another content. Replaces nothing.
+    The folder ``data`` in the work directory gets ``train.json``, ``val.json``, the config and, if there is
+    such a split, ``test.json``. No file is replaced: if the content differs, the folder is ``data_2``, ….
 
     Args:
         splits: the pictures, of :func:`dcnzoo.data.preparation.read_data`.

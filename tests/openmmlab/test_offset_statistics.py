@@ -113,7 +113,7 @@ def test_every_kind_of_layer(tmp_path):
 @pytest.mark.parametrize(
     ("model", "shifts", "options", "iterations"),
     [
-        # once until the offsets recover: a mean of 4 pixels
+        # one warning; the next only after the mean, here 4 pixels, has been below the limit again
         (lambda: Model("DCN"), [18, 72, 72, 0, 72], dict(max_mean=2), [2, 5]),
         # one of 9 taps leaves the map in 3 of 4 rows and 5 of 6 columns: 15 / 216
         (lambda: Model(DCNv3), [3, 4], dict(max_outside=0.05), [2]),

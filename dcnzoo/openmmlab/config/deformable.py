@@ -52,7 +52,9 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
     """
     plain = cfg.copy()
     settings = {key: plain.pop(key) for key in SETTINGS if key in plain}
-    for key in [] if patterns_of(kind) else [key for key in ("dcn", "stage_with_dcn") if key in settings]:
+    if patterns_of(kind):
+        return plain, settings
+    for key in [key for key in ("dcn", "stage_with_dcn") if key in settings]:
         # a class with **kwargs may use the setting, or refuses it itself
         is_open = not inspect.isclass(kind) or _takes_any(inspect.signature(kind).parameters)
         if not is_open and key not in arguments(kind):

@@ -65,10 +65,10 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
             "modulation, relative to the largest in the picture."
         )
         parts += [Markup("<p>{}</p>").format(text), page.pictures(traced, "small")]
-    name, place = next(iter(places.items()))
-    region = Box(place[1], place[0], place[1], place[0])
+    name, (y, x) = next(iter(places.items()))
+    region = Box(x, y, x, y)
     layers = [
-        _panel(image, field.name, place, points_of(field, region, prediction.image_size))
+        _panel(image, field.name, (y, x), points_of(field, region, prediction.image_size))
         for field in prediction.fields[:_MOST_LAYERS]
     ]
     left_out = len(prediction.fields) - len(layers)
