@@ -23,23 +23,20 @@ ABSENT = -1.0  # the score of an unused box; real scores are at least zero
 
 def keep_boxes(
     boxes: Tensor,  # [N, M, 4]
-    scores: Tensor,  # [N, M]
+    scores: Tensor,  # [N, M], negative for unused boxes
     labels: Tensor,  # [N, M]
     iou_threshold: float,
     max_boxes: int,
-    order: Tensor | None = None,  # [N, M]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, max_boxes, 5], [N, max_boxes] twice
     """Non-maximum suppression class by class: (x1, y1, x2, y2, score), best first, labels and indices.
 
-    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1. Boxes are compared by
-    ``order``, by default the scores, which is negative for unused boxes.
+    If fewer than ``max_boxes`` boxes remain, the other rows are zeros with label -1.
     """
-    order = scores if order is None else order
     present = torch.where(scores[..., None] >= 0, boxes, 0)
     # shift the boxes of each class apart, so that those of two classes do not overlap
     apart = present + labels[..., None].to(boxes.dtype) * (present.amax((1, 2), keepdim=True) + 1)
-    remains = select_boxes(apart, order, iou_threshold, max_boxes)
-    return _first_boxes(boxes, scores, labels, max_boxes, torch.where(remains, order, ABSENT))
+    remains = select_boxes(apart, scores, iou_threshold, max_boxes)
+    return _first_boxes(boxes, scores, labels, max_boxes, torch.where(remains, scores, ABSENT))
 
 
 def _first_boxes(

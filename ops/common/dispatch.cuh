@@ -34,7 +34,7 @@ auto dispatch_types(ScalarType type, ScalarType field, const Function& function)
   });
 }
 
-// Fields that all have the input's type are read as they are; others, as sums.
+// The type in which fields are read: the input's if all have it, otherwise that of sums.
 inline ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields) {
   for (const Tensor* field : fields)
     if (field && field->scalar_type() != input.scalar_type()) return accumulate_type(input.scalar_type());

@@ -17,7 +17,6 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
 from dcnzoo.export.options import Agreement
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.openmmlab.export.order import OrderByLogits
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.symbolic_sizes import data_sample
 from dcnzoo.openmmlab.export.verify import compare_all
@@ -284,7 +283,7 @@ def predict_batch(
         of_picture = size_of_picture(sample.img_shape)
         factors = [n / m for n, m in zip(sample.img_shape[::-1], of_picture[::-1], strict=True)]
         sample.set_metainfo(dict(ori_shape=of_picture, scale_factor=tuple(factors)))
-    with LowerIndexFirst(), OrderByLogits():
+    with LowerIndexFirst():
         results = [sample.pred_instances for sample in network.predict(images, samples, rescale=True)]
     return [to_detections(result, -1) for result in results]
 

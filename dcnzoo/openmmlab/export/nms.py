@@ -5,7 +5,6 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from dcnzoo.export.fixed_size import ABSENT, best, keep_boxes, soft_keep_boxes
-from dcnzoo.openmmlab.export.order import LARGEST, has_logits, logits_of
 
 # mmcv's arguments of NMS that are used, with its defaults
 NMS = dict(iou_threshold=None, class_agnostic=False, max_num=-1, split_thr=None)
@@ -40,16 +39,9 @@ def suppress(
     if "sigma" in nms:
         results = soft_keep_boxes(*batch, max_boxes=count, **nms)
     else:
-        results = keep_boxes(*batch, nms["iou_threshold"], count, positive_key(scores)[None])
+        results = keep_boxes(*batch, nms["iou_threshold"], count)
     dets, groups, index = (part[0] for part in results)
     return dets, torch.where(groups >= 0, labels[index], -1), index
-
-
-def positive_key(scores: Tensor) -> Tensor:
-    """Return positive values in the exact order of scores, and ``ABSENT`` where these are negative."""
-    if not has_logits(scores):
-        return scores
-    return torch.where(scores >= 0, logits_of(scores).clamp(-LARGEST, LARGEST).exp(), ABSENT)
 
 
 def _settings(nms: dict, owner: str) -> dict:

@@ -30,7 +30,6 @@ from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, MASK_LOGITS
 from dcnzoo.export.fixed_size import ABSENT
 from dcnzoo.export.onnx import named_errors
 from dcnzoo.openmmlab.export import rules
-from dcnzoo.openmmlab.export.order import OrderByLogits
 from dcnzoo.openmmlab.export.replacements.boxes import keep_best
 from dcnzoo.openmmlab.export.replacements.layers import convolve
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, data_sample, number_of_rows, tensor_of
@@ -96,7 +95,7 @@ class Predictor(nn.Module):
     def _predict_batch(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Call the ``predict`` of a detection transformer: its code is for a batch."""
         sample = data_sample(sizes.unbind(1), images.shape[-2:])
-        with Changes() as changes, OrderByLogits():
+        with Changes() as changes:
             changes.set(self.detector, "add_pred_to_datasample", lambda _, results: results)
             return self.detector.predict(images, [sample], rescale=False)
 
@@ -129,7 +128,7 @@ class Predictor(nn.Module):
         """Return boxes, scores and labels of an image, and its masks or what they are predicted from."""
         detector = self.detector
         proposed: list[Tensor] = []
-        with Changes() as changes, OrderByLogits():
+        with Changes() as changes:
             changes.set(detector, "extract_feat", lambda _: features)
             for head, output in outputs.items():
                 changes.set(head, "forward", lambda *_, output=output: output)

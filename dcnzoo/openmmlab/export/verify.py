@@ -18,7 +18,6 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.session import Session
 from dcnzoo.export.options import Agreement
-from dcnzoo.openmmlab.export.order import order_of_files
 from dcnzoo.openmmlab.export.predict import RawHead
 from dcnzoo.openmmlab.results import to_detections
 
@@ -29,8 +28,7 @@ def verify(detector: BaseDetector, exported: ExportedDetector, pictures: Sequenc
     """Compare ``detector(picture)`` with ``exported(picture)``, through all of preprocessing.
 
     Each picture is also turned by 90° and, unless the file has a fixed size, compared in a batch with its
-    turned copy. If many scores are equal in float32, their order decides which boxes remain after NMS: where
-    PyTorch's detections are others, the file must have those of PyTorch with the order of the logits.
+    turned copy.
 
     Args:
         pictures: [H, W, 3], uint8, BGR.
@@ -52,12 +50,7 @@ def verify(detector: BaseDetector, exported: ExportedDetector, pictures: Sequenc
         # a mask of the whole input is as exact as a pixel of it
         masks_of_input = BOX_MASKS not in exported.model.output_names
         exact = max([1.0, *(max(p.shape) / max(exported.prepare(p)[1]) for p in batch if masks_of_input)])
-        agreement = compare_all(results, predict(detector, exported, batch), exact)
-        if agreement.number and not agreement.holds:
-            with order_of_files():
-                ordered = compare_all(results, predict(detector, exported, batch), exact)
-            agreement = min(agreement, ordered, key=lambda each: each.number - each.matched)
-        total += agreement
+        total += compare_all(results, predict(detector, exported, batch), exact)
     if total.number and not total.holds:
         raise ValueError(f"verify: expected 99 % of the detections to agree: {total}")
     return total

@@ -73,7 +73,7 @@ def run(name: str, call: Any) -> Tensor | tuple[Tensor, ...]:
 
 
 def unsupported(name: str, call: Any) -> str:
-    """What the kernels do not support of a call of an operator or of its backward; empty if they run it."""
+    """Return what of a call, of an operator or its backward, the kernels cannot run; empty if they can."""
     first = call[0]  # the input, or the gradient of the output, which has its type and rank
     if first.dtype not in DTYPES:
         return str(first.dtype)
