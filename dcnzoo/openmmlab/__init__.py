@@ -1,9 +1,9 @@
 """All code that imports mmengine, mmcv or mmdet.
 
-The modules in this folder are about a detector and its weights. The others, by subject:
+The modules in this folder handle a detector and its weights. The other parts, by subject:
 
-- ``config``: what a config contains, its mistakes; ``options.py``: what the options of a run change in it
-- ``runs``: a training, a test, or a model that is built
+- ``config``: read and check configs; ``options.py``: apply the options of a run to a config
+- ``runs``: train, test or build a model
 - ``models``, ``datasets``, ``hooks``: classes that configs name
 - ``patches`` of OpenMMLab's packages, which ``registration.py`` applies
 - ``export`` of detectors

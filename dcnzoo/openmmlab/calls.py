@@ -1,4 +1,4 @@
-"""The settings of a model of MMDetection that differ during a call of a detector."""
+"""Change settings of an MMDetection model while its detector is called, and restore them afterwards."""
 
 import contextlib
 import threading
@@ -17,25 +17,25 @@ from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
 
-# endings of the names of the heads' last layers; not conv_logits, whose values only meet one threshold
+# name endings of the heads' last layers; without conv_logits (masks), whose values are only thresholded
 PREDICTIONS = ("_cls", "_reg", "_obj", "fc_logits", "_centerness", "_iou", "cls_branches", "reg_branches")
-# the score can rise after the threshold (mask IoU, square root), or weaker boxes vote
+# in these heads, the score can rise after the threshold (mask IoU, square root), or weaker boxes vote
 UNORDERED = (ATSSVLFusionHead, MaskScoringRoIHead, PAAHead)
 
-# several detectors may have one model, and a detector, which can be pickled, cannot have a lock
+# one lock per model, which detectors may share; kept here because a detector with a lock cannot be pickled
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def call_settings(model: nn.Module, threshold: float = -1.0, bf16: bool = False) -> Iterator[None]:
-    """Context with a model's settings for a call, one call at a time. Its end, also by an error, undoes them.
+    """Context that changes a model's settings for a call and restores them afterwards. Calls take turns.
 
-    A model in training is in evaluation mode. Heads drop boxes below the score threshold before NMS and the
-    masks: the detections above it stay the same, because whether NMS drops a box depends only on boxes with a
-    higher score. With ``bf16``, for autocast, the heads' last layers compute in float32: in bfloat16, scores
-    have three digits, so that the ranks of proposals and boxes change.
+    A model in training mode is put into evaluation mode. Heads drop boxes below the score threshold before
+    NMS and mask prediction. Detections above it stay the same, because whether NMS drops a box depends only
+    on boxes with a higher score. With ``bf16`` (autocast), the heads' last layers compute in float32:
+    bfloat16 scores have only three digits, which would change the order of proposals and boxes.
     """
-    # heads compare with >, the detector with >=, perhaps in bfloat16: it decides about the last percent
+    # 1 % lower: heads test score > threshold, the detector score >= threshold, and scores may be bfloat16
     least = 0.99 * threshold
     with _locks.setdefault(model, threading.RLock()), Changes() as changes:
         in_training = model.training
@@ -53,7 +53,7 @@ def call_settings(model: nn.Module, threshold: float = -1.0, bf16: bool = False)
 
 
 def _only_compares_scores(module: Any) -> bool:
-    """Whether a head is one of MMDetection's that reads its score threshold before NMS, and only there."""
+    """Return whether a module is a head of MMDetection that uses its score threshold only before NMS."""
     known = isinstance(module, BaseDenseHead | BaseRoIHead) and type(module).__module__.startswith("mmdet.")
     return known and not isinstance(module, UNORDERED)
 

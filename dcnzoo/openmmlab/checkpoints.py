@@ -32,8 +32,8 @@ from dcnzoo.utils.text import few, short
 Source = str | os.PathLike | IO[bytes]
 MapLocation = str | torch.device | Callable | dict | None  # the same types as in torch.load
 
-LISTS = list | tuple | dict | np.ndarray  # of names of classes, in files of several programs
-_NAMES = "dataset_meta"  # key of the names of the classes in ``meta``, and in the metadata of safetensors
+LISTS = list | tuple | dict | np.ndarray  # files of different programs have class names in these types
+_NAMES = "dataset_meta"  # key of the class names in ``meta`` and in the metadata of safetensors
 
 _verified: set[tuple[int, ...]] = set()  # files that this process has read without damage
 
@@ -43,10 +43,10 @@ class CheckpointError(UserError):
 
 
 def damage(path: str | os.PathLike) -> str | None:
-    """Describe the file in place of a checkpoint; None if nothing is wrong with it.
+    """Return what a file is instead of a checkpoint, such as ``an empty file``; None if no damage is found.
 
-    Verifies the CRC-32 of each part of the archive that torch ≥ 1.6 writes, once as long as the file stays as
-    it is. In files of older versions of torch, only the first byte is checked.
+    Verifies the CRC-32 of each part of the archive that torch ≥ 1.6 writes. An intact file is read again only
+    after it has changed. In files of older versions of torch, only the first byte is checked.
     """
     if kind := KINDS.get(Path(path).suffix.lower()):
         return kind
@@ -63,7 +63,7 @@ def damage(path: str | os.PathLike) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except Exception as error:  # besides BadZipFile, those of five compression methods and of encryption
+    except Exception as error:  # BadZipFile, or an error of a compression method or of encryption
         return f"a file that is truncated or damaged ({one_line(error)}); copy it again"
     if broken:
         return f"a file that is damaged ({printable(broken)}); copy it again"
@@ -77,14 +77,14 @@ def content_digest(path: str | os.PathLike) -> str:
 
 
 def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation = "cpu") -> Mapping:
-    """Read a checkpoint file. Of a safetensors file, ``meta`` contains the names of the classes.
+    """Read a checkpoint file. For a safetensors file, ``meta`` contains only the class names and colours.
 
     Args:
         unsafe_load: allow any object. This **runs any code in the file** with your rights: use it only for
             files from authors whose programs you would run.
 
     Raises:
-        CheckpointError: it is damaged or no checkpoint, contains other objects, or a weight is not finite.
+        CheckpointError: the file is damaged, is no checkpoint, has other objects, or a weight is not finite.
     """
     name = str(path) if isinstance(path, str | os.PathLike) else "checkpoint"
     if name.endswith(".safetensors"):
@@ -108,7 +108,7 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
 
 
 def weights_of(checkpoint: Mapping) -> Any:
-    """Return the part of a checkpoint that is loaded: with one of two keys, or all of it."""
+    """Return the value of ``state_dict`` or ``model`` in a checkpoint; without these keys, the checkpoint."""
     return next((checkpoint[key] for key in ("state_dict", "model") if key in checkpoint), checkpoint)
 
 
@@ -126,7 +126,7 @@ def _load_pickle(path: Source, name: str, unsafe_load: bool, map_location: MapLo
                 "its author: unsafe_load=True loads the file and runs the code in it"
             ) from None
         raise CheckpointError(f"{name}: expected a checkpoint, found something else") from error
-    except Exception as error:  # a damaged pickle can raise any
+    except Exception as error:  # a damaged pickle can raise any exception
         raise CheckpointError(f"{name}: expected a checkpoint: {one_line(error)}") from error
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"{name}: expected a dict with weights, found {type(checkpoint).__name__}")
@@ -151,7 +151,7 @@ def _load_safetensors(path: str | os.PathLike) -> Mapping:
 def to_safetensors(weights: Mapping[str, Tensor], meta: Mapping) -> bytes:
     """Return a safetensors file of weights, with the names of the classes in a checkpoint's ``meta``.
 
-    Of weights that share memory, as those of a head for several levels, the file has a copy for each name.
+    Weights that share memory, such as those of a head for several levels, are written once for each name.
     """
     tensors: dict[str, Tensor] = {}
     written = set()
@@ -169,7 +169,7 @@ def class_names(meta: Mapping) -> dict:
     """Return ``classes`` and ``palette`` of a checkpoint's ``meta``, also those of MMDetection 2.x.
 
     Raises:
-        CheckpointError: the classes are no list.
+        CheckpointError: the classes are not a list.
     """
     known = meta.get("dataset_meta")
     names = {str(key).lower(): each for key, each in known.items()} if isinstance(known, Mapping) else {}
@@ -188,7 +188,7 @@ def _is_finite(value: Tensor) -> bool:  # not checked: float8 and sparse tensors
 
 
 def _history_method(owner: object, name: str) -> object:
-    """``getattr`` for pickles that refer to ``HistoryBuffer.mean`` and the like, and for nothing else."""
+    """Return a method of ``HistoryBuffer``, to which pickles of logs refer; refuse every other attribute."""
     if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
         raise TypeError(f"checkpoint: expected an attribute of HistoryBuffer, got {owner!r}.{name}")
     return getattr(owner, name)
@@ -221,7 +221,7 @@ def enforce_weights_only(changes: Changes) -> None:
     Without this patch:
 
     - Downloads (``load_from='https://…'``, ``'torchvision://…'``, …) are read with ``weights_only=False`` and
-      without a checksum. With it, a checksum in the file name is verified.
+      without a checksum. The patch verifies the checksum in the file name, if there is one.
     - ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, often set because of a single file, applies to all files.
     - ``--resume`` executes ``meta['config']``, a text from MMDetection 2.x, to compare numbers of GPUs.
 
@@ -235,7 +235,7 @@ def enforce_weights_only(changes: Changes) -> None:
     ) -> Mapping:
         try:  # the runner passes no logger, and mmengine would then print
             checkpoint = load(cls, filename, map_location, logger or "current")
-        except KeyError as error:  # of mmengine's tables of names
+        except KeyError as error:  # the name is not in mmengine's tables
             raise UserError(f"{filename}: expected the name of published weights, found none") from error
         if isinstance(checkpoint.get("meta"), dict):
             checkpoint["meta"].pop("config", None)
@@ -254,7 +254,7 @@ def enforce_weights_only(changes: Changes) -> None:
 def load_url(
     url: str, model_dir: str | None = None, map_location: MapLocation = None, progress: bool = True
 ) -> Mapping:
-    """Like ``torch.hub.load_state_dict_from_url``, but verifies the download and runs no code."""
+    """Load as ``torch.hub.load_state_dict_from_url`` does, but verify the download and run no code."""
     from dcnzoo.utils.fetch import fetch  # imports requests
 
     return load_file(fetch(url, model_dir), map_location=map_location)

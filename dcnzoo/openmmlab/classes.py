@@ -1,4 +1,4 @@
-"""The classes of a model, of data, of a file: what depends on their number, and their order."""
+"""Compare the classes of models, data sets and files; find the settings that depend on their number."""
 
 import copy
 import os
@@ -16,9 +16,9 @@ from dcnzoo.openmmlab.config.tree import LOADERS, class_of, dicts, inner_data_se
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import counted
 
-# settings that are a number of classes: of objects, of objects with masks, of the other surfaces of a picture
+# settings that hold a number of classes: all objects; panoptic "things"; panoptic "stuff", such as sky
 NUMBERS = ("num_classes", "num_things_classes", "num_stuff_classes")
-# parts whose num_classes counts other classes: object or background, identities, those of a semantic map
+# in these parts, num_classes counts something else: object or background, identities, semantic classes
 OTHERS = {"rpn_head", "reid", "semantic_head"}
 
 
@@ -38,7 +38,7 @@ def declared_metainfo(dataset: Mapping) -> dict:
 
 
 def metainfo(dataset: Mapping) -> dict:
-    """Return a data set's metainfo, if possible without building it: that may read or generate files."""
+    """Return a data set's metainfo. Build the data set only if necessary: that may read or generate files."""
     dataset = next(inner_data_sets(dataset))
     declared = declared_metainfo(dataset)
     if declared.get("classes") or "type" not in dataset or DATASETS.get(dataset["type"]) is None:
@@ -59,8 +59,8 @@ def names_of_model(cfg: Config, meta: dict) -> dict:
 def numbers(model: Mapping) -> Iterator[tuple[str, dict, str, int]]:
     """Yield path, dictionary, key and value of each setting of a model that is a number of classes.
 
-    The value may be the default of the class, as that of a mask head. Detectors with a language model have
-    words in place of classes.
+    The value may be the default of the part's class, as for mask heads. Detectors with a language model are
+    left out: they use words instead of a fixed number of classes.
     """
     for path, node in dicts(model, "model") if "language_model" not in model else ():
         parameters = arguments(kind) if (kind := class_of(node)) else {}
@@ -74,7 +74,7 @@ def set_number(model: Mapping, before: int, after: int) -> None:
     """Set the number of classes in a model's config, and the weights of classes in losses.
 
     Args:
-        before: the settings with this value change.
+        before: the present number; only settings with this value change.
     """
     for _, node, key, value in [*numbers(model)]:
         if value == before and key in NUMBERS[:2]:
@@ -86,19 +86,19 @@ def set_number(model: Mapping, before: int, after: int) -> None:
 
 
 def parameters_by_number(model: Mapping) -> dict[str, Size]:
-    """Return the shapes of all parameters of a model that is built once more with one class more.
+    """Build a model with one class more than in its config; return the shapes of all parameters.
 
-    They are compared with those of the model itself: no rule says which part has classes. Empty if it cannot
-    be built.
+    Parameters whose shape differs from that in the model itself depend on the number of classes. The result
+    is empty if the model cannot be built.
 
     Args:
-        model: its config.
+        model: the model's config.
     """
     values = {value for _, _, key, value in numbers(model) if key in NUMBERS[:2]}
     settings = copy.deepcopy(model)
     for value in sorted(values, reverse=True):
         set_number(settings, value, value + 1)
-    for device in ("meta", "cpu") if values else ():  # some backbones compute with values when they are built
+    for device in ("meta", "cpu") if values else ():  # some backbones need values, not meta tensors
         with suppress(Exception), torch.random.fork_rng(), torch.device(device):
             twin = MODELS.build(copy.deepcopy(settings))
             return {name: value.shape for name, value in twin.state_dict().items()}
@@ -106,11 +106,11 @@ def parameters_by_number(model: Mapping) -> dict[str, Size]:
 
 
 def require_equal(expected: Sequence, got: Sequence, source: object, order_only: bool = False) -> None:
-    """Refuse other classes than expected: a class in another place would count as another one.
+    """Raise UserError if classes differ from the expected ones: a label is only a position in this list.
 
     Args:
         source: of ``got``, for the message.
-        order_only: accept other names, which may be other words for the same classes.
+        order_only: accept other names, which may be synonyms; refuse only equal names in another order.
 
     Raises:
         UserError: the number, a name or the order differs.

@@ -31,7 +31,7 @@ from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.memory import KeptMemory
 from dcnzoo.utils.text import few
 
-Model = Any  # a detector of MMDetection, whose classes have no types
+Model = Any  # a detector of MMDetection, whose classes have no type annotations
 
 
 class Features(tuple[Tensor, ...]):
@@ -46,7 +46,7 @@ class Features(tuple[Tensor, ...]):
 
 
 def _stride(size: Sequence[int], map_size: Sequence[int]) -> int:
-    """Return the power of two by which the size, rounded up, gives that of a map, if there is one."""
+    """Return the power of two with ``ceil(size / stride) == map_size``, or else the rounded quotient."""
     for stride in (2**i for i in range(12)):
         if all((n + stride - 1) // stride == m for n, m in zip(size, map_size, strict=True)):
             return stride
@@ -128,7 +128,7 @@ class TorchDetector(BaseDetector):
         """Run the test pipeline on a picture, [H, W, 3], uint8, BGR; ``path`` is for messages."""
         try:
             return self._pipeline({"img": picture, "img_id": 0})
-        except cv2.error as error:  # one side shrinks to nothing
+        except cv2.error as error:  # one side is resized to 0 pixels
             size = f"{picture.shape[1]} × {picture.shape[0]}"
             raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
 
@@ -141,7 +141,7 @@ class TorchDetector(BaseDetector):
 
         Raises:
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
-                agree with PyTorch's: an earlier file stays.
+                agree with PyTorch's. An existing file then stays unchanged.
         """
         from dcnzoo.openmmlab.export.export import export_detector
 
@@ -162,7 +162,7 @@ class TorchDetector(BaseDetector):
         return [to_detections(each, threshold) for each in instances]
 
     def _require_finite(self, batch: dict[str, Any], instances: Sequence[InstanceData]) -> None:
-        """Raise ValueError if the outputs are NaN, which would read as no objects."""
+        """Raise ModelError if the outputs are NaN: the picture would seem to have no objects."""
         model: Model = self.model
         if any(torch.isnan(each.scores).any() for each in instances):
             raise ModelError("model: expected finite scores, got NaN")

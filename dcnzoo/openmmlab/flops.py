@@ -26,8 +26,8 @@ def count(
 
     Args:
         model: from :func:`dcnzoo.openmmlab.runs.execute.build`.
-        shape: of a picture of noise (default: that of the test pipeline).
-        images: number of images of the config's test set to count instead.
+        shape: height and width of a picture of noise (default: the output of the test pipeline).
+        images: use this many images of the config's test set instead.
     """
     with config_errors(model.cfg):
         if images is None:

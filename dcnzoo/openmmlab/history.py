@@ -10,18 +10,18 @@ from typing import Any
 
 from dcnzoo.utils.files import files_beside, read_beside
 
-# by a word in the name of a loss; the first that fits
+# part of the loss → words in the names of its losses; the first match counts
 _WORDS = {
     "mask loss": "mask|dice|semantic",
     "class loss": "cls|conf|obj|heatmap",
     "box loss": "bbox|iou|l1|dfl|xy|wh|off|centerness|reg",
 }
 PARTS = ("class loss", "box loss", "mask loss")
-VALIDATED = "validation_step"  # the epoch after which a validation ran, or the iteration
-BEGAN = "began_after"  # the epoch after which a process began to train, or the iteration
-NUMBER = "start_number"  # of this process in the work directory, from 1
+VALIDATED = "validation_step"  # the epoch or iteration after which a validation ran
+BEGAN = "began_after"  # the epoch or iteration after which a process began to train
+NUMBER = "start_number"  # number of the start in the work directory, from 1
 _LOGS = "*/vis_data/scalars.json"
-Rows = dict[int, dict[str, float]]  # iteration, or epoch → values by name
+Rows = dict[int, dict[str, float]]  # iteration or epoch → values by name
 
 
 def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
@@ -38,9 +38,9 @@ def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
 class History:
     """The numbers in ``work_dir/*/vis_data/scalars.json``.
 
-    A row with ``loss`` is one of the training. :class:`~dcnzoo.openmmlab.hooks.ResumeHook` writes the number
+    A row with ``loss`` comes from training. :class:`~dcnzoo.openmmlab.hooks.ResumeHook` writes the number
     of a start and where it began, and adds ``validation_step`` to the rows of validations. Without this hook,
-    a validation only has the time that it took. Other hooks may write other rows.
+    a row with ``time`` but no loss is a validation. Other hooks may write other rows.
 
     Attributes:
         training: iteration → loss, its parts, learning rate, time and other logged values.
@@ -81,13 +81,13 @@ class History:
 
 
 def _before(rows: Rows, began: Mapping[str, float]) -> Rows:
-    """Return the rows before a beginning, without those of an epoch that was cut and begins again."""
+    """Return the rows before a start, without those of an interrupted epoch that is repeated."""
     earlier = {step: row for step, row in rows.items() if step <= began["step"]}
     return {step: row for step, row in earlier.items() if row.get("epoch", 0) <= began[BEGAN]}
 
 
 def next_number(work_dir: Path) -> int:
-    """Return the number of the start that a process begins."""
+    """Return the number of the next start in a work directory."""
     return 1 + max((_number(_entries(log)) for log in files_beside(work_dir, _LOGS)), default=0)
 
 
@@ -97,7 +97,7 @@ def _number(log: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _in_order(files: Iterable[Path]) -> list[list[dict[str, Any]]]:
-    """Return the logs by the numbers of their starts; those without one follow the log named before."""
+    """Return the logs in the order of their start numbers; a log without one follows the file before it."""
     highest, numbered = 0, list[tuple[int, list]]()
     for log in map(_entries, sorted(files)):
         highest = max(highest, _number(log))

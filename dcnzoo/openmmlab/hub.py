@@ -16,7 +16,7 @@ from dcnzoo.utils.files import write_bytes, write_text
 
 PREFIX = "hf://"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-PROGRAM = "config.py"  # in place of CONFIG: named in the error, never run
+PROGRAM = "config.py"  # a config that is code: an error names it, and it is never run
 
 
 def fetch_model(name: str) -> tuple[Path, Path]:

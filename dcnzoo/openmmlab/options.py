@@ -32,12 +32,12 @@ class RunOptions:
     """The options of every run.
 
     Attributes:
-        work_dir: folder of logs and results (default: that of the config, or ``work_dirs/`` and its name).
+        work_dir: folder of logs and results (default: the config's, else ``work_dirs/`` + the config's name).
         device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
         channels_last: on a CPU, compute in channels-last order, if the model is MMDetection's.
         allow_partial: if the weights do not fit the model, load those that fit.
         verbose: print mmengine's whole log.
-        launcher: of a distributed run.
+        launcher: launcher of a distributed run, such as ``pytorch``, or ``none``.
     """
 
     work_dir: str | os.PathLike[str] | None = None
@@ -51,7 +51,7 @@ class RunOptions:
         """Write the options into a config, and add dcnzoo's hooks; return a text for each change.
 
         Args:
-            fixed: paths of settings that are not scaled with another one.
+            fixed: paths of settings that stay as they are when others scale with the epochs or learning rate.
 
         Raises:
             UserError: ``work_dir`` is a file, or the config does not have the setting of an option.
@@ -72,8 +72,8 @@ class RunOptions:
         kind = hooks.checkpoint.get("type") if isinstance(hooks.checkpoint, dict) else None
         if str(kind).rpartition(".")[2] == "CheckpointHook":
             hooks.checkpoint["type"] = "AtomicCheckpointHook"
-        hooks.pop("channels_last", None)  # of an earlier training in the same work directory
-        detector = cfg.get("default_scope", "mmdet") == "mmdet"  # other packages have layers that view maps
+        hooks.pop("channels_last", None)  # an earlier training may have written it into its config
+        detector = cfg.get("default_scope", "mmdet") == "mmdet"  # other packages' layers may call x.view
         if self.channels_last and detector and self.launcher == "none" and get_device() == "cpu":
             hooks.channels_last = {"type": "ChannelsLastHook"}
         return changes
@@ -167,10 +167,10 @@ class TestOptions(RunOptions):
         tta: merge the detections of the image and its mirror image.
         unsafe_load: load weights from a file that contains more; this **runs any code in the file**.
         exported: a file of ``dcnzoo export`` in place of the model.
-        backend: its runtime (default: the one for its ending).
+        backend: runtime of the exported file (default: the one for its ending).
 
     Raises:
-        UserError: an option has no effect beside the others.
+        UserError: an option would have no effect in combination with the others.
     """
 
     metrics: Sequence[str] = ()
@@ -218,7 +218,7 @@ class TestOptions(RunOptions):
                 evaluator["metric"] = list(self.metrics)
         if self.out is not None and self.as_json:
             prefix = str(Path(self.out).with_suffix(""))
-            # of several, the first one: they would write to the same files
+            # only the first evaluator: several would write to the same files
             evaluator = _with_argument(evaluators, "outfile_prefix", "out")[0]
             evaluator.update(format_only=self.format_only, outfile_prefix=prefix)
         if self.out is not None and not self.as_json:
@@ -284,7 +284,7 @@ def _set_epochs(cfg: Config, epochs: int, fixed: Collection[str]) -> list[str]:
         return max(1, round(steps * factor)) if 0 < steps < INF else steps
 
     changes = [_set(cfg.train_cfg, "max_epochs", epochs)]
-    if intervals := cfg.train_cfg.get("dynamic_intervals"):  # of validations, from an epoch on
+    if intervals := cfg.train_cfg.get("dynamic_intervals"):  # pairs of first epoch and validation interval
         moved = [(scaled(begin), interval) for begin, interval in intervals]
         changes.append(_set(cfg.train_cfg, "dynamic_intervals", moved))
     for part, keys in STEPS.items() if factor != 1 else ():
@@ -328,7 +328,7 @@ def _stop_early(cfg: Config, patience: int) -> None:
         )
     if not best:
         checkpoint.update(save_best=monitor, rule="greater")
-    rule = checkpoint.get("rule")  # mmengine's own error says so if it has another length
+    rule = checkpoint.get("rule")  # mmengine itself checks the length of a list
     rule = dict(zip(saved, rule, strict=False)).get(monitor) if isinstance(rule, list) else rule
     others = [hook for hook in cfg.get("custom_hooks") or [] if "EarlyStoppingHook" not in str(hook["type"])]
     hook = {"type": "PlateauEarlyStoppingHook", "monitor": monitor, "patience": patience}

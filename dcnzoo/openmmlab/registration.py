@@ -11,7 +11,7 @@ from dcnzoo.openmmlab.patches.kernels import kernels, registered
 from dcnzoo.openmmlab.patches.table import TABLE, installed
 from dcnzoo.ops import torchvision_schemas
 
-# modules of MMDetection that construct the attention which they import, not the registry's
+# modules of MMDetection that use the attention class that they import, not the registered one
 DETRS = (
     "mmdet.models.layers.transformer.deformable_detr_layers",
     "mmdet.models.layers.transformer.grounding_dino_layers",
@@ -22,8 +22,8 @@ DETRS = (
 def setup() -> None:
     """Register dcnzoo's classes with OpenMMLab and apply the patches; ``import dcnzoo.models`` calls it.
 
-    Later calls do nothing. mmengine's decorators register classes with names of their own; the order matters
-    only for classes that replace mmcv's.
+    Later calls do nothing. Decorators register the classes that have new names. Classes that replace mmcv's
+    are registered here, after mmcv's own.
     """
     # mmengine and mmcv import pkg_resources; setuptools 80, pinned for them, warns on every import
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)

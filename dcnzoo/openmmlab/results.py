@@ -20,11 +20,11 @@ def instances_of(sample: BaseDataElement) -> InstanceData:
 def require_masks_of_image_size(model: object, samples: Sequence[BaseDataElement]) -> None:
     """Raise ModelError if the masks in a sample have another height or width than its picture.
 
-    Masks of a wrong size would be compared with others, or drawn, without a word.
+    Without this check, masks of a wrong size would be compared or drawn without a warning.
 
     Args:
         model: the detector, whose class the error names.
-        samples: results of ``model.test_step``. Those without masks, or without the picture's size, pass.
+        samples: results of ``model.test_step``. Samples without masks or ``ori_shape`` are not checked.
     """
     for sample in samples:
         instances, size = sample.get("pred_instances"), sample.get("ori_shape")
@@ -38,7 +38,7 @@ def require_masks_of_image_size(model: object, samples: Sequence[BaseDataElement
 
 
 def to_detections(instances: InstanceData, threshold: float) -> Detections:
-    """Convert ``pred_instances`` with at least this score."""
+    """Convert the objects in ``pred_instances`` whose score is at least the threshold."""
     keep = instances.scores >= threshold
     instances = (instances if keep.all() else instances[keep]).cpu()  # indexing copies whole masks
     boxes = getattr(instances.bboxes, "tensor", instances.bboxes)

@@ -1,4 +1,4 @@
-"""The checkpoints of a training: their names, which one is the last or the best, and the log beside them."""
+"""The checkpoints of a training: their names, and which one is the last, the best or undamaged."""
 
 import itertools
 import logging
@@ -34,7 +34,7 @@ def _named_in(folder: Path, text: str) -> Path:
     if not path.name or not path.name.isprintable():
         raise ValueError("expected the path of a checkpoint")
     beside = folder / path.name
-    # in the folder out_dir, which is no work directory itself
+    # the checkpoint is in out_dir, which is not a work directory itself
     is_elsewhere = not beside.exists() and path.is_file() and not (path.parent / LAST).exists()
     return path if is_elsewhere else beside
 
@@ -44,12 +44,12 @@ class SavedCheckpoints:
     """The checkpoints of the trainings in a work directory.
 
     Attributes:
-        template: of the names that the training writes.
-        out_dir: setting of the checkpoint hook: they are in its subfolder with the name of ``work_dir``.
-        by_epoch: whether the number is that of an epoch, not of an iteration.
+        template: pattern of the names that the training writes.
+        out_dir: setting of the checkpoint hook; checkpoints are in its subfolder named like ``work_dir``.
+        by_epoch: whether the number in a name is that of an epoch, not of an iteration.
 
     Raises:
-        UserError: the names would not tell the number.
+        UserError: the number cannot be read from such names.
     """
 
     work_dir: Path
@@ -90,19 +90,19 @@ class SavedCheckpoints:
 
     @property
     def is_apart(self) -> bool:
-        """Whether they are not in the work directory, but in a local folder of their own."""
+        """Whether the checkpoints are in a local folder other than the work directory."""
         return self.is_local and os.path.realpath(self.folder) != os.path.realpath(self.work_dir)
 
     def has(self, file: str | os.PathLike) -> bool:
-        """Whether a path is in the folder."""
+        """Return whether a file is in the folder of the checkpoints."""
         return os.path.realpath(os.path.dirname(file)) == os.path.realpath(self.folder)
 
     def number(self, name: str) -> int | None:
         """Return the epoch or iteration in the name of a checkpoint; None if no training gives this name.
 
-        Names follow the template, ``epoch_{}.pth`` or ``iter_{}.pth``. The best validation's begins with
-        ``best_`` and the metric (``best_coco_bbox_mAP_epoch_3.pth``). mmengine's hook adds a checksum with
-        ``published_keys`` (``epoch_3-1a2b3c4d.pth``).
+        Names follow the template, ``epoch_{}.pth`` or ``iter_{}.pth``. The name of a best checkpoint begins
+        with ``best_`` and the metric (``best_coco_bbox_mAP_epoch_3.pth``). If ``published_keys`` is set,
+        mmengine's hook adds a checksum (``epoch_3-1a2b3c4d.pth``).
         """
         templates = self.template, "epoch_{}.pth", "iter_{}.pth"
         for template, digits in itertools.product(templates, re.findall(r"\d+", name)):
@@ -112,7 +112,7 @@ class SavedCheckpoints:
         return None
 
     def step(self, path: Path) -> int | None:
-        """Return the epoch or iteration of a checkpoint to resume from; None if it is none."""
+        """Return the epoch or iteration of a checkpoint; None if its name is not one to resume from."""
         number = self.number(path.name)
         return number if number is not None and path.name == self.template.format(number) else None
 
@@ -124,8 +124,8 @@ class SavedCheckpoints:
     def undamaged(self) -> Path | str | None:
         """Return the latest undamaged checkpoint, to resume from; None if there is none.
 
-        A warning names the damaged ones after it. A checkpoint with the name of another config is found by
-        ``last_checkpoint``.
+        A warning names the later, damaged ones. If the names follow another config's template, the checkpoint
+        that ``last_checkpoint`` names is returned.
 
         Raises:
             UserError: all are damaged.
@@ -153,31 +153,31 @@ class SavedCheckpoints:
         return [path for path in self.folder.glob("*") if self.number(path.name) is not None]
 
     def after(self, file: Path) -> set[Path]:
-        """Return the checkpoints after one, with those of the best validation."""
+        """Return all checkpoints later than this one, also those of the best validation."""
         step = self.step(file)
         return {path for path in self.files() if step is not None and (self.number(path.name) or 0) > step}
 
     def best(self) -> Path | None:
         """Return the checkpoint of the best validation; if several metrics have one, the latest.
 
-        A work directory stands for this checkpoint; without one, for the last.
+        Commands that get a work directory use this checkpoint or, if there is none, the last one.
         """
-        last = last_checkpoint(self.work_dir)  # the folder, also if the config is not known
+        last = last_checkpoint(self.work_dir)  # also finds out_dir if the config is not known
         paths = files_beside(self.folder if last is None else last.parent, "best_*")
         numbers = {path: number for path in paths if (number := self.number(path.name)) is not None}
         return max(numbers, key=lambda path: (numbers[path], path.name), default=None)
 
     @property
     def can_resume(self) -> bool:
-        """A process that was killed may have left a checkpoint without the file ``last_checkpoint``."""
+        """Whether there is a checkpoint to resume from; a killed process may not have written ``LAST``."""
         return bool(self.numbered()) if self.is_local else os.path.lexists(self.work_dir / LAST)
 
     @property
     def exist(self) -> bool:
-        """Whether a training has written some, even if only the best one is left."""
+        """Whether a training has written checkpoints, even if only the best one is left."""
         return os.path.lexists(self.work_dir / LAST) or bool(self.files())
 
 
 def _is_written(path: Path) -> bool:
-    """Whether a path is a file, not a pipe or broken link; or a folder as sharded optimizers save it."""
+    """Return whether a path is a regular file, or a folder with files, as sharded optimizers save them."""
     return path.is_file() or (path.is_dir() and any(path.iterdir()))

@@ -15,7 +15,7 @@ from dcnzoo.utils.text import counted, few
 
 
 def without_wrapper(model: nn.Module) -> nn.Module:
-    """Return the model in a wrapper of MMEngine, as distributed training has one, or the model itself."""
+    """Return the model inside a wrapper of MMEngine (as in distributed training), or the model itself."""
     return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
@@ -37,8 +37,8 @@ def convert(
 ) -> tuple[dict[str, Tensor], str]:
     """Convert the parameter names of older checkpoints to those of a model.
 
-    Recognises prefixes of all names (:data:`_PREFIXES`); ``conv2_offset.…`` (MMDetection 1.x and early 2.x)
-    and ``conv2.conv_offset_mask.…`` (other implementations of DCNv2), now ``conv2.conv_offset.…``.
+    Removes prefixes that all names have (:data:`_PREFIXES`). Renames ``conv2_offset.…`` (MMDetection 1.x,
+    early 2.x) and ``conv2.conv_offset_mask.…`` (other implementations of DCNv2) to ``conv2.conv_offset.…``.
 
     Args:
         expected: the model's own state dict.
@@ -49,7 +49,7 @@ def convert(
     converted: Any = OrderedDict()
     renamed = {}
     prefix = _prefix(state_dict, expected)
-    versions = getattr(state_dict, "_metadata", None)  # of modules, which some check when they load
+    versions = getattr(state_dict, "_metadata", None)  # of modules; some check them on loading
     if isinstance(versions, Mapping):
         converted._metadata = {str(name).removeprefix(prefix): each for name, each in versions.items()}
     for key, value in state_dict.items():
@@ -68,12 +68,12 @@ def convert(
     return converted, f"{counted(len(renamed), 'parameters')} renamed, such as {old} to {new}"
 
 
-# of parallel wrappers, torch.compile, Lightning, detectors with a teacher, averages
+# prefixes of parallel wrappers, torch.compile, Lightning, detectors with a teacher, averages
 _PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.", "ema.")
 
 
 def _prefix(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return what precedes all names of weights and none of the model's, such as ``module.model.``."""
+    """Return the prefix that all names of weights have and none of the model's, such as ``module.model.``."""
     names = [key for key, value in state_dict.items() if value.is_floating_point()]
     prefix = ""
     while names:
@@ -101,7 +101,7 @@ def load_weights(
     """
     checkpoint = load_file(path, unsafe_load)
     meta = checkpoint.get("meta") or {}
-    class_names(meta)  # or an error
+    class_names(meta)  # raises an error if they are not a list
     weights = find_weights(checkpoint, path)
     return meta, load_state(model, weights, path, settings=settings, allow_partial=allow_partial)
 
@@ -179,10 +179,10 @@ def _load(
     reshaped: list[str],
     source: str | os.PathLike,
 ) -> dict[str, list[str]]:
-    """Load weights; return the names of those that do not fit, by what is wrong with them.
+    """Load weights; return the names of those that do not fit, grouped by problem.
 
     Args:
-        reshaped: those with another shape, which a module may accept.
+        reshaped: names of weights with another shape, which a module may accept all the same.
     """
     try:
         result = model.load_state_dict(weights, strict=False)
@@ -205,7 +205,7 @@ def _sized_by_classes(
     weights: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
 ) -> list[str]:
-    """Select the parameters whose shape differs only where it depends on the number of classes."""
+    """Return the parameters whose shape differs only in axes that depend on the number of classes."""
     from dcnzoo.openmmlab.classes import parameters_by_number  # needs mmdet
 
     other = parameters_by_number(settings) if isinstance(settings, Mapping) and reshaped else {}
@@ -223,7 +223,7 @@ def _sized_by_classes(
 
 
 def _deformable_hint(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Compare the numbers of layers that predict offsets: the setting ``dcn`` of a part may be missing."""
+    """Return a hint if file and model differ in their number of deformable layers, else an empty text."""
     pattern = re.compile(r".*(\.conv_offset(_mask)?|conv\d_offset)\.weight")
     in_file, in_model = (len([*filter(pattern.fullmatch, names)]) for names in (weights, expected))
     if in_file == in_model:

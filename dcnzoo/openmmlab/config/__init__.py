@@ -1,1 +1,1 @@
-"""Configs as values: what they contain and may contain, their mistakes, types and paths. Nothing is built."""
+"""Read, check and write configs, without building anything from them."""

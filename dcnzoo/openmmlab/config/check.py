@@ -1,4 +1,4 @@
-"""Mistakes in a config that mmengine does not name, or names only after an epoch."""
+"""Find mistakes in a config that mmengine does not report, or reports only after an epoch."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def check_config(
     Args:
         name: the config's file, for the messages.
         required: top-level keys that the command uses.
-        runs: the command has a runner: check whether the data fit the model.
+        runs: whether the command uses a runner; if so, check whether the data fit the model.
 
     Raises:
         UserError: the config has problems, one line for each.
@@ -71,9 +71,9 @@ def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) 
 
 
 def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
-    """Yield heads with another number of classes than the data: MMDetection trains with more."""
+    """Yield heads whose number of classes differs from the data's; MMDetection accepts a larger number."""
     expected: dict[str, dict[int, str]] = {key: {} for key in NUMBERS}  # number → loader
-    declared = set[int]()  # numbers of names that the config has, not only its data set's class
+    declared = set[int]()  # numbers of classes that the config itself lists
     for loader, dataset, info in data_sets(cfg):
         names = info.get("classes")
         if isinstance(names, str):
@@ -81,7 +81,7 @@ def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
             yield Finding(f"{loader}: metainfo.classes", text)
         if not isinstance(names, list | tuple) or loader.removesuffix("_dataloader") not in parts:
             continue
-        if dataset.get("type") == "MOTChallengeDataset":  # of its 13 classes, detectors find one: pedestrians
+        if dataset.get("type") == "MOTChallengeDataset":  # detectors find one of its 13 classes: pedestrians
             continue
         if "classes" in (dataset.get("metainfo") or {}):
             declared.add(len(names))
@@ -93,13 +93,13 @@ def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
         if "head" in path and module.startswith("mmdet."):  # a user's own class may count others
             for count in expected[key].keys() - {number}:
                 text = f"expected {count}, the number of classes in {expected[key][count]}, got {number}"
-                # with more than the class of the data set has, published configs train
+                # some published configs train with more classes than their data set's class lists
                 stops = number < count or key != NUMBERS[0] or count in declared
                 yield Finding(f"{path}.{key}", text, stops=stops)
 
 
 def wrong_evaluator_files(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
-    """Yield annotation files of evaluators that are not those of the data: the AP would be another."""
+    """Yield evaluators whose annotation file is not that of their data loader: the AP would be wrong."""
     for part in parts:
         own = [dataset for loader, dataset, _ in data_sets(cfg) if loader == f"{part}_dataloader"]
         for _, metric in dicts(cfg.get(f"{part}_evaluator")) if len(own) == 1 else ():
@@ -110,7 +110,7 @@ def wrong_evaluator_files(cfg: Mapping, parts: Sequence[str]) -> Iterator[Findin
 
 
 def _same_images(file: str, other: str) -> bool:
-    """Whether COCO files have the same images. A file that cannot be read is reported when it is loaded."""
+    """Return whether COCO files have the same images; also True for a broken file, which loading reports."""
     if os.path.realpath(file) == os.path.realpath(other):
         return True
     try:

@@ -1,4 +1,4 @@
-"""The settings ``dcn``, ``stage_with_dcn`` and ``to_deformable`` in the config of any module: which and what.
+"""The settings ``dcn``, ``stage_with_dcn`` and ``to_deformable``, which replace convolutions of a module.
 
 ``dcn`` names a layer, which replaces the convolutions that :data:`CONVOLUTIONS` lists for the module's class.
 ``to_deformable`` replaces any convolutions of any module. ``patches/deformable_configs.py`` and descriptions
@@ -13,7 +13,7 @@ from typing import Any
 SETTINGS = {"dcn", "stage_with_dcn", "to_deformable"}
 
 # Class or base class, in mmdet, mmpose, mmpretrain or mmseg -> patterns for names of convolutions. {stage}
-# stands for the names of the stages, from c2 on. The first class of the table that fits counts.
+# stands for the names of the stages, from c2 on. The first matching class in the table counts.
 CONVOLUTIONS = {
     "ResNeSt": ("{stage}.*.conv2.conv",),
     "Res2Net": ("{stage}.*.convs.*",),
@@ -33,7 +33,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 
 def patterns_of(kind: object) -> tuple[str, ...]:
-    """The patterns of :data:`CONVOLUTIONS` for a class; empty if there are none."""
+    """Return the patterns of :data:`CONVOLUTIONS` for a class; empty if there are none."""
     bases = {
         base.__name__ for base in getattr(kind, "__mro__", ()) if base.__module__.split(".")[0] in PACKAGES
     }
@@ -47,8 +47,8 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
         kind: the class that the config names, or None.
 
     Raises:
-        ValueError: the config has ``dcn``, for which the class has neither convolutions in
-            :data:`CONVOLUTIONS` nor an argument.
+        ValueError: the config has ``dcn`` or ``stage_with_dcn``, but the class neither is in
+            :data:`CONVOLUTIONS` nor has such an argument.
     """
     plain = cfg.copy()
     settings = {key: plain.pop(key) for key in SETTINGS if key in plain}

@@ -1,4 +1,4 @@
-"""The one boundary around everything that runs from a config: errors name the file and the key."""
+"""Convert errors of everything that a config builds or runs: they name the config's file and the key."""
 
 import traceback
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.utils.errors import UserError, describe, disk_is_full, message, one_line, printable
 from dcnzoo.utils.text import cut
 
-_TAKEN_OUT = {"priority", *SETTINGS}  # keys that MMEngine, for a hook, and dcnzoo take out before they build
+_TAKEN_OUT = {"priority", *SETTINGS}  # keys that MMEngine (for hooks) or dcnzoo removes before building
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def config_errors(cfg: Config, part: str = "") -> Iterator[None]:
     The key is the innermost dictionary from which something was built, or the module that was running.
 
     Args:
-        part: the key of other errors.
+        part: the key to name if neither is found.
     """
     try:
         yield
@@ -37,12 +37,12 @@ def config_errors(cfg: Config, part: str = "") -> Iterator[None]:
         key = _path_of_innermost(cfg, _dicts_being_built(frames))
         text = message(error) if key else describe(error)
         key = key or _running(frames) or part
-        parts = [cfg.filename, key, cut(text, 1000)]  # some contain a whole config
+        parts = [cfg.filename, key, cut(text, 1000)]  # some messages contain a whole config
         raise UserError(": ".join(printable(str(part)) for part in parts if part)) from error
 
 
 def _dicts_being_built(frames: list[FrameType]) -> Iterator[Mapping]:
-    """Yield the first dictionary among the arguments of each function that was building, outermost first."""
+    """Yield the first dictionary argument of each builder function in the traceback, outermost first."""
     for frame in frames:
         module, code = frame.f_globals.get("__name__", ""), frame.f_code
         is_builder = code.co_name.startswith(("build", "_build", "register_"))
@@ -54,8 +54,8 @@ def _dicts_being_built(frames: list[FrameType]) -> Iterator[Mapping]:
 def _path_of_innermost(cfg: Config, built: Iterator[Mapping]) -> str:
     """Return the path in the config of the last of these dictionaries; empty if the config has none of them.
 
-    Builders copy dictionaries, so they are compared by their values. Each is inside the one before it; but a
-    loop, which is one key of the config, builds a data loader, which is another.
+    Builders copy dictionaries, so they are compared by their values. Each dictionary is inside the one before
+    it. The exception: a loop, such as ``train_cfg``, builds a data loader, which has a key of its own.
     """
     nodes = [(path, node) for path, node in dicts(cfg.to_dict()) if path]
     last = ""
@@ -68,7 +68,7 @@ def _path_of_innermost(cfg: Config, built: Iterator[Mapping]) -> str:
 
 
 def _has_values(copied: Mapping, node: Mapping) -> bool:
-    """Whether a copy, to which keys may have been added, has the texts and numbers of a dictionary."""
+    """Return whether a copy has all texts and numbers of a dictionary; it may have more keys."""
     plain = [key for key, value in node.items() if isinstance(value, str | int | float | None)]
     compared = [key for key in plain if key not in _TAKEN_OUT]
     return bool(compared) and all(copied.get(key) == node[key] for key in compared)

@@ -1,7 +1,7 @@
-"""Configs of detectors as JSON: data, of which nothing is executed and no module is imported.
+"""Configs of detectors as JSON. Reading one executes no code and imports no module.
 
-A file has the keys of :data:`KEYS`. ``type`` is a name in the registries of mmengine, mmcv, mmdet and dcnzoo,
-other texts are words. A class as type is its name in the registries. Tuples and infinities are spelt
+A file has the keys of :data:`KEYS`. Each ``type`` is a name in the registries of mmengine, mmcv, mmdet and
+dcnzoo, also where the config has a class. Other texts are plain words. Tuples and infinities are written as
 ``{"$tuple": [1, 2]}`` and ``{"$float": "inf"}``.
 """
 
@@ -26,14 +26,14 @@ from dcnzoo.openmmlab.registration import setup
 from dcnzoo.utils.errors import UserError, one_line, printable
 from dcnzoo.utils.text import short
 
-MARK, VERSION = "dcnzoo", 1  # key and value of the version of the format
+MARK, VERSION = "dcnzoo", 1  # key and value that state the version of the format
 KEYS = (MARK, "default_scope", "model", "test_pipeline")
 SCOPES = ("mmdet", "mmengine", "mmcv", "dcnzoo")
-# Keys that name files, other repositories or code. A detector with weights needs none of the first ones, so
-# they are left out of a file; None is allowed.
+# Keys that name files, other repositories or code. A detector with weights does not need those in _LEFT_OUT:
+# write() omits them, and read() accepts them only with the value None.
 _LEFT_OUT = {"init_cfg", "pretrained", "teacher_ckpt", "backend_args", "file_client_args"}
 _REFUSED = {"custom_imports", "teacher_config", "checkpoint", "lang_model_name"}
-# Classes that evaluate a text, read another file or repository, or import another package, by module.
+# Modules of mmdet whose classes evaluate a text, read another file or repository, or import a package.
 _REFUSED_MODULES = """
     models.language_models models.mot models.reid models.trackers models.tracking_heads models.vis
     models.task_modules.tracking models.dense_heads.atss_vlfusion_head models.detectors.d2_wrapper
@@ -41,14 +41,14 @@ _REFUSED_MODULES = """
     datasets.transforms.instaboost datasets.transforms.text_transformers
 """
 _REFUSED_STEPS = {"Albu", "Corrupt"}
-# types that are words of a class, not classes: of FPG's paths, and of StageCascadeRPNHead's convolution
+# values of type that are options, not classes: of FPG's paths and of StageCascadeRPNHead's convolution
 _WAYS = {"conv", "interpolation_conv", "last_conv", "dilation", "offset"}
 _TEXT = re.compile(r"[\w.+ -]*")
 
 
 def is_json_config(path: str | os.PathLike) -> bool:
     """Whether a file says that it is in this format; :func:`read` checks it."""
-    if Path(path).suffix != ".json" or not os.path.isfile(path):  # Path.is_file raises if it is too long
+    if Path(path).suffix != ".json" or not os.path.isfile(path):  # Path.is_file raises for too long paths
         return False
     try:
         content = _parse(path, str(path))
@@ -83,11 +83,11 @@ def read(path: str | os.PathLike, name: str = "") -> Config:
 
 
 def write(cfg: Config) -> str:
-    """Return the text of a file with all that a detector with weights needs of its config.
+    """Return the JSON text of the settings that a detector with weights needs from its config.
 
     Raises:
         UserError: the config has no test pipeline.
-        ValueError: a setting has no spelling in JSON, or is not allowed. The message names the keys.
+        ValueError: a setting cannot be written in JSON, or is not allowed. The message names the keys.
     """
     cfg = Config(use_names(cfg).to_dict())
     try:
@@ -101,7 +101,7 @@ def write(cfg: Config) -> str:
 
 
 def find_problems(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a config must not contain, with its key."""
+    """Yield a message for each part of a config that is not allowed or missing; it names the key."""
     for key in settings.keys() - {*KEYS}:
         yield f"{printable(key)}: expected one of {', '.join(KEYS)}"
     model, pipeline = settings.get("model"), settings.get("test_pipeline")
@@ -116,7 +116,7 @@ def find_problems(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _problems(node: object, path: str, key: str, types: set[str]) -> Iterator[str]:
-    """Yield the problems of a value: ``key`` is the nearest one, ``path`` contains all."""
+    """Yield the problems of a value; ``path`` is its whole path, ``key`` the last name in the path."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             inner = f"{path}.{name}"
@@ -136,7 +136,7 @@ def _problems(node: object, path: str, key: str, types: set[str]) -> Iterator[st
         for index, value in enumerate(node):
             yield from _problems(value, f"{path}.{index}", key, types)
     elif isinstance(node, str):
-        if key != "where" and not _TEXT.fullmatch(node):  # where, of dcnzoo, is only compared with names
+        if key != "where" and not _TEXT.fullmatch(node):  # dcnzoo only compares where with names
             yield f"{path}: expected a word, got {short(node)}"
     elif not isinstance(node, bool | int | float | np.generic | None):
         yield f"{path}: expected a number, a text or a list, got {short(node)}"
@@ -144,7 +144,7 @@ def _problems(node: object, path: str, key: str, types: set[str]) -> Iterator[st
 
 @cache
 def _types() -> dict[str, set[str]]:
-    """Return the allowed types of each part. RoI layers and NMS, of mmcv.ops, are in no registry."""
+    """Return the allowed types of each part. RoI layers and NMS come from mmcv.ops: no registry has them."""
     setup()  # registers dcnzoo's classes
     operators = {name: getattr(mmcv.ops, name) for name in mmcv.ops.__all__}
     model = {**operators, **registered(MODELS), **registered(TASK_UTILS)}
@@ -166,7 +166,7 @@ def _without_sources(node: Any) -> Any:
 
 
 def _encode(value: Any) -> Any:
-    """Spell a value in JSON; its problems have been excluded by :func:`find_problems`."""
+    """Convert a value to JSON. The caller has checked it with :func:`find_problems`."""
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -177,7 +177,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: Any, path: str) -> Any:
-    """Undo :func:`_encode`. Raise ValueError for a key that begins with $ and has another meaning."""
+    """Undo :func:`_encode`. Raise ValueError for any other key that begins with $."""
     if isinstance(value, list):
         return [_decode(item, f"{path}.{index}") for index, item in enumerate(value)]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Names in configs that lead to packages: ``_base_ = 'mmdet::…'``, without ``pkg_resources``; and types.
+"""Find base configs in packages (``_base_ = 'mmdet::…'``) without ``pkg_resources``, and registered types.
 
 mmengine has a fixed list of packages with configs and locates them by ``pkg_resources``, which setuptools
 81 removed and which gives a wrong path after ``pip install -e``. It also reads all metafiles of the package
@@ -41,5 +41,5 @@ def inherit_from_packages(changes: Changes) -> None:
 
 
 def types_import_no_modules(changes: Changes) -> None:
-    """Look up a type without a dot only in the registries; ``torch.nn.ReLU`` is imported."""
+    """Look up a type only in the registries, unless it has a dot: ``torch.nn.ReLU`` is still imported."""
     changes.wrap(registry, "get_object_from_string", lambda get, name: get(name) if "." in name else None)

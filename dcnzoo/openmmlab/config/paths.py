@@ -1,4 +1,4 @@
-"""The text of configs that are written. Paths are relative to its folder, so that both can be moved."""
+"""Write configs as text. Paths are relative to the config's folder, so that the folder can be moved."""
 
 import os
 import re
@@ -14,15 +14,15 @@ from dcnzoo.utils.files import read_beside
 
 _CONFIG = r"^(_base_ *=|model *= *(dict\(|\{)|with read_base\()"
 DIRECTORY = "{{ fileDirname }}"  # MMEngine replaces it in the text of a config by the config's folder
-# Stands for the config's folder in values. It is random, because names of classes come from files: a name
-# with the mark would put the name of the folder, perhaps code, into the text of the config.
+# Placeholder for the config's folder in values. It is random: otherwise, a class name from a file could have
+# the placeholder in it, and the folder's name, perhaps code, would be put into the text of the config.
 _MARK = secrets.token_hex(8)
 
 
 def portable(path: str, folder: str | os.PathLike, roots: Iterable[str]) -> str:
-    """Return a path for a config in ``folder``, for :func:`text_of`: relative to it if it is below a root.
+    """Return a path for :func:`text_of`: relative to the config's ``folder`` if the path is below a root.
 
-    It stays as it is if MMEngine could not read the folder's name.
+    The path is returned unchanged if the folder's name has characters that MMEngine cannot read.
     """
     if any(letter in str(folder) for letter in "'\"\\{}\n"):
         return path
@@ -50,19 +50,19 @@ def text_of(cfg: Config) -> str:
 
 
 def is_config(path: Path) -> bool:
-    """Whether a file looks like a config, without reading it as one, which would execute it."""
+    """Return whether a file looks like a config, without executing it."""
     return re.search(_CONFIG, read_beside(path) or "", re.MULTILINE) is not None
 
 
 def without_templates(text: str) -> str:
-    """Spell braces in the text of a config so that names of classes and files do not become templates."""
+    """Escape braces in the text of a config so that names of classes and files do not become templates."""
     return text.replace("{{", r"{\x7b")
 
 
 def config_text(changes: Changes) -> None:
     """Format a config once, not for every checkpoint, and without templates.
 
-    mmengine turns a Ctrl-C meanwhile into SyntaxError.
+    mmengine turns a Ctrl-C during the formatting into SyntaxError; here, it stays a KeyboardInterrupt.
     """
     original = Config.pretty_text.fget
     last: dict[str, str] = {}

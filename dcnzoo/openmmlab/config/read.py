@@ -13,7 +13,7 @@ from dcnzoo.openmmlab.config.type_names import use_names
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.text import nearest
 
-PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # variables, with names like tta_pipeline
+PIPELINES = {"train_pipeline", "val_pipeline", "test_pipeline"}  # variables (tta_pipeline is a setting)
 
 
 def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] | None = None) -> Config:
@@ -30,7 +30,7 @@ def read_config_file(path: str | os.PathLike, cfg_options: Mapping[str, object] 
         raise
     except (Exception, SystemExit) as error:
         name, line = str(path), getattr(error, "lineno", None)
-        # mmengine executes the text without a file name; mmengine's own frames have it
+        # mmengine executes the text without a file name, but has it in a variable of its own frames
         for frame, number in traceback.walk_tb(error.__traceback__):
             code, filename = frame.f_code, frame.f_locals.get("filename")
             if "mmengine" in code.co_filename and isinstance(filename, str | os.PathLike):
@@ -59,7 +59,7 @@ def _set_option(cfg: Config, key: str, value: object) -> str:
     """Change a setting; return what is wrong with it, or an empty text."""
     try:
         cfg.merge_from_dict({key: copy.deepcopy(value)})  # it removes _delete_
-    except AttributeError:  # of mmengine, which merges elements of lists like dictionaries
+    except AttributeError:  # mmengine merges list elements as if they were dictionaries
         return "expected whole lists of numbers or texts, got one element"
     except (KeyError, TypeError) as error:
         return one_line(error)

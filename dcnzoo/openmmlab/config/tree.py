@@ -1,4 +1,4 @@
-"""The dictionaries of a config: which keys the runner has, the classes that they build, the data sets."""
+"""Find the dictionaries in a config, the classes that they build, and the data sets."""
 
 import inspect
 import os
@@ -46,7 +46,7 @@ def class_of(node: Mapping) -> type | None:
         return name if inspect.isclass(name) else None
     for registry in _REGISTRIES:
         with registry.switch_scope_and_registry(node.get("_scope_")) as scoped, suppress(RuntimeError):
-            # Registry.get imports every unknown text as a module; RuntimeError: it is not the name of one
+            # Registry.get tries to import an unknown name as a module, and raises RuntimeError if it fails
             kind = scoped.get(name) if "." in name else registered(scoped).get(name)
             if inspect.isclass(kind):
                 return kind
@@ -55,7 +55,7 @@ def class_of(node: Mapping) -> type | None:
 
 
 def registered(registry: Registry | None) -> ChainMap[str, object]:
-    """Return what a registry and its parents contain, by name."""
+    """Return the classes and functions in a registry and its parents, by name."""
     maps = []
     while registry is not None:
         registry.import_from_location()

@@ -1,7 +1,7 @@
-"""Types of a config are names of registered classes, also where the config imports the classes.
+"""Replace the classes in a config by their registered names.
 
-MMEngine's new style has classes, its dumps have their modules' paths, and a config in the old style may
-import a class too. Only names lead to the classes that dcnzoo registers in place of MMDetection's.
+Configs in MMEngine's new style have classes as types, its dumps have import paths, and a config in the old
+style may import classes too. Only names lead to the classes that dcnzoo registers instead of MMDetection's.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from dcnzoo.openmmlab.patches.kernels import replaced
 def use_names(cfg: Config) -> Config:
     """Return the config with names as types, without the objects that it imports.
 
-    A class that no registry has stays one, which a dump writes as its path.
+    A class that is in no registry stays a class; a dump writes its import path.
     """
     settings = cfg._to_lazy_dict()
     nodes = [node for _, node in dicts(settings) if _is_class_or_path(node.get("type"))]
@@ -45,7 +45,7 @@ def use_names(cfg: Config) -> Config:
 
 
 def _is_class_or_path(kind: object) -> bool:
-    """Whether a type is not a name: ``mmdet.CocoDataset`` is one, ``mmdet.datasets.CocoDataset`` a path."""
+    """Return whether a type is a class or a path (``mmdet.datasets.CocoDataset``), not a registered name."""
     return kind.count(".") > 1 if isinstance(kind, str) else callable(kind)
 
 
@@ -53,7 +53,7 @@ def _names(scope: str) -> dict[object, str]:
     """Return the name of each class in the registries, and of each function in ``mmcv.ops``."""
     names: dict[object, str] = {getattr(mmcv.ops, name): name for name in mmcv.ops.__all__}
     for parent in [value for value in vars(root).values() if isinstance(value, Registry)]:
-        short = {**parent.module_dict}  # names without a scope: its own classes, then the parent's
+        short = {**parent.module_dict}  # names without a scope; own classes replace the parent's
         if (own := parent.children.get(scope)) is not None:
             own.import_from_location()
             short |= own.module_dict

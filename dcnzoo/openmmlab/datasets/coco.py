@@ -37,11 +37,11 @@ _decode = msgspec.json.Decoder().decode
 
 
 class CheckedCOCO(COCO):
-    """MMDetection's ``COCO`` of a file that has been checked.
+    """MMDetection's ``COCO``, which checks the annotation file first.
 
     Args:
         annotation_file: JSON in UTF-8 or UTF-16, with or without a byte order mark.
-        compared: pycocotools compares the masks, so every annotation must have one.
+        compared: whether pycocotools compares masks; if so, every annotation must have one.
 
     Raises:
         UserError: the file does not exist or has a problem that makes an evaluation impossible; or its
@@ -79,10 +79,10 @@ def _open(file: str) -> CocoFile:
 
 
 def _require_usable(file: str, content: CocoFile, masks: bool) -> list[Finding]:
-    """Return the problems of annotations that MMDetection skips, or uses all the same.
+    """Return the problems that do not stop a training; MMDetection skips or uses these annotations.
 
     Raises:
-        UserError: there is one that makes a training impossible or wrong.
+        UserError: a problem makes a training impossible or wrong.
     """
     problems = [*problems_of(content, masks)]
     if stops := [problem for problem in problems if problem.stops]:
@@ -110,7 +110,7 @@ class CocoMetric(coco_metric.CocoMetric):
     With ``sort_categories``, MMDetection's own reader is used.
 
     Attributes:
-        class_aps: the AP of each class, of the last of ``metrics``, after an evaluation.
+        class_aps: the AP of each class after an evaluation, for the last entry of ``metrics``.
     """
 
     class_aps: dict[str, float] = {}
@@ -166,8 +166,8 @@ class CocoMetric(coco_metric.CocoMetric):
 class CocoDataset(coco.CocoDataset):
     """Replaces MMDetection's ``CocoDataset`` in the registry and checks the annotation file.
 
-    The annotations of an image stay JSON text in the mapped file, which all processes share, until they are
-    needed: MMEngine would pickle lists of millions of objects.
+    Annotations stay JSON text in a memory-mapped file, which all processes share, until their image is
+    loaded. MMEngine would pickle lists of millions of objects instead.
 
     Raises:
         UserError: the file does not exist or has a problem that makes a training impossible; or the first
@@ -186,7 +186,7 @@ class CocoDataset(coco.CocoDataset):
         categories = [category for _, category in content.entries("categories", strict=True)]
         names = self.metainfo["classes"]
         _require_classes(self.ann_file, [each.name for each in categories], names)
-        # their order is that of the file
+        # in the order of the file
         self.cat_ids = [each.id for each in categories if not names or each.name in names]
         self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
         numbers, images_of = defaultdict[int, list[int]](list), defaultdict[int, set[int]](set)
@@ -222,7 +222,7 @@ class CocoDataset(coco.CocoDataset):
         return info
 
     def _copy_without_annotation(self, memo: dict[str, Any] | None = None) -> "CocoDataset":
-        """Copy with a new ``memo``. mmengine's default keeps entries of deleted objects, whose ids recur."""
+        """Copy with a new ``memo``. mmengine's default one keeps deleted objects, whose ids may be reused."""
         return super()._copy_without_annotation({} if memo is None else memo)
 
     def _warn(self, problems: Sequence[Finding], number: int) -> None:
@@ -238,7 +238,7 @@ class CocoDataset(coco.CocoDataset):
         """Warn of classes without an object to train on.
 
         Args:
-            labels: of the objects that are not ignored.
+            labels: the classes of the objects that are not ignored.
         """
         names = [name for label, name in enumerate(self.metainfo["classes"]) if label not in labels]
         if names and not self.test_mode:
@@ -256,7 +256,7 @@ class CocoDataset(coco.CocoDataset):
 
 
 def _loads_files(transforms: Sequence[Any]) -> bool:
-    """Whether a pipeline reads pictures as files, by mmcv's loader and without another back end."""
+    """Return whether mmcv's loader reads the pictures as local files, without a storage back end."""
     loader = next(iter(transforms), None)
     if loader is None:
         return True

@@ -6,7 +6,7 @@ from typing import Any
 
 from dcnzoo.utils.files import add_file
 
-# of texts: folders, which may differ, and places in memory
+# parts of texts that may differ between processes: folders, and addresses in memory
 _OF_A_PROCESS = re.compile(r"(?<=['\"])[^'\"]*/| at 0x[0-9a-f]+")
 _PLAIN = str | int | float | list | tuple | dict
 

@@ -19,7 +19,7 @@ from dcnzoo.utils.errors import UserError, describe, printable
 
 
 def skip_unreadable_images(changes: Changes) -> None:
-    """Patch all data sets of MMDetection to skip such images."""
+    """Patch all data sets of MMDetection to skip images that cannot be read."""
 
     def full_init(load: Callable, self: BaseDetDataset) -> None:
         load(self)
@@ -51,7 +51,7 @@ def prepare_data(self: BaseDetDataset, idx: int) -> dict | None:
         return BaseDataset.prepare_data(self, idx)
     except Exception as error:
         reason = _why_unreadable(self, idx)
-        if reason is None:  # with the names, because this may be a process of the data loader
+        if reason is None:  # name the picture, as this may be a process of the data loader
             path = self.get_data_info(idx).get("img_path")
             raise UserError(printable(f"{path}: {describe(error)}")) from error
         if self.test_mode:

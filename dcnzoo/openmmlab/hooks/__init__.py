@@ -1,6 +1,6 @@
 """Hooks for mmengine's Runner. Importing the package registers them.
 
-Every run has those of ``DEFAULT_HOOKS``, and those that ``runs/execute.py`` gives to its runner.
+Every run has the hooks in ``DEFAULT_HOOKS`` and those that ``runs/execute.py`` registers.
 """
 
 from dcnzoo.openmmlab.hooks.channels_last import ChannelsLastHook as ChannelsLastHook
@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.hooks.validation import BroadcastBuffersHook as BroadcastB
 from dcnzoo.openmmlab.hooks.validation import MaskSizeHook as MaskSizeHook
 from dcnzoo.openmmlab.hooks.validation import PlateauEarlyStoppingHook as PlateauEarlyStoppingHook
 
-# by their names in default_hooks, where a config replaces them, or switches them off with None
+# key in default_hooks → hook; there, a config can replace a hook, or switch it off with None
 DEFAULT_HOOKS = {
     "epoch_seed": {"type": "EpochSeedHook"},
     "finite_loss": {"type": "FiniteLossHook"},

@@ -10,7 +10,7 @@ from torch import nn
 
 from dcnzoo import layers
 
-# Others may call weight.view, as those of standardized, normalized and masked weights do.
+# Other layers may call weight.view, as those with standardized, normalized or masked weights do.
 PLAIN = (nn.Conv2d, nn.ConvTranspose2d, wrappers.Conv2d, wrappers.ConvTranspose2d, layers.OffsetConv2d)
 DEFORMABLE = (DeformConv2d, ModulatedDeformConv2d, layers.DeformConv2d, layers.DeformConvTranspose2d)
 
@@ -37,11 +37,11 @@ class ChannelsLastHook(Hook):
     priority = "VERY_HIGH"
 
     def before_train(self, runner: Runner) -> None:
-        """Convert after mmengine has initialised the weights: random numbers follow the order in memory."""
+        """Convert after the weights are initialised: random numbers are assigned in memory order."""
         to_channels_last(runner.model)
         for average in filter(None, (getattr(hook, "ema_model", None) for hook in runner.hooks)):
             to_channels_last(average)
-            if average.update_buffers:  # mmengine adds to the tensors of a state dict that had the old memory
+            if average.update_buffers:  # mmengine's state dict still has tensors with the old memory
                 average.avg_parameters = average.module.state_dict()
 
     before_val = before_test = before_train

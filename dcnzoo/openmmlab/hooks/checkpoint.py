@@ -53,10 +53,10 @@ class _RemovesLater:
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, but ``--resume`` always finds a complete checkpoint.
 
-    The parent class removes the oldest checkpoint, or the best, before it writes the new one. Here a file is
-    removed when the next checkpoint is complete and ``last_checkpoint`` names it. That checkpoint still lists
-    the file: if the process ends before, a resumed run removes it. A checkpoint is written once, before the
-    validation that follows. Resuming loads the last undamaged one; see :class:`ResumeHook`.
+    The parent class removes an old checkpoint before it writes the new one. Here, a file is removed only
+    after the next checkpoint is complete and ``last_checkpoint`` names it. That checkpoint lists the file, so
+    that a resumed run removes it if the process ended before. A checkpoint is written once, before the
+    validation that follows. Resuming loads the last undamaged checkpoint; see :class:`ResumeHook`.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -69,11 +69,11 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        if self.file_client_args is not None:  # mmengine refuses it beside its own default, after an epoch
+        if self.file_client_args is not None:  # mmengine would refuse it, but only after an epoch
             raise UserError("default_hooks.checkpoint.file_client_args: expected backend_args in its place")
         if "://" not in str(self.out_dir):
             self.backend_args = self.backend_args or {"backend": "atomic_local"}
-            # last_checkpoint has the path, and is read from other folders
+            # absolute, because last_checkpoint contains the path and is read from other folders
             self.out_dir = None if self.out_dir is None else os.path.abspath(self.out_dir)
         self._outdated: list[str] = []  # names of files to remove after the next checkpoint is written
 
@@ -83,36 +83,36 @@ class AtomicCheckpointHook(CheckpointHook):
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
         # before the parent class changes out_dir
         self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir, self.by_epoch)
-        if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):  # of other tools
+        if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):  # in other tools
             runner.register_hook(ResumeHook())
-        if runner._resume and runner._load_from is None and not runner._has_loaded:  # of other tools
+        if runner._resume and runner._load_from is None and not runner._has_loaded:  # in other tools
             runner._load_from = str(self._saved.undamaged() or "") or None
             runner._resume = runner._load_from is not None  # mmengine would look for one itself
 
     def before_train(self, runner: Runner) -> None:
         info = runner.message_hub.runtime_info
-        if "keep_ckpt_ids" in info:  # the parent class puts them into names of files that it removes
+        if "keep_ckpt_ids" in info:  # the parent class removes files with these in their names
             info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if type(step) is int]
         self._keep_best(info)
         super().before_train(runner)
         self._backend = self.file_backend
         self.file_backend = _RemovesLater(self._backend, self._outdated)
         source = Path(str(runner._load_from))
-        if runner._resume and self._saved.has(source):  # a later best one is that of another run
+        if runner._resume and self._saved.has(source):  # a later best file is of another run
             later = self._saved.after(source)
             self._outdated += [file.name for file in later if file.name.startswith("best_")]
         if is_main_process() and self._saved.is_local:
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
 
     def _keep_best(self, info: dict[str, Any]) -> None:
-        """Of the best checkpoints before this start, keep those of the same metrics that are in this folder.
+        """Keep the entry of a best checkpoint if its metric is still used and its file is in this folder.
 
-        The folder may have another name now. One that a later validation had replaced is gone.
+        The folder may have been renamed, and a later validation may have replaced the file.
         """
         before = {key: info.pop(key) for key in [*info] if key.startswith(("best_ckpt", "best_score"))}
         best, metrics = {}, self.key_indicators if self.save_best else []
         for metric in metrics:
-            ending = f"_{metric}" if len(metrics) > 1 else ""  # mmengine's keys of one metric have no name
+            ending = f"_{metric}" if len(metrics) > 1 else ""  # mmengine's keys of a single metric have none
             prefix = "best_" if metric == "auto" else f"best_{metric}_".replace("/", "_")
             file = str(before.get(f"best_ckpt{ending}", ""))
             path = self._saved.folder / os.path.basename(file)
@@ -126,7 +126,7 @@ class AtomicCheckpointHook(CheckpointHook):
     # Saving
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """List the files that are removed after this one is written; a resumed run removes them first."""
+        """Note in a checkpoint which files are removed after it, so that a resumed run removes them too."""
         info = checkpoint["message_hub"]["runtime_info"]
         steps = [self._saved.step(Path(name)) for name in self._outdated]
         if steps := [step for step in steps if step is not None]:
@@ -136,7 +136,7 @@ class AtomicCheckpointHook(CheckpointHook):
         monitors = self.key_indicators if self.save_best else ()
         metrics = {key: None if is_undefined(key, value) else value for key, value in metrics.items()}
         unknown = [name for name in monitors if name not in {"auto", *metrics}]
-        if metrics and unknown:  # mmengine ends with a KeyError, and skips None
+        if metrics and unknown:  # mmengine raises KeyError for these, but skips None
             text = f"expected one of {few([*metrics], 20)}, got {few(unknown)}: it has no best checkpoint"
             runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
             metrics = {**metrics, **dict.fromkeys(unknown)}
@@ -150,9 +150,9 @@ class AtomicCheckpointHook(CheckpointHook):
         self._remove_outdated(runner)
 
     def _remove_outdated(self, runner: Runner) -> None:
-        # with by_epoch=True, all the best ones of a training that counts iterations have one name
+        # with by_epoch=True, all best checkpoints of a training by iterations have the same name
         best = {*map(os.path.basename, best_files(runner.message_hub.runtime_info))}
-        # a checkpoint that is resumed may come from elsewhere and name anything as the best one
+        # remove only checkpoints: a resumed checkpoint from elsewhere may list any file as the best one
         outdated = [name for name in {*self._outdated} - best if self._saved.number(name) is not None]
         for name in outdated if is_main_process() else ():
             path = self._backend.join_path(self.out_dir, name)

@@ -16,11 +16,11 @@ class FiniteLossHook(Hook):
     """Stop at the first loss that is infinite or NaN, before a checkpoint of the damaged weights is written.
 
     Args:
-        scaled: number of consecutive such steps, ≥ 0, that are allowed, each with a warning, if a gradient
-            scaler skips them (``AmpOptimWrapper`` with float16).
+        scaled: with a gradient scaler (``AmpOptimWrapper`` with float16), which skips such steps, only warn
+            of this number (≥ 0) of consecutive steps.
 
     Raises:
-        UserError: gives the losses, the iteration and the images.
+        UserError: a loss is not finite; the message has the losses, the iteration and the images.
     """
 
     priority = "HIGH"  # before moving averages and checkpoints
@@ -42,7 +42,7 @@ class FiniteLossHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Mapping | None = None
     ) -> None:
-        # mmengine's rule for losses. No extra synchronisation: logging has copied them to the CPU already.
+        # Like mmengine, select keys with "loss". No extra synchronisation: logging copied them to the CPU.
         losses = {k: torch.as_tensor(v).item() for k, v in (outputs or {}).items() if "loss" in k}
         broken = [f"{name} {value}" for name, value in losses.items() if not math.isfinite(value)]
         if not broken:

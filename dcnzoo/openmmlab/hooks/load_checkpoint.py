@@ -1,4 +1,4 @@
-"""Load a checkpoint into a runner: all must fit, and what resumes must be that of a training."""
+"""Load a checkpoint into a runner: all weights must fit, and resuming requires a training's checkpoint."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ class LoadCheckpointHook(Hook):
         source = runner._load_from or (resume if isinstance(resume, str) else "resume")
         averages = any(isinstance(hook, EMAHook) for hook in runner.hooks)
         if resume and not averages and "ema_state_dict" in checkpoint:
-            EMAHook()._swap_ema_state_dict(checkpoint)  # those that were trained, in place of the average
+            EMAHook()._swap_ema_state_dict(checkpoint)  # use the trained weights, not their average
         meta = checkpoint.get("meta") or {}
         if resume or not self.fine_tune:
             from dcnzoo.openmmlab.classes import require_order  # needs mmdet, the other hooks do not
@@ -69,13 +69,13 @@ class LoadCheckpointHook(Hook):
 def _require_resumable(runner: Runner, checkpoint: dict[str, Any], source: object) -> None:
     """Raise UserError for a file that lacks something that a training needs to continue.
 
-    Best checkpoints lack the optimizer's state, and files of weights lack everything else.
+    Best checkpoints lack the optimizer's state, and files of weights lack the whole state of a training.
     mmengine would train on without the optimizer's state, and begin the warm-up again.
     """
     meta = checkpoint.get("meta") or {}
     lacking = [key for key in ("epoch", "iter") if type(meta.get(key)) is not int or meta[key] < 0]
     parts = {"message_hub": True}
-    if isinstance(runner, Runner):  # the strategies of FlexibleRunner have other files
+    if isinstance(runner, Runner):  # FlexibleRunner's strategies have other file formats
         hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), CheckpointHook())
         parts["optimizer"] = hook.save_optimizer
         parts["param_schedulers"] = bool(runner.param_schedulers) and hook.save_param_scheduler

@@ -27,10 +27,10 @@ class OffsetStatisticsHook(Hook):
 
     The values are those of one batch on the main process and, for a layer that runs several times per
     iteration, those of the last run. Layers of other packages and the packs of deformable RoI pooling are not
-    measured. A warning names a layer whose offsets explode, again only after they have recovered.
+    measured. A warning names a layer whose offsets explode. It is repeated only after they have recovered.
 
     Args:
-        interval: in iterations.
+        interval: number of iterations between two measurements.
         max_mean: warn if the mean absolute offset, in pixels, exceeds this or is NaN.
         max_outside: warn if the share of samples outside the map exceeds this.
     """

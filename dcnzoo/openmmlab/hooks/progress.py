@@ -33,7 +33,7 @@ class ProgressHook(Hook):
 
     def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
         if isinstance(self._progress, LineProgress):
-            self._progress.note_output()  # a row of the last epoch
+            self._progress.note_output()  # a row about the last epoch was printed
         if mode != "train":
             self._begin(mode, len(getattr(runner, f"{mode}_dataloader")))
 

@@ -18,23 +18,23 @@ _STOPPING = "early_stopping"  # key in a checkpoint: monitor → best score, val
 
 
 class ResumeHook(Hook):
-    """Give a resumed training the state that an uninterrupted one with its settings has.
+    """Give a resumed training the state that an uninterrupted training with the same config has.
 
-    The settings of the config count, not those in the checkpoint: its schedules are stepped to the position
-    of the checkpoint. If one depends on a metric, schedules and optimizer have the checkpoint's state.
+    The settings of the config count, not those in the checkpoint: the config's schedules are stepped to the
+    checkpoint's position. If one depends on a metric, schedules and optimizer take the checkpoint's state.
 
-    A checkpoint is written before the validation that follows. This runs again, so that its effects (best
-    score, learning rate on plateaus, patience) are there.
+    A checkpoint is written before the validation that follows. The resumed training repeats this validation,
+    because it updates the best score, the patience and the learning rate on plateaus.
     """
 
-    priority = "LOWEST"  # a validation calls all hooks, whose ``before_train`` comes first
+    priority = "LOWEST"  # before_train runs a validation: all other hooks' before_train must come first
     _is_cut = _had_ended = False
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get("param_schedulers") or []
         for state in chain(*states.values()) if isinstance(states, dict) else states:
             for key in [key for key, value in state.items() if callable(value)]:
-                del state[key]  # OneCycleLR has a function, which files of weights may not have
+                del state[key]  # OneCycleLR's state has a function, which load_file refuses
         checkpoint[_STOPPING] = {
             hook.monitor: (float(hook.best_score), hook.wait_count) for hook in _stopping_hooks(runner)
         }
@@ -50,9 +50,9 @@ class ResumeHook(Hook):
         _replay_schedules(runner, checkpoint)
 
     def _set_position(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Set the position in this run's data: epochs may have other lengths, and a cut one begins again."""
+        """Set epoch and iteration: epochs may have another length now, and an interrupted one is repeated."""
         meta, info = checkpoint["meta"], checkpoint.get("message_hub", {}).get("runtime_info", {})
-        self._had_ended = meta["iter"] == info.get("max_iters")  # with a validation
+        self._had_ended = meta["iter"] == info.get("max_iters")  # a training ends with a validation
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             return
         if info.get("max_epochs"):
@@ -62,9 +62,9 @@ class ResumeHook(Hook):
         meta["iter"] = meta["epoch"] * len(runner.train_dataloader)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Forget the last validation's metrics, which LoggerHook would log again where one is missing now.
+        """Remove the last validation's metrics: LoggerHook would log them again if this one lacks a metric.
 
-        Log the step as a metric, too: LoggerHook may write an epoch, though the training counts iterations.
+        Log the step as a metric, too: LoggerHook may log the epoch even if the training counts iterations.
         """
         scalars = runner.message_hub.log_scalars
         for name in [name for name in scalars if name.startswith("val/")]:
@@ -99,7 +99,7 @@ def _done(runner: Runner) -> int:
 def _replay_schedules(runner: Runner, checkpoint: dict[str, Any]) -> None:
     """Step the schedules to the position of a checkpoint, as ParamSchedulerHook does in a training.
 
-    Those that depend on a metric, and those of several optimizers, keep the checkpoint's state.
+    If one depends on a metric, or with several optimizers, all keep the checkpoint's state.
     """
     schedules, meta = runner.param_schedulers or [], checkpoint["meta"]
     is_one = isinstance(schedules, list) and isinstance(runner.optim_wrapper, OptimWrapper)
@@ -109,7 +109,7 @@ def _replay_schedules(runner: Runner, checkpoint: dict[str, Any]) -> None:
     length = meta["iter"] // meta["epoch"] if by_epochs else meta["iter"] + 1  # of an epoch
     ordered = sorted(schedules, key=lambda schedule: schedule.by_epoch)  # those by iterations first
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of schedules that are stepped without the optimizer
+        warnings.simplefilter("ignore", UserWarning)  # torch warns of steps without the optimizer
         for iteration in range(1, meta["iter"] + 1):
             for schedule in ordered:
                 if not schedule.by_epoch or iteration % length == 0:
@@ -120,9 +120,9 @@ def _replay_schedules(runner: Runner, checkpoint: dict[str, Any]) -> None:
 
 
 def _set_values(runner: Runner, optimizer: dict[str, Any]) -> None:
-    """Give the groups of an optimizer in a checkpoint the settings of those of the runner.
+    """Copy the settings of the runner's parameter groups to the optimizer in a checkpoint.
 
-    What an optimizer counts itself stays.
+    Values that an optimizer counts itself stay.
     """
     wrapper = runner.optim_wrapper
     settings = {*inspect.signature(type(wrapper.optimizer)).parameters}

@@ -58,7 +58,7 @@ class EpochSeedHook(Hook):
         self._seed_model(runner.seed, 3)
 
     def _seed_model(self, *numbers: int) -> None:
-        self._states = _states()  # of the loader
+        self._states = _states()  # those that the loader uses
         set_random_seed(_mix(*numbers, get_rank()))
 
     def after_train_iter(self, *args: object, **kwargs: object) -> None:
@@ -69,7 +69,7 @@ class EpochSeedHook(Hook):
 
 @contextlib.contextmanager
 def random_states() -> Iterator[None]:
-    """Context after which the three generators that transforms use are as before."""
+    """Context that restores the three random generators that transforms use."""
     states = _states()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the terminal shows of a training or a test: a head, a row per epoch, the result and the next step."""
+"""Print a training or a test in the terminal: a head, a row per epoch, the result and the next step."""
 
 import datetime
 import os
@@ -29,32 +29,32 @@ from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable
 from dcnzoo.utils.text import columns, counted, cut, few
 
-WIDTH = 100  # columns of a terminal that has room for the parts of the loss
+WIDTH = 100  # terminals with at least this many columns show the parts of the loss
 COUNTED_IMAGES = 20_000  # the objects of a larger data set are not counted: reading it takes seconds
 SHOWN_CLASSES = 12
-NAMES = SavedCheckpoints(Path())  # those of checkpoints, by default
+NAMES = SavedCheckpoints(Path())  # the default names of checkpoints
 COLUMNS = ("bbox_mAP", "bbox_mAP_50", "segm_mAP")  # of CocoMetric
 
 
 class SummaryHook(Hook):
     """Print a training or a test for a person to read; mmengine's log is then only in its file.
 
-    One line per epoch, or per validation of a training that counts iterations. Without a terminal the lines
-    are the same. :class:`~dcnzoo.openmmlab.hooks.ProgressHook` shows the bar.
+    Prints one line per epoch, or per validation if the training counts iterations, also without a terminal.
+    :class:`~dcnzoo.openmmlab.hooks.ProgressHook` shows the bar.
 
     Args:
         saved: the checkpoints of a training.
-        changes: that options have made to the config.
-        is_last: nothing is printed after it.
+        changes: the changes that options have made to the config.
+        is_last: whether nothing is printed after this summary.
     """
 
     priority = "LOWEST"  # after CheckpointHook, which writes the best checkpoint
 
     def __init__(self, saved: SavedCheckpoints = NAMES, changes: str = "", is_last: bool = True) -> None:
         self._saved, self._changes, self._is_last = saved, changes, is_last
-        self._row: dict[str, str] = {}  # is printed when its validation has ended
-        self._widths: dict[str, int] = {}  # of the columns in the last head
-        self._classes: dict[int, str] = {}  # their APs in each validation
+        self._row: dict[str, str] = {}  # the next row, printed after its validation
+        self._widths: dict[str, int] = {}  # widths of the columns in the last head
+        self._classes: dict[int, str] = {}  # epoch or iteration → APs of the classes
 
     # Training
 
@@ -80,7 +80,7 @@ class SummaryHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         step = runner.epoch if self._by_epoch else runner.iter
-        if not self._row:  # it counts iterations, or resumes with the validation of the last epoch
+        if not self._row:  # the training counts iterations, or resumes with the validation of an epoch
             self._row = self._progress(runner, step)
         self._row.update(_figures(metrics))
         self._classes[step] = _classes(runner.val_evaluator.metrics)
@@ -95,7 +95,7 @@ class SummaryHook(Hook):
         if getattr(runner.train_loop, "stop_training", False):
             lines.append(("stopped", "early by EarlyStoppingHook; the log has the reason"))
         last = last_checkpoint(folder)
-        file = self._saved.best() or last  # for which the work directory stands
+        file = self._saved.best() or last  # commands use it for this work directory
         lines += self._result(folder, file)
         names = [Path(path).name for path in best_files(info) if "://" in path or os.path.exists(path)]
         if last:
@@ -165,7 +165,7 @@ class SummaryHook(Hook):
 
 
 def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
-    """Return the metrics to show and their names: up to a number, the three APs of COCO or the first ones."""
+    """Return the keys and names of ``most`` metrics: COCO's main APs if ``most`` ≤ 3, or the first ones."""
     numbers = [key for key, value in metrics.items() if isinstance(value, int | float)]
     known = [key for key in numbers if not is_undefined(key, metrics[key])]
     main = [key for key in known if key.rpartition("/")[2] in COLUMNS]
@@ -174,12 +174,12 @@ def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
 
 
 def _figures(metrics: Mapping[str, float], most: int = 3) -> dict[str, str]:
-    """Return the values of :func:`labels`, by their names."""
+    """Return the values of the metrics in :func:`labels` as text, by name."""
     return {name: f"{metrics[key]:.3f}" for key, name in labels(metrics, most).items()}
 
 
 def shown_path(path: str | os.PathLike) -> str:
-    """Return a path below the working directory relative to it."""
+    """Return a path, relative to the working directory if the path is inside it."""
     path = Path(path).resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -235,7 +235,7 @@ def _processes(runner: Runner) -> str:
     machines = len(set(all_gather_object(socket.gethostname())))
     text = f"{get_world_size()} on {counted(machines, 'machines')}"
     wrapper = getattr(runner, "optim_wrapper", None)
-    if not isinstance(wrapper, OptimWrapper):  # in a test, the config's
+    if not isinstance(wrapper, OptimWrapper):  # in a test, it is still a config
         return text
     loader = runner.train_dataloader
     images = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 1)
@@ -244,7 +244,7 @@ def _processes(runner: Runner) -> str:
 
 
 def _classes(metrics: Sequence[Any]) -> str:
-    """Return the AP of each class, of many only the best and the worst, after the name of this AP."""
+    """Return the name of the AP and its value for each class; of many classes, only the best and worst."""
     metric = next((metric for metric in metrics if getattr(metric, "class_aps", None)), None)
     if metric is None:
         return ""
@@ -263,4 +263,4 @@ def next_steps(work_dir: Path) -> str:
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     if is_main_process():
         for line in columns([pair for pair in pairs if pair[1]]):
-            print(printable(line), flush=True)  # names of files may be from elsewhere
+            print(printable(line), flush=True)  # names may contain control characters

@@ -1,4 +1,4 @@
-"""Validations in training: equal buffers in all processes, and an end if the metric does not improve."""
+"""Hooks for validations: equal buffers in all processes, masks of the right size, early stopping."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from dcnzoo.openmmlab.weights import without_wrapper
 class BroadcastBuffersHook(Hook):
     """Validate with the buffers of the first process, such as the statistics of batch norm.
 
-    Each process updates its own statistics in training, and a checkpoint has those of the first one. With
-    the others, the AP in the log would not be that of the checkpoint.
+    Each process updates its own statistics in training, and a checkpoint has those of the first process.
+    Without this hook, the AP in the log would not be that of the checkpoint.
     """
 
     priority = "LOW"  # after EMAHook, which exchanges the weights
@@ -41,7 +41,7 @@ class MaskSizeHook(Hook):
 
 @HOOKS.register_module()
 class PlateauEarlyStoppingHook(EarlyStoppingHook):
-    """mmengine's ``EarlyStoppingHook``, for which an equal metric is no improvement.
+    """mmengine's ``EarlyStoppingHook``, but an equal metric is no improvement.
 
     A validation without objects, whose AP is −1, does not count.
     """

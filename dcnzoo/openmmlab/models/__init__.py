@@ -6,10 +6,10 @@
   directly run on dcnzoo's operators: with mmcv-lite on every device, with a compiled mmcv on the CPU.
 - ``DeformRoIPool`` and its packs are registered. RoI extractors, which use ``mmcv.ops``, get mmcv's classes
   of the same names, which run on dcnzoo's operator.
-- ``MultiScaleDeformableAttention`` in a config and in MMDetection's DETRs is dcnzoo's class. Where another
-  program imports mmcv's, it runs on dcnzoo's operator.
+- ``MultiScaleDeformableAttention`` in a config and in MMDetection's DETRs is dcnzoo's class. mmcv's class,
+  which other programs import, runs on dcnzoo's operator.
 - ``DCNv3`` and ``DCNv4`` are registered, with the backbones that use them, ``InternImage`` and
-  ``FlashInternImage``. ``ViTAdapter`` makes a plain vision transformer of timm a backbone. All have
+  ``FlashInternImage``. ``ViTAdapter`` makes a plain vision transformer of timm a backbone. All support
   layer-wise learning rate decay.
 - ResNet-family backbones (also of mmpose, mmpretrain and mmsegmentation), HRNet and (PA)FPN accept
   ``dcn=True``, and any module accepts ``to_deformable=dict(where=…)``

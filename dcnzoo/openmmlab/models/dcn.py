@@ -10,7 +10,7 @@ from dcnzoo.openmmlab.patches.kernels import largest_step
 
 
 def _for_isinstance(mmcv_class: type[nn.Module]) -> Any:
-    """A base that makes a layer an instance of mmcv's class, without its constructor and loader.
+    """Return a base that makes a layer an instance of mmcv's class, without its constructor and loader.
 
     mmengine's optimizer constructor recognises deformable layers by these classes.
     """

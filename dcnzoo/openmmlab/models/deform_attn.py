@@ -1,6 +1,6 @@
 """DCNv3 and DCNv4 in OpenMMLab's registry: as layers, and as replacements for a convolution.
 
-Also deformable RoI pooling, and ``LN2d``, the norm in FlashInternImage's FPN.
+This module also registers deformable RoI pooling, and ``LN2d``, the norm in FlashInternImage's FPN.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ class DCNv3Conv(_Conv):
         groups: must be 1.
         bias: ignored; the output projection always has a bias.
         group: number of channel groups that share sampling positions; by default 16 channels per group.
-        **options: of the layer.
+        **options: further arguments of the layer.
 
     Raises:
         ValueError: an argument is not supported.

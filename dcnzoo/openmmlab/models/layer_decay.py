@@ -50,7 +50,7 @@ class CustomLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
 
     - ``layer_decay_rate``
     - ``num_layers``: number of blocks of the ViT in ViT-Adapter.
-    - ``depths``: of InternImage, in place of ``num_layers`` (official configs have both); its
+    - ``depths``: of InternImage, in place of ``num_layers`` (official configs have both). With it,
       ``sampling_offsets`` have no weight decay, either.
     - ``backbone_small_lr``: multiply the learning rate of all layers with a decayed rate by 0.1.
     - ``offset_lr_scale``: factor for DETR's ``sampling_offsets`` and ``reference_points``, 1 by default;

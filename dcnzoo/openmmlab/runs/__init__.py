@@ -1,1 +1,1 @@
-"""A training, a test, or a model that is built: reads the config and runs it."""
+"""Read and check a config, then train, test or build its model."""

@@ -34,7 +34,7 @@ def use_device(name: str | torch.device, launcher: str = "none") -> Iterator[Non
     """Context in which MMEngine's runners use a device.
 
     Raises:
-        UserError: torch cannot use the device, or a launcher gives each process its own.
+        UserError: torch cannot use the device, or a launcher assigns the devices.
     """
     if name == "auto":
         yield

@@ -45,7 +45,7 @@ from dcnzoo.utils.text import few
 
 
 class _DryRunEnds(Exception):
-    """A dry run has trained one step."""
+    """Raised when a dry run has trained one step."""
 
 
 def _stop_bars(runner: Runner) -> None:
@@ -71,13 +71,13 @@ def train(
 
     Args:
         resume, force: see :func:`~dcnzoo.openmmlab.runs.start.choose_start`.
-        outputs: files that the caller then writes to the work directory.
-        start: that the caller has chosen, who holds the lock of the work directory.
+        outputs: files that the caller writes to the work directory afterwards.
+        start: the start, if the caller has chosen it and holds the lock of the work directory.
         dry_run: build everything, train one step, and write nothing.
         sanity: predict one picture of the validation first; see :mod:`dcnzoo.openmmlab.runs.sanity`.
 
     Raises:
-        UserError: a mistake in the config, the folder is in use, or weights that cannot be downloaded or do
+        UserError: the config has a mistake, the folder is in use, or the weights cannot be downloaded or do
             not fit.
     """
     with ExitStack() as stack:
@@ -138,7 +138,7 @@ def _train_one(runner: Runner) -> None:
     """Train one step with the first batch, and require a finite loss."""
     with config_errors(runner.cfg, "train_dataloader"):
         batch = first_batch(runner.train_dataloader)
-    # RuntimeInfoHook writes them; models that resize batches read them
+    # RuntimeInfoHook, which sets these, does not run here; models that resize batches read them
     runner.message_hub.update_info_dict({"epoch": runner.epoch, "iter": runner.iter})
     wrapper: Any = runner.optim_wrapper
     wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
@@ -155,7 +155,7 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
         force: replace drawings that exist.
 
     Raises:
-        UserError: a mistake in the config, or weights that do not fit.
+        UserError: the config has a mistake, or the weights do not fit.
     """
     with ExitStack() as stack:
         stack.enter_context(use_device("auto" if options.exported else options.device, options.launcher))
@@ -175,7 +175,7 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
             allow_partial=options.allow_partial,
         )
         dataset = runner.test_dataloader.dataset
-        if options.show_dir is not None and is_main_process():  # another process may have started to draw
+        if options.show_dir is not None and is_main_process():  # other processes may already draw
             names = Counter(Path(dataset.get_data_info(n)["img_path"]).name for n in range(len(dataset)))
             if twice := [name for name, count in names.items() if count > 1]:
                 text = f"expected pictures with different names, got {few(twice, 3)} in several folders"
@@ -194,7 +194,7 @@ def build(
     unsafe_load: bool = False,
     allow_partial: bool = False,
 ) -> nn.Module:
-    """Build the model in evaluation mode. Everything but MMEngine's runners uses this function.
+    """Build the model in evaluation mode. All code except MMEngine's runners uses this function.
 
     Args:
         weights: a checkpoint; None: random weights.
@@ -208,8 +208,8 @@ def build(
     for _, node in dicts(cfg.model):
         node.pop("teacher_ckpt", None)  # the teacher is used only in training
     with config_errors(cfg):
-        init_default_scope(cfg.get("default_scope", "mmdet"))  # stays: inference_detector needs it too
-        # a copy: detectors such as DINO add settings to those of their heads, which refuse them the next time
+        init_default_scope(cfg.get("default_scope", "mmdet"))  # not undone: inference_detector needs it too
+        # a copy: detectors such as DINO add settings to their heads' configs, which a second build refuses
         model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
         if weights is not None:
             meta, report = load_weights(model, weights, unsafe_load, allow_partial, cfg.model)
@@ -217,7 +217,7 @@ def build(
                 print_log(f"{weights}: {report}", logger="current")
             model.dataset_meta = names_of_model(cfg, meta)
         model.cfg = cfg
-        model.eval()  # returns None in detectors with a teacher
+        model.eval()  # eval() returns None in detectors with a teacher
         return model.to(target)
 
 
@@ -233,12 +233,12 @@ def build_runner(
     """Build mmengine's runner; it loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
 
     Args:
-        training: its recipe; it fine-tunes from a start that does not resume. Otherwise, the config in the
-            work directory stays: it belongs to the checkpoints there.
-        summary: prints in place of mmengine's log, of which the terminal then shows only warnings. The file
-            has the whole log.
+        training: the recipe of a training, which fine-tunes unless it resumes. None: a test, which keeps the
+            config in the work directory: it belongs to the checkpoints there.
+        summary: hook that prints in place of mmengine's log. The terminal then shows only the log's warnings;
+            the log file is complete.
         allow_partial: see :func:`dcnzoo.openmmlab.weights.load_state`.
-        check: is called when the weights are loaded, before the first hook.
+        check: function to call when the weights are loaded, before the training loop.
 
     Raises:
         UserError: there is no such runner, or the work directory cannot be written.
@@ -258,7 +258,7 @@ def build_runner(
         "dump_config": lambda self: None,  # WorkDirHook writes it
         "build_evaluator": functools.partialmethod(ranks.build_evaluator, kind.build_evaluator),
     }
-    if summary is not None and hasattr(kind, "build_logger"):  # the strategy of FlexibleRunner builds it
+    if summary is not None and hasattr(kind, "build_logger"):  # FlexibleRunner's strategy builds it
         methods["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
     if check is not None:
 
@@ -280,7 +280,7 @@ def build_runner(
         added += [WorkDirHook(training), hooks.ResumeHook()]
     for hook in filter(None, added):
         runner.register_hook(hook)
-    # warnings about deprecated names that mmengine's own hooks use, and of each accumulation
+    # hide warnings about deprecated names in mmengine's own hooks, and one about gradient accumulation
     unwanted = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may slightly")
     runner.logger.addFilter(lambda log: not str(log.msg).startswith(unwanted))
     return runner
@@ -291,13 +291,13 @@ def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs
     logger = build_logger(runner, **kwargs)
     for handler in logger.handlers:
         if type(handler) is logging.StreamHandler:
-            handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: errors only, of other ranks
+            handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: ERROR on other ranks
     return logger
 
 
 @contextmanager
 def _interruption_hint(recipe: Recipe):
-    """Context that adds to an interruption how to go on."""
+    """Context that adds to a KeyboardInterrupt how to resume the training."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Faults of the processes that load data, for which a training would wait for ever."""
+"""Report errors of data loader workers that would otherwise make a training wait for ever."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from dcnzoo.utils.errors import UserError, one_line, printable
 
 @contextlib.contextmanager
 def loader_errors() -> Iterator[None]:
-    """Context in which a loader's worker that cannot hand over a batch ends, and the error says why.
+    """Context that ends a loader's worker that cannot hand over a batch, and raises an error with the reason.
 
     Batches are handed over in shared memory, of which Docker gives a container 64 MB. If it is full, Python
     only prints the error, in a thread of the worker, and the training waits for the batch.

@@ -1,6 +1,6 @@
-"""The processes of a distributed run join, decide together, and agree on what they compute with.
+"""Connect the processes of a distributed run, share decisions, and compare their settings and data.
 
-A rank that fails is named, and the others are ended, by the launcher: torchrun, srun or mpirun.
+If a rank fails, the launcher (torchrun, srun or mpirun) names it and ends the others.
 """
 
 import contextlib
@@ -44,10 +44,10 @@ _first = True
 
 @contextlib.contextmanager
 def joined(cfg: Config) -> Iterator[None]:
-    """Context in which the processes of the launcher are one run. Then they are separate ones again.
+    """Context in which the launcher's processes form a process group, which is destroyed at the end.
 
-    Work of rank 0 alone, such as a report, comes after it: a barrier of a data set would wait for the others,
-    which may have ended. A group that the caller has made stays.
+    Do the work of rank 0 alone, such as a report, after this context: in it, a data set's barrier would wait
+    for the other ranks, which may have ended. A group that the caller has created is kept.
     """
     global _first
     if cfg.launcher == "none" or is_distributed():
@@ -56,9 +56,9 @@ def joined(cfg: Config) -> Iterator[None]:
     env = cfg.get("env_cfg") or {}
     if "SLURM_JOB_ID" in os.environ:  # jobs may share a machine
         os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 12000))
-    if cfg.launcher == "mpi":  # mmengine's runner reads it, and its launcher does not set it
+    if cfg.launcher == "mpi":  # mmengine's runner reads LOCAL_RANK, but its mpi launcher does not set it
         os.environ.setdefault("LOCAL_RANK", os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])
-    # on several machines, gloo would take the interface of the host name, on Debian and Ubuntu the loopback
+    # between machines, gloo would use the host name's interface: on Debian and Ubuntu, that is the loopback
     several = int(os.environ.get("WORLD_SIZE", 1)) > int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if several and (interface := interface_of(address_towards(os.environ.get("MASTER_ADDR", "")))):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -76,7 +76,7 @@ def is_first() -> bool:
 
 
 def exchange(decide: Callable[[], Result]) -> Result:
-    """Return on all ranks what rank 0 decides; if it refuses, all end."""
+    """Return the decision of rank 0 on all ranks; if rank 0 raises an error, all ranks raise it."""
     if not is_distributed():
         return decide()
     message: list[Any] = [None, ()]
@@ -91,14 +91,14 @@ def exchange(decide: Callable[[], Result]) -> Result:
 
 
 def _refuse(*lines: str) -> NoReturn:
-    """End all ranks, after all of them have the lines: the first one to end cuts off the others."""
+    """Raise JointError on all ranks, once all have the lines: if one ends, the launcher ends the others."""
     with contextlib.suppress(Exception):  # a rank that has left the barrier may have ended
         barrier()
     raise JointError(*lines)
 
 
 def agree(seen: Mapping[str, object]) -> None:
-    """Raise JointError, on all ranks, that names the first one that does not see the same as rank 0."""
+    """Raise JointError on all ranks if a rank has other values than rank 0; the error names this rank."""
     (first, expected), *others = all_gather_object((socket.gethostname(), dict(seen)))
     for rank, (host, own) in enumerate(others, 1):
         for name in (name for name in {**expected, **own} if expected.get(name) != own.get(name)):
@@ -110,7 +110,7 @@ class AgreementHook(Hook):
     """Before the first step, require the same settings, versions, data and weights on all ranks.
 
     Args:
-        cfg: the config, of which paths and settings of a machine may differ.
+        cfg: the config. Its paths and machine-specific settings may differ between ranks.
     """
 
     priority = "VERY_LOW"
@@ -146,9 +146,9 @@ def _settings(cfg: Config) -> dict[str, object]:
 
 
 def build_evaluator(runner: Runner, build: Callable, evaluator: Any) -> Evaluator:
-    """Build an evaluator whose metrics exchange their results by the process group.
+    """Build an evaluator whose metrics exchange their results through the process group.
 
-    By default, mmengine's write them to files in the current folder, which machines need not share. A metric
+    By default, mmengine's metrics write files to the current folder, which machines may not share. A metric
     with ``collect_dir`` or ``collect_device`` in the config keeps its setting.
     """
     built = build(runner, evaluator)
@@ -156,5 +156,5 @@ def build_evaluator(runner: Runner, build: Callable, evaluator: Any) -> Evaluato
     own = own if isinstance(own, list | tuple) else [own]
     for metric, setting in zip(built.metrics, own, strict=False):
         if isinstance(setting, Mapping) and not {"collect_dir", "collect_device"} & setting.keys():
-            metric.collect_device = "gpu"  # the name of this way, also without a GPU
+            metric.collect_device = "gpu"  # means the process group, also without a GPU
     return built

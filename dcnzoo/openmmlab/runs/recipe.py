@@ -31,10 +31,10 @@ TEST = ("model", "test_dataloader", "test_cfg", "test_evaluator")
 class Recipe:
     """A config that was read and checked, and what the options of a run have changed in it.
 
-    How a run starts is no part of it: see :class:`dcnzoo.openmmlab.runs.start.Start`.
+    :class:`dcnzoo.openmmlab.runs.start.Start` describes how the run starts.
 
     Attributes:
-        changes: a text for each, for the terminal and the log.
+        changes: a description of each change, for the terminal and the log.
         roots: the folder of the config, if its paths are relative to it.
         cfg_options: the settings that were merged into it.
     """
@@ -54,7 +54,7 @@ class Recipe:
         """Read a config by :func:`read_config_file` and check the parts that a command uses.
 
         Args:
-            required: their keys. With ``train_cfg`` or ``test_cfg``, the command has a runner.
+            required: the keys of these parts. With ``train_cfg`` or ``test_cfg``, the command uses a runner.
 
         Raises:
             UserError: see :func:`dcnzoo.openmmlab.config.check.check_config`.
@@ -83,10 +83,10 @@ class Recipe:
         return SavedCheckpoints.of(self.cfg)
 
     def text(self) -> str:
-        """Return what a training writes to its work directory: the same for each start.
+        """Return the text of the config in the work directory; it does not depend on how the training starts.
 
-        Paths in this folder are relative to the config, so that it can be moved; so are those that are
-        relative in the config that was read.
+        Paths inside the work directory are relative to it, so that it can be moved. Paths that were relative
+        to the config that was read are relative to the work directory, too.
         """
         settings = self.cfg.to_dict()
         settings.pop("resume", None)

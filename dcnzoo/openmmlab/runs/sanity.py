@@ -1,4 +1,4 @@
-"""The sanity check: predict one picture of the validation before the first step, so that faults show then."""
+"""The sanity check: predict one validation picture before the first step, so that mistakes show early."""
 
 import contextlib
 import copy
@@ -24,9 +24,9 @@ _OF_ALL_PICTURES = {"ReIDMetrics", "CocoOccludedSeparatedMetric", "CrowdHumanMet
 
 
 def predict_one(runner: Runner) -> None:
-    """Predict the first picture of the validation, and compute the metrics of this rank with copies of them.
+    """Predict the first validation picture of this rank, and compute its metrics with copies of the metrics.
 
-    No loop, hook or loader runs. The training has the bits of one without this check.
+    No loop, hook or loader runs. The training then gives bit-identical results to one without this check.
 
     Raises:
         UserError: the pipeline, the model or a metric fails.
@@ -39,7 +39,7 @@ def predict_one(runner: Runner) -> None:
         with _unchanged(runner.model):
             with config_errors(runner.cfg, "val_dataloader"):
                 batch = first_batch(loader, 1)
-            if batch is None:  # of a rank without pictures
+            if batch is None:  # this rank has no pictures
                 return
             with config_errors(runner.cfg, "model"), autocast(enabled=getattr(loop, "fp16", False)):
                 outputs = runner.model.eval().val_step(batch)
@@ -55,24 +55,24 @@ def predict_one(runner: Runner) -> None:
 
 
 def first_batch(loader: DataLoader, size: int | None = None) -> Any:
-    """Return a loader's first batch, or as many of its pictures, loaded in this process; None if empty."""
+    """Load a loader's first batch, or ``size`` pictures of it, in this process; return None if empty."""
     indices = [*next(iter(loader.batch_sampler or ()), ())][:size]
     return loader.collate_fn([loader.dataset[index] for index in indices]) if indices else None
 
 
 def _can_be_copied(metric: BaseMetric) -> bool:
-    """Whether a copy of a metric, with one picture, writes no files, and deletes none when it goes."""
+    """Return whether a copy of a metric works with one picture, and neither writes nor deletes files."""
     writes = any(value for name, value in vars(metric).items() if name.startswith(("out", "tmp_dir")))
     is_usual = type(metric).evaluate is BaseMetric.evaluate and type(metric).__name__ not in _OF_ALL_PICTURES
     return is_usual and not writes and not hasattr(metric, "__del__")
 
 
 def _compute(metric: BaseMetric, batch: Any, samples: list[dict]) -> None:
-    """Compute a metric of these pictures with a copy, whose lists and dictionaries are its own."""
+    """Compute a metric of these pictures with a copy that has its own lists and dictionaries."""
     own = copy.copy(metric)
     lists = {name: copy.copy(v) for name, v in vars(metric).items() if isinstance(v, list | dict | set)}
     vars(own).update(lists, results=[])
-    if hasattr(metric, "img_ids"):  # CocoMetric's; without it, all pictures of its file count
+    if hasattr(metric, "img_ids"):  # of CocoMetric, which otherwise evaluates all pictures of its file
         own.img_ids = [sample["img_id"] for sample in samples]
     own.process(batch, samples)
     if own.results:
@@ -81,7 +81,7 @@ def _compute(metric: BaseMetric, batch: Any, samples: list[dict]) -> None:
 
 @contextlib.contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Context without log and gradients, after which modes, buffers and random generators are as before."""
+    """Context without log and gradients that restores the modes, the buffers and the random generators."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []

@@ -1,4 +1,4 @@
-"""Runners that share nothing in one process."""
+"""Separate the runners in one process from each other."""
 
 import contextlib
 import gc
@@ -40,7 +40,7 @@ def separate_run() -> Iterator[None]:
             changes.set(manager, "_instance_dict", OrderedDict())
         try:
             yield
-        except BaseException:  # otherwise, LoggerHook closes them
+        except BaseException:  # without an error, LoggerHook closes them
             for visualizer in Visualizer._instance_dict.values():
                 visualizer.close()
             raise

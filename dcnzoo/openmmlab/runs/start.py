@@ -1,4 +1,4 @@
-"""How a training starts, and its work directory: what may be there, and what is written to it."""
+"""Decide how a training starts; check, lock and rename its work directory, and write the config to it."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ class Start:
     Attributes:
         file: a checkpoint; None: the config's ``load_from``, or random weights.
         resumes: continue the training of the checkpoint; else take only its weights.
-        replaces: first rename the work directory, which is used.
+        replaces: first rename the work directory, which has checkpoints.
     """
 
     file: str | None = None
@@ -57,10 +57,10 @@ def begin(
     """
     if dry_run:
         return choose_start(recipe, resume, force, files)
-    if recipe.saved.is_apart:  # out_dir may be that of two work directories
+    if recipe.saved.is_apart:  # two work directories may share out_dir
         stack.enter_context(lock_work_dir(recipe.saved.folder))
     with ExitStack() as locks:
-        locks.enter_context(lock_work_dir(recipe.work_dir))  # first: another training may end meanwhile
+        locks.enter_context(lock_work_dir(recipe.work_dir))  # first, as another training may be ending
         start = choose_start(recipe, resume, force, files)
         if not start.replaces:
             stack.push(locks.pop_all())
@@ -77,9 +77,9 @@ def choose_start(
     force: bool = False,
     files: Iterable[str | os.PathLike] = (),
 ) -> Start:
-    """Decide whether a training continues another one, and from which file. No file is searched later.
+    """Decide whether a training continues another one, and from which file. Later code does not search.
 
-    A work directory with a checkpoint is used.
+    A work directory is called used if it has a checkpoint.
 
     ============  ==================  =======================  ===================
     ``resume``    not used            used                     used, and ``force``
@@ -90,20 +90,20 @@ def choose_start(
                                       it is its last one       continues from it
     ============  ==================  =======================  ===================
 
-    In a distributed training, whose launcher repeats the command after a failure, ``resume=True`` starts one
-    where there is none.
+    In a distributed training, the launcher repeats the command after a failure: if there is no checkpoint,
+    ``resume=True`` starts a new training.
 
     Args:
-        resume: a checkpoint to resume from; True: the latest undamaged one in the work directory. If neither
-            argument is set, the config's ``resume`` is used, with which there may be none.
+        resume: a checkpoint to resume from; True: the latest undamaged one in the work directory. Without
+            ``resume`` and ``force``, the config's ``resume`` counts, which needs no checkpoint.
         force: rename a used work directory.
-        files: that the training reads, apart from those of the config.
+        files: other files that the training reads, besides those that the config names.
 
     Raises:
         UserError: a checkpoint does not exist, all are damaged, or the start is refused.
     """
     cfg, saved, what = recipe.cfg, recipe.saved, "resume"
-    may_start = cfg.launcher != "none"  # where there is no checkpoint
+    may_start = cfg.launcher != "none"  # a new training, if there is no checkpoint
     if resume in (None, False) and cfg.get("resume") and not force:
         resume, may_start = True, True
         if cfg.get("load_from"):
@@ -147,15 +147,15 @@ def _require_last(saved: SavedCheckpoints, file: str | None, what: str, remedy: 
 
 
 def config_file(recipe: Recipe) -> Path:
-    """Return the path of the config that a training writes; also of one in JSON or YAML."""
+    """Return the path of the .py config that a training writes, even if the original is JSON or YAML."""
     return recipe.work_dir / Path(recipe.cfg.filename or "config").with_suffix(".py").name
 
 
 def require_new_config(recipe: Recipe) -> None:
-    """Raise UserError if the training's config would replace a file that no training before it wrote."""
+    """Raise UserError if the training's config would replace a file that no earlier training wrote."""
     file, source = config_file(recipe), recipe.cfg.filename or ""
     is_source = os.path.exists(source) and file.exists() and file.samefile(source)
-    # MMEngine writes neither bases nor comments
+    # MMEngine writes neither bases nor comments, so a file with them was written by hand
     by_hand = is_source and re.search(r"^(_base_\b|\s*#)", read_beside(file) or "", re.MULTILINE)
     if os.path.lexists(file) and (by_hand or not is_work_dir(recipe.work_dir)):
         text = f"expected a folder without {file.name}, which the training writes, got {recipe.work_dir}"
@@ -169,7 +169,7 @@ def free_name(folder: str | os.PathLike) -> Path:
 
 
 def _require_movable(recipe: Recipe, files: Iterable[str | os.PathLike | None]) -> None:
-    """Raise UserError unless a work directory can be renamed, and has none of the new training's files."""
+    """Raise UserError unless a work directory can be renamed, and the new training reads no file in it."""
     folder, cfg, saved = recipe.work_dir, recipe.cfg, recipe.saved
     data = [annotation_file(dataset) for _, dataset, _ in data_sets(cfg)]
     paths = [*files, *data, cfg.filename, cfg.get("load_from"), os.getcwd()]
@@ -186,7 +186,7 @@ def _require_movable(recipe: Recipe, files: Iterable[str | os.PathLike | None]) 
 
 
 class WorkDirHook(Hook):
-    """Write the config to the work directory when a training begins: all has been built and loaded then."""
+    """Write the config to the work directory when a training begins, after everything is built and loaded."""
 
     priority = "VERY_HIGH"
 
