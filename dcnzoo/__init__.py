@@ -1,8 +1,8 @@
 """Deformable convolution for object detection.
 
-``import dcnzoo`` imports neither torch nor OpenMMLab. It only adds an import finder, behind all others, which
-provides ``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`). :func:`provide` puts other
-projects' compiled modules in place, when you call it.
+``import dcnzoo`` imports neither torch nor OpenMMLab. It only adds an import finder after all others, which
+provides ``mmcv._ext`` if mmcv has no compiled module (:mod:`dcnzoo.compat.mmcv`). :func:`provide` does the
+same for compiled modules of other projects.
 """
 
 import inspect
@@ -97,7 +97,7 @@ def load(
 
     from dcnzoo.zoo.index import require_model
 
-    require_model(str(model))  # mistakes first: each of the next imports takes seconds
+    require_model(str(model))  # checked first: each of the next imports takes seconds
     from dcnzoo.openmmlab.runs.device import require_device
 
     require_device(device)

@@ -69,7 +69,7 @@ def environment() -> Iterator[tuple[str, str]]:
 
 
 def _kernel_lines() -> Iterator[tuple[str, str]]:
-    """Yield, for each device here, the kernels in order of preference and their operators."""
+    """Yield, for each device of this machine, the kernels in order of preference and their operators."""
     import torch
 
     from dcnzoo.ops import choose
@@ -93,7 +93,7 @@ class Installation:
     torch_sees_gpu: bool
     nvidia_driver: bool  # installed on the machine, even if torch finds no GPU
     libraries: dict[str, str] = field(default_factory=dict)  # "cpu", "cuda" -> why it is not loaded
-    features: dict[str, str] = field(default_factory=dict)  # feature without its symbols in torch -> reason
+    features: dict[str, str] = field(default_factory=dict)  # feature whose symbols torch lacks -> reason
     packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
     triton_runs: bool = False  # on the GPU, in place of compiled CUDA operators
     import_error: Exception | None = None  # why the plugin for MMDetection cannot be imported

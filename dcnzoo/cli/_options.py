@@ -20,10 +20,10 @@ option = click.option
 
 
 class UserPath(click.Path):
-    """A path whose ``~`` is the home folder: in ``--out=~/x``, the shell leaves it to the program."""
+    """A path whose ``~`` is the home folder: in ``--out=~/x``, the shell does not expand it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not str(value):  # an unset variable of the shell; as a path, it is the current folder
+        if not str(value):  # such as an unset shell variable; Path("") is the current folder
             self.fail("expected a path, got an empty text", param, ctx)
         return super().convert(os.path.expanduser(value), param, ctx)
 
@@ -41,7 +41,7 @@ class FileName(UserPath):
         return super().convert(value, param, ctx)
 
 
-NAME = UserPath()  # of a file, for which shells complete files, or of something else
+NAME = UserPath()  # the name of a file or of something else; shells complete file names
 FILE = UserPath(dir_okay=False, path_type=Path)
 FOLDER = UserPath(file_okay=False, path_type=Path)
 EXISTING_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
@@ -84,12 +84,12 @@ class Numbers(click.ParamType):
 
 class Command(click.Command):
     """A command that accepts MMDetection's syntax: ``--cfg-options a=1 b=2``, ``--eval bbox segm``,
-    ``--shape 240``. Errors of the library name options in place of arguments.
+    ``--shape 240``. In errors of the library, it replaces the names of arguments by options.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words: list[str] = []
-        last = ""  # the last option, if it may have another value
+        last = ""  # the last option, if the next word may be another value of it
         for word in args:
             if word.startswith("-"):
                 last = word.partition("=")[0]
@@ -100,7 +100,7 @@ class Command(click.Command):
             else:
                 last = ""
             words.append(word)
-        if "--shape" in words:  # one number for both sides
+        if "--shape" in words:  # a single number is used for both sides
             height = words.index("--shape") + 1
             if not "".join(words[height + 1 : height + 2]).isdecimal():
                 words[height:height] = words[height : height + 1]
@@ -117,7 +117,7 @@ class Command(click.Command):
             raise KeyboardInterrupt(self._with_flags(str(error))) from error
 
     def _with_flags(self, text: str) -> str:
-        """Return an error with ``--work-dir`` for a leading ``work_dir``, ``--force`` for ``force=True``."""
+        """Replace a leading ``work_dir`` in an error by ``--work-dir``, and ``force=True`` by ``--force``."""
         name, colon, rest = text.partition(": ")
         for param in self.params:
             if isinstance(param, click.Option):
@@ -153,8 +153,8 @@ def existing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 
 
 def existing_model(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Callback: require what may be a model, before torch is imported."""
-    # a runtime needs nothing of the zoo
+    """Callback: require a possible name or file of a model, before torch is imported."""
+    # an exported file does not need the zoo
     if value and not ctx.resilient_parsing and not (value.endswith(EXPORTED) and os.path.exists(value)):
         from dcnzoo.zoo.index import require_model
 
@@ -177,7 +177,7 @@ def _settings(ctx: click.Context, param: click.Parameter, words: Sequence[str]) 
 
 
 def _parse(value: str) -> Any:
-    """Parse a value in mmengine's syntax. mmengine removes spaces; those inside a text remain here."""
+    """Parse a value in mmengine's syntax, but keep the spaces inside a text, which mmengine removes."""
     from mmengine.config import DictAction
 
     value = value.strip()
@@ -193,7 +193,7 @@ def _parse(value: str) -> Any:
 
 
 def refuse(reason: str, *names: str) -> None:
-    """Raise UsageError for the first of the parameters that is on the command line: it has no effect."""
+    """Raise UsageError if one of the parameters is on the command line, where it would have no effect."""
     context = click.get_current_context()
     for param in context.command.params:
         given = context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE

@@ -48,7 +48,7 @@ def _lines(error: Exception) -> Sequence[object]:
 
 
 def print_findings(findings: Sequence[Finding], prefix: str = "") -> None:
-    """Print a line for each of the first findings. ``prefix`` is a file that is the same for all."""
+    """Print a line for each of the first findings. Each line starts with ``prefix``, such as their file."""
     for line in shown(findings, prefix):
         print(line)
 

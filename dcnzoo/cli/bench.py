@@ -30,7 +30,7 @@ def command(
     """Compare the precisions and runtimes of a detector: time and detections.
 
     MODEL is a name in the zoo, a config (without --checkpoint, its weights are random), a work directory or
-    an exported file. All take turns with one image at a time, from the image in memory to the detections.
+    an exported file. They take turns, one image at a time; times are from the image in memory to detections.
     With random weights or noise, NMS receives other boxes than with trained weights and photographs. *same*
     is the share of detections with a counterpart in the first row.
 

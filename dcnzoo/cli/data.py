@@ -158,7 +158,7 @@ def _download_part(url: str, checksum: str | None, out: Path, unzip: bool, delet
     from dcnzoo.data.download import unpack
     from dcnzoo.utils.fetch import fetch
 
-    # the names of the files of an unpacked archive, which may have been deleted
+    # lists the files of an unpacked archive; the archive itself may have been deleted
     unpacked = out / f".{Path(url).name}.unpacked"
     names = (read_beside(unpacked) or "").splitlines()
     if unzip and names and all((out / name).is_file() for name in names):

@@ -68,7 +68,7 @@ def command(
     options |= {"precision": Int8(int8, num_images) if int8 else "float16" if fp16 else "float32"}
     options |= {"img_shape": None if img_shape == "none" else img_shape}
     options |= {"verify": verify and not (int8 or fp16) and (test_img or True)}
-    checked = ExportOptions(path, **options)  # before the model is loaded
+    checked = ExportOptions(path, **options)  # reports wrong options before the model is loaded
     checked.require_new(force, drawn=show)
     loading: dict[str, Any] = {
         "cfg_options": cfg_options,

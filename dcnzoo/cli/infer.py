@@ -28,12 +28,12 @@ DEFAULT = Path("work_dirs/infer")
 DEMO_IMAGE = "input/shapes.png"  # in the output folder
 DEMO_MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 CALLS = ("classes", "max_detections", "batch_size", "tile")  # options of the detector's call
-SEVERAL = 20  # images; on a terminal, more have a bar and a summary in place of a line each
+SEVERAL = 20  # on a terminal, more images have a bar and a summary in place of a line each
 
 
 def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> list[str]:
     """Callback: list the files of folders and patterns, before the imports of OpenMMLab."""
-    files: dict[str, str] = {}  # each once, under its first name
+    files: dict[str, str] = {}  # real path → name; each file is listed once, under its first name
     folder_of = functools.cache(os.path.realpath)
     for name in () if ctx.resilient_parsing else names:
         several = picture_files(name)
@@ -95,7 +95,7 @@ def command(
         _options.refuse("--txt", "polygons")
     if skip_existing and not (as_txt and out):
         raise click.UsageError("--skip-existing: expected --txt and --out, too")
-    if skip_existing:  # the other files would lack the skipped images
+    if skip_existing:  # a COCO file or a video would lack the skipped images
         _options.refuse("--skip-existing", "as_json", "save_video", "demo")
         if videos := [*filter(is_video, images)]:
             raise click.UsageError(f"--skip-existing: expected pictures, got the video {videos[0]}")
@@ -119,7 +119,7 @@ def command(
     if demo:
         _draw_demo_image(Path(images[-1]))
     began = time.monotonic()
-    # an error of the only image ends the command
+    # if there is only one image, its error ends the command
     single = len(files.missing) == 1 and not is_video(files.missing[0])
     results: Any = [detector(files.missing[0], **calls)] if single else detector(files.missing, **calls)
     try:
@@ -134,7 +134,7 @@ def command(
 
 
 def _write(results: Iterable[Detections], files: Any, shown: str, began: float) -> None:
-    """Write each result; print a line for each image, also on a terminal unless ``shown`` is empty."""
+    """Write each result, and print a line for each image (on a terminal, only if ``shown`` is not empty)."""
     for result in results:
         files.add(result)
         if shown or not sys.stdout.isatty():

@@ -69,7 +69,7 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
         text = ", ".join(f"{operator} ({part})" for part, operator in operators.items())
         for source in model.sources() or [""]:
             figures = [model.metrics(source).get(name, "–") for name in ("box AP", "mask AP")]
-            origin = source.partition(" (")[0]  # published or measured; `zoo info` prints the whole
+            origin = source.partition(" (")[0]  # published or measured; `zoo info` prints the full source
             cells = (model.name, *figures, text, "yes" if model.weights else "–", origin)
             rows.append([printable(str(cell)) for cell in cells])
     print_columns(rows)

@@ -1,4 +1,4 @@
-"""What stops or spoils a training in a COCO file, of which MMDetection says nothing."""
+"""Problems of a COCO file that stop or spoil a training and that MMDetection does not report."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
 
-# what MMDetection does with annotations whose problem does not stop a training: the kinds of the findings
+# kinds of findings that do not stop a training: what MMDetection does with such annotations
 UNKNOWN = "are skipped: their images are not in the file"
 EMPTY = "are skipped: they are no pixel wide or high in the image, or have no area"
 UNMASKED = "are ignored: they have no segmentation"
@@ -21,8 +21,8 @@ Size = tuple[float, float]
 def problems_of(content: CocoFile, masks: bool = False) -> Iterator[Finding]:
     """Yield the problems of a COCO file.
 
-    One that ``stops`` makes a training impossible or wrong. Of the others, ``kind`` says what MMDetection
-    does with the annotation.
+    A finding that ``stops`` makes a training impossible or wrong. In the others, ``kind`` says what
+    MMDetection does with the annotation.
 
     Args:
         masks: whether the masks are used.
@@ -57,7 +57,7 @@ def problems_of(content: CocoFile, masks: bool = False) -> Iterator[Finding]:
 
 
 def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, masks: bool) -> tuple | None:
-    """Return the first problem of an annotation and its kind; without one, it stops a training."""
+    """Return the first problem of an annotation and its kind; a problem without a kind stops a training."""
     box, crowd, area = entry.bbox, entry.iscrowd, entry.area
     if box is None or len(box) != 4 or max(map(abs, box)) > FAR:
         return f"bbox: expected [x, y, width, height] in pixels, got {short(box)}", ""
@@ -72,7 +72,7 @@ def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, mas
         return f"bbox: expected width and height > 0, got {box}: are these two corners?", ""
     if masks and (problem := _problem_of_mask(entry, size)):
         return problem
-    if entry.ignore:  # by MMDetection, too
+    if entry.ignore:  # MMDetection ignores it, too
         return None
     text = f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}"
     is_beside = min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0)

@@ -24,7 +24,7 @@ class Coco(Reader):
 
     @classmethod
     def find(cls, tree: Tree, json: Mapping[Path, CocoFile]) -> "Coco | None":
-        """Return the reader, if there are COCO files; beside ``instances_…``, others are not read."""
+        """Return the reader, if there are COCO files; other ones beside ``instances_…`` are not read."""
         files = [file for file, content in json.items() if content.is_coco]
         scored = [file for file in files if json[file].is_result]
         folders = {file.parent for file in files if file.name.startswith("instances")}
@@ -35,11 +35,11 @@ class Coco(Reader):
         return reader if reader.files else None
 
     def groups(self) -> dict[str, list[Path]]:
-        """Return the files of each split, by their names and folders."""
+        """Return the files of each split, which their names and folders determine."""
         return by_split([(file, self.tree.split_of(file, own=True)) for file in self.files])
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add the pictures and objects of files. All ids are new; names of classes are kept."""
+        """Add the pictures and objects of files with new ids; the names of the classes stay the same."""
         for file in files:
             dataset.sources.append(file)
             with dataset.refusing(file):
@@ -56,16 +56,16 @@ class Coco(Reader):
                 picture = self.tree.picture(image.file_name or "", file.parent, split)
                 dataset.add_picture(picture, (image.width, image.height))
                 for number in numbers[str(image.id)]:
-                    try:  # a context for each of a million would take seconds
+                    try:  # not dataset.refusing, which takes seconds for a million annotations
                         _add(decode_json(content.annotations[number], Annotation), names, dataset)
                     except InvalidAnnotation as error:
                         dataset.refuse(f"{file}: annotations[{number}]", error)
 
 
 def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str, list[int]], set[str]]:
-    """Return the numbers of the annotations of each image by its id, and the ids of the used categories.
+    """Return the indices of each image's annotations, by the image's id, and the ids of the used categories.
 
-    VIA writes an id as a text in one place and as a number in the other: all become texts.
+    VIA writes the same id as a text in one place and as a number in another, so all ids become texts.
     """
     images = [image for _, image in content.entries("images", strict=False) if isinstance(image, Image)]
     numbers: dict[str, list[int]] = {str(image.id): [] for image in images}
@@ -84,7 +84,7 @@ def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str
 
 
 def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, str]:
-    """Return the names by id; add them to the classes, but not Roboflow's group without objects."""
+    """Return the category names by id; add them to the classes, except Roboflow's group without objects."""
     categories: list[Category] = []
     for number, category in content.entries("categories", strict=False):
         if isinstance(category, InvalidAnnotation) or category.name in (None, ""):
@@ -124,9 +124,9 @@ def _add(entry: Annotation, names: Mapping[str, str], dataset: Dataset) -> None:
 def _add_polygons(
     name: str, polygons: list[list[float]], entry: Annotation, crowd: int, dataset: Dataset
 ) -> None:
-    """Add an object with the stated box and area and the text of its mask, if these are in the picture.
+    """Add an object with its stated box, area and mask, if box and polygons are inside the picture.
 
-    Else the box and the area are those of the polygons.
+    Otherwise, compute the box and the area from the polygons.
     """
     values = polygons[0] if len(polygons) == 1 else [*chain(*polygons)]
     xs, ys = values[::2], values[1::2]

@@ -32,7 +32,7 @@ class Category(msgspec.Struct, gc=False):
 
 
 class Annotation(msgspec.Struct, gc=False):
-    """An entry of ``annotations``. The mask, which is most of it, stays JSON text."""
+    """An entry of ``annotations``. The mask, its largest part, stays JSON text."""
 
     id: int | str | None = None
     image_id: int | str | None = None
@@ -58,7 +58,7 @@ class CocoFile:
     """
 
     def __init__(self, file: str | Path) -> None:
-        """Map a file; raise InvalidAnnotation if it is no JSON."""
+        """Map a file; raise InvalidAnnotation if it is not JSON."""
         kinds = dict[str, msgspec.Raw] | list[msgspec.Raw] | str | float | bool | None
         content = read_json(Path(file), kinds)
         keys = content if isinstance(content, dict) else {}
@@ -70,11 +70,11 @@ class CocoFile:
         )
 
     def __deepcopy__(self, memo: dict) -> "CocoFile":
-        return self  # nothing of it changes
+        return self  # it never changes
 
     @property
     def is_coco(self) -> bool:
-        """Whether the file has objects, or no annotation; captions are none."""
+        """Whether this is a COCO file whose annotations, if there are any, are objects and not captions."""
         first = bytes(self.annotations[0]) if self.annotations else b'"bbox"'
         return self._is_complete and (b'"bbox"' in first or b'"segmentation"' in first)
 
@@ -88,7 +88,7 @@ class CocoFile:
         """Yield the number and the value of each entry: an Image, Category or Annotation, or the error.
 
         Args:
-            strict: numbers that are texts are errors, as for pycocotools.
+            strict: a number that is written as a text is an error, as for pycocotools.
         """
         decode = msgspec.json.Decoder(_KINDS[key], strict=strict).decode
         for number, raw in enumerate(getattr(self, key)):

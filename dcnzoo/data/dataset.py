@@ -1,4 +1,4 @@
-"""Pictures and objects of a data set, which every reader fills, and their COCO files.
+"""The pictures and objects of a data set, which every reader fills in, and their COCO files.
 
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 """
@@ -23,7 +23,7 @@ from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
 from dcnzoo.version import __version__
 
-TOLERANCE = 1.0  # pixels by which rounding may move an edge out of the picture; it is moved back
+TOLERANCE = 1.0  # pixels; an edge that rounding moved out of the picture by at most this is moved back
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygon = Sequence[tuple[float, float]]
@@ -69,8 +69,8 @@ class Dataset:
 
     Attributes:
         classes: names in the order of their labels; all splits share them.
-        options: how the annotations are read. Other names than its classes are problems.
-        problems: what cannot be used.
+        options: how the annotations are read. If it has classes, any other class is a problem.
+        problems: the pictures, objects and files that cannot be used.
         sources: the files that were read.
         unlabelled: pictures without a file of annotations, which are used as empty ones.
         sizes: the pictures, with (width, height).
@@ -129,7 +129,7 @@ class Dataset:
         self.add(name, coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle)), iscrowd, rle)
 
     def _inside(self, points: Polygon) -> list[tuple[float, float]]:
-        """Return points inside the picture; further out than the tolerance they are clipped, or a problem."""
+        """Move points into the picture; without ``clip``, refuse points that are beyond the tolerance."""
         width, height = self.size
         inside = [(min(max(x, 0.0), width), min(max(y, 0.0), height)) for x, y in points]
         pairs = zip(chain(*points), chain(*inside), strict=True)
@@ -174,7 +174,7 @@ class Dataset:
         return sum(each.segmentation is None and not each.iscrowd for each in self.objects)
 
     def select(self, chosen: Collection[Path]) -> "Dataset":
-        """Return a data set with some of the pictures, in their order."""
+        """Return a data set with the chosen pictures and their objects, in the same order."""
         part, new = Dataset(self.classes), dict[int, int]()
         for number, (file, size) in enumerate(self.sizes.items(), 1):
             if file in chosen:
@@ -213,7 +213,7 @@ def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """Return a mask in COCO's compressed form.
 
     Raises:
-        InvalidAnnotation: it does not encode this many pixels, which pycocotools does not check.
+        InvalidAnnotation: it is not a mask of height × width pixels, which pycocotools does not check.
     """
     try:
         size, counts = [*map(int, rle["size"])], rle["counts"]
@@ -227,7 +227,7 @@ def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     return {"size": size, "counts": compressed["counts"].decode()}
 
 
-# a number in COCO's compressed encoding: five bits in each character, the lowest first; P to o: more follow
+# a number in COCO's compressed encoding: five bits per character, lowest first; P to o: more bits follow
 _NUMBER = re.compile("[P-o]{0,6}[0-O]")
 
 
@@ -240,7 +240,7 @@ def _decode_counts(text: str) -> list[int]:
         value = sum((ord(digit) - 48 & 31) << 5 * place for place, digit in enumerate(digits))
         if ord(digits[-1]) - 48 & 16:  # the highest bit is the sign
             value -= 1 << 5 * len(digits)
-        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))  # a difference from the third on
+        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))  # the fourth on are differences
     return numbers
 
 
@@ -257,7 +257,7 @@ def polygon_area(polygon: Polygon) -> float:
 
 
 def turned_box(corners: Corners, angle: float, size: tuple[int, int]) -> Corners:
-    """Return the upright box inside the picture around one that CVAT has turned by an angle in degrees."""
+    """Return the upright box, clipped to the picture, around a box that CVAT turned by ``angle`` degrees."""
     x1, y1, x2, y2 = corners
     cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
     u, v = ((x2 - x1) * cos + (y2 - y1) * sin) / 2, ((x2 - x1) * sin + (y2 - y1) * cos) / 2

@@ -68,10 +68,10 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> list[str]:
     """Extract a zip file; return the names of its files. ``zipfile`` keeps all names inside ``folder``.
 
     Args:
-        force: replace files with another content.
+        force: replace files whose content differs.
 
     Raises:
-        UserError: the file is damaged or not a zip file, or a file has another content or cannot be written.
+        UserError: the archive is damaged or not a zip file, or a file differs or cannot be written.
     """
     from dcnzoo.utils.progress import track
 
@@ -94,7 +94,7 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> list[str]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 extracted.replace(target)
                 names.append(name)
-    # the last two: a password, an unknown compression method
+    # RuntimeError: a password is needed; NotImplementedError: an unknown compression method
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{archive}: expected a zip file to unpack to {folder}: {error}") from error
     return names

@@ -39,7 +39,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_json(file: Path, kind: Any = Any) -> Any:
-    """Decode a file, which stays mapped as long as a :class:`msgspec.Raw` of it exists."""
+    """Decode a JSON file. It stays mapped into memory as long as a :class:`msgspec.Raw` of it exists."""
     try:
         with open(file, "rb") as opened:
             content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
@@ -80,7 +80,7 @@ def image_size(file: Path) -> tuple[int, int]:
     try:
         with Image.open(file) as image:
             exif = Image.Exif()
-            if image.format != "AVIF":  # OpenCV turns it by its own property
+            if image.format != "AVIF":  # OpenCV turns AVIF by the format's own property, not by EXIF
                 exif.load(image.info.get("exif", b""))
             return image.size[::-1] if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

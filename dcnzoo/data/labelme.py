@@ -23,7 +23,7 @@ class LabelMe(Reader):
         return cls(tree, files) if files else None
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add pictures and shapes. Shapes with the same label and ``group_id`` of a file are one object."""
+        """Add pictures and shapes. Shapes of a file with the same label and ``group_id`` are one object."""
         dataset.sources += files
         for file in files:
             with dataset.refusing(file):

@@ -1,7 +1,7 @@
-"""Annotated pictures of other tools: one format in a folder, a data set for each split.
+"""Read the annotated pictures of other tools: a folder with one format becomes a data set for each split.
 
-What is accepted is the statement in docs/train_your_data.md; everything else is refused. Each picture and
-object of the annotation files is used, or is a problem, which stops the command or is counted.
+docs/train_your_data.md lists the accepted data; everything else is refused. Each picture and object of the
+annotation files is either used or a problem. Problems stop the command, or are skipped and counted.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 
 
 def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Dataset], list[str]]:
-    """Return the format of a folder or file, its splits (train and val, or all; perhaps test), and notes.
+    """Return the format of a folder or file, its splits (train and val, or all; optionally test), and notes.
 
     Raises:
         UserError: no format or several are found, or the annotations have problems, one line each.
@@ -43,7 +43,7 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
             reader.read([*track(groups[name], f"reading {name}")], split)
     except InvalidAnnotation as error:
         raise UserError(f"{data}: {error}") from None
-    if isinstance(reader, LabelMe | Voc) and not options.classes:  # they have no list of classes
+    if isinstance(reader, LabelMe | Voc) and not options.classes:  # these formats have no list of classes
         names = sorted(classes)
         classes.clear()
         classes.update(dict.fromkeys(names))
@@ -68,10 +68,10 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
 
 
 def read_data(data: Path, options: ReadOptions) -> tuple[dict[str, Dataset], list[str]]:
-    """Return :func:`read_splits`, with train and val in any case, and a line for each decision.
+    """Return the splits of :func:`read_splits`, always with train and val, and lines that describe them.
 
     Raises:
-        UserError: as there; or a picture is in two splits.
+        UserError: see :func:`read_splits`; or a picture is in two splits.
     """
     kind, splits, notes = read_splits(data, options)
     _require_apart(splits)
@@ -94,7 +94,7 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
     """Return the reader of the one format of a folder or file.
 
     Raises:
-        UserError: there is none, or several; or a file that may be of the format cannot be read.
+        UserError: no format or several are found, or a file that may belong to a format cannot be read.
     """
     if data.is_dir() and is_of_training(data):
         raise UserError(f"data: expected annotated pictures, got the work directory of a training, {data}")
@@ -163,14 +163,14 @@ def _require_apart(splits: Mapping[str, Dataset]) -> None:
 def _divide(pool: Dataset) -> dict[str, Dataset]:
     """Divide pictures at random (seed 0) into train and val.
 
-    Those that Roboflow made of one picture stay together. A picture with objects is the first of val; the
-    last picture of a class stays in train.
+    Pictures that Roboflow made from one original stay together. Val has at least one picture with objects;
+    the last picture of a class stays in train.
 
     Raises:
         UserError: a part would have no object.
     """
     keys = [file.name.partition(".rf.")[0] if ".rf." in file.name else file for file in pool.sizes]
-    classes: dict[object, set[str]] = {key: set() for key in keys}  # of the pictures of each key
+    classes: dict[object, set[str]] = {key: set() for key in keys}  # key → the classes in its pictures
     for each in pool.objects:
         if not each.iscrowd:
             classes[keys[each.picture - 1]].add(each.name)
@@ -178,7 +178,7 @@ def _divide(pool: Dataset) -> dict[str, Dataset]:
     number, chosen = max(1, round(VALIDATION * len(classes))), set[object]()
     order = random.Random(0).sample([*classes], len(classes))  # nosec B311
 
-    def is_spare(key: object) -> bool:  # without it, train has objects of each of its classes
+    def is_spare(key: object) -> bool:  # whether train keeps all its classes without it
         return all(left[name] > 1 for name in classes[key])
 
     first = next((key for key in order if classes[key] and is_spare(key)), None)

@@ -1,4 +1,4 @@
-"""The files of a data set: which split a name states, which picture a name means."""
+"""The files of a data set: find the split that a name states, and the picture that a name means."""
 
 import os
 import re
@@ -19,13 +19,13 @@ WORDS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-ALL = "all"  # the split of all pictures of data without train and val
-_OF_PICTURES = {"images", "image", "img", "imgs", "jpegimages", "data"}  # folders, beside such as masks
+ALL = "all"  # the split of all pictures, if the data does not have both train and val
+_OF_PICTURES = {"images", "image", "img", "imgs", "jpegimages", "data"}  # folders of pictures, not of masks
 _OF_RUNS = ("runs", "work_dirs")  # the default folders of Ultralytics and of dcnzoo
 
 
 def split_of(names: Iterable[str]) -> str:
-    """Return the split that the first of these names with such a word states: ``instances_train2017``."""
+    """Return the split of the first name that has one of the words, such as ``instances_train2017``."""
     for name in names:
         words = map(str.lower, re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
         if len(splits := {WORDS[word] for word in words if word in WORDS}) == 1:
@@ -34,10 +34,10 @@ def split_of(names: Iterable[str]) -> str:
 
 
 def by_split(stated: Collection[tuple[Path, str]]) -> dict[str, list[Path]]:
-    """Return the files of train and val, or of ALL if not both are stated; and of test beside a train.
+    """Group files into train and val, or into ALL if either is missing; test is apart if there is a train.
 
     Raises:
-        UserError: there are train and val, and a file of no split.
+        UserError: train and val exist, but a file belongs to no split.
     """
     states = {split for _, split in stated}
     is_divided = {"train", "val"} <= states
@@ -53,7 +53,7 @@ def by_split(stated: Collection[tuple[Path, str]]) -> dict[str, list[Path]]:
 
 
 def normal(name: str) -> str:
-    """Return a name in one Unicode form and in small letters."""
+    """Return a name in one Unicode form and in lower case."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -70,13 +70,13 @@ def is_of_training(folder: Path) -> bool:
 
 
 class Tree:
-    """The files of a data set, without hidden ones, and without those of trainings.
+    """The files of a data set, without hidden files and without the files of trainings.
 
     Attributes:
         root: the folder of the data.
-        files: below the root.
-        pictures: below the root; if there are none, below the folder above, as beside COCO's ``annotations``.
-        splits: what each folder of pictures states.
+        files: the files below the root.
+        pictures: those below the root; if there are none, below its parent, as for COCO's ``annotations``.
+        splits: the split that each folder of pictures states.
     """
 
     def __init__(self, root: Path) -> None:
@@ -94,18 +94,18 @@ class Tree:
         self.splits = {folder: split_of(reversed(parts)) for folder, parts in below.items()}
 
     def split_of(self, file: Path, own: bool = False) -> str:
-        """Return the split that a file's folders state; with ``own``, first the one of its name."""
+        """Return the split that a file's folders state; with ``own``, the file's name takes precedence."""
         names = [*reversed(file.relative_to(self.root).parent.parts)]
         return split_of([file.stem, *names] if own else names)
 
     def picture(self, name: str, beside: Path, split: str = "") -> Path:
         """Find the picture that an annotation names.
 
-        It is at the path from the folder of the annotation; else it is the nearest one with this file name.
+        If the path relative to ``beside`` does not exist, return the nearest picture with this file name.
 
         Args:
             beside: the folder of the annotation.
-            split: that the annotation states.
+            split: the split that the annotation states.
 
         Raises:
             InvalidAnnotation: there is none, or several are equally near.
@@ -119,24 +119,24 @@ class Tree:
         return self._nearest(name, pictures, folders, beside, split)
 
     def picture_named_as(self, file: Path) -> Path:
-        """Find the picture that has the name of a file of annotations; see :meth:`picture`."""
+        """Find the picture that has the same name as an annotation file; see :meth:`picture`."""
         folders = [*map(normal, file.relative_to(self.root).parent.parts)]
         pictures = self._by_stem.get(normal(file.stem), [])
         return self._nearest(file.stem, pictures, folders, file.parent, self.split_of(file))
 
     def _nearest(self, name: str, pictures: list[Path], folders: list[str], beside: Path, split: str) -> Path:
-        """Return the nearest of the pictures with one file name; those of another split are none of it.
+        """Return the nearest of the pictures with one file name, without those of another split.
 
         Args:
-            folders: in the name, above the file, as :func:`normal` returns them.
+            folders: the folders in the name, as :func:`normal` returns them.
         """
 
-        def nearness(picture: Path) -> tuple:  # the first of these that differs decides
+        def nearness(picture: Path) -> tuple:  # the first item that differs decides
             above = [*map(normal, picture.absolute().parent.parts)]
             return (
                 picture.parent == beside,
-                sum(above[-n:] == folders[-n:] for n in range(1, len(folders) + 1)),  # equal at the end
-                self.splits[picture.parent] == split,  # rather than of no split
+                sum(above[-n:] == folders[-n:] for n in range(1, len(folders) + 1)),  # equal last folders
+                self.splits[picture.parent] == split,  # before pictures of no split
                 not _OF_PICTURES.isdisjoint(map(normal, picture.parent.relative_to(self._base).parts)),
                 len(Path(os.path.commonpath([picture.absolute(), beside.absolute()])).parts),
             )
@@ -151,11 +151,11 @@ class Tree:
 
 
 class Reader:
-    """A reader of one format. Each class also has ``find`` and ``read``, which fills a data set.
+    """The base class of the readers. Each one also has ``find``, and ``read``, which fills a data set.
 
     Attributes:
-        name: of the format.
-        files: that show the format.
+        name: the name of the format.
+        files: the files by which the format is recognised.
         notes: lines for the user.
     """
 
@@ -170,7 +170,7 @@ class Reader:
         return []
 
     def groups(self) -> dict[str, list[Path]]:
-        """Return the files of each split, by their folders."""
+        """Return the files of each split, which their folders determine."""
         return by_split([(file, self.tree.split_of(file)) for file in self.files])
 
 
@@ -179,7 +179,7 @@ def pictures_of(files: Iterable[Path]) -> list[Path]:
 
 
 def files_below(root: Path) -> list[Path]:
-    """List the files below a folder, but hidden ones and those of trainings."""
+    """List the files below a folder, except hidden files and the files of trainings."""
     files: list[Path] = []
     for folder, folders, names in walk(root):
         if folder != root and is_of_training(folder):

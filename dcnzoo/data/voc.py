@@ -39,7 +39,7 @@ class Voc(Reader):
         return groups
 
     def _listed(self, listing: Path) -> list[Path]:
-        """Return the XML files that a list names: of its own devkit, VOC2007 beside VOC2012."""
+        """Return the XML files that a list names, only from the list's own devkit (VOC2007 or VOC2012)."""
         root, by_stem = _root_of_list(listing), dict[str, list[Path]]()
         for file in self.files:
             if root in file.parents:
@@ -57,7 +57,7 @@ class Voc(Reader):
         return listed
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add the objects of XML files and the pictures with their names; ``<filename>`` is not read.
+        """Add the objects of XML files, and the pictures of the same names; ``<filename>`` is not read.
 
         A box includes the pixels ``xmin`` and ``xmax``, counted from 1: 1 and 3 become x 0 and width 3.
         Difficult objects become crowds, which training and evaluation ignore.
@@ -94,7 +94,7 @@ def _add(element: Element, dataset: Dataset) -> None:
 
 
 def _root_of_list(file: Path) -> Path | None:
-    """Return the folder with ``ImageSets/Main``; None for other files, such as lists of a segmentation."""
+    """Return the folder above a list's ``ImageSets``; None for other files, such as segmentation lists."""
     folder = file.parent.parent if file.parent.name == "Main" else file.parent
     return folder.parent if folder.name == "ImageSets" else None
 

@@ -14,7 +14,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import counted, few, short
 
-CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # with a name per line
+CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # files with a class name per line
 DESCRIPTIONS = (".yaml", ".yml", ".data")
 
 
@@ -22,7 +22,7 @@ class Yolo(Reader):
     """The reader of YOLO's files.
 
     Attributes:
-        file: the one that describes the data, or names the classes.
+        file: the file that describes the data, or names the classes.
     """
 
     name = "YOLO"
@@ -30,14 +30,14 @@ class Yolo(Reader):
     def __init__(self, tree: Tree, file: Path, keys: dict[str, Any]) -> None:
         super().__init__(tree, [file])
         self.file, self._keys = file, keys
-        self._folders: dict[Path, dict[str, Path]] = {}  # the text files of a folder by their stems
+        self._folders: dict[Path, dict[str, Path]] = {}  # folder → stem → text file
 
     @classmethod
     def find(cls, tree: Tree, chosen: Path | None) -> "Yolo | None":
-        """Return the reader, if there is a description, or names of classes and labels.
+        """Return the reader, if there is a description, or class names and at least one label file.
 
         Args:
-            chosen: a description or a file with names that the user has named.
+            chosen: the description, or file with class names, that the user passed.
         """
         if chosen is not None:
             return cls(tree, chosen, _keys_of(chosen))
@@ -56,7 +56,7 @@ class Yolo(Reader):
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes; InvalidAnnotation if they are not names of the classes 0, 1, …"""
+        """The names of the classes; raises InvalidAnnotation unless each class 0, 1, … has a name."""
         names = self._keys.get("names")
         if isinstance(names, str):  # of obj.data: the file with the names
             names = _keys_of(self.file.parent / parts_of(names)[-1]).get("names")
@@ -93,7 +93,7 @@ class Yolo(Reader):
         return splits
 
     def _pictures(self, place: object) -> Iterator[Path]:
-        """Yield the pictures of a folder or of a list; none of one that does not exist."""
+        """Yield the pictures of a folder or of a list; yield none if it does not exist."""
         target = self._located(str(place).replace("\\", "/"))
         if target and target.is_dir():
             yield from pictures_of(files_below(target))
@@ -107,11 +107,11 @@ class Yolo(Reader):
     def _located(self, name: str) -> Path | None:
         """Return the path of a name in the description; None if it does not exist.
 
-        The description may be of another machine: of its ``path``, the end is below the folder of the file.
+        The description may come from another machine: then only the end of its ``path`` exists here.
         """
         folder, path = self.file.parent, str(self._keys.get("path") or "")
         ends = [parts_of(path)[start:] for start in range(len(parts_of(path)) + 1)]
-        # parts_of: Roboflow's ../train/images is below the file
+        # parts_of drops "..": Roboflow's ../train/images is beside the file
         paths = [folder / path / name, *(folder.joinpath(*end, *parts_of(name)) for end in ends)]
         paths.append(folder / name.removeprefix("data/"))  # darknet's data/train.txt may be beside the file
         if self.file.suffix == ".data":  # darknet runs in the folder above
@@ -133,7 +133,7 @@ class Yolo(Reader):
         return self._folders[folder]
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add pictures and their lines ``class x y width height`` or ``class x1 y1 x2 y2 …``, from 0 to 1."""
+        """Add pictures and objects: ``class x y width height`` or ``class x1 y1 x2 y2 …``, from 0 to 1."""
         classes, used = self.classes, dict[Path, Path]()
         for picture in files:
             with dataset.refusing(picture):
@@ -158,7 +158,7 @@ class Yolo(Reader):
 
 
 def _keys_of(file: Path) -> dict[str, Any]:
-    """Return the keys of data.yaml, of darknet's obj.data, or the names in a text file; {} of other files."""
+    """Return the keys of data.yaml, of darknet's obj.data, or the names in a text file; {} for others."""
     try:
         text = read_text(file)
         if file.suffix == ".data":
@@ -168,7 +168,7 @@ def _keys_of(file: Path) -> dict[str, Any]:
             return {"names": text.rstrip().splitlines()}
         content = yaml.safe_load(text)
     except (InvalidAnnotation, yaml.YAMLError, ValueError, RecursionError) as error:
-        if file.name not in CLASSES and file.stem != "data":  # somebody else's
+        if file.name not in CLASSES and file.stem != "data":  # a file of another program
             return {}
         raise UserError(f"{file}: expected YAML or names: {' '.join(str(error).split())}") from None
     return {str(key).lower(): value for key, value in content.items()} if isinstance(content, dict) else {}

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def segmentation_of(mask: np.ndarray, polygons: bool) -> dict[str, Any]:  # [H, W]
-    """Return the area and the segmentation of a mask; without pixels, it stays in run-length encoding."""
+    """Return the area and the segmentation of a mask; an empty mask is always run-length encoded."""
     from pycocotools.mask import encode
 
     area = float(mask.sum())
@@ -19,8 +19,8 @@ def segmentation_of(mask: np.ndarray, polygons: bool) -> dict[str, Any]:  # [H, 
 def polygons_of(mask: np.ndarray) -> list[list[float]]:  # [H, W]
     """Return the outlines of a mask, [x1, y1, x2, y2, …], without its holes. Requires OpenCV.
 
-    OpenCV's outlines go through the centres of pixels. Those of the doubled mask are within a quarter of a
-    pixel of its border.
+    OpenCV's outlines go through the centres of pixels. On a mask of twice the size, these are within a
+    quarter of an original pixel of its border.
     """
     import cv2
 

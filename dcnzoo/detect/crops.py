@@ -1,4 +1,4 @@
-"""Masks of a large picture, each stored as the part of it that has the object."""
+"""Masks of a large picture, each stored as the part of the picture that contains the object."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Masks ``[K, H, W]``, without the pixels far from their objects. ``crops[0]`` is a whole mask.
+    """Masks ``[K, H, W]``, without the pixels far from their objects. ``crops[0]`` is a mask of full size.
 
     Attributes:
         parts: one mask ``[h, w]`` per object, bool.
@@ -58,7 +58,7 @@ class Crops:
 
 
 def extent(mask: np.ndarray) -> tuple[int, int, int, int]:  # [H, W]
-    """Return the corners (x1, y1, x2, y2) of the pixels that are not zero; zeros if all are."""
+    """Return the corners (x1, y1, x2, y2) of the non-zero pixels; four zeros for an empty mask."""
     ends = [np.flatnonzero(mask.any(axis)) for axis in (0, 1)]
     (x1, x2), (y1, y2) = ((int(used[0]), int(used[-1]) + 1) if used.size else (0, 0) for used in ends)
     return x1, y1, x2, y2

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Masks:
-    """The field ``masks``: stored without the pixels far from the objects, and computed when it is read."""
+    """The field ``masks``, which is stored as :class:`Crops`; reading it computes the full masks."""
 
     def __get__(self, detections: Detections | None, owner: type) -> np.ndarray | None:
         crops = None if detections is None else detections.crops
@@ -46,7 +46,7 @@ class Detections:
     classes: tuple[str, ...] = ()  # all names that the detector has; empty if unknown
     image: np.ndarray | None = None  # [H, W, 3], uint8, RGB
     path: str = ""  # of the picture, if it was read from a file
-    model: str = ""  # the name of the detector's model; empty if the objects are not detected
+    model: str = ""  # the name of the detector's model; empty if no detector found the objects
 
     @property
     def crops(self) -> Crops | None:
@@ -79,7 +79,7 @@ class Detections:
         return [self.classes[label] if label in known else str(label) for label in self.labels.tolist()]
 
     def draw(self, with_scores: bool = True) -> PIL.Image.Image:
-        """Draw boxes, masks and names on the picture. Small ones are enlarged to a width of 600 pixels."""
+        """Draw boxes, masks and names on the picture. Small pictures are enlarged to 600 pixels in width."""
         from dcnzoo.detect.drawing import draw
 
         if self.image is None:
@@ -129,7 +129,7 @@ class Detections:
         Category ids start at 1, in the order of the classes. Masks require pycocotools.
 
         Args:
-            folder: of the pictures: file names are relative to it (default: as they were given).
+            folder: the folder to which file names become relative (default: they stay as they were given).
             polygons: write masks as polygons, without their holes, not in run-length encoding. Requires
                 OpenCV.
         """

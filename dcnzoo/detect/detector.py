@@ -34,9 +34,9 @@ class _Options(TypedDict, total=False):
 
 
 class Results(Iterator[Detections]):
-    """The detections of several images, which are read and detected when they are asked for.
+    """An iterator over the detections of several images, which are read and processed as you iterate.
 
-    An image that cannot be read is skipped: one line on standard error names it, and a list at the end.
+    An image that cannot be read is skipped: standard error names it at once, and again in a list at the end.
 
     Attributes:
         skipped: one line for each image that was skipped.
@@ -61,7 +61,7 @@ class BaseDetector:
         classes: the names of the labels; empty if unknown.
         device: ``"cpu"`` or a GPU, ``"cuda:0"``.
         score_threshold: default of calls.
-        name: of the model, for files of detections.
+        name: the name of the model, which files of detections contain.
     """
 
     model: Any

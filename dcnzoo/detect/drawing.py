@@ -47,7 +47,7 @@ def draw(
             picture.paste(fills[i], place, ImageChops.lighter(outline, part.point(lambda v: v // 7)))
         x1, y1, x2, y2 = corners[i]
         canvas.line([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], fills[i], line)
-    drawn: list[tuple[float, ...]] = []  # what is covered by the texts that are drawn
+    drawn: list[tuple[float, ...]] = []  # the areas of the texts that are already drawn
     for (x, y, _, _), text, fill in zip(corners, texts, fills, strict=True):
         left = max(min(x, size[0] - font.getlength(text)), 0)
         step = 1.25 * font.size
@@ -62,7 +62,7 @@ def draw(
 
 
 def encoded(picture: Image.Image, kind: str) -> bytes:
-    """Return the file of a picture in a format of Pillow; OpenCV, if installed, writes PNG twice as fast."""
+    """Encode a picture in a format of Pillow; OpenCV, if installed, writes PNG twice as fast."""
     if kind == "PNG" and find_spec("cv2"):
         import cv2
 

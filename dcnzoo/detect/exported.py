@@ -75,16 +75,16 @@ class ExportedDetector(BaseDetector):
         return *self._preprocessing(picture, self.model.shape[2:]), picture
 
     def fits(self, picture: np.ndarray) -> bool:
-        """Whether a picture need not be shrunk more than by the test pipeline, for a file of a fixed size."""
+        """Whether a picture that the test pipeline resized fits the file's fixed size, if it has one."""
         size = self._preprocessing.padded(self._preprocessing.size(picture.shape[:2]))
         return all(most is None or n <= most for n, most in zip(size, self.model.shape[2:], strict=True))
 
     def border(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the height and width of an input's picture, with the pipeline's own padding."""
+        """Return the height and width of a resized picture after the pipeline's own padding."""
         return self._preprocessing.padded(size, self.model.shape[2:])
 
     def stack(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Copy images ``[1, 3, h, w]`` into one batch, padded at right and bottom as by the model."""
+        """Copy images ``[1, 3, h, w]`` into one batch, padded at right and bottom as the model does."""
         return stack(images, self.model.shape[2:], self._preprocessing.pad_value)
 
     def _detect(
@@ -105,7 +105,7 @@ class ExportedDetector(BaseDetector):
 def stack(
     images: Sequence[np.ndarray], shape: Sequence[int | None] = (None, None), value: float = 0.0
 ) -> np.ndarray:
-    """Copy images ``[1, 3, h, w]`` into the upper left corners of one batch of at least a shape."""
+    """Copy images ``[1, 3, h, w]`` into the upper left corners of a batch that has at least this shape."""
     height, width = (max(shape[axis] or 0, *(image.shape[2 + axis] for image in images)) for axis in (0, 1))
     batch = np.full((len(images), 3, height, width), value, np.float32)
     for target, image in zip(batch, images, strict=True):

@@ -16,19 +16,19 @@ from dcnzoo.utils.text import counted
 
 CLASSES = "classes.txt"
 DRAWN = {".png": "PNG", ".jpg": "JPEG"}
-_LONGEST = 240  # bytes of the name of an output file without ending: systems allow 255
+_LONGEST = 240  # most bytes in an output file's name, without the ending; systems allow 255 with it
 
 
 class ResultFiles:
     """Writes each result as soon as it is detected, and the COCO file at the end.
 
     Args:
-        folder: of the files.
-        images: of the call.
-        ending: of the file of each picture: .png or .jpg, a drawn one; .txt; none if empty.
-        coco, video: whether to write these.
+        folder: the folder of the files.
+        images: the images of the detector's call.
+        ending: what to write for each picture: .png or .jpg, the drawn picture; .txt, a text; empty, no file.
+        coco, video: whether to write a COCO file; the path of a video, None: no video.
         polygons: write masks into the COCO file as polygons, not in run-length encoding.
-        force: replace files that exist; never a picture of the call.
+        force: replace files that exist, but never one of ``images``.
         skip_existing: with ``.txt``: :attr:`missing` has only the images whose file does not exist.
 
     Raises:
@@ -73,7 +73,7 @@ class ResultFiles:
             self._content["images"][-1]["file_name"] = self._names.relative(result.path)
 
     def close(self, classes: Sequence[str]) -> str:
-        """Finish the files; return in words what was written."""
+        """Finish the files; return a text that lists them."""
         texts = [] if self._video is None else [str(path) for path in self._video.close()]
         if self._coco and self._content:
             write_text(self._coco, json.dumps(self._content))
@@ -103,7 +103,7 @@ class OutputNames(dict[str, str]):
         self._folder = os.path.commonpath(absolute) if absolute else os.getcwd()
 
     def relative(self, image: str) -> str:
-        """Return the path of an image relative to the common folder; an address stays."""
+        """Return the path of an image relative to the common folder; an address is unchanged."""
         if "://" in image:
             return image
         return Path(os.path.relpath(os.path.expanduser(image), self._folder)).as_posix()
@@ -125,7 +125,7 @@ class OutputNames(dict[str, str]):
 
 def _yolo(result: Detections) -> str:
     """Return a line per object: its label, its centre, width and height between 0 and 1, and its score."""
-    assert result.image is not None  # of a detector
+    assert result.image is not None  # a detector's result has an image
     height, width = result.image.shape[:2]
     lines = []
     for label, score, (x1, y1, x2, y2) in zip(result.labels, result.scores, result.boxes, strict=True):

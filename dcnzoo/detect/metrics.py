@@ -20,7 +20,7 @@ try:
 except ImportError:  # no wheel for this platform
     COCOevalBase = COCOeval
 
-MOST_DETECTIONS = [100, 300, 1000]  # per image, as in MMDetection; the last is that of AP
+MOST_DETECTIONS = [100, 300, 1000]  # limits per image, as in MMDetection; AP uses the last one
 KINDS = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order of COCOeval.stats
     **{"mAP": "AP", "mAP_50": "AP50", "mAP_75": "AP75"},
@@ -33,8 +33,8 @@ UNDEFINED = -1.0  # an AP without objects
 class Evaluation(COCOevalBase):
     """pycocotools' evaluation in C++: the same numbers, several times as fast, without ``evalImgs``.
 
-    Every AP is at the largest of ``params.maxDets``. pycocotools has AP50 and the others there, but AP itself
-    at 100, and −1 without 100 among them.
+    Every AP is computed with the largest of ``params.maxDets``. pycocotools does so for AP50 and the others,
+    but computes AP itself with 100; if ``params.maxDets`` has no 100, it returns −1.
     """
 
     params: Any
@@ -59,7 +59,7 @@ def metric_name(key: str) -> str:
 
 
 def is_undefined(key: str, value: object) -> bool:
-    """Whether a metric of CocoMetric, such as ``coco/bbox_mAP``, is the AP of no objects."""
+    """Whether the value of a CocoMetric key, such as ``coco/bbox_mAP``, means that there are no objects."""
     return metric_name(key) != key and value == UNDEFINED
 
 
@@ -68,8 +68,8 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is not a COCO file, has an id or category twice, which pycocotools counts wrong
-            without a word, or has a category that is not a class.
+        ValueError: it is not a COCO file, has an id or category twice, which pycocotools counts wrongly
+            without a warning, or has a category that is not a class.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -94,7 +94,7 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
 
 
 def replace_id_0(annotations: list[dict]) -> None:
-    """Give an annotation with the id 0 a free one: pycocotools' evaluation never matches it."""
+    """Replace the id 0 of an annotation by a free id: pycocotools' evaluation never matches the id 0."""
     if zeros := [annotation for annotation in annotations if annotation["id"] == 0]:
         free = 1 + max(annotation["id"] for annotation in annotations)
         for number, annotation in enumerate(zeros, free):
@@ -102,7 +102,7 @@ def replace_id_0(annotations: list[dict]) -> None:
 
 
 def evaluate(truth: COCO, results: Iterable[Detections]) -> dict[str, float]:
-    """Compare the detections in the images of a COCO file, in the order of its ids, with its objects."""
+    """Compare results, one for each image in the order of the ids, with the objects of a COCO file."""
     content: dict | None = None
     has_masks = False
     for result in results:
@@ -136,7 +136,7 @@ def _metrics(truth: COCO, objects: list[dict], kind: str) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     values = zip(METRICS.values(), evaluation.stats.tolist(), strict=False)
-    # no object of this size
+    # UNDEFINED: there is no object of this size
     return {f"{KINDS[kind]} {metric}": value for metric, value in values if value != UNDEFINED}
 
 
@@ -146,7 +146,7 @@ def numbered(annotations: Iterable[dict]) -> list[dict]:
 
 
 def match(truth: COCO, objects: list[dict], kind: str = "bbox", **parameters: object) -> Evaluation:
-    """Match detections, as annotations, with the objects of a COCO file. Parameters: ``COCOeval.params``."""
+    """Match detections in COCO's format with a COCO file's objects; ``parameters``: ``COCOeval.params``."""
     with contextlib.redirect_stdout(io.StringIO()):
         detected = COCO()
         detected.dataset = {**truth.dataset, "annotations": numbered(objects)}

@@ -10,7 +10,7 @@ from dcnzoo.detect.crops import Crops, extent
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import resize_picture, resized
 
-# key in the metadata: the probability from which a pixel is part of an object; 0.5 without it
+# metadata key of the lowest probability with which a pixel is part of an object (default: 0.5)
 MASK_THRESHOLD = "dcnzoo.mask_threshold"
 
 
@@ -41,7 +41,7 @@ def rescale_detections(
         masks = paste(outputs[BOX_MASKS][present], boxes, picture_size, threshold)
     elif "masks" in outputs:
         softs, parts = outputs["masks"][present], []
-        margin = np.ceil(factor[:2]) + 1  # the reach of the interpolation
+        margin = np.ceil(factor[:2]) + 1  # pixels that the interpolation reaches outside
         areas = np.array([extent(soft) for soft in softs]).reshape(-1, 4) * factor
         first = np.floor(areas[:, :2] - margin).clip(0).astype(int)
         last = np.ceil(areas[:, 2:] + margin).clip(0).astype(int)
@@ -61,9 +61,9 @@ def _from_logits(
     picture_size: tuple[int, int],
     score_threshold: float,
 ) -> Detections:
-    """Return Mask2Former's detections: as in MMDetection, boxes and scores are those of masks in the picture.
+    """Return Mask2Former's detections. As in MMDetection, resized masks determine boxes and scores.
 
-    A score is that of the class times the mean probability inside the mask.
+    A score is the class's score times the mean probability inside the mask.
     """
     height, width = outputs["input_size"]
     boxes, scores, parts = [], [], []
@@ -104,7 +104,7 @@ def paste(
 
 
 def _weights(low: float, high: float, taps: int, pixels: int) -> tuple[int, np.ndarray]:
-    """Return the first pixel near a box, and the weights [pixels, taps] of a mask's values there."""
+    """Return the first pixel near a box along one axis, and the weights [pixels, taps] of a mask's values."""
     first = math.floor(min(max(min(low, high) - 1, 0), pixels))
     end = math.ceil(min(max(max(low, high) + 1, first), pixels))
     if low == high:

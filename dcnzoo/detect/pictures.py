@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
-LIMIT = 100_000_000  # bytes of a picture that is downloaded
+LIMIT = 100_000_000  # most bytes of a picture that is downloaded
 
 
 def read(image: Any, bgr: bool = False) -> np.ndarray:
@@ -89,7 +89,7 @@ def _decoded(content: bytes, name: str | os.PathLike) -> np.ndarray:
         return _decoded_by_pillow(content, name)
     try:
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    except cv2.error:  # more than 2^30 pixels, which is more than Pillow accepts: its error has their number
+    except cv2.error:  # more than 2^30 pixels: Pillow, too, refuses them; its error has the number
         return _decoded_by_pillow(content, name)
     if picture is None:
         raise ValueError(f"image: expected a picture that OpenCV can read, got {name}")
@@ -118,7 +118,7 @@ def _from_pillow(image: "PIL.Image.Image") -> np.ndarray:
 
 
 def reverse_channels(picture: np.ndarray) -> np.ndarray:  # [H, W, 3]
-    """Return a copy, RGB for BGR. To copy ``picture[..., ::-1]`` takes five times as long."""
+    """Return a copy with RGB for BGR. To copy ``picture[..., ::-1]`` would take five times as long."""
     copy = np.empty(picture.shape, picture.dtype)
     for channel in range(3):
         copy[..., channel] = picture[..., 2 - channel]
@@ -126,7 +126,7 @@ def reverse_channels(picture: np.ndarray) -> np.ndarray:  # [H, W, 3]
 
 
 def resize_picture(picture: np.ndarray, size: tuple[int, int], by: str = "cv2") -> np.ndarray:
-    """Resize [H, W, …], uint8 or float32, bilinearly by OpenCV, or by Pillow, whose filter is another one.
+    """Resize [H, W, …], uint8 or float32, bilinearly with OpenCV, or with Pillow, whose filter differs.
 
     Without OpenCV, the result is within one grey level of OpenCV's.
     """

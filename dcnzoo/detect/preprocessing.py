@@ -27,7 +27,7 @@ class Preprocessing:
             (height, width).
         value: padding value of the pipeline before normalisation, in the order blue, green, red.
         pad_value: the value with which the model pads, after normalisation.
-        resize_by: ``"cv2"``, or ``"pillow"``, which reads more pixels where a picture is shrunk.
+        resize_by: ``"cv2"``, or ``"pillow"``, which averages more pixels when it shrinks a picture.
         float32: resize in float32, without rounding.
     """
 
@@ -51,7 +51,7 @@ class Preprocessing:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Preprocessing":
-        """Read it from the metadata of an exported file.
+        """Read the operations from the metadata of an exported file.
 
         Raises:
             ValueError: the metadata does not contain the output of :meth:`to_metadata`.
@@ -110,7 +110,7 @@ class Preprocessing:
     def size(
         self, picture_size: tuple[int, int], limit: tuple[int | None, int | None] = (None, None)
     ) -> tuple[int, int]:
-        """Return the height and width after resizing, of a picture with these."""
+        """Return the height and width that a picture of this size has after resizing."""
         most_height, most_width = (most or sys.maxsize for most in limit)
         if self.scale is not None and not self.keep_ratio:
             return min(self.scale[1], most_height), min(self.scale[0], most_width)

@@ -70,7 +70,7 @@ class Session:
         return Session, self._arguments  # another process opens the file again
 
     def require_detections(self) -> None:
-        """Raise ValueError if the outputs are a head's raw outputs."""
+        """Raise ValueError if the file returns a head's raw outputs in place of detections."""
         if not {"dets", "labels"} <= set(self.output_names):
             names = ", ".join(self.output_names)
             hint = "exported with raw_outputs?"
@@ -119,7 +119,7 @@ class Session:
         if len(parts) > 1:
             results = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
         outputs = dict(zip(self.output_names, results, strict=True))
-        if MASK_LOGITS in outputs:  # they cover the input with its padding
+        if MASK_LOGITS in outputs:  # the mask logits cover the input with its padding
             size = [n + more for n, more in zip(images.shape[2:], room, strict=True)]
             outputs["input_size"] = np.tile(np.array(size), (len(images), 1))
         return outputs

@@ -18,7 +18,7 @@ from dcnzoo.utils.formats import is_video, picture_files
 
 
 def several(images: Any) -> Iterable[Any] | None:
-    """Return the images of a list, batch, folder or pattern, or a list of a video; None for a single one."""
+    """Return the images of a list, batch, folder or pattern, or ``[video]``; None for a single image."""
     if isinstance(images, str | os.PathLike):
         if not is_video(images):
             return picture_files(images)
@@ -48,7 +48,7 @@ def named(images: Iterable[Any], bgr: bool) -> Iterator[tuple[str, Any]]:
 
 
 class ModelError(ValueError):
-    """A detector cannot be used, whatever the picture."""
+    """The detector cannot be used with any picture."""
 
 
 @contextlib.contextmanager
@@ -94,8 +94,8 @@ def read_ahead(
     """Yield images with a function that returns the picture; the next ones are read in other threads."""
     pool = ThreadPoolExecutor(2)
     ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
-    # Nothing waits for a thread here. The garbage collector may close an abandoned iterator in a thread that
-    # is just starting, which holds Python's lock of all threads: a wait would never end.
+    # This code never waits for a thread. The garbage collector may close an abandoned iterator in a thread
+    # that is just starting and holds Python's lock of all threads: a wait would never end.
     try:
         for path, image in images:
             ahead.append((path, pool.submit(_read, image, bgr)))

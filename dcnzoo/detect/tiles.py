@@ -8,8 +8,8 @@ from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 
 Window = tuple[slice, slice]  # rows, columns
-IOU = 0.5  # objects of a class whose boxes overlap more are the same
-SHARE = 0.7  # a piece of an object has at least this share of its area in the box of the whole object
+IOU = 0.5  # two boxes of a class with a larger IoU count as the same object
+SHARE = 0.7  # a piece of an object has more than this share of its area in the whole object's box
 
 
 def windows(size: tuple[int, int], tile: int) -> list[Window]:
@@ -30,11 +30,11 @@ def _parts(extent: int, tile: int) -> list[slice]:
 def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int, int]) -> Detections:
     """Merge the detections of a picture's tiles.
 
-    Non-maximum suppression by class, in which objects that a tile cuts come last. Then, of an object that is
-    complete in another tile, the pieces are dropped.
+    First, apply non-maximum suppression by class, with the objects that a tile cuts ranked last. Then drop
+    the pieces of objects that are complete in another tile.
 
     Args:
-        places: of the tiles in the picture.
+        places: the rows and columns of each tile in the picture.
         size: height and width of the picture.
     """
     import torch
@@ -42,7 +42,7 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     from dcnzoo.ops import nms
 
     owners = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles])  # the tile of each object
-    numbers = np.concatenate([np.arange(len(tile)) for tile in tiles])  # of the object in its tile
+    numbers = np.concatenate([np.arange(len(tile)) for tile in tiles])  # the index of each object in its tile
     corners = np.array([[column.start, row.start] * 2 for row, column in places], np.float32)
     boxes = np.concatenate([tile.boxes for tile in tiles]) + corners[owners]
     scores = np.concatenate([tile.scores for tile in tiles])
@@ -50,7 +50,7 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     cut = np.concatenate(
         [_is_cut(tile.boxes, place, size) for tile, place in zip(tiles, places, strict=True)]
     )
-    # far from each other, objects of different classes do not overlap
+    # each class is moved to its own place, so that objects of different classes do not overlap
     apart = boxes.astype(np.float64) + labels[:, None] * 2.0 * max(size)
     ranks = torch.from_numpy(scores.astype(np.float64) - cut)
     index = nms(torch.from_numpy(apart), ranks, IOU).numpy()
@@ -68,7 +68,7 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
 
 
 def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarray:
-    """Whether a box ends at an edge of its tile that is not an edge of the picture, [K]."""
+    """Return whether each box ends at an edge of its tile that is not an edge of the picture, [K]."""
     cut = np.zeros(len(boxes), bool)
     for axis, (part, extent) in enumerate(zip(place, size, strict=True)):
         if part.start > 0:
@@ -79,7 +79,7 @@ def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarr
 
 
 def _pieces(boxes: np.ndarray, cut: np.ndarray) -> list[int]:
-    """Return those of the numbers ``cut`` [M] whose boxes [K, 4] are mostly inside another, larger box."""
+    """Return the indices in ``cut`` [M] whose box is mostly inside a larger one of ``boxes`` [K, 4]."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
     pieces = []
     for number in cut.tolist():  # one by one: a matrix of all pairs takes gigabytes

@@ -20,7 +20,7 @@ SAME = 0.8  # least IoU of two boxes that count as the same
 
 @dataclass
 class Timing:
-    """What was measured of a detector.
+    """The measurements of a detector.
 
     Attributes:
         seconds: of each call with one image, from the image in memory to the detections.
@@ -40,8 +40,8 @@ def measure(
 ) -> dict[str, Timing]:
     """Run detectors on ``count`` images each, after a warm-up.
 
-    They take turns, so that other work on the machine affects all of them. Images, RGB, are used again from
-    the first one if there are fewer.
+    The detectors take turns, so that other work on the machine affects all of them. If there are fewer than
+    ``count`` images (RGB), they are repeated.
     """
     timings = {name: Timing() for name in detectors}
     for name, detector in track(detectors.items(), "first images"):
@@ -56,7 +56,7 @@ def measure(
 
 
 def pictures(paths: Sequence[str], size: tuple[int, int]) -> list[np.ndarray]:
-    """Read images, or return one of noise with this height and width."""
+    """Read images; without paths, return one image of noise with this height and width."""
     if paths:
         return [reverse_channels(read(path)) for path in paths]
     return [np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)]
@@ -67,7 +67,7 @@ def exported(
 ) -> dict[str, BaseDetector]:
     """Open exported files in a runtime; with ``backend`` None, in each installed one that reads them.
 
-    In OpenVINO, a file is opened twice: also in bfloat16.
+    OpenVINO opens each file twice: in float32 and in bfloat16.
     """
     installed: list[str | None] = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
     detectors: dict[str, BaseDetector] = {}
@@ -93,7 +93,7 @@ def table(timings: Mapping[str, Timing]) -> list[list[str]]:
 
 
 def agreement(one: Sequence[Detections], other: Sequence[Detections]) -> float:
-    """Return the share of detections that have a counterpart: the same class and at least 80 % of IoU."""
+    """Return the share of detections that have a counterpart: the same class and an IoU of at least 80 %."""
     matched = total = 0
     for first, second in zip(one, other, strict=True):
         same = (iou(first.boxes, second.boxes) >= SAME) & (first.labels[:, None] == second.labels)

@@ -39,7 +39,7 @@ def frames(path: str | os.PathLike) -> Iterator[np.ndarray]:
 
 
 class VideoFile:
-    """A video that is written frame by frame, and is in its place when it is closed.
+    """A video that is written frame by frame; :meth:`close` puts it at ``path``.
 
     Args:
         path: the file; its ending is one of :data:`CODECS`.
@@ -71,7 +71,7 @@ class VideoFile:
         """Finish the file; return its path, or nothing if it has no frame.
 
         Raises:
-            UserError: it is not complete; an earlier file stays.
+            UserError: the video is not complete; a previous file is unchanged.
         """
         if self._writer is None:
             return []
@@ -79,12 +79,12 @@ class VideoFile:
             self._writer.release()
             video = self._cv2.VideoCapture(str(self._partial))
             video.set(self._cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
-            if not video.read()[0]:  # OpenCV does not tell of a full disk
+            if not video.read()[0]:  # OpenCV does not report a full disk
                 raise OSError("it is not complete. The previous file is unchanged")
         return [self.path]
 
 
 def head_of(path: str | os.PathLike, name: str) -> float:
-    """Return what a video's head states, ``FPS`` or ``FRAME_COUNT``; 0 if it does not."""
+    """Return ``FPS`` or ``FRAME_COUNT`` from a video's header; 0 if the header does not state it."""
     cv2 = _opencv()
     return cv2.VideoCapture(os.path.expanduser(path)).get(getattr(cv2, f"CAP_PROP_{name}"))

@@ -27,7 +27,7 @@ class ClassResults:
         precision: [K, 101], at the recalls 0, 0.01, …, 1; −1 for a class without objects.
         confusion: [K + 1, K + 1]: objects (rows) by the class of the detection that matches (columns). In the
             last column, objects without a detection; in the last row, detections without an object.
-        images: their number.
+        images: number of images.
     """
 
     objects: np.ndarray

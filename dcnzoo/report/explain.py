@@ -24,9 +24,9 @@ from dcnzoo.report.sampling import SamplingField, nearest_output, record_samplin
 from dcnzoo.utils.errors import UserError
 
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#1d4ed800", "#06b6d4a0", "#fde047e0", "#ffffff"])
-_MOST_PER_AXIS = 8  # positions in a box for which points are drawn
+_MOST_PER_AXIS = 8  # most rows, and most columns, of a box for which points are drawn
 _MOST_IN_PAGE = 64  # rows and columns of a layer's output in the page
-_HEAT_SIZE = 256  # longer side of a receptive field in the page; it is smoothed
+_HEAT_SIZE = 256  # most pixels on the longer side of a receptive field in the page; it is smoothed
 
 
 class Box(NamedTuple):
@@ -38,7 +38,7 @@ class Box(NamedTuple):
     y2: float
 
     def require_inside(self, height: int, width: int) -> None:
-        """Raise UserError unless it is inside an image."""
+        """Raise UserError unless the box is inside an image of this size."""
         if not (0 <= self.x1 <= self.x2 < width and 0 <= self.y1 <= self.y2 < height):
             got = ",".join(f"{value:g}" for value in self)
             raise UserError(f"box: expected 0 ≤ x1 ≤ x2 < {width} and 0 ≤ y1 ≤ y2 < {height}, got {got}")
@@ -54,7 +54,7 @@ class Explanation:
         box: the position, in pixels of ``image``.
         fields: sampling positions of the deformable layers, in forward order, with unique names.
         layer: name of the layer with this receptive field.
-        receptive_field: [H, W] of ``image``: :func:`receptive_field`.
+        receptive_field: [H, W] of ``image``: see :func:`receptive_fields`.
         statistics: :func:`dcnzoo.layers.offset_statistics` of each layer that records them, including layers
             without a field.
         objects: boxes of detections, in pixels of ``image``, with their texts.
@@ -88,12 +88,12 @@ def explain_network(
     further: int = 0,
     run: Callable[[Tensor], object] | None = None,
 ) -> Explanation:
-    """Explain any network of pictures, as :func:`dcnzoo.report.explain_detector.explain` does a detector.
+    """Explain any image network, as :func:`dcnzoo.report.explain_detector.explain` explains a detector.
 
     Args:
-        model: runs in evaluation mode, which is undone afterwards.
-        inputs: [1, C, H, W], one picture as ``model`` takes it. With three channels it is shown as RGB, else
-            the mean of its channels; its smallest value is black and its largest one white.
+        model: it runs in evaluation mode; afterwards its modules have their previous modes.
+        inputs: [1, C, H, W], one picture as ``model`` takes it. Three channels are shown as
+            RGB, others by their mean; the smallest value is black and the largest one white.
         box: in pixels of ``inputs``; may be a point. Default: the centre.
         layer, further: as for a detector.
         run: calls ``model`` with a picture, if that needs more arguments.
@@ -165,7 +165,7 @@ def choose(
     statistics: dict[str, OffsetStatistics],
     layer: str | None,
 ) -> tuple[list[SamplingField], dict[str, OffsetStatistics]]:
-    """Return the fields and statistics of one layer; None: of all."""
+    """Return the fields and statistics of one layer, or of all layers if ``layer`` is None."""
     if not fields:
         raise UserError("model: expected a layer of type DCN, DCNv2, DCNv3, DCNv4 or PackedDeformConv2d")
     chosen = [field for field in fields if layer in (None, field.name)]
@@ -235,7 +235,7 @@ def points_of(field: SamplingField, box: Box, image_size: tuple[float, float]) -
 def places(
     field: SamplingField, shape: tuple[int, int], image_size: tuple[int, int], number: int
 ) -> list[Box]:
-    """Return about ``number`` outputs of a layer, in a grid, as points of the visible image (H, W)."""
+    """Return about ``number`` positions of a layer's output, in a grid, as points in the unpadded image."""
     if not number:
         return []
     rows = max(1, round((number * shape[0] / shape[1]) ** 0.5))
@@ -270,7 +270,7 @@ def receptive_fields(
         windows: rows and columns of its output.
 
     Returns:
-        per window, [H, W], not smoothed, on the CPU
+        for each window, the field [H, W], not smoothed, on the CPU
 
     Raises:
         ValueError: the layer does not run, or has no gradient to the image.
@@ -381,7 +381,7 @@ def _layer(field: SamplingField, explanation: Explanation) -> dict:
     size = torch.tensor(explanation.image_size)
     scale = size / torch.tensor(field.input_size)
     points = (field.points * scale[:, None, None])[..., ::step, ::step]  # [K, 2, rows, columns], (y, x)
-    far = size.flip(0)  # clip points further outside than one image size
+    far = size.flip(0)  # points further outside than one image size are clipped
     points = points.permute(2, 3, 0, 1).flip(-1)  # [rows, columns, K, 2], (x, y)
     points = torch.minimum(torch.maximum(points, -far), 2 * far)
     quantum = max(1 / 32, 2 * int(far.max()) / 32767)

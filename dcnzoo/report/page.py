@@ -26,7 +26,7 @@ _ENVIRONMENT = Environment(
 _PARTS: Any = _ENVIRONMENT.get_template("parts.html").module
 
 table, fold = _PARTS.table, _PARTS.fold
-pictures = _PARTS.pictures  # of Picture, side by side if there is room; "small", or "first-alone" in its row
+pictures = _PARTS.pictures  # shows Pictures, side by side if there is room; kinds: "small", "first-alone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Section:
 
 
 def render(template: str, **values: object) -> str:
-    """Render a template of ``templates/``; all text is escaped, also what UTF-8 cannot encode."""
+    """Render a template of ``templates/``; all text is escaped, also characters that UTF-8 cannot encode."""
     text = _ENVIRONMENT.get_template(template).render(**values)
     return text.encode(errors="backslashreplace").decode()
 
@@ -49,9 +49,9 @@ class Picture:
     """A photo.
 
     Attributes:
-        content: a figure without texts, which browsers draw in any script and size, or a photo.
+        content: a photo, or a figure without texts: browsers draw the caption in any script and size.
         caption: below the picture.
-        alt: in words, what the picture shows and the caption does not say.
+        alt: a description of the picture that adds to the caption.
     """
 
     content: Figure | Image.Image

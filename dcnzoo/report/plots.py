@@ -22,14 +22,14 @@ from dcnzoo.utils.errors import printable
 
 # Okabe-Ito without yellow, which is invisible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--")  # no marker and dash twice in twelve lines
+_MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--")  # together, twelve different pairs
 _GREY, _LINE = "#6b7280", "#e5e7eb"
-RAMP = ("#fde047", "#dc2626")  # of weak and strong modulation
+RAMP = ("#fde047", "#dc2626")  # colours of weak and strong modulation
 _MARK = "#22d3ee"
-_SIDE = 3.0  # of a panel, in inches
-_WIDTH = 3.4  # of a chart: 326 pixels
+_SIDE = 3.0  # width of a panel, in inches
+_WIDTH = 3.4  # least width of a chart, in inches: 326 pixels
 
-# browsers draw the texts of a chart, in any script
+# matplotlib may lack a glyph: browsers draw the texts of a chart
 warnings.filterwarnings("ignore", r"Glyph .* missing from font", module=r"dcnzoo\.report")
 
 # arm → iterations [T], values [seeds, T]
@@ -84,7 +84,7 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
 
     Args:
         counts: [N, N], rows are the ground truth, columns the detections.
-        names: of rows and columns; the last ones are no class.
+        names: the names of rows and columns; the last name stands for no class.
     """
     figure, axes = _chart(title, "detected", size=1.6 + 0.42 * len(names))
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
@@ -104,7 +104,7 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
 
 
 def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
-    """Return a chart of a height, as wide as the page of a phone or wider."""
+    """Return a chart of this height, in inches, and at least as wide as the page on a phone."""
     figure = Figure(figsize=(max(_WIDTH, size + 0.3), size), layout="constrained")
     axes = figure.subplots()
     axes.set_title(plain(title), loc="left", fontsize=11, fontweight="bold")
@@ -128,14 +128,14 @@ def _line_style(index: int, points: int) -> dict[str, Any]:
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": _DASHES[index // len(COLOURS) % len(_DASHES)],
         "marker": _MARKERS[index % len(_MARKERS)],
-        "markevery": (index % every, every),  # not one on the other
+        "markevery": (index % every, every),  # so that markers do not coincide
         "markersize": 5,
         "linewidth": 2,
     }
 
 
 def _legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
-    """Place the legend below the curves. Lines without a label of their own: matplotlib hides ``_names``."""
+    """Place the legend below the curves. matplotlib would hide labels of lines that start with ``_``."""
     columns = 2 if max(map(len, labels)) < 16 else 1
     names = [plain(label) for label in labels]
     legend = figure.legend(lines, names, loc="outside lower left", frameon=False, ncols=columns, fontsize=9)
@@ -150,7 +150,7 @@ class Panel:
         region: (x1, y1, x2, y2), the position of the output; a point is a region without extent.
         heat: [H, W, 4], drawn over the image.
         points: [M, 2], (y, x).
-        weight: [M], of the points; signs are ignored.
+        weight: [M], the points' modulation; signs are ignored.
     """
 
     title: str

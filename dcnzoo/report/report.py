@@ -41,7 +41,7 @@ def write_report(
         folders: work directories.
         out: the file (default: ``report.html`` in the first folder, or ``report_2.html``, … if it exists).
         labels: of the folders (default: their names).
-        checkpoint: of the first folder (default: the best one if there is one, else the last).
+        checkpoint: the first folder's checkpoint (default: the best one if there is one, else the last).
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
         allow_partial: if a checkpoint does not fit its config, load the parameters that fit.
@@ -127,7 +127,7 @@ def summary(
 
 
 def side_by_side(table: list[list[str]]) -> list[list[str]]:
-    """Turn a table of :func:`summary` so that its two labels are columns; append their differences."""
+    """Transpose a table of :func:`summary` with two labels, and append a column with their differences."""
     names, first, second = table
     rows = [["", first[0], second[0], "difference"]]
     for name, *texts in zip(names[1:], first[1:], second[1:], strict=True):

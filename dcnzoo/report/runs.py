@@ -21,7 +21,7 @@ class TrainedRun:
 
     Attributes:
         label: name of its curves; runs with the same label are seeds of one setting.
-        checkpoint: for the detections; None if there is none.
+        checkpoint: the weights for the detections; None if there are none.
     """
 
     label: str

@@ -163,8 +163,8 @@ def _record_deform_attn(
 ) -> list[RemovableHandle]:
     """Register hooks that add a field with the taps in the order of a convolution.
 
-    The difference between a convolution's taps and those scaled by ``offset_scale`` counts as offset. A
-    centre that ``remove_center`` removes has weight zero.
+    The offsets include the shift from a convolution's taps to the taps scaled by ``offset_scale``. A centre
+    that ``remove_center`` removes has weight zero.
     """
     predictors = [layer.offset, layer.mask] if isinstance(layer, DCNv3) else [layer.offset_mask]
     predicted: dict[nn.Module, Tensor] = {}  # of the first image, [oH, oW, channels]
@@ -213,7 +213,7 @@ def _record_deform_attn(
 def _record_extractor(
     name: str, fields: list[SamplingField], layer: Extractor, inputs: tuple, output: Tensor
 ) -> None:
-    """Add a field with the points of all heads, in pixels of the ViT's map, as rows of a kernel."""
+    """Add a field whose kernel has a row of points for each head, in pixels of the ViT's map."""
     query, _, (reference, shapes), sizes = inputs
     attention, (height, width) = layer.attn, sizes[0]
     heads, points = attention.num_heads, attention.num_points

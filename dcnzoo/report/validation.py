@@ -25,7 +25,7 @@ from dcnzoo.report.explain import record
 from dcnzoo.report.runs import TrainedRun, by_label
 from dcnzoo.report.sampling import SamplingField
 
-THRESHOLD = 0.3  # of the scores of detections
+THRESHOLD = 0.3  # lowest score of a detection in the report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ValidationRunner:
         self.classes: tuple[str, ...] = self.dataset.metainfo["classes"]
         metrics = dicts(cfg.get("val_evaluator") or cfg.get("test_evaluator"))
         limits = [limit for _, metric in metrics for limit in metric.get("proposal_nums", ())]
-        self._limit = max(limits, default=MOST_DETECTIONS[-1])  # as the AP in the log
+        self._limit = max(limits, default=MOST_DETECTIONS[-1])  # the limit of the AP in the log
 
     def evaluate(self, number: int, threshold: float) -> ClassResults:
         """Run the model on the first images; see :func:`dcnzoo.report.evaluation.evaluate`."""
@@ -93,7 +93,7 @@ class ValidationRunner:
         )
 
     def annotated(self, index: int) -> Detections:
-        """Return the original image and its annotations; the test pipeline may not load annotations."""
+        """Return the original image and its annotations, which the test pipeline need not load."""
         info = self.dataset.get_data_info(index)
         with_mask = any(instance.get("mask") for instance in info["instances"])
         annotations = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": with_mask}

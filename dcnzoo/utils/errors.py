@@ -30,10 +30,10 @@ _IN_SEVERAL_EXTRAS = ("PIL", "msgspec", "numpy", "pycocotools", "requests", "ric
 
 
 def install_command(error: Exception, extra: str = "mmdet") -> str:
-    """Return the command that installs a missing optional package; empty for other errors, or if it is there.
+    """Return the command that installs a missing optional package; empty if unknown or in the error.
 
     Args:
-        extra: of the command, such as ``mmdet,onnx``: also for a package that several extras have.
+        extra: extras, such as ``mmdet,onnx``, that are installed if they contain the package.
     """
     package = (getattr(error, "name", None) or "").partition(".")[0]
     if package not in _IN_SEVERAL_EXTRAS:
@@ -64,7 +64,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Context that turns every exception but missing packages into a :class:`UserError` of one line."""
+    """Context that turns all exceptions but missing files and packages into one-line :class:`UserError`."""
     try:
         yield
     except (UserError, FileNotFoundError, ModuleNotFoundError):
@@ -88,7 +88,7 @@ def message(error: Exception) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception, on one line."""
+    """Return the message of an exception, on one line."""
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"file not found: {printable(str(error.filename))}"
     # for an error in another process, torch's message is the whole traceback
@@ -101,7 +101,7 @@ def one_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with its control characters escaped, as ``\\x1b``.
+    """Return ``text`` with its control characters escaped, as ``\\x1b``.
 
     A name from a file must not move the cursor, recolour the terminal or reorder the line. Letters of
     every script stay as they are.

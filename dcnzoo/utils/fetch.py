@@ -35,13 +35,13 @@ class ChecksumError(DownloadError):
 
 
 def checksum_in_name(name: str) -> str | None:
-    """The checksum in a name, ``sha256:d099253b`` of ``net-d099253b.pth``; a date, 20210101, is none."""
+    """Return the checksum in a name: ``sha256:d099253b`` for ``net-d099253b.pth``; None for a date."""
     match = re.search(r"-([0-9a-f]{8,64})\.[A-Za-z]+$", name)
     return f"sha256:{match[1]}" if match and not _DATE.fullmatch(match[1]) else None
 
 
 def verify(path: str | os.PathLike, checksum: str | None = None, name: str = "") -> str:
-    """Compare a file with ``sha256:`` and all or the first digits (default: those in its name); return all.
+    """Check that a file's checksum starts with ``checksum``, by default that in its name; return all of it.
 
     Raises:
         ChecksumError: the checksum differs, or none is known; the message has ``name``, by default the path.
@@ -57,7 +57,7 @@ def verify(path: str | os.PathLike, checksum: str | None = None, name: str = "")
 
 
 def fetch(url: str, folder: str | os.PathLike | None = None, checksum: str | None = None) -> Path:
-    """Return the path of a file, which is downloaded unless it is in ``folder``; other processes wait.
+    """Download a file, unless it is in ``folder``; return its path. Other processes wait for the download.
 
     Args:
         folder: Default: torch's cache. There, a name without checksum begins with a hash of the address, so

@@ -1,4 +1,4 @@
-"""Files of the user: atomic writes, which may be replaced, which are read."""
+"""Files of the user: atomic writes, checks before files are replaced, and reading."""
 
 import contextlib
 import hashlib
@@ -18,12 +18,12 @@ from dcnzoo.utils.text import few
 
 Result = TypeVar("Result")
 PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.partial")
-_ABANDONED = 600  # seconds after which nobody writes to a temporary file any more
+_ABANDONED = 600  # seconds without a write, after which a temporary file counts as abandoned
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path in the same folder. When the block ends, that file or folder becomes ``path``.
+    """Context with a temporary path in the same folder. At its end, that file or folder becomes ``path``.
 
     If the block raises, the temporary file is removed and ``path`` stays as it was. A file keeps its
     permissions. A link is replaced, not the file it points to, which may be anywhere.
@@ -53,8 +53,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def partial_of(target: Path) -> Path:
     """Return a temporary name in the same folder.
 
-    It is random: a fixed one could be a link, and two processes may write the same file. It does not contain
-    the file's name, which may have the maximum length.
+    The name is random: a fixed one could be a link, and two processes may write the same file. It does not
+    contain the file's name, which may have the maximum length.
     """
     name = f".{secrets.token_hex(8)}.{secrets.token_hex(8)}.partial{target.suffix[:9]}"
     return target.with_name(name)
@@ -103,11 +103,11 @@ def require_new(
     force: bool = False,
     inputs: Iterable[str] = (),
 ) -> Path:
-    """Check the names of output files before the work; return the first one, with the home folder for ~.
+    """Check the names of output files before the work starts; return the first one, with ``~`` expanded.
 
     Args:
         force: files that exist may be replaced.
-        inputs: files that are read. No file is written beside one under the same name without ending.
+        inputs: files that are read. An output with the folder and the stem of an input is refused.
 
     Raises:
         UserError: a file exists, or its folder cannot be written.
@@ -137,7 +137,7 @@ def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
 
 
 def remove_abandoned(folder: Path, seconds: float = _ABANDONED) -> None:
-    """Remove temporary files and folders of killed commands; other processes may still write new ones."""
+    """Remove old temporary files and folders of killed commands; other processes may still write new ones."""
     for partial in folder.glob(".*.partial*"):
         with contextlib.suppress(OSError):
             if PARTIAL.match(partial.name) and partial.lstat().st_mtime <= time.time() - seconds:
@@ -165,12 +165,12 @@ def files_beside(folder: Path, pattern: str) -> list[Path]:
 
 
 def read_beside(path: Path, parse: Callable[[str], Result] = str) -> Result | None:  # type: ignore[assignment]
-    """Return the content of a file; None if it does not exist, or is damaged, which a warning says.
+    """Return the parsed content of a file; None if it does not exist or, with a warning, if it is damaged.
 
     Args:
         parse: reads the text. ValueError, TypeError, LookupError and AttributeError mean that it is damaged.
     """
-    if not path.is_file():  # nor a pipe: reading it would wait for its other end
+    if not path.is_file():  # or if it is a pipe: reading it would wait for its other end
         return None
     try:
         return parse(path.read_text(encoding="utf-8"))
@@ -199,7 +199,7 @@ def require_file(path: str, what: str) -> None:
     file = os.path.expanduser(path)
     if not path or os.path.isdir(file):
         raise UserError(f"{what}: expected a file, got {f'the folder {path}' if path else 'an empty text'}")
-    if "://" not in path and not os.path.isfile(file):  # nor a pipe: reading it would wait for its other end
+    if "://" not in path and not os.path.isfile(file):  # or if it is a pipe, which blocks its reader
         raise MissingFileError(f"{what}: expected a file, found none at {path}")
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-CHECKPOINTS = ("best", "last")  # of a work directory, in place of a file
+CHECKPOINTS = ("best", "last")  # name a checkpoint of a work directory, in place of a file
 
 
 def installed(*packages: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def mim_folder(package: str) -> Path | None:
 
 
 def cache_folder() -> Path:
-    """The folder in which torch.hub stores checkpoints, so that torch and dcnzoo share downloads."""
+    """Return the folder in which torch.hub stores checkpoints, so that torch and dcnzoo share downloads."""
     if torch := sys.modules.get("torch"):  # torch.hub.set_dir may have changed it
         return Path(torch.hub.get_dir(), "checkpoints")
     home = os.environ.get("TORCH_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))

@@ -59,7 +59,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def _is_visible(name: str) -> bool:
-    """Whether a file or folder is a user's own: systems hide thumbnails and what was removed in others."""
+    """Whether a file or folder is the user's own; systems put thumbnails and deleted files into others."""
     return not name.startswith(".") and name.lower() not in _OF_SYSTEMS
 
 

@@ -37,7 +37,7 @@ def circumstances(device: torch.device) -> dict[str, object]:
 
 
 def machine(device: torch.device) -> str:
-    """The name of the GPU, or of the CPU with the number of threads used."""
+    """Return the name of the GPU, or of the CPU with the number of threads used."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -48,5 +48,5 @@ def machine(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that affect results."""
+    """Return the versions of the packages that affect results."""
     return installed("dcnzoo", "torch", "mmengine", "mmcv", "mmcv-lite", "mmdet", "numpy")

@@ -14,9 +14,9 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import note, read_beside, write_text
 
 LOCK = ".training.lock"  # in the folder
-OWNER = ".training.txt"  # beside it: the process that trains
+OWNER = ".training.txt"  # beside LOCK: a text that names the process that trains
 _ORPHANS_END = 6  # seconds; data-loading processes notice within five that their parent has died
-_SILENCE = 1  # seconds of waiting, after which a line says so
+_SILENCE = 1  # seconds of waiting, after which a message is printed
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -24,7 +24,7 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def locked(path: Path, seconds: float = 0) -> Iterator[None]:
     """Context that holds a lock file. The operating system releases the lock of a dead process.
 
-    On a file system without locks, such as NFS without lockd, a line says so, and nothing is locked.
+    On a file system without locks, such as NFS without lockd, a message says so, and nothing is locked.
 
     Args:
         seconds: to wait for another holder; -1: without end.
@@ -42,7 +42,7 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
                 raise
             note(f"waiting for another process, which holds {path}")
             lock.acquire(timeout=max(seconds - _SILENCE, -1))
-    except (OSError, NotImplementedError) as error:  # the latter has no errno; that of a Timeout is None
+    except (OSError, NotImplementedError) as error:  # NotImplementedError has no errno; a Timeout's is None
         if getattr(error, "errno", errno.ENOSYS) not in _WITHOUT_LOCKS:
             raise
         note(f"{path.parent}: the file system has no locks: nothing is locked")
@@ -54,7 +54,7 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
 
 @contextmanager
 def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
-    """Context that locks a folder, which is created, for one training. An empty one is removed at the end.
+    """Context that creates a folder and locks it for one training. At the end, it removes an empty folder.
 
     Raises:
         UserError: another process trains in this folder, or it cannot be written.
@@ -81,7 +81,7 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def rename_locked(folder: Path, target: Path) -> None:
-    """Rename a folder that this process has locked. The files of the lock do not go with it."""
+    """Rename a folder that this process has locked, and remove the files of the lock from it."""
     os.rename(folder, target)
     _remove_locks(target)
 
@@ -92,6 +92,6 @@ def _remove_locks(folder: Path) -> None:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    with suppress(OSError):  # the first that has files
+    with suppress(OSError):  # stops at the first folder that has files
         for folder in folders:
             folder.rmdir()

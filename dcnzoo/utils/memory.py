@@ -1,6 +1,6 @@
 """Memory of this process: its peak, and the reuse of freed buffers.
 
-On Linux, glibc returns large freed buffers to the system and maps others later.
+By default, glibc on Linux returns large freed buffers to the system, and later maps new ones.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# of <malloc.h>: M_MMAP_MAX: no buffer has a mapping of its own; M_TRIM_THRESHOLD: the freed memory that a
-# process keeps; M_TOP_PAD: the memory that it requests at a time
+# parameters of <malloc.h>: -4, M_MMAP_MAX: no buffer has a mapping of its own; -1, M_TRIM_THRESHOLD: bytes
+# of freed memory that a process keeps; -2, M_TOP_PAD: bytes that it requests at a time
 KEPT = {-4: 0, -1: 512 << 20, -2: 64 << 20}
-# those that glibc chooses itself while large buffers are freed; -3: M_MMAP_THRESHOLD
+# the values that glibc itself reaches as large buffers are freed; -3: M_MMAP_THRESHOLD
 USUAL = {-4: 1 << 16, -3: 32 << 20, -1: 64 << 20, -2: 128 << 10}
 VARIABLE = "DCNZOO_KEEP_MEMORY"
-_lock = threading.RLock()  # also for a detector that the garbage collector deletes meanwhile
+_lock = threading.RLock()  # reentrant: the garbage collector may delete a detector while the lock is held
 
 
 @cache
@@ -41,14 +41,14 @@ class KeptMemory:
         self._count(1, KEPT)
 
     def __reduce__(self) -> tuple:
-        return KeptMemory, ()  # also in the process that receives a copy
+        return KeptMemory, ()  # a copy that another process receives is counted there
 
     def __del__(self, settings: dict = USUAL) -> None:
         self._count(-1, settings)
 
-    # defaults: the module may be gone when the process ends
+    # libc and lock are default values: the module may be gone when the process ends
     def _count(self, change: int, settings: dict, libc: Callable = _libc, lock: Any = _lock) -> None:
-        """Change the number of instances, and the settings of the first and after the last one."""
+        """Change the number of instances; apply the settings at the first one, and after the last one."""
         owner = type(self)
         with lock:
             owner._number += change
@@ -68,8 +68,8 @@ def return_memory() -> None:
 
 
 def reset_peak() -> int:
-    """Reset the peak memory of this process and return its present memory; 0 where the system cannot."""
-    return_memory()  # so that a detector does not use memory of the one before
+    """Reset the peak memory of this process and return its present memory; 0 if it cannot be reset."""
+    return_memory()  # otherwise the next detector would reuse memory that the previous one freed
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,8 +1,8 @@
 """This machine's address and interface in a network.
 
-``python -m dcnzoo.utils.network ADDRESS`` prints the address with which it reaches another one.
+``python -m dcnzoo.utils.network ADDRESS`` prints the address with which this machine reaches another one.
 
-That of the host name is another one on usual machines: ``/etc/hosts`` of Debian and Ubuntu has 127.0.1.1, and
+The address of the host name is usually different: ``/etc/hosts`` of Debian and Ubuntu has 127.0.1.1, and
 other machines may not know the name.
 """
 
@@ -18,8 +18,8 @@ _SIOCGIFADDR = 0x8915  # of <linux/sockios.h>
 def address_towards(host: str) -> str:
     """Return the address with which this machine reaches another one; empty if there is none.
 
-    On the machine of the host itself, that may be the loopback, which others cannot use; it is then the
-    address of the usual route.
+    If ``host`` is this machine, that may be the loopback, which others cannot use. The function then returns
+    the address of the usual route.
     """
     own = _source(host)
     return _source("192.0.2.1") if own.startswith("127.") or own in ("", "::1") else own  # a reserved address

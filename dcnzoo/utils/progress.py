@@ -21,11 +21,11 @@ from rich.progress import (
 from rich.table import Column
 
 Item = TypeVar("Item")
-SILENCE = 30  # seconds without a line, after which one is printed
+SILENCE = 30  # seconds without output, after which a line is printed
 
 
 def is_terminal(console: Console) -> bool:
-    """Whether a console is a terminal of the first process. For rich, it also is if FORCE_COLOR is set."""
+    """Whether a console is a terminal of the first process. Unlike rich, it ignores FORCE_COLOR."""
     isatty = getattr(console.file, "isatty", None)
     return isatty is not None and isatty() and os.environ.get("LOCAL_RANK", "0") == "0"
 
@@ -111,9 +111,9 @@ def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Pro
     if it goes to a terminal, too.
     """
     kind = Progress if is_terminal(console) else LineProgress
-    name = Column(max_width=30, no_wrap=True, overflow="ellipsis")  # a line of 80 columns has all others
+    name = Column(max_width=30, no_wrap=True, overflow="ellipsis")  # the others fit into 80 characters
     return kind(
-        TextColumn("{task.description}", markup=False, table_column=name),  # it may be the name of a folder
+        TextColumn("{task.description}", markup=False, table_column=name),  # a folder's name may have [ ]
         BarColumn(bar_width=None),
         *(done or (MofNCompleteColumn(), TimeElapsedColumn())),
         TimeRemainingColumn(),

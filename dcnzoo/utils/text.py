@@ -23,7 +23,7 @@ def short(value: object) -> str:
 
 
 def counted(number: int, plural: str) -> str:
-    """``1 image``, ``2,000 images``; also of plurals in -ies and -es: categories, classes, boxes, patches."""
+    """Return ``1 image`` or ``2,000 images``. Plurals in -ies and -es are allowed: categories, boxes."""
     if number != 1:
         return f"{number:,} {plural}"
     if plural.endswith("ies"):

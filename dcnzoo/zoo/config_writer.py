@@ -29,7 +29,7 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a CPU
 MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
-# values that disable the arguments of a data set that CocoDataset does not have
+# for each class of data sets, values that disable the arguments that CocoDataset does not have
 EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
 
 
@@ -72,7 +72,7 @@ def write_settings(
     written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
     _shorten_warm_up(written, len(sources["train"].sizes))
     with replacing(out) as draft:
-        # sorts by name: variables come first
+        # settings are sorted by name: the variable `classes` comes before its uses
         draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
         config = read_config_file(draft)
         check_config(config, out)
@@ -80,7 +80,7 @@ def write_settings(
 
 
 def _shorten_warm_up(config: Config, images: int) -> None:
-    """End a warm-up after at most a tenth of the training: that of COCO is longer than a small training."""
+    """End a warm-up after at most a tenth of the training: COCO's warm-up is longer than a small training."""
     epochs, batch_size = config.train_cfg.get("max_epochs"), config.train_dataloader.get("batch_size")
     schedulers = dicts(config.get("param_scheduler")) if epochs and batch_size else ()
     for _, node in schedulers:
@@ -123,10 +123,10 @@ def dataset_of(config: Config, loader: str) -> Any:
 
 
 def set_data(config: Config, stage: str, source: Dataset, folder: Path | None = None) -> None:
-    """Let the loader of a stage, train, val or test, read data, and its evaluator compare with them.
+    """Set the data that the loader of a stage (train, val or test) reads and its evaluator compares with.
 
     Args:
-        folder: of the config, to which its paths are relative; None: they are absolute.
+        folder: the config's folder, to which its paths are relative; None: they are absolute.
 
     Raises:
         UserError: the config does not read or evaluate COCO files.
@@ -145,7 +145,7 @@ def set_data(config: Config, stage: str, source: Dataset, folder: Path | None = 
 
 
 def _portable(path: str | Path, folder: Path) -> str:
-    """Return a path for a config in this folder: relative to it, if both are below one folder of the root."""
+    """Return a path for a config in this folder: relative, if both are below the same top-level folder."""
     end, folder = "/" * str(path).endswith("/"), Path(os.path.realpath(folder))
     return portable(f"{os.path.realpath(path)}{end}", folder, [str(Path(*folder.parts[:2]))])
 

@@ -48,7 +48,7 @@ _CONFIG = re.compile(r"""['"]([^'"\n]+\.py)['"]""")
 def operators_of(model: Model) -> dict[str, str]:
     """Return the deformable operators of each part of a model: ``backbone``, ``neck``, ``head``.
 
-    Reads the config with all its bases, but only if a text mentions one: evaluating all configs takes many
+    Reads the config with all its bases, but only if they name an operator: evaluating all configs takes many
     seconds, and some cannot be evaluated. Builds no model and imports no model code.
     """
     if not may_be_deformable(model.config):
@@ -61,7 +61,7 @@ def operators_of(model: Model) -> dict[str, str]:
 
 @functools.cache
 def may_be_deformable(config: Path) -> bool:
-    """False if neither the config's text nor that of the configs it names mentions a deformable operator."""
+    """Whether the text of the config, or of a config that it names, mentions a deformable operator."""
     text = config.read_text(encoding="utf-8")
     return bool(_WORDS.search(text)) or any(map(may_be_deformable, _named(config, text)))
 

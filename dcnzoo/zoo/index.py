@@ -1,4 +1,4 @@
-"""The index of models, all entries of dcnzoo's and MMDetection's metafiles, dcnzoo's first; their weights.
+"""The index of models, with all entries of dcnzoo's and then MMDetection's metafiles, and their weights.
 
 Both packages contain ``.mim/configs/*/metafile.yml`` in OpenMMLab's format. dcnzoo's metafiles add the source
 of each result:
@@ -122,7 +122,7 @@ def _models_of(package: str) -> tuple[Model, ...]:
 
 
 def _model(package: str, folder: Path, metafile: Path, entry: dict, collections: dict) -> Model:
-    config = folder / unquote(entry["Config"])  # MMDetection's escape a folder (gn%2Bws) or name a former one
+    config = folder / unquote(entry["Config"])  # MMDetection's paths may be escaped (gn%2Bws) or outdated
     config = config if config.is_file() else metafile.parent / config.name
     collection = collections.get(entry.get("In Collection", ""), {})
     paper = entry.get("Paper") or collection.get("Paper")
@@ -165,10 +165,10 @@ def find(name: str) -> Model:
     Raises:
         UnknownModelError: there is none; the message lists the closest names.
     """
-    key, listed = name.removesuffix(".py"), models()[::-1]  # of several, the first takes precedence
+    key, listed = name.removesuffix(".py"), models()[::-1]  # reversed: the first model takes precedence
     names: dict[str, Model] = {alias: model for model in listed for alias in model.aliases}
     names |= {model.name: model for model in listed}
-    for model in (*_models_of("mmdet")[::-1], *listed):  # the former include those that dcnzoo replaces
+    for model in (*_models_of("mmdet")[::-1], *listed):  # also MMDetection's models that dcnzoo replaces
         names[f"{model.package}::{model.name}"] = names[model.id.removesuffix(".py")] = model
     if key in names:
         return names[key]
@@ -199,9 +199,9 @@ def search(words: Sequence[str]) -> list[Model]:
 
 
 def local_file(weights: str, folder: str | os.PathLike[str] | None = None) -> Path:
-    """Return a file of the zoo's weights on this machine: see :func:`download`."""
+    """Return the local file of weights of the zoo, downloaded if necessary: see :func:`download`."""
     if "://" in weights:
-        return fetch(weights, folder or cache_folder())  # named as by torch.hub and MMDetection
+        return fetch(weights, folder or cache_folder())  # named as torch.hub and MMDetection do
     file = Path(weights)
     if not file.exists():
         raise UserError(

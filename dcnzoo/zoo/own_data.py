@@ -1,4 +1,4 @@
-"""``--data`` of ``dcnzoo train`` and ``test``: from annotated pictures to a config with them."""
+"""``--data`` of ``dcnzoo train`` and ``test``: write COCO files of annotated pictures, and a config."""
 
 import copy
 import filecmp
@@ -20,8 +20,8 @@ from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_w
 from dcnzoo.utils.text import counted, few
 from dcnzoo.zoo.config_writer import BOXES, MASKS, dataset_of, set_data, write_settings
 
-# train on a CPU within minutes; by whether all objects have masks. The first starts from the weights for
-# generated shapes, the second from random ones.
+# models that train on a CPU within minutes; the key is whether all objects have masks. The first starts from
+# the weights for generated shapes, the second from random weights.
 SMALL = {True: "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts", False: "faster-rcnn_r14_fpn_8e_bccd"}
 ITERATIONS = 600  # of a small model: it then detects most objects of 40 pictures
 VALIDATIONS = 10
@@ -43,14 +43,14 @@ def write_data(
     such a split, ``test.json``. No file is replaced: if the content differs, the folder is ``data_2``, ….
 
     Args:
-        splits: the pictures, of :func:`dcnzoo.data.preparation.read_data`.
+        splits: the pictures, as :func:`dcnzoo.data.preparation.read_data` returns them.
         work_dir: the work directory of the training.
         model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
             DCNv2; on a CPU, a small one.
 
     Returns:
-        The config; the epochs that were chosen, None: those of the config; the name of the model, and from
-        which weights it starts.
+        The config; the chosen number of epochs, None: that of the config; and a text with the name of the
+        model and its initial weights.
 
     Raises:
         UserError: the model is unknown, or cannot learn from the data.
@@ -58,7 +58,7 @@ def write_data(
     require_writable(work_dir)
     remove_abandoned(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    new = partial_of(work_dir / "data")  # beside the other folders, so that relative paths are the same
+    new = partial_of(work_dir / "data")  # beside the final folder, so that relative paths are the same
     try:
         new.mkdir()
         for name, split in splits.items():
@@ -80,7 +80,7 @@ def _has_copies(folder: Path, files: Path) -> bool:
 
 
 def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> tuple[int | None, str]:
-    """Choose a model and write the config; return the epochs and the model, as :func:`write_data`."""
+    """Choose a model and write the config; return the epochs and the model, as :func:`write_data` does."""
     masks = not any(each.without_mask for each in splits.values())
     epochs, changes, setting = None, dict[str, object](), ""
     if model is None and get_device() == "cpu":
@@ -98,7 +98,7 @@ def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> t
 
 
 def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path) -> Recipe:
-    """Return the recipe of a test on annotated pictures, whose COCO file is written to a folder.
+    """Return the recipe of a test on annotated pictures; write their COCO file to ``folder``.
 
     Raises:
         UserError: the data cannot be read, or have classes that the model does not know.

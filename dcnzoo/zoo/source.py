@@ -1,4 +1,4 @@
-"""What MODEL stands for, in every command and in :func:`dcnzoo.load`: a config, and weights."""
+"""Find the config and the weights that MODEL stands for, in every command and in :func:`dcnzoo.load`."""
 
 import contextlib
 import functools
@@ -24,13 +24,13 @@ from dcnzoo.zoo.index import CONFIGS, Model, UnknownModelError, find, local_file
 
 @dataclass(frozen=True)
 class Source:
-    """What MODEL stands for: :func:`resolve` returns it.
+    """The config and the weights that MODEL stands for, as :func:`resolve` returns them.
 
     Attributes:
-        name: MODEL.
-        weights: a file, or the zoo's file or an address, as a text; None if there are none.
-        work_dir: the folder, if it is that of a training; also of a checkpoint or its config in it.
-        choice: of a checkpoint in a work directory.
+        name: MODEL as the user wrote it.
+        weights: a path; or, as a text, an address or a file of the zoo; None if there are none.
+        work_dir: the work directory, if MODEL is one, or a checkpoint or config in one.
+        choice: if the checkpoint was chosen in a work directory, a text that says which one it is.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Source:
     ) -> Recipe:
         """Read the config: see :meth:`Recipe.read`.
 
-        ``work_dir`` is the folder that MODEL names. In a copy or a folder with a new name, the config has the
-        path of the first one.
+        ``work_dir`` is the folder that MODEL names. The config of a copied or renamed folder still
+        has the old path.
         """
         folder = {} if self.work_dir is None else {"work_dir": str(self.work_dir)}
         return Recipe.read(self.config, {**folder, **(cfg_options or {})}, required)
@@ -75,7 +75,7 @@ class Source:
 
 
 def resolve(model: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[str] | None = None) -> Source:
-    """Find the config and the weights that MODEL stands for. Nothing is downloaded but files of the Hub.
+    """Find the config and the weights that MODEL stands for. Only files of the Hub are downloaded.
 
     Args:
         model: as for :func:`dcnzoo.load`.
@@ -105,7 +105,7 @@ def resolve(model: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[
 
 
 def _repository(name: str, path: Path, checkpoint: object) -> Source | None:
-    """Of the Hub, downloaded by another program."""
+    """Return a repository of the Hub that another program has downloaded."""
     config = path / hub.CONFIG
     return Source(name, config, path / hub.WEIGHTS) if is_json_config(config) else None
 
@@ -118,7 +118,7 @@ def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | 
         hint = f"`dcnzoo train --data {path}` trains on pictures"
         raise UserError(f"model: expected a work directory of a training, found no config in {path}; {hint}")
     last, saved = last_checkpoint(path), SavedCheckpoints(path)
-    if last and checkpoint != "last" and saved.number(last.name) is None:  # the config names its checkpoints
+    if last and checkpoint != "last" and saved.number(last.name) is None:  # the config sets the names
         saved = SavedCheckpoints.of(read_config_file(_config_of(configs, last), {"work_dir": str(path)}))
     best = saved.best()
     source = Source(name, _config_of(configs, best or last), work_dir=path)
@@ -165,17 +165,17 @@ RESOLVERS = (_repository, _work_directory, _checkpoint, _config, _published)
 
 
 def _configs(folder: Path) -> list[Path]:
-    """List the configs of the training in a folder. No other programs are run, unless the user names them.
+    """List the configs of the training in a folder. Other programs there run only if the user names them.
 
     Raises:
-        UserError: the folder has programs, and not the log of a training.
+        UserError: the folder has configs, but no log of a training.
     """
-    if is_json_config(folder / hub.CONFIG):  # a repository of the Hub may also have a program: it is not run
+    if is_json_config(folder / hub.CONFIG):  # programs in a repository of the Hub are not run
         return [folder / hub.CONFIG]
     programs = files_beside(folder, "*.py")
     logged = files_beside(folder, "*/vis_data/config.py")
     configs = [*filter(is_config, programs)] or [*filter(is_config, logged)]
-    if configs and not any(folder.glob("*/vis_data")):  # last_checkpoint may come from elsewhere
+    if configs and not any(folder.glob("*/vis_data")):  # last_checkpoint alone proves nothing
         raise UserError(
             f"model: expected a work directory of dcnzoo train with the folder of its log, got {folder} "
             f"with the program {configs[0].name}. Only if you trust its author: model={configs[0]}, "
@@ -185,7 +185,7 @@ def _configs(folder: Path) -> list[Path]:
 
 
 def _config_of(configs: list[Path], weights: Path | None) -> Path:
-    """Return the config of the training that wrote a checkpoint, which has its name; else, the newest one."""
+    """Return the config that a checkpoint names, of the training that wrote it; else, the newest config."""
     stem = ""
     if len(configs) > 1 and weights is not None and weights.suffix == ".pth" and weights.is_file():
         with contextlib.suppress(CheckpointError):

@@ -141,7 +141,7 @@ def reproduce(
 
 
 def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recipe, int]:
-    """Return the recipe with the data in another folder (None: the config's), and the number of images.
+    """Return the recipe with the data in ``root`` (None: the config's folder), and the number of images.
 
     Raises:
         UserError: the annotations are missing or empty, or the test set is not a single data set.
@@ -160,7 +160,7 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
         hint = "`dcnzoo data download` downloads COCO, data_root=… sets its folder"
         raise UserError(f"annotations: expected a file, found none at {annotations}; {hint}")
     content = json.loads(annotations.read_text())
-    if not content.get("annotations"):  # those of test-dev are not published
+    if not content.get("annotations"):  # the annotations of test-dev are not published
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     for each in (dataset, *evaluators):
@@ -169,7 +169,7 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
 
 
 def compare(measured: dict[str, float], model: Model | None) -> dict[str, object]:
-    """Return the measured AP, that in the zoo, their difference, and the source of the AP in the zoo.
+    """Return the measured AP, the AP in the zoo, their difference, and the source of the AP in the zoo.
 
     The first source in the metafile takes precedence.
     """

@@ -48,16 +48,16 @@ def train(
             on a GPU, a small one on a CPU.
         data: a folder or file with annotated pictures, as docs/train_your_data.md describes. Their
             annotations and a config are written to the folder ``data`` in the work directory; to ``data_2``,
-            …, if ``data`` has another content. The work directory in place of a model continues the training.
+            …, if ``data`` has other content. To continue, set ``model`` to the work directory and ``resume``.
         resume: continue the training in the work directory, or from this checkpoint.
         force: also train in a work directory that has checkpoints: the folder is renamed to ``NAME.1``.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
         outputs: files that the caller then writes to the work directory.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
-        dry_run: build everything, predict one picture, train one step, and write nothing. ``data`` is
-            converted to the folder ``data``.
+        dry_run: build everything, predict one picture, train one step, and write nothing but the
+            folder ``data``, to which ``data`` is converted.
         sanity: before the first step, predict one picture of the validation and compute its metrics, so that
-            a mistake there is named then. The training has the same bits without it.
+            mistakes in it appear early. The training is the same without it, bit for bit.
         options: those of :class:`dcnzoo.openmmlab.options.TrainOptions`: work_dir, epochs, batch_size, lr,
             patience, amp, auto_scale_lr, logger, seed, device, channels_last, allow_partial, verbose,
             launcher. With ``data``, ``work_dir`` is by default ``work_dirs/`` and the name of the data.

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-BOX_MASKS = "box_masks"  # output of a file: masks in the pixels of the mask head
-# outputs of Mask2Former: logits of masks in the pixels of the mask head, and scores of the classes alone
+BOX_MASKS = "box_masks"  # output of an exported file: masks at the resolution of the mask head
+# outputs of Mask2Former: mask logits at the resolution of the mask head, and scores of the classes alone
 MASK_LOGITS, CLASS_SCORES = "mask_logits", "class_scores"
 
 Shape = tuple[int | None, ...]  # None: any size

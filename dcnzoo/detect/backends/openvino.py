@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from openvino.frontend import NodeContext
     from openvino.frontend.onnx import ConversionExtension
 
-# OpenVINO's default on CPUs that multiply bfloat16 is bf16. On others it computes in float32 with both.
+# OpenVINO's default on CPUs that multiply bfloat16 is bf16. Other CPUs compute in float32 with either hint.
 HINTS = {"float32": "f32", "bf16": "bf16"}
 
 
@@ -50,9 +50,9 @@ def open_file(path: str, device: str, threads: int | None, precision: str) -> Op
 def make_core() -> Core:
     """Return the process's OpenVINO ``Core``, whose ``read_model`` accepts ONNX files with ``DeformConv``.
 
-    It stays until the process ends. OpenVINO's plugin for CPUs sets the stack of signal handlers. After two
-    cores have ended in the order in which they began, that stack is memory that the process does not have any
-    more, and the next signal with a handler ends the process: SIGCHLD, after data loader workers of torch.
+    The core is never deleted. OpenVINO's CPU plugin sets the stack on which signal handlers run. After two
+    cores are deleted in the order of their creation, that stack is freed memory, and the next signal with a
+    handler, such as SIGCHLD from a data loader worker of torch, ends the process.
 
     Raises:
         ModuleNotFoundError: OpenVINO is not installed.

@@ -40,7 +40,7 @@ def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
 
 
 def _in_words(objects: Detections) -> str:
-    """List the classes in the page's text, for which browsers have fonts of any script."""
+    """Count the objects by class, as text of the page: browsers have fonts of any script for it."""
     counts = Counter(objects.names).most_common()
     return ", ".join(f"{count} × {name}" for name, count in counts) or "no objects"
 
@@ -49,7 +49,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     parts = []
     chain = _chain(prediction.fields)
     image = prediction.truth.image
-    assert image is not None  # of a file of the data set
+    assert image is not None  # it was read from a file of the data set
     places = locations(prediction.truth)
     if chain:
         kinds = {"ordinary grid": [f.without_offset() for f in chain], "learnt offsets": chain}
@@ -96,7 +96,7 @@ def _panel(
 
 def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
     """Select the last consecutive layers of the backbone that give at most a thousand points together."""
-    # not consecutive: parallel branches of HRNet, and layers that run several times
+    # HRNet's parallel branches and layers that run several times are not consecutive
     of_backbone = [
         field
         for field in fields
@@ -114,7 +114,7 @@ def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
 
 def locations(truth: Detections) -> dict[str, tuple[float, float]]:
     """Return the centre, (y, x), of the largest and smallest object, and a point far from all objects."""
-    assert truth.image is not None  # of a file of the data set
+    assert truth.image is not None  # it was read from a file of the data set
     size = truth.image.shape[:2]
     masks = truth.masks if truth.masks is not None else _filled(truth.boxes, size)
     areas = masks.sum((1, 2))
