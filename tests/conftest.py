@@ -47,7 +47,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def seed(request):
-    """The same random numbers whichever tests ran before, on every worker."""
+    """Give a test the same random numbers whichever tests ran before, on every worker."""
     number = zlib.crc32(request.node.nodeid.encode())
     # torch.manual_seed formats a stack trace for each kind of device that is not initialised: 0.5 ms
     torch.default_generator.manual_seed(number)
@@ -58,13 +58,13 @@ def seed(request):
 
 
 seed_of_test = pytest.fixture(seed, autouse=True)
-seed_of_module = pytest.fixture(seed, autouse=True, scope="module")  # for its fixtures, which come first
+seed_of_module = pytest.fixture(seed, autouse=True, scope="module")  # module fixtures run first
 
 
 @pytest.fixture(autouse=True)
 def no_run_left_behind():
     yield
-    if "mmengine" in sys.modules:  # without it, as for the tests on a GPU, click is not needed either
+    if "mmengine" in sys.modules:  # tests that do not import it, such as those on a GPU, need no click either
         from .commands import forget_runs
 
         forget_runs()

@@ -38,7 +38,7 @@ from tests.demo import DEFORMABLE, write_tiny_config
 from tests.processes import ROOT
 
 EPOCHS = 4
-CHANCE = random.Random(0)  # of its own: the global one is part of the trainings
+CHANCE = random.Random(0)  # a generator of its own: the trainings use the global one
 # (workers, persistent_workers) of the data loader
 LOADERS = [(0, False), (2, False), (2, True)]
 FULL = "disk full"  # the process exits by itself
@@ -85,7 +85,7 @@ def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> mul
 
 
 def wait(process: multiprocessing.Process) -> int:
-    """Exit status, negative for a signal. Also kills its data loader workers, which can outlive it."""
+    """Return the exit status, negative for a signal, and kill data loader workers, which can outlive it."""
     process.join()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -147,7 +147,7 @@ def assert_same(a: object, b: object) -> None:
 
 
 def assert_resumed(text: str, last: int | None) -> None:
-    """The run continued after epoch ``last``, the newest checkpoint when the previous process died."""
+    """Check that the run continued after epoch ``last``, the newest checkpoint when the last process died."""
     resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", text)
     # empty if the process died before it resumed
     assert resumed in ([], [] if last is None else [(str(last), str(3 * last))]), (last, text)
@@ -156,7 +156,7 @@ def assert_resumed(text: str, last: int | None) -> None:
 
 
 def next_death(counts: dict[str, int], each: int) -> str | None:
-    """How the next process dies: the rarest step, or every other time at random. None: it may finish."""
+    """Return how the next process dies: at the rarest step or, every other time, at random. None: it ends."""
     step = min(STEPS, key=counts.get)
     if counts[step] >= each:
         return None

@@ -1,4 +1,4 @@
-"""The demo's configs, as trainings of seconds, and the models of configs."""
+"""The demo's configs, shortened to trainings of seconds, and functions that build models."""
 
 from pathlib import Path
 

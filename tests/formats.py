@@ -34,7 +34,7 @@ def fruits(folder, letters="abcdef"):
 
 
 def objects(*files):
-    """{(image name, class, x, y, width, height)} of COCO files."""
+    """Return {(image name, class, x, y, width, height)} of COCO files."""
     return set().union(*(objects_of(json.loads(Path(file).read_text())) for file in files))
 
 
@@ -90,7 +90,7 @@ def write_yolo(folder, parts):
 
 
 def write_labelme(folder, parts):
-    """Rectangles, from the lower right corner to the upper left one."""
+    """Write rectangles, each from the lower right corner to the upper left one."""
     for content in parts.values():
         for image, boxes in images_of(content, folder):
             shapes = [

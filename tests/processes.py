@@ -62,7 +62,7 @@ def _execute(code: str, arguments: list[str], variables: dict[str, str], folder:
 def python_with_torch(
     code: str, *arguments: object, status: int | None = 0, **variables: str
 ) -> subprocess.CompletedProcess:
-    """``python -c CODE ARGUMENTS``, in which only torch is imported. With ``status=None``, it may fail."""
+    """Run ``python -c CODE ARGUMENTS``, with torch already imported. With ``status=None``, it may fail."""
     with tempfile.TemporaryDirectory() as folder:
         child = SERVER.Process(target=_execute, args=(code, [*map(str, arguments)], variables, folder))
         child.start()

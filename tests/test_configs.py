@@ -135,7 +135,7 @@ SLOW = re.compile("augreg|dinov2|-b_|3x_coco|internimage-([sbl]|xl|h|g)_")
     ids=lambda model: model.name,
 )
 def test_our_config_builds(model):
-    """With the number of parameters of its metafile: the authors', where they state it."""
+    """It has the number of parameters in its metafile, which is the authors' where they state it."""
     if model.config.parent.name in VITS:
         pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
     parameters = sum(p.numel() for p in demo.build(Config.fromfile(model.config).model, "meta").parameters())
@@ -148,7 +148,7 @@ def test_our_config_builds(model):
 
 
 def test_vits_have_the_authors_settings():
-    """Layer scale of all but MAE; layer decay; windows; the address has the size and the schedule."""
+    """Compare layer scale, layer decay and windows; the weights' address has the size and the schedule."""
     for model in (m for m in OURS if m.config.parent.name == "vit_adapter"):
         cfg = Config.fromfile(model.config)
         backbone, size = cfg.model.backbone, re.search(r"-([tsbl])_", model.name)[1]

@@ -63,7 +63,7 @@ print([list(level.shape) for level in network(torch.zeros(1, 3, 64, 64))])
     ],
 )
 def test_commands_without_their_extra_name_it(line, extra, tmp_path):
-    """They need no torch to say so. numpy, requests and rich come with several extras."""
+    """The error needs no torch. numpy, requests and rich come with several extras."""
     (tmp_path / "model.onnx").touch()
     command = f"import os, runpy\nos.chdir({str(tmp_path)!r})\nsys.argv = ['dcnzoo', *{line.split()}]\n"
     code = f"{only('click', 'filelock')}{command}runpy.run_module('dcnzoo', run_name='__main__')"
@@ -77,7 +77,7 @@ def test_imports_no_openmmlab_though_it_is_there():
 
 
 def test_data_needs_no_torch(tmp_path):
-    """The commands for all formats, in one process, and drawn shapes."""
+    """The commands for all formats and the drawing of shapes run without torch, in one process."""
     lines = [only(*DATA, "cv2"), "import os", "from dcnzoo.cli import commands"]
     lines += ["from dcnzoo.data.shapes import ShapesSpec, make_shapes", f"os.chdir({str(tmp_path)!r})"]
     lines.append("make_shapes('shapes', ShapesSpec(train=1, val=1))")
@@ -119,7 +119,7 @@ print(where, sorted(dcnzoo.models.__all__))
 
 
 def test_import_changes_nothing_of_others():
-    """It adds one finder, of mmcv._ext, behind all others."""
+    """The import adds one finder, for mmcv._ext, behind all others."""
     code = """
 import sys, warnings
 before, path, hooks = list(warnings.filters), list(sys.meta_path), list(sys.path_hooks)

@@ -75,7 +75,7 @@ def empty_torch(folder: Path) -> dict[str, str]:
 
 
 def test_paths_with_special_characters(tree, tmp_path):
-    """Of ninja and of the shell, in the paths of the clone and of torch.
+    """Paths of the clone and of torch may contain special characters of ninja and of the shell.
 
     One function instead of the operators, and an empty torch, compile in a second.
     """
@@ -113,7 +113,7 @@ NO_COMPILER = {"PATH": "/nowhere"}
     ids=["compiler", "ninja", "torch", "old torch", "old setuptools", "failing compiler", "required", "mode"],
 )
 def test_problems_are_named(tree, tmp_path, variables, module, content, words):
-    """The last two lines are the problem and the remedy. ``module`` has this content."""
+    """The last two lines are the problem and the remedy. ``content`` replaces the code of ``module``."""
     variables = {**variables, **empty_torch(tmp_path)}
     if module:
         (tmp_path / "modules" / module).mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ def test_problems_are_named(tree, tmp_path, variables, module, content, words):
 
 @pytest.mark.parametrize("variables", [NO_COMPILER, {"DCNZOO_BUILD": "none"}], ids=str)
 def test_without_a_compiler_plain_pytorch_is_installed(tree, tmp_path, variables):
-    """The schemas that plain PyTorch reads are written."""
+    """The build writes the schemas that plain PyTorch reads."""
     (tree / "dcnzoo/ops/schemas.txt").unlink(missing_ok=True)
     result = setup(tree, "build_ext", "--inplace", **variables, **empty_torch(tmp_path))
     assert "plain PyTorch" in result.stderr
@@ -150,9 +150,9 @@ def test_source_archive_can_be_built_from(tree, built, tmp_path):
 
 
 def test_configs_and_tools_are_in_the_package(tree, built):
-    """At the paths that OpenMMLab's programs use, as files: links would point outside the package.
+    """They are files at the paths that OpenMMLab's programs use; links would point outside the package.
 
-    Without tools of this repository, and with the weights of DCNv2 alone.
+    Tools for this repository alone are left out, and of the weights, all but those of DCNv2.
     """
     mim = built / "dcnzoo/.mim"
     expected = {"model-index.yml": (tree / "model-index.yml").read_bytes()}
@@ -195,7 +195,7 @@ def test_library_of_a_wheel(library):
         symbols = list(elf.get_section_by_name(".dynsym").iter_symbols())
     # weak: ops/common/torch_errors.h asks whether torch has a function
     names = [symbol.name for symbol in symbols if symbol["st_info"]["bind"] != "STB_WEAK"]
-    if library.stem == "_C_cpu":  # as old as those of torch's wheels, wherever it was compiled
+    if library.stem == "_C_cpu":  # needs no newer versions than torch's wheels
         versions = symbol_versions(library)
         assert versions["GLIBC"] <= (2, 28) and versions["GLIBCXX"] <= (3, 4, 25)
     needed = {tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"}
@@ -270,7 +270,7 @@ def test_the_cuda_library_is_for_a_torch_that_can_load_it(
 @pytest.mark.parametrize(
     ("built_for", "torch_cuda", "loads"),
     [
-        ([13], "12.8", None),  # Triton goes on: a driver for CUDA 12 may be too old for the library
+        ([13], "12.8", None),  # Triton runs instead: a driver for CUDA 12 may be too old for the library
         ([13], "13.0", 13),
         ([12], "13.2", 12),
         ([12, 13], "13.0", 13),

@@ -1,10 +1,10 @@
 """Every block of README and of the guides is run, in the order of its page: ``nox -s pages``.
 
-A page marks the others in the line before: ``<!-- not run: REASON -->``, or ``<!-- run by SESSION -->``, a
-session of nox that reads the block from the page. The blocks run in this process, in a folder that has the
-files which the pages name: pictures, annotations, a trained detector. Changed are:
+A comment before a block exempts it: ``<!-- not run: REASON -->``, or ``<!-- run by SESSION -->`` if a session
+of nox reads the block from the page. The blocks run in this process, in a folder that has the files which the
+pages name: pictures, annotations, a trained detector. The test makes these changes:
 
-- words in capitals, and models whose weights must be downloaded: :data:`WORDS`
+- :data:`WORDS` replaces words in capitals, and models whose weights must be downloaded
 - a training has one epoch and one process
 - lines that only install or download are left out
 """
@@ -92,7 +92,7 @@ ASSUMED = {
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    """What a user of the pages has: pictures, a detector that was trained on them, a config, weights."""
+    """Create a user's files: pictures, a detector that was trained on them, a config, weights."""
     folder = tmp_path_factory.mktemp("stage")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -137,7 +137,7 @@ def stage(tmp_path_factory):
 
 
 def run_line(line: str) -> None:
-    """Run a command of a page; those of dcnzoo in this process."""
+    """Run a command of a page; commands of dcnzoo run in this process."""
     words = [WORDS.get(word, word) for word in shlex.split(line, comments=True)]
     if not words or line.startswith(OMITTED):
         return
@@ -154,7 +154,7 @@ def run_line(line: str) -> None:
 
 
 def prepare_training(words: list[str]) -> list[str]:
-    """Delete the results of an earlier block; train for one epoch, with FOLDER a model of boxes."""
+    """Delete the results of an earlier block; train for one epoch and, with --data, a small box model."""
     if "--data" in words:
         words = [SMALL if word == DEMO else word for word in words]
     if "--resume" not in words:

@@ -1,4 +1,4 @@
-"""Untrusted and damaged files in every command: their content is never executed, and read whole or not."""
+"""Untrusted and damaged files in every command: nothing in them is executed, and none is read in part."""
 
 import re
 import sys

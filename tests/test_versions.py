@@ -1,6 +1,6 @@
-"""Files that version aaf49a3d, the last before the package was cut, has written are read.
+"""Read files that were written by version aaf49a3d, the last one before the package was reduced.
 
-``versions/aaf49a3d.tar.xz`` has, made by the programs of that revision:
+``versions/aaf49a3d.tar.xz`` contains files that the programs of that revision wrote:
 
 - ``fruits``: six pictures with YOLO's labels; ``tiny.py`` and ``start.pth``: a small config and its weights,
 - ``work``: ``train tiny.py --data fruits``, with an EMA, stopped after two of three epochs,

@@ -49,7 +49,7 @@ class Score(BaseMetric):
 
 
 class Began(Hook):
-    """The epoch in which a training begins."""
+    """Records the epoch in which a training begins."""
 
     priority = "LOWEST"
     epoch = None

@@ -1,4 +1,4 @@
-"""As a user's program calls dcnzoo: `nox -s types` checks it with mypy --strict."""
+"""Call dcnzoo like a user's program; `nox -s types` checks this file with mypy --strict."""
 
 from pathlib import Path
 

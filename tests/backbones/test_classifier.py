@@ -21,7 +21,7 @@ PUBLISHED = {
     **dict(flash_internimage_t=30, flash_internimage_s=50, flash_internimage_b=97, flash_internimage_l=223),
 }
 
-# of the authors' configs; 1 for the others
+# offset_scale in the authors' configs; the other models have 1
 OFFSET_SCALES = dict(internimage_l=2, internimage_xl=2, flash_internimage_b=0.5, flash_internimage_l=2)
 
 

@@ -130,7 +130,7 @@ def test_drop_path_grows_with_depth():
 
 @both
 def test_offsets_start_at_zero_in_a_detector(kind):
-    """Also after the ``init_weights()`` of a parent that initialises every Linear by name."""
+    """Offsets stay zero when the ``init_weights()`` of a parent initialises every Linear by name."""
 
     parent = BaseModule(init_cfg=dict(type="Normal", layer="Linear", std=1.0))
     parent.backbone = build(kind)
@@ -186,7 +186,7 @@ def test_refuses(options):
 @pytest.mark.parametrize("dino_head", [False, True])
 @pytest.mark.parametrize("backbone_small_lr", [False, True])
 def test_layer_decay_is_the_official_of_every_parameter(backbone_small_lr, dino_head):
-    """With InternImage-H's backbone, whose norms after blocks count as the blocks with the same index."""
+    """In InternImage-H's backbone, ``post_norms.K`` has the rate of block K of its level."""
     depths, rate = (2, 1, 3, 1), 0.7
     model = nn.ModuleDict(
         {

@@ -81,13 +81,13 @@ def test_pads_to_32_and_crops(adapter):
 
 
 def test_one_image_has_the_gradients_of_two_equal_ones(adapter):
-    """torch's batch norm on a CPU has wrong ones for one image with the strides of a sequence."""
+    """torch's batch norm on a CPU computes wrong gradients for one image with the strides of a sequence."""
     adapter = adapter.double().train()
     x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     one, two = gradients(adapter, x), gradients(adapter, x.repeat(2, 1, 1, 1))
     vit = ("patch_embed", "pos_embed", "blocks", "cls_token", "reg_token")
     assert any(name.startswith(vit) for name in one) != adapter.frozen
-    # DDP requires a gradient of each
+    # DDP requires a gradient of each trained parameter
     assert one.keys() == {name for name, p in adapter.named_parameters() if p.requires_grad}
     for name, gradient in one.items():
         torch.testing.assert_close(2 * gradient, two[name], atol=1e-9, rtol=1e-9, msg=name)
@@ -122,7 +122,7 @@ SIZES = (1, 3, 97, 32), (3, 3, 64, 130)
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sizes"), [("windows", ()), *((kind, SIZES) for kind in KINDS)])
 def test_export(timm, kind, sizes, tmp_path):
-    """The file agrees with PyTorch on sizes that 32 does not divide, also on others than the example's.
+    """The file agrees with PyTorch, also at sizes that 32 does not divide and that differ from the example's.
 
     torch.export takes a minute for dynamic sizes, a few seconds for a fixed one.
     """
@@ -165,7 +165,7 @@ def test_three_steps(timm, frozen, injectors):
 
 
 def test_flops(timm):
-    """Four times the tokens: in windows of three, four times the operations; the attention's are counted."""
+    """Four times the tokens need four times the operations in windows; ms_deform_attn's are counted."""
     flops.register()
     adapter, counts = build("windows", window=3).eval(), []
     for size in (96, 192):
@@ -179,7 +179,7 @@ def test_flops(timm):
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_dinov3_qkvb", "vit_small_patch14_reg4_dinov2"])
 def test_tokens_are_timms(timm, name):
-    """With class and register tokens, for patches of 16: after each block, in bits."""
+    """After each block, the tokens equal timm's bit by bit, with class and register tokens."""
     vit = disturb(timm.create_model(name, **TINY, dynamic_img_size=True)).eval()
     if "14" in name:
         vit.set_input_size(patch_size=16, img_size=64)
@@ -211,7 +211,7 @@ def test_positions_are_resized_without_antialiasing(timm):
 @pytest.mark.parametrize("pad_input", [False, True])
 @pytest.mark.parametrize("kind", [VIT, BEIT])
 def test_windows(timm, kind, pad_input):
-    """Each window alone, from timm's attention; padded keys take part."""
+    """The result is that of timm's attention on each window by itself; padded keys take part."""
     attention = timm.create_model(**kind).blocks[0].attn.double()
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=0.2)
@@ -299,7 +299,7 @@ def test_official_tables_have_no_class_token(timm):
     ("name", "options"), [("vit_small_patch14_dinov2", WINDOWS), ("vit_small_patch16_dinov3_qkvb", META)]
 )
 def test_a_detectors_init_weights_keeps_pretrained_ones(timm, tmp_path, name, options):
-    """MMEngine calls the method of direct children, and timm's models have one that draws new numbers."""
+    """MMEngine calls ``init_weights`` of direct children, and the one of timm's models draws new weights."""
     vit = disturb(timm.create_model(name, **TINY, num_classes=0))
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     backbone = dict(type="ViTAdapter", vit=dict(model_name=name, **TINY), **options)
@@ -352,7 +352,7 @@ def test_layer_wise_learning_rates(timm):
         names[id(p)]: (group["lr"], group["weight_decay"])
         for group in wrapper.param_groups
         for p in group["params"]
-        if id(p) in names  # MMEngine adds a group without one
+        if id(p) in names  # MMEngine adds a group whose parameter is not the model's
     }
     assert groups.keys() == set(names.values())
     expected = {

@@ -1,4 +1,4 @@
-"""The configs of ``configs/vit_adapter`` where their authors' have a setting of their own.
+"""Settings that only some configs of ``configs/vit_adapter`` have, compared with the authors' configs.
 
 The values are those of czczup/ViT-Adapter at fd64a519, ``detection/configs``.
 """
@@ -25,7 +25,7 @@ def config(name):
 
 
 def test_optimizer_of_sparse_rcnn():
-    """Gradients are clipped, and the proposals have a quarter of the rate."""
+    """Gradients are clipped, and the proposals have a quarter of the learning rate."""
     wrapper = config("sparse-rcnn_vit-adapter-deit-s_fpn_3x").optim_wrapper
     assert wrapper.clip_grad == dict(max_norm=1, norm_type=2)
     model = nn.ModuleDict({"rpn_head": nn.Embedding(2, 3), "roi_head": nn.Linear(2, 3)})
@@ -38,7 +38,7 @@ def test_optimizer_of_sparse_rcnn():
 
 @pytest.mark.parametrize("epochs", [25])
 def test_schedule_of_mae(epochs):
-    """mmcv's CosineAnnealing with min_lr_ratio: by epoch, after a warm-up of 2,000 iterations."""
+    """It is mmcv's CosineAnnealing with min_lr_ratio: by epoch, after a warm-up of 2,000 iterations."""
     cfg, length = config(f"mask-rcnn_vit-adapter-mae-b_fpn_lsj-{epochs}e"), 2500
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1e-4)
@@ -63,7 +63,7 @@ def mmcv_rate(epoch, epochs, iteration, base=1e-4, ratio=0.01, warmup=2000, star
 
 
 def test_normalisation_of_dinov2_l():
-    """127.5 in training; ImageNet's mean and deviation in tests, of which the published AP is."""
+    """Training uses 127.5; tests use ImageNet's mean and deviation, with which the AP was published."""
     cfg = config("mask-rcnn_vit-adapter-dinov2-l_fpn_3x")
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     with DefaultScope.overwrite_default_scope("mmdet"):

@@ -42,7 +42,7 @@ def write(tmp_path):
 
 
 def require_weights_of(network, state):
-    """The network has the ViT's values, but for patches of another size."""
+    """Check that the network has the ViT's values, except for parameters of another shape."""
     own = network.state_dict()
     names = [name for name in own.keys() & state.keys() if own[name].shape == state[name].shape]
     assert len(names) > 40
@@ -58,19 +58,19 @@ def test_files_with_a_classifier(write, name, key):
 
 
 def dinov2(state):
-    """It has a token for masked patches, and no classifier."""
+    """Return a file of DINOv2: it has a token for masked patches, and no classifier."""
     return {**state, "mask_token": torch.zeros(1, 24)}
 
 
 def mae(state):
-    """The file with the decoder, of facebookresearch/mae."""
+    """Return a file of facebookresearch/mae, which contains the decoder."""
     decoder = {f"decoder_{name}": value for name, value in state.items() if name.startswith("blocks.1")}
     decoder |= {"mask_token": torch.zeros(1, 1, 8), "decoder_embed.weight": torch.zeros(8, 24)}
     return {"model": state | decoder | {"decoder_pos_embed": torch.zeros(1, 197, 8)}}
 
 
 def meta(state):
-    """Names of facebookresearch/dinov3; the keys' bias is zero."""
+    """Return a file with the names of facebookresearch/dinov3, in which the keys' bias is zero."""
     official = {"mask_token": torch.zeros(1, 24), "rope_embed.periods": torch.ones(2)}
     for name, value in state.items():
         if name.endswith("q_bias"):
@@ -95,7 +95,7 @@ def test_official_layouts(write, name, official):
 
 
 def test_official_layout_of_augreg(tmp_path):
-    """An .npz of google-research/vision_transformer: matrices are transposed, heads have an axis."""
+    """In an .npz of google-research/vision_transformer, matrices are transposed and heads have an axis."""
     state = disturb(timm.create_model(VITS[0], **TINY, num_classes=0)).state_dict()
     arrays = {
         "cls": state["cls_token"],
@@ -127,7 +127,7 @@ def test_official_layout_of_augreg(tmp_path):
 @pytest.mark.parametrize("name", VITS)
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_weights_of_a_trained_adapter(write, name, prefix):
-    """All its parameters, also those of the adapter."""
+    """All parameters are loaded, also those of the adapter."""
     trained = adapter(name)
     with torch.no_grad():
         for parameter in trained.parameters():
@@ -142,7 +142,7 @@ def test_weights_of_a_trained_adapter(write, name, prefix):
 
 @pytest.mark.parametrize("kind", [ViTAdapter, None], ids=["adapter", "ViT"])
 def test_weights_of_another_vit(write, kind):
-    """One line names the first parameters, with both shapes."""
+    """The error is one line, which names the first parameters with both shapes."""
     vit = dict(model_name=VITS[0], embed_dim=48, depth=4, num_heads=3)
     state = (kind(vit, **SMALL) if kind else timm.create_model(**vit)).state_dict()
     with pytest.raises(ValueError, match=r"expected a file .*size mismatch for \w+_\w+: .*48.* …$") as error:

@@ -17,7 +17,7 @@ MODULES = sorted(m.name for m in pkgutil.iter_modules(dcnzoo.cli.__path__) if m.
 
 
 def every_command(command=commands, name="dcnzoo"):
-    """Yield the context of a command and of all below it."""
+    """Yield the context of a command and of all commands below it."""
     context = click.Context(command, info_name=name, terminal_width=100, **command.context_settings)
     yield context
     for each in command.list_commands(context) if isinstance(command, click.Group) else ():
@@ -128,7 +128,7 @@ def fails(error):
     [
         (UserError("name: expected a\n model, got none"), "error: name: expected a model, got none"),
         (FileNotFoundError(2, "No such file", "x.yml"), "error: file not found: x.yml"),
-        # imported by a config: no extra has it
+        # a module that a config imports and no extra contains
         (ModuleNotFoundError("No module named 'mine'", name="mine"), "error: No module named 'mine'"),
         (OSError(28, "No space left", "x.pth"), "error: [Errno 28] No space left: 'x.pth'"),
         (PermissionError(13, "Permission denied", "x"), "error: [Errno 13] Permission denied: 'x'"),
@@ -157,7 +157,7 @@ def test_mistakes_get_one_line(error, text, monkeypatch):
     ],
 )  # fmt: skip
 def test_values_of_settings(text, value):
-    """mmengine's syntax, in which spaces of texts remain."""
+    """The option reads mmengine's syntax and keeps the spaces in texts."""
 
     @click.command()
     @_options.cfg_options

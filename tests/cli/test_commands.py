@@ -17,7 +17,7 @@ from ..commands import run
 from ..demo import DEFORMABLE, PLAIN
 from ..formats import fruits, write_voc, write_yolo
 
-RIGHT = [  # in this order: some read what others have written
+RIGHT = [  # run in this order: some read files that others have written
     ("--version", r"\d\.\d"),
     ("--help", "infer"),
     ("doctor", "mmdet"),
@@ -164,7 +164,7 @@ def contents(folder):
     ("status", "line", "expected"), [*((2, *row) for row in USAGE), *((1, *row) for row in WRONG)]
 )
 def test_mistakes_end_in_one_line(files, monkeypatch, status, line, expected):
-    """They name the argument, and write nothing."""
+    """The line names the argument, and the command writes nothing."""
     monkeypatch.chdir(files)
     for folder in ("found", "texts"):
         (files / folder).mkdir(exist_ok=True)

@@ -103,7 +103,7 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
 
 
 def test_video(tmp_path):
-    """A video in, a video of the drawn frames out, with the same rate."""
+    """From a video, the command writes a video of the drawn frames with the same rate."""
     frames = [draw_image(ShapesSpec(), "val", number)[0] for number in range(3)]
     writer = cv2.VideoWriter(str(tmp_path / "in.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (128, 128))
     for frame in frames:
@@ -122,7 +122,7 @@ def test_video(tmp_path):
 
 
 def test_options_of_the_output(tmp_path):
-    """--json and --txt write only their files; they contain what the other options keep."""
+    """--json and --txt write only their files, with the detections that the other options keep."""
     cv2.imwrite(str(tmp_path / "a.png"), draw_image(ShapesSpec(), "val", 0)[0])
     whole = dcnzoo.load(DEMO_MODEL)(tmp_path / "a.png")
     name = whole.names[1]
@@ -144,7 +144,7 @@ def test_options_of_the_output(tmp_path):
 
 
 def test_texts_go_on_after_a_kill(tmp_path):
-    """The killed command has no half-written text; the next one detects only in the other pictures."""
+    """The killed command leaves no half-written text; the next one runs only on the other pictures."""
     (tmp_path / "photos").mkdir()
     for number in range(6):
         cv2.imwrite(str(tmp_path / f"photos/{number}.png"), draw_image(ShapesSpec(), "val", number)[0])

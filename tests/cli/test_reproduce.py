@@ -198,7 +198,7 @@ SHIPPED = [model for model in zoo.models() if model.weights and "://" not in mod
 
 
 @pytest.mark.slow
-# the others need data to download
+# the other models need data that must be downloaded
 @pytest.mark.parametrize("name", [model.name for model in SHIPPED if model.name.endswith("shapes")])
 def test_shipped_weights_reproduce_their_figures(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

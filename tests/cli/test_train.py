@@ -27,7 +27,7 @@ def average_precisions(folder):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Data of the tests with the default numbers of pictures. Other numbers would replace the pictures."""
+    """Return the folder for data with the default numbers of pictures; other numbers would replace them."""
     return tmp_path_factory.mktemp("data") / "shapes"
 
 
@@ -88,7 +88,7 @@ def test_mixed_precision_on_the_cpu(tmp_path):
 
 
 def test_weights_of_the_classes_in_another_order(data, trained, tmp_path):
-    """Each object would silently count as one of another class."""
+    """The commands refuse them: each object would silently count as one of another class."""
     work = shutil.copytree(trained[0], tmp_path / "work")  # reproduce writes a log into the work directory
     config, weights = work / Path(CONFIG).name, tmp_path / "weights.pth"
     checkpoint = torch.load(work / "epoch_2.pth", weights_only=False)

@@ -9,7 +9,7 @@ from dcnzoo.compat.compiled import TABLE
 @pytest.fixture
 def provide():
     """:func:`dcnzoo.provide`. The modules that it provides are removed after the test."""
-    remove_provided()  # of `dcnzoo run` in other tests
+    remove_provided()  # those that `dcnzoo run` has provided in other tests
     yield dcnzoo.provide
     remove_provided()
 

@@ -44,7 +44,7 @@ def test_a_missing_module_is_provided(provide, name):
 
 
 def test_a_name_inside_a_package(provide, package):
-    """``from . import deform_conv_ext``, in a package whose own import needs the module."""
+    """``from . import deform_conv_ext`` works in a package whose own import needs the module."""
     package("basicsr.ops.dcn.layer", "from . import deform_conv_ext as compiled")
     package("basicsr.ops.dcn.__init__", "from .layer import compiled")
     package("basicsr.__init__", "from .ops import dcn")
@@ -65,7 +65,7 @@ def test_an_installed_module_stays_in_use(provide, package, name):
 
 
 def test_folders_without_init(provide, package, tmp_path, monkeypatch):
-    """EDVR's packages have no ``__init__.py``; a project's folder of sources is no module."""
+    """EDVR's packages have no ``__init__.py``; a project's folder of sources does not count as a module."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "basicsr/models/ops/dcn/deform_conv_ext").mkdir(parents=True)
     (tmp_path / "DCNv3").mkdir()

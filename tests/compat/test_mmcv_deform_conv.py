@@ -135,7 +135,7 @@ def test_type_of_the_offset_decides(module):
 
 @of_mmcv_and_dcnzoo
 def test_larger_offsets_are_read_as_memory(module):
-    """DyHead passes offsets and masks of a finer level; the kernels read their memory from the start."""
+    """DyHead passes offsets of a finer level; kernels read their memory as if it had the output's size."""
     leaves = tensors()
     leaves[1:3] = (torch.cat([t, t], 2).detach()[:, :, :8].requires_grad_() for t in leaves[1:3])
     input, offset, mask, weight, bias = leaves
@@ -187,7 +187,7 @@ def is_modulated(pack):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name):
-    """mmcv's keys and versions; with its parameters, the reference's output."""
+    """The layers have mmcv's keys and versions and, with mmcv's parameters, the reference's output."""
     state = randomise(getattr(mmcv_ops, name)(*ARGUMENTS).double()).state_dict()
     layer = getattr(compat, name)(*ARGUMENTS).double()
     assert list(layer.state_dict()) == list(state)
@@ -224,7 +224,7 @@ def predicted(pack, input):
 
 @pytest.mark.parametrize(("pack", "bias"), [(DCN, True), (DCNv2, False)])
 def test_registered_packs(pack, bias):
-    """With an offset limit, and a bias where mmcv has none by default."""
+    """The packs accept an offset limit, and a bias where mmcv has none by default."""
     layer = randomise(pack(*ARGUMENTS, bias=bias, im2col_step=2, offset_limit=0.5)).double()
     assert (layer.bias is not None) == bias
     input = tensors()[0]

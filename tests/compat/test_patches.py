@@ -180,7 +180,7 @@ def test_names_that_do_not_exist(value, monkeypatch):
 
 
 def test_the_variable():
-    """In a new process, without torch and OpenMMLab. ``dcnzoo.models`` has not added ssd_head yet."""
+    """It works in a process without torch, also for ssd_head, which ``dcnzoo.models`` has not added yet."""
     text = "from dcnzoo.compat import patches; print(patches.enabled('DCN'), patches.enabled('DCNv2'))"
     assert run_code(text, DCNZOO_PATCHES="-DCN,-ssd_head") == "False True\n"
 
@@ -306,7 +306,7 @@ def test_kernels_are_chosen_by_the_tensors_device(compiled):
 
 
 def test_mmcvs_attention_in_pytorch_stays_where_dcnzoo_has_no_kernels(monkeypatch):
-    """F.grid_sample, which takes a quarter of the time of dcnzoo's oracle, runs as without dcnzoo."""
+    """There, mmcv runs F.grid_sample, which takes a quarter of the time of dcnzoo's oracle."""
     from dcnzoo.compat.mmcv import _ext
 
     for loaded in ((), ("cpu",), ("cpu", "cuda")):

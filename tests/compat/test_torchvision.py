@@ -119,6 +119,6 @@ library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def test_a_torchvision_that_fits_or_is_absent_is_left_alone(package, tmp_path):
-    """A definition beside its own library would break it."""
+    """dcnzoo's definitions beside those of its own library would break it."""
     package("torchvision.__init__")
     python_with_torch(FITS.format(folder=str(tmp_path)))

@@ -45,7 +45,7 @@ def test_names():
 
 @packs
 def test_arguments_of_packs(rank, transposed):
-    """tvdcn's, in order; each reaches its place."""
+    """The arguments are tvdcn's, in the same order, and each one takes effect."""
     names = PACKED.replace(" dilation", " dilation output_padding") if transposed else PACKED
     given = list(inspect.signature(pack_of(rank, transposed)).parameters)
     assert given == names.split()
@@ -63,7 +63,7 @@ def test_arguments_of_packs(rank, transposed):
 @packs
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_state_dicts_of_tvdcn(rank, transposed, activation):
-    """``offset_generator`` and ``mask_generator``, each a convolution in as many groups as it has."""
+    """tvdcn's two generators are convolutions with ``offset_groups`` and ``mask_groups`` groups."""
     kernel, taps = KERNEL[rank], math.prod(KERNEL[rank])
     options = {name: values[:rank] for name, values in GEOMETRY.items()}
     given = dict(options, groups=2, offset_groups=2, modulated=True, dtype=torch.float64)

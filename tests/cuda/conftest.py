@@ -23,7 +23,7 @@ from ..op_cases import deform_conv, results
 from ..ops.test_ops import largest, moved
 from ..processes import ROOT, compile_cpp
 
-# torch reads it once, before the first matrix product on a GPU, and refuses deterministic products without it
+# torch reads this once, before the first matrix product on a GPU; without it, deterministic products fail
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -140,7 +140,7 @@ def assert_same_bits(op, sample) -> None:
 
 
 def assert_current_stream(sample) -> None:
-    """deform_conv2d runs on the current stream, of the last device."""
+    """Check that deform_conv2d runs on the current stream of the last device."""
     device = torch.device("cuda", torch.cuda.device_count() - 1)
     sample = sample.to(torch.float32).map(lambda t: t.to(device))
     expected = deform_conv.call(sample)

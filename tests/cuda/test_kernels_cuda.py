@@ -57,7 +57,7 @@ def converted(arguments, change) -> list:
 
 
 def calls(op: Operator, sample: Sample) -> Iterator[tuple[torch._ops.OpOverload, list]]:
-    """The registered forward and backward operators. The gradient of the output is a ramp."""
+    """Yield the registered forward and backward operators with arguments. The output's gradient is a ramp."""
     for overload, arguments in op.overload_calls(sample):
         arguments = converted(arguments, torch.Tensor.detach)
         if is_backward(overload):
@@ -137,8 +137,8 @@ def test_half_maps_with_float32_coordinates(kernels, op, sample, dtype):
         check(kernels, overload, arguments, TOLERANCE[dtype])
 
 
-# Channels in whole vectors of 16 bytes: in fewer threads than a warp, also not a power of two, and in more.
-# Kernels of height 3 and 4 points per level, for which the loop over points is unrolled, and others.
+# Channels fill whole vectors of 16 bytes: in fewer threads than a warp, also not a power of two, or in more.
+# The loop over points is unrolled for kernels of height 3 and for 4 points per level; others are included.
 VECTORS = [
     (dcnv3, dict(kernel_size=3, group_channels=16, size=(5, 4))),
     (dcnv3, dict(kernel_size=3, group_channels=40, size=(3, 4), remove_center=True)),
@@ -167,7 +167,7 @@ def test_channels_in_vectors(kernels, cases, settings, dtype):
 
 
 def test_channels_last_with_groups(kernels):
-    """With a bias, and a number of output pixels that is not a multiple of 8."""
+    """The call has a bias, and the number of output pixels is not a multiple of 8."""
     sample = deform_conv.make("groups", groups=2, channels=8, out_channels=6, offset_groups=2, padding=(1, 0))
     for overload, arguments in calls(OPERATORS["deform_conv2d"], sample):
         places = [0, 1] if is_backward(overload) else [0]  # the gradient of the output too
@@ -224,7 +224,7 @@ def test_ragged_chunks(kernels, images, step):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_weight_gradient_is_rounded_once(kernels, dtype):
-    """Two chunks that nearly cancel: rounding each of them would lose the difference."""
+    """Two chunks nearly cancel, so that rounding each of them would lose the difference."""
     sample = deform_conv.make("chunks", channels=2, size=(3, 4), kernel=(1, 1), mask_groups=None)
     input, weight, offset, *_ = sample.to(dtype).tensors
     input, offset = (t[:1].repeat(2, 1, 1, 1) for t in (input, offset * 0))

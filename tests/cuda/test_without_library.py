@@ -96,7 +96,7 @@ def test_levels_beyond_the_value_read_zeros():
 
 
 def test_all_operators_run():
-    """Also in float64, and without a Triton kernel, in plain PyTorch."""
+    """Calls in float64 and operators without a Triton kernel run in plain PyTorch."""
     for op in OPERATORS.values():
         sample = op.random_sample(Random(1), "")
         torch.testing.assert_close(op.call(moved(sample)).cpu(), op.call(sample))

@@ -15,7 +15,7 @@ SIZES = {"train": 6, "val": 3, "test": 2}
 
 
 def draw(root, names, empty=(1,)):
-    """Pictures, by default numbered alike in each split: name → objects, (class, x, y, width, height)."""
+    """Draw pictures, by default numbered from 0; return name → its objects, (class, x, y, width, height)."""
     part = {}
     for index, name in enumerate([f"{n:04}.jpg" for n in range(names)] if isinstance(names, int) else names):
         file = root / name
@@ -81,7 +81,7 @@ def labelme(file, path, boxes, corners=False):
 
 
 def by_folder(writer, images="{}", names=("train", "val", "test")):
-    """A generator of splits in folders; ``writer(root, split, folder of the pictures, name, boxes)``."""
+    """Return a generator of splits in folders; it calls ``writer(root, split, folder, name, boxes)``."""
 
     def generate(root, splits):
         truth = {}
@@ -145,7 +145,7 @@ def lists_and_names(root, splits):
 
 
 def lists_of_one_folder(root, splits):
-    """All pictures in one folder; the lists say which split they are of."""
+    """Draw all pictures into one folder; lists say which split a picture belongs to."""
     truth = {}
     for split, number in splits.items():
         part = draw(root / "images", [f"{split}_{n}.jpg" for n in range(number)])
@@ -158,7 +158,7 @@ def lists_of_one_folder(root, splits):
 
 
 def classes_file(generate, file="classes.txt"):
-    """Write the names of the classes; with a star, to each split's folder."""
+    """Return a generator that also writes the classes' names; with a star in ``file``, for each split."""
 
     def write_all(root, splits):
         truth = generate(root, splits)
@@ -170,7 +170,7 @@ def classes_file(generate, file="classes.txt"):
 
 
 def voc_lists(annotations="Annotations", images="JPEGImages", names=("train", "val", "test"), quoted=False):
-    """One folder of pictures, whose names do not repeat, and lists."""
+    """Return a generator of one folder of pictures, whose names do not repeat, with lists of the splits."""
 
     def generate(root, splits):
         truth = {}

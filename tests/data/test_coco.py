@@ -240,7 +240,7 @@ def opened(kind, file, with_mask=False, classes=("a", "b"), **options):
 )
 def test_the_same_items_as_mmdetection(tmp_path, monkeypatch, options):
     content = made(random.Random(3))
-    if options.get("with_mask"):  # MMDetection needs one of every object
+    if options.get("with_mask"):  # MMDetection needs a mask for every object
         content["annotations"] = [each for each in content["annotations"] if each.get("segmentation")]
     for image in content["images"]:
         (tmp_path / image["file_name"]).touch()
@@ -267,7 +267,7 @@ class Items(CocoDataset):
 
 
 def test_workers_read_the_file_that_was_opened(tmp_path):
-    """Also after another file got its name."""
+    """They keep reading it after another file got its name."""
     (tmp_path / "0.jpg").touch()
     write(tmp_path / "made.json", made(random.Random(3)))
     dataset = opened(Items, tmp_path / "made.json")

@@ -1,4 +1,4 @@
-"""The balance of pictures and boxes, over folders that are composed at random.
+"""Folders that are composed at random: each picture and each box is used or counted.
 
 The composer knows each box that it has written. What is trained on is read from the written COCO files, so
 that no reader is its own oracle.
@@ -26,9 +26,9 @@ class Folder:
 
     Attributes:
         splits: picture → the split that the folder states.
-        boxes: picture → boxes (class, x, y, width, height) of its annotation; of pictures that exist.
-        strange: pictures that nothing in the format of the folder annotates.
-        plain: whether the statement in docs/train_your_data.md accepts it.
+        boxes: picture → boxes (class, x, y, width, height) of its annotation, if the picture exists.
+        strange: pictures without an annotation in the format of the folder.
+        plain: whether docs/train_your_data.md says that the folder is accepted.
     """
 
     def __init__(self, root, name, splits, choose):
@@ -47,7 +47,7 @@ class Folder:
         return picture.relative_to(self.root).as_posix()
 
 
-# Changes of a folder. Those of the first kind leave it plain.
+# Changes of a folder. The first ones leave it plain.
 
 
 def notes(folder):
@@ -64,7 +64,7 @@ def thumbnails(folder):
 
 
 def capitals(folder):
-    """Endings in capital letters, as a camera writes them, which the annotations do not have."""
+    """Rename pictures to .JPG, as cameras name them; the annotations keep the old names."""
     for picture in folder.some() if folder.name not in LISTS else ():
         new = picture.with_suffix(".JPG")
         picture.rename(new)
@@ -93,13 +93,13 @@ def work_directory(folder):
 
 
 def more_pictures(folder):
-    """Pictures without annotations, in a folder of their own."""
+    """Add pictures without annotations, in a folder of their own."""
     name = folder.choose.choice(["photos", "left over"])
     draw(folder.root / name, [f"photo {number}.jpg" for number in range(3)])
     folder.strange |= {*(folder.root / name).iterdir()}
 
 
-# Those of the second kind may be refused.
+# After the following changes, a folder may be refused.
 
 
 def second_coco(folder):
@@ -111,13 +111,13 @@ def second_coco(folder):
 def stray_voc(folder):
     for picture in folder.some():
         voc(picture.with_suffix(".xml"), picture.name, [(1, 5, 6, 20, 17)])
-        if folder.name == "Pascal VOC, Roboflow":  # the file of its annotations
+        if folder.name == "Pascal VOC, Roboflow":  # there, it replaces the file of the picture's annotations
             folder.boxes[picture] = [(1, 5, 6, 20, 17)]
     folder.plain = False
 
 
 def another_folder(folder):
-    """Annotated pictures in the format of the others, in a folder without the word of a split."""
+    """Add annotated pictures in the format of the others, in a folder that is not named after a split."""
     writers = {"YOLO": lambda file, name, boxes: yolo(file.with_suffix(".txt"), boxes)}
     writers["LabelMe"] = lambda file, name, boxes: labelme(file.with_suffix(".json"), name, boxes)
     writers["Pascal VOC"] = lambda file, name, boxes: voc(file.with_suffix(".xml"), name, boxes)
@@ -161,7 +161,7 @@ HARMFUL = (second_coco, stray_voc, another_folder, renamed_labels, deleted_pictu
 
 def composed(root, seed):
     choose = random.Random(seed)
-    random.seed(seed)  # of the pictures and objects
+    random.seed(seed)  # for the pictures and objects
     name = choose.choice([*GENERATORS])
     splits = choose.choice(["train val test", "train val", "train test", "train"])
     folder = Folder(root, name, splits.split(), choose)
@@ -175,7 +175,7 @@ def composed(root, seed):
 
 
 def written(splits, out):
-    """picture → its boxes, and picture → its split, of the COCO files."""
+    """Write the COCO files. Return picture → its boxes, and picture → its split, as read from the files."""
     boxes, owner = {}, {}
     for split, dataset in splits.items():
         dataset.write(out / f"{split}.json")
@@ -195,7 +195,7 @@ def counted_in(lines, what):
 
 
 def check(folder, out, about):
-    """Return whether the folder is accepted; then each box is used, or its file is counted."""
+    """Return whether the folder is accepted. If so, check that each box is used, or its file is counted."""
     try:
         splits, lines = read_data(folder.root, ReadOptions())
     except UserError as error:

@@ -149,7 +149,7 @@ def test_small_data_sets(name, folder, files, boxes, tmp_path, monkeypatch):
 
 
 def unpacked(folder, content, out="out", force=False):
-    """Files of the folder after unpacking an archive."""
+    """Unpack an archive; return the files of the folder."""
     (folder / "data.zip").write_bytes(content)
     assert len(unpack(folder / "data.zip", folder / out, force)) == content.count(b"PK\x01\x02")
     return files_in(folder / out)

@@ -75,7 +75,7 @@ def test_voc_2007_has_lists_and_masks_for_other_tasks(tmp_path):
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_named_file_is_the_data(tmp_path, name):
-    """Another format beside it is not looked at; the pictures may be in the folder above."""
+    """Another format beside the file is ignored; the pictures may be in the folder above."""
     GENERATORS[name](tmp_path, {"train": 4, "val": 3})
     write(tmp_path / "other/all.json", coco(draw(tmp_path / "other", 3)))
     described = [*tmp_path.glob("*.yaml"), *tmp_path.glob("obj.data")]

@@ -1,4 +1,4 @@
-"""What is refused, and how objects are read."""
+"""Reading data sets: which ones are refused, and how objects are read."""
 
 import json
 import unicodedata
@@ -281,13 +281,13 @@ def test_masks_in_the_picture_stay_as_they_are(tmp_path):
     assert (entry["segmentation"], entry["bbox"], entry["area"]) == (polygon, box, 77.12)
 
 
-# Around a picture of 60 × 40 pixels: a box, and what is left of it in the picture.
+# Around a picture of 60 × 40 pixels: a box, and the part of it inside the picture.
 CLIPPED = [
     ((-2, 3, 20, 15), (0, 3, 20, 15)),
     ((3, -2, 20, 15), (3, 0, 20, 15)),
     ((3, 4, 65, 15), (3, 4, 60, 15)),
     ((3, 4, 20, 43), (3, 4, 20, 40)),
-    ((-9, 4, 0.25, 15), (0, 4, 0.25, 15)),  # less than a pixel reaches in
+    ((-9, 4, 0.25, 15), (0, 4, 0.25, 15)),  # less than a pixel is inside
     ((59.75, 4, 65, 15), (59.75, 4, 60, 15)),
     ((-9, 4, -3, 15), None),
     ((3, 41, 20, 43), None),
@@ -383,7 +383,7 @@ def test_names_in_another_unicode_form_or_with_capitals(tmp_path):
 
 
 def test_tasks_side_by_side(tmp_path):
-    """As CVAT exports them: equal names of frames, a file and a folder of pictures each."""
+    """CVAT exports a file and a folder of pictures for each task, and the names of frames are equal."""
     for name, number in {"task_1": 4, "task_2": 3}.items():
         part = draw(tmp_path / name / "images/default", number, empty=())
         write(tmp_path / name / "annotations/instances_default.json", coco(part))

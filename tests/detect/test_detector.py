@@ -194,7 +194,7 @@ def test_a_call_predicts_in_evaluation_mode(folder):
 
 
 def test_a_model_that_is_not_finite_is_no_skipped_picture(folder, tmp_path):
-    """Nor in a list."""
+    """Such a model is an error, also in a list of pictures."""
     picture = folder / "0.png"
     for weight in ("rpn_head.rpn_cls", "backbone.conv1"):  # without proposals, or without finite maps
         detector = dcnzoo.load(MODEL, device="cpu")

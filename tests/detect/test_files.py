@@ -17,7 +17,7 @@ cv2 = pytest.importorskip("cv2")
 
 
 class Squares(BaseDetector):
-    """Finds a square whose side is the first pixel, and none in a black picture."""
+    """Finds a square whose side is the value of the first pixel, and none in a black picture."""
 
     classes = ("square", "circle")
     device, score_threshold = "cpu", 0.3
@@ -48,7 +48,7 @@ def make_pictures(folder, number):
 
 @pytest.fixture
 def infer(tmp_path, monkeypatch):
-    """Run the command in this process, in the folder, with squares."""
+    """Run ``dcnzoo infer`` in this process, in the folder, with the detector of squares."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dcnzoo.load", lambda *args, **options: Squares())
     (tmp_path / "m.onnx").touch()
@@ -80,7 +80,7 @@ def test_default_folders_are_numbered(infer, tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 16, 100])
 def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
-    """The reads of the last batch are awaited, not cancelled, when the list ends; a closed call cancels."""
+    """When the list ends, the last reads are awaited, not cancelled; closing a call cancels them."""
     reads, threads = [], set()
 
     def slow(image, bgr):
@@ -107,7 +107,7 @@ def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
 
 @pytest.mark.parametrize("case", range(8))
 def test_polygons_are_the_masks_without_holes(case):
-    """As pycocotools draws them: single pixels, lines, several parts, the border."""
+    """pycocotools draws the polygons as the masks: single pixels, lines, several parts, the border."""
     from pycocotools.mask import decode, frPyObjects, merge
 
     rng = np.random.default_rng(case)

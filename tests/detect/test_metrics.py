@@ -38,7 +38,7 @@ def rectangle(box):
 
 
 def made(seed, most=8):
-    """Return objects as a COCO file, and detections; coordinates and scores are coarse, to be equal often."""
+    """Return a COCO file and detections, with coarse coordinates and scores, of which many are equal."""
     random = np.random.default_rng(seed)
     objects, detections = [], []
     images = [{"id": 10 * i + 1, "width": SIZE, "height": SIZE, "file_name": f"{i}"} for i in range(6)]
@@ -101,7 +101,7 @@ def test_evaluation_equals_that_of_pycocotools(monkeypatch, kind, most, use_clas
             with contextlib.redirect_stdout(io.StringIO()):
                 result.summarize()
             stats = result.stats
-            if evaluation is COCOeval:  # has the AP at 100 detections, and −1 without 100 among the limits
+            if evaluation is COCOeval:  # its AP is that at 100 detections, −1 without this limit
                 stats[0] = mean_at_the_largest_limit(result)
             results.append({**result.eval, "stats": stats})
         for key in ("precision", "recall", "scores", "stats"):
@@ -167,7 +167,7 @@ def test_report_counts_as_many_detections_as_the_evaluator(monkeypatch):
 
 @pytest.mark.parametrize("kinds", [["bbox", "segm"], ["bbox", "proposal"]])
 def test_metric_equals_that_of_mmdetection(tmp_path, monkeypatch, kinds):
-    """Also with a file of results, and with none."""
+    """dcnzoo's metric returns the same values with and without a file of results."""
     for seed in (1, 2):
         content, detections = made(seed)
         (tmp_path / "truth.json").write_text(json.dumps(content))
@@ -215,7 +215,7 @@ def test_what_pycocotools_counts_wrong_is_refused(tmp_path, key, field, value):
 
 
 def test_matches_equal_those_of_pycocotools():
-    """The pairs by class, from which the report counts; equal detections and objects are interchangeable."""
+    """The report counts these pairs by class; equal detections and objects are interchangeable."""
     for seed in range(20):
         content, detections = made(seed, most=8 if seed else 200)
         every = {"maxDets": [100], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"], "iouThrs": np.array([0.5])}

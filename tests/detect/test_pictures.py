@@ -61,7 +61,7 @@ def run_pipeline(pipeline, path):
 
 
 def assert_near(inputs, expected):
-    """OpenCV computes in whole numbers: within one grey level."""
+    """Compare within one grey level, because OpenCV computes in whole numbers."""
     difference = np.abs(inputs - expected.numpy())
     assert difference.max() <= 1.01 / 50 and difference.mean() <= 0.15 / 50
 
@@ -166,7 +166,7 @@ def test_what_cannot_be_described(step, word):
 
 
 def test_two_resizes_are_refused():
-    """MMDetection divides boxes by the factor of the second one only: its own results are elsewhere."""
+    """MMDetection divides boxes by the factor of the second resize only, so its own boxes are misplaced."""
     with pytest.raises(ValueError, match=r"Resize.* cannot be stored"):
         preprocessing_of([LOAD, RESIZE, RESIZE, PACK], DetDataPreprocessor(), CLASSES)
 
@@ -176,7 +176,7 @@ def test_two_resizes_are_refused():
     [((None, None), (75, 133)), ((60, 200), (60, 106)), ((200, 50), (28, 50)), ((75, 133), (75, 133))],
 )
 def test_a_fixed_size_is_fitted_into(limit, size, picture):
-    """At most the pipeline's size and the graph's size; padding fills the rest."""
+    """The picture gets at most the pipeline's size and the graph's size; padding fills the rest."""
     _, _, ours = described(*CASES["coco"])
     inputs, found = ours(picture, limit)
     assert found == size
@@ -275,7 +275,7 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
 
 
 def test_masks_without_boxes():
-    """SOLO's boxes are zeros, and RTMDet's masks reach beyond their boxes: masks were cut."""
+    """Masks are not cut to boxes: SOLO's boxes are zeros, and RTMDet's masks reach beyond their boxes."""
     mask = np.zeros((1, 8, 8), np.uint8)
     mask[0, 2:5, 3:6] = 255
     outputs = {"dets": np.array([[0, 0, 0, 0, 0.5]], np.float32), "labels": np.array([0]), "masks": mask}

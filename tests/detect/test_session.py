@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_threads_and_processes(backend, folder):
-    """The same boxes as in one thread: an infer request of OpenVINO must not run twice at a time."""
+    """The boxes are those of one thread: an infer request of OpenVINO must not run twice at a time."""
     pytest.importorskip(backend)
     detector = Detector(folder / "dynamic.onnx", backend, score_threshold=0)
     picture = cv2.imread(str(folder / "picture.png"))
@@ -191,7 +191,7 @@ def test_files_that_are_no_detector(backend, folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_weights_outside_the_folder(backend, folder, tmp_path):
-    """A model from others could name any file as its weights: both runtimes refuse that."""
+    """A downloaded model could name any file as its weights: both runtimes refuse that."""
     module = pytest.importorskip(backend)
     if backend == "onnxruntime" and release(module.__version__) < (1, 31):
         pytest.skip("this version reads any file")
@@ -214,7 +214,7 @@ def test_weights_outside_the_folder(backend, folder, tmp_path):
 
 
 def test_bfloat16_in_openvino(tmp_path):
-    """Where the CPU multiplies bfloat16, results are rounded; a copy keeps the precision."""
+    """Where the CPU multiplies bfloat16, results are rounded; a pickled session keeps its precision."""
     pytest.importorskip("openvino")
     model = onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["" : 19]> g (float[1, 3, 16, 16] input) => (float[1, 8, 14, 14] y)'
@@ -255,7 +255,7 @@ def test_wrong_arguments(folder, monkeypatch):
      ("cuda", "CUDA", "0", "cuda:0"), ("cuda:1", "CUDA", "1", "cuda:1"), ("auto", "CUDA", "0", "cuda:0")],
 )  # fmt: skip
 def test_a_device_is_used(folder, monkeypatch, device, provider, number, name):
-    """On this machine a session records its providers, and runs on the CPU."""
+    """The test's session records the requested providers, and runs on the CPU."""
     import onnxruntime
 
     original, requested = onnxruntime.InferenceSession, []
@@ -279,7 +279,7 @@ def test_a_device_is_used(folder, monkeypatch, device, provider, number, name):
 @pytest.mark.parametrize("device", ["cuda:1", "cuda:x", "cuda:-1", "gpu", "", "cpu:1", "cuda:0:1", "meta"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_device_is_refused(folder, monkeypatch, backend, device):
-    """Also if onnxruntime only warns that it cannot use the GPU, and uses the CPU."""
+    """It is also refused if onnxruntime only warns that it cannot use the GPU, and uses the CPU."""
     runtime = pytest.importorskip(backend)
     with pytest.raises(ValueError, match=r"^device: expected .*cpu"):
         Detector(folder / "dynamic.onnx", backend, device)
@@ -305,7 +305,7 @@ def test_a_runtime_that_is_too_old(folder, monkeypatch):
 
 
 def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
-    """100 × 50 pixels, resized to 80 × 40 and padded to 80 × 80: boxes are scaled by 80 / 100 only."""
+    """100 × 50 pixels are resized to 80 × 40 and padded to 80 × 80: boxes are scaled by 80 / 100 only."""
     from mmdet.structures import DetDataSample
 
     from dcnzoo.openmmlab.export import test_loop
@@ -328,6 +328,6 @@ def test_the_test_loop_knows_what_the_pipeline_has_padded(monkeypatch):
     meta = dict(img_shape=(80, 80), ori_shape=(50, 100), scale_factor=(0.8, 0.8))
     (sample,) = detector(torch.zeros(1, 3, 96, 96), [DetDataSample(metainfo=meta)])
     np.testing.assert_allclose(sample.pred_instances.bboxes.numpy(), [[10, 20, 50, 75]])
-    meta = dict(img_shape=(80, 80), ori_shape=(40, 160))  # of a pipeline that does not say how it resized
+    meta = dict(img_shape=(80, 80), ori_shape=(40, 160))  # from a pipeline that does not say how it resized
     (sample,) = detector(torch.zeros(1, 3, 96, 96), [DetDataSample(metainfo=meta)])
     np.testing.assert_allclose(sample.pred_instances.bboxes.numpy(), [[16, 8, 80, 30]])

@@ -37,7 +37,7 @@ def test_videos(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", video.CODECS)
 def test_a_video_that_is_cut_replaces_nothing(tmp_path, ending):
-    """As on a full disk, of which OpenCV says nothing."""
+    """A full disk cuts a video, and OpenCV reports no error."""
     path = tmp_path / f"out{ending}"
     path.write_text("before")
     file = video.VideoFile(path, [])

@@ -76,7 +76,7 @@ def check(rank: int, folder: Path, port: int) -> None:
     cfg = Config(dict(settings, launcher="pytorch", work_dir=str(folder / "work")))
     join(rank, port, cfg)
 
-    # what rank 0 decides and refuses, also if the others would refuse
+    # all ranks get the value or error of rank 0, even if the others would refuse
     assert ranks.exchange(lambda: f"of {rank}") == "of 0"
 
     def refuse():
@@ -112,7 +112,7 @@ def check(rank: int, folder: Path, port: int) -> None:
     runner = SimpleNamespace(optim_wrapper=dict(type="OptimWrapper"))  # of a test
     assert _processes(runner) == "3 on 3 machines"
 
-    # the data and the checkpoint
+    # ranks compare the data and the checkpoint
     annotations = [dict(img_path=f"/{rank}/a.jpg", instances=[[0, 1.5]])]
     checkpoint = folder / str(rank) / "file.pth"
     torch.save({"weights": torch.arange(3)}, checkpoint)
@@ -129,7 +129,7 @@ def check(rank: int, folder: Path, port: int) -> None:
     missing = str(checkpoint if rank != 1 else folder / "none.pth")
     assert "no such file" in error_of(start, (), (), missing)
 
-    # results, without a common folder
+    # results are collected without a common folder
     build = partial(ranks.build_evaluator, None, lambda runner, cfg: Runner.build_evaluator(runner, cfg))
     for settings in (
         dict(type="Numbers"),

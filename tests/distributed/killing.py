@@ -30,7 +30,7 @@ class KillHook(Hook):
     def before_val_iter(self, runner, batch_idx, data_batch=None):
         self._end("validation", runner.epoch)
 
-    def _watch(self, event, arguments):  # of the file that is written, before its name is
+    def _watch(self, event, arguments):  # dies after the file is written, before it gets its name
         if event == "os.rename" and str(arguments[1]).endswith(f"epoch_{self.epoch}.pth"):
             self._end("checkpoint", self.epoch)
 

@@ -33,7 +33,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def port():
-    """A free port below those that the system gives to connections: one of these could take it meanwhile."""
+    """Return a free port below the range of outgoing connections, one of which could take it meanwhile."""
     for number in range(20000 + os.getpid() % 1000 * 10, 32768):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", number))
@@ -95,7 +95,7 @@ def test_several_processes_evaluate_as_one(trained, tmp_path, port):
     ids=["DDP", "DDPStrategy"],
 )
 def test_two_processes_train(data, tmp_path, port, more):
-    """With accumulated gradients and a scaled learning rate. Only the first process writes."""
+    """Gradients are accumulated and the learning rate is scaled. Only the first process writes files."""
     norm = dict(norm_cfg=GROUP_NORM)
     more = {**more, "model": dict(backbone=norm, neck=norm)}
     imports = dict(imports=["dcnzoo.models", "tests.distributed.audit"], allow_failed_imports=False)
@@ -156,7 +156,7 @@ def test_slurm_starts_a_task_per_gpu(tmp_path):
 
 
 def test_mpi_has_a_local_rank(monkeypatch):
-    """mmengine's runner reads it, and its launcher for MPI does not set it."""
+    """mmengine's runner reads LOCAL_RANK, but its launcher for MPI does not set it."""
     for name in ("set_multi_processing", "init_dist", "barrier", "distributed.destroy_process_group"):
         monkeypatch.setattr(f"dcnzoo.openmmlab.runs.ranks.{name}", lambda *_, **options: None)
     with mock.patch.dict(os.environ, OMPI_COMM_WORLD_LOCAL_RANK="1"):

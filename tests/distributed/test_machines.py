@@ -72,7 +72,7 @@ def assert_same_weights(*folders):
 
 @pytest.mark.slow
 def test_three_machines(machines, options, train_alone, tmp_path):
-    """They train and validate as three processes of one machine."""
+    """Three machines train and validate like three processes of one machine."""
     work = tmp_path / "work"
     first, *_ = outputs(launch(machines, tmp_path, "--work-dir", work, *options), 0)
     assert "3 on 3 machines, 6 images per step" in first
@@ -90,9 +90,9 @@ def test_three_machines(machines, options, train_alone, tmp_path):
     ("rank", "phase", "epoch"), [(1, "training", 1), (1, "validation", 1), (0, "checkpoint", 2)]
 )
 def test_a_killed_process(machines, options, train_alone, tmp_path, rank, phase, epoch):
-    """The launcher ends the others. The resumed training has the weights of an uninterrupted one.
+    """The launcher ends the other processes. A resumed training has the weights of an uninterrupted one.
 
-    With two machines: the sum of three gradients has another order in the first step after a start.
+    There are two machines, as a sum of three gradients has another order in the first step after a start.
     """
     work, config = ("--work-dir", tmp_path / "work"), killing.config(tmp_path, rank, phase, epoch)
     outputs(launch(machines[:2], tmp_path, *work, *options, config=config), 1)
@@ -103,7 +103,7 @@ def test_a_killed_process(machines, options, train_alone, tmp_path, rank, phase,
 
 @pytest.mark.slow
 def test_a_machine_that_restarts(machines, options, train_alone, tmp_path):
-    """As a pod of Kubernetes: all its processes end, and it starts the job again within seconds."""
+    """Like a pod of Kubernetes, a machine ends all its processes and starts the job again within seconds."""
     words = ("--work-dir", tmp_path / "work", "--resume", *options)
     jobs = launch(machines[:2], tmp_path, *words, MAX_RESTARTS=3)
     deadline = time.monotonic() + 600
@@ -120,7 +120,7 @@ def test_a_machine_that_restarts(machines, options, train_alone, tmp_path):
 
 @pytest.mark.slow
 def test_copies_of_the_data(machines, options, train_alone, tmp_path):
-    """They may be anywhere; agreement.py has those that differ."""
+    """Each machine may have its copy elsewhere; agreement.py tests copies that differ."""
     train_alone(2)  # generates the data
     (data,) = {word.partition("=")[2] for word in options if "train_dataloader.dataset.data_root" in word}
     copy = shutil.copytree(data, tmp_path / "copy")

@@ -39,7 +39,7 @@ SelectTypeParameters=CR_Core
 
 @pytest.fixture(scope="module")
 def slurm(machines, tmp_path_factory):
-    """Run a command on a machine, after starting Slurm on two of them."""
+    """Start Slurm on two machines; return a function that runs a command on a machine."""
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "slurm.conf").write_text(SETTINGS.format(folder=folder))
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # else slurmd looks for cgroups
@@ -67,7 +67,7 @@ def slurm(machines, tmp_path_factory):
 
 @pytest.fixture
 def submit(slurm, tmp_path):
-    """Submit the documented script; return a function for the values of ``scontrol show job``."""
+    """Return a function that submits the documented script, and returns a reader of ``scontrol show job``."""
 
     def call(tasks, config=CONFIG, options=()):
         text = (ROOT / "docs/scale.md").read_text()
@@ -88,7 +88,7 @@ def submit(slurm, tmp_path):
 
 
 def wait_for(condition, folder):
-    """Wait, until 400 seconds after the last change in a folder: on a busy machine, a training is slow."""
+    """Wait for a condition; fail 400 seconds after the last change in a folder, as a training can be slow."""
     state, since = None, time.monotonic()
     while not condition():
         files = {*folder.rglob("*")}  # a checkpoint for each epoch
@@ -100,7 +100,7 @@ def wait_for(condition, folder):
 
 
 def test_two_seeds_are_requeued(slurm, submit, tmp_path):
-    """By an administrator and by the time limit; the weights are those of an uninterrupted training."""
+    """An administrator requeues one and the time limit the other; the weights are as without interruption."""
     options = [*small_options(tmp_path / "data", epochs=100), "train_cfg.val_interval=100"]
     job, value = submit("1-2", options=options)
     for seed in (1, 2):

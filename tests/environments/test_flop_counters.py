@@ -15,7 +15,7 @@ CASES = [
     *(
         ("Conv", 2, 2, "separable"),
         ("Conv", 3, 2, "separable"),
-    ),  # in 1-D, norms and activations count as much
+    ),  # not in 1-D, where norms and activations count as much as the layers
     *(("ConvTranspose", 1, 2, "dense"), ("ConvTranspose", 2, 1, "dense"), ("ConvTranspose", 3, 8, "dense")),
 ]
 
@@ -42,5 +42,5 @@ def test_counts_are_torchs(tool, kind, rank, groups, prediction):
     x = torch.randn(1, 8, *[19, 18, 17][:rank])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x)
-    # other tools count a multiply-add, some of them also biases, norms and activations
+    # other tools count a multiply-add as one operation, and some add biases, norms and activations
     assert TOOLS[tool](network, x) == pytest.approx(counter.get_total_flops() / 2, rel=0.12)

@@ -24,7 +24,7 @@ def test_signatures():
     assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in theirs]
 
 
-@pytest.mark.parametrize("groups", [(1, 2), (2, 2), (4, 1)])  # of the weight, of the offsets
+@pytest.mark.parametrize("groups", [(1, 2), (2, 2), (4, 1)])  # (groups of the weight, groups of the offsets)
 @pytest.mark.parametrize("with_mask", [True, False])
 def test_function(groups, with_mask):
     input, offset, weight, bias, mask = tensors(*groups)

@@ -9,7 +9,7 @@ import dcnzoo
 
 from ..processes import ROOT
 
-dcnzoo.provide("torchvision")  # which does not load beside a CPU build of torch
+dcnzoo.provide("torchvision")  # torchvision itself does not load beside a CPU build of torch
 transformers = pytest.importorskip("transformers", minversion="5", exc_type=ImportError)
 
 PAGE = (ROOT / "docs/migration.md").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""``nox -s vit_adapter``: the backbone beside the authors' code and Meta's adapter, which run from two paths.
+"""The backbone, compared with the authors' code and Meta's adapter at two paths: ``nox -s vit_adapter``.
 
-Their code runs unedited on dcnzoo's operator; modules of OpenMMLab's first version are replaced by names.
+Their code runs unedited on dcnzoo's operator; empty names replace modules of OpenMMLab's first version.
 """
 
 import copy
@@ -19,7 +19,7 @@ from dcnzoo.backbones.vit_adapter import ViTAdapter
 from dcnzoo.compat import provide
 
 provide("MultiScaleDeformableAttention")
-provide("torchvision")  # which does not load beside a CPU build of torch, for timm
+provide("torchvision")  # for timm: torchvision itself does not load beside a CPU build of torch
 AUTHORS, META = (os.environ.get(name, "") for name in ("VIT_ADAPTER", "DINOV3"))
 pytestmark = pytest.mark.skipif(not AUTHORS, reason="VIT_ADAPTER is not the path of czczup/ViT-Adapter")
 W12 = [14, 14, None] * 4
@@ -119,7 +119,7 @@ def size_of(tensor):
 
 
 def converted_gradients(ours, theirs):
-    """Their gradients in our names and forms: a copy of ours loads them as its weights."""
+    """Return their gradients in our names and shapes: a copy of our model loads them as its weights."""
     for name, gradient in theirs.items():
         if "temporal_pos_embed" in name:  # ours has Uni-Perceiver's positions in time added to those in space
             gradient.zero_()
@@ -139,7 +139,7 @@ def compare(ours, theirs, training, size, batch):
     for level, stride in zip(maps, (4, 8, 16, 32), strict=True):
         assert [*level.shape[-2:]] == [-(-pixels // stride) for pixels in size]
     expected = [level[..., : a.shape[2], : a.shape[3]] for a, level in zip(maps, expected, strict=True)]
-    # of the sum of cubes: with random factors, the stem's gradients are sums of which most cancels
+    # gradients of the sum of cubes: with random factors, the terms of the stem's gradients nearly cancel
     factors = [level.detach().square() for level in expected]
     actual = gradients(ours, maps, factors)
     theirs_gradients = converted_gradients(ours, gradients(theirs, expected, factors))
@@ -192,7 +192,7 @@ def test_meta(monkeypatch):
         "eval.segmentation.models",
         "eval.segmentation.models.backbone",
     ):
-        package = ModuleType(f"dinov3.{name}")  # without what the packages import
+        package = ModuleType(f"dinov3.{name}")  # an empty package, which imports nothing
         package.__path__ = [str(Path(META, "dinov3", *name.split(".")))]
         monkeypatch.setitem(sys.modules, package.__name__, package)
     code = importlib.import_module("dinov3.eval.segmentation.models.backbone.dinov3_adapter")

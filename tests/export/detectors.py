@@ -45,7 +45,7 @@ def _topk(values, k, dim=-1, largest=True, sorted=True):
 
 
 class Family(NamedTuple):
-    """A config of MMDetection, and what makes its detector small.
+    """A config of MMDetection, and the settings that make its detector small.
 
     Attributes:
         file: the config.
@@ -180,7 +180,7 @@ def has_dcn(family: str) -> bool:
 
 
 def dicts(node) -> Iterator[dict]:
-    """A part of a config and all dictionaries in it."""
+    """Yield all dictionaries in a part of a config, itself included."""
     if isinstance(node, dict):
         yield node
         node = list(node.values())
@@ -259,7 +259,7 @@ def loaded(network: nn.Module, *steps: dict[str, Any]) -> TorchDetector:
 
 
 def padded(family: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:
-    """A batch of two sizes, and these."""
+    """Return a batch of two pictures of different sizes, and these sizes."""
     height, width = size(family)
     images, sizes = torch.randn(2, 3, height, width), [(height, width), (height - 48, width - 64)]
     images[1, :, sizes[1][0] :] = images[1, :, :, sizes[1][1] :] = 0

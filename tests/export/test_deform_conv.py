@@ -181,7 +181,7 @@ def test_offsets_that_are_no_numbers(target, path):
 
 @pytest.mark.parametrize("use_gathernd", [True, False])
 def test_the_published_packages_function(use_gathernd, path):
-    """``register_deform_conv2d_onnx_op`` of deform_conv2d_onnx_exporter; here, for dcnzoo's operator."""
+    """The function has the name and arguments of deform_conv2d_onnx_exporter's, for dcnzoo's operator."""
     register_deform_conv2d_onnx_op(use_gathernd=use_gathernd, enable_openvino_patch=True)
     sample = cases.make("seed", offset_groups=2, mask_groups=2, padding=1).to(torch.float32)
     torch.onnx.export(Call(sample), inputs(sample), path, dynamo=False, opset_version=12)

@@ -51,8 +51,8 @@ pytest.importorskip("onnxruntime")
 
 DYNAMIC = torch.export.Dim.DYNAMIC
 STANDARD = {"", "ai.onnx"}
-# Every family has another prediction, but these share all code with those that remain. An export takes up to
-# a minute. All of them run in `make test-all`.
+# Families that share all code with others, although their predictions differ. An export takes up to a minute,
+# so that only `make test-all` runs them.
 ALIKE = ("FSAF", "RetinaNet", "Faster R-CNN", "Cascade R-CNN", "Conditional DETR", "DAB-DETR", "SOLOv2")
 
 
@@ -78,7 +78,7 @@ def test_a_batch_of_two_sizes_is_predicted_as_by_mmdetection(family):
     assert_agreement(detector, images, sizes)
 
 
-@pytest.mark.slow  # test_tools.py exports one every day
+@pytest.mark.slow  # `make test` exports a detector in test_tools.py
 @pytest.mark.parametrize(("family", "dynamic"), list(itertools.product(CONFIGS, (True, False))))
 def test_runtimes(family, dynamic, tmp_path):
     detector = build(family, dcn := has_dcn(family) and not dynamic)
@@ -96,7 +96,7 @@ def test_runtimes(family, dynamic, tmp_path):
         more = 32 if family in ("YOLOv3", "YOLOX", "RTMDet-Ins", "SOLOv2") else 37
         shapes += [(2, height, width), (1, height + more, width - 32), (3, width, height)]
     for backend in ("onnxruntime", "openvino"):
-        # of CornerNet's random corners, no two then have nearly the hundredth score
+        # with this seed, no two of CornerNet's random corners have nearly the hundredth score
         torch.manual_seed(1)
         session, total = Session(path, backend), Agreement(0, 0)
         for batch, *shape in shapes:
@@ -108,7 +108,7 @@ def test_runtimes(family, dynamic, tmp_path):
 
 @pytest.mark.slow  # `make test` verifies the file of test_tools.py, also on an empty picture
 def test_the_number_of_objects(tmp_path):
-    """Mask heads run on the objects: none, some, all rows, and an image without objects in a batch."""
+    """Mask heads run on no objects, some, and all rows, and on a batch with an image without objects."""
     detector = build("Mask R-CNN", score_thr=0.2)
     noise = torch.randn(1, 3, *size("Mask R-CNN"))
 
@@ -117,7 +117,7 @@ def test_the_number_of_objects(tmp_path):
 
     objects = cache(lambda step: count(noise * (step / 2**17))[0])  # contrast, in steps
 
-    def least(number):  # contrast for as many objects
+    def least(number):  # contrast that yields so many objects
         return bisect(range(2**14), number - 1, key=objects)
 
     counts = [[0], [5], [20], [100], [100, 0]]
@@ -136,7 +136,7 @@ def test_the_number_of_objects(tmp_path):
 
 @pytest.mark.slow
 def test_equal_files(tmp_path):
-    """The order of nodes depended on the seed of Python's hashes."""
+    """The order of nodes no longer depends on the seed of Python's hashes."""
     code = """import sys, dcnzoo.models; from tests.export.test_detectors import build, export, torch
 export(build("Mask R-CNN", True), sys.argv[1], torch.zeros(1, 3, 160, 192))"""
     for seed in "12":
@@ -152,7 +152,7 @@ def test_graphs_for_one_size(tmp_path):
 
 
 def test_an_example_with_maps_of_one_pixel(tmp_path):
-    """Tracing treats such an axis as constant."""
+    """Tracing treats an axis of size 1 as constant."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1), nn.GroupNorm(2, 4)).eval()
     axes = ({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC},)
     with pytest.raises(ValueError, match=r"dynamic_shapes: .* sizes up to 8 .* larger example"):
@@ -161,7 +161,7 @@ def test_an_example_with_maps_of_one_pixel(tmp_path):
 
 
 def test_boxes_of_mmdetection_1():
-    """Its coder clips boxes to the centre of the last pixel."""
+    """The coder of MMDetection 1 clips boxes to the centre of the last pixel."""
     coder = TASK_UTILS.build(dict(type="LegacyDeltaXYWHBBoxCoder", target_stds=[0.1, 0.1, 0.2, 0.2]))
     detector = build("Faster R-CNN")
     detector.rpn_head.bbox_coder = detector.roi_head.bbox_head.bbox_coder = coder
@@ -169,7 +169,7 @@ def test_boxes_of_mmdetection_1():
 
 
 def test_a_range_up_to_a_float(tmp_path):
-    """As in the attention of GRoIE. onnxruntime refused the file: its ``Range`` had two types."""
+    """GRoIE's attention has such a range. onnxruntime refused the file, whose ``Range`` had two types."""
     scale = module_of(lambda x: x * torch.arange(0, x.shape[1] / 2).repeat(2))
     x = torch.randn(3, 8)
     export_onnx(scale, (x,), tmp_path / "model.onnx")
@@ -210,7 +210,7 @@ def candidates(count):
 
 
 def best_boxes(boxes, scores, labels, threshold):
-    """The indices of the boxes of an image that remain, best first: class by class, in plain loops."""
+    """Return the indices of an image's boxes that NMS keeps, best first: class by class, in plain loops."""
     best = []
     for label in range(3):
         numbers = ((labels == label) & (scores >= 0)).nonzero()[:, 0]
@@ -320,7 +320,7 @@ def test_roi_align_in_the_graph(tmp_path):
 
 
 def test_constants_in_a_graph_of_fixed_size(tmp_path):
-    """Tensors of zeros as large as its results made a file of a small Mask R-CNN three times as large."""
+    """Constant zeros as large as the results once tripled the file of a small Mask R-CNN."""
     openvino = pytest.importorskip("openvino")
 
     @module_of
@@ -347,7 +347,7 @@ def test_results_without_the_border_of_corner_nets_pipeline():
 
 
 def test_masks_of_boxes_are_pasted_into_the_picture_as_by_mmdetection():
-    """They were pasted into the input, and resized: mask AP differed by 0.0017."""
+    """Pasting them into the input and resizing the result changed the mask AP by 0.0017."""
     size, picture_size = (33, 41), (132, 205)
     masks = F.interpolate(torch.rand(5, 1, 7, 7), (28, 28), mode="bicubic").clamp(0, 1)
     boxes = [[3.2, 4.1, 30.7, 22.9], [-5, -3, 12, 60], [10, 10, 10.5, 40], [50, 1, 60, 9], [20, 30, 9, 12]]

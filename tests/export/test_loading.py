@@ -58,7 +58,7 @@ def test_arguments_that_dcnzoo_does_not_apply_are_refused(name, value, tmp_path)
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_backends_of_mmcv_read_the_same_pixels(mode, kind):
-    """So that a config with ``imdecode_backend="pillow"`` is read as by OpenCV."""
+    """OpenCV can therefore read the pictures of a config with ``imdecode_backend="pillow"``."""
     content = io.BytesIO()
     picture = Image.fromarray(np.kron(PICTURE[:6, :8], np.ones((8, 8, 1), np.uint8))).convert(mode)
     picture.convert("RGB" if kind == "JPEG" else mode).save(content, kind, quality=60)
@@ -72,7 +72,7 @@ ARGUMENTS = [{}, {"to_float32": True}, {"color_type": "color"}, {"imdecode_backe
 
 @in_turn("arguments, mode", ARGUMENTS, ["RGB", "L"])
 def test_one_input_for_all_ways_to_predict(arguments, mode, tmp_path):
-    """``dcnzoo test`` runs the pipeline, the detector and its ``evaluate`` call ``prepare``."""
+    """``dcnzoo test`` runs the pipeline; the detector and its ``evaluate`` call ``prepare``."""
     Image.fromarray(PICTURE).convert(mode).save(tmp_path / "picture.png")
     detector = load(**arguments)
     steps = [step for step in get_test_pipeline_cfg(detector.model.cfg) if step.type != "LoadAnnotations"]

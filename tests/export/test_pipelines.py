@@ -1,4 +1,4 @@
-"""Preprocessing of files beside pipelines of MMDetection, on other pictures than an export compares."""
+"""The preprocessing in files equals MMDetection's pipelines, on other pictures than an export compares."""
 
 from itertools import product
 
@@ -57,7 +57,7 @@ def test_pipelines(tmp_path):
         preprocessor = DetDataPreprocessor(**settings)
         try:
             ours = preprocessing_of(pipeline, preprocessor, ("a",))
-        except ValueError as error:  # said: the message names the step
+        except ValueError as error:  # refused: the message names the step
             assert "test_pipeline: {'type'" in str(error)
             refused.append(pipeline)
             continue

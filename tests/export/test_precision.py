@@ -70,7 +70,7 @@ SAMPLES = [{"input": images(seed)} for seed in range(1, 9)]
 
 
 def compare(session, original, within, share=0.9):
-    """Most of the boxes are found again, with a score and a place that differ by at most ``within``."""
+    """Check that most boxes are found again, with a place and a score that differ by at most ``within``."""
     expected, found = Session(original), session
     matched = total = 0
     for seed in range(20, 26):
@@ -98,7 +98,7 @@ def test_float16(path, original):
     assert {value.type.tensor_type.elem_type for value in model.graph.input} == {onnx.TensorProto.FLOAT}
     assert [entry.value for entry in model.metadata_props if entry.key == "key"] == ["value"]
     assert path.stat().st_size < 0.6 * original.stat().st_size
-    # places in float16 would be off by up to 0.25
+    # coordinates in float16 would be off by up to 0.25
     compare(Session(path), original, within=(0.1, 5e-3))
 
 
@@ -138,7 +138,7 @@ def test_int8(path, original):
     to_int8(path, SAMPLES)
     model = onnx.load(path)
     assert [entry.value for entry in model.metadata_props if entry.key == "key"] == ["value"]
-    # not the one that predicts offsets, not the two that predict boxes; no batch normalisation is left
+    # without the layer that predicts offsets and the two that predict boxes; no batch normalisation is left
     assert int8_layers(path) == ["Conv", "Conv"]
     assert "DeformConv" in {node.op_type for node in model.graph.node}
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
@@ -173,7 +173,7 @@ def test_int8_kernels_do_not_saturate(tmp_path, runtime):
 
 
 def test_quantisers_of_others_leave_out_coordinates(tmp_path):
-    """The nodes of gathers have a prefix: int8 coordinates cost ten times the error of the layers."""
+    """Nodes of coordinates have a prefix for exclusion: int8 coordinates cost ten times the layers' error."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):

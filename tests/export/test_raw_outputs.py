@@ -24,7 +24,7 @@ def test_decoded_in_numpy(family, options, monkeypatch):
     monkeypatch.setitem(CONFIGS, "RTMDet", Family("rtmdet/rtmdet_tiny_8xb32-300e_coco.py", RTMDET))
     page: dict = {}
     exec(CODE[0], page)
-    # no limit of candidates by level, which the page's code has not
+    # no limit of candidates per level, because the page's code has none
     cfg = dict(nms=dict(type="nms", iou_threshold=0.6), score_thr=0.3, nms_pre=100_000, max_per_img=100)
     detector = build(family, **cfg)
     images = torch.randn(1, 3, *size(family), generator=torch.Generator().manual_seed(3))

@@ -19,7 +19,7 @@ def example(rois=7, **kwargs):
 
 
 def calls(name, *all_arguments):
-    """Calls of an operator on the same tensors: exporting several takes no longer than one."""
+    """Return a module with calls of an operator on the same tensors: one export of several saves time."""
     function = getattr(dcnzoo.ops, name)
     return module_of(lambda *tensors: [function(*tensors, *arguments) for arguments in all_arguments])
 
@@ -70,7 +70,7 @@ def test_pooling(name, opset, tmp_path):
 
 
 def test_bins_of_whole_pixels_have_as_many_samples_as_pixels(tmp_path):
-    """Rounding could add a sample to such a bin, or remove one."""
+    """Rounding the size could add a sample to such a bin, or remove one."""
     maps = torch.randn(1, 2, 40, 50)
     start = torch.rand(60, 2) * 20
     pixels = torch.arange(1, 61)[:, None] % 6 + 1  # per bin

@@ -50,7 +50,7 @@ def boxes_of(count, most=60.0):
 
 
 def assert_first(results, expected, total):
-    """The first rows are those of MMDetection, the others unused."""
+    """Check that the first rows are those of MMDetection, and that the others are unused."""
     count = len(expected[0])
     assert 10 < count < total == len(results[0])
     for actual, value in zip(results, expected, strict=True):
@@ -112,7 +112,7 @@ def test_heads_are_accepted_by_what_they_override():
             raise NotImplementedError
 
     class RetinaLike(nn.Module):
-        """With the name of a known class."""
+        """A head with the name of a known class."""
 
     RetinaLike.__name__ = "RetinaHead"
     detector = build("RetinaNet")
@@ -132,7 +132,7 @@ def test_heads_are_accepted_by_what_they_override():
 
 
 def test_a_head_with_its_own_decoding(family="DINO"):
-    """It was ignored: the file had the decoding of the parent."""
+    """Its decoding was once ignored: the file had that of the parent."""
     detector = build(family)
 
     class Halved(type(detector.bbox_head)):
@@ -174,7 +174,7 @@ FUNCTIONS += "from mmengine.structures import InstanceData\nfrom typing import L
 
 
 def test_a_head_that_copies_decoding_into_its_own_module(tmp_path, monkeypatch):
-    """Functions were replaced in MMDetection's modules only."""
+    """Functions are also replaced in such a module, not only in MMDetection's."""
     monkeypatch.syspath_prepend(tmp_path)
     detector = build("RetinaNet")
     detector.bbox_head.__class__ = module_with(tmp_path, "own_head", FUNCTIONS, COPIED).Copied
@@ -268,7 +268,7 @@ def test_settings_that_cannot_be_exported_are_refused(settings, message):
 
 @pytest.mark.parametrize("most", [0, -1])
 def test_no_boxes_or_all_but_the_last(most):
-    """As MMDetection's ``results[:max_per_img]``: a graph has at least one row."""
+    """MMDetection's ``results[:max_per_img]`` allows both, but a graph has at least one row."""
     with pytest.raises(ValueError, match=f"RetinaHead: max_per_img: .* got {most}"):
         Predictor(build("RetinaNet", max_per_img=most))(torch.randn(1, 3, 96, 96))
 

@@ -38,7 +38,7 @@ PICTURE = ROOT / "tests/data/color.jpg"
 def work(tmp_path_factory):
     """A folder with a config for a data set of 5 images, and a checkpoint that detects objects.
 
-    The demo's detector with one level, which is exported in two thirds of the time.
+    The detector is the demo's with one level, which takes two thirds of the time to export.
     """
     from mmdet.registry import MODELS
 
@@ -190,7 +190,7 @@ def test_openvinos_format(work, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("to", "option"), [("onnx", "--int8"), ("onnx", "--fp16"), ("openvino", "--int8")])
 def test_smaller_files(tmp_path, to, option):
-    """Half or a quarter of the size of the weights, and the detections of a trained detector."""
+    """Weights take half or a quarter of the size, and a trained detector keeps its detections."""
     if to == "openvino":
         pytest.importorskip("openvino")
     path = tmp_path / ("model.xml" if to == "openvino" else "model.onnx")
@@ -277,7 +277,7 @@ def test_differences_fail(work, exported):
 
 @pytest.mark.parametrize("family", ["RetinaNet", pytest.param("Mask R-CNN", marks=pytest.mark.slow)])
 def test_a_file_of_a_fixed_size(family, tmp_path):
-    """A picture of another orientation is shrunk: with a warning, and compared with PyTorch likewise."""
+    """A picture of another orientation is shrunk with a warning, also for the comparison with PyTorch."""
     steps = dict(type="Resize", scale=(128, 64), keep_ratio=True), dict(type="PackDetInputs")
     detector, path = loaded(build(family), *steps), tmp_path / "model.onnx"
     with pytest.warns(UserWarning, match=r"^shape: .*64 × 128 in place of 64 × 120: .* multiples of 32"):
@@ -304,7 +304,7 @@ def test_pictures_without_their_size(exported):
 
 @pytest.mark.slow
 def test_forms_of_the_sizes(work, exported, tmp_path):
-    """img_shape without a default, which onnxruntime-web cannot feed, and files without it."""
+    """img_shape may have no default, as onnxruntime-web cannot feed inputs with one, or be left out."""
     session, detector = onnxruntime.InferenceSession(exported[0]), load(work)
     images = np.random.default_rng(0).standard_normal((2, 3, 96, 128), np.float32)
     sizes = {"img_shape": np.array([[96, 128], [64, 64]])}

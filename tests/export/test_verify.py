@@ -48,7 +48,7 @@ def square(rows, columns):
 
 
 def test_masks():
-    """An IoU of at least 0.99, or few pixels for the length of the borders."""
+    """Masks agree with an IoU of at least 0.99, or if few pixels differ for the length of the borders."""
     whole, less, fewer = square(100, 100), square(99, 100), square(98, 100)
     assert [bool(masks_agree(mask, whole, 0)) for mask in (less, fewer)] == [True, False]
     masks = np.stack([whole, whole]), np.stack([fewer, whole])

@@ -62,7 +62,7 @@ def run_not_finite(case: int, value: float) -> None:
 
 
 def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
-    """The operators that Triton runs if the table lists these types as faster, from so many pixels on.
+    """Return the operators that Triton runs if the table lists these types as faster from so many pixels on.
 
     In a process with ``DCNZOO_BACKEND=fused``, the CPU's operators choose at every call, as CUDA's do.
     """
@@ -76,7 +76,7 @@ def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
 
 
 def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], list[str]]:
-    """The operators that Triton runs if it cannot compile, and the warnings."""
+    """Return the operators that Triton runs if it cannot compile, and the warnings."""
     from dcnzoo.ops.fused import available, launch
 
     available.triton_works.cache_clear()

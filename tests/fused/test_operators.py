@@ -32,7 +32,7 @@ CONVOLUTIONS = [
     deform_conv.make("more blocks than splits are needed for", size=(30, 31), channels=5, batch=1),
     # the first of these rows of 3 output pixels form a band of 8, the others one of 4, in each image
     deform_conv.make("bands of rows", size=(14, 4), channels=5),
-    # an even number of blocks of channels and an odd number of taps: other orders of the steps miss pairs
+    # an even number of blocks of channels and an odd number of taps: a wrong order of steps would miss pairs
     deform_conv.make("blocks of channels", channels=248, batch=1, size=(2, 4), kernel=(1, 3)),
 ]
 SMALL = deform_conv.make("small", size=(3, 4), padding=1)
@@ -170,7 +170,7 @@ def test_memory_layouts(interpret, name, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_memory_formats(interpret, layout):
-    """Channels-last input and output; offset and mask as parts of one map, in either format."""
+    """Input and output have either memory format; offset and mask are parts of one map in that format."""
     input, weight, offset, mask, bias = SMALL.to(torch.float32).tensors
     offset, mask = torch.cat([offset, mask], 1).contiguous(memory_format=layout).split([12, 6], 1)
     tensors = (input.contiguous(memory_format=layout), weight, offset, mask, bias)
@@ -179,7 +179,7 @@ def test_memory_formats(interpret, layout):
 
 
 def test_border(interpret):
-    """At -1 and at ``size``, a sample and its gradient are zero; at the border it fades out."""
+    """At -1 and at ``size``, a sample and its gradient are zero; across the border, samples fade out."""
     ones = torch.ones(1, 1, 1, 4)
     offset = torch.zeros(1, 2, 1, 4)
     offset[0, 1, 0] = torch.tensor([-1.0, -1.5, 1.5, 1.0])  # x at -1, -0.5, 3.5, 4
@@ -224,7 +224,7 @@ NOT_FINITE = [
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(i, id=name) for i, name in NOT_FINITE])
 def test_not_finite(interpret, case):
-    """One value for each case, as the interpreter needs seconds for a forward and a backward."""
+    """Each case gets one value, because the interpreter needs seconds for a forward and a backward."""
     values = (not_finite.INF, not_finite.NAN, -not_finite.INF)
     interpret(interpreter.run_not_finite, case, values[case % len(values)])
 
@@ -246,7 +246,7 @@ def test_gradients_of_a_group_read_no_other(interpret):
 
 
 def test_deterministic_gradients(interpret):
-    """Triton computes all but that of the input."""
+    """Triton computes all gradients but that of the input."""
     sample = SMALL.to(torch.float32)
     grad = ramp(deform_conv.reference(sample))
     ran, actual = interpret(interpreter.run_operator, "deform_conv2d", sample, grad, False, True)

@@ -37,8 +37,8 @@ TYPES = {
     torch.bool: "i1",
 }
 FEW = 8  # bytes that any launch may spill: two registers, which depend on the version of Triton
-# Bytes that a launch may spill. bfloat16: on sm_75, which cannot multiply it, with Triton 3.7. float32: with
-# Triton 3.7 on sm_100, with 3.6 on sm_120, eight of 168 registers; more warps then fit on a multiprocessor.
+# Exceptions. Triton 3.7 spills bfloat16 on sm_75, which cannot multiply it, and float32 on sm_100. Triton 3.6
+# spills float32 on sm_120: eight of 168 registers; more warps then fit on a multiprocessor.
 SPILLS = {
     ("8 groups, 2 axes", 100, "float32, tf32"): 24,
     ("boxes", 120, "float32, tf32"): 32,
@@ -52,7 +52,7 @@ CHANNELS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What a launch depends on besides the kernel and the block sizes."""
+    """Properties of a launch besides the kernel and the block sizes."""
 
     dtype: torch.dtype
     fields: torch.dtype  # of offset and mask
@@ -163,7 +163,7 @@ def configurations(architecture: int, kernel: str, variant: Variant) -> list[Con
 
 
 def check(architecture: int, launches: list[Launch], what: str, folder: Path, may_spill: float = 0) -> None:
-    """Check the resources of launches, which may spill so many bytes."""
+    """Check that launches fit into shared memory and spill at most ``may_spill`` bytes, or a few."""
     for launch in launches:
         spilled, shared = resources(architecture, launch, folder)
         text = f"{launch.kernel.fn.__name__}: {what}: {spilled} bytes spilled, {shared} shared"
@@ -172,7 +172,7 @@ def check(architecture: int, launches: list[Launch], what: str, folder: Path, ma
 
 
 def may_spill(architecture: int, kernel: str) -> float:
-    """Any number of bytes for block sizes that a GPU has shown to be the fastest."""
+    """Return how many bytes may spill: any number for block sizes that were measured as fastest on a GPU."""
     source = table()[f"sm_{architecture}"]["source"]
     return float("inf") if kernel in source and "measured on" in source else 0
 

@@ -32,7 +32,7 @@ def test_contract_in_place_operations_train(name, layout, operation):
 
 
 def strides(tensor):
-    """Of the axes with more than one element; those of the others have no meaning."""
+    """Return the strides of the axes with more than one element; the other strides have no meaning."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
@@ -51,7 +51,7 @@ CONVOLUTIONS = [
 
 @pytest.mark.parametrize(("rank", "kind", "packed", "batch", "channels", "layout"), CONVOLUTIONS)
 def test_contract_strides_are_those_of_torchs_layer(rank, kind, packed, batch, channels, layout):
-    """Of the output and of the gradients, in training and in inference."""
+    """The output and the gradients have these strides, in training and in inference."""
     geometry = dict(kernel_size=3, stride=2, padding=1)
     plain = getattr(nn, f"Conv{kind}{rank}d")(*channels, **geometry)
     layer = getattr(layers, f"{packed}DeformConv{kind}{rank}d")(*channels, **geometry)
@@ -76,7 +76,7 @@ def test_contract_strides_are_those_of_torchs_layer(rank, kind, packed, batch, c
 
 @pytest.mark.parametrize(("rank", "format"), [(2, torch.channels_last), (3, torch.channels_last_3d)])
 def test_contract_a_weight_in_channels_last_order_decides(rank, format):
-    """As in torch, also for a contiguous input."""
+    """As in torch, the weight's order decides also for a contiguous input."""
     network = nn.Sequential(getattr(nn, f"Conv{rank}d")(4, 6, 3, padding=1)).to(memory_format=format)
     x = maps(rank)
     expected = network(x)

@@ -98,7 +98,7 @@ def test_output_is_unchanged_before_training(network, kind, options):
 
 
 def test_scripts_copies_and_round_trips():
-    """The new layers alone: test_programs.py. A transposed one gets the size of its output here."""
+    """test_programs.py tests the layers alone. Here, a transposed layer gets the size of its output."""
     model, where, input, count = build("unet3d")
     before = copy.deepcopy(model.state_dict())
     other = copy.deepcopy(model)
@@ -227,7 +227,7 @@ class Standardised(nn.Conv2d):
 
 
 class Renamed(nn.Conv3d):
-    """As Conv3DSimple of torchvision and the depthwise convolutions of Transformers' EfficientNet."""
+    """Takes other arguments than nn.Conv3d, like convolutions of torchvision and of Transformers."""
 
     def __init__(self, channels):
         super().__init__(channels, channels, 3, padding=1)
@@ -303,7 +303,7 @@ def test_same_and_valid_padding():
 
 
 def test_without_values():
-    """Of fake tensors: nothing can be probed."""
+    """A network of fake tensors has no values, so that nothing can be probed."""
     with FakeTensorMode():
         model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))
         dcnzoo.to_deformable(model, "0")

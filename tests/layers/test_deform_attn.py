@@ -27,7 +27,7 @@ def normal(*shape):
 
 
 def official(shapes):
-    """A state dict as in a checkpoint."""
+    """Return random values with the names and shapes of an official checkpoint."""
     return {name: normal(*shape) for name, shape in shapes.items()}
 
 

@@ -35,7 +35,7 @@ def test_deform_roi_pool():
 
 @pytest.mark.parametrize("layer", [DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack])
 def test_defaults(layer):
-    """Those of mmcv: RoIs in pixels of the map, as many samples as a bin has pixels, a gamma of 0.1."""
+    """They are mmcv's: RoIs in pixels of the map, as many samples as a bin has pixels, a gamma of 0.1."""
     maps, rois = maps_and_rois()
     arguments = (SIZE,) if layer is DeformRoIPool else (SIZE, 4)
     layer = layer(*arguments).double()

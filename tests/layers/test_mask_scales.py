@@ -1,4 +1,4 @@
-"""State dicts of layers whose masks have different scales: a right output, or a key that torch names.
+"""State dicts of layers whose masks have different scales give a right output, or torch names a key.
 
 The scale is the factor of the mask's sigmoid: 2 for layers of ``to_deformable`` and for tvdcn's, 1 for mmcv's
 and DCNv2's.
@@ -71,7 +71,7 @@ def stored(source, has_metadata):
 
 
 def problem(source, has_metadata, target):
-    """The key that torch names, or None."""
+    """Return the key that torch must name, or None."""
     if target == "mmcv's own":
         expected = SOURCES[source][0] == ["conv_offset"]
         return (
@@ -120,7 +120,7 @@ def test_output_is_right_or_a_key_is_named(source, has_metadata, target, load, t
 
 @pytest.mark.parametrize("target", ["converted", "DCNv2"])
 def test_a_saved_scale_is_loaded_with_the_weights(target):
-    """Also after weights with another scale, and into the layer that has them."""
+    """It replaces another scale, and also loads into the layer that already has it."""
     state, network = stored("mmcv", True)
     model, x = nn.Sequential(convert(nn.Conv2d(*SIZES, padding=1))), torch.randn(1, 4, 7, 9)
     model.load_state_dict(state)
@@ -132,7 +132,7 @@ def test_a_saved_scale_is_loaded_with_the_weights(target):
 
 @pytest.mark.parametrize("assign", [False, True])
 def test_softmax(assign):
-    """Nine times the softmax of a converted layer, into a layer with a plain one, and back."""
+    """A converted layer's softmax is scaled by nine. A plain one takes this over; the way back is refused."""
     model = nn.Sequential(nn.Conv2d(*SIZES, padding=1))
     dcnzoo.to_deformable(model, "0", mask_activation="softmax")
     randomise(model)
@@ -145,7 +145,7 @@ def test_softmax(assign):
 
 
 def test_a_part_of_a_state_dict_leaves_the_scale():
-    """The weights of the plain network: all that is missing is named, and the output is the plain one's."""
+    """With the plain network's weights, all missing keys are named, and the output is the plain one's."""
     plain = nn.Conv2d(*SIZES)
     converted = convert(nn.Conv2d(*SIZES))
     keys = converted.load_state_dict(plain.state_dict(), strict=False)

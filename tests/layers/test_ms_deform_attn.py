@@ -287,7 +287,7 @@ def test_without_values_and_compiled():
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert layer(*map(mode.from_tensor, given)).shape == (1, 5, 8)
     torch.testing.assert_close(make_fx(layer)(*given)(*given), layer(*given))
-    # levels with a gap are refused in both
+    # both functions refuse levels with a gap
     gap = (*given[:2], torch.randn(1, 20, 8), shapes, torch.tensor([0, 16]))
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*given), layer(*given))

@@ -32,7 +32,7 @@ def torchvision(name, **options):
 
 
 def mmdetection(kind, **options):
-    """A detector's network, from a picture to the maps of its head."""
+    """Return a function that builds a detector's network, from a picture to the maps of its head."""
 
     def build():
         pytest.importorskip("mmdet")
@@ -114,7 +114,7 @@ def test_network(name, tmp_path):
 
     try:
         torch.jit.script(plain)
-    except Exception:  # of TorchScript, which then does not support the plain network either
+    except Exception:  # TorchScript does not support the plain network either
         program = torch.jit.trace(model, X, check_trace=False)
     else:
         program = torch.jit.script(model)

@@ -39,7 +39,7 @@ from dcnzoo.layers.offsets import OFFSET_PREDICTORS
     lambda: MultiScaleDeformableAttention(16, 4, 2),
 ])  # fmt: skip
 def test_resets_in_any_order(make):
-    """As FSDP and the recipe of torch's meta device, which reset each module that has parameters."""
+    """FSDP and torch's recipe for the meta device reset each module that has parameters."""
     names = ("offset", "center", "mask", "sampling")
     expected = {name: p.clone() for name, p in make().named_parameters() if name.startswith(names)}
     for order in (list, reversed):
@@ -194,7 +194,7 @@ def test_offset_convs_start_at_zero(convolution):
 
 
 def test_parameter_groups_are_split_with_their_options():
-    """Groups as of timm, which exempts biases and norms from weight decay."""
+    """The existing groups are like timm's, which exempt biases and norms from weight decay."""
     model = nn.Sequential(PackedDeformConv2d(4, 6, 3), nn.BatchNorm2d(6))
     exempt = [p for p in model.parameters() if p.dim() == 1]
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -228,7 +228,7 @@ def test_no_statistics_of_tensors_that_end_with_a_transform(call, make):
 
 
 def he_init(module, generator=None):
-    """As nnU-Net's InitWeights_He, and most functions that are passed to ``apply``."""
+    """Initialise a layer like nnU-Net's InitWeights_He and most functions that are passed to ``apply``."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, a=0.01, generator=generator)
         module.bias = nn.init.constant_(module.bias, 0)
@@ -251,7 +251,7 @@ def test_an_initialisation_of_the_model_keeps_zeros(make):
 
 
 def test_apply_keeps_the_masks_of_dcn_v4():
-    """Of ``dcn='v4'`` they start at 1 / taps."""
+    """The masks of ``dcn='v4'`` start at 1 / taps."""
     from mmdet.registry import MODELS
 
     import dcnzoo.models  # noqa: F401
@@ -283,7 +283,7 @@ def test_apply_changes_learnt_offsets():
     lambda: DCNv4(4),
 ])  # fmt: skip
 def test_a_norm_of_a_weight_of_zero_is_an_error(make, norm):
-    """By ``apply`` as in a loop over all layers; the offsets are NaN, and all samples would be zero."""
+    """The norm divides zero by zero: the offsets are NaN, and all samples would be zero."""
     layer, x = make(), torch.randn(1, 4, 4, 4)
     layer.apply(lambda module: norm(module) if isinstance(module, OFFSET_PREDICTORS) else None)
     with pytest.raises(RuntimeError, match="weight: expected finite"):
@@ -296,7 +296,7 @@ def test_a_norm_of_a_weight_of_zero_is_an_error(make, norm):
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
 def test_apply_leaves_a_weight_or_bias_that_was_set(name):
-    """Such as by ``net.apply(freeze)``, before any training."""
+    """``apply`` keeps such values, for example in ``net.apply(freeze)`` before any training."""
     pack = PackedDeformConv2d(4, 6, 3)
     nn.init.constant_(getattr(pack.conv_offset, name), 0.5)
     pack.apply(lambda module: module.requires_grad_(False))

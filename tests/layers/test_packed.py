@@ -67,7 +67,7 @@ def sample(rank, **options):
 @ranks
 @directions
 def test_as_torchs_convolution(rank, transposed):
-    """The same arguments, defaults and initial values, and without offset and mask the same results."""
+    """Arguments, defaults and initial values are torch's and, without offset and mask, so are the results."""
     name = name_of(rank, transposed)
     plain = getattr(nn, name.removeprefix("Deform"))(4, 6, 3)
     for layer in (getattr(layers, name)(4, 6, 3), getattr(layers, f"Packed{name}")(4, 6, 3)):
@@ -126,7 +126,7 @@ def test_shapes_and_repr(rank, transposed):
 
 
 def test_from_the_meta_device_and_by_torchs_utilities():
-    """As for large models: created without storage, then initialised module by module, or loaded."""
+    """Large models are created without storage, then initialised module by module, or loaded."""
     pack = make_pack(2, False, modulated=True, device="meta").to_empty(device="cpu")
     for module in pack.modules():
         if hasattr(module, "reset_parameters"):
@@ -330,7 +330,7 @@ def test_float32_offsets_under_autocast(prediction):
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_other_padding_modes(mode, rank):
-    """Usual in U-Nets: the input is padded before the call."""
+    """These modes are usual in U-Nets. The layer pads the input before it calls the operator."""
     options = dict(stride=2, padding=(1, 2, 1)[:rank], padding_mode=mode)
     plain = getattr(nn, f"Conv{rank}d")(4, 6, (3, 4, 3)[:rank], **options)
     pack = getattr(layers, f"PackedDeformConv{rank}d")(4, 6, (3, 4, 3)[:rank], **options)
@@ -342,7 +342,7 @@ def test_other_padding_modes(mode, rank):
     dcnzoo.to_deformable(network, "0")
     assert network[0].padding_mode == mode
     torch.testing.assert_close(network(x), plain(x))
-    layers.track_offsets(pack)  # of the padded map, as the operator gets it
+    layers.track_offsets(pack)  # statistics refer to the padded map, which the operator gets
     nn.init.constant_(pack.conv_offset.bias, -1.6)
     for input in (x, x[0]):
         pack(input)
@@ -359,7 +359,7 @@ def test_integers_of_numpy():
 
 
 def test_the_layer_that_many_projects_copy():
-    """``offset_conv``, ``modulator_conv`` and ``regular_conv``, on torchvision's function: 2 · sigmoid."""
+    """It has ``offset_conv``, ``modulator_conv`` and ``regular_conv``; its mask is 2 · sigmoid."""
     offset_conv, modulator, regular = (
         nn.Conv2d(4, 18, 3, padding=1),
         nn.Conv2d(4, 9, 3, padding=1),
@@ -380,7 +380,7 @@ def test_the_layer_that_many_projects_copy():
 
 
 def test_the_other_layer_that_many_projects_copy():
-    """``p_conv`` (y of all taps, then x), ``m_conv`` and ``conv``, clamped to the padded map."""
+    """It has ``p_conv`` (y of all taps, then x), ``m_conv`` and ``conv``; points stay on the padded map."""
     parts = {"p_conv": nn.Conv2d(2, 18, 3, padding=1), "m_conv": nn.Conv2d(2, 9, 3, padding=1)}
     parts["conv"] = nn.Conv2d(2, 3, 3, stride=3)
     state = {

@@ -91,7 +91,7 @@ CASES = {
     "OffsetLinear": lambda: (layers.OffsetLinear(4, 6), (torch.randn(2, 4),)),
 }
 every_layer = pytest.mark.parametrize("name", CASES)
-# One of each class; of convolutions, those of images: 1d and 3d are the same code.
+# One layer of each class; of convolutions, those of images, whose code 1d and 3d share.
 CHOSEN = {name.partition("-")[0]: name for name in CASES if not re.search("[13]d-", name)}.values()
 chosen_layers_first = pytest.mark.parametrize(
     "name", [n if n in CHOSEN else pytest.param(n, marks=pytest.mark.slow) for n in CASES]

@@ -55,7 +55,7 @@ class Sample:
         return [self.tensors[i] for i in self.places]
 
     def with_given(self, tensors: Iterable[Tensor]) -> Sample:
-        """The same call with other tensors in these positions."""
+        """Return the same call with ``tensors`` in the positions :attr:`places`."""
         changed = dict(zip(self.places, tensors, strict=True))
         return replace(self, tensors=tuple(changed.get(i, t) for i, t in enumerate(self.tensors)))
 
@@ -74,7 +74,7 @@ class Operator:
         can_be_zero: sizes that ``random_sample`` can set to zero; the operator may reject them.
         absolute: the sample with absolute values of all factors, but not of coordinates: each result is then
             the sum of the absolute values of its terms.
-        samples: in float64, small and asymmetric; the first four are its forms, which more tests use.
+        samples: small, asymmetric samples in float64; the first four are the forms, which more tests use.
         invalid: samples with a regular expression for the error; see :func:`wrong_calls`.
         operator: calls the registered operator, where the function does not always call it.
         resized_samples: one call with several batch and spatial sizes, for torch.compile.
@@ -223,7 +223,7 @@ def emptied(rng: Random, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def random_name(rng: Random, nothing: str) -> str:
-    """A name. It seeds the tensors' random numbers."""
+    """Return a random name, which seeds the tensors' random numbers."""
     return f"zero {nothing}" if nothing else str(rng.randint(0, 2**16))
 
 

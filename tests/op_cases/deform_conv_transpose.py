@@ -83,7 +83,7 @@ def invalid(rank: int) -> list[tuple[Sample, str]]:
     ]
     if rank > 1:
         rows.append(("mask", f"5 channels, got {rank} (", {"weight": weight[:, :5], "mask": offset.clone()}))
-    if rank == 2:  # the dilation allows the second axis, which must not excuse the first
+    if rank == 2:  # the dilation allows the value of the second axis, but not that of the first
         for got, output_padding in (("3", (3, 1)), ("-1", (-1, 1)), ("2 values, got 3", (0, 1, 2))):
             rows.append((name, got, {"stride": (2, 1), "dilation": (1, 2), name: output_padding}))
     return list(wrong_calls(f"deform_conv_transpose{rank}d", good, NAMES, rows))

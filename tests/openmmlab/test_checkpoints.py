@@ -1,4 +1,4 @@
-"""Checkpoints are data: no way of loading them in mmengine runs code from them. Weights by name."""
+"""Checkpoints are data: no way of loading them in mmengine runs their code. Also weights by name."""
 
 import hashlib
 import io
@@ -117,7 +117,7 @@ def test_a_config_in_it_is_not_run(tmp_path, folder):
 
 
 def test_published_files_load(tmp_path):
-    """The content of MMDetection 2 and 3 checkpoints: mmengine's log, numpy 1 and 2 scalars, text configs."""
+    """Checkpoints of MMDetection 2 and 3 have mmengine's log, numpy 1 and 2 scalars, and configs as text."""
     meta = {
         "config": "model = dict(type='FasterRCNN')",
         "hook_msgs": {"best_score": np.float64(0.41), "last_ckpt": "epoch_12.pth"},
@@ -142,7 +142,7 @@ def test_published_files_load(tmp_path):
 
 
 def test_damage_is_noticed(tmp_path):
-    """Detects every changed bit that changes the content, and every truncated archive."""
+    """Loading detects every changed bit that changes the content, and every truncated archive."""
     path, file, legacy = tmp_path / "x.pth", io.BytesIO(), io.BytesIO()
     weight = torch.arange(300.0)
     state = {"weight": weight, "meta": {"epoch": 3}}

@@ -59,7 +59,7 @@ def test_number_of_classes(config, key, expected, number):
 
 
 def test_more_classes_than_the_class_of_a_data_set_has():
-    """MMDetection's config of iSAID: 80 and 16. It trains, and is an error only for names in the config."""
+    """MMDetection's iSAID config has 80 classes for 16. It trains; with named classes, it is an error."""
     for metainfo, stops in ({}, False), (TWO, True):
         data = dict(dataset=dict(type="iSAIDDataset", metainfo=metainfo))
         head = dict(type="RetinaHead", num_classes=80, in_channels=8)
@@ -69,7 +69,7 @@ def test_more_classes_than_the_class_of_a_data_set_has():
 
 
 def test_file_of_the_evaluator(tmp_path):
-    """The file may have another name, but not other images."""
+    """The evaluator's file may have another name than the data set's, but not other images."""
     images = [dict(id=i, file_name=f"{i}.png") for i in range(3)]
     files = {"val": images, "copy": images[::-1], "more": [*images, dict(id=3, file_name="3.png")]}
     for name, part in files.items():
@@ -130,7 +130,7 @@ def test_dcn_of_a_class_without_it(tmp_path):
 
 @pytest.mark.slow
 def test_published_configs():
-    """All that can be loaded; the others need packages that are not installed, or a missing base."""
+    """Check all configs that load; the others need packages that are not installed, or a missing base."""
     loaded, problems = 0, set()
     for path in sorted([*MMDETS.rglob("*.py"), *(ROOT / "configs").rglob("*.py")]):
         try:

@@ -87,7 +87,7 @@ def warnings(monkeypatch):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_ap_of_perfect_detections(root, tmp_path, first):
-    """Also without ``iscrowd``, and with an id of 0, which pycocotools takes for no match."""
+    """The AP is right also without ``iscrowd`` and with an id of 0, which pycocotools takes for no match."""
     coco = COCO(root / "annotations" / "val.json")
     for number, annotation in enumerate(coco.dataset["annotations"], first):
         annotation["id"] = number
@@ -191,7 +191,7 @@ def cut_off(path):
     ],
 )
 def test_an_image_that_cannot_be_read(forty, harm, found, cls, warnings):
-    """In dcnzoo's data set and in MMDetection's."""
+    """Training uses another image instead, in dcnzoo's data set and in MMDetection's; a test fails."""
     harm(forty / "train" / "00007.png")
     resize = [*LOAD, dict(type="Resize", scale=(128, 128), keep_ratio=True)]
     data = read_coco(forty, lambda file: None, cls, pipeline=resize)

@@ -11,7 +11,7 @@ from ..training import train
 
 
 def test_parts_of_the_loss_and_names_of_metrics():
-    """Names of MMDetection's heads: two stages, cascades, DETR's decoder layers, CenterNet."""
+    """The names are those of MMDetection's heads: two stages, cascades, DETR's decoder layers, CenterNet."""
     names = {
         "class loss": ("loss_rpn_cls", "s0.loss_cls", "d3.loss_cls", "enc_loss_cls", "loss_heatmap"),
         "box loss": ("loss_rpn_bbox", "s2.loss_bbox", "d0.loss_iou", "dn_loss_bbox", "loss_dfl"),
@@ -30,7 +30,7 @@ def test_parts_of_the_loss_and_names_of_metrics():
 
 
 def write_log(folder, hour, number, step, began_after, rows):
-    """The log of a start: the rows of its training and validation."""
+    """Write the log of a start, with the rows of its training and validation."""
     log = folder / f"20261025_{hour:02}0000/vis_data/scalars.json"
     log.parent.mkdir(parents=True)
     first = {"step": step, "began_after": began_after, "start_number": number}
@@ -38,14 +38,14 @@ def write_log(folder, hour, number, step, began_after, rows):
 
 
 @pytest.mark.parametrize(
-    ("logs", "training", "validation"),  # of the logs: the hour in the folder's name, and the iterations
+    ("logs", "training", "validation"),  # logs: the hour in the folder's name -> the iterations
     [
         ({5: range(1, 10), 4: range(8, 15), 3: range(15, 19)}, range(1, 19), [14, 18]),
         ({3: range(1, 10), 4: range(8, 15), 5: range(5, 7)}, range(1, 7), [6]),
     ],
 )
 def test_logs_of_several_starts(tmp_path, logs, training, validation):
-    """A clock has gone back; and a training was resumed at 7, then again at 4."""
+    """In one case a clock went back; in the other, a training was resumed at 7, then again at 4."""
     for number, (hour, steps) in enumerate(logs.items(), 1):
         rows = [{"step": step, "epoch": step, "loss": 1.0} for step in steps]
         rows.append({"step": steps[-1], "time": 1.0, "coco/bbox_mAP": 0.5})

@@ -81,7 +81,7 @@ def test_detectors_whose_weights_share_memory(repository, family):
         torch.nn.init.ones_(model.level_embed)  # else uninitialised memory
     before = {name: value.clone() for name, value in model.state_dict().items()}
     addresses = [value.data_ptr() for value in model.state_dict().values()]
-    assert family == "DINO" or len(set(addresses)) < len(addresses)  # DINO adds settings to its head's
+    assert family == "DINO" or len(set(addresses)) < len(addresses)  # DINO changes its head's settings
     model.dataset_meta = dict(classes=tuple("abcde"), palette="random")
     TorchDetector(model).push_to_hub("owner/name")
     after = dcnzoo.load(NAME, device="cpu", channels_last=False).model.state_dict()
@@ -90,7 +90,7 @@ def test_detectors_whose_weights_share_memory(repository, family):
 
 
 def valid_configs():
-    """Of MMDetection's families and of dcnzoo's own."""
+    """Return configs of MMDetection's families and some of dcnzoo's own."""
     own = sorted(path for path in (ROOT / "configs").rglob("*.py") if "_base_" not in path.parts)[::8]
     files = {family.file for family in detectors.CONFIGS.values()}
     return [*(mim_folder("mmdet") / "configs" / name for name in sorted(files)), *own]
@@ -129,7 +129,7 @@ def test_spellings(tmp_path):
             json_config.write(cfg)
 
 
-# What is executed if a repository can run code: it leaves a file.
+# This code leaves a file if a repository can run code.
 EVIL = "__import__('os').system('touch PWNED')"
 # key → the change of a valid config.json
 CHANGES = {
@@ -176,7 +176,7 @@ CHANGES = {
 
 @pytest.fixture
 def watch(tmp_path, monkeypatch):
-    """The events of Python's audit that only executed code causes, and the modules imported meanwhile."""
+    """Record the audit events that only executed code causes, and the modules imported meanwhile."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "evilmod.py").write_text(EVIL)
@@ -223,7 +223,7 @@ def test_a_repository_executes_nothing(repository, watch):
             dcnzoo.load(NAME, device="cpu")
         named = "config.json" if key.endswith("deep") else key
         assert f"{NAME}: " in str(error.value) and f"{named}" in str(error.value), key
-        with pytest.raises(UserError):  # as a file of this computer
+        with pytest.raises(UserError):  # the same repository as a folder of this computer
             dcnzoo.load(repository, device="cpu")
     config.unlink()
     (repository / "config.py").write_text(f"{Path(DEFORMABLE).read_text()}\nx = {EVIL}")

@@ -51,7 +51,7 @@ WEIGHTS = ["--checkpoint", "weights.pth"]
 
 @pytest.mark.parametrize("command", ["infer", "test"])
 def test_a_deformable_checkpoint_needs_its_option(run, command, tmp_path):
-    """``infer`` as the commands that build a detector, ``test`` as those that build a runner."""
+    """``infer`` is one of the commands that build a detector, ``test`` one of those that build a runner."""
     if command == "infer":
         arguments, options = ["a.png", *WEIGHTS, "--out", tmp_path / "found"], []
     else:
@@ -125,7 +125,7 @@ class Batches(Dataset):
 
 
 def test_a_batch_that_cannot_be_handed_over_ends_the_training():
-    """As with a full /dev/shm; without the context, the loader waits for ever."""
+    """A full /dev/shm has this effect; without the context, the loader waits for ever."""
     with pytest.raises(UserError, match=r"^num_workers: .*/dev/shm.*--shm-size"), loader_errors():
         next(iter(DataLoader(Batches(), num_workers=1, collate_fn=list)))
     with pytest.raises(RuntimeError, match=r"^other"), loader_errors():

@@ -31,7 +31,7 @@ def rtmdet():
 @pytest.mark.parametrize("keep_ratio", [True, False])
 @pytest.mark.parametrize("width, height", [(450, 300), (300, 450), (50, 300), (300, 200)])
 def test_masks_of_rtmdet_ins(rtmdet, width, height, keep_ratio):
-    """They equal those of the input, resized by OpenCV."""
+    """The masks equal those in the network's input, resized by OpenCV."""
     resize = dict(type="Resize", scale=(SIDE, SIDE), keep_ratio=keep_ratio)
     pad = dict(type="Pad", size=(SIDE, SIDE), pad_val=dict(img=114))
     detector = detectors.loaded(rtmdet, resize, pad, PACK)
@@ -43,7 +43,7 @@ def test_masks_of_rtmdet_ins(rtmdet, width, height, keep_ratio):
     in_picture, in_input = (predict(rtmdet, inputs, rescale) for rescale in (True, False))
     sample = inputs["data_samples"]
     sides = zip((height, width), sample.scale_factor[::-1], strict=True)
-    down, across = (round(side * factor) for side, factor in sides)  # of the picture in the input
+    down, across = (round(side * factor) for side, factor in sides)  # size of the picture in the input
     scale = torch.tensor(sample.scale_factor).repeat(2)
     np.testing.assert_allclose(in_picture.bboxes, in_input.bboxes / scale, rtol=1e-5, atol=1e-3)
     for mask, small in zip(in_picture.masks.numpy(), in_input.masks.numpy(), strict=True):
@@ -77,7 +77,7 @@ class OwnDetector(nn.Module):
 
 
 def test_masks_of_another_size_are_an_error():
-    """In a call and in an evaluation."""
+    """A call and an evaluation raise the error."""
     right, wrong = OwnDetector((30, 45)), OwnDetector((45, 30))
     picture = np.zeros((30, 45, 3), np.uint8)
     assert detectors.loaded(right, PACK)(picture).masks.shape == (1, 30, 45)

@@ -28,7 +28,7 @@ def config(tmp_path):
 
 
 def test_inherits(config, monkeypatch):
-    """Without pkg_resources. The scope stays mmdet: dcnzoo has no registries of its own."""
+    """Configs inherit without pkg_resources. The scope stays mmdet: dcnzoo has no registries of its own."""
     monkeypatch.setitem(sys.modules, "pkg_resources", None)
     cfg = config(f"_base_ = 'dcnzoo::{NAME}'\nmodel = dict(backbone=dict(depth=101))")
     assert cfg.model.backbone.depth == 101 and cfg.model.backbone.dcn is True
@@ -45,7 +45,7 @@ def test_inherits(config, monkeypatch):
 
 
 def test_a_type_imports_no_module(package):
-    """Without a dot. mmengine imported the module of an unknown type, such as a script in the folder."""
+    """A type without a dot: mmengine imported a module of that name, such as a script in the folder."""
     package("train_it", "raise SystemExit('executed')")
     assert MODELS.get("train_it") is None
     with pytest.raises(KeyError, match="train_it"):

@@ -85,7 +85,7 @@ def results(work):
     "options",
     [
         {},
-        # the truth comes from the predicted pictures
+        # the evaluator takes the truth from the predicted pictures
         {"val_evaluator.ann_file": None, f"{VAL}pipeline.3.meta_keys": (*KEYS, "instances")},
         {
             f"{loader}_dataloader.{key}": value
@@ -140,14 +140,14 @@ class Own(BaseMetric):
 
 
 class Deletes(Own):
-    """As MMDetection's metrics of panoptic segmentation, Cityscapes and tracking."""
+    """Deletes a folder at its end, like MMDetection's metrics for panoptic segmentation and tracking."""
 
     def __init__(self, folder):
         super().__init__()
         self.folder = folder
 
     def __del__(self):
-        shutil.rmtree(self.folder, ignore_errors=True)  # an error in a garbage collection would hit others
+        shutil.rmtree(self.folder, ignore_errors=True)  # an error here would appear in other tests
 
 
 def test_metrics_that_write_or_delete_files_are_left_out(tmp_path):

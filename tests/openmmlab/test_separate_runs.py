@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo  # an optimizer imports it; here, forked processes need not
+import torch._dynamo  # optimizers need it; forked processes get it from here
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS, DefaultScope
@@ -51,7 +51,7 @@ def _a_prepared_config_stays(monkeypatch):
 
 
 def in_own_process(root, name, arguments):
-    torch.set_num_threads(1)  # of OpenMP, a forked process has only one
+    torch.set_num_threads(1)  # a forked process has only one thread of OpenMP
     train(root, name, arguments)
 
 
@@ -76,7 +76,7 @@ def memory():
 
 def test_each_training_writes_what_one_in_a_process_of_its_own_writes(tmp_path, set_threads):
     set_threads(1)
-    gc.collect()  # the processes are forked: what earlier tests left would be finalized in them
+    gc.collect()  # a forked process would finalize objects that earlier tests left
     expected = []
     for name, arguments in TRAININGS[1:]:
         child = multiprocessing.get_context("fork").Process(
@@ -88,7 +88,7 @@ def test_each_training_writes_what_one_in_a_process_of_its_own_writes(tmp_path, 
         expected.append(contents(tmp_path / "alone" / name))
     used = []
     for (name, arguments), alone in zip(TRAININGS, (expected[0], *expected), strict=True):
-        time.sleep(1 - time.time() % 1)  # mmengine names a start's folder after the second
+        time.sleep(1 - time.time() % 1)  # mmengine names a start's folder after the current second
         train(tmp_path / "together", name, arguments)
         used.append(memory())
         assert contents(tmp_path / "together" / name) == alone
@@ -98,7 +98,7 @@ def test_each_training_writes_what_one_in_a_process_of_its_own_writes(tmp_path, 
 
 
 def test_a_finished_training_without_its_best_checkpoint_validates_again(tmp_path):
-    """It is missing after a kill between the log and the file, or on a full disk."""
+    """The best checkpoint is missing after a kill between the log and the file, or on a full disk."""
     option = {"default_hooks.checkpoint.save_best": "auto"}
     train(tmp_path, "two", {"epochs": 1}, **option)
     (best,) = (tmp_path / "two").glob("best_*")

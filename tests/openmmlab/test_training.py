@@ -102,7 +102,7 @@ def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):
 
 @pytest.mark.parametrize(("operation", "number"), [("put", 1), ("put", 2), ("remove", 1), ("remove", 2)])
 def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatch, operation, number):
-    """Dies before each file that the hook writes (last, best) and before each removal."""
+    """The process dies before each file that the hook writes (last, best) and before each removal."""
     monkeypatch.setattr(Score, "calls", 0)
     train(tmp_path, "begin", epochs=3, best=True)
     function, left = getattr(AtomicLocalBackend, operation), number
@@ -182,7 +182,7 @@ def test_a_resumed_run_draws_what_an_unbroken_one_draws(
     tmp_path, no_workers_left_behind, workers, persistent, by_epoch
 ):
     settings = dict(workers=workers, persistent=persistent, by_epoch=by_epoch)
-    # by epochs, the checkpoint restores the seed; by iterations, the loader starts before that
+    # by epochs, the checkpoint restores the seed; by iterations, the loader starts before it is restored
     seed = None if by_epoch else 11
     with pytest.raises(KeyboardInterrupt):
         train_noisily(tmp_path, "killed", stop_at=8, seed=seed, **settings)
@@ -321,7 +321,7 @@ def test_batch_size_and_learning_rate():
     assert cfg.train_dataloader.batch_size == cfg.train_dataloader.sampler.batch_size == 10
     assert cfg.optim_wrapper.optimizer.lr == 0.001 and cfg.optim_wrapper.type == "AmpOptimWrapper"
     cosine, cycle, momentum = cfg.param_scheduler[1:]
-    # a quarter of the learning rate before, as these
+    # the rates become a quarter, like the learning rate; the momentum stays
     assert (cosine.eta_min, cycle.eta_max, momentum.eta_min) == (0.00005, 0.0025, 0.8)
     cfg.train_cfg = {"type": "IterBasedTrainLoop", "max_iters": 20, "val_interval": 5}
     cfg.default_hooks.pop("checkpoint", None)
@@ -404,7 +404,7 @@ def schedules_of(folder):
     ],
 )
 def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, schedule, batches):
-    """With another number of processes, an epoch has another number of iterations, as with another batch.
+    """Like another batch size, another number of processes changes the number of iterations in an epoch.
 
     With equal batches, the first training has another learning rate and only the first schedule.
     """
@@ -446,7 +446,7 @@ def test_a_resumed_training_has_the_learning_rate_of_its_settings(tmp_path, sche
 
 @pytest.mark.parametrize(("interval", "epoch"), [(2, 2), (3, 3)])
 def test_checkpoints_by_iterations_in_a_training_by_epochs(tmp_path, monkeypatch, interval, epoch):
-    """The epoch that was cut begins again, and its weights are not validated before: they are later ones."""
+    """The interrupted epoch begins again. Its weights are not validated as the last epoch's."""
     monkeypatch.setattr(Score, "calls", 0)
     saving = {"checkpoint": {**SAVING["checkpoint"], "interval": interval, "by_epoch": False}}
     for resume, hooks in ((False, [Dies(iteration=9)]), (True, [Began()])):
@@ -475,7 +475,7 @@ class Logs(Hook):
 
 @pytest.mark.parametrize("kind", ["PlateauEarlyStoppingHook", "EarlyStoppingHook"])
 def test_patience_counts_the_validations_before_a_resume(tmp_path, kind):
-    """In the same folder, and from a checkpoint of another one."""
+    """The training is resumed in the same folder, or from a checkpoint of another one."""
     hook = {"type": kind, "monitor": "score", "rule": "greater", "patience": 3}
     if kind == "EarlyStoppingHook":
         hook["min_delta"] = 0.1
@@ -513,7 +513,7 @@ def test_resuming_from_weights_alone(tmp_path):
             runner.train()
 
 
-# An AP of −1, of a validation without objects
+# A validation without objects has an AP of −1
 
 KEY = "coco/bbox_mAP"
 

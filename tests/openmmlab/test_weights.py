@@ -96,7 +96,7 @@ BESIDE = (r"\.conv_offset\.", "_offset.")  # the layer
 
 @pytest.mark.parametrize(
     ("pattern", "replacement"),
-    # two from other implementations, one from a parallel wrapper
+    # two renamings from other implementations, one from a parallel wrapper
     [BESIDE, (r"\.conv_offset\.", ".conv_offset_mask."), (r"^", "module.")],
 )
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_old_names(pattern, replacement, options):
 def test_prefixes_of_all_names(model, prefix):
     expected = model.state_dict()
     file = renamed(expected, "^", prefix)
-    file["steps"] = torch.tensor(3)  # of an average; counters are no weights
+    file["steps"] = torch.tensor(3)  # the counter of an average; counters are no weights
     found, summary = convert(file, expected)
     found.pop("steps")
     assert_same(found, expected)
@@ -214,9 +214,9 @@ class TwoLayers(nn.Module):
 
 
 def test_moving_averages_start_from_the_loaded_weights(tmp_path, monkeypatch):
-    """EMAHook copies the model before initialisation, and so would keep the copy's head."""
-    # Only meanwhile: the check of configs takes each key in the package of a registered class as read, here
-    # those that other tests misspell.
+    """EMAHook copies the model before it is initialised, so its average would keep the head of that copy."""
+    # Registered for this test only: the check of configs accepts every key in the package of a registered
+    # class, which here includes keys that other tests misspell.
     monkeypatch.setitem(MODELS.module_dict, "TwoLayers", TwoLayers)
     source, target = TwoLayers(5), TwoLayers(2)
     torch.save({"state_dict": source.state_dict(), "meta": {}}, tmp_path / "x.pth")

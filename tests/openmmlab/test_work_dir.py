@@ -165,7 +165,7 @@ def test_a_training_that_ends_while_another_waits_is_not_replaced(tmp_path, monk
 
 
 def test_a_file_of_the_user_with_the_name_of_the_config(tmp_path, monkeypatch):
-    """Also the config itself, with ``work_dir="."``; but not one that a failed training wrote."""
+    """It is an error, also as the config itself with ``work_dir="."``; a failed training's copy is not."""
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text("model = dict()  # mine\n# also mine\n")
     for folder in (".", tmp_path):
@@ -179,7 +179,7 @@ def test_a_file_of_the_user_with_the_name_of_the_config(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_checkpoints_has_one_training(tmp_path, monkeypatch):
-    """With one out_dir, two work directories with the same name have the same one."""
+    """With one out_dir, two work directories of the same name share a folder of checkpoints."""
     monkeypatch.setattr(lock, "_ORPHANS_END", 0)
     recipe = recipe_in(tmp_path / "work", default_hooks={"checkpoint": {"out_dir": str(tmp_path / "out")}})
     refused = pytest.raises(UserError, match=r"running.* got .*out/work")
@@ -206,7 +206,7 @@ def test_checkpoints_with_other_names_or_in_another_folder(tmp_path, monkeypatch
 
 
 def test_own_data_in_a_used_folder(tmp_path, monkeypatch):
-    """The folder ``data`` of the training before stays with it."""
+    """The folder ``data`` of the earlier training stays with that training."""
     monkeypatch.chdir(tmp_path)
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
     work, before = tmp_path / "work", trained(tmp_path / "work")
@@ -226,7 +226,7 @@ def test_own_data_in_a_used_folder(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_with_force_on_one_folder(tmp_path):
-    """One trains, the other is refused; what was there is in one renamed folder."""
+    """One process trains, the other is refused; the earlier files are in one renamed folder."""
     work = tmp_path / "work"
     before = trained(work)
     options = small_options(tmp_path / "data", train=4, val=2, epochs=12)

@@ -75,7 +75,7 @@ def test_forward_mode(op, sample):
 
 @every_form
 def test_second_derivatives(op, sample):
-    """In every combination of forward and reverse mode."""
+    """Second derivatives equal the reference's, in every combination of forward and reverse mode."""
     tensors, tangents = tuple(sample.given), tangents_of(sample.given)
     every = tuple(range(len(tensors)))
     results = []
@@ -105,7 +105,7 @@ def several(sample: Sample, count: int) -> list[torch.Tensor]:
 
 
 def vmapped():
-    """Map over all tensors, over all except the first, and over each single one."""
+    """Yield cases that map over all tensors, over all except the first, and over each single one."""
     for op in OPERATORS:
         sample = op.forms()[0]
         places = [i for i, t in enumerate(sample.tensors) if t is not None]
@@ -118,7 +118,7 @@ def vmapped():
 
 @pytest.mark.parametrize(("op", "sample", "dims"), vmapped())
 def test_vmap(op, sample, dims, recwarn):
-    """Output and gradients, per sample and summed, equal those of a loop, of which torch would warn."""
+    """Output and gradients, per sample and summed, equal a loop's. torch warns if vmap runs as a loop."""
     count = 3
     tensors = tuple(
         m if d == 0 else t for m, t, d in zip(several(sample, count), sample.tensors, dims, strict=True)
@@ -190,7 +190,7 @@ def test_failed_allocation_keeps_torchs_message():
         torch.empty(2**20, 2**31)
     with pytest.raises(RuntimeError) as error:
         torch.ops.dcnzoo.deform_conv(input, weight, None, None, None, [1], [2**30], [1], 1, None)
-    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # older ones only print it
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # older versions only print it
         assert "tried to allocate" in str(error.value)
     assert "memory" in str(error.value)
 

@@ -56,7 +56,7 @@ def chosen(call: str, dtype: torch.dtype) -> str:
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """The compiled CUDA library is loaded or not."""
+    """Pretend that the compiled CUDA library is not loaded; return a function that changes this."""
     monkeypatch.setattr(available, "triton_works", lambda device: True)
     monkeypatch.setattr(available, "is_faster", lambda name, call: False)
 
@@ -77,7 +77,7 @@ def test_the_compiled_library_comes_first(loaded, call):
 
 
 def test_triton_runs_without_any_library(loaded, monkeypatch):
-    """The checks of arguments are in Python."""
+    """Triton needs no compiled library, because the checks of arguments are in Python."""
     before = {call: chosen(call, torch.float32) for call in CALLS}
     monkeypatch.setattr(_library, "loaded", {})
     assert {call: chosen(call, torch.float32) for call in CALLS} == before
@@ -129,7 +129,7 @@ def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in CALLS.values()}))
 def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch, name):
-    """They name the same function and argument as the compiled kernels, whichever kernel would run."""
+    """Errors name the same function and argument as the compiled kernels, whichever kernel would run."""
     monkeypatch.setattr(choose, "_warn", lambda key: None)
     keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     for operator in op_cases.operators(differentiable=False):

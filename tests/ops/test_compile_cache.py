@@ -26,7 +26,7 @@ print(eager.abs().sum().item())
 
 @pytest.mark.slow
 def test_a_changed_derivative_reaches_compiled_code(tmp_path):
-    """Two copies of the package, one cache: the second one's derivative is the double of the first one's."""
+    """Two copies of the package share a cache; the derivative of the second is twice that of the first."""
     copies = [tmp_path / name for name in ("before", "after")]
     for copy in copies:
         shutil.copytree(ROOT / "dcnzoo", copy / "dcnzoo", ignore=shutil.ignore_patterns(".mim"))

@@ -22,7 +22,7 @@ SCHEMAS = {schema.partition("(")[0] for schema in _library._SCHEMAS.read_text().
 
 
 def forms(op):
-    """Its forms without torch's own convolution, which a call without offset and mask is."""
+    """Return the operator's forms, except for calls without offset and mask: torch's own convolution."""
     if op.differentiable:
         return [sample for sample in op.forms() if not op_cases.is_plain_convolution(sample)]
     return [op.random_sample(Random(seed), "") for seed in range(4)]
@@ -54,7 +54,7 @@ def memory(tensors) -> set[int]:
 
 @pytest.mark.parametrize(("op", "sample"), cases(differentiable=False))
 def test_contract_results_are_no_views(op, sample):
-    """Of the forward and the backward operator, called without autograd."""
+    """The results of the forward and the backward operator, called without autograd, are no views."""
     calls = calls_of(op, sample)
     assert calls
     for function, arguments in calls:
@@ -115,7 +115,7 @@ def test_contract_hooks_and_second_backward(op, sample):
 
 @pytest.mark.parametrize(("op", "sample"), [case for case in cases() if "-0 " in case.id])
 def test_contract_gradients_are_changed_in_place(op, sample):
-    """Gradients that are differentiated again, as in a gradient penalty."""
+    """This holds also for gradients that are differentiated again, as in a gradient penalty."""
     leaves = sample.leaves()
     output = op.call(leaves)
     gradients = torch.autograd.grad(output, leaves.given, ramp(output), create_graph=True)

@@ -13,7 +13,7 @@ ARM = platform.machine() in ("aarch64", "arm64")
 ALL = ["default", "neon_bf16"] if ARM else ["default", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
 PRINT = "import dcnzoo.ops; print(dcnzoo.ops.cpu_capability())"
 TEST = "import os, sys, pytest; os.environ.pop('PYTEST_XDIST_WORKER', 0); sys.exit(pytest.main(sys.argv[1:]))"
-# the tests' files and -k: AMX has kernels of its own only for convolutions of bfloat16
+# files of tests, and pytest's -k; AMX has its own kernels only for convolutions of bfloat16
 SUITE = ("ops", "deform_conv", "deform_attn", "nms", "not_finite")
 CHOSEN = "matches_reference or half_precision or passes or empty_maps or by_hand or rounded"
 SUITE_OF_AMX = ("ops", "deform_conv", "deform_attn", "not_finite")

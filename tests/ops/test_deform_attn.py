@@ -22,7 +22,7 @@ DCNV3 = [pytest.param(s, id=s.name) for s in dcnv3_cases.samples() if s.tensors[
 def dcnv3_formula(
     input, offset, mask, kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove
 ):
-    """The paper's plain PyTorch: on the map padded with zeros, in coordinates from 0 to 1."""
+    """Compute the paper's formula on the map padded with zeros, in coordinates from 0 to 1."""
     (kernel_h, kernel_w), (dilation_h, dilation_w) = kernel_size, dilation
     padded = F.pad(input, [0, 0, padding[1], padding[1], padding[0], padding[0]])
     batch, height, width, channels = padded.shape
@@ -115,7 +115,7 @@ def test_padding_has_a_gradient_of_zero():
 
 
 def bfloat16_samples(channels):
-    """Yield small calls, with and without Inf in the map, and a decoder's: fewer samples than pixels."""
+    """Yield small calls, with and without Inf in the map, and a decoder's, with fewer samples than pixels."""
     grid = dcnv3_cases.make("half", kernel_size=3, group=2, group_channels=channels)
     attention, packed = ms_cases.make("half", channels=channels), dcnv4_cases.packed(grid)
     decoder = ms_cases.make("few", channels=channels, queries=2, points=3)
@@ -133,7 +133,7 @@ def bfloat16_samples(channels):
 
 @pytest.mark.parametrize("channels", [1, 5, 8, 16, 24, 32, 40, 48, 64, 80])
 def test_bfloat16_forward_is_that_of_float32_rounded_once(channels):
-    """Pairs of vectors, single ones and parts of them, with and without Inf in the map."""
+    """Channels fill pairs of vectors, single vectors and parts of them, with and without Inf in the map."""
     for cases, half in bfloat16_samples(channels):
         expected = cases.call(half.to(torch.float32)).bfloat16()
         torch.testing.assert_close(cases.call(half), expected, rtol=0, atol=0, equal_nan=True)
@@ -142,7 +142,7 @@ def test_bfloat16_forward_is_that_of_float32_rounded_once(channels):
 @pytest.mark.parametrize("fields", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("channels", [1, 5, 16, 24, 40])
 def test_bfloat16_backward_is_that_of_float32_rounded_once(channels, fields):
-    """Likewise; offsets and weights may be float32, and so are their gradients then."""
+    """Offsets and weights may be float32, and then so are their gradients."""
     for cases, half in bfloat16_samples(channels):
         input, *others = half.tensors
         mixed = dataclasses.replace(half, tensors=(input, *(tensor.to(fields) for tensor in others)))

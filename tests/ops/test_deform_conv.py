@@ -101,7 +101,7 @@ def test_integer_offset_reads_a_shifted_input(down, right):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_samples_on_borders_and_grid_lines(axis):
-    """One tap at chosen coordinates on one axis, in the middle of the other: output and gradients."""
+    """One tap samples chosen coordinates on one axis, and the middle of the other. Compare also gradients."""
     height, width = 4, 6
     size = (height, width)[axis]
     coordinates = [-1.5, -1.0, -0.999, -0.5, 0.0, 0.5, 1.0, size - 1.0, size - 0.5, size - 0.001]
@@ -213,7 +213,7 @@ def test_channels_last_weight_has_the_results_of_a_contiguous_one(dtype, groups)
 
 
 # With AMX, bfloat16 is multiplied in tiles of 16 rows × 16 columns, 32 deep, if 8 divides the channels.
-# Channels, outputs and pixels that fill tiles, leave over parts of them, or are less than one.
+# Channels, outputs and pixels fill whole tiles, leave a partial one, or fill less than one.
 TILES = [
     make("whole tiles", channels=64, out_channels=64, size=(8, 12), kernel=(3, 3), padding=1),
     make("parts of tiles", channels=72, out_channels=40, size=(7, 9), offset_groups=3),
@@ -237,7 +237,7 @@ TILES = [
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("sample", TILES, ids=lambda sample: sample.name)
 def test_bfloat16_products_match_reference(sample, channels_last):
-    """Each result differs by few roundings of the sum of its terms' absolute values."""
+    """Each result differs by a few roundings of the sum of its terms' absolute values."""
     sample = sample.to(torch.bfloat16)
     if channels_last and sample.tensors[0].dim() == 4:
         input, *rest = sample.tensors
@@ -311,7 +311,7 @@ def test_torchvisions_order_of_the_arguments():
 
 @every_op
 def test_script(op):
-    """Saved, loaded and run, with one number or one per axis, forward and backward."""
+    """Scripts are saved, loaded and run, with one number or one per axis, forward and backward."""
     rank = op.forms()[0].tensors[1].dim() - 2
     samples = list(op.samples())
     buffer = io.BytesIO()

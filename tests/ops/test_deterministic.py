@@ -48,7 +48,7 @@ def test_only_this_gradient_is_left_to_it(monkeypatch):
 
 @pytest.fixture
 def order(monkeypatch):
-    """A function that switches the required order on or off; backwards choose at every call, as on a GPU."""
+    """Return a function that switches ordered sums on or off; backwards choose at every call, as on a GPU."""
     with torch.library._scoped_library("dcnzoo", "IMPL") as library, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # kernels are replaced
         for operator in OPERATORS.values():
@@ -59,7 +59,7 @@ def order(monkeypatch):
 
 
 def assert_same_in_order(op, sample, order, **tolerance) -> torch.Tensor:
-    """Compare first and second derivatives with the kernels'. Return the gradient of the first tensor."""
+    """Compare first and second derivatives in order with the kernels'. Return the first tensor's gradient."""
     results = []
     for ordered in (False, True):
         order(ordered)
@@ -85,7 +85,7 @@ POOLING = [
 
 @pytest.mark.parametrize("op, settings", POOLING, ids=str)
 def test_pooling(op, settings, order):
-    """For RoIs across every border and invalid ones."""
+    """Pooling sums in order, also for RoIs across every border and for invalid ones."""
     nan, inf = float("nan"), float("inf")
     odd = [[0, nan, 0, 8, 8], [1, 0, 0, inf, 8], [1, 6, 6, 2, 2], [0, 90, 90, 99, 99], [1, -99, -9, 99, 30]]
     sample = op.make("pooling", rois=9, channels=2, **settings)

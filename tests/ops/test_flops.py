@@ -18,7 +18,6 @@ from ..processes import python_with_torch
 flops.register()
 
 
-# those that compute: the others check arguments or describe the CPU
 def count(function) -> int:
     with FlopCounterMode(display=False) as counter:
         function()
@@ -34,7 +33,7 @@ def test_forward_and_backward_are_counted(op):
 
 
 def counts() -> dict[str, list[int]]:
-    """FLOPs without gradients, of a forward that autograd records, and of both passes."""
+    """Return the FLOPs without gradients, of a forward that autograd records, and of both passes."""
     numbers = {}
     for op in op_cases.operators():
         sample = op.forms()[0]
@@ -83,7 +82,7 @@ def test_the_rule_for_thop_counts_as_torch(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["v1", "v2"])
 def test_mmengine_counts_as_torch(kind):
-    """The plain network's operations, those of the prediction, and the samples."""
+    """mmengine counts the plain network's operations, those of the prediction, and the samples."""
     analysis = pytest.importorskip("mmengine.analysis")
     flops.register()
     network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 6, 3, bias=False))

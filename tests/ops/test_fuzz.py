@@ -72,7 +72,7 @@ def overlapping(tensor: Tensor) -> Tensor:
 
 @st.composite
 def laid_out(draw: st.DrawFn, sample: Sample) -> Sample:
-    """Each tensor in its own memory layout."""
+    """Give each tensor its own memory layout."""
     tensors = []
     for place, tensor in enumerate(sample.tensors):
         # expanded and overlapping change values, which image numbers in rois do not allow
@@ -150,7 +150,7 @@ def gradients(function: Callable, sample: Sample, grad_output: Tensor | None = N
 
 
 def assert_equal(actual: Tensor, expected: Tensor, tolerance: float, terms: Tensor | None = None) -> None:
-    """The same elements are finite, and they are equal.
+    """Check that the same elements are finite, and that these are equal.
 
     Args:
         terms: the sum of the absolute values of each result's terms, to which rounding errors are relative.
@@ -245,7 +245,7 @@ def test_extreme_values_do_no_harm(name, data):
 @examples
 @given(data=st.data())
 def test_broken_call_is_refused(name, data):
-    """It is rejected, or it is valid and equals the reference."""
+    """The call is rejected, or it is valid and equals the reference."""
     op = OPERATORS[name]
     sample = data.draw(broken(data.draw(SAMPLES[name])))
     if is_plain_convolution(sample):

@@ -186,7 +186,7 @@ def test_pooling_of_a_map():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_batch_of_more_elements(dtype, require_memory):
-    """Forward, and in float32 all gradients, of which the input's is as large as the input."""
+    """Check the forward and, in float32, all gradients. The input's gradient is as large as the input."""
     require_memory(11 if dtype == torch.float32 else 3)
     images, last = 2**20 + 3, 5
     input = untouched(images, 4, 16, 32, dtype=dtype)

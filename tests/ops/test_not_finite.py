@@ -39,7 +39,7 @@ every_case = pytest.mark.parametrize(("op", "sample"), CASES, ids=[f"{o.name}-{s
 
 
 def assert_same_values(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """The same elements are finite and equal. Others are Inf or NaN, depending on the order of a sum."""
+    """Check that the same elements are finite and equal. Others are Inf or NaN, by the order of a sum."""
     finite = expected.isfinite()
     assert torch.equal(actual.isfinite(), finite)
     actual, expected = actual[finite].double(), expected[finite].double()
@@ -49,7 +49,7 @@ def assert_same_values(actual: torch.Tensor, expected: torch.Tensor, tolerance: 
 def assert_reaches_what_the_formula_reads(
     op: op_cases.Operator, sample: Sample, dtype: torch.dtype, values: tuple[float, ...]
 ) -> None:
-    """Each of ``values`` in each tensor and in the gradient."""
+    """Put each of ``values`` into each tensor and into the output's gradient; compare with the reference."""
     generator = torch.Generator().manual_seed(1)
     sample = sample.to(dtype)
     output = op.call(sample)
@@ -116,7 +116,7 @@ def test_gradients_of_a_group_read_no_other():
 @pytest.mark.parametrize("channels", [8, 12, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_other_outputs_keep_their_bits(channels, dtype):
-    """Outputs that read no Inf or NaN, also at borders, in the tile of one that does."""
+    """Outputs that read no NaN are the same, also at borders and in the tile of an output that reads it."""
     tensors = op_cases.deform_conv.make("bits", batch=1, channels=channels, padding=1).to(dtype).tensors
     expected = deform_conv2d(*tensors, padding=1)
     tensors[0][0, 1, 3, 4] = NAN
@@ -130,7 +130,7 @@ def test_other_outputs_keep_their_bits(channels, dtype):
 
 
 def assert_pooling_reads_no_more(run, device: str = "cpu") -> None:
-    """A sample beyond the centre of the first or last column reads only that column; outside, nothing.
+    """Check that samples beyond the centre of a border column read only that column, and outside nothing.
 
     Args:
         run: calls an overload of an operator.

@@ -37,12 +37,12 @@ def named(cases, first=CASES):
     ]
 
 
-# Each form of these takes another way through the fake kernel; of the others, the first form is enough.
+# Each form of these operators takes another way through the fake kernel; of others, the first form is enough.
 FAKE = ("deform_conv2d", "deform_conv_transpose2d", "dcnv3")
 WAYS = [(op, s) for op, s in FORMS if s.name == op.forms()[0].name or op.name in FAKE]
-# Those of 2d call the same registered operator.
+# Operators of 2d call the same registered operators as these.
 SAME_OPERATOR = [op.name for op in OPERATORS if op.name.endswith(("1d", "3d"))]
-# What Inductor compiles in `make test`; the others are alike.
+# Operators that Inductor compiles in `make test`; the others are alike.
 COMPILED = ("deform_conv2d",)
 OWN = [case for case in CASES if case[1].name != "neither"]  # without torch's own convolution
 HALF = [torch.bfloat16, torch.float16]
@@ -57,7 +57,7 @@ def device() -> str:
 
 
 def moved(sample: Sample, device: str = "cuda") -> Sample:
-    """The sample on a device, also the tensors among its other arguments, such as levels."""
+    """Move a sample to a device, also the tensors among its other arguments, such as levels."""
 
     def to(value):
         if not isinstance(value, Tensor):
@@ -135,7 +135,7 @@ def test_what_is_no_tensor_is_named(op):
 
 @pytest.mark.parametrize("op", op_cases.operators(differentiable=False), ids=lambda op: op.name)
 def test_calls_without_values_are_checked(op):
-    """On the meta device and with fake tensors, by sizes, types and numbers."""
+    """Sizes, types and numbers are checked, on the meta device and with fake tensors."""
     unchecked = (" got meta", " got the tensor of offset", " in row ", " for level ")
     samples = [case for case in op.invalid() if not any(got in case[0].name for got in unchecked)]
     for sample, message in samples:
@@ -175,7 +175,7 @@ def as_function(op, sample: Sample):
 
 @every_op
 def test_gradcheck(op, device):
-    """Of one form. test_matches_reference and test_autograd.py compare derivatives with the reference's."""
+    """Check one form; test_matches_reference and test_autograd.py compare derivatives with the oracle's."""
     function, tensors = as_function(op, moved(op.forms()[0], device))
     in_any_order = 1e-9 if device == "cuda" else 0.0  # because of atomic additions
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
@@ -184,7 +184,7 @@ def test_gradcheck(op, device):
 
 @pytest.mark.parametrize(("op", "sample"), named(FORMS, WAYS))
 def test_opcheck(op, sample, device):
-    """All checks of the first form; of other forms and gradients, those of the fake kernels."""
+    """Run all checks on the first form; on other forms and gradients, run those of schema and fake kernel."""
     for number, (overload, arguments) in enumerate(op.overload_calls(moved(sample, device))):
         checks = ["test_schema", "test_faketensor"]
         if number < 2 and sample.name == op.forms()[0].name and op.name not in SAME_OPERATOR:
@@ -230,7 +230,7 @@ def test_compile_with_inductor(op, device):
     torch._dynamo.reset()
     sample = op.forms()[0].to(torch.float32)
     function, _ = as_function(op, moved(sample, device))
-    # without vectors, inductor need not try with compiled programs which instructions this machine has
+    # without vectors, inductor compiles no programs that test which instructions this machine has
     scalar = {"cpp.vec_isa_ok": False} if device == "cpu" else {}
     compiled = torch.compile(lambda *tensors: (function(*tensors) * 2).relu(), fullgraph=True, options=scalar)
     mine = results(lambda leaves: compiled(*leaves.given), moved(sample, device))

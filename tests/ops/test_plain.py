@@ -44,7 +44,7 @@ def results():
 
 
 def refused():
-    """Of each invalid sample, the function and the argument that the error names."""
+    """Return the function and the argument that the error for each invalid sample names."""
     blamed = {}
     for operator in op_cases.operators(differentiable=False):
         for sample, _ in operator.invalid():
@@ -72,8 +72,8 @@ def test_without_the_library(tmp_path):
 
 
 def test_schemas_and_a_device_without_compiled_kernels():
-    """Calls on the CPU, with the dispatch key of another device. In a separate process, because dcnzoo.export
-    defines more operators."""
+    """The calls run on the CPU with the dispatch key of another device, in a separate process, because
+    dcnzoo.export defines more operators."""
     code = """
 import torch
 import dcnzoo.ops

@@ -69,7 +69,7 @@ def test_border():
     pooled = deform_roi_pool(row, pixel.repeat(len(places), 1), offset, 1, 1.0, 1, gamma=1.0)
     assert pooled.flatten().tolist() == [0, 3, 3, 3, 3.5, 6, 8, 8, 8, 0]
     (gradient,) = torch.autograd.grad(pooled.sum(), offset)
-    # at a pixel centre, the slope on the right; 0 at the ends of the range
+    # at a pixel centre, the gradient is the slope on the right; at the ends of the range, it is 0
     assert gradient[:, 0].flatten().tolist() == [0, 0, 0, 2, 2, 4, 0, 0, 0, 0]
     assert not gradient[:, 1].any()
 

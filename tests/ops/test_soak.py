@@ -1,4 +1,4 @@
-"""Memory stays constant and nothing fails with several threads and processes. `nox -s crash`: longer."""
+"""Memory stays constant and nothing fails with several threads and processes. `nox -s crash` runs longer."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def test_memory_is_flat():
 
 
 def test_gradients_from_several_threads():
-    """Every thread with its own graph of shared parameters, and all threads with one graph."""
+    """Gradients are right if each thread has its own graph of shared parameters, and if all share a graph."""
     sample = deform_conv.make("shared", batch=3, padding=1).leaves()
     output = deform_conv.call(sample)
     grad = ramp(output)

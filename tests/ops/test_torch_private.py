@@ -1,4 +1,4 @@
-"""The private torch symbols that the operators use exist, and each degrades alone."""
+"""The private torch symbols that the operators use exist; without those of a feature, only it is lost."""
 
 from dcnzoo.ops import _torch_private as private
 

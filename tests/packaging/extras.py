@@ -1,4 +1,4 @@
-"""What the documentation shows for an extra: ``python extras.py EXTRA``, in this order, in one folder."""
+"""Run the documented uses of an extra: ``python extras.py EXTRA``, in this order, in one folder."""
 
 import sys
 from pathlib import Path

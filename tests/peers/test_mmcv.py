@@ -78,7 +78,7 @@ def outputs_and_gradients(function, tensors):
 @pytest.mark.parametrize("seed", range(200))
 @pytest.mark.parametrize("modulated", [False, True])
 def test_deform_conv(seed, modulated):
-    """dcnzoo's own function, mmcv's function on dcnzoo's operators, and ``dcnzoo.compat.mmcv``."""
+    """Three functions equal mmcv's: dcnzoo's, mmcv's on dcnzoo's operators, and ``dcnzoo.compat.mmcv``'s."""
     tensors, geometry, deform_groups, step = random_case(1000 * modulated + seed, modulated)
     input, weight, offset, mask, bias = (*tensors, None, None)[:5]
     if modulated:
@@ -138,7 +138,7 @@ def float64():
 
 
 def test_mask_rcnn_r50(float64):
-    """MMDetection's mdconv config, all on mmcv and all on dcnzoo, from the same weights."""
+    """MMDetection's mdconv config has the same losses and gradients on mmcv and on dcnzoo."""
     torch.manual_seed(0)
     ours = mask_rcnn("ResNet", "DCNv2")
     theirs = mask_rcnn(resnet.ResNet, mmcv_ops.ModulatedDeformConv2dPack)
@@ -146,7 +146,7 @@ def test_mask_rcnn_r50(float64):
     for module in ours.modules():
         if isinstance(module, OffsetConv2d):
             nn.init.normal_(module.weight, std=0.01)
-        if isinstance(module, nn.BatchNorm2d):  # the last one of a block starts at zero
+        if isinstance(module, nn.BatchNorm2d):  # the last norm of a block starts at zero
             nn.init.uniform_(module.weight, 0.2, 0.6)
     theirs.load_state_dict(ours.state_dict())
     data = demo_mm_inputs(2, [[3, 64, 96], [3, 96, 64]], num_classes=80, with_mask=True)

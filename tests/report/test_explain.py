@@ -43,7 +43,7 @@ def make_model(shift=(0.0, 0.0)):
 
 
 def by_hand(model, rows, columns, shift=(0, 0)):
-    """The gradient of ordinary convolutions, from transposed convolutions of ones at the outputs."""
+    """Compute the gradient of ordinary convolutions by transposed convolutions of ones at the outputs."""
     out = torch.zeros(1, 5, 12, 12)
     out[:, :, rows, columns] = 1
     padded = F.conv_transpose2d(out, model[1].weight, stride=STRIDE)  # of the map padded by (1, 2)

@@ -47,7 +47,7 @@ def coco(tmp_path):
 
 
 def write_config(file, out, **options):
-    """A config of which the training and the validation have the same data."""
+    """Write a config whose training and validation have the same data."""
     splits = {}
     for name in ("train", "val"):
         (splits[name],) = read_splits(Path(file), ReadOptions())[1].values()
@@ -100,7 +100,7 @@ def test_models(tmp_path, coco, model, expected):
 
 
 def test_a_warm_up_ends_within_the_training(tmp_path, coco):
-    """That of COCO has 500 iterations; 12 epochs of two batches have 24."""
+    """COCO's warm-up has 500 iterations, but 12 epochs of two batches have only 24."""
     file = coco()
     write_config(file, tmp_path / "out.py", model=BOXES)
     warm_up, steps = Config.fromfile(tmp_path / "out.py").param_scheduler
@@ -111,7 +111,7 @@ def test_a_warm_up_ends_within_the_training(tmp_path, coco):
 
 
 def test_classes_that_the_data_does_not_say(tmp_path, coco):
-    """Five classes, although ``CocoDataset`` has 80 by default; and heads with different num_classes."""
+    """A config may have five classes, not ``CocoDataset``'s 80; heads with different numbers are an error."""
     file = coco()
     base = f"_base_ = {BOXES_CONFIG!r}\nmodel = dict(roi_head=dict(bbox_head=dict(num_classes=5)"
     (tmp_path / "one.py").write_text(base + "))")

@@ -107,7 +107,7 @@ def test_mirror(server, tmp_path, monkeypatch):
 
 
 def test_one_of_many_downloads(server, tmp_path):
-    """From several threads, and from several processes."""
+    """Several threads, or several processes, download a file once."""
     url = f"{server.url}/zoo/{NAME}"
     with ThreadPoolExecutor(6) as pool:
         paths = list(pool.map(lambda _: fetch(url, tmp_path), range(6)))

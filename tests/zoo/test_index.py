@@ -59,7 +59,7 @@ MDCONV = "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
         (f"mmdet::{MDCONV}.py", f"mmdet::{MDCONV}.py"),
         (f"mmdet::{MDCONV.removeprefix('dcnv2/')}", f"mmdet::{MDCONV}.py"),
         ("retinanet_r50_fpn_1x_coco.py", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"),
-        # the folder is not in their metafiles
+        # configs whose folder is not in their metafiles
         ("mask-rcnn_r50_fpn_gn-ws-all_2x_coco", "mmdet::gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco.py"),
         ("rpn_r50_fpn_2x_coco", "mmdet::rpn/rpn_r50_fpn_2x_coco.py"),
         ("retinanet_r50_fpn_1x_objects365v1", "mmdet::objects365/retinanet_r50_fpn_1x_objects365v1.py"),
@@ -76,7 +76,7 @@ def test_find(name, id):
         ("mmdet::retinanet/retinanet_r50_1x", "mmdet::retinanet/retinanet_r50_fpn_1x_coco"),
         ("%", "dcnzoo zoo list"),
         ("other::retinanet/retinanet_r50_fpn_1x_coco", "mmdet::retinanet/retinanet_r50_fpn_1x_coco"),
-        ("dino-4scale_r50_8xb2-24e_coco", "found none$"),  # not exactly one weights file
+        ("dino-4scale_r50_8xb2-24e_coco", "found none$"),  # these have no weights file, or several
         ("deepsort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval", "found 2$"),
     ],
 )

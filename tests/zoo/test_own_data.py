@@ -1,4 +1,4 @@
-"""``dcnzoo train --data``: every format leads to a config that trains, or to the mistake."""
+"""``dcnzoo train --data``: every format leads to a config that trains, or to an error with the cause."""
 
 import json
 import re
@@ -160,7 +160,7 @@ def test_test_pictures_are_only_for_tests(tmp_path):
 
 @pytest.mark.parametrize("tool", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_programs_that_do_not_know_dcnzoo_read_the_config(tmp_path, tool):
-    """MMEngine, and MMDetection's own script of a training."""
+    """MMEngine reads it, and MMDetection's own script trains with it."""
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     config = prepare(tmp_path / "fruits", tmp_path / "run")[0]
     arguments = [mim_folder("mmdet") / "tools/train.py", config, "--work-dir", tmp_path / "other"]
@@ -178,7 +178,7 @@ def test_programs_that_do_not_know_dcnzoo_read_the_config(tmp_path, tool):
 
 
 def test_other_data_by_the_names_of_classes(tmp_path, capsys):
-    """Their test set; the categories are in the order of the model's classes."""
+    """The other data is the test set; the categories are in the order of the model's classes."""
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
     recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run")[0], {}, TEST)
     (tmp_path / "other").mkdir()

@@ -1,4 +1,4 @@
-"""What MODEL stands for: every kind, and every mistake."""
+"""The kinds of the argument MODEL, and the mistakes in it."""
 
 import os
 import shutil
@@ -127,7 +127,7 @@ def test_a_copied_work_directory_is_its_own(tmp_path):
 
 @pytest.mark.usefixtures("folder")
 def test_dates_of_files_decide_nothing():
-    """A copy or a clone changes them. A checkpoint has the name of its config."""
+    """A copy or a clone changes dates. A checkpoint has the name of its config."""
     Path("best/best_of_mine.pth").touch()
     Path("best/best_coco_bbox_mAP_epoch_10.pth").touch()
     assert resolve("best").weights == Path("best/best_coco_bbox_mAP_epoch_10.pth")

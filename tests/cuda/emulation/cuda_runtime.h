@@ -80,8 +80,8 @@ using std::min;
 
 constexpr size_t kStack = 1 << 17, kPage = 1 << 12;
 
-// The stack of a thread of a block. A page below it cannot be written: what is too large for it ends the process there,
-// and not later, by damaged memory of others.
+// The stack of a thread of a block. The page below it is protected: a stack that overflows ends the process at once
+// instead of damaging the memory of other threads.
 inline char* stack_of(size_t thread) {
   constexpr size_t kStride = kStack + kPage;
   static char* const stacks = [] {

@@ -1,4 +1,4 @@
-"""FlashInternImage on the package ``DCNv4``. It has no plain code: the layers' operator in PyTorch."""
+"""FlashInternImage on ``DCNv4``, beside dcnzoo's definition in PyTorch, as the project has none."""
 
 from unittest import mock
 

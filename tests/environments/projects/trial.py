@@ -1,4 +1,4 @@
-"""What the programs of this folder share: a model's results on dcnzoo's operators and in plain PyTorch."""
+"""Compare a model's results on dcnzoo's operators with those in plain PyTorch, for the other programs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -55,7 +55,7 @@ def compare(
     pairs = zip(actual, expected, strict=True)
     worst = max(float((a - b).norm() / b.norm().clamp(min=floor)) for a, b in pairs)
     print(f"{len(actual)} outputs and gradients, relative difference at most {worst:.0e}")
-    assert worst < 5e-3  # a ReLU close to zero opens in one of the runs
+    assert worst < 5e-3  # a ReLU close to zero may open in only one of the runs
 
 
 def without_weights() -> AbstractContextManager:
