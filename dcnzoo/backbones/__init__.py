@@ -1,6 +1,6 @@
 """Backbones built on deformable operators. They need only torch; ``dcnzoo.models`` registers them.
 
-``ViTAdapter`` around a vision transformer by its name also needs timm.
+``ViTAdapter`` also needs timm if you give the vision transformer by its name.
 
 The network ``internimage_t()`` returns the feature maps of its levels, finest first.
 ``internimage_t(num_classes=1000)`` is the official ImageNet classifier and returns logits.

@@ -11,7 +11,7 @@ from dcnzoo.layers.channels_last import build_activation, build_norm
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention: ``(N, Q, C)`` and ``(N, L, C)`` to ``(N, Q, out_channels)``."""
+    """Multi-head attention of queries ``(N, Q, C)`` to keys ``(N, L, C)``: ``(N, Q, out_channels)``."""
 
     def __init__(self, channels: int, heads: int, out_channels: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Classifier(ChecksArguments, nn.Module):
             self.head = nn.Linear(self.head_hidden_size, self._integer("num_classes", num_classes))
 
     def _merge_levels(self, maps: Sequence[Tensor]) -> Tensor:
-        """The head's input ``(N, num_features, H, W)``, from the levels' maps ``(N, H, W, C)``.
+        """Return the head's input ``(N, num_features, H, W)``, made from the levels' maps ``(N, H, W, C)``.
 
         Raises:
             RuntimeError: the sizes of the last two levels do not match (with ``use_clip_projector``).
@@ -107,7 +107,7 @@ class Classifier(ChecksArguments, nn.Module):
         return x + finer
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)``.
+        """Return the logits ``(N, num_classes)``.
 
         Args:
             x: the head's input, ``(N, num_features, H, W)``.

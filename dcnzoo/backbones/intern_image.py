@@ -47,7 +47,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width and doubles the channels; channels last."""
+    """Halves the height and width of a channels-last map and doubles its channels."""
 
     def __init__(self, channels: int, norm_layer: str) -> None:
         super().__init__()
@@ -152,18 +152,18 @@ class InternImage(Classifier):
 
     Args:
         core_op: ``'DCNv3'`` or None; accepted because the official configs set it.
-        channels: of the first level. Each further level has twice as many.
-        depths, groups: number of blocks, and of channel groups of the operator, on each level.
+        channels: number of channels of the first level. Each further level has twice as many.
+        depths, groups: number of blocks, and number of the operator's channel groups, on each level.
         mlp_ratio: hidden channels of the MLP, as a multiple of the level's channels.
-        drop_rate: of dropout, after the stem and in the MLPs.
-        drop_path_rate: of stochastic depth. It grows from zero in the first block to this rate in the last,
-            or is the same in all blocks with ``drop_path_type='uniform'``.
+        drop_rate: rate of the dropout after the stem and in the MLPs.
+        drop_path_rate: rate of stochastic depth. It grows from zero in the first block to this value in the
+            last, or is the same in all blocks with ``drop_path_type='uniform'``.
         act_layer, norm_layer: as in :class:`dcnzoo.layers.DCNv3`; also used in the stem and between levels.
         layer_scale: initial value of a learnt factor per channel and branch. None: no such factor.
-        offset_scale: of the operator.
+        offset_scale: scales the operator's kernel and offsets.
         post_norm: norms after the branches instead of before them.
         with_cp: recompute each block's activations in the backward pass: less memory, more time.
-        dw_kernel_size, center_feature_scale: of the operator, for InternImage-H and -G.
+        dw_kernel_size, center_feature_scale: arguments of the operator, for InternImage-H and -G.
         res_post_norm: norms before **and** after the branches, for InternImage-H.
         level2_post_norm, level2_post_norm_block_ids: norms after these blocks of the third level, for
             InternImage-H and -G.
@@ -172,7 +172,7 @@ class InternImage(Classifier):
         num_classes: number of classes of the official classifier. None: no head.
         cls_scale: input channels of the head's last layer, as a multiple of the last level's channels.
         use_clip_projector: the head of InternImage-H and -G: attention over the last two levels.
-        in_chans: of the image.
+        in_chans: number of channels of the image.
 
     Returns:
         a tuple of maps ``(N, channels · 2^i, H / 2^(i+2), W / 2^(i+2))``; with ``num_classes``, logits
@@ -290,7 +290,7 @@ class InternImage(Classifier):
         return self
 
     def _maps(self, x: Tensor) -> list[Tensor]:
-        """The maps ``(N, H, W, C)`` of all levels, finest first.
+        """Return the maps ``(N, H, W, C)`` of all levels, finest first.
 
         Raises:
             RuntimeError: the shape of ``x`` is invalid.
@@ -319,7 +319,7 @@ class FlashInternImage(InternImage):
 
     Args:
         core_op: ``'DCNv4'`` or None.
-        offset_scale: of the operator.
+        offset_scale: scales the operator's kernel and offsets.
         mlp_fc2_bias, dcn_output_bias: whether the last layer of the MLP, or of the operator, has a bias.
         **options: other arguments of :class:`InternImage`.
     """

@@ -2,7 +2,7 @@
 
 A convolutional stem, the spatial prior, makes maps of strides 4 to 32. Their tokens and those of the ViT
 exchange values by multi-scale deformable attention: injectors add the maps to the ViT's tokens before each of
-four stages of blocks, extractors add the tokens to the maps after it. The adapter of DINOv3 (Siméoni et al.
+four stages of blocks, extractors add the tokens to the maps after each. The adapter of DINOv3 (Siméoni et al.
 2025) is the same network without injectors, around a frozen ViT. Names of parameters are those of the
 official releases for the adapter, and timm's for the ViT.
 """
@@ -30,13 +30,13 @@ from dcnzoo.utils.text import few, nearest
 
 PATCH = 16
 STAGES = 4
-# classes of timm that the adapter can take apart
+# timm's classes whose parts the adapter can use
 VITS = ("VisionTransformer", "VisionTransformerDistilled", "Beit", "Eva")
 # the parts of the ViT, which do not train if it is frozen
 _VIT = ("patch_embed", "pos_embed", "pos_drop", "norm_pre", "rope", "blocks", "norm")
 _OWN = "spm.stem.0.weight"  # a parameter that only adapters have
 _PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
-# official names of parameters -> timm's: layer scale of ViTs, and Uni-Perceiver's
+# official parameter names -> timm's names, for layer scale and for Uni-Perceiver
 _RENAMED = {
     r"\.gamma_?([12])$": r".ls\1.gamma",
     r"^visual_embed\.patch_embed\.proj\.": "patch_embed.proj.",
@@ -48,15 +48,15 @@ _RENAMED = {
 }
 
 
-# what deformable attention from the tokens of some maps to those of others needs: the reference points
-# [1, Q, 1, 2], (x, y); the shapes [L, 2], (height, width)
+# arguments of deformable attention: the queries' reference points [1, Q, 1, 2], (x, y), and the shapes of the
+# value maps [L, 2], (height, width)
 Points = tuple[Tensor, Tensor]
 
 
 def _points(queries: Sequence[tuple[int, int]], values: Sequence[tuple[int, int]], like: Tensor) -> Points:
     references = []
     for height, width in queries:
-        # float32 also in bfloat16, which has no value between 0.996 and 1
+        # always float32, because bfloat16 has no value between 0.996 and 1
         y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
         x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
         rows, columns = torch.meshgrid(y, x, indexing="ij")
@@ -66,7 +66,7 @@ def _points(queries: Sequence[tuple[int, int]], values: Sequence[tuple[int, int]
 
 def _maps(tokens: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:  # [N, S, C] -> [N, C, H, W] each
     parts = tokens.split([height * width for height, width in sizes], 1)
-    # torch's batch norm on a CPU has wrong gradients for one image with the strides of a sequence
+    # contiguous, because torch's batch norm on a CPU has wrong gradients for one transposed image
     return [
         part.transpose(1, 2).unflatten(2, size).contiguous() for part, size in zip(parts, sizes, strict=True)
     ]
@@ -77,7 +77,7 @@ def _tokens(maps: Sequence[Tensor]) -> Tensor:
 
 
 class SpatialPrior(nn.Module):
-    """Convolutions that return maps of strides 4, 8, 16 and 32; without ``first``, those from 8 on."""
+    """Convolutions that return maps of strides 4, 8, 16 and 32; without ``first``, None for stride 4."""
 
     def __init__(self, inputs: int, inner: int, channels: int, first: bool) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class SpatialPrior(nn.Module):
         return None if self.fc1 is None else self.fc1(c1), rest
 
 
-class _Depthwise(nn.Module):  # has the official name of its convolution, ffn.dwconv.dwconv
+class _Depthwise(nn.Module):  # gives the convolution its official name, ffn.dwconv.dwconv
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
@@ -178,31 +178,31 @@ class Interaction(nn.Module):
 class ViTAdapter(ChecksArguments, nn.Module):
     """ViT-Adapter around a vision transformer of timm.
 
-    The parts of the ViT are taken over (``patch_embed``, ``pos_embed``, ``blocks``). Patches of another size
+    The adapter uses parts of the ViT (``patch_embed``, ``pos_embed``, ``blocks``). Patches of another size
     are resized to 16 × 16. Pictures are padded with zeros to multiples of 32, and the maps are cropped to
     ``ceil(size / stride)``, as those of a ResNet.
 
     Args:
-        vit: a model of timm: ``vit_*``, ``deit_*``, ``beit*``, also DINOv2 and DINOv3; its name, or a dict of
-            the name (``model_name``) and other arguments of ``timm.create_model``. The authors' ViTs have
+        vit: a model of timm (``vit_*``, ``deit_*``, ``beit*``, DINOv2 or DINOv3), its name, or a dict of its
+            name (``model_name``) and other arguments of ``timm.create_model``. The authors' ViTs have
             ``init_values=1.0`` (layer scale), except for MAE.
-        pretrained: load weights: True: timm's, of the ViT; or a file, see :meth:`load_pretrained`.
-        drop_path_rate: of stochastic depth, in the ViT (if it is not a module) and the extractors, from 0 to
-            below 1.
-        conv_inplane: channels of the stem.
-        deform_num_heads, deform_ratio: number of heads, and ratio of channels of the deformable attention.
+        pretrained: True: load timm's weights of the ViT. A file: load it, see :meth:`load_pretrained`.
+        drop_path_rate: rate of stochastic depth, from 0 to below 1, in the extractors and, unless ``vit`` is
+            a module, in the ViT.
+        conv_inplane: number of channels of the stem.
+        deform_num_heads, deform_ratio: number of heads, and ratio of channels, of deformable attention.
         init_values: initial factor of the injectors.
         injectors: False: the maps do not change the ViT's tokens, as in the adapter of DINOv3.
-        use_extra_extractor: two more extractors after the last stage.
-        stage_maps: add the tokens of each stage to the map of its own, not the last ones to all maps.
+        use_extra_extractor: add two more extractors after the last stage.
+        stage_maps: add the tokens of stage i to map i. False: add the last stage's tokens to every map.
         final_norm: apply the ViT's last norm to the tokens that leave the ViT.
         prefix_tokens: keep class and register tokens in the blocks. The authors' ViTs have none.
-        window: size of the windows, or a size or None (global attention) per block.
+        window: size of the windows in all blocks, or a list with a size or None (no windows) per block.
         pad_input: see :class:`dcnzoo.backbones.windows.WindowAttention`; True for BEiT and Uni-Perceiver.
         patch_bias: add a bias to the patches of a ViT that has none, for Uni-Perceiver.
-        norm_eps: of the adapter's layer norms; another than 1e-6 is also set in the ViT's.
-        frozen: the ViT has no gradients and stays in evaluation mode. Without injectors, its activations are
-            not stored either.
+        norm_eps: eps of the adapter's layer norms. A value other than 1e-6 is also set in the ViT's norms.
+        frozen: the ViT's parameters get no gradients, and it stays in evaluation mode. Without injectors, its
+            activations are not stored either.
         with_cp: recompute activations in the backward pass: less memory, more time.
         out_indices: the maps that are returned: 0 to 3 have the strides 4 to 32.
 
@@ -282,7 +282,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
     def _take_over(self, vit: Any, final_norm: bool, prefix_tokens: bool, patch_bias: bool) -> None:
         projection: Any = getattr(getattr(vit, "patch_embed", None), "proj", None)
         known = any(kind.__name__ in VITS for kind in type(vit).__mro__)
-        # not with a convolutional network before it, or parallel blocks
+        # refuse ViTs with a convolutional network before them, or with parallel blocks
         plain = known and not hasattr(vit.patch_embed, "backbone")
         if not plain or not all(hasattr(block, "attn") for block in vit.blocks):
             expected = f"a vision transformer of timm ({', '.join(VITS)}), not hybrid or with parallel blocks"
@@ -307,7 +307,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
             for name in _PREFIX_TOKENS:
                 self.register_parameter(name, getattr(vit, name, None))
         for block in self.blocks:
-            if hasattr(block.attn, "num_prefix_tokens"):  # that rotary positions leave out
+            if hasattr(block.attn, "num_prefix_tokens"):  # tokens that rotary positions skip
                 block.attn.num_prefix_tokens = self.prefix
         self.norm = None
         if final_norm:
@@ -346,17 +346,17 @@ class ViTAdapter(ChecksArguments, nn.Module):
         """Load weights.
 
         Args:
-            source: True: timm's, of the ViT. Or a file: in a format that timm reads for this ViT; what the
-                adapter does not use, such as a classifier, may be there or not. Or a file of an adapter with
-                the same settings, or of a detector with it.
+            source: True: timm's weights of the ViT. Or a file with weights of the ViT in a format that timm
+                reads; parts that the adapter does not use, such as a classifier, are optional. Or a file with
+                weights of an adapter with the same settings, or of a detector with such an adapter.
 
         Raises:
-            ValueError: the ViT was given as a module, the weights cannot be read, lack parameters, or are
-                those of another adapter.
+            ValueError: the ViT was given as a module, or the weights cannot be read, lack parameters, or
+                belong to another adapter.
         """
         if self.vit_options is None:
             self._refuse("pretrained", "False with a module, which has its weights", repr(source))
-        # timm refuses weights that lack a parameter, and those of most ViTs have no layer scale
+        # timm refuses weights that lack a parameter. Most lack layer scale, so create the ViT without it
         options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
         try:
             state = {} if source is True else _read(str(source))
@@ -367,9 +367,9 @@ class ViTAdapter(ChecksArguments, nn.Module):
                 return
             vit: Any = _create(pretrained=source is True, **options)
             unset = [] if source is True else _load_file(vit, str(source), state)
-        except Exception as error:  # of many types: timm, torch and the Hub raise it
+        except Exception as error:  # timm, torch and the Hub raise errors of many types
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
-            # for weights of another ViT, torch's text names each parameter
+            # shortened: for weights of another ViT, torch's message names each parameter
             text = textwrap.shorten(f"{type(error).__name__} {error}", 300, placeholder=" …")
             address = _address(options["model_name"]) if source is True else ""
             self._refuse("pretrained", expected, f"{source!r}: {text}{address}")
@@ -392,7 +392,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
         for name, value in values.items():
             is_table = name.endswith("relative_position_bias_table")
             if is_table and len(value) == len(self.get_parameter(name)) - 3:
-                value = F.pad(value, (0, 0, 0, 3))  # the authors' have no rows for the class token
+                value = F.pad(value, (0, 0, 0, 3))  # the authors' tables have no rows for the class token
             state_dict[prefix + name] = value
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -417,15 +417,15 @@ class ViTAdapter(ChecksArguments, nn.Module):
         return module(*args, **kwargs)
 
     def _vit_gradients(self) -> Any:
-        """The context of the ViT: without gradients, if none passes through it."""
-        # not while gradients are off anyway: torch.export would record the change
+        """Return the context in which the ViT runs. It disables gradients if none passes through the ViT."""
+        # if gradients are off already, change nothing: torch.export would record the change
         return torch.no_grad() if self._detached and torch.is_grad_enabled() else nullcontext()
 
     def _embed(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # [N, prefix + H · W, C]
         x = self.patch_embed.norm(self.patch_embed.proj(x).flatten(2).transpose(1, 2))
         if self.pos_embed is not None:
             table = self.pos_embed[:, self.prefix_rows :].transpose(1, 2).unflatten(2, self.grid_size)
-            # without antialiasing, as the authors do; timm has it
+            # without antialiasing, as in the authors' code; timm uses antialiasing
             table = F.interpolate(table, size=size, mode="bicubic", align_corners=False)
             x = x + table.flatten(2).transpose(1, 2)
         if self.prefix:
@@ -444,7 +444,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
         settings = rope.normalize_coords, rope.grid_offset, rope.grid_indexing, rope.aug_active
         if settings != ("separate", 0, "ij", False):
             self._refuse("vit", "the rotary positions of DINOv3", rope)
-        # as timm, but for float(height), which makes the size of an exported model a constant
+        # as in timm, but without float(height), which would fix the image size of an exported model
         axes = [(torch.arange(n, dtype=torch.float32, device=rope.periods.device) + 0.5) / n for n in size]
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1) * 2 - 1
         angles = (2 * math.pi * grid[..., None].to(rope.periods.dtype) / rope.periods).flatten(1)
@@ -505,14 +505,14 @@ class ViTAdapter(ChecksArguments, nn.Module):
 
 
 def _timms_name(name: str) -> str:
-    """timm's name of a parameter of the official checkpoints."""
+    """Return timm's name for a parameter of the official checkpoints."""
     for pattern, replacement in _RENAMED.items():
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def _join_position_embeddings(values: dict[str, Tensor]) -> None:
-    """Replace the two position embeddings of Uni-Perceiver, which also reads videos, by that of a picture."""
+    """Replace Uni-Perceiver's spatial and temporal position embeddings by the embedding of one image."""
     names = [f"visual_embed.patch_embed.{kind}_pos_embed.weight" for kind in ("spatial", "temporal")]
     if names[0] in values:
         spatial, temporal = (values.pop(name) for name in names)
@@ -542,7 +542,7 @@ def _create(**options: Any) -> nn.Module:
 
 
 def _read(file: str) -> dict[str, Any]:
-    """Return the state dict in a file; {} for a file of NumPy arrays, which the ViT reads."""
+    """Return the state dict in a file; {} for a file of NumPy arrays, which timm's ViT reads itself."""
     _import_timm()
     from timm.models import load_state_dict
 
@@ -550,7 +550,7 @@ def _read(file: str) -> dict[str, Any]:
 
 
 def _load_file(vit: Any, file: str, state: Mapping[str, Any]) -> list[str]:
-    """Load what timm reads for this ViT, with or without a classifier; return what the file lacks."""
+    """Load a file, with or without a classifier, into the ViT. Return the parameters that it lacks."""
     if not state:
         vit.load_pretrained(file)
         return []
@@ -567,7 +567,7 @@ def _warn_of_resized_patches(vit: Any, state: Mapping[str, Any], source: bool | 
 
 
 def _address(name: str) -> str:
-    """Where timm's weights are, and how to use a file."""
+    """Return a hint for errors: the address of timm's weights, and how to use a copy of the file."""
     cfg = _import_timm().get_pretrained_cfg(name)
     address = cfg and (cfg.url if not cfg.hf_hub_id else f"https://huggingface.co/{cfg.hf_hub_id}")
     return f"; the file is at {address}, and pretrained=FILE reads a copy" if address else ""

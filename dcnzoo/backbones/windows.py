@@ -1,4 +1,4 @@
-"""Attention in windows, over the layers of one of timm's attentions.
+"""Attention in windows, built from the layers of one of timm's attention modules.
 
 timm has none. ViTDet (Li et al. 2022) and ViT-Adapter (Chen et al. 2023) compute most blocks in windows of
 14 × 14 tokens.
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dcnzoo.layers.base import ChecksArguments
 
-# no sets: the order of parameters is that of every process, and of an optimizer's state
+# tuples, not sets: parameters must have the same order in every process and in an optimizer's state
 _PARTS = ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop")
 _PARAMETERS = ("q_bias", "v_bias", "relative_position_bias_table")
 
@@ -24,11 +24,11 @@ class WindowAttention(ChecksArguments, nn.Module):
     are keys, too, as in the authors' code.
 
     Args:
-        attention: of a block of timm's ``VisionTransformer``, ``Beit`` or ``Eva``. Its layers are taken over.
-            A table of relative positions is resized to the window.
+        attention: attention of a block of timm's ``VisionTransformer``, ``Beit`` or ``Eva``. Its layers are
+            used. A table of relative positions is resized to the window.
         window: height and width of a window, in tokens.
-        pad_input: pad the tokens, so that padded keys and values are the biases of ``qkv``. False: pad the
-            queries, keys and values, which are then zero.
+        pad_input: True: pad the tokens, so that the padded keys and values are the biases of ``qkv``. False:
+            pad the queries, keys and values with zeros.
 
     Raises:
         ValueError: ``window`` is below 1, or the attention has parts that this class does not compute.
@@ -63,7 +63,7 @@ class WindowAttention(ChecksArguments, nn.Module):
         """Return the attention of a map of tokens, in its shape.
 
         Args:
-            options: those of timm's attention (masks); must be None.
+            options: other arguments of timm's attention (masks); each must be None.
         """
         height, width = x.shape[1:3]
         if self.pad_input:
@@ -90,13 +90,13 @@ class WindowAttention(ChecksArguments, nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N · rows · columns, window², C]
         window = self.window
-        # not -(-height // window), which ONNX's Div rounds to another size
+        # not -(-size // window): ONNX's Div rounds negative numbers towards zero
         rows, columns = ((size + window - 1) // window for size in x.shape[1:3])
         x = F.pad(x, (0, 0, 0, columns * window - x.shape[2], 0, rows * window - x.shape[1]))
         x = x.unflatten(1, (rows, window)).unflatten(3, (columns, window))
         return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
-    def _join(self, x: Tensor, height: int, width: int) -> Tensor:  # the reverse
+    def _join(self, x: Tensor, height: int, width: int) -> Tensor:  # the reverse of _split
         window = self.window
         rows, columns = ((size + window - 1) // window for size in (height, width))
         x = x.unflatten(0, (-1, rows, columns)).unflatten(3, (window, window))

@@ -1,4 +1,4 @@
-"""Interfaces of other packages on dcnzoo's operators, and patches of other packages."""
+"""Interfaces of other packages, implemented with dcnzoo's operators, and patches for other packages."""
 
 from dcnzoo.compat.compiled import provide
 

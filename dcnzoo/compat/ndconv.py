@@ -17,7 +17,7 @@ The layout is that of the original's CUDA kernels, in the version whose README h
 - ``weight`` ``(O, C / groups, *kernel)``, as in torch.
 - Each group of ``c = C / groups`` channels has ``d = offset_field_channels_per_groups`` deformable groups of
   its own. The group's channel ``i`` belongs to deformable group ``⌊i · d / c⌋``; ``d`` need not divide ``c``.
-  Its names in later versions, ``deformable_groups_per_groups`` and ``deformable_groups``, are accepted too.
+  This argument's later names, ``deformable_groups_per_groups`` and ``deformable_groups``, work too.
 - A corner outside the map counts as zero: the border rule of :mod:`dcnzoo.ops`.
 
 ``docs/migration.md`` lists the differences from the original.
@@ -59,9 +59,9 @@ def _of_rank(rank: int) -> Callable[..., Tensor]:
         """Deformable convolution with the arguments and the layout of the module's docstring.
 
         Raises:
-            RuntimeError: ``kernel_size`` differs from the weight's, ``offset_field``, ``attn_mask`` or
-                ``offset_field_channels_per_groups`` is invalid, or so is an argument of
-                :func:`dcnzoo.ops.deform_conv2d`.
+            RuntimeError: ``kernel_size`` differs from the weight's, or ``offset_field``, ``attn_mask``,
+                ``offset_field_channels_per_groups`` or an argument of :func:`dcnzoo.ops.deform_conv2d` is
+                invalid.
         """
         per_group = offset_field_channels_per_groups
         _check_groups(rank, input, weight, kernel_size, groups, per_group)

@@ -7,10 +7,10 @@ Each replacement is a :class:`Patch`. ``import dcnzoo.models`` applies three kin
 - :data:`REGISTERED`: entries of OpenMMLab's registries, by their registered names.
 - fixes for mmcv, mmengine and mmdet: the table in :mod:`dcnzoo.openmmlab.patches.table`.
 
-The environment variable ``DCNZOO_PATCHES`` selects patches by their names, separated by commas: ``off`` is
-none, ``-deform_conv,-DCN`` all except these, ``deform_conv,DCN`` only these, and ``cuda`` all, with dcnzoo's
-CUDA kernels also beside a compiled mmcv. It is read once, by ``import dcnzoo``. :func:`active` lists the
-applied patches; ``dcnzoo doctor`` prints them with targets, reasons and versions.
+The environment variable ``DCNZOO_PATCHES`` selects patches by their names, separated by commas: ``off``
+selects none, ``-deform_conv,-DCN`` all except these, ``deform_conv,DCN`` only these, and ``cuda`` all, with
+dcnzoo's CUDA kernels even if mmcv is compiled. It is read once, by ``import dcnzoo``. :func:`active` lists
+the applied patches; ``dcnzoo doctor`` prints them with targets, reasons and versions.
 
 ``mmcv._ext`` for mmcv-lite replaces nothing, so it has no switch. This module imports neither torch nor
 OpenMMLab.
@@ -27,7 +27,7 @@ from dcnzoo.utils.text import nearest
 VARIABLE = "DCNZOO_PATCHES"
 OPERATORS = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn")
 REGISTERED = ("DCN", "DCNv2", "MultiScaleDeformableAttention", "CocoDataset", "CocoMetric")
-OF_DATA = ("skip_unreadable_images",)  # beside some of REGISTERED, of dcnzoo.openmmlab.datasets
+OF_DATA = ("skip_unreadable_images",)  # applied with some of REGISTERED; in dcnzoo.openmmlab.datasets
 CUDA = "cuda"
 
 _ABSENT = object()
@@ -36,7 +36,7 @@ _ABSENT = object()
 class Changes(contextlib.ExitStack):
     """Changes to attributes and entries of mappings. Leaving the context, or ``close()``, undoes them.
 
-    Those of a :class:`Patch` stay open while it is applied.
+    A :class:`Patch` keeps its changes open while it is applied.
     """
 
     def set(self, owner: object, name: str, value: object) -> None:
@@ -92,7 +92,7 @@ class Patch:
 
     @property
     def applied(self) -> bool:
-        """Whether the changes are made."""
+        """Return whether the changes are made."""
         return self._changes is not None
 
     def apply(self) -> None:
@@ -125,7 +125,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class _Switches:
-    """Which patches are on: ``named`` by name, all others by ``default``. ``cuda`` is off by default."""
+    """Which patches are on: ``named`` for names in it, else ``default``; ``cuda`` is off by default."""
 
     default: bool = True
     named: dict[str, bool] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class _Switches:
 
 
 def _parse(text: str) -> _Switches:
-    """The switches that ``text``, a value of DCNZOO_PATCHES, describes."""
+    """Return the switches that ``text``, a value of DCNZOO_PATCHES, describes."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if "off" in names:
         if len(names) > 1:
@@ -151,12 +151,12 @@ _patches: list[Patch] = []
 
 
 def enabled(name: str) -> bool:
-    """Whether a patch is switched on."""
+    """Return whether a patch is switched on."""
     return _switches[name]
 
 
 def add(*new: Patch, complete: bool = False) -> None:
-    """Add patches, and apply each one that is switched on. A patch that was added before is left alone.
+    """Add patches, and apply each one that is switched on. A patch that was added before is skipped.
 
     Args:
         complete: whether all patches have been added now, so that names can be checked.
@@ -184,11 +184,11 @@ def _require_known_names() -> None:
 
 
 def table() -> tuple[Patch, ...]:
-    """The known patches. The list is complete after ``import dcnzoo.models``."""
+    """Return the known patches. The list is complete after ``import dcnzoo.models``."""
     return tuple(_patches)
 
 
 def active() -> list[str]:
-    """The names of the applied patches, and ``cuda`` if it is switched on."""
+    """Return the names of the applied patches, and ``cuda`` if it is switched on."""
     names = [patch.name for patch in _patches if patch.applied] + [CUDA] * enabled(CUDA)
     return list(dict.fromkeys(names))

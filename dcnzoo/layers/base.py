@@ -1,4 +1,4 @@
-"""The bases of layers: checks of their arguments, and one node of a graph of ``torch.fx`` per layer."""
+"""Base classes of layers: checks of arguments, and a single ``torch.fx`` graph node per layer."""
 
 from collections.abc import Iterable
 from numbers import Integral
@@ -15,7 +15,7 @@ class ChecksArguments:
         raise error(f"{type(self).__name__}: {argument}: expected {expected}, got {value}")
 
     def _integers(self, name: str, value: Any, count: int = 1, least: int = 1) -> tuple[int, ...]:
-        """``count`` integers of at least ``least``, also NumPy's; one number is the value of all."""
+        """Return ``value`` as ``count`` integers of at least ``least``. A single number is repeated."""
         values: tuple = tuple(value) if isinstance(value, Iterable) else (value,) * count
         if len(values) != count or not all(isinstance(v, Integral) and int(v) >= least for v in values):
             expected = "an integer" if count == 1 else f"an integer or {count} integers"
@@ -29,8 +29,8 @@ class ChecksArguments:
 class Leaf(ChecksArguments, nn.Module):
     """During ``torch.fx.symbolic_trace``, a call of the layer is one node of the graph.
 
-    fx treats only the layers of ``torch.nn`` so. It calls ``forward`` of the traced root module, so the
-    operators of a layer that is the root become nodes.
+    By default, fx does this only for layers of ``torch.nn``. If the layer is the root module, fx calls its
+    ``forward``, so the layer's operators become nodes.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

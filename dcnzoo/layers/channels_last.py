@@ -24,7 +24,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def build_norm(kind: str, channels: int, first_in: bool = False, first_out: bool = False) -> nn.Sequential:
-    """A norm over channels, with the permutations that its input and output need.
+    """Return a norm over channels, with the permutations that its input and output need.
 
     Parameter names of the official checkpoints contain the norm's index in the ``nn.Sequential``, after the
     permutations.
@@ -50,7 +50,7 @@ def build_norm(kind: str, channels: int, first_in: bool = False, first_out: bool
 
 
 def build_activation(kind: str) -> nn.Module:
-    """An activation by its name: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``. Any other name is a ValueError."""
+    """Return an activation: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``. Raise ValueError for any other name."""
     activations = {"GELU": nn.GELU(), "ReLU": nn.ReLU(inplace=True), "SiLU": nn.SiLU(inplace=True)}
     if kind not in activations:
         raise ValueError(f"act_layer: expected 'GELU', 'ReLU' or 'SiLU', got {kind!r}")

@@ -51,7 +51,7 @@ class ConversionReport:
     def check(self, model: nn.Module) -> None:
         """Raise RuntimeError unless the model still has all layers that the conversion has made.
 
-        Call it after a program of others has fused, copied or loaded the model, without its wrappers.
+        Call it after another program has fused, copied or loaded the model. Pass it without wrappers.
         """
         modules = dict(model.named_modules(remove_duplicate=False))
         if lost := [name for name in self.replaced if not isinstance(modules.get(name), packed._Pack)]:
@@ -80,7 +80,7 @@ def to_deformable(
     im2col_step: int | None = None,
     example: Any = None,
 ) -> ConversionReport:
-    """Replaces convolutions of a model with deformable ones, in place, which compute the same until trained.
+    """Replaces convolutions of a model, in place, with deformable ones that compute the same until trained.
 
     ``dcnzoo.to_deformable(resnet, 'layer[3-4].*.conv2')`` adds DCNv2 to the last two stages. Convert the
     model before you create the optimizer, and before you wrap (DDP) or compile the model.
@@ -100,14 +100,14 @@ def to_deformable(
             replaced under all of them.
         kind: ``'v1'``: offsets (DCN). ``'v2'``: offsets and a mask (DCNv2).
         mask_activation: ``'sigmoid'``, ``'softmax'`` or a module; each layer gets its own copy.
-        example: an input of the model, or a tuple of its arguments. A copy of the model runs on it in
-            evaluation; unless it calls every new layer and has the same output, an error leaves the model
-            unconverted.
+        example: an input of the model, or a tuple of its arguments. A converted copy of the model runs on it
+            in evaluation mode. If it does not call every new layer, or its output differs, an error is
+            raised and the model stays unconverted.
         offset_groups, mask_groups, offset_limit, offset_activation, prediction, float32_offsets, im2col_step:
             see :class:`dcnzoo.layers.PackedDeformConv2d`.
 
     Returns:
-        The replaced modules, and the other matching modules with the reason (they also cause a warning):
+        The replaced modules, and the matching modules that cannot be replaced (they also cause a warning):
         kernels of one tap, subclasses of torch's convolutions, hooks, different padding on the two sides.
 
     Raises:
@@ -142,7 +142,7 @@ def to_deformable(
 def packed_layer(
     kind: str = "v2", *, mask_activation: str | nn.Module = "sigmoid", **options: Any
 ) -> Callable[[ConvNd], nn.Module]:
-    """The function that converts one convolution; the arguments are those of :func:`to_deformable`."""
+    """Return the function that converts one convolution; the arguments are those of :func:`to_deformable`."""
     if kind not in ("v1", "v2"):
         raise ValueError(f"to_deformable: kind: expected 'v1' or 'v2', got {kind!r}")
 
@@ -294,7 +294,7 @@ def _to_packed(convolution: Any, **options: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         pack: Any = _PACKS[kind](**geometry, **more, **options, device=weight.device)
     pack.weight, pack.bias = convolution.weight, convolution.bias
-    for name in vars(convolution).keys() - vars(pack).keys():  # of a host: f, i and type of YOLO
+    for name in vars(convolution).keys() - vars(pack).keys():  # added by a model, as YOLO's f, i, type
         setattr(pack, name, vars(convolution)[name])
     if memory_format(weight) != torch.contiguous_format:
         pack.conv_offset.to(memory_format=memory_format(weight))
@@ -308,7 +308,7 @@ def _to_packed(convolution: Any, **options: Any) -> nn.Module:
 
 @torch.no_grad()
 def _check_start(pack: Any) -> None:
-    """The activations make an offset of 0 and a mask of 1 of a prediction of 0."""
+    """Check that the activations turn a prediction of 0 into an offset of 0 and a mask of 1."""
     for name, channels, start in (
         ("offset_activation", pack.offset_channels, 0.0),
         ("mask_activation", pack.mask_channels, 1.0),

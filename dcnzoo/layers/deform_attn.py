@@ -129,10 +129,10 @@ class DCNv3(_ChannelsLast):
     linear projections (``input_proj``, ``output_proj``).
 
     Args:
-        channels: of input and output.
-        kernel_size: odd.
-        dw_kernel_size: of the depth-wise convolution, odd. Default: ``kernel_size``.
-        stride, dilation: of the kernel. The output has ``ceil(size / stride)`` pixels.
+        channels: number of channels of input and output.
+        kernel_size: an odd number.
+        dw_kernel_size: kernel size of the depth-wise convolution, an odd number. Default: ``kernel_size``.
+        stride, dilation: as in a convolution. The output has ``ceil(size / stride)`` pixels.
         pad: must be ``dilation · (kernel_size - 1) / 2``.
         group: number of channel groups. The channels of a group share their sampling points.
         offset_scale: scales the kernel and the offsets.
@@ -203,14 +203,14 @@ class DCNv4(_ChannelsLast):
     Args:
         channels, kernel_size, stride, pad, dilation, group, offset_scale, remove_center: as in
             :class:`DCNv3`.
-        dw_kernel_size: of a depth-wise convolution before ``offset_mask`` (``offset_mask_dw``). None: no such
-            convolution.
+        dw_kernel_size: kernel size of a depth-wise convolution (``offset_mask_dw``) before ``offset_mask``.
+            None: no such convolution.
         center_feature_scale: as in :class:`DCNv3`, but predicted from the operator's output.
         output_bias: whether ``output_proj`` has a bias.
         without_pointwise: leave out both projections.
         mask_start: initial value of the mask. With the official 0, the output does not depend on the input
-            at first; a batch norm and a ReLU then make it zero, and no gradient ever changes that. 1 / P for
-            P taps starts as the average of the samples.
+            at first; a batch norm and a ReLU then make it zero, and no gradient ever changes that. With 1 / P
+            for P taps, the operator starts as the average of the samples.
         act_layer, norm_layer: no effect, as in the official layer. Networks written for :class:`DCNv3` pass
             them.
 
@@ -262,14 +262,14 @@ class DCNv4(_ChannelsLast):
         self.reset_parameters()
 
     def set_mask_start(self, value: float) -> None:
-        """Change the initial value of the mask, before :meth:`reset_parameters` sets it."""
+        """Change the initial value that :meth:`reset_parameters` gives the mask."""
         points = self.taps // self.group  # a group's 2P offsets, then its P factors
         start = ([0.0] * (2 * points) + [float(value)] * points) * self.group
         self.offset_mask.start = start + [0.0] * (self.offset_mask.out_features - len(start))
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
-            if is_traced(input):  # as the root module; a proxy has no dim(), so assume (N, H, W, C)
+            if is_traced(input):  # the root module; a proxy has no dim(), so assume (N, H, W, C)
                 return self._forward(input)
         if input.dim() != 3:
             return self._forward(input)

@@ -23,7 +23,7 @@ from dcnzoo.ops._torch_private import ConvNd, ConvTransposeNd
 class _Deformable(Leaf):
     """Base of the plain and transposed layers. A subclass sets ``rank`` and the ``function`` to call."""
 
-    if TYPE_CHECKING:  # an attribute of the layer, which TorchScript must not find annotated here
+    if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
         kernel_size: tuple[int, ...]
 
     rank: ClassVar[int]
@@ -172,8 +172,8 @@ class DeformConv1d(_DeformConvNd):
 class DeformConv2d(_DeformConvNd):
     """``nn.Conv2d`` with taps displaced by ``offset`` and weighted by ``mask``.
 
-    Takes the arguments of ``nn.Conv2d``, of which ``padding`` is a number, and ``im2col_step``, the maximum
-    number of images processed at a time, which bounds memory. Parameters and initialisation are those of
+    Takes the arguments of ``nn.Conv2d`` (``padding`` must be numbers) and ``im2col_step``, the maximum number
+    of images processed at a time, which bounds memory. Parameters and initialisation are those of
     ``nn.Conv2d``. Without ``offset`` and ``mask``, the output is that of ``nn.Conv2d``.
 
     ``forward(input, offset=None, mask=None)`` with

@@ -108,7 +108,7 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
 
 
 def branch(*widths: int) -> nn.Sequential:
-    """Fully connected layers with a ReLU after each but the last, which starts at zero."""
+    """Return fully connected layers, with a ReLU after each but the last, which starts at zero."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]

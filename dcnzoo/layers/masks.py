@@ -9,13 +9,13 @@ from dcnzoo.ops.mask_softmax import softmax_of_taps
 
 
 class _Scaled(nn.Module):
-    """Base of activations of masks with a factor.
+    """Base of the activations of masks, which multiply their result by a factor.
 
     A factor other than 1 is a buffer, ``scale``, so that it is saved with the weights of the layer, whose
     values depend on it. :mod:`dcnzoo.layers.state_dicts` reads it.
     """
 
-    if TYPE_CHECKING:  # an attribute of the module, which TorchScript must not find annotated here
+    if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
         scale: float | Tensor
 
     def __init__(self, scale: float = 1.0) -> None:

@@ -44,7 +44,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         num_points: int = 4,
         value_proj_ratio: float = 1.0,
     ) -> None:
-        nn.Module.__init__(self)  # not super(): the layer registered in OpenMMLab also derives from mmcv's
+        nn.Module.__init__(self)  # not super(): the layer in OpenMMLab's registry also derives from mmcv's
         embed_dims, num_heads = self._integer("embed_dims", embed_dims), self._integer("num_heads", num_heads)
         num_levels = self._integer("num_levels", num_levels)
         num_points = self._integer("num_points", num_points)
@@ -96,7 +96,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         level_start_index: Tensor | None = None,  # [L]
         key_padding_mask: Tensor | None = None,  # [N, S], True: reads as zero
     ) -> Tensor:  # [N, Q, C]
-        """Same computation and order of arguments as the official layer.
+        """Compute the same as the official layer, with the same order of arguments.
 
         Args:
             query: ``(N, Q, embed_dims)``, including the positional encoding.
@@ -135,7 +135,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         shift: Tensor,  # [N, Q, heads, L · points · 2]
         shapes: Tensor,
     ) -> Tensor:  # [N, Q, heads, L, points, 2]
-        """The normalised sampling locations, in one pass over vectors of all levels and points."""
+        """Return the normalised sampling locations, computed for all levels and points at once."""
         sizes = (self.num_levels, self.num_points, 2)
         reference = reference[:, :, None, :, None]  # [N, Q, 1, L, 1, 2 or 4]
         extent = shapes.flip(-1)[:, None].to(shift.dtype)  # [L, 1, 2], (width, height)
@@ -148,7 +148,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         def flat(vectors: Tensor) -> Tensor:
             return vectors.expand(*vectors.shape[:-3], *sizes).flatten(-3)
 
-        # in mmcv's order of operations, for the same bits
+        # mmcv's order of operations, so that the results are bitwise the same
         if size is None and exporting():  # torch's older exporter to ONNX has no addcdiv
             locations = flat(centre) + shift / flat(extent)
         elif size is None:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class _ZeroInit(ChecksArguments, nn.Module):
     """Mixin: the weight starts at zero, the bias at zero or ``start``; they stay there until training.
 
-    A call raises RuntimeError if a norm of the weight, such as ``weight_norm``, has made a weight of zero
-    NaN: all samples would be zero, without an error and without gradients.
+    A call raises RuntimeError if a norm of the weight, such as ``weight_norm``, has turned the zero weight
+    into NaN: all samples would be zero, without an error and without gradients.
 
     Attributes:
         start: initial values of the bias. None: zero.
     """
 
-    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
+    if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
         weight: Tensor
         bias: Tensor | None
     start: list[float] | None = None
@@ -41,7 +41,7 @@ class _ZeroInit(ChecksArguments, nn.Module):
     def reset_parameters(self) -> None:
         for name in ("weight", "bias"):
             parameter = self._parameters.get(name)  # None if weight_norm or prune computes it
-            if parameter is not None:  # not nn.init.zeros_, which Transformers disables for a while
+            if parameter is not None:  # not nn.init.zeros_, which Transformers disables at times
                 parameter.copy_(self._start_of(parameter))
 
     def _start_of(self, parameter: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class _ZeroInit(ChecksArguments, nn.Module):
         return parameter.new_tensor(self.start)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> "Self":
-        """Apply ``fn`` as in ``nn.Module``, but leave a predictor that is at its start there.
+        """Apply ``fn`` as ``nn.Module`` does, but restore a predictor that had its initial values.
 
         ``network.apply(init)`` would otherwise start the training with random offsets.
         """
@@ -122,8 +122,8 @@ def limit_offset(offset: Tensor, limit: float) -> Tensor:
 def accept_legacy_offsets(model: nn.Module) -> None:
     """Makes ``model.load_state_dict`` accept keys from before mmcv 1.0.
 
-    They have the offsets beside the layer: ``conv2_offset.weight`` for ``conv2.conv_offset.weight``. torch
-    passes a layer only the keys below its own name, so that a module above it must rename them.
+    Such keys are beside the layer, not in it: ``conv2_offset.weight`` for ``conv2.conv_offset.weight``. torch
+    passes a layer only the keys below its own name, so a module above the layer must rename them.
     """
     model.register_load_state_dict_pre_hook(_rename_legacy_offsets)
 
@@ -141,7 +141,7 @@ def _rename_legacy_offsets(model: nn.Module, state_dict: dict[str, Tensor], pref
 def offset_parameter_groups(
     model: nn.Module, lr: float, offset_lr_mult: float = 0.1, groups: Sequence[dict[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """Optimizer parameter groups with a lower learning rate for the prediction of offsets and masks.
+    """Returns optimizer parameter groups with a lower learning rate for predictors of offsets and masks.
 
     Example: ``torch.optim.AdamW(offset_parameter_groups(model, lr=1e-3), weight_decay=0.05)``. In a config of
     mmengine, ``dcn_offset_lr_mult`` has this effect.
@@ -149,18 +149,18 @@ def offset_parameter_groups(
     Args:
         model: a model with layers of :mod:`dcnzoo.layers` or :mod:`dcnzoo.models` that predict offsets.
         lr: learning rate of all other parameters.
-        offset_lr_mult: the prediction's learning rate, as a multiple of ``lr``, or of the group's.
+        offset_lr_mult: the predictors' learning rate, as a multiple of ``lr``, or of the group's rate.
         groups: existing groups to split, with their options, such as exemptions from weight decay (timm's
             ``param_groups_weight_decay(model)``). Default: one group of all parameters.
 
     Returns:
-        For each group, a group of the other parameters and a group of the prediction's, without empty groups.
+        For each group, a group of all other parameters and a group of the predictors', without empty groups.
         Each parameter is in one group.
 
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: ``lr`` or ``offset_lr_mult`` is not a number of at least 0, or no group has a parameter of
-            the prediction.
+            a predictor.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"offset_parameter_groups: model: expected an nn.Module, got {type(model).__name__}")
@@ -177,7 +177,7 @@ def offset_parameter_groups(
         options = {"lr": lr, **group}
         others: list[Any] = []
         predictions: list[Any] = []
-        for entry in entries:  # a parameter, or a pair of its name and it
+        for entry in entries:  # a parameter, or a (name, parameter) pair
             parameter = entry[1] if isinstance(entry, tuple) else entry
             (predictions if id(parameter) in offsets else others).append(entry)
         has_offsets |= bool(predictions)

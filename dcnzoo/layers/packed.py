@@ -28,7 +28,7 @@ from dcnzoo.ops._arguments import transforms_active
 class _Pack(TracksOffsets, nn.Module):
     """Mixin of all packed layers. It must precede the class of the convolution."""
 
-    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
+    if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
         rank: ClassVar[int]
         in_channels: int
         transposed: bool
@@ -116,7 +116,7 @@ class _Pack(TracksOffsets, nn.Module):
         """Add ``conv_offset``, and with a separable prediction ``offset_features`` before it."""
         channels = self.in_channels
         geometry: dict[str, Any] = dict(kernel_size=1)  # one prediction for each pixel of the input
-        if not self.transposed:  # the layer's own, so that the prediction has the size of the output
+        if not self.transposed:  # the layer's geometry, so that the prediction has the output's size
             names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
             geometry = {name: getattr(self, name) for name in names}
         if prediction == "separable":
@@ -146,7 +146,7 @@ class _Pack(TracksOffsets, nn.Module):
                 self._refuse(name, f"the default: it has no effect without {without}=True", "another value")
 
     def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The offset and the mask for ``input``; None for one that the layer does not predict."""
+        """Return the offset and the mask for ``input``, or None for one that the layer does not predict."""
         offset: Tensor | None = None
         mask: Tensor | None = None
         unbatched = self._is_unbatched(input)
@@ -169,7 +169,7 @@ class _Pack(TracksOffsets, nn.Module):
         return offset, mask
 
     def _match_memory_format(self, output: Tensor, input: Tensor) -> Tensor:
-        """The output, channels-last if the input or the weight is, as from torch's convolution."""
+        """Return the output, channels-last if the input or the weight is, as torch's convolution does."""
         if torch.jit.is_scripting():
             return output
         last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(output.dim())
@@ -270,9 +270,9 @@ class PackedDeformConv2d(_PackedDeformConvNd, DeformConv2d):
             it if offsets diverge in training.
         prediction: ``'dense'``: a convolution predicts the offsets, as in the papers. ``'separable'``: a
             depthwise convolution, a layer norm, GELU and a pointwise convolution do, as in DCNv3. Choose it
-            for depthwise layers, of which a dense convolution costs many times more than the layer itself.
-        float32_offsets: predict offsets and mask in float32 under autocast. bfloat16 rounds them to 1/128
-            pixel at 1 pixel, and more beyond.
+            for depthwise layers, for which a dense one costs many times more than the layer itself.
+        float32_offsets: predict offsets and mask in float32 under autocast. bfloat16 rounds an offset of
+            1 pixel to 1/128 pixel, and larger offsets more coarsely.
         im2col_step: maximum number of images processed at a time, to bound memory.
 
     Parameters: ``weight``, ``bias``, and those of ``conv_offset``, a convolution with the geometry of the

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
 
-MMCVS_VERSION = 2  # of mmcv's packed layers, in the metadata of state dicts
-# names of the convolutions that predict, those of offsets first: dcnzoo, mmcv, DCNv2, tvdcn, plain PyTorch
+MMCVS_VERSION = 2  # the version of mmcv's packed layers in the metadata of state dicts
+# names of the predicting convolutions, offsets first, in dcnzoo, mmcv, DCNv2, tvdcn, plain PyTorch
 PREDICTORS = ["offset_generator", "conv_offset", "conv_offset_mask", "offset_conv"]
 PREDICTORS += ["mask_generator", "conv_mask", "modulator_conv", "m_conv"]
 
@@ -17,17 +17,17 @@ _SIGMOIDS = {"conv_offset_mask": 1.0, "m_conv": 1.0, "mask_generator": 2.0, "mod
 
 
 def convert(layer: Any, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any]) -> None:
-    """Change the entries of a layer to those of a packed one, in place.
+    """Convert the entries of another layer to those of a packed layer, in place.
 
     Args:
         metadata: torch's metadata of the saved layer.
     """
-    # names of the convolution itself in the two layers in plain PyTorch that many projects copy
+    # the main convolution's name in the two plain-PyTorch layers that many projects copy
     main = "conv" if f"{prefix}p_conv.weight" in state_dict else "regular_conv"
     for name in ("weight", "bias"):
         if f"{prefix}{main}.{name}" in state_dict:
             state_dict[f"{prefix}{name}"] = state_dict.pop(f"{prefix}{main}.{name}")
-        if f"{prefix}p_conv.{name}" in state_dict:  # predicts y of all taps, then x: interleave them
+        if f"{prefix}p_conv.{name}" in state_dict:  # predicts y of all taps, then x of all taps: interleave
             y, x = state_dict.pop(f"{prefix}p_conv.{name}").chunk(2)
             state_dict[f"{prefix}offset_conv.{name}"] = torch.stack([y, x], 1).flatten(0, 1)
     if isinstance(layer.mask_activation, MaskSigmoid | MaskSoftmax):
@@ -56,30 +56,30 @@ def _convert_scale(
         elif names:
             scale = _SIGMOIDS[names[0]]
         else:
-            return  # for a layer with the buffer, the key is then missing
+            return  # torch then reports a missing key if the layer has the buffer
         state_dict[key] = weight.new_tensor(scale)
     if not isinstance(activation.scale, Tensor):
         state_dict[f"{prefix}weight"] = weight * state_dict.pop(key).to(weight)
 
 
 def _join_predictors(layer: Any, state_dict: dict[str, Tensor], names: list[str], joined: str) -> None:
-    """Join convolutions, perhaps without bias or in groups, into one."""
+    """Join the predicting convolutions, which may have no bias or several groups, into one."""
     weights = [state_dict.pop(f"{name}.weight") for name in names]
-    weights = [  # only tvdcn's have groups: another width is an error
+    weights = [  # only tvdcn's convolutions have groups: in others, a wrong width is an error
         _ungrouped(weight, layer.in_channels) if name.endswith("_generator") else weight
         for name, weight in zip(names, weights, strict=True)
     ]
     biases = [state_dict.pop(f"{name}.bias") for name in names if f"{name}.bias" in state_dict]
     state_dict[f"{joined}.weight"] = torch.cat(weights)
-    # no bias at all, as in tvdcn's layers with bias=False, is a bias of zero
+    # if no convolution has a bias, as in tvdcn's layers with bias=False, use zeros
     if not biases and layer.conv_offset.bias is not None:
         biases = [weight.new_zeros(len(weight)) for weight in weights]
-    if len(biases) == len(names):  # if only some have one, torch reports a missing key
+    if len(biases) == len(names):  # if only some have a bias, torch reports a missing key
         state_dict[f"{joined}.bias"] = torch.cat(biases)
 
 
 def _ungrouped(weight: Tensor, channels: int) -> Tensor:  # [O, C / groups, *kernel] -> [O, C, *kernel]
-    """The full weight that equals a grouped one: zeros between the groups."""
+    """Return the full weight that computes the same as a grouped one: it has zeros between groups."""
     width = weight.shape[1]
     groups, rest = divmod(channels, width)
     if groups < 2 or rest:

@@ -48,7 +48,7 @@ class TracksOffsets:
     TorchScript ignore them.
     """
 
-    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
+    if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
         kernel_size: Any
         stride: Any
         padding: Any
@@ -60,7 +60,7 @@ class TracksOffsets:
     _last_modulation: Tensor | None = None  # [3]
 
     def _is_recorded(self, prediction: Tensor) -> bool:
-        compiles = torch.compiler.is_compiling() and not exporting()  # the program stores them when it runs
+        compiles = torch.compiler.is_compiling() and not exporting()  # the compiled program stores them
         return self.track_offsets and (compiles or can_read(prediction)) and prediction.numel() > 0
 
     def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
@@ -76,7 +76,7 @@ class TracksOffsets:
         self._last_offsets = _measure_shifts(grid, shift, size, axis=-rank - 1)
 
     def _record_shifts(self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor]) -> None:
-        """Record statistics of offsets, as :func:`_measure_shifts` does, with the coordinates last."""
+        """Record the result of :func:`_measure_shifts` for tensors with the coordinates on the last axis."""
         if self._is_recorded(shift):
             self._last_offsets = _measure_shifts(grid, shift, size)
 
@@ -92,7 +92,7 @@ class TracksOffsets:
 def _measure_shifts(
     grid: Tensor, shift: Tensor, size: Sequence[int | Tensor], axis: int = -1
 ) -> Tensor:  # [3]
-    """Measure offsets.
+    """Return the mean and largest absolute offset, and the share of points that leave the map.
 
     Args:
         grid: sampling points without offsets, in pixels.
@@ -125,7 +125,7 @@ def track_offsets(model: nn.Module, enabled: bool = True) -> None:
 
 
 def offset_statistics(model: nn.Module) -> dict[str, OffsetStatistics]:
-    """Offset statistics of each layer's last forward pass, by the layer's name.
+    """Returns the offset statistics of each layer's last forward pass, by the layer's name.
 
     Empty until you call :func:`track_offsets` and run the model.
     """
@@ -133,7 +133,7 @@ def offset_statistics(model: nn.Module) -> dict[str, OffsetStatistics]:
 
 
 def modulation_statistics(model: nn.Module) -> dict[str, ModulationStatistics]:
-    """:func:`offset_statistics` of the masks. Layers without a mask (DCN v1) are not included."""
+    """Like :func:`offset_statistics`, for masks. Layers without a mask (DCN v1) are not included."""
     return _statistics(model, "_last_modulation", ModulationStatistics)
 
 

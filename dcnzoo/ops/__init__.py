@@ -1,9 +1,9 @@
-"""The operators as functions. They need only torch. Their compiled kernels are in the folder ops/ of a clone.
+"""The operators as functions. They need only torch. The sources of their kernels are in ops/ of a clone.
 
 A call passes, in this order, the function in ``deform_conv.py``, autocast and vmap in ``_transforms.py``, the
 derivatives in ``_autograd.py``, and ``choose.py``, which chooses among the kernels: the libraries that
 ``_library.py`` loads, ``fused/`` and ``reference.py``. The record of an operator (``operator.py``),
-below its function, has all that ``register.py`` registers with torch.
+below its function, has everything that ``register.py`` registers with torch.
 """
 
 from ._library import cpu_capability as cpu_capability

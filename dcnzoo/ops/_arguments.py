@@ -1,4 +1,4 @@
-"""Arguments by name, their checks, and sizes given as one integer or one per axis.
+"""Named arguments of operators, their checks, and sizes given as one integer or one per axis.
 
 Operators must stay scriptable: code that ``torch.jit.script`` cannot compile is guarded by
 ``torch.jit.is_scripting()``.
@@ -24,9 +24,9 @@ Int3 = int | tuple[int, int, int] | list[int]
 
 @cache
 def arguments_of(name: str) -> Any:
-    """The named tuple of the arguments of ``dcnzoo::name``, in the order of its schema, with its defaults.
+    """Return the class of the calls of ``dcnzoo::name``: a named tuple of the arguments in the schema.
 
-    Kernels in Python make it where torch calls them: torch leaves out trailing arguments that equal their
+    Kernels in Python need its defaults: torch does not pass them trailing arguments that equal their
     defaults.
     """
     arguments = getattr(torch.ops.dcnzoo, name).default._schema.arguments
@@ -64,22 +64,22 @@ def _as_list(value: Any, name: str, count: int) -> list[int]:
 
 
 def is_traced(value: object) -> bool:
-    """Whether ``value`` is a proxy of ``torch.fx.symbolic_trace``, which has nothing to check."""
+    """Return whether ``value`` is a proxy of ``torch.fx.symbolic_trace``, which has nothing to check."""
     return isinstance(value, Proxy)
 
 
 def exporting() -> bool:
-    """Whether a program is recorded: ``torch.export``, ``torch.onnx.export``, ``torch.jit.trace``.
+    """Return whether ``torch.export``, ``torch.onnx.export`` or ``torch.jit.trace`` records a program.
 
-    ``torch.compile`` is no export: it runs the program here.
+    ``torch.compile`` is no export, because it runs the program in this process.
     """
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
 
 def can_read(tensor: Any) -> bool:
-    """Whether Python may use a tensor's values, and store results of them; on a GPU, reading them waits.
+    """Return whether Python may read a tensor's values and store results. On a GPU, reading them blocks.
 
-    A traced, fake or meta tensor has none, and those of a ``torch.func`` transform end with it.
+    A traced, fake or meta tensor has no values. In a ``torch.func`` transform, they are invalid after it.
     """
     if torch.compiler.is_compiling() or exporting() or transforms_active() or not isinstance(tensor, Tensor):
         return False
@@ -142,7 +142,7 @@ def _check_kinds(name: str, input: object, weight: object, *optional: object) ->
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
-    """The memory format of a kernel's output: channels_last if ``tensor`` has it, else contiguous."""
+    """Return the memory format of an output: channels_last if ``tensor`` has it, else contiguous."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
     if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
         return last

@@ -55,7 +55,7 @@ def register_autograd(record: Operator) -> None:
         if (has_tangents or is_plain) and not record.is_backward:
             result = choose.run_plain(record, key, named(*arguments))
             if has_tangents or any_requires_grad(result):
-                return result  # else it has no graph, as without RoIs
+                return result  # otherwise it has no graph, for example without RoIs
         with enable_single_level_autograd_function():
             return function.apply(*named(*arguments), keys)
 
@@ -63,7 +63,7 @@ def register_autograd(record: Operator) -> None:
 
 
 def _below_autograd(operator: torch._ops.OpOverload, keys: Any, arguments: Sequence) -> Any:
-    # redispatch: a call of the operator would start at the top of the dispatcher, at autocast, again
+    # redispatch, because an ordinary call would start at the top of the dispatcher, with autocast, again
     with AutoDispatchBelowAutograd():
         try:
             return operator.redispatch(keys & after_autograd_keyset, *arguments)
@@ -73,7 +73,7 @@ def _below_autograd(operator: torch._ops.OpOverload, keys: Any, arguments: Seque
 
 
 def _function(record: Operator) -> Any:
-    """The derivative as an autograd function of the operator's arguments and the dispatch keys.
+    """Return the derivative as an autograd function of the operator's arguments and the dispatch keys.
 
     It handles a single level: the current transform of ``torch.func``, or plain autograd. The dispatcher
     calls it again for each other level.
@@ -104,14 +104,14 @@ def _function(record: Operator) -> Any:
             with torch.autocast(kind, enabled=False):
                 return *backward(ctx, *grads), None
 
-    return type(f"dcnzoo_{record.name}", (Function,), {})  # which names the nodes of its graphs
+    return type(f"dcnzoo_{record.name}", (Function,), {})  # autograd names graph nodes after this class
 
 
 def in_forward_mode(*tensors: Tensor | None) -> bool:
-    """Whether a backward must be differentiable in forward mode, which the ``_backward`` operators are not.
+    """Return whether a backward must support forward mode, which the ``_backward`` operators do not.
 
-    In a ``torch.func`` transform, the tangents of outer levels are not visible here. Any dual level counts
-    then.
+    In a ``torch.func`` transform, the tangents of outer levels are not visible here. There, any dual level
+    counts.
     """
     return in_dual_level() and (transforms_active() or choose.has_tangents(tensors))
 
@@ -119,13 +119,13 @@ def in_forward_mode(*tensors: Tensor | None) -> bool:
 def reference_gradients(
     reference: Callable, grad_output: Any, arguments: Any, names: Sequence[str]
 ) -> list[Tensor | None]:
-    """The gradients of the arguments with these names, computed by differentiating the reference.
+    """Return the gradients of the arguments called ``names``, by differentiating the reference.
 
     They are deterministic and support forward mode. The gradient of an argument that is None is None.
 
     Args:
-        grad_output: a tensor, or a tuple of them like the reference's result.
-        arguments: a named tuple.
+        grad_output: a tensor or a tuple of tensors, like the reference's result.
+        arguments: the reference's arguments, a named tuple.
     """
     present = [name for name in names if getattr(arguments, name) is not None]
     if not present:
@@ -152,24 +152,24 @@ def with_backward(
     keeps_format: bool = False,
     flops: Callable | None = None,
 ) -> tuple[Operator, Operator]:
-    """The record with its derivative, and the record of its backward, the operator ``_{name}_backward``.
+    """Return ``forward`` with its derivative, and the record of its backward, ``_{name}_backward``.
 
     The backward takes ``grad_output``, tensors and numbers of the forward, and ``output_mask``. It returns
-    the gradients of the arguments ``gradients``, and an empty tensor for each that ``output_mask`` excludes.
+    the gradients of the arguments ``gradients``. Those that ``output_mask`` excludes are empty tensors.
     The second derivative differentiates ``reference`` twice, which is exact but slow.
 
     Args:
-        saves: arguments of the backward that the forward does not have, by functions of the forward's call.
-        recompute: computes the arguments that the backward does not take, by name, from its call.
+        saves: name of a backward argument that the forward lacks -> function of the forward's call.
+        recompute: returns the forward's arguments that the backward lacks, by name, from its call.
         is_linear: whether the operator is linear in the only argument that has a gradient. The second
             derivative then is the operator itself.
-        rows: tensors of the backward with a row per region. The deterministic gradient then is the sum of
+        rows: tensors of the backward that have one row per region. The deterministic gradient then adds up
             one region at a time, which bounds the memory.
         in_order: computes a deterministic first gradient from a call of the backward, because the kernels on
             a GPU add atomically. Default: differentiate ``reference``.
         keeps_format: whether the first gradient has the memory format of its argument. Otherwise it is
             contiguous.
-        flops: of the backward. Default: those of the forward for the first gradient, and for the others.
+        flops: FLOPs of the backward. Default: the forward's for the first gradient, again for the others.
     """
     derivative = _Derivative(forward, gradients, saves or {}, recompute, is_linear, rows, keeps_format)
     backward = Operator(
@@ -194,10 +194,10 @@ class _Derivative:
 
     Attributes:
         operator, call: the operator ``_{name}_backward``, and the class of its calls.
-        positions: of the ``gradients`` among the forward's arguments.
-        tensors: names of its first arguments: ``grad_output`` and the other tensors. Numbers follow, and with
-            ``has_mask`` ``output_mask``.
-        stored: names of the arguments that the forward stores.
+        positions: positions of the ``gradients`` among the forward's arguments.
+        tensors: names of the backward's first arguments: ``grad_output`` and the other tensors. After them
+            come numbers and, if ``has_mask``, ``output_mask``.
+        stored: names of the backward's arguments that the forward stores.
     """
 
     def __init__(self, forward: Operator, gradients, saves, recompute, is_linear, rows, keeps_format):
@@ -213,7 +213,7 @@ class _Derivative:
         self.positions = [forward.call._fields.index(name) for name in gradients]
 
     def forward_call(self, call: Any) -> Any:
-        """The call of the operator, from one of its backward."""
+        """Return the forward's call for a call of the backward."""
         names = [name for name in self.forward.call._fields if name in self.call._fields]
         return self.forward.call(**{name: getattr(call, name) for name in names}, **self.recompute(call))
 
@@ -241,11 +241,11 @@ class _Derivative:
         return tuple(results)
 
     def by_reference(self, call: Any, names: Sequence[str]) -> list[Tensor | None]:
-        """The gradients with these names, of a call of the backward."""
+        """Differentiate the reference: return the gradients ``names`` for a call of the backward."""
         return reference_gradients(self.forward.reference, call.grad_output, self.forward_call(call), names)
 
     def in_order(self, call: Any) -> Tensor:
-        """The first gradient, bitwise identical at every call."""
+        """Compute the first gradient in a fixed order, so that it is bitwise identical at every call."""
         name, dtype = self.gradients[0], call.grad_output.dtype
         if not self.rows:
             return cast(Tensor, self.by_reference(call, [name])[0]).contiguous()
@@ -279,10 +279,10 @@ class _Derivative:
         by_name = dict(zip(names, second, strict=True))
         return tuple(by_name.get(name) for name in self.call._fields)
 
-    # Other entries of the record of the backward
+    # Other fields of the backward's record
 
     def batched(self) -> str:
-        """The kinds of the backward's tensors and gradients, by those of the forward's arguments."""
+        """Return ``Operator.batched`` of the backward: the kinds of its tensors and of its gradients."""
         if not self.forward.batched:
             return ""
         inputs = self.forward.batched.split("->")[0]
@@ -308,7 +308,7 @@ class _Derivative:
         return [None if tensor is None else torch.empty_like(tensor) for tensor in tensors]
 
     def run(self, compute: Callable[[Any, list[str]], list[Tensor | None]], *arguments: Any) -> Any:
-        """The results of the backward: ``compute`` returns the needed ones, the others are empty."""
+        """Return the backward's results: ``compute`` returns the needed ones, the others are empty."""
         call = self.call(*arguments)
         inputs, mask = self.forward_call(call), self.needed(call)
         names = [name for name, is_needed in zip(self.gradients, mask, strict=True) if is_needed]

@@ -17,7 +17,7 @@ _BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setu
 
 loaded: dict[str, Path] = {}  # device -> the library that was loaded
 problems: dict[str, str] = {}  # device -> why its library was not loaded
-_definitions: torch.library.Library | None = None  # of the operators, where the library does not load
+_definitions: torch.library.Library | None = None  # of the operators, if the CPU library does not load
 
 
 def _schemas() -> list[str]:
@@ -27,7 +27,7 @@ def _schemas() -> list[str]:
 
 
 def names() -> list[str]:
-    """The names of the operators, without ``dcnzoo::``; those of backwards begin with an underscore."""
+    """Return the operators' names without ``dcnzoo::``; those of backwards begin with an underscore."""
     return [schema.partition("(")[0] for schema in _schemas()]
 
 
@@ -58,8 +58,8 @@ def _load_cuda(cuda: str) -> None:
 
 _load("cpu", _FOLDER / "_C_cpu.so")
 if "cpu" in loaded:
-    # The CUDA library has kernels only: the CPU library defines the schemas. It needs libtorch_cuda, which
-    # only a CUDA build of torch loads.
+    # The CPU library defines the schemas, the CUDA library only has kernels. The CUDA library needs
+    # libtorch_cuda, which only a CUDA build of torch loads.
     if torch.version.hip is not None:
         problems["cuda"] = "this torch is a ROCm build, and dcnzoo has compiled kernels only for CPU and CUDA"
     elif torch.version.cuda is None:
@@ -78,35 +78,35 @@ implementations = torch.library.Library("dcnzoo", "IMPL")  # the kernels in Pyth
 
 
 def _revision() -> str:
-    """The version, and a checksum of the operators' Python files and libraries."""
+    """Return the version, and a checksum of the operators' Python files and libraries."""
     digest = hashlib.sha256()
     for path in sorted([*_FOLDER.rglob("*.py"), *loaded.values()]):
         digest.update(path.read_bytes())
     return f"dcnzoo {__version__} {digest.hexdigest()[:16]}"
 
 
-# torch keeps compiled code on disk, by the names of its operators. The derivatives that dcnzoo registers are
-# in this code: with the same key, code of the version before would run after an upgrade.
+# torch caches compiled code on disk, with the operators' names in the key. The code contains the derivatives
+# that dcnzoo registers: with the same key, code of the old version would run after an upgrade.
 torch.compiler.config.cache_key_tag += _revision()
 
 
 def has_ops() -> bool:
-    """Whether the compiled operators are loaded."""
+    """Return whether the compiled operators are loaded."""
     return "cpu" in loaded
 
 
 def is_defined() -> bool:
-    """Whether the operators can be called, compiled or not."""
+    """Return whether the operators can be called, compiled or not."""
     return has_ops() or _definitions is not None
 
 
 def with_cuda() -> bool:
-    """Whether the compiled CUDA kernels are loaded and torch finds a GPU."""
+    """Return whether the compiled CUDA kernels are loaded and torch finds a GPU."""
     return "cuda" in loaded and torch.cuda.is_available()
 
 
 def cpu_capability() -> str:
-    """The instruction set that the CPU kernels use.
+    """Return the instruction set that the CPU kernels use.
 
     On x86-64 ``default``, ``avx2``, ``avx512``, ``avx512_bf16`` or ``amx_bf16``, on Arm ``default`` or
     ``neon_bf16``. ``none`` without compiled operators.

@@ -60,17 +60,17 @@ else:
 
 
 def transforms_active() -> bool:
-    """Whether this runs within ``torch.func.jvp``, ``grad`` or ``vmap``."""
+    """Return whether this runs within ``torch.func.jvp``, ``grad`` or ``vmap``."""
     return TRANSFORMS not in missing and _transforms_active()
 
 
 def in_dispatch_mode() -> bool:
-    """Whether a mode, such as torch's FLOP counter, gets the calls of operators."""
+    """Return whether a mode, such as torch's FLOP counter, intercepts the calls of operators."""
     return MODES not in missing and _count_modes() > 0
 
 
 def allow_transforms() -> contextlib.AbstractContextManager:
-    """A context for ``torch.func`` in a kernel: a dispatch mode excludes the keys while it runs one."""
+    """Return a context in which kernels can use ``torch.func``, whose keys dispatch modes exclude."""
     if missing.keys() & {MODES, AUTOCAST}:
         return contextlib.nullcontext()
     keys = DispatchKeySet(DispatchKey.FuncTorchGradWrapper)
@@ -80,7 +80,7 @@ def allow_transforms() -> contextlib.AbstractContextManager:
 
 
 def in_dual_level() -> bool:
-    """Whether forward-mode tangents can exist: in a ``dual_level()`` or in ``torch.func.jvp``."""
+    """Return whether forward-mode tangents can exist: in a ``dual_level()`` or in ``torch.func.jvp``."""
     return FORWARD_MODE not in missing and torch.autograd.forward_ad._current_level >= 0
 
 

@@ -43,10 +43,10 @@ def _register(record: Operator, device: str, key: str, float32: tuple[str, ...])
 
 
 def register_vmap(record: Operator) -> None:
-    """Register the batching rule of an operator: it runs many calls as one.
+    """Register the batching rule of an operator, which runs many calls as one.
 
     If only maps have a vmap axis, it becomes part of the batch. If weights have one, or a weight needs
-    separate gradients, it becomes part of the channels, and the number of groups is multiplied by its size.
+    separate gradients, the axis becomes part of the channels, and its size multiplies the groups.
     ``output_mask`` of an operator with several results selects the results to compute.
     """
     inputs, outputs = record.batched.split("->")
@@ -93,5 +93,5 @@ def fold(tensor: Tensor, dim: int | None, size: int, axis: int) -> Tensor:
 
 
 def unfold(tensor: Tensor, size: int, axis: int) -> Tensor:
-    """The inverse of :func:`fold`. The vmap axis becomes the first axis."""
+    """Undo :func:`fold`. The vmap axis becomes the first axis."""
     return tensor.unflatten(axis, (size, tensor.shape[axis] // max(size, 1))).movedim(axis, 0)

@@ -15,9 +15,9 @@ from ._arguments import shape_text
 from .geometry import output_size, transposed_size
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-MOST = 2**31 - 1  # of a number: keeps the arithmetic on sizes within 64 bits
-MOST_PIXELS = 2**24  # of an axis: beyond it, neighbouring pixels would get the same float32 coordinate
-# the least value of an argument with this name, of any operator
+MOST = 2**31 - 1  # the largest number: keeps the arithmetic on sizes within 64 bits
+MOST_PIXELS = 2**24  # the longest axis: beyond it, neighbouring pixels share a float32 coordinate
+# name of an argument, of any operator -> its least value
 LEAST = dict.fromkeys(("groups", "group", "group_channels", "stride", "dilation", "kernel_size"), 1)
 LEAST |= dict.fromkeys(("padding", "output_padding"), 0)
 
@@ -28,7 +28,7 @@ def require(condition: bool, where: str, expected: object, got: object) -> None:
 
 
 class Size(NamedTuple):
-    """The size of an axis: ``known``, or with an ``unknown`` factor a multiple of it, at least ``least``."""
+    """An axis's size: ``known``, or a multiple of it (``unknown`` times ``known``), at least ``least``."""
 
     unknown: str  # the name of the factor, or ""
     known: int
@@ -46,11 +46,11 @@ class Size(NamedTuple):
 
 
 class Checks:
-    """Checks of one call, a named tuple.
+    """Checks of one ``call``, a named tuple of arguments.
 
     Attributes:
-        sizes: the known sizes by their names: digits, the call's numbers, sizes of tensors checked so far.
-        rank: number of values of a list, and of the axes of a map ``*in``.
+        sizes: name -> known size: digits, the call's numbers, sizes of the tensors checked so far.
+        rank: number of values in a list argument, and number of the axes ``*in`` of a map.
     """
 
     def __init__(self, op: str, call: Any, rank: int = 2) -> None:
@@ -62,7 +62,7 @@ class Checks:
         require(condition, f"{self.op}: {argument}", expected, got)
 
     def numbers(self, names: Collection[str]) -> None:
-        """Check the numbers with these names that :data:`LEAST` names."""
+        """Check the numbers called ``names``, if :data:`LEAST` has a least value for them."""
         for name in names:
             value, least = getattr(self.call, name), LEAST.get(name)
             if least is None:
@@ -79,7 +79,7 @@ class Checks:
         Args:
             axes: as in the comments of the functions: ``"N, G·taps, *out"``. A size has the same value in all
                 arguments; the first one determines it. A product determines its first factor, which must be
-                positive, as must sizes with a ``+``. ``*out`` are several axes.
+                positive, as must sizes with a ``+``. ``*out`` stands for several axes.
             dtype: ``"floating"``; ``"same"`` as the first argument; ``"wide"``: the same, or float32 beside a
                 half type; ``"int64"``.
         """
@@ -104,7 +104,7 @@ class Checks:
                 self.sizes[unknown] = size // known
 
     def _expected(self, axis: str) -> list[Size]:
-        """The sizes that one of the ``axes`` of :meth:`tensor` stands for."""
+        """Return the sizes that one of the ``axes`` of :meth:`tensor` stands for."""
         first, *others = axis.rstrip("+").split("·")
         known = math.prod(self.sizes[name] for name in others)
         least = int(axis.endswith("+") or bool(others))
@@ -116,7 +116,7 @@ class Checks:
         return [Size(first, known, least)]
 
     def output_size(self, first: int, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
-        """The size of a convolution's output; ``first`` is the input's first spatial axis."""
+        """Return the size of a convolution's output; ``first`` is the input's first spatial axis."""
         stride, padding, dilation = self.call.stride, self.call.padding, self.call.dilation
         for axis, (n, k, pad, spread) in enumerate(zip(size, kernel, padding, dilation, strict=True)):
             least = spread * (k - 1) + 1 - 2 * pad
@@ -128,18 +128,18 @@ class Checks:
 def _type_name(tensor: Tensor) -> str:
     if tensor.dtype in FLOATING:
         return str(tensor.dtype).removeprefix("torch.")
-    return tensor.type().rpartition(".")[2].removesuffix("Tensor")  # of C++, such as Long
+    return tensor.type().rpartition(".")[2].removesuffix("Tensor")  # the C++ name, such as Long
 
 
 def require_gradient(op: str, grad: Tensor, output: Any, like: Tensor) -> None:
-    """The gradient of an output has its shape, and the type and the device of ``like``."""
+    """Raise unless ``grad`` has the shape of ``output``, and the type and the device of ``like``."""
     where, shape = f"{op} backward: grad_output", shape_text(list(output.shape))
     require(grad.shape == output.shape, where, f"shape {shape}", shape_text(list(grad.shape)))
     kinds = [f"{tensor.dtype} on {tensor.device}" for tensor in (like, grad)]
     require(kinds[0] == kinds[1], where, kinds[0], kinds[1])
 
 
-# Operators: functions of a call
+# Checks of the operators, as functions of a call
 
 
 def deform_conv(call: Any) -> None:
@@ -148,7 +148,7 @@ def deform_conv(call: Any) -> None:
     check.require(outputs % groups == 0, "groups", f"a divisor of the {outputs} output channels", groups)
     sizes["width"] = sizes["C"] // groups
     weight, offset = call.weight, call.offset
-    # torchvision's order of the arguments: its weight is in the place of the offset
+    # with torchvision's order of arguments, the weight is passed as the offset
     swapped = offset is not None and offset.dim() == weight.dim() and len(weight) == sizes["N"]
     swapped = swapped and offset.shape[1] > 0 and sizes["C"] % offset.shape[1] == 0
     hint = " (the order is input, weight, offset; torchvision's is in dcnzoo.compat.torchvision)"
@@ -251,7 +251,7 @@ def ms_deform_attn(call: Any) -> None:
 
 
 def levels(call: Any) -> None:
-    """Check numbers in tensors, for which a GPU would have to wait: the levels lie within ``value``."""
+    """Check that the levels lie within ``value``. This reads values of tensors, which blocks on a GPU."""
     op, pixels = "ms_deform_attn", call.value.shape[1]
     pairs = zip(call.spatial_shapes.tolist(), call.level_start_index.tolist(), strict=True)
     for level, ((height, width), start) in enumerate(pairs):
@@ -285,7 +285,7 @@ def _pooling(op: str, call: Any) -> Checks:
 
 
 def image_numbers(call: Any) -> None:
-    """Check numbers in a tensor, for which a GPU would have to wait: each RoI is in an image."""
+    """Check that each RoI is in an image. This reads values of a tensor, which blocks on a GPU."""
     op = type(call).__name__.removesuffix("_arguments")
     for row, image in enumerate(call.rois[:, 0].tolist()):
         got, expected = f"{image:g} in row {row}", f"image numbers in [0, {len(call.input)})"

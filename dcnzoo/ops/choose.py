@@ -1,9 +1,9 @@
-"""Which kernel runs a call of an operator, and why: :func:`kernel_for`.
+"""The choice of the kernel that runs a call of an operator, and its reason: :func:`kernel_for`.
 
 ``DCNZOO_BACKEND`` is the preference of the user.
 
 The choice is made below the dispatcher, so callers and ``torch.compile`` always see the same operator. Where
-the compiled kernels support every call and no other may be faster, they stay registered as they are: no
+the compiled kernels support every call and no others may be faster, they stay registered as they are: no
 Python runs before them.
 """
 
@@ -42,11 +42,11 @@ def _valid(name: str) -> str:
 
 
 backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
-_failed: set[str] = set()  # operators whose Triton kernel did not run
+_failed: set[str] = set()  # operators whose Triton kernel failed
 
 
 def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
-    """The kernel that runs a call on a device, and why those before it do not."""
+    """Return the kernel that runs a call on a device, and why no preferred kernel runs it."""
     kernels, reason = kernels_on(operator, key)
     if kernels[0] == FUSED:
         problem = _why_not_fused(operator, key, call)
@@ -57,7 +57,7 @@ def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
 
 
 def kernels_on(operator: Operator, key: str) -> tuple[tuple[str, ...], str]:
-    """The kernels that may run calls on a device, in order of preference, and why no others.
+    """Return the kernels that may run calls on a device, in order of preference, and why no others may.
 
     The last one runs every call.
     """
@@ -77,7 +77,7 @@ def kernels_on(operator: Operator, key: str) -> tuple[tuple[str, ...], str]:
 
 
 def has_tangents(call: Sequence[Any]) -> bool:
-    """Whether an argument has a tangent of forward mode. Below autograd, torch does not show tangents."""
+    """Return whether an argument has a forward-mode tangent. Below autograd, torch hides tangents."""
     return in_dual_level() and any(isinstance(a, Tensor) and unpack_dual(a).tangent is not None for a in call)
 
 
@@ -91,7 +91,7 @@ def _why_not_fused(operator: Operator, key: str, call: Any) -> str:
     if what := operators.unsupported(operator.name, call):
         return f"Triton's kernel does not support {what}"
     if sizes_are_numbers(call):
-        operator.check(call)  # the sizes are used from here on
+        operator.check(call)  # from here on, code relies on valid sizes
     if _must_be_faster(key) and not operators.is_measured(call):
         return "Triton's kernel has no measurements"
     return ""
@@ -102,7 +102,7 @@ def _triton_runs_on(key: str) -> bool:
 
 
 def _must_be_faster(key: str) -> bool:
-    """Whether a Triton kernel runs only where it is known to be faster than the compiled one."""
+    """Return whether a Triton kernel runs only if it is known to be faster than the compiled one."""
     return backend != "fused" and key.lower() in _library.loaded
 
 
@@ -111,14 +111,14 @@ def _joined(*reasons: str) -> str:
 
 
 def sizes_are_numbers(call: Any) -> bool:
-    """Whether a call can be checked: ``torch.compile`` and ``torch.export`` may trace symbols."""
+    """Return whether sizes are numbers, not symbols of ``torch.compile`` or ``torch.export``."""
     symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
     sizes = (a.shape if isinstance(a, Tensor) else a if isinstance(a, list) else [a] for a in call)
     return not any(isinstance(size, symbols) for size in itertools.chain(*sizes))
 
 
 def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
-    """:func:`kernels_on` for each operator on a device here."""
+    """Return :func:`kernels_on` of each forward operator, without Triton if Triton does not work here."""
     rows = {}
     for operator in filter(lambda operator: not operator.is_backward, OPERATORS.values()):
         kernels, reason = kernels_on(operator, key)
@@ -140,7 +140,7 @@ def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any)
             return _no_views(operators.run(operator.name, call))
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except Exception as error:  # of any type: Triton compiles, loads and launches
+        except Exception as error:  # errors can have any type: Triton compiles and loads code
             _failed.add(operator.forward_name)
             available.warn(operator.forward_name, error)
             return _run(operator, key, compiled, keyset, call)
@@ -160,19 +160,19 @@ def check(operator: Operator, call: Any) -> None:
     """Raise an error for an invalid call, as the compiled kernels do."""
     if sizes_are_numbers(call):
         operator.check(call)
-    if call[0].device.type == "cpu" and can_read(call[0]):  # on a GPU, the numbers would have to arrive
+    if call[0].device.type == "cpu" and can_read(call[0]):  # on a GPU, this would block
         operator.check_numbers(call)
 
 
 def _no_views(results: Result) -> Result:
-    """Tensors of their own: autograd forbids in-place operations on a view that a function returns."""
+    """Copy views: autograd forbids in-place operations on a view that a function returns."""
     tensors = (results,) if isinstance(results, Tensor) else results
     own = tuple(tensor.clone() if tensor._is_view() else tensor for tensor in tensors)
     return own[0] if isinstance(results, Tensor) else own
 
 
 def raise_out_of_memory(error: RuntimeError) -> None:
-    """Raise ``torch.OutOfMemoryError`` if ``error`` reports that; C++ code on the stable ABI cannot."""
+    """Raise ``torch.OutOfMemoryError`` if memory ran out; C++ code on the stable ABI cannot raise it."""
     has_type = isinstance(error, torch.OutOfMemoryError)
     if not has_type and re.search(r"(CUDA|HIP|XPU) out of memory", str(error)):
         raise torch.OutOfMemoryError(str(error)) from None
@@ -205,7 +205,7 @@ def _warn(key: str) -> None:
 def register(operator: Operator) -> None:
     """Register the choice of a kernel on the devices where an operator has one.
 
-    Beside compiled kernels, a choice costs time in every call, so forward operators choose only if a fused
+    A choice costs time in every call. If compiled kernels exist, forward operators choose only if a fused
     kernel may run. Backwards on a GPU always do, because the user may require deterministic algorithms at
     any time.
     """
@@ -223,7 +223,7 @@ def choose_at_every_call(operator: Operator, key: str) -> None:
 
 @cache
 def compiled_kernel(name: str, key: str) -> Any:
-    """The compiled kernel of an operator, or None. Cached, because a choice replaces it in torch's table."""
+    """Return the compiled kernel, or None. Cached, because a choice replaces it in torch's table."""
     if key.lower() not in _library.loaded:
         return None
     try:
@@ -233,7 +233,7 @@ def compiled_kernel(name: str, key: str) -> Any:
 
 
 def kernel_of(operator: Operator, key: str) -> Callable:
-    """A kernel that chooses at every call, and computes a first gradient in order if torch requires that."""
+    """Return a kernel that chooses at every call, and if required computes the first gradient in order."""
     compiled, named = compiled_kernel(operator.name, key), operator.call
 
     def kernel(keyset: object, *arguments: object) -> Result:
@@ -252,5 +252,5 @@ def kernel_of(operator: Operator, key: str) -> Callable:
 
 
 def is_deterministic(tensor: Tensor) -> bool:
-    """Whether torch requires deterministic algorithms on a device whose kernels add atomically."""
+    """Return whether torch requires deterministic algorithms on a device whose kernels add atomically."""
     return tensor.device.type not in ("cpu", "meta") and torch.are_deterministic_algorithms_enabled()

@@ -139,7 +139,7 @@ def _reference(input, weight, offset, mask, bias, stride, padding, dilation, gro
 
 
 def grad_input_in_order(arguments: Any) -> Tensor:  # [N, C, *in]
-    """The gradient of the input, bitwise identical at every call.
+    """Return the gradient of the input, which is bitwise identical at every call.
 
     It is the transposed convolution of ``grad_output``, one image at a time, which needs twice the memory of
     the image's columns: 2 · C · taps · pixels values.

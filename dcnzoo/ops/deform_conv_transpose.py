@@ -168,7 +168,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_output):
-    """The first derivative, composed of differentiable operators, so that autograd can differentiate it."""
+    """Return the first derivative. It consists of operators that autograd can differentiate."""
     input, weight, offset, mask = ctx.saved_tensors  # torch.utils.checkpoint allows to read it only once
     needed = ctx.needs_input_grad
     grad_input = grad_weight = grad_offset = grad_mask = grad_bias = None

@@ -14,7 +14,7 @@ from .roi_align import bins, bins_and_input, fake, roi_align
 def deform_roi_pool(
     input: Tensor,  # [N, C, H, W]
     rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
-    offset: Tensor | None,  # [K, 2, oH, oW], x and y, in sizes of the RoI / gamma
+    offset: Tensor | None,  # [K, 2, oH, oW], x and y, in units of gamma · the RoI's size
     output_size: Int2,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
@@ -23,8 +23,8 @@ def deform_roi_pool(
     """Pools each region of interest to ``output_size`` bins, each displaced by its ``offset``.
 
     Deformable Convolutional Networks (Dai et al. 2017, sec. 2.2). Same arguments and output as
-    ``mmcv.ops.deform_roi_pool``; the gradient of offsets beyond the outermost pixels is the derivative, which
-    mmcv's is not. For the modulated form of DCNv2 (Zhu et al. 2019, eq. 2), multiply the
+    ``mmcv.ops.deform_roi_pool``; the gradient of offsets beyond the outermost pixels is the true derivative,
+    unlike mmcv's. For the modulated form of DCNv2 (Zhu et al. 2019, eq. 2), multiply the
     result by a mask ``(K, 1, oH, oW)``.
 
     Args:

@@ -1,6 +1,6 @@
-"""FLOPs of a call of each operator, a named tuple with sizes in place of tensors, and of its result's sizes.
+"""FLOPs of each operator, as functions of a call and of the sizes of its result.
 
-They count as torch's ``FlopCounterMode`` does: a product and a sum are two.
+A call has sizes in place of tensors. As in torch's ``FlopCounterMode``, a product and a sum are two FLOPs.
 """
 
 import sys
@@ -39,7 +39,7 @@ def register() -> None:
 
 @cache
 def register_with_torch() -> None:
-    """Register the formulas with torch's counter, whose import takes .2 s of the CPU's time."""
+    """Register the formulas with torch's counter, which takes 0.2 s to import."""
     from torch.utils.flop_counter import register_flop_formula
 
     for operator in OPERATORS.values():
@@ -50,7 +50,7 @@ def register_with_torch() -> None:
         register_flop_formula(operator.overload.overloadpacket)(count)
 
 
-# the modules with a table of the operators of a traced graph, which count a product and a sum as one
+# module -> its table of operators in traced graphs; these modules count a product and a sum as one
 _TABLES = {
     "fvcore.nn.flop_count": "_DEFAULT_SUPPORTED_OPS",
     "mmengine.analysis.complexity_analysis": "_DEFAULT_SUPPORTED_FLOP_OPS",
@@ -69,7 +69,7 @@ def _sizes_or_constant(value: Any) -> Any:
 
 
 def _count_layer(layer: Any, arguments: tuple, output: Any) -> None:
-    """Add to ``total_ops`` of a layer, for thop, which does not visit the layers that predict its offsets."""
+    """Add the operations of a layer, and of the layers in it, which thop does not visit, to ``total_ops``."""
     input, is_deformable = arguments[0].shape, getattr(layer, "offset_channels", len(arguments) > 1)
     at, sampled = (input, output.shape) if layer.transposed else (output.shape, input)
     parts = sum(getattr(part, "total_ops", 0) for part in [*layer.modules()][1:])
@@ -82,12 +82,12 @@ PER_SAMPLE = 2 * 4
 
 
 def _convolution(positions: int, weight: Sizes) -> int:
-    """Of an ordinary convolution with this number of outputs per channel; of a transposed one, of inputs."""
+    """Return FLOPs of a convolution with ``positions`` outputs per channel (transposed: inputs)."""
     return 2 * positions * prod(weight)
 
 
 def _samples(positions: int, channels: int, weight: Sizes) -> int:
-    """Of one sample per position, tap and channel, with two corners per axis."""
+    """Return the FLOPs of one sample per position, tap and channel, with two corners per axis."""
     return 2 * 2 ** (len(weight) - 2) * positions * channels * prod(weight[2:])
 
 
@@ -96,7 +96,7 @@ def _positions(sizes: Sizes) -> int:
 
 
 def of_convolution(at: Sizes, sampled: Sizes, weight: Sizes, is_deformable: bool) -> int:
-    """Of the products at the positions of a map ``[N, C, *size]``, and of the samples of another one."""
+    """Return the FLOPs of the products at the pixels of map ``at``, and of the samples of ``sampled``."""
     positions = _positions(at)
     return _convolution(positions, weight) + is_deformable * _samples(positions, sampled[1], weight)
 
@@ -106,7 +106,7 @@ def deform_conv(call: Any, output: Sizes) -> int:
 
 
 def deform_conv_backward(call: Any, _: object) -> int:
-    """A product and the samples for the weight; a product for the others, and the samples for each."""
+    """Count a product for the weight, one for all others, and samples for input, weight and fields."""
     of_input, of_weight, *of_fields, _ = call.output_mask
     others = of_input or any(of_fields)
     positions, channels = _positions(call.grad_output), call.input[1]
@@ -122,15 +122,15 @@ def deform_conv_transpose(call: Any, output: Sizes) -> int:
 
 
 def deform_attn(call: Any, output: Sizes) -> int:
-    """FLOPs of the samples and of their product with the mask: ten per channel and tap."""
+    """Return the FLOPs of the samples and of their product with the mask: ten per channel and tap."""
     return (PER_SAMPLE + 2) * prod(output) * (prod(call.kernel_size) - bool(call.remove_center))
 
 
 def ms_deform_attn(call: Any, _: object) -> int:
-    """Of value ``[N, S, heads, D]`` and attention_weights ``[N, Q, heads, L, P]``."""
+    """Return FLOPs for value ``[N, S, heads, D]`` and attention_weights ``[N, Q, heads, L, P]``."""
     return (PER_SAMPLE + 2) * prod(call.attention_weights) * call.value[3]
 
 
 def pooling(call: Any, output: Sizes) -> int:
-    """With a sampling_ratio of 0, the number of samples depends on the boxes: at least one per bin."""
+    """Return FLOPs. With a sampling_ratio of 0, count one sample per bin, as the boxes are not known."""
     return PER_SAMPLE * prod(output) * max(call.sampling_ratio, 1) ** 2

@@ -14,7 +14,7 @@ def output_size(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[int]:
-    """The size of the output of a convolution."""
+    """Return the size of the output of a convolution."""
     axes = zip(size, kernel, stride, padding, dilation, strict=True)
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
 
@@ -27,7 +27,7 @@ def transposed_size(
     output_padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[int]:
-    """The size of the output of a transposed convolution."""
+    """Return the size of the output of a transposed convolution."""
     axes = zip(size, kernel, stride, padding, output_padding, dilation, strict=True)
     return [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in axes]
 
@@ -41,7 +41,7 @@ def sampling_points(
     dilation: Sequence[int],
     like: Tensor,
 ) -> Tensor:
-    """Sampling point of each tap at each output position: ``(N or 1, G or 1, K, rank, *out)``, in pixels."""
+    """Return each tap's sampling point at each output: ``(N or 1, G or 1, K, rank, *out)``, in pixels."""
     rank, axes = len(kernel), zip(out_size, stride, padding, strict=True)
     taps = torch.meshgrid(
         *(_steps(*axis, like) for axis in zip(kernel, dilation, strict=True)), indexing="ij"
@@ -69,7 +69,7 @@ def deform_attn_points(
     remove_center: bool,
     like: Tensor,
 ) -> Tensor:
-    """Sampling points of :func:`dcnv3` without offsets: ``(oH, oW, 1, P, 2)``, (x, y), in pixels."""
+    """Return sampling points of :func:`dcnv3` without offsets: ``(oH, oW, 1, P, 2)``, (x, y), in pixels."""
     middle = [dilation[a] * (kernel_size[a] - 1) // 2 for a in (0, 1)]
     tap_x, tap_y = torch.meshgrid(
         *(_steps(kernel_size[a], dilation[a], like) - middle[a] for a in (1, 0)), indexing="ij"

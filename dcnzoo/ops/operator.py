@@ -19,20 +19,20 @@ class Operator:
     """``dcnzoo::name``, which :mod:`.register` registers. A *call* is the named tuple of its arguments.
 
     Attributes:
-        reference: computes it in plain PyTorch: the oracle, its second derivative, the kernel of last resort.
-        fake: the result without values, for ``torch.compile``; it takes the operator's arguments.
+        reference: computes the result in plain PyTorch, for tests, second derivatives, or without a kernel.
+        fake: returns the result without values, for ``torch.compile``, from the operator's arguments.
         check, check_numbers: raise an error for an invalid call; the second one reads numbers in tensors.
-        setup_context, backward: its derivative, as in ``torch.autograd.Function``; the first takes the call.
-        in_order: of a backward: computes the first gradient from the call, bitwise identical at every call.
+        setup_context, backward: its derivative, as in ``torch.autograd.Function``; the first gets the call.
+        in_order: for a backward: computes the first gradient of a call in a fixed order of additions.
         float32: arguments that stay float32 under autocast. None: autocast has no effect.
         batched: ``torch.vmap`` runs many calls as one: kinds of the first arguments and of the results, such
             as ``"mwmmw->m"``. m: a map, offset or mask ``[N, …]``. w: weight or bias ``[channels, …]``, in
             ``groups``. s: a tensor without a vmap axis. Default: a loop.
-        flops: FLOPs of a call with sizes in place of tensors, and of the result's sizes. Default: 0, of
-            comparisons and geometry, which torch does not count.
+        flops: returns the FLOPs of a call with sizes in place of tensors, and the result's sizes. Default: 0,
+            because torch does not count comparisons and geometry.
         fused: whether it has a Triton kernel, in ``fused/operators.py``.
-        fused_may_be_faster: whether this may be faster than the compiled one: ``fused/configs.json`` has the
-            numbers of pixels.
+        fused_may_be_faster: whether the Triton kernel may be faster than the compiled one, from the number of
+            pixels in ``fused/configs.json`` on.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Operator:
 
     @cached_property
     def call(self) -> Any:
-        """The class of its calls."""
+        """Return the class of its calls."""
         return arguments_of(self.name)
 
     @cached_property
@@ -67,9 +67,9 @@ class Operator:
         return self.name.strip("_").removesuffix("_backward")
 
 
-OPERATORS: dict[str, Operator] = {}  # those that are registered
+OPERATORS: dict[str, Operator] = {}  # the registered ones, by name
 
 
 def key_of(tensor: Tensor) -> str:
-    """The dispatch key of a tensor's device."""
+    """Return the dispatch key of a tensor's device."""
     return KEYS.get(tensor.device.type, "PrivateUse1")

@@ -20,7 +20,7 @@ MOST_SAMPLES = 1 << 22
 
 
 def corners(points: Tensor, size: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The 2^rank pixels around each point: ``(flat index, weight, valid)``, each ``(B, P)``.
+    """Yield the 2^rank pixels around each point: ``(flat index, weight, valid)``, each ``(B, P)``.
 
     Args:
         points: ``(B, rank, P)``, coordinates in pixels, slowest axis (z or y) first.
@@ -232,9 +232,9 @@ def _pool_each(
     """Pools one RoI at a time: the mean of each bin's samples, and zero without samples.
 
     Args:
-        box: the origin and the size of a RoI, (y, x) each, in pixels.
-        place: the rows and columns of the samples, from the RoI's number, its box, and the samples' distances
-            from the start of its sides.
+        box: returns the origin and the size of a RoI, (y, x) each, in pixels.
+        place: returns the rows and columns of the samples, from the RoI's number, its box, and the samples'
+            distances from the start of its sides.
     """
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
@@ -262,7 +262,7 @@ def _pool_each(
 def bin_samples(
     axis: int, bins: Sequence[int], samples: Sequence[float | Tensor], like: Tensor
 ) -> Tensor:  # (oH, 1, samples, 1) for axis 0, (1, oW, 1, samples) for axis 1
-    """The samples of a RoI's bins along an axis, evenly spaced, in bins from the start of the RoI."""
+    """Return the evenly spaced samples of a RoI's bins along an axis, in bins from the RoI's start."""
     count = int(samples[axis])
     within = (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
     places = torch.arange(bins[axis], device=like.device, dtype=like.dtype)[:, None] + within
@@ -272,7 +272,7 @@ def bin_samples(
 def interpolate_clamped(
     pixels: Callable[[Tensor, Tensor], Tensor], size: Sequence[int], y: Tensor, x: Tensor
 ) -> Tensor:
-    """The bilinear mean of ``pixels(row, column)`` around ``(y, x)``, with RoIAlign's border rule.
+    """Return the bilinear mean of ``pixels(row, column)`` around ``(y, x)``, with RoIAlign's border rule.
 
     A point up to one pixel outside a map of ``size`` reads only the border pixel. A point further out, or
     NaN, gives zero and passes no gradient.

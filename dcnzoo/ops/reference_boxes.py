@@ -10,7 +10,7 @@ def nms(
     iou_threshold: float,
     offset: int = 0,
 ) -> Tensor:  # (kept,)
-    """Greedy NMS (Ren et al. 2015, sec. 3.3): indices of the kept boxes, best first."""
+    """Return the indices of the boxes that greedy NMS keeps (Ren et al. 2015, sec. 3.3), best first."""
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     left, kept = scores.sort(stable=True, descending=True).indices, []
     while len(left):
@@ -21,7 +21,7 @@ def nms(
 
 
 def iou_with(box: Tensor, boxes: Tensor, offset: int = 0) -> Tensor:  # (4,), (N, 4) -> (N,)
-    """Intersection over union of a box with each of the others, all (x1, y1, x2, y2)."""
+    """Return the intersection over union of a box with each of ``boxes``, all (x1, y1, x2, y2)."""
 
     def area(boxes: Tensor) -> Tensor:
         return (boxes[..., 2:] - boxes[..., :2] + offset).prod(-1)

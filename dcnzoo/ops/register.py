@@ -22,7 +22,7 @@ def register(*operators: Operator) -> None:
 
 
 def _checked(operator: Operator) -> Callable:
-    """The fake kernel, which refuses what the others do; a backward is called by autograd."""
+    """Return the fake kernel, which checks calls as others do, except for backwards: autograd calls them."""
 
     def fake(*arguments: object) -> Result:
         call = operator.call(*arguments)

@@ -56,7 +56,7 @@ def roi_align(
 
 
 def bins(output_size: Int2) -> tuple[int, int]:
-    """Height and width of a RoI pooling's output.
+    """Return the height and width of a RoI pooling's output.
 
     Raises:
         RuntimeError: ``output_size`` is not an integer or two integers.
@@ -72,7 +72,7 @@ def fake(input, rois, output_h, output_w, *numbers):
 
 
 def bins_and_input(call):
-    """The arguments of a RoI pooling that its backward does not have."""
+    """Return the arguments of a RoI pooling that its backward does not have."""
     bins = dict(zip(("output_h", "output_w"), call.grad_output.shape[2:], strict=True))
     if "input_size" in call._fields:  # the gradient does not depend on the values
         bins["input"] = call.grad_output.new_zeros(()).expand(call.input_size)

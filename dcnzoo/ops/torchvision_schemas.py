@@ -1,4 +1,4 @@
-"""A torchvision that was built for another torch: definitions without which it cannot be imported."""
+"""Definitions without which a torchvision that was built for another torch cannot be imported."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -16,8 +16,8 @@ _SCHEMAS = (
 def define_missing() -> torch.library.Library | None:
     """Define the operators that ``import torchvision`` needs, if torchvision's own library does not load.
 
-    timm, MMEngine and a training need torchvision's import, but none of its operators. A definition beside
-    a library that loads would break it, so this tries the library first.
+    timm, MMEngine and training import torchvision, but use none of its operators. A definition beside
+    a library that loads would break the library, so this tries the library first.
 
     Returns:
         The definitions, which live as long as the process; None if torchvision fits or is not installed.
@@ -32,7 +32,7 @@ def define_missing() -> torch.library.Library | None:
 
 @cache
 def load_error() -> str | None:
-    """Why the library of the installed torchvision does not load with the installed torch, or None."""
+    """Return why the library of the installed torchvision does not load with the installed torch, or None."""
     spec = find_spec("torchvision")
     if spec is None:
         return None

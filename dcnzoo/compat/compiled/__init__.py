@@ -1,9 +1,9 @@
-"""Compiled modules of published projects, by name, with their functions on dcnzoo's operators.
+"""Replacements for the compiled modules of published projects, implemented with dcnzoo's operators.
 
 Deformable DETR, Grounding DINO, InternImage, DCNv2, EDVR and others contain C++ and CUDA code that must be
-compiled first, which often fails. Where such a module is missing, :func:`provide` puts one of dcnzoo in its
-place: the same functions, the same order of arguments, the same tensors written in place. The project's code
-stays unchanged. The functions run on CPUs and GPUs; some projects refuse CPU tensors before they call them.
+compiled first, which often fails. :func:`provide` replaces such a module, if it is missing, by one of dcnzoo
+with the same functions, which have the same order of arguments and write the same tensors in place. The
+project's code stays unchanged. The functions run on CPUs and GPUs, but some projects refuse CPU tensors.
 
 This module imports neither torch nor the projects.
 """
@@ -22,24 +22,24 @@ TABLE = {
     "adet._C": "attention",  # TESTR, DeepSolo
     "DCNv3": "intern_image",
     "DCNv4": "dcnv4",  # the whole package, for FlashInternImage
-    "DCNv4.ext": "dcnv4",  # where only its compiled part is missing
+    "DCNv4.ext": "dcnv4",  # if only the compiled part of the package is missing
     "_ext": "dcn_v2",  # DCNv2 and its forks
     "deform_conv_ext": "deform_conv",  # BasicSR, EDVR
     "custom_op": "custom_op",  # Pytorch-Implmentation-of-Deformable-Convolution-Nd
 }
 TORCHVISION = "torchvision"
-COMMON_NAMES = ("_ext", "custom_op")  # which projects give to other modules, too
+COMMON_NAMES = ("_ext", "custom_op")  # names that some projects use for other modules
 BY_DEFAULT = [name for name in TABLE if name not in COMMON_NAMES]
 
 
 def provide(*names: str) -> None:
-    """Make imports of missing compiled modules find dcnzoo's.
+    """Make imports of missing compiled modules find dcnzoo's replacements.
 
     Call it before you import the project, and after a change of ``sys.path``. A module that is installed, or
     imported already, stays in use. A second call has no effect.
 
     Args:
-        names: names of the table in :mod:`dcnzoo.compat.compiled`, such as
+        names: keys of the table in :mod:`dcnzoo.compat.compiled`, such as
             ``"MultiScaleDeformableAttention"``. A project that has the module inside a package needs the full
             name, whose last part is in the table: ``"basicsr.ops.dcn.deform_conv_ext"``. ``"torchvision"``
             defines the two operators without which a torchvision that was built for another torch cannot be
@@ -60,12 +60,12 @@ def provide(*names: str) -> None:
 
 
 def _source(name: str) -> str | None:
-    """The module of this folder that has the functions of a compiled module, or None."""
+    """Return the name of the file in this folder that replaces a compiled module, or None."""
     return TABLE.get(name) or TABLE.get(name.rpartition(".")[2])
 
 
 def is_installed(name: str) -> bool:
-    """Whether an import would find a module. Unlike importlib's ``find_spec``, this imports no package.
+    """Return whether an import finds a module. Unlike importlib's ``find_spec``, this imports no package.
 
     The packages of the table import their compiled module, which is missing, so they cannot be imported here.
     A folder without ``__init__.py`` is no module: projects keep C++ code and empty submodules there.

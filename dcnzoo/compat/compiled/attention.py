@@ -1,7 +1,7 @@
 """Multi-scale deformable attention: ``MultiScaleDeformableAttention``, ``groundingdino._C``, ``adet._C``.
 
-Any batch size works with any ``im2col_step``, and half precision too. The modules' other functions, such as
-adet's ``BezierAlign``, are missing.
+Any batch size works with any ``im2col_step``, and half precision works too. The modules' other functions,
+such as adet's ``BezierAlign``, are not provided.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ from dcnzoo.ops.deform_attn import level_starts
 
 
 def _inputs(value: Tensor, shapes: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """The five tensors of :func:`dcnzoo.ops.ms_deform_attn`, and those behind them.
+    """Return the five tensors of :func:`dcnzoo.ops.ms_deform_attn`.
 
-    TrackFormer's functions have no argument for the levels' starts, the only tensor of one dimension.
+    TrackFormer does not pass the levels' starts, which are the only tensor of one dimension: compute them.
     """
     if inputs[0].dim() > 1:  # the sampling locations
         inputs = (level_starts(shapes), *inputs)
@@ -26,13 +26,13 @@ def _inputs(value: Tensor, shapes: Tensor, *inputs: Tensor) -> tuple[Tensor, ...
 
 @without_autocast
 def ms_deform_attn_forward(*arguments: Any) -> Tensor:  # [N, Q, heads·D]
-    """Args: those of :func:`dcnzoo.ops.ms_deform_attn`, and ``im2col_step``."""
+    """Call :func:`dcnzoo.ops.ms_deform_attn` with all arguments but the last, ``im2col_step``."""
     *inputs, _im2col_step = arguments
     return dcnzoo.ops.ms_deform_attn(*_inputs(*inputs))
 
 
 def ms_deform_attn_backward(*arguments: Any) -> list[Tensor]:
-    """The gradients of ``value``, ``sampling_locations`` and ``attention_weights``.
+    """Return the gradients of ``value``, ``sampling_locations`` and ``attention_weights``.
 
     Args: as in the forward, with ``grad_output`` ``[N, Q, heads·D]`` before ``im2col_step``.
     """

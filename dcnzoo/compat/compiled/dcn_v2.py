@@ -1,4 +1,4 @@
-"""``_ext``, the compiled module of DCNv2 and its forks. Deformable PSRoI pooling is missing.
+"""``_ext``, the compiled module of DCNv2 and its forks. Deformable PSRoI pooling is not provided.
 
 The geometry is (height, width) of kernel, stride, padding and dilation, then deformable_group.
 """
@@ -43,7 +43,7 @@ def dcn_v2_backward(
     grad_output: Tensor,  # [N, O, oH, oW]
     *geometry: int,
 ) -> list[Tensor]:
-    """The gradients of ``input``, ``offset``, ``mask``, ``weight`` and ``bias``, in this order."""
+    """Return the gradients of ``input``, ``offset``, ``mask``, ``weight`` and ``bias``, in this order."""
     _, _, *sides, _ = geometry
     options = (sides[:2], sides[2:4], sides[4:], 1, None, [True] * 5)
     backward = torch.ops.dcnzoo._deform_conv_backward

@@ -1,4 +1,4 @@
-"""The functions of DCNv3, which InternImage's and detrex's compiled modules have."""
+"""The functions of DCNv3 in the compiled modules of InternImage and detrex."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from dcnzoo.compat.mmcv._ext import without_autocast
 
 
 def geometry(*numbers: float) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
-    """The arguments of a compiled function after its tensors, as those of dcnzoo's operators.
+    """Return the geometry arguments of dcnzoo's operators, from the numbers that a compiled function gets.
 
-    They are (height, width) of kernel, stride, padding and dilation, then group, group_channels and
+    These are height and width of kernel, stride, padding and dilation, then group, group_channels and
     offset_scale.
     """
     kernel, stride, padding, dilation = zip(numbers[:8:2], numbers[1:8:2], strict=True)
@@ -25,7 +25,7 @@ def dcnv3_forward(
     input: Tensor,  # [N, H, W, C]
     offset: Tensor,  # [N, oH, oW, group·P·2], (x, y) pairs, in input pixels
     mask: Tensor,  # [N, oH, oW, group·P]
-    *options: float,  # those of geometry(), im2col_step, and from version 1.1 on remove_center
+    *options: float,  # the numbers of geometry(), im2col_step, and since version 1.1 remove_center
 ) -> Tensor:  # [N, oH, oW, C]
     arguments, (_, *remove_center) = geometry(*options[:11]), options[11:]
     return dcnzoo.ops.dcnv3(input, offset, mask, *arguments, remove_center=any(remove_center))
@@ -37,7 +37,7 @@ def dcnv3_backward(
     mask: Tensor,
     *options: Any,  # as in the forward, with grad_output [N, oH, oW, C] before im2col_step
 ) -> list[Tensor]:
-    """The gradients of ``input``, ``offset`` and ``mask``."""
+    """Return the gradients of ``input``, ``offset`` and ``mask``."""
     arguments, (grad_output, _, *remove_center) = geometry(*options[:11]), options[11:]
     backward = torch.ops.dcnzoo._dcnv3_backward
     return list(backward(grad_output, input, offset, mask, *arguments, any(remove_center), [True] * 3))

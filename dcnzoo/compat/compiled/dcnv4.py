@@ -24,9 +24,9 @@ FlashDeformAttn = MSDeformAttn  # same arguments, parameters and results; only t
 def dcnv4_forward(
     value: Tensor,  # [N, H, W, C]
     p_offset: Tensor,  # [N, oH, oW, group·3P, padded to a multiple of 8]
-    *options: float,  # those of geometry(), then the next line
+    *options: float,  # the numbers of geometry(), then those of the body's first line
 ) -> Tensor:  # [N, oH, oW, C]
-    """``DCNv4.ext.dcnv4_forward``, without its softmax, which the package never sets."""
+    """``DCNv4.ext.dcnv4_forward``, without the option of a softmax, which the package never uses."""
     _im2col_step, remove_center, _d_stride, _block_thread, softmax = options[11:]
     if softmax:
         raise RuntimeError("dcnv4_forward: softmax: expected False (dcnzoo's DCNv4 has no softmax), got True")
@@ -38,7 +38,7 @@ def dcnv4_backward(
     p_offset: Tensor,
     *options: float,  # as in the forward, with grad_output [N, oH, oW, C] after im2col_step
 ) -> list[Tensor]:
-    """The gradients of ``value`` and ``p_offset``."""
+    """Return the gradients of ``value`` and ``p_offset``."""
     _im2col_step, grad_output, remove_center, _d_stride, _block_thread, _softmax = options[11:]
     arguments = (*geometry(*options[:11]), bool(remove_center), [True] * 2)
     return list(torch.ops.dcnzoo._dcnv4_backward(grad_output, value, p_offset, *arguments))
@@ -48,7 +48,7 @@ def dcnv4_backward(
 def flash_deform_attn_forward(
     value: Tensor, shapes: Tensor, starts: Tensor, sampling_loc_attn: Tensor, im2col_step: int, K: int = 8, *_
 ) -> Tensor:  # [N, Q, heads·D]
-    """Args: those of :func:`dcnzoo.ops.flash_deform_attn`, im2col_step, K, d_stride and block_thread."""
+    """Call :func:`dcnzoo.ops.flash_deform_attn`. ``K``, the number of points, is only checked."""
     expected, got = len(shapes) * K * 3, sampling_loc_attn.shape[-1]
     if got != expected:
         raise RuntimeError(
@@ -59,7 +59,7 @@ def flash_deform_attn_forward(
 
 
 def flash_deform_attn_backward(*arguments: Any) -> list[Tensor]:
-    """The gradients of ``value`` and ``sampling_loc_attn``.
+    """Return the gradients of ``value`` and ``sampling_loc_attn``.
 
     Args: as in the forward, with ``grad_output`` ``[N, Q, heads·D]`` before im2col_step.
     """

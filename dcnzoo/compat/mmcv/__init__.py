@@ -57,7 +57,7 @@ def provide_extension() -> None:
 
 
 def compiled_extension() -> ModuleType | None:
-    """mmcv's own compiled module, or None if dcnzoo's module is in use."""
+    """Return mmcv's own compiled module, or None if dcnzoo's module is in use."""
     extension = importlib.import_module(EXTENSION)
     return None if extension.__file__ == str(OWN_FILE) else extension
 
@@ -67,13 +67,13 @@ compiled_devices: tuple[str, ...] | None = None
 
 
 def runs_on_dcnzoo(operator: str, device: "torch.device") -> bool:
-    """Whether an operator of mmcv runs on dcnzoo's kernels on this device.
+    """Return whether an operator of mmcv runs on dcnzoo's kernels on this device.
 
     With mmcv-lite it always does. A compiled mmcv keeps its own kernels
 
     - if the operator's patch is off, on every device;
     - on the CPU, if it has kernels there and dcnzoo's compiled library is missing;
-    - on CUDA, if it has kernels there and the patch ``cuda`` is off.
+    - on CUDA, if it has kernels there and the patch ``cuda`` is off; on other devices, always.
 
     Args:
         operator: its name in :mod:`dcnzoo.compat.patches`.

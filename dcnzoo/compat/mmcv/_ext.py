@@ -4,8 +4,8 @@ As in mmcv, tensors named ``output`` and ``grad_…`` belong to the caller and a
 buffers ``columns``, ``ones`` and ``buff`` are not used. Python loads this file under the name ``mmcv._ext``
 (see :mod:`dcnzoo.compat.mmcv`), hence the absolute imports.
 
-It has the functions that MMDetection 3.3 uses: those on dcnzoo's operators here, those in PyTorch in
-:mod:`dcnzoo.compat.mmcv.plain`. Every other name is a function that raises ``NotImplementedError``, because
+It has the functions that MMDetection 3.3 uses. This file has those that call dcnzoo's operators, ``plain``
+those in plain PyTorch. Every other name is a function that raises ``NotImplementedError``, because
 ``mmcv.ops`` looks up all names when it is imported.
 """
 
@@ -64,7 +64,7 @@ get_compiling_cuda_version = get_compiler_version
 
 
 def without_autocast(function: Callable) -> Callable:
-    """Decorator that disables autocast: mmcv has converted the dtypes before it calls these functions."""
+    """Disable autocast in a function: mmcv converts the dtypes before it calls these functions."""
 
     @functools.wraps(function)
     def wrapper(input: Tensor, *args: object, **kwargs: object) -> object:
@@ -100,7 +100,7 @@ V2 = "kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w grou
 
 
 def _geometry(options: dict[str, int]) -> tuple:
-    """The operator's geometry. The kernel size and the deformable groups follow from the tensors."""
+    """Return the operator's geometry. Kernel size and deformable groups follow from the tensors."""
     pairs = ((options[f"{name}H"], options[f"{name}W"]) for name in ("d", "pad", "dilation"))
     return *pairs, options["group"], options["im2col_step"]
 
@@ -130,7 +130,7 @@ def deform_conv_backward_parameters(input, offset, grad_output, grad_weight, sca
 def _modulated(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, output: Tensor, options: dict[str, int]
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple]:
-    """The operator's tensors, with offset and mask as mmcv reads them, and its geometry."""
+    """Return the operator's tensors, with offset and mask as mmcv reads them, and its geometry."""
     groups, size = options["deformable_group"], output.shape[2:]
     check_groups("modulated_deform_conv2d", groups, input, weight, offset=offset, mask=mask)
     tensors = (input, weight, as_read(offset, "offset", size), as_read(mask, "mask", size))
@@ -164,13 +164,13 @@ def masked_im2col_forward(
     im: Tensor,  # [1, C, H, W]
     mask_h_idx: Tensor,  # [n], the output's pixels to compute
     mask_w_idx: Tensor,  # [n]
-    col: Tensor,  # [C·kernel_h·kernel_w, n], written: what the kernel covers there
+    col: Tensor,  # [C·kernel_h·kernel_w, n], written: the pixels under the kernel
     kernel_h: int,
     kernel_w: int,
     pad_h: int,
     pad_w: int,
 ) -> None:
-    # zero outside the map; without padding, the kernel leaves the map at the last pixels
+    # one kernel more at the end: without padding, the kernel leaves the map at the last pixels
     padded = torch.nn.functional.pad(im[0], (pad_w, pad_w + kernel_w, pad_h, pad_h + kernel_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None]
     columns = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
@@ -182,7 +182,7 @@ def masked_col2im_forward(
     mask_h_idx: Tensor,
     mask_w_idx: Tensor,
     im: Tensor,  # [1, C, height, width], written at the pixels of the mask
-    **sizes: int,  # those of im
+    **sizes: int,  # the sizes of im
 ) -> None:
     im[0, :, mask_h_idx, mask_w_idx] = col
 
@@ -200,7 +200,7 @@ def ms_deform_attn_forward(
 
 @without_autocast
 def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
-    """Args: those of the forward, ``grad_output``, and the gradients of value, locations and weights."""
+    """Add the gradients of value, locations and weights to the last three of ``tensors``."""
     *inputs, grad_output = tensors[:6]
     gradients = torch.ops.dcnzoo._ms_deform_attn_backward(grad_output, *inputs, [True] * 3)
     for target, gradient in zip(tensors[6:], gradients, strict=True):
@@ -208,12 +208,12 @@ def ms_deform_attn_backward(*tensors: Tensor, im2col_step: int) -> None:
 
 
 def _attends_on(device: torch.device) -> bool:
-    """Whether attention on this device runs on dcnzoo's operator, and not on mmcv's function in PyTorch."""
+    """Return whether attention on this device runs dcnzoo's operator, not mmcv's function in PyTorch."""
     return device.type in _library.loaded and runs_on_dcnzoo("multi_scale_deform_attn", device)
 
 
 def attention_in_place_of(plain: Callable) -> Callable:
-    """mmcv's function in PyTorch, ``multi_scale_deformable_attn_pytorch``, on dcnzoo's operator.
+    """Return a replacement for mmcv's ``multi_scale_deformable_attn_pytorch`` that runs dcnzoo's operator.
 
     In an export, ``plain`` runs, because exporters cannot translate the operator.
     """
@@ -240,20 +240,20 @@ def attention_in_place_of(plain: Callable) -> Callable:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    order = scores.sort(descending=True).indices  # mmcv's order of equal scores
+    order = scores.sort(descending=True).indices  # mmcv orders equal scores like this
     threshold = min(iou_threshold, 1.0)  # above 1, mmcv keeps all boxes
     return order[dcnzoo.ops.nms(boxes[order], scores[order], threshold, offset)]
 
 
-# Regions of interest. mmcv passes the numbers by name, and dcnzoo's operators have most of its names. Without
-# an offset, its tensor is empty.
+# Regions of interest. mmcv passes numbers by name, and dcnzoo's operators use most of these names. If there
+# is no offset, mmcv passes an empty tensor.
 
 
 @without_autocast
 def roi_align_forward(
     input, rois, output, argmax_y, argmax_x, aligned_height, aligned_width, pool_mode, **sampling
 ) -> None:
-    sampling["pool_mode"] = "avg" if pool_mode == 1 else "max"  # which the function refuses
+    sampling["pool_mode"] = "avg" if pool_mode == 1 else "max"  # roi_align refuses "max"
     output.copy_(dcnzoo.ops.roi_align(input, rois, (aligned_height, aligned_width), **sampling))
 
 

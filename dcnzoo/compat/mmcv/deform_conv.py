@@ -80,7 +80,7 @@ def modulated_deform_conv2d(
 
 
 def as_read(values: Tensor, name: str, size: tuple[int, ...]) -> Tensor:
-    """``values`` as mmcv's v2 kernels read them: they do not check the height and width.
+    """Return ``values`` as mmcv's v2 kernels read them, which do not check the height and width.
 
     mmcv's kernels read the memory of each image as ``(channels, *size)`` with the output's ``size``, whatever
     the tensor's shape is. MMDetection's DyHead depends on this: some of its offsets come from a finer level
@@ -88,7 +88,7 @@ def as_read(values: Tensor, name: str, size: tuple[int, ...]) -> Tensor:
     with a crop. As in mmcv, the first ``channels · size`` values of each image are read from a larger tensor.
 
     Raises:
-        RuntimeError: the tensor is smaller (mmcv reads past its end).
+        RuntimeError: the tensor has fewer values than mmcv's kernels read (they read past its end).
     """
     if values.shape[2:] == size:
         return values
@@ -139,13 +139,13 @@ class _Arguments(Leaf):
 
     modulated: ClassVar[bool] = False
     takes_bias: ClassVar[bool] = True
-    if TYPE_CHECKING:  # attributes of the layer, which TorchScript must not find annotated here
+    if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
         in_channels: int
         kernel_size: tuple[int, ...]
         weight: Tensor
         bias: Tensor | None
 
-    @renames(deformable_groups="deform_groups")  # its name before mmcv 1.0
+    @renames(deformable_groups="deform_groups")  # the argument's name before mmcv 1.0
     def __init__(
         self,
         in_channels: int,

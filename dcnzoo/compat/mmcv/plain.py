@@ -23,7 +23,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor
 ) -> tuple[Tensor, ...]:
-    """The gradients of ``function(*inputs)`` with respect to ``inputs``."""
+    """Return the gradients of ``function(*inputs)`` with respect to ``inputs``."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     with torch.enable_grad():
         output = function(*leaves)
@@ -45,7 +45,7 @@ def softnms(
 ) -> Tensor:
     """Soft-NMS (Bodla et al. 2017). Returns the indices of the remaining boxes, best first.
 
-    Among equal scores, the first box in ``indices`` is the best. Its order is that of mmcv's array, in which
+    Among equal scores, the first box in ``indices`` wins. ``indices`` has the order of mmcv's array, in which
     the first box moves to the place of the best one, and the last box to the place of a dropped one.
     """
     indices, scores = torch.arange(len(boxes), device=boxes.device), scores.clone()
@@ -64,7 +64,7 @@ def softnms(
 
 
 def _decay(iou: Tensor, threshold: float, sigma: float, method: int) -> Tensor:
-    """The factors of the scores of boxes that overlap the best one."""
+    """Return the factors for the scores of the other boxes, from their overlaps with the best one."""
     if method == 2:
         return torch.exp(-iou.square() / sigma)
     decay = torch.zeros_like(iou) if method == 0 else 1 - iou
@@ -72,7 +72,7 @@ def _decay(iou: Tensor, threshold: float, sigma: float, method: int) -> Tensor:
 
 
 def _close_gaps(dropped: Tensor) -> Tensor:
-    """The places of an array that remain, in an order without gaps: the last ones fill the first gaps."""
+    """Return the indices that remain. To close the gaps, the last index fills the first gap, and so on."""
     places = torch.arange(len(dropped), device=dropped.device)
     count = int((~dropped).sum())
     front, back = places[:count], places[count:]
@@ -81,8 +81,8 @@ def _close_gaps(dropped: Tensor) -> Tensor:
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups ``dets`` (N, 5): each kept box with the boxes that it suppresses, best first."""
-    indices = dets[:, 4].sort(descending=True).indices  # mmcv's order of equal scores
+    """Group ``dets`` (N, 5). A group is a kept box and the boxes that it suppresses, best first."""
+    indices = dets[:, 4].sort(descending=True).indices  # mmcv orders equal scores like this
     groups = []
     while len(indices):
         match = iou_with(dets[indices[0], :4], dets[indices, :4]) >= iou_threshold
@@ -148,7 +148,7 @@ def _focal_loss(
     p, is_target = input.sigmoid(), target[:, None] == torch.arange(input.shape[1], device=input.device)
     foreground = -alpha * (1 - p) ** gamma * F.logsigmoid(input)
     loss = torch.where(is_target, foreground, (alpha - 1) * p**gamma * F.logsigmoid(-input))
-    if weight.numel():  # 1 for background, for which mmcv reads past the end
+    if weight.numel():  # the background's weight is 1; mmcv reads past the end instead
         loss = loss * torch.cat([weight, weight.new_ones(1)])[target.clamp(max=len(weight)), None]
     return loss
 

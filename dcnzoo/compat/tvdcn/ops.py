@@ -39,14 +39,14 @@ PREDICTION = (
 class _Arguments(nn.Module):
     """Mixin with tvdcn's arguments. It must precede a packed layer of :mod:`dcnzoo.layers`."""
 
-    if TYPE_CHECKING:  # an attribute of the layer, which TorchScript must not find annotated here
+    if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
         conv_offset: Any
 
     def _construct(
         self, mask_activation: str | nn.Module | None = "sigmoid", generator_bias: bool = False, **options
     ) -> None:
         if isinstance(mask_activation, str) and mask_activation == "sigmoid" and options.get("modulated"):
-            mask_activation = layers.MaskSigmoid(scale=2.0)  # as in tvdcn: 1 for a prediction of 0
+            mask_activation = layers.MaskSigmoid(scale=2.0)  # as in tvdcn: mask 1 for a prediction of 0
         super().__init__(mask_activation=mask_activation, **options)
         if self.conv_offset is not None and not generator_bias:
             self.conv_offset.register_parameter("bias", None)
@@ -68,8 +68,8 @@ class PackedDeformConv2d(_Arguments, layers.PackedDeformConv2d):
     ``mask_activation='sigmoid'`` is tvdcn's 2 · sigmoid, so a new layer starts as an ordinary convolution.
 
     One convolution, ``conv_offset``, predicts offset and mask; tvdcn's state dicts load. With several
-    ``offset_groups`` or ``mask_groups``, it uses all input channels, while tvdcn's use only those of the
-    group. tvdcn's weights in groups load as full weights with zeros elsewhere.
+    ``offset_groups`` or ``mask_groups``, it predicts each group from all input channels, tvdcn only from the
+    group's channels. tvdcn's grouped weights load as full weights with zeros elsewhere.
     """
 
 

@@ -23,7 +23,7 @@ SIZES = (
 
 @triton.jit
 def level_of(level_sizes, level_starts, level, pixels):
-    """Height, width and start of a level. A level that exceeds the pixels is empty, as in LevelGrid::fits."""
+    """Return a level's height, width and start. A level beyond the pixels is empty (LevelGrid::fits)."""
     height = tl.load(level_sizes + 2 * level)
     width = tl.load(level_sizes + 2 * level + 1)
     start = tl.load(level_starts + level)
@@ -43,8 +43,8 @@ def part_of(
     offset_query, offset_group, weight_first, weight_query, weight_group,
     LEVELS: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """A program's parts: number, whether it exists, first pixel of its image, group, places of its fields,
-    position of the first point without its offset."""
+    """Return a program's parts: number, whether it exists, first pixel of its image, group, indices of its
+    fields, and position of its first point without the offset."""
     part = index_of(tl.program_id(0), USE_INT64) * BLOCK_M + tl.arange(0, BLOCK_M)
     row, group = part // groups, part % groups
     query = row % queries
@@ -62,8 +62,8 @@ def part_of(
 def point_of(
     offset, weight, offset_at, weight_at, read, base_y, base_x, tap_y, tap_x, scale_y, scale_x, height, width
 ):
-    """A sampling point of every part: low corner, fractions, weight, whether it is on the map, and whether
-    its low and high rows and columns are."""
+    """Return a sampling point of every part: low corner, fractions, weight, whether it is on the map, and
+    whether its low and high rows and columns are on the map."""
     x = tl.load(offset + offset_at, mask=read, other=0.0).to(tl.float32)
     y = tl.load(offset + offset_at + 1, mask=read, other=0.0).to(tl.float32)
     factor = tl.load(weight + weight_at, mask=read, other=0.0).to(tl.float32)
@@ -96,7 +96,7 @@ def store_fields(
 @triton.jit(do_not_specialize=SIZES)
 def attention_kernel(
     input,  # [N, pixels, groups, D]
-    offset,  # (x, y) pairs; a query's for a group begin at query · offset_query + group · offset_group
+    offset,  # (x, y) pairs, from query · offset_query + group · offset_group on
     weight,  # likewise, from weight_first on
     output,  # [N, queries, groups, D]
     grad_output,  # like output
@@ -109,14 +109,14 @@ def attention_kernel(
     WANT_OUTPUT: tl.constexpr, WANT_INPUT: tl.constexpr, WANT_FIELDS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The output, or gradients of the input and of the fields (offset and weight). Other tensors are None."""
+    """Compute the output, or gradients of input, offset and weight. Tensors that it does not use are None."""
     part, exists, image, group, offset_at, weight_at, at_y, at_x = part_of(
         parts, queries, pixels, out_w, stride_y, stride_x, base_y, base_x, groups,
         offset_query, offset_group, weight_first, weight_query, weight_group, LEVELS, USE_INT64, BLOCK_M,
     )  # fmt: skip
     d = tl.arange(0, BLOCK_D)
     if not WANT_OUTPUT:
-        # values in the layout of the additions of float32: otherwise threads exchange them by shared memory
+        # load in the layout of float32 additions: otherwise threads exchange values through shared memory
         d = tl.max_contiguous(d, 4)
     in_d = d < D
     EVEN: tl.constexpr = BLOCK_D == D

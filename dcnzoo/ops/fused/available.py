@@ -16,12 +16,12 @@ TABLE = Path(__file__).with_name("configs.json")
 
 @cache
 def table() -> dict:
-    """Block sizes of the kernels by architecture, so that no call waits for autotuning."""
+    """Return the kernels' block sizes by architecture, so that no call waits for autotuning."""
     return json.loads(TABLE.read_text())
 
 
 def entry_of(architecture: str) -> dict:
-    """The table's entry for an architecture, or the default, which needs the least shared memory."""
+    """Return the table's entry for an architecture, or the default, which needs the least shared memory."""
     return table().get(architecture) or table()["default"]
 
 
@@ -31,7 +31,7 @@ def any_listed() -> bool:
 
 @cache
 def architecture(device: torch.device) -> str:
-    """The device's key in the table: ``sm_90``, ``gfx942``, ``interpreter``."""
+    """Return the device's key in the table: ``sm_90``, ``gfx942``, ``interpreter``."""
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip is not None:
@@ -40,10 +40,10 @@ def architecture(device: torch.device) -> str:
 
 
 def is_faster(name: str, call: Any) -> bool:
-    """Whether the table lists the kernels as faster for a call of ``deform_conv`` or its backward.
+    """Return whether the table lists the kernels as faster for a call of ``deform_conv`` or its backward.
 
-    It lists the number of output pixels from which they are faster than the compiled ones. The arguments may
-    be invalid.
+    It lists the number of output pixels from which the fused kernels are faster than the compiled ones. The
+    arguments may be invalid.
     """
     input, fields = call.input, call.mask if call.offset is None else call.offset
     if fields is None or fields.dim() != 4:
@@ -58,10 +58,10 @@ def is_faster(name: str, call: Any) -> bool:
 
 @cache
 def triton_works(device: torch.device) -> bool:
-    """Whether Triton compiles and runs a small kernel here.
+    """Return whether Triton compiles and runs a small kernel here.
 
-    Its driver alone shows too little: Triton needs a C compiler, Python's headers and a folder for its cache,
-    and an old one cannot compile for a new GPU.
+    Its import is not enough: Triton needs a C compiler, Python's headers and a folder for its cache, and an
+    old Triton cannot compile for a new GPU.
     """
     if find_spec("triton") is None:
         if os.environ.get("DCNZOO_BACKEND") == "fused":
@@ -73,7 +73,7 @@ def triton_works(device: torch.device) -> bool:
         if device.type == "cpu" and not launch.INTERPRETED:
             return False
         launch.run_trial(device)
-    except Exception as error:  # of any type: Triton runs the compiler and loads what it built
+    except Exception as error:  # errors can have any type: Triton compiles and loads code
         warn("a trial kernel", error)
         return False
     return True

@@ -20,7 +20,7 @@ UNUSED |= dict.fromkeys(("WANT_OUTPUT", "WANT_INPUT", "WANT_FIELDS"), False)
 
 @dataclass(frozen=True)
 class Call:
-    """A call of one of the operators, in the form of the kernels.
+    """A call of one of the operators, with the arguments of the kernel.
 
     Attributes:
         offset, weight: the fields, which may be the same tensor (dcnv4).
@@ -38,7 +38,7 @@ class Call:
 
     @property
     def field_type(self) -> torch.dtype:
-        """The type of the kernels' fields: that of the input if both have it, else float32."""
+        """Return the type of offset and weight in kernels: the input's if both have it, else float32."""
         same = self.input.dtype == self.offset.dtype == self.weight.dtype
         return self.input.dtype if same else torch.float32
 
@@ -66,7 +66,7 @@ class Call:
         return output
 
     def backward(self, grad_output: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
-        """Gradients of input, offset and weight, or of input and both in one tensor; empty if not needed."""
+        """Return the gradients of input and fields (one tensor for dcnv4). They are empty if not needed."""
         offset, weight = self.fields()
         grad_input = torch.zeros(self.input.shape, dtype=torch.float32, device=self.input.device)
         if offset is weight:  # the kernel does not write the padding
@@ -87,7 +87,7 @@ class Call:
 
 
 def _layout(*numbers: int) -> dict[str, object]:
-    """Where a query's fields for a group begin."""
+    """Return the numbers that say where a query's fields for a group begin."""
     names = ("offset_query", "offset_group", "weight_first", "weight_query", "weight_group")
     return dict(zip(names, numbers, strict=True))
 
@@ -96,7 +96,7 @@ def dcnv3(
     input, offset, mask,
     kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center,
 ) -> Call:  # fmt: skip
-    """A call with the positions of KernelGrid (ops/deform_attn/deform_attn_math.h)."""
+    """Return a call with the positions of KernelGrid (ops/deform_attn/deform_attn_math.h)."""
     points = kernel_size[0] * kernel_size[1] - remove_center
     layout = _layout(2 * points * group, 2 * points, 0, points * group, points)
     if offset is mask:
@@ -141,7 +141,7 @@ def ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations,
 
 
 def forward(call: Callable[..., Call]) -> Callable[..., Tensor]:
-    @wraps(call)  # and its arguments
+    @wraps(call)  # keeps its signature
     def kernel(**arguments: Any) -> Tensor:
         return call(**arguments).forward()
 

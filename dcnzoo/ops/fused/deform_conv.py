@@ -33,7 +33,7 @@ class Config(NamedTuple):
 
 
 def choose(target: str, kernel: str, dtype: torch.dtype, cost: Callable[[Config], float]) -> Config:
-    """The configuration of least cost; of equals, the first in the table.
+    """Return the configuration of least cost. Among equals, it is the first in the table.
 
     Args:
         cost: an estimate of a configuration's time for the call, in any unit.
@@ -45,7 +45,7 @@ def choose(target: str, kernel: str, dtype: torch.dtype, cost: Callable[[Config]
 LEAST_CHANNELS = 16  # with fewer, most of a matrix product on tensor cores is padding
 # A sample costs as much time as the products with this many outputs (counted instructions on sm_90).
 SAMPLE_COST = 256
-MOST_SPLITS = 32  # of the pixels in grad_weight
+MOST_SPLITS = 32  # grad_weight splits the pixels into at most 32 parts
 # In grad_weight, a step takes as long as writing and adding the sums of 12 programs (1.1 µs on an H100 by
 # counted instructions; 3.1 MB at 3 TB/s).
 PROGRAMS_PER_STEP = 12
@@ -67,7 +67,7 @@ class Problem:
     dilation: list[int]
     groups: int
     allow_tf32: bool
-    axes: int = 2  # with 1, all tensors have one row, and offsets are x alone
+    axes: int = 2  # with 1, all tensors have one row, and offsets have only x
 
     @cached_property
     def taps(self) -> int:
@@ -83,13 +83,13 @@ class Problem:
 
     @cached_property
     def is_depthwise(self) -> bool:
-        """Whether each group has one input channel, and any number of outputs: no matrix products."""
+        """Return whether each group has one input channel, so that there are no matrix products."""
         return self.weight.shape[1] == 1 and self.groups > 1
 
     @cached_property
     def block_channels(self) -> int:
-        """Number of channels with the same offset group and mask group and, unless there are no products,
-        convolution group."""
+        """Return the number of channels with the same offset group and mask group and, unless depthwise, the
+        same convolution group."""
         channels = self.input.shape[1]
         share = math.gcd(channels // self.offset_groups, channels // self.mask_groups)
         return share if self.is_depthwise else math.gcd(share, channels // self.groups)
@@ -110,20 +110,20 @@ class Problem:
 
     @cached_property
     def pixels(self) -> int:
-        """Number of output pixels of all images."""
+        """Return the number of output pixels of all images."""
         return self.input.shape[0] * math.prod(self.out_size)
 
     @cached_property
     def is_wide(self) -> bool:
-        """Whether the channels fill matrix products. With one group, few are padded, as in a first layer."""
+        """Return whether channels fill matrix products. A single group always does, as in a first layer."""
         narrow = min(self.block_channels, self.group_outputs) < LEAST_CHANNELS
         return not self.is_depthwise and (self.blocks == self.groups == 1 or not narrow)
 
     @cached_property
     def points(self) -> tuple[Tensor, Tensor]:
-        """Sampling points: 16 bytes per output pixel, tap and block of channels. See ``points_kernel``."""
+        """Return sampling points, 16 bytes per pixel, tap and block of channels. See ``points_kernel``."""
         shape = (self.blocks, self.taps, self.pixels)
-        # with room for 4 bits beside the index of a pixel
+        # int64 if the index of a pixel and 4 more bits do not fit into int32
         many = self.input.shape[0] * math.prod(self.input.shape[2:]) >= 2**27
         corners = self.input.new_empty(shape, dtype=torch.int64 if many else torch.int32)
         factors = self.input.new_empty((3, *shape), dtype=torch.float32)
@@ -173,7 +173,7 @@ class Problem:
 
     @cached_property
     def sampled(self) -> dict[str, Tensor]:
-        """The input and its sampling points, arguments of every kernel that samples."""
+        """Return the input and its sampling points, arguments of every kernel that samples."""
         corners, factors = self.points
         return {"input": to_channels_last(self.input), "corners": corners, "factors": factors}
 
@@ -208,7 +208,7 @@ def _transpose(source: Tensor, result: Tensor, batch: int, rows: int, columns: i
 
 
 def forward(problem: Problem, bias: Tensor | None, config: Config | None = None) -> Tensor:
-    """The output, ``[N, O, oH, oW]``, in the memory format of ``problem.input``."""
+    """Return the output, ``[N, O, oH, oW]``, in the memory format of ``problem.input``."""
     p, outputs = problem, problem.weight.shape[0]
     output = torch.empty(
         (p.input.shape[0], outputs, *p.out_size),
@@ -248,7 +248,7 @@ def forward(problem: Problem, bias: Tensor | None, config: Config | None = None)
 
 
 def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = None) -> Tensor:
-    """The gradient of the weight, ``[O, C / groups, kH, kW]``. Deterministic: no atomic additions."""
+    """Return the gradient of the weight, ``[O, C / groups, kH, kW]``, without atomic additions."""
     p = problem
     outputs, group_channels = p.weight.shape[:2]
     if p.pixels == 0:
@@ -262,12 +262,12 @@ def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = N
         return cdiv(cdiv(p.pixels, c.BLOCK_M), splits)
 
     def time(c: Config, splits: int) -> float:
-        """Time of the busiest multiprocessor and of the partial sums, in steps."""
+        """Return the time of the busiest multiprocessor plus that of the partial sums, in steps."""
         programs = splits * tiles_of(c)
         return _rounds(p, programs) * steps_of(c, splits) + programs / PROGRAMS_PER_STEP
 
     def splits_of(c: Config) -> int:
-        """The fastest number of splits among those that fill one, two or three rounds."""
+        """Return the fastest number of splits among those that fill one, two or three rounds."""
         room = _multiprocessors(p.input.device)
         most = min(MOST_SPLITS, cdiv(p.pixels, c.BLOCK_M))
         candidates = [max(1, min(most, rounds * room // tiles_of(c))) for rounds in (1, 2, 3)]
@@ -306,7 +306,7 @@ def grad_samples(
     want_mask: bool,
     config: Config | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, offset and mask. The input's is not deterministic: it is added atomically."""
+    """Return the gradients of input, offset and mask. The input's uses atomic additions."""
     p = problem
     grad_input = grad_offset = grad_mask = None
     if want_input:
@@ -365,7 +365,7 @@ def grad_samples(
 
 
 def backward(problem: Problem, grad_output: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
-    """Gradients of input, weight, offset, mask and bias; empty tensors for those that are not needed."""
+    """Return the gradients of input, weight, offset, mask and bias; those not needed are empty."""
     results = [grad_output.new_empty(0) for _ in range(5)]  # an operator's results must not share memory
     if needed[4]:
         results[4] = grad_output.sum((0, 2, 3))
@@ -393,7 +393,7 @@ def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tenso
 def _strided(tensor: Tensor | None) -> Tensor | None:
     """Return the offset or mask, or a contiguous copy if its pixels are not all one stride apart.
 
-    Channels last and a part of a split along the channels need no copy.
+    Channels-last tensors, and slices of the channels, need no copy.
     """
     if tensor is None or tensor.shape[2] <= 1 or tensor.stride(2) == tensor.shape[3] * tensor.stride(3):
         return tensor
@@ -406,7 +406,7 @@ def _places(name: str, tensor: Tensor | None) -> dict[str, int]:
 
 
 def _is_even(p: Problem, config: Config) -> bool:
-    """Whether the blocks divide the channels."""
+    """Return whether the blocks divide the channels."""
     return p.block_channels % config.BLOCK_N == 0 and (
         p.is_depthwise or p.group_outputs % config.BLOCK_K == 0
     )
@@ -418,7 +418,7 @@ def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> C
         channels = min(triton.next_power_of_2(p.block_channels), 64)
         block = DEPTHWISE_BLOCK // 2 if kernel == "grad_samples" else DEPTHWISE_BLOCK  # registers
         return Config(block // channels, channels, BLOCK_K=1, warps=4, stages=1)
-    if not p.is_wide:  # the least product, padded; larger blocks or two stages would need too many registers
+    if not p.is_wide:  # the smallest product; larger blocks or two stages would need too many registers
         inputs, outputs = (
             min(max(triton.next_power_of_2(n), LEAST_CHANNELS), 32)
             for n in (p.block_channels, p.group_outputs)
@@ -430,9 +430,9 @@ def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> C
 
 
 def _rounds(problem: Problem, programs: int) -> int:
-    """Number of programs that the busiest multiprocessor runs.
+    """Return the number of programs that the busiest multiprocessor runs.
 
-    It does not matter how many of them run at a time: then each takes longer.
+    How many run at a time does not matter: the more there are, the longer each takes.
     """
     return cdiv(programs, _multiprocessors(problem.input.device))
 

@@ -3,7 +3,7 @@
 Maps are channels last. ``q`` is the index of an output pixel over all images, ``[N · oH · oW]``. A *channel
 block* is the channels with the same offset group, mask group and convolution group, and so with the same
 sampling points. ``points_kernel`` computes the points once, and the other kernels read them again for every
-part of the channels: computed there, they would be a sixth of the instructions, and registers would spill.
+part of the channels. Computing them there would take a sixth of the instructions and spill registers.
 
 Sizes are arguments, not constants: one binary serves all shapes with the same divisibility. ``USE_INT64``
 computes indices in 64 bits, from the first factor on. ``EVEN`` means that the blocks divide the channels, so
@@ -12,7 +12,7 @@ bfloat16 is wrong.
 
 In the loops of ``forward_kernel`` and ``grad_weight_kernel``, the samples of the next step are computed after
 the product of this step, which does not depend on them. So the tensor cores and the other units work at the
-same time. It also leaves the samples out of Triton's pipeline, which would copy the corners past the L1
+same time. This also leaves the samples out of Triton's pipeline, which would copy the corners past the L1
 cache; only the other operand is copied in advance.
 """
 
@@ -29,7 +29,7 @@ SIZES = (
 
 @triton.jit
 def index_of(value, USE_INT64: tl.constexpr):
-    """``value`` as the first factor of an index: in 64 bits with ``USE_INT64``."""
+    """Return ``value``, the first factor of an index, in 64 bits if ``USE_INT64``."""
     return tl.cast(value, tl.int64) if USE_INT64 else value
 
 
@@ -40,7 +40,7 @@ def transpose_kernel(
     rows, columns,
     USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A program copies BLOCK_M rows by BLOCK_N columns. Changes between contiguous and channels-last order.
+    """Change between contiguous and channels-last order. A program copies BLOCK_M rows by BLOCK_N columns.
 
     torch's own copy takes up to seven times as long: it writes single elements far apart.
     """
@@ -60,7 +60,7 @@ def transpose_kernel(
 
 @triton.jit
 def low_corner(y, x, height, width):
-    """Whether a point is on the map, the pixel above and left of it, and the fractions to the next ones."""
+    """Return whether a point is on the map, its upper left pixel, and its distance from that pixel."""
     inside = (y > -1) & (y < height) & (x > -1) & (x < width)  # false for NaN
     y = tl.where(inside, y, 0.0)  # before the cast: NaN has no integer
     x = tl.where(inside, x, 0.0)
@@ -116,7 +116,7 @@ def points_kernel(
 
 @triton.jit
 def points_of(corners, factors, slot, exists, points):
-    """Sampling points: ``(low corner's index, y and x fractions, mask, validity of 4 corners)``."""
+    """Return sampling points: ``(low corner's index, y and x fractions, mask, validity of 4 corners)``."""
     packed = tl.load(corners + slot, mask=exists, other=0)
     ly = tl.load(factors + slot, mask=exists, other=0.0)
     lx = tl.load(factors + points + slot, mask=exists, other=0.0)
@@ -129,9 +129,9 @@ def points_of(corners, factors, slot, exists, points):
 
 @triton.jit
 def in_bands(number, out_pixels, out_h, out_w):
-    """Index of the output pixel with this number, if they are numbered in bands of 8 rows, column by column.
+    """Return the index of an output pixel. The numbers go through bands of 8 rows, column by column.
 
-    A block of numbers is then a nearly square block of pixels, and its samples share cache lines.
+    A block of numbers is then a nearly square block of pixels, whose samples share cache lines.
     """
     in_image = number % out_pixels
     top = in_image // (8 * out_w) * 8
@@ -142,7 +142,7 @@ def in_bands(number, out_pixels, out_h, out_w):
 
 @triton.jit
 def corner(input, low, step, channels, c, valid, in_block, EVEN: tl.constexpr):
-    """Values of the pixels ``step`` after ``low``, ``[pixels, channels]``; zero where not ``valid``."""
+    """Return the pixels ``step`` after ``low``, ``[pixels, channels]``; zero where not ``valid``."""
     places = ((low + step) * channels)[:, None] + c[None, :]
     read = valid[:, None] if EVEN else valid[:, None] & in_block[None, :]
     return tl.load(input + places, mask=read, other=0.0).to(tl.float32)
@@ -160,20 +160,20 @@ def spread(grad_input, low, step, channels, c, valid, in_block, share, gradient,
 
 @triton.jit
 def point_gradients(ly, lx, inside, v00, v01, v10, v11, dot00, dot01, dot10, dot11):
-    """Gradients of a point's y and x, before the factor of its sample, and of this factor.
+    """Return the gradients of a point's y and x, without its factor (mask or weight), and of this factor.
 
     Args:
         v00, v01, v10, v11: whether a corner is on the map.
         dot00, dot01, dot10, dot11: the gradient of the sample · values of each corner.
     """
-    beyond = dot00  # of points off the map: the gradient times zero, which is zero or NaN
+    beyond = dot00  # for points off the map: the gradient times zero, which is zero or NaN
     # an Inf gradient times the zero of a corner off the map would be NaN
     dot00 = tl.where(v00, dot00, 0.0)
     dot01 = tl.where(v01, dot01, 0.0)
     dot10 = tl.where(v10, dot10, 0.0)
     dot11 = tl.where(v11, dot11, 0.0)
     hy, hx = 1 - ly, 1 - lx
-    # first: after the others, the attention kernel spills registers with 256 channels on sm_86
+    # computed first: otherwise, the attention kernel spills registers with 256 channels on sm_86
     value = hy * (hx * dot00 + lx * dot01) + ly * (hx * dot10 + lx * dot11)
     of_y = hx * (dot10 - dot00) + lx * (dot11 - dot01)
     of_x = hy * (dot01 - dot00) + ly * (dot11 - dot10)
@@ -185,14 +185,14 @@ def samples(
     input, corners, factors, slot, exists, points, width, channels, c, in_block,
     USE_INT64: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Bilinear samples times the mask, ``[pixels, channels]``, in float32."""
+    """Return bilinear samples times the mask, ``[pixels, channels]``, in float32."""
     low, ly, lx, factor, v00, v01, v10, v11 = points_of(corners, factors, slot, exists, points)
     low = index_of(low, USE_INT64)
     result = corner(input, low, 0, channels, c, v00, in_block, EVEN) * ((1 - ly) * (1 - lx))[:, None]
     result += corner(input, low, 1, channels, c, v01, in_block, EVEN) * ((1 - ly) * lx)[:, None]
     result += corner(input, low, width, channels, c, v10, in_block, EVEN) * (ly * (1 - lx))[:, None]
     result += corner(input, low, width + 1, channels, c, v11, in_block, EVEN) * (ly * lx)[:, None]
-    result *= factor[:, None]  # once: in a corner of weight zero, an Inf mask would give NaN
+    result *= factor[:, None]  # not per corner: weight zero times an Inf mask would give NaN
     if not EVEN:
         # An Inf mask turns the zeros beyond the block's channels into NaN, which the product would add
         result = tl.where(in_block[None, :], result, 0.0)
@@ -201,7 +201,7 @@ def samples(
 
 @triton.jit
 def loaded(places, read, EVEN: tl.constexpr):
-    """A block of a matrix. ``EVEN``: all of ``read`` is true."""
+    """Load a block of a matrix. ``EVEN``: all of ``read`` is true."""
     if EVEN:
         return tl.load(places)
     return tl.load(places, mask=read, other=0.0)
@@ -258,7 +258,7 @@ def forward_kernel(
             read = (first + k < block_channels)[:, None] & in_group[None, :]
             b = loaded(weight + (tap * group_channels + first) + rows, read, EVEN)
             sum = product(a, b, sum, UPCAST, PRECISION)
-            # the next step; after the last one the first again, whose samples are not used
+            # go to the next step; after the last step, to the first one, whose samples are not used
             tap += 1
             first = tl.where(tap == taps, first + BLOCK_K, first)
             first = tl.where(first < block_channels, first, 0)
@@ -336,7 +336,7 @@ def depthwise_forward_kernel(
     HAS_BIAS: tl.constexpr, USE_INT64: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A program computes, for BLOCK_M output pixels and BLOCK_N input channels, one output of each."""
+    """A program computes one output channel per input channel, for BLOCK_M pixels and BLOCK_N channels."""
     tiles = tl.cdiv(block_channels, BLOCK_N)
     program = tl.program_id(0)
     turn = program % group_outputs
@@ -374,7 +374,7 @@ def depthwise_grad_weight_kernel(
     pixels, width, taps, points, channels, outputs, group_outputs, block_channels, steps, splits,
     USE_INT64: tl.constexpr, EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A program sums one output of BLOCK_N input channels for a tap over ``steps`` blocks of pixels."""
+    """A program sums a tap of BLOCK_N input channels, with one output of each, over ``steps`` blocks."""
     split = tl.program_id(0) % splits
     program = tl.program_id(0) // splits
     turn = program % group_outputs
@@ -409,7 +409,7 @@ def read_and_spread(
     input, grad_input, low, step, share, valid, channels, c, in_block, gradient,
     WANT_INPUT: tl.constexpr, WANT_OFFSET_MASK: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Add a corner's ``share`` of ``gradient`` to ``grad_input``. Return ``gradient`` · its values."""
+    """Add a corner's ``share`` of ``gradient`` to ``grad_input``. Return ``gradient`` · corner values."""
     dot = tl.zeros(share.shape, tl.float32)
     if WANT_OFFSET_MASK:
         dot = tl.sum(gradient * corner(input, low, step, channels, c, valid, in_block, EVEN), 1)
@@ -437,7 +437,7 @@ def product_in_parts(
     grad_output, weight, inner, exists, in_block, row, group_outputs, gradient,
     EVEN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Add ``grad_output · weight``, BLOCK_K outputs at a time; ``row``: distance of an output's weights."""
+    """Add ``grad_output · weight``, BLOCK_K outputs at a time. ``row`` is the stride between outputs."""
     for start in range(0, group_outputs, BLOCK_K):
         in_group = start + inner < group_outputs
         w = loaded(weight + start * row, in_group[:, None] & in_block[None, :], EVEN)

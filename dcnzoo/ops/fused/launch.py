@@ -19,9 +19,9 @@ def cdiv(a: int, b: int) -> int:
 
 
 def size_class(tensor: Tensor) -> int:
-    """0: its memory has less than 2 GiB. 1: more, which Triton compiles differently on AMD's GPUs.
+    """Return 0 for a tensor in less than 2 GiB of memory, else 1, as AMD's GPUs run other code for it.
 
-    2: indices of its elements need 64 bits, too.
+    Return 2 if the indices of its elements also need 64 bits.
     """
     if tensor.untyped_storage().nbytes() < 2**31:  # the usual case, tested at every launch
         return 0
@@ -45,7 +45,7 @@ def launch(
     stages: int = 1,
     fuse: bool = True,
 ) -> None:
-    """Launch ``programs`` by ``second`` programs with those of the arguments that the kernel has.
+    """Launch ``programs`` by ``second`` programs. The kernel gets those of ``arguments`` that it takes.
 
     Args:
         fuse: whether a product and an addition may be rounded once.

@@ -27,8 +27,8 @@ def overlaps_kernel(
     number, words, threshold, offset,
     USE_INT64: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
-    """Bit j of ``bits[i, w]``: box 64w + j comes after box i and overlaps it. A program computes 64 boxes by
-    one word, of the words from the diagonal on. The arithmetic is that of ops/nms/nms_math.h."""
+    """Set bit j of ``bits[i, w]`` if box 64w + j comes after box i and overlaps it. A program computes one
+    word of 64 boxes, if it is not left of the diagonal. The arithmetic is that of ops/nms/nms_math.h."""
     row, column = tl.program_id(0) // words, tl.program_id(0) % words
     if column >= row:
         lane = tl.arange(0, WORD)
@@ -84,7 +84,7 @@ def keep_kernel(
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """Indices of the kept boxes by descending score. Reading their number synchronises once with the GPU."""
+    """Return the indices of the kept boxes by descending score. This synchronises once with the GPU."""
     order = scores.argsort(descending=True, stable=True)
     number, device = len(boxes), boxes.device
     words = cdiv(number, WORD)
@@ -93,7 +93,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     arguments = {"bits": bits, "number": number, "words": words, "WORD": WORD}
     if number > 0:
         sorted_boxes = boxes.float()[order].contiguous()
-        # no product may be fused into an addition: the decisions are those of the other kernels
+        # fuse=False: with fused multiply-adds, decisions could differ from those of the other kernels
         pairs = {"boxes": sorted_boxes, "threshold": float(iou_threshold), "offset": float(offset)}
         launch(overlaps_kernel, words * words, device, arguments | pairs, warps=8, fuse=False)
         removed = torch.zeros(words, dtype=torch.int64, device=device)

@@ -14,7 +14,7 @@ from .launch import DTYPES
 def _problem(
     input, weight, offset, mask, stride, padding, dilation, groups, **_: object
 ) -> deform_conv.Problem:
-    """A call of deform_conv, or of its backward, in the form of the kernels: in two dimensions."""
+    """Return a call of deform_conv or its backward in the form that kernels take, in two dimensions."""
     axes = len(stride)
     if axes == 1:
         tensors = (input, weight, offset, mask)
@@ -63,7 +63,7 @@ FUNCTIONS: dict[str, Callable] = {
 
 @cache
 def _taken(name: str) -> frozenset[str]:
-    """The arguments of an operator that its kernel takes; the others must have the schema's default."""
+    """Return the arguments of an operator that its kernel takes; others must have their defaults."""
     return frozenset({*inspect.signature(FUNCTIONS[name]).parameters, "grad_output", "output_mask"})
 
 
@@ -73,7 +73,7 @@ def run(name: str, call: Any) -> Tensor | tuple[Tensor, ...]:
 
 
 def unsupported(name: str, call: Any) -> str:
-    """Return what of a call, of an operator or its backward, the kernels cannot run; empty if they can."""
+    """Return a feature of the call that the kernels do not support; empty if they can run the call."""
     first = call[0]  # the input, or the gradient of the output, which has its type and rank
     if first.dtype not in DTYPES:
         return str(first.dtype)
@@ -89,5 +89,5 @@ def unsupported(name: str, call: Any) -> str:
 
 
 def is_measured(call: Any) -> bool:
-    """Whether deform_conv's kernels were measured for such a call: the matrix products of wide groups."""
+    """Return whether deform_conv's kernels were measured for such a call: 2-D, with wide groups."""
     return call.input.dim() == 4 and _problem(**call._asdict()).is_wide

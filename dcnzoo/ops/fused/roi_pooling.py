@@ -20,14 +20,14 @@ SIZES = ("batch", "channels", "height", "width", "output_h", "output_w", "ratio"
 
 @triton.jit
 def is_finite(value):
-    # not by its difference with itself: of a product, Triton fuses that to the product's rounding error
+    # not value - value == 0: if value is a product, Triton fuses this to the product's rounding error
     return tl.abs(value) < float("inf")  # false for NaN
 
 
 @triton.jit
 def axis_of(low, high, scale, gamma, bins, ratio, ALIGNED: tl.constexpr, MOVED: tl.constexpr):
-    """A RoI along an axis: start, length of a bin, samples per bin (0 if it is not finite or too large), and
-    how far an offset of 1 moves a bin."""
+    """Return a RoI's start along an axis, length of a bin, samples per bin (0 if the RoI is not finite or too
+    large), and how far an offset of 1 moves a bin."""
     shift = 0.5 if ALIGNED else 0.0
     start = low * scale - shift
     length = high * scale - shift - start
@@ -44,8 +44,8 @@ def axis_of(low, high, scale, gamma, bins, ratio, ALIGNED: tl.constexpr, MOVED: 
 
 @triton.jit
 def bins_of(start, bin, samples, number, size):
-    """Bins along an axis: start, length, samples per bin, number, and the samples [begin, end) that may lie
-    on the map, at most two too many at each end."""
+    """Return the bins along an axis: start, length, samples per bin, number, and the samples [begin, end)
+    that may lie on the map, with at most two others at each end."""
     valid = (samples > 0) & is_finite(start)
     count = tl.maximum(samples, 1).to(tl.float32)
     step = bin / count
@@ -61,15 +61,15 @@ def bins_of(start, bin, samples, number, size):
 
 @triton.jit
 def samples_of(bins):
-    """The largest number of samples of a bin."""
+    """Return the largest number of samples of a bin."""
     _, _, _, _, begin, end = bins
     return tl.max(end - begin, 0)
 
 
 @triton.jit
 def sample_of(bins, i, size):
-    """The two pixels beside a sample: the low one, the weight of the high one, whether the sample is on the
-    map, and whether it reads two pixels."""
+    """Return the low one of the two pixels beside a sample, the weight of the high one, whether the sample is
+    on the map, and whether it reads two pixels."""
     start, bin, samples, number, begin, end = bins
     sample = begin + i
     at = start + number * bin + (sample.to(tl.float32) + 0.5) * bin / tl.maximum(samples, 1).to(tl.float32)
@@ -85,13 +85,13 @@ def region_of(
     rois, offset, batch, height, width, output_h, output_w, scale, ratio, gamma,
     ALIGNED: tl.constexpr, MOVED: tl.constexpr, USE_INT64: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """A program's RoI, first pixel of its image, bins, number of samples in each, reach and bins of axes."""
+    """Return a program's RoI, its image's first pixel, bins, samples per bin, and reach and bins of axes."""
     bins = output_h * output_w
     tiles = tl.cdiv(bins, BLOCK_M)
     roi = index_of(tl.program_id(0) // tiles, USE_INT64)
     m = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     image = tl.load(rois + 5 * roi)
-    on_batch = (image >= 0) & (image < batch)  # false for NaN. Such a RoI gives zeros
+    on_batch = (image >= 0) & (image < batch)  # false for NaN. If false, the RoI gives zeros
     image = index_of(tl.where(on_batch, image, 0.0).to(tl.int32), USE_INT64)
     x1, y1 = tl.load(rois + 5 * roi + 1), tl.load(rois + 5 * roi + 2)
     x2, y2 = tl.load(rois + 5 * roi + 3), tl.load(rois + 5 * roi + 4)
@@ -252,7 +252,7 @@ def _forward(input, rois, offset, output_size, *options) -> Tensor:
 
 
 def _backward(grad_output, input, size, rois, offset, options, needed) -> tuple[Tensor, Tensor]:
-    """Gradients of input and offset, the offset's in float32; empty if they are not needed."""
+    """Return the gradients of input and offset (in float32); they are empty if they are not needed."""
     grad_input = grad_offset = grad_output.new_empty(0)
     if needed[0]:
         grad_input = torch.zeros(size, dtype=torch.float32, device=grad_output.device)
