@@ -6,9 +6,9 @@
     .venv/bin/nox -s fuzz -- -k deform_conv     # run one, with options for its command
     .venv/bin/nox -s others --install-only      # only create its environment
 
-A session runs in ``.venv``, or in an environment in ``.nox`` that sees the packages of ``.venv``: its own
-packages would overwrite others there, or need another torch. ``.github/workflows/nightly.yml`` runs those
-with the tag *nightly*; the others write pages of the documentation or packages.
+A session runs in ``.venv``. If its packages would overwrite others there or need another torch, it runs in an
+environment in ``.nox``. ``.github/workflows/nightly.yml`` runs the sessions with the tag *nightly*; the
+others write pages of the documentation or packages.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def vit_adapter(session: Session) -> None:
 def peers(session: Session) -> None:
     """Compare with mmcv's compiled operators; compiling takes 6 to 15 minutes."""
     use_venv(session)
-    # a wheel of this mmcv in a folder: PIP_FIND_LINKS=FOLDER
+    # PIP_FIND_LINKS=FOLDER uses a wheel of this mmcv from a folder
     build = ("--no-deps", "--no-build-isolation")
     session.install(*build, "mmcv==2.1.0", env={"MMCV_WITH_OPS": "1"})
     session.install(*build, "torch-ms-deform-attn==0.1.1")
@@ -133,7 +133,7 @@ def gpu_resources(session: Session) -> None:
 def clients(session: Session) -> None:
     """Test pages in Chromium, the code of docs/deploy.md in Node, and notebooks with a wheel (needs npm)."""
     update_venv(session)
-    see(session, VENV)  # its dcnzoo comes after that of the wheel
+    see(session, VENV)  # the wheel's dcnzoo comes before the one of .venv
     session.install("--group", "clients")
     session.install("--no-deps", "--force-reinstall", build_wheel(session))
     folder = Path(session.create_tmp()).resolve()
@@ -174,10 +174,10 @@ def runtimes(session: Session) -> None:
     use_venv(session)
     folder = Path(session.create_tmp()).resolve()
     litert = folder / "litert"
-    # onnx2tf needs Python 3.12. virtualenv tries each one on the PATH: a shim of pyenv may not run
+    # onnx2tf needs Python 3.12. virtualenv tries each one on the PATH, because a shim of pyenv may not run
     session.run_install(PYTHON, "-m", "virtualenv", "--quiet", "--python", ">=3.12", litert, external=True)
     session.run_install(litert / "bin/pip", "install", "--quiet", "onnx2tf==2.6.9", external=True)
-    # without their requirements: some need other versions of what .venv has
+    # without their requirements: some require other versions of packages in .venv
     session.install("--no-deps", *PHONES, *EXECUTORCH)
     session.run(PYTHON, "-m", "benchmarks.runtimes", "make", folder, external=True)
     for runtime in ("mnn", "executorch", "tract", "ncnn"):
@@ -240,7 +240,7 @@ def release(session: Session) -> None:
     wheel = build_wheel(session, DCNZOO_CUDA="1", CUDA_HOME=str(cuda))
     # as in [tool.cibuildwheel]: gives the wheel its manylinux tag, or fails
     exclude = ("--exclude", "libtorch*", "--exclude", "libc10*")
-    repaired = DIST / "repaired"  # its name may be the same
+    repaired = DIST / "repaired"  # the new wheel may have the same name
     session.run("auditwheel", "repair", "--plat", "manylinux_2_34_x86_64", *exclude, "-w", repaired, wheel)
     wheel.unlink()
     wheels[:] = [file.rename(DIST / file.name) for file in repaired.iterdir()]
@@ -274,7 +274,7 @@ def check_wheel(session: Session, wheel: Path) -> None:
     here = site_packages(folder / "bare")
     if left := [path.name for path in here.glob("*dcnzoo*")]:
         session.error(f"expected no files after `pip uninstall`, got {', '.join(left)}")
-    # each extra alone: an environment that sees only torch. timm brings torchvision, and that its own torch
+    # each extra alone, in an environment that sees only torch. timm installs torchvision and its torch
     for extra in ("mmdet", "data", "onnx", "openvino", "timm"):
         session.run(PYTHON, "-m", "venv", "--clear", "alone", external=True)
         (site_packages(folder / "alone") / "torch.pth").write_text(f"{here}\n")
@@ -297,7 +297,7 @@ def pages(session: Session) -> None:
     session.run("bash", "-exc", block, external=True)
 
 
-# from the oldest supported torch to the newest; of an index that lacks the newest: NEWEST_TORCH=2.14.1
+# from the oldest supported torch to the newest; if an index lacks the newest, set NEWEST_TORCH=2.14.1
 NEWEST = os.environ.get("NEWEST_TORCH", "2.15.0")
 TORCHES = {"3.10": "2.10.0", "3.11": "2.11.0", "3.12": "2.13.0", "3.13": NEWEST, "3.14": NEWEST}
 
@@ -360,7 +360,7 @@ def arm(session: Session) -> None:
         (folder / ".installed").touch()
 
     def python(cpu: str) -> list[str]:
-        """Python runs emulated and starts the cross-compiler, which does not."""
+        """Return the command of an emulated Python, which starts the cross-compiler without emulation."""
         root = folder / "root"
         return ["qemu-aarch64-static", "-L", str(root), "-cpu", cpu, str(root / "usr/bin/python3.11")]
 
@@ -493,7 +493,7 @@ def coverage(session: Session, name: str) -> None:
         results.append(f"work_dirs/{name}_{other or 'venv'}.xml")
         command = ("-m", "pytest", "-q", f"benchmarks/coverage/test_{name}.py", f"--junitxml={results[-1]}")
         session.run(python, *command, *session.posargs, success_codes=[0, 1])
-    kept = (ROOT / f"benchmarks/coverage/{name}.json").exists()  # else the others would be lost
+    kept = (ROOT / f"benchmarks/coverage/{name}.json").exists()  # else a part would become the whole page
     if kept or not session.posargs:
         session.run(PYTHON, "-m", "benchmarks.coverage.table", name, *results)
 

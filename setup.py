@@ -1,11 +1,11 @@
 """Compile ops/ into stable-ABI libraries in dcnzoo/ops/, with ninja.
 
-One library per device: ``_C_cpu.so`` always, ``_C_cuda13.so`` if nvcc (CUDA 13) is found and torch is a CUDA
-build. Neither depends on the version of Python or (from 2.10 on) of torch, so one wheel works with all.
-torch of an earlier CUDA does not load the CUDA library: drivers that it runs on may be too old for it.
+One library per device: ``_C_cpu.so`` always, ``_C_cuda13.so`` (with CUDA 13) if nvcc is found and torch is a
+CUDA build. Neither depends on the version of Python or (from 2.10 on) of torch, so one wheel works with all.
+A torch for an earlier CUDA does not load the CUDA library, because the driver may be too old for it.
 
-On systems other than Linux and macOS nothing is compiled, nor without a C++ compiler; dcnzoo.ops then runs in
-plain PyTorch, which is slow, and says so.
+On systems other than Linux and macOS, or without a C++ compiler, nothing is compiled. dcnzoo.ops then runs in
+plain PyTorch, which is slow, and warns about it.
 
 Sources are found by name, anywhere under ops/:
     *_cuda.cu          CUDA kernels
@@ -70,7 +70,7 @@ if platform.machine() in ("aarch64", "arm64"):
     CPU_CAPABILITIES["DEFAULT"] = ["-fno-schedule-insns", "-Wno-ignored-optimization-argument"]
     CPU_CAPABILITIES["NEON_BF16"] = [*CPU_CAPABILITIES["DEFAULT"], "-march=armv8.2-a+bf16"]
 
-# Instruction sets of which only the kernels in some folders of ops/ have a use.
+# Instruction sets that only the kernels in some folders of ops/ use.
 FOLDERS_OF_CAPABILITY = {"AMX_BF16": ["deform_conv"]}
 
 # Additional options for the C++ sources in a folder of ops/, or for their kernels of one instruction set.
@@ -229,7 +229,7 @@ def common_flags(library: Path, device: str) -> list[str]:
 
 
 def assembles_amx() -> bool:
-    """Whether the compiler supports AMX, and its assembler, which may be older."""
+    """Return whether the compiler supports AMX, and so does its assembler, which may be older."""
     options = ["-x", "c++", "-c", "-o", os.devnull, "-"]
     command = [*shlex.split(find_compiler()), *CPU_CAPABILITIES["AMX_BF16"], *options]
     source = 'void multiply() { asm("tdpbf16ps %tmm2, %tmm1, %tmm0"); }'
@@ -282,14 +282,14 @@ def cuda_build(library: Path, folder: Path, target: Path) -> str:
         *(("--Werror", "all-warnings") if os.environ.get("DCNZOO_STRICT") == "1" else ()),
         *("--cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
     ]
-    # by a link, because nvcc stores the linker's arguments in the library
+    # through a symbolic link, because nvcc stores the linker's arguments in the library
     torch_lib = folder / "torch_lib"
     torch_lib.unlink(missing_ok=True)
     torch_lib.symlink_to(library / "lib")
     libraries = [f"-L{torch_lib.name}", "-ltorch_cuda", "-ltorch_cpu", "-ltorch", "-lc10"]
     cuda_lib = folder / "cuda_lib"
     cuda_lib.unlink(missing_ok=True)
-    cuda_lib.symlink_to(Path(nvcc).parents[1] / "lib")  # of PyPI's packages; nvcc looks in lib64
+    cuda_lib.symlink_to(Path(nvcc).parents[1] / "lib")  # as in PyPI's packages; nvcc looks in lib64
     libraries.append(f"-L{cuda_lib.name}")
     if not (library / "lib" / "libtorch_cuda.so").exists():
         libraries.insert(0, f"-L{stand_in_for_libtorch_cuda(folder).name}")
@@ -391,7 +391,7 @@ def write_schemas() -> None:
 
 
 def devices() -> tuple[str, ...]:
-    """Return the devices of the libraries to build; none by DCNZOO_BUILD, or where no compiler is."""
+    """Return the devices of the libraries to build; none with DCNZOO_BUILD=none or without a compiler."""
     mode = os.environ.get("DCNZOO_BUILD", "auto")
     if mode not in ("auto", "require", "none"):
         stop(f"DCNZOO_BUILD: expected auto, require or none, got {mode!r}.", "Change it, or unset it.")

@@ -20,7 +20,7 @@ OURS = "dcnzoo"
 PASSES = ("forward", "forward+backward")
 # The reference stores every sample several times: larger calls take minutes and gigabytes.
 REFERENCE_SIZE = 600_000  # elements of the first tensor
-STRIDE = 4  # of the map of RoIs, in image pixels
+STRIDE = 4  # of the map that the RoIs read, in image pixels
 HALF = (torch.bfloat16, torch.float16)
 Forward = Callable[[], Tensor]
 Contestant = Callable[[Sample], Forward]  # other runtimes use as many threads as torch
@@ -28,7 +28,7 @@ Contestant = Callable[[Sample], Forward]  # other runtimes use as many threads a
 
 @dataclass(frozen=True)
 class Case:
-    """A call of an operator; ``optional``: runs only with --all."""
+    """A call of an operator. An ``optional`` one runs only with --all."""
 
     operator: str
     name: str
@@ -38,7 +38,7 @@ class Case:
 
     @property
     def main(self) -> bool:
-        """Whether it counts in the summary of its operator."""
+        """Return whether the case counts in the summary of its operator."""
         return self.operator != "deform_conv2d" or self.group in ("ResNet-50", "FPN")
 
     def sample(self, dtype: torch.dtype, device: str = "cpu") -> Sample:
@@ -90,10 +90,10 @@ def _convolutions() -> Iterator[Case]:
     yield two("demo-c3-s2", "demo", 4, 32, (32, 32), stride=2)
     yield two("demo-c4-s2", "demo", 4, 64, (16, 16), stride=2)
     yield two("many-step8", "many small images", 64, 32, (16, 16), im2col_step=8)
-    for channels, size in ((8, 64), (16, 64), (32, 64), (64, 32)):  # the demo; networks for key points
+    for channels, size in ((8, 64), (16, 64), (32, 64), (64, 32)):  # of the demo and of key-point networks
         yield two(f"few-{channels}", "few channels", 16 if channels == 64 else 8, channels, (size, size))
     yield two("wide-64", "wide maps", 1, 64, (200, 336))
-    for channels in (64, 512):  # overhead of a call, packing of the weight
+    for channels in (64, 512):  # measure the overhead of a call and the packing of the weight
         yield two(f"tiny-{channels}", "tiny maps", 1, channels, (8, 8))
     yield case("deform_conv1d", "frames", "sequences", 2, 256, (2000,))
     yield case("deform_conv1d", "sound-s2", "sound", 4, 64, (8000,), 5, stride=2, padding=2)
@@ -146,13 +146,13 @@ def _attentions() -> Iterator[Case]:
     for name, batch, queries in (("encoder", 1, pixels), ("decoder", 1, 300), ("encoder-n2", 2, pixels)):
         make = partial(_attention, batch, queries, detr, 8, 32, 4)
         yield Case("ms_deform_attn", name, "Deformable DETR", make, optional=batch == 2)
-    for queries in (300, 1300, 22100):  # detection and key points, of RF-DETR's pull request 1385
+    for queries in (300, 1300, 22100):  # for detection and key points: RF-DETR's pull request 1385
         make = partial(_attention, 1, queries, ((48, 48),), 16, 16, 2)
         yield Case("ms_deform_attn", f"rf-detr-{queries}", "RF-DETR", make)
 
 
 def _regions(count: int, bins: int, offset: bool = False) -> Sample:
-    """RoIs of 16 to 112 pixels, which an FPN assigns to its finest level, at 800×1344."""
+    """Return RoIs of 16 to 112 pixels in an image of 800×1344: an FPN assigns them to its finest level."""
     generator = torch.Generator().manual_seed(0)
     rand = partial(torch.rand, generator=generator, dtype=torch.float64)
     sides = 16 * 7 ** rand(count, 2)
@@ -166,7 +166,7 @@ def _regions(count: int, bins: int, offset: bool = False) -> Sample:
 
 
 def _suppression(count: int) -> Sample:
-    """Ten boxes around each object, as from a dense head."""
+    """Return ten boxes around each object, as a dense head predicts them."""
     generator = torch.Generator().manual_seed(0)
     objects = torch.rand(count // 10, 4, generator=generator) * torch.tensor([1200, 1200, 80, 80])
     boxes = objects.repeat(10, 1) + torch.randn(count, 4, generator=generator) * 6
@@ -206,7 +206,7 @@ def ours(operator: str, sample: Sample, backend: str = "auto") -> Forward:
             choose.choose_at_every_call(record, "CUDA")
 
     def forward() -> Tensor:
-        choose.backend = backend  # also for the backward, which runs before the next contestant
+        choose.backend = backend  # the backward uses it, too: it runs before the next contestant
         return operators()[operator].call(sample)
 
     return forward
@@ -219,21 +219,21 @@ def reference(operator: str, sample: Sample) -> Forward:
 
 
 def plain(operator: str, sample: Sample) -> Forward:
-    """Return torch's convolution of the same shape, the floor of a deformable one."""
+    """Return torch's convolution of the same shape, with which a deformable one is compared."""
     input, weight = sample.tensors[:2]
     geometry = {k: v for k, v in sample.kwargs.items() if k != "im2col_step"}
     return lambda: getattr(F, operator.removeprefix("deform_"))(input, weight, None, **geometry)
 
 
 def depthwise(sample: Sample) -> Forward:
-    """Return a plain convolution with as many taps as DCNv3: its floor."""
+    """Return a plain convolution with as many taps as DCNv3, for comparison."""
     input = sample.tensors[0].permute(0, 3, 1, 2)  # channels last in memory
     weight = input.new_ones(input.shape[1], 1, 3, 3)
     return lambda: F.conv2d(input, weight, None, 1, 1, 1, len(weight)).permute(0, 2, 3, 1)
 
 
 def grid_sample_dcnv3(sample: Sample) -> Forward:
-    """DCNv3 as in the official releases without their CUDA kernels."""
+    """Return DCNv3 as the official releases compute it without their CUDA kernels."""
     input, offset, mask = sample.tensors
     if input.device.type == "cpu" and input.dtype in HALF:
         raise NotImplementedError("coordinates in half precision are off by pixels")
@@ -241,7 +241,7 @@ def grid_sample_dcnv3(sample: Sample) -> Forward:
     y, x = (torch.arange(n).to(input) + 1.5 for n in (height, width))
     centre = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1)[:, :, None, None]
     tap = torch.arange(-1, 2).to(input)
-    place = centre + torch.cartesian_prod(tap, tap)  # x-major; in the padded map
+    place = centre + torch.cartesian_prod(tap, tap)  # taps in x-major order, positions in the padded map
     extent = input.new_tensor([width + 2, height + 2])
 
     def forward() -> Tensor:
@@ -291,7 +291,7 @@ def _torchvision_convolution(sample: Sample) -> Forward:
 
 
 def _deformops_convolution(sample: Sample) -> Forward:
-    """The package deformops, in Triton. It copies nothing if all maps are in channels-last format."""
+    """Return a call of deformops, in Triton. It copies nothing if all maps are in channels-last format."""
     from deformops.registry import conv
 
     input, weight, offset, mask, _ = sample.tensors
@@ -388,7 +388,7 @@ def _package_attention(sample: Sample) -> Forward:
 
 
 def grid_sample_attention(sample: Sample) -> Forward:
-    """The implementation of Deformable DETR and mmcv for the CPU, in plain PyTorch."""
+    """Return the attention as Deformable DETR and mmcv compute it on a CPU, in plain PyTorch."""
     value, sizes, _, locations, weights = ms_deform_attn.arguments(sample)
     if value.device.type == "cpu" and value.dtype in HALF:
         raise NotImplementedError("coordinates in half precision are off by pixels")
@@ -429,7 +429,7 @@ RIVALS: dict[str, dict[str, Contestant]] = {  # by operator
 
 
 def contestants(operator: str) -> dict[str, Contestant]:
-    """Return functions that return the call to time. The first word of a name is the package.
+    """Return, by name, functions that prepare the call to time. A name starts with the package.
 
     They raise an exception with the reason if they do not support a case.
     """

@@ -147,7 +147,7 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """Beside the folder, in which the training writes its own copy."""
+        """The config's file, beside the folder: the training writes its own copy into the folder."""
         return self.folder.with_name(f"{self.folder.name}.py")
 
     def is_current(self) -> bool:

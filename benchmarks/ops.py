@@ -9,7 +9,7 @@
 The contestants take turns in one process; compare the ratios, not the milliseconds. A contestant whose result
 differs from dcnzoo's is not timed. A complete run writes its summary to docs/benchmarks/, named by machine
 and versions; all measurements go to work_dirs/benchmarks/ after each case. ``--against`` builds operators of
-revisions and compares CPU times, which other programs disturb less (with OMP_WAIT_POLICY=passive: else
+revisions and compares CPU times, which other programs disturb less (set OMP_WAIT_POLICY=passive, or
 waiting counts).
 """
 
@@ -67,7 +67,7 @@ class Row:
 
 
 def is_floor(contestant: str) -> bool:
-    """Whether a contestant does less: a plain convolution."""
+    """Return whether a contestant is a plain convolution, which does less work."""
     return contestant.startswith("F.")
 
 
@@ -78,7 +78,7 @@ Prepared = tuple[list[Tensor], dict[int, Forward]]
 def measure(
     case: Case, dtype: str, args: argparse.Namespace, pool: multiprocessing.pool.Pool | None
 ) -> Iterator[Row | str]:
-    """Yield a row for each measurement, and why others are missing."""
+    """Yield a row for each measurement, and the reason for each contestant that is missing."""
     sample = case.sample(getattr(torch, dtype))
     competitors = contestants(case.operator)
     if args.against:
@@ -136,7 +136,7 @@ def time_pass(
 
 
 def alternating(runs: Iterable[Callable[[], object]]) -> Callable[[], object]:
-    """Return a function that runs another one of ``runs`` at each call, in turn."""
+    """Return a function that runs the next one of ``runs`` at each call."""
     turns = itertools.cycle(runs)
     return lambda: next(turns)()
 
@@ -194,9 +194,9 @@ def ratios(rows: list[Row]) -> dict[str, dict[tuple, float]]:
 
 
 def compared_with(name: str, times: Mapping[str, float]) -> dict[str, float]:
-    """Return the times with which that of a contestant is compared.
+    """Return the times with which the time of a contestant is compared.
 
-    Ours: the faster plain convolution, and the one in the same memory format. Others: ours in that format.
+    dcnzoo is compared with the faster plain convolution and the one in its format, others with dcnzoo.
     """
     floors = {floor: seconds for floor, seconds in times.items() if is_floor(floor)}
     own = f"{OURS}{LAST}" if name.endswith(LAST) else OURS
@@ -215,7 +215,7 @@ def compared_with(name: str, times: Mapping[str, float]) -> dict[str, float]:
 def summary(rows: list[Row]) -> list[list[str]]:
     """Return a table of medians over the main cases, and of the worst case with any number of threads.
 
-    Beside the convolution that is the faster one, stride 1 and stride 2 also have rows of their own.
+    Comparisons with the faster plain convolution also have rows for stride 1 and for stride 2.
     """
     threads = sorted({row.threads for row in rows})
     with_main = {row.operator for row in rows if row.main}

@@ -25,7 +25,7 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def load(revision: str) -> str:
-    """Load a revision's operators; return their name in torch.ops.
+    """Load a revision's operators; return their namespace in torch.ops.
 
     Their namespaces are renamed, so that one process can load several libraries.
     """
@@ -85,7 +85,7 @@ def _convolution(ops: Namespace, sample: Sample) -> tuple[Call, Call]:
 
 def _pooling(ops: Namespace, sample: Sample) -> tuple[Call, Call]:
     sampling = [sample.kwargs["spatial_scale"], 0, True]  # as in cases.py: adaptive, aligned
-    if "pool_mode" in str(ops.roi_align.default._schema):  # of revisions with a maximum: the average
+    if "pool_mode" in str(ops.roi_align.default._schema):  # revisions that also have a maximum: the average
         sampling.insert(2, 1)
     bins, size = sample.kwargs["output_size"], sample.tensors[0].shape
 
@@ -104,8 +104,8 @@ def _attention(ops: Namespace, sample: Sample) -> tuple[Call, Call]:
     return lambda value, *others: ops.ms_deform_attn(value, *levels, *others), gradients
 
 
-# By operator: the call of the forward with the sample's tensors, and of the backward with the gradient, these
-# tensors, what the forward has kept, and which gradients are needed.
+# By operator: functions that return the calls of forward and backward. The forward takes a sample's tensors;
+# the backward takes the gradient, these tensors, those that the forward kept, and which gradients to compute.
 OPERATORS = {"deform_conv2d": _convolution, "roi_align": _pooling, "ms_deform_attn": _attention}
 BOTH_FORMATS = ("deform_conv2d", "roi_align")
 

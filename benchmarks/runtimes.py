@@ -1,11 +1,11 @@
-"""Exported detectors in runtimes of phones and boards, compared with PyTorch: ``nox -s runtimes``.
+"""Compare exported detectors in runtimes of phones and boards with PyTorch (``nox -s runtimes``).
 
     python -m benchmarks.runtimes make FOLDER   # files and expected outputs; needs OpenMMLab
     python -m benchmarks.runtimes run RUNTIME FOLDER   # in the environment of a runtime: FOLDER/RUNTIME.json
     python -m benchmarks.runtimes table FOLDER PAGE    # all rows as Markdown, into the page
 
-The runtimes run by the blocks of docs/deploy.md. The difference is the largest one of an output, relative to
-its largest value; of complete files, that of boxes and scores of the detections with equal labels.
+The runtimes run the code of docs/deploy.md. The difference is the largest one of an output, relative to its
+largest value; for complete files, it compares boxes and scores of detections with equal labels.
 """
 
 import json
@@ -32,7 +32,7 @@ RUNTIMES = {  # the packages whose versions are named
     "executorch": ("executorch",),
     "tract": ("tract",),
 }
-COMPLETE = "mnn"  # it runs complete files, with NMS; the others raw outputs, of detectors that have them
+COMPLETE = "mnn"  # runs complete files, with NMS; the others run raw outputs if a detector has them
 MARK = "<!-- the table: nox -s runtimes -->"
 Outputs = dict[str, np.ndarray]
 
@@ -65,7 +65,7 @@ def make(folder: Path) -> None:
 
 
 def build(name: str):
-    """A small detector of a family with deformable layers, and a picture that it detects objects in."""
+    """Return a small detector with deformable layers, and a picture in which it detects objects."""
     import torch
     from mmdet.registry import MODELS
 
@@ -86,7 +86,7 @@ def build(name: str):
 
 
 def shipped():
-    """The detector of the zoo, and the picture of ``dcnzoo export --verify``."""
+    """Return the detector of the zoo, and the picture of ``dcnzoo export --verify``."""
     from mmdet.utils import get_test_pipeline_cfg
     from mmengine.dataset import pseudo_collate
 
@@ -116,7 +116,7 @@ def run(runtime: str, folder: Path) -> None:
             outputs = RUN[runtime](path.with_suffix(""), image, list(expected))
             compare = difference_of_detections if "dets" in expected else difference
             row |= compare(outputs, expected)
-        except Exception as error:  # of any kind: the cell names it
+        except Exception as error:  # any error: the cell of the table shows it
             row["error"] = " ".join(str(error).split())[:300]
         rows.append(row)
         print(row, flush=True)

@@ -48,7 +48,7 @@ def run_file(backend: str, path: Path, feed: Sequence[np.ndarray]) -> list[np.nd
 
 
 def run_ir(path: Path, feed: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Run OpenVINO's own operator: convert the file first."""
+    """Convert the file to OpenVINO's own operator, and run it."""
     converted = path.with_suffix(".xml")
     if not converted.exists():
         save_ir(path, converted)

@@ -1,8 +1,8 @@
-"""The samples of ``tests/op_cases`` in every form that ``dcnzoo.export`` writes and every installed runtime.
+"""Run ``tests/op_cases`` in every form that ``dcnzoo.export`` writes, in every installed runtime.
 
 A test records the largest error of an operator's samples, relative to the largest value (at least 1), or the
-runtime's message. It fails if results are wrong, or if a runtime refuses what it is not known to refuse
-(``REFUSED``). ``page.py`` writes docs/benchmarks/conformance.md from the junit file.
+runtime's message. It fails if results are wrong, or if a runtime refuses a case that ``REFUSED`` does
+not list. ``page.py`` writes docs/benchmarks/conformance.md from the junit file.
 """
 
 import functools
@@ -34,7 +34,7 @@ FORMS = {  # of deformable convolution: the number of axes it supports
     "gatherelements": 3,
 }
 ONNX = ("onnx reference", "onnxruntime", "OpenVINO")
-# operator, form, runtime: what runtimes are known not to run
+# the cases that runtimes are known to refuse: operator, form, runtime
 REFUSED = re.compile(r"deform_conv1d native onnx reference|gatherelements onnx reference")
 OPERATORS = {op.name: op for op in operators(differentiable=False)}
 UNTRANSLATED = [name for name in OPERATORS if "dcnzoo::" + re.sub("[123]d$", "", name) not in translations]
@@ -48,7 +48,7 @@ def samples_of(op: Operator, dynamic: bool) -> list[Sample]:
 
 
 def random_samples(op: Operator) -> list[Sample]:
-    """Return calls of an operator of boxes. Their corners are in order: ONNX's NMS accepts any order."""
+    """Return calls of an operator of boxes. Corners are in order, because ONNX's NMS would reorder them."""
     samples = [op.random_sample(Random(seed), "") for seed in range(8)]
     if op.name == "nms":
         for boxes, _ in (sample.tensors for sample in samples):
@@ -90,7 +90,7 @@ def arrays(*samples: Sample) -> tuple[Tensor, ...]:
 
 @functools.cache
 def exported(name: str, form: str, dtype: torch.dtype, dynamic: bool) -> list[tuple[Sample, Path]]:
-    """Export all samples of an operator to one graph; return each with its part of the graph."""
+    """Export all samples of an operator to one graph; return each sample and the file of its part."""
     samples = [sample.to(dtype) for sample in samples_of(OPERATORS[name], dynamic)]
     if dynamic and len(samples[0].tensors) == 5:  # the weights are constants of the graph
         _, weight, _, _, bias = samples[0].tensors
@@ -163,7 +163,7 @@ def run(name: str, form: str, runtime: str, dtype: torch.dtype, dynamic: bool) -
 
 
 def parameter(name: str, form: str, runtime: str, dtype: torch.dtype, dynamic: bool):
-    """Cases of one file stay on one worker, which exports it once."""
+    """Return a case for pytest. Cases of one file run in one worker, which exports it once."""
     label = f"{name} {form} {runtime} {str(dtype)[6:]}{' dynamic' if dynamic else ''}"
     group = pytest.mark.xdist_group(f"{name} {form} {dtype} {dynamic}")
     return pytest.param(name, form, runtime, dtype, dynamic, id=label, marks=group)

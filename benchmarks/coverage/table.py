@@ -22,7 +22,7 @@ from benchmarks.measure import ROOT, parser_of, replace_section
 from dcnzoo.utils.files import write_text
 
 Rows = dict[str, dict[str, str]]  # family → config, result, revision, code, versions, date
-ROOMS = {  # the code that the rows of a section are about
+ROOMS = {  # the folders of the code that a section tests
     "mmdet": ("compat", "layers", "openmmlab"),
     "deformable": ("compat", "layers", "openmmlab"),
     "export": ("export", "openmmlab/export", "openmmlab/patches"),
@@ -34,7 +34,7 @@ def git(*arguments: str) -> str:
 
 
 def code(section: str) -> str:
-    """Return the hashes of the rooms that a section is about."""
+    """Return git's hashes of the folders that a section tests."""
     trees = git("rev-parse", *(f"HEAD:dcnzoo/{room}" for room in ROOMS[section])).split()
     return " ".join(tree[:7] for tree in trees)
 
@@ -51,7 +51,7 @@ def read(file: Path) -> Rows:
 
 
 def merged(files: list[Path]) -> Rows:
-    """Return the results of the first file; those of later files replace what is not ok."""
+    """Return the results of the first file; later files replace those that are not ok."""
     first, *further = map(read, files)
     for rows in further:
         for family, row in rows.items():
@@ -81,13 +81,13 @@ def measured(rows: Rows) -> Rows:
 
 
 def age(rows: Rows, section: str) -> str:
-    """Say how many rows are not about the present code."""
+    """Return a sentence about rows that are older than the code that they test, or ''."""
     old = sum(row.get("code") != code(section) for row in measured(rows).values())
     return f" {old} of these results are older than the code that they are about." if old else ""
 
 
 def by_result(results: dict[str, str]) -> str:
-    """List the families of each result, except of *ok*, to which a config may add its layers (*ok: …*)."""
+    """List the families of each result; those of *ok* and of *ok: …*, with layers, are only counted."""
     plain = {family for family, result in results.items() if result.split(":")[0] == "ok"}
 
     def key(family: str) -> tuple[bool, str, str]:

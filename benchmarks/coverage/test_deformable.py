@@ -40,7 +40,7 @@ def config_names() -> list[str]:
 
 
 def is_deformable(module: nn.Module) -> bool:
-    """Whether a module is a deformable layer or calls the function itself."""
+    """Return whether a module is a deformable layer or calls ``deform_conv2d`` itself."""
     if isinstance(module, SAConv2d):
         return module.use_deform
     methods = (getattr(value, "__code__", None) for value in vars(type(module)).values())
@@ -48,7 +48,7 @@ def is_deformable(module: nn.Module) -> bool:
 
 
 def deformable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return deformable layers by name. A teacher's, which is not a submodule, are ``teacher_model.…``."""
+    """Return deformable layers by name. Names in a teacher, which is no submodule, get ``teacher_model.``."""
     parts = {"": model}
     if isinstance(getattr(model, "teacher_model", None), nn.Module):
         parts["teacher_model."] = model.teacher_model

@@ -3,7 +3,7 @@
 The configs are those of ``test_mmdet.py``, with complete architectures and random weights whose layers have
 outputs of unit variance, so that they detect objects. A family is ok if ``dcnzoo export`` supports it and the
 runtimes find the same objects as ``model.predict``: at least 99 % of them, on images on which rounding does
-not change PyTorch's own detections. A dynamic file is compared for two sizes and batch sizes. Three hours.
+not change PyTorch's own detections. A dynamic file is compared for two sizes and batch sizes. Takes 3 hours.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ from dcnzoo.openmmlab.export.verify import compare, compare_all
 from tests.export.detectors import decoded, predict_batch
 
 SECONDS, MEMORY = 1800, 16 << 30  # limits of a trial: seconds, bytes
-IMAGES, ROUNDING = 20, 1e-6  # images to try, and a relative change like that of another order of sums
+IMAGES, ROUNDING = 20, 1e-6  # images to try; a change as large as the effect of another order of sums
 BACKENDS = ("onnxruntime", "openvino")
 TRACKING = "out of scope: it tracks objects from image to image. Export its detector"
 TEXT = "out of scope: it detects what a text describes, and has no fixed classes"
@@ -61,7 +61,7 @@ def calibrate(model: nn.Module, images: torch.Tensor) -> None:
         bias = torch.zeros(()) if module.bias is None else module.bias.clone().reshape(shape)
         output = output - bias
         deviation = output.std()
-        if deviation < 1e-4:  # initialised to zero, or the input of a branch that is
+        if deviation < 1e-4:  # the layer, or one before it, is initialised to zero
             return None
         factor = (0.1 if names[module].endswith(("fc_reg", "rpn_reg")) else 1) / deviation
         output = output * factor
@@ -70,7 +70,7 @@ def calibrate(model: nn.Module, images: torch.Tensor) -> None:
             weight.mul_(factor)
         if module.bias is not None and output.numel() > output.shape[axis]:
             mean = output.mean([i for i in range(output.dim()) if i != axis], keepdim=True)
-            if (output - mean).std() > 0.1:  # else later layers would amplify what is left: rounding errors
+            if (output - mean).std() > 0.1:  # else later layers would amplify rounding errors
                 module.bias.sub_(mean.flatten())
                 output = output - mean
         return output + bias
@@ -117,7 +117,7 @@ def export(model: nn.Module, path: Path, size: int) -> ExportResult:
 
 
 def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
-    """Export a detector; compare the file with PyTorch in each backend; return what is supported.
+    """Export a detector; compare the file with PyTorch in each backend; return which sizes it supports.
 
     Raises:
         Exception: the export is not supported, or the results differ.
@@ -132,18 +132,18 @@ def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
         model.cfg = cfg
         model.eval()
         network = predicting_part(model)
-        network.eval()  # that of LD returns None
+        network.eval()  # LD's eval() returns None
         expect(isinstance(network, BaseDetector), f"expected a detector, got {type(network).__name__}")
-        Predictor(network)  # refuses what is not supported, before the expensive steps
+        Predictor(network)  # raises if the detector is not supported, before the expensive steps
         if type(network) is SOLO:  # the initial probability of its masks is 0.01
             for layer in network.mask_head.conv_mask_list:
                 nn.init.zeros_(layer.bias)
         torch.manual_seed(0)
-        calibrate(network, torch.randn(4, 3, size, size))  # with one, all scores in other images may be 1
+        calibrate(network, torch.randn(4, 3, size, size))  # with one image, all scores in others may be 1
         path = Path(folder) / "model.onnx"
         try:
             result = export(model, path, size)
-        except ValueError as error:  # names the file in a temporary folder
+        except ValueError as error:  # the message names a file in a temporary folder
             raise ValueError(str(error).replace(str(path), path.name)) from error
         shapes = [(1, size, size)] if result.shape else [(1, size, size), (2, size + 64, size)]
         samples = [stable_images(network, *shape) for shape in shapes]

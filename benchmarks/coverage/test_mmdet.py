@@ -62,7 +62,7 @@ def try_out(cfg: Config) -> None:
     with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope("mmdet"):
         use_small_bert(cfg, Path(folder))
         for augment in (cfg.model.get("data_preprocessor") or {}).get("batch_augments") or ():
-            if augment.type == "BatchFixedSizePad":  # to 1024 pixels, 64 times as many
+            if augment.type == "BatchFixedSizePad":  # it pads to 1024 pixels, 64 times as many
                 augment.size = (size, size)
         model = prepare(cfg)
         to_channels_last(model)  # as dcnzoo.load and trainings do on a CPU

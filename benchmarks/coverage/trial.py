@@ -79,7 +79,7 @@ def read(name: str) -> Config:
         inherited = Config.fromfile(file, import_custom_modules=False).get("custom_imports") or {}
         theirs = inherited.get("imports", [])
         imports = ["dcnzoo.models", *([theirs] if isinstance(theirs, str) else theirs)]
-        for module in imports:  # its error names the missing module; mmengine's shows all of sys.path
+        for module in imports:  # this error names the missing module; mmengine's shows all of sys.path
             importlib.import_module(module)
         cfg = Config.fromstring(OF_A_USER.format(name, imports), ".py")
     else:
@@ -132,7 +132,7 @@ def image_size(cfg: Config) -> int:
 
 
 def images(number: int, size: int = 128, alike: bool = False, **options: object) -> dict:
-    """Return random images with all kinds of annotations: one high and one wide, or ``alike``."""
+    """Return random images with all kinds of annotations: one tall and one wide, or ``alike``."""
     short = size * 3 // 4
     sizes, objects = [[3, size, short], [3, short, size]][:number], [2, 1][:number]
     if alike:
@@ -164,7 +164,7 @@ def is_ok(result: str) -> bool:
 
 
 def expect(condition: bool, otherwise: str) -> None:
-    """Raise AssertionError with this text if ``condition`` is False."""
+    """Raise AssertionError with the text ``otherwise`` if ``condition`` is False."""
     if not condition:
         raise AssertionError(otherwise)
 
@@ -173,7 +173,7 @@ def predict(model: nn.Module, batch: dict) -> list:
     """Return the predictions.
 
     Raises:
-        AssertionError: there are none, or they contain NaN.
+        AssertionError: there are no predictions, or they contain NaN.
     """
     model.eval()
     with torch.no_grad():
@@ -188,11 +188,11 @@ def train(model: nn.Module, cfg: Config, batch: dict) -> dict[str, Tensor]:
     """Train for one step with the config's optimizer; return the losses.
 
     Raises:
-        AssertionError: there are none, or one is not finite.
+        AssertionError: there are no losses, or one is not finite.
     """
     model.train()
     logged = model.train_step(batch, build_optim_wrapper(model, cfg.optim_wrapper))
-    names = ["loss"] if "loss" in logged else logged  # the sum, which GANs do not have
+    names = ["loss"] if "loss" in logged else logged  # the sum of the losses, which GANs do not have
     losses = {name: logged[name] for name in names if isinstance(logged[name], Tensor)}
     expect(len(losses) > 0, "no losses")
     for name, value in losses.items():

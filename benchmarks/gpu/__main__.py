@@ -130,7 +130,7 @@ def run_tests(session: Session, log: Path) -> str:
 
 def check_memory(session: Session, sanitizer: str, log: Path) -> str:
     """Run small cases under compute-sanitizer."""
-    # without torch's cache, whose memory next to a tensor hides invalid accesses
+    # torch's cache is off: its memory next to a tensor would hide invalid accesses
     under = [sanitizer, "--tool=memcheck", "--report-api-errors=no", "--error-exitcode=9"]
     small = [*PYTEST, "-p", "no:xdist", "tests/cuda", "-k", "matches_reference and float32"]
     (status,) = session.run(small, under=under, log=log, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
@@ -158,7 +158,7 @@ def benchmark(session: Session) -> str:
 
 
 def without_library(session: Session) -> str:
-    """Test the operators without the compiled CUDA library, then time them, and the library's."""
+    """Test the operators without the compiled CUDA library; time them and those of the library."""
     pytest = [*PYTEST, "tests/cuda/test_without_library.py"]
     if find_spec("xdist") and not session.rehearse:
         pytest += ["-n", str(session.processes)]

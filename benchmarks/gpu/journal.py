@@ -17,7 +17,7 @@ RESTART, UNFINISHED = 75, 76
 
 
 def results(path: Path, **having: object) -> list[tuple[dict, dict]]:
-    """Return the jobs with these values and their results; a job that did not end has a problem."""
+    """Return the jobs with these values and their results: a ``problem`` for a job that did not end."""
     entries: dict[str, dict] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):  # the process was killed while it wrote this line
@@ -64,7 +64,7 @@ class Journal:
         sys.exit(UNFINISHED if self.skipped else 0)
 
     def run(self, job: dict, function: Callable[[], dict]) -> None:
-        """Run a job of this process's share that has no result, if there is time."""
+        """Run a job if it is in this process's share, the file does not list it yet, and time is left."""
         self.jobs += 1
         if key(job) in self.known or self.jobs % self.share[1] != self.share[0]:
             return
@@ -87,7 +87,7 @@ class Journal:
 
 
 def gpu_is_lost() -> bool:
-    """Whether an error has ended the CUDA context: every later call in this process fails."""
+    """Return whether an error has ended the CUDA context, so that all later calls in this process fail."""
     if not torch.cuda.is_initialized():
         return False
     try:

@@ -31,7 +31,7 @@ ATTENTIONS = [case for case in LARGE if case.operator != "deform_conv2d"]
 
 
 def contestants(name: str) -> dict[str, tuple[torch.memory_format, Contestant]]:
-    """Return the memory format of the input and the contestant by name; ``dcnzoo``: the compiled kernels."""
+    """Return contestants by name, with the memory format of the input; ``dcnzoo``: the compiled kernels."""
     nchw, rivals = torch.contiguous_format, RIVALS.get(name, {})
     compiled, floor = partial(ours, name, backend="compiled"), partial(plain, name)
     chosen: dict[str, tuple[torch.memory_format, Contestant]] = {
@@ -57,7 +57,7 @@ def sample(case: Case, dtype: torch.dtype, device: str) -> Sample:
 
 @cache
 def exact(case: Case, device: str) -> torch.Tensor:
-    """The output in float32, by the compiled kernels, which tests/cuda compares with the reference."""
+    """Return the compiled kernels' output in float32; tests/cuda compares them with the reference."""
     matmul = torch.backends.cuda.matmul
     allowed, matmul.allow_tf32 = matmul.allow_tf32, False
     try:
@@ -96,7 +96,7 @@ def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -
 
 
 def set_auto(journal: Path, table: dict) -> None:
-    """List, for each type, the output pixels from which the fused kernels are faster in both formats.
+    """Set ``auto`` in the table: the output pixels from which fused kernels are faster in both formats.
 
     The times are those of CUDA graphs. Those of the fused kernels include the extra time that Python needs to
     launch them.
@@ -116,7 +116,7 @@ def set_auto(journal: Path, table: dict) -> None:
             for mode in PASSES
         )
         if any(pair not in times for times in (forward, both) for pair in pairs):
-            continue  # not measured completely: keep what the table says
+            continue  # not measured completely: the table keeps its entry
         backward = {pair: both[pair] - forward[pair] for pair in pairs}
         least = {"forward": least_pixels(forward, 75), "backward": least_pixels(backward, 175)}
         auto[dtype] = {name: pixels for name, pixels in least.items() if pixels is not None}
@@ -132,7 +132,7 @@ def set_auto(journal: Path, table: dict) -> None:
 
 
 def least_pixels(times: dict[tuple[str, str], float], launches: float) -> int | None:
-    """Return the size of the smallest case from which fused is faster in all larger ones; None: in none.
+    """Return the output pixels from which fused is faster in every case; None if there are none.
 
     Args:
         launches: extra microseconds that Python needs to launch the fused kernels, on a fast CPU.
@@ -160,7 +160,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     cases = [CONVOLUTIONS[0], ATTENTIONS[3]] if args.rehearse else [*CONVOLUTIONS, *ATTENTIONS]
     dtypes = DTYPES[: 1 if args.rehearse else None]
-    # deformops comes last: it tunes itself for minutes, and one call of it took all the time of a run
+    # deformops comes last: it tunes itself for minutes, and one call once took all the time of a run
     for late in (False, True):
         for dtype, case in itertools.product(dtypes, cases):
             for mode, name in itertools.product(PASSES, contestants(case.operator)):

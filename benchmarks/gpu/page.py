@@ -69,7 +69,7 @@ def rows(file: Path, time: str) -> list[Row]:
 
 
 def errors(file: Path) -> list[list[object]]:
-    """The largest error of each contestant by operator and type."""
+    """Return a table of the largest error of each contestant, by operator and type."""
     largest: dict[tuple[str, str, str], float] = {}
     for job, result in results(file):
         if "error" in result:

@@ -82,7 +82,7 @@ def time_steps(cfg: Config, seconds: float) -> dict:
 
 
 def shares(step: Callable[[], object]) -> dict[str, float]:
-    """Return the share of each of dcnzoo's operators in the GPU's time of a step, with what they call."""
+    """Return the share of the GPU's time in a step of each dcnzoo operator, with all operators it calls."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(3):

@@ -2,7 +2,7 @@
 
 check: compiles every candidate and compares its results with the reference. Several processes share the work.
 time: measures the correct candidates on several maps, in CUDA graphs.
-write: writes the fastest one of each map to the table. A kernel and type that was not measured completely
+write: writes the fastest one for each map to the table. A kernel and type that was not measured completely
 keeps its entry.
 """
 
@@ -31,7 +31,7 @@ from tests.op_cases import Sample, deform_conv
 
 KINDS = {"half": torch.bfloat16, "float32": torch.float32}
 MAPS = ("p3-n2", "c3-n2", "c4-n2", "c5-n2", "c5")
-# Largest error relative to the reference in float64, of the norms: bfloat16 and TF32.
+# Largest norm of the error, relative to the norm of the reference in float64: bfloat16 and TF32.
 LARGEST_ERROR = {"half": 1e-2, "float32": 2e-3}
 MORE = {  # in addition to the candidates in the table: BM, BN, BK, warps, stages
     "forward": {
@@ -87,7 +87,7 @@ def make_problem(name: str, dtype: torch.dtype, device: str) -> tuple[fused.Prob
 
 @cache
 def expected(name: str, dtype: torch.dtype, device: str) -> dict[str, tuple[Tensor, ...]]:
-    """Output and gradients of the reference in float64, by kernel."""
+    """Return output and gradients of the reference in float64, by kernel."""
     problem, grad = make_problem(name, dtype, device)
     tensors = (problem.input, problem.weight, problem.offset, problem.mask)
     leaves = [tensor.detach().double().requires_grad_() for tensor in tensors]
@@ -106,7 +106,7 @@ def check(kernel: str, kind: str, config: Config, device: str) -> dict:
     """
     problem, grad = make_problem("check", KINDS[kind], device)
     exact = expected("check", KINDS[kind], device)[kernel]
-    for like in exact:  # what the kernel does not write is NaN: torch reuses this memory
+    for like in exact:  # torch reuses this memory: elements that the kernel does not write are NaN
         torch.full_like(like, float("nan"), dtype=KINDS[kind])
     found = call(kernel, problem, grad, config)
     errors = [((f.double() - e).norm() / e.norm()).item() for f, e in zip(found, exact, strict=True)]
@@ -116,7 +116,7 @@ def check(kernel: str, kind: str, config: Config, device: str) -> dict:
 
 
 def microseconds(function: Callable[[], object], device: str, rep: int = 20, captured: bool = True) -> float:
-    """Return the median time of a call, on a GPU from a CUDA graph.
+    """Return the median time of a call. On a GPU, it is measured in a CUDA graph.
 
     Without ``captured``, calls follow each other without a pause: the CPU's work overlaps with the GPU's.
     """
@@ -140,7 +140,7 @@ def microseconds(function: Callable[[], object], device: str, rep: int = 20, cap
 
 
 def flushed(function: Callable[[], object], device: str) -> dict[str, float]:
-    """Return median, p20 and p80 between events, in microseconds; the L2 cache is flushed before."""
+    """Return median, p20 and p80 of a call's microseconds, with the L2 cache flushed before each call."""
     if device == "cpu":
         return {"us": microseconds(function, device)}
     low, median, high = triton.testing.do_bench(function, warmup=10, rep=60, quantiles=[0.2, 0.5, 0.8])

@@ -74,7 +74,7 @@ def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -
             result["equal"] = torch.equal(output, expected)
         else:
             result["error"] = ((output.float() - expected).norm() / expected.norm()).item()
-    if name.startswith("dcnzoo") and case.operator != "nms":  # which waits for the GPU
+    if name.startswith("dcnzoo") and case.operator != "nms":  # nms waits for the GPU
         result["cached_us"] = tuning.microseconds(run, device)
     return result | tuning.flushed(run, device)
 

@@ -17,7 +17,7 @@ from benchmarks.study import page, training
 
 
 def work(args: argparse.Namespace) -> None:
-    """Train what has no results yet, in the order of the plan, until the time is up."""
+    """Run the trainings without results, in the order of the plan, until the time is up."""
     end = time.monotonic() + args.seconds
     rows = training.read()
     runs = [run for run in training.PLAN if args.data or run.setting not in ("bccd", training.TIMED)]

@@ -33,7 +33,7 @@ Results = dict[str, list[Row]]  # arm → final rows, in the order of the seeds
 
 
 def interval(values: Sequence[float], family: int = 1) -> tuple[float, float]:
-    """Return Student's 95% interval of the mean; of several, all are covered with 95% (Bonferroni)."""
+    """Return Student's 95% interval of the mean; ``family`` intervals are valid together (Bonferroni)."""
     return tuple(map(float, ttest_1samp(values, 0).confidence_interval(1 - 0.05 / family)))
 
 

@@ -106,7 +106,7 @@ def append(row: dict[str, object]) -> None:
 
 
 def average(row: Row) -> float:
-    """The primary endpoint, the mean of box AP and mask AP; box AP alone on data without masks."""
+    """Return the primary endpoint: the mean of box AP and mask AP, or box AP on data without masks."""
     return statistics.mean(float(row[name]) for name in ("box_ap", "mask_ap") if row[name])
 
 
@@ -133,7 +133,7 @@ def best_rate(rows: list[Row], arm: str, setting: str = "shapes") -> float | Non
     With ``TIMED``, both arms must have a best rate.
 
     Raises:
-        RuntimeError: one of these is the lowest or highest of ``TIMED_RATES``, which have to be extended.
+        RuntimeError: a best rate is the lowest or highest of ``TIMED_RATES``, which have to be extended.
     """
     best = {}
     for each in PAIR if setting == TIMED else (arm,):
@@ -171,7 +171,7 @@ class RecordHook(Hook):
         budget: the training ends after the epoch that is nearest to this number of seconds.
     """
 
-    priority = "LOW"  # after the average, before the checkpoint, which is that of the last epoch
+    priority = "LOW"  # after the average of weights, before the checkpoint of the last epoch
 
     def __init__(self, columns: dict[str, object], budget: float | None) -> None:
         self._columns, self._budget, self._seconds = columns, budget, 0.0
@@ -231,7 +231,7 @@ def config(run: Run, rate: float, work_dir: Path, data: Path | None) -> Config:
     for split in ("train", "val", "test"):
         dataset = cfg[f"{split}_dataloader"].dataset
         if run.setting == TIMED:
-            dataset.ann_file = f"{split}.json"  # not that of the first plan, whose test images are val.json
+            dataset.ann_file = f"{split}.json"  # the first plan has other files: its test images are val.json
         if generated:
             data = work_dir / "data" / f"{run.setting}-{run.seed}" / ("test" if split == "test" else "train")
             make_data(run, data.parent)

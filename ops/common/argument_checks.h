@@ -25,7 +25,7 @@ struct Size {
 constexpr Size kAny{-1}, kPositive{1, true};
 constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // keeps the arithmetic on sizes within int64
 
-enum class Type { same, wide, floating, int64 };  // wide: the same or, beside a half type, float32
+enum class Type { same, wide, floating, int64 };  // wide: the same, or float32 beside a half type
 
 inline int64_t product(const std::vector<int64_t>& values) {
   int64_t result = 1;

@@ -48,7 +48,7 @@ DCNZOO_INLINE StoredCorners<Value, Index, Rank> store_corners(const Corners<Valu
   return stored;
 }
 
-// The corners of a point inside the map. index_of(corner) returns the stored index.
+// The corners of a point that are inside the map. index_of(corner) returns the stored index.
 template <int Count>
 struct InsideCorners {
   int count = 0;

@@ -64,7 +64,7 @@ std::string ask_for_tiles() {
 }
 #endif
 
-// The best for vectors that is compiled in and that this CPU supports
+// The best vector capability that is compiled in and that this CPU supports
 CpuCapability best_of_vectors() {
 #if defined(__x86_64__)
   // Every flag of CPU_CAPABILITIES in setup.py. Virtual machines can mask each of them.

@@ -15,8 +15,8 @@ namespace dcnzoo {
 template <typename T>
 using IntegerOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
-// What setup.py compiles for this architecture, the best one last. AMX, which not every compiler supports, multiplies matrices:
-// only deform_conv has kernels for it. DCNZOO_WITH_AMX names the lowest capability of CPUs that run them.
+// The capabilities that setup.py compiles for this architecture, the best one last. Not every compiler supports AMX, which
+// multiplies matrices; only deform_conv has kernels for it. DCNZOO_WITH_AMX names the lowest capability of CPUs that run them.
 #if defined(__x86_64__)
 #define DCNZOO_EACH_VECTOR_CAPABILITY(X, ...) \
   X(DEFAULT, __VA_ARGS__) X(AVX2, __VA_ARGS__) X(AVX512, __VA_ARGS__) X(AVX512_BF16, __VA_ARGS__)
@@ -39,7 +39,7 @@ enum class CpuCapability { DCNZOO_EACH_CAPABILITY(DCNZOO_ENUMERATOR, ) };
 CpuCapability cpu_capability();
 std::string cpu_capability_name();
 
-// The one for operators without kernels for AMX: the fastest one for vectors.
+// The capability for operators that have no kernels for AMX: the fastest one for vectors.
 CpuCapability vector_capability();
 
 // The kernels of an operator for each compute type T: float or double.
@@ -93,8 +93,8 @@ struct StoredKernelTable : KernelTable<Kernels> {
 #define DCNZOO_DECLARE_MATRIX_KERNELS(table_type, function) \
   DCNZOO_DECLARE_KERNELS_FOR(DCNZOO_EACH_CAPABILITY, cpu_capability, table_type, function)
 
-// The kernels of double and float. AVX-512 uses those of AVX2 for double, which saves a sixth of the time to compile the
-// library, and AMX those of AVX-512 for float.
+// The kernels of double and float. For double, AVX-512 uses the kernels of AVX2, which saves a sixth of the time to
+// compile the library. For float, AMX uses the kernels of AVX-512.
 #if defined(__AVX512F__)
 #define DCNZOO_DOUBLE_KERNELS(function, ...) cpu_AVX2::function().of_double
 #else

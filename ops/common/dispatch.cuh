@@ -25,7 +25,7 @@ auto dispatch_floating(ScalarType type, const Function& function) {
   }
 }
 
-// Calls function(T(), F()) with the types of maps and of fields (offsets, masks, ...), as field_type returns it.
+// Calls function(T(), F()) with the type of maps and, from field_type, the type of fields (offsets, masks, ...).
 template <typename Function>
 auto dispatch_types(ScalarType type, ScalarType field, const Function& function) {
   return dispatch_floating(type, [&](auto map) {
@@ -34,7 +34,7 @@ auto dispatch_types(ScalarType type, ScalarType field, const Function& function)
   });
 }
 
-// The type in which fields are read: the input's if all have it, otherwise that of sums.
+// The type in which fields are read: the input's type if all fields have it, otherwise the type of sums.
 inline ScalarType field_type(const Tensor& input, std::initializer_list<const Tensor*> fields) {
   for (const Tensor* field : fields)
     if (field && field->scalar_type() != input.scalar_type()) return accumulate_type(input.scalar_type());

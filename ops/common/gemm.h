@@ -16,7 +16,7 @@ namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
 // The left operand: element (m, k) is at
 // data[(k / block) * block_stride + (k % block) * k_stride + m * row_stride].
-// The strides are int64_t or, which leaves more registers, Constant.
+// The strides are int64_t or Constant, which leaves more registers.
 template <typename T, typename RowStride, typename KStride>
 struct LeftOperand {
   const T* data;
@@ -128,7 +128,7 @@ void gemm(Left a, int64_t rows, const S* b, int64_t depth, int64_t columns, T* c
     const bool half = columns - j * kNR<S> <= kLanes<S>;
     Ahead ahead{reinterpret_cast<const char*>(panel) + panel_bytes, j + 1 < panels ? fetched : 0};
     for (int64_t block = 0, done = 0; block < blocks; ++block) {
-      const int64_t count = (rows - done + blocks - block - 1) / (blocks - block);  // 64 = 11 · 4 + 10 · 2
+      const int64_t count = (rows - done + blocks - block - 1) / (blocks - block);  // 64 = 4 · 11 + 2 · 10
       const auto multiply = half ? micro_kernel_of<T, S, 1, Left>(count, Sequence())
                                  : micro_kernel_of<T, S, 2, Left>(count, Sequence());
       multiply(a, panel, depth, c + j * c_panel_stride + done * c_row_stride, c_row_stride, accumulate,

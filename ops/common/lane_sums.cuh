@@ -10,7 +10,7 @@ constexpr int kSumColumns = 32;
 constexpr int kSumLanes = 8;
 static_assert(kSumColumns * kSumLanes == kThreads);
 
-// Sums each value over the threads of a column and, if the column counts, calls store(i, total) for it in one thread.
+// Sums each value over the threads of a column. If the column counts, one thread calls store(i, total) for each.
 // All threads of a block must call this function.
 template <int Values, typename A, typename Store>
 __device__ void sum_over_lanes(const A (&values)[Values], bool counts, const Store& store) {

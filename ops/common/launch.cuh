@@ -28,7 +28,7 @@ inline unsigned blocks_for(int64_t count) {
   return unsigned(std::clamp<int64_t>(ceil_div(count, kThreads), 1, kMostBlocks));
 }
 
-// For blocks that share nothing but their tiles.
+// The number of blocks of a kernel that loops over tiles.
 inline unsigned blocks_for_tiles(int64_t tiles) {
   return unsigned(std::min<int64_t>(tiles, std::numeric_limits<int32_t>::max()));
 }

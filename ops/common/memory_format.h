@@ -9,7 +9,7 @@
 
 namespace dcnzoo {
 
-// [N, C, *size] whose memory is [N, *size, C]
+// Whether the memory of a tensor [N, C, *size] is [N, *size, C].
 inline bool is_channels_last(const Tensor& tensor) {
   int64_t stride = tensor.size(1);
   if (tensor.stride(1) != 1) return false;
@@ -27,7 +27,7 @@ inline bool wants_channels_last(const Tensor& input) {
 }
 
 // An uninitialised tensor of these sizes whose memory is channels last. It must not be a view of another tensor:
-// autograd forbids to change views that a custom function returns, as ReLU(inplace=True) does.
+// autograd forbids changing in place, as ReLU(inplace=True) does, a view that a custom function returns.
 inline Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& sizes,
                                 std::optional<ScalarType> type = std::nullopt) {
   std::vector<int64_t> strides(sizes.size(), 1);

@@ -76,7 +76,7 @@ class TaskQueue {
   explicit TaskQueue(int64_t tasks, int64_t sequences = 1, int64_t steps = 0)
       : tasks_(tasks), steps_(steps), next_(sequences), turns_(sequences * steps) {}
 
-  // Takes the next task of a sequence or, if none is left, of the one with the most left, which becomes the caller's.
+  // Takes the next task of `sequence`. If it has none left, `sequence` becomes the one with the most tasks left.
   bool take(int64_t& task, int64_t& sequence) {
     const int64_t sequences = int64_t(next_.size());
     while (!failed_.load(std::memory_order_relaxed)) {
@@ -88,14 +88,14 @@ class TaskQueue {
     return false;
   }
 
-  // Does step `index` of a task, after the same step of the task before it in its sequence.
+  // Does step `index` of a task, after the previous task of its sequence has done the same step.
   template <typename Step>
   void do_in_turn(int64_t task, int64_t index, const Step& step) {
     const int64_t sequences = int64_t(next_.size());
     turns_[task % sequences * steps_ + index].do_in_turn(task / sequences, failed_, step);
   }
 
-  // Calls worker(sequence) once per thread, to take tasks from this sequence until none are left in any.
+  // Calls worker(sequence) once per thread. A worker starts with this sequence and takes tasks until all are taken.
   // If it throws in a thread, the other threads stop, and this throws the exception.
   template <typename Worker>
   void share_out(const Worker& worker) {
@@ -119,7 +119,7 @@ class TaskQueue {
   std::atomic<bool> failed_{false};
 };
 
-// Calls function(task) for all tasks, in parallel; they start in this order.
+// Calls function(task) for all tasks, in parallel; they start in the order of their numbers.
 template <typename Function>
 void for_each_task(int64_t count, const Function& function) {
   TaskQueue queue(count);

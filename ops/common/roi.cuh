@@ -20,7 +20,7 @@ __device__ int64_t roi_map(const RoiShapes& s, const A* roi, int64_t channel) {
   return valid ? (int64_t(roi[0]) * s.channels + channel) * s.pixels() : -1;
 }
 
-// What one thread computes: a bin of `group` successive channels of a RoI.
+// The outputs that one thread computes: a bin of `group` successive channels of a RoI.
 template <typename A>
 struct RoiOutput {
   int64_t number, channel, y, x, map;  // number: of the RoI; map: as roi_map returns it
@@ -41,7 +41,7 @@ struct RoiOutput {
   }
 };
 
-// Each thread computes a bin of Shapes::kChannelsOfThread channels.
+// The number of threads, each of which computes a bin of Shapes::kChannelsOfThread channels.
 template <typename Shapes>
 int64_t roi_threads(const Shapes& s) {
   return s.rois * ceil_div(s.channels, Shapes::kChannelsOfThread) * s.bins();

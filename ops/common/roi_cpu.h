@@ -40,7 +40,7 @@ class RoiTasks {
     });
   }
 
-  // Calls function(tables, task) for every RoI and `most` of its channels. Every thread has its own tables.
+  // Calls function(tables, task) for every RoI and at most `most` of its channels. Every thread has its own tables.
   template <typename Tables, typename Function>
   void each(int64_t most, const Function& function) const {
     const int64_t rois = shapes_.rois;
@@ -69,7 +69,7 @@ class RoiTasks {
  private:
   const T* roi(int64_t k) const { return rois_.const_data_ptr<T>() + k * rois_.size(1); }
 
-  // The task of a RoI's channels from `first` on, at most `most`.
+  // The task of at most `most` channels of a RoI, from `first` on.
   RoiTask<T> task(int64_t k, int64_t first, int64_t most) const {
     const int64_t channels = shapes_.channels;
     return {roi(k), k, std::min(most, channels - first), (images_[k] * channels + first) * shapes_.pixels(),

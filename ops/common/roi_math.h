@@ -17,8 +17,8 @@ struct RoiAxis {
   int64_t samples;  // per bin; 0 if the RoI is empty, not finite or unreasonably large
 };
 
-// Not by its difference with itself: where that is a product, a compiler that fuses multiplications gets its rounding
-// error.
+// Does not test value - value: if the value is a product, a compiler that fuses multiplications into additions computes
+// its rounding error.
 template <typename T>
 DCNZOO_HD bool is_finite(T value) {
   return value * T(0) == T(0);  // NaN for Inf and NaN

@@ -45,7 +45,7 @@ constexpr int kMR = 12;
 constexpr int kMR = 6;
 #endif
 
-template <typename T>  // of bfloat16, half a vector: it converts to a whole vector of float
+template <typename T>  // bfloat16: half a vector, which converts to a whole vector of float
 constexpr int kLanes = kVectorBytes / int(sizeof(T) == 2 ? sizeof(float) : sizeof(T));
 template <typename T>
 constexpr int kNR = 2 * kLanes<T>;  // columns of a GEMM panel: two vectors
@@ -393,7 +393,7 @@ void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, 
                int64_t rows, int64_t columns) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
-  // Along the rows that lie further apart: the CPU fetches the rest of a row ahead if few rows are in use.
+  // The inner loop follows rows of the larger stride: the CPU prefetches the rest of a row if few rows are in use.
   const bool by_rows = from_stride > to_stride;
   const int64_t outer = by_rows ? whole_rows : whole_columns, inner = by_rows ? whole_columns : whole_rows;
   for (int64_t i = 0; i < outer; i += lanes)

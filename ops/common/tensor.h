@@ -42,7 +42,7 @@ inline ScalarType accumulate_type(ScalarType type) {
 template <typename T>
 constexpr ScalarType kTypeOf = sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
 
-// These two skip torch's dispatcher if there is nothing to convert: small calls spend a notable part of their time there.
+// Both skip torch's dispatcher if there is nothing to convert: small calls spend a notable part of their time there.
 inline Tensor as_type(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }

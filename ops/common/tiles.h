@@ -12,7 +12,7 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
 constexpr int64_t kTileRows = 16, kTileBytes = 64;
-// The tiles of a stretch of k for which a panel of the right operand stays in the L1 cache: 24 KiB
+// The number of tiles in a stretch of k: a panel of the right operand then takes 24 KiB and stays in the L1 cache.
 constexpr int64_t kTileStretch = 12;
 
 // The sizes of the tiles, as the instruction ldtilecfg reads them
@@ -35,13 +35,13 @@ struct alignas(64) TileConfig {
 #if defined(DCNZOO_TILES)  // a test's class of the same name, for CPUs without AMX
 #include DCNZOO_TILES
 #else
-// The tiles of the CPU. In assembly, because GCC 12's intrinsics do not declare the memory that they read: it moves stores
-// behind them.
+// The tiles of the CPU. They are written in assembly, because GCC 12's intrinsics do not declare the memory that they
+// read, so that the compiler moves stores behind them.
 class CpuTiles {
  public:
   explicit CpuTiles(const TileConfig& config) { asm volatile("ldtilecfg %0" : : "m"(config)); }
   CpuTiles(const CpuTiles&) = delete;
-  ~CpuTiles() { asm volatile("tilerelease"); }  // the system then saves less when it changes threads
+  ~CpuTiles() { asm volatile("tilerelease"); }  // the system then saves less at a change of threads
 
   template <int tile>
   void clear() {
@@ -108,8 +108,8 @@ void multiply_tiles(CpuTiles& tiles, const Left& a, int64_t row, const uint16_t*
   if (lower && right) tiles.store<3>(c_lower + kTileRows, c_stride);
 }
 
-// As gemm. a.block is a multiple of a tile's depth, or is the depth of all tiles. Operands must be zero where they are padded:
-// 0 × NaN is not 0.
+// Computes the same as gemm. a.block is a multiple of a tile's depth or, if smaller, the depth of all tiles. The padding of
+// operands must be zero, because 0 × NaN is not 0.
 template <typename Left>
 void gemm_of_tiles(const Left& a, int64_t rows, const uint16_t* b, int64_t depth, int64_t columns, float* c,
                    int64_t c_row_stride, int64_t c_panel_stride, bool accumulate) {

@@ -20,7 +20,7 @@ struct KernelArguments {
   int64_t points() const { return kernel_size[0] * kernel_size[1] - remove_center; }
 };
 
-// A template of a struct for these arguments, which the functions of dcnv3 and dcnv4 take one by one.
+// The template `Of` with the types of these arguments, which the functions of dcnv3 and dcnv4 take one by one.
 template <template <typename...> class Of, typename... First>
 using WithNumbers =
     Of<First..., const std::vector<int64_t>&, const std::vector<int64_t>&, const std::vector<int64_t>&,

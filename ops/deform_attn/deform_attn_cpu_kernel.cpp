@@ -52,7 +52,7 @@ struct Place {
   }
 };
 
-// The most places whose points fit a vector; 1 if even those of one do not.
+// The most places whose points fit into a vector; 1 if the points of a single place do not.
 template <typename T>
 DCNZOO_INLINE int64_t places_of_chunk(const DeformAttnSizes& p) {
   return p.points < 1 || p.points > kLanes<T> ? 1 : kLanes<T> / p.points;
@@ -80,7 +80,7 @@ DCNZOO_INLINE const void* address(const Stored<T, S>& tensor, int64_t at) {
   return tensor.values + at;
 }
 
-// Plans the points at `first` of a place, or all points of several.
+// Computes a chunk: the points of one place from `first` on, or all points of several places.
 template <typename T, typename S>
 DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T, S>& p, const Place<T>* place, int64_t places,
                             int64_t first) {
@@ -146,8 +146,8 @@ DCNZOO_INLINE void store_sums(S* to, Value value) {
   store_lanes(to, value);
 }
 
-// Sums V values of channels, vectors or pairs of them, over a query's points. Rest: V is 1, and the vector has only `rest`
-// lanes. check becomes NaN if a sum is not finite.
+// Sums V values over a query's points; a value is a vector of channels or a pair of vectors. Rest: V is 1, and the vector
+// has only `rest` lanes. check becomes NaN if a sum is not finite.
 template <typename T, typename S, typename Value, int V, bool Rest>
 DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const T* weight, int64_t padded,
                               int64_t points, const S* map, int64_t pixel_stride, int64_t rest, S* output,
@@ -232,7 +232,7 @@ __attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T, S>& p, const P
 template <typename T, typename S>
 void forward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t begin, int64_t end, T* scratch) {
   using Index = typename SampleTable<T>::Index;
-  // what is sampled at once: two vectors of bfloat16 are converted together
+  // the type that is sampled at once: two vectors of bfloat16 are converted together
   using Pair = std::conditional_t<std::is_same_v<S, T>, Vector<T>, EvenOdd>;
   constexpr int64_t lanes = kLanes<T>;
   const int64_t padded = round_up(p.points, kMostLanes), pixel_stride = p.groups * p.channels;
@@ -294,15 +294,15 @@ DCNZOO_INLINE void copy_back(const T* from, S* to, int64_t channels) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) store_some(to + c, load(from + c), channels - c);
 }
 
-// A group's channels of an image, `value`, and the sums of their gradient, `sum`: pixels are `stride` apart.
+// `value` has a group's channels of an image, `sum` the sums of their gradient. Pixels are `stride` apart.
 //
-// Usually a copy, [pixel][value, gradient][channels, padded], or only one of the two. At the stride of all groups the
-// channels would fall into few cache sets. Value and gradient are interleaved: with two separate maps, a load from one
-// could wait for a store to the other whose address has the same last 12 bits. With few samples, copying would take longer than sampling:
-// `value` and `sum` then point into the input and into its gradient, which is zero at first.
+// Both usually lie in a copy, [pixel][value, gradient][channels, padded], which lacks one that is not needed. At the stride
+// of all groups, the channels would fall into few cache sets. Value and gradient are interleaved: with two separate maps,
+// a load from one could wait for a store to the other whose address has the same last 12 bits. With few samples, copying
+// would take longer than sampling: `value` and `sum` then point into the input and into its gradient, zero at first.
 template <typename T, typename S, bool Input, bool Fields>
 struct Slice {
-  static constexpr int64_t kAhead = 16;  // pixels: the hardware does not prefetch the stride of all groups
+  static constexpr int64_t kAhead = 16;  // pixels; the hardware does not prefetch at the stride of all groups
   const T* value;
   T* sum;
   int64_t stride, channels, padded;
@@ -337,7 +337,7 @@ struct Slice {
   }
 };
 
-// Size per corner of the products that sum_rows reduces: [corner][point of the chunk][kLanes].
+// The number of products of one corner, [point of the chunk][kLanes], which sum_rows reduces.
 template <typename T>
 constexpr int64_t kRows = kLanes<T> * kLanes<T>;
 
@@ -375,7 +375,7 @@ DCNZOO_INLINE void backward_points(const ChunkPoints<T>& points, int64_t begin, 
             store(slice.sum + at,
                   load(slice.sum + at) + points.weight[corner][point] * (grad * points.rest[point]));
         }
-        // the factor's gradient: the sampled value is zero, and gradient · 0 is NaN for Inf
+        // the sampled value is zero: the factor's gradient is gradient · 0, which is NaN for Inf
         if (Fields && inside.count == 0) dot[0] += grad * T(0);
       }
     }
@@ -412,7 +412,7 @@ struct FieldGradients {
     store(weight, On::blend(chunk.at.inside, value, outside));
   }
 
-  // Stores `count` points from lane `lane` on as the points at `first` of a place.
+  // Stores the gradients of `count` points, which begin at lane `lane`, as those of a place's points from `first` on.
   DCNZOO_INLINE void store_to(const DeformAttnCpu<T, S>& p, const Place<T>& place, int64_t lane,
                               int64_t count, int64_t first) const {
     constexpr int64_t lanes = kLanes<T>;
@@ -424,7 +424,7 @@ struct FieldGradients {
   }
 };
 
-// Fields that are read later are `queries` rows of groups away, too far for the hardware prefetcher.
+// Prefetches the fields that are read `queries` queries later: they are too far away for the hardware prefetcher.
 template <typename T, typename S, bool Fields>
 DCNZOO_INLINE void prefetch_later(const DeformAttnCpu<T, S>& p, const Place<T>& place, int64_t queries) {
   constexpr int64_t line = 64 / sizeof(T);

@@ -42,15 +42,15 @@ struct DeformAttnCpu : DeformAttnSizes {
   const S* grad_output;                   // like output
   S* grad_input;                          // like input, or null
   Stored<T, S> grad_offset, grad_weight;  // like offset and weight, both or null
-  bool in_place;  // adds to grad_input, which is T and zero, without scratch for input and gradient
+  bool in_place;  // adds to grad_input, which has type T and starts as zeros, without copies of maps
 };
 
 template <typename T, typename S = T>
 struct DeformAttnKernels {
-  // Queries [begin, end) of an image, all groups. plan: scratch, 8 · points (padded) of T.
+  // Queries [begin, end) of an image, all groups. plan: scratch for 8 · points (padded) of type T.
   void (*forward)(const DeformAttnCpu<T, S>&, int64_t image, int64_t begin, int64_t end, T* plan);
-  // All queries of an image, one group: no two calls write the same memory. scratch: (2 · pixels + 1) · channels
-  // (padded to a multiple of kMostLanes) of T.
+  // All queries of an image, one group: no two calls write the same memory. scratch: for (2 · pixels + 1) ·
+  // channels (padded to a multiple of kMostLanes) of type T.
   void (*backward)(const DeformAttnCpu<T, S>&, int64_t image, int64_t group, T* scratch);
 };
 

@@ -136,8 +136,8 @@ __device__ A sum_over_neighbours(A value, int levels) {
   return value;
 }
 
-// All gradients in one pass. 2^levels neighbouring threads of a warp, the lanes, share the channels of a part. The
-// gradients of offset and weight, which may be one tensor, or that of the input may be null.
+// All gradients in one pass. 2^levels neighbouring threads of a warp, the lanes, share the channels of a part. Either
+// the gradients of offset and weight, which may be one tensor, or the gradient of the input may be null.
 template <typename T, typename A, typename F, int V, int Inner, typename Grid>
 __global__ void backward_kernel(DividedSizes s, Grid grid, int levels, const T* __restrict__ grad_output,
                                 const T* __restrict__ input, const F* __restrict__ offset,

@@ -15,30 +15,30 @@ namespace dcnzoo {
 constexpr int64_t kStagingBytes = int64_t(20) << 20;
 
 // As many images are processed at a time as an L2 cache of 2 MiB can hold. The backward counts the copies of a block and of
-// its gradient, the forward those of all channels, and leaves half of the cache to the columns and the packed weight.
+// its gradient. The forward counts the copies of all channels, in half of the cache: the rest is for columns and weight.
 constexpr int64_t kImagesBytes = int64_t(2) << 20;
 
 // Tasks per thread that keep all threads busy.
 constexpr int64_t kThreadTasks = 4;
 
-// The limit of the backward on its copies of blocks and of their gradients, and on the gradients of points that blocks
-// share. All blocks of a ResNet's c3 fit.
+// The backward's limit on the bytes for copies of blocks and of their gradients, and for the gradients of points that
+// blocks share. All blocks of a ResNet's c3 fit.
 inline int64_t backward_staging_bytes(int64_t threads) { return (24 + threads) << 20; }
 
 // On small maps, the backward's tiles have fewer rows, down to kLeastRows, so that all blocks together have kEnoughTiles:
 // kThreadTasks for each of 64 threads.
 constexpr int64_t kEnoughTiles = 256, kLeastRows = 96;
 
-// With at most so many outputs, sampling takes most of the backward's time: 8 and 16 channels with two threads take .7 of the
-// time, 32 and 64 channels .9, if only the input's gradient is added in turn.
+// With at most this many outputs, sampling takes most of the backward's time. With two threads, input_apart reduces this
+// time to .7 for 8 and 16 channels, and to .9 for 32 and 64 channels.
 constexpr int64_t kFewOutputs = 64;
 
-// Each of the backward's weight_parts has at least so many outputs: more than two micro-kernels of 12 rows.
+// Each of the backward's weight_parts has at least this many outputs: more than two micro-kernels of 12 rows.
 constexpr int64_t kLeastOutputs = 32;
 
 // The most channels of a block, in bytes. With kForwardRows, 9 taps of 64 channels of float, or of 128 of bfloat16, are
-// 216 KiB, less than half of the smallest L2 cache of CPUs with AVX-512 (512 KiB). The backward has narrower blocks, because
-// its copies of a block then need less memory, and more rows.
+// 216 KiB, less than half of the smallest L2 cache of CPUs with AVX-512 (512 KiB). The backward has more rows, and
+// narrower blocks, so that its copies of a block need less memory.
 constexpr int64_t kForwardBlockBytes = 64 * sizeof(float), kBackwardBlockBytes = 32 * sizeof(float);
 
 class ChannelBlocking {

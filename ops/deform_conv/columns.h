@@ -42,7 +42,7 @@ DCNZOO_INLINE void store_lanes(uint16_t* to, const EvenOdd& value) {
 #endif
 }
 
-// What a loop over whole panels of channels visits. In the forward, groups of a joined block use parts of panels.
+// The type that a loop over whole panels visits. In the forward, groups of a joined block use parts of panels.
 template <typename S>
 using Whole = std::conditional_t<std::is_same_v<S, uint16_t>, EvenOdd, Vector<S>>;
 inline bool has_whole_panels(const DeformConvShapes& s, const ChannelBlock& block, int64_t panel) {

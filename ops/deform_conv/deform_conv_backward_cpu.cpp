@@ -16,13 +16,13 @@ void copy_rows(const E* from, int64_t from_stride, E* to, int64_t to_stride, int
     std::copy_n(from + row * from_stride, columns, to + row * to_stride);
 }
 
-// Copies of a channel block of a pass, channels last, and of its gradient: [image][pixel][channel]. Channels-last maps of
+// Copies of a pass's channel block and of its gradient, channels last: [image][pixel][channel]. Channels-last maps of
 // several blocks are copied, too: samples of 32 of their channels would be far apart in memory. With one block, the maps
 // already have the layout of the copies.
 template <typename T, typename S>
 class StagedBlock {
  public:
-  // Allocates the copies unless a pass before has, and returns p with the copies as its maps.
+  // Allocates the copies unless an earlier pass has, and returns p with the copies as its maps.
   DeformConvBackwardParams<T, S> allocate(const DeformConvBackwardParams<T, S>& p, const ChannelBlock& block,
                                           bool channels_last) {
     const int64_t size = p.images * p.shape.in_pixels * block.count;
@@ -76,7 +76,7 @@ class StagedBlock {
     }
   };
 
-  // Whether the sums are the result: those of bfloat16 are float.
+  // Whether gradients are summed in the result itself. Those of bfloat16 are not: their sums are float.
   bool adds_in_place() const { return in_place_ && std::is_same_v<T, S>; }
   static bool reads_input(const DeformConvBackwardParams<T, S>& p) {
     return p.grad_weight || p.grad_offset_mask.offset || p.grad_offset_mask.mask;
@@ -208,8 +208,8 @@ DeformConvGradients new_gradients(const Map& input, const Tensor& weight, const 
           like(wanted[1], weight, stored), like(wanted[2], offset, type), like(wanted[3], mask, type)};
 }
 
-// S is the type of grad_output, input, weight and their gradients; T is the type of the others' gradients. Offset and mask are
-// T or bfloat16.
+// S is the type of grad_output, input, weight and their gradients; T is the type of the other gradients. Offset
+// and mask are T or bfloat16.
 template <typename T, typename S = T>
 DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_output, const Tensor& input,
                              const Tensor& weight, const std::optional<Tensor>& offset,
@@ -223,7 +223,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
     return gradients;
   }
 
-  // Inputs with few channels get narrower blocks. Products of tiles leave most of the time to what every block does again, and their CPUs have L2 caches of 2 MiB.
+  // Inputs with few channels get narrower blocks. With AMX, blocks are wider: work that blocks repeat takes most of the time.
   const int64_t factor = kernels.depth_step > int64_t(sizeof(T) / sizeof(S)) ? 2 : 1;
   const int64_t most = factor * kBackwardBlockBytes / int64_t(sizeof(T)),
                 panel = forward_kernels<T, T>().panel;
@@ -290,7 +290,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   check_map(s, input.scalar_type());
   const ScalarType type = accumulate_type(input.scalar_type());
   const bool is_double = type == ScalarType::Double;
-  // whether to multiply bfloat16
+  // whether to compute bfloat16 as it is stored
   const bool narrow =
       input.scalar_type() == ScalarType::BFloat16 && !s.is_depthwise() && multiplies_bfloat16(s);
   const ScalarType stored = narrow ? ScalarType::BFloat16 : type;

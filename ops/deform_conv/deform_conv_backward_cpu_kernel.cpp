@@ -56,7 +56,7 @@ struct PointBackward {
   T* to[corners];          // the same pixels in the input's gradient
   T modulated[corners];    // their weights, multiplied by the mask if it is finite
 
-  // Adds to Σ over channels of gradient · pixel. Aligned: `Value` loses Vector's attribute, and Clang 14 then assumes it.
+  // Adds to Σ over channels of gradient · pixel. `dot` is aligned, as Clang 14 assumes: `Value` loses Vector's attribute.
   template <typename Value>
   static DCNZOO_INLINE void add_dot(Vector<T>& dot, Value product) {
     if constexpr (std::is_same_v<Value, EvenOdd>)
@@ -126,9 +126,9 @@ struct TileMemory {
   T* gradients;                    // of the columns, in panels of [row][kNR]
   S* columns;                      // in the same memory unless the type differs
   S* gradient;                     // [output of the group][row]
-  S* pairs;                        // bfloat16: the same as [row][output], pair_stride apart
+  S* pairs;                        // bfloat16: `gradient` as [row][output], rows pair_stride apart
   T* dots;                         // Σ over channels of gradient · pixel, [tap][corner][row]
-  T* offset_mask;                  // their gradients, [tap · (rank + 1)][row]
+  T* offset_mask;                  // gradients of offset and mask, [tap · (rank + 1)][row]
 
   TileMemory(Arena& arena, const Params<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, kBackwardRows)),
@@ -150,7 +150,7 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
   constexpr int corners = kCorners<Rank>;
   const int64_t stride = panel_stride<T>(p.tile);
   const Rows<T, Rank>& rows = tile.rows;
-  // At once: a row's taps or, of bfloat16, a tap's rows, whose gradients and columns are neighbours in memory
+  // Computes at once a row's taps or, for bfloat16, a tap's rows: their gradients and columns are neighbours in memory.
   constexpr bool by_rows = kPair<T, S> > 1;
   constexpr int64_t lanes = kLanes<T>, together = kTogether<T, Rank>;
   constexpr int64_t row_step = by_rows ? together : 1, tap_step = together / row_step;
@@ -327,14 +327,14 @@ void store_map(const T* from, int64_t pixels, int64_t channels, S* to, int64_t t
   }
 }
 
-// The first of the panel_outputs outputs to which a panel of the block's columns contributes. A panel of several groups
-// has the weights of all their outputs, with zeros between a group's channels and the other groups' outputs.
+// The first output to which a panel of the block's columns contributes; there are panel_outputs of them. A panel of
+// several groups has the weights of all outputs, with zeros between a group's channels and the other groups' outputs.
 template <typename T>
 int64_t first_output_of(const ChannelBlock& block, int64_t panel) {
   return block.groups == 1 ? 0 : panel % (block.count / kNR<T>)*block.panel_outputs;
 }
 
-// The columns of a panel without the padding at the end of the last panel.
+// The number of columns of a panel, without the padding at the end of the last panel.
 template <typename T, typename Params>
 int64_t columns_of(const Params& p, const ChannelBlock& block, int64_t panel) {
   const int64_t left = p.shape.taps * block.count - panel * kNR<T>;
@@ -374,7 +374,7 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
                 more = outputs - block.panel_outputs;
   const bool together = block.groups == 1 || all_finite<T>(tile.gradient, kBackwardRows, block.outputs, rows);
   const int64_t stride = TileMemory<T, S, Rank>::pair_stride(p);
-  // channels-last gradients of bfloat16 are read where they lie, if no other outputs follow
+  // channels-last gradients of bfloat16 are read where they lie, unless padding is needed: other outputs follow them
   const bool in_place = p.grad_output.channels_last && more == 0;
   if (pair > 1 && !in_place) {
     transpose(tile.gradient, kBackwardRows, tile.pairs, stride, block.outputs, rows);
@@ -403,8 +403,8 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
   }
 }
 
-// Arranges the columns for products of bfloat16: [row][kNR] -> [row / 2][kNR][2] in every panel. Columns and gradient get
-// more rows, of zeros, up to a multiple of kDepthStep.
+// Arranges the columns for products of bfloat16: [row][kNR] -> [row / 2][kNR][2] in every panel. Columns and gradient
+// are padded with rows of zeros to a multiple of kDepthStep.
 template <typename T, typename S, int Rank>
 void pair_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
   const int64_t rows = tile.rows.count, more = round_up(rows, kDepthStep<T, S>) - rows;

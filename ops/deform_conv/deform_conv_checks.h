@@ -1,4 +1,4 @@
-// Checks and sizes that the CPU and the CUDA kernels of deform_conv share, and deform_conv_transpose.
+// Checks and sizes that deform_conv, on the CPU and on CUDA, and deform_conv_transpose share.
 #pragma once
 
 #include "../common/argument_checks.h"
@@ -20,7 +20,7 @@ struct ConvolutionChecks : ArgumentChecks {
   int64_t rank;
   std::vector<int64_t> kernel;
 
-  // Checks the input, the numbers, and the weight as far as both convolutions have it: [*, *, *kernel].
+  // Checks the arguments that both convolutions share: the input, the numbers, and the weight's number of axes.
   ConvolutionChecks(const char* name, const Tensor& input, const Tensor& weight,
                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                     const std::vector<int64_t>& dilation, int64_t groups, std::optional<int64_t> im2col_step)
@@ -48,8 +48,8 @@ struct ConvolutionChecks : ArgumentChecks {
     tensor("weight", weight, sizes, Type::same, hint);
   }
 
-  // Checks an offset or mask, [batch, groups · per_group, *size], and returns its number of groups, 0 for none. Groups
-  // split the `channels` of the map that is sampled; `size` is that of the other one of input and output.
+  // Checks an offset or mask, [batch, groups · per_group, *size], and returns its number of groups, 0 if null. Groups
+  // split the `channels` of the map that is sampled; `size` is the size of the other map, of input and output.
   int64_t groups_of(const char* name, const std::optional<Tensor>& field, int64_t per_group, int64_t channels,
                     const std::vector<int64_t>& size) const {
     if (!field) return 0;

@@ -120,8 +120,8 @@ struct DeformConvBackwardParams : DeformConvParams<T, S> {
   S* stored_grad_input;  // the result, laid out like the map from which input was copied, or null
   T* grad_weight;        // like weight, accumulated, or null
   OffsetMask<T> grad_offset_mask;
-  // For several threads per block: add to the input's gradient in a loop of its own, and to the weight's gradient in parts
-  // of the outputs (1 if depthwise). Both make the steps shorter that the threads do in turn.
+  // With several threads per block, a separate loop adds to the input's gradient, and the weight's gradient is added in
+  // parts of the outputs (1 if depthwise). Both shorten the steps that the threads do in turn.
   bool input_apart;
   int64_t weight_parts;
   // If blocks share points, each writes its own gradients: [block of the pass][taps · (rank + 1)][images · out_pixels]
@@ -136,8 +136,8 @@ struct BackwardTile {
 };
 
 // The invariant of the backward: no two blocks write the same element of the gradients of input and weight, and the tiles of
-// a block add to them in the order of the tiles. So the sums have the same bits for every number of threads. This does a
-// step of a tile after the same step of the tile before it: step 0 adds to the input's gradient, 1 + i to part i of the
+// a block add to them in the order of the tiles. So the sums have the same bits for every number of threads. AddInTurn does
+// a step of a tile after the same step of the previous tile: step 0 adds to the input's gradient, 1 + i to part i of the
 // weight's.
 using AddInTurn = std::function<void(int64_t step, const std::function<void()>& add)>;
 

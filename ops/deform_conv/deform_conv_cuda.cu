@@ -20,7 +20,7 @@ namespace {
 constexpr int kLargeThreads = 512, kColumnThreads = 256, kGradientThreads = 128;
 // Rows are padded with zeros to 16 bytes of a half type, so that matrix products read whole vectors.
 constexpr int64_t kRowMultiple = 8;
-// Positions, and pixels of a map, are 32-bit numbers. The rest is for the threads beyond the end of a row.
+// Positions, and pixels of a map, are 32-bit numbers. The difference of 1024 is for threads beyond the end of a row.
 constexpr int64_t kMostPixels = (int64_t(1) << 31) - 1024;
 // Without im2col_step, the columns of a chunk take at most kMostColumnBytes. A chunk is large if it has at least
 // kLargePositions positions, and kLargeValues values for each tap (positions · channels). The emulation uses smaller limits,
@@ -94,7 +94,7 @@ struct Sampling {
     return at;
   }
 
-  // Channel by channel, then tap by tap.
+  // The index of a position in columns [channel][tap][position].
   __device__ int64_t column(int64_t channel, const Place& at) const {
     return (channel * taps + at.tap) * row + at.position;
   }
@@ -258,7 +258,7 @@ __global__ void grad_offset_mask_kernel(Sampling<A, F, Rank> s, int64_t owners, 
   }
 }
 
-// Copies a chunk's matrix product to the output and adds the bias. Neighbouring threads read and write neighbours:
+// Copies a chunk's matrix product to the output and adds the bias. Neighbouring threads read and write neighbouring values:
 //   product [channels][row]                    -> output [images][channels][pixels]
 //   product [groups][row][channels of a group] -> output [images · pixels][channels], for channels last
 // A line is [images · pixels] of a channel or, for channels last, [channels] of a pixel.
@@ -480,8 +480,8 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   return sums;
 }
 
-// Checks and, if necessary, shrinks the chunks: for the kernels' 32-bit numbers, and, if the caller did not choose
-// im2col_step, for the memory of the columns. A chunk has at least one image.
+// Checks the maps' sizes and shrinks the chunks, if necessary, to fit the kernels' 32-bit numbers and, if the caller did
+// not choose im2col_step, kMostColumnBytes. A chunk has at least one image.
 void fit_chunks(DeformConvShapes& s, ScalarType type, bool step_is_chosen) {
   for (const auto& [name, pixels] :
        {std::pair<const char*, int64_t>{"input", s.in_pixels}, {"output", s.out_pixels}})

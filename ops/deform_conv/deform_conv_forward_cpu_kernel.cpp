@@ -15,8 +15,8 @@ namespace {
 template <typename T, typename S>
 using Params = DeformConvForwardParams<T, S>;
 
-// Computes the columns of a tile for a block of channels. whole: all points of the table are. For few channels, the inner
-// loop is over several rows of a tap: the place of their columns is constant.
+// Computes the columns of a tile for a block of channels. whole: all points of the table are whole. For few channels, the
+// inner loop is over several rows of a tap, because their columns have the same place in each row.
 template <typename T, typename S, int Rank, typename Panel, bool whole>
 void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
             const ForwardPoints<T, Rank>* table, S* __restrict columns) {
@@ -60,7 +60,7 @@ void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank
             for (int i = 0; i < (whole ? corners : used); ++i)
               value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
             store_lanes(columns + at, whole ? value : value * points.rest[r]);
-            // not for single channels: the compiler would not make vectors
+            // not for single channels: the compiler would not vectorise the loop
             if constexpr (!few && !std::is_arithmetic_v<decltype(value)>)
               __builtin_prefetch(fetched + c, 0, 3);
           });
@@ -166,7 +166,7 @@ void compute_tile_of(const Params<T, S>& p, int64_t first, int64_t rows, char* s
   ForwardScratch<T, S, Rank> tile(arena, p);
   tile.rows.set(p.shape, p.input, first, rows);
   // At first, all points are stored as whole ones. If an output is not finite, a pixel that does not count may be the cause:
-  // its group is computed again.
+  // the group of this output is computed again.
   bool whole = true;
   for (int axis = 0; axis < Rank; ++axis) whole &= p.shape.in[axis] > 1;
   const ChannelBlock* sampled = nullptr;  // the block that the table was computed for

@@ -13,7 +13,7 @@ struct DepthwiseTile {
   int64_t channels;
   int64_t rows;
   int64_t panel_stride;   // of the columns
-  int64_t output_stride;  // outputs are [row][channel], this far apart
+  int64_t output_stride;  // between rows of the outputs, [row][channel]
 };
 
 // Calls visit(zero, output, weight, column) with pointers to the matching elements. zero: as in each_column.

@@ -30,7 +30,7 @@ void pack_narrow(const DeformConvShapes& s, const ChannelBlock& block, const Pie
   }
 }
 
-// The lanes of a whose number has bit `bit` clear and those of b that have it set, each plus the lane that differs in the bit
+// Returns x[I] + x[I ^ bit] in lane I, where x is a if I has the bit `bit` clear, else b.
 template <int bit, typename V, int... I>
 DCNZOO_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int lanes = sizeof...(I);
@@ -38,7 +38,7 @@ DCNZOO_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
          shuffle<((I ^ bit) + (I & bit ? lanes : 0))...>(a, b);
 }
 
-// The sums of all lanes of a group: lane i % width of vector i / width becomes the sum of its lanes in vector i.
+// Sums the `width` lanes of every group. The sum in vector i becomes the group's lane i % width in vector i / width.
 template <typename T, int width, int count, int bit = 1>
 DCNZOO_INLINE void add_lanes(Vector<T>* sums) {
   if constexpr (bit < width) {

@@ -133,7 +133,7 @@ struct TapSampling {
   int64_t begin;  // the stretch's first row
 
   // Computes as many rows, from `begin` + r on, as Value has lanes (a scalar has one). whole: stores all points as whole
-  // ones, whose pixels outside the corners have the weight 0: the same samples if map and mask are finite.
+  // ones: they move into the map, and pixels that are not corners get weight 0. Finite maps and masks yield equal samples.
   template <typename Value, typename IndexValue>
   DCNZOO_INLINE void at(int64_t r, bool whole) const {
     using On = VecTraitsOf<Value>;
@@ -193,7 +193,7 @@ void compute_sampling_table(const DeformConvShapes& s, const StoredOffsetMask<T>
                             bool whole = false) {
   T converted[Rank + 1][kBackwardRows];
   rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
-    // A channel of offset or mask for these rows: where it lies if it has the type T, a copy if it is bfloat16, or `absent`
+    // Returns a channel of offset or mask for these rows: in place if its type is T, as a copy if bfloat16, or `absent`.
     const auto channel_of = [&](const T* values, const BFloat16Bits* bits, int64_t channel, T* copy,
                                 const T* absent) -> const T* {
       const int64_t at = channel * s.out_pixels + pixel;

@@ -9,15 +9,15 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// The rows of a panel of a group's packed weight. A tap of one of several groups is a product of its own.
+// The number of rows of a panel of a group's packed weight. If a block has several groups, each of their taps is a product.
 template <typename T, typename S>
 int64_t packed_depth(const DeformConvShapes& s, const ChannelBlock& block) {
   const int64_t depth = s.taps * (block.count / block.groups);
   return block.groups == 1 ? round_up(depth, kDepthStep<T, S>) : depth;
 }
 
-// Stores a row of a panel of pairs of rows, [panel][2]: in the lower or, if it is the second of its pair, upper halves of
-// 32-bit lanes.
+// Stores one row of a pair of rows, [panel][2]: the first row in the lower halves of 32-bit lanes, the second one in the
+// upper halves.
 DCNZOO_INLINE void store_row_of_pair(const uint16_t* row, uint16_t* to, bool second) {
   typedef uint32_t Wide __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
   constexpr int lanes = kLanes<uint16_t>;
@@ -144,7 +144,7 @@ void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block
       join_pairs<T>(load(panel), load(panel + kLanes<T>), joined[0], joined[1]);
       row = reinterpret_cast<const T*>(joined) + from % kNR<T>;
     }
-    S stored[kNR<T>];  // a run is not longer, except in a depthwise convolution, where it is one element
+    S stored[kNR<T>];  // a run has at most this many elements; in a depthwise convolution, it has one
     store_row(row, stored, count);
     for (int64_t i = 0; i < count; ++i) grad_weight.data[to + i * apart] = stored[i];
   });

@@ -27,7 +27,7 @@ void sum_pixels(const RoiAverage<T>& roi, const Range<T>& shares, const S* maps,
   }
 }
 
-// The columns that are read, as whole vectors
+// The number of columns that are read, rounded up to whole vectors.
 template <typename T>
 int64_t padded_columns(const RoiAverage<T>& roi) {
   return round_up(roi.last + 1 - roi.first, kLanes<T>);
@@ -48,7 +48,7 @@ void sum_channels(const RoiAverage<T>& roi, const Range<T>& shares, const S* map
   transpose(turned, padded, roi.row, kLanes<T>, kLanes<T>, padded);
 }
 
-// Rows of bins [i, end), to be transposed together
+// Calls visit(i, end) for the rows of bins [i, end) that are transposed together.
 template <typename T, typename Visit>
 void each_tile(const RoiAverage<T>& roi, const Visit& visit) {
   for (int64_t i = 0; i < roi.output_h; i += roi.tile_rows)

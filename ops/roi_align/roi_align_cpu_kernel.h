@@ -19,7 +19,7 @@ struct RoiAverage {
   int64_t first, last;    // the columns that any bin reads
   T count;
   int64_t tile_rows;  // rows of bins that are transposed together
-  // Scratch: sums over y of these columns, and bins of a tile, for kRoiBlockChannels, twice
+  // Scratch for kRoiBlockChannels: `row` for sums over y of these columns, `tile` for the bins of a tile, twice.
   T *row, *tile;
 };
 

@@ -1,4 +1,4 @@
-# as coco_instance_ms-crop.py, then at most 1024 × 1024 pixels of a picture
+# as coco_instance_ms-crop.py, then a crop to at most 1024 × 1024 pixels
 _base_ = ['mmdet::_base_/datasets/coco_instance.py', './scales-or-crops.py']
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args={{_base_.backend_args}}),

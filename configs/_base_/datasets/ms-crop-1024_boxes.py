@@ -1,4 +1,4 @@
-# as coco_instance_ms-crop-1024.py, without masks: a variable for detectors whose base has the data
+# as coco_instance_ms-crop-1024.py, without masks: a variable for detectors whose base has the data set
 _base_ = './scales-or-crops.py'
 boxes_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,4 +1,4 @@
-# DETR's augmentation, a step of pipelines: one of several scales, for half of the images after a crop
+# DETR's augmentation, a step of pipelines: resize to one of several scales; crop half of the images first
 scales = [(480, 1333), (512, 1333), (544, 1333), (576, 1333), (608, 1333), (640, 1333),
           (672, 1333), (704, 1333), (736, 1333), (768, 1333), (800, 1333)]
 scales_or_crops = dict(

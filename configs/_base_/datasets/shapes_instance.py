@@ -19,7 +19,7 @@ test_pipeline = [
     dict(type='PackDetInputs',
          meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-# no workers: a 128 px image loads in a millisecond, and both cores are computing
+# no workers: a 128 px image loads in a millisecond, and the training needs the cores
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,

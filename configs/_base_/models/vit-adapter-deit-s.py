@@ -1,4 +1,4 @@
-# a variable for detectors of several bases
+# a variable, because detectors with different base configs use it
 custom_imports = dict(imports=['dcnzoo.models'], allow_failed_imports=False)
 vit_adapter_s = dict(
     _delete_=True,

@@ -1,5 +1,5 @@
 # in float32; the authors train ATSS, GFL, Cascade Mask R-CNN and MAE's Mask R-CNN in fp16, as `--amp` does
-# variables for schedules, and for detectors whose base has one
+# variables for schedules, and for detectors whose base config has a schedule
 # norms, biases and positions have no weight decay
 adamw = dict(
     _delete_=True,

@@ -55,7 +55,7 @@ void detect(const std::string& path, const std::string& picture) {
   for (int channel = 0; channel < 3; ++channel)
     for (int row = 0; row < height; ++row)
       for (int column = 0; column < width; ++column) {
-        // bilinear, with the centres of pixels at odd halves
+        // bilinear; the centre of pixel i is at i + 0.5
         const double y = std::max(0.0, (row + 0.5) * image.height / height - 0.5);
         const double x = std::max(0.0, (column + 0.5) * image.width / width - 0.5);
         double value = 0;
