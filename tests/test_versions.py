@@ -71,6 +71,7 @@ def test_test(folder, tmp_path):
     assert re.search(rf"^box AP +{expected:.3f}$", output, re.MULTILINE)
 
 
+@pytest.mark.slow  # test_tools.py exports a detector in `make test`
 def test_export(folder, tmp_path):
     """A file exported today has the detections of that time."""
     run("export", "work", "--out", tmp_path / "new.onnx")
