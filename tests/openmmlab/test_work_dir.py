@@ -229,7 +229,7 @@ def test_two_processes_with_force_on_one_folder(tmp_path):
     """One process trains, the other is refused; the earlier files are in one renamed folder."""
     work = tmp_path / "work"
     before = trained(work)
-    options = small_options(tmp_path / "data", train=4, val=2, epochs=12)
+    options = small_options(tmp_path / "data", train=4, val=2, epochs=40)  # longer than the second waits
     words = [sys.executable, "-m", "dcnzoo", "train", PLAIN, "--work-dir", work, "--force", *options]
     drawn = [*words[:6], tmp_path / "drawn", "--dry-run", *options]
     subprocess.run(drawn, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -240,5 +240,5 @@ def test_two_processes_with_force_on_one_folder(tmp_path):
     refused = texts[[job.returncode for job in jobs].index(1)]
     assert "without a running training" in refused, refused
     assert files_of(tmp_path / "work.1") == before and not (tmp_path / "work.2").exists()
-    assert (work / "epoch_12.pth").exists()
+    assert (work / "epoch_40.pth").exists()
     shutil.rmtree(work)
