@@ -54,6 +54,8 @@ def test_masks():
     masks = np.stack([whole, whole]), np.stack([fewer, whole])
     results = [detections(masks=each) for each in masks]
     assert compare(results[1], results[0], 0).matched == compare(results[0], results[1], 0).matched == 1
+    without = detections()
+    assert compare(without, results[0]) == compare(results[0], without) == Agreement(0, 2)
     # 20 pixels differ, and the borders inside the picture have 20 + 20 and 19 + 20 pixels: exact · 79 / 2
     small, row_less = square(20, 20), square(19, 20)
     for exact, expected in ((0.505, False), (0.51, True)):

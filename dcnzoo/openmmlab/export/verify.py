@@ -97,8 +97,10 @@ def compare(result: Detections, reference: Detections, exact: float = 1.0) -> Ag
 
     Two match if their labels are equal, boxes agree within 1e-3 of the largest coordinate (or 1e-3 pixels, if
     larger), scores within 1e-3, and masks overlap with an IoU of at least 0.99, or differ at their borders by
-    less than ``exact`` pixels.
+    less than ``exact`` pixels. If only one side has masks, none match.
     """
+    if (result.crops is None) != (reference.crops is None):
+        return Agreement(0, max(len(reference), len(result)))
     unmatched, masks = np.ones(len(result), bool), result.crops
     expected: Any = reference.crops
     for i in range(len(reference)):
