@@ -22,6 +22,7 @@ from benchmarks.measure import ROOT, parser_of, replace_section
 from dcnzoo.utils.files import write_text
 
 Rows = dict[str, dict[str, str]]  # family → config, result, revision, code, versions, date
+REFUSED = "ValueError: detector: expected one that can be exported: "  # by openmmlab/export/predict.py
 ROOMS = {  # the folders of the code that a section tests
     "mmdet": ("compat", "layers", "openmmlab"),
     "deformable": ("compat", "layers", "openmmlab"),
@@ -65,7 +66,7 @@ def merged(files: list[Path]) -> Rows:
 
 
 def text(rows: Rows, section: str) -> str:
-    results = {family: row["result"] for family, row in rows.items()}
+    results = {family: row["result"].replace(REFUSED, "refused: ") for family, row in rows.items()}
     families: dict[tuple[str, str], list[str]] = {}
     for family, row in sorted(measured(rows).items()):
         families.setdefault((row["date"], row["versions"].partition(",")[0]), []).append(family)
