@@ -36,17 +36,17 @@ def keep_boxes(
     # shift the boxes of each class apart, so that those of two classes do not overlap
     apart = present + labels[..., None].to(boxes.dtype) * (present.amax((1, 2), keepdim=True) + 1)
     remains = select_boxes(apart, scores, iou_threshold, max_boxes)
-    return _first_boxes(boxes, scores, labels, max_boxes, torch.where(remains, scores, ABSENT))
+    return _first_boxes(boxes, torch.where(remains, scores, ABSENT), labels, max_boxes)
 
 
 def _first_boxes(
-    boxes: Tensor, scores: Tensor, labels: Tensor, count: int, order: Tensor
+    boxes: Tensor, scores: Tensor, labels: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, count, 5], [N, count] twice
     """Return the ``count`` best boxes; missing ones are zeros with label -1 and any valid index."""
     last = boxes.shape[1] - 1
-    values, index = torch.cat([order, order.new_full((boxes.shape[0], count), ABSENT)], 1).topk(count)
+    values, index = torch.cat([scores, scores.new_full((boxes.shape[0], count), ABSENT)], 1).topk(count)
     index, present = index.clamp(max=last), values >= 0
-    dets = torch.cat([take(boxes, index), scores.gather(1, index)[..., None]], -1)
+    dets = torch.cat([take(boxes, index), values[..., None]], -1)
     labels = torch.where(present, labels.gather(1, index), -1)
     return torch.where(present[..., None], dets, 0), labels, index
 
@@ -131,7 +131,7 @@ def _soft_keep_boxes(
     # without an input that the step reads, OpenVINO takes one step
     steps = [scores.new_full((max_boxes,), min_score)]
     _, taken, *_ = torch.ops.higher_order.scan(step, states, steps, ())
-    return _first_boxes(boxes, taken, labels, max_boxes, taken)
+    return _first_boxes(boxes, taken, labels, max_boxes)
 
 
 # An operator, because torch's vmap rule for scan turns the number of images into a constant.
