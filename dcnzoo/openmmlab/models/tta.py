@@ -1,24 +1,43 @@
 """Test-time augmentation: the detections of an image and of its mirror image, merged."""
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmcv.ops import batched_nms
+from mmcv.transforms import (
+    CenterCrop,
+    LoadAnnotations,
+    LoadImageFromFile,
+    Pad,
+    RandomChoiceResize,
+    RandomResize,
+    Resize,
+)
+from mmdet.datasets.transforms import (
+    LoadMultiChannelImageFromFiles,
+    RandomCenterCropPad,
+    RandomCrop,
+    ResizeShortestEdge,
+)
 from mmdet.models import DetTTAModel
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
 
-from dcnzoo.openmmlab.config.tree import inner_data_sets
+from dcnzoo.openmmlab.config.tree import class_of, inner_data_sets
+from dcnzoo.utils.errors import UserError
 
 TTA_MODEL = {
     "type": "InstanceTTAModel",
     "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
 }
-TTA_META_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
-
+_BEFORE_FLIP = (
+    *(LoadImageFromFile, LoadMultiChannelImageFromFiles),
+    *(Resize, RandomResize, RandomChoiceResize, ResizeShortestEdge),
+)
+_BEHIND_FLIP = (Pad, CenterCrop, RandomCrop, RandomCenterCropPad)
 _AXES = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
 
 
@@ -53,16 +72,43 @@ class InstanceTTAModel(DetTTAModel):
 
 
 def use_test_time_augmentation(cfg: Config) -> None:
-    """Wrap the model and the test pipeline. The config's ``tta_*`` settings take precedence."""
-    parts = list(inner_data_sets(cfg.test_dataloader.dataset))
-    if "tta_pipeline" not in cfg:
-        flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
-        pack = {"type": "PackDetInputs", "meta_keys": TTA_META_KEYS}
-        cfg.tta_pipeline = deepcopy(parts[0].pipeline)
-        cfg.tta_pipeline[-1] = {"type": "TestTimeAug", "transforms": [flips, [pack]]}
-    for dataset in parts:
-        dataset.pipeline = cfg.tta_pipeline
+    """Wrap the model and the test pipelines. The config's ``tta_*`` settings take precedence.
+
+    Raises:
+        UserError: a flip has no place in a test pipeline.
+    """
+    for dataset in inner_data_sets(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.get("tta_pipeline") or _with_mirrored_view(dataset.pipeline)
     model = cfg.get("tta_model", TTA_MODEL)
     if model["type"] == "DetTTAModel":
         model["type"] = "InstanceTTAModel"  # the same, but it merges masks too
     cfg.model = ConfigDict(**model, module=cfg.model)
+
+
+def _with_mirrored_view(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a test pipeline with a flip directly behind the last step that loads pixels or resizes.
+
+    Later steps process each view: boxes are mirrored back at the width of the picture without padding.
+    ``LoadAnnotations`` is one of them, as the truth is not mirrored.
+
+    Raises:
+        UserError: no step loads pixels or resizes, or a step before the flip pads or crops.
+    """
+    kinds = [class_of(step) or object for step in pipeline]
+    ends = [number for number, kind in enumerate(kinds, 1) if issubclass(kind, _BEFORE_FLIP)]
+    if not ends:
+        steps = ", ".join(str(step["type"]) for step in pipeline)
+        raise UserError(f"tta: expected a test pipeline that loads pictures or resizes, got {steps}")
+    before, after = [], []
+    for number, (step, kind) in enumerate(zip(pipeline, kinds, strict=True)):
+        if number >= ends[-1] or issubclass(kind, LoadAnnotations):
+            after.append(dict(step))
+        elif issubclass(kind, _BEHIND_FLIP):
+            last = pipeline[ends[-1] - 1]["type"]
+            raise UserError(f"tta: expected {step['type']} behind {last} in the test pipeline, got it before")
+        else:
+            before.append(dict(step))
+    if "meta_keys" in after[-1]:
+        after[-1]["meta_keys"] = (*after[-1]["meta_keys"], "flip", "flip_direction")
+    flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
+    return [*before, {"type": "TestTimeAug", "transforms": [flips, *([step] for step in after)]}]
