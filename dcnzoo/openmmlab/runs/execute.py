@@ -35,7 +35,7 @@ from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.sanity import first_batch, predict_one
+from dcnzoo.openmmlab.runs.sanity import predict_one
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, begin, require_new_config
 from dcnzoo.openmmlab.weights import load_weights
@@ -137,7 +137,8 @@ def _without_files(cfg: Config, stack: ExitStack) -> Config:
 def _train_one(runner: Runner) -> None:
     """Train one step with the first batch, and require a finite loss."""
     with config_errors(runner.cfg, "train_dataloader"):
-        batch = first_batch(runner.train_dataloader)
+        loader = runner.train_dataloader
+        batch = loader.collate_fn([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
     # RuntimeInfoHook, which sets these, does not run here; models that resize batches read them
     runner.message_hub.update_info_dict({"epoch": runner.epoch, "iter": runner.iter})
     wrapper: Any = runner.optim_wrapper
