@@ -18,6 +18,7 @@ import msgspec
 from pycocotools import mask as coco_mask
 
 from dcnzoo.data.files import InvalidAnnotation, image_size
+from dcnzoo.detect.pictures import problem_of_size
 from dcnzoo.utils.files import writing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
@@ -101,13 +102,13 @@ class Dataset:
     def refuse(self, where: object, error: InvalidAnnotation) -> None:
         self.problems.append(Finding(str(where), str(error)))
 
-    def add_picture(self, file: Path, stated: object = None) -> None:
+    def add_picture(self, file: Path, stated: Sequence[Any] = (None, None)) -> None:
         """Add a picture; ``stated`` is its (width, height) in the annotations, if they have it."""
         if file in self.sizes:
             raise InvalidAnnotation(f"expected each picture once, got {file} again")
         size = image_size(file)
-        if stated not in (None, (None, None), (0, 0), size):
-            raise InvalidAnnotation(f"expected {size}, the width and height of {file}, got {short(stated)}")
+        if problem := problem_of_size(size, stated):
+            raise InvalidAnnotation(f"{file}: {problem}")
         self.sizes[file] = self.size = size
 
     def add_box(self, name: str, corners: Corners, iscrowd: int = 0) -> None:

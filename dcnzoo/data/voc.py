@@ -68,7 +68,7 @@ class Voc(Reader):
                 root = _parse(file)
                 sides = () if root.find("size") is None else ("width", "height")
                 stated = tuple(int(_number(root, f"size/{side}")) for side in sides)
-                dataset.add_picture(self.tree.picture_named_as(file), stated or None)
+                dataset.add_picture(self.tree.picture_named_as(file), stated or (None, None))
                 for number, element in enumerate(root.iter("object"), 1):
                     with dataset.refusing(f"{file}: object {number}"):
                         _add(element, dataset)
