@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -145,7 +144,10 @@ def test_the_pipeline_is_mmdetections(folder, before, behind):
     [
         ([LOAD, PAD, RESIZE, PACK], "Pad behind Resize"),
         ([LOAD, dict(type="CenterCrop", crop_size=(80, 60)), RESIZE, PACK], "CenterCrop behind Resize"),
-        ([FLOAT, AROUND, dict(type="FixShapeResize", width=64, height=64), PACK], "RandomCenterCropPad behind"),
+        (
+            [FLOAT, AROUND, dict(type="FixShapeResize", width=64, height=64), PACK],
+            "RandomCenterCropPad behind",
+        ),
         ([TRUTH, PACK], "loads pictures"),
     ],
 )
