@@ -25,7 +25,9 @@ from torch.utils.data import Sampler
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.history import History
-from dcnzoo.openmmlab.runs import sanity
+from dcnzoo.openmmlab.options import TrainOptions
+from dcnzoo.openmmlab.runs import execute, sanity
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.utils.errors import UserError
 
 from ..crash import assert_same
@@ -79,6 +81,16 @@ def test_mistakes_are_named_and_the_repaired_config_trains_in_the_same_folder(co
         assert not [*work.glob("*.pth")], name
     dcnzoo.train(config, work_dir=work)
     assert (work / "epoch_1.pth").exists()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="Runs: resumes in seconds, settings with the right place, rooms that a stranger changes",
+)
+def test_a_training_uses_the_device_of_its_options(config, tmp_path):
+    with pytest.raises(UserError, match=r"^device: "):
+        options = TrainOptions(device="cuda:99", work_dir=tmp_path)
+        execute.train(Recipe.read(config, {}, TRAINING), options, dry_run=True)
 
 
 def results(work):
