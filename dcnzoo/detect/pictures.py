@@ -60,10 +60,9 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
 
 
 def problem_of_size(size: tuple[int, int], stated: Sequence[Any]) -> str:
-    """Compare the (width, height) of a picture, as it is loaded, with its annotation's.
+    """Return how the (width, height) of a picture, as it is loaded, differs from that of its annotation.
 
-    Returns:
-        What was expected, and got; empty if they are equal, or the annotation's is unknown: None, 0 or −1.
+    A side of None, 0 or −1 is unknown. The text is empty if the sizes agree.
     """
     if all(other in (side, None, 0, -1) for side, other in zip(size, stated, strict=True)):
         return ""

@@ -349,7 +349,8 @@ def test_evaluation_maps_categories_by_name(detector, coco, tmp_path):
 
 
 def test_evaluation_without_detections(detector, coco, monkeypatch):
-    none = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), classes=CLASSES)
+    nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
+    none = Detections(*nothing, classes=CLASSES, image=np.zeros((128, 128, 3), np.uint8))
     monkeypatch.setattr(detector, "_results", lambda images, *_: [none] * len(images))
     metrics = detector.evaluate(coco / "annotations/val.json", images=coco / "val")
     assert metrics["box AP"] == 0 and "mask AP" not in metrics

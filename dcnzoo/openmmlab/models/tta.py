@@ -4,22 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmcv import transforms
 from mmcv.ops import batched_nms
-from mmcv.transforms import (
-    CenterCrop,
-    LoadAnnotations,
-    LoadImageFromFile,
-    Pad,
-    RandomChoiceResize,
-    RandomResize,
-    Resize,
-)
-from mmdet.datasets.transforms import (
-    LoadMultiChannelImageFromFiles,
-    RandomCenterCropPad,
-    RandomCrop,
-    ResizeShortestEdge,
-)
+from mmdet.datasets import transforms as mmdets
 from mmdet.models import DetTTAModel
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -33,11 +20,11 @@ TTA_MODEL = {
     "type": "InstanceTTAModel",
     "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100},
 }
-_BEFORE_FLIP = (
-    *(LoadImageFromFile, LoadMultiChannelImageFromFiles),
-    *(Resize, RandomResize, RandomChoiceResize, ResizeShortestEdge),
+_BEFORE_FLIP = (  # the steps that load pixels or resize
+    *(transforms.LoadImageFromFile, mmdets.LoadMultiChannelImageFromFiles, mmdets.ResizeShortestEdge),
+    *(transforms.Resize, transforms.RandomResize, transforms.RandomChoiceResize),
 )
-_BEHIND_FLIP = (Pad, CenterCrop, RandomCrop, RandomCenterCropPad)
+_BEHIND_FLIP = (transforms.Pad, transforms.CenterCrop, mmdets.RandomCrop, mmdets.RandomCenterCropPad)
 _AXES = {"horizontal": (-1,), "vertical": (-2,), "diagonal": (-2, -1)}
 
 
@@ -75,7 +62,7 @@ def use_test_time_augmentation(cfg: Config) -> None:
     """Wrap the model and the test pipelines. The config's ``tta_*`` settings take precedence.
 
     Raises:
-        UserError: a flip has no place in a test pipeline.
+        UserError: a test pipeline has no place for a flip.
     """
     for dataset in inner_data_sets(cfg.test_dataloader.dataset):
         dataset.pipeline = cfg.get("tta_pipeline") or _with_mirrored_view(dataset.pipeline)
@@ -85,30 +72,29 @@ def use_test_time_augmentation(cfg: Config) -> None:
     cfg.model = ConfigDict(**model, module=cfg.model)
 
 
-def _with_mirrored_view(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _with_mirrored_view(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return a test pipeline with a flip directly behind the last step that loads pixels or resizes.
 
     Later steps process each view: boxes are mirrored back at the width of the picture without padding.
     ``LoadAnnotations`` is one of them, as the truth is not mirrored.
 
     Raises:
-        UserError: no step loads pixels or resizes, or a step before the flip pads or crops.
+        UserError: no step loads pixels or resizes, or a step before the last of them pads or crops.
     """
     kinds = [class_of(step) or object for step in pipeline]
-    ends = [number for number, kind in enumerate(kinds, 1) if issubclass(kind, _BEFORE_FLIP)]
-    if not ends:
-        steps = ", ".join(str(step["type"]) for step in pipeline)
-        raise UserError(f"tta: expected a test pipeline that loads pictures or resizes, got {steps}")
-    before, after = [], []
+    place = max((n for n, kind in enumerate(kinds, 1) if issubclass(kind, _BEFORE_FLIP)), default=0)
+    before, behind = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
     for number, (step, kind) in enumerate(zip(pipeline, kinds, strict=True)):
-        if number >= ends[-1] or issubclass(kind, LoadAnnotations):
-            after.append(dict(step))
-        elif issubclass(kind, _BEHIND_FLIP):
-            last = pipeline[ends[-1] - 1]["type"]
+        if number < place and issubclass(kind, _BEHIND_FLIP):
+            last = pipeline[place - 1]["type"]
             raise UserError(f"tta: expected {step['type']} behind {last} in the test pipeline, got it before")
-        else:
-            before.append(dict(step))
-    if "meta_keys" in after[-1]:
-        after[-1]["meta_keys"] = (*after[-1]["meta_keys"], "flip", "flip_direction")
+        is_before = number < place and not issubclass(kind, transforms.LoadAnnotations)
+        (before if is_before else behind).append(step)
+    if not before:
+        raise UserError(
+            "tta: expected a test pipeline that loads pictures or resizes; tta_pipeline replaces it"
+        )
+    if "meta_keys" in behind[-1]:
+        behind[-1] = {**behind[-1], "meta_keys": (*behind[-1]["meta_keys"], "flip", "flip_direction")}
     flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
-    return [*before, {"type": "TestTimeAug", "transforms": [flips, *([step] for step in after)]}]
+    return [*before, {"type": "TestTimeAug", "transforms": [flips, *([step] for step in behind)]}]

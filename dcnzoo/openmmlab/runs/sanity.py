@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.hooks.seeds import random_states
@@ -35,8 +35,6 @@ def predict_one(runner: Runner) -> None:
     loop: Any = runner.val_loop
     loader, evaluator = getattr(loop, "dataloader", None), getattr(loop, "evaluator", None)
     if not (isinstance(loader, DataLoader) and isinstance(evaluator, Evaluator)):
-        return
-    if isinstance(loader.dataset, IterableDataset):
         return
     try:
         with _unchanged(runner.model):
