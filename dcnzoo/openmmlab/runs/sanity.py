@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.config.errors import config_errors
-from dcnzoo.openmmlab.hooks.seeds import random_states
+from dcnzoo.openmmlab.hooks.random_states import random_states
 from dcnzoo.utils.errors import UserError
 
 _OF_ALL_PICTURES = {"ReIDMetrics", "CocoOccludedSeparatedMetric", "CrowdHumanMetric"}  # fail with one
