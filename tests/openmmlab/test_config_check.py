@@ -161,10 +161,6 @@ def test_the_innermost_dictionary_is_named(tmp_path, depth, key):
 ROI = "model.roi_head"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Runs: resumes in seconds, settings with the right place, rooms that a stranger changes",
-)
 def test_the_place_is_that_of_the_mistake_and_not_of_an_equal_dictionary():
     places = [
         f"{ROI}.bbox_head.2",

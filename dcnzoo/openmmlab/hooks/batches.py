@@ -35,6 +35,9 @@ class NumberedBatches(BatchSampler):
     Args:
         sampler, batch_size, drop_last: see ``torch.utils.data.BatchSampler``.
         batches: the config of a batch sampler, such as ``AspectRatioBatchSampler``; None: torch's.
+
+    Attributes:
+        batches: the batch sampler that is numbered.
     """
 
     def __init__(
@@ -45,10 +48,10 @@ class NumberedBatches(BatchSampler):
         batches: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(sampler, batch_size, drop_last)
-        self._batches: Any = BatchSampler(sampler, batch_size, drop_last)
+        self.batches: Any = BatchSampler(sampler, batch_size, drop_last)
         if batches:
             arguments = {"sampler": sampler, "batch_size": batch_size}
-            self._batches = DATA_SAMPLERS.build(batches, default_args=arguments)
+            self.batches = DATA_SAMPLERS.build(batches, default_args=arguments)
         self._is_started = False
         self._seed: int | None = None
         self._first = 0
@@ -63,12 +66,12 @@ class NumberedBatches(BatchSampler):
         self._is_started, self._seed, self._first = True, seed, first
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         if not self._is_started:
             return iter(())
-        return iter(self._batches) if self._seed is None else self._numbered(self._seed)
+        return iter(self.batches) if self._seed is None else self._numbered(self._seed)
 
     def _numbered(self, seed: int) -> Iterator[Batch]:
         batches = self._of_all_epochs()
@@ -93,7 +96,7 @@ class NumberedBatches(BatchSampler):
             if epoch and hasattr(self.sampler, "set_epoch"):
                 self.sampler.set_epoch(epoch)
             is_empty = True
-            for indices in self._batches:
+            for indices in self.batches:
                 is_empty = False
                 yield indices
             if is_empty:

@@ -141,7 +141,8 @@ def _train_one(runner: Runner) -> None:
     """Train one step with the first batch, and require a finite loss."""
     with config_errors(runner.cfg, "train_dataloader"):
         loader = runner.train_dataloader
-        batch = loader.collate_fn([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
+        batches = getattr(loader.batch_sampler, "batches", loader.batch_sampler)  # of NumberedBatches
+        batch = loader.collate_fn([loader.dataset[index] for index in next(iter(batches))])
     # RuntimeInfoHook, which sets these, does not run here; models that resize batches read them
     runner.message_hub.update_info_dict({"epoch": runner.epoch, "iter": runner.iter})
     wrapper: Any = runner.optim_wrapper
