@@ -61,10 +61,6 @@ def amp_wrapper(parameters, **arguments):
     return OPTIM_WRAPPERS.build(dict(type="AmpOptimWrapper", optimizer=optimizer, **arguments))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Runs: resumes in seconds, settings with the right place, rooms that a stranger changes",
-)
 def test_mixed_precision_on_the_cpu_of_a_machine_with_a_gpu():
     """The device of a run decides, not what the machine has when dcnzoo is imported."""
     code = """
