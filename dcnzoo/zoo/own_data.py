@@ -15,7 +15,7 @@ from dcnzoo.data.preparation import line_of, read_splits
 from dcnzoo.data.tree import ALL
 from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
 from dcnzoo.utils.text import counted, few
 from dcnzoo.zoo.config_writer import BOXES, MASKS, dataset_of, set_data, write_settings
@@ -109,8 +109,7 @@ def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path
     name, split = next((name, splits[name]) for name in ("test", "val", ALL) if name in splits)
     if absent := [label for label, number in split.per_class.items() if not number]:
         notes.append(f"no objects of {counted(len(absent), 'classes')}: {few(absent)}")
-    lines = [f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes)]
-    print(*map(printable, lines), sep="\n")
+    show(f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes))
     split.write(folder / f"{name}.json")
     set_data(cfg, "test", split)
     return replace(recipe, cfg=cfg)

@@ -159,7 +159,7 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
     if not annotations.is_file():
         hint = "`dcnzoo data download` downloads COCO, data_root=… sets its folder"
         raise UserError(f"annotations: expected a file, found none at {annotations}; {hint}")
-    content = json.loads(annotations.read_text())
+    content = json.loads(annotations.read_text(encoding="utf-8"))
     if not content.get("annotations"):  # the annotations of test-dev are not published
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

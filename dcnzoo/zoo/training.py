@@ -18,7 +18,7 @@ from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.runs.start import Start, begin, choose_start
 from dcnzoo.ops.flops import register_with_torch
-from dcnzoo.utils.errors import UserError, printable, user_errors
+from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.memory import return_memory
 from dcnzoo.zoo.own_data import require_data, write_data
 from dcnzoo.zoo.source import Source, resolve
@@ -110,7 +110,6 @@ def _begin_with_data(
     splits, decisions = read_data(data, reading)
     start = begin(stack, recipe, force=force, dry_run=dry_run, files=[data])
     config, epochs, chosen = write_data(splits, work_dir, None if model is None else str(model))
-    lines = [*decisions, f"model     {chosen}", f"config    {config}"]
-    print(*map(printable, lines), sep="\n")
+    show(*decisions, f"model     {chosen}", f"config    {config}")
     options = replace(options, work_dir=work_dir, epochs=options.epochs or epochs)
     return Source(str(config), config), options, start

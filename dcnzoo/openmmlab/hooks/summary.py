@@ -26,7 +26,7 @@ from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.history import History, loss_parts
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
-from dcnzoo.utils.errors import printable
+from dcnzoo.utils.errors import printable, show
 from dcnzoo.utils.text import columns, counted, cut, few
 
 WIDTH = 100  # terminals with at least this many columns show the parts of the loss
@@ -152,7 +152,7 @@ class SummaryHook(Hook):
             lines = [{name: name for name in row}, row]
         for cells in lines:
             texts = [f"{text:>{self._widths[name]}}" for name, text in cells.items()]
-            print("  ".join(texts).rstrip(), flush=True)
+            show("  ".join(texts).rstrip())
 
     # Test
 
@@ -262,5 +262,4 @@ def next_steps(work_dir: Path) -> str:
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     if is_main_process():
-        for line in columns([pair for pair in pairs if pair[1]]):
-            print(printable(line), flush=True)  # names may contain control characters
+        show(*columns([pair for pair in pairs if pair[1]]))
