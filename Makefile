@@ -60,7 +60,6 @@ CPP := $(OPS) $(shell find tests -name '*.cpp' -o -name '*.h')
 SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.
 lint: setup $(VENV)/.dev  ## check style, imports, types, shell scripts, workflows
 	$(RUN) -m ruff check .
-	$(RUN) -m ruff check --preview --select PLW1514 dcnzoo  # texts have an encoding, as Windows needs it
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
 	$(VENV)/bin/lint-imports --no-cache

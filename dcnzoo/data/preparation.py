@@ -20,6 +20,7 @@ from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import CLASSES, DESCRIPTIONS, Yolo
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import shown
+from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.progress import track, waiting
 from dcnzoo.utils.text import columns, counted, cut, few
 
@@ -119,7 +120,8 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
     if scored := [file for file, content in json.items() if content.is_coco]:
         raise UserError(f"data: expected annotations, got predictions with a score in {few(scored, 2)}")
     expected = "YOLO's data.yaml, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
-    got = f"{data} with {counted(len(files), 'files')}, such as {few(files, 1)}"
+    telling = [file for file in files if file.suffix.lower() not in PICTURES] or files
+    got = f"{data} with {counted(len(files), 'files')}, such as {few(telling, 1)}"
     raise UserError(f"data: expected {expected}, got {got}; most tools can export COCO")
 
 

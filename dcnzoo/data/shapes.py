@@ -81,7 +81,7 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
         for split in SPLITS:
             (partial / split).mkdir()
             _write_split(partial, split, spec)
-        (partial / SPEC_FILE).write_text(json.dumps(record, indent=1))
+        (partial / SPEC_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return True
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -36,7 +35,7 @@ class _Options(TypedDict, total=False):
 class Results(Iterator[Detections]):
     """An iterator over the detections of several images, which are read and processed as you iterate.
 
-    An image that cannot be read is skipped: standard error names it at once, and again in a list at the end.
+    An image that cannot be read is skipped; standard error names it.
 
     Attributes:
         skipped: one line for each image that was skipped.
@@ -220,8 +219,6 @@ class BaseDetector:
                     path=path,
                     model=self.name or "a detector",
                 )
-        if skipped:
-            print("skipped images:", *skipped, sep="\n  ", file=sys.stderr)
 
     def prepare(self, picture: np.ndarray, path: str = "") -> Any:
         """Convert a picture, [H, W, 3], uint8, BGR, to the model's input; ``path`` is for messages.

@@ -29,6 +29,9 @@ _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedMo
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
+_SAME = "the same module as "
+
+
 class _Refused(Exception):
     """The reason why a module cannot be replaced."""
 
@@ -38,7 +41,8 @@ class ConversionReport:
     """The result of a conversion; ``print`` it for a table.
 
     Attributes:
-        replaced: name of each replaced module -> old class, new class and added parameters.
+        replaced: name of each replaced module -> old class, new class and added parameters; of a module
+            with several names, the others -> the first one.
         refused: name of each other matching module -> the reason why it was not replaced.
         note: what else to do, for a model of Ultralytics.
     """
@@ -59,7 +63,9 @@ class ConversionReport:
 
     def __str__(self) -> str:
         refused = ((name, f"not replaced: {why}") for name, why in self.refused.items())
-        counts = f"{len(self.replaced)} replaced, {len(self.refused)} not replaced"
+        number = sum(not change.startswith(_SAME) for change in self.replaced.values())
+        names = f" under {len(self.replaced)} names" if number < len(self.replaced) else ""
+        counts = f"{number} replaced{names}, {len(self.refused)} not replaced"
         notes = [self.note] if self.note else []
         return "\n".join([*columns([*self.replaced.items(), *refused]), counts, *notes])
 
@@ -211,11 +217,11 @@ def replace_convolutions(
                 new[module] = make(module)
         except _Refused as refusal:
             refused[name] = str(refusal)
-    replaced = {
-        name: _describe_change(module, new[module])
-        for name, module in candidates.items()  # also a chosen module's other names
-        if module in new
-    }
+    replaced, first = dict[str, str](), dict[nn.Module, str]()
+    for name, module in candidates.items():  # also a chosen module's other names
+        if module in new:
+            is_first = first.setdefault(module, name) == name
+            replaced[name] = _describe_change(module, new[module]) if is_first else f"{_SAME}{first[module]}"
     if not replaced:
         why = "; ".join(f"{name}: {why}" for name, why in [*refused.items()][:3])
         raise ValueError(f"{caller}: where: expected a layer that can be converted, got none: {why}")

@@ -80,13 +80,10 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def rename_locked(lock: ExitStack, folder: Path, target: Path) -> None:
-    """Rename a folder that this process has locked, and remove the files of the lock from it.
+    """Rename a folder that this process has locked by ``lock``, and remove the files of the lock from it.
 
-    Args:
-        lock: has the folder's lock. It is closed first on Windows, which renames no folder with an open file.
-
-    Raises:
-        UserError: on Windows, another process has locked the folder since.
+    Windows renames no folder with an open file: there, the lock is closed first, and if another process has
+    locked the folder since, a UserError is raised.
     """
     if os.name == "nt":
         lock.close()

@@ -4,7 +4,7 @@ import copy
 import filecmp
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def require_data(options: ReadOptions, data: object) -> None:
     """Raise UserError if an option is set without data."""
     names = [name for name, value in vars(options).items() if value != getattr(ReadOptions, name)]
     if data is None and names:
-        raise UserError(f"{names[0]}: expected data, got none")
+        raise UserError(f"{names[0]}: expected data=PATH as well, got none")
 
 
 def write_data(
@@ -97,11 +97,13 @@ def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> t
     return epochs, f"{model}{setting}, {f'from {weights}' if weights else 'without published weights'}"
 
 
-def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path) -> Recipe:
+def with_own_data(
+    recipe: Recipe, data: Path, options: ReadOptions, folder: Path, metrics: Sequence[str] = ()
+) -> Recipe:
     """Return the recipe of a test on annotated pictures; write their COCO file to ``folder``.
 
     Raises:
-        UserError: the data cannot be read, or have classes that the model does not know.
+        UserError: the data cannot be read, lack masks, or have classes that the model does not know.
     """
     cfg = copy.deepcopy(recipe.cfg)
     classes = tuple(declared_metainfo(dataset_of(cfg, "test_dataloader"))["classes"])
@@ -112,4 +114,7 @@ def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path
     show(f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes))
     split.write(folder / f"{name}.json")
     set_data(cfg, "test", split)
+    if split.without_mask and "segm" in (metrics or cfg.test_evaluator.get("metric", "bbox")):
+        got = f"{counted(split.without_mask, 'objects')} without one; metrics=bbox compares boxes"
+        raise UserError(f"data: expected a mask of every object for the metric segm, got {got}")
     return replace(recipe, cfg=cfg)

@@ -149,8 +149,8 @@ def _config(name: str, path: Path, checkpoint: object) -> Source | None:
 def _published(name: str, path: Path, checkpoint: object) -> Source:
     if path.suffix and os.path.isfile(path):
         raise UserError(
-            f"model: expected a name in the zoo, a config (.py) or a work directory, got {name}. "
-            "A file of weights or an exported file is the checkpoint, not the model"
+            f"model: expected a name in the zoo, a config (.py) or a work directory, got {name}; "
+            "checkpoint=FILE takes a file of weights or an exported file"
         )
     try:
         entry = find(name)

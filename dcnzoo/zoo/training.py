@@ -73,7 +73,7 @@ def train(
         require_data(reading, data)
         if data is not None:
             if resume:
-                raise UserError("resume: expected no data; the work directory as model continues a training")
+                raise UserError("resume: expected no data=PATH; model=WORK_DIR continues its training")
             path = Path(data).expanduser()
             source, of_run, start = _begin_with_data(stack, path, model, reading, of_run, force, dry_run)
             return_memory()  # of the pictures and objects
@@ -85,7 +85,7 @@ def train(
                     f"resume={model} continues its training, the setting load_from starts from its weights"
                 )
         else:
-            raise UserError("model: expected one, or data=…, got neither")
+            raise UserError("model: expected one, or data=PATH, got neither")
         register_with_torch()  # FLOPs of the operators
         folder = execute.train(
             source.recipe(cfg_options, TRAINING), of_run, resume=resume, force=force, outputs=outputs,

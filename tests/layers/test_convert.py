@@ -183,6 +183,8 @@ def test_a_shared_module_stays_shared():
     report = dcnzoo.to_deformable(model, "one.*")
     assert model["one"][0] is model["two"][1] and isinstance(model["one"][0], PackedDeformConv2d)
     assert list(report.replaced) == ["one.0", "two.1"]
+    assert [*map(int, re.findall(r"\d+(?= (?:replaced|under|names))", str(report)))][:2] == [1, 2]
+    assert str(report).count("parameters") == 1
     assert type(model["two"][0]) is nn.Conv2d and model["two"][0].weight is model["one"][0].weight
 
 

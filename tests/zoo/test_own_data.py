@@ -202,6 +202,16 @@ def test_other_data_by_the_names_of_classes(tmp_path, capsys):
         with_own_data(recipe, tmp_path / "other", ReadOptions(), tmp_path)
 
 
+def test_boxes_do_not_test_masks(tmp_path):
+    """The error names the data and the option, not a temporary file."""
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run")[0], {}, TEST)
+    recipe.cfg.test_evaluator.metric = ["bbox", "segm"]
+    with pytest.raises(UserError, match=r"^data: .*metric segm, got 4 objects .*metrics=bbox"):
+        with_own_data(recipe, tmp_path / "fruits", ReadOptions(), tmp_path)
+    with_own_data(recipe, tmp_path / "fruits", ReadOptions(), tmp_path, ["bbox"])
+
+
 @pytest.mark.slow
 def test_the_command_tests_on_other_data(tmp_path):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))

@@ -115,7 +115,10 @@ class SummaryHook(Hook):
             step = max(validations, default=0)
         if not (metrics := validations.get(step)):
             return []
-        aps = ", ".join(f"{name} {figure}" for name, figure in _figures(metrics).items())
+        prefixes = {key: f"best_{key.replace('/', '_')}_" for key in metrics}  # of the metric of save_best
+        selected = {key: metrics[key] for key in metrics if file and file.name.startswith(prefixes[key])}
+        figures = {**_figures(selected, most=4), **_figures(metrics)}
+        aps = ", ".join(f"{name} {figure}" for name, figure in figures.items())
         return [(label, f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
 
     def _progress(self, runner: Runner, step: int) -> dict[str, str]:
@@ -134,8 +137,9 @@ class SummaryHook(Hook):
         if shutil.get_terminal_size((WIDTH, 0)).columns >= WIDTH:
             cells |= {name: f"{loss:.3f}" for name, loss in loss_parts(means).items()}
         cells |= dict.fromkeys(self._aps, "")
-        if "train/lr" in scalars:
-            cells["lr"] = f"{scalars['train/lr'].current():.2g}"
+        # with paramwise_cfg, lr is that of the first group, such as 0 of a frozen backbone
+        if rate := scalars.get("train/base_lr") or scalars.get("train/lr"):
+            cells["lr"] = f"{rate.current():.2g}"
         now = time.monotonic()
         cells["time"], self._began = str(datetime.timedelta(seconds=round(now - self._began))), now
         return cells

@@ -171,8 +171,8 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
             stack.enter_context(context)
         changes = stack.enter_context(Changes())
         if options.unsafe_load:
-            readers = CheckpointLoader._schemes
-            changes.set_item(readers, "", lambda file, where=None: load_file(file, True, where))
+            readers, unsafe = CheckpointLoader._schemes, options.unsafe_load
+            changes.set_item(readers, "", lambda file, where=None: load_file(file, unsafe, where))
         runner = build_runner(
             recipe.cfg,
             Start(None if weights is None else str(weights)),
@@ -273,9 +273,9 @@ def build_runner(
         added.append(_CheckHook(check))
     for hook in filter(None, added):
         runner.register_hook(hook)
-    # hide warnings about deprecated names in mmengine's own hooks, and one about gradient accumulation
-    unwanted = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may slightly")
-    runner.logger.addFilter(lambda log: not str(log.msg).startswith(unwanted))
+    # hide warnings about deprecated names in mmengine's own hooks, gradient accumulation and frozen weights
+    unwanted = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may", "its requires_grad=False")
+    runner.logger.addFilter(lambda log: not any(text in str(log.msg) for text in unwanted))
     return runner
 
 

@@ -117,7 +117,7 @@ def choose_start(
         if saved.exist or not may_start:
             hint = f"; {remedy}" if saved.exist else ""
             raise UserError(f"resume: expected a checkpoint in {folder}, found none to continue from{hint}")
-        show(f"resume: found no checkpoint in {folder}; a new training starts")
+        show(f"no checkpoint to resume from in {folder}: a new training starts")
     file, resumes = None, not isinstance(resume, bool | None)
     if resumes:
         require_file(str(resume), what)
