@@ -19,6 +19,7 @@ from dcnzoo.data.tree import ALL, Tree, is_of_training
 from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import CLASSES, DESCRIPTIONS, Yolo
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import require_exists
 from dcnzoo.utils.findings import shown
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.progress import track, waiting
@@ -33,6 +34,7 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
     Raises:
         UserError: no format or several are found, or the annotations have problems, one line each.
     """
+    require_exists(data, "data")
     with waiting(f"listing {data}"):
         tree = Tree(data if data.is_dir() else data.parent)
     try:

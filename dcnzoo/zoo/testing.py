@@ -81,13 +81,13 @@ def test(
             require_new("test", *files, force=force)
         require_data(reading, data)
         source = resolve(model, checkpoint)
-        weights = source.read_weights()
         recipe = source.recipe(cfg_options, TEST)
         if data is not None:
             if of_test.launcher != "none":
                 raise UserError(f"data: expected one process, got launcher={of_test.launcher}")
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             recipe = with_own_data(recipe, Path(data).expanduser(), reading, Path(folder), of_test.metrics)
+        weights = source.read_weights()
         if exported:
             return execute.test(recipe, replace(of_test, exported=weights), None, force)
         return execute.test(recipe, of_test, weights, force)

@@ -60,7 +60,7 @@ def train(
             mistakes in it appear early. The training is the same without it, bit for bit.
         options: those of :class:`dcnzoo.openmmlab.options.TrainOptions`: work_dir, epochs, batch_size, lr,
             patience, amp, auto_scale_lr, logger, seed, device, channels_last, allow_partial, verbose,
-            launcher. With ``data``, ``work_dir`` is by default ``work_dirs/`` and the name of the data.
+            launcher. With ``data``, ``work_dir`` is by default ``work_dirs/`` and the name of the folder.
 
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
@@ -103,7 +103,7 @@ def _begin_with_data(
     """Read annotated pictures, then take the work directory and write their config to it."""
     if options.launcher != "none":
         raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
-    name = data.resolve().stem if data.is_file() else data.resolve().name
+    name = (data.parent if data.is_file() else data).resolve().name
     work_dir = Path(options.work_dir or Path("work_dirs", name)).expanduser()
     recipe = Recipe(Config({"work_dir": str(work_dir), "launcher": "none"}))
     choose_start(recipe, force=force)  # a used folder is refused before the data are read

@@ -100,7 +100,10 @@ WRONG = [  # exit status 1, in one line
     ("data check none.json", "none.json"),
     ("data convert photos out", "expected YOLO's data.yaml"),
     ("data convert via out", "such as via/regions.json"),
-    ("data convert yolo yolo_written", "--force"),
+    ("data convert photos yolo_written", "--force"),
+    ("data convert yol out", "found none at yol"),
+    ("train --data yol", "--data: .*found none at yol"),
+    ("test CONFIG weights.pth --data yol", "--data: .*found none at yol"),
     ("zoo list no 'such words'", "no such words: "),
     ("run nowhere.py", "SCRIPT: .* nowhere.py"),
 ]
