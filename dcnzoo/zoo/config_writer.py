@@ -70,6 +70,8 @@ def write_settings(
     written = Config({**settings, "model": network, "custom_imports": imports, "classes": classes})
     best = {"save_best": main_metric(config), "rule": "greater"}
     written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
+    if written[LOADERS[0]].dataset.get("times") == 1:  # without RepeatDataset, as for other models
+        written[LOADERS[0]].dataset = written[LOADERS[0]].dataset.dataset
     _shorten_warm_up(written, len(sources["train"].sizes))
     with replacing(out) as draft:
         # settings are sorted by name: the variable `classes` comes before its uses
