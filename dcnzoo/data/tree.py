@@ -5,13 +5,16 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from dcnzoo.data.coco_file import CocoFile
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.formats import PICTURES, walk
+from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few
 
 WORDS = {
@@ -74,24 +77,42 @@ class Tree:
 
     Attributes:
         root: the folder of the data.
+        chosen: the file that the user passed in place of a folder.
         files: the files below the root.
         pictures: those below the root; if there are none, below its parent, as for COCO's ``annotations``.
+        base: the folder of the pictures.
         splits: the split that each folder of pictures states.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._base = root  # of the pictures
-        self.files = files_below(root)
+    def __init__(self, data: Path) -> None:
+        self.chosen = None if data.is_dir() else data
+        self.root = self.base = data.parent if self.chosen else data
+        self.files = files_below(self.root)
         self.pictures = pictures_of(self.files)
         if not self.pictures:
-            self._base = root.absolute().parent
-            self.pictures = pictures_of(files_below(self._base))
+            self.base = self.root.absolute().parent
+            self.pictures = pictures_of(files_below(self.base))
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for picture in self.pictures:
             self._by_stem[normal(picture.stem)].append(picture)
-        below = {folder: folder.relative_to(self._base).parts for folder in {p.parent for p in self.pictures}}
+        below = {folder: folder.relative_to(self.base).parts for folder in {p.parent for p in self.pictures}}
         self.splits = {folder: split_of(reversed(parts)) for folder, parts in below.items()}
+
+    @property
+    def candidates(self) -> list[Path]:
+        """The files that may be annotations."""
+        return [self.chosen] if self.chosen else self.files
+
+    @cached_property
+    def json(self) -> dict[Path, CocoFile]:
+        """The contents of the candidates in JSON; raises UserError if one is no JSON."""
+        contents = dict[Path, CocoFile]()
+        for file in track([file for file in self.candidates if file.suffix.lower() == ".json"], "reading"):
+            try:
+                contents[file] = CocoFile(file)
+            except InvalidAnnotation as error:
+                raise UserError(f"{file}: {error}") from None
+        return contents
 
     def split_of(self, file: Path, own: bool = False) -> str:
         """Return the split that a file's folders state; with ``own``, the file's name takes precedence."""
@@ -137,7 +158,7 @@ class Tree:
                 picture.parent == beside,
                 sum(above[-n:] == folders[-n:] for n in range(1, len(folders) + 1)),  # equal last folders
                 self.splits[picture.parent] == split,  # before pictures of no split
-                not _OF_PICTURES.isdisjoint(map(normal, picture.parent.relative_to(self._base).parts)),
+                not _OF_PICTURES.isdisjoint(map(normal, picture.parent.relative_to(self.base).parts)),
                 len(Path(os.path.commonpath([picture.absolute(), beside.absolute()])).parts),
             )
 
@@ -146,7 +167,7 @@ class Tree:
             nearest = max(map(nearness, pictures))
             pictures = [picture for picture in pictures if nearness(picture) == nearest]
         if len(pictures) != 1:
-            raise InvalidAnnotation(f"expected one picture {name} in {self._base}, found {few(pictures, 2)}")
+            raise InvalidAnnotation(f"expected one picture {name} in {self.base}, found {few(pictures, 2)}")
         return pictures[0]
 
 
@@ -155,11 +176,12 @@ class Reader:
 
     Attributes:
         name: the name of the format.
+        position: see :class:`dcnzoo.data.dataset.Dataset`.
         files: the files by which the format is recognised.
         notes: lines for the user.
     """
 
-    name = ""
+    name = position = ""
 
     def __init__(self, tree: Tree, files: Sequence[Path]) -> None:
         self.tree, self.files, self.notes = tree, files, list[str]()

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dcnzoo.data.dataset import Dataset
+from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
 from dcnzoo.data.tree import ALL, WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
 from dcnzoo.utils.errors import UserError
@@ -25,7 +26,7 @@ class Yolo(Reader):
         file: the file that describes the data, or names the classes.
     """
 
-    name = "YOLO"
+    name, position = "YOLO", "{}:{}"
 
     def __init__(self, tree: Tree, file: Path, keys: dict[str, Any]) -> None:
         super().__init__(tree, [file])
@@ -33,14 +34,11 @@ class Yolo(Reader):
         self._folders: dict[Path, dict[str, Path]] = {}  # folder → stem → text file
 
     @classmethod
-    def find(cls, tree: Tree, chosen: Path | None) -> "Yolo | None":
-        """Return the reader, if there is a description, or class names and at least one label file.
-
-        Args:
-            chosen: the description, or file with class names, that the user passed.
-        """
-        if chosen is not None:
-            return cls(tree, chosen, _keys_of(chosen))
+    def find(cls, tree: Tree) -> "Yolo | None":
+        """Return the reader, if there is a description, or class names and at least one label file."""
+        if file := tree.chosen:
+            is_own = file.suffix in DESCRIPTIONS or file.name in CLASSES
+            return cls(tree, file, _keys_of(file)) if is_own else None
         contents = {file: _keys_of(file) for file in tree.files if file.suffix.lower() in DESCRIPTIONS}
         if described := [file for file, keys in contents.items() if "train" in keys]:
             if len(described) > 1:
@@ -134,25 +132,22 @@ class Yolo(Reader):
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
         """Add pictures and objects: ``class x y width height`` or ``class x1 y1 x2 y2 …``, from 0 to 1."""
-        classes, used = self.classes, dict[Path, Path]()
-        for picture in files:
-            with dataset.refusing(picture):
-                dataset.add_picture(picture)
-                label = self.label_of(picture)
-                if label is None:
-                    dataset.unlabelled.append(picture)
-                    continue
+        used = dict[Path, Path]()
+        for file in files:
+            with dataset.refusing(file):
+                label = self.label_of(file)
                 if label in used:
                     raise InvalidAnnotation(f"expected one picture of {label}, found {used[label]}, too")
-                used[label] = picture
-                for number, line in read_lines(label):
-                    with dataset.refusing(f"{label}:{number}"):
-                        _add(line.split(), classes, dataset)
+                if label is not None:
+                    used[label] = file
+                lines = read_lines(label) if label else ()
+                dataset.add(dataset.open(file, label), lines, partial(_object, self.classes))
         dataset.sources += [self.file, *used]
         folders = {label.parent for label in used}
         others = sorted({text for folder in folders for text in self._texts(folder).values()} - used.keys())
-        if dataset.unlabelled and (strays := [text for text in others if _is_label(text)]):
-            pictures = f"{counted(len(dataset.unlabelled), 'pictures')} ({few(dataset.unlabelled, 2)})"
+        unlabelled = dataset.unlabelled
+        if unlabelled and (strays := [text for text in others if _is_label(text)]):
+            pictures = f"{counted(len(unlabelled), 'pictures')} ({few(unlabelled, 2)})"
             labels = f"{counted(len(strays), 'labels')} without a picture ({few(strays, 2)})"
             raise UserError(f"data: expected a label of each picture, got {pictures} without, and {labels}")
 
@@ -190,7 +185,8 @@ def _is_label(file: Path) -> bool:
         return False
 
 
-def _add(words: list[str], names: list[str], dataset: Dataset) -> None:
+def _object(names: list[str], line: str, size: tuple[int, int], dataset: Dataset) -> Object:
+    words = line.split()
     if len(words) == 6:
         raise InvalidAnnotation("expected class x y width height, got a sixth value: a prediction's score")
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
@@ -199,11 +195,10 @@ def _add(words: list[str], names: list[str], dataset: Dataset) -> None:
     label, *values = (finite(word, "line") for word in words)
     if label not in range(len(names)):
         raise InvalidAnnotation(f"class: expected a number from 0 to {len(names) - 1}, got {words[0]}")
-    name, (width, height) = names[int(label)], dataset.size
+    name, (width, height) = names[int(label)], size
     if len(values) == 4:
         x, y, w, h = values
         left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
-        dataset.add_box(name, (left * width, top * height, right * width, bottom * height))
-    else:
-        points = zip(values[::2], values[1::2], strict=True)
-        dataset.add_polygons(name, [[(x * width, y * height) for x, y in points]])
+        return dataset.new_box(name, (left * width, top * height, right * width, bottom * height), size)
+    points = zip(values[::2], values[1::2], strict=True)
+    return dataset.new_polygons(name, [[(x * width, y * height) for x, y in points]], size)

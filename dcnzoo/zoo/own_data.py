@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.device import get_device
 
-from dcnzoo.data.dataset import Dataset, ReadOptions
+from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
 from dcnzoo.data.preparation import line_of, read_splits
 from dcnzoo.data.tree import ALL
 from dcnzoo.openmmlab.classes import declared_metainfo
@@ -81,11 +81,11 @@ def _has_copies(folder: Path, files: Path) -> bool:
 
 def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> tuple[int | None, str]:
     """Choose a model and write the config; return the epochs and the model, as :func:`write_data` does."""
-    masks = not any(each.without_mask for each in splits.values())
+    masks = not without_mask(splits.values())[0]
     epochs, changes, setting = None, dict[str, object](), ""
     if model is None and get_device() == "cpu":
         model = SMALL[masks]
-        epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].sizes)))  # batches of 4
+        epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].pictures)))  # batches of 4
         changes["train_cfg.val_interval"] = max(1, epochs // VALIDATIONS)
         if masks:
             changes["train_dataloader.dataset.times"] = 1
