@@ -4,9 +4,10 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from dcnzoo.data.coco_file import CocoFile
@@ -151,24 +152,53 @@ class Tree:
         Args:
             folders: the folders in the name, as :func:`normal` returns them.
         """
-
-        def nearness(picture: Path) -> tuple:  # the first item that differs decides
-            above = [*map(normal, picture.absolute().parent.parts)]
-            return (
-                picture.parent == beside,
-                sum(above[-n:] == folders[-n:] for n in range(1, len(folders) + 1)),  # equal last folders
-                self.splits[picture.parent] == split,  # before pictures of no split
-                not _OF_PICTURES.isdisjoint(map(normal, picture.parent.relative_to(self.base).parts)),
-                len(Path(os.path.commonpath([picture.absolute(), beside.absolute()])).parts),
-            )
-
         pictures = [each for each in pictures if not split or self.splits[each.parent] in ("", split)]
-        if len(pictures) > 1:
-            nearest = max(map(nearness, pictures))
-            pictures = [picture for picture in pictures if nearness(picture) == nearest]
+        for _, nearness in PLACES:
+            if len(pictures) > 1:
+                values = {each: nearness(self, each, Named(folders, beside, split)) for each in pictures}
+                nearest = max(values.values())
+                pictures = [each for each, value in values.items() if value == nearest]
         if len(pictures) != 1:
             raise InvalidAnnotation(f"expected one picture {name} in {self.base}, found {few(pictures, 2)}")
         return pictures[0]
+
+
+class Named(NamedTuple):
+    """What an annotation says about its picture: see :meth:`Tree.picture`."""
+
+    folders: list[str]
+    beside: Path
+    split: str
+
+
+def _equal_folders(tree: Tree, picture: Path, named: Named) -> int:
+    """Return how many of the last folders are those of the name."""
+    above = [*map(normal, picture.absolute().parent.parts)]
+    return sum(above[-n:] == named.folders[-n:] for n in range(1, len(named.folders) + 1))
+
+
+def _is_in_split(tree: Tree, picture: Path, named: Named) -> bool:
+    return tree.splits[picture.parent] == named.split
+
+
+def _is_with_pictures(tree: Tree, picture: Path, named: Named) -> bool:
+    folders = picture.parent.relative_to(tree.base).parts
+    return not _OF_PICTURES.isdisjoint(map(normal, folders))
+
+
+def _common_folders(tree: Tree, picture: Path, named: Named) -> int:
+    return len(Path(os.path.commonpath([picture.absolute(), named.beside.absolute()])).parts)
+
+
+# Who writes so, and the nearness of a picture. Of several pictures with the file name that an annotation
+# states, those that are nearest by the first row stay; if these are several, the next row decides.
+PLACES: tuple[tuple[str, Callable[[Tree, Path, Named], int]], ...] = (
+    ("LabelMe, Roboflow: beside the annotation", lambda tree, file, named: file.parent == named.beside),
+    ("COCO's and Label Studio's names with folders", _equal_folders),
+    ("Ultralytics, FiftyOne: a folder for each split; otherwise, a folder without one", _is_in_split),
+    ("masks with the names of the pictures, in folders of their own", _is_with_pictures),
+    ("CVAT: a folder for each task", _common_folders),
+)
 
 
 class Reader:

@@ -1,7 +1,7 @@
 """Read YOLO's text files, with boxes or polygons."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,29 @@ from dcnzoo.utils.text import counted, few, short
 
 CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # files with a class name per line
 DESCRIPTIONS = (".yaml", ".yml", ".data")
+
+
+def _below_ends(file: Path, path: str, name: str) -> list[Path]:
+    """Return ``name``, without ``..``, below each end of ``path``; the last end is empty."""
+    parts = parts_of(path)
+    return [file.parent.joinpath(*parts[start:], *parts_of(name)) for start in range(len(parts) + 1)]
+
+
+def _without_data(file: Path, path: str, name: str) -> list[Path]:
+    return [file.parent / name.removeprefix("data/")]
+
+
+def _above(file: Path, path: str, name: str) -> list[Path]:
+    return [file.parent.parent / name] if file.suffix == ".data" else []
+
+
+# Who writes so, and the places of a name in a description, from its file, its key ``path`` and the name.
+PLACES: tuple[tuple[str, Callable[[Path, str, str], list[Path]]], ...] = (
+    ("Ultralytics", lambda file, path, name: [file.parent / path / name]),
+    ("Roboflow (../train/images is beside the file), Ultralytics on another machine", _below_ends),
+    ("CVAT: data/train.txt is beside the file", _without_data),
+    ("darknet, which runs in the folder above", _above),
+)
 
 
 class Yolo(Reader):
@@ -105,15 +128,10 @@ class Yolo(Reader):
     def _located(self, name: str) -> Path | None:
         """Return the path of a name in the description; None if it does not exist.
 
-        The description may come from another machine: then only the end of its ``path`` exists here.
+        The places of :data:`PLACES` are tried in their order.
         """
-        folder, path = self.file.parent, str(self._keys.get("path") or "")
-        ends = [parts_of(path)[start:] for start in range(len(parts_of(path)) + 1)]
-        # parts_of drops "..": Roboflow's ../train/images is beside the file
-        paths = [folder / path / name, *(folder.joinpath(*end, *parts_of(name)) for end in ends)]
-        paths.append(folder / name.removeprefix("data/"))  # darknet's data/train.txt may be beside the file
-        if self.file.suffix == ".data":  # darknet runs in the folder above
-            paths.append(folder.parent / name)
+        below = str(self._keys.get("path") or "")
+        paths = (path for _, places in PLACES for path in places(self.file, below, name))
         return next(filter(Path.exists, paths), None)
 
     def label_of(self, picture: Path) -> Path | None:
