@@ -114,7 +114,8 @@ def with_own_data(
     show(f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes))
     split.write(folder / f"{name}.json")
     set_data(cfg, "test", split)
-    if split.without_mask and "segm" in (metrics or cfg.test_evaluator.get("metric", "bbox")):
-        got = f"{counted(split.without_mask, 'objects')} without one; metrics=bbox compares boxes"
+    number, _, first = without_mask([split])
+    if number and "segm" in (metrics or cfg.test_evaluator.get("metric", "bbox")):
+        got = f"{counted(number, 'objects')} without one, such as {first}; metrics=bbox compares boxes"
         raise UserError(f"data: expected a mask of every object for the metric segm, got {got}")
     return replace(recipe, cfg=cfg)

@@ -69,6 +69,7 @@ class AtomicCheckpointHook(CheckpointHook):
     backend_args: dict[str, Any] | None
     file_backend: Any
     last_ckpt: str | None
+    max_keep_ckpts: int
     out_dir: str | None
 
     def __init__(self, *args, **kwargs) -> None:
