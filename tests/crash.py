@@ -148,7 +148,7 @@ def start(config: Path, work: Path, kind: Kind, death: tuple[str, int] | None = 
 def wait(processes: Processes) -> int:
     """Return the exit status of rank 0, negative for a signal, and kill all other processes.
 
-    Those are data loader workers, which can outlive it, and if it died the other ranks, as a launcher kills them.
+    Those are data loader workers, which can outlive it, and the other ranks, if it died, as a launcher does.
     """
     processes[0].join()
     status = processes[0].exitcode
@@ -218,7 +218,7 @@ def assert_same(a: object, b: object) -> None:
 
 
 def assert_resumed(text: str, last: int | None, kind: Kind) -> None:
-    """Check that the run continued after the newest checkpoint when the last process died, number ``last``."""
+    """Check that the run continued after the newest checkpoint of the process before, number ``last``."""
     resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", text)
     position = {"epochs": (str(last), str(LENGTH * (last or 0))), "iterations": ("0", str(last))}[kind.by]
     # empty if the process died before it resumed

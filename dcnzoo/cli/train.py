@@ -74,12 +74,13 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
         require_file(resume, "--resume")
     from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
     from dcnzoo.openmmlab.runs.ranks import is_first
-    from dcnzoo.report.report import REPORT, write_report
+    from dcnzoo.report.report import write_report
     from dcnzoo.zoo.training import train
 
-    outputs = [REPORT] if report or options["data"] else ()
     again = resume == "auto" or (False if resume is None else resume)
-    work_dir = train(model, resume=again, outputs=outputs, **options)
-    if outputs and not options["dry_run"] and is_first():
-        report_file = write_report([work_dir], device=options["device"])
-        print_pairs([("report", str(report_file)), ("next", next_steps(work_dir))])
+    work_dir = train(model, resume=again, **options)
+    if options["dry_run"] or not is_first():
+        return
+    if report or options["data"]:
+        print_pairs([("report", str(write_report([work_dir], device=options["device"])))])
+    print_pairs([("next", next_steps(work_dir))])

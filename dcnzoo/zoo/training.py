@@ -1,7 +1,7 @@
 """``dcnzoo.train``: train a model of the zoo, a config or your own pictures."""
 
-import contextlib
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,9 @@ from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.preparation import read_data
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
-from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
-from dcnzoo.openmmlab.runs.start import Start, begin, choose_start
+from dcnzoo.openmmlab.runs.start import OwnData
 from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.memory import return_memory
@@ -52,7 +51,7 @@ def train(
         resume: continue the training in the work directory, or from this checkpoint.
         force: also train in a work directory that has checkpoints: the folder is renamed to ``NAME.1``.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
-        outputs: files that the caller then writes to the work directory.
+        outputs: ignored; it will be removed.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
         dry_run: build everything, predict one picture, train one step, and write nothing but the
             folder ``data``, to which ``data`` is converted.
@@ -65,18 +64,18 @@ def train(
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
     """
-    reading = ReadOptions(zero_based, clip, skip_invalid)
-    of_run, start = TrainOptions(**options), None
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(use_device(of_run.device, of_run.launcher))
-        stack.enter_context(user_errors())
+    reading, of_run = ReadOptions(zero_based, clip, skip_invalid), TrainOptions(**options)
+    if outputs:
+        warnings.warn("dcnzoo.train: outputs: has no effect any more", DeprecationWarning, stacklevel=2)
+    own_data = None
+    with user_errors():
         require_data(reading, data)
         if data is not None:
             if resume:
                 raise UserError("resume: expected no data=PATH; model=WORK_DIR continues its training")
-            path = Path(data).expanduser()
-            source, of_run, start = _begin_with_data(stack, path, model, reading, of_run, force, dry_run)
-            return_memory()  # of the pictures and objects
+            name = None if model is None else str(model)
+            own_data = _OwnData(Path(data).expanduser(), name, reading, of_run, cfg_options)
+            recipe = own_data.work_dir_only
         elif model is not None:
             source = resolve(model)
             if source.weights == Path(source.name).expanduser():
@@ -84,32 +83,48 @@ def train(
                     f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
                     f"resume={model} continues its training, the setting load_from starts from its weights"
                 )
+            recipe = source.recipe(cfg_options, TRAINING)
         else:
             raise UserError("model: expected one, or data=PATH, got neither")
         register_with_torch()  # FLOPs of the operators
         folder = execute.train(
-            source.recipe(cfg_options, TRAINING), of_run, resume=resume, force=force, outputs=outputs,
-            start=start, dry_run=dry_run, sanity=sanity,
-        )  # fmt: skip
+            recipe, of_run, resume=resume, force=force, own_data=own_data, dry_run=dry_run, sanity=sanity
+        )
         if dry_run and is_first():
             print("dry run: one step was trained, and nothing is kept")
         return folder
 
 
-def _begin_with_data(
-    stack: contextlib.ExitStack, data: Path, model: object, reading: ReadOptions, options: TrainOptions,
-    force: bool, dry_run: bool,
-) -> tuple[Source, TrainOptions, Start]:  # fmt: skip
-    """Read annotated pictures, then take the work directory and write their config to it."""
-    if options.launcher != "none":
-        raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
-    name = (data.parent if data.is_file() else data).resolve().name
-    work_dir = Path(options.work_dir or Path("work_dirs", name)).expanduser()
-    recipe = Recipe(Config({"work_dir": str(work_dir), "launcher": "none"}))
-    choose_start(recipe, force=force)  # a used folder is refused before the data are read
-    splits, decisions = read_data(data, reading)
-    start = begin(stack, recipe, force=force, dry_run=dry_run, files=[data])
-    config, epochs, chosen = write_data(splits, work_dir, None if model is None else str(model))
-    show(*decisions, f"model     {chosen}", f"config    {config}")
-    options = replace(options, work_dir=work_dir, epochs=options.epochs or epochs)
-    return Source(str(config), config), options, start
+class _OwnData(OwnData):
+    """Annotated pictures that are read, and then written to the work directory of their training.
+
+    Attributes:
+        work_dir_only: a recipe with the work directory, before the config is written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        model: str | None,
+        reading: ReadOptions,
+        options: TrainOptions,
+        cfg_options: Mapping[str, object] | None,
+    ) -> None:
+        if options.launcher != "none":
+            raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
+        name = (path.parent if path.is_file() else path).resolve().name
+        self.path, self._model, self._reading = path, model, reading
+        self._options, self._cfg_options = options, cfg_options
+        self._work_dir = Path(options.work_dir or Path("work_dirs", name)).expanduser()
+        self.work_dir_only = Recipe(Config({"work_dir": str(self._work_dir), "launcher": "none"}))
+
+    def read(self) -> None:
+        self._splits, self._decisions = read_data(self.path, self._reading)
+
+    def write(self) -> Recipe:
+        config, epochs, chosen = write_data(self._splits, self._work_dir, self._model)
+        self._splits.clear()
+        return_memory()  # of the pictures and objects
+        show(*self._decisions, f"model     {chosen}", f"config    {config}")
+        options = replace(self._options, work_dir=self._work_dir, epochs=self._options.epochs or epochs)
+        return Source(str(config), config).recipe(self._cfg_options, TRAINING).with_options(options)

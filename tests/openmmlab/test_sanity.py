@@ -83,10 +83,6 @@ def test_mistakes_are_named_and_the_repaired_config_trains_in_the_same_folder(co
     assert (work / "epoch_1.pth").exists()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Runs: resumes in seconds, settings with the right place, rooms that a stranger changes",
-)
 def test_a_training_uses_the_device_of_its_options(config, tmp_path):
     with pytest.raises(UserError, match=r"^device: "):
         options = TrainOptions(device="cuda:99", work_dir=tmp_path)

@@ -631,7 +631,7 @@ def test_groups_with_equal_settings_have_the_rates_that_mmengine_gives_each(sche
         param_schedulers=replayed, optim_wrapper=wrapper, train_loop=loop, hooks=[], _resume=True
     )
     monkeypatch.setattr(ResumeHook, "_set_position", lambda *_: None)
-    checkpoint = {"meta": {"epoch": 3, "iter": 3 * length}, "optimizer": {"param_groups": []}}
+    checkpoint = {"meta": {"epoch": 3, "iter": 3 * length}, "optimizer": wrapper.state_dict()}
     ResumeHook().after_load_checkpoint(runner, checkpoint)
     for replayed_group, group in zip(wrapper.param_groups, stepped[0].optimizer.param_groups, strict=True):
         assert {**replayed_group, "params": None} == {**group, "params": None}

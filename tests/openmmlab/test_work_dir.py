@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -217,13 +218,14 @@ def test_own_data_in_a_used_folder(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^work_dir: .*force=True"):
         dcnzoo.train(data="fruits", work_dir=work)
     assert files_of(work) == before, "nothing is written"
-    monkeypatch.setattr("dcnzoo.zoo.training.execute.train", lambda recipe, *_, **options: options["start"])
-    assert dcnzoo.train(data="fruits", work_dir=work, force=True) == Start(replaces=True)
+    runner = SimpleNamespace(train=lambda: None)
+    monkeypatch.setattr(execute, "_build_training", lambda *_: runner)
+    dcnzoo.train(data="fruits", work_dir=work, force=True)
     assert files_of(tmp_path / "work.1") == before
     assert {*files_of(work)} == {"data/train.json", "data/val.json", "data/work.py"}
     (work / "epoch_1.pth").touch()
     write_yolo(work / "fruits", fruits(work / "drawn"))
-    for path, argument in (("work/data", "data"), ("work", "force"), ("work/fruits", "force")):
+    for path, argument in (("work/data", "force"), ("work", "force"), ("work/fruits", "force")):
         with pytest.raises(UserError, match=f"^{argument}: "):
             dcnzoo.train(data=path, work_dir=work, force=True)
 

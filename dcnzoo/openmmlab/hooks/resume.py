@@ -108,7 +108,7 @@ def _replay_schedules(runner: Runner, checkpoint: dict[str, Any]) -> None:
     schedules, meta = runner.param_schedulers or [], checkpoint["meta"]
     is_one = isinstance(schedules, list) and isinstance(runner.optim_wrapper, OptimWrapper)
     if is_one and "optimizer" in checkpoint:
-        groups = (runner.optim_wrapper.param_groups, checkpoint["optimizer"]["param_groups"])
+        groups = (runner.optim_wrapper.optimizer.param_groups, checkpoint["optimizer"]["param_groups"])
         expected, count = (sum(len(group["params"]) for group in each) for each in groups)
         if count != expected:
             text = f"a checkpoint of a training of {expected} parameters, as the model has, got {count}"

@@ -45,13 +45,12 @@ class SummaryHook(Hook):
     Args:
         saved: the checkpoints of a training.
         changes: the changes that options have made to the config.
-        is_last: whether nothing is printed after this summary.
     """
 
     priority = "LOWEST"  # after CheckpointHook, which writes the best checkpoint
 
-    def __init__(self, saved: SavedCheckpoints = NAMES, changes: str = "", is_last: bool = True) -> None:
-        self._saved, self._changes, self._is_last = saved, changes, is_last
+    def __init__(self, saved: SavedCheckpoints = NAMES, changes: str = "") -> None:
+        self._saved, self._changes = saved, changes
         self._row: dict[str, str] = {}  # the next row, printed after its validation
         self._widths: dict[str, int] = {}  # widths of the columns in the last head
         self._classes: dict[int, str] = {}  # epoch or iteration → APs of the classes
@@ -101,8 +100,6 @@ class SummaryHook(Hook):
         if last:
             names.append(last.name)
         lines.append(("files", ", ".join([*names, "vis_data/"])))
-        if self._is_last and file:
-            lines.append(("next", next_steps(folder)))
         print()
         print_pairs(lines)
 

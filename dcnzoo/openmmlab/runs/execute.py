@@ -8,7 +8,7 @@ import tempfile
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.sanity import predict_one
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, begin, require_new_config
+from dcnzoo.openmmlab.runs.start import OwnData, Start, WorkDirHook, begin, require_new_config
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_new, require_writable
@@ -65,17 +65,15 @@ def train(
     *,
     resume: bool | str | os.PathLike | None = False,
     force: bool = False,
-    outputs: Iterable[str] = (),
-    start: Start | None = None,
+    own_data: OwnData | None = None,
     dry_run: bool = False,
     sanity: bool = True,
 ) -> Path:
     """Train a detector; return the work directory.
 
     Args:
+        recipe: the training; with ``own_data``, only its work directory and launcher are used.
         resume, force: see :func:`~dcnzoo.openmmlab.runs.start.choose_start`.
-        outputs: files that the caller writes to the work directory afterwards.
-        start: the start, if the caller has chosen it and holds the lock of the work directory.
         dry_run: build everything, train one step, and write nothing.
         sanity: predict one picture of the validation first; see :mod:`dcnzoo.openmmlab.runs.sanity`.
 
@@ -85,47 +83,53 @@ def train(
     """
     with ExitStack() as stack:
         with user_errors():
-            recipe = recipe.with_options(options)
+            stack.enter_context(use_device(options.device, options.launcher))
+            if own_data is None:
+                recipe = recipe.with_options(options)
             stack.enter_context(ranks.joined(recipe.cfg))
-
-            def decide() -> Start:
-                decided = start or begin(stack, recipe, resume, force, dry_run)
-                if not (decided.resumes or decided.replaces):
-                    require_new_config(recipe)
-                return decided
-
-            begun = ranks.exchange(decide)
+            start = ranks.exchange(lambda: begin(stack, recipe, resume, force, dry_run, own_data))
+            if own_data is not None:
+                recipe = own_data.write()
+            if not (start.resumes or start.replaces):
+                ranks.exchange(lambda: require_new_config(recipe))
         for context in (_interruption_hint(recipe), config_errors(recipe.cfg), loader_errors()):
             stack.enter_context(context)
         if dry_run:
             stack.enter_context(suppress(_DryRunEnds))
-        changes = ", ".join(recipe.changes)
-
-        def check(runner: Runner) -> None:
-            if sanity and not begun.resumes and runner.val_loop:
-                predict_one(runner)
-            if dry_run:
-                _train_one(runner)
-                raise _DryRunEnds
-
-        summary = hooks.SummaryHook(recipe.saved, changes, is_last=not outputs)
-        runner = build_runner(
-            _without_files(recipe.cfg, stack) if dry_run else recipe.cfg,
-            begun,
-            training=recipe,
-            summary=None if options.verbose else summary,
-            allow_partial=options.allow_partial,
-            check=check,
-        )
-        if changes:
-            runner.logger.info(f"changed: {changes}")
-        stack.callback(_stop_bars, runner)
-        if recipe.cfg.optim_wrapper.get("accumulative_counts", 1) > 1:
-            stack.enter_context(warnings.catch_warnings())  # schedules step more often than the optimizer
-            text = r"(?s)Detected call of `scheduler\.step\(\)` before"
-            warnings.filterwarnings("ignore", text, UserWarning)
+        runner = _build_training(stack, recipe, options, start, dry_run, sanity)
         runner.train()
     return recipe.work_dir
+
+
+def _build_training(
+    stack: ExitStack, recipe: Recipe, options: TrainOptions, start: Start, dry_run: bool, sanity: bool
+) -> Runner:
+    """Build the runner of a training; ``stack`` gets the contexts in which it runs."""
+    changes = ", ".join(recipe.changes)
+
+    def check(runner: Runner) -> None:
+        if sanity and not start.resumes and runner.val_loop:
+            predict_one(runner)
+        if dry_run:
+            _train_one(runner)
+            raise _DryRunEnds
+
+    runner = build_runner(
+        _without_files(recipe.cfg, stack) if dry_run else recipe.cfg,
+        start,
+        training=recipe,
+        summary=None if options.verbose else hooks.SummaryHook(recipe.saved, changes),
+        allow_partial=options.allow_partial,
+        check=check,
+    )
+    if changes:
+        runner.logger.info(f"changed: {changes}")
+    stack.callback(_stop_bars, runner)
+    if recipe.cfg.optim_wrapper.get("accumulative_counts", 1) > 1:
+        stack.enter_context(warnings.catch_warnings())  # schedules step more often than the optimizer
+        text = r"(?s)Detected call of `scheduler\.step\(\)` before"
+        warnings.filterwarnings("ignore", text, UserWarning)
+    return runner
 
 
 def _without_files(cfg: Config, stack: ExitStack) -> Config:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -37,31 +38,54 @@ class Start:
     replaces: bool = False
 
 
+class OwnData(Protocol):
+    """Annotated pictures that become the data of a training.
+
+    Attributes:
+        path: the folder or file with the annotations.
+    """
+
+    path: Path
+
+    def read(self) -> None: ...
+
+    def write(self) -> Recipe:
+        """Write data and config to the work directory; return the recipe of the training with its options."""
+        ...
+
+
 def begin(
     stack: ExitStack,
     recipe: Recipe,
     resume: bool | str | os.PathLike | None = None,
     force: bool = False,
     dry_run: bool = False,
-    files: Iterable[str | os.PathLike] = (),
+    own_data: OwnData | None = None,
 ) -> Start:
     """Lock the work directory, decide how a training starts, and rename a used one with ``force``.
 
     Args:
         stack: holds the locks.
-        resume, force, files: see :func:`choose_start`.
+        resume, force: see :func:`choose_start`.
         dry_run: only check; lock and rename nothing.
+        own_data: is read when the start is allowed, before a folder is renamed.
 
     Raises:
-        UserError: the start is refused, or the folder cannot be renamed.
+        UserError: the start is refused, the data cannot be read, or the folder cannot be renamed.
     """
+    files = [own_data.path] if own_data else []
     if dry_run:
-        return choose_start(recipe, resume, force, files)
+        start = choose_start(recipe, resume, force, files)
+        if own_data:
+            own_data.read()
+        return start
     if recipe.saved.is_apart:  # two work directories may share out_dir
         stack.enter_context(lock_work_dir(recipe.saved.folder))
     with ExitStack() as locks:
         locks.enter_context(lock_work_dir(recipe.work_dir))  # first, as another training may be ending
         start = choose_start(recipe, resume, force, files)
+        if own_data:
+            own_data.read()
         if not start.replaces:
             stack.push(locks.pop_all())
             return start
