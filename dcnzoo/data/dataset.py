@@ -123,11 +123,6 @@ class Dataset:
         mask = [rounded(value for point in outline for value in point) for outline in outlines]
         self.add(name, box, sum(map(polygon_area, outlines)), iscrowd, mask)
 
-    def add_rle(self, name: str, rle: dict[str, Any], iscrowd: int = 0) -> None:
-        """Add an object with a mask in COCO's run-length encoding."""
-        rle = checked_rle(rle, *reversed(self.size))
-        self.add(name, coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle)), iscrowd, rle)
-
     def _inside(self, points: Polygon) -> list[tuple[float, float]]:
         """Move points into the picture; without ``clip``, refuse points that are beyond the tolerance."""
         width, height = self.size

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
-from dcnzoo.data.check import problems_of
+from dcnzoo.data.check import CocoTruth
 from dcnzoo.data.coco_file import CocoFile
 from dcnzoo.data.dataset import ReadOptions, checked_rle
 from dcnzoo.data.files import InvalidAnnotation
@@ -54,7 +54,7 @@ def problems(root, change=None, masks=True):
     content = good()
     text = change(content) if change else None
     (root / "coco.json").write_bytes(text if isinstance(text, bytes) else json.dumps(content).encode())
-    return [*problems_of(CocoFile(root / "coco.json"), masks)]
+    return CocoTruth(CocoFile(root / "coco.json"), masks).problems
 
 
 def put(key, number, **values):
@@ -77,6 +77,7 @@ def drop(key, number, name):
     return lambda content: content[key][number].pop(name) and None
 
 
+REACHING = {"bbox": [5, 10, 16.5, 20], "segmentation": [[5, 10, 21.5, 10, 21.5, 30, 5, 30]]}
 CASES = {  # the change, whether the first problem stops a training, its subject, a word of its text
     "no images": (lambda c: c.update(images=[]), True, "images", "at least 1"),
     "no categories": (lambda c: c.update(categories=[]), True, "categories", "at least 1"),
@@ -99,7 +100,10 @@ CASES = {  # the change, whether the first problem stops a training, its subject
     "far away": (third(bbox=[2e6, 3, 10, 10]), True, "annotation 3", "bbox"),
     "inside out": (third(bbox=[12, 3, -10, 20]), True, "annotation 3", "corners"),
     "without an area": (third(bbox=[1, 2, 0.5, 4]), False, "annotation 3", "box"),
-    "reaches out": (third(bbox=[5, 10, 16.5, 20]), False, "annotation 3", "20 × 50"),
+    "reaches out": (third(**REACHING), False, "annotation 3", "20 × 50"),
+    "unlike its polygons": (third(bbox=[0, 0, 20, 40]), False, "annotation 3", "polygons"),
+    "y before x": (polygons([*POLYGON[::-1]]), False, "annotation 1", "polygons"),
+    "iscrowd of 2": (third(iscrowd=2), True, "annotation 3", "iscrowd"),
     "beside the image": (third(bbox=[25, 10, 5, 20]), False, "annotation 3", "20 × 50"),
     "no mask": (drop("annotations", 0, "segmentation"), False, "annotation 1", "segmentation"),
     "mask is a text": (third(segmentation="x"), True, "annotation 3", "segmentation"),
@@ -126,6 +130,11 @@ def test_problems(tmp_path, case):
 def test_a_pixel_is_no_problem(tmp_path):
     assert problems(tmp_path) == []
     assert problems(tmp_path, third(bbox=[-0.5, 0, 20.9, 50.4])) == []
+
+
+@pytest.mark.parametrize("crowd", [False, True, None, 0, 1])
+def test_iscrowd_as_tools_write_it(tmp_path, crowd):
+    assert problems(tmp_path, third(iscrowd=crowd)) == []
 
 
 def test_masks_that_are_not_used(tmp_path):
@@ -172,7 +181,7 @@ def test_any_value_anywhere_is_a_problem_never_a_traceback(tmp_path, seed):
             node, key = choose.choice(list(places(content)))
             node[key] = choose.choice(VALUES)
         write(tmp_path / "coco.json", content)
-        found = [*problems_of(CocoFile(tmp_path / "coco.json"), True)]
+        found = CocoTruth(CocoFile(tmp_path / "coco.json"), True).problems
         try:
             read_splits(tmp_path / "coco.json", ReadOptions())
         except UserError:
@@ -183,7 +192,7 @@ def test_the_command(tmp_path):
     problems(tmp_path)
     output = run("data", "check", tmp_path / "coco.json")
     assert "no problems" in output and "3 images, 3 annotations, 2 categories" in output
-    problems(tmp_path, third(bbox=[5, 10, 16.5, 20]))
+    problems(tmp_path, third(**REACHING))
     assert "annotation 3: expected a box" in run("data", "check", tmp_path / "coco.json", status=1)
 
     def boxes_only(content):
