@@ -61,7 +61,9 @@ class CocoTruth:
                     continue
                 ids[key][entry.id] += 1
                 if isinstance(entry, Annotation):
-                    yield from self._add(number, entry, sizes.get(entry.image_id), ids["categories"])
+                    size = sizes.get(entry.image_id)
+                    if problem := self._add(number, entry, size, ids["categories"]):
+                        yield problem
                 elif isinstance(entry, Image):
                     self.images.append(entry)
                     size = sizes[entry.id] = entry.width or 0, entry.height or 0
@@ -84,18 +86,19 @@ class CocoTruth:
 
     def _add(
         self, number: int, entry: Annotation, size: Size | None, categories: Container
-    ) -> Iterator[Finding]:
-        try:
-            _, text, kind = judge(entry, size, entry.category_id in categories, self.masks)
-            if kind:
-                yield Finding(f"annotation {entry.id}", text, kind=kind, stops=False)
-        except InvalidAnnotation as error:
-            yield Finding(f"annotation {entry.id}", str(error))
+    ) -> Finding | None:
+        """Note an annotation; return its problem."""
         self.numbers[entry.image_id].append(number)
         self.images_of[entry.category_id].add(entry.image_id)
         if not (entry.iscrowd or entry.ignore):
             self.trained.add(entry.category_id)
-        self.ignored += bool(entry.ignore and not entry.iscrowd)
+        elif not entry.iscrowd:
+            self.ignored += 1
+        try:
+            _, text, kind = judge(entry, size, entry.category_id in categories, self.masks)
+        except InvalidAnnotation as error:
+            return Finding(f"annotation {entry.id}", str(error))
+        return Finding(f"annotation {entry.id}", text, kind=kind, stops=False) if kind else None
 
     def require_usable(self, compared: bool = False) -> None:
         """Raise InvalidAnnotation if there is a problem that stops.
@@ -185,14 +188,14 @@ def judge(
         return mask, unlike, UNLIKE if unlike else ""
     if entry.ignore:  # MMDetection ignores it, too
         return mask, "", ""
-    text = f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}"
     is_beside = min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0)
-    if is_beside or min(width, height) < 1 or (area or 0) <= 0:
-        return mask, text, EMPTY
-    if unlike:
-        return mask, unlike, UNLIKE
     is_outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
-    return (mask, text, OUTSIDE) if is_outside else (mask, "", "")
+    kind = EMPTY if is_beside or min(width, height) < 1 or (area or 0) <= 0 else OUTSIDE if is_outside else ""
+    if unlike and kind != EMPTY:
+        return mask, unlike, UNLIKE
+    if not kind:
+        return mask, "", ""
+    return mask, f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}", kind
 
 
 def _difference(box: list[float], polygons: list[list[float]]) -> str:
