@@ -73,9 +73,8 @@ class CocoTruth:
                 else:
                     self.categories.append(entry)
                     if not isinstance(entry.name, str):
-                        yield Finding(
-                            f"category {entry.id}", f"name: expected a text, got {short(entry.name)}"
-                        )
+                        text = f"name: expected a text, got {short(entry.name)}"
+                        yield Finding(f"category {entry.id}", text)
             if not ids[key]:
                 yield Finding(key, "expected at least 1, got 0", stops=key != "annotations")
             if again := [number for number, times in ids[key].items() if times > 1]:
@@ -100,8 +99,8 @@ class CocoTruth:
             return Finding(f"annotation {entry.id}", str(error))
         return Finding(f"annotation {entry.id}", text, kind=kind, stops=False) if kind else None
 
-    def require_usable(self, compared: bool = False) -> None:
-        """Raise InvalidAnnotation if there is a problem that stops.
+    def require_usable(self, compared: bool = False) -> "CocoTruth":
+        """Raise InvalidAnnotation if there is a problem that stops; return the truth itself.
 
         Args:
             compared: whether masks are compared; if so, every object must have one.
@@ -110,9 +109,9 @@ class CocoTruth:
         if stops := [problem for problem in self.problems if problem.stops]:
             others = f" and {len(stops) - 1} more: `dcnzoo data check {file}` lists them" if stops[1:] else ""
             raise InvalidAnnotation(f"{stops[0]}{others}")
-        bare = [problem for problem in self.problems if compared and problem.kind == UNMASKED]
-        if bare:
+        if bare := [problem for problem in self.problems if compared and problem.kind == UNMASKED]:
             raise InvalidAnnotation(f"{bare[0]}: the mask AP compares masks")
+        return self
 
     def notes(self) -> list[str]:
         """Return a line for each kind of annotations with a problem that does not stop, with their number."""

@@ -124,9 +124,8 @@ class Truth(COCO):
         super().__init__()
         self.source = source
         annotations = [*map(msgspec.json.Decoder().decode, source.content.annotations)]
-        for annotation in annotations:
-            annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)  # pycocotools requires it
-        replace_id_0(annotations)
+        for number, each in enumerate(annotations, 1):  # pycocotools takes the id 0 for no match
+            each.update(id=number, iscrowd=int(each.get("iscrowd") or 0))
         self.dataset = {
             "images": [*map(msgspec.structs.asdict, source.images)],
             "categories": [*map(msgspec.structs.asdict, source.categories)],
@@ -134,10 +133,6 @@ class Truth(COCO):
         }
         with contextlib.redirect_stdout(io.StringIO()):  # "creating index..."
             self.createIndex()
-
-    @property
-    def has_masks(self) -> bool:
-        return any(annotation.get("segmentation") for annotation in self.anns.values())
 
 
 def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> Truth:
@@ -150,11 +145,7 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> Truth:
         ValueError: it has problems, which :func:`dcnzoo.data.check.judge` names, or a category that is not a
             class.
     """
-    try:
-        source = read_truth(file)
-        source.require_usable()
-    except InvalidAnnotation as error:
-        raise ValueError(f"annotations: {file}: {error}") from None
+    source = _usable(file)
     names = [str(category.name) for category in source.categories]
     if unknown := sorted(set(names) - set(classes)):
         known = ", ".join(classes) or "none (the detector has no names)"
@@ -164,12 +155,11 @@ def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> Truth:
     return Truth(source)
 
 
-def replace_id_0(annotations: list[dict]) -> None:
-    """Replace the id 0 of an annotation by a free id: pycocotools' evaluation never matches the id 0."""
-    if zeros := [annotation for annotation in annotations if annotation["id"] == 0]:
-        free = 1 + max(annotation["id"] for annotation in annotations)
-        for number, annotation in enumerate(zeros, free):
-            annotation["id"] = number
+def _usable(file: str | os.PathLike, masks: bool = False) -> CocoTruth:
+    try:
+        return read_truth(file, masks).require_usable(compared=masks)
+    except InvalidAnnotation as error:
+        raise ValueError(f"annotations: {file}: {error}") from None
 
 
 def evaluate(truth: Truth, results: Iterable[Detections]) -> dict[str, float]:
@@ -179,14 +169,11 @@ def evaluate(truth: Truth, results: Iterable[Detections]) -> dict[str, float]:
         ValueError: masks are compared, and those of the file have problems.
     """
     content: dict[str, Any] = {}
-    kinds = ["bbox"]
+    kinds, has_masks = ["bbox"], any(each.get("segmentation") for each in truth.anns.values())
     for result in results:
-        if len(kinds) == 1 and result.crops is not None and truth.has_masks:
+        if has_masks and result.crops is not None and len(kinds) == 1:
             kinds.append("segm")
-            try:
-                CocoTruth(truth.source.content, masks=True).require_usable(compared=True)
-            except InvalidAnnotation as error:
-                raise ValueError(f"annotations: {truth.source.content.file}: {error}") from None
+            _usable(truth.source.content.file, masks=True)
         content = result.to_coco(content or None)
     if not content:
         raise ValueError("annotations: expected a COCO file with images, got none")

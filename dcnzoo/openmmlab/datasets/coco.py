@@ -38,17 +38,15 @@ class CheckedCOCO(Truth, COCO):
     """MMDetection's ``COCO``, which checks the annotation file first.
 
     Args:
-        annotation_file: JSON in UTF-8 or UTF-16, with or without a byte order mark.
         compared: whether pycocotools compares masks; if so, every annotation must have one.
 
     Raises:
-        UserError: the file does not exist or has a problem that makes an evaluation impossible; or its
-            categories are not the requested ones in the requested order.
+        UserError: see :func:`_usable_truth`; or the categories are not the requested ones in their order.
     """
 
-    def __init__(self, annotation_file: str, compared: bool = False) -> None:
-        self.file = annotation_file
-        super().__init__(_usable_truth(annotation_file, annotation_file, masks=compared, compared=compared))
+    def __init__(self, file: str, compared: bool, backend_args: dict | None) -> None:
+        self.file = file
+        super().__init__(_usable_truth(file, compared, compared, backend_args))
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
@@ -57,25 +55,21 @@ class CheckedCOCO(Truth, COCO):
         return super().get_cat_ids(cat_names, *args, **kwargs)
 
 
-def _usable_truth(file: str, name: str, masks: bool, compared: bool = False) -> CocoTruth:
-    """Read a COCO file.
-
-    Args:
-        file: the local file.
-        name: its name in the config.
-        masks, compared: see :class:`CocoTruth`.
+def _usable_truth(
+    file: str, masks: bool, compared: bool = False, backend_args: dict | None = None
+) -> CocoTruth:
+    """Read a COCO file; see :class:`CocoTruth`.
 
     Raises:
         UserError: it does not exist, or a problem makes a training or an evaluation impossible or wrong.
     """
-    if not os.path.isfile(file):
-        raise UserError(f"ann_file: expected a file, found none at {name}")
-    try:
-        truth = read_truth(file, masks)
-        truth.require_usable(compared)
-    except InvalidAnnotation as error:
-        raise UserError(f"{name}: {error}") from None
-    return truth
+    with get_local_path(file, backend_args=backend_args) as path:
+        try:
+            return read_truth(path, masks).require_usable(compared)
+        except FileNotFoundError:
+            raise UserError(f"ann_file: expected a file, found none at {file}") from None
+        except InvalidAnnotation as error:
+            raise UserError(f"{file}: {error}") from None
 
 
 def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) -> None:
@@ -94,9 +88,7 @@ def _log(text: str, level: int = logging.WARNING) -> None:
 class CocoMetric(coco_metric.CocoMetric):
     """Replaces MMDetection's ``CocoMetric`` in the registry; reads its file by :class:`CheckedCOCO`.
 
-    With ``sort_categories``, MMDetection's own reader is used.
-
-    The AP is that of the predicted images, which may be a part of the file.
+    With ``sort_categories``, MMDetection's own reader is used. The AP is that of the predicted images.
 
     Attributes:
         class_aps: ``bbox`` or ``segm`` → name of a class → its AP and AP50, after an evaluation.
@@ -110,9 +102,8 @@ class CocoMetric(coco_metric.CocoMetric):
         self.class_aps = dict[str, dict[str, tuple[float, float]]]()
         self._images = 0  # the number of images in the last evaluation
         if checked:
-            masks = "segm" in self.metrics
-            with get_local_path(ann_file, backend_args=self.backend_args) as path:
-                self._coco_api = CheckedCOCO(path, compared=masks and not self.format_only)
+            compared = "segm" in self.metrics and not self.format_only
+            self._coco_api = CheckedCOCO(str(ann_file), compared, self.backend_args)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Evaluate; the lines that pycocotools prints go to the log. Without any detection, each AP is 0."""
@@ -138,10 +129,8 @@ class CocoMetric(coco_metric.CocoMetric):
             if kind != "proposal":
                 names = [self._coco_api.cats[number]["name"] for number in each.params.catIds]
                 self.class_aps[kind] = dict(zip(names, each.per_class(), strict=True))
-                if requested:
-                    metrics |= {
-                        f"{name}_precision": round(ap, 3) for name, (ap, _) in self.class_aps[kind].items()
-                    }
+                for name, (ap, _) in self.class_aps[kind].items() if requested else ():
+                    metrics[f"{name}_precision"] = round(ap, 3)
         return metrics
 
     def _require_known_images(self) -> None:
@@ -198,8 +187,7 @@ class CocoDataset(coco.CocoDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return MMDetection's dictionary of each image, with the numbers of its annotations."""
         self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
-        with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
-            truth = _usable_truth(path, self.ann_file, self._masks)
+        truth = _usable_truth(self.ann_file, self._masks, backend_args=self.backend_args)
         self._content = truth.content
         self._truth = truth if self.test_mode else None  # the metric of the same file uses it, too
         for line in truth.notes():
@@ -234,18 +222,14 @@ class CocoDataset(coco.CocoDataset):
         return info
 
     def counted_objects(self, idx: int) -> list[dict[str, Any]]:
-        """Return the objects of an image that the AP counts, also those that are not trained.
-
-        Each has ``bbox``, ``bbox_label`` and ``ignore_flag``, as MMDetection's instances.
-        """
+        """Return the objects of an image that the AP counts, as instances; some of them are not trained."""
         objects = []
         for number in super().get_data_info(idx)["annotations"]:
             entry = _decode(self._content.annotations[number])
-            (x, y, width, height), label = entry["bbox"], self.cat2label.get(entry["category_id"])
-            if label is not None:
-                crowd = int(entry.get("iscrowd") or 0)
-                box = [x, y, x + width, y + height]
-                objects.append({"bbox": box, "bbox_label": label, "ignore_flag": crowd})
+            if (label := self.cat2label.get(entry["category_id"])) is not None:
+                x, y, width, height = entry["bbox"]
+                flags = {"bbox_label": label, "ignore_flag": int(entry.get("iscrowd") or 0)}
+                objects.append({"bbox": [x, y, x + width, y + height], **flags})
         return objects
 
     def _copy_without_annotation(self, memo: dict[str, Any] | None = None) -> "CocoDataset":

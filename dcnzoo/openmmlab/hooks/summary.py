@@ -279,17 +279,16 @@ def _classes(evaluator: Any, metrics: Mapping[str, object]) -> dict[str, str]:
         for kind, aps in getattr(metric, "class_aps", {}).items():
             ordered: list = sorted(aps.items(), key=lambda item: -np.nan_to_num(item[1][0], nan=-1))
             half = SHOWN_CLASSES // 2
-            shown = ordered if len(ordered) <= SHOWN_CLASSES else [*ordered[:half], None, *ordered[-half:]]
-            texts = ["…" if each is None else _class_text(each[0], *each[1]) for each in shown]
+            shown = ordered if len(ordered) <= SHOWN_CLASSES else ordered[:half] + ordered[-half:]
+            texts = []
+            for name, (ap, ap_50) in shown:
+                at_50 = "" if np.isnan(ap_50) else f" ({ap_50:.3f})"
+                texts.append(f"{cut(printable(name), 20)} {ap:.3f}{at_50}")
+            if len(shown) < len(ordered):
+                texts.insert(half, "…")
             key = f"{prefix}/{kind}_mAP"
-            name = names.get(key) or metric_names([key])[key]
-            rows[_without_end(key)] = f"{name} (AP50): {', '.join(texts)}"
+            rows[_without_end(key)] = f"{names.get(key, key)} (AP50): {', '.join(texts)}"
     return rows
-
-
-def _class_text(name: str, ap: float, ap_50: float) -> str:
-    text = f"{cut(printable(name), 20)} {ap:.3f}"
-    return text if np.isnan(ap_50) else f"{text} ({ap_50:.3f})"
 
 
 def next_steps(work_dir: Path) -> str:
