@@ -22,22 +22,33 @@ if TYPE_CHECKING:
 
     from dcnzoo.detect.detector import BaseDetector
     from dcnzoo.layers.convert import to_deformable
+    from dcnzoo.ops import deform_conv2d
     from dcnzoo.zoo.testing import test
     from dcnzoo.zoo.training import train
 
-__all__ = ["__version__", "load", "provide", "test", "to_deformable", "train"]
+__all__ = ["__version__", "deform_conv2d", "load", "provide", "test", "to_deformable", "train"]
 
 _provide_extension()
+_HOME = {
+    "deform_conv2d": "ops",
+    "to_deformable": "layers.convert",
+    "train": "zoo.training",
+    "test": "zoo.testing",
+}
+_MODULES = ("backbones", "data", "detect", "export", "layers", "models", "ops", "report", "zoo")
 
 
 def __getattr__(name: str):
     # imported on access, because they import torch
-    modules = {"to_deformable": "layers.convert", "train": "zoo.training", "test": "zoo.testing"}
-    if name in modules:
-        return getattr(import_module(f"dcnzoo.{modules[name]}"), name)
-    if name in ("backbones", "data", "detect", "export", "layers", "ops"):
+    if name in _HOME:
+        return getattr(import_module(f"dcnzoo.{_HOME[name]}"), name)
+    if name in _MODULES:
         return import_module(f"dcnzoo.{name}")
     raise AttributeError(f"module 'dcnzoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})
 
 
 @_install_hint()

@@ -3,7 +3,8 @@
 ``python -m tests.crash FOLDER --each 2`` hits each of :data:`STEPS` twice, with as many kills at random
 moments between them. Each training is forked from a process that has imported all packages, so that it starts
 fast. The resumed epoch and the final result are compared with an uninterrupted run. Prints how often each
-step was hit as JSON; any difference raises an AssertionError.
+step was hit as JSON; any difference raises an AssertionError. The other options choose the kind of training:
+``--by iterations``, ``--accumulate``, ``--no-ema``, ``--ranks 2``. Of several ranks, rank 0 dies.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import re
 import runpy
 import shutil
 import signal
+import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,21 +33,22 @@ import dcnzoo.openmmlab.hooks  # noqa: F401
 
 # isort: split
 from mmdet.evaluation import CocoMetric
+from mmengine.config import Config
 from mmengine.fileio import LocalBackend
-from mmengine.runner import EpochBasedTrainLoop, ValLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
 
 from dcnzoo.openmmlab.checkpoints import load_file
 from tests.demo import DEFORMABLE, write_tiny_config
 from tests.processes import ROOT
 
-EPOCHS = 4
+EPOCHS, LENGTH = 4, 3  # a training by iterations saves and validates every LENGTH iterations
 CHANCE = random.Random(0)  # a generator of its own: the trainings use the global one
 # (workers, persistent_workers) of the data loader
 LOADERS = [(0, False), (2, False), (2, True)]
 FULL = "disk full"  # the process exits by itself
 RANDOM = "at a random moment"
 STEPS = {  # of an epoch and of writing a checkpoint, in order, and the functions that they call
-    "training": (EpochBasedTrainLoop, "run_iter"),
+    "training": (None, "run_iter"),  # of the training's loop
     "validation begins": (ValLoop, "run"),
     "validating": (ValLoop, "run_iter"),
     "metrics": (CocoMetric, "compute_metrics"),
@@ -56,45 +60,111 @@ STEPS = {  # of an epoch and of writing a checkpoint, in order, and the function
 }
 
 
-def write_config(folder: Path, loader: int) -> Path:
+@dataclass(frozen=True)
+class Kind:
+    """The kind of training; see :func:`main`."""
+
+    by: str
+    ema: bool
+    accumulate: bool
+    ranks: int
+
+    @property
+    def name(self) -> str:
+        return "epoch" if self.by == "epochs" else "iter"
+
+    @property
+    def unit(self) -> int:
+        """By how much the numbers of two checkpoints differ."""
+        return 1 if self.by == "epochs" else LENGTH
+
+    @property
+    def loop(self) -> type:
+        return EpochBasedTrainLoop if self.by == "epochs" else IterBasedTrainLoop
+
+
+def write_config(folder: Path, loader: int, kind: Kind) -> Path:
     workers, persistent = LOADERS[loader]
-    return write_tiny_config(
-        folder / f"loader{loader}.py", folder / "data", DEFORMABLE, train=6, val=2, epochs=EPOCHS,
-        train_dataloader__num_workers=workers, train_dataloader__persistent_workers=persistent,
-    )  # fmt: skip
+    settings = {
+        "train_dataloader__num_workers": workers,
+        "train_dataloader__persistent_workers": persistent,
+        "optim_wrapper__accumulative_counts": 2 if kind.accumulate else 1,
+    }
+    pictures = LENGTH * 2 * kind.ranks
+    path = folder / f"loader{loader}.py"
+    write_tiny_config(path, folder / "data", DEFORMABLE, train=pictures, val=2, epochs=EPOCHS, **settings)
+    cfg = Config.fromfile(path)
+    if not kind.ema:
+        cfg.custom_hooks = []
+    if kind.by == "iterations":
+        cfg.train_cfg = {"type": "IterBasedTrainLoop", "max_iters": EPOCHS * LENGTH, "val_interval": LENGTH}
+        cfg.default_hooks.checkpoint.update(by_epoch=False, interval=LENGTH)
+        cfg.log_processor = {"type": "LogProcessor", "window_size": 1, "by_epoch": False}
+        cfg.train_dataloader.sampler = {"type": "InfiniteSampler"}
+    cfg.dump(path)
+    return path
 
 
-def train(config: Path, work: Path, death: tuple[str, int] | None) -> None:
+def train(config: Path, work: Path, death: tuple[str, int] | None, kind: Kind, rank: int, port: int) -> None:
     """Train or resume, in a process that may die as in :func:`die_at`."""
     os.setpgid(0, 0)
-    output = os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    output = os.open(work / f"log{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(output, stream)
-    if death is not None:
-        die_at(*death)
-    resume = ["--resume"] if any(work.glob("[!.]*.pth")) else []
-    sys.argv = ["train", str(config), "--work-dir", str(work), *resume]
+    if death is not None and rank == 0:
+        die_at(*death, kind)
+    words = ["--resume"] if any(work.glob("[!.]*.pth")) else []
+    if kind.ranks > 1:
+        words += ["--launcher", "pytorch"]
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": kind.ranks, "MASTER_PORT": port}
+        numbers |= {"LOCAL_WORLD_SIZE": kind.ranks}
+        os.environ.update({name: str(number) for name, number in numbers.items()}, MASTER_ADDR="127.0.0.1")
+    sys.argv = ["train", str(config), "--work-dir", str(work), *words]
     runpy.run_path(str(ROOT / "tools/train.py"), run_name="__main__")
 
 
-def start(config: Path, work: Path, death: tuple[str, int] | None = None) -> multiprocessing.Process:
+Processes = list[multiprocessing.Process]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(config: Path, work: Path, kind: Kind, death: tuple[str, int] | None = None) -> Processes:
+    """Start the processes of a training, rank 0 first."""
     work.mkdir(exist_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=train, args=(config, work, death))
-    process.start()
-    return process
+    port, context = free_port(), multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=train, args=(config, work, death, kind, rank, port))
+        for rank in range(kind.ranks)
+    ]
+    for process in processes:
+        process.start()
+    return processes
 
 
-def wait(process: multiprocessing.Process) -> int:
-    """Return the exit status, negative for a signal, and kill data loader workers, which can outlive it."""
-    process.join()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    return process.exitcode
+def wait(processes: Processes) -> int:
+    """Return the exit status of rank 0, negative for a signal, and kill all other processes.
+
+    Those are data loader workers, which can outlive it, and if it died the other ranks, as a launcher kills them.
+    """
+    processes[0].join()
+    status = processes[0].exitcode
+    for process in processes:
+        if status == 0:
+            process.join()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    return status
 
 
-def die_at(step: str, times: int) -> None:
+def die_at(step: str, times: int, kind: Kind) -> None:
     """Make this process die when it reaches ``step`` for the ``times``-th time."""
     target, name = STEPS[step]
+    target = target or kind.loop
     function, left = getattr(target, name), times
 
     def die(*args, **kwargs):
@@ -116,21 +186,22 @@ def die_at(step: str, times: int) -> None:
 
 
 def log(work: Path) -> str:
-    return (work / "log").read_text()
+    return (work / "log0").read_text()
 
 
-def epochs(work: Path) -> list[int]:
-    """Epochs of the checkpoints with their final names, in ascending order."""
-    return sorted(int(re.findall(r"\d+", path.name)[0]) for path in work.glob("epoch_*.pth"))
+def saved(work: Path, kind: Kind) -> list[int]:
+    """Numbers of the checkpoints with their final names, in ascending order."""
+    return sorted(int(re.findall(r"\d+", path.name)[0]) for path in work.glob(f"{kind.name}_*.pth"))
 
 
-def result(work: Path) -> dict:
+def result(work: Path, kind: Kind) -> dict:
     """The results of a finished training that must not depend on interruptions."""
-    assert epochs(work)[-1] == EPOCHS
-    last = load_file(work / f"epoch_{EPOCHS}.pth")
+    assert saved(work, kind)[-1] == EPOCHS * kind.unit
+    last = load_file(work / f"{kind.name}_{EPOCHS * kind.unit}.pth")
     (best,) = work.glob("best_*.pth")
+    keys = ("state_dict", "optimizer", "param_schedulers", *(["ema_state_dict"] if kind.ema else []))
     return {
-        **{key: last[key] for key in ("state_dict", "ema_state_dict", "optimizer", "param_schedulers")},
+        **{key: last[key] for key in keys},
         "best": (best.name, torch.load(best, weights_only=True)["state_dict"]),
         "score": last["message_hub"]["runtime_info"]["best_score"],
         "iteration": last["meta"]["iter"],
@@ -146,12 +217,16 @@ def assert_same(a: object, b: object) -> None:
         assert same, (x, y)
 
 
-def assert_resumed(text: str, last: int | None) -> None:
-    """Check that the run continued after epoch ``last``, the newest checkpoint when the last process died."""
+def assert_resumed(text: str, last: int | None, kind: Kind) -> None:
+    """Check that the run continued after the newest checkpoint when the last process died, number ``last``."""
     resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", text)
+    position = {"epochs": (str(last), str(LENGTH * (last or 0))), "iterations": ("0", str(last))}[kind.by]
     # empty if the process died before it resumed
-    assert resumed in ([], [] if last is None else [(str(last), str(3 * last))]), (last, text)
-    trained = [int(epoch) for epoch in re.findall(r"Epoch\(train\) +\[(\d+)\]\[1/3\]", text)]
+    assert resumed in ([], [] if last is None else [position]), (last, text)
+    begun = (
+        rf"Epoch\(train\) +\[(\d+)\]\[1/{LENGTH}\]" if kind.by == "epochs" else r"Iter\(train\) +\[ *(\d+)/"
+    )
+    trained = [int(number) for number in re.findall(begun, text)]
     assert trained == [(last or 0) + 1 + i for i in range(len(trained))], (last, text)
 
 
@@ -163,58 +238,67 @@ def next_death(counts: dict[str, int], each: int) -> str | None:
     return RANDOM if counts[RANDOM] < sum(counts[name] for name in STEPS) else step
 
 
-def train_with_deaths(config: Path, work: Path, counts: dict[str, int], each: int, seconds: float) -> None:
+def train_with_deaths(
+    config: Path, work: Path, kind: Kind, counts: dict[str, int], each: int, seconds: float
+) -> None:
     """Start processes, of which each resumes the training of the one before, until one finishes.
 
     Args:
         counts: how often each death has happened; updated
         seconds: duration of an uninterrupted training
     """
-    last = None  # epoch of the newest checkpoint
+    last = None  # number of the newest checkpoint
     while True:
         how = next_death(counts, each)
         logs = {*work.glob("*/*.log")}
-        process = start(config, work, (how, CHANCE.randint(1, 2)) if how in STEPS else None)
+        processes = start(config, work, kind, (how, CHANCE.randint(1, 2)) if how in STEPS else None)
         if how == RANDOM:
-            remaining = seconds * (1 - (last or 0) / EPOCHS)
+            remaining = seconds * (1 - (last or 0) / kind.unit / EPOCHS)
             time.sleep(CHANCE.uniform(0, 0.6 * remaining))
-            process.kill()
-        status = wait(process)
+            processes[0].kill()
+        status = wait(processes)
         full = re.search(rf"^error: {work}/\S+ cannot be written.*No space left", log(work), re.MULTILINE)
         assert status in (0, -signal.SIGKILL) or (how == FULL and full), log(work)
-        assert_resumed("".join(path.read_text() for path in {*work.glob("*/*.log")} - logs), last)
+        assert_resumed("".join(path.read_text() for path in {*work.glob("*/*.log")} - logs), last, kind)
         if status == 0:
             return
         counts[how] += 1
-        last = max(epochs(work), default=None)
+        last = max(saved(work, kind), default=None)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--each", type=int, default=2, help="how often each step is hit (default: 2)")
+    parser.add_argument("--by", choices=["epochs", "iterations"], default="epochs")
+    parser.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=True, help="average the weights"
+    )
+    parser.add_argument("--accumulate", action="store_true", help="two iterations per step of the optimizer")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of a training (default: 1)")
     args = parser.parse_args()
+    kind = Kind(args.by, args.ema, args.accumulate, args.ranks)
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     counts = dict.fromkeys([RANDOM, *STEPS], 0)
-    configs = [write_config(folder, loader) for loader in range(len(LOADERS))]
+    configs = [write_config(folder, loader, kind) for loader in range(len(LOADERS))]
     expected, seconds = [], []
     for loader, config in enumerate(configs):
         work = folder / f"uninterrupted{loader}"
         shutil.rmtree(work, ignore_errors=True)
         began = time.monotonic()
-        status = wait(start(config, work))
+        status = wait(start(config, work, kind))
         assert status == 0, log(work)
         seconds.append(time.monotonic() - began)
-        expected.append(result(work))
+        expected.append(result(work, kind))
     trainings = 0
     while next_death(counts, args.each):
         loader = trainings % len(LOADERS)
         work = folder / f"killed{loader}"
         shutil.rmtree(work, ignore_errors=True)
-        train_with_deaths(configs[loader], work, counts, args.each, seconds[loader])
-        assert len(epochs(work)) == 2 and not list(work.glob(".*.partial*")), os.listdir(work)
-        assert_same(result(work), expected[loader])
+        train_with_deaths(configs[loader], work, kind, counts, args.each, seconds[loader])
+        assert len(saved(work, kind)) == 2 and not list(work.glob(".*.partial*")), os.listdir(work)
+        assert_same(result(work, kind), expected[loader])
         trainings += 1
         print(f"{trainings} trainings, {sum(counts.values())} deaths: the same bits", file=sys.stderr)
     print(json.dumps({**counts, "trainings": trainings}))

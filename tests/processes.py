@@ -19,7 +19,7 @@ def python(
 ) -> subprocess.CompletedProcess:
     """Run ``python ARGUMENTS`` with these environment variables. An unexpected exit status fails the test."""
     command, environment = [sys.executable, *map(str, arguments)], {**os.environ, **variables}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, errors="replace")
     assert done.returncode == status, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done
 

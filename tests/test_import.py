@@ -100,6 +100,16 @@ def test_subpackages_are_imported_on_access():
     python_with_torch("import dcnzoo; dcnzoo.ops.nms")
 
 
+def test_every_public_name_is_an_attribute():
+    """``dir`` lists it, and neither the import nor ``dir`` loads what it needs."""
+    names = ("train", "test", "to_deformable", "deform_conv2d", "zoo", "report", "models")
+    packages = ("torch", "numpy", *OPENMMLAB, "dcnzoo.zoo", "dcnzoo.report")
+    listed = f"{{*{names}, *dcnzoo.__all__}} <= {{*dir(dcnzoo)}}"
+    code = f"import sys, dcnzoo; print({listed}, [name for name in {packages} if name in sys.modules])"
+    assert run(code).strip() == "True []"
+    python_with_torch(f"import dcnzoo\nfor name in {names}: getattr(dcnzoo, name)")
+
+
 def test_models_without_mmdet():
     code = """
 import importlib.util, sys

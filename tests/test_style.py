@@ -14,6 +14,10 @@ def violations(node: ast.AST):
             yield "names"
         case ast.NamedExpr(target=ast.Name(id=name), value=ast.Call()) if name in NAMES:
             yield "names"
+        case ast.Call(func=ast.Attribute(attr="read_text" | "write_text"), keywords=options) if not any(
+            option.arg == "encoding" for option in options
+        ):
+            yield "texts without an encoding, which Windows does not read in UTF-8"
         case ast.FunctionDef() | ast.AsyncFunctionDef() if node.end_lineno - node.lineno >= LONGEST:
             yield "long-functions"
 

@@ -4,6 +4,7 @@ Both have the same structure. InternImage (Wang et al. 2023) uses DCNv3, FlashIn
 uses DCNv4. Parameter names are those of the official releases, so their checkpoints load unchanged.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -167,7 +168,8 @@ class InternImage(Classifier):
         res_post_norm: norms before **and** after the branches, for InternImage-H.
         level2_post_norm, level2_post_norm_block_ids: norms after these blocks of the third level, for
             InternImage-H and -G.
-        out_indices: levels whose maps are returned.
+        out_indices: levels whose maps are returned. Without ``num_classes``, the levels behind the last one
+            are not built. A state dict that has them loads, with a warning.
         frozen_stages: -1: train everything. 0: freeze the stem. n: also freeze the first n levels.
         num_classes: number of classes of the official classifier. None: no head.
         cls_scale: input channels of the head's last layer, as a multiple of the last level's channels.
@@ -250,13 +252,14 @@ class InternImage(Classifier):
         options.update(center_feature_scale=center_feature_scale, act_layer=act_layer, norm_layer=norm_layer)
         norms = (post_norm, res_post_norm, layer_scale)
         self.levels = nn.ModuleList()
-        for i, (depth, group) in enumerate(zip(depths, groups, strict=True)):
+        built = levels if num_classes is not None else max(out_indices) + 1
+        for i, (depth, group) in enumerate(zip(depths[:built], groups, strict=False)):
             width, stack = channels * 2**i, []
             for _ in range(depth):
                 dcn = self._operator(channels=width, group=group, **options)
                 mlp = MLP(width, int(width * mlp_ratio), act_layer, drop_rate, bias=self.mlp_fc2_bias)
                 stack.append(Block(dcn, width, mlp, next(drop_paths), *norms, with_cp))
-            downsample = Downsample(width, norm_layer) if i < levels - 1 else None
+            downsample = Downsample(width, norm_layer) if i < built - 1 else None
             extra = extra_norms if i == 2 else ()
             norm = not post_norm or center_feature_scale
             self.levels.append(Level(stack, width, norm, extra, downsample))
@@ -283,6 +286,18 @@ class InternImage(Classifier):
         for module in (self.patch_embed, *self.levels[: self.frozen_stages]):
             module.eval()
             module.requires_grad_(False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        last = len(self.levels) - 1
+        left_out = [f"{prefix}levels.{i}." for i in range(last + 1, len(self.depths))]
+        if left_out:
+            left_out.append(f"{prefix}levels.{last}.downsample.")
+        if unused := [key for key in state_dict if key.startswith(tuple(left_out))]:
+            for key in unused:
+                del state_dict[key]
+            text = f"{len(unused)} values of levels behind the last of out_indices are not loaded"
+            warnings.warn(f"{type(self).__name__}: {text}", stacklevel=2)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> "InternImage":
         super().train(mode)

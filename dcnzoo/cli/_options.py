@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -106,25 +107,44 @@ class Command(click.Command):
                 words[height:height] = words[height : height + 1]
         return super().parse_args(ctx, words)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with self._flags():  # for errors of callbacks
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with self._flags():
             return super().invoke(ctx)
+
+    @contextmanager
+    def _flags(self) -> Iterator[None]:
+        """Context in which the texts of errors pass through :meth:`with_flags`."""
+        try:
+            yield
         except (UserError, ValueError) as error:
             texts = error.args if isinstance(error, UserError) else [one_line(error)]
             kind = JointError if isinstance(error, JointError) else UserError
-            raise kind(*(self._with_flags(str(text)) for text in texts)) from error
+            raise kind(*(self.with_flags(str(text)) for text in texts)) from error
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(self._with_flags(str(error))) from error
+            raise KeyboardInterrupt(self.with_flags(str(error))) from error
 
-    def _with_flags(self, text: str) -> str:
-        """Replace a leading ``work_dir`` in an error by ``--work-dir``, and ``force=True`` by ``--force``."""
-        name, colon, rest = text.partition(": ")
+    def with_flags(self, text: str) -> str:
+        """Write arguments as a command line does: ``work_dir`` as ``--work-dir``, ``data=X`` as ``--data X``.
+
+        Names without an underscore are replaced where an error begins with them, and before an equals sign.
+        """
+        outside = r"(?<![\w./=-])"  # paths and names of settings
         for param in self.params:
-            if isinstance(param, click.Option):
-                value = not param.opts[0].startswith("--no-")
-                rest = rest.replace(f" {param.name}={value}", f" {param.opts[0]}")
-                name = param.opts[0] if param.name == name else name
-        return name + colon + rest
+            flag, off = param.opts[0], (param.secondary_opts or param.opts)[0]
+            if isinstance(param, click.Argument):
+                flag = off = (param.metavar or flag).strip("[].").upper()
+            name = rf"(?:{param.name}|{flag.lower()})"
+            text = re.sub(rf"^{name}(?=: )", flag, text)
+            text = re.sub(rf"{outside}{name}=False\b", off, text)
+            text = re.sub(rf"{outside}{name}=True\b", flag, text)
+            text = re.sub(rf"{outside}{name}=[\['\"]*(\S*?)[\]'\"]*(?=[,;:.]?(\s|$))", rf"{flag} \1", text)
+            if "_" in str(param.name):
+                text = re.sub(rf"{outside}{param.name}(?![\w=/]|\.\w)", flag, text)
+        return text
 
 
 class Group(click.Group):

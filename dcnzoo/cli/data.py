@@ -54,15 +54,16 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     from dcnzoo.data.dataset import ReadOptions
     from dcnzoo.data.preparation import read_data
 
+    names = ("train", "val", "test")
+    files = {name: _options.output_file(out / f"{name}.json", force=force) for name in names}
     splits, decisions = read_data(source, ReadOptions(classes=tuple(classes or ()), **options))
-    files = {name: _options.output_file(out / f"{name}.json", force=force) for name in splits}
-    for name, split in splits.items():  # after all names have been checked
+    for name, split in splits.items():
         split.write(files[name])
     print(*map(printable, decisions), sep="\n")
 
 
 @command.command
-@click.argument("file", type=FILE, callback=_options.existing)
+@click.argument("file", type=FILE)
 def check(file: Path) -> None:
     """Check the COCO file FILE for what MMDetection cannot use; exit with status 1 if it has problems.
 

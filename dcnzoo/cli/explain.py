@@ -57,16 +57,15 @@ def command(
         _options.refuse("a .png file", "further")
     _options.output_file(out, force=force)
     if model.endswith(_options.EXPORTED):
-        raise click.UsageError(f"model: expected a model with PyTorch weights, got {model}")
+        raise click.UsageError(f"MODEL: expected a model with PyTorch weights, got {model}")
     import dcnzoo
     from dcnzoo.report.explain import Box, plot_explanation, render_explanation
     from dcnzoo.report.explain_detector import explain
     from dcnzoo.utils.files import write_bytes
 
-    corners = box or (at and [*at, *at])
     detector: Any = dcnzoo.load(model, **loading)
     further = further if out.suffix == ".html" else 0
-    explanation = explain(detector, image, Box(*corners) if corners else None, layer, further)
+    explanation = explain(detector, image, Box(*box) if box else None, layer, further, at)
     if out.suffix == ".html":
         title = f"{Path(image).name}: where {Path(model).stem} samples"
         content = render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}").encode()

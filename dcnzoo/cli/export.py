@@ -68,20 +68,20 @@ def command(
     options |= {"precision": Int8(int8, num_images) if int8 else "float16" if fp16 else "float32"}
     options |= {"img_shape": None if img_shape == "none" else img_shape}
     options |= {"verify": verify and not (int8 or fp16) and (test_img or True)}
-    checked = ExportOptions(path, **options)  # reports wrong options before the model is loaded
-    checked.require_new(force, drawn=show)
+    ExportOptions(path, **options).require_new(force, drawn=show)  # before the model is loaded
     loading: dict[str, Any] = {
         "cfg_options": cfg_options,
         "unsafe_load": unsafe_load,
         "allow_partial": allow_partial,
     }
     detector: Any = dcnzoo.load(model, checkpoint=checkpoint, device="cpu", **loading)
-    from dcnzoo.openmmlab.export.export import draw_both, export_detector
     from dcnzoo.utils.progress import waiting
 
     with waiting("exporting"):
-        result = export_detector(detector, checked)
+        result = detector.export(path, force=force, **options)
     print(result)
     print_findings(result.findings)
     if show:
+        from dcnzoo.openmmlab.export.export import draw_both
+
         print(f"drawn: {draw_both(detector, result, test_img or True)}")

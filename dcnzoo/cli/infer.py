@@ -16,7 +16,7 @@ import click
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import POSITIVE, option
 from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import printable
+from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import numbered, require_file, require_new, write_bytes
 from dcnzoo.utils.formats import is_video, picture_files
 from dcnzoo.utils.text import counted
@@ -38,7 +38,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     for name in () if ctx.resilient_parsing else names:
         several = picture_files(name)
         if several is None:
-            require_file(name, "image")
+            require_file(name, "images")
         for file in [name] if several is None else several:
             folder, base = os.path.split(os.path.expanduser(file))
             files.setdefault(file if "://" in file else os.path.join(folder_of(folder), base), file)
@@ -130,7 +130,8 @@ def command(
             print(printable(f"written: {written}"))
     if files.written > SEVERAL:
         print(f"{counted(files.written, 'images')}: {_counts(files.counts)}")
-    sys.exit(bool(getattr(results, "skipped", ())))
+    if skipped := getattr(results, "skipped", ()):
+        raise UserError(f"{counted(len(skipped), 'images')} skipped, for the reasons above")
 
 
 def _write(results: Iterable[Detections], files: Any, shown: str, began: float) -> None:

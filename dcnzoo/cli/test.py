@@ -7,7 +7,6 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import NAME, option
-from dcnzoo.utils.files import require_exists
 
 
 @click.command(cls=_options.Command)
@@ -57,8 +56,6 @@ def command(**options: Any) -> None:
       dcnzoo test CONFIG CHECKPOINT --tta --show-dir work_dirs/shown --out predictions.pkl
       dcnzoo test CONFIG model.onnx --backend openvino --eval bbox segm
     """
-    if options["data"]:
-        require_exists(options["data"], "--data")
     from dcnzoo.zoo.testing import test
 
     test(**options)

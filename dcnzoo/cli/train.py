@@ -7,7 +7,7 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import POSITIVE, option
-from dcnzoo.utils.files import require_exists, require_file
+from dcnzoo.utils.files import require_file
 
 
 @click.command(cls=_options.Command)
@@ -72,8 +72,6 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
         raise click.UsageError(f"expected MODEL or --data{taken}")
     if resume not in (None, "auto"):
         require_file(resume, "--resume")
-    if options["data"]:
-        require_exists(options["data"], "--data")
     from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
     from dcnzoo.openmmlab.runs.ranks import is_first
     from dcnzoo.report.report import REPORT, write_report

@@ -32,8 +32,8 @@ def deform_conv2d(
         RuntimeError: a shape, dtype, device or value is invalid.
     """
     groups = 1  # the operator reports a wrong number of dimensions
-    if input.dim() == 4 and weight.dim() == 4:
-        channels, per_group = input.shape[1], weight.shape[1]
+    if input.dim() in (3, 4) and weight.dim() == 4:
+        channels, per_group = input.shape[-3], weight.shape[1]
         if per_group == 0 or channels % per_group != 0:
             raise RuntimeError(
                 f"deform_conv2d: weight: expected a number of input channels that divides the {channels} "

@@ -1,14 +1,17 @@
 """Read COCO's JSON files as tools write them."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+from msgspec import Raw
 from pycocotools import mask as coco_mask
 
 from dcnzoo.data.check import UNLIKE, extent, judge
 from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image
-from dcnzoo.data.dataset import Dataset, turned_box
+from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
+from dcnzoo.data.geometry import turned_box
 from dcnzoo.data.tree import Reader, Tree, by_split
 from dcnzoo.utils.text import counted, few, short
 
@@ -18,21 +21,17 @@ TRUE = (1, True, "1", "true", "True")
 class Coco(Reader):
     """The reader of COCO files."""
 
-    name = "COCO"
-
-    def __init__(self, tree: Tree, contents: Mapping[Path, CocoFile]) -> None:
-        super().__init__(tree, [*contents])
-        self._contents = contents
+    name, position = "COCO", "{}: annotations[{}]"
 
     @classmethod
-    def find(cls, tree: Tree, json: Mapping[Path, CocoFile]) -> "Coco | None":
+    def find(cls, tree: Tree) -> "Coco | None":
         """Return the reader, if there are COCO files; other ones beside ``instances_…`` are not read."""
-        files = [file for file, content in json.items() if content.is_coco]
-        scored = [file for file in files if json[file].is_result]
+        files = [file for file, content in tree.json.items() if content.is_coco]
+        scored = [file for file in files if tree.json[file].is_result]
         folders = {file.parent for file in files if file.name.startswith("instances")}
         others = [f for f in files if f.parent in folders and not f.name.startswith("instances")]
         kinds = {"results with scores": scored, "COCO files beside instances…": others}
-        reader = cls(tree, {file: json[file] for file in files if file not in (*scored, *others)})
+        reader = cls(tree, [file for file in files if file not in (*scored, *others)])
         reader.notes = [f"{kind}, not read: {len(own)} ({few(own, 2)})" for kind, own in kinds.items() if own]
         return reader if reader.files else None
 
@@ -48,25 +47,22 @@ class Coco(Reader):
                 self._read(file, dataset)
 
     def _read(self, file: Path, dataset: Dataset) -> None:
-        content, split = self._contents[file], self.tree.split_of(file, own=True)
+        content, split = self.tree.json[file], self.tree.split_of(file, own=True)
         numbers, used, ignored = _by_image(file, content, dataset)
         if ignored:
-            objects = counted(ignored, "objects")
-            self.notes.append(
-                f"{file}: {objects} with ignore=1: crowds, neither trained nor counted in the AP"
+            text = (
+                f"{counted(ignored, 'objects')} with ignore=1: crowds, neither trained nor counted in the AP"
             )
-        names = _classes(content, used, dataset)
+            self.notes.append(f"{file}: {text}")
+        read = partial(_object, _classes(content, used, dataset))
         for position, image in content.entries("images", strict=False):
             with dataset.refusing(f"{file}: images[{position}]"):
                 if isinstance(image, InvalidAnnotation):
                     raise image
-                picture = self.tree.picture(image.file_name or "", file.parent, split)
-                dataset.add_picture(picture, (image.width, image.height))
-                for number in numbers[str(image.id)]:
-                    try:  # not dataset.refusing, which takes seconds for a million annotations
-                        _add(decode_json(content.annotations[number], Annotation), names, dataset)
-                    except InvalidAnnotation as error:
-                        dataset.refuse(f"{file}: annotations[{number}]", error)
+                path = self.tree.picture(image.file_name or "", file.parent, split)
+                picture = dataset.open(path, file, (image.width, image.height))
+                entries = [(number, content.annotations[number]) for number in numbers[str(image.id)]]
+                dataset.add(picture, entries, read)
 
 
 def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str, list[int]], set[str], int]:
@@ -110,37 +106,40 @@ def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, s
     return names
 
 
-def _add(entry: Annotation, names: Mapping[str, str], dataset: Dataset) -> None:
+def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], dataset: Dataset) -> Object:
+    entry = decode_json(raw, Annotation)
     if entry.score is not None:
         raise InvalidAnnotation("expected an annotation, got a prediction: it has a score")
     is_class = str(entry.category_id) in names
-    mask, problem, kind = judge(entry, dataset.size, is_class, masks=True, stated=False)
+    mask, problem, kind = judge(entry, size, is_class, masks=True, stated=False)
     if kind == UNLIKE:
         raise InvalidAnnotation(problem)
     name, crowd = names[str(entry.category_id)], int(entry.iscrowd in TRUE or entry.ignore in TRUE)
     if isinstance(mask, dict):
-        return dataset.add(name, coco_mask.toBbox(mask).tolist(), float(coco_mask.area(mask)), crowd, mask)
+        box, area = coco_mask.toBbox(mask).tolist(), float(coco_mask.area(mask))
+        return dataset.new_object(name, box, area, crowd, mask)
     if mask:
-        return _add_polygons(name, mask, entry, crowd, dataset)
+        return _polygons(name, mask, entry, size, crowd, dataset)
     x, y, width, height = entry.bbox or [0.0] * 4  # judge requires it
     corners, attributes = (x, y, x + width, y + height), entry.attributes
     angle = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0  # CVAT's
     if angle := finite(str(angle), "rotation") % 360:
-        corners = turned_box(corners, angle, dataset.size)
-    dataset.add_box(name, corners, crowd)
+        corners = turned_box(corners, angle, size)
+    return dataset.new_box(name, corners, size, crowd)
 
 
-def _add_polygons(
-    name: str, polygons: list[list[float]], entry: Annotation, crowd: int, dataset: Dataset
-) -> None:
-    """Add an object with its stated box, area and mask, if box and polygons are inside the picture.
+def _polygons(
+    name: str, polygons: list[list[float]], entry: Annotation, size: tuple[int, int], crowd: int,
+    dataset: Dataset,
+) -> Object:  # fmt: skip
+    """Return an object with its stated box, area and mask, if box and polygons are inside the picture.
 
     Otherwise, compute the box and the area from the polygons.
     """
     box, (x1, y1, x2, y2) = entry.bbox or [], extent(polygons)
     if len(box) == 4 and min(box[2:]) > 0 and entry.area and entry.area > 0:
         right, bottom = max(x2, box[0] + box[2]), max(y2, box[1] + box[3])
-        if min(x1, y1, *box[:2]) >= 0 and right <= dataset.size[0] and bottom <= dataset.size[1]:
-            return dataset.add(name, box, entry.area, crowd, entry.segmentation)
+        if min(x1, y1, *box[:2]) >= 0 and right <= size[0] and bottom <= size[1]:
+            return dataset.new_object(name, box, entry.area, crowd, entry.segmentation)
     points = [[*zip(part[::2], part[1::2], strict=True)] for part in polygons]
-    dataset.add_polygons(name, points, crowd)
+    return dataset.new_polygons(name, points, size, crowd)

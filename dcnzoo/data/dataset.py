@@ -3,30 +3,29 @@
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 """
 
-import math
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from pycocotools import mask as coco_mask
 
+from dcnzoo.data.coco_file import mask_of
 from dcnzoo.data.files import InvalidAnnotation, image_size
+from dcnzoo.data.geometry import Corners, Point, Polygon, clip_polygon, polygon_area
+from dcnzoo.detect.pictures import problem_of_size
 from dcnzoo.utils.files import writing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few, short
 from dcnzoo.version import __version__
 
 TOLERANCE = 1.0  # pixels; an edge that rounding moved out of the picture by at most this is moved back
-
-Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
-Polygon = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -49,46 +48,64 @@ class ReadOptions:
 class Object(msgspec.Struct, gc=False):
     """An annotated object; ``segmentation`` is COCO's, or its JSON text."""
 
-    picture: int  # its number, from 1
     name: str
     bbox: list[float]  # x, y, width, height
     area: float
     iscrowd: int
     segmentation: Any
 
-    def entry(self, number: int, labels: Mapping[str, int]) -> dict[str, Any]:
+    @property
+    def corners(self) -> int:
+        """The number of corners, if the mask is one polygon; else 0."""
+        is_text = isinstance(self.segmentation, msgspec.Raw)
+        mask = mask_of(self.segmentation) if is_text else self.segmentation
+        return len(mask[0]) // 2 if isinstance(mask, list) and len(mask) == 1 else 0
+
+    def entry(self, number: int, image: int, labels: Mapping[str, int]) -> dict[str, Any]:
         """Return COCO's annotation."""
         mask = [] if self.segmentation is None else self.segmentation
-        ids = {"id": number, "image_id": self.picture, "category_id": labels[self.name]}
+        ids = {"id": number, "image_id": image, "category_id": labels[self.name]}
         return {**ids, "bbox": self.bbox, "area": self.area, "iscrowd": self.iscrowd, "segmentation": mask}
+
+
+class Picture(msgspec.Struct, gc=False):
+    """A picture with its objects.
+
+    Attributes:
+        size: (width, height).
+        source: the file with its annotation, if there is one.
+        objects: by their lines or numbers in the annotation.
+    """
+
+    file: Path
+    size: tuple[int, int]
+    source: Path | None = None
+    objects: dict[int, Object] = {}
 
 
 @dataclass(eq=False)
 class Dataset:
-    """Pictures and objects of one split. Objects belong to the picture that was added last.
+    """Pictures with their objects, of one split.
 
     Attributes:
         classes: names in the order of their labels; all splits share them.
         options: how the annotations are read. If it has classes, any other class is a problem.
+        position: text of an object's position, of the file and the number in it.
         problems: the pictures, objects and files that cannot be used.
         sources: the files that were read.
-        unlabelled: pictures without a file of annotations, which are used as empty ones.
-        sizes: the pictures, with (width, height).
-        objects: in the order of the pictures.
+        pictures: by their files.
         clipped: the number of polygons and boxes that were clipped.
         file: the COCO file, when it is written.
     """
 
     classes: dict[str, None]
     options: ReadOptions = ReadOptions()
+    position: str = "{}: {}"
     problems: list[Finding] = field(default_factory=list)
     sources: list[Path] = field(default_factory=list)
-    unlabelled: list[Path] = field(default_factory=list)
-    sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
-    objects: list[Object] = field(default_factory=list)
+    pictures: dict[Path, Picture] = field(default_factory=dict)
     clipped: int = 0
     file: Path = Path()
-    size: tuple[int, int] = (0, 0)  # of the last picture
 
     @contextmanager
     def refusing(self, where: object) -> Iterator[None]:
@@ -101,56 +118,93 @@ class Dataset:
     def refuse(self, where: object, error: InvalidAnnotation) -> None:
         self.problems.append(Finding(str(where), str(error)))
 
-    def add_picture(self, file: Path, stated: object = None) -> None:
-        """Add a picture; ``stated`` is its (width, height) in the annotations, if they have it."""
-        if file in self.sizes:
+    def open(self, file: Path, source: Path | None = None, stated: Sequence[Any] = (None, None)) -> Picture:
+        """Return a new picture; ``stated`` is its (width, height) in the annotation, if it has one."""
+        if file in self.pictures:
             raise InvalidAnnotation(f"expected each picture once, got {file} again")
         size = image_size(file)
-        if stated not in (None, (None, None), (0, 0), size):
-            raise InvalidAnnotation(f"expected {size}, the width and height of {file}, got {short(stated)}")
-        self.sizes[file] = self.size = size
+        if problem := problem_of_size(size, stated):
+            raise InvalidAnnotation(f"{file}: {problem}")
+        return Picture(file, size, source)
 
-    def add_box(self, name: str, corners: Corners, iscrowd: int = 0) -> None:
-        """Add an object without an outline."""
-        (x1, y1), (x2, y2) = self._inside([corners[:2], corners[2:]])
-        self.add(name, rounded([x1, y1, x2 - x1, y2 - y1]), (x2 - x1) * (y2 - y1), iscrowd)
+    def add(self, picture: Picture, entries: Iterable[tuple[int, Any]], read: Callable[..., Object]) -> None:
+        """Add a picture with its objects; an invalid object is a problem, and the others are added.
 
-    def add_polygons(self, name: str, polygons: Sequence[Polygon], iscrowd: int = 0) -> None:
-        """Add an object whose parts have these outlines. If they overlap, the common area counts twice."""
-        outlines = [self._inside(polygon) for polygon in polygons]
-        xs, ys = zip(*(point for outline in outlines for point in outline), strict=True)
+        Args:
+            entries: the number of each object in the annotation, and what the annotation says about it.
+            read: returns the object from that, the picture's size and this data set.
+
+        Raises:
+            InvalidAnnotation: the annotation cannot be read; the picture is not added.
+        """
+        for number, entry in entries:
+            try:  # not self.refusing, which takes seconds for a million objects
+                picture.objects[number] = each = read(entry, picture.size, self)
+            except InvalidAnnotation as error:
+                self.refuse(self.position.format(picture.source, number), error)
+            else:
+                self.classes.setdefault(each.name)
+        self.pictures[picture.file] = picture
+
+    def new_box(self, name: str, corners: Corners, size: tuple[int, int], iscrowd: int = 0) -> Object:
+        """Return an object without an outline, in a picture of this size."""
+        ((x1, y1), (x2, y2)), _ = self._inside([corners[:2], corners[2:]], size)
+        return self.new_object(name, rounded([x1, y1, x2 - x1, y2 - y1]), (x2 - x1) * (y2 - y1), iscrowd)
+
+    def new_polygons(
+        self, name: str, polygons: Sequence[Polygon], size: tuple[int, int], iscrowd: int = 0
+    ) -> Object:
+        """Return an object whose parts have these outlines; where they overlap, the area counts twice."""
+        parts: list[Polygon] = []
+        for polygon in polygons:
+            inside, is_near = self._inside(polygon, size)
+            parts += [inside] if is_near else clip_polygon(polygon, size)
+        if not parts:
+            raise InvalidAnnotation(f"{name}: expected an object with an area, got none in the picture")
+        xs, ys = zip(*chain(*parts), strict=True)
         box = rounded([min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)])
-        mask = [rounded(value for point in outline for value in point) for outline in outlines]
-        self.add(name, box, sum(map(polygon_area, outlines)), iscrowd, mask)
+        mask = [rounded(chain(*part)) for part in parts]
+        return self.new_object(name, box, sum(map(polygon_area, parts)), iscrowd, mask)
 
-    def _inside(self, points: Polygon) -> list[tuple[float, float]]:
-        """Move points into the picture; without ``clip``, refuse points that are beyond the tolerance."""
-        width, height = self.size
+    def _inside(self, points: Polygon, size: tuple[int, int]) -> tuple[list[Point], bool]:
+        """Move points into the picture; return them, and whether none was moved by more than the tolerance.
+
+        Without ``clip``, refuse points that are beyond the tolerance.
+        """
+        width, height = size
         inside = [(min(max(x, 0.0), width), min(max(y, 0.0), height)) for x, y in points]
         pairs = zip(chain(*points), chain(*inside), strict=True)
-        off = max(abs(old - new) for old, new in pairs)
-        if not (self.options.clip or off <= TOLERANCE):
+        is_near = max(abs(old - new) for old, new in pairs) <= TOLERANCE
+        if not (self.options.clip or is_near):
             raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {short(points)}")
-        self.clipped += off > TOLERANCE
-        return inside
+        self.clipped += not is_near
+        return inside, is_near
 
-    def add(
+    def new_object(
         self, name: str, box: list[float], area: float, iscrowd: int = 0, segmentation: Any = None
-    ) -> None:
-        """Add an object with a box in the picture: x, y, width, height."""
+    ) -> Object:
+        """Return an object with a box in the picture: x, y, width, height."""
         if not (min(box[2:]) > 0 and area > 0):
             raise InvalidAnnotation(f"{name}: expected an object with an area, got the box {box}")
-        if name not in self.classes:
-            if self.options.classes:
-                known = few([*self.classes])
-                raise InvalidAnnotation(f"expected one of the classes {known}, got {short(name)}")
-            self.classes[name] = None
-        self.objects.append(Object(len(self.sizes), name, box, round(area, 2), iscrowd, segmentation))
+        if self.options.classes and name not in self.classes:
+            known = few([*self.classes])
+            raise InvalidAnnotation(f"expected one of the classes {known}, got {short(name)}")
+        return Object(name, box, round(area, 2), iscrowd, segmentation)
+
+    @property
+    def objects(self) -> list[Object]:
+        """The objects of all pictures, in their order."""
+        return [each for picture in self.pictures.values() for each in picture.objects.values()]
+
+    @property
+    def unlabelled(self) -> list[Path]:
+        """The pictures without a file of annotations, which are used as empty ones."""
+        return [picture.file for picture in self.pictures.values() if picture.source is None]
 
     @property
     def folder(self) -> Path:
         """The deepest folder with all pictures."""
-        return Path(os.path.commonpath({os.path.abspath(file.parent) for file in self.sizes} or ["."]))
+        return Path(os.path.commonpath({os.path.abspath(file.parent) for file in self.pictures} or ["."]))
 
     @property
     def per_class(self) -> dict[str, int]:
@@ -163,31 +217,25 @@ class Dataset:
         """The number of objects that training ignores."""
         return sum(bool(each.iscrowd) for each in self.objects)
 
-    @property
-    def without_mask(self) -> int:
-        """The number of objects without a mask, except crowds."""
-        return sum(each.segmentation is None and not each.iscrowd for each in self.objects)
-
     def select(self, chosen: Collection[Path]) -> "Dataset":
-        """Return a data set with the chosen pictures and their objects, in the same order."""
-        part, new = Dataset(self.classes), dict[int, int]()
-        for number, (file, size) in enumerate(self.sizes.items(), 1):
-            if file in chosen:
-                part.sizes[file] = size
-                new[number] = len(part.sizes)
-        for each in self.objects:
-            if each.picture in new:
-                part.objects.append(msgspec.structs.replace(each, picture=new[each.picture]))
-        return part
+        """Return a data set with the chosen pictures, in the same order."""
+        pictures = {file: picture for file, picture in self.pictures.items() if file in chosen}
+        return Dataset(self.classes, position=self.position, pictures=pictures)
 
     def write(self, out: Path) -> None:
         """Write a COCO file."""
         folder, labels = self.folder, {name: number for number, name in enumerate(self.classes, 1)}
+        sizes = ((each.file, each.size) for each in self.pictures.values())
         images = (
             {"id": n, "file_name": os.path.relpath(file, folder), "width": size[0], "height": size[1]}
-            for n, (file, size) in enumerate(self.sizes.items(), 1)
+            for n, (file, size) in enumerate(sizes, 1)
         )
-        annotations = (each.entry(number, labels) for number, each in enumerate(self.objects, 1))
+        numbers = count(1)
+        annotations = (
+            each.entry(next(numbers), image, labels)
+            for image, picture in enumerate(self.pictures.values(), 1)
+            for each in picture.objects.values()
+        )
         head = {
             "info": {"description": f"written by dcnzoo {__version__}"},
             "categories": [{"id": number, "name": name} for name, number in labels.items()],
@@ -202,6 +250,22 @@ class Dataset:
                 opened.write(b"]")
             opened.write(b"}\n")
         self.file = out
+
+
+def without_mask(splits: Iterable[Dataset]) -> tuple[int, int, str]:
+    """Return the number of objects without a mask, that of all objects, and the first one's position.
+
+    Crowds, which training ignores, are not counted.
+    """
+    number, total, first = 0, 0, ""
+    for split in splits:
+        for picture in split.pictures.values():
+            for key, each in picture.objects.items():
+                total += not each.iscrowd
+                if each.segmentation is None and not each.iscrowd:
+                    number += 1
+                    first = first or split.position.format(picture.source, key)
+    return number, total, first
 
 
 def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
@@ -241,20 +305,3 @@ def _decode_counts(text: str) -> list[int]:
 
 def rounded(values: Iterable[float]) -> list[float]:
     return [round(value, 2) for value in values]
-
-
-def polygon_area(polygon: Polygon) -> float:
-    """Return the enclosed area; parts with the opposite orientation count as negative."""
-    x0, y0 = polygon[0]  # far from the origin, the products would lose precision
-    points = [(x - x0, y - y0) for x, y in polygon]
-    pairs = zip(points, [*points[1:], points[0]], strict=True)
-    return abs(sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in pairs)) / 2
-
-
-def turned_box(corners: Corners, angle: float, size: tuple[int, int]) -> Corners:
-    """Return the upright box, clipped to the picture, around a box that CVAT turned by ``angle`` degrees."""
-    x1, y1, x2, y2 = corners
-    cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
-    u, v = ((x2 - x1) * cos + (y2 - y1) * sin) / 2, ((x2 - x1) * sin + (y2 - y1) * cos) / 2
-    x, y = (x1 + x2) / 2, (y1 + y2) / 2
-    return max(x - u, 0), max(y - v, 0), min(x + u, size[0]), min(y + v, size[1])

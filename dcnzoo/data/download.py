@@ -44,7 +44,7 @@ def _fruits_nuts(source: Path, out: Path) -> None:
     validation = {"5.jpg", "7.jpg", "8.jpg", "13.jpg", "15.jpg"}
     (pool,) = read_splits(source / "data" / "trainval.json", ReadOptions())[1].values()
     for name in ("train", "val"):
-        own = [file for file in pool.sizes if (file.name in validation) == (name == "val")]
+        own = [file for file in pool.pictures if (file.name in validation) == (name == "val")]
         pool.select(own).write(out / f"{name}.json")
     shutil.copytree(source / "data" / "images", out / "images")
 

@@ -81,11 +81,14 @@ def image_size(file: Path) -> tuple[int, int]:
     Raises:
         InvalidAnnotation: it does not exist, or is no picture.
     """
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only the head of the file is read
     try:
         with Image.open(file) as image:
             exif = Image.Exif()
             if image.format != "AVIF":  # OpenCV turns AVIF by the format's own property, not by EXIF
                 exif.load(image.info.get("exif", b""))
             return image.size[::-1] if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise InvalidAnnotation(f"expected a picture at {file}: {error}") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit

@@ -1,12 +1,10 @@
 """Read LabelMe's JSON files, also those of AnyLabeling and X-AnyLabeling."""
 
-from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
-from dcnzoo.data.coco_file import CocoFile
-from dcnzoo.data.dataset import Dataset, Polygon
+from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, read_json
+from dcnzoo.data.geometry import Polygon
 from dcnzoo.data.tree import Reader, Tree
 from dcnzoo.utils.text import short
 
@@ -14,12 +12,12 @@ from dcnzoo.utils.text import short
 class LabelMe(Reader):
     """The reader of LabelMe's files."""
 
-    name = "LabelMe"
+    name, position = "LabelMe", "{}: shapes[{}]"
 
     @classmethod
-    def find(cls, tree: Tree, json: Mapping[Path, CocoFile]) -> "LabelMe | None":
+    def find(cls, tree: Tree) -> "LabelMe | None":
         """Return the reader, if there are files with a list of shapes."""
-        files = [file for file, content in json.items() if content.is_labelme]
+        files = [file for file, content in tree.json.items() if content.is_labelme]
         return cls(tree, files) if files else None
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
@@ -29,25 +27,24 @@ class LabelMe(Reader):
             with dataset.refusing(file):
                 content = read_json(file)
                 name, split = str(content.get("imagePath")), self.tree.split_of(file)
-                picture = self.tree.picture(name, file.parent, split)
-                dataset.add_picture(picture, (content.get("imageWidth"), content.get("imageHeight")))
-                groups: dict[object, list[dict]] = defaultdict(list)
+                stated = content.get("imageWidth"), content.get("imageHeight")
+                picture = dataset.open(self.tree.picture(name, file.parent, split), file, stated)
+                groups: dict[object, tuple[int, list[dict]]] = {}  # the number of the first shape, and all
                 for number, shape in enumerate(content["shapes"]):
                     if not isinstance(shape, dict):
                         raise InvalidAnnotation(f"shapes[{number}]: expected an object, got {short(shape)}")
                     group = shape.get("group_id")
-                    groups[number if group is None else repr((group, shape.get("label")))].append(shape)
-                for shapes in groups.values():
-                    with dataset.refusing(f"{file}: {short(shapes[0].get('label'))}"):
-                        _add(shapes, dataset)
+                    key = number if group is None else repr((group, shape.get("label")))
+                    groups.setdefault(key, (number, []))[1].append(shape)
+                dataset.add(picture, groups.values(), _object)
 
 
-def _add(shapes: list[dict], dataset: Dataset) -> None:
+def _object(shapes: list[dict], size: tuple[int, int], dataset: Dataset) -> Object:
     label = shapes[0].get("label")
     if not isinstance(label, str) or not label.strip():
         raise InvalidAnnotation(f"label: expected a name, got {short(label)}")
     try:
-        dataset.add_polygons(label.strip(), [*map(_outline, shapes)])
+        return dataset.new_polygons(label.strip(), [*map(_outline, shapes)], size)
     except (LookupError, TypeError, ValueError) as error:
         raise InvalidAnnotation(f"expected a shape with points, got {short(shapes[0])}: {error}") from None
 

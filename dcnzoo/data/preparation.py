@@ -7,22 +7,24 @@ annotation files is either used or a problem. Problems stop the command, or are 
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dcnzoo.data.coco import Coco
-from dcnzoo.data.coco_file import CocoFile
-from dcnzoo.data.dataset import Dataset, ReadOptions
+from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.labelme import LabelMe
 from dcnzoo.data.tree import ALL, Tree, is_of_training
 from dcnzoo.data.voc import Voc
-from dcnzoo.data.yolo import CLASSES, DESCRIPTIONS, Yolo
+from dcnzoo.data.yolo import Yolo
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import require_exists
 from dcnzoo.utils.findings import shown
+from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.progress import track, waiting
 from dcnzoo.utils.text import columns, counted, cut, few
 
+FORMATS: tuple[type[Yolo | Coco | LabelMe | Voc], ...] = (Yolo, Coco, LabelMe, Voc)
 VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 
 
@@ -32,13 +34,14 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
     Raises:
         UserError: no format or several are found, or the annotations have problems, one line each.
     """
+    require_exists(data, "data")
     with waiting(f"listing {data}"):
-        tree = Tree(data if data.is_dir() else data.parent)
+        tree = Tree(data)
     try:
         reader = _reader(data, tree, options)
         groups = reader.groups()
         classes = dict.fromkeys(options.classes or reader.classes)
-        splits = {name: Dataset(classes, options) for name in groups}
+        splits = {name: Dataset(classes, options, reader.position) for name in groups}
         for name, split in splits.items():
             reader.read([*track(groups[name], f"reading {name}")], split)
     except InvalidAnnotation as error:
@@ -75,6 +78,7 @@ def read_data(data: Path, options: ReadOptions) -> tuple[dict[str, Dataset], lis
     """
     kind, splits, notes = read_splits(data, options)
     _require_apart(splits)
+    notes += _notes_of_masks(splits)
     if pool := splits.pop(ALL, None):
         splits = {**_divide(pool), **splits}
         notes.append(f"{VALIDATION:.0%} of the pictures, chosen at random (seed 0), are for validation")
@@ -84,9 +88,9 @@ def read_data(data: Path, options: ReadOptions) -> tuple[dict[str, Dataset], lis
 
 def line_of(name: str, split: Dataset) -> str:
     """Return a line with the numbers of a split."""
-    numbers = f"{counted(len(split.sizes), 'pictures')}, {counted(len(split.objects), 'objects')}"
+    numbers = f"{counted(len(split.pictures), 'pictures')}, {counted(len(split.objects), 'objects')}"
     ignored = f", of which training ignores {split.crowds}" if split.crowds else ""
-    empty = len(split.sizes) - len({each.picture for each in split.objects})
+    empty = sum(not picture.objects for picture in split.pictures.values())
     return f"{name:8}  {numbers}{ignored}, {empty} without objects: {split.folder}"
 
 
@@ -98,28 +102,20 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | Label
     """
     if data.is_dir() and is_of_training(data):
         raise UserError(f"data: expected annotated pictures, got the work directory of a training, {data}")
-    files = [data] if data.is_file() else tree.files
-    json = dict[Path, CocoFile]()
-    for file in track([file for file in files if file.suffix.lower() == ".json"], "reading"):
-        try:
-            json[file] = CocoFile(file)
-        except InvalidAnnotation as error:
-            raise UserError(f"{file}: {error}") from None
-    is_of_yolo = data.is_file() and (data.suffix in DESCRIPTIONS or data.name in CLASSES)
-    yolo = Yolo.find(tree, data if is_of_yolo else None) if is_of_yolo or data.is_dir() else None
-    voc = Voc.find(tree, files)
-    readers = [each for each in (yolo, Coco.find(tree, json), LabelMe.find(tree, json), voc) if each]
+    readers = [reader for kind in FORMATS if (reader := kind.find(tree))]
     if len(readers) > 1:
         seen = ", ".join(f"{each.name} ({next(iter(each.files))})" for each in readers)
         raise UserError(f"data: expected one format in {data}, found {seen}: name the file or folder of one")
-    if readers and options.zero_based and not voc:
+    if readers and options.zero_based and not isinstance(readers[0], Voc):
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {readers[0].name}")
     if readers:
         return readers[0]
-    if scored := [file for file, content in json.items() if content.is_coco]:
+    if scored := [file for file, content in tree.json.items() if content.is_coco]:
         raise UserError(f"data: expected annotations, got predictions with a score in {few(scored, 2)}")
     expected = "YOLO's data.yaml, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
-    got = f"{data} with {counted(len(files), 'files')}, such as {few(files, 1)}"
+    files = tree.candidates
+    telling = [file for file in files if file.suffix.lower() not in PICTURES] or files
+    got = f"{data} with {counted(len(files), 'files')}, such as {few(telling, 1)}"
     raise UserError(f"data: expected {expected}, got {got}; most tools can export COCO")
 
 
@@ -133,9 +129,21 @@ def _require_objects(name: str, split: Dataset) -> None:
     raise UserError(f"data: {name}: expected objects, got {got}")
 
 
+def _notes_of_masks(splits: Mapping[str, Dataset]) -> Iterator[str]:
+    """Yield a line if only some objects have masks, or if all masks may be oriented boxes."""
+    number, total, first = without_mask(splits.values())
+    if 0 < number < total:
+        verb = "has" if number == 1 else "have"
+        yield f"masks: no, {number:,} of {total:,} objects {verb} none: {first}"
+    outlined = [each for split in splits.values() for each in split.objects if each.segmentation is not None]
+    has_corners = bool(outlined) and all(each.corners == 4 for each in outlined)
+    if has_corners and any(each.area < 0.99 * each.bbox[2] * each.bbox[3] for each in outlined):
+        yield "every polygon has four corners: oriented boxes? upright boxes and masks are learnt"
+
+
 def _unused(tree: Tree, splits: Mapping[str, Dataset]) -> list[str]:
     """Return a line each for the pictures and files that are not used."""
-    used = {file.absolute() for split in splits.values() for file in (*split.sizes, *split.sources)}
+    used = {file.absolute() for split in splits.values() for file in (*split.pictures, *split.sources)}
     pictures = [file for file in tree.pictures if file.absolute() not in used]
     others = sorted(file for file in {*tree.files} - {*tree.pictures} if file.absolute() not in used)
     kinds = {"pictures without annotations": pictures, "other files": others}
@@ -146,8 +154,8 @@ def _require_apart(splits: Mapping[str, Dataset]) -> None:
     """Raise UserError if a picture, or a copy with the same bytes, is in two splits."""
     alike: dict[tuple, list[tuple[str, Path]]] = defaultdict(list)
     for name, split in splits.items():
-        for file, size in split.sizes.items():
-            alike[(*size, file.stat().st_size)].append((name, file))
+        for file, picture in split.pictures.items():
+            alike[(*picture.size, file.stat().st_size)].append((name, file))
     first: dict[bytes, tuple[str, Path]] = {}
     shared = []
     candidates = [each for files in alike.values() if len({name for name, _ in files}) > 1 for each in files]
@@ -169,11 +177,10 @@ def _divide(pool: Dataset) -> dict[str, Dataset]:
     Raises:
         UserError: a part would have no object.
     """
-    keys = [file.name.partition(".rf.")[0] if ".rf." in file.name else file for file in pool.sizes]
-    classes: dict[object, set[str]] = {key: set() for key in keys}  # key → the classes in its pictures
-    for each in pool.objects:
-        if not each.iscrowd:
-            classes[keys[each.picture - 1]].add(each.name)
+    keys = {f: f.name.partition(".rf.")[0] if ".rf." in f.name else f for f in pool.pictures}
+    classes: dict[object, set[str]] = {key: set() for key in keys.values()}  # of the pictures with this key
+    for file, picture in pool.pictures.items():
+        classes[keys[file]].update(each.name for each in picture.objects.values() if not each.iscrowd)
     left = Counter(name for own in classes.values() for name in own)
     number, chosen = max(1, round(VALIDATION * len(classes))), set[object]()
     order = random.Random(0).sample([*classes], len(classes))  # nosec B311
@@ -189,8 +196,8 @@ def _divide(pool: Dataset) -> dict[str, Dataset]:
             number -= 1
     if first is None or not any(left.values()):
         raise UserError("data: expected objects for training and validation: annotate more pictures")
-    validation = {file for file, key in zip(pool.sizes, keys, strict=True) if key in chosen}
-    return {"train": pool.select(pool.sizes.keys() - validation), "val": pool.select(validation)}
+    validation = {file for file, key in keys.items() if key in chosen}
+    return {"train": pool.select(pool.pictures.keys() - validation), "val": pool.select(validation)}
 
 
 def _table_of_classes(splits: Mapping[str, Dataset]) -> list[str]:

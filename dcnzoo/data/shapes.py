@@ -18,7 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dcnzoo.data.dataset import Dataset, polygon_area
+from dcnzoo.data.dataset import Dataset, Object
+from dcnzoo.data.geometry import polygon_area
 from dcnzoo.utils.files import read_beside, replacing
 
 CLASSES = ("oval", "trefoil", "cross")
@@ -81,7 +82,7 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
         for split in SPLITS:
             (partial / split).mkdir()
             _write_split(partial, split, spec)
-        (partial / SPEC_FILE).write_text(json.dumps(record, indent=1))
+        (partial / SPEC_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     return True
 
 
@@ -128,10 +129,12 @@ def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
         file = root / split / f"{index:05d}.png"
         if not cv2.imwrite(str(file), pixels):
             raise OSError(f"{file}: cannot write the image")
-        coco.add_picture(file)
-        for instance in instances:
-            coco.add_polygons(CLASSES[instance["label"]], [instance["polygon"].tolist()])
+        coco.add(coco.open(file), enumerate(instances), _object)
     coco.write(root / "annotations" / f"{split}.json")
+
+
+def _object(instance: dict[str, Any], size: tuple[int, int], coco: Dataset) -> Object:
+    return coco.new_polygons(CLASSES[instance["label"]], [instance["polygon"].tolist()], size)
 
 
 def _rotation(rng: np.random.Generator) -> np.ndarray:

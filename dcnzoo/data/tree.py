@@ -4,14 +4,18 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
+from dcnzoo.data.coco_file import CocoFile
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.formats import PICTURES, walk
+from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few
 
 WORDS = {
@@ -74,24 +78,42 @@ class Tree:
 
     Attributes:
         root: the folder of the data.
+        chosen: the file that the user passed in place of a folder.
         files: the files below the root.
         pictures: those below the root; if there are none, below its parent, as for COCO's ``annotations``.
+        base: the folder of the pictures.
         splits: the split that each folder of pictures states.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._base = root  # of the pictures
-        self.files = files_below(root)
+    def __init__(self, data: Path) -> None:
+        self.chosen = None if data.is_dir() else data
+        self.root = self.base = data.parent if self.chosen else data
+        self.files = files_below(self.root)
         self.pictures = pictures_of(self.files)
         if not self.pictures:
-            self._base = root.absolute().parent
-            self.pictures = pictures_of(files_below(self._base))
+            self.base = self.root.absolute().parent
+            self.pictures = pictures_of(files_below(self.base))
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for picture in self.pictures:
             self._by_stem[normal(picture.stem)].append(picture)
-        below = {folder: folder.relative_to(self._base).parts for folder in {p.parent for p in self.pictures}}
+        below = {folder: folder.relative_to(self.base).parts for folder in {p.parent for p in self.pictures}}
         self.splits = {folder: split_of(reversed(parts)) for folder, parts in below.items()}
+
+    @property
+    def candidates(self) -> list[Path]:
+        """The files that may be annotations."""
+        return [self.chosen] if self.chosen else self.files
+
+    @cached_property
+    def json(self) -> dict[Path, CocoFile]:
+        """The contents of the candidates in JSON; raises UserError if one is no JSON."""
+        contents = dict[Path, CocoFile]()
+        for file in track([file for file in self.candidates if file.suffix.lower() == ".json"], "reading"):
+            try:
+                contents[file] = CocoFile(file)
+            except InvalidAnnotation as error:
+                raise UserError(f"{file}: {error}") from None
+        return contents
 
     def split_of(self, file: Path, own: bool = False) -> str:
         """Return the split that a file's folders state; with ``own``, the file's name takes precedence."""
@@ -130,24 +152,53 @@ class Tree:
         Args:
             folders: the folders in the name, as :func:`normal` returns them.
         """
-
-        def nearness(picture: Path) -> tuple:  # the first item that differs decides
-            above = [*map(normal, picture.absolute().parent.parts)]
-            return (
-                picture.parent == beside,
-                sum(above[-n:] == folders[-n:] for n in range(1, len(folders) + 1)),  # equal last folders
-                self.splits[picture.parent] == split,  # before pictures of no split
-                not _OF_PICTURES.isdisjoint(map(normal, picture.parent.relative_to(self._base).parts)),
-                len(Path(os.path.commonpath([picture.absolute(), beside.absolute()])).parts),
-            )
-
         pictures = [each for each in pictures if not split or self.splits[each.parent] in ("", split)]
-        if len(pictures) > 1:
-            nearest = max(map(nearness, pictures))
-            pictures = [picture for picture in pictures if nearness(picture) == nearest]
+        for _, nearness in PLACES:
+            if len(pictures) > 1:
+                values = {each: nearness(self, each, Named(folders, beside, split)) for each in pictures}
+                nearest = max(values.values())
+                pictures = [each for each, value in values.items() if value == nearest]
         if len(pictures) != 1:
-            raise InvalidAnnotation(f"expected one picture {name} in {self._base}, found {few(pictures, 2)}")
+            raise InvalidAnnotation(f"expected one picture {name} in {self.base}, found {few(pictures, 2)}")
         return pictures[0]
+
+
+class Named(NamedTuple):
+    """What an annotation says about its picture: see :meth:`Tree.picture`."""
+
+    folders: list[str]
+    beside: Path
+    split: str
+
+
+def _equal_folders(tree: Tree, picture: Path, named: Named) -> int:
+    """Return how many of the last folders are those of the name."""
+    above = [*map(normal, picture.absolute().parent.parts)]
+    return sum(above[-n:] == named.folders[-n:] for n in range(1, len(named.folders) + 1))
+
+
+def _is_in_split(tree: Tree, picture: Path, named: Named) -> bool:
+    return tree.splits[picture.parent] == named.split
+
+
+def _is_with_pictures(tree: Tree, picture: Path, named: Named) -> bool:
+    folders = picture.parent.relative_to(tree.base).parts
+    return not _OF_PICTURES.isdisjoint(map(normal, folders))
+
+
+def _common_folders(tree: Tree, picture: Path, named: Named) -> int:
+    return len(Path(os.path.commonpath([picture.absolute(), named.beside.absolute()])).parts)
+
+
+# Who writes so, and the nearness of a picture. Of several pictures with the file name that an annotation
+# states, those that are nearest by the first row stay; if these are several, the next row decides.
+PLACES: tuple[tuple[str, Callable[[Tree, Path, Named], int]], ...] = (
+    ("LabelMe, Roboflow: beside the annotation", lambda tree, file, named: file.parent == named.beside),
+    ("COCO's and Label Studio's names with folders", _equal_folders),
+    ("Ultralytics, FiftyOne: a folder for each split; otherwise, a folder without one", _is_in_split),
+    ("masks with the names of the pictures, in folders of their own", _is_with_pictures),
+    ("CVAT: a folder for each task", _common_folders),
+)
 
 
 class Reader:
@@ -155,11 +206,12 @@ class Reader:
 
     Attributes:
         name: the name of the format.
+        position: see :class:`dcnzoo.data.dataset.Dataset`.
         files: the files by which the format is recognised.
         notes: lines for the user.
     """
 
-    name = ""
+    name = position = ""
 
     def __init__(self, tree: Tree, files: Sequence[Path]) -> None:
         self.tree, self.files, self.notes = tree, files, list[str]()

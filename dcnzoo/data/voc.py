@@ -4,8 +4,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from dcnzoo.data.dataset import Dataset, turned_box
+from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines
+from dcnzoo.data.geometry import turned_box
 from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, normal
 from dcnzoo.utils.text import few
 
@@ -13,12 +14,12 @@ from dcnzoo.utils.text import few
 class Voc(Reader):
     """The reader of VOC's files."""
 
-    name = "Pascal VOC"
+    name, position = "Pascal VOC", "{}: object {}"
 
     @classmethod
-    def find(cls, tree: Tree, files: list[Path]) -> "Voc | None":
+    def find(cls, tree: Tree) -> "Voc | None":
         """Return the reader, if there are files of VOC."""
-        xml = [file for file in files if file.suffix.lower() == ".xml"]
+        xml = [file for file in tree.candidates if file.suffix.lower() == ".xml"]
         own = [file for file in xml if b"<annotation>" in file.read_bytes().replace(b"\0", b"")]  # of UTF-16
         return cls(tree, own) if own else None
 
@@ -68,13 +69,11 @@ class Voc(Reader):
                 root = _parse(file)
                 sides = () if root.find("size") is None else ("width", "height")
                 stated = tuple(int(_number(root, f"size/{side}")) for side in sides)
-                dataset.add_picture(self.tree.picture_named_as(file), stated or None)
-                for number, element in enumerate(root.iter("object"), 1):
-                    with dataset.refusing(f"{file}: object {number}"):
-                        _add(element, dataset)
+                picture = dataset.open(self.tree.picture_named_as(file), file, stated or (None, None))
+                dataset.add(picture, enumerate(root.iter("object"), 1), _object)
 
 
-def _add(element: Element, dataset: Dataset) -> None:
+def _object(element: Element, size: tuple[int, int], dataset: Dataset) -> Object:
     name, box = (element.findtext("name") or "").strip(), element.find("bndbox")
     if not name or box is None:
         raise InvalidAnnotation("expected <name> and <bndbox>")
@@ -88,9 +87,9 @@ def _add(element: Element, dataset: Dataset) -> None:
         x1, y1 = x1 - 1, y1 - 1
     for attribute in element.iterfind("attributes/attribute"):  # of CVAT
         if attribute.findtext("name") == "rotation" and (angle := _number(attribute, "value") % 360):
-            x1, y1, x2, y2 = turned_box((x1, y1, x2, y2), angle, dataset.size)
+            x1, y1, x2, y2 = turned_box((x1, y1, x2, y2), angle, size)
     is_difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
-    dataset.add_box(name, (x1, y1, x2, y2), iscrowd=int(is_difficult))
+    return dataset.new_box(name, (x1, y1, x2, y2), size, iscrowd=int(is_difficult))
 
 
 def _root_of_list(file: Path) -> Path | None:

@@ -1,13 +1,14 @@
 """Read YOLO's text files, with boxes or polygons."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dcnzoo.data.dataset import Dataset
+from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
 from dcnzoo.data.tree import ALL, WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
 from dcnzoo.utils.errors import UserError
@@ -18,6 +19,29 @@ CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # files with a class 
 DESCRIPTIONS = (".yaml", ".yml", ".data")
 
 
+def _below_ends(file: Path, path: str, name: str) -> list[Path]:
+    """Return ``name``, without ``..``, below each end of ``path``; the last end is empty."""
+    parts = parts_of(path)
+    return [file.parent.joinpath(*parts[start:], *parts_of(name)) for start in range(len(parts) + 1)]
+
+
+def _without_data(file: Path, path: str, name: str) -> list[Path]:
+    return [file.parent / name.removeprefix("data/")]
+
+
+def _above(file: Path, path: str, name: str) -> list[Path]:
+    return [file.parent.parent / name] if file.suffix == ".data" else []
+
+
+# Who writes so, and the places of a name in a description, from its file, its key ``path`` and the name.
+PLACES: tuple[tuple[str, Callable[[Path, str, str], list[Path]]], ...] = (
+    ("Ultralytics", lambda file, path, name: [file.parent / path / name]),
+    ("Roboflow (../train/images is beside the file), Ultralytics on another machine", _below_ends),
+    ("CVAT: data/train.txt is beside the file", _without_data),
+    ("darknet, which runs in the folder above", _above),
+)
+
+
 class Yolo(Reader):
     """The reader of YOLO's files.
 
@@ -25,7 +49,7 @@ class Yolo(Reader):
         file: the file that describes the data, or names the classes.
     """
 
-    name = "YOLO"
+    name, position = "YOLO", "{}:{}"
 
     def __init__(self, tree: Tree, file: Path, keys: dict[str, Any]) -> None:
         super().__init__(tree, [file])
@@ -33,14 +57,11 @@ class Yolo(Reader):
         self._folders: dict[Path, dict[str, Path]] = {}  # folder → stem → text file
 
     @classmethod
-    def find(cls, tree: Tree, chosen: Path | None) -> "Yolo | None":
-        """Return the reader, if there is a description, or class names and at least one label file.
-
-        Args:
-            chosen: the description, or file with class names, that the user passed.
-        """
-        if chosen is not None:
-            return cls(tree, chosen, _keys_of(chosen))
+    def find(cls, tree: Tree) -> "Yolo | None":
+        """Return the reader, if there is a description, or class names and at least one label file."""
+        if file := tree.chosen:
+            is_own = file.suffix in DESCRIPTIONS or file.name in CLASSES
+            return cls(tree, file, _keys_of(file)) if is_own else None
         contents = {file: _keys_of(file) for file in tree.files if file.suffix.lower() in DESCRIPTIONS}
         if described := [file for file, keys in contents.items() if "train" in keys]:
             if len(described) > 1:
@@ -107,15 +128,10 @@ class Yolo(Reader):
     def _located(self, name: str) -> Path | None:
         """Return the path of a name in the description; None if it does not exist.
 
-        The description may come from another machine: then only the end of its ``path`` exists here.
+        The places of :data:`PLACES` are tried in their order.
         """
-        folder, path = self.file.parent, str(self._keys.get("path") or "")
-        ends = [parts_of(path)[start:] for start in range(len(parts_of(path)) + 1)]
-        # parts_of drops "..": Roboflow's ../train/images is beside the file
-        paths = [folder / path / name, *(folder.joinpath(*end, *parts_of(name)) for end in ends)]
-        paths.append(folder / name.removeprefix("data/"))  # darknet's data/train.txt may be beside the file
-        if self.file.suffix == ".data":  # darknet runs in the folder above
-            paths.append(folder.parent / name)
+        below = str(self._keys.get("path") or "")
+        paths = (path for _, places in PLACES for path in places(self.file, below, name))
         return next(filter(Path.exists, paths), None)
 
     def label_of(self, picture: Path) -> Path | None:
@@ -134,25 +150,22 @@ class Yolo(Reader):
 
     def read(self, files: list[Path], dataset: Dataset) -> None:
         """Add pictures and objects: ``class x y width height`` or ``class x1 y1 x2 y2 …``, from 0 to 1."""
-        classes, used = self.classes, dict[Path, Path]()
-        for picture in files:
-            with dataset.refusing(picture):
-                dataset.add_picture(picture)
-                label = self.label_of(picture)
-                if label is None:
-                    dataset.unlabelled.append(picture)
-                    continue
+        used = dict[Path, Path]()
+        for file in files:
+            with dataset.refusing(file):
+                label = self.label_of(file)
                 if label in used:
                     raise InvalidAnnotation(f"expected one picture of {label}, found {used[label]}, too")
-                used[label] = picture
-                for number, line in read_lines(label):
-                    with dataset.refusing(f"{label}:{number}"):
-                        _add(line.split(), classes, dataset)
+                if label is not None:
+                    used[label] = file
+                lines = read_lines(label) if label else ()
+                dataset.add(dataset.open(file, label), lines, partial(_object, self.classes))
         dataset.sources += [self.file, *used]
         folders = {label.parent for label in used}
         others = sorted({text for folder in folders for text in self._texts(folder).values()} - used.keys())
-        if dataset.unlabelled and (strays := [text for text in others if _is_label(text)]):
-            pictures = f"{counted(len(dataset.unlabelled), 'pictures')} ({few(dataset.unlabelled, 2)})"
+        unlabelled = dataset.unlabelled
+        if unlabelled and (strays := [text for text in others if _is_label(text)]):
+            pictures = f"{counted(len(unlabelled), 'pictures')} ({few(unlabelled, 2)})"
             labels = f"{counted(len(strays), 'labels')} without a picture ({few(strays, 2)})"
             raise UserError(f"data: expected a label of each picture, got {pictures} without, and {labels}")
 
@@ -190,7 +203,8 @@ def _is_label(file: Path) -> bool:
         return False
 
 
-def _add(words: list[str], names: list[str], dataset: Dataset) -> None:
+def _object(names: list[str], line: str, size: tuple[int, int], dataset: Dataset) -> Object:
+    words = line.split()
     if len(words) == 6:
         raise InvalidAnnotation("expected class x y width height, got a sixth value: a prediction's score")
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
@@ -199,11 +213,10 @@ def _add(words: list[str], names: list[str], dataset: Dataset) -> None:
     label, *values = (finite(word, "line") for word in words)
     if label not in range(len(names)):
         raise InvalidAnnotation(f"class: expected a number from 0 to {len(names) - 1}, got {words[0]}")
-    name, (width, height) = names[int(label)], dataset.size
+    name, (width, height) = names[int(label)], size
     if len(values) == 4:
         x, y, w, h = values
         left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
-        dataset.add_box(name, (left * width, top * height, right * width, bottom * height))
-    else:
-        points = zip(values[::2], values[1::2], strict=True)
-        dataset.add_polygons(name, [[(x * width, y * height) for x, y in points]])
+        return dataset.new_box(name, (left * width, top * height, right * width, bottom * height), size)
+    points = zip(values[::2], values[1::2], strict=True)
+    return dataset.new_polygons(name, [[(x * width, y * height) for x, y in points]], size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from dcnzoo.detect import sources
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.pictures import reverse_channels
+from dcnzoo.detect.pictures import problem_of_size, reverse_channels
 from dcnzoo.utils.text import counted, few
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class _Options(TypedDict, total=False):
 class Results(Iterator[Detections]):
     """An iterator over the detections of several images, which are read and processed as you iterate.
 
-    An image that cannot be read is skipped: standard error names it at once, and again in a list at the end.
+    An image that cannot be read is skipped; standard error names it.
 
     Attributes:
         skipped: one line for each image that was skipped.
@@ -159,16 +158,18 @@ class BaseDetector:
 
         Raises:
             FileNotFoundError: the file or one of its images does not exist.
-            ValueError: an image cannot be read, the categories are not classes of the detector, or
-                ``batch_size`` is below 1.
+            ValueError: an image cannot be read or has another size than in the file, the categories are not
+                classes of the detector, or ``batch_size`` is below 1.
         """
         from dcnzoo.detect.metrics import evaluate, read_coco
 
         _require("batch_size", batch_size, 1)
         truth = read_coco(os.path.expanduser(annotations), self.classes)
         images = os.path.expanduser(images)
-        files = [Path(images, truth.imgs[number]["file_name"]) for number in sorted(truth.imgs)]
-        return evaluate(truth, self._results(files, batch_size, 0.0, False, None, None))
+        entries = [truth.imgs[number] for number in sorted(truth.imgs)]
+        files = [Path(images, entry["file_name"]) for entry in entries]
+        results = self._results(files, batch_size, 0.0, False, None, None)
+        return evaluate(truth, map(_require_size, results, entries))
 
     def export(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write a file that runs without OpenMMLab: :meth:`.TorchDetector.export`."""
@@ -218,8 +219,6 @@ class BaseDetector:
                     path=path,
                     model=self.name or "a detector",
                 )
-        if skipped:
-            print("skipped images:", *skipped, sep="\n  ", file=sys.stderr)
 
     def prepare(self, picture: np.ndarray, path: str = "") -> Any:
         """Convert a picture, [H, W, 3], uint8, BGR, to the model's input; ``path`` is for messages.
@@ -252,6 +251,14 @@ class BaseDetector:
 def _require(name: str, value: int | None, least: int) -> None:
     if value is not None and not (isinstance(value, Integral) and value >= least):
         raise ValueError(f"{name}: expected an integer ≥ {least}, got {value!r}")
+
+
+def _require_size(result: Detections, entry: dict[str, Any]) -> Detections:
+    """Return the result; raise ValueError if its picture has another size than its entry in a COCO file."""
+    height, width = result.image.shape[:2]  # type: ignore[union-attr]
+    if problem := problem_of_size((width, height), (entry.get("width"), entry.get("height"))):
+        raise ValueError(f"{result.path}: {problem}")
+    return result
 
 
 def _filtered(result: Detections, classes: Sequence[str] | None, max_detections: int | None) -> Detections:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.video import VideoFile
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_new, write_bytes, write_text
 from dcnzoo.utils.formats import is_video
 from dcnzoo.utils.text import counted
@@ -32,7 +33,7 @@ class ResultFiles:
         skip_existing: with ``.txt``: :attr:`missing` has only the images whose file does not exist.
 
     Raises:
-        UserError: a file exists.
+        UserError: a file exists; or, with ``.txt``, two images have one name.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class ResultFiles:
     ) -> None:  # fmt: skip
         self._folder, self._ending, self._polygons = folder, ending, polygons
         self._names = OutputNames(images)
+        if ending == ".txt":
+            self._names.require_apart(images)
         self._coco = folder / "detections.json" if coco else None
         paths = {image: self._path(f"{image}#1" if is_video(image) else image) for image in images}
         self.missing = [image for image in images if not (skip_existing and paths[image].exists())]
@@ -108,13 +111,26 @@ class OutputNames(dict[str, str]):
             return image
         return Path(os.path.relpath(os.path.expanduser(image), self._folder)).as_posix()
 
-    def __missing__(self, image: str) -> str:
+    def require_apart(self, images: Iterable[str]) -> None:
+        """Raise UserError if the names of two images differ only by the number.
+
+        The number depends on the other images: with ``skip_existing``, a name would be another image's.
+        """
+        owners: dict[str, str] = {}
+        for image in images:
+            owner = owners.setdefault(stem := self._stem(image), image)
+            if owner != image:
+                raise UserError(f"image: expected one for {stem}.txt, got {owner} and {image}: rename one")
+
+    def _stem(self, image: str) -> str:
         path = Path(urlsplit(image).path if "://" in image else self.relative(image))
         stem = path.stem or "image"
         while len(os.fsencode(stem)) > _LONGEST:
             stem = stem[:-1]
-        stem = stem if "://" in image else path.with_name(stem).as_posix()
-        name = stem
+        return stem if "://" in image else path.with_name(stem).as_posix()
+
+    def __missing__(self, image: str) -> str:
+        name = stem = self._stem(image)
         while self._used[name]:
             self._used[stem] += 1
             name = f"{stem}_{self._used[stem]}"

@@ -1,5 +1,6 @@
 """An exported file in a runtime. Requires numpy and the runtime, but not torch."""
 
+import json
 import os
 import warnings
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from dcnzoo.detect.backends import MASK_LOGITS
+from dcnzoo.detect.preprocessing import KEY
 from dcnzoo.utils.files import require_file
 from dcnzoo.utils.formats import BACKENDS
 
@@ -109,8 +111,10 @@ class Session:
             missing = step - len(part)
             values = part, part_sizes.astype(np.int64)
             if missing or any(room):
+                border = [(0, missing), (0, 0), *((0, size) for size in room)]
+                stored = json.loads(self.metadata.get(KEY, "{}"))
                 values = (
-                    np.pad(values[0], [(0, missing), (0, 0), *((0, size) for size in room)]),
+                    np.pad(values[0], border, constant_values=stored.get("pad_value", 0)),
                     np.pad(values[1], [(0, missing), (0, 0)], mode="edge"),
                 )
             outputs = self._run(dict(zip(self.inputs, values, strict=False)))

@@ -1,4 +1,4 @@
-"""Tiles of a large picture, and the detections in all of them. Merging requires torch, for dcnzoo's NMS."""
+"""Tiles of a large picture, and the detections in all of them. Requires only numpy."""
 
 from collections.abc import Sequence
 
@@ -37,10 +37,6 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
         places: the rows and columns of each tile in the picture.
         size: height and width of the picture.
     """
-    import torch
-
-    from dcnzoo.ops import nms
-
     owners = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles])  # the tile of each object
     numbers = np.concatenate([np.arange(len(tile)) for tile in tiles])  # the index of each object in its tile
     corners = np.array([[column.start, row.start] * 2 for row, column in places], np.float32)
@@ -52,8 +48,7 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     )
     # each class is moved to its own place, so that objects of different classes do not overlap
     apart = boxes.astype(np.float64) + labels[:, None] * 2.0 * max(size)
-    ranks = torch.from_numpy(scores.astype(np.float64) - cut)
-    index = nms(torch.from_numpy(apart), ranks, IOU).numpy()
+    index = _suppress(apart, scores.astype(np.float64) - cut)
     index = np.delete(index, _pieces(apart[index], np.flatnonzero(cut[index])))
     masks = None
     crops = [tile.crops for tile in tiles if tile.crops is not None]
@@ -65,6 +60,23 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
             positions.append((row.start + y, column.start + x))
         masks = Crops(parts, positions, size)
     return Detections(boxes[index], scores[index], labels[index], masks)
+
+
+def _suppress(boxes: np.ndarray, ranks: np.ndarray) -> np.ndarray:  # [K, 4], [K]
+    """Return the indices that remain after non-maximum suppression, the highest ranks first."""
+    areas, remaining = (boxes[:, 2:] - boxes[:, :2]).prod(-1), []
+    order = np.argsort(-ranks, kind="stable")
+    while len(order):
+        first, order = order[0], order[1:]
+        remaining.append(first)
+        shared = _shared(boxes[first], boxes[order])
+        order = order[shared <= IOU * (areas[first] + areas[order] - shared)]
+    return np.array(remaining, int)
+
+
+def _shared(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the area that a box shares with each of ``boxes`` [K, 4]."""
+    return (np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])).clip(0).prod(-1)
 
 
 def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarray:
@@ -80,11 +92,9 @@ def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarr
 
 def _pieces(boxes: np.ndarray, cut: np.ndarray) -> list[int]:
     """Return the indices in ``cut`` [M] whose box is mostly inside a larger one of ``boxes`` [K, 4]."""
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    pieces = []
+    areas, pieces = (boxes[:, 2:] - boxes[:, :2]).prod(-1), []
     for number in cut.tolist():  # one by one: a matrix of all pairs takes gigabytes
-        box, area = boxes[number], areas[number]
-        shared = (np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])).clip(0).prod(-1)
+        area, shared = areas[number], _shared(boxes[number], boxes)
         if ((shared > SHARE * area) & (areas > area)).any():
             pieces.append(number)
     return pieces

@@ -87,8 +87,8 @@ class ExportOptions:
             raise ValueError(f"metadata: expected other keys than dcnzoo and dcnzoo.…, got {reserved[0]!r}")
         if self.img_shape not in ("optional", "required", None):
             raise ValueError(f"img_shape: expected 'optional', 'required' or None, got {self.img_shape!r}")
-        if not isinstance(self.verify, bool) and self.precision != "float32":
-            raise ValueError("verify: expected precision='float32': compare the AP of other files")
+        if not isinstance(self.verify, bool) and (self.precision != "float32" or self.raw_outputs):
+            raise ValueError("verify: expected no picture with raw_outputs, float16 or int8: compare the AP")
         packages = {"onnx": True, "onnxscript": True, "onnxslim": self.simplify, "openvino": ending == ".xml"}
         for package in filter(packages.get, packages):
             import_module(package)

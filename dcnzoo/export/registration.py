@@ -13,14 +13,14 @@ from dcnzoo.ops import _library
 
 
 def translation_table(
-    opset_version: int = opsets.DEFAULT, deform_conv: str = "auto"
+    opset_version: int | None = None, deform_conv: str = "auto"
 ) -> dict[Callable, Callable]:
-    """Return the ``custom_translation_table`` for ``torch.onnx.export`` at the same opset.
+    """Return the ``custom_translation_table`` for ``torch.onnx.export``.
 
     It also translates ``torchvision::deform_conv2d`` if torchvision's operators are defined.
 
     Args:
-        opset_version: 18 to 23.
+        opset_version: 18 to 23. None: the one of the export.
         deform_conv: the form of deformable convolution; see :mod:`dcnzoo.export.opsets`.
 
     Raises:
@@ -29,17 +29,17 @@ def translation_table(
     """
     from onnxscript import evaluator
 
-    opsets.check_form(deform_conv, opset_version)
+    opsets.check_form(deform_conv, opset_version or opsets.DEFAULT)
 
     def onnxscript_function(graph: Callable) -> Callable:
         def translate(*values: Any, **options: Any) -> Any:
-            recorded = getattr(evaluator.default(), "opset", None)  # of torch's exporter
-            if recorded is not None and recorded.version != opset_version:
-                raise ValueError(
-                    f"translation_table: opset_version: expected {recorded.version}, as in "
-                    f"torch.onnx.export, got {opset_version}"
-                )
-            return graph(DynamoGraph(opset_version, deform_conv), *values, **options)
+            recorder: Any = evaluator.default()  # of torch's exporter
+            opset = recorder.opset.version
+            if opset != (opset_version or opset):
+                expected = f"expected {opset}, as in torch.onnx.export, got {opset_version}"
+                raise ValueError(f"translation_table: opset_version: {expected}")
+            opsets.check_form(deform_conv, opset)
+            return graph(DynamoGraph(opset, deform_conv), *values, **options)
 
         return translate
 

@@ -6,13 +6,12 @@ import difflib
 import fnmatch
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils._pytree import tree_leaves
 
 from dcnzoo.layers import packed
 from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
@@ -30,6 +29,9 @@ _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedMo
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
+_SAME = "the same module as "
+
+
 class _Refused(Exception):
     """The reason why a module cannot be replaced."""
 
@@ -39,7 +41,8 @@ class ConversionReport:
     """The result of a conversion; ``print`` it for a table.
 
     Attributes:
-        replaced: name of each replaced module -> old class, new class and added parameters.
+        replaced: name of each replaced module -> old class, new class and added parameters; of a module
+            with several names, the others -> the first one.
         refused: name of each other matching module -> the reason why it was not replaced.
         note: what else to do, for a model of Ultralytics.
     """
@@ -60,7 +63,9 @@ class ConversionReport:
 
     def __str__(self) -> str:
         refused = ((name, f"not replaced: {why}") for name, why in self.refused.items())
-        counts = f"{len(self.replaced)} replaced, {len(self.refused)} not replaced"
+        number = sum(not change.startswith(_SAME) for change in self.replaced.values())
+        names = f" under {len(self.replaced)} names" if number < len(self.replaced) else ""
+        counts = f"{number} replaced{names}, {len(self.refused)} not replaced"
         notes = [self.note] if self.note else []
         return "\n".join([*columns([*self.replaced.items(), *refused]), counts, *notes])
 
@@ -74,7 +79,7 @@ def to_deformable(
     mask_groups: int = 1,
     offset_limit: float | None = None,
     offset_activation: nn.Module | None = None,
-    mask_activation: str | nn.Module = "sigmoid",
+    mask_activation: str | nn.Module = "auto",
     prediction: str = "dense",
     float32_offsets: bool = False,
     im2col_step: int | None = None,
@@ -98,17 +103,22 @@ def to_deformable(
         where: which convolutions to replace: a shell pattern for their full names (``*`` also matches dots),
             a list of patterns, or a function ``(name, module) -> bool``. A module with several names is
             replaced under all of them.
-        kind: ``'v1'``: offsets (DCN). ``'v2'``: offsets and a mask (DCNv2).
-        mask_activation: ``'sigmoid'``, ``'softmax'`` or a module; each layer gets its own copy.
+        kind: ``'v1'``: offsets (DCN). ``'v2'``: offsets and a mask (DCNv2). ``'v3'``: its mask is a softmax
+            over the taps of each group, as in DCNv3.
+        mask_activation: ``'sigmoid'``, ``'softmax'`` or a module; each layer gets its own copy. ``'auto'``:
+            the one of ``kind``.
         example: an input of the model, or a tuple of its arguments. A converted copy of the model runs on it
-            in evaluation mode. If it does not call every new layer, or its output differs, an error is
-            raised and the model stays unconverted.
+            in evaluation mode, with the same random numbers. If it does not call every new layer, or its
+            output differs, an error is raised and the model stays unconverted. An output consists of tensors,
+            arrays, numbers and text, in lists, tuples, dictionaries and dataclasses. Integers and values that
+            are not finite must be equal, the others agree within rounding.
         offset_groups, mask_groups, offset_limit, offset_activation, prediction, float32_offsets, im2col_step:
             see :class:`dcnzoo.layers.PackedDeformConv2d`.
 
     Returns:
         The replaced modules, and the matching modules that cannot be replaced (they also cause a warning):
-        kernels of one tap, subclasses of torch's convolutions, hooks, different padding on the two sides.
+        kernels of one tap, subclasses of torch's convolutions, hooks, further parameters, buffers or
+        submodules, different padding on the two sides.
 
     Raises:
         ValueError: no module was replaced (the message suggests similar names), or an argument is invalid.
@@ -140,22 +150,24 @@ def to_deformable(
 
 
 def packed_layer(
-    kind: str = "v2", *, mask_activation: str | nn.Module = "sigmoid", **options: Any
+    kind: str = "v2", *, mask_activation: str | nn.Module = "auto", **options: Any
 ) -> Callable[[ConvNd], nn.Module]:
     """Return the function that converts one convolution; the arguments are those of :func:`to_deformable`."""
-    if kind not in ("v1", "v2"):
-        raise ValueError(f"to_deformable: kind: expected 'v1' or 'v2', got {kind!r}")
+    if kind not in ("v1", "v2", "v3"):
+        raise ValueError(f"to_deformable: kind: expected 'v1', 'v2' or 'v3', got {kind!r}")
+    if mask_activation == "auto":
+        mask_activation = "softmax" if kind == "v3" else "sigmoid"
 
     def make(convolution: ConvNd) -> nn.Module:
         activation: Any = copy.deepcopy(mask_activation)
         taps = math.prod(convolution.kernel_size)
-        if kind == "v2" and activation == "sigmoid":
+        if kind != "v1" and activation == "sigmoid":
             activation = MaskSigmoid(scale=2)
-        elif kind == "v2" and activation == "softmax":
+        elif kind != "v1" and activation == "softmax":
             activation = MaskSoftmax(taps, scale=taps)
         try:
             return _to_packed(
-                convolution, modulated=kind == "v2", mask_activation=activation, **copy.deepcopy(options)
+                convolution, modulated=kind != "v1", mask_activation=activation, **copy.deepcopy(options)
             )
         except ValueError as error:
             raise _Refused(str(error)) from None
@@ -205,11 +217,11 @@ def replace_convolutions(
                 new[module] = make(module)
         except _Refused as refusal:
             refused[name] = str(refusal)
-    replaced = {
-        name: _describe_change(module, new[module])
-        for name, module in candidates.items()  # also a chosen module's other names
-        if module in new
-    }
+    replaced, first = dict[str, str](), dict[nn.Module, str]()
+    for name, module in candidates.items():  # also a chosen module's other names
+        if module in new:
+            is_first = first.setdefault(module, name) == name
+            replaced[name] = _describe_change(module, new[module]) if is_first else f"{_SAME}{first[module]}"
     if not replaced:
         why = "; ".join(f"{name}: {why}" for name, why in [*refused.items()][:3])
         raise ValueError(f"{caller}: where: expected a layer that can be converted, got none: {why}")
@@ -284,6 +296,9 @@ def _padding(convolution: ConvNd) -> tuple[int, ...]:
 def _to_packed(convolution: Any, **options: Any) -> nn.Module:
     if math.prod(convolution.kernel_size) == 1:
         raise _Refused("has a kernel of one tap, which offsets would only shift")
+    parts = [*convolution._parameters, *convolution._buffers, *convolution._modules]
+    if own := [name for name in parts if name not in ("weight", "bias")]:
+        raise _Refused(f"has {_quoted(own)} of its own, which would be lost: move them to another module")
     weight = convolution.weight
     names = ["in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "padding_mode"]
     if convolution.transposed:
@@ -326,13 +341,49 @@ def _require_same_output(model: nn.Module, converted: nn.Module, names: Iterable
     called: set[nn.Module] = set()
     for name in names:
         converted.get_submodule(name).register_forward_hook(lambda module, *_: called.add(module))
-    with torch.random.fork_rng():
-        expected, got = copy.deepcopy(model).eval()(*arguments), converted.eval()(*arguments)
+    outputs = []
+    for network in (copy.deepcopy(model), converted):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            outputs.append(dict(_values(network.eval()(*arguments))))
     if unused := [name for name in names if converted.get_submodule(name) not in called]:
         raise RuntimeError(f"to_deformable: model: its forward does not call {_quoted(unused)}")
-    for before, after in zip(tree_leaves(expected), tree_leaves(got), strict=True):
-        if isinstance(before, Tensor):
-            scale = before.abs().max().item() if before.numel() else 0.0  # the products differ by rounding
-            if before.shape != after.shape or not torch.allclose(before, after, 1e-3, 1e-4 * scale):
-                text = "expected the same output in evaluation, got another"
-                raise RuntimeError(f"to_deformable: model: {text}")
+    expected, got = outputs
+    differ = expected.keys() ^ got.keys() or [n for n in expected if not _agree(expected[n], got[n])]
+    if differ:
+        text = f"expected the same output in evaluation, got another {few(sorted(differ), 3)}"
+        raise RuntimeError(f"to_deformable: model: {text}")
+
+
+def _values(output: Any, name: str = "output") -> Iterator[tuple[str, Any]]:
+    """Yield the values in a network's output with their names, such as ``output['boxes'][0]``."""
+    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
+        output = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if isinstance(output, list | tuple):
+        output = dict(enumerate(output))
+    if isinstance(output, Mapping):
+        for key, part in output.items():
+            yield from _values(part, f"{name}[{key!r}]")
+    elif isinstance(output, int | float | complex) or hasattr(output, "__array__"):
+        yield name, torch.as_tensor(output)
+    elif output is None or isinstance(output, str | bytes):
+        yield name, output
+    else:
+        expected = "expected tensors, numbers and text, in lists, dictionaries and dataclasses"
+        raise RuntimeError(f"to_deformable: example: {expected}, got {name} of type {type(output).__name__}")
+
+
+def _agree(before: Any, after: Any) -> bool:
+    """Return whether two values of an output are equal, or floating ones differ only by rounding."""
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return bool(type(before) is type(after) and before == after)
+    if (before.shape, before.dtype) != (after.shape, after.dtype):
+        return False
+    if not (before.is_floating_point() or before.is_complex()):
+        return torch.equal(before, after)
+    # Sums that cancel out differ relative to the other values. Their median ignores fills such as -1e9.
+    size = before.abs().double()
+    size = size[size.isfinite() & (size > 0)]
+    scale = size.median().item() if len(size) else 0.0
+    tolerance = max(1e-3, 4 * torch.finfo(before.dtype).eps)
+    return torch.allclose(before, after, tolerance, tolerance * scale, equal_nan=True)

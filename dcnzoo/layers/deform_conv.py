@@ -83,14 +83,7 @@ class _DeformConvNd(_Deformable, ConvNd):
         self._set_up(in_channels, out_channels, sizes, im2col_step, transposed=False, **options)
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        return self._forward(input, offset, mask)
-
-    def _forward(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
-        if not self._is_unbatched(input):
-            return self._convolve(input, offset, mask)
-        offset = offset.unsqueeze(0) if offset is not None else None
-        mask = mask.unsqueeze(0) if mask is not None else None
-        return self._convolve(input.unsqueeze(0), offset, mask).squeeze(0)
+        return self._convolve(input, offset, mask)
 
     def _convolve(self, input: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":  # offsets beyond the padded map read zero
@@ -130,16 +123,7 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         mask: Tensor | None = None,
         output_size: list[int] | None = None,
     ) -> Tensor:
-        return self._forward(input, offset, mask, output_size)
-
-    def _forward(
-        self, input: Tensor, offset: Tensor | None, mask: Tensor | None, output_size: list[int] | None
-    ) -> Tensor:
-        if not self._is_unbatched(input):
-            return self._convolve(input, offset, mask, output_size)
-        offset = offset.unsqueeze(0) if offset is not None else None
-        mask = mask.unsqueeze(0) if mask is not None else None
-        return self._convolve(input.unsqueeze(0), offset, mask, output_size).squeeze(0)
+        return self._convolve(input, offset, mask, output_size)
 
     def _convolve(
         self, input: Tensor, offset: Tensor | None, mask: Tensor | None, output_size: list[int] | None

@@ -66,9 +66,10 @@ class _Pack(TracksOffsets, nn.Module):
         im2col_step: int | None = None,
         **more: Any,  # of a transposed convolution
     ) -> None:
-        if "deform_groups" in more:  # mmcv's name
-            expected = "offset_groups, and mask_groups, in its place"
-            self._refuse("deform_groups", expected, more["deform_groups"])
+        for name, value in more.items():
+            if name != "output_padding" or not isinstance(self, _DeformConvTransposeNd):
+                expected = "offset_groups" if name == "deform_groups" else "no argument of this name"
+                self._refuse(name, expected, repr(value), TypeError)
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
         options = dict(groups=groups, bias=bias, padding_mode=padding_mode, im2col_step=im2col_step)
         super().__init__(*sizes, **options, device=device, dtype=dtype, **more)
@@ -212,7 +213,7 @@ class _PackedDeformConvNd(_Pack, _DeformConvNd):
         if not torch.jit.is_scripting():
             self._record_offsets(offset, input.shape[-self.rank :])
             self._record_modulation(mask)
-        return self._match_memory_format(self._forward(input, offset, mask), input)
+        return self._match_memory_format(self._convolve(input, offset, mask), input)
 
 
 class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
@@ -239,7 +240,7 @@ class _PackedDeformConvTransposeNd(_Pack, _DeformConvTransposeNd):
         self, input: Tensor, output_size: list[int] | None = None
     ) -> Tensor:
         offset, mask = self.predict(input)
-        output = self._forward(input, offset, mask, output_size)
+        output = self._convolve(input, offset, mask, output_size)
         if not torch.jit.is_scripting():
             self._record_offsets(offset, output.shape[-self.rank :])
             self._record_modulation(mask)

@@ -85,7 +85,10 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
 
     Raises:
         CheckpointError: the file is damaged, is no checkpoint, has other objects, or a weight is not finite.
+        UserError: ``unsafe_load`` is neither True nor False.
     """
+    if not isinstance(unsafe_load, bool):
+        raise UserError(f"unsafe_load: expected True or False, got {unsafe_load!r}")
     name = str(path) if isinstance(path, str | os.PathLike) else "checkpoint"
     if name.endswith(".safetensors"):
         checkpoint = _load_safetensors(name)

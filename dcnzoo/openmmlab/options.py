@@ -187,7 +187,7 @@ class TestOptions(RunOptions):
         if self.out is not None and not str(self.out).endswith((".pkl", ".pickle", ".json")):
             raise UserError(f"out: expected a name that ends in .pkl or .json, got {self.out}")
         if self.format_only and (self.metrics or not self.as_json):
-            raise UserError("format_only: expected a .json file as out, and no metrics")
+            raise UserError("format_only: expected out=FILE.json, without metrics")
         if self.show_score_thr is not None and self.show_dir is None:
             raise UserError("show_score_thr: expected show_dir as well, got none")
         if self.exported is None and self.backend is not None:

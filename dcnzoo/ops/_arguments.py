@@ -51,7 +51,7 @@ def _per_axis(value: int | list[int], name: str, rank: int) -> list[int]:
         return [value] * rank
     if not torch.jit.is_scripting():
         value = _as_list(value, name, rank)
-    return value
+    return value * rank if len(value) == 1 else value
 
 
 def _as_list(value: Any, name: str, count: int) -> list[int]:
@@ -110,24 +110,25 @@ def check_arguments(
     mask: Tensor | None,
     bias: Tensor | None,
     rank: int,
-) -> None:
-    """Check the types of the tensors and the rank of ``weight``.
+) -> bool:
+    """Check the types of the tensors and the rank of ``weight``. Return whether ``input`` has no batch axis.
 
     The operator cannot check the rank, because it serves all ranks. Without offset and mask it is not called
     at all: torch's convolution runs.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
         if _check_kinds(name, input, weight, offset, mask, bias):
-            return
+            return False
     if weight.dim() != rank + 2:
         raise RuntimeError(
             f"{name}: weight: expected {rank + 2} dimensions ({layout}, *kernel), "
             f"got shape {shape_text(list(weight.shape))}"
         )
+    return input.dim() == rank + 1
 
 
 def _check_kinds(name: str, input: object, weight: object, *optional: object) -> bool:
-    """Check that the arguments of a convolution are tensors. Return whether ``weight`` is a proxy."""
+    """Check that the arguments of a convolution are tensors. Return whether one is a proxy."""
     check_tensors(name, input=input, weight=weight)
     for argument, value in zip(("offset", "mask", "bias"), optional, strict=True):
         if value is not None and not isinstance(value, Tensor) and not is_traced(value):
@@ -138,7 +139,7 @@ def _check_kinds(name: str, input: object, weight: object, *optional: object) ->
     offset, mask, _ = optional
     if mask is not None and mask is offset:
         raise RuntimeError(f"{name}: mask: expected factors of the samples, got the tensor of offset")
-    return is_traced(weight)
+    return is_traced(weight) or is_traced(input)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

@@ -23,7 +23,7 @@ _definitions: torch.library.Library | None = None  # of the operators, if the CP
 def _schemas() -> list[str]:
     if not _SCHEMAS.exists():  # an empty list would leave exports without operators
         raise FileNotFoundError(f"{_SCHEMAS.name} is not in {_FOLDER}. {_BUILD}")
-    return _SCHEMAS.read_text().splitlines()
+    return _SCHEMAS.read_text(encoding="utf-8").splitlines()
 
 
 def names() -> list[str]:

@@ -3,8 +3,8 @@
 ``DCNZOO_BACKEND`` is the preference of the user.
 
 The choice is made below the dispatcher, so callers and ``torch.compile`` always see the same operator. Where
-the compiled kernels support every call and no others may be faster, they stay registered as they are: no
-Python runs before them.
+the compiled kernels support every call and no others may be faster, they stay registered as they are, and the
+choice takes no time. The rules above it, such as the derivative, are Python in every call.
 """
 
 import itertools

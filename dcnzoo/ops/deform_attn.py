@@ -107,6 +107,14 @@ def level_starts(spatial_shapes: Tensor) -> Tensor:  # [L, 2] -> [L]
     return areas.cumsum(0) - areas
 
 
+def as_int64(integers: Tensor) -> Tensor:
+    """Return an int32 tensor as int64, and any other tensor unchanged."""
+    if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
+        if is_traced(integers):
+            return integers
+    return integers.long() if integers.dtype == torch.int32 else integers
+
+
 def ms_deform_attn(
     value: Tensor,  # [N, S, heads, D]
     spatial_shapes: Tensor,  # [L, 2], (height, width)
@@ -122,8 +130,8 @@ def ms_deform_attn(
     Args:
         value: the pixels of all levels, one level after the other: ``(N, S, heads, D)``; float64, float32,
             bfloat16 or float16.
-        spatial_shapes: the levels' (height, width), int64.
-        level_start_index: index in S of each level's first pixel, int64.
+        spatial_shapes: the levels' (height, width), int64 or int32.
+        level_start_index: index in S of each level's first pixel, int64 or int32.
         sampling_locations: ``(N, Q, heads, L, P, 2)``, (x, y) normalised to the level's size. (0, 0) is the
             upper left corner of a level, (1, 1) the lower right one; pixel i has its centre at
             ``(i + 0.5) / size``.
@@ -150,9 +158,8 @@ def ms_deform_attn(
             sampling_locations=sampling_locations,
             attention_weights=attention_weights,
         )
-    return torch.ops.dcnzoo.ms_deform_attn(
-        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
-    )
+    levels = (as_int64(spatial_shapes), as_int64(level_start_index))
+    return torch.ops.dcnzoo.ms_deform_attn(value, *levels, sampling_locations, attention_weights)
 
 
 def flash_deform_attn(

@@ -21,7 +21,7 @@ def deform_conv1d(
     mask: Tensor | None = None,  # [N, M·k, oL]
     bias: Tensor | None = None,  # [O]
     stride: Int1 = 1,
-    padding: Int1 = 0,
+    padding: Int1 | str = 0,
     dilation: Int1 = 1,
     groups: int = 1,
     im2col_step: int | None = None,
@@ -31,8 +31,13 @@ def deform_conv1d(
     ``offset`` is ``(N, offset_groups · k, oL)``, ``mask`` is ``(N, mask_groups · k, oL)``. If both are
     ``None``, the function is ``F.conv1d``.
     """
-    geometry = (single(stride, "stride"), single(padding, "padding"), single(dilation, "dilation"))
-    return _deform_conv(1, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
+    mode, sides = "numbers", [0]
+    if isinstance(padding, str):
+        mode = padding
+    else:
+        sides = single(padding, "padding")
+    geometry = (single(stride, "stride"), sides, single(dilation, "dilation"))
+    return _deform_conv(1, mode, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
 def deform_conv2d(
@@ -42,7 +47,7 @@ def deform_conv2d(
     mask: Tensor | None = None,  # [N, M·kH·kW, oH, oW]
     bias: Tensor | None = None,  # [O]
     stride: Int2 = 1,
-    padding: Int2 = 0,
+    padding: Int2 | str = 0,
     dilation: Int2 = 1,
     groups: int = 1,
     im2col_step: int | None = None,
@@ -53,7 +58,8 @@ def deform_conv2d(
     (Zhu et al. 2019, eq. 1). The argument order is tvdcn's.
 
     Args:
-        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16.
+        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16. As in torch, the batch axis of
+            ``input``, ``offset``, ``mask`` and the result may be absent.
         weight: ``(O, C / groups, kH, kW)``.
         offset: displacement of each tap from the regular grid:
             ``(N, offset_groups · kH · kW · 2, oH, oW)``, (y, x) pairs in input pixels. Group g applies to
@@ -62,7 +68,7 @@ def deform_conv2d(
             (apply the sigmoid yourself). ``None``: all ones. The shapes determine the numbers of offset
             groups and mask groups, which may differ.
         bias: ``(O,)``.
-        stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`.
+        stride, padding, dilation, groups: as in :func:`torch.nn.functional.conv2d`; also ``padding="same"``.
         im2col_step: maximum number of images processed at a time, to bound memory. It changes the result
             only by rounding. Any value >= 1 works with any batch size. Default: at most 64, and
             on CUDA at most 256 MiB of columns. The fused kernels ignore it.
@@ -77,8 +83,13 @@ def deform_conv2d(
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
     """
-    geometry = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
-    return _deform_conv(2, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
+    mode, sides = "numbers", [0]
+    if isinstance(padding, str):
+        mode = padding
+    else:
+        sides = pair(padding, "padding")
+    geometry = (pair(stride, "stride"), sides, pair(dilation, "dilation"))
+    return _deform_conv(2, mode, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
 def deform_conv3d(
@@ -88,7 +99,7 @@ def deform_conv3d(
     mask: Tensor | None = None,  # [N, M·kD·kH·kW, oD, oH, oW]
     bias: Tensor | None = None,  # [O]
     stride: Int3 = 1,
-    padding: Int3 = 0,
+    padding: Int3 | str = 0,
     dilation: Int3 = 1,
     groups: int = 1,
     im2col_step: int | None = None,
@@ -98,12 +109,18 @@ def deform_conv3d(
     ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, oD, oH, oW)``, (z, y, x) triples; ``mask`` is
     ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. If both are ``None``, the function is ``F.conv3d``.
     """
-    geometry = (triple(stride, "stride"), triple(padding, "padding"), triple(dilation, "dilation"))
-    return _deform_conv(3, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
+    mode, sides = "numbers", [0]
+    if isinstance(padding, str):
+        mode = padding
+    else:
+        sides = triple(padding, "padding")
+    geometry = (triple(stride, "stride"), sides, triple(dilation, "dilation"))
+    return _deform_conv(3, mode, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
 def _deform_conv(
     rank: int,
+    mode: str,
     input: Tensor,
     weight: Tensor,
     offset: Tensor | None,
@@ -116,16 +133,40 @@ def _deform_conv(
     im2col_step: int | None,
 ) -> Tensor:
     name = f"deform_conv{rank}d"
-    check_arguments(name, "out, in / groups", input, weight, offset, mask, bias, rank)
-    if offset is not None or mask is not None:
-        return torch.ops.dcnzoo.deform_conv(
-            input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step
-        )
-    if rank == 1:
-        return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
-    if rank == 2:
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
+    unbatched = check_arguments(name, "out, in / groups", input, weight, offset, mask, bias, rank)
+    if mode != "numbers":
+        input, padding = _pad(name, mode, input, weight, stride, dilation)
+    if offset is None and mask is None:
+        if rank == 1:
+            return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
+        if rank == 2:
+            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return F.conv3d(input, weight, bias, stride, padding, dilation, groups)
+    if unbatched:
+        input = input.unsqueeze(0)
+        offset = offset.unsqueeze(0) if offset is not None else None
+        mask = mask.unsqueeze(0) if mask is not None else None
+    output = torch.ops.dcnzoo.deform_conv(
+        input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step
+    )
+    return output.squeeze(0) if unbatched else output
+
+
+def _pad(
+    name: str, mode: str, input: Tensor, weight: Tensor, stride: list[int], dilation: list[int]
+) -> tuple[Tensor, list[int]]:
+    """Return the input and the padding of both sides of each axis, for ``'valid'`` or ``'same'``.
+
+    If ``'same'`` needs an odd number of pixels, the input gets one behind its last, as in torch.
+    """
+    if mode not in ("same", "valid") or (mode == "same" and max(stride) > 1):
+        expected = "'valid', 'same' with stride 1, or numbers"
+        raise RuntimeError(f"{name}: padding: expected {expected}, got '{mode}' with stride {stride}")
+    sides, behind = [0] * len(stride), [0] * (2 * len(stride))
+    for axis in range(len(stride)):
+        pixels = dilation[axis] * (weight.shape[2 + axis] - 1) if mode == "same" else 0
+        sides[axis], behind[-1 - 2 * axis] = pixels // 2, pixels % 2
+    return F.pad(input, behind) if any(behind) else input, sides
 
 
 def _fake(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):

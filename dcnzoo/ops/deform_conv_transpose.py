@@ -60,7 +60,8 @@ def deform_conv_transpose2d(
     ``p · stride - padding + k · dilation + offset``.
 
     Args:
-        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16.
+        input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16. The batch axis may be absent, as in
+            :func:`deform_conv2d`.
         weight: ``(C, O / groups, kH, kW)``.
         offset: displacement of each tap's target from the regular grid:
             ``(N, offset_groups · kH · kW · 2, H, W)``, (y, x) pairs in output pixels. Group g applies to
@@ -128,13 +129,17 @@ def _deform_conv_transpose(
     im2col_step: int | None,
 ) -> Tensor:
     name = f"deform_conv_transpose{rank}d"
-    check_arguments(name, "in, out / groups", input, weight, offset, mask, bias, rank)
+    unbatched = check_arguments(name, "in, out / groups", input, weight, offset, mask, bias, rank)
     if offset is None and mask is None:
         if rank == 1:
             return F.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups, dilation)
         if rank == 2:
             return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
         return F.conv_transpose3d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    if unbatched:
+        input = input.unsqueeze(0)
+        offset = offset.unsqueeze(0) if offset is not None else None
+        mask = mask.unsqueeze(0) if mask is not None else None
     # torch allows output_padding >= stride if dilation is larger. The output then has the size of a longer
     # input's output. So extend the input by pixels that write nothing, because their offset is NaN.
     behind = [0] * (2 * len(stride))
@@ -150,9 +155,10 @@ def _deform_conv_transpose(
         input = F.pad(input, behind)
         offset = F.pad(offset, behind, value=float("nan"))
         mask = F.pad(mask, behind) if mask is not None else None
-    return torch.ops.dcnzoo.deform_conv_transpose(
+    output = torch.ops.dcnzoo.deform_conv_transpose(
         input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step
     )
+    return output.squeeze(0) if unbatched else output
 
 
 def _fake(input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step):

@@ -8,12 +8,12 @@ from ._arguments import Int2, check_tensors
 from ._autograd import with_backward
 from .operator import Operator
 from .register import register
-from .roi_align import bins, bins_and_input, fake, roi_align
+from .roi_align import bins, bins_and_input, fake, roi_align, rows_of_boxes
 
 
 def deform_roi_pool(
     input: Tensor,  # [N, C, H, W]
-    rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
+    rois: Tensor | list[Tensor],  # [K, 5], (image, x1, y1, x2, y2)
     offset: Tensor | None,  # [K, 2, oH, oW], x and y, in units of gamma · the RoI's size
     output_size: Int2,
     spatial_scale: float = 1.0,
@@ -43,13 +43,14 @@ def deform_roi_pool(
     Raises:
         RuntimeError, TypeError: as in :func:`roi_align`.
     """
+    rows = rows_of_boxes(rois)
     if not torch.jit.is_scripting():
-        check_tensors("deform_roi_pool", input=input, rois=rois, offset=rois if offset is None else offset)
+        check_tensors("deform_roi_pool", input=input, rois=rows, offset=rows if offset is None else offset)
     height, width = bins(output_size)
     if offset is None:
-        return roi_align(input, rois, (height, width), spatial_scale, sampling_ratio)
+        return roi_align(input, rows, (height, width), spatial_scale, sampling_ratio)
     return torch.ops.dcnzoo.deform_roi_pool(
-        input, rois, offset, height, width, float(spatial_scale), sampling_ratio, float(gamma)
+        input, rows, offset, height, width, float(spatial_scale), sampling_ratio, float(gamma)
     )
 
 

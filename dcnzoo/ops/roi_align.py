@@ -1,6 +1,9 @@
 """RoIAlign: pools the maps inside boxes to a fixed size, without rounding the boxes."""
 
+from typing import cast
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks, flops, reference
@@ -12,7 +15,7 @@ from .register import register
 
 def roi_align(
     input: Tensor,  # [N, C, H, W]
-    rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
+    rois: Tensor | list[Tensor],  # [K, 5], (image, x1, y1, x2, y2)
     output_size: Int2,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
@@ -26,8 +29,9 @@ def roi_align(
 
     Args:
         input: ``(N, C, H, W)``, float64, float32, bfloat16 or float16 (summed in float32).
-        rois: ``(K, 5)``: the image number, then ``(x1, y1, x2, y2)``. ``spatial_scale`` converts the
-            coordinates to pixels of ``input``. Any floating type; gets no gradient.
+        rois: ``(K, 5)``: the image number, then ``(x1, y1, x2, y2)``; or a list of the boxes ``(K, 4)`` of
+            each image. ``spatial_scale`` converts the coordinates to pixels of ``input``. Any floating type,
+            int32 or int64; gets no gradient.
         output_size: number of bins, ``(oH, oW)`` or one number for both.
         spatial_scale: pixels of ``input`` per unit of ``rois``, ``1 / stride`` of the feature map.
         sampling_ratio: samples per bin along each axis. 0 or less: the bin's length in pixels, rounded up.
@@ -47,12 +51,25 @@ def roi_align(
     """
     if pool_mode != "avg":
         raise RuntimeError(f"roi_align: pool_mode: expected 'avg', got '{pool_mode}'")
+    rows = rows_of_boxes(rois)
     if not torch.jit.is_scripting():
-        check_tensors("roi_align", input=input, rois=rois)
+        check_tensors("roi_align", input=input, rois=rows)
     height, width = bins(output_size)
     return torch.ops.dcnzoo.roi_align(
-        input, rois, height, width, float(spatial_scale), sampling_ratio, aligned
+        input, rows, height, width, float(spatial_scale), sampling_ratio, aligned
     )
+
+
+def rows_of_boxes(rois: Tensor | list[Tensor]) -> Tensor:  # [K, 5]
+    """Return the ``rois`` of :func:`roi_align` as one tensor of a floating type."""
+    if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
+        if not all(isinstance(each, Tensor) for each in (rois if isinstance(rois, list) else [rois])):
+            return cast(Tensor, rois)  # a proxy, or no tensor: check_tensors raises the error
+    if isinstance(rois, list):
+        rows = torch.cat([F.pad(boxes, [1, 0], value=float(i)) for i, boxes in enumerate(rois)])
+    else:
+        rows = rois
+    return rows.float() if rows.dtype in (torch.int32, torch.int64) else rows
 
 
 def bins(output_size: Int2) -> tuple[int, int]:

@@ -37,11 +37,11 @@ class Box(NamedTuple):
     x2: float
     y2: float
 
-    def require_inside(self, height: int, width: int) -> None:
-        """Raise UserError unless the box is inside an image of this size."""
+    def require_inside(self, height: int, width: int, name: str = "box") -> None:
+        """Raise UserError, with the name of the argument, unless the box is inside an image of this size."""
         if not (0 <= self.x1 <= self.x2 < width and 0 <= self.y1 <= self.y2 < height):
-            got = ",".join(f"{value:g}" for value in self)
-            raise UserError(f"box: expected 0 ≤ x1 ≤ x2 < {width} and 0 ≤ y1 ≤ y2 < {height}, got {got}")
+            got = ",".join(f"{value:g}" for value in self[: 2 if name == "at" else 4])
+            raise UserError(f"{name}: expected corners from 0,0 to {width - 1},{height - 1}, got {got}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.dataset import pseudo_collate
@@ -18,20 +19,22 @@ def explain(
     box: Box | None = None,
     layer: str | None = None,
     further: int = 0,
+    at: Sequence[float] | None = None,
 ) -> Explanation:
     """Determine which pixels of an image influence a deformable layer's output at one position.
 
     Args:
         detector: from :func:`dcnzoo.load`, not of an exported file.
         image: a file or an address.
-        box: in pixels of the file; may be a point. Default: the centre of the detection with the highest
-            score, or of the image if nothing is detected.
+        box: in pixels of the file. Default: the centre of the detection with the highest score, or of the
+            image if nothing is detected.
         layer: the layer for the receptive field, and the only layer to draw. Default: the last layer; all
             layers are drawn.
         further: number of other places, in a grid, whose receptive fields are computed, too.
+        at: a point, (x, y), in place of ``box``.
 
     Raises:
-        UserError: the box is outside the image, the layer does not exist, or no layer can be drawn.
+        UserError: the box or point is outside the image, the layer does not exist, or no layer can be drawn.
         ValueError: resizing leaves no pixels of the image.
     """
     item, model = detector.prepare(read(image), str(image)), detector.model
@@ -39,8 +42,10 @@ def explain(
     data = model.data_preprocessor(pseudo_collate([item]), False)
     samples = data["data_samples"]
     height, width = samples[0].ori_shape
+    if at is not None:
+        box = Box(*at, *at)
     if box is not None:
-        box.require_inside(height, width)
+        box.require_inside(height, width, "box" if at is None else "at")
 
     def run(inputs: Tensor) -> list:
         return model(inputs, copy.deepcopy(samples), mode="predict")

@@ -79,10 +79,9 @@ def fetch(url: str, folder: str | os.PathLike | None = None, checksum: str | Non
             verify(target, checksum)
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(lock := target.with_name(f".{target.name}.lock"), -1):
+    with locked(target.with_name(f".{target.name}.lock"), -1, remove=True):
         if not target.is_file():  # no other process has downloaded it
             _download(url, target, checksum)
-        lock.unlink(missing_ok=True)
     return target
 
 

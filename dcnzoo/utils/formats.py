@@ -85,7 +85,7 @@ def picture_files(name: str | os.PathLike) -> list[str] | None:
         return None
     hint = f"{counted(len(unread), 'pictures')} in formats that are not read ({few(unread, 2)})"
     if not files:
-        raise UserError(f"image: expected pictures, found none in {name}{f', but {hint}' * bool(unread)}")
+        raise UserError(f"images: expected pictures, found none in {name}{f', but {hint}' * bool(unread)}")
     if unread:
         note(f"left out: {hint}")
     return files

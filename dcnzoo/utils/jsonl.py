@@ -41,7 +41,7 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     match = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
     name = match[1].strip() if match else platform.processor() or platform.machine()
     return f"{name}, {counted(torch.get_num_threads(), 'threads')}"

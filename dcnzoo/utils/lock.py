@@ -21,13 +21,14 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def locked(path: Path, seconds: float = 0) -> Iterator[None]:
+def locked(path: Path, seconds: float = 0, remove: bool = False) -> Iterator[None]:
     """Context that holds a lock file. The operating system releases the lock of a dead process.
 
     On a file system without locks, such as NFS without lockd, a message says so, and nothing is locked.
 
     Args:
         seconds: to wait for another holder; -1: without end.
+        remove: remove the lock file at the end.
 
     Raises:
         filelock.Timeout: another process holds it.
@@ -49,6 +50,8 @@ def locked(path: Path, seconds: float = 0) -> Iterator[None]:
     try:
         yield
     finally:
+        if remove and os.name != "nt":  # Windows removes no open file; there, filelock removes it afterwards
+            path.unlink(missing_ok=True)
         lock.release()
 
 
@@ -60,35 +63,44 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
         UserError: another process trains in this folder, or it cannot be written.
     """
     folder = Path(folder)
-    owner, lock = folder / OWNER, folder / LOCK
+    owner = folder / OWNER
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     with ExitStack() as stack:
         stack.callback(_remove_empty, new)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(lock, _ORPHANS_END))
+            stack.enter_context(locked(folder / LOCK, _ORPHANS_END, remove=True))
         except Timeout:
-            process = read_beside(owner) or "another process"
-            raise UserError(
-                f"work_dir: expected a folder without a running training, got {folder}, used by {process} "
-                f"({lock}); use another folder, or wait until it ends"
-            ) from None
+            raise _in_use(folder) from None
         except OSError as error:
             raise UserError(f"work_dir: {folder} cannot be written: {error.strerror or error}") from error
-        stack.callback(_remove_locks, folder)
+        stack.callback(owner.unlink, missing_ok=True)
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
         yield
 
 
-def rename_locked(folder: Path, target: Path) -> None:
-    """Rename a folder that this process has locked, and remove the files of the lock from it."""
-    os.rename(folder, target)
-    _remove_locks(target)
+def rename_locked(lock: ExitStack, folder: Path, target: Path) -> None:
+    """Rename a folder that this process has locked by ``lock``, and remove the files of the lock from it.
 
-
-def _remove_locks(folder: Path) -> None:
+    Windows renames no folder with an open file: there, the lock is closed first, and if another process has
+    locked the folder since, a UserError is raised.
+    """
+    if os.name == "nt":
+        lock.close()
+    try:
+        os.rename(folder, target)
+    except PermissionError as error:
+        raise _in_use(folder) if os.name == "nt" else error from None
     for name in (LOCK, OWNER):
-        (folder / name).unlink(missing_ok=True)
+        (target / name).unlink(missing_ok=True)
+
+
+def _in_use(folder: Path) -> UserError:
+    process = read_beside(folder / OWNER) or "another process"
+    return UserError(
+        f"work_dir: expected a folder without a running training, got {folder}, used by {process} "
+        f"({folder / LOCK}); use another folder, or wait until it ends"
+    )
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -71,13 +71,13 @@ def reset_peak() -> int:
     """Reset the peak memory of this process and return its present memory; 0 if it cannot be reset."""
     return_memory()  # otherwise the next detector would reuse memory that the previous one freed
     try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        Path("/proc/self/clear_refs").write_bytes(b"5")
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError):
         return 0
 
 
 def peak() -> int:
     """Return the peak memory of this process since it was reset, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    lines = Path("/proc/self/status").read_bytes().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(b"VmHWM"))

@@ -7,7 +7,6 @@ other machines may not know the name.
 """
 
 import contextlib
-import fcntl  # noqa: TID251  for addresses, not for locks
 import socket
 import struct
 import sys
@@ -35,7 +34,11 @@ def _source(host: str) -> str:
 
 
 def interface_of(address: str) -> str:
-    """Return the network interface with an IPv4 address; empty if there is none."""
+    """Return the network interface with an IPv4 address; empty if there is none, and on Windows."""
+    try:
+        import fcntl  # noqa: TID251  for addresses, not for locks
+    except ModuleNotFoundError:
+        return ""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):  # it has no address

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.data.dataset import Dataset
+from dcnzoo.data.dataset import Dataset, without_mask
 from dcnzoo.openmmlab.classes import NUMBERS, declared_metainfo, numbers, set_number
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
@@ -70,7 +70,9 @@ def write_settings(
     written = Config({**settings, "model": network, "custom_imports": imports, "classes": classes})
     best = {"save_best": main_metric(config), "rule": "greater"}
     written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
-    _shorten_warm_up(written, len(sources["train"].sizes))
+    if written[LOADERS[0]].dataset.get("times") == 1:  # without RepeatDataset, as for other models
+        written[LOADERS[0]].dataset = written[LOADERS[0]].dataset.dataset
+    _shorten_warm_up(written, len(sources["train"].pictures))
     with replacing(out) as draft:
         # settings are sorted by name: the variable `classes` comes before its uses
         draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
@@ -105,10 +107,12 @@ def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
 def _require_masks(config: Config, model: str, sources: Mapping[str, Dataset]) -> None:
     """Raise UserError if a model learns from masks, and objects have none."""
     wants_masks = any(step.get("with_mask") for step in dataset_of(config, LOADERS[0]).pipeline)
-    if wants_masks and (number := sum(source.without_mask for source in sources.values())):
+    number, _, first = without_mask(sources.values()) if wants_masks else (0, 0, "")
+    if number:
         raise UserError(
             f"data: expected a mask of every object, since {model} learns from masks, got "
-            f"{counted(number, 'objects')} without one; {BOXES} or, on a CPU, {SMALL_BOXES} needs none"
+            f"{counted(number, 'objects')} without one, such as {first}; "
+            f"{BOXES} or, on a CPU, {SMALL_BOXES} needs none"
         )
 
 

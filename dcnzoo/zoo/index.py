@@ -21,7 +21,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch, verify
 from dcnzoo.utils.files import require_exists, write_bytes
 from dcnzoo.utils.folders import cache_folder, mim_folder
-from dcnzoo.utils.formats import EXPORTED
+from dcnzoo.utils.formats import EXPORTED, PICTURES, VIDEOS
 
 CONFIGS = (".py", ".json", ".yaml", ".yml")
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
@@ -181,6 +181,8 @@ def find(name: str) -> Model:
 def require_model(name: str) -> None:
     """Raise UserError if there is no such file, folder or name; torch and OpenMMLab are not imported."""
     path = Path(name).expanduser()
+    if path.suffix.lower() in (*PICTURES, *VIDEOS) and os.path.isfile(path):
+        raise UserError(f"model: expected a name in the zoo, a config or a work directory, got {name}")
     if "::" in name or "://" in name or os.path.exists(path):  # Path.exists raises if the name is too long
         return
     if len(path.parts) == 1 and path.suffix.lower() not in EXPORTED:

@@ -4,18 +4,18 @@ import copy
 import filecmp
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mmengine.device import get_device
 
-from dcnzoo.data.dataset import Dataset, ReadOptions
+from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
 from dcnzoo.data.preparation import line_of, read_splits
 from dcnzoo.data.tree import ALL
 from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
 from dcnzoo.utils.text import counted, few
 from dcnzoo.zoo.config_writer import BOXES, MASKS, dataset_of, set_data, write_settings
@@ -31,7 +31,7 @@ def require_data(options: ReadOptions, data: object) -> None:
     """Raise UserError if an option is set without data."""
     names = [name for name, value in vars(options).items() if value != getattr(ReadOptions, name)]
     if data is None and names:
-        raise UserError(f"{names[0]}: expected data, got none")
+        raise UserError(f"{names[0]}: expected data=PATH as well, got none")
 
 
 def write_data(
@@ -81,11 +81,11 @@ def _has_copies(folder: Path, files: Path) -> bool:
 
 def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> tuple[int | None, str]:
     """Choose a model and write the config; return the epochs and the model, as :func:`write_data` does."""
-    masks = not any(each.without_mask for each in splits.values())
+    masks = not without_mask(splits.values())[0]
     epochs, changes, setting = None, dict[str, object](), ""
     if model is None and get_device() == "cpu":
         model = SMALL[masks]
-        epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].sizes)))  # batches of 4
+        epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].pictures)))  # batches of 4
         changes["train_cfg.val_interval"] = max(1, epochs // VALIDATIONS)
         if masks:
             changes["train_dataloader.dataset.times"] = 1
@@ -97,11 +97,13 @@ def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> t
     return epochs, f"{model}{setting}, {f'from {weights}' if weights else 'without published weights'}"
 
 
-def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path) -> Recipe:
+def with_own_data(
+    recipe: Recipe, data: Path, options: ReadOptions, folder: Path, metrics: Sequence[str] = ()
+) -> Recipe:
     """Return the recipe of a test on annotated pictures; write their COCO file to ``folder``.
 
     Raises:
-        UserError: the data cannot be read, or have classes that the model does not know.
+        UserError: the data cannot be read, lack masks, or have classes that the model does not know.
     """
     cfg = copy.deepcopy(recipe.cfg)
     classes = tuple(declared_metainfo(dataset_of(cfg, "test_dataloader"))["classes"])
@@ -109,8 +111,10 @@ def with_own_data(recipe: Recipe, data: Path, options: ReadOptions, folder: Path
     name, split = next((name, splits[name]) for name in ("test", "val", ALL) if name in splits)
     if absent := [label for label, number in split.per_class.items() if not number]:
         notes.append(f"no objects of {counted(len(absent), 'classes')}: {few(absent)}")
-    lines = [f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes)]
-    print(*map(printable, lines), sep="\n")
+    show(f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes))
     split.write(folder / f"{name}.json")
     set_data(cfg, "test", split)
+    if split.without_mask and "segm" in (metrics or cfg.test_evaluator.get("metric", "bbox")):
+        got = f"{counted(split.without_mask, 'objects')} without one; metrics=bbox compares boxes"
+        raise UserError(f"data: expected a mask of every object for the metric segm, got {got}")
     return replace(recipe, cfg=cfg)

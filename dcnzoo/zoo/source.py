@@ -15,7 +15,7 @@ from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.config.paths import is_config
 from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe, read_config_file
 from dcnzoo.openmmlab.saved import SavedCheckpoints, last_checkpoint
-from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.fetch import fetch
 from dcnzoo.utils.files import files_beside, require_file
 from dcnzoo.utils.folders import CHECKPOINTS, is_work_dir
@@ -66,7 +66,7 @@ class Source:
         if weights is None:
             raise UserError(f"checkpoint: expected a file with weights for {self.name}, got none")
         if self.choice:
-            print(f"checkpoint: {weights}, {self.choice}")
+            show(f"checkpoint: {weights}, {self.choice}")
         if isinstance(weights, Path):
             require_file(str(weights), "checkpoint")
             return weights
@@ -149,8 +149,8 @@ def _config(name: str, path: Path, checkpoint: object) -> Source | None:
 def _published(name: str, path: Path, checkpoint: object) -> Source:
     if path.suffix and os.path.isfile(path):
         raise UserError(
-            f"model: expected a name in the zoo, a config (.py) or a work directory, got {name}. "
-            "A file of weights or an exported file is the checkpoint, not the model"
+            f"model: expected a name in the zoo, a config (.py) or a work directory, got {name}; "
+            "checkpoint=FILE takes a file of weights or an exported file"
         )
     try:
         entry = find(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.download import SMALL
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.tree import inner_data_sets
 from dcnzoo.openmmlab.options import TestOptions
@@ -81,13 +82,13 @@ def test(
             require_new("test", *files, force=force)
         require_data(reading, data)
         source = resolve(model, checkpoint)
-        weights = source.read_weights()
         recipe = source.recipe(cfg_options, TEST)
         if data is not None:
             if of_test.launcher != "none":
                 raise UserError(f"data: expected one process, got launcher={of_test.launcher}")
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            recipe = with_own_data(recipe, Path(data).expanduser(), reading, Path(folder))
+            recipe = with_own_data(recipe, Path(data).expanduser(), reading, Path(folder), of_test.metrics)
+        weights = source.read_weights()
         if exported:
             return execute.test(recipe, replace(of_test, exported=weights), None, force)
         return execute.test(recipe, of_test, weights, force)
@@ -158,9 +159,13 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
         make_shapes(dataset.data_root, ShapesSpec(**dataset.shapes))
     annotations = Path(dataset.get("data_root") or "", dataset.ann_file)
     if not annotations.is_file():
-        hint = "`dcnzoo data download` downloads COCO, data_root=… sets its folder"
+        name = os.path.basename(os.path.normpath(dataset.get("data_root") or ""))
+        download = (
+            f"download --dataset-name {name}` downloads it" if name in SMALL else "download` downloads COCO"
+        )
+        hint = f"`dcnzoo data {download}, data_root=… sets its folder"
         raise UserError(f"annotations: expected a file, found none at {annotations}; {hint}")
-    content = json.loads(annotations.read_text())
+    content = json.loads(annotations.read_text(encoding="utf-8"))
     if not content.get("annotations"):  # the annotations of test-dev are not published
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

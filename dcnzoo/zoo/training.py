@@ -18,7 +18,7 @@ from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.runs.start import Start, begin, choose_start
 from dcnzoo.ops.flops import register_with_torch
-from dcnzoo.utils.errors import UserError, printable, user_errors
+from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.memory import return_memory
 from dcnzoo.zoo.own_data import require_data, write_data
 from dcnzoo.zoo.source import Source, resolve
@@ -60,7 +60,7 @@ def train(
             mistakes in it appear early. The training is the same without it, bit for bit.
         options: those of :class:`dcnzoo.openmmlab.options.TrainOptions`: work_dir, epochs, batch_size, lr,
             patience, amp, auto_scale_lr, logger, seed, device, channels_last, allow_partial, verbose,
-            launcher. With ``data``, ``work_dir`` is by default ``work_dirs/`` and the name of the data.
+            launcher. With ``data``, ``work_dir`` is by default ``work_dirs/`` and the name of the folder.
 
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
@@ -73,7 +73,7 @@ def train(
         require_data(reading, data)
         if data is not None:
             if resume:
-                raise UserError("resume: expected no data; the work directory as model continues a training")
+                raise UserError("resume: expected no data=PATH; model=WORK_DIR continues its training")
             path = Path(data).expanduser()
             source, of_run, start = _begin_with_data(stack, path, model, reading, of_run, force, dry_run)
             return_memory()  # of the pictures and objects
@@ -85,7 +85,7 @@ def train(
                     f"resume={model} continues its training, the setting load_from starts from its weights"
                 )
         else:
-            raise UserError("model: expected one, or data=…, got neither")
+            raise UserError("model: expected one, or data=PATH, got neither")
         register_with_torch()  # FLOPs of the operators
         folder = execute.train(
             source.recipe(cfg_options, TRAINING), of_run, resume=resume, force=force, outputs=outputs,
@@ -103,14 +103,13 @@ def _begin_with_data(
     """Read annotated pictures, then take the work directory and write their config to it."""
     if options.launcher != "none":
         raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
-    name = data.resolve().stem if data.is_file() else data.resolve().name
+    name = (data.parent if data.is_file() else data).resolve().name
     work_dir = Path(options.work_dir or Path("work_dirs", name)).expanduser()
     recipe = Recipe(Config({"work_dir": str(work_dir), "launcher": "none"}))
     choose_start(recipe, force=force)  # a used folder is refused before the data are read
     splits, decisions = read_data(data, reading)
     start = begin(stack, recipe, force=force, dry_run=dry_run, files=[data])
     config, epochs, chosen = write_data(splits, work_dir, None if model is None else str(model))
-    lines = [*decisions, f"model     {chosen}", f"config    {config}"]
-    print(*map(printable, lines), sep="\n")
+    show(*decisions, f"model     {chosen}", f"config    {config}")
     options = replace(options, work_dir=work_dir, epochs=options.epochs or epochs)
     return Source(str(config), config), options, start

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import warnings
 
 import pytest
 import torch
@@ -60,6 +61,43 @@ def test_the_options_of_the_largest():
     assert keys[f"{block}.res_post_norm1.0.weight"] == keys["levels.2.post_norms.0.0.weight"] == (64,)
     assert f"{block}.gamma1" not in keys and "levels.1.post_norms.0.0.weight" not in keys
     assert [y.shape[1] for y in model(torch.randn(1, 3, 64, 32))] == [16, 32, 64, 128]
+
+
+@both
+@pytest.mark.parametrize("out_indices", [(0,), (0, 2), (1, 3)])
+def test_levels_up_to_the_last_of_out_indices(kind, out_indices):
+    """Others are not built, and their values in a state dict of all levels are left out and counted."""
+    options = dict(drop_path_rate=0.4)
+    complete = randomise(build(kind, **options), 0.1)
+    assert hasattr(build(kind, out_indices=(0,), num_classes=3).levels[3], "blocks"), (
+        "a head reads the last map"
+    )
+    model, count = build(kind, out_indices=out_indices, **options), max(out_indices) + 1
+    assert len(model.levels) == count and model.levels[-1].downsample is None
+    extra = shapes(complete).keys() - shapes(model).keys()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        nn.ModuleDict({"backbone": model}).load_state_dict(
+            {f"backbone.{name}": value for name, value in complete.state_dict().items()}
+        )
+    assert [str(len(extra)) in str(warning.message) for warning in caught] == [True] * bool(extra)
+    x, maps = torch.randn(1, 3, 64, 32), complete.eval()
+    outputs = model.eval()(x)
+    torch.testing.assert_close(outputs, tuple(maps(x)[i] for i in out_indices))
+    sum(y.sum() for y in outputs).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    rates = [block.drop_path for level in model.levels for block in level.blocks]
+    expected = [block.drop_path for level in complete.levels[:count] for block in level.blocks]
+    assert [getattr(r, "drop_prob", 0) for r in rates] == [getattr(r, "drop_prob", 0) for r in expected]
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("center_feature_scale", [False, True])
+def test_norms_of_levels(post_norm, center_feature_scale):
+    """As in the official network: a level of post-norm blocks has no norm, unless they blend centres."""
+    model = build("InternImage", post_norm=post_norm, center_feature_scale=center_feature_scale)
+    has_norm = [f"levels.{i}.norm.0.weight" in shapes(model) for i in range(4)]
+    assert has_norm == [center_feature_scale or not post_norm] * 4
 
 
 @both

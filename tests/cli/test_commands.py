@@ -74,7 +74,8 @@ USAGE = [  # exit status 2, below the usage
 WRONG = [  # exit status 1, in one line
     ("infer mask-rcnn_r14-mdconv_fpn_8e_shape a.png", "closest names: mask-rcnn_r14-mdconv_fpn_8e_shapes"),
     ("infer MODEL none.png", "none.png"),
-    ("infer a.png MODEL", "image: expected a file, found none at mask-rcnn"),
+    ("infer a.png MODEL", r"MODEL: expected a name in the zoo, .* got a\.png"),
+    ("infer MODEL v.mp4", "IMAGE: .* v.mp4"),
     ("infer MODEL a.png --out found", "--force"),
     ("infer MODEL photos --txt --out texts", "--force"),
     ("infer MODEL photos --out photos --force", "input"),
@@ -88,16 +89,21 @@ WRONG = [  # exit status 1, in one line
     ("train photos", "--data photos"),
     ("train --data photos", "expected YOLO's data.yaml"),
     ("train CONFIG --resume none.pth", "none.pth"),
-    ("train CONFIG --clip", "--clip: .*data"),
+    ("train CONFIG --clip", "--clip: .*--data"),
     ("train used --data yolo", "used"),
     ("train CONFIG --work-dir used", "--force"),
     ("train CONFIG --work-dir a.png", "--work-dir: .*a.png"),
     ("explain MODEL a.png --layer neck --out layers.html", r"--layer: .*backbone\.layer2"),
+    ("explain MODEL a.png --at 500,3 --out at.html", "--at: .* got 500,3$"),
     ("export MODEL --out model.onnx", "--force"),
     ("report photos", "--data photos"),
     ("data check none.json", "none.json"),
     ("data convert photos out", "expected YOLO's data.yaml"),
-    ("data convert yolo yolo_written", "--force"),
+    ("data convert via out", "such as via/regions.json"),
+    ("data convert photos yolo_written", "--force"),
+    ("data convert yol out", "found none at yol"),
+    ("train --data yol", "--data: .*found none at yol"),
+    ("test CONFIG weights.pth --data yol", "--data: .*found none at yol"),
     ("zoo list no 'such words'", "no such words: "),
     ("run nowhere.py", "SCRIPT: .* nowhere.py"),
 ]
@@ -106,7 +112,7 @@ WRONG = [  # exit status 1, in one line
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands")
-    for name in ("photos", "used", "yolo_written"):
+    for name in ("photos", "used", "via", "yolo_written"):
         (folder / name).mkdir()
     for number in range(3):
         cv2.imwrite(str(folder / f"photos/{number}.png"), draw_image(ShapesSpec(), "val", number)[0])
@@ -140,6 +146,8 @@ test_evaluator = val_evaluator
     for name in ("x.onnx", "used/epoch_1.pth"):
         (folder / name).touch()
     (folder / "used/own.py").write_text(f"_base_ = {PLAIN!r}")
+    (folder / "via/0.png").symlink_to(folder / "photos/0.png")
+    (folder / "via/regions.json").write_text("{}")
     (folder / "program.py").write_text("import sys\nprint('program', sys.argv[1])\n")
     return folder
 

@@ -143,6 +143,18 @@ def test_options_of_the_output(tmp_path):
     assert re.search(r"a\.png: 1 \w+, (?!0\.00)\d+\.\d\d s", output), "the time of a single picture"
 
 
+def test_pictures_that_cannot_be_read(folder, tmp_path):
+    """Each is named once, and the command ends with an error."""
+    names = [*folder.glob("*.png")][:1]
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_text("no picture")
+    status, output = invoke(
+        "infer", DEMO_MODEL, *names, tmp_path / "a.jpg", tmp_path / "b.jpg", "--out", tmp_path / "out"
+    )
+    assert status == 1 and "error: 2 images skipped" in output
+    assert output.count("a.jpg") == output.count("b.jpg") == 1
+
+
 def test_texts_go_on_after_a_kill(tmp_path):
     """The killed command leaves no half-written text; the next one runs only on the other pictures."""
     (tmp_path / "photos").mkdir()

@@ -16,6 +16,6 @@ def provide():
 
 def remove_provided():
     for name in list(sys.modules):
-        is_provided = name in TABLE or name.rpartition(".")[2] in TABLE
+        is_provided = {name.partition(".")[0], name, name.rpartition(".")[2]} & TABLE.keys()
         if is_provided and not name.startswith(("dcnzoo.", "mmcv.")):
             del sys.modules[name]

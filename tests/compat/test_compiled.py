@@ -85,6 +85,88 @@ def test_wrong_names_list_the_names(provide, names):
     assert "DCNv3" not in sys.modules, "none of them is provided"
 
 
+VERSION = "import pkg_resources; float(pkg_resources.get_distribution('DCNv3').version)"
+MSDA = "import MultiScaleDeformableAttention as MSDA"
+IMPORTS = {  # name -> lines with which public projects import it
+    "DCNv4": [
+        "from DCNv4.modules.dcnv4 import DCNv4",  # YOLO with DCNv4
+        "from DCNv4.modules import DCNv4",
+        "from DCNv4.modules.flash_deform_attn import FlashDeformAttn",
+        "from DCNv4.functions import DCNv4Function",  # DCNv4 in blocks of other networks
+        "from DCNv4.functions.dcnv4_func import DCNv4Function",
+        "from DCNv4.functions.flash_deform_attn_func import FlashDeformAttnFunction",
+        "from DCNv4 import DCNv4 as dcn_v4",  # PRFPN
+        "from DCNv4 import ext; ext.dcnv4_forward, ext.flash_deform_attn_backward",  # DCNv4's functions
+        "from DCNv4 import modules as opsm; opsm.DCNv4",  # FlashInternImage
+        "import DCNv4.modules.dcnv4; DCNv4.modules.dcnv4.DCNv4, DCNv4.FlashDeformAttn",
+    ],
+    "DCNv3": [
+        f"import DCNv3; {VERSION}; DCNv3.dcnv3_forward, DCNv3.dcnv3_backward",  # InternImage, DCNv4
+        f"import DCNv3\n{VERSION}",
+        f"{VERSION}\nimport DCNv3 as _dcnv3_cuda; _dcnv3_cuda.dcnv3_forward",
+        f"try:\n import DCNv3\n {VERSION}\nexcept ImportError:\n raise",  # YOLO with DCNv3
+        "try:\n import DCNv3\nexcept ImportError as exc:\n raise ImportError('needed') from exc",  # DAMamba
+        "import DCNv3; DCNv3.__file__",
+    ],
+    "MultiScaleDeformableAttention": [
+        f"{MSDA}; MSDA.ms_deform_attn_forward, MSDA.ms_deform_attn_backward",  # Deformable DETR, DINO
+        f"try:\n {MSDA}\nexcept ModuleNotFoundError as e:\n raise ImportError('') from e",  # Mask2Former
+        f"try:\n {MSDA}\nexcept ImportError as err:\n raise",
+        f"import torch\nif True:\n try:\n  {MSDA}\n except ModuleNotFoundError as e:\n  raise",
+        f"{MSDA}; assert hasattr(MSDA, 'ms_deform_attn_forward')",  # MaskDINO's installation
+        "from MultiScaleDeformableAttention import ms_deform_attn_forward",
+    ],
+    "_ext": [
+        "import _ext as _backend; _backend.dcn_v2_forward, _backend.dcn_v2_backward",  # DCNv2
+        "import torch\n\nimport _ext as _backend\n_backend.dcn_v2_forward",
+        "import _ext as _backend\n\nuse_amp = True\n_backend.dcn_v2_backward",
+        "import _ext as _backend\nimport time; _backend.dcn_v2_forward",
+        "try:\n import _ext as _backend\nexcept ImportError:\n raise",
+        "import _ext; _ext.dcn_v2_forward",
+    ],
+    "deform_conv_ext": ["import deform_conv_ext; deform_conv_ext.modulated_deform_conv_forward"],  # EDVR
+    "custom_op": ["import custom_op, torch; torch.ops.custom_op.deform_conv2d"],
+    "groundingdino._C": ["from groundingdino import _C; _C.ms_deform_attn_forward"],
+    "detrex._C": ["from detrex import _C; _C.dcnv3_forward"],
+    "adet._C": ["from adet import _C; _C.ms_deform_attn_forward"],  # TESTR, DeepSolo
+}
+
+
+@pytest.mark.parametrize(("name", "line"), [(name, line) for name in IMPORTS for line in IMPORTS[name]])
+def test_lines_of_public_projects(provide, package, name, line):
+    if name.endswith("._C"):  # a compiled module of an installed package
+        package(f"{name.partition('.')[0]}.__init__", "")
+    provide(name)
+    exec(line, {})
+
+
+@pytest.mark.parametrize("name", ["DCNv4.models", "DCNv4.functions.dcnv5_func"])
+def test_a_stand_in_of_a_package_names_the_missing_module(provide, name):
+    provide("DCNv4")
+    with pytest.raises(ModuleNotFoundError) as error:
+        importlib.import_module(name)
+    assert error.value.name == name and "not a package" not in str(error.value)
+
+
+def test_functions_of_dcnv4_have_gradients(provide):
+    provide("DCNv4")
+    functions = importlib.import_module("DCNv4.functions")
+    (height, width, taps), (*sides, (remove,)) = grid_sizes(*GRIDS[2]), GRIDS[2]
+    flat = [number for side in sides for number in side]
+    compare(
+        lambda *t: functions.DCNv4Function.apply(*t, *flat, 2, 4, 1.5, 256, remove),
+        lambda *t: reference.dcnv4(*t, *sides, 2, 4, 1.5, bool(remove)),
+        *(random(3, 9, 7, 8), random(3, height, width, -(-taps * 3 // 8) * 8)),
+    )
+    value, locations, weights = attention_leaves()
+    attend = functions.FlashDeformAttnFunction.apply
+    compare(
+        lambda v, at, w: attend(v, SHAPES, STARTS, torch.cat([at.flatten(3), w.flatten(3)], -1), 2, 3),
+        lambda v, at, w: attention(v, at, w.flatten(3).softmax(-1).view_as(w)),
+        *(value, locations, weights),
+    )
+
+
 def test_run(tmp_path):
     """A program without dcnzoo keeps its arguments, its import path and its errors."""
     (tmp_path / "helper.py").write_text("import MultiScaleDeformableAttention as MSDA\n")
@@ -126,6 +208,7 @@ def test_run_with_names(tmp_path):
     [
         ("MultiScaleDeformableAttention", (SHAPES, STARTS), torch.float64),
         ("MultiScaleDeformableAttention", (SHAPES,), torch.float64),  # TrackFormer computes the starts itself
+        ("MultiScaleDeformableAttention", (SHAPES.int(), STARTS.int()), torch.float64),
         ("detrex._C", (SHAPES, STARTS), torch.float16),
     ],
 )

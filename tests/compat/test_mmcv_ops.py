@@ -126,6 +126,13 @@ def test_soft_nms_keeps_mmcvs_order_of_equal_scores():
     assert order.tolist() == [1, 2, 4, 3]
 
 
+def test_nms_match_at_the_threshold():
+    """mmcv suppresses a box whose overlap equals the threshold."""
+    boxes = torch.tensor([[0.0, 0, 2, 2, 0.9], [0, 0, 2, 1, 0.8], [5, 5, 7, 7, 0.7]])  # an overlap of 1/2
+    for threshold, groups in ((0.5, [[0, 1], [2]]), (0.5001, [[0], [1], [2]])):
+        assert [list(map(int, group)) for group in ops.nms_match(boxes, threshold)] == groups
+
+
 def test_focal_loss_of_certain_logits_are_finite():
     logits = torch.tensor([[200.0, -200.0]]).requires_grad_()
     for target in (0, 1, 2):

@@ -284,11 +284,10 @@ def read(data, **options):
     """split → {path of the picture: [(class, x, y, width, height)]}."""
     result = {}
     for name, split in read_splits(data, ReadOptions(**options))[1].items():
-        files = [*split.sizes]
-        pictures = {str(file): [] for file in files}
-        for each in split.objects:
-            pictures[str(files[each.picture - 1])].append((each.name, *each.bbox))
-        result[name] = pictures
+        pictures = split.pictures.values()
+        result[name] = {
+            str(p.file): [(each.name, *each.bbox) for each in p.objects.values()] for p in pictures
+        }
     return result
 
 

@@ -1,8 +1,10 @@
 """Reading data sets: which ones are refused, and how objects are read."""
 
 import json
+import os
 import unicodedata
 
+import cv2
 import mmcv
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from dcnzoo.data.preparation import read_data, read_splits
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 
+from ..formats import FORMATS, fruits
 from .folders import CLASSES, HEIGHT, WIDTH, coco, draw, labelme, read, voc, write, yolo
 
 
@@ -147,7 +150,7 @@ def test_shapes_of_labelme(tmp_path):
     for kind in ("line", "mask", "circle"):
         shapes[0] |= {"shape_type": kind}
         write(tmp_path / "0000.json", {"imagePath": "0000.jpg", "shapes": shapes})
-        refused(tmp_path, "0000.json: 'a'", kind)
+        refused(tmp_path, "0000.json: shapes[0]: ", kind)
     write(tmp_path / "0000.json", {"imagePath": "else.jpg", "shapes": shapes})
     refused(tmp_path, "else.jpg")
 
@@ -210,7 +213,7 @@ def test_division(tmp_path):
     part = draw(tmp_path, [f"{n}_jpg.rf.{m}.jpg" for n in range(10) for m in range(3)], empty=())
     write(tmp_path / "all.json", coco(part))
     splits, _ = read_data(tmp_path, ReadOptions())
-    names = {name: {file.name[0] for file in split.sizes} for name, split in splits.items()}
+    names = {name: {file.name[0] for file in split.pictures} for name, split in splits.items()}
     assert names["train"].isdisjoint(names["val"]) and len(names["val"]) == 2
     assert splits["train"].classes == splits["val"].classes
 
@@ -298,18 +301,53 @@ CLIPPED = [
 def test_each_side_clips(tmp_path, corners, expected):
     draw(tmp_path, ["a.jpg"])
     dataset = Dataset({}, ReadOptions(clip=True))
-    dataset.add_picture(tmp_path / "a.jpg")
+    size = dataset.open(tmp_path / "a.jpg").size
     if expected is None:
         with pytest.raises(InvalidAnnotation, match="an area"):
-            dataset.add_box("fig", corners)
+            dataset.new_box("fig", corners, size)
         return
-    dataset.add_box("fig", corners)
     x1, y1, x2, y2 = expected
-    assert dataset.objects[0].bbox == [x1, y1, x2 - x1, y2 - y1] and dataset.clipped == 1
+    assert dataset.new_box("fig", corners, size).bbox == [x1, y1, x2 - x1, y2 - y1] and dataset.clipped == 1
     dataset.options = ReadOptions()
     if max(abs(a - b) for a, b in zip(corners, expected, strict=True)) > 1:
         with pytest.raises(InvalidAnnotation, match="coordinates in 60 × 40"):
-            dataset.add_box("fig", corners)
+            dataset.new_box("fig", corners, size)
+
+
+def drawn_by_pycocotools(polygons, margin):
+    """The mask of polygons in a picture of 300 × 200, drawn with a margin around it."""
+    shifted = [(np.array(polygon).reshape(-1, 2) + margin).ravel().tolist() for polygon in polygons]
+    size = 200 + 2 * margin, 300 + 2 * margin
+    mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(shifted, *size)))
+    return mask[margin : margin + 200, margin : margin + 300].astype(bool)
+
+
+def bent(seed):
+    """The outline of a bow around a random point: its parts inside the picture may be several."""
+    rng = np.random.default_rng(seed)
+    first, radius, width = rng.uniform(0, 6.3), rng.uniform(60, 200), rng.uniform(15, 40)
+    angles = np.linspace(first, first + rng.uniform(1, 5.5), rng.integers(4, 30))
+    rays = np.stack([np.cos(angles), np.sin(angles)], 1)
+    centre = rng.uniform((-60, -60), (360, 260))
+    return np.concatenate([rays * (radius + width), rays[::-1] * radius]) + centre
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_clipped_polygon_is_the_part_in_the_picture(seed):
+    outline, dataset = bent(seed), Dataset({}, ReadOptions(clip=True))
+    expected = drawn_by_pycocotools([outline], 700)
+    if not expected.any():
+        with pytest.raises(InvalidAnnotation, match="an area"):
+            dataset.new_polygons("fig", [outline.tolist()], (300, 200))
+        return
+    result = dataset.new_polygons("fig", [outline.tolist()], (300, 200))
+    mask = drawn_by_pycocotools(result.segmentation, 0)
+    assert (mask ^ expected).sum() <= 0.03 * expected.sum() + 5
+    assert result.area == pytest.approx(expected.sum(), rel=0.03, abs=5)
+    ys, xs = np.nonzero(expected)
+    x, y, width, height = result.bbox
+    box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+    assert [x, y, x + width, y + height] == pytest.approx(box, abs=3)  # of thin tips, no pixel is drawn
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -339,7 +377,61 @@ def test_encodings(tmp_path, encoding):
         assert [(name, box) for name, box, _ in objects(tmp_path / kind)] == [("Feige ü", [22.5, 12, 15, 16])]
 
 
+@pytest.mark.parametrize(
+    ("kind", "annotation"),
+    [("YOLO", b"\xff\xfe0\0"), ("Pascal VOC", b"<annotation><object>"), ("LabelMe", b'{"shapes": [3]}')],
+)
+def test_a_picture_whose_annotation_cannot_be_read_is_not_used(tmp_path, kind, annotation):
+    """As a picture without objects, it would teach that its objects are background."""
+    FORMATS[kind](tmp_path / "data", fruits(tmp_path / "drawn"))
+    splits = read_splits(tmp_path / "data", ReadOptions())[1]
+    expected = {picture.file.name for split in splits.values() for picture in split.pictures.values()}
+    source = next(iter(next(iter(splits.values())).pictures.values())).source
+    source.write_bytes(annotation.replace(b"}", b', "imagePath": "%b.jpg"}' % source.stem.encode()))
+    refused(tmp_path / "data", str(source if kind != "YOLO" else source.stem))
+    splits = read_splits(tmp_path / "data", ReadOptions(skip_invalid=True))[1]
+    used = {picture.file.name for split in splits.values() for picture in split.pictures.values()}
+    assert used == expected - {f"{source.stem}.jpg"}
+
+
+TRIANGLE, TURNED = "0 .2 .2 .7 .2 .7 .8", "0 .5 .2 .7 .5 .5 .8 .3 .5"
+UPRIGHT, BOX = "0 .2 .2 .7 .2 .7 .8 .2 .8", "0 .5 .5 .2 .2"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "first"),
+    [
+        ([TRIANGLE] * 3, "", None),
+        ([BOX] * 3, "", None),
+        ([UPRIGHT] * 3, "", None),
+        ([TRIANGLE, TURNED], "", None),
+        ([TURNED, UPRIGHT], "four corners", None),
+        ([TRIANGLE, TRIANGLE, BOX], "2 of 6 objects", 2),
+        ([BOX, TRIANGLE, BOX], "4 of 6 objects", 0),
+    ],
+)
+def test_what_the_data_decide_is_printed(tmp_path, lines, words, first):
+    """Which masks are learnt, with the position of the first object that has none."""
+    for name in draw(tmp_path / "yolo/images", 2):
+        write((tmp_path / "yolo/labels" / name).with_suffix(".txt"), "\n".join(lines))
+    write(tmp_path / "yolo/classes.txt", "disc\n")
+    read_splits(tmp_path / "yolo", ReadOptions())[1]["all"].write(tmp_path / "all.json")
+    for data in ("yolo", "all.json"):
+        printed = [line for line in read_data(tmp_path / data, ReadOptions())[1] if "masks" in line]
+        assert len(printed) == bool(words) and words in "".join(printed)
+        if first is not None:
+            assert printed[0].endswith(f"0000.txt:{first + 1}" if data == "yolo" else f"annotations[{first}]")
+
+
 # Names of pictures
+
+
+def test_a_picture_of_more_than_179_megapixels(tmp_path):
+    file, limit = tmp_path / "a.pgm", Image.MAX_IMAGE_PIXELS
+    file.write_bytes(b"P5 14000 13000 255\n")
+    os.truncate(file, file.stat().st_size + 14000 * 13000)
+    assert image_size(file)[::-1] == cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).shape
+    assert limit == Image.MAX_IMAGE_PIXELS, "the user's programs keep Pillow's limit"
 
 
 @pytest.mark.parametrize("suffix", PICTURES)
@@ -447,4 +539,4 @@ def test_the_random_division_has_objects_in_both_parts(tmp_path):
     part = {name: [(k, *boxes[0][1:])] for k, (name, boxes) in zip(labels, part.items(), strict=True)}
     write(tmp_path / "rare/all.json", coco(part))
     splits, _ = read_data(tmp_path / "rare", ReadOptions())
-    assert min(splits["train"].per_class.values()) > 0 and len(splits["val"].sizes) == 2
+    assert min(splits["train"].per_class.values()) > 0 and len(splits["val"].pictures) == 2

@@ -11,7 +11,8 @@ from dcnzoo.cli.infer import command
 from dcnzoo.detect.coco import polygons_of
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.files import OutputNames
+from dcnzoo.detect.files import OutputNames, ResultFiles
+from dcnzoo.utils.errors import UserError
 
 cv2 = pytest.importorskip("cv2")
 
@@ -136,6 +137,28 @@ def test_empty_masks_stay_in_run_length_encoding():
     for polygons in (False, True):
         (annotation,) = result.to_coco(polygons=polygons)["annotations"]
         assert annotation["area"] == 0 and annotation["segmentation"]["size"] == [9, 12]
+
+
+@pytest.mark.parametrize(
+    ("images", "accepted"),
+    [
+        (["a/dog.png", "a/dog.jpg"], False),
+        (["a/dog.png", "b/dog.png"], True),
+        (["a/dog.png", "a/dog_2.png", "a/dog.v2.png"], True),
+        (["a/dog.mp4", "a/dog.png"], False),
+        (["http://one/dog.jpg", "http://other/dog.jpg"], False),
+    ],
+)
+def test_a_text_is_of_one_picture(tmp_path, images, accepted):
+    """Its name does not depend on other pictures: with ``--skip-existing``, they may come later."""
+    files = dict(coco=False, video=None, polygons=False, force=False)
+    if accepted:
+        ResultFiles(tmp_path, images, ".txt", **files)
+    else:
+        with pytest.raises(UserError) as error:
+            ResultFiles(tmp_path, images, ".txt", **files)
+        assert all(image in str(error.value) for image in images)
+    ResultFiles(tmp_path, images, ".png", **files)
 
 
 def test_names_of_files_keep_the_folders(tmp_path, monkeypatch):

@@ -116,6 +116,7 @@ STORED = {  # steps after or in place of LOAD, and settings of the data preproce
     "float32": [dict(LOAD, to_float32=True), RESIZE],  # Mask2Former
     "names": [dict(type="mmcv.LoadImageFromFile"), dict(RESIZE, type="mmcv.Resize")],
     "classes": [dict(type=transforms.LoadImageFromFile), dict(RESIZE, type=transforms.Resize)],
+    "defaults": [dict(RESIZE, clip_object_border=False, interpolation="bilinear")],
     "never": [RESIZE, dict(type="RandomFlip", prob=0.0), dict(type="LoadAnnotations", with_mask=True)],
     "server": [dict(LOAD, backend_args=dict(backend="petrel")), RESIZE],
     "YOLOX": [dict(RESIZE, scale=(64, 64)), dict(type="Pad", pad_to_square=True, pad_val=GREY)],
@@ -151,7 +152,7 @@ class Darker(transforms.BaseTransform):
     [
         (dict(type="Pad", size_divisor=32, padding_mode="edge"), "Pad"),
         (dict(type="RandomFlip", prob=0.5), "RandomFlip"),
-        (dict(type="Resize", scale=(8, 8), interpolation="area"), "area"),
+        (dict(type="Resize", scale=(8, 8), interpolation="area"), "Resize: interpolation='area' cannot"),
         (dict(type="Resize", scale_factor=0.5), "scale_factor"),
         (dict(type="PhotoMetricDistortion"), "PhotoMetric"),
         (dict(type="CLAHE"), "CLAHE"),

@@ -1,5 +1,6 @@
 """Detector: needs an ONNX file and a picture, but neither torch nor OpenMMLab."""
 
+import dataclasses
 import json
 import multiprocessing
 import pickle
@@ -15,9 +16,12 @@ from torch import nn
 
 from dcnzoo.detect.backends.onnxruntime import release
 from dcnzoo.detect.backends.openvino import make_core
+from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
+from dcnzoo.detect.tiles import merge
 from dcnzoo.export import Detector, export_onnx
+from dcnzoo.ops import nms
 from tests.commands import run as command
 from tests.processes import run_code
 from tests.test_import import only, run
@@ -140,6 +144,7 @@ from dcnzoo.export import Detector
 detector = Detector({str(folder / "dynamic.onnx")!r})
 found = detector({str(folder / "picture.png")!r})
 print([found.boxes.tolist(), found.scores.tolist(), found.names])
+detector({str(folder / "picture.png")!r}, tile=64)
 """
     # packaging and protobuf are dependencies of onnxruntime
     output = run(only("numpy", "PIL", "onnxruntime", "packaging", "google") + code)
@@ -148,6 +153,21 @@ print([found.boxes.tolist(), found.scores.tolist(), found.names])
     np.testing.assert_allclose(boxes, found.boxes)
     np.testing.assert_allclose(scores, found.scores, rtol=0.01)  # without OpenCV, pixels differ by one level
     assert names == ["eel", "cat"]
+
+
+def test_overlapping_objects_of_tiles_are_merged_as_by_nms():
+    generator = np.random.default_rng(0)
+    corners = generator.integers(10, 40, (300, 2))  # in the middle of the tile: no object is cut
+    boxes = np.hstack([corners, corners + generator.integers(1, 30, (300, 2))]).astype(np.float32)
+    scores, labels = generator.random(300, np.float32), generator.integers(0, 3, 300)
+    merged = merge([Detections(boxes, scores, labels)], [(slice(0, 80), slice(0, 80))], (80, 80))
+    expected = set()
+    for label in range(3):
+        own = labels == label
+        index = nms(torch.from_numpy(boxes[own]), torch.from_numpy(scores[own]), 0.5)
+        expected |= {*map(tuple, boxes[own][index])}
+    assert {*map(tuple, merged.boxes)} == expected and 100 < len(expected) == len(merged) < 300
+    assert (np.diff(merged.scores) <= 0).all()
 
 
 def test_a_signal_after_two_files(folder):
@@ -211,6 +231,20 @@ def test_weights_outside_the_folder(backend, folder, tmp_path):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ValueError, match=r"x\.onnx: "):
         Session(path, backend)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_fixed_size_is_filled_with_the_padding_of_the_detector(backend, tmp_path):
+    pytest.importorskip(backend)
+    padding = dataclasses.replace(PREPROCESSING, pad_value=7.0)
+    export_onnx(
+        nn.ReLU(), (torch.zeros(2, 3, 4, 6),), tmp_path / "x.onnx", input_names=["input"],
+        output_names=["y"], metadata=padding.to_metadata(),
+    )  # fmt: skip
+    images = np.ones((1, 3, 2, 5), np.float32)
+    expected = np.full((1, 3, 4, 6), 7, np.float32)
+    expected[..., :2, :5] = 1
+    np.testing.assert_array_equal(Session(tmp_path / "x.onnx", backend)(images)["y"], expected)
 
 
 def test_bfloat16_in_openvino(tmp_path):

@@ -1,10 +1,13 @@
 """Every kind of layer, at every legal opset, run by onnxruntime."""
 
+import re
+
 import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+import dcnzoo
 from dcnzoo.export import export_onnx, opsets, translation_table
 from dcnzoo.export.onnx import first_cause
 from dcnzoo.layers import (
@@ -14,6 +17,8 @@ from dcnzoo.layers import (
     PackedDeformConv3d,
     PackedDeformConvTranspose2d,
 )
+
+from ..processes import ROOT
 
 onnx = pytest.importorskip("onnx")
 
@@ -66,6 +71,26 @@ def test_layers(opset, tmp_path):
         torch.testing.assert_close(torch.from_numpy(actual), reference, atol=1e-5, rtol=1e-5)
     operators = {node.op_type for node in onnx.load(path).graph.node}
     assert ("DeformConv" in operators) == (opset >= 19)
+
+
+@pytest.mark.parametrize(
+    "opset",
+    [None, *(pytest.param(o, marks=[] if o in (18, 22) else pytest.mark.slow) for o in opsets.DYNAMO)],
+)
+def test_the_sentence_of_the_page(opset, tmp_path):
+    """The argument that docs/troubleshooting.md prints fits torch's default opset and any other."""
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    argument = re.search(r"`(custom_translation_table=.*?)` to `torch\.onnx\.export`", page)[1]
+    options = eval(f"dict({argument})", {"dcnzoo": dcnzoo}) | ({"opset_version": opset} if opset else {})
+    model, path = Layers(attends=False, transposes=False).separable.eval(), tmp_path / "layer.onnx"
+    torch.onnx.export(model, INPUTS[:1], path, verbose=False, **options)
+    written = onnx.load(path)
+    version = written.opset_import[0].version
+    assert version == (opset or version)
+    assert ("DeformConv" in {node.op_type for node in written.graph.node}) == (version >= 19)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: INPUTS[0].numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), model(INPUTS[0]), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("opset", [17, 24])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab.export.predict import RawHead
 from tests.processes import ROOT
 
@@ -40,3 +41,15 @@ def test_decoded_in_numpy(family, options, monkeypatch):
     np.testing.assert_allclose(scores, expected.scores, atol=1e-4)
     np.testing.assert_allclose(boxes * 1.5, expected.boxes, atol=0.05)
     assert (labels == expected.labels).all()
+
+
+@pytest.mark.parametrize("family", ["Mask R-CNN", "DETR", "Deformable DETR"])
+def test_heads_that_need_more_than_features_are_refused(family):
+    with pytest.raises(ValueError, match=r"^raw_outputs: .* not a single-stage detector"):
+        RawHead(build(family))
+
+
+def test_a_picture_to_verify_is_refused(tmp_path):
+    """Raw outputs are compared for noise."""
+    with pytest.raises(ValueError, match=r"^verify: .*raw_outputs"):
+        ExportOptions(tmp_path / "m.onnx", raw_outputs=True, verify="picture.png")

@@ -67,6 +67,14 @@ def test_masks():
         assert compare(*results).matched == matched
 
 
+@pytest.mark.xfail(strict=True, reason="Exports: a reader sees what runs")
+@pytest.mark.parametrize("side", [20, 30, 60, 90])
+def test_masks_with_a_smaller_iou_do_not_agree(side):
+    """An IoU of at least 0.99, as docs/deploy.md promises, whatever the length of the border."""
+    results = [detections(BOXES[:1], (0.5,), (1,), square(side - cut, side)[None]) for cut in (1, 0)]
+    assert compare(*results).matched == 0
+
+
 def test_a_hundredth_may_differ():
     for matched, holds in ((99, True), (98, False), (0, False)):
         assert Agreement(matched, 100).holds is holds

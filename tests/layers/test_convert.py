@@ -1,6 +1,8 @@
 """``dcnzoo.to_deformable`` on networks of any kind."""
 
 import copy
+import dataclasses
+import re
 from collections import OrderedDict
 
 import pytest
@@ -83,6 +85,8 @@ def build(network, eval=True):
         ("resnet", "v1", {"offset_limit": 3}),
         ("unet3d", "v2", {"mask_activation": "softmax", "im2col_step": 1}),
         ("1d", "v2", {"mask_activation": MaskSigmoid(2), "offset_activation": nn.Tanh()}),
+        ("resnet", "v3", {"offset_groups": 2, "mask_groups": 2}),
+        ("unet3d", "v3", {"prediction": "dense"}),
     ],
 )
 def test_output_is_unchanged_before_training(network, kind, options):
@@ -95,6 +99,18 @@ def test_output_is_unchanged_before_training(network, kind, options):
     converted = dict(model.named_parameters())
     assert all(converted[name] is parameter for name, parameter in parameters.items())
     assert [name for name in model.state_dict() if not is_new(name)] == order
+
+
+def test_v3_is_v2_with_a_softmax():
+    kinds = []
+    for options in (
+        {"kind": "v3"},
+        {"kind": "v2", "mask_activation": "softmax"},
+        {"kind": "v3", "mask_activation": "sigmoid"},
+    ):
+        dcnzoo.to_deformable(model := nn.Sequential(nn.Conv2d(3, 4, 3)), "0", **options)
+        kinds.append(repr(model))
+    assert kinds[0] == kinds[1] != kinds[2]
 
 
 def test_scripts_copies_and_round_trips():
@@ -167,6 +183,8 @@ def test_a_shared_module_stays_shared():
     report = dcnzoo.to_deformable(model, "one.*")
     assert model["one"][0] is model["two"][1] and isinstance(model["one"][0], PackedDeformConv2d)
     assert list(report.replaced) == ["one.0", "two.1"]
+    assert [*map(int, re.findall(r"\d+(?= (?:replaced|under|names))", str(report)))][:2] == [1, 2]
+    assert str(report).count("parameters") == 1
     assert type(model["two"][0]) is nn.Conv2d and model["two"][0].weight is model["one"][0].weight
 
 
@@ -261,6 +279,11 @@ REFUSED = {
     "backward hooks": changed(lambda module: module.register_full_backward_hook(print)),
     "forward pre hook": nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
     "parametrizations": parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+    "'scale' of its own": changed(lambda module: module.register_buffer("scale", torch.ones(1))),
+    "'alpha' of its own": changed(
+        lambda module: module.register_parameter("alpha", nn.Parameter(torch.ones(1)))
+    ),
+    "'act' of its own": changed(lambda module: module.add_module("act", nn.ReLU())),
     "`forward` set on": changed(lambda module: setattr(module, "forward", print)),
     "one tap": nn.Conv2d(4, 4, 1),
     "offset_groups: expected a divisor of in_channels (3), got 2": nn.Conv2d(3, 4, 3),
@@ -350,6 +373,71 @@ def test_an_example_shows_that_the_network_does_not_use_a_layer(block, message):
     with pytest.raises(RuntimeError, match=message):
         dcnzoo.to_deformable(model, "conv", example=(torch.randn(2, 3, 6, 7),))
     assert repr(model) == before
+
+
+@dataclasses.dataclass
+class Output:
+    map: torch.Tensor
+    name: str = "x"
+
+
+class Numbers(dict):
+    """A class of outputs, as Transformers have them."""
+
+
+class Headed(nn.Module):
+    """Returns ``head(y, new)`` for a map y; ``new`` is whether the convolution is converted."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), head
+
+    def forward(self, x):
+        return self.head(self.conv(x), isinstance(self.conv, PackedDeformConv2d))
+
+
+OUTPUTS = {
+    "bool": lambda y, _: {"map": y, "positive": y.mean(1) > 0},
+    "integers": lambda y, _: (y, y.argmax(1), torch.tensor(3), 3, None, "a"),
+    "infinity": lambda y, _: y.masked_fill(y < 0, -torch.inf),
+    "NaN": lambda y, _: [y, torch.where(y < 0, torch.nan, y), float("nan")],
+    "zeros, nothing": lambda y, _: (y * 0, y[:0]),
+    "dataclass": lambda y, _: Output(y),
+    "dictionaries": lambda y, _: Numbers(maps={"a": [y, {"b": y.exp()}]}),
+    "array": lambda y, _: y.float().numpy(),
+    "random": lambda y, _: y + torch.randn_like(y) + torch.rand(()).item(),
+    "fill": lambda y, _: torch.where(y < 0, -1e9, y),
+    "complex": lambda y, _: torch.complex(y.float(), y.float().square()),
+}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_of_an_example(output, dtype):
+    model = Headed(OUTPUTS[output]).to(dtype)
+    dcnzoo.to_deformable(model, "conv", example=torch.rand(2, 3, 6, 7, dtype=dtype) + 0.1)
+    assert isinstance(model.conv, PackedDeformConv2d)
+
+
+DIFFERENT = {  # name of the output that differs, or cannot be compared -> head
+    "output['b'][1]": lambda y, new: {"a": y, "b": [y, y.masked_fill(y < 0, torch.inf) + 100 * new]},
+    "output": lambda y, new: torch.cat([torch.full_like(y[:1], 1e12), y + new]),
+    "output[1]": lambda y, new: [y, torch.full_like(y, torch.nan if new else 1.0)],
+    "output['map']": lambda y, new: Output(y + new),
+    "output['name']": lambda y, new: Output(y, name=str(new)),
+    "output[2]": lambda y, new: (y, y, y)[: 3 - new],
+    "output[3]": lambda y, new: (y, y, y, y.argmax(1) + new),
+    "output[4]": lambda y, new: (y, y, y, y, y.half() if new else y),
+    "output[5]": lambda y, new: (*[y] * 5, nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_an_example_names_the_output_that_differs(name):
+    model = Headed(DIFFERENT[name])
+    with pytest.raises(RuntimeError, match=rf"^to_deformable: .*got .*{re.escape(name)}( of type|$)"):
+        dcnzoo.to_deformable(model, "conv", example=torch.randn(2, 3, 6, 7))
+    assert type(model.conv) is nn.Conv2d
 
 
 def test_layers_that_others_replaced_are_named():

@@ -154,7 +154,6 @@ def test_from_the_meta_device_and_by_torchs_utilities():
         ("PackedDeformConv2d", {"mask_groups": 2}, "mask_groups: .*without modulated=True"),
         ("PackedDeformConv2d", {"deformable": False, "offset_limit": 2}, "offset_limit: .*deformable=True"),
         ("PackedDeformConv1d", {"deformable": False, "offset_groups": 2}, "offset_groups: .*deformable=True"),
-        ("PackedDeformConv2d", {"deform_groups": 2}, "deform_groups: expected offset_groups.*got 2"),
         ("PackedDeformConv2d", {"offset_groups": 3}, r"offset_groups: .*in_channels \(4\), got 3"),
         ("PackedDeformConv2d", {"mask_groups": 0}, "mask_groups: .*got 0"),
         ("PackedDeformConvTranspose1d", {"offset_groups": 4}, r"offset_groups: .*out_channels \(6\), got 4"),
@@ -171,6 +170,20 @@ def test_from_the_meta_device_and_by_torchs_utilities():
 def test_bad_arguments(layer, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(layers, layer)(**{"in_channels": 4, "out_channels": 6, "kernel_size": 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("layer", "argument"),
+    [
+        ("Conv2d", "output_padding"),
+        ("Conv1d", "kernel"),
+        ("ConvTranspose3d", "kernel"),
+        ("Conv3d", "deform_groups"),
+    ],
+)
+def test_an_unknown_argument_names_the_layer(layer, argument):
+    with pytest.raises(TypeError, match=f"^PackedDeform{layer}.*{argument}"):
+        getattr(layers, f"PackedDeform{layer}")(4, 6, 3, **{argument: 2})
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

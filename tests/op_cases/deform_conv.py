@@ -242,7 +242,7 @@ def rows_of_both(good: Sample, inputs: int) -> Rows:
     input, weight, offset, mask, bias = good.tensors
     rank, taps = rank_of(good), math.prod(weight.shape[2:])
     wrong: dict[str, list[Tensor]] = {
-        "input": [input[0], input.sum(), input[:, :0]],
+        "input": [input[0, 0], input.sum(), input[:, :0]],
         "weight": [weight[..., :0]],
         "bias": [bias[:-1], bias[None]],
     }

@@ -112,7 +112,7 @@ def invalid() -> Iterator[tuple[Sample, str]]:
         (names[2], "got (2, 7, 3, 8)", dict(attention_weights=weights.flatten(3))),
         (starts, "got (3,)", {starts: torch.tensor([0, 54, 60])}),
         (shapes, "got (2, 3)", {shapes: torch.ones(2, 3, dtype=torch.int64)}),
-        (shapes, "got Int", {shapes: torch.tensor([[6, 9], [3, 5]], dtype=torch.int32)}),
+        (shapes, "got Short", {shapes: torch.tensor([[6, 9], [3, 5]], dtype=torch.int16)}),
         ("value", "54 + 4·5 pixels for level 1", {shapes: torch.tensor([[6, 9], [4, 5]])}),
         ("value", "-1 + 6·9 pixels for level 0", {starts: torch.tensor([-1, 54])}),
         (shapes, "got (0, 5) for level 1", {shapes: torch.tensor([[6, 9], [0, 5]])}),

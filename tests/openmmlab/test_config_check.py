@@ -156,3 +156,23 @@ def test_the_innermost_dictionary_is_named(tmp_path, depth, key):
     cfg = Config.fromfile(file)
     with pytest.raises(UserError, match=rf"/net\.py: {key}: "), config_errors(cfg):
         MODELS.build(cfg.model)
+
+
+ROI = "model.roi_head"
+
+
+def test_the_place_is_that_of_the_mistake_and_not_of_an_equal_dictionary():
+    places = [
+        f"{ROI}.bbox_head.2",
+        f"{ROI}.bbox_head.2.loss_cls",
+        f"{ROI}.bbox_head.1.loss_bbox",
+        f"{ROI}.mask_head.loss_mask",
+        f"{ROI}.bbox_roi_extractor",
+        f"{ROI}.mask_roi_extractor",
+    ]
+    named = []
+    for place in places:
+        with pytest.raises(UserError) as raised:
+            execute.build(Recipe.read(CASCADE, {f"{place}.no_such_setting": 3}))
+        named.append(str(raised.value).partition(".py: ")[2].partition(": ")[0])
+    assert named == places

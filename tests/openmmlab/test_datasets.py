@@ -1,20 +1,27 @@
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmdet.datasets import CocoDataset as MMDetectionsCocoDataset
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
+from PIL import Image
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 import dcnzoo.openmmlab.datasets
 from dcnzoo.cli import one_line_errors
+from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.preparation import read_splits
 from dcnzoo.data.shapes import CLASSES, make_shapes
+from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.openmmlab.datasets import CocoDataset
 from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.utils.errors import UserError
@@ -160,7 +167,7 @@ def test_objects_without_a_segmentation_are_ignored(root, warnings):
     assert not warnings and not boxes[0]["gt_ignore_flags"].any(), "they have boxes, which are learnt"
 
 
-# Images that cannot be read
+# Images that cannot be used
 
 
 LOAD = [dict(type="LoadImageFromFile")]
@@ -182,15 +189,21 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def make_wider(path):
+    Image.open(path).resize((140, 128)).save(path)
+
+
 @pytest.mark.parametrize(
     ("harm", "found", "cls"),
     [
+        (make_wider, "96 × 96 .*140 × 128", CocoDataset),
+        (make_wider, "96 × 96 .*140 × 128", MMDetectionsCocoDataset),
         (cut_off, "an unreadable file", CocoDataset),
         (lambda path: path.write_bytes(b""), "an unreadable file", MMDetectionsCocoDataset),
         (Path.unlink, "no file", CocoDataset),
     ],
 )
-def test_an_image_that_cannot_be_read(forty, harm, found, cls, warnings):
+def test_an_image_that_cannot_be_used(forty, harm, found, cls, warnings):
     """Training uses another image instead, in dcnzoo's data set and in MMDetection's; a test fails."""
     harm(forty / "train" / "00007.png")
     resize = [*LOAD, dict(type="Resize", scale=(128, 128), keep_ratio=True)]
@@ -199,21 +212,66 @@ def test_an_image_that_cannot_be_read(forty, harm, found, cls, warnings):
     assert taken != f"{forty}/train/00007.png" and data[8]["img_path"] == f"{forty}/train/00008.png"
     data[7]
     (text,) = warnings  # once
-    assert text.startswith(f"{forty}/train/00007.png: ") and found in text
+    assert re.match(rf"{forty}/train/00007.png: .*{found}", text)
     tested = read_coco(forty, lambda file: None, cls, pipeline=resize, test_mode=True)
     with pytest.raises(UserError, match=rf"^{forty}/train/00007.png: .*{found}.*every image"):
         tested[7]
 
 
-def test_too_many_images_that_cannot_be_read(forty):
+def test_too_many_images_that_cannot_be_used(forty):
     """The count covers all workers, and the error from a worker is one line."""
     data = read_coco(forty, lambda file: None, pipeline=LOAD)
     loader = DataLoader(data, batch_size=1, num_workers=2, collate_fn=lambda batch: batch)
-    for index in (3, 8):
-        cut_off(forty / "train" / f"{index:05}.png")
+    cut_off(forty / "train" / "00003.png")
+    make_wider(forty / "train" / "00008.png")
     assert len(list(loader)) == 40 and int(data.unreadable.sum()) == 2
-    cut_off(forty / "train" / "00030.png")
+    make_wider(forty / "train" / "00030.png")
     with pytest.raises(SystemExit) as stopped, one_line_errors():
         list(loader)
     message = stopped.value.code
     assert message.startswith(f"error: {forty}/train/00030.png: ") and message.endswith("got 3")
+
+
+class FindsNothing(BaseDetector):
+    classes, score_threshold = CLASSES, 0.0
+
+    def prepare(self, picture, path=""):
+        return picture
+
+    def _detect(self, inputs, threshold):
+        return [Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), None) for _ in inputs]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])  # EXIF's; 6 turns a picture
+@pytest.mark.parametrize("stated", [(60, 40), (40, 60), (41, 60), (60, None), (0, 0), (-1, -1), (None, None)])
+def test_every_reader_compares_sizes(tmp_path, orientation, stated):
+    """The size of the picture as OpenCV loads it; None, 0 and −1 are unknown, except in a file that is not converted."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    loaded = cv2.imread(str(tmp_path / "a.jpg")).shape[1::-1]
+    image = dict(id=1, file_name="a.jpg", width=stated[0], height=stated[1])
+    entry = dict(id=1, image_id=1, category_id=1, bbox=[2, 3, 10, 12], area=120, iscrowd=0)
+    categories = [dict(id=number, name=name) for number, name in enumerate(CLASSES, 1)]
+    content = dict(images=[image], annotations=[entry], categories=categories)
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+
+    def test():
+        metainfo = dict(classes=CLASSES)
+        data = CocoDataset(
+            str(file), metainfo, data_prefix=dict(img=f"{tmp_path}/"), pipeline=LOAD, test_mode=True
+        )
+        return data[0]
+
+    doors = [lambda: read_splits(file, ReadOptions())]
+    if all(side and side > 0 for side in stated):
+        doors += [test, lambda: FindsNothing().evaluate(file, images=tmp_path)]
+    is_right = all(side == known for side, known in zip(loaded, stated, strict=True) if known and known > 0)
+    for door in doors:
+        if is_right:
+            door()
+        else:
+            sizes = rf"{stated[0]} × {stated[1]} .*{loaded[0]} × {loaded[1]}"
+            with pytest.raises((UserError, ValueError), match=rf"{tmp_path}/a\.jpg: .*{sizes}"):
+                door()

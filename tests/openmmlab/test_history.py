@@ -3,11 +3,16 @@
 import json
 
 import pytest
+import torch
+from mmengine.evaluator import Evaluator
+from torch import nn
 
 from dcnzoo.openmmlab.history import History, loss_parts
+from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.hooks.summary import labels
+from dcnzoo.openmmlab.saved import SavedCheckpoints
 
-from ..training import train
+from ..training import Model, Score, make_runner, train
 
 
 def test_parts_of_the_loss_and_names_of_metrics():
@@ -61,3 +66,30 @@ def test_a_resumed_training_forgets_the_validations_after_its_checkpoint(tmp_pat
         train(tmp_path, "forgets", train_cfg=loop, **options)
         options |= {"resume": True, "load_from": str(tmp_path / "epoch_2.pth")}
     assert [*History.read(tmp_path).validation] == [1, 2, 4]
+
+
+class Recall(Score):
+    """Also an AP, and an AR, which save_best selects."""
+
+    def compute_metrics(self, results):
+        return {"coco/bbox_mAP": 0.5, "coco/AR@100": 0.75, **super().compute_metrics(results)}
+
+
+def test_the_terminal_shows_the_metric_and_the_rate_of_the_training(tmp_path, capsys):
+    """The metric is that of save_best; the rate is not that of a part with a multiplier."""
+    rates = {
+        "optimizer": {"type": "SGD", "lr": 0.1},
+        "paramwise_cfg": {"custom_keys": {"weight": {"lr_mult": 0}}},
+    }
+    hook = {"type": "AtomicCheckpointHook", "save_best": "coco/AR@100", "rule": "greater"}
+    evaluator, model = Evaluator([Recall()]), Model()
+    model.bias = nn.Parameter(torch.zeros(1))
+    runner = make_runner(
+        tmp_path, "shown", model, custom_hooks=[SummaryHook(SavedCheckpoints(tmp_path))], optim_wrapper=rates,
+        default_hooks={"checkpoint": hook}, val_evaluator=evaluator,
+    )  # fmt: skip
+    runner.train()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    head = next(number for number, line in enumerate(lines) if line[:1] == ["epoch"])
+    assert dict(zip(reversed(lines[head]), reversed(lines[head + 1]), strict=False))["lr"] == "0.1"
+    assert next(line for line in lines if line[:1] == ["best"])[3:5] == ["coco/AR@100", "0.750,"]

@@ -28,6 +28,7 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
 
 from .. import demo
+from ..processes import python_with_torch
 
 # Checkpoints
 
@@ -58,6 +59,22 @@ def test_loading_stays_strict(tmp_path, call, within):
 def amp_wrapper(parameters, **arguments):
     optimizer = torch.optim.SGD(parameters, lr=0.5)
     return OPTIM_WRAPPERS.build(dict(type="AmpOptimWrapper", optimizer=optimizer, **arguments))
+
+
+def test_mixed_precision_on_the_cpu_of_a_machine_with_a_gpu():
+    """The device of a run decides, not what the machine has when dcnzoo is imported."""
+    code = """
+import torch
+detects_gpu, torch.cuda.is_available = torch.cuda.is_available, lambda: True
+import dcnzoo.models
+from mmengine.registry import OPTIM_WRAPPERS
+from dcnzoo.openmmlab.runs.device import use_device
+torch.cuda.is_available = detects_gpu
+with use_device("cpu"):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5)
+    OPTIM_WRAPPERS.build(dict(type="AmpOptimWrapper", optimizer=optimizer))
+"""
+    python_with_torch(code)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU: mmengine's own wrapper works")

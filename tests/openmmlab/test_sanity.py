@@ -1,23 +1,38 @@
 """Mistakes are named before the first step, and looking for them changes nothing."""
 
+import itertools
+import os
+import random
 import shutil
+from functools import partial
 from pathlib import Path
 
+import dcnzoo.models  # before mmdet, which needs mmcv.ops
+
+# isort: split
+import numpy as np
 import pytest
 import torch
+from mmdet.datasets import AspectRatioBatchSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
+from mmengine.dist import init_dist
 from mmengine.evaluator import BaseMetric, DumpResults, Evaluator
+from mmengine.hooks import Hook
 from mmengine.registry import METRICS
+from torch.multiprocessing import start_processes
+from torch.utils.data import Sampler
 
-import dcnzoo
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.history import History
-from dcnzoo.openmmlab.runs import sanity
+from dcnzoo.openmmlab.options import TrainOptions
+from dcnzoo.openmmlab.runs import execute, sanity
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.utils.errors import UserError
 
 from ..crash import assert_same
 from ..demo import write_tiny_config
-from ..training import Model, make_runner
+from ..training import Model, Score, make_runner
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +83,16 @@ def test_mistakes_are_named_and_the_repaired_config_trains_in_the_same_folder(co
     assert (work / "epoch_1.pth").exists()
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="Runs: resumes in seconds, settings with the right place, rooms that a stranger changes",
+)
+def test_a_training_uses_the_device_of_its_options(config, tmp_path):
+    with pytest.raises(UserError, match=r"^device: "):
+        options = TrainOptions(device="cuda:99", work_dir=tmp_path)
+        execute.train(Recipe.read(config, {}, TRAINING), options, dry_run=True)
+
+
 def results(work):
     """Weights, their average, the optimizer, all logged values but times, and the best score."""
     last = load_file(work / "epoch_1.pth")
@@ -99,6 +124,100 @@ def test_a_training_has_the_same_bits_without_the_check(config, tmp_path, option
     for folder, check in (("with", True), ("without", False)):
         dcnzoo.train(config, work_dir=tmp_path / folder, cfg_options=options, sanity=check)
     assert_same(results(tmp_path / "with"), results(tmp_path / "without"))
+
+
+class Pictures:
+    """A data set of random pictures; every third one is upright."""
+
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        noise = random.random() + np.random.rand() + torch.rand(1)  # noqa: NPY002
+        return {"inputs": index + noise}
+
+    def get_data_info(self, index):
+        return {"width": 1 if index % 3 == 0 else 3, "height": 2}
+
+
+class OwnSampler(Sampler):
+    """A user's sampler, whose generator is its own."""
+
+    def __init__(self, dataset, seed=None):
+        self.length, self.generator = len(dataset), torch.Generator().manual_seed(3)
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return iter(torch.randperm(self.length, generator=self.generator).tolist())
+
+
+class Noisy(Model):
+    def forward(self, inputs, mode):
+        return super().forward([each + torch.rand(1) for each in inputs], mode)
+
+
+class Pass(Hook):
+    """Records the pictures of a training and its validations."""
+
+    def __init__(self):
+        self.batches = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.batches.append(data_batch["inputs"])
+
+    before_val_iter = before_train_iter
+
+
+def compare_trainings(rank, folder, kind, workers, ranks):
+    """Compare trainings of ten steps with three validations on a rank, with and without the check."""
+    if ranks > 1:
+        torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
+        os.environ.update({name: str(value) for name, value in variables.items()})
+        init_dist("pytorch", "gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=ranks)
+    loader = {"dataset": Pictures(), "batch_size": 2, "num_workers": workers, "collate_fn": pseudo_collate}
+    batches = {"batch_sampler": {"type": kind}} if kind is AspectRatioBatchSampler else {}
+    own = {"type": DefaultSampler if batches else kind}
+    ends = {"type": DefaultSampler} if kind is InfiniteSampler else own  # a validation ends
+    results = []
+    for check in (True, False):
+        runner = make_runner(
+            folder,
+            "bits",
+            Noisy(),
+            train_dataloader=loader | {"sampler": own} | batches,
+            val_dataloader=loader | {"sampler": ends} | batches,
+            val_evaluator=Evaluator([Score()]),
+            train_cfg={"by_epoch": False, "max_iters": 10, "val_interval": 4},
+            randomness={"seed": 5},
+            launcher="pytorch" if ranks > 1 else "none",
+            custom_hooks=[seen := Pass()],
+        )
+        if check:
+            runner.load_or_resume = partial(sanity.predict_one, runner)
+        runner.train()
+        results.append([seen.batches, runner.model.state_dict()])
+    assert len(results[0][0]) > 10
+    assert_same(*results)
+
+
+KINDS = (DefaultSampler, InfiniteSampler, AspectRatioBatchSampler, OwnSampler)
+ONCE = [*zip(KINDS, (2, 0, 0, 0), (1, 1, 1, 2), strict=True)]  # each value
+OTHERS = [case for case in itertools.product(KINDS, (0, 2), (1, 2)) if case not in ONCE]
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "ranks"),
+    [*ONCE, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
+)
+def test_each_sampler_yields_the_same_pictures(tmp_path, kind, workers, ranks):
+    """The training and the validations see the same pictures, and the weights have the same bits."""
+    if ranks == 1:
+        compare_trainings(0, tmp_path, kind, workers, ranks)
+    else:
+        start_processes(compare_trainings, (tmp_path, kind, workers, ranks), ranks, start_method="fork")
 
 
 def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 import contextlib
 import random
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,15 +13,16 @@ from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import PARAM_SCHEDULERS
-from torch.utils.data import Dataset
+from mmengine.registry import DATA_SAMPLERS, PARAM_SCHEDULERS
+from mmengine.runner import EpochBasedTrainLoop
+from torch.utils.data import Dataset, RandomSampler
 
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.history import History
-from dcnzoo.openmmlab.hooks import AtomicLocalBackend
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ResumeHook, number_batches
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
@@ -53,6 +55,15 @@ def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 16
     path.write_bytes(content)
+
+
+def test_a_training_of_other_parameters_is_not_resumed(tmp_path):
+    """A backbone of dcnzoo 0.2 had levels that nothing reads."""
+    model = Model()
+    model.level = torch.nn.Linear(2, 2)
+    train(tmp_path, "with a level", model=model)
+    with pytest.raises(UserError, match=r"^resume: .* parameters, .* got \d+: .*out_indices"):
+        train(tmp_path, "without", resume=True)
 
 
 @pytest.mark.parametrize("harm", [cut_off, flip_a_bit])
@@ -129,10 +140,13 @@ def test_one_best_and_two_last_checkpoints_wherever_it_dies(tmp_path, monkeypatc
 class Noisy(Dataset):
     """Every item draws from the three random generators that transforms use."""
 
+    loaded = 0  # in this process
+
     def __len__(self):
         return 5
 
     def __getitem__(self, index):
+        self.loaded += 1
         noise = np.random.rand() + 2 * random.random() + 3 * torch.rand(()).item()  # noqa: NPY002
         return {"inputs": torch.tensor([index + noise])}
 
@@ -143,20 +157,36 @@ class NoisyModel(Model):
         return super().forward(inputs, mode)
 
 
-def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, seed=None, resume=False):
+@DATA_SAMPLERS.register_module()
+class DrawsGlobally(RandomSampler):
+    """A user's sampler, which draws from a global generator while it is read."""
+
+    def __init__(self, dataset, seed=None):
+        super().__init__(dataset)
+
+    def __iter__(self):
+        return (random.randrange(5) for _ in range(5))
+
+
+def train_noisily(
+    work_dir, name, workers, persistent, sampler, stop_at=None, seed=None, resume=False, numbered=True
+):
+    by_epoch = sampler == "epochs"
     loader = {
         **{"dataset": Noisy(), "batch_size": 2, "num_workers": workers, "persistent_workers": persistent},
-        "sampler": {"type": "DefaultSampler" if by_epoch else "InfiniteSampler", "shuffle": True},
+        "sampler": {"type": "DefaultSampler" if by_epoch else sampler},
         "collate_fn": pseudo_collate,
     }
     hook = dict(type="AtomicCheckpointHook", interval=1 if by_epoch else 5, by_epoch=by_epoch)
     length = {"max_epochs": 4} if by_epoch else {"max_iters": 12, "val_interval": 100}
+    cfg = Config({"train_cfg": {"by_epoch": by_epoch, **length}, "train_dataloader": loader})
+    if numbered:
+        number_batches(cfg)
     runner = make_runner(
         work_dir,
         name,
         NoisyModel(),
-        train_dataloader=loader,
-        train_cfg={"by_epoch": by_epoch, **length},
+        **cfg,
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.05, "momentum": 0.9}},
         default_hooks={"epoch_seed": {"type": "EpochSeedHook"}, "checkpoint": hook},
         custom_hooks=[Dies(iteration=stop_at, error=KeyboardInterrupt)],
@@ -169,28 +199,48 @@ def train_noisily(work_dir, name, workers, persistent, by_epoch, stop_at=None, s
 
 
 @pytest.mark.parametrize(
-    ("workers", "persistent", "by_epoch"),
+    ("workers", "persistent", "sampler"),
     [
-        (0, False, True),
-        (0, False, False),
-        (2, True, True),
-        pytest.param(2, True, False, marks=pytest.mark.slow),
-        pytest.param(2, False, True, marks=pytest.mark.slow),
+        (0, False, "epochs"),
+        (2, True, "epochs"),
+        pytest.param(2, False, "epochs", marks=pytest.mark.slow),
+        (0, False, "InfiniteSampler"),
+        (0, False, "DefaultSampler"),  # twelve batches are four epochs of it
+        (0, False, "DrawsGlobally"),
+        (2, True, "DrawsGlobally"),
+        pytest.param(2, False, "InfiniteSampler", marks=pytest.mark.slow),
+        pytest.param(2, True, "DefaultSampler", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_draws_what_an_unbroken_one_draws(
-    tmp_path, no_workers_left_behind, workers, persistent, by_epoch
+    tmp_path, no_workers_left_behind, workers, persistent, sampler
 ):
-    settings = dict(workers=workers, persistent=persistent, by_epoch=by_epoch)
-    # by epochs, the checkpoint restores the seed; by iterations, the loader starts before it is restored
-    seed = None if by_epoch else 11
+    settings = dict(workers=workers, persistent=persistent, sampler=sampler)
     with pytest.raises(KeyboardInterrupt):
-        train_noisily(tmp_path, "killed", stop_at=8, seed=seed, **settings)
+        train_noisily(tmp_path, "killed", stop_at=8, **settings)
     no_workers_left_behind()
     np.random.seed(3)  # noqa: NPY002  mmengine derives its seed from this
-    resumed = train_noisily(tmp_path, "resumed", seed=seed, resume=True, **settings)
+    resumed = train_noisily(tmp_path, "resumed", resume=True, **settings)
     whole = train_noisily(tmp_path / "whole", "whole", seed=resumed.seed, **settings)
     assert resumed.iter == whole.iter == 12
+    assert torch.equal(resumed.model.weight, whole.model.weight)
+    if sampler != "epochs" and not workers:
+        skipped = 5  # iterations before the checkpoint
+        assert whole.train_dataloader.dataset.loaded - resumed.train_dataloader.dataset.loaded >= skipped
+
+
+@pytest.mark.parametrize("sampler", ["InfiniteSampler", "DefaultSampler"])
+def test_a_checkpoint_without_numbered_batches_continues_in_mmengines_way(tmp_path, sampler, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # mmengine's loop waits between epochs
+    settings = dict(workers=0, persistent=False, sampler=sampler, seed=11)
+    with pytest.raises(KeyboardInterrupt):
+        train_noisily(tmp_path, "killed", stop_at=8, numbered=False, **settings)
+    file = next(tmp_path.glob("iter_5.pth"))
+    content = torch.load(file)
+    content.pop("numbered_batches", None)
+    torch.save(content, file)
+    resumed = train_noisily(tmp_path, "resumed", resume=True, **settings)
+    whole = train_noisily(tmp_path / "whole", "whole", numbered=False, **settings)
     assert torch.equal(resumed.model.weight, whole.model.weight)
 
 
@@ -556,3 +606,38 @@ def test_undefined_ap_does_not_end_the_patience(tmp_path):
     hook = {"type": "PlateauEarlyStoppingHook", "monitor": KEY, "patience": 2, "rule": "greater"}
     values = (0.3, -1.0, -1.0, -1.0, 0.2, -1.0, 0.2, 0.2, 0.2)
     assert train_with_aps(tmp_path, values, custom_hooks=[hook]).epoch == 7
+
+
+GROUPS = [dict(lr=lr, momentum=momentum) for lr, momentum in [(0.1, 0.9), (0.01, 0.9), (0.1, 0.5)] * 3]
+
+
+@pytest.mark.parametrize("schedule", ["steps", "iterations of epochs", "cycle", "iterations"])
+def test_groups_with_equal_settings_have_the_rates_that_mmengine_gives_each(schedule, monkeypatch):
+    """Nine groups with three sets of settings, and the wrapper's group of its base settings."""
+
+    def schedules():
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], **group} for group in GROUPS]
+        wrapper = OptimWrapper(torch.optim.SGD(groups, lr=0.02, momentum=0.7))
+        for settings in SCHEDULES[schedule]:
+            settings = {**settings}
+            build = PARAM_SCHEDULERS.get(settings.pop("type"))
+            if settings.pop("convert_to_iter_based", False):
+                build, settings["epoch_length"] = build.build_iter_from_epoch, 5
+            yield build(wrapper, **settings)
+
+    (stepped, replayed), length = ([*schedules()], [*schedules()]), 5
+    for iteration in range(1, 3 * length + 1):
+        for each in sorted(stepped, key=lambda schedule: schedule.by_epoch):
+            if not each.by_epoch or iteration % length == 0:
+                each.step()
+    wrapper = replayed[0].optimizer
+    loop = object.__new__(EpochBasedTrainLoop)
+    runner = SimpleNamespace(
+        param_schedulers=replayed, optim_wrapper=wrapper, train_loop=loop, hooks=[], _resume=True
+    )
+    monkeypatch.setattr(ResumeHook, "_set_position", lambda *_: None)
+    checkpoint = {"meta": {"epoch": 3, "iter": 3 * length}, "optimizer": {"param_groups": []}}
+    ResumeHook().after_load_checkpoint(runner, checkpoint)
+    for replayed_group, group in zip(wrapper.param_groups, stepped[0].optimizer.param_groups, strict=True):
+        assert {**replayed_group, "params": None} == {**group, "params": None}
+    assert checkpoint["param_schedulers"] == [each.state_dict() for each in stepped]

@@ -2,14 +2,18 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 import dcnzoo
 from dcnzoo.openmmlab.options import TrainOptions
@@ -21,7 +25,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.lock import lock_work_dir
 
-from ..demo import PLAIN, small_options
+from ..demo import PLAIN, small_options, write_tiny_config
 from ..formats import fruits, write_yolo
 from ..processes import ROOT
 
@@ -242,3 +246,27 @@ def test_two_processes_with_force_on_one_folder(tmp_path):
     assert files_of(tmp_path / "work.1") == before and not (tmp_path / "work.2").exists()
     assert (work / "epoch_40.pth").exists()
     shutil.rmtree(work)
+
+
+@HOOKS.register_module()
+class SendsSigterm(Hook):
+    """Sends the signal that Slurm and containers send, in the second epoch."""
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)  # the handler runs at the latest now
+
+
+def test_sigterm_says_how_the_training_continues(tmp_path):
+    config = write_tiny_config(
+        tmp_path / "tiny.py",
+        tmp_path / "data",
+        train=2,
+        val=1,
+        epochs=2,
+        custom_hooks=[{"type": "SendsSigterm"}],
+    )
+    with pytest.raises(KeyboardInterrupt, match=r"work: the option resume=True continues it"):
+        dcnzoo.train(config, work_dir=tmp_path / "work")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

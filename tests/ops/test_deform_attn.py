@@ -241,3 +241,11 @@ def test_gradients_of_few_samples_on_a_large_map(dtype, wanted):
         assert expected.abs().max() > 0.01
         tolerance = dict(rtol=1e-4, atol=1e-3 if dtype.itemsize == 4 else 1e-9)
         torch.testing.assert_close(got.double(), expected, **tolerance)
+
+
+def test_levels_of_int32_are_those_of_int64():
+    value, shapes, starts, *points = ms_cases.arguments(ms_cases.make("levels"))
+    expected = ms_deform_attn(value, shapes, starts, *points)
+    assert torch.equal(ms_deform_attn(value, shapes.int(), starts.int(), *points), expected)
+    with pytest.raises(RuntimeError, match="spatial_shapes: expected int64, got"):
+        ms_deform_attn(value, shapes.float(), starts, *points)

@@ -84,6 +84,49 @@ def test_zero_offset_is_plain_convolution(rank, groups, geometry, transposed):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_by_name_is_torchs(rank, padding):
+    """Also with an even kernel, where ``same`` pads the two sides differently."""
+    sample = conv.make("named", channels=4, size=(9, 10, 6)[:rank], kernel=(3, 4, 2)[:rank], padding=1)
+    input, weight, _, _, bias = sample.tensors
+    options = dict(padding=padding, dilation=(2, 1, 1)[:rank])
+    expected = getattr(F, f"conv{rank}d")(input, weight, bias, **options)
+    function = getattr(dcnzoo.ops, f"deform_conv{rank}d")
+    shape = (len(input), rank * weight[0, 0].numel(), *expected.shape[2:])
+    offset = torch.randn(shape, dtype=input.dtype)
+    for field, result in ((offset * 0, expected), (None, expected)):
+        torch.testing.assert_close(function(input, weight, field, None, bias, **options), result)
+    pixels = [
+        d * (k - 1) * (padding == "same") for d, k in zip(options["dilation"], weight.shape[2:], strict=True)
+    ]
+    sides = [side for total in reversed(pixels) for side in (total // 2, total - total // 2)]
+    expected = function(F.pad(input, sides), weight, offset, None, bias, dilation=options["dilation"])
+    torch.testing.assert_close(function(input, weight, offset, None, bias, **options), expected)
+
+
+@both
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_lists_of_one_and_no_batch_axis(function, cases, rank):
+    function = getattr(dcnzoo.ops, function.__name__.replace("2d", f"{rank}d"))
+    sample = cases.make("forms", size=(9, 10, 6)[:rank], kernel=(3, 2, 2)[:rank], padding=1, stride=2)
+    input, weight, offset, mask, bias = sample.tensors
+    expected = function(input, weight, offset, mask, bias, stride=2, padding=1)
+    got = function(input, weight, offset, mask, bias, stride=[2], padding=(1,))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    for fields in ((offset, mask), (offset, None), (None, mask), (None, None)):
+        of_first = [None if field is None else field[0] for field in fields]
+        expected = function(input, weight, *fields, bias, stride=2, padding=1)[0]
+        torch.testing.assert_close(function(input[0], weight, *of_first, bias, 2, 1), expected)
+
+
+@pytest.mark.parametrize(("padding", "stride"), [("same", 2), ("full", 1)])
+def test_padding_by_name_is_refused_where_torch_refuses_it(padding, stride):
+    input, weight, offset, _, _ = make("named").tensors
+    with pytest.raises(RuntimeError, match=rf"^deform_conv2d: padding: expected .*'{padding}'"):
+        deform_conv2d(input, weight, offset, padding=padding, stride=stride)
+
+
 @pytest.mark.parametrize(("down", "right"), [(0, 1), (2, 0), (-1, 3), (-2, -2)])
 def test_integer_offset_reads_a_shifted_input(down, right):
     sample = make("shift", padding=1, mask_groups=None)

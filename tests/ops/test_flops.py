@@ -1,5 +1,6 @@
 """FLOPs of the operators in torch's counter."""
 
+import itertools
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -64,6 +65,22 @@ def test_a_converted_layer_counts_the_samples_in_addition(kind, groups):
     sampled = (x.numel() // 4) * 6 if layer.transposed else outputs * 4
     assert count(lambda: network(x)) == forward + prediction + 2 * 2**rank * sampled * taps
     assert count(lambda: network(x).sum().backward()) > both + prediction
+
+
+@pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=4))[1:])
+def test_the_backward_counts_what_is_needed(needed):
+    """One product for the weight, one for all others; samples for the input, the weight, and the fields."""
+    shapes = [(2, 4, 9, 8), (6, 4, 3, 2), (2, 12, 7, 7), (2, 6, 7, 7)]  # input, weight, offset, mask
+    tensors = [
+        torch.randn(shape, requires_grad=is_needed) for shape, is_needed in zip(shapes, needed, strict=True)
+    ]
+    output = dcnzoo.ops.deform_conv2d(*tensors)
+    of_input, of_weight, *of_fields = needed
+    product = 2 * 2 * 7 * 7 * 6 * 4 * 3 * 2  # batch, positions, outputs, inputs, taps
+    samples = 2 * 4 * 2 * 7 * 7 * 4 * 3 * 2  # four corners
+    expected = (of_weight + (of_input or any(of_fields))) * product
+    expected += (of_input + of_weight + any(of_fields)) * samples
+    assert count(lambda: output.sum().backward()) == expected
 
 
 @pytest.mark.parametrize("kind", [f"Conv{kind}{rank}d" for kind in ("", "Transpose") for rank in (1, 2, 3)])

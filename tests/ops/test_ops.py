@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import dcnzoo.ops
+from dcnzoo.ops.operator import OPERATORS as RECORDS
 
 from .. import op_cases
 from ..op_cases import Sample, ramp, results
@@ -252,6 +253,21 @@ def test_autocast(op, sample, dtype, device):
     torch.testing.assert_close(output.cpu().double(), exact, **close)
     output.float().sum().backward()
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in leaves.given)
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS if op.autocasts], ids=lambda op: op.name)
+def test_autocast_keeps_offsets_and_masks_in_float32(op):
+    """bfloat16 would round an offset of 100.3 to 100.5: the result is that of a call with float32 fields."""
+    sample = op.forms()[0].to(torch.float32)
+    record = RECORDS.get(op.name, RECORDS["deform_conv"])
+    names = [n for n in record.call._fields if n not in ("spatial_shapes", "level_start_index")]
+    cast = [
+        tensor if tensor is None or name in record.float32 else tensor.bfloat16()
+        for name, tensor in zip(names, sample.tensors, strict=False)
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = op.call(sample)
+    assert torch.equal(output, op.call(replace(sample, tensors=tuple(cast))))
 
 
 @pytest.mark.parametrize(("op", "sample"), own_forms_first)

@@ -31,6 +31,22 @@ def test_without_offset_is_roi_align(ratio):
     torch.testing.assert_close(deform_roi_pool(maps, rois, offset, *arguments, gamma=0.0), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.int64])
+def test_boxes_of_each_image_and_integers(dtype):
+    """torchvision takes a list of the boxes of each image; integers have the values of floats."""
+    maps, _, offset = make("example").tensors
+    boxes = [torch.tensor(rows).reshape(-1, 4) for rows in ([[1, 2, 9, 8], [0, 0, 5, 7]], [], [[3, 1, 8, 9]])]
+    numbers = torch.tensor([[0], [0], [2]])
+    maps, offset = torch.cat([maps, maps])[:3], offset[:3]
+    rows = torch.cat([numbers, *boxes[:1], *boxes[2:]][1:]).double()
+    rows = torch.cat([numbers.double(), rows], 1)
+    for given in ([each.to(dtype) for each in boxes], rows.to(dtype)):
+        for function in (roi_align, torch.jit.script(roi_align)):
+            assert torch.equal(function(maps, given, (3, 2), 0.5), roi_align(maps, rows, (3, 2), 0.5))
+        got = deform_roi_pool(maps, given, offset, (3, 2), 0.5)
+        assert torch.equal(got, deform_roi_pool(maps, rows, offset, (3, 2), 0.5))
+
+
 def test_roi_align_by_hand():
     """On the map x, a bin pools to its centre. Pixel i has its centre at i + 0.5."""
     maps = torch.arange(8.0).expand(1, 1, 6, 8)

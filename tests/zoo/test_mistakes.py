@@ -32,6 +32,8 @@ ARGUMENTS = [  # right types, wrong values
     (dcnzoo.train, (PLAIN,), {"patience": 1.5}, "patience"),
     (dcnzoo.train, (PLAIN,), {"lr": math.nan}, "lr"),
     (dcnzoo.load, (MODEL,), {"score_threshold": 1.01}, "score_threshold"),
+    # a switch that runs code of a file: a text is no permission, not even "no"
+    (dcnzoo.load, (MODEL,), {"unsafe_load": "no"}, "unsafe_load"),
 ]
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,45 @@ def test_data_are_read_before_a_used_folder_is_renamed(tmp_path):
     assert {path.name for path in used.iterdir()} == {"last_checkpoint", "epoch_1.pth"}
 
 
+@pytest.mark.parametrize("call", [dcnzoo.train, partial(dcnzoo.test, "mask-rcnn_r14-mdconv_fpn_8e_shapes")])
+def test_a_path_that_does_not_exist_is_not_its_neighbour(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    write_coco(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    with pytest.raises(FileNotFoundError, match=r"data: expected .*found none at .*frutis"):
+        call(data=tmp_path / "frutis")
+    assert not list(tmp_path.glob("work_dirs/*/*"))
+
+
+def test_the_work_directory_has_the_name_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    used = tmp_path / "work_dirs/fruits"
+    used.mkdir(parents=True)
+    (used / "epoch_1.pth").touch()
+    for data in ("fruits", "fruits/", "fruits/data.yaml"):
+        with pytest.raises(UserError, match=r"work_dir: expected .* work_dirs/fruits"):
+            dcnzoo.train(data=data)
+
+
+@pytest.mark.parametrize("name", ["coco", "labelme"])  # boxes and masks have models of their own
+def test_moved_pictures(tmp_path, name):
+    """The same option is for each model that a training on a CPU chooses."""
+    WRITERS[name](tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    config = prepare(tmp_path / "fruits", tmp_path / "run")[0]
+    moved = tmp_path / "new/pictures"
+    shutil.copytree(tmp_path / "drawn", moved)
+    shutil.rmtree(tmp_path / "fruits")
+    cfg = read_config_file(config)
+    splits = ("train", "val", "test")
+    cfg.merge_from_dict({f"{split}_dataloader.dataset.data_prefix.img": f"{moved}/" for split in splits})
+    for split in splits:
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            data = DATASETS.build(cfg[f"{split}_dataloader"].dataset)
+        assert len(data) and all(
+            Path(info["img_path"]).is_file() for info in map(data.get_data_info, range(len(data)))
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_one_command_trains(tmp_path, name):
@@ -200,6 +240,16 @@ def test_other_data_by_the_names_of_classes(tmp_path, capsys):
     (tmp_path / "other/test.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="one of the classes date, fig, got 'nut'"):
         with_own_data(recipe, tmp_path / "other", ReadOptions(), tmp_path)
+
+
+def test_boxes_do_not_test_masks(tmp_path):
+    """The error names the data and the option, not a temporary file."""
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run")[0], {}, TEST)
+    recipe.cfg.test_evaluator.metric = ["bbox", "segm"]
+    with pytest.raises(UserError, match=r"^data: .*metric segm, got 4 objects .*metrics=bbox"):
+        with_own_data(recipe, tmp_path / "fruits", ReadOptions(), tmp_path)
+    with_own_data(recipe, tmp_path / "fruits", ReadOptions(), tmp_path, ["bbox"])
 
 
 @pytest.mark.slow

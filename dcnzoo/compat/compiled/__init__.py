@@ -21,8 +21,8 @@ TABLE = {
     "detrex._C": "detrex",
     "adet._C": "attention",  # TESTR, DeepSolo
     "DCNv3": "intern_image",
+    "DCNv4.ext": "dcnv4.ext",  # if only the compiled part of the package is missing
     "DCNv4": "dcnv4",  # the whole package, for FlashInternImage
-    "DCNv4.ext": "dcnv4",  # if only the compiled part of the package is missing
     "_ext": "dcn_v2",  # DCNv2 and its forks
     "deform_conv_ext": "deform_conv",  # BasicSR, EDVR
     "custom_op": "custom_op",  # Pytorch-Implmentation-of-Deformable-Convolution-Nd

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.mmcv._ext import without_autocast
-from dcnzoo.ops.deform_attn import level_starts
+from dcnzoo.ops.deform_attn import as_int64, level_starts
 
 
 def _inputs(value: Tensor, shapes: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -21,7 +21,7 @@ def _inputs(value: Tensor, shapes: Tensor, *inputs: Tensor) -> tuple[Tensor, ...
     """
     if inputs[0].dim() > 1:  # the sampling locations
         inputs = (level_starts(shapes), *inputs)
-    return value, shapes, *inputs
+    return value, as_int64(shapes), as_int64(inputs[0]), *inputs[1:]
 
 
 @without_autocast

@@ -23,7 +23,7 @@ CONVOLUTIONS = {
     "FPN": ("fpn_convs.*.conv",),
 }
 PACKAGES = ("mmdet", "mmpose", "mmpretrain", "mmseg")
-# Short value of dcn -> config of the layer; True is 'v2'. The kinds of to_deformable are 'v1' and 'v2'.
+# Short value of dcn -> config of the layer; True is 'v2'.
 LAYERS: dict[str, dict[str, Any]] = {
     "v1": dict(type="DCN", deform_groups=1),
     "v2": dict(type="DCNv2", deform_groups=1),

@@ -1,5 +1,6 @@
 """Convert errors of everything that a config builds or runs: they name the config's file and the key."""
 
+import copy
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,25 @@ from dcnzoo.utils.errors import UserError, describe, disk_is_full, message, one_
 from dcnzoo.utils.text import cut
 
 _TAKEN_OUT = {"priority", *SETTINGS}  # keys that MMEngine (for hooks) or dcnzoo removes before building
+
+
+class TypeName(str):
+    """The value of ``type`` in a dictionary of a config, with the path of this dictionary.
+
+    A builder gets a copy of its dictionary, often with other keys. The path stays with the type.
+    """
+
+    path = ""
+
+
+def with_paths(cfg: Config) -> Config:
+    """Return a copy of a config whose types are :class:`TypeName`; only for what is built from it."""
+    cfg = copy.deepcopy(cfg)
+    for path, node in dicts(cfg._cfg_dict):
+        if type(node.get("type")) is str:
+            name = node["type"] = TypeName(node["type"])
+            name.path = path
+    return cfg
 
 
 @contextmanager
@@ -54,17 +74,30 @@ def _dicts_being_built(frames: list[FrameType]) -> Iterator[Mapping]:
 def _path_of_innermost(cfg: Config, built: Iterator[Mapping]) -> str:
     """Return the path in the config of the last of these dictionaries; empty if the config has none of them.
 
-    Builders copy dictionaries, so they are compared by their values. Each dictionary is inside the one before
-    it. The exception: a loop, such as ``train_cfg``, builds a data loader, which has a key of its own.
+    A dictionary without a :class:`TypeName` (its ``type`` is a class, or absent) is found by its values,
+    inside the dictionary before it. If several are equal, the text has all their paths. The exception: a
+    loop, such as ``train_cfg``, builds a data loader, which has a key of its own.
     """
     nodes = [(path, node) for path, node in dicts(cfg.to_dict()) if path]
-    last = ""
+    last = [""]
     for copied in built:
+        if path := _own_path(copied):
+            last = [path]
+            continue
         equal = [path for path, node in nodes if _has_values(copied, node)]
-        inside = [path for path in equal if path.startswith(last)]
-        other_keys = [path for path in equal if path.count(".") == last.count(".") == 1]
-        last = next(iter(inside or other_keys), last)
-    return last.removeprefix(".")
+        inside = [path for path in equal if any(path.startswith(outer) for outer in last)]
+        other_keys = [path for path in equal if path.count(".") == last[0].count(".") == 1]
+        last = inside or other_keys or last
+    return " or ".join(path.removeprefix(".") for path in last)
+
+
+def _own_path(copied: Mapping) -> str:
+    """Return the path that the type of a dictionary has, or of a dictionary inside it; empty without one."""
+    for inner, node in dicts(copied):
+        path = getattr(node.get("type"), "path", "")
+        if path and path.endswith(inner):
+            return path.removesuffix(inner)
+    return ""
 
 
 def _has_values(copied: Mapping, node: Mapping) -> bool:

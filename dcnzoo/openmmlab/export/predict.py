@@ -229,7 +229,8 @@ class RawHead(nn.Module):
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
-        if not hasattr(detector, "bbox_head") or hasattr(detector, "roi_head"):
+        transformer = isinstance(detector, DetectionTransformer)
+        if not hasattr(detector, "bbox_head") or hasattr(detector, "roi_head") or transformer:
             name = type(detector).__name__
             raise ValueError(f"raw_outputs: expected False for {name}, which is not a single-stage detector")
         self.detector = detector

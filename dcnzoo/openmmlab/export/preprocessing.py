@@ -14,7 +14,7 @@ from dcnzoo.detect.sources import ModelError
 
 # arguments that are described, or change nothing here
 FILES = {"type", "backend_args", "file_client_args"}
-RESIZE = {"type", "scale", "keep_ratio", "backend"}
+RESIZE = {"type", "scale", "keep_ratio", "backend", "clip_object_border"}
 STORED = {
     transforms.LoadImageFromFile: {*FILES, "to_float32", "color_type", "imdecode_backend"},
     mmdet_transforms.Resize: RESIZE,
@@ -47,8 +47,11 @@ def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Se
             kind = step["type"] if inspect.isclass(step["type"]) else TRANSFORMS.get(step["type"])
         if kind in SKIPPED or step.get("prob") == 0:
             continue
-        if not step.keys() <= STORED.get(kind, set()) or ("scale" in step and values["scale"]):
-            raise ValueError(f"test_pipeline: {dict(step)}: cannot be stored in a file")
+        stored, default = STORED.get(kind, {"type"}), ("interpolation", "bilinear")
+        unknown = [f"{k}={v!r}" for k, v in step.items() if k not in stored and (k, v) != default]
+        if unknown or kind not in STORED or ("scale" in step and values["scale"]):
+            problem = ", ".join(unknown) or "the step"
+            raise ValueError(f"test_pipeline: {step['type']}: {problem} cannot be stored in a file")
         if kind is transforms.LoadImageFromFile:
             require_colour(step)
             values["float32"] = bool(step.get("to_float32", False))

@@ -44,13 +44,13 @@ def verify(detector: BaseDetector, exported: ExportedDetector, pictures: Sequenc
             batches.append([picture, turned])
     total = Agreement(0, 0)
     for batch in batches:
-        with warnings.catch_warnings():  # without an input img_shape, PyTorch gets none either
-            warnings.filterwarnings("ignore", ".*no input img_shape", UserWarning)
+        with warnings.catch_warnings():  # PyTorch gets the file's inputs: also shrunk, and without img_shape
+            warnings.filterwarnings("ignore", ".*(no input img_shape|shrunk to the file)", UserWarning)
             results = list(exported(batch, batch_size=len(batch), score_threshold=-1, bgr=True))
-        # a mask of the whole input is as exact as a pixel of it
-        masks_of_input = BOX_MASKS not in exported.model.output_names
-        exact = max([1.0, *(max(p.shape) / max(exported.prepare(p)[1]) for p in batch if masks_of_input)])
-        total += compare_all(results, predict(detector, exported, batch), exact)
+            # a mask of the whole input is as exact as a pixel of it
+            masks_of_input = BOX_MASKS not in exported.model.output_names
+            exact = max([1.0, *(max(p.shape) / max(exported.prepare(p)[1]) for p in batch if masks_of_input)])
+            total += compare_all(results, predict(detector, exported, batch), exact)
     if total.number and not total.holds:
         raise ValueError(f"verify: expected 99 % of the detections to agree: {total}")
     return total

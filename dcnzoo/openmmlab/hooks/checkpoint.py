@@ -17,6 +17,8 @@ from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import remove_abandoned, write_bytes
 from dcnzoo.utils.text import few
 
+_FILES = "checkpoint_files"  # key of the list in a checkpoint's runtime_info
+
 
 @register_backend("atomic_local", force=True)
 class AtomicLocalBackend(LocalBackend):
@@ -34,29 +36,31 @@ class AtomicLocalBackend(LocalBackend):
             raise UserError(f"{error}{hint}") from error.__cause__
 
 
-class _RemovesLater:
-    """A file backend that only notes the names of the files to remove."""
+class _FindsNoFile:
+    """A file backend in which CheckpointHook finds no file to remove."""
 
-    def __init__(self, backend: Any, outdated: list[str]) -> None:
-        self._backend, self._outdated = backend, outdated
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def remove(self, path: str) -> None:
-        self._outdated.append(os.path.basename(path))
+    def isfile(self, path: str) -> bool:
+        return False
 
-    rmtree = remove  # sharded optimizers save folders
+    isdir = isfile
 
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, but ``--resume`` always finds a complete checkpoint.
 
-    The parent class removes an old checkpoint before it writes the new one. Here, a file is removed only
-    after the next checkpoint is complete and ``last_checkpoint`` names it. That checkpoint lists the file, so
-    that a resumed run removes it if the process ended before. A checkpoint is written once, before the
-    validation that follows. Resuming loads the last undamaged checkpoint; see :class:`ResumeHook`.
+    The parent class removes an old checkpoint before it writes the new one. Here, it removes nothing. Each
+    checkpoint lists the files that its training has written. When a new file is complete (and
+    ``last_checkpoint`` names it), those beyond ``max_keep_ckpts`` are removed, and best checkpoints that are
+    not the best any more. A resumed training continues the list, so that files are also removed if the
+    process ended before. A checkpoint is written once, before the validation that follows. Resuming loads
+    the last undamaged checkpoint; see :class:`ResumeHook`.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -75,7 +79,8 @@ class AtomicCheckpointHook(CheckpointHook):
             self.backend_args = self.backend_args or {"backend": "atomic_local"}
             # absolute, because last_checkpoint contains the path and is read from other folders
             self.out_dir = None if self.out_dir is None else os.path.abspath(self.out_dir)
-        self._outdated: list[str] = []  # names of files to remove after the next checkpoint is written
+        self._limit, self.max_keep_ckpts = self.max_keep_ckpts, -1
+        self._files: list[str] = []  # the names of the training's checkpoints, in the order of their writing
 
     # Resuming
 
@@ -91,16 +96,19 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         info = runner.message_hub.runtime_info
-        if "keep_ckpt_ids" in info:  # the parent class removes files with these in their names
-            info["keep_ckpt_ids"] = [step for step in info["keep_ckpt_ids"] if type(step) is int]
+        steps = [
+            step for step in info.pop("keep_ckpt_ids", ()) if type(step) is int
+        ]  # of dcnzoo 0.3, mmengine
+        files = [*info.get(_FILES, map(self.filename_tmpl.format, steps))]
+        files = [name for name in files if self._saved.step(Path(name)) is not None]
         self._keep_best(info)
-        super().before_train(runner)
-        self._backend = self.file_backend
-        self.file_backend = _RemovesLater(self._backend, self._outdated)
+        files += map(os.path.basename, best_files(info))  # not those of metrics that are not used any more
         source = Path(str(runner._load_from))
         if runner._resume and self._saved.has(source):  # a later best file is of another run
-            later = self._saved.after(source)
-            self._outdated += [file.name for file in later if file.name.startswith("best_")]
+            files += [file.name for file in self._saved.after(source) if file.name.startswith("best_")]
+        self._files = [*dict.fromkeys(files)]
+        super().before_train(runner)
+        self._backend, self.file_backend = self.file_backend, _FindsNoFile(self.file_backend)
         if is_main_process() and self._saved.is_local:
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
 
@@ -125,13 +133,6 @@ class AtomicCheckpointHook(CheckpointHook):
 
     # Saving
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Note in a checkpoint which files are removed after it, so that a resumed run removes them too."""
-        info = checkpoint["message_hub"]["runtime_info"]
-        steps = [self._saved.step(Path(name)) for name in self._outdated]
-        if steps := [step for step in steps if step is not None]:
-            info["keep_ckpt_ids"] = [*steps, *info["keep_ckpt_ids"]]
-
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any]) -> None:
         monitors = self.key_indicators if self.save_best else ()
         metrics = {key: None if is_undefined(key, value) else value for key, value in metrics.items()}
@@ -143,21 +144,36 @@ class AtomicCheckpointHook(CheckpointHook):
         last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
         super().after_val_epoch(runner, metrics)
         self.last_ckpt = last
+        for file in best_files(runner.message_hub.runtime_info):
+            self._list(runner, os.path.basename(file))
         self._remove_outdated(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        self._list(runner, self.filename_tmpl.format(step))
         super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_outdated(runner)
 
+    def _list(self, runner: Runner, name: str) -> None:
+        """Add a name to the end of the list, which the next checkpoint contains."""
+        self._files = [*(file for file in self._files if file != name), name]
+        runner.message_hub.update_info(_FILES, self._files)
+
     def _remove_outdated(self, runner: Runner) -> None:
-        # with by_epoch=True, all best checkpoints of a training by iterations have the same name
+        """Remove the oldest files beyond the limit, and the best files that are not the best any more."""
         best = {*map(os.path.basename, best_files(runner.message_hub.runtime_info))}
-        # remove only checkpoints: a resumed checkpoint from elsewhere may list any file as the best one
-        outdated = [name for name in {*self._outdated} - best if self._saved.number(name) is not None]
+        numbered = [name for name in self._files if self._saved.step(Path(name)) is not None]
+        outdated = {*self._files} - {*numbered} - best
+        if self._limit > 0:
+            outdated |= {*numbered[: -self._limit]}
         for name in outdated if is_main_process() else ():
-            path = self._backend.join_path(self.out_dir, name)
-            if self._backend.isdir(path):
-                self._backend.rmtree(path)
-            elif self._backend.isfile(path):
-                self._backend.remove(path)
-        self._outdated.clear()
+            # only checkpoints: one from elsewhere, from which the training resumed, may list any name
+            if self._saved.number(name) is not None and name == os.path.basename(name):
+                self._remove(name)
+        self._files = [name for name in self._files if name not in outdated]
+
+    def _remove(self, name: str) -> None:
+        path = self._backend.join_path(self.out_dir, name)
+        if self._backend.isdir(path):  # sharded optimizers save folders
+            self._backend.rmtree(path)
+        elif self._backend.isfile(path):
+            self._backend.remove(path)

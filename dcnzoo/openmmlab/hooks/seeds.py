@@ -1,18 +1,19 @@
 """Random numbers that are the same in a resumed and in an uninterrupted training."""
 
-import contextlib
-import random
-from collections.abc import Iterator
 from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.dataset.utils import worker_init_fn
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
+
+from dcnzoo.openmmlab.hooks.batches import NumberedBatches, SeededLoading
+from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, states
+
+_NUMBERED = "numbered_batches"  # key in the checkpoint of a training that numbers its batches
 
 
 @HOOKS.register_module()
@@ -23,15 +24,25 @@ class EpochSeedHook(Hook):
     theirs. With this hook, no state needs to be saved: the random numbers of an epoch do not depend on
     earlier ones, and those of the loader do not depend on the model or on validation.
 
-    Workers restart with every epoch, persistent ones too; their caches of images are lost. In training by
-    iterations, mmengine advances the data loader past the batches already used, which restores the loader's
-    generators. This requires ``randomness.seed``.
+    Workers restart with every epoch, persistent ones too; their caches of images are lost. In a training by
+    iterations, each batch is loaded with a seed of its own: see :mod:`dcnzoo.openmmlab.hooks.batches`. If a
+    pipeline keeps pictures, or to resume a checkpoint of dcnzoo 0.3 or earlier, mmengine loads the batches
+    already used again, which restores the loader's generators; this requires ``randomness.seed``.
     """
 
     priority = "VERY_HIGH"  # before any other hook draws random numbers
+    _is_numbered = True
 
     def before_run(self, runner: Runner) -> None:
         self._seed = runner.seed
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if self._is_numbered:
+            checkpoint[_NUMBERED] = True
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if runner._resume:
+            self._is_numbered = _NUMBERED in checkpoint
 
     def before_train(self, runner: Runner) -> None:
         """Give the samplers the checkpoint's seed: without ``randomness.seed``, they have a random one."""
@@ -41,15 +52,31 @@ class EpochSeedHook(Hook):
                 sampler.seed = runner.seed
 
     def before_train_epoch(self, runner: Runner) -> None:
-        set_random_seed(_mix(runner.seed, 0, runner.epoch, get_rank()))
+        set_random_seed(mix(runner.seed, 0, runner.epoch, get_rank()))
         loader = runner.train_dataloader
+        if isinstance(loader.batch_sampler, NumberedBatches):
+            self._start_batches(runner, loader.batch_sampler)
         if not isinstance(runner.train_loop, EpochBasedTrainLoop) or loader.num_workers == 0:
             return
         loader._iterator = None
         initialise = loader.worker_init_fn
         # mmengine's function, not one from the config
         if isinstance(initialise, partial) and initialise.func is worker_init_fn:
-            loader.worker_init_fn = partial(initialise, seed=_mix(runner.seed, 1, runner.epoch))
+            loader.worker_init_fn = partial(initialise, seed=mix(runner.seed, 1, runner.epoch))
+
+    def _start_batches(self, runner: Runner, batches: NumberedBatches) -> None:
+        """Start the loader of a training by iterations at the batch that follows the checkpoint."""
+        loop, loader = runner.train_loop, runner.train_dataloader
+        loader._iterator = None  # else persistent workers keep the data set without the method
+        if not self._is_numbered:
+            batches.start(None)
+            with random_states():  # a new iterator draws a number
+                loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
+            return
+        loader.dataset.__getitems__ = SeededLoading(loader.dataset, runner.seed, 4, get_rank())
+        batches.start(mix(runner.seed, 5, get_rank()), first=runner.iter)
+        # the loop discards as many batches as there were iterations
+        loop.dataloader_iterator = chain(repeat(None, runner.iter), iter(loader))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         self._seed_model(runner.seed, 2, runner.iter)
@@ -58,35 +85,10 @@ class EpochSeedHook(Hook):
         self._seed_model(runner.seed, 3)
 
     def _seed_model(self, *numbers: int) -> None:
-        self._states = _states()  # those that the loader uses
-        set_random_seed(_mix(*numbers, get_rank()))
+        self._states = states()  # those that the loader uses
+        set_random_seed(mix(*numbers, get_rank()))
 
     def after_train_iter(self, *args: object, **kwargs: object) -> None:
-        _restore(self._states)
+        restore_states(self._states)
 
     after_val = after_train_iter
-
-
-@contextlib.contextmanager
-def random_states() -> Iterator[None]:
-    """Context that restores the three random generators that transforms use."""
-    states = _states()
-    try:
-        yield
-    finally:
-        _restore(states)
-
-
-def _states() -> tuple[Any, ...]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-
-
-def _restore(states: tuple[Any, ...]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    torch.set_rng_state(states[2])
-
-
-def _mix(*numbers: int) -> int:
-    """Return a seed of 31 bits, to which mmengine can add a worker's index without overflow."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)

@@ -27,7 +27,7 @@ from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.history import History, loss_parts
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
-from dcnzoo.utils.errors import printable
+from dcnzoo.utils.errors import printable, show
 from dcnzoo.utils.text import columns, counted, cut, few
 
 WIDTH = 100  # terminals with at least this many columns show the parts of the loss
@@ -120,7 +120,11 @@ class SummaryHook(Hook):
             step = max(validations, default=0)
         if not (metrics := validations.get(step)):
             return []
-        aps = ", ".join(f"{name} {figure}" for name, figure in _figures(metrics).items())
+        names = metric_names(metrics)
+        prefixes = {key: f"best_{key.replace('/', '_')}_" for key in metrics}  # of the metric of save_best
+        selected = {key: metrics[key] for key in metrics if file and file.name.startswith(prefixes[key])}
+        figures = {**{names[key]: f"{value:.3f}" for key, value in selected.items()}, **_figures(metrics)}
+        aps = ", ".join(f"{name} {figure}" for name, figure in figures.items())
         rows = [("classes", row) for row in self._classes.get(step, ())]
         return [(label, f"{self._unit} {step}: {aps}"), *rows]
 
@@ -140,8 +144,9 @@ class SummaryHook(Hook):
         if shutil.get_terminal_size((WIDTH, 0)).columns >= WIDTH:
             cells |= {name: f"{loss:.3f}" for name, loss in loss_parts(means).items()}
         cells |= dict.fromkeys(self._aps, "")
-        if "train/lr" in scalars:
-            cells["lr"] = f"{scalars['train/lr'].current():.2g}"
+        # with paramwise_cfg, lr is that of the first group, such as 0 of a frozen backbone
+        if rate := scalars.get("train/base_lr") or scalars.get("train/lr"):
+            cells["lr"] = f"{rate.current():.2g}"
         now = time.monotonic()
         cells["time"], self._began = str(datetime.timedelta(seconds=round(now - self._began))), now
         return cells
@@ -158,7 +163,7 @@ class SummaryHook(Hook):
             lines = [{name: name for name in row}, row]
         for cells in lines:
             texts = [f"{text:>{self._widths[name]}}" for name, text in cells.items()]
-            print("  ".join(texts).rstrip(), flush=True)
+            show("  ".join(texts).rstrip())
 
     # Test
 
@@ -298,5 +303,4 @@ def next_steps(work_dir: Path) -> str:
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     if is_main_process():
-        for line in columns([pair for pair in pairs if pair[1]]):
-            print(printable(line), flush=True)  # names may contain control characters
+        show(*columns([pair for pair in pairs if pair[1]]))

@@ -10,6 +10,7 @@ import mmcv.ops
 import mmengine
 import torch
 from mmengine.config import ConfigDict
+from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
 from mmengine.model import MMDistributedDataParallel
@@ -25,8 +26,13 @@ from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 # mmdet is optional: the functions that patch it import it.
 
 
+def on_cpu() -> bool:
+    """Return whether a run uses the CPU: its option decides, or else what the machine has."""
+    return get_device() == "cpu"
+
+
 class CpuAmpOptimWrapper(AmpOptimWrapper):
-    """``AmpOptimWrapper`` for the CPU: bfloat16 autocast, which needs no loss scaling."""
+    """``AmpOptimWrapper``, on the CPU with bfloat16 autocast, which needs no loss scaling."""
 
     def __init__(
         self,
@@ -35,6 +41,9 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
         use_fsdp: bool = False,
         **kwargs: object,
     ) -> None:
+        if not on_cpu():
+            super().__init__(loss_scale, dtype, use_fsdp, **kwargs)
+            return
         if dtype not in (None, "bfloat16", torch.bfloat16):
             raise ValueError(f"AmpOptimWrapper: dtype: expected bfloat16 on the CPU, got {dtype}")
         OptimWrapper.__init__(self, **kwargs)
@@ -54,11 +63,15 @@ def amp_on_cpu(changes: Changes) -> None:
 def distributed_without_cuda(changes: Changes) -> None:
     def launch_on_cpu(launch: Callable, backend: str = "nccl", **kwargs: object) -> None:
         with Changes() as during_launch:
-            during_launch.set(torch.cuda, "set_device", lambda device: None)
-            launch(backend="gloo" if backend == "nccl" else backend, **kwargs)
+            if on_cpu():
+                during_launch.set(torch.cuda, "set_device", lambda device: None)
+                backend = "gloo" if backend == "nccl" else backend
+            launch(backend=backend, **kwargs)
 
     def construct(original: Callable, self, module: nn.Module, *args: object, **kwargs: object) -> None:
-        original(self, module, *args, **{**kwargs, "device_ids": None})
+        if on_cpu():
+            kwargs["device_ids"] = None
+        original(self, module, *args, **kwargs)
 
     for name in ("_init_dist_pytorch", "_init_dist_slurm", "_init_dist_mpi"):
         changes.wrap(dist_utils, name, launch_on_cpu)

@@ -9,18 +9,12 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from mmengine.device import get_device
-
 from dcnzoo.compat.patches import Changes, Patch
 from dcnzoo.openmmlab.checkpoints import enforce_weights_only, load_own_checkpoints
 from dcnzoo.openmmlab.config.packages import inherit_from_packages, types_import_no_modules
 from dcnzoo.openmmlab.config.paths import config_text
 from dcnzoo.openmmlab.patches import models
 from dcnzoo.openmmlab.patches.deformable_configs import deformable_configs
-
-
-def on_cpu() -> bool:
-    return get_device() == "cpu"
 
 
 def installed(package: str) -> bool:
@@ -89,13 +83,11 @@ TABLE = (
         models.amp_on_cpu,
         target="mmengine/optim/optimizer/amp_optimizer_wrapper.py:76, AmpOptimWrapper",
         reason="amp=True requires a GPU (AmpOptimizerWrapper is only available … gpu)",
-        needed=on_cpu,
     ),
     of_mmengine(
         models.distributed_without_cuda,
         target="mmengine/dist/utils.py:130, :164, :221, set_device; runner/runner.py:900, device_ids",
         reason="launchers call torch.cuda.set_device, and DDP receives the index of a GPU",
-        needed=on_cpu,
     ),
     of_mmengine(
         models.offset_lr_mult,

@@ -1,10 +1,11 @@
 """Train, test or build the model of a recipe."""
 
 import copy
-import functools
 import logging
 import os
+import signal
 import tempfile
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,6 +17,8 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS, init_default_scope
@@ -28,14 +31,14 @@ from dcnzoo.detect.metrics import named
 from dcnzoo.openmmlab import hooks
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.classes import names_of_model
-from dcnzoo.openmmlab.config.errors import config_errors
+from dcnzoo.openmmlab.config.errors import config_errors, with_paths
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.sanity import first_batch, predict_one
+from dcnzoo.openmmlab.runs.sanity import predict_one
 from dcnzoo.openmmlab.runs.separate_run import separate_run
 from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, begin, require_new_config
 from dcnzoo.openmmlab.weights import load_weights
@@ -137,7 +140,9 @@ def _without_files(cfg: Config, stack: ExitStack) -> Config:
 def _train_one(runner: Runner) -> None:
     """Train one step with the first batch, and require a finite loss."""
     with config_errors(runner.cfg, "train_dataloader"):
-        batch = first_batch(runner.train_dataloader)
+        loader = runner.train_dataloader
+        batches = getattr(loader.batch_sampler, "batches", loader.batch_sampler)  # of NumberedBatches
+        batch = loader.collate_fn([loader.dataset[index] for index in next(iter(batches))])
     # RuntimeInfoHook, which sets these, does not run here; models that resize batches read them
     runner.message_hub.update_info_dict({"epoch": runner.epoch, "iter": runner.iter})
     wrapper: Any = runner.optim_wrapper
@@ -166,8 +171,8 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
             stack.enter_context(context)
         changes = stack.enter_context(Changes())
         if options.unsafe_load:
-            readers = CheckpointLoader._schemes
-            changes.set_item(readers, "", lambda file, where=None: load_file(file, True, where))
+            readers, unsafe = CheckpointLoader._schemes, options.unsafe_load
+            changes.set_item(readers, "", lambda file, where=None: load_file(file, unsafe, where))
         runner = build_runner(
             recipe.cfg,
             Start(None if weights is None else str(weights)),
@@ -210,7 +215,7 @@ def build(
     with config_errors(cfg):
         init_default_scope(cfg.get("default_scope", "mmdet"))  # not undone: inference_detector needs it too
         # a copy: detectors such as DINO add settings to their heads' configs, which a second build refuses
-        model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+        model = revert_sync_batchnorm(MODELS.build(with_paths(cfg).model))
         if weights is not None:
             meta, report = load_weights(model, weights, unsafe_load, allow_partial, cfg.model)
             if report:
@@ -254,21 +259,7 @@ def build_runner(
     scaling = cfg.get("auto_scale_lr") or {}
     if training and scaling.get("enable"):  # mmengine counts images per iteration, not per step
         scaling["base_batch_size"] /= cfg.optim_wrapper.get("accumulative_counts", 1)
-    methods: dict[str, object] = {
-        "dump_config": lambda self: None,  # WorkDirHook writes it
-        "build_evaluator": functools.partialmethod(ranks.build_evaluator, kind.build_evaluator),
-    }
-    if summary is not None and hasattr(kind, "build_logger"):  # FlexibleRunner's strategy builds it
-        methods["build_logger"] = functools.partialmethod(_log_to_file, kind.build_logger)
-    if check is not None:
-
-        def load_or_resume(runner: Runner) -> None:
-            kind.load_or_resume(runner)
-            check(runner)
-
-        methods["load_or_resume"] = load_or_resume
-    subclass: Any = type(kind.__name__, (kind,), methods)
-    runner = subclass.from_cfg(cfg)
+    runner = _with_changes(kind, cfg, quiet=summary is not None).from_cfg(with_paths(_numbered(cfg)))
     runner._resume = start.resumes
     if start.file or not training:  # else, the config's load_from stays
         runner._load_from = start.file
@@ -278,29 +269,83 @@ def build_runner(
     added += [hooks.LoadCheckpointHook(fine_tune=training is not None, allow_partial=allow_partial)]
     if training is not None:
         added += [WorkDirHook(training), hooks.ResumeHook()]
+    if check is not None:
+        added.append(_CheckHook(check))
     for hook in filter(None, added):
         runner.register_hook(hook)
-    # hide warnings about deprecated names in mmengine's own hooks, and one about gradient accumulation
-    unwanted = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may slightly")
-    runner.logger.addFilter(lambda log: not str(log.msg).startswith(unwanted))
+    # hide warnings about deprecated names in mmengine's own hooks, gradient accumulation and frozen weights
+    unwanted = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may", "its requires_grad=False")
+    runner.logger.addFilter(lambda log: not any(text in str(log.msg) for text in unwanted))
     return runner
 
 
-def _log_to_file(runner: Runner, build_logger: Callable[..., MMLogger], **kwargs: object) -> MMLogger:
-    """Build the logger of a runner; it prints only warnings."""
-    logger = build_logger(runner, **kwargs)
-    for handler in logger.handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: ERROR on other ranks
-    return logger
+def _numbered(cfg: Config) -> Config:
+    """Return the config with numbered batches, if a training counts iterations and seeds its batches."""
+    cfg = copy.deepcopy(cfg)
+    if cfg.default_hooks.get("epoch_seed"):
+        hooks.number_batches(cfg)
+    return cfg
+
+
+def _with_changes(kind: Any, cfg: Config, quiet: bool) -> Any:
+    """Return a class of MMEngine's runners with dcnzoo's changes.
+
+    Args:
+        cfg: the config for ``runner.cfg``. The dictionaries that are built have more; see :func:`with_paths`.
+        quiet: whether only warnings are printed; the log file is complete.
+    """
+
+    class Run(kind):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **{**settings, "cfg": cfg})
+
+        def build_logger(
+            self, *args: Any, **settings: Any
+        ) -> MMLogger:  # FlexibleRunner's strategy builds it
+            logger = super().build_logger(*args, **settings)
+            for handler in logger.handlers:
+                if quiet and type(handler) is logging.StreamHandler:
+                    handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: ERROR on other ranks
+            return logger
+
+        def build_evaluator(self, evaluator: Any) -> Evaluator:
+            return ranks.share_results(super().build_evaluator(evaluator), evaluator)
+
+        def dump_config(self) -> None:
+            """Write nothing: WorkDirHook writes the config."""
+
+    Run.__name__ = kind.__name__
+    return Run
+
+
+class _CheckHook(Hook):
+    """Calls a function before the training loop, when the weights are loaded."""
+
+    priority = "HIGHEST"
+
+    def __init__(self, check: Callable[[Runner], None]) -> None:
+        self._check = check
+
+    def before_train(self, runner: Runner) -> None:
+        self._check(runner)
 
 
 @contextmanager
 def _interruption_hint(recipe: Recipe):
-    """Context that adds to a KeyboardInterrupt how to resume the training."""
+    """Context that adds to a KeyboardInterrupt how to resume the training, and raises it at SIGTERM, too.
+
+    Slurm and containers send SIGTERM before they kill a process.
+    """
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    is_used = is_free and threading.current_thread() is threading.main_thread()
+    if is_used:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         if recipe.saved.can_resume:
             raise KeyboardInterrupt(f"{recipe.work_dir}: the option resume=True continues it") from None
         raise
+    finally:
+        if is_used:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

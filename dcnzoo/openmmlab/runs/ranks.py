@@ -145,16 +145,17 @@ def _settings(cfg: Config) -> dict[str, object]:
     return values
 
 
-def build_evaluator(runner: Runner, build: Callable, evaluator: Any) -> Evaluator:
-    """Build an evaluator whose metrics exchange their results through the process group.
+def share_results(evaluator: Evaluator, settings: Any) -> Evaluator:
+    """Let the metrics of an evaluator exchange their results through the process group.
 
-    By default, mmengine's metrics write files to the current folder, which machines may not share. A metric
-    with ``collect_dir`` or ``collect_device`` in the config keeps its setting.
+    By default, mmengine's metrics write files to the current folder, which machines may not share.
+
+    Args:
+        settings: the evaluator's config. A metric with ``collect_dir`` or ``collect_device`` keeps it.
     """
-    built = build(runner, evaluator)
-    own = evaluator.get("metrics", evaluator) if isinstance(evaluator, Mapping) else evaluator
+    own = settings.get("metrics", settings) if isinstance(settings, Mapping) else settings
     own = own if isinstance(own, list | tuple) else [own]
-    for metric, setting in zip(built.metrics, own, strict=False):
+    for metric, setting in zip(evaluator.metrics, own, strict=False):
         if isinstance(setting, Mapping) and not {"collect_dir", "collect_device"} & setting.keys():
             metric.collect_device = "gpu"  # means the process group, also without a GPU
-    return built
+    return evaluator

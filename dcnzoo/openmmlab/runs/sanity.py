@@ -17,16 +17,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.config.errors import config_errors
-from dcnzoo.openmmlab.hooks.seeds import random_states
+from dcnzoo.openmmlab.hooks.random_states import random_states
 from dcnzoo.utils.errors import UserError
 
 _OF_ALL_PICTURES = {"ReIDMetrics", "CocoOccludedSeparatedMetric", "CrowdHumanMetric"}  # fail with one
 
 
 def predict_one(runner: Runner) -> None:
-    """Predict the first validation picture of this rank, and compute its metrics with copies of the metrics.
+    """Predict the first picture of the validation's data set; compute its metrics with copies of the metrics.
 
-    No loop, hook or loader runs. The training then gives bit-identical results to one without this check.
+    No loop, hook, loader or sampler runs: a sampler, such as AspectRatioBatchSampler, may begin with what is
+    left of its last iteration. The training then gives bit-identical results to one without this check.
 
     Raises:
         UserError: the pipeline, the model or a metric fails.
@@ -38,9 +39,7 @@ def predict_one(runner: Runner) -> None:
     try:
         with _unchanged(runner.model):
             with config_errors(runner.cfg, "val_dataloader"):
-                batch = first_batch(loader, 1)
-            if batch is None:  # this rank has no pictures
-                return
+                batch = loader.collate_fn([loader.dataset[0]])
             with config_errors(runner.cfg, "model"), autocast(enabled=getattr(loop, "fp16", False)):
                 outputs = runner.model.eval().val_step(batch)
             samples = [each.to_dict() if isinstance(each, BaseDataElement) else each for each in outputs]
@@ -52,12 +51,6 @@ def predict_one(runner: Runner) -> None:
     except UserError as error:
         *lines, last = error.args
         raise UserError(*lines, f"{last}; sanity=False trains without this check") from error
-
-
-def first_batch(loader: DataLoader, size: int | None = None) -> Any:
-    """Load a loader's first batch, or ``size`` pictures of it, in this process; return None if empty."""
-    indices = [*next(iter(loader.batch_sampler or ()), ())][:size]
-    return loader.collate_fn([loader.dataset[index] for index in indices]) if indices else None
 
 
 def _can_be_copied(metric: BaseMetric) -> bool:

@@ -16,7 +16,7 @@ from dcnzoo.openmmlab.classes import data_sets
 from dcnzoo.openmmlab.config.tree import annotation_file
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.saved import SavedCheckpoints
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import read_beside, require_file, write_text
 from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.lock import lock_work_dir, rename_locked
@@ -65,8 +65,8 @@ def begin(
         if not start.replaces:
             stack.push(locks.pop_all())
             return start
-        rename_locked(recipe.work_dir, target := free_name(recipe.work_dir))
-        print(printable(f"renamed {recipe.work_dir} to {target}"))
+        rename_locked(locks, recipe.work_dir, target := free_name(recipe.work_dir))
+        show(f"renamed {recipe.work_dir} to {target}")
     stack.enter_context(lock_work_dir(recipe.work_dir))  # of the new folder
     return start
 
@@ -117,7 +117,7 @@ def choose_start(
         if saved.exist or not may_start:
             hint = f"; {remedy}" if saved.exist else ""
             raise UserError(f"resume: expected a checkpoint in {folder}, found none to continue from{hint}")
-        print(f"resume: found no checkpoint in {folder}; a new training starts")
+        show(f"no checkpoint to resume from in {folder}: a new training starts")
     file, resumes = None, not isinstance(resume, bool | None)
     if resumes:
         require_file(str(resume), what)

@@ -17,7 +17,7 @@ TABLE = Path(__file__).with_name("configs.json")
 @cache
 def table() -> dict:
     """Return the kernels' block sizes by architecture, so that no call waits for autotuning."""
-    return json.loads(TABLE.read_text())
+    return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
 def entry_of(architecture: str) -> dict:

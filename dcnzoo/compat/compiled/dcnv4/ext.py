@@ -1,7 +1,7 @@
-"""The package ``DCNv4`` (FlashInternImage), and its compiled module ``DCNv4.ext``.
+"""``DCNv4.ext``, the compiled module of DCNv4.
 
-It has the package's layers and the functions of the compiled module. The arguments ``im2col_step``,
-``d_stride`` and ``block_thread``, which divide the work of the original's kernels, have no effect.
+The arguments ``im2col_step``, ``d_stride`` and ``block_thread``, which divide the work of the original's
+kernels, have no effect.
 """
 
 from typing import Any
@@ -11,13 +11,9 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.compiled.dcnv3 import geometry
-from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.compat.mmcv._ext import without_autocast
 from dcnzoo.compat.mmcv.plain import gradients
-from dcnzoo.layers import DCNv4  # noqa: F401  a layer of the package
 from dcnzoo.utils.text import counted
-
-FlashDeformAttn = MSDeformAttn  # same arguments, parameters and results; only the kernels differ
 
 
 @without_autocast
@@ -27,8 +23,8 @@ def dcnv4_forward(
     *options: float,  # the numbers of geometry(), then those of the body's first line
 ) -> Tensor:  # [N, oH, oW, C]
     """``DCNv4.ext.dcnv4_forward``, without the option of a softmax, which the package never uses."""
-    _im2col_step, remove_center, _d_stride, _block_thread, softmax = options[11:]
-    if softmax:
+    _im2col_step, remove_center, *kernel = options[11:]  # d_stride, block_thread, softmax
+    if any(kernel[2:]):
         raise RuntimeError("dcnv4_forward: softmax: expected False (dcnzoo's DCNv4 has no softmax), got True")
     return dcnzoo.ops.dcnv4(value, p_offset, *geometry(*options[:11]), remove_center=bool(remove_center))
 

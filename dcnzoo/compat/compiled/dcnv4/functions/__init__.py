@@ -1,0 +1,2 @@
+from .dcnv4_func import DCNv4Function as DCNv4Function
+from .flash_deform_attn_func import FlashDeformAttnFunction as FlashDeformAttnFunction

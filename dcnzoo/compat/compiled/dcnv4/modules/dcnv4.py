@@ -1,0 +1,1 @@
+from dcnzoo.layers import DCNv4 as DCNv4

@@ -1,0 +1,54 @@
+"""Errors of a command name its options and arguments as the command line does."""
+
+import click
+import pytest
+
+from dcnzoo.cli import _options
+from dcnzoo.utils.errors import UserError
+
+from .test_cli import every_command
+
+COMMANDS = [each for each in every_command() if isinstance(each.command, _options.Command)]
+
+
+@pytest.mark.parametrize("context", COMMANDS, ids=lambda context: context.info_name)
+def test_names_of_arguments(context):
+    for param in context.command.params:
+        name, typed = param.name, param.opts[0]
+        if isinstance(param, click.Argument):
+            typed = (param.metavar or name).strip("[].").upper()
+        with_flags = context.command.with_flags
+        assert with_flags(f"{name}: expected a path") == f"{typed}: expected a path"
+        switch = str(not (param.is_flag and typed.startswith("--no-"))) if typed[0] == "-" else "x"
+        value = " x" if switch == "x" else ""
+        lines = (f"a: got b; {name}={switch} helps, {name}={switch}", f"{typed}{value} helps, {typed}{value}")
+        assert with_flags(lines[0]) == f"a: got b; {lines[1]}"
+        if isinstance(param, click.Option) and not param.is_flag:
+            assert with_flags(f"{name}='d/e.f' helps.") == f"{typed} d/e.f helps."
+        if "_" in name:
+            assert with_flags(f"use another {name}, or {name}.") == f"use another {typed}, or {typed}."
+        for text in (f"a/{name}/b", f"model.{name}=3", f"x{name}=1", f"in {name}/b", f"{name}x=2"):
+            assert with_flags(text) == text
+
+
+@click.command(cls=_options.Command)
+@click.option("--work-dir", callback=lambda context, param, value: fail(value, "given"))
+@click.option("--skip-invalid", is_flag=True)
+def command(work_dir, skip_invalid):
+    fail("ran", "ran")
+
+
+def fail(value, expected):
+    if value == expected:
+        raise UserError("work_dir: expected a folder", "… and 5 more; skip_invalid=True leaves them out")
+
+
+@pytest.mark.parametrize("line", [["--work-dir", "given"], []])
+def test_each_line_of_an_error(line):
+    """Errors of callbacks, too."""
+    with pytest.raises(UserError) as raised:
+        command.main(line, standalone_mode=False)
+    assert raised.value.args == (
+        "--work-dir: expected a folder",
+        "… and 5 more; --skip-invalid leaves them out",
+    )
