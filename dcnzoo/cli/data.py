@@ -73,20 +73,22 @@ def check(file: Path) -> None:
     examples:
       dcnzoo data check train.json
     """
-    from dcnzoo.data.check import UNMASKED, problems_of
-    from dcnzoo.data.coco_file import KEYS, CocoFile
+    from dcnzoo.data.check import UNMASKED, read_truth
+    from dcnzoo.data.coco_file import KEYS
     from dcnzoo.data.files import InvalidAnnotation
 
     try:
-        content = CocoFile(file)
+        truth = read_truth(file, masks=True)
     except InvalidAnnotation as error:
         raise UserError(f"{file}: {error}") from None
-    problems = [*problems_of(content, masks=True)]
-    without_mask = sum(problem.stops or problem.kind == UNMASKED for problem in problems)
-    if without_mask >= len(content.annotations):  # only boxes
-        problems = [*problems_of(content)]
-    print(", ".join(counted(len(getattr(content, key)), key) for key in KEYS))
+    without_mask = sum(problem.stops or problem.kind == UNMASKED for problem in truth.problems)
+    if without_mask >= len(truth.content.annotations):  # only boxes
+        truth = read_truth(file)
+    problems = truth.problems
+    print(", ".join(counted(len(getattr(truth.content, key)), key) for key in KEYS))
     print_findings(problems, f"{file}: ")
+    if truth.ignored:
+        print(truth.ignore_note)
     print(counted(len(problems), "problems") if problems else "no problems")
     sys.exit(bool(problems))
 

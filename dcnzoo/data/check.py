@@ -1,92 +1,215 @@
-"""Problems of a COCO file that stop or spoil a training and that MMDetection does not report."""
+"""What a COCO file says: its entries, and the problems that MMDetection does not report.
 
-from collections import Counter
-from collections.abc import Iterator
+Trainings, tests, ``detector.evaluate``, reports and ``dcnzoo data check`` read a file by :func:`read_truth`.
+"""
 
-from dcnzoo.data.coco_file import FAR, KEYS, Annotation, CocoFile, Image, mask_of
+import os
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from dcnzoo.data.coco_file import FAR, KEYS, Annotation, Category, CocoFile, Image, mask_of
 from dcnzoo.data.dataset import TOLERANCE, checked_rle
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few, short
+from dcnzoo.utils.text import counted, few, short
 
 # kinds of findings that do not stop a training: what MMDetection does with such annotations
 UNKNOWN = "are skipped: their images are not in the file"
-EMPTY = "are skipped: they are no pixel wide or high in the image, or have no area"
+EMPTY = "are skipped in training: they are no pixel wide or high in the image, or have no area"
 UNMASKED = "are ignored: they have no segmentation"
 OUTSIDE = "are used: their boxes reach out of the image"
+UNLIKE = "are used: their boxes are not those of their polygons"
 
 Size = tuple[float, float]
 
 
-def problems_of(content: CocoFile, masks: bool = False) -> Iterator[Finding]:
-    """Yield the problems of a COCO file.
-
-    A finding that ``stops`` makes a training impossible or wrong. In the others, ``kind`` says what
-    MMDetection does with the annotation.
+class CocoTruth:
+    """The entries and the problems of a COCO file. Each entry is read once.
 
     Args:
         masks: whether the masks are used.
+
+    Attributes:
+        problems: a finding that ``stops`` makes a training or an evaluation impossible or wrong. In the
+            others, ``kind`` says what MMDetection does with the annotation.
+        images, categories: in the order of the file.
+        numbers: image id → the indices of its annotations.
+        images_of: category id → the ids of the images with its annotations.
+        trained: ids of the categories with objects to train on.
+        ignored: number of objects with ``ignore`` but without ``iscrowd``. pycocotools counts them in the AP;
+            MMDetection does not train them.
     """
-    ids: dict[str, Counter] = {key: Counter() for key in KEYS}
-    names, sizes = Counter[str](), dict[int, Size]()
-    for key in ("categories", "images", "annotations"):
-        for number, entry in content.entries(key, strict=True):
-            if isinstance(entry, InvalidAnnotation) or type(entry.id) is not int:
-                yield Finding(f"{key}[{number}]", f"expected an integer as id, got {short(entry)}")
-                continue
-            ids[key][entry.id] += 1
-            if isinstance(entry, Annotation):
-                if problem := _problem(entry, sizes, ids["categories"], masks):
-                    text, kind = problem
-                    yield Finding(f"annotation {entry.id}", text, kind=kind, stops=not kind)
-            elif isinstance(entry, Image):
-                size = sizes[entry.id] = entry.width or 0, entry.height or 0
-                if not entry.file_name or min(size) < 1:
-                    text = f"expected file_name, width and height, got {short(entry)}"
-                    yield Finding(f"image {entry.id}", text)
-            elif isinstance(entry.name, str):
-                names[entry.name] += 1
-            else:
-                yield Finding(f"category {entry.id}", f"name: expected a text, got {short(entry.name)}")
-        if not ids[key]:
-            yield Finding(key, "expected at least 1, got 0", stops=key != "annotations")
-        if again := [number for number, times in ids[key].items() if times > 1]:
-            yield Finding(key, f"id: expected each once, got {few(again, 3)} again")
-    if twice := [name for name, times in names.items() if times > 1]:
-        yield Finding("categories", f"name: expected each once, got {few(twice)} again")
+
+    def __init__(self, content: CocoFile, masks: bool = False) -> None:
+        self.content, self.masks = content, masks
+        self.images, self.categories = list[Image](), list[Category]()
+        self.numbers, self.images_of = defaultdict[Any, list[int]](list), defaultdict[Any, set](set)
+        self.trained, self.ignored = set[Any](), 0
+        self.problems = [*self._read()]
+
+    def _read(self) -> Iterator[Finding]:
+        ids: dict[str, Counter] = {key: Counter() for key in KEYS}
+        sizes = dict[Any, Size]()
+        for key in ("categories", "images", "annotations"):
+            for number, entry in self.content.entries(key, strict=True):
+                if isinstance(entry, InvalidAnnotation) or type(entry.id) is not int:
+                    yield Finding(f"{key}[{number}]", f"expected an integer as id, got {short(entry)}")
+                    continue
+                ids[key][entry.id] += 1
+                if isinstance(entry, Annotation):
+                    size = sizes.get(entry.image_id)
+                    if problem := self._add(number, entry, size, ids["categories"]):
+                        yield problem
+                elif isinstance(entry, Image):
+                    self.images.append(entry)
+                    size = sizes[entry.id] = entry.width or 0, entry.height or 0
+                    if not entry.file_name or min(size) < 1:
+                        text = f"expected file_name, width and height, got {short(entry)}"
+                        yield Finding(f"image {entry.id}", text)
+                else:
+                    self.categories.append(entry)
+                    if not isinstance(entry.name, str):
+                        text = f"name: expected a text, got {short(entry.name)}"
+                        yield Finding(f"category {entry.id}", text)
+            if not ids[key]:
+                yield Finding(key, "expected at least 1, got 0", stops=key != "annotations")
+            if again := [number for number, times in ids[key].items() if times > 1]:
+                yield Finding(key, f"id: expected each once, got {few(again, 3)} again")
+        names = Counter(category.name for category in self.categories)
+        if twice := [name for name, times in names.items() if times > 1 and isinstance(name, str)]:
+            yield Finding("categories", f"name: expected each once, got {few(twice)} again")
+
+    def _add(
+        self, number: int, entry: Annotation, size: Size | None, categories: Container
+    ) -> Finding | None:
+        """Note an annotation; return its problem."""
+        self.numbers[entry.image_id].append(number)
+        self.images_of[entry.category_id].add(entry.image_id)
+        if not (entry.iscrowd or entry.ignore):
+            self.trained.add(entry.category_id)
+        elif not entry.iscrowd:
+            self.ignored += 1
+        try:
+            _, text, kind = judge(entry, size, entry.category_id in categories, self.masks)
+        except InvalidAnnotation as error:
+            return Finding(f"annotation {entry.id}", str(error))
+        return Finding(f"annotation {entry.id}", text, kind=kind, stops=False) if kind else None
+
+    def require_usable(self, compared: bool = False) -> "CocoTruth":
+        """Raise InvalidAnnotation if there is a problem that stops; return the truth itself.
+
+        Args:
+            compared: whether masks are compared; if so, every object must have one.
+        """
+        file = self.content.file
+        if stops := [problem for problem in self.problems if problem.stops]:
+            others = f" and {len(stops) - 1} more: `dcnzoo data check {file}` lists them" if stops[1:] else ""
+            raise InvalidAnnotation(f"{stops[0]}{others}")
+        if bare := [problem for problem in self.problems if compared and problem.kind == UNMASKED]:
+            raise InvalidAnnotation(f"{bare[0]}: the mask AP compares masks")
+        return self
+
+    def notes(self) -> list[str]:
+        """Return a line for each kind of annotations with a problem that does not stop, with their number."""
+        subjects = defaultdict[str, list[str]](list)
+        for problem in self.problems:
+            if problem.kind:
+                subjects[problem.kind].append(problem.subject.removeprefix("annotation "))
+        number = len(self.content.annotations)
+        lines = [
+            f"{len(ids)} of {number} annotations {kind}: ids {few(ids)}" for kind, ids in subjects.items()
+        ]
+        return [*lines, self.ignore_note] if self.ignored else lines
+
+    @property
+    def ignore_note(self) -> str:
+        return f"{counted(self.ignored, 'objects')} with ignore=1: counted in the AP, not trained"
 
 
-def _problem(entry: Annotation, sizes: dict[int, Size], categories: Counter, masks: bool) -> tuple | None:
-    """Return the first problem of an annotation and its kind; a problem without a kind stops a training."""
+_in_use: WeakValueDictionary[tuple, CocoTruth] = WeakValueDictionary()
+
+
+def read_truth(file: str | os.PathLike, masks: bool = False) -> CocoTruth:
+    """Read a COCO file. It is parsed and judged once as long as a caller keeps the result.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        InvalidAnnotation: it is not JSON.
+    """
+    status = os.stat(file)
+    key = os.path.realpath(file), status.st_mtime_ns, status.st_size
+    if truth := _in_use.get((*key, masks)):
+        return truth
+    other = _in_use.get((*key, not masks))
+    truth = _in_use[(*key, masks)] = CocoTruth(other.content if other else CocoFile(Path(file)), masks)
+    return truth
+
+
+def judge(
+    entry: Annotation, size: Size | None, is_class: bool, masks: bool, stated: bool = True
+) -> tuple[dict[str, Any] | list[list[float]] | None, str, str]:
+    """Return an object's mask (None if it has none or masks are not used), its problem, and the kind of it.
+
+    Args:
+        size: (width, height) of its image; None if the image is unknown.
+        is_class: whether its category is known.
+        stated: whether box, area and ``iscrowd`` must be in the file. Otherwise, the caller computes them.
+
+    Raises:
+        InvalidAnnotation: the object makes a training or an evaluation impossible or wrong.
+    """
     box, crowd, area = entry.bbox, entry.iscrowd, entry.area
+    if stated and (type(crowd) not in (int, bool, type(None)) or crowd not in (0, 1, None) or area is None):
+        got = f"{short(crowd)} and {short(area)}"
+        raise InvalidAnnotation(f"expected 0 or 1 as iscrowd and a number as area, got {got}")
+    if not is_class:
+        raise InvalidAnnotation(f"category_id: expected that of a category, got {short(entry.category_id)}")
+    mask = mask_of(entry.segmentation) if masks and size is not None else None
+    if isinstance(mask, dict) and size is not None:
+        mask = checked_rle(mask, int(size[1]), int(size[0]))
     if box is None or len(box) != 4 or max(map(abs, box)) > FAR:
-        return f"bbox: expected [x, y, width, height] in pixels, got {short(box)}", ""
-    if type(crowd) not in (int, type(None)) or crowd not in (0, 1, None) or area is None:
-        return f"expected 0 or 1 as iscrowd and a number as area, got {short(crowd)} and {short(area)}", ""
-    if entry.category_id not in categories:
-        return f"category_id: expected that of a category, got {short(entry.category_id)}", ""
-    if (size := sizes.get(entry.image_id)) is None:  # type: ignore[arg-type]
-        return f"image_id: expected that of an image, got {short(entry.image_id)}", UNKNOWN
+        if stated or mask is None:
+            raise InvalidAnnotation(f"bbox: expected [x, y, width, height] in pixels, got {short(box)}")
+        return mask, "", ""
+    if size is None:
+        return None, f"image_id: expected that of an image, got {short(entry.image_id)}", UNKNOWN
     x, y, width, height = box
     if min(width, height) < 0:
-        return f"bbox: expected width and height > 0, got {box}: are these two corners?", ""
-    if masks and (problem := _problem_of_mask(entry, size)):
-        return problem
+        raise InvalidAnnotation(f"bbox: expected width and height > 0, got {box}: are these two corners?")
+    if masks and mask is None:
+        return None, "segmentation: expected polygons or RLE, got none", UNMASKED
+    unlike = _difference(box, mask) if isinstance(mask, list) and min(width, height) > 0 else ""
+    if not stated:
+        return mask, unlike, UNLIKE if unlike else ""
     if entry.ignore:  # MMDetection ignores it, too
-        return None
-    text = f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}"
+        return mask, "", ""
     is_beside = min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0)
-    if is_beside or min(width, height) < 1 or area <= 0:
-        return text, EMPTY
     is_outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
-    return (text, OUTSIDE) if is_outside else None
+    kind = EMPTY if is_beside or min(width, height) < 1 or (area or 0) <= 0 else OUTSIDE if is_outside else ""
+    if unlike and kind != EMPTY:
+        return mask, unlike, UNLIKE
+    if not kind:
+        return mask, "", ""
+    return mask, f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}", kind
 
 
-def _problem_of_mask(entry: Annotation, size: Size) -> tuple[str, str] | None:
-    try:
-        mask = mask_of(entry.segmentation)
-        if isinstance(mask, dict):
-            checked_rle(mask, int(size[1]), int(size[0]))
-    except InvalidAnnotation as error:
-        return str(error), ""
-    return None if mask else ("segmentation: expected polygons or RLE, got none", UNMASKED)
+def _difference(box: list[float], polygons: list[list[float]]) -> str:
+    """Describe how a box differs from that of the polygons; return an empty text if it is similar."""
+    x1, y1, x2, y2 = extent(polygons)
+    left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+    off = max(abs(left - x1), abs(top - y1), abs(right - x2), abs(bottom - y2))
+    if off <= max(2.0, 0.1 * max(x2 - x1, y2 - y1)):
+        return ""
+    expected = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+    return f"bbox: expected the box of the polygons, {expected}, got {box}"
+
+
+def extent(polygons: list[list[float]]) -> tuple[float, float, float, float]:
+    """Return the box around polygons, (x1, y1, x2, y2)."""
+    values = polygons[0] if len(polygons) == 1 else [*chain(*polygons)]
+    xs, ys = values[::2], values[1::2]
+    return min(xs), min(ys), max(xs), max(ys)

@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from msgspec import Raw
+from pycocotools import mask as coco_mask
 
-from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image, mask_of
+from dcnzoo.data.check import UNLIKE, extent, judge
+from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image
 from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
 from dcnzoo.data.geometry import turned_box
 from dcnzoo.data.tree import Reader, Tree, by_split
-from dcnzoo.utils.text import few, short
+from dcnzoo.utils.text import counted, few, short
 
 TRUE = (1, True, "1", "true", "True")
 
@@ -47,7 +48,12 @@ class Coco(Reader):
 
     def _read(self, file: Path, dataset: Dataset) -> None:
         content, split = self.tree.json[file], self.tree.split_of(file, own=True)
-        numbers, used = _by_image(file, content, dataset)
+        numbers, used, ignored = _by_image(file, content, dataset)
+        if ignored:
+            text = (
+                f"{counted(ignored, 'objects')} with ignore=1: crowds, neither trained nor counted in the AP"
+            )
+            self.notes.append(f"{file}: {text}")
         read = partial(_object, _classes(content, used, dataset))
         for position, image in content.entries("images", strict=False):
             with dataset.refusing(f"{file}: images[{position}]"):
@@ -59,8 +65,9 @@ class Coco(Reader):
                 dataset.add(picture, entries, read)
 
 
-def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str, list[int]], set[str]]:
-    """Return the indices of each image's annotations, by the image's id, and the ids of the used categories.
+def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str, list[int]], set[str], int]:
+    """Return the indices of each image's annotations, by the image's id; the ids of the used categories; and
+    the number of objects with ``ignore`` but without ``iscrowd``.
 
     VIA writes the same id as a text in one place and as a number in another, so all ids become texts.
     """
@@ -68,7 +75,7 @@ def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str
     numbers: dict[str, list[int]] = {str(image.id): [] for image in images}
     if len(numbers) < len(images):
         raise InvalidAnnotation("images: expected each id once")
-    used = set()
+    used, ignored = set(), 0
     for number, entry in content.entries("annotations", strict=False):
         if isinstance(entry, Annotation) and str(entry.image_id) not in numbers:
             entry = InvalidAnnotation(f"image_id: expected that of an image, got {short(entry.image_id)}")
@@ -77,7 +84,8 @@ def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str
             continue
         numbers[str(entry.image_id)].append(number)
         used.add(str(entry.category_id))
-    return numbers, used
+        ignored += entry.ignore in TRUE and entry.iscrowd not in TRUE
+    return numbers, used, ignored
 
 
 def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, str]:
@@ -102,16 +110,17 @@ def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], dataset: 
     entry = decode_json(raw, Annotation)
     if entry.score is not None:
         raise InvalidAnnotation("expected an annotation, got a prediction: it has a score")
-    if (name := names.get(str(entry.category_id))) is None:
-        raise InvalidAnnotation(f"category_id: expected that of a category, got {short(entry.category_id)}")
-    crowd, mask = int(entry.iscrowd in TRUE or entry.ignore in TRUE), mask_of(entry.segmentation)
+    is_class = str(entry.category_id) in names
+    mask, problem, kind = judge(entry, size, is_class, masks=True, stated=False)
+    if kind == UNLIKE:
+        raise InvalidAnnotation(problem)
+    name, crowd = names[str(entry.category_id)], int(entry.iscrowd in TRUE or entry.ignore in TRUE)
     if isinstance(mask, dict):
-        return dataset.new_rle(name, mask, size, crowd)
+        box, area = coco_mask.toBbox(mask).tolist(), float(coco_mask.area(mask))
+        return dataset.new_object(name, box, area, crowd, mask)
     if mask:
         return _polygons(name, mask, entry, size, crowd, dataset)
-    if entry.bbox is None or len(entry.bbox) != 4:
-        raise InvalidAnnotation(f"bbox: expected x, y, width, height, got {short(entry.bbox)}")
-    x, y, width, height = entry.bbox
+    x, y, width, height = entry.bbox or [0.0] * 4  # judge requires it
     corners, attributes = (x, y, x + width, y + height), entry.attributes
     angle = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0  # CVAT's
     if angle := finite(str(angle), "rotation") % 360:
@@ -127,19 +136,10 @@ def _polygons(
 
     Otherwise, compute the box and the area from the polygons.
     """
-    values = polygons[0] if len(polygons) == 1 else [*chain(*polygons)]
-    xs, ys = values[::2], values[1::2]
-    x1, x2, y1, y2 = min(xs), max(xs), min(ys), max(ys)
-    box = entry.bbox or []
-    if len(box) == 4 and min(box[2:]) > 0:
-        left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
-        off = max(abs(left - x1), abs(top - y1), abs(right - x2), abs(bottom - y2))
-        if off > max(2.0, 0.1 * max(x2 - x1, y2 - y1)):
-            expected = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
-            raise InvalidAnnotation(f"bbox: expected the box of the polygons, {expected}, got {box}")
-        width, height = size
-        is_inside = min(x1, y1, left, top) >= 0 and max(x2, right) <= width and max(y2, bottom) <= height
-        if is_inside and entry.area and entry.area > 0:
+    box, (x1, y1, x2, y2) = entry.bbox or [], extent(polygons)
+    if len(box) == 4 and min(box[2:]) > 0 and entry.area and entry.area > 0:
+        right, bottom = max(x2, box[0] + box[2]), max(y2, box[1] + box[3])
+        if min(x1, y1, *box[:2]) >= 0 and right <= size[0] and bottom <= size[1]:
             return dataset.new_object(name, box, entry.area, crowd, entry.segmentation)
     points = [[*zip(part[::2], part[1::2], strict=True)] for part in polygons]
     return dataset.new_polygons(name, points, size, crowd)

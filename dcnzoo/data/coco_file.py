@@ -19,8 +19,8 @@ class Image(msgspec.Struct, gc=False):
 
     id: int | str | None = None
     file_name: str | None = None
-    width: float | None = None
-    height: float | None = None
+    width: int | float | None = None
+    height: int | float | None = None
 
 
 class Category(msgspec.Struct, gc=False):
@@ -53,14 +53,16 @@ class CocoFile:
     """A COCO file, or another file of JSON.
 
     Attributes:
+        file: its path.
         images, annotations, categories: the entries, as JSON texts.
         is_labelme: whether the file has a list of shapes.
     """
 
     def __init__(self, file: str | Path) -> None:
         """Map a file; raise InvalidAnnotation if it is not JSON."""
+        self.file = Path(file)
         kinds = dict[str, msgspec.Raw] | list[msgspec.Raw] | str | float | bool | None
-        content = read_json(Path(file), kinds)
+        content = read_json(self.file, kinds)
         keys = content if isinstance(content, dict) else {}
         lists = {key: raw for key, raw in keys.items() if bytes(memoryview(raw)[:1]) == b"["}
         self.is_labelme = "shapes" in lists

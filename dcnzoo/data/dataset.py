@@ -166,11 +166,6 @@ class Dataset:
         mask = [rounded(chain(*part)) for part in parts]
         return self.new_object(name, box, sum(map(polygon_area, parts)), iscrowd, mask)
 
-    def new_rle(self, name: str, rle: dict[str, Any], size: tuple[int, int], iscrowd: int = 0) -> Object:
-        """Return an object with a mask in COCO's run-length encoding."""
-        rle = checked_rle(rle, *reversed(size))
-        return self.new_object(name, coco_mask.toBbox(rle).tolist(), float(coco_mask.area(rle)), iscrowd, rle)
-
     def _inside(self, points: Polygon, size: tuple[int, int]) -> tuple[list[Point], bool]:
         """Move points into the picture; return them, and whether none was moved by more than the tolerance.
 

@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,10 @@ def decode_json(content: bytes | memoryview | mmap.mmap | msgspec.Raw, kind: Any
     try:
         return msgspec.json.decode(content, type=kind, strict=False)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidAnnotation(f"JSON: {error}") from None
+        position = re.search(r"\(byte (\d+)\)", str(error))
+        end = int(position[1]) if position else 0
+        before = bytes(memoryview(content)[max(end - 60, 0) : end]).decode(errors="replace")
+        raise InvalidAnnotation(f"JSON: {error}{f', after {before!r}' if before else ''}") from None
 
 
 def finite(text: str, field: str) -> float:

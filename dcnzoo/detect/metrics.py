@@ -1,19 +1,23 @@
-"""Average precision by COCO's definition, and the names of its metrics. Requires pycocotools."""
+"""Average precision by COCO's definition, and the names of its metrics. Requires pycocotools and msgspec."""
 
 import contextlib
 import io
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pycocotools.mask import area
 
+from dcnzoo.data.check import CocoTruth, read_truth
+from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.detect.detections import Detections
-from dcnzoo.utils.text import few
+from dcnzoo.utils.errors import printable
 
 try:
     from faster_coco_eval import COCOeval_faster as COCOevalBase
@@ -28,6 +32,7 @@ METRICS = {  # end of the key of MMDetection's CocoMetric → name, in the order
 }
 NAMES = {f"{kind}_{end}": f"{KINDS[kind]} {METRICS[end]}" for kind in KINDS for end in METRICS}
 UNDEFINED = -1.0  # an AP without objects
+PAIRS = 200_000  # images × categories that are evaluated at once; each takes about 1 kB
 
 
 class Evaluation(COCOevalBase):
@@ -41,6 +46,35 @@ class Evaluation(COCOevalBase):
     eval: dict[str, Any]
     stats: np.ndarray
 
+    def evaluate(self) -> None:
+        """Evaluate and accumulate, some categories at a time: all of LVIS' would take gigabytes."""
+        images, self.params.iouThrs = len(self.params.imgIds), np.atleast_1d(self.params.iouThrs)
+        categories = np.unique(self.params.catIds).tolist() if self.params.useCats else self.params.catIds
+        step = max(1, PAIRS // max(1, images)) if self.params.useCats else len(categories)
+        parts = []
+        for start in range(0, len(categories), step):
+            self.params.catIds = categories[start : start + step]
+            super().evaluate()
+            super().accumulate()
+            parts.append(self.eval)
+        self.params.catIds = categories
+        axes = {"precision": 2, "scores": 2, "recall": 1}
+        together = {key: np.concatenate([part[key] for part in parts], axis) for key, axis in axes.items()}
+        self.eval = {**parts[0], **together}
+
+    def accumulate(self) -> None:
+        """Do nothing: :meth:`evaluate` has accumulated."""
+
+    def per_class(self) -> list[tuple[float, float]]:
+        """Return AP and AP50 of each category, in the order of ``params.catIds``.
+
+        NaN: there are no objects or, for AP50, no threshold of 0.5.
+        """
+        precision = self.eval["precision"][:, :, :, 0, -1].transpose(2, 0, 1)  # [K, thresholds, 101]
+        at_50 = np.isclose(self.params.iouThrs, 0.5)
+        values = [(of_class.mean(), of_class[at_50].mean() if any(at_50) else -1) for of_class in precision]
+        return [(np.nan if ap < 0 else ap, np.nan if ap_50 < 0 else ap_50) for ap, ap_50 in values]
+
     def summarize(self) -> None:
         """Set ``stats`` and print them, as pycocotools does."""
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -53,91 +87,113 @@ class Evaluation(COCOevalBase):
         print(f"{head}maxDets={limit:>3d} ] = {self.stats[0]:0.3f}", *others, sep="\n")
 
 
-def metric_name(key: str) -> str:
-    """Return the name of a metric: box AP50 for ``coco/bbox_mAP_50``; others are unchanged."""
-    return NAMES.get(key.rpartition("/")[2], key)
+def metric_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return the name of each metric of a table: box AP50 for ``coco/bbox_mAP_50``; others are unchanged.
+
+    Names that would be equal begin with the parts in which their prefixes differ: ``day box AP`` for
+    ``day/coco/bbox_mAP``.
+    """
+    names = {key: NAMES.get(key.rpartition("/")[2], key) for key in keys}
+    parts = dict[str, list[set[str]]]()  # name → the parts of each prefix
+    for key, name in names.items():
+        parts.setdefault(name, []).append({*key.split("/")[:-1]})
+    for key, name in names.items():
+        if len(parts[name]) > 1:
+            shared = set.intersection(*parts[name])
+            names[key] = " ".join([*(part for part in key.split("/")[:-1] if part not in shared), name])
+    times = Counter(names.values())
+    return {key: name if times[name] == 1 else key for key, name in names.items()}
 
 
 def is_undefined(key: str, value: object) -> bool:
     """Whether the value of a CocoMetric key, such as ``coco/bbox_mAP``, means that there are no objects."""
-    return metric_name(key) != key and value == UNDEFINED
+    end = key.rpartition("/")[2]
+    return (end in NAMES or end.startswith("AR")) and value == UNDEFINED
 
 
-def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> COCO:
+def named(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of an evaluator by their names, without those that are undefined."""
+    names = metric_names(metrics)
+    return {names[key]: value for key, value in metrics.items() if not is_undefined(key, value)}
+
+
+class Truth(COCO):
+    """The objects of a COCO file without problems, for pycocotools' evaluation."""
+
+    def __init__(self, source: CocoTruth) -> None:
+        super().__init__()
+        self.source = source
+        annotations = [*map(msgspec.json.Decoder().decode, source.content.annotations)]
+        for number, each in enumerate(annotations, 1):  # pycocotools takes the id 0 for no match
+            each.update(id=number, iscrowd=int(each.get("iscrowd") or 0))
+        self.dataset = {
+            "images": [*map(msgspec.structs.asdict, source.images)],
+            "categories": [*map(msgspec.structs.asdict, source.categories)],
+            "annotations": annotations,
+        }
+        with contextlib.redirect_stdout(io.StringIO()):  # "creating index..."
+            self.createIndex()
+
+
+def read_coco(file: str | os.PathLike, classes: Iterable[str]) -> Truth:
     """Read a COCO file whose categories are classes of a detector.
+
+    Standard error names annotations that are used in another way than the others.
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is not a COCO file, has an id or category twice, which pycocotools counts wrongly
-            without a warning, or has a category that is not a class.
+        ValueError: it has problems, which :func:`dcnzoo.data.check.judge` names, or a category that is not a
+            class.
     """
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(str(file))
-            replace_id_0(truth.dataset["annotations"])
-            truth.createIndex()
-        names = [category["name"] for category in truth.dataset["categories"]]
-        ids = {
-            key: [each["id"] for each in truth.dataset[key]]
-            for key in ("images", "annotations", "categories")
-        }
-        for key, values in {**ids, "names of categories": names}.items():
-            if repeated := [value for value, number in Counter(values).items() if number > 1]:
-                raise ValueError(f"{key}: expected each once, got {few(repeated)} again")
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        details = f"{error}; `dcnzoo data check {file}` lists all problems"
-        raise ValueError(f"annotations: expected a COCO file, got {file}: {details}") from error
+    source = _usable(file)
+    names = [str(category.name) for category in source.categories]
     if unknown := sorted(set(names) - set(classes)):
         known = ", ".join(classes) or "none (the detector has no names)"
         raise ValueError(f"annotations: {file}: expected categories among {known}; got {', '.join(unknown)}")
-    return truth
+    for line in source.notes():
+        print(printable(f"{file}: {line}"), file=sys.stderr)
+    return Truth(source)
 
 
-def replace_id_0(annotations: list[dict]) -> None:
-    """Replace the id 0 of an annotation by a free id: pycocotools' evaluation never matches the id 0."""
-    if zeros := [annotation for annotation in annotations if annotation["id"] == 0]:
-        free = 1 + max(annotation["id"] for annotation in annotations)
-        for number, annotation in enumerate(zeros, free):
-            annotation["id"] = number
+def _usable(file: str | os.PathLike, masks: bool = False) -> CocoTruth:
+    try:
+        return read_truth(file, masks).require_usable(compared=masks)
+    except InvalidAnnotation as error:
+        raise ValueError(f"annotations: {file}: {error}") from None
 
 
-def evaluate(truth: COCO, results: Iterable[Detections]) -> dict[str, float]:
-    """Compare results, one for each image in the order of the ids, with the objects of a COCO file."""
-    content: dict | None = None
-    has_masks = False
+def evaluate(truth: Truth, results: Iterable[Detections]) -> dict[str, float]:
+    """Compare results, one for each image in the order of the ids, with the objects of a COCO file.
+
+    Raises:
+        ValueError: masks are compared, and those of the file have problems.
+    """
+    content: dict[str, Any] = {}
+    kinds, has_masks = ["bbox"], any(each.get("segmentation") for each in truth.anns.values())
     for result in results:
-        content = result.to_coco(content)
-        has_masks |= result.crops is not None
-    if content is None:
+        if has_masks and result.crops is not None and len(kinds) == 1:
+            kinds.append("segm")
+            _usable(truth.source.content.file, masks=True)
+        content = result.to_coco(content or None)
+    if not content:
         raise ValueError("annotations: expected a COCO file with images, got none")
     images = dict(enumerate(sorted(truth.imgs), 1))
     numbers = {category["name"]: number for number, category in truth.cats.items()}
     categories = {each["id"]: numbers.get(each["name"]) for each in content["categories"]}
-    objects = [
-        {
-            **each,
-            "image_id": images[each["image_id"]],
-            "category_id": categories[each["category_id"]],
-            "area": each["bbox"][2] * each["bbox"][3],
-            "iscrowd": 0,
+    objects = [each for each in content["annotations"] if categories[each["category_id"]] is not None]
+    for each in objects:
+        each.update(image_id=images[each["image_id"]], category_id=categories[each["category_id"]])
+    metrics = dict[str, float]()
+    for kind in kinds:
+        evaluation = match(truth, objects, kind, maxDets=MOST_DETECTIONS)
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.summarize()
+        metrics |= {
+            f"{kind}_{end}": value for end, value in zip(METRICS, evaluation.stats.tolist(), strict=False)
         }
-        for each in content["annotations"]
-        if categories[each["category_id"]] is not None
-    ]
-    metrics = _metrics(truth, objects, "bbox")
-    if has_masks and any(each.get("segmentation") for each in truth.anns.values()):
-        objects = [{**each, "area": area(each["segmentation"])} for each in objects]
-        metrics |= _metrics(truth, objects, "segm")
-    return metrics
-
-
-def _metrics(truth: COCO, objects: list[dict], kind: str) -> dict[str, float]:
-    evaluation = match(truth, objects, kind, maxDets=MOST_DETECTIONS)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.summarize()
-    values = zip(METRICS.values(), evaluation.stats.tolist(), strict=False)
-    # UNDEFINED: there is no object of this size
-    return {f"{KINDS[kind]} {metric}": value for metric, value in values if value != UNDEFINED}
+        for each in objects:
+            each.pop("bbox", None)  # else, the area of the mask would be that of the box
+    return named(metrics)
 
 
 def numbered(annotations: Iterable[dict]) -> list[dict]:
@@ -145,13 +201,26 @@ def numbered(annotations: Iterable[dict]) -> list[dict]:
     return [{**each, "id": number} for number, each in enumerate(annotations, 1)]
 
 
+def load_detections(truth: COCO, objects: list[dict]) -> COCO:
+    """Return detections as ``COCO.loadRes`` does, also if there are none.
+
+    Args:
+        objects: in COCO's format. They get ids, and areas: of their boxes or, without boxes, masks.
+    """
+    for number, each in enumerate(objects, 1):
+        box = each.get("bbox")
+        each.update(id=number, iscrowd=0, area=box[2] * box[3] if box else area(each["segmentation"]))
+    detected = COCO()
+    detected.dataset = {**truth.dataset, "annotations": objects}
+    with contextlib.redirect_stdout(io.StringIO()):
+        detected.createIndex()
+    return detected
+
+
 def match(truth: COCO, objects: list[dict], kind: str = "bbox", **parameters: object) -> Evaluation:
     """Match detections in COCO's format with a COCO file's objects; ``parameters``: ``COCOeval.params``."""
     with contextlib.redirect_stdout(io.StringIO()):
-        detected = COCO()
-        detected.dataset = {**truth.dataset, "annotations": numbered(objects)}
-        detected.createIndex()
-        evaluation = Evaluation(truth, detected, kind)
+        evaluation = Evaluation(truth, load_detections(truth, objects), kind)
         for name, value in parameters.items():
             setattr(evaluation.params, name, value)
         evaluation.evaluate()

@@ -260,10 +260,13 @@ def _with_argument(evaluators: Sequence[dict], argument: str, option: str) -> li
 def main_metric(cfg: Config) -> str | None:
     """Return the metric that selects the best checkpoint: the mask AP if it is measured, else the box AP."""
     evaluators = cfg.get("val_evaluator") or []
+    prefix = ""
+    if isinstance(evaluators, dict) and evaluators.get("dataset_prefixes"):  # a MultiDatasetsEvaluator
+        prefix, evaluators = f"{evaluators['dataset_prefixes'][0]}/", evaluators["metrics"]
     for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
         if str(evaluator.get("type")).rpartition(".")[2] == "CocoMetric":
             kind = "segm" if "segm" in evaluator.get("metric", "bbox") else "bbox"
-            return f"{evaluator.get('prefix') or 'coco'}/{kind}_mAP"
+            return f"{prefix}{evaluator.get('prefix') or 'coco'}/{kind}_mAP"
     return None
 
 

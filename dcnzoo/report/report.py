@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from dcnzoo.detect.metrics import metric_name
+from dcnzoo.detect.metrics import metric_names
 from dcnzoo.openmmlab.classes import require_equal
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
@@ -116,7 +116,7 @@ def summary(
 ) -> list[list[str]]:
     """Return a header and one row per label: main metrics, seconds per iteration, number of parameters."""
     metrics = main_metrics(runs)
-    rows = [[head, *map(metric_name, metrics), "s / iteration", "parameters"]]
+    rows = [[head, *metric_names(metrics).values(), "s / iteration", "parameters"]]
     for label, seeds in by_label(runs).items():
         figures = [mean_and_spread([run.last_validation[metric] for run in seeds]) for metric in metrics]
         seconds = statistics.mean(run.seconds_per_iteration for run in seeds)

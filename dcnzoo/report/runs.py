@@ -69,7 +69,7 @@ def main_metrics(runs: Sequence[TrainedRun]) -> list[str]:
     entries = [run.last_validation for run in runs]
     shared = [name for name in entries[0] if all(name in entry for entry in entries)]
     means = [name for name in shared if name.endswith("mAP")]
-    return (means or shared)[:_MAIN_METRICS]
+    return means or shared[:_MAIN_METRICS]
 
 
 def by_label(runs: Sequence[TrainedRun]) -> dict[str, list[TrainedRun]]:

@@ -72,7 +72,10 @@ class ValidationRunner:
             with torch.no_grad():
                 (sample,) = self.model.test_step(pseudo_collate([self.dataset[index]]))
             detections.append(to_detections(instances_of(sample), 0))
-        truth = [self.dataset.get_data_info(index)["instances"] for index in indices]
+        counted = getattr(self.dataset, "counted_objects", None)  # those of the AP in the log
+        truth = [
+            counted(index) if counted else self.dataset.get_data_info(index)["instances"] for index in indices
+        ]
         return evaluate(truth, detections, len(self.classes), threshold, self._limit)
 
     def predict(self, index: int, threshold: float = 0) -> Prediction:

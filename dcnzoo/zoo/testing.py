@@ -64,7 +64,8 @@ def test(
         options: those of :class:`dcnzoo.openmmlab.options.TestOptions`, such as ``tta=True``.
 
     Returns:
-        ``box AP``, ``mask AP50`` and so on, from 0 to 1; other metrics under the evaluator's names.
+        ``box AP``, ``mask AP50`` and so on, from 0 to 1; other metrics under the evaluator's names. Sizes
+        without an object are left out. Of several test sets, the names begin with those of the sets.
 
     Raises:
         UserError: a mistake in an argument, the config or the data, or weights that do not fit.

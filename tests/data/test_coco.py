@@ -14,12 +14,15 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
-from dcnzoo.data.check import problems_of
+from dcnzoo.data import check, coco_file
+from dcnzoo.data.check import CocoTruth, judge
 from dcnzoo.data.coco_file import CocoFile
 from dcnzoo.data.dataset import ReadOptions, checked_rle
-from dcnzoo.data.files import InvalidAnnotation
+from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.data.preparation import read_splits
-from dcnzoo.openmmlab.datasets.coco import CocoDataset
+from dcnzoo.detect import metrics
+from dcnzoo.detect.detections import Detections
+from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric
 from dcnzoo.utils.errors import UserError
 
 from ..commands import run
@@ -54,7 +57,7 @@ def problems(root, change=None, masks=True):
     content = good()
     text = change(content) if change else None
     (root / "coco.json").write_bytes(text if isinstance(text, bytes) else json.dumps(content).encode())
-    return [*problems_of(CocoFile(root / "coco.json"), masks)]
+    return CocoTruth(CocoFile(root / "coco.json"), masks).problems
 
 
 def put(key, number, **values):
@@ -77,6 +80,7 @@ def drop(key, number, name):
     return lambda content: content[key][number].pop(name) and None
 
 
+REACHING = {"bbox": [5, 10, 16.5, 20], "segmentation": [[5, 10, 21.5, 10, 21.5, 30, 5, 30]]}
 CASES = {  # the change, whether the first problem stops a training, its subject, a word of its text
     "no images": (lambda c: c.update(images=[]), True, "images", "at least 1"),
     "no categories": (lambda c: c.update(categories=[]), True, "categories", "at least 1"),
@@ -99,7 +103,10 @@ CASES = {  # the change, whether the first problem stops a training, its subject
     "far away": (third(bbox=[2e6, 3, 10, 10]), True, "annotation 3", "bbox"),
     "inside out": (third(bbox=[12, 3, -10, 20]), True, "annotation 3", "corners"),
     "without an area": (third(bbox=[1, 2, 0.5, 4]), False, "annotation 3", "box"),
-    "reaches out": (third(bbox=[5, 10, 16.5, 20]), False, "annotation 3", "20 × 50"),
+    "reaches out": (third(**REACHING), False, "annotation 3", "20 × 50"),
+    "unlike its polygons": (third(bbox=[0, 0, 20, 40]), False, "annotation 3", "polygons"),
+    "y before x": (polygons([*POLYGON[::-1]]), False, "annotation 1", "polygons"),
+    "iscrowd of 2": (third(iscrowd=2), True, "annotation 3", "iscrowd"),
     "beside the image": (third(bbox=[25, 10, 5, 20]), False, "annotation 3", "20 × 50"),
     "no mask": (drop("annotations", 0, "segmentation"), False, "annotation 1", "segmentation"),
     "mask is a text": (third(segmentation="x"), True, "annotation 3", "segmentation"),
@@ -128,8 +135,85 @@ def test_a_pixel_is_no_problem(tmp_path):
     assert problems(tmp_path, third(bbox=[-0.5, 0, 20.9, 50.4])) == []
 
 
+@pytest.mark.parametrize("crowd", [False, True, None, 0, 1])
+def test_iscrowd_as_tools_write_it(tmp_path, crowd):
+    assert problems(tmp_path, third(iscrowd=crowd)) == []
+
+
 def test_masks_that_are_not_used(tmp_path):
     assert problems(tmp_path, polygons(*POLYGON), masks=False) == []
+
+
+OF_MASKS = ("no mask", "flat polygon", "odd polygon", "two points", "RLE of another size", "too few pixels")
+OF_BOXES = (
+    "no size",
+    "no such category",
+    "no area",
+    "no bbox",
+    "inside out",
+    "iscrowd is a text",
+    "not a number",
+)
+
+
+@pytest.mark.parametrize("case", OF_MASKS + OF_BOXES)
+def test_each_reader_names_the_same_problem(tmp_path, case):
+    """A training, a test, ``evaluate`` and ``data check`` read a file by one function."""
+    change = polygons([2, float("nan"), 12, 3, 12, 23]) if case == "not a number" else CASES[case][0]
+    path, masks = str(tmp_path / "coco.json"), case in OF_MASKS
+    try:
+        (problem, *_) = problems(tmp_path, change, masks)
+    except InvalidAnnotation as error:
+        problem = error
+    mask = np.ones((1, 30, 40), bool)
+    found = Detections(
+        np.zeros((1, 4)), np.ones(1), np.zeros(1, int), mask if masks else None, ("fig", "date")
+    )
+    pipeline = [dict(type="mmdet.LoadAnnotations", with_bbox=True, with_mask=masks)]
+    data = dict(metainfo=dict(classes=("fig", "date")), pipeline=pipeline, data_prefix=dict(img="s3://x/"))
+    readers = {
+        "evaluate": lambda: metrics.evaluate(metrics.read_coco(path, found.classes), [found]),
+        "test": lambda: CocoMetric(path, metric="segm" if masks else "bbox"),
+        "report": lambda: CocoDataset(ann_file=path, test_mode=True, **data),
+        "training": lambda: CocoDataset(ann_file=path, **data),
+    }
+    if case == "no mask":  # a training ignores the object, and says so
+        readers = dict(list(readers.items())[:2])
+    for read in readers.values():
+        with pytest.raises((UserError, ValueError)) as raised:
+            read()
+        assert str(problem) in str(raised.value) and path in str(raised.value)
+
+
+def test_a_file_is_parsed_and_judged_once(tmp_path, monkeypatch):
+    problems(tmp_path)
+    parsed, judged = [], []
+    monkeypatch.setattr(coco_file, "read_json", lambda *args: parsed.append(1) or read_json(*args))
+    monkeypatch.setattr(check, "judge", lambda *args: judged.append(1) or judge(*args))
+    path = str(tmp_path / "coco.json")
+    data = dict(metainfo=dict(classes=("fig", "date")), pipeline=[], data_prefix=dict(img="s3://x/"))
+    kept = CocoDataset(ann_file=path, test_mode=True, **data), CocoMetric(path)
+    assert (len(parsed), len(judged)) == (1, 3) and kept
+
+
+def test_ignored_objects_are_counted_by_each_reader(tmp_path, monkeypatch, capsys):
+    lines = []
+    monkeypatch.setattr("dcnzoo.openmmlab.datasets.coco.print_log", lambda text, **_: lines.append(text))
+    assert problems(tmp_path, put("annotations", 0, ignore=1)) == []
+    path = tmp_path / "coco.json"
+    data = dict(metainfo=dict(classes=("fig", "date")), pipeline=[], data_prefix=dict(img="s3://x/"))
+    CocoDataset(ann_file=str(path), test_mode=True, **data)
+    metrics.read_coco(path, ("fig", "date"))
+    lines += [capsys.readouterr().err, run("data", "check", path)]
+    assert len(lines) == 3 and all(
+        "1 object with ignore=1: counted in the AP, not trained" in x for x in lines
+    )
+    for image in good()["images"]:
+        Image.new("RGB", (image["width"], image["height"])).save(tmp_path / image["file_name"])
+    _, splits, notes = read_splits(path, ReadOptions())
+    assert sum(each.crowds for each in splits.values()) == 2 and any(
+        "1 object with ignore=1" in n for n in notes
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a":' * 200_000, b'{"images": [1', b"\xff\xfe{"])
@@ -172,7 +256,7 @@ def test_any_value_anywhere_is_a_problem_never_a_traceback(tmp_path, seed):
             node, key = choose.choice(list(places(content)))
             node[key] = choose.choice(VALUES)
         write(tmp_path / "coco.json", content)
-        found = [*problems_of(CocoFile(tmp_path / "coco.json"), True)]
+        found = CocoTruth(CocoFile(tmp_path / "coco.json"), True).problems
         try:
             read_splits(tmp_path / "coco.json", ReadOptions())
         except UserError:
@@ -183,7 +267,7 @@ def test_the_command(tmp_path):
     problems(tmp_path)
     output = run("data", "check", tmp_path / "coco.json")
     assert "no problems" in output and "3 images, 3 annotations, 2 categories" in output
-    problems(tmp_path, third(bbox=[5, 10, 16.5, 20]))
+    problems(tmp_path, third(**REACHING))
     assert "annotation 3: expected a box" in run("data", "check", tmp_path / "coco.json", status=1)
 
     def boxes_only(content):

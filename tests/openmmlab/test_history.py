@@ -28,10 +28,10 @@ def test_parts_of_the_loss_and_names_of_metrics():
     }
     assert loss_parts(losses) == {part: len(each) for part, each in names.items()}
     metrics = {"coco/bbox_mAP": 0.5, "coco/bbox_mAP_l": -1.0, "coco/bbox_mAP_75": 0.4, "pascal_voc/mAP": -1.0}
-    shown = {"coco/bbox_mAP": "box AP", "coco/bbox_mAP_75": "box AP75", "pascal_voc/mAP": "mAP"}
-    assert labels(metrics, most=100) == shown
+    shown = {"coco/bbox_mAP": "box AP", "coco/bbox_mAP_75": "box AP75", "pascal_voc/mAP": "pascal_voc/mAP"}
+    assert labels(metrics, most=None) == shown
     assert labels(metrics) == {"coco/bbox_mAP": "box AP"}
-    assert labels({"accuracy/top1": 0.5, "name": "x"}) == {"accuracy/top1": "top1"}
+    assert labels({"accuracy/top1": 0.5, "name": "x"}) == {"accuracy/top1": "accuracy/top1"}
 
 
 def write_log(folder, hour, number, step, began_after, rows):
@@ -92,4 +92,4 @@ def test_the_terminal_shows_the_metric_and_the_rate_of_the_training(tmp_path, ca
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     head = next(number for number, line in enumerate(lines) if line[:1] == ["epoch"])
     assert dict(zip(reversed(lines[head]), reversed(lines[head + 1]), strict=False))["lr"] == "0.1"
-    assert next(line for line in lines if line[:1] == ["best"])[3:5] == ["AR@100", "0.750,"]
+    assert next(line for line in lines if line[:1] == ["best"])[3:5] == ["coco/AR@100", "0.750,"]

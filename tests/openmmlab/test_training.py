@@ -389,6 +389,11 @@ def test_patience_and_loggers(monkeypatch):
     cfg.default_hooks.checkpoint.update(save_best=["other/metric"], rule=["less"])
     TrainOptions(patience=4).apply(cfg)
     assert (cfg.custom_hooks[0].monitor, cfg.custom_hooks[0].rule) == ("other/metric", "less")
+    sets = {"type": "MultiDatasetsEvaluator", "dataset_prefixes": ["day", "night"]}
+    sets["metrics"] = [{"type": "CocoMetric", "metric": ["bbox", "segm"]}] * 2
+    cfg, _ = schedule(val_evaluator={"_delete_": True, **sets})
+    TrainOptions(patience=4).apply(cfg)
+    assert cfg.custom_hooks[0].monitor == cfg.default_hooks.checkpoint.save_best == "day/coco/segm_mAP"
     cfg, _ = schedule(val_evaluator={"_delete_": True, "type": "VOCMetric"})
     with pytest.raises(UserError, match=r"^patience: .*CocoMetric"):
         TrainOptions(patience=4).apply(cfg)

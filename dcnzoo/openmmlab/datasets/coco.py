@@ -9,7 +9,6 @@ import contextlib
 import io
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -24,43 +23,30 @@ from mmengine.fileio import get_local_path, load
 from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.data.check import UNMASKED, problems_of
-from dcnzoo.data.coco_file import KEYS, CocoFile
+from dcnzoo.data.check import CocoTruth, read_truth
+from dcnzoo.data.coco_file import CocoFile
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
-from dcnzoo.detect.metrics import Evaluation, replace_id_0
+from dcnzoo.detect.metrics import Evaluation, Truth, load_detections
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import few
 
 _decode = msgspec.json.Decoder().decode
 
 
-class CheckedCOCO(COCO):
+class CheckedCOCO(Truth, COCO):
     """MMDetection's ``COCO``, which checks the annotation file first.
 
     Args:
-        annotation_file: JSON in UTF-8 or UTF-16, with or without a byte order mark.
         compared: whether pycocotools compares masks; if so, every annotation must have one.
 
     Raises:
-        UserError: the file does not exist or has a problem that makes an evaluation impossible; or its
-            categories are not the requested ones in the requested order.
+        UserError: see :func:`_usable_truth`; or the categories are not the requested ones in their order.
     """
 
-    def __init__(self, annotation_file: str, compared: bool = False) -> None:
-        self.file = annotation_file
-        super().__init__()
-        content = _open(annotation_file)
-        problems = _require_usable(annotation_file, content, masks=compared)
-        if bare := [problem for problem in problems if problem.kind == UNMASKED]:
-            raise UserError(f"{self.file}: {bare[0]}: the metric segm compares masks")
-        lists = self.dataset = {key: [*map(_decode, getattr(content, key))] for key in KEYS}
-        for annotation in lists["annotations"]:
-            annotation.setdefault("iscrowd", 0)  # pycocotools' evaluation requires it
-        replace_id_0(lists["annotations"])
-        with contextlib.redirect_stdout(io.StringIO()):  # "creating index..."
-            self.createIndex()
+    def __init__(self, file: str, compared: bool, backend_args: dict | None) -> None:
+        self.file = file
+        super().__init__(_usable_truth(file, compared, compared, backend_args))
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
@@ -69,26 +55,21 @@ class CheckedCOCO(COCO):
         return super().get_cat_ids(cat_names, *args, **kwargs)
 
 
-def _open(file: str) -> CocoFile:
-    if not os.path.isfile(file):
-        raise UserError(f"ann_file: expected a file, found none at {file}")
-    try:
-        return CocoFile(file)
-    except InvalidAnnotation as error:
-        raise UserError(f"{file}: {error}") from None
-
-
-def _require_usable(file: str, content: CocoFile, masks: bool) -> list[Finding]:
-    """Return the problems that do not stop a training; MMDetection skips or uses these annotations.
+def _usable_truth(
+    file: str, masks: bool, compared: bool = False, backend_args: dict | None = None
+) -> CocoTruth:
+    """Read a COCO file; see :class:`CocoTruth`.
 
     Raises:
-        UserError: a problem makes a training impossible or wrong.
+        UserError: it does not exist, or a problem makes a training or an evaluation impossible or wrong.
     """
-    problems = [*problems_of(content, masks)]
-    if stops := [problem for problem in problems if problem.stops]:
-        others = f" and {len(stops) - 1} more: `dcnzoo data check {file}` lists them" if stops[1:] else ""
-        raise UserError(f"{file}: {stops[0]}{others}")
-    return problems
+    with get_local_path(file, backend_args=backend_args) as path:
+        try:
+            return read_truth(path, masks).require_usable(compared)
+        except FileNotFoundError:
+            raise UserError(f"ann_file: expected a file, found none at {file}") from None
+        except InvalidAnnotation as error:
+            raise UserError(f"{file}: {error}") from None
 
 
 def _require_classes(file: str, names: Sequence[str], classes: Sequence[str]) -> None:
@@ -107,37 +88,62 @@ def _log(text: str, level: int = logging.WARNING) -> None:
 class CocoMetric(coco_metric.CocoMetric):
     """Replaces MMDetection's ``CocoMetric`` in the registry; reads its file by :class:`CheckedCOCO`.
 
-    With ``sort_categories``, MMDetection's own reader is used.
+    With ``sort_categories``, MMDetection's own reader is used. The AP is that of the predicted images.
 
     Attributes:
-        class_aps: the AP of each class after an evaluation, for the last entry of ``metrics``.
+        class_aps: ``bbox`` or ``segm`` → name of a class → its AP and AP50, after an evaluation.
     """
 
-    class_aps: dict[str, float] = {}
     classwise: bool
 
     def __init__(self, ann_file: str | None = None, *args: object, **kwargs: object) -> None:
         checked = ann_file is not None and not kwargs.get("sort_categories")
         super().__init__(None if checked else ann_file, *args, **kwargs)
+        self.class_aps = dict[str, dict[str, tuple[float, float]]]()
+        self._images = 0  # the number of images in the last evaluation
         if checked:
-            masks = "segm" in self.metrics
-            with get_local_path(ann_file, backend_args=self.backend_args) as path:
-                self._coco_api = CheckedCOCO(path, compared=masks and not self.format_only)
+            compared = "segm" in self.metrics and not self.format_only
+            self._coco_api = CheckedCOCO(str(ann_file), compared, self.backend_args)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Evaluate; the lines that pycocotools prints go to the log. Without any detection, each AP is 0."""
-        requested, self.classwise = self.classwise, True
+        self.img_ids = [*dict.fromkeys(result["img_id"] for _, result in results)]
+        self._require_known_images()
+        evaluations = list[Evaluation]()
+
+        def evaluation(*args: Any) -> Evaluation:
+            evaluations.append(Evaluation(*args))
+            return evaluations[-1]
+
+        requested, self.classwise = self.classwise, False  # MMDetection's rows need ten thresholds
         with Changes() as changes, contextlib.redirect_stdout(io.StringIO()) as printed:
-            changes.set(coco_metric, "COCOeval", Evaluation)
+            for name in ("COCOeval", "COCOevalMP"):
+                changes.set(coco_metric, name, evaluation)
             changes.set(coco_metric, "load", lambda data: data if isinstance(data, list) else load(data))
+            changes.set(COCO, "loadRes", load_detections)
             metrics = super().compute_metrics(results)
         self.classwise = requested
-        if not (metrics or self.format_only):  # mmdet returns none
-            metrics = {f"{kind}_mAP{end}": 0.0 for kind in self.metrics for end in ("", "_50", "_75")}
         MMLogger.get_current_instance().info(printed.getvalue())
-        keys = {f"{name}_precision": name for name in (self.dataset_meta or {}).get("classes", ())}
-        self.class_aps = {name: metrics[key] for key, name in keys.items() if key in metrics}
-        return {key: value for key, value in metrics.items() if requested or key not in keys}
+        kinds = [kind for kind in self.metrics if kind != "proposal_fast"]
+        for kind, each in zip(kinds, evaluations, strict=False):
+            if kind != "proposal":
+                names = [self._coco_api.cats[number]["name"] for number in each.params.catIds]
+                self.class_aps[kind] = dict(zip(names, each.per_class(), strict=True))
+                for name, (ap, _) in self.class_aps[kind].items() if requested else ():
+                    metrics[f"{name}_precision"] = round(ap, 3)
+        return metrics
+
+    def _require_known_images(self) -> None:
+        """Require that the file has the predicted images; warn if it has others, too."""
+        if self._coco_api is None:
+            return
+        total, images = len(self._coco_api.imgs), len(self.img_ids)
+        name = getattr(self._coco_api, "file", "ann_file")
+        if unknown := [number for number in self.img_ids if number not in self._coco_api.imgs]:
+            raise UserError(f"{name}: expected the predicted images, got none with the ids {few(unknown)}")
+        if images < total and images != self._images:
+            _log(f"{name}: the AP is that of the {images} predicted of {total} images")
+        self._images = images
 
     def results2json(self, results: Sequence[dict[str, Any]], outfile_prefix: str) -> dict[str, Any]:
         """Convert the results to COCO's format; write them to files only if the config asks for files."""
@@ -175,35 +181,29 @@ class CocoDataset(coco.CocoDataset):
     """
 
     _content: CocoFile
+    _truth: CocoTruth | None
     _masks = False  # whether the pipeline loads masks
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return MMDetection's dictionary of each image, with the numbers of its annotations."""
         self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
-        with get_local_path(self.ann_file, backend_args=self.backend_args) as path:
-            content = self._content = _open(path)
-            self._warn(_require_usable(self.ann_file, content, self._masks), len(content.annotations))
-        categories = [category for _, category in content.entries("categories", strict=True)]
+        truth = _usable_truth(self.ann_file, self._masks, backend_args=self.backend_args)
+        self._content = truth.content
+        self._truth = truth if self.test_mode else None  # the metric of the same file uses it, too
+        for line in truth.notes():
+            _log(f"{self.ann_file}: {line}")
         names = self.metainfo["classes"]
-        _require_classes(self.ann_file, [each.name for each in categories], names)
+        _require_classes(self.ann_file, [str(each.name) for each in truth.categories], names)
         # in the order of the file
-        self.cat_ids = [each.id for each in categories if not names or each.name in names]
+        self.cat_ids = [each.id for each in truth.categories if not names or each.name in names]
         self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
-        numbers, images_of = defaultdict[int, list[int]](list), defaultdict[int, set[int]](set)
-        labels = set[int | None]()
-        for number, entry in content.entries("annotations", strict=True):
-            numbers[entry.image_id].append(number)
-            images_of[entry.category_id].add(entry.image_id)
-            if not entry.iscrowd and not entry.ignore:
-                labels.add(self.cat2label.get(entry.category_id))
-        self.cat_img_map = {number: [*images_of[number]] for number in self.cat_ids}
-        self._warn_without_objects(labels)
+        self.cat_img_map = {number: [*truth.images_of[number]] for number in self.cat_ids}
+        self._warn_without_objects({self.cat2label.get(number) for number in truth.trained})
         data_list = []
-        for raw in content.images:
-            image = _decode(raw)
-            image["img_id"] = image["id"]
-            info = self.parse_data_info({"raw_img_info": image, "raw_ann_info": []})
-            data_list.append({**info, "annotations": numbers[image["img_id"]]})
+        for image in truth.images:
+            entry = {**msgspec.structs.asdict(image), "img_id": image.id}
+            info = self.parse_data_info({"raw_img_info": entry, "raw_ann_info": []})
+            data_list.append({**info, "annotations": truth.numbers[image.id]})
         first = data_list[0]["img_path"]
         is_local = "://" not in first and self.backend_args is None and _loads_files(self.pipeline.transforms)
         if is_local and not os.path.isfile(first):
@@ -221,18 +221,20 @@ class CocoDataset(coco.CocoDataset):
             _ignore_without_mask(info["instances"])
         return info
 
+    def counted_objects(self, idx: int) -> list[dict[str, Any]]:
+        """Return the objects of an image that the AP counts, as instances; some of them are not trained."""
+        objects = []
+        for number in super().get_data_info(idx)["annotations"]:
+            entry = _decode(self._content.annotations[number])
+            if (label := self.cat2label.get(entry["category_id"])) is not None:
+                x, y, width, height = entry["bbox"]
+                flags = {"bbox_label": label, "ignore_flag": int(entry.get("iscrowd") or 0)}
+                objects.append({"bbox": [x, y, x + width, y + height], **flags})
+        return objects
+
     def _copy_without_annotation(self, memo: dict[str, Any] | None = None) -> "CocoDataset":
         """Copy with a new ``memo``. mmengine's default one keeps deleted objects, whose ids may be reused."""
         return super()._copy_without_annotation({} if memo is None else memo)
-
-    def _warn(self, problems: Sequence[Finding], number: int) -> None:
-        """Warn of annotations with a problem, in one line for each kind."""
-        subjects = defaultdict[str, list[str]](list)
-        for problem in problems:
-            if problem.kind:
-                subjects[problem.kind].append(problem.subject.removeprefix("annotation "))
-        for kind, ids in subjects.items():
-            _log(f"{self.ann_file}: {len(ids)} of {number} annotations {kind}: ids {few(ids)}")
 
     def _warn_without_objects(self, labels: Collection[int | None]) -> None:
         """Warn of classes without an object to train on.

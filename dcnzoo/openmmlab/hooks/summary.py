@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dcnzoo.detect.metrics import is_undefined, metric_name
+from dcnzoo.detect.metrics import is_undefined, metric_names
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.history import History, loss_parts
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
@@ -53,7 +54,7 @@ class SummaryHook(Hook):
         self._saved, self._changes = saved, changes
         self._row: dict[str, str] = {}  # the next row, printed after its validation
         self._widths: dict[str, int] = {}  # widths of the columns in the last head
-        self._classes: dict[int, str] = {}  # epoch or iteration → APs of the classes
+        self._classes: dict[int, list[str]] = {}  # epoch or iteration → APs of the classes
 
     # Training
 
@@ -66,9 +67,13 @@ class SummaryHook(Hook):
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._unit = "epoch" if self._by_epoch else "iteration"
         self._began = self._started = time.monotonic()
-        metrics = runner.val_evaluator.metrics if runner.val_loop else ()
-        kinds = {kind for metric in metrics for kind in getattr(metric, "metrics", ())}
-        self._aps = [metric_name(key) for key in COLUMNS if key.partition("_")[0] in kinds]
+        keys = [
+            f"{prefix}/{column}"
+            for prefix, metric in _by_prefix(runner.val_evaluator if runner.val_loop else None)
+            for column in COLUMNS
+            if column.partition("_")[0] in getattr(metric, "metrics", ())
+        ]
+        self._aps = [*metric_names(keys).values()]
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self._by_epoch:
@@ -82,7 +87,7 @@ class SummaryHook(Hook):
         if not self._row:  # the training counts iterations, or resumes with the validation of an epoch
             self._row = self._progress(runner, step)
         self._row.update(_figures(metrics))
-        self._classes[step] = _classes(runner.val_evaluator.metrics)
+        self._classes[step] = [*_classes(runner.val_evaluator, metrics).values()]
         self._print_row()
 
     def after_train(self, runner: Runner) -> None:
@@ -112,11 +117,13 @@ class SummaryHook(Hook):
             step = max(validations, default=0)
         if not (metrics := validations.get(step)):
             return []
+        names = metric_names(metrics)
         prefixes = {key: f"best_{key.replace('/', '_')}_" for key in metrics}  # of the metric of save_best
         selected = {key: metrics[key] for key in metrics if file and file.name.startswith(prefixes[key])}
-        figures = {**_figures(selected, most=4), **_figures(metrics)}
+        figures = {**{names[key]: f"{value:.3f}" for key, value in selected.items()}, **_figures(metrics)}
         aps = ", ".join(f"{name} {figure}" for name, figure in figures.items())
-        return [(label, f"{self._unit} {step}: {aps}"), ("classes", self._classes.get(step, ""))]
+        rows = [("classes", row) for row in self._classes.get(step, ())]
+        return [(label, f"{self._unit} {step}: {aps}"), *rows]
 
     def _progress(self, runner: Runner, step: int) -> dict[str, str]:
         """Return the cells of a row: epoch or iteration, mean losses since the last row, rate, time."""
@@ -161,22 +168,40 @@ class SummaryHook(Hook):
         print_pairs(_head(runner, {"test": runner.test_dataloader}))
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float]) -> None:
-        lines = _figures(metrics, most=100)
-        print_pairs([*lines.items(), ("classes", _classes(runner.test_evaluator.metrics))])
+        classes, pairs = _classes(runner.test_evaluator, metrics), list[tuple[str, str]]()
+        for metric, keys in groupby(labels(metrics, most=None).items(), lambda label: _without_end(label[0])):
+            pairs += [(name, f"{metrics[key]:.3f}") for key, name in keys]
+            pairs.append(("classes", classes.get(metric, "")))
+        print_pairs(pairs)
 
 
-def labels(metrics: Mapping[str, object], most: int = 3) -> dict[str, str]:
-    """Return the keys and names of ``most`` metrics: COCO's main APs if ``most`` ≤ 3, or the first ones."""
+def labels(metrics: Mapping[str, object], most: int | None = 3) -> dict[str, str]:
+    """Return the keys and names of metrics: COCO's main APs or, without them, ``most``; None: all."""
     numbers = [key for key, value in metrics.items() if isinstance(value, int | float)]
     known = [key for key in numbers if not is_undefined(key, metrics[key])]
     main = [key for key in known if key.rpartition("/")[2] in COLUMNS]
-    shown = main if main and most <= len(COLUMNS) else known[:most]
-    return {key: metric_name(key.rpartition("/")[2]) for key in shown}
+    names = metric_names(metrics)
+    return {key: names[key] for key in (main if main and most else known[:most])}
 
 
-def _figures(metrics: Mapping[str, float], most: int = 3) -> dict[str, str]:
+def _figures(metrics: Mapping[str, float]) -> dict[str, str]:
     """Return the values of the metrics in :func:`labels` as text, by name."""
-    return {name: f"{metrics[key]:.3f}" for key, name in labels(metrics, most).items()}
+    return {name: f"{metrics[key]:.3f}" for key, name in labels(metrics).items()}
+
+
+def _without_end(key: str) -> str:
+    """Return the part of a CocoMetric key that its APs share: ``coco/bbox`` of ``coco/bbox_mAP_50``."""
+    return key.partition("_mAP")[0]
+
+
+def _by_prefix(evaluator: Any) -> list[tuple[str, Any]]:
+    """Return the metrics of an evaluator, each with the prefix of its keys."""
+    metrics = getattr(evaluator, "metrics", ())
+    sets = getattr(evaluator, "dataset_prefixes", [""] * len(metrics))  # of a MultiDatasetsEvaluator
+    return [
+        ("/".join(filter(None, (name, metric.prefix))), metric)
+        for name, metric in zip(sets, metrics, strict=False)
+    ]
 
 
 def shown_path(path: str | os.PathLike) -> str:
@@ -244,16 +269,28 @@ def _processes(runner: Runner) -> str:
     return f"{text}, {counted(images, 'images')} per step"
 
 
-def _classes(metrics: Sequence[Any]) -> str:
-    """Return the name of the AP and its value for each class; of many classes, only the best and worst."""
-    metric = next((metric for metric in metrics if getattr(metric, "class_aps", None)), None)
-    if metric is None:
-        return ""
-    ordered = sorted(metric.class_aps.items(), key=lambda item: -np.nan_to_num(item[1], nan=-1))
-    half = SHOWN_CLASSES // 2
-    shown = ordered if len(ordered) <= SHOWN_CLASSES else [*ordered[:half], ("…", None), *ordered[-half:]]
-    aps = (name if ap is None else f"{cut(printable(name), 20)} {ap:.3f}" for name, ap in shown)
-    return f"{metric_name(f'{metric.metrics[-1]}_mAP')}: {', '.join(aps)}"
+def _classes(evaluator: Any, metrics: Mapping[str, object]) -> dict[str, str]:
+    """Return the AP and AP50 of each class; of many classes, only the best and worst.
+
+    Returns:
+        ``coco/bbox`` → a text that begins with the name of the AP, for each CocoMetric and its kinds.
+    """
+    rows = dict[str, str]()
+    names = metric_names(metrics)
+    for prefix, metric in _by_prefix(evaluator):
+        for kind, aps in getattr(metric, "class_aps", {}).items():
+            ordered: list = sorted(aps.items(), key=lambda item: -np.nan_to_num(item[1][0], nan=-1))
+            half = SHOWN_CLASSES // 2
+            shown = ordered if len(ordered) <= SHOWN_CLASSES else ordered[:half] + ordered[-half:]
+            texts = []
+            for name, (ap, ap_50) in shown:
+                at_50 = "" if np.isnan(ap_50) else f" ({ap_50:.3f})"
+                texts.append(f"{cut(printable(name), 20)} {ap:.3f}{at_50}")
+            if len(shown) < len(ordered):
+                texts.insert(half, "…")
+            key = f"{prefix}/{kind}_mAP"
+            rows[_without_end(key)] = f"{names.get(key, key)} (AP50): {', '.join(texts)}"
+    return rows
 
 
 def next_steps(work_dir: Path) -> str:

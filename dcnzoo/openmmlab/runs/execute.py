@@ -27,7 +27,7 @@ from torch import nn
 
 import dcnzoo.openmmlab.export.test_loop  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
-from dcnzoo.detect.metrics import metric_name
+from dcnzoo.detect.metrics import named
 from dcnzoo.openmmlab import hooks
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.classes import names_of_model
@@ -192,7 +192,7 @@ def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool
             require_new("test", *(Path(options.show_dir, name) for name in sorted(names)), force=force)
         stack.callback(_stop_bars, runner)
         metrics = runner.test()
-    return {metric_name(key): float(value) for key, value in metrics.items()}  # numpy's, of classes
+    return {name: float(value) for name, value in named(metrics).items()}  # numpy's, of classes
 
 
 def build(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from dcnzoo.detect.metrics import metric_name
+from dcnzoo.detect.metrics import metric_names
 from dcnzoo.openmmlab.history import PARTS
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
@@ -23,8 +23,8 @@ _OFFSETS = {
 def show_curves(runs: Sequence[TrainedRun]) -> Section:
     counted = "epoch" if runs[0].counts_epochs else "iteration"
     figures = [plot_curves("training loss", _series(runs, "training", "loss"))]
-    for metric in main_metrics(runs):
-        figures.append(plot_curves(metric_name(metric), _series(runs, "validation", metric), counted))
+    for metric, name in metric_names(main_metrics(runs)).items():
+        figures.append(plot_curves(name, _series(runs, "validation", metric), counted))
     for name in (*PARTS, "lr"):
         if all(name in entry for run in runs for entry in run.history.training.values()):
             title = "learning rate" if name == "lr" else f"training, {name}"
@@ -52,7 +52,7 @@ def show_validations(runs: Sequence[TrainedRun]) -> Section:
         if not validation:
             continue
         names = list(dict.fromkeys(name for entry in validation.values() for name in entry))
-        rows = [["epoch" if run.counts_epochs else "iteration", *map(metric_name, names)]]
+        rows = [["epoch" if run.counts_epochs else "iteration", *metric_names(names).values()]]
         for step, entry in sorted(validation.items()):
             # COCO's evaluation returns −1 if a metric is not defined
             values = [entry.get(name, -1.0) for name in names]
