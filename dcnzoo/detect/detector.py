@@ -14,8 +14,8 @@ import numpy as np
 
 from dcnzoo.detect import sources
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.pictures import problem_of_size, reverse_channels
-from dcnzoo.utils.text import counted, few
+from dcnzoo.detect.pictures import reverse_channels
+from dcnzoo.utils.text import counted, few, problem_of_size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -2,14 +2,12 @@
 
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dcnzoo.utils.files import require_file
-from dcnzoo.utils.text import short
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -57,17 +55,6 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
             f"{list(image.shape)}, {image.dtype}"
         )
     return image if bgr else reverse_channels(image)
-
-
-def problem_of_size(size: tuple[int, int], stated: Sequence[Any]) -> str:
-    """Return how the (width, height) of a picture, as it is loaded, differs from that of its annotation.
-
-    A side of None, 0 or −1 is unknown. The text is empty if the sizes agree.
-    """
-    if all(other in (side, None, 0, -1) for side, other in zip(size, stated, strict=True)):
-        return ""
-    expected = " × ".join(short(side).removesuffix(".0") for side in stated)
-    return f"expected a picture of {expected} pixels, as in the annotations, got {size[0]} × {size[1]}"
 
 
 def _read_file(path: str | os.PathLike) -> np.ndarray:
