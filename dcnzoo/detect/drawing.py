@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from dcnzoo.detect.crops import Crops
-from dcnzoo.detect.pictures import reverse_channels
+from dcnzoo.detect.pictures import picture_to_show, reverse_channels
 
 _FONTS = (  # Pillow searches the system's folders
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc",
@@ -21,7 +21,7 @@ _FONTS = (  # Pillow searches the system's folders
 
 
 def draw(
-    image: np.ndarray,  # [H, W, 3], uint8, RGB
+    image: np.ndarray,  # [H, W, 3], RGB
     boxes: np.ndarray,  # [K, 4], the best first
     labels: np.ndarray,  # [K]; a colour each
     texts: Sequence[str],  # [K], at the boxes
@@ -31,7 +31,7 @@ def draw(
     height, width = image.shape[:2]
     scale = max(1, min(600 / width, 1200 / height))  # texts need some width
     size = (round(width * scale), round(height * scale))
-    picture = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
+    picture = Image.fromarray(picture_to_show(image, bgr=False)).resize(size, Image.Resampling.NEAREST)
     canvas, font = ImageDraw.Draw(picture), _font("".join(texts), max(14, size[0] // 42))
     line = max(2, size[0] // 300)
     colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in labels.tolist()]

@@ -15,6 +15,7 @@ from mmengine.dataset import pseudo_collate
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.metrics import MOST_DETECTIONS
+from dcnzoo.detect.pictures import picture_to_show
 from dcnzoo.layers.statistics import OffsetStatistics
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.results import instances_of, to_detections
@@ -23,7 +24,7 @@ from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.report.evaluation import ClassResults, evaluate
 from dcnzoo.report.explain import record
 from dcnzoo.report.runs import TrainedRun, by_label
-from dcnzoo.report.sampling import SamplingField
+from dcnzoo.report.sampling import Frame, SamplingField
 
 THRESHOLD = 0.3  # lowest score of a detection in the report
 
@@ -36,15 +37,14 @@ class Prediction:
         truth: the image and the annotated objects, with a score of 1.
         detections: the detected objects.
         fields: sampling positions of the deformable layers, in forward order, with unique names.
-        image_size: (H, W) of the model's input, padding included, in pixels of the file, as
-            :func:`dcnzoo.report.trace_sampling` requires it.
+        frame: the model's input and the file.
         statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
     """
 
     truth: Detections
     detections: Detections
     fields: list[SamplingField]
-    image_size: tuple[float, float]
+    frame: Frame
     statistics: dict[str, OffsetStatistics]
 
 
@@ -80,15 +80,12 @@ class ValidationRunner:
         truth = self.annotated(index)
         batch = pseudo_collate([self.dataset[index]])
         (sample,), fields, statistics = record(self.model, lambda: self.model.test_step(batch))
-        meta = sample.metainfo
-        across, down = meta.get("scale_factor", (1.0, 1.0))
-        height, width = meta.get("batch_input_shape", meta["img_shape"])
         detections = to_detections(instances_of(sample), threshold)
         return Prediction(
             truth,
             dataclasses.replace(detections, classes=self.classes, image=truth.image),
             fields,
-            (height / down, width / across),
+            Frame.of(sample.metainfo),
             statistics,
         )
 
@@ -101,7 +98,7 @@ class ValidationRunner:
         results = TRANSFORMS.build(annotations)(load(info))
         masks = results["gt_masks"].to_ndarray().astype(bool) if with_mask else None
         boxes = results["gt_bboxes"].tensor.numpy()
-        scores, image = np.ones(len(boxes)), results["img"][..., ::-1].copy()
+        scores, image = np.ones(len(boxes)), picture_to_show(results["img"])
         return Detections(boxes, scores, results["gt_bboxes_labels"], masks, self.classes, image)
 
 

@@ -1,24 +1,31 @@
 """The report: reading logs, the figures, and a page without external files."""
 
 import base64
+import io
 import json
 import re
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
 
-import dcnzoo.openmmlab.hooks  # noqa: F401
+import dcnzoo
+import dcnzoo.openmmlab.hooks
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.history import BEGAN, NUMBER, History
-from dcnzoo.report import trace_sampling
 from dcnzoo.report.evaluation import ClassResults, evaluate
+from dcnzoo.report.explain import render_explanation
+from dcnzoo.report.explain_detector import explain
 from dcnzoo.report.report import render_runs, side_by_side, summary, write_report
 from dcnzoo.report.runs import TrainedRun
+from dcnzoo.report.sampling import Frame
 from dcnzoo.report.sections.errors import class_table, compare_classes
-from dcnzoo.report.sections.pictures import locations
+from dcnzoo.report.sections.pictures import locations, trace_in_picture
 from dcnzoo.report.validation import ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
 
@@ -187,7 +194,7 @@ def test_pictures_of_resized_and_padded_images(make_run, data):
     cfg.val_dataloader.dataset.pipeline[1] = resize
     cfg.model.data_preprocessor.pad_size_divisor = 224
     large = ValidationRunner(cfg, folder / "epoch_2.pth").predict(1)
-    assert small.image_size == (128, 128) and large.image_size == pytest.approx((448 / 2.5, 224 / 1.5))
+    assert small.frame == Frame((128, 128)) and large.frame == Frame((448, 224), (1 / 2.5, 1 / 1.5))
     for part in ("image", "boxes"):
         assert np.array_equal(getattr(small.truth, part), getattr(large.truth, part))
     assert small.truth.masks.shape == large.truth.masks.shape == (len(small.truth.labels), 128, 128)
@@ -198,10 +205,46 @@ def test_pictures_of_resized_and_padded_images(make_run, data):
     assert list(large.statistics) == [field.name for field in large.fields]
     # without offsets, the nine points of a layer are around the location, one pixel of its map apart
     (field, *_) = large.fields
-    points, _ = trace_sampling([field.without_offset()], (64.0, 32.0), large.image_size)
+    points, _ = trace_in_picture([field.without_offset()], (64.0, 32.0), large.frame)
     apart = 448 / 2.5 / field.input_size[0], 224 / 1.5 / field.input_size[1]
     assert np.ptp(points, 0) == pytest.approx(np.multiply(apart, 2))
     assert (points.mean(0) - torch.tensor([64.0, 32.0])).abs().max() <= max(apart)
+
+
+PLAIN, FLOAT = {"type": "LoadImageFromFile"}, {"type": "LoadImageFromFile", "to_float32": True}
+NORMALISED = {"type": "Normalize", "mean": [123.0, 116, 103], "std": [58.0, 57, 57]}
+PACK = {"type": "PackDetInputs"}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "steps"),
+    [
+        ((200, 100, 50), [FLOAT, PACK]),
+        ((200, 100, 50), [PLAIN, NORMALISED, PACK]),
+        ((120,), [FLOAT, PACK]),
+        ((200 * 256, 100 * 256, 50 * 256), [PLAIN, PACK]),
+        ((200, 100, 50, 255), [PLAIN, PACK]),
+    ],
+)
+def test_a_picture_is_shown_in_the_colours_of_its_file(data, tmp_path, pixels, steps):
+    shutil.copytree(data, tmp_path / "data")
+    (file, *_) = sorted((tmp_path / "data/val").iterdir())
+    bgr = [*pixels[2::-1], *pixels[3:]]
+    picture = np.full((128, 128, len(pixels)), bgr, np.uint16 if max(pixels) > 255 else np.uint8)
+    assert cv2.imwrite(str(file), picture)
+    name = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+    detector = dcnzoo.load(name, device="cpu", cfg_options={"test_dataloader.dataset.pipeline": steps})
+    cfg = Config.fromfile(DEFORMABLE)
+    settings = {"pipeline": steps, "data_root": f"{tmp_path}/data/", "shapes": None}
+    cfg.merge_from_dict({f"val_dataloader.dataset.{key}": value for key, value in settings.items()})
+    truth = ValidationRunner(cfg, None).annotated(0)
+    explanation = explain(detector, file)
+    uri = re.search(r'"image":"data:image/png;base64,([^"]+)', render_explanation(explanation, "title"))[1]
+    page = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))
+    result = detector(file, score_threshold=1)
+    expected = (120, 120, 120) if len(pixels) == 1 else (200, 100, 50)
+    for shown in (truth.image, explanation.image, page, result.image, np.asarray(result.draw())):
+        assert shown.dtype == np.uint8 and (shown == expected).all()
 
 
 def made(boxes, labels, scores=None, size=(20, 60)):

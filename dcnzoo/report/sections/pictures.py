@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+import torch
 from markupsafe import Markup
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from dcnzoo.report import page
 from dcnzoo.report.explain import Box, offset_table, points_of
 from dcnzoo.report.page import Picture, Section
 from dcnzoo.report.plots import Panel, plot_panel
-from dcnzoo.report.sampling import SamplingField, trace_sampling
+from dcnzoo.report.sampling import Frame, SamplingField, trace_sampling
 from dcnzoo.report.validation import THRESHOLD, Prediction
 from dcnzoo.utils.text import counted
 
@@ -54,7 +55,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     if chain:
         kinds = {"ordinary grid": [f.without_offset() for f in chain], "learnt offsets": chain}
         traced = [
-            _panel(image, f"{name}: {kind}", place, trace_sampling(fields, place, prediction.image_size))
+            _panel(image, f"{name}: {kind}", place, trace_in_picture(fields, place, prediction.frame))
             for name, place in places.items()
             for kind, fields in kinds.items()
         ]
@@ -68,7 +69,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     name, (y, x) = next(iter(places.items()))
     region = Box(x, y, x, y)
     layers = [
-        _panel(image, field.name, (y, x), points_of(field, region, prediction.image_size))
+        _panel(image, field.name, (y, x), points_of(field, region, prediction.frame))
         for field in prediction.fields[:_MOST_LAYERS]
     ]
     left_out = len(prediction.fields) - len(layers)
@@ -80,6 +81,15 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
         page.table(offset_table(prediction.fields, prediction.statistics)),
     ]
     return Section(title, "", parts)
+
+
+def trace_in_picture(
+    fields: Sequence[SamplingField], place: tuple[float, float], frame: Frame
+) -> tuple[Tensor, Tensor]:
+    """Call :func:`trace_sampling` with pixels of the picture."""
+    y, x = frame.to_input(torch.tensor(place)).tolist()
+    points, weight = trace_sampling(fields, (y, x), frame.size)
+    return frame.to_picture(points), weight
 
 
 def _panel(
