@@ -56,7 +56,11 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @option("--json", "as_json", is_flag=True, help="Write only detections.json.")
 @option("--txt", "as_txt", is_flag=True, help="Write only a text per image: class x y width height score.")
 @option("--skip-existing", is_flag=True, help="Skip images whose text of --txt exists.")
-@option("--jpeg", is_flag=True, help="Draw into JPEG files, which are smaller than PNG files.")
+@option(
+    "--format", "kind", type=click.Choice(["auto", "png", "jpg"]), default="auto",
+    help="Format of drawn images; auto: that of the image, if it is JPEG, else PNG.",
+)  # fmt: skip
+@option("--jpeg", "kind", flag_value="jpg", hidden=True)
 @option("--polygons", is_flag=True, help="Write masks into detections.json as polygons.")
 @option("--save-video", type=_options.FileName(".mp4", ".avi"), metavar="FILE", help="Draw into this video.")
 @option("--tile", type=click.IntRange(min=16), help="Detect in overlapping tiles of this side, in pixels.")
@@ -67,7 +71,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @option("--verbose", is_flag=True, help="Print every detection of every image.")
 def command(
     model: str | None, images: list[str], demo: bool, out: Path | None, as_json: bool, as_txt: bool,
-    skip_existing: bool, polygons: bool, jpeg: bool, force: bool, save_video: Path | None, verbose: bool,
+    skip_existing: bool, polygons: bool, kind: str, force: bool, save_video: Path | None, verbose: bool,
     **options: Any,
 ) -> None:  # fmt: skip
     """Detect objects in images.
@@ -90,7 +94,7 @@ def command(
     if not images and not demo:
         raise click.UsageError("expected MODEL IMAGE... or --demo")
     if as_json or as_txt or save_video:
-        _options.refuse("--json, --txt or --save-video", "jpeg")
+        _options.refuse("--json, --txt or --save-video", "kind")
     if as_txt and not as_json:
         _options.refuse("--txt", "polygons")
     if skip_existing and not (as_txt and out):
@@ -103,10 +107,11 @@ def command(
     model, out = model or DEMO_MODEL, out or numbered(DEFAULT)
     if demo:
         images = [*images, str(require_new("infer", out / DEMO_IMAGE, force=force))]
-    from dcnzoo.detect.files import ResultFiles
+    from dcnzoo.detect.files import AUTO, ResultFiles
 
+    drawn = kind if kind == AUTO else f".{kind}"
     files = ResultFiles(
-        out, images, ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png",
+        out, images, ".txt" if as_txt else "" if as_json or save_video else drawn,
         coco=as_json or not as_txt, video=save_video, polygons=polygons, force=force,
         skip_existing=skip_existing,
     )  # fmt: skip

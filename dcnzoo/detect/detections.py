@@ -84,9 +84,8 @@ class Detections:
 
         if self.image is None:
             raise ValueError("image: expected the result of a detector, which has its picture, got none")
-        titles = zip(self.names, self.scores, strict=True)
-        texts = [f"{name} {score:.2f}" for name, score in titles] if with_scores else self.names
-        return draw(self.image, self.boxes, self.labels, texts, self.crops)
+        scores = self.scores.tolist() if with_scores else None
+        return draw(self.image, self.boxes, self.labels, self.names, scores, self.crops)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Draw the objects into a picture file; its ending determines the format. Replaces the file."""
@@ -147,6 +146,7 @@ class Detections:
             entry = {"id": len(annotations) + 1, "image_id": len(images), "category_id": label + 1}
             entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
             if self.crops is not None:
-                entry |= segmentation_of(self.crops[i], polygons)
+                crops = self.crops
+                entry |= segmentation_of(crops.parts[i], crops.corners[i], crops.size, polygons)
             annotations.append({**entry, "iscrowd": 0, "score": score})
         return content
