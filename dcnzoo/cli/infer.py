@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,10 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @click.argument("images", type=_options.NAME, nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
 @option("--demo", is_flag=True, help="Use a generated image and, without MODEL, a small model.")
 @option("--out", type=_options.FOLDER, help="Output folder (default: work_dirs/infer, infer_2, …).")
-@option("--score-threshold", type=click.FloatRange(0, 1), default=0.3, help="Drop lower scores.")
+@option(
+    "--score-threshold", type=click.FloatRange(0, 1),
+    help="Drop lower scores (default: that of the model: 0.5 for R-CNN heads, 0.3 for others).",
+)  # fmt: skip
 @option("--classes", type=_options.Names(), help="Keep only these: a,b,c or a file with one per line.")
 @option("--max-detections", type=POSITIVE, help="Maximum number per image.")
 @option("--json", "as_json", is_flag=True, help="Write only detections.json.")
@@ -87,7 +90,7 @@ def command(
     examples:
       dcnzoo infer --demo
       dcnzoo infer faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
-      dcnzoo infer work_dirs/fruits photos --score-threshold 0.5 --out found
+      dcnzoo infer work_dirs/fruits photos --score-threshold 0.7 --out found
       dcnzoo infer work_dirs/fruits street.mp4 --save-video drawn.mp4
       dcnzoo infer model.onnx photos --txt --out texts --skip-existing
     """
@@ -129,7 +132,7 @@ def command(
     results: Any = [detector(files.missing[0], **calls)] if single else detector(files.missing, **calls)
     try:
         shown = "table" if verbose or single else "" if len(images) > SEVERAL else "line"
-        _write(results, files, shown, began)
+        _write(results, files, shown, began, functools.partial(_none_above, detector, calls))
     finally:  # also after Ctrl-C
         if written := files.close(detector.classes):
             print(printable(f"written: {written}"))
@@ -138,13 +141,17 @@ def command(
     sys.exit(bool(getattr(results, "skipped", ())))
 
 
-def _write(results: Iterable[Detections], files: Any, shown: str, began: float) -> None:
+def _write(
+    results: Iterable[Detections], files: Any, shown: str, began: float,
+    none_above: Callable[[Detections], str],
+) -> None:  # fmt: skip
     """Write each result, and print a line for each image (on a terminal, only if ``shown`` is not empty)."""
     for result in results:
         files.add(result)
         if shown or not sys.stdout.isatty():
             seconds = f"{time.monotonic() - began:.2f} s"
-            print(f"{printable(result.path)}: {_counts(result.names)}, {seconds}", flush=True)
+            counts = none_above(result) if shown == "table" and not len(result) else _counts(result.names)
+            print(f"{printable(result.path)}: {counts}, {seconds}", flush=True)
         if shown == "table" and len(result):
             scores, boxes = result.scores.tolist(), result.boxes.tolist()
             rows: list[tuple[str, ...]] = [("class", "score", "x1", "y1", "x2", "y2")]
@@ -152,6 +159,13 @@ def _write(results: Iterable[Detections], files: Any, shown: str, began: float) 
                 rows.append((printable(name), f"{score:.3f}", *(f"{value:.1f}" for value in box)))
             print_columns(rows, numbers=True)
         began = time.monotonic()
+
+
+def _none_above(detector: Any, calls: dict[str, Any], result: Detections) -> str:
+    """Detect again in an image without objects; return the best score below the threshold."""
+    best = detector(result.image, score_threshold=0, **{**calls, "batch_size": 1, "max_detections": 1})
+    text = f"none above {detector.score_threshold:g}"
+    return f"{text}; the best: {printable(best.names[0])} {best.scores[0]:.2f}" if len(best) else text
 
 
 def _draw_demo_image(path: Path) -> None:

@@ -26,7 +26,12 @@ from dcnzoo.export.options import ExportOptions, ExportResult
 from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export.preprocessing import require_colour
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
-from dcnzoo.openmmlab.results import instances_of, require_masks_of_image_size, to_detections
+from dcnzoo.openmmlab.results import (
+    default_score_threshold,
+    instances_of,
+    require_masks_of_image_size,
+    to_detections,
+)
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.memory import KeptMemory
 from dcnzoo.utils.text import few
@@ -66,7 +71,7 @@ class TorchDetector(BaseDetector):
     def __init__(
         self,
         model: Model,
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         channels_last: bool = True,
         precision: Literal["float32", "bf16"] = "float32",
     ) -> None:
@@ -78,6 +83,8 @@ class TorchDetector(BaseDetector):
             raise UserError(
                 "test_pipeline: expected one input of a picture, got TestTimeAug: move it to tta_pipeline"
             )
+        if score_threshold is None:
+            score_threshold = default_score_threshold(model)
         self.model, self.score_threshold = model, score_threshold
         self.classes = tuple(getattr(model, "dataset_meta", {}).get("classes") or ())
         self.device = str(next(model.parameters()).device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dcnzoo.detect.pictures import picture_to_show, read
 from dcnzoo.openmmlab.detector import TorchDetector
+from dcnzoo.openmmlab.results import to_detections
 from dcnzoo.report.explain import Box, Explanation, choose, explanation_at, record
 from dcnzoo.report.sampling import Frame
 
@@ -55,9 +56,10 @@ def explain(
         box = Box(*[(x1 + x2) / 2, (y1 + y2) / 2] * 2)
     shown, frame = picture_to_show(picture), Frame.of(samples[0].metainfo)
     explanation = explanation_at(model, run, data["inputs"], shown, frame, box, fields, statistics, further)
-    titles = [
-        (Box(*each.bboxes[0].tolist()), f"{detector.names[int(each.labels)]} {float(each.scores):.2f}")
-        for each in objects
-        if each.scores >= detector.score_threshold
-    ]
+    titles = []
+    if len(objects):
+        detections = to_detections(objects, detector.score_threshold)
+        detections = dataclasses.replace(detections, classes=detector.classes).with_one_label()
+        rows = zip(detections.boxes.tolist(), detections.names, detections.scores, strict=True)
+        titles = [(Box(*box), f"{name} {score:.2f}") for box, name, score in rows]
     return dataclasses.replace(explanation, objects=titles)

@@ -15,7 +15,7 @@ from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spre
 from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
 from dcnzoo.report.sections.errors import show_errors
 from dcnzoo.report.sections.pictures import show_detections, show_sampling
-from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
+from dcnzoo.report.validation import ValidationRunner, load_detectors, pick_images, thresholds
 from dcnzoo.utils.errors import one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
 from dcnzoo.utils.jsonl import versions
@@ -147,11 +147,9 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
         require_equal(first.classes, detector.classes, label)
     try:
         chosen = pick_images(first, images)
-        predictions = {
-            label: [each.predict(i, THRESHOLD) for i in chosen] for label, each in detectors.items()
-        }
+        predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
         if evaluated:
-            results = {label: each.evaluate(evaluated, THRESHOLD) for label, each in detectors.items()}
+            results = {label: each.evaluate(evaluated) for label, each in detectors.items()}
             yield show_errors(detectors, results)
     except (FileNotFoundError, AttributeError, KeyError) as error:
         # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
@@ -159,7 +157,7 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
         return
     if not chosen:
         return
-    yield show_detections(predictions)
+    yield show_detections(predictions, thresholds(detectors))
     for label, predicted in predictions.items():
         if predicted[0].fields:
             title = "Sampling positions" if len(detectors) == 1 else f"Sampling positions, {label}"

@@ -50,6 +50,19 @@ def test_masks_are_drawn_as_whole_masks_are(size, monkeypatch):
     assert np.array_equal(left, right)
 
 
+def test_of_two_labels_on_one_object_the_better_one_is_drawn():
+    """The result has both. Other boxes with an IoU below .8, and a second object of the class, are drawn."""
+    boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 7], [1, 0, 10, 10], [0, 0, 9, 9]])
+    labels, scores = np.array([0, 1, 1, 0, 2]), np.float32([0.9, 0.8, 0.7, 0.6, 0.5])
+    image = np.zeros((60, 60, 3), np.uint8)
+    result = Detections(boxes, scores, labels, None, ("a", "b", "c"), image)
+    one = result.with_one_label()
+    assert one.scores.tolist() == scores[[0, 2, 3]].tolist() and len(result) == len([*result]) == 5
+    both = result.draw(every_label=True)
+    assert result.draw().tobytes() == one.draw(every_label=True).tobytes() != both.tobytes()
+    assert not len(result[:0].with_one_label())
+
+
 @pytest.mark.parametrize("size", [(1000, 8000), (3072, 4096), (64, 64)])
 def test_texts_follow_the_size_of_the_picture(size):
     """A text takes less than a fifth of the picture's shorter side, and at least 10 pixels."""

@@ -189,11 +189,15 @@ def test_pictures_of_resized_and_padded_images(make_run, data):
     """Figures use the pixels of the file, whatever the model's input was."""
     folder = make_run()
     cfg = Config.fromfile(folder / "config.py")
-    small = ValidationRunner(cfg, folder / "epoch_2.pth").predict(1)
+    runner = ValidationRunner(cfg, folder / "epoch_2.pth")
+    runner.threshold = 0
+    small = runner.predict(1)
     resize = dict(type="Resize", scale=(192, 320), keep_ratio=False)  # ×1.5 wide, ×2.5 high
     cfg.val_dataloader.dataset.pipeline[1] = resize
     cfg.model.data_preprocessor.pad_size_divisor = 224
-    large = ValidationRunner(cfg, folder / "epoch_2.pth").predict(1)
+    runner = ValidationRunner(cfg, folder / "epoch_2.pth")
+    runner.threshold = 0
+    large = runner.predict(1)
     assert small.frame == Frame((128, 128)) and large.frame == Frame((448, 224), (1 / 2.5, 1 / 1.5))
     for part in ("image", "boxes"):
         assert np.array_equal(getattr(small.truth, part), getattr(large.truth, part))

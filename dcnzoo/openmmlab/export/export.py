@@ -20,7 +20,7 @@ from torch.export import Dim
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.drawing import encoded
-from dcnzoo.detect.outputs import MASK_THRESHOLD
+from dcnzoo.detect.outputs import MASK_THRESHOLD, SCORE_THRESHOLD_KEY
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
@@ -71,7 +71,9 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     elif options.shape is None:
         text = f"the size of the input is fixed, {shape[0]} × {shape[1]}"
         findings.append(Finding(type(network).__name__, text, stops=False))
-    metadata = {} if preprocessing is None else preprocessing.to_metadata()
+    metadata = {SCORE_THRESHOLD_KEY: str(detector.score_threshold)}
+    if preprocessing is not None:
+        metadata |= preprocessing.to_metadata()
     calibration = () if preprocessing is None else calibration_inputs(preprocessing, files, shape)
     path = Path(options.path)
     folder = path.parent if path.parent.exists() else path.parent.parent

@@ -9,7 +9,7 @@ from dcnzoo.report import page
 from dcnzoo.report.evaluation import IOU, ClassResults
 from dcnzoo.report.page import Section
 from dcnzoo.report.plots import plot_confusion, plot_precision_recall
-from dcnzoo.report.validation import THRESHOLD, ValidationRunner
+from dcnzoo.report.validation import ValidationRunner, thresholds
 from dcnzoo.utils.text import cut
 
 _MOST_CLASSES = 12  # in a chart
@@ -37,8 +37,8 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
     images = next(iter(results.values())).images
     text = (
         f"Boxes in the first {images} validation images; they match from IoU {IOU} on (AP: 0.5 to 0.95). The "
-        f"confusion matrix counts detections with a score of at least {THRESHOLD}. Column 'none': objects "
-        "that were missed; row 'none': detections without an object."
+        f"confusion matrix counts detections with a score of at least {thresholds(detectors)}. Column "
+        "'none': objects that were missed; row 'none': detections without an object."
     )
     if len(all_names) > _MOST_CLASSES:
         text += f" Of {len(all_names)} classes, the charts show the {_MOST_CLASSES} with the most objects."

@@ -15,7 +15,7 @@ from dcnzoo.report.explain import Box, offset_table, points_of
 from dcnzoo.report.page import Picture, Section
 from dcnzoo.report.plots import Panel, plot_panel
 from dcnzoo.report.sampling import Frame, SamplingField, trace_sampling
-from dcnzoo.report.validation import THRESHOLD, Prediction
+from dcnzoo.report.validation import Prediction
 from dcnzoo.utils.text import counted
 
 _MOST_LAYERS = 16
@@ -23,11 +23,15 @@ _MOST_POINTS = 1000
 _ALT = "The photo with boxes and names of the objects"
 
 
-def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
+def show_detections(predictions: Mapping[str, Sequence[Prediction]], threshold: str) -> Section:
     rows = []
     for row in zip(*predictions.values(), strict=True):
         truth = row[0].truth
-        images = [Picture(truth.draw(with_scores=False), f"ground truth: {_in_words(truth)}", _ALT)]
+        images = [
+            Picture(
+                truth.draw(with_scores=False, every_label=True), f"ground truth: {_in_words(truth)}", _ALT
+            )
+        ]
         for label, prediction in zip(predictions, row, strict=True):
             caption = label if len(predictions) > 1 else "detections"
             text = f"{caption}: {_in_words(prediction.detections)}"
@@ -35,7 +39,7 @@ def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
         rows.append(page.pictures(images, "" if len(predictions) % 2 else "first-alone"))
     text = (
         "The first validation images. Images with three or more objects come first. The selection does not "
-        f"depend on the results. Detections have a score of at least {THRESHOLD}."
+        f"depend on the results. Detections have a score of at least {threshold}."
     )
     return Section("Detections", text, rows)
 
