@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.mask import iou
 
+from dcnzoo.detect.coco import encode
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.metrics import MOST_DETECTIONS, match, numbered
 
@@ -23,11 +24,12 @@ class ClassResults:
 
     Attributes:
         objects: [K], number of objects that count.
-        ap: [K], average precision by COCO's definition; −1 for a class without objects.
+        ap: [K], average precision of the boxes by COCO's definition; −1 for a class without objects.
         precision: [K, 101], at the recalls 0, 0.01, …, 1; −1 for a class without objects.
         confusion: [K + 1, K + 1]: objects (rows) by the class of the detection that matches (columns). In the
             last column, objects without a detection; in the last row, detections without an object.
         images: number of images.
+        mask_ap: [K], as ``ap``, of the masks; None if the truth or the detections have none.
     """
 
     objects: np.ndarray
@@ -35,6 +37,7 @@ class ClassResults:
     precision: np.ndarray
     confusion: np.ndarray
     images: int
+    mask_ap: np.ndarray | None = None
 
 
 def evaluate(
@@ -44,37 +47,54 @@ def evaluate(
     threshold: float,
     limit: int = MOST_DETECTIONS[-1],
 ) -> ClassResults:
-    """Compare the boxes of detections with the ground truth.
+    """Compare detections with the ground truth.
 
     Args:
-        truth: per image, objects with ``bbox`` (x1, y1, x2, y2), ``bbox_label`` and ``ignore_flag``, as in
-            MMDetection's data sets.
+        truth: per image, objects with ``bbox`` (x1, y1, x2, y2), ``bbox_label``, ``ignore_flag`` and perhaps
+            ``mask``, as in MMDetection's data sets.
         detections: per image, with all scores.
         threshold: lowest score of the detections in the confusion matrix.
         limit: number of detections per image that count, those with the highest scores.
     """
     objects = [
-        [_entry(image, each["bbox"], each["bbox_label"], iscrowd=each["ignore_flag"]) for each in instances]
+        [
+            _entry(
+                image,
+                each["bbox"],
+                each["bbox_label"],
+                iscrowd=each["ignore_flag"],
+                segmentation=each.get("mask"),
+            )
+            for each in instances
+        ]
         for image, instances in enumerate(truth)
     ]
     results = [
         [
-            _entry(image, *row[:2], score=float(row[2]))
-            for row in zip(r.boxes.tolist(), r.labels.tolist(), r.scores, strict=True)
+            _entry(image, box, label, score=score, segmentation=segmentation)
+            for box, label, score, segmentation in zip(
+                r.boxes.tolist(), r.labels.tolist(), r.scores.tolist(), _segmentations(r), strict=True
+            )
         ]
         for image, r in enumerate(detections)
     ]
     annotated = COCO()
     annotated.dataset = {
-        "images": [{"id": image} for image in range(len(truth))],
+        "images": [{"id": i, **_size(each)} for i, each in enumerate(detections)],
         "categories": [{"id": label} for label in range(classes)],
         "annotations": numbered(chain(*objects)),
     }
     with contextlib.redirect_stdout(io.StringIO()):
         annotated.createIndex()
     any_size: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
-    evaluation = match(annotated, list(chain(*results)), maxDets=[limit], **any_size)
-    precision = evaluation.eval["precision"][:, :, :, 0, 0].T  # [K, 101, 10]
+    precisions = {}  # [K, 101, 10]
+    kinds = ["bbox"]
+    if all(each["segmentation"] for each in chain(*objects, *results)):
+        kinds.append("segm")
+    for kind in kinds:
+        evaluation = match(annotated, list(chain(*results)), kind, maxDets=[limit], **any_size)
+        precisions[kind] = evaluation.eval["precision"][:, :, :, 0, 0].T
+    precision, ap = precisions["bbox"], {kind: each.mean((1, 2)) for kind, each in precisions.items()}
     confusion = np.zeros((classes + 1, classes + 1), int)
     for expected, detected in zip(objects, results, strict=True):
         for pair in match_boxes(expected, [each for each in detected if each["score"] >= threshold], limit):
@@ -83,7 +103,20 @@ def evaluate(
     counts = np.bincount(
         [each["category_id"] for image in objects for each in image if not each["iscrowd"]], minlength=classes
     )
-    return ClassResults(counts, precision.mean((1, 2)), precision[..., 0], confusion, len(truth))
+    return ClassResults(counts, ap["bbox"], precision[..., 0], confusion, len(truth), ap.get("segm"))
+
+
+def _segmentations(result: Detections) -> list[dict | None]:
+    crops = result.crops
+    if crops is None:
+        return [None] * len(result)
+    rows = zip(crops.parts, crops.corners, strict=True)
+    return [encode(part, corner, crops.size) for part, corner in rows]
+
+
+def _size(result: Detections) -> dict[str, int]:
+    height, width = result.crops.size if result.crops else (0, 0)
+    return {"height": height, "width": width}
 
 
 def match_boxes(
@@ -106,7 +139,7 @@ def match_boxes(
     return pairs + [(objects[i], None) for i in sorted(free) if not objects[i]["iscrowd"]]
 
 
-def _entry(image: int, box: Sequence[float], label: int, **more: float) -> dict:
+def _entry(image: int, box: Sequence[float], label: int, **more: Any) -> dict:
     x1, y1, x2, y2 = box
     area = (x2 - x1) * (y2 - y1)
     return {"image_id": image, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, **more}

@@ -20,7 +20,12 @@ CHROMIUM = [
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-PHONE, DESKTOP = (390, 800), (1200, 800)
+PHONE, DESKTOP = (390, 800), (1280, 800)
+OUTSIDE = """[...document.body.querySelectorAll("*")].filter(each => {
+  const {left, right, width} = each.getBoundingClientRect();
+  const scrolls = each.parentElement.closest(".scroll, .chart, svg");  // their content may be wider
+  return width && !scrolls && (left < 0 || right > innerWidth);
+}).map(each => each.outerHTML.slice(0, 200))"""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ def visit(browser, file, size=DESKTOP, scheme="light", hash=""):
 
 
 def check(browser, file):
-    """No violation of axe's rules; no page wider than the screen."""
+    """No violation of axe's rules; no element outside the screen; all pictures are there, with a text."""
     axe = Path(os.environ["AXE"]).read_text(encoding="utf-8")
     for size in (DESKTOP, PHONE):
         for scheme in ("light", "dark"):
@@ -48,6 +53,8 @@ def check(browser, file):
             violations = page.evaluate("axe.run()")["violations"]
             assert not [(each["id"], each["nodes"][0]["html"][:200]) for each in violations]
             assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+            assert page.evaluate(OUTSIDE) == []
+            assert page.evaluate("[...document.images].every(each => each.naturalWidth && each.alt)")
             page.close()
 
 

@@ -1,6 +1,7 @@
 """The report: reading logs, the figures, and a page without external files."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from pycocotools.mask import encode
 
 import dcnzoo
 import dcnzoo.openmmlab.hooks
@@ -43,7 +45,9 @@ def write_log(folder, *starts):
                 lines.append(entry)
             elif len(entry) == 3:
                 step, epoch, loss = entry
-                lines.append({"loss": loss, "time": 0.25, "epoch": epoch, "iter": step, "step": step})
+                lines.append(
+                    {"loss": loss, "lr": 0.1, "time": 0.25, "epoch": epoch, "iter": step, "step": step}
+                )
             else:
                 metrics = {"coco/bbox_mAP": entry[1], "coco/bbox_mAP_l": -1.0, "time": 9.0}
                 lines.append({**metrics, "step": entry[0]})
@@ -130,7 +134,13 @@ def test_report_of_a_run(make_run, monkeypatch):
     assert "<img" in html and not re.search(r'<img(?![^>]* alt="\w)', html)
     sizes = re.findall(r"font-size: ([\d.]+)px", "".join(charts(html)))
     assert min(map(float, sizes)) >= 9, "points, 12 pixels of the page"
-    assert ">Errors by class</h2>" in html and "first 6 validation" in html
+    headings = re.findall(r"<h2 id=.*?>(.*?)</h2>", html)
+    assert headings == [
+        "Detections", "Errors by class", "Sampling positions", "Learning curves", "Offsets during training",
+        "All validations",
+    ]  # fmt: skip
+    assert "all 6 validation images" in html and '<th scope="col">mask AP</th>' in html
+    assert html.count("<details") == 2, "the learning rate and the validations"
     drawn = {layer for chart in charts(html) for layer in re.findall(r">(layer\d)<", chart)}
     assert drawn == {f"layer{n}" for n in (0, 1, 2, 6, 7, 8)}, "the layers with the largest final offsets"
     assert any(">epoch<" in chart for chart in charts(html)), "not iterations"
@@ -140,6 +150,19 @@ def test_report_of_a_run(make_run, monkeypatch):
     with pytest.raises(UserError, match=r"checkpoint: .*epoch_2\.pth"):
         write_report([moved])
     assert [file.name for file in moved.glob("*.html")] == ["report.html"]
+
+
+@pytest.mark.parametrize(("name", "ap"), [("best_coco_bbox_mAP_epoch_1", 0.125), ("epoch_2", 0.25)])
+def test_figures_and_pictures_are_of_one_checkpoint(make_run, name, ap):
+    """The first epoch is the best one, or the last is chosen: the metrics are those of the weights."""
+    folder = make_run()
+    weights = folder / f"{name}.pth"
+    if not weights.exists():
+        shutil.copy(folder / "epoch_2.pth", weights)
+    run = TrainedRun.read(folder, checkpoint=weights)
+    assert run.metrics["coco/bbox_mAP"] == ap and f"epoch {run.step}" in run.described
+    html = render_runs([run], {})
+    assert f"box AP</dt><dd>{ap:.3f}" in html and f"box AP {ap:.3f}" in html and run.described in html
 
 
 def test_runs_beside_each_other(make_run):
@@ -156,7 +179,7 @@ def test_runs_beside_each_other(make_run):
     assert first == ["off", "0.100", "0.250", "–"]
     assert second == ["v2", "0.300 ± 0.141", "0.250", "585,806"]
     html = render_runs(runs, detectors, images=1)
-    assert "<td>0.300 ± 0.141</td>" in html and "<td>+0.200</td>" in html
+    assert "<dd>0.100 → 0.300 ± 0.141</dd>" in html and "off → v2: +0.200" in html
 
 
 def test_two_runs_side_by_side():
@@ -257,6 +280,23 @@ def made(boxes, labels, scores=None, size=(20, 60)):
     return Detections(boxes, scores, np.array(labels, int), None, ("a", "b"), np.zeros((*size, 3), np.uint8))
 
 
+def test_ap_of_masks():
+    """Boxes are right; the masks of class b are half of the objects, those of class a are the objects."""
+    masks = np.zeros((2, 20, 60), bool)
+    masks[0, 2:9, 3:20], masks[1, 12:18, 30:50] = True, True
+    codes = [encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    boxes = [[3, 2, 20, 9], [30, 12, 50, 18]]
+    truth = [
+        dict(bbox=box, bbox_label=i, ignore_flag=0, mask=code)
+        for i, (box, code) in enumerate(zip(boxes, codes, strict=True))
+    ]
+    masks[1, :, 40:] = False
+    detections = dataclasses.replace(made(boxes, [0, 1], [0.9, 0.8]), masks=masks)
+    result = evaluate([truth], [detections], 2, threshold=0.3)
+    assert result.ap.tolist() == pytest.approx([1, 1]) and result.mask_ap.tolist() == pytest.approx([1, 0.1])
+    assert class_table(result, "ab")[0] == ["class", "objects", "box AP", "box AP50", "mask AP"]
+
+
 def test_places_of_boxes():
     places = locations(made([[0.0, 0, 20, 10], [30, 12, 34, 16], [50, 0, 50, 9]], [1, 0, 0]))
     assert list(places) == ["b, the largest", "a, the smallest", "background"]
@@ -291,6 +331,7 @@ def test_precision_and_confusion():
         ["a", "2", ap, ap],
         ["b", "1", "0.000", "0.000"],
     ]
+    assert result.mask_ap is None
     many = evaluate(
         [[], [], *[first] * 20], [made([box] * (i % 11), [1] * (i % 11)) for i in range(22)], 2, 0.3
     )
