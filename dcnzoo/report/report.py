@@ -121,12 +121,13 @@ def result(runs: Sequence[TrainedRun]) -> str:
 
 def origins(runs: Sequence[TrainedRun]) -> str:
     """Return a sentence about the checkpoints of a page."""
-    texts = (
-        f"{name_of(run, runs)}: {run.described}, of {counted(run.history.iteration, 'iterations')} in "
-        f"{run.folder}"
-        for run in runs
-    )
-    return f"Metrics, tables and pictures are of the checkpoints {'; '.join(texts)}."
+    texts = []
+    for run in runs:
+        name = f"{name_of(run, runs)}: " if len(runs) > 1 else ""
+        texts.append(
+            f"{name}{run.described}, of {counted(run.history.iteration, 'iterations')} in {run.folder}"
+        )
+    return f"Checkpoint of all metrics, tables and pictures: {'; '.join(texts)}."
 
 
 def summary(

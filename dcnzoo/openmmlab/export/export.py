@@ -40,6 +40,7 @@ from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import replacing, write_bytes
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.progress import name_step
 
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.
@@ -86,6 +87,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
             metadata=metadata,
             calibration=calibration,
         )
+        name_step("verify")
         result = ExportResult(written, shape, tuple(findings))
         if options.verifies and options.raw_outputs:
             verify_raw_outputs(network, Session(written[0], device="cpu"), example)
