@@ -87,6 +87,7 @@ class TorchDetector(BaseDetector):
             score_threshold = default_score_threshold(model)
         self.model, self.score_threshold = model, score_threshold
         self.classes = tuple(getattr(model, "dataset_meta", {}).get("classes") or ())
+        self.channels = (cfg.get("model") or {}).get("backbone", {}).get("in_channels", 3)
         self.device = str(next(model.parameters()).device)
         if channels_last and self.device == "cpu":
             to_channels_last(model)
@@ -116,7 +117,7 @@ class TorchDetector(BaseDetector):
             A tuple of maps, [1, C, H, W], the largest first, with the attribute ``strides``: input pixels per
             map pixel. The input is the picture after the test pipeline.
         """
-        inputs = self.prepare(read(image, bgr))
+        inputs = self.prepare(read(image, bgr, self.channels))
         model: Model = self.model
         with torch.no_grad(), call_settings(model):
             data = model.data_preprocessor(pseudo_collate([inputs]))
@@ -125,7 +126,8 @@ class TorchDetector(BaseDetector):
     @functools.cached_property
     def _pipeline(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         steps = copy.deepcopy(get_test_pipeline_cfg(self.model.cfg))
-        require_colour(steps[0])
+        if self.channels == 3:
+            require_colour(steps[0])
         steps[0].type = "mmdet.LoadImageFromNDArray"
         # a program may have selected another scope since the model was built
         with DefaultScope.overwrite_default_scope(self.model.cfg.get("default_scope", "mmdet")):

@@ -36,6 +36,7 @@ def explain(
         UserError: the box is outside the image, the layer does not exist, or no layer can be drawn.
         ValueError: resizing leaves no pixels of the image.
     """
+    detector.require_three_channels("explain")
     picture = read(image)
     item, model = detector.prepare(picture, str(image)), detector.model
     data = model.data_preprocessor(pseudo_collate([item]), False)

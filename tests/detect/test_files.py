@@ -85,7 +85,7 @@ def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
     """When the list ends, the last reads are awaited, not cancelled; closing a call cancels them."""
     reads, threads = [], set()
 
-    def slow(image, bgr):
+    def slow(image, bgr, channels):
         time.sleep(0.002)
         reads.append(image)
         threads.add(threading.current_thread())

@@ -51,6 +51,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     """Export a detector: see :meth:`dcnzoo.openmmlab.detector.TorchDetector.export`."""
     if detector.device != "cpu":
         raise ValueError(f"device: expected a detector on the CPU (device='cpu'), got {detector.device}")
+    detector.require_three_channels("export")
     int8 = options.precision if isinstance(options.precision, Int8) else None
     files = calibration_files(int8.images, int8.count) if int8 else []
     network = predicting_part(detector.model)
