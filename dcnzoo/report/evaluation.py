@@ -3,15 +3,14 @@
 import contextlib
 import dataclasses
 import io
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.mask import iou
 
-from dcnzoo.detect.coco import encode
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.metrics import MOST_DETECTIONS, match, numbered
 
@@ -56,67 +55,40 @@ def evaluate(
         threshold: lowest score of the detections in the confusion matrix.
         limit: number of detections per image that count, those with the highest scores.
     """
-    objects = [
-        [
-            _entry(
-                image,
-                each["bbox"],
-                each["bbox_label"],
-                iscrowd=each["ignore_flag"],
-                segmentation=each.get("mask"),
-            )
-            for each in instances
-        ]
-        for image, instances in enumerate(truth)
-    ]
-    results = [
-        [
-            _entry(image, box, label, score=score, segmentation=segmentation)
-            for box, label, score, segmentation in zip(
-                r.boxes.tolist(), r.labels.tolist(), r.scores.tolist(), _segmentations(r), strict=True
-            )
-        ]
-        for image, r in enumerate(detections)
-    ]
+    found: dict[str, Any] = {"images": [], "annotations": []}  # ids from 1
+    for image, result in enumerate(detections):
+        result.to_coco(found)
+        if result.crops is not None:
+            found["images"][image] |= zip(("height", "width"), result.crops.size, strict=True)
+    objects = [_entry(image, each) for image, instances in enumerate(truth, 1) for each in instances]
+    kinds = ["bbox"]
+    if all(each.crops is not None for each in detections) and all(each["segmentation"] for each in objects):
+        kinds.append("segm")
     annotated = COCO()
     annotated.dataset = {
-        "images": [{"id": i, **_size(each)} for i, each in enumerate(detections)],
-        "categories": [{"id": label} for label in range(classes)],
-        "annotations": numbered(chain(*objects)),
+        "images": found["images"],
+        "categories": [{"id": label} for label in range(1, classes + 1)],
+        "annotations": numbered(objects),
     }
     with contextlib.redirect_stdout(io.StringIO()):
         annotated.createIndex()
     any_size: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
-    precisions = {}  # [K, 101, 10]
-    kinds = ["bbox"]
-    if all(each["segmentation"] for each in chain(*objects, *results)):
-        kinds.append("segm")
-    for kind in kinds:
-        evaluation = match(annotated, list(chain(*results)), kind, maxDets=[limit], **any_size)
-        precisions[kind] = evaluation.eval["precision"][:, :, :, 0, 0].T
-    precision, ap = precisions["bbox"], {kind: each.mean((1, 2)) for kind, each in precisions.items()}
-    confusion = np.zeros((classes + 1, classes + 1), int)
-    for expected, detected in zip(objects, results, strict=True):
-        for pair in match_boxes(expected, [each for each in detected if each["score"] >= threshold], limit):
-            row, column = (-1 if each is None else each["category_id"] for each in pair)
+    evaluations = [
+        match(annotated, found["annotations"], kind, maxDets=[limit], **any_size) for kind in kinds
+    ]
+    precisions = [each.eval["precision"][:, :, :, 0, 0].T for each in evaluations]  # [K, 101, 10]
+    confident, confusion = defaultdict(list), np.zeros((classes + 1, classes + 1), int)
+    for each in found["annotations"]:
+        if each["score"] >= threshold:
+            confident[each["image_id"]].append(each)
+    for image in range(1, len(truth) + 1):
+        for pair in match_boxes(annotated.imgToAnns[image], confident[image], limit):
+            row, column = (-1 if each is None else each["category_id"] - 1 for each in pair)
             confusion[row, column] += 1
-    counts = np.bincount(
-        [each["category_id"] for image in objects for each in image if not each["iscrowd"]], minlength=classes
-    )
-    return ClassResults(counts, ap["bbox"], precision[..., 0], confusion, len(truth), ap.get("segm"))
-
-
-def _segmentations(result: Detections) -> list[dict | None]:
-    crops = result.crops
-    if crops is None:
-        return [None] * len(result)
-    rows = zip(crops.parts, crops.corners, strict=True)
-    return [encode(part, corner, crops.size) for part, corner in rows]
-
-
-def _size(result: Detections) -> dict[str, int]:
-    height, width = result.crops.size if result.crops else (0, 0)
-    return {"height": height, "width": width}
+    labels = [each["category_id"] - 1 for each in objects if not each["iscrowd"]]
+    counts = np.bincount(labels, minlength=classes)
+    ap, mask_ap = [*(each.mean((1, 2)) for each in precisions), None][:2]
+    return ClassResults(counts, ap, precisions[0][..., 0], confusion, len(truth), mask_ap)
 
 
 def match_boxes(
@@ -139,7 +111,13 @@ def match_boxes(
     return pairs + [(objects[i], None) for i in sorted(free) if not objects[i]["iscrowd"]]
 
 
-def _entry(image: int, box: Sequence[float], label: int, **more: Any) -> dict:
-    x1, y1, x2, y2 = box
-    area = (x2 - x1) * (y2 - y1)
-    return {"image_id": image, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, **more}
+def _entry(image: int, instance: Mapping) -> dict:
+    x1, y1, x2, y2 = instance["bbox"]
+    return {
+        "image_id": image,
+        "category_id": instance["bbox_label"] + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": instance["ignore_flag"],
+        "segmentation": instance.get("mask"),
+    }

@@ -13,6 +13,7 @@ playwright = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 from dcnzoo.report.explain import render_explanation  # noqa: E402
 from dcnzoo.report.report import write_report  # noqa: E402
 
+from ..processes import ROOT  # noqa: E402
 from ..report.test_explain import explained  # noqa: E402
 from ..report.test_report import data, make_run  # noqa: E402, F401
 
@@ -67,6 +68,17 @@ def test_explain_page(browser, tmp_path):
     explanation = explained(names=("backbone.layer2.0.conv2", "backbone.layer3.0.conv2"))
     file.write_text(render_explanation(explanation, "title", "end"), encoding="utf-8")
     check(browser, file)
+
+
+def test_scene_of_the_documentation(browser):
+    """The committed page follows the pointer, and is small."""
+    file = ROOT / "docs/scene.html"
+    page = visit(browser, file)
+    before = page.locator("circle").evaluate_all("all => all.map(each => each.getAttribute('cx'))")
+    page.mouse.move(100, 300)
+    after = page.locator("circle").evaluate_all("all => all.map(each => each.getAttribute('cx'))")
+    assert len(before) == len(after) == 9 and before != after
+    assert file.stat().st_size <= 500_000
 
 
 @pytest.mark.parametrize(
