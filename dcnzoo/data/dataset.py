@@ -19,10 +19,9 @@ from pycocotools import mask as coco_mask
 from dcnzoo.data.coco_file import mask_of
 from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.data.geometry import Corners, Point, Polygon, clip_polygon, polygon_area
-from dcnzoo.detect.pictures import problem_of_size
 from dcnzoo.utils.files import writing
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few, short
+from dcnzoo.utils.text import few, problem_of_size, short
 from dcnzoo.version import __version__
 
 TOLERANCE = 1.0  # pixels; an edge that rounding moved out of the picture by at most this is moved back

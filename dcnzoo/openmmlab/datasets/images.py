@@ -14,8 +14,8 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 
 from dcnzoo.compat.patches import Changes, Patch
-from dcnzoo.detect.pictures import problem_of_size
 from dcnzoo.utils.errors import UserError, describe, printable
+from dcnzoo.utils.text import problem_of_size
 
 
 def skip_unreadable_images(changes: Changes) -> None:
