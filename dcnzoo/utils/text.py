@@ -4,6 +4,7 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 def cut(text: str, most: int = 60) -> str:
