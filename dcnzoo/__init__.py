@@ -57,7 +57,7 @@ def load(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     device: "str | torch.device" = "auto",
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     channels_last: bool = True,
     precision: Literal["float32", "bf16"] = "float32",
     cfg_options: Mapping[str, object] | None = None,
@@ -67,7 +67,7 @@ def load(
     """Load a detector with its weights::
 
         detector = dcnzoo.load("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco")
-        result = detector("street.jpg", score_threshold=0.5)
+        result = detector("street.jpg", score_threshold=0.7)
         result.boxes, result.labels, result.scores, result.masks, result.names
         result.save("out.jpg")
 
@@ -77,7 +77,8 @@ def load(
             ``detector.push_to_hub`` wrote; or a file of ``dcnzoo export``: ``.onnx`` or ``.xml``.
         checkpoint: a file or an address with other weights; required for a config file.
         device: ``"cpu"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one, else the CPU.
-        score_threshold: default of the detector's calls.
+        score_threshold: default of the detector's calls (default: 0.5 for R-CNN heads, 0.3 for others; an
+            exported file has that of its detector).
         channels_last: on a CPU, compute in channels-last order, which is faster. Results differ by rounding.
         precision: ``"bf16"`` computes in bfloat16, except for the heads' last layers. This is faster on CPUs
             that multiply bfloat16, and changes scores and boxes a little (docs/performance.md). Of exported
@@ -97,7 +98,7 @@ def load(
     """
     from dcnzoo.utils.formats import EXPORTED
 
-    if not score_threshold <= 1:  # nor NaN
+    if score_threshold is not None and not score_threshold <= 1:  # nor NaN
         raise ValueError(f"score_threshold: expected a number of at most 1, got {score_threshold!r}")
     loading = {"unsafe_load": unsafe_load, "allow_partial": allow_partial}
     if str(model).endswith(EXPORTED):

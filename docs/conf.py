@@ -38,6 +38,7 @@ napoleon_use_ivar = True  # else the attributes of data classes appear twice
 smartquotes = False  # would print the `--` of options outside code as a dash
 html_math_renderer = "mathml"
 html_theme = "furo"
+html_extra_path = ["scene.html"]  # docs/screenshots.py writes it
 html_theme_options = {"top_of_page_buttons": []}
 html_title = f"dcnzoo {version}"
 

@@ -1,10 +1,10 @@
-"""Makes docs/images/{sampling,explain}.png with weights that are in the repository, in headless Chromium.
+"""Makes docs/images/{sampling,explain}.png and docs/scene.html with weights that are in the repository.
 
 ::
 
     python docs/screenshots.py
 
-The picture is a validation image of the demo's data, which the project draws itself.
+The pictures are of the demo's data, which the project draws itself. Screenshots are of headless Chromium.
 """
 
 import argparse
@@ -22,6 +22,9 @@ from dcnzoo.data.shapes import ShapesSpec, draw_image
 IMAGES = Path(__file__).resolve().parent / "images"
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 INDEX = 9  # of the validation images
+# a scene of 1280 × 960 pixels, and the size at which its objects are as large as in the training
+SCENE, SCENE_INDEX = ShapesSpec(size=1280, max_instances=14, min_radius=60, max_radius=200), 10
+SCALE = "test_dataloader.dataset.pipeline.1.scale=(320,240)"
 LAYER, POSITION = "backbone.layer3.0.conv2", "47,65"  # on a cross
 
 
@@ -44,6 +47,10 @@ def main() -> None:
         explain = ("explain", MODEL, image, "--at", POSITION)
         dcnzoo(*explain, "--layer", LAYER, "--out", folder / "points.png")
         dcnzoo(*explain, "--out", folder / "explain.html")
+        photo = cv2.GaussianBlur(draw_image(SCENE, "val", SCENE_INDEX)[0][:960], (0, 0), 2)
+        cv2.imwrite(str(folder / "scene.png"), photo)
+        scene = ("explain", MODEL, folder / "scene.png", "--cfg-options", SCALE)
+        dcnzoo(*scene, "--receptive-fields", 12, "--out", IMAGES.with_name("scene.html"), "--force")
         left, right = (Image.open(folder / file) for file in ("detections/shapes.png", "points.png"))
         save(side_by_side(left, right), "sampling")
         take(args.chromium, f"{(folder / 'explain.html').as_uri()}#heat=1", "explain", (1150, 560), folder)

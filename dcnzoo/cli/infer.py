@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +50,20 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @click.argument("images", type=_options.NAME, nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
 @option("--demo", is_flag=True, help="Use a generated image and, without MODEL, a small model.")
 @option("--out", type=_options.FOLDER, help="Output folder (default: work_dirs/infer, infer_2, …).")
-@option("--score-threshold", type=click.FloatRange(0, 1), default=0.3, help="Drop lower scores.")
+@option(
+    "--score-threshold", type=click.FloatRange(0, 1),
+    help="Drop lower scores (default: that of the model: 0.5 for R-CNN heads, 0.3 for others).",
+)  # fmt: skip
 @option("--classes", type=_options.Names(), help="Keep only these: a,b,c or a file with one per line.")
 @option("--max-detections", type=POSITIVE, help="Maximum number per image.")
 @option("--json", "as_json", is_flag=True, help="Write only detections.json.")
 @option("--txt", "as_txt", is_flag=True, help="Write only a text per image: class x y width height score.")
 @option("--skip-existing", is_flag=True, help="Skip images whose text of --txt exists.")
-@option("--jpeg", is_flag=True, help="Draw into JPEG files, which are smaller than PNG files.")
+@option(
+    "--format", "kind", type=click.Choice(["auto", "png", "jpg"]), default="auto",
+    help="Format of drawn images; auto: that of the image, if it is JPEG, else PNG.",
+)  # fmt: skip
+@option("--jpeg", "kind", flag_value="jpg", hidden=True)
 @option("--polygons", is_flag=True, help="Write masks into detections.json as polygons.")
 @option("--save-video", type=_options.FileName(".mp4", ".avi"), metavar="FILE", help="Draw into this video.")
 @option("--tile", type=click.IntRange(min=16), help="Detect in overlapping tiles of this side, in pixels.")
@@ -67,7 +74,7 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 @option("--verbose", is_flag=True, help="Print every detection of every image.")
 def command(
     model: str | None, images: list[str], demo: bool, out: Path | None, as_json: bool, as_txt: bool,
-    skip_existing: bool, polygons: bool, jpeg: bool, force: bool, save_video: Path | None, verbose: bool,
+    skip_existing: bool, polygons: bool, kind: str, force: bool, save_video: Path | None, verbose: bool,
     **options: Any,
 ) -> None:  # fmt: skip
     """Detect objects in images.
@@ -83,14 +90,14 @@ def command(
     examples:
       dcnzoo infer --demo
       dcnzoo infer faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
-      dcnzoo infer work_dirs/fruits photos --score-threshold 0.5 --out found
+      dcnzoo infer work_dirs/fruits photos --score-threshold 0.7 --out found
       dcnzoo infer work_dirs/fruits street.mp4 --save-video drawn.mp4
       dcnzoo infer model.onnx photos --txt --out texts --skip-existing
     """
     if not images and not demo:
         raise click.UsageError("expected MODEL IMAGE... or --demo")
     if as_json or as_txt or save_video:
-        _options.refuse("--json, --txt or --save-video", "jpeg")
+        _options.refuse("--json, --txt or --save-video", "kind")
     if as_txt and not as_json:
         _options.refuse("--txt", "polygons")
     if skip_existing and not (as_txt and out):
@@ -103,10 +110,11 @@ def command(
     model, out = model or DEMO_MODEL, out or numbered(DEFAULT)
     if demo:
         images = [*images, str(require_new("infer", out / DEMO_IMAGE, force=force))]
-    from dcnzoo.detect.files import ResultFiles
+    from dcnzoo.detect.files import AUTO, ResultFiles
 
+    drawn = kind if kind == AUTO else f".{kind}"
     files = ResultFiles(
-        out, images, ".txt" if as_txt else "" if as_json or save_video else ".jpg" if jpeg else ".png",
+        out, images, ".txt" if as_txt else "" if as_json or save_video else drawn,
         coco=as_json or not as_txt, video=save_video, polygons=polygons, force=force,
         skip_existing=skip_existing,
     )  # fmt: skip
@@ -124,7 +132,7 @@ def command(
     results: Any = [detector(files.missing[0], **calls)] if single else detector(files.missing, **calls)
     try:
         shown = "table" if verbose or single else "" if len(images) > SEVERAL else "line"
-        _write(results, files, shown, began)
+        _write(results, files, shown, began, functools.partial(_none_above, detector, calls))
     finally:  # also after Ctrl-C
         if written := files.close(detector.classes):
             print(printable(f"written: {written}"))
@@ -134,13 +142,17 @@ def command(
         raise UserError(f"{counted(len(skipped), 'images')} skipped, for the reasons above")
 
 
-def _write(results: Iterable[Detections], files: Any, shown: str, began: float) -> None:
+def _write(
+    results: Iterable[Detections], files: Any, shown: str, began: float,
+    none_above: Callable[[Detections], str],
+) -> None:  # fmt: skip
     """Write each result, and print a line for each image (on a terminal, only if ``shown`` is not empty)."""
     for result in results:
         files.add(result)
         if shown or not sys.stdout.isatty():
             seconds = f"{time.monotonic() - began:.2f} s"
-            print(f"{printable(result.path)}: {_counts(result.names)}, {seconds}", flush=True)
+            counts = none_above(result) if shown == "table" and not len(result) else _counts(result.names)
+            print(f"{printable(result.path)}: {counts}, {seconds}", flush=True)
         if shown == "table" and len(result):
             scores, boxes = result.scores.tolist(), result.boxes.tolist()
             rows: list[tuple[str, ...]] = [("class", "score", "x1", "y1", "x2", "y2")]
@@ -148,6 +160,13 @@ def _write(results: Iterable[Detections], files: Any, shown: str, began: float) 
                 rows.append((printable(name), f"{score:.3f}", *(f"{value:.1f}" for value in box)))
             print_columns(rows, numbers=True)
         began = time.monotonic()
+
+
+def _none_above(detector: Any, calls: dict[str, Any], result: Detections) -> str:
+    """Detect again in an image without objects; return the best score below the threshold."""
+    best = detector(result.image, score_threshold=0, **{**calls, "batch_size": 1, "max_detections": 1})
+    text = f"none above {detector.score_threshold:g}"
+    return f"{text}; the best: {printable(best.names[0])} {best.scores[0]:.2f}" if len(best) else text
 
 
 def _draw_demo_image(path: Path) -> None:

@@ -37,8 +37,8 @@ def command(
 ) -> None:  # fmt: skip
     """Write an HTML report of one or several trainings.
 
-    The self-contained file shows results, learning curves, AP of each class, a confusion matrix, detections
-    next to the ground truth and sampling points of the deformable layers.
+    The self-contained file shows results, detections next to the ground truth, AP of each class, a confusion
+    matrix, sampling points of the deformable layers and learning curves.
     dcnzoo train --report writes it after a training.
 
     \b

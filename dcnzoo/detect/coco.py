@@ -5,25 +5,49 @@ from typing import Any
 import numpy as np
 
 
-def segmentation_of(mask: np.ndarray, polygons: bool) -> dict[str, Any]:  # [H, W]
-    """Return the area and the segmentation of a mask; an empty mask is always run-length encoded."""
-    from pycocotools.mask import encode
+def segmentation_of(
+    part: np.ndarray, corner: tuple[int, int], size: tuple[int, int], polygons: bool
+) -> dict[str, Any]:
+    """Return the area and the segmentation of a mask; an empty mask is always run-length encoded.
 
-    area = float(mask.sum())
+    Args:
+        part: [h, w], the part of the mask that has the object.
+        corner: the row and column of the part in the picture.
+        size: height and width of the picture.
+    """
+    area = float(part.sum())
     if polygons and area:
-        return {"area": area, "segmentation": polygons_of(mask)}
-    code = encode(np.asfortranarray(mask, dtype=np.uint8))
+        return {"area": area, "segmentation": polygons_of(part, corner)}
+    code = encode(part, corner, size)
     return {"area": area, "segmentation": {**code, "counts": code["counts"].decode()}}
 
 
-def polygons_of(mask: np.ndarray) -> list[list[float]]:  # [H, W]
+def encode(part: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    """Return the bytes of pycocotools' ``encode`` for a whole mask, from the columns of a part of it."""
+    from pycocotools.mask import frPyObjects
+
+    (height, width), (y, x) = size, corner
+    columns = np.zeros((part.shape[1], height), np.int8)
+    columns[:, y : y + part.shape[0]] = part.T
+    ends = np.flatnonzero(np.diff(columns.ravel(), prepend=0, append=0)) + x * height
+    counts = np.diff(ends, prepend=0, append=height * width).tolist()
+    if counts[-1] == 0 and len(counts) > 1:
+        counts.pop()  # the mask ends in the last pixel
+    return frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def polygons_of(mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> list[list[float]]:  # [H, W]
     """Return the outlines of a mask, [x1, y1, x2, y2, …], without its holes. Requires OpenCV.
 
     OpenCV's outlines go through the centres of pixels. On a mask of twice the size, these are within a
     quarter of an original pixel of its border.
+
+    Args:
+        corner: the row and column of the mask in the picture.
     """
     import cv2
 
     doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     outlines, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [((outline.reshape(-1) + 0.5) / 2).tolist() for outline in outlines if len(outline) > 2]
+    points = [(outline.reshape(-1, 2) + 0.5) / 2 + corner[::-1] for outline in outlines if len(outline) > 2]
+    return [each.ravel().tolist() for each in points]

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import supervision
 
 
+SCORE_THRESHOLD = 0.3  # of detectors without another one
+SAME = 0.8  # least IoU of two boxes that count as the same
+
+
 class _Masks:
     """The field ``masks``, which is stored as :class:`Crops`; reading it computes the full masks."""
 
@@ -78,15 +82,28 @@ class Detections:
         known = range(len(self.classes))
         return [self.classes[label] if label in known else str(label) for label in self.labels.tolist()]
 
-    def draw(self, with_scores: bool = True) -> PIL.Image.Image:
-        """Draw boxes, masks and names on the picture. Small pictures are enlarged to 600 pixels in width."""
+    def with_one_label(self) -> Detections:
+        """Return the objects without the worse one of two labels on one box (IoU ≥ 0.8)."""
+        chosen: list[int] = []
+        for i in range(len(self)):
+            others = np.array(chosen, int)[self.labels[chosen] != self.labels[i]]
+            if (iou(self.boxes[i : i + 1], self.boxes[others]) < SAME).all():
+                chosen.append(i)
+        return self[np.array(chosen, int)]
+
+    def draw(self, with_scores: bool = True, every_label: bool = False) -> PIL.Image.Image:
+        """Draw boxes, masks and names on the picture. Small pictures are enlarged to 600 pixels in width.
+
+        Args:
+            every_label: also draw the worse one of two labels on one box (IoU ≥ 0.8).
+        """
         from dcnzoo.detect.drawing import draw
 
         if self.image is None:
             raise ValueError("image: expected the result of a detector, which has its picture, got none")
-        titles = zip(self.names, self.scores, strict=True)
-        texts = [f"{name} {score:.2f}" for name, score in titles] if with_scores else self.names
-        return draw(self.image, self.boxes, self.labels, texts, self.crops)
+        shown = self if every_label else self.with_one_label()
+        scores = shown.scores.tolist() if with_scores else None
+        return draw(self.image, shown.boxes, shown.labels, shown.names, scores, shown.crops)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Draw the objects into a picture file; its ending determines the format. Replaces the file."""
@@ -147,6 +164,14 @@ class Detections:
             entry = {"id": len(annotations) + 1, "image_id": len(images), "category_id": label + 1}
             entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
             if self.crops is not None:
-                entry |= segmentation_of(self.crops[i], polygons)
+                crops = self.crops
+                entry |= segmentation_of(crops.parts[i], crops.corners[i], crops.size, polygons)
             annotations.append({**entry, "iscrowd": 0, "score": score})
         return content
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -> [N, M]
+    sides = np.minimum(one[:, None, 2:], other[:, 2:]) - np.maximum(one[:, None, :2], other[:, :2])
+    shared = sides.clip(0).prod(-1)
+    area, areas = ((boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (one, other))
+    return shared / np.maximum(area[:, None] + areas - shared, 1e-9)

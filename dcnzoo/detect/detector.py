@@ -14,7 +14,7 @@ import numpy as np
 
 from dcnzoo.detect import sources
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.pictures import reverse_channels
+from dcnzoo.detect.pictures import picture_to_show
 from dcnzoo.utils.text import counted, few, problem_of_size
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class BaseDetector:
         device: ``"cpu"`` or a GPU, ``"cuda:0"``.
         score_threshold: default of calls.
         name: the name of the model, which files of detections contain.
+        channels: of the pictures; 3 but for models whose backbone has other ``in_channels``.
     """
 
     model: Any
@@ -68,6 +69,7 @@ class BaseDetector:
     device: str
     score_threshold: float
     name: str = ""
+    channels: int = 3
 
     @property
     def names(self) -> dict[int, str]:
@@ -104,7 +106,8 @@ class BaseDetector:
 
         Args:
             images: a file or an http:// or https:// address; its content, as bytes or an open file; a PIL
-                image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8 or between 0 and 1.
+                image; an array, [H, W, 3], uint8, RGB, or [H, W], grey; or a tensor, [3, H, W], RGB, uint8 or
+                between 0 and 1. For a model of C channels that are not 3, an array [H, W, C] as in training.
                 For a list of those, a tensor [N, 3, H, W], a folder, a pattern (``"street/*.jpg"``) or a
                 video file, the result is an iterator, which skips images that cannot be read.
             batch_size: images of a batch are padded to a common size, as in MMDetection. This can change
@@ -183,6 +186,11 @@ class BaseDetector:
         """Upload the detector to the Hugging Face Hub: :meth:`.TorchDetector.push_to_hub`."""
         raise self._only_pytorch("push_to_hub")
 
+    def require_three_channels(self, work: str) -> None:
+        """Raise ValueError if the model's pictures have another number of channels."""
+        if self.channels != 3:
+            raise ValueError(f"{work}: expected a model of pictures with 3 channels, got {self.channels}")
+
     def _only_pytorch(self, method: str) -> ValueError:
         return ValueError(f"{method}: expected a detector of PyTorch, got {self!r}")
 
@@ -196,7 +204,7 @@ class BaseDetector:
         skipped: list[str] | None,  # None: errors are raised
     ) -> Iterator[Detections]:
         named = sources.with_progress(sources.named(images, bgr), sources.count(images))
-        named = sources.read_ahead(named, bgr, batch_size + 2)
+        named = sources.read_ahead(named, bgr, self.channels, batch_size + 2)
         while batch := list(itertools.islice(named, 1 if tile else batch_size)):
             pictures, inputs, results = [], [], []
             for path, read_picture in batch:
@@ -215,13 +223,13 @@ class BaseDetector:
                     result,
                     masks=result.crops,
                     classes=tuple(self.classes),
-                    image=reverse_channels(picture),
+                    image=picture_to_show(picture),
                     path=path,
                     model=self.name or "a detector",
                 )
 
     def prepare(self, picture: np.ndarray, path: str = "") -> Any:
-        """Convert a picture, [H, W, 3], uint8, BGR, to the model's input; ``path`` is for messages.
+        """Convert a picture, [H, W, channels], uint8, BGR, to the model's input; ``path`` is for messages.
 
         Raises:
             ValueError: the picture does not fit the model's input.

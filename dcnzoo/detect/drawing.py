@@ -1,19 +1,21 @@
 """Draw objects on a picture. Requires Pillow."""
 
 import colorsys
+import functools
 import io
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from dcnzoo.detect.crops import Crops
-from dcnzoo.detect.pictures import reverse_channels
+from dcnzoo.detect.pictures import picture_to_show
 
-_FONTS = (  # Pillow searches the system's folders
+_FONTS = (  # after Pillow's own and matplotlib's; Pillow searches the system's folders
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc",
     "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf", "NotoSansThai-Regular.ttf",
     "Arial Unicode.ttf", "msyh.ttc", "malgun.ttf",
@@ -21,73 +23,119 @@ _FONTS = (  # Pillow searches the system's folders
 
 
 def draw(
-    image: np.ndarray,  # [H, W, 3], uint8, RGB
+    image: np.ndarray,  # [H, W, 3], RGB
     boxes: np.ndarray,  # [K, 4], the best first
     labels: np.ndarray,  # [K]; a colour each
-    texts: Sequence[str],  # [K], at the boxes
+    names: Sequence[str],  # [K], at the boxes
+    scores: Sequence[float] | None,  # [K], behind the names
     masks: Crops | None,  # [K, H, W]
 ) -> Image.Image:
     """Draw boxes, masks and texts on a picture: see :meth:`dcnzoo.detect.detections.Detections.draw`."""
-    height, width = image.shape[:2]
+    pixels = picture_to_show(image, bgr=False)
+    height, width = pixels.shape[:2]
     scale = max(1, min(600 / width, 1200 / height))  # texts need some width
     size = (round(width * scale), round(height * scale))
-    picture = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
-    canvas, font = ImageDraw.Draw(picture), _font("".join(texts), max(14, size[0] // 42))
-    line = max(2, size[0] // 300)
+    picture = Image.fromarray(pixels)
+    if scale > 1:
+        picture = picture.resize(size, Image.Resampling.NEAREST)
+        masks = masks and _enlarged(masks, size)
+    canvas, side = ImageDraw.Draw(picture), (size[0] * size[1]) ** 0.5
+    line, letter = max(2, round(side / 300)), max(14, round(side / 42))
     colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in labels.tolist()]
     fills = [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours]
     corners = (boxes * scale).tolist()
     for i in reversed(range(len(corners))):  # the best on top
-        if masks is not None and np.any(masks[i]):
-            mask = Image.fromarray(255 * masks[i].astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-            x1, y1, x2, y2 = mask.getbbox() or (0, 0, 0, 0)
-            place = (x1 - line, y1 - line, x2 + line, y2 + line)
-            part = mask.crop(place)  # a thin tint and an outline: the object's own colour stays visible
-            outline = ImageChops.subtract(part, part.filter(ImageFilter.MinFilter(2 * line - 1)))
-            picture.paste(fills[i], place, ImageChops.lighter(outline, part.point(lambda v: v // 7)))
+        if masks is not None and masks.parts[i].any():
+            y, x = masks.corners[i]
+            opacity = Image.fromarray(_opacity(masks.parts[i], line))
+            picture.paste(fills[i], (x, y, x + opacity.width, y + opacity.height), opacity)
         x1, y1, x2, y2 = corners[i]
         canvas.line([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], fills[i], line)
-    drawn: list[tuple[float, ...]] = []  # the areas of the texts that are already drawn
-    for (x, y, _, _), text, fill in zip(corners, texts, fills, strict=True):
-        left = max(min(x, size[0] - font.getlength(text)), 0)
-        step = 1.25 * font.size
-        tops = [max(y - step, 0) + step * n for n in range(round(size[1] / step))] or [0]
-        areas = ((top, canvas.textbbox((left, top), text, font)) for top in tops)
-        free = (each for each in areas if not any(_overlap(each[1], other) for other in drawn))
-        top, area = next(free, None) or (tops[0], canvas.textbbox((left, tops[0]), text, font))
-        drawn.append(area)
-        canvas.rectangle(area, fill)
-        canvas.text((left, top), text, "white", font)
+    taken = np.zeros((0, 4))  # the areas of the texts that are already drawn, (x1, y1, x2, y2)
+    for i, (x, y, _, _) in enumerate(corners):
+        text, font = _text(names[i], int(labels[i]), letter)
+        if scores is not None:
+            text = f"{text} {scores[i]:.2f}"
+        left, step = max(round(min(x, size[0] - font.getlength(text))), 0), 1.25 * letter
+        tops = (max(y - step, 0) + step * np.arange(max(1, round(size[1] / step)))).round()
+        areas = canvas.textbbox((left, 0), text, font) + tops[:, None] * [0, 1, 0, 1]
+        overlaps = (areas[:, None, :2] < taken[:, 2:]) & (taken[:, :2] < areas[:, None, 2:])
+        free = overlaps.all(2).any(1).argmin()  # the first without an overlap
+        taken = np.vstack([taken, areas[free]])
+        canvas.rectangle(areas[free].tolist(), fills[i])
+        canvas.text((left, tops[free]), text, "white", font)
     return picture
 
 
+def _opacity(mask: np.ndarray, line: int) -> np.ndarray:  # [h, w], bool -> [h, w], uint8
+    """Return a thin tint and an outline: the object's own colour stays visible."""
+    inner, side = np.pad(mask, line - 1), 2 * line - 1
+    for _ in range(2):  # the minimum of `side` rows, then columns, by shifts that double
+        reached = 1
+        while reached < side:
+            shift = min(reached, side - reached)
+            inner, reached = inner[shift:] & inner[:-shift], reached + shift
+        inner = inner.T
+    opacity = mask.astype(np.uint8) * np.uint8(36)
+    opacity[mask & ~inner] = 255
+    return opacity
+
+
+def _enlarged(masks: Crops, size: tuple[int, int]) -> Crops:
+    """Resize masks to (width, height) as Pillow resizes a picture to the nearest pixels."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(size[::-1], masks.size, strict=True)
+    )
+    parts, corners = [], []
+    for part, (y, x) in zip(masks.parts, masks.corners, strict=True):
+        (top, bottom), (left, right) = (
+            np.searchsorted(at, [start, start + n]).tolist()
+            for at, start, n in zip((rows, columns), (y, x), part.shape, strict=True)
+        )
+        parts.append(part[rows[top:bottom] - y][:, columns[left:right] - x])
+        corners.append((top, left))
+    return Crops(parts, corners, size[::-1])
+
+
 def encoded(picture: Image.Image, kind: str) -> bytes:
-    """Encode a picture in a format of Pillow; OpenCV, if installed, writes PNG twice as fast."""
-    if kind == "PNG" and find_spec("cv2"):
+    """Encode a picture in a format of Pillow; OpenCV, if installed, writes PNG and JPEG twice as fast."""
+    if kind in ("PNG", "JPEG") and find_spec("cv2"):
         import cv2
 
-        return cv2.imencode(".png", reverse_channels(np.asarray(picture)))[1].tobytes()
+        pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR)
+        return cv2.imencode(".png" if kind == "PNG" else ".jpg", pixels)[1].tobytes()
     file = io.BytesIO()
-    picture.save(file, kind, compress_level=1)
+    picture.save(file, kind, compress_level=1, quality=95)
     return file.getvalue()
 
 
-def _font(text: str, size: int) -> Any:  # ImageFont.FreeTypeFont
-    """Return the first installed font that has all characters of a text; Pillow's own has only ASCII."""
-    font = ImageFont.load_default(size)
-    names = [] if text.isascii() else list(_FONTS)
-    if names and (matplotlib := find_spec("matplotlib")) and matplotlib.origin:
-        names.insert(0, str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"))
+def _text(name: str, label: int, size: int) -> tuple[str, Any]:
+    """Return a class's name and a font; the number of the class if no font has the name's letters."""
+    if font := _font(name, size):
+        return name, font
+    _report_letters()  # once
+    return str(label), _font("0", size)
+
+
+@functools.lru_cache(1000)
+def _font(text: str, size: int) -> Any:  # ImageFont.FreeTypeFont | None
+    """Return the first installed font that has all letters of a text; None if there is none."""
+    names: list[str | None] = [None, *_FONTS]
+    if (matplotlib := find_spec("matplotlib")) and matplotlib.origin:
+        names.insert(1, str(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"))
     for name in names:
         try:
-            other = ImageFont.truetype(name, size)
+            font: Any = ImageFont.load_default(size) if name is None else ImageFont.truetype(name, size)
         except OSError:
             continue
-        missing = bytes(other.getmask("\uffff"))
-        if all(bytes(other.getmask(character)) != missing for character in set(text)):
-            return other
-    return font
+        missing = bytes(font.getmask("\uffff"))
+        if all(bytes(font.getmask(letter)) != missing for letter in set(text)):
+            return font
+    return None
 
 
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:  # each (x1, y1, x2, y2)
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+@functools.cache
+def _report_letters() -> None:
+    text = "draw: no installed font has the letters of some classes' names: their numbers are drawn"
+    print(text, file=sys.stderr)

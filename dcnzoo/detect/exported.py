@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detections import SCORE_THRESHOLD, Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.outputs import rescale_detections
+from dcnzoo.detect.outputs import SCORE_THRESHOLD_KEY, rescale_detections
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.sources import ModelError
@@ -31,7 +31,7 @@ class ExportedDetector(BaseDetector):
     Args:
         path: the ONNX file, or an OpenVINO IR: an ``.xml`` file next to its ``.bin`` file.
         backend, device, threads, precision: see :class:`Session`.
-        score_threshold: default of calls.
+        score_threshold: default of calls; None: that of the exported detector.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -45,10 +45,12 @@ class ExportedDetector(BaseDetector):
         backend: str | None = None,
         device: str = "auto",
         threads: int | None = None,
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         precision: Literal["float32", "bf16"] = "float32",
     ) -> None:
         self.model = Session(path, backend, device, threads, precision)
+        if score_threshold is None:
+            score_threshold = float(self.model.metadata.get(SCORE_THRESHOLD_KEY, SCORE_THRESHOLD))
         self.device, self.score_threshold = self.model.device, score_threshold
         try:
             self._preprocessing = Preprocessing.from_metadata(self.model.metadata)

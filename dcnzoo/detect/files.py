@@ -17,6 +17,7 @@ from dcnzoo.utils.text import counted
 
 CLASSES = "classes.txt"
 DRAWN = {".png": "PNG", ".jpg": "JPEG"}
+AUTO = "auto"
 _LONGEST = 240  # most bytes in an output file's name, without the ending; systems allow 255 with it
 
 
@@ -26,7 +27,8 @@ class ResultFiles:
     Args:
         folder: the folder of the files.
         images: the images of the detector's call.
-        ending: what to write for each picture: .png or .jpg, the drawn picture; .txt, a text; empty, no file.
+        ending: what to write for each picture: .png or .jpg, the drawn picture; auto, a .jpg for a JPEG file
+            and a .png for others; .txt, a text; empty, no file.
         coco, video: whether to write a COCO file; the path of a video, None: no video.
         polygons: write masks into the COCO file as polygons, not in run-length encoding.
         force: replace files that exist, but never one of ``images``.
@@ -63,12 +65,13 @@ class ResultFiles:
 
         self.written += 1
         self.counts.update(result.names)
-        if self._ending in DRAWN or self._video:
+        kind = DRAWN.get(self._ending_of(result.path))
+        if kind or self._video:
             picture = result.draw()
             if self._video:
                 self._video.add(picture)
-            if self._ending in DRAWN:
-                write_bytes(self._path(result.path), encoded(picture, DRAWN[self._ending]))
+            if kind:
+                write_bytes(self._path(result.path), encoded(picture, kind))
         if self._ending == ".txt":
             write_text(self._path(result.path), _yolo(result))
         if self._coco:
@@ -88,7 +91,12 @@ class ResultFiles:
         return " and ".join(texts)
 
     def _path(self, image: str) -> Path:
-        return self._folder / f"{self._names[image]}{self._ending}"
+        return self._folder / f"{self._names[image]}{self._ending_of(image)}"
+
+    def _ending_of(self, image: str) -> str:
+        if self._ending != AUTO:
+            return self._ending
+        return ".jpg" if urlsplit(image).path.lower().endswith((".jpg", ".jpeg")) else ".png"
 
 
 class OutputNames(dict[str, str]):

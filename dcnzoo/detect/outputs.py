@@ -12,6 +12,8 @@ from dcnzoo.detect.pictures import resize_picture, resized
 
 # metadata key of the lowest probability with which a pixel is part of an object (default: 0.5)
 MASK_THRESHOLD = "dcnzoo.mask_threshold"
+# metadata key of the default of a detector's calls
+SCORE_THRESHOLD_KEY = "dcnzoo.score_threshold"
 
 
 def rescale_detections(

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 LIMIT = 100_000_000  # most bytes of a picture that is downloaded
 
 
-def read(image: Any, bgr: bool = False) -> np.ndarray:
-    """Read a picture, [H, W, 3], uint8, BGR.
+def read(image: Any, bgr: bool = False, channels: int = 3) -> np.ndarray:
+    """Read a picture, [H, W, channels], uint8; three channels are BGR.
 
     Args:
         image: a file (``~`` is the home folder) or an http:// or https:// address; its content, as bytes or
-            an open file; a PIL image; an array, [H, W, 3], uint8, RGB; or a tensor, [3, H, W], RGB, uint8 or
-            between 0 and 1.
+            an open file; a PIL image; an array, [H, W, 3], uint8, RGB, or [H, W], grey; or a tensor,
+            [3, H, W], RGB, uint8 or between 0 and 1.
         bgr: arrays and tensors are BGR.
+        channels: of the detector's input. With 1, files are read as grey pictures; with other numbers than 1
+            and 3, only arrays and tensors are pictures.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -31,13 +33,13 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
         ValueError: it is not a picture, or cannot be downloaded.
     """
     if isinstance(image, str | os.PathLike):
-        return _read_file(image)
+        return _read_file(image, channels)
     if hasattr(image, "getexif"):
-        return _from_pillow(image)
+        return _from_pillow(image, channels)
     if hasattr(image, "read"):
         image = image.read()
     if isinstance(image, bytes | bytearray):
-        return _decoded(bytes(image), f"{len(image)} bytes")
+        return _decoded(bytes(image), f"{len(image)} bytes", channels)
     if hasattr(image, "detach"):
         image = image.detach().cpu()
         if image.is_floating_point() and image.numel() and image.min() >= 0 and image.max() <= 1:
@@ -49,22 +51,25 @@ def read(image: Any, bgr: bool = False) -> np.ndarray:
             "image: expected a path, bytes, a binary file, a PIL image, an array or a tensor, got "
             f"{type(image).__name__}"
         )
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+    picture = image[..., None] if image.ndim == 2 else image
+    if channels == 3 and picture.shape[2:] == (1,):
+        picture = picture.repeat(3, 2)
+    if picture.ndim != 3 or picture.shape[2] != channels or picture.dtype != np.uint8 or picture.size == 0:
         raise ValueError(
-            f"image: expected [H, W, 3], uint8 (tensor: [3, H, W], uint8 or between 0 and 1), got "
-            f"{list(image.shape)}, {image.dtype}"
+            f"image: expected [H, W, {channels}], uint8 (tensor: [{channels}, H, W], uint8 or between 0 and "
+            f"1), got {list(image.shape)}, {image.dtype}"
         )
-    return image if bgr else reverse_channels(image)
+    return reverse_channels(picture) if channels == 3 and not bgr else picture
 
 
-def _read_file(path: str | os.PathLike) -> np.ndarray:
+def _read_file(path: str | os.PathLike, channels: int) -> np.ndarray:
     if "://" in str(path):
-        return _decoded(_download(str(path)), path)
+        return _decoded(_download(str(path)), path, channels)
     file = Path(os.path.expanduser(path))
     if file.is_dir():
         raise ValueError(f"image: expected a file, got the folder {path}: a folder is not part of a list")
     require_file(str(path), "image")
-    return _decoded(file.read_bytes(), path)
+    return _decoded(file.read_bytes(), path, channels)
 
 
 def _download(address: str) -> bytes:
@@ -82,31 +87,34 @@ def _download(address: str) -> bytes:
     return bytes(content)
 
 
-def _decoded(content: bytes, name: str | os.PathLike) -> np.ndarray:
+def _decoded(content: bytes, name: str | os.PathLike, channels: int) -> np.ndarray:
+    if channels not in (1, 3):
+        raise ValueError(f"image: expected an array [H, W, {channels}] for this detector, got {name}")
     try:
         import cv2
     except ModuleNotFoundError:
-        return _decoded_by_pillow(content, name)
+        return _decoded_by_pillow(content, name, channels)
+    kind = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
     try:
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), kind) if content else None
     except cv2.error:  # more than 2^30 pixels: Pillow, too, refuses them; its error has the number
-        return _decoded_by_pillow(content, name)
+        return _decoded_by_pillow(content, name, channels)
     if picture is None:
         raise ValueError(f"image: expected a picture that OpenCV can read, got {name}")
-    return picture
+    return picture.reshape(*picture.shape[:2], channels)
 
 
-def _decoded_by_pillow(content: bytes, name: str | os.PathLike) -> np.ndarray:
+def _decoded_by_pillow(content: bytes, name: str | os.PathLike, channels: int) -> np.ndarray:
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            return _from_pillow(opened)
+            return _from_pillow(opened, channels)
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"image: expected a picture that Pillow can read, got {name}: {error}") from None
 
 
-def _from_pillow(image: "PIL.Image.Image") -> np.ndarray:
+def _from_pillow(image: "PIL.Image.Image", channels: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
@@ -114,6 +122,8 @@ def _from_pillow(image: "PIL.Image.Image") -> np.ndarray:
         raise ValueError(f"image: expected a PIL image with 8 or 16 bits, got the mode {image.mode}")
     if image.mode.startswith("I;16"):  # Pillow's conversion would saturate at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if channels == 1:
+        return np.asarray(image.convert("L"))[..., None]
     return reverse_channels(np.asarray(image.convert("RGB")))
 
 
@@ -123,6 +133,24 @@ def reverse_channels(picture: np.ndarray) -> np.ndarray:  # [H, W, 3]
     for channel in range(3):
         copy[..., channel] = picture[..., 2 - channel]
     return copy
+
+
+def picture_to_show(picture: np.ndarray, bgr: bool = True) -> np.ndarray:
+    """Return a picture for drawings and pages, [H, W, 3], uint8, RGB.
+
+    Args:
+        picture: [H, W] or [H, W, C]; uint8, uint16, or another type with values between 0 and 255. Of more
+            than three channels, the first three are shown; of two, the first.
+        bgr: the first three channels are BGR.
+    """
+    if picture.dtype == np.uint16:
+        picture = picture >> 8
+    elif picture.dtype != np.uint8:
+        picture = np.rint(picture).clip(0, 255)
+    channels = picture.astype(np.uint8, copy=False).reshape(*picture.shape[:2], -1)
+    if channels.shape[2] < 3:
+        return channels[..., :1].repeat(3, 2)
+    return reverse_channels(channels[..., :3]) if bgr else channels[..., :3]
 
 
 def resize_picture(picture: np.ndarray, size: tuple[int, int], by: str = "cv2") -> np.ndarray:

@@ -82,14 +82,14 @@ def with_progress(images: Iterator[Any], total: int | None) -> Iterator[Any]:
     return track(images, "detecting", total)
 
 
-def _read(image: Any, bgr: bool) -> np.ndarray:
+def _read(image: Any, bgr: bool, channels: int) -> np.ndarray:
     if isinstance(image, Exception):
         raise image
-    return read(image, bgr)
+    return read(image, bgr, channels)
 
 
 def read_ahead(
-    images: Iterator[tuple[str, Any]], bgr: bool, number: int
+    images: Iterator[tuple[str, Any]], bgr: bool, channels: int, number: int
 ) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """Yield images with a function that returns the picture; the next ones are read in other threads."""
     pool = ThreadPoolExecutor(2)
@@ -98,7 +98,7 @@ def read_ahead(
     # that is just starting and holds Python's lock of all threads: a wait would never end.
     try:
         for path, image in images:
-            ahead.append((path, pool.submit(_read, image, bgr)))
+            ahead.append((path, pool.submit(_read, image, bgr, channels)))
             if len(ahead) > number:
                 first, picture = ahead.popleft()
                 yield first, picture.result

@@ -9,13 +9,11 @@ from typing import cast
 
 import numpy as np
 
-from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detections import SAME, Detections, iou
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.pictures import read, reverse_channels
 from dcnzoo.utils.progress import track
-
-SAME = 0.8  # least IoU of two boxes that count as the same
 
 
 @dataclass
@@ -100,10 +98,3 @@ def agreement(one: Sequence[Detections], other: Sequence[Detections]) -> float:
         matched += same.any(1).sum() + same.any(0).sum()
         total += len(first) + len(second)
     return matched / total if total else 1.0
-
-
-def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -> [N, M]
-    sides = np.minimum(one[:, None, 2:], other[:, 2:]) - np.maximum(one[:, None, :2], other[:, :2])
-    shared = sides.clip(0).prod(-1)
-    area, areas = ((boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (one, other))
-    return shared / np.maximum(area[:, None] + areas - shared, 1e-9)

@@ -14,6 +14,7 @@ from dcnzoo.export.onnx import export_onnx
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
+from dcnzoo.utils.progress import name_step
 
 SIZES = "img_shape"  # the input with the sizes of the pictures
 
@@ -39,6 +40,7 @@ def write_file(
     metadata = {**metadata, **options.metadata}
     with TemporaryDirectory() as folder:
         partial = Path(folder) / "model.onnx"
+        name_step("trace")
         export_onnx(
             model,
             args,
@@ -50,6 +52,7 @@ def write_file(
             deform_conv=options.deform_conv,
             metadata=metadata,
         )
+        name_step("write")
         if options.simplify:
             import onnxslim
 

@@ -26,7 +26,12 @@ from dcnzoo.export.options import ExportOptions, ExportResult
 from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export.preprocessing import require_colour
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
-from dcnzoo.openmmlab.results import instances_of, require_masks_of_image_size, to_detections
+from dcnzoo.openmmlab.results import (
+    default_score_threshold,
+    instances_of,
+    require_masks_of_image_size,
+    to_detections,
+)
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.memory import KeptMemory
 from dcnzoo.utils.text import few
@@ -66,7 +71,7 @@ class TorchDetector(BaseDetector):
     def __init__(
         self,
         model: Model,
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         channels_last: bool = True,
         precision: Literal["float32", "bf16"] = "float32",
     ) -> None:
@@ -78,8 +83,11 @@ class TorchDetector(BaseDetector):
             raise UserError(
                 "test_pipeline: expected one input of a picture, got TestTimeAug: move it to tta_pipeline"
             )
+        if score_threshold is None:
+            score_threshold = default_score_threshold(model)
         self.model, self.score_threshold = model, score_threshold
         self.classes = tuple(getattr(model, "dataset_meta", {}).get("classes") or ())
+        self.channels = (cfg.get("model") or {}).get("backbone", {}).get("in_channels", 3)
         self.device = str(next(model.parameters()).device)
         if channels_last and self.device == "cpu":
             to_channels_last(model)
@@ -109,7 +117,7 @@ class TorchDetector(BaseDetector):
             A tuple of maps, [1, C, H, W], the largest first, with the attribute ``strides``: input pixels per
             map pixel. The input is the picture after the test pipeline.
         """
-        inputs = self.prepare(read(image, bgr))
+        inputs = self.prepare(read(image, bgr, self.channels))
         model: Model = self.model
         with torch.no_grad(), call_settings(model):
             data = model.data_preprocessor(pseudo_collate([inputs]))
@@ -118,7 +126,8 @@ class TorchDetector(BaseDetector):
     @functools.cached_property
     def _pipeline(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         steps = copy.deepcopy(get_test_pipeline_cfg(self.model.cfg))
-        require_colour(steps[0])
+        if self.channels == 3:
+            require_colour(steps[0])
         steps[0].type = "mmdet.LoadImageFromNDArray"
         # a program may have selected another scope since the model was built
         with DefaultScope.overwrite_default_scope(self.model.cfg.get("default_scope", "mmdet")):

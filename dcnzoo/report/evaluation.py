@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import io
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,12 @@ class ClassResults:
 
     Attributes:
         objects: [K], number of objects that count.
-        ap: [K], average precision by COCO's definition; −1 for a class without objects.
+        ap: [K], average precision of the boxes by COCO's definition; −1 for a class without objects.
         precision: [K, 101], at the recalls 0, 0.01, …, 1; −1 for a class without objects.
         confusion: [K + 1, K + 1]: objects (rows) by the class of the detection that matches (columns). In the
             last column, objects without a detection; in the last row, detections without an object.
         images: number of images.
+        mask_ap: [K], as ``ap``, of the masks; None if the truth or the detections have none.
     """
 
     objects: np.ndarray
@@ -35,6 +36,7 @@ class ClassResults:
     precision: np.ndarray
     confusion: np.ndarray
     images: int
+    mask_ap: np.ndarray | None = None
 
 
 def evaluate(
@@ -44,46 +46,49 @@ def evaluate(
     threshold: float,
     limit: int = MOST_DETECTIONS[-1],
 ) -> ClassResults:
-    """Compare the boxes of detections with the ground truth.
+    """Compare detections with the ground truth.
 
     Args:
-        truth: per image, objects with ``bbox`` (x1, y1, x2, y2), ``bbox_label`` and ``ignore_flag``, as in
-            MMDetection's data sets.
+        truth: per image, objects with ``bbox`` (x1, y1, x2, y2), ``bbox_label``, ``ignore_flag`` and perhaps
+            ``mask``, as in MMDetection's data sets.
         detections: per image, with all scores.
         threshold: lowest score of the detections in the confusion matrix.
         limit: number of detections per image that count, those with the highest scores.
     """
-    objects = [
-        [_entry(image, each["bbox"], each["bbox_label"], iscrowd=each["ignore_flag"]) for each in instances]
-        for image, instances in enumerate(truth)
-    ]
-    results = [
-        [
-            _entry(image, *row[:2], score=float(row[2]))
-            for row in zip(r.boxes.tolist(), r.labels.tolist(), r.scores, strict=True)
-        ]
-        for image, r in enumerate(detections)
-    ]
+    found: dict[str, Any] = {"images": [], "annotations": []}  # ids from 1
+    for image, result in enumerate(detections):
+        result.to_coco(found)
+        if result.crops is not None:
+            found["images"][image] |= zip(("height", "width"), result.crops.size, strict=True)
+    objects = [_entry(image, each) for image, instances in enumerate(truth, 1) for each in instances]
+    kinds = ["bbox"]
+    if all(each.crops is not None for each in detections) and all(each["segmentation"] for each in objects):
+        kinds.append("segm")
     annotated = COCO()
     annotated.dataset = {
-        "images": [{"id": image} for image in range(len(truth))],
-        "categories": [{"id": label} for label in range(classes)],
-        "annotations": numbered(chain(*objects)),
+        "images": found["images"],
+        "categories": [{"id": label} for label in range(1, classes + 1)],
+        "annotations": numbered(objects),
     }
     with contextlib.redirect_stdout(io.StringIO()):
         annotated.createIndex()
     any_size: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
-    evaluation = match(annotated, list(chain(*results)), maxDets=[limit], **any_size)
-    precision = evaluation.eval["precision"][:, :, :, 0, 0].T  # [K, 101, 10]
-    confusion = np.zeros((classes + 1, classes + 1), int)
-    for expected, detected in zip(objects, results, strict=True):
-        for pair in match_boxes(expected, [each for each in detected if each["score"] >= threshold], limit):
-            row, column = (-1 if each is None else each["category_id"] for each in pair)
+    evaluations = [
+        match(annotated, found["annotations"], kind, maxDets=[limit], **any_size) for kind in kinds
+    ]
+    precisions = [each.eval["precision"][:, :, :, 0, 0].T for each in evaluations]  # [K, 101, 10]
+    confident, confusion = defaultdict(list), np.zeros((classes + 1, classes + 1), int)
+    for each in found["annotations"]:
+        if each["score"] >= threshold:
+            confident[each["image_id"]].append(each)
+    for image in range(1, len(truth) + 1):
+        for pair in match_boxes(annotated.imgToAnns[image], confident[image], limit):
+            row, column = (-1 if each is None else each["category_id"] - 1 for each in pair)
             confusion[row, column] += 1
-    counts = np.bincount(
-        [each["category_id"] for image in objects for each in image if not each["iscrowd"]], minlength=classes
-    )
-    return ClassResults(counts, precision.mean((1, 2)), precision[..., 0], confusion, len(truth))
+    labels = [each["category_id"] - 1 for each in objects if not each["iscrowd"]]
+    counts = np.bincount(labels, minlength=classes)
+    ap, mask_ap = [*(each.mean((1, 2)) for each in precisions), None][:2]
+    return ClassResults(counts, ap, precisions[0][..., 0], confusion, len(truth), mask_ap)
 
 
 def match_boxes(
@@ -106,7 +111,13 @@ def match_boxes(
     return pairs + [(objects[i], None) for i in sorted(free) if not objects[i]["iscrowd"]]
 
 
-def _entry(image: int, box: Sequence[float], label: int, **more: float) -> dict:
-    x1, y1, x2, y2 = box
-    area = (x2 - x1) * (y2 - y1)
-    return {"image_id": image, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, **more}
+def _entry(image: int, instance: Mapping) -> dict:
+    x1, y1, x2, y2 = instance["bbox"]
+    return {
+        "image_id": image,
+        "category_id": instance["bbox_label"] + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": instance["ignore_flag"],
+        "segmentation": instance.get("mask"),
+    }

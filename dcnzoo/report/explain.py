@@ -20,13 +20,14 @@ from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.layers.statistics import OffsetStatistics, offset_statistics, track_offsets
 from dcnzoo.report.page import image_uri, render
 from dcnzoo.report.plots import RAMP, Panel, plot_panels
-from dcnzoo.report.sampling import SamplingField, nearest_output, record_sampling
+from dcnzoo.report.sampling import Frame, SamplingField, nearest_output, record_sampling
 from dcnzoo.utils.errors import UserError
 
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#1d4ed800", "#06b6d4a0", "#fde047e0", "#ffffff"])
 _MOST_PER_AXIS = 8  # most rows, and most columns, of a box for which points are drawn
 _MOST_IN_PAGE = 64  # rows and columns of a layer's output in the page
-_HEAT_SIZE = 256  # most pixels on the longer side of a receptive field in the page; it is smoothed
+# most pixels on the longer side of the image in the page, and of a receptive field, which is smoothed
+_SIDE, _HEAT_SIDE = 1600, 256
 
 
 class Box(NamedTuple):
@@ -49,12 +50,12 @@ class Explanation:
     """The data for :func:`plot_explanation` and the HTML page.
 
     Attributes:
-        image: [H, W, 3], uint8, RGB: the model's input without padding at right and bottom.
-        image_size: (H, W) with that padding.
+        image: [H, W, 3], uint8, RGB.
+        frame: the model's input and the image.
         box: the position, in pixels of ``image``.
         fields: sampling positions of the deformable layers, in forward order, with unique names.
         layer: name of the layer with this receptive field.
-        receptive_field: [H, W] of ``image``: see :func:`receptive_fields`.
+        receptive_field: [h, w] of the model's input without padding: see :func:`receptive_fields`.
         statistics: :func:`dcnzoo.layers.offset_statistics` of each layer that records them, including layers
             without a field.
         objects: boxes of detections, in pixels of ``image``, with their texts.
@@ -62,7 +63,7 @@ class Explanation:
     """
 
     image: np.ndarray
-    image_size: tuple[int, int]
+    frame: Frame
     box: Box
     fields: Sequence[SamplingField]
     layer: str
@@ -117,7 +118,8 @@ def explain_network(
         model.eval()
         _, fields, statistics = record(model, lambda: run(inputs))
         fields, statistics = choose(fields, statistics, layer)
-        return explanation_at(model, run, inputs, shown, box, fields, statistics, further)
+        frame = Frame((height, width))
+        return explanation_at(model, run, inputs, shown, frame, box, fields, statistics, further)
     finally:
         for module in training:
             module.training = True
@@ -128,6 +130,7 @@ def explanation_at(
     run: Callable[[Tensor], object],
     inputs: Tensor,
     shown: np.ndarray,
+    frame: Frame,
     box: Box,
     fields: Sequence[SamplingField],
     statistics: Mapping[str, OffsetStatistics],
@@ -136,15 +139,15 @@ def explanation_at(
     """Compute the receptive fields of the last layer at a box and at ``further`` other places.
 
     Args:
-        shown: the picture of ``inputs``, without padding; see :class:`Explanation` for the others.
+        shown: the picture that was resized to ``inputs``; see :class:`Explanation` for the others.
     """
-    seen, (height, width) = (inputs.shape[-2], inputs.shape[-1]), shown.shape[:2]
-    points = places(fields[-1], (height, width), seen, further)
-    windows = [output_window(fields[-1], each, seen) for each in (box, *points)]
+    points = places(fields[-1], (shown.shape[0], shown.shape[1]), frame, further)
+    windows = [output_window(fields[-1], each, frame) for each in (box, *points)]
     gradients = receptive_fields(model, run, inputs, fields[-1].name, windows)
+    height, width = (round(n / scale) for n, scale in zip(shown.shape, frame.scale, strict=False))
     first, *others = (gradient[:height, :width] for gradient in gradients)
     further_fields = {(x, y): field for (x, y, *_), field in zip(points, others, strict=True)}
-    return Explanation(shown, seen, box, fields, fields[-1].name, first, statistics, further_fields)
+    return Explanation(shown, frame, box, fields, fields[-1].name, first, statistics, further_fields)
 
 
 def record(
@@ -208,14 +211,15 @@ def with_unique_names(fields: Sequence[SamplingField]) -> list[SamplingField]:
     return named
 
 
-def output_window(field: SamplingField, box: Box, image_size: tuple[float, float]) -> tuple[slice, slice]:
+def output_window(field: SamplingField, box: Box, frame: Frame) -> tuple[slice, slice]:
     """Return the rows and columns of a layer's output that are closest to the box."""
     corners = torch.tensor([[box.y1, box.x1], [box.y2, box.x2]])
-    (top, left), (bottom, right) = nearest_output(field, corners, image_size).tolist()
+    outputs = nearest_output(field, frame.to_input(corners), frame.size)
+    (top, left), (bottom, right) = outputs.tolist()
     return slice(top, bottom + 1), slice(left, right + 1)
 
 
-def points_of(field: SamplingField, box: Box, image_size: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def points_of(field: SamplingField, box: Box, frame: Frame) -> tuple[Tensor, Tensor]:
     """Return the sampling points of the outputs in a box, for at most eight rows and columns of it.
 
     Returns:
@@ -224,25 +228,23 @@ def points_of(field: SamplingField, box: Box, image_size: tuple[float, float]) -
     """
     y, x = (
         torch.linspace(w.start, w.stop - 1, min(_MOST_PER_AXIS, w.stop - w.start)).round().long()
-        for w in output_window(field, box, image_size)
+        for w in output_window(field, box, frame)
     )
-    scale = torch.tensor(image_size) / torch.tensor(field.input_size)
-    points = field.points[:, :, y[:, None], x] * scale[:, None, None]  # [K, 2, rows, columns]
-    weight = field.weight[:, y[:, None], x]
-    return points.permute(2, 3, 0, 1).reshape(-1, 2), weight.permute(1, 2, 0).flatten()
+    points = field.points[:, :, y[:, None], x].permute(2, 3, 0, 1).reshape(-1, 2)  # [rows · columns · K, 2]
+    points = frame.to_picture(points * torch.tensor(frame.size) / torch.tensor(field.input_size))
+    return points, field.weight[:, y[:, None], x].permute(1, 2, 0).flatten()
 
 
-def places(
-    field: SamplingField, shape: tuple[int, int], image_size: tuple[int, int], number: int
-) -> list[Box]:
-    """Return about ``number`` positions of a layer's output, in a grid, as points in the unpadded image."""
+def places(field: SamplingField, shape: tuple[int, int], frame: Frame, number: int) -> list[Box]:
+    """Return about ``number`` positions of a layer's output, in a grid, as points in an image of a shape."""
     if not number:
         return []
     rows = max(1, round((number * shape[0] / shape[1]) ** 0.5))
     counts = rows, max(1, number // rows)
     y, x = ((torch.arange(count) + 0.5) * size / count for count, size in zip(counts, shape, strict=True))
-    outputs = nearest_output(field, torch.cartesian_prod(y, x), image_size).unique(dim=0)
-    points = outputs * torch.tensor(image_size) / torch.tensor(field.weight.shape[-2:])
+    at = frame.to_input(torch.cartesian_prod(y, x))
+    outputs = nearest_output(field, at, frame.size).unique(dim=0)
+    points = frame.to_picture(outputs * torch.tensor(frame.size) / torch.tensor(field.weight.shape[-2:]))
     return [Box(x, y, x, y) for y, x in points.tolist()]
 
 
@@ -326,7 +328,7 @@ def plot_explanation(explanation: Explanation) -> Figure:
     heat = heat_map(explanation.receptive_field)
     panels = [Panel(f"receptive field of\n{explanation.layer}", region, heat)]
     for field in explanation.fields:
-        points, weight = points_of(field, region, explanation.image_size)
+        points, weight = points_of(field, region, explanation.frame)
         title = f"{field.name}\nmean |offset| {mean[field.name]}"
         panels.append(Panel(title, region, points=points.numpy(), weight=weight.numpy()))
     return plot_panels(explanation.image, panels)
@@ -335,19 +337,20 @@ def plot_explanation(explanation: Explanation) -> Figure:
 def render_explanation(explanation: Explanation, title: str, footer: str = "") -> str:
     """Render a self-contained HTML page; all text is escaped.
 
-    Precision: points about 1/30 pixel (``quantum`` in the page's data), modulation 1/255 of the largest. The
-    page contains at most 64 rows and 64 columns of each layer's output.
+    Precision: offsets 1/65,000 of the layer's largest, modulation 1/255 of the largest. The page contains at
+    most 64 rows and 64 columns of each layer's output, and the image with at most 1,600 pixels per side.
     """
-    height, width = explanation.image.shape[:2]
+    (height, width), frame = explanation.image.shape[:2], explanation.frame
     names = [field.name for field in explanation.fields]
     x, y = (sum(explanation.box[i::2]) / 2 for i in (0, 1))
     heats = {(x, y): explanation.receptive_field, **explanation.further}
     data = {
-        "image": image_uri(explanation.image),
+        "image": image_uri(_shrunk(explanation.image, _SIDE)),
         "heats": [{"at": place, "uri": _heat_uri(field)} for place, field in heats.items()],
         "width": width,
         "height": height,
-        "seen": explanation.image_size,
+        "seen": frame.size,
+        "scale": frame.scale,
         "box": explanation.box,
         "ramp": [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in RAMP],
         "objects": explanation.objects,
@@ -369,31 +372,36 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
 
 
 def _heat_uri(field: Tensor) -> str:
-    heat = (heat_map(field) * 255).round().astype(np.uint8)
-    scale = min(1, _HEAT_SIZE / max(field.shape))
-    size = [max(1, round(scale * side)) for side in reversed(field.shape)]
-    return image_uri(cv2.resize(heat, size, interpolation=cv2.INTER_AREA))
+    return image_uri(_shrunk((heat_map(field) * 255).round().astype(np.uint8), _HEAT_SIDE))
+
+
+def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    """Resize an image whose longer side is larger than ``side`` pixels."""
+    scale = side / max(image.shape)
+    if scale >= 1:
+        return image
+    size = [max(1, round(scale * n)) for n in (image.shape[1], image.shape[0])]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _layer(field: SamplingField, explanation: Explanation) -> dict:
     height, width = field.weight.shape[-2:]
     step = -(-max(height, width) // _MOST_IN_PAGE)
-    size = torch.tensor(explanation.image_size)
-    scale = size / torch.tensor(field.input_size)
-    points = (field.points * scale[:, None, None])[..., ::step, ::step]  # [K, 2, rows, columns], (y, x)
-    far = size.flip(0)  # points further outside than one image size are clipped
-    points = points.permute(2, 3, 0, 1).flip(-1)  # [rows, columns, K, 2], (x, y)
-    points = torch.minimum(torch.maximum(points, -far), 2 * far)
-    quantum = max(1 / 32, 2 * int(far.max()) / 32767)
+    size = torch.tensor(field.input_size)[:, None, None]
+    # points further outside than one image size are clipped
+    offset = torch.minimum(torch.maximum(field.points, -size), 2 * size) - field.grid
+    offset = offset[..., ::step, ::step].permute(2, 3, 0, 1)  # [rows, columns, K, 2], (y, x)
+    quantum = max(float(offset.abs().max()), 1e-3) / 32767
     weights = field.weight[:, ::step, ::step].permute(1, 2, 0).abs() / explanation.largest_weight
     return {
         "name": field.name,
+        "input": field.input_size,
         "output": [height, width],
-        "stored": list(points.shape[:2]),
+        "stored": list(offset.shape[:2]),
         "step": step,
-        "taps": points.shape[2],
+        **{name: getattr(field, name) for name in ("kernel_size", "stride", "padding", "dilation")},
         "quantum": quantum,
-        "points": _base64((points / quantum).round().numpy().astype("<i2")),
+        "offsets": _base64((offset / quantum).round().numpy().astype("<i2")),
         "weights": _base64((weights * 255).round().numpy().astype(np.uint8)),
     }
 

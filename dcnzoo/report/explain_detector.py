@@ -8,9 +8,11 @@ from pathlib import Path
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
-from dcnzoo.detect.pictures import read
+from dcnzoo.detect.pictures import picture_to_show, read
 from dcnzoo.openmmlab.detector import TorchDetector
+from dcnzoo.openmmlab.results import to_detections
 from dcnzoo.report.explain import Box, Explanation, choose, explanation_at, record
+from dcnzoo.report.sampling import Frame
 
 
 def explain(
@@ -37,11 +39,12 @@ def explain(
         UserError: the box or point is outside the image, the layer does not exist, or no layer can be drawn.
         ValueError: resizing leaves no pixels of the image.
     """
-    item, model = detector.prepare(read(image), str(image)), detector.model
-    shown = item["inputs"].numpy().transpose(1, 2, 0)[..., ::-1].copy()
+    detector.require_three_channels("explain")
+    picture = read(image)
+    item, model = detector.prepare(picture, str(image)), detector.model
     data = model.data_preprocessor(pseudo_collate([item]), False)
     samples = data["data_samples"]
-    height, width = samples[0].ori_shape
+    height, width = picture.shape[:2]
     if at is not None:
         box = Box(*at, *at)
     if box is not None:
@@ -57,15 +60,12 @@ def explain(
         all_of_it = (0, 0, width, height)
         x1, y1, x2, y2 = objects.bboxes[objects.scores.argmax()].tolist() if len(objects) else all_of_it
         box = Box(*[(x1 + x2) / 2, (y1 + y2) / 2] * 2)
-    across, down = samples[0].metainfo.get("scale_factor", (1.0, 1.0))
-
-    def scaled(x1: float, y1: float, x2: float, y2: float) -> Box:
-        return Box(x1 * across, y1 * down, x2 * across, y2 * down)
-
-    explanation = explanation_at(model, run, data["inputs"], shown, scaled(*box), fields, statistics, further)
-    titles = [
-        (scaled(*each.bboxes[0].tolist()), f"{detector.names[int(each.labels)]} {float(each.scores):.2f}")
-        for each in objects
-        if each.scores >= detector.score_threshold
-    ]
+    shown, frame = picture_to_show(picture), Frame.of(samples[0].metainfo)
+    explanation = explanation_at(model, run, data["inputs"], shown, frame, box, fields, statistics, further)
+    titles = []
+    if len(objects):
+        detections = to_detections(objects, detector.score_threshold)
+        detections = dataclasses.replace(detections, classes=detector.classes).with_one_label()
+        rows = zip(detections.boxes.tolist(), detections.names, detections.scores, strict=True)
+        titles = [(Box(*box), f"{name} {score:.2f}") for box, name, score in rows]
     return dataclasses.replace(explanation, objects=titles)

@@ -26,7 +26,8 @@ _ENVIRONMENT = Environment(
 _PARTS: Any = _ENVIRONMENT.get_template("parts.html").module
 
 table, fold = _PARTS.table, _PARTS.fold
-pictures = _PARTS.pictures  # shows Pictures, side by side if there is room; kinds: "small", "first-alone"
+pictures = _PARTS.pictures  # shows Pictures in a row; kind "small": in several rows
+columns = _PARTS.columns  # shows parts side by side if there is room
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,7 +148,7 @@ class Panel:
 
     Attributes:
         region: (x1, y1, x2, y2), the position of the output; a point is a region without extent.
-        heat: [H, W, 4], drawn over the image.
+        heat: [h, w, 4], drawn over the whole image.
         points: [M, 2], (y, x).
         weight: [M], the points' modulation; signs are ignored.
     """
@@ -198,7 +198,7 @@ def _draw_panel(axes: Axes, image: np.ndarray, panel: Panel, largest: float) -> 
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if panel.heat is not None:
-        axes.imshow(panel.heat, interpolation="nearest")
+        axes.imshow(panel.heat, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     points = None
     if panel.points is not None and panel.weight is not None:
         weight = np.abs(panel.weight)

@@ -11,11 +11,11 @@ from dcnzoo.detect.metrics import metric_names
 from dcnzoo.openmmlab.classes import require_equal
 from dcnzoo.report import page
 from dcnzoo.report.page import Section
-from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread
+from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, name_of
 from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
 from dcnzoo.report.sections.errors import show_errors
 from dcnzoo.report.sections.pictures import show_detections, show_sampling
-from dcnzoo.report.validation import THRESHOLD, ValidationRunner, load_detectors, pick_images
+from dcnzoo.report.validation import ValidationRunner, load_detectors, pick_images, thresholds
 from dcnzoo.utils.errors import one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
 from dcnzoo.utils.jsonl import versions
@@ -87,28 +87,47 @@ def render_runs(
         images: number of images with detections; images with three or more objects come first.
         evaluated: number of images for the confusion matrix and the curves of precision and recall.
     """
-    sections, table = [show_curves(runs)], summary(runs, detectors, head)
-    facts = None
+    sections, table, facts = [*_pictures(detectors, images, evaluated)], summary(runs, detectors, head), None
     if len(table) == 2:  # a single label
-        iterations = f"{max(run.history.iteration for run in runs):,}"
-        facts = {**dict(zip(table[0][1:], table[1][1:], strict=True)), "iterations": iterations}
+        facts = {name: (value, "") for name, value in zip(table[0][1:], table[1][1:], strict=True)}
+        facts["iterations"] = f"{max(run.history.iteration for run in runs):,}", ""
+    elif len(table) == 3:
+        (_, first, second, _), *rows = side_by_side(table)
+        facts = {name: (f"{a} → {b}", f"{first} → {second}: {c}") for name, a, b, c in rows}
     else:
-        text = "Metrics of the last validation. Of several runs: mean ± standard deviation."
-        table = side_by_side(table) if len(table) == 3 else table
-        sections.insert(0, Section("Result", text, [page.table(table)]))
-    sections += _pictures(detectors, images, evaluated)
-    sections += [show_offsets(runs), show_validations(runs)]
-    lengths = (
-        f"{run.label}: {counted(run.history.iteration, 'iterations')} in {run.folder}." for run in runs
-    )
+        sections.insert(0, Section("Result", "", [page.table(table)]))
+    sections += [show_curves(runs), show_offsets(runs), show_validations(runs)]
     return page.render(
         "report.html",
         title=title or " and ".join(by_label(runs)),
-        lead=" ".join(lengths) if lead is None else lead,
+        lead=" ".join(filter(None, [lead or result(runs), origins(runs)])),
         sections=[section for section in sections if section.parts],
         facts=facts,
         footer=footer,
     )
+
+
+def result(runs: Sequence[TrainedRun]) -> str:
+    """Return the first metric of each label in a sentence, and how sure a difference is in a clause."""
+    arms, texts = by_label(runs), []
+    for metric, name in metric_names(main_metrics(runs)[:1]).items():
+        for label, seeds in arms.items():
+            values = mean_and_spread([run.metrics[metric] for run in seeds])
+            texts.append(f"{label}: {name} {values}")
+    if texts and 1 < len(arms) == len(runs):
+        texts.append("one training each, and another seed changes the AP")
+    return f"{'; '.join(texts)}." if texts else ""
+
+
+def origins(runs: Sequence[TrainedRun]) -> str:
+    """Return a sentence about the checkpoints of a page."""
+    texts = []
+    for run in runs:
+        name = f"{name_of(run, runs)}: " if len(runs) > 1 else ""
+        texts.append(
+            f"{name}{run.described}, of {counted(run.history.iteration, 'iterations')} in {run.folder}"
+        )
+    return f"Checkpoint of all metrics, tables and pictures: {'; '.join(texts)}."
 
 
 def summary(
@@ -118,7 +137,7 @@ def summary(
     metrics = main_metrics(runs)
     rows = [[head, *metric_names(metrics).values(), "s / iteration", "parameters"]]
     for label, seeds in by_label(runs).items():
-        figures = [mean_and_spread([run.last_validation[metric] for run in seeds]) for metric in metrics]
+        figures = [mean_and_spread([run.metrics[metric] for run in seeds]) for metric in metrics]
         seconds = statistics.mean(run.seconds_per_iteration for run in seeds)
         detector = detectors.get(label)
         parameters = f"{sum(p.numel() for p in detector.model.parameters()):,}" if detector else "–"
@@ -147,20 +166,17 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
         require_equal(first.classes, detector.classes, label)
     try:
         chosen = pick_images(first, images)
-        predictions = {
-            label: [each.predict(i, THRESHOLD) for i in chosen] for label, each in detectors.items()
-        }
-        if evaluated:
-            results = {label: each.evaluate(evaluated, THRESHOLD) for label, each in detectors.items()}
-            yield show_errors(detectors, results)
+        predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
+        results = {label: each.evaluate(evaluated) for label, each in detectors.items() if evaluated}
     except (FileNotFoundError, AttributeError, KeyError) as error:
         # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
         yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])
         return
-    if not chosen:
-        return
-    yield show_detections(predictions)
+    if chosen:
+        yield show_detections(predictions, thresholds(detectors))
+    if results:
+        yield show_errors(detectors, results)
     for label, predicted in predictions.items():
-        if predicted[0].fields:
+        if predicted and predicted[0].fields:
             title = "Sampling positions" if len(detectors) == 1 else f"Sampling positions, {label}"
             yield show_sampling(title, predicted[0])

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.runs.recipe import read_config_file
+from dcnzoo.openmmlab.saved import SavedCheckpoints
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.source import resolve
 
@@ -21,7 +22,8 @@ class TrainedRun:
 
     Attributes:
         label: name of its curves; runs with the same label are seeds of one setting.
-        checkpoint: the weights for the detections; None if there are none.
+        checkpoint: the weights of the page's figures and pictures; None if there are none.
+        step: the epoch or iteration of the checkpoint; None if its name has none.
     """
 
     label: str
@@ -29,6 +31,7 @@ class TrainedRun:
     cfg: Config
     history: History
     checkpoint: Path | None
+    step: int | None = None
 
     @classmethod
     def read(
@@ -46,8 +49,9 @@ class TrainedRun:
                 f"model: expected a work directory of dcnzoo train, found no losses in {folder}/*/vis_data"
             )
         file = None if source.weights is None else source.read_weights()
-        cfg = read_config_file(source.config)
-        return cls(label or folder.resolve().name, folder, cfg, history, file)
+        cfg = read_config_file(source.config, {"work_dir": str(folder)})
+        step = None if file is None else SavedCheckpoints.of(cfg).number(file.name)
+        return cls(label or folder.resolve().name, folder, cfg, history, file, step)
 
     @property
     def counts_epochs(self) -> bool:
@@ -59,14 +63,34 @@ class TrainedRun:
         return statistics.median(entry["time"] for entry in self.history.training.values())
 
     @property
-    def last_validation(self) -> dict[str, float]:
-        """The metrics of the last validation; empty if there was none."""
-        return self.history.validation[max(self.history.validation)] if self.history.validation else {}
+    def validated(self) -> int | None:
+        """The epoch or iteration of the page's metrics: the checkpoint's or, if it has none, the last."""
+        steps = self.history.validation
+        return self.step if self.step in steps else max(steps, default=None)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the checkpoint's validation; empty if there was none."""
+        return {} if self.validated is None else self.history.validation[self.validated]
+
+    @property
+    def described(self) -> str:
+        """The checkpoint and the validation of the metrics, as text: ``best, epoch 37``."""
+        if self.checkpoint is None:
+            return "no checkpoint"
+        unit = "epoch" if self.counts_epochs else "iteration"
+        name = "best" if self.checkpoint.name.startswith("best_") else "last"
+        is_last = self.step == max(self.history.validation, default=self.step)
+        text = self.checkpoint.name if self.step is None else f"{unit} {self.step}"
+        text = f"{name}, {text}" if name == "best" or is_last else text
+        if self.validated in (None, self.step):
+            return text
+        return f"{text}; metrics of {unit} {self.validated}"
 
 
 def main_metrics(runs: Sequence[TrainedRun]) -> list[str]:
     """Return the most important metrics that all runs have."""
-    entries = [run.last_validation for run in runs]
+    entries = [run.metrics for run in runs]
     shared = [name for name in entries[0] if all(name in entry for entry in entries)]
     means = [name for name in shared if name.endswith("mAP")]
     return means or shared[:_MAIN_METRICS]

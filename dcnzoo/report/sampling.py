@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -55,6 +55,32 @@ class SamplingField:
         return dataclasses.replace(
             self, offset=torch.zeros_like(self.offset), weight=torch.ones_like(self.weight)
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The size of a model's input, and the scale of the picture that was resized to it.
+
+    Attributes:
+        size: (H, W) of the input, with padding at right and bottom.
+        scale: (y, x): pixels of the picture for each pixel of the input.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> "Frame":
+        """Read the frame from the meta information of a sample of MMDetection."""
+        across, down = meta.get("scale_factor", (1.0, 1.0))
+        return cls(_pair(meta.get("batch_input_shape", meta["img_shape"])), (1 / down, 1 / across))
+
+    def to_input(self, points: Tensor) -> Tensor:
+        """Convert points [M, 2], (y, x), from pixels of the picture; integers are centres of pixels."""
+        return (points + 0.5) / torch.tensor(self.scale) - 0.5
+
+    def to_picture(self, points: Tensor) -> Tensor:
+        return (points + 0.5) * torch.tensor(self.scale) - 0.5
 
 
 @contextmanager

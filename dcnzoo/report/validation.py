@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,16 @@ from mmengine.dataset import pseudo_collate
 
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.metrics import MOST_DETECTIONS
+from dcnzoo.detect.pictures import picture_to_show
 from dcnzoo.layers.statistics import OffsetStatistics
 from dcnzoo.openmmlab.config.tree import dicts
-from dcnzoo.openmmlab.results import instances_of, to_detections
+from dcnzoo.openmmlab.results import default_score_threshold, instances_of, to_detections
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.report.evaluation import ClassResults, evaluate
 from dcnzoo.report.explain import record
 from dcnzoo.report.runs import TrainedRun, by_label
-from dcnzoo.report.sampling import SamplingField
-
-THRESHOLD = 0.3  # lowest score of a detection in the report
+from dcnzoo.report.sampling import Frame, SamplingField
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +35,30 @@ class Prediction:
         truth: the image and the annotated objects, with a score of 1.
         detections: the detected objects.
         fields: sampling positions of the deformable layers, in forward order, with unique names.
-        image_size: (H, W) of the model's input, padding included, in pixels of the file, as
-            :func:`dcnzoo.report.trace_sampling` requires it.
+        frame: the model's input and the file.
         statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
     """
 
     truth: Detections
     detections: Detections
     fields: list[SamplingField]
-    image_size: tuple[float, float]
+    frame: Frame
     statistics: dict[str, OffsetStatistics]
 
 
 class ValidationRunner:
-    """A model with its weights, and its validation data set (or test data set, if there is none)."""
+    """A model with its weights, and its validation data set (or test data set, if there is none).
+
+    Attributes:
+        threshold: lowest score of a detection in pictures and in the confusion matrix.
+    """
 
     def __init__(
         self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
     ) -> None:
         recipe = Recipe(cfg)
         self.model: Any = execute.build(recipe, checkpoint, device=device, allow_partial=allow_partial)
+        self.threshold = default_score_threshold(self.model)
         loader = cfg.get("val_dataloader") or cfg.test_dataloader
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)
@@ -64,7 +67,7 @@ class ValidationRunner:
         limits = [limit for _, metric in metrics for limit in metric.get("proposal_nums", ())]
         self._limit = max(limits, default=MOST_DETECTIONS[-1])  # the limit of the AP in the log
 
-    def evaluate(self, number: int, threshold: float) -> ClassResults:
+    def evaluate(self, number: int) -> ClassResults:
         """Run the model on the first images; see :func:`dcnzoo.report.evaluation.evaluate`."""
         indices = range(min(number, len(self.dataset)))
         detections = []
@@ -76,22 +79,19 @@ class ValidationRunner:
         truth = [
             counted(index) if counted else self.dataset.get_data_info(index)["instances"] for index in indices
         ]
-        return evaluate(truth, detections, len(self.classes), threshold, self._limit)
+        return evaluate(truth, detections, len(self.classes), self.threshold, self._limit)
 
-    def predict(self, index: int, threshold: float = 0) -> Prediction:
-        """Run the model on image ``index``; select detections with at least this score."""
+    def predict(self, index: int) -> Prediction:
+        """Run the model on image ``index``."""
         truth = self.annotated(index)
         batch = pseudo_collate([self.dataset[index]])
         (sample,), fields, statistics = record(self.model, lambda: self.model.test_step(batch))
-        meta = sample.metainfo
-        across, down = meta.get("scale_factor", (1.0, 1.0))
-        height, width = meta.get("batch_input_shape", meta["img_shape"])
-        detections = to_detections(instances_of(sample), threshold)
+        detections = to_detections(instances_of(sample), self.threshold)
         return Prediction(
             truth,
             dataclasses.replace(detections, classes=self.classes, image=truth.image),
             fields,
-            (height / down, width / across),
+            Frame.of(sample.metainfo),
             statistics,
         )
 
@@ -104,7 +104,7 @@ class ValidationRunner:
         results = TRANSFORMS.build(annotations)(load(info))
         masks = results["gt_masks"].to_ndarray().astype(bool) if with_mask else None
         boxes = results["gt_bboxes"].tensor.numpy()
-        scores, image = np.ones(len(boxes)), results["img"][..., ::-1].copy()
+        scores, image = np.ones(len(boxes)), picture_to_show(results["img"])
         return Detections(boxes, scores, results["gt_bboxes_labels"], masks, self.classes, image)
 
 
@@ -117,6 +117,11 @@ def load_detectors(
         for label, seeds in by_label(runs).items()
         if (checkpoint := seeds[0].checkpoint) is not None
     }
+
+
+def thresholds(detectors: Mapping[str, ValidationRunner]) -> str:
+    """Return the lowest scores of the detections, as text: ``0.5``."""
+    return " and ".join(dict.fromkeys(f"{detector.threshold:g}" for detector in detectors.values()))
 
 
 def pick_images(detector: ValidationRunner, number: int) -> list[int]:

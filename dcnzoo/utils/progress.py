@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -100,8 +101,20 @@ def waiting(title: str) -> Iterator[None]:
     kind = Progress if is_terminal(console) else LineProgress
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
     with kind(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
-        progress.add_task(title, total=None)
-        yield
+        task = progress.add_task(title, total=None)
+        token = _rename.set(lambda step: progress.update(task, description=f"{title}: {step}"))
+        try:
+            yield
+        finally:
+            _rename.reset(token)
+
+
+_rename: ContextVar[Callable[[str], None]] = ContextVar("rename", default=lambda step: None)
+
+
+def name_step(step: str) -> None:
+    """Show the name of a step of the work that :func:`waiting` shows, if it does."""
+    _rename.get()(step)
 
 
 def make_progress(console: Console, *done: ProgressColumn, **kwargs: Any) -> Progress:

@@ -74,3 +74,14 @@ def columns(rows: Sequence[Sequence[str]], numbers: bool = False) -> Iterator[st
 def _width(text: str) -> int:
     """Return the number of columns on a terminal, where a Chinese or Japanese letter takes two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in text)
+
+
+def problem_of_size(size: tuple[int, int], stated: Sequence[Any]) -> str:
+    """Return how the (width, height) of a picture, as it is loaded, differs from that of its annotation.
+
+    A side of None, 0 or −1 is unknown. The text is empty if the sizes agree.
+    """
+    if all(other in (side, None, 0, -1) for side, other in zip(size, stated, strict=True)):
+        return ""
+    expected = " × ".join(short(side).removesuffix(".0") for side in stated)
+    return f"expected a picture of {expected} pixels, as in the annotations, got {size[0]} × {size[1]}"

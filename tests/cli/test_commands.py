@@ -57,7 +57,7 @@ USAGE = [  # exit status 2, below the usage
     ("infre a.png", "did you mean 'infer'"),
     ("infer", "MODEL"),
     ("infer MODEL a.png --score-treshold 0.5", "--score-treshold"),
-    ("infer MODEL a.png --jpeg --json", "--jpeg"),
+    ("infer MODEL a.png --jpeg --json", "--format"),
     ("infer MODEL photos --skip-existing --txt --out texts --json", "--json: not allowed"),
     ("infer MODEL a.png --out ''", "--out"),
     ("train", "MODEL"),

@@ -102,6 +102,14 @@ def test_infer_writes_what_the_detector_finds(run, folder, tmp_path):
     assert status == 0 and len(output.splitlines()) == 3, "a line per picture, and the files"
 
 
+def test_a_picture_without_objects_has_a_line_with_the_best(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), draw_image(ShapesSpec(), "val", 0)[0])
+    best = dcnzoo.load(DEMO_MODEL)(tmp_path / "a.png", classes="cross", max_detections=1)
+    options = ["--json", "--out", tmp_path / "out", "--classes", "cross", "--score-threshold"]
+    _, output = invoke("infer", DEMO_MODEL, tmp_path / "a.png", *options, 0.999)
+    assert f"none above 0.999; the best: cross {best.scores[0]:.2f}" in output
+
+
 def test_video(tmp_path):
     """From a video, the command writes a video of the drawn frames with the same rate."""
     frames = [draw_image(ShapesSpec(), "val", number)[0] for number in range(3)]
@@ -187,14 +195,10 @@ def test_explain_starts_at_the_best_detection_or_in_the_middle(run, folder, tmp_
     x1, y1, x2, y2 = (
         found.bboxes[found.scores.argmax()].tolist() if threshold < 0.9 else (0, 0, WIDTH, HEIGHT)
     )
-    centre = [(x1 + x2) / 2 * 128 / WIDTH, (y1 + y2) / 2 * 82 / HEIGHT]
     data = page_data(file.read_text())
-    np.testing.assert_allclose(data["box"], centre * 2, rtol=1e-4)
-    shown = found[found.scores >= 0.3] if threshold < 0.9 else []
-    expected = [
-        (box * np.tile([128 / WIDTH, 82 / HEIGHT], 2)).tolist()
-        for box in np.array(shown.bboxes if len(shown) else [])
-    ]
+    np.testing.assert_allclose(data["box"], [(x1 + x2) / 2, (y1 + y2) / 2] * 2, rtol=1e-4)
+    shown = found[found.scores >= 0.5] if threshold < 0.9 else []
+    expected = np.array(shown.bboxes if len(shown) else []).tolist()
     np.testing.assert_allclose([box for box, _ in data["objects"]], expected, rtol=1e-4)
 
 
@@ -203,14 +207,13 @@ def test_explain_shows_what_was_recorded(run, folder, tmp_path):
     status, output = run("explain", "a.png", "--at", "75,30", "--out", file)
     assert status == 0 and f"written: {file}" in output
     data = page_data(file.read_text())
-    scale = 128 / WIDTH
-    assert file.stat().st_size < 300_000 and (data["width"], data["height"]) == (128, 82)
-    np.testing.assert_allclose(data["box"], [75 * scale, 30 * 82 / HEIGHT] * 2, rtol=1e-6)
+    assert file.stat().st_size < 300_000 and (data["width"], data["height"]) == (WIDTH, HEIGHT)
+    assert data["box"] == [75, 30] * 2 and data["seen"] == [96, 128], "the page's positions are the file's"
+    np.testing.assert_allclose(data["scale"], [HEIGHT / 82, WIDTH / 128])
     _, fields = detections(folder, "a.png")
     for layer, field in zip(data["layers"], fields, strict=True):
-        points, _ = decoded(layer)
-        pixels = torch.tensor(data["seen"]) / torch.tensor(field.input_size)  # per pixel of the map
-        expected = (field.points * pixels[:, None, None]).permute(2, 3, 0, 1).flip(-1).numpy()
-        assert layer["name"] == field.name and np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-3
+        offsets, _ = decoded(layer)
+        assert layer["name"] == field.name and layer["input"] == [*field.input_size]
+        np.testing.assert_allclose(offsets, field.offset.permute(2, 3, 0, 1), atol=1e-3)
         rows, columns = field.weight.shape[1:]
         assert re.search(rf"{field.name} +{rows}×{columns} +{field.offset.abs().mean():.3f} ", output)

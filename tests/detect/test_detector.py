@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.apis import inference_detector
+from mmengine.config import Config
 from PIL import Image
 
 import dcnzoo
@@ -21,9 +23,10 @@ from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.drawing import encoded
 from dcnzoo.openmmlab.detector import Features
+from dcnzoo.report.explain_detector import explain
 from dcnzoo.utils.errors import UserError
 from tests.commands import run
-from tests.demo import small_options
+from tests.demo import DEFORMABLE, build, small_options
 from tests.zoo.server import Served, serving
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
@@ -121,6 +124,46 @@ def test_inputs(detector, folder, tmp_path):
         frames = [*detector(tmp_path / "x.avi")]
         assert [frame.path for frame in frames] == [f"{tmp_path}/x.avi#{number}" for number in (1, 2)]
         assert_equal(frames[1], expected, rtol=0.05)
+
+
+def test_a_grey_array_is_a_grey_picture(detector, folder, tmp_path):
+    grey = cv2.imread(str(folder / "0.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    expected = detector(np.stack([grey] * 3, 2))
+    for image in (grey, grey[..., None], torch.from_numpy(grey), tmp_path / "grey.png"):
+        result = detector(image)
+        assert_equal(result, expected)
+        assert (result.image == grey[..., None]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_other_numbers_of_channels(tmp_path, channels):
+    """MMDetection's own result of the same array; what does not exist is one error."""
+    cfg = Config.fromfile(DEFORMABLE)
+    cfg.model.backbone.in_channels = channels
+    cfg.model.data_preprocessor.update(mean=[100.0], std=[50.0], bgr_to_rgb=False)
+    cfg.dump(tmp_path / "c.py")
+    torch.manual_seed(0)
+    torch.save({"state_dict": build(cfg.model).state_dict(), "meta": {}}, tmp_path / "c.pth")
+    detector = dcnzoo.load(tmp_path / "c.py", tmp_path / "c.pth", device="cpu", score_threshold=0)
+    array = np.random.default_rng(0).integers(0, 256, (96, 128, channels), dtype=np.uint8)
+    expected = inference_detector(detector.model, array).pred_instances
+    result = detector(array, max_detections=5)
+    np.testing.assert_allclose(result.scores, expected.scores.sort(descending=True)[0][:5], rtol=1e-5)
+    assert result.image.shape == (96, 128, 3) and len(detector(array, tile=64)) and result.draw()
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), array[..., 0])
+    if channels == 1:
+        for image in (array[..., 0], file, Image.open(file)):
+            assert_equal(detector(image, max_detections=5), result)
+    else:
+        with pytest.raises(ValueError, match=rf"expected an array \[H, W, {channels}\]"):
+            detector(file)
+    with pytest.raises(ValueError, match=r"expected \[H, W"):
+        detector(array.repeat(3, 2))
+    for call in (lambda: detector.export(tmp_path / "m.onnx"), lambda: explain(detector, file)):
+        with pytest.raises(ValueError, match="3 channels"):
+            call()
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from dcnzoo.cli.infer import command
-from dcnzoo.detect.coco import polygons_of
+from dcnzoo.detect.coco import encode, polygons_of
+from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.files import OutputNames, ResultFiles
@@ -84,7 +86,7 @@ def test_fewer_pictures_than_a_batch(monkeypatch, batch_size):
     """When the list ends, the last reads are awaited, not cancelled; closing a call cancels them."""
     reads, threads = [], set()
 
-    def slow(image, bgr):
+    def slow(image, bgr, channels):
         time.sleep(0.002)
         reads.append(image)
         threads.add(threading.current_thread())
@@ -123,11 +125,48 @@ def test_polygons_are_the_masks_without_holes(case):
         for _ in range(case):
             x, y, radius = rng.integers(0, 53), rng.integers(0, 37), int(rng.integers(1, 12))
             cv2.circle(mask, (int(x), int(y)), radius, 1, -1)
-    polygons = polygons_of(mask)
+    crops = Crops.of(mask[None].astype(bool))
+    polygons = polygons_of(crops.parts[0], crops.corners[0])
     again = decode(merge(frPyObjects(polygons, *mask.shape)))
     filled = np.zeros_like(mask)
     cv2.drawContours(filled, cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], -1, 1, -1)
     assert np.array_equal(again, filled)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 7), (40, 31)])
+def test_masks_are_encoded_as_pycocotools_encodes_them(size):
+    """From the part with the object: at corners, over whole sides, single pixels, no pixel, all of them."""
+    from pycocotools.mask import encode as expected
+
+    rng = np.random.default_rng(0)
+    (height, width), masks = size, [np.zeros(size, bool), np.ones(size, bool)]
+    for _ in range(40):
+        y, x = np.sort(rng.integers(0, height + 1, 2)), np.sort(rng.integers(0, width + 1, 2))
+        mask = np.zeros(size, bool)
+        mask[y[0] : y[1], x[0] : x[1]] = rng.random((y[1] - y[0], x[1] - x[0])) > 0.3
+        masks.append(mask)
+    crops = Crops.of(np.stack(masks))
+    for mask, part, corner in zip(masks, crops.parts, crops.corners, strict=True):
+        assert encode(part, corner, size) == expected(np.asfortranarray(mask, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "format"),
+    [
+        ("a.jpg", [], "JPEG"),
+        ("a.JPEG", [], "JPEG"),
+        ("a.bmp", [], "PNG"),
+        ("a.jpg", ["--format", "png"], "PNG"),
+        ("a.png", ["--format", "jpg"], "JPEG"),
+        ("a.png", ["--jpeg"], "JPEG"),
+    ],
+)
+def test_a_drawing_has_the_format_of_its_picture(infer, tmp_path, name, options, format):
+    (tmp_path / "a").mkdir()
+    cv2.imwrite(str(tmp_path / "a" / name), np.full((9, 12, 3), 3, np.uint8))
+    assert infer(f"a/{name}", "--out", "out", *options)[0] == 0
+    (file,) = (path for path in (tmp_path / "out").iterdir() if path.suffix != ".json")
+    assert Image.open(file).format == format and file.suffix == {"PNG": ".png", "JPEG": ".jpg"}[format]
 
 
 def test_empty_masks_stay_in_run_length_encoding():

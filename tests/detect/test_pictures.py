@@ -263,7 +263,7 @@ def test_pillow_reads_what_opencv_reads(picture, tmp_path, monkeypatch):
     expected = np.rot90(picture[..., :1], -1).repeat(3, 2)
     np.testing.assert_array_equal(read(Image.open(tmp_path / "turned.png")), expected)
     for image, got in (
-        (picture[..., 0], r"\[97, 171\], uint8"),
+        (picture[..., :2], r"\[97, 171, 2\], uint8"),
         (picture.astype(float), r"\[97, 171, 3\], float64"),
         (picture[:0], r"\[0, 171, 3\], uint8"),
         (torch.zeros(3), r"\[3\]"),

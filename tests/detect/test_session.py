@@ -17,6 +17,7 @@ from torch import nn
 from dcnzoo.detect.backends.onnxruntime import release
 from dcnzoo.detect.backends.openvino import make_core
 from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.outputs import SCORE_THRESHOLD_KEY
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.detect.tiles import merge
@@ -83,6 +84,17 @@ def test_threads_and_processes(backend, folder):
         with pool:
             results = list(pool.map(detector, pictures * 5))
         assert all(map(np.array_equal, (result.boxes for result in results), expected * 5))
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "expected"), [(None, None, 0.3), (0.5, None, 0.5), (0.5, 0.1, 0.1)]
+)
+def test_the_default_threshold_is_that_of_the_file(folder, tmp_path, stored, given, expected):
+    model = onnx.load(folder / "static.onnx")
+    if stored is not None:
+        onnx.helper.set_model_props(model, {**PREPROCESSING.to_metadata(), SCORE_THRESHOLD_KEY: str(stored)})
+    onnx.save(model, tmp_path / "m.onnx")
+    assert Detector(tmp_path / "m.onnx", score_threshold=given).score_threshold == expected
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

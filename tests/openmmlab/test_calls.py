@@ -7,11 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from mmengine.hub import get_config
 from torch import nn
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.openmmlab.calls import call_settings
+from dcnzoo.openmmlab.detector import TorchDetector
+from dcnzoo.openmmlab.results import default_score_threshold
+from tests.demo import build as build_config
 from tests.export.detectors import build, has_dcn
 from tests.export.detectors import predict_batch as predict
 
@@ -54,6 +58,20 @@ def test_threshold_reaches_nms(family, masks):
         assert (other.masks is not None) == masks
         np.testing.assert_allclose(one.boxes, other.boxes, rtol=1.3e-6, atol=1e-5)
         assert np.array_equal(one.scores, other.scores) and np.array_equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize(
+    ("family", "threshold"),
+    [("Mask R-CNN", 0.5), ("Cascade R-CNN", 0.5), ("FCOS", 0.3), ("DETR", 0.3)],
+)
+def test_the_default_threshold_is_one_number_of_the_model(family, threshold):
+    assert TorchDetector(build(family)).score_threshold == default_score_threshold(build(family)) == threshold
+    assert TorchDetector(build(family), 0.1).score_threshold == 0.1
+
+
+def test_sparse_heads_have_sigmoid_scores():
+    cfg = get_config("mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py")
+    assert default_score_threshold(build_config(cfg.model, "meta")) == 0.3
 
 
 def test_threshold_leaves_heads_whose_scores_rise():

@@ -245,7 +245,7 @@ class FindsNothing(BaseDetector):
 @pytest.mark.parametrize("orientation", [1, 6])  # EXIF's; 6 turns a picture
 @pytest.mark.parametrize("stated", [(60, 40), (40, 60), (41, 60), (60, None), (0, 0), (-1, -1), (None, None)])
 def test_every_reader_compares_sizes(tmp_path, orientation, stated):
-    """The size of the picture as OpenCV loads it; None, 0 and −1 are unknown where it is converted."""
+    """The size of the picture as OpenCV loads it; None, 0 and −1 are unknown, but not in a config's file."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)

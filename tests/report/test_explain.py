@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from dcnzoo.report.explain import (
     render_explanation,
     with_unique_names,
 )
+from dcnzoo.report.sampling import Frame
 from dcnzoo.utils.errors import UserError
 
 SIZE = (24, 36)
@@ -127,7 +130,7 @@ def test_any_network(channels):
     model[2].eval()
     picture = torch.randn(1, channels, *SIZE)
     explanation = explain_network(model, picture, Box(21, 10, 21, 10), further=4)
-    rows, columns = output_window(explanation.fields[0], Box(21, 10, 21, 10), SIZE)
+    rows, columns = output_window(explanation.fields[0], Box(21, 10, 21, 10), Frame(SIZE))
     torch.testing.assert_close(
         explanation.receptive_field, by_hand(model, rows, columns, (1, -2)), atol=1e-6, rtol=1e-5
     )
@@ -162,8 +165,11 @@ def test_heat_map_of_one_pixel_and_of_none():
     assert np.isfinite(heat_map(torch.zeros(5, 7))).all()
 
 
-def explained(outputs=(12, 12), box=None, names=("1",)):
-    """An explanation with random offsets, and with a layer that has only statistics."""
+def explained(outputs=(12, 12), box=None, names=("1",), scale=(1.0, 1.0)):
+    """An explanation with random offsets, and with a layer that has only statistics.
+
+    ``scale``: pixels of the picture, (y, x), for each pixel of the model's input.
+    """
     model = make_model()
     nn.init.normal_(model[1].conv_offset.weight, std=0.2)
     size = (outputs[0] * STRIDE[0], outputs[1] * STRIDE[1])
@@ -171,27 +177,46 @@ def explained(outputs=(12, 12), box=None, names=("1",)):
         model(torch.randn(1, 3, *size))
     fields = [type(fields[0])(**{**vars(fields[0]), "name": name}) for name in names]
     statistics = {names[0]: OffsetStatistics(0.25, 2.5, 0.125), "other": OffsetStatistics(1, 2, 0)}
-    image = np.random.default_rng(0).integers(0, 255, (size[0] - 3, size[1] - 5, 3), dtype=np.uint8)
-    heat = torch.rand(image.shape[:2])
+    unpadded = size[0] - 3, size[1] - 5
+    shape = [round(n * factor) for n, factor in zip(unpadded, scale, strict=True)]
+    image = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    heat = torch.rand(unpadded)
     box = box or Box(21, 10, 21, 10)
-    return Explanation(image, size, box, fields, names[-1], heat, statistics, {(3.0, 4.0): heat.flip(1)})
+    return Explanation(
+        image, Frame(size, scale), box, fields, names[-1], heat, statistics, {(3.0, 4.0): heat.flip(1)}
+    )
 
 
 def test_a_box_has_its_outputs_or_some_of_many():
     explanation = explained()
     (field,) = explanation.fields
-    points, weight = points_of(field, explanation.box, explanation.image_size)
+    points, weight = points_of(field, explanation.box, explanation.frame)
     torch.testing.assert_close(points, field.points[:, :, 5, 7])
     assert torch.equal(weight, torch.ones(15))
-    assert output_window(field, Box(3, 4, 9.2, 4), SIZE) == (slice(2, 3), slice(1, 4))
-    points, _ = points_of(field, Box(3, 4, 9.2, 4), SIZE)
+    assert output_window(field, Box(3, 4, 9.2, 4), Frame(SIZE)) == (slice(2, 3), slice(1, 4))
+    points, _ = points_of(field, Box(3, 4, 9.2, 4), Frame(SIZE))
     torch.testing.assert_close(points[15:30], field.points[:, :, 2, 2])
     names = [f.name for f in with_unique_names(explained(names=("a", "b", "a", "a")).fields)]
     assert names == ["a", "b", "a #2", "a #3"]
-    points, _ = points_of(field, Box(0, 0, 35, 23), SIZE)
+    points, _ = points_of(field, Box(0, 0, 35, 23), Frame(SIZE))
     assert len(points) == 8 * 8 * 15
     torch.testing.assert_close(points[:15], field.points[:, :, 0, 0])
     torch.testing.assert_close(points[-15:], field.points[:, :, 11, 11])
+
+
+@pytest.mark.parametrize("scale", [(2.5, 1.5), (0.5, 0.25)])
+def test_positions_are_pixels_of_the_picture(scale):
+    """Without offsets, the mean of a layer's points is the output's centre: nearest to the position."""
+    explanation = explained(scale=scale)
+    (field,), frame = explanation.fields, explanation.frame
+    y, x = 8.0 * scale[0], 20.0 * scale[1]
+    points, _ = points_of(field.without_offset(), Box(x, y, x, y), frame)
+    distance = (points.mean(0) - torch.tensor([y, x])).abs() / torch.tensor(scale)
+    assert (distance <= torch.tensor(STRIDE) / 2 + 1e-4).all()
+    for place in places(field, explanation.image.shape[:2], frame, 12):
+        rows, columns = output_window(field, place, frame)
+        assert rows.start * STRIDE[0] == pytest.approx((place.y1 + 0.5) / scale[0] - 0.5, abs=1e-4)
+        assert columns.start * STRIDE[1] == pytest.approx((place.x1 + 0.5) / scale[1] - 0.5, abs=1e-4)
 
 
 def test_table_and_figure_of_layers():
@@ -209,7 +234,7 @@ def test_table_and_figure_of_layers():
         np.testing.assert_array_equal(image, pixels)
     limits = {(*axes.get_xlim(), *axes.get_ylim()) for axes in figure.axes[:3]}
     assert limits == {(-0.5, SIZE[1] - 5.5, SIZE[0] - 3.5, -0.5)}
-    points, weight = points_of(explanation.fields[0], explanation.box, SIZE)
+    points, weight = points_of(explanation.fields[0], explanation.box, Frame(SIZE))
     np.testing.assert_array_equal(drawn.get_offsets(), points.flip(1))
     np.testing.assert_array_equal(drawn.get_array(), weight.abs())
     assert len(points) == 3 * 3 * 15 and drawn.get_clim() == (0, 1)
@@ -219,11 +244,11 @@ def test_table_and_figure_of_layers():
 
 def test_places_are_outputs_in_the_visible_image():
     (field,) = explained().fields
-    assert places(field, SIZE, SIZE, 0) == []
-    boxes = places(field, (20, 30), SIZE, 6)
+    assert places(field, SIZE, Frame(SIZE), 0) == []
+    boxes = places(field, (20, 30), Frame(SIZE), 6)
     # 2 × 3 centres of equal parts of 20 × 30, moved to outputs, which are (2, 3) pixels apart
     assert {(box.y1, box.x1) for box in boxes} == {(y, x) for y in (4, 16) for x in (6, 15, 24)}
-    assert len(places(field, SIZE, SIZE, 1000)) == 144, "not an output twice"
+    assert len(places(field, SIZE, Frame(SIZE), 1000)) == 144, "not an output twice"
 
 
 def page_data(page):
@@ -231,11 +256,10 @@ def page_data(page):
 
 
 def decoded(layer):
-    """Points [rows, columns, taps, 2], (x, y) in image pixels, and weights [rows, columns, taps] in 0…1."""
-    shape = (*layer["stored"], layer["taps"])
-    points = np.frombuffer(base64.b64decode(layer["points"]), "<i2").reshape(*shape, 2)
-    weights = np.frombuffer(base64.b64decode(layer["weights"]), np.uint8).reshape(shape)
-    return points * layer["quantum"], weights / 255
+    """Offsets [rows, columns, taps, 2], (y, x) in pixels of the layer's input, and weights in 0…1."""
+    offsets = np.frombuffer(base64.b64decode(layer["offsets"]), "<i2").reshape(*layer["stored"], -1, 2)
+    weights = np.frombuffer(base64.b64decode(layer["weights"]), np.uint8).reshape(offsets.shape[:3])
+    return offsets * layer["quantum"], weights / 255
 
 
 @pytest.mark.parametrize(("outputs", "step"), [((12, 12), 1), ((20, 70), 2)])
@@ -246,10 +270,37 @@ def test_page_holds_the_recorded_points(outputs, step):
     assert not re.findall(r'(?:src|href)="|url\(|https?://(?!www\.w3\.org/2000/svg)', page), "self-contained"
     (layer,) = page_data(page)["layers"]
     assert layer["step"] == step and layer["output"] == list(outputs)
-    points, weights = decoded(layer)
-    expected = explanation.fields[0].points[:, :, ::step, ::step].permute(2, 3, 0, 1).flip(-1).numpy()
-    assert np.abs(points - expected).max() <= layer["quantum"] / 2 + 1e-4
+    offsets, weights = decoded(layer)
+    expected = explanation.fields[0].offset[:, :, ::step, ::step].permute(2, 3, 0, 1).numpy()
+    assert np.abs(offsets - expected).max() <= layer["quantum"] / 2 + 1e-5 < 1e-3
     assert (weights == 1).all()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.5, 1.5), (0.5, 0.25)])
+def test_the_page_computes_the_sampled_pixels_of_the_picture(scale):
+    """The convolution of a page's points, by the operator's own definition, resized as OpenCV resizes."""
+    explanation = explained(scale=scale)
+    page = render_explanation(explanation, "title")
+    program = re.search(r'<script id="positions">(.*?)</script>', page, re.DOTALL)[1]
+    program += """
+    const data = decode(JSON.parse(require("fs").readFileSync(0, "utf8")));
+    const layer = data.layers[0], points = [];
+    for (let row = 0; row < 12; row++) for (let column = 0; column < 12; column++)
+      for (let tap = 0; tap < 15; tap++) {
+        const {x, y} = sample(data, layer, row, column, tap);
+        points.push([x, y]);
+      }
+    console.log(JSON.stringify(points));"""
+    output = subprocess.run(
+        ["node", "-e", program], input=json.dumps(page_data(page)), capture_output=True, text=True, check=True
+    ).stdout
+    (field,) = explanation.fields
+    row, column, tap_y, tap_x = np.meshgrid(*map(np.arange, (12, 12, 3, 5)), indexing="ij")
+    offset = field.offset.numpy().reshape(3, 5, 2, 12, 12).transpose(2, 3, 4, 0, 1)
+    y, x = row * 2 - 1 + tap_y + offset[0], column * 3 - 2 + tap_x + offset[1]  # pixels of the input
+    expected = np.stack([(x + 0.5) * scale[1] - 0.5, (y + 0.5) * scale[0] - 0.5], -1).reshape(-1, 2)
+    np.testing.assert_allclose(json.loads(output), expected, atol=1e-3)
 
 
 def test_names_and_runaway_offsets_do_not_spoil_the_page():
@@ -259,4 +310,4 @@ def test_names_and_runaway_offsets_do_not_spoil_the_page():
     assert "UTF-8: \\udcff" in page and page.encode()
     (layer,) = page_data(page)["layers"]
     assert layer["name"] == "</script><b>"
-    assert layer["quantum"] == 1 / 32 and decoded(layer)[0].max() <= 2 * max(SIZE)
+    assert decoded(layer)[0].max() <= 2 * max(SIZE)

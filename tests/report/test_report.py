@@ -1,24 +1,33 @@
 """The report: reading logs, the figures, and a page without external files."""
 
 import base64
+import dataclasses
+import io
 import json
 import re
+import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
+from pycocotools.mask import encode
 
-import dcnzoo.openmmlab.hooks  # noqa: F401
+import dcnzoo
+import dcnzoo.openmmlab.hooks
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.history import BEGAN, NUMBER, History
-from dcnzoo.report import trace_sampling
 from dcnzoo.report.evaluation import ClassResults, evaluate
+from dcnzoo.report.explain import render_explanation
+from dcnzoo.report.explain_detector import explain
 from dcnzoo.report.report import render_runs, side_by_side, summary, write_report
 from dcnzoo.report.runs import TrainedRun
+from dcnzoo.report.sampling import Frame
 from dcnzoo.report.sections.errors import class_table, compare_classes
-from dcnzoo.report.sections.pictures import locations
+from dcnzoo.report.sections.pictures import locations, trace_in_picture
 from dcnzoo.report.validation import ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
 
@@ -36,7 +45,9 @@ def write_log(folder, *starts):
                 lines.append(entry)
             elif len(entry) == 3:
                 step, epoch, loss = entry
-                lines.append({"loss": loss, "time": 0.25, "epoch": epoch, "iter": step, "step": step})
+                lines.append(
+                    {"loss": loss, "lr": 0.1, "time": 0.25, "epoch": epoch, "iter": step, "step": step}
+                )
             else:
                 metrics = {"coco/bbox_mAP": entry[1], "coco/bbox_mAP_l": -1.0, "time": 9.0}
                 lines.append({**metrics, "step": entry[0]})
@@ -123,7 +134,13 @@ def test_report_of_a_run(make_run, monkeypatch):
     assert "<img" in html and not re.search(r'<img(?![^>]* alt="\w)', html)
     sizes = re.findall(r"font-size: ([\d.]+)px", "".join(charts(html)))
     assert min(map(float, sizes)) >= 9, "points, 12 pixels of the page"
-    assert ">Errors by class</h2>" in html and "first 6 validation" in html
+    headings = re.findall(r"<h2 id=.*?>(.*?)</h2>", html)
+    assert headings == [
+        "Detections", "Errors by class", "Sampling positions", "Learning curves", "Offsets during training",
+        "All validations",
+    ]  # fmt: skip
+    assert "all 6 validation images" in html and '<th scope="col">mask AP</th>' in html
+    assert html.count("<details") == 2, "the learning rate and the validations"
     drawn = {layer for chart in charts(html) for layer in re.findall(r">(layer\d)<", chart)}
     assert drawn == {f"layer{n}" for n in (0, 1, 2, 6, 7, 8)}, "the layers with the largest final offsets"
     assert any(">epoch<" in chart for chart in charts(html)), "not iterations"
@@ -133,6 +150,19 @@ def test_report_of_a_run(make_run, monkeypatch):
     with pytest.raises(UserError, match=r"checkpoint: .*epoch_2\.pth"):
         write_report([moved])
     assert [file.name for file in moved.glob("*.html")] == ["report.html"]
+
+
+@pytest.mark.parametrize(("name", "ap"), [("best_coco_bbox_mAP_epoch_1", 0.125), ("epoch_2", 0.25)])
+def test_figures_and_pictures_are_of_one_checkpoint(make_run, name, ap):
+    """The first epoch is the best one, or the last is chosen: the metrics are those of the weights."""
+    folder = make_run()
+    weights = folder / f"{name}.pth"
+    if not weights.exists():
+        shutil.copy(folder / "epoch_2.pth", weights)
+    run = TrainedRun.read(folder, checkpoint=weights)
+    assert run.metrics["coco/bbox_mAP"] == ap and f"epoch {run.step}" in run.described
+    html = render_runs([run], {})
+    assert f"box AP</dt><dd>{ap:.3f}" in html and f"box AP {ap:.3f}" in html and run.described in html
 
 
 def test_runs_beside_each_other(make_run):
@@ -149,7 +179,7 @@ def test_runs_beside_each_other(make_run):
     assert first == ["off", "0.100", "0.250", "–"]
     assert second == ["v2", "0.300 ± 0.141", "0.250", "585,806"]
     html = render_runs(runs, detectors, images=1)
-    assert "<td>0.300 ± 0.141</td>" in html and "<td>+0.200</td>" in html
+    assert "<dd>0.100 → 0.300 ± 0.141</dd>" in html and "off → v2: +0.200" in html
 
 
 def test_two_runs_side_by_side():
@@ -182,12 +212,16 @@ def test_pictures_of_resized_and_padded_images(make_run, data):
     """Figures use the pixels of the file, whatever the model's input was."""
     folder = make_run()
     cfg = Config.fromfile(folder / "config.py")
-    small = ValidationRunner(cfg, folder / "epoch_2.pth").predict(1)
+    runner = ValidationRunner(cfg, folder / "epoch_2.pth")
+    runner.threshold = 0
+    small = runner.predict(1)
     resize = dict(type="Resize", scale=(192, 320), keep_ratio=False)  # ×1.5 wide, ×2.5 high
     cfg.val_dataloader.dataset.pipeline[1] = resize
     cfg.model.data_preprocessor.pad_size_divisor = 224
-    large = ValidationRunner(cfg, folder / "epoch_2.pth").predict(1)
-    assert small.image_size == (128, 128) and large.image_size == pytest.approx((448 / 2.5, 224 / 1.5))
+    runner = ValidationRunner(cfg, folder / "epoch_2.pth")
+    runner.threshold = 0
+    large = runner.predict(1)
+    assert small.frame == Frame((128, 128)) and large.frame == Frame((448, 224), (1 / 2.5, 1 / 1.5))
     for part in ("image", "boxes"):
         assert np.array_equal(getattr(small.truth, part), getattr(large.truth, part))
     assert small.truth.masks.shape == large.truth.masks.shape == (len(small.truth.labels), 128, 128)
@@ -198,16 +232,69 @@ def test_pictures_of_resized_and_padded_images(make_run, data):
     assert list(large.statistics) == [field.name for field in large.fields]
     # without offsets, the nine points of a layer are around the location, one pixel of its map apart
     (field, *_) = large.fields
-    points, _ = trace_sampling([field.without_offset()], (64.0, 32.0), large.image_size)
+    points, _ = trace_in_picture([field.without_offset()], (64.0, 32.0), large.frame)
     apart = 448 / 2.5 / field.input_size[0], 224 / 1.5 / field.input_size[1]
     assert np.ptp(points, 0) == pytest.approx(np.multiply(apart, 2))
     assert (points.mean(0) - torch.tensor([64.0, 32.0])).abs().max() <= max(apart)
+
+
+PLAIN, FLOAT = {"type": "LoadImageFromFile"}, {"type": "LoadImageFromFile", "to_float32": True}
+NORMALISED = {"type": "Normalize", "mean": [123.0, 116, 103], "std": [58.0, 57, 57]}
+PACK = {"type": "PackDetInputs"}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "steps"),
+    [
+        ((200, 100, 50), [FLOAT, PACK]),
+        ((200, 100, 50), [PLAIN, NORMALISED, PACK]),
+        ((120,), [FLOAT, PACK]),
+        ((200 * 256, 100 * 256, 50 * 256), [PLAIN, PACK]),
+        ((200, 100, 50, 255), [PLAIN, PACK]),
+    ],
+)
+def test_a_picture_is_shown_in_the_colours_of_its_file(data, tmp_path, pixels, steps):
+    shutil.copytree(data, tmp_path / "data")
+    (file, *_) = sorted((tmp_path / "data/val").iterdir())
+    bgr = [*pixels[2::-1], *pixels[3:]]
+    picture = np.full((128, 128, len(pixels)), bgr, np.uint16 if max(pixels) > 255 else np.uint8)
+    assert cv2.imwrite(str(file), picture)
+    name = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
+    detector = dcnzoo.load(name, device="cpu", cfg_options={"test_dataloader.dataset.pipeline": steps})
+    cfg = Config.fromfile(DEFORMABLE)
+    settings = {"pipeline": steps, "data_root": f"{tmp_path}/data/", "shapes": None}
+    cfg.merge_from_dict({f"val_dataloader.dataset.{key}": value for key, value in settings.items()})
+    truth = ValidationRunner(cfg, None).annotated(0)
+    explanation = explain(detector, file)
+    uri = re.search(r'"image":"data:image/png;base64,([^"]+)', render_explanation(explanation, "title"))[1]
+    page = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))
+    result = detector(file, score_threshold=1)
+    expected = (120, 120, 120) if len(pixels) == 1 else (200, 100, 50)
+    for shown in (truth.image, explanation.image, page, result.image, np.asarray(result.draw())):
+        assert shown.dtype == np.uint8 and (shown == expected).all()
 
 
 def made(boxes, labels, scores=None, size=(20, 60)):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     scores = np.ones(len(boxes)) if scores is None else np.array(scores)
     return Detections(boxes, scores, np.array(labels, int), None, ("a", "b"), np.zeros((*size, 3), np.uint8))
+
+
+def test_ap_of_masks():
+    """Boxes are right; the masks of class b are half of the objects, those of class a are the objects."""
+    masks = np.zeros((2, 20, 60), bool)
+    masks[0, 2:9, 3:20], masks[1, 12:18, 30:50] = True, True
+    codes = [encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    boxes = [[3, 2, 20, 9], [30, 12, 50, 18]]
+    truth = [
+        dict(bbox=box, bbox_label=i, ignore_flag=0, mask=code)
+        for i, (box, code) in enumerate(zip(boxes, codes, strict=True))
+    ]
+    masks[1, :, 40:] = False
+    detections = dataclasses.replace(made(boxes, [0, 1], [0.9, 0.8]), masks=masks)
+    result = evaluate([truth], [detections], 2, threshold=0.3)
+    assert result.ap.tolist() == pytest.approx([1, 1]) and result.mask_ap.tolist() == pytest.approx([1, 0.1])
+    assert class_table(result, "ab")[0] == ["class", "objects", "box AP", "box AP50", "mask AP"]
 
 
 def test_places_of_boxes():
@@ -244,6 +331,7 @@ def test_precision_and_confusion():
         ["a", "2", ap, ap],
         ["b", "1", "0.000", "0.000"],
     ]
+    assert result.mask_ap is None
     many = evaluate(
         [[], [], *[first] * 20], [made([box] * (i % 11), [1] * (i % 11)) for i in range(22)], 2, 0.3
     )

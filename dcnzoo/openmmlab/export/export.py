@@ -20,7 +20,7 @@ from torch.export import Dim
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.drawing import encoded
-from dcnzoo.detect.outputs import MASK_THRESHOLD
+from dcnzoo.detect.outputs import MASK_THRESHOLD, SCORE_THRESHOLD_KEY
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
@@ -40,6 +40,7 @@ from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
 from dcnzoo.utils.files import replacing, write_bytes
 from dcnzoo.utils.findings import Finding
+from dcnzoo.utils.progress import name_step
 
 # With dynamic sizes, tracing would treat a map of one pixel, at stride 128, as a fixed size, and mmcv pads
 # maps of two for a deformable convolution.
@@ -50,6 +51,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     """Export a detector: see :meth:`dcnzoo.openmmlab.detector.TorchDetector.export`."""
     if detector.device != "cpu":
         raise ValueError(f"device: expected a detector on the CPU (device='cpu'), got {detector.device}")
+    detector.require_three_channels("export")
     int8 = options.precision if isinstance(options.precision, Int8) else None
     files = calibration_files(int8.images, int8.count) if int8 else []
     network = predicting_part(detector.model)
@@ -71,7 +73,9 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     elif options.shape is None:
         text = f"the size of the input is fixed, {shape[0]} × {shape[1]}"
         findings.append(Finding(type(network).__name__, text, stops=False))
-    metadata = {} if preprocessing is None else preprocessing.to_metadata()
+    metadata = {SCORE_THRESHOLD_KEY: str(detector.score_threshold)}
+    if preprocessing is not None:
+        metadata |= preprocessing.to_metadata()
     calibration = () if preprocessing is None else calibration_inputs(preprocessing, files, shape)
     path = Path(options.path)
     folder = path.parent if path.parent.exists() else path.parent.parent
@@ -84,6 +88,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
             metadata=metadata,
             calibration=calibration,
         )
+        name_step("verify")
         result = ExportResult(written, shape, tuple(findings))
         if options.verifies and options.raw_outputs:
             verify_raw_outputs(network, Session(written[0], device="cpu"), example)

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import sys
+from datetime import timedelta
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -14,6 +15,8 @@ from rich.progress import Progress, TaskID
 
 from dcnzoo.utils.progress import LineProgress, make_progress
 
+FIRST = 10  # iterations, after which a line tells the time to the end
+
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
@@ -24,11 +27,13 @@ class ProgressHook(Hook):
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._progress = Progress(disable=True)
+        self._first = 0  # iteration of the start
         self._streams: list[tuple[logging.StreamHandler, object]] = []
         self._bars: dict[str, TaskID] = {}
 
     def before_train(self, runner: Runner) -> None:
         self._start(runner)
+        self._first = runner.iter
         self._begin("train", runner.max_iters, runner.iter)
 
     def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
@@ -42,6 +47,10 @@ class ProgressHook(Hook):
         note = "" if loss is None else f"loss {loss.current():.3f}"
         done = runner.iter if mode == "train" else batch_idx
         self._progress.update(self._bars[mode], completed=done + 1, note=note)
+        if mode == "train" and done + 1 - self._first == FIRST and is_main_process():
+            left = runner.message_hub.get_info("eta", 0)  # of mmengine's IterTimerHook, in seconds
+            text = f"about {timedelta(seconds=round(left))} to the end, without validations"
+            self.console.print(text, highlight=False)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         self._progress.remove_task(self._bars["val"])

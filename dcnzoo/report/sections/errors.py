@@ -9,36 +9,40 @@ from dcnzoo.report import page
 from dcnzoo.report.evaluation import IOU, ClassResults
 from dcnzoo.report.page import Section
 from dcnzoo.report.plots import plot_confusion, plot_precision_recall
-from dcnzoo.report.validation import THRESHOLD, ValidationRunner
+from dcnzoo.report.validation import ValidationRunner, thresholds
 from dcnzoo.utils.text import cut
 
 _MOST_CLASSES = 12  # in a chart
+KINDS = {"box AP": "ap", "mask AP": "mask_ap"}
 
 
 def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str, ClassResults]) -> Section:
-    parts = []
-    all_names = next(iter(detectors.values())).classes  # of all detectors
+    first = next(iter(detectors.values()))
+    all_names, parts = first.classes, []  # of all detectors
     if len(results) == 2:
-        parts.append(page.table(compare_classes(results, all_names)))
+        tables = [page.table(rows) for kind in KINDS if (rows := compare_classes(results, all_names, kind))]
+        parts.append(page.columns(tables))
+    columns = []
     for label, result in results.items():
         numbers = result.confusion.sum(1)[:-1].argsort(kind="stable")[::-1][:_MOST_CLASSES]
         chosen = sorted(number for number in numbers if result.objects[number])
         names = [cut(all_names[number], 24) for number in chosen]
-        suffix = f", {label}" if len(results) > 1 else ""
         figures = []
         if chosen:
             curves = dict(zip(names, result.precision[chosen], strict=True))
-            figures.append(plot_precision_recall(f"precision and recall{suffix}", curves))
+            figures.append(plot_precision_recall("precision and recall of boxes", curves))
         counts = result.confusion[np.ix_([*chosen, -1], [*chosen, -1])]
-        figures.append(plot_confusion(f"confusion{suffix}", counts, [*names, "none"]))
-        if suffix:
-            parts.append(Markup("<h3>{}</h3>").format(label))
-        parts += [page.table(class_table(result, all_names)), page.charts(figures)]
-    images = next(iter(results.values())).images
+        figures.append(plot_confusion("confusion of boxes", counts, [*names, "none"]))
+        heading = Markup("<h3>{}</h3>").format(label)
+        columns.append(heading + page.table(class_table(result, all_names)) + page.charts(figures))
+    parts.append(page.columns(columns))
+    images, number = next(iter(results.values())).images, len(first.dataset)
+    which = f"all {number}" if images == number else f"the first {images} of {number}"
+    other = "" if images == number else ", so the means differ from the AP above"
     text = (
-        f"Boxes in the first {images} validation images; they match from IoU {IOU} on (AP: 0.5 to 0.95). The "
-        f"confusion matrix counts detections with a score of at least {THRESHOLD}. Column 'none': objects "
-        "that were missed; row 'none': detections without an object."
+        f"AP is the mean from IoU 0.5 to 0.95, in {which} validation images{other}. The confusion matrix "
+        f"counts boxes with a score of at least {thresholds(detectors)}, which match from IoU {IOU} on. "
+        "Column 'none': objects that were missed; row 'none': detections without an object."
     )
     if len(all_names) > _MOST_CLASSES:
         text += f" Of {len(all_names)} classes, the charts show the {_MOST_CLASSES} with the most objects."
@@ -48,21 +52,29 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
 def class_table(result: ClassResults, names: Sequence[str]) -> list[list[str]]:
     """Return a header, the means, and one row per class with objects."""
     chosen = np.flatnonzero(result.objects)
-    columns = result.ap, result.precision.mean(1)
-    rows = [["class", "objects", "AP", "AP50"]]
+    columns = {"box AP": result.ap, "box AP50": result.precision.mean(1), "mask AP": result.mask_ap}
+    values = {name: column for name, column in columns.items() if column is not None}
+    rows = [["class", "objects", *values]]
     if len(chosen):
-        means = [f"{column[chosen].mean():.3f}" for column in columns]
+        means = [f"{column[chosen].mean():.3f}" for column in values.values()]
         rows.append([f"mean of {len(chosen)}", str(result.objects.sum()), *means])
     for number in chosen.tolist():
-        values = (f"{column[number]:.3f}" for column in columns)
-        rows.append([names[number], str(result.objects[number]), *values])
+        texts = (f"{column[number]:.3f}" for column in values.values())
+        rows.append([names[number], str(result.objects[number]), *texts])
     return rows
 
 
-def compare_classes(results: Mapping[str, ClassResults], names: Sequence[str]) -> list[list[str]]:
-    """Return a header and one row per class with objects: the AP of two runs, and their difference."""
-    first, second = (result.ap for result in results.values())
-    rows = [["AP of the class", *results, "difference"]]
+def compare_classes(
+    results: Mapping[str, ClassResults], names: Sequence[str], kind: str = "box AP"
+) -> list[list[str]]:
+    """Return a header and one row per class with objects: the AP of two runs, and their difference.
+
+    Without masks, there are no rows of ``"mask AP"``.
+    """
+    first, second = (getattr(result, KINDS[kind]) for result in results.values())
+    if first is None or second is None:
+        return []
+    rows = [[kind, *results, "difference"]]
     for number in np.flatnonzero(next(iter(results.values())).objects).tolist():
         one, other = first[number], second[number]
         rows.append([names[number], f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}"])

@@ -5,36 +5,40 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.report import page
 from dcnzoo.report.explain import Box, offset_table, points_of
 from dcnzoo.report.page import Picture, Section
 from dcnzoo.report.plots import Panel, plot_panel
-from dcnzoo.report.sampling import SamplingField, trace_sampling
-from dcnzoo.report.validation import THRESHOLD, Prediction
+from dcnzoo.report.sampling import Frame, SamplingField, trace_sampling
+from dcnzoo.report.validation import Prediction
 from dcnzoo.utils.text import counted
 
 _MOST_LAYERS = 16
 _MOST_POINTS = 1000
-_ALT = "The photo with boxes and names of the objects"
 
 
-def show_detections(predictions: Mapping[str, Sequence[Prediction]]) -> Section:
+def show_detections(predictions: Mapping[str, Sequence[Prediction]], threshold: str) -> Section:
     rows = []
-    for row in zip(*predictions.values(), strict=True):
+    for number, row in enumerate(zip(*predictions.values(), strict=True), 1):
         truth = row[0].truth
-        images = [Picture(truth.draw(with_scores=False), f"ground truth: {_in_words(truth)}", _ALT)]
+        drawn = {"ground truth": (truth, truth.draw(with_scores=False, every_label=True))}
         for label, prediction in zip(predictions, row, strict=True):
             caption = label if len(predictions) > 1 else "detections"
-            text = f"{caption}: {_in_words(prediction.detections)}"
-            images.append(Picture(prediction.detections.draw(), text, _ALT))
-        rows.append(page.pictures(images, "" if len(predictions) % 2 else "first-alone"))
+            drawn[caption] = prediction.detections, prediction.detections.draw()
+        images = []
+        for caption, (objects, picture) in drawn.items():
+            text = f"{caption}: {_in_words(objects)}"
+            images.append(Picture(picture, text, f"Picture {number} with boxes and names, {text}"))
+        rows.append(page.pictures(images))
     text = (
         "The first validation images. Images with three or more objects come first. The selection does not "
-        f"depend on the results. Detections have a score of at least {THRESHOLD}."
+        f"depend on the results. Detections have a score of at least {threshold}."
     )
     return Section("Detections", text, rows)
 
@@ -54,7 +58,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     if chain:
         kinds = {"ordinary grid": [f.without_offset() for f in chain], "learnt offsets": chain}
         traced = [
-            _panel(image, f"{name}: {kind}", place, trace_sampling(fields, place, prediction.image_size))
+            _panel(image, f"{name}: {kind}", place, trace_in_picture(fields, place, prediction.frame))
             for name, place in places.items()
             for kind, fields in kinds.items()
         ]
@@ -68,7 +72,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     name, (y, x) = next(iter(places.items()))
     region = Box(x, y, x, y)
     layers = [
-        _panel(image, field.name, (y, x), points_of(field, region, prediction.image_size))
+        _panel(image, field.name, (y, x), points_of(field, region, prediction.frame))
         for field in prediction.fields[:_MOST_LAYERS]
     ]
     left_out = len(prediction.fields) - len(layers)
@@ -80,6 +84,15 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
         page.table(offset_table(prediction.fields, prediction.statistics)),
     ]
     return Section(title, "", parts)
+
+
+def trace_in_picture(
+    fields: Sequence[SamplingField], place: tuple[float, float], frame: Frame
+) -> tuple[Tensor, Tensor]:
+    """Call :func:`trace_sampling` with pixels of the picture."""
+    y, x = frame.to_input(torch.tensor(place)).tolist()
+    points, weight = trace_sampling(fields, (y, x), frame.size)
+    return frame.to_picture(points), weight
 
 
 def _panel(
@@ -115,26 +128,27 @@ def _chain(fields: Sequence[SamplingField]) -> list[SamplingField]:
 def locations(truth: Detections) -> dict[str, tuple[float, float]]:
     """Return the centre, (y, x), of the largest and smallest object, and a point far from all objects."""
     assert truth.image is not None  # it was read from a file of the data set
-    size = truth.image.shape[:2]
-    masks = truth.masks if truth.masks is not None else _filled(truth.boxes, size)
-    areas = masks.sum((1, 2))
+    crops = truth.crops or _filled(truth.boxes, truth.image.shape[:2])
+    background = np.ones(crops.size, bool)
+    for part, (y, x) in zip(crops.parts, crops.corners, strict=True):
+        background[y : y + part.shape[0], x : x + part.shape[1]] &= ~part
+    areas = np.array([part.sum() for part in crops.parts])
     order = [i for i in np.argsort(areas, kind="stable") if areas[i]]
-    background = ~masks.any(0) if len(masks) else np.ones(size, bool)
-    places = {}
-    if order:
-        places[f"{truth.names[order[-1]]}, the largest"] = masks[order[-1]]
-    if len(order) > 1:
-        places[f"{truth.names[order[0]]}, the smallest"] = masks[order[0]]
+    chosen = {"largest": order[-1:], "smallest": order[:-1][:1]}
+    places: dict[str, tuple[float, float]] = {}
+    for name, numbers in chosen.items():
+        for i in numbers:
+            (top, left), (down, across) = crops.corners[i], _innermost(crops.parts[i])
+            places[f"{truth.names[i]}, the {name}"] = (top + down, left + across)
     if background.any():
-        places["background"] = background
-    return {title: _innermost(mask) for title, mask in places.items()}
+        places["background"] = _innermost(background)
+    return places
 
 
-def _filled(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # [N, H, W], bool
-    masks = np.zeros((len(boxes), *size), bool)
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes.round().astype(int), strict=True):
-        mask[max(y0, 0) : y1, max(x0, 0) : x1] = True
-    return masks
+def _filled(boxes: np.ndarray, size: tuple[int, int]) -> Crops:
+    corners = boxes.round().astype(int).clip(0, [size[1], size[0]] * 2).tolist()
+    parts = [np.ones((y2 - y1, x2 - x1), bool) for x1, y1, x2, y2 in corners]
+    return Crops(parts, [(y1, x1) for x1, y1, _, _ in corners], size)
 
 
 def _innermost(mask: np.ndarray) -> tuple[float, float]:
