@@ -23,17 +23,6 @@ def short(value: object) -> str:
     return cut(_SHORT.repr(value))
 
 
-def problem_of_size(size: tuple[int, int], stated: Sequence[Any]) -> str:
-    """Return how the (width, height) of a picture, as it is loaded, differs from that of its annotation.
-
-    A side of None, 0 or −1 is unknown. The text is empty if the sizes agree.
-    """
-    if all(other in (side, None, 0, -1) for side, other in zip(size, stated, strict=True)):
-        return ""
-    expected = " × ".join(short(side).removesuffix(".0") for side in stated)
-    return f"expected a picture of {expected} pixels, as in the annotations, got {size[0]} × {size[1]}"
-
-
 def counted(number: int, plural: str) -> str:
     """Return ``1 image`` or ``2,000 images``. Plurals in -ies and -es are allowed: categories, boxes."""
     if number != 1:
