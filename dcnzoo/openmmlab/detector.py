@@ -12,13 +12,15 @@ import cv2
 import numpy as np
 import torch
 from mmcv.transforms import Compose
+from mmdet.models.roi_heads import SparseRoIHead
+from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detections import SCORE_THRESHOLD, Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
@@ -27,7 +29,6 @@ from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export.preprocessing import require_colour
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import (
-    default_score_threshold,
     instances_of,
     require_masks_of_image_size,
     to_detections,
@@ -37,6 +38,16 @@ from dcnzoo.utils.memory import KeptMemory
 from dcnzoo.utils.text import few
 
 Model = Any  # a detector of MMDetection, whose classes have no type annotations
+
+
+# class of an RoI head → score threshold: R-CNN's softmax gives wrong boxes higher scores than a sigmoid does
+THRESHOLDS = {SparseRoIHead: SCORE_THRESHOLD, BaseRoIHead: 0.5}
+
+
+def default_score_threshold(model: object) -> float:
+    """Return the lowest score of a model's detections, where the user chooses none."""
+    head = getattr(model, "roi_head", None)
+    return next((value for kind, value in THRESHOLDS.items() if isinstance(head, kind)), SCORE_THRESHOLD)
 
 
 class Features(tuple[Tensor, ...]):

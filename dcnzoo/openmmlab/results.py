@@ -2,23 +2,12 @@
 
 from collections.abc import Sequence
 
-from mmdet.models.roi_heads import SparseRoIHead
-from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
 from mmengine.structures import BaseDataElement, InstanceData
 
 from dcnzoo.detect.crops import Crops
-from dcnzoo.detect.detections import SCORE_THRESHOLD, Detections
+from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.utils.errors import UserError
-
-# class of an RoI head → score threshold: R-CNN's softmax gives wrong boxes higher scores than a sigmoid does
-THRESHOLDS = {SparseRoIHead: SCORE_THRESHOLD, BaseRoIHead: 0.5}
-
-
-def default_score_threshold(model: object) -> float:
-    """Return the lowest score of a model's detections, where the user chooses none."""
-    head = getattr(model, "roi_head", None)
-    return next((value for kind, value in THRESHOLDS.items() if isinstance(head, kind)), SCORE_THRESHOLD)
 
 
 def instances_of(sample: BaseDataElement) -> InstanceData:

@@ -18,7 +18,8 @@ from dcnzoo.detect.metrics import MOST_DETECTIONS
 from dcnzoo.detect.pictures import picture_to_show
 from dcnzoo.layers.statistics import OffsetStatistics
 from dcnzoo.openmmlab.config.tree import dicts
-from dcnzoo.openmmlab.results import default_score_threshold, instances_of, to_detections
+from dcnzoo.openmmlab.detector import default_score_threshold
+from dcnzoo.openmmlab.results import instances_of, to_detections
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.report.evaluation import ClassResults, evaluate

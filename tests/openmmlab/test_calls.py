@@ -13,8 +13,7 @@ from torch import nn
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.openmmlab.calls import call_settings
-from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.openmmlab.results import default_score_threshold
+from dcnzoo.openmmlab.detector import TorchDetector, default_score_threshold
 from tests.demo import build as build_config
 from tests.export.detectors import build, has_dcn
 from tests.export.detectors import predict_batch as predict
