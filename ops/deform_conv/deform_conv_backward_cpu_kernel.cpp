@@ -4,7 +4,8 @@
 // gradient, and then samples the input again. The second step computes the gradients of input, offset and mask, and
 // replaces the columns' gradient by the columns in place, for the weight's gradient.
 #include "../common/gemm.h"
-#include "sampling_table.h"
+#include "lanes.h"
+#include "samples.h"
 #include "weight_packing.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
@@ -125,10 +126,11 @@ struct TileMemory {
   BackwardPoints<T, Rank>* table;  // [tap]
   T* gradients;                    // of the columns, in panels of [row][kNR]
   S* columns;                      // in the same memory unless the type differs
-  S* gradient;                     // [output of the group][row]
+  S* gradient;                     // [output][row] or, of narrow groups, as in NarrowGradient
   S* pairs;                        // bfloat16: `gradient` as [row][output], rows pair_stride apart
   T* dots;                         // Σ over channels of gradient · pixel, [tap][corner][row]
   T* offset_mask;                  // gradients of offset and mask, [tap · (rank + 1)][row]
+  T* planes;                       // where pixels are the lanes: `gradients` as [column][kBackwardRows]
 
   TileMemory(Arena& arena, const Params<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, kBackwardRows)),
@@ -138,7 +140,8 @@ struct TileMemory {
         gradient(arena.take<S>(p.tile.outputs * kBackwardRows)),
         pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * kBackwardRows)),
         dots(arena.take<T>(p.shape.taps * kCorners<Rank> * kBackwardRows)),
-        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * kBackwardRows)) {}
+        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * kBackwardRows)),
+        planes(arena.take<T>(p.over_pixels ? p.tile.depth * kBackwardRows : 0)) {}
 
   // The padding keeps rows out of the same L1 cache set.
   static int64_t pair_stride(const Params<T, S>& p) { return p.tile.outputs + kNR<S>; }
@@ -179,7 +182,7 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
     }
   };
   constexpr int64_t pair = kPair<T, S>;  // blocks of bfloat16 usually are one or two panels
-  with_channels<lanes, pair * lanes, pair * pair * lanes>(block.count, [&](auto channels) {
+  with_channels<lanes, pair * lanes, pair * pair * lanes>(block.width, [&](auto channels) {
     for (int64_t r = 0; r < rows.count; r += row_step)
       for (int64_t tap = 0; tap < p.shape.taps; tap += tap_step) {
         const int64_t left = by_rows ? rows.count - r : p.shape.taps - tap;
@@ -224,13 +227,12 @@ void offset_mask_gradients(const Params<T, S>& p, const TileMemory<T, S, Rank>& 
   }
 }
 
-// Copies the output's gradient for the tile: the block's outputs as [output][row] or, if depthwise, as [row][channel]
-// with rows p.tile.outputs apart.
+// Copies the output's gradient for the tile, in the layout of TileMemory.gradient.
 template <typename T, typename S, int Rank>
 void gather_gradient(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
                      S* gradient) {
-  const int64_t outputs = block.outputs, padded = p.tile.outputs;
-  const bool last = p.grad_output.channels_last, depthwise = p.shape.is_depthwise();
+  const int64_t outputs = block.outputs;
+  const bool last = p.grad_output.channels_last;
   rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     const int64_t count = end - begin;
     const int64_t channels_last_at =
@@ -238,13 +240,18 @@ void gather_gradient(const Params<T, S>& p, const ChannelBlock& block, const Row
     const int64_t channels_first_at =
         (image * p.shape.out_channels + block.first_output) * p.shape.out_pixels + pixel;
     const S* const from = p.grad_output.data + (last ? channels_last_at : channels_first_at);
-    if (last && depthwise) {
-      for (int64_t r = 0; r < count; ++r)
-        std::memcpy(gradient + (begin + r) * padded, from + r * p.shape.out_channels, outputs * sizeof(S));
+    if (block.is_narrow()) {
+      const int64_t stride = last ? p.shape.out_channels : p.shape.out_pixels;
+      const int64_t each = outputs / block.groups, channel_stride = last ? 1 : stride, lanes = kLanes<S>;
+      for (int64_t c = 0; c < block.width; c += lanes)
+        for (int64_t o = 0; o < each; ++o) {
+          LaneMap map = block.output_lanes(o, 0);
+          map.groups -= c / block.lanes;
+          to_lanes(map, from + c / block.lanes * each * channel_stride, stride, last,
+                   gradient + ((c * kBackwardRows + begin * lanes) * each + o * lanes), lanes, each * lanes, count);
+        }
     } else if (last) {
       transpose(from, p.shape.out_channels, gradient + begin, kBackwardRows, count, outputs);
-    } else if (depthwise) {
-      transpose(from, p.shape.out_pixels, gradient + begin * padded, padded, outputs, count);
     } else {
       for (int64_t o = 0; o < outputs; ++o)
         std::memcpy(gradient + o * kBackwardRows + begin, from + o * p.shape.out_pixels, count * sizeof(S));
@@ -255,14 +262,14 @@ void gather_gradient(const Params<T, S>& p, const ChannelBlock& block, const Row
 // Channel `index` of an image's gradients of offset and mask: [tap · rank + axis] of the offset, then [tap] of the
 // mask. Null if it is not needed.
 template <typename T, typename S>
-T* offset_mask_channel(const Params<T, S>& p, const ChannelBlock& block, int64_t image, int64_t index) {
+T* offset_mask_channel(const Params<T, S>& p, const PointGroup& points, int64_t image, int64_t index) {
   const DeformConvShapes& s = p.shape;
   const int64_t offsets = s.taps * s.rank;
   const bool of_mask = index >= offsets;
   T* const to = of_mask ? p.grad_offset_mask.mask : p.grad_offset_mask.offset;
   if (to == nullptr) return nullptr;
-  const int64_t channel = of_mask ? (image * s.mask_groups + block.mask_group) * s.taps + index - offsets
-                                  : (image * s.offset_groups + block.offset_group) * offsets + index;
+  const int64_t channel = of_mask ? (image * s.mask_groups + points.mask) * s.taps + index - offsets
+                                  : (image * s.offset_groups + points.offset) * offsets + index;
   return to + channel * s.out_pixels;
 }
 
@@ -274,15 +281,15 @@ T* offset_mask_channel_of_block(const Params<T, S>& p, int64_t i, int64_t image,
          (((i - p.blocks.begin) * channels + index) * p.images + image) * p.shape.out_pixels;
 }
 
-// Stores a tile's gradients of offset and mask.
+// Stores a tile's gradients of offset and mask at some points of block i.
 template <typename T, typename S, int Rank>
-void store_offset_mask(const Params<T, S>& p, int64_t i, const Rows<T, Rank>& rows, const T* offset_mask) {
-  const ChannelBlock& block = p.blocks.data[i];
+void store_offset_mask(const Params<T, S>& p, int64_t i, const PointGroup& points, const Rows<T, Rank>& rows,
+                       const T* offset_mask) {
   rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     for (int64_t index = 0; index < p.shape.taps * (Rank + 1); ++index) {
-      T* to = offset_mask_channel(p, block, image, index);
+      T* to = offset_mask_channel(p, points, image, index);
       if (to == nullptr) continue;
-      if (block.shares_points) to = offset_mask_channel_of_block(p, i, image, index);
+      if (p.blocks.data[i].shares_points) to = offset_mask_channel_of_block(p, i, image, index);
       std::memcpy(to + pixel, offset_mask + index * kBackwardRows + begin, (end - begin) * sizeof(T));
     }
   });
@@ -292,46 +299,17 @@ template <typename T, typename S>
 void sum_offset_mask(const Params<T, S>& p, int64_t image, int64_t index) {
   const bool of_mask = index >= p.shape.taps * p.shape.rank;
   const auto group_of = [&](const ChannelBlock& block) {
-    return of_mask ? block.mask_group : block.offset_group;
+    return of_mask ? block.points.mask : block.points.offset;
   };
   for (int64_t i = p.blocks.begin; i < p.blocks.end; ++i) {
     const ChannelBlock& block = p.blocks.data[i];
-    T* __restrict to = offset_mask_channel(p, block, image, index);
+    T* __restrict to = offset_mask_channel(p, block.points, image, index);
     if (to == nullptr || !block.shares_points) continue;
     const bool first = i == 0 || group_of(p.blocks.data[i - 1]) != group_of(block);
     const T* __restrict from = offset_mask_channel_of_block(p, i, image, index);
     for (int64_t pixel = 0; pixel < p.shape.out_pixels; ++pixel)
       to[pixel] = first ? from[pixel] : to[pixel] + from[pixel];
   }
-}
-
-template <typename T, typename S>
-void store_map(const T* from, int64_t pixels, int64_t channels, S* to, int64_t to_stride,
-               bool channels_last) {
-  if (channels_last) {
-    for (int64_t pixel = 0; pixel < pixels; ++pixel)
-      store_row(from + pixel * channels, to + pixel * to_stride, channels);
-  } else if constexpr (std::is_same_v<T, S>) {
-    transpose(from, channels, to, to_stride, pixels, channels);
-  } else {
-    constexpr int64_t most = 256;  // pixels that fit the L1 cache
-    T turned[kNR<T> * most];
-    for (int64_t first = 0; first < pixels; first += most)
-      for (int64_t channel = 0; channel < channels; channel += kNR<T>) {
-        const int64_t rows = pixels - first < most ? pixels - first : most;
-        const int64_t columns = channels - channel < kNR<T> ? channels - channel : kNR<T>;
-        transpose(from + first * channels + channel, channels, turned, most, rows, columns);
-        for (int64_t i = 0; i < columns; ++i)
-          store_row(turned + i * most, to + (channel + i) * to_stride + first, rows);
-      }
-  }
-}
-
-// The first output to which a panel of the block's columns contributes; there are panel_outputs of them. A panel of
-// several groups has the weights of all outputs, with zeros between a group's channels and the other groups' outputs.
-template <typename T>
-int64_t first_output_of(const ChannelBlock& block, int64_t panel) {
-  return block.groups == 1 ? 0 : panel % (block.count / kNR<T>)*block.panel_outputs;
 }
 
 // The number of columns of a panel, without the padding at the end of the last panel.
@@ -341,27 +319,11 @@ int64_t columns_of(const Params& p, const ChannelBlock& block, int64_t panel) {
   return left < kNR<T> ? left : kNR<T>;
 }
 
-// The gradient of a panel of columns of several groups, computed group by group: in a single product, in which the
-// weights between different groups are zero, Inf and NaN would spread to the other groups.
-template <typename T, typename S>
-void multiply_panel_by_groups(const ChannelBlock& block, int64_t rows, const S* gradient, const S* weight,
-                              T* columns) {
-  constexpr int64_t pair = kPair<T, S>;
-  const int64_t channels = block.count / block.groups, outputs = block.outputs / block.groups;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t column = 0; column < kNR<T>; ++column) {
-      const int64_t first = column / channels * outputs;
-      T sum = 0;
-      for (int64_t o = first; o < first + outputs; ++o)
-        sum += from_stored(gradient[o * kBackwardRows + r]) *
-               from_stored(weight[(o / pair * kNR<T> + column) * pair + o % pair]);
-      columns[r * kNR<T> + column] = sum;
-    }
-}
-
-template <typename T, typename S>
-DepthwiseTile depthwise_tile(const Params<T, S>& p, const ChannelBlock& block, int64_t rows) {
-  return {p.shape.taps, block.count, rows, panel_stride<T>(p.tile), p.tile.outputs};
+template <typename T>
+NarrowGradient<T> narrow_gradient(const Params<T, T>& p, const ChannelBlock& block, int64_t rows,
+                                  const T* gradient) {
+  return {rows,     p.shape.taps,    block.width, p.shape.group_outputs(), block.lanes,
+          gradient, panel_stride<T>(p.tile)};
 }
 
 // The columns' gradient: the output's gradient times the weight.
@@ -370,9 +332,11 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
                         const TileMemory<T, S, Rank>& tile) {
   constexpr int64_t pair = kPair<T, S>;
   const int64_t rows = tile.rows.count, panels = block.depth / kNR<T>;
-  const int64_t outputs = round_up(block.panel_outputs, kDepthStep<T, S>),
-                more = outputs - block.panel_outputs;
-  const bool together = block.groups == 1 || all_finite<T>(tile.gradient, kBackwardRows, block.outputs, rows);
+  if constexpr (pair == 1)
+    if (block.is_narrow())
+      return narrow_gradient(p, block, rows, tile.gradient)
+          .multiply_by_weight(p.weight + block.weight_at, tile.gradients);
+  const int64_t outputs = round_up(block.outputs, kDepthStep<T, S>), more = outputs - block.outputs;
   const int64_t stride = TileMemory<T, S, Rank>::pair_stride(p);
   // channels-last gradients of bfloat16 are read where they lie, unless padding is needed: other outputs follow them
   const bool in_place = p.grad_output.channels_last && more == 0;
@@ -386,20 +350,16 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
       in_place ? p.grad_output.data + first_row * p.shape.out_channels + block.first_output : tile.pairs;
   const int64_t left_stride = in_place ? p.shape.out_channels : stride;
   for (int64_t panel = 0; panel < panels; ++panel) {
-    const int64_t first = first_output_of<T>(block, panel);
     const S* const weight = p.weight + block.weight_at + panel * outputs * kNR<S>;
     T* const to = tile.gradients + panel * panel_stride<T>(p.tile);
     const int64_t columns = columns_of<T>(p, block, panel);
     const auto multiply = [&](const auto& operand) {
       gemm<T, S>(operand, rows, weight, outputs, columns, to, kNR<T>, 0, false);
     };
-    if (!together)
-      multiply_panel_by_groups<T>(block, rows, tile.gradient + first * kBackwardRows, weight, to);
-    else if constexpr (pair > 1)
-      multiply(LeftOperand<S, int64_t, Constant<1>>{left + first, left_stride, {}, outputs, 0});
+    if constexpr (pair > 1)
+      multiply(LeftOperand<S, int64_t, Constant<1>>{left, left_stride, {}, outputs, 0});
     else
-      multiply(LeftOperand<S, Constant<1>, Constant<kBackwardRows>>{
-          tile.gradient + first * kBackwardRows, {}, {}, outputs, 0});
+      multiply(LeftOperand<S, Constant<1>, Constant<kBackwardRows>>{tile.gradient, {}, {}, outputs, 0});
   }
 }
 
@@ -434,18 +394,98 @@ void add_weight_gradient(const Params<T, S>& p, const ChannelBlock& block, const
                          int64_t index) {
   T* const to = p.grad_weight + block.weight_at;
   if constexpr (std::is_same_v<T, S>)
-    if (p.shape.is_depthwise())
-      return depthwise_weight_gradient(depthwise_tile(p, block, tile.rows.count), tile.gradient, tile.columns,
-                                       to);
+    if (block.is_narrow())
+      return narrow_gradient(p, block, tile.rows.count, tile.gradient).multiply_by_columns(tile.columns, to);
   const int64_t rows = round_up(tile.rows.count, kDepthStep<T, S>);
-  const int64_t part = ceil_div(block.panel_outputs, p.weight_parts), first = index * part;
-  const int64_t outputs = block.panel_outputs - first < part ? block.panel_outputs - first : part;
+  const int64_t part = ceil_div(block.outputs, p.weight_parts), first = index * part;
+  const int64_t outputs = block.outputs - first < part ? block.outputs - first : part;
   for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
-    const S* const from = tile.gradient + (first_output_of<T>(block, panel) + first) * kBackwardRows;
+    const S* const from = tile.gradient + first * kBackwardRows;
     gemm<T, S>(LeftOperand<S, Constant<kBackwardRows>, Constant<1>>{from, {}, {}, rows, 0}, outputs,
                tile.columns + panel * panel_stride<S>(p.tile), rows, columns_of<T>(p, block, panel),
-               to + (panel * block.panel_outputs + first) * kNR<T>, kNR<T>, 0, true);
+               to + (panel * block.outputs + first) * kNR<T>, kNR<T>, 0, true);
   }
+}
+
+// Where pixels are the lanes: copies the panels of columns to planes, or back.
+template <typename T, typename S, int Rank>
+void transpose_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile,
+                       bool back) {
+  for (int64_t panel = 0; panel < block.depth / kNR<T>; ++panel) {
+    T* const columns = tile.gradients + panel * panel_stride<T>(p.tile);
+    T* const planes = tile.planes + panel * kNR<T> * kBackwardRows;
+    if (back)
+      transpose(planes, kBackwardRows, columns, kNR<T>, kNR<T>, tile.rows.count);
+    else
+      transpose(columns, kNR<T>, planes, kBackwardRows, tile.rows.count, kNR<T>);
+  }
+}
+
+// One tap of one channel for the rows [row, row + lanes of a Value), where pixels are the lanes. Returns the columns.
+template <typename T, int Rank, typename Value>
+DCNZOO_INLINE Value differentiate_pixels(const BackwardPoints<T, Rank>& points, int64_t row,
+                                         const CornerDistances<Rank>& distance, const T* plane, T* grad_plane,
+                                         T* dots, bool adds, Value gradient) {
+  constexpr int corners = kCorners<Rank>;
+  using Index = IndexOf<T, Value>;
+  Value column{}, pixels[corners], modulated[corners];
+  Index index[corners];
+  const Value factor = load_lanes<Value>(points.factor + row), rest = load_lanes<Value>(points.rest + row);
+  for (int corner = 0; corner < corners; ++corner) {
+    index[corner] = load_lanes<Index>(points.index[corner] + row);
+    modulated[corner] = factor * load_lanes<Value>(points.weight[corner] + row);
+  }
+  const bool whole = all_whole<T>(index[0]);
+  index[0] = first_index(index[0]);
+  for (int corner = 0; plane && corner < corners; corner += 2) {
+    if (whole) {
+      gather_pairs(plane + distance.of[corner], index[0], pixels[corner], pixels[corner + 1]);
+    } else {
+      for (int i = 0; i < 2; ++i) pixels[corner + i] = gather_inside<Value>(plane, index[corner + i]);
+    }
+    for (int i = 0; i < 2; ++i) column += modulated[corner + i] * pixels[corner + i];
+  }
+  for (int corner = 0; dots && corner < corners; ++corner) {
+    T* const to = dots + corner * kBackwardRows + row;
+    Value dot = gradient * pixels[corner];
+    store_lanes(to, adds ? load_lanes<Value>(to) + dot : dot);
+  }
+  if (grad_plane)
+    for (int corner = 0; corner < corners; ++corner)
+      scatter_inside(grad_plane, index[corner], modulated[corner] * (gradient * rest));
+  return column * rest;
+}
+
+// Where pixels are the lanes: replaces the columns' gradient by the columns, and computes the gradients of input, offset
+// and mask.
+template <typename T, int Rank>
+void differentiate_over_pixels(const Params<T, T>& p, int64_t index, const TileMemory<T, T, Rank>& tile,
+                               bool input, bool points, bool columns) {
+  const DeformConvShapes& s = p.shape;
+  const ChannelBlock& block = p.blocks.data[index];
+  const Rows<T, Rank>& rows = tile.rows;
+  const CornerDistances<Rank> distance(s, 1);
+  each_plane(s, block, [&](int64_t channel, int64_t column, bool is_first) {
+    const PointGroup group = points_of(s, block.first + channel);
+    if (is_first) compute_sampling_table(s, p.offset_mask, group, rows, tile.table);
+    for (int64_t tap = 0; tap < s.taps; ++tap) {
+      T* const plane = tile.planes + (tap * block.width + column) * kBackwardRows;
+      rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
+        const int64_t at = rows.map[begin] + channel * s.in_pixels;
+        each_row<T>(begin, end, [&](auto zero, int64_t row) {
+          const auto value = differentiate_pixels<T, Rank>(
+              tile.table[tap], row, distance, points || columns ? p.input.data + at : nullptr,
+              input ? p.grad_input + at : nullptr,
+              points ? tile.dots + tap * kCorners<Rank> * kBackwardRows : nullptr, !is_first,
+              load_lanes<decltype(zero)>(plane + row));
+          if (columns) store_lanes(plane + row, value);
+        });
+      });
+    }
+    if (!points || (channel + 1) % channels_of_points(s) != 0) return;
+    offset_mask_gradients(p, tile);
+    store_offset_mask(p, index, group, rows, tile.offset_mask);
+  });
 }
 
 template <typename T, typename S, int Rank>
@@ -453,8 +493,7 @@ void compute_tile_of(const Params<T, S>& p, const BackwardTile& of, const AddInT
   Arena arena{of.memory};
   TileMemory<T, S, Rank> tile(arena, p);
   const ChannelBlock& block = p.blocks.data[of.block];
-  const bool points = p.grad_offset_mask.offset || p.grad_offset_mask.mask,
-             is_depthwise = p.shape.is_depthwise();
+  const bool points = p.grad_offset_mask.offset || p.grad_offset_mask.mask;
   const bool input = p.grad_input != nullptr, columns = p.grad_weight != nullptr;
   // [input][points][columns, for the weight's gradient]
   static constexpr SampleBackward<T, S, Rank> samplers[2][2][2] = {
@@ -463,23 +502,26 @@ void compute_tile_of(const Params<T, S>& p, const BackwardTile& of, const AddInT
       {{sample_backward<T, S, Rank, true, false, false>, sample_backward<T, S, Rank, true, false, true>},
        {sample_backward<T, S, Rank, true, true, false>, sample_backward<T, S, Rank, true, true, true>}}};
   tile.rows.set(p.shape, p.input, of.first, of.rows);
-  compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table);
   gather_gradient(p, block, tile.rows, tile.gradient);
-  if (points || input) {
-    if (!is_depthwise)
-      multiply_by_weight(p, block, tile);
-    else if constexpr (std::is_same_v<T, S>)
-      depthwise_columns_gradient(depthwise_tile(p, block, of.rows), tile.gradient, p.weight + block.weight_at,
-                                 tile.gradients);
-  }
+  if (points || input) multiply_by_weight(p, block, tile);
   const bool together = input && !p.input_apart;
-  const auto sample = samplers[together][points][columns];
+  const auto sample = [&](bool with_input, bool with_points, bool with_columns) {
+    if (!(with_input || with_points || with_columns)) return;
+    if constexpr (std::is_same_v<T, S>)
+      if (p.over_pixels)
+        return differentiate_over_pixels<T, Rank>(p, of.block, tile, with_input, with_points, with_columns);
+    samplers[with_input][with_points][with_columns](p, block, tile);
+  };
+  if (!p.over_pixels)
+    compute_sampling_table(p.shape, p.offset_mask, block.points, tile.rows, tile.table);
+  if (p.over_pixels && (points || input)) transpose_columns(p, block, tile, false);
   if (input)
-    add_in_turn(0, [&] { together ? sample(p, block, tile) : samplers[true][false][false](p, block, tile); });
-  if (!together && sample) sample(p, block, tile);
-  if (points) {
+    add_in_turn(0, [&] { sample(true, points && together, columns && together); });
+  if (!together) sample(false, points, columns);
+  if (p.over_pixels && columns) transpose_columns(p, block, tile, true);
+  if (points && !p.over_pixels) {
     offset_mask_gradients(p, tile);
-    store_offset_mask(p, of.block, tile.rows, tile.offset_mask);
+    store_offset_mask(p, of.block, block.points, tile.rows, tile.offset_mask);
   }
   if (!columns) return;
   if constexpr (!std::is_same_v<T, S>) pair_columns(p, block, tile);
@@ -503,7 +545,7 @@ constexpr DeformConvBackward<T, S> kernels_of{kDepthStep<T, S>,
                                               pack_backward<T, S>,
                                               compute_tile<T, S>,
                                               unpack_weight_gradient<T, S>,
-                                              store_map<T, S>,
+                                              from_lanes<T, S>,
                                               sum_offset_mask<T, S>};
 
 }  // namespace

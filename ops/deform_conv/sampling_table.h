@@ -189,7 +189,7 @@ struct TapSampling {
 // table: [tap]. whole: as in TapSampling.
 template <typename T, int Rank, typename Points>
 void compute_sampling_table(const DeformConvShapes& s, const StoredOffsetMask<T>& stored,
-                            const ChannelBlock& block, const Rows<T, Rank>& rows, Points* table,
+                            const PointGroup& group, const Rows<T, Rank>& rows, Points* table,
                             bool whole = false) {
   T converted[Rank + 1][kBackwardRows];
   rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
@@ -216,10 +216,10 @@ void compute_sampling_table(const DeformConvShapes& s, const StoredOffsetMask<T>
         rest /= s.kernel[axis];
         part.base[axis] = rows.base[axis] + begin;
         const int64_t channel =
-            (image * s.offset_groups + block.offset_group) * s.taps * Rank + tap * Rank + axis;
+            (image * s.offset_groups + group.offset) * s.taps * Rank + tap * Rank + axis;
         part.offset[axis] = channel_of(values.offset, bits.offset, channel, converted[axis], rows.zeros);
       }
-      const int64_t channel = (image * s.mask_groups + block.mask_group) * s.taps + tap;
+      const int64_t channel = (image * s.mask_groups + group.mask) * s.taps + tap;
       part.mask = channel_of(values.mask, bits.mask, channel, converted[Rank], rows.ones);
       part.fill(end - begin, whole);
     }
