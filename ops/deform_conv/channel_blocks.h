@@ -42,7 +42,7 @@ constexpr int64_t kLeastOutputs = 32;
 constexpr int64_t kForwardBlockBytes = 64 * sizeof(float), kBackwardBlockBytes = 32 * sizeof(float);
 
 // With at most this many channels for each point, the lanes of samples are pixels. More channels fill a half vector.
-constexpr int64_t kFewChannels = 2;
+constexpr int64_t kFewChannels = 3;
 
 // Whether the lanes of samples are pixels. Then points have no gradients from several blocks, and no convolution group cuts
 // the channels of a point.

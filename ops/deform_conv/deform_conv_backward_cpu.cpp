@@ -198,10 +198,13 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   }
 
   // Inputs with few channels get narrower blocks. With AMX, blocks are wider: work that blocks repeat takes most of the time.
-  const int64_t factor = kernels.depth_step > int64_t(sizeof(T) / sizeof(S)) ? 2 : 1;
+  // Those of narrow groups, too: they have little else than work that blocks repeat.
+  const int64_t panel = forward_kernels<T, T>().panel;
+  const bool narrow = has_narrow_groups(s, panel / 2);
+  const int64_t factor = narrow || kernels.depth_step > int64_t(sizeof(T) / sizeof(S)) ? 2 : 1;
   const int64_t most = factor * kBackwardBlockBytes / int64_t(sizeof(T)),
-                panel = forward_kernels<T, T>().panel;
-  ChannelBlocking blocking(s, std::clamp(round_up(s.channels / 2, panel), panel, most), panel);
+                few = round_up(s.channels / (narrow ? 1 : 2), panel);
+  ChannelBlocking blocking(s, std::clamp(few, panel, most), panel);
   const int64_t packed_size = blocking.place_weights(
       [&](const ChannelBlock& block) { return round_up(block.outputs, kernels.depth_step); });
   Buffer<S> packed;

@@ -63,6 +63,11 @@ struct ChannelBlock {
   bool shares_points;              // another block has the same offset group or mask group
 
   DCNZOO_HD bool is_narrow() const { return lanes > 0; }
+  // The column of a channel of the block, of tap 0
+  DCNZOO_HD int64_t column_of(int64_t channel) const {
+    const int64_t channels = count / groups;
+    return is_narrow() ? channel / channels * lanes + channel % channels : channel;
+  }
   // The lanes of the input, and those of the outputs `first` + step · lane of each narrow group
   DCNZOO_HD LaneMap input_lanes() const {
     return is_narrow() ? LaneMap{lanes, groups, count / groups} : identity_map(count);

@@ -196,7 +196,7 @@ struct ForwardTile {
     if (block.is_narrow()) set_bias(block);
     if (p.over_pixels) {
       if constexpr (std::is_same_v<T, S>)
-        sample_over_pixels<T, Rank, all_whole>(p, block, memory.rows, memory.table, memory.planes);
+        sample_over_pixels<T, Rank, all_whole>(p, block, memory.rows, *memory.table, memory.planes);
       transpose_samples(block);
       if (block.is_narrow())
         multiply_narrow(block, StoredColumns<S>{memory.columns, block.depth, block.width}, 0, memory.rows.count);

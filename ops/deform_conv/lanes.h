@@ -37,11 +37,16 @@ void to_lanes(const LaneMap& map, const S* from, int64_t stride, bool channels_l
   const int64_t copied = channels_last && map.is_identity() ? map.groups * map.channels : 0;
   for (int64_t pixel = 0; copied > 0 && pixel < pixels; ++pixel)
     std::memcpy(to + pixel * to_stride, from + pixel * stride, copied * sizeof(S));
-  each_lane(map, copied ? copied : whole_lanes, width, [&](int64_t lane, int64_t channel) {
-    const S* const row = from + channel * (channels_last ? 1 : stride);
+  for (int64_t first = copied ? copied : whole_lanes; first < width; first += lanes) {
+    const int64_t count = width - first < lanes ? width - first : lanes;
+    int64_t places[lanes];
+    each_lane(map, first, first + count, [&](int64_t lane, int64_t channel) {
+      places[lane - first] = channel < 0 ? -1 : channel * (channels_last ? 1 : stride);
+    });
     for (int64_t pixel = 0; pixel < pixels; ++pixel)
-      to[pixel * to_stride + lane] = channel < 0 ? S(0) : row[pixel * pixel_stride];
-  });
+      for (int64_t lane = 0; lane < count; ++lane)
+        to[pixel * to_stride + first + lane] = places[lane] < 0 ? S(0) : from[places[lane] + pixel * pixel_stride];
+  }
 }
 
 // The reverse, rounded to S: [pixels][width] -> [channels][stride] or [pixels][stride]

@@ -2,7 +2,7 @@
 // channels. The lanes of a vector are the columns of several groups, and each output of a group has a vector of sums.
 // Included by *_cpu_kernel.cpp only.
 //
-// The packed weight of a block: [vector of the columns][part][tap][output of the part][lane]. A part has as many outputs of
+// The packed weight of a block: [part][tap][vector of the columns][output of the part][lane]. A part has as many outputs of
 // each group as the group has lanes.
 #pragma once
 
@@ -20,12 +20,13 @@ void each_narrow_weight(const DeformConvShapes& s, const ChannelBlock& block, co
   const int64_t channels = s.group_channels(), outputs = s.group_outputs();
   for (int64_t i = piece.begin_of(vectors * parts); i < piece.end_of(vectors * parts); ++i)
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      const int64_t at = i / parts * lanes + lane, number = at / group, channel = at % group;
+      const int64_t part = i / vectors, vector = i % vectors, at = vector * lanes + lane;
+      const int64_t number = at / group, channel = at % group;
       for (int64_t o = 0; o < group; ++o) {
-        const int64_t output = i % parts * group + o;
+        const int64_t output = part * group + o;
         const bool exists = number < block.groups && channel < channels && output < outputs;
-        int64_t packed = block.weight_at + (i * s.taps * group + o) * lanes + lane;
-        for (int64_t tap = 0; tap < s.taps; ++tap, packed += group * lanes)
+        int64_t packed = block.weight_at + ((part * s.taps * vectors + vector) * group + o) * lanes + lane;
+        for (int64_t tap = 0; tap < s.taps; ++tap, packed += vectors * group * lanes)
           function(packed, exists ? block.first_output + number * outputs + output : -1, channel, tap);
       }
     }
@@ -78,21 +79,21 @@ struct NarrowProduct {
   // A part of the outputs for vectors `first` to `first` + count - 1 of the columns.
   template <int group, int count>
   void multiply(int64_t part, int64_t first) const {
-    const NarrowProduct p = *this;  // a local copy: the compiler would read members again after every store
-    const int64_t tap_size = group * lanes, vector_size = p.parts * p.taps * tap_size;
-    const int64_t to = (part * p.vectors + first) * lanes;
-    const S* const weights = p.weight + first * vector_size + part * p.taps * tap_size;
+    const NarrowProduct p = *this;  // local copies: the compiler would read members again after every store
+    const Columns columns = p.columns.from(first * lanes);
+    const int64_t tap_size = p.vectors * group * lanes, to = (part * p.vectors + first) * lanes;
+    const S* const weights = p.weight + part * p.taps * tap_size + first * group * lanes;
     for (int64_t r = 0; r < p.rows; ++r) {
       Vector<T> sums[count][group] = {};
       for (int64_t tap = 0; tap < p.taps; ++tap) {
-        const auto point = p.columns.at(tap, r);
+        const auto point = columns.at(tap, r);
         const S* const right = weights + tap * tap_size;
 #pragma GCC unroll 8
         for (int v = 0; v < count; ++v) {
-          const auto column = point.template read<Vector<T>>((first + v) * lanes);
+          const auto column = point.template read<Vector<T>>(v * lanes);
 #pragma GCC unroll 16
           for (int o = 0; o < group; ++o)
-            sums[v][o] += column * load_lanes<Vector<T>>(right + v * vector_size + o * lanes);
+            sums[v][o] += column * load_lanes<Vector<T>>(right + (v * group + o) * lanes);
         }
       }
 #pragma GCC unroll 8
@@ -132,19 +133,19 @@ struct NarrowGradient {
   // are those of output 0.
   template <typename Weight, typename Function>
   DCNZOO_INLINE void each_vector(T* columns, Weight* weight, Function function) const {
-    const int64_t tap_size = group * lanes, vector_size = ceil_div(outputs, group) * taps * tap_size;
+    const int64_t tap_size = width * group;
     for (int64_t c = 0; c < width; c += lanes)
       for (int64_t first = 0; first < rows; first += run)
         for (int64_t tap = 0; tap < taps; ++tap) {
           const int64_t column = tap * width + c;
           function(columns + column / kNR<T> * panel_stride + first * kNR<T> + column % kNR<T>,
                    gradient + (c * kBackwardRows + first * lanes) * outputs,
-                   weight + c / lanes * vector_size + tap * tap_size, rows - first < run ? rows - first : run);
+                   weight + tap * tap_size + c * group, rows - first < run ? rows - first : run);
         }
   }
   // The distance of an output's weight from that of output 0
   DCNZOO_INLINE int64_t weight_of(int64_t output) const {
-    return (output / group * taps * group + output % group) * lanes;
+    return output / group * taps * width * group + output % group * lanes;
   }
   // Calls function(count, output) for all outputs, `count` at a time, a constant.
   template <int count = 8, typename Function>
@@ -185,7 +186,6 @@ struct NarrowGradient {
         };
         int64_t r = 0;
         for (; r + apart <= count; r += apart)
-#pragma GCC unroll 8
           for (int i = 0; i < apart; ++i) add(r + i, sums[i]);
         for (; r < count; ++r) add(r, sums[0]);
         for (int i = 0; i < together; ++i) {

@@ -19,10 +19,15 @@ struct SampledPoint {
   // The samples of as many channels, from `channel` on, as a Value holds
   template <typename Value>
   DCNZOO_INLINE Value read(int64_t channel) const {
-    Value value{};
-    for (int i = 0; i < (whole ? corners : used); ++i)
-      value += weight[i] * load_lanes<Value>(from[i] + channel);
-    return whole ? value : value * rest;
+    if constexpr (whole) {
+      Value value = weight[0] * load_lanes<Value>(from[0] + channel);
+      for (int i = 1; i < corners; ++i) value += weight[i] * load_lanes<Value>(from[i] + channel);
+      return value;
+    } else {
+      Value value{};
+      for (int i = 0; i < used; ++i) value += weight[i] * load_lanes<Value>(from[i] + channel);
+      return value * rest;
+    }
   }
 };
 
@@ -43,6 +48,13 @@ struct SampledColumns {
         starts(rows.map),
         pixel_stride(p.input.pixel_stride(block)),
         distance(p.shape, pixel_stride) {}
+
+  // The columns from column `lane` of each tap on
+  SampledColumns from(int64_t lane) const {
+    SampledColumns result = *this;
+    result.maps += lane;
+    return result;
+  }
 
   DCNZOO_INLINE Point at(int64_t tap, int64_t row) const {
     const ForwardPoints<T, Rank>& points = table[tap];
@@ -80,6 +92,7 @@ struct StoredColumns {
   const S* columns;
   int64_t row_stride, width;
 
+  StoredColumns from(int64_t lane) const { return {columns + lane, row_stride, width}; }
   DCNZOO_INLINE Point at(int64_t tap, int64_t row) const { return {columns + row * row_stride + tap * width}; }
 };
 
@@ -124,57 +137,48 @@ DCNZOO_INLINE void each_row(int64_t begin, int64_t end, const Function& function
 template <typename T, typename Value>
 using IndexOf = std::conditional_t<std::is_arithmetic_v<Value>, IntegerOf<T>, Vector<IntegerOf<T>>>;
 
-// Calls function(channel, column, is_first) for the channels of a block, with the column of tap 0, and whether it is the
-// first channel that is sampled at its points.
-template <typename Function>
-DCNZOO_INLINE void each_plane(const DeformConvShapes& s, const ChannelBlock& block, Function function) {
-  const int64_t sharing = channels_of_points(s), channels = block.count / block.groups;
-  for (int64_t c = 0; c < block.count; ++c) {
-    const int64_t column = block.is_narrow() ? c / channels * block.lanes + c % channels : c;
-    function(c, column, c % sharing == 0);
-  }
-}
-
-// Computes the columns of a tile, [tap · width of the block][kForwardRows].
+// Computes the columns of a tile, [tap · width of the block][kForwardRows], where pixels are the lanes.
 template <typename T, int Rank, bool whole>
 void sample_over_pixels(const DeformConvParams<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
-                        ForwardPoints<T, Rank>* table, T* columns) {
+                        ForwardPoints<T, Rank>& points, T* columns) {
   constexpr int corners = kCorners<Rank>;
   const DeformConvShapes& s = p.shape;
   const CornerDistances<Rank> distance(s, 1);
-  const T* const planes = p.input.data + p.input.place_of(block, s.in_pixels);
-  each_plane(s, block, [&](int64_t channel, int64_t column, bool is_first) {
-    if (is_first)
-      compute_sampling_table(s, p.offset_mask, points_of(s, block.first + channel), rows, table, whole);
+  const int64_t sharing = channels_of_points(s);
+  // One channel of a tap, for the rows [begin, end) of an image.
+  const auto sample = [&](const T* plane, int64_t begin, int64_t end, T* to) {
+    each_row<T>(begin, end, [&](auto value, int64_t row) {
+      using Value = decltype(value);
+      using Index = IndexOf<T, Value>;
+      if constexpr (whole) {
+        const Index index = load_lanes<Index>(points.index[0] + row);
+        for (int corner = 0; corner < corners; corner += 2) {
+          Value pixels[2];
+          gather_pairs(plane + distance.of[corner], index, pixels[0], pixels[1]);
+          for (int i = 0; i < 2; ++i) value += load_lanes<Value>(points.weight[corner + i] + row) * pixels[i];
+        }
+      } else {
+        for (int corner = 0; corner < corners; ++corner) {
+          Index index = load_lanes<Index>(points.index[corner] + row);
+          if (corner == 0) index = first_index(index);
+          value += load_lanes<Value>(points.weight[corner] + row) * gather_inside<Value>(plane, index);
+        }
+        value *= load_lanes<Value>(points.rest + row);
+      }
+      store_lanes(to + row, value);
+    });
+  };
+  for (int64_t first = 0; first < block.count; first += sharing)
     for (int64_t tap = 0; tap < s.taps; ++tap) {
-      const ForwardPoints<T, Rank>& points = table[tap];
-      T* const to = columns + (tap * block.width + column) * kForwardRows;
-      rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
-        const T* const plane = planes + rows.map[begin] + channel * s.in_pixels;
-        each_row<T>(begin, end, [&](auto value, int64_t row) {
-          using Value = decltype(value);
-          using Index = IndexOf<T, Value>;
-          if constexpr (whole) {
-            const Index index = load_lanes<Index>(points.index[0] + row);
-            for (int corner = 0; corner < corners; corner += 2) {
-              Value pixels[2];
-              gather_pairs(plane + distance.of[corner], index, pixels[0], pixels[1]);
-              for (int i = 0; i < 2; ++i)
-                value += load_lanes<Value>(points.weight[corner + i] + row) * pixels[i];
-            }
-          } else {
-            for (int corner = 0; corner < corners; ++corner) {
-              Index index = load_lanes<Index>(points.index[corner] + row);
-              if (corner == 0) index = first_index(index);
-              value += load_lanes<Value>(points.weight[corner] + row) * gather_inside<Value>(plane, index);
-            }
-            value *= load_lanes<Value>(points.rest + row);
-          }
-          store_lanes(to + row, value);
+      compute_points(s, p.offset_mask, points_of(s, block.first + first), rows, tap, points, whole);
+      for (int64_t channel = first; channel < first + sharing; ++channel) {
+        const T* const plane = p.input.data + p.input.place_of(block, s.in_pixels) + channel * s.in_pixels;
+        T* const to = columns + (tap * block.width + block.column_of(channel)) * kForwardRows;
+        rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
+          sample(plane + rows.map[begin], begin, end, to);
         });
-      });
+      }
     }
-  });
 }
 
 }  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE
