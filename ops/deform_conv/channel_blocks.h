@@ -72,7 +72,10 @@ inline bool has_narrow_groups(const DeformConvShapes& s, int64_t lanes) {
 class ChannelBlocking {
  public:
   ChannelBlocking(const DeformConvShapes& s, int64_t most_channels, int64_t panel)
-      : over_pixels(samples_over_pixels(s)), narrow(has_narrow_groups(s, panel / 2)), shape_(s), panel_(panel) {
+      : over_pixels(samples_over_pixels(s)),
+        narrow(has_narrow_groups(s, panel / 2)),
+        shape_(s),
+        panel_(panel) {
     for (int64_t channel = 0; channel < s.channels; channel += blocks.back().count) {
       const int64_t at = blocks.empty() ? 0 : blocks.back().stored_at + blocks.back().stored;
       blocks.push_back(block_from(channel, most_channels));

@@ -32,7 +32,8 @@ void gather_gradient(const Params<T, S>& p, const ChannelBlock& block, const Row
           LaneMap map = block.output_lanes(o, 0);
           map.groups -= c / block.lanes;
           to_lanes(map, from + c / block.lanes * each * channel_stride, stride, last,
-                   gradient + ((c * kBackwardRows + begin * lanes) * each + o * lanes), lanes, each * lanes, count);
+                   gradient + ((c * kBackwardRows + begin * lanes) * each + o * lanes), lanes, each * lanes,
+                   count);
         }
     } else if (last) {
       transpose(from, p.shape.out_channels, gradient + begin, kBackwardRows, count, outputs);
@@ -70,7 +71,7 @@ int64_t columns_of(const Params& p, const ChannelBlock& block, int64_t panel) {
 template <typename T>
 NarrowGradient<T> narrow_gradient(const Params<T, T>& p, const ChannelBlock& block, int64_t rows,
                                   const T* gradient) {
-  return {rows,     p.shape.taps,    block.width, p.shape.group_outputs(), block.lanes,
+  return {rows,     p.shape.taps,           block.width, p.shape.group_outputs(), block.lanes,
           gradient, panel_stride<T>(p.tile)};
 }
 
@@ -193,11 +194,9 @@ void compute_tile_of(const Params<T, S>& p, const BackwardTile& of, const AddInT
         return sample_backward_over_pixels<T, Rank>(p, of.block, tile, with_input, with_points, with_columns);
     samplers[with_input][with_points][with_columns](p, block, tile);
   };
-  if (!p.over_pixels)
-    compute_sampling_table(p.shape, p.offset_mask, block.points, tile.rows, tile.table);
+  if (!p.over_pixels) compute_sampling_table(p.shape, p.offset_mask, block.points, tile.rows, tile.table);
   if (p.over_pixels && (points || input)) transpose_columns(p, block, tile, false);
-  if (input)
-    add_in_turn(0, [&] { sample(true, points && together, columns && together); });
+  if (input) add_in_turn(0, [&] { sample(true, points && together, columns && together); });
   if (!together) sample(false, points, columns);
   if (p.over_pixels && columns) transpose_columns(p, block, tile, true);
   if (points && !p.over_pixels) {

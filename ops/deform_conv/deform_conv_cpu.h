@@ -66,10 +66,9 @@ struct StagedPixels {
     const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
     map += map_at(), own += own_at();
     if (!over_pixels)
-      return kernels.to_lanes(block.input_lanes(), map, stride(), channels_last, own, block.stored, block.stored,
-                              count());
-    if (channels_last)
-      return kernels.transpose(map, stride(), own, shape.in_pixels, count(), block.count);
+      return kernels.to_lanes(block.input_lanes(), map, stride(), channels_last, own, block.stored,
+                              block.stored, count());
+    if (channels_last) return kernels.transpose(map, stride(), own, shape.in_pixels, count(), block.count);
     for (int64_t channel = 0; channel < block.count; ++channel)
       std::copy_n(map + channel * shape.in_pixels, count(), own + channel * shape.in_pixels);
   }
@@ -78,8 +77,8 @@ struct StagedPixels {
   void store(const T* own, S* map) const {
     map += map_at(), own += own_at();
     if (!over_pixels)
-      return backward_kernels<T, S>().from_lanes(block.input_lanes(), own, block.stored, block.stored, map, stride(),
-                                                 channels_last, count());
+      return backward_kernels<T, S>().from_lanes(block.input_lanes(), own, block.stored, block.stored, map,
+                                                 stride(), channels_last, count());
     if constexpr (std::is_same_v<T, S>) {
       if (channels_last)
         return forward_kernels<T, S>().transpose(own, shape.in_pixels, map, stride(), block.count, count());

@@ -53,12 +53,12 @@ struct ChannelBlock {
   int64_t group, groups;  // the first convolution group, and their number
   int64_t first, count;   // channels
   int64_t first_output, outputs;
-  PointGroup points;               // of the first channel
-  int64_t lanes;                   // of a narrow group: a power of two; 0 for a matrix product
-  int64_t width;                   // columns of a tap: the channels or, of narrow groups, whole vectors of lanes
-  int64_t stored_at, stored;       // the first of its elements in a pixel of a staged map, and their number
-  int64_t depth;                   // taps · width, rounded up to whole panels
-  int64_t weight_at;               // start of its packed weight, in elements
+  PointGroup points;          // of the first channel
+  int64_t lanes;              // of a narrow group: a power of two; 0 for a matrix product
+  int64_t width;              // columns of a tap: the channels or, of narrow groups, whole vectors of lanes
+  int64_t stored_at, stored;  // the first of its elements in a pixel of a staged map, and their number
+  int64_t depth;              // taps · width, rounded up to whole panels
+  int64_t weight_at;          // start of its packed weight, in elements
   bool opens_group, closes_group;  // first and last block of its convolution group
   bool shares_points;              // another block has the same offset group or mask group
 
@@ -157,7 +157,7 @@ struct DeformConvParams {
   DeformConvShapes shape;
   bool over_pixels;  // whether the lanes of samples are pixels, not channels
   bool narrow;       // whether convolution groups are narrow
-  int64_t images;  // of this pass
+  int64_t images;    // of this pass
   ChannelBlocks blocks;
   TileSizes tile;
   InputMaps<S> input;  // the backward reads it for all gradients except the input's

@@ -66,7 +66,8 @@ void store_lanes_of(const Params<T, S>& p, const ChannelBlock& block, const Rows
   rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     const bool last = p.output.channels_last;
     S* const map = p.output.data + image * p.shape.out_channels * p.shape.out_pixels;
-    from_lanes(lanes, result + begin * p.tile.outputs, round_up(lanes.groups * lanes.lanes, kLanes<T>), p.tile.outputs,
+    from_lanes(lanes, result + begin * p.tile.outputs, round_up(lanes.groups * lanes.lanes, kLanes<T>),
+               p.tile.outputs,
                map + (last ? pixel * p.shape.out_channels + block.first_output
                            : block.first_output * p.shape.out_pixels + pixel),
                last ? p.shape.out_channels : p.shape.out_pixels, last, end - begin);
@@ -149,21 +150,18 @@ struct ForwardTile {
   void set_bias(const ChannelBlock& block) const {
     const int64_t lanes = block.parts() * block.width;
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      const int64_t output = block.output_lanes(lane / block.width * block.lanes, 1).channel_of(lane % block.width);
+      const int64_t output =
+          block.output_lanes(lane / block.width * block.lanes, 1).channel_of(lane % block.width);
       memory.bias[lane] = p.bias && output >= 0 ? p.bias[block.first_output + output] : 0;
     }
   }
 
   template <typename Columns>
   void multiply_narrow(const ChannelBlock& block, const Columns& columns, int64_t first, int64_t rows) const {
-    const NarrowProduct<T, S, Columns> product{columns,
-                                               rows,
-                                               p.shape.taps,
-                                               block.width / kLanes<T>,
-                                               block.parts(),
-                                               p.weight + block.weight_at,
-                                               memory.bias,
-                                               memory.result + first * p.tile.outputs,
+    const NarrowProduct<T, S, Columns> product{columns,       rows,
+                                               p.shape.taps,  block.width / kLanes<T>,
+                                               block.parts(), p.weight + block.weight_at,
+                                               memory.bias,   memory.result + first * p.tile.outputs,
                                                p.tile.outputs};
     product.multiply_groups(block.lanes);
   }
@@ -199,13 +197,15 @@ struct ForwardTile {
         sample_over_pixels<T, Rank, all_whole>(p, block, memory.rows, *memory.table, memory.planes);
       transpose_samples(block);
       if (block.is_narrow())
-        multiply_narrow(block, StoredColumns<S>{memory.columns, block.depth, block.width}, 0, memory.rows.count);
+        multiply_narrow(block, StoredColumns<S>{memory.columns, block.depth, block.width}, 0,
+                        memory.rows.count);
     } else if (block.is_narrow()) {
       compute_narrow<all_whole>(block);
     } else {
       has_whole_panels(block, kNR<S>) ? sample_panels(Whole<S>{}) : sample_panels(Vector<T>{});
     }
-    if (!block.is_narrow()) multiply_columns<T, S>(p, block, memory.rows.count, memory.columns, memory.result);
+    if (!block.is_narrow())
+      multiply_columns<T, S>(p, block, memory.rows.count, memory.columns, memory.result);
   }
 
   void compute() {
@@ -216,7 +216,8 @@ struct ForwardTile {
       if (!p.over_pixels && !(sampled && block.points == sampled->points))
         compute_sampling_table(p.shape, p.offset_mask, block.points, memory.rows, memory.table, whole);
       sampled = &block;
-      if (i == p.blocks.begin && !block.opens_group) load_group<T, S, Rank>(p, block, memory.rows, memory.result);
+      if (i == p.blocks.begin && !block.opens_group)
+        load_group<T, S, Rank>(p, block, memory.rows, memory.result);
       whole ? compute_block<true>(block) : compute_block<false>(block);
       if (i + 1 < p.blocks.end && !block.closes_group) continue;
       const int64_t outputs = block.is_narrow() ? block.parts() * block.width : block.outputs;

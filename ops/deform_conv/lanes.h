@@ -45,7 +45,8 @@ void to_lanes(const LaneMap& map, const S* from, int64_t stride, bool channels_l
     });
     for (int64_t pixel = 0; pixel < pixels; ++pixel)
       for (int64_t lane = 0; lane < count; ++lane)
-        to[pixel * to_stride + first + lane] = places[lane] < 0 ? S(0) : from[places[lane] + pixel * pixel_stride];
+        to[pixel * to_stride + first + lane] =
+            places[lane] < 0 ? S(0) : from[places[lane] + pixel * pixel_stride];
   }
 }
 
@@ -69,7 +70,8 @@ void from_lanes(const LaneMap& map, const T* from, int64_t width, int64_t from_s
       transpose_square<T>([&](int i) { return from + (pixel + i) * from_stride + first; },
                           [&](int i) { return rows[i] + pixel; });
     for (int64_t pixel = whole_pixels; pixel < pixels; ++pixel)
-      for (int64_t lane = 0; lane < lanes; ++lane) rows[lane][pixel] = from[pixel * from_stride + first + lane];
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        rows[lane][pixel] = from[pixel * from_stride + first + lane];
     if constexpr (!std::is_same_v<T, S>)
       each_lane(map, first, first + lanes, [&](int64_t lane, int64_t channel) {
         if (channel >= 0) store_row(rows[lane - first], to + channel * stride, pixels);

@@ -37,9 +37,10 @@ void pack_narrow(const DeformConvShapes& s, const ChannelBlock& block, const Pie
                  const WeightOf<const S>& weight, S* packed) {
   const int64_t output_stride = s.group_channels() * s.taps;
   each_narrow_weight<T>(s, block, piece, [=](int64_t to, int64_t output, int64_t channel, int64_t tap) {
-    packed[to] = output < 0 ? S(0)
-                            : weight.data[output * output_stride + channel * weight.channel_stride +
-                                          tap * weight.tap_stride];
+    packed[to] =
+        output < 0
+            ? S(0)
+            : weight.data[output * output_stride + channel * weight.channel_stride + tap * weight.tap_stride];
   });
 }
 
@@ -181,7 +182,6 @@ struct NarrowGradient {
         const auto add = [&](int64_t r, Vector<T>(&sum)[together]) {
           const Vector<T> left = load(column + r * kNR<T>);
           const T* const g = from + (r * p.outputs + output) * lanes;
-#pragma GCC unroll 8
           for (int i = 0; i < together; ++i) sum[i] += left * load(g + i * lanes);
         };
         int64_t r = 0;

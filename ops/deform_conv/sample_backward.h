@@ -289,9 +289,16 @@ DCNZOO_INLINE Value differentiate_pixels(const BackwardPoints<T, Rank>& points, 
     Value dot = gradient * pixels[corner];
     store_lanes(to, adds ? load_lanes<Value>(to) + dot : dot);
   }
-  if (grad_plane)
-    for (int corner = 0; corner < corners; ++corner)
-      scatter_inside(grad_plane, index[corner], modulated[corner] * (gradient * rest));
+  gradient *= rest;
+  for (int corner = 0; grad_plane && corner < corners; corner += 2) {
+    if constexpr (!std::is_arithmetic_v<Value>)
+      if (whole) {
+        scatter_pairs(grad_plane + distance.of[corner], index[0], modulated[corner] * gradient,
+                      modulated[corner + 1] * gradient);
+        continue;
+      }
+    for (int i = corner; i < corner + 2; ++i) scatter_inside(grad_plane, index[i], modulated[i] * gradient);
+  }
   return column * rest;
 }
 
@@ -318,9 +325,9 @@ void sample_backward_over_pixels(const Params<T, T>& p, int64_t index, const Til
           T* const grad_pixels = input ? p.grad_input + at : nullptr;
           each_row<T>(begin, end, [&](auto zero, int64_t row) {
             const auto gradient = load_lanes<decltype(zero)>(plane + row);
-            const auto value = differentiate_pixels<T, Rank>(table, row, distance, pixels, grad_pixels,
-                                                             points ? tile.dots : nullptr, channel > first,
-                                                             gradient);
+            const auto value =
+                differentiate_pixels<T, Rank>(table, row, distance, pixels, grad_pixels,
+                                              points ? tile.dots : nullptr, channel > first, gradient);
             if (columns) store_lanes(plane + row, value);
           });
         });

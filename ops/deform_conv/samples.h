@@ -19,15 +19,11 @@ struct SampledPoint {
   // The samples of as many channels, from `channel` on, as a Value holds
   template <typename Value>
   DCNZOO_INLINE Value read(int64_t channel) const {
-    if constexpr (whole) {
-      Value value = weight[0] * load_lanes<Value>(from[0] + channel);
-      for (int i = 1; i < corners; ++i) value += weight[i] * load_lanes<Value>(from[i] + channel);
-      return value;
-    } else {
-      Value value{};
-      for (int i = 0; i < used; ++i) value += weight[i] * load_lanes<Value>(from[i] + channel);
-      return value * rest;
-    }
+    Value
+        value{};  // not the first product: the compiler could then round another product than for other points
+    for (int i = 0; i < (whole ? corners : used); ++i)
+      value += weight[i] * load_lanes<Value>(from[i] + channel);
+    return whole ? value : value * rest;
   }
 };
 
@@ -93,7 +89,9 @@ struct StoredColumns {
   int64_t row_stride, width;
 
   StoredColumns from(int64_t lane) const { return {columns + lane, row_stride, width}; }
-  DCNZOO_INLINE Point at(int64_t tap, int64_t row) const { return {columns + row * row_stride + tap * width}; }
+  DCNZOO_INLINE Point at(int64_t tap, int64_t row) const {
+    return {columns + row * row_stride + tap * width};
+  }
 };
 
 // Where pixels are the lanes: one corner of as many points as a Value has lanes. Corners outside the map (index < 0) are
@@ -114,6 +112,18 @@ DCNZOO_INLINE void scatter_inside(T* plane, Index index, Value values) {
   } else {
     for (int lane = 0; lane < kLanes<T>; ++lane)
       if (index[lane] >= 0) plane[index[lane]] += values[lane];
+  }
+}
+
+// Adds to the pixels at index and at index + 1, two elements at a time. All are inside the map.
+template <typename T, typename Index>
+DCNZOO_INLINE void scatter_pairs(T* plane, Index index, Vector<T> first, Vector<T> second) {
+  Vector<T> joined[2];
+  join_pairs<T>(first, second, joined[0], joined[1]);
+  const T* const values = reinterpret_cast<const T*>(joined);
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    Vector<T, 2>& pixels = *reinterpret_cast<Vector<T, 2>*>(plane + index[lane]);
+    pixels += *reinterpret_cast<const Vector<T, 2>*>(values + 2 * lane);
   }
 }
 

@@ -203,6 +203,10 @@ void compute_points(const DeformConvShapes& s, const StoredOffsetMask<T>& stored
     const auto channel_of = [&](const T* values, const BFloat16Bits* bits, int64_t channel, T* copy,
                                 const T* absent) -> const T* {
       const int64_t at = channel * s.out_pixels + pixel;
+      // the same rows of the next tap: channels are too far apart for the CPU to fetch them by itself
+      const int64_t next = at + (absent == rows.zeros ? Rank : 1) * s.out_pixels;
+      for (int64_t i = 0; values && i < end - begin; i += 64 / int64_t(sizeof(T)))
+        __builtin_prefetch(values + next + i);
       if constexpr (std::is_same_v<T, float>)
         if (bits) {
           load_row(bits + at, copy, end - begin);

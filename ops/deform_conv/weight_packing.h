@@ -44,7 +44,8 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
     if (width < panel || depth > s.taps * channels) std::memset(to, 0, depth * panel * sizeof(S));
     if (width < panel) std::memset(turned, 0, sizeof turned);
     const int64_t from_stride = group_channels * s.taps;
-    const S* const from = weight.data + (block.first_output + o0) * from_stride + inner * weight.channel_stride;
+    const S* const from =
+        weight.data + (block.first_output + o0) * from_stride + inner * weight.channel_stride;
     // (channel, tap) pairs in the order of memory: all of them, or all channels of a tap
     const bool last = weight.channel_stride == 1;
     const int64_t all = channels * s.taps, run = last ? channels : all;
@@ -83,8 +84,7 @@ void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, con
   const int64_t begin = piece.begin_of(depth / pair) * pair, last = piece.end_of(depth / pair) * pair;
   const int64_t end = last < rows ? last : rows;
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t from =
-        (block.first_output + row) * group_channels * s.taps + inner * weight.channel_stride;
+    const int64_t from = (block.first_output + row) * group_channels * s.taps + inner * weight.channel_stride;
     for (int64_t tap = 0; tap < s.taps; ++tap)
       for (int64_t c = 0, count; c < block.count; c += count) {
         const int64_t column = tap * block.count + c, lane = column % kNR<T>;
@@ -121,11 +121,13 @@ void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block
                             const T* packed, const WeightOf<S>& grad_weight) {
   const int64_t apart = grad_weight.channel_stride, output_stride = s.group_channels() * s.taps;
   if (block.is_narrow())
-    return each_narrow_weight<T>(s, block, piece, [=](int64_t from, int64_t output, int64_t channel, int64_t tap) {
-      if (output >= 0)
-        store_lanes(grad_weight.data + output * output_stride + channel * apart + tap * grad_weight.tap_stride,
-                    packed[from]);
-    });
+    return each_narrow_weight<T>(
+        s, block, piece, [=](int64_t from, int64_t output, int64_t channel, int64_t tap) {
+          if (output >= 0)
+            store_lanes(
+                grad_weight.data + output * output_stride + channel * apart + tap * grad_weight.tap_stride,
+                packed[from]);
+        });
   const bool sorted = std::is_same_v<Whole<S>, EvenOdd> && block.count % kNR<T> == 0;  // as the columns are
   each_backward_run<T, T>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
     const T* row = packed + from;
