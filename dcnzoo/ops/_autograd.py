@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_private, checks, choose
-from ._arguments import arguments_of, can_read, memory_format
+from ._arguments import arguments_of, memory_format
 from ._library import implementations
 from ._torch_private import (
     AutoDispatchBelowAutograd,
@@ -22,12 +22,11 @@ from ._torch_private import (
     allow_transforms,
     any_requires_grad,
     enable_single_level_autograd_function,
-    in_dispatch_mode,
     in_dual_level,
     set_forward_grad_enabled,
     transforms_active,
 )
-from .operator import Operator, key_of
+from .operator import Operator
 
 
 def register_autograd(record: Operator) -> None:
@@ -42,20 +41,13 @@ def register_autograd(record: Operator) -> None:
         )
         return
     function = _function(record)
-    plain = {key for key in choose.DEVICES if choose.kernels_on(record, key)[0] == (choose.REFERENCE,)}
 
     def autograd(keys, *arguments):
         has_tangents = choose.has_tangents(arguments)
         if not (has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
             return _below_autograd(operator, keys, arguments)
-        # Autograd differentiates plain PyTorch in half the time of the operator's derivative. Traces,
-        # transforms and modes, such as torch's FLOP counter, must see the operator instead.
-        key = key_of(arguments[0])
-        is_plain = key in plain and can_read(arguments[0]) and not in_dispatch_mode()
-        if (has_tangents or is_plain) and not record.is_backward:
-            result = choose.run_plain(record, key, named(*arguments))
-            if has_tangents or any_requires_grad(result):
-                return result  # otherwise it has no graph, for example without RoIs
+        if has_tangents and not record.is_backward:
+            return choose.run_in_torch(record, record.reference, named(*arguments))
         with enable_single_level_autograd_function():
             return function.apply(*named(*arguments), keys)
 
@@ -175,6 +167,7 @@ def with_backward(
     backward = Operator(
         f"_{forward.name}_backward",
         reference=partial(derivative.run, derivative.by_reference),
+        plain=partial(derivative.run, derivative.by_plain),
         fake=partial(derivative.run, derivative.empty),
         check=derivative.check,
         setup_context=derivative.setup_context_of_backward,
@@ -243,6 +236,10 @@ class _Derivative:
     def by_reference(self, call: Any, names: Sequence[str]) -> list[Tensor | None]:
         """Differentiate the reference: return the gradients ``names`` for a call of the backward."""
         return reference_gradients(self.forward.reference, call.grad_output, self.forward_call(call), names)
+
+    def by_plain(self, call: Any, names: Sequence[str]) -> list[Tensor | None]:
+        """Differentiate the faster form of the reference, which has no other derivatives."""
+        return reference_gradients(self.forward.plain, call.grad_output, self.forward_call(call), names)
 
     def in_order(self, call: Any) -> Tensor:
         """Compute the first gradient in a fixed order, so that it is bitwise identical at every call."""

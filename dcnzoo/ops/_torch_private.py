@@ -14,6 +14,7 @@ TRANSFORMS = "torch.func transforms and forward-mode derivatives"
 FORWARD_MODE = "forward-mode derivatives"
 AUTOCAST = "autocast"
 MODES = "FLOPs of operators in plain PyTorch"
+SUMS = "the fast form of operators in plain PyTorch"
 
 missing: dict[str, str] = {}  # feature -> reason
 
@@ -45,10 +46,12 @@ ExcludeDispatchKeyGuard = _find(AUTOCAST, "torch._C._ExcludeDispatchKeyGuard")
 DispatchKey = _find(AUTOCAST, "torch._C.DispatchKey")
 DispatchKeySet = _find(AUTOCAST, "torch._C.DispatchKeySet")
 
-_count_modes = _find(MODES, "torch._C._len_torch_dispatch_stack")
 _ForceDispatchKeyGuard = _find(MODES, "torch._C._ForceDispatchKeyGuard")
 _included = _find(MODES, "torch._C._dispatch_tls_local_include_set")
 _excluded = _find(MODES, "torch._C._dispatch_tls_local_exclude_set")
+
+_key_of_device = _find(SUMS, "torch._C._dispatch_key_for_device")
+_has_kernel = _find(SUMS, "torch._C._dispatch_has_kernel_for_dispatch_key")
 
 # The bases of torch's convolutions, which have private names.
 if TYPE_CHECKING:
@@ -64,11 +67,6 @@ def transforms_active() -> bool:
     return TRANSFORMS not in missing and _transforms_active()
 
 
-def in_dispatch_mode() -> bool:
-    """Return whether a mode, such as torch's FLOP counter, intercepts the calls of operators."""
-    return MODES not in missing and _count_modes() > 0
-
-
 def allow_transforms() -> contextlib.AbstractContextManager:
     """Return a context in which kernels can use ``torch.func``, whose keys dispatch modes exclude."""
     if missing.keys() & {MODES, AUTOCAST}:
@@ -82,6 +80,14 @@ def allow_transforms() -> contextlib.AbstractContextManager:
 def in_dual_level() -> bool:
     """Return whether forward-mode tangents can exist: in a ``dual_level()`` or in ``torch.func.jvp``."""
     return FORWARD_MODE not in missing and torch.autograd.forward_ad._current_level >= 0
+
+
+def has_weighted_sums(device: str) -> bool:
+    """Return whether torch has kernels of ``F.embedding_bag`` for a device, with gradients of the weights."""
+    if SUMS in missing:
+        return False
+    names, key = ("_embedding_bag", "_embedding_bag_per_sample_weights_backward"), _key_of_device(device)
+    return all(_has_kernel(f"aten::{name}", key) for name in names)
 
 
 def set_forward_grad_enabled(mode: bool) -> contextlib.AbstractContextManager:

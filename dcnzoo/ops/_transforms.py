@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._library import implementations
 from ._torch_private import AUTOCAST, DispatchKey, DispatchKeySet, ExcludeDispatchKeyGuard, missing
-from .operator import KEYS, Operator
+from .operator import Operator
 
 
 def register_autocast(operator: Operator, float32: tuple[str, ...]) -> None:
@@ -17,16 +17,17 @@ def register_autocast(operator: Operator, float32: tuple[str, ...]) -> None:
         float32: names of offsets, masks and locations, which stay float32 if they are float32.
     """
     if AUTOCAST not in missing:
-        for device, key in KEYS.items():
-            _register(operator, device, f"Autocast{key}", float32)
+        for key in DispatchKey.__members__:
+            if key.startswith("Autocast"):
+                _register(operator, key, float32)
 
 
-def _register(record: Operator, device: str, key: str, float32: tuple[str, ...]) -> None:
+def _register(record: Operator, key: str, float32: tuple[str, ...]) -> None:
     operator, names = record.overload, record.call._fields
     keys = DispatchKeySet(getattr(DispatchKey, key))
 
     def autocast(*arguments):
-        dtype = torch.get_autocast_dtype(device)
+        dtype = torch.get_autocast_dtype(arguments[0].device.type)
 
         def cast(name: str, argument: object) -> object:
             if not isinstance(argument, Tensor) or not argument.is_floating_point():

@@ -21,13 +21,13 @@ from torch.autograd.forward_ad import unpack_dual
 
 from . import _library
 from ._arguments import can_read
-from ._torch_private import in_dual_level
+from ._torch_private import has_weighted_sums, in_dual_level
 from .fused import available
-from .operator import KEYS, OPERATORS, Operator, Result
+from .operator import OPERATORS, Operator, Result
 
-DEVICES = (*KEYS.values(), "PrivateUse1")
-BACKENDS = ("auto", "fused", "compiled", "reference")
-COMPILED, FUSED, REFERENCE = "compiled", "fused", "plain PyTorch"
+BACKENDS = ("auto", "fused", "compiled", "plain")
+COMPILED, FUSED, PLAIN, REFERENCE = "compiled", "fused", "plain PyTorch", "the reference in plain PyTorch"
+EVERY_KEY = "CompositeExplicitAutograd"  # runs on each device whose own dispatch key has no kernel
 
 
 class Choice(NamedTuple):
@@ -36,6 +36,7 @@ class Choice(NamedTuple):
 
 
 def _valid(name: str) -> str:
+    name = {"reference": "plain"}.get(name, name)  # its name until 0.2.0
     if name not in BACKENDS:
         raise RuntimeError(f"DCNZOO_BACKEND: expected one of {', '.join(BACKENDS)}, got {name!r}")
     return name
@@ -45,35 +46,44 @@ backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
 _failed: set[str] = set()  # operators whose Triton kernel failed
 
 
-def kernel_for(operator: Operator, key: str, call: Any) -> Choice:
-    """Return the kernel that runs a call on a device, and why no preferred kernel runs it."""
-    kernels, reason = kernels_on(operator, key)
+def kernel_for(operator: Operator, device: str, call: Any) -> Choice:
+    """Return the kernel that runs a call on a type of device, and why no preferred kernel runs it."""
+    kernels, reason = kernels_on(operator, device)
     if kernels[0] == FUSED:
-        problem = _why_not_fused(operator, key, call)
+        problem = _why_not_fused(operator, device, call)
         if not problem:
             return Choice(FUSED, reason or "is preferred")
         kernels, reason = kernels[1:], _joined(reason, problem)
     return Choice(kernels[0], reason or "is preferred")
 
 
-def kernels_on(operator: Operator, key: str) -> tuple[tuple[str, ...], str]:
+def kernels_on(operator: Operator, device: str) -> tuple[tuple[str, ...], str]:
     """Return the kernels that may run calls on a device, in order of preference, and why no others may.
 
     The last one runs every call.
     """
-    if backend == "reference":
-        return (REFERENCE,), "DCNZOO_BACKEND=reference"
-    is_loaded = key.lower() in _library.loaded
-    last, reason = (COMPILED, "") if is_loaded else (REFERENCE, f"no compiled kernels for {key}")
-    if not (operator.fused and _triton_runs_on(key)):
+    last, reason = COMPILED, ""
+    if backend == "plain":
+        last, reason = _in_torch(device, "DCNZOO_BACKEND=plain")
+    elif device not in _library.loaded:
+        last, reason = _in_torch(device, f"no compiled kernels for {device}")
+    if backend == "plain" or not (operator.fused and _triton_runs_on(device)):
         return (last,), reason
     if backend == "compiled":
         return (last,), _joined(reason, "DCNZOO_BACKEND=compiled")
     if operator.forward_name in _failed:
         return (last,), _joined(reason, "Triton's kernel failed before")
-    if _must_be_faster(key) and not (operator.fused_may_be_faster and available.any_listed()):
+    if _must_be_faster(device) and not (operator.fused_may_be_faster and available.any_listed()):
         return (last,), _joined(reason, "compiled kernels are preferred")
     return (FUSED, last), reason
+
+
+@cache
+def _in_torch(device: str, reason: str) -> tuple[str, str]:
+    """Return the form of operators in plain PyTorch that runs on a device, and why no others do."""
+    if has_weighted_sums(device):
+        return PLAIN, reason
+    return REFERENCE, _joined(reason, f"torch has no embedding_bag with its gradients for {device}")
 
 
 def has_tangents(call: Sequence[Any]) -> bool:
@@ -81,8 +91,8 @@ def has_tangents(call: Sequence[Any]) -> bool:
     return in_dual_level() and any(isinstance(a, Tensor) and unpack_dual(a).tangent is not None for a in call)
 
 
-def _why_not_fused(operator: Operator, key: str, call: Any) -> str:
-    if _must_be_faster(key) and not available.is_faster(operator.name, call):
+def _why_not_fused(operator: Operator, device: str, call: Any) -> str:
+    if _must_be_faster(device) and not available.is_faster(operator.name, call):
         return "Triton is not listed as faster for this call"
     if not available.triton_works(call[0].device):
         return "Triton does not work here"
@@ -92,18 +102,20 @@ def _why_not_fused(operator: Operator, key: str, call: Any) -> str:
         return f"Triton's kernel does not support {what}"
     if sizes_are_numbers(call):
         operator.check(call)  # from here on, code relies on valid sizes
-    if _must_be_faster(key) and not operators.is_measured(call):
+    if _must_be_faster(device) and not operators.is_measured(call):
         return "Triton's kernel has no measurements"
     return ""
 
 
-def _triton_runs_on(key: str) -> bool:
-    return key == "CUDA" or bool(key == "CPU" and backend == "fused" and os.environ.get("TRITON_INTERPRET"))
+def _triton_runs_on(device: str) -> bool:
+    return device == "cuda" or bool(
+        device == "cpu" and backend == "fused" and os.environ.get("TRITON_INTERPRET")
+    )
 
 
-def _must_be_faster(key: str) -> bool:
+def _must_be_faster(device: str) -> bool:
     """Return whether a Triton kernel runs only if it is known to be faster than the compiled one."""
-    return backend != "fused" and key.lower() in _library.loaded
+    return backend != "fused" and device in _library.loaded
 
 
 def _joined(*reasons: str) -> str:
@@ -117,12 +129,12 @@ def sizes_are_numbers(call: Any) -> bool:
     return not any(isinstance(size, symbols) for size in itertools.chain(*sizes))
 
 
-def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
+def table(device: str) -> dict[str, tuple[tuple[str, ...], str]]:
     """Return :func:`kernels_on` of each forward operator, without Triton if Triton does not work here."""
     rows = {}
     for operator in filter(lambda operator: not operator.is_backward, OPERATORS.values()):
-        kernels, reason = kernels_on(operator, key)
-        if kernels[0] == FUSED and not available.triton_works(torch.device(key.lower())):
+        kernels, reason = kernels_on(operator, device)
+        if kernels[0] == FUSED and not available.triton_works(torch.device(device)):
             kernels, reason = kernels[1:], _joined(reason, "Triton does not work here")
         rows[operator.name] = kernels, reason
     return rows
@@ -131,8 +143,8 @@ def table(key: str) -> dict[str, tuple[tuple[str, ...], str]]:
 # Run
 
 
-def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any) -> Result:
-    kernel = kernel_for(operator, key, call).kernel
+def _run(operator: Operator, device: str, compiled: Any, keyset: object, call: Any) -> Result:
+    kernel = kernel_for(operator, device, call).kernel
     if kernel == FUSED:
         from .fused import operators
 
@@ -143,17 +155,18 @@ def _run(operator: Operator, key: str, compiled: Any, keyset: object, call: Any)
         except Exception as error:  # errors can have any type: Triton compiles and loads code
             _failed.add(operator.forward_name)
             available.warn(operator.forward_name, error)
-            return _run(operator, key, compiled, keyset, call)
+            return _run(operator, device, compiled, keyset, call)
     if kernel == COMPILED:
         return _run_compiled(compiled, keyset, call)
-    return run_plain(operator, key, call)
+    if backend != "plain":
+        _warn(device)
+    return run_in_torch(operator, operator.plain if kernel == PLAIN else operator.reference, call)
 
 
-def run_plain(operator: Operator, key: str, call: Any) -> Result:
-    if backend != "reference" and key.lower() not in _library.loaded:
-        _warn(key)
+def run_in_torch(operator: Operator, compute: Callable[..., Result], call: Any) -> Result:
+    """Run ``plain`` or ``reference`` of an operator."""
     check(operator, call)
-    return _no_views(operator.reference(*call))
+    return _no_views(compute(*call))
 
 
 def check(operator: Operator, call: Any) -> None:
@@ -187,14 +200,16 @@ def _run_compiled(compiled: Any, keyset: object, call: Any) -> Result:
 
 
 @cache
-def _warn(key: str) -> None:
+def _warn(device: str) -> None:
     problems = _library.problems
-    why = problems.get(key.lower(), problems.get("cpu", "dcnzoo has them only for CPU and CUDA"))
-    only_plain = [name for name, (kernels, _) in table(key).items() if kernels == (REFERENCE,)]
-    rest = ", and the others in float64 and 3-D" if len(only_plain) < len(table(key)) else ""
+    why = problems.get(device, problems.get("cpu", "dcnzoo has them only for CPU and CUDA")).rstrip(".")
+    kernel, reason = _in_torch(device, f"no compiled kernels for {device}: {why}")
+    rows = table(device)
+    only = [name for name, (kernels, _) in rows.items() if kernels == (kernel,)]
+    rest = ", and the others in float64 and 3-D" if len(only) < len(rows) else ""
+    times = "several" if kernel == PLAIN else "tens of"
     warnings.warn(
-        f"dcnzoo: no compiled kernels for {key}: {why.rstrip('.')}. Plain PyTorch runs instead, which "
-        f"is many times slower: {', '.join(only_plain)}{rest}",
+        f"dcnzoo: {reason}. Instead, {kernel} runs and takes {times} times as long: {', '.join(only)}{rest}",
         stacklevel=2,
     )
 
@@ -209,10 +224,11 @@ def register(operator: Operator) -> None:
     kernel may run. Backwards on a GPU always do, because the user may require deterministic algorithms at
     any time.
     """
-    for key in DEVICES:
-        may_order = operator.in_order is not None and key == "CUDA"
-        if may_order or kernels_on(operator, key)[0] != (COMPILED,):
-            choose_at_every_call(operator, key)
+    choose_at_every_call(operator, EVERY_KEY)
+    for device in _library.loaded:
+        may_order = operator.in_order is not None and device == "cuda"
+        if may_order or kernels_on(operator, device)[0] != (COMPILED,):
+            choose_at_every_call(operator, device.upper())
 
 
 def choose_at_every_call(operator: Operator, key: str) -> None:
@@ -238,15 +254,16 @@ def kernel_of(operator: Operator, key: str) -> Callable:
 
     def kernel(keyset: object, *arguments: object) -> Result:
         call = named(*arguments)
+        device = call[0].device.type if key == EVERY_KEY else key.lower()
         needs_first, *others = getattr(call, "output_mask", [True])
         if operator.in_order is None or not needs_first or not is_deterministic(call.grad_output):
-            return _run(operator, key, compiled, keyset, call)
+            return _run(operator, device, compiled, keyset, call)
         operator.check(call)
         first = operator.in_order(call)
         if not others:
             return first
         rest = call._replace(output_mask=[False, *others])
-        return first, *_run(operator, key, compiled, keyset, rest)[1:]
+        return first, *_run(operator, device, compiled, keyset, rest)[1:]
 
     return kernel
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import checks, flops, reference
+from . import checks, flops, plain, reference
 from ._arguments import Int2, check_tensors, is_traced, pair, shape_text
 from ._autograd import with_backward
 from .operator import Operator
@@ -204,6 +204,7 @@ def _fake(input, field, *arguments):
 DCNV3 = Operator(
     "dcnv3",
     reference=reference.dcnv3,
+    plain=plain.dcnv3,
     fake=_fake,
     check=checks.dcnv3,
     float32=("offset", "mask"),
@@ -215,6 +216,7 @@ register(*with_backward(DCNV3, ("input", "offset", "mask")))
 DCNV4 = Operator(
     "dcnv4",
     reference=reference.dcnv4,
+    plain=plain.dcnv4,
     fake=_fake,
     check=checks.dcnv4,
     float32=("offset_mask",),
@@ -232,6 +234,7 @@ def _fake_ms(value, spatial_shapes, level_start_index, sampling_locations, atten
 MS_DEFORM_ATTN = Operator(
     "ms_deform_attn",
     reference=reference.ms_deform_attn,
+    plain=plain.ms_deform_attn,
     fake=_fake_ms,
     check=checks.ms_deform_attn,
     check_numbers=checks.levels,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checks, flops, reference
+from . import checks, flops, plain, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
 from ._autograd import with_backward
 from .geometry import output_size, transposed_size
@@ -206,6 +206,7 @@ def grad_input_in_order(arguments: Any) -> Tensor:  # [N, C, *in]
 OPERATOR = Operator(
     "deform_conv",
     reference=_reference,
+    plain=plain.deform_conv,
     fake=_fake,
     check=checks.deform_conv,
     float32=("offset", "mask"),

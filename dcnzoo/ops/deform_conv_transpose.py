@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arguments, checks, flops, reference
+from . import _arguments, checks, flops, plain, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
 from ._autograd import in_forward_mode, reference_gradients
 from .deform_conv import _reference as deform_conv_reference
@@ -213,6 +213,7 @@ def _reference(
 OPERATOR = Operator(
     "deform_conv_transpose",
     reference=_reference,
+    plain=plain.deform_conv_transpose,
     fake=_fake,
     check=checks.deform_conv_transpose,
     setup_context=_setup_context,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import checks, flops, reference
+from . import checks, flops, plain, reference
 from ._arguments import Int2, check_tensors
 from ._autograd import with_backward
 from .operator import Operator
@@ -61,6 +61,7 @@ def _reference(input, rois, offset, output_h, output_w, *sampling):
 OPERATOR = Operator(
     "deform_roi_pool",
     reference=_reference,
+    plain=plain.deform_roi_pool,
     fake=lambda input, rois, offset, *numbers: fake(input, rois, *numbers),
     check=checks.deform_roi_pool,
     check_numbers=checks.image_numbers,

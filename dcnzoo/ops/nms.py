@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import checks, reference_boxes
+from . import checks, plain, reference_boxes
 from ._arguments import check_tensors
 from .operator import Operator
 from .register import register
@@ -46,5 +46,7 @@ def fake(boxes, *arguments):
     return boxes.new_empty(number, dtype=torch.long)
 
 
-OPERATOR = Operator("nms", reference=reference_boxes.nms, fake=fake, check=checks.nms, fused=True)
+OPERATOR = Operator(
+    "nms", reference=reference_boxes.nms, plain=plain.nms, fake=fake, check=checks.nms, fused=True
+)
 register(OPERATOR)

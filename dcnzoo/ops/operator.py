@@ -11,7 +11,6 @@ from torch import Tensor
 from ._arguments import arguments_of
 
 Result = Tensor | tuple[Tensor, ...]
-KEYS = {"cpu": "CPU", "cuda": "CUDA", "xpu": "XPU", "mps": "MPS"}  # device -> dispatch key; ROCm's is CUDA
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +18,9 @@ class Operator:
     """``dcnzoo::name``, which :mod:`.register` registers. A *call* is the named tuple of its arguments.
 
     Attributes:
-        reference: computes the result in plain PyTorch, for tests, second derivatives, or without a kernel.
+        reference: computes the result in a form that is easy to read: for tests, second derivatives, forward
+            mode, and where torch lacks the kernels of ``plain``.
+        plain: computes it faster by torch's kernels, with a first derivative; for devices without a kernel.
         fake: returns the result without values, for ``torch.compile``, from the operator's arguments.
         check, check_numbers: raise an error for an invalid call; the second one reads numbers in tensors.
         setup_context, backward: its derivative, as in ``torch.autograd.Function``; the first gets the call.
@@ -37,6 +38,7 @@ class Operator:
 
     name: str
     reference: Callable[..., Result]
+    plain: Callable[..., Result]
     fake: Callable[..., Result]
     check: Callable[[Any], None]
     check_numbers: Callable[[Any], None] = lambda call: None
@@ -68,8 +70,3 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}  # the registered ones, by name
-
-
-def key_of(tensor: Tensor) -> str:
-    """Return the dispatch key of a tensor's device."""
-    return KEYS.get(tensor.device.type, "PrivateUse1")

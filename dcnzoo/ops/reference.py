@@ -349,11 +349,19 @@ def dcnv4(
     remove_center: bool,
 ) -> Tensor:
     """DCNv4 (Xiong et al. 2024): :func:`dcnv3` with each group's offsets and mask in one tensor."""
+    offset, mask = fields_of_dcnv4(offset_mask, kernel_size, group, remove_center)
+    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
+    return dcnv3(input, offset, mask, *geometry)
+
+
+def fields_of_dcnv4(
+    offset_mask: Tensor, kernel_size: Sequence[int], group: int, remove_center: bool
+) -> tuple[Tensor, Tensor]:
+    """Return offset and mask of :func:`dcnv3`."""
     points = kernel_size[0] * kernel_size[1] - remove_center
     grouped = offset_mask[..., : group * points * 3].unflatten(-1, (group, points * 3))
     offset, mask = grouped.split([points * 2, points], dim=-1)
-    geometry = (kernel_size, stride, padding, dilation, group, group_channels, offset_scale, remove_center)
-    return dcnv3(input, offset.flatten(3), mask.flatten(3), *geometry)
+    return offset.flatten(3), mask.flatten(3)
 
 
 def ms_deform_attn(

@@ -20,12 +20,16 @@ def nms(
     return torch.stack(kept) if kept else left
 
 
-def iou_with(box: Tensor, boxes: Tensor, offset: int = 0) -> Tensor:  # (4,), (N, 4) -> (N,)
-    """Return the intersection over union of a box with each of ``boxes``, all (x1, y1, x2, y2)."""
+def iou_with(box: Tensor, boxes: Tensor, offset: int = 0) -> Tensor:  # (…, 4), (N, 4) -> (…, N)
+    """Return the intersection over union of each ``box`` with each of ``boxes``, all (x1, y1, x2, y2)."""
 
     def area(boxes: Tensor) -> Tensor:
         return (boxes[..., 2:] - boxes[..., :2] + offset).prod(-1)
 
-    low, high = torch.max(box[:2], boxes[:, :2]), torch.min(box[2:], boxes[:, 2:])
-    shared = (high - low + offset).clamp(min=0).prod(-1)
+    low, high = boxes.T.contiguous().split(2)  # adjacent values of a coordinate, for speed
+    sides = [
+        torch.min(box[..., axis + 2], high[axis]) - torch.max(box[..., axis], low[axis]) + offset
+        for axis in range(2)
+    ]
+    shared = sides[0].clamp(min=0) * sides[1].clamp(min=0)
     return shared / (area(box) + area(boxes) - shared)

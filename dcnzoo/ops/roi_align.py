@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checks, flops, reference
+from . import checks, flops, plain, reference
 from ._arguments import Int2, check_tensors, pair, shape_text
 from ._autograd import with_backward
 from .operator import Operator
@@ -103,6 +103,7 @@ def _reference(input, rois, output_h, output_w, *sampling):
 OPERATOR = Operator(
     "roi_align",
     reference=_reference,
+    plain=plain.roi_align,
     fake=fake,
     check=checks.roi_align,
     check_numbers=checks.image_numbers,

@@ -167,7 +167,7 @@ def test_operator_with_one_gradient(monkeypatch):
     square = torch.ops.dcnzoo.square_for_the_test
     monkeypatch.setattr("dcnzoo.ops.register.OPERATORS", operators := {})
     monkeypatch.setattr(choose, "OPERATORS", operators)
-    record = Operator("square_for_the_test", lambda x: x * x, torch.empty_like, lambda call: None)
+    record = Operator("square_for_the_test", torch.square, torch.square, torch.empty_like, lambda call: None)
     register(*_autograd.with_backward(record, ("x",)))
     x = torch.randn(3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(square, x) and torch.autograd.gradgradcheck(square, x)
@@ -213,7 +213,7 @@ def test_out_of_memory_has_torchs_type(operator):
     """MMDetection's AvoidOOM and torch's own tools check for this type."""
     nothing = lambda *a: None  # noqa: E731
     _autograd.register_autograd(
-        Operator("_fails_for_the_test", nothing, nothing, nothing, setup_context=nothing, backward=nothing)
+        Operator("_fails_for_the_test", *[nothing] * 4, setup_context=nothing, backward=nothing)
     )
     for requires_grad in (False, True):
         x = torch.zeros(1, requires_grad=requires_grad)

@@ -24,9 +24,10 @@ for _ in range(2):
     assert len(re.findall("Warning: DCNZOO_BACKEND=fused: .*pip install triton", errors)) == 1
     with pytest.raises(RuntimeError, match="'slow'"):
         choose._valid("slow")
+    assert choose._valid("reference") == "plain"  # its name until 0.2.0
 
 
-def test_reference_is_one_operator_to_others():
+def test_plain_is_one_operator_to_others():
     """A trace has the operator; RoIs get no gradient, and other tensors always do, also without RoIs."""
     code = """
 import torch
@@ -44,7 +45,7 @@ for operator in op_cases.operators():
             gradients = torch.autograd.grad(output.sum(), tensors, allow_unused=True)
             assert [g is None for g in gradients] == [i == 1 for i in range(len(tensors))], operator.name
 """
-    python_with_torch(code, DCNZOO_BACKEND="reference")
+    python_with_torch(code, DCNZOO_BACKEND="plain")
 
 
 def test_tf32_only_where_torch_allows_it():

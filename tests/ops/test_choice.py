@@ -14,7 +14,7 @@ from dcnzoo.ops.operator import OPERATORS
 from .. import op_cases
 from ..op_cases import deform_conv
 
-COMPILED, FUSED, REFERENCE = choose.COMPILED, choose.FUSED, choose.REFERENCE
+COMPILED, FUSED, PLAIN = choose.COMPILED, choose.FUSED, choose.PLAIN
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -51,7 +51,7 @@ ONLY_PLAIN = {"deform_conv3d", "deform_conv_transpose2d"}
 def chosen(call: str, dtype: torch.dtype) -> str:
     name, arguments = CALLS[call]
     cast = lambda a: a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a  # noqa: E731
-    return choose.kernel_for(OPERATORS[name], "CUDA", arguments_of(name)(*map(cast, arguments))).kernel
+    return choose.kernel_for(OPERATORS[name], "cuda", arguments_of(name)(*map(cast, arguments))).kernel
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def loaded(monkeypatch):
     """Pretend that the compiled CUDA library is not loaded; return a function that changes this."""
     monkeypatch.setattr(available, "triton_works", lambda device: True)
     monkeypatch.setattr(available, "is_faster", lambda name, call: False)
+    monkeypatch.setattr(choose, "_in_torch", lambda device, reason: (PLAIN, reason))  # as in a CUDA build
 
     def set_loaded(compiled: bool) -> None:
         devices = {"cpu": None, "cuda": None} if compiled else {"cpu": None}
@@ -71,7 +72,7 @@ def loaded(monkeypatch):
 @pytest.mark.parametrize("call", CALLS)
 def test_the_compiled_library_comes_first(loaded, call):
     plain = {dtype for dtype in TYPES if call in ONLY_PLAIN or dtype == torch.float64}
-    assert [chosen(call, dtype) for dtype in TYPES] == [REFERENCE if t in plain else FUSED for t in TYPES]
+    assert [chosen(call, dtype) for dtype in TYPES] == [PLAIN if t in plain else FUSED for t in TYPES]
     loaded(True)
     assert {chosen(call, dtype) for dtype in TYPES} == {COMPILED}
 
@@ -81,7 +82,7 @@ def test_triton_runs_without_any_library(loaded, monkeypatch):
     before = {call: chosen(call, torch.float32) for call in CALLS}
     monkeypatch.setattr(_library, "loaded", {})
     assert {call: chosen(call, torch.float32) for call in CALLS} == before
-    assert FUSED in before.values() and REFERENCE in before.values()
+    assert FUSED in before.values() and PLAIN in before.values()
 
 
 def test_the_choice_says_why(loaded, monkeypatch):
@@ -90,16 +91,16 @@ def test_the_choice_says_why(loaded, monkeypatch):
         cast = (
             a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments
         )
-        return choose.kernel_for(OPERATORS[name], "CUDA", arguments_of(name)(*cast)).reason
+        return choose.kernel_for(OPERATORS[name], "cuda", arguments_of(name)(*cast)).reason
 
-    assert "no compiled kernels for CUDA" in reason("dcnv3")
+    assert "no compiled kernels for cuda" in reason("dcnv3")
     assert "float64" in reason("dcnv3", torch.float64)
     loaded(True)
     assert reason("deform_conv2d") == "Triton is not listed as faster for this call"
     monkeypatch.setattr(choose, "backend", "compiled")
     assert reason("deform_conv2d") == "DCNZOO_BACKEND=compiled"
-    monkeypatch.setattr(choose, "backend", "reference")
-    assert {chosen(call, torch.float32) for call in CALLS} == {REFERENCE}
+    monkeypatch.setattr(choose, "backend", "plain")
+    assert {chosen(call, torch.float32) for call in CALLS} == {PLAIN}
 
 
 def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
@@ -112,7 +113,7 @@ def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
     tried = []
     monkeypatch.setattr(operators, "run", fail)
     monkeypatch.setattr(choose, "_failed", set())
-    monkeypatch.setattr(choose, "_warn", lambda key: None)
+    monkeypatch.setattr(choose, "_warn", lambda device: None)
     name, arguments = CALLS["dcnv3"]
     arguments = tuple(a.float() if isinstance(a, torch.Tensor) else a for a in arguments)
     keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -130,7 +131,7 @@ def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
 @pytest.mark.parametrize("name", sorted({name for name, _ in CALLS.values()}))
 def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch, name):
     """Errors name the same function and argument as the compiled kernels, whichever kernel would run."""
-    monkeypatch.setattr(choose, "_warn", lambda key: None)
+    monkeypatch.setattr(choose, "_warn", lambda device: None)
     keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     for operator in op_cases.operators(differentiable=False):
         for sample, _ in operator.invalid():
@@ -145,8 +146,9 @@ def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch,
             if re.search("got meta|image number|for level", message):
                 continue
             for overload, arguments in recorder.calls:
+                kernel = choose.kernel_of(OPERATORS[overload.name().removeprefix("dcnzoo::")], "CUDA")
                 with pytest.raises(RuntimeError) as caught:
-                    overload.redispatch(keyset, *arguments)
+                    kernel(keyset, *arguments)
                 assert str(caught.value).split(":")[:2] == message.split(":")[:2]
 
 

@@ -45,7 +45,7 @@ def counts() -> dict[str, list[int]]:
 
 def test_plain_pytorch_counts_as_the_compiled_kernels(tmp_path):
     code = "import sys, torch; from tests.ops.test_flops import counts; torch.save(counts(), sys.argv[1])"
-    python_with_torch(code, tmp_path / "counts.pt", DCNZOO_BACKEND="reference")
+    python_with_torch(code, tmp_path / "counts.pt", DCNZOO_BACKEND="plain")
     assert torch.load(tmp_path / "counts.pt") == counts()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dcnzoo.ops import nms, reference_boxes
+from dcnzoo.ops import nms, plain, reference_boxes
 
 
 def random_boxes(count: int, spread: float = 60, size: float = 40, seed: int = 0, dtype=torch.float32):
@@ -23,6 +23,7 @@ def test_matches_loop(count, offset, dtype):
         kept = nms(boxes, scores, threshold, offset)
         assert kept.dtype == torch.int64
         assert kept.tolist() == reference_boxes.nms(boxes, scores, threshold, offset).tolist()
+        assert kept.tolist() == plain.nms(boxes, scores, threshold, offset).tolist()
 
 
 def test_whole_pixels_meet_the_threshold_exactly():
@@ -64,6 +65,7 @@ def test_degenerate_boxes_are_kept():
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, nan, 0.5])
     assert nms(boxes, scores, 0.5).tolist()[0] == 4  # NaN has the highest rank
     assert set(nms(boxes, scores, 0.5).tolist()) >= {0, 1, 2, 4}
+    assert nms(boxes, scores, 0.5).tolist() == plain.nms(boxes, scores, 0.5).tolist()
 
 
 def test_opcheck_and_compile():

@@ -1,6 +1,7 @@
-"""The operators without compiled kernels: if the library does not load, and on other devices."""
+"""The operators in plain PyTorch: against the reference, without the library, and on other devices."""
 
 import itertools
+import math
 import re
 from random import Random
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from dcnzoo.ops import _library, choose
+from dcnzoo.ops.operator import OPERATORS
 
 from .. import op_cases
 from ..processes import python_with_torch
@@ -71,37 +73,166 @@ def test_without_the_library(tmp_path):
             torch.testing.assert_close(g, w, **close, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_schemas_and_a_device_without_compiled_kernels():
-    """The calls run on the CPU with the dispatch key of another device, in a separate process, because
-    dcnzoo.export defines more operators."""
+# Coordinates that touch every rule of the border, and pixels that only their readers may show
+
+
+def sprinkle(tensor: torch.Tensor, *values: float) -> torch.Tensor:
+    """Replace every seventh element by one of the values."""
+    result = tensor.clone()
+    flat = result.view(-1)
+    places = torch.arange(0, len(flat), 7)
+    flat[places] = torch.tensor(values, dtype=tensor.dtype)[places // 7 % len(values)]
+    return result
+
+
+CHANGES = {  # name -> (which tensor, its new values)
+    "quarters": ("coordinates", lambda t: (t * 4).round() / 4),
+    "not finite": ("coordinates", lambda t: sprinkle(t, math.nan, math.inf, -math.inf, 1e30, -1.0)),
+    "NaN pixels": ("input", lambda t: sprinkle(t, math.nan, math.inf)),
+}
+# the position of the tensor with coordinates; dcnv4, which splits its tensor for dcnv3, is left out
+COORDINATES = {
+    **{f"deform_conv{kind}{rank}d": 2 for kind in ("", "_transpose") for rank in (1, 2, 3)},
+    **{"dcnv3": 1, "ms_deform_attn": 1, "roi_align": 1, "deform_roi_pool": 2},
+}
+
+
+def changed(operator: op_cases.Operator, sample: op_cases.Sample, change: str) -> op_cases.Sample:
+    which, function = CHANGES[change]
+    tensors = list(sample.tensors)
+    place = COORDINATES[operator.name] if which == "coordinates" else 0
+    if tensors[place] is not None:
+        tensors[place] = function(tensors[place])
+    if operator.name == "roi_align":  # its images stay
+        tensors[1][:, 0] = sample.tensors[1][:, 0]
+    return op_cases.Sample(sample.name, tuple(tensors), sample.kwargs, sample.constant)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "operator", [o for o in op_cases.operators() if o.name in COORDINATES], ids=lambda operator: operator.name
+)
+def test_is_the_reference(operator, change):
+    """Values and first gradients are those of the oracle, in float64."""
+    for sample in itertools.islice(operator.samples(), 6):
+        if op_cases.is_plain_convolution(sample):
+            continue
+        for overload, arguments in operator.overload_calls(changed(operator, sample, change)):
+            record = OPERATORS[overload.name().removeprefix("dcnzoo::")]
+            if record.is_backward:
+                arguments = (op_cases.ramp(arguments[0]), *arguments[1:])
+            with torch.no_grad():
+                both = record.plain(*arguments), record.reference(*arguments)
+            torch.testing.assert_close(*both, rtol=1e-10, atol=1e-10, equal_nan=True)
+
+
+def test_transforms_and_other_derivatives():
+    """The operators in plain PyTorch have batching, compilation, forward mode and second derivatives."""
     code = """
 import torch
+from torch.autograd import gradcheck, gradgradcheck
+from tests import op_cases
+close = torch.testing.assert_close
+for operator in op_cases.operators():
+    if operator.name.endswith(("1d", "3d")):
+        continue
+    sample = operator.forms()[0]
+    call = lambda *given: operator.call(sample.with_given(given))
+    output, *gradients = operator.results(sample)
+    pulled = torch.func.vjp(call, *sample.given)[1](op_cases.ramp(output))
+    close(pulled, tuple(gradients))
+    close(torch.compile(call, backend="aot_eager", fullgraph=True)(*sample.given), output)
+    close(torch.vmap(lambda x: call(x, *sample.given[1:]))(sample.given[0][None])[0], output)
+    if operator.name in ("deform_conv2d", "deform_roi_pool", "ms_deform_attn"):
+        small = [t.clone().requires_grad_() for t in sample.given]
+        tangents = tuple(torch.ones_like(t) for t in sample.given)
+        close(torch.func.jvp(call, tuple(sample.given), tangents)[0], output)
+        assert gradcheck(call, small, fast_mode=True, check_forward_ad=True)
+        assert gradgradcheck(call, small, fast_mode=True)
+"""
+    python_with_torch(code, DCNZOO_BACKEND="plain")
+
+
+# Other devices
+
+
+INVENTED = """
+import sys
+import torch
+from torch.utils import _pytree as tree
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+_setup_privateuseone_for_python_backend("invented")
+
+class Invented(torch.Tensor):
+    @staticmethod
+    def __new__(cls, values):
+        tensor = torch._C._acc.create_empty_tensor(values.shape, values.dtype)
+        tensor.__class__, tensor.on_cpu = cls, values.contiguous()
+        return tensor
+
+def run_on_cpu(operator, *args, **kwargs):
+    call = tree.tree_map_only(Invented, lambda tensor: tensor.on_cpu, (args, kwargs))
+    args, options = tree.tree_map_only(torch.device, lambda device: torch.device("cpu"), call)
+    results = operator(*args, **options)
+    if kwargs.get("device") == torch.device("cpu"):
+        return results
+    return tree.tree_map_only(torch.Tensor, Invented, results)
+
+def copy(source, target, non_blocking=False):
+    return getattr(target, "on_cpu", target).copy_(getattr(source, "on_cpu", source))
+
+library = torch.library.Library("_", "IMPL")
+library.fallback(run_on_cpu, "PrivateUse1")
+aten = torch.library.Library("aten", "IMPL")
+aten.impl("_copy_from", copy, "PrivateUse1")
+for name in ("arange", "arange.start", "arange.start_step"):  # torch's own resizes an empty tensor
+    operator = getattr(torch.ops.aten.arange, name.partition(".")[2] or "default")
+    aten.impl(name, lambda *args, f=operator, **kwargs: run_on_cpu(f, *args, **kwargs), "PrivateUse1")
 import dcnzoo.ops
-torch.manual_seed(0)
 names = torch._C._dispatch_get_all_op_names()
 print(*(name.removeprefix("dcnzoo::") for name in names if name.startswith("dcnzoo::")))
-key = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
 x, w, offset = torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7)
-arguments = (x, w, offset, None, None, [1, 1], [1, 1], [1, 1], 1, None)
-output = torch.ops.dcnzoo.deform_conv.default.redispatch(key, *arguments)
-assert torch.allclose(output, torch.nn.functional.conv2d(x, w, padding=1), atol=1e-5)
+leaves = [Invented(t).requires_grad_() for t in (x, w, offset)]
+output = dcnzoo.ops.deform_conv2d(*leaves, padding=1)
+gradients = torch.autograd.grad(output, leaves, Invented(torch.ones(output.shape)))
+on_cpu = [t.requires_grad_() for t in (x, w, offset)]
+expected = dcnzoo.ops.deform_conv2d(*on_cpu, padding=1)
+expected = expected.detach(), *torch.autograd.grad(expected.sum(), on_cpu)
+for result, right in zip((output.detach(), *gradients), expected, strict=True):
+    assert result.device.type == "invented" and torch.allclose(result.on_cpu, right, atol=1e-5)
 boxes, scores = torch.rand(20, 4), torch.rand(20)
-kept = torch.ops.dcnzoo.nms.default.redispatch(key, boxes, scores, 0.3, 0)
-assert torch.equal(kept, dcnzoo.ops.nms(boxes, scores, 0.3))
+kept = dcnzoo.ops.nms(Invented(boxes), Invented(scores), 0.3)
+assert torch.equal(kept.on_cpu, dcnzoo.ops.nms(boxes, scores, 0.3))
 """
-    child = python_with_torch(code)
+
+
+def test_schemas_and_an_invented_device():
+    """A device for which torch has no embedding_bag runs the reference, and the warning says so."""
+    child = python_with_torch(INVENTED)
     schemas = {schema.partition("(")[0]: schema for schema in SCHEMAS}
     assert schemas.keys() == set(child.stdout.split())
     for name, schema in schemas.items():
         assert f"dcnzoo::{schema}" == str(getattr(torch.ops.dcnzoo, name).default._schema)
-    assert child.stderr.count("Plain PyTorch runs") == 1
-    assert "no compiled kernels for XPU: dcnzoo has them only for CPU and CUDA" in child.stderr
+    (warning,) = re.findall(r"UserWarning: (dcnzoo: .*)", child.stderr)
+    assert "no compiled kernels for invented" in warning and choose.REFERENCE in warning
+    assert "embedding_bag" in warning
 
 
-@pytest.mark.parametrize("key", [key for key in choose.DEVICES if key not in ("CPU", "CUDA")])
-def test_other_devices_have_every_operator(key):
-    for name in (schema.partition("(")[0] for schema in SCHEMAS if not schema.startswith("_")):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dcnzoo::{name}", key), name
+@pytest.mark.parametrize("device", ["xla", "hpu", "mtia", "ipu", "xpu", "mps", "privateuseone"])
+def test_other_devices_have_every_operator(device):
+    key = torch._C._dispatch_key_for_device(device)
+    for name in (schema.partition("(")[0] for schema in SCHEMAS):
+        assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"dcnzoo::{name}", key), name
+
+
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_plain_runs_where_torch_has_embedding_bag(monkeypatch, has_sums):
+    monkeypatch.setattr(choose, "has_weighted_sums", lambda device: has_sums)
+    choose._in_torch.cache_clear()
+    kernel = choose.PLAIN if has_sums else choose.REFERENCE
+    assert {kernels for kernels, _ in choose.table("other").values()} == {(kernel,)}
+    choose._in_torch.cache_clear()
 
 
 def test_names_need_the_schemas(monkeypatch, tmp_path):

@@ -17,7 +17,8 @@ FEATURES = {
     ],
     private.FORWARD_MODE: ["torch.autograd.forward_ad._set_fwd_grad_enabled"],
     private.AUTOCAST: ["torch._C._ExcludeDispatchKeyGuard"],
-    private.MODES: ["torch._C._len_torch_dispatch_stack", "torch._C._ForceDispatchKeyGuard"],
+    private.MODES: ["torch._C._ForceDispatchKeyGuard"],
+    private.SUMS: ["torch._C._dispatch_key_for_device"],
 }
 WITHOUT = """
 import os, sys, torch
