@@ -228,8 +228,11 @@ class CocoDataset(coco.CocoDataset):
             entry = _decode(self._content.annotations[number])
             if (label := self.cat2label.get(entry["category_id"])) is not None:
                 x, y, width, height = entry["bbox"]
-                flags = {"bbox_label": label, "ignore_flag": int(entry.get("iscrowd") or 0)}
-                objects.append({"bbox": [x, y, x + width, y + height], **flags})
+                instance = {"bbox": [x, y, x + width, y + height], "bbox_label": label}
+                instance["ignore_flag"] = int(entry.get("iscrowd") or 0)
+                if entry.get("segmentation"):
+                    instance["mask"] = entry["segmentation"]
+                objects.append(instance)
         return objects
 
     def _copy_without_annotation(self, memo: dict[str, Any] | None = None) -> "CocoDataset":
