@@ -2,8 +2,8 @@
 
 A call passes, in this order, the function in ``deform_conv.py``, autocast and vmap in ``_transforms.py``, the
 derivatives in ``_autograd.py``, and ``choose.py``, which chooses among the kernels: the libraries that
-``_library.py`` loads, ``fused/`` and ``reference.py``. The record of an operator (``operator.py``),
-below its function, has everything that ``register.py`` registers with torch.
+``_library.py`` loads, ``fused/``, ``plain.py`` and ``reference.py``. The record of an operator
+(``operator.py``), below its function, has everything that ``register.py`` registers with torch.
 """
 
 from ._library import cpu_capability as cpu_capability

@@ -3,7 +3,7 @@
 Each output is a sum of a few pixels of a map, each times a weight: its bilinear weight, times a mask, an
 attention weight or a sample's share of a bin. ``F.embedding_bag`` computes such sums, and the gradient of the
 map, without a copy of the pixels. The functions have first derivatives only. :mod:`.reference` is their
-oracle, and describes them.
+oracle, and describes them. Only an infinite mask differs: it gives NaN, not Inf, at points without fraction.
 
 A map is a table ``(R, C)`` with a row for each pixel; if channels are in groups with points of their own, a
 row for each group: ``(image · pixels + pixel) · groups + group``. Row R is a pixel that does not exist.
@@ -30,6 +30,10 @@ MOST_SORTED = 1 << 21  # rows: bounds the memory of a sort
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _integer_type(most: int) -> torch.dtype:
+    return torch.int32 if most < 2**31 - 1 else torch.int64  # a sort of the first takes half the time
 
 
 # Sums of bags. Bag b has the rows from starts[b] to starts[b + 1].
@@ -98,11 +102,8 @@ def corners(
     """Return rows, weights and starts for :class:`BagSums`: the pixels of ``reference.corners``."""
     batch, bags, groups, count = points[0].shape
     none, entries = batch * pixels * groups, points[0].numel() << len(points)
-    integers = partial(
-        torch.arange,
-        dtype=torch.int32 if max(none, entries) < 2**31 - 1 else torch.int64,
-        device=points[0].device,
-    )
+    dtype = _integer_type(max(none, entries))
+    integers = partial(torch.arange, dtype=dtype, device=points[0].device)
     row = integers(batch).view(-1, 1, 1, 1) * (pixels * groups)
     row = row + integers(groups).view(-1, 1) + start * groups
     inside = reduce(
@@ -195,7 +196,7 @@ def _output(out, size, bias, input):
 def ms_deform_attn(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
     maps = at_least_float32(value)
     height, width, start = (
-        level.to(torch.int32).repeat_interleave(sampling_locations.shape[4])
+        level.to(_integer_type(maps[..., 0].numel())).repeat_interleave(sampling_locations.shape[4])
         for level in (*spatial_shapes.unbind(1), level_start_index)
     )
     x, y = sampling_locations.to(maps.dtype).flatten(3, 4).unbind(-1)

@@ -165,6 +165,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 _setup_privateuseone_for_python_backend("invented")
 
 class Invented(torch.Tensor):
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
     @staticmethod
     def __new__(cls, values):
         tensor = torch._C._acc.create_empty_tensor(values.shape, values.dtype)
@@ -186,6 +188,7 @@ library = torch.library.Library("_", "IMPL")
 library.fallback(run_on_cpu, "PrivateUse1")
 aten = torch.library.Library("aten", "IMPL")
 aten.impl("_copy_from", copy, "PrivateUse1")
+aten.impl("detach", lambda tensor: Invented(tensor.on_cpu), "PrivateUse1")  # torch's own has no on_cpu
 for name in ("arange", "arange.start", "arange.start_step"):  # torch's own resizes an empty tensor
     operator = getattr(torch.ops.aten.arange, name.partition(".")[2] or "default")
     aten.impl(name, lambda *args, f=operator, **kwargs: run_on_cpu(f, *args, **kwargs), "PrivateUse1")
