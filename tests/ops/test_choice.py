@@ -152,10 +152,6 @@ def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch,
                 assert str(caught.value).split(":")[:2] == message.split(":")[:2]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Operators: a plan per shape of call, a packed layer of four classes, narrow channels at speed",
-)
 def test_every_device_has_a_kernel():
     """Plain PyTorch runs where no other kernel does."""
     keys = ("CPU", "CUDA", "XLA", "HPU", "MTIA", "IPU", "XPU", "MPS", "PrivateUse1")
