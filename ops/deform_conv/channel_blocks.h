@@ -47,10 +47,9 @@ constexpr int64_t kFewChannels = 3;
 // Whether the lanes of samples are pixels. Then points have no gradients from several blocks, and no convolution group cuts
 // the channels of a point.
 inline bool samples_over_pixels(const DeformConvShapes& s) {
-  const int64_t sharing = channels_of_points(s), group_channels = s.group_channels();
+  const int64_t sharing = channels_of_points(s);
   const bool same_groups = s.offset_groups == s.mask_groups || s.offset_groups == 0 || s.mask_groups == 0;
-  return sharing <= kFewChannels && same_groups &&
-         (group_channels % sharing == 0 || sharing % group_channels == 0);
+  return sharing <= kFewChannels && same_groups && s.group_channels() % sharing == 0;
 }
 
 // The lanes of a narrow group: a power of two
@@ -146,9 +145,7 @@ class ChannelBlocking {
     if (!over_pixels && s.mask_groups) most = std::min(most, left_of(s.channels / s.mask_groups));
     if (narrow) {
       block.lanes = lanes_of_group(group_channels);
-      // whole groups, whose channels share points with no channel of another block where pixels are the lanes
-      const int64_t together = over_pixels ? std::max(sharing / group_channels, int64_t(1)) : 1;
-      block.groups = std::min(most / group_channels, most_channels / block.lanes) / together * together;
+      block.groups = std::min(most / group_channels, most_channels / block.lanes);
       block.count = block.groups * group_channels;
       block.width = round_up(block.groups * block.lanes, panel_ / 2);
     } else {

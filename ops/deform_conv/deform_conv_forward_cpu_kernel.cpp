@@ -16,15 +16,17 @@ namespace {
 template <typename T, typename S>
 using Params = DeformConvForwardParams<T, S>;
 
+// The distance of the pixels that are fetched into the L1 cache
+constexpr int64_t kPixelsAhead = 8;
+
 // Computes the columns of a tile for a block of channels, over channels. For few channels, the inner loop is over several rows
 // of a tap, because their columns have the same place in each row.
 template <typename T, typename S, int Rank, typename Panel, bool whole>
 void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
             const ForwardPoints<T, Rank>* table, S* __restrict columns) {
-  constexpr int64_t pixels_ahead = 8;  // that are fetched into the L1 cache
   const SampledColumns<T, S, Rank, whole> sampled(p, block, rows, table);
   const int64_t stride = panel_stride<S>(p.tile);
-  const int64_t ahead = pixels_ahead * p.shape.stride[Rank - 1] * sampled.pixel_stride;
+  const int64_t ahead = kPixelsAhead * p.shape.stride[Rank - 1] * sampled.pixel_stride;
   // Local variables, because the compiler would read members again after every store.
   const int64_t count = rows.count, taps = p.shape.taps;
   const auto sample = [&](auto channels) {
@@ -172,6 +174,7 @@ struct ForwardTile {
     constexpr int64_t run = 16;
     const SampledColumns<T, S, Rank, all_whole> sampled(p, block, memory.rows, memory.table);
     const int64_t rows = memory.rows.count, taps = p.shape.taps, width = block.width;
+    const int64_t ahead = kPixelsAhead * p.shape.stride[Rank - 1] * sampled.pixel_stride;
     if (block.lanes <= 2) return multiply_narrow(block, sampled, 0, rows);
     T* const columns = memory.planes;
     for (int64_t first = 0; first < rows; first += run) {
@@ -179,8 +182,10 @@ struct ForwardTile {
       for (int64_t r = 0; r < count; ++r)
         for (int64_t tap = 0; tap < taps; ++tap) {
           const auto point = sampled.at(tap, first + r);
-          for (int64_t c = 0; c < width; c += kLanes<T>)
+          for (int64_t c = 0; c < width; c += kLanes<T>) {
             store(columns + (r * taps + tap) * width + c, point.template read<Vector<T>>(c));
+            if constexpr (all_whole) __builtin_prefetch(point.from[kCorners<Rank> - 1] + ahead + c, 0, 3);
+          }
         }
       multiply_narrow(block, StoredColumns<T>{columns, taps * width, width}, first, count);
     }

@@ -2,6 +2,8 @@
 // whose points are a vector. Included by *_cpu_kernel.cpp only.
 #pragma once
 
+#include <cstring>
+
 #include "columns.h"
 #include "sampling_table.h"
 
@@ -178,6 +180,10 @@ void sample_over_pixels(const DeformConvParams<T>& p, const ChannelBlock& block,
       store_lanes(to + row, value);
     });
   };
+  // the weights of lanes without a channel are zero, but the columns must not be NaN
+  for (int64_t column = 0; block.is_narrow() && column < s.taps * block.width; ++column)
+    if (block.input_lanes().channel_of(column % block.width) < 0)
+      std::memset(columns + column * kForwardRows, 0, kForwardRows * sizeof(T));
   for (int64_t first = 0; first < block.count; first += sharing)
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       compute_points(s, p.offset_mask, points_of(s, block.first + first), rows, tap, points, whole);

@@ -225,6 +225,7 @@ TILES = [
     make("several blocks", channels=264, out_channels=72, size=(6, 7), batch=1),
     make("a block of two panels, a block of one", channels=96, out_channels=40, size=(5, 9)),
     make("offset groups of 16", channels=96, out_channels=48, size=(5, 7), offset_groups=6, mask_groups=2),
+    make("own points, groups of 3", channels=18, out_channels=30, groups=6, offset_groups=6, mask_groups=6),
     make("groups of 2", channels=64, out_channels=96, groups=32, size=(5, 6)),
     make("groups of 4 in and out", channels=128, out_channels=128, groups=32, size=(5, 6)),
     make("groups of 8", channels=64, out_channels=24, groups=8, size=(9, 7), offset_groups=2),
