@@ -15,7 +15,8 @@ class StagedBlock {
                                           bool channels_last) {
     const int64_t size = p.images * p.shape.in_pixels * block.stored;
     block_ = block, channels_last_ = channels_last;
-    in_place_ = channels_last && !p.over_pixels && block.stored == p.shape.channels;
+    in_place_ =
+        channels_last && !p.over_pixels && block.count == p.shape.channels && block.stored == block.count;
     DeformConvBackwardParams<T, S> mine = p;
     mine.input = {p.input.data, block.stored_at, block.stored, true};
     if (!in_place_) mine.input.data = reads_input(p) ? at_least(size, input_) : nullptr;

@@ -178,11 +178,19 @@ def samples(rank: int = 2) -> Iterator[Sample]:
     own = partial(make, size=(9, 13), padding=1)
     yield own("own points", channels=20, offset_groups=20, mask_groups=20)
     yield own("own offsets, one mask", channels=6, offset_groups=6)
-    yield own("points of 2, groups of 6", channels=24, groups=4, out_channels=20, offset_groups=12, mask_groups=None)
+    yield own(
+        "points of 2, groups of 6", channels=24, groups=4, out_channels=20, offset_groups=12, mask_groups=None
+    )
     yield own("points of 3, groups of 12", channels=24, groups=2, offset_groups=8, mask_groups=8)
-    yield own("own points, one to two", channels=18, groups=18, out_channels=36, offset_groups=18, mask_groups=18)
-    yield own("points of 2, one to 17", channels=6, groups=6, out_channels=102, offset_groups=3, mask_groups=3)
-    yield own("points of 2, one to one", channels=18, groups=18, out_channels=18, offset_groups=9, mask_groups=9)
+    yield own(
+        "own points, one to two", channels=18, groups=18, out_channels=36, offset_groups=18, mask_groups=18
+    )
+    yield own(
+        "points of 2, one to 17", channels=6, groups=6, out_channels=102, offset_groups=3, mask_groups=3
+    )
+    yield own(
+        "points of 2, one to one", channels=18, groups=18, out_channels=18, offset_groups=9, mask_groups=9
+    )
 
 
 def resized_samples(rank: int) -> Iterator[Sample]:

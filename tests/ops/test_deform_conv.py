@@ -169,8 +169,17 @@ SHARED = [
     make("groups differ", **LARGE | dict(channels=96), groups=2, offset_groups=3, mask_groups=4),
     make("narrow groups", **LARGE, groups=8),
     make("groups of 6", **LARGE | dict(channels=66, out_channels=33), groups=11),
+    # two blocks, each padded to as many lanes as all channels: 4 lanes with AVX2, 8 with AVX-512
+    make("blocks of 2 of 4 channels", **LARGE | dict(channels=4, out_channels=8), groups=4, offset_groups=2),
+    make("blocks of 4 of 8 channels", **LARGE | dict(channels=8, out_channels=8), groups=8, offset_groups=2),
     make("own points", **LARGE, offset_groups=64, mask_groups=64),
-    make("own points, one to two", **LARGE | dict(out_channels=128), groups=64, offset_groups=64, mask_groups=64),
+    make(
+        "own points, one to two",
+        **LARGE | dict(out_channels=128),
+        groups=64,
+        offset_groups=64,
+        mask_groups=64,
+    ),
     make("one to one", **LARGE | dict(out_channels=64), groups=64),
     make("no whole vectors", **LARGE | dict(channels=66, out_channels=129)),
     make("half vectors of AVX2", **LARGE | dict(channels=76)),
