@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,7 +129,9 @@ def check(rank: int, folder: Path, port: int) -> None:
     assert "no such file" in error_of(start, (), (), missing)
 
     # results are collected without a common folder
-    build = partial(ranks.build_evaluator, None, lambda runner, cfg: Runner.build_evaluator(runner, cfg))
+    def build(settings):
+        return ranks.share_results(Runner.build_evaluator(None, settings), settings)
+
     for settings in (
         dict(type="Numbers"),
         [dict(type="Numbers")],

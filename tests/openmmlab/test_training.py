@@ -22,9 +22,10 @@ from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.history import History
-from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ResumeHook, number_batches
+from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ResumeHook
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
+from dcnzoo.openmmlab.runs.batches import number_batches
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError

@@ -195,6 +195,7 @@ for name in ("arange", "arange.start", "arange.start_step"):  # torch's own resi
 import dcnzoo.ops
 names = torch._C._dispatch_get_all_op_names()
 print(*(name.removeprefix("dcnzoo::") for name in names if name.startswith("dcnzoo::")))
+torch.manual_seed(0)
 x, w, offset = torch.randn(1, 3, 5, 6), torch.randn(4, 3, 3, 2), torch.zeros(1, 12, 5, 7)
 leaves = [Invented(t).requires_grad_() for t in (x, w, offset)]
 output = dcnzoo.ops.deform_conv2d(*leaves, padding=1)
@@ -204,7 +205,8 @@ expected = dcnzoo.ops.deform_conv2d(*on_cpu, padding=1)
 expected = expected.detach(), *torch.autograd.grad(expected.sum(), on_cpu)
 for result, right in zip((output.detach(), *gradients), expected, strict=True):
     assert result.device.type == "invented" and torch.allclose(result.on_cpu, right, atol=1e-5)
-boxes, scores = torch.rand(20, 4), torch.rand(20)
+corners, scores = torch.rand(20, 2), torch.rand(20)
+boxes = torch.cat([corners, corners + torch.rand(20, 2)], 1)
 kept = dcnzoo.ops.nms(Invented(boxes), Invented(scores), 0.3)
 assert torch.equal(kept.on_cpu, dcnzoo.ops.nms(boxes, scores, 0.3))
 """

@@ -3,7 +3,7 @@
 Every run has the hooks in ``DEFAULT_HOOKS`` and those that ``runs/execute.py`` registers.
 """
 
-from dcnzoo.openmmlab.hooks.batches import number_batches as number_batches
+from dcnzoo.openmmlab.hooks.batches import NumberedBatches as NumberedBatches
 from dcnzoo.openmmlab.hooks.channels_last import ChannelsLastHook as ChannelsLastHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook as AtomicCheckpointHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend as AtomicLocalBackend

@@ -5,18 +5,13 @@ classes, only the indices of the pictures are read, which restores every sampler
 batch depend on its number, not on the batches before.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from mmdet.datasets.transforms import CachedMixUp, CachedMosaic
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATA_SAMPLERS, LOOPS
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, seed_generators, states
 
 
@@ -117,20 +112,3 @@ class SeededLoading:
         seed_generators(mix(*self._numbers, batch.number))
         load: Callable | None = getattr(type(self._dataset), "__getitems__", None)
         return load(self._dataset, batch) if load else [self._dataset[index] for index in batch]
-
-
-def number_batches(cfg: Config) -> None:
-    """Let a training by iterations number its batches, unless its pipeline keeps earlier pictures."""
-    loop, loader = cfg.get("train_cfg") or {}, cfg.get("train_dataloader")
-    kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
-    if isinstance(kind, str):
-        kind = LOOPS.get(kind)
-    if not (inspect.isclass(kind) and issubclass(kind, IterBasedTrainLoop) and isinstance(loader, dict)):
-        return
-    batches = loader.get("batch_sampler")
-    classes = [class_of(node) for _, node in dicts(loader)]
-    keeps_pictures = any(each and issubclass(each, CachedMosaic | CachedMixUp) for each in classes)
-    if keeps_pictures or not (isinstance(loader.get("sampler"), dict) and isinstance(batches, dict | None)):
-        return
-    numbered = {"type": "NumberedBatches", "batches": batches, "drop_last": loader.pop("drop_last", False)}
-    loader["batch_sampler"] = ConfigDict(numbered)

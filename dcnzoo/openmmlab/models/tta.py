@@ -82,13 +82,13 @@ def _with_mirrored_view(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[s
         UserError: no step loads pixels or resizes, or a step before the last of them pads or crops.
     """
     kinds = [class_of(step) or object for step in pipeline]
-    place = max((n for n, kind in enumerate(kinds, 1) if issubclass(kind, _BEFORE_FLIP)), default=0)
+    end = max((n for n, kind in enumerate(kinds, 1) if issubclass(kind, _BEFORE_FLIP)), default=0)
     before, behind = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
     for number, (step, kind) in enumerate(zip(pipeline, kinds, strict=True)):
-        if number < place and issubclass(kind, _BEHIND_FLIP):
-            last = pipeline[place - 1]["type"]
+        if number < end and issubclass(kind, _BEHIND_FLIP):
+            last = pipeline[end - 1]["type"]
             raise UserError(f"tta: expected {step['type']} behind {last} in the test pipeline, got it before")
-        is_before = number < place and not issubclass(kind, transforms.LoadAnnotations)
+        is_before = number < end and not issubclass(kind, transforms.LoadAnnotations)
         (before if is_before else behind).append(step)
     if not before:
         raise UserError(

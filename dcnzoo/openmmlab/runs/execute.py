@@ -35,6 +35,7 @@ from dcnzoo.openmmlab.config.errors import config_errors, with_paths
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
+from dcnzoo.openmmlab.runs.batches import number_batches
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -287,7 +288,7 @@ def _numbered(cfg: Config) -> Config:
     """Return the config with numbered batches, if a training counts iterations and seeds its batches."""
     cfg = copy.deepcopy(cfg)
     if cfg.default_hooks.get("epoch_seed"):
-        hooks.number_batches(cfg)
+        number_batches(cfg)
     return cfg
 
 
