@@ -170,7 +170,8 @@ class Invented(torch.Tensor):
     @staticmethod
     def __new__(cls, values):
         tensor = torch._C._acc.create_empty_tensor(values.shape, values.dtype)
-        tensor.__class__, tensor.on_cpu = cls, values.contiguous()
+        # a copy: torch computes views from the offset 0 of this tensor
+        tensor.__class__, tensor.on_cpu = cls, values.clone(memory_format=torch.contiguous_format)
         return tensor
 
 def run_on_cpu(operator, *args, **kwargs):
