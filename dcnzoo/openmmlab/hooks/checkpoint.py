@@ -97,9 +97,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         info = runner.message_hub.runtime_info
-        steps = [
-            step for step in info.pop("keep_ckpt_ids", ()) if type(step) is int
-        ]  # of dcnzoo 0.3, mmengine
+        # the list of MMEngine and of dcnzoo 0.2.0
+        steps = [step for step in info.pop("keep_ckpt_ids", ()) if type(step) is int]
         files = [*info.get(_FILES, map(self.filename_tmpl.format, steps))]
         files = [name for name in files if self._saved.step(Path(name)) is not None]
         self._keep_best(info)

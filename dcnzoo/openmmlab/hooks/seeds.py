@@ -26,7 +26,7 @@ class EpochSeedHook(Hook):
 
     Workers restart with every epoch, persistent ones too; their caches of images are lost. In a training by
     iterations, each batch is loaded with a seed of its own: see :mod:`dcnzoo.openmmlab.hooks.batches`. If a
-    pipeline keeps pictures, or to resume a checkpoint of dcnzoo 0.3 or earlier, mmengine loads the batches
+    pipeline keeps pictures, or to resume a checkpoint of dcnzoo 0.2.0, mmengine loads the batches
     already used again, which restores the loader's generators; this requires ``randomness.seed``.
     """
 
