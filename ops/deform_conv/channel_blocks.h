@@ -44,12 +44,16 @@ constexpr int64_t kForwardBlockBytes = 64 * sizeof(float), kBackwardBlockBytes =
 // With at most this many channels for each point, the lanes of samples are pixels. More channels fill a half vector.
 constexpr int64_t kFewChannels = 3;
 
+// The most elements of a map that is copied as a whole image. Larger ones are read in place if they are channels last.
+constexpr int64_t kMostCopied = int64_t(1) << 27;
+
 // Whether the lanes of samples are pixels. Then points have no gradients from several blocks, and no convolution group cuts
 // the channels of a point.
 inline bool samples_over_pixels(const DeformConvShapes& s) {
   const int64_t sharing = channels_of_points(s);
   const bool same_groups = s.offset_groups == s.mask_groups || s.offset_groups == 0 || s.mask_groups == 0;
-  return sharing <= kFewChannels && same_groups && s.group_channels() % sharing == 0;
+  return sharing <= kFewChannels && same_groups && s.group_channels() % sharing == 0 &&
+         s.channels * s.in_pixels <= kMostCopied;
 }
 
 // The lanes of a narrow group: a power of two
@@ -65,6 +69,7 @@ inline bool has_narrow_groups(const DeformConvShapes& s, int64_t lanes) {
   const int64_t channels = s.group_channels();
   const auto cut_by = [&](int64_t groups) { return groups > 0 && s.channels / groups % channels != 0; };
   return s.groups > 1 && lanes_of_group(channels) <= lanes && s.group_outputs() <= lanes &&
+         s.channels * s.in_pixels <= kMostCopied &&
          (samples_over_pixels(s) || !(cut_by(s.offset_groups) || cut_by(s.mask_groups)));
 }
 
