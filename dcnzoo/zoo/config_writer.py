@@ -43,8 +43,8 @@ def write_settings(
     *,
     size: int | None = None,
     flip: bool = True,
-) -> tuple[str, Config]:
-    """Write a config with all settings of a training on data that has been checked.
+) -> Config:
+    """Write a config with all settings of a training on data that has been checked; return it.
 
     Args:
         sources: the data of ``train``, ``val`` and perhaps ``test``.
@@ -53,9 +53,6 @@ def write_settings(
         changes: settings to override.
         size: the longer side of resized pictures; None: that of the model's config.
         flip: whether the training flips pictures, as the model's config says.
-
-    Returns:
-        The model's name, and the config.
 
     Raises:
         UserError: the model does not read or evaluate COCO files; it learns from masks, and an object has
@@ -66,8 +63,8 @@ def write_settings(
     if size is not None:
         _set_size(config, size)
     if not flip:
-        pipeline = dataset_of(config, LOADERS[0]).pipeline
-        pipeline[:] = [step for step in pipeline if "Flip" not in str(step["type"])]
+        for step in flips_of(config):
+            step["prob"] = 0.0
     network = config.model.to_dict()
     set_number(network, _number_of_classes(config, model), len(classes))
     if address:  # its weights replace those of the backbone
@@ -92,7 +89,7 @@ def write_settings(
         draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
         config = read_config_file(draft)
         check_config(config, out)
-    return model, config
+    return config
 
 
 def _shorten_warm_up(config: Config, images: int) -> None:
@@ -121,6 +118,12 @@ def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
 def steps_of(config: Config, loader: str, kind: str) -> list[Any]:
     """Return the steps of one kind in a loader's pipeline."""
     return [step for step in dataset_of(config, loader).pipeline if str(step["type"]).endswith(kind)]
+
+
+def flips_of(config: Config) -> list[Any]:
+    """Return the steps that flip pictures in a training, also those inside others and of wrappers."""
+    nodes = [node for _, node in dicts(config[LOADERS[0]].dataset)]
+    return [node for node in nodes if str(node.get("type")).endswith("RandomFlip") and node.get("prob") != 0]
 
 
 def _set_size(config: Config, size: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
 
@@ -25,6 +26,7 @@ from dcnzoo.zoo.config_writer import (
     SMALL_BOXES,
     SMALL_MASKS,
     dataset_of,
+    flips_of,
     set_data,
     steps_of,
     write_settings,
@@ -122,7 +124,7 @@ def _configure(
     masks = not without_mask(splits.values())[0]
     epochs, changes = None, dict[str, object]()
     best, side = choose_size(splits["train"])
-    is_chosen = model is None and size is None and get_device() == "cpu"
+    hint = "; --size changes it" if size is None else ""
     if model is None and get_device() == "cpu":
         model = SMALL_MASKS if masks else SMALL_BOXES
         epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].pictures)))  # batches of 4
@@ -130,55 +132,37 @@ def _configure(
         size = size or best
     elif model is None:
         model = MASKS if masks else BOXES
-    _, config = write_settings(splits, out, model, changes, size=size, flip=flip)
-    lines = [
-        f"model     {model}",
-        f"start     {_start_of(config)}",
-        *_lines_of_input(config, side, is_chosen),
-    ]
-    return epochs, [*lines, *_lines_of_classes(splits["train"])]
+    config = write_settings(splits, out, model, changes, size=size, flip=flip)
+    few_of = [f"{name} ({number})" for name, number in splits["train"].per_class.items() if number < FEW]
+    lines = [f"model     {model}", *_lines_of(config, side, hint)]
+    if few_of:
+        lines.append(f"note      fewer than {FEW} objects to train on: {few(few_of)}")
+    return epochs, lines
 
 
-def _start_of(config: Config) -> str:
-    weights = config.get("load_from")
-    return f"weights of {weights}" if weights else "random weights"
-
-
-def _lines_of_input(config: Config, side: float, is_chosen: bool) -> list[str]:
-    """Return lines about what a training does with pictures.
+def _lines_of(config: Config, side: float, hint: str) -> list[str]:
+    """Return lines about the initial weights of a training, and about its pictures.
 
     Args:
         side: the part of the longer side that nine of ten objects exceed.
-        is_chosen: whether the size was chosen by the objects.
+        hint: the end of the line about the size.
     """
-    lines = list[str]()
-    sizes = steps_of(config, "test_dataloader", "Resize")
-    if len(sizes) == 1 and sizes[0].get("scale"):
-        size = max(sizes[0].scale)
+    weights = config.get("load_from")
+    lines = [f"start     weights of {weights}" if weights else "start     random weights"]
+    for scale in [step.scale for step in steps_of(config, "test_dataloader", "Resize") if "scale" in step]:
+        size = max(scale)
+        if size != min(scale):  # the longer side depends on the picture
+            lines.append(f"input     at most {size} × {min(scale)} pixels{hint}")
+            continue
         objects = f"9 of 10 objects are larger than {side:.1%} of it, {size * side:.0f} pixels then"
-        hint = "; --size changes it" if is_chosen else ""
         lines.append(f"input     {size} pixels, the longer side: {objects}{hint}")
-        if is_chosen and size * side < TOO_SMALL:
-            remedy = "cut the pictures into tiles before labelling"
-            lines.append(f"note      trained on whole pictures, small objects are not found: {remedy}")
-    flips = [
-        str(direction) for step in steps_of(config, "train_dataloader", "Flip") for direction in _ways(step)
-    ]
-    lines.append(f"flips     {', '.join(flips) or 'none'}")
-    return lines
-
-
-def _ways(flip: Mapping) -> Sequence[str]:
-    direction = flip.get("direction", "horizontal")
-    return [direction] if isinstance(direction, str) else direction
-
-
-def _lines_of_classes(split: Dataset) -> list[str]:
-    """Return a line if classes have few objects to train on."""
-    names = [f"{name} ({number})" for name, number in split.per_class.items() if number < FEW]
-    if not names:
-        return []
-    return [f"note      fewer than {FEW} objects to train on: {few(names)}"]
+        if size * side < TOO_SMALL:
+            remedy = "set a larger --size" if size < SIZES[-1] else "cut the pictures into tiles"
+            lines.append(
+                f"note      objects below {TOO_SMALL} pixels are not found: {remedy} before labelling"
+            )
+    flips = [step.get("direction", "horizontal") for step in flips_of(config)]
+    return [*lines, f"flips     {', '.join(map(str, np.ravel(flips))) or 'none'}"]
 
 
 def with_own_data(

@@ -15,6 +15,7 @@ from PIL import Image
 import dcnzoo
 from dcnzoo.data.dataset import Dataset, Object, Picture, ReadOptions
 from dcnzoo.data.preparation import read_data
+from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
@@ -226,44 +227,52 @@ def test_the_size_of_pictures_is_that_of_their_objects(pictures, size, side):
     assert own_data.choose_size(split_of(*pictures)) == (size, pytest.approx(side))
 
 
-def test_size_and_flips_are_options(tmp_path):
+BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+
+
+@pytest.mark.parametrize("model", [None, BOXES])
+def test_size_is_an_option(tmp_path, model):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits, _ = read_data(tmp_path / "fruits", ReadOptions())
-    for number, model in enumerate([None, "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"]):
-        config, _, lines = own_data.write_data(splits, tmp_path / f"{number}", model, size=448, flip=False)
-        cfg = read_config_file(config)
-        steps = [
-            step for split in ("train", "val", "test") for step in cfg[f"{split}_dataloader"].dataset.pipeline
-        ]
-        assert [(step.scale, step.keep_ratio) for step in steps if step.type == "Resize"] == [
-            ((448, 448), True)
-        ] * 3
-        assert not any("Flip" in step.type for step in steps)
-        assert any(line.startswith("input") and "448 pixels" in line for line in lines)
-        assert "flips     none" in lines
+    config, _, lines = own_data.write_data(splits, tmp_path / "run", model, size=448)
+    cfg = read_config_file(config)
+    steps = [step for name in LOADERS for step in cfg[name].dataset.pipeline if step.type == "Resize"]
+    assert [(step.scale, step.keep_ratio) for step in steps] == [((448, 448), True)] * 3
+    assert any(line.startswith("input") and "448 pixels" in line for line in lines)
     with pytest.raises(UserError, match=r"^size: expected one step Resize in train.*RandomChoice"):
         own_data.write_data(splits, tmp_path / "two", "detr_r50_8xb2-150e_coco", size=448)
     for option in ({"size": 448}, {"flip": False}):
         with pytest.raises(UserError, match=f"^{next(iter(option))}: expected data"):
-            dcnzoo.train("faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco", **option)
+            dcnzoo.train(BOXES, **option)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("model", [None, "yolox_s_8xb8-300e_coco"])  # the second one's wrapper flips
+def test_flips(tmp_path, model, flip):
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
+    splits, _ = read_data(tmp_path / "fruits", ReadOptions())
+    config, _, lines = own_data.write_data(splits, tmp_path / "run", model, flip=flip)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        data = DATASETS.build(read_config_file(config).train_dataloader.dataset)
+    set_random_seed(0)
+    ways = {data[0]["data_samples"].get("flip_direction") for _ in range(12)}
+    assert ways == ({None, "horizontal"} if flip else {None})
+    assert f"flips     {'horizontal' if flip else 'none'}" in lines
+
+
+def test_objects_that_are_too_small_are_named(tmp_path):
+    """Below 8 pixels at the largest size; with a smaller size, a larger one is the remedy."""
+    for side, size, remedy in [(11, None, False), (9, None, True), (11, 320, True)]:
+        split = split_of(((1000, 900), [(side, side, 0)]))
+        _, _, lines = own_data.write_data(
+            {"train": split, "val": split}, tmp_path / f"{side}-{size}", None, size=size
+        )
+        assert any("not found" in line for line in lines) == remedy
 
 
 def test_what_the_crops_keep_of_an_object_has_a_mask_and_a_box(tmp_path):
     """A crop may have a part of a bent object's box, but none of its polygon: the loss would be NaN."""
-    corner = [
-        0,
-        0,
-        620,
-        0,
-        620,
-        12,
-        12,
-        12,
-        12,
-        620,
-        0,
-        620,
-    ]  # an L along the picture's upper and left border
+    corner = [*(0, 0, 620, 0, 620, 12), *(12, 12, 12, 620, 0, 620)]  # an L along two borders
     picture = Picture(
         tmp_path / "a.png", (640, 640), objects={0: Object("a", [0, 0, 620, 620], 14_736, 0, [corner])}
     )
