@@ -88,12 +88,10 @@ def render_runs(
         evaluated: number of images for the confusion matrix and the curves of precision and recall.
     """
     sections, table, facts = [*_pictures(detectors, images, evaluated)], summary(runs, detectors, head), None
-    if len(table) == 2:  # a single label
-        facts = {name: (value, "") for name, value in zip(table[0][1:], table[1][1:], strict=True)}
-        facts["iterations"] = f"{max(run.history.iteration for run in runs):,}", ""
-    elif len(table) == 3:
-        (_, first, second, _), *rows = side_by_side(table)
-        facts = {name: (f"{a} → {b}", f"{first} → {second}: {c}") for name, a, b, c in rows}
+    if len(table) <= 3:  # one label or two
+        labels, *rows = zip(*table[1:], strict=True)
+        note = " → ".join(labels) if len(labels) > 1 else ""
+        facts = {name: (" → ".join(row), note) for name, row in zip(table[0][1:], rows, strict=True)}
     else:
         sections.insert(0, Section("Result", "", [page.table(table)]))
     sections += [show_curves(runs), show_offsets(runs), show_validations(runs)]
@@ -142,19 +140,6 @@ def summary(
         detector = detectors.get(label)
         parameters = f"{sum(p.numel() for p in detector.model.parameters()):,}" if detector else "–"
         rows.append([label, *figures, f"{seconds:.3f}", parameters])
-    return rows
-
-
-def side_by_side(table: list[list[str]]) -> list[list[str]]:
-    """Transpose a table of :func:`summary` with two labels, and append a column with their differences."""
-    names, first, second = table
-    rows = [["", first[0], second[0], "difference"]]
-    for name, *texts in zip(names[1:], first[1:], second[1:], strict=True):
-        difference = "–"
-        if "–" not in texts:
-            one, other = (float(text.split()[0].replace(",", "")) for text in texts)
-            difference = f"{other - one:+,.{3 if '.' in texts[0] else 0}f}"
-        rows.append([name, *texts, difference])
     return rows
 
 
