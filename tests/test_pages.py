@@ -41,7 +41,7 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 DEMO = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
-SMALL = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # of boxes
+SMALL = "faster-rcnn_r14-mdconv_fpn_10e_shapes-320"  # of boxes
 OMITTED = ("pip install", "dcnzoo data download")
 LARGE = (
     "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco",

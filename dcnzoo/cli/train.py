@@ -20,6 +20,8 @@ from dcnzoo.utils.files import require_file
 )
 @_options.work_dir
 @option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
+@option("--size", type=POSITIVE, help="--data: longer side of resized pictures (default: by the objects).")
+@option("--no-flip", "flip", flag_value=False, default=True, help="--data: flip no picture, as for text.")
 @option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
 @option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.")
 @_options.cfg_options

@@ -3,7 +3,6 @@
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 
 import torch
 from mmdet.registry import DATASETS, MODELS
@@ -89,7 +88,7 @@ def parameters_by_number(model: Mapping) -> dict[str, Size]:
     """Build a model with one class more than in its config; return the shapes of all parameters.
 
     Parameters whose shape differs from that in the model itself depend on the number of classes. The result
-    is empty if the model cannot be built.
+    is empty if the config has no number of classes.
 
     Args:
         model: the model's config.
@@ -98,11 +97,15 @@ def parameters_by_number(model: Mapping) -> dict[str, Size]:
     settings = copy.deepcopy(model)
     for value in sorted(values, reverse=True):
         set_number(settings, value, value + 1)
-    for device in ("meta", "cpu") if values else ():  # some backbones need values, not meta tensors
-        with suppress(Exception), torch.random.fork_rng(), torch.device(device):
-            twin = MODELS.build(copy.deepcopy(settings))
-            return {name: value.shape for name, value in twin.state_dict().items()}
-    return {}
+    if not values:
+        return {}
+    with torch.random.fork_rng():
+        try:
+            with torch.device("meta"):
+                other = MODELS.build(copy.deepcopy(settings))
+        except Exception:  # some backbones compute with values, which meta tensors do not have
+            other = MODELS.build(settings)
+    return {name: value.shape for name, value in other.state_dict().items()}
 
 
 def require_equal(expected: Sequence, got: Sequence, source: object, order_only: bool = False) -> None:

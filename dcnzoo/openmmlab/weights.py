@@ -106,6 +106,7 @@ def load_weights(
     return meta, load_state(model, weights, path, settings=settings, allow_partial=allow_partial)
 
 
+_MASK_HEAD = "roi_head.mask_head."
 PARTIAL_HINT = "allow_partial=True loads the parameters that fit"
 
 
@@ -129,7 +130,8 @@ def load_state(
         source: the file's name, for messages.
         settings: the model's config, from which it is built once more to find out which parameters depend on
             the number of classes.
-        fine_tune: if the classes differ, do not load the parameters whose shape depends on them.
+        fine_tune: if the classes differ, do not load the parameters whose shape depends on them; without a
+            mask head in the model, do not load that of the file.
         allow_partial: load the parameters that fit.
         hint: remedy for the error message.
 
@@ -141,6 +143,9 @@ def load_state(
     """
     expected = model.state_dict()
     weights, conversion = convert(state_dict, expected)
+    if fine_tune and not any(key.startswith(_MASK_HEAD) for key in expected):
+        for key in [key for key in weights if key.startswith(_MASK_HEAD)]:
+            del weights[key]  # a detector of boxes starts from one of masks
     for key, value in weights.items():
         if key in expected and expected[key].is_floating_point() and not value.is_floating_point():
             raise CheckpointError(f"{source}: {key}: expected floating-point weights, got {value.dtype}")

@@ -12,13 +12,13 @@ from mmengine.config import Config
 from dcnzoo.data.dataset import Dataset, without_mask
 from dcnzoo.openmmlab.classes import NUMBERS, declared_metainfo, numbers, set_number
 from dcnzoo.openmmlab.config.check import check_config
+from dcnzoo.openmmlab.config.options import main_metric
 from dcnzoo.openmmlab.config.paths import portable, text_of
 from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, dicts
-from dcnzoo.openmmlab.options import main_metric
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import replacing
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.text import counted, few
 from dcnzoo.zoo.source import resolve
 
 HEAD = """\
@@ -26,8 +26,10 @@ HEAD = """\
 # Paths are relative to this file.
 """
 BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
-SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_24e_coco"  # trains from scratch, on a CPU
 MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
+# these train on a CPU within minutes
+SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_10e_shapes-320"
+SMALL_MASKS = "mask-rcnn_r14-mdconv_fpn_10e_shapes-320"
 IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
 # for each class of data sets, values that disable the arguments that CocoDataset does not have
 EXTRA = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
@@ -38,7 +40,10 @@ def write_settings(
     out: Path,
     model: str,
     changes: Mapping[str, object] | None = None,
-) -> tuple[str, str | None]:
+    *,
+    size: int | None = None,
+    flip: bool = True,
+) -> tuple[str, Config]:
     """Write a config with all settings of a training on data that has been checked.
 
     Args:
@@ -46,12 +51,23 @@ def write_settings(
         out: the config's file; its paths are relative to its folder.
         model: as for :func:`dcnzoo.train`.
         changes: settings to override.
+        size: the longer side of resized pictures; None: that of the model's config.
+        flip: whether the training flips pictures, as the model's config says.
 
     Returns:
-        The model, and the weights from which the config starts.
+        The model's name, and the config.
+
+    Raises:
+        UserError: the model does not read or evaluate COCO files; it learns from masks, and an object has
+            none; or ``size`` is set, and it does not resize pictures in one step.
     """
     folder, classes = out.parent, tuple(sources["train"].classes)
     model, address, config = _read_base(model, folder)
+    if size is not None:
+        _set_size(config, size)
+    if not flip:
+        pipeline = dataset_of(config, LOADERS[0]).pipeline
+        pipeline[:] = [step for step in pipeline if "Flip" not in str(step["type"])]
     network = config.model.to_dict()
     set_number(network, _number_of_classes(config, model), len(classes))
     if address:  # its weights replace those of the backbone
@@ -70,15 +86,13 @@ def write_settings(
     written = Config({**settings, "model": network, "custom_imports": imports, "classes": classes})
     best = {"save_best": main_metric(config), "rule": "greater"}
     written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
-    if written[LOADERS[0]].dataset.get("times") == 1:  # without RepeatDataset, as for other models
-        written[LOADERS[0]].dataset = written[LOADERS[0]].dataset.dataset
     _shorten_warm_up(written, len(sources["train"].pictures))
     with replacing(out) as draft:
         # settings are sorted by name: the variable `classes` comes before its uses
         draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
         config = read_config_file(draft)
         check_config(config, out)
-    return model, config.get("load_from")
+    return model, config
 
 
 def _shorten_warm_up(config: Config, images: int) -> None:
@@ -102,6 +116,21 @@ def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
         if key not in config:
             raise UserError(f"model: {model}: expected a config with {key}, found none")
     return model, _portable(weights, folder) if isinstance(weights, Path) else weights, config
+
+
+def steps_of(config: Config, loader: str, kind: str) -> list[Any]:
+    """Return the steps of one kind in a loader's pipeline."""
+    return [step for step in dataset_of(config, loader).pipeline if str(step["type"]).endswith(kind)]
+
+
+def _set_size(config: Config, size: int) -> None:
+    """Resize the pictures of all loaders so that their longer side is ``size``."""
+    for loader in LOADERS:
+        steps = steps_of(config, loader, "Resize")
+        if [step["type"] for step in steps] != ["Resize"]:
+            got = few([step["type"] for step in dataset_of(config, loader).pipeline], 9)
+            raise UserError(f"size: expected one step Resize in {loader}, got {got}")
+        steps[0].update(scale=(size, size), keep_ratio=True)
 
 
 def _require_masks(config: Config, model: str, sources: Mapping[str, Dataset]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.device import get_device
 
 from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
@@ -18,11 +19,21 @@ from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
 from dcnzoo.utils.text import counted, few
-from dcnzoo.zoo.config_writer import BOXES, MASKS, dataset_of, set_data, write_settings
+from dcnzoo.zoo.config_writer import (
+    BOXES,
+    MASKS,
+    SMALL_BOXES,
+    SMALL_MASKS,
+    dataset_of,
+    set_data,
+    steps_of,
+    write_settings,
+)
 
-# models that train on a CPU within minutes; the key is whether all objects have masks. The first starts from
-# the weights for generated shapes, the second from random weights.
-SMALL = {True: "mask-rcnn_r14-mdconv_fpn_8e_fruits-nuts", False: "faster-rcnn_r14_fpn_8e_bccd"}
+SIDE = 24  # pixels of an object, the root of its box's area: three steps of the small models' finest features
+TOO_SMALL = 8  # pixels: one step
+SIZES = range(320, 801, 32)  # the longer side of a small model's pictures; it trains on crops of 320 pixels
+FEW = 10  # objects of a class: with fewer, it is learnt badly
 ITERATIONS = 600  # of a small model: it then detects most objects of 40 pictures
 VALIDATIONS = 10
 
@@ -35,8 +46,13 @@ def require_data(options: ReadOptions, data: object) -> None:
 
 
 def write_data(
-    splits: Mapping[str, Dataset], work_dir: Path, model: str | None
-) -> tuple[Path, int | None, str]:
+    splits: Mapping[str, Dataset],
+    work_dir: Path,
+    model: str | None,
+    *,
+    size: int | None = None,
+    flip: bool = True,
+) -> tuple[Path, int | None, list[str]]:
     """Write the COCO files of annotated pictures, and a config that trains on them.
 
     The folder ``data`` in the work directory gets ``train.json``, ``val.json``, the config and, if there is
@@ -47,10 +63,11 @@ def write_data(
         work_dir: the work directory of the training.
         model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
             DCNv2; on a CPU, a small one.
+        size, flip: see :func:`dcnzoo.zoo.config_writer.write_settings`. By default, the size of a small
+            model's pictures is chosen by :func:`choose_size`.
 
     Returns:
-        The config; the chosen number of epochs, None: that of the config; and a text with the name of the
-        model and its initial weights.
+        The config; the chosen number of epochs, None: that of the config; and lines that say what was chosen.
 
     Raises:
         UserError: the model is unknown, or cannot learn from the data.
@@ -64,7 +81,7 @@ def write_data(
         for name, split in splits.items():
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
-        epochs, chosen = _configure(config, splits, model)
+        epochs, chosen = _configure(config, splits, model, size, flip)
         folder = numbered(work_dir / "data", lambda older: _has_copies(older, new))
         if not folder.exists():
             new.rename(folder)
@@ -79,22 +96,89 @@ def _has_copies(folder: Path, files: Path) -> bool:
     return filecmp.cmpfiles(folder, files, names, shallow=False)[0] == names
 
 
-def _configure(out: Path, splits: Mapping[str, Dataset], model: str | None) -> tuple[int | None, str]:
-    """Choose a model and write the config; return the epochs and the model, as :func:`write_data` does."""
+def choose_size(split: Dataset) -> tuple[int, float]:
+    """Return the size of pictures at which nine of ten objects are larger than :data:`SIDE`, if it can be.
+
+    An object's side is the root of its box's area, relative to the longer side of its picture.
+
+    Returns:
+        The size, one of :data:`SIZES`; and the side that nine of ten objects exceed, a part of the longer
+        side. Crowds are not counted.
+    """
+    sides = sorted(
+        math.sqrt(each.bbox[2] * each.bbox[3]) / max(picture.size)
+        for picture in split.pictures.values()
+        for each in picture.objects.values()
+        if not each.iscrowd
+    )
+    side = sides[len(sides) // 10]
+    return next((size for size in SIZES if size * side >= SIDE), SIZES[-1]), side
+
+
+def _configure(
+    out: Path, splits: Mapping[str, Dataset], model: str | None, size: int | None, flip: bool
+) -> tuple[int | None, list[str]]:
+    """Choose a model and write the config; return the epochs and lines, as :func:`write_data` does."""
     masks = not without_mask(splits.values())[0]
-    epochs, changes, setting = None, dict[str, object](), ""
+    epochs, changes = None, dict[str, object]()
+    best, side = choose_size(splits["train"])
+    is_chosen = model is None and size is None and get_device() == "cpu"
     if model is None and get_device() == "cpu":
-        model = SMALL[masks]
+        model = SMALL_MASKS if masks else SMALL_BOXES
         epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].pictures)))  # batches of 4
         changes["train_cfg.val_interval"] = max(1, epochs // VALIDATIONS)
-        if masks:
-            changes["train_dataloader.dataset.times"] = 1
-        else:
-            changes["model.backbone.dcn"], setting = True, ", with model.backbone.dcn=True"
+        size = size or best
     elif model is None:
         model = MASKS if masks else BOXES
-    _, weights = write_settings(splits, out, model, changes)
-    return epochs, f"{model}{setting}, {f'from {weights}' if weights else 'without published weights'}"
+    _, config = write_settings(splits, out, model, changes, size=size, flip=flip)
+    lines = [
+        f"model     {model}",
+        f"start     {_start_of(config)}",
+        *_lines_of_input(config, side, is_chosen),
+    ]
+    return epochs, [*lines, *_lines_of_classes(splits["train"])]
+
+
+def _start_of(config: Config) -> str:
+    weights = config.get("load_from")
+    return f"weights of {weights}" if weights else "random weights"
+
+
+def _lines_of_input(config: Config, side: float, is_chosen: bool) -> list[str]:
+    """Return lines about what a training does with pictures.
+
+    Args:
+        side: the part of the longer side that nine of ten objects exceed.
+        is_chosen: whether the size was chosen by the objects.
+    """
+    lines = list[str]()
+    sizes = steps_of(config, "test_dataloader", "Resize")
+    if len(sizes) == 1 and sizes[0].get("scale"):
+        size = max(sizes[0].scale)
+        objects = f"9 of 10 objects are larger than {side:.1%} of it, {size * side:.0f} pixels then"
+        hint = "; --size changes it" if is_chosen else ""
+        lines.append(f"input     {size} pixels, the longer side: {objects}{hint}")
+        if is_chosen and size * side < TOO_SMALL:
+            remedy = "cut the pictures into tiles before labelling"
+            lines.append(f"note      trained on whole pictures, small objects are not found: {remedy}")
+    flips = [
+        str(direction) for step in steps_of(config, "train_dataloader", "Flip") for direction in _ways(step)
+    ]
+    lines.append(f"flips     {', '.join(flips) or 'none'}")
+    return lines
+
+
+def _ways(flip: Mapping) -> Sequence[str]:
+    direction = flip.get("direction", "horizontal")
+    return [direction] if isinstance(direction, str) else direction
+
+
+def _lines_of_classes(split: Dataset) -> list[str]:
+    """Return a line if classes have few objects to train on."""
+    names = [f"{name} ({number})" for name, number in split.per_class.items() if number < FEW]
+    if not names:
+        return []
+    return [f"note      fewer than {FEW} objects to train on: {few(names)}"]
 
 
 def with_own_data(

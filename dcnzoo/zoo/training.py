@@ -31,6 +31,8 @@ def train(
     force: bool = False,
     cfg_options: Mapping[str, object] | None = None,
     outputs: Iterable[str] = (),
+    size: int | None = None,
+    flip: bool = True,
     zero_based: bool = False,
     clip: bool = False,
     skip_invalid: bool = False,
@@ -52,6 +54,9 @@ def train(
         force: also train in a work directory that has checkpoints: the folder is renamed to ``NAME.1``.
         cfg_options: settings to override, ``{"model.backbone.dcn": True}``.
         outputs: ignored; it will be removed.
+        size: with ``data``, the longer side of resized pictures in pixels (default: that of the model's
+            config; for a small model, 320 to 800, so that nine of ten objects are larger than 24 pixels).
+        flip: with ``data``, whether the training flips pictures; False for text and digits.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
         dry_run: build everything, predict one picture, train one step, and write nothing but the
             folder ``data``, to which ``data`` is converted.
@@ -70,11 +75,16 @@ def train(
     own_data = None
     with user_errors():
         require_data(reading, data)
+        if data is None and (size is not None or not flip):
+            raise UserError(f"{'flip' if size is None else 'size'}: expected data=PATH as well, got none")
+        if size is not None and not (type(size) is int and size > 0):
+            raise UserError(f"size: expected an integer ≥ 1, got {size!r}")
         if data is not None:
             if resume:
                 raise UserError("resume: expected no data=PATH; model=WORK_DIR continues its training")
             name = None if model is None else str(model)
-            own_data = _OwnData(Path(data).expanduser(), name, reading, of_run, cfg_options)
+            inputs = {"size": size, "flip": flip}
+            own_data = _OwnData(Path(data).expanduser(), name, reading, of_run, cfg_options, inputs)
             recipe = own_data.work_dir_only
         elif model is not None:
             source = resolve(model)
@@ -109,12 +119,13 @@ class _OwnData(OwnData):
         reading: ReadOptions,
         options: TrainOptions,
         cfg_options: Mapping[str, object] | None,
+        inputs: Mapping[str, Any],
     ) -> None:
         if options.launcher != "none":
             raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
         name = (path.parent if path.is_file() else path).resolve().name
         self.path, self._model, self._reading = path, model, reading
-        self._options, self._cfg_options = options, cfg_options
+        self._options, self._cfg_options, self._inputs = options, cfg_options, inputs
         self._work_dir = Path(options.work_dir or Path("work_dirs", name)).expanduser()
         self.work_dir_only = Recipe(Config({"work_dir": str(self._work_dir), "launcher": "none"}))
 
@@ -122,9 +133,9 @@ class _OwnData(OwnData):
         self._splits, self._decisions = read_data(self.path, self._reading)
 
     def write(self) -> Recipe:
-        config, epochs, chosen = write_data(self._splits, self._work_dir, self._model)
+        config, epochs, chosen = write_data(self._splits, self._work_dir, self._model, **self._inputs)
         self._splits.clear()
         return_memory()  # of the pictures and objects
-        show(*self._decisions, f"model     {chosen}", f"config    {config}")
+        show(*self._decisions, *chosen, f"config    {config}")
         options = replace(self._options, work_dir=self._work_dir, epochs=self._options.epochs or epochs)
         return Source(str(config), config).recipe(self._cfg_options, TRAINING).with_options(options)

@@ -29,6 +29,12 @@ DCNZOO_INLINE Index stored_index(Index index) {
   return -2 - index;
 }
 
+// The index of the first corner, or -1, from its stored form.
+template <typename Index>
+DCNZOO_INLINE Index first_index(Index stored) {
+  return stored >= 0 ? stored : stored_index(stored);
+}
+
 template <typename Value, typename Index, int Rank>
 DCNZOO_INLINE StoredCorners<Value, Index, Rank> store_corners(const Corners<Value, Index, Rank>& corners,
                                                               Value factor) {
@@ -58,7 +64,7 @@ struct InsideCorners {
   template <typename IndexOf>
   DCNZOO_INLINE explicit InsideCorners(const IndexOf& index_of) {
     for (int c = 0; c < Count; ++c) {
-      const int64_t stored = index_of(c), at = c || stored >= 0 ? stored : stored_index(stored);
+      const int64_t stored = index_of(c), at = c ? stored : first_index(stored);
       if (at < 0) continue;
       corner[count] = c;
       index[count++] = at;

@@ -147,6 +147,20 @@ DCNZOO_INLINE auto to_stored(Value value) {
     return value;
 }
 
+// The elements at `index`, and for pairs also those behind them: Value is a vector or a scalar.
+template <typename Value, typename T, typename Index, int... I>
+DCNZOO_INLINE Value gather_lanes(const T* from, Index index, std::integer_sequence<int, I...>) {
+  return Value{from[index[I]]...};
+}
+
+template <typename Value, typename T, typename Index>
+DCNZOO_INLINE Value gather(const T* from, Index index) {
+  if constexpr (std::is_arithmetic_v<Value>)
+    return from[index];
+  else
+    return gather_lanes<Value>(from, index, std::make_integer_sequence<int, kLanes<T>>());
+}
+
 // For code that scalars, vectors and half vectors share: Value is one of them. Converts bfloat16.
 template <typename Value, typename S>
 DCNZOO_INLINE Value load_lanes(const S* from) {
@@ -350,13 +364,30 @@ DCNZOO_INLINE void split_pairs(Vector<T> low, Vector<T> high, Vector<T>& x, Vect
   x = unzip<T, 0>(low, high, Sequence{}), y = unzip<T, 1>(low, high, Sequence{});
 }
 
+// Loads the elements at index and at index + 1: two floats at a time. Value is a vector or a scalar.
+template <typename Value, typename T, typename Index>
+DCNZOO_INLINE void gather_pairs(const T* from, Index index, Value& first, Value& second) {
+  if constexpr (std::is_arithmetic_v<Value> || sizeof(T) == sizeof(double)) {
+    first = gather<Value>(from, index), second = gather<Value>(from + 1, index);
+  } else {
+    constexpr int half = kLanes<T> / 2;
+    Vector<double> pairs[2];
+    for (int i = 0; i < half; ++i) {
+      __builtin_memcpy(&pairs[0][i], from + index[i], sizeof(double));
+      __builtin_memcpy(&pairs[1][i], from + index[half + i], sizeof(double));
+    }
+    split_pairs<T>((Vector<T>)pairs[0], (Vector<T>)pairs[1], first, second);
+  }
+}
+
 // Transposes kLanes × kLanes elements: zipping row i with row i + half, log2(kLanes) times, transposes a square.
-template <typename T>
-DCNZOO_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+// from(i) and to(i) are the rows.
+template <typename T, typename From, typename To>
+DCNZOO_INLINE void transpose_square(const From& from, const To& to) {
   constexpr int lanes = kLanes<T>;
   Vector<T> rows[2][lanes];
 #pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) rows[0][i] = load(from + i * from_stride);
+  for (int i = 0; i < lanes; ++i) rows[0][i] = load<T>(from(i));
   int now = 0;
 #pragma GCC unroll 4
   for (int width = 1; width < lanes; width *= 2) {
@@ -366,7 +397,7 @@ DCNZOO_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, i
     now = 1 - now;
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < lanes; ++i) store(to + i * to_stride, rows[now][i]);
+  for (int i = 0; i < lanes; ++i) store<T>(to(i), rows[now][i]);
 }
 
 // The sum of each of kLanes rows, [row][kLanes]. Zipping and adding row i and row i + half, log2(kLanes)
@@ -399,7 +430,8 @@ void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, 
   for (int64_t i = 0; i < outer; i += lanes)
     for (int64_t j = 0; j < inner; j += lanes) {
       const int64_t r = by_rows ? i : j, c = by_rows ? j : i;
-      transpose_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
+      transpose_square<T>([&](int i) { return from + (r + i) * from_stride + c; },
+                          [&](int i) { return to + (c + i) * to_stride + r; });
     }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)

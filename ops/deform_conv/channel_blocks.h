@@ -41,92 +41,135 @@ constexpr int64_t kLeastOutputs = 32;
 // narrower blocks, so that its copies of a block need less memory.
 constexpr int64_t kForwardBlockBytes = 64 * sizeof(float), kBackwardBlockBytes = 32 * sizeof(float);
 
+// With at most this many channels for each point, the lanes of samples are pixels. More channels fill a half vector.
+constexpr int64_t kFewChannels = 3;
+
+// The most elements of a map that is copied as a whole image. Larger ones are read in place if they are channels last.
+constexpr int64_t kMostCopied = int64_t(1) << 27;
+
+// Whether the lanes of samples are pixels. Then points have no gradients from several blocks, and no convolution group cuts
+// the channels of a point.
+inline bool samples_over_pixels(const DeformConvShapes& s) {
+  const int64_t sharing = channels_of_points(s);
+  const bool same_groups = s.offset_groups == s.mask_groups || s.offset_groups == 0 || s.mask_groups == 0;
+  return sharing <= kFewChannels && same_groups && s.group_channels() % sharing == 0 &&
+         s.channels * s.in_pixels <= kMostCopied;
+}
+
+// The lanes of a narrow group: a power of two
+inline int64_t lanes_of_group(int64_t channels) {
+  int64_t lanes = 1;
+  while (lanes < channels) lanes *= 2;
+  return lanes;
+}
+
+// Whether vectors of `lanes` hold the channels of several convolution groups, and each of their outputs has a vector of
+// sums.
+inline bool has_narrow_groups(const DeformConvShapes& s, int64_t lanes) {
+  const int64_t channels = s.group_channels();
+  const auto cut_by = [&](int64_t groups) { return groups > 0 && s.channels / groups % channels != 0; };
+  return s.groups > 1 && lanes_of_group(channels) <= lanes && s.group_outputs() <= lanes &&
+         s.channels * s.in_pixels <= kMostCopied &&
+         (samples_over_pixels(s) || !(cut_by(s.offset_groups) || cut_by(s.mask_groups)));
+}
+
 class ChannelBlocking {
  public:
   ChannelBlocking(const DeformConvShapes& s, int64_t most_channels, int64_t panel)
-      : shape_(s), depthwise_(s.is_depthwise()), panel_(panel) {
-    for (int64_t channel = 0; channel < s.channels; channel += blocks.back().count)
+      : over_pixels(samples_over_pixels(s)),
+        narrow(has_narrow_groups(s, panel / 2)),
+        shape_(s),
+        panel_(panel) {
+    for (int64_t channel = 0; channel < s.channels; channel += blocks.back().count) {
+      const int64_t at = blocks.empty() ? 0 : blocks.back().stored_at + blocks.back().stored;
       blocks.push_back(block_from(channel, most_channels));
+      blocks.back().stored_at = at;
+    }
+    if (over_pixels) return;
     // The blocks of an offset group or a mask group are neighbours.
     for (size_t i = 1; i < blocks.size(); ++i) {
       ChannelBlock &before = blocks[i - 1], &block = blocks[i];
-      if (before.offset_group == block.offset_group || before.mask_group == block.mask_group)
+      if (before.points.offset == block.points.offset || before.points.mask == block.points.mask)
         before.shares_points = block.shares_points = true;
     }
   }
 
   int64_t count() const { return int64_t(blocks.size()); }
 
-  // Sets the start of every block's packed weight, which has weights_of(block) elements for each of the block's
-  // columns. Returns the total number of elements.
+  // The elements of a pixel of a map that is staged
+  int64_t stored() const { return blocks.back().stored_at + blocks.back().stored; }
+
+  // Whether pixels of channels last have all lanes of the blocks, so that they need no copy
+  bool has_all_lanes() const { return stored() == shape_.channels; }
+
+  // Sets the start of every block's packed weight, which has weights_of(block) elements for each column of a matrix
+  // product. Returns the total number of elements.
   template <typename WeightsOf>
   int64_t place_weights(const WeightsOf& weights_of) {
     int64_t total = 0;
     for (ChannelBlock& block : blocks) {
       block.weight_at = total;
-      total += block.depth * (depthwise_ ? 1 : weights_of(block));
+      total += block.is_narrow() ? block.narrow_weights(shape_.taps) : block.depth * weights_of(block);
     }
     return total;
   }
 
-  TileSizes tile(int64_t rows) const {
+  // lanes_of(block): elements of the outputs of narrow groups
+  template <typename LanesOf>
+  TileSizes tile(int64_t rows, const LanesOf& lanes_of) const {
     TileSizes tile{rows, 0, 0};
     for (const ChannelBlock& block : blocks) {
-      const int64_t last_group = block.outputs / block.groups;  // written in whole panels
-      const int64_t outputs = block.outputs - last_group + round_up(last_group, panel_);
       tile.depth = std::max(tile.depth, block.depth);
-      tile.outputs = std::max(tile.outputs, round_up(outputs, panel_));
+      tile.outputs =
+          std::max(tile.outputs, round_up(block.is_narrow() ? lanes_of(block) : block.outputs, panel_));
     }
     return tile;
   }
 
   // The end of the pass that begins with block `begin`: at least one block, at most `most_bytes` of input.
-  int64_t end_of_pass(int64_t begin, int64_t channel_bytes, int64_t most_bytes) const {
-    int64_t end = begin + 1, bytes = blocks[begin].count * channel_bytes;
-    while (end < count() && (bytes += blocks[end].count * channel_bytes) <= most_bytes) ++end;
+  int64_t end_of_pass(int64_t begin, int64_t element_bytes, int64_t most_bytes) const {
+    int64_t end = begin + 1, bytes = blocks[begin].stored * element_bytes;
+    while (end < count() && (bytes += blocks[end].stored * element_bytes) <= most_bytes) ++end;
     return end;
   }
 
   std::vector<ChannelBlock> blocks;
+  const bool over_pixels, narrow;
 
  private:
-  int64_t group_of(int64_t channel, int64_t groups) const {
-    return groups ? channel / (shape_.channels / groups) : 0;
-  }
-  int64_t end_of_group(int64_t channel, int64_t groups) const {
-    return groups ? (group_of(channel, groups) + 1) * (shape_.channels / groups) : shape_.channels;
-  }
-
   ChannelBlock block_from(int64_t channel, int64_t most_channels) const {
     const DeformConvShapes& s = shape_;
-    const int64_t groups = depthwise_ ? 1 : s.groups;
-    const int64_t group_channels = s.channels / groups, group_outputs = s.out_channels / groups;
-    // at least two channels, because bfloat16 is multiplied in pairs
-    const bool narrow = group_channels > 1 && group_channels < panel_ && panel_ % group_channels == 0;
+    const int64_t group_channels = s.group_channels(), sharing = channels_of_points(s);
+    const auto left_of = [&](int64_t channels) { return channels - channel % channels; };
     ChannelBlock block{};
     block.group = channel / group_channels;
     block.first = channel;
-    block.offset_group = group_of(channel, s.offset_groups);
-    block.mask_group = group_of(channel, s.mask_groups);
-    const int64_t most = std::min({end_of_group(channel, s.offset_groups),
-                                   end_of_group(channel, s.mask_groups), channel + most_channels}) -
-                         channel;
-    const int64_t whole_panels = most / panel_ * panel_;
-    const bool joins = narrow && channel % group_channels == 0 && whole_panels > 0;
-    block.count = joins ? whole_panels : std::min(most, (block.group + 1) * group_channels - channel);
-    block.groups = joins ? block.count / group_channels : 1;
-    block.opens_group = depthwise_ || channel % group_channels == 0;
-    block.closes_group = depthwise_ || (channel + block.count) % group_channels == 0;
-    block.outputs = depthwise_ ? block.count : block.groups * group_outputs;
-    block.first_output = depthwise_ ? channel : block.group * group_outputs;
-    block.panel_outputs = joins ? panel_ / group_channels * group_outputs : block.outputs;
-    block.depth = round_up(s.taps * block.count, panel_);
+    block.points = points_of(s, channel);
+    int64_t most = s.channels - channel;
+    if (!over_pixels && s.offset_groups) most = std::min(most, left_of(s.channels / s.offset_groups));
+    if (!over_pixels && s.mask_groups) most = std::min(most, left_of(s.channels / s.mask_groups));
+    if (narrow) {
+      block.lanes = lanes_of_group(group_channels);
+      block.groups = std::min(most / group_channels, most_channels / block.lanes);
+      block.count = block.groups * group_channels;
+      block.width = round_up(block.groups * block.lanes, panel_ / 2);
+    } else {
+      block.groups = 1;
+      block.count = std::min({most, most_channels, left_of(group_channels)});
+      if (over_pixels) block.count = block.count / sharing * sharing;
+      block.width = block.count;
+    }
+    block.stored = over_pixels ? block.count : block.width;
+    block.opens_group = channel % group_channels == 0;
+    block.closes_group = (channel + block.count) % group_channels == 0;
+    block.outputs = block.groups * s.group_outputs();
+    block.first_output = block.group * s.group_outputs();
+    block.depth = round_up(s.taps * block.width, panel_);
     return block;
   }
 
   const DeformConvShapes& shape_;
-  bool depthwise_;
-  int64_t panel_;
+  const int64_t panel_;
 };
 
 }  // namespace dcnzoo

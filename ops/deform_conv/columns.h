@@ -42,11 +42,11 @@ DCNZOO_INLINE void store_lanes(uint16_t* to, const EvenOdd& value) {
 #endif
 }
 
-// The type that a loop over whole panels visits. In the forward, groups of a joined block use parts of panels.
+// The type that a loop over whole panels visits.
 template <typename S>
 using Whole = std::conditional_t<std::is_same_v<S, uint16_t>, EvenOdd, Vector<S>>;
-inline bool has_whole_panels(const DeformConvShapes& s, const ChannelBlock& block, int64_t panel) {
-  return block.count % panel == 0 && block.groups == 1 && !s.is_depthwise();
+inline bool has_whole_panels(const ChannelBlock& block, int64_t panel) {
+  return block.count % panel == 0 && !block.is_narrow();
 }
 
 // Visits the columns of one (row, tap): panels, vectors or half vectors if the channel count allows, else single elements.

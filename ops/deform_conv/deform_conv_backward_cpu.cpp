@@ -4,18 +4,6 @@
 namespace dcnzoo {
 namespace {
 
-template <typename T, typename S>
-const DeformConvBackward<T, S>& backward_kernels() {
-  return deform_conv_backward_kernels_dispatched().of<T, S>();
-}
-
-// Copies rows of `columns` elements.
-template <typename E>
-void copy_rows(const E* from, int64_t from_stride, E* to, int64_t to_stride, int64_t rows, int64_t columns) {
-  for (int64_t row = 0; row < rows; ++row)
-    std::copy_n(from + row * from_stride, columns, to + row * to_stride);
-}
-
 // Copies of a pass's channel block and of its gradient, channels last: [image][pixel][channel]. Channels-last maps of
 // several blocks are copied, too: samples of 32 of their channels would be far apart in memory. With one block, the maps
 // already have the layout of the copies.
@@ -25,11 +13,12 @@ class StagedBlock {
   // Allocates the copies unless an earlier pass has, and returns p with the copies as its maps.
   DeformConvBackwardParams<T, S> allocate(const DeformConvBackwardParams<T, S>& p, const ChannelBlock& block,
                                           bool channels_last) {
-    const int64_t size = p.images * p.shape.in_pixels * block.count;
+    const int64_t size = p.images * p.shape.in_pixels * block.stored;
     block_ = block, channels_last_ = channels_last;
-    in_place_ = channels_last && block.count == p.shape.channels;
+    in_place_ =
+        channels_last && !p.over_pixels && block.count == p.shape.channels && block.stored == block.count;
     DeformConvBackwardParams<T, S> mine = p;
-    mine.input = {p.input.data, block.first, block.count, true};
+    mine.input = {p.input.data, block.stored_at, block.stored, true};
     if (!in_place_) mine.input.data = reads_input(p) ? at_least(size, input_) : nullptr;
     if constexpr (std::is_same_v<T, S>) mine.grad_input = p.stored_grad_input;
     if (p.stored_grad_input && !adds_in_place()) mine.grad_input = at_least(size, gradient_);
@@ -40,42 +29,27 @@ class StagedBlock {
 
   // Copies a piece of the input and clears its gradient.
   void load(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
-    const Places at(*this, p.shape, piece);
-    if (reads_input(p) && !in_place_) {
-      const S* const from = p.input.data + at.map;
-      if (channels_last_)
-        copy_rows(from, p.shape.channels, input_.data() + at.copy, block_.count, at.pixels, block_.count);
-      else
-        forward_kernels<T, S>().transpose(from, p.shape.in_pixels, input_.data() + at.copy, block_.count,
-                                          block_.count, at.pixels);
-    }
+    const int64_t image = piece / stretches(p.shape), own = image * p.shape.in_pixels * block_.stored;
+    const StagedPixels<T, S> pixels = pixels_of(p, piece);
+    if (reads_input(p) && !in_place_)
+      pixels.load(p.input.data + image * p.shape.channels * p.shape.in_pixels, input_.data() + own);
     T* gradient = gradient_.data();
     if constexpr (std::is_same_v<T, S>) gradient = in_place_ ? p.stored_grad_input : gradient;
-    if (p.stored_grad_input) std::fill_n(gradient + at.copy, at.pixels * block_.count, T(0));
+    if (p.stored_grad_input)  // an equal share, in any layout
+      std::fill_n(gradient + own + pixels.first * block_.stored, pixels.count() * block_.stored, T(0));
   }
 
   void store_gradient(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
     if (adds_in_place()) return;
-    const Places at(*this, p.shape, piece);
-    backward_kernels<T, S>().store_map(gradient_.data() + at.copy, at.pixels, block_.count,
-                                       p.stored_grad_input + at.map,
-                                       channels_last_ ? p.shape.channels : p.shape.in_pixels, channels_last_);
+    const int64_t image = piece / stretches(p.shape);
+    pixels_of(p, piece).store(gradient_.data() + image * p.shape.in_pixels * block_.stored,
+                              p.stored_grad_input + image * p.shape.channels * p.shape.in_pixels);
   }
 
  private:
-  // The pixels of a piece: where they start in the copies and in the map, and their number.
-  struct Places {
-    int64_t copy, map, pixels;
-    Places(const StagedBlock& staged, const DeformConvShapes& s, int64_t piece) {
-      const int64_t image = piece / stretches(s), first = piece % stretches(s) * kStretch;
-      const ChannelBlock& block = staged.block_;
-      copy = (image * s.in_pixels + first) * block.count;
-      map = image * s.channels * s.in_pixels +
-            (staged.channels_last_ ? first * s.channels + block.first : block.first * s.in_pixels + first);
-      pixels = std::min(kStretch, s.in_pixels - first);
-    }
-  };
-
+  StagedPixels<T, S> pixels_of(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
+    return {p.shape, block_, p.over_pixels, channels_last_, piece % stretches(p.shape) * kStretch};
+  }
   // Whether gradients are summed in the result itself. Those of bfloat16 are not: their sums are float.
   bool adds_in_place() const { return in_place_ && std::is_same_v<T, S>; }
   static bool reads_input(const DeformConvBackwardParams<T, S>& p) {
@@ -151,7 +125,8 @@ struct BackwardWork {
       : grad_weight(wanted[1] ? packed_size : 0) {
     std::fill_n(grad_weight.data(), grad_weight.size(), T(0));
     const int64_t all = blocking.count(), threads = num_threads();
-    const int64_t copied = s.channels * s.in_pixels / all * int64_t(2 * sizeof(T));  // of a block and image
+    const int64_t copied =
+        blocking.stored() * s.in_pixels / all * int64_t(2 * sizeof(T));  // of a block and image
     images =
         std::clamp<int64_t>(kImagesBytes / std::max<int64_t>(copied, 1), 1, std::min(s.im2col_step, s.batch));
     const int64_t pixels = images * s.out_pixels;
@@ -224,28 +199,34 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   }
 
   // Inputs with few channels get narrower blocks. With AMX, blocks are wider: work that blocks repeat takes most of the time.
-  const int64_t factor = kernels.depth_step > int64_t(sizeof(T) / sizeof(S)) ? 2 : 1;
+  // Those of narrow groups, too: they have little else than work that blocks repeat.
+  const int64_t panel = forward_kernels<T, T>().panel;
+  const bool narrow = has_narrow_groups(s, panel / 2);
+  const int64_t factor = narrow || kernels.depth_step > int64_t(sizeof(T) / sizeof(S)) ? 2 : 1;
   const int64_t most = factor * kBackwardBlockBytes / int64_t(sizeof(T)),
-                panel = forward_kernels<T, T>().panel;
-  ChannelBlocking blocking(s, std::clamp(round_up(s.channels / 2, panel), panel, most), panel);
+                few = round_up(s.channels / (narrow ? 1 : 2), panel);
+  ChannelBlocking blocking(s, std::clamp(few, panel, most), panel);
   const int64_t packed_size = blocking.place_weights(
-      [&](const ChannelBlock& block) { return round_up(block.panel_outputs, kernels.depth_step); });
+      [&](const ChannelBlock& block) { return round_up(block.outputs, kernels.depth_step); });
   Buffer<S> packed;
   if (wanted[0] || wanted[2] || wanted[3])
     packed = pack_weight<S>(s, blocking, packed_size, weight, kernels.pack);
   const BackwardWork<T> work(s, blocking, packed_size, wanted);
 
   DeformConvBackwardParams<T, S> p{};
-  p.shape = s, p.tile = blocking.tile(kBackwardRows), p.blocks.data = blocking.blocks.data();
+  p.shape = s, p.blocks.data = blocking.blocks.data(), p.over_pixels = blocking.over_pixels;
+  p.narrow = blocking.narrow;
+  p.tile = blocking.tile(kBackwardRows,
+                         [&](const ChannelBlock& block) { return s.group_outputs() * block.width; });
   p.weight = packed.data();
   p.grad_output.channels_last = grad_map.channels_last;
   p.grad_weight = work.grad_weight.data();
   const int64_t block_threads = ceil_div(num_threads(), work.blocks);
   // two threads hardly wait for each other if the products take most of the time
-  p.input_apart = block_threads > (blocking.blocks[0].panel_outputs > kFewOutputs ? 2 : 1);
-  p.weight_parts = s.is_depthwise() ? 1
-                                    : std::clamp<int64_t>(blocking.blocks[0].panel_outputs / kLeastOutputs, 1,
-                                                          block_threads);
+  const ChannelBlock& block = blocking.blocks[0];
+  p.input_apart = block_threads > (!block.is_narrow() && block.outputs > kFewOutputs ? 2 : 1);
+  p.weight_parts =
+      block.is_narrow() ? 1 : std::clamp<int64_t>(block.outputs / kLeastOutputs, 1, block_threads);
   p.grad_offset_mask_of_blocks = work.grad_offset_mask_of_blocks.data();
   const StoredOffsetMask<T> offset_mask = stored_offset_mask<T>(offset, mask);
   const OffsetMask<T> grad_offset_mask{wanted[2] ? gradients.offset.mutable_data_ptr<T>() : nullptr,
@@ -291,8 +272,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   const ScalarType type = accumulate_type(input.scalar_type());
   const bool is_double = type == ScalarType::Double;
   // whether to compute bfloat16 as it is stored
-  const bool narrow =
-      input.scalar_type() == ScalarType::BFloat16 && !s.is_depthwise() && multiplies_bfloat16(s);
+  const bool narrow = input.scalar_type() == ScalarType::BFloat16 && multiplies_bfloat16(s) &&
+                      !has_narrow_groups(s, forward_kernels<float, float>().panel / 2);
   const ScalarType stored = narrow ? ScalarType::BFloat16 : type;
   const Tensor grad = as_type(grad_output, stored);
   const auto differentiate = narrow      ? backward<float, BFloat16Bits>

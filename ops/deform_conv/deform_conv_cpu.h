@@ -13,10 +13,15 @@ const DeformConvForward<T, S>& forward_kernels() {
   return deform_conv_forward_kernels_dispatched().of<T, S>();
 }
 
+template <typename T, typename S>
+const DeformConvBackward<T, S>& backward_kernels() {
+  return deform_conv_backward_kernels_dispatched().of<T, S>();
+}
+
 // Whether to compute bfloat16 as it is stored, not as float.
 inline bool multiplies_bfloat16(const DeformConvShapes& s) {
   const auto& kernels = forward_kernels<float, BFloat16Bits>();
-  return kernels.compute_tile && kernels.suits(s.channels);
+  return kernels.compute_tile && kernels.suits(s.channels) && !samples_over_pixels(s);
 }
 
 // A map without gaps in memory, channels last or channels first.
@@ -40,6 +45,48 @@ template <typename T>
 const T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
 }
+
+// At most kStretch pixels of a block, from pixel `first` on, which are copied between a map of all channels of an image
+// and the block's own map, which has the layout of InputMaps.
+template <typename T, typename S>
+struct StagedPixels {
+  const DeformConvShapes& shape;
+  const ChannelBlock& block;
+  bool over_pixels, channels_last;  // channels_last: the map of all channels
+  int64_t first;
+
+  int64_t count() const { return std::min(kStretch, shape.in_pixels - first); }
+  int64_t stride() const { return channels_last ? shape.channels : shape.in_pixels; }
+  int64_t map_at() const {
+    return channels_last ? first * shape.channels + block.first : block.first * shape.in_pixels + first;
+  }
+  int64_t own_at() const { return over_pixels ? first : first * block.stored; }
+
+  void load(const S* map, S* own) const {
+    const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
+    map += map_at(), own += own_at();
+    if (!over_pixels)
+      return kernels.to_lanes(block.input_lanes(), map, stride(), channels_last, own, block.stored,
+                              block.stored, count());
+    if (channels_last) return kernels.transpose(map, stride(), own, shape.in_pixels, count(), block.count);
+    for (int64_t channel = 0; channel < block.count; ++channel)
+      std::copy_n(map + channel * shape.in_pixels, count(), own + channel * shape.in_pixels);
+  }
+
+  // The reverse
+  void store(const T* own, S* map) const {
+    map += map_at(), own += own_at();
+    if (!over_pixels)
+      return backward_kernels<T, S>().from_lanes(block.input_lanes(), own, block.stored, block.stored, map,
+                                                 stride(), channels_last, count());
+    if constexpr (std::is_same_v<T, S>) {
+      if (channels_last)
+        return forward_kernels<T, S>().transpose(own, shape.in_pixels, map, stride(), block.count, count());
+      for (int64_t channel = 0; channel < block.count; ++channel)
+        std::copy_n(own + channel * shape.in_pixels, count(), map + channel * shape.in_pixels);
+    }
+  }
+};
 
 // Offset or mask, contiguous, in a type that the kernels of `type` read: those of float convert bfloat16 themselves.
 inline std::optional<Tensor> as_readable(const std::optional<Tensor>& tensor, ScalarType type) {
@@ -99,9 +146,6 @@ Buffer<S> pack_weight(const DeformConvShapes& s, const ChannelBlocking& blocking
   });
   return packed;
 }
-
-// The pixels that are copied or transposed at a time. They fit the L1 cache.
-constexpr int64_t kStretch = 256;
 
 // Except for float64, the kernels index the pixels of a map with 32 bits.
 inline void check_map(const DeformConvShapes& s, ScalarType type) {

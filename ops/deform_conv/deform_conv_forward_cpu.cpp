@@ -32,23 +32,22 @@ int64_t block_channels(const DeformConvShapes& s, bool one_pass) {
   return one_pass ? widest : std::clamp(stageable, lanes, widest);
 }
 
-// Copies the channels of this pass to channels last and sets p.input to the copy. images: p's images, all channels.
+// Copies the channels of this pass, block by block, and sets p.input to the copy. images: p's images, all channels.
 template <typename T, typename S>
-void stage_input(DeformConvForwardParams<T, S>& p, const S* images, Buffer<S>& staged) {
+void stage_input(DeformConvForwardParams<T, S>& p, const S* images, bool channels_last, Buffer<S>& staged) {
   const DeformConvShapes& s = p.shape;
   const ChannelBlock& last = p.blocks.data[p.blocks.end - 1];
-  const int64_t first = p.blocks.data[p.blocks.begin].first, channels = last.first + last.count - first;
+  const int64_t first = p.blocks.data[p.blocks.begin].stored_at;
+  const int64_t channels = last.stored_at + last.stored - first;
   const int64_t image_size = s.channels * s.in_pixels, staged_size = channels * s.in_pixels;
   if (staged.size() < p.images * staged_size) staged = Buffer<S>(p.images * staged_size);
   const int64_t stretches = ceil_div(s.in_pixels, kStretch), blocks = p.blocks.end - p.blocks.begin;
   for_each_task(p.images * blocks * stretches, [&](int64_t i) {
     const int64_t image = i / stretches / blocks, pixel = i % stretches * kStretch;
     const ChannelBlock& block = p.blocks.data[p.blocks.begin + i / stretches % blocks];
-    const S* const from = images + image * image_size + block.first * s.in_pixels + pixel;
-    S* const to =
-        staged.data() + image * staged_size + (block.first - first) * s.in_pixels + pixel * block.count;
-    forward_kernels<T, S>().transpose(from, s.in_pixels, to, block.count, block.count,
-                                      std::min(kStretch, s.in_pixels - pixel));
+    StagedPixels<T, S>{s, block, p.over_pixels, channels_last, pixel}.load(
+        images + image * image_size,
+        staged.data() + image * staged_size + (block.stored_at - first) * s.in_pixels);
   });
   p.input = {staged.data(), first, channels, true};
 }
@@ -77,13 +76,16 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const bool one_pass = map.channels_last || !std::is_same_v<S, T>;
   const int64_t most_channels = block_channels<T, S>(s, one_pass);
   ChannelBlocking blocking(s, most_channels, kernels.panel);
-  const int64_t columns = round_up(s.out_channels / s.groups, kernels.panel);
+  const int64_t columns = round_up(s.group_outputs(), kernels.panel);
   const int64_t packed_size = blocking.place_weights([&](const ChannelBlock&) { return columns; });
   const ScalarType type = std::is_same_v<S, T> ? accumulate_type(weight.scalar_type()) : weight.scalar_type();
   const Buffer<S> packed = pack_weight<S>(s, blocking, packed_size, as_type(weight, type), kernels.pack);
 
   DeformConvForwardParams<T, S> p{};
-  p.shape = s, p.tile = blocking.tile(kForwardRows), p.blocks.data = blocking.blocks.data();
+  p.shape = s, p.blocks.data = blocking.blocks.data(), p.over_pixels = blocking.over_pixels;
+  p.narrow = blocking.narrow;
+  p.tile = blocking.tile(kForwardRows, [](const ChannelBlock& block) { return block.parts() * block.width; });
+  const bool in_place = map.channels_last && !blocking.over_pixels && blocking.has_all_lanes();
   p.weight = packed.data();
   p.bias = data_or_null<T>(bias);
   p.output.channels_last = map.channels_last;
@@ -102,7 +104,7 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
       p.blocks.end = one_pass ? blocking.count()
                               : blocking.end_of_pass(p.blocks.begin, p.images * image_bytes, kStagingBytes);
       p.input = {images, 0, s.channels, false};
-      if (!map.channels_last) stage_input(p, images, staged);
+      if (!in_place) stage_input(p, images, map.channels_last, staged);
       compute_tiles(p);
     }
   }

@@ -6,7 +6,8 @@
 #include <type_traits>
 
 #include "../common/gemm.h"
-#include "sampling_table.h"
+#include "lanes.h"
+#include "samples.h"
 #include "weight_packing.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
@@ -15,51 +16,30 @@ namespace {
 template <typename T, typename S>
 using Params = DeformConvForwardParams<T, S>;
 
-// Computes the columns of a tile for a block of channels. whole: all points of the table are whole. For few channels, the
-// inner loop is over several rows of a tap, because their columns have the same place in each row.
+// The distance of the pixels that are fetched into the L1 cache
+constexpr int64_t kPixelsAhead = 8;
+
+// Computes the columns of a tile for a block of channels, over channels. For few channels, the inner loop is over several rows
+// of a tap, because their columns have the same place in each row.
 template <typename T, typename S, int Rank, typename Panel, bool whole>
 void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
             const ForwardPoints<T, Rank>* table, S* __restrict columns) {
-  constexpr int corners = kCorners<Rank>;
-  constexpr int64_t pixels_ahead = 8;  // that are fetched into the L1 cache
-  const int64_t stride = panel_stride<S>(p.tile), pixel_stride = p.input.pixel_stride(block);
-  const int64_t ahead = pixels_ahead * p.shape.stride[Rank - 1] * pixel_stride;
-  const S* const maps = p.input.data + p.input.place_of(block, p.shape.in_pixels);
-  const CornerDistances<Rank> distance(p.shape, pixel_stride);
+  const SampledColumns<T, S, Rank, whole> sampled(p, block, rows, table);
+  const int64_t stride = panel_stride<S>(p.tile);
+  const int64_t ahead = kPixelsAhead * p.shape.stride[Rank - 1] * sampled.pixel_stride;
   // Local variables, because the compiler would read members again after every store.
   const int64_t count = rows.count, taps = p.shape.taps;
-  const int64_t* const starts = rows.map;
   const auto sample = [&](auto channels) {
     constexpr bool few = !whole || !std::is_same_v<decltype(channels), int64_t>;
     constexpr int64_t step = few ? 16 : 1;
     for (int64_t begin = 0; begin < count; begin += step)
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const ForwardPoints<T, Rank>& points = table[tap];
         const int64_t end = few && count - begin < step ? count : begin + step;
         for (int64_t r = begin; r < end; ++r) {
-          const S* const map = maps + starts[r];
-          const S* from[corners];
-          T weight[corners];
-          int used = corners;
-          if constexpr (whole) {
-            const S* const first = map + int64_t(points.index[0][r]) * pixel_stride;
-            for (int corner = 0; corner < corners; ++corner) {  // the corners of a pair need one register
-              from[corner] = first + distance.of[corner & ~1] + (corner & 1) * pixel_stride;
-              weight[corner] = points.weight[corner][r];
-            }
-          } else {
-            const InsideCorners<corners> inside([&](int c) { return points.index[c][r]; });
-            used = inside.count;
-            for (int i = 0; i < used; ++i) {
-              from[i] = map + inside.index[i] * pixel_stride;
-              weight[i] = points.weight[inside.corner[i]][r];
-            }
-          }
-          const S* const fetched = few ? nullptr : from[corners - 1] + ahead;
+          const auto point = sampled.at(tap, r);
+          const S* const fetched = few ? nullptr : point.from[kCorners<Rank> - 1] + ahead;
           each_column<T, Panel>(tap, channels, r, stride, [&](auto value, int64_t c, int64_t at) {
-            for (int i = 0; i < (whole ? corners : used); ++i)
-              value += weight[i] * load_lanes<decltype(value)>(from[i] + c);
-            store_lanes(columns + at, whole ? value : value * points.rest[r]);
+            store_lanes(columns + at, point.template read<decltype(value)>(c));
             // not for single channels: the compiler would not vectorise the loop
             if constexpr (!few && !std::is_arithmetic_v<decltype(value)>)
               __builtin_prefetch(fetched + c, 0, 3);
@@ -81,67 +61,51 @@ void load_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, 
     });
 }
 
-// Stores the sums of a group. If they are complete, the bias is added first.
+// Stores the lanes of a result, from column `at` on, as outputs of a block.
 template <typename T, typename S, int Rank>
-void store_group(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* result,
-                 T* turned) {
-  const int64_t first = block.first_output, outputs = block.outputs, padded = p.tile.outputs;
-  if (p.bias && block.closes_group) {
-    const T* bias = p.bias + first;
-    for (int64_t r = 0; r < rows.count; ++r) {
-      T* __restrict row = result + r * padded;
-      for (int64_t o = 0; o < outputs; ++o) row[o] += bias[o];
-    }
-  }
+void store_lanes_of(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
+                    const LaneMap& lanes, const T* result) {
   rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
-    if (p.output.channels_last) {
-      for (int64_t r = begin; r < end; ++r)
-        store_row(
-            result + r * padded,
-            p.output.data + (image * p.shape.out_pixels + pixel + r - begin) * p.shape.out_channels + first,
-            outputs);
-      return;
-    }
-    S* to = p.output.data + (image * p.shape.out_channels + first) * p.shape.out_pixels + pixel;
-    if constexpr (std::is_same_v<S, T>) {
-      transpose(result + begin * padded, padded, to, p.shape.out_pixels, end - begin, outputs);
-    } else {
-      transpose(result + begin * padded, padded, turned, p.tile.rows, end - begin, outputs);
-      for (int64_t o = 0; o < outputs; ++o)
-        store_row(turned + o * p.tile.rows, to + o * p.shape.out_pixels, end - begin);
-    }
+    const bool last = p.output.channels_last;
+    S* const map = p.output.data + image * p.shape.out_channels * p.shape.out_pixels;
+    from_lanes(lanes, result + begin * p.tile.outputs, round_up(lanes.groups * lanes.lanes, kLanes<T>),
+               p.tile.outputs,
+               map + (last ? pixel * p.shape.out_channels + block.first_output
+                           : block.first_output * p.shape.out_pixels + pixel),
+               last ? p.shape.out_channels : p.shape.out_pixels, last, end - begin);
   });
 }
 
-// Adds the block's products to the result, group by group. A group is written in whole panels; the next group
-// overwrites the padding after its outputs.
-template <typename T, typename S>
-void multiply_groups(const Params<T, S>& p, const ChannelBlock& block, int64_t rows, S* columns, T* result) {
-  constexpr int64_t panel = kNR<S>;
-  const int64_t stride = panel_stride<S>(p.tile), channels = block.count / block.groups;
-  if constexpr (kLanes<T> >= 8) {  // two groups of four
-    if (narrow_channels<T>(p.shape, block)) {
-      const auto multiply = channels == 4 ? multiply_narrow<T, S, 4> : multiply_narrow<T, S, 8>;
-      for (int64_t c = 0; c < block.count; c += kColumns<S>)
-        multiply(columns + c / panel * stride + c % panel, rows, p.shape.taps, block.count / panel * stride,
-                 p.weight + block.weight_at + c * p.shape.taps * channels, result + c, p.tile.outputs);
-      return;
+// Stores the sums of a block. If those of its group are complete, the bias is added first, unless groups are narrow.
+template <typename T, typename S, int Rank>
+void store_result(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows, T* result) {
+  const int64_t outputs = block.outputs;
+  if (block.is_narrow()) {
+    for (int64_t part = 0; part < block.parts(); ++part)
+      store_lanes_of(p, block, rows, block.output_lanes(part * block.lanes, 1), result + part * block.width);
+    return;
+  }
+  if (p.bias && block.closes_group) {
+    const T* bias = p.bias + block.first_output;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      T* __restrict row = result + r * p.tile.outputs;
+      for (int64_t o = 0; o < outputs; ++o) row[o] += bias[o];
     }
   }
-  const int64_t outputs = block.outputs / block.groups, depth = packed_depth<T, S>(p.shape, block);
+  store_lanes_of(p, block, rows, identity_map(outputs), result);
+}
+
+// Adds the product of a block's columns and its weight to the result.
+template <typename T, typename S>
+void multiply_columns(const Params<T, S>& p, const ChannelBlock& block, int64_t rows, S* columns, T* result) {
+  constexpr int64_t panel = kNR<S>;
+  const int64_t stride = panel_stride<S>(p.tile), depth = packed_depth<T, S>(p.shape, block);
   // the weight's last rows are zero, but the columns must not be NaN
-  for (int64_t last = p.shape.taps * channels; last < depth; ++last)
+  for (int64_t last = p.shape.taps * block.count; last < depth; ++last)
     for (int64_t r = 0; r < rows; ++r) columns[last / panel * stride + r * panel + last % panel] = 0;
-  // a single group uses all columns; each of several groups uses its channels of every tap
-  const int64_t width = block.groups == 1 ? panel : channels;
-  const int64_t width_stride = block.groups == 1 ? stride : block.count / panel * stride;
-  for (int64_t group = 0; group < block.groups; ++group) {
-    const int64_t column = group * channels;
-    const LeftOperand<S, Constant<panel>, Constant<1>> left{
-        columns + column / panel * stride + column % panel, {}, {}, width, width_stride};
-    gemm<T, S>(left, rows, p.weight + block.weight_at + group * round_up(outputs, panel) * depth, depth,
-               outputs, result + group * outputs, p.tile.outputs, kNR<T>, !block.opens_group);
-  }
+  const LeftOperand<S, Constant<panel>, Constant<1>> left{columns, {}, {}, panel, stride};
+  gemm<T, S>(left, rows, p.weight + block.weight_at, depth, block.outputs, result, p.tile.outputs, kNR<T>,
+             !block.opens_group);
 }
 
 template <typename T, typename S, int Rank>
@@ -150,52 +114,134 @@ struct ForwardScratch {
   ForwardPoints<T, Rank>* table;  // [tap]
   S* columns;                     // panels of [row][kNR]
   T* result;                      // [row][outputs, padded to whole panels]
-  T* turned;  // the transposed result, [output][row], before its conversion to a narrower type
+  T* bias;                        // of narrow groups, in the lanes of the result
+  T* planes;  // where pixels are the lanes: the columns as [column][kForwardRows]; of narrow groups: those of some rows
 
   ForwardScratch(Arena& arena, const Params<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
         table(arena.take<ForwardPoints<T, Rank>>(p.shape.taps)),
         columns(arena.take<S>(columns_size<S>(p.tile))),
         result(arena.take<T>(p.tile.outputs * p.tile.rows)),
-        turned(arena.take<T>(sizeof(S) == sizeof(T) ? 0 : p.tile.outputs * p.tile.rows)) {}
+        bias(arena.take<T>(p.tile.outputs)),
+        planes(arena.take<T>(p.over_pixels || p.narrow ? p.tile.depth * kForwardRows : 0)) {}
+};
+
+template <typename T, typename S, int Rank>
+struct ForwardTile {
+  const Params<T, S>& p;
+  ForwardScratch<T, S, Rank> memory;
+  // At first, all points are stored as whole ones. If an output is not finite, a pixel that does not count may be the cause:
+  // the group of this output is computed again.
+  bool whole = true;
+
+  // Where pixels are the lanes: computes the columns as [row][depth] for narrow groups, else in panels.
+  void transpose_samples(const ChannelBlock& block) const {
+    const int64_t depth = p.shape.taps * block.width, rows = memory.rows.count;
+    const T* const from = memory.planes;
+    if constexpr (std::is_same_v<T, S>) {
+      if (block.is_narrow()) return transpose(from, kForwardRows, memory.columns, block.depth, depth, rows);
+      for (int64_t first = 0; first < depth; first += kNR<T>) {
+        const int64_t count = depth - first < kNR<T> ? depth - first : kNR<T>;
+        transpose(from + first * kForwardRows, kForwardRows,
+                  memory.columns + first / kNR<T> * panel_stride<T>(p.tile), kNR<T>, count, rows);
+      }
+    }
+  }
+
+  // bias: of narrow groups
+  void set_bias(const ChannelBlock& block) const {
+    const int64_t lanes = block.parts() * block.width;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t output =
+          block.output_lanes(lane / block.width * block.lanes, 1).channel_of(lane % block.width);
+      memory.bias[lane] = p.bias && output >= 0 ? p.bias[block.first_output + output] : 0;
+    }
+  }
+
+  template <typename Columns>
+  void multiply_narrow(const ChannelBlock& block, const Columns& columns, int64_t first, int64_t rows) const {
+    const NarrowProduct<T, S, Columns> product{columns,       rows,
+                                               p.shape.taps,  block.width / kLanes<T>,
+                                               block.parts(), p.weight + block.weight_at,
+                                               memory.bias,   memory.result + first * p.tile.outputs,
+                                               p.tile.outputs};
+    product.multiply_groups(block.lanes);
+  }
+
+  // Narrow groups, over channels. If few vectors would share a point, the columns of some rows are stored first.
+  template <bool all_whole>
+  void compute_narrow(const ChannelBlock& block) const {
+    constexpr int64_t run = 16;
+    const SampledColumns<T, S, Rank, all_whole> sampled(p, block, memory.rows, memory.table);
+    const int64_t rows = memory.rows.count, taps = p.shape.taps, width = block.width;
+    const int64_t ahead = kPixelsAhead * p.shape.stride[Rank - 1] * sampled.pixel_stride;
+    if (block.lanes <= 2) return multiply_narrow(block, sampled, 0, rows);
+    T* const columns = memory.planes;
+    for (int64_t first = 0; first < rows; first += run) {
+      const int64_t count = rows - first < run ? rows - first : run;
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const auto point = sampled.at(tap, first + r);
+          for (int64_t c = 0; c < width; c += kLanes<T>) {
+            store(columns + (r * taps + tap) * width + c, point.template read<Vector<T>>(c));
+            if constexpr (all_whole) __builtin_prefetch(point.from[kCorners<Rank> - 1] + ahead + c, 0, 3);
+          }
+        }
+      multiply_narrow(block, StoredColumns<T>{columns, taps * width, width}, first, count);
+    }
+  }
+
+  template <bool all_whole>
+  void compute_block(const ChannelBlock& block) const {
+    const auto sample_panels = [&](auto panel) {
+      sample<T, S, Rank, decltype(panel), all_whole>(p, block, memory.rows, memory.table, memory.columns);
+    };
+    if (block.is_narrow()) set_bias(block);
+    if (p.over_pixels) {
+      if constexpr (std::is_same_v<T, S>)
+        sample_over_pixels<T, Rank, all_whole>(p, block, memory.rows, *memory.table, memory.planes);
+      transpose_samples(block);
+      if (block.is_narrow())
+        multiply_narrow(block, StoredColumns<S>{memory.columns, block.depth, block.width}, 0,
+                        memory.rows.count);
+    } else if (block.is_narrow()) {
+      compute_narrow<all_whole>(block);
+    } else {
+      has_whole_panels(block, kNR<S>) ? sample_panels(Whole<S>{}) : sample_panels(Vector<T>{});
+    }
+    if (!block.is_narrow())
+      multiply_columns<T, S>(p, block, memory.rows.count, memory.columns, memory.result);
+  }
+
+  void compute() {
+    for (int axis = 0; axis < Rank; ++axis) whole &= p.shape.in[axis] > 1;
+    const ChannelBlock* sampled = nullptr;  // the block that the table was computed for
+    for (int64_t i = p.blocks.begin, group_begin = i; i < p.blocks.end; ++i) {
+      const ChannelBlock& block = p.blocks.data[i];
+      if (!p.over_pixels && !(sampled && block.points == sampled->points))
+        compute_sampling_table(p.shape, p.offset_mask, block.points, memory.rows, memory.table, whole);
+      sampled = &block;
+      if (i == p.blocks.begin && !block.opens_group)
+        load_group<T, S, Rank>(p, block, memory.rows, memory.result);
+      whole ? compute_block<true>(block) : compute_block<false>(block);
+      if (i + 1 < p.blocks.end && !block.closes_group) continue;
+      const int64_t outputs = block.is_narrow() ? block.parts() * block.width : block.outputs;
+      if (whole && !all_finite<T>(memory.result, p.tile.outputs, memory.rows.count, outputs)) {
+        whole = false, sampled = nullptr, i = group_begin - 1;
+        continue;
+      }
+      store_result<T, S, Rank>(p, block, memory.rows, memory.result);
+      group_begin = i + 1;
+    }
+  }
 };
 
 template <typename T, typename S, int Rank>
 void compute_tile_of(const Params<T, S>& p, int64_t first, int64_t rows, char* scratch) {
   Arena arena{scratch};
-  ForwardScratch<T, S, Rank> tile(arena, p);
-  tile.rows.set(p.shape, p.input, first, rows);
-  // At first, all points are stored as whole ones. If an output is not finite, a pixel that does not count may be the cause:
-  // the group of this output is computed again.
-  bool whole = true;
-  for (int axis = 0; axis < Rank; ++axis) whole &= p.shape.in[axis] > 1;
-  const ChannelBlock* sampled = nullptr;  // the block that the table was computed for
-  for (int64_t i = p.blocks.begin, group_begin = i; i < p.blocks.end; ++i) {
-    const ChannelBlock& block = p.blocks.data[i];
-    if (!sampled || block.offset_group != sampled->offset_group || block.mask_group != sampled->mask_group)
-      compute_sampling_table(p.shape, p.offset_mask, block, tile.rows, tile.table, whole);
-    sampled = &block;
-    const auto sample_panels = [&](auto panel) {
-      const auto sampler =
-          whole ? sample<T, S, Rank, decltype(panel), true> : sample<T, S, Rank, decltype(panel), false>;
-      sampler(p, block, tile.rows, tile.table, tile.columns);
-    };
-    has_whole_panels(p.shape, block, kNR<S>) ? sample_panels(Whole<S>{}) : sample_panels(Vector<T>{});
-    if (i == p.blocks.begin && !block.opens_group) load_group<T, S, Rank>(p, block, tile.rows, tile.result);
-    if (p.shape.is_depthwise()) {
-      const DepthwiseTile depthwise{p.shape.taps, block.count, rows, panel_stride<S>(p.tile), p.tile.outputs};
-      depthwise_forward<T, S>(depthwise, tile.columns, p.weight + block.weight_at, tile.result);
-    } else {
-      multiply_groups<T, S>(p, block, rows, tile.columns, tile.result);
-    }
-    if (i + 1 < p.blocks.end && !block.closes_group) continue;
-    if (whole && !all_finite<T>(tile.result, p.tile.outputs, rows, block.outputs)) {
-      whole = false, sampled = nullptr, i = group_begin - 1;
-      continue;
-    }
-    store_group<T, S, Rank>(p, block, tile.rows, tile.result, tile.turned);
-    group_begin = i + 1;
-  }
+  ForwardTile<T, S, Rank> tile{p, {arena, p}};
+  tile.memory.rows.set(p.shape, p.input, first, rows);
+  tile.compute();
 }
 
 template <typename T, typename S>
@@ -221,7 +267,7 @@ bool suits([[maybe_unused]] int64_t channels) {
 
 template <typename T, typename S = T>
 constexpr DeformConvForward<T, S> kernels_of{
-    kNR<S>, suits, scratch_bytes<T, S>, pack_forward<T, S>, compute_tile<T, S>, transpose<S>};
+    kNR<S>, suits, scratch_bytes<T, S>, pack_forward<T, S>, compute_tile<T, S>, transpose<S>, to_lanes<S>};
 
 }  // namespace
 

@@ -19,7 +19,8 @@ struct DeformConvShapes : ConvGeometry<3> {  // axes from rank on are unused
   int64_t offset_groups, mask_groups;  // 0 where there is no offset or mask
   int64_t taps, in_pixels, out_pixels, im2col_step;
 
-  DCNZOO_HD bool is_depthwise() const { return groups > 1 && groups == channels && groups == out_channels; }
+  DCNZOO_HD int64_t group_channels() const { return channels / groups; }
+  DCNZOO_HD int64_t group_outputs() const { return out_channels / groups; }
 
   template <int Rank>
   ConvGeometry<Rank> geometry() const {

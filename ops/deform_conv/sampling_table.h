@@ -186,17 +186,27 @@ struct TapSampling {
   }
 };
 
-// table: [tap]. whole: as in TapSampling.
+// Computes the points of a tap. whole: as in TapSampling.
 template <typename T, int Rank, typename Points>
-void compute_sampling_table(const DeformConvShapes& s, const StoredOffsetMask<T>& stored,
-                            const ChannelBlock& block, const Rows<T, Rank>& rows, Points* table,
-                            bool whole = false) {
+void compute_points(const DeformConvShapes& s, const StoredOffsetMask<T>& stored, const PointGroup& group,
+                    const Rows<T, Rank>& rows, int64_t tap, Points& points, bool whole = false) {
   T converted[Rank + 1][kBackwardRows];
+  TapSampling<T, Rank, Points> part;
+  part.points = &points;
+  for (int64_t axis = Rank - 1, rest = tap; axis >= 0; rest /= s.kernel[axis--]) {
+    part.size[axis] = static_cast<IntegerOf<T>>(s.in[axis]);
+    part.extent[axis] = T(s.in[axis]);
+    part.shift[axis] = T((rest % s.kernel[axis]) * s.dilation[axis]);
+  }
   rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     // Returns a channel of offset or mask for these rows: in place if its type is T, as a copy if bfloat16, or `absent`.
     const auto channel_of = [&](const T* values, const BFloat16Bits* bits, int64_t channel, T* copy,
                                 const T* absent) -> const T* {
       const int64_t at = channel * s.out_pixels + pixel;
+      // the same rows of the next tap: channels are too far apart for the CPU to fetch them by itself
+      const int64_t next = at + (absent == rows.zeros ? Rank : 1) * s.out_pixels;
+      for (int64_t i = 0; values && i < end - begin; i += 64 / int64_t(sizeof(T)))
+        __builtin_prefetch(values + next + i);
       if constexpr (std::is_same_v<T, float>)
         if (bits) {
           load_row(bits + at, copy, end - begin);
@@ -205,25 +215,24 @@ void compute_sampling_table(const DeformConvShapes& s, const StoredOffsetMask<T>
       return values ? values + at : absent;
     };
     const auto& [values, bits] = stored;
-    for (int64_t tap = 0; tap < s.taps; ++tap) {
-      TapSampling<T, Rank, Points> part;
-      part.points = &table[tap], part.begin = begin;
-      int64_t rest = tap;
-      for (int axis = Rank - 1; axis >= 0; --axis) {
-        part.size[axis] = static_cast<IntegerOf<T>>(s.in[axis]);
-        part.extent[axis] = T(s.in[axis]);
-        part.shift[axis] = T((rest % s.kernel[axis]) * s.dilation[axis]);
-        rest /= s.kernel[axis];
-        part.base[axis] = rows.base[axis] + begin;
-        const int64_t channel =
-            (image * s.offset_groups + block.offset_group) * s.taps * Rank + tap * Rank + axis;
-        part.offset[axis] = channel_of(values.offset, bits.offset, channel, converted[axis], rows.zeros);
-      }
-      const int64_t channel = (image * s.mask_groups + block.mask_group) * s.taps + tap;
-      part.mask = channel_of(values.mask, bits.mask, channel, converted[Rank], rows.ones);
-      part.fill(end - begin, whole);
+    part.begin = begin;
+    for (int axis = 0; axis < Rank; ++axis) {
+      part.base[axis] = rows.base[axis] + begin;
+      const int64_t channel = ((image * s.offset_groups + group.offset) * s.taps + tap) * Rank + axis;
+      part.offset[axis] = channel_of(values.offset, bits.offset, channel, converted[axis], rows.zeros);
     }
+    const int64_t channel = (image * s.mask_groups + group.mask) * s.taps + tap;
+    part.mask = channel_of(values.mask, bits.mask, channel, converted[Rank], rows.ones);
+    part.fill(end - begin, whole);
   });
+}
+
+// table: [tap]
+template <typename T, int Rank, typename Points>
+void compute_sampling_table(const DeformConvShapes& s, const StoredOffsetMask<T>& stored,
+                            const PointGroup& group, const Rows<T, Rank>& rows, Points* table,
+                            bool whole = false) {
+  for (int64_t tap = 0; tap < s.taps; ++tap) compute_points(s, stored, group, rows, tap, table[tap], whole);
 }
 
 }  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

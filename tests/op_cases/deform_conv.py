@@ -159,7 +159,9 @@ def samples(rank: int = 2) -> Iterator[Sample]:
     yield make("48 channels", channels=48, out_channels=16, padding=1, size=(4, 5))
     yield make("130 channels", channels=130, out_channels=5, padding=1, size=(4, 5))
     yield make("more rows than a tile", size=(13, 17), channels=3, padding=1)
-    # groups narrower than a vector: several share a block if they fill whole panels of columns
+    # groups narrower than a vector: several share its lanes; some leave lanes empty
+    yield make("groups of 6", channels=60, groups=10, out_channels=60, padding=1, size=(4, 5), mask_groups=5)
+    yield make("groups of 3, of 5 outputs", channels=33, groups=11, out_channels=55, size=(4, 5))
     yield make("groups of 8", channels=64, groups=8, out_channels=24, padding=1, size=(4, 5))
     wide = dict(channels=80, groups=10, out_channels=40, padding=1, size=(4, 5))
     yield make("groups of 8, not all in whole panels", offset_groups=2, **wide)
@@ -172,6 +174,23 @@ def samples(rank: int = 2) -> Iterator[Sample]:
     yield make("one to one, 70 channels", offset_groups=2, **wide)
     wide = dict(channels=128, out_channels=128, groups=128, size=(4, 5))
     yield make("one to one, 128 channels", mask_groups=None, **wide)
+    # points of few channels: pixels are the lanes
+    own = partial(make, size=(9, 13), padding=1)
+    yield own("own points", channels=20, offset_groups=20, mask_groups=20)
+    yield own("own offsets, one mask", channels=6, offset_groups=6)
+    yield own(
+        "points of 2, groups of 6", channels=24, groups=4, out_channels=20, offset_groups=12, mask_groups=None
+    )
+    yield own("points of 3, groups of 12", channels=24, groups=2, offset_groups=8, mask_groups=8)
+    yield own(
+        "own points, one to two", channels=18, groups=18, out_channels=36, offset_groups=18, mask_groups=18
+    )
+    yield own(
+        "points of 2, one to 17", channels=6, groups=6, out_channels=102, offset_groups=3, mask_groups=3
+    )
+    yield own(
+        "points of 2, one to one", channels=18, groups=18, out_channels=18, offset_groups=9, mask_groups=9
+    )
 
 
 def resized_samples(rank: int) -> Iterator[Sample]:

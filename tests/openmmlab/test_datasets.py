@@ -45,14 +45,17 @@ def read_coco(root, change, name=CocoDataset, **arguments):
 
 
 @pytest.mark.parametrize("name", ["CocoDataset", "ShapesDataset"])
-def test_a_good_file_is_read_as_mmdetection_reads_it(root, name):
-    ours = read_coco(root, lambda file: None, name)
+@pytest.mark.parametrize("settings", [{}, dict(return_classes=True, caption_prompt={"oval": {"name": "o"}})])
+@pytest.mark.parametrize("folders", [dict(img="train/"), dict(img="train/", seg="maps/")])
+def test_a_good_file_is_read_as_mmdetection_reads_it(root, name, settings, folders):
+    settings = dict(settings, data_prefix=folders)
+    ours = read_coco(root, lambda file: None, name, **settings)
     assert isinstance(ours, MMDetectionsCocoDataset) and isinstance(ours, CocoDataset)
     theirs = MMDetectionsCocoDataset(
         ann_file="annotations/train.json",
         data_root=f"{root}/",
-        data_prefix=dict(img="train/"),
         metainfo=dict(classes=CLASSES),
+        **settings,
     )
     assert len(ours) == 6
     assert [ours.get_data_info(i) for i in range(6)] == [theirs.get_data_info(i) for i in range(6)]

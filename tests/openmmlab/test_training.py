@@ -18,8 +18,9 @@ from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import Dataset, RandomSampler
 
 from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.openmmlab.config import options as run_options
+from dcnzoo.openmmlab.config.options import write_options
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ResumeHook
@@ -338,29 +339,29 @@ def schedule(name="dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py", *
 
 def test_epochs_scale_the_schedule():
     cfg, (warm_up, steps) = schedule(**{"train_cfg.val_begin": 8})
-    TrainOptions(epochs=3).apply(cfg)
+    write_options(cfg, TrainOptions(epochs=3))
     assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_begin) == (3, 2)
     assert (warm_up.begin, warm_up.end, steps.end, steps.milestones) == (0, 125, 3, [2, 3])
     cfg, (warm_up, _) = schedule()
     warm_up.end = 12
-    TrainOptions(epochs=1).apply(cfg)
+    write_options(cfg, TrainOptions(epochs=1))
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     built = PARAM_SCHEDULERS.build(warm_up, default_args=dict(optimizer=optimizer))
     optimizer.step()
     built.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1), "from the second iteration on"
     cfg, (warm_up, steps) = schedule()
-    TrainOptions(epochs=36).apply(cfg)
+    write_options(cfg, TrainOptions(epochs=36))
     assert (warm_up.end, steps.end, steps.milestones) == (1500, 36, [24, 33])
     for epochs, expected in ((30, (15, 30, 15, 28)), (1, (1, 2, 1, 1))):
         cfg, _ = schedule(RTMDET)
-        TrainOptions(epochs=epochs).apply(cfg)
+        write_options(cfg, TrainOptions(epochs=epochs))
         assert cfg.train_cfg.dynamic_intervals == [(expected[-1], 1)]
         cosine = cfg.param_scheduler[1]
         assert (cosine.begin, cosine.end, cosine.T_max, cfg.custom_hooks[1].switch_epoch) == expected
     cfg, _ = schedule(train_cfg={"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": 9})
     with pytest.raises(UserError, match=r"^epochs: expected .*max_epochs.*'max_iters': 9"):
-        TrainOptions(epochs=3).apply(cfg)
+        write_options(cfg, TrainOptions(epochs=3))
 
 
 def test_batch_size_and_learning_rate():
@@ -368,7 +369,7 @@ def test_batch_size_and_learning_rate():
     cfg.param_scheduler += [dict(type="OneCycleLR", eta_max=0.01)]
     cfg.param_scheduler += [dict(type="CosineAnnealingMomentum", eta_min=0.8)]
     cfg.train_dataloader.sampler = dict(type="MultiSourceSampler", batch_size=5, source_ratio=[1, 4])
-    TrainOptions(batch_size=10, lr=0.001, amp=True).apply(cfg)
+    write_options(cfg, TrainOptions(batch_size=10, lr=0.001, amp=True))
     assert cfg.train_dataloader.batch_size == cfg.train_dataloader.sampler.batch_size == 10
     assert cfg.optim_wrapper.optimizer.lr == 0.001 and cfg.optim_wrapper.type == "AmpOptimWrapper"
     cosine, cycle, momentum = cfg.param_scheduler[1:]
@@ -376,31 +377,31 @@ def test_batch_size_and_learning_rate():
     assert (cosine.eta_min, cycle.eta_max, momentum.eta_min) == (0.00005, 0.0025, 0.8)
     cfg.train_cfg = {"type": "IterBasedTrainLoop", "max_iters": 20, "val_interval": 5}
     cfg.default_hooks.pop("checkpoint", None)
-    RunOptions().apply(cfg)
+    write_options(cfg, RunOptions())
     assert (cfg.default_hooks.checkpoint.by_epoch, cfg.default_hooks.checkpoint.interval) == (False, 5)
 
 
 def test_patience_and_loggers(monkeypatch):
     cfg, _ = schedule()
     for patience in (3, 4):  # the config of a work directory already has the hook
-        TrainOptions(patience=patience).apply(cfg)
+        write_options(cfg, TrainOptions(patience=patience))
     (hook,) = cfg.custom_hooks
     assert (hook.type, hook.monitor, hook.patience) == ("PlateauEarlyStoppingHook", "coco/bbox_mAP", 4)
     assert cfg.default_hooks.checkpoint.save_best == "coco/bbox_mAP"
     cfg.default_hooks.checkpoint.update(save_best=["other/metric"], rule=["less"])
-    TrainOptions(patience=4).apply(cfg)
+    write_options(cfg, TrainOptions(patience=4))
     assert (cfg.custom_hooks[0].monitor, cfg.custom_hooks[0].rule) == ("other/metric", "less")
     sets = {"type": "MultiDatasetsEvaluator", "dataset_prefixes": ["day", "night"]}
     sets["metrics"] = [{"type": "CocoMetric", "metric": ["bbox", "segm"]}] * 2
     cfg, _ = schedule(val_evaluator={"_delete_": True, **sets})
-    TrainOptions(patience=4).apply(cfg)
+    write_options(cfg, TrainOptions(patience=4))
     assert cfg.custom_hooks[0].monitor == cfg.default_hooks.checkpoint.save_best == "day/coco/segm_mAP"
     cfg, _ = schedule(val_evaluator={"_delete_": True, "type": "VOCMetric"})
     with pytest.raises(UserError, match=r"^patience: .*CocoMetric"):
-        TrainOptions(patience=4).apply(cfg)
+        write_options(cfg, TrainOptions(patience=4))
     monkeypatch.setattr(run_options, "find_spec", lambda name: True)
     for _ in range(2):
-        TrainOptions(logger="tensorboard").apply(cfg)
+        write_options(cfg, TrainOptions(logger="tensorboard"))
         backends = [backend["type"] for backend in cfg.visualizer.vis_backends]
         assert backends == ["LocalVisBackend", "TensorboardVisBackend"]
 

@@ -186,6 +186,15 @@ def test_fine_tuning_for_other_classes(weights, classes):
         narrow = {**weights, key: weights[key][:1]}
         with pytest.raises(CheckpointError, match=key):
             load_state(target, narrow, "x.pth", settings=settings, fine_tune=True)
+    boxes = {key: value for key, value in target.state_dict().items() if "mask_head" not in key}
+    del target.roi_head.mask_head  # a training of boxes leaves out the mask head of its start
+    load_state(target, weights, "x.pth", settings=settings, fine_tune=True)
+    assert {*boxes} == {*target.state_dict()}
+    target = build(3)
+    del target.roi_head.mask_head
+    with pytest.raises(CheckpointError, match=r"mask_head.*not used"):
+        load_state(target, weights, "x.pth", settings=settings_of(3))
+    target = build(classes)
     fewer = {key: value for key, value in weights.items() if "mask_head" not in key}
     with pytest.raises(CheckpointError, match=r"mask_head.*missing"):
         load_state(target, fewer, "x.pth", settings=settings, fine_tune=True)

@@ -12,7 +12,7 @@ from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.preparation import read_splits
 from dcnzoo.openmmlab.config.check import dicts
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, write_settings
+from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, SMALL_MASKS, write_settings
 
 from ..demo import DEFORMABLE
 
@@ -82,8 +82,12 @@ def test_models(tmp_path, coco, model, expected):
     assert base.endswith(f"{Path(model).stem}.py")
     config = Config.fromfile(tmp_path / "out.py")
     assert heads(config) == expected
-    published = model not in (DEFORMABLE, SMALL_BOXES)
-    assert config.load_from.startswith("https://") if published else config.get("load_from") is None
+    if model == SMALL_BOXES:  # the weights of the model with a mask head
+        assert f"{SMALL_MASKS}-" in config.load_from
+    elif model == DEFORMABLE:
+        assert config.get("load_from") is None
+    else:
+        assert config.load_from.startswith("https://")
     assert downloads(config) == [], "load_from has the weights of all of it"
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         dataset = config[loader].dataset

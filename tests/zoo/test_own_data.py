@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from mmdet.registry import DATASETS
 from mmengine.registry import DefaultScope
+from mmengine.runner import set_random_seed
 from PIL import Image
 
 import dcnzoo
-from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.dataset import Dataset, Object, Picture, ReadOptions
 from dcnzoo.data.preparation import read_data
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
@@ -180,10 +181,106 @@ def test_dry_run_says_what_was_decided(tmp_path):
     output = run("train", "--data", tmp_path / "fruits", "--work-dir", tmp_path / "run", "--dry-run")
     assert not list(tmp_path.rglob("*.pth"))
     assert re.search(r"^train +7 pictures, 12 objects, 1 without objects", output, re.MULTILINE)
+    assert re.search(r"^start +weights of .*mask-rcnn_r14-mdconv.*safetensors", output, re.MULTILINE)
+    assert re.search(r"^input +320 pixels, .* 21.7% of it, 69 pixels then; --size", output, re.MULTILINE)
+    assert re.search(r"^flips +horizontal$", output, re.MULTILINE)
+    assert re.search(r"^note +fewer than 10 objects to train on: date \(6\)", output, re.MULTILINE)
     cfg = read_config_file(tmp_path / "run/data/run.py")
     assert cfg.val_dataloader.batch_size == cfg.test_dataloader.batch_size == 1
     with DefaultScope.overwrite_default_scope("mmdet"):
         assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 7, "pictures without objects are used"
+
+
+def split_of(*pictures):
+    """Objects of the given widths and heights in each picture, (size, [(width, height, iscrowd)])."""
+    return Dataset(
+        {"a": None},
+        pictures={
+            Path(str(number)): Picture(
+                Path(str(number)),
+                size,
+                objects={
+                    i: Object("a", [3.0, 2.0, w, h], w * h, crowd, None)
+                    for i, (w, h, crowd) in enumerate(own)
+                },
+            )
+            for number, (size, own) in enumerate(pictures)
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("pictures", "size", "side"),
+    [
+        ([((640, 480), [(128, 32, 0)])], 320, 0.1),  # the root of the area, in parts of the longer side
+        ([((480, 640), [(64, 16, 0)])], 480, 0.05),
+        ([((640, 480), [(64, 16, 0)]), ((320, 200), [(32, 8, 0)])], 480, 0.05),  # each in its own picture
+        ([((1000, 10), [(30, 30, 0)])], 800, 0.03),
+        ([((1000, 10), [(29, 29, 0)])], 800, 0.029),  # no size is enough
+        ([((1000, 900), [(5, 5, 1)] * 9 + [(200, 200, 0)])], 320, 0.2),  # crowds do not count
+        ([((1000, 900), [(5, 5, 0)] + [(50, 50, 0)] * 9)], 480, 0.05),  # nine of ten are larger than one
+        ([((1000, 900), [(5, 5, 0)] * 2 + [(50, 50, 0)] * 8)], 800, 0.005),
+    ],
+)
+def test_the_size_of_pictures_is_that_of_their_objects(pictures, size, side):
+    assert own_data.choose_size(split_of(*pictures)) == (size, pytest.approx(side))
+
+
+def test_size_and_flips_are_options(tmp_path):
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
+    splits, _ = read_data(tmp_path / "fruits", ReadOptions())
+    for number, model in enumerate([None, "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"]):
+        config, _, lines = own_data.write_data(splits, tmp_path / f"{number}", model, size=448, flip=False)
+        cfg = read_config_file(config)
+        steps = [
+            step for split in ("train", "val", "test") for step in cfg[f"{split}_dataloader"].dataset.pipeline
+        ]
+        assert [(step.scale, step.keep_ratio) for step in steps if step.type == "Resize"] == [
+            ((448, 448), True)
+        ] * 3
+        assert not any("Flip" in step.type for step in steps)
+        assert any(line.startswith("input") and "448 pixels" in line for line in lines)
+        assert "flips     none" in lines
+    with pytest.raises(UserError, match=r"^size: expected one step Resize in train.*RandomChoice"):
+        own_data.write_data(splits, tmp_path / "two", "detr_r50_8xb2-150e_coco", size=448)
+    for option in ({"size": 448}, {"flip": False}):
+        with pytest.raises(UserError, match=f"^{next(iter(option))}: expected data"):
+            dcnzoo.train("faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco", **option)
+
+
+def test_what_the_crops_keep_of_an_object_has_a_mask_and_a_box(tmp_path):
+    """A crop may have a part of a bent object's box, but none of its polygon: the loss would be NaN."""
+    corner = [
+        0,
+        0,
+        620,
+        0,
+        620,
+        12,
+        12,
+        12,
+        12,
+        620,
+        0,
+        620,
+    ]  # an L along the picture's upper and left border
+    picture = Picture(
+        tmp_path / "a.png", (640, 640), objects={0: Object("a", [0, 0, 620, 620], 14_736, 0, [corner])}
+    )
+    Image.new("RGB", picture.size).save(picture.file)
+    split = Dataset({"a": None}, pictures={picture.file: picture})
+    config, *_ = own_data.write_data({"train": split, "val": split}, tmp_path / "run", None, size=640)
+    cfg = read_config_file(config)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        data = DATASETS.build(cfg.train_dataloader.dataset)
+    set_random_seed(0)
+    samples = [data[0]["data_samples"].gt_instances for _ in range(40)]
+    sizes = [len(each) for each in samples]
+    assert 0 < sum(sizes) < 40, "some crops have the object, some have nothing"
+    for each in samples:
+        assert each.masks.areas.min(initial=1) > 0
+        assert len(each) == 0 or (each.bboxes.tensor[:, 2:] - each.bboxes.tensor[:, :2]).min() >= 2
+        assert len(each) == 0 or each.bboxes.tensor.max() <= 320
 
 
 def test_test_pictures_are_only_for_tests(tmp_path):

@@ -24,7 +24,7 @@ from mmengine.logging import MMLogger, print_log
 
 from dcnzoo.compat.patches import Changes
 from dcnzoo.data.check import CocoTruth, read_truth
-from dcnzoo.data.coco_file import CocoFile
+from dcnzoo.data.coco_file import CocoFile, Image
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, Truth, load_detections
@@ -199,24 +199,39 @@ class CocoDataset(coco.CocoDataset):
         self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
         self.cat_img_map = {number: [*truth.images_of[number]] for number in self.cat_ids}
         self._warn_without_objects({self.cat2label.get(number) for number in truth.trained})
-        data_list = []
-        for image in truth.images:
-            entry = {**msgspec.structs.asdict(image), "img_id": image.id}
-            info = self.parse_data_info({"raw_img_info": entry, "raw_ann_info": []})
-            data_list.append({**info, "annotations": truth.numbers[image.id]})
+        data_list = [self._entry(image, truth.numbers[image.id]) for image in truth.images]
         first = data_list[0]["img_path"]
         is_local = "://" not in first and self.backend_args is None and _loads_files(self.pipeline.transforms)
         if is_local and not os.path.isfile(first):
             raise UserError(f"data_prefix: expected the images of {self.ann_file}, found none at {first}")
         return data_list
 
+    def _entry(self, image: Image, annotations: Sequence[int]) -> dict[str, Any]:
+        """Return MMDetection's dictionary of an image; numbers of annotations stand for its objects."""
+        folders, name = self.data_prefix, str(image.file_name)
+        entry: dict[str, Any] = {
+            "img_path": os.path.join(folders["img"], name),
+            "img_id": image.id,
+            "seg_map_path": None,
+            "height": image.height,
+            "width": image.width,
+            "annotations": annotations,
+        }
+        if folders.get("seg"):
+            entry["seg_map_path"] = os.path.join(
+                folders["seg"], os.path.splitext(name)[0] + self.seg_map_suffix
+            )
+        if self.return_classes:  # for detectors with a language model
+            entry.update(text=self.metainfo["classes"], custom_entities=True)
+            entry["caption_prompt"] = self.caption_prompt
+        return entry
+
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """Return MMDetection's dictionary of an image, with its objects."""
         info = super().get_data_info(idx)
         entries = [_decode(self._content.annotations[number]) for number in info.pop("annotations")]
-        image = {"file_name": info["img_path"], **{key: info[key] for key in ("img_id", "width", "height")}}
-        parsed = self.parse_data_info({"raw_img_info": image, "raw_ann_info": entries})
-        info["instances"] = parsed["instances"]
+        raw = {"raw_img_info": {**info, "file_name": info["img_path"]}, "raw_ann_info": entries}
+        info["instances"] = self.parse_data_info(raw)["instances"]
         if self._masks:
             _ignore_without_mask(info["instances"])
         return info

@@ -1,6 +1,28 @@
 """Hooks for mmengine's Runner. Importing the package registers them.
 
-Every run has the hooks in ``DEFAULT_HOOKS`` and those that ``runs/execute.py`` registers.
+Every run has the hooks in ``DEFAULT_HOOKS`` and those that ``runs/execute.py`` registers. At each point of a
+run, MMEngine calls them in the order of their ``priority``; with equal priorities, in the order in which they
+were registered, which is that of the config, then that of ``runs/execute.py``:
+
+=========== ========================================= =====================================================
+priority    hook                                      why there
+=========== ========================================= =====================================================
+HIGHEST     the check of ``runs/execute.py``          one picture is predicted before anything is written
+VERY_HIGH   EpochSeedHook                             before another hook draws random numbers
+VERY_HIGH   ChannelsLastHook                          before the first step
+VERY_HIGH   LoadCheckpointHook                        before EMAHook copies the weights
+VERY_HIGH   WorkDirHook                               the config is there before the first checkpoint
+HIGH        FiniteLossHook                            a NaN loss reaches neither averages nor checkpoints
+NORMAL      MMEngine's EMAHook and others, the user's
+NORMAL      OffsetStatisticsHook, MaskSizeHook
+LOW         BroadcastBuffersHook                      after EMAHook exchanges the weights
+VERY_LOW    AtomicCheckpointHook                      MMEngine's place for it
+VERY_LOW    ProgressHook                              after LoggerHook updates the current loss
+VERY_LOW    AgreementHook                             after all parts are built
+LOWEST      PlateauEarlyStoppingHook                  MMEngine's place for it
+LOWEST      SummaryHook                               after the best checkpoint is written
+LOWEST      ResumeHook                                last: its ``before_train`` runs a validation
+=========== ========================================= =====================================================
 """
 
 from dcnzoo.openmmlab.hooks.batches import NumberedBatches as NumberedBatches

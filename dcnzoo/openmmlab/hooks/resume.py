@@ -78,6 +78,11 @@ class ResumeHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Log where the training begins; if it resumes, run the validation that followed the checkpoint."""
+        if (last := runner.hooks[-1]) is not self:
+            text = "a hook registered later, whose before_train would come after the validation"
+            raise UserError(
+                f"resume: expected ResumeHook to be the last hook, got {type(last).__name__}, {text}"
+            )
         loop, now = runner.train_loop, _done(runner)
         if is_main_process():
             number = next_number(Path(runner.work_dir))

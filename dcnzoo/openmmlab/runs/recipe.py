@@ -12,6 +12,7 @@ from mmengine.config import Config
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab.config.check import check_config
+from dcnzoo.openmmlab.config.options import write_options
 from dcnzoo.openmmlab.config.paths import DIRECTORY, below, text_of
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.config.tree import dicts
@@ -70,8 +71,8 @@ class Recipe:
         """Return the recipe of a run with these options."""
         cfg = copy.deepcopy(self.cfg)
         given = {f"{path}.{key}".lstrip(".") for path, node in dicts({**self.cfg_options}) for key in node}
-        changes = options.apply(cfg, given)
-        return replace(self, cfg=cfg, changes=(*self.changes, *filter(None, changes)))
+        changes = write_options(cfg, options, given)
+        return replace(self, cfg=cfg, changes=(*self.changes, *changes))
 
     @property
     def work_dir(self) -> Path:

@@ -1,0 +1,201 @@
+// Products of narrow groups: depthwise convolutions, with any number of outputs for each channel, and groups of a few
+// channels. The lanes of a vector are the columns of several groups, and each output of a group has a vector of sums.
+// Included by *_cpu_kernel.cpp only.
+//
+// The packed weight of a block: [part][tap][vector of the columns][output of the part][lane]. A part has as many outputs of
+// each group as the group has lanes.
+#pragma once
+
+#include "columns.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+
+// Calls function(packed, output, channel, tap) for the weights of a block, with their index in the packed weight, the output,
+// and the channel of its group. output: -1 for lanes and outputs that do not exist.
+template <typename T, typename Function>
+void each_narrow_weight(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
+                        Function function) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t group = block.lanes, parts = block.parts(), vectors = block.width / lanes;
+  const int64_t channels = s.group_channels(), outputs = s.group_outputs();
+  for (int64_t i = piece.begin_of(vectors * parts); i < piece.end_of(vectors * parts); ++i)
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t part = i / vectors, vector = i % vectors, at = vector * lanes + lane;
+      const int64_t number = at / group, channel = at % group;
+      for (int64_t o = 0; o < group; ++o) {
+        const int64_t output = part * group + o;
+        const bool exists = number < block.groups && channel < channels && output < outputs;
+        int64_t packed = block.weight_at + ((part * s.taps * vectors + vector) * group + o) * lanes + lane;
+        for (int64_t tap = 0; tap < s.taps; ++tap, packed += vectors * group * lanes)
+          function(packed, exists ? block.first_output + number * outputs + output : -1, channel, tap);
+      }
+    }
+}
+
+template <typename T, typename S>
+void pack_narrow(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
+                 const WeightOf<const S>& weight, S* packed) {
+  const int64_t output_stride = s.group_channels() * s.taps;
+  each_narrow_weight<T>(s, block, piece, [=](int64_t to, int64_t output, int64_t channel, int64_t tap) {
+    packed[to] =
+        output < 0
+            ? S(0)
+            : weight.data[output * output_stride + channel * weight.channel_stride + tap * weight.tap_stride];
+  });
+}
+
+// Returns x[I] + x[I ^ bit] in lane I, where x is a if I has the bit `bit` clear, else b.
+template <int bit, typename V, int... I>
+DCNZOO_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int lanes = sizeof...(I);
+  return shuffle<(I + (I & bit ? lanes : 0))...>(a, b) +
+         shuffle<((I ^ bit) + (I & bit ? lanes : 0))...>(a, b);
+}
+
+// Sums the lanes of every group: the sum in vector i becomes the group's lane i of the result.
+template <typename T, int group, int bit = 1>
+DCNZOO_INLINE Vector<T> add_lanes(Vector<T>* sums) {
+  if constexpr (bit == group) {
+    return sums[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < group / bit / 2; ++i)
+      sums[i] =
+          add_neighbours<bit>(sums[2 * i], sums[2 * i + 1], std::make_integer_sequence<int, kLanes<T>>());
+    return add_lanes<T, group, 2 * bit>(sums);
+  }
+}
+
+// Multiplies the columns of a block by its packed weight. Columns: SampledColumns or StoredColumns.
+template <typename T, typename S, typename Columns>
+struct NarrowProduct {
+  static constexpr int lanes = kLanes<T>, most_sums = 8;  // sums that the registers hold
+  const Columns& columns;
+  int64_t rows, taps, vectors, parts;
+  const S* weight;
+  const T* bias;  // [part][width]
+  T* result;      // [row][part][width], rows result_stride apart
+  int64_t result_stride;
+
+  // A part of the outputs for vectors `first` to `first` + count - 1 of the columns.
+  template <int group, int count>
+  void multiply(int64_t part, int64_t first) const {
+    const NarrowProduct p = *this;  // local copies: the compiler would read members again after every store
+    const Columns columns = p.columns.from(first * lanes);
+    const int64_t tap_size = p.vectors * group * lanes, to = (part * p.vectors + first) * lanes;
+    const S* const weights = p.weight + part * p.taps * tap_size + first * group * lanes;
+    for (int64_t r = 0; r < p.rows; ++r) {
+      Vector<T> sums[count][group] = {};
+      for (int64_t tap = 0; tap < p.taps; ++tap) {
+        const auto point = columns.at(tap, r);
+        const S* const right = weights + tap * tap_size;
+#pragma GCC unroll 8
+        for (int v = 0; v < count; ++v) {
+          const auto column = point.template read<Vector<T>>(v * lanes);
+#pragma GCC unroll 16
+          for (int o = 0; o < group; ++o)
+            sums[v][o] += column * load_lanes<Vector<T>>(right + (v * group + o) * lanes);
+        }
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < count; ++v)
+        store(p.result + r * p.result_stride + to + v * lanes,
+              add_lanes<T, group>(sums[v]) + load(p.bias + to + v * lanes));
+    }
+  }
+
+  // The rest of a part, in runs of `count` vectors and then of fewer.
+  template <int group, int count>
+  void multiply_from(int64_t part, int64_t first) const {
+    for (; first + count <= vectors; first += count) multiply<group, count>(part, first);
+    if constexpr (count > 1) multiply_from<group, count / 2>(part, first);
+  }
+
+  template <int group = 1>
+  void multiply_groups(int64_t lanes_of_group) const {
+    if (lanes_of_group == group) {
+      constexpr int count = group < most_sums ? most_sums / group : 1;
+      for (int64_t part = 0; part < parts; ++part) multiply_from<group, count>(part, 0);
+    } else if constexpr (2 * group <= lanes) {
+      multiply_groups<2 * group>(lanes_of_group);
+    }
+  }
+};
+
+// The products of the backward, in runs of rows that the L1 cache holds.
+template <typename T>
+struct NarrowGradient {
+  static constexpr int64_t lanes = kLanes<T>, run = 32;
+  int64_t rows, taps, width, outputs, group;  // outputs: of a group; group: its lanes
+  const T* gradient;                          // of the outputs: [vector][row of kBackwardRows][output][lane]
+  int64_t panel_stride;                       // of the columns
+
+  // Calls function(columns, gradient, weight, rows) for each vector of columns in a run of rows. The gradient and the weight
+  // are those of output 0.
+  template <typename Weight, typename Function>
+  DCNZOO_INLINE void each_vector(T* columns, Weight* weight, Function function) const {
+    const int64_t tap_size = width * group;
+    for (int64_t c = 0; c < width; c += lanes)
+      for (int64_t first = 0; first < rows; first += run)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int64_t column = tap * width + c;
+          function(columns + column / kNR<T> * panel_stride + first * kNR<T> + column % kNR<T>,
+                   gradient + (c * kBackwardRows + first * lanes) * outputs,
+                   weight + tap * tap_size + c * group, rows - first < run ? rows - first : run);
+        }
+  }
+  // The distance of an output's weight from that of output 0
+  DCNZOO_INLINE int64_t weight_of(int64_t output) const {
+    return output / group * taps * width * group + output % group * lanes;
+  }
+  // Calls function(count, output) for all outputs, `count` at a time, a constant.
+  template <int count = 8, typename Function>
+  DCNZOO_INLINE void each_outputs(const Function& function, int64_t output = 0) const {
+    for (; output + count <= outputs; output += count) function(std::integral_constant<int, count>{}, output);
+    if constexpr (count > 1) each_outputs<count / 2>(function, output);
+  }
+
+  // The columns' gradient
+  void multiply_by_weight(const T* weight, T* columns) const {
+    const NarrowGradient p = *this;  // a local copy: the compiler would read members again after every store
+    p.each_vector(columns, weight, [&](T* column, const T* from, const T* right, int64_t count) {
+      p.each_outputs([&](auto together, int64_t output) {
+        Vector<T> by[together];
+        for (int i = 0; i < together; ++i) by[i] = load(right + p.weight_of(output + i));
+        for (int64_t r = 0; r < count; ++r) {
+          const T* const g = from + (r * p.outputs + output) * lanes;
+          Vector<T> sum = load(g) * by[0];
+          for (int i = 1; i < together; ++i) sum += load(g + i * lanes) * by[i];
+          store(column + r * kNR<T>, output ? load(column + r * kNR<T>) + sum : sum);
+        }
+      });
+    });
+  }
+
+  // Adds to the weight's gradient.
+  void multiply_by_columns(T* columns, T* grad_weight) const {
+    const NarrowGradient p = *this;
+    p.each_vector(columns, grad_weight, [&](const T* column, const T* from, T* to, int64_t count) {
+      p.each_outputs([&](auto together, int64_t output) {
+        constexpr int apart = 8 / together;  // rows with sums of their own
+        Vector<T> sums[apart][together] = {};
+        const auto add = [&](int64_t r, Vector<T>(&sum)[together]) {
+          const Vector<T> left = load(column + r * kNR<T>);
+          const T* const g = from + (r * p.outputs + output) * lanes;
+          for (int i = 0; i < together; ++i) sum[i] += left * load(g + i * lanes);
+        };
+        int64_t r = 0;
+        for (; r + apart <= count; r += apart)
+          for (int i = 0; i < apart; ++i) add(r + i, sums[i]);
+        for (; r < count; ++r) add(r, sums[0]);
+        for (int i = 0; i < together; ++i) {
+          for (int j = 1; j < apart; ++j) sums[0][i] += sums[j][i];
+          T* const at = to + p.weight_of(output + i);
+          store(at, load(at) + sums[0][i]);
+        }
+      });
+    });
+  }
+};
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

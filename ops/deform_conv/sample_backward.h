@@ -1,0 +1,342 @@
+// The second step of the backward: samples the input again at the points of a tile, which gives the gradients of input,
+// offset and mask, and the columns. Included by deform_conv_backward_cpu_kernel.cpp only.
+#pragma once
+
+#include <cstring>
+
+#include "samples.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+namespace {
+
+template <typename T, typename S>
+using Params = DeformConvBackwardParams<T, S>;
+
+// bfloat16 is multiplied in pairs of rows of the right operand: see gemm.h.
+template <typename T, typename S>
+constexpr int64_t kPair = sizeof(T) / sizeof(S);
+
+// The number of points for which sum_rows completes the dot products of gradient and pixels at once.
+template <typename T, int Rank>
+constexpr int64_t kTogether = kLanes<T> > kCorners<Rank> ? kLanes<T> / kCorners<Rank> : 1;
+
+// The gradient of as many columns as a Value holds. With pixels of the type EvenOdd, it is needed in two orders: in memory
+// order for the gradient of the input, and in the order of the pixels for their dot products.
+template <typename T, typename Value>
+struct ColumnGradient {
+  using Part = std::conditional_t<std::is_same_v<Value, EvenOdd>, Vector<T>, Value>;
+  Part parts[sizeof(Value) / sizeof(Part)];
+  Value sorted;  // in the order of the pixels
+
+  DCNZOO_INLINE explicit ColumnGradient(const T* from) {
+    for (Part& part : parts) part = load_lanes<Part>(from), from += kLanes<T>;
+    if constexpr (std::is_same_v<Value, Part>)
+      sorted = parts[0];
+    else
+      split_pairs<T>(parts[0], parts[1], sorted.even, sorted.odd);
+  }
+  DCNZOO_INLINE void add_to(T* to, T factor, T rest = 1) const {
+    for (const Part& part : parts)
+      store_lanes(to, load_lanes<Part>(to) + factor * (part * rest)), to += kLanes<T>;
+  }
+};
+
+// One tap of one output pixel, for the channels of a block. Input, Points and Columns: whether to compute the
+// gradient of the input, the gradients of offset and mask, and the columns.
+template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns, typename Channels>
+struct PointBackward {
+  static constexpr int corners = kCorners<Rank>;
+  static constexpr bool reads_input = Points || Columns;
+  int64_t tap, row;
+  Channels channels;
+  int64_t stride;          // of the columns' panels
+  T rest;                  // the mask if it is not finite, else 1
+  const S* from[corners];  // the corners' pixels in the input
+  T* to[corners];          // the same pixels in the input's gradient
+  T modulated[corners];    // their weights, multiplied by the mask if it is finite
+
+  // Adds to Σ over channels of gradient · pixel. `dot` is aligned, as Clang 14 assumes: `Value` loses Vector's attribute.
+  template <typename Value>
+  static DCNZOO_INLINE void add_dot(Vector<T>& dot, Value product) {
+    if constexpr (std::is_same_v<Value, EvenOdd>)
+      dot += product.even, dot += product.odd;
+    else if constexpr (std::is_arithmetic_v<Value>)
+      dot += Vector<T>{product};
+    else if constexpr (sizeof(Value) < kVectorBytes)
+      dot += widened<T>(product);
+    else
+      dot += product;
+  }
+
+  // Stores dots, whose lanes still have to be added, as [corner][point of kTogether][kLanes].
+  static DCNZOO_INLINE void store_dots(const Vector<T> (&dot)[corners], T* to) {
+    for (int i = 0; i < corners; ++i) store(to + i * kTogether<T, Rank> * kLanes<T>, dot[i]);
+  }
+
+  // Points corner i to the pixel at `place` in the input and its gradient.
+  DCNZOO_INLINE void locate(const Params<T, S>& p, int i, int64_t place) {
+    if (reads_input) from[i] = p.input.data + place;
+    if (Input) to[i] = p.grad_input + place;
+  }
+
+  // For points whose corners are all in the map and whose mask is finite.
+  DCNZOO_INLINE void add_whole(const T* gradients, S* columns, T* dots) {
+    alignas(kVectorBytes) Vector<T> dot[corners] = {};
+    each_column<T, Whole<S>>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
+      using Value = decltype(value);
+      const ColumnGradient<T, Value> gradient(gradients + at);
+      if (reads_input) {
+        for (int corner = 0; corner < corners; ++corner) {
+          const Value pixel = load_lanes<Value>(from[corner] + c);
+          if (Columns) value += modulated[corner] * pixel;
+          if (Points) add_dot<Value>(dot[corner], gradient.sorted * pixel);
+        }
+        if (Columns) store_lanes(columns + at, value);
+      }
+      if (Input)
+        for (int corner = 0; corner < corners; ++corner) gradient.add_to(to[corner] + c, modulated[corner]);
+    });
+    if (Points) store_dots(dot, dots);
+  }
+
+  // For all other points: only the corners in the map, by the plain formula.
+  DCNZOO_INLINE void add_partial(const InsideCorners<corners>& found, const T* gradients, S* columns,
+                                 T* dots) {
+    alignas(kVectorBytes) Vector<T> dot[corners] = {};
+    each_column<T, Whole<S>>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
+      using Value = decltype(value);
+      const ColumnGradient<T, Value> gradient(gradients + at);
+      for (int i = 0; i < found.count; ++i) {
+        if (Columns) value += modulated[i] * load_lanes<Value>(from[i] + c);
+        if (Points) add_dot<Value>(dot[found.corner[i]], gradient.sorted * load_lanes<Value>(from[i] + c));
+        if (Input) gradient.add_to(to[i] + c, modulated[i], rest);
+      }
+      if (Points && found.count == 0) add_dot<Value>(dot[0], gradient.sorted * T(0));
+      if (Columns) store_lanes(columns + at, value * rest);
+    });
+    if (Points) store_dots(dot, dots);
+  }
+};
+
+template <typename T, typename S, int Rank>
+struct TileMemory {
+  Rows<T, Rank> rows;
+  BackwardPoints<T, Rank>* table;  // [tap]
+  T* gradients;                    // of the columns, in panels of [row][kNR]
+  S* columns;                      // in the same memory unless the type differs
+  S* gradient;                     // [output][row] or, of narrow groups, as in NarrowGradient
+  S* pairs;                        // bfloat16: `gradient` as [row][output], rows pair_stride apart
+  T* dots;                         // Σ over channels of gradient · pixel, [tap][corner][row]
+  T* offset_mask;                  // gradients of offset and mask, [tap · (rank + 1)][row]
+  T* planes;                       // where pixels are the lanes: `gradients` as [column][kBackwardRows]
+
+  TileMemory(Arena& arena, const Params<T, S>& p)
+      : rows(Rows<T, Rank>::allocate(arena, kBackwardRows)),
+        table(arena.take<BackwardPoints<T, Rank>>(p.shape.taps)),
+        gradients(arena.take<T>(columns_size<T>(p.tile))),
+        columns(kPair<T, S> == 1 ? reinterpret_cast<S*>(gradients) : arena.take<S>(columns_size<S>(p.tile))),
+        gradient(arena.take<S>(p.tile.outputs * kBackwardRows)),
+        pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * kBackwardRows)),
+        dots(arena.take<T>(p.shape.taps * kCorners<Rank> * kBackwardRows)),
+        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * kBackwardRows)),
+        planes(arena.take<T>(p.over_pixels ? p.tile.depth * kBackwardRows : 0)) {}
+
+  // The padding keeps rows out of the same L1 cache set.
+  static int64_t pair_stride(const Params<T, S>& p) { return p.tile.outputs + kNR<S>; }
+};
+
+// Computes the columns (if they are needed) from their gradient, adds to the input's gradient and writes `dots`.
+template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
+void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
+  constexpr int corners = kCorners<Rank>;
+  const int64_t stride = panel_stride<T>(p.tile);
+  const Rows<T, Rank>& rows = tile.rows;
+  // Computes at once a row's taps or, for bfloat16, a tap's rows: their gradients and columns are neighbours in memory.
+  constexpr bool by_rows = kPair<T, S> > 1;
+  constexpr int64_t lanes = kLanes<T>, together = kTogether<T, Rank>;
+  constexpr int64_t row_step = by_rows ? together : 1, tap_step = together / row_step;
+  T dots[together * corners * lanes] = {}, sums[lanes];
+  const CornerDistances<Rank> distance(p.shape, p.input.channels);
+  const auto differentiate = [&](auto channels, int64_t r, int64_t tap, T* point_dots) {
+    PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
+    const BackwardPoints<T, Rank>& points = tile.table[tap];
+    const T factor = points.factor[r];
+    point.tap = tap, point.row = r, point.rest = points.rest[r], point.channels = channels,
+    point.stride = stride;
+    if (points.index[0][r] >= 0) {
+      const int64_t at = rows.map[r] + points.index[0][r] * p.input.channels;
+      for (int corner = 0; corner < corners; ++corner) {
+        point.locate(p, corner, at + distance.of[corner]);
+        point.modulated[corner] = factor * points.weight[corner][r];
+      }
+      point.add_whole(tile.gradients, tile.columns, point_dots);
+    } else {
+      const InsideCorners<corners> found([&](int c) { return points.index[c][r]; });
+      for (int i = 0; i < found.count; ++i) {
+        point.locate(p, i, rows.map[r] + found.index[i] * p.input.channels);
+        point.modulated[i] = factor * points.weight[found.corner[i]][r];
+      }
+      point.add_partial(found, tile.gradients, tile.columns, point_dots);
+    }
+  };
+  constexpr int64_t pair = kPair<T, S>;  // blocks of bfloat16 usually are one or two panels
+  with_channels<lanes, pair * lanes, pair * pair * lanes>(block.width, [&](auto channels) {
+    for (int64_t r = 0; r < rows.count; r += row_step)
+      for (int64_t tap = 0; tap < p.shape.taps; tap += tap_step) {
+        const int64_t left = by_rows ? rows.count - r : p.shape.taps - tap;
+        for (int64_t i = 0; i < together && i < left; ++i)
+          differentiate(channels, r + i % row_step, tap + i % tap_step, dots + i * lanes);
+        for (int64_t i = 0; Points && i < together * corners; i += lanes) {
+          store(sums, sum_rows(dots + i * lanes));
+          for (int64_t lane = 0; lane < lanes; ++lane) {
+            const int64_t point = (i + lane) % together, corner = (i + lane) / together;
+            T* const to = tile.dots + ((tap + point % tap_step) * corners + corner) * kBackwardRows + r;
+            if (by_rows || point < left) to[point % row_step] = sums[lane];  // rows are padded
+          }
+        }
+      }
+  });
+}
+
+// The gradients of offset and mask at a tap's points, from the dots, [corner][row]: [tap · rank + axis][row] of the offset,
+// then [tap][row] of the mask.
+template <typename T, typename S, int Rank>
+void offset_mask_gradients(const Params<T, S>& p, const TileMemory<T, S, Rank>& tile, int64_t tap,
+                           const BackwardPoints<T, Rank>& points, const T* dots) {
+  constexpr int corners = kCorners<Rank>;
+  constexpr int64_t rows = kBackwardRows;
+  for (int64_t r = 0; r < tile.rows.count; r += kLanes<T>) {  // rows are padded to whole vectors
+    const Vector<T> factor = load(points.factor + r), rest = load(points.rest + r);
+    Vector<T> gradient[Rank + 1] = {};
+    auto index = load(points.index[0] + r);
+    for (int corner = 0; corner < corners; ++corner) {
+      const Vector<T> dot = load(dots + corner * rows + r);
+      index &= load(points.index[corner] + r);
+      for (int axis = 0; axis < Rank; ++axis)
+        gradient[axis] += factor * rest * load(points.slope[axis][corner] + r) * dot;
+      gradient[Rank] += load(points.weight[corner] + r) * dot;
+    }
+    // Outside the map, the offset's gradient is zero. The mask's is gradient · 0, which is NaN for Inf.
+    const Vector<T> zero{};
+    for (int axis = 0; axis < Rank; ++axis)
+      store(tile.offset_mask + (tap * Rank + axis) * rows + r, index == -1 ? zero : gradient[axis]);
+    store(tile.offset_mask + (p.shape.taps * Rank + tap) * rows + r, gradient[Rank]);
+  }
+}
+
+// Channel `index` of an image's gradients of offset and mask: [tap · rank + axis] of the offset, then [tap] of the
+// mask. Null if it is not needed.
+template <typename T, typename S>
+T* offset_mask_channel(const Params<T, S>& p, const PointGroup& points, int64_t image, int64_t index) {
+  const DeformConvShapes& s = p.shape;
+  const int64_t offsets = s.taps * s.rank;
+  const bool of_mask = index >= offsets;
+  T* const to = of_mask ? p.grad_offset_mask.mask : p.grad_offset_mask.offset;
+  if (to == nullptr) return nullptr;
+  const int64_t channel = of_mask ? (image * s.mask_groups + points.mask) * s.taps + index - offsets
+                                  : (image * s.offset_groups + points.offset) * offsets + index;
+  return to + channel * s.out_pixels;
+}
+
+// The same in block i's own gradients, if blocks share points.
+template <typename T, typename S>
+T* offset_mask_channel_of_block(const Params<T, S>& p, int64_t i, int64_t image, int64_t index) {
+  const int64_t channels = p.shape.taps * (p.shape.rank + 1);
+  return p.grad_offset_mask_of_blocks +
+         (((i - p.blocks.begin) * channels + index) * p.images + image) * p.shape.out_pixels;
+}
+
+// Stores a tile's gradients of offset and mask at some points of block i.
+template <typename T, typename S, int Rank>
+void store_offset_mask(const Params<T, S>& p, int64_t i, const PointGroup& points, const Rows<T, Rank>& rows,
+                       const T* offset_mask) {
+  rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+    for (int64_t index = 0; index < p.shape.taps * (Rank + 1); ++index) {
+      T* to = offset_mask_channel(p, points, image, index);
+      if (to == nullptr) continue;
+      if (p.blocks.data[i].shares_points) to = offset_mask_channel_of_block(p, i, image, index);
+      std::memcpy(to + pixel, offset_mask + index * kBackwardRows + begin, (end - begin) * sizeof(T));
+    }
+  });
+}
+
+// One tap of one channel for the rows [row, row + lanes of a Value), where pixels are the lanes. Returns the columns.
+template <typename T, int Rank, typename Value>
+DCNZOO_INLINE Value differentiate_pixels(const BackwardPoints<T, Rank>& points, int64_t row,
+                                         const CornerDistances<Rank>& distance, const T* plane, T* grad_plane,
+                                         T* dots, bool adds, Value gradient) {
+  constexpr int corners = kCorners<Rank>;
+  using Index = IndexOf<T, Value>;
+  Value column{}, pixels[corners], modulated[corners];
+  Index index[corners];
+  const Value factor = load_lanes<Value>(points.factor + row), rest = load_lanes<Value>(points.rest + row);
+  for (int corner = 0; corner < corners; ++corner) {
+    index[corner] = load_lanes<Index>(points.index[corner] + row);
+    modulated[corner] = factor * load_lanes<Value>(points.weight[corner] + row);
+  }
+  const bool whole = all_whole<T>(index[0]);
+  index[0] = first_index(index[0]);
+  for (int corner = 0; plane && corner < corners; corner += 2) {
+    if (whole) {
+      gather_pairs(plane + distance.of[corner], index[0], pixels[corner], pixels[corner + 1]);
+    } else {
+      for (int i = 0; i < 2; ++i) pixels[corner + i] = gather_inside<Value>(plane, index[corner + i]);
+    }
+    for (int i = 0; i < 2; ++i) column += modulated[corner + i] * pixels[corner + i];
+  }
+  for (int corner = 0; dots && corner < corners; ++corner) {
+    T* const to = dots + corner * kBackwardRows + row;
+    Value dot = gradient * pixels[corner];
+    store_lanes(to, adds ? load_lanes<Value>(to) + dot : dot);
+  }
+  gradient *= rest;
+  for (int corner = 0; grad_plane && corner < corners; corner += 2) {
+    if constexpr (!std::is_arithmetic_v<Value>)
+      if (whole) {
+        scatter_pairs(grad_plane + distance.of[corner], index[0], modulated[corner] * gradient,
+                      modulated[corner + 1] * gradient);
+        continue;
+      }
+    for (int i = corner; i < corner + 2; ++i) scatter_inside(grad_plane, index[i], modulated[i] * gradient);
+  }
+  return column * rest;
+}
+
+// Where pixels are the lanes: replaces the columns' gradient, in tile.planes, by the columns, and computes the gradients of
+// input, offset and mask.
+template <typename T, int Rank>
+void sample_backward_over_pixels(const Params<T, T>& p, int64_t index, const TileMemory<T, T, Rank>& tile,
+                                 bool input, bool points, bool columns) {
+  const DeformConvShapes& s = p.shape;
+  const ChannelBlock& block = p.blocks.data[index];
+  const Rows<T, Rank>& rows = tile.rows;
+  BackwardPoints<T, Rank>& table = *tile.table;  // of one tap
+  const CornerDistances<Rank> distance(s, 1);
+  const int64_t sharing = channels_of_points(s);
+  for (int64_t first = 0; first < block.count; first += sharing) {
+    const PointGroup group = points_of(s, block.first + first);
+    for (int64_t tap = 0; tap < s.taps; ++tap) {
+      compute_points(s, p.offset_mask, group, rows, tap, table);
+      for (int64_t channel = first; channel < first + sharing; ++channel) {
+        T* const plane = tile.planes + (tap * block.width + block.column_of(channel)) * kBackwardRows;
+        rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
+          const int64_t at = rows.map[begin] + channel * s.in_pixels;
+          const T* const pixels = points || columns ? p.input.data + at : nullptr;
+          T* const grad_pixels = input ? p.grad_input + at : nullptr;
+          each_row<T>(begin, end, [&](auto zero, int64_t row) {
+            const auto gradient = load_lanes<decltype(zero)>(plane + row);
+            const auto value =
+                differentiate_pixels<T, Rank>(table, row, distance, pixels, grad_pixels,
+                                              points ? tile.dots : nullptr, channel > first, gradient);
+            if (columns) store_lanes(plane + row, value);
+          });
+        });
+      }
+      if (points) offset_mask_gradients(p, tile, tap, table, tile.dots);
+    }
+    if (points) store_offset_mask(p, index, group, rows, tile.offset_mask);
+  }
+}
+
+}  // namespace
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

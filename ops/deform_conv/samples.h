@@ -1,0 +1,200 @@
+// Samples of the input in the forward: over channels, whose vectors are read at the corners of one point, or over pixels,
+// whose points are a vector. Included by *_cpu_kernel.cpp only.
+#pragma once
+
+#include <cstring>
+
+#include "columns.h"
+#include "sampling_table.h"
+
+namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
+
+// One point of a row. whole: all points of the table are whole.
+template <typename T, typename S, int Rank, bool whole>
+struct SampledPoint {
+  static constexpr int corners = kCorners<Rank>;
+  const S* from[corners];
+  T weight[corners];
+  int used = corners;
+  T rest = 1;
+
+  // The samples of as many channels, from `channel` on, as a Value holds
+  template <typename Value>
+  DCNZOO_INLINE Value read(int64_t channel) const {
+    Value
+        value{};  // not the first product: the compiler could then round another product than for other points
+    for (int i = 0; i < (whole ? corners : used); ++i)
+      value += weight[i] * load_lanes<Value>(from[i] + channel);
+    return whole ? value : value * rest;
+  }
+};
+
+// The columns of a tile for a block of channels, sampled where they are read.
+template <typename T, typename S, int Rank, bool whole>
+struct SampledColumns {
+  using Point = SampledPoint<T, S, Rank, whole>;
+  const ForwardPoints<T, Rank>* table;
+  const S* maps;
+  const int64_t* starts;
+  int64_t pixel_stride;
+  CornerDistances<Rank> distance;
+
+  SampledColumns(const DeformConvParams<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
+                 const ForwardPoints<T, Rank>* points)
+      : table(points),
+        maps(p.input.data + p.input.place_of(block, p.shape.in_pixels)),
+        starts(rows.map),
+        pixel_stride(p.input.pixel_stride(block)),
+        distance(p.shape, pixel_stride) {}
+
+  // The columns from column `lane` of each tap on
+  SampledColumns from(int64_t lane) const {
+    SampledColumns result = *this;
+    result.maps += lane;
+    return result;
+  }
+
+  DCNZOO_INLINE Point at(int64_t tap, int64_t row) const {
+    const ForwardPoints<T, Rank>& points = table[tap];
+    const S* const map = maps + starts[row];
+    Point point;
+    if constexpr (whole) {
+      const S* const first = map + int64_t(points.index[0][row]) * pixel_stride;
+      for (int corner = 0; corner < Point::corners; ++corner) {  // the corners of a pair need one register
+        point.from[corner] = first + distance.of[corner & ~1] + (corner & 1) * pixel_stride;
+        point.weight[corner] = points.weight[corner][row];
+      }
+    } else {
+      const InsideCorners<Point::corners> inside([&](int c) { return points.index[c][row]; });
+      point.used = inside.count;
+      point.rest = points.rest[row];
+      for (int i = 0; i < inside.count; ++i) {
+        point.from[i] = map + inside.index[i] * pixel_stride;
+        point.weight[i] = points.weight[inside.corner[i]][row];
+      }
+    }
+    return point;
+  }
+};
+
+// Columns in memory: [row][tap · width of the block]
+template <typename S>
+struct StoredColumns {
+  struct Point {
+    const S* from;
+    template <typename Value>
+    DCNZOO_INLINE Value read(int64_t channel) const {
+      return load_lanes<Value>(from + channel);
+    }
+  };
+  const S* columns;
+  int64_t row_stride, width;
+
+  StoredColumns from(int64_t lane) const { return {columns + lane, row_stride, width}; }
+  DCNZOO_INLINE Point at(int64_t tap, int64_t row) const {
+    return {columns + row * row_stride + tap * width};
+  }
+};
+
+// Where pixels are the lanes: one corner of as many points as a Value has lanes. Corners outside the map (index < 0) are
+// zeros.
+template <typename Value, typename Index, typename T>
+DCNZOO_INLINE Value gather_inside(const T* plane, Index index) {
+  using On = VecTraitsOf<Value>;
+  const Value zero{};
+  const auto inside = index >= 0;
+  return On::blend(inside, gather<Value>(plane, On::blend(inside, index, Index{})), zero);
+}
+
+// Adds to the pixels at index, except for those outside the map. Lanes may have the same pixel.
+template <typename T, typename Index, typename Value>
+DCNZOO_INLINE void scatter_inside(T* plane, Index index, Value values) {
+  if constexpr (std::is_arithmetic_v<Value>) {
+    if (index >= 0) plane[index] += values;
+  } else {
+    for (int lane = 0; lane < kLanes<T>; ++lane)
+      if (index[lane] >= 0) plane[index[lane]] += values[lane];
+  }
+}
+
+// Adds to the pixels at index and at index + 1, two elements at a time. All are inside the map.
+template <typename T, typename Index>
+DCNZOO_INLINE void scatter_pairs(T* plane, Index index, Vector<T> first, Vector<T> second) {
+  Vector<T> joined[2];
+  join_pairs<T>(first, second, joined[0], joined[1]);
+  const T* const values = reinterpret_cast<const T*>(joined);
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    Vector<T, 2>& pixels = *reinterpret_cast<Vector<T, 2>*>(plane + index[lane]);
+    pixels += *reinterpret_cast<const Vector<T, 2>*>(values + 2 * lane);
+  }
+}
+
+// Whether all points are whole, from the stored index of their first corner.
+template <typename T, typename Index>
+DCNZOO_INLINE bool all_whole(Index index) {
+  if constexpr (std::is_arithmetic_v<Index>)
+    return index >= 0;
+  else
+    return all_zero<T>((Vector<T>)(index < 0));
+}
+
+// Calls function(Value{}, row) for the rows [begin, end): vectors, then single rows.
+template <typename T, typename Function>
+DCNZOO_INLINE void each_row(int64_t begin, int64_t end, const Function& function) {
+  int64_t row = begin;
+  for (; row + kLanes<T> <= end; row += kLanes<T>) function(Vector<T>{}, row);
+  for (; row < end; ++row) function(T(0), row);
+}
+
+template <typename T, typename Value>
+using IndexOf = std::conditional_t<std::is_arithmetic_v<Value>, IntegerOf<T>, Vector<IntegerOf<T>>>;
+
+// Computes the columns of a tile, [tap · width of the block][kForwardRows], where pixels are the lanes.
+template <typename T, int Rank, bool whole>
+void sample_over_pixels(const DeformConvParams<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
+                        ForwardPoints<T, Rank>& points, T* columns) {
+  constexpr int corners = kCorners<Rank>;
+  const DeformConvShapes& s = p.shape;
+  const CornerDistances<Rank> distance(s, 1);
+  const int64_t sharing = channels_of_points(s);
+  // One channel of a tap, for the rows [begin, end) of an image.
+  const auto sample = [&](const T* plane, int64_t begin, int64_t end, T* to) {
+    each_row<T>(begin, end, [&](auto value, int64_t row) {
+      using Value = decltype(value);
+      using Index = IndexOf<T, Value>;
+      if constexpr (whole) {
+        const Index index = load_lanes<Index>(points.index[0] + row);
+        for (int corner = 0; corner < corners; corner += 2) {
+          Value pixels[2];
+          gather_pairs(plane + distance.of[corner], index, pixels[0], pixels[1]);
+          for (int i = 0; i < 2; ++i) value += load_lanes<Value>(points.weight[corner + i] + row) * pixels[i];
+        }
+      } else {
+        for (int corner = 0; corner < corners; ++corner) {
+          Index index = load_lanes<Index>(points.index[corner] + row);
+          if (corner == 0) index = first_index(index);
+          value += load_lanes<Value>(points.weight[corner] + row) * gather_inside<Value>(plane, index);
+        }
+        value *= load_lanes<Value>(points.rest + row);
+      }
+      store_lanes(to + row, value);
+    });
+  };
+  // the weights of lanes without a channel are zero, but the columns must not be NaN
+  for (int64_t column = 0; block.is_narrow() && column < s.taps * block.width; ++column)
+    if (block.input_lanes().channel_of(column % block.width) < 0)
+      std::memset(columns + column * kForwardRows, 0, kForwardRows * sizeof(T));
+  for (int64_t first = 0; first < block.count; first += sharing)
+    for (int64_t tap = 0; tap < s.taps; ++tap) {
+      compute_points(s, p.offset_mask, points_of(s, block.first + first), rows, tap, points, whole);
+      for (int64_t channel = first; channel < first + sharing; ++channel) {
+        const T* const plane = p.input.data + p.input.place_of(block, s.in_pixels) + channel * s.in_pixels;
+        T* const to = columns + (tap * block.width + block.column_of(channel)) * kForwardRows;
+        rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
+          sample(plane + rows.map[begin], begin, end, to);
+        });
+      }
+    }
+}
+
+}  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE
