@@ -10,6 +10,7 @@ from markupsafe import Markup
 from dcnzoo.detect.metrics import metric_names
 from dcnzoo.openmmlab.classes import require_equal
 from dcnzoo.report import page
+from dcnzoo.report.evaluation import IOU, most_errors
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, name_of
 from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
@@ -153,12 +154,24 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
         chosen = pick_images(first, images)
         predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
         results = {label: each.evaluate(evaluated) for label, each in detectors.items() if evaluated}
+        worst = most_errors(results.values()) if chosen else {}
+        failures = {label: [each.predict(i) for i in worst] for label, each in detectors.items()}
     except (FileNotFoundError, AttributeError, KeyError) as error:
         # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
         yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])
         return
     if chosen:
-        yield show_detections(predictions, thresholds(detectors))
+        text = (
+            "The first validation images. Images with three or more objects come first. The selection does "
+            "not depend on the results."
+        )
+        yield show_detections("Detections", text, predictions, thresholds(detectors))
+    if worst:
+        text = (
+            f"The validation images with the most errors ({', '.join(map(str, worst.values()))}): objects "
+            f"without a detection, and detections without an object, from IoU {IOU} on."
+        )
+        yield show_detections("Most errors", text, failures, thresholds(detectors))
     if results:
         yield show_errors(detectors, results)
     for label, predicted in predictions.items():

@@ -20,7 +20,7 @@ import dcnzoo.openmmlab.hooks
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.history import BEGAN, NUMBER, History
-from dcnzoo.report.evaluation import ClassResults, evaluate
+from dcnzoo.report.evaluation import ClassResults, evaluate, most_errors
 from dcnzoo.report.explain import Box, points_of, render_explanation
 from dcnzoo.report.explain_detector import explain
 from dcnzoo.report.report import render_runs, summary, write_report
@@ -127,14 +127,14 @@ def test_report_of_a_run(make_run, monkeypatch):
         assert figure in html
     assert "<td>0.125</td><td>–</td>" in html
     assert html.count('class="pictures small"') == 1, "points of each layer"
-    assert html.count("<figcaption>ground truth: ") == 5
+    assert html.count("<figcaption>ground truth: ") == 5 + 3
     assert "<img" in html and not re.search(r'<img(?![^>]* alt="\w)', html)
     sizes = re.findall(r"font-size: ([\d.]+)px", "".join(charts(html)))
     assert min(map(float, sizes)) >= 9, "points, 12 pixels of the page"
     headings = re.findall(r"<h2 id=.*?>(.*?)</h2>", html)
     assert headings == [
-        "Detections", "Errors by class", "Sampling positions", "Learning curves", "Offsets during training",
-        "All validations",
+        "Detections", "Most errors", "Errors by class", "Sampling positions", "Learning curves",
+        "Offsets during training", "All validations",
     ]  # fmt: skip
     assert "all 6 validation images" in html and '<th scope="col">mask AP</th>' in html
     assert html.count("<details") == 2, "the learning rate and the validations"
@@ -182,11 +182,16 @@ def test_runs_beside_each_other(make_run):
 def test_classes_of_two_runs_side_by_side():
     objects, confusion = np.array([3, 0, 1]), np.zeros((4, 4), int)
     results = {
-        name: ClassResults(objects, np.array(ap), np.zeros((3, 101)), confusion, 4)
-        for name, ap in (("a", [0.5, -1, 0.25]), ("b", [0.25, -1, 0.5]))
+        name: ClassResults(objects, np.array(ap), np.zeros((3, 101)), confusion, np.array(errors))
+        for name, ap, errors in (
+            ("a", [0.5, -1, 0.25], [0, 2, 0, 3, 1]),
+            ("b", [0.25, -1, 0.5], [0, 2, 0, 0, 3]),
+        )
     }
     head, _, *rows = class_table(results, "xyz")
     assert head == ["class", "objects", "box AP, a", "box AP, b", "box AP50, a", "box AP50, b"]
+    assert most_errors(results.values()) == {1: 4, 4: 4, 3: 3} and most_errors([]) == {}
+    assert list(most_errors(results.values(), number=5)) == [1, 4, 3], "no picture without an error"
     assert [row[:4] for row in rows] == [["x", "3", "0.500", "0.250"], ["z", "1", "0.250", "0.500"]]
 
 
@@ -309,6 +314,8 @@ def test_precision_and_confusion():
     ]
     result = evaluate([first, second], found, 3, threshold=0.3)
     assert result.confusion.tolist() == [[1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    # an object of the right place and the wrong class is none; without it, each image has one error
+    assert result.errors.tolist() == [1, 1]
     # class a: right at .9, wrong at .8, right at .2: precision 1 up to recall .5, then 2/3
     assert result.precision[0] == pytest.approx(np.where(np.arange(101) <= 50, 1, 2 / 3))
     assert result.precision[1].tolist() == [0] * 101 and (result.precision[2] == -1).all()
@@ -325,6 +332,8 @@ def test_precision_and_confusion():
     many = evaluate(
         [[], [], *[first] * 20], [made([box] * (i % 11), [1] * (i % 11)) for i in range(22)], 2, 0.3
     )
-    assert many.images == 22 and many.confusion.sum() == sum(max(2, i % 11 + 1) for i in range(2, 22)) + 1
+    assert (
+        len(many.errors) == 22 and many.confusion.sum() == sum(max(2, i % 11 + 1) for i in range(2, 22)) + 1
+    )
     empty = evaluate([first, []], [made([], []), made([], [])], 2, threshold=0.3)
     assert empty.confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]] and not empty.precision.any()

@@ -31,7 +31,7 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
         heading = Markup("<h3>{}</h3>").format(label)
         columns.append(heading + page.charts(figures))
     parts = [page.table(class_table(results, all_names)), page.columns(columns)]
-    images, number = next(iter(results.values())).images, len(first.dataset)
+    images, number = len(next(iter(results.values())).errors), len(first.dataset)
     which = f"all {number}" if images == number else f"the first {images} of {number}"
     other = "" if images == number else ", so the means differ from the AP above"
     text = (

@@ -17,7 +17,9 @@ from dcnzoo.utils.text import counted
 _MOST_LAYERS = 16
 
 
-def show_detections(predictions: Mapping[str, Sequence[Prediction]], threshold: str) -> Section:
+def show_detections(
+    title: str, text: str, predictions: Mapping[str, Sequence[Prediction]], threshold: str
+) -> Section:
     rows = []
     for number, row in enumerate(zip(*predictions.values(), strict=True), 1):
         truth = row[0].truth
@@ -27,14 +29,10 @@ def show_detections(predictions: Mapping[str, Sequence[Prediction]], threshold: 
             drawn[caption] = prediction.detections, prediction.detections.draw()
         images = []
         for caption, (objects, picture) in drawn.items():
-            text = f"{caption}: {_in_words(objects)}"
-            images.append(Picture(picture, text, f"Picture {number} with boxes and names, {text}"))
+            words = f"{caption}: {_in_words(objects)}"
+            images.append(Picture(picture, words, f"Picture {number} with boxes and names, {words}"))
         rows.append(page.pictures(images))
-    text = (
-        "The first validation images. Images with three or more objects come first. The selection does not "
-        f"depend on the results. Detections have a score of at least {threshold}."
-    )
-    return Section("Detections", text, rows)
+    return Section(title, f"{text} Detections have a score of at least {threshold}.", rows)
 
 
 def _in_words(objects: Detections) -> str:
