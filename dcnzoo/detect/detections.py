@@ -171,7 +171,11 @@ class Detections:
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -> [N, M]
-    sides = np.minimum(one[:, None, 2:], other[:, 2:]) - np.maximum(one[:, None, :2], other[:, :2])
-    shared = sides.clip(0).prod(-1)
+    shared = shared_areas(one, other)
     area, areas = ((boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (one, other))
     return shared / np.maximum(area[:, None] + areas - shared, 1e-9)
+
+
+def shared_areas(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # [N, 4], [M, 4] -> [N, M]
+    sides = np.minimum(one[:, None, 2:], other[:, 2:]) - np.maximum(one[:, None, :2], other[:, :2])
+    return sides.clip(0).prod(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
@@ -70,6 +70,10 @@ class BaseDetector:
     score_threshold: float
     name: str = ""
     channels: int = 3
+    # only with PyTorch: see TorchDetector
+    export: Callable[..., Any]
+    features: Callable[..., Any]
+    push_to_hub: Callable[..., str]
 
     @property
     def names(self) -> dict[int, str]:
@@ -174,25 +178,10 @@ class BaseDetector:
         results = self._results(files, batch_size, 0.0, False, None, None)
         return evaluate(truth, map(_require_size, results, entries))
 
-    def export(self, path: str | os.PathLike[str], **options: Any) -> Any:
-        """Write a file that runs without OpenMMLab: :meth:`.TorchDetector.export`."""
-        raise self._only_pytorch("export")
-
-    def features(self, image: Any, *, bgr: bool = False) -> Any:
-        """Return the feature maps of a picture: :meth:`.TorchDetector.features`."""
-        raise self._only_pytorch("features")
-
-    def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload the detector to the Hugging Face Hub: :meth:`.TorchDetector.push_to_hub`."""
-        raise self._only_pytorch("push_to_hub")
-
     def require_three_channels(self, work: str) -> None:
         """Raise ValueError if the model's pictures have another number of channels."""
         if self.channels != 3:
             raise ValueError(f"{work}: expected a model of pictures with 3 channels, got {self.channels}")
-
-    def _only_pytorch(self, method: str) -> ValueError:
-        return ValueError(f"{method}: expected a detector of PyTorch, got {self!r}")
 
     def _results(
         self,

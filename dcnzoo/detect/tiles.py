@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dcnzoo.detect.crops import Crops
-from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detections import Detections, iou, shared_areas
 
 Window = tuple[slice, slice]  # rows, columns
 IOU = 0.5  # two boxes of a class with a larger IoU count as the same object
@@ -64,19 +64,12 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
 
 def _suppress(boxes: np.ndarray, ranks: np.ndarray) -> np.ndarray:  # [K, 4], [K]
     """Return the indices that remain after non-maximum suppression, the highest ranks first."""
-    areas, remaining = (boxes[:, 2:] - boxes[:, :2]).prod(-1), []
-    order = np.argsort(-ranks, kind="stable")
+    remaining, order = [], np.argsort(-ranks, kind="stable")
     while len(order):
         first, order = order[0], order[1:]
         remaining.append(first)
-        shared = _shared(boxes[first], boxes[order])
-        order = order[shared <= IOU * (areas[first] + areas[order] - shared)]
+        order = order[iou(boxes[[first]], boxes[order])[0] <= IOU]
     return np.array(remaining, int)
-
-
-def _shared(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Return the area that a box shares with each of ``boxes`` [K, 4]."""
-    return (np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])).clip(0).prod(-1)
 
 
 def _is_cut(boxes: np.ndarray, place: Window, size: tuple[int, int]) -> np.ndarray:
@@ -94,7 +87,7 @@ def _pieces(boxes: np.ndarray, cut: np.ndarray) -> list[int]:
     """Return the indices in ``cut`` [M] whose box is mostly inside a larger one of ``boxes`` [K, 4]."""
     areas, pieces = (boxes[:, 2:] - boxes[:, :2]).prod(-1), []
     for number in cut.tolist():  # one by one: a matrix of all pairs takes gigabytes
-        area, shared = areas[number], _shared(boxes[number], boxes)
+        area, shared = areas[number], shared_areas(boxes[[number]], boxes)[0]
         if ((shared > SHARE * area) & (areas > area)).any():
             pieces.append(number)
     return pieces

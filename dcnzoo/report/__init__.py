@@ -1,5 +1,5 @@
 """Sampling points of deformable layers. ``dcnzoo report`` and ``dcnzoo explain`` show them in pages."""
 
-from dcnzoo.report.sampling import SamplingField, record_sampling, trace_sampling
+from dcnzoo.report.sampling import SamplingField, record_sampling
 
-__all__ = ["SamplingField", "record_sampling", "trace_sampling"]
+__all__ = ["SamplingField", "record_sampling"]

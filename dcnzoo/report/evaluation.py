@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class ClassResults:
         precision: [K, 101], at the recalls 0, 0.01, …, 1; −1 for a class without objects.
         confusion: [K + 1, K + 1]: objects (rows) by the class of the detection that matches (columns). In the
             last column, objects without a detection; in the last row, detections without an object.
-        images: number of images.
+        errors: [N], of each image: objects without a detection, and detections without an object.
         mask_ap: [K], as ``ap``, of the masks; None if the truth or the detections have none.
     """
 
@@ -35,7 +35,7 @@ class ClassResults:
     ap: np.ndarray
     precision: np.ndarray
     confusion: np.ndarray
-    images: int
+    errors: np.ndarray
     mask_ap: np.ndarray | None = None
 
 
@@ -78,6 +78,7 @@ def evaluate(
     ]
     precisions = [each.eval["precision"][:, :, :, 0, 0].T for each in evaluations]  # [K, 101, 10]
     confident, confusion = defaultdict(list), np.zeros((classes + 1, classes + 1), int)
+    errors = np.zeros(len(truth), int)
     for each in found["annotations"]:
         if each["score"] >= threshold:
             confident[each["image_id"]].append(each)
@@ -85,10 +86,18 @@ def evaluate(
         for pair in match_boxes(annotated.imgToAnns[image], confident[image], limit):
             row, column = (-1 if each is None else each["category_id"] - 1 for each in pair)
             confusion[row, column] += 1
+            errors[image - 1] += None in pair
     labels = [each["category_id"] - 1 for each in objects if not each["iscrowd"]]
     counts = np.bincount(labels, minlength=classes)
     ap, mask_ap = [*(each.mean((1, 2)) for each in precisions), None][:2]
-    return ClassResults(counts, ap, precisions[0][..., 0], confusion, len(truth), mask_ap)
+    return ClassResults(counts, ap, precisions[0][..., 0], confusion, errors, mask_ap)
+
+
+def most_errors(results: Iterable[ClassResults], number: int = 3) -> dict[int, int]:
+    """Return the images with the most errors of all results together, the most first: index → errors."""
+    errors = np.sum([result.errors for result in results] or [[0]], axis=0)
+    order = np.argsort(-errors, kind="stable")[:number]
+    return {index: int(errors[index]) for index in order.tolist() if errors[index]}
 
 
 def match_boxes(

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from dcnzoo.detect.metrics import metric_names
 from dcnzoo.openmmlab.classes import require_equal
 from dcnzoo.report import page
+from dcnzoo.report.evaluation import IOU, most_errors
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, name_of
 from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
@@ -88,12 +89,10 @@ def render_runs(
         evaluated: number of images for the confusion matrix and the curves of precision and recall.
     """
     sections, table, facts = [*_pictures(detectors, images, evaluated)], summary(runs, detectors, head), None
-    if len(table) == 2:  # a single label
-        facts = {name: (value, "") for name, value in zip(table[0][1:], table[1][1:], strict=True)}
-        facts["iterations"] = f"{max(run.history.iteration for run in runs):,}", ""
-    elif len(table) == 3:
-        (_, first, second, _), *rows = side_by_side(table)
-        facts = {name: (f"{a} → {b}", f"{first} → {second}: {c}") for name, a, b, c in rows}
+    if len(table) <= 3:  # one label or two
+        labels, *rows = zip(*table[1:], strict=True)
+        note = " → ".join(labels) if len(labels) > 1 else ""
+        facts = {name: (" → ".join(row), note) for name, row in zip(table[0][1:], rows, strict=True)}
     else:
         sections.insert(0, Section("Result", "", [page.table(table)]))
     sections += [show_curves(runs), show_offsets(runs), show_validations(runs)]
@@ -145,19 +144,6 @@ def summary(
     return rows
 
 
-def side_by_side(table: list[list[str]]) -> list[list[str]]:
-    """Transpose a table of :func:`summary` with two labels, and append a column with their differences."""
-    names, first, second = table
-    rows = [["", first[0], second[0], "difference"]]
-    for name, *texts in zip(names[1:], first[1:], second[1:], strict=True):
-        difference = "–"
-        if "–" not in texts:
-            one, other = (float(text.split()[0].replace(",", "")) for text in texts)
-            difference = f"{other - one:+,.{3 if '.' in texts[0] else 0}f}"
-        rows.append([name, *texts, difference])
-    return rows
-
-
 def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated: int) -> Iterator[Section]:
     if not detectors:
         return
@@ -168,12 +154,24 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
         chosen = pick_images(first, images)
         predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
         results = {label: each.evaluate(evaluated) for label, each in detectors.items() if evaluated}
+        worst = most_errors(results.values()) if chosen else {}
+        failures = {label: [each.predict(i) for i in worst] for label, each in detectors.items()}
     except (FileNotFoundError, AttributeError, KeyError) as error:
         # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
         yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])
         return
     if chosen:
-        yield show_detections(predictions, thresholds(detectors))
+        text = (
+            "The first validation images. Images with three or more objects come first. The selection does "
+            "not depend on the results."
+        )
+        yield show_detections("Detections", text, predictions, thresholds(detectors))
+    if worst:
+        text = (
+            f"The validation images with the most errors ({', '.join(map(str, worst.values()))}): objects "
+            f"without a detection, and detections without an object, from IoU {IOU} on."
+        )
+        yield show_detections("Most errors", text, failures, thresholds(detectors))
     if results:
         yield show_errors(detectors, results)
     for label, predicted in predictions.items():

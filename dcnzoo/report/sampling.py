@@ -50,12 +50,6 @@ class SamplingField:
         """The sampling points of this layer."""
         return self.grid + self.offset
 
-    def without_offset(self) -> "SamplingField":
-        """Return the field of an ordinary convolution of the same shape."""
-        return dataclasses.replace(
-            self, offset=torch.zeros_like(self.offset), weight=torch.ones_like(self.weight)
-        )
-
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
@@ -110,35 +104,6 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def trace_sampling(
-    fields: Sequence[SamplingField], location: tuple[float, float], image_size: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Trace one output location of the last layer back to the image.
-
-    Each of its K points is mapped to the nearest output location of the previous layer, which has K points
-    again, and so on: Kⁿ points for n layers, as in the figures of the DCN papers. Operations between two
-    layers (1×1 convolutions, changes of stride) are assumed to preserve the position.
-
-    Args:
-        fields: in forward order, at least one.
-        location: (y, x) in pixels of the image.
-        image_size: (H, W) of the model's input.
-
-    Returns:
-        points  # [Kⁿ, 2], (y, x) in pixels of the image
-        weight  # [Kⁿ], product of the masks on the way
-    """
-    image = torch.tensor(image_size, dtype=torch.float32)
-    points = torch.tensor([location], dtype=torch.float32)
-    weight = torch.ones(1)
-    for field in reversed(fields):
-        y, x = nearest_output(field, points, image_size).unbind(1)
-        sampled = field.points[:, :, y, x].permute(2, 0, 1).reshape(-1, 2)  # [M·K, 2]
-        points = sampled * image / torch.tensor(field.input_size)
-        weight = (field.weight[:, y, x].T * weight[:, None]).reshape(-1)
-    return points, weight
 
 
 def nearest_output(field: SamplingField, points: Tensor, image_size: tuple[float, float]) -> Tensor:

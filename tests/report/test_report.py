@@ -20,15 +20,15 @@ import dcnzoo.openmmlab.hooks
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.history import BEGAN, NUMBER, History
-from dcnzoo.report.evaluation import ClassResults, evaluate
-from dcnzoo.report.explain import render_explanation
+from dcnzoo.report.evaluation import ClassResults, evaluate, most_errors
+from dcnzoo.report.explain import Box, points_of, render_explanation
 from dcnzoo.report.explain_detector import explain
-from dcnzoo.report.report import render_runs, side_by_side, summary, write_report
+from dcnzoo.report.report import render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun
-from dcnzoo.report.sampling import Frame
-from dcnzoo.report.sections.errors import class_table, compare_classes
-from dcnzoo.report.sections.pictures import locations, trace_in_picture
-from dcnzoo.report.validation import ValidationRunner, load_detectors
+from dcnzoo.report.sampling import Frame, SamplingField
+from dcnzoo.report.sections.errors import class_table
+from dcnzoo.report.sections.pictures import show_sampling
+from dcnzoo.report.validation import Prediction, ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
 
 from ..demo import DEFORMABLE, build
@@ -126,18 +126,15 @@ def test_report_of_a_run(make_run, monkeypatch):
     for figure in ("box AP</dt><dd>0.250", "s / iteration</dt><dd>0.250", "parameters</dt><dd>585,806"):
         assert figure in html
     assert "<td>0.125</td><td>–</td>" in html
-    assert html.count('class="pictures small"') == 2, "traced points, points of each layer"
-    assert re.search(
-        r"layer3\.0\.conv2 .* through backbone\.layer1\.0\.conv2, backbone\.layer2\.0\.conv2:", html
-    )
-    assert html.count("<figcaption>ground truth: ") == 5
+    assert html.count('class="pictures small"') == 1, "points of each layer"
+    assert html.count("<figcaption>ground truth: ") == 5 + 3
     assert "<img" in html and not re.search(r'<img(?![^>]* alt="\w)', html)
     sizes = re.findall(r"font-size: ([\d.]+)px", "".join(charts(html)))
     assert min(map(float, sizes)) >= 9, "points, 12 pixels of the page"
     headings = re.findall(r"<h2 id=.*?>(.*?)</h2>", html)
     assert headings == [
-        "Detections", "Errors by class", "Sampling positions", "Learning curves", "Offsets during training",
-        "All validations",
+        "Detections", "Most errors", "Errors by class", "Sampling positions", "Learning curves",
+        "Offsets during training", "All validations",
     ]  # fmt: skip
     assert "all 6 validation images" in html and '<th scope="col">mask AP</th>' in html
     assert html.count("<details") == 2, "the learning rate and the validations"
@@ -179,23 +176,23 @@ def test_runs_beside_each_other(make_run):
     assert first == ["off", "0.100", "0.250", "–"]
     assert second == ["v2", "0.300 ± 0.141", "0.250", "585,806"]
     html = render_runs(runs, detectors, images=1)
-    assert "<dd>0.100 → 0.300 ± 0.141</dd>" in html and "off → v2: +0.200" in html
+    assert "<dd>0.100 → 0.300 ± 0.141</dd>" in html and "off → v2</dd>" in html
 
 
-def test_two_runs_side_by_side():
-    table = [["run", "box AP", "s / iteration", "parameters"], ["a", "0.100", "0.250", "1,234"]]
-    turned = side_by_side([*table, ["b", "0.300 ± 0.141", "0.200", "–"]])
-    assert turned[0] == ["", "a", "b", "difference"]
-    assert turned[1] == ["box AP", "0.100", "0.300 ± 0.141", "+0.200"]
-    assert [row[3] for row in turned[2:]] == ["-0.050", "–"]
-    assert side_by_side([*table, ["b", "0", "0", "2,234"]])[3][3] == "+1,000"
+def test_classes_of_two_runs_side_by_side():
     objects, confusion = np.array([3, 0, 1]), np.zeros((4, 4), int)
     results = {
-        name: ClassResults(objects, np.array(ap), np.zeros((3, 101)), confusion, 4)
-        for name, ap in (("a", [0.5, -1, 0.25]), ("b", [0.25, -1, 0.5]))
+        name: ClassResults(objects, np.array(ap), np.zeros((3, 101)), confusion, np.array(errors))
+        for name, ap, errors in (
+            ("a", [0.5, -1, 0.25], [0, 2, 0, 3, 1]),
+            ("b", [0.25, -1, 0.5], [0, 2, 0, 0, 3]),
+        )
     }
-    rows = compare_classes(results, "xyz")
-    assert rows[1:] == [["x", "0.500", "0.250", "-0.250"], ["z", "0.250", "0.500", "+0.250"]]
+    head, _, *rows = class_table(results, "xyz")
+    assert head == ["class", "objects", "box AP, a", "box AP, b", "box AP50, a", "box AP50, b"]
+    assert most_errors(results.values()) == {1: 4, 4: 4, 3: 3} and most_errors([]) == {}
+    assert list(most_errors(results.values(), number=5)) == [1, 4, 3], "no picture without an error"
+    assert [row[:4] for row in rows] == [["x", "3", "0.500", "0.250"], ["z", "1", "0.250", "0.500"]]
 
 
 def test_a_run_without_validation_or_data(make_run, tmp_path):
@@ -231,8 +228,8 @@ def test_pictures_of_resized_and_padded_images(make_run, data):
     assert large.detections.boxes.max() <= 128 and large.detections.masks.shape[1:] == (128, 128)
     assert list(large.statistics) == [field.name for field in large.fields]
     # without offsets, the nine points of a layer are around the location, one pixel of its map apart
-    (field, *_) = large.fields
-    points, _ = trace_in_picture([field.without_offset()], (64.0, 32.0), large.frame)
+    field = dataclasses.replace(large.fields[0], offset=torch.zeros_like(large.fields[0].offset))
+    points, _ = points_of(field, Box(32.0, 64.0, 32.0, 64.0), large.frame)
     apart = 448 / 2.5 / field.input_size[0], 224 / 1.5 / field.input_size[1]
     assert np.ptp(points, 0) == pytest.approx(np.multiply(apart, 2))
     assert (points.mean(0) - torch.tensor([64.0, 32.0])).abs().max() <= max(apart)
@@ -294,18 +291,16 @@ def test_ap_of_masks():
     detections = dataclasses.replace(made(boxes, [0, 1], [0.9, 0.8]), masks=masks)
     result = evaluate([truth], [detections], 2, threshold=0.3)
     assert result.ap.tolist() == pytest.approx([1, 1]) and result.mask_ap.tolist() == pytest.approx([1, 0.1])
-    assert class_table(result, "ab")[0] == ["class", "objects", "box AP", "box AP50", "mask AP"]
+    assert class_table({"": result}, "ab")[0] == ["class", "objects", "box AP", "box AP50", "mask AP"]
 
 
-def test_places_of_boxes():
-    places = locations(made([[0.0, 0, 20, 10], [30, 12, 34, 16], [50, 0, 50, 9]], [1, 0, 0]))
-    assert list(places) == ["b, the largest", "a, the smallest", "background"]
-    y, x = places["b, the largest"]
-    assert 4 <= y <= 5 and 4 <= x <= 15
-    y, x = places["a, the smallest"]
-    assert 12 < y < 16 and 30 < x < 34
-    assert locations(made([], [], size=(5, 8))).keys() == {"background"}
-    assert "background" not in locations(made([[0, 0, 8, 5]], [0], size=(5, 8)))
+@pytest.mark.parametrize(("boxes", "centre"), [([[0, 0, 20, 10], [30, 4, 60, 20]], (45, 12)), ([], (30, 10))])
+def test_sampling_at_the_centre_of_the_largest_object(boxes, centre):
+    grid = torch.zeros(9, 2, 10, 30)
+    field = SamplingField("layer", grid, grid[:, 0], (3, 3), (2, 2), (1, 1), (1, 1), (20, 60))
+    prediction = Prediction(made(boxes, [0] * len(boxes)), made([], []), [field], Frame((20, 60)), {})
+    picture, *_ = show_sampling("title", prediction).parts
+    assert f"9 points; mean distance from ({centre[0]}, {centre[1]})" in picture
 
 
 def test_precision_and_confusion():
@@ -319,6 +314,8 @@ def test_precision_and_confusion():
     ]
     result = evaluate([first, second], found, 3, threshold=0.3)
     assert result.confusion.tolist() == [[1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    # an object of the right place and the wrong class is none; without it, each image has one error
+    assert result.errors.tolist() == [1, 1]
     # class a: right at .9, wrong at .8, right at .2: precision 1 up to recall .5, then 2/3
     assert result.precision[0] == pytest.approx(np.where(np.arange(101) <= 50, 1, 2 / 3))
     assert result.precision[1].tolist() == [0] * 101 and (result.precision[2] == -1).all()
@@ -327,7 +324,7 @@ def test_precision_and_confusion():
         [result.precision[0].mean(), 0, -1]
     )
     ap = f"{(51 + 50 * 2 / 3) / 101:.3f}"
-    assert class_table(result, "abc")[2:] == [
+    assert class_table({"": result}, "abc")[2:] == [
         ["a", "2", ap, ap],
         ["b", "1", "0.000", "0.000"],
     ]
@@ -335,6 +332,8 @@ def test_precision_and_confusion():
     many = evaluate(
         [[], [], *[first] * 20], [made([box] * (i % 11), [1] * (i % 11)) for i in range(22)], 2, 0.3
     )
-    assert many.images == 22 and many.confusion.sum() == sum(max(2, i % 11 + 1) for i in range(2, 22)) + 1
+    assert (
+        len(many.errors) == 22 and many.confusion.sum() == sum(max(2, i % 11 + 1) for i in range(2, 22)) + 1
+    )
     empty = evaluate([first, []], [made([], []), made([], [])], 2, threshold=0.3)
     assert empty.confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]] and not empty.precision.any()

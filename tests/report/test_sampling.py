@@ -11,7 +11,7 @@ from torch import nn
 
 from dcnzoo.export import Detections
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d, PackedDeformConvTranspose2d
-from dcnzoo.report import SamplingField, record_sampling, trace_sampling
+from dcnzoo.report import SamplingField, record_sampling
 from dcnzoo.report.plots import plot_confusion, plot_curves, plot_precision_recall
 
 KERNEL, STRIDE, PADDING, DILATION = (3, 2), (2, 1), (1, 2), (1, 3)
@@ -116,32 +116,11 @@ def test_deform_attn_layers_are_recorded_as_they_sample(layer, remove_center):
     expected = (seen * field.weight[:, None]).sum(0).permute(1, 2, 0)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
     # the taps have the order of a convolution: first the upper left one, then the one on its right
-    ends = field.without_offset().points
+    ends = field.grid
     assert ends[1, :, 0, 0].tolist() == [-2, 0] and (field.weight[4] == 0).all() == remove_center
     assert torch.equal(field.points[4], ends[4]) == remove_center
     moved = field.points - ends
     assert (moved.mean((2, 3))[0] < 0).all() and moved.mean((2, 3))[5, 1] > 0, "offset_scale stretches"
-
-
-PLAIN = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
-
-
-def plain_field(height, width, offset=None):
-    return make_field(offset, (3, 3), (height, width), input_size=(height, width), **PLAIN)
-
-
-def test_tracing_two_layers_follows_each_point():
-    first, last = plain_field(8, 8), plain_field(8, 8)
-    last.weight[0] = 0.5
-    points, weight = trace_sampling([first, last], (4.0, 4.0), (8, 8))
-    assert points.shape == (81, 2)
-    # two 3×3 layers have a 5×5 receptive field: the centre counts 9 times, a corner once
-    counts = torch.zeros(8, 8)
-    for y, x in points.long():
-        counts[y, x] += 1
-    triangle = torch.tensor([0.0, 0.0, 1.0, 2.0, 3.0, 2.0, 1.0, 0.0])
-    assert torch.equal(counts, triangle[:, None] * triangle)
-    assert torch.equal(weight[:9], torch.full((9,), 0.5)) and weight[9:].eq(1).all()
 
 
 def test_learning_curves_draw_seeds_and_mean():

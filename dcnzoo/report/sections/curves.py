@@ -25,19 +25,15 @@ def show_curves(runs: Sequence[TrainedRun]) -> Section:
     figures = [plot_curves("training loss", _series(runs, "training", "loss"))]
     for metric, name in metric_names(main_metrics(runs)).items():
         figures.append(plot_curves(name, _series(runs, "validation", metric), counted))
-    folded = Markup("")
-    for name in (*PARTS, "lr"):
+    for name in PARTS:
         if all(name in entry for run in runs for entry in run.history.training.values()):
-            if name == "lr":
-                rates = plot_curves("learning rate", _series(runs, "training", name))
-                folded = page.fold("learning rate", page.charts([rates]))
-            else:
-                figures.append(plot_curves(f"training, {name}", _series(runs, "training", name)))
+            figures.append(plot_curves(f"training, {name}", _series(runs, "training", name)))
+    rates = page.charts([plot_curves("learning rate", _series(runs, "training", "lr"))])
     text = (
         "Training loss and validation metrics, then the losses of all heads by kind. Thin lines are single "
         "runs, thick lines are means."
     )
-    return Section("Learning curves", text, [page.charts(figures), folded])
+    return Section("Learning curves", text, [page.charts(figures), page.fold("learning rate", rates)])
 
 
 def _series(runs: Sequence[TrainedRun], log: str, name: str) -> Curves:

@@ -13,16 +13,11 @@ from dcnzoo.report.validation import ValidationRunner, thresholds
 from dcnzoo.utils.text import cut
 
 _MOST_CLASSES = 12  # in a chart
-KINDS = {"box AP": "ap", "mask AP": "mask_ap"}
 
 
 def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str, ClassResults]) -> Section:
     first = next(iter(detectors.values()))
-    all_names, parts = first.classes, []  # of all detectors
-    if len(results) == 2:
-        tables = [page.table(rows) for kind in KINDS if (rows := compare_classes(results, all_names, kind))]
-        parts.append(page.columns(tables))
-    columns = []
+    all_names, columns = first.classes, []  # of all detectors
     for label, result in results.items():
         numbers = result.confusion.sum(1)[:-1].argsort(kind="stable")[::-1][:_MOST_CLASSES]
         chosen = sorted(number for number in numbers if result.objects[number])
@@ -34,9 +29,9 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
         counts = result.confusion[np.ix_([*chosen, -1], [*chosen, -1])]
         figures.append(plot_confusion("confusion of boxes", counts, [*names, "none"]))
         heading = Markup("<h3>{}</h3>").format(label)
-        columns.append(heading + page.table(class_table(result, all_names)) + page.charts(figures))
-    parts.append(page.columns(columns))
-    images, number = next(iter(results.values())).images, len(first.dataset)
+        columns.append(heading + page.charts(figures))
+    parts = [page.table(class_table(results, all_names)), page.columns(columns)]
+    images, number = len(next(iter(results.values())).errors), len(first.dataset)
     which = f"all {number}" if images == number else f"the first {images} of {number}"
     other = "" if images == number else ", so the means differ from the AP above"
     text = (
@@ -49,33 +44,21 @@ def show_errors(detectors: Mapping[str, ValidationRunner], results: Mapping[str,
     return Section("Errors by class", text, parts)
 
 
-def class_table(result: ClassResults, names: Sequence[str]) -> list[list[str]]:
-    """Return a header, the means, and one row per class with objects."""
-    chosen = np.flatnonzero(result.objects)
-    columns = {"box AP": result.ap, "box AP50": result.precision.mean(1), "mask AP": result.mask_ap}
-    values = {name: column for name, column in columns.items() if column is not None}
-    rows = [["class", "objects", *values]]
+def class_table(results: Mapping[str, ClassResults], names: Sequence[str]) -> list[list[str]]:
+    """Return a header, the means, and one row per class with objects; the models are side by side."""
+    objects = next(iter(results.values())).objects
+    columns = {}
+    for kind in ("box AP", "box AP50", "mask AP"):
+        for label, result in results.items():
+            values = {"box AP": result.ap, "box AP50": result.precision.mean(1), "mask AP": result.mask_ap}
+            if (column := values[kind]) is not None:
+                columns[kind if len(results) == 1 else f"{kind}, {label}"] = column
+    chosen = np.flatnonzero(objects)
+    rows = [["class", "objects", *columns]]
     if len(chosen):
-        means = [f"{column[chosen].mean():.3f}" for column in values.values()]
-        rows.append([f"mean of {len(chosen)}", str(result.objects.sum()), *means])
+        means = [f"{column[chosen].mean():.3f}" for column in columns.values()]
+        rows.append([f"mean of {len(chosen)}", str(objects.sum()), *means])
     for number in chosen.tolist():
-        texts = (f"{column[number]:.3f}" for column in values.values())
-        rows.append([names[number], str(result.objects[number]), *texts])
-    return rows
-
-
-def compare_classes(
-    results: Mapping[str, ClassResults], names: Sequence[str], kind: str = "box AP"
-) -> list[list[str]]:
-    """Return a header and one row per class with objects: the AP of two runs, and their difference.
-
-    Without masks, there are no rows of ``"mask AP"``.
-    """
-    first, second = (getattr(result, KINDS[kind]) for result in results.values())
-    if first is None or second is None:
-        return []
-    rows = [[kind, *results, "difference"]]
-    for number in np.flatnonzero(next(iter(results.values())).objects).tolist():
-        one, other = first[number], second[number]
-        rows.append([names[number], f"{one:.3f}", f"{other:.3f}", f"{other - one:+.3f}"])
+        texts = (f"{column[number]:.3f}" for column in columns.values())
+        rows.append([names[number], str(objects[number]), *texts])
     return rows
