@@ -20,7 +20,7 @@ ORIGINALS = {"mmengine": "mmengine", "mmcv": "mmcv", "mmcv-lite": "mmcv", "mmdet
 FORKS = {"onedl-mmengine": "mmengine", "onedl-mmcv": "mmcv", "onedl-mmdetection": "mmdet"}
 MODULES = {**ORIGINALS, **FORKS}
 TESTED = "pip install mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0"
-BUILD = "pip install -e . --no-build-isolation --no-deps  # in dcnzoo's repository"
+BUILD = "pip install --no-build-isolation --no-deps ."
 
 
 def environment() -> Iterator[tuple[str, str]]:
@@ -140,7 +140,8 @@ def _of_torch(installation: Installation) -> Iterator[Finding]:
         text = f"torch {installation.torch}: dcnzoo needs 2.10 or later"
         yield Finding("", text, remedy='pip install --upgrade "torch>=2.10"')
     elif "cpu" in installation.libraries:
-        yield Finding("", f"no compiled operators: {installation.libraries['cpu']}", remedy=BUILD)
+        remedy = f"a wheel for this system, if there is one, or, in a clone with a C++ compiler, {BUILD}"
+        yield Finding("", f"no compiled operators: {installation.libraries['cpu']}", remedy=remedy)
     elif "cuda" in installation.libraries and has_gpu and not installation.triton_runs:
         text = f"torch finds a GPU, but the CUDA operators are not loaded: {installation.libraries['cuda']}"
         remedy = f"DCNZOO_CUDA=1 {BUILD}, with nvcc of CUDA {installation.torch_cuda} on the PATH"

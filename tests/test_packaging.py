@@ -152,12 +152,12 @@ def test_source_archive_can_be_built_from(tree, built, tmp_path):
 def test_configs_and_tools_are_in_the_package(tree, built):
     """They are files at the paths that OpenMMLab's programs use; links would point outside the package.
 
-    Tools for this repository alone are left out, and of the weights, all but those of DCNv2.
+    Tools for this repository alone are left out; of the weights, only those of DCNv2 for shapes are in it.
     """
     mim = built / "dcnzoo/.mim"
     expected = {"model-index.yml": (tree / "model-index.yml").read_bytes()}
     for name, content in files(tree / "configs").items():
-        if not name.endswith(".safetensors") or "-mdconv_" in name:
+        if not name.endswith(".safetensors") or re.search("-mdconv_.*shapes", name):
             expected[f"configs/{name}"] = content
     for name, content in files(tree / "tools").items():
         if name.endswith((".sh", ".py")) and name not in ("demo.py", "model_zoo.py", "small_weights.py"):
@@ -227,6 +227,18 @@ def test_what_a_wheel_has(tree, built, tmp_path):
     assert {name.partition("/")[0] for name in contents} == {"dcnzoo", f"dcnzoo-{__version__}.dist-info"}
     templates = {str(path.relative_to(ROOT)) for path in ROOT.glob("dcnzoo/**/*.html")}
     assert templates | {"dcnzoo/py.typed", "dcnzoo/ops/fused/configs.json"} <= set(contents)
+
+
+def test_a_wheel_without_compiled_operators_is_for_every_system(tree, built, tmp_path):
+    tree = shutil.copytree(tree, tmp_path / "clone", symlinks=True)
+    result = setup(tree, "bdist_wheel", "--dist-dir", str(tmp_path), DCNZOO_BUILD="none")
+    assert "nothing is compiled" in result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"dcnzoo-{__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        contents = {name for name in archive.namelist() if name.startswith("dcnzoo/")}
+        assert b"Root-Is-Purelib: true" in archive.read(f"dcnzoo-{__version__}.dist-info/WHEEL")
+    assert contents == {f"dcnzoo/{name}" for name in files(built / "dcnzoo")}
 
 
 # When setup.py compiles the CUDA library, and for which architectures

@@ -13,7 +13,7 @@ from ..version import __version__
 
 _FOLDER = Path(__file__).parent
 _SCHEMAS = _FOLDER / "schemas.txt"  # written by setup.py
-_BUILD = "Build them with `pip install -e . --no-build-isolation` (or `make setup`) in the repository."
+_BUILD = "The wheels for Linux have it; in a clone of dcnzoo, `make setup` builds it."
 
 loaded: dict[str, Path] = {}  # device -> the library that was loaded
 problems: dict[str, str] = {}  # device -> why its library was not loaded
