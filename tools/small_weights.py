@@ -1,7 +1,7 @@
 """Make the weights from which ``dcnzoo train --data`` starts on a CPU: half an hour on one core.
 
 The model of configs/small learns generated shapes. Its weights are written to configs/small/weights in half
-precision, which loading converts; its metafile names the file. The config has the seed of the training.
+precision, which loading converts; its metafile names the file.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ SMALL = Path(__file__).parents[1] / "configs" / "small"
 
 
 def main(work_dir: str = "work_dirs/small") -> None:
-    folder = dcnzoo.train(SMALL / f"{SMALL_MASKS}.py", work_dir=work_dir, force=True)
+    folder = dcnzoo.train(SMALL / f"{SMALL_MASKS}.py", work_dir=work_dir, force=True, seed=0)
     checkpoint = load_file(last_checkpoint(folder))
     weights = {
         # vectors, such as a norm's statistics, take no space and stay as they are

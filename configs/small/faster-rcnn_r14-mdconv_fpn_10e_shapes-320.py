@@ -1,4 +1,4 @@
-# The same for boxes alone
+# The same for boxes alone, from the weights for boxes and masks
 _base_ = './mask-rcnn_r14-mdconv_fpn_10e_shapes-320.py'
 model = dict(
     type='FasterRCNN',
@@ -26,3 +26,4 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator
+load_from = '{{ fileDirname }}/weights/mask-rcnn_r14-mdconv_fpn_10e_shapes-320-4649bb5d.safetensors'

@@ -61,7 +61,6 @@ param_scheduler = [
          eta_min_ratio=0.02, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=20))
-randomness = dict(seed=0)
 
 # Offsets learn at a tenth of the rate: AdamW moves every weight by about lr in a step, and the
 # hundreds of weights behind one offset, moving together, would throw its sampling point about.

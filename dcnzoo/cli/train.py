@@ -20,8 +20,15 @@ from dcnzoo.utils.files import require_file
 )
 @_options.work_dir
 @option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
-@option("--size", type=POSITIVE, help="--data: longer side of resized pictures (default: by the objects).")
-@option("--no-flip", "flip", flag_value=False, default=True, help="--data: flip no picture, as for text.")
+@option("--size", type=POSITIVE, help="--data: longer side of the pictures.")
+@option(
+    "--no-flip",
+    "flip",
+    flag_value=False,
+    default=True,
+    show_default=False,
+    help="--data: flip no picture, as for text.",
+)
 @option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
 @option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.")
 @_options.cfg_options
@@ -42,6 +49,7 @@ from dcnzoo.utils.files import require_file
     "sanity",
     flag_value=False,
     default=True,
+    show_default=False,
     help="Do not predict a picture of the validation before the first step.",
 )
 @option("--report", is_flag=True, help="Write report.html after the training.")

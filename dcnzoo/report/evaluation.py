@@ -95,7 +95,7 @@ def evaluate(
 
 def most_errors(results: Iterable[ClassResults], number: int = 3) -> dict[int, int]:
     """Return the images with the most errors of all results together, the most first: index → errors."""
-    errors = np.sum([result.errors for result in results] or [[0]], axis=0)
+    errors = np.sum([result.errors for result in results] or [np.zeros(1, int)], axis=0)
     order = np.argsort(-errors, kind="stable")[:number]
     return {index: int(errors[index]) for index in order.tolist() if errors[index]}
 

@@ -103,7 +103,7 @@ def _shorten_warm_up(config: Config, images: int) -> None:
 
 
 def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
-    """Return the name of a model, its weights, and its config. A config file has no weights."""
+    """Return the name of a model, its weights, and its config. A config file has those of load_from."""
     source = resolve(model)
     weights: Any = source.weights
     if source.entry and not os.path.exists(model):
@@ -112,6 +112,8 @@ def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
     for key in ("model", *LOADERS):
         if key not in config:
             raise UserError(f"model: {model}: expected a config with {key}, found none")
+    if not weights and os.path.isfile(config.get("load_from") or ""):
+        weights = Path(config.load_from)
     return model, _portable(weights, folder) if isinstance(weights, Path) else weights, config
 
 
@@ -121,19 +123,23 @@ def steps_of(config: Config, loader: str, kind: str) -> list[Any]:
 
 
 def flips_of(config: Config) -> list[Any]:
-    """Return the steps that flip pictures in a training, also those inside others and of wrappers."""
-    nodes = [node for _, node in dicts(config[LOADERS[0]].dataset)]
+    """Return the steps that flip pictures in a training, also in other steps, wrappers and hooks."""
+    nodes = [node for part in (config[LOADERS[0]], config.get("custom_hooks")) for _, node in dicts(part)]
     return [node for node in nodes if str(node.get("type")).endswith("RandomFlip") and node.get("prob") != 0]
 
 
 def _set_size(config: Config, size: int) -> None:
     """Resize the pictures of all loaders so that their longer side is ``size``."""
     for loader in LOADERS:
-        steps = steps_of(config, loader, "Resize")
-        if [step["type"] for step in steps] != ["Resize"]:
+        if not has_size(config, loader):
             got = few([step["type"] for step in dataset_of(config, loader).pipeline], 9)
             raise UserError(f"size: expected one step Resize in {loader}, got {got}")
-        steps[0].update(scale=(size, size), keep_ratio=True)
+        steps_of(config, loader, "Resize")[0].update(scale=(size, size), keep_ratio=True)
+
+
+def has_size(config: Config, loader: str) -> bool:
+    """Return whether a loader resizes pictures in one step, whose size can be set."""
+    return [step["type"] for step in steps_of(config, loader, "Resize")] == ["Resize"]
 
 
 def _require_masks(config: Config, model: str, sources: Mapping[str, Dataset]) -> None:

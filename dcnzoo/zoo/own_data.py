@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
 
@@ -16,6 +15,7 @@ from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
 from dcnzoo.data.preparation import line_of, read_splits
 from dcnzoo.data.tree import ALL
 from dcnzoo.openmmlab.classes import declared_metainfo
+from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
@@ -27,6 +27,7 @@ from dcnzoo.zoo.config_writer import (
     SMALL_MASKS,
     dataset_of,
     flips_of,
+    has_size,
     set_data,
     steps_of,
     write_settings,
@@ -124,15 +125,17 @@ def _configure(
     masks = not without_mask(splits.values())[0]
     epochs, changes = None, dict[str, object]()
     best, side = choose_size(splits["train"])
-    hint = "; --size changes it" if size is None else ""
+    chosen = size
     if model is None and get_device() == "cpu":
         model = SMALL_MASKS if masks else SMALL_BOXES
         epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].pictures)))  # batches of 4
         changes["train_cfg.val_interval"] = max(1, epochs // VALIDATIONS)
-        size = size or best
+        chosen = size or best
     elif model is None:
         model = MASKS if masks else BOXES
-    config = write_settings(splits, out, model, changes, size=size, flip=flip)
+    config = write_settings(splits, out, model, changes, size=chosen, flip=flip)
+    can_change = size is None and all(has_size(config, loader) for loader in LOADERS)
+    hint = "; --size changes it" if can_change else ""
     few_of = [f"{name} ({number})" for name, number in splits["train"].per_class.items() if number < FEW]
     lines = [f"model     {model}", *_lines_of(config, side, hint)]
     if few_of:
@@ -156,13 +159,18 @@ def _lines_of(config: Config, side: float, hint: str) -> list[str]:
             continue
         objects = f"9 of 10 objects are larger than {side:.1%} of it, {size * side:.0f} pixels then"
         lines.append(f"input     {size} pixels, the longer side: {objects}{hint}")
-        if size * side < TOO_SMALL:
-            remedy = "set a larger --size" if size < SIZES[-1] else "cut the pictures into tiles"
-            lines.append(
-                f"note      objects below {TOO_SMALL} pixels are not found: {remedy} before labelling"
+        if size * side < TOO_SMALL and size < SIZES[-1]:
+            lines.append(f"note      objects below {TOO_SMALL} pixels are not found: set a larger --size")
+        elif size * side < TOO_SMALL:
+            remedy = (
+                "cut the pictures into tiles before labelling; trained on whole pictures they are not found"
             )
-    flips = [step.get("direction", "horizontal") for step in flips_of(config)]
-    return [*lines, f"flips     {', '.join(map(str, np.ravel(flips))) or 'none'}"]
+            lines.append(f"note      one of ten objects is below {TOO_SMALL} pixels: {remedy}")
+    directions = dict[str, None]()
+    for step in flips_of(config):
+        direction = step.get("direction", "horizontal")
+        directions.update(dict.fromkeys([direction] if isinstance(direction, str) else direction))
+    return [*lines, f"flips     {', '.join(directions) or 'none'}"]
 
 
 def with_own_data(

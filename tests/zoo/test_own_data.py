@@ -15,7 +15,7 @@ from PIL import Image
 import dcnzoo
 from dcnzoo.data.dataset import Dataset, Object, Picture, ReadOptions
 from dcnzoo.data.preparation import read_data
-from dcnzoo.openmmlab.config.tree import LOADERS
+from dcnzoo.openmmlab.config.tree import LOADERS, dicts
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
@@ -247,7 +247,8 @@ def test_size_is_an_option(tmp_path, model):
 
 
 @pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize("model", [None, "yolox_s_8xb8-300e_coco"])  # the second one's wrapper flips
+# the second one's wrapper flips, and a hook of the third one exchanges the pipeline
+@pytest.mark.parametrize("model", [None, "yolox_s_8xb8-300e_coco", "rtmdet_tiny_8xb32-300e_coco"])
 def test_flips(tmp_path, model, flip):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits, _ = read_data(tmp_path / "fruits", ReadOptions())
@@ -258,6 +259,8 @@ def test_flips(tmp_path, model, flip):
     ways = {data[0]["data_samples"].get("flip_direction") for _ in range(12)}
     assert ways == ({None, "horizontal"} if flip else {None})
     assert f"flips     {'horizontal' if flip else 'none'}" in lines
+    later = [dict(node) for _, node in dicts(read_config_file(config).get("custom_hooks")) if "prob" in node]
+    assert flip or all(node["prob"] == 0 for node in later)
 
 
 def test_objects_that_are_too_small_are_named(tmp_path):
