@@ -10,7 +10,7 @@
 namespace dcnzoo {
 
 // Scalar versions of the operations that the arithmetic below needs. The CPU kernels pass vectors and SimdTraits
-// (common/simd.h) instead, so that GPU threads and SIMD lanes share one formula.
+// (common/corners_simd.h) instead, so that GPU threads and SIMD lanes share one formula.
 template <typename Value>
 struct VecTraits {
   template <typename V>

@@ -6,6 +6,21 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
+// The operations that the shared arithmetic (corners.h) needs, lane by lane. The lanes of a mask are 0 or -1, as vector
+// comparisons return them.
+template <typename Value>
+struct SimdTraits {
+  template <typename Mask, typename V>
+  static DCNZOO_INLINE V blend(Mask mask, V yes, V no) {
+    return mask ? yes : no;
+  }
+  static DCNZOO_INLINE Value floor(Value value) { return floor_lanes(value); }
+  template <typename Index>
+  static DCNZOO_INLINE Index to_index(Value value) {
+    return __builtin_convertvector(value, Index);
+  }
+};
+
 // Not a specialisation of dcnzoo::VecTraits: two capabilities have vectors of the same size, so that one specialisation
 // would have several definitions.
 template <typename Value>

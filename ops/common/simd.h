@@ -438,19 +438,4 @@ void transpose(const T* __restrict from, int64_t from_stride, T* __restrict to, 
       to[c * to_stride + r] = from[r * from_stride + c];
 }
 
-// The operations that the shared arithmetic (corners.h) needs, lane by lane. The lanes of a mask are 0 or -1, as vector
-// comparisons return them.
-template <typename Value>
-struct SimdTraits {
-  template <typename Mask, typename V>
-  static DCNZOO_INLINE V blend(Mask mask, V yes, V no) {
-    return mask ? yes : no;
-  }
-  static DCNZOO_INLINE Value floor(Value value) { return floor_lanes(value); }
-  template <typename Index>
-  static DCNZOO_INLINE Index to_index(Value value) {
-    return __builtin_convertvector(value, Index);
-  }
-};
-
 }  // namespace dcnzoo::DCNZOO_CPU_NAMESPACE

@@ -1,130 +1,10 @@
 // For each query and group, the corners and weights of all points are computed first, vectorised over points (of several
 // queries and groups if a vector has room). Then the points are sampled one by one, vectorised over channels, which are
 // contiguous in memory.
-#include "deform_attn_cpu_kernel.h"
-
-#include "../common/integers.h"
-#include "../common/corners_simd.h"
+#include "deform_attn_points.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
-
-constexpr int kCorners = 4;
-
-// A vector of points, one point per lane.
-template <typename T>
-struct Chunk {
-  using Index = typename SampleTable<T>::Index;
-  Corners<Vector<T>, Vector<Index>, 2> at;  // index: includes the map's start
-  StoredCorners<Vector<T>, Vector<Index>, 2> stored;
-  Vector<T> factor;
-
-  // The weight of a corner's pixel in the result, without `rest`. Zero outside the map.
-  DCNZOO_INLINE Vector<T> weight(int corner) const {
-    return at.valid[corner] * corner_weight<Vector<T>, 2>(corner, at.fraction) * stored.factor;
-  }
-};
-
-// The position of a query's fields for a group, and the base of its coordinates.
-template <typename T>
-struct Place {
-  int64_t image, query, group;
-  int64_t offset, weight;
-  T base[2];
-
-  Place() = default;
-  template <typename S>
-  DCNZOO_INLINE Place(const DeformAttnCpu<T, S>& p, int64_t image, int64_t query, int64_t group)
-      : image(image), query(query), group(group) {
-    const int64_t row = image * p.queries + query;
-    offset = p.offset_at.first + row * p.offset_at.query + group * p.offset_at.group;
-    weight = p.weight_at.first + row * p.weight_at.query + group * p.weight_at.group;
-    base[0] = p.origin[0] + p.step[0] * T(query / p.out_w);
-    base[1] = p.origin[1] + p.step[1] * T(query % p.out_w);
-  }
-
-  // The index of its first channel in the output, and in the first pixel of the image's input.
-  DCNZOO_INLINE int64_t output(const DeformAttnSizes& p) const {
-    return ((image * p.queries + query) * p.groups + group) * p.channels;
-  }
-  DCNZOO_INLINE int64_t map(const DeformAttnSizes& p) const {
-    return (image * p.pixels * p.groups + group) * p.channels;
-  }
-};
-
-// The most places whose points fit into a vector; 1 if the points of a single place do not.
-template <typename T>
-DCNZOO_INLINE int64_t places_of_chunk(const DeformAttnSizes& p) {
-  return p.points < 1 || p.points > kLanes<T> ? 1 : kLanes<T> / p.points;
-}
-
-// Loads the first `count` lanes, from `at` on.
-template <typename T, typename S>
-DCNZOO_INLINE Vector<T> load_stored(const Stored<const T, const S>& from, int64_t at, int64_t count) {
-  if constexpr (!std::is_same_v<S, T>)
-    if (from.bits) return load_some(from.bits + at, count);
-  return load_some(from.values + at, count);
-}
-
-template <typename T, typename S>
-DCNZOO_INLINE void store_stored(const Stored<T, S>& to, int64_t at, Vector<T> value, int64_t count) {
-  if constexpr (!std::is_same_v<S, T>)
-    if (to.bits) return store_some(to.bits + at, value, count);
-  store_some(to.values + at, value, count);
-}
-
-template <typename T, typename S>
-DCNZOO_INLINE const void* address(const Stored<T, S>& tensor, int64_t at) {
-  if constexpr (!std::is_same_v<S, T>)
-    if (tensor.bits) return tensor.bits + at;
-  return tensor.values + at;
-}
-
-// Computes a chunk: the points of one place from `first` on, or all points of several places.
-template <typename T, typename S>
-DCNZOO_INLINE Chunk<T> plan(const DeformAttnCpu<T, S>& p, const Place<T>* place, int64_t places,
-                            int64_t first) {
-  using Index = typename SampleTable<T>::Index;
-  constexpr int64_t lanes = kLanes<T>;
-  int64_t count = p.points - first;
-  Vector<T> base[2] = {place->base[0] + Vector<T>{}, place->base[1] + Vector<T>{}};
-  Vector<T> pairs[2], weight;
-  if (places > 1) {
-    // The fields of all places, one after another. Each store writes a whole vector; the next one overwrites its unused
-    // lanes.
-    T offsets[3 * lanes], weights[2 * lanes], bases[2][2 * lanes];
-    for (int64_t i = 0; i < places; ++i) {
-      store(offsets + i * 2 * count, load_stored(p.offset, place[i].offset, 2 * count));
-      store(weights + i * count, load_stored(p.weight, place[i].weight, count));
-      for (int axis = 0; axis < 2; ++axis) store(bases[axis] + i * count, place[i].base[axis] + Vector<T>{});
-    }
-    count *= places;
-    for (int axis = 0; axis < 2; ++axis) base[axis] = load(bases[axis]);
-    pairs[0] = load_some(offsets, 2 * count), pairs[1] = load_some(offsets + lanes, 2 * count - lanes);
-    weight = load_some(weights, count);
-  } else {
-    const int64_t at = place->offset + 2 * first;
-    pairs[0] = load_stored(p.offset, at, 2 * count),
-    pairs[1] = load_stored(p.offset, at + lanes, 2 * count - lanes);
-    weight = load_stored(p.weight, place->weight + first, count);
-  }
-  Vector<T> field[2], point[2], extent[2];
-  Vector<Index> size[2];
-  split_pairs<T>(pairs[0], pairs[1], field[1], field[0]);
-  for (int axis = 0; axis < 2; ++axis) {
-    point[axis] = sample_coordinate<Vector<T>>(base[axis], load(p.table.tap[axis] + first), field[axis],
-                                               load(p.table.scale[axis] + first));
-    extent[axis] = load(p.table.extent[axis] + first);
-    size[axis] = load(p.table.size[axis] + first);
-  }
-  Chunk<T> chunk;
-  chunk.at = corners_at<Vector<T>, Vector<Index>, 2, VecTraitsOf<Vector<T>>>(point, extent, size);
-  const Vector<Index> start = load(p.table.start + first);
-  for (int corner = 0; corner < kCorners; ++corner) chunk.at.index[corner] += start;
-  chunk.factor = weight;
-  chunk.stored = store_corners<Vector<T>, Vector<Index>, 2>(chunk.at, chunk.factor);
-  return chunk;
-}
 
 // 0, or NaN in lanes that are not finite
 template <typename Value>
@@ -183,21 +63,6 @@ DCNZOO_INLINE void sum_points(const typename SampleTable<T>::Index* index, const
   }
 }
 
-// A chunk's points in memory.
-template <typename T>
-struct ChunkPoints {
-  typename SampleTable<T>::Index index[kCorners][kLanes<T>];  // as in StoredCorners
-  T weight[kCorners][kLanes<T>], rest[kLanes<T>];
-
-  DCNZOO_INLINE explicit ChunkPoints(const Chunk<T>& chunk) {
-    store(rest, chunk.stored.rest);
-    for (int corner = 0; corner < kCorners; ++corner) {
-      store(index[corner], chunk.stored.index[corner]);
-      store(weight[corner], chunk.weight(corner));
-    }
-  }
-};
-
 // Recomputes a place's output by the plain formula if a sum is not finite: corners outside the map are not read, and the
 // factor multiplies the interpolated value.
 template <typename T, typename S>
@@ -213,7 +78,7 @@ __attribute__((noinline)) void sum_exactly(const DeformAttnCpu<T, S>& p, const P
     const int64_t channels = p.channels - begin < lanes ? p.channels - begin : lanes;
     T sums[lanes] = {};
     for (int64_t first = 0; first < p.points; first += lanes) {
-      const ChunkPoints<T> points(plan(p, &place, 1, first));
+      const auto points = Chunk<T>(p, &place, 1, first).points();
       for (int64_t point = 0; point < lanes && first + point < p.points; ++point) {
         const InsideCorners<kCorners> inside([&](int c) { return points.index[c][point]; });
         for (int64_t c = 0; c < channels; ++c) {
@@ -245,7 +110,7 @@ void forward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t begin, int64_t
     for (; places < most && query < end; group = group + 1 < p.groups ? group + 1 : 0, query += group == 0)
       place[places++] = Place<T>(p, image, query, group);
     for (int64_t first = 0; first < p.points; first += lanes) {
-      const Chunk<T> chunk = plan(p, place, places, first);
+      const Chunk<T> chunk(p, place, places, first);
       // A corner outside the map has weight zero and the index of a pixel inside. If that pixel is Inf or NaN, the
       // sum wrongly becomes NaN and is recomputed below. Points outside are skipped if their factor is finite.
       const Vector<T> zero{};
@@ -337,15 +202,11 @@ struct Slice {
   }
 };
 
-// The number of products of one corner, [point of the chunk][kLanes], which sum_rows reduces.
-template <typename T>
-constexpr int64_t kRows = kLanes<T> * kLanes<T>;
-
 // The backward of points [begin, end) of a chunk. Adds to the gradient of their pixels and writes to `dots`, per corner,
-// the sum over channels of gradient · pixel, from which FieldGradients computes the gradients of the fields.
+// the sum over channels of gradient · pixel, from which the chunk computes the gradients of the fields.
 // V: vectors of channels, 0 if not known at compile time.
 template <typename T, typename S, int V, bool Input, bool Fields>
-DCNZOO_INLINE void backward_points(const ChunkPoints<T>& points, int64_t begin, int64_t end,
+DCNZOO_INLINE void backward_points(const typename Chunk<T>::Points& points, int64_t begin, int64_t end,
                                    const T* gradient, const Slice<T, S, Input, Fields>& slice, T* dots) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t all = V ? V : slice.padded / lanes;
@@ -385,45 +246,6 @@ DCNZOO_INLINE void backward_points(const ChunkPoints<T>& points, int64_t begin, 
   }
 }
 
-// The gradients of a chunk's fields.
-template <typename T, typename S>
-struct FieldGradients {
-  T offset[3 * kLanes<T>] = {}, weight[2 * kLanes<T>] = {};  // the last vector of each is padding
-
-  DCNZOO_INLINE FieldGradients(const DeformAttnCpu<T, S>& p, const Chunk<T>& chunk, const T* dots,
-                               int64_t first) {
-    using On = VecTraitsOf<Vector<T>>;
-    Vector<T> slope[2] = {}, value{}, outside{};
-    for (int corner = 0; corner < kCorners; ++corner) {
-      Vector<T> dot = sum_rows<T>(dots + corner * kRows<T>);
-      if (corner == 0) outside = dot;
-      dot = On::blend(chunk.at.valid[corner] != Vector<T>{}, dot, Vector<T>{});
-      for (int axis = 0; axis < 2; ++axis)
-        slope[axis] += corner_slope<Vector<T>, 2>(corner, axis, chunk.at.fraction) * dot;
-      value += corner_weight<Vector<T>, 2>(corner, chunk.at.fraction) * dot;
-    }
-    for (int axis = 0; axis < 2; ++axis) {
-      slope[axis] *= chunk.factor * load(p.table.scale[axis] + first);
-      slope[axis] = On::blend(chunk.at.inside, slope[axis], Vector<T>{});
-    }
-    Vector<T> low, high;
-    join_pairs<T>(slope[1], slope[0], low, high);
-    store(offset, low), store(offset + kLanes<T>, high);
-    store(weight, On::blend(chunk.at.inside, value, outside));
-  }
-
-  // Stores the gradients of `count` points, which begin at lane `lane`, as those of a place's points from `first` on.
-  DCNZOO_INLINE void store_to(const DeformAttnCpu<T, S>& p, const Place<T>& place, int64_t lane,
-                              int64_t count, int64_t first) const {
-    constexpr int64_t lanes = kLanes<T>;
-    const int64_t at = place.offset + 2 * first;
-    store_stored(p.grad_offset, at, load(offset + 2 * lane), 2 * count);
-    if (2 * count > lanes)
-      store_stored(p.grad_offset, at + lanes, load(offset + 2 * lane + lanes), 2 * count - lanes);
-    store_stored(p.grad_weight, place.weight + first, load(weight + lane), count);
-  }
-};
-
 // Prefetches the fields that are read `queries` queries later: they are too far away for the hardware prefetcher.
 template <typename T, typename S, bool Fields>
 DCNZOO_INLINE void prefetch_later(const DeformAttnCpu<T, S>& p, const Place<T>& place, int64_t queries) {
@@ -455,17 +277,15 @@ void backward_of(const DeformAttnCpu<T, S>& p, int64_t image, int64_t group, T* 
     const int64_t queries = p.queries - query < most ? p.queries - query : most;
     for (int64_t i = 0; i < queries; ++i) place[i] = Place<T>(p, image, query + i, group);
     for (int64_t first = 0; first < p.points; first += lanes) {
-      const Chunk<T> chunk = plan(p, place, queries, first);
-      const ChunkPoints<T> points(chunk);
-      const int64_t count = p.points - first < lanes ? p.points - first : lanes;  // of a query
+      const Chunk<T> chunk(p, place, queries, first);
+      const auto points = chunk.points();
       for (int64_t i = 0; i < queries; ++i) {
         if (first == 0) prefetch_later<T, S, Fields>(p, place[i], most);
         copy_padded(p.grad_output + place[i].output(p), gradient, p.channels);
-        backward_points<T, S, V, Input, Fields>(points, i * count, (i + 1) * count, gradient, slice, dots);
+        backward_points<T, S, V, Input, Fields>(points, chunk.first_lane(i), chunk.first_lane(i + 1),
+                                                gradient, slice, dots);
       }
-      if (!Fields) continue;
-      const FieldGradients<T, S> gradients(p, chunk, dots, first);
-      for (int64_t i = 0; i < queries; ++i) gradients.store_to(p, place[i], i * count, count, first);
+      if (Fields) chunk.store_gradients(p, dots);
     }
   }
   if (Input && !p.in_place) slice.store_gradient(p.grad_input + begin, pixel_stride, p.pixels);

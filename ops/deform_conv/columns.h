@@ -1,4 +1,4 @@
-// The im2col columns of a tile: the sampled values [row][tap · channel of the block], in panels of kNR columns.
+// The im2col columns of a tile: the sampled values [row][tap · channel of the block], and the layouts that they have.
 // Included by *_cpu_kernel.cpp only.
 #pragma once
 
@@ -7,17 +7,42 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// The distance from one panel to the next. The extra row keeps the rows of different panels out of the same L1 cache
-// set.
-template <typename T>
-DCNZOO_INLINE int64_t panel_stride(const TileSizes& tile) {
-  return (tile.rows + 1) * kNR<T>;
-}
+// Columns for matrix products, in panels: [column / kNR][row][kNR].
+template <typename S>
+struct Panels {
+  S* data;
+  int64_t stride;  // from one panel to the next
 
-template <typename T>
-DCNZOO_INLINE int64_t columns_size(const TileSizes& tile) {
-  return tile.depth / kNR<T> * panel_stride<T>(tile);
-}
+  // The extra row keeps the rows of different panels out of the same L1 cache set.
+  Panels(S* data, const TileSizes& tile) : data(data), stride((tile.rows + 1) * kNR<S>) {}
+
+  static int64_t size_of(const TileSizes& tile) { return tile.depth / kNR<S> * Panels(nullptr, tile).stride; }
+  DCNZOO_INLINE S* at(int64_t row, int64_t column) const {
+    return data + column / kNR<S> * stride + row * kNR<S> + column % kNR<S>;
+  }
+};
+
+// Columns whose pixels are the lanes of samples: [column][rows].
+template <typename T, int64_t rows>
+struct Planes {
+  T* data;
+
+  DCNZOO_INLINE T* column(int64_t column) const { return data + column * rows; }
+
+  void to_panels(const Panels<T>& panels, int64_t columns, int64_t count) const {
+    for (int64_t first = 0; first < columns; first += kNR<T>)
+      transpose(column(first), rows, panels.at(0, first), kNR<T>, columns_from(first, columns), count);
+  }
+  void from_panels(const Panels<T>& panels, int64_t columns, int64_t count) const {
+    for (int64_t first = 0; first < columns; first += kNR<T>)
+      transpose(panels.at(0, first), kNR<T>, column(first), rows, count, columns_from(first, columns));
+  }
+
+ private:
+  static int64_t columns_from(int64_t first, int64_t columns) {
+    return columns - first < kNR<T> ? columns - first : kNR<T>;
+  }
+};
 
 // Calls function(channels). A number that is one of the constants is passed as a constant: loops over few channels then
 // have no branches.

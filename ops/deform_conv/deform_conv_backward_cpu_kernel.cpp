@@ -71,8 +71,7 @@ int64_t columns_of(const Params& p, const ChannelBlock& block, int64_t panel) {
 template <typename T>
 NarrowGradient<T> narrow_gradient(const Params<T, T>& p, const ChannelBlock& block, int64_t rows,
                                   const T* gradient) {
-  return {rows,     p.shape.taps,           block.width, p.shape.group_outputs(), block.lanes,
-          gradient, panel_stride<T>(p.tile)};
+  return {rows, p.shape.taps, block.width, p.shape.group_outputs(), block.lanes, gradient};
 }
 
 // The columns' gradient: the output's gradient times the weight.
@@ -100,7 +99,7 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
   const int64_t left_stride = in_place ? p.shape.out_channels : stride;
   for (int64_t panel = 0; panel < panels; ++panel) {
     const S* const weight = p.weight + block.weight_at + panel * outputs * kNR<S>;
-    T* const to = tile.gradients + panel * panel_stride<T>(p.tile);
+    T* const to = tile.gradients.at(0, panel * kNR<T>);
     const int64_t columns = columns_of<T>(p, block, panel);
     const auto multiply = [&](const auto& operand) {
       gemm<T, S>(operand, rows, weight, outputs, columns, to, kNR<T>, 0, false);
@@ -120,7 +119,7 @@ void pair_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMe
   for (int64_t o = 0; more > 0 && o < block.outputs; ++o)
     std::memset(tile.gradient + o * kBackwardRows + rows, 0, more * sizeof(S));
   for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
-    S* at = tile.columns + panel * panel_stride<S>(p.tile);
+    S* at = tile.columns.at(0, panel * kNR<S>);
     std::memset(at + rows * kNR<S>, 0, more * kNR<S> * sizeof(S));
     for (int64_t r = 0; r < rows; r += 2, at += 2 * kNR<S>) {
       constexpr int64_t lanes = kLanes<S>;
@@ -151,22 +150,8 @@ void add_weight_gradient(const Params<T, S>& p, const ChannelBlock& block, const
   for (int64_t panel = 0; panel < block.depth / kNR<S>; ++panel) {
     const S* const from = tile.gradient + first * kBackwardRows;
     gemm<T, S>(LeftOperand<S, Constant<kBackwardRows>, Constant<1>>{from, {}, {}, rows, 0}, outputs,
-               tile.columns + panel * panel_stride<S>(p.tile), rows, columns_of<T>(p, block, panel),
+               tile.columns.at(0, panel * kNR<S>), rows, columns_of<T>(p, block, panel),
                to + (panel * block.outputs + first) * kNR<T>, kNR<T>, 0, true);
-  }
-}
-
-// Where pixels are the lanes: copies the panels of columns to planes, or back.
-template <typename T, typename S, int Rank>
-void transpose_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile,
-                       bool back) {
-  for (int64_t panel = 0; panel < block.depth / kNR<T>; ++panel) {
-    T* const columns = tile.gradients + panel * panel_stride<T>(p.tile);
-    T* const planes = tile.planes + panel * kNR<T> * kBackwardRows;
-    if (back)
-      transpose(planes, kBackwardRows, columns, kNR<T>, kNR<T>, tile.rows.count);
-    else
-      transpose(columns, kNR<T>, planes, kBackwardRows, tile.rows.count, kNR<T>);
   }
 }
 
@@ -195,10 +180,11 @@ void compute_tile_of(const Params<T, S>& p, const BackwardTile& of, const AddInT
     samplers[with_input][with_points][with_columns](p, block, tile);
   };
   if (!p.over_pixels) compute_sampling_table(p.shape, p.offset_mask, block.points, tile.rows, tile.table);
-  if (p.over_pixels && (points || input)) transpose_columns(p, block, tile, false);
+  if (p.over_pixels && (points || input))
+    tile.planes.from_panels(tile.gradients, block.depth, tile.rows.count);
   if (input) add_in_turn(0, [&] { sample(true, points && together, columns && together); });
   if (!together) sample(false, points, columns);
-  if (p.over_pixels && columns) transpose_columns(p, block, tile, true);
+  if (p.over_pixels && columns) tile.planes.to_panels(tile.gradients, block.depth, tile.rows.count);
   if (points && !p.over_pixels) {
     for (int64_t tap = 0; tap < p.shape.taps; ++tap)
       offset_mask_gradients(p, tile, tap, tile.table[tap], tile.dots + tap * kCorners<Rank> * kBackwardRows);

@@ -23,9 +23,10 @@ constexpr int64_t kPixelsAhead = 8;
 // of a tap, because their columns have the same place in each row.
 template <typename T, typename S, int Rank, typename Panel, bool whole>
 void sample(const Params<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
-            const ForwardPoints<T, Rank>* table, S* __restrict columns) {
+            const ForwardPoints<T, Rank>* table, const Panels<S>& panels) {
   const SampledColumns<T, S, Rank, whole> sampled(p, block, rows, table);
-  const int64_t stride = panel_stride<S>(p.tile);
+  S* const __restrict columns = panels.data;
+  const int64_t stride = panels.stride;
   const int64_t ahead = kPixelsAhead * p.shape.stride[Rank - 1] * sampled.pixel_stride;
   // Local variables, because the compiler would read members again after every store.
   const int64_t count = rows.count, taps = p.shape.taps;
@@ -97,13 +98,14 @@ void store_result(const Params<T, S>& p, const ChannelBlock& block, const Rows<T
 
 // Adds the product of a block's columns and its weight to the result.
 template <typename T, typename S>
-void multiply_columns(const Params<T, S>& p, const ChannelBlock& block, int64_t rows, S* columns, T* result) {
+void multiply_columns(const Params<T, S>& p, const ChannelBlock& block, int64_t rows,
+                      const Panels<S>& columns, T* result) {
   constexpr int64_t panel = kNR<S>;
-  const int64_t stride = panel_stride<S>(p.tile), depth = packed_depth<T, S>(p.shape, block);
+  const int64_t depth = packed_depth<T, S>(p.shape, block);
   // the weight's last rows are zero, but the columns must not be NaN
   for (int64_t last = p.shape.taps * block.count; last < depth; ++last)
-    for (int64_t r = 0; r < rows; ++r) columns[last / panel * stride + r * panel + last % panel] = 0;
-  const LeftOperand<S, Constant<panel>, Constant<1>> left{columns, {}, {}, panel, stride};
+    for (int64_t r = 0; r < rows; ++r) *columns.at(r, last) = 0;
+  const LeftOperand<S, Constant<panel>, Constant<1>> left{columns.data, {}, {}, panel, columns.stride};
   gemm<T, S>(left, rows, p.weight + block.weight_at, depth, block.outputs, result, p.tile.outputs, kNR<T>,
              !block.opens_group);
 }
@@ -112,18 +114,19 @@ template <typename T, typename S, int Rank>
 struct ForwardScratch {
   Rows<T, Rank> rows;
   ForwardPoints<T, Rank>* table;  // [tap]
-  S* columns;                     // panels of [row][kNR]
+  Panels<S> columns;              // of narrow groups: [row][depth]
   T* result;                      // [row][outputs, padded to whole panels]
   T* bias;                        // of narrow groups, in the lanes of the result
-  T* planes;  // where pixels are the lanes: the columns as [column][kForwardRows]; of narrow groups: those of some rows
+  // Where pixels are the lanes: the columns. Of narrow groups over channels: the columns of some rows, [row][tap][width]
+  Planes<T, kForwardRows> planes;
 
   ForwardScratch(Arena& arena, const Params<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, p.tile.rows)),
         table(arena.take<ForwardPoints<T, Rank>>(p.shape.taps)),
-        columns(arena.take<S>(columns_size<S>(p.tile))),
+        columns(arena.take<S>(Panels<S>::size_of(p.tile)), p.tile),
         result(arena.take<T>(p.tile.outputs * p.tile.rows)),
         bias(arena.take<T>(p.tile.outputs)),
-        planes(arena.take<T>(p.over_pixels || p.narrow ? p.tile.depth * kForwardRows : 0)) {}
+        planes{arena.take<T>(p.over_pixels || p.narrow ? p.tile.depth * kForwardRows : 0)} {}
 };
 
 template <typename T, typename S, int Rank>
@@ -137,14 +140,11 @@ struct ForwardTile {
   // Where pixels are the lanes: computes the columns as [row][depth] for narrow groups, else in panels.
   void transpose_samples(const ChannelBlock& block) const {
     const int64_t depth = p.shape.taps * block.width, rows = memory.rows.count;
-    const T* const from = memory.planes;
     if constexpr (std::is_same_v<T, S>) {
-      if (block.is_narrow()) return transpose(from, kForwardRows, memory.columns, block.depth, depth, rows);
-      for (int64_t first = 0; first < depth; first += kNR<T>) {
-        const int64_t count = depth - first < kNR<T> ? depth - first : kNR<T>;
-        transpose(from + first * kForwardRows, kForwardRows,
-                  memory.columns + first / kNR<T> * panel_stride<T>(p.tile), kNR<T>, count, rows);
-      }
+      if (block.is_narrow())
+        transpose(memory.planes.data, kForwardRows, memory.columns.data, block.depth, depth, rows);
+      else
+        memory.planes.to_panels(memory.columns, depth, rows);
     }
   }
 
@@ -176,7 +176,7 @@ struct ForwardTile {
     const int64_t rows = memory.rows.count, taps = p.shape.taps, width = block.width;
     const int64_t ahead = kPixelsAhead * p.shape.stride[Rank - 1] * sampled.pixel_stride;
     if (block.lanes <= 2) return multiply_narrow(block, sampled, 0, rows);
-    T* const columns = memory.planes;
+    T* const columns = memory.planes.data;
     for (int64_t first = 0; first < rows; first += run) {
       const int64_t count = rows - first < run ? rows - first : run;
       for (int64_t r = 0; r < count; ++r)
@@ -202,7 +202,7 @@ struct ForwardTile {
         sample_over_pixels<T, Rank, all_whole>(p, block, memory.rows, *memory.table, memory.planes);
       transpose_samples(block);
       if (block.is_narrow())
-        multiply_narrow(block, StoredColumns<S>{memory.columns, block.depth, block.width}, 0,
+        multiply_narrow(block, StoredColumns<S>{memory.columns.data, block.depth, block.width}, 0,
                         memory.rows.count);
     } else if (block.is_narrow()) {
       compute_narrow<all_whole>(block);

@@ -128,19 +128,17 @@ struct NarrowGradient {
   static constexpr int64_t lanes = kLanes<T>, run = 32;
   int64_t rows, taps, width, outputs, group;  // outputs: of a group; group: its lanes
   const T* gradient;                          // of the outputs: [vector][row of kBackwardRows][output][lane]
-  int64_t panel_stride;                       // of the columns
 
   // Calls function(columns, gradient, weight, rows) for each vector of columns in a run of rows. The gradient and the weight
   // are those of output 0.
   template <typename Weight, typename Function>
-  DCNZOO_INLINE void each_vector(T* columns, Weight* weight, Function function) const {
+  DCNZOO_INLINE void each_vector(const Panels<T>& columns, Weight* weight, Function function) const {
     const int64_t tap_size = width * group;
     for (int64_t c = 0; c < width; c += lanes)
       for (int64_t first = 0; first < rows; first += run)
         for (int64_t tap = 0; tap < taps; ++tap) {
           const int64_t column = tap * width + c;
-          function(columns + column / kNR<T> * panel_stride + first * kNR<T> + column % kNR<T>,
-                   gradient + (c * kBackwardRows + first * lanes) * outputs,
+          function(columns.at(first, column), gradient + (c * kBackwardRows + first * lanes) * outputs,
                    weight + tap * tap_size + c * group, rows - first < run ? rows - first : run);
         }
   }
@@ -156,7 +154,7 @@ struct NarrowGradient {
   }
 
   // The columns' gradient
-  void multiply_by_weight(const T* weight, T* columns) const {
+  void multiply_by_weight(const T* weight, const Panels<T>& columns) const {
     const NarrowGradient p = *this;  // a local copy: the compiler would read members again after every store
     p.each_vector(columns, weight, [&](T* column, const T* from, const T* right, int64_t count) {
       p.each_outputs([&](auto together, int64_t output) {
@@ -173,7 +171,7 @@ struct NarrowGradient {
   }
 
   // Adds to the weight's gradient.
-  void multiply_by_columns(T* columns, T* grad_weight) const {
+  void multiply_by_columns(const Panels<T>& columns, T* grad_weight) const {
     const NarrowGradient p = *this;
     p.each_vector(columns, grad_weight, [&](const T* column, const T* from, T* to, int64_t count) {
       p.each_outputs([&](auto together, int64_t output) {

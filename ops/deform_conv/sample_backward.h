@@ -51,6 +51,8 @@ struct PointBackward {
   Channels channels;
   int64_t stride;          // of the columns' panels
   T rest;                  // the mask if it is not finite, else 1
+  int used;                // corners in the map; the arrays below hold only these
+  const int* corner;       // their numbers
   const S* from[corners];  // the corners' pixels in the input
   T* to[corners];          // the same pixels in the input's gradient
   T modulated[corners];    // their weights, multiplied by the mask if it is finite
@@ -68,78 +70,63 @@ struct PointBackward {
       dot += product;
   }
 
-  // Stores dots, whose lanes still have to be added, as [corner][point of kTogether][kLanes].
-  static DCNZOO_INLINE void store_dots(const Vector<T> (&dot)[corners], T* to) {
-    for (int i = 0; i < corners; ++i) store(to + i * kTogether<T, Rank> * kLanes<T>, dot[i]);
-  }
-
   // Points corner i to the pixel at `place` in the input and its gradient.
   DCNZOO_INLINE void locate(const Params<T, S>& p, int i, int64_t place) {
     if (reads_input) from[i] = p.input.data + place;
     if (Input) to[i] = p.grad_input + place;
   }
 
-  // For points whose corners are all in the map and whose mask is finite.
-  DCNZOO_INLINE void add_whole(const T* gradients, S* columns, T* dots) {
+  // Writes dots, whose lanes still have to be added, as [corner][point of kTogether][kLanes]. whole: all corners are used, and
+  // the mask is finite.
+  template <bool whole>
+  DCNZOO_INLINE void add(const T* gradients, S* columns, T* dots) {
     alignas(kVectorBytes) Vector<T> dot[corners] = {};
     each_column<T, Whole<S>>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
       const ColumnGradient<T, Value> gradient(gradients + at);
-      if (reads_input) {
-        for (int corner = 0; corner < corners; ++corner) {
-          const Value pixel = load_lanes<Value>(from[corner] + c);
-          if (Columns) value += modulated[corner] * pixel;
-          if (Points) add_dot<Value>(dot[corner], gradient.sorted * pixel);
+      for (int i = 0; i < (whole ? corners : used); ++i) {
+        if constexpr (reads_input) {
+          const Value pixel = load_lanes<Value>(from[i] + c);
+          if (Columns) value += modulated[i] * pixel;
+          if (Points) add_dot<Value>(dot[whole ? i : corner[i]], gradient.sorted * pixel);
         }
-        if (Columns) store_lanes(columns + at, value);
+        if (Input && !whole) gradient.add_to(to[i] + c, modulated[i], rest);
       }
-      if (Input)
-        for (int corner = 0; corner < corners; ++corner) gradient.add_to(to[corner] + c, modulated[corner]);
-    });
-    if (Points) store_dots(dot, dots);
-  }
-
-  // For all other points: only the corners in the map, by the plain formula.
-  DCNZOO_INLINE void add_partial(const InsideCorners<corners>& found, const T* gradients, S* columns,
-                                 T* dots) {
-    alignas(kVectorBytes) Vector<T> dot[corners] = {};
-    each_column<T, Whole<S>>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
-      using Value = decltype(value);
-      const ColumnGradient<T, Value> gradient(gradients + at);
-      for (int i = 0; i < found.count; ++i) {
-        if (Columns) value += modulated[i] * load_lanes<Value>(from[i] + c);
-        if (Points) add_dot<Value>(dot[found.corner[i]], gradient.sorted * load_lanes<Value>(from[i] + c));
-        if (Input) gradient.add_to(to[i] + c, modulated[i], rest);
+      if (Points && !whole && used == 0) add_dot<Value>(dot[0], gradient.sorted * T(0));
+      if constexpr (Columns) {
+        if constexpr (!whole) value = value * rest;
+        store_lanes(columns + at, value);
       }
-      if (Points && found.count == 0) add_dot<Value>(dot[0], gradient.sorted * T(0));
-      if (Columns) store_lanes(columns + at, value * rest);
+      for (int i = 0; Input && whole && i < corners; ++i) gradient.add_to(to[i] + c, modulated[i]);
     });
-    if (Points) store_dots(dot, dots);
+    for (int i = 0; Points && i < corners; ++i) store(dots + i * kTogether<T, Rank> * kLanes<T>, dot[i]);
   }
 };
 
 template <typename T, typename S, int Rank>
 struct TileMemory {
   Rows<T, Rank> rows;
-  BackwardPoints<T, Rank>* table;  // [tap]
-  T* gradients;                    // of the columns, in panels of [row][kNR]
-  S* columns;                      // in the same memory unless the type differs
-  S* gradient;                     // [output][row] or, of narrow groups, as in NarrowGradient
-  S* pairs;                        // bfloat16: `gradient` as [row][output], rows pair_stride apart
-  T* dots;                         // Σ over channels of gradient · pixel, [tap][corner][row]
-  T* offset_mask;                  // gradients of offset and mask, [tap · (rank + 1)][row]
-  T* planes;                       // where pixels are the lanes: `gradients` as [column][kBackwardRows]
+  BackwardPoints<T, Rank>* table;   // [tap]
+  Panels<T> gradients;              // of the columns
+  Panels<S> columns;                // in the same memory unless the type differs
+  S* gradient;                      // [output][row] or, of narrow groups, as in NarrowGradient
+  S* pairs;                         // bfloat16: `gradient` as [row][output], rows pair_stride apart
+  T* dots;                          // Σ over channels of gradient · pixel, [tap][corner][row]
+  T* offset_mask;                   // gradients of offset and mask, [tap · (rank + 1)][row]
+  Planes<T, kBackwardRows> planes;  // where pixels are the lanes: `gradients`
 
   TileMemory(Arena& arena, const Params<T, S>& p)
       : rows(Rows<T, Rank>::allocate(arena, kBackwardRows)),
         table(arena.take<BackwardPoints<T, Rank>>(p.shape.taps)),
-        gradients(arena.take<T>(columns_size<T>(p.tile))),
-        columns(kPair<T, S> == 1 ? reinterpret_cast<S*>(gradients) : arena.take<S>(columns_size<S>(p.tile))),
+        gradients(arena.take<T>(Panels<T>::size_of(p.tile)), p.tile),
+        columns(kPair<T, S> == 1 ? reinterpret_cast<S*>(gradients.data)
+                                 : arena.take<S>(Panels<S>::size_of(p.tile)),
+                p.tile),
         gradient(arena.take<S>(p.tile.outputs * kBackwardRows)),
         pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * kBackwardRows)),
         dots(arena.take<T>(p.shape.taps * kCorners<Rank> * kBackwardRows)),
         offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * kBackwardRows)),
-        planes(arena.take<T>(p.over_pixels ? p.tile.depth * kBackwardRows : 0)) {}
+        planes{arena.take<T>(p.over_pixels ? p.tile.depth * kBackwardRows : 0)} {}
 
   // The padding keeps rows out of the same L1 cache set.
   static int64_t pair_stride(const Params<T, S>& p) { return p.tile.outputs + kNR<S>; }
@@ -149,7 +136,7 @@ struct TileMemory {
 template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
 void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
   constexpr int corners = kCorners<Rank>;
-  const int64_t stride = panel_stride<T>(p.tile);
+  const int64_t stride = tile.gradients.stride;
   const Rows<T, Rank>& rows = tile.rows;
   // Computes at once a row's taps or, for bfloat16, a tap's rows: their gradients and columns are neighbours in memory.
   constexpr bool by_rows = kPair<T, S> > 1;
@@ -169,14 +156,15 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
         point.locate(p, corner, at + distance.of[corner]);
         point.modulated[corner] = factor * points.weight[corner][r];
       }
-      point.add_whole(tile.gradients, tile.columns, point_dots);
+      point.template add<true>(tile.gradients.data, tile.columns.data, point_dots);
     } else {
-      const InsideCorners<corners> found([&](int c) { return points.index[c][r]; });
-      for (int i = 0; i < found.count; ++i) {
-        point.locate(p, i, rows.map[r] + found.index[i] * p.input.channels);
-        point.modulated[i] = factor * points.weight[found.corner[i]][r];
+      const InsideCorners<corners> inside([&](int c) { return points.index[c][r]; });
+      point.used = inside.count, point.corner = inside.corner;
+      for (int i = 0; i < inside.count; ++i) {
+        point.locate(p, i, rows.map[r] + inside.index[i] * p.input.channels);
+        point.modulated[i] = factor * points.weight[inside.corner[i]][r];
       }
-      point.add_partial(found, tile.gradients, tile.columns, point_dots);
+      point.template add<false>(tile.gradients.data, tile.columns.data, point_dots);
     }
   };
   constexpr int64_t pair = kPair<T, S>;  // blocks of bfloat16 usually are one or two panels
@@ -276,14 +264,8 @@ DCNZOO_INLINE Value differentiate_pixels(const BackwardPoints<T, Rank>& points, 
   }
   const bool whole = all_whole<T>(index[0]);
   index[0] = first_index(index[0]);
-  for (int corner = 0; plane && corner < corners; corner += 2) {
-    if (whole) {
-      gather_pairs(plane + distance.of[corner], index[0], pixels[corner], pixels[corner + 1]);
-    } else {
-      for (int i = 0; i < 2; ++i) pixels[corner + i] = gather_inside<Value>(plane, index[corner + i]);
-    }
-    for (int i = 0; i < 2; ++i) column += modulated[corner + i] * pixels[corner + i];
-  }
+  if (plane) gather_corners<Rank>(plane, index, distance, whole, pixels);
+  for (int corner = 0; plane && corner < corners; ++corner) column += modulated[corner] * pixels[corner];
   for (int corner = 0; dots && corner < corners; ++corner) {
     T* const to = dots + corner * kBackwardRows + row;
     Value dot = gradient * pixels[corner];
@@ -318,7 +300,7 @@ void sample_backward_over_pixels(const Params<T, T>& p, int64_t index, const Til
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       compute_points(s, p.offset_mask, group, rows, tap, table);
       for (int64_t channel = first; channel < first + sharing; ++channel) {
-        T* const plane = tile.planes + (tap * block.width + block.column_of(channel)) * kBackwardRows;
+        T* const plane = tile.planes.column(tap * block.width + block.column_of(channel));
         rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
           const int64_t at = rows.map[begin] + channel * s.in_pixels;
           const T* const pixels = points || columns ? p.input.data + at : nullptr;

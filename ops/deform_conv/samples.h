@@ -96,14 +96,20 @@ struct StoredColumns {
   }
 };
 
-// Where pixels are the lanes: one corner of as many points as a Value has lanes. Corners outside the map (index < 0) are
-// zeros.
-template <typename Value, typename Index, typename T>
-DCNZOO_INLINE Value gather_inside(const T* plane, Index index) {
+// Where pixels are the lanes: the corners of as many points as a Value has lanes. Corners outside the map (index < 0) are
+// zeros. whole: all points are whole, and only the index of the first corner is read.
+template <int Rank, typename Value, typename Index, typename T>
+DCNZOO_INLINE void gather_corners(const T* plane, const Index* index, const CornerDistances<Rank>& distance,
+                                  bool whole, Value* pixels) {
   using On = VecTraitsOf<Value>;
   const Value zero{};
-  const auto inside = index >= 0;
-  return On::blend(inside, gather<Value>(plane, On::blend(inside, index, Index{})), zero);
+  for (int corner = 0; whole && corner < kCorners<Rank>; corner += 2)
+    gather_pairs(plane + distance.of[corner], index[0], pixels[corner], pixels[corner + 1]);
+  for (int corner = 0; !whole && corner < kCorners<Rank>; ++corner) {
+    const auto inside = index[corner] >= 0;
+    const Index place = On::blend(inside, index[corner], Index{});
+    pixels[corner] = On::blend(inside, gather<Value>(plane, place), zero);
+  }
 }
 
 // Adds to the pixels at index, except for those outside the map. Lanes may have the same pixel.
@@ -149,10 +155,10 @@ DCNZOO_INLINE void each_row(int64_t begin, int64_t end, const Function& function
 template <typename T, typename Value>
 using IndexOf = std::conditional_t<std::is_arithmetic_v<Value>, IntegerOf<T>, Vector<IntegerOf<T>>>;
 
-// Computes the columns of a tile, [tap · width of the block][kForwardRows], where pixels are the lanes.
+// Computes the columns of a tile where pixels are the lanes.
 template <typename T, int Rank, bool whole>
 void sample_over_pixels(const DeformConvParams<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
-                        ForwardPoints<T, Rank>& points, T* columns) {
+                        ForwardPoints<T, Rank>& points, const Planes<T, kForwardRows>& columns) {
   constexpr int corners = kCorners<Rank>;
   const DeformConvShapes& s = p.shape;
   const CornerDistances<Rank> distance(s, 1);
@@ -162,34 +168,28 @@ void sample_over_pixels(const DeformConvParams<T>& p, const ChannelBlock& block,
     each_row<T>(begin, end, [&](auto value, int64_t row) {
       using Value = decltype(value);
       using Index = IndexOf<T, Value>;
-      if constexpr (whole) {
-        const Index index = load_lanes<Index>(points.index[0] + row);
-        for (int corner = 0; corner < corners; corner += 2) {
-          Value pixels[2];
-          gather_pairs(plane + distance.of[corner], index, pixels[0], pixels[1]);
-          for (int i = 0; i < 2; ++i) value += load_lanes<Value>(points.weight[corner + i] + row) * pixels[i];
-        }
-      } else {
-        for (int corner = 0; corner < corners; ++corner) {
-          Index index = load_lanes<Index>(points.index[corner] + row);
-          if (corner == 0) index = first_index(index);
-          value += load_lanes<Value>(points.weight[corner] + row) * gather_inside<Value>(plane, index);
-        }
-        value *= load_lanes<Value>(points.rest + row);
-      }
+      Index index[corners];
+      Value pixels[corners];
+      for (int corner = 0; corner < (whole ? 1 : corners); ++corner)
+        index[corner] = load_lanes<Index>(points.index[corner] + row);
+      if (!whole) index[0] = first_index(index[0]);
+      gather_corners<Rank>(plane, index, distance, whole, pixels);
+      for (int corner = 0; corner < corners; ++corner)
+        value += load_lanes<Value>(points.weight[corner] + row) * pixels[corner];
+      if (!whole) value *= load_lanes<Value>(points.rest + row);
       store_lanes(to + row, value);
     });
   };
   // the weights of lanes without a channel are zero, but the columns must not be NaN
   for (int64_t column = 0; block.is_narrow() && column < s.taps * block.width; ++column)
     if (block.input_lanes().channel_of(column % block.width) < 0)
-      std::memset(columns + column * kForwardRows, 0, kForwardRows * sizeof(T));
+      std::memset(columns.column(column), 0, kForwardRows * sizeof(T));
   for (int64_t first = 0; first < block.count; first += sharing)
     for (int64_t tap = 0; tap < s.taps; ++tap) {
       compute_points(s, p.offset_mask, points_of(s, block.first + first), rows, tap, points, whole);
       for (int64_t channel = first; channel < first + sharing; ++channel) {
         const T* const plane = p.input.data + p.input.place_of(block, s.in_pixels) + channel * s.in_pixels;
-        T* const to = columns + (tap * block.width + block.column_of(channel)) * kForwardRows;
+        T* const to = columns.column(tap * block.width + block.column_of(channel));
         rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
           sample(plane + rows.map[begin], begin, end, to);
         });
