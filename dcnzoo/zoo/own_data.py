@@ -150,7 +150,7 @@ def _lines_of(config: Config, side: float, hint: str) -> list[str]:
         side: the part of the longer side that nine of ten objects exceed.
         hint: the end of the line about the size.
     """
-    weights = config.get("load_from")
+    weights = Path(config.get("load_from") or "").name  # its folder is renamed after the config is written
     lines = [f"start     weights of {weights}" if weights else "start     random weights"]
     for scale in [step.scale for step in steps_of(config, "test_dataloader", "Resize") if "scale" in step]:
         size = max(scale)
