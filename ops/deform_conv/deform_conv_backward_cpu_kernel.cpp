@@ -114,7 +114,7 @@ void multiply_by_weight(const Params<T, S>& p, const ChannelBlock& block,
 // Arranges the columns for products of bfloat16: [row][kNR] -> [row / 2][kNR][2] in every panel. Columns and gradient
 // are padded with rows of zeros to a multiple of kDepthStep.
 template <typename T, typename S, int Rank>
-void pair_columns(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
+void pair_columns(const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
   const int64_t rows = tile.rows.count, more = round_up(rows, kDepthStep<T, S>) - rows;
   for (int64_t o = 0; more > 0 && o < block.outputs; ++o)
     std::memset(tile.gradient + o * kBackwardRows + rows, 0, more * sizeof(S));
@@ -191,7 +191,7 @@ void compute_tile_of(const Params<T, S>& p, const BackwardTile& of, const AddInT
     store_offset_mask(p, of.block, block.points, tile.rows, tile.offset_mask);
   }
   if (!columns) return;
-  if constexpr (!std::is_same_v<T, S>) pair_columns(p, block, tile);
+  if constexpr (!std::is_same_v<T, S>) pair_columns(block, tile);
   for (int64_t part = 0; part < p.weight_parts; ++part)
     add_in_turn(1 + part, [&] { add_weight_gradient(p, block, tile, part); });
 }
