@@ -23,6 +23,7 @@ def data() -> None:
         Path(f"labels/{split}/{split}.txt").write_text("0 0.5 0.5 0.25 0.5")
     Path("data.yaml").write_text("train: images/train\nval: images/val\nnames: [apple]\n")
     main("data", "convert", "data.yaml", "coco")
+    main("data", "show", "data.yaml")
 
 
 def onnx() -> None:
