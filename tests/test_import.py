@@ -12,6 +12,18 @@ OPENMMLAB = ("mmengine", "mmcv", "mmdet")
 DATA = {
     *("numpy", "PIL", "shapely", "pycocotools", "yaml", "msgspec"),
     *("click", "rich", "pygments", "markdown_it", "mdurl"),
+    *(
+        "matplotlib",
+        "mpl_toolkits",
+        "contourpy",
+        "cycler",
+        "dateutil",
+        "fontTools",
+        "kiwisolver",
+        "packaging",
+        "pyparsing",
+    ),
+    *("jinja2", "markupsafe", "six"),
 }
 TORCH = {
     *("torch", "functorch", "torchgen", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx"),
@@ -26,6 +38,8 @@ import sys
 class Absent:
     def find_spec(name, path=None, target=None):
         package = name.partition(".")[0]
+        if package.startswith("_sysconfigdata"):  # of the standard library, named after the platform
+            return
         if package not in {("dcnzoo", *packages)} and package not in sys.stdlib_module_names:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent)
@@ -85,12 +99,14 @@ def test_data_needs_no_torch(tmp_path):
         folder = tmp_path / heading
         write(folder / "fruits", parts := fruits(folder / "drawn"))
         lines.append(f"os.chdir({str(folder)!r})")
-        lines.append("assert not commands.main(['data', 'convert', 'fruits', '.'], standalone_mode=False)")
+        for command in ("'convert', 'fruits', '.'", "'show', 'fruits'"):
+            lines.append(f"assert not commands.main(['data', {command}], standalone_mode=False)")
     lines.append("commands.main(['data', 'check', 'train.json'])")
     run("\n".join(lines))
     assert (tmp_path / "shapes/annotations/train.json").is_file()
     for heading in FORMATS:
         files = (tmp_path / heading / "train.json", tmp_path / heading / "val.json")
+        assert (tmp_path / heading / "sheet.html").is_file()
         assert objects(*files) == set().union(*map(objects_of, parts.values()))
 
 

@@ -1,4 +1,4 @@
-"""``dcnzoo data``: convert annotations to COCO's format, check COCO files, download data."""
+"""``dcnzoo data``: show annotations, convert them to COCO's format, check COCO files, download data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from dcnzoo.utils.text import counted
 
 @click.group(cls=_options.Group)
 def command() -> None:
-    """Convert your own data to COCO's format, check it; download data.
+    """Show your own data, convert it to COCO's format, check it; download data.
 
     \b
     examples:
+      dcnzoo data show fruits
       dcnzoo data convert fruits fruits_coco
       dcnzoo data check fruits_coco/train.json
     """
@@ -60,6 +61,27 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     for name, split in splits.items():
         split.write(files[name])
     print(*map(printable, decisions), sep="\n")
+
+
+@command.command
+@click.argument("source", type=_options.UserPath(path_type=Path))
+@option("--out", type=_options.FileName(".html"), default="sheet.html", help="Output file.")
+@option(
+    "--size", type=click.IntRange(min=1), metavar="N", help="Longer side of the pictures in the training."
+)
+@_options.force
+def show(source: Path, out: Path, size: int | None, force: bool) -> None:
+    """Write a page with pictures of SOURCE and their labels, the sizes of the objects, and the classes.
+
+    SOURCE is what data convert reads. dcnzoo train --data writes this page before the training.
+
+    \b
+    examples:
+      dcnzoo data show fruits --out fruits.html --size 512
+    """
+    from dcnzoo.report.sheet import write_sheet
+
+    print(f"sheet: {write_sheet(source, out, size=size, force=force)}")
 
 
 @command.command

@@ -85,10 +85,17 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     from dcnzoo.openmmlab.hooks.summary import next_steps, print_pairs
     from dcnzoo.openmmlab.runs.ranks import is_first
     from dcnzoo.report.report import write_report
+    from dcnzoo.report.sheet import SHEET, write_sheet
+    from dcnzoo.utils.files import numbered
     from dcnzoo.zoo.training import train
 
     again = resume == "auto" or (False if resume is None else resume)
-    work_dir = train(model, resume=again, **options)
+
+    def show(splits: Any, folder: Path) -> None:
+        path = write_sheet(splits, numbered(folder / SHEET), size=options["size"])
+        print(f"sheet     {path}", flush=True)
+
+    work_dir = train(model, resume=again, on_data=show, **options)
     if options["dry_run"] or not is_first():
         return
     if report or options["data"]:

@@ -53,9 +53,8 @@ def read_splits(data: Path, options: ReadOptions) -> tuple[str, dict[str, Datase
     notes = [*reader.notes]
     if problems := [problem for each in splits.values() for problem in each.problems]:
         if not options.skip_invalid:
-            *lines, last = shown(problems)
             hint = "skip_invalid=True leaves out what is invalid, clip=True clips objects"
-            raise UserError(*lines, f"{last}; {hint}")
+            raise UserError(f"{counted(len(problems), 'problems')}; {hint}", *shown(problems))
         notes.append(f"{counted(len(problems), 'problems')} skipped, such as {problems[0]}")
     if clipped := sum(each.clipped for each in splits.values()):
         notes.append(f"clipped to their pictures: {counted(clipped, 'boxes or polygons')}")

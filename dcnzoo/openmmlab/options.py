@@ -1,4 +1,4 @@
-"""The options of runs. :mod:`dcnzoo.openmmlab.config.options` writes them into a config."""
+"""The options of runs. :mod:`dcnzoo.openmmlab.runs.options` writes them into a config."""
 
 import math
 import os

@@ -7,7 +7,8 @@ contain the rest. The functions of this module return HTML for the sections of a
 import base64
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -28,6 +29,12 @@ _PARTS: Any = _ENVIRONMENT.get_template("parts.html").module
 table, fold = _PARTS.table, _PARTS.fold
 pictures = _PARTS.pictures  # shows Pictures in a row; kind "small": in several rows
 columns = _PARTS.columns  # shows parts side by side if there is room
+
+
+def in_words(names: Iterable[str]) -> str:
+    """Count objects by class, as text of the page: browsers have fonts of any script for it."""
+    counts = Counter(names).most_common()
+    return ", ".join(f"{count} × {name}" for name, count in counts) or "no objects"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,6 +103,29 @@ def plot_confusion(title: str, counts: np.ndarray, names: Sequence[str]) -> Figu
     return figure
 
 
+def plot_sides(title: str, sides: Mapping[str, np.ndarray]) -> Figure:
+    """Plot histograms of lengths on a logarithmic scale.
+
+    Args:
+        sides: name → lengths in pixels.
+    """
+    figure, axes = _chart(title, "pixels")
+    values = np.concatenate([*sides.values()])
+    bins = np.geomspace(max(values.min() * 0.99, 0.1), values.max() * 1.01, 25)
+    lines: list[Line2D] = []
+    for index, each in enumerate(sides.values()):
+        counts = np.repeat(np.histogram(each, bins)[0], 2)
+        lines += axes.plot(np.repeat(bins, 2)[1:-1], counts, **_line_style(index, len(counts)))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("objects", color=_GREY)
+    _legend(figure, lines, [*sides])
+    texts = (f"{name} {np.median(each):.0f} pixels" for name, each in sides.items())
+    figure.set_label(f"{title}. In the middle: {', '.join(texts)}")
+    return figure
+
+
 def _chart(title: str, xlabel: str, size: float = 3.1) -> tuple[Figure, Axes]:
     """Return a chart of this height, in inches, and at least as wide as the page on a phone."""
     figure = Figure(figsize=(max(_WIDTH, size + 0.3), size), layout="constrained")

@@ -12,9 +12,9 @@ from mmengine.config import Config
 from dcnzoo.data.dataset import Dataset, without_mask
 from dcnzoo.openmmlab.classes import NUMBERS, declared_metainfo, numbers, set_number
 from dcnzoo.openmmlab.config.check import check_config
-from dcnzoo.openmmlab.config.options import main_metric
 from dcnzoo.openmmlab.config.paths import portable, text_of
 from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, dicts
+from dcnzoo.openmmlab.runs.options import main_metric
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import replacing

@@ -2,14 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.dataset import Dataset, ReadOptions
 from dcnzoo.data.preparation import read_data
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
@@ -36,6 +36,7 @@ def train(
     zero_based: bool = False,
     clip: bool = False,
     skip_invalid: bool = False,
+    on_data: Callable[[Mapping[str, Dataset], Path], object] | None = None,
     dry_run: bool = False,
     sanity: bool = True,
     **options: Any,
@@ -58,6 +59,7 @@ def train(
             config; for a small model, 320 to 800, so that nine of ten objects are larger than 24 pixels).
         flip: with ``data``, whether the training flips pictures; False for text and digits.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
+        on_data: with ``data``, called with the splits and the work directory before the model is built.
         dry_run: build everything, predict one picture, train one step, and write nothing but the
             folder ``data``, to which ``data`` is converted.
         sanity: before the first step, predict one picture of the validation and compute its metrics, so that
@@ -77,14 +79,12 @@ def train(
         require_data(reading, data)
         if data is None and (size is not None or not flip):
             raise UserError(f"{'flip' if size is None else 'size'}: expected data=PATH as well, got none")
-        if size is not None and not (type(size) is int and size > 0):
-            raise UserError(f"size: expected an integer ≥ 1, got {size!r}")
         if data is not None:
             if resume:
                 raise UserError("resume: expected no data=PATH; model=WORK_DIR continues its training")
             name = None if model is None else str(model)
             inputs = {"size": size, "flip": flip}
-            own_data = _OwnData(Path(data).expanduser(), name, reading, of_run, cfg_options, inputs)
+            own_data = _OwnData(Path(data).expanduser(), name, reading, of_run, cfg_options, inputs, on_data)
             recipe = own_data.work_dir_only
         elif model is not None:
             source = resolve(model)
@@ -120,12 +120,17 @@ class _OwnData(OwnData):
         options: TrainOptions,
         cfg_options: Mapping[str, object] | None,
         inputs: Mapping[str, Any],
+        on_data: Callable[[Mapping[str, Dataset], Path], object] | None,
     ) -> None:
+        size = inputs["size"]
+        if size is not None and not (type(size) is int and size > 0):
+            raise UserError(f"size: expected an integer ≥ 1, got {size!r}")
         if options.launcher != "none":
             raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
         name = (path.parent if path.is_file() else path).resolve().name
         self.path, self._model, self._reading = path, model, reading
         self._options, self._cfg_options, self._inputs = options, cfg_options, inputs
+        self._on_data = on_data
         self._work_dir = Path(options.work_dir or Path("work_dirs", name)).expanduser()
         self.work_dir_only = Recipe(Config({"work_dir": str(self._work_dir), "launcher": "none"}))
 
@@ -134,8 +139,10 @@ class _OwnData(OwnData):
 
     def write(self) -> Recipe:
         config, epochs, chosen = write_data(self._splits, self._work_dir, self._model, **self._inputs)
+        show(*self._decisions, *chosen, f"config    {config}")
+        if self._on_data is not None:
+            self._on_data(self._splits, self._work_dir)
         self._splits.clear()
         return_memory()  # of the pictures and objects
-        show(*self._decisions, *chosen, f"config    {config}")
         options = replace(self._options, work_dir=self._work_dir, epochs=self._options.epochs or epochs)
         return Source(str(config), config).recipe(self._cfg_options, TRAINING).with_options(options)

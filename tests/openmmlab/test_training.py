@@ -19,14 +19,14 @@ from torch.utils.data import Dataset, RandomSampler
 
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.checkpoints import load_file
-from dcnzoo.openmmlab.config import options as run_options
-from dcnzoo.openmmlab.config.options import write_options
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ResumeHook
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
+from dcnzoo.openmmlab.runs import options as run_options
 from dcnzoo.openmmlab.runs.batches import number_batches
+from dcnzoo.openmmlab.runs.options import write_options
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError

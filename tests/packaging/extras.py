@@ -22,6 +22,7 @@ def data() -> None:
 
     draw()
     main("data", "convert", "data.yaml", "coco")
+    main("data", "show", "data.yaml")
 
 
 def draw() -> None:

@@ -181,6 +181,7 @@ def test_dry_run_says_what_was_decided(tmp_path):
     background = tmp_path / "fruits/images/train/empty.jpg"
     Image.new("RGB", (64, 48)).save(background)
     output = run("train", "--data", tmp_path / "fruits", "--work-dir", tmp_path / "run", "--dry-run")
+    assert f"sheet     {tmp_path / 'run/sheet.html'}" in output and (tmp_path / "run/sheet.html").is_file()
     assert not list(tmp_path.rglob("*.pth"))
     assert re.search(r"^train +7 pictures, 12 objects, 1 without objects", output, re.MULTILINE)
     assert re.search(r"^start +weights of mask-rcnn_r14-mdconv[^/]*safetensors", output, re.MULTILINE)
@@ -191,6 +192,22 @@ def test_dry_run_says_what_was_decided(tmp_path):
     assert cfg.val_dataloader.batch_size == cfg.test_dataloader.batch_size == 1
     with DefaultScope.overwrite_default_scope("mmdet"):
         assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 7, "pictures without objects are used"
+
+
+def test_on_data_is_called_before_the_model_is_built(tmp_path, monkeypatch):
+    """It gets the splits with their pictures, and the config is there. An error in it stops the training."""
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    monkeypatch.setattr("mmdet.registry.MODELS.build", None)
+    calls = []
+
+    def look(splits, work_dir):
+        numbers = {name: len(split.pictures) for name, split in splits.items()}
+        calls.append((numbers, [file.name for file in (work_dir / "data").glob("*.py")]))
+        raise UserError("seen")
+
+    with pytest.raises(UserError, match="seen"):
+        dcnzoo.train(data=tmp_path / "fruits", work_dir=tmp_path / "run", on_data=look, dry_run=True)
+    assert calls == [({"train": 4, "val": 2}, ["run.py"])]
 
 
 def split_of(*pictures):

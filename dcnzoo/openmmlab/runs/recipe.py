@@ -12,12 +12,12 @@ from mmengine.config import Config
 import dcnzoo.openmmlab.datasets
 import dcnzoo.openmmlab.hooks  # noqa: F401  for configs
 from dcnzoo.openmmlab.config.check import check_config
-from dcnzoo.openmmlab.config.options import write_options
 from dcnzoo.openmmlab.config.paths import DIRECTORY, below, text_of
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.config.tree import dicts
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.registration import setup
+from dcnzoo.openmmlab.runs.options import write_options
 from dcnzoo.openmmlab.saved import SavedCheckpoints
 
 setup()  # any config may use dcn=True

@@ -1,15 +1,13 @@
 """Detections beside the ground truth, sampling points on images."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
 
-from dcnzoo.detect.detections import Detections
 from dcnzoo.report import page
 from dcnzoo.report.explain import Box, offset_table, points_of
-from dcnzoo.report.page import Picture, Section
+from dcnzoo.report.page import Picture, Section, in_words
 from dcnzoo.report.plots import Panel, plot_panel
 from dcnzoo.report.validation import Prediction
 from dcnzoo.utils.text import counted
@@ -29,16 +27,10 @@ def show_detections(
             drawn[caption] = prediction.detections, prediction.detections.draw()
         images = []
         for caption, (objects, picture) in drawn.items():
-            words = f"{caption}: {_in_words(objects)}"
+            words = f"{caption}: {in_words(objects.names)}"
             images.append(Picture(picture, words, f"Picture {number} with boxes and names, {words}"))
         rows.append(page.pictures(images))
     return Section(title, f"{text} Detections have a score of at least {threshold}.", rows)
-
-
-def _in_words(objects: Detections) -> str:
-    """Count the objects by class, as text of the page: browsers have fonts of any script for it."""
-    counts = Counter(objects.names).most_common()
-    return ", ".join(f"{count} × {name}" for name, count in counts) or "no objects"
 
 
 def show_sampling(title: str, prediction: Prediction) -> Section:

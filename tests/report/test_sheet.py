@@ -1,0 +1,74 @@
+"""The sheet of annotated pictures, compared with pycocotools' masks."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.data.preparation import read_splits
+from dcnzoo.report import write_sheet
+from dcnzoo.report.sheet import annotated
+from dcnzoo.utils.errors import UserError
+
+from ..data.folders import write
+from ..formats import FORMATS, fruits
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """A picture with two polygons and one with run lengths, in a COCO file."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": 30, "height": 20} for i in (1, 2)]
+    (tmp_path / "images").mkdir()
+    for image in images:
+        Image.new("RGB", (30, 20), "blue").save(tmp_path / "images" / image["file_name"])
+    whole, rle = [5, 4, 15, 4, 15, 12, 5, 12], {"size": [20, 30], "counts": [45, 5, 15, 5, 530]}
+    segmentations = [(1, [[*whole], [20, 5, 28, 5, 28, 15]], [5, 4, 23, 11]), (1, [whole], [5, 4, 10, 8])]
+    segmentations.append((2, rle, [2, 5, 2, 5]))
+    annotations = [
+        {
+            "id": i,
+            "image_id": image,
+            "category_id": 1,
+            "bbox": box,
+            "segmentation": mask,
+            "iscrowd": 0,
+            "area": 9,
+        }
+        for i, (image, mask, box) in enumerate(segmentations, 1)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "fig"}]}
+    write(tmp_path / "coco.json", content)
+    return tmp_path
+
+
+def test_objects_are_those_of_the_file(masks):
+    _, splits, _ = read_splits(masks, ReadOptions())
+    truth = COCO(masks / "coco.json")
+    for number, picture in enumerate(splits["all"].pictures.values(), 1):
+        result, entries = annotated(picture, ["date", "fig"]), truth.imgToAnns[number]
+        assert result.names == ["fig"] * len(entries) and (result.image == [0, 0, 255]).all()
+        for mask, box, entry in zip(result.masks, result.boxes.tolist(), entries, strict=True):
+            assert np.array_equal(mask, truth.annToMask(entry) > 0)
+            x, y, width, height = entry["bbox"]
+            assert box == [x, y, x + width, y + height]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_sheet_of_every_format(tmp_path, name):
+    FORMATS[name](tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    out = write_sheet(tmp_path / "fruits", tmp_path / "sheet.html", size=64)
+    page = out.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)|url\(', page), "self-contained"
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    trained = 5 if name == "LabelMe" else 4  # a fifth is drawn for validation
+    assert sum(": 1 × date, 1 × fig" in text for text in captions) == trained
+    assert captions[-2:] == [f"{fruit}: {trained} objects" for fruit in ("date", "fig")]
+    (alt,) = re.findall(r'alt="(sides [^"]*)"', page)
+    side = (24 * 32) ** 0.5
+    assert f"in the files {side:.0f} pixels, at 64 pixels {side / 2:.0f} pixels" in alt
+    with pytest.raises(UserError, match=r"sheet\.html"):
+        write_sheet(tmp_path / "fruits", out)
+    assert "at 64 pixels" not in write_sheet(tmp_path / "fruits", out, force=True).read_text()
