@@ -47,7 +47,7 @@ def register_autograd(record: Operator) -> None:
         if not (has_tangents or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
             return _below_autograd(operator, keys, arguments)
         if has_tangents and not record.is_backward:
-            return choose.run_in_torch(record, record.reference, named(*arguments))
+            return choose.run_reference(record, named(*arguments))
         with enable_single_level_autograd_function():
             return function.apply(*named(*arguments), keys)
 
@@ -139,7 +139,6 @@ def with_backward(
     saves: Mapping[str, Callable[[Any], Any]] | None = None,
     recompute: Callable[[Any], dict] = lambda call: {},
     is_linear: bool = False,
-    rows: Sequence[str] = (),
     in_order: Callable[[Any], Tensor] | None = None,
     keeps_format: bool = False,
     flops: Callable | None = None,
@@ -155,15 +154,13 @@ def with_backward(
         recompute: returns the forward's arguments that the backward lacks, by name, from its call.
         is_linear: whether the operator is linear in the only argument that has a gradient. The second
             derivative then is the operator itself.
-        rows: tensors of the backward that have one row per region. The deterministic gradient then adds up
-            one region at a time, which bounds the memory.
         in_order: computes a deterministic first gradient from a call of the backward, because the kernels on
             a GPU add atomically. Default: differentiate ``reference``.
         keeps_format: whether the first gradient has the memory format of its argument. Otherwise it is
             contiguous.
         flops: FLOPs of the backward. Default: the forward's for the first gradient, again for the others.
     """
-    derivative = _Derivative(forward, gradients, saves or {}, recompute, is_linear, rows, keeps_format)
+    derivative = _Derivative(forward, gradients, saves or {}, recompute, is_linear, keeps_format)
     backward = Operator(
         f"_{forward.name}_backward",
         reference=partial(derivative.run, derivative.by_reference),
@@ -175,6 +172,7 @@ def with_backward(
         in_order=in_order or derivative.in_order,
         batched=derivative.batched(),
         flops=flops or derivative.flops,
+        rows=derivative.rows,
         fused=forward.fused,
         fused_may_be_faster=forward.fused_may_be_faster,
     )
@@ -193,10 +191,11 @@ class _Derivative:
         stored: names of the backward's arguments that the forward stores.
     """
 
-    def __init__(self, forward: Operator, gradients, saves, recompute, is_linear, rows, keeps_format):
+    def __init__(self, forward: Operator, gradients, saves, recompute, is_linear, keeps_format):
         self.forward, self.gradients, self.saves = forward, gradients, saves
         self.recompute, self.is_linear = recompute, is_linear
-        self.rows, self.keeps_format = rows, keeps_format
+        self.keeps_format = keeps_format
+        self.rows = ("grad_output", *forward.rows) if forward.rows else ()
         self.operator = getattr(torch.ops.dcnzoo, f"_{forward.name}_backward").default
         self.call = arguments_of(f"_{forward.name}_backward")
         types = {argument.name: str(argument.type) for argument in self.operator._schema.arguments}
@@ -242,7 +241,10 @@ class _Derivative:
         return reference_gradients(self.forward.plain, call.grad_output, self.forward_call(call), names)
 
     def in_order(self, call: Any) -> Tensor:
-        """Compute the first gradient in a fixed order, so that it is bitwise identical at every call."""
+        """Compute the first gradient in a fixed order, so that it is bitwise identical at every call.
+
+        It adds up one region of interest at a time, which bounds the memory.
+        """
         name, dtype = self.gradients[0], call.grad_output.dtype
         if not self.rows:
             return cast(Tensor, self.by_reference(call, [name])[0]).contiguous()

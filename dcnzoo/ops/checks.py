@@ -6,6 +6,7 @@ calls they refuse, and because of which argument.
 
 import math
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -89,25 +90,24 @@ class Checks:
         dtypes = {"floating": FLOATING, "int64": (torch.int64,)}.get(dtype, (like.dtype,))
         if dtype == "wide" and like.dtype.itemsize == 2:
             dtypes = (like.dtype, torch.float32)
-        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-        text = " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
-        self.require(tensor.dtype in dtypes, name, text, _type_name(tensor))
+        if tensor.dtype not in dtypes:
+            names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+            text = " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+            self.require(False, name, text, _type_name(tensor))
         self.require(tensor.device == like.device, name, f"device {like.device}", tensor.device)
-        expected = [size for axis in axes.split(", ") for size in self._expected(axis)]
-        fits = len(expected) == tensor.dim() and all(map(Size.fits, expected, tensor.shape))
-        texts = ", ".join(map(str, expected)) + "," * (len(expected) == 1)
-        self.require(fits, name, f"shape ({texts})", shape_text(list(tensor.shape)) + hint)
+        expected = [size for axis in _parsed(axes) for size in self._expected(*axis)]
+        if len(expected) != tensor.dim() or not all(map(Size.fits, expected, tensor.shape)):
+            texts = ", ".join(map(str, expected)) + "," * (len(expected) == 1)
+            self.require(False, name, f"shape ({texts})", shape_text(list(tensor.shape)) + hint)
         for (unknown, known, _), size in zip(expected, tensor.shape, strict=True):
             if unknown.startswith("*"):  # one of several axes
                 self.sizes.setdefault(unknown[1:], []).append(size)
             elif unknown:
                 self.sizes[unknown] = size // known
 
-    def _expected(self, axis: str) -> list[Size]:
+    def _expected(self, first: str, others: Sequence[str], least: int) -> list[Size]:
         """Return the sizes that one of the ``axes`` of :meth:`tensor` stands for."""
-        first, *others = axis.rstrip("+").split("·")
         known = math.prod(self.sizes[name] for name in others)
-        least = int(axis.endswith("+") or bool(others))
         if first.startswith("*"):
             sizes = self.sizes.get(first[1:])
             return [Size(first, 1, least)] * self.rank if sizes is None else [Size("", n) for n in sizes]
@@ -123,6 +123,16 @@ class Checks:
             what = f"(kernel {k}, dilation {spread}, padding {pad})"
             self.require(n >= least, "input", f"size at least {least} on axis {axis + first} {what}", n)
         return output_size(size, kernel, stride, padding, dilation)
+
+
+@cache
+def _parsed(axes: str) -> list[tuple[str, list[str], int]]:
+    """Return the first factor, the others and the least size of each of the ``axes``."""
+    result = []
+    for axis in axes.split(", "):
+        first, *others = axis.rstrip("+").split("·")
+        result.append((first, others, int(axis.endswith("+") or bool(others))))
+    return result
 
 
 def _type_name(tensor: Tensor) -> str:

@@ -1,6 +1,7 @@
 """The choice of the kernel that runs a call of an operator, and its reason: :func:`kernel_for`.
 
-``DCNZOO_BACKEND`` is the preference of the user.
+``DCNZOO_BACKEND`` is the preference of the user. The first call of a shape is checked and its kernel chosen;
+later ones look up its plan: :func:`plan_for`.
 
 The choice is made below the dispatcher, so callers and ``torch.compile`` always see the same operator. Where
 the compiled kernels support every call and no others may be faster, they stay registered as they are, and the
@@ -10,6 +11,7 @@ choice takes no time. The rules above it, such as the derivative, are Python in 
 import itertools
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -30,7 +32,9 @@ COMPILED, FUSED, PLAIN, REFERENCE = "compiled", "fused", "plain PyTorch", "the r
 EVERY_KEY = "CompositeExplicitAutograd"  # runs on each device whose own dispatch key has no kernel
 
 
-class Choice(NamedTuple):
+class Plan(NamedTuple):
+    """The kernel of all calls with one key, whose sizes and numbers it has checked, and why no other runs."""
+
     kernel: str
     reason: str
 
@@ -44,17 +48,66 @@ def _valid(name: str) -> str:
 
 backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
 _failed: set[str] = set()  # operators whose Triton kernel failed
+MOST_PLANS = 1024  # a training with many sizes of images makes a few hundred
+_plans: dict[tuple, Plan] = {}  # from the oldest to the newest
+_lock = threading.Lock()  # of a change of the plans
 
 
-def kernel_for(operator: Operator, device: str, call: Any) -> Choice:
+def plan_for(operator: Operator, device: str, call: Any) -> Plan:
+    """Return the plan of a call: of an earlier call with the same key, or a new one.
+
+    Raises:
+        RuntimeError: the call is invalid. The compiled kernels raise their errors themselves.
+    """
+    key = key_of(operator, device, call)
+    try:
+        plan = _plans.get(key)
+    except TypeError:  # symbols of sizes have no hash
+        plan = None
+    if plan is not None:
+        return plan
+    plan = kernel_for(operator, device, call)
+    if not sizes_are_numbers(call):
+        return plan
+    if plan.kernel != COMPILED:
+        operator.check(call)
+    with _lock:
+        if len(_plans) >= MOST_PLANS:
+            del _plans[next(iter(_plans))]
+        _plans[key] = plan
+    return plan
+
+
+def key_of(operator: Operator, device: str, call: Any) -> tuple:
+    """Return all that a plan depends on.
+
+    Strides and values of tensors have no part in it, nor has the number of regions, which differs at every
+    call; whether all tensors have the same number has.
+    """
+    key = [operator.name, device, backend, available.tf32()]
+    rows = operator.rows
+    number = getattr(call, rows[0]).shape[:1] if rows else ()
+    for name, argument in zip(call._fields, call, strict=True):
+        if isinstance(argument, Tensor):
+            key += (argument.dtype, argument.device)
+            if name in rows:
+                key += (argument.shape[:1] == number, argument.shape[1:])
+            else:
+                key.append(argument.shape)
+        else:
+            key.append(tuple(argument) if isinstance(argument, list) else argument)
+    return tuple(key)
+
+
+def kernel_for(operator: Operator, device: str, call: Any) -> Plan:
     """Return the kernel that runs a call on a type of device, and why no preferred kernel runs it."""
     kernels, reason = kernels_on(operator, device)
     if kernels[0] == FUSED:
         problem = _why_not_fused(operator, device, call)
         if not problem:
-            return Choice(FUSED, reason or "is preferred")
+            return Plan(FUSED, reason or "is preferred")
         kernels, reason = kernels[1:], _joined(reason, problem)
-    return Choice(kernels[0], reason or "is preferred")
+    return Plan(kernels[0], reason or "is preferred")
 
 
 def kernels_on(operator: Operator, device: str) -> tuple[tuple[str, ...], str]:
@@ -144,7 +197,7 @@ def table(device: str) -> dict[str, tuple[tuple[str, ...], str]]:
 
 
 def _run(operator: Operator, device: str, compiled: Any, keyset: object, call: Any) -> Result:
-    kernel = kernel_for(operator, device, call).kernel
+    kernel = plan_for(operator, device, call).kernel
     if kernel == FUSED:
         from .fused import operators
 
@@ -154,6 +207,8 @@ def _run(operator: Operator, device: str, compiled: Any, keyset: object, call: A
             raise
         except Exception as error:  # errors can have any type: Triton compiles and loads code
             _failed.add(operator.forward_name)
+            with _lock:
+                _plans.clear()
             available.warn(operator.forward_name, error)
             return _run(operator, device, compiled, keyset, call)
     if kernel == COMPILED:
@@ -163,18 +218,18 @@ def _run(operator: Operator, device: str, compiled: Any, keyset: object, call: A
     return run_in_torch(operator, operator.plain if kernel == PLAIN else operator.reference, call)
 
 
-def run_in_torch(operator: Operator, compute: Callable[..., Result], call: Any) -> Result:
-    """Run ``plain`` or ``reference`` of an operator."""
-    check(operator, call)
-    return _no_views(compute(*call))
-
-
-def check(operator: Operator, call: Any) -> None:
-    """Raise an error for an invalid call, as the compiled kernels do."""
+def run_reference(operator: Operator, call: Any) -> Result:
+    """Check a call that has no plan, and run the reference."""
     if sizes_are_numbers(call):
         operator.check(call)
+    return run_in_torch(operator, operator.reference, call)
+
+
+def run_in_torch(operator: Operator, compute: Callable[..., Result], call: Any) -> Result:
+    """Run ``plain`` or ``reference`` of an operator for a call whose sizes are checked."""
     if call[0].device.type == "cpu" and can_read(call[0]):  # on a GPU, this would block
         operator.check_numbers(call)
+    return _no_views(compute(*call))
 
 
 def _no_views(results: Result) -> Result:

@@ -66,10 +66,7 @@ OPERATOR = Operator(
     check=checks.deform_roi_pool,
     check_numbers=checks.image_numbers,
     flops=flops.pooling,
+    rows=("rois", "offset"),
     fused=True,
 )
-register(
-    *with_backward(
-        OPERATOR, ("input", "offset"), recompute=bins_and_input, rows=("grad_output", "rois", "offset")
-    )
-)
+register(*with_backward(OPERATOR, ("input", "offset"), recompute=bins_and_input))

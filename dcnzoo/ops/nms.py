@@ -47,6 +47,12 @@ def fake(boxes, *arguments):
 
 
 OPERATOR = Operator(
-    "nms", reference=reference_boxes.nms, plain=plain.nms, fake=fake, check=checks.nms, fused=True
+    "nms",
+    reference=reference_boxes.nms,
+    plain=plain.nms,
+    fake=fake,
+    check=checks.nms,
+    rows=("boxes", "scores"),
+    fused=True,
 )
 register(OPERATOR)

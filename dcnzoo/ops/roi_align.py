@@ -108,6 +108,7 @@ OPERATOR = Operator(
     check=checks.roi_align,
     check_numbers=checks.image_numbers,
     flops=flops.pooling,
+    rows=("rois",),
     fused=True,
 )
 register(
@@ -117,6 +118,5 @@ register(
         saves={"input_size": lambda call: call.input.shape},
         recompute=bins_and_input,
         is_linear=True,
-        rows=("grad_output", "rois"),
     )
 )

@@ -71,18 +71,21 @@ def chosen_by_auto(sample: Sample, grad: Tensor, listed: dict) -> list[str]:
 
     entry = mock.patch.dict(available.table()["interpreter"], auto=listed)
     runs = mock.patch.object(choose, "_triton_runs_on", lambda key: True)
-    with entry, runs, mock.patch.object(choose, "backend", "auto"):
+    no_plans = mock.patch.object(choose, "_plans", {})
+    with entry, runs, no_plans, mock.patch.object(choose, "backend", "auto"):
         return [name for name, _ in run_operator("deform_conv2d", sample, grad)[0]]
 
 
 def chosen_without_compiler(sample: Sample, grad: Tensor) -> tuple[list[str], list[str]]:
     """Return the operators that Triton runs if it cannot compile, and the warnings."""
+    from dcnzoo.ops import choose
     from dcnzoo.ops.fused import available, launch
 
     available.triton_works.cache_clear()
+    no_plans = mock.patch.object(choose, "_plans", {})
     failing = mock.patch.object(launch, "run_trial", side_effect=RuntimeError("no C compiler"))
     try:
-        with failing, warnings.catch_warnings(record=True) as caught:
+        with failing, no_plans, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             listed = {"bfloat16": {"forward": 0, "backward": 0}}
             ran = [*chosen_by_auto(sample, grad, listed), *chosen_by_auto(sample, grad, listed)]

@@ -57,6 +57,7 @@ def chosen(call: str, dtype: torch.dtype) -> str:
 @pytest.fixture
 def loaded(monkeypatch):
     """Pretend that the compiled CUDA library is not loaded; return a function that changes this."""
+    monkeypatch.setattr(choose, "_plans", {})
     monkeypatch.setattr(available, "triton_works", lambda device: True)
     monkeypatch.setattr(available, "is_faster", lambda name, call: False)
     monkeypatch.setattr(choose, "_in_torch", lambda device, reason: (PLAIN, reason))  # as in a CUDA build

@@ -1,0 +1,136 @@
+"""Plans: a call whose shape has one returns the same bits, or the same error, as without plans."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from dcnzoo.ops import choose
+from dcnzoo.ops.fused import available
+from dcnzoo.ops.operator import OPERATORS
+
+from .. import op_cases
+
+SAMPLES = 3  # of each operator
+
+
+@pytest.fixture(autouse=True)
+def plans(monkeypatch):
+    monkeypatch.setattr(choose, "backend", "plain")
+    monkeypatch.setattr(choose, "_plans", {})
+    return lambda: choose._plans
+
+
+def calls_of(name: str) -> list:
+    """Return calls of an operator, named tuples, with offsets at random points."""
+    calls = []
+    for operator in op_cases.operators():
+        if operator.name.removesuffix("2d") == name:
+            for sample in itertools.islice(operator.samples(), SAMPLES):
+                calls += [args for op, args in operator.overload_calls(sample)[:1]]
+    if name == "nms":
+        boxes = torch.rand(9, 4)
+        calls = [(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), torch.rand(9), 0.3, 0)]
+    return [OPERATORS[name].call(*call) for call in calls]
+
+
+def changed(value: object) -> list:
+    """Return values that differ from an argument in one part each."""
+    if isinstance(value, Tensor):
+        others = [value.to(dtype) for dtype in (torch.float64, torch.float16, torch.int64)]
+        others += [torch.cat([value, value.narrow(axis, 0, 1)], axis) for axis in range(value.dim())]
+        others += [
+            value.unsqueeze(0),
+            value.to("meta"),
+            value.mT.contiguous().mT if value.dim() > 1 else value,
+        ]
+        return others
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int | float):
+        return [value + 1, value - 1]
+    if isinstance(value, list):
+        others = [[*value[:i], value[i] + 1, *value[i + 1 :]] for i in range(len(value))]
+        return [*others, [n - 2 for n in value], value[:-1]]
+    return []
+
+
+def outcome(name: str, call: object) -> object:
+    """Return the result of a call on the plain path, or its error."""
+    try:
+        result = choose._run(OPERATORS[name], "cpu", None, None, call)
+    except (RuntimeError, NotImplementedError, ValueError, IndexError) as error:
+        return f"{type(error).__name__}: {error}"
+    return (result,) if isinstance(result, Tensor) else result
+
+
+def assert_same(first: object, second: object) -> None:
+    if isinstance(first, str) or isinstance(second, str):
+        assert first == second
+        return
+    for one, two in zip(first, second, strict=True):
+        assert one.dtype == two.dtype and one.shape == two.shape and one.stride() == two.stride()
+        assert one.is_meta or torch.equal(one.nan_to_num(1e9), two.nan_to_num(1e9))
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPERATORS.items() if not op.is_backward])
+def test_a_call_that_differs_in_one_part_has_the_outcome_of_a_first_call(plans, name):
+    operator = OPERATORS[name]
+    calls = calls_of(name)
+    assert calls
+    for call in calls:
+        for field in call._fields:
+            for value in changed(getattr(call, field)):
+                other = call._replace(**{field: value})
+                plans().clear()
+                expected = outcome(name, other)
+                plans().clear()
+                assert_same(outcome(name, call), outcome(name, call))
+                assert len(plans()) == 1
+                assert_same(outcome(name, other), expected)
+                same = choose.key_of(operator, "cpu", call) == choose.key_of(operator, "cpu", other)
+                assert len(plans()) == 2 - (same or isinstance(expected, str))
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPERATORS.items() if op.rows and not op.is_backward])
+def test_the_number_of_regions_makes_no_plan(plans, name):
+    (call, *_) = calls_of(name)
+    for number in (1, 2, 3):
+        rows = {field: getattr(call, field)[:number] for field in OPERATORS[name].rows}
+        assert not isinstance(outcome(name, call._replace(**rows)), str)
+    assert len(plans()) == 1
+
+
+def test_the_preference_and_the_precision_are_parts_of_the_key(monkeypatch):
+    (call, *_) = calls_of("deform_conv")
+    keys = {choose.key_of(OPERATORS["deform_conv"], device, call) for device in ("cpu", "cuda")}
+    monkeypatch.setattr(choose, "backend", "fused")
+    keys.add(choose.key_of(OPERATORS["deform_conv"], "cpu", call))
+    monkeypatch.setattr(available, "tf32", lambda: "another")
+    keys.add(choose.key_of(OPERATORS["deform_conv"], "cpu", call))
+    assert len(keys) == 4
+
+
+def test_the_oldest_plan_goes(plans, monkeypatch):
+    monkeypatch.setattr(choose, "MOST_PLANS", 2)
+    (call, *_) = calls_of("nms")
+    calls = [call._replace(iou_threshold=number / 10) for number in (1, 2, 3)]
+    keys = [choose.key_of(OPERATORS["nms"], "cpu", call) for call in calls]
+    for call in calls:
+        outcome("nms", call)
+    assert list(plans()) == keys[1:]
+
+
+def test_sizes_without_numbers_make_no_plan(plans):
+    """``torch.export`` with dynamic sizes records operators; none of its sizes is stored."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = torch._subclasses.FakeTensorMode(shape_env=ShapeEnv(), static_shapes=False)
+    (call, *_) = calls_of("deform_conv")
+    fake = call._replace(input=mode.from_tensor(call.input))
+    assert not choose.sizes_are_numbers(fake)
+    assert choose.plan_for(OPERATORS["deform_conv"], "cpu", fake) == choose.Plan(
+        choose.PLAIN, "DCNZOO_BACKEND=plain"
+    )
+    assert not plans()
