@@ -151,7 +151,7 @@ def try_out(cfg: Config, backends: tuple[str, ...] = BACKENDS) -> str:
             session = Session(path, backend)
             for images, expected in samples:
                 results = decoded(session(images.numpy()), [tuple(images.shape[2:])] * len(images))
-                agreement = compare_all(results, expected, exact=1.5)
+                agreement = compare_all(results, expected)
                 agreed = f"{agreement.matched} of {agreement.number} detections agree"
                 expect(agreement.holds, f"{agreed} in {backend}, {list(images.shape)}")
     return "ok, fixed size" if result.shape else "ok"

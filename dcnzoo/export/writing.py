@@ -1,9 +1,7 @@
 """Write a module to a file in the format of its ending: ONNX or OpenVINO's IR."""
 
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,42 +30,43 @@ def write_file(
 ) -> tuple[Path, ...]:
     """Write a module and return the files.
 
+    An error leaves a file that is not complete, and a file for OpenVINO is written by an ``.onnx`` file
+    beside it: the folder should be a temporary one.
+
     Args:
         args: example inputs.
         calibration: samples of inputs for int8.
     """
     path = Path(options.path)
     metadata = {**metadata, **options.metadata}
-    with TemporaryDirectory() as folder:
-        partial = Path(folder) / "model.onnx"
-        name_step("trace")
-        export_onnx(
-            model,
-            args,
-            partial,
-            input_names=input_names,
-            output_names=output_names,
-            dynamic_shapes=dynamic_shapes,
-            opset_version=options.opset_version,
-            deform_conv=options.deform_conv,
-            metadata=metadata,
-        )
-        name_step("write")
-        if options.simplify:
-            import onnxslim
+    graph = path.with_suffix(".onnx")
+    name_step("trace")
+    export_onnx(
+        model,
+        args,
+        graph,
+        input_names=input_names,
+        output_names=output_names,
+        dynamic_shapes=dynamic_shapes,
+        opset_version=options.opset_version,
+        deform_conv=options.deform_conv,
+        metadata=metadata,
+    )
+    name_step("write")
+    if options.simplify:
+        import onnxslim
 
-            onnx.save(onnxslim.slim(str(partial)), str(partial))
-        if isinstance(options.precision, Int8):
-            to_int8(partial, calibration)
-        elif path.suffix == ".onnx" and options.precision == "float16":
-            to_float16(partial)
-        if path.suffix == ".xml":
-            save_ir(partial, path, options.precision == "float16")
-            return path, path.with_suffix(".bin")
-        if SIZES in input_names and options.img_shape == "optional":
-            onnx.save(_with_default_size(onnx.load(partial)), partial)
-        shutil.copyfile(partial, path)
-    return (path,)
+        onnx.save(onnxslim.slim(str(graph)), str(graph))
+    if isinstance(options.precision, Int8):
+        to_int8(graph, calibration)
+    elif path.suffix == ".onnx" and options.precision == "float16":
+        to_float16(graph)
+    if path.suffix == ".xml":
+        save_ir(graph, path, options.precision == "float16")
+        graph.unlink()
+    elif SIZES in input_names and options.img_shape == "optional":
+        onnx.save(_with_default_size(onnx.load(graph)), graph)
+    return options.files
 
 
 def _with_default_size(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -318,7 +318,6 @@ def test_other_detectors_are_called_during_an_export(tmp_path):
     assert results and all(np.allclose(each.boxes, expected.boxes, atol=1e-3) for each in results)
 
 
-@pytest.mark.xfail(strict=True, reason="Exports: a reader sees what runs")
 @pytest.mark.slow
 def test_the_next_export_removes_what_a_killed_one_left(tmp_path):
     code = f"""

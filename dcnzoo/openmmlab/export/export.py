@@ -7,7 +7,6 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -38,7 +37,7 @@ from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
-from dcnzoo.utils.files import replacing, write_bytes
+from dcnzoo.utils.files import partial_folder, replacing, write_bytes
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import name_step
 
@@ -79,11 +78,11 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     calibration = () if preprocessing is None else calibration_inputs(preprocessing, files, shape)
     path = Path(options.path)
     folder = path.parent if path.parent.exists() else path.parent.parent
-    with call_settings(detector.model), TemporaryDirectory(prefix=".export-", dir=folder) as beside:
+    with call_settings(detector.model), partial_folder(folder) as beside:
         written = write_detector(
             model,
             torch.zeros(1, 3, *example),
-            dataclasses.replace(options, path=Path(beside) / path.name),
+            dataclasses.replace(options, path=beside / path.name),
             dynamic=shape is None,
             metadata=metadata,
             calibration=calibration,
