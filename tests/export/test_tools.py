@@ -295,7 +295,6 @@ def test_a_file_of_a_fixed_size(family, tmp_path):
         result.load()(np.zeros((90, 60, 3), np.uint8))
 
 
-@pytest.mark.xfail(strict=True, reason="Exports: a reader sees what runs")
 @pytest.mark.slow
 def test_other_detectors_are_called_during_an_export(tmp_path):
     """Calls wait or run; their results and the file are right."""

@@ -17,6 +17,7 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.session import Session
 from dcnzoo.export.options import Agreement, Difference
+from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export.predict import RawHead
 from dcnzoo.openmmlab.results import to_detections
 
@@ -105,7 +106,9 @@ def predict(
         sample.set_metainfo(dict(batch_input_shape=padded, pad_shape=padded))
         if len(exported.model.inputs) == 1:  # the whole input is the picture
             sample.set_metainfo(dict(img_shape=padded))
-    return [to_detections(sample.pred_instances, -1) for sample in model(images, samples, mode="predict")]
+    with call_settings(model):
+        samples = model(images, samples, mode="predict")
+    return [to_detections(sample.pred_instances, -1) for sample in samples]
 
 
 def compare_all(
@@ -195,7 +198,8 @@ def _difference(
 def verify_raw_outputs(network: nn.Module, session: Session, shape: tuple[int, int]) -> None:
     """Raise ValueError if the outputs of a head and of its file differ by more than 1e-3 of their maximum."""
     images = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
-    leaves = torch.utils._pytree.tree_leaves(RawHead(network)(images))
+    with call_settings(network):
+        leaves = torch.utils._pytree.tree_leaves(RawHead(network)(images))
     expected = [value.numpy() for value in leaves if isinstance(value, Tensor)]
     outputs = list(session(images.numpy()).values())
     for output, value in itertools.zip_longest(outputs, expected):
