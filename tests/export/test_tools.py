@@ -247,7 +247,7 @@ def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch):
     def fails(path):
         raise RuntimeError("cannot be simplified")
 
-    monkeypatch.setattr("dcnzoo.export.writing.export_onnx", write_graph)
+    monkeypatch.setattr("dcnzoo.openmmlab.export.export.export_onnx", write_graph)
     monkeypatch.setattr(onnxslim, "slim", fails)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"what was there")
