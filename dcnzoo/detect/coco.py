@@ -1,5 +1,6 @@
-"""Masks in COCO's format. Requires pycocotools, and OpenCV for polygons."""
+"""Masks in COCO's format. Requires only numpy, and OpenCV for polygons."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,6 @@ def segmentation_of(
 
 def encode(part: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
     """Return the bytes of pycocotools' ``encode`` for a whole mask, from the columns of a part of it."""
-    from pycocotools.mask import frPyObjects
-
     (height, width), (y, x) = size, corner
     columns = np.zeros((part.shape[1], height), np.int8)
     columns[:, y : y + part.shape[0]] = part.T
@@ -33,7 +32,23 @@ def encode(part: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> 
     counts = np.diff(ends, prepend=0, append=height * width).tolist()
     if counts[-1] == 0 and len(counts) > 1:
         counts.pop()  # the mask ends in the last pixel
-    return frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": _compressed(counts)}
+
+
+def _compressed(counts: Sequence[int]) -> bytes:
+    """Return lengths of runs as COCO's text, from the fourth on as differences to the last but one.
+
+    Each number is written in groups of five bits, the lowest first, as the characters from "0" on. The sixth
+    bit says that more follow; the fifth of the last group is the sign.
+    """
+    text = bytearray()
+    for i, count in enumerate(counts):
+        value = count - counts[i - 2] if i > 2 else count
+        while not -16 <= value < 16:
+            text.append(48 + (32 | value & 31))
+            value >>= 5
+        text.append(48 + (value & 31))
+    return bytes(text)
 
 
 def polygons_of(mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> list[list[float]]:  # [H, W]

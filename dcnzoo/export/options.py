@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.export.opsets import DEFAULT, check_form
@@ -116,6 +116,13 @@ class ExportOptions:
         require_new("export", *self.files, *drawing, force=force)
 
 
+class Difference(NamedTuple):
+    """In what two detections differ most."""
+
+    tolerances: float
+    text: str
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How many detections of a file and of PyTorch match.
@@ -123,10 +130,14 @@ class Agreement:
     Attributes:
         matched: number of pairs.
         number: the larger of the two numbers of detections.
+        largest: the largest difference of detections that do not match.
+        mask_iou: the least IoU of the masks of boxes that match; None without masks.
     """
 
     matched: int
     number: int
+    largest: Difference | None = field(default=None, compare=False)
+    mask_iou: float | None = field(default=None, compare=False)
 
     @property
     def holds(self) -> bool:
@@ -134,12 +145,18 @@ class Agreement:
         return self.number > 0 and self.matched >= 0.99 * self.number
 
     def __add__(self, other: "Agreement") -> "Agreement":
-        return Agreement(self.matched + other.matched, self.number + other.number)
+        largest = max((each for each in (self.largest, other.largest) if each), default=None)
+        overlaps = [each for each in (self.mask_iou, other.mask_iou) if each is not None]
+        numbers = self.matched + other.matched, self.number + other.number
+        return Agreement(*numbers, largest, min(overlaps, default=None))
 
     def __str__(self) -> str:
         if not self.number:
             return "not compared: neither PyTorch nor the file detects an object in the picture; give another"
-        return f"{self.matched} of {self.number} detections agree between PyTorch and the file"
+        text = f"{self.matched} of {self.number} detections agree between PyTorch and the file"
+        if self.mask_iou is not None:
+            text += f"; the least IoU of masks is {self.mask_iou:.3f}"
+        return f"{text}; the largest difference: {self.largest.text}" if self.largest else text
 
 
 @dataclass(frozen=True)

@@ -1,73 +1,45 @@
-"""Write a module to a file in the format of its ending: ONNX or OpenVINO's IR."""
+"""Convert the ONNX file of a module to the precision and the format of its options."""
 
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
-from torch import Tensor, nn
 
-from dcnzoo.export.onnx import export_onnx
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
-from dcnzoo.utils.progress import name_step
 
 SIZES = "img_shape"  # the input with the sizes of the pictures
 
 
-def write_file(
-    model: nn.Module,
-    args: tuple[Tensor, ...],
-    options: ExportOptions,
-    *,
-    input_names: list[str],
-    output_names: list[str],
-    dynamic_shapes: Any = None,
-    metadata: Mapping[str, str],
-    calibration: Iterable[Mapping[str, np.ndarray]] = (),
+def finish_file(
+    graph: Path, options: ExportOptions, calibration: Iterable[Mapping[str, np.ndarray]]
 ) -> tuple[Path, ...]:
-    """Write a module and return the files.
+    """Convert an ONNX file to the precision and the format of the options; return the files.
 
     Args:
-        args: example inputs.
+        graph: has the folder and the stem of ``options.path``. It is changed, and removed for OpenVINO.
         calibration: samples of inputs for int8.
     """
     path = Path(options.path)
-    metadata = {**metadata, **options.metadata}
-    with TemporaryDirectory() as folder:
-        partial = Path(folder) / "model.onnx"
-        name_step("trace")
-        export_onnx(
-            model,
-            args,
-            partial,
-            input_names=input_names,
-            output_names=output_names,
-            dynamic_shapes=dynamic_shapes,
-            opset_version=options.opset_version,
-            deform_conv=options.deform_conv,
-            metadata=metadata,
-        )
-        name_step("write")
-        if options.simplify:
-            import onnxslim
+    if options.simplify:
+        import onnxslim
 
-            onnx.save(onnxslim.slim(str(partial)), str(partial))
-        if isinstance(options.precision, Int8):
-            to_int8(partial, calibration)
-        elif path.suffix == ".onnx" and options.precision == "float16":
-            to_float16(partial)
-        if path.suffix == ".xml":
-            save_ir(partial, path, options.precision == "float16")
-            return path, path.with_suffix(".bin")
-        if SIZES in input_names and options.img_shape == "optional":
-            onnx.save(_with_default_size(onnx.load(partial)), partial)
-        shutil.copyfile(partial, path)
-    return (path,)
+        onnx.save(onnxslim.slim(str(graph)), str(graph))
+    if isinstance(options.precision, Int8):
+        to_int8(graph, calibration)
+    elif path.suffix == ".onnx" and options.precision == "float16":
+        to_float16(graph)
+    if path.suffix == ".xml":
+        save_ir(graph, path, options.precision == "float16")
+        graph.unlink()
+    elif options.img_shape == "optional":
+        model = onnx.load(graph)
+        if any(value.name == SIZES for value in model.graph.input):
+            onnx.save(_with_default_size(model), graph)
+    return options.files
 
 
 def _with_default_size(model: onnx.ModelProto) -> onnx.ModelProto:

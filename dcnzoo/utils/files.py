@@ -61,6 +61,17 @@ def partial_of(target: Path) -> Path:
 
 
 @contextlib.contextmanager
+def partial_folder(parent: Path) -> Iterator[Path]:
+    """Context with a temporary folder; what a killed process leaves of it, :func:`require_new` removes."""
+    folder = partial_of(parent / "folder")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Like :func:`replacing`, but yields the open file, and waits until it is on the disk."""
     with replacing(path) as partial, open(partial, "wb") as file:

@@ -1,5 +1,6 @@
 """The files of results."""
 
+import sys
 import threading
 import time
 
@@ -133,11 +134,16 @@ def test_polygons_are_the_masks_without_holes(case):
     assert np.array_equal(again, filled)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (9, 7), (40, 31)])
-def test_masks_are_encoded_as_pycocotools_encodes_them(size):
-    """From the part with the object: at corners, over whole sides, single pixels, no pixel, all of them."""
+@pytest.mark.parametrize("size", [(1, 1), (9, 7), (40, 31), (900, 700)])
+def test_masks_are_encoded_as_pycocotools_encodes_them(size, monkeypatch):
+    """From the part with the object: at corners, over whole sides, single pixels, no pixel, all of them.
+
+    An environment without torch has no pycocotools, either.
+    """
     from pycocotools.mask import encode as expected
 
+    for name in ("pycocotools", "pycocotools.mask"):
+        monkeypatch.setitem(sys.modules, name, None)
     rng = np.random.default_rng(0)
     (height, width), masks = size, [np.zeros(size, bool), np.ones(size, bool)]
     for _ in range(40):

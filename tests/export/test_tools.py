@@ -247,7 +247,7 @@ def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch):
     def fails(path):
         raise RuntimeError("cannot be simplified")
 
-    monkeypatch.setattr("dcnzoo.export.writing.export_onnx", write_graph)
+    monkeypatch.setattr("dcnzoo.openmmlab.export.export.export_onnx", write_graph)
     monkeypatch.setattr(onnxslim, "slim", fails)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"what was there")
@@ -295,7 +295,6 @@ def test_a_file_of_a_fixed_size(family, tmp_path):
         result.load()(np.zeros((90, 60, 3), np.uint8))
 
 
-@pytest.mark.xfail(strict=True, reason="Exports: a reader sees what runs")
 @pytest.mark.slow
 def test_other_detectors_are_called_during_an_export(tmp_path):
     """Calls wait or run; their results and the file are right."""
@@ -318,7 +317,6 @@ def test_other_detectors_are_called_during_an_export(tmp_path):
     assert results and all(np.allclose(each.boxes, expected.boxes, atol=1e-3) for each in results)
 
 
-@pytest.mark.xfail(strict=True, reason="Exports: a reader sees what runs")
 @pytest.mark.slow
 def test_the_next_export_removes_what_a_killed_one_left(tmp_path):
     code = f"""

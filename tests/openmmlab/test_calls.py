@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +14,8 @@ from torch import nn
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-from dcnzoo.openmmlab.calls import call_settings
+from dcnzoo.openmmlab import calls
+from dcnzoo.openmmlab.calls import call_settings, tracing
 from dcnzoo.openmmlab.detector import TorchDetector, default_score_threshold
 from tests.demo import build as build_config
 from tests.export.detectors import build, has_dcn
@@ -89,6 +92,54 @@ def test_threads_with_different_thresholds_get_what_each_alone_gets(detector, pi
     for threshold, result in zip(thresholds, results, strict=True):
         np.testing.assert_array_equal(result.boxes, expected[threshold].boxes)
         np.testing.assert_array_equal(result.scores, expected[threshold].scores)
+
+
+def test_calls_of_different_models_run_at_the_same_time():
+    both = threading.Barrier(2)
+
+    def call(model):
+        with call_settings(model):
+            both.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(call, [nn.Linear(1, 1), nn.Linear(1, 1)]))
+
+
+def test_a_tracing_excludes_calls(monkeypatch):
+    """It waits for calls that run, also for their inner calls; later calls wait for it and print one line."""
+    one, other, ended = nn.Linear(1, 1), nn.Linear(1, 1), threading.Event()
+    events, lines = [], []
+    monkeypatch.setattr(calls, "PATIENCE", 0.05)
+    monkeypatch.setattr(calls, "note", lines.append)
+
+    def trace(model):
+        with tracing(model):
+            events.append("tracing")
+            ended.wait(10)
+            events.append("traced")
+
+    def call(model):
+        with call_settings(model):
+            events.append("called")
+
+    with ThreadPoolExecutor(4) as pool:
+        with call_settings(one):
+            traces = [pool.submit(trace, model) for model in (one, other)]
+            while len(calls._tracers) < 2:
+                time.sleep(0.001)
+            waiting = [pool.submit(call, model) for model in (one, other)]
+            call(one)
+            assert events == ["called"]
+            while len(lines) < 2:
+                time.sleep(0.001)
+        ended.set()
+        for each in (*traces, *waiting):
+            each.result(10)
+    assert events == ["called", *["tracing", "traced"] * 2, "called", "called"]
+    assert len(lines) == 2
+    with pytest.raises(KeyError), tracing(one):
+        raise KeyError
+    call(one)
 
 
 def test_an_error_leaves_the_model_as_it_was(detector, picture, monkeypatch):

@@ -7,7 +7,6 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -23,10 +22,11 @@ from dcnzoo.detect.drawing import encoded
 from dcnzoo.detect.outputs import MASK_THRESHOLD, SCORE_THRESHOLD_KEY
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
+from dcnzoo.export.onnx import export_onnx
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
-from dcnzoo.export.writing import write_file
-from dcnzoo.openmmlab.calls import call_settings
+from dcnzoo.export.writing import finish_file
+from dcnzoo.openmmlab.calls import tracing
 from dcnzoo.openmmlab.classes import require_names
 from dcnzoo.openmmlab.export.pictures import (
     calibration_files,
@@ -38,7 +38,7 @@ from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
-from dcnzoo.utils.files import replacing, write_bytes
+from dcnzoo.utils.files import partial_folder, replacing, write_bytes
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import name_step
 
@@ -79,11 +79,11 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     calibration = () if preprocessing is None else calibration_inputs(preprocessing, files, shape)
     path = Path(options.path)
     folder = path.parent if path.parent.exists() else path.parent.parent
-    with call_settings(detector.model), TemporaryDirectory(prefix=".export-", dir=folder) as beside:
+    with partial_folder(folder) as beside:
         written = write_detector(
             model,
             torch.zeros(1, 3, *example),
-            dataclasses.replace(options, path=Path(beside) / path.name),
+            dataclasses.replace(options, path=beside / path.name),
             dynamic=shape is None,
             metadata=metadata,
             calibration=calibration,
@@ -158,7 +158,7 @@ def write_detector(
     metadata: Mapping[str, str],
     calibration: Iterable[Mapping[str, np.ndarray]] = (),
 ) -> tuple[Path, ...]:
-    """Trace a model and write it to a file.
+    """Trace a model and write it to a file. An error leaves a file that is not complete.
 
     Args:
         images: an example, [N, 3, H, W].
@@ -176,17 +176,21 @@ def write_detector(
         metadata = {**metadata, MASK_THRESHOLD: str(threshold)}
     if isinstance(model, RawHead):
         metadata = {**metadata, "dcnzoo.strides": json.dumps(model.strides)}
-        names = model.eval().names(images)
-    else:
-        names = list(model.output_names)
-    with symbolic_batches():
-        return write_file(
-            model.eval(),
+    graph = Path(options.path).with_suffix(".onnx")
+    name_step("trace")
+    with tracing(model.detector), symbolic_batches():
+        model.eval()
+        names = model.names(images) if isinstance(model, RawHead) else list(model.output_names)
+        export_onnx(
+            model,
             args,
-            options,
+            graph,
+            opset_version=options.opset_version,
+            deform_conv=options.deform_conv,
+            dynamic_shapes=shapes if dynamic else None,
             input_names=list(model.input_names),
             output_names=names,
-            dynamic_shapes=shapes if dynamic else None,
-            metadata=metadata,
-            calibration=calibration,
+            metadata={**metadata, **options.metadata},
         )
+    name_step("write")
+    return finish_file(graph, options, calibration)

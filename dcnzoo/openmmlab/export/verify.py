@@ -1,34 +1,36 @@
 """Compare the results of an exported file with those of PyTorch, on the same pictures."""
 
+import dataclasses
 import itertools
 import warnings
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-from dcnzoo.detect.backends import BOX_MASKS
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.session import Session
-from dcnzoo.export.options import Agreement
+from dcnzoo.export.options import Agreement, Difference
+from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export.predict import RawHead
 from dcnzoo.openmmlab.results import to_detections
 
 TOLERANCE = 1e-3  # of scores, and of boxes relative to the largest coordinate
+MASK_IOU = 0.99
 
 
 def verify(detector: BaseDetector, exported: ExportedDetector, pictures: Sequence[np.ndarray]) -> Agreement:
     """Compare ``detector(picture)`` with ``exported(picture)``, through all of preprocessing.
 
     Each picture is also turned by 90° and, unless the file has a fixed size, compared in a batch with its
-    turned copy.
+    turned copy. The output ``masks`` is as exact as a pixel of the input: these masks are compared in
+    pictures that have been resized to the input, and pictures of their own size without masks.
 
     Args:
         pictures: [H, W, 3], uint8, BGR.
@@ -36,24 +38,45 @@ def verify(detector: BaseDetector, exported: ExportedDetector, pictures: Sequenc
     Raises:
         ValueError: fewer than 99 % of the detections agree.
     """
-    batches = []
-    for picture in pictures:
-        turned = np.rot90(picture).copy()
-        batches += [[picture], [turned]]
-        if exported.model.shape[0] is None:
-            batches.append([picture, turned])
-    total = Agreement(0, 0)
-    for batch in batches:
-        with warnings.catch_warnings():  # PyTorch gets the file's inputs: also shrunk, and without img_shape
-            warnings.filterwarnings("ignore", ".*(no input img_shape|shrunk to the file)", UserWarning)
-            results = list(exported(batch, batch_size=len(batch), score_threshold=-1, bgr=True))
-            # a mask of the whole input is as exact as a pixel of it
-            masks_of_input = BOX_MASKS not in exported.model.output_names
-            exact = max([1.0, *(max(p.shape) / max(exported.prepare(p)[1]) for p in batch if masks_of_input)])
-            total += compare_all(results, predict(detector, exported, batch), exact)
+    total, masks_of_input = Agreement(0, 0), "masks" in exported.model.output_names
+    with warnings.catch_warnings():  # PyTorch gets the file's inputs: also shrunk, and without img_shape
+        warnings.filterwarnings("ignore", ".*(no input img_shape|shrunk to the file)", UserWarning)
+        for number, picture in enumerate(pictures, 1):
+            turned = np.rot90(picture).copy()
+            views = [(f"picture {number}", picture), (f"picture {number}, turned", turned)]
+            batches = [[view] for view in views]
+            if exported.model.shape[0] is None:
+                batches.append(views)
+            for batch in batches:
+                total += _verify_batch(detector, exported, batch, masks=not masks_of_input)
+                if masks_of_input:
+                    resized = [(name, _resized(exported, view)) for name, view in batch]
+                    total += _verify_batch(detector, exported, resized)
     if total.number and not total.holds:
         raise ValueError(f"verify: expected 99 % of the detections to agree: {total}")
     return total
+
+
+def _resized(exported: ExportedDetector, picture: np.ndarray) -> np.ndarray:
+    height, width = exported.prepare(picture)[1]
+    return cv2.resize(picture, (width, height))
+
+
+def _verify_batch(
+    detector: BaseDetector,
+    exported: ExportedDetector,
+    batch: Sequence[tuple[str, np.ndarray]],
+    masks: bool = True,
+) -> Agreement:
+    """Compare the detections in named pictures, with or without their masks."""
+    names, pictures = zip(*batch, strict=True)
+    results = list(exported(list(pictures), batch_size=len(pictures), score_threshold=-1, bgr=True))
+    references = predict(detector, exported, pictures)
+    if not masks:
+        results, references = (
+            [dataclasses.replace(each, masks=None) for each in side] for side in (results, references)
+        )
+    return compare_all(results, references, names)
 
 
 @torch.no_grad()
@@ -83,51 +106,100 @@ def predict(
         sample.set_metainfo(dict(batch_input_shape=padded, pad_shape=padded))
         if len(exported.model.inputs) == 1:  # the whole input is the picture
             sample.set_metainfo(dict(img_shape=padded))
-    return [to_detections(sample.pred_instances, -1) for sample in model(images, samples, mode="predict")]
+    with call_settings(model):
+        samples = model(images, samples, mode="predict")
+    return [to_detections(sample.pred_instances, -1) for sample in samples]
 
 
 def compare_all(
-    results: Sequence[Detections], references: Sequence[Detections], exact: float = 1.0
+    results: Sequence[Detections],
+    references: Sequence[Detections],
+    names: Iterable[str] = itertools.repeat(""),
 ) -> Agreement:
-    return sum(map(partial(compare, exact=exact), results, references), Agreement(0, 0))
+    return sum(map(compare, results, references, names), Agreement(0, 0))
 
 
-def compare(result: Detections, reference: Detections, exact: float = 1.0) -> Agreement:
+def compare(result: Detections, reference: Detections, name: str = "") -> Agreement:
     """Match the detections of a picture one to one, in any order.
 
     Two match if their labels are equal, boxes agree within 1e-3 of the largest coordinate (or 1e-3 pixels, if
-    larger), scores within 1e-3, and masks overlap with an IoU of at least 0.99, or differ at their borders by
-    less than ``exact`` pixels. If only one side has masks, none match.
+    larger), scores within 1e-3, and masks overlap with an IoU of at least 0.99. If only one side has masks,
+    none match.
+
+    Args:
+        name: of the picture, for the largest difference.
     """
+    number = max(len(reference), len(result))
     if (result.crops is None) != (reference.crops is None):
-        return Agreement(0, max(len(reference), len(result)))
-    unmatched, masks = np.ones(len(result), bool), result.crops
-    expected: Any = reference.crops
+        side = "PyTorch" if result.crops is None else "the file"
+        return Agreement(0, number, Difference(np.inf, f"only {side} has masks"))
+    unmatched, missing, least = np.ones(len(result), bool), [], 1.0
     for i in range(len(reference)):
-        box, tolerance = reference.boxes[i], TOLERANCE * max(1.0, np.abs(reference.boxes[i]).max())
-        near = unmatched & (np.abs(result.boxes - box).max(1, initial=0) <= tolerance)
-        near &= np.abs(result.scores - reference.scores[i]) <= TOLERANCE
-        near &= result.labels == reference.labels[i]
-        for j in np.flatnonzero(near):
-            if masks is None or masks_agree(masks[int(j)], expected[i], exact):
-                unmatched[j] = False
+        coordinates, scores = _distances(result, reference, i)
+        near = unmatched & (coordinates <= 1) & (scores <= 1) & (result.labels == reference.labels[i])
+        best, overlap = -1, -1.0
+        for j in map(int, np.flatnonzero(near)):
+            if (iou := _mask_iou(result, j, reference, i)) > overlap:
+                best, overlap = j, iou
+            if overlap >= MASK_IOU:
                 break
-    return Agreement(int((~unmatched).sum()), max(len(reference), len(result)))
+        if best >= 0:
+            least = min(least, overlap)
+        if overlap >= MASK_IOU:
+            unmatched[best] = False
+        else:
+            missing.append(i)
+    differences = [_difference(result, unmatched, reference, i, name) for i in missing]
+    if not missing and unmatched.any():
+        j = int(np.flatnonzero(unmatched)[0])
+        text = f"score {result.scores[j]:.3g} in the file, none in PyTorch, {name}, box {j + 1}"
+        differences.append(Difference(result.scores[j] / TOLERANCE, text))
+    largest = max(differences, default=None)
+    matched = int((~unmatched).sum())
+    return Agreement(matched, number, largest, None if reference.crops is None else least)
 
 
-def masks_agree(mask: np.ndarray, reference: np.ndarray, exact: float) -> bool:  # [H, W], bool
-    """Whether an IoU is at least 0.99, or masks differ at their borders: see :func:`compare`."""
-    borders = sum(
-        (each[1:] ^ each[:-1]).sum() + (each[:, 1:] ^ each[:, :-1]).sum() for each in (mask, reference)
-    )
-    return (mask ^ reference).sum() <= max(0.01 * (mask | reference).sum(), 0.5 * exact * borders)
+def _distances(result: Detections, reference: Detections, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far boxes and scores are from those of detection ``i``, in tolerances, [K] each."""
+    tolerance = TOLERANCE * max(1.0, np.abs(reference.boxes[i]).max())
+    coordinates = np.abs(result.boxes - reference.boxes[i]).max(1, initial=0) / tolerance
+    return coordinates, np.abs(result.scores - reference.scores[i]) / TOLERANCE
+
+
+def _mask_iou(result: Detections, j: int, reference: Detections, i: int) -> float:
+    """Return the IoU of the masks of two detections; 1 without masks, or if both are empty."""
+    if result.crops is None or reference.crops is None:
+        return 1.0
+    mask, expected = result.crops[j], reference.crops[i]
+    union = int((mask | expected).sum())
+    return int((mask & expected).sum()) / union if union else 1.0
+
+
+def _difference(
+    result: Detections, unmatched: np.ndarray, reference: Detections, i: int, name: str
+) -> Difference:
+    """Return in what detection ``i`` of PyTorch differs most from the nearest one of the file."""
+    coordinates, scores = _distances(result, reference, i)
+    distance = np.where(unmatched & (result.labels == reference.labels[i]), coordinates + scores, np.inf)
+    score, place = reference.scores[i], f"{name}, box {i + 1}"
+    if not np.isfinite(distance).any():
+        return Difference(score / TOLERANCE, f"score {score:.3g} in PyTorch, none in the file, {place}")
+    j = int(distance.argmin())
+    pixels, iou = np.abs(result.boxes[j] - reference.boxes[i]).max(), _mask_iou(result, j, reference, i)
+    kinds = [
+        Difference(coordinates[j], f"coordinates {pixels:.2g} pixels apart, {place}"),
+        Difference(scores[j], f"score {score:.3g} and, in the file, {result.scores[j]:.3g}, {place}"),
+        Difference((1 - iou) / (1 - MASK_IOU), f"IoU of the masks {iou:.3f}, {place}"),
+    ]
+    return max(kinds)
 
 
 @torch.no_grad()
 def verify_raw_outputs(network: nn.Module, session: Session, shape: tuple[int, int]) -> None:
     """Raise ValueError if the outputs of a head and of its file differ by more than 1e-3 of their maximum."""
     images = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
-    leaves = torch.utils._pytree.tree_leaves(RawHead(network)(images))
+    with call_settings(network):
+        leaves = torch.utils._pytree.tree_leaves(RawHead(network)(images))
     expected = [value.numpy() for value in leaves if isinstance(value, Tensor)]
     outputs = list(session(images.numpy()).values())
     for output, value in itertools.zip_longest(outputs, expected):
