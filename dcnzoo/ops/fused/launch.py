@@ -54,19 +54,25 @@ def launch(
         return
     # Triton's own search for the compiled kernel takes most of the time of a launch. Calls with the same key
     # have the same compiled kernel.
-    known = [
-        (a.dtype, a.data_ptr() % 16, size_class(a)) if isinstance(a, Tensor) else a
-        for a in arguments.values()
-    ]
-    key = (kernel.fn, device, warps, stages, fuse, *arguments, *known)
-    arguments["USE_INT64"] = any(isinstance(a, tuple) and a[2] == 2 for a in known)
-    grid = (programs, second, 1)
+    arguments["USE_INT64"] = False
+    values = [arguments[name] for name in kernel.arg_names]
+    key = [kernel.fn, device, warps, stages, fuse]
+    for value in values:
+        if isinstance(value, Tensor):
+            size = size_class(value)
+            key += (value.dtype, value.data_ptr() % 16, size)
+            arguments["USE_INT64"] |= size == 2
+        else:
+            key.append(value)
+    if arguments["USE_INT64"]:
+        values = [arguments[name] for name in kernel.arg_names]
+    grid, known = (programs, second, 1), tuple(key)
     with current(device):
-        if (compiled := _compiled.get(key)) is not None:
-            compiled[grid](*[arguments[name] for name in kernel.arg_names])
+        if (compiled := _compiled.get(known)) is not None:
+            compiled[grid](*values)
             return
         compiled = kernel[grid](
-            **{name: arguments[name] for name in kernel.arg_names},
+            **dict(zip(kernel.arg_names, values, strict=True)),
             num_warps=warps,
             num_stages=stages,
             enable_fp_fusion=fuse,  # explicit, because Triton warns that the default will change
@@ -74,7 +80,7 @@ def launch(
     if len(_compiled) >= MOST_COMPILED:
         _compiled.clear()
     if not INTERPRETED:
-        _compiled[key] = compiled
+        _compiled[known] = compiled
 
 
 @triton.jit
