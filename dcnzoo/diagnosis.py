@@ -140,7 +140,7 @@ def _of_torch(installation: Installation) -> Iterator[Finding]:
         text = f"torch {installation.torch}: dcnzoo needs 2.10 or later"
         yield Finding("", text, remedy='pip install --upgrade "torch>=2.10"')
     elif "cpu" in installation.libraries:
-        remedy = f"a wheel for this system, if there is one, or, in a clone with a C++ compiler, {BUILD}"
+        remedy = f"{BUILD}  # in a clone, with a C++ compiler; or install a wheel for this system"
         yield Finding("", f"no compiled operators: {installation.libraries['cpu']}", remedy=remedy)
     elif "cuda" in installation.libraries and has_gpu and not installation.triton_runs:
         text = f"torch finds a GPU, but the CUDA operators are not loaded: {installation.libraries['cuda']}"
