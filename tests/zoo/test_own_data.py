@@ -161,7 +161,7 @@ def test_one_command_trains(tmp_path, name):
     shutil.copytree(tmp_path / "fruits", tmp_path / "mistake", symlinks=True)
     spoil(name, tmp_path / "mistake")
     output = run("train", "--data", tmp_path / "mistake", "--work-dir", tmp_path / "none", status=1)
-    assert len(output.splitlines()) == 1 and not list((tmp_path / "none").rglob("*.pth"))
+    assert len(output.splitlines()) == 2 and not list((tmp_path / "none").rglob("*.pth"))
     folder, learns = tmp_path / "run", name == "labelme"  # test_every_format compares the data
     options = ("--epochs", 40 if learns else 1, "--cfg-options", "randomness.seed=0")
     run("train", "--data", tmp_path / "fruits", "--work-dir", folder, *options)
