@@ -23,6 +23,7 @@ from dcnzoo.utils.files import write_text
 
 Rows = dict[str, dict[str, str]]  # family → config, result, revision, code, versions, date
 REFUSED = "ValueError: detector: expected one that can be exported: "  # by openmmlab/export/predict.py
+LISTED = 12  # families of one result; more are only counted
 ROOMS = {  # the folders of the code that a section tests
     "mmdet": ("compat", "layers", "openmmlab"),
     "deformable": ("compat", "layers", "openmmlab"),
@@ -73,7 +74,6 @@ def text(rows: Rows, section: str) -> str:
     lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**{age(rows, section)}"]
     for (date, torch), names in sorted(families.items(), reverse=True):
         lines.append(f"{len(names)} were measured on {date} with {torch}.")
-    lines.append("`benchmarks/coverage/` has the revision, the date and all versions of each.")
     return "\n\n".join([*lines, by_result(results)])
 
 
@@ -88,14 +88,17 @@ def age(rows: Rows, section: str) -> str:
 
 
 def by_result(results: dict[str, str]) -> str:
-    """List the families of each result; those of *ok* and of *ok: …*, with layers, are only counted."""
+    """List the families of each result; many, and those of *ok* and of *ok: …*, are only counted."""
     plain = {family for family, result in results.items() if result.split(":")[0] == "ok"}
 
     def key(family: str) -> tuple[bool, str, str]:
         return not is_ok(results[family]), results[family], family
 
-    groups = groupby(sorted(results.keys() - plain, key=key), key=results.__getitem__)
-    lines = (f"- **{result}**: {', '.join(families)}" for result, families in groups)
+    lines = []
+    for result, families in groupby(sorted(results.keys() - plain, key=key), key=results.__getitem__):
+        names = list(families)
+        listed = ", ".join(names) if len(names) <= LISTED else f"{len(names)} configs"
+        lines.append(f"- **{result}**: {listed}")
     return "\n".join([*lines, f"- **ok**: all others ({len(plain)})"])
 
 

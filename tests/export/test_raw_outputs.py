@@ -1,10 +1,11 @@
-"""Raw outputs, decoded by the numpy code of docs/deploy.md, are MMDetection's detections."""
+"""The numpy code of tools/deployment decodes raw outputs and pastes masks as MMDetection does."""
 
-import re
+import runpy
 
 import numpy as np
 import pytest
 import torch
+from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab.export.predict import RawHead
@@ -12,9 +13,7 @@ from tests.processes import ROOT
 
 from .detectors import CONFIGS, RTMDET, Family, build, predict_batch, size
 
-CODE = re.findall(
-    r"```python\n(import numpy as np\n\n\ndef decode.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL
-)
+TOOLS = runpy.run_path(str(ROOT / "tools/deployment/decode.py"))
 
 
 @pytest.mark.parametrize(
@@ -23,9 +22,7 @@ CODE = re.findall(
 )
 def test_decoded_in_numpy(family, options, monkeypatch):
     monkeypatch.setitem(CONFIGS, "RTMDet", Family("rtmdet/rtmdet_tiny_8xb32-300e_coco.py", RTMDET))
-    page: dict = {}
-    exec(CODE[0], page)
-    # no limit of candidates per level, because the page's code has none
+    # no limit of candidates per level, because the tool has none
     cfg = dict(nms=dict(type="nms", iou_threshold=0.6), score_thr=0.3, nms_pre=100_000, max_per_img=100)
     detector = build(family, **cfg)
     images = torch.randn(1, 3, *size(family), generator=torch.Generator().manual_seed(3))
@@ -34,7 +31,7 @@ def test_decoded_in_numpy(family, options, monkeypatch):
         values = torch.utils._pytree.tree_leaves(raw(images))
     outputs = dict(zip(raw.names(images), (value.numpy() for value in values), strict=True))
     assert {"scores_0", "boxes_0"} <= outputs.keys() and raw.strides == sorted(raw.strides)
-    boxes, scores, labels = page["decode"](outputs, raw.strides, images.shape[2:], **options)
+    boxes, scores, labels = TOOLS["decode"](outputs, raw.strides, images.shape[2:], **options)
     (expected,) = predict_batch(detector, images)
     expected = expected[np.argsort(-expected.scores, kind="stable")[:100]]  # YOLOX's has no limit
     assert len(boxes) == len(expected) > 20
@@ -53,3 +50,11 @@ def test_a_picture_to_verify_is_refused(tmp_path):
     """Raw outputs are compared for noise."""
     with pytest.raises(ValueError, match=r"^verify: .*raw_outputs"):
         ExportOptions(tmp_path / "m.onnx", raw_outputs=True, verify="picture.png")
+
+
+def test_masks_pasted_in_numpy():
+    """A part of the box is outside the picture."""
+    mask, box = torch.rand(1, 1, 28, 28), torch.tensor([[-3.2, 5.1, 40.7, 33.3]])
+    expected, _ = _do_paste_mask(mask, box, 48, 64, skip_empty=False)
+    pasted = TOOLS["paste"](mask[0, 0].numpy(), box[0].numpy(), 48, 64)
+    np.testing.assert_array_equal(pasted, expected[0].numpy() >= 0.5)
