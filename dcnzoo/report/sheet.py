@@ -48,7 +48,7 @@ def write_sheet(
     Raises:
         UserError: the data cannot be read, or ``out`` exists.
     """
-    out = require_new("write_sheet", out, force=force)
+    out = require_new("sheet", out, force=force)
     if isinstance(data, Mapping):
         splits = data
     else:

@@ -101,7 +101,7 @@ def train(
             recipe, of_run, resume=resume, force=force, own_data=own_data, dry_run=dry_run, sanity=sanity
         )
         if dry_run and is_first():
-            print("dry run: one step was trained, and nothing is kept")
+            print("dry run: one step was trained; its weights are not kept")
         return folder
 
 
