@@ -3,6 +3,7 @@
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 """
 
+import math
 import os
 import re
 from collections import Counter
@@ -204,6 +205,19 @@ class Dataset:
     def folder(self) -> Path:
         """The deepest folder with all pictures."""
         return Path(os.path.commonpath({os.path.abspath(file.parent) for file in self.pictures} or ["."]))
+
+    @property
+    def sides(self) -> list[tuple[float, int]]:
+        """The side of each object, the root of its box's area, and the longer side of its picture, in pixels.
+
+        Crowds are not counted.
+        """
+        return [
+            (math.sqrt(each.bbox[2] * each.bbox[3]), max(picture.size))
+            for picture in self.pictures.values()
+            for each in picture.objects.values()
+            if not each.iscrowd
+        ]
 
     @property
     def per_class(self) -> dict[str, int]:

@@ -76,13 +76,7 @@ def _show_pictures(split: Dataset) -> Section:
 
 def _show_sides(split: Dataset, size: int | None) -> Section:
     """Compare the sides of objects with those after the resize."""
-    rows = [
-        ((each.bbox[2] * each.bbox[3]) ** 0.5, max(picture.size))
-        for picture in split.pictures.values()
-        for each in picture.objects.values()
-        if not each.iscrowd
-    ]
-    sides, longer = np.array(rows).T
+    sides, longer = np.array(split.sides).T
     curves = {"in the files": sides}
     if size is not None:
         curves[f"at {size} pixels"] = sides / longer * size

@@ -102,18 +102,13 @@ def _has_copies(folder: Path, files: Path) -> bool:
 def choose_size(split: Dataset) -> tuple[int, float]:
     """Return the size of pictures at which nine of ten objects are larger than :data:`SIDE`, if it can be.
 
-    An object's side is the root of its box's area, relative to the longer side of its picture.
+    An object's side is relative to the longer side of its picture.
 
     Returns:
         The size, one of :data:`SIZES`; and the side that nine of ten objects exceed, a part of the longer
         side. Crowds are not counted.
     """
-    sides = sorted(
-        math.sqrt(each.bbox[2] * each.bbox[3]) / max(picture.size)
-        for picture in split.pictures.values()
-        for each in picture.objects.values()
-        if not each.iscrowd
-    )
+    sides = sorted(side / longer for side, longer in split.sides)
     side = sides[len(sides) // 10]
     return next((size for size in SIZES if size * side >= SIDE), SIZES[-1]), side
 
