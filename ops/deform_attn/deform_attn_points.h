@@ -130,7 +130,7 @@ struct Chunk {
     stored = store_corners<Vector<T>, Vector<Index>, 2>(at, factor);
   }
 
-  // The lane of the first point of the i-th place
+  // The lane of the first of the `count` points at place i of the vector
   DCNZOO_INLINE int64_t first_lane(int64_t i) const { return i * count; }
 
   DCNZOO_INLINE Points points() const {

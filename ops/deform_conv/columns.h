@@ -67,7 +67,7 @@ DCNZOO_INLINE void store_lanes(uint16_t* to, const EvenOdd& value) {
 #endif
 }
 
-// The type that a loop over whole panels visits.
+// The type of the values in one step of a loop over whole panels
 template <typename S>
 using Whole = std::conditional_t<std::is_same_v<S, uint16_t>, EvenOdd, Vector<S>>;
 inline bool has_whole_panels(const ChannelBlock& block, int64_t panel) {

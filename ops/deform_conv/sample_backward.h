@@ -57,7 +57,8 @@ struct PointBackward {
   T* to[corners];          // the same pixels in the input's gradient
   T modulated[corners];    // their weights, multiplied by the mask if it is finite
 
-  // Adds to Σ over channels of gradient · pixel. `dot` is aligned, as Clang 14 assumes: `Value` loses Vector's attribute.
+  // Adds a product of gradient and pixel to the sum over channels. The sum is a Vector, not a Value, because Clang 14
+  // assumes that it is aligned, and Value loses this attribute.
   template <typename Value>
   static DCNZOO_INLINE void add_dot(Vector<T>& dot, Value product) {
     if constexpr (std::is_same_v<Value, EvenOdd>)
