@@ -52,15 +52,15 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
       dcnzoo data convert VOCdevkit/VOC2007 voc_coco
       dcnzoo data convert fruits/data.yaml fruits_coco --clip
     """
-    from dcnzoo.data.dataset import ReadOptions
-    from dcnzoo.data.preparation import read_data
+    from dcnzoo.data.reading import describe, read
 
     names = ("train", "val", "test")
     files = {name: _options.output_file(out / f"{name}.json", force=force) for name in names}
-    splits, decisions = read_data(source, ReadOptions(classes=tuple(classes or ()), **options))
+    data = read(source, classes=tuple(classes or ()), **options)
+    splits = data.split()
     for name, split in splits.items():
         split.write(files[name])
-    print(*map(printable, decisions), sep="\n")
+    print(*map(printable, describe(data, splits)), sep="\n")
 
 
 @command.command

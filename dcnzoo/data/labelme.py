@@ -20,23 +20,19 @@ class LabelMe(Reader):
         files = [file for file, content in tree.json.items() if content.is_labelme]
         return cls(tree, files) if files else None
 
-    def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add pictures and shapes. Shapes of a file with the same label and ``group_id`` are one object."""
-        dataset.sources += files
-        for file in files:
-            with dataset.refusing(file):
-                content = read_json(file)
-                name, split = str(content.get("imagePath")), self.tree.split_of(file)
-                stated = content.get("imageWidth"), content.get("imageHeight")
-                picture = dataset.open(self.tree.picture(name, file.parent, split), file, stated)
-                groups: dict[object, tuple[int, list[dict]]] = {}  # the number of the first shape, and all
-                for number, shape in enumerate(content["shapes"]):
-                    if not isinstance(shape, dict):
-                        raise InvalidAnnotation(f"shapes[{number}]: expected an object, got {short(shape)}")
-                    group = shape.get("group_id")
-                    key = number if group is None else repr((group, shape.get("label")))
-                    groups.setdefault(key, (number, []))[1].append(shape)
-                dataset.add(picture, groups.values(), _object)
+    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+        """Add a picture and its shapes. Shapes with the same label and ``group_id`` are one object."""
+        content = read_json(file)
+        path = self.tree.picture(str(content.get("imagePath")), file.parent, self.tree.split_of(file))
+        groups: dict[object, tuple[int, list[dict]]] = {}  # the number of the first shape, and all
+        for number, shape in enumerate(content["shapes"]):
+            if not isinstance(shape, dict):
+                raise InvalidAnnotation(f"shapes[{number}]: expected an object, got {short(shape)}")
+            group = shape.get("group_id")
+            key = number if group is None else repr((group, shape.get("label")))
+            groups.setdefault(key, (number, []))[1].append(shape)
+        size = content.get("imageWidth"), content.get("imageHeight")
+        dataset.add(split, path, groups.values(), _object, file, size)
 
 
 def _object(shapes: list[dict], size: tuple[int, int], dataset: Dataset) -> Object:

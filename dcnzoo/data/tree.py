@@ -1,59 +1,27 @@
-"""The files of a data set: find the split that a name states, and the picture that a name means."""
+"""The files of a data set: find the picture that a name means. The base class of the readers."""
 
 import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from dcnzoo.data.coco_file import CocoFile
+from dcnzoo.data.dataset import Dataset
 from dcnzoo.data.files import InvalidAnnotation
+from dcnzoo.data.splits import by_split, split_of
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.formats import PICTURES, walk
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few
 
-WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-ALL = "all"  # the split of all pictures, if the data does not have both train and val
 _OF_PICTURES = {"images", "image", "img", "imgs", "jpegimages", "data"}  # folders of pictures, not of masks
 _OF_RUNS = ("runs", "work_dirs")  # the default folders of Ultralytics and of dcnzoo
-
-
-def split_of(names: Iterable[str]) -> str:
-    """Return the split of the first name that has one of the words, such as ``instances_train2017``."""
-    for name in names:
-        words = map(str.lower, re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
-        if len(splits := {WORDS[word] for word in words if word in WORDS}) == 1:
-            return splits.pop()
-    return ""
-
-
-def by_split(stated: Collection[tuple[Path, str]]) -> dict[str, list[Path]]:
-    """Group files into train and val, or into ALL if either is missing; test is apart if there is a train.
-
-    Raises:
-        UserError: train and val exist, but a file belongs to no split.
-    """
-    states = {split for _, split in stated}
-    is_divided = {"train", "val"} <= states
-    groups: dict[str, list[Path]] = defaultdict(list)
-    for file, split in stated:
-        is_apart = split == "test" and "train" in states
-        groups[split if is_divided or is_apart else ALL].append(file)
-    if is_divided and (others := groups.pop("", None)):
-        raise UserError(
-            f"data: expected each file in train, val or test, got {few(others, 3)} in none: move it away"
-        )
-    return groups
 
 
 def normal(name: str) -> str:
@@ -202,7 +170,10 @@ PLACES: tuple[tuple[str, Callable[[Tree, Path, Named], int]], ...] = (
 
 
 class Reader:
-    """The base class of the readers. Each one also has ``find``, and ``read``, which fills a data set.
+    """The base class of the readers. Each one also has ``find``, and ``add``.
+
+    ``find(tree)`` returns the reader, or None if the tree has no files of the format. ``add(file, split,
+    dataset)`` adds the pictures of one of the files that ``groups`` returns.
 
     Attributes:
         name: the name of the format.
@@ -224,6 +195,17 @@ class Reader:
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, which their folders determine."""
         return by_split([(file, self.tree.split_of(file)) for file in self.files])
+
+    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+        raise NotImplementedError
+
+    def read(self, dataset: Dataset) -> None:
+        """Add the pictures and objects of all splits."""
+        for split, files in self.groups().items():
+            dataset.splits[split] = []
+            for file in track(files, f"reading {split}"):
+                with dataset.refusing(file):
+                    self.add(file, split, dataset)
 
 
 def pictures_of(files: Iterable[Path]) -> list[Path]:

@@ -12,8 +12,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
-from dcnzoo.data.preparation import line_of, read_splits
-from dcnzoo.data.tree import ALL
+from dcnzoo.data.reading import describe, read
+from dcnzoo.data.splits import ALL
 from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -62,7 +62,7 @@ def write_data(
     such a split, ``test.json``. No file is replaced: if the content differs, the folder is ``data_2``, ….
 
     Args:
-        splits: the pictures, as :func:`dcnzoo.data.preparation.read_data` returns them.
+        splits: the pictures, as :meth:`dcnzoo.data.Dataset.split` returns them.
         work_dir: the work directory of the training.
         model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
             DCNv2; on a CPU, a small one.
@@ -178,11 +178,10 @@ def with_own_data(
     """
     cfg = copy.deepcopy(recipe.cfg)
     classes = tuple(declared_metainfo(dataset_of(cfg, "test_dataloader"))["classes"])
-    kind, splits, notes = read_splits(data, replace(options, classes=classes))
-    name, split = next((name, splits[name]) for name in ("test", "val", ALL) if name in splits)
-    if absent := [label for label, number in split.per_class.items() if not number]:
-        notes.append(f"no objects of {counted(len(absent), 'classes')}: {few(absent)}")
-    show(f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes))
+    pictures = read(data, **vars(replace(options, classes=classes)))
+    name = next(name for name in ("test", "val", ALL) if name in pictures.splits)
+    split = pictures.part(name, pictures.splits[name])
+    show(*describe(pictures, {name: split}))
     split.write(folder / f"{name}.json")
     set_data(cfg, "test", split)
     number, _, first = without_mask([split])

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from dcnzoo.data.dataset import Dataset, ReadOptions
-from dcnzoo.data.preparation import read_data
+from dcnzoo.data.reading import describe, read
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.ranks import is_first
@@ -135,7 +135,9 @@ class _OwnData(OwnData):
         self.work_dir_only = Recipe(Config({"work_dir": str(self._work_dir), "launcher": "none"}))
 
     def read(self) -> None:
-        self._splits, self._decisions = read_data(self.path, self._reading)
+        data = read(self.path, **vars(self._reading))
+        self._splits = data.split()
+        self._decisions = describe(data, self._splits)
 
     def write(self) -> Recipe:
         config, epochs, chosen = write_data(self._splits, self._work_dir, self._model, **self._inputs)
