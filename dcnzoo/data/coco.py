@@ -12,8 +12,7 @@ from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image
 from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
 from dcnzoo.data.geometry import turned_box
-from dcnzoo.data.splits import by_split
-from dcnzoo.data.tree import Reader, Tree
+from dcnzoo.data.tree import Reader, Tree, by_split
 from dcnzoo.utils.text import counted, few, short
 
 TRUE = (1, True, "1", "true", "True")

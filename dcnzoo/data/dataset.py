@@ -3,10 +3,11 @@
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 """
 
+import hashlib
 import math
 import os
-import re
-from collections import Counter
+import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from pycocotools import mask as coco_mask
 
 from dcnzoo.data.coco_file import mask_of
 from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.data.geometry import Corners, Point, Polygon, clip_polygon, polygon_area
-from dcnzoo.data.splits import ALL, divide, require_apart
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import writing
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few, problem_of_size, short
+from dcnzoo.utils.text import counted, few, problem_of_size, short
 from dcnzoo.version import __version__
 
+ALL = "all"  # the split of all pictures, if the data does not have both train and val
+VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 TOLERANCE = 1.0  # pixels; an edge that rounding moved out of the picture by at most this is moved back
 
 
@@ -259,10 +261,10 @@ class Dataset:
         Raises:
             UserError: a picture is in two splits, or the fifth would have no objects.
         """
-        require_apart(self.splits)
+        _require_apart(self.splits)
         splits = {**self.splits}
         if pool := splits.pop(ALL, None):
-            splits = {**divide(pool), **splits}
+            splits = {**_divide(pool), **splits}
         return {name: self.part(name, pictures) for name, pictures in splits.items()}
 
     def write(self, out: Path) -> None:
@@ -295,6 +297,64 @@ class Dataset:
         self.file = out
 
 
+def _require_apart(splits: Mapping[str, Iterable[Picture]]) -> None:
+    """Raise UserError if a picture, or a copy with the same bytes, is in two splits."""
+    alike: dict[tuple, list[tuple[str, Path]]] = defaultdict(list)
+    for name, pictures in splits.items():
+        for picture in pictures:
+            alike[(*picture.size, picture.file.stat().st_size)].append((name, picture.file))
+    first: dict[bytes, tuple[str, Path]] = {}
+    shared = []
+    candidates = [each for files in alike.values() if len({name for name, _ in files}) > 1 for each in files]
+    for name, file in candidates:
+        other, copy = first.setdefault(hashlib.sha256(file.read_bytes()).digest(), (name, file))
+        if other != name:
+            shared.append(f"{file} of {name} = {copy} of {other}")
+    if shared:
+        got = f"{counted(len(shared), 'pictures')}: {', '.join(shared[:2])}"
+        raise UserError(f"data: expected no picture in two splits, got {got}")
+
+
+def _divide(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    """Divide pictures at random (seed 0) into train and val.
+
+    Pictures that Roboflow made from one original stay together. Val has at least one picture with objects;
+    the last picture of a class stays in train.
+
+    Raises:
+        UserError: a part would have no object.
+    """
+    classes: dict[object, set[str]] = defaultdict(set)  # of the pictures of one original
+    for picture in pictures:
+        names = (each.name for each in picture.objects.values() if not each.iscrowd)
+        classes[_original_of(picture)].update(names)
+    left = Counter(name for own in classes.values() for name in own)
+    number, chosen = max(1, round(VALIDATION * len(classes))), set[object]()
+    order = random.Random(0).sample([*classes], len(classes))  # nosec B311
+
+    def is_spare(key: object) -> bool:  # whether train keeps all its classes without it
+        return all(left[name] > 1 for name in classes[key])
+
+    first = next((key for key in order if classes[key] and is_spare(key)), None)
+    for key in sorted(order, key=lambda key: key != first):
+        if number > 0 and is_spare(key):
+            left.subtract(classes[key])
+            chosen.add(key)
+            number -= 1
+    if first is None or not any(left.values()):
+        raise UserError("data: expected objects for training and validation: annotate more pictures")
+    parts: dict[str, list[Picture]] = {"train": [], "val": []}
+    for picture in pictures:
+        parts["val" if _original_of(picture) in chosen else "train"].append(picture)
+    return parts
+
+
+def _original_of(picture: Picture) -> str | Path:
+    """Return the name before Roboflow's ``.rf.``; for other files, their path."""
+    name, mark, _ = picture.file.name.partition(".rf.")
+    return name if mark else picture.file
+
+
 def without_mask(splits: Iterable[Dataset]) -> tuple[int, int, str]:
     """Return the number of objects without a mask, that of all objects, and the first one's position.
 
@@ -309,41 +369,6 @@ def without_mask(splits: Iterable[Dataset]) -> tuple[int, int, str]:
                     number += 1
                     first = first or split.position.format(picture.source, key)
     return number, total, first
-
-
-def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Return a mask in COCO's compressed form.
-
-    Raises:
-        InvalidAnnotation: it is not a mask of height × width pixels, which pycocotools does not check.
-    """
-    try:
-        size, counts = [*map(int, rle["size"])], rle["counts"]
-        numbers = _decode_counts(counts) if isinstance(counts, str) else [*map(int, counts)]
-    except (LookupError, TypeError, ValueError) as error:
-        raise InvalidAnnotation(f"segmentation: expected RLE, got {short(rle)}: {error}") from None
-    if size != [height, width] or min(numbers, default=-1) < 0 or sum(numbers) != height * width:
-        got = f"{size} and {short(numbers)}"
-        raise InvalidAnnotation(f"segmentation: expected RLE of {height} × {width} pixels, got {got}")
-    compressed = coco_mask.frPyObjects({"size": size, "counts": numbers}, height, width)
-    return {"size": size, "counts": compressed["counts"].decode()}
-
-
-# a number in COCO's compressed encoding: five bits per character, lowest first; P to o: more bits follow
-_NUMBER = re.compile("[P-o]{0,6}[0-O]")
-
-
-def _decode_counts(text: str) -> list[int]:
-    """Return the numbers in COCO's compressed run-length encoding, as ``rleFrString`` of pycocotools does."""
-    if _NUMBER.sub("", text):
-        raise ValueError("counts: expected complete numbers in characters from 0 to o")
-    numbers: list[int] = []
-    for digits in _NUMBER.findall(text):
-        value = sum((ord(digit) - 48 & 31) << 5 * place for place, digit in enumerate(digits))
-        if ord(digits[-1]) - 48 & 16:  # the highest bit is the sign
-            value -= 1 << 5 * len(digits)
-        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))  # the fourth on are differences
-    return numbers
 
 
 def rounded(values: Iterable[float]) -> list[float]:

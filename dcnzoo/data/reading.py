@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dcnzoo.data.coco import Coco
-from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
+from dcnzoo.data.dataset import VALIDATION, Dataset, ReadOptions, without_mask
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.labelme import LabelMe
-from dcnzoo.data.splits import VALIDATION
 from dcnzoo.data.tree import Reader, Tree, is_of_training, normal
 from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import Yolo

@@ -4,24 +4,56 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from dcnzoo.data.coco_file import CocoFile
-from dcnzoo.data.dataset import Dataset
+from dcnzoo.data.dataset import ALL, Dataset
 from dcnzoo.data.files import InvalidAnnotation
-from dcnzoo.data.splits import by_split, split_of
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.formats import PICTURES, walk
 from dcnzoo.utils.progress import track
 from dcnzoo.utils.text import few
 
+WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _OF_PICTURES = {"images", "image", "img", "imgs", "jpegimages", "data"}  # folders of pictures, not of masks
 _OF_RUNS = ("runs", "work_dirs")  # the default folders of Ultralytics and of dcnzoo
+
+
+def split_of(names: Iterable[str]) -> str:
+    """Return the split of the first name that has one of the words, such as ``instances_train2017``."""
+    for name in names:
+        words = map(str.lower, re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
+        if len(splits := {WORDS[word] for word in words if word in WORDS}) == 1:
+            return splits.pop()
+    return ""
+
+
+def by_split(stated: Collection[tuple[Path, str]]) -> dict[str, list[Path]]:
+    """Group files into train and val, or into ALL if either is missing; test is apart if there is a train.
+
+    Raises:
+        UserError: train and val exist, but a file belongs to no split.
+    """
+    states = {split for _, split in stated}
+    is_divided = {"train", "val"} <= states
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for file, split in stated:
+        is_apart = split == "test" and "train" in states
+        groups[split if is_divided or is_apart else ALL].append(file)
+    if is_divided and (others := groups.pop("", None)):
+        raise UserError(
+            f"data: expected each file in train, val or test, got {few(others, 3)} in none: move it away"
+        )
+    return groups
 
 
 def normal(name: str) -> str:

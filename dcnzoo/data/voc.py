@@ -7,8 +7,7 @@ from xml.etree.ElementTree import Element
 from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines
 from dcnzoo.data.geometry import turned_box
-from dcnzoo.data.splits import WORDS, by_split
-from dcnzoo.data.tree import Reader, Tree, normal
+from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, normal
 from dcnzoo.utils.text import few
 
 

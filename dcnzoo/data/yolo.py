@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 
-from dcnzoo.data.dataset import Dataset, Object
+from dcnzoo.data.dataset import ALL, Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
-from dcnzoo.data.splits import ALL, WORDS, by_split
-from dcnzoo.data.tree import Reader, Tree, files_below, normal, parts_of, pictures_of
+from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import counted, few, short

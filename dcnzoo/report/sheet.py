@@ -11,8 +11,8 @@ from markupsafe import Markup
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dcnzoo.data.coco_file import mask_of
-from dcnzoo.data.dataset import Dataset, Object, checked_rle
+from dcnzoo.data.coco_file import checked_rle, mask_of
+from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.dataset import Picture as Annotated
 from dcnzoo.data.reading import read as read_data
 from dcnzoo.detect.crops import Crops

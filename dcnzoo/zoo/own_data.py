@@ -11,9 +11,8 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
+from dcnzoo.data.dataset import ALL, Dataset, ReadOptions, without_mask
 from dcnzoo.data.reading import describe, read
-from dcnzoo.data.splits import ALL
 from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -62,7 +61,7 @@ def write_data(
     such a split, ``test.json``. No file is replaced: if the content differs, the folder is ``data_2``, ….
 
     Args:
-        splits: the pictures, as :meth:`dcnzoo.data.Dataset.split` returns them.
+        splits: the pictures, as :meth:`dcnzoo.data.dataset.Dataset.split` returns them.
         work_dir: the work directory of the training.
         model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
             DCNv2; on a CPU, a small one.

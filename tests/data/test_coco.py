@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.data import check, coco_file
 from dcnzoo.data.check import CocoTruth, judge
-from dcnzoo.data.coco_file import CocoFile
-from dcnzoo.data.dataset import checked_rle
+from dcnzoo.data.coco_file import CocoFile, checked_rle
 from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.data.reading import read
 from dcnzoo.detect import metrics

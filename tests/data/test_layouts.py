@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from dcnzoo.data.reading import read as read_data
-from dcnzoo.data.splits import split_of
+from dcnzoo.data.tree import split_of
 from dcnzoo.utils.errors import UserError
 
 from .folders import CLASSES, GENERATORS, SIZES, coco, draw, expected, read, voc_lists, write
