@@ -190,7 +190,9 @@ class Dataset:
         pairs = zip(chain(*points), chain(*inside), strict=True)
         is_near = max(abs(old - new) for old, new in pairs) <= TOLERANCE
         if not (self.options.clip or is_near):
-            raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {short(points)}")
+            moved = [(x, y) for (x, y), new in zip(points, inside, strict=True) if (x, y) != new]
+            got = few([f"({x:g}, {y:g})" for x, y in moved], 2)
+            raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {got}")
         self.clipped += not is_near
         return inside, is_near
 
@@ -226,13 +228,10 @@ class Dataset:
         return Path(os.path.commonpath({os.path.abspath(picture.file.parent) for picture in self} or ["."]))
 
     @property
-    def sides(self) -> list[tuple[float, int]]:
-        """The side of each object, the root of its box's area, and the longer side of its picture, in pixels.
-
-        Crowds are not counted.
-        """
+    def sides(self) -> list[tuple[float, tuple[int, int]]]:
+        """The side of each object but crowds, the root of its box's area, and the size of its picture."""
         return [
-            (math.sqrt(each.bbox[2] * each.bbox[3]), max(picture.size))
+            (math.sqrt(each.bbox[2] * each.bbox[3]), picture.size)
             for picture in self
             for each in picture.objects.values()
             if not each.iscrowd

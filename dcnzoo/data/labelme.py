@@ -1,5 +1,7 @@
 """Read LabelMe's JSON files, also those of AnyLabeling and X-AnyLabeling."""
 
+import math
+from itertools import chain
 from pathlib import Path
 
 from dcnzoo.data.dataset import Dataset, Object
@@ -7,6 +9,8 @@ from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.data.geometry import Polygon
 from dcnzoo.data.tree import Reader, Tree
 from dcnzoo.utils.text import short
+
+LEAST_POINTS = {"polygon": 3, "rotation": 3, "rectangle": 2}  # by the type of a shape
 
 
 class LabelMe(Reader):
@@ -40,17 +44,18 @@ def _object(shapes: list[dict], size: tuple[int, int], dataset: Dataset) -> Obje
     if not isinstance(label, str) or not label.strip():
         raise InvalidAnnotation(f"label: expected a name, got {short(label)}")
     try:
-        return dataset.new_polygons(label.strip(), [*map(_outline, shapes)], size)
+        outlines = [*map(_outline, shapes)]
     except (LookupError, TypeError, ValueError) as error:
         raise InvalidAnnotation(f"expected a shape with points, got {short(shapes[0])}: {error}") from None
+    if any(shape.get("shape_type") == "rectangle" for shape in shapes):  # a box has no mask
+        xs, ys = zip(*chain(*outlines), strict=True)
+        return dataset.new_box(label.strip(), (min(xs), min(ys), max(xs), max(ys)), size)
+    return dataset.new_polygons(label.strip(), outlines, size)
 
 
 def _outline(shape: dict) -> Polygon:
     kind, points = shape.get("shape_type", "polygon"), [(float(x), float(y)) for x, y in shape["points"]]
-    if kind in ("polygon", "rectangle", "rotation") and len(points) > 2:
-        return points
-    if len(points) == 2 and kind == "rectangle":
-        (x1, y1), (x2, y2) = points
-        return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-    got = f"{short(kind)} of {len(points)} points"
-    raise InvalidAnnotation(f"expected a polygon or rectangle, got {got}")
+    if len(points) < LEAST_POINTS.get(kind, math.inf):
+        got = f"{short(kind)} of {len(points)} points"
+        raise InvalidAnnotation(f"expected a polygon or rectangle, got {got}")
+    return points

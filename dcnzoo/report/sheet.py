@@ -33,7 +33,7 @@ def write_sheet(
     data: str | os.PathLike[str] | Mapping[str, Dataset],
     out: str | os.PathLike[str],
     *,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     force: bool = False,
 ) -> Path:
     """Write a page with annotated pictures, the sizes of the objects, and the classes; return its path.
@@ -41,7 +41,8 @@ def write_sheet(
     Args:
         data: a folder or file as docs/train_your_data.md describes; or the splits of its data set.
         out: the HTML file.
-        size: the longer side of the pictures in the training, in pixels (None: as in the files).
+        size: the longer side of the pictures in the training, in pixels, or the most pixels of their longer
+            and shorter side (None: as in the files).
         force: replace ``out``.
 
     Raises:
@@ -70,12 +71,14 @@ def _show_pictures(split: Dataset) -> Section:
     return Section("Pictures", text, [page.pictures(images, "small")])
 
 
-def _show_sides(split: Dataset, size: int | None) -> Section:
+def _show_sides(split: Dataset, size: int | tuple[int, int] | None) -> Section:
     """Compare the sides of objects with those after the resize."""
-    sides, longer = np.array(split.sides).T
+    sides, sizes = map(np.array, zip(*split.sides, strict=True))
     curves = {"in the files": sides}
     if size is not None:
-        curves[f"at {size} pixels"] = sides / longer * size
+        longer, shorter = (size, size) if isinstance(size, int) else size
+        factors = np.minimum(longer / sizes.max(1), shorter / sizes.min(1))  # as MMDetection's Resize
+        curves[f"at {longer} pixels" if longer == shorter else f"at {longer} × {shorter}"] = sides * factors
     text = "The number of objects by their side, the root of the box's area. Crowds are not counted."
     charts = page.charts([plot_sides("sides of the objects", curves)])
     return Section("Sizes of the objects", text, [charts])

@@ -27,8 +27,8 @@ from dcnzoo.zoo.config_writer import (
     dataset_of,
     flips_of,
     has_size,
+    scale_of,
     set_data,
-    steps_of,
     write_settings,
 )
 
@@ -107,7 +107,7 @@ def choose_size(split: Dataset) -> tuple[int, float]:
         The size, one of :data:`SIZES`; and the side that nine of ten objects exceed, a part of the longer
         side. Crowds are not counted.
     """
-    sides = sorted(side / longer for side, longer in split.sides)
+    sides = sorted(side / max(size) for side, size in split.sides)
     side = sides[len(sides) // 10]
     return next((size for size in SIZES if size * side >= SIDE), SIZES[-1]), side
 
@@ -146,11 +146,10 @@ def _lines_of(config: Config, side: float, hint: str) -> list[str]:
     """
     weights = Path(config.get("load_from") or "").name  # its folder is renamed after the config is written
     lines = [f"start     weights of {weights}" if weights else "start     random weights"]
-    for scale in [step.scale for step in steps_of(config, "test_dataloader", "Resize") if "scale" in step]:
-        size = max(scale)
-        if size != min(scale):  # the longer side depends on the picture
-            lines.append(f"input     at most {size} × {min(scale)} pixels{hint}")
-            continue
+    size, shorter = scale_of(config) or (0, 0)
+    if size != shorter:  # the longer side depends on the picture
+        lines.append(f"input     at most {size} × {shorter} pixels{hint}")
+    elif size:
         objects = f"9 of 10 objects are larger than {side:.1%} of it, {size * side:.0f} pixels then"
         lines.append(f"input     {size} pixels, the longer side: {objects}{hint}")
         if size * side < TOO_SMALL and size < SIZES[-1]:

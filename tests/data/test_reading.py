@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import unicodedata
 
 import cv2
@@ -148,10 +149,12 @@ def test_shapes_of_labelme(tmp_path):
         {"label": "a", "shape_type": "polygon", "points": [[2, 2], [12, 2], [12, 8]]},
         {"label": "c", "shape_type": "rectangle", "points": [[9, 9], [4, 4]], "group_id": 1},
         {"label": "c", "shape_type": "rectangle", "points": [[20, 4], [29, 9]], "group_id": 1},
+        {"label": "d", "shape_type": "rectangle", "points": [[9, 9], [4, 9], [4, 4], [9, 4]]},
     ]
     write(tmp_path / "0000.json", {"imagePath": "0000.jpg", "shapes": shapes})
-    boxes = {name: [round(value) for value in box] for name, box, _ in objects(tmp_path)}
-    assert boxes == {"a": [2, 2, 10, 6], "c": [4, 4, 25, 5]}
+    boxes = {name: (box, each.segmentation) for name, box, each in objects(tmp_path)}
+    expected = {"a": ([2, 2, 10, 6], [[2, 2, 12, 2, 12, 8]])}
+    assert boxes == {**expected, "c": ([4, 4, 25, 5], None), "d": ([4, 4, 5, 5], None)}
     for kind in ("line", "mask", "circle"):
         shapes[0] |= {"shape_type": kind}
         write(tmp_path / "0000.json", {"imagePath": "0000.jpg", "shapes": shapes})
@@ -193,6 +196,29 @@ def test_entries_of_coco(tmp_path, entry, words):
     coco_of(tmp_path, lambda content: content["annotations"][0].update(entry))
     refused(tmp_path, words)
     assert len(objects(tmp_path, skip_invalid=True)) == 1
+
+
+def test_numbers_in_an_error_are_complete(tmp_path):
+    """Each coordinate in the message is one of the file's."""
+    values = np.random.default_rng(0).uniform(-900, 900, 40).tolist()
+    for entry in ({"segmentation": [values], "bbox": None}, {"bbox": values[:4]}, {"bbox": values[:7]}):
+        coco_of(tmp_path, lambda content, entry=entry: content["annotations"][0].update(entry))
+        with pytest.raises(UserError) as error:
+            read_data(tmp_path)
+        text = re.sub(r" and \d+ more", "", str(error.value).rpartition("got")[2])
+        numbers = re.findall(r"-?\d+(?:\.\d+)?", text)
+        assert numbers and all(min(abs(float(n) - value) for value in values) < 0.01 for n in numbers)
+
+
+def test_classes_that_differ_only_in_capitals_have_a_line(tmp_path):
+    def change(content):
+        names = ("Grün", unicodedata.normalize("NFD", "grün"), "x")
+        for category, name in zip(content["categories"], names, strict=True):
+            category["name"] = name
+
+    coco_of(tmp_path, change, number=4)
+    (line,) = [line for line in lines_of(tmp_path) if "capitals" in line]
+    assert "Grün, " in line and "x" not in line.partition(":")[2]
 
 
 @pytest.mark.parametrize("key", ["images", "categories"])

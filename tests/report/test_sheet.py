@@ -71,3 +71,5 @@ def test_a_sheet_of_every_format(tmp_path, name):
     with pytest.raises(UserError, match=r"sheet\.html"):
         write_sheet(tmp_path / "fruits", out)
     assert "at 64 pixels" not in write_sheet(tmp_path / "fruits", out, force=True).read_text()
+    page = write_sheet(tmp_path / "fruits", out, size=(64, 40), force=True).read_text()  # of 128 × 96
+    assert f"at 64 × 40 {side * 40 / 96:.0f} pixels" in page

@@ -91,7 +91,7 @@ def test_every_format(tmp_path, name):
 MISTAKES = {  # format: a file, and the text that is replaced
     "voc": ("Annotations/*.xml", "<xmax>", "<xmax>9"),
     "yolo": ("labels/train/*.txt", "0 ", "7 "),
-    "labelme": ("*.json", "rectangle", "line"),
+    "labelme": ("*.json", '"points"', '"shape_type": "line", "points"'),
     "coco": ("instances_train.json", '"category_id": 1', '"category_id": 9'),
 }
 
@@ -182,7 +182,8 @@ def test_dry_run_says_what_was_decided(tmp_path):
     background = tmp_path / "fruits/images/train/empty.jpg"
     Image.new("RGB", (64, 48)).save(background)
     output = run("train", "--data", tmp_path / "fruits", "--work-dir", tmp_path / "run", "--dry-run")
-    assert f"sheet     {tmp_path / 'run/sheet.html'}" in output and (tmp_path / "run/sheet.html").is_file()
+    assert f"sheet     {tmp_path / 'run/sheet.html'}" in output
+    assert "at 320 pixels" in (tmp_path / "run/sheet.html").read_text(), "the objects' sides after the resize"
     assert not list(tmp_path.rglob("*.pth"))
     assert re.search(r"^train +7 pictures, 12 objects, 1 without objects", output, re.MULTILINE)
     assert re.search(r"^start +weights of mask-rcnn_r14-mdconv[^/]*safetensors", output, re.MULTILINE)
@@ -201,14 +202,14 @@ def test_on_data_is_called_before_the_model_is_built(tmp_path, monkeypatch):
     monkeypatch.setattr("mmdet.registry.MODELS.build", None)
     calls = []
 
-    def look(splits, work_dir):
+    def look(splits, work_dir, size):
         numbers = {name: len(split.pictures) for name, split in splits.items()}
-        calls.append((numbers, [file.name for file in (work_dir / "data").glob("*.py")]))
+        calls.append((numbers, size, [file.name for file in (work_dir / "data").glob("*.py")]))
         raise UserError("seen")
 
     with pytest.raises(UserError, match="seen"):
         dcnzoo.train(data=tmp_path / "fruits", work_dir=tmp_path / "run", on_data=look, dry_run=True)
-    assert calls == [({"train": 4, "val": 2}, ["run.py"])]
+    assert calls == [({"train": 4, "val": 2}, (320, 320), ["run.py"])]
 
 
 def split_of(*pictures):
