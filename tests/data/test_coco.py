@@ -25,7 +25,7 @@ from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric
 from dcnzoo.utils.errors import UserError
 
 from ..commands import run
-from .folders import coco, draw, write
+from ..formats import coco, draw, write
 
 POLYGON = [2, 3, 12, 3, 12, 23, 2, 13]
 

@@ -15,7 +15,8 @@ from PIL import Image
 from dcnzoo.data.reading import describe, read
 from dcnzoo.utils.errors import UserError
 
-from .folders import CLASSES, GENERATORS, SIZES, coco, draw, labelme, voc, write, yolo
+from ..formats import CLASSES, coco, draw, labelme, voc, write, yolo
+from .folders import GENERATORS, SIZES
 
 LISTS = ("YOLO, CVAT", "YOLO, darknet and CVAT 1.1", "YOLO, lists and names", "YOLO, lists of one folder")
 

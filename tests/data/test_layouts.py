@@ -8,7 +8,8 @@ from dcnzoo.data.reading import read as read_data
 from dcnzoo.data.tree import split_of
 from dcnzoo.utils.errors import UserError
 
-from .folders import CLASSES, GENERATORS, SIZES, coco, draw, expected, read, voc_lists, write
+from ..formats import CLASSES, coco, draw, write
+from .folders import GENERATORS, SIZES, expected, read, voc_lists
 
 
 def same(result, truth):

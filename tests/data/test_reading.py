@@ -19,8 +19,8 @@ from dcnzoo.data.reading import read as read_data
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 
-from ..formats import FORMATS, fruits
-from .folders import CLASSES, HEIGHT, WIDTH, coco, draw, labelme, read, voc, write, yolo
+from ..formats import CLASSES, FORMATS, SIZE, coco, draw, fruits, labelme, voc, write, yolo
+from .folders import read
 
 
 def objects(data, **options):
@@ -254,7 +254,7 @@ def test_four_corners_of_yolo_become_an_upright_box(tmp_path):
     for name in draw(tmp_path / "images", 2):
         write((tmp_path / "labels" / name).with_suffix(".txt"), "0 0.5 0.2 0.7 0.5 0.5 0.8 0.3 0.5")
     write(tmp_path / "classes.txt", "\n".join(CLASSES))
-    expected = [0.3 * WIDTH, 0.2 * HEIGHT, 0.4 * WIDTH, 0.6 * HEIGHT]
+    expected = [18, 8, 24, 24]
     assert [box for _, box, _ in objects(tmp_path)] == [expected] * 2
 
 
@@ -328,7 +328,7 @@ CLIPPED = [
 
 @pytest.mark.parametrize(("corners", "expected"), CLIPPED, ids=str)
 def test_each_side_clips(corners, expected):
-    dataset, size = Dataset({}, ReadOptions(clip=True)), (WIDTH, HEIGHT)
+    dataset, size = Dataset({}, ReadOptions(clip=True)), SIZE
     if expected is None:
         with pytest.raises(InvalidAnnotation, match="an area"):
             dataset.new_box("fig", corners, size)
@@ -465,7 +465,7 @@ def test_sizes_are_those_of_pictures_as_they_are_loaded(tmp_path, suffix, orient
     file, exif = tmp_path / f"image{suffix}", Image.Exif()
     if orientation and suffix not in (".bmp", ".ppm"):
         exif[0x0112] = orientation
-    Image.new("RGB", (WIDTH, HEIGHT), (200, 30, 60)).save(file, exif=exif)
+    Image.new("RGB", SIZE, (200, 30, 60)).save(file, exif=exif)
     width, height = image_size(file)
     assert mmcv.imread(str(file)).shape == (height, width, 3)
     file.write_bytes(b"")

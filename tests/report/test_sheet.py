@@ -12,8 +12,7 @@ from dcnzoo.report import write_sheet
 from dcnzoo.report.sheet import annotated
 from dcnzoo.utils.errors import UserError
 
-from ..data.folders import write
-from ..formats import FORMATS, fruits
+from ..formats import FORMATS, fruits, write
 
 
 @pytest.fixture
