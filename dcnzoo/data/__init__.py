@@ -1,5 +1,6 @@
 """Data for object detection: conversion to COCO, checks, splits, generated data. No torch, no OpenMMLab."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,8 +10,6 @@ __all__ = ["read"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "read":  # imported on access, because generated data need neither pycocotools nor PyYAML
-        from dcnzoo.data.reading import read
-
-        return read
+    if name in __all__:  # imported on access, because generated data need neither pycocotools nor PyYAML
+        return import_module("dcnzoo.data.reading").read
     raise AttributeError(f"module 'dcnzoo.data' has no attribute {name!r}")

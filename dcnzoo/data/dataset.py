@@ -58,11 +58,9 @@ class Object(msgspec.Struct, gc=False):
     segmentation: Any
 
     @property
-    def corners(self) -> int:
-        """The number of corners, if the mask is one polygon; else 0."""
-        is_text = isinstance(self.segmentation, msgspec.Raw)
-        mask = mask_of(self.segmentation) if is_text else self.segmentation
-        return len(mask[0]) // 2 if isinstance(mask, list) and len(mask) == 1 else 0
+    def mask(self) -> dict[str, Any] | list[list[float]] | None:
+        """The mask as in COCO files: polygons, or a dictionary of run-length encoding."""
+        return mask_of(self.segmentation) if isinstance(self.segmentation, msgspec.Raw) else self.segmentation
 
     def entry(self, number: int, image: int, labels: Mapping[str, int]) -> dict[str, Any]:
         """Return COCO's annotation."""

@@ -152,7 +152,8 @@ def _notes_of_masks(splits: Mapping[str, Dataset]) -> Iterator[str]:
         verb = "has" if number == 1 else "have"
         yield f"masks: no, {number:,} of {total:,} objects {verb} none: {first}"
     outlined = [each for split in splits.values() for each in split.objects if each.segmentation is not None]
-    has_corners = bool(outlined) and all(each.corners == 4 for each in outlined)
+    parts = (each.mask for each in outlined)
+    has_corners = all(isinstance(mask, list) and [*map(len, mask)] == [8] for mask in parts)
     if has_corners and any(each.area < 0.99 * each.bbox[2] * each.bbox[3] for each in outlined):
         yield "every polygon has four corners: oriented boxes? upright boxes and masks are learnt"
 

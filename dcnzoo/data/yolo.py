@@ -25,20 +25,18 @@ def _below_ends(file: Path, path: str, name: str) -> list[Path]:
     return [file.parent.joinpath(*parts[start:], *parts_of(name)) for start in range(len(parts) + 1)]
 
 
-def _without_data(file: Path, path: str, name: str) -> list[Path]:
-    return [file.parent / name.removeprefix("data/")]
-
-
-def _above(file: Path, path: str, name: str) -> list[Path]:
-    return [file.parent.parent / name] if file.suffix == ".data" else []
-
-
 # Who writes so, and the places of a name in a description, from its file, its key ``path`` and the name.
 PLACES: tuple[tuple[str, Callable[[Path, str, str], list[Path]]], ...] = (
     ("Ultralytics", lambda file, path, name: [file.parent / path / name]),
     ("Roboflow (../train/images is beside the file), Ultralytics on another machine", _below_ends),
-    ("CVAT: data/train.txt is beside the file", _without_data),
-    ("darknet, which runs in the folder above", _above),
+    (
+        "CVAT: data/train.txt is beside the file",
+        lambda file, path, name: [file.parent / name.removeprefix("data/")],
+    ),
+    (
+        "darknet, which runs in the folder above obj.data",
+        lambda file, path, name: [file.parent.parent / name] if file.suffix == ".data" else [],
+    ),
 )
 
 
@@ -60,15 +58,12 @@ class Yolo(Reader):
     @classmethod
     def find(cls, tree: Tree) -> "Yolo | None":
         """Return the reader, if there is a description, or class names and at least one label file."""
-        if file := tree.chosen:
-            is_own = file.suffix in DESCRIPTIONS or file.name in CLASSES
-            return cls(tree, file, _keys_of(file)) if is_own else None
-        contents = {file: _keys_of(file) for file in tree.files if file.suffix.lower() in DESCRIPTIONS}
+        files = [file for file in tree.candidates if file.suffix in DESCRIPTIONS or file.name in CLASSES]
+        contents = {file: _keys_of(file) for file in files}
         if described := [file for file, keys in contents.items() if "train" in keys]:
             if len(described) > 1:
                 raise UserError(f"data: expected one file like data.yaml, found {few(described)}: name one")
             return cls(tree, described[0], contents[described[0]])
-        contents |= {file: _keys_of(file) for file in tree.files if file.name in CLASSES}
         readers = [cls(tree, file, keys) for file, keys in contents.items() if "names" in keys]
         if not readers or not any(map(readers[0].label_of, tree.pictures)):
             return None
@@ -115,8 +110,10 @@ class Yolo(Reader):
         return splits
 
     def _pictures(self, place: object) -> Iterator[Path]:
-        """Yield the pictures of a folder or of a list; yield none if it does not exist."""
-        target = self._located(str(place).replace("\\", "/"))
+        """Yield the pictures of a folder or list, at the first of :data:`PLACES` that exists; else none."""
+        name, below = str(place).replace("\\", "/"), str(self._keys.get("path") or "")
+        paths = (path for _, places in PLACES for path in places(self.file, below, name))
+        target = next(filter(Path.exists, paths), None)
         if target and target.is_dir():
             yield from pictures_of(files_below(target))
         elif target:
@@ -125,15 +122,6 @@ class Yolo(Reader):
                     yield self.tree.picture(line, target.parent)
                 except InvalidAnnotation as error:
                     raise InvalidAnnotation(f"{target}:{number}: {error}") from None
-
-    def _located(self, name: str) -> Path | None:
-        """Return the path of a name in the description; None if it does not exist.
-
-        The places of :data:`PLACES` are tried in their order.
-        """
-        below = str(self._keys.get("path") or "")
-        paths = (path for _, places in PLACES for path in places(self.file, below, name))
-        return next(filter(Path.exists, paths), None)
 
     def label_of(self, picture: Path) -> Path | None:
         """Return ``labels/a.txt`` of ``images/a.jpg``, or the text file beside the picture."""

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dcnzoo.data.coco_file import checked_rle, mask_of
+from dcnzoo.data.coco_file import checked_rle
 from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.dataset import Picture as Annotated
 from dcnzoo.data.reading import read as read_data
@@ -119,16 +118,15 @@ def annotated(picture: Annotated, classes: list[str]) -> Detections:
     labels = np.array([classes.index(each.name) for each in objects], int)
     masks: Any = None
     if objects and all(each.segmentation is not None for each in objects):
-        single = [Crops.of(_mask(each.segmentation, picture.size)[None]) for each in objects]
+        single = [Crops.of(_mask(each, picture.size)[None]) for each in objects]
         corners = [each.corners[0] for each in single]
         masks = Crops([each.parts[0] for each in single], corners, picture.size[::-1])
     image = reverse_channels(read(picture.file))
     return Detections(boxes, np.ones(len(objects)), labels, masks, tuple(classes), image)
 
 
-def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
-    width, height = size
-    mask: Any = mask_of(segmentation) if isinstance(segmentation, msgspec.Raw) else segmentation
+def _mask(each: Object, size: tuple[int, int]) -> np.ndarray:  # [H, W], bool
+    (width, height), mask = size, each.mask
     if isinstance(mask, dict):
         return coco_mask.decode(checked_rle(mask, height, width)).astype(bool)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(mask, height, width))).astype(bool)
