@@ -264,7 +264,7 @@ class Dataset:
             splits = {**_divide(pool), **splits}
         return {name: self.part(name, pictures) for name, pictures in splits.items()}
 
-    def write(self, out: Path) -> None:
+    def write(self, out: str | os.PathLike[str]) -> None:
         """Write a COCO file."""
         folder, labels = self.folder, {name: number for number, name in enumerate(self.classes, 1)}
         images = (
@@ -291,7 +291,7 @@ class Dataset:
                     opened.write((b",\n" if number else b"\n") + encode(entry))
                 opened.write(b"]")
             opened.write(b"}\n")
-        self.file = out
+        self.file = Path(out)
 
 
 def _require_apart(splits: Mapping[str, Iterable[Picture]]) -> None:

@@ -24,7 +24,7 @@ from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.progress import waiting
 from dcnzoo.utils.text import columns, counted, cut, few
 
-FORMATS: tuple[type[Yolo | Coco | LabelMe | Voc], ...] = (Yolo, Coco, LabelMe, Voc)
+FORMATS: tuple[type[Reader], ...] = (Yolo, Coco, LabelMe, Voc)
 
 
 def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
@@ -91,7 +91,7 @@ def _line_of(name: str, split: Dataset) -> str:
     return f"{name:8}  {numbers}{ignored}, {empty} without objects: {split.folder}"
 
 
-def _reader(data: Path, tree: Tree, options: ReadOptions) -> Yolo | Coco | LabelMe | Voc:
+def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
     """Return the reader of the one format of a folder or file.
 
     Raises:

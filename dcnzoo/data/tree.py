@@ -202,10 +202,7 @@ PLACES: tuple[tuple[str, Callable[[Tree, Path, Named], int]], ...] = (
 
 
 class Reader:
-    """The base class of the readers. Each one also has ``find``, and ``add``.
-
-    ``find(tree)`` returns the reader, or None if the tree has no files of the format. ``add(file, split,
-    dataset)`` adds the pictures of one of the files that ``groups`` returns.
+    """The base class of the readers, one for each format.
 
     Attributes:
         name: the name of the format.
@@ -219,6 +216,11 @@ class Reader:
     def __init__(self, tree: Tree, files: Sequence[Path]) -> None:
         self.tree, self.files, self.notes = tree, files, list[str]()
 
+    @classmethod
+    def find(cls, tree: Tree) -> "Reader | None":
+        """Return the reader, if the tree has files of the format."""
+        raise NotImplementedError
+
     @property
     def classes(self) -> list[str]:
         """The names of the classes that a file lists, in their order."""
@@ -229,6 +231,7 @@ class Reader:
         return by_split([(file, self.tree.split_of(file)) for file in self.files])
 
     def add(self, file: Path, split: str, dataset: Dataset) -> None:
+        """Add the pictures and objects of one of the files that :meth:`groups` returns."""
         raise NotImplementedError
 
     def read(self, dataset: Dataset) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Yolo(Reader):
             raise UserError(f"data: expected the classes of {readers[0].file}, got others in {few(others)}")
         return cls(tree, readers[0].file, contents[readers[0].file] | _lists_of(tree))
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """The names of the classes; raises InvalidAnnotation unless each class 0, 1, … has a name."""
         names = self._keys.get("names")
