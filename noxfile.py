@@ -131,7 +131,7 @@ def gpu_resources(session: Session) -> None:
 
 @nox.session(tags=NIGHTLY)
 def clients(session: Session) -> None:
-    """Test pages in Chromium, the code of docs/deploy.md in Node, and notebooks with a wheel (needs npm)."""
+    """Test pages in Chromium, the code of docs/runtimes in Node, and notebooks with a wheel (needs npm)."""
     update_venv(session)
     see(session, VENV)  # the wheel's dcnzoo comes before the one of .venv
     session.install("--group", "clients")

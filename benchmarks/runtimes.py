@@ -4,7 +4,7 @@
     python -m benchmarks.runtimes run RUNTIME FOLDER   # in the environment of a runtime: FOLDER/RUNTIME.json
     python -m benchmarks.runtimes table FOLDER PAGE    # all rows as Markdown, into the page
 
-The runtimes run the code of docs/deploy.md. The difference is the largest one of an output, relative to its
+The runtimes run the code of docs/runtimes. The difference is the largest one of an output, relative to its
 largest value; for complete files, it compares boxes and scores of detections with equal labels.
 """
 
@@ -159,10 +159,9 @@ def difference_of_detections(outputs: Outputs, expected: Outputs) -> dict:
 
 
 def block(word: str, path: Path) -> str:
-    """Return the block of docs/deploy.md that contains a word, for the files of a detector."""
-    blocks = re.findall(
-        r"^```(?:python|bash)\n(.*?)^```$", (ROOT / "docs/deploy.md").read_text(), re.M | re.S
-    )
+    """Return the block of docs/runtimes that contains a word, for the files of a detector."""
+    pages = "".join(page.read_text() for page in sorted((ROOT / "docs/runtimes").glob("*.md")))
+    blocks = re.findall(r"^```(?:python|bash)\n(.*?)^```$", pages, re.M | re.S)
     code = next(code for code in blocks if word in code)
     return re.sub(r"\b(?:model|raw)(?=\.(?:mnn|onnx|pt|pte|ncnn)\b)", str(path), code)
 

@@ -45,7 +45,9 @@ def test_links_lead_somewhere_and_code_compiles(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_commands_exist_and_have_these_options(path):
-    text = "\n".join(blocks(path, "bash")).replace("\\\n", " ")
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE).replace("\n", " ")
+    inline = re.findall(r"`((?:\w+=\S* )*dcnzoo [a-z][^`:]*)`", prose)
+    text = "\n".join([*blocks(path, "bash"), *inline]).replace("\\\n", " ")
     for line in re.findall(r"^(?:\w+=\S* )*dcnzoo ([^#|>\n]+)", text, re.MULTILINE):
         command, words = commands, shlex.split(line)
         while isinstance(command, click.Group) and not words[0].startswith("-"):

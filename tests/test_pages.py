@@ -35,7 +35,8 @@ from .formats import fruits, write_voc
 from .processes import ROOT
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-PAGES += [f"docs/ops/{path.name}" for path in sorted((ROOT / "docs/ops").glob("*.md"))]
+for folder in ("docs/ops", "docs/runtimes"):
+    PAGES += [f"{folder}/{path.name}" for path in sorted((ROOT / folder).glob("*.md"))]
 BLOCK = re.compile(
     r"^(?:<!-- (not run: .+?|run by .+?) -->\n)?```(bash|python|ipython)\n(.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -181,6 +182,15 @@ def parameters():
         if ran:
             quick = all(block.language == "python" for block in ran) and "load(" not in str(ran)
             yield pytest.param(page, marks=[] if quick else [pytest.mark.slow])
+
+
+REMEDIES = [block.code for block in blocks("docs/troubleshooting.md") if block.language == "python"]
+
+
+@pytest.mark.parametrize("code", REMEDIES)
+def test_remedies_run(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "page", "exec"), {})
 
 
 @pytest.mark.parametrize("page", parameters())

@@ -3,13 +3,13 @@
 ``--group 2/24`` runs the second 24th of the families.
 """
 
+import subprocess
 from collections.abc import Callable
 
 import pytest
 
-from benchmarks.coverage.table import code, git
 from benchmarks.coverage.trial import is_ok
-from benchmarks.measure import listed, versions
+from benchmarks.measure import ROOT, listed, versions
 
 PACKAGES = (
     *("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"),
@@ -35,12 +35,12 @@ def installed(record_testsuite_property: Callable) -> None:
 
 
 @pytest.fixture
-def record(record_property: Callable, request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
-    section = request.path.stem.removeprefix("test_")
-    about = {"revision": git("rev-parse", "--short", "HEAD").strip(), "code": code(section)}
+def record(record_property: Callable) -> Callable[[str, str, str], None]:
+    command = ("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    revision = subprocess.check_output(command, text=True).strip()
 
     def record(*row: str) -> None:
-        for name, value in zip(("family", "config", "result", *about), (*row, *about.values()), strict=True):
+        for name, value in zip(("family", "config", "result", "revision"), (*row, revision), strict=True):
             record_property(name, value)
         assert is_ok(row[2]), row[2]
 

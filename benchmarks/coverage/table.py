@@ -1,4 +1,4 @@
-"""Write a section of docs/coverage.md from the junit files of pytest.
+"""Write docs/coverage.md from the junit files of pytest.
 
 ::
 
@@ -11,34 +11,20 @@ Results are kept in SECTION.json, if it exists, so that a part of the families c
 """
 
 import json
-import subprocess
+import re
 import time
 import xml.etree.ElementTree as ElementTree
-from itertools import groupby
 from pathlib import Path
 
 from benchmarks.coverage.trial import is_ok
 from benchmarks.measure import ROOT, parser_of, replace_section
 from dcnzoo.utils.files import write_text
 
-Rows = dict[str, dict[str, str]]  # family → config, result, revision, code, versions, date
+Rows = dict[str, dict[str, str]]  # family → config, result, revision, versions, date
+SECTIONS = ("mmdet", "deformable", "export")
+FURTHER = " with further packages; without: "
 REFUSED = "ValueError: detector: expected one that can be exported: "  # by openmmlab/export/predict.py
-LISTED = 12  # families of one result; more are only counted
-ROOMS = {  # the folders of the code that a section tests
-    "mmdet": ("compat", "layers", "openmmlab"),
-    "deformable": ("compat", "layers", "openmmlab"),
-    "export": ("export", "openmmlab/export", "openmmlab/patches"),
-}
-
-
-def git(*arguments: str) -> str:
-    return subprocess.check_output(("git", "-C", str(ROOT), *arguments), text=True)
-
-
-def code(section: str) -> str:
-    """Return git's hashes of the folders that a section tests."""
-    trees = git("rev-parse", *(f"HEAD:dcnzoo/{room}" for room in ROOMS[section])).split()
-    return " ".join(tree[:7] for tree in trees)
+PACKAGE = r"(?:No module named '|to install |by: pip install |^ImportError: Please install )([\w-]+)"
 
 
 def read(file: Path) -> Rows:
@@ -61,61 +47,68 @@ def merged(files: list[Path]) -> Rows:
             if is_ok(before):
                 continue
             if is_ok(row["result"]):
-                row["result"] += f" with further packages; without: {before}"
+                row["result"] += FURTHER + before
             first[family] = row
     return first
 
 
-def text(rows: Rows, section: str) -> str:
-    results = {family: row["result"].replace(REFUSED, "refused: ") for family, row in rows.items()}
-    families: dict[tuple[str, str], list[str]] = {}
-    for family, row in sorted(measured(rows).items()):
-        families.setdefault((row["date"], row["versions"].partition(",")[0]), []).append(family)
-    lines = [f"**{sum(map(is_ok, results.values()))} of {len(results)} are ok.**{age(rows, section)}"]
-    for (date, torch), names in sorted(families.items(), reverse=True):
-        lines.append(f"{len(names)} were measured on {date} with {torch}.")
-    return "\n\n".join([*lines, by_result(results)])
+def short(result: str) -> str:
+    """Return a result for a cell: yes, *fixed size*, or no with the reason."""
+    if is_ok(result):
+        return result.partition(FURTHER)[0].removeprefix("ok").removeprefix(", ") or "yes"
+    if re.search(PACKAGE, result):
+        return "no"
+    reason = re.sub(rf"^(out of scope: |{REFUSED}(\w+: )?)", "", result)
+    return f"no: {reason}"
 
 
-def measured(rows: Rows) -> Rows:
-    return {family: row for family, row in rows.items() if not row["result"].startswith("out of scope")}
+def families(trained: Rows, exported: Rows) -> str:
+    """List the families of equal results in one row: first those that are exported, and the longest rows."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for family, row in trained.items():
+        export = exported[family]["result"]
+        package = re.search(PACKAGE, row["result"])
+        key = (short(row["result"]), short(export), package[1] if package else "")
+        groups.setdefault(key, []).append(family)
+    lines = ["| families | build, train | ONNX, OpenVINO | need |", "|---|---|---|---|"]
+
+    def order(group: tuple[tuple[str, str, str], list[str]]) -> tuple[bool, int, str]:
+        (_, export, package), names = group
+        return export.startswith("no"), -len(names), f"{export} {package}"
+
+    for key, names in sorted(groups.items(), key=order):
+        lines.append(f"| {', '.join(sorted(names))} | {' | '.join(key)} |")
+    return "\n".join(lines)
 
 
-def age(rows: Rows, section: str) -> str:
-    """Return a sentence about rows that are older than the code that they test, or ''."""
-    old = sum(row.get("code") != code(section) for row in measured(rows).values())
-    return f" {old} of these results are older than the code that they are about." if old else ""
-
-
-def by_result(results: dict[str, str]) -> str:
-    """List the families of each result; many, and those of *ok* and of *ok: …*, are only counted."""
-    plain = {family for family, result in results.items() if result.split(":")[0] == "ok"}
-
-    def key(family: str) -> tuple[bool, str, str]:
-        return not is_ok(results[family]), results[family], family
-
-    lines = []
-    for result, families in groupby(sorted(results.keys() - plain, key=key), key=results.__getitem__):
-        names = list(families)
-        listed = ", ".join(names) if len(names) <= LISTED else f"{len(names)} configs"
-        lines.append(f"- **{result}**: {listed}")
-    return "\n".join([*lines, f"- **ok**: all others ({len(plain)})"])
+def counts(rows: Rows) -> str:
+    """Return how many results are ok, and the revisions at which they were measured, oldest first."""
+    dates = {row["revision"]: row["date"] for row in rows.values() if "revision" in row}
+    revisions = ", ".join(sorted(dates, key=dates.__getitem__))
+    number = sum(is_ok(row["result"]) for row in rows.values())
+    return f"{number} of {len(rows)}, measured at {revisions}"
 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("section", choices=list(ROOMS))
+    parser.add_argument("section", choices=SECTIONS)
     parser.add_argument("files", type=Path, nargs="*")
     args = parser.parse_args()
-    kept = ROOT / f"benchmarks/coverage/{args.section}.json"
-    rows = json.loads(kept.read_text()) if kept.exists() else {}
+    paths = {section: ROOT / f"benchmarks/coverage/{section}.json" for section in SECTIONS}
+    rows = {section: json.loads(path.read_text()) for section, path in paths.items()}
     if args.files:
-        rows |= merged(args.files)
-        lines = (
-            f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in sorted(rows.items())
-        )
-        write_text(kept, "{\n" + ",\n".join(lines) + "\n}\n")
-    replace_section(ROOT / "docs/coverage.md", args.section, text(rows, args.section))
+        rows[args.section] |= merged(args.files)
+        section = sorted(rows[args.section].items())
+        texts = (f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in section)
+        write_text(paths[args.section], "{\n" + ",\n".join(texts) + "\n}\n")
+    page = ROOT / "docs/coverage.md"
+    trained, exported, deformable = (rows[section] for section in ("mmdet", "export", "deformable"))
+    lines = [
+        f"- They build, predict and train: **{counts(trained)}**",
+        f"- The exported file has PyTorch's detections: **{counts(exported)}**",
+    ]
+    replace_section(page, "families", "\n".join([*lines, "", families(trained, exported)]))
+    replace_section(page, "deformable", f"**{counts(deformable)}.**")
 
 
 if __name__ == "__main__":

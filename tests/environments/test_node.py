@@ -43,7 +43,7 @@ def test_detections_are_those_of_python(model, runtime, tmp_path):
     image = np.zeros((1, 3, HEIGHT, WIDTH), np.float32)
     image[..., : PICTURE[0], : PICTURE[1]] = np.random.default_rng(0).standard_normal((3, *PICTURE))
     image.tofile(tmp_path / "input.f32")
-    page = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/runtimes/javascript.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```js\n(// detect\.mjs.*?)```", page, re.S)
     (tmp_path / "detect.mjs").write_text(code + DUMP, encoding="utf-8")
     (tmp_path / "node_modules").symlink_to(Path(os.environ["NODE"]) / "node_modules")

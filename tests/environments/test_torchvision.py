@@ -64,8 +64,12 @@ print(torchvision.ops.deform_conv2d(torch.ones(1, 1, 5, 5), offset, weight).sum(
 def test_a_device_for_which_torchvision_has_no_kernel():
     code = f"""{INVENTED_DEVICE}
 import dcnzoo
-dcnzoo.provide("torchvision")
 from torchvision.ops import deform_conv2d
+has_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key
+names = ("torchvision::deform_conv2d", "torchvision::_deform_conv2d_backward")
+assert not any(has_kernel(name, "XPU") for name in names)
+dcnzoo.provide("torchvision")
+assert all(has_kernel(name, "XPU") for name in names)
 leaves = [torch.rand(1, 3, 5, 6), torch.randn(1, 12, 5, 7), torch.randn(4, 3, 3, 2), torch.randn(4)]
 mask = torch.rand(1, 6, 5, 7)
 on_cpu = [tensor.requires_grad_() for tensor in leaves]
