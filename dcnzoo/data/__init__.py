@@ -1,1 +1,15 @@
 """Data for object detection: conversion to COCO, checks, splits, generated data. No torch, no OpenMMLab."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dcnzoo.data.reading import read
+
+__all__ = ["read"]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:  # imported on access, because generated data need neither pycocotools nor PyYAML
+        return import_module("dcnzoo.data.reading").read
+    raise AttributeError(f"module 'dcnzoo.data' has no attribute {name!r}")

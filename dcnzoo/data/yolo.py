@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dcnzoo.data.dataset import Dataset, Object
+from dcnzoo.data.dataset import ALL, Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
-from dcnzoo.data.tree import ALL, WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
+from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import counted, few, short
@@ -25,20 +25,18 @@ def _below_ends(file: Path, path: str, name: str) -> list[Path]:
     return [file.parent.joinpath(*parts[start:], *parts_of(name)) for start in range(len(parts) + 1)]
 
 
-def _without_data(file: Path, path: str, name: str) -> list[Path]:
-    return [file.parent / name.removeprefix("data/")]
-
-
-def _above(file: Path, path: str, name: str) -> list[Path]:
-    return [file.parent.parent / name] if file.suffix == ".data" else []
-
-
 # Who writes so, and the places of a name in a description, from its file, its key ``path`` and the name.
 PLACES: tuple[tuple[str, Callable[[Path, str, str], list[Path]]], ...] = (
     ("Ultralytics", lambda file, path, name: [file.parent / path / name]),
     ("Roboflow (../train/images is beside the file), Ultralytics on another machine", _below_ends),
-    ("CVAT: data/train.txt is beside the file", _without_data),
-    ("darknet, which runs in the folder above", _above),
+    (
+        "CVAT: data/train.txt is beside the file",
+        lambda file, path, name: [file.parent / name.removeprefix("data/")],
+    ),
+    (
+        "darknet, which runs in the folder above obj.data",
+        lambda file, path, name: [file.parent.parent / name] if file.suffix == ".data" else [],
+    ),
 )
 
 
@@ -55,19 +53,17 @@ class Yolo(Reader):
         super().__init__(tree, [file])
         self.file, self._keys = file, keys
         self._folders: dict[Path, dict[str, Path]] = {}  # folder → stem → text file
+        self._used: dict[Path, Path] = {}  # label → picture
 
     @classmethod
     def find(cls, tree: Tree) -> "Yolo | None":
         """Return the reader, if there is a description, or class names and at least one label file."""
-        if file := tree.chosen:
-            is_own = file.suffix in DESCRIPTIONS or file.name in CLASSES
-            return cls(tree, file, _keys_of(file)) if is_own else None
-        contents = {file: _keys_of(file) for file in tree.files if file.suffix.lower() in DESCRIPTIONS}
+        files = [file for file in tree.candidates if file.suffix in DESCRIPTIONS or file.name in CLASSES]
+        contents = {file: _keys_of(file) for file in files}
         if described := [file for file, keys in contents.items() if "train" in keys]:
             if len(described) > 1:
                 raise UserError(f"data: expected one file like data.yaml, found {few(described)}: name one")
             return cls(tree, described[0], contents[described[0]])
-        contents |= {file: _keys_of(file) for file in tree.files if file.name in CLASSES}
         readers = [cls(tree, file, keys) for file, keys in contents.items() if "names" in keys]
         if not readers or not any(map(readers[0].label_of, tree.pictures)):
             return None
@@ -75,7 +71,7 @@ class Yolo(Reader):
             raise UserError(f"data: expected the classes of {readers[0].file}, got others in {few(others)}")
         return cls(tree, readers[0].file, contents[readers[0].file] | _lists_of(tree))
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """The names of the classes; raises InvalidAnnotation unless each class 0, 1, … has a name."""
         names = self._keys.get("names")
@@ -114,8 +110,10 @@ class Yolo(Reader):
         return splits
 
     def _pictures(self, place: object) -> Iterator[Path]:
-        """Yield the pictures of a folder or of a list; yield none if it does not exist."""
-        target = self._located(str(place).replace("\\", "/"))
+        """Yield the pictures of a folder or list, at the first of :data:`PLACES` that exists; else none."""
+        name, below = str(place).replace("\\", "/"), str(self._keys.get("path") or "")
+        paths = (path for _, places in PLACES for path in places(self.file, below, name))
+        target = next(filter(Path.exists, paths), None)
         if target and target.is_dir():
             yield from pictures_of(files_below(target))
         elif target:
@@ -124,15 +122,6 @@ class Yolo(Reader):
                     yield self.tree.picture(line, target.parent)
                 except InvalidAnnotation as error:
                     raise InvalidAnnotation(f"{target}:{number}: {error}") from None
-
-    def _located(self, name: str) -> Path | None:
-        """Return the path of a name in the description; None if it does not exist.
-
-        The places of :data:`PLACES` are tried in their order.
-        """
-        below = str(self._keys.get("path") or "")
-        paths = (path for _, places in PLACES for path in places(self.file, below, name))
-        return next(filter(Path.exists, paths), None)
 
     def label_of(self, picture: Path) -> Path | None:
         """Return ``labels/a.txt`` of ``images/a.jpg``, or the text file beside the picture."""
@@ -148,21 +137,21 @@ class Yolo(Reader):
             self._folders[folder] = {normal(file.stem): file for file in files}
         return self._folders[folder]
 
-    def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add pictures and objects: ``class x y width height`` or ``class x1 y1 x2 y2 …``, from 0 to 1."""
-        used = dict[Path, Path]()
-        for file in files:
-            with dataset.refusing(file):
-                label = self.label_of(file)
-                if label in used:
-                    raise InvalidAnnotation(f"expected one picture of {label}, found {used[label]}, too")
-                if label is not None:
-                    used[label] = file
-                lines = read_lines(label) if label else ()
-                dataset.add(dataset.open(file, label), lines, partial(_object, self.classes))
-        dataset.sources += [self.file, *used]
-        folders = {label.parent for label in used}
-        others = sorted({text for folder in folders for text in self._texts(folder).values()} - used.keys())
+    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+        """Add a picture and its objects, lines ``class x y width height`` or ``class x1 y1 x2 y2 …``."""
+        label = self.label_of(file)
+        if label is not None:
+            other = self._used.setdefault(label, file)
+            if other != file:
+                raise InvalidAnnotation(f"expected one picture of {label}, found {other}, too")
+        dataset.add(split, file, read_lines(label) if label else (), partial(_object, self.classes), label)
+
+    def read(self, dataset: Dataset) -> None:
+        """Add all pictures; raise UserError if some have no label, and some labels have no picture."""
+        super().read(dataset)
+        folders = {label.parent for label in self._used}
+        texts = {text for folder in folders for text in self._texts(folder).values()}
+        others = sorted(texts - self._used.keys())
         unlabelled = dataset.unlabelled
         if unlabelled and (strays := [text for text in others if _is_label(text)]):
             pictures = f"{counted(len(unlabelled), 'pictures')} ({few(unlabelled, 2)})"

@@ -1,80 +1,12 @@
 """Folders of annotated pictures as tools document their exports, with the truth about them."""
 
-import json
-import random
 from pathlib import Path
 
-from PIL import Image
+from dcnzoo.data.reading import read as read_data
 
-from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_splits
+from ..formats import CLASSES, coco, draw, labelme, voc, write, yolo
 
-CLASSES = ("disc", "box", "star")
-WIDTH, HEIGHT = 60, 40
 SIZES = {"train": 6, "val": 3, "test": 2}
-
-
-def draw(root, names, empty=(1,)):
-    """Draw pictures, by default numbered from 0; return name → its objects, (class, x, y, width, height)."""
-    part = {}
-    for index, name in enumerate([f"{n:04}.jpg" for n in range(names)] if isinstance(names, int) else names):
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (WIDTH, HEIGHT), tuple(random.randrange(256) for _ in range(3))).save(file)
-        boxes = [(random.randrange(3), random.randrange(20), 4, random.randrange(9, 30), 20)]
-        part[file.name] = [] if index in empty else boxes
-    return part
-
-
-def write(file, content):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-
-
-def edit_json(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    write(file, content)
-
-
-def coco(part, prefix="", root_category=False):
-    names = ("shapes", *CLASSES) if root_category else CLASSES
-    ids = {name: number for number, name in enumerate(names, 0 if root_category else 1)}
-    group = {"supercategory": "shapes" if root_category else "shape"}
-    images, annotations = [], []
-    for number, (name, boxes) in enumerate(part.items(), 1):
-        images.append({"id": number, "file_name": f"{prefix}{name}", "width": WIDTH, "height": HEIGHT})
-        for label, *box in boxes:
-            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[CLASSES[label]]}
-            annotations.append(
-                {**entry, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "segmentation": []}
-            )
-    categories = [{"id": ids[name], "name": name, **group} for name in names]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def voc(file, name, boxes):
-    objects = "".join(
-        f"<object><name>{CLASSES[label]}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
-        f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
-        for label, x, y, w, h in boxes
-    )
-    write(file, f"<annotation><filename>{name}</filename>{objects}</annotation>")
-
-
-def yolo(file, boxes):
-    rows = [((x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT) for _, x, y, w, h in boxes]
-    lines = [f"{box[0]} {' '.join(map(str, row))}\n" for box, row in zip(boxes, rows, strict=True)]
-    write(file, "".join(lines))
-
-
-def labelme(file, path, boxes, corners=False):
-    shapes = []
-    for label, x, y, w, h in boxes:
-        points = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
-        points = points if corners else points[::2]
-        shapes.append({"label": CLASSES[label], "shape_type": "rectangle", "points": points})
-    write(file, {"imagePath": path, "imageHeight": HEIGHT, "imageWidth": WIDTH, "shapes": shapes})
 
 
 # Generators get a folder and the number of pictures of each split, and return split → (folder, objects).
@@ -228,7 +160,7 @@ def coco_official(root, splits):
 def labelme_folders(images, annotations, path="{}", corners=False):
     def writer(root, name, folder, file, boxes):
         stated = path.format(file.name)
-        labelme(root / annotations.format(name) / file.with_suffix(".json"), stated, boxes, corners)
+        labelme(root / annotations.format(name) / file.with_suffix(".json"), stated, boxes, corners=corners)
 
     return by_folder(writer, images)
 
@@ -283,8 +215,7 @@ GENERATORS = {
 def read(data, **options):
     """split → {path of the picture: [(class, x, y, width, height)]}."""
     result = {}
-    for name, split in read_splits(data, ReadOptions(**options))[1].items():
-        pictures = split.pictures.values()
+    for name, pictures in read_data(data, **options).splits.items():
         result[name] = {
             str(p.file): [(each.name, *each.bbox) for each in p.objects.values()] for p in pictures
         }

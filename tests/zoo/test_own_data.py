@@ -15,7 +15,7 @@ from PIL import Image
 
 import dcnzoo
 from dcnzoo.data.dataset import Dataset, Object, Picture, ReadOptions
-from dcnzoo.data.preparation import read_data
+from dcnzoo.data.reading import describe, read
 from dcnzoo.openmmlab.config.tree import LOADERS, dicts
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
@@ -24,62 +24,38 @@ from dcnzoo.zoo import own_data
 from dcnzoo.zoo.own_data import with_own_data
 
 from ..commands import run
-from ..formats import (
-    CLASSES,
-    fruits,
-    objects,
-    objects_of,
-    write_labelme,
-    write_voc,
-    write_yolo,
-)
+from ..formats import FORMATS, FRUITS, fruits, objects, objects_of, write_coco, write_voc, write_yolo
 from ..processes import python, python_with_torch
 
 
-def write_coco(folder, parts):
-    """Two files beside a folder of images."""
-    (folder / "pictures").mkdir(parents=True)
-    for split, content in parts.items():
-        images = [{key: image[key] for key in image if key != "path"} for image in content["images"]]
-        for image in content["images"]:
-            (folder / "pictures" / image["file_name"]).symlink_to(image["path"])
-        annotations = [
-            {**a, "id": a["id"] + 1, "area": 24 * 32, "iscrowd": 0} for a in content["annotations"]
-        ]
-        text = json.dumps({**content, "images": images, "annotations": annotations})
-        (folder / f"instances_{split}.json").write_text(text)
-
-
 def prepare(data, work_dir):
-    splits, decisions = read_data(data, ReadOptions())
+    pictures = read(data)
+    splits = pictures.split()
     config, epochs, _ = own_data.write_data(splits, work_dir, None)
-    return config, epochs, decisions
+    return config, epochs, describe(pictures, splits)
 
 
-WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "labelme": write_labelme}
-
-
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_every_format(tmp_path, name):
     parts = fruits(tmp_path / "drawn")
-    WRITERS[name](tmp_path / "fruits", parts)
+    FORMATS[name](tmp_path / "fruits", parts)
     config, epochs, decisions = prepare(tmp_path / "fruits", tmp_path / "run")
     train, val = tmp_path / "run/data/train.json", tmp_path / "run/data/val.json"
-    if name == "labelme":  # has no validation set: a random split
+    if name == "LabelMe":  # has no validation set: a random split
         assert not objects(train) & objects(val)
         assert any("at random" in line for line in decisions)
     else:
         assert objects(val) == objects_of(parts["val"])
     assert objects(train, val) == set().union(*map(objects_of, parts.values()))
     cfg = read_config_file(config)
-    assert cfg.model.roi_head.bbox_head.num_classes == len(CLASSES) and cfg.model.backbone.dcn
-    kind = "segm" if name == "labelme" else "bbox"
+    assert cfg.model.roi_head.bbox_head.num_classes == len(FRUITS) and cfg.model.backbone.dcn
+    kind = "segm" if name == "LabelMe" else "bbox"
     assert cfg.default_hooks.checkpoint.save_best == f"coco/{kind}_mAP"
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(cfg.train_dataloader.dataset)
-    assert tuple(data.metainfo["classes"]) == CLASSES
+    assert tuple(data.metainfo["classes"]) == FRUITS
     learnt = {
-        (Path(item["img_path"]).name, CLASSES[instance["bbox_label"]], *instance["bbox"])
+        (Path(item["img_path"]).name, FRUITS[instance["bbox_label"]], *instance["bbox"])
         for item in map(data.get_data_info, range(len(data)))
         for instance in item["instances"]
     }
@@ -88,10 +64,10 @@ def test_every_format(tmp_path, name):
 
 
 MISTAKES = {  # format: a file, and the text that is replaced
-    "voc": ("Annotations/*.xml", "<xmax>", "<xmax>9"),
-    "yolo": ("labels/train/*.txt", "0 ", "7 "),
-    "labelme": ("*.json", "rectangle", "line"),
-    "coco": ("instances_train.json", '"category_id": 1', '"category_id": 9'),
+    "Pascal VOC": ("Annotations/*.xml", "<xmax>", "<xmax>9"),
+    "YOLO": ("labels/train/*.txt", "0 ", "7 "),
+    "LabelMe": ("*.json", "polygon", "line"),
+    "COCO": ("instances_train.json", '"category_id": 1', '"category_id": 9'),
 }
 
 
@@ -103,7 +79,7 @@ def spoil(name, folder):
 
 def test_data_are_read_before_a_used_folder_is_renamed(tmp_path):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
-    spoil("yolo", tmp_path / "fruits")
+    spoil("YOLO", tmp_path / "fruits")
     used = tmp_path / "run"
     used.mkdir()
     (used / "last_checkpoint").write_text("epoch_1.pth")
@@ -135,10 +111,10 @@ def test_the_work_directory_has_the_name_of_the_folder(tmp_path, monkeypatch):
             dcnzoo.train(data=data)
 
 
-@pytest.mark.parametrize("name", ["coco", "labelme"])  # boxes and masks have models of their own
+@pytest.mark.parametrize("name", ["COCO", "LabelMe"])  # boxes and masks have models of their own
 def test_moved_pictures(tmp_path, name):
     """The same option is for each model that a training on a CPU chooses."""
-    WRITERS[name](tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    FORMATS[name](tmp_path / "fruits", fruits(tmp_path / "drawn"))
     config = prepare(tmp_path / "fruits", tmp_path / "run")[0]
     moved = tmp_path / "new/pictures"
     shutil.copytree(tmp_path / "drawn", moved)
@@ -155,21 +131,21 @@ def test_moved_pictures(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_one_command_trains(tmp_path, name):
-    WRITERS[name](tmp_path / "fruits", fruits(tmp_path / "drawn", [*map(str, range(40))]))
+    FORMATS[name](tmp_path / "fruits", fruits(tmp_path / "drawn", [*map(str, range(40))]))
     shutil.copytree(tmp_path / "fruits", tmp_path / "mistake", symlinks=True)
     spoil(name, tmp_path / "mistake")
     output = run("train", "--data", tmp_path / "mistake", "--work-dir", tmp_path / "none", status=1)
     assert len(output.splitlines()) == 2 and not list((tmp_path / "none").rglob("*.pth"))
-    folder, learns = tmp_path / "run", name == "labelme"  # test_every_format compares the data
+    folder, learns = tmp_path / "run", name == "LabelMe"  # test_every_format compares the data
     options = ("--epochs", 40 if learns else 1, "--cfg-options", "randomness.seed=0")
     run("train", "--data", tmp_path / "fruits", "--work-dir", folder, *options)
-    if name == "coco":
+    if name == "COCO":
         output = run("train", folder, "--work-dir", folder, "--resume", "--epochs", 2)
         assert "2/2" in output and (folder / "epoch_2.pth").is_file() and not (folder / "data_2").exists()
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert all(name in page for name in CLASSES)
+    assert all(name in page for name in FRUITS)
     logs = [file.read_text() for file in sorted(folder.glob("*/vis_data/scalars.json"))]
     rows = [json.loads(line) for log in logs for line in log.splitlines()]
     aps = [value for row in rows for key, value in row.items() if key.endswith("_mAP")]
@@ -181,7 +157,8 @@ def test_dry_run_says_what_was_decided(tmp_path):
     background = tmp_path / "fruits/images/train/empty.jpg"
     Image.new("RGB", (64, 48)).save(background)
     output = run("train", "--data", tmp_path / "fruits", "--work-dir", tmp_path / "run", "--dry-run")
-    assert f"sheet     {tmp_path / 'run/sheet.html'}" in output and (tmp_path / "run/sheet.html").is_file()
+    assert f"sheet     {tmp_path / 'run/sheet.html'}" in output
+    assert "at 320 pixels" in (tmp_path / "run/sheet.html").read_text(), "the objects' sides after the resize"
     assert not list(tmp_path.rglob("*.pth"))
     assert re.search(r"^train +7 pictures, 12 objects, 1 without objects", output, re.MULTILINE)
     assert re.search(r"^start +weights of mask-rcnn_r14-mdconv[^/]*safetensors", output, re.MULTILINE)
@@ -200,32 +177,24 @@ def test_on_data_is_called_before_the_model_is_built(tmp_path, monkeypatch):
     monkeypatch.setattr("mmdet.registry.MODELS.build", None)
     calls = []
 
-    def look(splits, work_dir):
+    def look(splits, work_dir, size):
         numbers = {name: len(split.pictures) for name, split in splits.items()}
-        calls.append((numbers, [file.name for file in (work_dir / "data").glob("*.py")]))
+        calls.append((numbers, size, [file.name for file in (work_dir / "data").glob("*.py")]))
         raise UserError("seen")
 
     with pytest.raises(UserError, match="seen"):
         dcnzoo.train(data=tmp_path / "fruits", work_dir=tmp_path / "run", on_data=look, dry_run=True)
-    assert calls == [({"train": 4, "val": 2}, ["run.py"])]
+    assert calls == [({"train": 4, "val": 2}, (320, 320), ["run.py"])]
 
 
 def split_of(*pictures):
     """Objects of the given widths and heights in each picture, (size, [(width, height, iscrowd)])."""
-    return Dataset(
-        {"a": None},
-        pictures={
-            Path(str(number)): Picture(
-                Path(str(number)),
-                size,
-                objects={
-                    i: Object("a", [3.0, 2.0, w, h], w * h, crowd, None)
-                    for i, (w, h, crowd) in enumerate(own)
-                },
-            )
-            for number, (size, own) in enumerate(pictures)
-        },
-    )
+    dataset = Dataset({"a": None}, splits={"train": []})
+    for number, (size, own) in enumerate(pictures):
+        boxes = enumerate(own)
+        objects = {i: Object("a", [3.0, 2.0, w, h], w * h, crowd, None) for i, (w, h, crowd) in boxes}
+        dataset.splits["train"].append(Picture(Path(str(number)), size, objects=objects))
+    return dataset
 
 
 @pytest.mark.parametrize(
@@ -251,7 +220,7 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 @pytest.mark.parametrize("model", [None, BOXES])
 def test_size_is_an_option(tmp_path, model):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
-    splits, _ = read_data(tmp_path / "fruits", ReadOptions())
+    splits = read(tmp_path / "fruits").split()
     config, _, lines = own_data.write_data(splits, tmp_path / "run", model, size=448)
     cfg = read_config_file(config)
     steps = [step for name in LOADERS for step in cfg[name].dataset.pipeline if step.type == "Resize"]
@@ -269,7 +238,7 @@ def test_size_is_an_option(tmp_path, model):
 @pytest.mark.parametrize("model", [None, "yolox_s_8xb8-300e_coco", "rtmdet_tiny_8xb32-300e_coco"])
 def test_flips(tmp_path, model, flip):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
-    splits, _ = read_data(tmp_path / "fruits", ReadOptions())
+    splits = read(tmp_path / "fruits").split()
     config, _, lines = own_data.write_data(splits, tmp_path / "run", model, flip=flip)
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(read_config_file(config).train_dataloader.dataset)
@@ -298,7 +267,7 @@ def test_what_the_crops_keep_of_an_object_has_a_mask_and_a_box(tmp_path):
         tmp_path / "a.png", (640, 640), objects={0: Object("a", [0, 0, 620, 620], 14_736, 0, [corner])}
     )
     Image.new("RGB", picture.size).save(picture.file)
-    split = Dataset({"a": None}, pictures={picture.file: picture})
+    split = Dataset({"a": None}, splits={"train": [picture]})
     config, *_ = own_data.write_data({"train": split, "val": split}, tmp_path / "run", None, size=640)
     cfg = read_config_file(config)
     with DefaultScope.overwrite_default_scope("mmdet"):
@@ -363,7 +332,7 @@ def test_other_data_by_the_names_of_classes(tmp_path, capsys):
     dataset = cfg.test_dataloader.dataset
     assert cfg.test_evaluator.ann_file == dataset.ann_file != recipe.cfg.test_evaluator.ann_file
     written = json.loads(Path(dataset.ann_file).read_text())
-    assert [each["name"] for each in written["categories"]] == [*CLASSES]
+    assert [each["name"] for each in written["categories"]] == [*FRUITS]
     assert objects(dataset.ann_file) == objects_of(content)
     assert all((Path(dataset.data_prefix.img) / each["file_name"]).is_file() for each in written["images"])
     assert "no objects of 1 class: date" in capsys.readouterr().out
