@@ -62,7 +62,7 @@ def numbers(model: Mapping) -> Iterator[tuple[str, dict, str, int]]:
     left out: they use words instead of a fixed number of classes.
     """
     for path, node in dicts(model, "model") if "language_model" not in model else ():
-        parameters = arguments(kind) if (kind := class_of(node)) else {}
+        parameters = arguments(class_of(node))
         for key in NUMBERS[1:] if OTHERS & {*path.split(".")} else NUMBERS:
             value = node.get(key, parameters[key].default if key in parameters else None)
             if isinstance(value, int) and not isinstance(value, bool):

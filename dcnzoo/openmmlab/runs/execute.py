@@ -17,7 +17,6 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
@@ -312,9 +311,6 @@ def _with_changes(kind: Any, cfg: Config, quiet: bool) -> Any:
                 if quiet and type(handler) is logging.StreamHandler:
                     handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: ERROR on other ranks
             return logger
-
-        def build_evaluator(self, evaluator: Any) -> Evaluator:
-            return ranks.share_results(super().build_evaluator(evaluator), evaluator)
 
         def dump_config(self) -> None:
             """Write nothing: WorkDirHook writes the config."""

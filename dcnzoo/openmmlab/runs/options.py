@@ -39,6 +39,8 @@ def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ())
         changes += _write_training(cfg, options, fixed)
     if isinstance(options, TestOptions):
         _write_test(cfg, options)
+    if options.launcher != "none":
+        _share_results(cfg)
     return [change for change in changes if change]
 
 
@@ -128,6 +130,17 @@ def _write_test(cfg: Config, options: TestOptions) -> None:
             "data_preprocessor": cfg.model.data_preprocessor,
             "loader": cfg.test_dataloader,
         }
+
+
+def _share_results(cfg: Config) -> None:
+    """Let metrics exchange their results through the process group.
+
+    By default, they write files to the current folder, which machines may not share.
+    """
+    for part in ("val_evaluator", "test_evaluator"):
+        for _, metric in dicts(cfg.get(part)):
+            if "collect_dir" not in metric and "collect_device" in arguments(class_of(metric)):
+                metric.setdefault("collect_device", "gpu")  # the process group, also without a GPU
 
 
 def _with_argument(evaluators: Sequence[dict], argument: str, option: str) -> list[dict]:
