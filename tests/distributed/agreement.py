@@ -69,7 +69,8 @@ def join(rank: int, port: int, cfg: Config) -> None:
 def check(rank: int, folder: Path, port: int) -> None:
     (folder / str(rank)).mkdir()
     os.chdir(folder / str(rank))
-    settings = dict(model=dict(depth=50, classes=("a", "b"), init="/on/machine/0"), train_dataloader={}, val_dataloader={})
+    settings = dict(model=dict(depth=50, classes=("a", "b"), init="/on/machine/0"))
+    settings |= dict(train_dataloader={}, val_dataloader={})
     cfg = Config(dict(settings, launcher="pytorch", work_dir=str(folder / "work")))
     join(rank, port, cfg)
 
@@ -87,8 +88,7 @@ def check(rank: int, folder: Path, port: int) -> None:
 
     def start(train=(), val=(), file=None, resume=False):
         loops = (
-            SimpleNamespace(dataloader=SimpleNamespace(dataset=each, num_workers=0))
-            for each in (train, val)
+            SimpleNamespace(dataloader=SimpleNamespace(dataset=each, num_workers=0)) for each in (train, val)
         )
         names = dict(zip(("_train_loop", "_val_loop"), loops, strict=True), _test_loop=dict(type="TestLoop"))
         hook.before_run(SimpleNamespace(_load_from=file, _resume=resume, **names))
@@ -112,7 +112,8 @@ def check(rank: int, folder: Path, port: int) -> None:
     # ranks compare the data and the checkpoint
     checkpoint = folder / str(rank) / "file.pth"
     for loader in ("train", "val"):
-        cfg[f"{loader}_dataloader"].dataset = dict(data_root=str(checkpoint.parent), ann_file=f"{loader}.json")
+        files = dict(data_root=str(checkpoint.parent), ann_file=f"{loader}.json")
+        cfg[f"{loader}_dataloader"].dataset = files
         (checkpoint.parent / f"{loader}.json").write_text("[]")
     torch.save({"weights": torch.arange(3)}, checkpoint)
     start("a", "aa", str(checkpoint), True)

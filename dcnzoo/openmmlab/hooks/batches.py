@@ -5,14 +5,31 @@ classes, only the indices of the pictures are read, which restores every sampler
 batch depend on its number, not on the batches before.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from mmengine.registry import DATA_SAMPLERS
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATA_SAMPLERS, LOOPS
+from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, seed_generators, states
+
+
+def number_batches(cfg: Config) -> None:
+    """Let a training by iterations number its batches."""
+    loop, loader = cfg.get("train_cfg") or {}, cfg.get("train_dataloader")
+    kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
+    if isinstance(kind, str):
+        kind = LOOPS.get(kind)
+    if not (inspect.isclass(kind) and issubclass(kind, IterBasedTrainLoop) and isinstance(loader, dict)):
+        return
+    batches = loader.get("batch_sampler")
+    if isinstance(loader.get("sampler"), dict) and isinstance(batches, dict | None):
+        numbered = {"type": "NumberedBatches", "batches": batches}
+        loader["batch_sampler"] = ConfigDict(numbered, drop_last=loader.pop("drop_last", False))
 
 
 class Batch(list[int]):
@@ -47,35 +64,30 @@ class NumberedBatches(BatchSampler):
         if batches:
             arguments = {"sampler": sampler, "batch_size": batch_size}
             self.batches = DATA_SAMPLERS.build(batches, default_args=arguments)
-        self._is_started = False
-        self._seed: int | None = None
-        self._first = 0
+        self._start: tuple[int, int] | None = None
 
-    def start(self, seed: int | None, first: int = 0) -> None:
+    def start(self, seed: int, first: int = 0) -> None:
         """Let the next iterator begin with the batch number ``first``.
 
         Args:
-            seed: seed of the global generators when samplers draw from them. None: the batches have no
-                numbers, and an iterator ends with the epoch.
+            seed: seed of the global generators when samplers draw from them.
         """
-        self._is_started, self._seed, self._first = True, seed, first
+        self._start = seed, first
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        if not self._is_started:
-            return iter(())
-        return iter(self.batches) if self._seed is None else self._numbered(self._seed)
+        return iter(()) if self._start is None else self._numbered(*self._start)
 
-    def _numbered(self, seed: int) -> Iterator[Batch]:
+    def _numbered(self, seed: int, first: int) -> Iterator[Batch]:
         batches = self._of_all_epochs()
         with random_states():
             seed_generators(seed)
-            for _ in range(self._first):
+            for _ in range(first):
                 next(batches, None)
             own = states()
-        for number in count(self._first):
+        for number in count(first):
             with random_states():  # those of the pipelines, which may run in this process
                 restore_states(own)
                 indices = next(batches, None)

@@ -2,7 +2,6 @@
 
 from functools import partial
 from itertools import chain, repeat
-from typing import Any
 
 from mmengine.dataset.utils import worker_init_fn
 from mmengine.dist import get_rank
@@ -11,9 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
 from dcnzoo.openmmlab.hooks.batches import NumberedBatches, SeededLoading
-from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, states
-
-_NUMBERED = "numbered_batches"  # key in the checkpoint of a training that numbers its batches
+from dcnzoo.openmmlab.hooks.random_states import mix, restore_states, states
 
 
 @HOOKS.register_module()
@@ -25,24 +22,13 @@ class EpochSeedHook(Hook):
     earlier ones, and those of the loader do not depend on the model or on validation.
 
     Workers restart with every epoch, persistent ones too; their caches of images are lost. In a training by
-    iterations, each batch is loaded with a seed of its own: see :mod:`dcnzoo.openmmlab.hooks.batches`. If a
-    pipeline keeps pictures, or to resume a checkpoint of dcnzoo 0.2.0, mmengine loads the batches
-    already used again, which restores the loader's generators; this requires ``randomness.seed``.
+    iterations, each batch is loaded with a seed of its own: see :mod:`dcnzoo.openmmlab.hooks.batches`.
     """
 
     priority = "VERY_HIGH"  # before any other hook draws random numbers
-    _is_numbered = True
 
     def before_run(self, runner: Runner) -> None:
         self._seed = runner.seed
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if self._is_numbered:
-            checkpoint[_NUMBERED] = True
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if runner._resume:
-            self._is_numbered = _NUMBERED in checkpoint
 
     def before_train(self, runner: Runner) -> None:
         """Give the samplers the checkpoint's seed: without ``randomness.seed``, they have a random one."""
@@ -68,11 +54,6 @@ class EpochSeedHook(Hook):
         """Start the loader of a training by iterations at the batch that follows the checkpoint."""
         loop, loader = runner.train_loop, runner.train_dataloader
         loader._iterator = None  # else persistent workers keep the data set without the method
-        if not self._is_numbered:
-            batches.start(None)
-            with random_states():  # a new iterator draws a number
-                loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
-            return
         loader.dataset.__getitems__ = SeededLoading(loader.dataset, runner.seed, 4, get_rank())
         batches.start(mix(runner.seed, 5, get_rank()), first=runner.iter)
         # the loop discards as many batches as there were iterations

@@ -32,9 +32,9 @@ from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.classes import names_of_model
 from dcnzoo.openmmlab.config.errors import config_errors, with_paths
 from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.hooks.batches import number_batches
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
-from dcnzoo.openmmlab.runs.batches import number_batches
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -263,7 +263,10 @@ def build_runner(
     scaling = cfg.get("auto_scale_lr") or {}
     if training and scaling.get("enable"):  # mmengine counts images per iteration, not per step
         scaling["base_batch_size"] /= cfg.optim_wrapper.get("accumulative_counts", 1)
-    runner = _with_changes(kind, cfg, quiet=summary is not None).from_cfg(with_paths(_numbered(cfg)))
+    built = with_paths(cfg)
+    if cfg.default_hooks.get("epoch_seed"):
+        number_batches(built)
+    runner = _with_changes(kind, cfg, quiet=summary is not None).from_cfg(built)
     runner._resume = start.resumes
     if start.file or not training:  # else, the config's load_from stays
         runner._load_from = start.file
@@ -281,14 +284,6 @@ def build_runner(
     unwanted = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may", "its requires_grad=False")
     runner.logger.addFilter(lambda log: not any(text in str(log.msg) for text in unwanted))
     return runner
-
-
-def _numbered(cfg: Config) -> Config:
-    """Return the config with numbered batches, if a training counts iterations and seeds its batches."""
-    cfg = copy.deepcopy(cfg)
-    if cfg.default_hooks.get("epoch_seed"):
-        number_batches(cfg)
-    return cfg
 
 
 def _with_changes(kind: Any, cfg: Config, quiet: bool) -> Any:
