@@ -229,9 +229,9 @@ def assert_same(a: object, b: object) -> None:
 def assert_resumed(text: str, last: int | None, kind: Kind) -> None:
     """Check that the run continued after the newest checkpoint of the process before, number ``last``."""
     resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", text)
-    position = {"epochs": (str(last), str(kind.length * (last or 0))), "iterations": ("0", str(last))}[
-        kind.by
-    ]
+    position = str(last), str(kind.length * (last or 0))
+    if kind.by == "iterations":
+        position = "0", str(last)
     # empty if the process died before it resumed
     assert resumed in ([], [] if last is None else [position]), (last, text)
     begun = r"Iter\(train\) +\[ *(\d+)/"

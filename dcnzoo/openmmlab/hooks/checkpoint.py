@@ -76,10 +76,10 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         if self.file_client_args is not None:  # mmengine would refuse it, but only after an epoch
             raise UserError("default_hooks.checkpoint.file_client_args: expected backend_args in its place")
-        if "://" not in str(self.out_dir):
-            self.backend_args = self.backend_args or {"backend": "atomic_local"}
-            # absolute, because last_checkpoint contains the path and is read from other folders
-            self.out_dir = None if self.out_dir is None else os.path.abspath(self.out_dir)
+        self.backend_args = self.backend_args or {"backend": "atomic_local"}
+        if self.out_dir is not None and "://" not in self.out_dir:  # SavedCheckpoints refuses an address
+            # last_checkpoint contains the path and is read from other folders
+            self.out_dir = os.path.abspath(self.out_dir)
         self._limit, self.max_keep_ckpts = self.max_keep_ckpts, -1
         self._files: list[str] = []  # the names of the training's checkpoints, in the order of their writing
 
@@ -109,7 +109,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self._files = [*dict.fromkeys(files)]
         super().before_train(runner)
         self._backend, self.file_backend = self.file_backend, _FindsNoFile(self.file_backend)
-        if is_main_process() and self._saved.is_local:
+        if is_main_process():
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
 
     def _keep_best(self, info: dict[str, Any]) -> None:
@@ -124,8 +124,8 @@ class AtomicCheckpointHook(CheckpointHook):
             prefix = "best_" if metric == "auto" else f"best_{metric}_".replace("/", "_")
             file = str(before.get(f"best_ckpt{ending}", ""))
             path = self._saved.folder / os.path.basename(file)
-            if os.path.basename(file).startswith(prefix) and (path.exists() or not self._saved.is_local):
-                best[f"best_ckpt{ending}"] = str(path) if self._saved.is_local else file
+            if path.name.startswith(prefix) and path.exists():
+                best[f"best_ckpt{ending}"] = str(path)
                 best[f"best_score{ending}"] = before[f"best_score{ending}"]
         shared = [best]
         broadcast_object_list(shared)  # other ranks may not see the files yet
@@ -167,13 +167,7 @@ class AtomicCheckpointHook(CheckpointHook):
             outdated |= {*numbered[: -self._limit]}
         for name in outdated if is_main_process() else ():
             # only checkpoints: one from elsewhere, from which the training resumed, may list any name
-            if self._saved.number(name) is not None and name == os.path.basename(name):
-                self._remove(name)
+            path = self._saved.folder / os.path.basename(name)
+            if self._saved.number(name) is not None and name == path.name and path.is_file():
+                self._backend.remove(path)
         self._files = [name for name in self._files if name not in outdated]
-
-    def _remove(self, name: str) -> None:
-        path = self._backend.join_path(self.out_dir, name)
-        if self._backend.isdir(path):  # sharded optimizers save folders
-            self._backend.rmtree(path)
-        elif self._backend.isfile(path):
-            self._backend.remove(path)
