@@ -139,16 +139,10 @@ def test_teacher_is_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_text_of_a_config(monkeypatch):
     monkeypatch.setattr("mmengine.config.config.FormatCode", FormatCode)  # which conftest.py replaces
-
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
     names = ["{{$HOME:x}}", "{{ fileDirname }}"]  # mmengine replaces templates in a text
     assert Config.fromstring(Config(dict(names=names)).pretty_text, ".py").names == names
-    monkeypatch.setattr(config_module, "FormatCode", interrupted)
+    monkeypatch.setattr(config_module, "FormatCode", None)
     assert Config(dict(names=names)).pretty_text, "it is formatted once"
-    with pytest.raises(KeyboardInterrupt):
-        _ = Config(dict(a=3)).pretty_text
 
 
 def test_a_detector_that_torch_cannot_convert_to_channels_last():
@@ -247,16 +241,3 @@ def test_histories_keep_the_last_values():
         for number in range(length + 2):
             buffer.update(number)
         assert len(buffer.data[0]) == length and buffer.current() == length + 1
-
-
-def test_two_stages_need_256_channels():
-    cfg = get_config("mmdet::deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py").model
-    cfg.backbone.update(init_cfg=None)
-    for part in (*cfg.encoder.layer_cfg.values(), *cfg.decoder.layer_cfg.values()):
-        part.embed_dims = 128
-    cfg.positional_encoding.num_feats = 64
-    cfg.neck.out_channels, cfg.bbox_head.embed_dims = 128, 128
-    with pytest.raises(ValueError, match=r"^DeformableDETR: embed_dims: expected 256.*, got 128$"):
-        demo.build(copy.deepcopy(cfg), device="meta")
-    cfg.as_two_stage = False
-    demo.build(cfg, device="meta")

@@ -264,17 +264,3 @@ def masks_of_the_image_size(changes: Changes) -> None:
         return original(self, results, mask_feat, cfg, rescale, with_nms, img_meta)
 
     changes.wrap(RTMDetInsHead, "_bbox_mask_post_process", process)
-
-
-def width_of_two_stages(changes: Changes) -> None:
-    """Refuse another width than 256 where MMDetection's positions of proposals have 4 × 128 channels."""
-    from mmdet.models import DINO, DeformableDETR
-
-    def init_layers(original: Callable, self: DeformableDETR) -> None:
-        original(self)
-        if self.as_two_stage and self.embed_dims != 256:
-            expected = "expected 256, for which MMDetection's positions of proposals are written"
-            raise ValueError(f"{type(self).__name__}: embed_dims: {expected}, got {self.embed_dims}")
-
-    for detector in (DeformableDETR, DINO):
-        changes.wrap(detector, "_init_layers", init_layers)
