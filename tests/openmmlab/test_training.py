@@ -58,15 +58,6 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-def test_a_training_of_other_parameters_is_not_resumed(tmp_path):
-    """A backbone of dcnzoo 0.2 had levels that nothing reads."""
-    model = Model()
-    model.level = torch.nn.Linear(2, 2)
-    train(tmp_path, "with a level", model=model)
-    with pytest.raises(UserError, match=r"^resume: .* parameters, .* got \d+: .*out_indices"):
-        train(tmp_path, "without", resume=True)
-
-
 @pytest.mark.parametrize("harm", [cut_off, flip_a_bit])
 def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
     whole = train(tmp_path, "whole")

@@ -48,11 +48,7 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
             raise ValueError(f"AmpOptimWrapper: dtype: expected bfloat16 on the CPU, got {dtype}")
         OptimWrapper.__init__(self, **kwargs)
         self._scale_update_param = None
-        scale = {"init_scale": loss_scale} if isinstance(loss_scale, float) else loss_scale
-        if not (isinstance(scale, Mapping) or scale == "dynamic"):
-            raise TypeError(f"loss_scale: expected 'dynamic', a float or settings, got {scale!r}")
-        settings = scale if isinstance(scale, Mapping) else {}
-        self.loss_scaler = torch.amp.GradScaler("cpu", enabled=False, **settings)
+        self.loss_scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.cast_dtype = torch.bfloat16
 
 
