@@ -27,6 +27,7 @@ from dcnzoo.data.coco_file import CocoFile, Image
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, Truth, load_detections
+from dcnzoo.openmmlab.results import require_masks_of_image_size
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import few
 
@@ -103,6 +104,10 @@ class CocoMetric(coco_metric.CocoMetric):
         if checked:
             compared = "segm" in self.metrics and not self.format_only
             self._coco_api = CheckedCOCO(str(ann_file), compared, self.backend_args)
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        require_masks_of_image_size("CocoMetric", data_samples)
+        super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Evaluate; the lines that pycocotools prints go to the log. Without any detection, each AP is 0."""
