@@ -96,21 +96,27 @@ class AtomicCheckpointHook(CheckpointHook):
             runner._resume = runner._load_from is not None  # mmengine would look for one itself
 
     def before_train(self, runner: Runner) -> None:
-        info = runner.message_hub.runtime_info
-        # the list of MMEngine and of dcnzoo 0.2.0
-        steps = [step for step in info.pop("keep_ckpt_ids", ()) if type(step) is int]
-        files = [*info.get(_FILES, map(self.filename_tmpl.format, steps))]
-        files = [name for name in files if self._saved.step(Path(name)) is not None]
-        self._keep_best(info)
-        files += map(os.path.basename, best_files(info))  # not those of metrics that are not used any more
-        source = Path(str(runner._load_from))
-        if runner._resume and self._saved.has(source):  # a later best file is of another run
-            files += [file.name for file in self._saved.after(source) if file.name.startswith("best_")]
-        self._files = [*dict.fromkeys(files)]
+        self._keep_best(runner.message_hub.runtime_info)
+        self._files = self._files_before(runner)
         super().before_train(runner)
         self._backend, self.file_backend = self.file_backend, _FindsNoFile(self.file_backend)
         if is_main_process():
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
+
+    def _files_before(self, runner: Runner) -> list[str]:
+        """Return the names of the checkpoints that the training wrote before it was resumed.
+
+        The list of MMEngine and of dcnzoo 0.2.0 has only numbers. Best files are those of metrics in use.
+        """
+        info = runner.message_hub.runtime_info
+        numbers = [number for number in info.pop("keep_ckpt_ids", ()) if type(number) is int]
+        listed = info.get(_FILES) or [self.filename_tmpl.format(number) for number in numbers]
+        names = [name for name in listed if self._saved.step(Path(name)) is not None]
+        names += [os.path.basename(file) for file in best_files(info)]
+        source = Path(str(runner._load_from))
+        if runner._resume and self._saved.has(source):  # a best file with a later number is of another run
+            names += [file.name for file in self._saved.after(source) if file.name.startswith("best_")]
+        return [*dict.fromkeys(names)]
 
     def _keep_best(self, info: dict[str, Any]) -> None:
         """Keep the entry of a best checkpoint if its metric is still used and its file is in this folder.

@@ -28,6 +28,9 @@ class ResumeHook(Hook):
 
     A checkpoint is written before the validation that follows. The resumed training repeats this validation,
     because it updates the best score, the patience and the learning rate on plateaus.
+
+    What a checkpoint keeps besides MMEngine's state is written by ``before_save_checkpoint`` and read by
+    ``after_load_checkpoint``; :class:`AtomicCheckpointHook` adds the list of its files.
     """
 
     priority = "LOWEST"  # before_train runs a validation: all other hooks' before_train must come first

@@ -6,7 +6,6 @@ import os
 import signal
 import tempfile
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
@@ -125,10 +124,6 @@ def _build_training(
     if changes:
         runner.logger.info(f"changed: {changes}")
     stack.callback(_stop_bars, runner)
-    if recipe.cfg.optim_wrapper.get("accumulative_counts", 1) > 1:
-        stack.enter_context(warnings.catch_warnings())  # schedules step more often than the optimizer
-        text = r"(?s)Detected call of `scheduler\.step\(\)` before"
-        warnings.filterwarnings("ignore", text, UserWarning)
     return runner
 
 
