@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmdet.evaluation import VOCMetric
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
@@ -18,15 +17,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dcnzoo.openmmlab.config.errors import config_errors
-from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.openmmlab.hooks.random_states import random_states
 from dcnzoo.utils.errors import UserError
 
+_OF_ALL_PICTURES = {"ReIDMetrics", "CocoOccludedSeparatedMetric", "CrowdHumanMetric"}  # fail with one
+
 
 def predict_one(runner: Runner) -> None:
-    """Predict the first picture of the validation's data set; compute its AP with copies of the metrics.
+    """Predict the first picture of the validation's data set; compute its metrics with copies of the metrics.
 
-    Metrics other than COCO's and VOC's may need all pictures, or write files: they are left out.
     No loop, hook, loader or sampler runs: a sampler, such as AspectRatioBatchSampler, may begin with what is
     left of its last iteration. The training then gives bit-identical results to one without this check.
 
@@ -46,12 +45,19 @@ def predict_one(runner: Runner) -> None:
             samples = [each.to_dict() if isinstance(each, BaseDataElement) else each for each in outputs]
             with config_errors(runner.cfg, "val_evaluator"):
                 for metric in evaluator.metrics:
-                    is_usual = type(metric) in (CocoMetric, VOCMetric) and type(evaluator) is Evaluator
-                    if is_usual and getattr(metric, "outfile_prefix", None) is None:
+                    # other evaluators give each metric its own pictures
+                    if type(evaluator).evaluate is Evaluator.evaluate and _can_be_copied(metric):
                         _compute(metric, batch, samples)
     except UserError as error:
         *lines, last = error.args
         raise UserError(*lines, f"{last}; sanity=False trains without this check") from error
+
+
+def _can_be_copied(metric: BaseMetric) -> bool:
+    """Return whether a copy of a metric works with one picture, and neither writes nor deletes files."""
+    writes = any(value for name, value in vars(metric).items() if name.startswith(("out", "tmp_dir")))
+    is_usual = type(metric).evaluate is BaseMetric.evaluate and type(metric).__name__ not in _OF_ALL_PICTURES
+    return is_usual and not writes and not hasattr(metric, "__del__")
 
 
 def _compute(metric: BaseMetric, batch: Any, samples: list[dict]) -> None:
