@@ -89,7 +89,9 @@ def wrong_evaluator_files(cfg: Mapping, parts: Sequence[str]) -> Iterator[Findin
     """Yield evaluators whose annotation file is not that of their data loader: the AP would be wrong."""
     for part in parts:
         own = [dataset for loader, dataset, _ in data_sets(cfg) if loader == f"{part}_dataloader"]
-        for _, metric in dicts(cfg.get(f"{part}_evaluator")) if len(own) == 1 else ():
+        if len(own) != 1:
+            continue
+        for _, metric in dicts(cfg.get(f"{part}_evaluator")):
             file, path = metric.get("ann_file"), annotation_file(own[0])
             if isinstance(file, str) and not _same_images(file, path):
                 text = f"expected {path}, as in {part}_dataloader, got {file}"

@@ -133,8 +133,9 @@ class CocoMetric(coco_metric.CocoMetric):
             if kind != "proposal":
                 names = [self._coco_api.cats[number]["name"] for number in each.params.catIds]
                 self.class_aps[kind] = dict(zip(names, each.per_class(), strict=True))
-                for name, (ap, _) in self.class_aps[kind].items() if requested else ():
-                    metrics[f"{name}_precision"] = round(ap, 3)
+                if requested:
+                    for name, (ap, _) in self.class_aps[kind].items():
+                        metrics[f"{name}_precision"] = round(ap, 3)
         return metrics
 
     def _require_known_images(self) -> None:

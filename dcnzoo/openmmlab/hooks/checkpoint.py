@@ -171,9 +171,13 @@ class AtomicCheckpointHook(CheckpointHook):
         outdated = {*self._files} - {*numbered} - best
         if self._limit > 0:
             outdated |= {*numbered[: -self._limit]}
-        for name in outdated if is_main_process() else ():
-            # only checkpoints: one from elsewhere, from which the training resumed, may list any name
-            path = self._saved.folder / os.path.basename(name)
-            if self._saved.number(name) is not None and name == path.name and path.is_file():
-                self._backend.remove(path)
+        if is_main_process():
+            for name in outdated:
+                self._remove(name)
         self._files = [name for name in self._files if name not in outdated]
+
+    def _remove(self, name: str) -> None:
+        """Remove a checkpoint of this folder. One from elsewhere may list any name, which is left alone."""
+        path = self._saved.folder / os.path.basename(name)
+        if self._saved.number(name) is not None and name == path.name and path.is_file():
+            self._backend.remove(path)

@@ -189,7 +189,9 @@ def _set_epochs(cfg: Config, epochs: int, fixed: Collection[str]) -> list[str]:
     if intervals := cfg.train_cfg.get("dynamic_intervals"):  # pairs of first epoch and validation interval
         moved = [(scaled(begin), interval) for begin, interval in intervals]
         changes.append(_set(cfg.train_cfg, "dynamic_intervals", moved))
-    for part, keys in STEPS.items() if factor != 1 else ():
+    if factor == 1:
+        return changes
+    for part, keys in STEPS.items():
         for path, node in dicts(cfg.get(part), part):
             kind = node.get("type", "")
             owner = f"{getattr(kind, '__name__', kind)}."
