@@ -1,6 +1,7 @@
 import contextlib
 import random
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +57,15 @@ def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 16
     path.write_bytes(content)
+
+
+def test_a_training_of_other_parameters_is_not_resumed(tmp_path):
+    """A backbone of dcnzoo 0.2 had levels that nothing reads."""
+    model = Model()
+    model.level = torch.nn.Linear(2, 2)
+    train(tmp_path, "with a level", model=model)
+    with pytest.raises(UserError, match=r"^resume: .* parameters, .* got \d+: .*out_indices"):
+        train(tmp_path, "without", resume=True)
 
 
 @pytest.mark.parametrize("harm", [cut_off, flip_a_bit])
@@ -160,7 +170,9 @@ class DrawsGlobally(RandomSampler):
         return (random.randrange(5) for _ in range(5))
 
 
-def train_noisily(work_dir, name, workers, persistent, sampler, stop_at=None, seed=None, resume=False):
+def train_noisily(
+    work_dir, name, workers, persistent, sampler, stop_at=None, seed=None, resume=False, numbered=True
+):
     by_epoch = sampler == "epochs"
     loader = {
         **{"dataset": Noisy(), "batch_size": 2, "num_workers": workers, "persistent_workers": persistent},
@@ -170,7 +182,8 @@ def train_noisily(work_dir, name, workers, persistent, sampler, stop_at=None, se
     hook = dict(type="AtomicCheckpointHook", interval=1 if by_epoch else 5, by_epoch=by_epoch)
     length = {"max_epochs": 4} if by_epoch else {"max_iters": 12, "val_interval": 100}
     cfg = Config({"train_cfg": {"by_epoch": by_epoch, **length}, "train_dataloader": loader})
-    number_batches(cfg)
+    if numbered:
+        number_batches(cfg)
     runner = make_runner(
         work_dir,
         name,
@@ -216,6 +229,21 @@ def test_a_resumed_run_draws_what_an_unbroken_one_draws(
     if sampler != "epochs" and not workers:
         skipped = 5  # iterations before the checkpoint
         assert whole.train_dataloader.dataset.loaded - resumed.train_dataloader.dataset.loaded >= skipped
+
+
+@pytest.mark.parametrize("sampler", ["InfiniteSampler", "DefaultSampler"])
+def test_a_checkpoint_without_numbered_batches_continues_in_mmengines_way(tmp_path, sampler, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # mmengine's loop waits between epochs
+    settings = dict(workers=0, persistent=False, sampler=sampler, seed=11)
+    with pytest.raises(KeyboardInterrupt):
+        train_noisily(tmp_path, "killed", stop_at=8, numbered=False, **settings)
+    file = next(tmp_path.glob("iter_5.pth"))
+    content = torch.load(file)
+    content.pop("numbered_batches", None)
+    torch.save(content, file)
+    resumed = train_noisily(tmp_path, "resumed", resume=True, **settings)
+    whole = train_noisily(tmp_path / "whole", "whole", numbered=False, **settings)
+    assert torch.equal(resumed.model.weight, whole.model.weight)
 
 
 def test_each_epoch_and_each_worker_draws_numbers_of_its_own(tmp_path):

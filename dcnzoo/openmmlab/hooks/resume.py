@@ -113,6 +113,13 @@ def _replay_schedules(runner: Runner, checkpoint: dict[str, Any]) -> None:
     """
     schedules, meta = runner.param_schedulers or [], checkpoint["meta"]
     is_one = isinstance(schedules, list) and isinstance(runner.optim_wrapper, OptimWrapper)
+    if is_one and "optimizer" in checkpoint:
+        groups = (runner.optim_wrapper.optimizer.param_groups, checkpoint["optimizer"]["param_groups"])
+        expected, count = (sum(len(group["params"]) for group in each) for each in groups)
+        if count != expected:
+            text = f"a checkpoint of a training of {expected} parameters, as the model has, got {count}"
+            why = "InternImage, for example, no longer builds the levels behind the last of out_indices"
+            raise UserError(f"resume: expected {text}: {why}. Set load_from, which starts a new training")
     if not is_one or any(getattr(schedule, "need_val_args", False) for schedule in schedules):
         return
     by_epochs = meta["epoch"] and isinstance(runner.train_loop, EpochBasedTrainLoop)

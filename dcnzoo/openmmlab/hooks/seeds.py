@@ -11,6 +11,7 @@ from functools import partial
 from itertools import chain, count, repeat
 from typing import Any
 
+from mmdet.datasets.transforms import CachedMixUp, CachedMosaic
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset.utils import worker_init_fn
 from mmengine.dist import get_rank
@@ -19,11 +20,14 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set_random_seed
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
+from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, seed_generators, states
+
+_NUMBERED = "numbered_batches"  # key in the checkpoint of a training that numbers its batches
 
 
 def number_batches(cfg: Config) -> None:
-    """Let a training by iterations number its batches."""
+    """Let a training by iterations number its batches, unless its pipeline keeps earlier pictures."""
     loop, loader = cfg.get("train_cfg") or {}, cfg.get("train_dataloader")
     kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
     if isinstance(kind, str):
@@ -31,6 +35,9 @@ def number_batches(cfg: Config) -> None:
     if not (inspect.isclass(kind) and issubclass(kind, IterBasedTrainLoop) and isinstance(loader, dict)):
         return
     batches = loader.get("batch_sampler")
+    classes = [class_of(node) for _, node in dicts(loader)]
+    if any(each and issubclass(each, CachedMosaic | CachedMixUp) for each in classes):
+        return
     if isinstance(loader.get("sampler"), dict) and isinstance(batches, dict | None):
         numbered = {"type": "NumberedBatches", "batches": batches}
         loader["batch_sampler"] = ConfigDict(numbered, drop_last=loader.pop("drop_last", False))
@@ -68,13 +75,14 @@ class NumberedBatches(BatchSampler):
         if batches:
             arguments = {"sampler": sampler, "batch_size": batch_size}
             self.batches = DATA_SAMPLERS.build(batches, default_args=arguments)
-        self._start: tuple[int, int] | None = None
+        self._start: tuple[int | None, int] | None = None
 
-    def start(self, seed: int, first: int = 0) -> None:
+    def start(self, seed: int | None, first: int = 0) -> None:
         """Let the next iterator begin with the batch number ``first``.
 
         Args:
-            seed: seed of the global generators when samplers draw from them.
+            seed: seed of the global generators when samplers draw from them. None: the batches have no
+                numbers, and an iterator ends with the epoch.
         """
         self._start = seed, first
 
@@ -82,7 +90,10 @@ class NumberedBatches(BatchSampler):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(()) if self._start is None else self._numbered(*self._start)
+        if self._start is None:
+            return iter(())
+        seed, first = self._start
+        return iter(self.batches) if seed is None else self._numbered(seed, first)
 
     def _numbered(self, seed: int, first: int) -> Iterator[Batch]:
         batches = self._of_all_epochs()
@@ -139,13 +150,24 @@ class EpochSeedHook(Hook):
     earlier ones, and those of the loader do not depend on the model or on validation.
 
     Workers restart with every epoch, persistent ones too; their caches of images are lost. In a training by
-    iterations, each batch is loaded with a seed of its own: see :class:`NumberedBatches`.
+    iterations, each batch is loaded with a seed of its own: see :class:`NumberedBatches`. If a pipeline keeps
+    pictures, or to resume a checkpoint of dcnzoo 0.2.0, mmengine loads the batches already used again, which
+    restores the loader's generators; this requires ``randomness.seed``.
     """
 
     priority = "VERY_HIGH"  # before any other hook draws random numbers
+    _is_numbered = True
 
     def before_run(self, runner: Runner) -> None:
         self._seed = runner.seed
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if self._is_numbered:
+            checkpoint[_NUMBERED] = True
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if runner._resume:
+            self._is_numbered = _NUMBERED in checkpoint
 
     def before_train(self, runner: Runner) -> None:
         """Give the samplers the checkpoint's seed: without ``randomness.seed``, they have a random one."""
@@ -171,6 +193,11 @@ class EpochSeedHook(Hook):
         """Start the loader of a training by iterations at the batch that follows the checkpoint."""
         loop, loader = runner.train_loop, runner.train_dataloader
         loader._iterator = None  # else persistent workers keep the data set without the method
+        if not self._is_numbered:
+            batches.start(None)
+            with random_states():  # a new iterator draws a number
+                loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
+            return
         loader.dataset.__getitems__ = SeededLoading(loader.dataset, runner.seed, 4, get_rank())
         batches.start(mix(runner.seed, 5, get_rank()), first=runner.iter)
         # the loop discards as many batches as there were iterations
