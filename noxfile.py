@@ -541,6 +541,29 @@ def zoo(session: Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def address(session: Session) -> None:
+    """Write the address of the repository, in [project.urls], into CITATION.cff and the pages."""
+    repository = nox.project.load_toml("pyproject.toml")["project"]["urls"].get("Repository")
+    if not repository:
+        session.error("pyproject.toml: [project.urls]: expected Repository, the address, got none")
+    tests = f"{repository}/actions/workflows/tests.yml"
+    badge = f"[![tests]({tests}/badge.svg)]({tests})"
+    for name, old, new in (  # a second run replaces what the first has written
+        (
+            "CITATION.cff",
+            r"(?m)^(repository-code: .*\n)?license:",
+            f"repository-code: {repository}\nlicense:",
+        ),
+        ("README.md", r"(a GPU\.)( \[!\[tests.*)?", rf"\1 {badge}"),
+        ("docs/first_steps.md", r"git clone \S+ dcnzoo", f"git clone {repository} dcnzoo"),
+    ):
+        text, count = re.subn(old, new, Path(name).read_text(encoding="utf-8"), count=1)
+        if not count:
+            session.error(f"{name}: expected {old}")
+        Path(name).write_text(text, encoding="utf-8")
+
+
+@nox.session(venv_backend="none")
 def wheelhouse(session: Session) -> None:
     """Collect the packages of `make demo` and `make test` in wheelhouse/, for machines without network."""
     update_venv(session)

@@ -53,7 +53,9 @@ def make(folder: Path) -> None:
             kinds["raw"] = RawHead(detector)
         for kind, model in kinds.items():
             path = folder / f"{name.replace(' ', '-')}_{kind}.onnx"
-            options = ExportOptions(path, deform_conv="gathernd", raw_outputs=kind == "raw", img_shape=None)
+            options = ExportOptions(
+                path, deform_conv="gathernd", raw_outputs=kind == "raw", img_shape=None, force=True
+            )
             write_detector(model, images, options, dynamic=False, metadata={})
             with torch.no_grad():
                 outputs = torch.utils._pytree.tree_leaves(model(images))

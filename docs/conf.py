@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+import tomllib
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.util import logging
@@ -12,6 +13,8 @@ from dcnzoo import __version__
 
 logger = logging.getLogger(__name__)
 DOCS = Path(__file__).resolve().parent
+PROJECT = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REPOSITORY = PROJECT["urls"].get("Repository")  # its address, from the first release on
 # Pages that show a file of the repository: what leads to the file leads to the page
 INCLUDED = {
     DOCS.parent / file: DOCS / page
@@ -40,13 +43,19 @@ html_math_renderer = "mathml"
 html_theme = "furo"
 html_extra_path = ["scene.html"]  # docs/screenshots.py writes it
 html_theme_options = {"top_of_page_buttons": []}
+if REPOSITORY:
+    html_theme_options |= {
+        "source_repository": REPOSITORY,
+        "source_branch": "main",
+        "source_directory": "docs/",
+    }
 html_title = f"dcnzoo {version}"
 
 
 def relink(text: str, folder: Path, docname: str) -> str:
-    """Links of a text that lies in ``folder``, for the page ``docname``: to pages, or else plain text.
+    """Links of a text that lies in ``folder``, for the page ``docname``.
 
-    Where the repository is read, links to other files of it work; here they would lead nowhere.
+    Links to other files than pages lead into the repository, or become plain text until it has an address.
     """
     here = (DOCS / docname).parent
 
@@ -57,7 +66,8 @@ def relink(text: str, folder: Path, docname: str) -> str:
         target = (folder / file).resolve()
         target = INCLUDED.get(target, target)
         if DOCS not in target.parents:
-            return match["text"]
+            path = target.relative_to(DOCS.parent).as_posix()
+            return f"[{match['text']}]({REPOSITORY}/blob/main/{path})" if REPOSITORY else match["text"]
         return f"[{match['text']}]({os.path.relpath(target, here)}{mark}{anchor})"
 
     return re.sub(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)", replace, text)

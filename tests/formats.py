@@ -90,11 +90,11 @@ def write_yolo(folder, parts):
 
 
 def write_labelme(folder, parts):
-    """Write rectangles, each from the lower right corner to the upper left one."""
+    """Write polygons of four corners, which are masks."""
     for content in parts.values():
         for image, boxes in images_of(content, folder):
             shapes = [
-                {"label": CLASSES[label], "shape_type": "rectangle", "points": [(x2, y2), (x1, y1)]}
+                {"label": CLASSES[label], "points": [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]}
                 for label, x1, y1, x2, y2 in boxes
             ]
             size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}

@@ -133,6 +133,23 @@ def test_without_a_compiler_plain_pytorch_is_installed(tree, tmp_path, variables
     assert not list(tree.rglob("*.so")) and "deform_conv" in (tree / "dcnzoo/ops/schemas.txt").read_text()
 
 
+def test_address_of_the_repository(tmp_path):
+    """Nothing names it before ``[project.urls]`` has it; then files and pages take it from there."""
+    names = ("noxfile.py", "pyproject.toml", "CITATION.cff", "README.md", "docs/first_steps.md")
+    (tmp_path / "docs").mkdir()
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path / name)
+    project = tmp_path / "pyproject.toml"
+    before = project.read_text()
+    for address in ("https://example.org/first", "https://example.org/second"):
+        project.write_text(re.sub(r"\[project.urls\].*", f'[project.urls]\nRepository = "{address}"', before))
+        command = [sys.executable, "-m", "nox", "-f", tmp_path / "noxfile.py", "-s", "address"]
+        subprocess.run(command, check=True, capture_output=True)
+        texts = [(tmp_path / name).read_text() for name in names[2:]]
+        assert [text.count(address) for text in texts] == [1, 2, 1]
+    assert not any("example.org/first" in text for text in texts)
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 

@@ -19,8 +19,7 @@ from torch.utils.benchmark.utils.timer import timer  # waits for the GPU
 
 from benchmarks.gpu.journal import Journal, results
 from benchmarks.measure import ROOT, take_turns
-from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_data
+from dcnzoo.data.reading import read
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.runs.execute import build_runner
@@ -38,8 +37,7 @@ def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
     if data is None:
         data = folder / "shapes"
         make_shapes(data, ShapesSpec(train=8, val=2) if rehearse else ShapesSpec())
-    splits, _ = read_data(data, ReadOptions())
-    config, _, _ = write_data(splits, folder / "own", str(MODEL))
+    config, _, _ = write_data(read(data).split(), folder / "own", str(MODEL))
     recipe = Recipe.read(config, required=TRAINING)
     cfg = recipe.with_options(RunOptions(work_dir=folder / "work")).cfg
     cfg.log_level, cfg.randomness = "WARNING", {"seed": 0}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcnzoo.layers.base import ChecksArguments
+from dcnzoo.layers.base import integer, refuse
 from dcnzoo.layers.channels_last import build_activation, build_norm
 
 
@@ -51,7 +51,7 @@ class AttentionPool(nn.Module):
         return self.cross_dcn(self.norm1_q(mean), self.norm1_k(x), self.norm1_v(x)).squeeze(1)
 
 
-class Classifier(ChecksArguments, nn.Module):
+class Classifier(nn.Module):
     """Base of a backbone with a classification head. The constructor must call :meth:`_add_head`.
 
     Attributes:
@@ -89,7 +89,7 @@ class Classifier(ChecksArguments, nn.Module):
             )
         self.head: nn.Module = nn.Identity()
         if num_classes:  # InternImage sets the initial values of each Linear
-            self.head = nn.Linear(self.head_hidden_size, self._integer("num_classes", num_classes))
+            self.head = nn.Linear(self.head_hidden_size, integer(self, "num_classes", num_classes))
 
     def _merge_levels(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the head's input ``(N, num_features, H, W)``, made from the levels' maps ``(N, H, W, C)``.
@@ -103,7 +103,7 @@ class Classifier(ChecksArguments, nn.Module):
         x, finer = self.dcnv3_head_x4(last), self.dcnv3_head_x3(maps[-2].permute(0, 3, 1, 2))
         if x.shape != finer.shape:
             sizes = f"{tuple(finer.shape[2:])} and {tuple(last.shape[2:])} on the last two levels"
-            self._refuse("x", "a size that is halved exactly, a multiple of 32", sizes, RuntimeError)
+            refuse(self, "x", "a size that is halved exactly, a multiple of 32", sizes, RuntimeError)
         return x + finer
 
     def forward_head(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcnzoo.backbones.classifier import Classifier
 from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.layers.base import refuse
 from dcnzoo.layers.channels_last import build_activation, build_norm
 
 
@@ -218,27 +219,27 @@ class InternImage(Classifier):
         super().__init__()
         levels = len(depths)
         if core_op not in (None, self.operator.__name__):
-            self._refuse("core_op", repr(self.operator.__name__), repr(core_op))
+            refuse(self, "core_op", repr(self.operator.__name__), repr(core_op))
         if len(groups) != levels:
-            self._refuse("groups", f"{levels}, one for each of the depths", tuple(groups))
+            refuse(self, "groups", f"{levels}, one for each of the depths", tuple(groups))
         if not out_indices or not all(0 <= i < levels for i in out_indices):
-            self._refuse("out_indices", f"numbers from 0 to {levels - 1}", tuple(out_indices))
+            refuse(self, "out_indices", f"numbers from 0 to {levels - 1}", tuple(out_indices))
         if not -1 <= frozen_stages <= levels:
-            self._refuse("frozen_stages", f"-1 to {levels}", frozen_stages)
+            refuse(self, "frozen_stages", f"-1 to {levels}", frozen_stages)
         if min(depths, default=0) < 1:
-            self._refuse("depths", "at least 1 block on each level", tuple(depths))
+            refuse(self, "depths", "at least 1 block on each level", tuple(depths))
         if not 0 <= drop_path_rate < 1:
-            self._refuse("drop_path_rate", "at least 0 and below 1", drop_path_rate)
+            refuse(self, "drop_path_rate", "at least 0 and below 1", drop_path_rate)
         if drop_path_type not in ("linear", "uniform"):
-            self._refuse("drop_path_type", "'linear' or 'uniform'", repr(drop_path_type))
+            refuse(self, "drop_path_type", "'linear' or 'uniform'", repr(drop_path_type))
         if res_post_norm and (post_norm or layer_scale is not None):
-            self._refuse("res_post_norm", "False with post_norm or layer_scale", res_post_norm)
+            refuse(self, "res_post_norm", "False with post_norm or layer_scale", res_post_norm)
         extra_norms = list(level2_post_norm_block_ids or ())
         if extra_norms and not level2_post_norm:
-            self._refuse("level2_post_norm_block_ids", "none without level2_post_norm", extra_norms)
+            refuse(self, "level2_post_norm_block_ids", "none without level2_post_norm", extra_norms)
         blocks = depths[2] if levels > 2 else 0
         if not all(0 <= i < blocks for i in extra_norms):
-            self._refuse("level2_post_norm_block_ids", f"some of the {blocks} blocks of level 2", extra_norms)
+            refuse(self, "level2_post_norm_block_ids", f"some of the {blocks} blocks of level 2", extra_norms)
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -311,7 +312,7 @@ class InternImage(Classifier):
             RuntimeError: the shape of ``x`` is invalid.
         """
         if x.dim() != 4 or x.shape[1] != self.in_chans:
-            self._refuse("x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
+            refuse(self, "x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
         x = self.pos_drop(self.patch_embed(x))
         maps: list[Tensor] = []
         for i in range(len(self.levels)):

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from dcnzoo.backbones.intern_image import DropPath
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.layers import MultiScaleDeformableAttention
-from dcnzoo.layers.base import ChecksArguments
+from dcnzoo.layers.base import refuse
 from dcnzoo.ops import torchvision_schemas
 from dcnzoo.utils.text import few, nearest
 
@@ -175,7 +175,7 @@ class Interaction(nn.Module):
         self.extra_extractors = nn.ModuleList(extra) if extra else None
 
 
-class ViTAdapter(ChecksArguments, nn.Module):
+class ViTAdapter(nn.Module):
     """ViT-Adapter around a vision transformer of timm.
 
     The adapter uses parts of the ViT (``patch_embed``, ``pos_embed``, ``blocks``). Patches of another size
@@ -240,12 +240,12 @@ class ViTAdapter(ChecksArguments, nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(out_indices, Sequence) or not out_indices or not {*out_indices} <= {*range(STAGES)}:
-            self._refuse("out_indices", "a sequence of numbers from 0 to 3", out_indices)
+            refuse(self, "out_indices", "a sequence of numbers from 0 to 3", out_indices)
         if not 0 <= drop_path_rate < 1:
-            self._refuse("drop_path_rate", "a number from 0 to below 1", drop_path_rate)
+            refuse(self, "drop_path_rate", "a number from 0 to below 1", drop_path_rate)
         self.vit_options: dict[str, Any] | None = None
         if not isinstance(vit, str | Mapping | nn.Module):
-            self._refuse("vit", "a name of timm, a dict with arguments, or a module", repr(vit))
+            refuse(self, "vit", "a name of timm, a dict with arguments, or a module", repr(vit))
         if not isinstance(vit, nn.Module):
             self.vit_options = {"model_name": vit} if isinstance(vit, str) else dict(vit)
             vit = _create(**{"drop_path_rate": drop_path_rate, **self.vit_options})
@@ -286,9 +286,9 @@ class ViTAdapter(ChecksArguments, nn.Module):
         plain = known and not hasattr(vit.patch_embed, "backbone")
         if not plain or not all(hasattr(block, "attn") for block in vit.blocks):
             expected = f"a vision transformer of timm ({', '.join(VITS)}), not hybrid or with parallel blocks"
-            self._refuse("vit", expected, type(vit).__name__)
+            refuse(self, "vit", expected, type(vit).__name__)
         if getattr(vit, "rel_pos_bias", None) is not None:
-            self._refuse("vit", "relative positions of each block", "relative positions that blocks share")
+            refuse(self, "vit", "relative positions of each block", "relative positions that blocks share")
         if patch_bias and projection.bias is None:
             projection.bias = nn.Parameter(torch.zeros(projection.out_channels))
         self.embed_dim, self.in_chans = vit.embed_dim, projection.in_channels
@@ -299,7 +299,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
         self.rope = getattr(vit, "rope", None)
         self.rope_mixed = getattr(vit, "rope_mixed", False)
         if self.rope is not None and not vit.dynamic_img_size:
-            self._refuse("vit", "dynamic_img_size=True with rotary positions", False)
+            refuse(self, "vit", "dynamic_img_size=True with rotary positions", False)
         # rows of pos_embed before those of the patches
         self.prefix_rows = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
         self.prefix = vit.num_prefix_tokens if prefix_tokens else 0
@@ -317,14 +317,14 @@ class ViTAdapter(ChecksArguments, nn.Module):
         depth = len(self.blocks)
         sizes = [window] * depth if isinstance(window, int | None) else list(window)
         if len(sizes) != depth or any(isinstance(size, bool) for size in sizes):
-            self._refuse("window", f"a size or None for each of {depth} blocks", window)
+            refuse(self, "window", f"a size or None for each of {depth} blocks", window)
         if any(sizes) and self.rope is not None:
-            self._refuse("window", "None for a ViT with rotary positions", window)
+            refuse(self, "window", "None for a ViT with rotary positions", window)
         if any(sizes) and self.prefix:
-            self._refuse("window", "None with prefix_tokens", window)
+            refuse(self, "window", "None with prefix_tokens", window)
         relative = [getattr(block.attn, "relative_position_bias_table", None) for block in self.blocks]
         if any(table is not None and not size for table, size in zip(relative, sizes, strict=True)):
-            self._refuse("window", "a size for each block of a ViT with relative positions", sizes)
+            refuse(self, "window", "a size for each block of a ViT with relative positions", sizes)
         return sizes
 
     def _reset_parameters(self) -> None:
@@ -355,7 +355,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
                 belong to another adapter.
         """
         if self.vit_options is None:
-            self._refuse("pretrained", "False with a module, which has its weights", repr(source))
+            refuse(self, "pretrained", "False with a module, which has its weights", repr(source))
         # timm refuses weights that lack a parameter. Most lack layer scale, so create the ViT without it
         options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
         try:
@@ -372,7 +372,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
             # shortened: for weights of another ViT, torch's message names each parameter
             text = textwrap.shorten(f"{type(error).__name__} {error}", 300, placeholder=" …")
             address = _address(options["model_name"]) if source is True else ""
-            self._refuse("pretrained", expected, f"{source!r}: {text}{address}")
+            refuse(self, "pretrained", expected, f"{source!r}: {text}{address}")
         _warn_of_resized_patches(vit, state, source)
         _set_patches_and_windows(vit, self.windows, self.pad_input)
         loaded = {key: value for key, value in vit.state_dict().items() if key not in unset}
@@ -380,7 +380,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
         needed = [name for name in missing if name.split(".")[0] in (*_VIT, *_PREFIX_TOKENS)]
         needed = [name for name in needed if not re.search(r"\.ls[12]\.gamma$", name)]
         if needed:
-            self._refuse("pretrained", f"weights with {few(needed)}", repr(source))
+            refuse(self, "pretrained", f"weights with {few(needed)}", repr(source))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the names and forms of the official checkpoints."""
@@ -439,11 +439,11 @@ class ViTAdapter(ChecksArguments, nn.Module):
         rope: Any = self.rope
         if not hasattr(rope, "periods"):
             if any(isinstance(n, torch.SymInt) for n in size):
-                self._refuse("x", "a fixed size with these rotary positions", size, RuntimeError)
+                refuse(self, "x", "a fixed size with these rotary positions", size, RuntimeError)
             return rope.get_embed(shape=size)
         settings = rope.normalize_coords, rope.grid_offset, rope.grid_indexing, rope.aug_active
         if settings != ("separate", 0, "ij", False):
-            self._refuse("vit", "the rotary positions of DINOv3", rope)
+            refuse(self, "vit", "the rotary positions of DINOv3", rope)
         # as in timm, but without float(height), which would fix the image size of an exported model
         axes = [(torch.arange(n, dtype=torch.float32, device=rope.periods.device) + 0.5) / n for n in size]
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1) * 2 - 1
@@ -464,7 +464,7 @@ class ViTAdapter(ChecksArguments, nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.dim() != 4 or x.shape[1] != self.in_chans:
-            self._refuse("x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
+            refuse(self, "x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
         height, width = x.shape[-2:]
         rows, columns = (height + 31) // 32, (width + 31) // 32
         x = F.pad(x, (0, 32 * columns - width, 0, 32 * rows - height))

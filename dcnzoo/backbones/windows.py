@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcnzoo.layers.base import ChecksArguments
+from dcnzoo.layers.base import refuse
 
 # tuples, not sets: parameters must have the same order in every process and in an optimizer's state
 _PARTS = ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop")
 _PARAMETERS = ("q_bias", "v_bias", "relative_position_bias_table")
 
 
-class WindowAttention(ChecksArguments, nn.Module):
+class WindowAttention(nn.Module):
     """Self-attention among the tokens of a window; its parameters keep the names of timm's attention.
 
     A map that windows do not cover exactly is padded with zeros at the bottom and right. The padded tokens
@@ -41,14 +41,14 @@ class WindowAttention(ChecksArguments, nn.Module):
     def __init__(self, attention: nn.Module, window: int, pad_input: bool = False) -> None:
         super().__init__()
         if window < 1:
-            self._refuse("window", "at least 1", window)
+            refuse(self, "window", "at least 1", window)
         source: Any = attention
         parts = dict(attention.named_children())
         parameters = dict(attention.named_parameters(recurse=False))
         others = sorted((parts.keys() - _PARTS) | (parameters.keys() - _PARAMETERS))
         if others or not {"qkv", "proj"} <= parts.keys():
             got = f"{type(attention).__name__} with {', '.join(others) or 'other layers'}"
-            self._refuse("attention", "timm's self-attention with qkv and proj", got)
+            refuse(self, "attention", "timm's self-attention with qkv and proj", got)
         if "relative_position_bias_table" in parameters:
             source.set_window_size((window, window))
             # without the row and column of the class token

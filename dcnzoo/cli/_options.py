@@ -43,7 +43,6 @@ class FileName(UserPath):
 
 
 NAME = UserPath()  # the name of a file or of something else; shells complete file names
-FILE = UserPath(dir_okay=False, path_type=Path)
 FOLDER = UserPath(file_okay=False, path_type=Path)
 EXISTING_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
 POSITIVE = click.IntRange(min=1)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dcnzoo.cli import _options
-from dcnzoo.cli._options import FILE, FOLDER, option
+from dcnzoo.cli._options import FOLDER, option
 from dcnzoo.cli._terminal import print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
@@ -52,15 +52,15 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
       dcnzoo data convert VOCdevkit/VOC2007 voc_coco
       dcnzoo data convert fruits/data.yaml fruits_coco --clip
     """
-    from dcnzoo.data.dataset import ReadOptions
-    from dcnzoo.data.preparation import read_data
+    from dcnzoo.data.reading import describe, read
 
     names = ("train", "val", "test")
     files = {name: _options.output_file(out / f"{name}.json", force=force) for name in names}
-    splits, decisions = read_data(source, ReadOptions(classes=tuple(classes or ()), **options))
+    data = read(source, classes=tuple(classes or ()), **options)
+    splits = data.split()
     for name, split in splits.items():
         split.write(files[name])
-    print(*map(printable, decisions), sep="\n")
+    print(*map(printable, describe(data, splits)), sep="\n")
 
 
 @command.command
@@ -79,36 +79,49 @@ def show(source: Path, out: Path, size: int | None, force: bool) -> None:
     examples:
       dcnzoo data show fruits --out fruits.html --size 512
     """
+    from dcnzoo.data.reading import describe, read
     from dcnzoo.report.sheet import write_sheet
 
-    print(f"sheet: {write_sheet(source, out, size=size, force=force)}")
+    out = _options.output_file(out, force=force)
+    data = read(source)
+    splits = data.split()
+    print(*map(printable, describe(data, splits)), sep="\n")
+    print(f"sheet     {write_sheet(splits, out, size=size, force=force)}")
 
 
 @command.command
-@click.argument("file", type=FILE)
-def check(file: Path) -> None:
-    """Check the COCO file FILE for what MMDetection cannot use; exit with status 1 if it has problems.
+@click.argument("source", type=_options.UserPath(path_type=Path))
+def check(source: Path) -> None:
+    """Check annotated pictures or a COCO file; exit with status 1 if there are problems.
 
-    The pictures are not opened: `dcnzoo data convert FILE OUT` also compares their sizes.
+    SOURCE is what data convert reads. A COCO file is checked for what MMDetection cannot use; its pictures
+    are not opened.
 
     \b
     examples:
+      dcnzoo data check fruits
       dcnzoo data check train.json
     """
+    from dcnzoo.data.reading import describe, read
+
+    if source.suffix.lower() != ".json":
+        data = read(source)
+        print(*map(printable, describe(data, data.split())), "no problems", sep="\n")
+        return
     from dcnzoo.data.check import UNMASKED, read_truth
     from dcnzoo.data.coco_file import KEYS
     from dcnzoo.data.files import InvalidAnnotation
 
     try:
-        truth = read_truth(file, masks=True)
+        truth = read_truth(source, masks=True)
     except InvalidAnnotation as error:
-        raise UserError(f"{file}: {error}") from None
+        raise UserError(f"{source}: {error}") from None
     without_mask = sum(problem.stops or problem.kind == UNMASKED for problem in truth.problems)
     if without_mask >= len(truth.content.annotations):  # only boxes
-        truth = read_truth(file)
+        truth = read_truth(source)
     problems = truth.problems
     print(", ".join(counted(len(getattr(truth.content, key)), key) for key in KEYS))
-    print_findings(problems, f"{file}: ")
+    print_findings(problems, f"{source}: ")
     if truth.ignored:
         print(truth.ignore_note)
     print(counted(len(problems), "problems") if problems else "no problems")

@@ -42,7 +42,7 @@ FORMS = click.Choice(["auto", "native", "gathernd", "gatherelements"])
 def command(
     model: str, checkpoint: str | None, path: Path | None, verify: bool, show: bool,
     test_img: str | None, fp16: bool, int8: str | None, num_images: int,
-    img_shape: str, cfg_options: dict, unsafe_load: bool, allow_partial: bool, force: bool, **options: Any,
+    img_shape: Any, cfg_options: dict, unsafe_load: bool, allow_partial: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Export a detector to ONNX or OpenVINO.
 
@@ -65,10 +65,15 @@ def command(
         _options.refuse("no --int8", "num_images")
     if not (verify or show):
         _options.refuse("neither --verify nor --show", "test_img")
-    options |= {"precision": Int8(int8, num_images) if int8 else "float16" if fp16 else "float32"}
-    options |= {"img_shape": None if img_shape == "none" else img_shape}
-    options |= {"verify": verify and not (int8 or fp16) and (test_img or True)}
-    ExportOptions(path, **options).require_new(force, drawn=show)  # before the model is loaded
+    picture = test_img or True
+    checked = ExportOptions(
+        path,
+        precision=Int8(int8, num_images) if int8 else "float16" if fp16 else "float32",
+        img_shape=None if img_shape == "none" else img_shape,
+        verify=verify and not (int8 or fp16) and picture,
+        draw=show and picture,
+        **options,
+    )
     loading: dict[str, Any] = {
         "cfg_options": cfg_options,
         "unsafe_load": unsafe_load,
@@ -78,10 +83,6 @@ def command(
     from dcnzoo.utils.progress import waiting
 
     with waiting("exporting"):
-        result = detector.export(path, force=force, **options)
+        result = detector.export(checked)
     print(result)
     print_findings(result.findings)
-    if show:
-        from dcnzoo.openmmlab.export.export import draw_both
-
-        print(f"drawn: {draw_both(detector, result, test_img or True)}")

@@ -36,8 +36,8 @@ def command(
     """Run a program with dcnzoo's compiled modules.
 
     dcnzoo's operators replace compiled modules that the program lacks. The program needs no change: the
-    effect is the same as with dcnzoo.provide at its start. ARGS are passed to the program. If torchvision's
-    operators do not load, dcnzoo defines those without which it cannot be imported.
+    effect is the same as with dcnzoo.provide at its start, also with dcnzoo.provide("torchvision"). ARGS are
+    passed to the program.
 
     \b
     examples:

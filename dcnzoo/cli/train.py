@@ -91,8 +91,8 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
 
     again = resume == "auto" or (False if resume is None else resume)
 
-    def show(splits: Any, folder: Path) -> None:
-        path = write_sheet(splits, numbered(folder / SHEET), size=options["size"])
+    def show(splits: Any, folder: Path, size: Any) -> None:
+        path = write_sheet(splits, numbered(folder / SHEET), size=size)
         print(f"sheet     {path}", flush=True)
 
     work_dir = train(model, resume=again, on_data=show, **options)

@@ -2,9 +2,12 @@
 
 They have the same arguments in the same order, the same layout of offset and mask, and the same border rule.
 torchvision is not required. ``DeformConv2d`` is dcnzoo's own layer, which has torchvision's arguments,
-parameters, initialisation and ``repr``.
+parameters, initialisation and ``repr``. :func:`add_missing_kernels` extends torchvision's own operator.
 """
 
+from functools import cache
+
+import torch
 from torch import Tensor
 
 from dcnzoo import ops
@@ -41,3 +44,45 @@ def deform_conv2d(
             )
         groups = channels // per_group
     return ops.deform_conv2d(input, weight, offset, mask, bias, stride, padding, dilation, groups)
+
+
+@cache
+def add_missing_kernels() -> torch.library.Library:
+    """Register dcnzoo's operators as torchvision's ``deform_conv2d``, on devices where torchvision has none.
+
+    torch runs a kernel of ``CompositeExplicitAutograd`` only where the device has no kernel of its own. The
+    import of torchvision may come before or later. Its autograd calls the second operator.
+
+    Returns:
+        The registrations, which live as long as the process.
+    """
+    library = torch.library.Library("torchvision", "IMPL", "CompositeExplicitAutograd")
+    library.impl("deform_conv2d", _forward)
+    library.impl("_deform_conv2d_backward", _backward)
+    return library
+
+
+def _geometry(*numbers: int) -> tuple:
+    """Return stride, padding, dilation, groups and im2col_step, from torchvision's numbers after ``bias``."""
+    *sides, groups, _offset_groups, _use_mask = numbers
+    return sides[:2], sides[2:4], sides[4:], groups, None
+
+
+def _forward(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *numbers: int
+) -> Tensor:
+    modulated = mask if numbers[-1] else None
+    return torch.ops.dcnzoo.deform_conv(input, weight, offset, modulated, bias, *_geometry(*numbers))
+
+
+def _backward(
+    grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *numbers: int
+) -> tuple[Tensor, ...]:
+    """Return the gradients of ``input``, ``weight``, ``offset``, ``mask`` and ``bias``."""
+    needed = [True, True, True, bool(numbers[-1]), True]
+    modulated = mask if numbers[-1] else None
+    backward = torch.ops.dcnzoo._deform_conv_backward
+    gradients = list(backward(grad, input, weight, offset, modulated, *_geometry(*numbers), needed))
+    if modulated is None:
+        gradients[3] = torch.zeros_like(mask)  # torchvision's mask without values
+    return tuple(gradients)

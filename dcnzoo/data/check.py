@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dcnzoo.data.coco_file import FAR, KEYS, Annotation, Category, CocoFile, Image, mask_of
-from dcnzoo.data.dataset import TOLERANCE, checked_rle
+from dcnzoo.data.coco_file import FAR, KEYS, Annotation, Category, CocoFile, Image, checked_rle, mask_of
+from dcnzoo.data.dataset import TOLERANCE
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few, short

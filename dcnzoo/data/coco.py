@@ -39,15 +39,9 @@ class Coco(Reader):
         """Return the files of each split, which their names and folders determine."""
         return by_split([(file, self.tree.split_of(file, own=True)) for file in self.files])
 
-    def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add the pictures and objects of files with new ids; the names of the classes stay the same."""
-        for file in files:
-            dataset.sources.append(file)
-            with dataset.refusing(file):
-                self._read(file, dataset)
-
-    def _read(self, file: Path, dataset: Dataset) -> None:
-        content, split = self.tree.json[file], self.tree.split_of(file, own=True)
+    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+        """Add the pictures and objects of a file."""
+        content, stated = self.tree.json[file], self.tree.split_of(file, own=True)
         numbers, used, ignored = _by_image(file, content, dataset)
         if ignored:
             text = (
@@ -59,10 +53,9 @@ class Coco(Reader):
             with dataset.refusing(f"{file}: images[{position}]"):
                 if isinstance(image, InvalidAnnotation):
                     raise image
-                path = self.tree.picture(image.file_name or "", file.parent, split)
-                picture = dataset.open(path, file, (image.width, image.height))
+                path = self.tree.picture(image.file_name or "", file.parent, stated)
                 entries = [(number, content.annotations[number]) for number in numbers[str(image.id)]]
-                dataset.add(picture, entries, read)
+                dataset.add(split, path, entries, read, file, (image.width, image.height))
 
 
 def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str, list[int]], set[str], int]:

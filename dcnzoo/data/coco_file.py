@@ -1,10 +1,12 @@
 """COCO's JSON file: mapped into memory, its entries decoded one by one when they are needed."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from pycocotools import mask as coco_mask
 
 from dcnzoo.data.files import InvalidAnnotation, decode_json, read_json
 from dcnzoo.utils.text import short
@@ -120,3 +122,38 @@ def mask_of(raw: msgspec.Raw) -> dict[str, Any] | list[list[float]] | None:
             expected = "polygons of at least 3 points, or RLE"
             raise InvalidAnnotation(f"segmentation: expected {expected}, got {short(part)}")
     return mask if any(mask) else None
+
+
+def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """Return a mask in COCO's compressed form.
+
+    Raises:
+        InvalidAnnotation: it is not a mask of height × width pixels, which pycocotools does not check.
+    """
+    try:
+        size, counts = [*map(int, rle["size"])], rle["counts"]
+        numbers = _decode_counts(counts) if isinstance(counts, str) else [*map(int, counts)]
+    except (LookupError, TypeError, ValueError) as error:
+        raise InvalidAnnotation(f"segmentation: expected RLE, got {short(rle)}: {error}") from None
+    if size != [height, width] or min(numbers, default=-1) < 0 or sum(numbers) != height * width:
+        got = f"{size} and {short(numbers)}"
+        raise InvalidAnnotation(f"segmentation: expected RLE of {height} × {width} pixels, got {got}")
+    compressed = coco_mask.frPyObjects({"size": size, "counts": numbers}, height, width)
+    return {"size": size, "counts": compressed["counts"].decode()}
+
+
+# a number in COCO's compressed encoding: five bits per character, lowest first; P to o: more bits follow
+_NUMBER = re.compile("[P-o]{0,6}[0-O]")
+
+
+def _decode_counts(text: str) -> list[int]:
+    """Return the numbers in COCO's compressed run-length encoding, as ``rleFrString`` of pycocotools does."""
+    if _NUMBER.sub("", text):
+        raise ValueError("counts: expected complete numbers in characters from 0 to o")
+    numbers: list[int] = []
+    for digits in _NUMBER.findall(text):
+        value = sum((ord(digit) - 48 & 31) << 5 * place for place, digit in enumerate(digits))
+        if ord(digits[-1]) - 48 & 16:  # the highest bit is the sign
+            value -= 1 << 5 * len(digits)
+        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))  # the fourth on are differences
+    return numbers

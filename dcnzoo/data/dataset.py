@@ -1,13 +1,14 @@
-"""The pictures and objects of a data set, which every reader fills in, and their COCO files.
+"""The pictures and objects of a data set, which every reader fills in, its splits, and their COCO files.
 
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 """
 
+import hashlib
 import math
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from pycocotools import mask as coco_mask
 
 from dcnzoo.data.coco_file import mask_of
 from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.data.geometry import Corners, Point, Polygon, clip_polygon, polygon_area
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import writing
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few, problem_of_size, short
+from dcnzoo.utils.text import counted, few, problem_of_size, short
 from dcnzoo.version import __version__
 
+ALL = "all"  # the split of all pictures, if the data does not have both train and val
+VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 TOLERANCE = 1.0  # pixels; an edge that rounding moved out of the picture by at most this is moved back
 
 
@@ -73,7 +76,7 @@ class Picture(msgspec.Struct, gc=False):
 
     Attributes:
         size: (width, height).
-        source: the file with its annotation, if there is one.
+        source: the file with its annotation; None: the picture has none, and is used as an empty one.
         objects: by their lines or numbers in the annotation.
     """
 
@@ -85,27 +88,36 @@ class Picture(msgspec.Struct, gc=False):
 
 @dataclass(eq=False)
 class Dataset:
-    """Pictures with their objects, of one split.
+    """Pictures with their objects. :func:`dcnzoo.data.read` returns one; iteration yields the pictures.
 
     Attributes:
         classes: names in the order of their labels; all splits share them.
         options: how the annotations are read. If it has classes, any other class is a problem.
+        path: the folder or file that was read.
+        format: the name of the format.
         position: text of an object's position, of the file and the number in it.
-        problems: the pictures, objects and files that cannot be used.
-        sources: the files that were read.
-        pictures: by their files.
+        splits: the pictures of each split that the data state: ``train`` and ``val``, or ``all``; perhaps
+            ``test``.
+        problems: the pictures, objects and files that are left out.
+        notes: lines for the user.
         clipped: the number of polygons and boxes that were clipped.
         file: the COCO file, when it is written.
     """
 
     classes: dict[str, None]
     options: ReadOptions = ReadOptions()
+    path: Path = Path()
+    format: str = ""
     position: str = "{}: {}"
+    splits: dict[str, list[Picture]] = field(default_factory=dict)
     problems: list[Finding] = field(default_factory=list)
-    sources: list[Path] = field(default_factory=list)
-    pictures: dict[Path, Picture] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     clipped: int = 0
     file: Path = Path()
+    _added: set[tuple[str, Path]] = field(default_factory=set)
+
+    def __iter__(self) -> Iterator[Picture]:
+        return chain(*self.splits.values())
 
     @contextmanager
     def refusing(self, where: object) -> Iterator[None]:
@@ -118,33 +130,35 @@ class Dataset:
     def refuse(self, where: object, error: InvalidAnnotation) -> None:
         self.problems.append(Finding(str(where), str(error)))
 
-    def open(self, file: Path, source: Path | None = None, stated: Sequence[Any] = (None, None)) -> Picture:
-        """Return a new picture; ``stated`` is its (width, height) in the annotation, if it has one."""
-        if file in self.pictures:
-            raise InvalidAnnotation(f"expected each picture once, got {file} again")
-        size = image_size(file)
-        if problem := problem_of_size(size, stated):
-            raise InvalidAnnotation(f"{file}: {problem}")
-        return Picture(file, size, source)
-
-    def add(self, picture: Picture, entries: Iterable[tuple[int, Any]], read: Callable[..., Object]) -> None:
+    def add(
+        self, split: str, file: Path, entries: Iterable[tuple[int, Any]], read: Callable[..., Object],
+        source: Path | None = None, stated: Sequence[Any] = (None, None),
+    ) -> None:  # fmt: skip
         """Add a picture with its objects; an invalid object is a problem, and the others are added.
 
         Args:
             entries: the number of each object in the annotation, and what the annotation says about it.
             read: returns the object from that, the picture's size and this data set.
+            source: the file with the annotation.
+            stated: the picture's (width, height) in the annotation.
 
         Raises:
-            InvalidAnnotation: the annotation cannot be read; the picture is not added.
+            InvalidAnnotation: the picture or the annotation cannot be read; the picture is not added.
         """
+        if (split, file) in self._added:
+            raise InvalidAnnotation(f"expected each picture once, got {file} again")
+        size, objects = image_size(file), dict[int, Object]()
+        if problem := problem_of_size(size, stated):
+            raise InvalidAnnotation(f"{file}: {problem}")
         for number, entry in entries:
             try:  # not self.refusing, which takes seconds for a million objects
-                picture.objects[number] = each = read(entry, picture.size, self)
+                objects[number] = each = read(entry, size, self)
             except InvalidAnnotation as error:
-                self.refuse(self.position.format(picture.source, number), error)
+                self.refuse(self.position.format(source, number), error)
             else:
                 self.classes.setdefault(each.name)
-        self.pictures[picture.file] = picture
+        self._added.add((split, file))
+        self.splits.setdefault(split, []).append(Picture(file, size, source, objects))
 
     def new_box(self, name: str, corners: Corners, size: tuple[int, int], iscrowd: int = 0) -> Object:
         """Return an object without an outline, in a picture of this size."""
@@ -176,7 +190,9 @@ class Dataset:
         pairs = zip(chain(*points), chain(*inside), strict=True)
         is_near = max(abs(old - new) for old, new in pairs) <= TOLERANCE
         if not (self.options.clip or is_near):
-            raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {short(points)}")
+            moved = [(x, y) for (x, y), new in zip(points, inside, strict=True) if (x, y) != new]
+            got = few([f"({x:g}, {y:g})" for x, y in moved], 2)
+            raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {got}")
         self.clipped += not is_near
         return inside, is_near
 
@@ -192,29 +208,31 @@ class Dataset:
         return Object(name, box, round(area, 2), iscrowd, segmentation)
 
     @property
+    def pictures(self) -> list[Picture]:
+        """The pictures of all splits."""
+        return [*self]
+
+    @property
     def objects(self) -> list[Object]:
         """The objects of all pictures, in their order."""
-        return [each for picture in self.pictures.values() for each in picture.objects.values()]
+        return [each for picture in self for each in picture.objects.values()]
 
     @property
     def unlabelled(self) -> list[Path]:
         """The pictures without a file of annotations, which are used as empty ones."""
-        return [picture.file for picture in self.pictures.values() if picture.source is None]
+        return [picture.file for picture in self if picture.source is None]
 
     @property
     def folder(self) -> Path:
         """The deepest folder with all pictures."""
-        return Path(os.path.commonpath({os.path.abspath(file.parent) for file in self.pictures} or ["."]))
+        return Path(os.path.commonpath({os.path.abspath(picture.file.parent) for picture in self} or ["."]))
 
     @property
-    def sides(self) -> list[tuple[float, int]]:
-        """The side of each object, the root of its box's area, and the longer side of its picture, in pixels.
-
-        Crowds are not counted.
-        """
+    def sides(self) -> list[tuple[float, tuple[int, int]]]:
+        """The side of each object but crowds, the root of its box's area, and the size of its picture."""
         return [
-            (math.sqrt(each.bbox[2] * each.bbox[3]), max(picture.size))
-            for picture in self.pictures.values()
+            (math.sqrt(each.bbox[2] * each.bbox[3]), picture.size)
+            for picture in self
             for each in picture.objects.values()
             if not each.iscrowd
         ]
@@ -230,23 +248,36 @@ class Dataset:
         """The number of objects that training ignores."""
         return sum(bool(each.iscrowd) for each in self.objects)
 
-    def select(self, chosen: Collection[Path]) -> "Dataset":
-        """Return a data set with the chosen pictures, in the same order."""
-        pictures = {file: picture for file, picture in self.pictures.items() if file in chosen}
-        return Dataset(self.classes, position=self.position, pictures=pictures)
+    def part(self, name: str, pictures: list[Picture]) -> "Dataset":
+        """Return some of the pictures as a data set with one split."""
+        return Dataset(self.classes, self.options, self.path, self.format, self.position, {name: pictures})
+
+    def split(self) -> dict[str, "Dataset"]:
+        """Return the data sets ``train`` and ``val``, and ``test``, if the data state one.
+
+        If the data do not state train and val, val is a random fifth of the pictures.
+
+        Raises:
+            UserError: a picture is in two splits, or the fifth would have no objects.
+        """
+        _require_apart(self.splits)
+        splits = {**self.splits}
+        if pool := splits.pop(ALL, None):
+            splits = {**_divide(pool), **splits}
+        return {name: self.part(name, pictures) for name, pictures in splits.items()}
 
     def write(self, out: Path) -> None:
         """Write a COCO file."""
         folder, labels = self.folder, {name: number for number, name in enumerate(self.classes, 1)}
-        sizes = ((each.file, each.size) for each in self.pictures.values())
         images = (
-            {"id": n, "file_name": os.path.relpath(file, folder), "width": size[0], "height": size[1]}
-            for n, (file, size) in enumerate(sizes, 1)
-        )
+            {"id": n, "file_name": os.path.relpath(each.file, folder), "width": each.size[0],
+             "height": each.size[1]}
+            for n, each in enumerate(self, 1)
+        )  # fmt: skip
         numbers = count(1)
         annotations = (
             each.entry(next(numbers), image, labels)
-            for image, picture in enumerate(self.pictures.values(), 1)
+            for image, picture in enumerate(self, 1)
             for each in picture.objects.values()
         )
         head = {
@@ -265,6 +296,64 @@ class Dataset:
         self.file = out
 
 
+def _require_apart(splits: Mapping[str, Iterable[Picture]]) -> None:
+    """Raise UserError if a picture, or a copy with the same bytes, is in two splits."""
+    alike: dict[tuple, list[tuple[str, Path]]] = defaultdict(list)
+    for name, pictures in splits.items():
+        for picture in pictures:
+            alike[(*picture.size, picture.file.stat().st_size)].append((name, picture.file))
+    first: dict[bytes, tuple[str, Path]] = {}
+    shared = []
+    candidates = [each for files in alike.values() if len({name for name, _ in files}) > 1 for each in files]
+    for name, file in candidates:
+        other, copy = first.setdefault(hashlib.sha256(file.read_bytes()).digest(), (name, file))
+        if other != name:
+            shared.append(f"{file} of {name} = {copy} of {other}")
+    if shared:
+        got = f"{counted(len(shared), 'pictures')}: {', '.join(shared[:2])}"
+        raise UserError(f"data: expected no picture in two splits, got {got}")
+
+
+def _divide(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    """Divide pictures at random (seed 0) into train and val.
+
+    Pictures that Roboflow made from one original stay together. Val has at least one picture with objects;
+    the last picture of a class stays in train.
+
+    Raises:
+        UserError: a part would have no object.
+    """
+    classes: dict[object, set[str]] = defaultdict(set)  # of the pictures of one original
+    for picture in pictures:
+        names = (each.name for each in picture.objects.values() if not each.iscrowd)
+        classes[_original_of(picture)].update(names)
+    left = Counter(name for own in classes.values() for name in own)
+    number, chosen = max(1, round(VALIDATION * len(classes))), set[object]()
+    order = random.Random(0).sample([*classes], len(classes))  # nosec B311
+
+    def is_spare(key: object) -> bool:  # whether train keeps all its classes without it
+        return all(left[name] > 1 for name in classes[key])
+
+    first = next((key for key in order if classes[key] and is_spare(key)), None)
+    for key in sorted(order, key=lambda key: key != first):
+        if number > 0 and is_spare(key):
+            left.subtract(classes[key])
+            chosen.add(key)
+            number -= 1
+    if first is None or not any(left.values()):
+        raise UserError("data: expected objects for training and validation: annotate more pictures")
+    parts: dict[str, list[Picture]] = {"train": [], "val": []}
+    for picture in pictures:
+        parts["val" if _original_of(picture) in chosen else "train"].append(picture)
+    return parts
+
+
+def _original_of(picture: Picture) -> str | Path:
+    """Return the name before Roboflow's ``.rf.``; for other files, their path."""
+    name, mark, _ = picture.file.name.partition(".rf.")
+    return name if mark else picture.file
+
+
 def without_mask(splits: Iterable[Dataset]) -> tuple[int, int, str]:
     """Return the number of objects without a mask, that of all objects, and the first one's position.
 
@@ -272,48 +361,13 @@ def without_mask(splits: Iterable[Dataset]) -> tuple[int, int, str]:
     """
     number, total, first = 0, 0, ""
     for split in splits:
-        for picture in split.pictures.values():
+        for picture in split:
             for key, each in picture.objects.items():
                 total += not each.iscrowd
                 if each.segmentation is None and not each.iscrowd:
                     number += 1
                     first = first or split.position.format(picture.source, key)
     return number, total, first
-
-
-def checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Return a mask in COCO's compressed form.
-
-    Raises:
-        InvalidAnnotation: it is not a mask of height × width pixels, which pycocotools does not check.
-    """
-    try:
-        size, counts = [*map(int, rle["size"])], rle["counts"]
-        numbers = _decode_counts(counts) if isinstance(counts, str) else [*map(int, counts)]
-    except (LookupError, TypeError, ValueError) as error:
-        raise InvalidAnnotation(f"segmentation: expected RLE, got {short(rle)}: {error}") from None
-    if size != [height, width] or min(numbers, default=-1) < 0 or sum(numbers) != height * width:
-        got = f"{size} and {short(numbers)}"
-        raise InvalidAnnotation(f"segmentation: expected RLE of {height} × {width} pixels, got {got}")
-    compressed = coco_mask.frPyObjects({"size": size, "counts": numbers}, height, width)
-    return {"size": size, "counts": compressed["counts"].decode()}
-
-
-# a number in COCO's compressed encoding: five bits per character, lowest first; P to o: more bits follow
-_NUMBER = re.compile("[P-o]{0,6}[0-O]")
-
-
-def _decode_counts(text: str) -> list[int]:
-    """Return the numbers in COCO's compressed run-length encoding, as ``rleFrString`` of pycocotools does."""
-    if _NUMBER.sub("", text):
-        raise ValueError("counts: expected complete numbers in characters from 0 to o")
-    numbers: list[int] = []
-    for digits in _NUMBER.findall(text):
-        value = sum((ord(digit) - 48 & 31) << 5 * place for place, digit in enumerate(digits))
-        if ord(digits[-1]) - 48 & 16:  # the highest bit is the sign
-            value -= 1 << 5 * len(digits)
-        numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))  # the fourth on are differences
-    return numbers
 
 
 def rounded(values: Iterable[float]) -> list[float]:

@@ -29,23 +29,23 @@ USUAL = ("annotations", "val2017", "train2017")
 
 def _bccd(source: Path, out: Path) -> None:
     """Blood cells, in Pascal VOC's format. Some boxes extend beyond their image or are empty."""
-    from dcnzoo.data.preparation import ReadOptions, read_splits
+    from dcnzoo.data.reading import read
 
-    options = ReadOptions(classes=("WBC", "RBC", "Platelets"), clip=True, skip_invalid=True)
-    for name, split in read_splits(source / "BCCD", options)[1].items():
-        split.write(out / f"{name}.json")
+    data = read(source / "BCCD", classes=("WBC", "RBC", "Platelets"), clip=True, skip_invalid=True)
+    for name, pictures in data.splits.items():
+        data.part(name, pictures).write(out / f"{name}.json")
     shutil.copytree(source / "BCCD" / "JPEGImages", out / "images")
 
 
 def _fruits_nuts(source: Path, out: Path) -> None:
     """Dates, figs and hazelnuts, in one COCO file. The five images for validation are dcnzoo's choice."""
-    from dcnzoo.data.preparation import ReadOptions, read_splits
+    from dcnzoo.data.reading import read
 
     validation = {"5.jpg", "7.jpg", "8.jpg", "13.jpg", "15.jpg"}
-    (pool,) = read_splits(source / "data" / "trainval.json", ReadOptions())[1].values()
+    data = read(source / "data" / "trainval.json")
     for name in ("train", "val"):
-        own = [file for file in pool.pictures if (file.name in validation) == (name == "val")]
-        pool.select(own).write(out / f"{name}.json")
+        own = [picture for picture in data if (picture.file.name in validation) == (name == "val")]
+        data.part(name, own).write(out / f"{name}.json")
     shutil.copytree(source / "data" / "images", out / "images")
 
 

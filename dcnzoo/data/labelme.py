@@ -1,5 +1,7 @@
 """Read LabelMe's JSON files, also those of AnyLabeling and X-AnyLabeling."""
 
+import math
+from itertools import chain
 from pathlib import Path
 
 from dcnzoo.data.dataset import Dataset, Object
@@ -7,6 +9,8 @@ from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.data.geometry import Polygon
 from dcnzoo.data.tree import Reader, Tree
 from dcnzoo.utils.text import short
+
+LEAST_POINTS = {"polygon": 3, "rotation": 3, "rectangle": 2}  # by the type of a shape
 
 
 class LabelMe(Reader):
@@ -20,23 +24,19 @@ class LabelMe(Reader):
         files = [file for file, content in tree.json.items() if content.is_labelme]
         return cls(tree, files) if files else None
 
-    def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add pictures and shapes. Shapes of a file with the same label and ``group_id`` are one object."""
-        dataset.sources += files
-        for file in files:
-            with dataset.refusing(file):
-                content = read_json(file)
-                name, split = str(content.get("imagePath")), self.tree.split_of(file)
-                stated = content.get("imageWidth"), content.get("imageHeight")
-                picture = dataset.open(self.tree.picture(name, file.parent, split), file, stated)
-                groups: dict[object, tuple[int, list[dict]]] = {}  # the number of the first shape, and all
-                for number, shape in enumerate(content["shapes"]):
-                    if not isinstance(shape, dict):
-                        raise InvalidAnnotation(f"shapes[{number}]: expected an object, got {short(shape)}")
-                    group = shape.get("group_id")
-                    key = number if group is None else repr((group, shape.get("label")))
-                    groups.setdefault(key, (number, []))[1].append(shape)
-                dataset.add(picture, groups.values(), _object)
+    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+        """Add a picture and its shapes. Shapes with the same label and ``group_id`` are one object."""
+        content = read_json(file)
+        path = self.tree.picture(str(content.get("imagePath")), file.parent, self.tree.split_of(file))
+        groups: dict[object, tuple[int, list[dict]]] = {}  # the number of the first shape, and all
+        for number, shape in enumerate(content["shapes"]):
+            if not isinstance(shape, dict):
+                raise InvalidAnnotation(f"shapes[{number}]: expected an object, got {short(shape)}")
+            group = shape.get("group_id")
+            key = number if group is None else repr((group, shape.get("label")))
+            groups.setdefault(key, (number, []))[1].append(shape)
+        size = content.get("imageWidth"), content.get("imageHeight")
+        dataset.add(split, path, groups.values(), _object, file, size)
 
 
 def _object(shapes: list[dict], size: tuple[int, int], dataset: Dataset) -> Object:
@@ -44,17 +44,18 @@ def _object(shapes: list[dict], size: tuple[int, int], dataset: Dataset) -> Obje
     if not isinstance(label, str) or not label.strip():
         raise InvalidAnnotation(f"label: expected a name, got {short(label)}")
     try:
-        return dataset.new_polygons(label.strip(), [*map(_outline, shapes)], size)
+        outlines = [*map(_outline, shapes)]
     except (LookupError, TypeError, ValueError) as error:
         raise InvalidAnnotation(f"expected a shape with points, got {short(shapes[0])}: {error}") from None
+    if any(shape.get("shape_type") == "rectangle" for shape in shapes):  # a box has no mask
+        xs, ys = zip(*chain(*outlines), strict=True)
+        return dataset.new_box(label.strip(), (min(xs), min(ys), max(xs), max(ys)), size)
+    return dataset.new_polygons(label.strip(), outlines, size)
 
 
 def _outline(shape: dict) -> Polygon:
     kind, points = shape.get("shape_type", "polygon"), [(float(x), float(y)) for x, y in shape["points"]]
-    if kind in ("polygon", "rectangle", "rotation") and len(points) > 2:
-        return points
-    if len(points) == 2 and kind == "rectangle":
-        (x1, y1), (x2, y2) = points
-        return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-    got = f"{short(kind)} of {len(points)} points"
-    raise InvalidAnnotation(f"expected a polygon or rectangle, got {got}")
+    if len(points) < LEAST_POINTS.get(kind, math.inf):
+        got = f"{short(kind)} of {len(points)} points"
+        raise InvalidAnnotation(f"expected a polygon or rectangle, got {got}")
+    return points

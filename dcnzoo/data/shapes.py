@@ -129,7 +129,7 @@ def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
         file = root / split / f"{index:05d}.png"
         if not cv2.imwrite(str(file), pixels):
             raise OSError(f"{file}: cannot write the image")
-        coco.add(coco.open(file), enumerate(instances), _object)
+        coco.add(split, file, enumerate(instances), _object)
     coco.write(root / "annotations" / f"{split}.json")
 
 

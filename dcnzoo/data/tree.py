@@ -1,4 +1,4 @@
-"""The files of a data set: find the split that a name states, and the picture that a name means."""
+"""The files of a data set: find the picture that a name means. The base class of the readers."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from dcnzoo.data.coco_file import CocoFile
+from dcnzoo.data.dataset import ALL, Dataset
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
@@ -23,7 +24,6 @@ WORDS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-ALL = "all"  # the split of all pictures, if the data does not have both train and val
 _OF_PICTURES = {"images", "image", "img", "imgs", "jpegimages", "data"}  # folders of pictures, not of masks
 _OF_RUNS = ("runs", "work_dirs")  # the default folders of Ultralytics and of dcnzoo
 
@@ -202,7 +202,10 @@ PLACES: tuple[tuple[str, Callable[[Tree, Path, Named], int]], ...] = (
 
 
 class Reader:
-    """The base class of the readers. Each one also has ``find``, and ``read``, which fills a data set.
+    """The base class of the readers. Each one also has ``find``, and ``add``.
+
+    ``find(tree)`` returns the reader, or None if the tree has no files of the format. ``add(file, split,
+    dataset)`` adds the pictures of one of the files that ``groups`` returns.
 
     Attributes:
         name: the name of the format.
@@ -224,6 +227,17 @@ class Reader:
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, which their folders determine."""
         return by_split([(file, self.tree.split_of(file)) for file in self.files])
+
+    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+        raise NotImplementedError
+
+    def read(self, dataset: Dataset) -> None:
+        """Add the pictures and objects of all splits."""
+        for split, files in self.groups().items():
+            dataset.splits[split] = []
+            for file in track(files, f"reading {split}"):
+                with dataset.refusing(file):
+                    self.add(file, split, dataset)
 
 
 def pictures_of(files: Iterable[Path]) -> list[Path]:

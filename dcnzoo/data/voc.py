@@ -57,20 +57,17 @@ class Voc(Reader):
             listed += files
         return listed
 
-    def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add the objects of XML files, and the pictures of the same names; ``<filename>`` is not read.
+    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+        """Add the objects of an XML file, and the picture of the same name; ``<filename>`` is not read.
 
         A box includes the pixels ``xmin`` and ``xmax``, counted from 1: 1 and 3 become x 0 and width 3.
         Difficult objects become crowds, which training and evaluation ignore.
         """
-        dataset.sources += files
-        for file in files:
-            with dataset.refusing(file):
-                root = _parse(file)
-                sides = () if root.find("size") is None else ("width", "height")
-                stated = tuple(int(_number(root, f"size/{side}")) for side in sides)
-                picture = dataset.open(self.tree.picture_named_as(file), file, stated or (None, None))
-                dataset.add(picture, enumerate(root.iter("object"), 1), _object)
+        root = _parse(file)
+        sides = () if root.find("size") is None else ("width", "height")
+        stated = tuple(int(_number(root, f"size/{side}")) for side in sides) or (None, None)
+        entries = enumerate(root.iter("object"), 1)
+        dataset.add(split, self.tree.picture_named_as(file), entries, _object, file, stated)
 
 
 def _object(element: Element, size: tuple[int, int], dataset: Dataset) -> Object:

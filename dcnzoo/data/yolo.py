@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from dcnzoo.data.dataset import Dataset, Object
+from dcnzoo.data.dataset import ALL, Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
-from dcnzoo.data.tree import ALL, WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
+from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import counted, few, short
@@ -55,6 +55,7 @@ class Yolo(Reader):
         super().__init__(tree, [file])
         self.file, self._keys = file, keys
         self._folders: dict[Path, dict[str, Path]] = {}  # folder → stem → text file
+        self._used: dict[Path, Path] = {}  # label → picture
 
     @classmethod
     def find(cls, tree: Tree) -> "Yolo | None":
@@ -148,21 +149,21 @@ class Yolo(Reader):
             self._folders[folder] = {normal(file.stem): file for file in files}
         return self._folders[folder]
 
-    def read(self, files: list[Path], dataset: Dataset) -> None:
-        """Add pictures and objects: ``class x y width height`` or ``class x1 y1 x2 y2 …``, from 0 to 1."""
-        used = dict[Path, Path]()
-        for file in files:
-            with dataset.refusing(file):
-                label = self.label_of(file)
-                if label in used:
-                    raise InvalidAnnotation(f"expected one picture of {label}, found {used[label]}, too")
-                if label is not None:
-                    used[label] = file
-                lines = read_lines(label) if label else ()
-                dataset.add(dataset.open(file, label), lines, partial(_object, self.classes))
-        dataset.sources += [self.file, *used]
-        folders = {label.parent for label in used}
-        others = sorted({text for folder in folders for text in self._texts(folder).values()} - used.keys())
+    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+        """Add a picture and its objects, lines ``class x y width height`` or ``class x1 y1 x2 y2 …``."""
+        label = self.label_of(file)
+        if label is not None:
+            other = self._used.setdefault(label, file)
+            if other != file:
+                raise InvalidAnnotation(f"expected one picture of {label}, found {other}, too")
+        dataset.add(split, file, read_lines(label) if label else (), partial(_object, self.classes), label)
+
+    def read(self, dataset: Dataset) -> None:
+        """Add all pictures; raise UserError if some have no label, and some labels have no picture."""
+        super().read(dataset)
+        folders = {label.parent for label in self._used}
+        texts = {text for folder in folders for text in self._texts(folder).values()}
+        others = sorted(texts - self._used.keys())
         unlabelled = dataset.unlabelled
         if unlabelled and (strays := [text for text in others if _is_label(text)]):
             pictures = f"{counted(len(unlabelled), 'pictures')} ({few(unlabelled, 2)})"

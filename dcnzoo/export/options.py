@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
@@ -13,7 +14,7 @@ from dcnzoo.export.opsets import DEFAULT, check_form
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file, require_new
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.formats import EXPORTED, picture_files
+from dcnzoo.utils.formats import EXPORTED, PICTURES, picture_files
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,20 @@ class Int8:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count: expected at least 1, got {self.count}")
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The images, also of subfolders.
+
+        Raises:
+            UserError: there are none.
+        """
+        root = Path(self.images).expanduser()
+        files = sorted(file for file in root.rglob("*") if file.suffix.lower() in PICTURES)
+        if not files:
+            raise UserError(f"int8: expected a folder of images, got none in {self.images}")
+        count = min(self.count, len(files))
+        return [files[i * len(files) // count] for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -47,10 +62,13 @@ class ExportOptions:
         metadata: entries for the metadata of the file. Keys that begin with ``dcnzoo.`` are dcnzoo's.
         img_shape: the input of this name in an ONNX file: ``"optional"``, with a default; ``"required"``, as
             onnxruntime-web needs it; or None: no such input, for pictures that are never padded.
+        force: replace files that exist.
+        draw: a picture on which PyTorch's and the file's detections are drawn, to a PNG beside the file;
+            True: a generated picture.
 
     Raises:
         ModuleNotFoundError: a package that writes the file is not installed.
-        UserError: a file does not exist.
+        UserError: a file does not exist, or exists without ``force``.
         ValueError: an option is out of range, or does not go with another.
     """
 
@@ -64,9 +82,11 @@ class ExportOptions:
     verify: str | os.PathLike | bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
     img_shape: Literal["optional", "required"] | None = "optional"
+    force: bool = False
+    draw: str | os.PathLike | bool = False
 
     def __post_init__(self) -> None:
-        ending, folder = Path(self.path).suffix, Path(self.path).absolute().parent
+        ending, folder = self.files[0].suffix, self.files[0].absolute().parent
         if ending not in EXPORTED:
             raise ValueError(f"path: expected a name that ends in {', '.join(EXPORTED)}, got {self.path}")
         shape: Any = (1, 1) if self.shape is None else self.shape
@@ -89,11 +109,17 @@ class ExportOptions:
             raise ValueError(f"img_shape: expected 'optional', 'required' or None, got {self.img_shape!r}")
         if not isinstance(self.verify, bool) and (self.precision != "float32" or self.raw_outputs):
             raise ValueError("verify: expected no picture with raw_outputs, float16 or int8: compare the AP")
+        if self.draw and self.raw_outputs:
+            raise ValueError("draw: expected False with raw_outputs, which are not detections")
         packages = {"onnx": True, "onnxscript": True, "onnxslim": self.simplify, "openvino": ending == ".xml"}
         for package in filter(packages.get, packages):
             import_module(package)
-        if isinstance(self.verify, str | os.PathLike) and picture_files(self.verify) is None:
-            require_file(str(self.verify), "verify")
+        for name, source in (("verify", self.verify), ("draw", self.draw)):
+            if not isinstance(source, bool) and picture_files(source) is None:
+                require_file(str(source), name)
+        if isinstance(self.precision, Int8):
+            self.precision.files  # noqa: B018  raises without images
+        require_new("export", *self.files, *self.drawings, force=self.force)
 
     @property
     def verifies(self) -> bool:
@@ -102,18 +128,12 @@ class ExportOptions:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        path = Path(self.path)
+        path = Path(self.path).expanduser()
         return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
 
-    def require_new(self, force: bool, drawn: bool = False) -> None:
-        """Raise UserError if a file exists, also the ``.bin`` beside an ``.xml``.
-
-        Args:
-            force: it may be replaced.
-            drawn: whether a ``.png`` is drawn.
-        """
-        drawing = [Path(self.path).with_suffix(".png")] if drawn else []
-        require_new("export", *self.files, *drawing, force=force)
+    @property
+    def drawings(self) -> tuple[Path, ...]:
+        return (self.files[0].with_suffix(".png"),) if self.draw else ()
 
 
 class Difference(NamedTuple):
@@ -168,12 +188,14 @@ class ExportResult:
         shape: height and width of the input; None if they are dynamic.
         findings: what the file cannot do.
         agreement: with PyTorch, if they were compared.
+        drawings: the drawing of both, if there is one.
     """
 
     files: tuple[Path, ...]
     shape: tuple[int, int] | None
     findings: tuple[Finding, ...] = ()
     agreement: Agreement | None = None
+    drawings: tuple[Path, ...] = ()
 
     def load(self, **options: Any) -> ExportedDetector:
         """Open the file; options: those of :class:`dcnzoo.export.Detector`."""
@@ -185,4 +207,5 @@ class ExportResult:
         lines = [f"written: {', '.join(map(str, self.files))} ({megabytes:.1f} MiB), {size}"]
         if self.agreement is not None:
             lines.append(str(self.agreement))
+        lines += [f"drawn: {drawing}" for drawing in self.drawings]
         return "\n".join(lines)

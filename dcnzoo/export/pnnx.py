@@ -40,7 +40,7 @@ def for_pnnx(model: nn.Module) -> nn.Module:
                 expected = "2-D convolutions with one group of offsets, padded with zeros"
                 raise ValueError(f"for_pnnx: model: expected {expected}, got {name}: {layer}")
             layer.torchvision = DeformConv2d(layer)
-            vars(layer).update(_convolve=layer.torchvision, _match_memory_format=lambda output, input: output)
+            vars(layer)["function"] = layer.torchvision
             layer.weight = layer.bias = None
     return _Flat(model)
 
@@ -73,7 +73,8 @@ class DeformConv2d(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
         self.geometry = (*layer.stride, *layer.padding, *layer.dilation, layer.groups)
 
-    def forward(self, input: Tensor, offset: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    # the weight is this module's, the layer has none
+    def forward(self, input: Tensor, _: None, offset: Tensor | None, mask: Tensor | None, *__: Any) -> Tensor:
         bias = input.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
         factors = input.new_zeros(input.shape[0], 1) if mask is None else mask
         # torch.jit.trace orders the inputs by their first use, and pnnx reads them in this order

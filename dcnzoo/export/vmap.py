@@ -1,5 +1,6 @@
 """Rules of ``torch.vmap`` that keep the number of images symbolic. Those of torch turn it into a constant."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,13 +29,15 @@ def symbolic_batches() -> Iterator[None]:
     """Context with these rules for ``torch.vmap``, in which a traced number of images stays symbolic."""
     library = torch.library.Library("aten", "IMPL")
     try:
-        for operator in ROW_BY_ROW:
-            inputs = 2 if operator is aten.grid_sampler_2d.default else 1
-            # the number of rows is also an argument of group norm
-            counts = 3 if operator is aten.native_group_norm.default else None
-            torch.library.register_vmap(operator, row_by_row(operator, inputs, counts), lib=library)
-        for operator in ALONG_AXIS:
-            torch.library.register_vmap(operator, _along_axis(operator), lib=library)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+            for operator in ROW_BY_ROW:
+                inputs = 2 if operator is aten.grid_sampler_2d.default else 1
+                # the number of rows is also an argument of group norm
+                counts = 3 if operator is aten.native_group_norm.default else None
+                torch.library.register_vmap(operator, row_by_row(operator, inputs, counts), lib=library)
+            for operator in ALONG_AXIS:
+                torch.library.register_vmap(operator, _along_axis(operator), lib=library)
         yield
     finally:
         library._destroy()

@@ -23,7 +23,7 @@ def finish_file(
         graph: has the folder and the stem of ``options.path``. It is changed, and removed for OpenVINO.
         calibration: samples of inputs for int8.
     """
-    path = Path(options.path)
+    path = options.files[0]
     if options.simplify:
         import onnxslim
 

@@ -57,7 +57,7 @@ class ConversionReport:
         Call it after another program has fused, copied or loaded the model. Pass it without wrappers.
         """
         modules = dict(model.named_modules(remove_duplicate=False))
-        if lost := [name for name in self.replaced if not isinstance(modules.get(name), packed._Pack)]:
+        if lost := [name for name in self.replaced if not isinstance(modules.get(name), packed.PACKED)]:
             expected = f"{len(self.replaced)} converted layers"
             raise RuntimeError(f"check: model: expected {expected}, got others for {_quoted(lost)}")
 
@@ -198,7 +198,7 @@ def replace_convolutions(
         raise TypeError(f"{caller}: model: expected an nn.Module, got {type(model).__name__}")
     if any(type(module).__name__ in _WRAPPERS for module in model.modules()):
         raise ValueError(f"{caller}: model: expected an unwrapped model, got a {type(model).__name__}")
-    layers = [module for module in model.modules() if isinstance(module, packed._Pack)]
+    layers = [module for module in model.modules() if isinstance(module, packed.PACKED)]
     predictors = {part for layer in layers for part in [*layer.modules()][1:]}
     candidates: dict[str, nn.Module] = {
         name: module

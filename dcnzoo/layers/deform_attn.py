@@ -7,17 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcnzoo.layers.base import Leaf
+from dcnzoo.layers.base import call_as_leaf, integer, refuse
 from dcnzoo.layers.channels_last import build_activation, build_norm
 from dcnzoo.layers.offsets import OffsetLinear
-from dcnzoo.layers.statistics import TracksOffsets
+from dcnzoo.layers.statistics import is_recorded, record_modulation, record_shifts
 from dcnzoo.ops import dcnv3, dcnv4
 from dcnzoo.ops._arguments import is_traced
 from dcnzoo.ops.geometry import deform_attn_points
 
 
-class _ChannelsLast(TracksOffsets, Leaf):
+class _ChannelsLast(nn.Module):
     """Base of DCNv3 and DCNv4: geometry, checks and the blend with the centre."""
+
+    __call__ = call_as_leaf
+    track_offsets = False
 
     # TorchScript compiles only the branches that these constants select
     __constants__ = ["center_feature_scale"]
@@ -36,22 +39,22 @@ class _ChannelsLast(TracksOffsets, Leaf):
         remove_center: bool,
     ) -> None:
         super().__init__()
-        channels, group = self._integer("channels", channels), self._integer("group", group)
-        kernel_size, stride = self._integer("kernel_size", kernel_size), self._integer("stride", stride)
-        pad, dilation = self._integer("pad", pad, least=0), self._integer("dilation", dilation)
+        channels, group = integer(self, "channels", channels), integer(self, "group", group)
+        kernel_size, stride = integer(self, "kernel_size", kernel_size), integer(self, "stride", stride)
+        pad, dilation = integer(self, "pad", pad, least=0), integer(self, "dilation", dilation)
         if dw_kernel_size is not None:
-            dw_kernel_size = self._integer("dw_kernel_size", dw_kernel_size)
+            dw_kernel_size = integer(self, "dw_kernel_size", dw_kernel_size)
         if channels % group:
-            self._refuse("group", f"a divisor of the {channels} channels", group)
+            refuse(self, "group", f"a divisor of the {channels} channels", group)
         if kernel_size % 2 == 0:
-            self._refuse("kernel_size", "an odd number", kernel_size)
+            refuse(self, "kernel_size", "an odd number", kernel_size)
         if remove_center and kernel_size == 1:
-            self._refuse("kernel_size", "at least 3 with remove_center", kernel_size)
+            refuse(self, "kernel_size", "at least 3 with remove_center", kernel_size)
         if dw_kernel_size is not None and dw_kernel_size % 2 == 0:
-            self._refuse("dw_kernel_size", "an odd number", dw_kernel_size)
+            refuse(self, "dw_kernel_size", "an odd number", dw_kernel_size)
         if 2 * pad != dilation * (kernel_size - 1):
             # Offsets are predicted at every stride-th pixel, so the kernel must be centred there.
-            self._refuse("pad", f"{dilation * (kernel_size - 1) // 2}, dilation · (kernel_size - 1) / 2", pad)
+            refuse(self, "pad", f"{dilation * (kernel_size - 1) // 2}, dilation · (kernel_size - 1) / 2", pad)
         self.channels = channels
         self.kernel_size = kernel_size
         self.stride = stride
@@ -86,12 +89,12 @@ class _ChannelsLast(TracksOffsets, Leaf):
     def _check(self, input: Tensor) -> None:
         if not is_traced(input) and (input.dim() != 4 or input.shape[3] != self.channels):
             expected = f"(N, H, W, {self.channels}), channels last"
-            self._refuse("input", expected, tuple(input.shape), RuntimeError)
+            refuse(self, "input", expected, tuple(input.shape), RuntimeError)
 
     def _record_grouped_offsets(
         self, offset: Tensor, size: Sequence[int]
     ) -> None:  # [N, oH, oW, group, P, 2]
-        if not self._is_recorded(offset):
+        if not is_recorded(self, offset):
             return
         kernel, stride, pad, dilation = (
             (number, number) for number in (self.kernel_size, self.stride, self.pad, self.dilation)
@@ -100,7 +103,7 @@ class _ChannelsLast(TracksOffsets, Leaf):
         grid = deform_attn_points(
             offset.shape[1:3], kernel, stride, pad, dilation, self.offset_scale, self.remove_center, offset
         )
-        self._record_shifts(grid, offset * self.offset_scale, size[::-1])
+        record_shifts(self, grid, offset * self.offset_scale, size[::-1])
 
     def _subsample(self, x: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C], at the kernel's centre
         return x if self.stride == 1 else x[:, :: self.stride, :: self.stride]
@@ -188,7 +191,7 @@ class DCNv3(_ChannelsLast):
         offset = self.offset(query)
         if not torch.jit.is_scripting():
             self._record_grouped_offsets(offset.unflatten(-1, (self.group, -1, 2)), input.shape[1:3])
-            self._record_modulation(mask)
+            record_modulation(self, mask)
         geometry = (self.kernel_size, self.stride, self.pad, self.dilation, self.group, self.group_channels)
         x = dcnv3(value, offset, mask, *geometry, self.offset_scale, self.remove_center)
         return self.output_proj(self._blend_center(x, value, query))
@@ -303,4 +306,4 @@ class DCNv4(_ChannelsLast):
         per_group = offset_mask[..., : self.taps * 3].unflatten(-1, (self.group, -1))  # 2P offsets, P factors
         offset, factors = per_group.tensor_split([self.taps // self.group * 2], dim=-1)
         self._record_grouped_offsets(offset.unflatten(-1, (-1, 2)), size)
-        self._record_modulation(factors)
+        record_modulation(self, factors)

@@ -1,13 +1,12 @@
 """Layers of deformable convolution, plain and transposed, that take offsets as an input."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcnzoo.layers.base import Leaf
+from dcnzoo.layers.base import call_as_leaf, integer, integers, refuse
 from dcnzoo.ops import (
     deform_conv1d,
     deform_conv2d,
@@ -16,52 +15,35 @@ from dcnzoo.ops import (
     deform_conv_transpose2d,
     deform_conv_transpose3d,
 )
-from dcnzoo.ops._arguments import is_traced
 from dcnzoo.ops._torch_private import ConvNd, ConvTransposeNd
 
 
-class _Deformable(Leaf):
-    """Base of the plain and transposed layers. A subclass sets ``rank`` and the ``function`` to call."""
+def _sizes(layer: Any, in_channels: int, im2col_step: int | None, **sizes: Any) -> dict[str, Any]:
+    """Return ``sizes`` with one value per axis, after a check of all numbers.
 
-    if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
-        kernel_size: tuple[int, ...]
+    Raises:
+        ValueError: an argument is invalid.
+    """
+    if in_channels < 1:  # nn.Conv2d accepts 0, but the operator does not
+        refuse(layer, "in_channels", "at least 1", in_channels)
+    if im2col_step is not None:
+        integer(layer, "im2col_step", im2col_step)
+    return {
+        name: integers(layer, name, value, layer.rank, least=0 if "padding" in name else 1)
+        for name, value in sizes.items()
+    }
+
+
+class _DeformConvNd(ConvNd):
+    """Base of the plain layers. A subclass sets ``rank`` and the ``function`` to call.
+
+    ``function`` is the only place where another program puts its own kernel.
+    """
 
     rank: ClassVar[int]
     function: ClassVar[Callable[..., Tensor]]
+    __call__ = call_as_leaf
 
-    def _set_up(
-        self,
-        in_channels: int,
-        out_channels: int,
-        sizes: dict[str, Any],
-        im2col_step: int | None,
-        **options: Any,
-    ) -> None:
-        """Call torch's constructor, with one value per axis for each of ``sizes``.
-
-        Raises:
-            ValueError: an argument is invalid.
-        """
-        if in_channels < 1:  # nn.Conv2d accepts 0, but the operator does not
-            self._refuse("in_channels", "at least 1", in_channels)
-        for name, value in sizes.items():
-            options[name] = self._integers(name, value, self.rank, least=0 if "padding" in name else 1)
-        construct: Any = super().__init__
-        construct(in_channels, out_channels, **options)
-        self.im2col_step = None if im2col_step is None else self._integer("im2col_step", im2col_step)
-
-    def _is_unbatched(self, input: Tensor) -> bool:
-        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
-            if is_traced(input):
-                return False
-        return input.dim() == len(self.kernel_size) + 1
-
-    def extra_repr(self) -> str:
-        text = super().extra_repr()
-        return text if self.im2col_step is None else f"{text}, im2col_step={self.im2col_step}"
-
-
-class _DeformConvNd(_Deformable, ConvNd):
     def __init__(
         self,
         in_channels: int,
@@ -78,9 +60,10 @@ class _DeformConvNd(_Deformable, ConvNd):
         im2col_step: int | None = None,
     ) -> None:
         sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        options = dict(groups=groups, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
-        sizes["output_padding"] = 0
-        self._set_up(in_channels, out_channels, sizes, im2col_step, transposed=False, **options)
+        options = _sizes(self, in_channels, im2col_step, **sizes, output_padding=0)
+        options |= dict(groups=groups, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
+        super().__init__(in_channels, out_channels, **options, transposed=False)
+        self.im2col_step = None if im2col_step is None else int(im2col_step)
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         return self._convolve(input, offset, mask)
@@ -93,8 +76,18 @@ class _DeformConvNd(_Deformable, ConvNd):
         geometry = (self.stride, self.padding, self.dilation, self.groups, self.im2col_step)
         return self.function(input, self.weight, offset, mask, self.bias, *geometry)
 
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.im2col_step is None else f"{text}, im2col_step={self.im2col_step}"
 
-class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
+
+class _DeformConvTransposeNd(ConvTransposeNd):
+    """Base of the transposed layers, like :class:`_DeformConvNd`."""
+
+    rank: ClassVar[int]
+    function: ClassVar[Callable[..., Tensor]]
+    __call__ = call_as_leaf
+
     def __init__(
         self,
         in_channels: int,
@@ -112,9 +105,10 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         im2col_step: int | None = None,
     ) -> None:
         sizes = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
-        options = dict(groups=groups, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
-        sizes["output_padding"] = output_padding
-        self._set_up(in_channels, out_channels, sizes, im2col_step, transposed=True, **options)
+        options = _sizes(self, in_channels, im2col_step, **sizes, output_padding=output_padding)
+        options |= dict(groups=groups, bias=bias, padding_mode=padding_mode, device=device, dtype=dtype)
+        super().__init__(in_channels, out_channels, **options, transposed=True)
+        self.im2col_step = None if im2col_step is None else int(im2col_step)
 
     def forward(
         self,
@@ -140,6 +134,10 @@ class _DeformConvTransposeNd(_Deformable, ConvTransposeNd):
         )
         geometry = (self.stride, self.padding, output_padding, self.dilation, self.groups, self.im2col_step)
         return self.function(input, self.weight, offset, mask, self.bias, *geometry)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.im2col_step is None else f"{text}, im2col_step={self.im2col_step}"
 
 
 class DeformConv1d(_DeformConvNd):

@@ -5,18 +5,20 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dcnzoo.layers.base import Leaf
+from dcnzoo.layers.base import call_as_leaf, integer, integers
 from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.ops import deform_roi_pool
 
 
-class DeformRoIPool(Leaf):
+class DeformRoIPool(nn.Module):
     """Deformable RoI pooling that takes offsets as an input.
 
     ``forward(input, rois, offset=None)`` with ``input`` ``(N, C, H, W)``, ``rois`` ``(K, 5)`` and
     ``offset`` ``(K, 2, oH, oW)``, x first, returns ``(K, C, oH, oW)``. See
     :func:`dcnzoo.ops.deform_roi_pool` for the arguments and the errors raised.
     """
+
+    __call__ = call_as_leaf
 
     def __init__(
         self,
@@ -26,7 +28,7 @@ class DeformRoIPool(Leaf):
         gamma: float = 0.1,
     ) -> None:
         super().__init__()
-        self.output_size = cast(tuple[int, int], self._integers("output_size", output_size, 2))
+        self.output_size = cast(tuple[int, int], integers(self, "output_size", output_size, 2))
         self.spatial_scale = float(spatial_scale)
         self.sampling_ratio = int(sampling_ratio)
         self.gamma = float(gamma)
@@ -71,8 +73,8 @@ class DeformRoIPoolPack(DeformRoIPool):
         gamma: float = 0.1,
     ) -> None:
         super().__init__(output_size, spatial_scale, sampling_ratio, gamma)
-        self.output_channels = self._integer("output_channels", output_channels)
-        self.deform_fc_channels = self._integer("deform_fc_channels", deform_fc_channels)
+        self.output_channels = integer(self, "output_channels", output_channels)
+        self.deform_fc_channels = integer(self, "deform_fc_channels", deform_fc_channels)
         self.bins = self.output_size[0] * self.output_size[1]
         self._add_branches()
 

@@ -12,7 +12,7 @@ class _Scaled(nn.Module):
     """Base of the activations of masks, which multiply their result by a factor.
 
     A factor other than 1 is a buffer, ``scale``, so that it is saved with the weights of the layer, whose
-    values depend on it. :mod:`dcnzoo.layers.state_dicts` reads it.
+    values depend on it. :mod:`dcnzoo.layers.state_dicts` reads it. A factor of 1 is a number, without cost.
     """
 
     if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
@@ -39,7 +39,8 @@ class MaskSigmoid(_Scaled):
     """``scale · sigmoid(mask)``. With a scale of 2, a prediction of zero gives a mask of exactly one."""
 
     def forward(self, mask: Tensor) -> Tensor:
-        return self.scale * mask.sigmoid()
+        factors = mask.sigmoid()
+        return self.scale * factors if isinstance(self.scale, Tensor) else factors
 
 
 class MaskSoftmax(_Scaled):
@@ -50,7 +51,8 @@ class MaskSoftmax(_Scaled):
         self.taps = taps
 
     def forward(self, mask: Tensor) -> Tensor:  # [N, mask_groups · taps, *out]
-        return self.scale * softmax_of_taps("MaskSoftmax", mask, self.taps)
+        factors = softmax_of_taps("MaskSoftmax", mask, self.taps)
+        return self.scale * factors if isinstance(self.scale, Tensor) else factors
 
     def extra_repr(self) -> str:
         return f"{self.taps}, {super().extra_repr()}"

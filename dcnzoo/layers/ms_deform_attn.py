@@ -5,15 +5,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.layers.base import Leaf
+from dcnzoo.layers.base import call_as_leaf, integer, refuse
 from dcnzoo.layers.offsets import OffsetLinear
-from dcnzoo.layers.statistics import TracksOffsets
+from dcnzoo.layers.statistics import record_modulation, record_shifts
 from dcnzoo.ops import ms_deform_attn
 from dcnzoo.ops._arguments import can_read, exporting
 from dcnzoo.ops.deform_attn import level_starts
 
 
-class MultiScaleDeformableAttention(TracksOffsets, Leaf):
+class MultiScaleDeformableAttention(nn.Module):
     """Multi-scale deformable attention (Deformable DETR, Zhu et al. 2021, eq. 3).
 
     Each query predicts, per head and level, offsets from its reference point (``sampling_offsets``) and
@@ -36,6 +36,9 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         RuntimeError: an input is invalid.
     """
 
+    __call__ = call_as_leaf
+    track_offsets = False
+
     def __init__(
         self,
         embed_dims: int = 256,
@@ -45,12 +48,12 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         value_proj_ratio: float = 1.0,
     ) -> None:
         nn.Module.__init__(self)  # not super(): the layer in OpenMMLab's registry also derives from mmcv's
-        embed_dims, num_heads = self._integer("embed_dims", embed_dims), self._integer("num_heads", num_heads)
-        num_levels = self._integer("num_levels", num_levels)
-        num_points = self._integer("num_points", num_points)
+        embed_dims, num_heads = integer(self, "embed_dims", embed_dims), integer(self, "num_heads", num_heads)
+        num_levels = integer(self, "num_levels", num_levels)
+        num_points = integer(self, "num_points", num_points)
         channels = int(embed_dims * value_proj_ratio)
         if channels < 1 or channels % num_heads:
-            self._refuse("num_heads", f"a divisor of the {channels} channels of value_proj", num_heads)
+            refuse(self, "num_heads", f"a divisor of the {channels} channels of value_proj", num_heads)
         self.embed_dims = embed_dims
         self.num_heads = num_heads
         self.num_levels = num_levels
@@ -119,7 +122,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         shift = self.sampling_offsets(query).to(exact).unflatten(-1, (self.num_heads, -1))
         locations = self._locations(reference_points.to(exact), shift, spatial_shapes)
         weights = self.attention_weights(query).to(exact).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        self._record_modulation(weights)
+        record_modulation(self, weights)
         x = self._attend(
             value.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
@@ -143,7 +146,7 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         size = None if reference.shape[-1] == 2 else reference[..., 2:]
         if self.track_offsets:
             unit = 1 if size is None else size * extent * (0.5 / self.num_points)  # in pixels
-            self._record_shifts(centre * extent - 0.5, shift.unflatten(-1, sizes) * unit, extent.unbind(-1))
+            record_shifts(self, centre * extent - 0.5, shift.unflatten(-1, sizes) * unit, extent.unbind(-1))
 
         def flat(vectors: Tensor) -> Tensor:
             return vectors.expand(*vectors.shape[:-3], *sizes).flatten(-3)
@@ -168,10 +171,10 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
         for name, tensor, length in (("query", query, "Q"), ("value", value, "S")):
             if tensor.dim() != 3 or tensor.shape[2] != self.embed_dims:
                 expected = f"(N, {length}, {self.embed_dims})"
-                self._refuse(name, expected, tuple(tensor.shape), RuntimeError)
+                refuse(self, name, expected, tuple(tensor.shape), RuntimeError)
         batch, queries, pixels = query.shape[0], query.shape[1], value.shape[1]
         if value.shape[0] != batch:
-            self._refuse("value", f"batch {batch} like query", value.shape[0], RuntimeError)
+            refuse(self, "value", f"batch {batch} like query", value.shape[0], RuntimeError)
         sizes = (batch, queries, self.num_levels)
         shape = tuple(reference_points.shape)
         if (
@@ -180,25 +183,25 @@ class MultiScaleDeformableAttention(TracksOffsets, Leaf):
             or any(n not in (1, size) for n, size in zip(shape, sizes, strict=False))
         ):
             expected = f"({batch}, {queries}, {self.num_levels}, 2 or 4), N, Q and L like query and levels"
-            self._refuse("reference_points", expected, shape, RuntimeError)
+            refuse(self, "reference_points", expected, shape, RuntimeError)
         if not isinstance(shapes, Tensor):
-            self._refuse("spatial_shapes", "a tensor", type(shapes).__name__, RuntimeError)
+            refuse(self, "spatial_shapes", "a tensor", type(shapes).__name__, RuntimeError)
         if tuple(shapes.shape) != (self.num_levels, 2):
             expected = f"({self.num_levels}, 2), (height, width) of {self.num_levels} levels"
-            self._refuse("spatial_shapes", expected, tuple(shapes.shape), RuntimeError)
+            refuse(self, "spatial_shapes", expected, tuple(shapes.shape), RuntimeError)
         if shapes.device.type == "cpu":  # on a GPU, reading the values would stall the device
             self._check_pixels(shapes, pixels)
         fits = ((batch, pixels), (1, pixels))
         if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) not in fits):
             got = f"{mask.dtype} of {tuple(mask.shape)}"
-            self._refuse("key_padding_mask", f"torch.bool of ({batch}, {pixels})", got, RuntimeError)
+            refuse(self, "key_padding_mask", f"torch.bool of ({batch}, {pixels})", got, RuntimeError)
 
     def _check_pixels(self, shapes: Tensor, pixels: int) -> None:
         if can_read(shapes):
             total = int(shapes.prod(1).sum())
             if total != pixels:
                 text = f"{total} pixels for levels of {', '.join(f'{h}×{w}' for h, w in shapes.tolist())}"
-                self._refuse("value", text, pixels, RuntimeError)
+                refuse(self, "value", text, pixels, RuntimeError)
         elif torch.compiler.is_compiling() and not exporting():
             message = f"{type(self).__name__}: value: expected the pixels of spatial_shapes"
             torch._assert_async(shapes.prod(1).sum() == pixels, message)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.layers.base import ChecksArguments
-from dcnzoo.layers.statistics import TracksOffsets
+from dcnzoo.layers.base import refuse
+from dcnzoo.layers.statistics import tracks_offsets
 from dcnzoo.ops._arguments import can_read
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of Python 3.11
 
 
-class _ZeroInit(ChecksArguments, nn.Module):
+class _ZeroInit(nn.Module):
     """Mixin: the weight starts at zero, the bias at zero or ``start``; they stay there until training.
 
     A call raises RuntimeError if a norm of the weight, such as ``weight_norm``, has turned the zero weight
@@ -31,10 +31,10 @@ class _ZeroInit(ChecksArguments, nn.Module):
     start: list[float] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output, weight = super().__call__(*args, **kwargs), self.weight
-        if "weight" not in self._parameters and can_read(weight) and not weight.isfinite().all():
+        output = super().__call__(*args, **kwargs)
+        if "weight" not in self._parameters and can_read(self.weight) and not self.weight.isfinite().all():
             expected = "finite numbers (apply a norm of the weight after training)"
-            self._refuse("weight", expected, "NaN", RuntimeError)
+            refuse(self, "weight", expected, "NaN", RuntimeError)
         return output
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ def accept_legacy_offsets(model: nn.Module) -> None:
 
 def _rename_legacy_offsets(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     for name, layer in model.named_modules():
-        if not name or not isinstance(layer, TracksOffsets) or not hasattr(layer, "conv_offset"):
+        if not name or not tracks_offsets(layer) or not hasattr(layer, "conv_offset"):
             continue
         for parameter in ("weight", "bias"):
             old, new = f"{prefix}{name}_offset.{parameter}", f"{prefix}{name}.conv_offset.{parameter}"

@@ -1,7 +1,7 @@
 """Statistics of offsets and masks, of the last forward pass of each layer that predicts them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,52 +41,49 @@ class ModulationStatistics(NamedTuple):
     near_one: float
 
 
-class TracksOffsets:
-    """Mixin of layers that predict offsets: stores statistics of the last forward pass if enabled.
+def tracks_offsets(module: nn.Module) -> bool:
+    """Return whether a module is a layer that predicts offsets and stores their statistics.
 
-    The statistics are plain attributes, neither parameters nor buffers, so that state dicts, DDP and
-    TorchScript ignore them.
+    Such a class has the attribute ``track_offsets``. The statistics are plain attributes, neither parameters
+    nor buffers, so that state dicts, DDP and TorchScript ignore them. They are on the layer's device, without
+    a graph: ``_last_offsets`` and ``_last_modulation``, ``[3]``.
     """
+    return hasattr(type(module), "track_offsets")
 
-    if TYPE_CHECKING:  # for type checkers only: TorchScript must not see these annotations
-        kernel_size: Any
-        stride: Any
-        padding: Any
-        dilation: Any
 
-    track_offsets = False
-    # on the layer's device, without a graph
-    _last_offsets: Tensor | None = None  # [3]
-    _last_modulation: Tensor | None = None  # [3]
+def is_recorded(layer: Any, prediction: Tensor) -> bool:
+    if not layer.track_offsets or prediction.numel() == 0:
+        return False
+    # a compiled program stores them
+    return (torch.compiler.is_compiling() and not exporting()) or can_read(prediction)
 
-    def _is_recorded(self, prediction: Tensor) -> bool:
-        compiles = torch.compiler.is_compiling() and not exporting()  # the compiled program stores them
-        return self.track_offsets and (compiles or can_read(prediction)) and prediction.numel() > 0
 
-    def _record_offsets(self, offset: Tensor | None, size: Sequence[int]) -> None:
-        """Record statistics of ``offset``, ``([N,] G·K·rank, *out)``, for sampling a map of ``size``."""
-        if offset is None or not self._is_recorded(offset):
-            return
-        padding, rank = self.padding, len(size)
-        if getattr(self, "padding_mode", "zeros") != "zeros":  # the layer samples a map that it has padded
-            size, padding = [n + 2 * p for n, p in zip(size, padding, strict=True)], (0,) * rank
-        geometry = (self.kernel_size, offset.shape[-rank:], self.stride, padding, self.dilation)
-        grid = sampling_points(None, *geometry, offset.detach().float())  # [1, 1, K, rank, *out]
-        shift = offset.unflatten(-rank - 1, (-1, *grid.shape[2:4]))
-        self._last_offsets = _measure_shifts(grid, shift, size, axis=-rank - 1)
+def record_offsets(layer: Any, offset: Tensor | None, size: Sequence[int]) -> None:
+    """Record statistics of ``offset``, ``([N,] G·K·rank, *out)``, for sampling a map of ``size``."""
+    if offset is None or not is_recorded(layer, offset):
+        return
+    padding, rank = layer.padding, len(size)
+    if layer.padding_mode != "zeros":  # the layer samples a map that it has padded
+        size, padding = [n + 2 * p for n, p in zip(size, padding, strict=True)], (0,) * rank
+    geometry = (layer.kernel_size, offset.shape[-rank:], layer.stride, padding, layer.dilation)
+    grid = sampling_points(None, *geometry, offset.detach().float())  # [1, 1, K, rank, *out]
+    shift = offset.unflatten(-rank - 1, (-1, *grid.shape[2:4]))
+    layer._last_offsets = _measure_shifts(grid, shift, size, axis=-rank - 1)
 
-    def _record_shifts(self, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor]) -> None:
-        """Record the result of :func:`_measure_shifts` for tensors with the coordinates on the last axis."""
-        if self._is_recorded(shift):
-            self._last_offsets = _measure_shifts(grid, shift, size)
 
-    def _record_modulation(self, mask: Tensor | None) -> None:
-        """Record statistics of ``mask``, after its activation, in any shape."""
-        if mask is None or not self._is_recorded(mask):
-            return
-        factor = mask.detach().float().abs()
-        near = [((factor - value).abs() < 0.05).float().mean() for value in (0, 1)]
-        self._last_modulation = torch.stack([factor.mean(), *near])
+def record_shifts(layer: Any, grid: Tensor, shift: Tensor, size: Sequence[int | Tensor]) -> None:
+    """Record the result of :func:`_measure_shifts` for tensors with the coordinates on the last axis."""
+    if is_recorded(layer, shift):
+        layer._last_offsets = _measure_shifts(grid, shift, size)
+
+
+def record_modulation(layer: Any, mask: Tensor | None) -> None:
+    """Record statistics of ``mask``, after its activation, in any shape."""
+    if mask is None or not is_recorded(layer, mask):
+        return
+    factor = mask.detach().float().abs()
+    near = [((factor - value).abs() < 0.05).float().mean() for value in (0, 1)]
+    layer._last_modulation = torch.stack([factor.mean(), *near])
 
 
 def _measure_shifts(
@@ -118,10 +115,10 @@ def track_offsets(model: nn.Module, enabled: bool = True) -> None:
     and stores six numbers per layer, without synchronising the GPU. :func:`offset_statistics` and
     :func:`modulation_statistics` return them.
     """
-    for module in model.modules():
-        if isinstance(module, TracksOffsets):
-            module.track_offsets = enabled
-            module._last_offsets = module._last_modulation = None
+    layer: Any
+    for layer in filter(tracks_offsets, model.modules()):
+        layer.track_offsets = enabled
+        layer._last_offsets = layer._last_modulation = None
 
 
 def offset_statistics(model: nn.Module) -> dict[str, OffsetStatistics]:
@@ -138,6 +135,6 @@ def modulation_statistics(model: nn.Module) -> dict[str, ModulationStatistics]:
 
 
 def _statistics(model: nn.Module, attribute: str, kind: Any) -> dict[str, Any]:
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, TracksOffsets)}
-    last = {name: getattr(layer, attribute) for name, layer in layers.items()}
+    layers = {name: layer for name, layer in model.named_modules() if tracks_offsets(layer)}
+    last = {name: getattr(layer, attribute, None) for name, layer in layers.items()}
     return {name: kind(*values.tolist()) for name, values in last.items() if values is not None}

@@ -152,22 +152,22 @@ class TorchDetector(BaseDetector):
             size = f"{picture.shape[1]} × {picture.shape[0]}"
             raise ValueError(f"{path or 'image'}: found {size} pixels: {one_line(error)}") from error
 
-    def export(self, path: str | os.PathLike[str], force: bool = False, **options: Any) -> ExportResult:
+    def export(self, path: str | os.PathLike[str] | ExportOptions, **options: Any) -> ExportResult:
         """Write a file that :func:`dcnzoo.load` and other programs run without OpenMMLab.
 
         Args:
-            path, options: see :class:`dcnzoo.export.options.ExportOptions`.
-            force: replace files that exist.
+            path, options: see :class:`dcnzoo.export.options.ExportOptions`, which ``path`` may also be.
 
         Raises:
+            UserError: a file exists, without ``force=True``, or a picture does not.
             ValueError: the detector or an argument is not supported; or fewer than 99 % of the detections
                 agree with PyTorch's. An existing file then stays unchanged.
         """
         from dcnzoo.openmmlab.export.export import export_detector
 
-        checked = ExportOptions(os.path.expanduser(path), **options)
-        checked.require_new(force)
-        return export_detector(self, checked)
+        return export_detector(
+            self, path if isinstance(path, ExportOptions) else ExportOptions(path, **options)
+        )
 
     def _detect(self, inputs: Sequence[dict[str, Any]], threshold: float) -> list[Detections]:
         mixed, model = self.precision == "bf16", self.model

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dcnzoo.backbones.vit_adapter import Extractor
 from dcnzoo.layers import DCNv3, DCNv4
-from dcnzoo.layers.statistics import TracksOffsets
+from dcnzoo.layers.statistics import tracks_offsets
 from dcnzoo.ops.geometry import deform_attn_points, sampling_points
 
 
@@ -95,7 +95,7 @@ def record_sampling(model: nn.Module) -> Iterator[list[SamplingField]]:
         elif isinstance(layer, Extractor):
             handles.append(layer.register_forward_hook(partial(_record_extractor, name, fields)))
         elif isinstance(getattr(layer, "conv_offset", None), nn.Module):
-            is_ours = isinstance(layer, TracksOffsets)
+            is_ours = tracks_offsets(layer)
             if not is_ours or (len(layer.kernel_size) == 2 and not layer.transposed):
                 hooked = layer if is_ours else layer.conv_offset
                 handles.append(hooked.register_forward_hook(_recorder(name, layer, fields)))

@@ -11,10 +11,10 @@ from markupsafe import Markup
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dcnzoo.data.coco_file import mask_of
-from dcnzoo.data.dataset import Dataset, Object, ReadOptions, checked_rle
+from dcnzoo.data.coco_file import checked_rle, mask_of
+from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.dataset import Picture as Annotated
-from dcnzoo.data.preparation import read_data
+from dcnzoo.data.reading import read as read_data
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import read, reverse_channels
@@ -33,26 +33,23 @@ def write_sheet(
     data: str | os.PathLike[str] | Mapping[str, Dataset],
     out: str | os.PathLike[str],
     *,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     force: bool = False,
 ) -> Path:
     """Write a page with annotated pictures, the sizes of the objects, and the classes; return its path.
 
     Args:
-        data: a folder or file as docs/train_your_data.md describes; or splits that
-            :func:`dcnzoo.data.preparation.read_data` returned.
+        data: a folder or file as docs/train_your_data.md describes; or the splits of its data set.
         out: the HTML file.
-        size: the longer side of the pictures in the training, in pixels (None: as in the files).
+        size: the longer side of the pictures in the training, in pixels, or the most pixels of their longer
+            and shorter side (None: as in the files).
         force: replace ``out``.
 
     Raises:
         UserError: the data cannot be read, or ``out`` exists.
     """
     out = require_new("sheet", out, force=force)
-    if isinstance(data, Mapping):
-        splits = data
-    else:
-        splits, _ = read_data(Path(os.path.expanduser(data)), ReadOptions())
+    splits = data if isinstance(data, Mapping) else read_data(data).split()
     train = splits["train"]
     sections = [_show_pictures(train), _show_sides(train, size), _show_classes(splits)]
     title = f"Annotated pictures in {train.folder}"
@@ -61,7 +58,7 @@ def write_sheet(
 
 
 def _show_pictures(split: Dataset) -> Section:
-    pictures = [*split.pictures.values()]
+    pictures = split.pictures
     chosen = np.linspace(0, len(pictures) - 1, min(_PICTURES, len(pictures))).astype(int)
     images = []
     for picture in (pictures[i] for i in chosen):
@@ -74,12 +71,14 @@ def _show_pictures(split: Dataset) -> Section:
     return Section("Pictures", text, [page.pictures(images, "small")])
 
 
-def _show_sides(split: Dataset, size: int | None) -> Section:
+def _show_sides(split: Dataset, size: int | tuple[int, int] | None) -> Section:
     """Compare the sides of objects with those after the resize."""
-    sides, longer = np.array(split.sides).T
+    sides, sizes = map(np.array, zip(*split.sides, strict=True))
     curves = {"in the files": sides}
     if size is not None:
-        curves[f"at {size} pixels"] = sides / longer * size
+        longer, shorter = (size, size) if isinstance(size, int) else size
+        factors = np.minimum(longer / sizes.max(1), shorter / sizes.min(1))  # as MMDetection's Resize
+        curves[f"at {longer} pixels" if longer == shorter else f"at {longer} × {shorter}"] = sides * factors
     text = "The number of objects by their side, the root of the box's area. Crowds are not counted."
     charts = page.charts([plot_sides("sides of the objects", curves)])
     return Section("Sizes of the objects", text, [charts])
@@ -91,7 +90,7 @@ def _show_classes(splits: Mapping[str, Dataset]) -> Section:
     numbers = [split.per_class for split in splits.values()]
     rows = [["class", *splits], *([name, *(f"{each[name]:,}" for each in numbers)] for name in train.classes)]
     by_class: dict[str, list[tuple[Annotated, Object]]] = {name: [] for name in train.classes}
-    for picture in train.pictures.values():
+    for picture in train:
         for each in picture.objects.values():
             by_class[each.name].append((picture, each))
     crops = []

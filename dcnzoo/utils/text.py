@@ -16,6 +16,7 @@ def cut(text: str, most: int = 60) -> str:
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlevel = 3
+_SHORT.repr_float = lambda number, level: repr(float(f"{number:.6g}"))  # type: ignore[attr-defined]
 
 
 def short(value: object) -> str:

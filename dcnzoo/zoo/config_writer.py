@@ -122,6 +122,12 @@ def steps_of(config: Config, loader: str, kind: str) -> list[Any]:
     return [step for step in dataset_of(config, loader).pipeline if str(step["type"]).endswith(kind)]
 
 
+def scale_of(config: Config) -> tuple[int, int] | None:
+    """Return the most pixels of the longer and of the shorter side of test pictures; None: any number."""
+    scales = [step.scale for step in steps_of(config, LOADERS[2], "Resize") if "scale" in step]
+    return (max(scales[0]), min(scales[0])) if scales else None
+
+
 def flips_of(config: Config) -> list[Any]:
     """Return the steps that flip pictures in a training, also in other steps, wrappers and hooks."""
     nodes = [node for part in (config[LOADERS[0]], config.get("custom_hooks")) for _, node in dicts(part)]

@@ -11,9 +11,8 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
-from dcnzoo.data.preparation import line_of, read_splits
-from dcnzoo.data.tree import ALL
+from dcnzoo.data.dataset import ALL, Dataset, ReadOptions, without_mask
+from dcnzoo.data.reading import describe, read
 from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -28,8 +27,8 @@ from dcnzoo.zoo.config_writer import (
     dataset_of,
     flips_of,
     has_size,
+    scale_of,
     set_data,
-    steps_of,
     write_settings,
 )
 
@@ -62,7 +61,7 @@ def write_data(
     such a split, ``test.json``. No file is replaced: if the content differs, the folder is ``data_2``, ….
 
     Args:
-        splits: the pictures, as :func:`dcnzoo.data.preparation.read_data` returns them.
+        splits: the pictures, as :meth:`dcnzoo.data.dataset.Dataset.split` returns them.
         work_dir: the work directory of the training.
         model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
             DCNv2; on a CPU, a small one.
@@ -108,7 +107,7 @@ def choose_size(split: Dataset) -> tuple[int, float]:
         The size, one of :data:`SIZES`; and the side that nine of ten objects exceed, a part of the longer
         side. Crowds are not counted.
     """
-    sides = sorted(side / longer for side, longer in split.sides)
+    sides = sorted(side / max(size) for side, size in split.sides)
     side = sides[len(sides) // 10]
     return next((size for size in SIZES if size * side >= SIDE), SIZES[-1]), side
 
@@ -147,11 +146,10 @@ def _lines_of(config: Config, side: float, hint: str) -> list[str]:
     """
     weights = Path(config.get("load_from") or "").name  # its folder is renamed after the config is written
     lines = [f"start     weights of {weights}" if weights else "start     random weights"]
-    for scale in [step.scale for step in steps_of(config, "test_dataloader", "Resize") if "scale" in step]:
-        size = max(scale)
-        if size != min(scale):  # the longer side depends on the picture
-            lines.append(f"input     at most {size} × {min(scale)} pixels{hint}")
-            continue
+    size, shorter = scale_of(config) or (0, 0)
+    if size != shorter:  # the longer side depends on the picture
+        lines.append(f"input     at most {size} × {shorter} pixels{hint}")
+    elif size:
         objects = f"9 of 10 objects are larger than {side:.1%} of it, {size * side:.0f} pixels then"
         lines.append(f"input     {size} pixels, the longer side: {objects}{hint}")
         if size * side < TOO_SMALL and size < SIZES[-1]:
@@ -178,11 +176,10 @@ def with_own_data(
     """
     cfg = copy.deepcopy(recipe.cfg)
     classes = tuple(declared_metainfo(dataset_of(cfg, "test_dataloader"))["classes"])
-    kind, splits, notes = read_splits(data, replace(options, classes=classes))
-    name, split = next((name, splits[name]) for name in ("test", "val", ALL) if name in splits)
-    if absent := [label for label, number in split.per_class.items() if not number]:
-        notes.append(f"no objects of {counted(len(absent), 'classes')}: {few(absent)}")
-    show(f"data      {data}, {kind}", line_of(name, split), *(f"note      {note}" for note in notes))
+    pictures = read(data, **vars(replace(options, classes=classes)))
+    name = next(name for name in ("test", "val", ALL) if name in pictures.splits)
+    split = pictures.part(name, pictures.splits[name])
+    show(*describe(pictures, {name: split}))
     split.write(folder / f"{name}.json")
     set_data(cfg, "test", split)
     number, _, first = without_mask([split])

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from dcnzoo.data.dataset import Dataset, ReadOptions
-from dcnzoo.data.preparation import read_data
+from dcnzoo.data.reading import describe, read
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.ranks import is_first
@@ -19,8 +19,11 @@ from dcnzoo.openmmlab.runs.start import OwnData
 from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.memory import return_memory
+from dcnzoo.zoo.config_writer import scale_of
 from dcnzoo.zoo.own_data import require_data, write_data
 from dcnzoo.zoo.source import Source, resolve
+
+OnData = Callable[[Mapping[str, Dataset], Path, tuple[int, int] | None], object]
 
 
 def train(
@@ -36,7 +39,7 @@ def train(
     zero_based: bool = False,
     clip: bool = False,
     skip_invalid: bool = False,
-    on_data: Callable[[Mapping[str, Dataset], Path], object] | None = None,
+    on_data: OnData | None = None,
     dry_run: bool = False,
     sanity: bool = True,
     **options: Any,
@@ -59,7 +62,8 @@ def train(
             config; for a small model, 320 to 800, so that nine of ten objects are larger than 24 pixels).
         flip: with ``data``, whether the training flips pictures; False for text and digits.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
-        on_data: with ``data``, called with the splits and the work directory before the model is built.
+        on_data: with ``data``, called before the model is built: with the splits, the work directory and the
+            most pixels of a resized picture's longer and shorter side (None: pictures are not resized).
         dry_run: build everything, predict one picture, train one step, and write nothing but the
             folder ``data``, to which ``data`` is converted.
         sanity: before the first step, predict one picture of the validation and compute its metrics, so that
@@ -120,7 +124,7 @@ class _OwnData(OwnData):
         options: TrainOptions,
         cfg_options: Mapping[str, object] | None,
         inputs: Mapping[str, Any],
-        on_data: Callable[[Mapping[str, Dataset], Path], object] | None,
+        on_data: OnData | None,
     ) -> None:
         size = inputs["size"]
         if size is not None and not (type(size) is int and size > 0):
@@ -135,14 +139,17 @@ class _OwnData(OwnData):
         self.work_dir_only = Recipe(Config({"work_dir": str(self._work_dir), "launcher": "none"}))
 
     def read(self) -> None:
-        self._splits, self._decisions = read_data(self.path, self._reading)
+        data = read(self.path, **vars(self._reading))
+        self._splits = data.split()
+        self._decisions = describe(data, self._splits)
 
     def write(self) -> Recipe:
         config, epochs, chosen = write_data(self._splits, self._work_dir, self._model, **self._inputs)
         show(*self._decisions, *chosen, f"config    {config}")
+        recipe = Source(str(config), config).recipe(self._cfg_options, TRAINING)
         if self._on_data is not None:
-            self._on_data(self._splits, self._work_dir)
+            self._on_data(self._splits, self._work_dir, scale_of(recipe.cfg))
         self._splits.clear()
         return_memory()  # of the pictures and objects
         options = replace(self._options, work_dir=self._work_dir, epochs=self._options.epochs or epochs)
-        return Source(str(config), config).recipe(self._cfg_options, TRAINING).with_options(options)
+        return recipe.with_options(options)

@@ -12,7 +12,7 @@ from dcnzoo.ops import reference
 
 from ..modules import assert_same
 from ..op_cases.deform_conv import make
-from ..processes import python_with_torch
+from ..processes import ROOT, python_with_torch
 
 GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 OUT = (5, 9)
@@ -116,6 +116,74 @@ from dcnzoo.ops import torchvision_schemas
 assert torchvision_schemas.define_missing() is None
 library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
+
+
+# A torchvision that lacks kernels, as CPU builds lack those of GPUs: here the CPU's, in a process of its own
+
+LACKS = """
+import sys
+import torch
+sys.path.insert(0, {root!r})
+import dcnzoo
+if {early}:
+    dcnzoo.provide("torchvision")
+library = torch.library.Library("torchvision", "DEF")
+tensors = "Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias"
+names = "stride_h stride_w pad_h pad_w dilation_h dilation_w groups offset_groups"
+numbers = ", ".join(f"SymInt {{name}}" for name in names.split())
+library.define(f"deform_conv2d({{tensors}}, {{numbers}}, bool use_mask) -> Tensor")
+results = ", ".join(["Tensor"] * 5)
+inputs = f"Tensor grad, {{tensors}}, {{numbers}}, bool use_mask"
+library.define(f"_deform_conv2d_backward({{inputs}}) -> ({{results}})")
+forward, backward = torch.ops.torchvision.deform_conv2d, torch.ops.torchvision._deform_conv2d_backward
+
+def setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:5])
+    ctx.numbers = inputs[5:]
+
+def backward_of_autograd(ctx, grad):
+    return *backward(grad, *ctx.saved_tensors, *ctx.numbers), *[None] * 9
+
+torch.library.register_autograd(
+    "torchvision::deform_conv2d", backward_of_autograd, setup_context=setup_context, lib=library
+)
+own = {own!r}.split()
+if "forward" in own:
+    library.impl("deform_conv2d", lambda *arguments: torch.full((3, 8, 5, 9), 7.0).double(), "CPU")
+if "backward" in own:
+    library.impl("_deform_conv2d_backward", lambda grad, *t: tuple(torch.ones_like(x) for x in t[:5]), "CPU")
+
+from dcnzoo.ops import reference
+from tests.compat.test_torchvision import GEOMETRY, tensors
+dcnzoo.provide("torchvision")
+for masked in (True, False):
+    input, offset, weight, bias, mask = [tensor.requires_grad_() for tensor in tensors(groups=2)]
+    leaves = [input, weight, offset, mask, bias]
+    if not masked:
+        mask = None
+        leaves[3] = torch.zeros(3, 0).double().requires_grad_()  # as torchvision's function passes it
+    geometry = GEOMETRY.values()
+    output = forward(*leaves, *(number for side in geometry for number in side), 2, 2, masked)
+    expected = reference.deform_conv(input, weight, offset, mask, bias, *geometry, 2)
+    gradients = torch.autograd.grad(output.sum(), leaves)
+    if "forward" in own:
+        assert (output == 7).all()
+    else:
+        torch.testing.assert_close(output, expected)
+    if "backward" in own:
+        assert all((gradient == 1).all() for gradient in gradients)
+    else:
+        right = torch.autograd.grad(expected.sum(), leaves, allow_unused=True, materialize_grads=True)
+        torch.testing.assert_close(gradients, right)
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "early"), [("", False), ("", True), ("forward", False), ("forward backward", True)]
+)
+def test_operators_without_a_kernel_for_a_device(own, early):
+    """A device gets the kernels that torchvision does not have for it; those of torchvision stay in use."""
+    python_with_torch(LACKS.format(own=own, early=early, root=str(ROOT)))
 
 
 def test_a_torchvision_that_fits_or_is_absent_is_left_alone(package, tmp_path):

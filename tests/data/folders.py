@@ -6,8 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_splits
+from dcnzoo.data.reading import read as read_data
 
 CLASSES = ("disc", "box", "star")
 WIDTH, HEIGHT = 60, 40
@@ -283,8 +282,7 @@ GENERATORS = {
 def read(data, **options):
     """split → {path of the picture: [(class, x, y, width, height)]}."""
     result = {}
-    for name, split in read_splits(data, ReadOptions(**options))[1].items():
-        pictures = split.pictures.values()
+    for name, pictures in read_data(data, **options).splits.items():
         result[name] = {
             str(p.file): [(each.name, *each.bbox) for each in p.objects.values()] for p in pictures
         }

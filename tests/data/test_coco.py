@@ -16,10 +16,9 @@ from torch.utils.data import DataLoader
 
 from dcnzoo.data import check, coco_file
 from dcnzoo.data.check import CocoTruth, judge
-from dcnzoo.data.coco_file import CocoFile
-from dcnzoo.data.dataset import ReadOptions, checked_rle
+from dcnzoo.data.coco_file import CocoFile, checked_rle
 from dcnzoo.data.files import InvalidAnnotation, read_json
-from dcnzoo.data.preparation import read_splits
+from dcnzoo.data.reading import read
 from dcnzoo.detect import metrics
 from dcnzoo.detect.detections import Detections
 from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric
@@ -179,9 +178,9 @@ def test_each_reader_names_the_same_problem(tmp_path, case):
     }
     if case == "no mask":  # a training ignores the object, and says so
         readers = dict(list(readers.items())[:2])
-    for read in readers.values():
+    for reader in readers.values():
         with pytest.raises((UserError, ValueError)) as raised:
-            read()
+            reader()
         assert str(problem) in str(raised.value) and path in str(raised.value)
 
 
@@ -210,10 +209,8 @@ def test_ignored_objects_are_counted_by_each_reader(tmp_path, monkeypatch, capsy
     )
     for image in good()["images"]:
         Image.new("RGB", (image["width"], image["height"])).save(tmp_path / image["file_name"])
-    _, splits, notes = read_splits(path, ReadOptions())
-    assert sum(each.crowds for each in splits.values()) == 2 and any(
-        "1 object with ignore=1" in n for n in notes
-    )
+    data = read(path)
+    assert data.crowds == 2 and any("1 object with ignore=1" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a":' * 200_000, b'{"images": [1', b"\xff\xfe{"])
@@ -258,7 +255,7 @@ def test_any_value_anywhere_is_a_problem_never_a_traceback(tmp_path, seed):
         write(tmp_path / "coco.json", content)
         found = CocoTruth(CocoFile(tmp_path / "coco.json"), True).problems
         try:
-            read_splits(tmp_path / "coco.json", ReadOptions())
+            read(tmp_path / "coco.json")
         except UserError:
             assert found or content != good()
 
@@ -387,7 +384,7 @@ def test_written_files_are_read_by_pycocotools(tmp_path):
         entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]] if number % 2 else []
     write(tmp_path / "all.json", content)
     logging.disable(logging.INFO)
-    (pool,) = read_splits(tmp_path, ReadOptions())[1].values()
+    pool = read(tmp_path)
     pool.write(tmp_path / "out" / "written.json")
     api = COCO(tmp_path / "out" / "written.json")
     logging.disable(logging.NOTSET)

@@ -12,8 +12,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_data
+from dcnzoo.data.reading import describe, read
 from dcnzoo.utils.errors import UserError
 
 from .folders import CLASSES, GENERATORS, SIZES, coco, draw, labelme, voc, write, yolo
@@ -197,11 +196,12 @@ def counted_in(lines, what):
 def check(folder, out, about):
     """Return whether the folder is accepted. If so, check that each box is used, or its file is counted."""
     try:
-        splits, lines = read_data(folder.root, ReadOptions())
+        data = read(folder.root)
+        splits = data.split()
     except UserError as error:
         assert not folder.plain, (about, error.args)
         return False
-    boxes, owner = written(splits, out)
+    lines, (boxes, owner) = describe(data, splits), written(splits, out)
     has_val = "val" in folder.splits.values()
     for picture, split in owner.items():
         stated = folder.splits.get(picture)

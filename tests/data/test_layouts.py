@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_data
+from dcnzoo.data.reading import read as read_data
 from dcnzoo.data.tree import split_of
 from dcnzoo.utils.errors import UserError
 
@@ -37,7 +36,7 @@ def test_equal_files_in_two_splits_are_refused(tmp_path, name):
     first, (_, second, *_) = next(iter(files)), others
     shutil.copyfile(train / first, val / second)
     with pytest.raises(UserError, match="two splits, got 1 picture: ") as error:
-        read_data(tmp_path, ReadOptions())
+        read_data(tmp_path).split()
     assert second in str(error.value) and first in str(error.value)
 
 
@@ -88,7 +87,7 @@ def test_a_named_file_is_the_data(tmp_path, name):
 
 def test_classes_that_are_chosen(tmp_path):
     GENERATORS["YOLO, Ultralytics"](tmp_path, {"train": 6, "val": 3})
-    splits, _ = read_data(tmp_path, ReadOptions(classes=CLASSES[::-1]))
+    splits = read_data(tmp_path, classes=CLASSES[::-1]).split()
     assert [*splits["train"].per_class] == [*splits["val"].per_class] == [*CLASSES[::-1]]
     with pytest.raises(UserError, match="one of the classes"):
-        read_data(tmp_path, ReadOptions(classes=("disc", "nut")))
+        read_data(tmp_path, classes=("disc", "nut"))

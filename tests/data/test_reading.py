@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import unicodedata
 
 import cv2
@@ -13,7 +14,8 @@ from pycocotools import mask as coco_mask
 
 from dcnzoo.data.dataset import Dataset, ReadOptions
 from dcnzoo.data.files import InvalidAnnotation, image_size
-from dcnzoo.data.preparation import read_data, read_splits
+from dcnzoo.data.reading import describe
+from dcnzoo.data.reading import read as read_data
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 
@@ -22,8 +24,12 @@ from .folders import CLASSES, HEIGHT, WIDTH, coco, draw, labelme, read, voc, wri
 
 
 def objects(data, **options):
-    (pool,) = read_splits(data, ReadOptions(**options))[1].values()
-    return [(each.name, each.bbox, each) for each in pool.objects]
+    return [(each.name, each.bbox, each) for each in read_data(data, **options).objects]
+
+
+def lines_of(data):
+    pictures = read_data(data)
+    return describe(pictures, pictures.split())
 
 
 def coco_of(root, change, number=2):
@@ -36,7 +42,7 @@ def coco_of(root, change, number=2):
 
 def refused(data, *words, **options):
     with pytest.raises(UserError) as error:
-        read_data(data, ReadOptions(**options))
+        read_data(data, **options).split()
     for word in words:
         assert word in str(error.value)
 
@@ -47,7 +53,7 @@ def test_two_formats_are_refused(tmp_path):
     for name, boxes in part.items():
         labelme((tmp_path / name).with_suffix(".json"), name, boxes)
     refused(tmp_path, "one format", "COCO", "LabelMe")
-    assert read_splits(tmp_path / "all.json", ReadOptions())[0] == "COCO"
+    assert read_data(tmp_path / "all.json").format == "COCO"
 
 
 def test_nothing_is_refused(tmp_path):
@@ -101,7 +107,7 @@ def test_strays_of_yolo(tmp_path):
         yolo((tmp_path / "labels" / name).with_suffix(".txt"), boxes)
     write(tmp_path / "classes.txt", "disc\nbox\nstar\n")
     write(tmp_path / "labels/deleted.txt", "0 0.5 0.5 0.2 0.2")
-    assert any("deleted" in line for line in read_data(tmp_path, ReadOptions())[1])
+    assert any("deleted" in line for line in lines_of(tmp_path))
     (tmp_path / "labels/0000.txt").rename(tmp_path / "labels/copy_0000.txt")
     refused(tmp_path, "copy_0000", "0000.jpg")
 
@@ -143,10 +149,12 @@ def test_shapes_of_labelme(tmp_path):
         {"label": "a", "shape_type": "polygon", "points": [[2, 2], [12, 2], [12, 8]]},
         {"label": "c", "shape_type": "rectangle", "points": [[9, 9], [4, 4]], "group_id": 1},
         {"label": "c", "shape_type": "rectangle", "points": [[20, 4], [29, 9]], "group_id": 1},
+        {"label": "d", "shape_type": "rectangle", "points": [[9, 9], [4, 9], [4, 4], [9, 4]]},
     ]
     write(tmp_path / "0000.json", {"imagePath": "0000.jpg", "shapes": shapes})
-    boxes = {name: [round(value) for value in box] for name, box, _ in objects(tmp_path)}
-    assert boxes == {"a": [2, 2, 10, 6], "c": [4, 4, 25, 5]}
+    boxes = {name: (box, each.segmentation) for name, box, each in objects(tmp_path)}
+    expected = {"a": ([2, 2, 10, 6], [[2, 2, 12, 2, 12, 8]])}
+    assert boxes == {**expected, "c": ([4, 4, 25, 5], None), "d": ([4, 4, 5, 5], None)}
     for kind in ("line", "mask", "circle"):
         shapes[0] |= {"shape_type": kind}
         write(tmp_path / "0000.json", {"imagePath": "0000.jpg", "shapes": shapes})
@@ -190,6 +198,29 @@ def test_entries_of_coco(tmp_path, entry, words):
     assert len(objects(tmp_path, skip_invalid=True)) == 1
 
 
+def test_numbers_in_an_error_are_complete(tmp_path):
+    """Each coordinate in the message is one of the file's."""
+    values = np.random.default_rng(0).uniform(-900, 900, 40).tolist()
+    for entry in ({"segmentation": [values], "bbox": None}, {"bbox": values[:4]}, {"bbox": values[:7]}):
+        coco_of(tmp_path, lambda content, entry=entry: content["annotations"][0].update(entry))
+        with pytest.raises(UserError) as error:
+            read_data(tmp_path)
+        text = re.sub(r" and \d+ more", "", str(error.value).rpartition("got")[2])
+        numbers = re.findall(r"-?\d+(?:\.\d+)?", text)
+        assert numbers and all(min(abs(float(n) - value) for value in values) < 0.01 for n in numbers)
+
+
+def test_classes_that_differ_only_in_capitals_have_a_line(tmp_path):
+    def change(content):
+        names = ("Grün", unicodedata.normalize("NFD", "grün"), "x")
+        for category, name in zip(content["categories"], names, strict=True):
+            category["name"] = name
+
+    coco_of(tmp_path, change, number=4)
+    (line,) = [line for line in lines_of(tmp_path) if "capitals" in line]
+    assert "Grün, " in line and "x" not in line.partition(":")[2]
+
+
 @pytest.mark.parametrize("key", ["images", "categories"])
 def test_ids_of_coco_are_there_once(tmp_path, key):
     coco_of(tmp_path, lambda content: content[key][1].update(id=content[key][0]["id"]))
@@ -204,16 +235,14 @@ def test_clip(tmp_path):
 def test_a_group_of_roboflow_is_no_class(tmp_path):
     part = draw(tmp_path, 4, empty=())
     write(tmp_path / "_annotations.coco.json", coco(part, root_category=True))
-    assert "shapes" not in {
-        name for split in read_data(tmp_path, ReadOptions())[0].values() for name in split.classes
-    }
+    assert "shapes" not in {name for split in read_data(tmp_path).split().values() for name in split.classes}
 
 
 def test_division(tmp_path):
     part = draw(tmp_path, [f"{n}_jpg.rf.{m}.jpg" for n in range(10) for m in range(3)], empty=())
     write(tmp_path / "all.json", coco(part))
-    splits, _ = read_data(tmp_path, ReadOptions())
-    names = {name: {file.name[0] for file in split.pictures} for name, split in splits.items()}
+    splits = read_data(tmp_path).split()
+    names = {name: {picture.file.name[0] for picture in split} for name, split in splits.items()}
     assert names["train"].isdisjoint(names["val"]) and len(names["val"]) == 2
     assert splits["train"].classes == splits["val"].classes
 
@@ -279,7 +308,7 @@ def test_masks_in_the_picture_stay_as_they_are(tmp_path):
     polygon = [[13.12345, 14, 23, 14, 23, 24.5, 13, 24]]
     box = [13, 14, 10, 10.5]
     coco_of(tmp_path, lambda c: c["annotations"][0].update(bbox=box, area=77.125, segmentation=polygon))
-    read_splits(tmp_path, ReadOptions())[1]["all"].write(tmp_path / "out/x.json")
+    read_data(tmp_path).write(tmp_path / "out/x.json")
     entry = json.loads((tmp_path / "out/x.json").read_text())["annotations"][0]
     assert (entry["segmentation"], entry["bbox"], entry["area"]) == (polygon, box, 77.12)
 
@@ -298,10 +327,8 @@ CLIPPED = [
 
 
 @pytest.mark.parametrize(("corners", "expected"), CLIPPED, ids=str)
-def test_each_side_clips(tmp_path, corners, expected):
-    draw(tmp_path, ["a.jpg"])
-    dataset = Dataset({}, ReadOptions(clip=True))
-    size = dataset.open(tmp_path / "a.jpg").size
+def test_each_side_clips(corners, expected):
+    dataset, size = Dataset({}, ReadOptions(clip=True)), (WIDTH, HEIGHT)
     if expected is None:
         with pytest.raises(InvalidAnnotation, match="an area"):
             dataset.new_box("fig", corners, size)
@@ -384,13 +411,11 @@ def test_encodings(tmp_path, encoding):
 def test_a_picture_whose_annotation_cannot_be_read_is_not_used(tmp_path, kind, annotation):
     """As a picture without objects, it would teach that its objects are background."""
     FORMATS[kind](tmp_path / "data", fruits(tmp_path / "drawn"))
-    splits = read_splits(tmp_path / "data", ReadOptions())[1]
-    expected = {picture.file.name for split in splits.values() for picture in split.pictures.values()}
-    source = next(iter(next(iter(splits.values())).pictures.values())).source
+    pictures = read_data(tmp_path / "data").pictures
+    expected, source = {picture.file.name for picture in pictures}, pictures[0].source
     source.write_bytes(annotation.replace(b"}", b', "imagePath": "%b.jpg"}' % source.stem.encode()))
     refused(tmp_path / "data", str(source if kind != "YOLO" else source.stem))
-    splits = read_splits(tmp_path / "data", ReadOptions(skip_invalid=True))[1]
-    used = {picture.file.name for split in splits.values() for picture in split.pictures.values()}
+    used = {picture.file.name for picture in read_data(tmp_path / "data", skip_invalid=True)}
     assert used == expected - {f"{source.stem}.jpg"}
 
 
@@ -415,9 +440,9 @@ def test_what_the_data_decide_is_printed(tmp_path, lines, words, first):
     for name in draw(tmp_path / "yolo/images", 2):
         write((tmp_path / "yolo/labels" / name).with_suffix(".txt"), "\n".join(lines))
     write(tmp_path / "yolo/classes.txt", "disc\n")
-    read_splits(tmp_path / "yolo", ReadOptions())[1]["all"].write(tmp_path / "all.json")
+    read_data(tmp_path / "yolo").write(tmp_path / "all.json")
     for data in ("yolo", "all.json"):
-        printed = [line for line in read_data(tmp_path / data, ReadOptions())[1] if "masks" in line]
+        printed = [line for line in lines_of(tmp_path / data) if "masks" in line]
         assert len(printed) == bool(words) and words in "".join(printed)
         if first is not None:
             assert printed[0].endswith(f"0000.txt:{first + 1}" if data == "yolo" else f"annotations[{first}]")
@@ -502,7 +527,7 @@ def test_a_split_that_is_absent_is_printed(tmp_path):
     for name, boxes in draw(tmp_path / "images", 6, empty=()).items():
         yolo((tmp_path / "labels" / name).with_suffix(".txt"), boxes)
     write(tmp_path / "data.yaml", "train: images\nval: valid/images\nnames: [disc, box, star]\n")
-    lines = read_data(tmp_path, ReadOptions())[1]
+    lines = lines_of(tmp_path)
     assert "note      data.yaml names 'valid/images' for val: no pictures there" in lines
     assert any("at random" in line for line in lines)
 
@@ -517,7 +542,7 @@ def test_results_and_work_directories_are_no_annotations(tmp_path):
     write(tmp_path / "mine/data/train.json", coco(part))
     write(tmp_path / "mine/20260101_000000/vis_data/config.py", "")
     assert len(objects(tmp_path)) == 6
-    assert any("results with scores, not read: 1" in line for line in read_data(tmp_path, ReadOptions())[1])
+    assert any("results with scores, not read: 1" in line for line in lines_of(tmp_path))
     refused(tmp_path / "mine", "work directory")
     refused(tmp_path / "shown", "score")
     write(tmp_path / "new/data/train.json", coco(part))  # of a dry run
@@ -532,11 +557,11 @@ def test_the_random_division_has_objects_in_both_parts(tmp_path):
         one_class = {name: [(0, *box[1:]) for box in boxes] for name, boxes in part.items()}
         write(tmp_path / folder / "all.json", coco(one_class))
     refused(tmp_path / "one", "training and validation")
-    splits, _ = read_data(tmp_path / "two", ReadOptions())
+    splits = read_data(tmp_path / "two").split()
     assert [len(split.objects) for split in splits.values()] == [1, 1]
     part = draw(tmp_path / "rare", 9, empty=())
     labels = [0, 0, 0, 1, 2, 0, 0, 0, 0]  # classes with one object stay in train
     part = {name: [(k, *boxes[0][1:])] for k, (name, boxes) in zip(labels, part.items(), strict=True)}
     write(tmp_path / "rare/all.json", coco(part))
-    splits, _ = read_data(tmp_path / "rare", ReadOptions())
+    splits = read_data(tmp_path / "rare").split()
     assert min(splits["train"].per_class.values()) > 0 and len(splits["val"].pictures) == 2

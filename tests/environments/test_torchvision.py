@@ -10,6 +10,7 @@ from dcnzoo.ops import torchvision_schemas
 
 from ..compat.test_torchvision import GEOMETRY, tensors
 from ..modules import assert_same
+from ..ops.test_plain import INVENTED_DEVICE
 from ..processes import run_code
 
 ops = pytest.importorskip("torchvision.ops", exc_type=ImportError)
@@ -58,3 +59,22 @@ offset, weight = torch.zeros(1, 18, 3, 3), torch.ones(1, 1, 3, 3)
 print(torchvision.ops.deform_conv2d(torch.ones(1, 1, 5, 5), offset, weight).sum().item())
 """
     assert run_code(code).splitlines()[-2:] == ["[1, 2]", "81.0"]
+
+
+def test_a_device_for_which_torchvision_has_no_kernel():
+    code = f"""{INVENTED_DEVICE}
+import dcnzoo
+dcnzoo.provide("torchvision")
+from torchvision.ops import deform_conv2d
+leaves = [torch.rand(1, 3, 5, 6), torch.randn(1, 12, 5, 7), torch.randn(4, 3, 3, 2), torch.randn(4)]
+mask = torch.rand(1, 6, 5, 7)
+on_cpu = [tensor.requires_grad_() for tensor in leaves]
+expected = deform_conv2d(*on_cpu, padding=1, mask=mask)
+leaves = [Invented(tensor.detach()).requires_grad_() for tensor in leaves]
+output = deform_conv2d(*leaves, padding=1, mask=Invented(mask))
+gradients = torch.autograd.grad(output, leaves, Invented(torch.ones(output.shape)))
+expected = expected.detach(), *torch.autograd.grad(expected.sum(), on_cpu)
+for result, right in zip((output.detach(), *gradients), expected, strict=True):
+    assert result.device.type == "invented" and torch.allclose(result.on_cpu, right, atol=1e-5)
+"""
+    run_code(code)

@@ -1,6 +1,7 @@
 """Options of an export are checked before its work."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.openmmlab.export import export as export_module
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
+from tests.commands import error_of
 
 pytest.importorskip("onnx")
 
 VALID = (
     {}, {"shape": (240, 320)}, {"shape": [240, np.int64(320)]}, {"precision": "float16"},
-    {"precision": Int8("photos", 3)},
+    {"draw": True}, {"force": True},
     {"opset_version": 21}, {"deform_conv": "gatherelements"}, {"raw_outputs": True}, {"verify": False},
     {"metadata": {"author": "me", "dcnzoos": "a word"}}, {"img_shape": None},
 )  # fmt: skip
@@ -25,7 +27,7 @@ WRONG = (
     ("shape", (240,)), ("precision", "fp16"), ("precision", 16), ("opset_version", 24),
     ("deform_conv", 2), ("deform_conv", "gridsample"),
     ("metadata", {"author": 1}), ("metadata", {"dcnzoo.classes": "[]"}), ("metadata", {"dcnzoo": "{}"}),
-    ("img_shape", True),
+    ("img_shape", True), ("verify", "absent.png"), ("draw", "absent.png"),
 )  # fmt: skip
 
 
@@ -53,6 +55,24 @@ def test_wrong_paths(path, tmp_path, monkeypatch):
     with pytest.raises((ValueError, UserError), match=r"^path: expected"):
         ExportOptions(path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "expected a new file.*model.onnx"),
+        (["--force", "--show", "--test-img", "absent.png"], "absent.png"),
+        (["--force", "--int8", "."], "int8: expected a folder of images"),
+        (["--force", "--show", "--skip-postprocess"], "raw.outputs|skip-postprocess"),
+        (["--force", "--deform-conv", "native", "--opset-version", 18], "expected 19 to 23"),
+    ],
+)
+def test_the_command_checks_its_options_before_a_model_is_loaded(options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dcnzoo, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    (tmp_path / "model.onnx").write_text("of somebody")
+    error = error_of("export", "mask-rcnn_r14-mdconv_fpn_8e_shapes", "--out", "model.onnx", *options)
+    assert re.search(message, error)
 
 
 def test_an_existing_file_and_the_pictures_are_checked_before_the_work(tmp_path, monkeypatch):

@@ -9,9 +9,9 @@ from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
 from dcnzoo.export.fixed_size import keep_boxes
 from dcnzoo.export.openvino import save_ir
+from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
 from dcnzoo.layers import PackedDeformConv2d
-from dcnzoo.openmmlab.export.pictures import calibration_files
 from dcnzoo.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")
@@ -225,7 +225,7 @@ def test_calibration_files(tmp_path):
         file = tmp_path / f"{i}" / "picture.jpg"
         file.parent.mkdir()
         file.touch()
-    assert [file.parent.name for file in calibration_files(tmp_path, 4)] == ["0", "2", "5", "7"]
-    assert len(calibration_files(tmp_path, 99)) == 10
+    assert [file.parent.name for file in Int8(tmp_path, 4).files] == ["0", "2", "5", "7"]
+    assert len(Int8(tmp_path, 99).files) == 10
     with pytest.raises(UserError, match=r"^int8: expected a folder of images"):
-        calibration_files(tmp_path / "0" / "picture.jpg", 4)
+        ExportOptions(tmp_path / "m.onnx", precision=Int8(tmp_path / "0" / "picture.jpg"))

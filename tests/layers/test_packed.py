@@ -193,6 +193,20 @@ def test_bias_by_position(rank):
     assert getattr(layers, f"PackedDeformConvTranspose{rank}d")(8, 6, 3, 1, 1, 1, 0, 2, False).bias is None
 
 
+@ranks
+@directions
+@pytest.mark.parametrize("kind", ["", "Packed"])
+def test_function_is_the_operator_that_a_layer_calls(rank, transposed, kind):
+    """A program that has its own kernel replaces it: the registered ``DCN``, the export for pnnx."""
+    layer = getattr(layers, kind + name_of(rank, transposed))(**arguments(rank, transposed))
+    calls = []
+    layer.function = lambda *values: calls.append(values) or type(layer).function(*values)
+    input = sample(rank)
+    torch.testing.assert_close(layer(input), copy.deepcopy(layer)(input))
+    assert calls[0][0] is input and calls[0][1] is layer.weight
+    assert len([kind for kind in type(layer).__mro__ if kind.__module__.startswith("dcnzoo")]) <= 4
+
+
 # Packs
 
 OPTIONS = {

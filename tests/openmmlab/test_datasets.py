@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 
 import dcnzoo.openmmlab.datasets
 from dcnzoo.cli import one_line_errors
-from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_splits
+from dcnzoo.data.reading import read
 from dcnzoo.data.shapes import CLASSES, make_shapes
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
@@ -267,7 +266,7 @@ def test_every_reader_compares_sizes(tmp_path, orientation, stated):
         )
         return data[0]
 
-    doors = [lambda: read_splits(file, ReadOptions())]
+    doors = [lambda: read(file)]
     if all(side and side > 0 for side in stated):
         doors += [test, lambda: FindsNothing().evaluate(file, images=tmp_path)]
     is_right = all(side == known for side, known in zip(loaded, stated, strict=True) if known and known > 0)

@@ -156,8 +156,7 @@ for operator in op_cases.operators():
 # Other devices
 
 
-INVENTED = """
-import sys
+INVENTED_DEVICE = """
 import torch
 from torch.utils import _pytree as tree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -193,6 +192,8 @@ aten.impl("detach", lambda tensor: Invented(tensor.on_cpu), "PrivateUse1")  # to
 for name in ("arange", "arange.start", "arange.start_step"):  # torch's own resizes an empty tensor
     operator = getattr(torch.ops.aten.arange, name.partition(".")[2] or "default")
     aten.impl(name, lambda *args, f=operator, **kwargs: run_on_cpu(f, *args, **kwargs), "PrivateUse1")
+"""
+INVENTED = f"""{INVENTED_DEVICE}
 import dcnzoo.ops
 names = torch._C._dispatch_get_all_op_names()
 print(*(name.removeprefix("dcnzoo::") for name in names if name.startswith("dcnzoo::")))

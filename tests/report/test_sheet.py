@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_splits
+from dcnzoo.data.reading import read
 from dcnzoo.report import write_sheet
 from dcnzoo.report.sheet import annotated
 from dcnzoo.utils.errors import UserError
@@ -45,9 +44,9 @@ def masks(tmp_path):
 
 
 def test_objects_are_those_of_the_file(masks):
-    _, splits, _ = read_splits(masks, ReadOptions())
+    data = read(masks)
     truth = COCO(masks / "coco.json")
-    for number, picture in enumerate(splits["all"].pictures.values(), 1):
+    for number, picture in enumerate(data, 1):
         result, entries = annotated(picture, ["date", "fig"]), truth.imgToAnns[number]
         assert result.names == ["fig"] * len(entries) and (result.image == [0, 0, 255]).all()
         for mask, box, entry in zip(result.masks, result.boxes.tolist(), entries, strict=True):
@@ -72,3 +71,5 @@ def test_a_sheet_of_every_format(tmp_path, name):
     with pytest.raises(UserError, match=r"sheet\.html"):
         write_sheet(tmp_path / "fruits", out)
     assert "at 64 pixels" not in write_sheet(tmp_path / "fruits", out, force=True).read_text()
+    page = write_sheet(tmp_path / "fruits", out, size=(64, 40), force=True).read_text()  # of 128 × 96
+    assert f"at 64 × 40 {side * 40 / 96:.0f} pixels" in page

@@ -8,8 +8,7 @@ from mmengine.config import Config
 from PIL import Image
 
 import dcnzoo.models  # noqa: F401
-from dcnzoo.data.dataset import ReadOptions
-from dcnzoo.data.preparation import read_splits
+from dcnzoo.data.reading import read
 from dcnzoo.openmmlab.config.check import dicts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, SMALL_MASKS, write_settings
@@ -50,7 +49,7 @@ def write_config(file, out, **options):
     """Write a config whose training and validation have the same data."""
     splits = {}
     for name in ("train", "val"):
-        (splits[name],) = read_splits(Path(file), ReadOptions())[1].values()
+        splits[name] = read(file)
         splits[name].file = Path(file)
     return write_settings(splits, Path(out), **{"model": BOXES, **options})
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import dcnzoo
 from dcnzoo.data.dataset import Dataset, Object, Picture, ReadOptions
-from dcnzoo.data.preparation import read_data
+from dcnzoo.data.reading import describe, read
 from dcnzoo.openmmlab.config.tree import LOADERS, dicts
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
@@ -51,9 +51,10 @@ def write_coco(folder, parts):
 
 
 def prepare(data, work_dir):
-    splits, decisions = read_data(data, ReadOptions())
+    pictures = read(data)
+    splits = pictures.split()
     config, epochs, _ = own_data.write_data(splits, work_dir, None)
-    return config, epochs, decisions
+    return config, epochs, describe(pictures, splits)
 
 
 WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo, "labelme": write_labelme}
@@ -90,7 +91,7 @@ def test_every_format(tmp_path, name):
 MISTAKES = {  # format: a file, and the text that is replaced
     "voc": ("Annotations/*.xml", "<xmax>", "<xmax>9"),
     "yolo": ("labels/train/*.txt", "0 ", "7 "),
-    "labelme": ("*.json", "rectangle", "line"),
+    "labelme": ("*.json", '"points"', '"shape_type": "line", "points"'),
     "coco": ("instances_train.json", '"category_id": 1', '"category_id": 9'),
 }
 
@@ -181,7 +182,8 @@ def test_dry_run_says_what_was_decided(tmp_path):
     background = tmp_path / "fruits/images/train/empty.jpg"
     Image.new("RGB", (64, 48)).save(background)
     output = run("train", "--data", tmp_path / "fruits", "--work-dir", tmp_path / "run", "--dry-run")
-    assert f"sheet     {tmp_path / 'run/sheet.html'}" in output and (tmp_path / "run/sheet.html").is_file()
+    assert f"sheet     {tmp_path / 'run/sheet.html'}" in output
+    assert "at 320 pixels" in (tmp_path / "run/sheet.html").read_text(), "the objects' sides after the resize"
     assert not list(tmp_path.rglob("*.pth"))
     assert re.search(r"^train +7 pictures, 12 objects, 1 without objects", output, re.MULTILINE)
     assert re.search(r"^start +weights of mask-rcnn_r14-mdconv[^/]*safetensors", output, re.MULTILINE)
@@ -200,32 +202,24 @@ def test_on_data_is_called_before_the_model_is_built(tmp_path, monkeypatch):
     monkeypatch.setattr("mmdet.registry.MODELS.build", None)
     calls = []
 
-    def look(splits, work_dir):
+    def look(splits, work_dir, size):
         numbers = {name: len(split.pictures) for name, split in splits.items()}
-        calls.append((numbers, [file.name for file in (work_dir / "data").glob("*.py")]))
+        calls.append((numbers, size, [file.name for file in (work_dir / "data").glob("*.py")]))
         raise UserError("seen")
 
     with pytest.raises(UserError, match="seen"):
         dcnzoo.train(data=tmp_path / "fruits", work_dir=tmp_path / "run", on_data=look, dry_run=True)
-    assert calls == [({"train": 4, "val": 2}, ["run.py"])]
+    assert calls == [({"train": 4, "val": 2}, (320, 320), ["run.py"])]
 
 
 def split_of(*pictures):
     """Objects of the given widths and heights in each picture, (size, [(width, height, iscrowd)])."""
-    return Dataset(
-        {"a": None},
-        pictures={
-            Path(str(number)): Picture(
-                Path(str(number)),
-                size,
-                objects={
-                    i: Object("a", [3.0, 2.0, w, h], w * h, crowd, None)
-                    for i, (w, h, crowd) in enumerate(own)
-                },
-            )
-            for number, (size, own) in enumerate(pictures)
-        },
-    )
+    dataset = Dataset({"a": None}, splits={"train": []})
+    for number, (size, own) in enumerate(pictures):
+        boxes = enumerate(own)
+        objects = {i: Object("a", [3.0, 2.0, w, h], w * h, crowd, None) for i, (w, h, crowd) in boxes}
+        dataset.splits["train"].append(Picture(Path(str(number)), size, objects=objects))
+    return dataset
 
 
 @pytest.mark.parametrize(
@@ -251,7 +245,7 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 @pytest.mark.parametrize("model", [None, BOXES])
 def test_size_is_an_option(tmp_path, model):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
-    splits, _ = read_data(tmp_path / "fruits", ReadOptions())
+    splits = read(tmp_path / "fruits").split()
     config, _, lines = own_data.write_data(splits, tmp_path / "run", model, size=448)
     cfg = read_config_file(config)
     steps = [step for name in LOADERS for step in cfg[name].dataset.pipeline if step.type == "Resize"]
@@ -269,7 +263,7 @@ def test_size_is_an_option(tmp_path, model):
 @pytest.mark.parametrize("model", [None, "yolox_s_8xb8-300e_coco", "rtmdet_tiny_8xb32-300e_coco"])
 def test_flips(tmp_path, model, flip):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
-    splits, _ = read_data(tmp_path / "fruits", ReadOptions())
+    splits = read(tmp_path / "fruits").split()
     config, _, lines = own_data.write_data(splits, tmp_path / "run", model, flip=flip)
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(read_config_file(config).train_dataloader.dataset)
@@ -298,7 +292,7 @@ def test_what_the_crops_keep_of_an_object_has_a_mask_and_a_box(tmp_path):
         tmp_path / "a.png", (640, 640), objects={0: Object("a", [0, 0, 620, 620], 14_736, 0, [corner])}
     )
     Image.new("RGB", picture.size).save(picture.file)
-    split = Dataset({"a": None}, pictures={picture.file: picture})
+    split = Dataset({"a": None}, splits={"train": [picture]})
     config, *_ = own_data.write_data({"train": split, "val": split}, tmp_path / "run", None, size=640)
     cfg = read_config_file(config)
     with DefaultScope.overwrite_default_scope("mmdet"):

@@ -33,7 +33,7 @@ BY_DEFAULT = [name for name in TABLE if name not in COMMON_NAMES]
 
 
 def provide(*names: str) -> None:
-    """Make imports of missing compiled modules find dcnzoo's replacements.
+    """Replace compiled modules that are missing, and operators that lack a kernel for a device.
 
     Call it before you import the project, and after a change of ``sys.path``. A module that is installed, or
     imported already, stays in use. A second call has no effect.
@@ -43,7 +43,7 @@ def provide(*names: str) -> None:
             ``"MultiScaleDeformableAttention"``. A project that has the module inside a package needs the full
             name, whose last part is in the table: ``"basicsr.ops.dcn.deform_conv_ext"``. ``"torchvision"``
             defines the two operators without which a torchvision that was built for another torch cannot be
-            imported.
+            imported, and gives ``deform_conv2d`` a kernel on devices for which torchvision has none.
 
     Raises:
         ValueError: no name is given, or one is unknown. The message lists the names.
@@ -55,6 +55,7 @@ def provide(*names: str) -> None:
     for name in names:
         if name == TORCHVISION:
             import_module("dcnzoo.ops.torchvision_schemas").define_missing()
+            import_module("dcnzoo.compat.torchvision").add_missing_kernels()
         elif name not in sys.modules and not is_installed(name):
             sys.modules[name] = import_module(f"{__name__}.{_source(name)}")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dcnzoo import layers, ops
 from dcnzoo.compat.signatures import renames
-from dcnzoo.layers.base import Leaf
+from dcnzoo.layers.base import refuse
 from dcnzoo.layers.state_dicts import MMCVS_VERSION
 from dcnzoo.ops._arguments import pair
 from dcnzoo.ops.geometry import output_size
@@ -134,7 +134,7 @@ def _convolve(
         return ops.deform_conv2d(input.to(dtype), weight.to(dtype), offset, mask, bias, *arguments)
 
 
-class _Arguments(Leaf):
+class _Arguments(nn.Module):
     """Mixin with mmcv's arguments. It must precede a layer of :mod:`dcnzoo.layers`."""
 
     modulated: ClassVar[bool] = False
@@ -161,7 +161,7 @@ class _Arguments(Leaf):
         **options: Any,
     ) -> None:
         if bias and not self.takes_bias:
-            self._refuse("bias", "False (mmcv's v1 layers have no bias)", repr(bias))
+            refuse(self, "bias", "False (mmcv's v1 layers have no bias)", repr(bias))
         options |= self._grouping(deform_groups)
         options |= dict(bias=self.modulated if bias is None else bool(bias), im2col_step=im2col_step)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, **options)

@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torch.export import Dim
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.drawing import encoded
+from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.outputs import MASK_THRESHOLD, SCORE_THRESHOLD_KEY
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
@@ -28,12 +30,7 @@ from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import finish_file
 from dcnzoo.openmmlab.calls import tracing
 from dcnzoo.openmmlab.classes import require_names
-from dcnzoo.openmmlab.export.pictures import (
-    calibration_files,
-    calibration_inputs,
-    pictures_to_verify,
-    predicting_part,
-)
+from dcnzoo.openmmlab.export.pictures import calibration_inputs, pictures_to_verify, predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
@@ -47,21 +44,72 @@ from dcnzoo.utils.progress import name_step
 LEAST_TRACED = 512
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The traced model of an export, its example, and what the file says of itself.
+
+    Attributes:
+        example: height and width of the images that are traced.
+        shape: height and width of the file's input; None if they are dynamic.
+        preprocessing: None if the test pipeline cannot be stored.
+        findings: what the file cannot do.
+    """
+
+    model: Predictor | RawHead
+    example: tuple[int, int]
+    shape: tuple[int, int] | None
+    preprocessing: Preprocessing | None
+    metadata: Mapping[str, str]
+    findings: tuple[Finding, ...]
+
+
 def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportResult:
     """Export a detector: see :meth:`dcnzoo.openmmlab.detector.TorchDetector.export`."""
+    plan = make_plan(detector, options)
+    compared: list[np.ndarray] = []
+    calibration: Iterable[Mapping[str, np.ndarray]] = ()
+    if plan.preprocessing is not None:
+        if options.verifies and not options.raw_outputs:  # before the work: one may be damaged
+            compared = pictures_to_verify(options.verify, plan.preprocessing)
+        if isinstance(options.precision, Int8):
+            calibration = calibration_inputs(plan.preprocessing, options.precision.files, plan.shape)
+    path = options.files[0]
+    folder = path.parent if path.parent.exists() else path.parent.parent
+    with partial_folder(folder) as beside:
+        written = write_detector(
+            plan.model,
+            torch.zeros(1, 3, *plan.example),
+            dataclasses.replace(options, path=beside / path.name),
+            dynamic=plan.shape is None,
+            metadata=plan.metadata,
+            calibration=calibration,
+        )
+        name_step("verify")
+        result = ExportResult(written, plan.shape, plan.findings)
+        if options.verifies and options.raw_outputs:
+            verify_raw_outputs(plan.model.detector, Session(written[0], device="cpu"), plan.example)
+        elif options.verifies:
+            agreement = verify(detector, result.load(device="cpu"), compared)
+            if not agreement.number and options.verify is not True:
+                raise ValueError("verify: expected a picture with objects, got none from PyTorch or the file")
+            result = dataclasses.replace(result, agreement=agreement)
+        for file in reversed(written):  # the weights of an IR before it
+            with replacing(path.with_name(file.name)) as partial:
+                shutil.move(file, partial)
+    result = dataclasses.replace(result, files=options.files, drawings=options.drawings)
+    for drawing in options.drawings:
+        draw_both(detector, result.load(device="cpu"), options.draw, drawing)
+    return result
+
+
+def make_plan(detector: BaseDetector, options: ExportOptions) -> Plan:
+    """Check that a detector can be exported with these options."""
     if detector.device != "cpu":
         raise ValueError(f"device: expected a detector on the CPU (device='cpu'), got {detector.device}")
     detector.require_three_channels("export")
-    int8 = options.precision if isinstance(options.precision, Int8) else None
-    files = calibration_files(int8.images, int8.count) if int8 else []
     network = predicting_part(detector.model)
     findings: list[Finding] = []
-    by_pictures = options.verifies and not options.raw_outputs
-    needed_for = "precision" if int8 else "verify" if by_pictures else ""  # the option that reads pictures
-    preprocessing = _preprocessing(detector, network, needed_for, findings)
-    compared: list[np.ndarray] = []
-    if needed_for == "verify" and preprocessing is not None:  # before the work: one may be damaged
-        compared = pictures_to_verify(options.verify, preprocessing)
+    preprocessing = _preprocessing(detector, network, options, findings)
     sized = options.img_shape is not None
     model = RawHead(network) if options.raw_outputs else Predictor(network, sized=sized)
     require_names(detector.model.cfg.get("model", {}), detector.classes)
@@ -76,45 +124,27 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
     metadata = {SCORE_THRESHOLD_KEY: str(detector.score_threshold)}
     if preprocessing is not None:
         metadata |= preprocessing.to_metadata()
-    calibration = () if preprocessing is None else calibration_inputs(preprocessing, files, shape)
-    path = Path(options.path)
-    folder = path.parent if path.parent.exists() else path.parent.parent
-    with partial_folder(folder) as beside:
-        written = write_detector(
-            model,
-            torch.zeros(1, 3, *example),
-            dataclasses.replace(options, path=beside / path.name),
-            dynamic=shape is None,
-            metadata=metadata,
-            calibration=calibration,
-        )
-        name_step("verify")
-        result = ExportResult(written, shape, tuple(findings))
-        if options.verifies and options.raw_outputs:
-            verify_raw_outputs(network, Session(written[0], device="cpu"), example)
-        elif options.verifies:
-            agreement = verify(detector, result.load(device="cpu"), compared)
-            if not agreement.number and options.verify is not True:
-                raise ValueError("verify: expected a picture with objects, got none from PyTorch or the file")
-            result = dataclasses.replace(result, agreement=agreement)
-        for file in reversed(written):  # the weights of an IR before it
-            with replacing(path.with_name(file.name)) as partial:
-                shutil.move(file, partial)
-    return dataclasses.replace(result, files=options.files)
+    if isinstance(model, RawHead):
+        metadata |= {"dcnzoo.strides": json.dumps(model.strides)}
+    elif model.mask_threshold is not None:
+        metadata |= {MASK_THRESHOLD: str(model.mask_threshold)}
+    return Plan(model, example, shape, preprocessing, metadata | dict(options.metadata), tuple(findings))
 
 
 def _preprocessing(
-    detector: BaseDetector, network: Any, needed_for: str, findings: list[Finding]
+    detector: BaseDetector, network: Any, options: ExportOptions, findings: list[Finding]
 ) -> Preprocessing | None:
     """Return the preprocessing of the file; None, with a finding, if the test pipeline has other steps."""
     try:
         pipeline = get_test_pipeline_cfg(detector.model.cfg)
         return preprocessing_of(pipeline, network.data_preprocessor, detector.classes)
     except ValueError as error:
-        if needed_for:
-            hint = "; with verify=False, the file is for other programs" if needed_for == "verify" else ""
+        problem = f"expected another test pipeline: {one_line(error)}"
+        if isinstance(options.precision, Int8):
+            raise ValueError(f"precision: {problem}") from error
+        if options.verifies and not options.raw_outputs:
             raise ValueError(
-                f"{needed_for}: expected another test pipeline: {one_line(error)}{hint}"
+                f"verify: {problem}; with verify=False, the file is for other programs"
             ) from error
         text = f"dcnzoo.load cannot use the file: {one_line(error)}"
         findings.append(Finding(type(network).__name__, text, stops=False))
@@ -139,14 +169,14 @@ def _example_size(options: ExportOptions, preprocessing: Preprocessing | None) -
     return height, width
 
 
-def draw_both(detector: BaseDetector, result: ExportResult, source: str | os.PathLike | bool) -> Path:
-    """Draw the detections of PyTorch, at the left, and of the file, at the right; return the drawing."""
-    exported, path = result.load(device="cpu"), result.files[0].with_suffix(".png")
+def draw_both(
+    detector: BaseDetector, exported: ExportedDetector, source: str | os.PathLike | bool, path: Path
+) -> None:
+    """Draw the detections of PyTorch, at the left, and of the file, at the right, in a picture."""
     picture = pictures_to_verify(source, Preprocessing.from_metadata(exported.model.metadata))[0]
     results = [cast(Detections, each(picture, bgr=True)) for each in (detector, exported)]
     sides = [np.asarray(detections.draw()) for detections in results]
     write_bytes(path, encoded(Image.fromarray(np.hstack(sides)), "PNG"))
-    return path
 
 
 def write_detector(
@@ -171,12 +201,7 @@ def write_detector(
     args = (images, torch.tensor([images.shape[-2:]] * len(images)))[: len(model.input_names)]
     # the rows of img_shape have the name of the images' axis
     shapes = ({0: "batch", 2: "height", 3: "width"}, {0: Dim.DYNAMIC})[: len(args)]
-    threshold = getattr(model, "mask_threshold", None)
-    if threshold is not None:
-        metadata = {**metadata, MASK_THRESHOLD: str(threshold)}
-    if isinstance(model, RawHead):
-        metadata = {**metadata, "dcnzoo.strides": json.dumps(model.strides)}
-    graph = Path(options.path).with_suffix(".onnx")
+    graph = options.files[0].with_suffix(".onnx")
     name_step("trace")
     with tracing(model.detector), symbolic_batches():
         model.eval()
@@ -190,7 +215,7 @@ def write_detector(
             dynamic_shapes=shapes if dynamic else None,
             input_names=list(model.input_names),
             output_names=names,
-            metadata={**metadata, **options.metadata},
+            metadata=metadata,
         )
     name_step("write")
     return finish_file(graph, options, calibration)

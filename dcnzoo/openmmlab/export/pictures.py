@@ -12,8 +12,7 @@ from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.detect.exported import stack
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.preprocessing import Preprocessing
-from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.formats import PICTURES, picture_files
+from dcnzoo.utils.formats import picture_files
 
 
 def predicting_part(detector: nn.Module) -> nn.Module:
@@ -37,20 +36,6 @@ def pictures_to_verify(source: str | os.PathLike | bool, preprocessing: Preproce
         return [generated_picture(preprocessing)]
     files = picture_files(source) or [os.fspath(source)]
     return [read(file) for file in files[:10]]
-
-
-def calibration_files(folder: str | os.PathLike, count: int) -> list[Path]:
-    """Return up to ``count`` images of a folder with its subfolders, evenly spaced.
-
-    Raises:
-        UserError: there are none.
-    """
-    root = Path(folder).expanduser()
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in PICTURES)
-    if not files:
-        raise UserError(f"int8: expected a folder of images, got none in {folder}")
-    count = min(count, len(files))
-    return [files[i * len(files) // count] for i in range(count)]
 
 
 def calibration_inputs(

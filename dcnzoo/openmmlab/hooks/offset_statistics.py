@@ -5,7 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from dcnzoo.layers.statistics import TracksOffsets, modulation_statistics, offset_statistics, track_offsets
+from dcnzoo.layers.statistics import modulation_statistics, offset_statistics, track_offsets, tracks_offsets
 from dcnzoo.openmmlab.weights import without_wrapper
 
 OFFSETS = ("mean_abs", "max_abs", "outside")
@@ -46,7 +46,7 @@ class OffsetStatisticsHook(Hook):
         self._astray = set[str]()  # layers whose offsets explode
 
     def before_train(self, runner: Runner) -> None:
-        tracks = any(isinstance(module, TracksOffsets) for module in runner.model.modules())
+        tracks = any(map(tracks_offsets, runner.model.modules()))
         if not tracks:
             runner.logger.warning("OffsetStatisticsHook: found no layer that predicts offsets to record")
         self._measures = tracks and is_main_process()

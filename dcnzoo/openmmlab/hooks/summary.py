@@ -215,13 +215,14 @@ def _head(runner: Runner, loaders: Mapping[str, DataLoader]) -> list[tuple[str, 
     model = without_wrapper(runner.model)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     name = f" ({Path(runner.cfg.filename).stem})" if getattr(runner.cfg, "filename", None) else ""
+    weights = runner._load_from or ""
     return [
         ("model", f"{type(model).__name__}{name}, {millions:.1f} million parameters"),
         ("layers", ", ".join(_deformable_layers(model))),
         *((part, _describe(loader.dataset)) for part, loader in loaders.items()),
         ("device", _device(runner)),
         ("processes", _processes(runner)),
-        ("weights", str(runner._load_from or "")),
+        ("weights", os.path.normpath(weights) if os.path.isfile(weights) else weights),
     ]
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dcnzoo.compat.mmcv import deform_conv, runs_on_dcnzoo
 from dcnzoo.openmmlab.patches.kernels import largest_step
+from dcnzoo.ops import deform_conv2d
 
 
 def _for_isinstance(mmcv_class: type[nn.Module]) -> Any:
@@ -22,28 +23,42 @@ _Mmcv1: Any = _for_isinstance(mmcv.ops.DeformConv2dPack)
 _Mmcv2: Any = _for_isinstance(mmcv.ops.ModulatedDeformConv2dPack)
 
 
+# The layers call these functions with the arguments of dcnzoo.ops.deform_conv2d.
+def _deform_conv(input: Tensor, weight: Tensor, offset: Any, mask: Any, bias: Any, *geometry: Any) -> Tensor:
+    if runs_on_dcnzoo("deform_conv", input.device):
+        return deform_conv2d(input, weight, offset, mask, bias, *geometry)
+    *numbers, im2col_step = geometry  # stride, padding, dilation, groups
+    output = mmcv.ops.deform_conv2d(  # an autograd function, which takes no keywords
+        input.contiguous(),
+        offset.contiguous(),
+        weight,
+        *numbers,
+        offset.shape[1] // (2 * weight[0, 0].numel()),  # deform_groups
+        False,  # bias
+        largest_step(input.shape[0], im2col_step),
+    )
+    return output if bias is None else output + bias[:, None, None].to(output.dtype)
+
+
+def _modulated_deform_conv(
+    input: Tensor, weight: Tensor, offset: Any, mask: Any, bias: Any, *geometry: Any
+) -> Tensor:
+    if runs_on_dcnzoo("modulated_deform_conv", input.device):
+        return deform_conv2d(input, weight, offset, mask, bias, *geometry)
+    deform_groups = mask.shape[1] // weight[0, 0].numel()
+    fields = (offset.contiguous(), mask.contiguous())
+    return mmcv.ops.modulated_deform_conv2d(
+        input.contiguous(), *fields, weight, bias, *geometry[:4], deform_groups
+    )
+
+
 class DCN(deform_conv.DeformConv2dPack, _Mmcv1):
     """Deformable convolution v1 (Dai et al. 2017): :class:`dcnzoo.compat.mmcv.DeformConv2dPack`, registered.
 
     A compiled mmcv keeps its own kernels on the devices that :func:`dcnzoo.compat.mmcv.runs_on_dcnzoo` names.
     """
 
-    def _convolve(self, input: Tensor, offset: Any, mask: Any) -> Tensor:
-        if runs_on_dcnzoo("deform_conv", input.device):
-            return super()._convolve(input, offset, mask)
-        output = mmcv.ops.deform_conv2d(  # an autograd function, which takes no keywords
-            input.contiguous(),
-            offset.contiguous(),
-            self.weight,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.deform_groups,
-            False,  # bias
-            largest_step(input.shape[0], self.im2col_step),
-        )
-        return output if self.bias is None else output + self.bias[:, None, None].to(output.dtype)
+    function = staticmethod(_deform_conv)  # type: ignore[assignment]  # arguments by position
 
 
 class DCNv2(deform_conv.ModulatedDeformConv2dPack, _Mmcv2):
@@ -52,18 +67,4 @@ class DCNv2(deform_conv.ModulatedDeformConv2dPack, _Mmcv2):
     A compiled mmcv keeps its own kernels as for :class:`DCN`.
     """
 
-    def _convolve(self, input: Tensor, offset: Any, mask: Any) -> Tensor:
-        if runs_on_dcnzoo("modulated_deform_conv", input.device):
-            return super()._convolve(input, offset, mask)
-        return mmcv.ops.modulated_deform_conv2d(
-            input.contiguous(),
-            offset.contiguous(),
-            mask.contiguous(),
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.deform_groups,
-        )
+    function = staticmethod(_modulated_deform_conv)  # type: ignore[assignment]  # arguments by position

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from dcnzoo.layers import DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
-from dcnzoo.layers.base import ChecksArguments
+from dcnzoo.layers.base import refuse
 from dcnzoo.layers.channels_last import ChannelNorm
 
 # mmcv registers no RoI pooling
@@ -18,7 +18,7 @@ for layer in (DCNv3, DCNv4, DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoI
 MODELS.register_module("LN2d", module=ChannelNorm, force=True)
 
 
-class _Conv(ChecksArguments, nn.Module):
+class _Conv(nn.Module):
     """Use the channels-last layer ``dcn`` like an ``nn.Conv2d``: input and output are ``(N, C, H, W)``."""
 
     operator: type[DCNv3] | type[DCNv4]
@@ -39,9 +39,9 @@ class _Conv(ChecksArguments, nn.Module):
     ) -> None:
         super().__init__()
         if out_channels != in_channels:
-            self._refuse("out_channels", f"{in_channels}, the value of in_channels", out_channels)
+            refuse(self, "out_channels", f"{in_channels}, the value of in_channels", out_channels)
         if groups != 1:
-            self._refuse("groups", "1 (the operator's groups are set by group)", groups)
+            refuse(self, "groups", "1 (the operator's groups are set by group)", groups)
         self.dcn = self.operator(
             in_channels,
             kernel_size=self._number("kernel_size", kernel_size),
@@ -55,7 +55,7 @@ class _Conv(ChecksArguments, nn.Module):
     def _number(self, argument: str, value: int | tuple[int, int]) -> int:
         values = {value} if isinstance(value, int) else set(value)
         if len(values) != 1:
-            self._refuse(argument, "the same value for both axes", value)
+            refuse(self, argument, "the same value for both axes", value)
         return values.pop()
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C, oH, oW]

@@ -8,13 +8,14 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
 
 from dcnzoo import backbones
-from dcnzoo.layers.base import ChecksArguments
+from dcnzoo.layers.base import refuse
 
 
-class Pretrained(ChecksArguments, BaseModule):
-    """Adds ``init_cfg`` to a backbone.
+class Pretrained(nn.Module):
+    """Adds ``init_cfg`` to a backbone. It must precede the backbone, and BaseModule follow it.
 
     Args:
         init_cfg: ``dict(type='Pretrained', checkpoint=…)`` or None. A classifier's checkpoint works too.
@@ -29,7 +30,7 @@ class Pretrained(ChecksArguments, BaseModule):
         if not self.init_cfg:
             return
         if self.init_cfg.get("type") != "Pretrained":
-            self._refuse("init_cfg", "dict(type='Pretrained', checkpoint=…) or None", self.init_cfg)
+            refuse(self, "init_cfg", "dict(type='Pretrained', checkpoint=…) or None", self.init_cfg)
         path = self.init_cfg["checkpoint"]
         state = CheckpointLoader.load_checkpoint(path, map_location="cpu")
         state = next((state[key] for key in ("state_dict", "model_ema", "model") if key in state), state)
@@ -45,10 +46,10 @@ class Pretrained(ChecksArguments, BaseModule):
 
 
 @MODELS.register_module(force=True)
-class InternImage(Pretrained, backbones.InternImage):
+class InternImage(Pretrained, backbones.InternImage, BaseModule):
     """:class:`dcnzoo.backbones.InternImage` with ``init_cfg``."""
 
 
 @MODELS.register_module(force=True)
-class FlashInternImage(Pretrained, backbones.FlashInternImage):
+class FlashInternImage(Pretrained, backbones.FlashInternImage, BaseModule):
     """:class:`dcnzoo.backbones.FlashInternImage` with ``init_cfg``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dcnzoo import layers
 from dcnzoo.compat.mmcv import runs_on_dcnzoo
+from dcnzoo.layers.base import refuse
 from dcnzoo.openmmlab.patches.kernels import largest_step
 
 
@@ -88,9 +89,9 @@ class MultiScaleDeformableAttention(layers.MultiScaleDeformableAttention, MmcvAt
                 :meth:`dcnzoo.layers.MultiScaleDeformableAttention.forward`.
         """
         if reference_points is None:
-            self._refuse("reference_points", "a tensor", None, RuntimeError)
+            refuse(self, "reference_points", "a tensor", None, RuntimeError)
         if spatial_shapes is None:
-            self._refuse("spatial_shapes", "a tensor", None, RuntimeError)
+            refuse(self, "spatial_shapes", "a tensor", None, RuntimeError)
         spatial_shapes = spatial_shapes.long()  # mmcv's function for the CPU takes any type
         value = query if value is None else value
         identity = query if identity is None else identity

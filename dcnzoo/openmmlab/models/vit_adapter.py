@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -11,7 +12,7 @@ from dcnzoo.openmmlab.models.intern_image import Pretrained
 
 
 @MODELS.register_module(force=True)
-class ViTAdapter(Pretrained, backbones.ViTAdapter):
+class ViTAdapter(Pretrained, backbones.ViTAdapter, BaseModule):
     """:class:`dcnzoo.backbones.ViTAdapter` with ``init_cfg``.
 
     ``pretrained`` is loaded by ``init_weights()``, when a training begins: a program that loads a trained
