@@ -228,6 +228,62 @@ def build_wheel(session: Session, **variables: str) -> Path:
     return wheels[0]
 
 
+# that the CPU library is cross-compiled for, and pip's name of torch's wheel
+SYSTEMS = {"windows-x86_64": "win_amd64", "macos-arm64": "macosx_11_0_arm64"}
+
+
+def target(session: Session, system: str) -> dict[str, str]:
+    """Unpack the oldest torch for another system; return the variables that setup.py then needs."""
+    session.install("--group", "systems")
+    folder = Path(session.create_tmp()).resolve() / system
+    options = ("--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", "3.11")
+    torch = ("--platform", SYSTEMS[system], f"torch=={TORCHES['3.10']}", "--dest", folder)
+    session.run_install("pip", "download", *options, *torch)
+    (wheel,) = folder.glob("torch-*.whl")
+    session.run_install("python", "-m", "zipfile", "-e", wheel, folder)
+    return {"DCNZOO_TARGET": system, "DCNZOO_TORCH": str(folder)}
+
+
+@nox.session
+@nox.parametrize("system", list(SYSTEMS), ids=list(SYSTEMS))
+def system(session: Session, system: str) -> None:
+    """Cross-compile the wheel for Windows or macOS into dist/."""
+    command = ("python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST)
+    session.run(*command, env=target(session, system))
+
+
+@nox.session(tags=NIGHTLY)
+def wine(session: Session) -> None:
+    """Compare the library for Windows, beside Windows' torch, with the one here (needs Debian's wine)."""
+    update_venv(session)
+    if not shutil.which("wine"):
+        session.error("expected Wine: apt-get install wine")
+    folder = Path(session.create_tmp()).resolve() / "wine"
+    calls, variables = folder / "calls.bin", target(session, "windows-x86_64")
+    torch = Path(variables["DCNZOO_TORCH"], "torch")
+    session.run("python", "setup.py", "-q", "build_ext", "--build-lib", folder, env=variables)
+    session.run(PYTHON, "-m", "tests.packaging.calls", calls, external=True)
+    compiler = ("python", "-m", "ziglang", "c++", "-target", "x86_64-windows-gnu", "-std=c++17", "-O1")
+    include = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", torch / "include")
+    link = (f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-o", folder / "calls.exe")
+    session.run(*compiler, *include, "tests/packaging/calls.cpp", *link)
+    # Microsoft's C++ runtime, which torch needs
+    download = ("--quiet", "--no-deps", "--platform", "win_amd64", "--python-version", "3.11")
+    session.run_install("pip", "download", *download, "--dest", folder, "msvc-runtime==14.44.35112")
+    session.run("python", "-m", "zipfile", "-e", *folder.glob("msvc_runtime*.whl"), folder / "msvc")
+    for library in folder.glob("msvc/*.data/data/Scripts/*.dll"):
+        shutil.copy(library, folder)  # beside the program, where Windows looks first
+    variables = {
+        "WINEPATH": f"Z:{torch / 'lib'}",
+        "WINEPREFIX": str(folder / "prefix"),
+        "WINEDEBUG": "-all",
+        "WINEDLLOVERRIDES": "msvcp140,msvcp140_1,vcruntime140,vcruntime140_1=n",
+    }
+    command = ("wine", folder / "calls.exe", f"Z:{folder / 'dcnzoo/ops/_C_cpu.dll'}", f"Z:{calls}")
+    for threads in ("1", "2"):
+        session.run(*command, env={**variables, "OMP_NUM_THREADS": threads}, external=True)
+
+
 @nox.session
 def release(session: Session) -> None:
     """Build and check in dist/ what a release publishes, with CUDA kernels; then test it."""
@@ -250,6 +306,8 @@ def release(session: Session) -> None:
     command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "-w", DIST, sdist)
     session.run(PYTHON, *command, env={"DCNZOO_BUILD": "none"}, external=True)
     pure = next(DIST.glob("*-py3-none-any.whl"))
+    for name in SYSTEMS:
+        session.run("python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST, env=target(session, name))
     files = sorted(DIST.iterdir())
     session.run("twine", "check", "--strict", *files)
     packages, index = Path(session.create_tmp()).resolve() / "packages.txt", DIST / "index"

@@ -17,7 +17,8 @@ default; ``DCNZOO_CUDA=0`` skips the CUDA library, ``DCNZOO_CUDA=1`` builds it f
 machine, or to check that it compiles), ``DCNZOO_CUDA_ARCHS="80;90"`` or
 ``TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"`` selects its architectures, ``CXX`` the compiler, ``CUDA_HOME`` the
 toolkit, ``MAX_JOBS`` the number of jobs; ``DCNZOO_STRICT=1``, as in .ci/run, turns nvcc's warnings into
-errors.
+errors; ``DCNZOO_TARGET=windows-x86_64`` or ``macos-arm64`` compiles the CPU library for another system with
+PyPI's ziglang, against the wheel of torch for that system, unpacked in the folder ``DCNZOO_TORCH``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import setuptools
 
@@ -52,23 +53,50 @@ GLIBC_OF_TORCH = (2, 28)  # of its wheels
 # sm_75 Turing to sm_120 Blackwell, as far as nvcc supports them; PTX of the last one runs on later GPUs.
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
 
+
+class Target(NamedTuple):
+    """A system that libraries are cross-compiled for."""
+
+    machine: str
+    zig: str  # the compiler's name of it
+    platform: str  # the wheel's
+    suffix: str  # of a library
+    flags: list[str]
+    link: list[str]
+
+
+TARGETS = {
+    "windows-x86_64": Target(
+        "x86_64", "x86_64-windows-gnu", "win_amd64", ".dll", [], ["-ltorch_cpu", "-lc10", "-s"]
+    ),
+    "macos-arm64": Target(
+        # the symbols of torch are in its libraries, which are loaded before ours
+        *("arm64", "aarch64-macos.11.0", "macosx_11_0_arm64", ".so"),
+        ["-fPIC"],
+        ["-undefined", "dynamic_lookup"],
+    ),
+}
+TARGET = TARGETS.get(os.environ.get("DCNZOO_TARGET", ""))
+MACHINE = TARGET.machine if TARGET else platform.machine()
+
 EMULATES_AMX = os.environ.get("DCNZOO_EMULATE_AMX") == "1"  # in C++, for tests on any CPU
 # Instruction sets; the best one of the machine is selected at run time (ops/common/cpu_capability.h).
 CPU_CAPABILITIES = {"DEFAULT": []}
-if platform.machine() in ("x86_64", "AMD64"):
+if MACHINE in ("x86_64", "AMD64"):
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
     avx512 = [*avx2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
     CPU_CAPABILITIES["AVX2"] = avx2
     CPU_CAPABILITIES["AVX512"] = [*avx512, "-mprefer-vector-width=512"]
     CPU_CAPABILITIES["AVX512_BF16"] = [*CPU_CAPABILITIES["AVX512"], "-mavx512bf16"]
-    if sys.platform == "linux":  # if the compiler supports it
+    if sys.platform == "linux" and not TARGET:  # if the compiler supports it
         CPU_CAPABILITIES["AMX_BF16"] = [*CPU_CAPABILITIES["AVX512_BF16"], "-mamx-tile", "-mamx-bf16"]
         if EMULATES_AMX:
             CPU_CAPABILITIES["AMX_BF16"] = ["-D__AMX_BF16__", "-O1", "-Wno-psabi"]
-if platform.machine() in ("aarch64", "arm64"):
+if MACHINE in ("aarch64", "arm64"):
     # GCC would schedule loads so early that it runs out of registers; Clang has no such option.
     CPU_CAPABILITIES["DEFAULT"] = ["-fno-schedule-insns", "-Wno-ignored-optimization-argument"]
-    CPU_CAPABILITIES["NEON_BF16"] = [*CPU_CAPABILITIES["DEFAULT"], "-march=armv8.2-a+bf16"]
+    bfloat16 = ["-Xclang", "-target-feature", "-Xclang", "+bf16"] if TARGET else ["-march=armv8.2-a+bf16"]
+    CPU_CAPABILITIES["NEON_BF16"] = [*CPU_CAPABILITIES["DEFAULT"], *bfloat16]
 
 # Instruction sets that only the kernels in some folders of ops/ use.
 FOLDERS_OF_CAPABILITY = {"AMX_BF16": ["deform_conv"]}
@@ -87,7 +115,14 @@ def stop(problem: str, remedy: str) -> NoReturn:
     raise SystemExit(f"dcnzoo: cannot build the operators: {problem}\n        {remedy}")
 
 
-def import_torch():
+def torch_folder() -> Path:
+    """Return the folder of torch's headers and libraries."""
+    if TARGET:
+        folder = Path(os.environ.get("DCNZOO_TORCH", ""), "torch").resolve()
+        if not (folder / "lib").is_dir():
+            remedy = "Set DCNZOO_TORCH to a folder with the unpacked wheel of torch 2.10 for this system."
+            stop(f"DCNZOO_TARGET={os.environ['DCNZOO_TARGET']}, but {folder} has no libraries.", remedy)
+        return folder
     try:
         import torch
     except ImportError:
@@ -95,11 +130,13 @@ def import_torch():
         stop(problem, "Install torch >= 2.10 first, or build without --no-build-isolation.")
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
         stop(f"torch {torch.__version__} is too old; 2.10 or newer is needed.", 'pip install "torch>=2.10"')
-    return torch
+    return Path(torch.__file__).parent
 
 
 def compiler() -> str | None:
     """Return the command of the C++ compiler; None if there is none. A wrong CXX is an error."""
+    if TARGET:
+        return f"{shlex.quote(sys.executable)} -m ziglang c++ -target {TARGET.zig}"
     name = os.environ.get("CXX") or ("g++" if shutil.which("g++") else "c++")
     if shutil.which(name.split()[0]) is None:
         if os.environ.get("CXX"):
@@ -140,7 +177,7 @@ def find_nvcc() -> str | None:
     wanted = os.environ.get("DCNZOO_CUDA", "")
     if wanted not in ("", "0", "1"):
         stop(f"DCNZOO_CUDA: expected 0 or 1, got {wanted!r}.", "Change DCNZOO_CUDA, or unset it.")
-    if wanted == "0" or (not wanted and not torch_has_cuda()):
+    if TARGET or wanted == "0" or (not wanted and not torch_has_cuda()):
         return None
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     found = shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
@@ -240,7 +277,9 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
     command = [
         *shlex.split(find_compiler()),
         *common_flags(library, "cpu"),
-        *("-MMD", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+        *("-MMD", "-fvisibility=hidden", "-Wall", "-Wextra"),
+        # zig adds checks of undefined behaviour, which end the process
+        *([*TARGET.flags, "-fno-sanitize=undefined"] if TARGET else ["-fPIC"]),
         "-Wno-unknown-warning-option",  # Clang does not have the next one
         *("-Wno-maybe-uninitialized", "-Wno-ignored-attributes"),
         # lets floor and selects vectorise; NaN and Inf stay defined
@@ -254,7 +293,8 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
                 command.append(f'-DDCNZOO_TILES="{ROOT}/tests/ops/emulated_tiles.h"')
         else:
             del capabilities["AMX_BF16"]
-    libraries = [f"-L{library / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    linked = TARGET.link if TARGET else ["-ltorch_cpu", "-ltorch", "-lc10"]
+    libraries = [f"-L{library / 'lib'}", *linked]
     libraries += shlex.split(os.environ.get("LDFLAGS", ""))
     link = f"{find_compiler()} -shared $in -o $out {quote(libraries)}"
     objects = {}
@@ -334,18 +374,18 @@ class BuildOps(build_ext):
         # no Python version in the name: the library does not depend on it
         nvcc = find_nvcc()
         major = cuda_major(nvcc) if nvcc and fullname.endswith("_cuda") else ""
-        return fullname.replace(".", os.sep) + major + ".so"
+        return fullname.replace(".", os.sep) + major + (TARGET.suffix if TARGET else ".so")
 
     def build_extension(self, ext: Extension) -> None:
         device = ext.name.rsplit("_", 1)[1]
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        folder = ROOT / "build" / "ops" / device
+        folder = ROOT / "build" / "ops" / os.environ.get("DCNZOO_TARGET", "") / device
         for path in (target.parent, folder):
             path.mkdir(parents=True, exist_ok=True)
         if device == "cuda":
             print(f"CUDA operators, with {find_nvcc()}: DCNZOO_CUDA=0 leaves them out", flush=True)
         build = {"cpu": cpu_build, "cuda": cuda_build}[device]
-        (folder / "build.ninja").write_text(build(Path(import_torch().__file__).parent, folder, target))
+        (folder / "build.ninja").write_text(build(torch_folder(), folder, target))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([find_ninja(), "-C", str(folder), *jobs]).returncode != 0:
             used, remedy = (
@@ -365,6 +405,8 @@ class PlatformWheel(bdist_wheel):
     """
 
     def get_tag(self):
+        if TARGET:
+            return "py3", "none", TARGET.platform
         platform = super().get_tag()[2]
         needed = glibc_needed(Path(self.bdist_dir).rglob("_C_*.so"))
         if needed and platform.startswith("linux_"):
@@ -395,6 +437,9 @@ def devices() -> tuple[str, ...]:
     mode = os.environ.get("DCNZOO_BUILD", "auto")
     if mode not in ("auto", "require", "none"):
         stop(f"DCNZOO_BUILD: expected auto, require or none, got {mode!r}.", "Change it, or unset it.")
+    if os.environ.get("DCNZOO_TARGET", "") not in ("", *TARGETS):
+        target = f"expected {' or '.join(TARGETS)}, got {os.environ['DCNZOO_TARGET']!r}."
+        stop(f"DCNZOO_TARGET: {target}", "Change it, or unset it.")
     if mode == "require" or (mode == "auto" and sys.platform in ("linux", "darwin") and compiler()):
         return "cpu", "cuda"
     reason = {"none": "DCNZOO_BUILD=none"}.get(mode, f"no C++ compiler on {sys.platform}")

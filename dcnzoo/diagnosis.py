@@ -32,7 +32,9 @@ def environment() -> Iterator[tuple[str, str]]:
     from dcnzoo.ops.torchvision_schemas import load_error
 
     yield "dcnzoo", __version__
-    yield "python", f"{platform.python_version()} on {platform.machine()}"
+    system = platform.system()
+    untested = "" if system == "Linux" else ": dcnzoo was not run on this system"
+    yield "python", f"{platform.python_version()} on {system} {platform.machine()}{untested}"
     yield "torch", torch.__version__
     present = installed("numpy", "triton", *MODULES)
     expected = ["numpy", "triton"]

@@ -109,8 +109,21 @@ NO_COMPILER = {"PATH": "/nowhere"}
         (dict(CXX=shutil.which("false")), "", "", ("_C_cpu.so", "CXX")),
         (dict(NO_COMPILER, DCNZOO_BUILD="require"), "", "", ("no C++ compiler found", "Install one")),
         (dict(DCNZOO_BUILD="yes"), "", "", ("DCNZOO_BUILD: expected auto, require or none", "unset it")),
+        (dict(DCNZOO_TARGET="windows"), "", "", ("DCNZOO_TARGET: expected windows-x86_64", "unset it")),
+        (dict(DCNZOO_TARGET="macos-arm64", DCNZOO_TORCH="/nowhere"), "", "", ("/nowhere", "DCNZOO_TORCH")),
     ],
-    ids=["compiler", "ninja", "torch", "old torch", "old setuptools", "failing compiler", "required", "mode"],
+    ids=[
+        "compiler",
+        "ninja",
+        "torch",
+        "old torch",
+        "setuptools",
+        "failing",
+        "required",
+        "mode",
+        "os",
+        "wheel",
+    ],
 )
 def test_problems_are_named(tree, tmp_path, variables, module, content, words):
     """The last two lines are the problem and the remedy. ``content`` replaces the code of ``module``."""
@@ -131,6 +144,34 @@ def test_without_a_compiler_plain_pytorch_is_installed(tree, tmp_path, variables
     result = setup(tree, "build_ext", "--inplace", **variables, **empty_torch(tmp_path))
     assert "plain PyTorch" in result.stderr
     assert not list(tree.rglob("*.so")) and "deform_conv" in (tree / "dcnzoo/ops/schemas.txt").read_text()
+
+
+ZIG = """
+import sys
+from pathlib import Path
+Path(sys.argv[sys.argv.index("-o") + 1]).write_text(" ".join(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("system", "zig", "library", "platform"),
+    [
+        ("windows-x86_64", "x86_64-windows-gnu", "_C_cpu.dll", "win_amd64"),
+        ("macos-arm64", "aarch64-macos.11.0", "_C_cpu.so", "macosx_11_0_arm64"),
+    ],
+)
+def test_wheel_for_another_system(tree, tmp_path, system, zig, library, platform):
+    """The compiler only writes its arguments."""
+    variables = empty_torch(tmp_path)
+    (tmp_path / "modules/ziglang").mkdir()
+    (tmp_path / "modules/ziglang/__main__.py").write_text(ZIG)
+    clone = shutil.copytree(tree, tmp_path / "clone", ignore=shutil.ignore_patterns("build", "deform_*"))
+    variables |= {"DCNZOO_TARGET": system, "DCNZOO_TORCH": str(tmp_path / "modules"), "DCNZOO_CUDA": "1"}
+    setup(clone, "bdist_wheel", "--dist-dir", str(tmp_path), **variables)
+    with zipfile.ZipFile(tmp_path / f"dcnzoo-{__version__}-py3-none-{platform}.whl") as wheel:
+        libraries = {name: wheel.read(name) for name in wheel.namelist() if "/_C_" in name}
+    assert list(libraries) == [f"dcnzoo/ops/{library}"]
+    assert f"-target {zig} -shared" in libraries[f"dcnzoo/ops/{library}"].decode()
 
 
 def test_address_of_the_repository(tmp_path):

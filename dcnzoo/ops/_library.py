@@ -1,6 +1,7 @@
 """Loads the compiled libraries ``_C_cpu.so`` and ``_C_cuda13.so`` (CUDA 13) from the folder of this file.
 
-If ``_C_cpu.so`` does not load, this module defines the operators, and plain PyTorch runs them.
+On Windows, the first is ``_C_cpu.dll``. If it does not load, this module defines the operators, and plain
+PyTorch runs them.
 """
 
 import hashlib
@@ -13,7 +14,8 @@ from ..version import __version__
 
 _FOLDER = Path(__file__).parent
 _SCHEMAS = _FOLDER / "schemas.txt"  # written by setup.py
-_BUILD = "The wheels for Linux have it; in a clone of dcnzoo, `make setup` builds it."
+_SUFFIX = ".dll" if os.name == "nt" else ".so"
+_BUILD = "The wheels for a platform have it; in a clone of dcnzoo, `make setup` builds it."
 
 loaded: dict[str, Path] = {}  # device -> the library that was loaded
 problems: dict[str, str] = {}  # device -> why its library was not loaded
@@ -56,7 +58,7 @@ def _load_cuda(cuda: str) -> None:
         _load("cuda", libraries[max(fitting)] if fitting else _FOLDER / f"_C_cuda{major}.so")
 
 
-_load("cpu", _FOLDER / "_C_cpu.so")
+_load("cpu", _FOLDER / f"_C_cpu{_SUFFIX}")
 if "cpu" in loaded:
     # The CPU library defines the schemas, the CUDA library only has kernels. The CUDA library needs
     # libtorch_cuda, which only a CUDA build of torch loads.

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
+#include <exception>
 #include <memory>
 #include <new>
 #include <thread>
@@ -37,9 +37,20 @@ void parallel_for(int64_t count, int64_t grain, const Function& function) {
 // torch's thread pool, so that torch.set_num_threads applies.
 inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 
+// If `function` throws in a thread, this throws the exception: torch's threads need not have our C++ runtime (tensor.h).
 template <typename Function>
 void parallel_for(int64_t count, int64_t grain, const Function& function) {
-  if (count > 0) torch::stable::parallel_for(0, count, grain, function);
+  if (count <= 0) return;
+  std::exception_ptr error;
+  std::atomic<bool> failed{false};
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    try {
+      function(begin, end);
+    } catch (...) {
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
 }
 
 #endif
@@ -135,16 +146,16 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(int64_t size) : size_(size) {
     if (size_ == 0) return;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, round_up(size_ * sizeof(T), 64))));
-    if (data_ == nullptr) throw std::bad_alloc();
+    data_.reset(static_cast<T*>(operator new(round_up(size_ * sizeof(T), 64), kAlignment)));
   }
   T* data() const { return data_.get(); }
   int64_t size() const { return size_; }
 
  private:
   struct Free {
-    void operator()(T* data) const { std::free(data); }
+    void operator()(T* data) const { operator delete(data, kAlignment); }
   };
+  static constexpr std::align_val_t kAlignment{64};
   std::unique_ptr<T, Free> data_;
   int64_t size_ = 0;
 };

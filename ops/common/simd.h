@@ -364,6 +364,13 @@ DCNZOO_INLINE void split_pairs(Vector<T> low, Vector<T> high, Vector<T>& x, Vect
   x = unzip<T, 0>(low, high, Sequence{}), y = unzip<T, 1>(low, high, Sequence{});
 }
 
+// Two floats as the bits of a double.
+DCNZOO_INLINE double load_pair(const float* from) {
+  double pair;
+  __builtin_memcpy(&pair, from, sizeof pair);
+  return pair;
+}
+
 // Loads the elements at index and at index + 1: two floats at a time. Value is a vector or a scalar.
 template <typename Value, typename T, typename Index>
 DCNZOO_INLINE void gather_pairs(const T* from, Index index, Value& first, Value& second) {
@@ -373,8 +380,8 @@ DCNZOO_INLINE void gather_pairs(const T* from, Index index, Value& first, Value&
     constexpr int half = kLanes<T> / 2;
     Vector<double> pairs[2];
     for (int i = 0; i < half; ++i) {
-      __builtin_memcpy(&pairs[0][i], from + index[i], sizeof(double));
-      __builtin_memcpy(&pairs[1][i], from + index[half + i], sizeof(double));
+      pairs[0][i] = load_pair(from + index[i]);
+      pairs[1][i] = load_pair(from + index[half + i]);
     }
     split_pairs<T>((Vector<T>)pairs[0], (Vector<T>)pairs[1], first, second);
   }

@@ -83,6 +83,25 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
   return (a.is_cpu() && b.is_cpu()) || device_name(a) == device_name(b);
 }
 
+#ifndef __linux__
+// Elsewhere, torch may have another C++ runtime (on Windows MSVC's), which cannot catch our exceptions. This catches them in
+// a kernel, and torch throws its own.
+template <auto function>
+void boxed_fn(StableIValue* stack, uint64_t arguments, uint64_t results) {
+  static thread_local std::string message;  // not freed while torch's exception passes
+  try {
+    torch::stable::detail::boxer<std::remove_pointer_t<decltype(function)>, function>::boxed_fn(
+        stack, arguments, results);
+    return;
+  } catch (const std::exception& error) {
+    message = error.what();
+  }
+  aoti_torch_check(false, "", "", 0, message.c_str());
+}
+#undef TORCH_BOX
+#define TORCH_BOX(function) (&::dcnzoo::boxed_fn<function>)
+#endif
+
 // Calls a torch operator that has no function in the stable ABI. All its results must be tensors.
 template <size_t Results, typename... Arguments>
 std::array<Tensor, Results> call_operator(const char* name, const char* overload,

@@ -12,8 +12,15 @@ from dcnzoo.ops.fused import deform_conv as fused
 KERNELS = ("forward", "grad_weight", "grad_samples")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "entry"),
+    [("sm_90", "sm_90"), ("sm_87", "default"), ("gfx942", "gfx9"), ("gfx1201", "gfx12")],
+)
+def test_an_architecture_has_the_entry_of_its_family(architecture, entry):
+    assert available.entry_of(architecture) is available.table()[entry]
+
+
 def test_unknown_architectures_have_what_runs_everywhere():
-    assert available.entry_of("gfx942") is available.table()["default"]
     small = {kernel: available.table()["sm_86"][kernel] for kernel in KERNELS}
     assert {kernel: available.table()["default"][kernel] for kernel in KERNELS} == small
 

@@ -23,11 +23,13 @@ from triton.runtime.jit import JITFunction
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available, operators
 from dcnzoo.ops.fused import deform_conv as fused
-from dcnzoo.ops.fused.available import table
 from dcnzoo.ops.fused.deform_conv import Config
 
-# Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities.
-MOST_SHARED = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+# Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities; AMD's data sheets, LDS.
+MOST_SHARED = {
+    **{"sm_75": 65536, "sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448},
+    **{"sm_120": 101376, "gfx90a": 65536, "gfx942": 65536, "gfx1100": 65536, "gfx1201": 65536},
+}
 TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
@@ -40,11 +42,11 @@ FEW = 8  # bytes that any launch may spill: two registers, which depend on the v
 # Exceptions. Triton 3.7 spills bfloat16 on sm_75, which cannot multiply it, and float32 on sm_100. Triton 3.6
 # spills float32 on sm_120: eight of 168 registers; more warps then fit on a multiprocessor.
 SPILLS = {
-    ("8 groups, 2 axes", 100, "float32, tf32"): 24,
-    ("boxes", 120, "float32, tf32"): 32,
-    ("boxes", 120, "float32, ieee"): 32,
-    ("16 groups, 2 axes", 75, "bfloat16"): 24,
-    ("16 groups, 2 axes", 75, "bfloat16, float32 offsets"): 24,
+    ("8 groups, 2 axes", "sm_100", "float32, tf32"): 24,
+    ("boxes", "sm_120", "float32, tf32"): 32,
+    ("boxes", "sm_120", "float32, ieee"): 32,
+    ("16 groups, 2 axes", "sm_75", "bfloat16"): 24,
+    ("16 groups, 2 axes", "sm_75", "bfloat16, float32 offsets"): 24,
 }
 KERNELS = ("forward", "grad_weight", "grad_samples")
 CHANNELS = 256
@@ -76,6 +78,11 @@ VARIANTS = (
     Variant(torch.float32, torch.float32),
     Variant(torch.float32, torch.float32, tf32=False),
 )
+PAIRS = [  # AMD's GPUs have no TF32
+    (architecture, variant if architecture.startswith("sm_") else dataclasses.replace(variant, tf32=False))
+    for architecture in MOST_SHARED
+    for variant in (VARIANTS if architecture.startswith("sm_") else (*VARIANTS[:3], VARIANTS[4]))
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +129,14 @@ def launches_of(kernel: str, config: Config, variant: Variant, channels: int = C
     return launches
 
 
-def resources(architecture: int, launch: Launch, folder: Path) -> tuple[int, int]:
-    """Compile a launch for ``sm_{architecture}``, specialised as at run time.
+def target_of(architecture: str) -> GPUTarget:
+    if architecture.startswith("sm_"):
+        return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    return GPUTarget("hip", architecture, 64 if architecture.startswith("gfx9") else 32)
+
+
+def resources(architecture: str, launch: Launch, folder: Path) -> tuple[int, int]:
+    """Compile a launch for an architecture, specialised as at run time.
 
     Returns:
         bytes of a thread's stack, which are spilled registers, and of a block's shared memory.
@@ -147,9 +160,12 @@ def resources(architecture: int, launch: Launch, folder: Path) -> tuple[int, int
     known = ("num_warps", "num_stages", "enable_fp_fusion", "num_ctas", "maxnreg")
     compiled = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes),
-        target=GPUTarget("cuda", architecture, 32),
+        target=target_of(architecture),
         options={name: value for name, value in launch.options.items() if name in known},
     )
+    if "amdgcn" in compiled.asm:
+        stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", compiled.asm["amdgcn"])
+        return int(stack[1]), compiled.metadata.shared
     file = folder / "kernel.cubin"
     file.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -157,12 +173,11 @@ def resources(architecture: int, launch: Launch, folder: Path) -> tuple[int, int
     return int(re.search(r"STACK:(\d+)", usage)[1]), compiled.metadata.shared
 
 
-def configurations(architecture: int, kernel: str, variant: Variant) -> list[Config]:
-    entry = table()[f"sm_{architecture}"]
-    return [Config(*sizes) for sizes in entry[kernel][variant.kind]]
+def configurations(architecture: str, kernel: str, variant: Variant) -> list[Config]:
+    return [Config(*sizes) for sizes in available.entry_of(architecture)[kernel][variant.kind]]
 
 
-def check(architecture: int, launches: list[Launch], what: str, folder: Path, may_spill: float = 0) -> None:
+def check(architecture: str, launches: list[Launch], what: str, folder: Path, may_spill: float = 0) -> None:
     """Check that launches fit into shared memory and spill at most ``may_spill`` bytes, or a few."""
     for launch in launches:
         spilled, shared = resources(architecture, launch, folder)
@@ -171,9 +186,9 @@ def check(architecture: int, launches: list[Launch], what: str, folder: Path, ma
         assert spilled <= max(may_spill, FEW), text
 
 
-def may_spill(architecture: int, kernel: str) -> float:
+def may_spill(architecture: str, kernel: str) -> float:
     """Return how many bytes may spill: any number for block sizes that were measured as fastest on a GPU."""
-    source = table()[f"sm_{architecture}"]["source"]
+    source = available.entry_of(architecture)["source"]
     return float("inf") if kernel in source and "measured on" in source else 0
 
 
@@ -181,24 +196,29 @@ def may_spill(architecture: int, kernel: str) -> float:
     ("kernel", "architecture"),
     [
         pytest.param(kernel, architecture, marks=[] if kernel in quick else [pytest.mark.slow])
-        # the smallest memory; Hopper
-        for architecture, quick in ((86, ("forward",)), (90, ("forward", "grad_samples")))
+        # the smallest memory; Hopper; AMD's two widths of a warp
+        for architecture, quick in (
+            ("sm_86", ("forward",)),
+            ("sm_90", ("forward", "grad_samples")),
+            ("gfx942", KERNELS),
+            ("gfx1100", KERNELS),
+        )
         for kernel in KERNELS
     ],
 )
 def test_first_choice(architecture, kernel, tmp_path):
-    config = configurations(architecture, kernel, VARIANTS[0])[0]
-    launches = launches_of(kernel, config, VARIANTS[0])
-    check(architecture, launches, f"sm_{architecture}, {config}", tmp_path, may_spill(architecture, kernel))
+    variant = next(variant for name, variant in PAIRS if name == architecture)
+    config = configurations(architecture, kernel, variant)[0]
+    launches = launches_of(kernel, config, variant)
+    check(architecture, launches, f"{architecture}, {config}", tmp_path, may_spill(architecture, kernel))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", MOST_SHARED)
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize(("architecture", "variant"), PAIRS, ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_table(architecture, kernel, variant, tmp_path):
     for config in configurations(architecture, kernel, variant):
-        launches, what = launches_of(kernel, config, variant), f"sm_{architecture}, {config}"
+        launches, what = launches_of(kernel, config, variant), f"{architecture}, {config}"
         check(architecture, launches, what, tmp_path, may_spill(architecture, kernel))
 
 
@@ -255,19 +275,18 @@ OPERATORS = list(operator_calls(VARIANTS[0]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", MOST_SHARED)
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize(("architecture", "variant"), PAIRS, ids=str)
 @pytest.mark.parametrize("call", OPERATORS)
 def test_operators(architecture, call, variant, tmp_path, monkeypatch):
     monkeypatch.setattr(fused, "INTERPRETED", False)
-    monkeypatch.setattr(fused, "architecture", lambda device: f"sm_{architecture}")
+    monkeypatch.setattr(fused, "architecture", lambda device: architecture)
     monkeypatch.setattr(available, "tf32", lambda: variant.tf32)
     for name, arguments in operator_calls(variant)[call]:
         with recorded() as launches:
             operators.run(name, arguments_of(name)(*arguments))
         assert launches
         what, limit = (
-            f"sm_{architecture}, {name}, {call}, {variant}",
+            f"{architecture}, {name}, {call}, {variant}",
             SPILLS.get((call, architecture, str(variant)), 0),
         )
         check(architecture, launches, what, tmp_path, limit)

@@ -21,8 +21,8 @@ def table() -> dict:
 
 
 def entry_of(architecture: str) -> dict:
-    """Return the table's entry for an architecture, or the default, which needs the least shared memory."""
-    return table().get(architecture) or table()["default"]
+    """Return the entry with the longest prefix of an architecture (``gfx9``), or the default."""
+    return table()[max(filter(architecture.startswith, table()), key=len, default="default")]
 
 
 def any_listed() -> bool:
