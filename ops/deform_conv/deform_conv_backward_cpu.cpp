@@ -162,7 +162,7 @@ void differentiate_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_
     for (int64_t task; queue.take(task, sequence);) {
       const int64_t block = task % blocks, first = task / blocks * tile_rows;
       kernels.compute_tile(
-          mine[block], {p.blocks.begin + block, first, std::min(tile_rows, pixels - first), memory},
+          mine[block], {p.blocks.begin + block, first, std::min(tile_rows, pixels - first)}, memory,
           [&](int64_t index, const std::function<void()>& step) { queue.do_in_turn(task, index, step); });
     }
   });

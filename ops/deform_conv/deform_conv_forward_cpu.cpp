@@ -55,10 +55,9 @@ void stage_input(DeformConvForwardParams<T, S>& p, const S* images, bool channel
 template <typename T, typename S>
 void compute_tiles(const DeformConvForwardParams<T, S>& p) {
   const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
-  const int64_t scratch = kernels.scratch_bytes(p), rows = p.tile.rows,
-                pixels = p.images * p.shape.out_pixels;
+  const int64_t bytes = kernels.tile_bytes(p), rows = p.tile.rows, pixels = p.images * p.shape.out_pixels;
   for_each_task(ceil_div(pixels, rows), [&](int64_t tile) {
-    kernels.compute_tile(p, tile * rows, std::min(rows, pixels - tile * rows), thread_scratch<char>(scratch));
+    kernels.compute_tile(p, tile * rows, std::min(rows, pixels - tile * rows), thread_scratch<char>(bytes));
   });
 }
 
