@@ -184,9 +184,8 @@ template <typename T, typename S = T>
 struct DeformConvBackwardParams : DeformConvParams<T, S> {
   const S* weight;  // packed
   OutputMaps<const S> grad_output;
-  T* grad_input;         // like input, accumulated, or null
-  S* stored_grad_input;  // the result, laid out like the map from which input was copied, or null
-  T* grad_weight;        // like weight, accumulated, or null
+  T* grad_input;   // like input, accumulated, or null
+  T* grad_weight;  // like weight, accumulated, or null
   OffsetMask<T> grad_offset_mask;
   // With several threads per block, a separate loop adds to the input's gradient, and the weight's gradient is added in
   // parts of the outputs (1 if groups are narrow). Both shorten the steps that the threads do in turn.

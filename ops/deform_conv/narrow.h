@@ -1,17 +1,17 @@
 // Products of narrow groups: depthwise convolutions, with any number of outputs for each channel, and groups of a few
-// channels. The lanes of a vector are the columns of several groups, and each output of a group has a vector of sums.
-// Included by deform_conv_cpu_kernel.cpp only.
+// channels. The lanes of a vector hold the columns of several groups. Each output of a group has a vector of sums, whose
+// lanes are added at the end.
 //
-// The packed weight of a block: [part][tap][vector of the columns][output of the part][lane]. A part has as many outputs of
-// each group as the group has lanes.
+// The outputs are computed in parts: a part has as many outputs of each group as the group has lanes. The packed weight of
+// a block is [part][tap][vector of the columns][output of the part][lane].
 #pragma once
 
 #include "tile_memory.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// Calls function(packed, output, channel, tap) for the weights of a block, with their index in the packed weight, the output,
-// and the channel of its group. output: -1 for lanes and outputs that do not exist.
+// Calls function(packed, output, channel, tap) for each weight of a block. packed: its index in the packed weight; output: -1
+// if the lane or the output does not exist; channel: counted within the group.
 template <typename T, typename Function>
 void each_narrow_weight(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                         Function function) {
@@ -44,7 +44,7 @@ void pack_narrow(const DeformConvShapes& s, const ChannelBlock& block, const Pie
   });
 }
 
-// Returns x[I] + x[I ^ bit] in lane I, where x is a if I has the bit `bit` clear, else b.
+// Returns x[I] + x[I ^ bit] in lane I. x is a where the bit `bit` of I is 0, else b.
 template <int bit, typename V, int... I>
 DCNZOO_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int lanes = sizeof...(I);
@@ -52,7 +52,7 @@ DCNZOO_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
          shuffle<((I ^ bit) + (I & bit ? lanes : 0))...>(a, b);
 }
 
-// Sums the lanes of every group: the sum in vector i becomes the group's lane i of the result.
+// Adds the lanes of each group: lane i of a group of the result is the group's sum in vector i.
 template <typename T, int group, int bit = 1>
 DCNZOO_INLINE Vector<T> add_lanes(Vector<T>* sums) {
   if constexpr (bit == group) {
@@ -141,7 +141,7 @@ struct NarrowProduct {
   }
 };
 
-// The products of the backward, in runs of rows that the L1 cache holds.
+// The products of the backward. They take a run of rows at a time, which the L1 cache holds.
 template <typename T>
 struct NarrowGradient {
   static constexpr int64_t lanes = kLanes<T>, run = 32;
@@ -158,8 +158,8 @@ struct NarrowGradient {
         group(block.lanes),
         gradient(tile.gradient) {}
 
-  // Calls function(columns, gradient, weight, rows) for each vector of columns in a run of rows. The gradient and the weight
-  // are those of output 0.
+  // Calls function(columns, gradient, weight, rows) for each vector of columns in a run of rows. The pointers to gradient and
+  // weight are those of output 0.
   template <typename Weight, typename Function>
   DCNZOO_INLINE void each_vector(const Panels<T>& columns, Weight* weight, Function function) const {
     const int64_t tap_size = width * group;
@@ -171,11 +171,11 @@ struct NarrowGradient {
                    weight + tap * tap_size + c * group, rows - first < run ? rows - first : run);
         }
   }
-  // The distance of an output's weight from that of output 0
+  // The distance between the weights of output 0 and of this output
   DCNZOO_INLINE int64_t weight_of(int64_t output) const {
     return output / group * taps * width * group + output % group * lanes;
   }
-  // Calls function(count, output) for all outputs, `count` at a time, a constant.
+  // Calls function(count, output) for all outputs, in steps of `count`, which is a constant.
   template <int count = 8, typename Function>
   DCNZOO_INLINE void each_outputs(const Function& function, int64_t output = 0) const {
     for (; output + count <= outputs; output += count) function(std::integral_constant<int, count>{}, output);

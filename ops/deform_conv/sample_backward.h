@@ -108,14 +108,15 @@ void sample_backward(const BackwardParams<T, S>& p, const ChannelBlock& block,
   constexpr int64_t lanes = kLanes<T>, together = kTogether<T, Rank>;
   constexpr int64_t row_step = by_rows ? together : 1, tap_step = together / row_step;
   T dots[together * corners * lanes] = {}, sums[lanes];
-  const CornerDistances<Rank> distance(p.shape, p.input.channels);
+  const int64_t start = p.input.place_of(block, p.shape.in_pixels), stride = p.input.pixel_stride(block);
+  const CornerDistances<Rank> distance(p.shape, stride);
   const auto differentiate = [&](auto channels, int64_t r, int64_t tap, T* point_dots) {
     PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
     const BackwardPoints<T, Rank>& points = tile.table[tap];
     const T factor = points.factor[r];
     point.tap = tap, point.row = r, point.rest = points.rest[r], point.channels = channels;
     if (points.index[0][r] >= 0) {
-      const int64_t at = rows.map[r] + points.index[0][r] * p.input.channels;
+      const int64_t at = start + rows.map[r] + points.index[0][r] * stride;
       for (int corner = 0; corner < corners; ++corner) {
         point.locate(p, corner, at + distance.of[corner]);
         point.modulated[corner] = factor * points.weight[corner][r];
@@ -125,7 +126,7 @@ void sample_backward(const BackwardParams<T, S>& p, const ChannelBlock& block,
       const InsideCorners<corners> inside([&](int c) { return points.index[c][r]; });
       point.used = inside.count, point.corner = inside.corner;
       for (int i = 0; i < inside.count; ++i) {
-        point.locate(p, i, rows.map[r] + inside.index[i] * p.input.channels);
+        point.locate(p, i, start + rows.map[r] + inside.index[i] * stride);
         point.modulated[i] = factor * points.weight[inside.corner[i]][r];
       }
       point.template add<false>(gradients, tile.columns.data, point_dots);
@@ -278,7 +279,7 @@ void sample_backward_over_pixels(const BackwardParams<T, T>& p, int64_t index,
   const Rows<T, Rank>& rows = tile.rows;
   BackwardPoints<T, Rank>& table = *tile.table;  // of one tap
   const CornerDistances<Rank> distance(s, 1);
-  const int64_t sharing = channels_of_points(s);
+  const int64_t sharing = channels_of_points(s), start = p.input.place_of(block, s.in_pixels);
   for (int64_t first = 0; first < block.count; first += sharing) {
     const PointGroup group = points_of(s, block.first + first);
     for (int64_t tap = 0; tap < s.taps; ++tap) {
@@ -286,7 +287,7 @@ void sample_backward_over_pixels(const BackwardParams<T, T>& p, int64_t index,
       for (int64_t channel = first; channel < first + sharing; ++channel) {
         T* const plane = tile.planes.column(tap * block.width + block.column_of(channel));
         rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
-          const int64_t at = rows.map[begin] + channel * s.in_pixels;
+          const int64_t at = start + rows.map[begin] + channel * s.in_pixels;
           const T* const pixels = points || columns ? p.input.data + at : nullptr;
           T* const grad_pixels = input ? p.grad_input + at : nullptr;
           each_row<T>(begin, end, [&](auto zero, int64_t row) {
