@@ -101,11 +101,13 @@ void differentiate_blocks(DeformConvBackwardParams<T, S> p, const S* maps, S* gr
                         first_block.stored == first_block.count;
   const bool copies_input =
       !in_place && (p.grad_weight || p.grad_offset_mask.offset || p.grad_offset_mask.mask);
+  // half a page: a load from one copy could wait for a store to the other whose address has the same last 12 bits
+  constexpr int64_t apart = 2048 / sizeof(T);
   // gradients of bfloat16 are not summed in the result: their sums are float
   const bool copies_gradient = grad_maps && !(in_place && std::is_same_v<T, S>);
   p.input.data = copies_input ? at_least(size, copies.input) : maps;
   if constexpr (std::is_same_v<T, S>) p.grad_input = grad_maps;
-  if (copies_gradient) p.grad_input = at_least(size, copies.gradient);
+  if (copies_gradient) p.grad_input = at_least(size + apart, copies.gradient) + apart;
   each_stretch(p, channels_last, [&](const auto& pixels) {
     if (copies_input) pixels.load(maps, copies.input.data());
     if (p.grad_input) pixels.clear(p.grad_input);

@@ -21,19 +21,21 @@ void to_lanes(const LaneMap& map, const S* from, int64_t stride, bool channels_l
   for (int64_t first = copied; first < width; first += lanes) {
     const int64_t count = width - first < lanes ? width - first : lanes;
     const S* rows[lanes];
-    int64_t steps[lanes];
+    bool has_channel[lanes];
     for (int64_t lane = 0; lane < count; ++lane) {
       const int64_t channel = map.channel_of(first + lane);
+      has_channel[lane] = channel >= 0;
       rows[lane] = channel < 0 ? zeros : from + channel * (channels_last ? 1 : stride);
-      steps[lane] = !channels_last ? 1 : channel < 0 ? 0 : stride;
     }
     int64_t pixel = 0;
     for (; !channels_last && count == lanes && pixel + lanes <= pixels; pixel += lanes)
       transpose_square<S>([&](int i) { return rows[i] + pixel; },
                           [&](int i) { return to + (pixel + i) * to_stride + first; });
-    for (; pixel < pixels; ++pixel)
+    for (; pixel < pixels; ++pixel) {
+      const int64_t at = pixel * (channels_last ? stride : 1);
       for (int64_t lane = 0; lane < count; ++lane)
-        to[pixel * to_stride + first + lane] = rows[lane][pixel * steps[lane]];
+        to[pixel * to_stride + first + lane] = has_channel[lane] ? rows[lane][at] : S(0);
+    }
   }
 }
 

@@ -73,10 +73,11 @@ struct PointBackward {
   // the mask is finite.
   template <bool whole>
   DCNZOO_INLINE void add(const Panels<T>& gradients, S* columns, T* dots) {
+    const Panels<T> panels = gradients;  // a local copy: the compiler would read it again after every store
     alignas(kVectorBytes) Vector<T> dot[corners] = {};
-    each_column<T, Whole<S>>(tap, channels, row, gradients, [&](auto value, int64_t c, int64_t at) {
+    each_column<T, Whole<S>>(tap, channels, row, panels, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
-      const ColumnGradient<T, Value> gradient(gradients.data + at);
+      const ColumnGradient<T, Value> gradient(panels.data + at);
       for (int i = 0; i < (whole ? corners : used); ++i) {
         if constexpr (reads_input) {
           const Value pixel = load_lanes<Value>(from[i] + c);

@@ -84,13 +84,13 @@ constexpr int64_t kPixelsAhead = 8;
 template <typename Panel, typename T, typename S, int Rank, bool whole, typename Layout>
 void sample(const SampledColumns<T, S, Rank, whole>& all, const DeformConvShapes& s, int64_t width,
             const Layout& layout, int64_t begin, int64_t end) {
-  with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>>(width, [&](auto channels) {
+  with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>, 4 * kNR<T>>(width, [&](auto channels) {
     // local variables: the compiler would read others again after every store
     const SampledColumns<T, S, Rank, whole> sampled = all;
     const Layout to = layout;
     auto* const __restrict columns = to.data;
     const int64_t taps = s.taps, ahead = kPixelsAhead * s.stride[Rank - 1] * sampled.pixel_stride;
-    constexpr bool few = !whole || !std::is_same_v<decltype(channels), int64_t>;
+    constexpr bool few = !whole || is_at_most<decltype(channels), kNR<T>>;
     constexpr int64_t step = few ? kRowsTogether : 1;
     for (int64_t first = begin; first < end; first += step)
       for (int64_t tap = 0; tap < taps; ++tap) {

@@ -133,6 +133,12 @@ struct BackwardMemory {
   static int64_t pair_stride(const BackwardParams<T, S>& p) { return p.tile.outputs + kNR<S>; }
 };
 
+// Whether a number of channels is a constant that is at most `most`.
+template <typename Channels, int64_t most>
+constexpr bool is_at_most = false;
+template <int64_t channels, int64_t most>
+constexpr bool is_at_most<std::integral_constant<int64_t, channels>, most> = channels <= most;
+
 // Calls function(channels). A number that is one of the constants is passed as a constant: loops over few channels then
 // have no branches.
 template <int64_t... constants, typename Function>
