@@ -41,14 +41,4 @@ inline ScalarType field_type(const Tensor& input, std::initializer_list<const Te
   return input.scalar_type();
 }
 
-template <typename T>
-const T* data_of(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* mutable_data_of(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
 }  // namespace dcnzoo

@@ -25,6 +25,16 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
   return sizes;
 }
 
+// The elements as T, which is their type or has the same bits
+template <typename T>
+const T* data_of(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <typename T>
+T* mutable_data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
 inline bool is_half(ScalarType type) { return type == ScalarType::Half || type == ScalarType::BFloat16; }
 
 inline bool is_double(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::Double; }

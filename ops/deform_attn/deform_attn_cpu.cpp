@@ -78,27 +78,21 @@ class Problem : public DeformAttnCpu<T, S> {
 // The memory of a gradient, or null if it is not needed: then its tensor is empty.
 void* gradient_of(const Tensor& tensor) { return tensor.numel() ? tensor.mutable_data_ptr() : nullptr; }
 
+// data: of the tensor, whose type is T or bfloat16
 template <typename T, typename S>
-Stored<T, S> stored_gradient(const Tensor& tensor) {
-  void* const data = gradient_of(tensor);
+Stored<T, S> stored(const Tensor& tensor, std::conditional_t<std::is_const_v<T>, const void*, void*> data) {
   if (tensor.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<S*>(data)};
   return {static_cast<T*>(data), nullptr};
-}
-
-template <typename T, typename S>
-Stored<const T, const S> stored(const Tensor& tensor) {
-  const void* const data = tensor.const_data_ptr();
-  if (tensor.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<const S*>(data)};
-  return {static_cast<const T*>(data), nullptr};
 }
 
 template <typename T, typename S, typename Grid>
 void forward(const DeformAttnShapes& s, const Grid& grid, const Tensor& input, const Tensor& offset,
              const Tensor& weight, const Tensor& output) {
   Problem<T, S> p(s, grid);
-  p.input = static_cast<const S*>(input.const_data_ptr());
-  p.offset = stored<T, S>(offset), p.weight = stored<T, S>(weight);
-  p.output = static_cast<S*>(output.mutable_data_ptr());
+  p.input = data_of<S>(input);
+  p.offset = stored<const T, const S>(offset, offset.const_data_ptr());
+  p.weight = stored<const T, const S>(weight, weight.const_data_ptr());
+  p.output = mutable_data_of<S>(output);
   const int64_t rows = std::max<int64_t>(kTaskPoints / std::max<int64_t>(s.groups * s.points, 1), 1);
   const int64_t tasks = ceil_div(s.queries, rows);
   TaskQueue queue(s.batch * tasks);
@@ -116,12 +110,13 @@ void backward(const DeformAttnShapes& s, const Grid& grid, const Tensor& grad_ou
               const Tensor& offset, const Tensor& weight, const Gradients& gradients) {
   if (gradients.input.numel() == 0 && gradients.offset.numel() == 0) return;
   Problem<T, S> p(s, grid);
-  p.input = static_cast<const S*>(input.const_data_ptr());
-  p.offset = stored<T, S>(offset), p.weight = stored<T, S>(weight);
-  p.grad_output = static_cast<const S*>(grad_output.const_data_ptr());
+  p.input = data_of<S>(input);
+  p.offset = stored<const T, const S>(offset, offset.const_data_ptr());
+  p.weight = stored<const T, const S>(weight, weight.const_data_ptr());
+  p.grad_output = data_of<S>(grad_output);
   p.grad_input = static_cast<S*>(gradient_of(gradients.input));
-  p.grad_offset = stored_gradient<T, S>(gradients.offset),
-  p.grad_weight = stored_gradient<T, S>(gradients.weight);
+  p.grad_offset = stored<T, S>(gradients.offset, gradient_of(gradients.offset));
+  p.grad_weight = stored<T, S>(gradients.weight, gradient_of(gradients.weight));
   const int64_t copied = 2 * s.pixels * whole_vectors(s.channels);
   // With fewer samples than pixels, copying would take longer than sampling. bfloat16 has to be converted anyway.
   p.in_place = std::is_same_v<S, T> && s.channels % kMostLanes == 0 && s.queries * s.points <= s.pixels;

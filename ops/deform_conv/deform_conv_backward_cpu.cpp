@@ -4,69 +4,6 @@
 namespace dcnzoo {
 namespace {
 
-// Copies of a pass's channel block and of its gradient, channels last: [image][pixel][channel]. Channels-last maps of
-// several blocks are copied, too: samples of 32 of their channels would be far apart in memory. With one block, the maps
-// already have the layout of the copies.
-template <typename T, typename S>
-class StagedBlock {
- public:
-  // Allocates the copies unless an earlier pass has, and returns p with the copies as its maps.
-  DeformConvBackwardParams<T, S> allocate(const DeformConvBackwardParams<T, S>& p, const ChannelBlock& block,
-                                          bool channels_last) {
-    const int64_t size = p.images * p.shape.in_pixels * block.stored;
-    block_ = block, channels_last_ = channels_last;
-    in_place_ =
-        channels_last && !p.over_pixels && block.count == p.shape.channels && block.stored == block.count;
-    DeformConvBackwardParams<T, S> mine = p;
-    mine.input = {p.input.data, block.stored_at, block.stored, true};
-    if (!in_place_) mine.input.data = reads_input(p) ? at_least(size, input_) : nullptr;
-    if constexpr (std::is_same_v<T, S>) mine.grad_input = p.stored_grad_input;
-    if (p.stored_grad_input && !adds_in_place()) mine.grad_input = at_least(size, gradient_);
-    return mine;
-  }
-
-  static int64_t stretches(const DeformConvShapes& s) { return ceil_div(s.in_pixels, kStretch); }
-
-  // Copies a piece of the input and clears its gradient.
-  void load(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
-    const int64_t image = piece / stretches(p.shape), own = image * p.shape.in_pixels * block_.stored;
-    const StagedPixels<T, S> pixels = pixels_of(p, piece);
-    if (reads_input(p) && !in_place_)
-      pixels.load(p.input.data + image * p.shape.channels * p.shape.in_pixels, input_.data() + own);
-    T* gradient = gradient_.data();
-    if constexpr (std::is_same_v<T, S>) gradient = in_place_ ? p.stored_grad_input : gradient;
-    if (p.stored_grad_input)  // an equal share, in any layout
-      std::fill_n(gradient + own + pixels.first * block_.stored, pixels.count() * block_.stored, T(0));
-  }
-
-  void store_gradient(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
-    if (adds_in_place()) return;
-    const int64_t image = piece / stretches(p.shape);
-    pixels_of(p, piece).store(gradient_.data() + image * p.shape.in_pixels * block_.stored,
-                              p.stored_grad_input + image * p.shape.channels * p.shape.in_pixels);
-  }
-
- private:
-  StagedPixels<T, S> pixels_of(const DeformConvBackwardParams<T, S>& p, int64_t piece) const {
-    return {p.shape, block_, p.over_pixels, channels_last_, piece % stretches(p.shape) * kStretch};
-  }
-  // Whether gradients are summed in the result itself. Those of bfloat16 are not: their sums are float.
-  bool adds_in_place() const { return in_place_ && std::is_same_v<T, S>; }
-  static bool reads_input(const DeformConvBackwardParams<T, S>& p) {
-    return p.grad_weight || p.grad_offset_mask.offset || p.grad_offset_mask.mask;
-  }
-  template <typename E>
-  static E* at_least(int64_t size, Buffer<E>& buffer) {
-    if (buffer.size() < size) buffer = Buffer<E>(size);
-    return buffer.data();
-  }
-
-  ChannelBlock block_{};
-  bool channels_last_ = false, in_place_ = false;
-  Buffer<S> input_;
-  Buffer<T> gradient_;
-};
-
 // The sum of grad_output (of type E) over images and pixels, [out_channels], as T. Each block of pixels is summed
 // separately, and the sums are added in the order of the blocks, in double. The result does not depend on the number of
 // threads.
@@ -76,7 +13,7 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   const Map map = as_map(grad_output);
   const int64_t image_blocks = ceil_div(s.out_pixels, block_pixels);
   const int64_t blocks = s.batch * image_blocks, channels = s.out_channels;
-  const E* const from = static_cast<const E*>(map.tensor.const_data_ptr());
+  const E* const from = data_of<E>(map.tensor);
   std::vector<double> sums(blocks * channels);
   for_each_task(blocks, [&](int64_t block) {
     const int64_t first = block % image_blocks * block_pixels;
@@ -101,7 +38,7 @@ Tensor bias_gradient(const DeformConvShapes& s, const Tensor& grad_output) {
   });
   Tensor result =
       torch::stable::new_empty(grad_output, {channels}, accumulate_type(grad_output.scalar_type()));
-  T* const to = static_cast<T*>(result.mutable_data_ptr());
+  T* const to = mutable_data_of<T>(result);
   for (int64_t channel = 0; channel < channels; ++channel) {
     double sum = 0;
     for (int64_t block = 0; block < blocks; ++block) sum += sums[block * channels + channel];
@@ -142,32 +79,54 @@ struct BackwardWork {
   }
 };
 
-// Computes the gradients of p's images for p's blocks, except for shared points. A task is a tile of a block. A thread
-// stays with a block as long as tiles are left.
+// The copies of a pass's blocks, and of their gradients
 template <typename T, typename S>
-void differentiate_blocks(const DeformConvBackwardParams<T, S>& p, int64_t tile_rows, bool channels_last,
-                          std::vector<StagedBlock<T, S>>& stages) {
-  const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
-  const int64_t blocks = p.blocks.end - p.blocks.begin, bytes = kernels.tile_bytes(p);
-  std::vector<DeformConvBackwardParams<T, S>> mine(blocks, p);
-  for (int64_t b = 0; b < blocks; ++b)
-    mine[b] = stages[b].allocate(p, p.blocks.data[p.blocks.begin + b], channels_last);
-  const int64_t pieces = p.images * StagedBlock<T, S>::stretches(p.shape);
-  for_each_task(blocks * pieces, [&](int64_t task) { stages[task / pieces].load(p, task % pieces); });
+struct Copies {
+  Buffer<S> input;
+  Buffer<T> gradient;
+};
 
+// Computes the gradients of p's images for p's blocks, except for shared points. A task is a tile of a block. A thread
+// stays with a block as long as tiles are left. maps, grad_maps: the images of the input and of its gradient, or null.
+//
+// Channels-last maps of several blocks are copied, too: samples of 32 of their channels would be far apart in memory. With one
+// block, the maps already have the layout of the copies.
+template <typename T, typename S>
+void differentiate_blocks(DeformConvBackwardParams<T, S> p, const S* maps, S* grad_maps, bool channels_last,
+                          int64_t tile_rows, Copies<T, S>& copies) {
+  const DeformConvBackward<T, S>& kernels = backward_kernels<T, S>();
+  const ChannelBlock& first_block = p.blocks.data[p.blocks.begin];
+  const int64_t size = lay_out_copies(p);
+  const bool in_place = channels_last && !p.over_pixels && first_block.count == p.shape.channels &&
+                        first_block.stored == first_block.count;
+  const bool copies_input =
+      !in_place && (p.grad_weight || p.grad_offset_mask.offset || p.grad_offset_mask.mask);
+  // half a page: a load from one copy could wait for a store to the other whose address has the same last 12 bits
+  constexpr int64_t apart = 2048 / sizeof(T);
+  // gradients of bfloat16 are not summed in the result: their sums are float
+  const bool copies_gradient = grad_maps && !(in_place && std::is_same_v<T, S>);
+  p.input.data = copies_input ? at_least(size, copies.input) : maps;
+  if constexpr (std::is_same_v<T, S>) p.grad_input = grad_maps;
+  if (copies_gradient) p.grad_input = at_least(size + apart, copies.gradient) + apart;
+  each_stretch(p, channels_last, [&](const auto& pixels) {
+    if (copies_input) pixels.load(maps, copies.input.data());
+    if (p.grad_input) pixels.clear(p.grad_input);
+  });
+
+  const int64_t blocks = p.blocks.end - p.blocks.begin, bytes = kernels.tile_bytes(p);
   const int64_t pixels = p.images * p.shape.out_pixels;
   TaskQueue queue(ceil_div(pixels, tile_rows) * blocks, blocks, 1 + p.weight_parts);
   queue.share_out([&](int64_t sequence) {
     char* const memory = thread_scratch<char>(bytes);
     for (int64_t task; queue.take(task, sequence);) {
-      const int64_t block = task % blocks, first = task / blocks * tile_rows;
+      const int64_t first = task / blocks * tile_rows;
       kernels.compute_tile(
-          mine[block], {p.blocks.begin + block, first, std::min(tile_rows, pixels - first), memory},
+          p, {p.blocks.begin + task % blocks, first, std::min(tile_rows, pixels - first)}, memory,
           [&](int64_t index, const std::function<void()>& step) { queue.do_in_turn(task, index, step); });
     }
   });
-  const auto store = [&](int64_t task) { stages[task / pieces].store_gradient(p, task % pieces); };
-  for_each_task(p.stored_grad_input ? blocks * pieces : 0, store);
+  if (copies_gradient)
+    each_stretch(p, channels_last, [&](const auto& pixels) { pixels.store(p.grad_input, grad_maps); });
 }
 
 DeformConvGradients new_gradients(const Map& input, const Tensor& weight, const std::optional<Tensor>& offset,
@@ -232,27 +191,26 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   const OffsetMask<T> grad_offset_mask{wanted[2] ? gradients.offset.mutable_data_ptr<T>() : nullptr,
                                        wanted[3] ? gradients.mask.mutable_data_ptr<T>() : nullptr};
   const int64_t image_size = s.channels * s.in_pixels;
-  std::vector<StagedBlock<T, S>> stages(work.blocks);
+  S* const grad_input = wanted[0] ? mutable_data_of<S>(gradients.input) : nullptr;
+  Copies<T, S> copies;
   for (int64_t first = 0; first < s.batch; first += work.images) {
     p.images = std::min(work.images, s.batch - first);
-    p.input = {static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size, 0, s.channels, false};
     p.offset_mask = from_image(s, offset_mask, first);
-    p.grad_output.data =
-        static_cast<const S*>(grad_map.tensor.const_data_ptr()) + first * s.out_pixels * s.out_channels;
+    p.grad_output.data = data_of<S>(grad_map.tensor) + first * s.out_pixels * s.out_channels;
     p.grad_offset_mask = from_image(s, grad_offset_mask, first);
-    S* const grad_input = wanted[0] ? static_cast<S*>(gradients.input.mutable_data_ptr()) : nullptr;
-    p.stored_grad_input = grad_input ? grad_input + first * image_size : nullptr;
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
       p.blocks.begin = p.blocks.end;
       p.blocks.end = std::min(p.blocks.begin + work.blocks, blocking.count());
-      differentiate_blocks(p, work.tile_rows, map.channels_last, stages);
+      differentiate_blocks(p, data_of<S>(map.tensor) + first * image_size,
+                           grad_input ? grad_input + first * image_size : nullptr, map.channels_last,
+                           work.tile_rows, copies);
       const int64_t channels = work.grad_offset_mask_of_blocks.size() ? s.taps * (s.rank + 1) : 0;
       const auto sum = [&](int64_t i) { kernels.sum_offset_mask(p, i / channels, i % channels); };
       for_each_task(p.images * channels, sum);
     }
   }
   if (wanted[1]) {
-    const auto to = weight_of(s, static_cast<S*>(gradients.weight.mutable_data_ptr()), false);
+    const auto to = weight_of(s, mutable_data_of<S>(gradients.weight), false);
     each_piece(blocking, [&](const ChannelBlock& block, const Piece& piece) {
       kernels.unpack_weight_gradient(s, block, piece, work.grad_weight.data(), to);
     });

@@ -43,50 +43,87 @@ inline std::optional<Tensor> contiguous_as(const std::optional<Tensor>& tensor, 
 
 template <typename T>
 const T* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+  return tensor ? data_of<T>(*tensor) : nullptr;
 }
 
-// At most kStretch pixels of a block, from pixel `first` on, which are copied between a map of all channels of an image
-// and the block's own map, which has the layout of InputMaps.
+// At most kStretch pixels of a block of an image, from pixel `first` on, which are copied between the maps of all channels and
+// the copies, laid out like p.input.
 template <typename T, typename S>
 struct StagedPixels {
-  const DeformConvShapes& shape;
+  const DeformConvParams<T, S>& p;
   const ChannelBlock& block;
-  bool over_pixels, channels_last;  // channels_last: the map of all channels
-  int64_t first;
+  bool channels_last;  // the maps of all channels
+  int64_t image, first;
 
-  int64_t count() const { return std::min(kStretch, shape.in_pixels - first); }
-  int64_t stride() const { return channels_last ? shape.channels : shape.in_pixels; }
+  int64_t count() const { return std::min(kStretch, p.shape.in_pixels - first); }
+  int64_t stride() const { return channels_last ? p.shape.channels : p.shape.in_pixels; }
   int64_t map_at() const {
-    return channels_last ? first * shape.channels + block.first : block.first * shape.in_pixels + first;
+    return image * p.shape.channels * p.shape.in_pixels +
+           (channels_last ? first * p.shape.channels + block.first : block.first * p.shape.in_pixels + first);
   }
-  int64_t own_at() const { return over_pixels ? first : first * block.stored; }
+  int64_t copy_at() const {
+    return p.input.place_of(block, p.shape.in_pixels) + image * p.input.channels * p.shape.in_pixels;
+  }
 
-  void load(const S* map, S* own) const {
+  void load(const S* maps, S* copies) const {
     const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
-    map += map_at(), own += own_at();
-    if (!over_pixels)
-      return kernels.to_lanes(block.input_lanes(), map, stride(), channels_last, own, block.stored,
+    maps += map_at(), copies += copy_at() + (p.over_pixels ? first : first * block.stored);
+    if (!p.over_pixels)
+      return kernels.to_lanes(block.input_lanes(), maps, stride(), channels_last, copies, block.stored,
                               block.stored, count());
-    if (channels_last) return kernels.transpose(map, stride(), own, shape.in_pixels, count(), block.count);
+    if (channels_last)
+      return kernels.transpose(maps, stride(), copies, p.shape.in_pixels, count(), block.count);
     for (int64_t channel = 0; channel < block.count; ++channel)
-      std::copy_n(map + channel * shape.in_pixels, count(), own + channel * shape.in_pixels);
+      std::copy_n(maps + channel * p.shape.in_pixels, count(), copies + channel * p.shape.in_pixels);
   }
 
   // The reverse
-  void store(const T* own, S* map) const {
-    map += map_at(), own += own_at();
-    if (!over_pixels)
-      return backward_kernels<T, S>().from_lanes(block.input_lanes(), own, block.stored, block.stored, map,
-                                                 stride(), channels_last, count());
+  void store(const T* copies, S* maps) const {
+    maps += map_at(), copies += copy_at() + (p.over_pixels ? first : first * block.stored);
+    if (!p.over_pixels)
+      return backward_kernels<T, S>().from_lanes(block.input_lanes(), copies, block.stored, block.stored,
+                                                 maps, stride(), channels_last, count());
     if constexpr (std::is_same_v<T, S>) {
       if (channels_last)
-        return forward_kernels<T, S>().transpose(own, shape.in_pixels, map, stride(), block.count, count());
+        return forward_kernels<T, S>().transpose(copies, p.shape.in_pixels, maps, stride(), block.count,
+                                                 count());
       for (int64_t channel = 0; channel < block.count; ++channel)
-        std::copy_n(own + channel * shape.in_pixels, count(), map + channel * shape.in_pixels);
+        std::copy_n(copies + channel * p.shape.in_pixels, count(), maps + channel * p.shape.in_pixels);
     }
   }
+
+  // Sets as many elements of the copies to zero, in any layout.
+  void clear(T* copies) const {
+    std::fill_n(copies + copy_at() + first * block.stored, count() * block.stored, T(0));
+  }
 };
+
+// Gives p.input the layout of copies of its images and blocks. Returns the number of their elements.
+template <typename T, typename S>
+int64_t lay_out_copies(DeformConvParams<T, S>& p) {
+  const ChannelBlock& last = p.blocks.data[p.blocks.end - 1];
+  p.input.first = p.blocks.data[p.blocks.begin].stored_at;
+  p.input.channels = last.stored_at + last.stored - p.input.first;
+  p.input.by_block = true;
+  return p.images * p.input.channels * p.shape.in_pixels;
+}
+
+// Calls function(pixels) with StagedPixels for all pixels of p's images and blocks.
+template <typename T, typename S, typename Function>
+void each_stretch(const DeformConvParams<T, S>& p, bool channels_last, const Function& function) {
+  const int64_t stretches = ceil_div(p.shape.in_pixels, kStretch), blocks = p.blocks.end - p.blocks.begin;
+  for_each_task(p.images * blocks * stretches, [&](int64_t i) {
+    const ChannelBlock& block = p.blocks.data[p.blocks.begin + i / stretches % blocks];
+    function(StagedPixels<T, S>{p, block, channels_last, i / stretches / blocks, i % stretches * kStretch});
+  });
+}
+
+// The buffer's memory, which is allocated again if it is too small.
+template <typename E>
+E* at_least(int64_t size, Buffer<E>& buffer) {
+  if (buffer.size() < size) buffer = Buffer<E>(size);
+  return buffer.data();
+}
 
 // Offset or mask, contiguous, in a type that the kernels of `type` read: those of float convert bfloat16 themselves.
 inline std::optional<Tensor> as_readable(const std::optional<Tensor>& tensor, ScalarType type) {
@@ -140,7 +177,7 @@ Buffer<S> pack_weight(const DeformConvShapes& s, const ChannelBlocking& blocking
                       const Tensor& weight, Pack pack) {
   Buffer<S> packed(size);
   const Map map = as_map(weight);
-  const auto from = weight_of(s, static_cast<const S*>(map.tensor.const_data_ptr()), map.channels_last);
+  const auto from = weight_of(s, data_of<S>(map.tensor), map.channels_last);
   each_piece(blocking, [&](const ChannelBlock& block, const Piece& piece) {
     pack(s, block, piece, from, packed.data());
   });

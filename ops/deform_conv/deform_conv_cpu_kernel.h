@@ -136,6 +136,15 @@ template <typename T>
 struct OutputMaps {
   T* data;
   bool channels_last;
+
+  DCNZOO_HD T* at(const DeformConvShapes& s, int64_t image, int64_t channel, int64_t pixel) const {
+    const int64_t place = channels_last ? pixel * s.out_channels + channel : channel * s.out_pixels + pixel;
+    return data + image * s.out_channels * s.out_pixels + place;
+  }
+  // From one pixel or, if not channels last, from one channel to the next
+  DCNZOO_HD int64_t stride(const DeformConvShapes& s) const {
+    return channels_last ? s.out_channels : s.out_pixels;
+  }
 };
 
 // Offset and mask, or their gradients
@@ -175,9 +184,8 @@ template <typename T, typename S = T>
 struct DeformConvBackwardParams : DeformConvParams<T, S> {
   const S* weight;  // packed
   OutputMaps<const S> grad_output;
-  T* grad_input;         // like input, accumulated, or null
-  S* stored_grad_input;  // the result, laid out like the map from which input was copied, or null
-  T* grad_weight;        // like weight, accumulated, or null
+  T* grad_input;   // like input, accumulated, or null
+  T* grad_weight;  // like weight, accumulated, or null
   OffsetMask<T> grad_offset_mask;
   // With several threads per block, a separate loop adds to the input's gradient, and the weight's gradient is added in
   // parts of the outputs (1 if groups are narrow). Both shorten the steps that the threads do in turn.
@@ -187,11 +195,10 @@ struct DeformConvBackwardParams : DeformConvParams<T, S> {
   T* grad_offset_mask_of_blocks;
 };
 
-// A tile of the backward, and its memory.
-struct BackwardTile {
+// Some output pixels, counted over the images, of a block
+struct TileOfBlock {
   int64_t block;
-  int64_t first, rows;  // output pixels, counted over the images
-  char* memory;         // tile_bytes
+  int64_t first, rows;
 };
 
 // The invariant of the backward: no two blocks write the same element of the gradients of input and weight, and the tiles of
@@ -202,13 +209,13 @@ using AddInTurn = std::function<void(int64_t step, const std::function<void()>& 
 
 template <typename T, typename S = T>
 struct DeformConvForward {
-  int64_t panel;                                                   // columns of a GEMM panel
-  bool (*suits)(int64_t channels);                                 // whether S is faster than float
-  int64_t (*scratch_bytes)(const DeformConvForwardParams<T, S>&);  // per thread
+  int64_t panel;                                                // columns of a GEMM panel
+  bool (*suits)(int64_t channels);                              // whether S is faster than float
+  int64_t (*tile_bytes)(const DeformConvForwardParams<T, S>&);  // the memory of a tile
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);
   // Computes output pixels [first, first + rows), counted over the images.
-  void (*compute_tile)(const DeformConvForwardParams<T, S>&, int64_t first, int64_t rows, char* scratch);
+  void (*compute_tile)(const DeformConvForwardParams<T, S>&, int64_t first, int64_t rows, char* memory);
   // [rows][columns] -> [columns][rows]
   void (*transpose)(const S* from, int64_t from_stride, S* to, int64_t to_stride, int64_t rows,
                     int64_t columns);
@@ -224,7 +231,8 @@ struct DeformConvBackward {
   void (*pack)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const WeightOf<const S>&,
                S* packed);
   // Adds a tile's part to all gradients.
-  void (*compute_tile)(const DeformConvBackwardParams<T, S>&, const BackwardTile&, const AddInTurn&);
+  void (*compute_tile)(const DeformConvBackwardParams<T, S>&, const TileOfBlock&, char* memory,
+                       const AddInTurn&);
   void (*unpack_weight_gradient)(const DeformConvShapes&, const ChannelBlock&, const Piece&, const T* packed,
                                  const WeightOf<S>& grad_weight);
   // Stores at most kStretch pixels, [pixels][width], from_stride apart, as [channels][stride] or [pixels][stride].

@@ -32,33 +32,12 @@ int64_t block_channels(const DeformConvShapes& s, bool one_pass) {
   return one_pass ? widest : std::clamp(stageable, lanes, widest);
 }
 
-// Copies the channels of this pass, block by block, and sets p.input to the copy. images: p's images, all channels.
-template <typename T, typename S>
-void stage_input(DeformConvForwardParams<T, S>& p, const S* images, bool channels_last, Buffer<S>& staged) {
-  const DeformConvShapes& s = p.shape;
-  const ChannelBlock& last = p.blocks.data[p.blocks.end - 1];
-  const int64_t first = p.blocks.data[p.blocks.begin].stored_at;
-  const int64_t channels = last.stored_at + last.stored - first;
-  const int64_t image_size = s.channels * s.in_pixels, staged_size = channels * s.in_pixels;
-  if (staged.size() < p.images * staged_size) staged = Buffer<S>(p.images * staged_size);
-  const int64_t stretches = ceil_div(s.in_pixels, kStretch), blocks = p.blocks.end - p.blocks.begin;
-  for_each_task(p.images * blocks * stretches, [&](int64_t i) {
-    const int64_t image = i / stretches / blocks, pixel = i % stretches * kStretch;
-    const ChannelBlock& block = p.blocks.data[p.blocks.begin + i / stretches % blocks];
-    StagedPixels<T, S>{s, block, p.over_pixels, channels_last, pixel}.load(
-        images + image * image_size,
-        staged.data() + image * staged_size + (block.stored_at - first) * s.in_pixels);
-  });
-  p.input = {staged.data(), first, channels, true};
-}
-
 template <typename T, typename S>
 void compute_tiles(const DeformConvForwardParams<T, S>& p) {
   const DeformConvForward<T, S>& kernels = forward_kernels<T, S>();
-  const int64_t scratch = kernels.scratch_bytes(p), rows = p.tile.rows,
-                pixels = p.images * p.shape.out_pixels;
+  const int64_t bytes = kernels.tile_bytes(p), rows = p.tile.rows, pixels = p.images * p.shape.out_pixels;
   for_each_task(ceil_div(pixels, rows), [&](int64_t tile) {
-    kernels.compute_tile(p, tile * rows, std::min(rows, pixels - tile * rows), thread_scratch<char>(scratch));
+    kernels.compute_tile(p, tile * rows, std::min(rows, pixels - tile * rows), thread_scratch<char>(bytes));
   });
 }
 
@@ -94,17 +73,21 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const int64_t chunk = images_at_a_time(s, s.channels * image_bytes);
   Buffer<S> staged;
   for (int64_t first = 0; first < s.batch; first += chunk) {
-    const S* const images = static_cast<const S*>(map.tensor.const_data_ptr()) + first * image_size;
+    const S* const images = data_of<S>(map.tensor) + first * image_size;
     p.images = std::min(chunk, s.batch - first);
     p.tile.rows = tile_rows(p.images * s.out_pixels);
     p.offset_mask = from_image(s, offset_mask, first);
-    p.output.data = static_cast<S*>(output.mutable_data_ptr()) + first * s.out_channels * s.out_pixels;
+    p.output.data = mutable_data_of<S>(output) + first * s.out_channels * s.out_pixels;
     for (p.blocks.end = 0; p.blocks.end < blocking.count();) {
       p.blocks.begin = p.blocks.end;
       p.blocks.end = one_pass ? blocking.count()
                               : blocking.end_of_pass(p.blocks.begin, p.images * image_bytes, kStagingBytes);
       p.input = {images, 0, s.channels, false};
-      if (!in_place) stage_input(p, images, map.channels_last, staged);
+      if (!in_place) {
+        S* const copies = at_least(lay_out_copies(p), staged);
+        p.input.data = copies;
+        each_stretch(p, map.channels_last, [&](const auto& pixels) { pixels.load(images, copies); });
+      }
       compute_tiles(p);
     }
   }

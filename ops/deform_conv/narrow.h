@@ -1,17 +1,17 @@
 // Products of narrow groups: depthwise convolutions, with any number of outputs for each channel, and groups of a few
-// channels. The lanes of a vector are the columns of several groups, and each output of a group has a vector of sums.
-// Included by *_cpu_kernel.cpp only.
+// channels. The lanes of a vector hold the columns of several groups. Each output of a group has a vector of sums, whose
+// lanes are added at the end.
 //
-// The packed weight of a block: [part][tap][vector of the columns][output of the part][lane]. A part has as many outputs of
-// each group as the group has lanes.
+// The outputs are computed in parts: a part has as many outputs of each group as the group has lanes. The packed weight of
+// a block is [part][tap][vector of the columns][output of the part][lane].
 #pragma once
 
-#include "columns.h"
+#include "tile_memory.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// Calls function(packed, output, channel, tap) for the weights of a block, with their index in the packed weight, the output,
-// and the channel of its group. output: -1 for lanes and outputs that do not exist.
+// Calls function(packed, output, channel, tap) for each weight of a block. packed: its index in the packed weight; output: -1
+// if the lane or the output does not exist; channel: counted within the group.
 template <typename T, typename Function>
 void each_narrow_weight(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                         Function function) {
@@ -44,7 +44,7 @@ void pack_narrow(const DeformConvShapes& s, const ChannelBlock& block, const Pie
   });
 }
 
-// Returns x[I] + x[I ^ bit] in lane I, where x is a if I has the bit `bit` clear, else b.
+// Returns x[I] + x[I ^ bit] in lane I. x is a where the bit `bit` of I is 0, else b.
 template <int bit, typename V, int... I>
 DCNZOO_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int lanes = sizeof...(I);
@@ -52,7 +52,7 @@ DCNZOO_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
          shuffle<((I ^ bit) + (I & bit ? lanes : 0))...>(a, b);
 }
 
-// Sums the lanes of every group: the sum in vector i becomes the group's lane i of the result.
+// Adds the lanes of each group: lane i of a group of the result is the group's sum in vector i.
 template <typename T, int group, int bit = 1>
 DCNZOO_INLINE Vector<T> add_lanes(Vector<T>* sums) {
   if constexpr (bit == group) {
@@ -66,26 +66,62 @@ DCNZOO_INLINE Vector<T> add_lanes(Vector<T>* sums) {
   }
 }
 
-// Multiplies the columns of a block by its packed weight. Columns: SampledColumns or StoredColumns.
-template <typename T, typename S, typename Columns>
+// The product of a block's columns and its packed weight, and the bias
+template <typename T, typename S, int Rank>
 struct NarrowProduct {
   static constexpr int lanes = kLanes<T>, most_sums = 8;  // sums that the registers hold
-  const Columns& columns;
-  int64_t rows, taps, vectors, parts;
+  int64_t taps, vectors, parts, group;                    // group: the lanes of a group
   const S* weight;
   const T* bias;  // [part][width]
   T* result;      // [row][part][width], rows result_stride apart
   int64_t result_stride;
 
-  // A part of the outputs for vectors `first` to `first` + count - 1 of the columns.
-  template <int group, int count>
-  void multiply(int64_t part, int64_t first) const {
+  NarrowProduct(const ForwardParams<T, S>& p, const ChannelBlock& block,
+                const ForwardMemory<T, S, Rank>& tile)
+      : taps(p.shape.taps),
+        vectors(block.width / lanes),
+        parts(block.parts()),
+        group(block.lanes),
+        weight(p.weight + block.weight_at),
+        bias(tile.bias),
+        result(tile.result),
+        result_stride(p.tile.outputs) {
+    for (int64_t lane = 0; lane < parts * block.width; ++lane) {
+      const LaneMap outputs = block.output_lanes(lane / block.width * group, 1);
+      const int64_t output = outputs.channel_of(lane % block.width);
+      tile.bias[lane] = p.bias && output >= 0 ? p.bias[block.first_output + output] : 0;
+    }
+  }
+
+  // Computes rows [begin, end). Columns: SampledColumns or NarrowColumns. Not inlined: with the walk around it, the compiler would
+  // run out of registers.
+  template <int size = 1, typename Columns>
+  __attribute__((noinline)) void multiply(const Columns& columns, int64_t begin, int64_t end) const {
+    if (group == size) {
+      constexpr int count = size < most_sums ? most_sums / size : 1;
+      for (int64_t part = 0; part < parts; ++part) multiply_part<size, count>(columns, begin, end, part, 0);
+    } else if constexpr (2 * size <= lanes) {
+      multiply<2 * size>(columns, begin, end);
+    }
+  }
+
+ private:
+  // The vectors of a part from `first` on, `count` at a time and then fewer
+  template <int size, int count, typename Columns>
+  void multiply_part(const Columns& columns, int64_t begin, int64_t end, int64_t part, int64_t first) const {
+    for (; first + count <= vectors; first += count)
+      multiply_vectors<size, count>(columns, begin, end, part, first);
+    if constexpr (count > 1) multiply_part<size, count / 2>(columns, begin, end, part, first);
+  }
+
+  template <int size, int count, typename Columns>
+  void multiply_vectors(const Columns& all, int64_t begin, int64_t end, int64_t part, int64_t first) const {
     const NarrowProduct p = *this;  // local copies: the compiler would read members again after every store
-    const Columns columns = p.columns.from(first * lanes);
-    const int64_t tap_size = p.vectors * group * lanes, to = (part * p.vectors + first) * lanes;
-    const S* const weights = p.weight + part * p.taps * tap_size + first * group * lanes;
-    for (int64_t r = 0; r < p.rows; ++r) {
-      Vector<T> sums[count][group] = {};
+    const Columns columns = all.from(first * lanes);
+    const int64_t tap_size = p.vectors * size * lanes, to = (part * p.vectors + first) * lanes;
+    const S* const weights = p.weight + part * p.taps * tap_size + first * size * lanes;
+    for (int64_t r = begin; r < end; ++r) {
+      Vector<T> sums[count][size] = {};
       for (int64_t tap = 0; tap < p.taps; ++tap) {
         const auto point = columns.at(tap, r);
         const S* const right = weights + tap * tap_size;
@@ -93,44 +129,37 @@ struct NarrowProduct {
         for (int v = 0; v < count; ++v) {
           const auto column = point.template read<Vector<T>>(v * lanes);
 #pragma GCC unroll 16
-          for (int o = 0; o < group; ++o)
-            sums[v][o] += column * load_lanes<Vector<T>>(right + (v * group + o) * lanes);
+          for (int o = 0; o < size; ++o)
+            sums[v][o] += column * load_lanes<Vector<T>>(right + (v * size + o) * lanes);
         }
       }
 #pragma GCC unroll 8
       for (int v = 0; v < count; ++v)
         store(p.result + r * p.result_stride + to + v * lanes,
-              add_lanes<T, group>(sums[v]) + load(p.bias + to + v * lanes));
-    }
-  }
-
-  // The rest of a part, in runs of `count` vectors and then of fewer.
-  template <int group, int count>
-  void multiply_from(int64_t part, int64_t first) const {
-    for (; first + count <= vectors; first += count) multiply<group, count>(part, first);
-    if constexpr (count > 1) multiply_from<group, count / 2>(part, first);
-  }
-
-  template <int group = 1>
-  void multiply_groups(int64_t lanes_of_group) const {
-    if (lanes_of_group == group) {
-      constexpr int count = group < most_sums ? most_sums / group : 1;
-      for (int64_t part = 0; part < parts; ++part) multiply_from<group, count>(part, 0);
-    } else if constexpr (2 * group <= lanes) {
-      multiply_groups<2 * group>(lanes_of_group);
+              add_lanes<T, size>(sums[v]) + load(p.bias + to + v * lanes));
     }
   }
 };
 
-// The products of the backward, in runs of rows that the L1 cache holds.
+// The products of the backward. They take a run of rows at a time, which the L1 cache holds.
 template <typename T>
 struct NarrowGradient {
   static constexpr int64_t lanes = kLanes<T>, run = 32;
   int64_t rows, taps, width, outputs, group;  // outputs: of a group; group: its lanes
   const T* gradient;                          // of the outputs: [vector][row of kBackwardRows][output][lane]
 
-  // Calls function(columns, gradient, weight, rows) for each vector of columns in a run of rows. The gradient and the weight
-  // are those of output 0.
+  template <int Rank>
+  NarrowGradient(const BackwardParams<T, T>& p, const ChannelBlock& block,
+                 const BackwardMemory<T, T, Rank>& tile)
+      : rows(tile.rows.count),
+        taps(p.shape.taps),
+        width(block.width),
+        outputs(p.shape.group_outputs()),
+        group(block.lanes),
+        gradient(tile.gradient) {}
+
+  // Calls function(columns, gradient, weight, rows) for each vector of columns in a run of rows. The pointers to gradient and
+  // weight are those of output 0.
   template <typename Weight, typename Function>
   DCNZOO_INLINE void each_vector(const Panels<T>& columns, Weight* weight, Function function) const {
     const int64_t tap_size = width * group;
@@ -142,11 +171,11 @@ struct NarrowGradient {
                    weight + tap * tap_size + c * group, rows - first < run ? rows - first : run);
         }
   }
-  // The distance of an output's weight from that of output 0
+  // The distance between the weights of output 0 and of this output
   DCNZOO_INLINE int64_t weight_of(int64_t output) const {
     return output / group * taps * width * group + output % group * lanes;
   }
-  // Calls function(count, output) for all outputs, `count` at a time, a constant.
+  // Calls function(count, output) for all outputs, in steps of `count`, which is a constant.
   template <int count = 8, typename Function>
   DCNZOO_INLINE void each_outputs(const Function& function, int64_t output = 0) const {
     for (; output + count <= outputs; output += count) function(std::integral_constant<int, count>{}, output);

@@ -1,5 +1,5 @@
 // The second step of the backward: samples the input again at the points of a tile, which gives the gradients of input,
-// offset and mask, and the columns. Included by deform_conv_backward_cpu_kernel.cpp only.
+// offset and mask, and the columns. Included by deform_conv_cpu_kernel.cpp only.
 #pragma once
 
 #include <cstring>
@@ -8,13 +8,6 @@
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 namespace {
-
-template <typename T, typename S>
-using Params = DeformConvBackwardParams<T, S>;
-
-// bfloat16 is multiplied in pairs of rows of the right operand: see gemm.h.
-template <typename T, typename S>
-constexpr int64_t kPair = sizeof(T) / sizeof(S);
 
 // The number of points for which sum_rows completes the dot products of gradient and pixels at once.
 template <typename T, int Rank>
@@ -49,7 +42,6 @@ struct PointBackward {
   static constexpr bool reads_input = Points || Columns;
   int64_t tap, row;
   Channels channels;
-  int64_t stride;          // of the columns' panels
   T rest;                  // the mask if it is not finite, else 1
   int used;                // corners in the map; the arrays below hold only these
   const int* corner;       // their numbers
@@ -72,7 +64,7 @@ struct PointBackward {
   }
 
   // Points corner i to the pixel at `place` in the input and its gradient.
-  DCNZOO_INLINE void locate(const Params<T, S>& p, int i, int64_t place) {
+  DCNZOO_INLINE void locate(const BackwardParams<T, S>& p, int i, int64_t place) {
     if (reads_input) from[i] = p.input.data + place;
     if (Input) to[i] = p.grad_input + place;
   }
@@ -80,11 +72,12 @@ struct PointBackward {
   // Writes dots, whose lanes still have to be added, as [corner][point of kTogether][kLanes]. whole: all corners are used, and
   // the mask is finite.
   template <bool whole>
-  DCNZOO_INLINE void add(const T* gradients, S* columns, T* dots) {
+  DCNZOO_INLINE void add(const Panels<T>& gradients, S* columns, T* dots) {
+    const Panels<T> panels = gradients;  // a local copy: the compiler would read it again after every store
     alignas(kVectorBytes) Vector<T> dot[corners] = {};
-    each_column<T, Whole<S>>(tap, channels, row, stride, [&](auto value, int64_t c, int64_t at) {
+    each_column<T, Whole<S>>(tap, channels, row, panels, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
-      const ColumnGradient<T, Value> gradient(gradients + at);
+      const ColumnGradient<T, Value> gradient(panels.data + at);
       for (int i = 0; i < (whole ? corners : used); ++i) {
         if constexpr (reads_input) {
           const Value pixel = load_lanes<Value>(from[i] + c);
@@ -104,68 +97,40 @@ struct PointBackward {
   }
 };
 
-template <typename T, typename S, int Rank>
-struct TileMemory {
-  Rows<T, Rank> rows;
-  BackwardPoints<T, Rank>* table;   // [tap]
-  Panels<T> gradients;              // of the columns
-  Panels<S> columns;                // in the same memory unless the type differs
-  S* gradient;                      // [output][row] or, of narrow groups, as in NarrowGradient
-  S* pairs;                         // bfloat16: `gradient` as [row][output], rows pair_stride apart
-  T* dots;                          // Σ over channels of gradient · pixel, [tap][corner][row]
-  T* offset_mask;                   // gradients of offset and mask, [tap · (rank + 1)][row]
-  Planes<T, kBackwardRows> planes;  // where pixels are the lanes: `gradients`
-
-  TileMemory(Arena& arena, const Params<T, S>& p)
-      : rows(Rows<T, Rank>::allocate(arena, kBackwardRows)),
-        table(arena.take<BackwardPoints<T, Rank>>(p.shape.taps)),
-        gradients(arena.take<T>(Panels<T>::size_of(p.tile)), p.tile),
-        columns(kPair<T, S> == 1 ? reinterpret_cast<S*>(gradients.data)
-                                 : arena.take<S>(Panels<S>::size_of(p.tile)),
-                p.tile),
-        gradient(arena.take<S>(p.tile.outputs * kBackwardRows)),
-        pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * kBackwardRows)),
-        dots(arena.take<T>(p.shape.taps * kCorners<Rank> * kBackwardRows)),
-        offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * kBackwardRows)),
-        planes{arena.take<T>(p.over_pixels ? p.tile.depth * kBackwardRows : 0)} {}
-
-  // The padding keeps rows out of the same L1 cache set.
-  static int64_t pair_stride(const Params<T, S>& p) { return p.tile.outputs + kNR<S>; }
-};
-
 // Computes the columns (if they are needed) from their gradient, adds to the input's gradient and writes `dots`.
 template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
-void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const TileMemory<T, S, Rank>& tile) {
+void sample_backward(const BackwardParams<T, S>& p, const ChannelBlock& block,
+                     const BackwardMemory<T, S, Rank>& tile) {
   constexpr int corners = kCorners<Rank>;
-  const int64_t stride = tile.gradients.stride;
+  const Panels<T> gradients = tile.gradients;
   const Rows<T, Rank>& rows = tile.rows;
   // Computes at once a row's taps or, for bfloat16, a tap's rows: their gradients and columns are neighbours in memory.
   constexpr bool by_rows = kPair<T, S> > 1;
   constexpr int64_t lanes = kLanes<T>, together = kTogether<T, Rank>;
   constexpr int64_t row_step = by_rows ? together : 1, tap_step = together / row_step;
   T dots[together * corners * lanes] = {}, sums[lanes];
-  const CornerDistances<Rank> distance(p.shape, p.input.channels);
+  const int64_t start = p.input.place_of(block, p.shape.in_pixels), stride = p.input.pixel_stride(block);
+  const CornerDistances<Rank> distance(p.shape, stride);
   const auto differentiate = [&](auto channels, int64_t r, int64_t tap, T* point_dots) {
     PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
     const BackwardPoints<T, Rank>& points = tile.table[tap];
     const T factor = points.factor[r];
-    point.tap = tap, point.row = r, point.rest = points.rest[r], point.channels = channels,
-    point.stride = stride;
+    point.tap = tap, point.row = r, point.rest = points.rest[r], point.channels = channels;
     if (points.index[0][r] >= 0) {
-      const int64_t at = rows.map[r] + points.index[0][r] * p.input.channels;
+      const int64_t at = start + rows.map[r] + points.index[0][r] * stride;
       for (int corner = 0; corner < corners; ++corner) {
         point.locate(p, corner, at + distance.of[corner]);
         point.modulated[corner] = factor * points.weight[corner][r];
       }
-      point.template add<true>(tile.gradients.data, tile.columns.data, point_dots);
+      point.template add<true>(gradients, tile.columns.data, point_dots);
     } else {
       const InsideCorners<corners> inside([&](int c) { return points.index[c][r]; });
       point.used = inside.count, point.corner = inside.corner;
       for (int i = 0; i < inside.count; ++i) {
-        point.locate(p, i, rows.map[r] + inside.index[i] * p.input.channels);
+        point.locate(p, i, start + rows.map[r] + inside.index[i] * stride);
         point.modulated[i] = factor * points.weight[inside.corner[i]][r];
       }
-      point.template add<false>(tile.gradients.data, tile.columns.data, point_dots);
+      point.template add<false>(gradients, tile.columns.data, point_dots);
     }
   };
   constexpr int64_t pair = kPair<T, S>;  // blocks of bfloat16 usually are one or two panels
@@ -190,7 +155,7 @@ void sample_backward(const Params<T, S>& p, const ChannelBlock& block, const Til
 // The gradients of offset and mask at a tap's points, from the dots, [corner][row]: [tap · rank + axis][row] of the offset,
 // then [tap][row] of the mask.
 template <typename T, typename S, int Rank>
-void offset_mask_gradients(const Params<T, S>& p, const TileMemory<T, S, Rank>& tile, int64_t tap,
+void offset_mask_gradients(const BackwardParams<T, S>& p, const BackwardMemory<T, S, Rank>& tile, int64_t tap,
                            const BackwardPoints<T, Rank>& points, const T* dots) {
   constexpr int corners = kCorners<Rank>;
   constexpr int64_t rows = kBackwardRows;
@@ -216,7 +181,8 @@ void offset_mask_gradients(const Params<T, S>& p, const TileMemory<T, S, Rank>& 
 // Channel `index` of an image's gradients of offset and mask: [tap · rank + axis] of the offset, then [tap] of the
 // mask. Null if it is not needed.
 template <typename T, typename S>
-T* offset_mask_channel(const Params<T, S>& p, const PointGroup& points, int64_t image, int64_t index) {
+T* offset_mask_channel(const BackwardParams<T, S>& p, const PointGroup& points, int64_t image,
+                       int64_t index) {
   const DeformConvShapes& s = p.shape;
   const int64_t offsets = s.taps * s.rank;
   const bool of_mask = index >= offsets;
@@ -229,7 +195,7 @@ T* offset_mask_channel(const Params<T, S>& p, const PointGroup& points, int64_t 
 
 // The same in block i's own gradients, if blocks share points.
 template <typename T, typename S>
-T* offset_mask_channel_of_block(const Params<T, S>& p, int64_t i, int64_t image, int64_t index) {
+T* offset_mask_channel_of_block(const BackwardParams<T, S>& p, int64_t i, int64_t image, int64_t index) {
   const int64_t channels = p.shape.taps * (p.shape.rank + 1);
   return p.grad_offset_mask_of_blocks +
          (((i - p.blocks.begin) * channels + index) * p.images + image) * p.shape.out_pixels;
@@ -237,16 +203,34 @@ T* offset_mask_channel_of_block(const Params<T, S>& p, int64_t i, int64_t image,
 
 // Stores a tile's gradients of offset and mask at some points of block i.
 template <typename T, typename S, int Rank>
-void store_offset_mask(const Params<T, S>& p, int64_t i, const PointGroup& points, const Rows<T, Rank>& rows,
-                       const T* offset_mask) {
-  rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
+void store_offset_mask(const BackwardParams<T, S>& p, int64_t i, const PointGroup& points,
+                       const BackwardMemory<T, S, Rank>& tile) {
+  tile.rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     for (int64_t index = 0; index < p.shape.taps * (Rank + 1); ++index) {
       T* to = offset_mask_channel(p, points, image, index);
       if (to == nullptr) continue;
       if (p.blocks.data[i].shares_points) to = offset_mask_channel_of_block(p, i, image, index);
-      std::memcpy(to + pixel, offset_mask + index * kBackwardRows + begin, (end - begin) * sizeof(T));
+      std::memcpy(to + pixel, tile.offset_mask + index * kBackwardRows + begin, (end - begin) * sizeof(T));
     }
   });
+}
+
+// Sums channel `index` of an image's grad_offset_mask_of_blocks over the blocks that share points.
+template <typename T, typename S>
+void sum_offset_mask(const BackwardParams<T, S>& p, int64_t image, int64_t index) {
+  const bool of_mask = index >= p.shape.taps * p.shape.rank;
+  const auto group_of = [&](const ChannelBlock& block) {
+    return of_mask ? block.points.mask : block.points.offset;
+  };
+  for (int64_t i = p.blocks.begin; i < p.blocks.end; ++i) {
+    const ChannelBlock& block = p.blocks.data[i];
+    T* __restrict to = offset_mask_channel(p, block.points, image, index);
+    if (to == nullptr || !block.shares_points) continue;
+    const bool first = i == 0 || group_of(p.blocks.data[i - 1]) != group_of(block);
+    const T* __restrict from = offset_mask_channel_of_block(p, i, image, index);
+    for (int64_t pixel = 0; pixel < p.shape.out_pixels; ++pixel)
+      to[pixel] = first ? from[pixel] : to[pixel] + from[pixel];
+  }
 }
 
 // One tap of one channel for the rows [row, row + lanes of a Value), where pixels are the lanes. Returns the columns.
@@ -288,14 +272,15 @@ DCNZOO_INLINE Value differentiate_pixels(const BackwardPoints<T, Rank>& points, 
 // Where pixels are the lanes: replaces the columns' gradient, in tile.planes, by the columns, and computes the gradients of
 // input, offset and mask.
 template <typename T, int Rank>
-void sample_backward_over_pixels(const Params<T, T>& p, int64_t index, const TileMemory<T, T, Rank>& tile,
-                                 bool input, bool points, bool columns) {
+void sample_backward_over_pixels(const BackwardParams<T, T>& p, int64_t index,
+                                 const BackwardMemory<T, T, Rank>& tile, bool input, bool points,
+                                 bool columns) {
   const DeformConvShapes& s = p.shape;
   const ChannelBlock& block = p.blocks.data[index];
   const Rows<T, Rank>& rows = tile.rows;
   BackwardPoints<T, Rank>& table = *tile.table;  // of one tap
   const CornerDistances<Rank> distance(s, 1);
-  const int64_t sharing = channels_of_points(s);
+  const int64_t sharing = channels_of_points(s), start = p.input.place_of(block, s.in_pixels);
   for (int64_t first = 0; first < block.count; first += sharing) {
     const PointGroup group = points_of(s, block.first + first);
     for (int64_t tap = 0; tap < s.taps; ++tap) {
@@ -303,7 +288,7 @@ void sample_backward_over_pixels(const Params<T, T>& p, int64_t index, const Til
       for (int64_t channel = first; channel < first + sharing; ++channel) {
         T* const plane = tile.planes.column(tap * block.width + block.column_of(channel));
         rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
-          const int64_t at = rows.map[begin] + channel * s.in_pixels;
+          const int64_t at = start + rows.map[begin] + channel * s.in_pixels;
           const T* const pixels = points || columns ? p.input.data + at : nullptr;
           T* const grad_pixels = input ? p.grad_input + at : nullptr;
           each_row<T>(begin, end, [&](auto zero, int64_t row) {
@@ -317,7 +302,7 @@ void sample_backward_over_pixels(const Params<T, T>& p, int64_t index, const Til
       }
       if (points) offset_mask_gradients(p, tile, tap, table, tile.dots);
     }
-    if (points) store_offset_mask(p, index, group, rows, tile.offset_mask);
+    if (points) store_offset_mask(p, index, group, tile);
   }
 }
 

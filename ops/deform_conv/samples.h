@@ -1,11 +1,10 @@
 // Samples of the input in the forward: over channels, whose vectors are read at the corners of one point, or over pixels,
-// whose points are a vector. Included by *_cpu_kernel.cpp only.
+// whose points are a vector. Included by deform_conv_cpu_kernel.cpp only.
 #pragma once
 
 #include <cstring>
 
-#include "columns.h"
-#include "sampling_table.h"
+#include "tile_memory.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
@@ -39,11 +38,11 @@ struct SampledColumns {
   int64_t pixel_stride;
   CornerDistances<Rank> distance;
 
-  SampledColumns(const DeformConvParams<T, S>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
-                 const ForwardPoints<T, Rank>* points)
-      : table(points),
+  SampledColumns(const ForwardParams<T, S>& p, const ChannelBlock& block,
+                 const ForwardMemory<T, S, Rank>& tile)
+      : table(tile.table),
         maps(p.input.data + p.input.place_of(block, p.shape.in_pixels)),
-        starts(rows.map),
+        starts(tile.rows.map),
         pixel_stride(p.input.pixel_stride(block)),
         distance(p.shape, pixel_stride) {}
 
@@ -77,24 +76,38 @@ struct SampledColumns {
   }
 };
 
-// Columns in memory: [row][tap · width of the block]
-template <typename S>
-struct StoredColumns {
-  struct Point {
-    const S* from;
-    template <typename Value>
-    DCNZOO_INLINE Value read(int64_t channel) const {
-      return load_lanes<Value>(from + channel);
-    }
-  };
-  const S* columns;
-  int64_t row_stride, width;
+// The distance of the pixels that are fetched into the L1 cache
+constexpr int64_t kPixelsAhead = 8;
 
-  StoredColumns from(int64_t lane) const { return {columns + lane, row_stride, width}; }
-  DCNZOO_INLINE Point at(int64_t tap, int64_t row) const {
-    return {columns + row * row_stride + tap * width};
-  }
-};
+// Computes the columns of rows [begin, end) for the `width` channels or lanes of a block, over channels. For few channels, the inner loop is over
+// several rows of a tap, because their columns have the same place in each row. Layout: Panels or NarrowColumns.
+template <typename Panel, typename T, typename S, int Rank, bool whole, typename Layout>
+void sample(const SampledColumns<T, S, Rank, whole>& all, const DeformConvShapes& s, int64_t width,
+            const Layout& layout, int64_t begin, int64_t end) {
+  with_channels<kLanes<T> / 2, kLanes<T>, kNR<T>, 4 * kNR<T>>(width, [&](auto channels) {
+    // local variables: the compiler would read others again after every store
+    const SampledColumns<T, S, Rank, whole> sampled = all;
+    const Layout to = layout;
+    auto* const __restrict columns = to.data;
+    const int64_t taps = s.taps, ahead = kPixelsAhead * s.stride[Rank - 1] * sampled.pixel_stride;
+    constexpr bool few = !whole || is_at_most<decltype(channels), kNR<T>>;
+    constexpr int64_t step = few ? kRowsTogether : 1;
+    for (int64_t first = begin; first < end; first += step)
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t last = few && end - first < step ? end : first + step;
+        for (int64_t r = first; r < last; ++r) {
+          const auto point = sampled.at(tap, r);
+          const S* const fetched = few ? nullptr : point.from[kCorners<Rank> - 1] + ahead;
+          each_column<T, Panel>(tap, channels, r, to, [&](auto value, int64_t c, int64_t at) {
+            store_lanes(columns + at, point.template read<decltype(value)>(c));
+            // not for single channels: the compiler would not vectorise the loop
+            if constexpr (!few && !std::is_arithmetic_v<decltype(value)>)
+              __builtin_prefetch(fetched + c, 0, 3);
+          });
+        }
+      }
+  });
+}
 
 // Where pixels are the lanes: the corners of as many points as a Value has lanes. Corners outside the map (index < 0) are
 // zeros. whole: all points are whole, and only the index of the first corner is read.
@@ -157,9 +170,10 @@ using IndexOf = std::conditional_t<std::is_arithmetic_v<Value>, IntegerOf<T>, Ve
 
 // Computes the columns of a tile where pixels are the lanes.
 template <typename T, int Rank, bool whole>
-void sample_over_pixels(const DeformConvParams<T>& p, const ChannelBlock& block, const Rows<T, Rank>& rows,
-                        ForwardPoints<T, Rank>& points, const Planes<T, kForwardRows>& columns) {
+void sample_over_pixels(const ForwardParams<T, T>& p, const ChannelBlock& block,
+                        const ForwardMemory<T, T, Rank>& tile) {
   constexpr int corners = kCorners<Rank>;
+  ForwardPoints<T, Rank>& points = *tile.table;  // of one tap
   const DeformConvShapes& s = p.shape;
   const CornerDistances<Rank> distance(s, 1);
   const int64_t sharing = channels_of_points(s);
@@ -183,15 +197,15 @@ void sample_over_pixels(const DeformConvParams<T>& p, const ChannelBlock& block,
   // the weights of lanes without a channel are zero, but the columns must not be NaN
   for (int64_t column = 0; block.is_narrow() && column < s.taps * block.width; ++column)
     if (block.input_lanes().channel_of(column % block.width) < 0)
-      std::memset(columns.column(column), 0, kForwardRows * sizeof(T));
+      std::memset(tile.planes.column(column), 0, kForwardRows * sizeof(T));
   for (int64_t first = 0; first < block.count; first += sharing)
     for (int64_t tap = 0; tap < s.taps; ++tap) {
-      compute_points(s, p.offset_mask, points_of(s, block.first + first), rows, tap, points, whole);
+      compute_points(s, p.offset_mask, points_of(s, block.first + first), tile.rows, tap, points, whole);
       for (int64_t channel = first; channel < first + sharing; ++channel) {
         const T* const plane = p.input.data + p.input.place_of(block, s.in_pixels) + channel * s.in_pixels;
-        T* const to = columns.column(tap * block.width + block.column_of(channel));
-        rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
-          sample(plane + rows.map[begin], begin, end, to);
+        T* const to = tile.planes.column(tap * block.width + block.column_of(channel));
+        tile.rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t, int64_t) {
+          sample(plane + tile.rows.map[begin], begin, end, to);
         });
       }
     }

@@ -1,5 +1,5 @@
 // The points at which a tile samples the input: pixels and interpolation weights, computed once for all
-// channels that share them. Included by *_cpu_kernel.cpp only.
+// channels that share them. Included by deform_conv_cpu_kernel.cpp only.
 #pragma once
 
 #include "../common/corners_simd.h"
@@ -19,11 +19,11 @@ struct Arena {
   }
 };
 
-// The bytes that Scratch takes from an arena, measured by laying it out at address 0.
-template <typename Scratch, typename Params>
+// The bytes that Memory takes from an arena, measured by laying it out at address 0.
+template <typename Memory, typename Params>
 int64_t bytes_of(const Params& p) {
   Arena arena{nullptr};
-  Scratch(arena, p);
+  Memory(arena, p);
   return reinterpret_cast<intptr_t>(arena.next);
 }
 

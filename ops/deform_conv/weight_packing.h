@@ -1,4 +1,4 @@
-// Packs the weight into the layout that the matrix products read. Included by *_cpu_kernel.cpp only.
+// Packs the weight into the layout that the matrix products read. Included by deform_conv_cpu_kernel.cpp only.
 #pragma once
 
 #include <cstring>

@@ -12,11 +12,6 @@ constexpr ScalarType kStoredTypeOf = sizeof(S) == sizeof(BFloat16Bits) ? ScalarT
 
 bool is_bfloat16(const Tensor& tensor) { return tensor.scalar_type() == ScalarType::BFloat16; }
 
-template <typename S>
-const S* data_of(const Tensor& tensor) {
-  return static_cast<const S*>(tensor.const_data_ptr());
-}
-
 // The tables of an average, built once per task and used for all its channels.
 template <typename T>
 class AverageTables {
@@ -64,7 +59,7 @@ Tensor average(const RoiAlignShapes& s, const Tensor& input_any, const Tensor& r
   const RoiTasks<T> tasks("roi_align", s, rois);
   const Tensor output = torch::stable::new_empty(input, s.output_sizes());
   const S* const maps = data_of<S>(input);
-  S* const out = static_cast<S*>(output.mutable_data_ptr());
+  S* const out = mutable_data_of<S>(output);
   const auto& kernels = roi_align_kernels_dispatched().of<T, S>();
   const auto pool_task = [&](AverageTables<T>& tables, const RoiTask<T>& task) {
     const RoiAverage<T> roi = tables.of(s, task.roi);
