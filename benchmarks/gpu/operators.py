@@ -19,8 +19,8 @@ import torch
 from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, in_format, ours, passes, plain
 from benchmarks.gpu import tuning
 from benchmarks.gpu.journal import Journal, results
+from dcnzoo.ops import choose
 from dcnzoo.ops.fused import available
-from dcnzoo.ops.fused import deform_conv as fused
 from tests.op_cases import Sample
 
 DTYPES = ("bfloat16", "float32", "float16")
@@ -75,7 +75,7 @@ def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -
     else:
         own = in_format(own, form).leaves()
     forward = prepare(own)
-    with torch.no_grad(), mock.patch.object(fused, "forward", wraps=fused.forward) as ran:
+    with torch.no_grad(), mock.patch.object(choose, "run_fused", wraps=choose.run_fused) as ran:
         output = forward()
     if ran.called != ("fused" in name):
         raise RuntimeError(f"expected the kernels of {name}, {'fused' if ran.called else 'other'} ones ran")

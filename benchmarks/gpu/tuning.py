@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -23,6 +24,7 @@ from torch import Tensor
 from benchmarks.cases import CASES, in_format
 from benchmarks.gpu.journal import Journal, results
 from dcnzoo.ops import reference
+from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available
 from dcnzoo.ops.fused import deform_conv as fused
 from dcnzoo.ops.fused.deform_conv import Config
@@ -57,12 +59,22 @@ def target() -> str:
     return fused.architecture(torch.device("cpu") if fused.INTERPRETED else torch.device("cuda", 0))
 
 
-def call(kernel: str, problem: fused.Problem, grad: Tensor, config: Config) -> tuple[Tensor | None, ...]:
+def plan(kernel: str, call: Any, grad: Tensor, config: Config) -> Callable[[], tuple[Tensor, ...]]:
+    """Return a function that runs a kernel, and the points that it needs, for a call of ``deform_conv``."""
     if kernel == "forward":
-        return (fused.forward(problem, None, config),)
-    if kernel == "grad_weight":
-        return (fused.grad_weight(problem, grad, config),)
-    return fused.grad_samples(problem, grad, True, True, True, config)
+        output = fused.deform_conv(call, config)
+        return lambda: (output(call),)
+    positions = [1] if kernel == "grad_weight" else [0, 2, 3]
+    needed = [position in positions for position in range(5)]
+    arguments = {name: value for name, value in call._asdict().items() if name != "bias"}
+    backward = arguments_of("_deform_conv_backward")(grad_output=grad, **arguments, output_mask=needed)
+    gradients = fused.deform_conv_backward(backward, config)
+
+    def run() -> tuple[Tensor, ...]:
+        results = gradients(backward)
+        return tuple(results[position] for position in positions)
+
+    return run
 
 
 def sample(name: str, rehearse: bool) -> Sample:
@@ -75,23 +87,23 @@ def sample(name: str, rehearse: bool) -> Sample:
 
 
 @cache
-def make_problem(name: str, dtype: torch.dtype, device: str) -> tuple[fused.Problem, Tensor]:
+def make_call(name: str, dtype: torch.dtype, device: str) -> tuple[Any, Tensor]:
+    """Return a call of ``deform_conv`` and the gradient of its output."""
     case = sample(name, device == "cpu").to(dtype).map(lambda tensor: tensor.to(device))
     input, weight, offset, mask, _ = in_format(case, torch.channels_last).tensors
-    problem = fused.Problem(
-        input, weight, offset, mask, [case.kwargs.get("stride", 1)] * 2, [1, 1], [1, 1], 1, allow_tf32=True
-    )
+    numbers = ([case.kwargs.get("stride", 1)] * 2, [1, 1], [1, 1], 1, None)
+    call = arguments_of("deform_conv")(input, weight, offset, mask, None, *numbers)
     size = (len(input), len(weight), *offset.shape[2:])
-    return problem, torch.randn(size).to(input).contiguous(memory_format=torch.channels_last)
+    return call, torch.randn(size).to(input).contiguous(memory_format=torch.channels_last)
 
 
 @cache
 def expected(name: str, dtype: torch.dtype, device: str) -> dict[str, tuple[Tensor, ...]]:
     """Return output and gradients of the reference in float64, by kernel."""
-    problem, grad = make_problem(name, dtype, device)
-    tensors = (problem.input, problem.weight, problem.offset, problem.mask)
+    call, grad = make_call(name, dtype, device)
+    tensors = (call.input, call.weight, call.offset, call.mask)
     leaves = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    geometry = (call.stride, call.padding, call.dilation, call.groups)
     output = reference.deform_conv(*leaves, None, *geometry)
     of_input, of_weight, *of_fields = torch.autograd.grad(output, leaves, grad.double())
     samples = (of_input, *of_fields)
@@ -104,11 +116,11 @@ def check(kernel: str, kind: str, config: Config, device: str) -> dict:
     Raises:
         ValueError: the error is too large.
     """
-    problem, grad = make_problem("check", KINDS[kind], device)
+    call, grad = make_call("check", KINDS[kind], device)
     exact = expected("check", KINDS[kind], device)[kernel]
     for like in exact:  # torch reuses this memory: elements that the kernel does not write are NaN
         torch.full_like(like, float("nan"), dtype=KINDS[kind])
-    found = call(kernel, problem, grad, config)
+    found = plan(kernel, call, grad, config)()
     errors = [((f.double() - e).norm() / e.norm()).item() for f, e in zip(found, exact, strict=True)]
     if not all(error <= LARGEST_ERROR[kind] for error in errors):  # also NaN
         raise ValueError(f"wrong result: errors of {', '.join(f'{error:.1e}' for error in errors)}")
@@ -240,12 +252,12 @@ def time_correct_ones(journal: Journal, every: Iterable[tuple[str, str, Config]]
             continue
         for name in MAPS:
             job = {"step": "time", "kernel": kernel, "kind": kind, "map": name, "config": list(config)}
-            problem, grad = make_problem(name, KINDS[kind], device)
-            journal.run(job, partial(time_call, kernel, problem, grad, config, device))
+            call, grad = make_call(name, KINDS[kind], device)
+            journal.run(job, partial(time_call, kernel, call, grad, config, device))
 
 
-def time_call(kernel: str, problem: fused.Problem, grad: Tensor, config: Config, device: str) -> dict:
-    return {"us": microseconds(lambda: call(kernel, problem, grad, config), device)}
+def time_call(kernel: str, call: Any, grad: Tensor, config: Config, device: str) -> dict:
+    return {"us": microseconds(plan(kernel, call, grad, config), device)}
 
 
 if __name__ == "__main__":

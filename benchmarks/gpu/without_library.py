@@ -13,8 +13,7 @@ import torch
 from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, _convolution, operators, ours, passes
 from benchmarks.gpu import tuning
 from benchmarks.gpu.journal import Journal
-from dcnzoo.ops import with_cuda
-from dcnzoo.ops.fused import operators as fused
+from dcnzoo.ops import choose, with_cuda
 from tests.op_cases import Sample
 
 DTYPES = ("bfloat16", "float32")
@@ -60,7 +59,7 @@ def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -
     forward = contestants(case.operator)[name](own)
     run = passes(forward, own.given, mode)
     start = time.perf_counter()
-    with torch.no_grad(), mock.patch.object(fused, "run", wraps=fused.run) as ran:
+    with torch.no_grad(), mock.patch.object(choose, "run_fused", wraps=choose.run_fused) as ran:
         output = forward()
     if ran.called != ("Triton" in name):
         raise RuntimeError(f"expected the kernels of {name}, {'Triton' if ran.called else 'other'} ones ran")

@@ -12,10 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from . import _torch_private, checks, choose
+from . import checks, choose
 from ._arguments import arguments_of, memory_format
 from ._library import implementations
 from ._torch_private import (
+    TRANSFORMS,
     AutoDispatchBelowAutograd,
     SingleLevelFunction,
     after_autograd_keyset,
@@ -23,6 +24,7 @@ from ._torch_private import (
     any_requires_grad,
     enable_single_level_autograd_function,
     in_dual_level,
+    missing,
     set_forward_grad_enabled,
     transforms_active,
 )
@@ -32,7 +34,7 @@ from .operator import Operator
 def register_autograd(record: Operator) -> None:
     """Register the derivative of an operator."""
     name, operator, named = record.name, record.overload, record.call
-    if _torch_private.TRANSFORMS in _torch_private.missing:
+    if TRANSFORMS in missing:
         setup_context = cast(Callable, record.setup_context)
         torch.library.register_autograd(
             f"dcnzoo::{name}",
@@ -55,9 +57,11 @@ def register_autograd(record: Operator) -> None:
 
 
 def _below_autograd(operator: torch._ops.OpOverload, keys: Any, arguments: Sequence) -> Any:
-    # redispatch, because an ordinary call would start at the top of the dispatcher, with autocast, again
     with AutoDispatchBelowAutograd():
         try:
+            if keys is None:
+                return operator(*arguments)
+            # redispatch, because an ordinary call would start at the top, with autocast, again
             return operator.redispatch(keys & after_autograd_keyset, *arguments)
         except RuntimeError as error:
             choose.raise_out_of_memory(error)
@@ -217,16 +221,19 @@ class _Derivative:
         ctx.numbers = values[len(self.tensors) - 1 :]
 
     def backward(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        needed = [ctx.needs_input_grad[position] for position in self.positions]
+        needs = ctx.needs_input_grad
+        needed = [needs[position] for position in self.positions]
         mask = [needed] if self.has_mask else []
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
         call = self.call(grad_output, *saved, *ctx.numbers, *mask)
         if in_forward_mode(grad_output, *saved):
             gradients = self.by_reference(call, self.gradients)
-        else:
+        elif torch.is_grad_enabled() or transforms_active() or TRANSFORMS in missing:
             gradients = self.operator(*call)
-            if len(self.gradients) == 1:  # torch returns a single result without a tuple
-                gradients = [gradients]
+        else:  # nothing differentiates the gradients
+            gradients = _below_autograd(self.operator, None, call)
+        if isinstance(gradients, Tensor):  # torch returns a single result without a tuple
+            gradients = [gradients]
         results: list[Tensor | None] = [None] * len(self.forward.call._fields)
         for position, gradient, is_needed in zip(self.positions, gradients, needed, strict=True):
             results[position] = gradient if is_needed else None

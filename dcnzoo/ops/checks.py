@@ -6,7 +6,6 @@ calls they refuse, and because of which argument.
 
 import math
 from collections.abc import Collection, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,36 +27,24 @@ def require(condition: bool, where: str, expected: object, got: object) -> None:
         raise RuntimeError(f"{where}: expected {expected}, got {got}")
 
 
-class Size(NamedTuple):
-    """An axis's size: ``known``, or a multiple of it (``unknown`` times ``known``), at least ``least``."""
+class Multiple(NamedTuple):
+    """The size of an axis that is a multiple of ``factor``, and not smaller than ``least``."""
 
-    unknown: str  # the name of the factor, or ""
-    known: int
-    least: int = 0
-
-    def fits(self, size: int) -> bool:
-        if not self.unknown:
-            return size == self.known
-        return size % self.known == 0 and size >= self.least
+    factor: int
+    least: int = 1
 
     def __str__(self) -> str:
-        if not self.unknown:
-            return str(self.known)
-        return f"n·{self.known}" if self.known > 1 else "at least 1" if self.least else "n"
+        return f"n·{self.factor}" if self.factor > 1 else "at least 1" if self.least else "n"
+
+
+ANY, POSITIVE = Multiple(1, 0), Multiple(1)
 
 
 class Checks:
-    """Checks of one ``call``, a named tuple of arguments.
-
-    Attributes:
-        sizes: name -> known size: digits, the call's numbers, sizes of the tensors checked so far.
-        rank: number of values in a list argument, and number of the axes ``*in`` of a map.
-    """
+    """Checks of one ``call``, a named tuple of arguments; lists among them have ``rank`` values."""
 
     def __init__(self, op: str, call: Any, rank: int = 2) -> None:
         self.op, self.call, self.rank = op, call, rank
-        self.sizes: dict[str, Any] = {n: v for n, v in call._asdict().items() if type(v) is int}
-        self.sizes |= {str(digit): digit for digit in range(10)}
 
     def require(self, condition: bool, argument: str, expected: object, got: object) -> None:
         require(condition, f"{self.op}: {argument}", expected, got)
@@ -74,19 +61,16 @@ class Checks:
                 self.require(len(values) == self.rank, name, f"{self.rank} values", len(values))
             self.require(all(least <= v <= MOST for v in values), name, f"{least} to {MOST}", text)
 
-    def tensor(self, name: str, axes: str, dtype: str = "same", hint: str = "") -> None:
-        """Check type, device and shape of an argument, which may be None.
+    def tensor(self, name: str, sizes: Sequence[int | Multiple], dtype: str = "same", hint: str = "") -> list:
+        """Check type, device and shape of an argument, and return its shape: empty if it is None.
 
         Args:
-            axes: as in the comments of the functions: ``"N, G·taps, *out"``. A size has the same value in all
-                arguments; the first one determines it. A product determines its first factor, which must be
-                positive, as must sizes with a ``+``. ``*out`` stands for several axes.
             dtype: ``"floating"``; ``"same"`` as the first argument; ``"wide"``: the same, or float32 beside a
                 half type; ``"int64"``.
         """
         tensor, like = getattr(self.call, name), self.call[0]
         if tensor is None:
-            return
+            return []
         dtypes = {"floating": FLOATING, "int64": (torch.int64,)}.get(dtype, (like.dtype,))
         if dtype == "wide" and like.dtype.itemsize == 2:
             dtypes = (like.dtype, torch.float32)
@@ -95,25 +79,16 @@ class Checks:
             text = " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
             self.require(False, name, text, _type_name(tensor))
         self.require(tensor.device == like.device, name, f"device {like.device}", tensor.device)
-        expected = [size for axis in _parsed(axes) for size in self._expected(*axis)]
-        if len(expected) != tensor.dim() or not all(map(Size.fits, expected, tensor.shape)):
-            texts = ", ".join(map(str, expected)) + "," * (len(expected) == 1)
-            self.require(False, name, f"shape ({texts})", shape_text(list(tensor.shape)) + hint)
-        for (unknown, known, _), size in zip(expected, tensor.shape, strict=True):
-            if unknown.startswith("*"):  # one of several axes
-                self.sizes.setdefault(unknown[1:], []).append(size)
-            elif unknown:
-                self.sizes[unknown] = size // known
-
-    def _expected(self, first: str, others: Sequence[str], least: int) -> list[Size]:
-        """Return the sizes that one of the ``axes`` of :meth:`tensor` stands for."""
-        known = math.prod(self.sizes[name] for name in others)
-        if first.startswith("*"):
-            sizes = self.sizes.get(first[1:])
-            return [Size(first, 1, least)] * self.rank if sizes is None else [Size("", n) for n in sizes]
-        if first in self.sizes:
-            return [Size("", known * self.sizes[first])]
-        return [Size(first, known, least)]
+        shape = list(tensor.shape)
+        fits = len(shape) == len(sizes)
+        for size, expected in zip(shape, sizes, strict=False):
+            if isinstance(expected, Multiple):
+                fits &= size % expected.factor == 0 and size >= expected.least
+            else:
+                fits &= size == expected
+        text = ", ".join(map(str, sizes)) + "," * (len(sizes) == 1)
+        self.require(fits, name, f"shape ({text})", shape_text(shape) + hint)
+        return shape
 
     def output_size(self, first: int, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
         """Return the size of a convolution's output; ``first`` is the input's first spatial axis."""
@@ -123,16 +98,6 @@ class Checks:
             what = f"(kernel {k}, dilation {spread}, padding {pad})"
             self.require(n >= least, "input", f"size at least {least} on axis {axis + first} {what}", n)
         return output_size(size, kernel, stride, padding, dilation)
-
-
-@cache
-def _parsed(axes: str) -> list[tuple[str, list[str], int]]:
-    """Return the first factor, the others and the least size of each of the ``axes``."""
-    result = []
-    for axis in axes.split(", "):
-        first, *others = axis.rstrip("+").split("·")
-        result.append((first, others, int(axis.endswith("+") or bool(others))))
-    return result
 
 
 def _type_name(tensor: Tensor) -> str:
@@ -153,33 +118,30 @@ def require_gradient(op: str, grad: Tensor, output: Any, like: Tensor) -> None:
 
 
 def deform_conv(call: Any) -> None:
-    check = _convolution("deform_conv", call)
-    sizes, groups, outputs = check.sizes, call.groups, len(call.weight)
+    check, (batch, channels, *size) = _convolution("deform_conv", call)
+    groups, outputs, weight, offset = call.groups, len(call.weight), call.weight, call.offset
     check.require(outputs % groups == 0, "groups", f"a divisor of the {outputs} output channels", groups)
-    sizes["width"] = sizes["C"] // groups
-    weight, offset = call.weight, call.offset
     # with torchvision's order of arguments, the weight is passed as the offset
-    swapped = offset is not None and offset.dim() == weight.dim() and len(weight) == sizes["N"]
-    swapped = swapped and offset.shape[1] > 0 and sizes["C"] % offset.shape[1] == 0
+    swapped = offset is not None and offset.dim() == weight.dim() and len(weight) == batch
+    swapped = swapped and offset.shape[1] > 0 and channels % offset.shape[1] == 0
     hint = " (the order is input, weight, offset; torchvision's is in dcnzoo.compat.torchvision)"
-    check.tensor("weight", "O, width, *kernel+", hint=hint if swapped else "")
-    for axis, size in enumerate(sizes["in"]):
+    sizes = [ANY, channels // groups, *[POSITIVE for _ in size]]
+    _, _, *kernel = check.tensor("weight", sizes, hint=hint if swapped else "")
+    for axis, pixels in enumerate(size):
         expected = f"at most {MOST_PIXELS} pixels on axis {axis + 2} (float64: any number)"
-        check.require(size <= MOST_PIXELS or call.input.dtype == torch.float64, "input", expected, size)
+        check.require(pixels <= MOST_PIXELS or call.input.dtype == torch.float64, "input", expected, pixels)
     got, expected = shape_text([*call.input.shape]), "at least 1 pixel on every axis, or a batch of 0"
-    check.require(sizes["N"] == 0 or min(sizes["in"]) > 0, "input", expected, f"shape {got}")
-    sizes["out"] = check.output_size(2, sizes["in"], sizes["kernel"])
-    _check_fields(check, sizes["C"])
+    check.require(batch == 0 or min(size) > 0, "input", expected, f"shape {got}")
+    _check_fields(check, channels, kernel, batch, check.output_size(2, size, kernel), outputs)
 
 
 def deform_conv_transpose(call: Any) -> None:
-    check = _convolution("deform_conv_transpose", call)
-    sizes = check.sizes
-    check.tensor("weight", "C, width+, *kernel+")
+    check, (batch, channels, *sizes) = _convolution("deform_conv_transpose", call)
+    _, width, *kernels = check.tensor("weight", [channels, POSITIVE, *[POSITIVE for _ in sizes]])
     check.numbers(["output_padding"])
     geometry = (call.stride, call.padding, call.output_padding, call.dilation)
-    outputs = transposed_size(sizes["in"], sizes["kernel"], *geometry)
-    for axis, (size, kernel, out) in enumerate(zip(sizes["in"], sizes["kernel"], outputs, strict=True)):
+    outputs = transposed_size(sizes, kernels, *geometry)
+    for axis, (size, kernel, out) in enumerate(zip(sizes, kernels, outputs, strict=True)):
         step, behind = call.stride[axis], call.output_padding[axis]
         expected = f"less than stride {shape_text(call.stride)}"
         check.require(behind < step, "output_padding", expected, shape_text(call.output_padding))
@@ -187,77 +149,74 @@ def deform_conv_transpose(call: Any) -> None:
         expected = f"a size that gives an output of at least 1 on axis {axis + 2} ({numbers}, "
         expected += f"dilation {call.dilation[axis]})"
         check.require(size >= 1 and out >= 1, "input", expected, f"{size}, which gives {out}")
-    sizes.update(O=sizes["width"] * call.groups, out=sizes["in"])
-    _check_fields(check, sizes["O"])
+    _check_fields(check, width * call.groups, kernels, batch, sizes, width * call.groups)
 
 
-def _convolution(op: str, call: Any) -> Checks:
-    """Check the input and the numbers of a convolution."""
+def _convolution(op: str, call: Any) -> tuple[Checks, list[int]]:
+    """Check the input and the numbers of a convolution, and return the shape of the input."""
     rank, step = call.weight.dim() - 2, call.im2col_step
     shape = shape_text(list(call.weight.shape))
     require(1 <= rank <= 3, f"{op}: weight", "3, 4 or 5 dimensions", f"shape {shape}")
     check = Checks(f"{op}{rank}d", call, rank)
-    check.tensor("input", "N, C+, *in", "floating")
+    sizes = check.tensor("input", [ANY, POSITIVE, *[ANY for _ in range(rank)]], "floating")
     check.numbers([name for name in call._fields if name != "output_padding"])
     check.require(step is None or step >= 1, "im2col_step", "at least 1", step)
-    channels, groups = check.sizes["C"], call.groups
-    check.require(channels % groups == 0, "groups", f"a divisor of the {channels} input channels", groups)
-    return check
+    expected = f"a divisor of the {sizes[1]} input channels"
+    check.require(sizes[1] % call.groups == 0, "groups", expected, call.groups)
+    return check, sizes
 
 
-def _check_fields(check: Checks, sampled: int) -> None:
-    """Check offset, mask and bias. ``out`` is the output's size, or the input's if transposed."""
-    check.sizes.update(rank=check.rank, taps=math.prod(check.sizes["kernel"]))
-    check.tensor("offset", "N, G·taps·rank, *out", "wide")
-    check.tensor("mask", "N, M·taps, *out", "wide")
-    for name, axis in (("offset", "G"), ("mask", "M")):
-        groups = check.sizes.get(axis, 1)
-        expected, taps = f"a number of groups that divides the {sampled} channels", check.sizes["taps"]
-        each = taps * check.rank if name == "offset" else taps
-        check.require(sampled % groups == 0, name, expected, f"{groups} ({groups * each} / {each})")
-    check.tensor("bias", "O")
+def _check_fields(
+    check: Checks, sampled: int, kernel: Sequence[int], batch: int, places: Sequence[int], outputs: int
+) -> None:
+    """Check offset, mask and bias. ``places`` is the size of the tensor whose pixels have taps."""
+    taps = math.prod(kernel)
+    for name, values in (("offset", taps * check.rank), ("mask", taps)):
+        shape = check.tensor(name, [batch, Multiple(values), *places], "wide")
+        groups = shape[1] // values if shape else 1
+        expected = f"a number of groups that divides the {sampled} channels"
+        check.require(sampled % groups == 0, name, expected, f"{groups} ({groups * values} / {values})")
+    check.tensor("bias", [outputs])
 
 
 def dcnv3(call: Any) -> None:
-    check = _kernel("dcnv3", call)
-    check.tensor("offset", "N, *out, group·points·2", "wide")
-    check.tensor("mask", "N, *out, group·points", "wide")
+    check, points, out = _kernel("dcnv3", call)
+    check.tensor("offset", [*out, call.group * points * 2], "wide")
+    check.tensor("mask", [*out, call.group * points], "wide")
 
 
 def dcnv4(call: Any) -> None:
-    check = _kernel("dcnv4", call)
-    check.sizes["width"] = -(-call.group * check.sizes["points"] * 3 // 8) * 8
-    check.tensor("offset_mask", "N, *out, width", "wide")
+    check, points, out = _kernel("dcnv4", call)
+    check.tensor("offset_mask", [*out, -(-call.group * points * 3 // 8) * 8], "wide")
 
 
-def _kernel(op: str, call: Any) -> Checks:
-    """Check the input and the numbers of dcnv3 and dcnv4."""
+def _kernel(op: str, call: Any) -> tuple[Checks, int, list[int]]:
+    """Check input and numbers of dcnv3 or dcnv4. Return the number of points and ``[N, oH, oW]``."""
     check = Checks(op, call)
-    check.tensor("input", "N, H+, W+, C", "floating")
-    sizes = check.sizes
-    pixels, channels = sizes["H"] * sizes["W"], call.group * call.group_channels
-    check.require(pixels <= MOST, "input", f"at most {MOST} pixels", pixels)
+    batch, height, width, channels = check.tensor("input", [ANY, POSITIVE, POSITIVE, ANY], "floating")
+    check.require(height * width <= MOST, "input", f"at most {MOST} pixels", height * width)
     check.numbers(call._fields)
     expected = f"shape (batch, height, width, {call.group}·{call.group_channels}), channels last"
-    check.require(sizes["C"] == channels, "input", expected, shape_text([*call.input.shape]))
+    is_last = channels == call.group * call.group_channels
+    check.require(is_last, "input", expected, shape_text([*call.input.shape]))
     check.require(math.isfinite(call.offset_scale), "offset_scale", "a finite number", call.offset_scale)
     points = math.prod(call.kernel_size) - call.remove_center
     is_odd = all(size % 2 == 1 for size in call.kernel_size) and points > 0
     expected = "an odd kernel_size of more than one tap"
     is_valid = is_odd or not call.remove_center
     check.require(is_valid, "remove_center", expected, shape_text(call.kernel_size))
-    sizes.update(points=points, out=check.output_size(1, (sizes["H"], sizes["W"]), call.kernel_size))
-    return check
+    return check, points, [batch, *check.output_size(1, (height, width), call.kernel_size)]
 
 
 def ms_deform_attn(call: Any) -> None:
     check = Checks("ms_deform_attn", call)
-    check.tensor("value", "N, S, heads+, D+", "floating")
-    check.require(check.sizes["S"] <= MOST, "value", f"at most {MOST} pixels", check.sizes["S"])
-    check.tensor("spatial_shapes", "L, 2", "int64")
-    check.tensor("level_start_index", "L", "int64")
-    check.tensor("sampling_locations", "N, Q, heads, L, P, 2", "wide")
-    check.tensor("attention_weights", "N, Q, heads, L, P", "wide")
+    batch, pixels, heads, _ = check.tensor("value", [ANY, ANY, POSITIVE, POSITIVE], "floating")
+    check.require(pixels <= MOST, "value", f"at most {MOST} pixels", pixels)
+    levels, _ = check.tensor("spatial_shapes", [ANY, 2], "int64")
+    check.tensor("level_start_index", [levels], "int64")
+    sizes = [batch, ANY, heads, levels, ANY, 2]
+    _, queries, _, _, points, _ = check.tensor("sampling_locations", sizes, "wide")
+    check.tensor("attention_weights", [batch, queries, heads, levels, points], "wide")
 
 
 def levels(call: Any) -> None:
@@ -279,13 +238,13 @@ def roi_align(call: Any) -> None:
 def deform_roi_pool(call: Any) -> None:
     check = _pooling("deform_roi_pool", call)
     check.require(math.isfinite(call.gamma), "gamma", "a finite number", call.gamma)
-    check.tensor("offset", "K, 2, output_h, output_w", "floating")
+    check.tensor("offset", [len(call.rois), 2, call.output_h, call.output_w], "floating")
 
 
 def _pooling(op: str, call: Any) -> Checks:
     check = Checks(op, call)
-    check.tensor("input", "N, C, H+, W+", "floating")
-    check.tensor("rois", "K, 5", "floating")
+    check.tensor("input", [ANY, ANY, POSITIVE, POSITIVE], "floating")
+    check.tensor("rois", [ANY, 5], "floating")
     bins, most = (call.output_h, call.output_w), 2**15
     check.require(min(bins) >= 1 and max(bins) <= most, "output_size", f"(1, 1) to {(most, most)}", bins)
     ratio, scale = call.sampling_ratio, call.spatial_scale
@@ -304,7 +263,7 @@ def image_numbers(call: Any) -> None:
 
 def nms(call: Any) -> None:
     check = Checks("nms", call)
-    check.tensor("boxes", "N, 4", "floating")
-    check.tensor("scores", "N", "floating")
+    number, _ = check.tensor("boxes", [ANY, 4], "floating")
+    check.tensor("scores", [number], "floating")
     check.require(0 <= call.iou_threshold <= 1, "iou_threshold", "a number from 0 to 1", call.iou_threshold)
     check.require(call.offset in (0, 1), "offset", "0 or 1", call.offset)

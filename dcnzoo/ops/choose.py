@@ -1,7 +1,7 @@
-"""The choice of the kernel that runs a call of an operator, and its reason: :func:`kernel_for`.
+"""Plans: the kernel that runs a call of an operator, and its reason.
 
-``DCNZOO_BACKEND`` is the preference of the user. The first call of a shape is checked and its kernel chosen;
-later ones look up its plan: :func:`plan_for`.
+The first call of a shape is checked, and gets the first kernel that no rule of :data:`RULES` excludes. Later
+calls look up its plan: :func:`plan_for`. ``DCNZOO_BACKEND`` is the preference of the user.
 
 The choice is made below the dispatcher, so callers and ``torch.compile`` always see the same operator. Where
 the compiled kernels support every call and no others may be faster, they stay registered as they are, and the
@@ -32,13 +32,6 @@ COMPILED, FUSED, PLAIN, REFERENCE = "compiled", "fused", "plain PyTorch", "the r
 EVERY_KEY = "CompositeExplicitAutograd"  # runs on each device whose own dispatch key has no kernel
 
 
-class Plan(NamedTuple):
-    """The kernel of all calls with one key, whose sizes and numbers it has checked, and why no other runs."""
-
-    kernel: str
-    reason: str
-
-
 def _valid(name: str) -> str:
     name = {"reference": "plain"}.get(name, name)  # its name until 0.2.0
     if name not in BACKENDS:
@@ -49,130 +42,173 @@ def _valid(name: str) -> str:
 backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
 _failed: set[str] = set()  # operators whose Triton kernel failed
 MOST_PLANS = 1024  # a training with many sizes of images makes a few hundred
-_plans: dict[tuple, Plan] = {}  # from the oldest to the newest
 _lock = threading.Lock()  # of a change of the plans
+
+
+class Plan(NamedTuple):
+    """What runs all calls with one key, whose sizes and numbers are checked, and why nothing else does.
+
+    Attributes:
+        launches: runs a call by Triton's kernels; None for other kernels.
+    """
+
+    kernel: str
+    reason: str
+    launches: Callable[[Any], Result] | None = None
+
+
+_plans: dict[tuple, Plan] = {}  # from the oldest to the newest
 
 
 def plan_for(operator: Operator, device: str, call: Any) -> Plan:
     """Return the plan of a call: of an earlier call with the same key, or a new one.
 
     Raises:
-        RuntimeError: the call is invalid. The compiled kernels raise their errors themselves.
+        RuntimeError: the call is invalid.
     """
     key = key_of(operator, device, call)
-    try:
-        plan = _plans.get(key)
-    except TypeError:  # symbols of sizes have no hash
-        plan = None
-    if plan is not None:
-        return plan
-    plan = kernel_for(operator, device, call)
-    if not sizes_are_numbers(call):
-        return plan
-    if plan.kernel != COMPILED:
+    plan = _plans.get(key)
+    if plan is None:
         operator.check(call)
-    with _lock:
-        if len(_plans) >= MOST_PLANS:
-            del _plans[next(iter(_plans))]
-        _plans[key] = plan
+        kernels, reason = kernels_for(Query(operator, device, call))
+        plan = Plan(kernels[0], reason)
+        if plan.kernel == FUSED:
+            from .fused import operators
+
+            plan = plan._replace(launches=operators.plan(operator.name, call))
+        with _lock:
+            if len(_plans) >= MOST_PLANS:
+                del _plans[next(iter(_plans))]
+            _plans[key] = plan
     return plan
 
 
 def key_of(operator: Operator, device: str, call: Any) -> tuple:
     """Return all that a plan depends on.
 
-    Strides and values of tensors have no part in it, nor has the number of regions, which differs at every
-    call; whether all tensors have the same number has.
+    Values of tensors have no part in it, nor has the number of regions, which differs at every call; whether
+    all tensors have the same number has.
     """
-    key = [operator.name, device, backend, available.tf32()]
+    precision = call[0].dtype == torch.float32 and available.tf32()
+    key = [operator.name, device, backend, precision]
     rows = operator.rows
     number = getattr(call, rows[0]).shape[:1] if rows else ()
     for name, argument in zip(call._fields, call, strict=True):
         if isinstance(argument, Tensor):
-            key += (argument.dtype, argument.device)
+            shape = argument.shape
             if name in rows:
-                key += (argument.shape[:1] == number, argument.shape[1:])
-            else:
-                key.append(argument.shape)
+                key.append(shape[:1] == number)
+                shape = shape[1:]
+            key += (argument.dtype, argument.device, shape, argument.stride())
         else:
             key.append(tuple(argument) if isinstance(argument, list) else argument)
     return tuple(key)
 
 
-def kernel_for(operator: Operator, device: str, call: Any) -> Plan:
-    """Return the kernel that runs a call on a type of device, and why no preferred kernel runs it."""
-    kernels, reason = kernels_on(operator, device)
-    if kernels[0] == FUSED:
-        problem = _why_not_fused(operator, device, call)
-        if not problem:
-            return Plan(FUSED, reason or "is preferred")
-        kernels, reason = kernels[1:], _joined(reason, problem)
-    return Plan(kernels[0], reason or "is preferred")
+# Choose
 
 
-def kernels_on(operator: Operator, device: str) -> tuple[tuple[str, ...], str]:
-    """Return the kernels that may run calls on a device, in order of preference, and why no others may.
+class Query(NamedTuple):
+    """A call of an operator on a type of device, or without ``call`` any call.
 
-    The last one runs every call.
+    Attributes:
+        may_try: whether Triton may compile a kernel for a trial.
     """
-    last, reason = COMPILED, ""
-    if backend == "plain":
-        last, reason = _in_torch(device, "DCNZOO_BACKEND=plain")
-    elif device not in _library.loaded:
-        last, reason = _in_torch(device, f"no compiled kernels for {device}")
-    if backend == "plain" or not (operator.fused and _triton_runs_on(device)):
-        return (last,), reason
-    if backend == "compiled":
-        return (last,), _joined(reason, "DCNZOO_BACKEND=compiled")
-    if operator.forward_name in _failed:
-        return (last,), _joined(reason, "Triton's kernel failed before")
-    if _must_be_faster(device) and not (operator.fused_may_be_faster and available.any_listed()):
-        return (last,), _joined(reason, "compiled kernels are preferred")
-    return (FUSED, last), reason
+
+    operator: Operator
+    device: str
+    call: Any = None
+    may_try: bool = True
 
 
-@cache
-def _in_torch(device: str, reason: str) -> tuple[str, str]:
-    """Return the form of operators in plain PyTorch that runs on a device, and why no others do."""
-    if has_weighted_sums(device):
-        return PLAIN, reason
-    return REFERENCE, _joined(reason, f"torch has no embedding_bag with its gradients for {device}")
-
-
-def has_tangents(call: Sequence[Any]) -> bool:
-    """Return whether an argument has a forward-mode tangent. Below autograd, torch hides tangents."""
-    return in_dual_level() and any(isinstance(a, Tensor) and unpack_dual(a).tangent is not None for a in call)
-
-
-def _why_not_fused(operator: Operator, device: str, call: Any) -> str:
-    if _must_be_faster(device) and not available.is_faster(operator.name, call):
-        return "Triton is not listed as faster for this call"
-    if not available.triton_works(call[0].device):
-        return "Triton does not work here"
-    from .fused import operators
-
-    if what := operators.unsupported(operator.name, call):
-        return f"Triton's kernel does not support {what}"
-    if sizes_are_numbers(call):
-        operator.check(call)  # from here on, code relies on valid sizes
-    if _must_be_faster(device) and not operators.is_measured(call):
-        return "Triton's kernel has no measurements"
-    return ""
+def _has_no_triton(query: Query) -> bool:
+    return not (query.operator.fused and _triton_runs_on(query.device))
 
 
 def _triton_runs_on(device: str) -> bool:
-    return device == "cuda" or bool(
-        device == "cpu" and backend == "fused" and os.environ.get("TRITON_INTERPRET")
-    )
+    is_interpreted = backend == "fused" and os.environ.get("TRITON_INTERPRET")
+    return device == "cuda" or bool(device == "cpu" and is_interpreted)
 
 
-def _must_be_faster(device: str) -> bool:
+def _must_be_faster(query: Query) -> bool:
     """Return whether a Triton kernel runs only if it is known to be faster than the compiled one."""
-    return backend != "fused" and device in _library.loaded
+    return backend != "fused" and query.device in _library.loaded
 
 
-def _joined(*reasons: str) -> str:
-    return "; ".join(filter(None, reasons))
+def _is_not_listed(query: Query) -> bool:
+    operator, call = query.operator, query.call
+    is_listed = operator.fused_may_be_faster and available.is_faster(operator.name, call)
+    return _must_be_faster(query) and not is_listed
+
+
+def _fails_a_trial(query: Query) -> bool:
+    device = torch.device(query.device) if query.call is None else query.call[0].device
+    return query.may_try and not available.triton_works(device)
+
+
+def _unsupported(query: Query) -> str:
+    if query.call is None:
+        return ""
+    from .fused import operators
+
+    return operators.unsupported(query.operator.name, query.call)
+
+
+def _is_not_measured(query: Query) -> bool:
+    if query.call is None or not _must_be_faster(query):
+        return False
+    from .fused import operators
+
+    return not operators.is_measured(query.call)
+
+
+# A kernel, when it does not run a call, and why. Kernels are in order of preference; REFERENCE runs any call.
+RULES: tuple[tuple[str, Callable[[Query], object], str], ...] = (
+    (FUSED, _has_no_triton, ""),
+    (FUSED, lambda query: backend in ("compiled", "plain"), "DCNZOO_BACKEND={backend}"),
+    (FUSED, lambda query: query.operator.forward_name in _failed, "Triton's kernel failed before"),
+    (FUSED, _is_not_listed, "Triton is not listed as faster"),
+    (FUSED, _fails_a_trial, "Triton does not work here"),
+    (FUSED, _unsupported, "Triton's kernel does not support {cause}"),
+    (FUSED, _is_not_measured, "Triton's kernel has no measurements"),
+    (COMPILED, lambda query: backend == "plain", "DCNZOO_BACKEND={backend}"),
+    (COMPILED, lambda query: query.device not in _library.loaded, "no compiled kernels for {device}"),
+    (
+        PLAIN,
+        lambda query: not has_weighted_sums(query.device),
+        "torch has no embedding_bag with its gradients for {device}",
+    ),
+)
+
+
+def kernels_for(query: Query) -> tuple[tuple[str, ...], str]:
+    """Return the kernels that may run a call, in order of preference, and why no others do.
+
+    The last one runs every call.
+    """
+    kernels, reasons = [], []
+    for kernel in (FUSED, COMPILED, PLAIN, REFERENCE):
+        reason = _why_not(kernel, query)
+        if reason is None:
+            kernels.append(kernel)
+            if kernel != FUSED:
+                break
+        elif reason and reason not in reasons:
+            reasons.append(reason)
+    return tuple(kernels), "; ".join(reasons)
+
+
+def _why_not(kernel: str, query: Query) -> str | None:
+    for name, excludes, text in RULES:
+        if name == kernel and (cause := excludes(query)):
+            return text.format(backend=backend, device=query.device, cause=cause)
+    return None
+
+
+def table(device: str) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Return :func:`kernels_for` any call of each forward operator."""
+    operators = (operator for operator in OPERATORS.values() if not operator.is_backward)
+    return {operator.name: kernels_for(Query(operator, device)) for operator in operators}
 
 
 def sizes_are_numbers(call: Any) -> bool:
@@ -182,27 +218,19 @@ def sizes_are_numbers(call: Any) -> bool:
     return not any(isinstance(size, symbols) for size in itertools.chain(*sizes))
 
 
-def table(device: str) -> dict[str, tuple[tuple[str, ...], str]]:
-    """Return :func:`kernels_on` of each forward operator, without Triton if Triton does not work here."""
-    rows = {}
-    for operator in filter(lambda operator: not operator.is_backward, OPERATORS.values()):
-        kernels, reason = kernels_on(operator, device)
-        if kernels[0] == FUSED and not available.triton_works(torch.device(device)):
-            kernels, reason = kernels[1:], _joined(reason, "Triton does not work here")
-        rows[operator.name] = kernels, reason
-    return rows
+def has_tangents(call: Sequence[Any]) -> bool:
+    """Return whether an argument has a forward-mode tangent. Below autograd, torch hides tangents."""
+    return in_dual_level() and any(isinstance(a, Tensor) and unpack_dual(a).tangent is not None for a in call)
 
 
 # Run
 
 
 def _run(operator: Operator, device: str, compiled: Any, keyset: object, call: Any) -> Result:
-    kernel = plan_for(operator, device, call).kernel
-    if kernel == FUSED:
-        from .fused import operators
-
+    plan = plan_for(operator, device, call)
+    if plan.launches is not None:
         try:
-            return _no_views(operators.run(operator.name, call))
+            return run_fused(operator, plan.launches, call)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # errors can have any type: Triton compiles and loads code
@@ -211,11 +239,15 @@ def _run(operator: Operator, device: str, compiled: Any, keyset: object, call: A
                 _plans.clear()
             available.warn(operator.forward_name, error)
             return _run(operator, device, compiled, keyset, call)
-    if kernel == COMPILED:
+    if plan.kernel == COMPILED:
         return _run_compiled(compiled, keyset, call)
     if backend != "plain":
-        _warn(device)
-    return run_in_torch(operator, operator.plain if kernel == PLAIN else operator.reference, call)
+        _warn(device, plan.kernel)
+    return run_in_torch(operator, operator.plain if plan.kernel == PLAIN else operator.reference, call)
+
+
+def run_fused(operator: Operator, launches: Callable[[Any], Result], call: Any) -> Result:
+    return _no_views(launches(call))
 
 
 def run_reference(operator: Operator, call: Any) -> Result:
@@ -234,9 +266,9 @@ def run_in_torch(operator: Operator, compute: Callable[..., Result], call: Any) 
 
 def _no_views(results: Result) -> Result:
     """Copy views: autograd forbids in-place operations on a view that a function returns."""
-    tensors = (results,) if isinstance(results, Tensor) else results
-    own = tuple(tensor.clone() if tensor._is_view() else tensor for tensor in tensors)
-    return own[0] if isinstance(results, Tensor) else own
+    if isinstance(results, Tensor):
+        return results.clone() if results._is_view() else results
+    return tuple([result.clone() if result._is_view() else result for result in results])
 
 
 def raise_out_of_memory(error: RuntimeError) -> None:
@@ -255,16 +287,15 @@ def _run_compiled(compiled: Any, keyset: object, call: Any) -> Result:
 
 
 @cache
-def _warn(device: str) -> None:
-    problems = _library.problems
+def _warn(device: str, kernel: str) -> None:
+    problems, rows = _library.problems, table(device)
     why = problems.get(device, problems.get("cpu", "dcnzoo has them only for CPU and CUDA")).rstrip(".")
-    kernel, reason = _in_torch(device, f"no compiled kernels for {device}: {why}")
-    rows = table(device)
     only = [name for name, (kernels, _) in rows.items() if kernels == (kernel,)]
     rest = ", and the others in float64 and 3-D" if len(only) < len(rows) else ""
     times = "several" if kernel == PLAIN else "tens of"
     warnings.warn(
-        f"dcnzoo: {reason}. Instead, {kernel} runs and takes {times} times as long: {', '.join(only)}{rest}",
+        f"dcnzoo: {rows[only[0]][1]} ({why}). Instead, {kernel} runs and takes {times} times as long: "
+        f"{', '.join(only)}{rest}",
         stacklevel=2,
     )
 
@@ -282,7 +313,7 @@ def register(operator: Operator) -> None:
     choose_at_every_call(operator, EVERY_KEY)
     for device in _library.loaded:
         may_order = operator.in_order is not None and device == "cuda"
-        if may_order or kernels_on(operator, device)[0] != (COMPILED,):
+        if may_order or kernels_for(Query(operator, device, may_try=False))[0] != (COMPILED,):
             choose_at_every_call(operator, device.upper())
 
 

@@ -34,17 +34,17 @@ def run_operator(
         the operators that Triton ran, each with its ``output_mask``; the output and the gradients.
     """
     from dcnzoo.ops import choose
-    from dcnzoo.ops.fused import launch, operators
+    from dcnzoo.ops.fused import launch
 
-    ran, run = [], operators.run
+    ran, run = [], choose.run_fused
 
-    def record(name, call):
-        ran.append((name, getattr(call, "output_mask", None)))
-        return run(name, call)
+    def record(operator, launches, call):
+        ran.append((operator.name, getattr(call, "output_mask", None)))
+        return run(operator, launches, call)
 
     size_class = (lambda tensor: 2) if long_indices else launch.size_class
     patches = (
-        mock.patch.object(operators, "run", record),
+        mock.patch.object(choose, "run_fused", record),
         mock.patch.object(launch, "size_class", size_class),
         mock.patch.object(choose, "is_deterministic", lambda tensor: ordered),
     )
@@ -52,6 +52,18 @@ def run_operator(
         if not OPERATORS[name].differentiable:
             return ran, [OPERATORS[name].call(sample)]
         return ran, results(OPERATORS[name].call, sample, grad)
+
+
+def by_plan_and_anew(name: str, sample: Sample, other: Sample, grad: Tensor) -> list[list[Tensor]]:
+    """Return the results of ``other``, of the same shape, by the plan of ``sample`` and by a new one."""
+    from dcnzoo.ops import choose
+
+    results(OPERATORS[name].call, sample, grad)
+    plans = dict(choose._plans)
+    by_plan = results(OPERATORS[name].call, other, grad)
+    assert choose._plans == plans
+    choose._plans.clear()
+    return [by_plan, results(OPERATORS[name].call, other, grad)]
 
 
 def run_not_finite(case: int, value: float) -> None:

@@ -109,6 +109,19 @@ def test_matches_reference(interpret, name, sample):
     assert_right(interpret, name, sample, torch.float32, long_indices="long" in sample.name)
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "roi_align" else pytest.mark.slow) for n in NAMES]
+)
+def test_a_plan_computes_the_bits_of_a_new_one(interpret, name):
+    sample = (POINT if name == "deform_conv2d" else samples_of(name)[-1]).to(torch.float32)
+    grad = ramp(OPERATORS[name].reference(sample))
+    other = sample.map(lambda tensor: tensor.flip(0))
+    for by_plan, anew in zip(
+        *interpret(interpreter.by_plan_and_anew, name, sample, other, grad), strict=True
+    ):
+        assert torch.equal(by_plan, anew)
+
+
 HALF = [(name, samples_of(name)[0]) for name in NAMES if name != "deform_conv2d"]
 HALF += [("deform_conv2d", POINT), ("deform_conv2d", CONVOLUTIONS[2])]
 

@@ -21,8 +21,9 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from dcnzoo.ops._arguments import arguments_of
-from dcnzoo.ops.fused import available, operators
 from dcnzoo.ops.fused import deform_conv as fused
+from dcnzoo.ops.fused import operators
+from dcnzoo.ops.fused.available import table
 from dcnzoo.ops.fused.deform_conv import Config
 
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities; AMD's data sheets, LDS.
@@ -117,15 +118,21 @@ def launches_of(kernel: str, config: Config, variant: Variant, channels: int = C
     input, grad = (normal(1, channels, 4, 5).contiguous(memory_format=torch.channels_last) for _ in "ig")
     offset, mask = normal(1, 18, 4, 5, dtype=variant.fields), normal(1, 9, 4, 5, dtype=variant.fields)
     weight = normal(channels, channels, 3, 3)
-    problem = fused.Problem(input, weight, offset, mask, [1, 1], [1, 1], [1, 1], 1, allow_tf32=variant.tf32)
+    numbers = ([1, 1], [1, 1], [1, 1], 1, None)
     # as on a GPU: the interpreter converts operands of products, and needs other options
-    with recorded() as launches, mock.patch.object(fused, "INTERPRETED", False):
+    with (
+        recorded() as launches,
+        mock.patch.object(fused, "INTERPRETED", False),
+        mock.patch.object(fused, "tf32", lambda: variant.tf32),
+    ):
         if kernel == "forward":
-            fused.forward(problem, normal(channels), config)
-        elif kernel == "grad_weight":
-            fused.grad_weight(problem, grad, config)
+            call = arguments_of("deform_conv")(input, weight, offset, mask, normal(channels), *numbers)
+            fused.deform_conv(call, config)(call)
         else:
-            fused.grad_samples(problem, grad, True, True, True, config)
+            needed = [kernel == name for name in ("grad_samples", "grad_weight")]
+            needed = [*needed, needed[0], needed[0], False]
+            call = arguments_of("_deform_conv_backward")(grad, input, weight, offset, mask, *numbers, needed)
+            fused.deform_conv_backward(call, config)(call)
     return launches
 
 
@@ -280,10 +287,11 @@ OPERATORS = list(operator_calls(VARIANTS[0]))
 def test_operators(architecture, call, variant, tmp_path, monkeypatch):
     monkeypatch.setattr(fused, "INTERPRETED", False)
     monkeypatch.setattr(fused, "architecture", lambda device: architecture)
-    monkeypatch.setattr(available, "tf32", lambda: variant.tf32)
+    monkeypatch.setattr(fused, "tf32", lambda: variant.tf32)
     for name, arguments in operator_calls(variant)[call]:
+        arguments = arguments_of(name)(*arguments)
         with recorded() as launches:
-            operators.run(name, arguments_of(name)(*arguments))
+            operators.plan(name, arguments)(arguments)
         assert launches
         what, limit = (
             f"{architecture}, {name}, {call}, {variant}",

@@ -48,10 +48,17 @@ CALLS = {
 ONLY_PLAIN = {"deform_conv3d", "deform_conv_transpose2d"}
 
 
-def chosen(call: str, dtype: torch.dtype) -> str:
+def choice(call: str, dtype: torch.dtype) -> tuple[str, str]:
+    """Return the kernel that runs a call on a GPU, and why no others do."""
     name, arguments = CALLS[call]
     cast = lambda a: a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a  # noqa: E731
-    return choose.kernel_for(OPERATORS[name], "cuda", arguments_of(name)(*map(cast, arguments))).kernel
+    query = choose.Query(OPERATORS[name], "cuda", arguments_of(name)(*map(cast, arguments)))
+    kernels, reason = choose.kernels_for(query)
+    return kernels[0], reason
+
+
+def chosen(call: str, dtype: torch.dtype) -> str:
+    return choice(call, dtype)[0]
 
 
 @pytest.fixture
@@ -60,7 +67,7 @@ def loaded(monkeypatch):
     monkeypatch.setattr(choose, "_plans", {})
     monkeypatch.setattr(available, "triton_works", lambda device: True)
     monkeypatch.setattr(available, "is_faster", lambda name, call: False)
-    monkeypatch.setattr(choose, "_in_torch", lambda device, reason: (PLAIN, reason))  # as in a CUDA build
+    monkeypatch.setattr(choose, "has_weighted_sums", lambda device: True)  # as in a CUDA build
 
     def set_loaded(compiled: bool) -> None:
         devices = {"cpu": None, "cuda": None} if compiled else {"cpu": None}
@@ -88,16 +95,12 @@ def test_triton_runs_without_any_library(loaded, monkeypatch):
 
 def test_the_choice_says_why(loaded, monkeypatch):
     def reason(call, dtype=torch.float32):
-        name, arguments = CALLS[call]
-        cast = (
-            a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments
-        )
-        return choose.kernel_for(OPERATORS[name], "cuda", arguments_of(name)(*cast)).reason
+        return choice(call, dtype)[1]
 
     assert "no compiled kernels for cuda" in reason("dcnv3")
     assert "float64" in reason("dcnv3", torch.float64)
     loaded(True)
-    assert reason("deform_conv2d") == "Triton is not listed as faster for this call"
+    assert reason("deform_conv2d") == "Triton is not listed as faster"
     monkeypatch.setattr(choose, "backend", "compiled")
     assert reason("deform_conv2d") == "DCNZOO_BACKEND=compiled"
     monkeypatch.setattr(choose, "backend", "plain")
@@ -105,16 +108,14 @@ def test_the_choice_says_why(loaded, monkeypatch):
 
 
 def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
-    from dcnzoo.ops.fused import operators
-
-    def fail(name, arguments):
-        tried.append(name)
+    def fail(operator, launches, call):
+        tried.append(operator.name)
         raise OSError("no space left on device")
 
     tried = []
-    monkeypatch.setattr(operators, "run", fail)
+    monkeypatch.setattr(choose, "run_fused", fail)
     monkeypatch.setattr(choose, "_failed", set())
-    monkeypatch.setattr(choose, "_warn", lambda device: None)
+    monkeypatch.setattr(choose, "_warn", lambda *_: None)
     name, arguments = CALLS["dcnv3"]
     arguments = tuple(a.float() if isinstance(a, torch.Tensor) else a for a in arguments)
     keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -132,7 +133,7 @@ def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
 @pytest.mark.parametrize("name", sorted({name for name, _ in CALLS.values()}))
 def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch, name):
     """Errors name the same function and argument as the compiled kernels, whichever kernel would run."""
-    monkeypatch.setattr(choose, "_warn", lambda device: None)
+    monkeypatch.setattr(choose, "_warn", lambda *_: None)
     keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     for operator in op_cases.operators(differentiable=False):
         for sample, _ in operator.invalid():

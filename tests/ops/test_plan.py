@@ -1,6 +1,8 @@
 """Plans: a call whose shape has one returns the same bits, or the same error, as without plans."""
 
 import itertools
+import warnings
+import weakref
 
 import pytest
 import torch
@@ -24,15 +26,19 @@ def plans(monkeypatch):
 
 def calls_of(name: str) -> list:
     """Return calls of an operator, named tuples, with offsets at random points."""
-    calls = []
+    overload, calls = OPERATORS[name].overload, []
     for operator in op_cases.operators():
-        if operator.name.removesuffix("2d") == name:
+        if operator.name.removesuffix("2d") == OPERATORS[name].forward_name:
             for sample in itertools.islice(operator.samples(), SAMPLES):
-                calls += [args for op, args in operator.overload_calls(sample)[:1]]
+                calls += [args for op, args in operator.overload_calls(sample)[:2] if op is overload]
     if name == "nms":
         boxes = torch.rand(9, 4)
         calls = [(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), torch.rand(9), 0.3, 0)]
     return [OPERATORS[name].call(*call) for call in calls]
+
+
+def tensors_of(call) -> list[str]:
+    return [field for field in call._fields if isinstance(getattr(call, field), Tensor)]
 
 
 def changed(value: object) -> list:
@@ -51,6 +57,8 @@ def changed(value: object) -> list:
     if isinstance(value, int | float):
         return [value + 1, value - 1]
     if isinstance(value, list):
+        if value and isinstance(value[0], bool):
+            return [[*value[:i], not value[i], *value[i + 1 :]] for i in range(len(value))]
         others = [[*value[:i], value[i] + 1, *value[i + 1 :]] for i in range(len(value))]
         return [*others, [n - 2 for n in value], value[:-1]]
     return []
@@ -74,7 +82,7 @@ def assert_same(first: object, second: object) -> None:
         assert one.is_meta or torch.equal(one.nan_to_num(1e9), two.nan_to_num(1e9))
 
 
-@pytest.mark.parametrize("name", [name for name, op in OPERATORS.items() if not op.is_backward])
+@pytest.mark.parametrize("name", OPERATORS)
 def test_a_call_that_differs_in_one_part_has_the_outcome_of_a_first_call(plans, name):
     operator = OPERATORS[name]
     calls = calls_of(name)
@@ -104,6 +112,7 @@ def test_the_number_of_regions_makes_no_plan(plans, name):
 
 def test_the_preference_and_the_precision_are_parts_of_the_key(monkeypatch):
     (call, *_) = calls_of("deform_conv")
+    call = call._replace(input=call.input.float())
     keys = {choose.key_of(OPERATORS["deform_conv"], device, call) for device in ("cpu", "cuda")}
     monkeypatch.setattr(choose, "backend", "fused")
     keys.add(choose.key_of(OPERATORS["deform_conv"], "cpu", call))
@@ -122,15 +131,30 @@ def test_the_oldest_plan_goes(plans, monkeypatch):
     assert list(plans()) == keys[1:]
 
 
-def test_sizes_without_numbers_make_no_plan(plans):
-    """``torch.export`` with dynamic sizes records operators; none of its sizes is stored."""
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+def test_dynamic_sizes_make_no_plan(plans):
+    """``torch.compile`` and ``torch.export`` record operators; none of their sizes is stored."""
+    from torch.fx.experimental.proxy_tensor import make_fx
 
-    mode = torch._subclasses.FakeTensorMode(shape_env=ShapeEnv(), static_shapes=False)
     (call, *_) = calls_of("deform_conv")
-    fake = call._replace(input=mode.from_tensor(call.input))
-    assert not choose.sizes_are_numbers(fake)
-    assert choose.plan_for(OPERATORS["deform_conv"], "cpu", fake) == choose.Plan(
-        choose.PLAIN, "DCNZOO_BACKEND=plain"
-    )
-    assert not plans()
+    operator = OPERATORS["deform_conv"]
+    with torch.library._scoped_library("dcnzoo", "IMPL") as library, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the kernel is replaced
+        library.impl(operator.name, choose.kernel_of(operator, "CPU"), "CPU", with_keyset=True)
+        function = lambda *tensors: operator.overload(*tensors, *call[5:])  # noqa: E731
+        trace = make_fx(function, tracing_mode="symbolic")(*call[:5])
+        assert any("dcnzoo" in str(node.target) for node in trace.graph.nodes) and not plans()
+        operator.overload(*call)
+        assert len(plans()) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, operator in OPERATORS.items() if operator.fused])
+def test_a_plan_of_triton_keeps_no_tensor(name):
+    pytest.importorskip("triton")
+    from dcnzoo.ops.fused import operators
+
+    (call, *_) = calls_of(name)
+    call = call._replace(**{field: getattr(call, field).clone() for field in tensors_of(call)})
+    references = [weakref.ref(getattr(call, field)) for field in tensors_of(call)]
+    launches = operators.plan(name, call)
+    del call
+    assert launches and not any(reference() is not None for reference in references)

@@ -25,10 +25,6 @@ def entry_of(architecture: str) -> dict:
     return table()[max(filter(architecture.startswith, table()), key=len, default="default")]
 
 
-def any_listed() -> bool:
-    return any(entry["auto"] for entry in table().values())
-
-
 @cache
 def architecture(device: torch.device) -> str:
     """Return the device's key in the table: ``sm_90``, ``gfx942``, ``interpreter``."""
@@ -42,9 +38,11 @@ def architecture(device: torch.device) -> str:
 def is_faster(name: str, call: Any) -> bool:
     """Return whether the table lists the kernels as faster for a call of ``deform_conv`` or its backward.
 
-    It lists the number of output pixels from which the fused kernels are faster than the compiled ones. The
-    arguments may be invalid.
+    It lists the number of output pixels from which the fused kernels are faster than the compiled ones.
+    Without a call: whether it lists any.
     """
+    if call is None:
+        return any(entry["auto"] for entry in table().values())
     input, fields = call.input, call.mask if call.offset is None else call.offset
     if fields is None or fields.dim() != 4:
         return False  # measured in two dimensions

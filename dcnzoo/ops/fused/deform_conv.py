@@ -1,10 +1,13 @@
-"""The calls of the fused kernels: block sizes, sampling points, launches."""
+"""Plans of the Triton kernels of deform_conv: block sizes, memory, launches.
+
+A plan is a function of the tensors of a call. It holds the numbers that follow from their shapes and strides,
+and no tensor.
+"""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -13,8 +16,8 @@ from torch import Tensor
 from .._arguments import memory_format
 from ..geometry import output_size
 from . import kernels
-from .available import architecture, entry_of
-from .launch import INTERPRETED, cdiv, launch
+from .available import architecture, entry_of, tf32
+from .launch import INTERPRETED, Launch, cdiv
 
 
 class Config(NamedTuple):
@@ -50,344 +53,387 @@ MOST_SPLITS = 32  # grad_weight splits the pixels into at most 32 parts
 # counted instructions; 3.1 MB at 3 TB/s).
 PROGRAMS_PER_STEP = 12
 POINTS = Config(BLOCK_M=256, BLOCK_N=1, BLOCK_K=1, warps=4, stages=1)
-TRANSPOSE = Config(BLOCK_M=64, BLOCK_N=64, BLOCK_K=1, warps=4, stages=1)
+TRANSPOSE_BLOCK = 64
 DEPTHWISE_BLOCK = 2048  # pixels · channels of a program without matrix products
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The arguments of a call of ``dcnzoo::deform_conv``, and the sizes that the kernels need."""
+class Sizes:
+    """The sizes of a call of ``dcnzoo::deform_conv`` or of its backward in two dimensions.
 
-    input: Tensor
-    weight: Tensor
-    offset: Tensor | None
-    mask: Tensor | None
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-    allow_tf32: bool
-    axes: int = 2  # with 1, all tensors have one row, and offsets have only x
+    Attributes:
+        axes: with 1, all tensors have one row, and offsets have only x.
+        is_depthwise: whether each group has one input channel, so that there are no matrix products.
+        block_channels: number of channels with the same offset group and mask group and, unless depthwise,
+            the same convolution group.
+        pixels: number of output pixels of all images.
+        is_wide: whether channels fill matrix products. A single group always does, as in a first layer.
+        shared: arguments that several kernels share.
+    """
 
-    @cached_property
-    def taps(self) -> int:
-        return math.prod(self.weight.shape[2:])
-
-    @cached_property
-    def offset_groups(self) -> int:
-        return 1 if self.offset is None else self.offset.shape[1] // (self.axes * self.taps)
-
-    @cached_property
-    def mask_groups(self) -> int:
-        return 1 if self.mask is None else self.mask.shape[1] // self.taps
-
-    @cached_property
-    def is_depthwise(self) -> bool:
-        """Return whether each group has one input channel, so that there are no matrix products."""
-        return self.weight.shape[1] == 1 and self.groups > 1
-
-    @cached_property
-    def block_channels(self) -> int:
-        """Return the number of channels with the same offset group and mask group and, unless depthwise, the
-        same convolution group."""
-        channels = self.input.shape[1]
+    def __init__(self, call: Any, axes: int = 2) -> None:
+        input, weight, offset, mask, groups = call.input, call.weight, call.offset, call.mask, call.groups
+        self.device, self.dtype, self.axes, self.groups = input.device, input.dtype, axes, groups
+        self.batch, channels, *self.size = input.shape
+        self.channels, self.outputs, self.kernel = channels, len(weight), weight.shape[2:]
+        self.taps = math.prod(self.kernel)
+        self.offset_groups = 1 if offset is None else offset.shape[1] // (axes * self.taps)
+        self.mask_groups = 1 if mask is None else mask.shape[1] // self.taps
+        self.group_channels, self.group_outputs = weight.shape[1], self.outputs // groups
+        self.is_depthwise = self.group_channels == 1 and groups > 1
         share = math.gcd(channels // self.offset_groups, channels // self.mask_groups)
-        return share if self.is_depthwise else math.gcd(share, channels // self.groups)
-
-    @cached_property
-    def blocks(self) -> int:
-        return self.input.shape[1] // self.block_channels
-
-    @cached_property
-    def group_outputs(self) -> int:
-        return self.weight.shape[0] // self.groups
-
-    @cached_property
-    def out_size(self) -> tuple[int, int]:
-        sizes = (self.input.shape[2:], self.weight.shape[2:])
-        height, width = output_size(*sizes, self.stride, self.padding, self.dilation)
-        return height, width
-
-    @cached_property
-    def pixels(self) -> int:
-        """Return the number of output pixels of all images."""
-        return self.input.shape[0] * math.prod(self.out_size)
-
-    @cached_property
-    def is_wide(self) -> bool:
-        """Return whether channels fill matrix products. A single group always does, as in a first layer."""
+        self.block_channels = share if self.is_depthwise else math.gcd(share, self.group_channels)
+        self.blocks = channels // self.block_channels
+        self.out_size = output_size(self.size, self.kernel, call.stride, call.padding, call.dilation)
+        self.pixels = self.batch * math.prod(self.out_size)
         narrow = min(self.block_channels, self.group_outputs) < LEAST_CHANNELS
-        return not self.is_depthwise and (self.blocks == self.groups == 1 or not narrow)
-
-    @cached_property
-    def points(self) -> tuple[Tensor, Tensor]:
-        """Return sampling points, 16 bytes per pixel, tap and block of channels. See ``points_kernel``."""
-        shape = (self.blocks, self.taps, self.pixels)
-        # int64 if the index of a pixel and 4 more bits do not fit into int32
-        many = self.input.shape[0] * math.prod(self.input.shape[2:]) >= 2**27
-        corners = self.input.new_empty(shape, dtype=torch.int64 if many else torch.int32)
-        factors = self.input.new_empty((3, *shape), dtype=torch.float32)
-        offset, mask = _strided(self.offset), _strided(self.mask)
-        _launch(
-            kernels.points_kernel,
-            self.blocks * self.taps * cdiv(self.pixels, POINTS.BLOCK_M),
-            POINTS,
-            self,
-            offset=offset,
-            mask=mask,
-            corners=corners,
-            factors=factors,
-            height=self.input.shape[2],
-            **{f"{name}_{axis}": getattr(self, name)[a]
-               for name in ("stride", "padding", "dilation") for a, axis in enumerate("yx")},
-            kernel_w=self.weight.shape[3],
-            **_places("offset", offset),
-            **_places("mask", mask),
-            offset_blocks=self.blocks // self.offset_groups,
-            mask_blocks=self.blocks // self.mask_groups,
-            AXES=self.axes,
-            HAS_OFFSET=offset is not None,
-            HAS_MASK=mask is not None,
-        )  # fmt: skip
-        return corners, factors
-
-    @cached_property
-    def arguments(self) -> dict[str, object]:
-        """Arguments that several kernels share."""
-        channels, outputs = self.input.shape[1], self.weight.shape[0]
-        return {
+        self.is_wide = not self.is_depthwise and (self.blocks == groups == 1 or not narrow)
+        self.shared: dict[str, object] = {
             "pixels": self.pixels,
             "out_pixels": math.prod(self.out_size),
             "out_h": self.out_size[0],
             "out_w": self.out_size[1],
-            "width": self.input.shape[3],
+            "height": self.size[0],
+            "width": self.size[1],
             "taps": self.taps,
             "points": self.blocks * self.taps * self.pixels,
             "channels": channels,
-            "group_channels": channels // self.groups,
-            "outputs": outputs,
+            "group_channels": self.group_channels,
+            "outputs": self.outputs,
             "group_outputs": self.group_outputs,
             "block_channels": self.block_channels,
-            "group_blocks": max(self.blocks // self.groups, 1),
+            "group_blocks": max(self.blocks // groups, 1),
+            "AXES": axes,
+            "UPCAST": INTERPRETED,
+            "PRECISION": "tf32" if self.dtype == torch.float32 and tf32() else "ieee",
         }
 
-    @cached_property
-    def sampled(self) -> dict[str, Tensor]:
-        """Return the input and its sampling points, arguments of every kernel that samples."""
-        corners, factors = self.points
-        return {"input": to_channels_last(self.input), "corners": corners, "factors": factors}
+    def launch(self, kernel: Any, config: Config, **arguments: object) -> Launch:
+        blocks = {"BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N, "BLOCK_K": config.BLOCK_K}
+        arguments = {**self.shared, **arguments, **blocks}
+        return Launch(kernel, arguments, warps=config.warps, stages=config.stages)
+
+    def is_even(self, config: Config) -> bool:
+        """Return whether the blocks divide the channels."""
+        return self.block_channels % config.BLOCK_N == 0 and (
+            self.is_depthwise or self.group_outputs % config.BLOCK_K == 0
+        )
+
+    def rounds(self, programs: int) -> int:
+        """Return the number of programs that the busiest multiprocessor runs.
+
+        How many run at a time does not matter: the more there are, the longer each takes.
+        """
+        return cdiv(programs, _multiprocessors(self.device))
+
+    def config(self, kernel: str, cost: Callable[[Config], float]) -> Config:
+        if self.is_depthwise:
+            channels = min(triton.next_power_of_2(self.block_channels), 64)
+            block = DEPTHWISE_BLOCK // 2 if kernel == "grad_samples" else DEPTHWISE_BLOCK  # registers
+            return Config(block // channels, channels, BLOCK_K=1, warps=4, stages=1)
+        if not self.is_wide:  # the smallest product; larger blocks or two stages need too many registers
+            inputs, outputs = (
+                min(max(triton.next_power_of_2(n), LEAST_CHANNELS), 32)
+                for n in (self.block_channels, self.group_outputs)
+            )
+            if kernel == "forward":
+                return Config(32, outputs, inputs, warps=2, stages=1)
+            return Config(32, inputs, outputs, warps=4, stages=1)
+        return choose(architecture(self.device), kernel, self.dtype, cost)
 
 
-def to_channels_last(tensor: Tensor) -> Tensor:
-    """Return a map or weight in channels-last order."""
-    if tensor.is_contiguous(memory_format=torch.channels_last) or not tensor.is_contiguous():
-        return tensor.contiguous(memory_format=torch.channels_last)
-    batch, channels, height, width = tensor.shape
-    result = torch.empty_like(tensor, memory_format=torch.channels_last)
-    _transpose(tensor, result, batch, channels, height * width)
-    return result
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 64  # as in a GPU of medium size
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def from_channels_last(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a channels-last map in the type and memory format of ``like``."""
-    if memory_format(like) == torch.channels_last:
-        return tensor.to(like.dtype)
-    batch, channels, height, width = tensor.shape
-    result = torch.empty(tensor.shape, dtype=like.dtype, device=tensor.device)
-    _transpose(tensor, result, batch, height * width, channels)
-    return result
+def deform_conv(call: Any, config: Config | None = None) -> Callable[[Any], Tensor]:
+    """Return the plan of ``dcnzoo::deform_conv``."""
+    axes, call = len(call.stride), with_rows(call)
+    sizes = Sizes(call, axes)
+    points, output = plan_points(sizes, call), plan_output(sizes, call, config)
+
+    def run(call: Any) -> Tensor:
+        if axes == 1:
+            call = with_rows(call)
+        result = output(call.input, call.weight, call.bias, points(call.offset, call.mask))
+        return result.squeeze(2) if axes == 1 else result
+
+    return run
 
 
-def _transpose(source: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
-    if source.numel() == 0:
-        return
-    tiles = cdiv(rows, TRANSPOSE.BLOCK_M) * cdiv(columns, TRANSPOSE.BLOCK_N)
-    sizes = {"rows": rows, "columns": columns, "BLOCK_M": TRANSPOSE.BLOCK_M, "BLOCK_N": TRANSPOSE.BLOCK_N}
-    arguments = {"source": source, "result": result, **sizes}
-    launch(kernels.transpose_kernel, batch * tiles, source.device, arguments)
+def deform_conv_backward(call: Any, config: Config | None = None) -> Callable[[Any], tuple[Tensor, ...]]:
+    """Return the plan of the gradients of input, weight, offset, mask and bias; others are empty."""
+    axes, needed, call = len(call.stride), call.output_mask, with_rows(call)
+    sizes = Sizes(call, axes)
+    input_to_last, grad_to_last = to_channels_last(call.input), to_channels_last(call.grad_output)
+    points, of_samples = plan_points(sizes, call), plan_grad_samples(sizes, call, config)
+    of_weight = plan_grad_weight(sizes, call, config)
+
+    def run(call: Any) -> tuple[Tensor, ...]:
+        if axes == 1:
+            call = with_rows(call)
+        grad_output = call.grad_output
+        gradients: dict[int, Tensor] = {}
+        if needed[4]:
+            gradients[4] = grad_output.sum((0, 2, 3))
+        if any(needed[:4]):
+            grad_output = grad_to_last(grad_output)
+            tensors = {"input": input_to_last(call.input), **points(call.offset, call.mask)}
+        if needed[1]:
+            gradients[1] = of_weight(grad_output, tensors)
+        if needed[0] or needed[2] or needed[3]:
+            gradients |= of_samples(grad_output, call.weight, tensors)
+        if axes == 1:
+            gradients = {i: g.squeeze(2) if g.dim() == 4 else g for i, g in gradients.items()}
+        # an operator's results must not share memory
+        return tuple([gradients[i] if i in gradients else grad_output.new_empty(0) for i in range(5)])
+
+    return run
 
 
-def forward(problem: Problem, bias: Tensor | None, config: Config | None = None) -> Tensor:
-    """Return the output, ``[N, O, oH, oW]``, in the memory format of ``problem.input``."""
-    p, outputs = problem, problem.weight.shape[0]
-    output = torch.empty(
-        (p.input.shape[0], outputs, *p.out_size),
-        dtype=p.input.dtype,
-        device=p.input.device,
-        memory_format=memory_format(p.input),
+def with_rows(call: Any) -> Any:
+    """Return a call in two dimensions: in one dimension, every tensor gets an axis of one row."""
+    if len(call.stride) == 2:
+        return call
+    tensors = {
+        name: value.unsqueeze(2)
+        for name, value in call._asdict().items()
+        if isinstance(value, Tensor) and value.dim() == 3
+    }
+    return call._replace(
+        **tensors, stride=[1, *call.stride], padding=[0, *call.padding], dilation=[1, *call.dilation]
     )
-    if output.numel() == 0:
-        return output
+
+
+# Plans of the kernels. A configuration that is not given is the one of least cost.
+
+
+def plan_points(s: Sizes, call: Any) -> Callable[..., dict[str, Tensor]]:
+    """Return the plan of the sampling points, 16 bytes per pixel, tap and block of channels.
+
+    Every kernel that samples takes them. See ``points_kernel``.
+    """
+    geometry = {
+        f"{name}_{axis}": getattr(call, name)[a]
+        for name in ("stride", "padding", "dilation")
+        for a, axis in enumerate("yx")
+    }
+    launch = s.launch(
+        kernels.points_kernel,
+        POINTS,
+        kernel_w=s.kernel[1],
+        **geometry,
+        **_strides("offset", _strided(call.offset)),
+        **_strides("mask", _strided(call.mask)),
+        offset_blocks=s.blocks // s.offset_groups,
+        mask_blocks=s.blocks // s.mask_groups,
+        HAS_OFFSET=call.offset is not None,
+        HAS_MASK=call.mask is not None,
+    )
+    programs, shape = s.blocks * s.taps * cdiv(s.pixels, POINTS.BLOCK_M), (s.blocks, s.taps, s.pixels)
+    # int64 if the index of a pixel and 4 more bits do not fit into int32
+    index = torch.int64 if s.batch * math.prod(s.size) >= 2**27 else torch.int32
+
+    def points(offset: Tensor | None, mask: Tensor | None) -> dict[str, Tensor]:
+        corners = torch.empty(shape, dtype=index, device=s.device)
+        factors = torch.empty((3, *shape), dtype=torch.float32, device=s.device)
+        points = {"corners": corners, "factors": factors}
+        launch(programs, {"offset": _strided(offset), "mask": _strided(mask), **points})
+        return points
+
+    return points
+
+
+def plan_output(s: Sizes, call: Any, config: Config | None) -> Callable[..., Tensor]:
+    """Return the plan of the output, ``[N, O, oH, oW]``, in the memory format of the input."""
 
     def programs_of(c: Config) -> int:
-        return cdiv(p.pixels, c.BLOCK_M) * p.groups * cdiv(p.group_outputs, c.BLOCK_N)
+        return cdiv(s.pixels, c.BLOCK_M) * s.groups * cdiv(s.group_outputs, c.BLOCK_N)
 
     def cost(c: Config) -> int:
-        channels = p.blocks // p.groups * cdiv(p.block_channels, c.BLOCK_K) * c.BLOCK_K
-        return _rounds(p, programs_of(c)) * c.BLOCK_M * channels * (c.BLOCK_N + SAMPLE_COST)
+        channels = s.blocks // s.groups * cdiv(s.block_channels, c.BLOCK_K) * c.BLOCK_K
+        return s.rounds(programs_of(c)) * c.BLOCK_M * channels * (c.BLOCK_N + SAMPLE_COST)
 
-    config = config or _config(p, "forward", cost)
-    shared = {
-        **p.sampled,
-        **_places("output", output),
-        "output": output,
-        "bias": None if bias is None else bias.contiguous(),
-        "HAS_BIAS": bias is not None,
-    }
-    if p.is_depthwise:
-        blocks = p.blocks * cdiv(p.block_channels, config.BLOCK_N)
-        programs = cdiv(p.pixels, config.BLOCK_M) * blocks * p.group_outputs
-        weight, is_even = p.weight.reshape(outputs, p.taps).t().contiguous(), _is_even(p, config)
-        kernel = kernels.depthwise_forward_kernel
+    config = config or s.config("forward", cost)
+    if s.is_depthwise:
+        blocks = s.blocks * cdiv(s.block_channels, config.BLOCK_N)
+        programs = cdiv(s.pixels, config.BLOCK_M) * blocks * s.group_outputs
+        kernel, is_even = kernels.depthwise_forward_kernel, s.is_even(config)
     else:
-        programs, weight, kernel = programs_of(config), to_channels_last(p.weight), kernels.forward_kernel
-        is_even = p.block_channels % config.BLOCK_K == 0 and p.group_outputs % config.BLOCK_N == 0
-    tiles = cdiv(p.group_outputs, config.BLOCK_N)
-    _launch(kernel, programs, config, p, **shared, EVEN=is_even, weight=weight, tiles=tiles)
+        programs, kernel = programs_of(config), kernels.forward_kernel
+        is_even = s.block_channels % config.BLOCK_K == 0 and s.group_outputs % config.BLOCK_N == 0
+    shape, form = (s.batch, s.outputs, *s.out_size), memory_format(call.input)
+    launch = s.launch(
+        kernel,
+        config,
+        **_strides("output", torch.empty(shape, device="meta", memory_format=form)),
+        HAS_BIAS=call.bias is not None,
+        EVEN=is_even,
+        tiles=cdiv(s.group_outputs, config.BLOCK_N),
+    )
+    input_to_last, weight_to_last = to_channels_last(call.input), to_channels_last(call.weight)
+
+    def output(input: Tensor, weight: Tensor, bias: Tensor | None, points: dict[str, Tensor]) -> Tensor:
+        result = torch.empty(shape, dtype=s.dtype, device=s.device, memory_format=form)
+        if s.is_depthwise:
+            weight = weight.reshape(s.outputs, s.taps).t().contiguous()
+        else:
+            weight = weight_to_last(weight)
+        tensors = {"input": input_to_last(input), "weight": weight, "output": result, **points}
+        launch(programs, {**tensors, "bias": None if bias is None else bias.contiguous()})
+        return result
+
     return output
 
 
-def grad_weight(problem: Problem, grad_output: Tensor, config: Config | None = None) -> Tensor:
-    """Return the gradient of the weight, ``[O, C / groups, kH, kW]``, without atomic additions."""
-    p = problem
-    outputs, group_channels = p.weight.shape[:2]
-    if p.pixels == 0:
-        return torch.zeros_like(p.weight, memory_format=torch.contiguous_format)
+def plan_grad_weight(s: Sizes, call: Any, config: Config | None) -> Callable[..., Tensor]:
+    """Return the plan of the weight's gradient, ``[O, C / groups, kH, kW]``, without atomic additions."""
 
     def tiles_of(c: Config) -> int:
-        sums = p.group_outputs if p.is_depthwise else cdiv(p.group_outputs, c.BLOCK_K)
-        return p.taps * p.blocks * cdiv(p.block_channels, c.BLOCK_N) * sums
+        sums = s.group_outputs if s.is_depthwise else cdiv(s.group_outputs, c.BLOCK_K)
+        return s.taps * s.blocks * cdiv(s.block_channels, c.BLOCK_N) * sums
 
     def steps_of(c: Config, splits: int) -> int:
-        return cdiv(cdiv(p.pixels, c.BLOCK_M), splits)
+        return cdiv(cdiv(s.pixels, c.BLOCK_M), splits)
 
     def time(c: Config, splits: int) -> float:
         """Return the time of the busiest multiprocessor plus that of the partial sums, in steps."""
         programs = splits * tiles_of(c)
-        return _rounds(p, programs) * steps_of(c, splits) + programs / PROGRAMS_PER_STEP
+        return s.rounds(programs) * steps_of(c, splits) + programs / PROGRAMS_PER_STEP
 
     def splits_of(c: Config) -> int:
         """Return the fastest number of splits among those that fill one, two or three rounds."""
-        room = _multiprocessors(p.input.device)
-        most = min(MOST_SPLITS, cdiv(p.pixels, c.BLOCK_M))
+        room = _multiprocessors(s.device)
+        most = min(MOST_SPLITS, cdiv(s.pixels, c.BLOCK_M))
         candidates = [max(1, min(most, rounds * room // tiles_of(c))) for rounds in (1, 2, 3)]
         return min(candidates, key=lambda splits: time(c, splits))
 
     def cost(c: Config) -> float:
         return time(c, splits_of(c)) * c.BLOCK_M * c.BLOCK_N * (c.BLOCK_K + SAMPLE_COST)
 
-    config = config or _config(p, "grad_weight", cost)
+    config = config or s.config("grad_weight", cost)
     splits = splits_of(config)
-    partial = torch.empty(
-        (splits, p.taps, group_channels, outputs), dtype=torch.float32, device=p.input.device
-    )
-    _launch(
-        kernels.depthwise_grad_weight_kernel if p.is_depthwise else kernels.grad_weight_kernel,
-        splits * tiles_of(config),
+    launch = s.launch(
+        kernels.depthwise_grad_weight_kernel if s.is_depthwise else kernels.grad_weight_kernel,
         config,
-        p,
-        **p.sampled,
-        EVEN=_is_even(p, config),
-        grad_output=to_channels_last(grad_output),
-        partial=partial,
-        tiles=cdiv(p.group_outputs, config.BLOCK_K),
+        EVEN=s.is_even(config),
+        tiles=cdiv(s.group_outputs, config.BLOCK_K),
         steps=steps_of(config, splits),
         splits=splits,
     )
-    sum = partial.sum(0).view(*p.weight.shape[2:], group_channels, outputs)
-    return sum.permute(3, 2, 0, 1).to(p.weight.dtype).contiguous()
+    programs, shape = splits * tiles_of(config), (splits, *s.kernel, s.group_channels, s.outputs)
+    dtype = call.weight.dtype
+
+    def grad_weight(grad_output: Tensor, sampled: dict[str, Tensor]) -> Tensor:
+        if s.pixels == 0:
+            return torch.zeros(s.outputs, s.group_channels, *s.kernel, dtype=dtype, device=s.device)
+        sums = torch.empty(shape, dtype=torch.float32, device=s.device)
+        launch(programs, {"grad_output": grad_output, "partial": sums, **sampled})
+        return sums.sum(0).permute(3, 2, 0, 1).to(dtype).contiguous()
+
+    return grad_weight
 
 
-def grad_samples(
-    problem: Problem,
-    grad_output: Tensor,
-    want_input: bool,
-    want_offset: bool,
-    want_mask: bool,
-    config: Config | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of input, offset and mask. The input's uses atomic additions."""
-    p = problem
-    grad_input = grad_offset = grad_mask = None
-    if want_input:
-        grad_input = torch.empty(
-            p.input.shape, dtype=torch.float32, device=p.input.device, memory_format=torch.channels_last
-        ).zero_()
-    # one plane per channel block; _per_group adds up the planes of a group
-    planes = [p.input.shape[0], p.blocks * p.taps, *p.out_size]
+def plan_grad_samples(s: Sizes, call: Any, config: Config | None) -> Callable[..., dict[int, Tensor]]:
+    """Return the plan of the needed gradients of input, offset and mask, by position in ``output_mask``.
 
-    def new_planes(like: Tensor, groups: int, values: int) -> Tensor:
-        dtype = like.dtype if groups == p.blocks else torch.float32
-        shape = (planes[0], planes[1] * values, *planes[2:])
-        return torch.empty(shape, dtype=dtype, device=like.device)
-
-    if want_offset and p.offset is not None:
-        grad_offset = new_planes(p.offset, p.offset_groups, p.axes)
-    if want_mask and p.mask is not None:
-        grad_mask = new_planes(p.mask, p.mask_groups, 1)
+    The input's uses atomic additions. The fields' have one plane per block of channels, which are added up.
+    """
 
     def programs_of(c: Config) -> int:
-        return cdiv(p.pixels, c.BLOCK_M) * p.taps * p.blocks
+        return cdiv(s.pixels, c.BLOCK_M) * s.taps * s.blocks
 
     def cost(c: Config) -> int:
-        channels = cdiv(p.block_channels, c.BLOCK_N) * c.BLOCK_N
-        outputs = cdiv(p.group_outputs, c.BLOCK_K) * c.BLOCK_K
-        return _rounds(p, programs_of(c)) * c.BLOCK_M * channels * (outputs + SAMPLE_COST)
+        channels = cdiv(s.block_channels, c.BLOCK_N) * c.BLOCK_N
+        outputs = cdiv(s.group_outputs, c.BLOCK_K) * c.BLOCK_K
+        return s.rounds(programs_of(c)) * c.BLOCK_M * channels * (outputs + SAMPLE_COST)
 
-    if p.pixels > 0:
-        config = config or _config(p, "grad_samples", cost)
-        _launch(
-            kernels.grad_samples_kernel,
-            programs_of(config),
-            config,
-            p,
-            **p.sampled,
-            EVEN=_is_even(p, config),
-            READ_ONCE=p.group_outputs <= config.BLOCK_K and not p.is_depthwise,
-            DEPTHWISE=p.is_depthwise,
-            AXES=p.axes,
-            weight=to_channels_last(p.weight),
-            grad_output=to_channels_last(grad_output),
-            grad_input=grad_input,
-            grad_offset=grad_offset,
-            grad_mask=grad_mask,
-            WANT_INPUT=want_input,
-            WANT_OFFSET=want_offset,
-            WANT_MASK=want_mask,
-        )
-    if grad_input is not None:
-        grad_input = from_channels_last(grad_input, p.input)
-    return (
-        grad_input,
-        _per_group(grad_offset, p.offset, p.offset_groups),
-        _per_group(grad_mask, p.mask, p.mask_groups),
+    config = config or s.config("grad_samples", cost)
+    want_input = call.output_mask[0]
+    want_offset = call.output_mask[2] and call.offset is not None
+    want_mask = call.output_mask[3] and call.mask is not None
+    launch = s.launch(
+        kernels.grad_samples_kernel,
+        config,
+        EVEN=s.is_even(config),
+        READ_ONCE=s.group_outputs <= config.BLOCK_K and not s.is_depthwise,
+        DEPTHWISE=s.is_depthwise,
+        WANT_INPUT=want_input,
+        WANT_OFFSET=want_offset,
+        WANT_MASK=want_mask,
     )
+    programs, weight_to_last = programs_of(config), to_channels_last(call.weight)
+    input_shape, input_from_last = call.input.shape, from_channels_last(call.input.shape, call.input)
+    new = partial(torch.empty, dtype=torch.float32, device=s.device)
+    fields = {}
+    if want_offset:
+        fields["grad_offset"] = (2, s.axes * s.taps, s.offset_groups, call.offset.dtype)
+    if want_mask:
+        fields["grad_mask"] = (3, s.taps, s.mask_groups, call.mask.dtype)
+
+    def grad_samples(grad_output: Tensor, weight: Tensor, sampled: dict[str, Tensor]) -> dict[int, Tensor]:
+        gradients = {}
+        if want_input:
+            gradients["grad_input"] = new(input_shape, memory_format=torch.channels_last).zero_()
+        for name, (_, values, groups, dtype) in fields.items():
+            planes = (s.batch, s.blocks * values, *s.out_size)
+            gradients[name] = new(planes, dtype=dtype if groups == s.blocks else torch.float32)
+        tensors = {"weight": weight_to_last(weight), "grad_output": grad_output, **sampled, **gradients}
+        launch(programs, tensors)
+        results = {}
+        if want_input:
+            results[0] = input_from_last(gradients["grad_input"])
+        for name, (position, values, groups, dtype) in fields.items():
+            results[position] = gradients[name]
+            if groups != s.blocks:
+                per_block = gradients[name].unflatten(1, (groups, -1, values))
+                results[position] = per_block.sum(2).flatten(1, 2).to(dtype)
+        return results
+
+    return grad_samples
 
 
-def backward(problem: Problem, grad_output: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
-    """Return the gradients of input, weight, offset, mask and bias; those not needed are empty."""
-    results = [grad_output.new_empty(0) for _ in range(5)]  # an operator's results must not share memory
-    if needed[4]:
-        results[4] = grad_output.sum((0, 2, 3))
-    if any(needed[:4]):
-        grad_output = to_channels_last(grad_output)
-    if needed[1]:
-        results[1] = grad_weight(problem, grad_output)
-    if needed[0] or needed[2] or needed[3]:
-        gradients = grad_samples(problem, grad_output, needed[0], needed[2], needed[3])
-        for i, gradient in zip((0, 2, 3), gradients, strict=True):
-            if gradient is not None:
-                results[i] = gradient
-    return tuple(results)
+# Memory formats
 
 
-def _per_group(planes: Tensor | None, like: Tensor | None, groups: int) -> Tensor | None:
-    """Sum a group's blocks: ``[N, blocks · values, oH, oW]`` to ``[N, groups · values, oH, oW]``."""
-    if planes is None or like is None or planes.shape == like.shape:
-        return planes
-    values = like.shape[1] // groups
-    per_block = planes.unflatten(1, (groups, -1, values))
-    return per_block.sum(2).flatten(1, 2).to(like.dtype)
+def to_channels_last(like: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function that returns a map or weight in channels-last order."""
+    if like.is_contiguous(memory_format=torch.channels_last) or not like.is_contiguous():
+        return lambda tensor: tensor.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = like.shape
+    transpose = _transpose(batch, channels, height * width)
+
+    def convert(tensor: Tensor) -> Tensor:
+        result = torch.empty_like(tensor, memory_format=torch.channels_last)
+        transpose(tensor, result)
+        return result
+
+    return convert
+
+
+def from_channels_last(shape: Sequence[int], like: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function that returns a channels-last map in the type and memory format of ``like``."""
+    dtype, device = like.dtype, like.device
+    if memory_format(like) == torch.channels_last:
+        return lambda tensor: tensor.to(dtype)
+    batch, channels, height, width = shape
+    transpose = _transpose(batch, height * width, channels)
+
+    def convert(tensor: Tensor) -> Tensor:
+        result = torch.empty(shape, dtype=dtype, device=device)
+        transpose(tensor, result)
+        return result
+
+    return convert
+
+
+def _transpose(batch: int, rows: int, columns: int) -> Callable[[Tensor, Tensor], None]:
+    programs = batch * cdiv(rows, TRANSPOSE_BLOCK) * cdiv(columns, TRANSPOSE_BLOCK)
+    sizes = {"rows": rows, "columns": columns, "BLOCK_M": TRANSPOSE_BLOCK, "BLOCK_N": TRANSPOSE_BLOCK}
+    launch = Launch(kernels.transpose_kernel, sizes)
+    return lambda source, result: launch(programs, {"source": source, "result": result})
 
 
 def _strided(tensor: Tensor | None) -> Tensor | None:
@@ -400,59 +446,6 @@ def _strided(tensor: Tensor | None) -> Tensor | None:
     return tensor.contiguous()
 
 
-def _places(name: str, tensor: Tensor | None) -> dict[str, int]:
+def _strides(name: str, tensor: Tensor | None) -> dict[str, int]:
     strides = (0, 0, 0) if tensor is None else (*tensor.stride()[:2], tensor.stride(3))
     return dict(zip((f"{name}_image", f"{name}_channel", f"{name}_pixel"), strides, strict=True))
-
-
-def _is_even(p: Problem, config: Config) -> bool:
-    """Return whether the blocks divide the channels."""
-    return p.block_channels % config.BLOCK_N == 0 and (
-        p.is_depthwise or p.group_outputs % config.BLOCK_K == 0
-    )
-
-
-def _config(problem: Problem, kernel: str, cost: Callable[[Config], float]) -> Config:
-    p = problem
-    if p.is_depthwise:
-        channels = min(triton.next_power_of_2(p.block_channels), 64)
-        block = DEPTHWISE_BLOCK // 2 if kernel == "grad_samples" else DEPTHWISE_BLOCK  # registers
-        return Config(block // channels, channels, BLOCK_K=1, warps=4, stages=1)
-    if not p.is_wide:  # the smallest product; larger blocks or two stages would need too many registers
-        inputs, outputs = (
-            min(max(triton.next_power_of_2(n), LEAST_CHANNELS), 32)
-            for n in (p.block_channels, p.group_outputs)
-        )
-        if kernel == "forward":
-            return Config(32, outputs, inputs, warps=2, stages=1)
-        return Config(32, inputs, outputs, warps=4, stages=1)
-    return choose(architecture(problem.input.device), kernel, problem.input.dtype, cost)
-
-
-def _rounds(problem: Problem, programs: int) -> int:
-    """Return the number of programs that the busiest multiprocessor runs.
-
-    How many run at a time does not matter: the more there are, the longer each takes.
-    """
-    return cdiv(programs, _multiprocessors(problem.input.device))
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 64  # as in a GPU of medium size
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _launch(kernel, programs: int, config: Config, problem: Problem, **arguments) -> None:
-    arguments = {
-        **problem.arguments,
-        **arguments,
-        "UPCAST": INTERPRETED,
-        "PRECISION": "tf32" if problem.allow_tf32 else "ieee",
-        "BLOCK_M": config.BLOCK_M,
-        "BLOCK_N": config.BLOCK_N,
-        "BLOCK_K": config.BLOCK_K,
-    }
-    device = problem.input.device
-    launch(kernel, programs, device, arguments, warps=config.warps, stages=config.stages)

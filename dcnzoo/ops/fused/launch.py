@@ -1,6 +1,7 @@
 """Launches of Triton kernels: indices, devices, and a trial."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,6 @@ from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret
-MOST_COMPILED = 20_000  # entries of _compiled: each size of a map has its own
-_compiled: dict[tuple, Any] = {}
 
 
 def cdiv(a: int, b: int) -> int:
@@ -23,7 +22,7 @@ def size_class(tensor: Tensor) -> int:
 
     Return 2 if the indices of its elements also need 64 bits.
     """
-    if tensor.untyped_storage().nbytes() < 2**31:  # the usual case, tested at every launch
+    if tensor.untyped_storage().nbytes() < 2**31:
         return 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return 2 if last >= 2**31 - 1 else 1
@@ -34,47 +33,53 @@ def current(device: torch.device) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
 
 
-def launch(
-    kernel: Any,
-    programs: int,
-    device: torch.device,
-    arguments: dict[str, Any],
-    *,
-    second: int = 1,
-    warps: int = 4,
-    stages: int = 1,
-    fuse: bool = True,
-) -> None:
-    """Launch ``programs`` by ``second`` programs. The kernel gets those of ``arguments`` that it takes.
+class Launch:
+    """A kernel and the arguments that all calls with a plan share. A call adds the others, by name.
 
-    Args:
-        fuse: whether a product and an addition may be rounded once.
+    Triton's own search for the compiled kernel takes most of the time of a launch. Here, only the tensors of
+    a call decide, because its numbers are arguments for which the kernel is not specialised.
     """
-    if programs == 0:
-        return
-    # Triton's own search for the compiled kernel takes most of the time of a launch. Calls with the same key
-    # have the same compiled kernel.
-    known = [
-        (a.dtype, a.data_ptr() % 16, size_class(a)) if isinstance(a, Tensor) else a
-        for a in arguments.values()
-    ]
-    key = (kernel.fn, device, warps, stages, fuse, *arguments, *known)
-    arguments["USE_INT64"] = any(isinstance(a, tuple) and a[2] == 2 for a in known)
-    grid = (programs, second, 1)
-    with current(device):
-        if (compiled := _compiled.get(key)) is not None:
-            compiled[grid](*[arguments[name] for name in kernel.arg_names])
+
+    def __init__(
+        self,
+        kernel: Any,
+        arguments: Mapping[str, Any],
+        *,
+        warps: int = 4,
+        stages: int = 1,
+        fuse: bool = True,
+        rows: bool = False,
+    ) -> None:
+        """Store those of ``arguments`` that the kernel takes.
+
+        Args:
+            fuse: whether a product and an addition may be rounded once.
+            rows: whether sizes of tensors differ between calls.
+        """
+        self.kernel, self.rows, self.compiled = kernel, rows, dict[tuple, Any]()
+        # enable_fp_fusion is explicit, because Triton warns that its default will change
+        self.options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": fuse}
+        self.positions = {name: position for position, name in enumerate(kernel.arg_names)}
+        self.values = [arguments.get(name) for name in kernel.arg_names]
+
+    def __call__(self, programs: int, arguments: Mapping[str, Any], second: int = 1) -> None:
+        """Launch ``programs`` by ``second`` programs."""
+        if programs * second == 0:
             return
-        compiled = kernel[grid](
-            **{name: arguments[name] for name in kernel.arg_names},
-            num_warps=warps,
-            num_stages=stages,
-            enable_fp_fusion=fuse,  # explicit, because Triton warns that the default will change
-        )
-    if len(_compiled) >= MOST_COMPILED:
-        _compiled.clear()
-    if not INTERPRETED:
-        _compiled[key] = compiled
+        values, key = self.values.copy(), []
+        for name, value in arguments.items():
+            values[self.positions[name]] = value
+            if isinstance(value, Tensor):
+                key.append((value.data_ptr() % 16, size_class(value)) if self.rows else value.data_ptr() % 16)
+        compiled, grid = self.compiled.get(tuple(key)), (programs, second, 1)
+        if compiled is not None:  # the launcher ignores arguments that are constants, such as USE_INT64
+            compiled[grid](*values)
+            return
+        sizes = [size_class(value) for value in values if isinstance(value, Tensor)]
+        values[self.positions["USE_INT64"]] = 2 in sizes
+        compiled = self.kernel[grid](**dict(zip(self.positions, values, strict=True)), **self.options)
+        if not INTERPRETED:
+            self.compiled[tuple(key)] = compiled
 
 
 @triton.jit

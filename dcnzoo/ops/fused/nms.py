@@ -1,12 +1,15 @@
 """Non-maximum suppression in Triton: one bit per pair of boxes, then a pass over the bits in one program."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .kernels import index_of
-from .launch import cdiv, launch
+from .launch import Launch, cdiv
 
 WORD = 64  # boxes per word of the bit matrix
 
@@ -83,19 +86,26 @@ def keep_kernel(
         tl.debug_barrier()  # other threads read `removed`
 
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """Return the indices of the kept boxes by descending score. This synchronises once with the GPU."""
-    order = scores.argsort(descending=True, stable=True)
-    number, device = len(boxes), boxes.device
-    words = cdiv(number, WORD)
-    is_kept = torch.empty(number, dtype=torch.bool, device=device)
-    bits = torch.empty((number, words), dtype=torch.int64, device=device)
-    arguments = {"bits": bits, "number": number, "words": words, "WORD": WORD}
-    if number > 0:
-        sorted_boxes = boxes.float()[order].contiguous()
-        # fuse=False: with fused multiply-adds, decisions could differ from those of the other kernels
-        pairs = {"boxes": sorted_boxes, "threshold": float(iou_threshold), "offset": float(offset)}
-        launch(overlaps_kernel, words * words, device, arguments | pairs, warps=8, fuse=False)
+def nms(call: Any) -> Callable[[Any], Tensor]:
+    """Return the plan of the indices of the kept boxes, by descending score."""
+    threshold, offset, device = float(call.iou_threshold), float(call.offset), call.boxes.device
+    # fuse=False: with fused multiply-adds, decisions could differ from those of the other kernels
+    pairs = {"threshold": threshold, "offset": offset, "WORD": WORD}
+    overlaps = Launch(overlaps_kernel, pairs, warps=8, fuse=False, rows=True)
+    keep = Launch(keep_kernel, {"WORD": WORD, "COLUMNS": 32}, rows=True)
+
+    def run(call: Any) -> Tensor:
+        """Launch the kernels. This synchronises once with the GPU."""
+        order = call.scores.argsort(descending=True, stable=True)
+        number = len(call.boxes)
+        words = cdiv(number, WORD)
+        sizes = {"number": number, "words": words}
+        is_kept = torch.empty(number, dtype=torch.bool, device=device)
+        bits = torch.empty((number, words), dtype=torch.int64, device=device)
+        sorted_boxes = call.boxes.float()[order].contiguous()
+        overlaps(words * words, {"boxes": sorted_boxes, "bits": bits, **sizes})
         removed = torch.zeros(words, dtype=torch.int64, device=device)
-        launch(keep_kernel, 1, device, arguments | {"removed": removed, "is_kept": is_kept, "COLUMNS": 32})
-    return order[is_kept]
+        keep(min(number, 1), {"bits": bits, "removed": removed, "is_kept": is_kept, **sizes})
+        return order[is_kept]
+
+    return run

@@ -1,9 +1,14 @@
-"""RoIAlign (the average) and deformable RoI pooling in Triton: kernels and calls.
+"""RoIAlign (the average) and deformable RoI pooling in Triton: kernels and plans.
 
 The arithmetic is that of ops/common/roi_math.h. Maps are channels last. A program handles BLOCK_M bins of one
 RoI; bins and samples that lie off the map are skipped, because a RoI far larger than the map has too many.
 ``MOVED``: an offset moves each bin.
 """
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -12,7 +17,7 @@ from torch import Tensor
 
 from .deform_conv import from_channels_last, to_channels_last
 from .kernels import index_of
-from .launch import cdiv, launch
+from .launch import Launch, cdiv
 
 BLOCK_M, BLOCK_C = 8, 64
 SIZES = ("batch", "channels", "height", "width", "output_h", "output_w", "ratio")
@@ -228,65 +233,67 @@ def backward_kernel(
         tl.store(at + bins, tl.where(of_y == 0, 0.0, of_y * (y_reach / count)), mask=exists)
 
 
-def _launch(kernel, size, rois, offset, output_size, scale, ratio, gamma, aligned, **arguments) -> None:
-    """Launch a kernel for maps of this size, ``(N, C, H, W)``. Without ``offset``: RoIAlign."""
+def _launch(kernel: Any, call: Any, size: Sequence[int], bins: Sequence[int], **wanted: bool) -> Callable:
+    """Prepare a launch for maps of this size, ``(N, C, H, W)``. Calls without ``offset`` are RoIAlign's."""
     batch, channels, height, width = size
-    output_h, output_w = output_size
-    arguments |= {
-        "rois": rois.float().contiguous(), "offset": None if offset is None else offset.float().contiguous(),
+    is_moved = "offset" in call._fields
+    arguments = {
         "batch": batch, "channels": channels, "height": height, "width": width,
-        "output_h": output_h, "output_w": output_w, "scale": scale, "ratio": max(ratio, 0), "gamma": gamma,
-        "ALIGNED": aligned, "MOVED": offset is not None, "BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C,
+        "output_h": bins[0], "output_w": bins[1],
+        "scale": call.spatial_scale, "ratio": max(call.sampling_ratio, 0),
+        "gamma": call.gamma if is_moved else 0.0, "ALIGNED": is_moved or call.aligned, "MOVED": is_moved,
+        "BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, **wanted,
     }  # fmt: skip
+    launch, tiles = Launch(kernel, arguments, rows=True), cdiv(math.prod(bins), BLOCK_M)
     blocks = cdiv(channels, BLOCK_C) if kernel is forward_kernel else 1
-    tiles = cdiv(output_h * output_w, BLOCK_M)
-    launch(kernel, len(rois) * tiles, rois.device, arguments, second=blocks)
+
+    def run(call: Any, tensors: dict[str, Tensor]) -> None:
+        tensors["rois"] = call.rois.float().contiguous()
+        if is_moved:
+            tensors["offset"] = call.offset.float().contiguous()
+        launch(len(call.rois) * tiles, tensors, blocks)
+
+    return run
 
 
-def _forward(input, rois, offset, output_size, *options) -> Tensor:
-    output = input.new_empty((len(rois), input.shape[1], *output_size))
-    if output.numel() > 0:
-        maps, size = to_channels_last(input), tuple(input.shape)
-        _launch(forward_kernel, size, rois, offset, output_size, *options, input=maps, output=output)
-    return output
+def forward(call: Any) -> Callable[[Any], Tensor]:
+    """Return the plan of the pooled maps."""
+    shape = (call.input.shape[1], call.output_h, call.output_w)
+    launch = _launch(forward_kernel, call, call.input.shape, shape[1:])
+    to_last = to_channels_last(call.input)
+
+    def run(call: Any) -> Tensor:
+        output = call.input.new_empty((len(call.rois), *shape))
+        launch(call, {"input": to_last(call.input), "output": output})
+        return output
+
+    return run
 
 
-def _backward(grad_output, input, size, rois, offset, options, needed) -> tuple[Tensor, Tensor]:
-    """Return the gradients of input and offset (in float32); they are empty if they are not needed."""
-    grad_input = grad_offset = grad_output.new_empty(0)
-    if needed[0]:
-        grad_input = torch.zeros(size, dtype=torch.float32, device=grad_output.device)
-        grad_input = grad_input.contiguous(memory_format=torch.channels_last)
-    if needed[1]:
-        grad_offset = torch.zeros(offset.shape, dtype=torch.float32, device=grad_output.device)
-    if grad_output.numel() > 0:
-        _launch(
-            backward_kernel, size, rois, offset, tuple(grad_output.shape[2:]), *options,
-            grad_output=grad_output.contiguous(), input=None if input is None else to_channels_last(input),
-            grad_input=grad_input, grad_offset=grad_offset, WANT_INPUT=needed[0], WANT_OFFSET=needed[1],
-        )  # fmt: skip
-    if needed[0]:
-        grad_input = from_channels_last(grad_input, grad_output.new_empty(0, 0, 0, 0))
-    return grad_input, grad_offset
+def backward(call: Any) -> Callable[[Any], Tensor | tuple[Tensor, ...]]:
+    """Return the plan of the gradients of input and offset, which are empty if they are not needed."""
+    is_moved = "offset" in call._fields
+    size = call.input.shape if is_moved else tuple(call.input_size)
+    want_input, want_offset = call.output_mask if is_moved else (True, False)
+    bins, wanted = call.grad_output.shape[2:], {"WANT_INPUT": want_input, "WANT_OFFSET": want_offset}
+    launch = _launch(backward_kernel, call, size, bins, **wanted)
+    from_last = from_channels_last(size, call.grad_output.new_empty(0, 0, 0, 0))
+    to_last = to_channels_last(call.input if is_moved else call.grad_output)
+    new = partial(torch.empty, dtype=torch.float32, device=call.grad_output.device)
 
+    def run(call: Any) -> Tensor | tuple[Tensor, ...]:
+        tensors, grad_output = {"grad_output": call.grad_output.contiguous()}, call.grad_output
+        of_input = grad_output.new_empty(0)
+        if want_input:
+            tensors["grad_input"] = new(size, memory_format=torch.channels_last).zero_()
+        if want_offset:
+            tensors |= {"input": to_last(call.input), "grad_offset": new(call.offset.shape).zero_()}
+        launch(call, tensors)
+        if want_input:
+            of_input = from_last(tensors["grad_input"])
+        if not is_moved:
+            return of_input
+        of_offset = tensors["grad_offset"] if want_offset else call.offset.new_empty(0)
+        return of_input, of_offset.to(call.offset.dtype)
 
-def roi_align(input, rois, output_h, output_w, spatial_scale, sampling_ratio, aligned) -> Tensor:
-    return _forward(input, rois, None, (output_h, output_w), spatial_scale, sampling_ratio, 0.0, aligned)
-
-
-def roi_align_backward(grad_output, rois, input_size, spatial_scale, sampling_ratio, aligned) -> Tensor:
-    options = (spatial_scale, sampling_ratio, 0.0, aligned)
-    return _backward(grad_output, None, tuple(input_size), rois, None, options, [True, False])[0]
-
-
-def deform_roi_pool(input, rois, offset, output_h, output_w, spatial_scale, sampling_ratio, gamma) -> Tensor:
-    options = (spatial_scale, sampling_ratio, gamma, True)
-    return _forward(input, rois, offset, (output_h, output_w), *options)
-
-
-def deform_roi_pool_backward(
-    grad_output, input, rois, offset, spatial_scale, sampling_ratio, gamma, output_mask
-) -> tuple[Tensor, Tensor]:
-    options = (spatial_scale, sampling_ratio, gamma, True)
-    gradients = _backward(grad_output, input, tuple(input.shape), rois, offset, options, output_mask)
-    return gradients[0], gradients[1].to(offset.dtype)
+    return run
