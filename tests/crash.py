@@ -41,7 +41,7 @@ from dcnzoo.openmmlab.checkpoints import load_file
 from tests.demo import DEFORMABLE, write_tiny_config
 from tests.processes import ROOT
 
-EPOCHS, LENGTH = 4, 3  # a training by iterations saves and validates every LENGTH iterations
+EPOCHS = 4
 CHANCE = random.Random(0)  # a generator of its own: the trainings use the global one
 # (workers, persistent_workers) of the data loader
 LOADERS = [(0, False), (2, False), (2, True)]
@@ -76,7 +76,15 @@ class Kind:
     @property
     def unit(self) -> int:
         """By how much the numbers of two checkpoints differ."""
-        return 1 if self.by == "epochs" else LENGTH
+        return 1 if self.by == "epochs" else self.length
+
+    @property
+    def length(self) -> int:
+        """Iterations of an epoch; a training by iterations saves and validates after as many.
+
+        A checkpoint does not contain gradients, so a step of the optimizer ends before it.
+        """
+        return 4 if self.accumulate else 3
 
     @property
     def loop(self) -> type:
@@ -90,15 +98,16 @@ def write_config(folder: Path, loader: int, kind: Kind) -> Path:
         "train_dataloader__persistent_workers": persistent,
         "optim_wrapper__accumulative_counts": 2 if kind.accumulate else 1,
     }
-    pictures = LENGTH * 2 * kind.ranks
+    pictures = kind.length * 2 * kind.ranks
     path = folder / f"loader{loader}.py"
     write_tiny_config(path, folder / "data", DEFORMABLE, train=pictures, val=2, epochs=EPOCHS, **settings)
     cfg = Config.fromfile(path)
     if not kind.ema:
         cfg.custom_hooks = []
     if kind.by == "iterations":
-        cfg.train_cfg = {"type": "IterBasedTrainLoop", "max_iters": EPOCHS * LENGTH, "val_interval": LENGTH}
-        cfg.default_hooks.checkpoint.update(by_epoch=False, interval=LENGTH)
+        loop = {"max_iters": EPOCHS * kind.length, "val_interval": kind.length}
+        cfg.train_cfg = {"type": "IterBasedTrainLoop", **loop}
+        cfg.default_hooks.checkpoint.update(by_epoch=False, interval=kind.length)
         cfg.log_processor = {"type": "LogProcessor", "window_size": 1, "by_epoch": False}
         cfg.train_dataloader.sampler = {"type": "InfiniteSampler"}
     cfg.dump(path)
@@ -220,12 +229,14 @@ def assert_same(a: object, b: object) -> None:
 def assert_resumed(text: str, last: int | None, kind: Kind) -> None:
     """Check that the run continued after the newest checkpoint of the process before, number ``last``."""
     resumed = re.findall(r"resumed epoch: (\d+), iter: (\d+)", text)
-    position = {"epochs": (str(last), str(LENGTH * (last or 0))), "iterations": ("0", str(last))}[kind.by]
+    position = str(last), str(kind.length * (last or 0))
+    if kind.by == "iterations":
+        position = "0", str(last)
     # empty if the process died before it resumed
     assert resumed in ([], [] if last is None else [position]), (last, text)
-    begun = (
-        rf"Epoch\(train\) +\[(\d+)\]\[1/{LENGTH}\]" if kind.by == "epochs" else r"Iter\(train\) +\[ *(\d+)/"
-    )
+    begun = r"Iter\(train\) +\[ *(\d+)/"
+    if kind.by == "epochs":
+        begun = rf"Epoch\(train\) +\[(\d+)\]\[1/{kind.length}\]"
     trained = [int(number) for number in re.findall(begun, text)]
     assert trained == [(last or 0) + 1 + i for i in range(len(trained))], (last, text)
 

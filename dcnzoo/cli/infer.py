@@ -153,7 +153,8 @@ def _write(
             seconds = f"{time.monotonic() - began:.2f} s"
             counts = none_above(result) if shown == "table" and not len(result) else _counts(result.names)
             if second := len(result) - len(result.with_one_label()):
-                counts += f" ({second} of them a second label of one box, which drawings leave out)"
+                labels = counted(second, "second labels")
+                counts += f" (with {labels} of a box, which drawings leave out)"
             print(f"{printable(result.path)}: {counts}, {seconds}", flush=True)
         if shown == "table" and len(result):
             scores, boxes = result.scores.tolist(), result.boxes.tolist()

@@ -27,7 +27,7 @@ from dcnzoo.utils.text import nearest
 VARIABLE = "DCNZOO_PATCHES"
 OPERATORS = ("deform_conv", "modulated_deform_conv", "deform_roi_pool", "multi_scale_deform_attn")
 REGISTERED = ("DCN", "DCNv2", "MultiScaleDeformableAttention", "CocoDataset", "CocoMetric")
-OF_DATA = ("skip_unreadable_images",)  # applied with some of REGISTERED; in dcnzoo.openmmlab.datasets
+OF_DATA = ("errors_name_pictures",)  # applied with some of REGISTERED; in dcnzoo.openmmlab.datasets
 CUDA = "cuda"
 
 _ABSENT = object()

@@ -39,7 +39,6 @@ class CocoTruth:
         images, categories: in the order of the file.
         numbers: image id → the indices of its annotations.
         images_of: category id → the ids of the images with its annotations.
-        trained: ids of the categories with objects to train on.
         ignored: number of objects with ``ignore`` but without ``iscrowd``. pycocotools counts them in the AP;
             MMDetection does not train them.
     """
@@ -48,7 +47,7 @@ class CocoTruth:
         self.content, self.masks = content, masks
         self.images, self.categories = list[Image](), list[Category]()
         self.numbers, self.images_of = defaultdict[Any, list[int]](list), defaultdict[Any, set](set)
-        self.trained, self.ignored = set[Any](), 0
+        self.ignored = 0
         self.problems = [*self._read()]
 
     def _read(self) -> Iterator[Finding]:
@@ -89,9 +88,7 @@ class CocoTruth:
         """Note an annotation; return its problem."""
         self.numbers[entry.image_id].append(number)
         self.images_of[entry.category_id].add(entry.image_id)
-        if not (entry.iscrowd or entry.ignore):
-            self.trained.add(entry.category_id)
-        elif not entry.iscrowd:
+        if entry.ignore and not entry.iscrowd:
             self.ignored += 1
         try:
             _, text, kind = judge(entry, size, entry.category_id in categories, self.masks)

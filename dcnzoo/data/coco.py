@@ -44,10 +44,10 @@ class Coco(Reader):
         content, stated = self.tree.json[file], self.tree.split_of(file, own=True)
         numbers, used, ignored = _by_image(file, content, dataset)
         if ignored:
-            text = (
-                f"{counted(ignored, 'objects')} with ignore=1: crowds, neither trained nor counted in the AP"
+            number = counted(ignored, "objects")
+            self.notes.append(
+                f"{file}: {number} with ignore=1: crowds, neither trained nor counted in the AP"
             )
-            self.notes.append(f"{file}: {text}")
         read = partial(_object, _classes(content, used, dataset))
         for position, image in content.entries("images", strict=False):
             with dataset.refusing(f"{file}: images[{position}]"):

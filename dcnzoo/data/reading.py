@@ -47,7 +47,7 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
     try:
         reader = _reader(path, tree, of_read)
         classes = dict.fromkeys(of_read.classes or reader.classes)
-        data = Dataset(classes, of_read, path, reader.name, reader.position)
+        data = Dataset(classes, of_read, path, format=reader.name, position=reader.position)
         reader.read(data)
     except InvalidAnnotation as error:
         raise UserError(f"{path}: {error}") from None
@@ -155,7 +155,7 @@ def _notes_of_masks(splits: Mapping[str, Dataset]) -> Iterator[str]:
     parts = (each.mask for each in outlined)
     has_corners = all(isinstance(mask, list) and [*map(len, mask)] == [8] for mask in parts)
     if has_corners and any(each.area < 0.99 * each.bbox[2] * each.bbox[3] for each in outlined):
-        yield "every polygon has four corners: oriented boxes? upright boxes and masks are learnt"
+        yield "every polygon has four corners: oriented boxes? upright boxes and masks are used"
 
 
 def _unused(tree: Tree, reader: Reader, data: Dataset) -> list[str]:

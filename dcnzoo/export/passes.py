@@ -1,7 +1,5 @@
 """Changes to traced programs and ONNX graphs that torch's exporter needs, and corrections of its graphs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,20 +7,6 @@ import torch
 if TYPE_CHECKING:
     import onnx
     import onnx_ir
-
-
-@contextmanager
-def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
-    """Context that restores the attributes of all modules at its end.
-
-    ``torch.export`` replaces dictionaries that several modules share by copies.
-    """
-    attributes = [(part, dict(vars(part))) for part in model.modules()]
-    try:
-        yield
-    finally:
-        for part, values in attributes:
-            vars(part).update(values)
 
 
 def check_ranges(program: torch.export.ExportedProgram) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -35,38 +34,24 @@ def finish_file(
     if path.suffix == ".xml":
         save_ir(graph, path, options.precision == "float16")
         graph.unlink()
-    elif options.img_shape == "optional":
+    elif has_default_size(options):
         model = onnx.load(graph)
-        if any(value.name == SIZES for value in model.graph.input):
-            onnx.save(_with_default_size(model), graph)
+        for value in model.graph.input:
+            if value.name == SIZES:
+                _add_default(model, value)
+        onnx.save(model, graph)
     return options.files
 
 
-def _with_default_size(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Make ``img_shape`` optional: by default, -1 for all images.
+def has_default_size(options: ExportOptions) -> bool:
+    """Whether ``img_shape`` has a default, of one row for all images. OpenVINO's IR has no defaults."""
+    return options.img_shape == "optional" and options.files[0].suffix == ".onnx"
 
-    An initializer with the name of an input is its default value. As the number of images may be dynamic, it
-    has one row, which is repeated.
-    """
-    graph, helper = model.graph, onnx.helper
-    images, sizes = (next(value for value in graph.input if value.name == name) for name in ("input", SIZES))
-    count, rows = images.type.tensor_type.shape.dim[0], sizes.type.tensor_type.shape.dim[0]
-    if not count.dim_value:
-        rows.dim_param = "sizes"
-        for node in graph.node:
-            node.input[:] = [f"{SIZES}_of_images" if name == SIZES else name for name in node.input]
-        constants = {"image_axis": [0], "two_numbers": [2]}
-        for name, value in constants.items():
-            graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), f"{SIZES}_{name}"))
-        nodes = (
-            ("Shape", ["input"], f"{SIZES}_input"),
-            ("Gather", [f"{SIZES}_input", f"{SIZES}_image_axis"], f"{SIZES}_count"),
-            ("Concat", [f"{SIZES}_count", f"{SIZES}_two_numbers"], f"{SIZES}_shape"),
-            ("Expand", [SIZES, f"{SIZES}_shape"], f"{SIZES}_of_images"),
-        )
-        for i, (operator, inputs, output) in enumerate(nodes):
-            options: dict[str, Any] = {"axis": 0} if operator in ("Gather", "Concat") else {}
-            graph.node.insert(i, helper.make_node(operator, inputs, [output], **options))
-    default = np.full((max(count.dim_value, 1), 2), -1, np.int64)
-    graph.initializer.append(onnx.numpy_helper.from_array(default, SIZES))
-    return model
+
+def _add_default(model: onnx.ModelProto, sizes: onnx.ValueInfoProto) -> None:
+    """Add an initializer with the name of an input: its default value."""
+    rows = sizes.type.tensor_type.shape.dim[0]
+    default = np.full((rows.dim_value, 2), -1, np.int64)
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+        rows.dim_param = "sizes"  # one, or as many as images
+    model.graph.initializer.append(onnx.numpy_helper.from_array(default, SIZES))

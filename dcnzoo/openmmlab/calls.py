@@ -1,7 +1,7 @@
 """Change settings of an MMDetection model while its detector is called, and restore them afterwards.
 
 Calls of different detectors run at the same time. While an export traces a detector, none runs: the tracing
-replaces methods of MMDetection's classes, and torch has one flag for the process.
+replaces functions of MMDetection, and torch has one flag for the process.
 """
 
 import contextlib

@@ -25,8 +25,9 @@ def data_sets(cfg: Mapping) -> Iterator[tuple[str, Mapping, dict]]:
     """Yield every data set's loader, config and declared metainfo."""
     for loader in LOADERS:
         outer = cfg[loader].get("dataset") if isinstance(cfg.get(loader), Mapping) else None
-        for dataset in inner_data_sets(outer) if isinstance(outer, Mapping) else ():
-            yield loader, dataset, declared_metainfo(dataset)
+        if isinstance(outer, Mapping):
+            for dataset in inner_data_sets(outer):
+                yield loader, dataset, declared_metainfo(dataset)
 
 
 def declared_metainfo(dataset: Mapping) -> dict:
@@ -61,8 +62,10 @@ def numbers(model: Mapping) -> Iterator[tuple[str, dict, str, int]]:
     The value may be the default of the part's class, as for mask heads. Detectors with a language model are
     left out: they use words instead of a fixed number of classes.
     """
-    for path, node in dicts(model, "model") if "language_model" not in model else ():
-        parameters = arguments(kind) if (kind := class_of(node)) else {}
+    if "language_model" in model:
+        return
+    for path, node in dicts(model, "model"):
+        parameters = arguments(class_of(node))
         for key in NUMBERS[1:] if OTHERS & {*path.split(".")} else NUMBERS:
             value = node.get(key, parameters[key].default if key in parameters else None)
             if isinstance(value, int) and not isinstance(value, bool):

@@ -28,11 +28,7 @@ from dcnzoo.export.options import ExportOptions, ExportResult
 from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export.preprocessing import require_colour
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
-from dcnzoo.openmmlab.results import (
-    instances_of,
-    require_masks_of_image_size,
-    to_detections,
-)
+from dcnzoo.openmmlab.results import instances_of, require_masks_of_image_size, to_detections
 from dcnzoo.utils.errors import UserError, one_line
 from dcnzoo.utils.memory import KeptMemory
 from dcnzoo.utils.text import few
@@ -176,7 +172,7 @@ class TorchDetector(BaseDetector):
         batch = pseudo_collate(inputs)
         with torch.no_grad(), autocast, call_settings(model, threshold, mixed):
             samples = model.test_step(batch)
-            require_masks_of_image_size(model, samples)
+            require_masks_of_image_size(type(model).__name__, samples)
             instances = [instances_of(sample) for sample in samples]
             self._require_finite(batch, instances)
         return [to_detections(each, threshold) for each in instances]

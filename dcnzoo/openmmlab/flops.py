@@ -1,19 +1,17 @@
 """Count the operations of a detector."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from mmdet.models import CascadeRoIHead
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcnzoo.compat.patches import Changes
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.utils.errors import UserError, one_line
@@ -61,32 +59,14 @@ def input_size(cfg: Config, model: nn.Module) -> tuple[int, int]:
     return steps.padded(steps.scale[::-1])
 
 
-MASKS = 100  # per image; MMDetection's convention for the operations of a mask head
-
-
 def count_operations(model: Any, batch: dict) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Count a forward pass's multiply-adds by operator; also return the shape of the backbone's input.
-
-    Mask heads are counted for the first 100 proposals, also those of Cascade Mask R-CNN, where MMDetection's
-    ``forward`` would run them on all.
-    """
+    """Count a forward pass's multiply-adds by operator; also return the shape of the backbone's input."""
     from dcnzoo.ops.flops import register
 
     register()
+    model.requires_grad_(False)  # the counter fails at parts of parameters (DETR's queries) without a graph
     data = model.data_preprocessor(batch)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, Changes() as changes:
-        roi_head: Any = getattr(model, "roi_head", None)
-        if type(roi_head) is CascadeRoIHead and roi_head.with_mask:
-            changes.wrap(roi_head, "_mask_forward", _first_masks)
+    with FlopCounterMode(display=False) as counter:
         model(data["inputs"], data["data_samples"], mode="tensor")
     counts = counter.get_flop_counts()["Global"]
     return {str(operator): flops // 2 for operator, flops in counts.items()}, tuple(data["inputs"].shape)
-
-
-def _first_masks(
-    forward: Callable[..., dict[str, Tensor]], stage: int, x: tuple[Tensor, ...], rois: Tensor
-) -> dict[str, Tensor]:
-    """Restrict the mask heads of Cascade Mask R-CNN to the first proposals; the other masks are zero."""
-    masks = forward(stage, x, rois[:MASKS])["mask_preds"]
-    return {"mask_preds": masks.new_zeros(len(rois), *masks.shape[1:])}

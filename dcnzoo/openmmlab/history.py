@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ _WORDS = {
 PARTS = ("class loss", "box loss", "mask loss")
 VALIDATED = "validation_step"  # the epoch or iteration after which a validation ran
 BEGAN = "began_after"  # the epoch or iteration after which a process began to train
-NUMBER = "start_number"  # number of the start in the work directory, from 1
 _LOGS = "*/vis_data/scalars.json"
 Rows = dict[int, dict[str, float]]  # iteration or epoch → values by name
 
@@ -38,9 +37,9 @@ def loss_parts(losses: Mapping[str, float]) -> dict[str, float]:
 class History:
     """The numbers in ``work_dir/*/vis_data/scalars.json``.
 
-    A row with ``loss`` comes from training. :class:`~dcnzoo.openmmlab.hooks.ResumeHook` writes the number
-    of a start and where it began, and adds ``validation_step`` to the rows of validations. Without this hook,
-    a row with ``time`` but no loss is a validation. Other hooks may write other rows.
+    A row with ``loss`` comes from training. :class:`~dcnzoo.openmmlab.hooks.ResumeHook` writes where a start
+    began, and adds ``validation_step`` to the rows of validations. Without this hook, a row with ``time`` but
+    no loss is a validation. Other hooks may write other rows.
 
     Attributes:
         training: iteration → loss, its parts, learning rate, time and other logged values.
@@ -56,8 +55,8 @@ class History:
     def read(cls, work_dir: Path) -> "History":
         """Read the logs of all starts. A later start replaces the entries after the point where it began."""
         training, validation, offsets = Rows(), Rows(), Rows()
-        for log in _in_order(files_beside(work_dir, _LOGS)):
-            for entry in log:
+        for log in sorted(files_beside(work_dir, _LOGS)):  # MMEngine names a start's folder after its time
+            for entry in _entries(log):
                 step = entry["step"]
                 figures = {
                     k.removeprefix("offsets/"): v for k, v in entry.items() if k.startswith("offsets/")
@@ -84,25 +83,6 @@ def _before(rows: Rows, began: Mapping[str, float]) -> Rows:
     """Return the rows before a start, without those of an interrupted epoch that is repeated."""
     earlier = {step: row for step, row in rows.items() if step <= began["step"]}
     return {step: row for step, row in earlier.items() if row.get("epoch", 0) <= began[BEGAN]}
-
-
-def next_number(work_dir: Path) -> int:
-    """Return the number of the next start in a work directory."""
-    return 1 + max((_number(_entries(log)) for log in files_beside(work_dir, _LOGS)), default=0)
-
-
-def _number(log: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of the last start in a log; 0 in one that mmengine's own tools wrote."""
-    return max((entry.get(NUMBER, 0) for entry in log), default=0)
-
-
-def _in_order(files: Iterable[Path]) -> list[list[dict[str, Any]]]:
-    """Return the logs in the order of their start numbers; a log without one follows the file before it."""
-    highest, numbered = 0, list[tuple[int, list]]()
-    for log in map(_entries, sorted(files)):
-        highest = max(highest, _number(log))
-        numbered.append((_number(log) or highest, log))
-    return [log for _, log in sorted(numbered, key=lambda each: each[0])]
 
 
 def _entries(log: Path) -> list[dict[str, Any]]:

@@ -17,14 +17,14 @@ def instances_of(sample: BaseDataElement) -> InstanceData:
     return sample.pred_instances
 
 
-def require_masks_of_image_size(model: object, samples: Sequence[BaseDataElement]) -> None:
+def require_masks_of_image_size(owner: str, samples: Sequence[BaseDataElement | dict]) -> None:
     """Raise ModelError if the masks in a sample have another height or width than its picture.
 
     Without this check, masks of a wrong size would be compared or drawn without a warning.
 
     Args:
-        model: the detector, whose class the error names.
-        samples: results of ``model.test_step``. Samples without masks or ``ori_shape`` are not checked.
+        owner: the detector or metric that the error names.
+        samples: results of ``test_step``. Samples without masks or ``ori_shape`` are not checked.
     """
     for sample in samples:
         instances, size = sample.get("pred_instances"), sample.get("ori_shape")
@@ -33,8 +33,7 @@ def require_masks_of_image_size(model: object, samples: Sequence[BaseDataElement
         if len(shape) == 3 and shape[0] and size is not None and tuple(shape[1:]) != tuple(size[:2]):
             (height, width), (expected_height, expected_width) = shape[1:], size[:2]
             expected = f"{expected_width} × {expected_height} pixels, as the picture"
-            name = type(model).__name__
-            raise ModelError(f"{name}: masks: expected {expected}, got {width} × {height}")
+            raise ModelError(f"{owner}: masks: expected {expected}, got {width} × {height}")
 
 
 def to_detections(instances: InstanceData, threshold: float) -> Detections:

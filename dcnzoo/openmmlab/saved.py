@@ -49,7 +49,7 @@ class SavedCheckpoints:
         by_epoch: whether the number in a name is that of an epoch, not of an iteration.
 
     Raises:
-        UserError: the number cannot be read from such names.
+        UserError: ``template`` has not one place for the number, or ``out_dir`` is no local folder.
     """
 
     work_dir: Path
@@ -58,16 +58,13 @@ class SavedCheckpoints:
     by_epoch: bool = True
 
     def __post_init__(self) -> None:
-        try:
-            names = {number: self.template.format(number) for number in (1, 10**6)}
-            is_told = all(self.step(Path(name)) == number for number, name in names.items())
-        except (ValueError, LookupError, AttributeError, TypeError):
-            is_told = False
-        if not is_told or "/" in self.template:
+        if not re.fullmatch(r"[^/{}]*{[^/{}]*}[^/{}]*", self.template):
             raise UserError(
                 "default_hooks.checkpoint.filename_tmpl: expected a name with one {} for the number, such as "
                 f"epoch_{{}}.pth, got {self.template}"
             )
+        if "://" in str(self.out_dir):
+            raise UserError(f"default_hooks.checkpoint.out_dir: expected a local folder, got {self.out_dir}")
 
     @classmethod
     def of(cls, cfg: Config) -> "SavedCheckpoints":
@@ -78,20 +75,16 @@ class SavedCheckpoints:
         return cls(Path(cfg.work_dir), template, hook.get("out_dir"), by_epoch)
 
     @property
-    def is_local(self) -> bool:
-        return "://" not in str(self.out_dir)
-
-    @property
     def folder(self) -> Path:
         work_dir = Path(os.path.abspath(self.work_dir))
-        if self.out_dir is None or str(self.out_dir) == str(work_dir) or not self.is_local:
+        if self.out_dir is None or str(self.out_dir) == str(work_dir):
             return self.work_dir
         return Path(self.out_dir, work_dir.name)
 
     @property
     def is_apart(self) -> bool:
-        """Whether the checkpoints are in a local folder other than the work directory."""
-        return self.is_local and os.path.realpath(self.folder) != os.path.realpath(self.work_dir)
+        """Whether the checkpoints are in another folder than the work directory."""
+        return os.path.realpath(self.folder) != os.path.realpath(self.work_dir)
 
     def has(self, file: str | os.PathLike) -> bool:
         """Return whether a file is in the folder of the checkpoints."""
@@ -119,9 +112,9 @@ class SavedCheckpoints:
     def numbered(self) -> dict[int, Path]:
         """Return the checkpoints of the training by their epoch or iteration."""
         paths = ((self.step(path), path) for path in self.folder.glob("*"))
-        return {step: path for step, path in paths if step is not None and _is_written(path)}
+        return {step: path for step, path in paths if step is not None and path.is_file()}
 
-    def undamaged(self) -> Path | str | None:
+    def undamaged(self) -> Path | None:
         """Return the latest undamaged checkpoint, to resume from; None if there is none.
 
         A warning names the later, damaged ones. If the names follow another config's template, the checkpoint
@@ -130,16 +123,13 @@ class SavedCheckpoints:
         Raises:
             UserError: all are damaged.
         """
-        if not self.is_local:  # only mmengine's backend can read it
-            return (read_beside(self.work_dir / LAST) or "").strip() or None
         last = last_checkpoint(self.work_dir)
-        if last and self.has(last) and self.step(last) is None and _is_written(last):
+        if last and self.has(last) and self.step(last) is None and last.is_file():
             return last
         damaged = 0
         for _, path in sorted(self.numbered().items(), reverse=True):
             try:
-                if path.is_file():  # sharded optimizers save folders
-                    load_file(path, map_location="meta")
+                load_file(path, map_location="meta")
                 return path
             except CheckpointError as error:
                 damaged += 1
@@ -170,14 +160,9 @@ class SavedCheckpoints:
     @property
     def can_resume(self) -> bool:
         """Whether there is a checkpoint to resume from; a killed process may not have written ``LAST``."""
-        return bool(self.numbered()) if self.is_local else os.path.lexists(self.work_dir / LAST)
+        return bool(self.numbered())
 
     @property
     def exist(self) -> bool:
         """Whether a training has written checkpoints, even if only the best one is left."""
         return os.path.lexists(self.work_dir / LAST) or bool(self.files())
-
-
-def _is_written(path: Path) -> bool:
-    """Return whether a path is a regular file, or a folder with files, as sharded optimizers save them."""
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))

@@ -1,5 +1,6 @@
 """The flops and bench commands, compared with values computed by hand."""
 
+import copy
 import re
 
 import numpy as np
@@ -10,7 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.timing import Timing, agreement, table
 from dcnzoo.layers import DCNv3, DCNv4
+from dcnzoo.openmmlab.flops import count_operations, random_batch
+from dcnzoo.openmmlab.runs import execute
 from dcnzoo.ops.flops import register_with_torch
+from dcnzoo.zoo.source import resolve
 
 from ..commands import run
 from ..demo import DEFORMABLE as DEMO
@@ -49,6 +53,22 @@ def test_flops():
     assert plain["Params"] == pytest.approx(558_509 / 1e6, abs=0.005)
     parts = sum(value for name, value in plain.items() if name.startswith("aten"))
     assert plain["Flops"] == pytest.approx(parts, abs=0.01)
+
+
+def test_operations_of_queries_without_a_graph():
+    """With a graph, torch's counter can follow the queries, which are parts of a parameter."""
+    settings = {"backbone.depth": 18, "backbone.init_cfg": None, "neck.in_channels": [128, 256, 512]}
+    settings |= {"encoder.num_layers": 1, "decoder.num_layers": 2}
+    recipe = resolve("deformable-detr_r50_16xb2-50e_coco").recipe(
+        {f"model.{key}": value for key, value in settings.items()}
+    )
+    batch = random_batch(64, 96)
+    model = execute.build(recipe)
+    data = model.data_preprocessor(copy.deepcopy(batch))
+    with FlopCounterMode(display=False) as counter:
+        model(data["inputs"], data["data_samples"], mode="tensor")
+    counts, _ = count_operations(model, batch)
+    assert sum(counts.values()) == counter.get_total_flops() // 2 > 0
 
 
 # Times

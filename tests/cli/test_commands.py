@@ -35,7 +35,7 @@ RIGHT = [  # run in this order: some read files that others have written
     ("infer --demo --out demo", "written: demo/detections.json and 1 file"),
     ("infer MODEL a.png", "written: work_dirs/infer/detections.json"),
     ("infer MODEL a.png", "written: work_dirs/infer_2/detections.json"),
-    ("infer MODEL a.png --score-threshold 0.01 --json --out low", r"\(\d+ of them a second label of one box"),
+    ("infer MODEL a.png --score-threshold 0.01 --json --out low", r"\(with \d+ second labels? of a box"),
     ("infer MODEL photos --json --out json --polygons", "written: json/detections.json$"),
     ("infer MODEL 'photos/*.png' --out found --jpeg --batch-size 2", "3 files in found"),
     ("infer MODEL photos --out found --force", "3 files in found"),

@@ -23,7 +23,9 @@ from mmengine.runner import Runner
 from torch.multiprocessing import start_processes
 
 from dcnzoo.openmmlab.hooks.summary import _processes
+from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.runs import ranks
+from dcnzoo.openmmlab.runs.options import write_options
 from dcnzoo.openmmlab.runs.ranks import joined
 from dcnzoo.utils.errors import JointError, UserError
 
@@ -31,10 +33,6 @@ from .worker import compare_gradients
 
 RANKS = 3
 CONTEXTS = ExitStack()
-
-
-class Data(list):
-    get_data_info = list.__getitem__
 
 
 @METRICS.register_module()
@@ -71,7 +69,8 @@ def join(rank: int, port: int, cfg: Config) -> None:
 def check(rank: int, folder: Path, port: int) -> None:
     (folder / str(rank)).mkdir()
     os.chdir(folder / str(rank))
-    settings = dict(model=dict(depth=50, classes=("a", "b"), init="/on/machine/0"), train_dataloader={})
+    settings = dict(model=dict(depth=50, classes=("a", "b"), init="/on/machine/0"))
+    settings |= dict(train_dataloader={}, val_dataloader={})
     cfg = Config(dict(settings, launcher="pytorch", work_dir=str(folder / "work")))
     join(rank, port, cfg)
 
@@ -89,8 +88,7 @@ def check(rank: int, folder: Path, port: int) -> None:
 
     def start(train=(), val=(), file=None, resume=False):
         loops = (
-            SimpleNamespace(dataloader=SimpleNamespace(dataset=Data(each), num_workers=0))
-            for each in (train, val)
+            SimpleNamespace(dataloader=SimpleNamespace(dataset=each, num_workers=0)) for each in (train, val)
         )
         names = dict(zip(("_train_loop", "_val_loop"), loops, strict=True), _test_loop=dict(type="TestLoop"))
         hook.before_run(SimpleNamespace(_load_from=file, _resume=resume, **names))
@@ -112,16 +110,18 @@ def check(rank: int, folder: Path, port: int) -> None:
     assert _processes(runner) == "3 on 3 machines"
 
     # ranks compare the data and the checkpoint
-    annotations = [dict(img_path=f"/{rank}/a.jpg", instances=[[0, 1.5]])]
     checkpoint = folder / str(rank) / "file.pth"
+    for loader in ("train", "val"):
+        files = dict(data_root=str(checkpoint.parent), ann_file=f"{loader}.json")
+        cfg[f"{loader}_dataloader"].dataset = files
+        (checkpoint.parent / f"{loader}.json").write_text("[]")
     torch.save({"weights": torch.arange(3)}, checkpoint)
-    start(annotations, annotations * 2, str(checkpoint), True)
-    other = [dict(annotations[0], instances=[[0, 1.5 + (rank == 1)]])]
-    for data, text in (
-        ((annotations * (2 - (rank == 1)),), "train_dataloader: expected 2 pictures"),
-        ((annotations, other), "val_dataloader: expected 1 picture "),
-    ):
-        assert f"rank 1 on machine-1: {text}" in error_of(start, *data)
+    start("a", "aa", str(checkpoint), True)
+    differing = error_of(start, "a" * (2 - (rank == 1)))
+    assert "rank 1 on machine-1: train_dataloader: expected 2 pictures" in differing
+    (checkpoint.parent / "val.json").write_text(f"[{rank % 2}]")
+    assert "rank 1 on machine-1: val_dataloader, val.json: expected " in error_of(start)
+    (checkpoint.parent / "val.json").write_text("[]")
     torch.save({"weights": torch.arange(3) + (rank == 1)}, checkpoint)
     assert "rank 1 on machine-1: resume: expected file.pth" in error_of(start, (), (), str(checkpoint), True)
     assert "weights: expected file.pth" in error_of(start, (), (), str(checkpoint))
@@ -130,7 +130,9 @@ def check(rank: int, folder: Path, port: int) -> None:
 
     # results are collected without a common folder
     def build(settings):
-        return ranks.share_results(Runner.build_evaluator(None, settings), settings)
+        own = Config(dict(cfg.to_dict(), test_evaluator=settings))
+        write_options(own, RunOptions(launcher="pytorch"))
+        return Runner.build_evaluator(None, own.test_evaluator)
 
     for settings in (
         dict(type="Numbers"),

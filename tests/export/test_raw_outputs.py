@@ -40,7 +40,22 @@ def test_decoded_in_numpy(family, options, monkeypatch):
     assert (labels == expected.labels).all()
 
 
-@pytest.mark.parametrize("family", ["Mask R-CNN", "DETR", "Deformable DETR"])
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [
+        ("RetinaNet", ["scores", "boxes"]),
+        ("FCOS", ["scores", "boxes", "factors"]),
+        ("RTMDet-Ins", ["scores", "boxes", "kernel_preds", "mask_feat"]),
+        ("CornerNet", ["tl_heats", "br_heats", "tl_embs", "br_embs", "tl_offs", "br_offs"]),
+    ],
+)
+def test_names(family, kinds):
+    """Offsets and kernels were called boxes or factors."""
+    names = RawHead(build(family)).names(torch.randn(1, 3, *size(family)))
+    assert list(dict.fromkeys(name.rpartition("_")[0] for name in names)) == kinds
+
+
+@pytest.mark.parametrize("family", ["Mask R-CNN", "DETR", "Deformable DETR", "SOLO"])
 def test_heads_that_need_more_than_features_are_refused(family):
     with pytest.raises(ValueError, match=r"^raw_outputs: .* not a single-stage detector"):
         RawHead(build(family))

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,12 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.compat.patches import Changes
+from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export import rules
+from dcnzoo.openmmlab.export.functions import keep_all, replace_everywhere
+from dcnzoo.openmmlab.export.mixins import boxes, layers, roi
 from dcnzoo.openmmlab.export.nms import of_class
 from dcnzoo.openmmlab.export.predict import Predictor
-from dcnzoo.openmmlab.export.replacements.boxes import keep_all
-from dcnzoo.openmmlab.export.replacements.layers import normalise_groups, sample_shifted
-from dcnzoo.openmmlab.export.replacements.roi import pool
-from dcnzoo.openmmlab.export.rules import replace_everywhere
 from dcnzoo.openmmlab.export.verify import compare
 from dcnzoo.utils.errors import UserError
 
@@ -79,8 +79,9 @@ def test_pooling_of_scaled_rois():
         dict(type="SingleRoIExtractor", roi_layer=layer, out_channels=2, featmap_strides=[4, 8, 16])
     )
     levels = [torch.randn(2, 2, 64 // s, 96 // s) for s in (1, 2, 4)]
-    boxes = torch.cat([boxes_of(20, 200.0), boxes_of(20, 40.0) * torch.tensor([1, 1, 4, 4])])
-    rois = torch.cat([torch.arange(40.0)[:, None] % 2, boxes], 1)
+    bboxes = torch.cat([boxes_of(20, 200.0), boxes_of(20, 40.0) * torch.tensor([1, 1, 4, 4])])
+    rois = torch.cat([torch.arange(40.0)[:, None] % 2, bboxes], 1)
+    pool = roi.SingleRoIExtractor.forward
     for factor in (None, 1.3):
         torch.testing.assert_close(pool(extractor, levels, rois, factor), extractor(levels, rois, factor))
     torch.testing.assert_close(pool(extractor, levels[:1], rois, 1.3), extractor(levels[:1], rois, 1.3))
@@ -89,7 +90,7 @@ def test_pooling_of_scaled_rois():
 def test_samples_of_a_shifted_map():
     feature, offset = torch.randn(1, 6, 7, 9), 3 * torch.randn(1, 12, 7, 9)
     expected = TOODHead.deform_sampling(None, feature, offset)
-    torch.testing.assert_close(sample_shifted(None, feature, offset), expected)
+    torch.testing.assert_close(layers.TOODHead.deform_sampling(None, feature, offset), expected)
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -99,7 +100,7 @@ def test_group_normalisation(affine):
         nn.init.normal_(parameter)
     for shape in ((2, 6, 5, 7), (4, 6, 3)):
         x = 3 + torch.randn(shape)
-        torch.testing.assert_close(normalise_groups(layer, x), layer(x))
+        torch.testing.assert_close(layers.GroupNorm.forward(layer, x), layer(x))
 
 
 def test_heads_are_accepted_by_what_they_override():
@@ -129,6 +130,42 @@ def test_heads_are_accepted_by_what_they_override():
         Predictor(detector)
     with pytest.raises(ValueError, match=r"detector: .*Sequential has no head"):
         Predictor(nn.Sequential())
+
+
+def test_a_rule_relies_on_the_methods_that_its_mixins_replace():
+    """Otherwise, the method of a user's subclass would be replaced, too."""
+    for rule in rules.RULES:
+        bases = [base for base in getattr(rule.mixin, "__mro__", ()) if base.__module__.startswith("dcnzoo.")]
+        methods = [each for base in bases for each in vars(base).values() if inspect.isfunction(each)]
+        own = {
+            each.__name__ for each in methods if "__class__" not in each.__code__.co_freevars
+        }  # no super()
+        assert {name for name in own if hasattr(rule.kind, name)} <= {*rule.relies_on}, rule.kind
+
+
+def test_a_detector_is_copied_with_its_own_settings():
+    detector = build("RetinaNet", score_thr=0.05).train()
+    with ThreadPoolExecutor(1) as pool:
+        with call_settings(detector, threshold=0.9):
+            copied = pool.submit(Predictor, detector)
+            wait([copied], timeout=1)
+        traced = copied.result().detector
+    assert traced.bbox_head.test_cfg.score_thr == 0.05 and not traced.bbox_head.training
+    assert detector.bbox_head.training
+
+
+def test_a_layer_with_a_method_of_its_own():
+    class OwnNorm(nn.GroupNorm):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    detector = build("FCOS")
+    convolutions = detector.bbox_head.cls_convs
+    convolutions[0].gn.__class__ = OwnNorm
+    traced = Predictor(detector).detector.bbox_head.cls_convs[0].gn
+    assert type(traced) is OwnNorm and type(convolutions[0].gn) is OwnNorm
+    assert traced.weight is convolutions[0].gn.weight
+    assert_agreement(detector, torch.randn(1, 3, *size("FCOS")))
 
 
 def test_a_head_with_its_own_decoding(family="DINO"):
@@ -197,7 +234,7 @@ def test_a_new_head_needs_one_rule(monkeypatch):
 
     detector = build("RetinaNet")
     detector.bbox_head.__class__ = NewHead
-    monkeypatch.setitem(rules.BY_KIND, NewHead, rules.Rule(NewHead, rules.DENSE))
+    monkeypatch.setitem(rules.BY_KIND, NewHead, rules.Rule(NewHead, rules.DENSE, boxes.DenseHead))
     assert_agreement(detector, torch.randn(1, 3, *size("RetinaNet")))
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.detect.sources import ModelError
-from dcnzoo.openmmlab.hooks import MaskSizeHook
+from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
 
 from ..export import detectors
@@ -83,10 +83,10 @@ def test_masks_of_another_size_are_an_error():
     assert detectors.loaded(right, PACK)(picture).masks.shape == (1, 30, 45)
     with pytest.raises(ModelError, match=r"OwnDetector: masks: expected 45 × 30 pixels.*got 30 × 45"):
         detectors.loaded(wrong, PACK)(picture)
-    for check in (MaskSizeHook().after_val_iter, MaskSizeHook().after_test_iter):
-        check(SimpleNamespace(model=right), 0, outputs=right.test_step(None))
-        with pytest.raises(ModelError, match="OwnDetector"):
-            check(SimpleNamespace(model=wrong), 0, outputs=wrong.test_step(None))
+    metric = CocoMetric(metric="segm")
+    metric.process({}, [{**right.test_step(None)[0].to_dict(), "img_id": 0, "instances": []}])
+    with pytest.raises(ModelError, match="CocoMetric: masks: expected 45 × 30"):
+        metric.process({}, [{**wrong.test_step(None)[0].to_dict(), "img_id": 1, "instances": []}])
 
 
 @pytest.mark.parametrize(

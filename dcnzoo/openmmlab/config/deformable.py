@@ -69,9 +69,12 @@ def split_settings(cfg: dict, kind: Any) -> tuple[dict, dict]:
 
 @functools.cache
 def arguments(kind: Any) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a class or function. A class with ``**kwargs`` has those of its base, too."""
+    """Return the arguments of a class or function, or none for None.
+
+    A class with ``**kwargs`` has those of its base, too.
+    """
     named: dict[str, inspect.Parameter] = {}
-    for base in getattr(kind, "__mro__", [kind]):
+    for base in getattr(kind, "__mro__", [kind] if kind else []):
         function = getattr(base, "__init__", base) if inspect.isclass(base) else base
         own = inspect.signature(function).parameters
         named = {**own, **named}

@@ -75,8 +75,7 @@ def _path_of_innermost(cfg: Config, built: Iterator[Mapping]) -> str:
     """Return the path in the config of the last of these dictionaries; empty if the config has none of them.
 
     A dictionary without a :class:`TypeName` (its ``type`` is a class, or absent) is found by its values,
-    inside the dictionary before it. If several are equal, the text has all their paths. The exception: a
-    loop, such as ``train_cfg``, builds a data loader, which has a key of its own.
+    inside the dictionary before it. If several are equal, the text has all their paths.
     """
     nodes = [(path, node) for path, node in dicts(cfg.to_dict()) if path]
     last = [""]
@@ -85,9 +84,7 @@ def _path_of_innermost(cfg: Config, built: Iterator[Mapping]) -> str:
             last = [path]
             continue
         equal = [path for path, node in nodes if _has_values(copied, node)]
-        inside = [path for path in equal if any(path.startswith(outer) for outer in last)]
-        other_keys = [path for path in equal if path.count(".") == last[0].count(".") == 1]
-        last = inside or other_keys or last
+        last = [path for path in equal if any(path.startswith(outer) for outer in last)] or last
     return " or ".join(path.removeprefix(".") for path in last)
 
 

@@ -60,22 +60,14 @@ def without_templates(text: str) -> str:
 
 
 def config_text(changes: Changes) -> None:
-    """Format a config once, not for every checkpoint, and without templates.
-
-    mmengine turns a Ctrl-C during the formatting into SyntaxError; here, it stays a KeyboardInterrupt.
-    """
+    """Format a config once, not for every checkpoint, and without templates."""
     original = Config.pretty_text.fget
     last: dict[str, str] = {}
 
     def pretty_text(self: Config) -> str:
         if (content := repr(self._cfg_dict)) not in last:
             last.clear()
-            try:
-                last[content] = without_templates(original(self))
-            except SyntaxError as error:
-                if isinstance(error.__context__, KeyboardInterrupt):
-                    raise error.__context__ from None
-                raise
+            last[content] = without_templates(original(self))
         return last[content]
 
     changes.set(Config, "pretty_text", property(pretty_text))

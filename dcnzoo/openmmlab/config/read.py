@@ -68,7 +68,6 @@ def _set_option(cfg: Config, key: str, value: object) -> str:
 
 def _why_no_place(key: str, cfg: Config) -> str:
     """Return why the config has no place for an option, or an empty text."""
-    node: object = cfg._cfg_dict
     parts = key.split(".")
     if not all(parts):
         return f"expected names between the dots, got {key!r}"
@@ -80,16 +79,4 @@ def _why_no_place(key: str, cfg: Config) -> str:
         return "expected a setting such as train_dataloader.dataset.pipeline, got a variable, copied before"
     if parts[0] not in RUNNER_KEYS:
         return f"expected {nearest(parts[0], RUNNER_KEYS, 0.6) or 'a key of the runner'}, got an unknown key"
-    for number, part in enumerate(parts):
-        where = ".".join(parts[:number])
-        if isinstance(node, list | tuple):
-            if not (part.isdecimal() and int(part) < len(node)):
-                return f"expected an index of {where} from 0 to {len(node) - 1}, got {part}"
-            node = node[int(part)]
-        elif not isinstance(node, Mapping):
-            return f"expected settings as {where}, got {node!r}"
-        elif part not in node:
-            return ""
-        else:
-            node = node[part]
     return ""

@@ -66,12 +66,13 @@ def registered(registry: Registry | None) -> ChainMap[str, object]:
 
 def inner_data_sets(node: Mapping) -> Iterator[Any]:
     """Yield the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    inner = [node["dataset"]] if "dataset" in node else node.get("datasets") or []
-    for dataset in inner if isinstance(inner, list | tuple) else ():
-        if isinstance(dataset, Mapping):
-            yield from inner_data_sets(dataset)
+    inner = [node["dataset"]] if "dataset" in node else node.get("datasets")
     if not inner:
         yield node
+    elif isinstance(inner, list | tuple):
+        for dataset in inner:
+            if isinstance(dataset, Mapping):
+                yield from inner_data_sets(dataset)
 
 
 def annotation_file(dataset: Mapping) -> str:

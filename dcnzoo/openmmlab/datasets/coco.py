@@ -9,11 +9,10 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import coco
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation.metrics import coco_metric
@@ -28,6 +27,7 @@ from dcnzoo.data.coco_file import CocoFile, Image
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.shapes import CLASSES, PALETTE, ShapesSpec, make_shapes
 from dcnzoo.detect.metrics import Evaluation, Truth, load_detections
+from dcnzoo.openmmlab.results import require_masks_of_image_size
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import few
 
@@ -105,6 +105,10 @@ class CocoMetric(coco_metric.CocoMetric):
             compared = "segm" in self.metrics and not self.format_only
             self._coco_api = CheckedCOCO(str(ann_file), compared, self.backend_args)
 
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        require_masks_of_image_size("CocoMetric", data_samples)
+        super().process(data_batch, data_samples)
+
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Evaluate; the lines that pycocotools prints go to the log. Without any detection, each AP is 0."""
         self.img_ids = [*dict.fromkeys(result["img_id"] for _, result in results)]
@@ -129,8 +133,9 @@ class CocoMetric(coco_metric.CocoMetric):
             if kind != "proposal":
                 names = [self._coco_api.cats[number]["name"] for number in each.params.catIds]
                 self.class_aps[kind] = dict(zip(names, each.per_class(), strict=True))
-                for name, (ap, _) in self.class_aps[kind].items() if requested else ():
-                    metrics[f"{name}_precision"] = round(ap, 3)
+                if requested:
+                    for name, (ap, _) in self.class_aps[kind].items():
+                        metrics[f"{name}_precision"] = round(ap, 3)
         return metrics
 
     def _require_known_images(self) -> None:
@@ -176,8 +181,8 @@ class CocoDataset(coco.CocoDataset):
     loaded. MMEngine would pickle lists of millions of objects instead.
 
     Raises:
-        UserError: the file does not exist or has a problem that makes a training impossible; or the first
-            image does not exist; or no image is left after filtering.
+        UserError: the file does not exist or has a problem that makes a training impossible; or the
+            classes differ; or no image is left after filtering.
     """
 
     _content: CocoFile
@@ -198,13 +203,7 @@ class CocoDataset(coco.CocoDataset):
         self.cat_ids = [each.id for each in truth.categories if not names or each.name in names]
         self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
         self.cat_img_map = {number: [*truth.images_of[number]] for number in self.cat_ids}
-        self._warn_without_objects({self.cat2label.get(number) for number in truth.trained})
-        data_list = [self._entry(image, truth.numbers[image.id]) for image in truth.images]
-        first = data_list[0]["img_path"]
-        is_local = "://" not in first and self.backend_args is None and _loads_files(self.pipeline.transforms)
-        if is_local and not os.path.isfile(first):
-            raise UserError(f"data_prefix: expected the images of {self.ann_file}, found none at {first}")
-        return data_list
+        return [self._entry(image, truth.numbers[image.id]) for image in truth.images]
 
     def _entry(self, image: Image, annotations: Sequence[int]) -> dict[str, Any]:
         """Return MMDetection's dictionary of an image; numbers of annotations stand for its objects."""
@@ -254,34 +253,12 @@ class CocoDataset(coco.CocoDataset):
         """Copy with a new ``memo``. mmengine's default one keeps deleted objects, whose ids may be reused."""
         return super()._copy_without_annotation({} if memo is None else memo)
 
-    def _warn_without_objects(self, labels: Collection[int | None]) -> None:
-        """Warn of classes without an object to train on.
-
-        Args:
-            labels: the classes of the objects that are not ignored.
-        """
-        names = [name for label, name in enumerate(self.metainfo["classes"]) if label not in labels]
-        if names and not self.test_mode:
-            _log(f"{self.ann_file}: expected objects of each class to train on, got none of {few(names)}")
-
     def filter_data(self) -> list[dict[str, Any]]:
-        left, total = super().filter_data(), len(self.data_list)
+        if left := super().filter_data():
+            return left
         why = f"without an annotation or too small (filter_cfg={self.filter_cfg})"
-        if not left:
-            text = f"expected at least 1 image to train on, got 0 of {total}: all are {why}"
-            raise UserError(f"{self.ann_file}: {text}")
-        if len(left) < total:
-            _log(f"{self.ann_file}: {total - len(left)} of {total} images are skipped: {why}", logging.INFO)
-        return left
-
-
-def _loads_files(transforms: Sequence[Any]) -> bool:
-    """Return whether mmcv's loader reads the pictures as local files, without a storage back end."""
-    loader = next(iter(transforms), None)
-    if loader is None:
-        return True
-    usual = getattr(type(loader), "transform", None) is LoadImageFromFile.transform
-    return usual and loader.backend_args is loader.file_client_args is None
+        text = f"expected at least 1 image to train on, got 0 of {len(self.data_list)}: all are {why}"
+        raise UserError(f"{self.ann_file}: {text}")
 
 
 def _ignore_without_mask(instances: list[dict[str, Any]]) -> None:

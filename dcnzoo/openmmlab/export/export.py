@@ -27,7 +27,7 @@ from dcnzoo.detect.session import Session
 from dcnzoo.export.onnx import export_onnx
 from dcnzoo.export.options import ExportOptions, ExportResult, Int8
 from dcnzoo.export.vmap import symbolic_batches
-from dcnzoo.export.writing import finish_file
+from dcnzoo.export.writing import finish_file, has_default_size
 from dcnzoo.openmmlab.calls import tracing
 from dcnzoo.openmmlab.classes import require_names
 from dcnzoo.openmmlab.export.pictures import calibration_inputs, pictures_to_verify, predicting_part
@@ -164,7 +164,7 @@ def _example_size(options: ExportOptions, preprocessing: Preprocessing | None) -
         warnings.warn(
             f"shape: the file has the input {height} × {width} in place of {asked}: the detector pads its "
             f"inputs to multiples of {divisor}",
-            stacklevel=3,
+            stacklevel=5,
         )
     return height, width
 
@@ -198,9 +198,12 @@ def write_detector(
         raise ValueError("shape: expected height and width for this detector, whose input has a fixed size")
     if dynamic and len(images) == 1:
         images = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
-    args = (images, torch.tensor([images.shape[-2:]] * len(images)))[: len(model.input_names)]
+    one_row = dynamic and has_default_size(options)
+    sizes = torch.tensor([images.shape[-2:]] * (1 if one_row else len(images)))
+    args = (images, sizes)[: len(model.input_names)]
     # the rows of img_shape have the name of the images' axis
-    shapes = ({0: "batch", 2: "height", 3: "width"}, {0: Dim.DYNAMIC})[: len(args)]
+    rows = {} if one_row else {0: Dim.DYNAMIC}
+    shapes = ({0: "batch", 2: "height", 3: "width"}, rows)[: len(args)]
     graph = options.files[0].with_suffix(".onnx")
     name_step("trace")
     with tracing(model.detector), symbolic_batches():

@@ -63,6 +63,11 @@ def _settings(nms: dict, owner: str) -> dict:
     return nms
 
 
+def is_used(scores: Tensor, labels: Tensor) -> Tensor:
+    """Whether rows hold a detection. Not by ``scores >= 0``: the IoU that scores a mask may be negative."""
+    return (scores != ABSENT) & (labels >= 0)
+
+
 def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:  # [K, classes] -> [k] each
     """Select the ``count`` best pairs of prior and class, all if ``count`` ≤ 0: scores, priors, classes."""
     classes, scores = scores.shape[-1], scores.flatten()

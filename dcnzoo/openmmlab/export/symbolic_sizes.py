@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.structures import DetDataSample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -34,6 +35,8 @@ class SymbolicSizes(TorchFunctionMode):
             return args[0].sizes
         if function is Tensor.__getitem__ and isinstance(args[1], tuple):
             return _cut(*args)
+        if function is F.conv2d:
+            return _convolve(*args, **kwargs)
         return function(*args, **kwargs)
 
 
@@ -68,17 +71,33 @@ def _cut(values: Tensor, index: tuple) -> Tensor:
     return values[tuple(parts)]
 
 
+def _convolve(
+    input: Tensor,  # [N, groups·c, H, W]
+    weight: Tensor,  # [groups·C, c, 1, 1]
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Call ``F.conv2d``, or compute grouped 1 × 1 convolutions by other weights as products of matrices.
+
+    With weights that are computed for each image, ``torch.vmap`` multiplies ``groups`` by the number of
+    images, but ONNX stores it as a constant.
+    """
+    if groups == 1 or weight.shape[2:] != (1, 1) or isinstance(weight, nn.Parameter):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    rows = input.unflatten(1, (groups, -1)).flatten(3)
+    output = (weight.flatten(1).unflatten(0, (groups, -1)) @ rows).flatten(1, 2)
+    output = output.unflatten(2, input.shape[2:])
+    return output if bias is None else output + bias[:, None, None]
+
+
 def tensor_of(values: Any, **options: Any) -> Tensor:
     """Return ``torch.tensor(values, **options)`` for nested lists of numbers, which may be symbolic."""
     if isinstance(values, list | tuple):
         return torch.stack([tensor_of(value, **options) for value in values])
     return values.to(**options) if isinstance(values, Tensor) else torch.full((), values, **options)
-
-
-def number_of_rows(values: Any) -> int:
-    """Replace ``len``, which would make the size of a batch, or the number of rows, a constant."""
-    values = getattr(values, "bboxes", values)
-    return values.shape[0] if isinstance(values, Tensor) else len(values)
 
 
 def data_sample(size: Sequence[Any] | Tensor, padded: Sequence[Any]) -> DetDataSample:

@@ -14,7 +14,7 @@ VERY_HIGH   LoadCheckpointHook                        before EMAHook copies the 
 VERY_HIGH   WorkDirHook                               the config is there before the first checkpoint
 HIGH        FiniteLossHook                            a NaN loss reaches neither averages nor checkpoints
 NORMAL      MMEngine's EMAHook and others, the user's
-NORMAL      OffsetStatisticsHook, MaskSizeHook
+NORMAL      OffsetStatisticsHook
 LOW         BroadcastBuffersHook                      after EMAHook exchanges the weights
 VERY_LOW    AtomicCheckpointHook                      MMEngine's place for it
 VERY_LOW    ProgressHook                              after LoggerHook updates the current loss
@@ -25,7 +25,6 @@ LOWEST      ResumeHook                                last: its ``before_train``
 =========== ========================================= =====================================================
 """
 
-from dcnzoo.openmmlab.hooks.batches import NumberedBatches as NumberedBatches
 from dcnzoo.openmmlab.hooks.channels_last import ChannelsLastHook as ChannelsLastHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicCheckpointHook as AtomicCheckpointHook
 from dcnzoo.openmmlab.hooks.checkpoint import AtomicLocalBackend as AtomicLocalBackend
@@ -35,9 +34,9 @@ from dcnzoo.openmmlab.hooks.offset_statistics import OffsetStatisticsHook as Off
 from dcnzoo.openmmlab.hooks.progress import ProgressHook as ProgressHook
 from dcnzoo.openmmlab.hooks.resume import ResumeHook as ResumeHook
 from dcnzoo.openmmlab.hooks.seeds import EpochSeedHook as EpochSeedHook
+from dcnzoo.openmmlab.hooks.seeds import NumberedBatches as NumberedBatches
 from dcnzoo.openmmlab.hooks.summary import SummaryHook as SummaryHook
 from dcnzoo.openmmlab.hooks.validation import BroadcastBuffersHook as BroadcastBuffersHook
-from dcnzoo.openmmlab.hooks.validation import MaskSizeHook as MaskSizeHook
 from dcnzoo.openmmlab.hooks.validation import PlateauEarlyStoppingHook as PlateauEarlyStoppingHook
 
 # key in default_hooks → hook; there, a config can replace a hook, or switch it off with None
@@ -46,6 +45,5 @@ DEFAULT_HOOKS = {
     "finite_loss": {"type": "FiniteLossHook"},
     "progress": {"type": "ProgressHook"},
     "buffers": {"type": "BroadcastBuffersHook"},
-    "mask_size": {"type": "MaskSizeHook"},
     "checkpoint": {"type": "AtomicCheckpointHook", "interval": 1},
 }

@@ -76,10 +76,10 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         if self.file_client_args is not None:  # mmengine would refuse it, but only after an epoch
             raise UserError("default_hooks.checkpoint.file_client_args: expected backend_args in its place")
-        if "://" not in str(self.out_dir):
-            self.backend_args = self.backend_args or {"backend": "atomic_local"}
-            # absolute, because last_checkpoint contains the path and is read from other folders
-            self.out_dir = None if self.out_dir is None else os.path.abspath(self.out_dir)
+        self.backend_args = self.backend_args or {"backend": "atomic_local"}
+        if self.out_dir is not None and "://" not in self.out_dir:  # SavedCheckpoints refuses an address
+            # last_checkpoint contains the path and is read from other folders
+            self.out_dir = os.path.abspath(self.out_dir)
         self._limit, self.max_keep_ckpts = self.max_keep_ckpts, -1
         self._files: list[str] = []  # the names of the training's checkpoints, in the order of their writing
 
@@ -96,21 +96,27 @@ class AtomicCheckpointHook(CheckpointHook):
             runner._resume = runner._load_from is not None  # mmengine would look for one itself
 
     def before_train(self, runner: Runner) -> None:
-        info = runner.message_hub.runtime_info
-        # the list of MMEngine and of dcnzoo 0.2.0
-        steps = [step for step in info.pop("keep_ckpt_ids", ()) if type(step) is int]
-        files = [*info.get(_FILES, map(self.filename_tmpl.format, steps))]
-        files = [name for name in files if self._saved.step(Path(name)) is not None]
-        self._keep_best(info)
-        files += map(os.path.basename, best_files(info))  # not those of metrics that are not used any more
-        source = Path(str(runner._load_from))
-        if runner._resume and self._saved.has(source):  # a later best file is of another run
-            files += [file.name for file in self._saved.after(source) if file.name.startswith("best_")]
-        self._files = [*dict.fromkeys(files)]
+        self._keep_best(runner.message_hub.runtime_info)
+        self._files = self._files_before(runner)
         super().before_train(runner)
         self._backend, self.file_backend = self.file_backend, _FindsNoFile(self.file_backend)
-        if is_main_process() and self._saved.is_local:
+        if is_main_process():
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
+
+    def _files_before(self, runner: Runner) -> list[str]:
+        """Return the names of the checkpoints that the training wrote before it was resumed.
+
+        The list of MMEngine and of dcnzoo 0.2.0 has only numbers. Best files are those of metrics in use.
+        """
+        info = runner.message_hub.runtime_info
+        numbers = [number for number in info.pop("keep_ckpt_ids", ()) if type(number) is int]
+        listed = info.get(_FILES) or [self.filename_tmpl.format(number) for number in numbers]
+        names = [name for name in listed if self._saved.step(Path(name)) is not None]
+        names += [os.path.basename(file) for file in best_files(info)]
+        source = Path(str(runner._load_from))
+        if runner._resume and self._saved.has(source):  # a best file with a later number is of another run
+            names += [file.name for file in self._saved.after(source) if file.name.startswith("best_")]
+        return [*dict.fromkeys(names)]
 
     def _keep_best(self, info: dict[str, Any]) -> None:
         """Keep the entry of a best checkpoint if its metric is still used and its file is in this folder.
@@ -124,8 +130,8 @@ class AtomicCheckpointHook(CheckpointHook):
             prefix = "best_" if metric == "auto" else f"best_{metric}_".replace("/", "_")
             file = str(before.get(f"best_ckpt{ending}", ""))
             path = self._saved.folder / os.path.basename(file)
-            if os.path.basename(file).startswith(prefix) and (path.exists() or not self._saved.is_local):
-                best[f"best_ckpt{ending}"] = str(path) if self._saved.is_local else file
+            if path.name.startswith(prefix) and path.exists():
+                best[f"best_ckpt{ending}"] = str(path)
                 best[f"best_score{ending}"] = before[f"best_score{ending}"]
         shared = [best]
         broadcast_object_list(shared)  # other ranks may not see the files yet
@@ -165,15 +171,13 @@ class AtomicCheckpointHook(CheckpointHook):
         outdated = {*self._files} - {*numbered} - best
         if self._limit > 0:
             outdated |= {*numbered[: -self._limit]}
-        for name in outdated if is_main_process() else ():
-            # only checkpoints: one from elsewhere, from which the training resumed, may list any name
-            if self._saved.number(name) is not None and name == os.path.basename(name):
+        if is_main_process():
+            for name in outdated:
                 self._remove(name)
         self._files = [name for name in self._files if name not in outdated]
 
     def _remove(self, name: str) -> None:
-        path = self._backend.join_path(self.out_dir, name)
-        if self._backend.isdir(path):  # sharded optimizers save folders
-            self._backend.rmtree(path)
-        elif self._backend.isfile(path):
+        """Remove a checkpoint of this folder. One from elsewhere may list any name, which is left alone."""
+        path = self._saved.folder / os.path.basename(name)
+        if self._saved.number(name) is not None and name == path.name and path.is_file():
             self._backend.remove(path)

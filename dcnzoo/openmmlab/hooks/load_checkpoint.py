@@ -5,7 +5,6 @@ from typing import Any
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dcnzoo.openmmlab.checkpoints import class_names
 from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
@@ -31,9 +30,6 @@ class LoadCheckpointHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         model, resume = runner.model, runner._resume
-        if isinstance(model, FullyShardedDataParallel):  # its names and shapes are not the model's
-            runner.logger.warning("load_from: with torch's first FSDP, the weights are not checked")
-            return
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         source = runner._load_from or (resume if isinstance(resume, str) else "resume")

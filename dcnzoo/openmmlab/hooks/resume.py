@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,7 @@ from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from dcnzoo.openmmlab.history import BEGAN, NUMBER, VALIDATED, next_number
+from dcnzoo.openmmlab.history import BEGAN, VALIDATED
 from dcnzoo.utils.errors import UserError
 
 _VALUES = ("base_values", "_last_value")  # a schedule's lists with a value for each parameter group
@@ -29,6 +28,9 @@ class ResumeHook(Hook):
 
     A checkpoint is written before the validation that follows. The resumed training repeats this validation,
     because it updates the best score, the patience and the learning rate on plateaus.
+
+    What a checkpoint keeps besides MMEngine's state is written by ``before_save_checkpoint`` and read by
+    ``after_load_checkpoint``; :class:`AtomicCheckpointHook` adds the list of its files.
     """
 
     priority = "LOWEST"  # before_train runs a validation: all other hooks' before_train must come first
@@ -85,8 +87,7 @@ class ResumeHook(Hook):
             )
         loop, now = runner.train_loop, _done(runner)
         if is_main_process():
-            number = next_number(Path(runner.work_dir))
-            runner.visualizer.add_scalars({BEGAN: now, NUMBER: number}, step=runner.iter)
+            runner.visualizer.add_scalars({BEGAN: now}, step=runner.iter)
         known = isinstance(loop, EpochBasedTrainLoop | IterBasedTrainLoop)
         if self._is_cut or not (runner._resume and now and known and runner.val_loop):
             return

@@ -1,19 +1,144 @@
-"""Random numbers that are the same in a resumed and in an uninterrupted training."""
+"""Random numbers that are the same in a resumed and in an uninterrupted training.
 
+MMEngine's loop by iterations loads and discards all batches that a resumed training has used. Here, batches
+have numbers: only the indices of the pictures are read, which restores every sampler, and the random numbers
+of a batch depend on its number, not on the batches before.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from typing import Any
 
+from mmdet.datasets.transforms import CachedMixUp, CachedMosaic
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset.utils import worker_init_fn
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
+from mmengine.registry import DATA_SAMPLERS, HOOKS, LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set_random_seed
+from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from dcnzoo.openmmlab.hooks.batches import NumberedBatches, SeededLoading
-from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, states
+from dcnzoo.openmmlab.config.tree import class_of, dicts
+from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, seed_generators, states
 
 _NUMBERED = "numbered_batches"  # key in the checkpoint of a training that numbers its batches
+
+
+def number_batches(cfg: Config) -> None:
+    """Let a training by iterations number its batches, unless its pipeline keeps earlier pictures."""
+    loop, loader = cfg.get("train_cfg") or {}, cfg.get("train_dataloader")
+    kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
+    if isinstance(kind, str):
+        kind = LOOPS.get(kind)
+    if not (inspect.isclass(kind) and issubclass(kind, IterBasedTrainLoop) and isinstance(loader, dict)):
+        return
+    batches = loader.get("batch_sampler")
+    classes = [class_of(node) for _, node in dicts(loader)]
+    if any(each and issubclass(each, CachedMosaic | CachedMixUp) for each in classes):
+        return
+    if isinstance(loader.get("sampler"), dict) and isinstance(batches, dict | None):
+        numbered = {"type": "NumberedBatches", "batches": batches}
+        loader["batch_sampler"] = ConfigDict(numbered, drop_last=loader.pop("drop_last", False))
+
+
+class Batch(list[int]):
+    """The indices of the pictures of a batch, with the batch's number in the training, from 0."""
+
+    number = 0
+
+
+@DATA_SAMPLERS.register_module()
+class NumberedBatches(BatchSampler):
+    """The batches of another sampler as :class:`Batch`, epoch after epoch without end.
+
+    It has no batches before :meth:`start`: MMEngine's loop starts its loader before the checkpoint is read.
+
+    Args:
+        sampler, batch_size, drop_last: see ``torch.utils.data.BatchSampler``.
+        batches: the config of a batch sampler, such as ``AspectRatioBatchSampler``; None: torch's.
+
+    Attributes:
+        batches: the batch sampler that is numbered.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        batch_size: int,
+        drop_last: bool = False,
+        batches: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(sampler, batch_size, drop_last)
+        self.batches: Any = BatchSampler(sampler, batch_size, drop_last)
+        if batches:
+            arguments = {"sampler": sampler, "batch_size": batch_size}
+            self.batches = DATA_SAMPLERS.build(batches, default_args=arguments)
+        self._start: tuple[int | None, int] | None = None
+
+    def start(self, seed: int | None, first: int = 0) -> None:
+        """Let the next iterator begin with the batch number ``first``.
+
+        Args:
+            seed: seed of the global generators when samplers draw from them. None: the batches have no
+                numbers, and an iterator ends with the epoch.
+        """
+        self._start = seed, first
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self._start is None:
+            return iter(())
+        seed, first = self._start
+        return iter(self.batches) if seed is None else self._numbered(seed, first)
+
+    def _numbered(self, seed: int, first: int) -> Iterator[Batch]:
+        batches = self._of_all_epochs()
+        with random_states():
+            seed_generators(seed)
+            for _ in range(first):
+                next(batches, None)
+            own = states()
+        for number in count(first):
+            with random_states():  # those of the pipelines, which may run in this process
+                restore_states(own)
+                indices = next(batches, None)
+                own = states()
+            if indices is None:
+                return
+            batch = Batch(indices)
+            batch.number = number
+            yield batch
+
+    def _of_all_epochs(self) -> Iterator[list[int]]:
+        for epoch in count():
+            if epoch and hasattr(self.sampler, "set_epoch"):
+                self.sampler.set_epoch(epoch)
+            is_empty = True
+            for indices in self.batches:
+                is_empty = False
+                yield indices
+            if is_empty:
+                return
+
+
+class SeededLoading:
+    """``__getitems__`` of a data set, which torch's loader calls with a :class:`Batch`: seeds, then loads.
+
+    Args:
+        numbers: other parts of the seed, such as the rank.
+    """
+
+    def __init__(self, dataset: Dataset, *numbers: int) -> None:
+        self._dataset, self._numbers = dataset, numbers
+
+    def __call__(self, batch: Batch) -> list[Any]:
+        seed_generators(mix(*self._numbers, batch.number))
+        load: Callable | None = getattr(type(self._dataset), "__getitems__", None)
+        return load(self._dataset, batch) if load else [self._dataset[index] for index in batch]
 
 
 @HOOKS.register_module()
@@ -25,9 +150,9 @@ class EpochSeedHook(Hook):
     earlier ones, and those of the loader do not depend on the model or on validation.
 
     Workers restart with every epoch, persistent ones too; their caches of images are lost. In a training by
-    iterations, each batch is loaded with a seed of its own: see :mod:`dcnzoo.openmmlab.hooks.batches`. If a
-    pipeline keeps pictures, or to resume a checkpoint of dcnzoo 0.2.0, mmengine loads the batches
-    already used again, which restores the loader's generators; this requires ``randomness.seed``.
+    iterations, each batch is loaded with a seed of its own: see :class:`NumberedBatches`. If a pipeline keeps
+    pictures, or to resume a checkpoint of dcnzoo 0.2.0, mmengine loads the batches already used again, which
+    restores the loader's generators; this requires ``randomness.seed``.
     """
 
     priority = "VERY_HIGH"  # before any other hook draws random numbers

@@ -67,13 +67,6 @@ class SummaryHook(Hook):
         self._by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         self._unit = "epoch" if self._by_epoch else "iteration"
         self._began = self._started = time.monotonic()
-        keys = [
-            f"{prefix}/{column}"
-            for prefix, metric in _by_prefix(runner.val_evaluator if runner.val_loop else None)
-            for column in COLUMNS
-            if column.partition("_")[0] in getattr(metric, "metrics", ())
-        ]
-        self._aps = [*metric_names(keys).values()]
 
     def after_train_epoch(self, runner: Runner) -> None:
         if self._by_epoch:
@@ -140,7 +133,6 @@ class SummaryHook(Hook):
             cells["loss"] = f"{means.pop('loss'):.3f}"
         if shutil.get_terminal_size((WIDTH, 0)).columns >= WIDTH:
             cells |= {name: f"{loss:.3f}" for name, loss in loss_parts(means).items()}
-        cells |= dict.fromkeys(self._aps, "")
         # with paramwise_cfg, lr is that of the first group, such as 0 of a frozen backbone
         if rate := scalars.get("train/base_lr") or scalars.get("train/lr"):
             cells["lr"] = f"{rate.current():.2g}"
@@ -154,12 +146,12 @@ class SummaryHook(Hook):
         if not (row and is_main_process()):
             return
         lines = [row]
-        if row.keys() != self._widths.keys():
+        if not row.keys() <= self._widths.keys():  # also of the first validation
             self._widths = {name: max(len(name), len(text), 6) for name, text in row.items()}
             print()
             lines = [{name: name for name in row}, row]
         for cells in lines:
-            texts = [f"{text:>{self._widths[name]}}" for name, text in cells.items()]
+            texts = [f"{cells.get(name, ''):>{width}}" for name, width in self._widths.items()]
             show("  ".join(texts).rstrip())
 
     # Test

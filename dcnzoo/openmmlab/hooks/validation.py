@@ -1,6 +1,4 @@
-"""Hooks for validations: equal buffers in all processes, masks of the right size, early stopping."""
-
-from typing import Any
+"""Hooks for validations: equal buffers in all processes, early stopping."""
 
 from mmengine.dist import broadcast
 from mmengine.hooks import EarlyStoppingHook, Hook
@@ -8,8 +6,6 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from dcnzoo.detect.metrics import is_undefined
-from dcnzoo.openmmlab.results import require_masks_of_image_size
-from dcnzoo.openmmlab.weights import without_wrapper
 
 
 @HOOKS.register_module()
@@ -25,18 +21,6 @@ class BroadcastBuffersHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         for buffer in runner.model.buffers():
             broadcast(buffer)
-
-
-@HOOKS.register_module()
-class MaskSizeHook(Hook):
-    """Stop a validation or test of a detector whose masks have another size than the picture."""
-
-    def after_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Any = ()
-    ) -> None:
-        require_masks_of_image_size(without_wrapper(runner.model), outputs or ())
-
-    after_test_iter = after_val_iter
 
 
 @HOOKS.register_module()

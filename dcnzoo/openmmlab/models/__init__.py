@@ -24,12 +24,11 @@ packages are not imported.
 """
 
 from dcnzoo.layers import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
+from dcnzoo.openmmlab.models.backbones import FlashInternImage, InternImage, ViTAdapter
 from dcnzoo.openmmlab.models.dcn import DCN, DCNv2
 from dcnzoo.openmmlab.models.deform_attn import DCNv3, DCNv3Conv, DCNv4, DCNv4Conv
-from dcnzoo.openmmlab.models.intern_image import FlashInternImage, InternImage
 from dcnzoo.openmmlab.models.layer_decay import CustomLayerDecayOptimizerConstructor
 from dcnzoo.openmmlab.models.ms_deform_attn import MultiScaleDeformableAttention
-from dcnzoo.openmmlab.models.vit_adapter import ViTAdapter
 
 __all__ = [
     "DCN",

@@ -48,11 +48,7 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
             raise ValueError(f"AmpOptimWrapper: dtype: expected bfloat16 on the CPU, got {dtype}")
         OptimWrapper.__init__(self, **kwargs)
         self._scale_update_param = None
-        scale = {"init_scale": loss_scale} if isinstance(loss_scale, float) else loss_scale
-        if not (isinstance(scale, Mapping) or scale == "dynamic"):
-            raise TypeError(f"loss_scale: expected 'dynamic', a float or settings, got {scale!r}")
-        settings = scale if isinstance(scale, Mapping) else {}
-        self.loss_scaler = torch.amp.GradScaler("cpu", enabled=False, **settings)
+        self.loss_scaler = torch.amp.GradScaler("cpu", enabled=False)
         self.cast_dtype = torch.bfloat16
 
 
@@ -264,17 +260,3 @@ def masks_of_the_image_size(changes: Changes) -> None:
         return original(self, results, mask_feat, cfg, rescale, with_nms, img_meta)
 
     changes.wrap(RTMDetInsHead, "_bbox_mask_post_process", process)
-
-
-def width_of_two_stages(changes: Changes) -> None:
-    """Refuse another width than 256 where MMDetection's positions of proposals have 4 × 128 channels."""
-    from mmdet.models import DINO, DeformableDETR
-
-    def init_layers(original: Callable, self: DeformableDETR) -> None:
-        original(self)
-        if self.as_two_stage and self.embed_dims != 256:
-            expected = "expected 256, for which MMDetection's positions of proposals are written"
-            raise ValueError(f"{type(self).__name__}: embed_dims: {expected}, got {self.embed_dims}")
-
-    for detector in (DeformableDETR, DINO):
-        changes.wrap(detector, "_init_layers", init_layers)

@@ -6,7 +6,6 @@ import os
 import signal
 import tempfile
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +16,6 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
@@ -33,9 +31,9 @@ from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.classes import names_of_model
 from dcnzoo.openmmlab.config.errors import config_errors, with_paths
 from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.hooks.seeds import number_batches
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
-from dcnzoo.openmmlab.runs.batches import number_batches
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -126,10 +124,6 @@ def _build_training(
     if changes:
         runner.logger.info(f"changed: {changes}")
     stack.callback(_stop_bars, runner)
-    if recipe.cfg.optim_wrapper.get("accumulative_counts", 1) > 1:
-        stack.enter_context(warnings.catch_warnings())  # schedules step more often than the optimizer
-        text = r"(?s)Detected call of `scheduler\.step\(\)` before"
-        warnings.filterwarnings("ignore", text, UserWarning)
     return runner
 
 
@@ -264,7 +258,10 @@ def build_runner(
     scaling = cfg.get("auto_scale_lr") or {}
     if training and scaling.get("enable"):  # mmengine counts images per iteration, not per step
         scaling["base_batch_size"] /= cfg.optim_wrapper.get("accumulative_counts", 1)
-    runner = _with_changes(kind, cfg, quiet=summary is not None).from_cfg(with_paths(_numbered(cfg)))
+    built = with_paths(cfg)
+    if cfg.default_hooks.get("epoch_seed"):
+        number_batches(built)
+    runner = _with_changes(kind, cfg, quiet=summary is not None).from_cfg(built)
     runner._resume = start.resumes
     if start.file or not training:  # else, the config's load_from stays
         runner._load_from = start.file
@@ -282,14 +279,6 @@ def build_runner(
     unwanted = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may", "its requires_grad=False")
     runner.logger.addFilter(lambda log: not any(text in str(log.msg) for text in unwanted))
     return runner
-
-
-def _numbered(cfg: Config) -> Config:
-    """Return the config with numbered batches, if a training counts iterations and seeds its batches."""
-    cfg = copy.deepcopy(cfg)
-    if cfg.default_hooks.get("epoch_seed"):
-        number_batches(cfg)
-    return cfg
 
 
 def _with_changes(kind: Any, cfg: Config, quiet: bool) -> Any:
@@ -312,9 +301,6 @@ def _with_changes(kind: Any, cfg: Config, quiet: bool) -> Any:
                 if quiet and type(handler) is logging.StreamHandler:
                     handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: ERROR on other ranks
             return logger
-
-        def build_evaluator(self, evaluator: Any) -> Evaluator:
-            return ranks.share_results(super().build_evaluator(evaluator), evaluator)
 
         def dump_config(self) -> None:
             """Write nothing: WorkDirHook writes the config."""

@@ -39,6 +39,8 @@ def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ())
         changes += _write_training(cfg, options, fixed)
     if isinstance(options, TestOptions):
         _write_test(cfg, options)
+    if options.launcher != "none":
+        _share_results(cfg)
     return [change for change in changes if change]
 
 
@@ -130,6 +132,17 @@ def _write_test(cfg: Config, options: TestOptions) -> None:
         }
 
 
+def _share_results(cfg: Config) -> None:
+    """Let metrics exchange their results through the process group.
+
+    By default, they write files to the current folder, which machines may not share.
+    """
+    for part in ("val_evaluator", "test_evaluator"):
+        for _, metric in dicts(cfg.get(part)):
+            if "collect_dir" not in metric and "collect_device" in arguments(class_of(metric)):
+                metric.setdefault("collect_device", "gpu")  # the process group, also without a GPU
+
+
 def _with_argument(evaluators: Sequence[dict], argument: str, option: str) -> list[dict]:
     """Return the evaluators whose class has an argument.
 
@@ -176,7 +189,9 @@ def _set_epochs(cfg: Config, epochs: int, fixed: Collection[str]) -> list[str]:
     if intervals := cfg.train_cfg.get("dynamic_intervals"):  # pairs of first epoch and validation interval
         moved = [(scaled(begin), interval) for begin, interval in intervals]
         changes.append(_set(cfg.train_cfg, "dynamic_intervals", moved))
-    for part, keys in STEPS.items() if factor != 1 else ():
+    if factor == 1:
+        return changes
+    for part, keys in STEPS.items():
         for path, node in dicts(cfg.get(part), part):
             kind = node.get("type", "")
             owner = f"{getattr(kind, '__name__', kind)}."

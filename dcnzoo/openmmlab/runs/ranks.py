@@ -20,15 +20,14 @@ from mmengine.dist import (
     init_dist,
     is_distributed,
 )
-from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import distributed
 
 from dcnzoo.openmmlab.checkpoints import content_digest
-from dcnzoo.openmmlab.config.tree import dicts
-from dcnzoo.openmmlab.datasets.digest import data_digest
+from dcnzoo.openmmlab.classes import data_sets
+from dcnzoo.openmmlab.config.tree import annotation_file, dicts
 from dcnzoo.utils.errors import JointError, UserError, describe
 from dcnzoo.utils.network import address_towards, interface_of
 from dcnzoo.utils.text import counted
@@ -126,9 +125,11 @@ class AgreementHook(Hook):
         for name in ("train", "val", "test"):
             loop = getattr(runner, f"_{name}_loop")
             if not isinstance(loop, dict | None):
-                data = loop.dataloader.dataset
-                digest = f"(names, annotations: {data_digest(data)})"
-                seen[f"{name}_dataloader"] = f"{counted(len(data), 'pictures')} {digest}"
+                seen[f"{name}_dataloader"] = counted(len(loop.dataloader.dataset), "pictures")
+        for loader, dataset, _ in data_sets(self._cfg):
+            if loader in seen:
+                file = annotation_file(dataset)
+                seen[f"{loader}, {Path(file).name}"] = content_digest(file)
         if (file := runner._load_from) and "://" not in file:
             seen["resume" if runner._resume else "weights"] = f"{Path(file).name} ({content_digest(file)})"
         agree(seen)
@@ -143,19 +144,3 @@ def _settings(cfg: Config) -> dict[str, object]:
             if not (is_path or key in _OF_A_MACHINE) and next(dicts(value), None) is None:
                 values[f"{path}.{key}".lstrip(".")] = getattr(value, "__qualname__", str(value))
     return values
-
-
-def share_results(evaluator: Evaluator, settings: Any) -> Evaluator:
-    """Let the metrics of an evaluator exchange their results through the process group.
-
-    By default, mmengine's metrics write files to the current folder, which machines may not share.
-
-    Args:
-        settings: the evaluator's config. A metric with ``collect_dir`` or ``collect_device`` keeps it.
-    """
-    own = settings.get("metrics", settings) if isinstance(settings, Mapping) else settings
-    own = own if isinstance(own, list | tuple) else [own]
-    for metric, setting in zip(evaluator.metrics, own, strict=False):
-        if isinstance(setting, Mapping) and not {"collect_dir", "collect_device"} & setting.keys():
-            metric.collect_device = "gpu"  # means the process group, also without a GPU
-    return evaluator

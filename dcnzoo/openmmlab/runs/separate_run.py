@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from mmengine.logging import MMLogger
 from mmengine.utils import ManagerMixin
 from mmengine.visualization import Visualizer
@@ -26,16 +25,8 @@ def separate_run() -> Iterator[None]:
     managers: list[Any] = [ManagerMixin]
     for manager in managers:
         managers += manager.__subclasses__()
-    cudnn: Any = torch.backends.cudnn
     with Changes() as changes:
         changes.callback(gc.collect)  # runner and hooks refer to each other
-        changes.callback(
-            torch.use_deterministic_algorithms,
-            torch.are_deterministic_algorithms_enabled(),
-            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
-        for flag in ("benchmark", "deterministic"):
-            changes.callback(setattr, cudnn, flag, getattr(cudnn, flag))
         for manager in managers:
             changes.set(manager, "_instance_dict", OrderedDict())
         try:

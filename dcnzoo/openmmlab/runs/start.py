@@ -162,10 +162,10 @@ def _require_last(saved: SavedCheckpoints, file: str | None, what: str, remedy: 
     remedy = "resume=True continues its training, " * saved.can_resume + f"{remedy}. Or use another work_dir"
     if file is None:
         raise UserError(f"work_dir: expected a folder without checkpoints, got {saved.work_dir}; {remedy}")
-    if saved.is_local and not saved.has(file):
+    if not saved.has(file):
         text = f"expected a checkpoint in {saved.folder}, which has a training of its own, got {file}"
         raise UserError(f"{what}: {text}; {remedy}")
-    if later := saved.is_local and saved.after(Path(file)):
+    if later := saved.after(Path(file)):
         text = f"expected the last checkpoint in {saved.folder}, got {file} before {max(later).name}"
         raise UserError(f"{what}: {text}; use another work_dir")
 
@@ -202,7 +202,7 @@ def _require_movable(recipe: Recipe, files: Iterable[str | os.PathLike | None]) 
     problem = f"which has {inside[0]}, used by the new training" if inside else ""
     if os.path.islink(os.path.abspath(folder)) or os.path.ismount(folder):
         problem = "which is a link or a mount point"
-    if saved.is_apart or not saved.is_local:
+    if saved.is_apart:
         problem = f"whose checkpoints are in out_dir={saved.out_dir}"
     if problem:
         text = f"expected a work_dir that can be renamed, got {folder}, {problem}"

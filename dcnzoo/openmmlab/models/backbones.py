@@ -1,7 +1,8 @@
-"""InternImage and FlashInternImage in mmengine's registry."""
+"""InternImage, FlashInternImage and ViT-Adapter in mmengine's registry."""
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.logging import print_log
@@ -53,3 +54,29 @@ class InternImage(Pretrained, backbones.InternImage, BaseModule):
 @MODELS.register_module(force=True)
 class FlashInternImage(Pretrained, backbones.FlashInternImage, BaseModule):
     """:class:`dcnzoo.backbones.FlashInternImage` with ``init_cfg``."""
+
+
+@MODELS.register_module(force=True)
+class ViTAdapter(Pretrained, backbones.ViTAdapter, BaseModule):
+    """:class:`dcnzoo.backbones.ViTAdapter` with ``init_cfg``.
+
+    ``pretrained`` is loaded by ``init_weights()``, when a training begins: a program that loads a trained
+    detector downloads nothing. A checkpoint of ``init_cfg`` is loaded after it.
+    """
+
+    def __init__(
+        self,
+        vit: str | Mapping[str, Any] | nn.Module,
+        *,
+        pretrained: bool | str = False,
+        init_cfg: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(vit=vit, init_cfg=init_cfg, **options)
+        self.pretrained = pretrained
+
+    def init_weights(self) -> None:
+        """Load the ViT's weights, and the checkpoint of ``init_cfg``, if any."""
+        if self.pretrained:
+            self.load_pretrained(self.pretrained)
+        super().init_weights()

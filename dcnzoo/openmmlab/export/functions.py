@@ -1,0 +1,135 @@
+"""Functions of MMDetection and mmcv that are replaced in the process, while a detector is traced."""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from mmcv import ops as mmcv_ops
+from mmcv.ops.carafe import CARAFEFunction
+from mmdet.models.dense_heads import tood_head
+from mmdet.models.layers import multiclass_nms
+from mmdet.models.layers.transformer import inverse_sigmoid
+from mmdet.models.utils import filter_scores_and_topk
+from mmdet.models.utils.gaussian_target import get_topk_from_heatmap
+from mmengine.config import ConfigDict
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from dcnzoo.compat.mmcv import deform_conv
+from dcnzoo.compat.patches import Changes
+from dcnzoo.export.fixed_size import ABSENT, best
+from dcnzoo.openmmlab.export.nms import best_pairs, suppress
+from dcnzoo.openmmlab.export.symbolic_sizes import tensor_of
+
+
+@contextmanager
+def replaced(detector: nn.Module) -> Iterator[None]:
+    """Context in which the functions are replaced: of modules by their names, in every module."""
+    everywhere: dict[Callable, Callable] = {
+        filter_scores_and_topk: first_pairs,
+        mmcv_ops.batched_nms: keep_all,
+        multiclass_nms: partial(keep_best, roi_head=getattr(detector, "roi_head", None)),
+        get_topk_from_heatmap: best_peaks,
+        inverse_sigmoid: logit,
+    }
+    with Changes() as changes:
+        for function, replacement in everywhere.items():
+            replace_everywhere(changes, function, replacement)
+        # autograd functions, which make sizes constants, or which torch.vmap does not accept
+        of_mmcv = (
+            (mmcv_ops.deform_conv.DeformConv2dFunction, deform_conv.deform_conv2d),
+            (
+                mmcv_ops.modulated_deform_conv.ModulatedDeformConv2dFunction,
+                deform_conv.modulated_deform_conv2d,
+            ),
+        )
+        for kind, function in of_mmcv:
+            changes.set(kind, "forward", staticmethod(partial(without_context, function)))
+        carafe = partial(CARAFEFunction.forward, SimpleNamespace())
+        changes.set(sys.modules["mmcv.ops.carafe"], "carafe", carafe)
+        changes.set(tood_head, "sigmoid_geometric_mean", lambda x, y: (x.sigmoid() * y.sigmoid()).sqrt())
+        # a set: the order of a file's nodes would depend on PYTHONHASHSEED
+        changes.wrap(BaseDataElement, "keys", lambda keys, self: sorted(keys(self)))
+        yield
+
+
+def replace_everywhere(changes: Changes, original: Callable, replacement: Callable) -> None:
+    """Replace a function in all modules that import it, also where a patch wraps it."""
+    function = inspect.unwrap(original)
+    for module in list(sys.modules.values()):
+        value = getattr(module, "__dict__", {}).get(original.__name__)
+        if callable(value) and inspect.unwrap(value) is function:
+            changes.set(module, original.__name__, replacement)
+
+
+def without_context(function: Callable, context: Any, *arguments: Any) -> Tensor:
+    return function(*arguments)
+
+
+def first_pairs(scores: Tensor, score_thr: float, topk: int, results: Any = None) -> tuple:
+    """Replace ``filter_scores_and_topk``. Scores below the threshold become ``ABSENT``."""
+    scores, index, labels = best_pairs(torch.where(scores > score_thr, scores, ABSENT), topk)
+    if results is not None:
+        results = tree_map(lambda value: value[index], results)
+    return scores, labels, index, results
+
+
+def keep_all(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, nms_cfg: dict | None, class_agnostic: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Replace ``batched_nms``. Return as many results as boxes: boxes that NMS drops come last."""
+    if nms_cfg is None:
+        scores, index = scores.topk(len(scores))
+        return torch.cat([boxes[index], scores[:, None]], 1), index
+    nms = dict(nms_cfg, class_agnostic=class_agnostic or nms_cfg.get("class_agnostic", False))
+    cfg = ConfigDict(nms=nms, max_per_img=len(boxes))
+    dets, labels, index = suppress(cfg, "batched_nms", boxes, scores, idxs.long())
+    return torch.where(labels[:, None] >= 0, dets, ABSENT), index
+
+
+def keep_best(
+    multi_bboxes: Tensor,  # [M, 4] or [M, classes·4]
+    multi_scores: Tensor,  # [M, classes + 1]
+    score_thr: float,
+    nms_cfg: dict,
+    max_num: int = -1,
+    score_factors: Tensor | None = None,
+    return_inds: bool = False,
+    box_dim: int = 4,
+    *,
+    roi_head: Any = None,
+) -> tuple[Tensor, ...]:
+    """Replace ``multiclass_nms``. Boxes of the detector's RoI head that are no proposals have no score."""
+    count, classes = multi_scores.shape[0], multi_scores.shape[1] - 1
+    boxes = multi_bboxes.reshape(count, -1, 4).expand(-1, classes, -1).reshape(-1, 4)
+    scores = multi_scores[:, :-1]
+    present = scores > score_thr
+    is_proposal = getattr(roi_head, "is_proposal", None)
+    if is_proposal is not None:
+        present = present & is_proposal[:, None]
+    if score_factors is not None:
+        scores = scores * score_factors[:, None]
+    scores = torch.where(present, scores, ABSENT).flatten()
+    labels = torch.arange(classes, device=scores.device).repeat(count)
+    cfg = ConfigDict(nms=nms_cfg, max_per_img=max_num if max_num > 0 else len(boxes))
+    dets, labels, index = suppress(cfg, "multiclass_nms", boxes, scores, labels)
+    return (dets, labels, index) if return_inds else (dets, labels)
+
+
+def best_peaks(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
+    """Replace ``get_topk_from_heatmap``: the exporter cannot divide an integer by a symbolic size."""
+    height, width = tensor_of(scores.shape[-2:], dtype=torch.long)
+    values, index = best(scores.flatten(1), k)
+    label, index = index // (height * width), index % (height * width)
+    return values, index, label, index // width, (index % width).float()
+
+
+def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Replace ``inverse_sigmoid``, which clamps three times: the exporter's optimiser drops one of them."""
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))

@@ -1,0 +1,24 @@
+"""``predict`` for one image, whose features and outputs of heads were computed with those of the batch."""
+
+from typing import Any
+
+from mmdet.models.detectors import BaseDetector
+from torch import nn
+
+
+class Features(tuple):
+    """The feature maps of an image, and the outputs of heads for them, by the names of the heads."""
+
+    outputs: dict[str, Any]
+
+
+class Head(nn.Module):
+    name: str  # in the detector
+
+    def forward(self, x: Any, *others: Any) -> Any:
+        return x.outputs[self.name] if isinstance(x, Features) else super().forward(x, *others)
+
+
+class Detector(BaseDetector):
+    def extract_feat(self, batch_inputs: Any) -> Any:
+        return batch_inputs if isinstance(batch_inputs, Features) else super().extract_feat(batch_inputs)
