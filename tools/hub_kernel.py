@@ -19,7 +19,7 @@ from dcnzoo.version import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dcnzoo"
 NAMESPACE = "dcnzoo_hub"
-BACKENDS = {"cpu": "cpu", "cuda": "cuda", "rocm": "rocm", "xpu": "xpu"}
+BACKENDS = ("cpu", "cuda", "rocm", "xpu")
 LAYER = '''"""Multi-scale deformable attention for models of Transformers that have a layer of this name."""
 
 from types import SimpleNamespace
@@ -62,13 +62,13 @@ def write(folder: Path) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder}: expected no folder or file")
     with replacing(folder) as partial:
-        for name, backend in BACKENDS.items():
-            variant = partial / "build" / f"torch-{name}"
+        for backend in BACKENDS:
+            variant = partial / "build" / f"torch-{backend}"
             copy_operators(variant / "dcnzoo")
             (variant / "__init__.py").write_text(LAYER, encoding="utf-8")
             about = {
                 "name": "dcnzoo-attention",
-                "id": f"{NAMESPACE}_{name}_{__version__.replace('.', '_')}",
+                "id": f"{NAMESPACE}_{backend}_{__version__.replace('.', '_')}",
                 "version": 1,
                 "license": "Apache-2.0",
                 "python-depends": [],
