@@ -16,10 +16,10 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(PIP) install --
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format docs bench gpu wheel clean
+.PHONY: help setup demo test test-all lint format docs bench gpu hub-kernel wheel clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.built  ## create .venv for training and compile the operators into dcnzoo/ops
 
@@ -88,6 +88,9 @@ bench: setup $(VENV)/.dev  ## compare time and memory with other packages (docs/
 # One part: make gpu ARGS=correctness (tuning, benchmark, without_library, training).
 gpu:  ## test, tune and time the kernels on a GPU, and train with them (docs/gpu.md)
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
+
+hub-kernel: setup  ## write work_dirs/hub_kernel: attention for models of Transformers, by the package kernels
+	$(RUN) tools/hub_kernel.py work_dirs/hub_kernel
 
 wheel: setup  ## build dist/*.whl, one for Python ≥ 3.10 and torch ≥ 2.10
 	$(PIP) wheel --no-build-isolation --no-deps -w dist .

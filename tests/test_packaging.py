@@ -218,7 +218,8 @@ def test_configs_and_tools_are_in_the_package(tree, built):
         if not name.endswith(".safetensors") or re.search("-mdconv_.*shapes", name):
             expected[f"configs/{name}"] = content
     for name, content in files(tree / "tools").items():
-        if name.endswith((".sh", ".py")) and name not in ("demo.py", "model_zoo.py", "small_weights.py"):
+        others = ("demo.py", "hub_kernel.py", "model_zoo.py", "small_weights.py")
+        if name.endswith((".sh", ".py")) and name not in others:
             expected[f"tools/{name}"] = content
     assert files(mim) == expected and any(name.endswith(".safetensors") for name in expected)
     assert not any(path.is_symlink() for path in mim.rglob("*"))

@@ -1,13 +1,14 @@
-"""The recipe for Transformers in docs/migration.md, beside Transformers' functions: ``nox -s projects``."""
+"""docs/migration.md's recipe and tools/hub_kernel.py, beside Transformers' functions: ``nox -s projects``."""
 
 import re
+import runpy
 
 import pytest
 import torch
 
 import dcnzoo
 
-from ..processes import ROOT
+from ..processes import ROOT, run_code
 
 dcnzoo.provide("torchvision")  # torchvision itself does not load beside a CPU build of torch
 transformers = pytest.importorskip("transformers", minversion="5", exc_type=ImportError)
@@ -79,3 +80,35 @@ def test_recipe(name, monkeypatch):
     assert actual.keys() == expected.keys()
     for key, value in actual.items():
         torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-5, msg=lambda m: f"{key}: {m}")  # noqa: B023
+
+
+HUB = """
+import sys
+from pathlib import Path
+import torch
+from kernels import LocalLayerRepository, Mode, kernelize, register_kernel_mapping
+from transformers.utils import import_utils
+import transformers.utils
+# Transformers wants a newer version of kernels than the one in PyPI
+transformers.utils.is_kernels_available = import_utils.is_kernels_available = lambda *a, **k: True
+sys.path.insert(0, sys.argv[2])
+from tests.environments import test_transformers
+
+layer = LocalLayerRepository(Path(sys.argv[1]), layer_name="MultiScaleDeformableAttention")
+register_kernel_mapping({"MultiScaleDeformableAttention": {"cpu": layer}})
+name = "DeformableDetrForObjectDetection"
+expected = test_transformers.results(test_transformers.build(name))
+model = kernelize(test_transformers.build(name), mode=Mode.TRAINING, device="cpu")
+modules = [m for m in model.modules() if type(m).__name__ == "MultiScaleDeformableAttention"]
+assert modules and all(m.forward.__func__.__module__.startswith("dcnzoo_hub") for m in modules)
+actual = test_transformers.results(model)
+assert actual.keys() == expected.keys()
+for key, value in actual.items():
+    torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=1e-5, msg=lambda m: f"{key}: {m}")
+"""
+
+
+def test_kernel_of_the_hub(tmp_path):
+    pytest.importorskip("kernels")
+    runpy.run_path(str(ROOT / "tools/hub_kernel.py"))["write"](tmp_path / "kernel")
+    run_code(HUB, tmp_path / "kernel", ROOT, HF_HUB_OFFLINE="1", KERNELS_OFFLINE="1")
