@@ -23,7 +23,7 @@ from triton.runtime.jit import JITFunction
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import deform_conv as fused
 from dcnzoo.ops.fused import operators
-from dcnzoo.ops.fused.available import table
+from dcnzoo.ops.fused.available import entry_of
 from dcnzoo.ops.fused.deform_conv import Config
 
 # Bytes of shared memory of a block: CUDA C++ Programming Guide, compute capabilities; AMD's data sheets, LDS.
@@ -181,7 +181,7 @@ def resources(architecture: str, launch: Launch, folder: Path) -> tuple[int, int
 
 
 def configurations(architecture: str, kernel: str, variant: Variant) -> list[Config]:
-    return [Config(*sizes) for sizes in available.entry_of(architecture)[kernel][variant.kind]]
+    return [Config(*sizes) for sizes in entry_of(architecture)[kernel][variant.kind]]
 
 
 def check(architecture: str, launches: list[Launch], what: str, folder: Path, may_spill: float = 0) -> None:
@@ -195,7 +195,7 @@ def check(architecture: str, launches: list[Launch], what: str, folder: Path, ma
 
 def may_spill(architecture: str, kernel: str) -> float:
     """Return how many bytes may spill: any number for block sizes that were measured as fastest on a GPU."""
-    source = available.entry_of(architecture)["source"]
+    source = entry_of(architecture)["source"]
     return float("inf") if kernel in source and "measured on" in source else 0
 
 
