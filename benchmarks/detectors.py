@@ -1,9 +1,5 @@
 """Write docs/benchmarks/detectors.md: the time of complete detectors for a picture on one thread of a CPU.
 
-::
-
-    python -m benchmarks.detectors [--rounds 3]
-
 The detectors of README's table have random weights, because COCO's weights must be downloaded: every layer's
 output has a standard deviation of 1, also the offsets, and a picture has 100 detections, the configs' limit.
 """
@@ -17,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from benchmarks.coverage.trial import forget_weights
-from benchmarks.measure import ROOT, describe, listed, markdown, parser_of
+from benchmarks.measure import ROOT, describe, listed, markdown
 from dcnzoo import models, zoo  # noqa: F401  registers dcnzoo's parts
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.detector import TorchDetector
@@ -31,7 +27,7 @@ NAMES = (
     "mask-rcnn_internimage-t_fpn_1x_coco",
     "mask-rcnn_flash-internimage-t_fpn_1x_coco",
 )
-SIZE = (800, 1333)
+SIZE, ROUNDS = (800, 1333), 3
 PAGE = ROOT / "docs/benchmarks/detectors.md"
 TEXT = """# Complete detectors on a CPU
 
@@ -57,15 +53,12 @@ def build(name: str) -> TorchDetector:
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
     torch.set_num_threads(1)
     init_default_scope("mmdet")
     detectors = {name: build(name) for name in NAMES}
     picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
-    for _ in range(1 + args.rounds):
+    for _ in range(1 + ROUNDS):
         for name, detector in detectors.items():
             before = time.process_time()
             detections = detector(picture)
@@ -74,7 +67,7 @@ def main() -> None:
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first warms up
     rows = [(f"`{name}`", f"{median:.1f}", f"{1 / median:.2f}") for name, median in medians.items()]
     table = markdown([("model", "CPU seconds for a picture", "pictures per second"), *rows])
-    write_text(PAGE, TEXT.format(rounds=args.rounds, table=table, machine=f"{listed(describe())}."))
+    write_text(PAGE, TEXT.format(rounds=ROUNDS, table=table, machine=f"{listed(describe())}."))
 
 
 if __name__ == "__main__":
