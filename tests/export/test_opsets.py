@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import dcnzoo
 from dcnzoo.export import export_onnx, opsets, translation_table
 from dcnzoo.export.onnx import first_cause
 from dcnzoo.layers import (
@@ -78,10 +77,12 @@ def test_layers(opset, tmp_path):
     [None, *(pytest.param(o, marks=[] if o in (18, 22) else pytest.mark.slow) for o in opsets.DYNAMO)],
 )
 def test_the_sentence_of_the_page(opset, tmp_path):
-    """The argument that docs/troubleshooting.md prints fits torch's default opset and any other."""
-    page = (ROOT / "docs/troubleshooting.md").read_text()
-    argument = re.search(r"`(custom_translation_table=.*?)` to `torch\.onnx\.export`", page)[1]
-    options = eval(f"dict({argument})", {"dcnzoo": dcnzoo}) | ({"opset_version": opset} if opset else {})
+    """The argument that docs/deploy.md prints fits torch's default opset and any other."""
+    page = (ROOT / "docs/deploy.md").read_text()
+    argument = re.search(r"torch\.onnx\.export\(.*(custom_translation_table=.*)\)\n", page)[1]
+    options = eval(f"dict({argument})", {"translation_table": translation_table})
+    if opset:
+        options["opset_version"] = opset
     model, path = Layers(attends=False, transposes=False).separable.eval(), tmp_path / "layer.onnx"
     torch.onnx.export(model, INPUTS[:1], path, verbose=False, **options)
     written = onnx.load(path)
