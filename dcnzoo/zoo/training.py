@@ -90,16 +90,8 @@ def train(
             inputs = {"size": size, "flip": flip}
             own_data = _OwnData(Path(data).expanduser(), name, reading, of_run, cfg_options, inputs, on_data)
             recipe = own_data.work_dir_only
-        elif model is not None:
-            source = resolve(model)
-            if source.weights == Path(source.name).expanduser():
-                raise UserError(
-                    f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
-                    f"resume={model} continues its training, the setting load_from starts from its weights"
-                )
-            recipe = source.recipe(cfg_options, TRAINING)
         else:
-            raise UserError("model: expected one, or data=PATH, got neither")
+            recipe = _recipe_of(model, cfg_options)
         register_with_torch()  # FLOPs of the operators
         folder = execute.train(
             recipe, of_run, resume=resume, force=force, own_data=own_data, dry_run=dry_run, sanity=sanity
@@ -107,6 +99,18 @@ def train(
         if dry_run and is_first():
             print("dry run: one step was trained; its weights are not kept")
         return folder
+
+
+def _recipe_of(model: str | os.PathLike[str] | None, cfg_options: Mapping[str, object] | None) -> Recipe:
+    if model is None:
+        raise UserError("model: expected one, or data=PATH, got neither")
+    source = resolve(model)
+    if source.weights == Path(source.name).expanduser():
+        raise UserError(
+            f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
+            f"resume={model} continues its training, the setting load_from starts from its weights"
+        )
+    return source.recipe(cfg_options, TRAINING)
 
 
 @dataclass
