@@ -175,10 +175,6 @@ def _fake(input, weight, offset, mask, bias, stride, padding, dilation, groups, 
     return input.new_empty(shape).to(memory_format=memory_format(input))
 
 
-def _reference(input, weight, offset, mask, bias, stride, padding, dilation, groups, im2col_step):
-    return reference.deform_conv(input, weight, offset, mask, bias, stride, padding, dilation, groups)
-
-
 def grad_input_in_order(arguments: Any) -> Tensor:  # [N, C, *in]
     """Return the gradient of the input, which is bitwise identical at every call.
 
@@ -205,7 +201,7 @@ def grad_input_in_order(arguments: Any) -> Tensor:  # [N, C, *in]
 
 OPERATOR = Operator(
     "deform_conv",
-    reference=_reference,
+    reference=reference.deform_conv,
     plain=plain.deform_conv,
     fake=_fake,
     check=checks.deform_conv,

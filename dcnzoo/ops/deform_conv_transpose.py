@@ -11,7 +11,6 @@ from torch import Tensor
 from . import _arguments, checks, flops, plain, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
 from ._autograd import in_forward_mode, reference_gradients
-from .deform_conv import _reference as deform_conv_reference
 from .geometry import transposed_size
 from .operator import Operator
 from .register import register
@@ -185,7 +184,7 @@ def _backward(ctx, grad_output):
             named = _arguments.arguments_of("deform_conv")
             arguments = named(grad_output, weight, offset, mask, None, *ctx.arguments)
             names = ("weight", "offset", "mask")
-            gradients = [None, *reference_gradients(deform_conv_reference, input, arguments, names)]
+            gradients = [None, *reference_gradients(reference.deform_conv, input, arguments, names)]
         else:
             gradients = torch.ops.dcnzoo._deform_conv_backward(
                 input, grad_output, weight, offset, mask, *ctx.arguments, [False, *needed[1:4], False]
@@ -203,16 +202,9 @@ def _backward(ctx, grad_output):
     return grad_input, grad_weight, grad_offset, grad_mask, grad_bias, *[None] * 6
 
 
-def _reference(
-    input, weight, offset, mask, bias, stride, padding, output_padding, dilation, groups, im2col_step
-):
-    geometry = (stride, padding, output_padding, dilation, groups)
-    return reference.deform_conv_transpose(input, weight, offset, mask, bias, *geometry)
-
-
 OPERATOR = Operator(
     "deform_conv_transpose",
-    reference=_reference,
+    reference=reference.deform_conv_transpose,
     plain=plain.deform_conv_transpose,
     fake=_fake,
     check=checks.deform_conv_transpose,

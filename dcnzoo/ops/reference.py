@@ -87,6 +87,7 @@ def deform_conv(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    im2col_step: int | None = None,  # bounds the memory of kernels
 ) -> Tensor:
     """Deformable convolution of any rank.
 
@@ -133,6 +134,7 @@ def deform_conv_transpose(
     output_padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    im2col_step: int | None = None,
 ) -> Tensor:
     """Transposed deformable convolution of any rank. Every input pixel p adds ::
 

@@ -104,7 +104,20 @@ def test_the_choice_says_why(loaded, monkeypatch):
     monkeypatch.setattr(choose, "backend", "compiled")
     assert reason("deform_conv2d") == "DCNZOO_BACKEND=compiled"
     monkeypatch.setattr(choose, "backend", "plain")
-    assert {chosen(call, torch.float32) for call in CALLS} == {PLAIN}
+    for compiled in (True, False):
+        loaded(compiled)
+        assert {chosen(call, torch.float32) for call in CALLS} == {PLAIN}
+        assert reason("deform_conv2d").split("; ")[0] == "DCNZOO_BACKEND=plain"
+    loaded(True)
+    assert reason("deform_conv2d") == "DCNZOO_BACKEND=plain"
+
+
+def test_no_kernel_is_tried_while_operators_are_registered(loaded, monkeypatch):
+    loaded(True)
+    monkeypatch.setattr(available, "is_faster", lambda name, call: True)
+    monkeypatch.setattr(available, "triton_works", lambda device: pytest.fail("a trial"))
+    query = choose.Query(OPERATORS["deform_conv"], "cuda", may_try=False)
+    assert choose.kernels_for(query)[0] == (FUSED, COMPILED)
 
 
 def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):

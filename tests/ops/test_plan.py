@@ -3,6 +3,7 @@
 import itertools
 import warnings
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_the_number_of_regions_makes_no_plan(plans, name):
     assert len(plans()) == 1
 
 
-def test_the_preference_and_the_precision_are_parts_of_the_key(monkeypatch):
+def test_preference_precision_and_strides_are_parts_of_the_key(monkeypatch):
     (call, *_) = calls_of("deform_conv")
     call = call._replace(input=call.input.float())
     keys = {choose.key_of(OPERATORS["deform_conv"], device, call) for device in ("cpu", "cuda")}
@@ -118,7 +119,17 @@ def test_the_preference_and_the_precision_are_parts_of_the_key(monkeypatch):
     keys.add(choose.key_of(OPERATORS["deform_conv"], "cpu", call))
     monkeypatch.setattr(available, "tf32", lambda: "another")
     keys.add(choose.key_of(OPERATORS["deform_conv"], "cpu", call))
-    assert len(keys) == 4
+    call = call._replace(input=call.input.contiguous(memory_format=torch.channels_last))
+    keys.add(choose.key_of(OPERATORS["deform_conv"], "cpu", call))
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_the_faster_form_runs_where_torch_has_its_kernels(plans, monkeypatch, has_sums):
+    (call, *_) = calls_of("nms")
+    forms = {"plain": lambda *_: torch.tensor(1), "reference": lambda *_: torch.tensor(0)}
+    monkeypatch.setattr(choose, "has_weighted_sums", lambda device: has_sums)
+    assert choose._run(replace(OPERATORS["nms"], **forms), "cpu", None, None, call) == has_sums
 
 
 def test_the_oldest_plan_goes(plans, monkeypatch):

@@ -1,7 +1,7 @@
 """Plans of the Triton kernels of deform_conv: block sizes, memory, launches.
 
-A plan is a function of the tensors of a call. It holds the numbers that follow from their shapes and strides,
-and no tensor.
+A plan is a function of later calls, or of tensors, with the shapes and strides of the call that it was made
+for. It holds the numbers that follow from these, and no tensor.
 """
 
 import math
@@ -155,8 +155,7 @@ def deform_conv(call: Any, config: Config | None = None) -> Callable[[Any], Tens
     points, output = plan_points(sizes, call), plan_output(sizes, call, config)
 
     def run(call: Any) -> Tensor:
-        if axes == 1:
-            call = with_rows(call)
+        call = with_rows(call)
         result = output(call.input, call.weight, call.bias, points(call.offset, call.mask))
         return result.squeeze(2) if axes == 1 else result
 
@@ -172,8 +171,7 @@ def deform_conv_backward(call: Any, config: Config | None = None) -> Callable[[A
     of_weight = plan_grad_weight(sizes, call, config)
 
     def run(call: Any) -> tuple[Tensor, ...]:
-        if axes == 1:
-            call = with_rows(call)
+        call = with_rows(call)
         grad_output = call.grad_output
         gradients: dict[int, Tensor] = {}
         if needed[4]:

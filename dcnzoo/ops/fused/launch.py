@@ -36,8 +36,8 @@ def current(device: torch.device) -> contextlib.AbstractContextManager:
 class Launch:
     """A kernel and the arguments that all calls with a plan share. A call adds the others, by name.
 
-    Triton's own search for the compiled kernel takes most of the time of a launch. Here, only the tensors of
-    a call decide, because its numbers are arguments for which the kernel is not specialised.
+    Triton's own search for the compiled kernel takes most of the time of a launch. Here, the alignment of the
+    call's tensors decides. Its numbers do not: they are arguments for which the kernel is not specialised.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Launch:
 
         Args:
             fuse: whether a product and an addition may be rounded once.
-            rows: whether sizes of tensors differ between calls.
+            rows: whether the number of rows differs between calls, so that the tensors' size decides, too.
         """
         self.kernel, self.rows, self.compiled = kernel, rows, dict[tuple, Any]()
         # enable_fp_fusion is explicit, because Triton warns that its default will change
