@@ -213,6 +213,7 @@ def save(table: dict, path: Path) -> None:
 
 
 def main() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True  # the block sizes of float32 are for TF32
     journal, args = Journal.of_command_line()
     table = json.loads(available.TABLE.read_text())
     if args.step == "write":

@@ -11,7 +11,6 @@ from functools import partial
 from itertools import chain, count, repeat
 from typing import Any
 
-from mmdet.datasets.transforms import CachedMixUp, CachedMosaic
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset.utils import worker_init_fn
 from mmengine.dist import get_rank
@@ -28,6 +27,8 @@ _NUMBERED = "numbered_batches"  # key in the checkpoint of a training that numbe
 
 def number_batches(cfg: Config) -> None:
     """Let a training by iterations number its batches, unless its pipeline keeps earlier pictures."""
+    from mmdet.datasets.transforms import CachedMixUp, CachedMosaic  # the hooks do not need mmdet
+
     loop, loader = cfg.get("train_cfg") or {}, cfg.get("train_dataloader")
     kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
     if isinstance(kind, str):
