@@ -23,9 +23,9 @@ from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ResumeHook
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
-from dcnzoo.openmmlab.hooks.seeds import number_batches
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs import options as run_options
+from dcnzoo.openmmlab.runs.batches import number_batches
 from dcnzoo.openmmlab.runs.options import write_options
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start

@@ -5,43 +5,21 @@ have numbers: only the indices of the pictures are read, which restores every sa
 of a batch depend on its number, not on the batches before.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain, count, repeat
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
 from mmengine.dataset.utils import worker_init_fn
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.registry import DATA_SAMPLERS, HOOKS, LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set_random_seed
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, seed_generators, states
 
 _NUMBERED = "numbered_batches"  # key in the checkpoint of a training that numbers its batches
-
-
-def number_batches(cfg: Config) -> None:
-    """Let a training by iterations number its batches, unless its pipeline keeps earlier pictures."""
-    from mmdet.datasets.transforms import CachedMixUp, CachedMosaic  # the hooks do not need mmdet
-
-    loop, loader = cfg.get("train_cfg") or {}, cfg.get("train_dataloader")
-    kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
-    if isinstance(kind, str):
-        kind = LOOPS.get(kind)
-    if not (inspect.isclass(kind) and issubclass(kind, IterBasedTrainLoop) and isinstance(loader, dict)):
-        return
-    batches = loader.get("batch_sampler")
-    classes = [class_of(node) for _, node in dicts(loader)]
-    if any(each and issubclass(each, CachedMosaic | CachedMixUp) for each in classes):
-        return
-    if isinstance(loader.get("sampler"), dict) and isinstance(batches, dict | None):
-        numbered = {"type": "NumberedBatches", "batches": batches}
-        loader["batch_sampler"] = ConfigDict(numbered, drop_last=loader.pop("drop_last", False))
 
 
 class Batch(list[int]):

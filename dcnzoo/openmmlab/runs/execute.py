@@ -31,9 +31,9 @@ from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.classes import names_of_model
 from dcnzoo.openmmlab.config.errors import config_errors, with_paths
 from dcnzoo.openmmlab.config.tree import dicts
-from dcnzoo.openmmlab.hooks.seeds import number_batches
 from dcnzoo.openmmlab.options import TestOptions, TrainOptions
 from dcnzoo.openmmlab.runs import ranks
+from dcnzoo.openmmlab.runs.batches import number_batches
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
