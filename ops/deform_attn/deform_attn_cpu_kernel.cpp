@@ -109,8 +109,21 @@ void forward(const DeformAttnCpu<T, S>& p, int64_t image, int64_t begin, int64_t
     int64_t places = 0;
     for (; places < most && query < end; group = group + 1 < p.groups ? group + 1 : 0, query += group == 0)
       place[places++] = Place<T>(p, image, query, group);
-    for (int64_t first = 0; first < p.points; first += lanes)
-      Chunk<T>(p, place, places, first).store_plan(index + first, weight + first, padded);
+    for (int64_t first = 0; first < p.points; first += lanes) {
+      const Chunk<T> chunk(p, place, places, first);
+      // A corner outside the map has weight zero and the index of a pixel inside. If that pixel is Inf or NaN, the
+      // sum wrongly becomes NaN and is recomputed below. Points outside are skipped if their factor is finite.
+      const Vector<T> zero{};
+      const auto counts = chunk.at.inside | (chunk.factor - chunk.factor != zero);
+      for (int corner = 0; corner < kCorners; ++corner) {
+        const Vector<T> share = corner_weight<Vector<T>, 2>(corner, chunk.at.fraction);
+        store(weight + corner * padded + first, chunk.at.valid[corner] * share * chunk.factor);
+        const auto place_of = chunk.at.index[corner];
+        const auto first_place =
+            VecTraitsOf<Vector<T>>::blend(counts, chunk.at.index[0], Vector<Index>{} - 1);
+        store(index + corner * padded + first, corner ? place_of : first_place);
+      }
+    }
     Vector<T> check{};
     for (int64_t i = 0; i < places; ++i) {
       const S* map = p.input + place[i].map(p);

@@ -133,20 +133,6 @@ struct Chunk {
   // The lane of the first of the `count` points at place i of the vector
   DCNZOO_INLINE int64_t first_lane(int64_t i) const { return i * count; }
 
-  // Stores the plan of the forward: indices and weights, [corner][padded]. A corner outside the map has weight zero and the
-  // index of a pixel inside. If that pixel is Inf or NaN, the sum wrongly becomes NaN and is computed again. The first index of
-  // points outside is negative if their factor is finite: they are skipped.
-  DCNZOO_INLINE void store_plan(Index* index, T* weight, int64_t padded) const {
-    const auto counts = at.inside | (factor - factor != Vector<T>{});
-    for (int corner = 0; corner < kCorners; ++corner) {
-      const Vector<T> share = corner_weight<Vector<T>, 2>(corner, at.fraction);
-      const Vector<Index> skipped = Vector<Index>{} - 1;
-      store(weight + corner * padded, at.valid[corner] * share * factor);
-      store(index + corner * padded,
-            corner ? at.index[corner] : VecTraitsOf<Vector<T>>::blend(counts, at.index[0], skipped));
-    }
-  }
-
   DCNZOO_INLINE Points points() const {
     Points result;
     store(result.rest, stored.rest);
