@@ -66,7 +66,9 @@ def _show_pictures(split: Dataset) -> Section:
         drawn.thumbnail((_SIDE, _SIDE))
         text = f"{picture.file.name}: {in_words(objects.names)}"
         images.append(Picture(drawn, text, f"{picture.file.name} with boxes and names"))
-    text = f"{len(images)} of the {counted(len(pictures), 'pictures')} to train on, at equal distances."
+    text = f"The {counted(len(pictures), 'pictures')} to train on."
+    if len(images) < len(pictures):
+        text = f"{len(images)} of the {counted(len(pictures), 'pictures')} to train on, at equal distances."
     return Section("Pictures", text, [page.pictures(images, "small")])
 
 
