@@ -27,10 +27,11 @@ from dcnzoo.report.explain_detector import explain
 IMAGES = Path(__file__).resolve().parent / "images"
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 INDEX = 9  # of the validation images
-# a scene of 1280 × 960 pixels, and the size at which its objects are as large as in the training
+# a scene of 1280 × 960 pixels, and the sizes at which its objects are as large as in the trainings
 SCENE, SCENE_INDEX, HEIGHT = ShapesSpec(size=1280, max_instances=12, min_radius=80, max_radius=200), 34, 960
-STEP, SCALE = "test_dataloader.dataset.pipeline.1.scale", (320, 240)
-LAYER, POSITION = "backbone.layer3.0.conv2", (757, 326)  # on a cross of the scene
+SCENE_MODEL = "mask-rcnn_r14-mdconv_fpn_10e_shapes-320"
+STEP, SCALE, PAGE_SCALE = "test_dataloader.dataset.pipeline.1.scale", (480, 360), (320, 240)
+LAYER, POSITION = "backbone.layer4.0.conv2", (580, 490)  # on a trefoil of the scene
 EXPLAINED = "47,65"  # on a cross of the image
 
 
@@ -52,7 +53,7 @@ def main() -> None:
         cv2.imwrite(str(scene), photograph())
         sampling(scene).save(IMAGES / "sampling.jpg", quality=88)
         run("explain", MODEL, image, "--at", EXPLAINED, "--out", folder / "explain.html")
-        size = f"{STEP}={SCALE}".replace(" ", "")
+        size = f"{STEP}={PAGE_SCALE}".replace(" ", "")  # of the smaller model: a page of less than 500 kB
         out = IMAGES.with_name("scene.html")
         run("explain", MODEL, scene, "--cfg-options", size, "--receptive-fields", 12, "--out", out, "--force")
         take(args.chromium, f"{(folder / 'explain.html').as_uri()}#heat=1", "explain", (1150, 560), folder)
@@ -97,8 +98,8 @@ def photograph() -> np.ndarray:  # [HEIGHT, size, 3], BGR
 
 def sampling(scene: Path) -> Image.Image:
     """Draw the detections, and where a layer reads for one object: squares if its offsets were zero."""
-    detector = dcnzoo.load(MODEL, device="cpu", cfg_options={STEP: SCALE})
-    picture = detector(str(scene), score_threshold=0.6).draw()
+    detector = dcnzoo.load(SCENE_MODEL, device="cpu", cfg_options={STEP: SCALE})
+    picture = detector(str(scene)).draw()
     explanation = explain(detector, scene, layer=LAYER, at=POSITION)
     (field,), box, frame = explanation.fields, explanation.box, explanation.frame
     rows, columns = output_window(field, box, frame)
