@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,12 +35,16 @@ def environment() -> Iterator[tuple[str, str]]:
     untested = "" if system == "Linux" else ": dcnzoo was not run on this system"
     yield "python", f"{platform.python_version()} on {system} {platform.machine()}{untested}"
     yield "torch", torch.__version__
-    present = installed("numpy", "triton", *MODULES)
+    present = installed("numpy", "triton", "torchvision", *MODULES)
     expected = ["numpy", "triton"]
     if present.keys().isdisjoint(FORKS):
         expected += ORIGINALS
     for package in expected:
         present.setdefault(package, "not installed")
+    if problem := load_error():
+        remedy = f"only programs that use its operators need: {install_torchvision(torch.__version__)}"
+        name = present.get("torchvision", "of sources")
+        present["torchvision"] = f"{name} does not fit this torch ({problem}); {remedy}"
     yield from present.items()
     for device in ("cpu", "cuda"):
         reason = _library.problems.get(device, "they need the CPU operators")
@@ -60,8 +63,6 @@ def environment() -> Iterator[tuple[str, str]]:
         yield "cuda", f"{torch.version.cuda}, {name} (sm_{capability[0]}{capability[1]})"
     else:
         yield "cuda", f"no ({'a GPU' if torch.cuda.is_available() else 'no GPU'} found by torch)"
-    if problem := load_error():
-        yield "torchvision", f"{version('torchvision')} does not fit this torch: {problem}"
     extension = find_spec(EXTENSION) if find_spec("mmcv") else None
     if extension is None:
         yield EXTENSION, "none: mmcv is not installed"
@@ -95,6 +96,7 @@ class Installation:
     torch_sees_gpu: bool
     nvidia_driver: bool  # installed on the machine, even if torch finds no GPU
     libraries: dict[str, str] = field(default_factory=dict)  # "cpu", "cuda" -> why it is not loaded
+    torchvision: str = ""  # version; empty if it is not installed
     features: dict[str, str] = field(default_factory=dict)  # feature whose symbols torch lacks -> reason
     packages: dict[str, str] = field(default_factory=dict)  # distribution -> version
     triton_runs: bool = False  # on the GPU, in place of compiled CUDA operators
@@ -113,6 +115,7 @@ class Installation:
             torch_sees_gpu=torch.cuda.is_available(),
             nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
             libraries=dict(_library.problems),
+            torchvision=installed("torchvision").get("torchvision", ""),
             features=_torch_private.missing,
             packages=installed(*MODULES),
             triton_runs=torch.cuda.is_available() and available.triton_works(torch.device("cuda")),
@@ -148,10 +151,20 @@ def _of_torch(installation: Installation) -> Iterator[Finding]:
         text = f"torch finds a GPU, but the CUDA operators are not loaded: {installation.libraries['cuda']}"
         remedy = f"DCNZOO_CUDA=1 {BUILD}, with nvcc of CUDA {installation.torch_cuda} on the PATH"
         yield Finding("", text, remedy=remedy)
+    if installation.torch_cuda and installation.torchvision.endswith("+cpu"):
+        text = f"torchvision {installation.torchvision} is a CPU build beside a torch for CUDA"
+        remedy = f"{install_torchvision(installation.torch)}  # from the index of torch"
+        yield Finding("", text, remedy=remedy)
     if installation.nvidia_driver and not installation.torch_cuda:
         text = f"this machine has an NVIDIA GPU, but torch {installation.torch} is a CPU build"
         install = "pip uninstall -y torch && pip install torch"
         yield Finding("", text, remedy=f"{install}  # for CUDA: https://pytorch.org/get-started")
+
+
+def install_torchvision(torch: str) -> str:
+    """Return the command that installs the torchvision of a version of torch: 0.28 for 2.13."""
+    fitting = f"torchvision==0.{Version(torch).minor + 15}.*"
+    return f'pip install --force-reinstall --no-deps "{fitting}"'
 
 
 def _of_openmmlab(installation: Installation) -> Iterator[Finding]:

@@ -60,6 +60,11 @@ BROKEN = [  # (state of the machine, word in the problem, start of the command)
         f"DCNZOO_CUDA=1 {diagnosis.BUILD}, with nvcc",
     ),
     (replace(CPU, nvidia_driver=True), "CPU build", REPLACE_TORCH),
+    (
+        replace(GPU, torchvision="0.25.0+cpu"),
+        "torchvision 0.25.0+cpu",
+        'pip install --force-reinstall --no-deps "torchvision==0.25.*"',
+    ),
     (packages(ORIGINALS, "mmcv-lite"), "no mmcv", "pip install mmcv-lite==2.1.0"),
     (packages(FORKS, "onedl-mmcv"), "no mmcv", "pip install --no-deps onedl-mmcv"),
     (BOTH, "mmcv 2.2.0 and mmcv-lite 2.1.0", REMOVE_BOTH),

@@ -233,7 +233,10 @@ def _deformable_hint(weights: Mapping[str, Tensor], expected: Mapping[str, Tenso
     in_file, in_model = (len([*filter(pattern.fullmatch, names)]) for names in (weights, expected))
     if in_file == in_model:
         return ""
-    return f"the checkpoint has {in_file} deformable layers, the model {in_model}: compare the setting dcn"
+    return (
+        f"the checkpoint has {in_file} deformable layers, the model {in_model}: compare the setting dcn. "
+        "Weights that were trained with another number of them are a poor start"
+    )
 
 
 def _few(names: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ def load_error() -> str | None:
     if spec is None:
         return None
     for folder in spec.submodule_search_locations or ():
-        for path in Path(folder).glob("_C*.so"):
+        for path in (*Path(folder).glob("_C*.so"), *Path(folder).glob("_C*.pyd")):
             try:
                 torch.ops.load_library(path)
             except OSError as error:
