@@ -217,8 +217,9 @@ class CocoDataset(coco.CocoDataset):
         entries = [_decode(self._content.annotations[number]) for number in info.pop("annotations")]
         raw = {"raw_img_info": {**info, "file_name": info["img_path"]}, "raw_ann_info": entries}
         info["instances"] = self.parse_data_info(raw)["instances"]
-        if self._masks:
-            _ignore_without_mask(info["instances"])
+        for instance in info["instances"] if self._masks else ():
+            if "mask" not in instance:  # ignored, as in MMDetection with polygons without an area
+                instance.update(mask=[], ignore_flag=1)
         return info
 
     def counted_objects(self, idx: int) -> list[dict[str, Any]]:
@@ -245,16 +246,6 @@ class CocoDataset(coco.CocoDataset):
         why = f"without an annotation or too small (filter_cfg={self.filter_cfg})"
         text = f"expected at least 1 image to train on, got 0 of {len(self.data_list)}: all are {why}"
         raise UserError(f"{self.ann_file}: {text}")
-
-
-def _ignore_without_mask(instances: list[dict[str, Any]]) -> None:
-    """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.
-
-    Without this, an object without ``segmentation`` raises ``KeyError: 'mask'`` when its image is loaded.
-    """
-    for instance in instances:
-        if "mask" not in instance:
-            instance.update(mask=[], ignore_flag=1)
 
 
 @DATASETS.register_module()
