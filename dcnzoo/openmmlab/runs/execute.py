@@ -282,10 +282,8 @@ def _with_changes(kind: Any, cfg: Config, quiet: bool) -> Any:
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **{**settings, "cfg": cfg})
 
-        def build_logger(
-            self, *args: Any, **settings: Any
-        ) -> MMLogger:  # FlexibleRunner's strategy builds it
-            logger = super().build_logger(*args, **settings)
+        def build_logger(self, *args: Any, **settings: Any) -> MMLogger:
+            logger = super().build_logger(*args, **settings)  # FlexibleRunner's strategy builds it
             for handler in logger.handlers:
                 if quiet and type(handler) is logging.StreamHandler:
                     handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: ERROR on other ranks
