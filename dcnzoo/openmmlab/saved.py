@@ -29,6 +29,11 @@ def best_files(info: Mapping[str, object]) -> list[str]:
     return [str(path) for key, path in info.items() if key.startswith("best_ckpt")]
 
 
+def best_prefix(metric: str) -> str:
+    """Return the beginning of the names of the best checkpoints by a metric of ``save_best``."""
+    return "best_" if metric == "auto" else f"best_{metric}_".replace("/", "_")
+
+
 def _named_in(folder: Path, text: str) -> Path:
     path = Path(text.strip())
     if not path.name or not path.name.isprintable():

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Source:
         return next(same, None)
 
     def recipe(
-        self, cfg_options: Mapping[str, object] | None = None, required: Sequence[str] = MODEL
+        self, cfg_options: Mapping[str, object] | None = None, required: tuple[str, ...] = MODEL
     ) -> Recipe:
         """Read the config: see :meth:`Recipe.read`.
 

@@ -364,6 +364,23 @@ def test_epochs_scale_the_schedule():
         write_options(cfg, TrainOptions(epochs=3))
 
 
+@pytest.mark.parametrize("epochs", [5, 9, 10, 15])
+def test_a_cosine_of_half_the_epochs_ends_with_an_odd_number_of_epochs(epochs):
+    """A shorter one than the epochs that are left would rise again, and a longer one not reach its end."""
+    cfg, _ = schedule(RTMDET)
+    write_options(cfg, TrainOptions(epochs=epochs))
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.004)
+    built = PARAM_SCHEDULERS.build(
+        cfg.param_scheduler[1], default_args=dict(optimizer=optimizer, epoch_length=10)
+    )
+    rates = []
+    for _ in range(10 * epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        built.step()
+    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(0.0002, rel=0.2)
+
+
 def test_batch_size_and_learning_rate():
     cfg, _ = schedule(RTMDET)
     cfg.param_scheduler += [dict(type="OneCycleLR", eta_max=0.01)]

@@ -15,16 +15,18 @@ from dcnzoo.openmmlab.config.tree import annotation_file, class_of, dicts
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
 
+PARTS = ("train", "val", "test")
+
 
 def check_config(
-    cfg: Config, name: str | os.PathLike, required: Sequence[str] = (), runs: bool = True
+    cfg: Config, name: str | os.PathLike, required: Sequence[str] = (), parts: Sequence[str] = PARTS
 ) -> None:
     """Check a config without building it.
 
     Args:
         name: the config's file, for the messages.
         required: top-level keys that the command uses.
-        runs: whether the command uses a runner; if so, check whether the data fit the model.
+        parts: those of :data:`PARTS` that the command runs; their data must fit the model.
 
     Raises:
         UserError: the config has problems, one line for each.
@@ -32,7 +34,7 @@ def check_config(
     if not cfg:
         raise UserError(f"{name}: expected a config, got an empty file")
     lines = []
-    for problem in find_problems(cfg, required, runs):
+    for problem in find_problems(cfg, required, parts):
         line = printable(f"{name}: {problem}")
         if problem.stops:
             lines.append(line)
@@ -42,19 +44,12 @@ def check_config(
         raise UserError(*lines)
 
 
-def find_problems(cfg: Config, required: Sequence[str] = (), runs: bool = True) -> list[Finding]:
+def find_problems(cfg: Config, required: Sequence[str] = (), parts: Sequence[str] = PARTS) -> list[Finding]:
     """List the problems of the parts that a command uses; see :func:`check_config`."""
-    lacking = [key for key in required if not cfg.get(key)]
-    problems = [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in lacking]
-    if lacking:
-        return problems
-    parts: tuple[str, ...] = ("train", "val", "test")
-    if "train_dataloader" in required:
-        parts = parts[:2]
-    elif "test_dataloader" in required:
-        parts = parts[2:]
+    if lacking := [key for key in required if not cfg.get(key)]:
+        return [Finding(key, f"expected its settings, got {cfg.get(key)}") for key in lacking]
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        return [*wrong_classes(cfg, parts), *wrong_evaluator_files(cfg, parts)] if runs else []
+        return [*wrong_classes(cfg, parts), *wrong_evaluator_files(cfg, parts)] if parts else []
 
 
 def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:

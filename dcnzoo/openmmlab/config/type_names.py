@@ -13,7 +13,7 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import Registry, root
 from mmengine.utils import get_object_from_string
 
-from dcnzoo.openmmlab.config.tree import dicts
+from dcnzoo.openmmlab.config.tree import dicts, registered
 from dcnzoo.openmmlab.patches.kernels import replaced
 
 
@@ -53,10 +53,7 @@ def _names(scope: str) -> dict[object, str]:
     """Return the name of each class in the registries, and of each function in ``mmcv.ops``."""
     names: dict[object, str] = {getattr(mmcv.ops, name): name for name in mmcv.ops.__all__}
     for parent in [value for value in vars(root).values() if isinstance(value, Registry)]:
-        short = {**parent.module_dict}  # names without a scope; own classes replace the parent's
-        if (own := parent.children.get(scope)) is not None:
-            own.import_from_location()
-            short |= own.module_dict
+        short = registered(parent.children.get(scope, parent))  # names without a scope
         for registry in (parent, *parent.children.values()):
             names |= {kind: f"{registry.scope}.{name}" for name, kind in registry.module_dict.items()}
         names |= {kind: name for name, kind in short.items()}

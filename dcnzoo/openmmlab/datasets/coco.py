@@ -152,26 +152,12 @@ class CocoMetric(coco_metric.CocoMetric):
 
     def results2json(self, results: Sequence[dict[str, Any]], outfile_prefix: str) -> dict[str, Any]:
         """Convert the results to COCO's format; write them to files only if the config asks for files."""
-        if self.outfile_prefix is not None:
-            return super().results2json(results, outfile_prefix)
-        entries: dict[str, list[dict[str, Any]]] = {"bbox": []}
-        if "masks" in results[0]:
-            entries["segm"] = []
-        for number, result in enumerate(results):
-            image, boxes = result.get("img_id", number), result["bboxes"].astype(float)
-            boxes[:, 2:] -= boxes[:, :2]
-            labels = [self.cat_ids[label] for label in result["labels"]]
-            for kind, scores in zip(entries, ("scores", "mask_scores"), strict=False):
-                values = result.get(scores, result["scores"]).tolist()
-                objects: list[dict[str, Any]] = [
-                    {"image_id": image, "bbox": box, "score": score, "category_id": label}
-                    for box, score, label in zip(boxes.tolist(), values, labels, strict=True)
-                ]
-                if kind == "segm":
-                    for entry, mask in zip(objects, result["masks"], strict=True):
-                        entry["segmentation"] = mask
-                entries[kind] += objects
-        return {**entries, "proposal": entries["bbox"]}
+        written = dict[str, list[dict[str, Any]]]()
+        with Changes() as changes:
+            if self.outfile_prefix is None:
+                changes.set(coco_metric, "dump", lambda entries, file: written.update({file: entries}))
+            files = super().results2json(results, outfile_prefix)
+        return {kind: written.get(file, file) for kind, file in files.items()}
 
 
 class CocoDataset(coco.CocoDataset):
@@ -231,8 +217,9 @@ class CocoDataset(coco.CocoDataset):
         entries = [_decode(self._content.annotations[number]) for number in info.pop("annotations")]
         raw = {"raw_img_info": {**info, "file_name": info["img_path"]}, "raw_ann_info": entries}
         info["instances"] = self.parse_data_info(raw)["instances"]
-        if self._masks:
-            _ignore_without_mask(info["instances"])
+        for instance in info["instances"] if self._masks else ():
+            if "mask" not in instance:  # ignored, as in MMDetection with polygons without an area
+                instance.update(mask=[], ignore_flag=1)
         return info
 
     def counted_objects(self, idx: int) -> list[dict[str, Any]]:
@@ -259,16 +246,6 @@ class CocoDataset(coco.CocoDataset):
         why = f"without an annotation or too small (filter_cfg={self.filter_cfg})"
         text = f"expected at least 1 image to train on, got 0 of {len(self.data_list)}: all are {why}"
         raise UserError(f"{self.ann_file}: {text}")
-
-
-def _ignore_without_mask(instances: list[dict[str, Any]]) -> None:
-    """Mark objects without a mask as ignored, as MMDetection does for polygons without an area.
-
-    Without this, an object without ``segmentation`` raises ``KeyError: 'mask'`` when its image is loaded.
-    """
-    for instance in instances:
-        if "mask" not in instance:
-            instance.update(mask=[], ignore_flag=1)
 
 
 @DATASETS.register_module()

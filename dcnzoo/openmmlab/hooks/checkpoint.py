@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from dcnzoo.detect.metrics import is_undefined
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
-from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files
+from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, best_prefix
 from dcnzoo.utils.errors import UserError, disk_is_full
 from dcnzoo.utils.files import remove_abandoned, write_bytes
 from dcnzoo.utils.text import few
@@ -127,10 +127,9 @@ class AtomicCheckpointHook(CheckpointHook):
         best, metrics = {}, self.key_indicators if self.save_best else []
         for metric in metrics:
             ending = f"_{metric}" if len(metrics) > 1 else ""  # mmengine's keys of a single metric have none
-            prefix = "best_" if metric == "auto" else f"best_{metric}_".replace("/", "_")
             file = str(before.get(f"best_ckpt{ending}", ""))
             path = self._saved.folder / os.path.basename(file)
-            if path.name.startswith(prefix) and path.exists():
+            if path.name.startswith(best_prefix(metric)) and path.exists():
                 best[f"best_ckpt{ending}"] = str(path)
                 best[f"best_score{ending}"] = before[f"best_score{ending}"]
         shared = [best]

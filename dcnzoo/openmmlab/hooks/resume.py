@@ -30,7 +30,8 @@ class ResumeHook(Hook):
     because it updates the best score, the patience and the learning rate on plateaus.
 
     What a checkpoint keeps besides MMEngine's state is written by ``before_save_checkpoint`` and read by
-    ``after_load_checkpoint``; :class:`AtomicCheckpointHook` adds the list of its files.
+    ``after_load_checkpoint``: here, and in :class:`EpochSeedHook` whether the batches are numbered.
+    :class:`AtomicCheckpointHook` keeps the list of its files in MMEngine's ``runtime_info``.
     """
 
     priority = "LOWEST"  # before_train runs a validation: all other hooks' before_train must come first
@@ -80,11 +81,6 @@ class ResumeHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Log where the training begins; if it resumes, run the validation that followed the checkpoint."""
-        if (last := runner.hooks[-1]) is not self:
-            text = "a hook registered later, whose before_train would come after the validation"
-            raise UserError(
-                f"resume: expected ResumeHook to be the last hook, got {type(last).__name__}, {text}"
-            )
         loop, now = runner.train_loop, _done(runner)
         if is_main_process():
             runner.visualizer.add_scalars({BEGAN: now}, step=runner.iter)

@@ -5,7 +5,7 @@ have numbers: only the indices of the pictures are read, which restores every sa
 of a batch depend on its number, not on the batches before.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, count, repeat
 from typing import Any
@@ -104,20 +104,11 @@ class NumberedBatches(BatchSampler):
                 return
 
 
-class SeededLoading:
-    """``__getitems__`` of a data set, which torch's loader calls with a :class:`Batch`: seeds, then loads.
-
-    Args:
-        numbers: other parts of the seed, such as the rank.
-    """
-
-    def __init__(self, dataset: Dataset, *numbers: int) -> None:
-        self._dataset, self._numbers = dataset, numbers
-
-    def __call__(self, batch: Batch) -> list[Any]:
-        seed_generators(mix(*self._numbers, batch.number))
-        load: Callable | None = getattr(type(self._dataset), "__getitems__", None)
-        return load(self._dataset, batch) if load else [self._dataset[index] for index in batch]
+def load_seeded(dataset: Dataset, numbers: Sequence[int], batch: Batch) -> list[Any]:
+    """Load a batch; ``numbers`` and that of the batch are the seed. torch's loader calls ``__getitems__``."""
+    seed_generators(mix(*numbers, batch.number))
+    load: Callable | None = getattr(type(dataset), "__getitems__", None)
+    return load(dataset, batch) if load else [dataset[index] for index in batch]
 
 
 @HOOKS.register_module()
@@ -177,7 +168,8 @@ class EpochSeedHook(Hook):
             with random_states():  # a new iterator draws a number
                 loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
             return
-        loader.dataset.__getitems__ = SeededLoading(loader.dataset, runner.seed, 4, get_rank())
+        numbers = (runner.seed, 4, get_rank())
+        loader.dataset.__getitems__ = partial(load_seeded, loader.dataset, numbers)
         batches.start(mix(runner.seed, 5, get_rank()), first=runner.iter)
         # the loop discards as many batches as there were iterations
         loop.dataloader_iterator = chain(repeat(None, runner.iter), iter(loader))

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from dcnzoo.detect.metrics import is_undefined, metric_names
 from dcnzoo.layers.offsets import OFFSET_PREDICTORS
 from dcnzoo.openmmlab.history import History, loss_parts
-from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, last_checkpoint
+from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, best_prefix, last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
 from dcnzoo.utils.errors import printable, show
 from dcnzoo.utils.text import columns, counted, cut, few
@@ -111,8 +111,8 @@ class SummaryHook(Hook):
         if not (metrics := validations.get(step)):
             return []
         names = metric_names(metrics)
-        prefixes = {key: f"best_{key.replace('/', '_')}_" for key in metrics}  # of the metric of save_best
-        selected = {key: metrics[key] for key in metrics if file and file.name.startswith(prefixes[key])}
+        # of the metric of save_best
+        selected = {key: metrics[key] for key in metrics if file and file.name.startswith(best_prefix(key))}
         figures = {**{names[key]: f"{value:.3f}" for key, value in selected.items()}, **_figures(metrics)}
         aps = ", ".join(f"{name} {figure}" for name, figure in figures.items())
         rows = [("classes", row) for row in self._classes.get(step, ())]

@@ -7,7 +7,6 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -105,21 +104,13 @@ def _build_training(
 ) -> Runner:
     """Build the runner of a training; ``stack`` gets the contexts in which it runs."""
     changes = ", ".join(recipe.changes)
-
-    def check(runner: Runner) -> None:
-        if sanity and not start.resumes and runner.val_loop:
-            predict_one(runner)
-        if dry_run:
-            _train_one(runner)
-            raise _DryRunEnds
-
     runner = build_runner(
         _without_files(recipe.cfg, stack) if dry_run else recipe.cfg,
         start,
         training=recipe,
         summary=None if options.verbose else hooks.SummaryHook(recipe.saved, changes),
         allow_partial=options.allow_partial,
-        check=check,
+        check=_CheckHook(sanity and not start.resumes, dry_run),
     )
     if changes:
         runner.logger.info(f"changed: {changes}")
@@ -232,7 +223,7 @@ def build_runner(
     training: Recipe | None = None,
     summary: hooks.SummaryHook | None = None,
     allow_partial: bool = False,
-    check: Callable[[Runner], None] | None = None,
+    check: Hook | None = None,
 ) -> Runner:
     """Build mmengine's runner; it loads checkpoints by :func:`dcnzoo.openmmlab.weights.load_state`.
 
@@ -242,7 +233,7 @@ def build_runner(
         summary: hook that prints in place of mmengine's log. The terminal then shows only the log's warnings;
             the log file is complete.
         allow_partial: see :func:`dcnzoo.openmmlab.weights.load_state`.
-        check: function to call when the weights are loaded, before the training loop.
+        check: hook that runs when the weights are loaded, before the training loop.
 
     Raises:
         UserError: there is no such runner, or the work directory cannot be written.
@@ -267,12 +258,10 @@ def build_runner(
         runner._load_from = start.file
     if cfg.launcher == "none" and isinstance(runner.model, nn.Module):
         runner.model = revert_sync_batchnorm(runner.model)
-    added = [summary, ranks.AgreementHook(training.cfg if training else cfg)]
+    added = [check, summary, ranks.AgreementHook(training.cfg if training else cfg)]
     added += [hooks.LoadCheckpointHook(fine_tune=training is not None, allow_partial=allow_partial)]
     if training is not None:
         added += [WorkDirHook(training), hooks.ResumeHook()]
-    if check is not None:
-        added.append(_CheckHook(check))
     for hook in filter(None, added):
         runner.register_hook(hook)
     # hide warnings about deprecated names in mmengine's own hooks, gradient accumulation and frozen weights
@@ -293,10 +282,8 @@ def _with_changes(kind: Any, cfg: Config, quiet: bool) -> Any:
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **{**settings, "cfg": cfg})
 
-        def build_logger(
-            self, *args: Any, **settings: Any
-        ) -> MMLogger:  # FlexibleRunner's strategy builds it
-            logger = super().build_logger(*args, **settings)
+        def build_logger(self, *args: Any, **settings: Any) -> MMLogger:
+            logger = super().build_logger(*args, **settings)  # FlexibleRunner's strategy builds it
             for handler in logger.handlers:
                 if quiet and type(handler) is logging.StreamHandler:
                     handler.setLevel(max(logging.WARNING, handler.level))  # mmengine: ERROR on other ranks
@@ -310,15 +297,19 @@ def _with_changes(kind: Any, cfg: Config, quiet: bool) -> Any:
 
 
 class _CheckHook(Hook):
-    """Calls a function before the training loop, when the weights are loaded."""
+    """Before the training loop: predict one picture (``sanity``); end a dry run after one step."""
 
     priority = "HIGHEST"
 
-    def __init__(self, check: Callable[[Runner], None]) -> None:
-        self._check = check
+    def __init__(self, sanity: bool, dry_run: bool) -> None:
+        self._sanity, self._dry_run = sanity, dry_run
 
     def before_train(self, runner: Runner) -> None:
-        self._check(runner)
+        if self._sanity and runner.val_loop:
+            predict_one(runner)
+        if self._dry_run:
+            _train_one(runner)
+            raise _DryRunEnds
 
 
 @contextmanager

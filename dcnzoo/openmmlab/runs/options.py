@@ -195,9 +195,12 @@ def _set_epochs(cfg: Config, epochs: int, fixed: Collection[str]) -> list[str]:
         for path, node in dicts(cfg.get(part), part):
             kind = node.get("type", "")
             owner = f"{getattr(kind, '__name__', kind)}."
+            start = node.get("begin", 0)
             for key in (key for key in keys if node.get(key) and f"{path}.{key}" not in fixed):
                 steps = node[key]
                 new = scaled(steps) if isinstance(steps, int | float) else [*map(scaled, steps)]
+                if key == "T_max":  # an odd number of epochs: half of them, rounded, is not what is left
+                    new = max(1, scaled(start + steps) - node.get("begin", 0))
                 if key == "end":  # mmengine's LinearLR of one iteration never leaves its first factor
                     new = max(new, node.get("begin", 0) + (1 if node.get("by_epoch", True) else 2))
                 if new != steps:

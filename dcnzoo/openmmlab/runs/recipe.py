@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ setup()  # any config may use dcn=True
 MODEL = ("model",)
 TRAINING = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
 TEST = ("model", "test_dataloader", "test_cfg", "test_evaluator")
+_PARTS = {MODEL: (), TRAINING: ("train", "val"), TEST: ("test",)}  # what the command runs
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,18 @@ class Recipe:
         cls,
         path: str | os.PathLike,
         cfg_options: Mapping[str, object] | None = None,
-        required: Sequence[str] = MODEL,
+        required: tuple[str, ...] = MODEL,
     ) -> "Recipe":
         """Read a config by :func:`read_config_file` and check the parts that a command uses.
 
         Args:
-            required: the keys of these parts. With ``train_cfg`` or ``test_cfg``, the command uses a runner.
+            required: ``MODEL``, ``TRAINING`` or ``TEST``.
 
         Raises:
             UserError: see :func:`dcnzoo.openmmlab.config.check.check_config`.
         """
         cfg = read_config_file(path, cfg_options)
-        runs = not {"train_cfg", "test_cfg"}.isdisjoint(required)
-        check_config(cfg, path, required, runs)
+        check_config(cfg, path, required, _PARTS[required])
         source = Path(os.path.abspath(cfg.filename or ""))
         is_relative = source.is_file() and DIRECTORY in source.read_text(encoding="utf-8")
         return cls(cfg, roots=(str(source.parent),) if is_relative else (), cfg_options=cfg_options or {})

@@ -73,19 +73,20 @@ def begin(
     Raises:
         UserError: the start is refused, the data cannot be read, or the folder cannot be renamed.
     """
-    files = [own_data.path] if own_data else []
-    if dry_run:
-        start = choose_start(recipe, resume, force, files)
+
+    def allowed() -> Start:
+        start = choose_start(recipe, resume, force, [own_data.path] if own_data else [])
         if own_data:
             own_data.read()
         return start
+
+    if dry_run:
+        return allowed()
     if recipe.saved.is_apart:  # two work directories may share out_dir
         stack.enter_context(lock_work_dir(recipe.saved.folder))
     with ExitStack() as locks:
         locks.enter_context(lock_work_dir(recipe.work_dir))  # first, as another training may be ending
-        start = choose_start(recipe, resume, force, files)
-        if own_data:
-            own_data.read()
+        start = allowed()
         if not start.replaces:
             stack.push(locks.pop_all())
             return start
