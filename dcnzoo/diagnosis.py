@@ -153,8 +153,7 @@ def _of_torch(installation: Installation) -> Iterator[Finding]:
         yield Finding("", text, remedy=remedy)
     if installation.torch_cuda and installation.torchvision.endswith("+cpu"):
         text = f"torchvision {installation.torchvision} is a CPU build beside a torch for CUDA"
-        remedy = f"{install_torchvision(installation.torch)}  # from the index of torch"
-        yield Finding("", text, remedy=remedy)
+        yield Finding("", text, remedy=install_torchvision(installation.torch))
     if installation.nvidia_driver and not installation.torch_cuda:
         text = f"this machine has an NVIDIA GPU, but torch {installation.torch} is a CPU build"
         install = "pip uninstall -y torch && pip install torch"
@@ -164,7 +163,7 @@ def _of_torch(installation: Installation) -> Iterator[Finding]:
 def install_torchvision(torch: str) -> str:
     """Return the command that installs the torchvision of a version of torch: 0.28 for 2.13."""
     fitting = f"torchvision==0.{Version(torch).minor + 15}.*"
-    return f'pip install --force-reinstall --no-deps "{fitting}"'
+    return f'pip install --force-reinstall --no-deps "{fitting}"  # from the index of torch'
 
 
 def _of_openmmlab(installation: Installation) -> Iterator[Finding]:
