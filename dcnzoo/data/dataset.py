@@ -197,9 +197,9 @@ class Dataset:
     def new_object(
         self, name: str, box: list[float], area: float, iscrowd: int = 0, segmentation: Any = None
     ) -> Object:
-        """Return an object with a box in the picture: x, y, width, height."""
-        if not (min(box[2:]) > 0 and area > 0):
-            raise InvalidAnnotation(f"{name}: expected an object with an area, got the box {box}")
+        """Return an object with a box in the picture: x, y, width, height; a training skips smaller ones."""
+        if not (min(box[2:]) >= 1 and area > 0):
+            raise InvalidAnnotation(f"{name}: expected an area of at least 1 × 1 pixels, got the box {box}")
         if self.options.classes and name not in self.classes:
             known = few([*self.classes])
             raise InvalidAnnotation(f"expected one of the classes {known}, got {short(name)}")

@@ -161,7 +161,7 @@ def _notes_of_masks(splits: Mapping[str, Dataset]) -> Iterator[str]:
 def _unused(tree: Tree, reader: Reader, data: Dataset) -> list[str]:
     """Return a line each for the pictures and files that are not used."""
     files = {file for picture in data for file in (picture.file, picture.source) if file is not None}
-    used = {file.absolute() for file in (*files, *reader.files)}
+    used = {file.absolute() for file in (*files, *reader.files, *reader.lists)}
     pictures = [file for file in tree.pictures if file.absolute() not in used]
     others = sorted(file for file in {*tree.files} - {*tree.pictures} if file.absolute() not in used)
     kinds = {"pictures without annotations": pictures, "other files": others}

@@ -208,13 +208,14 @@ class Reader:
         name: the name of the format.
         position: see :class:`dcnzoo.data.dataset.Dataset`.
         files: the files by which the format is recognised.
+        lists: the files with names of pictures or classes that were read.
         notes: lines for the user.
     """
 
     name = position = ""
 
     def __init__(self, tree: Tree, files: Sequence[Path]) -> None:
-        self.tree, self.files, self.notes = tree, files, list[str]()
+        self.tree, self.files, self.lists, self.notes = tree, files, list[Path](), list[str]()
 
     @classmethod
     def find(cls, tree: Tree) -> "Reader | None":

@@ -69,14 +69,17 @@ class Yolo(Reader):
             return None
         if others := [each.file for each in readers if each.classes != readers[0].classes]:
             raise UserError(f"data: expected the classes of {readers[0].file}, got others in {few(others)}")
-        return cls(tree, readers[0].file, contents[readers[0].file] | _lists_of(tree))
+        reader = cls(tree, readers[0].file, contents[readers[0].file] | _lists_of(tree))
+        reader.lists += [each.file for each in readers[1:]]
+        return reader
 
     @cached_property
     def classes(self) -> list[str]:
         """The names of the classes; raises InvalidAnnotation unless each class 0, 1, … has a name."""
         names = self._keys.get("names")
         if isinstance(names, str):  # of obj.data: the file with the names
-            names = _keys_of(self.file.parent / parts_of(names)[-1]).get("names")
+            self.lists.append(self.file.parent / parts_of(names)[-1])
+            names = _keys_of(self.lists[-1]).get("names")
         if isinstance(names, dict):
             numbers = {str(number): name for number, name in names.items()}
             names = [numbers.get(str(number)) for number in range(len(numbers))]
@@ -117,6 +120,7 @@ class Yolo(Reader):
         if target and target.is_dir():
             yield from pictures_of(files_below(target))
         elif target:
+            self.lists.append(target)
             for number, line in read_lines(target):
                 try:
                     yield self.tree.picture(line, target.parent)

@@ -198,6 +198,18 @@ def test_entries_of_coco(tmp_path, entry, words):
     assert len(objects(tmp_path, skip_invalid=True)) == 1
 
 
+def test_objects_below_a_pixel_are_refused(tmp_path):
+    """Such as boxes in parts of the picture's size: a training skips them, and they cannot be shown."""
+
+    def relative(content):
+        for entry in content["annotations"]:
+            x, y, width, height = entry["bbox"]
+            entry["bbox"] = [x / SIZE[0], y / SIZE[1], width / SIZE[0], height / SIZE[1]]
+
+    coco_of(tmp_path, relative)
+    refused(tmp_path, "annotations[0]: ", "at least 1 × 1 pixels")
+
+
 def test_numbers_in_an_error_are_complete(tmp_path):
     """Each coordinate in the message is one of the file's."""
     values = np.random.default_rng(0).uniform(-900, 900, 40).tolist()
@@ -319,8 +331,10 @@ CLIPPED = [
     ((3, -2, 20, 15), (3, 0, 20, 15)),
     ((3, 4, 65, 15), (3, 4, 60, 15)),
     ((3, 4, 20, 43), (3, 4, 20, 40)),
-    ((-9, 4, 0.25, 15), (0, 4, 0.25, 15)),  # less than a pixel is inside
-    ((59.75, 4, 65, 15), (59.75, 4, 60, 15)),
+    ((-9, 4, 1.25, 15), (0, 4, 1.25, 15)),
+    ((58.75, 4, 65, 15), (58.75, 4, 60, 15)),
+    ((-9, 4, 0.25, 15), None),  # less than a pixel is inside
+    ((59.75, 4, 65, 15), None),
     ((-9, 4, -3, 15), None),
     ((3, 41, 20, 43), None),
 ]
