@@ -114,7 +114,7 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
         return readers[0]
     if scored := [file for file, content in tree.json.items() if content.is_coco]:
         raise UserError(f"data: expected annotations, got predictions with a score in {few(scored, 2)}")
-    expected = "YOLO's data.yaml, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
+    expected = "YOLO's data.yaml or classes.txt, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
     files = tree.candidates
     telling = [file for file in files if file.suffix.lower() not in PICTURES] or files
     got = f"{data} with {counted(len(files), 'files')}, such as {few(telling[:1])}"

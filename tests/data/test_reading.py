@@ -47,6 +47,13 @@ def refused(data, *words, **options):
         assert word in str(error.value)
 
 
+def test_labels_of_yolo_without_names_are_refused(tmp_path):
+    for name in draw(tmp_path / "images", 3, empty=()):
+        write((tmp_path / "labels" / name).with_suffix(".txt"), BOX)
+    with pytest.raises(UserError, match=r"data.yaml or classes.txt.* 6 files, such as \S+0000.txt; most"):
+        read_data(tmp_path)
+
+
 def test_two_formats_are_refused(tmp_path):
     part = draw(tmp_path, 3)
     write(tmp_path / "all.json", coco(part))
