@@ -37,9 +37,7 @@ def command() -> None:
     type=_options.Names(),
     help="Class names in their order: a,b,c or a file with one name per line.",
 )
-@option("--clip", is_flag=True, help="Clip objects to the image instead of reporting them.")
-@option("--skip-invalid", is_flag=True, help="Skip invalid objects and write the rest.")
-@option("--zero-based", is_flag=True, help="Pascal VOC: coordinates are edges from 0, not pixels from 1.")
+@_options.reading
 @_options.force
 def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **options: Any) -> None:
     """Write train.json, val.json and perhaps test.json in COCO's format to OUT, as train --data does.
@@ -69,8 +67,9 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
 @option(
     "--size", type=click.IntRange(min=1), metavar="N", help="Longer side of the pictures in the training."
 )
+@_options.reading
 @_options.force
-def show(source: Path, out: Path, size: int | None, force: bool) -> None:
+def show(source: Path, out: Path, size: int | None, force: bool, **options: Any) -> None:
     """Write a page with pictures of SOURCE and their labels, the sizes of the objects, and the classes.
 
     SOURCE is what data convert reads. dcnzoo train --data writes this page before the training.
@@ -83,7 +82,7 @@ def show(source: Path, out: Path, size: int | None, force: bool) -> None:
     from dcnzoo.report.sheet import write_sheet
 
     out = _options.output_file(out, force=force)
-    data = read(source)
+    data = read(source, **options)
     splits = data.split()
     print(*map(printable, describe(data, splits)), sep="\n")
     print(f"sheet     {write_sheet(splits, out, size=size, force=force)}")
@@ -91,7 +90,8 @@ def show(source: Path, out: Path, size: int | None, force: bool) -> None:
 
 @command.command
 @click.argument("source", type=_options.UserPath(path_type=Path))
-def check(source: Path) -> None:
+@_options.reading
+def check(source: Path, **options: Any) -> None:
     """Check annotated pictures or a COCO file; exit with status 1 if there are problems.
 
     SOURCE is what data convert reads. A COCO file is checked for what MMDetection cannot use; its pictures
@@ -105,9 +105,10 @@ def check(source: Path) -> None:
     from dcnzoo.data.reading import describe, read
 
     if source.suffix.lower() != ".json":
-        data = read(source)
+        data = read(source, **options)
         print(*map(printable, describe(data, data.split())), "no problems", sep="\n")
         return
+    _options.refuse("a COCO file", *options)
     from dcnzoo.data.check import UNMASKED, read_truth
     from dcnzoo.data.coco_file import KEYS
     from dcnzoo.data.files import InvalidAnnotation

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dcnzoo.data.coco_file import FAR, KEYS, Annotation, Category, CocoFile, Image, checked_rle, mask_of
+from dcnzoo.data.coco_file import FAR, KEYS, Annotation, Category, CocoFile, Image, Mask, checked_rle, mask_of
 from dcnzoo.data.dataset import TOLERANCE
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.findings import Finding
@@ -91,7 +91,7 @@ class CocoTruth:
         if entry.ignore and not entry.iscrowd:
             self.ignored += 1
         try:
-            _, text, kind = judge(entry, size, entry.category_id in categories, self.masks)
+            text, kind = judge(entry, size, entry.category_id in categories, self.masks)
         except InvalidAnnotation as error:
             return Finding(f"annotation {entry.id}", str(error))
         return Finding(f"annotation {entry.id}", text, kind=kind, stops=False) if kind else None
@@ -146,52 +146,62 @@ def read_truth(file: str | os.PathLike, masks: bool = False) -> CocoTruth:
     return truth
 
 
-def judge(
-    entry: Annotation, size: Size | None, is_class: bool, masks: bool, stated: bool = True
-) -> tuple[dict[str, Any] | list[list[float]] | None, str, str]:
-    """Return an object's mask (None if it has none or masks are not used), its problem, and the kind of it.
+def judge(entry: Annotation, size: Size | None, is_class: bool, masks: bool) -> tuple[str, str]:
+    """Return the problem of an object as a training reads it, and the kind of the problem.
 
     Args:
-        size: (width, height) of its image; None if the image is unknown.
-        is_class: whether its category is known.
-        stated: whether box, area and ``iscrowd`` must be in the file. Otherwise, the caller computes them.
+        size, is_class, masks: as for :func:`shape_of`.
 
     Raises:
         InvalidAnnotation: the object makes a training or an evaluation impossible or wrong.
     """
-    box, crowd, area = entry.bbox, entry.iscrowd, entry.area
-    if stated and (type(crowd) not in (int, bool, type(None)) or crowd not in (0, 1, None) or area is None):
+    crowd, area = entry.iscrowd, entry.area
+    if type(crowd) not in (int, bool, type(None)) or crowd not in (0, 1, None) or area is None:
         got = f"{short(crowd)} and {short(area)}"
         raise InvalidAnnotation(f"expected 0 or 1 as iscrowd and a number as area, got {got}")
+    mask, box, unlike = shape_of(entry, size, is_class, masks)
+    if size is None:
+        return f"image_id: expected that of an image, got {short(entry.image_id)}", UNKNOWN
+    if masks and mask is None:
+        return "segmentation: expected polygons or RLE, got none", UNMASKED
+    if entry.ignore:  # MMDetection ignores it, too
+        return "", ""
+    x, y, width, height = box
+    is_beside = min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0)
+    is_outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
+    kind = EMPTY if is_beside or min(width, height) < 1 or area <= 0 else OUTSIDE if is_outside else ""
+    if unlike and kind != EMPTY:
+        return unlike, UNLIKE
+    if not kind:
+        return "", ""
+    return f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}", kind
+
+
+def shape_of(
+    entry: Annotation, size: Size | None, is_class: bool, masks: bool, needs_box: bool = True
+) -> tuple[Mask | None, list[float], str]:
+    """Return an object's mask (None if it has none or masks are not used), its box, and how they differ.
+
+    Args:
+        size: (width, height) of its image; None if the image is unknown.
+        is_class: whether its category is known.
+        needs_box: otherwise, the box may be empty if there is a mask.
+
+    Raises:
+        InvalidAnnotation: its category, mask or box is invalid.
+    """
     if not is_class:
         raise InvalidAnnotation(f"category_id: expected that of a category, got {short(entry.category_id)}")
-    mask = mask_of(entry.segmentation) if masks and size is not None else None
+    mask, box = mask_of(entry.segmentation) if masks and size is not None else None, entry.bbox
     if isinstance(mask, dict) and size is not None:
         mask = checked_rle(mask, int(size[1]), int(size[0]))
     if box is None or len(box) != 4 or max(map(abs, box)) > FAR:
-        if stated or mask is None:
+        if needs_box or mask is None:
             raise InvalidAnnotation(f"bbox: expected [x, y, width, height] in pixels, got {short(box)}")
-        return mask, "", ""
-    if size is None:
-        return None, f"image_id: expected that of an image, got {short(entry.image_id)}", UNKNOWN
-    x, y, width, height = box
-    if min(width, height) < 0:
+        return mask, [], ""
+    if size is not None and min(box[2:]) < 0:
         raise InvalidAnnotation(f"bbox: expected width and height > 0, got {box}: are these two corners?")
-    if masks and mask is None:
-        return None, "segmentation: expected polygons or RLE, got none", UNMASKED
-    unlike = _difference(box, mask) if isinstance(mask, list) and min(width, height) > 0 else ""
-    if not stated:
-        return mask, unlike, UNLIKE if unlike else ""
-    if entry.ignore:  # MMDetection ignores it, too
-        return mask, "", ""
-    is_beside = min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0)
-    is_outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
-    kind = EMPTY if is_beside or min(width, height) < 1 or (area or 0) <= 0 else OUTSIDE if is_outside else ""
-    if unlike and kind != EMPTY:
-        return mask, unlike, UNLIKE
-    if not kind:
-        return mask, "", ""
-    return mask, f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}", kind
+    return mask, box, _difference(box, mask) if isinstance(mask, list) and min(box[2:]) > 0 else ""
 
 
 def _difference(box: list[float], polygons: list[list[float]]) -> str:

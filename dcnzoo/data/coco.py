@@ -7,13 +7,13 @@ from pathlib import Path
 from msgspec import Raw
 from pycocotools import mask as coco_mask
 
-from dcnzoo.data.check import UNLIKE, extent, judge
+from dcnzoo.data.check import extent, shape_of
 from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image
 from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
 from dcnzoo.data.geometry import turned_box
 from dcnzoo.data.tree import Reader, Tree, by_split
-from dcnzoo.utils.text import counted, few, short
+from dcnzoo.utils.text import few, short
 
 TRUE = (1, True, "1", "true", "True")
 
@@ -42,14 +42,11 @@ class Coco(Reader):
     def add(self, file: Path, split: str, dataset: Dataset) -> None:
         """Add the pictures and objects of a file."""
         content, stated = self.tree.json[file], self.tree.split_of(file, own=True)
-        numbers, used, ignored = _by_image(file, content, dataset)
-        if ignored:
-            number = counted(ignored, "objects")
-            self.notes.append(
-                f"{file}: {number} with ignore=1: crowds, neither trained nor counted in the AP"
-            )
+        images = [*content.entries("images", strict=False)]
+        ids = [str(image.id) for _, image in images if isinstance(image, Image)]
+        numbers, used = _by_image(file, content, ids, dataset)
         read = partial(_object, _classes(content, used, dataset))
-        for position, image in content.entries("images", strict=False):
+        for position, image in images:
             with dataset.refusing(f"{file}: images[{position}]"):
                 if isinstance(image, InvalidAnnotation):
                     raise image
@@ -58,17 +55,17 @@ class Coco(Reader):
                 dataset.add(split, path, entries, read, file, (image.width, image.height))
 
 
-def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str, list[int]], set[str], int]:
-    """Return the indices of each image's annotations, by the image's id; the ids of the used categories; and
-    the number of objects with ``ignore`` but without ``iscrowd``.
+def _by_image(
+    file: Path, content: CocoFile, images: list[str], dataset: Dataset
+) -> tuple[dict[str, list[int]], set[str]]:
+    """Return the indices of each image's annotations, by the image's id, and the ids of the used categories.
 
     VIA writes the same id as a text in one place and as a number in another, so all ids become texts.
     """
-    images = [image for _, image in content.entries("images", strict=False) if isinstance(image, Image)]
-    numbers: dict[str, list[int]] = {str(image.id): [] for image in images}
+    numbers: dict[str, list[int]] = {image: [] for image in images}
     if len(numbers) < len(images):
         raise InvalidAnnotation("images: expected each id once")
-    used, ignored = set(), 0
+    used = set()
     for number, entry in content.entries("annotations", strict=False):
         if isinstance(entry, Annotation) and str(entry.image_id) not in numbers:
             entry = InvalidAnnotation(f"image_id: expected that of an image, got {short(entry.image_id)}")
@@ -77,8 +74,7 @@ def _by_image(file: Path, content: CocoFile, dataset: Dataset) -> tuple[dict[str
             continue
         numbers[str(entry.image_id)].append(number)
         used.add(str(entry.category_id))
-        ignored += entry.ignore in TRUE and entry.iscrowd not in TRUE
-    return numbers, used, ignored
+    return numbers, used
 
 
 def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, str]:
@@ -100,39 +96,29 @@ def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, s
 
 
 def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], dataset: Dataset) -> Object:
+    """Return an object; its box and area are those of the file, if box and polygons are in the picture."""
     entry = decode_json(raw, Annotation)
     if entry.score is not None:
         raise InvalidAnnotation("expected an annotation, got a prediction: it has a score")
     is_class = str(entry.category_id) in names
-    mask, problem, kind = judge(entry, size, is_class, masks=True, stated=False)
-    if kind == UNLIKE:
-        raise InvalidAnnotation(problem)
+    mask, box, unlike = shape_of(entry, size, is_class, masks=True, needs_box=False)
+    if unlike:
+        raise InvalidAnnotation(unlike)
     name, crowd = names[str(entry.category_id)], int(entry.iscrowd in TRUE or entry.ignore in TRUE)
     if isinstance(mask, dict):
-        box, area = coco_mask.toBbox(mask).tolist(), float(coco_mask.area(mask))
-        return dataset.new_object(name, box, area, crowd, mask)
+        area = float(coco_mask.area(mask))
+        return dataset.new_object(name, coco_mask.toBbox(mask).tolist(), area, crowd, mask)
     if mask:
-        return _polygons(name, mask, entry, size, crowd, dataset)
-    x, y, width, height = entry.bbox or [0.0] * 4  # judge requires it
+        x1, y1, x2, y2 = extent(mask)
+        if box and min(box[2:]) > 0 and entry.area and entry.area > 0:
+            right, bottom = max(x2, box[0] + box[2]), max(y2, box[1] + box[3])
+            if min(x1, y1, *box[:2]) >= 0 and right <= size[0] and bottom <= size[1]:
+                return dataset.new_object(name, box, entry.area, crowd, entry.segmentation)
+        points = [[*zip(part[::2], part[1::2], strict=True)] for part in mask]
+        return dataset.new_polygons(name, points, size, crowd)
+    x, y, width, height = box
     corners, attributes = (x, y, x + width, y + height), entry.attributes
     angle = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0  # CVAT's
     if angle := finite(str(angle), "rotation") % 360:
         corners = turned_box(corners, angle, size)
     return dataset.new_box(name, corners, size, crowd)
-
-
-def _polygons(
-    name: str, polygons: list[list[float]], entry: Annotation, size: tuple[int, int], crowd: int,
-    dataset: Dataset,
-) -> Object:  # fmt: skip
-    """Return an object with its stated box, area and mask, if box and polygons are inside the picture.
-
-    Otherwise, compute the box and the area from the polygons.
-    """
-    box, (x1, y1, x2, y2) = entry.bbox or [], extent(polygons)
-    if len(box) == 4 and min(box[2:]) > 0 and entry.area and entry.area > 0:
-        right, bottom = max(x2, box[0] + box[2]), max(y2, box[1] + box[3])
-        if min(x1, y1, *box[:2]) >= 0 and right <= size[0] and bottom <= size[1]:
-            return dataset.new_object(name, box, entry.area, crowd, entry.segmentation)
-    points = [[*zip(part[::2], part[1::2], strict=True)] for part in polygons]
-    return dataset.new_polygons(name, points, size, crowd)

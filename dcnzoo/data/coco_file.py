@@ -14,6 +14,7 @@ from dcnzoo.utils.text import short
 KEYS = ("images", "annotations", "categories")
 FAR = 1_000_000  # pixels; pycocotools crashes at much larger coordinates
 _NOTHING = msgspec.Raw(b"null")
+Mask = dict[str, Any] | list[list[float]]  # run-length encoding, or polygons
 
 
 class Image(msgspec.Struct, gc=False):
@@ -105,7 +106,7 @@ class CocoFile:
 _decode_mask = msgspec.json.Decoder(list[list[float]] | dict[str, Any] | str | None).decode
 
 
-def mask_of(raw: msgspec.Raw) -> dict[str, Any] | list[list[float]] | None:
+def mask_of(raw: msgspec.Raw) -> Mask | None:
     """Decode a segmentation: polygons, or a dictionary of run-length encoding; None if it is empty.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from dcnzoo.data.coco_file import mask_of
+from dcnzoo.data.coco_file import Mask, mask_of
 from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.data.geometry import Corners, Point, Polygon, clip_polygon, polygon_area
 from dcnzoo.utils.errors import UserError
@@ -58,7 +58,7 @@ class Object(msgspec.Struct, gc=False):
     segmentation: Any
 
     @property
-    def mask(self) -> dict[str, Any] | list[list[float]] | None:
+    def mask(self) -> Mask | None:
         """The mask as in COCO files: polygons, or a dictionary of run-length encoding."""
         return mask_of(self.segmentation) if isinstance(self.segmentation, msgspec.Raw) else self.segmentation
 
@@ -197,9 +197,9 @@ class Dataset:
     def new_object(
         self, name: str, box: list[float], area: float, iscrowd: int = 0, segmentation: Any = None
     ) -> Object:
-        """Return an object with a box in the picture: x, y, width, height."""
-        if not (min(box[2:]) > 0 and area > 0):
-            raise InvalidAnnotation(f"{name}: expected an object with an area, got the box {box}")
+        """Return an object with a box in the picture: x, y, width, height; a training skips smaller ones."""
+        if not (min(box[2:]) >= 1 and area > 0):
+            raise InvalidAnnotation(f"{name}: expected an area of at least 1 × 1 pixels, got the box {box}")
         if self.options.classes and name not in self.classes:
             known = few([*self.classes])
             raise InvalidAnnotation(f"expected one of the classes {known}, got {short(name)}")
@@ -366,6 +366,14 @@ def without_mask(splits: Iterable[Dataset]) -> tuple[int, int, str]:
                     number += 1
                     first = first or split.position.format(picture.source, key)
     return number, total, first
+
+
+def require_masks(splits: Iterable[Dataset], reason: str, remedy: str) -> None:
+    """Raise UserError if objects have no mask; the reason and the remedy are parts of the message."""
+    number, _, first = without_mask(splits)
+    if number:
+        got = f"{counted(number, 'objects')} without one, such as {first}; {remedy}"
+        raise UserError(f"data: expected a mask of every object{reason}, got {got}")
 
 
 def rounded(values: Iterable[float]) -> list[float]:

@@ -8,7 +8,7 @@ from dcnzoo.data.dataset import Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.data.geometry import Polygon
 from dcnzoo.data.tree import Reader, Tree
-from dcnzoo.utils.text import short
+from dcnzoo.utils.text import counted, short
 
 LEAST_POINTS = {"polygon": 3, "rotation": 3, "rectangle": 2}  # by the type of a shape
 
@@ -56,6 +56,6 @@ def _object(shapes: list[dict], size: tuple[int, int], dataset: Dataset) -> Obje
 def _outline(shape: dict) -> Polygon:
     kind, points = shape.get("shape_type", "polygon"), [(float(x), float(y)) for x, y in shape["points"]]
     if len(points) < LEAST_POINTS.get(kind, math.inf):
-        got = f"{short(kind)} of {len(points)} points"
-        raise InvalidAnnotation(f"expected a polygon or rectangle, got {got}")
+        got = f"{short(kind)} of {counted(len(points), 'points')}"
+        raise InvalidAnnotation(f"expected a polygon of 3 points or more, or a rectangle of 2, got {got}")
     return points

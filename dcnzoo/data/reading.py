@@ -71,7 +71,12 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
 def describe(data: Dataset, splits: Mapping[str, Dataset]) -> list[str]:
     """Return lines about a data set, and about those of its parts that are used."""
     lines = [f"data      {data.path}, {data.format}", *map(_line_of, splits, splits.values())]
-    notes = [*data.notes, *_notes_of_masks(splits)]
+    notes = [*data.notes]
+    bare, total, first = without_mask(splits.values())
+    if 0 < bare < total:
+        notes.append(
+            f"masks: no, {bare:,} of {total:,} objects {'has' if bare == 1 else 'have'} none: {first}"
+        )
     numbers = {name: split.per_class for name, split in splits.items()}
     used = [name for name in data.classes if any(each[name] for each in numbers.values())]
     if absent := [name for name in data.classes if name not in used]:
@@ -109,10 +114,10 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
         return readers[0]
     if scored := [file for file, content in tree.json.items() if content.is_coco]:
         raise UserError(f"data: expected annotations, got predictions with a score in {few(scored, 2)}")
-    expected = "YOLO's data.yaml, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
+    expected = "YOLO's data.yaml or classes.txt, COCO's or LabelMe's JSON files or Pascal VOC's XML files"
     files = tree.candidates
     telling = [file for file in files if file.suffix.lower() not in PICTURES] or files
-    got = f"{data} with {counted(len(files), 'files')}, such as {few(telling, 1)}"
+    got = f"{data} with {counted(len(files), 'files')}, such as {few(telling[:1])}"
     raise UserError(f"data: expected {expected}, got {got}; most tools can export COCO")
 
 
@@ -145,23 +150,10 @@ def _notes_of_capitals(data: Dataset) -> Iterator[str]:
         yield f"classes that differ only in capitals: {'; '.join(similar[:3])}"
 
 
-def _notes_of_masks(splits: Mapping[str, Dataset]) -> Iterator[str]:
-    """Yield a line if only some objects have masks, or if all masks may be oriented boxes."""
-    number, total, first = without_mask(splits.values())
-    if 0 < number < total:
-        verb = "has" if number == 1 else "have"
-        yield f"masks: no, {number:,} of {total:,} objects {verb} none: {first}"
-    outlined = [each for split in splits.values() for each in split.objects if each.segmentation is not None]
-    parts = (each.mask for each in outlined)
-    has_corners = all(isinstance(mask, list) and [*map(len, mask)] == [8] for mask in parts)
-    if has_corners and any(each.area < 0.99 * each.bbox[2] * each.bbox[3] for each in outlined):
-        yield "every polygon has four corners: oriented boxes? upright boxes and masks are used"
-
-
 def _unused(tree: Tree, reader: Reader, data: Dataset) -> list[str]:
     """Return a line each for the pictures and files that are not used."""
     files = {file for picture in data for file in (picture.file, picture.source) if file is not None}
-    used = {file.absolute() for file in (*files, *reader.files)}
+    used = {file.absolute() for file in (*files, *reader.files, *reader.lists)}
     pictures = [file for file in tree.pictures if file.absolute() not in used]
     others = sorted(file for file in {*tree.files} - {*tree.pictures} if file.absolute() not in used)
     kinds = {"pictures without annotations": pictures, "other files": others}

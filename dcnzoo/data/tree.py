@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote
 
 from dcnzoo.data.coco_file import CocoFile
@@ -96,8 +95,8 @@ class Tree:
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for picture in self.pictures:
             self._by_stem[normal(picture.stem)].append(picture)
-        below = {folder: folder.relative_to(self.base).parts for folder in {p.parent for p in self.pictures}}
-        self.splits = {folder: split_of(reversed(parts)) for folder, parts in below.items()}
+        folders = {picture.parent for picture in self.pictures}
+        self.splits = {each: split_of(reversed(each.relative_to(self.base).parts)) for each in folders}
 
     @property
     def candidates(self) -> list[Path]:
@@ -153,9 +152,9 @@ class Tree:
             folders: the folders in the name, as :func:`normal` returns them.
         """
         pictures = [each for each in pictures if not split or self.splits[each.parent] in ("", split)]
-        for _, nearness in PLACES:
+        for _, nearness in NEARNESS:
             if len(pictures) > 1:
-                values = {each: nearness(self, each, Named(folders, beside, split)) for each in pictures}
+                values = {each: nearness(self, each, folders, beside, split) for each in pictures}
                 nearest = max(values.values())
                 pictures = [each for each, value in values.items() if value == nearest]
         if len(pictures) != 1:
@@ -163,39 +162,29 @@ class Tree:
         return pictures[0]
 
 
-class Named(NamedTuple):
-    """What an annotation says about its picture: see :meth:`Tree.picture`."""
-
-    folders: list[str]
-    beside: Path
-    split: str
-
-
-def _equal_folders(tree: Tree, picture: Path, named: Named) -> int:
+def _equal_folders(tree: Tree, picture: Path, folders: list[str], beside: Path, split: str) -> int:
     """Return how many of the last folders are those of the name."""
     above = [*map(normal, picture.absolute().parent.parts)]
-    return sum(above[-n:] == named.folders[-n:] for n in range(1, len(named.folders) + 1))
+    return sum(above[-n:] == folders[-n:] for n in range(1, len(folders) + 1))
 
 
-def _is_in_split(tree: Tree, picture: Path, named: Named) -> bool:
-    return tree.splits[picture.parent] == named.split
+def _is_with_pictures(tree: Tree, picture: Path, *named: object) -> bool:
+    return not _OF_PICTURES.isdisjoint(map(normal, picture.parent.relative_to(tree.base).parts))
 
 
-def _is_with_pictures(tree: Tree, picture: Path, named: Named) -> bool:
-    folders = picture.parent.relative_to(tree.base).parts
-    return not _OF_PICTURES.isdisjoint(map(normal, folders))
+def _common_folders(tree: Tree, picture: Path, folders: list[str], beside: Path, split: str) -> int:
+    return len(Path(os.path.commonpath([picture.absolute(), beside.absolute()])).parts)
 
 
-def _common_folders(tree: Tree, picture: Path, named: Named) -> int:
-    return len(Path(os.path.commonpath([picture.absolute(), named.beside.absolute()])).parts)
-
-
-# Who writes so, and the nearness of a picture. Of several pictures with the file name that an annotation
-# states, those that are nearest by the first row stay; if these are several, the next row decides.
-PLACES: tuple[tuple[str, Callable[[Tree, Path, Named], int]], ...] = (
-    ("LabelMe, Roboflow: beside the annotation", lambda tree, file, named: file.parent == named.beside),
+# Who writes so, and the nearness of a picture to an annotation, by the arguments of Tree._nearest. Of several
+# pictures with the stated file name, those that are nearest by the first row stay; then the next row decides.
+NEARNESS: tuple[tuple[str, Callable[[Tree, Path, list[str], Path, str], int]], ...] = (
+    ("LabelMe, Roboflow: beside the annotation", lambda tree, file, _, beside, split: file.parent == beside),
     ("COCO's and Label Studio's names with folders", _equal_folders),
-    ("Ultralytics, FiftyOne: a folder for each split; otherwise, a folder without one", _is_in_split),
+    (
+        "Ultralytics, FiftyOne: a folder for each split; otherwise, a folder without one",
+        lambda tree, file, _, beside, split: tree.splits[file.parent] == split,
+    ),
     ("masks with the names of the pictures, in folders of their own", _is_with_pictures),
     ("CVAT: a folder for each task", _common_folders),
 )
@@ -208,13 +197,14 @@ class Reader:
         name: the name of the format.
         position: see :class:`dcnzoo.data.dataset.Dataset`.
         files: the files by which the format is recognised.
+        lists: the files with names of pictures or classes that were read.
         notes: lines for the user.
     """
 
     name = position = ""
 
     def __init__(self, tree: Tree, files: Sequence[Path]) -> None:
-        self.tree, self.files, self.notes = tree, files, list[str]()
+        self.tree, self.files, self.lists, self.notes = tree, files, list[Path](), list[str]()
 
     @classmethod
     def find(cls, tree: Tree) -> "Reader | None":

@@ -33,6 +33,7 @@ class Voc(Reader):
             lists |= {file: "train" for file in texts if file.stem.lower() in ("trainval", "default")}
         if "train" not in lists.values():
             raise InvalidAnnotation(f"expected lists train.txt and val.txt in ImageSets, got {few(texts)}")
+        self.lists += lists
         groups = by_split([(xml, split) for file, split in lists.items() for xml in self._listed(file)])
         listed = {file for own in groups.values() for file in own}
         if others := [file for file in self.files if file not in listed]:

@@ -17,6 +17,7 @@ from dcnzoo.utils.text import counted, few, short
 
 CLASSES = ("classes.txt", "obj.names", "_darknet.labels")  # files with a class name per line
 DESCRIPTIONS = (".yaml", ".yml", ".data")
+LABELS = ("labels", "Labels", "LABELS")  # in place of images; other labels are beside their pictures
 
 
 def _below_ends(file: Path, path: str, name: str) -> list[Path]:
@@ -25,8 +26,8 @@ def _below_ends(file: Path, path: str, name: str) -> list[Path]:
     return [file.parent.joinpath(*parts[start:], *parts_of(name)) for start in range(len(parts) + 1)]
 
 
-# Who writes so, and the places of a name in a description, from its file, its key ``path`` and the name.
-PLACES: tuple[tuple[str, Callable[[Path, str, str], list[Path]]], ...] = (
+# Who writes so, and the paths of a name in a description, from its file, its key ``path`` and the name.
+PATHS: tuple[tuple[str, Callable[[Path, str, str], list[Path]]], ...] = (
     ("Ultralytics", lambda file, path, name: [file.parent / path / name]),
     ("Roboflow (../train/images is beside the file), Ultralytics on another machine", _below_ends),
     (
@@ -69,14 +70,17 @@ class Yolo(Reader):
             return None
         if others := [each.file for each in readers if each.classes != readers[0].classes]:
             raise UserError(f"data: expected the classes of {readers[0].file}, got others in {few(others)}")
-        return cls(tree, readers[0].file, contents[readers[0].file] | _lists_of(tree))
+        reader = cls(tree, readers[0].file, contents[readers[0].file] | _lists_of(tree))
+        reader.lists += [each.file for each in readers[1:]]
+        return reader
 
     @cached_property
     def classes(self) -> list[str]:
         """The names of the classes; raises InvalidAnnotation unless each class 0, 1, … has a name."""
         names = self._keys.get("names")
         if isinstance(names, str):  # of obj.data: the file with the names
-            names = _keys_of(self.file.parent / parts_of(names)[-1]).get("names")
+            self.lists.append(self.file.parent / parts_of(names)[-1])
+            names = _keys_of(self.lists[-1]).get("names")
         if isinstance(names, dict):
             numbers = {str(number): name for number, name in names.items()}
             names = [numbers.get(str(number)) for number in range(len(numbers))]
@@ -110,13 +114,14 @@ class Yolo(Reader):
         return splits
 
     def _pictures(self, place: object) -> Iterator[Path]:
-        """Yield the pictures of a folder or list, at the first of :data:`PLACES` that exists; else none."""
+        """Yield the pictures of a folder or list, at the first of :data:`PATHS` that exists; else none."""
         name, below = str(place).replace("\\", "/"), str(self._keys.get("path") or "")
-        paths = (path for _, places in PLACES for path in places(self.file, below, name))
+        paths = (path for _, places in PATHS for path in places(self.file, below, name))
         target = next(filter(Path.exists, paths), None)
         if target and target.is_dir():
             yield from pictures_of(files_below(target))
         elif target:
+            self.lists.append(target)
             for number, line in read_lines(target):
                 try:
                     yield self.tree.picture(line, target.parent)
@@ -124,11 +129,10 @@ class Yolo(Reader):
                     raise InvalidAnnotation(f"{target}:{number}: {error}") from None
 
     def label_of(self, picture: Path) -> Path | None:
-        """Return ``labels/a.txt`` of ``images/a.jpg``, or the text file beside the picture."""
+        """Return the text of a picture in a folder of :data:`LABELS`, or the one beside the picture."""
         stem, folders = normal(picture.stem), [picture.parent]
         if parts := re.fullmatch("(.*/|)(?:jpeg)?images(/.*|)", picture.parent.as_posix(), re.IGNORECASE):
-            names = ("labels", "Labels", "LABELS")
-            folders = [*(Path(f"{parts[1]}{name}{parts[2]}") for name in names), picture.parent]
+            folders = [*(Path(f"{parts[1]}{name}{parts[2]}") for name in LABELS), picture.parent]
         return next((file for folder in folders if (file := self._texts(folder).get(stem))), None)
 
     def _texts(self, folder: Path) -> dict[str, Path]:

@@ -9,16 +9,16 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dcnzoo.data.dataset import Dataset, without_mask
+from dcnzoo.data.dataset import Dataset, require_masks
 from dcnzoo.openmmlab.classes import NUMBERS, declared_metainfo, numbers, set_number
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
-from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, dicts
+from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, dicts, inner_data_sets
 from dcnzoo.openmmlab.runs.options import main_metric
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import replacing
-from dcnzoo.utils.text import counted, few
+from dcnzoo.utils.text import few
 from dcnzoo.zoo.source import resolve
 
 HEAD = """\
@@ -71,7 +71,9 @@ def write_settings(
         config.load_from = address
         for _, node in dicts(network):
             _remove_weights(node)
-    _require_masks(config, model, sources)
+    if any(step.get("with_mask") for step in dataset_of(config, LOADERS[0]).pipeline):
+        remedy = f"{BOXES} or, on a CPU, {SMALL_BOXES} needs none"
+        require_masks(sources.values(), f", since {model} learns from masks", remedy)
     for stage, loader in zip(("train", "val", "test"), LOADERS, strict=True):
         set_data(config, stage, sources.get(stage, sources["val"]), folder)
         dataset_of(config, loader).metainfo = {"classes": _Name("classes")}
@@ -148,26 +150,12 @@ def has_size(config: Config, loader: str) -> bool:
     return [step["type"] for step in steps_of(config, loader, "Resize")] == ["Resize"]
 
 
-def _require_masks(config: Config, model: str, sources: Mapping[str, Dataset]) -> None:
-    """Raise UserError if a model learns from masks, and objects have none."""
-    wants_masks = any(step.get("with_mask") for step in dataset_of(config, LOADERS[0]).pipeline)
-    number, _, first = without_mask(sources.values()) if wants_masks else (0, 0, "")
-    if number:
-        raise UserError(
-            f"data: expected a mask of every object, since {model} learns from masks, got "
-            f"{counted(number, 'objects')} without one, such as {first}; "
-            f"{BOXES} or, on a CPU, {SMALL_BOXES} needs none"
-        )
-
-
 def dataset_of(config: Config, loader: str) -> Any:
     """Return the data set that reads the annotations, inside wrappers."""
-    dataset = config[loader].dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    if dataset.type not in EXTRA:
-        raise UserError(f"{loader}: expected a CocoDataset, as in configs for COCO, got {dataset.type}")
-    return dataset
+    kinds = [str(dataset.type) for dataset in inner_data_sets(config[loader].dataset)]
+    if len(kinds) != 1 or kinds[0] not in EXTRA:
+        raise UserError(f"{loader}: expected one CocoDataset, as in configs for COCO, got {few(kinds)}")
+    return next(inner_data_sets(config[loader].dataset))
 
 
 def set_data(config: Config, stage: str, source: Dataset, folder: Path | None = None) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from dcnzoo.data.dataset import ALL, Dataset, ReadOptions, without_mask
+from dcnzoo.data.dataset import ALL, Dataset, ReadOptions, require_masks, without_mask
 from dcnzoo.data.reading import describe, read
 from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
-from dcnzoo.utils.text import counted, few
+from dcnzoo.utils.text import few
 from dcnzoo.zoo.config_writer import (
     BOXES,
     MASKS,
@@ -40,9 +40,10 @@ ITERATIONS = 600  # of a small model: it then detects most objects of 40 picture
 VALIDATIONS = 10
 
 
-def require_data(options: ReadOptions, data: object) -> None:
+def require_data(options: ReadOptions, data: object, size: int | None = None, flip: bool = True) -> None:
     """Raise UserError if an option is set without data."""
-    names = [name for name, value in vars(options).items() if value != getattr(ReadOptions, name)]
+    is_set = {"size": size is not None, "flip": not flip, **vars(options)}
+    names = [name for name, value in is_set.items() if value]
     if data is None and names:
         raise UserError(f"{names[0]}: expected data=PATH as well, got none")
 
@@ -182,8 +183,6 @@ def with_own_data(
     show(*describe(pictures, {name: split}))
     split.write(folder / f"{name}.json")
     set_data(cfg, "test", split)
-    number, _, first = without_mask([split])
-    if number and "segm" in (metrics or cfg.test_evaluator.get("metric", "bbox")):
-        got = f"{counted(number, 'objects')} without one, such as {first}; metrics=bbox compares boxes"
-        raise UserError(f"data: expected a mask of every object for the metric segm, got {got}")
+    if "segm" in (metrics or cfg.test_evaluator.get("metric", "bbox")):
+        require_masks([split], " for the metric segm", "metrics=bbox compares boxes")
     return replace(recipe, cfg=cfg)

@@ -160,10 +160,8 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
     annotations = Path(dataset.get("data_root") or "", dataset.ann_file)
     if not annotations.is_file():
         name = os.path.basename(os.path.normpath(dataset.get("data_root") or ""))
-        download = (
-            f"download --dataset-name {name}` downloads it" if name in SMALL else "download` downloads COCO"
-        )
-        hint = f"`dcnzoo data {download}, data_root=… sets its folder"
+        download = f"--dataset-name {name}` downloads it" if name in SMALL else "--unzip` downloads COCO"
+        hint = f"`dcnzoo data download {download}, data_root=… sets its folder"
         raise UserError(f"annotations: expected a file, found none at {annotations}; {hint}")
     content = json.loads(annotations.read_text(encoding="utf-8"))
     if not content.get("annotations"):  # the annotations of test-dev are not published

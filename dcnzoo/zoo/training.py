@@ -80,9 +80,7 @@ def train(
         warnings.warn("dcnzoo.train: outputs: has no effect any more", DeprecationWarning, stacklevel=2)
     own_data = None
     with user_errors():
-        require_data(reading, data)
-        if data is None and (size is not None or not flip):
-            raise UserError(f"{'flip' if size is None else 'size'}: expected data=PATH as well, got none")
+        require_data(reading, data, size, flip)
         if data is not None:
             if resume:
                 raise UserError("resume: expected no data=PATH; model=WORK_DIR continues its training")

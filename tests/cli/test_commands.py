@@ -31,6 +31,8 @@ RIGHT = [  # run in this order: some read files that others have written
     ("data convert yolo yolo_coco --force", "4 pictures, 8 objects"),
     ("data check yolo_coco/train.json", "no problems"),
     ("data check yolo", "(?s)8 objects.*no problems"),
+    ("data check voc --zero-based", "8 objects"),
+    ("data show voc --zero-based --out zero.html", r"sheet +zero\.html"),
     ("data show yolo", r"class +train  val\n +date +4    2\n(.|\n)*sheet +sheet\.html"),
     ("infer --demo --out demo", "written: demo/detections.json and 1 file"),
     ("infer MODEL a.png", "written: work_dirs/infer/detections.json"),
@@ -76,6 +78,7 @@ USAGE = [  # exit status 2, below the usage
     ("bench CONFIG a.png --shape 64 64", "--shape: not allowed with IMAGE"),
     ("data download --dataset-name voc", "--dataset-name"),
     ("reproduce MODEL --out all.json", r"--out.*\.jsonl"),
+    ("data check yolo_coco.json --clip", "--clip: not allowed with a COCO file"),
 ]
 WRONG = [  # exit status 1, in one line
     ("infer mask-rcnn_r14-mdconv_fpn_8e_shape a.png", "closest names: mask-rcnn_r14-mdconv_fpn_8e_shapes"),

@@ -18,7 +18,7 @@ from dcnzoo.data import check, coco_file
 from dcnzoo.data.check import CocoTruth, judge
 from dcnzoo.data.coco_file import CocoFile, checked_rle
 from dcnzoo.data.files import InvalidAnnotation, read_json
-from dcnzoo.data.reading import read
+from dcnzoo.data.reading import describe, read
 from dcnzoo.detect import metrics
 from dcnzoo.detect.detections import Detections
 from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric
@@ -210,7 +210,7 @@ def test_ignored_objects_are_counted_by_each_reader(tmp_path, monkeypatch, capsy
     for image in good()["images"]:
         Image.new("RGB", (image["width"], image["height"])).save(tmp_path / image["file_name"])
     data = read(path)
-    assert data.crowds == 2 and any("1 object with ignore=1" in note for note in data.notes)
+    assert data.crowds == 2 and "training ignores 2" in describe(data, {"all": data})[1]
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a":' * 200_000, b'{"images": [1', b"\xff\xfe{"])

@@ -31,6 +31,14 @@ def test_splits_pictures_and_objects(tmp_path, name, splits):
 
 
 @pytest.mark.parametrize("name", GENERATORS)
+def test_lists_and_names_are_used(tmp_path, name):
+    """No line says that a file was not used which has selected the pictures or named the classes."""
+    GENERATORS[name](tmp_path, {"train": 4, "val": 3})
+    others = [note for note in read_data(tmp_path).notes if note.startswith("other files")]
+    assert others == [] or name == "COCO"  # captions and keypoints
+
+
+@pytest.mark.parametrize("name", GENERATORS)
 def test_equal_files_in_two_splits_are_refused(tmp_path, name):
     truth = GENERATORS[name](tmp_path, {"train": 6, "val": 3})
     (train, files), (val, others) = truth["train"], truth["val"]
