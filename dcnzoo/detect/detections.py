@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcnzoo.detect.coco import segmentation_of
 from dcnzoo.detect.crops import Crops
 from dcnzoo.utils.files import replacing
 
@@ -134,19 +133,12 @@ class Detections:
             self.boxes, self.masks, self.scores, self.labels, data={"class_name": names}
         )
 
-    def to_coco(
-        self,
-        content: dict[str, Any] | None = None,
-        *,
-        folder: str | os.PathLike[str] | None = None,
-        polygons: bool = False,
-    ) -> dict[str, Any]:
+    def to_coco(self, content: dict[str, Any] | None = None, *, polygons: bool = False) -> dict[str, Any]:
         """Return the content of a COCO file, or append to ``content``, the result of an earlier call.
 
-        Category ids start at 1, in the order of the classes. Masks require pycocotools.
+        Category ids start at 1, in the order of the classes. File names stay as they were given.
 
         Args:
-            folder: the folder to which file names become relative (default: they stay as they were given).
             polygons: write masks as polygons, without their holes, not in run-length encoding. Requires
                 OpenCV.
         """
@@ -155,8 +147,7 @@ class Detections:
             content = {"info": {"description": f"detections of {self.model or 'a detector'}"}}
             content |= {"categories": categories, "images": [], "annotations": []}
         images, annotations = content["images"], content["annotations"]
-        name = self.path if folder is None else Path(os.path.relpath(self.path, folder)).as_posix()
-        images.append({"id": len(images) + 1, "file_name": name})
+        images.append({"id": len(images) + 1, "file_name": self.path})
         if self.image is not None:
             images[-1] |= {"width": self.image.shape[1], "height": self.image.shape[0]}
         rows = zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True)
@@ -164,8 +155,7 @@ class Detections:
             entry = {"id": len(annotations) + 1, "image_id": len(images), "category_id": label + 1}
             entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
             if self.crops is not None:
-                crops = self.crops
-                entry |= segmentation_of(crops.parts[i], crops.corners[i], crops.size, polygons)
+                entry |= self.crops.segmentation(i, polygons)
             annotations.append({**entry, "iscrowd": 0, "score": score})
         return content
 

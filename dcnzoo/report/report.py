@@ -9,13 +9,10 @@ from markupsafe import Markup
 
 from dcnzoo.detect.metrics import metric_names
 from dcnzoo.openmmlab.classes import require_equal
-from dcnzoo.report import page
+from dcnzoo.report import page, sections
 from dcnzoo.report.evaluation import IOU, most_errors
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, name_of
-from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
-from dcnzoo.report.sections.errors import show_errors
-from dcnzoo.report.sections.pictures import show_detections, show_sampling
 from dcnzoo.report.validation import ValidationRunner, load_detectors, pick_images, thresholds
 from dcnzoo.utils.errors import one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
@@ -88,19 +85,19 @@ def render_runs(
         images: number of images with detections; images with three or more objects come first.
         evaluated: number of images for the confusion matrix and the curves of precision and recall.
     """
-    sections, table, facts = [*_pictures(detectors, images, evaluated)], summary(runs, detectors, head), None
+    shown, table, facts = [*_pictures(detectors, images, evaluated)], summary(runs, detectors, head), None
     if len(table) <= 3:  # one label or two
         labels, *rows = zip(*table[1:], strict=True)
         note = " → ".join(labels) if len(labels) > 1 else ""
         facts = {name: (" → ".join(row), note) for name, row in zip(table[0][1:], rows, strict=True)}
     else:
-        sections.insert(0, Section("Result", "", [page.table(table)]))
-    sections += [show_curves(runs), show_offsets(runs), show_validations(runs)]
+        shown.insert(0, Section("Result", "", [page.table(table)]))
+    shown += [sections.show_curves(runs), sections.show_offsets(runs), sections.show_validations(runs)]
     return page.render(
         "report.html",
         title=title or " and ".join(by_label(runs)),
         lead=" ".join(filter(None, [lead or result(runs), origins(runs)])),
-        sections=[section for section in sections if section.parts],
+        sections=[section for section in shown if section.parts],
         facts=facts,
         footer=footer,
     )
@@ -165,16 +162,16 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
             "The first validation images. Images with three or more objects come first. The selection does "
             "not depend on the results."
         )
-        yield show_detections("Detections", text, predictions, thresholds(detectors))
+        yield sections.show_detections("Detections", text, predictions, thresholds(detectors))
     if worst:
         text = (
             f"The validation images with the most errors ({', '.join(map(str, worst.values()))}): objects "
             f"without a detection, and detections without an object, from IoU {IOU} on."
         )
-        yield show_detections("Most errors", text, failures, thresholds(detectors))
+        yield sections.show_detections("Most errors", text, failures, thresholds(detectors))
     if results:
-        yield show_errors(detectors, results)
+        yield sections.show_errors(detectors, results)
     for label, predicted in predictions.items():
         if predicted and predicted[0].fields:
             title = "Sampling positions" if len(detectors) == 1 else f"Sampling positions, {label}"
-            yield show_sampling(title, predicted[0])
+            yield sections.show_sampling(title, predicted[0])

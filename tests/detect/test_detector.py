@@ -84,7 +84,6 @@ def test_coco(detector, folder):
     content = second.to_coco(first.to_coco())
     assert [image["file_name"] for image in content["images"]] == [first.path, second.path]
     assert content["info"]["description"] == f"detections of {MODEL}"
-    assert first.to_coco(folder=folder.parent)["images"][0]["file_name"] == f"{folder.name}/0.png"
     assert content["categories"][2] == {"id": 3, "name": CLASSES[2]}
     annotations = [each for each in content["annotations"] if each["image_id"] == 2]
     assert [each["category_id"] - 1 for each in annotations] == second.labels.tolist()

@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dcnzoo.cli.infer import command
-from dcnzoo.detect.coco import encode, polygons_of
-from dcnzoo.detect.crops import Crops
+from dcnzoo.detect.crops import Crops, encode, polygons_of
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.files import OutputNames, ResultFiles

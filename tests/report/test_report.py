@@ -26,8 +26,7 @@ from dcnzoo.report.explain_detector import explain
 from dcnzoo.report.report import render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun
 from dcnzoo.report.sampling import Frame, SamplingField
-from dcnzoo.report.sections.errors import class_table
-from dcnzoo.report.sections.pictures import show_sampling
+from dcnzoo.report.sections import class_table, show_sampling
 from dcnzoo.report.validation import Prediction, ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
 
