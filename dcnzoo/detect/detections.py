@@ -100,9 +100,7 @@ class Detections:
 
         if self.image is None:
             raise ValueError("image: expected the result of a detector, which has its picture, got none")
-        shown = self if every_label else self.with_one_label()
-        scores = shown.scores.tolist() if with_scores else None
-        return draw(self.image, shown.boxes, shown.labels, shown.names, scores, shown.crops)
+        return draw(self.image, self if every_label else self.with_one_label(), with_scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Draw the objects into a picture file; its ending determines the format. Replaces the file."""

@@ -95,7 +95,8 @@ class ResultFiles:
     def _ending_of(self, image: str) -> str:
         if self._ending != AUTO:
             return self._ending
-        return ".jpg" if urlsplit(image).path.lower().endswith((".jpg", ".jpeg")) else ".png"
+        path = urlsplit(image).path if "://" in image else image
+        return ".jpg" if path.lower().endswith((".jpg", ".jpeg")) else ".png"
 
 
 class OutputNames(dict[str, str]):

@@ -13,7 +13,13 @@ from dcnzoo.report import page, sections
 from dcnzoo.report.evaluation import IOU, most_errors
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, name_of
-from dcnzoo.report.validation import ValidationRunner, load_detectors, pick_images, thresholds
+from dcnzoo.report.validation import (
+    ValidationRunner,
+    load_detectors,
+    names_of_images,
+    pick_images,
+    thresholds,
+)
 from dcnzoo.utils.errors import one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
 from dcnzoo.utils.jsonl import versions
@@ -38,7 +44,7 @@ def write_report(
     Args:
         folders: work directories.
         out: the file (default: ``report.html`` in the first folder, or ``report_2.html``, … if it exists).
-        labels: of the folders (default: their names).
+        labels: of the folders (default: their names; their paths, if two have one name).
         checkpoint: the first folder's checkpoint (default: the best one if there is one, else the last).
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
@@ -52,11 +58,13 @@ def write_report(
     if out is None:
         out = work_dirs[0] / REPORT
         out = out if force else numbered(out)
-    names: Sequence[str | None] = labels or [None] * len(folders)
+    names = [path.resolve().name for path in work_dirs]
+    if len(set(names)) < len(names):  # folders of one name are no seeds of one setting
+        names = [*map(str, work_dirs)]
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     out = require_new("report", out, force=force)
     with user_errors():
-        runs = [TrainedRun.read(*each) for each in zip(work_dirs, names, checkpoints, strict=True)]
+        runs = [TrainedRun.read(*each) for each in zip(work_dirs, labels or names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
     write_text(out, page)
@@ -148,6 +156,13 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
     for label, detector in detectors.items():
         require_equal(first.classes, detector.classes, label)
     try:
+        if len({tuple(names_of_images(detector)) for detector in detectors.values()}) > 1:
+            text = (
+                "The trainings have different validation images: their AP cannot be compared. "
+                "Not shown: pictures and errors by class."
+            )
+            yield Section("Detections", text, [Markup("")])
+            return
         chosen = pick_images(first, images)
         predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
         results = {label: each.evaluate(evaluated) for label, each in detectors.items() if evaluated}

@@ -160,6 +160,7 @@ def test_masks_are_encoded_as_pycocotools_encodes_them(size, monkeypatch):
     [
         ("a.jpg", [], "JPEG"),
         ("a.JPEG", [], "JPEG"),
+        ("a #1.jpg", [], "JPEG"),
         ("a.bmp", [], "PNG"),
         ("a.jpg", ["--format", "png"], "PNG"),
         ("a.png", ["--format", "jpg"], "JPEG"),

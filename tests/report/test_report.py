@@ -18,6 +18,7 @@ from pycocotools.mask import encode
 import dcnzoo
 import dcnzoo.openmmlab.hooks
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.detect.crops import Crops
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.history import BEGAN, History
 from dcnzoo.report.evaluation import ClassResults, evaluate, most_errors
@@ -176,6 +177,31 @@ def test_runs_beside_each_other(make_run):
     assert second == ["v2", "0.300 ± 0.141", "0.250", "585,806"]
     html = render_runs(runs, detectors, images=1)
     assert "<dd>0.100 → 0.300 ± 0.141</dd>" in html and "off → v2</dd>" in html
+
+
+def test_folders_of_one_name_are_two_settings(make_run, tmp_path):
+    folder = make_run("fruits")
+    other = shutil.copytree(folder, tmp_path / "later" / "fruits")
+    html = write_report([folder, other], images=0, evaluated=0).read_text(encoding="utf-8")
+    assert f"{folder} → {other}</dd>" in html and "±" not in html
+
+
+def test_trainings_with_different_validation_images(make_run, tmp_path):
+    """A row of pictures would show different ones."""
+    make_shapes(tmp_path / "other", ShapesSpec(train=2, val=4))
+    settings = {"val_dataloader.dataset.data_root": f"{tmp_path}/other/"}
+    runs = [TrainedRun.read(make_run("a")), TrainedRun.read(make_run("b", **settings))]
+    html = render_runs(runs, load_detectors(runs), images=1)
+    assert "different validation images" in html and "Errors by class" not in html and "<img" in html
+
+
+def test_predictions_keep_crops(make_run, data, monkeypatch):
+    """No masks of the picture's size: of a photograph with 100 objects, they are a gigabyte."""
+    monkeypatch.setattr(Crops, "whole", None)
+    (runner,) = load_detectors([TrainedRun.read(make_run())]).values()
+    assert runner.predict(0).detections.crops is not None
+    detector = dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes", device="cpu")
+    assert explain(detector, next((data / "val").glob("*.png"))).objects
 
 
 def test_classes_of_two_runs_side_by_side():
