@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dcnzoo.detect.crops import Crops
-from dcnzoo.detect.pictures import picture_to_show
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
@@ -26,11 +25,10 @@ _FONTS = (  # after Pillow's own and matplotlib's; Pillow searches the system's 
 
 def draw(image: np.ndarray, objects: "Detections", with_scores: bool) -> Image.Image:  # [H, W, 3], RGB
     """Draw boxes, masks and texts on a picture: see :meth:`dcnzoo.detect.detections.Detections.draw`."""
-    pixels, masks = picture_to_show(image, bgr=False), objects.crops
-    height, width = pixels.shape[:2]
+    (height, width), masks = image.shape[:2], objects.crops
     scale = max(1, min(600 / width, 1200 / height))  # texts need some width
     size = (round(width * scale), round(height * scale))
-    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(image)
     if scale > 1:
         picture = picture.resize(size, Image.Resampling.NEAREST)
         masks = masks and _enlarged(masks, size)

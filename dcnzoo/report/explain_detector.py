@@ -65,8 +65,8 @@ def explain(
     titles = []
     if len(objects):
         detections = to_detections(objects, detector.score_threshold)
-        objects = dataclasses.replace(detections, masks=detections.crops, classes=detector.classes)
-        shown = objects.with_one_label()
-        rows = zip(shown.boxes.tolist(), shown.names, shown.scores, strict=True)
+        detections = dataclasses.replace(detections, masks=detections.crops, classes=detector.classes)
+        detections = detections.with_one_label()
+        rows = zip(detections.boxes.tolist(), detections.names, detections.scores, strict=True)
         titles = [(Box(*box), f"{name} {score:.2f}") for box, name, score in rows]
     return dataclasses.replace(explanation, objects=titles)
