@@ -13,6 +13,7 @@ import numpy as np
 
 from dcnzoo.detect.crops import Crops
 from dcnzoo.utils.files import replacing
+from dcnzoo.utils.text import few
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -139,11 +140,17 @@ class Detections:
         Args:
             polygons: write masks as polygons, without their holes, not in run-length encoding. Requires
                 OpenCV.
+
+        Raises:
+            ValueError: ``content`` is of a detector with other classes.
         """
         if content is None:
             categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, 1)]
             content = {"info": {"description": f"detections of {self.model or 'a detector'}"}}
             content |= {"categories": categories, "images": [], "annotations": []}
+        names = [category["name"] for category in content.get("categories", ())]
+        if names and names != [*self.classes]:
+            raise ValueError(f"content: expected the categories {few(self.classes)}, got {few(names)}")
         images, annotations = content["images"], content["annotations"]
         images.append({"id": len(images) + 1, "file_name": self.path})
         if self.image is not None:

@@ -86,6 +86,8 @@ def test_coco(detector, folder):
     assert [image["file_name"] for image in content["images"]] == [first.path, second.path]
     assert content["info"]["description"] == f"detections of {MODEL}"
     assert content["categories"][2] == {"id": 3, "name": CLASSES[2]}
+    with pytest.raises(ValueError, match=f"categories cat, got {CLASSES[0]}"):
+        dataclasses.replace(first, classes=("cat",)).to_coco(content)
     annotations = [each for each in content["annotations"] if each["image_id"] == 2]
     assert [each["category_id"] - 1 for each in annotations] == second.labels.tolist()
     assert [each["id"] for each in content["annotations"]] == [*range(1, len(first) + len(second) + 1)]
