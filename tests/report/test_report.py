@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools.mask import encode
 
@@ -202,6 +203,16 @@ def test_predictions_keep_crops(make_run, data, monkeypatch):
     assert runner.predict(0).detections.crops is not None
     detector = dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes", device="cpu")
     assert explain(detector, next((data / "val").glob("*.png"))).objects
+
+
+def test_the_better_of_two_labels_is_shown_in_any_order(make_run, monkeypatch):
+    """Mask2Former's objects are not sorted by their scores."""
+    box, labels = torch.tensor([[10.0, 10, 50, 50]] * 2), torch.tensor([0, 1])
+    objects = InstanceData(bboxes=box, scores=torch.tensor([0.6, 0.9]), labels=labels)
+    monkeypatch.setattr("dcnzoo.report.validation.instances_of", lambda sample: objects)
+    (runner,) = load_detectors([TrainedRun.read(make_run())]).values()
+    shown = runner.predict(0).detections.with_one_label()
+    assert shown.labels.tolist() == [1] and shown.scores == pytest.approx([0.9])
 
 
 def test_classes_of_two_runs_side_by_side():
