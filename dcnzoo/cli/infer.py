@@ -167,7 +167,9 @@ def _write(
 
 def _none_above(detector: Any, calls: dict[str, Any], result: Detections) -> str:
     """Detect again in an image without objects; return the best score below the threshold."""
-    best = detector(result.image, score_threshold=0, **{**calls, "batch_size": 1, "max_detections": 1})
+    image: Any = result.image  # RGB, also of a detector of grey pictures
+    image = image if detector.channels == 3 else image[..., 0]
+    best = detector(image, score_threshold=0, **{**calls, "batch_size": 1, "max_detections": 1})
     text = f"none above {detector.score_threshold:g}"
     return f"{text}; the best: {printable(best.names[0])} {best.scores[0]:.2f}" if len(best) else text
 

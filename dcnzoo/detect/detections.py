@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcnzoo.detect.coco import segmentation_of
 from dcnzoo.detect.crops import Crops
 from dcnzoo.utils.files import replacing
+from dcnzoo.utils.text import few
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -101,9 +101,7 @@ class Detections:
 
         if self.image is None:
             raise ValueError("image: expected the result of a detector, which has its picture, got none")
-        shown = self if every_label else self.with_one_label()
-        scores = shown.scores.tolist() if with_scores else None
-        return draw(self.image, shown.boxes, shown.labels, shown.names, scores, shown.crops)
+        return draw(self.image, self if every_label else self.with_one_label(), with_scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Draw the objects into a picture file; its ending determines the format. Replaces the file."""
@@ -134,29 +132,27 @@ class Detections:
             self.boxes, self.masks, self.scores, self.labels, data={"class_name": names}
         )
 
-    def to_coco(
-        self,
-        content: dict[str, Any] | None = None,
-        *,
-        folder: str | os.PathLike[str] | None = None,
-        polygons: bool = False,
-    ) -> dict[str, Any]:
+    def to_coco(self, content: dict[str, Any] | None = None, *, polygons: bool = False) -> dict[str, Any]:
         """Return the content of a COCO file, or append to ``content``, the result of an earlier call.
 
-        Category ids start at 1, in the order of the classes. Masks require pycocotools.
+        Category ids start at 1, in the order of the classes. File names stay as they were given.
 
         Args:
-            folder: the folder to which file names become relative (default: they stay as they were given).
             polygons: write masks as polygons, without their holes, not in run-length encoding. Requires
                 OpenCV.
+
+        Raises:
+            ValueError: ``content`` is of a detector with other classes.
         """
         if content is None:
             categories = [{"id": number, "name": name} for number, name in enumerate(self.classes, 1)]
             content = {"info": {"description": f"detections of {self.model or 'a detector'}"}}
             content |= {"categories": categories, "images": [], "annotations": []}
+        names = [category["name"] for category in content.get("categories", ())]
+        if names and names != [*self.classes]:
+            raise ValueError(f"content: expected the categories {few(self.classes)}, got {few(names)}")
         images, annotations = content["images"], content["annotations"]
-        name = self.path if folder is None else Path(os.path.relpath(self.path, folder)).as_posix()
-        images.append({"id": len(images) + 1, "file_name": name})
+        images.append({"id": len(images) + 1, "file_name": self.path})
         if self.image is not None:
             images[-1] |= {"width": self.image.shape[1], "height": self.image.shape[0]}
         rows = zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True)
@@ -164,8 +160,7 @@ class Detections:
             entry = {"id": len(annotations) + 1, "image_id": len(images), "category_id": label + 1}
             entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
             if self.crops is not None:
-                crops = self.crops
-                entry |= segmentation_of(crops.parts[i], crops.corners[i], crops.size, polygons)
+                entry |= self.crops.segmentation(i, polygons)
             annotations.append({**entry, "iscrowd": 0, "score": score})
         return content
 

@@ -242,7 +242,7 @@ class BaseDetector:
                 for place in places[start : start + batch_size]
             ]
             results += self._detect(inputs, threshold)
-        return merge(results, places, size)
+        return merge(results, places, size) if len(places) > 1 else results[0]
 
 
 def _require(name: str, value: int | None, least: int) -> None:

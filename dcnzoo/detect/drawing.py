@@ -4,16 +4,17 @@ import colorsys
 import functools
 import io
 import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dcnzoo.detect.crops import Crops
-from dcnzoo.detect.pictures import picture_to_show
+
+if TYPE_CHECKING:
+    from dcnzoo.detect.detections import Detections
 
 _FONTS = (  # after Pillow's own and matplotlib's; Pillow searches the system's folders
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc",
@@ -22,28 +23,21 @@ _FONTS = (  # after Pillow's own and matplotlib's; Pillow searches the system's 
 )  # fmt: skip
 
 
-def draw(
-    image: np.ndarray,  # [H, W, 3], RGB
-    boxes: np.ndarray,  # [K, 4], the best first
-    labels: np.ndarray,  # [K]; a colour each
-    names: Sequence[str],  # [K], at the boxes
-    scores: Sequence[float] | None,  # [K], behind the names
-    masks: Crops | None,  # [K, H, W]
-) -> Image.Image:
+def draw(image: np.ndarray, objects: "Detections", with_scores: bool) -> Image.Image:  # [H, W, 3], RGB
     """Draw boxes, masks and texts on a picture: see :meth:`dcnzoo.detect.detections.Detections.draw`."""
-    pixels = picture_to_show(image, bgr=False)
-    height, width = pixels.shape[:2]
+    (height, width), masks = image.shape[:2], objects.crops
     scale = max(1, min(600 / width, 1200 / height))  # texts need some width
     size = (round(width * scale), round(height * scale))
-    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(image)
     if scale > 1:
         picture = picture.resize(size, Image.Resampling.NEAREST)
         masks = masks and _enlarged(masks, size)
     canvas, side = ImageDraw.Draw(picture), (size[0] * size[1]) ** 0.5
     line, letter = max(2, round(side / 300)), max(14, round(side / 42))
-    colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in labels.tolist()]
+    labels, names = objects.labels.tolist(), objects.names
+    colours = [colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 0.75) for label in labels]
     fills = [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colours]
-    corners = (boxes * scale).tolist()
+    corners = (objects.boxes * scale).tolist()
     for i in reversed(range(len(corners))):  # the best on top
         if masks is not None and masks.parts[i].any():
             y, x = masks.corners[i]
@@ -53,9 +47,9 @@ def draw(
         canvas.line([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], fills[i], line)
     taken = np.zeros((0, 4))  # the areas of the texts that are already drawn, (x1, y1, x2, y2)
     for i, (x, y, _, _) in enumerate(corners):
-        text, font = _text(names[i], int(labels[i]), letter)
-        if scores is not None:
-            text = f"{text} {scores[i]:.2f}"
+        text, font = _text(names[i], labels[i], letter)
+        if with_scores:
+            text = f"{text} {objects.scores[i]:.2f}"
         left, step = max(round(min(x, size[0] - font.getlength(text))), 0), 1.25 * letter
         tops = (max(y - step, 0) + step * np.arange(max(1, round(size[1] / step)))).round()
         areas = canvas.textbbox((left, 0), text, font) + tops[:, None] * [0, 1, 0, 1]

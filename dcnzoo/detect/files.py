@@ -18,7 +18,6 @@ from dcnzoo.utils.text import counted
 CLASSES = "classes.txt"
 DRAWN = {".png": "PNG", ".jpg": "JPEG"}
 AUTO = "auto"
-_LONGEST = 240  # most bytes in an output file's name, without the ending; systems allow 255 with it
 
 
 class ResultFiles:
@@ -96,7 +95,8 @@ class ResultFiles:
     def _ending_of(self, image: str) -> str:
         if self._ending != AUTO:
             return self._ending
-        return ".jpg" if urlsplit(image).path.lower().endswith((".jpg", ".jpeg")) else ".png"
+        path = urlsplit(image).path if "://" in image else image
+        return ".jpg" if path.lower().endswith((".jpg", ".jpeg")) else ".png"
 
 
 class OutputNames(dict[str, str]):
@@ -131,11 +131,9 @@ class OutputNames(dict[str, str]):
                 raise UserError(f"image: expected one for {stem}.txt, got {owner} and {image}: rename one")
 
     def _stem(self, image: str) -> str:
-        path = Path(urlsplit(image).path if "://" in image else self.relative(image))
-        stem = path.stem or "image"
-        while len(os.fsencode(stem)) > _LONGEST:
-            stem = stem[:-1]
-        return stem if "://" in image else path.with_name(stem).as_posix()
+        if "://" in image:
+            return Path(urlsplit(image).path).stem or "image"
+        return Path(self.relative(image)).with_suffix("").as_posix()
 
     def __missing__(self, image: str) -> str:
         name = stem = self._stem(image)

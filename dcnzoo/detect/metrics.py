@@ -196,9 +196,13 @@ def evaluate(truth: Truth, results: Iterable[Detections]) -> dict[str, float]:
     return named(metrics)
 
 
-def numbered(annotations: Iterable[dict]) -> list[dict]:
-    """Give annotations ids from 1: pycocotools takes 0 for no match."""
-    return [{**each, "id": number} for number, each in enumerate(annotations, 1)]
+def indexed(dataset: dict[str, Any]) -> COCO:
+    """Return the content of a COCO file as pycocotools loads it."""
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):  # "creating index..."
+        coco.createIndex()
+    return coco
 
 
 def load_detections(truth: COCO, objects: list[dict]) -> COCO:
@@ -210,11 +214,7 @@ def load_detections(truth: COCO, objects: list[dict]) -> COCO:
     for number, each in enumerate(objects, 1):
         box = each.get("bbox")
         each.update(id=number, iscrowd=0, area=box[2] * box[3] if box else area(each["segmentation"]))
-    detected = COCO()
-    detected.dataset = {**truth.dataset, "annotations": objects}
-    with contextlib.redirect_stdout(io.StringIO()):
-        detected.createIndex()
-    return detected
+    return indexed({**truth.dataset, "annotations": objects})
 
 
 def match(truth: COCO, objects: list[dict], kind: str = "bbox", **parameters: object) -> Evaluation:

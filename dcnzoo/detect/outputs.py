@@ -68,7 +68,7 @@ def _from_logits(
     A score is the class's score times the mean probability inside the mask.
     """
     height, width = outputs["input_size"]
-    boxes, scores, parts = [], [], []
+    boxes, scores, masks = [], [], []
     chosen = np.flatnonzero(present & (outputs[CLASS_SCORES] >= score_threshold))
     for row in chosen:
         logits = resize_picture(outputs[MASK_LOGITS][row], (height, width))[: size[0], : size[1]]
@@ -76,15 +76,14 @@ def _from_logits(
         inside = logits > 0
         certainty = (1 / (1 + np.exp(-logits[inside].astype(np.float64)))).sum() / (inside.sum() + 1e-6)
         scores.append(outputs[CLASS_SCORES][row] * certainty)
-        x1, y1, x2, y2 = extent(inside)
-        boxes.append((x1, y1, x2, y2))
-        parts.append((inside[y1:y2, x1:x2].copy(), (y1, x1)))
+        boxes.append(extent(inside))
+        masks.append(Crops.of(inside[None]))
     values = np.array(scores, np.float32)
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    crops = Crops.joined(masks, [(0, 0)] * len(masks), picture_size)
+    result = Detections(corners, values, outputs["labels"][chosen], crops)
     order = np.argsort(-values, kind="stable")
-    order = order[values[order] >= score_threshold]
-    masks = Crops([parts[i][0] for i in order], [parts[i][1] for i in order], picture_size)
-    labels = outputs["labels"][chosen][order]
-    return Detections(np.array(boxes, np.float32).reshape(-1, 4)[order], values[order], labels, masks)
+    return result[order[values[order] >= score_threshold]]
 
 
 def paste(

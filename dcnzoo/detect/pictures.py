@@ -135,13 +135,12 @@ def reverse_channels(picture: np.ndarray) -> np.ndarray:  # [H, W, 3]
     return copy
 
 
-def picture_to_show(picture: np.ndarray, bgr: bool = True) -> np.ndarray:
+def picture_to_show(picture: np.ndarray) -> np.ndarray:
     """Return a picture for drawings and pages, [H, W, 3], uint8, RGB.
 
     Args:
         picture: [H, W] or [H, W, C]; uint8, uint16, or another type with values between 0 and 255. Of more
-            than three channels, the first three are shown; of two, the first.
-        bgr: the first three channels are BGR.
+            than three channels, the first three are shown, which are BGR; of two, the first.
     """
     if picture.dtype == np.uint16:
         picture = picture >> 8
@@ -150,7 +149,7 @@ def picture_to_show(picture: np.ndarray, bgr: bool = True) -> np.ndarray:
     channels = picture.astype(np.uint8, copy=False).reshape(*picture.shape[:2], -1)
     if channels.shape[2] < 3:
         return channels[..., :1].repeat(3, 2)
-    return reverse_channels(channels[..., :3]) if bgr else channels[..., :3]
+    return reverse_channels(channels[..., :3])
 
 
 def resize_picture(picture: np.ndarray, size: tuple[int, int], by: str = "cv2") -> np.ndarray:

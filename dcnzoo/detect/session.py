@@ -56,10 +56,9 @@ class Session:
         for file in (path, os.path.splitext(path)[0] + ".bin")[: 2 if path.endswith(".xml") else 1]:
             require_file(file, "model")
         self.path, self.backend, self.precision = path, backend, precision
-        device = _best_device(backend) if device == "auto" else str(device)  # also of a torch.device
         try:
             runtime = import_module(f"dcnzoo.detect.backends.{backend}")
-            opened = runtime.open_file(self.path, device, threads, precision)
+            opened = runtime.open_file(self.path, str(device), threads, precision)  # also of a torch.device
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"backend: expected {backend} to be installed (pip install {backend}), but {error}"
@@ -127,12 +126,3 @@ class Session:
             size = [n + more for n, more in zip(images.shape[2:], room, strict=True)]
             outputs["input_size"] = np.tile(np.array(size), (len(images), 1))
         return outputs
-
-
-def _best_device(backend: str) -> str:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        return "cpu"
-    has_gpu = backend == "onnxruntime" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    return "cuda" if has_gpu else "cpu"

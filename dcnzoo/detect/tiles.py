@@ -1,6 +1,7 @@
 """Tiles of a large picture, and the detections in all of them. Requires only numpy."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,10 +38,10 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
         places: the rows and columns of each tile in the picture.
         size: height and width of the picture.
     """
-    owners = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles])  # the tile of each object
-    numbers = np.concatenate([np.arange(len(tile)) for tile in tiles])  # the index of each object in its tile
-    corners = np.array([[column.start, row.start] * 2 for row, column in places], np.float32)
-    boxes = np.concatenate([tile.boxes for tile in tiles]) + corners[owners]
+    corners = [(row.start, column.start) for row, column in places]
+    boxes = np.concatenate(
+        [tile.boxes + np.array([x, y, x, y], np.float32) for tile, (y, x) in zip(tiles, corners, strict=True)]
+    )
     scores = np.concatenate([tile.scores for tile in tiles])
     labels = np.concatenate([tile.labels for tile in tiles])
     cut = np.concatenate(
@@ -50,16 +51,9 @@ def merge(tiles: Sequence[Detections], places: Sequence[Window], size: tuple[int
     apart = boxes.astype(np.float64) + labels[:, None] * 2.0 * max(size)
     index = _suppress(apart, scores.astype(np.float64) - cut)
     index = np.delete(index, _pieces(apart[index], np.flatnonzero(cut[index])))
-    masks = None
     crops = [tile.crops for tile in tiles if tile.crops is not None]
-    if len(crops) == len(tiles):
-        parts, positions = [], []
-        for owner, number in zip(owners[index], numbers[index], strict=True):
-            (row, column), (y, x) = places[owner], crops[owner].corners[number]
-            parts.append(crops[owner].parts[number])
-            positions.append((row.start + y, column.start + x))
-        masks = Crops(parts, positions, size)
-    return Detections(boxes[index], scores[index], labels[index], masks)
+    masks: Any = Crops.joined(crops, corners, size) if len(crops) == len(tiles) else None
+    return Detections(boxes, scores, labels, masks)[index]
 
 
 def _suppress(boxes: np.ndarray, ranks: np.ndarray) -> np.ndarray:  # [K, 4], [K]

@@ -43,7 +43,7 @@ def measure(
     """
     timings = {name: Timing() for name in detectors}
     for name, detector in track(detectors.items(), "first images"):
-        timings[name].results = [cast(Detections, detector(image)) for image in images[: max(count, 1)]]
+        timings[name].results = [cast(Detections, detector(image)) for image in images[:count]]
     for index in track(range(warmup + count), "timing"):
         for name, detector in detectors.items():
             start = time.perf_counter()

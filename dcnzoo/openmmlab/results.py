@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from mmengine.structures import BaseDataElement, InstanceData
 
 from dcnzoo.detect.crops import Crops
@@ -37,10 +38,11 @@ def require_masks_of_image_size(owner: str, samples: Sequence[BaseDataElement | 
 
 
 def to_detections(instances: InstanceData, threshold: float) -> Detections:
-    """Convert the objects in ``pred_instances`` whose score is at least the threshold."""
+    """Convert the objects in ``pred_instances`` whose score is at least the threshold, best first."""
     keep = instances.scores >= threshold
     instances = (instances if keep.all() else instances[keep]).cpu()  # indexing copies whole masks
     boxes = getattr(instances.bboxes, "tensor", instances.bboxes)
     masks = Crops.of(instances.masks.numpy().astype(bool, copy=False)) if "masks" in instances else None
     boxes, scores = boxes.float().numpy(), instances.scores.float().numpy()  # bfloat16 in autocast
-    return Detections(boxes, scores, instances.labels.numpy(), masks)
+    order = np.argsort(-scores, kind="stable")  # Mask2Former's are in no order
+    return Detections(boxes, scores, instances.labels.numpy(), masks)[order]

@@ -3,16 +3,14 @@
 import contextlib
 import dataclasses
 import io
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.mask import iou
+from pycocotools.cocoeval import COCOeval
 
 from dcnzoo.detect.detections import Detections
-from dcnzoo.detect.metrics import MOST_DETECTIONS, match, numbered
+from dcnzoo.detect.metrics import MOST_DETECTIONS, indexed, load_detections, match
 
 IOU = 0.5  # of boxes that match
 
@@ -60,33 +58,34 @@ def evaluate(
         result.to_coco(found)
         if result.crops is not None:
             found["images"][image] |= zip(("height", "width"), result.crops.size, strict=True)
-    objects = [_entry(image, each) for image, instances in enumerate(truth, 1) for each in instances]
+    instances = [(image, each) for image, objects in enumerate(truth, 1) for each in objects]
+    objects = [_entry(number, *each) for number, each in enumerate(instances, 1)]
     kinds = ["bbox"]
     if all(each.crops is not None for each in detections) and all(each["segmentation"] for each in objects):
         kinds.append("segm")
-    annotated = COCO()
-    annotated.dataset = {
-        "images": found["images"],
-        "categories": [{"id": label} for label in range(1, classes + 1)],
-        "annotations": numbered(objects),
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        annotated.createIndex()
+    categories = [{"id": label} for label in range(1, classes + 1)]
+    annotated = indexed({"images": found["images"], "categories": categories, "annotations": objects})
     any_size: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
     evaluations = [
         match(annotated, found["annotations"], kind, maxDets=[limit], **any_size) for kind in kinds
     ]
     precisions = [each.eval["precision"][:, :, :, 0, 0].T for each in evaluations]  # [K, 101, 10]
-    confident, confusion = defaultdict(list), np.zeros((classes + 1, classes + 1), int)
-    errors = np.zeros(len(truth), int)
-    for each in found["annotations"]:
-        if each["score"] >= threshold:
-            confident[each["image_id"]].append(each)
-    for image in range(1, len(truth) + 1):
-        for pair in match_boxes(annotated.imgToAnns[image], confident[image], limit):
-            row, column = (-1 if each is None else each["category_id"] - 1 for each in pair)
-            confusion[row, column] += 1
-            errors[image - 1] += None in pair
+    confident = [each for each in found["annotations"] if each["score"] >= threshold]
+    with contextlib.redirect_stdout(io.StringIO()):
+        boxes = COCOeval(annotated, load_detections(annotated, confident), "bbox")
+        vars(boxes.params).update(any_size, maxDets=[limit], iouThrs=np.array([IOU]), useCats=0)
+        boxes.evaluate()
+    rows = {0: -1} | {each["id"]: each["category_id"] - 1 for each in objects}  # 0: no match
+    columns = {0: -1} | {each["id"]: each["category_id"] - 1 for each in confident}
+    confusion, errors = np.zeros((classes + 1, classes + 1), int), np.zeros(len(truth), int)
+    for part in filter(None, boxes.evalImgs):
+        detected = zip(part["dtMatches"][0], part["dtIds"], part["dtIgnore"][0], strict=True)
+        missed = zip(part["gtIds"], part["gtMatches"][0], part["gtIgnore"], strict=True)
+        pairs = [(number, detection) for number, detection, ignored in detected if not ignored]
+        pairs += [(number, 0) for number, detection, ignored in missed if not (detection or ignored)]
+        for number, detection in pairs:
+            confusion[rows[number], columns[detection]] += 1
+        errors[part["image_id"] - 1] = sum(0 in pair for pair in pairs)
     labels = [each["category_id"] - 1 for each in objects if not each["iscrowd"]]
     counts = np.bincount(labels, minlength=classes)
     ap, mask_ap = [*(each.mean((1, 2)) for each in precisions), None][:2]
@@ -100,29 +99,10 @@ def most_errors(results: Iterable[ClassResults], number: int = 3) -> dict[int, i
     return {index: int(errors[index]) for index in order.tolist() if errors[index]}
 
 
-def match_boxes(
-    objects: Sequence[dict], results: Sequence[dict], limit: int = MOST_DETECTIONS[-1]
-) -> list[tuple[dict | None, dict | None]]:
-    """Match the detections in an image with its objects, those with high scores first, as COCO does.
-
-    Crowds, and the detections that only match crowds, are left out.
-    """
-    results = sorted(results, key=lambda result: -result["score"])[:limit]
-    boxes = [[entry["bbox"] for entry in entries] for entries in (results, objects)]
-    overlaps = iou(*boxes, [entry["iscrowd"] for entry in objects]) if all(boxes) else [[]] * len(results)
-    free, pairs = {*range(len(objects))}, []
-    for result, row in zip(results, overlaps, strict=True):
-        likely = [(not objects[i]["iscrowd"], row[i], i) for i in free if len(row) and row[i] >= IOU]
-        counts, _, best = max(likely, default=(True, 0, None))
-        if counts:
-            pairs.append((None if best is None else objects[best], result))
-            free.discard(best)
-    return pairs + [(objects[i], None) for i in sorted(free) if not objects[i]["iscrowd"]]
-
-
-def _entry(image: int, instance: Mapping) -> dict:
+def _entry(number: int, image: int, instance: Mapping) -> dict:
     x1, y1, x2, y2 = instance["bbox"]
     return {
+        "id": number,
         "image_id": image,
         "category_id": instance["bbox_label"] + 1,
         "bbox": [x1, y1, x2 - x1, y2 - y1],

@@ -87,7 +87,6 @@ def explain_network(
     box: Box | None = None,
     layer: str | None = None,
     further: int = 0,
-    run: Callable[[Tensor], object] | None = None,
 ) -> Explanation:
     """Explain any image network, as :func:`dcnzoo.report.explain_detector.explain` explains a detector.
 
@@ -97,7 +96,6 @@ def explain_network(
             RGB, others by their mean; the smallest value is black and the largest one white.
         box: in pixels of ``inputs``; may be a point. Default: the centre.
         layer, further: as for a detector.
-        run: calls ``model`` with a picture, if that needs more arguments.
 
     Raises:
         UserError: wrong ``inputs`` or ``box``, the layer does not exist, or no layer can be drawn.
@@ -112,14 +110,13 @@ def explain_network(
     picture = picture if len(picture) == 3 else picture.mean(0, keepdim=True).expand(3, -1, -1)
     picture = (picture - picture.min()) / (picture.max() - picture.min()).clamp(min=1e-12)
     shown = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
-    run = run or model
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
-        _, fields, statistics = record(model, lambda: run(inputs))
+        _, fields, statistics = record(model, lambda: model(inputs))
         fields, statistics = choose(fields, statistics, layer)
         frame = Frame((height, width))
-        return explanation_at(model, run, inputs, shown, frame, box, fields, statistics, further)
+        return explanation_at(model, model, inputs, shown, frame, box, fields, statistics, further)
     finally:
         for module in training:
             module.training = True
@@ -344,9 +341,10 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
     names = [field.name for field in explanation.fields]
     x, y = (sum(explanation.box[i::2]) / 2 for i in (0, 1))
     heats = {(x, y): explanation.receptive_field, **explanation.further}
+    shown = {at: (heat_map(field) * 255).round().astype(np.uint8) for at, field in heats.items()}
     data = {
         "image": image_uri(_shrunk(explanation.image, _SIDE)),
-        "heats": [{"at": place, "uri": _heat_uri(field)} for place, field in heats.items()],
+        "heats": [{"at": at, "uri": image_uri(_shrunk(heat, _HEAT_SIDE))} for at, heat in shown.items()],
         "width": width,
         "height": height,
         "seen": frame.size,
@@ -369,10 +367,6 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
         data=Markup(script),  # nosec B704  # JSON without "<"
         footer=footer,
     )
-
-
-def _heat_uri(field: Tensor) -> str:
-    return image_uri(_shrunk((heat_map(field) * 255).round().astype(np.uint8), _HEAT_SIDE))
 
 
 def _shrunk(image: np.ndarray, side: int) -> np.ndarray:

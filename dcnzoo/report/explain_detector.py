@@ -65,7 +65,8 @@ def explain(
     titles = []
     if len(objects):
         detections = to_detections(objects, detector.score_threshold)
-        detections = dataclasses.replace(detections, classes=detector.classes).with_one_label()
+        detections = dataclasses.replace(detections, masks=detections.crops, classes=detector.classes)
+        detections = detections.with_one_label()
         rows = zip(detections.boxes.tolist(), detections.names, detections.scores, strict=True)
         titles = [(Box(*box), f"{name} {score:.2f}") for box, name, score in rows]
     return dataclasses.replace(explanation, objects=titles)

@@ -9,14 +9,17 @@ from markupsafe import Markup
 
 from dcnzoo.detect.metrics import metric_names
 from dcnzoo.openmmlab.classes import require_equal
-from dcnzoo.report import page
+from dcnzoo.report import page, sections
 from dcnzoo.report.evaluation import IOU, most_errors
 from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, name_of
-from dcnzoo.report.sections.curves import show_curves, show_offsets, show_validations
-from dcnzoo.report.sections.errors import show_errors
-from dcnzoo.report.sections.pictures import show_detections, show_sampling
-from dcnzoo.report.validation import ValidationRunner, load_detectors, pick_images, thresholds
+from dcnzoo.report.validation import (
+    ValidationRunner,
+    load_detectors,
+    names_of_images,
+    pick_images,
+    thresholds,
+)
 from dcnzoo.utils.errors import one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
 from dcnzoo.utils.jsonl import versions
@@ -41,7 +44,7 @@ def write_report(
     Args:
         folders: work directories.
         out: the file (default: ``report.html`` in the first folder, or ``report_2.html``, … if it exists).
-        labels: of the folders (default: their names).
+        labels: of the folders (default: their names; their paths, if two have one name).
         checkpoint: the first folder's checkpoint (default: the best one if there is one, else the last).
         images, evaluated: see :func:`render_runs`.
         device: on which the detectors run.
@@ -55,11 +58,13 @@ def write_report(
     if out is None:
         out = work_dirs[0] / REPORT
         out = out if force else numbered(out)
-    names: Sequence[str | None] = labels or [None] * len(folders)
+    names = [path.resolve().name for path in work_dirs]
+    if len(set(names)) < len(names):  # folders of one name are no seeds of one setting
+        names = [*map(str, work_dirs)]
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     out = require_new("report", out, force=force)
     with user_errors():
-        runs = [TrainedRun.read(*each) for each in zip(work_dirs, names, checkpoints, strict=True)]
+        runs = [TrainedRun.read(*each) for each in zip(work_dirs, labels or names, checkpoints, strict=True)]
         detectors = load_detectors(runs, device, allow_partial)
     page = render_runs(runs, detectors, images=images, evaluated=evaluated, footer=footer())
     write_text(out, page)
@@ -88,19 +93,19 @@ def render_runs(
         images: number of images with detections; images with three or more objects come first.
         evaluated: number of images for the confusion matrix and the curves of precision and recall.
     """
-    sections, table, facts = [*_pictures(detectors, images, evaluated)], summary(runs, detectors, head), None
+    shown, table, facts = [*_pictures(detectors, images, evaluated)], summary(runs, detectors, head), None
     if len(table) <= 3:  # one label or two
         labels, *rows = zip(*table[1:], strict=True)
         note = " → ".join(labels) if len(labels) > 1 else ""
         facts = {name: (" → ".join(row), note) for name, row in zip(table[0][1:], rows, strict=True)}
     else:
-        sections.insert(0, Section("Result", "", [page.table(table)]))
-    sections += [show_curves(runs), show_offsets(runs), show_validations(runs)]
+        shown.insert(0, Section("Result", "", [page.table(table)]))
+    shown += [sections.show_curves(runs), sections.show_offsets(runs), sections.show_validations(runs)]
     return page.render(
         "report.html",
         title=title or " and ".join(by_label(runs)),
         lead=" ".join(filter(None, [lead or result(runs), origins(runs)])),
-        sections=[section for section in sections if section.parts],
+        sections=[section for section in shown if section.parts],
         facts=facts,
         footer=footer,
     )
@@ -151,6 +156,13 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
     for label, detector in detectors.items():
         require_equal(first.classes, detector.classes, label)
     try:
+        if len({tuple(names_of_images(detector)) for detector in detectors.values()}) > 1:
+            text = (
+                "The trainings have different validation images: their AP cannot be compared. "
+                "Not shown: pictures and errors by class."
+            )
+            yield Section("Detections", text, [Markup("")])
+            return
         chosen = pick_images(first, images)
         predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
         results = {label: each.evaluate(evaluated) for label, each in detectors.items() if evaluated}
@@ -165,16 +177,16 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
             "The first validation images. Images with three or more objects come first. The selection does "
             "not depend on the results."
         )
-        yield show_detections("Detections", text, predictions, thresholds(detectors))
+        yield sections.show_detections("Detections", text, predictions, thresholds(detectors))
     if worst:
         text = (
             f"The validation images with the most errors ({', '.join(map(str, worst.values()))}): objects "
             f"without a detection, and detections without an object, from IoU {IOU} on."
         )
-        yield show_detections("Most errors", text, failures, thresholds(detectors))
+        yield sections.show_detections("Most errors", text, failures, thresholds(detectors))
     if results:
-        yield show_errors(detectors, results)
+        yield sections.show_errors(detectors, results)
     for label, predicted in predictions.items():
         if predicted and predicted[0].fields:
             title = "Sampling positions" if len(detectors) == 1 else f"Sampling positions, {label}"
-            yield show_sampling(title, predicted[0])
+            yield sections.show_sampling(title, predicted[0])

@@ -121,8 +121,7 @@ def annotated(picture: Annotated, classes: list[str]) -> Detections:
     masks: Any = None
     if objects and all(each.segmentation is not None for each in objects):
         single = [Crops.of(_mask(each, picture.size)[None]) for each in objects]
-        corners = [each.corners[0] for each in single]
-        masks = Crops([each.parts[0] for each in single], corners, picture.size[::-1])
+        masks = Crops.joined(single, [(0, 0)] * len(single), picture.size[::-1])
     image = reverse_channels(read(picture.file))
     return Detections(boxes, np.ones(len(objects)), labels, masks, tuple(classes), image)
 

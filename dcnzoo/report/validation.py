@@ -88,13 +88,10 @@ class ValidationRunner:
         batch = pseudo_collate([self.dataset[index]])
         (sample,), fields, statistics = record(self.model, lambda: self.model.test_step(batch))
         detections = to_detections(instances_of(sample), self.threshold)
-        return Prediction(
-            truth,
-            dataclasses.replace(detections, classes=self.classes, image=truth.image),
-            fields,
-            Frame.of(sample.metainfo),
-            statistics,
+        detections = dataclasses.replace(
+            detections, masks=detections.crops, classes=self.classes, image=truth.image
         )
+        return Prediction(truth, detections, fields, Frame.of(sample.metainfo), statistics)
 
     def annotated(self, index: int) -> Detections:
         """Return the original image and its annotations, which the test pipeline need not load."""
@@ -123,6 +120,12 @@ def load_detectors(
 def thresholds(detectors: Mapping[str, ValidationRunner]) -> str:
     """Return the lowest scores of the detections, as text: ``0.5``."""
     return " and ".join(dict.fromkeys(f"{detector.threshold:g}" for detector in detectors.values()))
+
+
+def names_of_images(detector: ValidationRunner) -> list[str]:
+    """Return the files of the images without their folders, which may have moved."""
+    dataset = detector.dataset
+    return [Path(dataset.get_data_info(index)["img_path"]).name for index in range(len(dataset))]
 
 
 def pick_images(detector: ValidationRunner, number: int) -> list[int]:

@@ -21,6 +21,7 @@ from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
 from dcnzoo.detect import pictures
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
+from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.drawing import encoded
 from dcnzoo.openmmlab.detector import Features
 from dcnzoo.report.explain_detector import explain
@@ -84,8 +85,9 @@ def test_coco(detector, folder):
     content = second.to_coco(first.to_coco())
     assert [image["file_name"] for image in content["images"]] == [first.path, second.path]
     assert content["info"]["description"] == f"detections of {MODEL}"
-    assert first.to_coco(folder=folder.parent)["images"][0]["file_name"] == f"{folder.name}/0.png"
     assert content["categories"][2] == {"id": 3, "name": CLASSES[2]}
+    with pytest.raises(ValueError, match=f"categories cat, got {CLASSES[0]}"):
+        dataclasses.replace(first, classes=("cat",)).to_coco(content)
     annotations = [each for each in content["annotations"] if each["image_id"] == 2]
     assert [each["category_id"] - 1 for each in annotations] == second.labels.tolist()
     assert [each["id"] for each in content["annotations"]] == [*range(1, len(first) + len(second) + 1)]
@@ -156,6 +158,8 @@ def test_pictures_of_other_numbers_of_channels(tmp_path, channels):
     if channels == 1:
         for image in (array[..., 0], file, Image.open(file)):
             assert_equal(detector(image, max_detections=5), result)
+        options = ["--checkpoint", tmp_path / "c.pth", "--score-threshold", 1, "--out", tmp_path / "out"]
+        assert "none above 1; the best: " in run("infer", tmp_path / "c.py", file, *options)
     else:
         with pytest.raises(ValueError, match=rf"expected an array \[H, W, {channels}\]"):
             detector(file)
@@ -254,6 +258,24 @@ def test_weights_of_another_kind_are_refused(detector, tmp_path, dtype):
     torch.save({"state_dict": weights}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="floating-point"):
         dcnzoo.load(MODEL, checkpoint=tmp_path / "weights.pth", device="cpu")
+
+
+def test_a_picture_of_one_tile_is_detected_as_without_tiles():
+    """Its boxes are those of the model's own NMS, which may leave boxes with an IoU above .5."""
+
+    class Two(BaseDetector):
+        classes, device, score_threshold = ("a",), "cpu", 0.3
+
+        def prepare(self, picture, path=""):
+            return picture
+
+        def _detect(self, inputs, threshold):
+            boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 6]])
+            return [Detections(boxes, np.float32([0.9, 0.8]), np.zeros(2, int)) for _ in inputs]
+
+    picture = np.zeros((40, 60, 3), np.uint8)
+    assert len(Two()(picture, tile=64)) == len(Two()(picture)) == 2
+    assert len(Two()(picture, tile=50)) < 4, "the tiles' boxes are merged"
 
 
 def test_crops_are_masks():

@@ -30,7 +30,8 @@ def test_masks_are_drawn_as_whole_masks_are(size, monkeypatch):
     monkeypatch.setattr(Crops, "whole", None)
     count = len(masks)
     boxes = np.zeros((count, 4), np.float32)
-    drawn = drawing.draw(image, boxes, np.arange(count), [""] * count, None, crops)
+    objects = Detections(boxes, np.ones(count), np.arange(count), crops, ("",) * count)
+    drawn = drawing.draw(image, objects, with_scores=False)
     expected = Image.fromarray(image).resize(drawn.size)
     line = max(2, round((drawn.width * drawn.height) ** 0.5 / 300))
     for label in reversed(range(count)):

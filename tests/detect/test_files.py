@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dcnzoo.cli.infer import command
-from dcnzoo.detect.coco import encode, polygons_of
-from dcnzoo.detect.crops import Crops
+from dcnzoo.detect.crops import Crops, encode, polygons_of
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.files import OutputNames, ResultFiles
@@ -161,6 +160,7 @@ def test_masks_are_encoded_as_pycocotools_encodes_them(size, monkeypatch):
     [
         ("a.jpg", [], "JPEG"),
         ("a.JPEG", [], "JPEG"),
+        ("a #1.jpg", [], "JPEG"),
         ("a.bmp", [], "PNG"),
         ("a.jpg", ["--format", "png"], "PNG"),
         ("a.png", ["--format", "jpg"], "JPEG"),

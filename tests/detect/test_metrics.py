@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +19,7 @@ from dcnzoo.detect import metrics
 from dcnzoo.detect.detections import Detections
 from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric
 from dcnzoo.openmmlab.hooks.summary import SummaryHook
-from dcnzoo.report.evaluation import evaluate, match_boxes
+from dcnzoo.report.evaluation import evaluate
 from dcnzoo.report.validation import ValidationRunner
 
 from ..demo import PLAIN
@@ -228,8 +227,7 @@ def perceived(metric, content, detections, ids, images):
 
 def by_hand(content, detections, images, thresholds=None):
     """Return pycocotools' evaluation of some images."""
-    objects = [{**each, "area": each["bbox"][2] * each["bbox"][3], "iscrowd": 0} for each in detections]
-    found = read({**content, "annotations": metrics.numbered(objects)})
+    found = metrics.load_detections(read(content), [{**each} for each in detections])
     evaluation = COCOeval(read(content), found, "bbox")
     evaluation.params.imgIds = images
     if thresholds is not None:
@@ -345,50 +343,3 @@ def test_what_pycocotools_counts_wrong_is_refused(tmp_path, key, field, value):
     (tmp_path / "truth.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"truth\.json: .*{key}.* {value} again"):
         metrics.read_coco(tmp_path / "truth.json", CLASSES)
-
-
-def test_matches_equal_those_of_pycocotools():
-    """The report counts these pairs by class; equal detections and objects are interchangeable."""
-    for seed in range(20):
-        content, detections = made(seed, most=8 if seed else 200)
-        every = {"maxDets": [100], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"], "iouThrs": np.array([0.5])}
-        for each in content["annotations"]:
-            each.pop("ignore", None)
-        objects = [{**each, "area": 1.0, "iscrowd": 0} for each in detections]
-        evaluation = COCOeval(
-            *map(read, (content, {**content, "annotations": metrics.numbered(objects)})), "bbox"
-        )
-        vars(evaluation.params).update(every)
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation.evaluate()
-        boxes = {each["id"]: tuple(each["bbox"]) for each in content["annotations"]}
-        for image in content["images"]:
-            for category in IDS:
-                expected, both = Counter(), (image["id"], category)
-                for part in filter(None, evaluation.evalImgs):
-                    if (part["image_id"], part["category_id"]) == both:
-                        scores = np.round(part["dtScores"], 1).tolist()
-                        for score, match, ignored in zip(
-                            scores, part["dtMatches"][0], part["dtIgnore"][0], strict=True
-                        ):
-                            if not ignored:
-                                expected[boxes[match] if match else None, score] += 1
-                        for number, match, ignored in zip(
-                            part["gtIds"], part["gtMatches"][0], part["gtIgnore"], strict=True
-                        ):
-                            if not match and not ignored:
-                                expected[boxes[number], None] += 1
-                pairs = match_boxes(
-                    *(
-                        [each for each in entries if (each["image_id"], each["category_id"]) == both]
-                        for entries in (content["annotations"], detections)
-                    ),
-                    limit=100,  # as pycocotools by default
-                )
-                assert (
-                    Counter(
-                        (entry and tuple(entry["bbox"]), result and result["score"])
-                        for entry, result in pairs
-                    )
-                    == expected
-                )

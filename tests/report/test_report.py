@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools.mask import encode
 
 import dcnzoo
 import dcnzoo.openmmlab.hooks
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
+from dcnzoo.detect.crops import Crops
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.history import BEGAN, History
 from dcnzoo.report.evaluation import ClassResults, evaluate, most_errors
@@ -26,8 +28,7 @@ from dcnzoo.report.explain_detector import explain
 from dcnzoo.report.report import render_runs, summary, write_report
 from dcnzoo.report.runs import TrainedRun
 from dcnzoo.report.sampling import Frame, SamplingField
-from dcnzoo.report.sections.errors import class_table
-from dcnzoo.report.sections.pictures import show_sampling
+from dcnzoo.report.sections import class_table, show_sampling
 from dcnzoo.report.validation import Prediction, ValidationRunner, load_detectors
 from dcnzoo.utils.errors import UserError
 
@@ -177,6 +178,41 @@ def test_runs_beside_each_other(make_run):
     assert second == ["v2", "0.300 ± 0.141", "0.250", "585,806"]
     html = render_runs(runs, detectors, images=1)
     assert "<dd>0.100 → 0.300 ± 0.141</dd>" in html and "off → v2</dd>" in html
+
+
+def test_folders_of_one_name_are_two_settings(make_run, tmp_path):
+    folder = make_run("fruits")
+    other = shutil.copytree(folder, tmp_path / "later" / "fruits")
+    html = write_report([folder, other], images=0, evaluated=0).read_text(encoding="utf-8")
+    assert f"{folder} → {other}</dd>" in html and "±" not in html
+
+
+def test_trainings_with_different_validation_images(make_run, tmp_path):
+    """A row of pictures would show different ones."""
+    make_shapes(tmp_path / "other", ShapesSpec(train=2, val=4))
+    settings = {"val_dataloader.dataset.data_root": f"{tmp_path}/other/"}
+    runs = [TrainedRun.read(make_run("a")), TrainedRun.read(make_run("b", **settings))]
+    html = render_runs(runs, load_detectors(runs), images=1)
+    assert "different validation images" in html and "Errors by class" not in html and "<img" in html
+
+
+def test_predictions_keep_crops(make_run, data, monkeypatch):
+    """No masks of the picture's size: of a photograph with 100 objects, they are a gigabyte."""
+    monkeypatch.setattr(Crops, "whole", None)
+    (runner,) = load_detectors([TrainedRun.read(make_run())]).values()
+    assert runner.predict(0).detections.crops is not None
+    detector = dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes", device="cpu")
+    assert explain(detector, next((data / "val").glob("*.png"))).objects
+
+
+def test_the_better_of_two_labels_is_shown_in_any_order(make_run, monkeypatch):
+    """Mask2Former's objects are not sorted by their scores."""
+    box, labels = torch.tensor([[10.0, 10, 50, 50]] * 2), torch.tensor([0, 1])
+    objects = InstanceData(bboxes=box, scores=torch.tensor([0.6, 0.9]), labels=labels)
+    monkeypatch.setattr("dcnzoo.report.validation.instances_of", lambda sample: objects)
+    (runner,) = load_detectors([TrainedRun.read(make_run())]).values()
+    shown = runner.predict(0).detections.with_one_label()
+    assert shown.labels.tolist() == [1] and shown.scores == pytest.approx([0.9])
 
 
 def test_classes_of_two_runs_side_by_side():

@@ -16,12 +16,15 @@ def release(version: str) -> tuple[int, ...]:
 def open_file(path: str, device: str, threads: int | None, precision: str) -> Opened:
     import onnxruntime
 
+    available = onnxruntime.get_available_providers()
+    if device == "auto":
+        device = "cuda" if CUDA in available else "cpu"
     match = re.fullmatch(r"(cpu)|cuda(?::(\d+))?", device)
     if not match:
         raise ValueError(f"device: expected cpu, cuda or a number, cuda:1, for onnxruntime, got {device!r}")
     number = int(match[2] or 0)
     provider = (CPU, {}) if match[1] else (CUDA, {"device_id": str(number)})
-    if provider[0] not in onnxruntime.get_available_providers():
+    if provider[0] not in available:
         raise ValueError(f"device: expected cpu, for this onnxruntime has no {provider[0]}, got {device!r}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -19,7 +19,7 @@ HINTS = {"float32": "f32", "bf16": "bf16"}
 
 
 def open_file(path: str, device: str, threads: int | None, precision: str) -> Opened:
-    if device != "cpu":
+    if device not in ("cpu", "auto"):
         raise ValueError(f"device: expected cpu for openvino, got {device!r}")
     core = make_core()
     try:

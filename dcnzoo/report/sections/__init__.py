@@ -1,1 +1,0 @@
-"""The sections of a report. Each function returns a :class:`dcnzoo.report.page.Section`."""
