@@ -55,7 +55,7 @@ def write_data(
     *,
     size: int | None = None,
     flip: bool = True,
-) -> tuple[Path, int | None, list[str]]:
+) -> tuple[Path, int | None, str]:
     """Write the COCO files of annotated pictures, and a config that trains on them.
 
     The folder ``data`` in the work directory gets ``train.json``, ``val.json``, the config and, if there is
@@ -70,7 +70,7 @@ def write_data(
             model's pictures is chosen by :func:`choose_size`.
 
     Returns:
-        The config; the chosen number of epochs, None: that of the config; and lines that say what was chosen.
+        The config; the chosen number of epochs, None: that of the config; and the model.
 
     Raises:
         UserError: the model is unknown, or cannot learn from the data.
@@ -84,13 +84,13 @@ def write_data(
         for name, split in splits.items():
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
-        epochs, chosen = _configure(config, splits, model, size, flip)
+        epochs, model = _configure(config, splits, model, size, flip)
         folder = numbered(work_dir / "data", lambda older: _has_copies(older, new))
         if not folder.exists():
             new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return folder / config.name, epochs, chosen
+    return folder / config.name, epochs, model
 
 
 def _has_copies(folder: Path, files: Path) -> bool:
@@ -115,36 +115,32 @@ def choose_size(split: Dataset) -> tuple[int, float]:
 
 def _configure(
     out: Path, splits: Mapping[str, Dataset], model: str | None, size: int | None, flip: bool
-) -> tuple[int | None, list[str]]:
-    """Choose a model and write the config; return the epochs and lines, as :func:`write_data` does."""
+) -> tuple[int | None, str]:
+    """Choose a model and write the config; return the epochs and the model, as :func:`write_data` does."""
     masks = not without_mask(splits.values())[0]
     epochs, changes = None, dict[str, object]()
-    best, side = choose_size(splits["train"])
-    chosen = size
     if model is None and get_device() == "cpu":
         model = SMALL_MASKS if masks else SMALL_BOXES
         epochs = max(8, math.ceil(ITERATIONS * 4 / len(splits["train"].pictures)))  # batches of 4
         changes["train_cfg.val_interval"] = max(1, epochs // VALIDATIONS)
-        chosen = size or best
+        size = size or choose_size(splits["train"])[0]
     elif model is None:
         model = MASKS if masks else BOXES
-    config = write_settings(splits, out, model, changes, size=chosen, flip=flip)
-    can_change = size is None and all(has_size(config, loader) for loader in LOADERS)
-    hint = "; --size changes it" if can_change else ""
-    few_of = [f"{name} ({number})" for name, number in splits["train"].per_class.items() if number < FEW]
-    lines = [f"model     {model}", *_lines_of(config, side, hint)]
-    if few_of:
-        lines.append(f"note      fewer than {FEW} objects to train on: {few(few_of)}")
-    return epochs, lines
+    write_settings(splits, out, model, changes, size=size, flip=flip)
+    return epochs, model
 
 
-def _lines_of(config: Config, side: float, hint: str) -> list[str]:
-    """Return lines about the initial weights of a training, and about its pictures.
+def lines_of(config: Config, split: Dataset, can_set_size: bool) -> list[str]:
+    """Return lines about the initial weights of a training, its pictures, and classes with few objects.
 
     Args:
-        side: the part of the longer side that nine of ten objects exceed.
-        hint: the end of the line about the size.
+        config: with the settings of the user.
+        split: the pictures to train on.
+        can_set_size: whether the user may set a size, because none is set.
     """
+    side = choose_size(split)[1]
+    can_set_size = can_set_size and all(has_size(config, loader) for loader in LOADERS)
+    hint = "; --size changes it" if can_set_size else ""
     weights = Path(config.get("load_from") or "").name  # its folder is renamed after the config is written
     lines = [f"start     weights of {weights}" if weights else "start     random weights"]
     size, shorter = scale_of(config) or (0, 0)
@@ -164,7 +160,9 @@ def _lines_of(config: Config, side: float, hint: str) -> list[str]:
     for step in flips_of(config):
         direction = step.get("direction", "horizontal")
         directions.update(dict.fromkeys([direction] if isinstance(direction, str) else direction))
-    return [*lines, f"flips     {', '.join(directions) or 'none'}"]
+    lines.append(f"flips     {', '.join(directions) or 'none'}")
+    few_of = [f"{name} ({number})" for name, number in split.per_class.items() if number < FEW]
+    return [*lines, *([f"note      fewer than {FEW} objects to train on: {few(few_of)}"] if few_of else [])]
 
 
 def with_own_data(

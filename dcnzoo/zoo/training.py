@@ -20,7 +20,7 @@ from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.memory import return_memory
 from dcnzoo.zoo.config_writer import scale_of
-from dcnzoo.zoo.own_data import require_data, write_data
+from dcnzoo.zoo.own_data import lines_of, require_data, write_data
 from dcnzoo.zoo.source import Source, resolve
 
 OnData = Callable[[Mapping[str, Dataset], Path, tuple[int, int] | None], object]
@@ -145,9 +145,10 @@ class _OwnData(OwnData):
         self._decisions = describe(data, self._splits)
 
     def write(self) -> Recipe:
-        config, epochs, chosen = write_data(self._splits, self.work_dir, self.model, **self.inputs)
-        show(*self._decisions, *chosen, f"config    {config}")
+        config, epochs, model = write_data(self._splits, self.work_dir, self.model, **self.inputs)
         recipe = Source(str(config), config).recipe(self.cfg_options, TRAINING)
+        chosen = lines_of(recipe.cfg, self._splits["train"], self.inputs["size"] is None)
+        show(*self._decisions, f"model     {model}", *chosen, f"config    {config}")
         if self.on_data is not None:
             self.on_data(self._splits, self.work_dir, scale_of(recipe.cfg))
         self._splits.clear()

@@ -171,8 +171,11 @@ def test_dry_run_says_what_was_decided(tmp_path):
         assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 7, "pictures without objects are used"
 
 
-def test_on_data_is_called_before_the_model_is_built(tmp_path, monkeypatch):
-    """It gets the splits with their pictures, and the config is there. An error in it stops the training."""
+def test_on_data_is_called_before_the_model_is_built(tmp_path, monkeypatch, capsys):
+    """It gets the splits with their pictures, and the config is there. An error in it stops the training.
+
+    The lines before it are about the config with the settings of the user.
+    """
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
     monkeypatch.setattr("mmdet.registry.MODELS.build", None)
     calls = []
@@ -183,7 +186,9 @@ def test_on_data_is_called_before_the_model_is_built(tmp_path, monkeypatch):
         raise UserError("seen")
 
     with pytest.raises(UserError, match="seen"):
-        dcnzoo.train(data=tmp_path / "fruits", work_dir=tmp_path / "run", on_data=look, dry_run=True)
+        settings = {"load_from": None}
+        dcnzoo.train(data=tmp_path / "fruits", work_dir=tmp_path / "run", on_data=look, cfg_options=settings)
+    assert "start     random weights" in capsys.readouterr().out
     assert calls == [({"train": 4, "val": 2}, (320, 320), ["run.py"])]
 
 
@@ -221,8 +226,9 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 def test_size_is_an_option(tmp_path, model):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits = read(tmp_path / "fruits").split()
-    config, _, lines = own_data.write_data(splits, tmp_path / "run", model, size=448)
+    config, *_ = own_data.write_data(splits, tmp_path / "run", model, size=448)
     cfg = read_config_file(config)
+    lines = own_data.lines_of(cfg, splits["train"], False)
     steps = [step for name in LOADERS for step in cfg[name].dataset.pipeline if step.type == "Resize"]
     assert [(step.scale, step.keep_ratio) for step in steps] == [((448, 448), True)] * 3
     assert any(line.startswith("input") and "448 pixels" in line for line in lines)
@@ -239,7 +245,8 @@ def test_size_is_an_option(tmp_path, model):
 def test_flips(tmp_path, model, flip):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits = read(tmp_path / "fruits").split()
-    config, _, lines = own_data.write_data(splits, tmp_path / "run", model, flip=flip)
+    config, *_ = own_data.write_data(splits, tmp_path / "run", model, flip=flip)
+    lines = own_data.lines_of(read_config_file(config), splits["train"], True)
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(read_config_file(config).train_dataloader.dataset)
     set_random_seed(0)
@@ -254,9 +261,9 @@ def test_objects_that_are_too_small_are_named(tmp_path):
     """Below 8 pixels at the largest size; with a smaller size, a larger one is the remedy."""
     for side, size, remedy in [(11, None, False), (9, None, True), (11, 320, True)]:
         split = split_of(((1000, 900), [(side, side, 0)]))
-        _, _, lines = own_data.write_data(
-            {"train": split, "val": split}, tmp_path / f"{side}-{size}", None, size=size
-        )
+        splits = {"train": split, "val": split}
+        config, *_ = own_data.write_data(splits, tmp_path / f"{side}-{size}", None, size=size)
+        lines = own_data.lines_of(read_config_file(config), split, size is None)
         assert any("not found" in line for line in lines) == remedy
 
 
