@@ -277,6 +277,7 @@ def wine(session: Session) -> None:
         "WINEPATH": f"Z:{torch / 'lib'}",
         "WINEPREFIX": str(folder / "prefix"),
         "WINEDEBUG": "-all",
+        "KMP_AFFINITY": "disabled",  # Wine has no NUMA nodes
         "WINEDLLOVERRIDES": "msvcp140,msvcp140_1,vcruntime140,vcruntime140_1=n",
     }
     command = ("wine", folder / "calls.exe", f"Z:{folder / 'dcnzoo/ops/_C_cpu.dll'}", f"Z:{calls}")

@@ -67,13 +67,18 @@ class Target(NamedTuple):
 
 TARGETS = {
     "windows-x86_64": Target(
-        "x86_64", "x86_64-windows-gnu", "win_amd64", ".dll", [], ["-ltorch_cpu", "-lc10", "-s"]
+        "x86_64",
+        "x86_64-windows-gnu",
+        "win_amd64",
+        ".dll",
+        [],
+        ["-ltorch_cpu", "-lc10", "-s", "-Wl,--out-implib=unused.lib"],
     ),
     "macos-arm64": Target(
         # the symbols of torch are in its libraries, which are loaded before ours
         *("arm64", "aarch64-macos.11.0", "macosx_11_0_arm64", ".so"),
         ["-fPIC"],
-        ["-undefined", "dynamic_lookup"],
+        ["-undefined", "dynamic_lookup", "-Wl,-install_name,_C_cpu.so"],
     ),
 }
 TARGET = TARGETS.get(os.environ.get("DCNZOO_TARGET", ""))
