@@ -361,7 +361,7 @@ def check_pure_wheel(session: Session, wheel: Path) -> None:
     )
     session.run(python, "-m", "pip", "install", "--quiet", "numpy", "pillow", external=True)
     draw = "from pathlib import Path; from tests.formats import fruits, write_yolo"
-    draw += "; write_yolo(Path('data'), fruits(Path('drawn')))"
+    draw += "; write_yolo(Path('data'), fruits(Path('drawn').resolve()))"
     session.run(python, "-c", draw, external=True)
     dcnzoo = (python, "-m", "dcnzoo")
     session.run(*dcnzoo, "infer", "--demo", external=True)

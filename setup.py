@@ -447,7 +447,9 @@ def devices() -> tuple[str, ...]:
         stop(f"DCNZOO_TARGET: {target}", "Change it, or unset it.")
     if mode == "require" or (mode == "auto" and sys.platform in ("linux", "darwin") and compiler()):
         return "cpu", "cuda"
-    reason = {"none": "DCNZOO_BUILD=none"}.get(mode, f"no C++ compiler on {sys.platform}")
+    reason = "DCNZOO_BUILD=none" if mode == "none" else "no C++ compiler"
+    if mode == "auto" and sys.platform not in ("linux", "darwin"):
+        reason = f"not supported on {sys.platform}; a wheel for Windows has compiled operators"
     slow = (
         "plain PyTorch is used, which takes several times as long on a CPU; on a GPU, Triton needs gcc, too"
     )
