@@ -277,6 +277,7 @@ def wine(session: Session) -> None:
         "WINEPATH": f"Z:{torch / 'lib'}",
         "WINEPREFIX": str(folder / "prefix"),
         "WINEDEBUG": "-all",
+        "KMP_AFFINITY": "disabled",  # Wine has no NUMA nodes
         "WINEDLLOVERRIDES": "msvcp140,msvcp140_1,vcruntime140,vcruntime140_1=n",
     }
     command = ("wine", folder / "calls.exe", f"Z:{folder / 'dcnzoo/ops/_C_cpu.dll'}", f"Z:{calls}")
@@ -360,7 +361,7 @@ def check_pure_wheel(session: Session, wheel: Path) -> None:
     )
     session.run(python, "-m", "pip", "install", "--quiet", "numpy", "pillow", external=True)
     draw = "from pathlib import Path; from tests.formats import fruits, write_yolo"
-    draw += "; write_yolo(Path('data'), fruits(Path('drawn')))"
+    draw += "; write_yolo(Path('data'), fruits(Path('drawn').resolve()))"
     session.run(python, "-c", draw, external=True)
     dcnzoo = (python, "-m", "dcnzoo")
     session.run(*dcnzoo, "infer", "--demo", external=True)

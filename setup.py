@@ -67,13 +67,18 @@ class Target(NamedTuple):
 
 TARGETS = {
     "windows-x86_64": Target(
-        "x86_64", "x86_64-windows-gnu", "win_amd64", ".dll", [], ["-ltorch_cpu", "-lc10", "-s"]
+        "x86_64",
+        "x86_64-windows-gnu",
+        "win_amd64",
+        ".dll",
+        [],
+        ["-ltorch_cpu", "-lc10", "-s", "-Wl,--out-implib=unused.lib"],
     ),
     "macos-arm64": Target(
         # the symbols of torch are in its libraries, which are loaded before ours
         *("arm64", "aarch64-macos.11.0", "macosx_11_0_arm64", ".so"),
         ["-fPIC"],
-        ["-undefined", "dynamic_lookup"],
+        ["-undefined", "dynamic_lookup", "-Wl,-install_name,_C_cpu.so"],
     ),
 }
 TARGET = TARGETS.get(os.environ.get("DCNZOO_TARGET", ""))
@@ -442,7 +447,9 @@ def devices() -> tuple[str, ...]:
         stop(f"DCNZOO_TARGET: {target}", "Change it, or unset it.")
     if mode == "require" or (mode == "auto" and sys.platform in ("linux", "darwin") and compiler()):
         return "cpu", "cuda"
-    reason = {"none": "DCNZOO_BUILD=none"}.get(mode, f"no C++ compiler on {sys.platform}")
+    reason = "DCNZOO_BUILD=none" if mode == "none" else "no C++ compiler"
+    if mode == "auto" and sys.platform not in ("linux", "darwin"):
+        reason = f"not supported on {sys.platform}; a wheel for Windows has compiled operators"
     slow = (
         "plain PyTorch is used, which takes several times as long on a CPU; on a GPU, Triton needs gcc, too"
     )

@@ -145,7 +145,8 @@ def _of_torch(installation: Installation) -> Iterator[Finding]:
         text = f"torch {installation.torch}: dcnzoo needs 2.10 or later"
         yield Finding("", text, remedy='pip install --upgrade "torch>=2.10"')
     elif "cpu" in installation.libraries:
-        remedy = f"{BUILD}  # in a clone, with a C++ compiler; or install a wheel for this system"
+        where = "in a clone on Linux or macOS, with a C++ compiler; or install a wheel for this system"
+        remedy = f"{BUILD}  # {where}"
         yield Finding("", f"no compiled operators: {installation.libraries['cpu']}", remedy=remedy)
     elif "cuda" in installation.libraries and has_gpu and not installation.triton_runs:
         text = f"torch finds a GPU, but the CUDA operators are not loaded: {installation.libraries['cuda']}"

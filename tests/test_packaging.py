@@ -364,6 +364,13 @@ def test_the_cuda_library_that_fits_torch_is_loaded(tmp_path, monkeypatch, built
         assert not loaded and "CUDA 13" in problems["cuda"] and "12.8" in problems["cuda"]
 
 
+def test_nothing_is_compiled_on_windows(setup_py, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delenv("DCNZOO_BUILD", raising=False)
+    assert setup_py["devices"]() == ()
+    assert "not supported on win32; a wheel for Windows" in capsys.readouterr().err
+
+
 def targets(setup_py) -> tuple[list[str], list[str]]:
     """The architectures with machine code, and those with PTX."""
     options = " ".join(setup_py["cuda_targets"](setup_py["find_nvcc"]()))
