@@ -1,4 +1,9 @@
-"""Write ONNX files of modules with dcnzoo's operators."""
+"""Write ONNX files of modules with dcnzoo's operators.
+
+:func:`export_onnx` calls ``torch.export`` and then ``torch.onnx.export``; what both need changed is in
+:mod:`dcnzoo.export.passes`. The nodes of an operator are in :mod:`dcnzoo.export.operators`, those of
+post-processing in :mod:`dcnzoo.export.fixed_size`.
+"""
 
 import contextlib
 import logging
@@ -15,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from dcnzoo.compat import patches
 from dcnzoo.export import opsets, passes
-from dcnzoo.export.fixed_size import soft_keep_boxes
+from dcnzoo.export.fixed_size import LOOPS
 from dcnzoo.export.registration import translation_table
 from dcnzoo.utils.files import replacing
 
@@ -57,9 +62,8 @@ def export_onnx(
         with named_errors(model):
             program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
         passes.remove_assertions(program)
-        soft = soft_keep_boxes._opoverload  # becomes a loop
-        if any(node.target is soft for node in program.graph.nodes):
-            program = program.run_decompositions({soft: soft_keep_boxes._init_fn})
+        if any(node.target in LOOPS for node in program.graph.nodes):
+            program = program.run_decompositions(LOOPS)
         passes.check_ranges(program)
         passes.set_types_of_ranges(program)
         try:

@@ -1,4 +1,9 @@
-"""Rules of ``torch.vmap`` that keep the number of images symbolic. Those of torch turn it into a constant."""
+"""Rules of ``torch.vmap`` that keep the number of images symbolic. Those of torch turn it into a constant.
+
+:mod:`dcnzoo.openmmlab.export.predict` calls MMDetection's code for one image by ``torch.vmap``; these rules
+are registered while it is traced. An operator that is missing here shows as a batch size that the file fixes:
+tests/export/test_vmap.py has a case of each.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator

@@ -1,4 +1,8 @@
-"""Functions of MMDetection and mmcv that are replaced in the process, while a detector is traced."""
+"""Functions of MMDetection and mmcv that are replaced in the process, while a detector is traced.
+
+A function of a module has no class, so that no mixin of :mod:`dcnzoo.openmmlab.export.rules` reaches it.
+:func:`replaced` is the whole list. Calls of detectors wait meanwhile: :mod:`dcnzoo.openmmlab.calls`.
+"""
 
 import inspect
 import sys
