@@ -135,5 +135,8 @@ def best_peaks(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
 
 
 def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Replace ``inverse_sigmoid``, which clamps three times: the exporter's optimiser drops one of them."""
+    """Replace ``inverse_sigmoid``, which clamps three times: the file of two calls for one tensor is invalid.
+
+    The exporter's optimiser joins the clamps of one call, and drops a value that the other reads.
+    """
     return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
