@@ -45,7 +45,7 @@ def symbolic_batches() -> Iterator[None]:
                 torch.library.register_vmap(operator, _along_axis(operator), lib=library)
         yield
     finally:
-        library._destroy()
+        library._destroy()  # torch has no public name for it
 
 
 def row_by_row(operator: Callable, inputs: int, counts: int | None = None) -> Callable:
