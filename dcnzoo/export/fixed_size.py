@@ -250,12 +250,13 @@ def roi_align_pyramid_graph(
 
 
 GRAPHS: dict[Callable, Callable] = {  # for the exporter to ONNX
-    select_boxes._opoverload: select_boxes_graph,
-    roi_align_pyramid._opoverload: roi_align_pyramid_graph,
+    torch.ops.dcnzoo._select_boxes.default: select_boxes_graph,
+    torch.ops.dcnzoo._roi_align_pyramid.default: roi_align_pyramid_graph,
     torch.ops.aten.sort.stable: sort_graph,
     torch.ops.aten.t.default: transpose_graph,
     torch.ops.aten._is_all_true.default: all_true_graph,
 }
+LOOPS: dict[Callable, Callable] = {torch.ops.dcnzoo._soft_keep_boxes.default: _soft_keep_boxes}
 
 
 def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,9 @@
-"""Write ONNX files of modules with dcnzoo's operators."""
+"""Write ONNX files of modules with dcnzoo's operators.
+
+:func:`export_onnx` calls ``torch.export`` and then ``torch.onnx.export``; what both need changed is in
+:mod:`dcnzoo.export.passes`. The nodes of an operator are in :mod:`dcnzoo.export.operators`, those of
+post-processing in :mod:`dcnzoo.export.fixed_size`.
+"""
 
 import contextlib
 import logging
@@ -15,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from dcnzoo.compat import patches
 from dcnzoo.export import opsets, passes
-from dcnzoo.export.fixed_size import soft_keep_boxes
+from dcnzoo.export.fixed_size import LOOPS
 from dcnzoo.export.registration import translation_table
 from dcnzoo.utils.files import replacing
 
@@ -50,16 +55,16 @@ def export_onnx(
 
     table = translation_table(opset_version, deform_conv)
     with torch.no_grad(), quiet(), patches.Changes() as changes:
-        # this rule lists all nodes of the graph for each node, which takes 1 to 6 seconds
+        # a public rule of onnxscript, which lists all nodes of the graph for each node: 1 to 6 seconds.
+        # Its optimiser has no argument that leaves a rule out
         changes.set(slice_split_rule, "try_rewrite", lambda *_, **__: None)
         # torch.export first, outside torch.onnx.export: inside it, MMDetection takes outdated branches for
         # ONNX export
         with named_errors(model):
             program = torch.export.export(model, args, dynamic_shapes=_unnamed(dynamic_shapes), strict=False)
         passes.remove_assertions(program)
-        soft = soft_keep_boxes._opoverload  # becomes a loop
-        if any(node.target is soft for node in program.graph.nodes):
-            program = program.run_decompositions({soft: soft_keep_boxes._init_fn})
+        if any(node.target in LOOPS for node in program.graph.nodes):
+            program = program.run_decompositions(LOOPS)
         passes.check_ranges(program)
         passes.set_types_of_ranges(program)
         try:

@@ -1,4 +1,7 @@
-"""Write OpenVINO's IR. ``make_core`` reads ONNX files with ``DeformConv``."""
+"""Write OpenVINO's IR. ``make_core`` reads ONNX files with ``DeformConv``.
+
+:mod:`dcnzoo.export.writing` calls :func:`save_ir`; :mod:`dcnzoo.detect.backends.openvino` runs the files.
+"""
 
 import os
 from pathlib import Path

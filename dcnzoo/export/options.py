@@ -1,4 +1,8 @@
-"""The options of an export, checked before a model is loaded, and its result."""
+"""The options of an export, checked before a model is loaded, and its result.
+
+``detector.export`` and the command make an :class:`ExportOptions`, whose construction checks them.
+:mod:`dcnzoo.openmmlab.export.export` uses the options, and returns an :class:`ExportResult`.
+"""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""Deformable convolutions as modules of torchvision's class, which pnnx reads and writes for ncnn."""
+"""Deformable convolutions as modules of torchvision's class, which pnnx reads and writes for ncnn.
+
+It is independent of the exports to ONNX: docs/runtimes/ncnn.md shows its use.
+"""
 
 import copy
 from functools import partial

@@ -1,7 +1,11 @@
-"""dcnzoo's operators in torch's exporters to ONNX: a translation table, and symbolic functions."""
+"""dcnzoo's operators in torch's exporters to ONNX: a translation table, and symbolic functions.
+
+Both call the translations of :mod:`dcnzoo.export.operators`, with the :class:`dcnzoo.export.graph.Graph` of
+the exporter. The table is for ``dynamo=True``, the symbolic functions are for ``dynamo=False``.
+"""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +13,6 @@ import torch
 from dcnzoo.export import operators, opsets  # noqa: F401  registers the translations
 from dcnzoo.export.fixed_size import GRAPHS
 from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
-from dcnzoo.ops import _library
 
 
 def translation_table(
@@ -43,11 +46,12 @@ def translation_table(
 
         return translate
 
-    graphs = GRAPHS | {overload: translations[name] for name, overload in _overloads(translations)}
-    table = {overload: onnxscript_function(graph) for overload, graph in graphs.items()}
-    for name, overload in _overloads(_untranslated()):
-        table[overload] = _refusing(name)
-    return table
+    graphs = dict(GRAPHS)
+    for name, translation in translations.items():
+        namespace, operator = name.split("::")
+        if packet := getattr(getattr(torch.ops, namespace), operator, None):  # torchvision's may be missing
+            graphs[packet.default] = translation
+    return {overload: onnxscript_function(graph) for overload, graph in graphs.items()}
 
 
 def register_deform_conv2d_onnx_op(use_gathernd: bool = True, enable_openvino_patch: bool = False) -> None:
@@ -78,8 +82,6 @@ def register_onnx_ops(deform_conv: str = "auto") -> None:
     for opset in opsets.TORCHSCRIPT:
         for name, translation in translations.items():
             torch.onnx.register_custom_op_symbolic(name, _symbolic(translation, opset, deform_conv), opset)
-        for name in _untranslated():
-            torch.onnx.register_custom_op_symbolic(name, _refusing(name), opset)
 
 
 def _symbolic(translation: Callable, opset: int, deform_conv: str) -> Callable:
@@ -105,24 +107,3 @@ def _constant(value: torch.Value, kind: Any) -> Any:
         return [int(part.node().t("value")) for part in node.inputs()]
     number = node.t("value")
     return number.tolist() if kind == Sequence[int] else kind(number)
-
-
-def _untranslated() -> set[str]:
-    """Return the operators that have no translation."""
-    return {f"dcnzoo::{name}" for name in _library.names() if not name.startswith("_")} - translations.keys()
-
-
-def _refusing(name: str) -> Callable:
-    def refuse(*arguments: Any) -> None:
-        operator = name.removeprefix("dcnzoo::")
-        raise ValueError(f"{operator} to ONNX: not supported: it has no translation to ONNX operators")
-
-    return refuse
-
-
-def _overloads(names: Iterable[str]) -> Iterator[tuple[str, Callable]]:
-    """Yield the operators that are defined, by name: torchvision's may not be."""
-    for name in names:
-        namespace, operator = name.split("::")
-        if packet := getattr(getattr(torch.ops, namespace), operator, None):
-            yield name, packet.default

@@ -1,4 +1,9 @@
-"""Rules of ``torch.vmap`` that keep the number of images symbolic. Those of torch turn it into a constant."""
+"""Rules of ``torch.vmap`` that keep the number of images symbolic. Those of torch turn it into a constant.
+
+:mod:`dcnzoo.openmmlab.export.predict` calls MMDetection's code for one image by ``torch.vmap``; these rules
+are registered while it is traced. An operator that is missing here shows as a batch size that the file fixes:
+tests/export/test_vmap.py has a case of each.
+"""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,7 +45,7 @@ def symbolic_batches() -> Iterator[None]:
                 torch.library.register_vmap(operator, _along_axis(operator), lib=library)
         yield
     finally:
-        library._destroy()
+        library._destroy()  # torch has no public name for it
 
 
 def row_by_row(operator: Callable, inputs: int, counts: int | None = None) -> Callable:

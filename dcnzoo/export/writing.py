@@ -1,4 +1,8 @@
-"""Convert the ONNX file of a module to the precision and the format of its options."""
+"""Convert the ONNX file of a module to the precision and the format of its options.
+
+It is the step between :mod:`dcnzoo.export.onnx` and the verification. :mod:`dcnzoo.export.precision` changes
+the weights, :mod:`dcnzoo.export.openvino` writes the IR.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

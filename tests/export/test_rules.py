@@ -13,6 +13,7 @@ from mmcv.ops import batched_nms
 from mmdet.models.dense_heads import RetinaHead, TOODHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.layers import multiclass_nms
+from mmdet.models.layers.transformer import inverse_sigmoid
 from mmdet.models.roi_heads import TridentRoIHead
 from mmdet.models.roi_heads.bbox_heads import bbox_head
 from mmdet.models.utils import filter_scores_and_topk
@@ -22,16 +23,19 @@ from torch import nn
 
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.compat.patches import Changes
+from dcnzoo.export.onnx import export_onnx
 from dcnzoo.openmmlab.calls import call_settings
 from dcnzoo.openmmlab.export import rules
-from dcnzoo.openmmlab.export.functions import keep_all, replace_everywhere
+from dcnzoo.openmmlab.export.functions import keep_all, logit, replace_everywhere
 from dcnzoo.openmmlab.export.mixins import boxes, layers, roi
 from dcnzoo.openmmlab.export.nms import of_class
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import compare
 from dcnzoo.utils.errors import UserError
 
+from ..modules import module_of
 from .detectors import assert_agreement, build, decoded, loaded, predict_batch, size
+from .graphs import run
 
 
 def test_functions_are_replaced_also_where_a_patch_wraps_them():
@@ -63,6 +67,20 @@ def test_nms(class_agnostic):
     expected, results = batched_nms(*args, class_agnostic), keep_all(*args, class_agnostic)
     assert_first(results, expected, 80)
     assert (results[0][len(expected[0]) :, 4] < 0).all()
+
+
+def test_two_inverse_sigmoids_of_one_tensor(tmp_path):
+    """As in decoders of several layers. If mmdet's own passes here, ``logit`` is not needed any more."""
+
+    def of(inverse):
+        return module_of(lambda x: inverse(x) + inverse(x, eps=1e-3))
+
+    x, path = torch.linspace(0, 1, 9), tmp_path / "model.onnx"
+    export_onnx(of(logit), (x,), path)
+    torch.testing.assert_close(run(path, x)[0], of(inverse_sigmoid)(x), rtol=0, atol=1e-4)
+    export_onnx(of(inverse_sigmoid), (x,), path)
+    with pytest.raises(Exception, match="is not a graph input"):
+        run(path, x)
 
 
 def test_values_of_a_class():

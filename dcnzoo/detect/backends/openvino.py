@@ -71,7 +71,10 @@ _cores: list[Core] = []
 
 
 def _restore_sizes(model: Model) -> None:
-    """Make ``img_shape`` an input again: OpenVINO treats an ONNX input with a default value as a constant."""
+    """Make ``img_shape`` an input again: OpenVINO treats an ONNX input with a default value as a constant.
+
+    The node is found by its name and exchanged by public methods of ``Model``. A ``.xml`` file has the input.
+    """
     from openvino import PartialShape
     from openvino import opset12 as ops
 

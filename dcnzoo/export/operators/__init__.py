@@ -1,4 +1,8 @@
-"""ONNX translations, one file per family of operators. New files are imported automatically."""
+"""ONNX translations, one file per family of operators. New files are imported automatically.
+
+A translation creates nodes by a :class:`dcnzoo.export.graph.Graph`; :mod:`dcnzoo.export.registration` gives
+all of them to torch's exporters.
+"""
 
 import importlib
 import pkgutil

@@ -1,4 +1,8 @@
-"""DCNv3, DCNv4 and multi-scale deformable attention as ONNX nodes."""
+"""DCNv3, DCNv4 and multi-scale deformable attention as ONNX nodes.
+
+Each computes the coordinates of its samples. :mod:`dcnzoo.export.sampling` reads them, all points of a pixel
+or a query at once.
+"""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""Deformable RoI pooling as ONNX nodes."""
+"""Deformable RoI pooling as ONNX nodes.
+
+Each bin becomes an RoI of :mod:`dcnzoo.export.operators.roi_align`.
+"""
 
 from functools import partial
 

@@ -1,4 +1,8 @@
-"""Non-maximum suppression as ONNX nodes."""
+"""Non-maximum suppression as ONNX nodes.
+
+It is for ``dcnzoo.ops.nms`` in modules of users. The numbers of boxes of a detector are fixed: its NMS is
+``select_boxes`` in :mod:`dcnzoo.export.fixed_size`.
+"""
 
 from dcnzoo.export.graph import FLOAT, Graph, Value, translates
 

@@ -1,4 +1,8 @@
-"""RoIAlign as an ONNX node."""
+"""RoIAlign as an ONNX node.
+
+:func:`align` is also the node of a pyramid's levels, in :mod:`dcnzoo.export.fixed_size`, and of deformable
+RoI pooling.
+"""
 
 from dcnzoo.export.graph import INT64, Graph, Value, translates
 

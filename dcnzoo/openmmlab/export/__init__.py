@@ -1,1 +1,1 @@
-"""Export of MMDetection's detectors."""
+"""Export of MMDetection's detectors. Start with ``export.py``; the map of what is traced is ``rules.py``."""

@@ -1,4 +1,9 @@
-"""Export a detector: trace it, write the file, compare it with PyTorch, move it to its place."""
+"""Export a detector: trace it, write the file, compare it with PyTorch, move it to its place.
+
+:func:`make_plan` decides what is traced, :func:`write_detector` writes it, :func:`verify` compares. The
+traced module is in :mod:`dcnzoo.openmmlab.export.predict`, its parts are in
+:mod:`dcnzoo.openmmlab.export.rules`.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,8 @@
-"""Functions of MMDetection and mmcv that are replaced in the process, while a detector is traced."""
+"""Functions of MMDetection and mmcv that are replaced in the process, while a detector is traced.
+
+A function of a module has no class, so that no mixin of :mod:`dcnzoo.openmmlab.export.rules` reaches it.
+:func:`replaced` is the whole list. Calls of detectors wait meanwhile: :mod:`dcnzoo.openmmlab.calls`.
+"""
 
 import inspect
 import sys
@@ -131,5 +135,8 @@ def best_peaks(scores: Tensor, k: int = 20) -> tuple[Tensor, ...]:
 
 
 def logit(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Replace ``inverse_sigmoid``, which clamps three times: the exporter's optimiser drops one of them."""
+    """Replace ``inverse_sigmoid``, which clamps three times: the file of two calls for one tensor is invalid.
+
+    The exporter's optimiser joins the clamps of one call, and drops a value that the other reads.
+    """
     return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))

@@ -1,4 +1,8 @@
-"""Selection and suppression of boxes by a config's settings, with results of a fixed size."""
+"""Selection and suppression of boxes by a config's settings, with results of a fixed size.
+
+The heads of :mod:`dcnzoo.openmmlab.export.mixins.boxes` and the functions of
+:mod:`dcnzoo.openmmlab.export.functions` end here. What computes is in :mod:`dcnzoo.export.fixed_size`.
+"""
 
 import torch
 from mmengine.config import ConfigDict

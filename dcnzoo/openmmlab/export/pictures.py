@@ -1,4 +1,8 @@
-"""The part of a detector to export, and the images for tracing, calibration and verification."""
+"""The part of a detector to export, and the images for tracing, calibration and verification.
+
+:mod:`dcnzoo.openmmlab.export.export` calls all of it; :mod:`dcnzoo.openmmlab.export.verify` compares the
+images.
+"""
 
 import os
 from collections.abc import Iterator, Sequence

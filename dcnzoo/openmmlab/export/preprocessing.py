@@ -1,4 +1,8 @@
-"""The preprocessing of exported files, described from a config's test pipeline; ``verify`` compares it."""
+"""The preprocessing of exported files, described from a config's test pipeline; ``verify`` compares it.
+
+The description is a :class:`dcnzoo.detect.preprocessing.Preprocessing`, which is stored in the file and runs
+without torch. A step that it cannot describe is refused by name.
+"""
 
 import inspect
 from collections.abc import Mapping, Sequence

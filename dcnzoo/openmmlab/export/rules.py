@@ -2,6 +2,7 @@
 
 ``predict`` of a detector is traced, on a copy. What cannot be traced is in mixins: methods whose results have
 a size that depends on the data (selection by score, NMS, RoIAlign of a pyramid), and loops over images.
+For one more head, write a mixin in :mod:`dcnzoo.openmmlab.export.mixins` and a line of :data:`RULES`.
 """
 
 import copy

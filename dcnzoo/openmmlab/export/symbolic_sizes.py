@@ -1,4 +1,9 @@
-"""Sizes in the traced code of MMDetection: symbolic numbers for inputs, scalar tensors for pictures."""
+"""Sizes in the traced code of MMDetection: symbolic numbers for inputs, scalar tensors for pictures.
+
+:class:`SymbolicSizes` is a mode of torch that sees each call of a function while
+:mod:`dcnzoo.openmmlab.export.predict` is traced. Loops over images are the matter of
+:mod:`dcnzoo.export.vmap`.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +19,8 @@ class SymbolicSizes(TorchFunctionMode):
     """Keep sizes symbolic in functions that would turn them into constants.
 
     The size of a picture in the input is a pair of scalar tensors, because it differs between the images of
-    ``torch.vmap``. torch does not accept them as limits of ``clamp`` or of a slice.
+    ``torch.vmap``. torch does not accept them as limits of ``clamp`` or of a slice. With each function below,
+    torch 2.13 alone raises an error or fixes a size: tests/export/test_symbolic_sizes.py shows it.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

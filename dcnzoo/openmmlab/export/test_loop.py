@@ -1,4 +1,7 @@
-"""An exported detector as a model for MMDetection's test loop."""
+"""An exported detector as a model for MMDetection's test loop.
+
+``dcnzoo test`` of a file builds it by its name. :mod:`dcnzoo.detect.session` runs the file.
+"""
 
 import dataclasses
 

@@ -1,4 +1,8 @@
-"""Compare the results of an exported file with those of PyTorch, on the same pictures."""
+"""Compare the results of an exported file with those of PyTorch, on the same pictures.
+
+:func:`verify` chooses views and batches, :func:`predict` runs PyTorch on the file's inputs, :func:`compare`
+matches the detections of a picture. What it returns and prints is a :class:`dcnzoo.export.options.Agreement`.
+"""
 
 import dataclasses
 import itertools

@@ -1,4 +1,8 @@
-"""Heads that predict boxes, with results of a fixed size."""
+"""Heads that predict boxes, with results of a fixed size.
+
+All end in :func:`dcnzoo.openmmlab.export.nms.suppress`. A head with another selection by scores gets a mixin
+here and a rule in :mod:`dcnzoo.openmmlab.export.rules`.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,8 @@
-"""``predict`` for one image, whose features and outputs of heads were computed with those of the batch."""
+"""``predict`` for one image, whose features and outputs of heads were computed with those of the batch.
+
+:mod:`dcnzoo.openmmlab.export.predict` makes the :class:`Features` and gives them to ``predict`` in place of
+the image; the mixins here return what they hold.
+"""
 
 from typing import Any
 

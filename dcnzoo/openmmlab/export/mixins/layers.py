@@ -1,4 +1,8 @@
-"""Layers that ``torch.vmap``, the exporter or a runtime does not handle as PyTorch does."""
+"""Layers that ``torch.vmap``, the exporter or a runtime does not handle as PyTorch does.
+
+Each has the outputs of the layer itself. Layers that pool RoIs are in
+:mod:`dcnzoo.openmmlab.export.mixins.roi`.
+"""
 
 import torch
 from mmcv import ops as mmcv_ops

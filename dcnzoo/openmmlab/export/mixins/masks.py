@@ -1,4 +1,8 @@
-"""Heads that predict masks of an image, with results of a fixed size."""
+"""Heads that predict masks of an image, with results of a fixed size.
+
+Their masks have the size of the input; those of boxes are in :mod:`dcnzoo.openmmlab.export.mixins.roi`.
+:class:`MaskFormer` returns logits, which :mod:`dcnzoo.detect.outputs` turns into masks of the picture.
+"""
 
 from typing import Any
 

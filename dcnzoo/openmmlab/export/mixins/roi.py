@@ -1,4 +1,8 @@
-"""RoI heads, for the images of a batch at once."""
+"""RoI heads, for the images of a batch at once.
+
+``predict`` runs for one image, as MMDetection does, but leaves out the masks: ``predict_mask`` keeps its
+inputs. :mod:`dcnzoo.openmmlab.export.predict` then calls ``predict_masks`` for the detections of all images.
+"""
 
 import inspect
 from types import SimpleNamespace

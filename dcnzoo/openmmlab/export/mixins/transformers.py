@@ -1,4 +1,8 @@
-"""Detection transformers, for a batch: one data sample has the sizes of all pictures, as tensors [N]."""
+"""Detection transformers, for a batch: one data sample has the sizes of all pictures, as tensors [N].
+
+Their ``predict`` is traced without ``torch.vmap``, but for the last step: :class:`DETRHead` selects boxes for
+one image. :mod:`dcnzoo.openmmlab.export.predict` makes the data sample.
+"""
 
 from collections.abc import Sequence
 from typing import Any

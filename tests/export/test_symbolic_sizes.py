@@ -1,0 +1,57 @@
+"""Sizes of pictures and of inputs, for each image of a batch: torch alone fails or fixes a size."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes
+
+from ..modules import module_of
+
+
+def add_in_place(x, size):
+    total = torch.zeros(2)
+    total += size[0] * 0.5
+    return total
+
+
+CASES = {  # of an image [H, W] and the size of its picture, two scalar tensors
+    "new_tensor of sizes": lambda x, size: x[0, :2] * x.new_tensor([x.shape[0], x.shape[1]]),
+    "new_tensor of tensors": lambda x, size: x[0, :2] * x.new_tensor([size[0], size[1]]),
+    "tensor of tensors": lambda x, size: x[0, :2] * torch.tensor([size[0], size[1]]),
+    "linspace": lambda x, size: torch.linspace(0, size[1], x.shape[1]),
+    "addition in place": add_in_place,
+    "clamp": lambda x, size: x.clamp(min=0, max=size[0]),
+    "clamp in place": lambda x, size: (x * 1)[0].clamp_(min=0, max=size[0]),
+    "slice": lambda x, size: (x[:, : size[1]] > 0).any(1),
+}
+
+
+def program_of(function, mode):
+    """Trace the function for each image of a batch, with all sizes dynamic."""
+
+    def of_batch(x, sizes):
+        with mode():
+            return torch.vmap(lambda image, size: function(image, (size[0], size[1])))(x, sizes)
+
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = ({0: dynamic, 1: dynamic, 2: dynamic}, {0: dynamic})
+    args = torch.randn(3, 8, 10), torch.tensor([[4, 5], [6, 3], [2, 2]])
+    return torch.export.export(module_of(of_batch), args, dynamic_shapes=shapes, strict=False).module()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sizes_stay_symbolic(name):
+    images, sizes = torch.randn(2, 9, 14), torch.tensor([[5, 7], [3, 4]])
+    with SymbolicSizes():
+        expected = [CASES[name](*each) for each in zip(images, sizes, strict=True)]
+    result = program_of(CASES[name], SymbolicSizes)(images, sizes)
+    torch.testing.assert_close(result, torch.stack(expected))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_torch_alone_does_not_keep_them(name):
+    """A case that passes here needs no entry in ``SymbolicSizes`` any more."""
+    with pytest.raises(Exception):  # noqa: B017  of several classes, by the case
+        program_of(CASES[name], nullcontext)
