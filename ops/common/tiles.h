@@ -12,8 +12,9 @@
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
 constexpr int64_t kTileRows = 16, kTileBytes = 64;
-// The number of tiles in a stretch of k: a panel of the right operand then takes 24 KiB and stays in the L1 cache.
-constexpr int64_t kTileStretch = 12;
+// The number of tiles in a stretch of k: a panel of the right operand then takes 36 KiB and stays in the L1 cache, if tiles of
+// the left operand are loaded without a copy there. Up to kTilesOfBoth, both operands fit.
+constexpr int64_t kTileStretch = 18, kTilesOfBoth = 12;
 
 // The sizes of the tiles, as the instruction ldtilecfg reads them
 struct alignas(64) TileConfig {
@@ -47,19 +48,19 @@ class CpuTiles {
   void clear() {
     asm volatile("tilezero %%tmm%c0" : : "i"(tile));
   }
+  // once: without a copy in the L1 cache
   template <int tile, typename E>
-  void load(const E* from, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
-                 :
-                 : "r"(from), "r"(stride * int64_t(sizeof(E))), "i"(tile)
-                 : "memory");
+  void load(const E* from, int64_t stride, bool once = false) {
+    const int64_t bytes = stride * int64_t(sizeof(E));
+    if (once)
+      asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(bytes), "i"(tile) : "memory");
+    else
+      asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(bytes), "i"(tile) : "memory");
   }
   template <int tile>
   void store(float* to, int64_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
-                 :
-                 : "r"(to), "r"(stride * int64_t(sizeof(float))), "i"(tile)
-                 : "memory");
+    const int64_t bytes = stride * int64_t(sizeof(float));
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(bytes), "i"(tile) : "memory");
   }
   template <int sums, int left, int right>
   void add_product() {
@@ -76,6 +77,7 @@ void multiply_tiles(CpuTiles& tiles, const Left& a, int64_t row, const uint16_t*
   // Local variables, because the compiler would read members again after every load of a tile.
   const int64_t a_stride = a.row_stride, block_size = a.block, block_stride = a.block_stride;
   float* const c_lower = c + kTileRows * c_stride;
+  const bool once = end - begin > kTilesOfBoth * step;
   if (accumulate) {
     tiles.load<0>(c, c_stride);
     if (right) tiles.load<1>(c + kTileRows, c_stride);
@@ -91,10 +93,10 @@ void multiply_tiles(CpuTiles& tiles, const Left& a, int64_t row, const uint16_t*
   int64_t inner = begin % block_size;
   b += begin * kNR<uint16_t>;
   for (int64_t k = begin; k < end; k += step, b += step * kNR<uint16_t>) {
-    tiles.load<4>(a_block + inner, a_stride);
+    tiles.load<4>(a_block + inner, a_stride, once);
     tiles.load<6>(b, b_stride);
     if (right) tiles.load<7>(b + 2 * kTileRows, b_stride);
-    if (lower) tiles.load<5>(a_block + inner + kTileRows * a_stride, a_stride);
+    if (lower) tiles.load<5>(a_block + inner + kTileRows * a_stride, a_stride, once);
     tiles.add_product<0, 4, 6>();
     if (right) tiles.add_product<1, 4, 7>();
     if (lower) tiles.add_product<2, 5, 6>();

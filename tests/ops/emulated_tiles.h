@@ -9,7 +9,7 @@ class CpuTiles {
     std::memset(data_[tile], 0, sizeof data_[tile]);
   }
   template <int tile, typename E>
-  void load(const E* from, int64_t stride) {
+  void load(const E* from, int64_t stride, bool = false) {
     clear<tile>();
     for (int64_t row = 0; row < config_.rows[tile]; ++row)
       std::memcpy(data_[tile][row], from + row * stride, config_.row_bytes[tile]);
