@@ -181,6 +181,24 @@ def test_a_head_with_its_own_decoding(family="DINO"):
     assert_agreement(detector, images)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_head_that_passes_arguments_by_position(count):
+    """``rescale`` was once taken for ``with_nms``: the file had no NMS."""
+
+    class ByPosition(RetinaHead):
+        def _predict_by_feat_single(self, *levels, img_meta, cfg, rescale=False, with_nms=True, **named):
+            results = super()._predict_by_feat_single(
+                *levels, img_meta=img_meta, cfg=cfg, with_nms=False, **named
+            )
+            options = dict(rescale=rescale, with_nms=with_nms, img_meta=img_meta)
+            by_position, by_name = [*options.values()][:count], dict([*options.items()][count:])
+            return self._bbox_post_process(results, self.test_cfg, *by_position, **by_name)
+
+    detector = build("RetinaNet")
+    detector.bbox_head.__class__ = ByPosition
+    assert_agreement(detector, torch.randn(1, 3, *size("RetinaNet")))
+
+
 def test_a_filter_is_named_with_its_line():
     detector = build("RetinaNet")
 
