@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import operator
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -196,6 +197,22 @@ def test_a_head_that_passes_arguments_by_position(count):
 
     detector = build("RetinaNet")
     detector.bbox_head.__class__ = ByPosition
+    assert_agreement(detector, torch.randn(1, 3, *size("RetinaNet")))
+
+
+@pytest.mark.parametrize("add", [torch.Tensor.add_, lambda x, y: operator.iadd(x.flatten(1), y)])
+def test_a_head_that_adds_in_place(add):
+    """The sum was once lost, unless the head used what ``+=`` returns."""
+
+    class Moved(RetinaHead):
+        def _predict_by_feat_single(self, cls_score_list, bbox_pred_list, *args, **kwargs):
+            moved = [deltas.clone() for deltas in bbox_pred_list]
+            for deltas in moved:
+                add(deltas, 0.3)
+            return super()._predict_by_feat_single(cls_score_list, moved, *args, **kwargs)
+
+    detector = build("RetinaNet")
+    detector.bbox_head.__class__ = Moved
     assert_agreement(detector, torch.randn(1, 3, *size("RetinaNet")))
 
 
