@@ -1,8 +1,8 @@
-"""Sample maps at points with ONNX nodes, for all operators that sample.
+"""Sample maps at points with ONNX nodes. Deformable convolution reads the pixels around a point by itself.
 
-Uses ``GatherND`` for rows of channels, which every runtime supports from opset 12 on. A point outside the
-map, or at NaN, samples zero. Coordinates are computed in float32 (float64 for float64 inputs), whatever the
-input's type.
+:func:`read_rows` uses ``GatherND`` for rows of channels, which every runtime supports from opset 12 on. A
+point outside the map, or at NaN, samples zero. Coordinates are computed in float32 (float64 for float64
+inputs), whatever the input's type.
 """
 
 from collections.abc import Iterator, Sequence

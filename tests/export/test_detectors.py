@@ -23,7 +23,7 @@ from dcnzoo.export.fixed_size import ABSENT, keep_boxes, roi_align_pyramid, runn
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import Agreement, ExportOptions
 from dcnzoo.export.vmap import symbolic_batches
-from dcnzoo.openmmlab.export.export import write_detector
+from dcnzoo.openmmlab.export.export import make_plan, write_detector
 from dcnzoo.openmmlab.export.nms import suppress
 from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
@@ -147,8 +147,10 @@ export(build("Mask R-CNN", True), sys.argv[1], torch.zeros(1, 3, 160, 192))"""
 def test_graphs_for_one_size(tmp_path):
     balanced = build("RetinaNet")
     balanced.neck = nn.Sequential(balanced.neck, BFP(WIDTH, 5))
-    with pytest.raises(ValueError, match=r"shape: expected height and width"):
-        export(balanced, tmp_path / "m.onnx", torch.zeros(1, 3, 96, 96), dynamic=True)
+    options = ExportOptions(tmp_path / "m.onnx")
+    plan = make_plan(loaded(balanced, dict(type="PackDetInputs")), options)
+    assert plan.shape == (640, 640)
+    assert [finding.text for finding in plan.findings] == ["the size of the input is fixed, 640 × 640"]
 
 
 def test_an_example_with_maps_of_one_pixel(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import operator
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -197,6 +198,40 @@ def test_a_head_with_its_own_decoding(family="DINO"):
     detector.bbox_head.__class__ = Halved
     images = torch.randn(1, 3, *size(family))
     assert_agreement(detector, images)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_head_that_passes_arguments_by_position(count):
+    """``rescale`` was once taken for ``with_nms``: the file had no NMS."""
+
+    class ByPosition(RetinaHead):
+        def _predict_by_feat_single(self, *levels, img_meta, cfg, rescale=False, with_nms=True, **named):
+            results = super()._predict_by_feat_single(
+                *levels, img_meta=img_meta, cfg=cfg, with_nms=False, **named
+            )
+            options = dict(rescale=rescale, with_nms=with_nms, img_meta=img_meta)
+            by_position, by_name = [*options.values()][:count], dict([*options.items()][count:])
+            return self._bbox_post_process(results, self.test_cfg, *by_position, **by_name)
+
+    detector = build("RetinaNet")
+    detector.bbox_head.__class__ = ByPosition
+    assert_agreement(detector, torch.randn(1, 3, *size("RetinaNet")))
+
+
+@pytest.mark.parametrize("add", [torch.Tensor.add_, lambda x, y: operator.iadd(x.flatten(1), y)])
+def test_a_head_that_adds_in_place(add):
+    """The sum was once lost, unless the head used what ``+=`` returns."""
+
+    class Moved(RetinaHead):
+        def _predict_by_feat_single(self, cls_score_list, bbox_pred_list, *args, **kwargs):
+            moved = [deltas.clone() for deltas in bbox_pred_list]
+            for deltas in moved:
+                add(deltas, 0.3)
+            return super()._predict_by_feat_single(cls_score_list, moved, *args, **kwargs)
+
+    detector = build("RetinaNet")
+    detector.bbox_head.__class__ = Moved
+    assert_agreement(detector, torch.randn(1, 3, *size("RetinaNet")))
 
 
 def test_a_filter_is_named_with_its_line():

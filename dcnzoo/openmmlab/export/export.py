@@ -199,8 +199,6 @@ def write_detector(
         images: an example, [N, 3, H, W].
         dynamic: batch size, height and width are dynamic; otherwise they are the example's.
     """
-    if dynamic and model.one_size:
-        raise ValueError("shape: expected height and width for this detector, whose input has a fixed size")
     if dynamic and len(images) == 1:
         images = images.repeat(2, 1, 1, 1)  # torch.export would fix a batch size of 1
     one_row = dynamic and has_default_size(options)

@@ -34,7 +34,7 @@ from dcnzoo.openmmlab.export.symbolic_sizes import tensor_of
 
 @contextmanager
 def replaced(detector: nn.Module) -> Iterator[None]:
-    """Context in which the functions are replaced: of modules by their names, in every module."""
+    """Context in which the functions are replaced, in every module that imports them, to trace a detector."""
     everywhere: dict[Callable, Callable] = {
         filter_scores_and_topk: first_pairs,
         mmcv_ops.batched_nms: keep_all,

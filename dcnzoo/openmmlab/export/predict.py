@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from mmdet.models.dense_heads import RTMDetInsHead
 from mmdet.models.detectors import MaskFormer
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures.bbox import get_box_tensor
@@ -63,7 +64,7 @@ class Predictor(nn.Module):
         elif "roi_head" in parts and parts["roi_head"].with_mask:
             self.output_names = ("dets", "labels", BOX_MASKS)
             self.mask_threshold = float(detector.roi_head.test_cfg.get("mask_thr_binary", 0.5))
-        elif any(isinstance(part, rules.WITH_MASKS) for part in parts.values()):
+        elif "mask_head" in parts or isinstance(parts.get("bbox_head"), RTMDetInsHead):
             self.output_names = ("dets", "labels", "masks")
         if self.mask_threshold is not None and self.mask_threshold < 0:
             raise ValueError(f"test_cfg: mask_thr_binary: expected at least 0, got {self.mask_threshold}")

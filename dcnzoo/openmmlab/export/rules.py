@@ -107,13 +107,6 @@ RULES = (
 )
 BY_KIND = {rule.kind: rule for rule in RULES}
 
-# heads that predict masks of the input
-WITH_MASKS = (
-    dense_heads.RTMDetInsHead,
-    dense_heads.CondInstMaskHead,
-    dense_heads.SOLOHead,
-    dense_heads.SOLOV2Head,
-)
 # only for the size of the example: adaptive maximum pooling of a symbolic size has no ONNX operator; padding
 # takes torch.export too long
 ONE_SIZE = (necks.BFP, backbones.EfficientNet, backbones.SwinTransformer)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.overrides import TorchFunctionMode
 
 
@@ -31,8 +32,10 @@ class SymbolicSizes(TorchFunctionMode):
         if function is torch.linspace and _has_sizes(args):
             start, end, steps = args
             return start + torch.arange(steps, **kwargs) * (end - start) / tensor_of(steps - 1, **kwargs)
-        if function in (Tensor.add_, Tensor.__iadd__):  # x += y: y may differ between images, but x not
-            return torch.add(*args, **kwargs)
+        if function is Tensor.add_:  # also x += y; if only y differs between images, x cannot hold the sum
+            differs = [isinstance(v, Tensor) and is_batchedtensor(v) for v in (*args, *kwargs.values())]
+            if any(differs) and not differs[0]:
+                return torch.add(*args, **kwargs)
         if function in (Tensor.clamp, torch.clamp):
             return _clamp(*args, **kwargs)
         if function is Tensor.clamp_:  # torch.vmap would call it for each image

@@ -29,7 +29,13 @@ def as_instances(dets: Tensor, labels: Tensor, **others: Tensor) -> InstanceData
 
 class DenseHead(BaseDenseHead):
     def _bbox_post_process(
-        self, results: InstanceData, cfg: ConfigDict, with_nms: bool = True, **_: Any
+        self,
+        results: InstanceData,
+        cfg: ConfigDict,
+        rescale: bool = False,
+        with_nms: bool = True,
+        *_: Any,
+        **__: Any,
     ) -> InstanceData:
         """Select boxes, also of RPNHead, whose boxes compete within their level."""
         if not with_nms:
