@@ -129,9 +129,9 @@ def copy_for_tracing(detector: nn.Module) -> Any:
     """Copy a detector, and put the mixins in front of its classes."""
     traced = copied(detector)
     for name, head in parts_of(traced).items():
-        if inputs_of(head):
+        if inputs := inputs_of(head):
             put_in_front(features.Head, head)
-            head.name = name
+            head.name, head.inputs = name, inputs
     for part in traced.modules():
         rule = rule_for(type(part))
         if rule is not None and rule.mixin is not None and not reason_to_refuse(part):
