@@ -23,7 +23,7 @@ from dcnzoo.export.fixed_size import ABSENT, keep_boxes, roi_align_pyramid, runn
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import Agreement, ExportOptions
 from dcnzoo.export.vmap import symbolic_batches
-from dcnzoo.openmmlab.export.export import write_detector
+from dcnzoo.openmmlab.export.export import make_plan, write_detector
 from dcnzoo.openmmlab.export.nms import suppress
 from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead
@@ -149,6 +149,10 @@ def test_graphs_for_one_size(tmp_path):
     balanced.neck = nn.Sequential(balanced.neck, BFP(WIDTH, 5))
     with pytest.raises(ValueError, match=r"shape: expected height and width"):
         export(balanced, tmp_path / "m.onnx", torch.zeros(1, 3, 96, 96), dynamic=True)
+    for raw_outputs in (False, True):  # the file of raw outputs was dynamic, and failed at most sizes
+        options = ExportOptions(tmp_path / "m.onnx", raw_outputs=raw_outputs)
+        plan = make_plan(loaded(balanced, dict(type="PackDetInputs")), options)
+        assert plan.shape == plan.example and "size of the input is fixed" in plan.findings[0].text
 
 
 def test_an_example_with_maps_of_one_pixel(tmp_path):

@@ -55,7 +55,7 @@ class Predictor(nn.Module):
             )
         parts = rules.parts_of(detector)
         self.detector = rules.copy_for_tracing(detector)
-        self.one_size = any(isinstance(part, rules.ONE_SIZE) for part in detector.modules())
+        self.one_size = rules.has_one_size(detector)
         self.mask_threshold = None  # of probabilities
         if isinstance(detector, MaskFormer):
             self.output_names = ("dets", "labels", MASK_LOGITS, CLASS_SCORES)
@@ -139,7 +139,6 @@ class RawHead(nn.Module):
     kinds = dict(cls_scores="scores", bbox_preds="boxes", score_factors="factors", objectnesses="factors")
 
     input_names = ("input",)
-    one_size = False
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -148,6 +147,7 @@ class RawHead(nn.Module):
             name = type(detector).__name__
             raise ValueError(f"raw_outputs: expected False for {name}, which is not a single-stage detector")
         self.detector = rules.copied(detector)
+        self.one_size = rules.has_one_size(detector)
 
     def forward(self, images: Tensor) -> Any:
         return self.detector.bbox_head(self.detector.extract_feat(images))

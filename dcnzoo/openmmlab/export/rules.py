@@ -139,6 +139,10 @@ def copy_for_tracing(detector: nn.Module) -> Any:
     return traced
 
 
+def has_one_size(detector: nn.Module) -> bool:
+    return any(isinstance(part, ONE_SIZE) for part in detector.modules())
+
+
 def put_in_front(mixin: type[nn.Module], part: nn.Module) -> None:
     kind = type(part)
     part.__class__ = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
