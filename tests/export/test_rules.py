@@ -90,7 +90,7 @@ def test_pooling_of_scaled_rois():
 def test_samples_of_a_shifted_map():
     feature, offset = torch.randn(1, 6, 7, 9), 3 * torch.randn(1, 12, 7, 9)
     expected = TOODHead.deform_sampling(None, feature, offset)
-    torch.testing.assert_close(layers.TOODHead.deform_sampling(None, feature, offset), expected)
+    torch.testing.assert_close(boxes.TOODHead.deform_sampling(None, feature, offset), expected)
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -61,7 +61,7 @@ RULES = (
     Rule(dense_heads.CondInstBboxHead, DENSE, boxes.DenseHead),
     Rule(dense_heads.YOLOV3Head, DENSE, boxes.YOLOV3Head),
     Rule(dense_heads.YOLOXHead, DENSE, boxes.YOLOXHead),
-    Rule(TOODHead, (*DENSE, "deform_sampling"), own.TOODHead),
+    Rule(TOODHead, (*DENSE, "deform_sampling"), boxes.TOODHead),
     Rule(dense_heads.PAAHead, refused="its boxes are averaged by their votes"),
     Rule(dense_heads.CornerHead, (*DENSE, SINGLE), boxes.CornerHead),
     Rule(dense_heads.RTMDetInsHead, (*DENSE, "_bbox_mask_post_process"), masks.RTMDetInsHead),
