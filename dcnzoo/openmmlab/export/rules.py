@@ -1,7 +1,8 @@
 """How each kind of module of MMDetection is exported: one table.
 
-``predict`` of a detector is traced, on a copy. What cannot be traced is in mixins: methods whose results have
-a size that depends on the data (selection by score, NMS, RoIAlign of a pyramid), and loops over images.
+``predict`` of a detector is traced, on a copy. What cannot be traced is replaced: methods, by mixins, if the
+size of their results depends on the data or they loop over images; functions of MMDetection and mmcv, in
+``functions``; torch's, in ``symbolic_sizes``, and their rules of ``torch.vmap`` in ``dcnzoo.export.vmap``.
 """
 
 import copy
