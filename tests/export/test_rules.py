@@ -344,3 +344,14 @@ def test_settings_of_boxes_and_masks():
     masks.roi_head.test_cfg.mask_thr_binary = -1
     with pytest.raises(ValueError, match=r"mask_thr_binary: .*-1"):
         Predictor(masks)
+
+
+def test_boxes_of_negative_width(monkeypatch):
+    """Without ``min_bbox_size``, MMDetection keeps them; the mixin dropped them."""
+    detector = build("RTMDet-Ins", min_bbox_size=-1)
+    coder = type(detector.bbox_head.bbox_coder)
+    decode = coder.decode
+    monkeypatch.setattr(
+        coder, "decode", lambda self, points, sides, *a, **k: decode(self, points, sides - 20, *a, **k)
+    )
+    assert_agreement(detector, torch.randn(1, 3, *size("RTMDet-Ins")))
