@@ -109,7 +109,7 @@ def test_pooling_of_scaled_rois():
 def test_samples_of_a_shifted_map():
     feature, offset = torch.randn(1, 6, 7, 9), 3 * torch.randn(1, 12, 7, 9)
     expected = TOODHead.deform_sampling(None, feature, offset)
-    torch.testing.assert_close(layers.TOODHead.deform_sampling(None, feature, offset), expected)
+    torch.testing.assert_close(boxes.TOODHead.deform_sampling(None, feature, offset), expected)
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -397,3 +397,14 @@ def test_settings_of_boxes_and_masks():
     masks.roi_head.test_cfg.mask_thr_binary = -1
     with pytest.raises(ValueError, match=r"mask_thr_binary: .*-1"):
         Predictor(masks)
+
+
+def test_boxes_of_negative_width(monkeypatch):
+    """Without ``min_bbox_size``, MMDetection keeps them; the mixin dropped them."""
+    detector = build("RTMDet-Ins", min_bbox_size=-1)
+    coder = type(detector.bbox_head.bbox_coder)
+    decode = coder.decode
+    monkeypatch.setattr(
+        coder, "decode", lambda self, points, sides, *a, **k: decode(self, points, sides - 20, *a, **k)
+    )
+    assert_agreement(detector, torch.randn(1, 3, *size("RTMDet-Ins")))

@@ -31,9 +31,7 @@ def suppress(
         ValueError: a setting of this NMS cannot be exported.
     """
     nms = _settings(dict(cfg.nms), owner)
-    if cfg.get("min_bbox_size", -1) >= 0:
-        width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(-1)
-        scores = torch.where((width > cfg.min_bbox_size) & (height > cfg.min_bbox_size), scores, ABSENT)
+    scores = without_small(cfg, boxes, scores)
     if cfg.max_per_img < 1:  # MMDetection leaves out the last boxes, or all
         raise ValueError(f"{owner}: max_per_img: expected at least 1 in a file, got {cfg.max_per_img}")
     agnostic, most = nms.pop("class_agnostic"), nms.pop("max_num")
@@ -46,6 +44,14 @@ def suppress(
         results = keep_boxes(*batch, nms["iou_threshold"], count)
     dets, groups, index = (part[0] for part in results)
     return dets, torch.where(groups >= 0, labels[index], -1), index
+
+
+def without_small(cfg: ConfigDict, boxes: Tensor, scores: Tensor) -> Tensor:
+    """Return the scores: ``ABSENT`` for boxes that ``min_bbox_size`` excludes; negative, it excludes none."""
+    if (least := cfg.get("min_bbox_size", -1)) < 0:
+        return scores
+    width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(-1)
+    return torch.where((width > least) & (height > least), scores, ABSENT)
 
 
 def _settings(nms: dict, owner: str) -> dict:

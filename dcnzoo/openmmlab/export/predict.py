@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, MASK_LOGITS
 from dcnzoo.export.onnx import named_errors
 from dcnzoo.openmmlab.export import functions, rules
-from dcnzoo.openmmlab.export.mixins.features import Features
+from dcnzoo.openmmlab.export.mixins.features import Features, Head
 from dcnzoo.openmmlab.export.nms import is_used
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, data_sample, tensor_of
 
@@ -55,9 +55,8 @@ class Predictor(nn.Module):
                 "outputs of a single-stage head, dcnzoo.export.export_onnx any module"
             )
         parts = rules.parts_of(detector)
-        self.inputs = {name: rules.inputs_of(part) for name, part in parts.items()}
         self.detector = rules.copy_for_tracing(detector)
-        self.one_size = any(isinstance(part, rules.ONE_SIZE) for part in detector.modules())
+        self.one_size = rules.has_one_size(detector)
         self.mask_threshold = None  # of probabilities
         if isinstance(detector, MaskFormer):
             self.output_names = ("dets", "labels", MASK_LOGITS, CLASS_SCORES)
@@ -90,8 +89,8 @@ class Predictor(nn.Module):
         padded, detector = images.shape[-2:], self.detector
         maps = detector.extract_feat(images)
         arguments = maps, [data_sample(padded, padded)]
-        heads = {name: getattr(detector, name) for name, count in self.inputs.items() if count}
-        outputs = {name: head(*arguments[: self.inputs[name]]) for name, head in heads.items()}
+        heads = [part for part in rules.parts_of(detector).values() if isinstance(part, Head)]
+        outputs = {head.name: head(*arguments[: head.inputs]) for head in heads}
         tensors, rebuild = tensors_of((maps, outputs))
         of_masks: list[Callable] = []  # rebuilds the inputs of the RoI head's masks
 
@@ -141,7 +140,6 @@ class RawHead(nn.Module):
     kinds = dict(cls_scores="scores", bbox_preds="boxes", score_factors="factors", objectnesses="factors")
 
     input_names = ("input",)
-    one_size = False
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -150,6 +148,7 @@ class RawHead(nn.Module):
             name = type(detector).__name__
             raise ValueError(f"raw_outputs: expected False for {name}, which is not a single-stage detector")
         self.detector = rules.copied(detector)
+        self.one_size = rules.has_one_size(detector)
 
     def forward(self, images: Tensor) -> Any:
         return self.detector.bbox_head(self.detector.extract_feat(images))

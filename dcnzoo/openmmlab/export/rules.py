@@ -1,7 +1,8 @@
 """How each kind of module of MMDetection is exported: one table.
 
-``predict`` of a detector is traced, on a copy. What cannot be traced is in mixins: methods whose results have
-a size that depends on the data (selection by score, NMS, RoIAlign of a pyramid), and loops over images.
+``predict`` of a detector is traced, on a copy. What cannot be traced is replaced: methods, by mixins, if the
+size of their results depends on the data or they loop over images; functions of MMDetection and mmcv, in
+``functions``; torch's, in ``symbolic_sizes``, and their rules of ``torch.vmap`` in ``dcnzoo.export.vmap``.
 For one more head, write a mixin in :mod:`dcnzoo.openmmlab.export.mixins` and a line of :data:`RULES`.
 """
 
@@ -62,7 +63,7 @@ RULES = (
     Rule(dense_heads.CondInstBboxHead, DENSE, boxes.DenseHead),
     Rule(dense_heads.YOLOV3Head, DENSE, boxes.YOLOV3Head),
     Rule(dense_heads.YOLOXHead, DENSE, boxes.YOLOXHead),
-    Rule(TOODHead, (*DENSE, "deform_sampling"), own.TOODHead),
+    Rule(TOODHead, (*DENSE, "deform_sampling"), boxes.TOODHead),
     Rule(dense_heads.PAAHead, refused="its boxes are averaged by their votes"),
     Rule(dense_heads.CornerHead, (*DENSE, SINGLE), boxes.CornerHead),
     Rule(dense_heads.RTMDetInsHead, (*DENSE, "_bbox_mask_post_process"), masks.RTMDetInsHead),
@@ -123,14 +124,18 @@ def copy_for_tracing(detector: nn.Module) -> Any:
     """Copy a detector, and put the mixins in front of its classes."""
     traced = copied(detector)
     for name, head in parts_of(traced).items():
-        if inputs_of(head):
+        if inputs := inputs_of(head):
             put_in_front(features.Head, head)
-            head.name = name
+            head.name, head.inputs = name, inputs
     for part in traced.modules():
         rule = rule_for(type(part))
         if rule is not None and rule.mixin is not None and not reason_to_refuse(part):
             put_in_front(rule.mixin, part)
     return traced
+
+
+def has_one_size(detector: nn.Module) -> bool:
+    return any(isinstance(part, ONE_SIZE) for part in detector.modules())
 
 
 def put_in_front(mixin: type[nn.Module], part: nn.Module) -> None:

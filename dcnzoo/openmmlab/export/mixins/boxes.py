@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmdet.models import dense_heads
+from mmdet.models.dense_heads import tood_head
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import ConfigDict
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dcnzoo.export.fixed_size import ABSENT
 from dcnzoo.openmmlab.export.nms import suppress
+from dcnzoo.ops import deform_conv2d
 
 MOST = 1000  # boxes of YOLOX without max_per_img: MMDetection has no limit, a graph needs one
 
@@ -66,6 +68,14 @@ class RPNHead(DenseHead, dense_heads.RPNHead):
             results.level_ids = torch.full_like(results.labels, i)
             levels.append(results)
         return self._bbox_post_process(InstanceData.cat(levels), cfg)
+
+
+class TOODHead(DenseHead, tood_head.TOODHead):
+    def deform_sampling(self, feat: Tensor, offset: Tensor) -> Tensor:
+        """Sample with a weight of ones of its own: MMDetection's differs by image in ``torch.vmap``."""
+        channels = feat.shape[1]
+        ones = torch.ones(channels, 1, 1, 1, dtype=feat.dtype, device=feat.device)
+        return deform_conv2d(feat, ones, offset, groups=channels)
 
 
 class YOLOV3Head(DenseHead, dense_heads.YOLOV3Head):

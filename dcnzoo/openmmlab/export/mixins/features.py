@@ -18,6 +18,7 @@ class Features(tuple):
 
 class Head(nn.Module):
     name: str  # in the detector
+    inputs: int  # of forward: the features, or also data samples
 
     def forward(self, x: Any, *others: Any) -> Any:
         return x.outputs[self.name] if isinstance(x, Features) else super().forward(x, *others)

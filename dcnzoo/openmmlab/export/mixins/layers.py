@@ -4,22 +4,10 @@ Each has the outputs of the layer itself. Layers that pool RoIs are in
 :mod:`dcnzoo.openmmlab.export.mixins.roi`.
 """
 
-import torch
 from mmcv import ops as mmcv_ops
-from mmdet.models.dense_heads import tood_head
 from torch import Tensor, nn
 
 from dcnzoo.export.fixed_size import running_max
-from dcnzoo.openmmlab.export.mixins.boxes import DenseHead
-from dcnzoo.ops import deform_conv2d
-
-
-class TOODHead(DenseHead, tood_head.TOODHead):
-    def deform_sampling(self, feat: Tensor, offset: Tensor) -> Tensor:
-        """Sample with a weight of ones of its own: MMDetection's differs by image in ``torch.vmap``."""
-        channels = feat.shape[1]
-        ones = torch.ones(channels, 1, 1, 1, dtype=feat.dtype, device=feat.device)
-        return deform_conv2d(feat, ones, offset, groups=channels)
 
 
 class CornerPool(mmcv_ops.CornerPool):

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmdet.models import dense_heads, detectors, layers
-from mmdet.structures.bbox import get_box_wh
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from dcnzoo.export.fixed_size import ABSENT
 from dcnzoo.openmmlab.export.mixins import features
-from dcnzoo.openmmlab.export.nms import best_pairs
+from dcnzoo.openmmlab.export.nms import best_pairs, without_small
 
 
 class RTMDetInsHead(dense_heads.RTMDetInsHead):
@@ -24,9 +24,8 @@ class RTMDetInsHead(dense_heads.RTMDetInsHead):
         self, results: InstanceData, mask_feat: Tensor, cfg: ConfigDict, **options: Any
     ) -> InstanceData:
         """Mark small boxes instead of removing them."""
-        width, height = get_box_wh(results.bboxes)
-        smallest = cfg.pop("min_bbox_size", -1)
-        results.scores = torch.where((width > smallest) & (height > smallest), results.scores, ABSENT)
+        results.scores = without_small(cfg, get_box_tensor(results.bboxes), results.scores)
+        cfg.pop("min_bbox_size", None)
         return super()._bbox_mask_post_process(results, mask_feat, cfg, **options)
 
 
