@@ -103,13 +103,14 @@ class ChannelBlocking {
   bool has_all_lanes() const { return stored() == shape_.channels; }
 
   // Sets the start of every block's packed weight, which has weights_of(block) elements for each column of a matrix
-  // product. Returns the total number of elements.
+  // product, and `narrow_elements` for each weight of a narrow group. Returns the total number of elements.
   template <typename WeightsOf>
-  int64_t place_weights(const WeightsOf& weights_of) {
+  int64_t place_weights(int64_t narrow_elements, const WeightsOf& weights_of) {
     int64_t total = 0;
     for (ChannelBlock& block : blocks) {
       block.weight_at = total;
-      total += block.is_narrow() ? block.narrow_weights(shape_.taps) : block.depth * weights_of(block);
+      total += block.is_narrow() ? narrow_elements * block.narrow_weights(shape_.taps)
+                                 : block.depth * weights_of(block);
     }
     return total;
   }

@@ -166,7 +166,7 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
                 few = round_up(s.channels / (narrow ? 1 : 2), panel);
   ChannelBlocking blocking(s, std::clamp(few, panel, most), panel);
   const int64_t packed_size = blocking.place_weights(
-      [&](const ChannelBlock& block) { return round_up(block.outputs, kernels.depth_step); });
+      1, [&](const ChannelBlock& block) { return round_up(block.outputs, kernels.depth_step); });
   Buffer<S> packed;
   if (wanted[0] || wanted[2] || wanted[3])
     packed = pack_weight<S>(s, blocking, packed_size, weight, kernels.pack);

@@ -56,7 +56,8 @@ Tensor forward(const DeformConvShapes& s, const Tensor& input, const Tensor& wei
   const int64_t most_channels = block_channels<T, S>(s, one_pass);
   ChannelBlocking blocking(s, most_channels, kernels.panel);
   const int64_t columns = round_up(s.group_outputs(), kernels.panel);
-  const int64_t packed_size = blocking.place_weights([&](const ChannelBlock&) { return columns; });
+  const int64_t packed_size =
+      blocking.place_weights(sizeof(T) / sizeof(S), [&](const ChannelBlock&) { return columns; });
   const ScalarType type = std::is_same_v<S, T> ? accumulate_type(weight.scalar_type()) : weight.scalar_type();
   const Buffer<S> packed = pack_weight<S>(s, blocking, packed_size, as_type(weight, type), kernels.pack);
 

@@ -3,15 +3,16 @@
 // lanes are added at the end.
 //
 // The outputs are computed in parts: a part has as many outputs of each group as the group has lanes. The packed weight of
-// a block is [part][tap][vector of the columns][output of the part][lane].
+// a block is [part][tap][vector of the columns][output of the part][lane]. It has the type of the sums: each row reads all
+// of it, and would convert it again.
 #pragma once
 
 #include "tile_memory.h"
 
 namespace dcnzoo::DCNZOO_CPU_NAMESPACE {
 
-// Calls function(packed, output, channel, tap) for each weight of a block. packed: its index in the packed weight; output: -1
-// if the lane or the output does not exist; channel: counted within the group.
+// Calls function(packed, output, channel, tap) for each weight of a block. packed: its index in the block's packed weight;
+// output: -1 if the lane or the output does not exist; channel: counted within the group.
 template <typename T, typename Function>
 void each_narrow_weight(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                         Function function) {
@@ -25,7 +26,7 @@ void each_narrow_weight(const DeformConvShapes& s, const ChannelBlock& block, co
       for (int64_t o = 0; o < group; ++o) {
         const int64_t output = part * group + o;
         const bool exists = number < block.groups && channel < channels && output < outputs;
-        int64_t packed = block.weight_at + ((part * s.taps * vectors + vector) * group + o) * lanes + lane;
+        int64_t packed = ((part * s.taps * vectors + vector) * group + o) * lanes + lane;
         for (int64_t tap = 0; tap < s.taps; ++tap, packed += vectors * group * lanes)
           function(packed, exists ? block.first_output + number * outputs + output : -1, channel, tap);
       }
@@ -34,13 +35,12 @@ void each_narrow_weight(const DeformConvShapes& s, const ChannelBlock& block, co
 
 template <typename T, typename S>
 void pack_narrow(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
-                 const WeightOf<const S>& weight, S* packed) {
+                 const WeightOf<const S>& weight, T* packed) {
   const int64_t output_stride = s.group_channels() * s.taps;
   each_narrow_weight<T>(s, block, piece, [=](int64_t to, int64_t output, int64_t channel, int64_t tap) {
-    packed[to] =
-        output < 0
-            ? S(0)
-            : weight.data[output * output_stride + channel * weight.channel_stride + tap * weight.tap_stride];
+    packed[to] = output < 0 ? T(0)
+                            : load_lanes<T>(weight.data + output * output_stride +
+                                            channel * weight.channel_stride + tap * weight.tap_stride);
   });
 }
 
@@ -67,22 +67,23 @@ DCNZOO_INLINE Vector<T> add_lanes(Vector<T>* sums) {
 }
 
 // The product of a block's columns and its packed weight, and the bias
-template <typename T, typename S, int Rank>
+template <typename T>
 struct NarrowProduct {
   static constexpr int lanes = kLanes<T>, most_sums = 8;  // sums that the registers hold
   int64_t taps, vectors, parts, group;                    // group: the lanes of a group
-  const S* weight;
+  const T* weight;
   const T* bias;  // [part][width]
   T* result;      // [row][part][width], rows result_stride apart
   int64_t result_stride;
 
+  template <typename S, int Rank>
   NarrowProduct(const ForwardParams<T, S>& p, const ChannelBlock& block,
                 const ForwardMemory<T, S, Rank>& tile)
       : taps(p.shape.taps),
         vectors(block.width / lanes),
         parts(block.parts()),
         group(block.lanes),
-        weight(p.weight + block.weight_at),
+        weight(reinterpret_cast<const T*>(p.weight + block.weight_at)),
         bias(tile.bias),
         result(tile.result),
         result_stride(p.tile.outputs) {
@@ -119,18 +120,17 @@ struct NarrowProduct {
     const NarrowProduct p = *this;  // local copies: the compiler would read members again after every store
     const Columns columns = all.from(first * lanes);
     const int64_t tap_size = p.vectors * size * lanes, to = (part * p.vectors + first) * lanes;
-    const S* const weights = p.weight + part * p.taps * tap_size + first * size * lanes;
+    const T* const weights = p.weight + part * p.taps * tap_size + first * size * lanes;
     for (int64_t r = begin; r < end; ++r) {
       Vector<T> sums[count][size] = {};
       for (int64_t tap = 0; tap < p.taps; ++tap) {
         const auto point = columns.at(tap, r);
-        const S* const right = weights + tap * tap_size;
+        const T* const right = weights + tap * tap_size;
 #pragma GCC unroll 8
         for (int v = 0; v < count; ++v) {
           const auto column = point.template read<Vector<T>>(v * lanes);
 #pragma GCC unroll 16
-          for (int o = 0; o < size; ++o)
-            sums[v][o] += column * load_lanes<Vector<T>>(right + (v * size + o) * lanes);
+          for (int o = 0; o < size; ++o) sums[v][o] += column * load(right + (v * size + o) * lanes);
         }
       }
 #pragma GCC unroll 8

@@ -74,7 +74,7 @@ struct ForwardTile {
                                         : sample_rows(Vector<T>{}, memory.columns, 0, rows);
       return multiply_columns(p, block, memory);
     }
-    const NarrowProduct<T, S, Rank> product(p, block, memory);
+    const NarrowProduct<T> product(p, block, memory);
     if (block.lanes <= 2 && !p.over_pixels) return product.multiply(sampled, 0, rows);
     // Few vectors would share a point: the columns of some rows are stored first.
     const NarrowColumns<T> stored{memory.narrow, block.depth, block.width};

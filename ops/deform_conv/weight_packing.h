@@ -30,7 +30,8 @@ DCNZOO_INLINE void store_row_of_pair(const uint16_t* row, uint16_t* to, bool sec
 template <typename T, typename S>
 void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                   const WeightOf<const S>& weight, S* packed) {
-  if (block.is_narrow()) return pack_narrow<T>(s, block, piece, weight, packed);
+  if (block.is_narrow())
+    return pack_narrow<T>(s, block, piece, weight, reinterpret_cast<T*>(packed + block.weight_at));
   constexpr int64_t panel = kNR<S>, pair = sizeof(S) == sizeof(T) ? 1 : 2, stretch = 64;
   S turned[stretch * panel];
   const int64_t outputs = block.outputs, channels = block.count, group_channels = s.group_channels();
@@ -99,7 +100,8 @@ void each_backward_run(const DeformConvShapes& s, const ChannelBlock& block, con
 template <typename T, typename S>
 void pack_backward(const DeformConvShapes& s, const ChannelBlock& block, const Piece& piece,
                    const WeightOf<const S>& weight, S* packed) {
-  if (block.is_narrow()) return pack_narrow<T>(s, block, piece, weight, packed);
+  if (block.is_narrow())
+    return pack_narrow<T>(s, block, piece, weight, reinterpret_cast<T*>(packed + block.weight_at));
   constexpr int64_t pair = sizeof(T) / sizeof(S);
   const int64_t depth = round_up(block.outputs, kDepthStep<T, S>);
   const int64_t begin = piece.begin_of(depth / pair) * pair, end = piece.end_of(depth / pair) * pair;
@@ -126,7 +128,7 @@ void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block
           if (output >= 0)
             store_lanes(
                 grad_weight.data + output * output_stride + channel * apart + tap * grad_weight.tap_stride,
-                packed[from]);
+                packed[block.weight_at + from]);
         });
   const bool sorted = std::is_same_v<Whole<S>, EvenOdd> && block.count % kNR<T> == 0;  // as the columns are
   each_backward_run<T, T>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
