@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from dcnzoo.layers import packed
 from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
-from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.layers.offsets import OffsetPredictor
 from dcnzoo.ops._arguments import can_read, memory_format
 from dcnzoo.ops._torch_private import ConvNd
 from dcnzoo.ops.flops import register as register_flops
@@ -203,7 +203,7 @@ def replace_convolutions(
     candidates: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, ConvNd) and not (module in predictors or isinstance(module, OFFSET_PREDICTORS))
+        if isinstance(module, ConvNd) and not (module in predictors or isinstance(module, OffsetPredictor))
     }
     new: dict[nn.Module, nn.Module] = {}
     refused = {}

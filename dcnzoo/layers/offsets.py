@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # of Python 3.11
 
 
-class _ZeroInit(nn.Module):
+class OffsetPredictor(nn.Module):
     """Mixin: the weight starts at zero, the bias at zero or ``start``; they stay there until training.
 
     A call raises RuntimeError if a norm of the weight, such as ``weight_norm``, has turned the zero weight
@@ -65,19 +65,19 @@ class _ZeroInit(nn.Module):
 # mmengine initialises layers by class name (layer='Conv2d'), which it compares with a module's class and its
 # direct bases. The class in between excludes these layers from a parent's Kaiming initialisation, while
 # isinstance(…, nn.Conv2d), which mmengine's dcn_offset_lr_mult uses, is still true.
-class _ZeroConv1d(_ZeroInit, nn.Conv1d):
+class _ZeroConv1d(OffsetPredictor, nn.Conv1d):
     pass
 
 
-class _ZeroConv2d(_ZeroInit, nn.Conv2d):
+class _ZeroConv2d(OffsetPredictor, nn.Conv2d):
     pass
 
 
-class _ZeroConv3d(_ZeroInit, nn.Conv3d):
+class _ZeroConv3d(OffsetPredictor, nn.Conv3d):
     pass
 
 
-class _ZeroLinear(_ZeroInit, nn.Linear):  # type: ignore[misc]  # its bias may be None
+class _ZeroLinear(OffsetPredictor, nn.Linear):  # type: ignore[misc]  # its bias may be None
     pass
 
 
@@ -99,14 +99,6 @@ class OffsetConv3d(_ZeroConv3d):
 
 class OffsetLinear(_ZeroLinear):
     """:class:`OffsetConv2d` as an ``nn.Linear``, for channels-last maps."""
-
-
-OFFSET_CONVS: dict[int, type[_ZeroConv1d | _ZeroConv2d | _ZeroConv3d]] = {
-    1: OffsetConv1d,
-    2: OffsetConv2d,
-    3: OffsetConv3d,
-}
-OFFSET_PREDICTORS = (*OFFSET_CONVS.values(), OffsetLinear)
 
 
 def limit_offset(offset: Tensor, limit: float) -> Tensor:
@@ -167,7 +159,7 @@ def offset_parameter_groups(
     for name, value in (("lr", lr), ("offset_lr_mult", offset_lr_mult)):
         if not isinstance(value, Real | Tensor) or not value >= 0:  # optimizers do not check a group's lr
             raise ValueError(f"offset_parameter_groups: {name}: expected at least 0, got {value!r}")
-    predictors: list[nn.Module] = [m for m in model.modules() if isinstance(m, OFFSET_PREDICTORS)]
+    predictors: list[nn.Module] = [m for m in model.modules() if isinstance(m, OffsetPredictor)]
     features = (getattr(module, "offset_features", None) for module in model.modules())
     predictors += [module for module in features if isinstance(module, nn.Module)]  # prediction='separable'
     offsets = {id(parameter) for module in predictors for parameter in module.parameters()}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.layers import state_dicts
+from dcnzoo.layers import offsets, state_dicts
 from dcnzoo.layers.base import integer, refuse
 from dcnzoo.layers.channels_last import ChannelNorm
 from dcnzoo.layers.deform_conv import (
@@ -20,7 +20,7 @@ from dcnzoo.layers.deform_conv import (
     _DeformConvTransposeNd,
 )
 from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
-from dcnzoo.layers.offsets import OFFSET_CONVS, limit_offset
+from dcnzoo.layers.offsets import limit_offset
 from dcnzoo.layers.statistics import record_modulation, record_offsets
 from dcnzoo.ops._arguments import is_traced, transforms_active
 
@@ -126,7 +126,8 @@ def _add_predictor(layer: Any, prediction: str, **options: Any) -> None:
         )
         geometry = dict(kernel_size=1)
     outputs = layer.offset_channels + layer.mask_channels
-    layer.conv_offset = OFFSET_CONVS[layer.rank](channels, outputs, **geometry, **options)
+    predictor = getattr(offsets, f"OffsetConv{layer.rank}d")
+    layer.conv_offset = predictor(channels, outputs, **geometry, **options)
 
 
 def _check_offset_arguments(layer: Any, activation: object, limit: Any, prediction: str) -> None:

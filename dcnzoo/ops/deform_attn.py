@@ -175,11 +175,13 @@ def flash_deform_attn(
 
     Raises:
         RuntimeError: as in :func:`ms_deform_attn`, or the last axis is not a multiple of 3·L.
+        TypeError: an argument is not a tensor.
     """
-    levels = spatial_shapes.shape[0]
     traced = False
     if not torch.jit.is_scripting():
+        check_tensors("flash_deform_attn", spatial_shapes=spatial_shapes, sampling_loc_attn=sampling_loc_attn)
         traced = is_traced(sampling_loc_attn)
+    levels = spatial_shapes.shape[0]
     size = list(sampling_loc_attn.shape)
     if not traced and (len(size) != 4 or levels < 1 or size[3] % (3 * levels) != 0):
         raise RuntimeError(

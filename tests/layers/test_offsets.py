@@ -28,7 +28,7 @@ from dcnzoo.layers import (
     offset_statistics,
     track_offsets,
 )
-from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.layers.offsets import OffsetPredictor
 
 # Initial values
 
@@ -245,7 +245,7 @@ def he_init(module, generator=None):
 def test_an_initialisation_of_the_model_keeps_zeros(make):
     model = nn.Sequential(make(), nn.Conv2d(3, 3, 3))
     model.apply(he_init).apply(functools.partial(he_init, generator=torch.Generator()))
-    predictors = [m for m in model.modules() if isinstance(m, OFFSET_PREDICTORS)]
+    predictors = [m for m in model.modules() if isinstance(m, OffsetPredictor)]
     assert predictors and not any(p.any() for m in predictors for p in m.parameters())
     assert model[1].weight.std() > 0.1
 
@@ -285,7 +285,7 @@ def test_apply_changes_learnt_offsets():
 def test_a_norm_of_a_weight_of_zero_is_an_error(make, norm):
     """The norm divides zero by zero: the offsets are NaN, and all samples would be zero."""
     layer, x = make(), torch.randn(1, 4, 4, 4)
-    layer.apply(lambda module: norm(module) if isinstance(module, OFFSET_PREDICTORS) else None)
+    layer.apply(lambda module: norm(module) if isinstance(module, OffsetPredictor) else None)
     with pytest.raises(RuntimeError, match="weight: expected finite"):
         layer(x)
     if "weight" in norm.__name__:  # the vectors of spectral_norm stay zero

@@ -220,6 +220,9 @@ def test_flash_deform_attn():
     assert torch.autograd.gradcheck(lambda t: flash_deform_attn(value, *levels, t), together, fast_mode=True)
     with pytest.raises(RuntimeError, match=r"^flash_deform_attn: sampling_loc_attn: .*got \(2, 7, 3, 17\)"):
         flash_deform_attn(value, *levels, together[..., 1:])
+    for sizes, both, name in (([(4, 5)], together, "spatial_shapes"), (levels[0], None, "sampling_loc_attn")):
+        with pytest.raises(TypeError, match=f"^flash_deform_attn: {name}: expected a tensor, got"):
+            flash_deform_attn(value, sizes, levels[1], both)
 
 
 def test_vmap_over_levels_is_refused():

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dcnzoo.detect.metrics import is_undefined, metric_names
-from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.layers.offsets import OffsetPredictor
 from dcnzoo.openmmlab.history import History, loss_parts
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, best_prefix, last_checkpoint
 from dcnzoo.openmmlab.weights import without_wrapper
@@ -222,7 +222,7 @@ def _deformable_layers(model: nn.Module) -> Iterator[str]:
     owners = (
         type(module).__name__
         for module in model.modules()
-        if any(isinstance(child, OFFSET_PREDICTORS) for child in module.children())
+        if any(isinstance(child, OffsetPredictor) for child in module.children())
     )
     for name, count in sorted(Counter(owners).items()):
         yield f"{count} × {name}"

@@ -21,7 +21,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from dcnzoo.compat.patches import Changes
-from dcnzoo.layers.offsets import OFFSET_PREDICTORS
+from dcnzoo.layers.offsets import OffsetPredictor
 
 # mmdet is optional: the functions that patch it import it.
 
@@ -91,7 +91,7 @@ def offset_lr_mult(changes: Changes) -> None:
         before = len(params)
         original(self, params, module, prefix, is_dcn_module)
         factor = self.paramwise_cfg.get("dcn_offset_lr_mult")
-        if factor is None or not isinstance(module, OFFSET_PREDICTORS):
+        if factor is None or not isinstance(module, OffsetPredictor):
             return
         names = {id(parameter): f"{prefix}.{name}" for name, parameter in module.named_parameters()}
         for group in params[before:]:

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from .attention_kernels import attention_kernel
-from .launch import Launch, cdiv
+from .launch import Launch
 
 WARPS = 4
 
@@ -42,7 +42,7 @@ class Sampling(NamedTuple):
             "parts": parts, "queries": queries, "groups": self.groups,
             "D": self.channels, "BLOCK_M": block_m, "BLOCK_D": block_d,
         }  # fmt: skip
-        return partial(Launch(attention_kernel, arguments, warps=WARPS), cdiv(parts, block_m))
+        return partial(Launch(attention_kernel, arguments, warps=WARPS), triton.cdiv(parts, block_m))
 
     def contiguous(self, call: Any) -> dict[str, Tensor]:
         """Return the tensors for the kernel. Fields have the input's type if both have it, else float32."""

@@ -17,7 +17,7 @@ from .._arguments import memory_format
 from ..geometry import output_size
 from . import kernels
 from .available import architecture, entry_of, tf32
-from .launch import INTERPRETED, Launch, cdiv
+from .launch import INTERPRETED, Launch
 
 
 class Config(NamedTuple):
@@ -123,7 +123,7 @@ class Sizes:
 
         How many run at a time does not matter: the more there are, the longer each takes.
         """
-        return cdiv(programs, _multiprocessors(self.device))
+        return triton.cdiv(programs, _multiprocessors(self.device))
 
     def config(self, kernel: str, cost: Callable[[Config], float]) -> Config:
         if self.is_depthwise:
@@ -230,7 +230,7 @@ def plan_points(s: Sizes, call: Any) -> Callable[..., dict[str, Tensor]]:
         HAS_OFFSET=call.offset is not None,
         HAS_MASK=call.mask is not None,
     )
-    programs, shape = s.blocks * s.taps * cdiv(s.pixels, POINTS.BLOCK_M), (s.blocks, s.taps, s.pixels)
+    programs, shape = s.blocks * s.taps * triton.cdiv(s.pixels, POINTS.BLOCK_M), (s.blocks, s.taps, s.pixels)
     # int64 if the index of a pixel and 4 more bits do not fit into int32
     index = torch.int64 if s.batch * math.prod(s.size) >= 2**27 else torch.int32
 
@@ -248,16 +248,16 @@ def plan_output(s: Sizes, call: Any, config: Config | None) -> Callable[..., Ten
     """Return the plan of the output, ``[N, O, oH, oW]``, in the memory format of the input."""
 
     def programs_of(c: Config) -> int:
-        return cdiv(s.pixels, c.BLOCK_M) * s.groups * cdiv(s.group_outputs, c.BLOCK_N)
+        return triton.cdiv(s.pixels, c.BLOCK_M) * s.groups * triton.cdiv(s.group_outputs, c.BLOCK_N)
 
     def cost(c: Config) -> int:
-        channels = s.blocks // s.groups * cdiv(s.block_channels, c.BLOCK_K) * c.BLOCK_K
+        channels = s.blocks // s.groups * triton.cdiv(s.block_channels, c.BLOCK_K) * c.BLOCK_K
         return s.rounds(programs_of(c)) * c.BLOCK_M * channels * (c.BLOCK_N + SAMPLE_COST)
 
     config = config or s.config("forward", cost)
     if s.is_depthwise:
-        blocks = s.blocks * cdiv(s.block_channels, config.BLOCK_N)
-        programs = cdiv(s.pixels, config.BLOCK_M) * blocks * s.group_outputs
+        blocks = s.blocks * triton.cdiv(s.block_channels, config.BLOCK_N)
+        programs = triton.cdiv(s.pixels, config.BLOCK_M) * blocks * s.group_outputs
         kernel, is_even = kernels.depthwise_forward_kernel, s.is_even(config)
     else:
         programs, kernel = programs_of(config), kernels.forward_kernel
@@ -269,7 +269,7 @@ def plan_output(s: Sizes, call: Any, config: Config | None) -> Callable[..., Ten
         **_strides("output", torch.empty(shape, device="meta", memory_format=form)),
         HAS_BIAS=call.bias is not None,
         EVEN=is_even,
-        tiles=cdiv(s.group_outputs, config.BLOCK_N),
+        tiles=triton.cdiv(s.group_outputs, config.BLOCK_N),
     )
     input_to_last, weight_to_last = to_channels_last(call.input), to_channels_last(call.weight)
 
@@ -290,11 +290,11 @@ def plan_grad_weight(s: Sizes, call: Any, config: Config | None) -> Callable[...
     """Return the plan of the weight's gradient, ``[O, C / groups, kH, kW]``, without atomic additions."""
 
     def tiles_of(c: Config) -> int:
-        sums = s.group_outputs if s.is_depthwise else cdiv(s.group_outputs, c.BLOCK_K)
-        return s.taps * s.blocks * cdiv(s.block_channels, c.BLOCK_N) * sums
+        sums = s.group_outputs if s.is_depthwise else triton.cdiv(s.group_outputs, c.BLOCK_K)
+        return s.taps * s.blocks * triton.cdiv(s.block_channels, c.BLOCK_N) * sums
 
     def steps_of(c: Config, splits: int) -> int:
-        return cdiv(cdiv(s.pixels, c.BLOCK_M), splits)
+        return triton.cdiv(triton.cdiv(s.pixels, c.BLOCK_M), splits)
 
     def time(c: Config, splits: int) -> float:
         """Return the time of the busiest multiprocessor plus that of the partial sums, in steps."""
@@ -304,7 +304,7 @@ def plan_grad_weight(s: Sizes, call: Any, config: Config | None) -> Callable[...
     def splits_of(c: Config) -> int:
         """Return the fastest number of splits among those that fill one, two or three rounds."""
         room = _multiprocessors(s.device)
-        most = min(MOST_SPLITS, cdiv(s.pixels, c.BLOCK_M))
+        most = min(MOST_SPLITS, triton.cdiv(s.pixels, c.BLOCK_M))
         candidates = [max(1, min(most, rounds * room // tiles_of(c))) for rounds in (1, 2, 3)]
         return min(candidates, key=lambda splits: time(c, splits))
 
@@ -317,7 +317,7 @@ def plan_grad_weight(s: Sizes, call: Any, config: Config | None) -> Callable[...
         kernels.depthwise_grad_weight_kernel if s.is_depthwise else kernels.grad_weight_kernel,
         config,
         EVEN=s.is_even(config),
-        tiles=cdiv(s.group_outputs, config.BLOCK_K),
+        tiles=triton.cdiv(s.group_outputs, config.BLOCK_K),
         steps=steps_of(config, splits),
         splits=splits,
     )
@@ -341,11 +341,11 @@ def plan_grad_samples(s: Sizes, call: Any, config: Config | None) -> Callable[..
     """
 
     def programs_of(c: Config) -> int:
-        return cdiv(s.pixels, c.BLOCK_M) * s.taps * s.blocks
+        return triton.cdiv(s.pixels, c.BLOCK_M) * s.taps * s.blocks
 
     def cost(c: Config) -> int:
-        channels = cdiv(s.block_channels, c.BLOCK_N) * c.BLOCK_N
-        outputs = cdiv(s.group_outputs, c.BLOCK_K) * c.BLOCK_K
+        channels = triton.cdiv(s.block_channels, c.BLOCK_N) * c.BLOCK_N
+        outputs = triton.cdiv(s.group_outputs, c.BLOCK_K) * c.BLOCK_K
         return s.rounds(programs_of(c)) * c.BLOCK_M * channels * (outputs + SAMPLE_COST)
 
     config = config or s.config("grad_samples", cost)
@@ -428,7 +428,7 @@ def from_channels_last(shape: Sequence[int], like: Tensor) -> Callable[[Tensor],
 
 
 def _transpose(batch: int, rows: int, columns: int) -> Callable[[Tensor, Tensor], None]:
-    programs = batch * cdiv(rows, TRANSPOSE_BLOCK) * cdiv(columns, TRANSPOSE_BLOCK)
+    programs = batch * triton.cdiv(rows, TRANSPOSE_BLOCK) * triton.cdiv(columns, TRANSPOSE_BLOCK)
     sizes = {"rows": rows, "columns": columns, "BLOCK_M": TRANSPOSE_BLOCK, "BLOCK_N": TRANSPOSE_BLOCK}
     launch = Launch(kernels.transpose_kernel, sizes)
     return lambda source, result: launch(programs, {"source": source, "result": result})

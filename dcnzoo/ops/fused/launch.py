@@ -13,10 +13,6 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = triton.knobs.runtime.interpret
 
 
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
 def size_class(tensor: Tensor) -> int:
     """Return 0 for a tensor in less than 2 GiB of memory, else 1, as AMD's GPUs run other code for it.
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .kernels import index_of
-from .launch import Launch, cdiv
+from .launch import Launch
 
 WORD = 64  # boxes per word of the bit matrix
 
@@ -98,7 +98,7 @@ def nms(call: Any) -> Callable[[Any], Tensor]:
         """Launch the kernels. This synchronises once with the GPU."""
         order = call.scores.argsort(descending=True, stable=True)
         number = len(call.boxes)
-        words = cdiv(number, WORD)
+        words = triton.cdiv(number, WORD)
         sizes = {"number": number, "words": words}
         is_kept = torch.empty(number, dtype=torch.bool, device=device)
         bits = torch.empty((number, words), dtype=torch.int64, device=device)

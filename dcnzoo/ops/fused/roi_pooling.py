@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .deform_conv import from_channels_last, to_channels_last
 from .kernels import index_of
-from .launch import Launch, cdiv
+from .launch import Launch
 
 BLOCK_M, BLOCK_C = 8, 64
 SIZES = ("batch", "channels", "height", "width", "output_h", "output_w", "ratio")
@@ -244,8 +244,8 @@ def _launch(kernel: Any, call: Any, size: Sequence[int], bins: Sequence[int], **
         "gamma": call.gamma if is_moved else 0.0, "ALIGNED": is_moved or call.aligned, "MOVED": is_moved,
         "BLOCK_M": BLOCK_M, "BLOCK_C": BLOCK_C, **wanted,
     }  # fmt: skip
-    launch, tiles = Launch(kernel, arguments, rows=True), cdiv(math.prod(bins), BLOCK_M)
-    blocks = cdiv(channels, BLOCK_C) if kernel is forward_kernel else 1
+    launch, tiles = Launch(kernel, arguments, rows=True), triton.cdiv(math.prod(bins), BLOCK_M)
+    blocks = triton.cdiv(channels, BLOCK_C) if kernel is forward_kernel else 1
 
     def run(call: Any, tensors: dict[str, Tensor]) -> None:
         tensors["rois"] = call.rois.float().contiguous()
