@@ -37,7 +37,7 @@ def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
     if data is None:
         data = folder / "shapes"
         make_shapes(data, ShapesSpec(train=8, val=2) if rehearse else ShapesSpec())
-    config, _, _ = write_data(read(data).split(), folder / "own", str(MODEL))
+    config, _ = write_data(read(data).split(), folder / "own", str(MODEL))
     recipe = Recipe.read(config, required=TRAINING)
     cfg = recipe.with_options(RunOptions(work_dir=folder / "work")).cfg
     cfg.log_level, cfg.randomness = "WARNING", {"seed": 0}

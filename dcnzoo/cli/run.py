@@ -18,7 +18,7 @@ from dcnzoo.utils.errors import UserError, user_errors
     "--provide",
     "names",
     metavar="NAME,…",
-    help=f"The modules to provide where they are missing.  [default: {', '.join(BY_DEFAULT)}]",
+    help=f"Modules to provide as well, if they are missing; always: {', '.join(BY_DEFAULT)}.",
 )
 @click.option(
     "--import",
@@ -52,8 +52,8 @@ def command(
     sys.argv = [script, *args]
     sys.path[0] = os.getcwd() if module else str(Path(script).resolve().parent)  # as Python does for a script
     with user_errors():
-        given = [name.strip() for name in names.split(",")] if names else BY_DEFAULT
-        provide(TORCHVISION, *given)
+        given = [name.strip() for name in names.split(",")] if names else []
+        provide(TORCHVISION, *BY_DEFAULT, *given)
     try:
         for name in first:
             import_module(name)

@@ -14,7 +14,7 @@ from dcnzoo.openmmlab.classes import NUMBERS, declared_metainfo, numbers, set_nu
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
 from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, dicts, inner_data_sets
-from dcnzoo.openmmlab.runs.options import main_metric
+from dcnzoo.openmmlab.runs.options import main_metric, set_epochs
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import replacing
@@ -41,6 +41,7 @@ def write_settings(
     model: str,
     changes: Mapping[str, object] | None = None,
     *,
+    epochs: int | None = None,
     size: int | None = None,
     flip: bool = True,
 ) -> Config:
@@ -51,6 +52,7 @@ def write_settings(
         out: the config's file; its paths are relative to its folder.
         model: as for :func:`dcnzoo.train`.
         changes: settings to override.
+        epochs: of the training; the schedules are scaled. None: those of the model's config.
         size: the longer side of resized pictures; None: that of the model's config.
         flip: whether the training flips pictures, as the model's config says.
 
@@ -85,6 +87,8 @@ def write_settings(
     written = Config({**settings, "model": network, "custom_imports": imports, "classes": classes})
     best = {"save_best": main_metric(config), "rule": "greater"}
     written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
+    if epochs is not None:
+        set_epochs(written, epochs)
     _shorten_warm_up(written, len(sources["train"].pictures))
     with replacing(out) as draft:
         # settings are sorted by name: the variable `classes` comes before its uses

@@ -55,7 +55,7 @@ def write_data(
     *,
     size: int | None = None,
     flip: bool = True,
-) -> tuple[Path, int | None, str]:
+) -> tuple[Path, str]:
     """Write the COCO files of annotated pictures, and a config that trains on them.
 
     The folder ``data`` in the work directory gets ``train.json``, ``val.json``, the config and, if there is
@@ -70,7 +70,7 @@ def write_data(
             model's pictures is chosen by :func:`choose_size`.
 
     Returns:
-        The config; the chosen number of epochs, None: that of the config; and the model.
+        The config, and the model.
 
     Raises:
         UserError: the model is unknown, or cannot learn from the data.
@@ -84,13 +84,13 @@ def write_data(
         for name, split in splits.items():
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
-        epochs, model = _configure(config, splits, model, size, flip)
+        model = _configure(config, splits, model, size, flip)
         folder = numbered(work_dir / "data", lambda older: _has_copies(older, new))
         if not folder.exists():
             new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return folder / config.name, epochs, model
+    return folder / config.name, model
 
 
 def _has_copies(folder: Path, files: Path) -> bool:
@@ -115,8 +115,8 @@ def choose_size(split: Dataset) -> tuple[int, float]:
 
 def _configure(
     out: Path, splits: Mapping[str, Dataset], model: str | None, size: int | None, flip: bool
-) -> tuple[int | None, str]:
-    """Choose a model and write the config; return the epochs and the model, as :func:`write_data` does."""
+) -> str:
+    """Choose a model, and write the config; return the model."""
     masks = not without_mask(splits.values())[0]
     epochs, changes = None, dict[str, object]()
     if model is None and get_device() == "cpu":
@@ -126,8 +126,8 @@ def _configure(
         size = size or choose_size(splits["train"])[0]
     elif model is None:
         model = MASKS if masks else BOXES
-    write_settings(splits, out, model, changes, size=size, flip=flip)
-    return epochs, model
+    write_settings(splits, out, model, changes, epochs=epochs, size=size, flip=flip)
+    return model
 
 
 def lines_of(config: Config, split: Dataset, can_set_size: bool) -> list[str]:

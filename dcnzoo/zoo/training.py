@@ -145,7 +145,7 @@ class _OwnData(OwnData):
         self._decisions = describe(data, self._splits)
 
     def write(self) -> Recipe:
-        config, epochs, model = write_data(self._splits, self.work_dir, self.model, **self.inputs)
+        config, model = write_data(self._splits, self.work_dir, self.model, **self.inputs)
         recipe = Source(str(config), config).recipe(self.cfg_options, TRAINING)
         chosen = lines_of(recipe.cfg, self._splits["train"], self.inputs["size"] is None)
         show(*self._decisions, f"model     {model}", *chosen, f"config    {config}")
@@ -153,5 +153,4 @@ class _OwnData(OwnData):
             self.on_data(self._splits, self.work_dir, scale_of(recipe.cfg))
         self._splits.clear()
         return_memory()  # of the pictures and objects
-        options = replace(self.options, work_dir=self.work_dir, epochs=self.options.epochs or epochs)
-        return recipe.with_options(options)
+        return recipe.with_options(replace(self.options, work_dir=self.work_dir))

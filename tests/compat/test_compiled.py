@@ -194,8 +194,13 @@ def test_run(tmp_path):
 
 def test_run_with_names(tmp_path):
     script = tmp_path / "main.py"
-    script.write_text("import _ext, sys\nprint(_ext.dcn_v2_forward.__name__, 'DCNv4' in sys.modules)\n")
-    assert python("-m", "dcnzoo", "run", "--provide", "_ext", script).stdout == "dcn_v2_forward False\n"
+    """They are provided beside the default ones. A fork of GroundingDINO is a package of another name."""
+    (tmp_path / "fork").mkdir()
+    (tmp_path / "fork/__init__.py").write_text("from . import _C\n")
+    names = "_ext.dcn_v2_forward.__name__, fork._C.ms_deform_attn_forward.__name__, 'DCNv4' in sys.modules"
+    script.write_text(f"import _ext, fork, sys\nprint({names})\n")
+    output = python("-m", "dcnzoo", "run", "--provide", "_ext, fork._C", script).stdout
+    assert output == "dcn_v2_forward ms_deform_attn_forward True\n"
     result = python("-m", "dcnzoo", "run", "--provide", "_ex", script, status=1)
     assert result.stderr.startswith("error: provide: names: expected some of"), "one line, no traceback"
 

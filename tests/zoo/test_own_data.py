@@ -31,8 +31,8 @@ from ..processes import python, python_with_torch
 def prepare(data, work_dir):
     pictures = read(data)
     splits = pictures.split()
-    config, epochs, _ = own_data.write_data(splits, work_dir, None)
-    return config, epochs, describe(pictures, splits)
+    config, _ = own_data.write_data(splits, work_dir, None)
+    return config, read_config_file(config).train_cfg.max_epochs, describe(pictures, splits)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -61,6 +61,7 @@ def test_every_format(tmp_path, name):
     }
     assert learnt == {(name, c, x, y, x + w, y + h) for name, c, x, y, w, h in objects(train)}
     assert epochs * len(json.loads(train.read_text())["images"]) >= 4 * 600
+    assert max(schedule.end for schedule in cfg.param_scheduler if schedule.get("by_epoch", True)) == epochs
 
 
 MISTAKES = {  # format: a file, and the text that is replaced
@@ -226,7 +227,7 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 def test_size_is_an_option(tmp_path, model):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits = read(tmp_path / "fruits").split()
-    config, *_ = own_data.write_data(splits, tmp_path / "run", model, size=448)
+    config, _ = own_data.write_data(splits, tmp_path / "run", model, size=448)
     cfg = read_config_file(config)
     lines = own_data.lines_of(cfg, splits["train"], False)
     steps = [step for name in LOADERS for step in cfg[name].dataset.pipeline if step.type == "Resize"]
@@ -245,7 +246,7 @@ def test_size_is_an_option(tmp_path, model):
 def test_flips(tmp_path, model, flip):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits = read(tmp_path / "fruits").split()
-    config, *_ = own_data.write_data(splits, tmp_path / "run", model, flip=flip)
+    config, _ = own_data.write_data(splits, tmp_path / "run", model, flip=flip)
     lines = own_data.lines_of(read_config_file(config), splits["train"], True)
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(read_config_file(config).train_dataloader.dataset)
@@ -262,7 +263,7 @@ def test_objects_that_are_too_small_are_named(tmp_path):
     for side, size, remedy in [(11, None, False), (9, None, True), (11, 320, True)]:
         split = split_of(((1000, 900), [(side, side, 0)]))
         splits = {"train": split, "val": split}
-        config, *_ = own_data.write_data(splits, tmp_path / f"{side}-{size}", None, size=size)
+        config, _ = own_data.write_data(splits, tmp_path / f"{side}-{size}", None, size=size)
         lines = own_data.lines_of(read_config_file(config), split, size is None)
         assert any("not found" in line for line in lines) == remedy
 
@@ -275,7 +276,7 @@ def test_what_the_crops_keep_of_an_object_has_a_mask_and_a_box(tmp_path):
     )
     Image.new("RGB", picture.size).save(picture.file)
     split = Dataset({"a": None}, splits={"train": [picture]})
-    config, *_ = own_data.write_data({"train": split, "val": split}, tmp_path / "run", None, size=640)
+    config, _ = own_data.write_data({"train": split, "val": split}, tmp_path / "run", None, size=640)
     cfg = read_config_file(config)
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(cfg.train_dataloader.dataset)

@@ -20,6 +20,7 @@ TABLE = {
     "groundingdino._C": "attention",
     "detrex._C": "detrex",
     "adet._C": "attention",  # TESTR, DeepSolo
+    "_C": "attention",  # the same in a package of another name
     "DCNv3": "intern_image",
     "DCNv4.ext": "dcnv4.ext",  # if only the compiled part of the package is missing
     "DCNv4": "dcnv4",  # the whole package, for FlashInternImage
@@ -28,7 +29,7 @@ TABLE = {
     "custom_op": "custom_op",  # Pytorch-Implmentation-of-Deformable-Convolution-Nd
 }
 TORCHVISION = "torchvision"
-COMMON_NAMES = ("_ext", "custom_op")  # names that some projects use for other modules
+COMMON_NAMES = ("_C", "_ext", "custom_op")  # names that some projects use for other modules
 BY_DEFAULT = [name for name in TABLE if name not in COMMON_NAMES]
 
 

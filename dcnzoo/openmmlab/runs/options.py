@@ -82,7 +82,7 @@ def _write_training(cfg: Config, options: TrainOptions, fixed: Collection[str]) 
             f"got {base}"
         )
     if options.epochs is not None:
-        changes += _set_epochs(cfg, options.epochs, fixed)
+        changes += set_epochs(cfg, options.epochs, fixed)
     if options.batch_size is not None:
         changes.append(_set(cfg.train_dataloader, "batch_size", options.batch_size))
         sampler = cfg.train_dataloader.get("sampler") or {}
@@ -175,8 +175,12 @@ def _set(node: dict, key: str, value: object, owner: str = "") -> str:
     return "" if before == value else f"{owner}{key} {before} → {value}"
 
 
-def _set_epochs(cfg: Config, epochs: int, fixed: Collection[str]) -> list[str]:
-    """Set the number of epochs, and scale all settings that count epochs or iterations."""
+def set_epochs(cfg: Config, epochs: int, fixed: Collection[str] = ()) -> list[str]:
+    """Set the number of epochs, and scale all settings that count epochs or iterations, but ``fixed`` ones.
+
+    Returns:
+        A description of each change.
+    """
     before = cfg.train_cfg.get("max_epochs")
     if not before:
         raise UserError(f"epochs: expected a config with train_cfg.max_epochs, got {dict(cfg.train_cfg)}")
