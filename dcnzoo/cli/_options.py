@@ -262,7 +262,7 @@ work_dir = option("--work-dir", type=NAME, metavar="FOLDER", help="Default: work
 # dcnzoo.data.dataset.ReadOptions
 reading = combined(
     option("--clip", is_flag=True, help="Own data: clip objects to their images."),
-    option("--skip-invalid", is_flag=True, help="Own data: leave out invalid objects and images."),
+    option("--skip-invalid", is_flag=True, help="Own data: skip invalid objects and files."),
     option("--zero-based", is_flag=True, help="Own data, Pascal VOC: coordinates are counted from 0."),
 )
 

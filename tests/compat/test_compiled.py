@@ -77,7 +77,7 @@ def test_folders_without_init(provide, package, tmp_path, monkeypatch):
     assert is_installed(name)
 
 
-@pytest.mark.parametrize("names", [(), ("DCNv5",), ("DCNv3", "some._C")])
+@pytest.mark.parametrize("names", [(), ("DCNv5",), ("DCNv3", "some._D")])
 def test_wrong_names_list_the_names(provide, names):
     with pytest.raises(ValueError, match="provide: names: expected some of") as raised:
         provide(*names)
