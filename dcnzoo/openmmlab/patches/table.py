@@ -46,7 +46,7 @@ TABLE = (
     of_mmengine(
         inherit_from_packages,
         target="mmengine/config/config.py:1247, Config._get_cfg_path",
-        reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 81 removed",
+        reason="_base_ = 'dcnzoo::…' is unknown; the lookup needs pkg_resources, which setuptools 82 removed",
     ),
     of_mmengine(
         types_import_no_modules,
