@@ -17,5 +17,5 @@ def provide():
 def remove_provided():
     for name in list(sys.modules):
         is_provided = {name.partition(".")[0], name, name.rpartition(".")[2]} & TABLE.keys()
-        if is_provided and not name.startswith(("dcnzoo.", "mmcv.")):
+        if is_provided and not name.startswith(("dcnzoo.", "mmcv.", "torch.")):
             del sys.modules[name]
