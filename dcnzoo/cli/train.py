@@ -43,7 +43,7 @@ from dcnzoo.utils.files import require_file
 @option(
     "--force", is_flag=True, help="Train in a work directory that has checkpoints: it is renamed to NAME.1."
 )
-@option("--dry-run", is_flag=True, help="Build everything, train one step, write only the data.")
+@option("--dry-run", is_flag=True, help="Build everything, train one step, write only --data and its sheet.")
 @option(
     "--no-sanity",
     "sanity",

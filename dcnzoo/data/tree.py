@@ -176,8 +176,8 @@ def _common_folders(tree: Tree, picture: Path, folders: list[str], beside: Path,
     return len(Path(os.path.commonpath([picture.absolute(), beside.absolute()])).parts)
 
 
-# Who writes so, and the nearness of a picture to an annotation, by the arguments of Tree._nearest. Of several
-# pictures with the stated file name, those that are nearest by the first row stay; then the next row decides.
+# Each row has the tools that write such folders, and a function that returns how near a picture is to its
+# annotation. Of pictures with one file name, the first row keeps the nearest; the next decides among these.
 NEARNESS: tuple[tuple[str, Callable[[Tree, Path, list[str], Path, str], int]], ...] = (
     ("LabelMe, Roboflow: beside the annotation", lambda tree, file, _, beside, split: file.parent == beside),
     ("COCO's and Label Studio's names with folders", _equal_folders),

@@ -26,7 +26,8 @@ def _below_ends(file: Path, path: str, name: str) -> list[Path]:
     return [file.parent.joinpath(*parts[start:], *parts_of(name)) for start in range(len(parts) + 1)]
 
 
-# Who writes so, and the paths of a name in a description, from its file, its key ``path`` and the name.
+# Each row has the tools that write such paths, and a function that returns where a path may be. Its arguments
+# are the description's file, the value of its key ``path``, and the path that the description states.
 PATHS: tuple[tuple[str, Callable[[Path, str, str], list[Path]]], ...] = (
     ("Ultralytics", lambda file, path, name: [file.parent / path / name]),
     ("Roboflow (../train/images is beside the file), Ultralytics on another machine", _below_ends),
@@ -114,7 +115,7 @@ class Yolo(Reader):
         return splits
 
     def _pictures(self, place: object) -> Iterator[Path]:
-        """Yield the pictures of a folder or list, at the first of :data:`PATHS` that exists; else none."""
+        """Yield the pictures of a folder or list: of its places in :data:`PATHS`, the first that exists."""
         name, below = str(place).replace("\\", "/"), str(self._keys.get("path") or "")
         paths = (path for _, places in PATHS for path in places(self.file, below, name))
         target = next(filter(Path.exists, paths), None)

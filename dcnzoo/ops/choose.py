@@ -163,7 +163,7 @@ def _is_not_measured(query: Query) -> bool:
 
 
 # A kernel, when it does not run a call, and why. Kernels are in order of preference; REFERENCE runs any call.
-# A rule may read only what is in key_of, such as no number of regions, and also gets queries without a call.
+# A rule may read only what key_of returns, so not the number of regions. A query may have no call.
 RULES: tuple[tuple[str, Callable[[Query], object], str], ...] = (
     (FUSED, _has_no_triton, ""),
     (FUSED, lambda query: backend in ("compiled", "plain"), "DCNZOO_BACKEND={backend}"),

@@ -59,7 +59,7 @@ def write_report(
         out = work_dirs[0] / REPORT
         out = out if force else numbered(out)
     names = [path.resolve().name for path in work_dirs]
-    if len(set(names)) < len(names):  # folders of one name are no seeds of one setting
+    if len(set(names)) < len(names):  # folders of one name are different trainings
         names = [*map(str, work_dirs)]
     checkpoints = [checkpoint, *[None] * (len(folders) - 1)]
     out = require_new("report", out, force=force)

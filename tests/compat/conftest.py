@@ -15,7 +15,7 @@ def provide():
 
 
 def remove_provided():
-    for name in list(sys.modules):
-        is_provided = {name.partition(".")[0], name, name.rpartition(".")[2]} & TABLE.keys()
-        if is_provided and not name.startswith(("dcnzoo.", "mmcv.", "torch.")):
+    for name, module in list(sys.modules.items()):
+        is_ours = getattr(module, "__name__", "").startswith("dcnzoo.compat.compiled.")
+        if name.partition(".")[0] in TABLE or (is_ours and not name.startswith("dcnzoo.")):
             del sys.modules[name]

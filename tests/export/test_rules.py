@@ -71,7 +71,7 @@ def test_nms(class_agnostic):
 
 
 def test_two_inverse_sigmoids_of_one_tensor(tmp_path):
-    """As in decoders of several layers. If mmdet's own passes here, ``logit`` is not needed any more."""
+    """Decoders of several layers make such calls. If mmdet's own function passes, ``logit`` is not needed."""
 
     def of(inverse):
         return module_of(lambda x: inverse(x) + inverse(x, eps=1e-3))
@@ -202,7 +202,7 @@ def test_a_head_with_its_own_decoding(family="DINO"):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_head_that_passes_arguments_by_position(count):
-    """``rescale`` was once taken for ``with_nms``: the file had no NMS."""
+    """The export read ``rescale`` as ``with_nms``, so the file had no NMS."""
 
     class ByPosition(RetinaHead):
         def _predict_by_feat_single(self, *levels, img_meta, cfg, rescale=False, with_nms=True, **named):

@@ -366,7 +366,7 @@ def test_epochs_scale_the_schedule():
 
 @pytest.mark.parametrize("epochs", [5, 9, 10, 15])
 def test_a_cosine_of_half_the_epochs_ends_with_an_odd_number_of_epochs(epochs):
-    """A shorter one than the epochs that are left would rise again, and a longer one not reach its end."""
+    """Shorter than the remaining epochs, the rate would rise again; longer, it would end too high."""
     cfg, _ = schedule(RTMDET)
     write_options(cfg, TrainOptions(epochs=epochs))
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.004)

@@ -47,7 +47,7 @@ def suppress(
 
 
 def without_small(cfg: ConfigDict, boxes: Tensor, scores: Tensor) -> Tensor:
-    """Return the scores: ``ABSENT`` for boxes that ``min_bbox_size`` excludes; negative, it excludes none."""
+    """Return the scores, with ``ABSENT`` for boxes below ``min_bbox_size``. A negative size excludes none."""
     if (least := cfg.get("min_bbox_size", -1)) < 0:
         return scores
     width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(-1)

@@ -32,7 +32,7 @@ class SymbolicSizes(TorchFunctionMode):
         if function is torch.linspace and _has_sizes(args):
             start, end, steps = args
             return start + torch.arange(steps, **kwargs) * (end - start) / tensor_of(steps - 1, **kwargs)
-        if function is Tensor.add_:  # also x += y; if only y differs between images, x cannot hold the sum
+        if function is Tensor.add_:  # also x += y. x has no place for the sum if only y differs by image
             differs = [isinstance(v, Tensor) and is_batchedtensor(v) for v in (*args, *kwargs.values())]
             if any(differs) and not differs[0]:
                 return torch.add(*args, **kwargs)

@@ -105,7 +105,7 @@ class NumberedBatches(BatchSampler):
 
 
 def load_seeded(dataset: Dataset, numbers: Sequence[int], batch: Batch) -> list[Any]:
-    """Load a batch; ``numbers`` and that of the batch are the seed. torch's loader calls ``__getitems__``."""
+    """Load a batch as torch's loader does, seeded by ``numbers`` and by the batch's own number."""
     seed_generators(mix(*numbers, batch.number))
     load: Callable | None = getattr(type(dataset), "__getitems__", None)
     return load(dataset, batch) if load else [dataset[index] for index in batch]

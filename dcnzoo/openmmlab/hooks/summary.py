@@ -111,7 +111,7 @@ class SummaryHook(Hook):
         if not (metrics := validations.get(step)):
             return []
         names = metric_names(metrics)
-        # of the metric of save_best
+        # the metric of save_best
         selected = {key: metrics[key] for key in metrics if file and file.name.startswith(best_prefix(key))}
         figures = {**{names[key]: f"{value:.3f}" for key, value in selected.items()}, **_figures(metrics)}
         aps = ", ".join(f"{name} {figure}" for name, figure in figures.items())
