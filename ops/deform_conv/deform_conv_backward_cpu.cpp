@@ -165,8 +165,9 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   const int64_t most = factor * kBackwardBlockBytes / int64_t(sizeof(T)),
                 few = round_up(s.channels / (narrow ? 1 : 2), panel);
   ChannelBlocking blocking(s, std::clamp(few, panel, most), panel);
-  const int64_t packed_size = blocking.place_weights(
-      1, [&](const ChannelBlock& block) { return round_up(block.outputs, kernels.depth_step); });
+  const int64_t packed_size = blocking.place_weights(sizeof(T) / sizeof(S), [&](const ChannelBlock& block) {
+    return round_up(block.outputs, kernels.depth_step);
+  });
   Buffer<S> packed;
   if (wanted[0] || wanted[2] || wanted[3])
     packed = pack_weight<S>(s, blocking, packed_size, weight, kernels.pack);
@@ -175,8 +176,9 @@ DeformConvGradients backward(const DeformConvShapes& s, const Tensor& grad_outpu
   DeformConvBackwardParams<T, S> p{};
   p.shape = s, p.blocks.data = blocking.blocks.data(), p.over_pixels = blocking.over_pixels;
   p.narrow = blocking.narrow;
-  p.tile = blocking.tile(kBackwardRows,
-                         [&](const ChannelBlock& block) { return s.group_outputs() * block.width; });
+  p.tile = blocking.tile(kBackwardRows, [&](const ChannelBlock& block) {
+    return s.group_outputs() * (block.width / block.lanes);
+  });
   p.weight = packed.data();
   p.grad_output.channels_last = grad_map.channels_last;
   p.grad_weight = work.grad_weight.data();
@@ -230,8 +232,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   const ScalarType type = accumulate_type(input.scalar_type());
   const bool is_double = type == ScalarType::Double;
   // whether to compute bfloat16 as it is stored
-  const bool narrow = input.scalar_type() == ScalarType::BFloat16 && multiplies_bfloat16(s) &&
-                      !has_narrow_groups(s, forward_kernels<float, float>().panel / 2);
+  const bool narrow = input.scalar_type() == ScalarType::BFloat16 && multiplies_bfloat16(s);
   const ScalarType stored = narrow ? ScalarType::BFloat16 : type;
   const Tensor grad = as_type(grad_output, stored);
   const auto differentiate = narrow      ? backward<float, BFloat16Bits>

@@ -32,16 +32,16 @@ DCNZOO_HD int64_t channels_of_points(const DeformConvShapes& s) {
 
 // Which channel a lane holds, where the lanes of vectors are divided evenly among groups of channels.
 struct LaneMap {
-  int64_t lanes;                // of a group
-  int64_t groups, channels;     // channels: of a group
-  int64_t first = 0, step = 1;  // lane i of a group holds the group's channel first + step · i
+  int64_t lanes;             // of a group
+  int64_t groups, channels;  // channels: of a group
+  int64_t first = 0;         // lane i of a group holds the group's channel first + i
 
   // The channel, counted over the groups; -1 if the lane holds none.
   DCNZOO_HD int64_t channel_of(int64_t lane) const {
-    const int64_t group = lane / lanes, channel = first + step * (lane % lanes);
+    const int64_t group = lane / lanes, channel = first + lane % lanes;
     return group < groups && channel < channels ? group * channels + channel : -1;
   }
-  DCNZOO_HD bool is_identity() const { return lanes == channels && first == 0 && step == 1; }
+  DCNZOO_HD bool is_identity() const { return lanes == channels && first == 0; }
 };
 
 // A map of channels that are all in use, in their order.
@@ -68,13 +68,11 @@ struct ChannelBlock {
     const int64_t channels = count / groups;
     return is_narrow() ? channel / channels * lanes + channel % channels : channel;
   }
-  // The lanes of the input, and those of the outputs `first` + step · lane of each narrow group
+  // The lanes of the input, and those of the outputs from `first` on of each narrow group
   DCNZOO_HD LaneMap input_lanes() const {
     return is_narrow() ? LaneMap{lanes, groups, count / groups} : identity_map(count);
   }
-  DCNZOO_HD LaneMap output_lanes(int64_t first, int64_t step) const {
-    return {lanes, groups, outputs / groups, first, step};
-  }
+  DCNZOO_HD LaneMap output_lanes(int64_t first) const { return {lanes, groups, outputs / groups, first}; }
   // A part has as many outputs of each narrow group as the group has lanes.
   DCNZOO_HD int64_t parts() const { return (outputs / groups + lanes - 1) / lanes; }
   DCNZOO_HD int64_t narrow_weights(int64_t taps) const { return width * parts() * lanes * taps; }

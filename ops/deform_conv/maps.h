@@ -105,7 +105,7 @@ void store_result(const ForwardParams<T, S>& p, const ChannelBlock& block,
   const int64_t parts = block.is_narrow() ? block.parts() : 1;
   for (int64_t part = 0; part < parts; ++part) {
     const LaneMap lanes =
-        block.is_narrow() ? block.output_lanes(part * block.lanes, 1) : identity_map(block.outputs);
+        block.is_narrow() ? block.output_lanes(part * block.lanes) : identity_map(block.outputs);
     const int64_t width = round_up(lanes.groups * lanes.lanes, kLanes<T>);
     tile.rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
       from_lanes(lanes, tile.result + begin * p.tile.outputs + part * block.width, width, p.tile.outputs,
@@ -120,20 +120,15 @@ template <typename T, typename S, int Rank>
 void gather_gradient(const BackwardParams<T, S>& p, const ChannelBlock& block,
                      const BackwardMemory<T, S, Rank>& tile) {
   const bool last = p.grad_output.channels_last;
-  const int64_t stride = p.grad_output.stride(p.shape), outputs = block.outputs, lanes = kLanes<S>;
+  const int64_t stride = p.grad_output.stride(p.shape), outputs = block.outputs;
   tile.rows.each_image(p.shape.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     const int64_t count = end - begin;
     const S* const from = p.grad_output.at(p.shape, image, block.first_output, pixel);
     if (block.is_narrow()) {
-      const int64_t each = outputs / block.groups, channel_stride = last ? 1 : stride;
-      for (int64_t c = 0; c < block.width; c += lanes)
-        for (int64_t o = 0; o < each; ++o) {
-          LaneMap map = block.output_lanes(o, 0);
-          map.groups -= c / block.lanes;
-          to_lanes(map, from + c / block.lanes * each * channel_stride, stride, last,
-                   tile.gradient + ((c * kBackwardRows + begin * lanes) * each + o * lanes), lanes,
-                   each * lanes, count);
-        }
+      const int64_t each = outputs / block.groups, groups = block.width / block.lanes, row = each * groups;
+      for (int64_t o = 0; o < each; ++o)
+        to_lanes(LaneMap{1, block.groups, each, o}, from, stride, last,
+                 tile.gradient + begin * row + o * groups, groups, row, count);
     } else if (last) {
       transpose(from, stride, tile.gradient + begin, kBackwardRows, count, outputs);
     } else {

@@ -88,7 +88,7 @@ struct NarrowProduct {
         result(tile.result),
         result_stride(p.tile.outputs) {
     for (int64_t lane = 0; lane < parts * block.width; ++lane) {
-      const LaneMap outputs = block.output_lanes(lane / block.width * group, 1);
+      const LaneMap outputs = block.output_lanes(lane / block.width * group);
       const int64_t output = outputs.channel_of(lane % block.width);
       tile.bias[lane] = p.bias && output >= 0 ? p.bias[block.first_output + output] : 0;
     }
@@ -141,16 +141,16 @@ struct NarrowProduct {
   }
 };
 
-// The products of the backward. They take a run of rows at a time, which the L1 cache holds.
-template <typename T>
+// The products of the backward. They take a run of rows at a time, whose gradients of the outputs the L1 cache holds.
+template <typename T, typename S>
 struct NarrowGradient {
-  static constexpr int64_t lanes = kLanes<T>, run = 32;
+  static constexpr int lanes = kLanes<T>, run = 32;
   int64_t rows, taps, width, outputs, group;  // outputs: of a group; group: its lanes
-  const T* gradient;                          // of the outputs: [vector][row of kBackwardRows][output][lane]
+  const S* gradient;                          // of the outputs: [row][output of a group][group]
 
   template <int Rank>
-  NarrowGradient(const BackwardParams<T, T>& p, const ChannelBlock& block,
-                 const BackwardMemory<T, T, Rank>& tile)
+  NarrowGradient(const BackwardParams<T, S>& p, const ChannelBlock& block,
+                 const BackwardMemory<T, S, Rank>& tile)
       : rows(tile.rows.count),
         taps(p.shape.taps),
         width(block.width),
@@ -158,18 +158,36 @@ struct NarrowGradient {
         group(block.lanes),
         gradient(tile.gradient) {}
 
+  // The gradients of the outputs for the vector of columns `column` in `count` rows: [row][output][lane], where all lanes of a
+  // group have the same value
+  template <int... lane>
+  void fill_lanes(int64_t first, int64_t count, int64_t column, T* to,
+                  std::integer_sequence<int, lane...> all) const {
+    fill_lanes_of<1>(gradient + first * outputs * (width / group) + column / group, count * outputs, to, all);
+  }
+  template <int size, int... lane>
+  void fill_lanes_of(const S* from, int64_t count, T* to, std::integer_sequence<int, lane...> all) const {
+    if (group == size) {
+      for (int64_t i = 0; i < count; ++i, from += width / size) {
+        const auto values = load_lanes<Vector<T>>(from);
+        store(to + i * lanes, shuffle<(lane / size)...>(values, values));
+      }
+    } else if constexpr (2 * size <= lanes) {
+      fill_lanes_of<2 * size>(from, count, to, all);
+    }
+  }
   // Calls function(columns, gradient, weight, rows) for each vector of columns in a run of rows. The pointers to gradient and
   // weight are those of output 0.
-  template <typename Weight, typename Function>
-  DCNZOO_INLINE void each_vector(const Panels<T>& columns, Weight* weight, Function function) const {
-    const int64_t tap_size = width * group;
+  template <typename E, typename Weight, typename Function>
+  DCNZOO_INLINE void each_vector(const Panels<E>& columns, Weight* weight, Function function) const {
+    alignas(kVectorBytes) T filled[run * lanes * lanes];
     for (int64_t c = 0; c < width; c += lanes)
-      for (int64_t first = 0; first < rows; first += run)
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          const int64_t column = tap * width + c;
-          function(columns.at(first, column), gradient + (c * kBackwardRows + first * lanes) * outputs,
-                   weight + tap * tap_size + c * group, rows - first < run ? rows - first : run);
-        }
+      for (int64_t first = 0; first < rows; first += run) {
+        const int64_t count = rows - first < run ? rows - first : run;
+        fill_lanes(first, count, c, filled, std::make_integer_sequence<int, lanes>());
+        for (int64_t tap = 0; tap < taps; ++tap)
+          function(columns.at(first, tap * width + c), filled, weight + (tap * width + c) * group, count);
+      }
   }
   // The distance between the weights of output 0 and of this output
   DCNZOO_INLINE int64_t weight_of(int64_t output) const {
@@ -200,14 +218,14 @@ struct NarrowGradient {
   }
 
   // Adds to the weight's gradient.
-  void multiply_by_columns(const Panels<T>& columns, T* grad_weight) const {
+  void multiply_by_columns(const Panels<S>& columns, T* grad_weight) const {
     const NarrowGradient p = *this;
-    p.each_vector(columns, grad_weight, [&](const T* column, const T* from, T* to, int64_t count) {
+    p.each_vector(columns, grad_weight, [&](const S* column, const T* from, T* to, int64_t count) {
       p.each_outputs([&](auto together, int64_t output) {
         constexpr int apart = 8 / together;  // rows with sums of their own
         Vector<T> sums[apart][together] = {};
         const auto add = [&](int64_t r, Vector<T>(&sum)[together]) {
-          const Vector<T> left = load(column + r * kNR<T>);
+          const auto left = load_lanes<Vector<T>>(column + r * kNR<S>);
           const T* const g = from + (r * p.outputs + output) * lanes;
           for (int i = 0; i < together; ++i) sum[i] += left * load(g + i * lanes);
         };

@@ -37,9 +37,9 @@ void multiply_by_weight(const BackwardParams<T, S>& p, const ChannelBlock& block
                         const BackwardMemory<T, S, Rank>& tile) {
   constexpr int64_t pair = kPair<T, S>;
   const int64_t rows = tile.rows.count, panels = block.depth / kNR<T>;
-  if constexpr (pair == 1)
-    if (block.is_narrow())
-      return NarrowGradient<T>(p, block, tile).multiply_by_weight(p.weight + block.weight_at, tile.gradients);
+  if (block.is_narrow())
+    return NarrowGradient<T, S>(p, block, tile)
+        .multiply_by_weight(reinterpret_cast<const T*>(p.weight + block.weight_at), tile.gradients);
   const int64_t outputs = round_up(block.outputs, kDepthStep<T, S>), more = outputs - block.outputs;
   const int64_t stride = BackwardMemory<T, S, Rank>::pair_stride(p);
   // channels-last gradients of bfloat16 are read where they lie, unless padding is needed: other outputs follow them
@@ -92,8 +92,7 @@ template <typename T, typename S, int Rank>
 void add_weight_gradient(const BackwardParams<T, S>& p, const ChannelBlock& block,
                          const BackwardMemory<T, S, Rank>& tile, int64_t index) {
   T* const to = p.grad_weight + block.weight_at;
-  if constexpr (std::is_same_v<T, S>)
-    if (block.is_narrow()) return NarrowGradient<T>(p, block, tile).multiply_by_columns(tile.columns, to);
+  if (block.is_narrow()) return NarrowGradient<T, S>(p, block, tile).multiply_by_columns(tile.columns, to);
   const int64_t rows = round_up(tile.rows.count, kDepthStep<T, S>);
   const int64_t part = ceil_div(block.outputs, p.weight_parts), first = index * part;
   const int64_t outputs = block.outputs - first < part ? block.outputs - first : part;

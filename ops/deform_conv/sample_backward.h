@@ -36,7 +36,8 @@ struct ColumnGradient {
 
 // One tap of one output pixel, for the channels of a block. Input, Points and Columns: whether to compute the
 // gradient of the input, the gradients of offset and mask, and the columns.
-template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns, typename Channels>
+template <typename Panel, typename T, typename S, int Rank, bool Input, bool Points, bool Columns,
+          typename Channels>
 struct PointBackward {
   static constexpr int corners = kCorners<Rank>;
   static constexpr bool reads_input = Points || Columns;
@@ -75,7 +76,7 @@ struct PointBackward {
   DCNZOO_INLINE void add(const Panels<T>& gradients, S* columns, T* dots) {
     const Panels<T> panels = gradients;  // a local copy: the compiler would read it again after every store
     alignas(kVectorBytes) Vector<T> dot[corners] = {};
-    each_column<T, Whole<S>>(tap, channels, row, panels, [&](auto value, int64_t c, int64_t at) {
+    each_column<T, Panel>(tap, channels, row, panels, [&](auto value, int64_t c, int64_t at) {
       using Value = decltype(value);
       const ColumnGradient<T, Value> gradient(panels.data + at);
       for (int i = 0; i < (whole ? corners : used); ++i) {
@@ -98,7 +99,7 @@ struct PointBackward {
 };
 
 // Computes the columns (if they are needed) from their gradient, adds to the input's gradient and writes `dots`.
-template <typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
+template <typename Panel, typename T, typename S, int Rank, bool Input, bool Points, bool Columns>
 void sample_backward(const BackwardParams<T, S>& p, const ChannelBlock& block,
                      const BackwardMemory<T, S, Rank>& tile) {
   constexpr int corners = kCorners<Rank>;
@@ -112,7 +113,7 @@ void sample_backward(const BackwardParams<T, S>& p, const ChannelBlock& block,
   const int64_t start = p.input.place_of(block, p.shape.in_pixels), stride = p.input.pixel_stride(block);
   const CornerDistances<Rank> distance(p.shape, stride);
   const auto differentiate = [&](auto channels, int64_t r, int64_t tap, T* point_dots) {
-    PointBackward<T, S, Rank, Input, Points, Columns, decltype(channels)> point;
+    PointBackward<Panel, T, S, Rank, Input, Points, Columns, decltype(channels)> point;
     const BackwardPoints<T, Rank>& points = tile.table[tap];
     const T factor = points.factor[r];
     point.tap = tap, point.row = r, point.rest = points.rest[r], point.channels = channels;

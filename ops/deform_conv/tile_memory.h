@@ -123,7 +123,8 @@ struct BackwardMemory {
         gradients(Panels<T>::take(arena, p.tile), p.tile),
         columns(kPair<T, S> == 1 ? reinterpret_cast<S*>(gradients.data) : Panels<S>::take(arena, p.tile),
                 p.tile),
-        gradient(arena.take<S>(p.tile.outputs * kBackwardRows)),
+        gradient(
+            arena.take<S>(p.tile.outputs * kBackwardRows + kLanes<S>)),  // the last load reads a whole vector
         pairs(arena.take<S>(kPair<T, S> == 1 ? 0 : pair_stride(p) * kBackwardRows)),
         dots(arena.take<T>(p.shape.taps * kCorners<Rank> * kBackwardRows)),
         offset_mask(arena.take<T>(p.shape.taps * (Rank + 1) * kBackwardRows)),

@@ -119,7 +119,8 @@ struct BackwardTile {
     }
     if (!columns) return;
     if (p.over_pixels) memory.planes.to_panels(memory.gradients, block.depth, memory.rows.count);
-    if constexpr (!std::is_same_v<T, S>) pair_columns(block, memory);
+    if constexpr (!std::is_same_v<T, S>)
+      if (!block.is_narrow()) pair_columns(block, memory);
     for (int64_t part = 0; part < p.weight_parts; ++part)
       add_in_turn(1 + part, [&] { add_weight_gradient(p, block, memory, part); });
   }
@@ -130,11 +131,20 @@ struct BackwardTile {
     if (!(input || points || columns)) return;
     if constexpr (std::is_same_v<T, S>)
       if (p.over_pixels) return sample_backward_over_pixels(p, index, memory, input, points, columns);
-    static constexpr decltype(&sample_backward<T, S, Rank, true, true, true>) samplers[2][2][2] = {
-        {{nullptr, sample_backward<T, S, Rank, false, false, true>},
-         {sample_backward<T, S, Rank, false, true, false>, sample_backward<T, S, Rank, false, true, true>}},
-        {{sample_backward<T, S, Rank, true, false, false>, sample_backward<T, S, Rank, true, false, true>},
-         {sample_backward<T, S, Rank, true, true, false>, sample_backward<T, S, Rank, true, true, true>}}};
+    has_whole_panels(block, kNR<S>) ? sample_by_panels<Whole<S>>(input, points, columns)
+                                    : sample_by_panels<Vector<T>>(input, points, columns);
+  }
+
+  template <typename Panel>
+  void sample_by_panels(bool input, bool points, bool columns) const {
+    static constexpr decltype(&sample_backward<Panel, T, S, Rank, true, true, true>) samplers[2][2][2] = {
+        {{nullptr, sample_backward<Panel, T, S, Rank, false, false, true>},
+         {sample_backward<Panel, T, S, Rank, false, true, false>,
+          sample_backward<Panel, T, S, Rank, false, true, true>}},
+        {{sample_backward<Panel, T, S, Rank, true, false, false>,
+          sample_backward<Panel, T, S, Rank, true, false, true>},
+         {sample_backward<Panel, T, S, Rank, true, true, false>,
+          sample_backward<Panel, T, S, Rank, true, true, true>}}};
     samplers[input][points][columns](p, block, memory);
   }
 };
