@@ -1,6 +1,6 @@
 // The walk of deform_conv on the CPU: what happens to a tile of output pixels, one block of channels after another.
 //
-//   turn      images and blocks whose copies the caches hold   deform_conv_{forward,backward}_cpu.cpp, channel_blocks.h
+//   pass      images and blocks whose copies the caches hold   deform_conv_{forward,backward}_cpu.cpp, channel_blocks.h
 //   tile      some output pixels, the task of a thread         here: ForwardTile, BackwardTile; tile_memory.h: its layouts
 //   block     channels that are computed together              ChannelBlock in deform_conv_cpu_kernel.h
 //   points    the pixels around them, and weights              sampling_table.h
@@ -70,8 +70,8 @@ struct ForwardTile {
       if constexpr (std::is_same_v<T, S>)
         if (p.over_pixels) memory.planes.to_panels(memory.columns, columns, rows);
       if (!p.over_pixels)
-        has_whole_panels(block, kNR<S>) ? sample_rows(Whole<S>{}, memory.columns, 0, rows)
-                                        : sample_rows(Vector<T>{}, memory.columns, 0, rows);
+        columns_are_even_odd<S>(block) ? sample_rows(Whole<S>{}, memory.columns, 0, rows)
+                                       : sample_rows(Vector<T>{}, memory.columns, 0, rows);
       return multiply_columns(p, block, memory);
     }
     const NarrowProduct<T> product(p, block, memory);
@@ -131,8 +131,8 @@ struct BackwardTile {
     if (!(input || points || columns)) return;
     if constexpr (std::is_same_v<T, S>)
       if (p.over_pixels) return sample_backward_over_pixels(p, index, memory, input, points, columns);
-    has_whole_panels(block, kNR<S>) ? sample_by_panels<Whole<S>>(input, points, columns)
-                                    : sample_by_panels<Vector<T>>(input, points, columns);
+    columns_are_even_odd<S>(block) ? sample_by_panels<Whole<S>>(input, points, columns)
+                                   : sample_by_panels<Vector<T>>(input, points, columns);
   }
 
   template <typename Panel>
