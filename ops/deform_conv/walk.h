@@ -29,6 +29,7 @@ struct ForwardTile {
   // At first, all points are stored as whole ones. If an output is not finite, a pixel that does not count may be the cause:
   // the group of this output is computed again.
   bool whole = true;
+  const ChannelBlock* sampled = nullptr;  // the block that the table was computed for
 
   ForwardTile(const ForwardParams<T, S>& p, int64_t first, int64_t rows, Arena arena)
       : p(p), memory(arena, p) {
@@ -37,22 +38,28 @@ struct ForwardTile {
 
   void compute() {
     for (int axis = 0; axis < Rank; ++axis) whole &= p.shape.in[axis] > 1;
-    const ChannelBlock* sampled = nullptr;  // the block that the table was computed for
-    for (int64_t i = p.blocks.begin, group_begin = i; i < p.blocks.end; ++i) {
+    for (int64_t begin = p.blocks.begin, end; begin < p.blocks.end; begin = end) {
+      for (end = begin + 1; end < p.blocks.end && !p.blocks.data[end - 1].closes_group;) ++end;
+      const ChannelBlock& last = p.blocks.data[end - 1];
+      const int64_t outputs = last.is_narrow() ? last.parts() * last.width : last.outputs;
+      compute_group(begin, end);
+      if (whole && !all_finite<T>(memory.result, p.tile.outputs, memory.rows.count, outputs)) {
+        whole = false, sampled = nullptr;
+        compute_group(begin, end);
+      }
+      store_result(p, last, memory);
+    }
+  }
+
+  // The sums of a group over its blocks [begin, end)
+  void compute_group(int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
       const ChannelBlock& block = p.blocks.data[i];
       if (!p.over_pixels && !(sampled && block.points == sampled->points))
         compute_sampling_table(p.shape, p.offset_mask, block.points, memory.rows, memory.table, whole);
       sampled = &block;
       if (i == p.blocks.begin && !block.opens_group) load_group(p, block, memory);
       whole ? compute_block<true>(block) : compute_block<false>(block);
-      if (i + 1 < p.blocks.end && !block.closes_group) continue;
-      const int64_t outputs = block.is_narrow() ? block.parts() * block.width : block.outputs;
-      if (whole && !all_finite<T>(memory.result, p.tile.outputs, memory.rows.count, outputs)) {
-        whole = false, sampled = nullptr, i = group_begin - 1;
-        continue;
-      }
-      store_result(p, block, memory);
-      group_begin = i + 1;
     }
   }
 
