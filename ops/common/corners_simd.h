@@ -69,6 +69,32 @@ DCNZOO_INLINE StoredCorners<Value, Index, Rank> store_corners(const Corners<Valu
   return stored;
 }
 
+// Moves the corners of a point into the map, so that the point is whole; the corners that were outside have weight 0, and so
+// have those of a point that does not count. Writes the weights, and returns the index of the first corner. Every axis has at
+// least two pixels.
+template <typename Value, typename Index, int Rank, typename Size>
+DCNZOO_INLINE Index whole_corners(const Corners<Value, Index, Rank>& corners, const Size* size,
+                                  Value* weight) {
+  using On = VecTraitsOf<Value>;
+  const Value zero{}, one = zero + 1;
+  const Index start{};
+  Index index{};
+  weight[0] = On::blend(corners.inside, one, zero);
+  for (int axis = 0; axis < Rank; ++axis) {
+    const Index last = start + (size[axis] - 2);
+    const auto before = corners.low[axis]<start, after = corners.low[axis]> last;
+    const Value high = corners.fraction[axis], low = one - high;
+    const Value first = On::blend(before, high, On::blend(after, zero, low));
+    const Value second = On::blend(before, zero, On::blend(after, low, high));
+    index = index * size[axis] + On::blend(before, start, On::blend(after, last, corners.low[axis]));
+    for (int corner = (1 << axis) - 1; corner >= 0; --corner) {
+      weight[2 * corner + 1] = weight[corner] * second;
+      weight[2 * corner] = weight[corner] * first;
+    }
+  }
+  return index;
+}
+
 // The corners of a point that are inside the map. index_of(corner) returns the stored index.
 template <int Count>
 struct InsideCorners {

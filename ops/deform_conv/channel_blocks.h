@@ -89,7 +89,8 @@ class ChannelBlocking {
     // The blocks of an offset group or a mask group are neighbours.
     for (size_t i = 1; i < blocks.size(); ++i) {
       ChannelBlock &before = blocks[i - 1], &block = blocks[i];
-      if (before.points.offset == block.points.offset || before.points.mask == block.points.mask)
+      if ((s.offset_groups > 0 && before.points.offset == block.points.offset) ||
+          (s.mask_groups > 0 && before.points.mask == block.points.mask))
         before.shares_points = block.shares_points = true;
     }
   }

@@ -232,10 +232,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
   const ScalarType type = accumulate_type(input.scalar_type());
   const bool is_double = type == ScalarType::Double;
   // whether to compute bfloat16 as it is stored
-  const bool narrow = input.scalar_type() == ScalarType::BFloat16 && multiplies_bfloat16(s);
-  const ScalarType stored = narrow ? ScalarType::BFloat16 : type;
+  const bool in_bfloat16 = input.scalar_type() == ScalarType::BFloat16 && multiplies_bfloat16(s);
+  const ScalarType stored = in_bfloat16 ? ScalarType::BFloat16 : type;
   const Tensor grad = as_type(grad_output, stored);
-  const auto differentiate = narrow      ? backward<float, BFloat16Bits>
+  const auto differentiate = in_bfloat16 ? backward<float, BFloat16Bits>
                              : is_double ? backward<double>
                                          : backward<float>;
   const DeformConvGradients sums =
@@ -243,7 +243,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv_backward_cpu(
                     as_readable(mask, type), output_mask);
   Tensor grad_bias = torch::stable::new_empty(grad, {0});
   if (output_mask[4]) {
-    const auto sum = narrow      ? bias_gradient<float, torch::headeronly::BFloat16>
+    const auto sum = in_bfloat16 ? bias_gradient<float, torch::headeronly::BFloat16>
                      : is_double ? bias_gradient<double>
                                  : bias_gradient<float>;
     grad_bias = sum(s, grad);

@@ -1,5 +1,5 @@
 // Copies between maps, whose pixels or channels are neighbours in memory, and the layouts of a tile. Included by
-// deform_conv_cpu_kernel.cpp only.
+// *_cpu_kernel.cpp only.
 #pragma once
 
 #include <cstring>

@@ -1,5 +1,5 @@
 // The products of a tile's columns and of the output's gradient. Those of narrow groups are in narrow.h. Included by
-// deform_conv_cpu_kernel.cpp only.
+// *_cpu_kernel.cpp only.
 #pragma once
 
 #include "../common/gemm.h"

@@ -1,5 +1,5 @@
 // The second step of the backward: samples the input again at the points of a tile, which gives the gradients of input,
-// offset and mask, and the columns. Included by deform_conv_cpu_kernel.cpp only.
+// offset and mask, and the columns. Included by *_cpu_kernel.cpp only.
 #pragma once
 
 #include <cstring>

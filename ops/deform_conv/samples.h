@@ -1,5 +1,5 @@
 // Samples of the input in the forward: over channels, whose vectors are read at the corners of one point, or over pixels,
-// whose points are a vector. Included by deform_conv_cpu_kernel.cpp only.
+// whose points are a vector. Included by *_cpu_kernel.cpp only.
 #pragma once
 
 #include <cstring>

@@ -1,5 +1,5 @@
 // The points at which a tile samples the input: pixels and interpolation weights, computed once for all
-// channels that share them. Included by deform_conv_cpu_kernel.cpp only.
+// channels that share them. Included by *_cpu_kernel.cpp only.
 #pragma once
 
 #include "../common/corners_simd.h"
@@ -136,30 +136,14 @@ struct TapSampling {
   // ones: they move into the map, and pixels that are not corners get weight 0. Finite maps and masks yield equal samples.
   template <typename Value, typename IndexValue>
   DCNZOO_INLINE void at(int64_t r, bool whole) const {
-    using On = VecTraitsOf<Value>;
     const auto read = [r](const T* from) { return load_lanes<Value>(from + r); };
     const auto write = [row = begin + r](auto* to, auto value) { store_lanes(to + row, value); };
     Value point[Rank];
     for (int axis = 0; axis < Rank; ++axis) point[axis] = read(base[axis]) + shift[axis] + read(offset[axis]);
-    const auto found = corners_at<Value, IndexValue, Rank, On>(point, extent, size);
+    const auto found = corners_at<Value, IndexValue, Rank, VecTraitsOf<Value>>(point, extent, size);
     if (!backward && whole) {
-      const Value zero{}, one = zero + 1;
-      const IndexValue start{};
-      IndexValue index{};
-      Value weight[kCorners<Rank>] = {On::blend(found.inside, one, zero)};
-      for (int axis = 0; axis < Rank; ++axis) {
-        const IndexValue last = start + (size[axis] - 2);  // every axis has at least two pixels
-        const auto before = found.low[axis]<start, after = found.low[axis]> last;
-        const Value high = found.fraction[axis], low = one - high;
-        const Value first = On::blend(before, high, On::blend(after, zero, low));
-        const Value second = On::blend(before, zero, On::blend(after, low, high));
-        index = index * size[axis] + On::blend(before, start, On::blend(after, last, found.low[axis]));
-        for (int corner = (1 << axis) - 1; corner >= 0; --corner) {
-          weight[2 * corner + 1] = weight[corner] * second;
-          weight[2 * corner] = weight[corner] * first;
-        }
-      }
-      write(points->index[0], index);
+      Value weight[kCorners<Rank>];
+      write(points->index[0], whole_corners(found, size, weight));
       for (int corner = 0; corner < kCorners<Rank>; ++corner)
         write(points->weight[corner], weight[corner] * read(mask));
       return;
@@ -200,11 +184,12 @@ void compute_points(const DeformConvShapes& s, const StoredOffsetMask<T>& stored
   }
   rows.each_image(s.out_pixels, [&](int64_t begin, int64_t end, int64_t image, int64_t pixel) {
     // Returns a channel of offset or mask for these rows: in place if its type is T, as a copy if bfloat16, or `absent`.
-    const auto channel_of = [&](const T* values, const BFloat16Bits* bits, int64_t channel, T* copy,
-                                const T* absent) -> const T* {
+    // tap_step: the channels from one tap to the next
+    const auto channel_of = [&](const T* values, const BFloat16Bits* bits, int64_t channel, int64_t tap_step,
+                                T* copy, const T* absent) -> const T* {
       const int64_t at = channel * s.out_pixels + pixel;
       // the same rows of the next tap: channels are too far apart for the CPU to fetch them by itself
-      const int64_t next = at + (absent == rows.zeros ? Rank : 1) * s.out_pixels;
+      const int64_t next = at + tap_step * s.out_pixels;
       for (int64_t i = 0; values && i < end - begin; i += 64 / int64_t(sizeof(T)))
         __builtin_prefetch(values + next + i);
       if constexpr (std::is_same_v<T, float>)
@@ -219,10 +204,10 @@ void compute_points(const DeformConvShapes& s, const StoredOffsetMask<T>& stored
     for (int axis = 0; axis < Rank; ++axis) {
       part.base[axis] = rows.base[axis] + begin;
       const int64_t channel = ((image * s.offset_groups + group.offset) * s.taps + tap) * Rank + axis;
-      part.offset[axis] = channel_of(values.offset, bits.offset, channel, converted[axis], rows.zeros);
+      part.offset[axis] = channel_of(values.offset, bits.offset, channel, Rank, converted[axis], rows.zeros);
     }
     const int64_t channel = (image * s.mask_groups + group.mask) * s.taps + tap;
-    part.mask = channel_of(values.mask, bits.mask, channel, converted[Rank], rows.ones);
+    part.mask = channel_of(values.mask, bits.mask, channel, 1, converted[Rank], rows.ones);
     part.fill(end - begin, whole);
   });
 }

@@ -1,5 +1,5 @@
 // The memory of a tile, and the layouts of its columns (as in im2col): the sampled values [row][tap · channel of the block].
-// Included by deform_conv_cpu_kernel.cpp only.
+// Included by *_cpu_kernel.cpp only.
 #pragma once
 
 #include "sampling_table.h"
@@ -163,12 +163,14 @@ DCNZOO_INLINE void store_lanes(uint16_t* to, const EvenOdd& value) {
 #endif
 }
 
-// The type of the values in one step of a loop over whole panels
+// Whether the columns of a block are in the order of even_odd_column. Its samples are computed in whole panels then.
+template <typename S>
+bool columns_are_even_odd(const ChannelBlock& block) {
+  return std::is_same_v<S, uint16_t> && block.count % kNR<S> == 0 && !block.is_narrow();
+}
+// The type of the values in one step of a loop over such panels
 template <typename S>
 using Whole = std::conditional_t<std::is_same_v<S, uint16_t>, EvenOdd, Vector<S>>;
-inline bool has_whole_panels(const ChannelBlock& block, int64_t panel) {
-  return block.count % panel == 0 && !block.is_narrow();
-}
 
 // Visits the columns of one (row, tap): panels, vectors or half vectors if the channel count allows, else single elements.
 // visit(zero, channel, place): `zero` has the type of the vector or element, `place` is its offset in a layout of columns.

@@ -1,6 +1,6 @@
 // The walk of deform_conv on the CPU: what happens to a tile of output pixels, one block of channels after another.
 //
-//   turn      images and blocks whose copies the caches hold   deform_conv_{forward,backward}_cpu.cpp, channel_blocks.h
+//   pass      images and blocks whose copies the caches hold   deform_conv_{forward,backward}_cpu.cpp, channel_blocks.h
 //   tile      some output pixels, the task of a thread         here: ForwardTile, BackwardTile; tile_memory.h: its layouts
 //   block     channels that are computed together              ChannelBlock in deform_conv_cpu_kernel.h
 //   points    the pixels around them, and weights              sampling_table.h
@@ -29,6 +29,7 @@ struct ForwardTile {
   // At first, all points are stored as whole ones. If an output is not finite, a pixel that does not count may be the cause:
   // the group of this output is computed again.
   bool whole = true;
+  const ChannelBlock* sampled = nullptr;  // the block that the table was computed for
 
   ForwardTile(const ForwardParams<T, S>& p, int64_t first, int64_t rows, Arena arena)
       : p(p), memory(arena, p) {
@@ -37,22 +38,28 @@ struct ForwardTile {
 
   void compute() {
     for (int axis = 0; axis < Rank; ++axis) whole &= p.shape.in[axis] > 1;
-    const ChannelBlock* sampled = nullptr;  // the block that the table was computed for
-    for (int64_t i = p.blocks.begin, group_begin = i; i < p.blocks.end; ++i) {
+    for (int64_t begin = p.blocks.begin, end; begin < p.blocks.end; begin = end) {
+      for (end = begin + 1; end < p.blocks.end && !p.blocks.data[end - 1].closes_group;) ++end;
+      const ChannelBlock& last = p.blocks.data[end - 1];
+      const int64_t outputs = last.is_narrow() ? last.parts() * last.width : last.outputs;
+      compute_group(begin, end);
+      if (whole && !all_finite<T>(memory.result, p.tile.outputs, memory.rows.count, outputs)) {
+        whole = false, sampled = nullptr;
+        compute_group(begin, end);
+      }
+      store_result(p, last, memory);
+    }
+  }
+
+  // The sums of a group over its blocks [begin, end)
+  void compute_group(int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
       const ChannelBlock& block = p.blocks.data[i];
       if (!p.over_pixels && !(sampled && block.points == sampled->points))
         compute_sampling_table(p.shape, p.offset_mask, block.points, memory.rows, memory.table, whole);
       sampled = &block;
       if (i == p.blocks.begin && !block.opens_group) load_group(p, block, memory);
       whole ? compute_block<true>(block) : compute_block<false>(block);
-      if (i + 1 < p.blocks.end && !block.closes_group) continue;
-      const int64_t outputs = block.is_narrow() ? block.parts() * block.width : block.outputs;
-      if (whole && !all_finite<T>(memory.result, p.tile.outputs, memory.rows.count, outputs)) {
-        whole = false, sampled = nullptr, i = group_begin - 1;
-        continue;
-      }
-      store_result(p, block, memory);
-      group_begin = i + 1;
     }
   }
 
@@ -70,8 +77,8 @@ struct ForwardTile {
       if constexpr (std::is_same_v<T, S>)
         if (p.over_pixels) memory.planes.to_panels(memory.columns, columns, rows);
       if (!p.over_pixels)
-        has_whole_panels(block, kNR<S>) ? sample_rows(Whole<S>{}, memory.columns, 0, rows)
-                                        : sample_rows(Vector<T>{}, memory.columns, 0, rows);
+        columns_are_even_odd<S>(block) ? sample_rows(Whole<S>{}, memory.columns, 0, rows)
+                                       : sample_rows(Vector<T>{}, memory.columns, 0, rows);
       return multiply_columns(p, block, memory);
     }
     const NarrowProduct<T> product(p, block, memory);
@@ -131,8 +138,8 @@ struct BackwardTile {
     if (!(input || points || columns)) return;
     if constexpr (std::is_same_v<T, S>)
       if (p.over_pixels) return sample_backward_over_pixels(p, index, memory, input, points, columns);
-    has_whole_panels(block, kNR<S>) ? sample_by_panels<Whole<S>>(input, points, columns)
-                                    : sample_by_panels<Vector<T>>(input, points, columns);
+    columns_are_even_odd<S>(block) ? sample_by_panels<Whole<S>>(input, points, columns)
+                                   : sample_by_panels<Vector<T>>(input, points, columns);
   }
 
   template <typename Panel>

@@ -1,4 +1,4 @@
-// Packs the weight into the layout that the matrix products read. Included by deform_conv_cpu_kernel.cpp only.
+// Packs the weight into the layout that the matrix products read. Included by *_cpu_kernel.cpp only.
 #pragma once
 
 #include <cstring>
@@ -37,7 +37,7 @@ void pack_forward(const DeformConvShapes& s, const ChannelBlock& block, const Pi
   const int64_t outputs = block.outputs, channels = block.count, group_channels = s.group_channels();
   const int64_t inner = block.first - block.group * group_channels, depth = packed_depth<T, S>(s, block);
   const int64_t panels = ceil_div(outputs, panel);
-  const bool sorts = pair > 1 && has_whole_panels(block, panel);
+  const bool sorts = columns_are_even_odd<S>(block);
   for (int64_t i = piece.begin_of(panels); i < piece.end_of(panels); ++i) {
     const int64_t o0 = i * panel;
     S* const to = packed + block.weight_at + i * depth * panel;
@@ -130,7 +130,7 @@ void unpack_weight_gradient(const DeformConvShapes& s, const ChannelBlock& block
                 grad_weight.data + output * output_stride + channel * apart + tap * grad_weight.tap_stride,
                 packed[block.weight_at + from]);
         });
-  const bool sorted = std::is_same_v<Whole<S>, EvenOdd> && block.count % kNR<T> == 0;  // as the columns are
+  const bool sorted = columns_are_even_odd<S>(block);
   each_backward_run<T, T>(s, block, piece, grad_weight, [=](int64_t to, int64_t from, int64_t count) {
     const T* row = packed + from;
     Vector<T> joined[2];

@@ -159,6 +159,7 @@ def samples(rank: int = 2) -> Iterator[Sample]:
     yield make("48 channels", channels=48, out_channels=16, padding=1, size=(4, 5))
     yield make("130 channels", channels=130, out_channels=5, padding=1, size=(4, 5))
     yield make("more rows than a tile", size=(13, 17), channels=3, padding=1)
+    yield make("more rows than a tile, over channels", size=(13, 17), channels=6, padding=1)
     # groups narrower than a vector: several share its lanes; some leave lanes empty
     yield make("groups of 6", channels=60, groups=10, out_channels=60, padding=1, size=(4, 5), mask_groups=5)
     yield make("groups of 3, of 5 outputs", channels=33, groups=11, out_channels=55, size=(4, 5))
