@@ -293,7 +293,7 @@ def check_operators(session: Session, python: str | Path, folder: Path) -> None:
     session.run(python, "-m", "dcnzoo", "doctor", external=True)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def tag(session: Session) -> None:
     """Check that a tag is this version, and that the changelog has its date: -- v1.2.3."""
     (name,) = session.posargs
