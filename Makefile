@@ -13,10 +13,17 @@ unexport PYTHONDONTWRITEBYTECODE
 UV     := $(shell command -v uv)
 INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(RUN),$(PIP) install --no-compile) $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
 
+# Installing and compiling are repeated for another PYTHON and for other variables of setup.py.
+given   = $(filter environment command,$(firstword $(origin $1)))
+version = $(shell $1 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null)
+OTHER  := $(if $(call given,PYTHON),$(if $(filter $(call version,$(PYTHON)),$(call version,$(RUN))),,yes))
+NAMES  := DCNZOO_BUILD DCNZOO_CUDA DCNZOO_CUDA_ARCHS DCNZOO_STRICT TORCH_CUDA_ARCH_LIST CUDA_HOME CXX CXXFLAGS LDFLAGS
+BUILD  := $(strip $(foreach name,$(NAMES),$(if $(call given,$(name)),$(name)=$($(name)))))
+
 OPS := $(shell find ops -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format docs bench gpu hub-kernel wheel clean
+.PHONY: again help setup demo test test-all lint format docs bench gpu hub-kernel wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -27,7 +34,7 @@ setup: $(VENV)/.built  ## create .venv for training and compile the operators in
 # Python's own pip can be older than 25.1, the first with --group.
 $(VENV)/.installed: pyproject.toml .ci/opencv-python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15) and "make setup: expected Python 3.10 to 3.14, got %s, %s; choose one: make PYTHON=python3.12 …" % (sys.version.split()[0], sys.executable))'
-	test ! -e $(VENV)/.installing || rm -rf $(VENV)
+	test ! -e $(VENV)/.installing -a -z '$(OTHER)' || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	touch $(VENV)/.installing
 	$(INSTALL) "pip>=25.1"
@@ -42,13 +49,20 @@ $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(VENV)/.installed
 	$(if $(filter dev,$*),$(INSTALL) --no-deps --group vit)
 	touch $@
 
+ifneq ($(OTHER),)
+$(VENV)/.installed: again
+endif
+ifneq ($(shell cat $(VENV)/.built 2> /dev/null),$(BUILD))
+$(VENV)/.built: again
+endif
+
 $(VENV)/.built: $(VENV)/.installed setup.py $(OPS)
 	DCNZOO_BUILD=$(or $(DCNZOO_BUILD),require) $(INSTALL) --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
 	-$(RUN) -m dcnzoo doctor  # a problem, such as a GPU without its torch, does not stop the target
-	touch $@
+	echo '$(BUILD)' > $@
 
 demo: setup  ## train the demo with and without DCNv2 and write a report (SEEDS=3 for mean ± spread)
-	$(RUN) tools/demo.py --seeds $(or $(SEEDS),1) $(ARGS)
+	$(RUN) -m benchmarks.demo --seeds $(or $(SEEDS),1) $(ARGS)
 
 test: setup $(VENV)/.dev  ## run the tests (5 to 9 minutes on two idle cores; the first time up to 15)
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
@@ -58,7 +72,7 @@ test-all: setup $(VENV)/.dev  ## run the tests, including the slow ones; not tho
 
 CPP := $(OPS) $(shell find tests -name '*.cpp' -o -name '*.h')
 SCHEMA := $(VENV)/bin/check-jsonschema --quiet --builtin-schema vendor.
-lint: setup $(VENV)/.dev  ## check style, imports, types, shell scripts, workflows
+lint: $(VENV)/.dev  ## check style, imports, types, shell scripts, workflows
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)

@@ -6,9 +6,13 @@
     .venv/bin/nox -s fuzz -- -k deform_conv     # run one, with options for its command
     .venv/bin/nox -s others --install-only      # only create its environment
 
+A maintainer needs *zoo* after a change to a metafile, *pages* after one to README or a guide, and for a
+release *release*, *tag* and, once, *address*. ``.github/workflows/nightly.yml`` runs the sessions with the
+tag *nightly*.
+
 A session runs in ``.venv``. If its packages would overwrite others there or need another torch, it runs in an
-environment in ``.nox``. ``.github/workflows/nightly.yml`` runs the sessions with the tag *nightly*; the
-others write pages of the documentation or packages.
+environment in ``.nox``. *linux*, *system*, *sources*, *installed* and *tag*, which the workflows of a release
+run, need no ``.venv``.
 """
 
 from __future__ import annotations
@@ -197,7 +201,7 @@ def audit(session: Session) -> None:
     session.run("pip-audit", "--strict", "--skip-editable", "--path", site_packages(VENV), *session.posargs)
 
 
-# Other Pythons, torches and compilers; CONTRIBUTING.md lists the results
+# Wheels, other Pythons, torches and compilers
 
 
 def build_copy(session: Session, name: str, python: Sequence[str] = (PYTHON,), **variables: str) -> None:
@@ -213,19 +217,22 @@ def build_copy(session: Session, name: str, python: Sequence[str] = (PYTHON,), *
 
 
 DIST = ROOT / "dist"
-wheels: list[Path] = []  # in dist/, built by a session of this process
+# the wheel in dist/ that a session of this process built, by the variables of its build
+wheels: dict[frozenset[tuple[str, str]], Path] = {}
 
 
 def build_wheel(session: Session, **variables: str) -> Path:
     """Build an sdist, and a wheel from it as pip does, in dist/; once for all sessions of this process."""
-    if not wheels:
+    key = frozenset(variables.items())
+    if key not in wheels:
+        wheels.clear()
         shutil.rmtree(DIST, ignore_errors=True)
         session.run(PYTHON, "setup.py", "-q", "sdist", "--dist-dir", DIST, external=True)
         (sdist,) = DIST.glob("*.tar.gz")
         command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "-w", DIST, sdist)
         session.run(PYTHON, *command, env={"DCNZOO_CUDA": "0", **variables}, external=True)
-        wheels.extend(DIST.glob("*.whl"))
-    return wheels[0]
+        (wheels[key],) = DIST.glob("*.whl")
+    return wheels[key]
 
 
 # that the CPU library is cross-compiled for, and pip's name of torch's wheel
@@ -252,12 +259,62 @@ def system(session: Session, system: str) -> None:
     session.run(*command, env=target(session, system))
 
 
+@nox.session
+def linux(session: Session) -> None:
+    """Build a release's wheel for this kind of CPU in a container, into dist/ (needs Docker; not run yet)."""
+    session.install("--group", "containers")
+    session.run("cibuildwheel", "--output-dir", DIST)
+
+
+@nox.session
+def sources(session: Session) -> None:
+    """Build in dist/ the sdist and the wheel without compiled operators, for systems without another one."""
+    session.install("--group", "build")
+    session.run("python", "setup.py", "-q", "sdist", "--dist-dir", DIST)
+    command = ("python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST)
+    session.run(*command, env={"DCNZOO_BUILD": "none"})
+
+
+@nox.session
+def installed(session: Session) -> None:
+    """Install the wheel that lies alone in dist/, and compare its operators with the reference."""
+    (wheel,) = DIST.glob("*.whl")
+    session.install("torch==2.13.0", wheel)
+    folder = Path(session.create_tmp()).resolve() / "installed"
+    check_operators(session, "python", folder)
+
+
+def check_operators(session: Session, python: str | Path, folder: Path) -> None:
+    """Compare the operators of an installed wheel with the reference, in a new folder without the sources."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "tests/op_cases", folder / "tests/op_cases")
+    session.chdir(folder)
+    session.run(python, ROOT / "tests/packaging/operators.py", env={"PYTHONPATH": "."}, external=True)
+    session.run(python, "-m", "dcnzoo", "doctor", external=True)
+
+
+@nox.session(venv_backend="none")
+def tag(session: Session) -> None:
+    """Check that a tag is this version, and that the changelog has its date: -- v1.2.3."""
+    (name,) = session.posargs
+    version = re.escape(name.removeprefix("v"))
+    for file, line in (
+        ("dcnzoo/version.py", rf'__version__ = "{version}"'),
+        ("CHANGELOG.md", rf"## \[{version}\] – \d{{4}}-\d\d-\d\d"),
+    ):
+        if not re.search(rf"^{line}$", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE):
+            session.error(f"{file}: expected a line {line}")
+
+
 @nox.session(tags=NIGHTLY)
 def wine(session: Session) -> None:
-    """Compare the library for Windows, beside Windows' torch, with the one here (needs Debian's wine)."""
-    update_venv(session)
+    """Compare the library for Windows, beside Windows' torch, with the one here.
+
+    Needs Wine, which the session does not install: ``apt-get install wine`` on Debian. Skips without it.
+    """
     if not shutil.which("wine"):
-        session.error("expected Wine: apt-get install wine")
+        session.skip("needs Wine: apt-get install wine")
+    update_venv(session)
     folder = Path(session.create_tmp()).resolve() / "wine"
     calls, variables = folder / "calls.bin", target(session, "windows-x86_64")
     torch = Path(variables["DCNZOO_TORCH"], "torch")
@@ -287,12 +344,16 @@ def wine(session: Session) -> None:
 
 @nox.session
 def release(session: Session) -> None:
-    """Build and check in dist/ what a release publishes, with CUDA kernels; then test it."""
+    """Build this machine's packages in dist/, with CUDA kernels, and check and test them before a release.
+
+    The release itself has the packages of .github/workflows/wheels.yml: the wheels for Linux are those of
+    *linux*, with CUDA 12; the others are built as here.
+    """
     update_venv(session)
     if session.run("git", "status", "--porcelain", silent=True, external=True):
         session.error("expected a clean clone, got files that `git status` lists")
     session.install("--group", "release")
-    # nvcc of PyPI's packages; the release workflow has NVIDIA's packages of CUDA 12 in a container
+    # nvcc of PyPI's packages
     cuda = site_packages(Path(session.virtualenv.location)).resolve() / "nvidia" / "cu13"
     wheel = build_wheel(session, DCNZOO_CUDA="1", CUDA_HOME=str(cuda))
     # as in [tool.cibuildwheel]: gives the wheel its manylinux tag, or fails
@@ -300,13 +361,11 @@ def release(session: Session) -> None:
     repaired = DIST / "repaired"  # the new wheel may have the same name
     session.run("auditwheel", "repair", "--plat", "manylinux_2_34_x86_64", *exclude, "-w", repaired, wheel)
     wheel.unlink()
-    wheels[:] = [file.rename(DIST / file.name) for file in repaired.iterdir()]
+    (wheel,) = (file.rename(DIST / file.name) for file in repaired.iterdir())
     repaired.rmdir()
-    # for systems without a wheel of their own: pip prefers the compiled one where it fits
-    sdist = next(DIST.glob("*.tar.gz"))
-    command = ("-m", "pip", "wheel", "--quiet", "--no-deps", "-w", DIST, sdist)
-    session.run(PYTHON, *command, env={"DCNZOO_BUILD": "none"}, external=True)
-    pure = next(DIST.glob("*-py3-none-any.whl"))
+    wheels[frozenset()] = wheel  # the sessions after this one test it
+    sources(session)
+    pure = next(DIST.glob("*-py3-none-any.whl"))  # pip prefers the compiled one where it fits
     for name in SYSTEMS:
         session.run("python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST, env=target(session, name))
     files = sorted(DIST.iterdir())
@@ -317,7 +376,7 @@ def release(session: Session) -> None:
     session.run("dumb-pypi", "--package-list", packages, *pages)
     download = ("--quiet", "--no-deps", "--dest", session.create_tmp(), "--index-url")
     session.run("pip", "download", *download, (index / "simple").as_uri(), "dcnzoo")
-    check_wheel(session, wheels[0])
+    check_wheel(session, wheel)
     check_pure_wheel(session, pure)
     for name in ("matrix-3.10", "matrix-3.13"):  # the oldest and the newest torch
         session.notify(name)
@@ -325,27 +384,24 @@ def release(session: Session) -> None:
 
 def check_wheel(session: Session, wheel: Path) -> None:
     """Test a wheel, and each of its extras alone, in bare environments (5 GB)."""
-    programs, folder = ROOT / "tests/packaging", Path(session.create_tmp()).resolve() / "bare"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "tests/op_cases", folder / "tests/op_cases")
-    session.chdir(folder)
-    session.run(PYTHON, "-m", "venv", "bare", external=True)
-    python = folder / "bare/bin/python"
+    bare = Path(session.create_tmp()).resolve() / "bare"
+    session.run(PYTHON, "-m", "venv", "--clear", bare, external=True)
+    python = bare / "bin/python"
     session.run(python, "-m", "pip", "install", "--quiet", "torch==2.13.0", wheel, external=True)
-    session.run(python, programs / "operators.py", env={"PYTHONPATH": "."}, external=True)
-    session.run(python, "-m", "dcnzoo", "doctor", external=True)
+    check_operators(session, python, bare.with_name("operators"))
     session.run(python, "-m", "pip", "check", external=True)
     session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "dcnzoo", external=True)
-    here = site_packages(folder / "bare")
+    here = site_packages(bare)
     if left := [path.name for path in here.glob("*dcnzoo*")]:
         session.error(f"expected no files after `pip uninstall`, got {', '.join(left)}")
     # each extra alone, in an environment that sees only torch. timm installs torchvision and its torch
     for extra in ("mmdet", "data", "onnx", "openvino", "timm"):
-        session.run(PYTHON, "-m", "venv", "--clear", "alone", external=True)
-        (site_packages(folder / "alone") / "torch.pth").write_text(f"{here}\n")
-        python = folder / "alone/bin/python"
+        alone = bare.with_name("alone")
+        session.run(PYTHON, "-m", "venv", "--clear", alone, external=True)
+        (site_packages(alone) / "torch.pth").write_text(f"{here}\n")
+        python = alone / "bin/python"
         session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]", external=True)
-        session.run(python, programs / "extras.py", extra, external=True)
+        session.run(python, ROOT / "tests/packaging/extras.py", extra, external=True)
 
 
 def check_pure_wheel(session: Session, wheel: Path) -> None:
@@ -628,4 +684,4 @@ def wheelhouse(session: Session) -> None:
     update_venv(session)
     wheel = (PYTHON, "-m", "pip", "wheel", "--quiet", "--wheel-dir", "wheelhouse")
     session.run(*wheel, "--group", "dev", "pip")
-    session.run(*wheel, "--no-deps", "--group", "openmmlab")
+    session.run(*wheel, "--no-deps", "--group", "openmmlab", "--group", "vit")

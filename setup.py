@@ -431,8 +431,11 @@ def write_schemas() -> None:
     for source in sorted(OPS.rglob("*.cpp")):
         for literals in re.findall(r'\bm\.def\(\s*((?:"[^"]*"\s*)+)', source.read_text(encoding="utf-8")):
             schemas.append("".join(re.findall(r'"([^"]*)"', literals)) + "\n")
+    file = ROOT / "dcnzoo" / "ops" / "schemas.txt"
+    partial = file.with_suffix(f".{os.getpid()}")  # renamed: other processes may read the file
     try:
-        (ROOT / "dcnzoo" / "ops" / "schemas.txt").write_text("".join(schemas), encoding="utf-8")
+        partial.write_text("".join(schemas), encoding="utf-8")
+        partial.replace(file)
     except OSError as error:
         stop(f"{error.filename}: {error.strerror}.", "Build in a clone that belongs to you.")
 
@@ -457,7 +460,8 @@ def devices() -> tuple[str, ...]:
     return ()
 
 
-write_schemas()
-extensions = [Extension(f"dcnzoo.ops._C_{device}", sources=[]) for device in devices()]
-commands = {"build_py": BuildPy, "build_ext": BuildOps, "bdist_wheel": PlatformWheel}
-setup(ext_modules=extensions, cmdclass=commands)
+if __name__ == "__main__":
+    write_schemas()
+    extensions = [Extension(f"dcnzoo.ops._C_{device}", sources=[]) for device in devices()]
+    commands = {"build_py": BuildPy, "build_ext": BuildOps, "bdist_wheel": PlatformWheel}
+    setup(ext_modules=extensions, cmdclass=commands)

@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from benchmarks.coverage.trial import forget_weights
-from benchmarks.measure import ROOT, describe, listed, markdown
+from benchmarks.measure import ROOT, describe, listed, markdown, parser_of
 from dcnzoo import models, zoo  # noqa: F401  registers dcnzoo's parts
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.detector import TorchDetector
@@ -53,6 +53,7 @@ def build(name: str) -> TorchDetector:
 
 
 def main() -> None:
+    parser_of(__doc__).parse_args()
     torch.set_num_threads(1)
     init_default_scope("mmdet")
     detectors = {name: build(name) for name in NAMES}

@@ -1,10 +1,11 @@
 """AP of the small models that ``dcnzoo train --data`` chooses on a CPU, on folders of annotated pictures.
 
-    python -m benchmarks.own_data FOLDER… --seeds 0 1 2 --pictures 2400
+    python -m benchmarks.own_data FOLDER… --seeds 0 1 2
 
 Each training runs in a process of its own with one thread. Its row is added to the CSV file: the AP of the
 checkpoint that the training keeps as its best, the last one's, and CPU seconds. A training that the file has
-already is not run again, so that an interrupted benchmark continues; ``--revision`` names other code.
+already is not run again, so that an interrupted benchmark continues. Those of a tree with changes are: their
+revision ends in -dirty, unless ``--revision`` names it.
 """
 
 import argparse
@@ -17,22 +18,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.measure import ROOT, parser_of
+from dcnzoo.zoo.own_data import ITERATIONS
+
 OUT = ROOT / "docs" / "benchmarks" / "own_data.csv"
 KEYS = ("set", "seed", "pictures", "revision")
 COLUMNS = (*KEYS, "metric", "best", "last", "cpu_s", "size", "start")
 
 
-def train(folder: Path, seed: int, pictures: int) -> dict[str, object]:
+def train(folder: Path, seed: int) -> dict[str, object]:
     """Train on a folder in this process; return the row without its keys."""
     import torch
 
     import dcnzoo
     from dcnzoo.openmmlab.runs.recipe import read_config_file
-    from dcnzoo.zoo import own_data
 
     torch.set_num_threads(1)
-    own_data.ITERATIONS = pictures // 4
     with tempfile.TemporaryDirectory() as work_dir:
         before = sum(os.times()[:4])  # of this process and of its children
         dcnzoo.train(data=folder, work_dir=work_dir, seed=seed, device="cpu")
@@ -72,29 +73,32 @@ def add(file: Path, row: dict[str, object]) -> None:
 
 
 def main() -> None:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"]
-    revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    git = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*")
+    parser = parser_of(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--pictures", type=int, default=2400, help="that a training sees")
-    parser.add_argument("--revision", default=revision)
+    parser.add_argument("--revision", default=subprocess.check_output(git, text=True).strip())
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in the process of a training
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(train(args.folders[0], args.seeds[0], args.pictures)))
+        print(json.dumps(train(args.folders[0], args.seeds[0])))
         return
     known = {tuple(row[key] for key in KEYS) for row in read(args.out)}
     for seed in args.seeds:
         for folder in args.folders:
-            keys = dict(zip(KEYS, (folder.name, seed, args.pictures, args.revision), strict=True))
-            if tuple(map(str, keys.values())) in known:
+            keys = dict(zip(KEYS, (folder.name, seed, 4 * ITERATIONS, args.revision), strict=True))
+            if tuple(map(str, keys.values())) in known and not args.revision.endswith("-dirty"):
                 continue
-            command = [sys.executable, "-m", "benchmarks.own_data", str(folder), "--one"]
-            command += ["--seeds", str(seed), "--pictures", str(args.pictures)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.own_data",
+                str(folder),
+                "--one",
+                "--seeds",
+                str(seed),
+            ]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             row = {**keys, **json.loads(done.stdout.splitlines()[-1])}

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -310,8 +309,7 @@ CUDA_13_0 = ("75", "80", "86", "87", "88", "89", "90", "100", "110", "103", "120
 @pytest.fixture(scope="module")
 def setup_py():
     """The functions of setup.py."""
-    with mock.patch("setuptools.setup"):
-        return runpy.run_path(str(ROOT / "setup.py"))
+    return runpy.run_path(str(ROOT / "setup.py"))
 
 
 def use_nvcc(folder: Path, monkeypatch, archs: tuple[str, ...], **variables: str) -> None:
@@ -412,3 +410,38 @@ def test_what_cannot_be_built_is_refused(setup_py, tmp_path, monkeypatch, variab
     use_nvcc(tmp_path, monkeypatch, CUDA_12_0, **{"DCNZOO_CUDA": "1", **variables})
     with pytest.raises(SystemExit, match=problem):
         targets(setup_py)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("built", "variables", "repeated"),
+    [
+        ("", {}, ()),
+        ("", {"DCNZOO_CUDA": "1"}, ("-e .",)),
+        ("DCNZOO_CUDA=1", {"DCNZOO_CUDA": "1"}, ()),
+        ("DCNZOO_CUDA=1", {}, ("-e .",)),
+        ("", {"PYTHON": sys.executable}, ()),
+        ("", {"PYTHON": "false"}, ("-m venv", "-e .")),
+    ],
+)
+def test_make_repeats_what_other_variables_change(tmp_path, monkeypatch, built, variables, repeated):
+    """``false`` is a Python of another version, which prints none."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    for name in ("pyproject.toml", ".ci/opencv-python/pyproject.toml", ".venv/bin/none"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "ops").mkdir()
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    (tmp_path / ".venv/.installed").touch()
+    (tmp_path / ".venv/.built").write_text(f"{built}\n", encoding="utf-8")
+    for name in [
+        name for name in os.environ if "CUDA" in name or name in ("CXX", "CXXFLAGS", "LDFLAGS", "PYTHON")
+    ]:
+        monkeypatch.delenv(name)
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        ["make", "-n", "setup"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [part for part in ("-m venv", "-e .") if part in done.stdout] == [*repeated], done.stdout

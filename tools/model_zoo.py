@@ -3,9 +3,9 @@
 ``--measure`` instead measures the models of dcnzoo whose metafiles lack entries, and adds these to them.
 """
 
+import argparse
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
@@ -189,7 +189,11 @@ def add_metadata(file: Path, name: str, entries: dict[str, float]) -> None:
 
 @one_line_errors()
 def main() -> None:
-    if "--measure" in sys.argv:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", action="store_true", help="measure models; write no page")
+    if parser.parse_args().measure:
         return measure()
     files = sorted(path.parent.name for path in ROOT.glob("configs/*/metafile.yml"))
     index = "".join(f"  - configs/{folder}/metafile.yml\n" for folder in files)

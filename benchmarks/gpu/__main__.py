@@ -219,7 +219,7 @@ def main() -> None:
     add("--out", type=Path, metavar="FOLDER", help="results (default: work_dirs/gpu)")
     add("--limit", type=float, metavar="SECONDS", help="limit of each part")
     add("--data", type=Path, metavar="FOLDER", help="COCO data set: train.json, val.json and images/")
-    add("--resume", action="store_true", help="keep the results in FOLDER and measure only what is missing")
+    add("--resume", action="store_true", help="measure only what FOLDER lacks (default: all, anew)")
     add("--rehearse", action="store_true", help="run tiny cases without a GPU: work_dirs/gpu-rehearsal")
     args = parser.parse_args()
     if unknown := set(args.parts) - PARTS.keys():
@@ -229,22 +229,24 @@ def main() -> None:
 
     out = args.out or ROOT / "work_dirs" / ("gpu-rehearsal" if args.rehearse else "gpu")
     session = Session(out.resolve(), args.rehearse, args.data and args.data.resolve())
-    session.out.mkdir(parents=True, exist_ok=True)
+    earlier = session.out / "earlier"  # keeps the results of the run before
+    earlier.mkdir(parents=True, exist_ok=True)
     report = session.out / "report.json"
     words: dict[str, object] = json.loads(report.read_text()) if report.exists() else {}
     words["machine"] = describe("triton", gpu=not args.rehearse)
     words["day"] = datetime.date.today().isoformat()
-    for part in args.parts or PARTS:
+    parts = args.parts or list(PARTS)
+    for part in parts:
         limit, function = PARTS[part]
         for file in session.out.glob(f"{'operators' if part == 'benchmark' else part}.*"):
             if not args.resume:
-                file.unlink()
+                file.replace(earlier / file.name)
         start = time.monotonic()
         session.end = start + (args.limit or limit)
         words[part] = f"{function(session)} ({time.monotonic() - start:.0f} s)"
         print(f"{part}: {words[part]}", flush=True)
         report.write_text(json.dumps(words, indent=1, ensure_ascii=False))
-    sys.exit(any("FAILED" in str(word) for word in words.values()))
+    sys.exit(any("FAILED" in str(words[part]) for part in parts))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ table is updated.
 import datetime
 import itertools
 import json
+import time
+from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +18,18 @@ from unittest import mock
 
 import torch
 
-from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, in_format, ours, passes, plain
+from benchmarks.cases import (
+    CASES,
+    PASSES,
+    RIVALS,
+    Case,
+    Contestant,
+    in_format,
+    operators,
+    ours,
+    passes,
+    plain,
+)
 from benchmarks.gpu import tuning
 from benchmarks.gpu.journal import Journal, results
 from dcnzoo.ops import choose
@@ -50,9 +63,11 @@ def contestants(name: str) -> dict[str, tuple[torch.memory_format, Contestant]]:
 
 @cache
 def sample(case: Case, dtype: torch.dtype, device: str) -> Sample:
-    if case.operator == "deform_conv2d" and device == "cpu":  # Triton's interpreter is slow
+    if device == "cuda":
+        return case.sample(dtype, device).leaves()
+    if case.operator == "deform_conv2d":  # Triton's interpreter is slow
         return tuning.sample("check", True).to(dtype)
-    return case.sample(dtype, device).leaves()
+    return next(iter(operators()[case.operator].samples())).to(dtype).leaves()
 
 
 @cache
@@ -67,26 +82,45 @@ def exact(case: Case, device: str) -> torch.Tensor:
         matmul.allow_tf32 = allowed
 
 
-def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -> dict:
-    form, prepare = contestants(case.operator)[name]
+def measure(
+    case: Case,
+    name: str,
+    form: torch.memory_format | None,
+    prepare: Contestant,
+    dtype: torch.dtype,
+    mode: str,
+    device: str,
+    exact: Callable[[Case, str], torch.Tensor] = exact,
+) -> dict:
+    """Return a contestant's error and times; ``first_ms``: those of the first call, which compiles.
+
+    ``form``: the memory format of images; None: that of the sample.
+    """
     own = sample(case, dtype, device)
     if name == "deformops" and case.operator == "deform_conv2d":
         own = own.map(lambda t: t.contiguous(memory_format=form) if t.dim() == 4 else t).leaves()
-    else:
+    elif form is not None:
         own = in_format(own, form).leaves()
     forward = prepare(own)
+    run = passes(forward, own.given, mode)
+    start = time.perf_counter()
     with torch.no_grad(), mock.patch.object(choose, "run_fused", wraps=choose.run_fused) as ran:
         output = forward()
-    if ran.called != ("fused" in name):
-        raise RuntimeError(f"expected the kernels of {name}, {'fused' if ran.called else 'other'} ones ran")
-    result: dict[str, object] = {}
-    if not name.startswith("F."):  # an ordinary convolution computes something else
+    if ran.called != ("fused" in name or "Triton" in name):
+        raise RuntimeError(f"expected the kernels of {name}, {'Triton' if ran.called else 'other'} ones ran")
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    result: dict[str, object] = {"first_ms": 1e3 * (time.perf_counter() - start)}
+    if case.operator == "nms":
+        result["equal"] = torch.equal(output, exact(case, device))
+    elif not name.startswith("F."):  # an ordinary convolution computes something else
         expected = exact(case, device)
         result["error"] = ((output.float() - expected).norm() / expected.norm()).item()
-    run = passes(forward, own.given, mode)
     result |= tuning.flushed(run, device)
-    # torchvision's kernels use the default stream: a graph would not contain them
-    result["cached_us"] = tuning.microseconds(run, device, 20, name != "torchvision")
+    if case.operator != "nms" and name != "plain PyTorch":  # these wait for the GPU
+        # torchvision's kernels use the default stream: a graph would not contain them
+        result["cached_us"] = tuning.microseconds(run, device, 20, name != "torchvision")
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -163,13 +197,14 @@ def main() -> None:
     # deformops comes last: it tunes itself for minutes, and one call once took all the time of a run
     for late in (False, True):
         for dtype, case in itertools.product(dtypes, cases):
-            for mode, name in itertools.product(PASSES, contestants(case.operator)):
+            every = contestants(case.operator)
+            for mode, name in itertools.product(PASSES, every):
                 if (name == "deformops") != late or (name, dtype) == ("torchvision", "bfloat16"):
                     continue  # torchvision has no kernel for bfloat16
                 job = {"operator": case.operator, "case": case.name, "dtype": dtype}
                 job |= {"contestant": name, "mode": mode}
                 kind = getattr(torch, dtype)
-                journal.run(job, partial(measure, case, name, kind, mode, args.device))
+                journal.run(job, partial(measure, case, name, *every[name], kind, mode, args.device))
             sample.cache_clear()
             exact.cache_clear()
     table = json.loads(available.TABLE.read_text())

@@ -4,17 +4,14 @@
 result has the time of the first call, which compiles, and the error relative to plain PyTorch in float32.
 """
 
-import time
 from functools import cache, partial
-from unittest import mock
 
 import torch
 
-from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, _convolution, operators, ours, passes
-from benchmarks.gpu import tuning
+from benchmarks.cases import CASES, PASSES, RIVALS, Case, Contestant, _convolution, operators, ours
 from benchmarks.gpu.journal import Journal
-from dcnzoo.ops import choose, with_cuda
-from tests.op_cases import Sample
+from benchmarks.gpu.operators import measure, sample
+from dcnzoo.ops import with_cuda
 
 DTYPES = ("bfloat16", "float32")
 CHOSEN = (
@@ -42,40 +39,9 @@ def contestants(operator: str) -> dict[str, Contestant]:
 
 
 @cache
-def sample(case: Case, dtype: torch.dtype, device: str) -> Sample:
-    if device == "cpu":  # Triton's interpreter is slow
-        return next(iter(operators()[case.operator].samples())).to(dtype).leaves()
-    return case.sample(dtype, device).leaves()
-
-
-@cache
 def exact(case: Case, device: str) -> torch.Tensor:
     with torch.no_grad():
         return operators()[case.operator].reference(sample(case, torch.float32, device))
-
-
-def measure(case: Case, name: str, dtype: torch.dtype, mode: str, device: str) -> dict:
-    own = sample(case, dtype, device)
-    forward = contestants(case.operator)[name](own)
-    run = passes(forward, own.given, mode)
-    start = time.perf_counter()
-    with torch.no_grad(), mock.patch.object(choose, "run_fused", wraps=choose.run_fused) as ran:
-        output = forward()
-    if ran.called != ("Triton" in name):
-        raise RuntimeError(f"expected the kernels of {name}, {'Triton' if ran.called else 'other'} ones ran")
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    result: dict[str, object] = {"first_ms": 1e3 * (time.perf_counter() - start)}
-    if mode == PASSES[0]:
-        expected = exact(case, device)
-        if case.operator == "nms":
-            result["equal"] = torch.equal(output, expected)
-        else:
-            result["error"] = ((output.float() - expected).norm() / expected.norm()).item()
-    if name.startswith("dcnzoo") and case.operator != "nms":  # nms waits for the GPU
-        result["cached_us"] = tuning.microseconds(run, device)
-    return result | tuning.flushed(run, device)
 
 
 def main() -> None:
@@ -86,13 +52,14 @@ def main() -> None:
     for case in cases:
         for dtype in DTYPES:
             for mode in PASSES[: 1 if case.operator == "nms" else None]:
-                for name in contestants(case.operator):
+                for name, prepare in contestants(case.operator).items():
                     if name == "torchvision" and dtype == "bfloat16":
                         continue  # it has no kernel
                     job = {"operator": case.operator, "case": case.name, "dtype": dtype}
                     job |= {"contestant": name, "mode": mode}
                     kind = getattr(torch, dtype)
-                    journal.run(job, partial(measure, case, name, kind, mode, args.device))
+                    run = partial(measure, case, name, None, prepare, kind, mode, args.device, exact)
+                    journal.run(job, run)
         sample.cache_clear()
         exact.cache_clear()
     journal.exit()

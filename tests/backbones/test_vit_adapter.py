@@ -1,5 +1,6 @@
 """ViT-Adapter. The authors' code and Meta's run beside it in ``tests/environments/test_vit_adapter.py``."""
 
+import copy
 import sys
 
 import pytest
@@ -57,8 +58,14 @@ def build(kind, **others):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def adapter(request, timm):
+def built(request, timm):
     return build(request.param)
+
+
+@pytest.fixture
+def adapter(built):
+    """A copy: tests change its type and its mode."""
+    return copy.deepcopy(built)
 
 
 def gradients(adapter, x):

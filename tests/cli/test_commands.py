@@ -17,7 +17,7 @@ from ..commands import run
 from ..demo import DEFORMABLE, PLAIN
 from ..formats import fruits, write_voc, write_yolo
 
-RIGHT = [  # run in this order: some read files that others have written
+RIGHT = [  # a list: one after the other
     ("--version", r"\d\.\d"),
     ("--help", "infer"),
     ("doctor", "mmdet"),
@@ -26,23 +26,31 @@ RIGHT = [  # run in this order: some read files that others have written
     ("zoo info MODEL", "weights"),
     ("zoo download MODEL --out weights", r"weights/.*\.safetensors"),
     ("data download --list", "train2017"),
-    ("data convert yolo yolo_coco", "4 pictures, 8 objects"),
     ("data convert voc voc_coco", "4 pictures, 8 objects"),
-    ("data convert yolo yolo_coco --force", "4 pictures, 8 objects"),
-    ("data check yolo_coco/train.json", "no problems"),
+    [
+        ("data convert yolo yolo_coco", "4 pictures, 8 objects"),
+        ("data convert yolo yolo_coco --force", "4 pictures, 8 objects"),
+        ("data check yolo_coco/train.json", "no problems"),
+    ],
     ("data check yolo", "(?s)8 objects.*no problems"),
     ("data check voc --zero-based", "8 objects"),
     ("data show voc --zero-based --out zero.html", r"sheet +zero\.html"),
     ("data show yolo", r"class +train  val\n +date +4    2\n(.|\n)*sheet +sheet\.html"),
     ("infer --demo --out demo", "written: demo/detections.json and 1 file"),
-    ("infer MODEL a.png", "written: work_dirs/infer/detections.json"),
-    ("infer MODEL a.png", "written: work_dirs/infer_2/detections.json"),
+    [
+        ("infer MODEL a.png", "written: work_dirs/infer/detections.json"),
+        ("infer MODEL a.png", "written: work_dirs/infer_2/detections.json"),
+    ],
     ("infer MODEL a.png --score-threshold 0.01 --json --out low", r"\(with \d+ second labels? of a box"),
     ("infer MODEL photos --json --out json --polygons", "written: json/detections.json$"),
-    ("infer MODEL 'photos/*.png' --out found --jpeg --batch-size 2", "3 files in found"),
-    ("infer MODEL photos --out found --force", "3 files in found"),
-    ("infer MODEL photos --txt --out texts", "3 files in texts"),
-    ("infer MODEL photos --txt --out texts --skip-existing", "all 3 images have their texts"),
+    [
+        ("infer MODEL 'photos/*.png' --out found --jpeg --batch-size 2", "3 files in found"),
+        ("infer MODEL photos --out found --force", "3 files in found"),
+    ],
+    [
+        ("infer MODEL photos --txt --out texts", "3 files in texts"),
+        ("infer MODEL photos --txt --out texts --skip-existing", "all 3 images have their texts"),
+    ],
     ("infer MODEL a.png --classes oval --max-detections 1 --tile 64 --out tiles", "written: tiles"),
     ("infer MODEL v.avi --save-video drawn.mp4 --out video", "drawn.mp4"),
     ("infer CONFIG a.png --checkpoint weights.pth --device cpu --out own", "written: own"),
@@ -54,12 +62,14 @@ RIGHT = [  # run in this order: some read files that others have written
     ("train own.py --dry-run --work-dir dry", "dry run"),
     ("train --data yolo --work-dir tiny --epochs 1 --dry-run", "config"),
     ("run program.py 3", "program 3"),
-    (  # the path of the start weights is normalised
-        "train --data yolo --work-dir trained --epochs 1 --device cpu --batch-size 2",
-        r"^weights +/((?!/\.\./).)*safetensors$(.|\n)*report",
-    ),
-    ("report trained --num-images 1 --evaluate 2", r"report: trained/report_2\.html"),
-    ("infer trained a.png --out trained_found", "written: trained_found"),
+    [
+        (  # the path of the start weights is normalised
+            "train --data yolo --work-dir trained --epochs 1 --device cpu --batch-size 2",
+            r"^weights +/((?!/\.\./).)*safetensors$(.|\n)*report",
+        ),
+        ("report trained --num-images 1 --evaluate 2", r"report: trained/report_2\.html"),
+        ("infer trained a.png --out trained_found", "written: trained_found"),
+    ],
 ]
 USAGE = [  # exit status 2, below the usage
     ("infre a.png", "did you mean 'infer'"),
@@ -85,8 +95,8 @@ WRONG = [  # exit status 1, in one line
     ("infer MODEL none.png", "none.png"),
     ("infer a.png MODEL", r"MODEL: expected a name in the zoo, .* got a\.png"),
     ("infer MODEL v.mp4", "IMAGE: .* v.mp4"),
-    ("infer MODEL a.png --out found", "--force"),
-    ("infer MODEL photos --txt --out texts", "--force"),
+    ("infer MODEL a.png --out written", "--force"),
+    ("infer MODEL photos --txt --out written", "--force"),
     ("infer MODEL photos --out photos --force", "input"),
     ("infer MODEL a.png --device cuda:99", "--device: .* cuda:99"),
     ("infer CONFIG a.png", f"checkpoint: .*{DEFORMABLE}"),
@@ -122,7 +132,7 @@ WRONG = [  # exit status 1, in one line
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands")
-    for name in ("photos", "used", "via", "yolo_written"):
+    for name in ("photos", "used", "via", "written", "yolo_written"):
         (folder / name).mkdir()
     for number in range(3):
         cv2.imwrite(str(folder / f"photos/{number}.png"), draw_image(ShapesSpec(), "val", number)[0])
@@ -150,6 +160,8 @@ test_evaluator = val_evaluator
         "model.onnx",
         "all.json",
         "all.bbox.json",
+        "written/0.txt",
+        "written/detections.json",
         "yolo_written/val.json",
     ):
         (folder / name).write_text("of the user")
@@ -167,10 +179,14 @@ def words_of(line):
     return [names.get(word, word) for word in shlex.split(line)]
 
 
-@pytest.mark.parametrize(("line", "expected"), RIGHT, ids=lambda text: text.replace("/", ":"))
-def test_results(files, monkeypatch, line, expected):
+LINES = [lines if isinstance(lines, list) else [lines] for lines in RIGHT]
+
+
+@pytest.mark.parametrize("lines", LINES, ids=[lines[0][0].replace("/", ":") for lines in LINES])
+def test_results(files, monkeypatch, lines):
     monkeypatch.chdir(files)
-    assert re.search(expected, run(*words_of(line)), re.MULTILINE)
+    for line, expected in lines:
+        assert re.search(expected, run(*words_of(line)), re.MULTILINE)
     assert not [*files.rglob("*.partial*")]
 
 
@@ -184,11 +200,6 @@ def contents(folder):
 def test_mistakes_end_in_one_line(files, monkeypatch, status, line, expected):
     """The line names the argument, and the command writes nothing."""
     monkeypatch.chdir(files)
-    for folder in ("found", "texts"):
-        (files / folder).mkdir(exist_ok=True)
-    for name in ("found/a.png", "found/detections.json", "texts/0.txt"):
-        if not (files / name).exists():
-            (files / name).write_text("of the user")
     before = contents(files)
     *usage, error = run(*words_of(line), status=status).splitlines()
     assert error.lower().startswith("error: ") and re.search(expected, error), (usage, error)

@@ -193,8 +193,8 @@ def test_run(tmp_path):
 
 
 def test_run_with_names(tmp_path):
-    script = tmp_path / "main.py"
     """They are provided beside the default ones. A fork of GroundingDINO is a package of another name."""
+    script = tmp_path / "main.py"
     (tmp_path / "fork").mkdir()
     (tmp_path / "fork/__init__.py").write_text("from . import _C\n")
     names = "_ext.dcn_v2_forward.__name__, fork._C.ms_deform_attn_forward.__name__, 'DCNv4' in sys.modules"

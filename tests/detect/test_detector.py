@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -119,13 +120,14 @@ def test_inputs(detector, folder, tmp_path):
     for images in (folder, str(folder / "*.png")):
         assert [result.path for result in detector(images)] == [str(folder / f"{i}.png") for i in range(3)]
     video = cv2.VideoWriter(str(tmp_path / "x.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 5, (128, 128))
-    if video.isOpened():
-        for _ in range(2):
-            video.write(bgr)
-        video.release()
-        frames = [*detector(tmp_path / "x.avi")]
-        assert [frame.path for frame in frames] == [f"{tmp_path}/x.avi#{number}" for number in (1, 2)]
-        assert_equal(frames[1], expected, rtol=0.05)
+    if not video.isOpened():
+        pytest.skip("the rest needs an OpenCV with the codec FFV1")
+    for _ in range(2):
+        video.write(bgr)
+    video.release()
+    frames = [*detector(tmp_path / "x.avi")]
+    assert [frame.path for frame in frames] == [f"{tmp_path}/x.avi#{number}" for number in (1, 2)]
+    assert_equal(frames[1], expected, rtol=0.05)
 
 
 def test_a_grey_array_is_a_grey_picture(detector, folder, tmp_path):
@@ -197,13 +199,14 @@ def test_addresses(detector, folder, server, monkeypatch):
         detector(address)
 
 
-def test_home_folder(detector, folder, coco, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(folder))
+def test_home_folder(detector, folder, tmp_path, monkeypatch):
+    home = shutil.copytree(folder, tmp_path / "home")
+    monkeypatch.setenv("HOME", str(home))
     assert len(detector("~/0.png")) == len(detector([Path("~/0.png")]).__next__())
     assert [Path(result.path).name for result in detector("~")] == ["0.png", "1.png", "2.png"]
     assert [Path(result.path).name for result in detector("~/[12].png")] == ["1.png", "2.png"]
     run("infer", MODEL, "~/0.png", "--out=~/found", "--json")
-    assert (folder / "found/detections.json").is_file()
+    assert (home / "found/detections.json").is_file()
 
 
 def test_mistakes_in_python(detector, folder):
