@@ -10,7 +10,6 @@ import click
 
 from dcnzoo.cli import _options
 from dcnzoo.cli._options import FOLDER, option
-from dcnzoo.cli._terminal import print_findings
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import read_beside, write_text
@@ -90,42 +89,44 @@ def show(source: Path, out: Path, size: int | None, force: bool, **options: Any)
 
 @command.command
 @click.argument("source", type=_options.UserPath(path_type=Path))
+@option(
+    "--as-mmdetection", is_flag=True, help="A COCO file: check it for train CONFIG, without its pictures."
+)
 @_options.reading
-def check(source: Path, **options: Any) -> None:
-    """Check annotated pictures or a COCO file; exit with status 1 if there are problems.
+def check(source: Path, as_mmdetection: bool, **options: Any) -> None:
+    """Check annotated pictures; list each problem, and exit with status 1 if there are any.
 
-    SOURCE is what data convert reads. A COCO file is checked for what MMDetection cannot use; its pictures
-    are not opened.
+    SOURCE is what data convert and train --data read. With --as-mmdetection, it is a COCO file for your own
+    config, which is checked for what MMDetection cannot use.
 
     \b
     examples:
       dcnzoo data check fruits
-      dcnzoo data check train.json
+      dcnzoo data check train.json --as-mmdetection
     """
-    from dcnzoo.data.reading import describe, read
+    if as_mmdetection:
+        from dcnzoo.data.check import read_used
+        from dcnzoo.data.coco_file import KEYS
 
-    if source.suffix.lower() != ".json":
-        data = read(source, **options)
-        print(*map(printable, describe(data, data.split())), "no problems", sep="\n")
-        return
-    _options.refuse("a COCO file", *options)
-    from dcnzoo.data.check import UNMASKED, read_truth
-    from dcnzoo.data.coco_file import KEYS
-    from dcnzoo.data.files import InvalidAnnotation
+        _options.refuse("--as-mmdetection", *options)
+        truth = read_used(source)
+        lines = [", ".join(counted(len(getattr(truth.content, key)), key) for key in KEYS)]
+        problems = truth.problems
+        lines += [f"{source}: {problem}" for problem in problems]
+        if truth.ignored:
+            lines.append(truth.ignore_note)
+    else:
+        from dcnzoo.data.reading import DataError, describe, read
 
-    try:
-        truth = read_truth(source, masks=True)
-    except InvalidAnnotation as error:
-        raise UserError(f"{source}: {error}") from None
-    without_mask = sum(problem.stops or problem.kind == UNMASKED for problem in truth.problems)
-    if without_mask >= len(truth.content.annotations):  # only boxes
-        truth = read_truth(source)
-    problems = truth.problems
-    print(", ".join(counted(len(getattr(truth.content, key)), key) for key in KEYS))
-    print_findings(problems, f"{source}: ")
-    if truth.ignored:
-        print(truth.ignore_note)
-    print(counted(len(problems), "problems") if problems else "no problems")
+        problems = []
+        try:
+            data = read(source, **options)
+            lines = describe(data, data.stated())
+        except DataError as error:
+            problems = error.problems
+            lines = [*map(str, problems)]
+    lines.append(counted(len(problems), "problems") if problems else "no problems")
+    print(*map(printable, lines), sep="\n")
     sys.exit(bool(problems))
 
 

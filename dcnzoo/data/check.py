@@ -1,6 +1,7 @@
 """What a COCO file says: its entries, and the problems that MMDetection does not report.
 
-Trainings, tests, ``detector.evaluate``, reports and ``dcnzoo data check`` read a file by :func:`read_truth`.
+Trainings, tests, ``detector.evaluate``, reports and ``dcnzoo data check --as-mmdetection`` read a file by
+:func:`read_truth`.
 """
 
 import os
@@ -14,6 +15,7 @@ from weakref import WeakValueDictionary
 from dcnzoo.data.coco_file import FAR, KEYS, Annotation, Category, CocoFile, Image, Mask, checked_rle, mask_of
 from dcnzoo.data.dataset import TOLERANCE
 from dcnzoo.data.files import InvalidAnnotation
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few, short
 
@@ -104,7 +106,11 @@ class CocoTruth:
         """
         file = self.content.file
         if stops := [problem for problem in self.problems if problem.stops]:
-            others = f" and {len(stops) - 1} more: `dcnzoo data check {file}` lists them" if stops[1:] else ""
+            others = (
+                f" and {len(stops) - 1} more: `dcnzoo data check {file}` --as-mmdetection` lists them"
+                if stops[1:]
+                else ""
+            )
             raise InvalidAnnotation(f"{stops[0]}{others}")
         if bare := [problem for problem in self.problems if compared and problem.kind == UNMASKED]:
             raise InvalidAnnotation(f"{bare[0]}: the mask AP compares masks")
@@ -144,6 +150,20 @@ def read_truth(file: str | os.PathLike, masks: bool = False) -> CocoTruth:
     other = _in_use.get((*key, not masks))
     truth = _in_use[(*key, masks)] = CocoTruth(other.content if other else CocoFile(Path(file)), masks)
     return truth
+
+
+def read_used(file: Path) -> CocoTruth:
+    """:func:`read_truth` with the masks, unless no object of the file has one.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    try:
+        truth = read_truth(file, masks=True)
+    except InvalidAnnotation as error:
+        raise UserError(f"{file}: {error}") from None
+    without_mask = sum(problem.kind == UNMASKED for problem in truth.problems)
+    return truth if without_mask < len(truth.content.annotations) else read_truth(file)
 
 
 def judge(entry: Annotation, size: Size | None, is_class: bool, masks: bool) -> tuple[str, str]:

@@ -250,6 +250,11 @@ class Dataset:
         """Return some of the pictures as a data set with one split."""
         return Dataset(self.classes, self.options, self.path, self.format, self.position, {name: pictures})
 
+    def stated(self) -> dict[str, "Dataset"]:
+        """Return the data set of each split that the data state; raise UserError if a picture is in two."""
+        _require_apart(self.splits)
+        return {name: self.part(name, pictures) for name, pictures in self.splits.items()}
+
     def split(self) -> dict[str, "Dataset"]:
         """Return the data sets ``train`` and ``val``, and ``test``, if the data state one.
 
@@ -258,11 +263,11 @@ class Dataset:
         Raises:
             UserError: a picture is in two splits, or the fifth would have no objects.
         """
-        _require_apart(self.splits)
-        splits = {**self.splits}
+        splits = self.stated()
         if pool := splits.pop(ALL, None):
-            splits = {**_divide(pool), **splits}
-        return {name: self.part(name, pictures) for name, pictures in splits.items()}
+            divided = _divide(pool.pictures)
+            splits = {**{name: self.part(name, pictures) for name, pictures in divided.items()}, **splits}
+        return splits
 
     def write(self, out: str | os.PathLike[str]) -> None:
         """Write a COCO file."""

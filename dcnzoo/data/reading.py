@@ -19,12 +19,25 @@ from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import Yolo
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_exists
-from dcnzoo.utils.findings import shown
+from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.progress import waiting
 from dcnzoo.utils.text import columns, counted, cut, few
 
 FORMATS: tuple[type[Reader], ...] = (Yolo, Coco, LabelMe, Voc)
+
+
+class DataError(UserError):
+    """Annotations have problems; the message names the first ones.
+
+    Attributes:
+        problems: all of them.
+    """
+
+    def __init__(self, problems: list[Finding]) -> None:
+        hint = "skip_invalid=True leaves out what is invalid, clip=True clips objects"
+        super().__init__(f"{counted(len(problems), 'problems')}; {hint}", *shown(problems))
+        self.problems = problems
 
 
 def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
@@ -38,7 +51,8 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
             ``skip_invalid``, ``classes``.
 
     Raises:
-        UserError: no format or several are found, or the annotations have problems, one line each.
+        UserError: no format or several are found.
+        DataError: the annotations have problems, one line each.
     """
     path, of_read = Path(os.path.expanduser(path)), ReadOptions(**options)
     require_exists(path, "data")
@@ -55,10 +69,9 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
         data.classes = dict.fromkeys(sorted(data.classes))
     data.notes += reader.notes
     if data.problems:
-        number = counted(len(data.problems), "problems")
         if not of_read.skip_invalid:
-            hint = "skip_invalid=True leaves out what is invalid, clip=True clips objects"
-            raise UserError(f"{number}; {hint}", *shown(data.problems))
+            raise DataError(data.problems)
+        number = counted(len(data.problems), "problems")
         data.notes.append(f"{number} skipped, such as {data.problems[0]}")
     if data.clipped:
         data.notes.append(f"clipped to their pictures: {counted(data.clipped, 'boxes or polygons')}")

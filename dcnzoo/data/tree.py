@@ -66,6 +66,12 @@ def parts_of(name: str) -> list[str]:
     return [part for part in parts if part not in ("", ".", "..")]
 
 
+def without_dots(path: Path) -> Path:
+    """Return a path without ``..``, as others are spelled, unless it then leads elsewhere, past a link."""
+    shorter = Path(os.path.normpath(path)) if ".." in path.parts else path
+    return shorter if shorter.exists() and shorter.samefile(path) else path
+
+
 def is_of_training(folder: Path) -> bool:
     """Whether a folder is a work directory, or the data that a training has written there."""
     written = ("train.json", "val.json", f"{folder.resolve().parent.name}.py")
@@ -132,7 +138,7 @@ class Tree:
             InvalidAnnotation: there is none, or several are equally near.
         """
         if os.path.isfile(path := beside / name.replace("\\", "/")):
-            return Path(os.path.normpath(path))
+            return without_dots(path)
         # Label Studio: /data/local-files/?d=folder/a%20b.jpg
         *folders, last = [*map(normal, parts_of(unquote(name.partition("?d=")[2] or name)))] or [""]
         stem, ending = os.path.splitext(last)

@@ -1,5 +1,6 @@
 """Read Pascal VOC's XML files."""
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -9,6 +10,8 @@ from dcnzoo.data.files import InvalidAnnotation, finite, read_lines
 from dcnzoo.data.geometry import turned_box
 from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, normal
 from dcnzoo.utils.text import few
+
+_ROOT = re.compile(rb"<annotation[\s>]")  # LabelImg writes verified="yes" in it, VoTT too
 
 
 class Voc(Reader):
@@ -20,7 +23,7 @@ class Voc(Reader):
     def find(cls, tree: Tree) -> "Voc | None":
         """Return the reader, if there are files of VOC."""
         xml = [file for file in tree.candidates if file.suffix.lower() == ".xml"]
-        own = [file for file in xml if b"<annotation>" in file.read_bytes().replace(b"\0", b"")]  # of UTF-16
+        own = [file for file in xml if _ROOT.search(file.read_bytes().replace(b"\0", b""))]  # of UTF-16
         return cls(tree, own) if own else None
 
     def groups(self) -> dict[str, list[Path]]:
@@ -31,8 +34,8 @@ class Voc(Reader):
         lists = {file: WORDS[name] for file in texts if (name := file.stem.lower()) in WORDS}
         if "train" not in lists.values():  # beside train, trainval lists the same files again
             lists |= {file: "train" for file in texts if file.stem.lower() in ("trainval", "default")}
-        if "train" not in lists.values():
-            raise InvalidAnnotation(f"expected lists train.txt and val.txt in ImageSets, got {few(texts)}")
+        if not lists:
+            raise InvalidAnnotation(f"expected a list train.txt, val.txt or test.txt, got {few(texts)}")
         self.lists += lists
         groups = by_split([(xml, split) for file, split in lists.items() for xml in self._listed(file)])
         listed = {file for own in groups.values() for file in own}

@@ -10,7 +10,17 @@ import yaml
 
 from dcnzoo.data.dataset import ALL, Dataset, Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
-from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
+from dcnzoo.data.tree import (
+    WORDS,
+    Reader,
+    Tree,
+    by_split,
+    files_below,
+    normal,
+    parts_of,
+    pictures_of,
+    without_dots,
+)
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import counted, few, short
@@ -120,7 +130,7 @@ class Yolo(Reader):
         paths = (path for _, places in PATHS for path in places(self.file, below, name))
         target = next(filter(Path.exists, paths), None)
         if target and target.is_dir():
-            yield from pictures_of(files_below(target))
+            yield from pictures_of(files_below(without_dots(target)))
         elif target:
             self.lists.append(target)
             for number, line in read_lines(target):
@@ -152,16 +162,14 @@ class Yolo(Reader):
         dataset.add(split, file, read_lines(label) if label else (), partial(_object, self.classes), label)
 
     def read(self, dataset: Dataset) -> None:
-        """Add all pictures; raise UserError if some have no label, and some labels have no picture."""
+        """Add all pictures. A label without a picture is a problem if there are pictures without a label."""
         super().read(dataset)
         folders = {label.parent for label in self._used}
         texts = {text for folder in folders for text in self._texts(folder).values()}
-        others = sorted(texts - self._used.keys())
-        unlabelled = dataset.unlabelled
-        if unlabelled and (strays := [text for text in others if _is_label(text)]):
-            pictures = f"{counted(len(unlabelled), 'pictures')} ({few(unlabelled, 2)})"
-            labels = f"{counted(len(strays), 'labels')} without a picture ({few(strays, 2)})"
-            raise UserError(f"data: expected a label of each picture, got {pictures} without, and {labels}")
+        if unlabelled := dataset.unlabelled:
+            got = f"{counted(len(unlabelled), 'pictures')} without a label ({few(unlabelled, 2)})"
+            for stray in filter(_is_label, sorted(texts - self._used.keys())):
+                dataset.refuse(stray, InvalidAnnotation(f"expected a picture of this label, got {got}"))
 
 
 def _keys_of(file: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ RIGHT = [  # run in this order: some read files that others have written
     ("data convert yolo yolo_coco", "4 pictures, 8 objects"),
     ("data convert voc voc_coco", "4 pictures, 8 objects"),
     ("data convert yolo yolo_coco --force", "4 pictures, 8 objects"),
-    ("data check yolo_coco/train.json", "no problems"),
+    ("data check yolo_coco/train.json --as-mmdetection", "no problems"),
     ("data check yolo", "(?s)8 objects.*no problems"),
     ("data check voc --zero-based", "8 objects"),
     ("data show voc --zero-based --out zero.html", r"sheet +zero\.html"),
@@ -78,7 +78,7 @@ USAGE = [  # exit status 2, below the usage
     ("bench CONFIG a.png --shape 64 64", "--shape: not allowed with IMAGE"),
     ("data download --dataset-name voc", "--dataset-name"),
     ("reproduce MODEL --out all.json", r"--out.*\.jsonl"),
-    ("data check yolo_coco.json --clip", "--clip: not allowed with a COCO file"),
+    ("data check x.json --as-mmdetection --clip", "--clip: not allowed with --as-mmdetection"),
 ]
 WRONG = [  # exit status 1, in one line
     ("infer mask-rcnn_r14-mdconv_fpn_8e_shape a.png", "closest names: mask-rcnn_r14-mdconv_fpn_8e_shapes"),

@@ -19,8 +19,32 @@ from dcnzoo.data.reading import read as read_data
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 
+from ..commands import run
 from ..formats import CLASSES, FORMATS, SIZE, coco, draw, fruits, labelme, voc, write, yolo
 from .folders import read
+
+
+def test_check_lists_each_problem(tmp_path):
+    draw(tmp_path / "images", 1)
+    write(tmp_path / "labels/0000.txt", "".join(f"9 0.5 0.5 0.2 0.2{number}\n" for number in range(30)))
+    write(tmp_path / "classes.txt", "disc\nbox\n")
+    output = run("data", "check", tmp_path, status=1)
+    assert all(f"0000.txt:{number + 1}: class" in output for number in range(30)) and "30 problems" in output
+
+
+def test_check_reads_json_as_a_training_does(tmp_path):
+    part = draw(tmp_path / "coco", 4, empty=())
+    write(tmp_path / "coco/all.json", coco(part))
+    assert "no problems" in run("data", "check", tmp_path / "coco/all.json")
+    content = coco(part)
+    content["images"].append({**content["images"][0], "id": 99})
+    write(tmp_path / "coco/all.json", content)
+    output = run("data", "check", tmp_path / "coco/all.json", status=1)
+    assert "images[4]: expected each picture once" in output
+    labelme(tmp_path / "labelme/0000.json", "0000.jpg", draw(tmp_path / "labelme", 1, empty=())["0000.jpg"])
+    assert re.search(
+        "LabelMe(.|\n)*1 object(.|\n)*no problems", run("data", "check", tmp_path / "labelme/0000.json")
+    )
 
 
 def objects(data, **options):
@@ -119,6 +143,35 @@ def test_strays_of_yolo(tmp_path):
     refused(tmp_path, "copy_0000", "0000.jpg")
 
 
+def test_a_stray_label_beside_background_can_be_skipped(tmp_path):
+    for name, boxes in draw(tmp_path / "images", 4, empty=()).items():
+        yolo((tmp_path / "labels" / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    draw(tmp_path / "images", ["background.jpg"])
+    write(tmp_path / "labels/deleted.txt", BOX)
+    refused(tmp_path, "deleted.txt", "background.jpg", "skip_invalid=True")
+    data = read_data(tmp_path, skip_invalid=True)
+    assert len(data.pictures) == 5 and any("1 problem skipped" in note for note in data.notes)
+
+
+def test_a_description_below_the_pictures(tmp_path):
+    """Its ``..`` does not make other pictures of those that are read."""
+    for name, boxes in draw(tmp_path / "images", 4, empty=()).items():
+        yolo((tmp_path / "labels" / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "cfg/data.yaml", "path: ..\ntrain: images\nnames: [disc, box, star]\n")
+    for data in (tmp_path, tmp_path / "cfg/data.yaml"):
+        assert len(read_data(data).pictures) == 4
+        assert [line for line in lines_of(data) if "not used" in line] == []
+
+
+def test_a_description_in_a_linked_folder(tmp_path):
+    """``..`` leads out of the folder that the link points to."""
+    yolo(tmp_path / "here/labels/0000.txt", draw(tmp_path / "here/images", 1, empty=())["0000.jpg"])
+    write(tmp_path / "here/cfg/data.yaml", "path: ..\ntrain: images\nnames: [disc, box, star]\n")
+    (tmp_path / "link").symlink_to(tmp_path / "here/cfg")
+    assert len(read_data(tmp_path / "link/data.yaml").pictures) == 1
+
+
 def test_keypoints_are_refused(tmp_path):
     draw(tmp_path / "images", 1)
     write(tmp_path / "data.yaml", "train: images\nkpt_shape: [2, 3]\nnames: [disc]\n")
@@ -136,6 +189,16 @@ def test_voc_counts_from_1(tmp_path):
     refused(tmp_path, "zero_based", "0000.xml")
     write(tmp_path / "0000.xml", text.format(1, box.format(3)))
     refused(tmp_path, "difficult")
+
+
+def test_attributes_of_voc_files(tmp_path):
+    """LabelImg writes them after Verify, VoTT always."""
+    attributes = {"0000.jpg": "", "0001.jpg": ' verified="yes"', "0002.jpg": "\n  a='b'"}
+    for name, boxes in draw(tmp_path, 3, empty=()).items():
+        file = (tmp_path / name).with_suffix(".xml")
+        voc(file, name, boxes)
+        write(file, file.read_text().replace("<annotation>", f"<annotation{attributes[name]}>"))
+    assert len(objects(tmp_path)) == 3
 
 
 def test_entities_are_no_danger(tmp_path):
