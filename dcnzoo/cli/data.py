@@ -8,15 +8,14 @@ from typing import Any
 
 import click
 
-from dcnzoo.cli import _options
-from dcnzoo.cli._options import FOLDER, option
+from dcnzoo.cli import _command, _options, _types
+from dcnzoo.cli._options import option
 from dcnzoo.data.download import COCO, SMALL, USUAL
-from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.files import read_beside, write_text
+from dcnzoo.utils.errors import printable
 from dcnzoo.utils.text import counted
 
 
-@click.group(cls=_options.Group)
+@click.group(cls=_command.Group)
 def command() -> None:
     """Show your own data, convert it to COCO's format, check it; download data.
 
@@ -29,11 +28,11 @@ def command() -> None:
 
 
 @command.command
-@click.argument("source", type=_options.UserPath(path_type=Path))
-@click.argument("out", type=FOLDER)
+@click.argument("source", type=_types.UserPath(path_type=Path))
+@click.argument("out", type=_types.FOLDER)
 @option(
     "--classes",
-    type=_options.Names(),
+    type=_types.Names(),
     help="Class names in their order: a,b,c or a file with one name per line.",
 )
 @_options.reading
@@ -61,8 +60,8 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
 
 
 @command.command
-@click.argument("source", type=_options.UserPath(path_type=Path))
-@option("--out", type=_options.FileName(".html"), default="sheet.html", help="Output file.")
+@click.argument("source", type=_types.UserPath(path_type=Path))
+@option("--out", type=_types.FileName(".html"), default="sheet.html", help="Output file.")
 @option(
     "--size", type=click.IntRange(min=1), metavar="N", help="Longer side of the pictures in the training."
 )
@@ -88,7 +87,7 @@ def show(source: Path, out: Path, size: int | None, force: bool, **options: Any)
 
 
 @command.command
-@click.argument("source", type=_options.UserPath(path_type=Path))
+@click.argument("source", type=_types.UserPath(path_type=Path))
 @option(
     "--as-mmdetection", is_flag=True, help="A COCO file: check it for train CONFIG, without its pictures."
 )
@@ -140,7 +139,9 @@ def check(source: Path, as_mmdetection: bool, **options: Any) -> None:
     show_default=" ".join(USUAL),
     help=f"Part of COCO, several times for several: {', '.join(COCO)}.",
 )
-@option("--out", type=FOLDER, help="Output folder.", show_default="data/coco, data/bccd, data/fruits_nuts")
+@option(
+    "--out", type=_types.FOLDER, help="Output folder.", show_default="data/coco, data/bccd, data/fruits_nuts"
+)
 @option("--unzip", is_flag=True, help="Unpack COCO's archives (the small data sets are always unpacked).")
 @option("--delete", is_flag=True, help="Delete each archive after unpacking.")
 @option("--list", "only_list", is_flag=True, help="Print the addresses without downloading.")
@@ -159,56 +160,21 @@ def download(
       dcnzoo data download --unzip --delete
       dcnzoo data download --dataset-name bccd
     """
+    from dcnzoo.data.download import download_part, download_small
+
     if dataset_name in SMALL:
         if parts or unzip or delete:
             raise click.UsageError("--parts, --unzip, --delete: allowed only with coco2017")
         if only_list:
             print(SMALL[dataset_name][0])
         else:
-            _download_small(dataset_name, out or Path("data", dataset_name))
+            print(download_small(dataset_name, out or Path("data", dataset_name)))
         return
     if delete and not unzip:
         raise click.UsageError("--delete: expected --unzip as well; otherwise nothing is left")
     for part in parts or USUAL:
-        url, checksum = COCO[part]
         if only_list:
-            print(url, checksum or "")
+            print(COCO[part][0], COCO[part][1] or "")
         else:
-            _download_part(url, checksum, out or Path("data/coco"), unzip, delete, force)
-
-
-def _download_small(name: str, out: Path) -> None:
-    """Download a small data set and prepare it for training, unless it is there."""
-    from dcnzoo.data.download import prepare
-    from dcnzoo.utils.fetch import fetch
-
-    is_complete = (out / "train.json").is_file() and (out / "val.json").is_file()
-    if not is_complete:
-        if out.is_dir() and any(out.iterdir()):
-            raise UserError(f"--out: expected a new folder, got {out}, which is not empty")
-        archive = fetch(SMALL[name][0], out.parent)
-        prepare(name, archive, out)
-        archive.unlink()
-    files = ", ".join(sorted(file.name for file in out.glob("*.json")))
-    print(f"{'already has' if is_complete else 'written'}: {out}: images, {files}")
-
-
-def _download_part(url: str, checksum: str | None, out: Path, unzip: bool, delete: bool, force: bool) -> None:
-    """Download an archive of COCO and unpack it, unless its files are there."""
-    from dcnzoo.data.download import unpack
-    from dcnzoo.utils.fetch import fetch
-
-    # lists the files of an unpacked archive; the archive itself may have been deleted
-    unpacked = out / f".{Path(url).name}.unpacked"
-    names = (read_beside(unpacked) or "").splitlines()
-    if unzip and names and all((out / name).is_file() for name in names):
-        print(f"{out}: already has {Path(url).name}")
-        return
-    archive = fetch(url, out, checksum=checksum)
-    print(archive if checksum else f"{archive} (no checksum is known)", flush=True)
-    if unzip:
-        names = unpack(archive, out, force)
-        print(f"{out}: {counted(len(names), 'files')}", flush=True)
-        write_text(unpacked, "\n".join(names))
-    if delete:
-        archive.unlink()
+            for line in download_part(part, out or Path("data/coco"), unzip, delete, force):
+                print(line, flush=True)

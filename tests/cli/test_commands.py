@@ -51,6 +51,7 @@ RIGHT = [  # run in this order: some read files that others have written
     ("flops MODEL --shape 96 128 --by-operator", "Params: "),
     ("bench MODEL a.png --max-iter 1 --num-warmup 0", "PyTorch bf16 .*%"),
     ("test CONFIG weights.pth --data shapes --work-dir tested --eval bbox", "box AP"),
+    ("test CONFIG --data shapes --work-dir tested --eval bbox weights.pth", "box AP"),
     ("train own.py --dry-run --work-dir dry", "dry run"),
     ("train --data yolo --work-dir tiny --epochs 1 --dry-run", "config"),
     ("run program.py 3", "program 3"),
@@ -77,6 +78,7 @@ USAGE = [  # exit status 2, below the usage
     ("export MODEL --out model.pth", r"--out.*\.onnx.* got model\.pth"),
     ("bench CONFIG a.png --shape 64 64", "--shape: not allowed with IMAGE"),
     ("data download --dataset-name voc", "--dataset-name"),
+    ("flops x.onnx", r"MODEL: expected a model of PyTorch, got .*x\.onnx"),
     ("reproduce MODEL --out all.json", r"--out.*\.jsonl"),
     ("data check x.json --as-mmdetection --clip", "--clip: not allowed with --as-mmdetection"),
 ]
