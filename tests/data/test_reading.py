@@ -4,6 +4,7 @@ import json
 import os
 import re
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import mmcv
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from dcnzoo.data.builder import Builder
 from dcnzoo.data.dataset import Dataset, ReadOptions
 from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.data.reading import describe
@@ -415,17 +417,17 @@ CLIPPED = [
 
 @pytest.mark.parametrize(("corners", "expected"), CLIPPED, ids=str)
 def test_each_side_clips(corners, expected):
-    dataset, size = Dataset({}, ReadOptions(clip=True)), SIZE
+    builder, size = Builder(Dataset({}), ReadOptions(clip=True)), SIZE
     if expected is None:
         with pytest.raises(InvalidAnnotation, match="an area"):
-            dataset.new_box("fig", corners, size)
+            builder.new_box("fig", corners, size)
         return
     x1, y1, x2, y2 = expected
-    assert dataset.new_box("fig", corners, size).bbox == [x1, y1, x2 - x1, y2 - y1] and dataset.clipped == 1
-    dataset.options = ReadOptions()
+    assert builder.new_box("fig", corners, size).bbox == [x1, y1, x2 - x1, y2 - y1] and builder.clipped == 1
+    builder.options = ReadOptions()
     if max(abs(a - b) for a, b in zip(corners, expected, strict=True)) > 1:
         with pytest.raises(InvalidAnnotation, match="coordinates in 60 × 40"):
-            dataset.new_box("fig", corners, size)
+            builder.new_box("fig", corners, size)
 
 
 def drawn_by_pycocotools(polygons, margin):
@@ -448,13 +450,13 @@ def bent(seed):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_clipped_polygon_is_the_part_in_the_picture(seed):
-    outline, dataset = bent(seed), Dataset({}, ReadOptions(clip=True))
+    outline, builder = bent(seed), Builder(Dataset({}), ReadOptions(clip=True))
     expected = drawn_by_pycocotools([outline], 700)
     if not expected.any():
         with pytest.raises(InvalidAnnotation, match="an area"):
-            dataset.new_polygons("fig", [outline.tolist()], (300, 200))
+            builder.new_polygons("fig", [outline.tolist()], (300, 200))
         return
-    result = dataset.new_polygons("fig", [outline.tolist()], (300, 200))
+    result = builder.new_polygons("fig", [outline.tolist()], (300, 200))
     mask = drawn_by_pycocotools(result.segmentation, 0)
     assert (mask ^ expected).sum() <= 0.03 * expected.sum() + 5
     assert result.area == pytest.approx(expected.sum(), rel=0.03, abs=5)
@@ -543,6 +545,14 @@ def test_a_picture_of_more_than_179_megapixels(tmp_path):
     os.truncate(file, file.stat().st_size + 14000 * 13000)
     assert image_size(file)[::-1] == cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).shape
     assert limit == Image.MAX_IMAGE_PIXELS, "the user's programs keep Pillow's limit"
+
+
+def test_sizes_in_threads_keep_the_limit_of_pillow(tmp_path):
+    limit = Image.MAX_IMAGE_PIXELS
+    draw(tmp_path, 1)
+    with ThreadPoolExecutor(8) as threads:
+        assert {*threads.map(image_size, [tmp_path / "0000.jpg"] * 800)} == {SIZE}
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("suffix", PICTURES)
