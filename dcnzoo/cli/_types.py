@@ -31,6 +31,7 @@ class FileName(UserPath):
 
 NAME = UserPath()  # the name of a file or of something else; shells complete file names
 FOLDER = UserPath(file_okay=False, path_type=Path)
+DATA = UserPath(path_type=Path)  # a folder or file with annotated pictures
 EXISTING_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
 POSITIVE = click.IntRange(min=1)
 

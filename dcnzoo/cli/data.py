@@ -11,8 +11,10 @@ import click
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
 from dcnzoo.data.download import COCO, SMALL, USUAL
-from dcnzoo.utils.errors import printable
+from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import counted
+
+SOURCE = click.argument("source", type=_types.DATA)
 
 
 @click.group(cls=_command.Group)
@@ -23,18 +25,14 @@ def command() -> None:
     examples:
       dcnzoo data show fruits
       dcnzoo data convert fruits fruits_coco
-      dcnzoo data check fruits_coco/train.json
+      dcnzoo data check fruits
     """
 
 
 @command.command
-@click.argument("source", type=_types.UserPath(path_type=Path))
+@SOURCE
 @click.argument("out", type=_types.FOLDER)
-@option(
-    "--classes",
-    type=_types.Names(),
-    help="Class names in their order: a,b,c or a file with one name per line.",
-)
+@option("--classes", type=_types.Names(), help="Class names in order: a,b,c or a file with one per line.")
 @_options.reading
 @_options.force
 def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **options: Any) -> None:
@@ -60,11 +58,9 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
 
 
 @command.command
-@click.argument("source", type=_types.UserPath(path_type=Path))
+@SOURCE
 @option("--out", type=_types.FileName(".html"), default="sheet.html", help="Output file.")
-@option(
-    "--size", type=click.IntRange(min=1), metavar="N", help="Longer side of the pictures in the training."
-)
+@option("--size", type=_types.POSITIVE, metavar="N", help="Longer side of the pictures in the training.")
 @_options.reading
 @_options.force
 def show(source: Path, out: Path, size: int | None, force: bool, **options: Any) -> None:
@@ -87,10 +83,8 @@ def show(source: Path, out: Path, size: int | None, force: bool, **options: Any)
 
 
 @command.command
-@click.argument("source", type=_types.UserPath(path_type=Path))
-@option(
-    "--as-mmdetection", is_flag=True, help="A COCO file: check it for train CONFIG, without its pictures."
-)
+@SOURCE
+@option("--as-mmdetection", is_flag=True, help="Check a COCO file for train CONFIG, without its pictures.")
 @_options.reading
 def check(source: Path, as_mmdetection: bool, **options: Any) -> None:
     """Check annotated pictures; list each problem, and exit with status 1 if there are any.
@@ -103,45 +97,40 @@ def check(source: Path, as_mmdetection: bool, **options: Any) -> None:
       dcnzoo data check fruits
       dcnzoo data check train.json --as-mmdetection
     """
+    from dcnzoo.data.reading import DataError, describe, read
+
     if as_mmdetection:
-        from dcnzoo.data.check import read_used
-        from dcnzoo.data.coco_file import KEYS
-
         _options.refuse("--as-mmdetection", *options)
-        truth = read_used(source)
-        lines = [", ".join(counted(len(getattr(truth.content, key)), key) for key in KEYS)]
-        problems = truth.problems
-        lines += [f"{source}: {problem}" for problem in problems]
-        if truth.ignored:
-            lines.append(truth.ignore_note)
-    else:
-        from dcnzoo.data.reading import DataError, describe, read
+        sys.exit(_check_coco(source))
+    try:
+        data = read(source, **options)
+    except DataError as error:
+        raise UserError(error.args[0], *map(str, error.problems)) from None
+    print(*map(printable, describe(data, data.stated())), "no problems", sep="\n")
 
-        problems = []
-        try:
-            data = read(source, **options)
-            lines = describe(data, data.stated())
-        except DataError as error:
-            problems = error.problems
-            lines = [*map(str, problems)]
-    lines.append(counted(len(problems), "problems") if problems else "no problems")
-    print(*map(printable, lines), sep="\n")
-    sys.exit(bool(problems))
+
+def _check_coco(file: Path) -> bool:
+    """Print the problems of a COCO file; return whether there are any."""
+    from dcnzoo.data.check import read_used
+    from dcnzoo.data.coco_file import KEYS
+
+    truth = read_used(file)
+    print(", ".join(counted(len(getattr(truth.content, key)), key) for key in KEYS))
+    for problem in truth.problems:
+        print(printable(f"{file}: {problem}"))
+    if truth.ignored:
+        print(truth.ignore_note)
+    print(counted(len(truth.problems), "problems") if truth.problems else "no problems")
+    return bool(truth.problems)
 
 
 @command.command
 @option("--dataset-name", type=click.Choice(["coco2017", *SMALL]), default="coco2017")
 @option(
-    "--parts",
-    multiple=True,
-    metavar="PART",
-    type=click.Choice(list(COCO)),
-    show_default=" ".join(USUAL),
+    "--parts", multiple=True, metavar="PART", type=click.Choice(list(COCO)), show_default=" ".join(USUAL),
     help=f"Part of COCO, several times for several: {', '.join(COCO)}.",
-)
-@option(
-    "--out", type=_types.FOLDER, help="Output folder.", show_default="data/coco, data/bccd, data/fruits_nuts"
-)
+)  # fmt: skip
+@option("--out", type=_types.FOLDER, help="Output folder.", show_default="data/coco or data/NAME")
 @option("--unzip", is_flag=True, help="Unpack COCO's archives (the small data sets are always unpacked).")
 @option("--delete", is_flag=True, help="Delete each archive after unpacking.")
 @option("--list", "only_list", is_flag=True, help="Print the addresses without downloading.")

@@ -13,11 +13,9 @@ from dcnzoo.utils.files import require_file
 @click.command(cls=_command.Command)
 @click.argument("model", type=_types.NAME, required=False, callback=_options.existing_model)
 @option(
-    "--data",
-    type=_types.UserPath(path_type=Path),
-    metavar="PATH",
+    "--data", type=_types.DATA, metavar="PATH",
     help="Train on these annotated pictures, a folder or file; writes a config and a report, too.",
-)
+)  # fmt: skip
 @_options.work_dir
 @option("--epochs", type=_types.POSITIVE, help="Number of epochs. The schedule is scaled with it.")
 @option("--size", type=_types.POSITIVE, help="--data: longer side of the pictures.")
@@ -26,13 +24,9 @@ from dcnzoo.utils.files import require_file
 @option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.")
 @_options.cfg_options
 @option(
-    "--resume",
-    type=_types.NAME,
-    is_flag=False,
-    flag_value="auto",
-    metavar="[CHECKPOINT]",
+    "--resume", type=_types.NAME, is_flag=False, flag_value="auto", metavar="[CHECKPOINT]",
     help="Continue from a checkpoint (default: the last in the work directory).",
-)
+)  # fmt: skip
 @option(
     "--force", is_flag=True, help="Train in a work directory that has checkpoints: it is renamed to NAME.1."
 )

@@ -108,11 +108,8 @@ class CocoTruth:
         """
         file = self.content.file
         if stops := [problem for problem in self.problems if problem.stops]:
-            others = (
-                f" and {len(stops) - 1} more: `dcnzoo data check {file}` --as-mmdetection` lists them"
-                if stops[1:]
-                else ""
-            )
+            command = f"`dcnzoo data check {file} --as-mmdetection`"
+            others = f" and {len(stops) - 1} more: {command} lists them" if stops[1:] else ""
             raise InvalidAnnotation(f"{stops[0]}{others}")
         if bare := [problem for problem in self.problems if compared and problem.kind == UNMASKED]:
             raise InvalidAnnotation(f"{bare[0]}: the mask AP compares masks")

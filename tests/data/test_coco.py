@@ -288,6 +288,10 @@ def test_masks_that_are_all_invalid_are_problems(tmp_path):
     problems(tmp_path, flatten)
     output = run("data", "check", tmp_path / "coco.json", "--as-mmdetection", status=1)
     assert output.count("segmentation: ") == 3 and "3 problems" in output
+    with pytest.raises(
+        InvalidAnnotation, match=r"2 more: `dcnzoo data check \S+ --as-mmdetection` lists them"
+    ):
+        check.read_truth(tmp_path / "coco.json", masks=True).require_usable()
 
 
 # The data set
