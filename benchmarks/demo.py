@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from dcnzoo.cli import _options, one_line_errors
+from dcnzoo.cli import _command, _options, _types, one_line_errors
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.read import read_config_file
@@ -57,7 +57,7 @@ HEAD = "deformable conv"  # heading of the column of arms
 SHOWN_IMAGES = 5
 
 
-@click.command(cls=_options.Command, help=__doc__)
+@click.command(cls=_command.Command, help=__doc__)
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
@@ -71,7 +71,7 @@ SHOWN_IMAGES = 5
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Parallel runs (default: one per core).")
 @click.option("--force", is_flag=True, help="Repeat finished trainings.")
-@click.option("--work-dir", type=_options.FOLDER, default="work_dirs/demo", show_default=True)
+@click.option("--work-dir", type=_types.FOLDER, default="work_dirs/demo", show_default=True)
 @_options.cfg_options
 @one_line_errors()
 def main(

@@ -101,7 +101,7 @@ def test_data_needs_no_torch(tmp_path):
         lines.append(f"os.chdir({str(folder)!r})")
         for command in ("'convert', 'fruits', '.'", "'show', 'fruits'"):
             lines.append(f"assert not commands.main(['data', {command}], standalone_mode=False)")
-    lines.append("commands.main(['data', 'check', 'train.json'])")
+    lines.append("commands.main(['data', 'check', 'train.json', '--as-mmdetection'])")
     run("\n".join(lines))
     assert (tmp_path / "shapes/annotations/train.json").is_file()
     for heading in FORMATS:

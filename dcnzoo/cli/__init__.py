@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from dcnzoo.cli._options import Group
+from dcnzoo.cli._command import Group
 from dcnzoo.cli._terminal import one_line_errors
 from dcnzoo.version import __version__
 

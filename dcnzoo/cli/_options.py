@@ -1,9 +1,8 @@
-"""Arguments and options that several commands share."""
+"""Options that several commands share."""
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -11,152 +10,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from dcnzoo.utils.errors import JointError, UserError, one_line
+from dcnzoo.cli._command import Several
+from dcnzoo.cli._types import NAME, POSITIVE
 from dcnzoo.utils.files import require_file, require_new
 from dcnzoo.utils.folders import CHECKPOINTS
 from dcnzoo.utils.formats import BACKENDS, EXPORTED
-from dcnzoo.utils.text import nearest
 
 option = click.option
-
-
-class UserPath(click.Path):
-    """A path whose ``~`` is the home folder: in ``--out=~/x``, the shell does not expand it."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not str(value):  # such as an unset shell variable; Path("") is the current folder
-            self.fail("expected a path, got an empty text", param, ctx)
-        return super().convert(os.path.expanduser(value), param, ctx)
-
-
-class FileName(UserPath):
-    """The name of an output file, which must end in one of ``endings``."""
-
-    def __init__(self, *endings: str) -> None:
-        super().__init__(path_type=Path)
-        self.endings = endings
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not str(value).endswith(self.endings):
-            self.fail(f"expected a name that ends in {' or '.join(self.endings)}, got {value}", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-NAME = UserPath()  # the name of a file or of something else; shells complete file names
-FOLDER = UserPath(file_okay=False, path_type=Path)
-EXISTING_FOLDER = UserPath(exists=True, file_okay=False, path_type=Path)
-POSITIVE = click.IntRange(min=1)
-
-
-class Names(click.ParamType):
-    """``a,b,c``, or a file with one name per line."""
-
-    name = "NAMES"
-    shell_complete = NAME.shell_complete
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
-        if not isinstance(value, str):
-            return value
-        is_file = os.path.isfile(value)  # Path.is_file raises if 80 names are too long for a file name
-        names = Path(value).read_text(encoding="utf-8-sig").splitlines() if is_file else value.split(",")
-        if not (names := [name.strip() for name in names if name.strip()]):
-            self.fail(f"expected names, got none in {value!r}", param, ctx)
-        return names
-
-
-class Numbers(click.ParamType):
-    """``count`` numbers, separated by commas."""
-
-    name = "numbers"
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
-        try:
-            numbers = [float(part) for part in value.split(",")]
-        except ValueError:
-            numbers = []
-        if len(numbers) != self.count:
-            self.fail(f"expected {self.count} numbers separated by commas, got {value}", param, ctx)
-        return numbers
-
-
-class Command(click.Command):
-    """A command that accepts MMDetection's syntax: ``--cfg-options a=1 b=2``, ``--eval bbox segm``,
-    ``--shape 240``. In errors of the library, it replaces the names of arguments by options.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words: list[str] = []
-        last = ""  # the last option, if the next word may be another value of it
-        for word in args:
-            if word.startswith("-"):
-                last = word.partition("=")[0]
-            elif words[-1:] == [last]:
-                pass  # its first value
-            elif (last == "--cfg-options" and "=" in word) or (last == "--eval" and word.isidentifier()):
-                words.append(last)  # click takes one value for each option
-            else:
-                last = ""
-            words.append(word)
-        if "--shape" in words:  # a single number is used for both sides
-            height = words.index("--shape") + 1
-            if not "".join(words[height + 1 : height + 2]).isdecimal():
-                words[height:height] = words[height : height + 1]
-        return super().parse_args(ctx, words)
-
-    def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        with self._flags():  # for errors of callbacks
-            return super().make_context(*args, **extra)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with self._flags():
-            return super().invoke(ctx)
-
-    @contextmanager
-    def _flags(self) -> Iterator[None]:
-        """Context in which the texts of errors pass through :meth:`with_flags`."""
-        try:
-            yield
-        except (UserError, ValueError) as error:
-            texts = error.args if isinstance(error, UserError) else [one_line(error)]
-            kind = JointError if isinstance(error, JointError) else UserError
-            raise kind(*(self.with_flags(str(text)) for text in texts)) from error
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(self.with_flags(str(error))) from error
-
-    def with_flags(self, text: str) -> str:
-        """Write arguments as a command line does: ``work_dir`` as ``--work-dir``, ``data=X`` as ``--data X``.
-
-        Names without an underscore are replaced where an error begins with them, and before an equals sign.
-        """
-        outside = r"(?<![\w./=-])"  # paths and names of settings
-        for param in self.params:
-            flag, off = param.opts[0], (param.secondary_opts or param.opts)[0]
-            if isinstance(param, click.Argument):
-                flag = off = (param.metavar or flag).strip("[].").upper()
-            name = rf"(?:{param.name}|{flag.lower()})"
-            text = re.sub(rf"^{name}(?=: )", flag, text)
-            text = re.sub(rf"{outside}{name}=False\b", off, text)
-            text = re.sub(rf"{outside}{name}=True\b", flag, text)
-            text = re.sub(rf"{outside}{name}=[\['\"]*(\S*?)[\]'\"]*(?=[,;:.]?(\s|$))", rf"{flag} \1", text)
-            if "_" in str(param.name):
-                text = re.sub(rf"{outside}{param.name}(?![\w=/]|\.\w)", flag, text)
-        return text
-
-
-class Group(click.Group):
-    """A group of such commands."""
-
-    command_class = Command
-    group_class = type
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
-        similar = nearest(args[0], self.list_commands(ctx))
-        if similar and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(f"no such command {args[0]!r}; did you mean {similar!r}?", ctx)
-        return super().resolve_command(ctx, args)
 
 
 def combined(*decorators: Callable) -> Callable[[Callable], Callable]:
@@ -220,14 +80,35 @@ def refuse(reason: str, *names: str) -> None:
             raise click.UsageError(f"{param.opts[0]}: not allowed with {reason}", context)
 
 
+def refuse_exported(model: str) -> None:
+    """Raise UsageError if MODEL is an exported file."""
+    if model.endswith(EXPORTED):
+        raise click.UsageError(f"MODEL: expected a model of PyTorch, got the exported file {model}")
+
+
 def output_file(path: Path, force: bool) -> Path:
     """:func:`dcnzoo.utils.files.require_new` for the running command."""
     return require_new(click.get_current_context().command_path.partition(" ")[2], path, force=force)
 
 
+def switch_off(flag: str, help: str) -> Callable:
+    """``--no-NAME``: the command receives NAME, which is True without the option."""
+    name = flag.removeprefix("--no-").replace("-", "_")
+    return option(flag, name, flag_value=False, default=True, show_default=False, help=help)
+
+
 def shape(help: str) -> Callable:
-    """``--shape HEIGHT WIDTH``: the command receives two integers, or None."""
-    return option("--shape", nargs=2, type=POSITIVE, metavar="HEIGHT WIDTH", help=help)
+    """``--shape HEIGHT WIDTH``, or one number for both: the command receives two integers, or None."""
+    return option(
+        "--shape", cls=Several, accepts=str.isdecimal, type=POSITIVE, callback=_two_sides,
+        metavar="HEIGHT WIDTH", help=help,
+    )  # fmt: skip
+
+
+def _two_sides(ctx: click.Context, param: click.Parameter, sides: Sequence[int]) -> tuple[int, int] | None:
+    if len(sides) > 2:
+        raise click.BadParameter(f"expected HEIGHT WIDTH, got {' '.join(map(str, sides))}", ctx, param)
+    return (sides[0], sides[-1]) if sides else None
 
 
 def num_images(default: int | None, help: str) -> Callable:
@@ -236,7 +117,7 @@ def num_images(default: int | None, help: str) -> Callable:
 
 force = option("--force", is_flag=True, help="Replace files that exist.")
 cfg_options = option(
-    "--cfg-options", multiple=True, metavar="KEY=VALUE", callback=_settings,
+    "--cfg-options", cls=Several, accepts=lambda word: "=" in word, metavar="KEY=VALUE", callback=_settings,
     help='Override settings: model.backbone.dcn=True "model.backbone.strides=(1,2,2)".',
 )  # fmt: skip
 allow_partial = option("--allow-partial", is_flag=True, help="Load the parameters that fit the model.")
@@ -253,10 +134,7 @@ checkpoint = option(
 checkpoint_argument = click.argument(
     "checkpoint", type=NAME, required=False, callback=existing, metavar="[CHECKPOINT]"
 )
-channels_last = option(
-    "--no-channels-last", "channels_last", is_flag=True, flag_value=False, default=True, show_default=False,
-    help="On a CPU, do not compute in channels-last order.",
-)  # fmt: skip
+channels_last = switch_off("--no-channels-last", "On a CPU, do not compute in channels-last order.")
 work_dir = option("--work-dir", type=NAME, metavar="FOLDER", help="Default: work_dirs/<config>.")
 
 # dcnzoo.data.dataset.ReadOptions

@@ -4,12 +4,13 @@ from typing import Any
 
 import click
 
-from dcnzoo.cli import _options
-from dcnzoo.cli._options import EXPORTED, NAME, POSITIVE, option
+from dcnzoo.cli import _command, _options
+from dcnzoo.cli._options import EXPORTED, option
 from dcnzoo.cli._terminal import print_columns
+from dcnzoo.cli._types import NAME, POSITIVE
 
 
-@click.command(cls=_options.Command)
+@click.command(cls=_command.Command)
 @_options.model
 @click.argument("images", nargs=-1, metavar="[IMAGE...]", type=NAME)
 @_options.checkpoint

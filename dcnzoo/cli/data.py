@@ -8,16 +8,16 @@ from typing import Any
 
 import click
 
-from dcnzoo.cli import _options
-from dcnzoo.cli._options import FOLDER, option
-from dcnzoo.cli._terminal import print_findings
+from dcnzoo.cli import _command, _options, _types
+from dcnzoo.cli._options import option
 from dcnzoo.data.download import COCO, SMALL, USUAL
 from dcnzoo.utils.errors import UserError, printable
-from dcnzoo.utils.files import read_beside, write_text
 from dcnzoo.utils.text import counted
 
+SOURCE = click.argument("source", type=_types.DATA)
 
-@click.group(cls=_options.Group)
+
+@click.group(cls=_command.Group)
 def command() -> None:
     """Show your own data, convert it to COCO's format, check it; download data.
 
@@ -25,18 +25,14 @@ def command() -> None:
     examples:
       dcnzoo data show fruits
       dcnzoo data convert fruits fruits_coco
-      dcnzoo data check fruits_coco/train.json
+      dcnzoo data check fruits
     """
 
 
 @command.command
-@click.argument("source", type=_options.UserPath(path_type=Path))
-@click.argument("out", type=FOLDER)
-@option(
-    "--classes",
-    type=_options.Names(),
-    help="Class names in their order: a,b,c or a file with one name per line.",
-)
+@SOURCE
+@click.argument("out", type=_types.FOLDER)
+@option("--classes", type=_types.Names(), help="Class names in order: a,b,c or a file with one per line.")
 @_options.reading
 @_options.force
 def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **options: Any) -> None:
@@ -62,11 +58,9 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
 
 
 @command.command
-@click.argument("source", type=_options.UserPath(path_type=Path))
-@option("--out", type=_options.FileName(".html"), default="sheet.html", help="Output file.")
-@option(
-    "--size", type=click.IntRange(min=1), metavar="N", help="Longer side of the pictures in the training."
-)
+@SOURCE
+@option("--out", type=_types.FileName(".html"), default="sheet.html", help="Output file.")
+@option("--size", type=_types.POSITIVE, metavar="N", help="Longer side of the pictures in the training.")
 @_options.reading
 @_options.force
 def show(source: Path, out: Path, size: int | None, force: bool, **options: Any) -> None:
@@ -89,57 +83,54 @@ def show(source: Path, out: Path, size: int | None, force: bool, **options: Any)
 
 
 @command.command
-@click.argument("source", type=_options.UserPath(path_type=Path))
+@SOURCE
+@option("--as-mmdetection", is_flag=True, help="Check a COCO file for train CONFIG, without its pictures.")
 @_options.reading
-def check(source: Path, **options: Any) -> None:
-    """Check annotated pictures or a COCO file; exit with status 1 if there are problems.
+def check(source: Path, as_mmdetection: bool, **options: Any) -> None:
+    """Check annotated pictures; list each problem, and exit with status 1 if there are any.
 
-    SOURCE is what data convert reads. A COCO file is checked for what MMDetection cannot use; its pictures
-    are not opened.
+    SOURCE is what data convert and train --data read. With --as-mmdetection, it is a COCO file for your own
+    config, which is checked for what MMDetection cannot use.
 
     \b
     examples:
       dcnzoo data check fruits
-      dcnzoo data check train.json
+      dcnzoo data check train.json --as-mmdetection
     """
-    from dcnzoo.data.reading import describe, read
+    from dcnzoo.data.reading import DataError, describe, read
 
-    if source.suffix.lower() != ".json":
-        data = read(source, **options)
-        print(*map(printable, describe(data, data.split())), "no problems", sep="\n")
-        return
-    _options.refuse("a COCO file", *options)
-    from dcnzoo.data.check import UNMASKED, read_truth
-    from dcnzoo.data.coco_file import KEYS
-    from dcnzoo.data.files import InvalidAnnotation
-
+    if as_mmdetection:
+        _options.refuse("--as-mmdetection", *options)
+        sys.exit(_check_coco(source))
     try:
-        truth = read_truth(source, masks=True)
-    except InvalidAnnotation as error:
-        raise UserError(f"{source}: {error}") from None
-    without_mask = sum(problem.stops or problem.kind == UNMASKED for problem in truth.problems)
-    if without_mask >= len(truth.content.annotations):  # only boxes
-        truth = read_truth(source)
-    problems = truth.problems
+        data = read(source, **options)
+    except DataError as error:
+        raise UserError(error.args[0], *map(str, error.problems)) from None
+    print(*map(printable, describe(data, data.stated())), "no problems", sep="\n")
+
+
+def _check_coco(file: Path) -> bool:
+    """Print the problems of a COCO file; return whether there are any."""
+    from dcnzoo.data.check import read_used
+    from dcnzoo.data.coco_file import KEYS
+
+    truth = read_used(file)
     print(", ".join(counted(len(getattr(truth.content, key)), key) for key in KEYS))
-    print_findings(problems, f"{source}: ")
+    for problem in truth.problems:
+        print(printable(f"{file}: {problem}"))
     if truth.ignored:
         print(truth.ignore_note)
-    print(counted(len(problems), "problems") if problems else "no problems")
-    sys.exit(bool(problems))
+    print(counted(len(truth.problems), "problems") if truth.problems else "no problems")
+    return bool(truth.problems)
 
 
 @command.command
 @option("--dataset-name", type=click.Choice(["coco2017", *SMALL]), default="coco2017")
 @option(
-    "--parts",
-    multiple=True,
-    metavar="PART",
-    type=click.Choice(list(COCO)),
-    show_default=" ".join(USUAL),
+    "--parts", multiple=True, metavar="PART", type=click.Choice(list(COCO)), show_default=" ".join(USUAL),
     help=f"Part of COCO, several times for several: {', '.join(COCO)}.",
-)
-@option("--out", type=FOLDER, help="Output folder.", show_default="data/coco, data/bccd, data/fruits_nuts")
+)  # fmt: skip
+@option("--out", type=_types.FOLDER, help="Output folder.", show_default="data/coco or data/NAME")
 @option("--unzip", is_flag=True, help="Unpack COCO's archives (the small data sets are always unpacked).")
 @option("--delete", is_flag=True, help="Delete each archive after unpacking.")
 @option("--list", "only_list", is_flag=True, help="Print the addresses without downloading.")
@@ -158,56 +149,21 @@ def download(
       dcnzoo data download --unzip --delete
       dcnzoo data download --dataset-name bccd
     """
+    from dcnzoo.data.download import download_part, download_small
+
     if dataset_name in SMALL:
         if parts or unzip or delete:
             raise click.UsageError("--parts, --unzip, --delete: allowed only with coco2017")
         if only_list:
             print(SMALL[dataset_name][0])
         else:
-            _download_small(dataset_name, out or Path("data", dataset_name))
+            print(download_small(dataset_name, out or Path("data", dataset_name)))
         return
     if delete and not unzip:
         raise click.UsageError("--delete: expected --unzip as well; otherwise nothing is left")
     for part in parts or USUAL:
-        url, checksum = COCO[part]
         if only_list:
-            print(url, checksum or "")
+            print(COCO[part][0], COCO[part][1] or "")
         else:
-            _download_part(url, checksum, out or Path("data/coco"), unzip, delete, force)
-
-
-def _download_small(name: str, out: Path) -> None:
-    """Download a small data set and prepare it for training, unless it is there."""
-    from dcnzoo.data.download import prepare
-    from dcnzoo.utils.fetch import fetch
-
-    is_complete = (out / "train.json").is_file() and (out / "val.json").is_file()
-    if not is_complete:
-        if out.is_dir() and any(out.iterdir()):
-            raise UserError(f"--out: expected a new folder, got {out}, which is not empty")
-        archive = fetch(SMALL[name][0], out.parent)
-        prepare(name, archive, out)
-        archive.unlink()
-    files = ", ".join(sorted(file.name for file in out.glob("*.json")))
-    print(f"{'already has' if is_complete else 'written'}: {out}: images, {files}")
-
-
-def _download_part(url: str, checksum: str | None, out: Path, unzip: bool, delete: bool, force: bool) -> None:
-    """Download an archive of COCO and unpack it, unless its files are there."""
-    from dcnzoo.data.download import unpack
-    from dcnzoo.utils.fetch import fetch
-
-    # lists the files of an unpacked archive; the archive itself may have been deleted
-    unpacked = out / f".{Path(url).name}.unpacked"
-    names = (read_beside(unpacked) or "").splitlines()
-    if unzip and names and all((out / name).is_file() for name in names):
-        print(f"{out}: already has {Path(url).name}")
-        return
-    archive = fetch(url, out, checksum=checksum)
-    print(archive if checksum else f"{archive} (no checksum is known)", flush=True)
-    if unzip:
-        names = unpack(archive, out, force)
-        print(f"{out}: {counted(len(names), 'files')}", flush=True)
-        write_text(unpacked, "\n".join(names))
-    if delete:
-        archive.unlink()
+            for line in download_part(part, out or Path("data/coco"), unzip, delete, force):
+                print(line, flush=True)

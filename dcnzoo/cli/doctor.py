@@ -5,13 +5,13 @@ import sys
 import click
 
 from dcnzoo import diagnosis
-from dcnzoo.cli import _options
+from dcnzoo.cli import _command
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.folders import cache_folder
 from dcnzoo.utils.text import counted
 
 
-@click.command(cls=_options.Command)
+@click.command(cls=_command.Command)
 def command() -> None:
     """Print installed versions, and each problem of the installation and how to fix it.
 

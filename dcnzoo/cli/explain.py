@@ -6,20 +6,18 @@ from typing import Any
 
 import click
 
-from dcnzoo.cli import _options
+from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 
 
-@click.command(cls=_options.Command)
+@click.command(cls=_command.Command)
 @_options.model
-@click.argument("image", type=_options.NAME, callback=_options.existing, is_eager=True)
+@click.argument("image", type=_types.NAME, callback=_options.existing, is_eager=True)
 @_options.loading
 @_options.channels_last
-@option(
-    "--at", type=_options.Numbers(2), metavar="X,Y", help="Pixel (default: centre of the best detection)."
-)
-@option("--box", type=_options.Numbers(4), metavar="X1,Y1,X2,Y2", help="All outputs in this box.")
+@option("--at", type=_types.Numbers(2), metavar="X,Y", help="Pixel (default: centre of the best detection).")
+@option("--box", type=_types.Numbers(4), metavar="X1,Y1,X2,Y2", help="All outputs in this box.")
 @option(
     "--layer", metavar="NAME", help="Only this layer (default: all, and the receptive field of the last)."
 )
@@ -28,7 +26,7 @@ from dcnzoo.cli._terminal import print_columns
     help="Number of other places of the page whose receptive field is computed.",
 )  # fmt: skip
 @option(
-    "--out", type=_options.FileName(".html", ".png"), default="explain.html",
+    "--out", type=_types.FileName(".html", ".png"), default="explain.html",
     help="Output file: .html for a page that follows the pointer, .png for a figure.",
 )  # fmt: skip
 @_options.force
@@ -56,8 +54,7 @@ def command(
     if out.suffix == ".png":
         _options.refuse("a .png file", "further")
     _options.output_file(out, force=force)
-    if model.endswith(_options.EXPORTED):
-        raise click.UsageError(f"MODEL: expected a model with PyTorch weights, got {model}")
+    _options.refuse_exported(model)
     import dcnzoo
     from dcnzoo.report.explain import Box, plot_explanation, render_explanation
     from dcnzoo.report.explain_detector import explain

@@ -5,18 +5,18 @@ from typing import Any
 
 import click
 
-from dcnzoo.cli import _options
-from dcnzoo.cli._options import NAME, option
+from dcnzoo.cli import _command, _options, _types
+from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_findings
 
 FORMS = click.Choice(["auto", "native", "gathernd", "gatherelements"])
 
 
-@click.command(cls=_options.Command)
+@click.command(cls=_command.Command)
 @_options.model
 @_options.checkpoint_argument
 @option(
-    "--out", "--output-file", "path", type=_options.FileName(*_options.EXPORTED), metavar="FILE",
+    "--out", "--output-file", "path", type=_types.FileName(*_options.EXPORTED), metavar="FILE",
     help="Output file (default: the name of the model and .onnx). .xml: for OpenVINO, also a .bin file.",
 )  # fmt: skip
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
@@ -24,10 +24,10 @@ FORMS = click.Choice(["auto", "native", "gathernd", "gatherelements"])
 @option("--opset-version", type=click.IntRange(18, 23), default=19)
 @option("--verify/--no-verify", default=True, help="Compare with PyTorch; if results differ, write nothing.")
 @option("--show", is_flag=True, help="Draw the detections of PyTorch and of the file to a PNG.")
-@option("--test-img", "--input-img", type=NAME, metavar="IMAGE", help="For --verify and --show.")
+@option("--test-img", "--input-img", type=_types.NAME, metavar="IMAGE", help="For --verify and --show.")
 @option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
 @option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
-@option("--int8", type=NAME, metavar="DATA", help="Quantise to int8 for the images of a folder.")
+@option("--int8", type=_types.NAME, metavar="DATA", help="Quantise to int8 for the images of a folder.")
 @_options.num_images(100, "Number of images for --int8.")
 @option("--skip-postprocess", "raw_outputs", is_flag=True, help="Export a single-stage head's raw outputs.")
 @option("--deform-conv", type=FORMS, default="auto", help="Form of deformable convolution.")

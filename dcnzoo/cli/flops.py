@@ -4,11 +4,11 @@ from statistics import mean
 
 import click
 
-from dcnzoo.cli import _options
+from dcnzoo.cli import _command, _options
 from dcnzoo.cli._options import option
 
 
-@click.command(cls=_options.Command)
+@click.command(cls=_command.Command)
 @_options.model
 @_options.shape("Size of an image of noise (default: the test pipeline's size).")
 @_options.num_images(None, "Take the mean over the first images of the test set instead.")
@@ -34,6 +34,7 @@ def command(
     """
     if num_images:
         _options.refuse("--num-images", "shape")
+    _options.refuse_exported(model)
     from dcnzoo.openmmlab.flops import count
     from dcnzoo.openmmlab.runs import execute
     from dcnzoo.zoo.source import resolve

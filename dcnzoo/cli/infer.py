@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcnzoo.cli import _options
-from dcnzoo.cli._options import POSITIVE, option
+from dcnzoo.cli import _command, _options, _types
+from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.files import numbered, require_file, require_new, write_bytes
@@ -45,17 +45,17 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
     return [*files.values()]
 
 
-@click.command(cls=_options.Command)
-@click.argument("model", type=_options.NAME, required=False, callback=_options.existing_model, is_eager=True)
-@click.argument("images", type=_options.NAME, nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
+@click.command(cls=_command.Command)
+@click.argument("model", type=_types.NAME, required=False, callback=_options.existing_model, is_eager=True)
+@click.argument("images", type=_types.NAME, nargs=-1, metavar="IMAGE...", callback=_files, is_eager=True)
 @option("--demo", is_flag=True, help="Use a generated image and, without MODEL, a small model.")
-@option("--out", type=_options.FOLDER, help="Output folder (default: work_dirs/infer, infer_2, …).")
+@option("--out", type=_types.FOLDER, help="Output folder (default: work_dirs/infer, infer_2, …).")
 @option(
     "--score-threshold", type=click.FloatRange(0, 1),
     help="Drop lower scores (default: that of the model: 0.5 for R-CNN heads, 0.3 for others).",
 )  # fmt: skip
-@option("--classes", type=_options.Names(), help="Keep only these: a,b,c or a file with one per line.")
-@option("--max-detections", type=POSITIVE, help="Maximum number per image.")
+@option("--classes", type=_types.Names(), help="Keep only these: a,b,c or a file with one per line.")
+@option("--max-detections", type=_types.POSITIVE, help="Maximum number per image.")
 @option("--json", "as_json", is_flag=True, help="Write only detections.json.")
 @option("--txt", "as_txt", is_flag=True, help="Write only a text per image: class x y width height score.")
 @option("--skip-existing", is_flag=True, help="Skip images whose text of --txt exists.")
@@ -65,9 +65,9 @@ def _files(ctx: click.Context, param: click.Parameter, names: Sequence[str]) -> 
 )  # fmt: skip
 @option("--jpeg", "kind", flag_value="jpg", hidden=True)
 @option("--polygons", is_flag=True, help="Write masks into detections.json as polygons.")
-@option("--save-video", type=_options.FileName(".mp4", ".avi"), metavar="FILE", help="Draw into this video.")
+@option("--save-video", type=_types.FileName(".mp4", ".avi"), metavar="FILE", help="Draw into this video.")
 @option("--tile", type=click.IntRange(min=16), help="Detect in overlapping tiles of this side, in pixels.")
-@option("--batch-size", type=POSITIVE, default=1, help="Images at a time.")
+@option("--batch-size", type=_types.POSITIVE, default=1, help="Images at a time.")
 @_options.force
 @_options.loading
 @_options.channels_last

@@ -5,18 +5,18 @@ from typing import Any
 
 import click
 
-from dcnzoo.cli import _options
+from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
 
 
-@click.command(cls=_options.Command)
-@click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_options.EXISTING_FOLDER)
+@click.command(cls=_command.Command)
+@click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_types.EXISTING_FOLDER)
 @option(
     "--labels", multiple=True, metavar="LABEL",
     help="Label of a folder, once per folder (default: its name). Equal labels are seeds of one setting.",
 )  # fmt: skip
 @option(
-    "--checkpoint", type=_options.NAME, callback=_options.existing, metavar="FILE",
+    "--checkpoint", type=_types.NAME, callback=_options.existing, metavar="FILE",
     help="Checkpoint of a single WORK_DIR: a file, best or last (default: the best if there is one).",
 )  # fmt: skip
 @option("--num-images", "images", type=click.IntRange(min=0), default=5, help="Images with detections.")
@@ -26,7 +26,7 @@ from dcnzoo.cli._options import option
 )  # fmt: skip
 @_options.device
 @option(
-    "--out", type=_options.FileName(".html"), metavar="FILE",
+    "--out", type=_types.FileName(".html"), metavar="FILE",
     help="Output file (default: report.html, report_2.html, … in the first WORK_DIR).",
 )  # fmt: skip
 @_options.force

@@ -5,22 +5,22 @@ from typing import Any
 
 import click
 
-from dcnzoo.cli import _options
+from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.text import counted
 
 
-@click.command(cls=_options.Command)
+@click.command(cls=_command.Command)
 @_options.model
 @_options.checkpoint
 @option(
-    "--data-root", type=_options.EXISTING_FOLDER, metavar="FOLDER",
+    "--data-root", type=_types.EXISTING_FOLDER, metavar="FOLDER",
     help="Folder of COCO: annotations/, train2017/, val2017/ (default: the config's).",
 )  # fmt: skip
 @option(
     "--out",
-    type=_options.FileName(".jsonl"),
+    type=_types.FileName(".jsonl"),
     default="work_dirs/reproduce.jsonl",
     help="Append the result to it.",
 )

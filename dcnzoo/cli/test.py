@@ -1,39 +1,31 @@
 """``dcnzoo test``, also ``tools/test.py`` and ``tools/deployment/test.py``."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from dcnzoo.cli import _options
-from dcnzoo.cli._options import NAME, option
+from dcnzoo.cli import _command, _options, _types
+from dcnzoo.cli._options import option
 
 
-@click.command(cls=_options.Command)
+@click.command(cls=_command.Command)
 @_options.model
 @_options.checkpoint_argument
 @option(
-    "--data",
-    type=_options.UserPath(path_type=Path),
-    metavar="PATH",
+    "--data", type=_types.DATA, metavar="PATH",
     help="Evaluate on these annotated pictures, by the names of their classes (formats: train --help).",
-)
+)  # fmt: skip
 @option(
-    "--out",
-    type=_options.FileName(".pkl", ".pickle", ".json"),
-    metavar="FILE",
+    "--out", type=_types.FileName(".pkl", ".pickle", ".json"), metavar="FILE",
     help="Write the predictions: .pkl, or .json for COCO's format.",
-)
-@option("--show-dir", type=NAME, metavar="FOLDER", help="Write images with drawn detections.")
+)  # fmt: skip
+@option("--show-dir", type=_types.NAME, metavar="FOLDER", help="Write images with drawn detections.")
 @option("--show-score-thr", type=float, help="Draw detections above this score (default: 0.3).")
 @option("--tta", is_flag=True, help="Merge the detections of the image and its mirror image.")
 @option(
-    "--eval",
-    "metrics",
-    multiple=True,
-    metavar="METRIC",
-    help="bbox, segm or proposal (default: the config's).",
-)
+    "--eval", "metrics", cls=_command.Several, accepts=("bbox", "segm", "proposal").__contains__,
+    metavar="METRIC", help="bbox, segm or proposal (default: the config's).",
+)  # fmt: skip
 @option("--format-only", is_flag=True, help="Write --out FILE.json without evaluating it.")
 @_options.cfg_options
 @_options.work_dir

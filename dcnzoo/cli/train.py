@@ -5,55 +5,35 @@ from typing import Any
 
 import click
 
-from dcnzoo.cli import _options
-from dcnzoo.cli._options import POSITIVE, option
+from dcnzoo.cli import _command, _options, _types
+from dcnzoo.cli._options import option
 from dcnzoo.utils.files import require_file
 
 
-@click.command(cls=_options.Command)
-@click.argument("model", type=_options.NAME, required=False, callback=_options.existing_model)
+@click.command(cls=_command.Command)
+@click.argument("model", type=_types.NAME, required=False, callback=_options.existing_model)
 @option(
-    "--data",
-    type=_options.UserPath(path_type=Path),
-    metavar="PATH",
+    "--data", type=_types.DATA, metavar="PATH",
     help="Train on these annotated pictures, a folder or file; writes a config and a report, too.",
-)
+)  # fmt: skip
 @_options.work_dir
-@option("--epochs", type=POSITIVE, help="Number of epochs. The schedule is scaled with it.")
-@option("--size", type=POSITIVE, help="--data: longer side of the pictures.")
-@option(
-    "--no-flip",
-    "flip",
-    flag_value=False,
-    default=True,
-    show_default=False,
-    help="--data: flip no picture, as for text.",
-)
-@option("--batch-size", type=POSITIVE, help="Images per iteration and process.")
+@option("--epochs", type=_types.POSITIVE, help="Number of epochs. The schedule is scaled with it.")
+@option("--size", type=_types.POSITIVE, help="--data: longer side of the pictures.")
+@_options.switch_off("--no-flip", "--data: flip no picture, as for text.")
+@option("--batch-size", type=_types.POSITIVE, help="Images per iteration and process.")
 @option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.")
 @_options.cfg_options
 @option(
-    "--resume",
-    type=_options.NAME,
-    is_flag=False,
-    flag_value="auto",
-    metavar="[CHECKPOINT]",
+    "--resume", type=_types.NAME, is_flag=False, flag_value="auto", metavar="[CHECKPOINT]",
     help="Continue from a checkpoint (default: the last in the work directory).",
-)
+)  # fmt: skip
 @option(
     "--force", is_flag=True, help="Train in a work directory that has checkpoints: it is renamed to NAME.1."
 )
 @option("--dry-run", is_flag=True, help="Build everything, train one step, write only --data and its sheet.")
-@option(
-    "--no-sanity",
-    "sanity",
-    flag_value=False,
-    default=True,
-    show_default=False,
-    help="Do not predict a picture of the validation before the first step.",
-)
+@_options.switch_off("--no-sanity", "Do not predict a picture of the validation before the first step.")
 @option("--report", is_flag=True, help="Write report.html after the training.")
-@option("--patience", type=POSITIVE, help="Stop after this number of validations without a better AP.")
+@option("--patience", type=_types.POSITIVE, help="Stop after this number of validations without a better AP.")
 @option("--seed", type=click.IntRange(min=0), help="Seed of all random numbers.")
 @option("--amp", is_flag=True, help="Mixed precision: fp16 on a GPU, bf16 on the CPU.")
 @option("--auto-scale-lr", is_flag=True, help="Scale the learning rate by the batch size.")
@@ -89,13 +69,11 @@ def command(model: str | None, report: bool, resume: str | None, **options: Any)
     from dcnzoo.utils.files import numbered
     from dcnzoo.zoo.training import train
 
-    again = resume == "auto" or (False if resume is None else resume)
-
     def show(splits: Any, folder: Path, size: Any) -> None:
         path = write_sheet(splits, numbered(folder / SHEET), size=size)
         print(f"sheet     {path}", flush=True)
 
-    work_dir = train(model, resume=again, on_data=show, **options)
+    work_dir = train(model, resume=True if resume == "auto" else resume, on_data=show, **options)
     if options["dry_run"] or not is_first():
         return
     if report or options["data"]:

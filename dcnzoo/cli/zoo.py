@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo.cli import _options
+from dcnzoo.cli import _command, _types
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.utils.errors import UserError, printable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 AS_JSON = option("--json", "as_json", is_flag=True, help="Print all information as JSON.")
 
 
-@click.group(cls=_options.Group)
+@click.group(cls=_command.Group)
 def command() -> None:
     """List and download published models.
 
@@ -77,7 +77,7 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
 
 
 @command.command
-@click.argument("name", type=_options.NAME)
+@click.argument("name", type=_types.NAME)
 @AS_JSON
 def info(name: str, as_json: bool) -> None:
     """Print all information about a model."""
@@ -96,8 +96,8 @@ def info(name: str, as_json: bool) -> None:
 
 
 @command.command
-@click.argument("names", type=_options.NAME, nargs=-1, required=True, metavar="NAME...")
-@option("--out", type=_options.FOLDER, help="Output folder (default: torch's cache).")
+@click.argument("names", type=_types.NAME, nargs=-1, required=True, metavar="NAME...")
+@option("--out", type=_types.FOLDER, help="Output folder (default: torch's cache).")
 def download(names: tuple[str, ...], out: Path | None) -> None:
     """Download and verify the weights of models; print their paths."""
     from dcnzoo import zoo

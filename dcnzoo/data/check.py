@@ -1,19 +1,21 @@
 """What a COCO file says: its entries, and the problems that MMDetection does not report.
 
-Trainings, tests, ``detector.evaluate``, reports and ``dcnzoo data check`` read a file by :func:`read_truth`.
+Trainings, tests, ``detector.evaluate``, reports and ``dcnzoo data check --as-mmdetection`` read a file by
+:func:`read_truth`.
 """
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from dcnzoo.data.coco_file import FAR, KEYS, Annotation, Category, CocoFile, Image, Mask, checked_rle, mask_of
-from dcnzoo.data.dataset import TOLERANCE
+from dcnzoo.data.builder import TOLERANCE
+from dcnzoo.data.coco_file import FAR, Annotation, Category, CocoFile, Image, Mask, checked_rle, mask_of
 from dcnzoo.data.files import InvalidAnnotation
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few, short
 
@@ -44,57 +46,59 @@ class CocoTruth:
     """
 
     def __init__(self, content: CocoFile, masks: bool = False) -> None:
-        self.content, self.masks = content, masks
+        self.content, self.masks, self.problems = content, masks, list[Finding]()
         self.images, self.categories = list[Image](), list[Category]()
         self.numbers, self.images_of = defaultdict[Any, list[int]](list), defaultdict[Any, set](set)
         self.ignored = 0
-        self.problems = [*self._read()]
-
-    def _read(self) -> Iterator[Finding]:
-        ids: dict[str, Counter] = {key: Counter() for key in KEYS}
-        sizes = dict[Any, Size]()
-        for key in ("categories", "images", "annotations"):
-            for number, entry in self.content.entries(key, strict=True):
-                if isinstance(entry, InvalidAnnotation) or type(entry.id) is not int:
-                    yield Finding(f"{key}[{number}]", f"expected an integer as id, got {short(entry)}")
-                    continue
-                ids[key][entry.id] += 1
-                if isinstance(entry, Annotation):
-                    size = sizes.get(entry.image_id)
-                    if problem := self._add(number, entry, size, ids["categories"]):
-                        yield problem
-                elif isinstance(entry, Image):
-                    self.images.append(entry)
-                    size = sizes[entry.id] = entry.width or 0, entry.height or 0
-                    if not entry.file_name or min(size) < 1:
-                        text = f"expected file_name, width and height, got {short(entry)}"
-                        yield Finding(f"image {entry.id}", text)
-                else:
-                    self.categories.append(entry)
-                    if not isinstance(entry.name, str):
-                        text = f"name: expected a text, got {short(entry.name)}"
-                        yield Finding(f"category {entry.id}", text)
-            if not ids[key]:
-                yield Finding(key, "expected at least 1, got 0", stops=key != "annotations")
-            if again := [number for number, times in ids[key].items() if times > 1]:
-                yield Finding(key, f"id: expected each once, got {few(again, 3)} again")
+        self._sizes = dict[Any, Size]()
+        self._read("categories", self._add_category)
+        self._ids = {category.id for category in self.categories}
+        self._read("images", self._add_image)
+        self._read("annotations", self._add_annotation)
         names = Counter(category.name for category in self.categories)
         if twice := [name for name, times in names.items() if times > 1 and isinstance(name, str)]:
-            yield Finding("categories", f"name: expected each once, got {few(twice)} again")
+            self._note("categories", f"name: expected each once, got {few(twice)} again")
 
-    def _add(
-        self, number: int, entry: Annotation, size: Size | None, categories: Container
-    ) -> Finding | None:
-        """Note an annotation; return its problem."""
+    def _note(self, subject: str, text: str, kind: str = "", stops: bool = True) -> None:
+        self.problems.append(Finding(subject, text, kind=kind, stops=stops))
+
+    def _read(self, key: str, add: Callable[[int, Any], None]) -> None:
+        """Add the entries of a key of the file that have an id; note ids that are missing or repeated."""
+        ids = Counter[int]()
+        for number, entry in self.content.entries(key, strict=True):
+            if isinstance(entry, InvalidAnnotation) or type(entry.id) is not int:
+                self._note(f"{key}[{number}]", f"expected an integer as id, got {short(entry)}")
+            else:
+                ids[entry.id] += 1
+                add(number, entry)
+        if not ids:
+            self._note(key, "expected at least 1, got 0", stops=key != "annotations")
+        if again := [number for number, times in ids.items() if times > 1]:
+            self._note(key, f"id: expected each once, got {few(again, 3)} again")
+
+    def _add_category(self, number: int, entry: Category) -> None:
+        self.categories.append(entry)
+        if not isinstance(entry.name, str):
+            self._note(f"category {entry.id}", f"name: expected a text, got {short(entry.name)}")
+
+    def _add_image(self, number: int, entry: Image) -> None:
+        self.images.append(entry)
+        size = self._sizes[entry.id] = entry.width or 0, entry.height or 0
+        if not entry.file_name or min(size) < 1:
+            self._note(f"image {entry.id}", f"expected file_name, width and height, got {short(entry)}")
+
+    def _add_annotation(self, number: int, entry: Annotation) -> None:
         self.numbers[entry.image_id].append(number)
         self.images_of[entry.category_id].add(entry.image_id)
-        if entry.ignore and not entry.iscrowd:
-            self.ignored += 1
+        self.ignored += bool(entry.ignore and not entry.iscrowd)
+        size, is_class = self._sizes.get(entry.image_id), entry.category_id in self._ids
         try:
-            text, kind = judge(entry, size, entry.category_id in categories, self.masks)
+            text, kind = judge(entry, size, is_class, self.masks)
         except InvalidAnnotation as error:
-            return Finding(f"annotation {entry.id}", str(error))
-        return Finding(f"annotation {entry.id}", text, kind=kind, stops=False) if kind else None
+            self._note(f"annotation {entry.id}", str(error))
+        else:
+            if kind:
+                self._note(f"annotation {entry.id}", text, kind, stops=False)
 
     def require_usable(self, compared: bool = False) -> "CocoTruth":
         """Raise InvalidAnnotation if there is a problem that stops; return the truth itself.
@@ -104,7 +108,8 @@ class CocoTruth:
         """
         file = self.content.file
         if stops := [problem for problem in self.problems if problem.stops]:
-            others = f" and {len(stops) - 1} more: `dcnzoo data check {file}` lists them" if stops[1:] else ""
+            command = f"`dcnzoo data check {file} --as-mmdetection`"
+            others = f" and {len(stops) - 1} more: {command} lists them" if stops[1:] else ""
             raise InvalidAnnotation(f"{stops[0]}{others}")
         if bare := [problem for problem in self.problems if compared and problem.kind == UNMASKED]:
             raise InvalidAnnotation(f"{bare[0]}: the mask AP compares masks")
@@ -144,6 +149,20 @@ def read_truth(file: str | os.PathLike, masks: bool = False) -> CocoTruth:
     other = _in_use.get((*key, not masks))
     truth = _in_use[(*key, masks)] = CocoTruth(other.content if other else CocoFile(Path(file)), masks)
     return truth
+
+
+def read_used(file: Path) -> CocoTruth:
+    """:func:`read_truth` with the masks, unless no object of the file has one.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    try:
+        truth = read_truth(file, masks=True)
+    except InvalidAnnotation as error:
+        raise UserError(f"{file}: {error}") from None
+    without_mask = sum(problem.kind == UNMASKED for problem in truth.problems)
+    return truth if without_mask < len(truth.content.annotations) else read_truth(file)
 
 
 def judge(entry: Annotation, size: Size | None, is_class: bool, masks: bool) -> tuple[str, str]:

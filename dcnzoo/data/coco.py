@@ -7,9 +7,10 @@ from pathlib import Path
 from msgspec import Raw
 from pycocotools import mask as coco_mask
 
+from dcnzoo.data.builder import Builder
 from dcnzoo.data.check import extent, shape_of
 from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image
-from dcnzoo.data.dataset import Dataset, Object
+from dcnzoo.data.dataset import Object
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
 from dcnzoo.data.geometry import turned_box
 from dcnzoo.data.tree import Reader, Tree, by_split
@@ -39,24 +40,24 @@ class Coco(Reader):
         """Return the files of each split, which their names and folders determine."""
         return by_split([(file, self.tree.split_of(file, own=True)) for file in self.files])
 
-    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+    def add(self, file: Path, split: str, builder: Builder) -> None:
         """Add the pictures and objects of a file."""
         content, stated = self.tree.json[file], self.tree.split_of(file, own=True)
         images = [*content.entries("images", strict=False)]
         ids = [str(image.id) for _, image in images if isinstance(image, Image)]
-        numbers, used = _by_image(file, content, ids, dataset)
-        read = partial(_object, _classes(content, used, dataset))
+        numbers, used = _by_image(file, content, ids, builder)
+        read = partial(_object, _classes(content, used, builder))
         for position, image in images:
-            with dataset.refusing(f"{file}: images[{position}]"):
+            with builder.refusing(f"{file}: images[{position}]"):
                 if isinstance(image, InvalidAnnotation):
                     raise image
                 path = self.tree.picture(image.file_name or "", file.parent, stated)
                 entries = [(number, content.annotations[number]) for number in numbers[str(image.id)]]
-                dataset.add(split, path, entries, read, file, (image.width, image.height))
+                builder.add(split, path, entries, read, file, (image.width, image.height))
 
 
 def _by_image(
-    file: Path, content: CocoFile, images: list[str], dataset: Dataset
+    file: Path, content: CocoFile, images: list[str], builder: Builder
 ) -> tuple[dict[str, list[int]], set[str]]:
     """Return the indices of each image's annotations, by the image's id, and the ids of the used categories.
 
@@ -70,14 +71,14 @@ def _by_image(
         if isinstance(entry, Annotation) and str(entry.image_id) not in numbers:
             entry = InvalidAnnotation(f"image_id: expected that of an image, got {short(entry.image_id)}")
         if isinstance(entry, InvalidAnnotation):
-            dataset.refuse(f"{file}: annotations[{number}]", entry)
+            builder.refuse(f"{file}: annotations[{number}]", entry)
             continue
         numbers[str(entry.image_id)].append(number)
         used.add(str(entry.category_id))
     return numbers, used
 
 
-def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, str]:
+def _classes(content: CocoFile, used: set[str], builder: Builder) -> dict[str, str]:
     """Return the category names by id; add them to the classes, except Roboflow's group without objects."""
     categories: list[Category] = []
     for number, category in content.entries("categories", strict=False):
@@ -88,14 +89,14 @@ def _classes(content: CocoFile, used: set[str], dataset: Dataset) -> dict[str, s
     for each in categories:
         names[str(each.id)] = str(each.name)
         is_class = str(each.id) in used or each.name not in supercategories or len(categories) == 1
-        if is_class and not dataset.options.classes:
-            dataset.classes.setdefault(str(each.name))
+        if is_class and not builder.options.classes:
+            builder.data.classes.setdefault(str(each.name))
     if len(names) < len(categories):
         raise InvalidAnnotation("categories: expected each id once")
     return names
 
 
-def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], dataset: Dataset) -> Object:
+def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], builder: Builder) -> Object:
     """Return an object; its box and area are those of the file, if box and polygons are in the picture."""
     entry = decode_json(raw, Annotation)
     if entry.score is not None:
@@ -107,18 +108,18 @@ def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], dataset: 
     name, crowd = names[str(entry.category_id)], int(entry.iscrowd in TRUE or entry.ignore in TRUE)
     if isinstance(mask, dict):
         area = float(coco_mask.area(mask))
-        return dataset.new_object(name, coco_mask.toBbox(mask).tolist(), area, crowd, mask)
+        return builder.new_object(name, coco_mask.toBbox(mask).tolist(), area, crowd, mask)
     if mask:
         x1, y1, x2, y2 = extent(mask)
         if box and min(box[2:]) > 0 and entry.area and entry.area > 0:
             right, bottom = max(x2, box[0] + box[2]), max(y2, box[1] + box[3])
             if min(x1, y1, *box[:2]) >= 0 and right <= size[0] and bottom <= size[1]:
-                return dataset.new_object(name, box, entry.area, crowd, entry.segmentation)
+                return builder.new_object(name, box, entry.area, crowd, entry.segmentation)
         points = [[*zip(part[::2], part[1::2], strict=True)] for part in mask]
-        return dataset.new_polygons(name, points, size, crowd)
+        return builder.new_polygons(name, points, size, crowd)
     x, y, width, height = box
     corners, attributes = (x, y, x + width, y + height), entry.attributes
     angle = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0  # CVAT's
     if angle := finite(str(angle), "rotation") % 360:
         corners = turned_box(corners, angle, size)
-    return dataset.new_box(name, corners, size, crowd)
+    return builder.new_box(name, corners, size, crowd)

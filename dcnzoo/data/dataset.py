@@ -1,15 +1,12 @@
-"""The pictures and objects of a data set, which every reader fills in, its splits, and their COCO files.
+"""The pictures and objects of a data set, its splits, and their COCO files.
 
 Coordinates are COCO's: (0, 0) is the upper left corner of the first pixel, (1, 1) its lower right corner.
 """
 
-import hashlib
 import math
 import os
-import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -18,17 +15,14 @@ from typing import Any
 import msgspec
 
 from dcnzoo.data.coco_file import Mask, mask_of
-from dcnzoo.data.files import InvalidAnnotation, image_size
-from dcnzoo.data.geometry import Corners, Point, Polygon, clip_polygon, polygon_area
+from dcnzoo.data.splits import divide, require_apart
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import writing
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import counted, few, problem_of_size, short
+from dcnzoo.utils.text import counted
 from dcnzoo.version import __version__
 
 ALL = "all"  # the split of all pictures, if the data does not have both train and val
-VALIDATION = 0.2  # share of the pictures, if the data has no validation set
-TOLERANCE = 1.0  # pixels; an edge that rounding moved out of the picture by at most this is moved back
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,6 @@ class Dataset:
 
     Attributes:
         classes: names in the order of their labels; all splits share them.
-        options: how the annotations are read. If it has classes, any other class is a problem.
         path: the folder or file that was read.
         format: the name of the format.
         position: text of an object's position, of the file and the number in it.
@@ -98,112 +91,18 @@ class Dataset:
             ``test``.
         problems: the pictures, objects and files that are left out.
         notes: lines for the user.
-        clipped: the number of polygons and boxes that were clipped.
-        file: the COCO file, when it is written.
     """
 
     classes: dict[str, None]
-    options: ReadOptions = ReadOptions()
     path: Path = Path()
     format: str = ""
     position: str = "{}: {}"
     splits: dict[str, list[Picture]] = field(default_factory=dict)
     problems: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    clipped: int = 0
-    file: Path = Path()
-    _added: set[tuple[str, Path]] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[Picture]:
         return chain(*self.splits.values())
-
-    @contextmanager
-    def refusing(self, where: object) -> Iterator[None]:
-        """Context in which an InvalidAnnotation becomes a problem of ``where``."""
-        try:
-            yield
-        except InvalidAnnotation as error:
-            self.refuse(where, error)
-
-    def refuse(self, where: object, error: InvalidAnnotation) -> None:
-        self.problems.append(Finding(str(where), str(error)))
-
-    def add(
-        self, split: str, file: Path, entries: Iterable[tuple[int, Any]], read: Callable[..., Object],
-        source: Path | None = None, stated: Sequence[Any] = (None, None),
-    ) -> None:  # fmt: skip
-        """Add a picture with its objects; an invalid object is a problem, and the others are added.
-
-        Args:
-            entries: the number of each object in the annotation, and what the annotation says about it.
-            read: returns the object from that, the picture's size and this data set.
-            source: the file with the annotation.
-            stated: the picture's (width, height) in the annotation.
-
-        Raises:
-            InvalidAnnotation: the picture or the annotation cannot be read; the picture is not added.
-        """
-        if (split, file) in self._added:
-            raise InvalidAnnotation(f"expected each picture once, got {file} again")
-        size, objects = image_size(file), dict[int, Object]()
-        if problem := problem_of_size(size, stated):
-            raise InvalidAnnotation(f"{file}: {problem}")
-        for number, entry in entries:
-            try:  # not self.refusing, which takes seconds for a million objects
-                objects[number] = each = read(entry, size, self)
-            except InvalidAnnotation as error:
-                self.refuse(self.position.format(source, number), error)
-            else:
-                self.classes.setdefault(each.name)
-        self._added.add((split, file))
-        self.splits.setdefault(split, []).append(Picture(file, size, source, objects))
-
-    def new_box(self, name: str, corners: Corners, size: tuple[int, int], iscrowd: int = 0) -> Object:
-        """Return an object without an outline, in a picture of this size."""
-        ((x1, y1), (x2, y2)), _ = self._inside([corners[:2], corners[2:]], size)
-        return self.new_object(name, rounded([x1, y1, x2 - x1, y2 - y1]), (x2 - x1) * (y2 - y1), iscrowd)
-
-    def new_polygons(
-        self, name: str, polygons: Sequence[Polygon], size: tuple[int, int], iscrowd: int = 0
-    ) -> Object:
-        """Return an object whose parts have these outlines; where they overlap, the area counts twice."""
-        parts: list[Polygon] = []
-        for polygon in polygons:
-            inside, is_near = self._inside(polygon, size)
-            parts += [inside] if is_near else clip_polygon(polygon, size)
-        if not parts:
-            raise InvalidAnnotation(f"{name}: expected an object with an area, got none in the picture")
-        xs, ys = zip(*chain(*parts), strict=True)
-        box = rounded([min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)])
-        mask = [rounded(chain(*part)) for part in parts]
-        return self.new_object(name, box, sum(map(polygon_area, parts)), iscrowd, mask)
-
-    def _inside(self, points: Polygon, size: tuple[int, int]) -> tuple[list[Point], bool]:
-        """Move points into the picture; return them, and whether none was moved by more than the tolerance.
-
-        Without ``clip``, refuse points that are beyond the tolerance.
-        """
-        width, height = size
-        inside = [(min(max(x, 0.0), width), min(max(y, 0.0), height)) for x, y in points]
-        pairs = zip(chain(*points), chain(*inside), strict=True)
-        is_near = max(abs(old - new) for old, new in pairs) <= TOLERANCE
-        if not (self.options.clip or is_near):
-            moved = [(x, y) for (x, y), new in zip(points, inside, strict=True) if (x, y) != new]
-            got = few([f"({x:g}, {y:g})" for x, y in moved], 2)
-            raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {got}")
-        self.clipped += not is_near
-        return inside, is_near
-
-    def new_object(
-        self, name: str, box: list[float], area: float, iscrowd: int = 0, segmentation: Any = None
-    ) -> Object:
-        """Return an object with a box in the picture: x, y, width, height; a training skips smaller ones."""
-        if not (min(box[2:]) >= 1 and area > 0):
-            raise InvalidAnnotation(f"{name}: expected an area of at least 1 × 1 pixels, got the box {box}")
-        if self.options.classes and name not in self.classes:
-            known = few([*self.classes])
-            raise InvalidAnnotation(f"expected one of the classes {known}, got {short(name)}")
-        return Object(name, box, round(area, 2), iscrowd, segmentation)
 
     @property
     def pictures(self) -> list[Picture]:
@@ -248,7 +147,12 @@ class Dataset:
 
     def part(self, name: str, pictures: list[Picture]) -> "Dataset":
         """Return some of the pictures as a data set with one split."""
-        return Dataset(self.classes, self.options, self.path, self.format, self.position, {name: pictures})
+        return Dataset(self.classes, self.path, self.format, self.position, {name: pictures})
+
+    def stated(self) -> dict[str, "Dataset"]:
+        """Return the data set of each split that the data state; raise UserError if a picture is in two."""
+        require_apart(self.splits)
+        return {name: self.part(name, pictures) for name, pictures in self.splits.items()}
 
     def split(self) -> dict[str, "Dataset"]:
         """Return the data sets ``train`` and ``val``, and ``test``, if the data state one.
@@ -258,11 +162,11 @@ class Dataset:
         Raises:
             UserError: a picture is in two splits, or the fifth would have no objects.
         """
-        _require_apart(self.splits)
-        splits = {**self.splits}
+        splits = self.stated()
         if pool := splits.pop(ALL, None):
-            splits = {**_divide(pool), **splits}
-        return {name: self.part(name, pictures) for name, pictures in splits.items()}
+            divided = divide(pool.pictures)
+            splits = {**{name: self.part(name, pictures) for name, pictures in divided.items()}, **splits}
+        return splits
 
     def write(self, out: str | os.PathLike[str]) -> None:
         """Write a COCO file."""
@@ -291,65 +195,6 @@ class Dataset:
                     opened.write((b",\n" if number else b"\n") + encode(entry))
                 opened.write(b"]")
             opened.write(b"}\n")
-        self.file = Path(out)
-
-
-def _require_apart(splits: Mapping[str, Iterable[Picture]]) -> None:
-    """Raise UserError if a picture, or a copy with the same bytes, is in two splits."""
-    alike: dict[tuple, list[tuple[str, Path]]] = defaultdict(list)
-    for name, pictures in splits.items():
-        for picture in pictures:
-            alike[(*picture.size, picture.file.stat().st_size)].append((name, picture.file))
-    first: dict[bytes, tuple[str, Path]] = {}
-    shared = []
-    candidates = [each for files in alike.values() if len({name for name, _ in files}) > 1 for each in files]
-    for name, file in candidates:
-        other, copy = first.setdefault(hashlib.sha256(file.read_bytes()).digest(), (name, file))
-        if other != name:
-            shared.append(f"{file} of {name} = {copy} of {other}")
-    if shared:
-        got = f"{counted(len(shared), 'pictures')}: {', '.join(shared[:2])}"
-        raise UserError(f"data: expected no picture in two splits, got {got}")
-
-
-def _divide(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
-    """Divide pictures at random (seed 0) into train and val.
-
-    Pictures that Roboflow made from one original stay together. Val has at least one picture with objects;
-    the last picture of a class stays in train.
-
-    Raises:
-        UserError: a part would have no object.
-    """
-    classes: dict[object, set[str]] = defaultdict(set)  # of the pictures of one original
-    for picture in pictures:
-        names = (each.name for each in picture.objects.values() if not each.iscrowd)
-        classes[_original_of(picture)].update(names)
-    left = Counter(name for own in classes.values() for name in own)
-    number, chosen = max(1, round(VALIDATION * len(classes))), set[object]()
-    order = random.Random(0).sample([*classes], len(classes))  # nosec B311
-
-    def is_spare(key: object) -> bool:  # whether train keeps all its classes without it
-        return all(left[name] > 1 for name in classes[key])
-
-    first = next((key for key in order if classes[key] and is_spare(key)), None)
-    for key in sorted(order, key=lambda key: key != first):
-        if number > 0 and is_spare(key):
-            left.subtract(classes[key])
-            chosen.add(key)
-            number -= 1
-    if first is None or not any(left.values()):
-        raise UserError("data: expected objects for training and validation: annotate more pictures")
-    parts: dict[str, list[Picture]] = {"train": [], "val": []}
-    for picture in pictures:
-        parts["val" if _original_of(picture) in chosen else "train"].append(picture)
-    return parts
-
-
-def _original_of(picture: Picture) -> str | Path:
-    """Return the name before Roboflow's ``.rf.``; for other files, their path."""
-    name, mark, _ = picture.file.name.partition(".rf.")
-    return name if mark else picture.file
 
 
 def without_mask(splits: Iterable[Dataset]) -> tuple[int, int, str]:
@@ -374,7 +219,3 @@ def require_masks(splits: Iterable[Dataset], reason: str, remedy: str) -> None:
     if number:
         got = f"{counted(number, 'objects')} without one, such as {first}; {remedy}"
         raise UserError(f"data: expected a mask of every object{reason}, got {got}")
-
-
-def rounded(values: Iterable[float]) -> list[float]:
-    return [round(value, 2) for value in values]

@@ -5,11 +5,12 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import replacing
+from dcnzoo.utils.files import partial_folder, read_beside, replacing, write_text
+from dcnzoo.utils.text import counted
 
 HOST = "http://images.cocodataset.org"
 # part of COCO → URL and checksum (None if unknown)
@@ -78,10 +79,7 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> list[str]:
     folder, names = Path(folder), list[str]()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (
-            zipfile.ZipFile(archive) as opened,
-            tempfile.TemporaryDirectory(None, "partial-", folder) as partial,
-        ):
+        with zipfile.ZipFile(archive) as opened, partial_folder(folder) as partial:
             members = [member for member in opened.infolist() if not member.is_dir()]
             for member in track(members, f"unpacking {archive.name}"):
                 extracted = Path(opened.extract(member, partial))
@@ -100,12 +98,54 @@ def unpack(archive: Path, folder: str | Path, force: bool = False) -> list[str]:
     return names
 
 
-def prepare(name: str, archive: Path, out: Path) -> None:
-    """Unpack the archive of a small data set and write train.json, val.json and images/ to ``out``.
+def download_small(name: str, out: Path) -> str:
+    """Download a small data set and prepare it for training, unless it is there; return a line about it.
 
     Raises:
         UserError: the archive does not have the expected content, or ``out`` contains other files.
     """
+    from dcnzoo.utils.fetch import fetch
+
+    is_complete = (out / "train.json").is_file() and (out / "val.json").is_file()
+    if not is_complete:
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"out: expected a new folder, got {out}, which is not empty")
+        archive = fetch(SMALL[name][0], out.parent)
+        _prepare(name, archive, out)
+        archive.unlink()
+    files = ", ".join(sorted(file.name for file in out.glob("*.json")))
+    return f"{'already has' if is_complete else 'written'}: {out}: images, {files}"
+
+
+def download_part(part: str, out: Path, unzip: bool, delete: bool, force: bool) -> Iterator[str]:
+    """Download an archive of COCO and unpack it, unless its files are there; yield lines about it.
+
+    Args:
+        part: a key of :data:`COCO`.
+        delete: delete the archive after unpacking.
+        force: replace files whose content differs.
+    """
+    from dcnzoo.utils.fetch import fetch
+
+    url, checksum = COCO[part]
+    # lists the files of an unpacked archive; the archive itself may have been deleted
+    unpacked = out / f".{Path(url).name}.unpacked"
+    names = (read_beside(unpacked) or "").splitlines()
+    if unzip and names and all((out / name).is_file() for name in names):
+        yield f"{out}: already has {Path(url).name}"
+        return
+    archive = fetch(url, out, checksum=checksum)
+    yield str(archive) if checksum else f"{archive} (no checksum is known)"
+    if unzip:
+        names = unpack(archive, out, force)
+        yield f"{out}: {counted(len(names), 'files')}"
+        write_text(unpacked, "\n".join(names))
+    if delete:
+        archive.unlink()
+
+
+def _prepare(name: str, archive: Path, out: Path) -> None:
+    """Unpack the archive of a small data set and write train.json, val.json and images/ to ``out``."""
     with tempfile.TemporaryDirectory() as folder, replacing(out) as partial:
         unpack(archive, folder)
         partial.mkdir()

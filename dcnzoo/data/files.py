@@ -6,12 +6,15 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import msgspec
 from PIL import ExifTags, Image
 
 from dcnzoo.utils.text import short
+
+_PILLOW = Lock()  # of Pillow's limit of pixels, which another thread could restore too late
 
 
 class InvalidAnnotation(Exception):
@@ -81,14 +84,15 @@ def image_size(file: Path) -> tuple[int, int]:
     Raises:
         InvalidAnnotation: it does not exist, or is no picture.
     """
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only the head of the file is read
-    try:
-        with Image.open(file) as image:
-            exif = Image.Exif()
-            if image.format != "AVIF":  # OpenCV turns AVIF by the format's own property, not by EXIF
-                exif.load(image.info.get("exif", b""))
-            return image.size[::-1] if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8) else image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InvalidAnnotation(f"expected a picture at {file}: {error}") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _PILLOW:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # only the head of the file is read
+        try:
+            with Image.open(file) as image:
+                turns, exif = image.format != "AVIF", Image.Exif()  # OpenCV turns AVIF by its own property
+                exif.load(image.info.get("exif", b"") if turns else b"")
+                is_turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                return image.size[::-1] if is_turned else image.size
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InvalidAnnotation(f"expected a picture at {file}: {error}") from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit

@@ -4,7 +4,8 @@ import math
 from itertools import chain
 from pathlib import Path
 
-from dcnzoo.data.dataset import Dataset, Object
+from dcnzoo.data.builder import Builder
+from dcnzoo.data.dataset import Object
 from dcnzoo.data.files import InvalidAnnotation, read_json
 from dcnzoo.data.geometry import Polygon
 from dcnzoo.data.tree import Reader, Tree
@@ -17,6 +18,7 @@ class LabelMe(Reader):
     """The reader of LabelMe's files."""
 
     name, position = "LabelMe", "{}: shapes[{}]"
+    lists_classes = False
 
     @classmethod
     def find(cls, tree: Tree) -> "LabelMe | None":
@@ -24,7 +26,7 @@ class LabelMe(Reader):
         files = [file for file, content in tree.json.items() if content.is_labelme]
         return cls(tree, files) if files else None
 
-    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+    def add(self, file: Path, split: str, builder: Builder) -> None:
         """Add a picture and its shapes. Shapes with the same label and ``group_id`` are one object."""
         content = read_json(file)
         path = self.tree.picture(str(content.get("imagePath")), file.parent, self.tree.split_of(file))
@@ -36,10 +38,10 @@ class LabelMe(Reader):
             key = number if group is None else repr((group, shape.get("label")))
             groups.setdefault(key, (number, []))[1].append(shape)
         size = content.get("imageWidth"), content.get("imageHeight")
-        dataset.add(split, path, groups.values(), _object, file, size)
+        builder.add(split, path, groups.values(), _object, file, size)
 
 
-def _object(shapes: list[dict], size: tuple[int, int], dataset: Dataset) -> Object:
+def _object(shapes: list[dict], size: tuple[int, int], builder: Builder) -> Object:
     label = shapes[0].get("label")
     if not isinstance(label, str) or not label.strip():
         raise InvalidAnnotation(f"label: expected a name, got {short(label)}")
@@ -49,8 +51,8 @@ def _object(shapes: list[dict], size: tuple[int, int], dataset: Dataset) -> Obje
         raise InvalidAnnotation(f"expected a shape with points, got {short(shapes[0])}: {error}") from None
     if any(shape.get("shape_type") == "rectangle" for shape in shapes):  # a box has no mask
         xs, ys = zip(*chain(*outlines), strict=True)
-        return dataset.new_box(label.strip(), (min(xs), min(ys), max(xs), max(ys)), size)
-    return dataset.new_polygons(label.strip(), outlines, size)
+        return builder.new_box(label.strip(), (min(xs), min(ys), max(xs), max(ys)), size)
+    return builder.new_polygons(label.strip(), outlines, size)
 
 
 def _outline(shape: dict) -> Polygon:

@@ -10,21 +10,36 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dcnzoo.data.builder import Builder
 from dcnzoo.data.coco import Coco
-from dcnzoo.data.dataset import VALIDATION, Dataset, ReadOptions, without_mask
+from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.labelme import LabelMe
+from dcnzoo.data.splits import VALIDATION
 from dcnzoo.data.tree import Reader, Tree, is_of_training, normal
 from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import Yolo
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_exists
-from dcnzoo.utils.findings import shown
+from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.progress import waiting
 from dcnzoo.utils.text import columns, counted, cut, few
 
 FORMATS: tuple[type[Reader], ...] = (Yolo, Coco, LabelMe, Voc)
+
+
+class DataError(UserError):
+    """Annotations have problems; the message names the first ones.
+
+    Attributes:
+        problems: all of them.
+    """
+
+    def __init__(self, problems: list[Finding]) -> None:
+        hint = "skip_invalid=True leaves out what is invalid, clip=True clips objects"
+        super().__init__(f"{counted(len(problems), 'problems')}; {hint}", *shown(problems))
+        self.problems = problems
 
 
 def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
@@ -38,7 +53,8 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
             ``skip_invalid``, ``classes``.
 
     Raises:
-        UserError: no format or several are found, or the annotations have problems, one line each.
+        UserError: no format or several are found.
+        DataError: the annotations have problems, one line each.
     """
     path, of_read = Path(os.path.expanduser(path)), ReadOptions(**options)
     require_exists(path, "data")
@@ -47,21 +63,21 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
     try:
         reader = _reader(path, tree, of_read)
         classes = dict.fromkeys(of_read.classes or reader.classes)
-        data = Dataset(classes, of_read, path, format=reader.name, position=reader.position)
-        reader.read(data)
+        data = Dataset(classes, path, reader.name, reader.position)
+        builder = Builder(data, of_read)
+        reader.read(builder)
     except InvalidAnnotation as error:
         raise UserError(f"{path}: {error}") from None
-    if isinstance(reader, LabelMe | Voc) and not of_read.classes:  # these formats have no list of classes
+    if not (reader.lists_classes or of_read.classes):
         data.classes = dict.fromkeys(sorted(data.classes))
     data.notes += reader.notes
     if data.problems:
-        number = counted(len(data.problems), "problems")
         if not of_read.skip_invalid:
-            hint = "skip_invalid=True leaves out what is invalid, clip=True clips objects"
-            raise UserError(f"{number}; {hint}", *shown(data.problems))
+            raise DataError(data.problems)
+        number = counted(len(data.problems), "problems")
         data.notes.append(f"{number} skipped, such as {data.problems[0]}")
-    if data.clipped:
-        data.notes.append(f"clipped to their pictures: {counted(data.clipped, 'boxes or polygons')}")
+    if builder.clipped:
+        data.notes.append(f"clipped to their pictures: {counted(builder.clipped, 'boxes or polygons')}")
     for name, pictures in [*data.splits.items()]:
         _check_objects(name, data.part(name, pictures), data)
     data.notes += [*_notes_of_capitals(data), *_unused(tree, reader, data)]
@@ -108,7 +124,7 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
     if len(readers) > 1:
         seen = ", ".join(f"{each.name} ({next(iter(each.files))})" for each in readers)
         raise UserError(f"data: expected one format in {data}, found {seen}: name the file or folder of one")
-    if readers and options.zero_based and not isinstance(readers[0], Voc):
+    if readers and options.zero_based and not readers[0].counts_pixels:
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {readers[0].name}")
     if readers:
         return readers[0]

@@ -18,7 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dcnzoo.data.dataset import Dataset, Object
+from dcnzoo.data.builder import Builder
+from dcnzoo.data.dataset import Dataset, Object, ReadOptions
 from dcnzoo.data.geometry import polygon_area
 from dcnzoo.utils.files import read_beside, replacing
 
@@ -123,18 +124,18 @@ def draw_image(spec: ShapesSpec, split: str, index: int) -> tuple[np.ndarray, li
 
 
 def _write_split(root: Path, split: str, spec: ShapesSpec) -> None:
-    coco = Dataset(dict.fromkeys(CLASSES))
+    builder = Builder(Dataset(dict.fromkeys(CLASSES)), ReadOptions())
     for index in range(getattr(spec, split)):
         pixels, instances = draw_image(spec, split, index)
         file = root / split / f"{index:05d}.png"
         if not cv2.imwrite(str(file), pixels):
             raise OSError(f"{file}: cannot write the image")
-        coco.add(split, file, enumerate(instances), _object)
-    coco.write(root / "annotations" / f"{split}.json")
+        builder.add(split, file, enumerate(instances), _object)
+    builder.data.write(root / "annotations" / f"{split}.json")
 
 
-def _object(instance: dict[str, Any], size: tuple[int, int], coco: Dataset) -> Object:
-    return coco.new_polygons(CLASSES[instance["label"]], [instance["polygon"].tolist()], size)
+def _object(instance: dict[str, Any], size: tuple[int, int], builder: Builder) -> Object:
+    return builder.new_polygons(CLASSES[instance["label"]], [instance["polygon"].tolist()], size)
 
 
 def _rotation(rng: np.random.Generator) -> np.ndarray:

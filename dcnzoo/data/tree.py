@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from dcnzoo.data.builder import Builder
 from dcnzoo.data.coco_file import CocoFile
-from dcnzoo.data.dataset import ALL, Dataset
+from dcnzoo.data.dataset import ALL
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
@@ -64,6 +65,12 @@ def parts_of(name: str) -> list[str]:
     """Return the parts of a path that may have been written on Windows, without drive, ``.`` and ``..``."""
     parts = re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).split("/")
     return [part for part in parts if part not in ("", ".", "..")]
+
+
+def without_dots(path: Path) -> Path:
+    """Return a path without ``..``, as others are spelled, unless it then leads elsewhere, past a link."""
+    shorter = Path(os.path.normpath(path)) if ".." in path.parts else path
+    return shorter if shorter.exists() and shorter.samefile(path) else path
 
 
 def is_of_training(folder: Path) -> bool:
@@ -132,7 +139,7 @@ class Tree:
             InvalidAnnotation: there is none, or several are equally near.
         """
         if os.path.isfile(path := beside / name.replace("\\", "/")):
-            return Path(os.path.normpath(path))
+            return without_dots(path)
         # Label Studio: /data/local-files/?d=folder/a%20b.jpg
         *folders, last = [*map(normal, parts_of(unquote(name.partition("?d=")[2] or name)))] or [""]
         stem, ending = os.path.splitext(last)
@@ -196,12 +203,15 @@ class Reader:
     Attributes:
         name: the name of the format.
         position: see :class:`dcnzoo.data.dataset.Dataset`.
+        lists_classes: whether the format has a list of classes, whose order counts.
+        counts_pixels: whether coordinates are numbers of pixels from 1, unless ``zero_based`` is set.
         files: the files by which the format is recognised.
         lists: the files with names of pictures or classes that were read.
         notes: lines for the user.
     """
 
     name = position = ""
+    lists_classes, counts_pixels = True, False
 
     def __init__(self, tree: Tree, files: Sequence[Path]) -> None:
         self.tree, self.files, self.lists, self.notes = tree, files, list[Path](), list[str]()
@@ -220,17 +230,17 @@ class Reader:
         """Return the files of each split, which their folders determine."""
         return by_split([(file, self.tree.split_of(file)) for file in self.files])
 
-    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+    def add(self, file: Path, split: str, builder: Builder) -> None:
         """Add the pictures and objects of one of the files that :meth:`groups` returns."""
         raise NotImplementedError
 
-    def read(self, dataset: Dataset) -> None:
+    def read(self, builder: Builder) -> None:
         """Add the pictures and objects of all splits."""
         for split, files in self.groups().items():
-            dataset.splits[split] = []
+            builder.data.splits[split] = []
             for file in track(files, f"reading {split}"):
-                with dataset.refusing(file):
-                    self.add(file, split, dataset)
+                with builder.refusing(file):
+                    self.add(file, split, builder)
 
 
 def pictures_of(files: Iterable[Path]) -> list[Path]:

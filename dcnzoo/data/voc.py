@@ -1,26 +1,31 @@
 """Read Pascal VOC's XML files."""
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from dcnzoo.data.dataset import Dataset, Object
+from dcnzoo.data.builder import Builder
+from dcnzoo.data.dataset import Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines
 from dcnzoo.data.geometry import turned_box
 from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, normal
 from dcnzoo.utils.text import few
+
+_ROOT = re.compile(rb"<annotation[\s>]")  # LabelImg writes verified="yes" in it, VoTT too
 
 
 class Voc(Reader):
     """The reader of VOC's files."""
 
     name, position = "Pascal VOC", "{}: object {}"
+    lists_classes, counts_pixels = False, True
 
     @classmethod
     def find(cls, tree: Tree) -> "Voc | None":
         """Return the reader, if there are files of VOC."""
         xml = [file for file in tree.candidates if file.suffix.lower() == ".xml"]
-        own = [file for file in xml if b"<annotation>" in file.read_bytes().replace(b"\0", b"")]  # of UTF-16
+        own = [file for file in xml if _ROOT.search(file.read_bytes().replace(b"\0", b""))]  # of UTF-16
         return cls(tree, own) if own else None
 
     def groups(self) -> dict[str, list[Path]]:
@@ -31,8 +36,8 @@ class Voc(Reader):
         lists = {file: WORDS[name] for file in texts if (name := file.stem.lower()) in WORDS}
         if "train" not in lists.values():  # beside train, trainval lists the same files again
             lists |= {file: "train" for file in texts if file.stem.lower() in ("trainval", "default")}
-        if "train" not in lists.values():
-            raise InvalidAnnotation(f"expected lists train.txt and val.txt in ImageSets, got {few(texts)}")
+        if not lists:
+            raise InvalidAnnotation(f"expected a list train.txt, val.txt or test.txt, got {few(texts)}")
         self.lists += lists
         groups = by_split([(xml, split) for file, split in lists.items() for xml in self._listed(file)])
         listed = {file for own in groups.values() for file in own}
@@ -58,7 +63,7 @@ class Voc(Reader):
             listed += files
         return listed
 
-    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+    def add(self, file: Path, split: str, builder: Builder) -> None:
         """Add the objects of an XML file, and the picture of the same name; ``<filename>`` is not read.
 
         A box includes the pixels ``xmin`` and ``xmax``, counted from 1: 1 and 3 become x 0 and width 3.
@@ -68,15 +73,15 @@ class Voc(Reader):
         sides = () if root.find("size") is None else ("width", "height")
         stated = tuple(int(_number(root, f"size/{side}")) for side in sides) or (None, None)
         entries = enumerate(root.iter("object"), 1)
-        dataset.add(split, self.tree.picture_named_as(file), entries, _object, file, stated)
+        builder.add(split, self.tree.picture_named_as(file), entries, _object, file, stated)
 
 
-def _object(element: Element, size: tuple[int, int], dataset: Dataset) -> Object:
+def _object(element: Element, size: tuple[int, int], builder: Builder) -> Object:
     name, box = (element.findtext("name") or "").strip(), element.find("bndbox")
     if not name or box is None:
         raise InvalidAnnotation("expected <name> and <bndbox>")
     x1, y1, x2, y2 = (_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
-    if not dataset.options.zero_based:
+    if not builder.options.zero_based:
         if min(x1, y1) < 1:
             raise InvalidAnnotation(
                 f"{name}: expected xmin and ymin ≥ 1 (Pascal VOC counts from 1), got {x1:g} and {y1:g}; "
@@ -87,7 +92,7 @@ def _object(element: Element, size: tuple[int, int], dataset: Dataset) -> Object
         if attribute.findtext("name") == "rotation" and (angle := _number(attribute, "value") % 360):
             x1, y1, x2, y2 = turned_box((x1, y1, x2, y2), angle, size)
     is_difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
-    return dataset.new_box(name, (x1, y1, x2, y2), size, iscrowd=int(is_difficult))
+    return builder.new_box(name, (x1, y1, x2, y2), size, iscrowd=int(is_difficult))
 
 
 def _root_of_list(file: Path) -> Path | None:

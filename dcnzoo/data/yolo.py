@@ -8,9 +8,20 @@ from typing import Any
 
 import yaml
 
-from dcnzoo.data.dataset import ALL, Dataset, Object
+from dcnzoo.data.builder import Builder
+from dcnzoo.data.dataset import ALL, Object
 from dcnzoo.data.files import InvalidAnnotation, finite, read_lines, read_text
-from dcnzoo.data.tree import WORDS, Reader, Tree, by_split, files_below, normal, parts_of, pictures_of
+from dcnzoo.data.tree import (
+    WORDS,
+    Reader,
+    Tree,
+    by_split,
+    files_below,
+    normal,
+    parts_of,
+    pictures_of,
+    without_dots,
+)
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.text import counted, few, short
@@ -120,7 +131,7 @@ class Yolo(Reader):
         paths = (path for _, places in PATHS for path in places(self.file, below, name))
         target = next(filter(Path.exists, paths), None)
         if target and target.is_dir():
-            yield from pictures_of(files_below(target))
+            yield from pictures_of(files_below(without_dots(target)))
         elif target:
             self.lists.append(target)
             for number, line in read_lines(target):
@@ -142,26 +153,24 @@ class Yolo(Reader):
             self._folders[folder] = {normal(file.stem): file for file in files}
         return self._folders[folder]
 
-    def add(self, file: Path, split: str, dataset: Dataset) -> None:
+    def add(self, file: Path, split: str, builder: Builder) -> None:
         """Add a picture and its objects, lines ``class x y width height`` or ``class x1 y1 x2 y2 …``."""
         label = self.label_of(file)
         if label is not None:
             other = self._used.setdefault(label, file)
             if other != file:
                 raise InvalidAnnotation(f"expected one picture of {label}, found {other}, too")
-        dataset.add(split, file, read_lines(label) if label else (), partial(_object, self.classes), label)
+        builder.add(split, file, read_lines(label) if label else (), partial(_object, self.classes), label)
 
-    def read(self, dataset: Dataset) -> None:
-        """Add all pictures; raise UserError if some have no label, and some labels have no picture."""
-        super().read(dataset)
+    def read(self, builder: Builder) -> None:
+        """Add all pictures. A label without a picture is a problem if there are pictures without a label."""
+        super().read(builder)
         folders = {label.parent for label in self._used}
         texts = {text for folder in folders for text in self._texts(folder).values()}
-        others = sorted(texts - self._used.keys())
-        unlabelled = dataset.unlabelled
-        if unlabelled and (strays := [text for text in others if _is_label(text)]):
-            pictures = f"{counted(len(unlabelled), 'pictures')} ({few(unlabelled, 2)})"
-            labels = f"{counted(len(strays), 'labels')} without a picture ({few(strays, 2)})"
-            raise UserError(f"data: expected a label of each picture, got {pictures} without, and {labels}")
+        if unlabelled := builder.data.unlabelled:
+            got = f"{counted(len(unlabelled), 'pictures')} without a label ({few(unlabelled, 2)})"
+            for stray in filter(_is_label, sorted(texts - self._used.keys())):
+                builder.refuse(stray, InvalidAnnotation(f"expected a picture of this label, got {got}"))
 
 
 def _keys_of(file: Path) -> dict[str, Any]:
@@ -197,7 +206,7 @@ def _is_label(file: Path) -> bool:
         return False
 
 
-def _object(names: list[str], line: str, size: tuple[int, int], dataset: Dataset) -> Object:
+def _object(names: list[str], line: str, size: tuple[int, int], builder: Builder) -> Object:
     words = line.split()
     if len(words) == 6:
         raise InvalidAnnotation("expected class x y width height, got a sixth value: a prediction's score")
@@ -211,6 +220,6 @@ def _object(names: list[str], line: str, size: tuple[int, int], dataset: Dataset
     if len(values) == 4:
         x, y, w, h = values
         left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
-        return dataset.new_box(name, (left * width, top * height, right * width, bottom * height), size)
+        return builder.new_box(name, (left * width, top * height, right * width, bottom * height), size)
     points = zip(values[::2], values[1::2], strict=True)
-    return dataset.new_polygons(name, [[(x * width, y * height) for x, y in points]], size)
+    return builder.new_polygons(name, [[(x * width, y * height) for x, y in points]], size)

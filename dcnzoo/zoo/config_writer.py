@@ -48,7 +48,8 @@ def write_settings(
     """Write a config with all settings of a training on data that has been checked; return it.
 
     Args:
-        sources: the data of ``train``, ``val`` and perhaps ``test``.
+        sources: the data of ``train``, ``val`` and perhaps ``test``, which are written beside the
+            config: ``train.json`` and so on.
         out: the config's file; its paths are relative to its folder.
         model: as for :func:`dcnzoo.train`.
         changes: settings to override.
@@ -77,7 +78,8 @@ def write_settings(
         remedy = f"{BOXES} or, on a CPU, {SMALL_BOXES} needs none"
         require_masks(sources.values(), f", since {model} learns from masks", remedy)
     for stage, loader in zip(("train", "val", "test"), LOADERS, strict=True):
-        set_data(config, stage, sources.get(stage, sources["val"]), folder)
+        name = stage if stage in sources else "val"
+        set_data(config, stage, folder / f"{name}.json", sources[name].folder, folder)
         dataset_of(config, loader).metainfo = {"classes": _Name("classes")}
     dataset_of(config, LOADERS[0]).filter_cfg = {"filter_empty_gt": False}  # learns from empty pictures, too
     for loader in LOADERS[1:]:
@@ -162,17 +164,19 @@ def dataset_of(config: Config, loader: str) -> Any:
     return next(inner_data_sets(config[loader].dataset))
 
 
-def set_data(config: Config, stage: str, source: Dataset, folder: Path | None = None) -> None:
+def set_data(config: Config, stage: str, source: Path, pictures: Path, folder: Path | None = None) -> None:
     """Set the data that the loader of a stage (train, val or test) reads and its evaluator compares with.
 
     Args:
+        source: the COCO file.
+        pictures: the folder of its pictures.
         folder: the config's folder, to which its paths are relative; None: they are absolute.
 
     Raises:
         UserError: the config does not read or evaluate COCO files.
     """
     loader, evaluator = f"{stage}_dataloader", f"{stage}_evaluator"
-    file, images = str(source.file.resolve()), f"{source.folder}/"
+    file, images = str(source.resolve()), f"{pictures}/"
     if folder is not None:
         file, images = _portable(file, folder), _portable(images, folder)
     config[loader] = copy.deepcopy(config[loader])  # val and test may be one dictionary

@@ -180,7 +180,7 @@ def with_own_data(
     split = pictures.part(name, pictures.splits[name])
     show(*describe(pictures, {name: split}))
     split.write(folder / f"{name}.json")
-    set_data(cfg, "test", split)
+    set_data(cfg, "test", folder / f"{name}.json", split.folder)
     if "segm" in (metrics or cfg.test_evaluator.get("metric", "bbox")):
         require_masks([split], " for the metric segm", "metrics=bbox compares boxes")
     return replace(recipe, cfg=cfg)

@@ -8,7 +8,7 @@ import click
 import pytest
 
 import dcnzoo.cli
-from dcnzoo.cli import _options, commands
+from dcnzoo.cli import _command, _options, commands
 from dcnzoo.utils.errors import UserError
 
 from ..processes import ROOT, python, run_code
@@ -88,9 +88,9 @@ def test_tools_are_commands(path, monkeypatch, capsys):
     assert stopped.value.code == 0 and capsys.readouterr().out.startswith("Usage: dcnzoo ")
 
 
-@click.command(cls=_options.Command)
+@click.command(cls=_command.Command)
 @click.argument("files", nargs=-1)
-@click.option("--cfg-options", multiple=True)
+@click.option("--cfg-options", cls=_command.Several, accepts=lambda word: "=" in word)
 @click.option("--out")
 def parser(**values):
     return values
@@ -110,6 +110,32 @@ def parser(**values):
 def test_settings_of_configs_as_mmdetection_writes_them(line, files, options):
     values = parser.main(line.split(), standalone_mode=False)
     assert (values["files"], values["cfg_options"]) == (tuple(files.split()), tuple(options.split()))
+
+
+@click.command(cls=_command.Command)
+@click.argument("file", required=False)
+@_options.shape("Size.")
+def sizes(**values):
+    return values
+
+
+@pytest.mark.parametrize(
+    ("line", "shape", "file"),
+    [
+        ("--shape 240 a", (240, 240), "a"),
+        ("--shape 240 320 a", (240, 320), "a"),
+        ("a --shape=240 320", (240, 320), "a"),
+        ("a", None, "a"),
+        ("--shape 1 --shape 2", (1, 2), None),
+    ],
+)
+def test_one_or_two_sides_of_a_shape(line, shape, file):
+    assert sizes.main(line.split(), standalone_mode=False) == {"shape": shape, "file": file}
+
+
+def test_three_sides_of_a_shape():
+    with pytest.raises(click.BadParameter, match="expected HEIGHT WIDTH, got 1 2 3"):
+        sizes.main(["--shape", "1", "2", "3"], standalone_mode=False)
 
 
 # Output

@@ -30,7 +30,7 @@ RIGHT = [  # a list: one after the other
     [
         ("data convert yolo yolo_coco", "4 pictures, 8 objects"),
         ("data convert yolo yolo_coco --force", "4 pictures, 8 objects"),
-        ("data check yolo_coco/train.json", "no problems"),
+        ("data check yolo_coco/train.json --as-mmdetection", "no problems"),
     ],
     ("data check yolo", "(?s)8 objects.*no problems"),
     ("data check voc --zero-based", "8 objects"),
@@ -59,6 +59,7 @@ RIGHT = [  # a list: one after the other
     ("flops MODEL --shape 96 128 --by-operator", "Params: "),
     ("bench MODEL a.png --max-iter 1 --num-warmup 0", "PyTorch bf16 .*%"),
     ("test CONFIG weights.pth --data shapes --work-dir tested --eval bbox", "box AP"),
+    ("test CONFIG --data shapes --work-dir tested --eval bbox weights.pth", "box AP"),
     ("train own.py --dry-run --work-dir dry", "dry run"),
     ("train --data yolo --work-dir tiny --epochs 1 --dry-run", "config"),
     ("run program.py 3", "program 3"),
@@ -87,8 +88,9 @@ USAGE = [  # exit status 2, below the usage
     ("export MODEL --out model.pth", r"--out.*\.onnx.* got model\.pth"),
     ("bench CONFIG a.png --shape 64 64", "--shape: not allowed with IMAGE"),
     ("data download --dataset-name voc", "--dataset-name"),
+    ("flops x.onnx", r"MODEL: expected a model of PyTorch, got .*x\.onnx"),
     ("reproduce MODEL --out all.json", r"--out.*\.jsonl"),
-    ("data check yolo_coco.json --clip", "--clip: not allowed with a COCO file"),
+    ("data check x.json --as-mmdetection --clip", "--clip: not allowed with --as-mmdetection"),
 ]
 WRONG = [  # exit status 1, in one line
     ("infer mask-rcnn_r14-mdconv_fpn_8e_shape a.png", "closest names: mask-rcnn_r14-mdconv_fpn_8e_shapes"),

@@ -1,14 +1,21 @@
 """Errors of a command name its options and arguments as the command line does."""
 
+import dataclasses
+import importlib
+import inspect
+
 import click
 import pytest
 
-from dcnzoo.cli import _options
+import dcnzoo
+from dcnzoo.cli import _command, data
+from dcnzoo.data.dataset import ReadOptions
+from dcnzoo.openmmlab import options
 from dcnzoo.utils.errors import UserError
 
 from .test_cli import every_command
 
-COMMANDS = [each for each in every_command() if isinstance(each.command, _options.Command)]
+COMMANDS = [each for each in every_command() if isinstance(each.command, _command.Command)]
 
 
 @pytest.mark.parametrize("context", COMMANDS, ids=lambda context: context.info_name)
@@ -33,7 +40,7 @@ def test_names_of_arguments(context):
             assert with_flags(text) == text
 
 
-@click.command(cls=_options.Command)
+@click.command(cls=_command.Command)
 @click.option("--work-dir", callback=lambda context, param, value: fail(value, "given"))
 @click.option("--skip-invalid", is_flag=True)
 def command(work_dir, skip_invalid):
@@ -54,3 +61,32 @@ def test_each_line_of_an_error(line):
         "--work-dir: expected a folder",
         "… and 5 more; --skip-invalid leaves them out",
     )
+
+
+def test_each_word_is_replaced_once():
+    """Neither the typed option nor its value is read again."""
+    parameters = [click.Option(["--out"]), click.Argument(["model"]), click.Option(["--work-dir"])]
+    with_flags = _command.Command("x", params=parameters).with_flags
+    assert with_flags("model: out=work_dir, work_dir=out") == "MODEL: --out work_dir, --work-dir out"
+
+
+def names(*sources):
+    """The parameters of commands and functions, and the fields of classes."""
+    result = set()
+    for source in sources:
+        if isinstance(source, click.Command):
+            result |= {param.name for param in source.params if param.expose_value}
+        elif inspect.isfunction(source):
+            result |= {*inspect.signature(source).parameters}
+        else:
+            result |= {field.name for field in dataclasses.fields(source)}
+    return result
+
+
+def test_options_of_commands_are_those_of_functions():
+    train, test = (importlib.import_module(f"dcnzoo.cli.{name}").command for name in ("train", "test"))
+    not_options = {"options", "outputs", "on_data"}
+    assert names(train) - {"report"} == names(dcnzoo.train, options.TrainOptions) - not_options
+    assert names(test) == names(dcnzoo.test, options.TestOptions) - {"options", "exported"}
+    assert names(ReadOptions) == names(data.convert) - {"source", "out", "force"}
+    assert names(ReadOptions) - {"classes"} == names(data.check) - {"source", "as_mmdetection"}

@@ -157,7 +157,7 @@ OF_BOXES = (
 
 @pytest.mark.parametrize("case", OF_MASKS + OF_BOXES)
 def test_each_reader_names_the_same_problem(tmp_path, case):
-    """A training, a test, ``evaluate`` and ``data check`` read a file by one function."""
+    """A training, a test, ``evaluate`` and a report read a file by one function."""
     change = polygons([2, float("nan"), 12, 3, 12, 23]) if case == "not a number" else CASES[case][0]
     path, masks = str(tmp_path / "coco.json"), case in OF_MASKS
     try:
@@ -203,7 +203,7 @@ def test_ignored_objects_are_counted_by_each_reader(tmp_path, monkeypatch, capsy
     data = dict(metainfo=dict(classes=("fig", "date")), pipeline=[], data_prefix=dict(img="s3://x/"))
     CocoDataset(ann_file=str(path), test_mode=True, **data)
     metrics.read_coco(path, ("fig", "date"))
-    lines += [capsys.readouterr().err, run("data", "check", path)]
+    lines += [capsys.readouterr().err, run("data", "check", path, "--as-mmdetection")]
     assert len(lines) == 3 and all(
         "1 object with ignore=1: counted in the AP, not trained" in x for x in lines
     )
@@ -260,12 +260,13 @@ def test_any_value_anywhere_is_a_problem_never_a_traceback(tmp_path, seed):
             assert found or content != good()
 
 
-def test_the_command(tmp_path):
+def test_the_view_of_mmdetection(tmp_path):
+    command = "data", "check", tmp_path / "coco.json", "--as-mmdetection"
     problems(tmp_path)
-    output = run("data", "check", tmp_path / "coco.json")
+    output = run(*command)
     assert "no problems" in output and "3 images, 3 annotations, 2 categories" in output
     problems(tmp_path, third(**REACHING))
-    assert "annotation 3: expected a box" in run("data", "check", tmp_path / "coco.json", status=1)
+    assert "annotation 3: expected a box" in run(*command, status=1)
 
     def boxes_only(content):
         for entry in content["annotations"]:
@@ -273,8 +274,24 @@ def test_the_command(tmp_path):
         content["annotations"][0]["bbox"] = [30, 10, 16.5, 20]
 
     problems(tmp_path, boxes_only)
-    output = run("data", "check", tmp_path / "coco.json", status=1)
+    output = run(*command, status=1)
     assert "annotation 1: expected a box" in output and "1 problem" in output
+
+
+def test_masks_that_are_all_invalid_are_problems(tmp_path):
+    """They do not make a file of boxes only."""
+
+    def flatten(content):
+        for entry in content["annotations"]:
+            entry["segmentation"] = [*POLYGON]
+
+    problems(tmp_path, flatten)
+    output = run("data", "check", tmp_path / "coco.json", "--as-mmdetection", status=1)
+    assert output.count("segmentation: ") == 3 and "3 problems" in output
+    with pytest.raises(
+        InvalidAnnotation, match=r"2 more: `dcnzoo data check \S+ --as-mmdetection` lists them"
+    ):
+        check.read_truth(tmp_path / "coco.json", masks=True).require_usable()
 
 
 # The data set

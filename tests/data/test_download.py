@@ -183,7 +183,7 @@ def test_unpacking_again_replaces_no_other_file(tmp_path):
 def test_something_else_has_the_name(tmp_path, name, earlier):
     (tmp_path / "out" / earlier).parent.mkdir(parents=True)
     (tmp_path / "out" / earlier).touch()
-    with pytest.raises(UserError, match="out/p"):
+    with pytest.raises(UserError, match=r"out/.*p"):
         unpacked(tmp_path, zipped({name: b"x"}))
     assert files_in(tmp_path / "out") == {earlier: b""}
 

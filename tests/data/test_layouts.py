@@ -69,6 +69,13 @@ def test_lists_of_voc_above_main(tmp_path):
     same(read(tmp_path), expected(truth))
 
 
+def test_voc_with_a_test_set_only(tmp_path):
+    """As VOC2007's: all pictures are one split, which ``dcnzoo test --data`` takes."""
+    truth = voc_lists()(tmp_path, {"test": 4})
+    write(tmp_path / "ImageSets/Main/disc_test.txt", "0000 1\n")
+    same(read(tmp_path), {"all": expected(truth)["test"]})
+
+
 def test_voc_2007_has_lists_and_masks_for_other_tasks(tmp_path):
     truth = voc_lists()(tmp_path, SIZES)
     for split, (_, part) in truth.items():

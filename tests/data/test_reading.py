@@ -4,6 +4,7 @@ import json
 import os
 import re
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import mmcv
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from dcnzoo.data.builder import Builder
 from dcnzoo.data.dataset import Dataset, ReadOptions
 from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.data.reading import describe
@@ -19,8 +21,33 @@ from dcnzoo.data.reading import read as read_data
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
 
+from ..commands import run
 from ..formats import CLASSES, FORMATS, SIZE, coco, draw, fruits, labelme, voc, write, yolo
 from .folders import read
+
+
+def test_check_lists_each_problem(tmp_path):
+    draw(tmp_path / "images", 1)
+    write(tmp_path / "labels/0000.txt", "".join(f"9 0.5 0.5 0.2 0.2{number}\n" for number in range(30)))
+    write(tmp_path / "classes.txt", "disc\nbox\n")
+    output = run("data", "check", tmp_path, status=1)
+    assert all(f"0000.txt:{number + 1}: class" in output for number in range(30))
+    assert "30 problems; --skip-invalid leaves out" in output
+
+
+def test_check_reads_json_as_a_training_does(tmp_path):
+    part = draw(tmp_path / "coco", 4, empty=())
+    write(tmp_path / "coco/all.json", coco(part))
+    assert "no problems" in run("data", "check", tmp_path / "coco/all.json")
+    content = coco(part)
+    content["images"].append({**content["images"][0], "id": 99})
+    write(tmp_path / "coco/all.json", content)
+    output = run("data", "check", tmp_path / "coco/all.json", status=1)
+    assert "images[4]: expected each picture once" in output
+    labelme(tmp_path / "labelme/0000.json", "0000.jpg", draw(tmp_path / "labelme", 1, empty=())["0000.jpg"])
+    assert re.search(
+        "LabelMe(.|\n)*1 object(.|\n)*no problems", run("data", "check", tmp_path / "labelme/0000.json")
+    )
 
 
 def objects(data, **options):
@@ -119,6 +146,35 @@ def test_strays_of_yolo(tmp_path):
     refused(tmp_path, "copy_0000", "0000.jpg")
 
 
+def test_a_stray_label_beside_background_can_be_skipped(tmp_path):
+    for name, boxes in draw(tmp_path / "images", 4, empty=()).items():
+        yolo((tmp_path / "labels" / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    draw(tmp_path / "images", ["background.jpg"])
+    write(tmp_path / "labels/deleted.txt", BOX)
+    refused(tmp_path, "deleted.txt", "background.jpg", "skip_invalid=True")
+    data = read_data(tmp_path, skip_invalid=True)
+    assert len(data.pictures) == 5 and any("1 problem skipped" in note for note in data.notes)
+
+
+def test_a_description_below_the_pictures(tmp_path):
+    """Its ``..`` does not make other pictures of those that are read."""
+    for name, boxes in draw(tmp_path / "images", 4, empty=()).items():
+        yolo((tmp_path / "labels" / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "cfg/data.yaml", "path: ..\ntrain: images\nnames: [disc, box, star]\n")
+    for data in (tmp_path, tmp_path / "cfg/data.yaml"):
+        assert len(read_data(data).pictures) == 4
+        assert [line for line in lines_of(data) if "not used" in line] == []
+
+
+def test_a_description_in_a_linked_folder(tmp_path):
+    """``..`` leads out of the folder that the link points to."""
+    yolo(tmp_path / "here/labels/0000.txt", draw(tmp_path / "here/images", 1, empty=())["0000.jpg"])
+    write(tmp_path / "here/cfg/data.yaml", "path: ..\ntrain: images\nnames: [disc, box, star]\n")
+    (tmp_path / "link").symlink_to(tmp_path / "here/cfg")
+    assert len(read_data(tmp_path / "link/data.yaml").pictures) == 1
+
+
 def test_keypoints_are_refused(tmp_path):
     draw(tmp_path / "images", 1)
     write(tmp_path / "data.yaml", "train: images\nkpt_shape: [2, 3]\nnames: [disc]\n")
@@ -136,6 +192,16 @@ def test_voc_counts_from_1(tmp_path):
     refused(tmp_path, "zero_based", "0000.xml")
     write(tmp_path / "0000.xml", text.format(1, box.format(3)))
     refused(tmp_path, "difficult")
+
+
+def test_attributes_of_voc_files(tmp_path):
+    """LabelImg writes them after Verify, VoTT always."""
+    attributes = {"0000.jpg": "", "0001.jpg": ' verified="yes"', "0002.jpg": "\n  a='b'"}
+    for name, boxes in draw(tmp_path, 3, empty=()).items():
+        file = (tmp_path / name).with_suffix(".xml")
+        voc(file, name, boxes)
+        write(file, file.read_text().replace("<annotation>", f"<annotation{attributes[name]}>"))
+    assert len(objects(tmp_path)) == 3
 
 
 def test_entities_are_no_danger(tmp_path):
@@ -352,17 +418,17 @@ CLIPPED = [
 
 @pytest.mark.parametrize(("corners", "expected"), CLIPPED, ids=str)
 def test_each_side_clips(corners, expected):
-    dataset, size = Dataset({}, ReadOptions(clip=True)), SIZE
+    builder, size = Builder(Dataset({}), ReadOptions(clip=True)), SIZE
     if expected is None:
         with pytest.raises(InvalidAnnotation, match="an area"):
-            dataset.new_box("fig", corners, size)
+            builder.new_box("fig", corners, size)
         return
     x1, y1, x2, y2 = expected
-    assert dataset.new_box("fig", corners, size).bbox == [x1, y1, x2 - x1, y2 - y1] and dataset.clipped == 1
-    dataset.options = ReadOptions()
+    assert builder.new_box("fig", corners, size).bbox == [x1, y1, x2 - x1, y2 - y1] and builder.clipped == 1
+    builder.options = ReadOptions()
     if max(abs(a - b) for a, b in zip(corners, expected, strict=True)) > 1:
         with pytest.raises(InvalidAnnotation, match="coordinates in 60 × 40"):
-            dataset.new_box("fig", corners, size)
+            builder.new_box("fig", corners, size)
 
 
 def drawn_by_pycocotools(polygons, margin):
@@ -385,13 +451,13 @@ def bent(seed):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_clipped_polygon_is_the_part_in_the_picture(seed):
-    outline, dataset = bent(seed), Dataset({}, ReadOptions(clip=True))
+    outline, builder = bent(seed), Builder(Dataset({}), ReadOptions(clip=True))
     expected = drawn_by_pycocotools([outline], 700)
     if not expected.any():
         with pytest.raises(InvalidAnnotation, match="an area"):
-            dataset.new_polygons("fig", [outline.tolist()], (300, 200))
+            builder.new_polygons("fig", [outline.tolist()], (300, 200))
         return
-    result = dataset.new_polygons("fig", [outline.tolist()], (300, 200))
+    result = builder.new_polygons("fig", [outline.tolist()], (300, 200))
     mask = drawn_by_pycocotools(result.segmentation, 0)
     assert (mask ^ expected).sum() <= 0.03 * expected.sum() + 5
     assert result.area == pytest.approx(expected.sum(), rel=0.03, abs=5)
@@ -480,6 +546,14 @@ def test_a_picture_of_more_than_179_megapixels(tmp_path):
     os.truncate(file, file.stat().st_size + 14000 * 13000)
     assert image_size(file)[::-1] == cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).shape
     assert limit == Image.MAX_IMAGE_PIXELS, "the user's programs keep Pillow's limit"
+
+
+def test_sizes_in_threads_keep_the_limit_of_pillow(tmp_path):
+    limit = Image.MAX_IMAGE_PIXELS
+    draw(tmp_path, 1)
+    with ThreadPoolExecutor(8) as threads:
+        assert {*threads.map(image_size, [tmp_path / "0000.jpg"] * 800)} == {SIZE}
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("suffix", PICTURES)

@@ -50,7 +50,7 @@ def write_config(file, out, **options):
     splits = {}
     for name in ("train", "val"):
         splits[name] = read(file)
-        splits[name].file = Path(file)
+        splits[name].write(Path(out).parent / f"{name}.json")
     return write_settings(splits, Path(out), **{"model": BOXES, **options})
 
 
@@ -88,11 +88,15 @@ def test_models(tmp_path, coco, model, expected):
     else:
         assert config.load_from.startswith("https://")
     assert downloads(config) == [], "load_from has the weights of all of it"
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+    for loader, name in (
+        ("train_dataloader", "train"),
+        ("val_dataloader", "val"),
+        ("test_dataloader", "val"),
+    ):
         dataset = config[loader].dataset
         while "dataset" in dataset:
             dataset = dataset.dataset
-        assert dataset.ann_file == str(file)
+        assert dataset.ann_file == str(tmp_path / f"{name}.json")
         assert list(dataset.metainfo.classes) == ["class 1", "class 2", "class 3"]
     if "mask2former" in model:
         assert config.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]

@@ -2,7 +2,7 @@
 
 MMDetection silently skips annotations that it cannot use: inverted boxes, categories that the config
 does not name, even every annotation of a file. Training then runs with less data or none. The checks
-are those of ``dcnzoo data check``.
+are those of ``dcnzoo data check --as-mmdetection``.
 """
 
 import contextlib
