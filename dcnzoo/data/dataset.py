@@ -21,7 +21,7 @@ from dcnzoo.data.coco_file import Mask, mask_of
 from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.data.geometry import Corners, Point, Polygon, clip_polygon, polygon_area
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import writing
+from dcnzoo.utils.files import expanded, writing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few, problem_of_size, short
 from dcnzoo.version import __version__
@@ -283,7 +283,8 @@ class Dataset:
             "categories": [{"id": number, "name": name} for name, number in labels.items()],
         }
         encode = msgspec.json.Encoder().encode
-        with writing(out) as opened:
+        self.file = expanded(out)
+        with writing(self.file) as opened:
             opened.write(encode(head)[:-1])
             for key, entries in (("images", images), ("annotations", annotations)):
                 opened.write(b',\n"%b":[' % key.encode())
@@ -291,7 +292,6 @@ class Dataset:
                     opened.write((b",\n" if number else b"\n") + encode(entry))
                 opened.write(b"]")
             opened.write(b"}\n")
-        self.file = Path(out)
 
 
 def _require_apart(splits: Mapping[str, Iterable[Picture]]) -> None:

@@ -89,23 +89,13 @@ def write_settings(
     written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
     if epochs is not None:
         set_epochs(written, epochs)
-    _shorten_warm_up(written, len(sources["train"].pictures))
+    shorten_warm_up(written, len(sources["train"].pictures))
     with replacing(out) as draft:
         # settings are sorted by name: the variable `classes` comes before its uses
         draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
         config = read_config_file(draft)
         check_config(config, out)
     return config
-
-
-def _shorten_warm_up(config: Config, images: int) -> None:
-    """End a warm-up after at most a tenth of the training: COCO's warm-up is longer than a small training."""
-    epochs, batch_size = config.train_cfg.get("max_epochs"), config.train_dataloader.get("batch_size")
-    schedulers = dicts(config.get("param_scheduler")) if epochs and batch_size else ()
-    for _, node in schedulers:
-        if node.get("type") == "LinearLR" and node.get("by_epoch") is False and node.get("end"):
-            # mmengine's LinearLR of one iteration never leaves its first factor
-            node["end"] = min(node["end"], max(2, epochs * math.ceil(images / batch_size) // 10))
 
 
 def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
@@ -121,6 +111,20 @@ def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
     if not weights and os.path.isfile(config.get("load_from") or ""):
         weights = Path(config.load_from)
     return model, _portable(weights, folder) if isinstance(weights, Path) else weights, config
+
+
+def shorten_warm_up(config: Config, images: int) -> None:
+    """End a warm-up after at most a tenth of the training: COCO's warm-up is longer than a small training.
+
+    Args:
+        images: the number of pictures to train on.
+    """
+    epochs, batch_size = config.train_cfg.get("max_epochs"), config.train_dataloader.get("batch_size")
+    schedulers = dicts(config.get("param_scheduler")) if epochs and batch_size else ()
+    for _, node in schedulers:
+        if node.get("type") == "LinearLR" and node.get("by_epoch") is False and node.get("end"):
+            # mmengine's LinearLR of one iteration never leaves its first factor
+            node["end"] = min(node["end"], max(2, epochs * math.ceil(images / batch_size) // 10))
 
 
 def steps_of(config: Config, loader: str, kind: str) -> list[Any]:

@@ -88,6 +88,8 @@ def write_data(
         folder = numbered(work_dir / "data", lambda older: _has_copies(older, new))
         if not folder.exists():
             new.rename(folder)
+        for name, split in splits.items():
+            split.file = folder / f"{name}.json"
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder / config.name, model

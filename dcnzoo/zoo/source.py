@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe, read_config_file
 from dcnzoo.openmmlab.saved import SavedCheckpoints, last_checkpoint
 from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.fetch import fetch
-from dcnzoo.utils.files import files_beside, require_file
+from dcnzoo.utils.files import expanded, files_beside, require_file
 from dcnzoo.utils.folders import CHECKPOINTS, is_work_dir
 from dcnzoo.zoo.index import CONFIGS, Model, UnknownModelError, find, local_file, models, require_model
 
@@ -91,14 +91,14 @@ def resolve(model: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[
     if name.startswith(hub.PREFIX):
         source = Source(name, *hub.fetch_model(name))
     else:
-        found = (each(name, Path(os.path.expanduser(name)), checkpoint) for each in RESOLVERS)
+        found = (each(name, expanded(name), checkpoint) for each in RESOLVERS)
         source = next(filter(None, found))
     if checkpoint is None or (source.choice and checkpoint in CHECKPOINTS):
         return source
     if "://" in str(checkpoint):
         return replace(source, weights=str(checkpoint), choice="")
     require_file(str(checkpoint), "checkpoint")
-    return replace(source, weights=Path(checkpoint).expanduser(), choice="")
+    return replace(source, weights=expanded(checkpoint), choice="")
 
 
 # A function for each kind of MODEL, which returns None if MODEL is of another kind
