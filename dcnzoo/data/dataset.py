@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 
 from dcnzoo.data.coco_file import Mask, mask_of
-from dcnzoo.data.files import InvalidAnnotation, image_size
+from dcnzoo.data.files import InvalidAnnotation, image_size, problem_of_size
 from dcnzoo.data.geometry import Corners, Point, Polygon, clip_polygon, polygon_area
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import expanded, writing
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import counted, few, problem_of_size, short
+from dcnzoo.utils.text import counted, few, short
 from dcnzoo.version import __version__
 
 ALL = "all"  # the split of all pictures, if the data does not have both train and val

@@ -54,7 +54,7 @@ def write_settings(
         changes: settings to override.
         epochs: of the training; the schedules are scaled. None: those of the model's config.
         size: the longer side of resized pictures; None: that of the model's config.
-        flip: whether the training flips pictures, as the model's config says.
+        flip: False removes the flips of the model's config; True keeps them.
 
     Raises:
         UserError: the model does not read or evaluate COCO files; it learns from masks, and an object has
@@ -78,20 +78,19 @@ def write_settings(
         require_masks(sources.values(), f", since {model} learns from masks", remedy)
     for stage, loader in zip(("train", "val", "test"), LOADERS, strict=True):
         set_data(config, stage, sources.get(stage, sources["val"]), folder)
-        dataset_of(config, loader).metainfo = {"classes": _Name("classes")}
+        dataset_of(config, loader).metainfo = {"classes": classes}
     dataset_of(config, LOADERS[0]).filter_cfg = {"filter_empty_gt": False}  # learns from empty pictures, too
     for loader in LOADERS[1:]:
         config[loader].batch_size = 1  # as in the prediction of one picture: padding changes detections
     settings = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
     imports = {"imports": IMPORTS, "allow_failed_imports": False}
-    written = Config({**settings, "model": network, "custom_imports": imports, "classes": classes})
+    written = Config({**settings, "model": network, "custom_imports": imports})
     best = {"save_best": main_metric(config), "rule": "greater"}
     written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
     if epochs is not None:
         set_epochs(written, epochs)
     shorten_warm_up(written, len(sources["train"].pictures))
     with replacing(out) as draft:
-        # settings are sorted by name: the variable `classes` comes before its uses
         draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
         config = read_config_file(draft)
         check_config(config, out)
@@ -215,9 +214,3 @@ def _remove_weights(node: dict) -> None:
         node["init_cfg"] = None
     if node.get("pretrained"):
         node["pretrained"] = None
-
-
-class _Name(str):
-    """A variable in the config's text."""
-
-    __repr__ = str.__str__

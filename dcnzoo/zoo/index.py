@@ -38,16 +38,14 @@ class Result:
     Attributes:
         metrics: such as ``{"box AP": 41.4}`` in percent; ``"66.8 ± 2.2"`` for several runs.
         source: ``published (MMDetection)``, or ``measured (machine, date, command)``.
+        published: whether others have published it.
     """
 
     task: str
     dataset: str
     metrics: Mapping[str, float | str]
     source: str
-
-    @property
-    def published(self) -> bool:
-        return self.source.startswith("published")
+    published: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,6 +138,7 @@ def _model(package: str, folder: Path, metafile: Path, entry: dict, collections:
                 dataset=each.get("Dataset", ""),
                 metrics=each["Metrics"],
                 source=_source(package, entry, each),
+                published="Measured" not in each,
             )
             for each in results
         ),

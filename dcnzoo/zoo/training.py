@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
-from dcnzoo.openmmlab.runs.start import begin, make_room
+from dcnzoo.openmmlab.runs.start import Start, begin, make_room
 from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.files import expanded
@@ -94,21 +94,12 @@ def train(
             of_run = _options_of(path, of_run, size)
             stack.enter_context(use_device(of_run.device))
             locks = stack.enter_context(ExitStack())
-            work_dir = Recipe(Config({"work_dir": of_run.work_dir, "launcher": "none"}))
-            start = begin(locks, work_dir, force=force, dry_run=dry_run, files=[path])
-            pictures = read(path, **vars(reading))
-            splits = pictures.split()
-            lines = describe(pictures, splits)
-            if start.replaces and not dry_run:
-                make_room(locks, work_dir.work_dir)
-            name = None if model is None else str(model)
-            config, chosen = write_data(splits, work_dir.work_dir, name, size=size, flip=flip)
-            recipe = _recipe_on(config, splits["train"], cfg_options, of_run)
-            lines += [f"model     {chosen}", *lines_of(recipe.cfg, splits["train"], size is None)]
-            show(*lines, f"config    {config}")
+            start, splits, lines = _read(locks, path, of_run, reading, force, dry_run)
+            recipe, choices = _write(splits, of_run, model, cfg_options, size, flip)
+            show(*lines, *choices)
             if on_data is not None:
-                on_data(splits, work_dir.work_dir, scale_of(recipe.cfg))
-            del pictures, splits
+                on_data(splits, recipe.work_dir, scale_of(recipe.cfg))
+            del splits
             return_memory()  # of the pictures and objects
             folder = execute.run(recipe, of_run, start, dry_run=dry_run, sanity=sanity)
         if dry_run and is_first():
@@ -126,14 +117,41 @@ def _options_of(data: Path, options: TrainOptions, size: object) -> TrainOptions
     return replace(options, work_dir=str(expanded(options.work_dir or Path("work_dirs", name))))
 
 
-def _recipe_on(
-    config: Path, pictures: Dataset, cfg_options: Mapping[str, object] | None, options: TrainOptions
-) -> Recipe:
-    """Return the recipe of a training on own pictures, from the config that was written for them."""
+def _read(
+    locks: ExitStack, data: Path, options: TrainOptions, reading: ReadOptions, force: bool, dry_run: bool
+) -> tuple[Start, dict[str, Dataset], list[str]]:
+    """Lock the work directory, read the pictures, and only then rename a used folder.
+
+    Returns:
+        How the training starts, the splits, and lines about them.
+    """
+    recipe = Recipe(Config({"work_dir": options.work_dir, "launcher": "none"}))
+    start = begin(locks, recipe, force=force, dry_run=dry_run, files=[data])
+    pictures = read(data, **vars(reading))
+    splits = pictures.split()
+    if start.replaces and not dry_run:
+        make_room(locks, recipe.work_dir)
+    return start, splits, describe(pictures, splits)
+
+
+def _write(
+    splits: Mapping[str, Dataset],
+    options: TrainOptions,
+    model: str | os.PathLike[str] | None,
+    cfg_options: Mapping[str, object] | None,
+    size: int | None,
+    flip: bool,
+) -> tuple[Recipe, list[str]]:
+    """Write the data and a config to the work directory; return the recipe, and lines about the training."""
+    name, folder = None if model is None else str(model), Path(options.work_dir or "")
+    config, chosen = write_data(splits, folder, name, size=size, flip=flip)
     recipe = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(options)
     if not any(key.startswith("param_scheduler") for key in cfg_options or ()):
-        shorten_warm_up(recipe.cfg, len(pictures.pictures))  # with the batch size and epochs of the options
-    return recipe
+        shorten_warm_up(
+            recipe.cfg, len(splits["train"].pictures)
+        )  # the options may have shortened the training
+    lines = lines_of(recipe.cfg, splits["train"], size is None)
+    return recipe, [f"model     {chosen}", *lines, f"config    {config}"]
 
 
 def _recipe_of(model: str | os.PathLike[str] | None, cfg_options: Mapping[str, object] | None) -> Recipe:

@@ -17,8 +17,8 @@ import dcnzoo
 import dcnzoo.zoo
 from dcnzoo.data.dataset import Dataset, Object, Picture, ReadOptions
 from dcnzoo.data.reading import describe, read
+from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.config.tree import LOADERS, dicts
-from dcnzoo.openmmlab.options import TestOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
@@ -262,7 +262,7 @@ def test_the_home_folder(tmp_path, monkeypatch):
     assert split.file == tmp_path / "home/x.json" and objects(split.file)
     recipe = resolve("mask-rcnn_r14-mdconv_fpn_10e_shapes-320").recipe({}, TEST)
     for out in ("~/p.pkl", "~/p.json"):
-        cfg = recipe.with_options(TestOptions(out=out, show_dir="~/drawn")).cfg
+        cfg = recipe.with_options(run_options.TestOptions(out=out, show_dir="~/drawn")).cfg
         assert cfg.default_hooks.visualization.test_out_dir == str(tmp_path / "home/drawn")
         assert str(tmp_path / "home/p") in str(cfg.test_evaluator) and "~" not in str(cfg.test_evaluator)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
