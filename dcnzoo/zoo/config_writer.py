@@ -97,19 +97,19 @@ def write_settings(
     return config
 
 
-def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
-    """Return the name of a model, its weights, and its config. A config file has those of load_from."""
+def _read_base(model: str, folder: Path) -> tuple[str, str, Config]:
+    """Return the name of a model, its weights or "", and its config. A config file has those of load_from."""
     source = resolve(model)
-    weights: Any = source.weights
+    weights, published = source.weights, source.published
     if source.entry and not os.path.exists(model):
-        model, weights = source.entry.id, next(iter(source.entry.weights), None)
+        model, published = source.entry.id, next(iter(source.entry.weights), "")
     config = read_config_file(source.config)
     for key in ("model", *LOADERS):
         if key not in config:
             raise UserError(f"model: {model}: expected a config with {key}, found none")
-    if not weights and os.path.isfile(config.get("load_from") or ""):
+    if not (weights or published) and os.path.isfile(config.get("load_from") or ""):
         weights = Path(config.load_from)
-    return model, _portable(weights, folder) if isinstance(weights, Path) else weights, config
+    return model, _portable(weights, folder) if weights else published, config
 
 
 def shorten_warm_up(config: Config, images: int) -> None:

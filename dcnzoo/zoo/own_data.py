@@ -3,7 +3,6 @@
 import copy
 import filecmp
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, show
-from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
+from dcnzoo.utils.files import numbered, partial_folder, require_writable
 from dcnzoo.utils.text import few
 from dcnzoo.zoo.config_writer import (
     BOXES,
@@ -76,11 +75,8 @@ def write_data(
         UserError: the model is unknown, or cannot learn from the data.
     """
     require_writable(work_dir)
-    remove_abandoned(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    new = partial_of(work_dir / "data")  # beside the final folder, so that relative paths are the same
-    try:
-        new.mkdir()
+    with partial_folder(work_dir) as new:  # beside the final folder, so that relative paths are the same
         for name, split in splits.items():
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
@@ -90,8 +86,6 @@ def write_data(
             new.rename(folder)
         for name, split in splits.items():
             split.file = folder / f"{name}.json"
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return folder / config.name, model
 
 

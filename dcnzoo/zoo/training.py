@@ -95,7 +95,8 @@ def train(
             stack.enter_context(use_device(of_run.device))
             locks = stack.enter_context(ExitStack())
             start, splits, lines = _read(locks, path, of_run, reading, force, dry_run)
-            recipe, choices = _write(splits, of_run, model, cfg_options, size, flip)
+            name = None if model is None else str(model)
+            recipe, choices = _write(splits, of_run, cfg_options, model=name, size=size, flip=flip)
             show(*lines, *choices)
             if on_data is not None:
                 on_data(splits, recipe.work_dir, scale_of(recipe.cfg))
@@ -137,20 +138,19 @@ def _read(
 def _write(
     splits: Mapping[str, Dataset],
     options: TrainOptions,
-    model: str | os.PathLike[str] | None,
     cfg_options: Mapping[str, object] | None,
-    size: int | None,
-    flip: bool,
+    **inputs: Any,
 ) -> tuple[Recipe, list[str]]:
-    """Write the data and a config to the work directory; return the recipe, and lines about the training."""
-    name, folder = None if model is None else str(model), Path(options.work_dir or "")
-    config, chosen = write_data(splits, folder, name, size=size, flip=flip)
+    """Write the data and a config to the work directory; return the recipe, and lines about the training.
+
+    Args:
+        inputs: ``model``, ``size`` and ``flip``; see :func:`write_data`.
+    """
+    config, chosen = write_data(splits, Path(options.work_dir or ""), **inputs)
     recipe = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(options)
     if not any(key.startswith("param_scheduler") for key in cfg_options or ()):
-        shorten_warm_up(
-            recipe.cfg, len(splits["train"].pictures)
-        )  # the options may have shortened the training
-    lines = lines_of(recipe.cfg, splits["train"], size is None)
+        shorten_warm_up(recipe.cfg, len(splits["train"].pictures))  # again, with the options
+    lines = lines_of(recipe.cfg, splits["train"], inputs["size"] is None)
     return recipe, [f"model     {chosen}", *lines, f"config    {config}"]
 
 
