@@ -44,8 +44,8 @@ def write_settings(
     epochs: int | None = None,
     size: int | None = None,
     flip: bool = True,
-) -> Config:
-    """Write a config with all settings of a training on data that has been checked; return it.
+) -> None:
+    """Write a config with all settings of a training on data that has been checked.
 
     Args:
         sources: the data of ``train``, ``val`` and perhaps ``test``.
@@ -60,28 +60,12 @@ def write_settings(
         UserError: the model does not read or evaluate COCO files; it learns from masks, and an object has
             none; or ``size`` is set, and it does not resize pictures in one step.
     """
-    folder, classes = out.parent, tuple(sources["train"].classes)
-    model, address, config = _read_base(model, folder)
-    if size is not None:
-        _set_size(config, size)
-    if not flip:
-        for step in flips_of(config):
-            step["prob"] = 0.0
-    network = config.model.to_dict()
-    set_number(network, _number_of_classes(config, model), len(classes))
-    if address:  # its weights replace those of the backbone
-        config.load_from = address
-        for _, node in dicts(network):
-            _remove_weights(node)
-    if any(step.get("with_mask") for step in dataset_of(config, LOADERS[0]).pipeline):
-        remedy = f"{BOXES} or, on a CPU, {SMALL_BOXES} needs none"
-        require_masks(sources.values(), f", since {model} learns from masks", remedy)
-    for stage, loader in zip(("train", "val", "test"), LOADERS, strict=True):
-        set_data(config, stage, sources.get(stage, sources["val"]), folder)
-        dataset_of(config, loader).metainfo = {"classes": classes}
-    dataset_of(config, LOADERS[0]).filter_cfg = {"filter_empty_gt": False}  # learns from empty pictures, too
-    for loader in LOADERS[1:]:
-        config[loader].batch_size = 1  # as in the prediction of one picture: padding changes detections
+    model, weights, config = _read_base(model, out.parent)
+    network = _network(config, model, len(sources["train"].classes), weights)
+    _set_pictures(config, size, flip)
+    _set_splits(config, sources, out.parent, model)
+    if weights:
+        config.load_from = weights
     settings = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
     imports = {"imports": IMPORTS, "allow_failed_imports": False}
     written = Config({**settings, "model": network, "custom_imports": imports})
@@ -92,9 +76,45 @@ def write_settings(
     shorten_warm_up(written, len(sources["train"].pictures))
     with replacing(out) as draft:
         draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
-        config = read_config_file(draft)
-        check_config(config, out)
-    return config
+        check_config(read_config_file(draft), out)
+
+
+def _network(config: Config, model: str, classes: int, weights: str) -> dict:
+    """Return the model for a number of classes; ``weights`` replace those that its parts load."""
+    network = config.model.to_dict()
+    set_number(network, _number_of_classes(config, model), classes)
+    for _, node in dicts(network) if weights else ():
+        if isinstance(node.get("init_cfg"), Mapping) and node["init_cfg"].get("type") == "Pretrained":
+            node["init_cfg"] = None
+        if node.get("pretrained"):
+            node["pretrained"] = None
+    return network
+
+
+def _set_pictures(config: Config, size: int | None, flip: bool) -> None:
+    """Resize the pictures of all loaders so that their longer side is ``size``; remove the flips."""
+    for loader in LOADERS if size is not None else ():
+        if not has_size(config, loader):
+            got = few([step["type"] for step in dataset_of(config, loader).pipeline], 9)
+            raise UserError(f"size: expected one step Resize in {loader}, got {got}")
+        steps_of(config, loader, "Resize")[0].update(scale=(size, size), keep_ratio=True)
+    for step in flips_of(config) if not flip else ():
+        step["prob"] = 0.0
+
+
+def _set_splits(config: Config, sources: Mapping[str, Dataset], folder: Path, model: str) -> None:
+    """Set the data of the three loaders; paths are relative to ``folder``."""
+    if any(step.get("with_mask") for step in dataset_of(config, LOADERS[0]).pipeline):
+        remedy = f"{BOXES} or, on a CPU, {SMALL_BOXES} needs none"
+        require_masks(sources.values(), f", since {model} learns from masks", remedy)
+    for stage, loader in zip(("train", "val", "test"), LOADERS, strict=True):
+        source = sources.get(stage, sources["val"])
+        set_data(config, stage, source, folder)
+        dataset_of(config, loader).metainfo = {"classes": tuple(source.classes)}
+        if stage == "train":
+            dataset_of(config, loader).filter_cfg = {"filter_empty_gt": False}  # learns from empty ones, too
+        else:
+            config[loader].batch_size = 1  # as in the prediction of one picture: padding changes detections
 
 
 def _read_base(model: str, folder: Path) -> tuple[str, str, Config]:
@@ -141,15 +161,6 @@ def flips_of(config: Config) -> list[Any]:
     """Return the steps that flip pictures in a training, also in other steps, wrappers and hooks."""
     nodes = [node for part in (config[LOADERS[0]], config.get("custom_hooks")) for _, node in dicts(part)]
     return [node for node in nodes if str(node.get("type")).endswith("RandomFlip") and node.get("prob") != 0]
-
-
-def _set_size(config: Config, size: int) -> None:
-    """Resize the pictures of all loaders so that their longer side is ``size``."""
-    for loader in LOADERS:
-        if not has_size(config, loader):
-            got = few([step["type"] for step in dataset_of(config, loader).pipeline], 9)
-            raise UserError(f"size: expected one step Resize in {loader}, got {got}")
-        steps_of(config, loader, "Resize")[0].update(scale=(size, size), keep_ratio=True)
 
 
 def has_size(config: Config, loader: str) -> bool:
@@ -206,11 +217,3 @@ def _number_of_classes(config: Config, model: str) -> int:
             f"found {what}; set it in the config's heads"
         )
     return expected
-
-
-def _remove_weights(node: dict) -> None:
-    """Stop a module from loading weights."""
-    if isinstance(node.get("init_cfg"), Mapping) and node["init_cfg"].get("type") == "Pretrained":
-        node["init_cfg"] = None
-    if node.get("pretrained"):
-        node["pretrained"] = None

@@ -41,10 +41,6 @@ class Source:
     work_dir: Path | None = None
     selected: str = ""
 
-    @property
-    def has_weights(self) -> bool:
-        return self.weights is not None or bool(self.published)
-
     @functools.cached_property
     def entry(self) -> Model | None:
         """The entry of the zoo that has this config."""
