@@ -81,18 +81,15 @@ def write_data(
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
         model = _configure(config, splits, model, size, flip)
-        folder = numbered(work_dir / "data", lambda older: _has_copies(older, new))
+        names = [file.name for file in new.iterdir()]  # a folder with the same files is used again
+        folder = numbered(
+            work_dir / "data", lambda old: filecmp.cmpfiles(old, new, names, shallow=False)[0] == names
+        )
         if not folder.exists():
             new.rename(folder)
         for name, split in splits.items():
             split.file = folder / f"{name}.json"
     return folder / config.name, model
-
-
-def _has_copies(folder: Path, files: Path) -> bool:
-    """Whether a folder has each file of another one, with the same content."""
-    names = [file.name for file in files.iterdir()]
-    return filecmp.cmpfiles(folder, files, names, shallow=False)[0] == names
 
 
 def choose_size(split: Dataset) -> tuple[int, float]:
