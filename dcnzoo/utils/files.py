@@ -52,13 +52,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         named = Path(error.filename or os.devnull)
         if not (disk_is_full(error) or named.is_relative_to(partial) or named in target.parents):
             raise  # about another file, such as one that the block reads
-        hint = ". The previous file is unchanged. Free some disk space" if disk_is_full(error) else ""
-        raise UserError(f"{target} cannot be written: {error.strerror or error}{hint}") from error
+        raise _not_written(target, error) from error
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):  # its folder may be missing
             partial.unlink()
+
+
+def _not_written(target: str | os.PathLike, error: OSError) -> UserError:
+    hint = ". The previous file is unchanged. Free some disk space" if disk_is_full(error) else ""
+    return UserError(f"{target} cannot be written: {error.strerror or error}{hint}")
 
 
 def partial_of(target: Path) -> Path:
@@ -88,8 +92,11 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Like :func:`replacing`, but yields the open file, and waits until it is on the disk."""
     with replacing(path) as partial, open(partial, "wb") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise _not_written(path, error) from error
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
