@@ -20,6 +20,7 @@ import itertools
 import json
 import math
 import multiprocessing.pool
+import os
 import shlex
 import statistics
 import sys
@@ -37,7 +38,7 @@ from benchmarks import revision
 from benchmarks.cases import CASES, OURS, PASSES, Case, Contestant, Forward, contestants, operators, passes
 from benchmarks.measure import ROOT, describe, listed, markdown, parser_of, slug, take_turns
 from dcnzoo.utils.files import write_text
-from dcnzoo.utils.memory import peak, reset_peak
+from dcnzoo.utils.memory import return_memory
 from tests.op_cases import Sample
 
 # Largest difference of a contestant's result from dcnzoo's, relative to the largest value.
@@ -172,9 +173,25 @@ def extra_memory(operator: str, case: str, dtype: str, mode: str, threads: int) 
         gradients = () if mode == "forward" else torch.autograd.grad(output.sum(), sample.given)
         return output.detach(), *gradients
 
-    before = reset_peak()
+    before = _reset_peak()
     results = run()
-    return max(0, peak() - before - sum(t.nbytes for t in results if t is not None))
+    return max(0, _peak() - before - sum(t.nbytes for t in results if t is not None))
+
+
+def _reset_peak() -> int:
+    """Reset the peak memory of this process and return its present memory; 0 if it cannot be reset."""
+    return_memory()  # otherwise the next detector would reuse memory that the previous one freed
+    try:
+        Path("/proc/self/clear_refs").write_bytes(b"5")
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError):
+        return 0
+
+
+def _peak() -> int:
+    """Return the peak memory of this process since it was reset, in bytes."""
+    lines = Path("/proc/self/status").read_bytes().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(b"VmHWM"))
 
 
 # Tables

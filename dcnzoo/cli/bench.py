@@ -61,7 +61,7 @@ def command(
         from dcnzoo.zoo.source import resolve
 
         source = resolve(model, checkpoint)
-        weights = None if source.weights is None else source.read_weights()
+        weights = source.read_weights() if source.weights or source.published else None
         network = execute.build(source.recipe(cfg_options), weights, device=device, unsafe_load=unsafe_load)
         if threads:
             torch.set_num_threads(threads)

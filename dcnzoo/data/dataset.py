@@ -17,7 +17,7 @@ import msgspec
 from dcnzoo.data.coco_file import Mask, mask_of
 from dcnzoo.data.splits import divide, require_apart
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import writing
+from dcnzoo.utils.files import expanded, writing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted
 from dcnzoo.version import __version__
@@ -187,7 +187,7 @@ class Dataset:
             "categories": [{"id": number, "name": name} for name, number in labels.items()],
         }
         encode = msgspec.json.Encoder().encode
-        with writing(out) as opened:
+        with writing(expanded(out)) as opened:
             opened.write(encode(head)[:-1])
             for key, entries in (("images", images), ("annotations", annotations)):
                 opened.write(b',\n"%b":[' % key.encode())

@@ -21,7 +21,7 @@ import numpy as np
 from dcnzoo.data.builder import Builder
 from dcnzoo.data.dataset import Dataset, Object, ReadOptions
 from dcnzoo.data.geometry import polygon_area
-from dcnzoo.utils.files import read_beside, replacing
+from dcnzoo.utils.files import expanded, read_beside, replacing
 
 CLASSES = ("oval", "trefoil", "cross")
 PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115)]  # Okabe-Ito: distinguishable with colour blindness
@@ -72,7 +72,7 @@ def make_shapes(root: str | os.PathLike, spec: ShapesSpec | None = None) -> bool
     Raises:
         FileExistsError: ``root`` contains shapes with other parameters, or other files.
     """
-    root, spec = Path(root), spec or ShapesSpec()
+    root, spec = expanded(root), spec or ShapesSpec()
     record = {"version": VERSION, **dataclasses.asdict(spec)}
     if read_beside(root / SPEC_FILE, json.loads) == record:
         return False

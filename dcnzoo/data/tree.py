@@ -38,7 +38,7 @@ def split_of(names: Iterable[str]) -> str:
 
 
 def by_split(stated: Collection[tuple[Path, str]]) -> dict[str, list[Path]]:
-    """Group files into train and val, or into ALL if either is missing; test is apart if there is a train.
+    """Group files into train and val, or into ALL if either is missing; test is apart from train or val.
 
     Raises:
         UserError: train and val exist, but a file belongs to no split.
@@ -47,7 +47,7 @@ def by_split(stated: Collection[tuple[Path, str]]) -> dict[str, list[Path]]:
     is_divided = {"train", "val"} <= states
     groups: dict[str, list[Path]] = defaultdict(list)
     for file, split in stated:
-        is_apart = split == "test" and "train" in states
+        is_apart = split == "test" and not states.isdisjoint(("train", "val"))
         groups[split if is_divided or is_apart else ALL].append(file)
     if is_divided and (others := groups.pop("", None)):
         raise UserError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcnzoo.detect.crops import Crops
-from dcnzoo.utils.files import replacing
+from dcnzoo.utils.files import expanded, replacing
 from dcnzoo.utils.text import few
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Detections:
         kind = Image.registered_extensions().get(Path(path).suffix.lower())
         if kind is None:
             raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path}")
-        with replacing(path) as partial:
+        with replacing(expanded(path)) as partial:
             partial.write_bytes(encoded(self.draw(), kind))
 
     def _repr_png_(self) -> bytes | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcnzoo.detect.pictures import reverse_channels
+from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import replacing
 from dcnzoo.utils.formats import is_video
 
@@ -80,7 +81,8 @@ class VideoFile:
             video = self._cv2.VideoCapture(str(self._partial))
             video.set(self._cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
             if not video.read()[0]:  # OpenCV does not report a full disk
-                raise OSError("it is not complete. The previous file is unchanged")
+                problem = "it is not complete. The previous file is unchanged"
+                raise UserError(f"{self.path} cannot be written: {problem}")
         return [self.path]
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from dcnzoo.compat.patches import Changes
 from dcnzoo.utils.errors import UserError, one_line, printable
 from dcnzoo.utils.files import file_digest
-from dcnzoo.utils.formats import KINDS
+from dcnzoo.utils.formats import EXPORTED, PICTURES, VIDEOS
 from dcnzoo.utils.text import few, short
 
 Source = str | os.PathLike | IO[bytes]
@@ -42,13 +42,23 @@ class CheckpointError(UserError):
     """The file is not a checkpoint, contains objects that are not allowed, or does not fit the model."""
 
 
+# what a file is by its ending, for errors about a wrong file
+_KINDS = {
+    **dict.fromkeys(PICTURES, "a picture"),
+    **dict.fromkeys(VIDEOS, "a video"),
+    **dict.fromkeys(EXPORTED, "an exported detector"),
+    **dict.fromkeys((".yml", ".yaml", ".txt", ".log", ".csv", ".html", ".md"), "a text"),
+    **{".py": "a config", ".json": "a JSON file", ".zip": "an archive"},
+}
+
+
 def damage(path: str | os.PathLike) -> str | None:
     """Return what a file is instead of a checkpoint, such as ``an empty file``; None if no damage is found.
 
     Verifies the CRC-32 of each part of the archive that torch ≥ 1.6 writes. An intact file is read again only
     after it has changed. In files of older versions of torch, only the first byte is checked.
     """
-    if kind := KINDS.get(Path(path).suffix.lower()):
+    if kind := _KINDS.get(Path(path).suffix.lower()):
         return kind
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for its other end
         return "a folder, pipe or device"

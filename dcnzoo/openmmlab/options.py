@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import expanded
 
 LOGGERS = {"tensorboard": "TensorboardVisBackend", "wandb": "WandbVisBackend"}
 
@@ -124,5 +125,6 @@ class TestOptions(RunOptions):
         """List the files of the predictions."""
         if self.out is None:
             return []
-        endings = (".bbox.json", ".segm.json") if self.as_json else (Path(self.out).suffix,)
-        return [Path(self.out).with_suffix(ending) for ending in endings]
+        out = expanded(self.out)
+        endings = (".bbox.json", ".segm.json") if self.as_json else (out.suffix,)
+        return [out.with_suffix(ending) for ending in endings]

@@ -1,6 +1,7 @@
 """Files of the user: atomic writes, checks before files are replaced, and reading."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -11,14 +12,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from dcnzoo.utils.errors import MissingFileError, UserError, disk_is_full, one_line, printable
 from dcnzoo.utils.text import few
 
 Result = TypeVar("Result")
 PARTIAL = re.compile(r"\.[0-9a-f]{16}\.[0-9a-f]{16}\.partial")
-_ABANDONED = 600  # seconds without a write, after which a temporary file counts as abandoned
+_ABANDONED = 86400  # seconds without a write, after which a temporary file counts as abandoned
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """Return a path of the user with ``~`` as the home folder. Only the function that takes it does this."""
+    return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager
@@ -26,28 +32,37 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Context with a temporary path in the same folder. At its end, that file or folder becomes ``path``.
 
     If the block raises, the temporary file is removed and ``path`` stays as it was. A file keeps its
-    permissions. A link is replaced, not the file it points to, which may be anywhere.
+    permissions. A link is replaced, not the file it points to, which may be anywhere. What a killed process
+    has left in the folder is removed.
 
     Raises:
         UserError: the file cannot be written.
     """
-    target = Path(os.path.expanduser(path))
+    target = Path(path)
     partial = partial_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned_once(os.path.abspath(target.parent))
         yield partial
         if target.is_file() and not target.is_symlink():
             with contextlib.suppress(OSError):  # not all file systems have permissions
                 shutil.copymode(target, partial)
         os.replace(partial, target)
     except OSError as error:
-        hint = ". The previous file is unchanged. Free some disk space" if disk_is_full(error) else ""
-        raise UserError(f"{target} cannot be written: {error.strerror or error}{hint}") from error
+        named = Path(error.filename or os.devnull)
+        if not (disk_is_full(error) or named.is_relative_to(partial) or named in target.parents):
+            raise  # about another file, such as one that the block reads
+        raise _not_written(target, error) from error
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):  # its folder may be missing
             partial.unlink()
+
+
+def _not_written(target: str | os.PathLike, error: OSError) -> UserError:
+    hint = ". The previous file is unchanged. Free some disk space" if disk_is_full(error) else ""
+    return UserError(f"{target} cannot be written: {error.strerror or error}{hint}")
 
 
 def partial_of(target: Path) -> Path:
@@ -62,7 +77,8 @@ def partial_of(target: Path) -> Path:
 
 @contextlib.contextmanager
 def partial_folder(parent: Path) -> Iterator[Path]:
-    """Context with a temporary folder; what a killed process leaves of it, :func:`require_new` removes."""
+    """Context with a temporary folder. What a killed process leaves of it, a later call removes."""
+    _remove_abandoned_once(os.path.abspath(parent))
     folder = partial_of(parent / "folder")
     folder.mkdir()
     try:
@@ -76,8 +92,11 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Like :func:`replacing`, but yields the open file, and waits until it is on the disk."""
     with replacing(path) as partial, open(partial, "wb") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise _not_written(path, error) from error
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -91,17 +110,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def add_file(digest: Any, path: str | os.PathLike) -> None:
-    """Add the content of a file to a checksum of hashlib; at most a megabyte of it is in memory."""
+def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """Return the checksum of a file of any size, in hex digits; at most a megabyte of it is in memory."""
+    digest = hashlib.new(algorithm)
     with open(path, "rb") as file:
         while part := file.read(2**20):
             digest.update(part)
-
-
-def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """Return the checksum of a file of any size, in hex digits."""
-    digest = hashlib.new(algorithm)
-    add_file(digest, path)
     return digest.hexdigest()
 
 
@@ -114,7 +128,7 @@ def require_new(
     force: bool = False,
     inputs: Iterable[str] = (),
 ) -> Path:
-    """Check the names of output files before the work starts; return the first one, with ``~`` expanded.
+    """Check the names of output files before the work starts; return the first one, :func:`expanded`.
 
     Args:
         force: files that exist may be replaced.
@@ -123,10 +137,9 @@ def require_new(
     Raises:
         UserError: a file exists, or its folder cannot be written.
     """
-    files = [Path(os.path.expanduser(name)) for name in names]
+    files = [*map(expanded, names)]
     for folder in {file.parent for file in files}:
         require_writable(folder)
-        remove_abandoned(folder)
     sources = {_without_ending(source) for source in inputs}
     existing = []
     for file in files:
@@ -148,14 +161,24 @@ def _without_ending(path: str | os.PathLike) -> tuple[str, str]:
 
 
 def remove_abandoned(folder: Path, seconds: float = _ABANDONED) -> None:
-    """Remove old temporary files and folders of killed commands; other processes may still write new ones."""
+    """Remove temporary files and folders of killed commands, to which nothing was written for so long."""
     for partial in folder.glob(".*.partial*"):
         with contextlib.suppress(OSError):
-            if PARTIAL.match(partial.name) and partial.lstat().st_mtime <= time.time() - seconds:
-                if partial.is_dir() and not partial.is_symlink():
-                    shutil.rmtree(partial, ignore_errors=True)
-                else:
-                    partial.unlink()
+            is_folder = partial.is_dir() and not partial.is_symlink()
+            parts = (partial, *(partial.rglob("*") if is_folder else ()))
+            if not PARTIAL.match(partial.name) or max(map(_written, parts)) > time.time() - seconds:
+                continue
+            if is_folder:
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink()
+
+
+_remove_abandoned_once = functools.cache(lambda folder: remove_abandoned(Path(folder)))
+
+
+def _written(path: Path) -> float:
+    return path.lstat().st_mtime
 
 
 def numbered(path: Path, usable: Callable[[Path], bool] = lambda path: False) -> Path:

@@ -21,14 +21,6 @@ UNREAD_PICTURES = (".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".arw", ".j
 BACKENDS = {".onnx": "onnxruntime", ".xml": "openvino"}
 EXPORTED = tuple(BACKENDS)
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-# what a file is by its ending, for errors about a wrong file
-KINDS = {
-    **dict.fromkeys(PICTURES, "a picture"),
-    **dict.fromkeys(VIDEOS, "a video"),
-    **dict.fromkeys(EXPORTED, "an exported detector"),
-    **dict.fromkeys((".yml", ".yaml", ".txt", ".log", ".csv", ".html", ".md"), "a text"),
-    **{".py": "a config", ".json": "a JSON file", ".zip": "an archive"},
-}
 
 
 def is_video(image: Any) -> bool:

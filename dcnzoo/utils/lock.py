@@ -80,7 +80,7 @@ def lock_work_dir(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def rename_locked(lock: ExitStack, folder: Path, target: Path) -> None:
-    """Rename a folder that this process has locked by ``lock``, and remove the files of the lock from it.
+    """Rename a folder that this process holds by ``lock``, and delete its lock files.
 
     Windows renames no folder with an open file: there, the lock is closed first, and if another process has
     locked the folder since, a UserError is raised.

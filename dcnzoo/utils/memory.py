@@ -1,4 +1,4 @@
-"""Memory of this process: its peak, and the reuse of freed buffers.
+"""Memory of this process: the reuse of freed buffers.
 
 By default, glibc on Linux returns large freed buffers to the system, and later maps new ones.
 """
@@ -10,7 +10,6 @@ import platform
 import threading
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 # parameters of <malloc.h>: -4, M_MMAP_MAX: no buffer has a mapping of its own; -1, M_TRIM_THRESHOLD: bytes
@@ -65,19 +64,3 @@ def return_memory() -> None:
     """Return freed memory to the system, where the C library can."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def reset_peak() -> int:
-    """Reset the peak memory of this process and return its present memory; 0 if it cannot be reset."""
-    return_memory()  # otherwise the next detector would reuse memory that the previous one freed
-    try:
-        Path("/proc/self/clear_refs").write_bytes(b"5")
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError):
-        return 0
-
-
-def peak() -> int:
-    """Return the peak memory of this process since it was reset, in bytes."""
-    lines = Path("/proc/self/status").read_bytes().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(b"VmHWM"))

@@ -113,7 +113,7 @@ _rename: ContextVar[Callable[[str], None]] = ContextVar("rename", default=lambda
 
 
 def name_step(step: str) -> None:
-    """Show the name of a step of the work that :func:`waiting` shows, if it does."""
+    """Tell :func:`waiting`, if it is active, which step of the work runs now."""
     _rename.get()(step)
 
 

@@ -4,7 +4,6 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any
 
 
 def cut(text: str, most: int = 60) -> str:
@@ -24,14 +23,17 @@ def short(value: object) -> str:
     return cut(_SHORT.repr(value))
 
 
-def counted(number: int, plural: str) -> str:
-    """Return ``1 image`` or ``2,000 images``. Plurals in -ies and -es are allowed: categories, boxes."""
+def counted(number: int, plurals: str) -> str:
+    """Return ``1 image`` or ``2,000 images``; with two nouns, ``1 box or polygon``."""
     if number != 1:
-        return f"{number:,} {plural}"
+        return f"{number:,} {plurals}"
+    return f"1 {' or '.join(map(_singular, plurals.split(' or ')))}"
+
+
+def _singular(plural: str) -> str:
     if plural.endswith("ies"):
-        return f"1 {plural[:-3]}y"
-    ending = "es" if plural.endswith(("sses", "xes", "ches", "shes")) else "s"
-    return f"1 {plural.removesuffix(ending)}"
+        return f"{plural[:-3]}y"
+    return plural.removesuffix("es" if plural.endswith(("sses", "xes", "ches", "shes")) else "s")
 
 
 def few(names: Sequence[object], shown: int = 5) -> str:
@@ -64,14 +66,3 @@ def columns(rows: Sequence[Sequence[str]], numbers: bool = False) -> Iterator[st
 def _width(text: str) -> int:
     """Return the number of columns on a terminal, where a Chinese or Japanese letter takes two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in text)
-
-
-def problem_of_size(size: tuple[int, int], stated: Sequence[Any]) -> str:
-    """Return how the (width, height) of a picture, as it is loaded, differs from that of its annotation.
-
-    A side of None, 0 or −1 is unknown. The text is empty if the sizes agree.
-    """
-    if all(other in (side, None, 0, -1) for side, other in zip(size, stated, strict=True)):
-        return ""
-    expected = " × ".join(short(side).removesuffix(".0") for side in stated)
-    return f"expected a picture of {expected} pixels, as in the annotations, got {size[0]} × {size[1]}"

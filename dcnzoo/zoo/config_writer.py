@@ -44,8 +44,8 @@ def write_settings(
     epochs: int | None = None,
     size: int | None = None,
     flip: bool = True,
-) -> Config:
-    """Write a config with all settings of a training on data that has been checked; return it.
+) -> None:
+    """Write a config with all settings of a training on data that has been checked.
 
     Args:
         sources: the data of ``train``, ``val`` and perhaps ``test``, which are written beside the
@@ -55,74 +55,97 @@ def write_settings(
         changes: settings to override.
         epochs: of the training; the schedules are scaled. None: those of the model's config.
         size: the longer side of resized pictures; None: that of the model's config.
-        flip: whether the training flips pictures, as the model's config says.
+        flip: False removes the flips of the model's config; True keeps them.
 
     Raises:
         UserError: the model does not read or evaluate COCO files; it learns from masks, and an object has
             none; or ``size`` is set, and it does not resize pictures in one step.
     """
-    folder, classes = out.parent, tuple(sources["train"].classes)
-    model, address, config = _read_base(model, folder)
-    if size is not None:
-        _set_size(config, size)
-    if not flip:
-        for step in flips_of(config):
-            step["prob"] = 0.0
+    model, weights, config = _read_base(model, out.parent)
+    network = _network(config, model, len(sources["train"].classes), weights)
+    _set_pictures(config, size, flip)
+    _set_splits(config, sources, out.parent, model)
+    if weights:
+        config.load_from = weights
+    settings = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
+    imports = {"imports": IMPORTS, "allow_failed_imports": False}
+    written = Config({**settings, "model": network, "custom_imports": imports})
+    best = {"save_best": main_metric(config), "rule": "greater"}
+    written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
+    if epochs is not None:
+        set_epochs(written, epochs)
+    shorten_warm_up(written, len(sources["train"].pictures))
+    with replacing(out) as draft:
+        draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
+        check_config(read_config_file(draft), out)
+
+
+def _network(config: Config, model: str, classes: int, weights: str) -> dict:
+    """Return the model for a number of classes; ``weights`` replace those that its parts load."""
     network = config.model.to_dict()
-    set_number(network, _number_of_classes(config, model), len(classes))
-    if address:  # its weights replace those of the backbone
-        config.load_from = address
-        for _, node in dicts(network):
-            _remove_weights(node)
+    set_number(network, _number_of_classes(config, model), classes)
+    for _, node in dicts(network) if weights else ():
+        if isinstance(node.get("init_cfg"), Mapping) and node["init_cfg"].get("type") == "Pretrained":
+            node["init_cfg"] = None
+        if node.get("pretrained"):
+            node["pretrained"] = None
+    return network
+
+
+def _set_pictures(config: Config, size: int | None, flip: bool) -> None:
+    """Resize the pictures of all loaders so that their longer side is ``size``; remove the flips."""
+    for loader in LOADERS if size is not None else ():
+        if not has_size(config, loader):
+            got = few([step["type"] for step in dataset_of(config, loader).pipeline], 9)
+            raise UserError(f"size: expected one step Resize in {loader}, got {got}")
+        steps_of(config, loader, "Resize")[0].update(scale=(size, size), keep_ratio=True)
+    for step in flips_of(config) if not flip else ():
+        step["prob"] = 0.0
+
+
+def _set_splits(config: Config, sources: Mapping[str, Dataset], folder: Path, model: str) -> None:
+    """Set the data of the three loaders; paths are relative to ``folder``."""
     if any(step.get("with_mask") for step in dataset_of(config, LOADERS[0]).pipeline):
         remedy = f"{BOXES} or, on a CPU, {SMALL_BOXES} needs none"
         require_masks(sources.values(), f", since {model} learns from masks", remedy)
     for stage, loader in zip(("train", "val", "test"), LOADERS, strict=True):
         name = stage if stage in sources else "val"
-        set_data(config, stage, folder / f"{name}.json", sources[name].folder, folder)
-        dataset_of(config, loader).metainfo = {"classes": _Name("classes")}
-    dataset_of(config, LOADERS[0]).filter_cfg = {"filter_empty_gt": False}  # learns from empty pictures, too
-    for loader in LOADERS[1:]:
-        config[loader].batch_size = 1  # as in the prediction of one picture: padding changes detections
-    settings = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
-    imports = {"imports": IMPORTS, "allow_failed_imports": False}
-    written = Config({**settings, "model": network, "custom_imports": imports, "classes": classes})
-    best = {"save_best": main_metric(config), "rule": "greater"}
-    written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})
-    if epochs is not None:
-        set_epochs(written, epochs)
-    _shorten_warm_up(written, len(sources["train"].pictures))
-    with replacing(out) as draft:
-        # settings are sorted by name: the variable `classes` comes before its uses
-        draft.write_text(f"{HEAD.format(model)}{text_of(written)}", encoding="utf-8")
-        config = read_config_file(draft)
-        check_config(config, out)
-    return config
+        source = sources[name]
+        set_data(config, stage, folder / f"{name}.json", source.folder, folder)
+        dataset_of(config, loader).metainfo = {"classes": tuple(source.classes)}
+        if stage == "train":
+            dataset_of(config, loader).filter_cfg = {"filter_empty_gt": False}  # learns from empty ones, too
+        else:
+            config[loader].batch_size = 1  # as in the prediction of one picture: padding changes detections
 
 
-def _shorten_warm_up(config: Config, images: int) -> None:
-    """End a warm-up after at most a tenth of the training: COCO's warm-up is longer than a small training."""
+def _read_base(model: str, folder: Path) -> tuple[str, str, Config]:
+    """Return the name of a model, its weights or "", and its config. A config file has those of load_from."""
+    source = resolve(model)
+    weights, published = source.weights, source.published
+    if source.entry and not os.path.exists(model):
+        model, published = source.entry.id, next(iter(source.entry.weights), "")
+    config = read_config_file(source.config)
+    for key in ("model", *LOADERS):
+        if key not in config:
+            raise UserError(f"model: {model}: expected a config with {key}, found none")
+    if not (weights or published) and os.path.isfile(config.get("load_from") or ""):
+        weights = Path(config.load_from)
+    return model, _portable(weights, folder) if weights else published, config
+
+
+def shorten_warm_up(config: Config, images: int) -> None:
+    """End a warm-up after at most a tenth of the training: COCO's warm-up is longer than a small training.
+
+    Args:
+        images: the number of pictures to train on.
+    """
     epochs, batch_size = config.train_cfg.get("max_epochs"), config.train_dataloader.get("batch_size")
     schedulers = dicts(config.get("param_scheduler")) if epochs and batch_size else ()
     for _, node in schedulers:
         if node.get("type") == "LinearLR" and node.get("by_epoch") is False and node.get("end"):
             # mmengine's LinearLR of one iteration never leaves its first factor
             node["end"] = min(node["end"], max(2, epochs * math.ceil(images / batch_size) // 10))
-
-
-def _read_base(model: str, folder: Path) -> tuple[str, str | None, Config]:
-    """Return the name of a model, its weights, and its config. A config file has those of load_from."""
-    source = resolve(model)
-    weights: Any = source.weights
-    if source.entry and not os.path.exists(model):
-        model, weights = source.entry.id, next(iter(source.entry.weights), None)
-    config = read_config_file(source.config)
-    for key in ("model", *LOADERS):
-        if key not in config:
-            raise UserError(f"model: {model}: expected a config with {key}, found none")
-    if not weights and os.path.isfile(config.get("load_from") or ""):
-        weights = Path(config.load_from)
-    return model, _portable(weights, folder) if isinstance(weights, Path) else weights, config
 
 
 def steps_of(config: Config, loader: str, kind: str) -> list[Any]:
@@ -140,15 +163,6 @@ def flips_of(config: Config) -> list[Any]:
     """Return the steps that flip pictures in a training, also in other steps, wrappers and hooks."""
     nodes = [node for part in (config[LOADERS[0]], config.get("custom_hooks")) for _, node in dicts(part)]
     return [node for node in nodes if str(node.get("type")).endswith("RandomFlip") and node.get("prob") != 0]
-
-
-def _set_size(config: Config, size: int) -> None:
-    """Resize the pictures of all loaders so that their longer side is ``size``."""
-    for loader in LOADERS:
-        if not has_size(config, loader):
-            got = few([step["type"] for step in dataset_of(config, loader).pipeline], 9)
-            raise UserError(f"size: expected one step Resize in {loader}, got {got}")
-        steps_of(config, loader, "Resize")[0].update(scale=(size, size), keep_ratio=True)
 
 
 def has_size(config: Config, loader: str) -> bool:
@@ -207,17 +221,3 @@ def _number_of_classes(config: Config, model: str) -> int:
             f"found {what}; set it in the config's heads"
         )
     return expected
-
-
-def _remove_weights(node: dict) -> None:
-    """Stop a module from loading weights."""
-    if isinstance(node.get("init_cfg"), Mapping) and node["init_cfg"].get("type") == "Pretrained":
-        node["init_cfg"] = None
-    if node.get("pretrained"):
-        node["pretrained"] = None
-
-
-class _Name(str):
-    """A variable in the config's text."""
-
-    __repr__ = str.__str__

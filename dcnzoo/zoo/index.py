@@ -19,7 +19,7 @@ import yaml
 
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import fetch, verify
-from dcnzoo.utils.files import require_exists, write_bytes
+from dcnzoo.utils.files import expanded, require_exists, write_bytes
 from dcnzoo.utils.folders import cache_folder, mim_folder
 from dcnzoo.utils.formats import EXPORTED, PICTURES, VIDEOS
 
@@ -38,16 +38,14 @@ class Result:
     Attributes:
         metrics: such as ``{"box AP": 41.4}`` in percent; ``"66.8 ± 2.2"`` for several runs.
         source: ``published (MMDetection)``, or ``measured (machine, date, command)``.
+        published: whether others have published it.
     """
 
     task: str
     dataset: str
     metrics: Mapping[str, float | str]
     source: str
-
-    @property
-    def published(self) -> bool:
-        return self.source.startswith("published")
+    published: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,6 +138,7 @@ def _model(package: str, folder: Path, metafile: Path, entry: dict, collections:
                 dataset=each.get("Dataset", ""),
                 metrics=each["Metrics"],
                 source=_source(package, entry, each),
+                published="Measured" not in each,
             )
             for each in results
         ),
@@ -180,7 +179,7 @@ def find(name: str) -> Model:
 
 def require_model(name: str) -> None:
     """Raise UserError if there is no such file, folder or name; torch and OpenMMLab are not imported."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix.lower() in (*PICTURES, *VIDEOS) and os.path.isfile(path):
         raise UserError(f"model: expected a name in the zoo, a config or a work directory, got {name}")
     if "::" in name or "://" in name or os.path.exists(path):  # Path.exists raises if the name is too long
@@ -229,4 +228,4 @@ def download(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
     if len(model.weights) != 1:
         number = len(model.weights) or "none"
         raise UserError(f"{model.name}: expected one file of weights, found {number}")
-    return local_file(model.weights[0], folder)
+    return local_file(model.weights[0], folder and expanded(folder))

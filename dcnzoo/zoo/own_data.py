@@ -3,7 +3,6 @@
 import copy
 import filecmp
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, show
-from dcnzoo.utils.files import numbered, partial_of, remove_abandoned, require_writable
+from dcnzoo.utils.files import numbered, partial_folder, require_writable
 from dcnzoo.utils.text import few
 from dcnzoo.zoo.config_writer import (
     BOXES,
@@ -76,27 +75,19 @@ def write_data(
         UserError: the model is unknown, or cannot learn from the data.
     """
     require_writable(work_dir)
-    remove_abandoned(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    new = partial_of(work_dir / "data")  # beside the final folder, so that relative paths are the same
-    try:
-        new.mkdir()
+    with partial_folder(work_dir) as new:  # beside the final folder, so that relative paths are the same
         for name, split in splits.items():
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
         model = _configure(config, splits, model, size, flip)
-        folder = numbered(work_dir / "data", lambda older: _has_copies(older, new))
+        names = [file.name for file in new.iterdir()]  # a folder with the same files is used again
+        folder = numbered(
+            work_dir / "data", lambda old: filecmp.cmpfiles(old, new, names, shallow=False)[0] == names
+        )
         if not folder.exists():
             new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return folder / config.name, model
-
-
-def _has_copies(folder: Path, files: Path) -> bool:
-    """Whether a folder has each file of another one, with the same content."""
-    names = [file.name for file in files.iterdir()]
-    return filecmp.cmpfiles(folder, files, names, shallow=False)[0] == names
 
 
 def choose_size(split: Dataset) -> tuple[int, float]:

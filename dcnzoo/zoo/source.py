@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe, read_config_file
 from dcnzoo.openmmlab.saved import SavedCheckpoints, last_checkpoint
 from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.fetch import fetch
-from dcnzoo.utils.files import files_beside, require_file
+from dcnzoo.utils.files import expanded, files_beside, require_file
 from dcnzoo.utils.folders import CHECKPOINTS, is_work_dir
 from dcnzoo.zoo.index import CONFIGS, Model, UnknownModelError, find, local_file, models, require_model
 
@@ -28,16 +28,18 @@ class Source:
 
     Attributes:
         name: MODEL as the user wrote it.
-        weights: a path; or, as a text, an address or a file of the zoo; None if there are none.
+        weights: a file of the user; None if there is none.
+        published: weights of the zoo, or an address; see :func:`dcnzoo.zoo.index.local_file`.
         work_dir: the work directory, if MODEL is one, or a checkpoint or config in one.
-        choice: if the checkpoint was chosen in a work directory, a text that says which one it is.
+        selected: ``best`` or ``last``, if the checkpoint was selected in a work directory.
     """
 
     name: str
     config: Path
-    weights: Path | str | None = None
+    weights: Path | None = None
+    published: str = ""
     work_dir: Path | None = None
-    choice: str = ""
+    selected: str = ""
 
     @functools.cached_property
     def entry(self) -> Model | None:
@@ -62,16 +64,16 @@ class Source:
         Raises:
             UserError: there are none, or the download failed.
         """
-        weights = self.weights
-        if weights is None:
+        if self.selected:
+            hint = "; `last` selects the last one" if self.selected == "best" else ""
+            show(f"checkpoint: {self.weights}, the {self.selected}{hint}")
+        if self.weights is not None:
+            require_file(str(self.weights), "checkpoint")
+            return self.weights
+        if not self.published:
             raise UserError(f"checkpoint: expected a file with weights for {self.name}, got none")
-        if self.choice:
-            show(f"checkpoint: {weights}, {self.choice}")
-        if isinstance(weights, Path):
-            require_file(str(weights), "checkpoint")
-            return weights
-        published = self.entry is not None and weights in self.entry.weights
-        return local_file(weights) if published else fetch(weights)
+        is_of_entry = self.entry is not None and self.published in self.entry.weights
+        return local_file(self.published) if is_of_entry else fetch(self.published)
 
 
 def resolve(model: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[str] | None = None) -> Source:
@@ -91,14 +93,14 @@ def resolve(model: str | os.PathLike[str] | None, checkpoint: str | os.PathLike[
     if name.startswith(hub.PREFIX):
         source = Source(name, *hub.fetch_model(name))
     else:
-        found = (each(name, Path(os.path.expanduser(name)), checkpoint) for each in RESOLVERS)
+        found = (each(name, expanded(name), checkpoint) for each in RESOLVERS)
         source = next(filter(None, found))
-    if checkpoint is None or (source.choice and checkpoint in CHECKPOINTS):
+    if checkpoint is None or (source.selected and checkpoint in CHECKPOINTS):
         return source
     if "://" in str(checkpoint):
-        return replace(source, weights=str(checkpoint), choice="")
+        return replace(source, weights=None, published=str(checkpoint), selected="")
     require_file(str(checkpoint), "checkpoint")
-    return replace(source, weights=Path(checkpoint).expanduser(), choice="")
+    return replace(source, weights=expanded(checkpoint), published="", selected="")
 
 
 # A function for each kind of MODEL, which returns None if MODEL is of another kind
@@ -125,8 +127,8 @@ def _work_directory(name: str, path: Path, checkpoint: str | os.PathLike[str] | 
     if (checkpoint == "best" and best is None) or (checkpoint == "last" and last is None):
         raise UserError(f"checkpoint: expected a {checkpoint} one in {path}, found none")
     if best is not None and checkpoint != "last":
-        return replace(source, weights=best, choice="the best; `last` selects the last one")
-    return source if last is None else replace(source, weights=last, choice="the last")
+        return replace(source, weights=best, selected="best")
+    return source if last is None else replace(source, weights=last, selected="last")
 
 
 def _checkpoint(name: str, path: Path, checkpoint: object) -> Source | None:
@@ -135,7 +137,7 @@ def _checkpoint(name: str, path: Path, checkpoint: object) -> Source | None:
         return None
     if checkpoint is not None:
         raise UserError(f"checkpoint: expected none with a checkpoint as model, {name}, got {checkpoint}")
-    return Source(name, _config_of(configs, path), path, path.parent)
+    return Source(name, _config_of(configs, path), path, work_dir=path.parent)
 
 
 def _config(name: str, path: Path, checkpoint: object) -> Source | None:
@@ -158,7 +160,7 @@ def _published(name: str, path: Path, checkpoint: object) -> Source:
         if "::" not in name:
             raise
         return Source(name, Path(base_path(name, "")[0]))  # a config of a package that is not in the zoo
-    return Source(name, entry.config, entry.weights[0] if len(entry.weights) == 1 else None)
+    return Source(name, entry.config, published=entry.weights[0] if len(entry.weights) == 1 else "")
 
 
 RESOLVERS = (_repository, _work_directory, _checkpoint, _config, _published)

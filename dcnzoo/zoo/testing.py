@@ -22,7 +22,7 @@ from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.fetch import verify
-from dcnzoo.utils.files import require_new, require_writable
+from dcnzoo.utils.files import expanded, require_new, require_writable
 from dcnzoo.utils.formats import EXPORTED
 from dcnzoo.utils.jsonl import append_row, circumstances
 from dcnzoo.zoo.index import Model
@@ -87,7 +87,7 @@ def test(
             if of_test.launcher != "none":
                 raise UserError(f"data: expected one process, got launcher={of_test.launcher}")
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            recipe = with_own_data(recipe, Path(data).expanduser(), reading, Path(folder), of_test.metrics)
+            recipe = with_own_data(recipe, expanded(data), reading, Path(folder), of_test.metrics)
         weights = source.read_weights()
         if exported:
             return execute.test(recipe, replace(of_test, exported=weights), None, force)
@@ -119,7 +119,7 @@ def reproduce(
     options = TestOptions(**run, unsafe_load=unsafe_load)
     device = require_device(options.device)
     with user_errors():
-        out = Path(out).expanduser()
+        out = expanded(out)
         require_writable(out.parent)
         source = resolve(model, checkpoint)
         listed, weights = source.entry, source.read_weights()
@@ -154,7 +154,7 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
         raise UserError(f"test_dataloader: expected one data set with annotations, found {len(tested)}")
     (dataset,) = tested
     if root is not None:
-        dataset.data_root = os.path.join(os.path.expanduser(root), "")
+        dataset.data_root = os.path.join(expanded(root), "")
     if dataset.get("shapes"):
         make_shapes(dataset.data_root, ShapesSpec(**dataset.shapes))
     annotations = Path(dataset.get("data_root") or "", dataset.ann_file)

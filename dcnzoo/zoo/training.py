@@ -3,7 +3,8 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from dcnzoo.data.dataset import Dataset, ReadOptions
 from dcnzoo.data.reading import describe, read
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
-from dcnzoo.openmmlab.runs.start import OwnData
+from dcnzoo.openmmlab.runs.start import Start, begin, make_room
 from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, show, user_errors
+from dcnzoo.utils.files import expanded
 from dcnzoo.utils.memory import return_memory
-from dcnzoo.zoo.config_writer import scale_of
+from dcnzoo.zoo.config_writer import scale_of, shorten_warm_up
 from dcnzoo.zoo.own_data import lines_of, require_data, write_data
 from dcnzoo.zoo.source import Source, resolve
 
@@ -78,79 +81,86 @@ def train(
     reading, of_run = ReadOptions(zero_based, clip, skip_invalid), TrainOptions(**options)
     if outputs:
         warnings.warn("dcnzoo.train: outputs: has no effect any more", DeprecationWarning, stacklevel=2)
-    own_data = None
-    with user_errors():
+    with user_errors(), ExitStack() as stack:
         require_data(reading, data, size, flip)
-        if data is not None:
+        register_with_torch()  # FLOPs of the operators
+        if data is None:
+            recipe = _recipe_of(model, cfg_options)
+            folder = execute.train(recipe, of_run, resume=resume, force=force, dry_run=dry_run, sanity=sanity)
+        else:
             if resume:
                 raise UserError("resume: expected no data=PATH; model=WORK_DIR continues its training")
+            path = expanded(data)
+            of_run = _options_of(path, of_run, size)
+            stack.enter_context(use_device(of_run.device))
+            locks = stack.enter_context(ExitStack())
+            start, splits, lines = _read(locks, path, of_run, reading, force, dry_run)
             name = None if model is None else str(model)
-            inputs = {"size": size, "flip": flip}
-            own_data = _OwnData(Path(data).expanduser(), name, reading, of_run, cfg_options, inputs, on_data)
-            recipe = own_data.work_dir_only
-        else:
-            recipe = _recipe_of(model, cfg_options)
-        register_with_torch()  # FLOPs of the operators
-        folder = execute.train(
-            recipe, of_run, resume=resume, force=force, own_data=own_data, dry_run=dry_run, sanity=sanity
-        )
+            recipe, choices = _write(splits, of_run, cfg_options, model=name, size=size, flip=flip)
+            show(*lines, *choices)
+            if on_data is not None:
+                on_data(splits, recipe.work_dir, scale_of(recipe.cfg))
+            del splits
+            return_memory()  # of the pictures and objects
+            folder = execute.run(recipe, of_run, start, dry_run=dry_run, sanity=sanity)
         if dry_run and is_first():
             print("dry run: one step was trained; its weights are not kept")
         return folder
+
+
+def _options_of(data: Path, options: TrainOptions, size: object) -> TrainOptions:
+    """Check the options of a training on own pictures; return them with a work directory."""
+    if size is not None and not (type(size) is int and size > 0):
+        raise UserError(f"size: expected an integer ≥ 1, got {size!r}")
+    if options.launcher != "none":
+        raise UserError(f"data: expected one process, got launcher={options.launcher}; train its config")
+    name = (data.parent if data.is_file() else data).resolve().name
+    return replace(options, work_dir=str(expanded(options.work_dir or Path("work_dirs", name))))
+
+
+def _read(
+    locks: ExitStack, data: Path, options: TrainOptions, reading: ReadOptions, force: bool, dry_run: bool
+) -> tuple[Start, dict[str, Dataset], list[str]]:
+    """Lock the work directory, read the pictures, and only then rename a used folder.
+
+    Returns:
+        How the training starts, the splits, and lines about them.
+    """
+    recipe = Recipe(Config({"work_dir": options.work_dir, "launcher": "none"}))
+    start = begin(locks, recipe, force=force, dry_run=dry_run, files=[data])
+    pictures = read(data, **vars(reading))
+    splits = pictures.split()
+    if start.replaces and not dry_run:
+        make_room(locks, recipe.work_dir)
+    return start, splits, describe(pictures, splits)
+
+
+def _write(
+    splits: Mapping[str, Dataset],
+    options: TrainOptions,
+    cfg_options: Mapping[str, object] | None,
+    **inputs: Any,
+) -> tuple[Recipe, list[str]]:
+    """Write the data and a config to the work directory; return the recipe, and lines about the training.
+
+    Args:
+        inputs: ``model``, ``size`` and ``flip``; see :func:`write_data`.
+    """
+    config, chosen = write_data(splits, Path(options.work_dir or ""), **inputs)
+    recipe = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(options)
+    if not any(key.startswith("param_scheduler") for key in cfg_options or ()):
+        shorten_warm_up(recipe.cfg, len(splits["train"].pictures))  # again, with the options
+    lines = lines_of(recipe.cfg, splits["train"], inputs["size"] is None)
+    return recipe, [f"model     {chosen}", *lines, f"config    {config}"]
 
 
 def _recipe_of(model: str | os.PathLike[str] | None, cfg_options: Mapping[str, object] | None) -> Recipe:
     if model is None:
         raise UserError("model: expected one, or data=PATH, got neither")
     source = resolve(model)
-    if source.weights == Path(source.name).expanduser():
+    if source.weights == expanded(source.name):
         raise UserError(
             f"model: expected a name, a config or a work directory, got the checkpoint {model}; "
             f"resume={model} continues its training, the setting load_from starts from its weights"
         )
     return source.recipe(cfg_options, TRAINING)
-
-
-@dataclass
-class _OwnData(OwnData):
-    """Annotated pictures that are read, and then written to the work directory of their training.
-
-    Attributes:
-        path, model, cfg_options, on_data: as for :func:`train`.
-        inputs: the arguments ``size`` and ``flip``.
-        work_dir_only: a recipe with the work directory, before the config is written.
-    """
-
-    path: Path
-    model: str | None
-    reading: ReadOptions
-    options: TrainOptions
-    cfg_options: Mapping[str, object] | None
-    inputs: Mapping[str, Any]
-    on_data: OnData | None
-
-    def __post_init__(self) -> None:
-        size, launcher = self.inputs["size"], self.options.launcher
-        if size is not None and not (type(size) is int and size > 0):
-            raise UserError(f"size: expected an integer ≥ 1, got {size!r}")
-        if launcher != "none":
-            raise UserError(f"data: expected one process, got launcher={launcher}; train its config")
-        name = (self.path.parent if self.path.is_file() else self.path).resolve().name
-        self.work_dir = Path(self.options.work_dir or Path("work_dirs", name)).expanduser()
-        self.work_dir_only = Recipe(Config({"work_dir": str(self.work_dir), "launcher": "none"}))
-
-    def read(self) -> None:
-        data = read(self.path, **vars(self.reading))
-        self._splits = data.split()
-        self._decisions = describe(data, self._splits)
-
-    def write(self) -> Recipe:
-        config, model = write_data(self._splits, self.work_dir, self.model, **self.inputs)
-        recipe = Source(str(config), config).recipe(self.cfg_options, TRAINING)
-        chosen = lines_of(recipe.cfg, self._splits["train"], self.inputs["size"] is None)
-        show(*self._decisions, f"model     {model}", *chosen, f"config    {config}")
-        if self.on_data is not None:
-            self.on_data(self._splits, self.work_dir, scale_of(recipe.cfg))
-        self._splits.clear()
-        return_memory()  # of the pictures and objects
-        return recipe.with_options(replace(self.options, work_dir=self.work_dir))

@@ -20,7 +20,7 @@ import dcnzoo
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
-from dcnzoo.openmmlab.runs.start import Start, begin, choose_start, require_new_config
+from dcnzoo.openmmlab.runs.start import Start, begin, choose_start, make_room, require_new_config
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
@@ -127,6 +127,7 @@ def test_force_renames_the_whole_folder(tmp_path):
         before = trained(work)
         with ExitStack() as stack:
             assert begin(stack, recipe_in(work), force=True).replaces
+            make_room(stack, work)
             assert files_of(work) == {} and files_of(tmp_path / f"work.{number}") == before
             with pytest.raises(UserError, match="running training"), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(lock, "_ORPHANS_END", 0)

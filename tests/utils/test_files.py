@@ -1,5 +1,6 @@
 """A file that exists is refused: ``require_new`` and the commands."""
 
+import errno
 import json
 import os
 import sys
@@ -62,22 +63,44 @@ def test_a_file_is_replaced_with_its_permissions_and_a_link_is_not_followed(tmp_
 def test_what_a_killed_command_has_half_written(tmp_path):
     """A later command removes old ones; another process may still write a new one. Others are not ours."""
     halves = []
-    for age in (1e4, 9):
-        with replacing(tmp_path / "a.txt") as half:
-            half.touch()
+    for age in (1e5, 9):
+        half = partial_of(tmp_path / "a.txt")
         half.touch()
         os.utime(half, (time.time() - age,) * 2)
         halves.append(half)
-    folder = partial_of(tmp_path / "data")
-    folder.mkdir()
-    os.utime(folder, (0, 0))
+    folder, live = partial_of(tmp_path / "data"), partial_of(tmp_path / "export")
+    for each in (folder, live):
+        each.mkdir()
+        os.utime(each, (0, 0))
+    (live / "model.onnx").touch()
+    os.utime(live, (0, 0))
     others = [tmp_path / ".a.partial", tmp_path / ".download.partial.zip"]
     for other in others:
         other.touch()
         os.utime(other, (0, 0))
-    write(tmp_path / "b.txt")
-    assert not folder.exists()
+    name = require_new("report", tmp_path / "b.txt")
+    assert folder.exists() and halves[0].exists(), "a check of names removes nothing"
+    write_text(name, "new")
+    assert not folder.exists() and live.exists(), "a file in a folder may grow"
     assert [half.exists() for half in halves] == [False, True] and all(other.exists() for other in others)
+
+
+def test_a_read_that_fails_is_not_a_write(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt"), replacing(tmp_path / "a.txt"):
+        (tmp_path / "missing.txt").read_text()
+    full = OSError(errno.ENOSPC, "no space")
+    with (
+        pytest.raises(UserError, match=r"a\.txt cannot be written: .*disk space"),
+        replacing(tmp_path / "a.txt"),
+    ):
+        raise full
+    with pytest.raises(UserError, match=r"a\.txt cannot be written"), replacing(tmp_path / "a.txt"):
+        pass  # no file was written
+    with (
+        pytest.raises(UserError, match=r"a\.txt cannot be written"),
+        replacing(tmp_path / "a.txt") as partial,
+    ):
+        (partial / "b").touch()
 
 
 def test_folders_are_numbered(tmp_path):

@@ -14,14 +14,18 @@ from mmengine.runner import set_random_seed
 from PIL import Image
 
 import dcnzoo
+import dcnzoo.zoo
 from dcnzoo.data.dataset import Dataset, Object, Picture, ReadOptions
 from dcnzoo.data.reading import describe, read
+from dcnzoo.openmmlab import options as run_options
 from dcnzoo.openmmlab.config.tree import LOADERS, dicts
+from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import own_data
 from dcnzoo.zoo.own_data import with_own_data
+from dcnzoo.zoo.source import resolve
 
 from ..commands import run
 from ..formats import FORMATS, FRUITS, fruits, objects, objects_of, write_coco, write_voc, write_yolo
@@ -193,6 +197,75 @@ def test_on_data_is_called_before_the_model_is_built(tmp_path, monkeypatch, caps
     assert calls == [({"train": 4, "val": 2}, (320, 320), ["run.py"])]
 
 
+def test_what_on_data_gets_can_be_kept(tmp_path, monkeypatch):
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    monkeypatch.setattr(execute, "build_runner", stop)
+    kept = []
+    for _ in range(2):  # the second one finds the files of the first one
+        with pytest.raises(UserError, match="stopped"):
+            look = partial(_keep, kept)
+            dcnzoo.train(data=tmp_path / "fruits", work_dir=tmp_path / "run", on_data=look)
+    for splits in kept:
+        assert list(splits) == ["train", "val"] and all(split.pictures for split in splits.values())
+        assert all(objects(tmp_path / f"run/data/{name}.json") for name in splits)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["data"]
+
+
+def _keep(kept, splits, *_):
+    kept.append(splits)
+
+
+def stop(*_, **__):
+    raise UserError("stopped")
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        ("faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco", {}, (12, 2, 1)),
+        ("faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco", {"batch_size": 8}, (12, 8, 1)),
+        (
+            "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco",
+            {"cfg_options": {"train_dataloader.batch_size": 8}},
+            (12, 8, 1),
+        ),
+        (None, {"epochs": 20}, (20, 4, 2)),
+        (None, {"epochs": 20, "cfg_options": {"train_cfg.val_interval": 5}}, (20, 4, 5)),
+        (None, {"epochs": 100}, (100, 4, 6)),  # of 60 epochs
+    ],
+)
+def test_a_tenth_of_the_training(tmp_path, monkeypatch, model, options, expected):
+    """A warm-up is at most that with the options of the training, and so is the time to a validation."""
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", [*map(str, range(60))]))
+    configs = []
+    monkeypatch.setattr(execute, "build_runner", lambda cfg, *_, **__: configs.append(cfg) or stop())
+    with pytest.raises(UserError, match="stopped"):
+        dcnzoo.train(model, data=tmp_path / "fruits", work_dir=tmp_path / "run", device="cpu", **options)
+    (cfg,) = configs
+    number = len(json.loads((tmp_path / "run/data/train.json").read_text())["images"])
+    assert number == 40
+    got = (cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size, cfg.train_cfg.val_interval)
+    assert got == expected
+    (warm_up,) = (each.end for each in cfg.param_scheduler if each.type == "LinearLR")
+    assert 2 <= warm_up <= expected[0] * math.ceil(number / expected[1]) / 10
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+    """What is returned, checked and written is one path, and nothing is written to a folder ``~``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert dcnzoo.zoo.download("mask-rcnn_r14-mdconv_fpn_10e_shapes-320", "~/w").parent == tmp_path / "home/w"
+    split = split_of(((64, 48), [(8, 8, 0)]))
+    split.write("~/x.json")
+    assert objects(tmp_path / "home/x.json")
+    recipe = resolve("mask-rcnn_r14-mdconv_fpn_10e_shapes-320").recipe({}, TEST)
+    for out in ("~/p.pkl", "~/p.json"):
+        cfg = recipe.with_options(run_options.TestOptions(out=out, show_dir="~/drawn")).cfg
+        assert cfg.default_hooks.visualization.test_out_dir == str(tmp_path / "home/drawn")
+        assert str(tmp_path / "home/p") in str(cfg.test_evaluator) and "~" not in str(cfg.test_evaluator)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 def split_of(*pictures):
     """Objects of the given widths and heights in each picture, (size, [(width, height, iscrowd)])."""
     dataset = Dataset({"a": None}, splits={"train": []})
@@ -348,6 +421,16 @@ def test_other_data_by_the_names_of_classes(tmp_path, capsys):
     (tmp_path / "other/test.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="one of the classes date, fig, got 'nut'"):
         with_own_data(recipe, tmp_path / "other", ReadOptions(), tmp_path)
+
+
+def test_a_test_set_without_a_training_set(tmp_path, capsys):
+    parts = fruits(tmp_path / "drawn")
+    write_yolo(tmp_path / "fruits", parts)
+    recipe = Recipe.read(prepare(tmp_path / "fruits", tmp_path / "run")[0], {}, TEST)
+    write_coco(tmp_path / "other", {"val": parts["train"], "test": parts["val"]})
+    cfg = with_own_data(recipe, tmp_path / "other", ReadOptions(), tmp_path).cfg
+    assert objects(cfg.test_dataloader.dataset.ann_file) == objects_of(parts["val"])
+    assert re.search("^test ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_boxes_do_not_test_masks(tmp_path):

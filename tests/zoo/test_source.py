@@ -75,10 +75,11 @@ def folder(tmp_path, monkeypatch):
 def test_every_kind(folder, model, checkpoint, config, weights):
     source = resolve(model, checkpoint)
     assert source.config.resolve() == (folder / config).resolve()
-    if weights is None or "://" in weights:
-        assert source.weights == weights
-    else:
-        assert Path(source.weights).resolve() == (folder / weights).resolve()
+    assert bool(source.weights or source.published) == (weights is not None)
+    if weights is not None and "://" in weights:
+        assert source.published == weights and source.weights is None
+    elif weights is not None:
+        assert Path(source.weights or source.published).resolve() == (folder / weights).resolve()
     path = Path(model).expanduser()
     folder = path if path.is_dir() else path.parent if path.suffix == ".pth" else None
     assert source.work_dir == folder

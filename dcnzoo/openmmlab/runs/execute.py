@@ -38,7 +38,7 @@ from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.sanity import predict_one
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.openmmlab.runs.start import OwnData, Start, WorkDirHook, begin, require_new_config
+from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, begin, make_room, require_new_config
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_new, require_writable
@@ -56,40 +56,58 @@ def _stop_bars(runner: Runner) -> None:
             hook.stop()
 
 
-@separate_run()
 def train(
     recipe: Recipe,
     options: TrainOptions,
     *,
     resume: bool | str | os.PathLike | None = False,
     force: bool = False,
-    own_data: OwnData | None = None,
     dry_run: bool = False,
     sanity: bool = True,
 ) -> Path:
-    """Train a detector; return the work directory.
+    """Train a detector in a work directory that this function locks; return the work directory.
 
     Args:
-        recipe: the training; with ``own_data``, only its work directory and launcher are used.
         resume, force: see :func:`~dcnzoo.openmmlab.runs.start.choose_start`.
-        dry_run: build everything, train one step, and write nothing.
-        sanity: predict one picture of the validation first; see :mod:`dcnzoo.openmmlab.runs.sanity`.
+        dry_run, sanity: see :func:`run`.
 
     Raises:
-        UserError: the config has a mistake, the folder is in use, or the weights cannot be downloaded or do
-            not fit.
+        UserError: as :func:`run`; or the folder is in use.
     """
     with ExitStack() as stack:
         with user_errors():
             stack.enter_context(use_device(options.device, options.launcher))
-            if own_data is None:
-                recipe = recipe.with_options(options)
+            recipe = recipe.with_options(options)
             stack.enter_context(ranks.joined(recipe.cfg))
-            start = ranks.exchange(lambda: begin(stack, recipe, resume, force, dry_run, own_data))
-            if own_data is not None:
-                recipe = own_data.write()
-            if not (start.resumes or start.replaces):
-                ranks.exchange(lambda: require_new_config(recipe))
+            locks = stack.enter_context(ExitStack())
+
+            def decide() -> Start:
+                start = begin(locks, recipe, resume, force, dry_run)
+                if start.replaces and not dry_run:
+                    make_room(locks, recipe.work_dir)
+                return start
+
+            start = ranks.exchange(decide)
+        return run(recipe, options, start, dry_run=dry_run, sanity=sanity)
+
+
+@separate_run()
+def run(
+    recipe: Recipe, options: TrainOptions, start: Start, *, dry_run: bool = False, sanity: bool = True
+) -> Path:
+    """Train a detector in a work directory that is locked; return the work directory.
+
+    Args:
+        recipe: the training, with its options.
+        dry_run: build everything, train one step, and write nothing.
+        sanity: predict one picture of the validation first; see :mod:`dcnzoo.openmmlab.runs.sanity`.
+
+    Raises:
+        UserError: the config has a mistake, or the weights cannot be downloaded or do not fit.
+    """
+    with ExitStack() as stack:
+        if not (start.resumes or start.replaces):
+            ranks.exchange(lambda: require_new_config(recipe))
         for context in (_interruption_hint(recipe), config_errors(recipe.cfg), loader_errors()):
             stack.enter_context(context)
         if dry_run:

@@ -1,6 +1,5 @@
 """Write the options of a run into a config."""
 
-import os
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,11 +14,12 @@ from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.openmmlab.options import LOGGERS, RunOptions, TestOptions, TrainOptions
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import expanded
 
 # the settings that count epochs or iterations, by part of the config
 STEPS = {
     "param_scheduler": ("begin", "end", "T_max", "milestones", "step_size", "total_steps", "periods"),
-    "train_cfg": ("val_begin",),
+    "train_cfg": ("val_begin", "val_interval"),
     "custom_hooks": ("switch_epoch", "num_last_epochs"),
 }
 
@@ -48,7 +48,7 @@ def _write_run(cfg: Config, options: RunOptions) -> list[str]:
     changes = [_set(cfg, "launcher", options.launcher)] if "launcher" in cfg else []
     cfg.launcher = options.launcher
     folder = options.work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
-    cfg.work_dir = os.path.expanduser(folder)
+    cfg.work_dir = str(expanded(folder))
     if options.launcher == "none" and (cfg.get("strategy") or {}).get("type") == "DDPStrategy":
         cfg.pop("strategy")  # needs a launcher; in a single process, the runner uses its default strategy
     cfg.default_hooks = cfg.get("default_hooks") or {}
@@ -106,16 +106,17 @@ def _write_test(cfg: Config, options: TestOptions) -> None:
         for evaluator in _with_argument(evaluators, "metric", "metrics"):
             evaluator["metric"] = list(options.metrics)
     if options.out is not None and options.as_json:
-        prefix = str(Path(options.out).with_suffix(""))
+        prefix = str(expanded(options.out).with_suffix(""))
         # only the first evaluator: several would write to the same files
         evaluator = _with_argument(evaluators, "outfile_prefix", "out")[0]
         evaluator.update(format_only=options.format_only, outfile_prefix=prefix)
     if options.out is not None and not options.as_json:
-        cfg.test_evaluator = [*evaluators, {"type": "DumpDetResults", "out_file_path": str(options.out)}]
+        dump = {"type": "DumpDetResults", "out_file_path": str(expanded(options.out))}
+        cfg.test_evaluator = [*evaluators, dump]
     if options.show_dir is not None:
         drawing = dict(cfg.default_hooks.get("visualization") or {"type": "DetVisualizationHook"})
         # absolute: mmdet prepends the work directory to a relative one, once per iteration
-        drawing.update(draw=True, test_out_dir=str(Path(options.show_dir).resolve()))
+        drawing.update(draw=True, test_out_dir=str(expanded(options.show_dir).resolve()))
         if options.show_score_thr is not None:
             drawing["score_thr"] = options.show_score_thr
         cfg.default_hooks.visualization = drawing
@@ -205,6 +206,8 @@ def set_epochs(cfg: Config, epochs: int, fixed: Collection[str] = ()) -> list[st
                 new = scaled(steps) if isinstance(steps, int | float) else [*map(scaled, steps)]
                 if key == "T_max":  # an odd number of epochs: half of them, rounded, is not what is left
                     new = max(1, scaled(start + steps) - node.get("begin", 0))
+                if key == "val_interval":  # as many validations, and more in a longer training
+                    new = min(new, steps)
                 if key == "end":  # mmengine's LinearLR of one iteration never leaves its first factor
                     new = max(new, node.get("begin", 0) + (1 if node.get("by_epoch", True) else 2))
                 if new != steps:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -38,62 +37,41 @@ class Start:
     replaces: bool = False
 
 
-class OwnData(Protocol):
-    """Annotated pictures that become the data of a training.
-
-    Attributes:
-        path: the folder or file with the annotations.
-    """
-
-    path: Path
-
-    def read(self) -> None: ...
-
-    def write(self) -> Recipe:
-        """Write data and config to the work directory; return the recipe of the training with its options."""
-        ...
-
-
 def begin(
-    stack: ExitStack,
+    locks: ExitStack,
     recipe: Recipe,
     resume: bool | str | os.PathLike | None = None,
     force: bool = False,
     dry_run: bool = False,
-    own_data: OwnData | None = None,
+    files: Iterable[str | os.PathLike] = (),
 ) -> Start:
-    """Lock the work directory, decide how a training starts, and rename a used one with ``force``.
+    """Lock the work directory, and decide how a training starts.
 
     Args:
-        stack: holds the locks.
-        resume, force: see :func:`choose_start`.
-        dry_run: only check; lock and rename nothing.
-        own_data: is read when the start is allowed, before a folder is renamed.
+        locks: holds the locks, and nothing else.
+        resume, force, files: see :func:`choose_start`.
+        dry_run: only decide; lock nothing.
 
     Raises:
-        UserError: the start is refused, the data cannot be read, or the folder cannot be renamed.
+        UserError: the start is refused, or another training runs in the folder.
     """
-
-    def allowed() -> Start:
-        start = choose_start(recipe, resume, force, [own_data.path] if own_data else [])
-        if own_data:
-            own_data.read()
-        return start
-
-    if dry_run:
-        return allowed()
-    if recipe.saved.is_apart:  # two work directories may share out_dir
-        stack.enter_context(lock_work_dir(recipe.saved.folder))
-    with ExitStack() as locks:
+    if not dry_run:
+        if recipe.saved.is_apart:  # two work directories may share out_dir
+            locks.enter_context(lock_work_dir(recipe.saved.folder))
         locks.enter_context(lock_work_dir(recipe.work_dir))  # first, as another training may be ending
-        start = allowed()
-        if not start.replaces:
-            stack.push(locks.pop_all())
-            return start
-        rename_locked(locks, recipe.work_dir, target := free_name(recipe.work_dir))
-        show(f"renamed {recipe.work_dir} to {target}")
-    stack.enter_context(lock_work_dir(recipe.work_dir))  # of the new folder
-    return start
+    return choose_start(recipe, resume, force, files)
+
+
+def make_room(locks: ExitStack, folder: Path) -> None:
+    """Rename a used work directory, which ``locks`` holds, and lock the new one of its name.
+
+    Raises:
+        UserError: the folder cannot be renamed.
+    """
+    rename_locked(locks, folder, target := free_name(folder))
+    locks.close()
+    show(f"renamed {folder} to {target}")
+    locks.enter_context(lock_work_dir(folder))
 
 
 def choose_start(
