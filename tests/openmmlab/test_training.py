@@ -68,7 +68,13 @@ def test_a_training_of_other_parameters_is_not_resumed(tmp_path):
         train(tmp_path, "without", resume=True)
 
 
-@pytest.mark.parametrize("harm", [cut_off, flip_a_bit])
+def set_nan(path):
+    content = torch.load(path)
+    content["state_dict"]["weight"].fill_(float("nan"))
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("harm", [cut_off, flip_a_bit, set_nan])
 def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
     whole = train(tmp_path, "whole")
     harm(tmp_path / "epoch_4.pth")
@@ -82,7 +88,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
     with pytest.raises(UserError, match=r"^resume: .* 2 damaged"):
         train(tmp_path, "nothing left", resume=True)
     for resume in (True, False):
-        with pytest.raises(UserError, match=rf"^{tmp_path}/epoch_3.pth: .*damaged"):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/epoch_3.pth: .*(damaged|NaN)"):
             train(tmp_path, f"asked {resume}", resume=resume, load_from=str(tmp_path / "epoch_3.pth"))
 
 
@@ -306,7 +312,7 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
         if mode != "loss":
             return [self.weight]
         seen.append(len(seen) + 1)
-        loss = self.weight * (1 if len(seen) < 5 else float("nan"))
+        loss = self.weight + (0 if len(seen) < 5 else float("nan"))  # a scaler skips the step
         return {"loss_a": loss + 1, "loss_b": loss * 0, "acc": loss * float("nan")}
 
     monkeypatch.setattr(Model, "forward", forward)
@@ -323,6 +329,23 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
     assert len(seen) == iterations
     saved = torch.load(tmp_path / "epoch_1.pth", weights_only=True)["state_dict"]["weight"]
     assert saved.isfinite().all()
+
+
+def test_weights_that_the_last_step_damages_are_not_saved(tmp_path, monkeypatch):
+    """The step's loss is finite: only its gradient is not."""
+    steps = []
+
+    def forward(self, inputs, mode):
+        steps.append(mode)
+        loss = self.weight * 0
+        return {"loss": loss.sqrt() if steps.count("loss") == 6 else loss}
+
+    monkeypatch.setattr(Model, "forward", forward)
+    hooks = {**SAVING, "finite_loss": {"type": "FiniteLossHook"}}
+    runner = make_runner(tmp_path, "damaged", default_hooks=hooks, **WITHOUT_VALIDATION)
+    with pytest.raises(UserError, match=r"^weights: .* iteration 6, got NaN .* in weight.*resume=True"):
+        runner.train()
+    assert checkpoints(tmp_path) == ["epoch_1.pth"]
 
 
 # Options of dcnzoo train
