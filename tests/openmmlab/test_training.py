@@ -1,7 +1,6 @@
 import contextlib
 import random
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,8 +110,8 @@ def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):
     for path in mine:
         path.write_bytes(b"mine")
     file = torch.load(work / "epoch_3.pth", weights_only=True)
-    ids = ["../other", str(mine[0])[:-4], 2, 3]
-    file["message_hub"]["runtime_info"].update(keep_ckpt_ids=ids, best_ckpt=str(mine[1]))
+    names = ["../other.pth", str(mine[0]), "2.pth", "3.pth"]
+    file["message_hub"]["runtime_info"].update(checkpoint_files=names, best_ckpt=str(mine[1]))
     torch.save(file, work / "3.pth")
     options = dict(max_keep_ckpts=1, template="{}.pth", best=True)
     train(work, "rest", resume=True, load_from=str(work / "3.pth"), **options)
@@ -176,9 +175,7 @@ class DrawsGlobally(RandomSampler):
         return (random.randrange(5) for _ in range(5))
 
 
-def train_noisily(
-    work_dir, name, workers, persistent, sampler, stop_at=None, seed=None, resume=False, numbered=True
-):
+def train_noisily(work_dir, name, workers, persistent, sampler, stop_at=None, seed=None, resume=False):
     by_epoch = sampler == "epochs"
     loader = {
         **{"dataset": Noisy(), "batch_size": 2, "num_workers": workers, "persistent_workers": persistent},
@@ -188,8 +185,7 @@ def train_noisily(
     hook = dict(type="AtomicCheckpointHook", interval=1 if by_epoch else 5, by_epoch=by_epoch)
     length = {"max_epochs": 4} if by_epoch else {"max_iters": 12, "val_interval": 100}
     cfg = Config({"train_cfg": {"by_epoch": by_epoch, **length}, "train_dataloader": loader})
-    if numbered:
-        number_batches(cfg)
+    number_batches(cfg)
     runner = make_runner(
         work_dir,
         name,
@@ -235,21 +231,6 @@ def test_a_resumed_run_draws_what_an_unbroken_one_draws(
     if sampler != "epochs" and not workers:
         skipped = 5  # iterations before the checkpoint
         assert whole.train_dataloader.dataset.loaded - resumed.train_dataloader.dataset.loaded >= skipped
-
-
-@pytest.mark.parametrize("sampler", ["InfiniteSampler", "DefaultSampler"])
-def test_a_checkpoint_without_numbered_batches_continues_in_mmengines_way(tmp_path, sampler, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # mmengine's loop waits between epochs
-    settings = dict(workers=0, persistent=False, sampler=sampler, seed=11)
-    with pytest.raises(KeyboardInterrupt):
-        train_noisily(tmp_path, "killed", stop_at=8, numbered=False, **settings)
-    file = next(tmp_path.glob("iter_5.pth"))
-    content = torch.load(file)
-    content.pop("numbered_batches", None)
-    torch.save(content, file)
-    resumed = train_noisily(tmp_path, "resumed", resume=True, **settings)
-    whole = train_noisily(tmp_path / "whole", "whole", numbered=False, **settings)
-    assert torch.equal(resumed.model.weight, whole.model.weight)
 
 
 def test_each_epoch_and_each_worker_draws_numbers_of_its_own(tmp_path):

@@ -36,21 +36,6 @@ class AtomicLocalBackend(LocalBackend):
             raise UserError(f"{error}{hint}") from error.__cause__
 
 
-class _FindsNoFile:
-    """A file backend in which CheckpointHook finds no file to remove."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def isfile(self, path: str) -> bool:
-        return False
-
-    isdir = isfile
-
-
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, but ``--resume`` always finds a complete checkpoint.
@@ -67,6 +52,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     backend_args: dict[str, Any] | None
+    best_ckpt_path: str | None
     file_backend: Any
     last_ckpt: str | None
     max_keep_ckpts: int
@@ -99,19 +85,16 @@ class AtomicCheckpointHook(CheckpointHook):
         self._keep_best(runner.message_hub.runtime_info)
         self._files = self._files_before(runner)
         super().before_train(runner)
-        self._backend, self.file_backend = self.file_backend, _FindsNoFile(self.file_backend)
         if is_main_process():
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
 
     def _files_before(self, runner: Runner) -> list[str]:
         """Return the names of the checkpoints that the training wrote before it was resumed.
 
-        The list of MMEngine and of dcnzoo 0.2.0 has only numbers. Best files are those of metrics in use.
+        Best files are those of metrics in use.
         """
         info = runner.message_hub.runtime_info
-        numbers = [number for number in info.pop("keep_ckpt_ids", ()) if type(number) is int]
-        listed = info.get(_FILES) or [self.filename_tmpl.format(number) for number in numbers]
-        names = [name for name in listed if self._saved.step(Path(name)) is not None]
+        names = [name for name in info.get(_FILES, ()) if self._saved.step(Path(name)) is not None]
         names += [os.path.basename(file) for file in best_files(info)]
         source = Path(str(runner._load_from))
         if runner._resume and self._saved.has(source):  # a best file with a later number is of another run
@@ -147,9 +130,14 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
             metrics = {**metrics, **dict.fromkeys(unknown)}
         last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
+        # else, it removes the best ones of before
+        self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(monitors)
         super().after_val_epoch(runner, metrics)
-        self.last_ckpt = last
-        for file in best_files(runner.message_hub.runtime_info):
+        info, self.last_ckpt = runner.message_hub.runtime_info, last
+        self.best_ckpt_path = info.get("best_ckpt")
+        names = {name: f"best_ckpt_{name}" for name in monitors}
+        self.best_ckpt_path_dict = {name: info[key] for name, key in names.items() if key in info}
+        for file in best_files(info):
             self._list(runner, os.path.basename(file))
         self._remove_outdated(runner)
 
@@ -179,4 +167,4 @@ class AtomicCheckpointHook(CheckpointHook):
         """Remove a checkpoint of this folder. One from elsewhere may list any name, which is left alone."""
         path = self._saved.folder / os.path.basename(name)
         if self._saved.number(name) is not None and name == path.name and path.is_file():
-            self._backend.remove(path)
+            self.file_backend.remove(path)
