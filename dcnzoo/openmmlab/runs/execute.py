@@ -92,7 +92,7 @@ def train(
         for context in (_interruption_hint(recipe), config_errors(recipe.cfg), loader_errors()):
             stack.enter_context(context)
         if dry_run:
-            stack.enter_context(suppress(_DryRunEnds))
+            stack.enter_context(suppress(_DryRunEnds))  # innermost: config_errors converts exceptions
         runner = _build_training(stack, recipe, options, start, dry_run, sanity)
         runner.train()
     return recipe.work_dir
