@@ -52,8 +52,6 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     backend_args: dict[str, Any] | None
-    best_ckpt_path: str | None
-    file_backend: Any
     last_ckpt: str | None
     max_keep_ckpts: int
     out_dir: str | None
