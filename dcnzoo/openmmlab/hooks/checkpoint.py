@@ -1,6 +1,7 @@
 """Checkpoints that survive a killed process: a file is complete or absent, and is verified before loading."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.file_client_args is not None:  # mmengine would refuse it, but only after an epoch
             raise UserError("default_hooks.checkpoint.file_client_args: expected backend_args in its place")
         self.backend_args = self.backend_args or {"backend": "atomic_local"}
-        if self.out_dir is not None and "://" not in self.out_dir:  # SavedCheckpoints refuses an address
-            # last_checkpoint contains the path and is read from other folders
+        self._saved = SavedCheckpoints(Path(), self.filename_tmpl, self.out_dir, self.by_epoch)
+        if self.out_dir is not None:  # last_checkpoint contains the path and is read from other folders
             self.out_dir = os.path.abspath(self.out_dir)
         self._limit, self.max_keep_ckpts = self.max_keep_ckpts, -1
         self._files: list[str] = []  # the names of the training's checkpoints, in the order of their writing
@@ -72,7 +73,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
         # before the parent class changes out_dir
-        self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir, self.by_epoch)
+        self._saved = replace(self._saved, work_dir=Path(runner.work_dir), out_dir=self.out_dir)
         if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):  # in other tools
             runner.register_hook(ResumeHook())
         if runner._resume and runner._load_from is None and not runner._has_loaded:  # in other tools

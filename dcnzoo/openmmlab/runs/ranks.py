@@ -38,12 +38,6 @@ _OF_A_MACHINE = {
     *("env_cfg", "launcher", "load_from", "resume", "data_root", "save_dir", "out_dir"),
     *("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "backend_args"),
 }
-# launcher → variables with the numbers of all processes and of those on this machine; for slurm, of machines
-_SIZES = {
-    "pytorch": ("WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    "slurm": ("SLURM_NNODES", ""),
-    "mpi": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-}
 _first = True
 
 
@@ -64,7 +58,8 @@ def joined(cfg: Config) -> Iterator[None]:
     if cfg.launcher == "mpi":  # mmengine's runner reads LOCAL_RANK, but its mpi launcher does not set it
         os.environ.setdefault("LOCAL_RANK", os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])
     # between machines, gloo would use the host name's interface: on Debian and Ubuntu, that is the loopback
-    total, local = (int(os.environ.get(name, 1)) for name in _SIZES[cfg.launcher])
+    sizes = ("SLURM_NNODES", "") if cfg.launcher == "slurm" else ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    total, local = (int(os.environ.get(name, 1)) for name in sizes)
     first = os.environ.get("MASTER_ADDR") or os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "")
     if total > local and (interface := interface_of(address_towards(first))):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
