@@ -108,16 +108,17 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
         checkpoint = _load_pickle(path, name, unsafe_load, map_location)
     if not isinstance(meta := checkpoint.get("meta"), Mapping | None):
         raise CheckpointError(f"{name}: meta: expected a dict, got {short(meta)}")
-    for weights in (weights_of(checkpoint), checkpoint.get("ema_state_dict")):
-        if not isinstance(weights, Mapping):
-            continue
-        names = [key for key, value in weights.items() if isinstance(value, Tensor) and not _is_finite(value)]
-        if names:
-            raise CheckpointError(
-                f"{name}: expected finite weights, got NaN or infinity in {printable(few(names, 3))}; "
-                "use an earlier checkpoint"
-            )
+    if problem := not_finite(checkpoint):
+        raise CheckpointError(f"{name}: expected finite weights, got {problem}; use an earlier checkpoint")
     return checkpoint
+
+
+def not_finite(checkpoint: Mapping) -> str:
+    """Return which weights of a checkpoint are NaN or infinite, as a text; empty if all are finite."""
+    parts = [weights_of(checkpoint), checkpoint.get("ema_state_dict")]
+    tensors = [item for part in parts if isinstance(part, Mapping) for item in part.items()]
+    names = [key for key, value in tensors if isinstance(value, Tensor) and not _is_finite(value)]
+    return f"NaN or infinity in {printable(few(names, 3))}" if names else ""
 
 
 def weights_of(checkpoint: Mapping) -> Any:

@@ -16,7 +16,8 @@ from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.text import counted
 
 # settings that hold a number of classes: all objects; panoptic "things"; panoptic "stuff", such as sky
-NUMBERS = ("num_classes", "num_things_classes", "num_stuff_classes")
+ALL, THINGS, STUFF = "num_classes", "num_things_classes", "num_stuff_classes"
+OF_OBJECTS = (ALL, THINGS)
 # in these parts, num_classes counts something else: object or background, identities, semantic classes
 OTHERS = {"rpn_head", "reid", "semantic_head"}
 
@@ -66,7 +67,7 @@ def numbers(model: Mapping) -> Iterator[tuple[str, dict, str, int]]:
         return
     for path, node in dicts(model, "model"):
         parameters = arguments(class_of(node))
-        for key in NUMBERS[1:] if OTHERS & {*path.split(".")} else NUMBERS:
+        for key in (THINGS, STUFF) if OTHERS & {*path.split(".")} else (ALL, THINGS, STUFF):
             value = node.get(key, parameters[key].default if key in parameters else None)
             if isinstance(value, int) and not isinstance(value, bool):
                 yield path, node, key, value
@@ -79,7 +80,7 @@ def set_number(model: Mapping, before: int, after: int) -> None:
         before: the present number; only settings with this value change.
     """
     for _, node, key, value in [*numbers(model)]:
-        if value == before and key in NUMBERS[:2]:
+        if value == before and key in OF_OBJECTS:
             node[key] = after
     for _, node in dicts(model):
         weight = node.get("class_weight")
@@ -96,7 +97,7 @@ def parameters_by_number(model: Mapping) -> dict[str, Size]:
     Args:
         model: the model's config.
     """
-    values = {value for _, _, key, value in numbers(model) if key in NUMBERS[:2]}
+    values = {value for _, _, key, value in numbers(model) if key in OF_OBJECTS}
     settings = copy.deepcopy(model)
     for value in sorted(values, reverse=True):
         set_number(settings, value, value + 1)
@@ -145,7 +146,7 @@ def require_order(loader: Mapping | None, names: object, source: str | os.PathLi
 
 def require_names(model: Mapping, names: Sequence[str]) -> None:
     """Raise ValueError unless there are as many names as a model's config has classes."""
-    counts = {value for path, _, key, value in numbers(model) if "head" in path and key in NUMBERS[:2]}
+    counts = {value for path, _, key, value in numbers(model) if "head" in path and key in OF_OBJECTS}
     if names and counts and len(names) not in counts:
         expected = " or ".join(map(str, sorted(counts)))
         raise ValueError(f"classes: expected the names of {expected} classes, got {len(names)}")

@@ -134,7 +134,7 @@ class SavedCheckpoints:
         damaged = 0
         for _, path in sorted(self.numbered().items(), reverse=True):
             try:
-                load_file(path, map_location="meta")
+                load_file(path)
                 return path
             except CheckpointError as error:
                 damaged += 1

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from dcnzoo.data.dataset import Dataset, require_masks
-from dcnzoo.openmmlab.classes import NUMBERS, declared_metainfo, numbers, set_number
+from dcnzoo.openmmlab.classes import OF_OBJECTS, declared_metainfo, numbers, set_number
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
 from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, dicts, inner_data_sets
@@ -212,7 +212,7 @@ def _number_of_classes(config: Config, model: str) -> int:
     """Return the value of ``num_classes`` that is the number of classes in the training data."""
     dataset = dataset_of(config, LOADERS[0])
     known = declared_metainfo(dataset)["classes"]
-    values = sorted({number for _, _, key, number in numbers(config.model) if key in NUMBERS[:2]})
+    values = sorted({number for _, _, key, number in numbers(config.model) if key in OF_OBJECTS})
     expected = values[0] if len(values) == 1 else len(known)
     if expected not in values:
         what = f"num_classes={', '.join(map(str, values))}" if values else "no num_classes"

@@ -13,7 +13,7 @@ from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.config.json_config import is_json_config
 from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.config.paths import is_config
-from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe, read_config_file
+from dcnzoo.openmmlab.runs.recipe import MODEL, Recipe, Use, read_config_file
 from dcnzoo.openmmlab.saved import SavedCheckpoints, last_checkpoint
 from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.fetch import fetch
@@ -47,9 +47,7 @@ class Source:
         same = (m for m in models() if m.name == self.config.stem and m.config.samefile(self.config))
         return next(same, None)
 
-    def recipe(
-        self, cfg_options: Mapping[str, object] | None = None, required: tuple[str, ...] = MODEL
-    ) -> Recipe:
+    def recipe(self, cfg_options: Mapping[str, object] | None = None, required: Use = MODEL) -> Recipe:
         """Read the config: see :meth:`Recipe.read`.
 
         ``work_dir`` is the folder that MODEL names. The config of a copied or renamed folder still

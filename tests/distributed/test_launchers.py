@@ -155,10 +155,27 @@ def test_slurm_starts_a_task_per_gpu(tmp_path):
     ]
 
 
-def test_mpi_has_a_local_rank(monkeypatch):
-    """mmengine's runner reads LOCAL_RANK, but its launcher for MPI does not set it."""
+@pytest.fixture
+def no_process_group(monkeypatch):
     for name in ("set_multi_processing", "init_dist", "barrier", "distributed.destroy_process_group"):
         monkeypatch.setattr(f"dcnzoo.openmmlab.runs.ranks.{name}", lambda *_, **options: None)
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_slurms_gloo_uses_the_network_between_machines(monkeypatch, no_process_group, machines):
+    """Slurm sets neither WORLD_SIZE nor MASTER_ADDR."""
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "10.1.2.3")
+    monkeypatch.setattr(ranks, "address_towards", {"10.1.2.3": "10.1.2.4"}.get)
+    monkeypatch.setattr(ranks, "interface_of", {"10.1.2.4": "ib0"}.get)
+    slurm = Config(dict(launcher="slurm"))
+    with mock.patch.dict(os.environ, SLURM_NNODES=str(machines)), ranks.joined(slurm):
+        assert os.environ.get("GLOO_SOCKET_IFNAME") == (None if machines == 1 else "ib0")
+
+
+def test_mpi_has_a_local_rank(no_process_group):
+    """mmengine's runner reads LOCAL_RANK, but its launcher for MPI does not set it."""
     with mock.patch.dict(os.environ, OMPI_COMM_WORLD_LOCAL_RANK="1"):
         os.environ.pop("LOCAL_RANK", None)
         with ranks.joined(Config(dict(launcher="mpi"))):

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS, TASK_UTILS, TRANSFORMS
 from mmengine.config import Config
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.openmmlab.config import json_config
+from dcnzoo.openmmlab.config.tree import registered
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import Recipe
@@ -112,6 +114,22 @@ def without_sources(node):
         sources = ("init_cfg", "pretrained", "teacher_ckpt")
         return {key: without_sources(value) for key, value in node.items() if key not in sources}
     return type(node)(map(without_sources, node)) if isinstance(node, list | tuple) else node
+
+
+def types_of_mmdet():
+    """MMDetection's types that a config.json may name, by the part of the config."""
+    kinds = {**registered(MODELS), **registered(TASK_UTILS), **registered(TRANSFORMS)}
+    return {
+        part: {name for name in names if getattr(kinds.get(name), "__module__", "").startswith("mmdet.")}
+        for part, names in json_config._types().items()
+    }
+
+
+def test_the_allowed_types_are_those_of_the_pinned_mmdet():
+    """A new class may open files: read it before you add it to json_types.txt."""
+    text = Path(__file__).with_name("json_types.txt").read_text(encoding="utf-8")
+    parts = (part.partition(":") for part in text.split("\n\n"))
+    assert types_of_mmdet() == {part: {*names.split()} for part, _, names in parts}
 
 
 def test_spellings(tmp_path):

@@ -1,11 +1,15 @@
 """What a training writes to its work directory."""
 
+import re
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
+from dcnzoo.openmmlab import hooks
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
+from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import Start
@@ -47,6 +51,18 @@ def test_an_option_leaves_a_given_schedule(tmp_path):
     first, second = cfg.param_scheduler
     assert (first.end, second.milestones, second.end) == (70, [1, 2], 4)
     assert cfg.optim_wrapper.loss_scale == 512
+
+
+def test_the_documented_order_of_the_hooks(tmp_path):
+    custom = [{"type": "OffsetStatisticsHook"}]
+    recipe = Recipe.read(PLAIN, {"custom_hooks": custom}, TRAINING)
+    recipe = recipe.with_options(TrainOptions(work_dir=tmp_path, patience=3, device="cpu"))
+    check = execute._CheckHook(sanity=False, dry_run=False)
+    with use_device("cpu"):
+        runner = build_runner(recipe.cfg, Start(), training=recipe, summary=hooks.SummaryHook(), check=check)
+    own = [hook for hook in runner.hooks if type(hook).__module__.startswith("dcnzoo.")]
+    order = [(str(hook.priority), type(hook).__name__) for hook in own]
+    assert order == re.findall(r"^([A-Z_]+) +(\w+Hook)\b", hooks.__doc__, re.MULTILINE)
 
 
 def test_a_config_without_hooks(tmp_path):

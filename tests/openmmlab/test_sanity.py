@@ -1,5 +1,6 @@
 """Mistakes are named before the first step, and looking for them changes nothing."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -10,11 +11,14 @@ from pathlib import Path
 import dcnzoo.models  # before mmdet, which needs mmcv.ops
 
 # isort: split
+import mmengine
 import numpy as np
 import pytest
 import torch
 from mmdet.datasets import AspectRatioBatchSampler
+from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
+from mmengine.device import get_device
 from mmengine.dist import init_dist
 from mmengine.evaluator import BaseMetric, DumpResults, Evaluator
 from mmengine.hooks import Hook
@@ -24,10 +28,12 @@ from torch.utils.data import Sampler
 
 from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.checkpoints import load_file
+from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute, sanity
-from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.device import require_device, use_device
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 
 from ..crash import assert_same
@@ -87,6 +93,16 @@ def test_a_training_uses_the_device_of_its_options(config, tmp_path):
     with pytest.raises(UserError, match=r"^device: "):
         options = TrainOptions(device="cuda:99", work_dir=tmp_path)
         execute.train(Recipe.read(config, {}, TRAINING), options, dry_run=True)
+
+
+@pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (1, "cuda")])
+def test_auto_is_one_device_for_trainings_and_detectors(monkeypatch, gpus, kind):
+    """On a Mac, MMEngine would select its GPU."""
+    monkeypatch.setattr(mmengine.device.utils, "DEVICE", "mps")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    with use_device("auto"):
+        assert get_device() == require_device("auto").type == kind
 
 
 def results(work):
@@ -235,6 +251,22 @@ def test_a_dry_run_writes_nothing(config, tmp_path, monkeypatch, capsys):
         p.name for p in Path("before").iterdir()
     )
     assert not Path("work.1").exists()
+
+
+def test_a_detector_with_a_teacher(config, tmp_path):
+    """Its methods ``train`` and ``eval`` return nothing."""
+    cfg = Config.fromfile(config)
+    student = read_config_file(base_path("mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py", "")[0]).model
+    student.update(teacher_ckpt=None, data_preprocessor=cfg.model.data_preprocessor)
+    student.backbone.init_cfg = None
+    student.bbox_head.num_classes = len(CLASSES)
+    head = {key: value for key, value in student.bbox_head.items() if key != "loss_ld"}
+    parts = {"backbone": student.backbone, "neck": student.neck, "bbox_head": {**head, "type": "GFLHead"}}
+    student.teacher_config = {"model": {"type": "GFL", **parts}}
+    cfg.model, cfg.val_evaluator.metric = student, "bbox"
+    path = tmp_path / "distillation.py"
+    cfg.dump(path)
+    dcnzoo.train(path, work_dir=tmp_path / "work", dry_run=True)
 
 
 class Own(BaseMetric):

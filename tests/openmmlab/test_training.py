@@ -1,7 +1,6 @@
 import contextlib
 import random
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,7 +67,13 @@ def test_a_training_of_other_parameters_is_not_resumed(tmp_path):
         train(tmp_path, "without", resume=True)
 
 
-@pytest.mark.parametrize("harm", [cut_off, flip_a_bit])
+def set_nan(path):
+    content = torch.load(path)
+    content["state_dict"]["weight"].fill_(float("nan"))
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize("harm", [cut_off, flip_a_bit, set_nan])
 def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
     whole = train(tmp_path, "whole")
     harm(tmp_path / "epoch_4.pth")
@@ -82,7 +87,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(tmp_path, harm):
     with pytest.raises(UserError, match=r"^resume: .* 2 damaged"):
         train(tmp_path, "nothing left", resume=True)
     for resume in (True, False):
-        with pytest.raises(UserError, match=rf"^{tmp_path}/epoch_3.pth: .*damaged"):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/epoch_3.pth: .*(damaged|NaN)"):
             train(tmp_path, f"asked {resume}", resume=resume, load_from=str(tmp_path / "epoch_3.pth"))
 
 
@@ -105,8 +110,8 @@ def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):
     for path in mine:
         path.write_bytes(b"mine")
     file = torch.load(work / "epoch_3.pth", weights_only=True)
-    ids = ["../other", str(mine[0])[:-4], 2, 3]
-    file["message_hub"]["runtime_info"].update(keep_ckpt_ids=ids, best_ckpt=str(mine[1]))
+    names = ["../other.pth", str(mine[0]), "2.pth", "3.pth"]
+    file["message_hub"]["runtime_info"].update(checkpoint_files=names, best_ckpt=str(mine[1]))
     torch.save(file, work / "3.pth")
     options = dict(max_keep_ckpts=1, template="{}.pth", best=True)
     train(work, "rest", resume=True, load_from=str(work / "3.pth"), **options)
@@ -170,9 +175,7 @@ class DrawsGlobally(RandomSampler):
         return (random.randrange(5) for _ in range(5))
 
 
-def train_noisily(
-    work_dir, name, workers, persistent, sampler, stop_at=None, seed=None, resume=False, numbered=True
-):
+def train_noisily(work_dir, name, workers, persistent, sampler, stop_at=None, seed=None, resume=False):
     by_epoch = sampler == "epochs"
     loader = {
         **{"dataset": Noisy(), "batch_size": 2, "num_workers": workers, "persistent_workers": persistent},
@@ -182,8 +185,7 @@ def train_noisily(
     hook = dict(type="AtomicCheckpointHook", interval=1 if by_epoch else 5, by_epoch=by_epoch)
     length = {"max_epochs": 4} if by_epoch else {"max_iters": 12, "val_interval": 100}
     cfg = Config({"train_cfg": {"by_epoch": by_epoch, **length}, "train_dataloader": loader})
-    if numbered:
-        number_batches(cfg)
+    number_batches(cfg)
     runner = make_runner(
         work_dir,
         name,
@@ -229,21 +231,6 @@ def test_a_resumed_run_draws_what_an_unbroken_one_draws(
     if sampler != "epochs" and not workers:
         skipped = 5  # iterations before the checkpoint
         assert whole.train_dataloader.dataset.loaded - resumed.train_dataloader.dataset.loaded >= skipped
-
-
-@pytest.mark.parametrize("sampler", ["InfiniteSampler", "DefaultSampler"])
-def test_a_checkpoint_without_numbered_batches_continues_in_mmengines_way(tmp_path, sampler, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # mmengine's loop waits between epochs
-    settings = dict(workers=0, persistent=False, sampler=sampler, seed=11)
-    with pytest.raises(KeyboardInterrupt):
-        train_noisily(tmp_path, "killed", stop_at=8, numbered=False, **settings)
-    file = next(tmp_path.glob("iter_5.pth"))
-    content = torch.load(file)
-    content.pop("numbered_batches", None)
-    torch.save(content, file)
-    resumed = train_noisily(tmp_path, "resumed", resume=True, **settings)
-    whole = train_noisily(tmp_path / "whole", "whole", numbered=False, **settings)
-    assert torch.equal(resumed.model.weight, whole.model.weight)
 
 
 def test_each_epoch_and_each_worker_draws_numbers_of_its_own(tmp_path):
@@ -306,7 +293,7 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
         if mode != "loss":
             return [self.weight]
         seen.append(len(seen) + 1)
-        loss = self.weight * (1 if len(seen) < 5 else float("nan"))
+        loss = self.weight + (0 if len(seen) < 5 else float("nan"))  # a scaler skips the step
         return {"loss_a": loss + 1, "loss_b": loss * 0, "acc": loss * float("nan")}
 
     monkeypatch.setattr(Model, "forward", forward)
@@ -323,6 +310,23 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path, monkeypatch, scale
     assert len(seen) == iterations
     saved = torch.load(tmp_path / "epoch_1.pth", weights_only=True)["state_dict"]["weight"]
     assert saved.isfinite().all()
+
+
+def test_weights_that_the_last_step_damages_are_not_saved(tmp_path, monkeypatch):
+    """The step's loss is finite: only its gradient is not."""
+    steps = []
+
+    def forward(self, inputs, mode):
+        steps.append(mode)
+        loss = self.weight * 0
+        return {"loss": loss.sqrt() if steps.count("loss") == 6 else loss}
+
+    monkeypatch.setattr(Model, "forward", forward)
+    hooks = {**SAVING, "finite_loss": {"type": "FiniteLossHook"}}
+    runner = make_runner(tmp_path, "damaged", default_hooks=hooks, **WITHOUT_VALIDATION)
+    with pytest.raises(UserError, match=r"^weights: .* iteration 6, got NaN .* in weight.*resume=True"):
+        runner.train()
+    assert checkpoints(tmp_path) == ["epoch_1.pth"]
 
 
 # Options of dcnzoo train

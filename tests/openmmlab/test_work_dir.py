@@ -176,12 +176,24 @@ def test_a_file_of_the_user_with_the_name_of_the_config(tmp_path, monkeypatch):
     Path("own.py").write_text("model = dict()  # mine\n# also mine\n")
     for folder in (".", tmp_path):
         with pytest.raises(UserError, match=r"^work_dir: .*own\.py.*another work_dir"):
-            require_new_config(recipe_in(folder, str(tmp_path / "own.py")))
+            require_new_config(recipe_in(folder, str(tmp_path / "own.py")), Start())
     Path("work/20260101_000000/vis_data").mkdir(parents=True)
     Path("work/20260101_000000/vis_data/config.py").touch()
     Path("work/own.py").write_text("model = dict()\n")
     for name in ("own.py", "work/own.py"):
-        require_new_config(recipe_in("work", name))
+        require_new_config(recipe_in("work", name), Start())
+
+
+def test_a_hand_written_config_stays_also_when_a_training_continues_elsewhere(tmp_path):
+    """A checkpoint of another folder continues in a folder that has only the config."""
+    work = tmp_path / "work"
+    work.mkdir()
+    config = write_tiny_config(work / "own.py", tmp_path / "data", train=4, val=2)
+    config.write_text(f"# mine\n{config.read_text()}")
+    torch.save({"state_dict": {}}, other := tmp_path / "other.pth")
+    for settings in ({"resume": other}, {"cfg_options": {"resume": True, "load_from": str(other)}}):
+        with pytest.raises(UserError, match=r"^work_dir: .*own\.py.*another work_dir"):
+            dcnzoo.train(config, work_dir=work, **settings)
 
 
 def test_a_folder_of_checkpoints_has_one_training(tmp_path, monkeypatch):

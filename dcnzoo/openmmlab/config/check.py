@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
-from dcnzoo.openmmlab.classes import NUMBERS, data_sets, numbers
+from dcnzoo.openmmlab.classes import ALL, STUFF, THINGS, data_sets, numbers
 from dcnzoo.openmmlab.config.tree import annotation_file, class_of, dicts
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
@@ -54,7 +54,7 @@ def find_problems(cfg: Config, required: Sequence[str] = (), parts: Sequence[str
 
 def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
     """Yield heads whose number of classes differs from the data's; MMDetection accepts a larger number."""
-    expected: dict[str, dict[int, str]] = {key: {} for key in NUMBERS}  # number → loader
+    expected: dict[str, dict[int, str]] = {ALL: {}, THINGS: {}, STUFF: {}}  # number → loader
     declared = set[int]()  # numbers of classes that the config itself lists
     for loader, dataset, info in data_sets(cfg):
         names = info.get("classes")
@@ -68,7 +68,7 @@ def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
         if "classes" in (dataset.get("metainfo") or {}):
             declared.add(len(names))
         things, stuff = info.get("thing_classes", names), info.get("stuff_classes", ())
-        for key, counted in zip(NUMBERS, (things, things, stuff), strict=True):
+        for key, counted in ((ALL, things), (THINGS, things), (STUFF, stuff)):
             expected[key].setdefault(len(counted), loader)
     for path, node, key, number in numbers(cfg.get("model") or {}):
         module = getattr(class_of(node), "__module__", "")
@@ -76,7 +76,7 @@ def wrong_classes(cfg: Mapping, parts: Sequence[str]) -> Iterator[Finding]:
             for count in expected[key].keys() - {number}:
                 text = f"expected {count}, the number of classes in {expected[key][count]}, got {number}"
                 # some published configs train with more classes than their data set's class lists
-                stops = number < count or key != NUMBERS[0] or count in declared
+                stops = number < count or key != ALL or count in declared
                 yield Finding(f"{path}.{key}", text, stops=stops)
 
 

@@ -73,7 +73,7 @@ def read(path: str | os.PathLike, name: str = "") -> Config:
         raise UserError(f"{name}: {MARK}: expected version {VERSION} of the format, got {short(version)}")
     try:
         settings = {key: _decode(value, key) for key, value in content.items()}
-        problems = list(find_problems(settings))
+        problems = list(refusals(settings))
     except (RecursionError, ValueError) as error:
         raise UserError(f"{name}: {one_line(error)}") from error
     if problems:
@@ -95,13 +95,13 @@ def write(cfg: Config) -> str:
     except (AttributeError, RuntimeError) as error:
         raise UserError("test_dataloader: expected a data set with a pipeline, got none") from error
     settings = {"default_scope": cfg.get("default_scope", "mmdet"), **_without_sources(settings)}
-    if problems := list(find_problems(settings)):
+    if problems := list(refusals(settings)):
         raise ValueError(f"config: expected no code: {'; '.join(problems[:5])}")
     return json.dumps({MARK: VERSION, **_encode(settings)}, indent=1, allow_nan=False) + "\n"
 
 
-def find_problems(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a message for each part of a config that is not allowed or missing; it names the key."""
+def refusals(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a message for each setting that is not allowed or missing; it names the key."""
     for key in settings.keys() - {*KEYS}:
         yield f"{printable(key)}: expected one of {', '.join(KEYS)}"
     model, pipeline = settings.get("model"), settings.get("test_pipeline")
@@ -166,7 +166,7 @@ def _without_sources(node: Any) -> Any:
 
 
 def _encode(value: Any) -> Any:
-    """Convert a value to JSON. The caller has checked it with :func:`find_problems`."""
+    """Convert a value to JSON. The caller has checked it with :func:`refusals`."""
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

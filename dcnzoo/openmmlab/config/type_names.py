@@ -14,7 +14,6 @@ from mmengine.registry import Registry, root
 from mmengine.utils import get_object_from_string
 
 from dcnzoo.openmmlab.config.tree import dicts, registered
-from dcnzoo.openmmlab.patches.kernels import replaced
 
 
 def use_names(cfg: Config) -> Config:
@@ -50,11 +49,15 @@ def _is_class_or_path(kind: object) -> bool:
 
 
 def _names(scope: str) -> dict[object, str]:
-    """Return the name of each class in the registries, and of each function in ``mmcv.ops``."""
+    """Return the name of each class in the registries, and of each function in ``mmcv.ops``.
+
+    A class that one of dcnzoo's replaces in a registry has its name, too; see ``registered`` in ``patches``.
+    """
     names: dict[object, str] = {getattr(mmcv.ops, name): name for name in mmcv.ops.__all__}
     for parent in [value for value in vars(root).values() if isinstance(value, Registry)]:
         short = registered(parent.children.get(scope, parent))  # names without a scope
         for registry in (parent, *parent.children.values()):
             names |= {kind: f"{registry.scope}.{name}" for name, kind in registry.module_dict.items()}
         names |= {kind: name for name, kind in short.items()}
-    return names | replaced
+    replacing: Any = [kind for kind in names if "replaces" in getattr(kind, "__dict__", ())]
+    return names | {kind.replaces: names[kind] for kind in replacing}

@@ -119,14 +119,14 @@ class CocoMetric(coco_metric.CocoMetric):
             evaluations.append(Evaluation(*args))
             return evaluations[-1]
 
-        requested, self.classwise = self.classwise, False  # MMDetection's rows need ten thresholds
+        requested = self.classwise
         with Changes() as changes, contextlib.redirect_stdout(io.StringIO()) as printed:
             for name in ("COCOeval", "COCOevalMP"):
                 changes.set(coco_metric, name, evaluation)
             changes.set(coco_metric, "load", lambda data: data if isinstance(data, list) else load(data))
             changes.set(COCO, "loadRes", load_detections)
+            changes.set(self, "classwise", False)  # MMDetection's rows need ten thresholds
             metrics = super().compute_metrics(results)
-        self.classwise = requested
         MMLogger.get_current_instance().info(printed.getvalue())
         kinds = [kind for kind in self.metrics if kind != "proposal_fast"]
         for kind, each in zip(kinds, evaluations, strict=False):
@@ -172,7 +172,7 @@ class CocoDataset(coco.CocoDataset):
     """
 
     _content: CocoFile
-    _truth: CocoTruth | None
+    _shared_with_metric: CocoTruth | None
     _masks = False  # whether the pipeline loads masks
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -180,7 +180,7 @@ class CocoDataset(coco.CocoDataset):
         self._masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
         truth = _usable_truth(self.ann_file, self._masks, backend_args=self.backend_args)
         self._content = truth.content
-        self._truth = truth if self.test_mode else None  # the metric of the same file uses it, too
+        self._shared_with_metric = truth if self.test_mode else None
         for line in truth.notes():
             _log(f"{self.ann_file}: {line}")
         names = self.metainfo["classes"]

@@ -2,18 +2,13 @@
 
 from mmdet.datasets import BaseDetDataset
 
-from dcnzoo.compat.patches import Changes, Patch
+from dcnzoo.compat.patches import Patch
 from dcnzoo.data.files import problem_of_size
 from dcnzoo.utils.errors import UserError, describe, printable
 
-
-def errors_name_pictures(changes: Changes) -> None:
-    changes.set(BaseDetDataset, "prepare_data", prepare_data)
-
-
 ERRORS_NAME_PICTURES = Patch(
     "errors_name_pictures",
-    change=errors_name_pictures,
+    change=lambda changes: changes.set(BaseDetDataset, "prepare_data", prepare_data),
     target="mmdet.datasets.BaseDetDataset",
     reason="an error of the pipeline does not name the picture; another size gives wrong boxes",
     versions="mmdet 3.3.0",

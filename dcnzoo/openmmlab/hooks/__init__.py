@@ -7,7 +7,7 @@ were registered, which is that of the config, then that of ``runs/execute.py``:
 =========== ========================================= =====================================================
 priority    hook                                      why there
 =========== ========================================= =====================================================
-HIGHEST     the check of ``runs/execute.py``          one picture is predicted before anything is written
+HIGHEST     _CheckHook of ``runs/execute.py``         one picture is predicted before anything is written
 VERY_HIGH   EpochSeedHook                             before another hook draws random numbers
 VERY_HIGH   ChannelsLastHook                          before the first step
 VERY_HIGH   LoadCheckpointHook                        before EMAHook copies the weights

@@ -1,6 +1,7 @@
 """Checkpoints that survive a killed process: a file is complete or absent, and is verified before loading."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,6 @@ class AtomicLocalBackend(LocalBackend):
             raise UserError(f"{error}{hint}") from error.__cause__
 
 
-class _FindsNoFile:
-    """A file backend in which CheckpointHook finds no file to remove."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def isfile(self, path: str) -> bool:
-        return False
-
-    isdir = isfile
-
-
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, but ``--resume`` always finds a complete checkpoint.
@@ -67,7 +53,6 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     backend_args: dict[str, Any] | None
-    file_backend: Any
     last_ckpt: str | None
     max_keep_ckpts: int
     out_dir: str | None
@@ -77,8 +62,8 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.file_client_args is not None:  # mmengine would refuse it, but only after an epoch
             raise UserError("default_hooks.checkpoint.file_client_args: expected backend_args in its place")
         self.backend_args = self.backend_args or {"backend": "atomic_local"}
-        if self.out_dir is not None and "://" not in self.out_dir:  # SavedCheckpoints refuses an address
-            # last_checkpoint contains the path and is read from other folders
+        self._saved = SavedCheckpoints(Path(), self.filename_tmpl, self.out_dir, self.by_epoch)
+        if self.out_dir is not None:  # last_checkpoint contains the path and is read from other folders
             self.out_dir = os.path.abspath(self.out_dir)
         self._limit, self.max_keep_ckpts = self.max_keep_ckpts, -1
         self._files: list[str] = []  # the names of the training's checkpoints, in the order of their writing
@@ -88,7 +73,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Select the work directory's last undamaged checkpoint, unless a file is requested."""
         # before the parent class changes out_dir
-        self._saved = SavedCheckpoints(Path(runner.work_dir), self.filename_tmpl, self.out_dir, self.by_epoch)
+        self._saved = replace(self._saved, work_dir=Path(runner.work_dir), out_dir=self.out_dir)
         if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):  # in other tools
             runner.register_hook(ResumeHook())
         if runner._resume and runner._load_from is None and not runner._has_loaded:  # in other tools
@@ -99,19 +84,16 @@ class AtomicCheckpointHook(CheckpointHook):
         self._keep_best(runner.message_hub.runtime_info)
         self._files = self._files_before(runner)
         super().before_train(runner)
-        self._backend, self.file_backend = self.file_backend, _FindsNoFile(self.file_backend)
         if is_main_process():
             remove_abandoned(self._saved.folder, 0)  # nobody else trains in this folder
 
     def _files_before(self, runner: Runner) -> list[str]:
         """Return the names of the checkpoints that the training wrote before it was resumed.
 
-        The list of MMEngine and of dcnzoo 0.2.0 has only numbers. Best files are those of metrics in use.
+        Best files are those of metrics in use.
         """
         info = runner.message_hub.runtime_info
-        numbers = [number for number in info.pop("keep_ckpt_ids", ()) if type(number) is int]
-        listed = info.get(_FILES) or [self.filename_tmpl.format(number) for number in numbers]
-        names = [name for name in listed if self._saved.step(Path(name)) is not None]
+        names = [name for name in info.get(_FILES, ()) if self._saved.step(Path(name)) is not None]
         names += [os.path.basename(file) for file in best_files(info)]
         source = Path(str(runner._load_from))
         if runner._resume and self._saved.has(source):  # a best file with a later number is of another run
@@ -147,9 +129,14 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
             metrics = {**metrics, **dict.fromkeys(unknown)}
         last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
+        # else, it removes the best ones of before
+        self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(monitors)
         super().after_val_epoch(runner, metrics)
-        self.last_ckpt = last
-        for file in best_files(runner.message_hub.runtime_info):
+        info, self.last_ckpt = runner.message_hub.runtime_info, last
+        self.best_ckpt_path = info.get("best_ckpt")
+        names = {name: f"best_ckpt_{name}" for name in monitors}
+        self.best_ckpt_path_dict = {name: info[key] for name, key in names.items() if key in info}
+        for file in best_files(info):
             self._list(runner, os.path.basename(file))
         self._remove_outdated(runner)
 
@@ -179,4 +166,4 @@ class AtomicCheckpointHook(CheckpointHook):
         """Remove a checkpoint of this folder. One from elsewhere may list any name, which is left alone."""
         path = self._saved.folder / os.path.basename(name)
         if self._saved.number(name) is not None and name == path.name and path.is_file():
-            self._backend.remove(path)
+            self.file_backend.remove(path)

@@ -1,26 +1,32 @@
-"""Stop training if the loss is not finite."""
+"""Stop training if the loss or a weight is not finite."""
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from dcnzoo.openmmlab.checkpoints import not_finite
+from dcnzoo.openmmlab.saved import last_checkpoint
 from dcnzoo.utils.errors import UserError
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stop at the first loss that is infinite or NaN, before a checkpoint of the damaged weights is written.
+    """Stop at the first loss that is infinite or NaN, and before a checkpoint of such weights is written.
+
+    The weights may be damaged by the last step before a checkpoint, whose loss was finite.
 
     Args:
         scaled: with a gradient scaler (``AmpOptimWrapper`` with float16), which skips such steps, only warn
             of this number (≥ 0) of consecutive steps.
 
     Raises:
-        UserError: a loss is not finite; the message has the losses, the iteration and the images.
+        UserError: a loss or a weight is not finite; the message has the losses, the iteration and the images.
     """
 
     priority = "HIGH"  # before moving averages and checkpoints
@@ -56,10 +62,17 @@ class FiniteLossHook(Hook):
             return
         samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
         images = [path for sample in samples or () if (path := getattr(sample, "img_path", None))]
-        text = f"loss: expected finite numbers, got {got}"
         if images:
-            text += f", images {', '.join(images[:4])}"
-        text += ". Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad"
-        if "last_ckpt" in runner.message_hub.runtime_info:
-            text += "; resume=True continues from the last checkpoint"
-        raise UserError(text)
+            got += f", images {', '.join(images[:4])}"
+        _stop(runner, f"loss: expected finite numbers, got {got}")
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if problem := not_finite(checkpoint):
+            _stop(runner, f"weights: expected finite numbers after iteration {runner.iter}, got {problem}")
+
+
+def _stop(runner: Runner, problem: str) -> NoReturn:
+    text = f"{problem}. Try a lower learning rate, a longer warm-up or optim_wrapper.clip_grad"
+    if last_checkpoint(Path(runner.work_dir)):
+        text += "; resume=True continues from the last checkpoint"
+    raise UserError(text)

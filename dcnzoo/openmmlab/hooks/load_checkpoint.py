@@ -3,11 +3,11 @@
 from typing import Any
 
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 
 from dcnzoo.openmmlab.checkpoints import class_names
-from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state
+from dcnzoo.openmmlab.weights import PARTIAL_HINT, find_weights, load_state, without_wrapper
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.text import few
 
@@ -19,7 +19,8 @@ class LoadCheckpointHook(Hook):
     file and before loading it; the hook loads the weights and hands the loaded state back to the runner.
 
     Args:
-        fine_tune: if the classes of ``load_from`` differ, do not load the parameters that depend on them.
+        fine_tune: if the number of classes in ``load_from`` differs, do not load the parameters whose shape
+            depends on it.
         allow_partial: load the parameters that fit.
     """
 
@@ -29,9 +30,9 @@ class LoadCheckpointHook(Hook):
         self.fine_tune, self.allow_partial = fine_tune, allow_partial
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        model, resume = runner.model, runner._resume
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model, resume = without_wrapper(runner.model), runner._resume
+        if isinstance(model, BaseTTAModel):
+            model = without_wrapper(model.module)
         source = runner._load_from or (resume if isinstance(resume, str) else "resume")
         averages = any(isinstance(hook, EMAHook) for hook in runner.hooks)
         if resume and not averages and "ema_state_dict" in checkpoint:

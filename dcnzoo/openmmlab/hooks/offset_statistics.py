@@ -43,6 +43,7 @@ class OffsetStatisticsHook(Hook):
         self.interval = interval
         self.max_mean = max_mean
         self.max_outside = max_outside
+        self._measures = False  # whether this process has layers to measure
         self._astray = set[str]()  # layers whose offsets explode
 
     def before_train(self, runner: Runner) -> None:

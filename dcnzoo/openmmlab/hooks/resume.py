@@ -29,9 +29,8 @@ class ResumeHook(Hook):
     A checkpoint is written before the validation that follows. The resumed training repeats this validation,
     because it updates the best score, the patience and the learning rate on plateaus.
 
-    What a checkpoint keeps besides MMEngine's state is written by ``before_save_checkpoint`` and read by
-    ``after_load_checkpoint``: here, and in :class:`EpochSeedHook` whether the batches are numbered.
-    :class:`AtomicCheckpointHook` keeps the list of its files in MMEngine's ``runtime_info``.
+    Besides MMEngine's state, a checkpoint keeps the state of early stopping, which this hook writes, and the
+    list of the training's files, which :class:`AtomicCheckpointHook` keeps in MMEngine's ``runtime_info``.
     """
 
     priority = "LOWEST"  # before_train runs a validation: all other hooks' before_train must come first
@@ -155,14 +154,16 @@ def _distinct_groups(schedules: Sequence[Any]) -> Iterator[None]:
         for name in _VALUES:
             values = getattr(schedule, name)
             setattr(schedule, name, [values[first] for first in distinct])
-    yield
-    for group, first in zip(groups, first_of, strict=True):
-        group.update({key: value for key, value in groups[first].items() if key != "params"})
-    for schedule in schedules:
-        schedule.optimizer = optimizer
-        for name in _VALUES:
-            values = dict(zip(distinct, getattr(schedule, name), strict=True))
-            setattr(schedule, name, [values[first] for first in first_of])
+    try:
+        yield
+    finally:
+        for group, first in zip(groups, first_of, strict=True):
+            group.update({key: value for key, value in groups[first].items() if key != "params"})
+        for schedule in schedules:
+            schedule.optimizer = optimizer
+            for name in _VALUES:
+                values = dict(zip(distinct, getattr(schedule, name), strict=True))
+                setattr(schedule, name, [values[first] for first in first_of])
 
 
 def _set_values(runner: Runner, optimizer: dict[str, Any]) -> None:

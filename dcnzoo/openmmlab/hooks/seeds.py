@@ -19,8 +19,6 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from dcnzoo.openmmlab.hooks.random_states import mix, random_states, restore_states, seed_generators, states
 
-_NUMBERED = "numbered_batches"  # key in the checkpoint of a training that numbers its batches
-
 
 class Batch(list[int]):
     """The indices of the pictures of a batch, with the batch's number in the training, from 0."""
@@ -54,27 +52,23 @@ class NumberedBatches(BatchSampler):
         if batches:
             arguments = {"sampler": sampler, "batch_size": batch_size}
             self.batches = DATA_SAMPLERS.build(batches, default_args=arguments)
-        self._start: tuple[int | None, int] | None = None
+        self._start: tuple[int, int] | None = None
 
-    def start(self, seed: int | None, first: int = 0) -> None:
+    def start(self, seed: int, first: int) -> None:
         """Let the next iterator begin with the batch number ``first``.
 
         Args:
-            seed: seed of the global generators when samplers draw from them. None: the batches have no
-                numbers, and an iterator ends with the epoch.
+            seed: seed of the global generators when samplers draw from them.
         """
         self._start = seed, first
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Batch]:
         if self._start is None:
-            return iter(())
+            return
         seed, first = self._start
-        return iter(self.batches) if seed is None else self._numbered(seed, first)
-
-    def _numbered(self, seed: int, first: int) -> Iterator[Batch]:
         batches = self._of_all_epochs()
         with random_states():
             seed_generators(seed)
@@ -121,23 +115,18 @@ class EpochSeedHook(Hook):
 
     Workers restart with every epoch, persistent ones too; their caches of images are lost. In a training by
     iterations, each batch is loaded with a seed of its own: see :class:`NumberedBatches`. If a pipeline keeps
-    pictures, or to resume a checkpoint of dcnzoo 0.2.0, mmengine loads the batches already used again, which
-    restores the loader's generators; this requires ``randomness.seed``.
+    pictures, mmengine loads the batches already used again, which restores the loader's generators; this
+    requires ``randomness.seed``.
     """
 
     priority = "VERY_HIGH"  # before any other hook draws random numbers
-    _is_numbered = True
+
+    def __init__(self) -> None:
+        self._seed: int | None = None  # that of the start, before a checkpoint is loaded
+        self._states: tuple[Any, ...] = ()  # of the generators that the loader uses, while the model computes
 
     def before_run(self, runner: Runner) -> None:
         self._seed = runner.seed
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if self._is_numbered:
-            checkpoint[_NUMBERED] = True
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if runner._resume:
-            self._is_numbered = _NUMBERED in checkpoint
 
     def before_train(self, runner: Runner) -> None:
         """Give the samplers the checkpoint's seed: without ``randomness.seed``, they have a random one."""
@@ -161,18 +150,13 @@ class EpochSeedHook(Hook):
 
     def _start_batches(self, runner: Runner, batches: NumberedBatches) -> None:
         """Start the loader of a training by iterations at the batch that follows the checkpoint."""
-        loop, loader = runner.train_loop, runner.train_dataloader
+        loader = runner.train_dataloader
         loader._iterator = None  # else persistent workers keep the data set without the method
-        if not self._is_numbered:
-            batches.start(None)
-            with random_states():  # a new iterator draws a number
-                loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
-            return
         numbers = (runner.seed, 4, get_rank())
         loader.dataset.__getitems__ = partial(load_seeded, loader.dataset, numbers)
         batches.start(mix(runner.seed, 5, get_rank()), first=runner.iter)
         # the loop discards as many batches as there were iterations
-        loop.dataloader_iterator = chain(repeat(None, runner.iter), iter(loader))
+        runner.train_loop.dataloader_iterator = chain(repeat(None, runner.iter), iter(loader))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         self._seed_model(runner.seed, 2, runner.iter)
@@ -181,7 +165,7 @@ class EpochSeedHook(Hook):
         self._seed_model(runner.seed, 3)
 
     def _seed_model(self, *numbers: int) -> None:
-        self._states = states()  # those that the loader uses
+        self._states = states()
         set_random_seed(mix(*numbers, get_rank()))
 
     def after_train_iter(self, *args: object, **kwargs: object) -> None:

@@ -52,6 +52,8 @@ class SummaryHook(Hook):
 
     def __init__(self, saved: SavedCheckpoints = NAMES, changes: str = "") -> None:
         self._saved, self._changes = saved, changes
+        self._by_epoch, self._unit = True, "epoch"  # what the training counts
+        self._began = self._started = time.monotonic()  # of the row, and of the training
         self._row: dict[str, str] = {}  # the next row, printed after its validation
         self._widths: dict[str, int] = {}  # widths of the columns in the last head
         self._classes: dict[int, list[str]] = {}  # epoch or iteration → APs of the classes

@@ -63,15 +63,15 @@ def _replace_kernels(operator: str, changes: Changes) -> None:
         changes.set(module, name, extension.attention_in_place_of(getattr(module, name)))
 
 
-replaced: dict[object, str] = {}  # class → the name under which another one is registered now
-
-
 def registered(registry: Registry, kind: type, reason: str, importers: tuple[str, ...] = ()) -> Patch:
-    """A patch that replaces the class of the same name in a registry, and in modules that import it."""
+    """A patch that replaces the class of the same name in a registry, and in modules that import it.
+
+    While it is applied, the attribute ``replaces`` of the new class is the class that it replaces.
+    """
     name = kind.__name__
 
     def change(changes: Changes) -> None:
-        replaced[registry.module_dict[name]] = name
+        changes.set(kind, "replaces", registry.module_dict[name])
         changes.set_item(registry.module_dict, name, kind)
         for importer in importers:
             changes.set(import_module(importer), name, kind)

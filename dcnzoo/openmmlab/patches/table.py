@@ -23,12 +23,12 @@ def installed(package: str) -> bool:
 
 def fix(
     change: Callable[[Changes], None],
+    package: str,
     versions: str,
     needed: Callable[[], bool] = lambda: True,
     **description: Any,
 ) -> Patch:
-    """Create a patch with the name of its function. It needs the first package in ``versions``."""
-    package = versions.partition(" ")[0]
+    """Create a patch of a package, with the name of its function."""
     return Patch(
         change.__name__,
         versions=versions,
@@ -38,9 +38,9 @@ def fix(
     )
 
 
-of_mmengine = partial(fix, versions="mmengine 0.10.7")
-of_mmcv = partial(fix, versions="mmcv 2.1.0")
-of_mmdet = partial(fix, versions="mmdet 3.3.0")
+of_mmengine = partial(fix, package="mmengine", versions="mmengine 0.10.7")
+of_mmcv = partial(fix, package="mmcv", versions="mmcv 2.1.0")
+of_mmdet = partial(fix, package="mmdet", versions="mmdet 3.3.0")
 
 TABLE = (
     of_mmengine(
@@ -58,7 +58,7 @@ TABLE = (
         target="mmengine/config/config.py:1489, Config.pretty_text",
         reason="the text is formatted anew for each checkpoint; names with braces become templates",
     ),
-    fix(
+    of_mmengine(
         load_own_checkpoints,
         target="mmengine/runner/checkpoint.py:347, torch.load: its safe globals",
         reason="torch.load rejects the log in mmengine's checkpoints (Weights only load failed)",

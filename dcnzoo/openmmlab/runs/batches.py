@@ -1,10 +1,7 @@
 """Which trainings number their batches; see :class:`dcnzoo.openmmlab.hooks.seeds.NumberedBatches`."""
 
-import inspect
-
 from mmdet.datasets.transforms import CachedMixUp, CachedMosaic
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop
 
 from dcnzoo.openmmlab.config.tree import class_of, dicts
@@ -14,9 +11,7 @@ def number_batches(cfg: Config) -> None:
     """Let a training by iterations number its batches, unless its pipeline keeps earlier pictures."""
     loop, loader = cfg.get("train_cfg") or {}, cfg.get("train_dataloader")
     kind = loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
-    if isinstance(kind, str):
-        kind = LOOPS.get(kind)
-    if not (inspect.isclass(kind) and issubclass(kind, IterBasedTrainLoop) and isinstance(loader, dict)):
+    if not (issubclass(class_of({"type": kind}) or object, IterBasedTrainLoop) and isinstance(loader, dict)):
         return
     batches = loader.get("batch_sampler")
     classes = [class_of(node) for _, node in dicts(loader)]

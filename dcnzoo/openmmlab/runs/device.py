@@ -18,7 +18,7 @@ def require_device(name: str | torch.device) -> torch.device:
     """
     count = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
+        return torch.device("cuda" if count else "cpu")
     gpus = f"or a GPU from cuda:0 to cuda:{count - 1}" if count else "(torch detects no GPU)"
     try:
         device = torch.device(name)
@@ -31,16 +31,16 @@ def require_device(name: str | torch.device) -> torch.device:
 
 @contextlib.contextmanager
 def use_device(name: str | torch.device, launcher: str = "none") -> Iterator[None]:
-    """Context in which MMEngine's runners use a device.
+    """Context in which MMEngine's runners use a device. With a launcher, each process uses one of its own.
 
     Raises:
         UserError: torch cannot use the device, or a launcher assigns the devices.
     """
-    if name == "auto":
+    if launcher != "none":
+        if name != "auto":
+            raise UserError(f"device: expected auto with launcher={launcher}, got {name}")
         yield
         return
-    if launcher != "none":
-        raise UserError(f"device: expected auto with launcher={launcher}, got {name}")
     device = require_device(name)
     with Changes() as changes:
         changes.set(mmengines, "DEVICE", device.type)  # what get_device returns

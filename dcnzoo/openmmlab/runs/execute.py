@@ -106,12 +106,11 @@ def run(
         UserError: the config has a mistake, or the weights cannot be downloaded or do not fit.
     """
     with ExitStack() as stack:
-        if not (start.resumes or start.replaces):
-            ranks.exchange(lambda: require_new_config(recipe))
+        ranks.exchange(lambda: require_new_config(recipe, start))
         for context in (_interruption_hint(recipe), config_errors(recipe.cfg), loader_errors()):
             stack.enter_context(context)
         if dry_run:
-            stack.enter_context(suppress(_DryRunEnds))
+            stack.enter_context(suppress(_DryRunEnds))  # innermost: config_errors converts exceptions
         runner = _build_training(stack, recipe, options, start, dry_run, sanity)
         runner.train()
     return recipe.work_dir
@@ -155,7 +154,8 @@ def _train_one(runner: Runner) -> None:
     runner.message_hub.update_info_dict({"epoch": runner.epoch, "iter": runner.iter})
     wrapper: Any = runner.optim_wrapper
     wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
-    losses = runner.model.train().train_step(batch, optim_wrapper=wrapper)
+    runner.model.train()  # returns None in detectors with a teacher
+    losses = runner.model.train_step(batch, optim_wrapper=wrapper)
     hooks.FiniteLossHook().after_train_iter(runner, 0, batch, losses)
 
 

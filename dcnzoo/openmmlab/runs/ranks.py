@@ -58,8 +58,10 @@ def joined(cfg: Config) -> Iterator[None]:
     if cfg.launcher == "mpi":  # mmengine's runner reads LOCAL_RANK, but its mpi launcher does not set it
         os.environ.setdefault("LOCAL_RANK", os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])
     # between machines, gloo would use the host name's interface: on Debian and Ubuntu, that is the loopback
-    several = int(os.environ.get("WORLD_SIZE", 1)) > int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if several and (interface := interface_of(address_towards(os.environ.get("MASTER_ADDR", "")))):
+    sizes = ("SLURM_NNODES", "") if cfg.launcher == "slurm" else ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    total, local = (int(os.environ.get(name, 1)) for name in sizes)
+    first = os.environ.get("MASTER_ADDR") or os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "")
+    if total > local and (interface := interface_of(address_towards(first))):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     set_multi_processing(**env.get("mp_cfg", {}), distributed=True)
     init_dist(cfg.launcher, **env.get("dist_cfg", {}))

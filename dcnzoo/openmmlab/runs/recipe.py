@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from mmengine.config import Config
 
@@ -22,11 +23,17 @@ from dcnzoo.openmmlab.saved import SavedCheckpoints
 
 setup()  # any config may use dcn=True
 
-# the keys that a command uses, for Recipe.read
-MODEL = ("model",)
-TRAINING = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
-TEST = ("model", "test_dataloader", "test_cfg", "test_evaluator")
-_PARTS = {MODEL: (), TRAINING: ("train", "val"), TEST: ("test",)}  # what the command runs
+
+class Use(NamedTuple):
+    """The keys of a config that a command needs, and the parts that it runs; see :func:`check_config`."""
+
+    keys: tuple[str, ...]
+    parts: tuple[str, ...]
+
+
+MODEL = Use(("model",), ())
+TRAINING = Use(("model", "train_dataloader", "train_cfg", "optim_wrapper"), ("train", "val"))
+TEST = Use(("model", "test_dataloader", "test_cfg", "test_evaluator"), ("test",))
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Recipe:
         cls,
         path: str | os.PathLike,
         cfg_options: Mapping[str, object] | None = None,
-        required: tuple[str, ...] = MODEL,
+        required: Use = MODEL,
     ) -> "Recipe":
         """Read a config by :func:`read_config_file` and check the parts that a command uses.
 
@@ -62,7 +69,7 @@ class Recipe:
             UserError: see :func:`dcnzoo.openmmlab.config.check.check_config`.
         """
         cfg = read_config_file(path, cfg_options)
-        check_config(cfg, path, required, _PARTS[required])
+        check_config(cfg, path, *required)
         source = Path(os.path.abspath(cfg.filename or ""))
         is_relative = source.is_file() and DIRECTORY in source.read_text(encoding="utf-8")
         return cls(cfg, roots=(str(source.parent),) if is_relative else (), cfg_options=cfg_options or {})

@@ -41,7 +41,8 @@ def predict_one(runner: Runner) -> None:
             with config_errors(runner.cfg, "val_dataloader"):
                 batch = loader.collate_fn([loader.dataset[0]])
             with config_errors(runner.cfg, "model"), autocast(enabled=getattr(loop, "fp16", False)):
-                outputs = runner.model.eval().val_step(batch)
+                runner.model.eval()  # returns None in detectors with a teacher
+                outputs = runner.model.val_step(batch)
             samples = [each.to_dict() if isinstance(each, BaseDataElement) else each for each in outputs]
             with config_errors(runner.cfg, "val_evaluator"):
                 for metric in evaluator.metrics:

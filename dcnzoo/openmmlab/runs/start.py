@@ -154,8 +154,10 @@ def config_file(recipe: Recipe) -> Path:
     return recipe.work_dir / Path(recipe.cfg.filename or "config").with_suffix(".py").name
 
 
-def require_new_config(recipe: Recipe) -> None:
+def require_new_config(recipe: Recipe, start: Start) -> None:
     """Raise UserError if the training's config would replace a file that no earlier training wrote."""
+    if start.replaces or (start.resumes and recipe.saved.exist):  # the folder is new, or the training's own
+        return
     file, source = config_file(recipe), recipe.cfg.filename or ""
     is_source = os.path.exists(source) and file.exists() and file.samefile(source)
     # MMEngine writes neither bases nor comments, so a file with them was written by hand
