@@ -18,7 +18,6 @@ from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
 from dcnzoo.layers.offsets import OffsetPredictor
 from dcnzoo.ops._arguments import can_read, memory_format
 from dcnzoo.ops._torch_private import ConvNd
-from dcnzoo.ops.flops import register as register_flops
 from dcnzoo.utils.text import columns, few
 
 _NAMES = [f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)]
@@ -141,7 +140,6 @@ def to_deformable(
         report = replace_convolutions(converted, where, make, caller="to_deformable")
         _require_same_output(model, converted, report.replaced, example)
     report = replace_convolutions(model, where, make, caller="to_deformable")
-    register_flops()
     if report.refused:
         total = len(report.refused) + len(report.replaced)
         text = f"to_deformable: {len(report.refused)} of {total} matching modules were not replaced; "

@@ -16,7 +16,6 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.runs.start import OwnData
-from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.memory import return_memory
 from dcnzoo.zoo.config_writer import scale_of
@@ -90,7 +89,6 @@ def train(
             recipe = own_data.work_dir_only
         else:
             recipe = _recipe_of(model, cfg_options)
-        register_with_torch()  # FLOPs of the operators
         folder = execute.train(
             recipe, of_run, resume=resume, force=force, own_data=own_data, dry_run=dry_run, sanity=sanity
         )
