@@ -232,9 +232,9 @@ def _run(operator: Operator, device: str, compiled: Any, keyset: object, call: A
     if plan.launches is not None:
         try:
             return run_fused(operator, plan.launches, call)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except Exception as error:  # errors can have any type: Triton compiles and loads code
+        except (torch.OutOfMemoryError, torch.AcceleratorError, TypeError, LookupError):
+            raise  # Triton does not cause them: no memory, an earlier kernel, a mistake in a launch
+        except Exception as error:  # errors can have many types: Triton compiles and loads code
             _failed.add(operator.forward_name)
             with _lock:
                 _plans.clear()
