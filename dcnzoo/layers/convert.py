@@ -16,8 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from dcnzoo.layers import packed
 from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
 from dcnzoo.layers.offsets import OffsetPredictor
-from dcnzoo.ops._arguments import can_read, memory_format
+from dcnzoo.ops._arguments import memory_format
 from dcnzoo.ops._torch_private import ConvNd
+from dcnzoo.ops.tracing import can_read
 from dcnzoo.utils.text import columns, few
 
 _NAMES = [f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)]

@@ -23,7 +23,7 @@ from dcnzoo.layers.deform_conv import (
 from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
 from dcnzoo.layers.offsets import limit_offset
 from dcnzoo.layers.statistics import record_modulation, record_offsets
-from dcnzoo.ops._arguments import is_traced, transforms_active
+from dcnzoo.ops.tracing import is_traced, transforms_active
 
 
 @dataclasses.dataclass(frozen=True)

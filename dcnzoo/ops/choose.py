@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from . import _library
-from ._arguments import can_read
 from ._torch_private import has_weighted_sums, in_dual_level
 from .fused import available
 from .operator import OPERATORS, Operator, Result
+from .tracing import can_read
 
 BACKENDS = ("auto", "fused", "compiled", "plain")
 COMPILED, FUSED, PLAIN, REFERENCE = "compiled", "fused", "plain PyTorch", "the reference in plain PyTorch"

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from . import checks, flops, plain, reference
-from ._arguments import Int2, check_integers, check_tensors, is_traced, pair, shape_text
+from ._arguments import Int2, check_integers, check_tensors, pair, shape_text
 from ._autograd import with_backward
 from .operator import Operator
 from .register import register
+from .tracing import is_traced
 
 
 def dcnv3(

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ._arguments import Int1, Int2, Int3, exporting, is_traced, pair, shape_text, single, triple
+from ._arguments import Int1, Int2, Int3, pair, shape_text, single, triple
+from .tracing import exporting, is_traced
 
 
 def mask_softmax1d(mask: Tensor, kernel_size: Int1) -> Tensor:
