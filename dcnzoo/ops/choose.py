@@ -337,10 +337,10 @@ def compiled_kernel(name: str, key: str) -> Any:
 
 def kernel_of(operator: Operator, key: str) -> Callable:
     """Return a kernel that chooses at every call, and if required computes the first gradient in order."""
-    compiled, named = compiled_kernel(operator.name, key), operator.call
+    compiled, Call = compiled_kernel(operator.name, key), operator.Call
 
     def kernel(keyset: object, *arguments: object) -> Result:
-        call = named(*arguments)
+        call = Call(*arguments)
         device = call[0].device.type if key == EVERY_KEY else key.lower()
         needs_first, *others = getattr(call, "output_mask", [True])
         if operator.in_order is None or not needs_first or not is_deterministic(call.grad_output):

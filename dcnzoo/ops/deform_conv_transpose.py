@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import _arguments, checks, flops, plain, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
-from ._autograd import in_forward_mode, reference_gradients
+from ._autograd import in_forward_mode
+from ._backward import reference_gradients
 from .geometry import transposed_size
 from .operator import Operator
 from .register import register

@@ -24,7 +24,7 @@ def register() -> None:
     for operator in OPERATORS.values():
 
         def count(*arguments: Any, out_shape: Any, operator: Any = operator, **keywords: Any) -> int:
-            return operator.flops(operator.call(*arguments, **keywords), out_shape)
+            return operator.flops(operator.Call(*arguments, **keywords), out_shape)
 
         register_flop_formula(operator.overload.overloadpacket)(count)
 
