@@ -88,10 +88,10 @@ def onedl(session: Session) -> None:
 
 @nox.session(tags=NIGHTLY)
 def others(session: Session) -> None:
-    """Test with torchvision, YOLO, FLOP counters, MMPretrain, MMSegmentation: 6 GB."""
+    """Test with torchvision, YOLO, MMPretrain, MMSegmentation: 6 GB."""
     use_venv(session)
     session.install("--group", "others")
-    names = ("smoke", "torchvision", "yolo", "flop_counters", "openmmlab")
+    names = ("smoke", "torchvision", "yolo", "openmmlab")
     # tests of exports that need the operators of a torchvision built for this torch
     exports = ("pnnx.py", "deform_conv.py::test_torchvisions_operator")
     files = [f"tests/environments/test_{name}.py" for name in names]

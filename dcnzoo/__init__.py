@@ -116,7 +116,6 @@ def load(
     from dcnzoo.openmmlab.detector import TorchDetector
     from dcnzoo.openmmlab.runs import execute
     from dcnzoo.openmmlab.runs.recipe import Recipe
-    from dcnzoo.ops.flops import register_with_torch
     from dcnzoo.zoo.source import resolve
 
     source = resolve(model, checkpoint)
@@ -124,7 +123,6 @@ def load(
     network = execute.build(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
     detector = TorchDetector(network, score_threshold, channels_last, precision)
     detector.name = Path(model).name
-    register_with_torch()  # FLOPs of the operators
     return detector
 
 

@@ -28,7 +28,7 @@ def environment() -> Iterator[tuple[str, str]]:
 
     from dcnzoo import ops
     from dcnzoo.ops import _library
-    from dcnzoo.ops.torchvision_schemas import load_error
+    from dcnzoo.utils.torchvision_schemas import load_error
 
     yield "dcnzoo", __version__
     system = platform.system()

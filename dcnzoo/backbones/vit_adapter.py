@@ -25,7 +25,7 @@ from dcnzoo.backbones.intern_image import DropPath
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.layers import MultiScaleDeformableAttention
 from dcnzoo.layers.base import refuse
-from dcnzoo.ops import torchvision_schemas
+from dcnzoo.utils import torchvision_schemas
 from dcnzoo.utils.text import few, nearest
 
 PATCH = 16

@@ -16,9 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from dcnzoo.layers import packed
 from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
 from dcnzoo.layers.offsets import OffsetPredictor
-from dcnzoo.ops._arguments import can_read, memory_format
+from dcnzoo.ops._arguments import memory_format
 from dcnzoo.ops._torch_private import ConvNd
-from dcnzoo.ops.flops import register as register_flops
+from dcnzoo.ops.tracing import can_read
 from dcnzoo.utils.text import columns, few
 
 _NAMES = [f"{kind}{rank}d" for kind in ("Conv", "ConvTranspose") for rank in (1, 2, 3)]
@@ -27,9 +27,6 @@ _ULTRALYTICS = "YOLO.train() builds a plain network: use trainer=, a dcnzoo.ultr
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
-
-
-_SAME = "the same module as "
 
 
 class _Refused(Exception):
@@ -44,11 +41,13 @@ class ConversionReport:
         replaced: name of each replaced module -> old class, new class and added parameters; of a module
             with several names, the others -> the first one.
         refused: name of each other matching module -> the reason why it was not replaced.
+        modules: number of replaced modules, some of which may have several names.
         note: what else to do, for a model of Ultralytics.
     """
 
     replaced: dict[str, str]
     refused: dict[str, str]
+    modules: int
     note: str = ""
 
     def check(self, model: nn.Module) -> None:
@@ -63,9 +62,8 @@ class ConversionReport:
 
     def __str__(self) -> str:
         refused = ((name, f"not replaced: {why}") for name, why in self.refused.items())
-        number = sum(not change.startswith(_SAME) for change in self.replaced.values())
-        names = f" under {len(self.replaced)} names" if number < len(self.replaced) else ""
-        counts = f"{number} replaced{names}, {len(self.refused)} not replaced"
+        names = f" under {len(self.replaced)} names" if self.modules < len(self.replaced) else ""
+        counts = f"{self.modules} replaced{names}, {len(self.refused)} not replaced"
         notes = [self.note] if self.note else []
         return "\n".join([*columns([*self.replaced.items(), *refused]), counts, *notes])
 
@@ -136,12 +134,12 @@ def to_deformable(
         float32_offsets=float32_offsets,
         im2col_step=im2col_step,
     )
+    chosen = _choose("to_deformable", _convolutions("to_deformable", model), where)
     if example is not None:
         converted = copy.deepcopy(model)
-        report = replace_convolutions(converted, where, make, caller="to_deformable")
+        report = _replace("to_deformable", converted, chosen, make)
         _require_same_output(model, converted, report.replaced, example)
-    report = replace_convolutions(model, where, make, caller="to_deformable")
-    register_flops()
+    report = _replace("to_deformable", model, chosen, make)
     if report.refused:
         total = len(report.refused) + len(report.replaced)
         text = f"to_deformable: {len(report.refused)} of {total} matching modules were not replaced; "
@@ -194,20 +192,38 @@ def replace_convolutions(
     Raises:
         TypeError, ValueError: see :func:`to_deformable`.
     """
+    chosen = _choose(caller, _convolutions(caller, model), where)
+    return _replace(caller, model, chosen, make, subclasses)
+
+
+def _convolutions(caller: str, model: nn.Module) -> dict[str, nn.Module]:
+    """Return the convolutions of a model, by each of their names, without those that predict offsets."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}: model: expected an nn.Module, got {type(model).__name__}")
-    if any(type(module).__name__ in _WRAPPERS for module in model.modules()):
-        raise ValueError(f"{caller}: model: expected an unwrapped model, got a {type(model).__name__}")
+    for name, module in model.named_modules():
+        if (kind := type(module).__name__) in _WRAPPERS:
+            got = f"a {kind} at {name!r}" if name else f"a {kind}"
+            raise ValueError(f"{caller}: model: expected an unwrapped model, got {got}")
     layers = [module for module in model.modules() if isinstance(module, packed.PACKED)]
     predictors = {part for layer in layers for part in [*layer.modules()][1:]}
-    candidates: dict[str, nn.Module] = {
+    return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, ConvNd) and not (module in predictors or isinstance(module, OffsetPredictor))
     }
+
+
+def _replace(
+    caller: str,
+    model: nn.Module,
+    chosen: Iterable[str],
+    make: Callable[[Any], nn.Module],
+    subclasses: bool = False,
+) -> ConversionReport:
+    candidates = _convolutions(caller, model)
     new: dict[nn.Module, nn.Module] = {}
     refused = {}
-    for name in _choose(caller, candidates, where):
+    for name in chosen:
         module = candidates[name]
         try:
             if module not in new:
@@ -221,7 +237,8 @@ def replace_convolutions(
     for name, module in candidates.items():  # also a chosen module's other names
         if module in new:
             is_first = first.setdefault(module, name) == name
-            replaced[name] = _describe_change(module, new[module]) if is_first else f"{_SAME}{first[module]}"
+            change = _describe_change(module, new[module])
+            replaced[name] = change if is_first else f"the same module as {first[module]}"
     if not replaced:
         why = "; ".join(f"{name}: {why}" for name, why in [*refused.items()][:3])
         raise ValueError(f"{caller}: where: expected a layer that can be converted, got none: {why}")
@@ -230,7 +247,7 @@ def replace_convolutions(
             if child in new:
                 parent._modules[key] = new[child]
     note = _ULTRALYTICS if type(model).__module__.startswith("ultralytics.") else ""
-    return ConversionReport(replaced, refused, note)
+    return ConversionReport(replaced, refused, len(new), note)
 
 
 def _describe_change(old: nn.Module, new: nn.Module) -> str:
@@ -343,9 +360,9 @@ def _require_same_output(model: nn.Module, converted: nn.Module, names: Iterable
         converted.get_submodule(name).register_forward_hook(lambda module, *_: called.add(module))
     outputs = []
     for network in (copy.deepcopy(model), converted):
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(range(torch.cuda.device_count())):  # without devices, it warns of several
             torch.manual_seed(0)
-            outputs.append(dict(_values(network.eval()(*arguments))))
+            outputs.append(dict(_values(network.eval()(*copy.deepcopy(arguments)))))
     if unused := [name for name in names if converted.get_submodule(name) not in called]:
         raise RuntimeError(f"to_deformable: model: its forward does not call {_quoted(unused)}")
     expected, got = outputs

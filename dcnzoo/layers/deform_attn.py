@@ -12,8 +12,8 @@ from dcnzoo.layers.channels_last import build_activation, build_norm
 from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.statistics import is_recorded, record_modulation, record_shifts
 from dcnzoo.ops import dcnv3, dcnv4
-from dcnzoo.ops._arguments import is_traced
 from dcnzoo.ops.geometry import deform_attn_points
+from dcnzoo.ops.tracing import is_traced
 
 
 class _ChannelsLast(nn.Module):

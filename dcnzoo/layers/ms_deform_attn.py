@@ -9,8 +9,8 @@ from dcnzoo.layers.base import call_as_leaf, integer, refuse
 from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.statistics import record_modulation, record_shifts
 from dcnzoo.ops import ms_deform_attn
-from dcnzoo.ops._arguments import can_read, exporting
 from dcnzoo.ops.deform_attn import level_starts
+from dcnzoo.ops.tracing import can_read, exporting
 
 
 class MultiScaleDeformableAttention(nn.Module):

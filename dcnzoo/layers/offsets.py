@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dcnzoo.layers.base import refuse
 from dcnzoo.layers.statistics import tracks_offsets
-from dcnzoo.ops._arguments import can_read
+from dcnzoo.ops.tracing import can_read
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # of Python 3.11

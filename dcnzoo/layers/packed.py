@@ -1,7 +1,8 @@
 """Deformable convolutions that predict their own offsets and masks."""
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,92 +23,76 @@ from dcnzoo.layers.deform_conv import (
 from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
 from dcnzoo.layers.offsets import limit_offset
 from dcnzoo.layers.statistics import record_modulation, record_offsets
-from dcnzoo.ops._arguments import is_traced, transforms_active
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack  # of Python 3.11
+from dcnzoo.ops.tracing import is_traced, transforms_active
 
 
-class _Prediction(TypedDict, total=False):
-    """The arguments of :func:`_add_prediction`, for type checkers and editors."""
+@dataclasses.dataclass(frozen=True)
+class PredictionOptions:
+    """What a packed layer predicts, and how; :class:`PackedDeformConv2d` describes the options."""
 
-    deformable: bool
-    modulated: bool
-    offset_groups: int
-    mask_groups: int
-    offset_activation: nn.Module | None
-    mask_activation: str | nn.Module | None
-    offset_limit: float | None
-    prediction: str
-    float32_offsets: bool
+    deformable: bool = True
+    modulated: bool = False
+    offset_groups: int = 1
+    mask_groups: int = 1
+    offset_activation: nn.Module | None = None
+    mask_activation: str | nn.Module | None = "sigmoid"
+    offset_limit: float | None = None
+    prediction: str = "dense"
+    float32_offsets: bool = False
+
+    def check(self, layer: Any) -> None:
+        sampled = "out_channels" if layer.transposed else "in_channels"  # the channels that the groups split
+        channels, limit, activation = getattr(layer, sampled), self.offset_limit, self.mask_activation
+        for name in ("offset_groups", "mask_groups"):
+            if channels % integer(layer, name, count := getattr(self, name)):
+                refuse(layer, name, f"a divisor of {sampled} ({channels})", count)
+        if not isinstance(self.offset_activation, nn.Module | None):
+            refuse(layer, "offset_activation", "an nn.Module or None", repr(self.offset_activation))
+        is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+        if limit is not None and not (is_number and 0 < limit < math.inf):
+            refuse(layer, "offset_limit", "a positive number of pixels or None", repr(limit))
+        expected = ("dense",) if layer.transposed else ("dense", "separable")
+        if self.prediction not in expected:
+            refuse(layer, "prediction", " or ".join(map(repr, expected)), repr(self.prediction))
+        if not (isinstance(activation, nn.Module | None) or activation in ("sigmoid", "softmax")):
+            refuse(layer, "mask_activation", "'sigmoid', 'softmax', an nn.Module or None", repr(activation))
+        if not self.modulated:
+            self._require_defaults(layer, "modulated", "mask_groups", "mask_activation")
+        if not self.deformable:
+            self._require_defaults(layer, "deformable", "offset_limit", "offset_activation", "offset_groups")
+
+    def _require_defaults(self, layer: Any, without: str, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) not in (None, getattr(type(self), name)):
+                expected = f"the default: it has no effect without {without}=True"
+                refuse(layer, name, expected, "another value")
 
 
-def _add_prediction(
-    layer: Any,
-    *,
-    deformable: bool = True,
-    modulated: bool = False,
-    offset_groups: int = 1,
-    mask_groups: int = 1,
-    offset_activation: nn.Module | None = None,
-    mask_activation: str | nn.Module | None = "sigmoid",
-    offset_limit: float | None = None,
-    prediction: str = "dense",
-    float32_offsets: bool = False,
-    device=None,
-    dtype=None,
-    **unknown: Any,
-) -> None:
+def _add_prediction(layer: Any, options: dict[str, Any], **factory: Any) -> None:
     """Add the numbers and the modules that :func:`predict` reads to a convolution.
 
     The modules are children of the layer itself, because mmengine's ``dcn_offset_lr_mult`` and TorchScript
     need them there.
     """
-    for name, value in unknown.items():
-        expected = "offset_groups" if name == "deform_groups" else "no argument of this name"
-        refuse(layer, name, expected, repr(value), TypeError)
-    sampled = "out_channels" if layer.transposed else "in_channels"  # the channels that the groups split
-    channels, taps = getattr(layer, sampled), math.prod(layer.kernel_size)
-    for name, count in (("offset_groups", offset_groups), ("mask_groups", mask_groups)):
-        if channels % integer(layer, name, count):
-            refuse(layer, name, f"a divisor of {sampled} ({channels})", count)
-    _check_offset_arguments(layer, offset_activation, offset_limit, prediction)
-    activation = _make_mask_activation(layer, mask_activation, taps)
-    if not modulated:
-        _require_defaults(
-            layer,
-            "modulated",
-            mask_groups=mask_groups != 1,
-            mask_activation=mask_activation not in ("sigmoid", None),
-        )
-    if not deformable:
-        _require_defaults(
-            layer,
-            "deformable",
-            offset_limit=offset_limit is not None,
-            offset_activation=offset_activation is not None,
-            offset_groups=offset_groups != 1,
-        )
-    layer.float32_offsets = float32_offsets
-    layer.offset_groups, layer.mask_groups = offset_groups, mask_groups
-    layer.offset_limit = None if offset_limit is None else float(offset_limit)
-    layer.offset_channels = offset_groups * taps * layer.rank if deformable else 0
-    layer.mask_channels = mask_groups * taps if modulated else 0
+    for name, value in options.items():
+        if name not in PredictionOptions.__dataclass_fields__:
+            expected = "offset_groups" if name == "deform_groups" else "no argument of this name"
+            refuse(layer, name, expected, repr(value), TypeError)
+    chosen, taps = PredictionOptions(**options), math.prod(layer.kernel_size)
+    chosen.check(layer)
+    layer.float32_offsets = chosen.float32_offsets
+    layer.offset_groups, layer.mask_groups = chosen.offset_groups, chosen.mask_groups
+    layer.offset_limit = None if chosen.offset_limit is None else float(chosen.offset_limit)
+    layer.offset_channels = chosen.offset_groups * taps * layer.rank if chosen.deformable else 0
+    layer.mask_channels = chosen.mask_groups * taps if chosen.modulated else 0
     layer.conv_offset = layer.offset_features = None
     if layer.offset_channels + layer.mask_channels:
-        _add_predictor(layer, prediction, device=device, dtype=dtype)
-    layer.offset_activation = offset_activation if deformable else None
-    layer.mask_activation = activation if modulated else None
-
-
-def _make_mask_activation(layer: Any, activation: str | nn.Module | None, taps: int) -> nn.Module | None:
-    if activation is None or isinstance(activation, nn.Module):
-        return activation
-    if activation == "sigmoid":
-        return MaskSigmoid()
-    if activation == "softmax":
-        return MaskSoftmax(taps)
-    refuse(layer, "mask_activation", "'sigmoid', 'softmax', an nn.Module or None", repr(activation))
+        _add_predictor(layer, chosen.prediction, **factory)
+    layer.offset_activation = chosen.offset_activation if chosen.deformable else None
+    activation = chosen.mask_activation if chosen.modulated else None
+    if isinstance(activation, str):
+        activation = MaskSigmoid() if activation == "sigmoid" else MaskSoftmax(taps)
+    layer.mask_activation = activation
 
 
 def _add_predictor(layer: Any, prediction: str, **options: Any) -> None:
@@ -130,23 +115,6 @@ def _add_predictor(layer: Any, prediction: str, **options: Any) -> None:
     layer.conv_offset = predictor(channels, outputs, **geometry, **options)
 
 
-def _check_offset_arguments(layer: Any, activation: object, limit: Any, prediction: str) -> None:
-    if activation is not None and not isinstance(activation, nn.Module):
-        refuse(layer, "offset_activation", "an nn.Module or None", repr(activation))
-    is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-    if limit is not None and not (is_number and 0 < limit < math.inf):
-        refuse(layer, "offset_limit", "a positive number of pixels or None", repr(limit))
-    if prediction not in ("dense", "separable") or (prediction == "separable" and layer.transposed):
-        expected = "'dense'" if layer.transposed else "'dense' or 'separable'"
-        refuse(layer, "prediction", expected, repr(prediction))
-
-
-def _require_defaults(layer: Any, without: str, **differs: bool) -> None:
-    for name, is_other in differs.items():
-        if is_other:
-            refuse(layer, name, f"the default: it has no effect without {without}=True", "another value")
-
-
 # ``self``: these two functions are methods of both packed classes, and TorchScript compiles them.
 def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Return the offset and the mask for ``input``, or None for one that the layer does not predict."""
@@ -157,16 +125,16 @@ def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
     unbatched = _is_unbatched(input, len(self.kernel_size))
     if unbatched:
         input = input.unsqueeze(0)
-    prediction = self._predict_raw(input)
+    values = self._predict_raw(input)
     if self.offset_channels > 0:
-        raw = prediction[:, : self.offset_channels]
+        raw = values[:, : self.offset_channels]
         if self.offset_activation is not None:
             raw = self.offset_activation(raw)
         if self.offset_limit is not None:
             raw = limit_offset(raw, self.offset_limit)
         offset = raw.squeeze(0) if unbatched else raw
     if self.mask_channels > 0:
-        raw = prediction[:, self.offset_channels :]
+        raw = values[:, self.offset_channels :]
         if self.mask_activation is not None:
             raw = self.mask_activation(raw)
         mask = raw.squeeze(0) if unbatched else raw
@@ -237,11 +205,11 @@ class _PackedDeformConvNd(_DeformConvNd):
         device=None,
         dtype=None,
         im2col_step: int | None = None,
-        **prediction: "Unpack[_Prediction]",
+        **options: Any,
     ) -> None:
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
         super().__init__(*sizes, groups, bias, padding_mode, device, dtype, im2col_step)
-        _add_prediction(self, device=device, dtype=dtype, **prediction)
+        _add_prediction(self, options, device=device, dtype=dtype)
 
     # no offset and mask arguments: the layer predicts them itself
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
@@ -283,11 +251,11 @@ class _PackedDeformConvTransposeNd(_DeformConvTransposeNd):
         device=None,
         dtype=None,
         im2col_step: int | None = None,
-        **prediction: "Unpack[_Prediction]",
+        **options: Any,
     ) -> None:
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding)
         super().__init__(*sizes, groups, bias, padding_mode, device, dtype, im2col_step)
-        _add_prediction(self, device=device, dtype=dtype, **prediction)
+        _add_prediction(self, options, device=device, dtype=dtype)
 
     # no offset and mask arguments: the layer predicts them itself
     def forward(  # type: ignore[override]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcnzoo.layers.masks import MaskSigmoid, MaskSoftmax
+from dcnzoo.layers.masks import MaskSoftmax, ScaledMask
 
 MMCVS_VERSION = 2  # the version of mmcv's packed layers in the metadata of state dicts
 # names of the predicting convolutions, offsets first, in dcnzoo, mmcv, DCNv2, tvdcn, plain PyTorch
@@ -30,7 +30,7 @@ def convert(layer: Any, state_dict: dict[str, Tensor], prefix: str, metadata: di
         if f"{prefix}p_conv.{name}" in state_dict:  # predicts y of all taps, then x of all taps: interleave
             y, x = state_dict.pop(f"{prefix}p_conv.{name}").chunk(2)
             state_dict[f"{prefix}offset_conv.{name}"] = torch.stack([y, x], 1).flatten(0, 1)
-    if isinstance(layer.mask_activation, MaskSigmoid | MaskSoftmax):
+    if isinstance(layer.mask_activation, ScaledMask):
         _convert_scale(layer.mask_activation, state_dict, prefix, metadata)
     names = [f"{prefix}{name}" for name in PREDICTORS if f"{prefix}{name}.weight" in state_dict]
     if layer.conv_offset is not None and names and names != [f"{prefix}conv_offset"]:
@@ -38,27 +38,32 @@ def convert(layer: Any, state_dict: dict[str, Tensor], prefix: str, metadata: di
 
 
 def _convert_scale(
-    activation: MaskSigmoid | MaskSoftmax,
-    state_dict: dict[str, Tensor],
-    prefix: str,
-    metadata: dict[str, Any],
+    activation: ScaledMask, state_dict: dict[str, Tensor], prefix: str, metadata: dict[str, Any]
 ) -> None:
     """Add the scale of the saved mask, if it is known; without a buffer for it, scale the weight."""
-    key, weight = f"{prefix}mask_activation.scale", state_dict.get(f"{prefix}weight")
+    old, key = f"{prefix}mask_activation.scale", f"{prefix}mask_activation.{activation.key}"
+    weight = state_dict.get(f"{prefix}weight")
     if weight is None:
         return
     if key not in state_dict:
         names = [name for name in _SIGMOIDS if f"{prefix}{name}.weight" in state_dict]
+        scale: Any
         if "mask_scale" in metadata:  # dcnzoo 0.2.0
             scale = metadata["mask_scale"]
+        elif old in state_dict:
+            scale = state_dict[old]
         elif metadata.get("version") == MMCVS_VERSION or (names and isinstance(activation, MaskSoftmax)):
             scale = 1.0
         elif names:
             scale = _SIGMOIDS[names[0]]
         else:
             return  # torch then reports a missing key if the layer has the buffer
-        state_dict[key] = weight.new_tensor(scale)
-    if not isinstance(activation.scale, Tensor):
+        # these files do not name the activation, but to_deformable's sigmoid has 2, its softmax the taps
+        if isinstance(activation, MaskSoftmax) and scale == 2 != activation.taps:
+            return
+        state_dict.pop(old, None)
+        state_dict[key] = torch.as_tensor(scale).to(weight)
+    if not [*activation.buffers()]:
         state_dict[f"{prefix}weight"] = weight * state_dict.pop(key).to(weight)
 
 

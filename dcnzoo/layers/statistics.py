@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.ops._arguments import can_read, exporting
 from dcnzoo.ops.geometry import sampling_points
+from dcnzoo.ops.tracing import can_read, exporting
 
 
 class OffsetStatistics(NamedTuple):

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from dcnzoo.compat import patches
 from dcnzoo.openmmlab.patches.kernels import kernels, registered
 from dcnzoo.openmmlab.patches.table import TABLE, installed
-from dcnzoo.ops import torchvision_schemas
+from dcnzoo.utils import torchvision_schemas
 
 # modules of MMDetection that use the attention class that they import, not the registered one
 DETRS = (

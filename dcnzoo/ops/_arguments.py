@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Proxy
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from ._torch_private import transforms_active
+from .tracing import is_traced
 
 # torch.jit.script needs the length of each tuple, hence one alias per rank.
 Int1 = int | tuple[int] | list[int]
@@ -34,56 +32,51 @@ def arguments_of(name: str) -> Any:
     return namedtuple(f"{name.strip('_')}_arguments", [a.name for a in arguments], defaults=defaults)
 
 
-def single(value: Int1, name: str) -> list[int]:
-    return _per_axis(list(value) if isinstance(value, tuple) else value, name, 1)
+def single(name: str, argument: str, value: Int1) -> list[int]:
+    return _per_axis(name, argument, list(value) if isinstance(value, tuple) else value, 1)
 
 
-def pair(value: Int2, name: str) -> list[int]:
-    return _per_axis(list(value) if isinstance(value, tuple) else value, name, 2)
+def pair(name: str, argument: str, value: Int2) -> list[int]:
+    return _per_axis(name, argument, list(value) if isinstance(value, tuple) else value, 2)
 
 
-def triple(value: Int3, name: str) -> list[int]:
-    return _per_axis(list(value) if isinstance(value, tuple) else value, name, 3)
+def triple(name: str, argument: str, value: Int3) -> list[int]:
+    return _per_axis(name, argument, list(value) if isinstance(value, tuple) else value, 3)
 
 
-def _per_axis(value: int | list[int], name: str, rank: int) -> list[int]:
+def _per_axis(name: str, argument: str, value: int | list[int], rank: int) -> list[int]:
     if isinstance(value, int):
         return [value] * rank
     if not torch.jit.is_scripting():
-        value = _as_list(value, name, rank)
-    return value * rank if len(value) == 1 else value
-
-
-def _as_list(value: Any, name: str, count: int) -> list[int]:
-    if isinstance(value, Integral):  # NumPy's
-        return [int(value)] * count
-    if not isinstance(value, list):
-        text = repr(value) if value is None or isinstance(value, str | float) else type(value).__name__
-        raise TypeError(f"{name}: expected an integer, or a list or tuple of {count} integers, got {text}")
+        value = _as_list(name, argument, value, rank)
+    if len(value) == 1:
+        return value * rank
+    if len(value) != rank:
+        raise RuntimeError(f"{name}: {argument}: expected {rank} values, got {len(value)}")
     return value
 
 
-def is_traced(value: object) -> bool:
-    """Return whether ``value`` is a proxy of ``torch.fx.symbolic_trace``, which has nothing to check."""
-    return isinstance(value, Proxy)
+_NO_INTEGERS = (float, str, list, tuple, type(None))  # others may be symbols of a traced program
 
 
-def exporting() -> bool:
-    """Return whether ``torch.export``, ``torch.onnx.export`` or ``torch.jit.trace`` records a program.
+def _as_list(name: str, argument: str, value: Any, count: int) -> list[int]:
+    if not isinstance(value, list):
+        if isinstance(value, Integral):  # NumPy's
+            return [int(value)] * count
+        text = repr(value) if value is None or isinstance(value, str | float) else type(value).__name__
+    elif any(isinstance(number, _NO_INTEGERS) for number in value):
+        text = repr(value)
+    else:
+        return value
+    expected = f"an integer, or a list or tuple of {count} integers"
+    raise TypeError(f"{name}: {argument}: expected {expected}, got {text}")
 
-    ``torch.compile`` is no export, because it runs the program in this process.
-    """
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
 
-
-def can_read(tensor: Any) -> bool:
-    """Return whether Python may read a tensor's values and store results. On a GPU, reading them blocks.
-
-    A traced, fake or meta tensor has no values. In a ``torch.func`` transform, they are invalid after it.
-    """
-    if torch.compiler.is_compiling() or exporting() or transforms_active() or not isinstance(tensor, Tensor):
-        return False
-    return not (tensor.is_meta or hasattr(tensor, "fake_mode") or get_proxy_mode())
+def check_integers(name: str, **arguments: object) -> None:
+    """Raise TypeError for an argument that is certainly no integer: the dispatcher's has many lines."""
+    for argument, value in arguments.items():
+        if isinstance(value, _NO_INTEGERS):
+            raise TypeError(f"{name}: {argument}: expected an integer, got {value!r}")
 
 
 def check_tensors(name: str, **arguments: object) -> None:
@@ -109,6 +102,7 @@ def check_arguments(
     offset: Tensor | None,
     mask: Tensor | None,
     bias: Tensor | None,
+    groups: int,
     rank: int,
 ) -> bool:
     """Check the types of the tensors and the rank of ``weight``. Return whether ``input`` has no batch axis.
@@ -117,7 +111,7 @@ def check_arguments(
     at all: torch's convolution runs.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
-        if _check_kinds(name, input, weight, offset, mask, bias):
+        if _check_kinds(name, groups, input, weight, offset, mask, bias):
             return False
     if weight.dim() != rank + 2:
         raise RuntimeError(
@@ -127,8 +121,9 @@ def check_arguments(
     return input.dim() == rank + 1
 
 
-def _check_kinds(name: str, input: object, weight: object, *optional: object) -> bool:
+def _check_kinds(name: str, groups: object, input: object, weight: object, *optional: object) -> bool:
     """Check that the arguments of a convolution are tensors. Return whether one is a proxy."""
+    check_integers(name, groups=groups)
     check_tensors(name, input=input, weight=weight)
     for argument, value in zip(("offset", "mask", "bias"), optional, strict=True):
         if value is not None and not isinstance(value, Tensor) and not is_traced(value):

@@ -23,7 +23,7 @@ def register_autocast(operator: Operator, float32: tuple[str, ...]) -> None:
 
 
 def _register(record: Operator, key: str, float32: tuple[str, ...]) -> None:
-    operator, names = record.overload, record.call._fields
+    overload, names = record.overload, record.Call._fields
     keys = DispatchKeySet(getattr(DispatchKey, key))
 
     def autocast(*arguments):
@@ -38,7 +38,7 @@ def _register(record: Operator, key: str, float32: tuple[str, ...]) -> None:
             return argument.to(dtype)
 
         with ExcludeDispatchKeyGuard(keys):
-            return operator(*itertools.starmap(cast, zip(names, arguments, strict=False)))
+            return overload(*itertools.starmap(cast, zip(names, arguments, strict=False)))
 
     implementations.impl(record.name, autocast, key)
 
@@ -54,7 +54,7 @@ def register_vmap(record: Operator) -> None:
 
     @torch.library.register_vmap(f"dcnzoo::{record.name}")
     def batched(info, dims, *arguments):
-        call, size = record.call(*arguments), info.batch_size
+        call, size = record.Call(*arguments), info.batch_size
         with_axis = {kind for kind, dim in zip(inputs, dims, strict=False) if dim is not None}
         if "s" in with_axis:
             raise RuntimeError(f"{record.name}: spatial_shapes, level_start_index: expected no vmap axis")

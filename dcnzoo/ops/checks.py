@@ -62,7 +62,7 @@ class Checks:
             self.require(all(least <= v <= MOST for v in values), name, f"{least} to {MOST}", text)
 
     def tensor(self, name: str, sizes: Sequence[int | Multiple], dtype: str = "same", hint: str = "") -> list:
-        """Check type, device and shape of an argument, and return its shape: empty if it is None.
+        """Check type, device and shape of an argument. Return its shape, or an empty list for None.
 
         Args:
             dtype: ``"floating"``; ``"same"`` as the first argument; ``"wide"``: the same, or float32 beside a

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from . import _library
-from ._arguments import can_read
 from ._torch_private import has_weighted_sums, in_dual_level
 from .fused import available
 from .operator import OPERATORS, Operator, Result
+from .tracing import can_read
 
 BACKENDS = ("auto", "fused", "compiled", "plain")
 COMPILED, FUSED, PLAIN, REFERENCE = "compiled", "fused", "plain PyTorch", "the reference in plain PyTorch"
@@ -232,9 +232,9 @@ def _run(operator: Operator, device: str, compiled: Any, keyset: object, call: A
     if plan.launches is not None:
         try:
             return run_fused(operator, plan.launches, call)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except Exception as error:  # errors can have any type: Triton compiles and loads code
+        except (torch.OutOfMemoryError, torch.AcceleratorError, TypeError, LookupError):
+            raise  # Triton does not cause them: no memory, an earlier kernel, a mistake in a launch
+        except Exception as error:  # errors can have many types: Triton compiles and loads code
             _failed.add(operator.forward_name)
             with _lock:
                 _plans.clear()
@@ -337,10 +337,10 @@ def compiled_kernel(name: str, key: str) -> Any:
 
 def kernel_of(operator: Operator, key: str) -> Callable:
     """Return a kernel that chooses at every call, and if required computes the first gradient in order."""
-    compiled, named = compiled_kernel(operator.name, key), operator.call
+    compiled, Call = compiled_kernel(operator.name, key), operator.Call
 
     def kernel(keyset: object, *arguments: object) -> Result:
-        call = named(*arguments)
+        call = Call(*arguments)
         device = call[0].device.type if key == EVERY_KEY else key.lower()
         needs_first, *others = getattr(call, "output_mask", [True])
         if operator.in_order is None or not needs_first or not is_deterministic(call.grad_output):

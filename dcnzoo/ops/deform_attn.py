@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from . import checks, flops, plain, reference
-from ._arguments import Int2, check_tensors, is_traced, pair, shape_text
+from ._arguments import Int2, check_integers, check_tensors, pair, shape_text
 from ._autograd import with_backward
 from .operator import Operator
 from .register import register
+from .tracing import is_traced
 
 
 def dcnv3(
@@ -56,11 +57,13 @@ def dcnv3(
     """
     if not torch.jit.is_scripting():
         check_tensors("dcnv3", input=input, offset=offset, mask=mask)
+        check_integers("dcnv3", group=group, group_channels=group_channels)
     if im2col_step is not None and im2col_step < 1:
         raise RuntimeError(f"dcnv3: im2col_step: expected at least 1, got {im2col_step}")
-    kernel = (pair(kernel_size, "kernel_size"), pair(stride, "stride"), pair(padding, "padding"))
-    options = (pair(dilation, "dilation"), group, group_channels, float(offset_scale), bool(remove_center))
-    return torch.ops.dcnzoo.dcnv3(input, offset, mask, *kernel, *options)
+    kernel = (pair("dcnv3", "kernel_size", kernel_size), pair("dcnv3", "stride", stride))
+    padding, dilation = pair("dcnv3", "padding", padding), pair("dcnv3", "dilation", dilation)
+    options = (group, group_channels, float(offset_scale), bool(remove_center))
+    return torch.ops.dcnzoo.dcnv3(input, offset, mask, *kernel, padding, dilation, *options)
 
 
 def dcnv4(
@@ -96,9 +99,11 @@ def dcnv4(
     """
     if not torch.jit.is_scripting():
         check_tensors("dcnv4", input=input, offset_mask=offset_mask)
-    kernel = (pair(kernel_size, "kernel_size"), pair(stride, "stride"), pair(padding, "padding"))
-    options = (pair(dilation, "dilation"), group, group_channels, float(offset_scale), bool(remove_center))
-    return torch.ops.dcnzoo.dcnv4(input, offset_mask, *kernel, *options)
+        check_integers("dcnv4", group=group, group_channels=group_channels)
+    kernel = (pair("dcnv4", "kernel_size", kernel_size), pair("dcnv4", "stride", stride))
+    padding, dilation = pair("dcnv4", "padding", padding), pair("dcnv4", "dilation", dilation)
+    options = (group, group_channels, float(offset_scale), bool(remove_center))
+    return torch.ops.dcnzoo.dcnv4(input, offset_mask, *kernel, padding, dilation, *options)
 
 
 def level_starts(spatial_shapes: Tensor) -> Tensor:  # [L, 2] -> [L]

@@ -31,12 +31,13 @@ def deform_conv1d(
     ``offset`` is ``(N, offset_groups · k, oL)``, ``mask`` is ``(N, mask_groups · k, oL)``. If both are
     ``None``, the function is ``F.conv1d``.
     """
+    name = "deform_conv1d"
     mode, sides = "numbers", [0]
     if isinstance(padding, str):
         mode = padding
     else:
-        sides = single(padding, "padding")
-    geometry = (single(stride, "stride"), sides, single(dilation, "dilation"))
+        sides = single(name, "padding", padding)
+    geometry = (single(name, "stride", stride), sides, single(name, "dilation", dilation))
     return _deform_conv(1, mode, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
@@ -83,12 +84,13 @@ def deform_conv2d(
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
     """
+    name = "deform_conv2d"
     mode, sides = "numbers", [0]
     if isinstance(padding, str):
         mode = padding
     else:
-        sides = pair(padding, "padding")
-    geometry = (pair(stride, "stride"), sides, pair(dilation, "dilation"))
+        sides = pair(name, "padding", padding)
+    geometry = (pair(name, "stride", stride), sides, pair(name, "dilation", dilation))
     return _deform_conv(2, mode, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
@@ -109,12 +111,13 @@ def deform_conv3d(
     ``offset`` is ``(N, offset_groups · kD · kH · kW · 3, oD, oH, oW)``, (z, y, x) triples; ``mask`` is
     ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. If both are ``None``, the function is ``F.conv3d``.
     """
+    name = "deform_conv3d"
     mode, sides = "numbers", [0]
     if isinstance(padding, str):
         mode = padding
     else:
-        sides = triple(padding, "padding")
-    geometry = (triple(stride, "stride"), sides, triple(dilation, "dilation"))
+        sides = triple(name, "padding", padding)
+    geometry = (triple(name, "stride", stride), sides, triple(name, "dilation", dilation))
     return _deform_conv(3, mode, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
 
@@ -133,7 +136,7 @@ def _deform_conv(
     im2col_step: int | None,
 ) -> Tensor:
     name = f"deform_conv{rank}d"
-    unbatched = check_arguments(name, "out, in / groups", input, weight, offset, mask, bias, rank)
+    unbatched = check_arguments(name, "out, in / groups", input, weight, offset, mask, bias, groups, rank)
     if mode != "numbers":
         input, padding = _pad(name, mode, input, weight, stride, dilation)
     if offset is None and mask is None:

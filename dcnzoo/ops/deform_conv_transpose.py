@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import _arguments, checks, flops, plain, reference
 from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
-from ._autograd import in_forward_mode, reference_gradients
+from ._autograd import in_forward_mode
+from ._backward import reference_gradients
 from .geometry import transposed_size
 from .operator import Operator
 from .register import register
@@ -34,9 +35,10 @@ def deform_conv_transpose1d(
     ``offset`` is ``(N, offset_groups · k, L)``, ``mask`` is ``(N, mask_groups · k, L)``. If both are
     ``None``, the function is ``F.conv_transpose1d``.
     """
-    paddings = (single(padding, "padding"), single(output_padding, "output_padding"))
-    geometry = (single(stride, "stride"), *paddings, single(dilation, "dilation"), groups, im2col_step)
-    return _deform_conv_transpose(1, input, weight, offset, mask, bias, *geometry)
+    name = "deform_conv_transpose1d"
+    paddings = (single(name, "padding", padding), single(name, "output_padding", output_padding))
+    steps = (single(name, "stride", stride), *paddings, single(name, "dilation", dilation))
+    return _deform_conv_transpose(1, input, weight, offset, mask, bias, *steps, groups, im2col_step)
 
 
 def deform_conv_transpose2d(
@@ -84,9 +86,10 @@ def deform_conv_transpose2d(
     Raises:
         RuntimeError: a shape, dtype, device or value is invalid.
     """
-    paddings = (pair(padding, "padding"), pair(output_padding, "output_padding"))
-    geometry = (pair(stride, "stride"), *paddings, pair(dilation, "dilation"), groups, im2col_step)
-    return _deform_conv_transpose(2, input, weight, offset, mask, bias, *geometry)
+    name = "deform_conv_transpose2d"
+    paddings = (pair(name, "padding", padding), pair(name, "output_padding", output_padding))
+    steps = (pair(name, "stride", stride), *paddings, pair(name, "dilation", dilation))
+    return _deform_conv_transpose(2, input, weight, offset, mask, bias, *steps, groups, im2col_step)
 
 
 def deform_conv_transpose3d(
@@ -108,9 +111,10 @@ def deform_conv_transpose3d(
     ``(N, mask_groups · kD · kH · kW, D, H, W)``. If both are ``None``, the function is
     ``F.conv_transpose3d``.
     """
-    paddings = (triple(padding, "padding"), triple(output_padding, "output_padding"))
-    geometry = (triple(stride, "stride"), *paddings, triple(dilation, "dilation"), groups, im2col_step)
-    return _deform_conv_transpose(3, input, weight, offset, mask, bias, *geometry)
+    name = "deform_conv_transpose3d"
+    paddings = (triple(name, "padding", padding), triple(name, "output_padding", output_padding))
+    steps = (triple(name, "stride", stride), *paddings, triple(name, "dilation", dilation))
+    return _deform_conv_transpose(3, input, weight, offset, mask, bias, *steps, groups, im2col_step)
 
 
 def _deform_conv_transpose(
@@ -128,7 +132,7 @@ def _deform_conv_transpose(
     im2col_step: int | None,
 ) -> Tensor:
     name = f"deform_conv_transpose{rank}d"
-    unbatched = check_arguments(name, "in, out / groups", input, weight, offset, mask, bias, rank)
+    unbatched = check_arguments(name, "in, out / groups", input, weight, offset, mask, bias, groups, rank)
     if offset is None and mask is None:
         if rank == 1:
             return F.conv_transpose1d(input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from . import checks, flops, plain, reference
-from ._arguments import Int2, check_tensors
+from ._arguments import Int2, check_integers, check_tensors, pair
 from ._autograd import with_backward
 from .operator import Operator
 from .register import register
-from .roi_align import bins, bins_and_input, fake, roi_align, rows_of_boxes
+from .roi_align import bins_and_input, fake, roi_align, rows_of_boxes
 
 
 def deform_roi_pool(
@@ -43,10 +43,11 @@ def deform_roi_pool(
     Raises:
         RuntimeError, TypeError: as in :func:`roi_align`.
     """
-    rows = rows_of_boxes(rois)
+    rows = rows_of_boxes("deform_roi_pool", rois)
     if not torch.jit.is_scripting():
         check_tensors("deform_roi_pool", input=input, rois=rows, offset=rows if offset is None else offset)
-    height, width = bins(output_size)
+        check_integers("deform_roi_pool", sampling_ratio=sampling_ratio)
+    height, width = pair("deform_roi_pool", "output_size", output_size)
     if offset is None:
         return roi_align(input, rows, (height, width), spatial_scale, sampling_ratio)
     return torch.ops.dcnzoo.deform_roi_pool(

@@ -3,9 +3,8 @@
 A call has sizes in place of tensors. As in torch's ``FlopCounterMode``, a product and a sum are two FLOPs.
 """
 
-import sys
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -14,66 +13,20 @@ from .operator import OPERATORS
 Sizes = Sequence[int]
 
 
-def register() -> None:
-    """Make the FLOP counters that are imported count dcnzoo's operators.
-
-    These are torch's ``FlopCounterMode`` and, of other packages, fvcore, its copy in mmengine, and thop. Call
-    it again after a later import. ``to_deformable`` calls it; ``dcnzoo.load`` and ``train`` register the
-    operators with torch's counter only. A counter ignores an operator that it does not know, so that a
-    converted network would count less than the plain one.
-    """
-    register_with_torch()
-    forwards = [name for name, operator in OPERATORS.items() if not operator.is_backward]
-    counts = {f"dcnzoo::{name}": partial(_count_traced, name) for name in forwards}
-    for module, table in _TABLES.items():
-        if module in sys.modules:
-            getattr(sys.modules[module], table).update(counts)
-    thop: Any = sys.modules.get("thop.profile")
-    layers: Any = sys.modules.get("dcnzoo.layers")
-    if thop is not None and layers is not None:
-        predictors = [layers.OffsetConv1d, layers.OffsetConv2d, layers.OffsetConv3d]
-        thop.register_hooks |= dict.fromkeys(predictors, thop.count_convNd)
-        kinds = [kind for name, kind in vars(layers).items() if "DeformConv" in name]
-        thop.register_hooks |= dict.fromkeys(kinds, _count_layer)
-
-
 @cache
-def register_with_torch() -> None:
-    """Register the formulas with torch's counter, which takes 0.2 s to import."""
+def register() -> None:
+    """Make torch's ``FlopCounterMode`` count dcnzoo's operators; otherwise it counts them as 0.
+
+    ``import dcnzoo`` does not call it, because the import of torch's counter takes 0.2 s.
+    """
     from torch.utils.flop_counter import register_flop_formula
 
     for operator in OPERATORS.values():
 
         def count(*arguments: Any, out_shape: Any, operator: Any = operator, **keywords: Any) -> int:
-            return operator.flops(operator.call(*arguments, **keywords), out_shape)
+            return operator.flops(operator.Call(*arguments, **keywords), out_shape)
 
         register_flop_formula(operator.overload.overloadpacket)(count)
-
-
-# module -> its table of operators in traced graphs; these modules count a product and a sum as one
-_TABLES = {
-    "fvcore.nn.flop_count": "_DEFAULT_SUPPORTED_OPS",
-    "mmengine.analysis.complexity_analysis": "_DEFAULT_SUPPORTED_FLOP_OPS",
-}
-
-
-def _count_traced(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Count a call in a graph of ``torch.jit.trace``."""
-    call = OPERATORS[name].call(*map(_sizes_or_constant, inputs))
-    return OPERATORS[name].flops(call, _sizes_or_constant(outputs[0])) // 2
-
-
-def _sizes_or_constant(value: Any) -> Any:
-    sizes = value.type().sizes() if value.type().kind() == "TensorType" else None
-    return value.toIValue() if sizes is None else sizes
-
-
-def _count_layer(layer: Any, arguments: tuple, output: Any) -> None:
-    """Add the operations of a layer, and of the layers in it, which thop does not visit, to ``total_ops``."""
-    input, is_deformable = arguments[0].shape, getattr(layer, "offset_channels", len(arguments) > 1)
-    at, sampled = (input, output.shape) if layer.transposed else (output.shape, input)
-    parts = sum(getattr(part, "total_ops", 0) for part in [*layer.modules()][1:])
-    layer.total_ops += of_convolution(at, sampled, layer.weight.shape, bool(is_deformable)) // 2 + parts
 
 
 # FLOPs of a bilinear sample, per channel: four products and their sum. The four positions and weights are

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from ._arguments import Int1, Int2, Int3, exporting, is_traced, pair, shape_text, single, triple
+from ._arguments import Int1, Int2, Int3, pair, shape_text, single, triple
+from .tracing import exporting, is_traced
 
 
 def mask_softmax1d(mask: Tensor, kernel_size: Int1) -> Tensor:
     """:func:`mask_softmax2d` for ``(N, mask_groups · k, oL)``."""
-    return _mask_softmax("mask_softmax1d", mask, single(kernel_size, "kernel_size"), 1)
+    return _mask_softmax("mask_softmax1d", mask, single("mask_softmax1d", "kernel_size", kernel_size), 1)
 
 
 def mask_softmax2d(
@@ -27,17 +28,15 @@ def mask_softmax2d(
     Raises:
         RuntimeError: ``kernel_size`` is invalid, or the shape of ``mask`` does not match it.
     """
-    return _mask_softmax("mask_softmax2d", mask, pair(kernel_size, "kernel_size"), 2)
+    return _mask_softmax("mask_softmax2d", mask, pair("mask_softmax2d", "kernel_size", kernel_size), 2)
 
 
 def mask_softmax3d(mask: Tensor, kernel_size: Int3) -> Tensor:
     """:func:`mask_softmax2d` for ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``."""
-    return _mask_softmax("mask_softmax3d", mask, triple(kernel_size, "kernel_size"), 3)
+    return _mask_softmax("mask_softmax3d", mask, triple("mask_softmax3d", "kernel_size", kernel_size), 3)
 
 
 def _mask_softmax(name: str, mask: Tensor, kernel_size: list[int], rank: int) -> Tensor:
-    if len(kernel_size) != rank:
-        raise RuntimeError(f"{name}: kernel_size: expected {rank} values, got {shape_text(kernel_size)}")
     taps = 1
     for size in kernel_size:
         taps *= size

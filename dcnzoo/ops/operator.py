@@ -58,7 +58,7 @@ class Operator:
         return getattr(torch.ops.dcnzoo, self.name).default
 
     @cached_property
-    def call(self) -> Any:
+    def Call(self) -> Any:
         """Return the class of its calls."""
         return arguments_of(self.name)
 

@@ -25,7 +25,7 @@ def _checked(operator: Operator) -> Callable:
     """Return the fake kernel, which checks calls as others do, except for backwards: autograd calls them."""
 
     def fake(*arguments: object) -> Result:
-        call = operator.call(*arguments)
+        call = operator.Call(*arguments)
         if not operator.is_backward and choose.sizes_are_numbers(call):
             operator.check(call)
         return operator.fake(*arguments)

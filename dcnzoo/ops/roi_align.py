@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks, flops, plain, reference
-from ._arguments import Int2, check_tensors, pair, shape_text
+from ._arguments import Int2, check_integers, check_tensors, pair
 from ._autograd import with_backward
 from .operator import Operator
 from .register import register
@@ -51,37 +51,28 @@ def roi_align(
     """
     if pool_mode != "avg":
         raise RuntimeError(f"roi_align: pool_mode: expected 'avg', got '{pool_mode}'")
-    rows = rows_of_boxes(rois)
+    rows = rows_of_boxes("roi_align", rois)
     if not torch.jit.is_scripting():
         check_tensors("roi_align", input=input, rois=rows)
-    height, width = bins(output_size)
+        check_integers("roi_align", sampling_ratio=sampling_ratio)
+    height, width = pair("roi_align", "output_size", output_size)
     return torch.ops.dcnzoo.roi_align(
         input, rows, height, width, float(spatial_scale), sampling_ratio, aligned
     )
 
 
-def rows_of_boxes(rois: Tensor | list[Tensor]) -> Tensor:  # [K, 5]
+def rows_of_boxes(name: str, rois: Tensor | list[Tensor]) -> Tensor:  # [K, 5]
     """Return the ``rois`` of :func:`roi_align` as one tensor of a floating type."""
     if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript skips the block only for a lone condition)
         if not all(isinstance(each, Tensor) for each in (rois if isinstance(rois, list) else [rois])):
             return cast(Tensor, rois)  # a proxy, or no tensor: check_tensors raises the error
     if isinstance(rois, list):
+        if len(rois) == 0:
+            raise RuntimeError(f"{name}: rois: expected the boxes of each image, got an empty list")
         rows = torch.cat([F.pad(boxes, [1, 0], value=float(i)) for i, boxes in enumerate(rois)])
     else:
         rows = rois
     return rows.float() if rows.dtype in (torch.int32, torch.int64) else rows
-
-
-def bins(output_size: Int2) -> tuple[int, int]:
-    """Return the height and width of a RoI pooling's output.
-
-    Raises:
-        RuntimeError: ``output_size`` is not an integer or two integers.
-    """
-    size = pair(output_size, "output_size")
-    if len(size) != 2:
-        raise RuntimeError(f"output_size: expected an integer or 2 integers, got {shape_text(size)}")
-    return size[0], size[1]
 
 
 def fake(input, rois, output_h, output_w, *numbers):

@@ -18,7 +18,6 @@ from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.openmmlab.runs.start import Start, begin, make_room
-from dcnzoo.ops.flops import register_with_torch
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.files import expanded
 from dcnzoo.utils.memory import return_memory
@@ -83,7 +82,6 @@ def train(
         warnings.warn("dcnzoo.train: outputs: has no effect any more", DeprecationWarning, stacklevel=2)
     with user_errors(), ExitStack() as stack:
         require_data(reading, data, size, flip)
-        register_with_torch()  # FLOPs of the operators
         if data is None:
             recipe = _recipe_of(model, cfg_options)
             folder = execute.train(recipe, of_run, resume=resume, force=force, dry_run=dry_run, sanity=sanity)

@@ -13,7 +13,7 @@ from dcnzoo.detect.timing import Timing, agreement, table
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.openmmlab.flops import count_operations, random_batch
 from dcnzoo.openmmlab.runs import execute
-from dcnzoo.ops.flops import register_with_torch
+from dcnzoo.ops.flops import register
 from dcnzoo.zoo.source import resolve
 
 from ..commands import run
@@ -27,7 +27,7 @@ from ..processes import ROOT
 @pytest.mark.parametrize(("layer", "predicted"), [(DCNv3, 27 * 2), (DCNv4, 56)])
 def test_flops_of_deform_attn(layer, predicted):
     """By hand: 4 pixels and the mask per channel and tap; the rest are linear and depthwise layers."""
-    register_with_torch()
+    register()
     layer = layer(32, group=2)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

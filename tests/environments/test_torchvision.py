@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dcnzoo.compat.torchvision import DeformConv2d, deform_conv2d
-from dcnzoo.ops import torchvision_schemas
+from dcnzoo.utils import torchvision_schemas
 
 from ..compat.test_torchvision import GEOMETRY, tensors
 from ..modules import assert_same

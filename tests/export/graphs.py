@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dcnzoo.export import export_onnx, register_onnx_ops
-from dcnzoo.ops.torchvision_schemas import load_error
+from dcnzoo.utils.torchvision_schemas import load_error
 
 needs_torchvision = pytest.mark.skipif(
     find_spec("torchvision") is None or load_error() is not None,

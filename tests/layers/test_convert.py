@@ -302,6 +302,43 @@ def test_refused(reason):
     assert model[1] is module
 
 
+def test_an_example_and_a_choice_by_identity():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    chosen = {model[1]}
+    report = dcnzoo.to_deformable(
+        model, lambda name, module: module in chosen, example=torch.randn(1, 3, 8, 8)
+    )
+    assert [*report.replaced] == ["1"]
+
+
+def test_an_example_that_the_network_changes_in_place():
+    class Normalised(nn.Conv2d):
+        def forward(self, x):
+            x -= 0.5
+            return super().forward(x)
+
+    model, example = nn.Sequential(Normalised(3, 4, 1), nn.Conv2d(4, 4, 3)), torch.rand(1, 3, 8, 8)
+    before = example.clone()
+    dcnzoo.to_deformable(model, "1", example=example)
+    assert torch.equal(example, before)
+
+
+def test_an_example_on_a_machine_with_several_gpus(monkeypatch, recwarn):
+    """torch warns once for each process if its random numbers are kept for all GPUs by default."""
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments: None)
+    dcnzoo.to_deformable(nn.Sequential(nn.Conv2d(3, 4, 3)), "0", example=torch.randn(1, 3, 8, 8))
+    assert not recwarn.list
+
+
+def test_a_wrapped_part_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.compile(nn.ReLU()))
+    with pytest.raises(ValueError, match="expected an unwrapped model, got a OptimizedModule at '1'"):
+        dcnzoo.to_deformable(model, "0")
+
+
 def test_replace_convolutions():
     """Any module can be the new one; subclasses of torch's convolutions only if requested."""
     model = nn.ModuleDict(

@@ -140,8 +140,47 @@ def test_softmax(assign):
     other, x = nn.Sequential(plain), torch.randn(1, 4, 7, 9)
     other.load_state_dict(dict(model.state_dict()), assign=assign)
     torch.testing.assert_close(other(x), model(x))
-    with pytest.raises(RuntimeError, match=r"Missing key.*0\.mask_activation\.scale"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*0\.mask_activation\.softmax_scale"):
         model.load_state_dict(other.state_dict())
+
+
+def converted_to(kind):
+    model = nn.Sequential(nn.Conv2d(*SIZES, padding=1))
+    dcnzoo.to_deformable(model, "0", kind=kind)
+    randomise(model)
+    return model
+
+
+@pytest.mark.parametrize(("saved", "target"), [("v2", "v3"), ("v3", "v2"), ("v1", "v2"), ("v3", "v1")])
+def test_weights_of_another_kind_are_refused(saved, target):
+    with pytest.raises(RuntimeError, match=r"mask_activation|conv_offset"):
+        converted_to(target).load_state_dict(converted_to(saved).state_dict())
+
+
+def test_a_plain_softmax_refuses_the_weights_of_a_sigmoid():
+    plain = layers.PackedDeformConv2d(*SIZES, padding=1, modulated=True, mask_activation="softmax")
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*0\.mask_activation\.scale"):
+        nn.Sequential(plain).load_state_dict(converted_to("v2").state_dict())
+
+
+@pytest.mark.parametrize("saved", ["its old name", "dcnzoo 0.2.0"])
+@pytest.mark.parametrize("kind", ["v2", "v3"])
+def test_softmax_of_older_files(saved, kind):
+    """They do not say whether a scale is that of a softmax; its value shows it."""
+    model, other, x = converted_to("v3"), converted_to(kind), torch.randn(1, 4, 7, 9)
+    state = other.state_dict()
+    key = next(key for key in state if "mask_activation" in key)
+    scale = state.pop(key)
+    if saved == "dcnzoo 0.2.0":
+        state._metadata["0"]["mask_scale"] = scale.item()
+    else:
+        state["0.mask_activation.scale"] = scale
+    if kind == "v3":
+        model.load_state_dict(state)
+        torch.testing.assert_close(model(x), other(x))
+    else:
+        with pytest.raises(RuntimeError, match=r"Missing key.*0\.mask_activation\.softmax_scale"):
+            model.load_state_dict(state)
 
 
 def test_a_part_of_a_state_dict_leaves_the_scale():

@@ -315,6 +315,10 @@ def invalid(rank: int) -> list[tuple[Sample, str]]:
             {"dilation": 9},
         ),
     ]
+    long = torch.zeros(0, 6, 2**24 + 1, *input.shape[3:])
+    fields = {name: value.float()[:0] for name, value in zip(NAMES[2:4], good.tensors[2:4], strict=True)}
+    tensors = {"input": long, "weight": weight.float(), "bias": good.tensors[4].float(), **fields}
+    rows.append(("input", f"got {2**24 + 1}", tensors))
     if rank > 1:  # with an even number of channels, it would be a valid mask of several groups
         five = {"input": input[:, :5], "weight": weight[:, :5], "mask": offset.clone()}
         rows.append(("mask", f"5 channels, got {rank} (", five))

@@ -108,6 +108,7 @@ def region_rows(input: Tensor, rois: Tensor) -> list[tuple[str, str, dict]]:
         ("rois", "[0, 2), got -1 in row 0", dict(rois=rois - one)),
         ("rois", "[0, 2), got nan in row 0", dict(rois=rois * math.nan)),
         ("output_size", "got (0, 2)", dict(output_size=(0, 2))),
+        ("output_size", f"got ({2**15 + 1}, 2)", dict(output_size=(2**15 + 1, 2))),
         ("spatial_scale", "got 0", dict(spatial_scale=0.0)),
         ("sampling_ratio", "got 5000000", dict(sampling_ratio=5_000_000)),
     ]

@@ -143,6 +143,20 @@ def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
         torch.testing.assert_close(result, expected)
 
 
+def test_a_mistake_in_a_launch_is_not_hidden(loaded, monkeypatch):
+    def fail(operator, launches, call):
+        raise KeyError("USE_INT64")
+
+    monkeypatch.setattr(choose, "run_fused", fail)
+    monkeypatch.setattr(choose, "_failed", set())
+    name, arguments = CALLS["dcnv3"]
+    arguments = tuple(a.float() if isinstance(a, torch.Tensor) else a for a in arguments)
+    keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(KeyError, match="USE_INT64"):
+        choose.kernel_of(OPERATORS[name], "CUDA")(keyset, *arguments)
+    assert not choose._failed
+
+
 @pytest.mark.parametrize("name", sorted({name for name, _ in CALLS.values()}))
 def test_arguments_are_checked_on_a_gpu_without_the_library(loaded, monkeypatch, name):
     """Errors name the same function and argument as the compiled kernels, whichever kernel would run."""

@@ -3,6 +3,7 @@
 import inspect
 import io
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -353,11 +354,19 @@ every_op = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 
 
 @every_op
-@pytest.mark.parametrize("value", ["same", 1.5, None], ids=str)
+@pytest.mark.parametrize("value", ["same", 1.5, None, [1.5]], ids=str)
 def test_geometry_of_another_type(op, value):
     for name in ("stride", "dilation"):
-        with pytest.raises(TypeError, match=f"^{name}: .*got {value!r}$"):
+        with pytest.raises(TypeError, match=rf"^{op.name}: {name}: .*got {re.escape(repr(value))}$"):
             op.call(Sample("", op.forms()[0].tensors, {name: value}))
+    with pytest.raises(TypeError, match=f"^{op.name}: groups: expected an integer, got 1.0$"):
+        op.call(Sample("", op.forms()[0].tensors, {"groups": 1.0}))
+
+
+def test_too_many_strides_with_padding_by_name():
+    input, weight, offset = torch.zeros(1, 2, 5, 5), torch.zeros(2, 2, 3, 3), torch.zeros(1, 18, 5, 5)
+    with pytest.raises(RuntimeError, match=r"^deform_conv2d: stride: expected 2 values, got 3$"):
+        dcnzoo.ops.deform_conv2d(input, weight, offset, stride=(1, 1, 1), padding="same")
 
 
 def test_torchvisions_order_of_the_arguments():

@@ -260,7 +260,7 @@ def test_autocast_keeps_offsets_and_masks_in_float32(op):
     """bfloat16 would round an offset of 100.3 to 100.5: the result is that of a call with float32 fields."""
     sample = op.forms()[0].to(torch.float32)
     record = RECORDS.get(op.name, RECORDS["deform_conv"])
-    names = [n for n in record.call._fields if n not in ("spatial_shapes", "level_start_index")]
+    names = [n for n in record.Call._fields if n not in ("spatial_shapes", "level_start_index")]
     cast = [
         tensor if tensor is None or name in record.float32 else tensor.bfloat16()
         for name, tensor in zip(names, sample.tensors, strict=False)

@@ -35,7 +35,7 @@ def calls_of(name: str) -> list:
     if name == "nms":
         boxes = torch.rand(9, 4)
         calls = [(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), torch.rand(9), 0.3, 0)]
-    return [OPERATORS[name].call(*call) for call in calls]
+    return [OPERATORS[name].Call(*call) for call in calls]
 
 
 def tensors_of(call) -> list[str]:

@@ -20,6 +20,23 @@ def outputs_and_gradients(function, maps, rois, offset, *arguments):
     return results(lambda sample: function(*sample.tensors, *arguments), sample)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([], 2), RuntimeError, "rois: expected the boxes of each image, got an empty list"),
+        ((torch.zeros(1, 5), (7.0, 7.0)), TypeError, r"output_size: .*, got \[7.0, 7.0\]"),
+        ((torch.zeros(1, 5), (7, 7, 7)), RuntimeError, "output_size: expected 2 values, got 3"),
+        ((torch.zeros(1, 5), 7, 1.0, 2.0), TypeError, "sampling_ratio: expected an integer, got 2.0"),
+    ],
+)
+def test_arguments_of_another_type(arguments, error, message):
+    maps, (rois, *others) = torch.zeros(1, 2, 5, 5), arguments
+    with pytest.raises(error, match=f"^roi_align: {message}$"):
+        roi_align(maps, rois, *others)
+    with pytest.raises(error, match=f"^deform_roi_pool: {message}$"):
+        deform_roi_pool(maps, rois, torch.zeros(1, 2, 7, 7), *others)
+
+
 @pytest.mark.parametrize("ratio", [0, 1, 3])
 def test_without_offset_is_roi_align(ratio):
     maps, rois, offset = make("example").tensors

@@ -28,8 +28,8 @@ from dcnzoo.compat.mmcv.plain import (  # noqa: F401  functions of the module
 )
 from dcnzoo.compat.signatures import takes
 from dcnzoo.ops import _library
-from dcnzoo.ops._arguments import exporting
 from dcnzoo.ops.deform_attn import level_starts
+from dcnzoo.ops.tracing import exporting
 
 # Alternatives to operators that are not provided, by the beginning of their names
 INSTEAD = {

@@ -71,9 +71,10 @@ def modulated_deform_conv2d(
         RuntimeError: the channels of ``offset`` or ``mask`` do not match ``deform_groups``, one of them is
             smaller than the output, or an argument of :func:`dcnzoo.ops.deform_conv2d` is invalid.
     """
-    check_groups("modulated_deform_conv2d", deform_groups, input, weight, offset=offset, mask=mask)
-    pairs = pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation")
-    if [len(numbers) for numbers in pairs] == [2] * 3 and min(pairs[0]) > 0:  # else the operator raises
+    name, numbers = "modulated_deform_conv2d", {"stride": stride, "padding": padding, "dilation": dilation}
+    pairs = [pair(name, argument, value) for argument, value in numbers.items()]
+    check_groups(name, deform_groups, input, weight, offset=offset, mask=mask)
+    if min(pairs[0]) > 0:  # else the operator raises
         size = tuple(output_size(input.shape[2:], weight.shape[2:], *pairs))
         offset, mask = as_read(offset, "offset", size), as_read(mask, "mask", size)
     return _convolve(input, weight, offset, mask, bias, stride, padding, dilation, groups, None)

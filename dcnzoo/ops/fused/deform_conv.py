@@ -205,7 +205,7 @@ def with_rows(call: Any) -> Any:
     )
 
 
-# Plans of the kernels. A configuration that is not given is the one of least cost.
+# Plans of the kernels. Without a configuration, they take the one of least cost.
 
 
 def plan_points(s: Sizes, call: Any) -> Callable[..., dict[str, Tensor]]:
