@@ -13,6 +13,7 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.export.graph import FLOAT, INT64, Graph, Value
+from dcnzoo.export.operators.nms import LEAST_IOU
 from dcnzoo.export.operators.roi_align import align
 from dcnzoo.export.vmap import row_by_row
 from dcnzoo.ops._transforms import fold, unfold
@@ -83,7 +84,7 @@ def select_boxes_graph(g: Graph, boxes: Value, scores: Value, iou_threshold: flo
         g.Cast(boxes, to=FLOAT),
         g.shaped(g.Cast(scores, to=FLOAT), 0, 1, -1),
         g.ints(max_boxes),
-        g.floats(iou_threshold),
+        g.floats(max(iou_threshold, LEAST_IOU)),
         g.floats(ABSENT / 2),
     )  # [kept, 3]: image, class, box
     places = g.Gather(chosen, g.ints(0, 2), axis=1)

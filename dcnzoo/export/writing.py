@@ -27,10 +27,6 @@ def finish_file(
         calibration: samples of inputs for int8.
     """
     path = options.files[0]
-    if options.simplify:
-        import onnxslim
-
-        onnx.save(onnxslim.slim(str(graph)), str(graph))
     if isinstance(options.precision, Int8):
         to_int8(graph, calibration)
     elif path.suffix == ".onnx" and options.precision == "float16":

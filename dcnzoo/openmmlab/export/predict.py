@@ -76,7 +76,7 @@ class Predictor(nn.Module):
             sizes = torch.where(img_shape >= 0, img_shape, sizes)
         is_transformer = isinstance(self.detector, DetectionTransformer)
         predict = self._predict_batch if is_transformer else self._predict_images
-        with functions.replaced(self.detector), SymbolicSizes(), named_errors(self.detector, "detector"):
+        with functions.replaced(), SymbolicSizes(), named_errors(self.detector, "detector"):
             return torch.vmap(best_first)(*predict(images, sizes))
 
     def _predict_batch(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
@@ -90,7 +90,7 @@ class Predictor(nn.Module):
         maps = detector.extract_feat(images)
         arguments = maps, [data_sample(padded, padded)]
         heads = [part for part in rules.parts_of(detector).values() if isinstance(part, Head)]
-        outputs = {head.name: head(*arguments[: head.inputs]) for head in heads}
+        outputs = {head._dcnzoo_name: head(*arguments[: head._dcnzoo_inputs]) for head in heads}
         tensors, rebuild = tensors_of((maps, outputs))
         of_masks: list[Callable] = []  # rebuilds the inputs of the RoI head's masks
 
