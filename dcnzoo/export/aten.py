@@ -96,10 +96,10 @@ class AtenGraph(Graph):
     def type_of(self, value: Tensor) -> int:
         return next(code for code, kind in _TYPES.items() if kind == value.dtype)
 
-    def shape(self, value: Tensor) -> list:
+    def static_shape(self, value: Tensor) -> list:
         return list(value.shape)
 
-    Shape = shape
+    Shape = static_shape
 
     def Constant(self, **values: Any) -> Any:
         ((name, value),) = values.items()

@@ -319,7 +319,8 @@ def agreement_of(detector: nn.Module, images: torch.Tensor, sizes=None, run=None
     """Compare a detector's ``Predictor``, or a session, with MMDetection's results."""
     if run is None:
         model = Predictor(detector)
-        values = model(images, None if sizes is None else torch.tensor(sizes))
+        with LowerIndexFirst():
+            values = model(images, None if sizes is None else torch.tensor(sizes))
         outputs = dict(zip(model.output_names, (value.numpy() for value in values), strict=True))
         outputs["input_size"] = np.tile(images.shape[2:], (len(images), 1))
     else:

@@ -19,12 +19,13 @@ from torch import nn
 from dcnzoo.detect.outputs import MASK_THRESHOLD, rescale_detections
 from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
-from dcnzoo.export.fixed_size import ABSENT, keep_boxes, roi_align_pyramid, running_max
+from dcnzoo.export.fixed_size import ABSENT, keep_boxes, roi_align_pyramid
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.export.result import Agreement
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.export import make_plan, write_detector
+from dcnzoo.openmmlab.export.mixins.layers import running_max
 from dcnzoo.openmmlab.export.nms import suppress
 from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor, RawHead

@@ -197,8 +197,9 @@ def reason_to_refuse_detector(detector: nn.Module) -> str:
         parts["panoptic_fusion_head"] = fusion
     for part in detector.modules():
         for layer in getattr(part, "roi_layers", ()):
+            known = isinstance(layer, mmcv_ops.RoIAlign | mmcv_ops.SimpleRoIAlign)
             # ONNX's "max" takes the maximum of weighted neighbours, not of samples
-            if getattr(layer, "pool_mode", None) != "avg":
+            if not known or getattr(layer, "pool_mode", "avg") != "avg":
                 return f"{type(part).__name__} pools by {type(layer).__name__}, not by RoIAlign with 'avg'"
         rule = rule_for(type(part))
         if part not in parts.values() and rule is not None and not rule.optional:
