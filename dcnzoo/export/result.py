@@ -1,8 +1,4 @@
-"""What an export returns: the written file, and how far it agrees with PyTorch.
-
-:mod:`dcnzoo.openmmlab.export.export` makes the :class:`ExportResult`, :mod:`dcnzoo.openmmlab.export.verify`
-the :class:`Agreement`.
-"""
+"""What an export returns: the written file, and how far its detections agree with PyTorch's."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
