@@ -22,7 +22,7 @@ from benchmarks.coverage.test_mmdet import FAMILIES
 from benchmarks.coverage.trial import apart, expect, image_size, prepare, read
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.session import Session
-from dcnzoo.export.options import ExportResult
+from dcnzoo.export.result import ExportResult
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor

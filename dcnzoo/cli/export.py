@@ -8,8 +8,7 @@ import click
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_findings
-
-FORMS = click.Choice(["auto", "native", "gathernd", "gatherelements"])
+from dcnzoo.export.opsets import DEFAULT, DYNAMO, FIRST
 
 
 @click.command(cls=_command.Command)
@@ -21,16 +20,14 @@ FORMS = click.Choice(["auto", "native", "gathernd", "gatherelements"])
 )  # fmt: skip
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
-@option("--opset-version", type=click.IntRange(18, 23), default=19)
+@option("--opset-version", type=click.IntRange(DYNAMO[0], DYNAMO[-1]), default=DEFAULT)
 @option("--verify/--no-verify", default=True, help="Compare with PyTorch; if results differ, write nothing.")
-@option("--show", is_flag=True, help="Draw the detections of PyTorch and of the file to a PNG.")
-@option("--test-img", "--input-img", type=_types.NAME, metavar="IMAGE", help="For --verify and --show.")
-@option("--simplify", is_flag=True, help="Simplify the graph with onnxslim.")
+@option("--test-img", "--input-img", type=_types.NAME, metavar="IMAGE", help="For --verify.")
 @option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
 @option("--int8", type=_types.NAME, metavar="DATA", help="Quantise to int8 for the images of a folder.")
 @_options.num_images(100, "Number of images for --int8.")
 @option("--skip-postprocess", "raw_outputs", is_flag=True, help="Export a single-stage head's raw outputs.")
-@option("--deform-conv", type=FORMS, default="auto", help="Form of deformable convolution.")
+@option("--deform-conv", type=click.Choice([*FIRST]), default="auto", help="Form of deformable convolution.")
 @option(
     "--img-shape", type=click.Choice(["optional", "required", "none"]), default="optional",
     help="Input for the sizes of padded pictures: onnxruntime-web needs required; none: never padded.",
@@ -40,7 +37,7 @@ FORMS = click.Choice(["auto", "native", "gathernd", "gatherelements"])
 @_options.allow_partial
 @_options.cfg_options
 def command(
-    model: str, checkpoint: str | None, path: Path | None, verify: bool, show: bool,
+    model: str, checkpoint: str | None, path: Path | None, verify: bool,
     test_img: str | None, fp16: bool, int8: str | None, num_images: int,
     img_shape: Any, cfg_options: dict, unsafe_load: bool, allow_partial: bool, **options: Any,
 ) -> None:  # fmt: skip
@@ -63,17 +60,18 @@ def command(
         _options.refuse("--int8", "fp16")
     else:
         _options.refuse("no --int8", "num_images")
-    if not (verify or show):
-        _options.refuse("neither --verify nor --show", "test_img")
-    picture = test_img or True
+    if not verify:
+        _options.refuse("--no-verify", "test_img")
+    elif fp16 or int8:
+        _options.refuse("--fp16 or --int8, which are not compared: measure the AP", "verify")
     checked = ExportOptions(
         path,
         precision=Int8(int8, num_images) if int8 else "float16" if fp16 else "float32",
         img_shape=None if img_shape == "none" else img_shape,
-        verify=verify and not (int8 or fp16) and picture,
-        draw=show and picture,
+        verify=verify and (test_img or True),
         **options,
     )
+    checked.check()
     loading: dict[str, Any] = {
         "cfg_options": cfg_options,
         "unsafe_load": unsafe_load,

@@ -1,4 +1,17 @@
-"""Convert the outputs of an exported graph to detections."""
+"""Convert the outputs of an exported graph to detections.
+
+For N images with K rows each, best first; unused rows are zeros with the label -1:
+
+=====================  ======================================================================================
+``dets``               [N, K, 5]: (x1, y1, x2, y2, score) in pixels of the input
+``labels``             [N, K]
+``box_masks``          [N, K, h, w], of two-stage detectors: probabilities, which cover the box
+``masks``              [N, K, H, W], uint8, of other heads: 255 inside, 0 outside, in pixels of the input
+``mask_logits``        [N, K, h, w], of Mask2Former: they and ``class_scores`` give the boxes, scores and
+                       masks of a picture
+``class_scores``       [N, K]
+=====================  ======================================================================================
+"""
 
 import math
 from collections.abc import Mapping

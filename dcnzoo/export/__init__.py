@@ -9,7 +9,7 @@ from importlib import import_module
 _HOME = {
     "Detections": "detect.detections.Detections",
     "Detector": "detect.exported.ExportedDetector",
-    "ExportResult": "export.options.ExportResult",
+    "ExportResult": "export.result.ExportResult",
     "Int8": "export.options.Int8",
     "decompositions": "export.aten.decompositions",
     "export_onnx": "export.onnx.export_onnx",

@@ -72,9 +72,13 @@ def _compute(translation: Callable, *arguments: Any, **options: Any) -> Any:
     arguments, options = tree_map_only(Tensor, wide, (arguments, options))
     try:
         results = translation(AtenGraph(rank, device), *arguments, **options)
-    except NotImplementedError:  # of these arguments
+    except NotDecomposable:
         return NotImplemented
     return tree_map_only(Tensor, lambda value: value.to(kind), results)
+
+
+class NotDecomposable(Exception):
+    """A call with these arguments stays in the program."""
 
 
 class AtenGraph(Graph):
@@ -85,17 +89,17 @@ class AtenGraph(Graph):
         self._device = device
 
     def __getattr__(self, node: str) -> Callable:
-        if node not in _NODES:
-            raise NotImplementedError
-        return _NODES[node]
+        if node in _NODES:
+            return _NODES[node]
+        raise AttributeError(f"AtenGraph has no node {node}")
 
     def type_of(self, value: Tensor) -> int:
         return next(code for code, kind in _TYPES.items() if kind == value.dtype)
 
-    def shape(self, value: Tensor) -> list:
+    def static_shape(self, value: Tensor) -> list:
         return list(value.shape)
 
-    Shape = shape
+    Shape = static_shape
 
     def Constant(self, **values: Any) -> Any:
         ((name, value),) = values.items()
@@ -168,6 +172,9 @@ class AtenGraph(Graph):
     def Transpose(self, value: Tensor, perm: Sequence[int]) -> Tensor:
         return value.permute(*perm)
 
+    def NonMaxSuppression(self, *_: Any) -> Tensor:
+        raise NotDecomposable
+
     def RoiAlign(
         self,
         maps: Tensor,  # [N, C, H, W]
@@ -193,7 +200,7 @@ class AtenGraph(Graph):
 def _places(bins: int, sampling_ratio: int, like: Tensor) -> Tensor:
     """Return the places of all samples along a side of length 1."""
     if sampling_ratio <= 0:  # their number depends on the data
-        raise NotImplementedError
+        raise NotDecomposable
     count = bins * sampling_ratio
     return (torch.arange(count, dtype=like.dtype, device=like.device) + 0.5) / count
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.export.graph import FLOAT, INT64, Graph, Value
+from dcnzoo.export.graph import FLOAT, INT64, Graph, Value, translates
+from dcnzoo.export.operators.nms import LEAST_IOU
 from dcnzoo.export.operators.roi_align import align
 from dcnzoo.export.vmap import row_by_row
 from dcnzoo.ops._transforms import fold, unfold
@@ -78,17 +79,18 @@ def _(boxes, scores, iou_threshold, max_boxes):
 select_boxes.register_vmap(row_by_row(select_boxes, 2))
 
 
+@translates("dcnzoo::_select_boxes", dynamo_only=True)
 def select_boxes_graph(g: Graph, boxes: Value, scores: Value, iou_threshold: float, max_boxes: int) -> Value:
     chosen = g.NonMaxSuppression(
         g.Cast(boxes, to=FLOAT),
-        g.shaped(g.Cast(scores, to=FLOAT), 0, 1, -1),
+        g.reshape(g.Cast(scores, to=FLOAT), 0, 1, -1),
         g.ints(max_boxes),
-        g.floats(iou_threshold),
+        g.floats(max(iou_threshold, LEAST_IOU)),
         g.floats(ABSENT / 2),
     )  # [kept, 3]: image, class, box
     places = g.Gather(chosen, g.ints(0, 2), axis=1)
-    none = g.Expand(g.integer(0), g.sizes(boxes, 0, 1))
-    marked = g.ScatterND(none, places, g.Expand(g.integer(1), g.sizes(chosen, 0)))
+    none = g.Expand(g.integer(0), g.dims(boxes, 0, 1))
+    marked = g.ScatterND(none, places, g.Expand(g.integer(1), g.dims(chosen, 0)))
     return g.Equal(marked, g.integer(1))
 
 
@@ -145,34 +147,6 @@ def _(boxes, scores, labels, iou_threshold, max_boxes, *settings):
     return boxes.new_empty(batch, max_boxes, 5), *(labels.new_empty(batch, max_boxes) for _ in range(2))
 
 
-def sort_graph(
-    g: Graph, values: Value, stable: bool, dim: int = -1, descending: bool = False
-) -> tuple[Value, Value]:
-    """``torch.sort(stable=True)``, which torch's exporter lacks: TopK ranks equal values by index."""
-    return g.TopK(values, g.sizes(values, dim), axis=dim, largest=int(descending))
-
-
-def transpose_graph(g: Graph, value: Value) -> Value:
-    """``torch.t``. For a vector, torch's exporter renames the value, and fails if it is a buffer."""
-    return g.Transpose(value, perm=[1, 0]) if len(g.shape(value)) == 2 else g.Identity(value)
-
-
-def all_true_graph(g: Graph, values: Value) -> Value:
-    """``aten._is_all_true``, which torch's exporter lacks."""
-    return g.Cast(g.ReduceMin(g.Cast(values, to=6), keepdims=0), to=9)  # int32, bool
-
-
-def running_max(values: Tensor, axis: int) -> Tensor:
-    """The values of ``torch.cummax``, for which torch's exporter has no translation."""
-
-    def step(largest: Tensor, row: Tensor) -> list[Tensor]:
-        largest = torch.maximum(largest, row)
-        return [largest, largest.clone()]
-
-    rows = values.movedim(axis, 0).contiguous()
-    return torch.ops.higher_order.scan(step, [rows[0]], [rows], ())[1].movedim(0, axis)
-
-
 def _roi_align_pyramid(
     levels: list[Tensor],  # each [N, C, H, W]
     rois: Tensor,  # [K, 5], (image, x1, y1, x2, y2)
@@ -215,6 +189,7 @@ def _(info, dims, levels, rois, *settings):
     return unfold(roi_align_pyramid(levels, rois, *settings), size, 0), 0
 
 
+@translates("dcnzoo::_roi_align_pyramid", dynamo_only=True)
 def roi_align_pyramid_graph(
     g: Graph,
     levels: list[Value],
@@ -235,28 +210,21 @@ def roi_align_pyramid_graph(
     # onnxruntime fails with a RoI of negative width, and reads outside of the map with NaN: sample zeros.
     # LessOrEqual, because OpenVINO's GreaterOrEqual is true for NaN where the CPU has AVX-512.
     nowhere = g.Cast(g.floats(0, -999, -999, -998, -998), to=g.type_of(rois))
-    rois = g.Where(g.shaped(g.LessOrEqual(constant(0), size), -1, 1), rois, nowhere)
+    rois = g.Where(g.reshape(g.LessOrEqual(constant(0), size), -1, 1), rois, nowhere)
     ratio = g.Add(g.Div(size, constant(finest_scale)), constant(1e-6))
     level = g.integer(0)
     for i in range(1, len(levels)):
         level = g.Add(level, g.Cast(g.GreaterOrEqual(ratio, constant(2**i)), to=INT64))
     places, parts = [], []  # RoIs level by level
     for i, (features, scale) in enumerate(zip(levels, scales, strict=True)):
-        places.append(g.shaped(g.NonZero(g.Equal(level, g.integer(i))), -1))
+        places.append(g.reshape(g.NonZero(g.Equal(level, g.integer(i))), -1))
         selected = g.Gather(rois, places[-1], axis=0)
         parts.append(align(g, features, selected, height, width, scale, sampling_ratio, aligned))
     order = g.Concat(*places, axis=0)
-    row = g.ScatterElements(order, order, g.range(rois, 0), axis=0)  # of each RoI in the parts
+    row = g.ScatterElements(order, order, g.arange(rois, 0), axis=0)  # of each RoI in the parts
     return g.Gather(g.Concat(*parts, axis=0), row, axis=0)
 
 
-GRAPHS: dict[Callable, Callable] = {  # for the exporter to ONNX
-    torch.ops.dcnzoo._select_boxes.default: select_boxes_graph,
-    torch.ops.dcnzoo._roi_align_pyramid.default: roi_align_pyramid_graph,
-    torch.ops.aten.sort.stable: sort_graph,
-    torch.ops.aten.t.default: transpose_graph,
-    torch.ops.aten._is_all_true.default: all_true_graph,
-}
 LOOPS: dict[Callable, Callable] = {torch.ops.dcnzoo._soft_keep_boxes.default: _soft_keep_boxes}
 
 

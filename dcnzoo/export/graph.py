@@ -13,14 +13,16 @@ import torch
 Value = Any  # a value of the graph; its class depends on the exporter
 FLOAT, INT64, DOUBLE = 1, 7, 11  # onnx.TensorProto.DataType, for Cast
 
-translations: dict[str, Callable] = {}  # functions of (graph, *arguments of the operator)
+# operator → function of (graph, *arguments of the operator): for both exporters, and for dynamo=True alone
+translations: dict[str, Callable] = {}
+dynamo_translations: dict[str, Callable] = {}
 
 
-def translates(name: str) -> Callable[[Callable], Callable]:
-    """Decorator that registers the ONNX translation of the operator ``namespace::name``."""
+def translates(name: str, dynamo_only: bool = False) -> Callable[[Callable], Callable]:
+    """Decorator that registers the ONNX translation of ``namespace::operator`` or of its ``.overload``."""
 
     def add(function: Callable) -> Callable:
-        translations[name] = function
+        (dynamo_translations if dynamo_only else translations)[name] = function
         return function
 
     return add
@@ -36,17 +38,17 @@ class Graph:
         self.opset = opset
         self.deform_conv = deform_conv
 
-    def size(self, value: Value, axis: int) -> int:
+    def fixed_size(self, value: Value, axis: int) -> int:
         """Return the size of an axis.
 
         Raises:
             ValueError: the axis is dynamic.
         """
-        size = self.shape(value)[axis]
+        size = self.static_shape(value)[axis]
         if not isinstance(size, int):
             raise ValueError(
                 f"to ONNX: expected a fixed size on axis {axis} (only batch, height, width and numbers of "
-                f"boxes or queries may be dynamic), got shape {self.shape(value)}"
+                f"boxes or queries may be dynamic), got shape {self.static_shape(value)}"
             )
         return size
 
@@ -65,24 +67,24 @@ class Graph:
 
     # Uses Reshape: Squeeze and Unsqueeze take their axes differently in different opsets.
 
-    def shaped(self, value: Value, *shape: int | Value) -> Value:
+    def reshape(self, value: Value, *shape: int | Value) -> Value:
         """Reshape ``value``. Each size is an int, 0 (unchanged), -1 (the rest) or a 1-D value."""
         if all(isinstance(size, int) for size in shape):
             return self.Reshape(value, self.ints(*shape))
         parts = [self.ints(size) if isinstance(size, int) else size for size in shape]
         return self.Reshape(value, self.Concat(*parts, axis=0))
 
-    def sizes(self, value: Value, *axes: int) -> Value:
+    def dims(self, value: Value, *axes: int) -> Value:
         """Return the sizes of some axes as a 1-D value."""
         return self.Gather(self.Shape(value), self.ints(*axes), axis=0)
 
-    def length(self, value: Value, axis: int) -> Value:
+    def dim(self, value: Value, axis: int) -> Value:
         """Return the size of an axis as a scalar."""
         return self.Gather(self.Shape(value), self.integer(axis), axis=0)
 
-    def range(self, value: Value, axis: int) -> Value:
+    def arange(self, value: Value, axis: int) -> Value:
         """Return 0, 1, 2, … along an axis as a 1-D value."""
-        return self.Range(self.integer(0), self.length(value, axis), self.integer(1))
+        return self.Range(self.integer(0), self.dim(value, axis), self.integer(1))
 
     # Implemented per exporter:
 
@@ -93,7 +95,7 @@ class Graph:
         """Return the type of the elements, as onnx.TensorProto.DataType."""
         raise NotImplementedError
 
-    def shape(self, value: Value) -> list:
+    def static_shape(self, value: Value) -> list:
         """Return the sizes; a dynamic size is not an int."""
         raise NotImplementedError
 
@@ -113,7 +115,7 @@ class DynamoGraph(Graph):
     def type_of(self, value: Value) -> int:
         return int(value.dtype)
 
-    def shape(self, value: Value) -> list:
+    def static_shape(self, value: Value) -> list:
         return list(value.shape)
 
 
@@ -145,5 +147,5 @@ class TorchScriptGraph(Graph):
     def type_of(self, value: Value) -> int:
         return self._TYPES[value.type().scalarType()]
 
-    def shape(self, value: Value) -> list:
+    def static_shape(self, value: Value) -> list:
         return value.type().varyingSizes() or [None] * 5

@@ -8,6 +8,7 @@ post-processing in :mod:`dcnzoo.export.fixed_size`.
 import contextlib
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -102,7 +103,7 @@ def _unnamed(shapes: Any) -> Any:
 
 @contextlib.contextmanager
 def named_errors(model: torch.nn.Module, argument: str = "export_onnx: model") -> Iterator[None]:
-    """Context of tracing, whose errors name the user's line that cannot be traced, or else a library's."""
+    """Context of tracing, whose errors name the user's line that fails, or else a library's."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:
@@ -113,10 +114,11 @@ def named_errors(model: torch.nn.Module, argument: str = "export_onnx: model") -
         own = [frame for frame in frames if "site-packages" not in frame.filename]
         lines = [f"{frame.filename}:{frame.lineno}" for frame in own or frames]
         text = next(iter(str(error).splitlines()), "")
-        raise ValueError(
-            f"{argument}: expected code that torch.export can trace, whose branches and sizes do not "
-            f"depend on the data, got {type(error).__name__} in {[type(model).__name__, *lines][-1]}: {text}"
-        ) from error
+        expected = "code that runs for the example inputs"
+        if re.search("data-dependent|vmap:", str(error), re.IGNORECASE):
+            expected = "code that torch.export can trace, whose branches and sizes do not depend on the data"
+        kind, place = type(error).__name__, [type(model).__name__, *lines][-1]
+        raise ValueError(f"{argument}: expected {expected}, got {kind} in {place}: {text}") from error
 
 
 @contextlib.contextmanager

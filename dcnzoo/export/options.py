@@ -1,7 +1,7 @@
-"""The options of an export, checked before a model is loaded, and its result.
+"""The options of an export, checked before a model is loaded.
 
-``detector.export`` and the command make an :class:`ExportOptions`, whose construction checks them.
-:mod:`dcnzoo.openmmlab.export.export` uses the options, and returns an :class:`ExportResult`.
+``detector.export`` and the command make an :class:`ExportOptions`, whose construction checks the values; its
+:meth:`~ExportOptions.check` looks for packages and files. :mod:`dcnzoo.openmmlab.export.export` uses them.
 """
 
 import os
@@ -11,13 +11,11 @@ from functools import cached_property
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.export.opsets import DEFAULT, check_form
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import require_file, require_new
-from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.formats import EXPORTED, PICTURES, picture_files
 
 
@@ -60,19 +58,14 @@ class ExportOptions:
         deform_conv: form of deformable convolution in ONNX: ``"auto"``, ``"native"``, or ``"gathernd"`` and
             ``"gatherelements"`` for runtimes without ``DeformConv``, such as TensorRT before 10.1.
         raw_outputs: export the outputs of a single-stage head.
-        simplify: simplify the graph with onnxslim.
         verify: a picture or a folder, on which the file must detect what PyTorch does; True: a generated
             picture. A file in float16 or int8 is not compared: measure its AP.
         metadata: entries for the metadata of the file. Keys that begin with ``dcnzoo.`` are dcnzoo's.
         img_shape: the input of this name in an ONNX file: ``"optional"``, with a default; ``"required"``, as
             onnxruntime-web needs it; or None: no such input, for pictures that are never padded.
         force: replace files that exist.
-        draw: a picture on which PyTorch's and the file's detections are drawn, to a PNG beside the file;
-            True: a generated picture.
 
     Raises:
-        ModuleNotFoundError: a package that writes the file is not installed.
-        UserError: a file does not exist, or exists without ``force``.
         ValueError: an option is out of range, or does not go with another.
     """
 
@@ -82,16 +75,13 @@ class ExportOptions:
     opset_version: int = DEFAULT
     deform_conv: str = "auto"
     raw_outputs: bool = False
-    simplify: bool = False
     verify: str | os.PathLike | bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
     img_shape: Literal["optional", "required"] | None = "optional"
     force: bool = False
-    draw: str | os.PathLike | bool = False
 
     def __post_init__(self) -> None:
-        ending, folder = self.files[0].suffix, self.files[0].absolute().parent
-        if ending not in EXPORTED:
+        if self.files[0].suffix not in EXPORTED:
             raise ValueError(f"path: expected a name that ends in {', '.join(EXPORTED)}, got {self.path}")
         shape: Any = (1, 1) if self.shape is None else self.shape
         if not (
@@ -100,8 +90,6 @@ class ExportOptions:
             and all(type(n) is not bool and isinstance(n, Integral) and int(n) > 0 for n in shape)
         ):
             raise ValueError(f"shape: expected height and width, got {shape!r}")
-        if not (folder.exists() or folder.parent.is_dir()):
-            raise UserError(f"path: expected a file in a folder that exists, got {self.path}")
         if not (isinstance(self.precision, Int8) or self.precision in ("float32", "float16")):
             raise ValueError(f"precision: expected float32, float16 or Int8(…), got {self.precision!r}")
         check_form(self.deform_conv, self.opset_version)
@@ -113,17 +101,27 @@ class ExportOptions:
             raise ValueError(f"img_shape: expected 'optional', 'required' or None, got {self.img_shape!r}")
         if not isinstance(self.verify, bool) and (self.precision != "float32" or self.raw_outputs):
             raise ValueError("verify: expected no picture with raw_outputs, float16 or int8: compare the AP")
-        if self.draw and self.raw_outputs:
-            raise ValueError("draw: expected False with raw_outputs, which are not detections")
-        packages = {"onnx": True, "onnxscript": True, "onnxslim": self.simplify, "openvino": ending == ".xml"}
+
+    def check(self) -> None:
+        """Look for what the export needs, and remove what a killed one left.
+
+        Raises:
+            ModuleNotFoundError: a package that writes, quantises or runs the file is not installed.
+            UserError: a file or folder does not exist, or the file exists without ``force``.
+        """
+        folder, is_onnx = self.files[0].absolute().parent, self.files[0].suffix == ".onnx"
+        if not (folder.exists() or folder.parent.is_dir()):
+            raise UserError(f"path: expected a file in a folder that exists, got {self.path}")
+        is_int8 = isinstance(self.precision, Int8)
+        packages = {"onnx": True, "onnxscript": True, "openvino": not is_onnx}
+        packages["onnxruntime"] = is_int8 or (self.verifies and is_onnx)
         for package in filter(packages.get, packages):
             import_module(package)
-        for name, source in (("verify", self.verify), ("draw", self.draw)):
-            if not isinstance(source, bool) and picture_files(source) is None:
-                require_file(str(source), name)
+        if not isinstance(self.verify, bool) and picture_files(self.verify) is None:
+            require_file(str(self.verify), "verify")
         if isinstance(self.precision, Int8):
             self.precision.files  # noqa: B018  raises without images
-        require_new("export", *self.files, *self.drawings, force=self.force)
+        require_new("export", *self.files, force=self.force)
 
     @property
     def verifies(self) -> bool:
@@ -134,82 +132,3 @@ class ExportOptions:
     def files(self) -> tuple[Path, ...]:
         path = Path(self.path).expanduser()
         return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
-
-    @property
-    def drawings(self) -> tuple[Path, ...]:
-        return (self.files[0].with_suffix(".png"),) if self.draw else ()
-
-
-class Difference(NamedTuple):
-    """In what two detections differ most."""
-
-    tolerances: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How many detections of a file and of PyTorch match.
-
-    Attributes:
-        matched: number of pairs.
-        number: the larger of the two numbers of detections.
-        largest: the largest difference of detections that do not match.
-        mask_iou: the least IoU of the masks of boxes that match; None without masks.
-    """
-
-    matched: int
-    number: int
-    largest: Difference | None = field(default=None, compare=False)
-    mask_iou: float | None = field(default=None, compare=False)
-
-    @property
-    def holds(self) -> bool:
-        """At least 99 % match. Where two boxes overlap by exactly NMS's threshold, rounding decides."""
-        return self.number > 0 and self.matched >= 0.99 * self.number
-
-    def __add__(self, other: "Agreement") -> "Agreement":
-        largest = max((each for each in (self.largest, other.largest) if each), default=None)
-        overlaps = [each for each in (self.mask_iou, other.mask_iou) if each is not None]
-        numbers = self.matched + other.matched, self.number + other.number
-        return Agreement(*numbers, largest, min(overlaps, default=None))
-
-    def __str__(self) -> str:
-        if not self.number:
-            return "not compared: neither PyTorch nor the file detects an object in the picture; give another"
-        text = f"{self.matched} of {self.number} detections agree between PyTorch and the file"
-        if self.mask_iou is not None:
-            text += f"; the least IoU of masks is {self.mask_iou:.3f}"
-        return f"{text}; the largest difference: {self.largest.text}" if self.largest else text
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """A written file.
-
-    Attributes:
-        files: the file; for an ``.xml`` file also its ``.bin`` file.
-        shape: height and width of the input; None if they are dynamic.
-        findings: what the file cannot do.
-        agreement: with PyTorch, if they were compared.
-        drawings: the drawing of both, if there is one.
-    """
-
-    files: tuple[Path, ...]
-    shape: tuple[int, int] | None
-    findings: tuple[Finding, ...] = ()
-    agreement: Agreement | None = None
-    drawings: tuple[Path, ...] = ()
-
-    def load(self, **options: Any) -> ExportedDetector:
-        """Open the file; options: those of :class:`dcnzoo.export.Detector`."""
-        return ExportedDetector(self.files[0], **options)
-
-    def __str__(self) -> str:
-        megabytes = sum(file.stat().st_size for file in self.files) / 2**20
-        size = f"input {self.shape[0]} × {self.shape[1]}" if self.shape else "dynamic height and width"
-        lines = [f"written: {', '.join(map(str, self.files))} ({megabytes:.1f} MiB), {size}"]
-        if self.agreement is not None:
-            lines.append(str(self.agreement))
-        lines += [f"drawn: {drawing}" for drawing in self.drawings]
-        return "\n".join(lines)

@@ -38,15 +38,14 @@ def set_types_of_ranges(program: torch.export.ExportedProgram) -> None:
 
 
 def name_nodes(model: "onnx_ir.Model") -> None:
-    """Let the names of nodes of dcnzoo's operators begin with ``dcnzoo_``; remove the paths of sources.
+    """Let the names of nodes of dcnzoo's operators begin with ``dcnzoo_``; remove torch's notes on each node.
 
     Quantisers, which must leave out the arithmetic of coordinates, select nodes by their names.
     """
     for node in model.graph.all_nodes():
-        properties = node.metadata_props
-        properties.pop("pkg.torch.onnx.stack_trace", None)
-        if "target=torch.ops.dcnzoo." in properties.get("pkg.torch.onnx.fx_node", ""):
+        if "target=torch.ops.dcnzoo." in node.metadata_props.get("pkg.torch.onnx.fx_node", ""):
             node.name = f"dcnzoo_{node.name}"
+        node.metadata_props.clear()
 
 
 def remove_default_reductions(model: "onnx_ir.Model") -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from dcnzoo.export import operators, opsets  # noqa: F401  registers the translations
-from dcnzoo.export.fixed_size import GRAPHS
-from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, translations
+from dcnzoo.export import fixed_size, operators, opsets  # noqa: F401  registers the translations
+from dcnzoo.export.graph import DynamoGraph, TorchScriptGraph, Value, dynamo_translations, translations
 
 
 def translation_table(
@@ -46,11 +45,12 @@ def translation_table(
 
         return translate
 
-    graphs = dict(GRAPHS)
-    for name, translation in translations.items():
-        namespace, operator = name.split("::")
+    graphs = {}
+    for name, translation in (translations | dynamo_translations).items():
+        namespace, _, operator = name.partition("::")
+        operator, _, overload = operator.partition(".")
         if packet := getattr(getattr(torch.ops, namespace), operator, None):  # torchvision's may be missing
-            graphs[packet.default] = translation
+            graphs[getattr(packet, overload or "default")] = translation
     return {overload: onnxscript_function(graph) for overload, graph in graphs.items()}
 
 

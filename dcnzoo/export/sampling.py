@@ -55,9 +55,9 @@ def read_rows(
     indices, weights = zip(*corners(g, axes, sizes), strict=True)
 
     def together(parts: Sequence[Value], *shape: int) -> Value:
-        flat = (g.shaped(part, 0, 0, -1, count) for part in parts)
-        return g.shaped(g.Concat(*flat, axis=3), 0, 0, 0, *shape)
+        flat = (g.reshape(part, 0, 0, -1, count) for part in parts)
+        return g.reshape(g.Concat(*flat, axis=3), 0, 0, 0, *shape)
 
     rows = g.GatherND(maps, together(indices, -1, 1), batch_dims=2)
     # one product of matrices: to add the samples of each corner in turn takes twice the time
-    return g.shaped(g.MatMul(g.Cast(together(weights, 1, -1), to=kind), rows), 0, 0, 0, -1)
+    return g.reshape(g.MatMul(g.Cast(together(weights, 1, -1), to=kind), rows), 0, 0, 0, -1)

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from dcnzoo.detect.backends import IMG_SHAPE
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
-
-SIZES = "img_shape"  # the input with the sizes of the pictures
 
 
 def finish_file(
@@ -27,10 +26,6 @@ def finish_file(
         calibration: samples of inputs for int8.
     """
     path = options.files[0]
-    if options.simplify:
-        import onnxslim
-
-        onnx.save(onnxslim.slim(str(graph)), str(graph))
     if isinstance(options.precision, Int8):
         to_int8(graph, calibration)
     elif path.suffix == ".onnx" and options.precision == "float16":
@@ -41,7 +36,7 @@ def finish_file(
     elif has_default_size(options):
         model = onnx.load(graph)
         for value in model.graph.input:
-            if value.name == SIZES:
+            if value.name == IMG_SHAPE:
                 _add_default(model, value)
         onnx.save(model, graph)
     return options.files
@@ -58,4 +53,4 @@ def _add_default(model: onnx.ModelProto, sizes: onnx.ValueInfoProto) -> None:
     default = np.full((rows.dim_value, 2), -1, np.int64)
     if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
         rows.dim_param = "sizes"  # one, or as many as images
-    model.graph.initializer.append(onnx.numpy_helper.from_array(default, SIZES))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(default, IMG_SHAPE))

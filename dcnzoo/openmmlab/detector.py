@@ -24,9 +24,10 @@ from dcnzoo.detect.detections import SCORE_THRESHOLD, Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
-from dcnzoo.export.options import ExportOptions, ExportResult
+from dcnzoo.export.options import ExportOptions
+from dcnzoo.export.result import ExportResult
 from dcnzoo.openmmlab.calls import call_settings
-from dcnzoo.openmmlab.export.preprocessing import require_colour
+from dcnzoo.openmmlab.config.check import require_colour
 from dcnzoo.openmmlab.hooks.channels_last import to_channels_last
 from dcnzoo.openmmlab.results import instances_of, require_masks_of_image_size, to_detections
 from dcnzoo.utils.errors import UserError, one_line

@@ -24,7 +24,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
 _EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("mmcv", "mmdet", "mmengine", "cv2", "matplotlib", "safetensors"), "mmdet"),
-    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnxslim"), "onnx"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     "openvino": "openvino",
 }
 _IN_SEVERAL_EXTRAS = ("PIL", "msgspec", "numpy", "pycocotools", "requests", "rich", "yaml")

@@ -172,6 +172,16 @@ def test_two_resizes_are_refused():
         preprocessing_of([LOAD, RESIZE, RESIZE, PACK], DetDataPreprocessor(), CLASSES)
 
 
+PAD = dict(type="Pad", size_divisor=32)
+
+
+@pytest.mark.parametrize("second", [RESIZE, PAD])
+def test_steps_after_padding_are_refused(second):
+    """The file resized first: an input of 96 × 160 in place of MMDetection's 80 × 120."""
+    with pytest.raises(ValueError, match=rf"{second['type']}: the step after Pad cannot be stored"):
+        preprocessing_of([LOAD, PAD, second, PACK], DetDataPreprocessor(), CLASSES)
+
+
 @pytest.mark.parametrize(
     ("limit", "size"),
     [((None, None), (75, 133)), ((60, 200), (60, 106)), ((200, 50), (28, 50)), ((75, 133), (75, 133))],

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.outputs import rescale_detections
-from dcnzoo.export.options import Agreement
+from dcnzoo.export.result import Agreement
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.symbolic_sizes import data_sample
@@ -99,6 +99,12 @@ RTMDET = {
 RTMDET |= {f"{part}.norm_cfg": dict(type="BN") for part in ("neck", "bbox_head")}
 RTMDET |= {f"bbox_head.{name}": WIDTH for name in ("in_channels", "feat_channels")}
 
+HTC = {**MASKS, "roi_head.semantic_head.num_ins": 3}
+SPARSE = {**PYRAMID, "roi_head.bbox_roi_extractor.featmap_strides": STRIDES}
+SPARSE["rpn_head.proposal_feature_channel"] = WIDTH
+CENTERNET = {"neck.in_channels": WIDTHS[2], "neck.num_deconv_filters": [WIDTH] * 2}
+CENTERNET |= {"neck.num_deconv_kernels": [4, 4], "bbox_head.in_channels": WIDTH}
+
 
 def shrink_detr(cfg, width=WIDTH, layers=1):
     cfg.backbone.out_indices = (2,)
@@ -170,6 +176,10 @@ CONFIGS = {
     "Mask Scoring R-CNN": Family("ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py", MASKS, dcn=False),
     "Mask2Former": Family("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py", shrink_mask2former, dcn=False),
     "RTMDet-Ins": Family("rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py", RTMDET, dcn=False),
+    "HTC": Family("htc/htc_r50_fpn_1x_coco.py", HTC, dcn=False),
+    "Sparse R-CNN": Family("sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py", SPARSE, dcn=False),
+    "CenterNet": Family("centernet/centernet_r18_8xb16-crop512-140e_coco.py", CENTERNET, dcn=False),
+    "TOOD": Family("tood/tood_r50_fpn_1x_coco.py", GROUPED, dcn=False),
     "SOLO": Family("solo/solo_r50_fpn_1x_coco.py", SOLO, dcn=False),
     "SOLOv2": Family("solov2/solov2_r50_fpn_1x_coco.py", SOLOV2, dcn=False),
 }
@@ -309,7 +319,8 @@ def agreement_of(detector: nn.Module, images: torch.Tensor, sizes=None, run=None
     """Compare a detector's ``Predictor``, or a session, with MMDetection's results."""
     if run is None:
         model = Predictor(detector)
-        values = model(images, None if sizes is None else torch.tensor(sizes))
+        with LowerIndexFirst():
+            values = model(images, None if sizes is None else torch.tensor(sizes))
         outputs = dict(zip(model.output_names, (value.numpy() for value in values), strict=True))
         outputs["input_size"] = np.tile(images.shape[2:], (len(images), 1))
     else:

@@ -2,13 +2,15 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import dcnzoo
-from dcnzoo.export.options import ExportOptions, ExportResult, Int8
+from dcnzoo.export.options import ExportOptions, Int8
+from dcnzoo.export.result import ExportResult
 from dcnzoo.openmmlab.export import export as export_module
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
@@ -16,9 +18,10 @@ from tests.commands import error_of
 
 pytest.importorskip("onnx")
 
+MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 VALID = (
     {}, {"shape": (240, 320)}, {"shape": [240, np.int64(320)]}, {"precision": "float16"},
-    {"draw": True}, {"force": True},
+    {"force": True},
     {"opset_version": 21}, {"deform_conv": "gatherelements"}, {"raw_outputs": True}, {"verify": False},
     {"metadata": {"author": "me", "dcnzoos": "a word"}}, {"img_shape": None},
 )  # fmt: skip
@@ -27,21 +30,21 @@ WRONG = (
     ("shape", (240,)), ("precision", "fp16"), ("precision", 16), ("opset_version", 24),
     ("deform_conv", 2), ("deform_conv", "gridsample"),
     ("metadata", {"author": 1}), ("metadata", {"dcnzoo.classes": "[]"}), ("metadata", {"dcnzoo": "{}"}),
-    ("img_shape", True), ("verify", "absent.png"), ("draw", "absent.png"),
+    ("img_shape", True), ("verify", "absent.png"),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("options", VALID)
 def test_valid_options(options, tmp_path):
-    ExportOptions(tmp_path / "model.onnx", **options)
-    ExportOptions(os.fspath(tmp_path / "new" / "model.onnx"), **options)
+    ExportOptions(tmp_path / "model.onnx", **options).check()
+    ExportOptions(os.fspath(tmp_path / "new" / "model.onnx"), **options).check()
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_wrong_options_are_named(name, value, tmp_path):
     with pytest.raises((ValueError, UserError), match=f"^{name}: expected"):
-        ExportOptions(tmp_path / "model.onnx", **{name: value})
+        ExportOptions(tmp_path / "model.onnx", **{name: value}).check()
 
 
 def test_wrong_options_of_int8_are_named():
@@ -53,7 +56,7 @@ def test_wrong_options_of_int8_are_named():
 def test_wrong_paths(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, UserError), match=r"^path: expected"):
-        ExportOptions(path)
+        ExportOptions(path).check()
     assert not list(tmp_path.iterdir())
 
 
@@ -61,9 +64,10 @@ def test_wrong_paths(path, tmp_path, monkeypatch):
     ("options", "message"),
     [
         ([], "expected a new file.*model.onnx"),
-        (["--force", "--show", "--test-img", "absent.png"], "absent.png"),
+        (["--force", "--test-img", "absent.png"], "absent.png"),
+        (["--force", "--fp16", "--test-img", "."], "verify: expected no picture with"),
+        (["--force", "--test-img", ".", "--skip-postprocess"], "raw.outputs|skip-postprocess"),
         (["--force", "--int8", "."], "int8: expected a folder of images"),
-        (["--force", "--show", "--skip-postprocess"], "raw.outputs|skip-postprocess"),
         (["--force", "--deform-conv", "native", "--opset-version", 18], "expected 19 to 23"),
     ],
 )
@@ -71,8 +75,20 @@ def test_the_command_checks_its_options_before_a_model_is_loaded(options, messag
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dcnzoo, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     (tmp_path / "model.onnx").write_text("of somebody")
-    error = error_of("export", "mask-rcnn_r14-mdconv_fpn_8e_shapes", "--out", "model.onnx", *options)
+    error = error_of("export", MODEL, "--out", "model.onnx", *options)
     assert re.search(message, error)
+
+
+def test_a_file_in_float16_is_not_compared():
+    assert "--verify: not allowed with --fp16" in error_of("export", MODEL, "--fp16", "--verify", status=2)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": Int8(Path(__file__).parents[1] / "data")}])
+def test_the_package_that_runs_the_file_is_named_before_the_work(options, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModuleNotFoundError, match="onnxruntime"):
+        ExportOptions(tmp_path / "model.onnx", **options).check()
+    ExportOptions(tmp_path / "model.onnx", verify=False).check()
 
 
 def test_an_existing_file_and_the_pictures_are_checked_before_the_work(tmp_path, monkeypatch):
@@ -81,11 +97,13 @@ def test_an_existing_file_and_the_pictures_are_checked_before_the_work(tmp_path,
         return (Path(options.path),)
 
     monkeypatch.setattr(export_module, "write_detector", write)
-    detector = dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes")
+    detector = dcnzoo.load(MODEL)
     path, damaged = tmp_path / "model.onnx", tmp_path / "damaged.png"
     damaged.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"damaged\.png"):
         detector.export(path, verify=damaged)
+    with pytest.raises(ValueError, match=r"damaged\.png"):  # once, after the trace
+        detector.export(path, precision=Int8(tmp_path))
     assert not path.exists()
     path.write_text("of somebody")
     with pytest.raises(UserError, match=r"expected a new file.*model\.onnx"):
@@ -106,7 +124,7 @@ def test_a_file_that_does_not_agree_replaces_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "write_detector", write)
     monkeypatch.setattr(export_module, "verify", differs)
     monkeypatch.setattr(ExportResult, "load", lambda *_, **__: None)
-    detector = dcnzoo.load("mask-rcnn_r14-mdconv_fpn_8e_shapes")
+    detector = dcnzoo.load(MODEL)
     for path in (tmp_path / "model.onnx", tmp_path / "new" / "model.onnx"):
         with pytest.raises(ValueError, match="verify: expected 99 %"):
             detector.export(path)

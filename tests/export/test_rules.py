@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmcv.ops import batched_nms
+from mmcv.ops import DeformRoIPoolPack, RoIAlign, batched_nms
 from mmdet.models.dense_heads import RetinaHead, TOODHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.layers.transformer import inverse_sigmoid
-from mmdet.models.roi_heads import TridentRoIHead
+from mmdet.models.roi_heads import FCNMaskHead, TridentRoIHead
 from mmdet.models.roi_heads.bbox_heads import bbox_head
 from mmdet.models.utils import filter_scores_and_topk
 from mmdet.registry import MODELS
@@ -35,7 +35,7 @@ from dcnzoo.openmmlab.export.verify import compare
 from dcnzoo.utils.errors import UserError
 
 from ..modules import module_of
-from .detectors import assert_agreement, build, decoded, loaded, predict_batch, size
+from .detectors import WIDTH, assert_agreement, build, decoded, loaded, predict_batch, size
 from .graphs import run
 
 
@@ -289,6 +289,47 @@ def test_a_new_head_needs_one_rule(monkeypatch):
     detector.bbox_head.__class__ = NewHead
     monkeypatch.setitem(rules.BY_KIND, NewHead, rules.Rule(NewHead, rules.DENSE, boxes.DenseHead))
     assert_agreement(detector, torch.randn(1, 3, *size("RetinaNet")))
+
+
+def test_regions_that_are_pooled_in_other_ways_are_refused():
+    """The layer of faster-rcnn_r50_fpn_dpool_1x_coco has no ``pool_mode``: an AttributeError."""
+    detector = build("Faster R-CNN")
+    extractor, like = detector.roi_head.bbox_roi_extractor, detector.roi_head.bbox_roi_extractor.roi_layers[0]
+    pools = (DeformRoIPoolPack((7, 7), WIDTH, deform_fc_channels=8), RoIAlign(7, pool_mode="max"))
+    for pool in pools:
+        extractor.roi_layers[0] = pool
+        with pytest.raises(ValueError, match=f"SingleRoIExtractor pools by {type(pool).__name__}"):
+            Predictor(detector)
+    extractor.roi_layers[0] = like
+    Predictor(detector)
+
+
+def test_a_nested_head_with_a_method_of_its_own_is_refused():
+    """Its parent's rule was once left out, and the mask of each class was stored."""
+
+    class OwnMasks(FCNMaskHead):
+        def _predict_by_feat_single(self, *args, **kwargs):
+            raise NotImplementedError
+
+    detector = build("Mask R-CNN")
+    detector.roi_head.mask_head.__class__ = OwnMasks
+    with pytest.raises(ValueError, match=r"OwnMasks overrides FCNMaskHead\._predict_by_feat_single"):
+        Predictor(detector)
+
+
+def test_the_attributes_of_a_head_stay():
+    detector = build("RetinaNet")
+    detector.bbox_head.name, detector.bbox_head.inputs = "mine", 7
+    traced = Predictor(detector)
+    traced(torch.randn(1, 3, 96, 96))
+    assert (traced.detector.bbox_head.name, traced.detector.bbox_head.inputs) == ("mine", 7)
+
+
+def test_a_wrong_number_of_channels_is_no_matter_of_the_data():
+    with pytest.raises(
+        ValueError, match=r"expected code that runs for the example inputs, got RuntimeError .*channels"
+    ):
+        Predictor(build("RetinaNet"))(torch.randn(1, 4, 96, 96))
 
 
 def test_branches_of_tridentnet():

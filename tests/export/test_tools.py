@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -28,7 +29,7 @@ from tests.commands import error_of, run
 from tests.demo import small_settings
 from tests.processes import ROOT, python
 
-from .detectors import build, calibrate, loaded
+from .detectors import build, calibrate, config, loaded
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -44,8 +45,6 @@ def work(tmp_path_factory):
 
     The detector is the demo's with one level, which takes two thirds of the time to export.
     """
-    from mmdet.registry import MODELS
-
     work = tmp_path_factory.mktemp("deployment")
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict(small_settings(work / "data", train=1, test_dataloader__batch_size=1))
@@ -71,7 +70,7 @@ def test_export_names_the_packages_it_needs(monkeypatch, tmp_path):
     files = tmp_path / "config.py", tmp_path / "weights.pth"
     files[0].write_text("model = dict(type='RTMDet')")
     files[1].touch()
-    message = error_of("export", *map(str, files), "--simplify")
+    message = error_of("export", *map(str, files))
     assert "import of onnx" in message and 'pip install "dcnzoo[mmdet,onnx]"' in message
 
 
@@ -93,15 +92,13 @@ def load(work):
 def exported(work):
     path = work / "model.onnx"
     files = [work / "config.py", work / "weights.pth", "--out", path]
-    output = run("export", *files, "--simplify", "--verify", "--show", "--input-img", PICTURE)
+    output = run("export", *files, "--verify", "--input-img", PICTURE)
     return path, output
 
 
-def test_export_verifies_and_draws(exported):
+def test_export_verifies(exported):
     path, output = exported
     assert "detections agree between PyTorch and the file" in output
-    assert f"drawn: {path.with_suffix('.png')}" in output
-    assert cv2.imread(str(path.with_suffix(".png"))).std() > 10
     model = onnx.load(path)
     assert [o.name for o in model.graph.output] == ["dets", "labels", "box_masks"]
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
@@ -237,23 +234,22 @@ def test_mistakes_in_evaluation_end_in_one_line(work, tmp_path, arguments, messa
     assert re.search(f"^error: .*{message}", error_of("test", *arguments))
 
 
-def test_no_file_before_it_is_simplified(work, tmp_path, monkeypatch):
+def test_no_file_before_it_is_complete(work, tmp_path, monkeypatch):
     """An existing file stays unchanged until all requested steps succeed."""
-    import onnxslim
 
     def write_graph(model, args, path, **options):
         graph_of(path, 64, 96)
 
     def fails(path):
-        raise RuntimeError("cannot be simplified")
+        raise RuntimeError("cannot be converted")
 
     monkeypatch.setattr("dcnzoo.openmmlab.export.export.export_onnx", write_graph)
-    monkeypatch.setattr(onnxslim, "slim", fails)
+    monkeypatch.setattr("dcnzoo.export.writing.to_float16", fails)
     path = tmp_path / "model.onnx"
     path.write_bytes(b"what was there")
     files = [work / "config.py", work / "weights.pth", "--out", path]
-    output = run("export", *files, "--shape", 128, 128, "--simplify", "--force", status=1)
-    assert "error: cannot be simplified" in output.splitlines()
+    output = run("export", *files, "--shape", 128, 128, "--fp16", "--force", status=1)
+    assert "error: cannot be converted" in output.splitlines()
     assert path.read_bytes() == b"what was there" and list(tmp_path.iterdir()) == [path]
 
 
@@ -279,11 +275,29 @@ def test_differences_fail(work, exported):
             verify(detector, changed, pictures)
 
 
+def semi_supervised(teacher):
+    detector = config("RetinaNet")
+    preprocessor = detector["data_preprocessor"]
+    settings = dict(
+        type="SemiBaseDetector",
+        detector=detector,
+        semi_train_cfg={},
+        semi_test_cfg=dict(predict_on="teacher"),
+        data_preprocessor=dict(type="MultiBranchDataPreprocessor", data_preprocessor=preprocessor),
+    )
+    network = MODELS.build(settings).eval()
+    network.teacher = teacher
+    return network
+
+
 @pytest.mark.parametrize("family", ["RetinaNet", pytest.param("Mask R-CNN", marks=pytest.mark.slow)])
 def test_a_file_of_a_fixed_size(family, tmp_path):
     """A picture of another orientation is shrunk with a warning, but the comparison gives none."""
     steps = dict(type="Resize", scale=(128, 64), keep_ratio=True), dict(type="PackDetInputs")
-    detector, path = loaded(build(family), *steps), tmp_path / "model.onnx"
+    network, path = build(family), tmp_path / "model.onnx"
+    if family == "RetinaNet":  # also of a semi-supervised detector, whose data preprocessor has no pad_value
+        network = semi_supervised(network)
+    detector = loaded(network, *steps)
     with pytest.warns(
         UserWarning, match=r"^shape: .*64 × 128 in place of 64 × 120: .* multiples of 32"
     ) as own:
@@ -332,7 +346,7 @@ loaded(build("RetinaNet"), *steps).export({str(tmp_path / "m.onnx")!r}, verify=F
     for path in [*tmp_path.rglob("*"), *tmp_path.iterdir()]:
         os.utime(path, (0, 0))
     assert [*tmp_path.iterdir()] and not (tmp_path / "m.onnx").exists()
-    ExportOptions(tmp_path / "m.onnx")
+    ExportOptions(tmp_path / "m.onnx").check()
     assert not [*tmp_path.iterdir()]
 
 

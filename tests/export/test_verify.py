@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dcnzoo.detect.detections import Detections
-from dcnzoo.export.options import Agreement
+from dcnzoo.export.result import Agreement
 from dcnzoo.openmmlab.export.verify import compare
 
 BOXES = ((10.0, 20, 200, 100), (0.2, 0.4, 0.5, 0.8))  # tolerances of 1e-3 of 200, and of 1e-3 pixels

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+IMG_SHAPE = "img_shape"  # input of an exported file: the sizes of the pictures
 BOX_MASKS = "box_masks"  # output of an exported file: masks at the resolution of the mask head
 # outputs of Mask2Former: mask logits at the resolution of the mask head, and scores of the classes alone
 MASK_LOGITS, CLASS_SCORES = "mask_logits", "class_scores"

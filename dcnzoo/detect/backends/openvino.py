@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcnzoo.detect.backends import Opened
+from dcnzoo.detect.backends import IMG_SHAPE, Opened
 
 if TYPE_CHECKING:
     from openvino import Core, Model, Output
@@ -79,10 +79,10 @@ def _restore_sizes(model: Model) -> None:
     from openvino import opset12 as ops
 
     for node in model.get_ops():
-        if node.get_friendly_name() == "img_shape" and node.get_type_name() == "Constant":
+        if node.get_friendly_name() == IMG_SHAPE and node.get_type_name() == "Constant":
             rows = -1 if model.input(0).partial_shape[0].is_dynamic else node.shape[0]
-            parameter = ops.parameter(PartialShape([rows, 2]), np.int64, name="img_shape")
-            parameter.output(0).set_names({"img_shape"})
+            parameter = ops.parameter(PartialShape([rows, 2]), np.int64, name=IMG_SHAPE)
+            parameter.output(0).set_names({IMG_SHAPE})
             for user in list(node.output(0).get_target_inputs()):
                 user.replace_source_output(parameter.output(0))
             model.add_parameters([parameter])

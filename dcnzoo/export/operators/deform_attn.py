@@ -31,24 +31,24 @@ def dcnv3(
     taps = [(y, x) for x in range(kernel_size[1]) for y in range(kernel_size[0])]  # x-major
     if remove_center:
         del taps[len(taps) // 2]
-    pairs = g.shaped(offset, 0, -1, group, len(taps), 2)
-    factors = g.shaped(mask, 0, -1, group, len(taps))
+    pairs = g.reshape(offset, 0, -1, group, len(taps), 2)
+    factors = g.reshape(mask, 0, -1, group, len(taps))
     axes, sizes = [], []
     for axis in (0, 1):
-        steps = g.Mul(g.range(offset, 1 + axis), g.integer(stride[axis]))
+        steps = g.Mul(g.arange(offset, 1 + axis), g.integer(stride[axis]))
         steps = g.Add(steps, g.integer(middle[axis] - padding[axis]))
-        base = g.Expand(g.shaped(steps, *((-1, 1), (1, -1))[axis]), g.sizes(offset, 1, 2))
+        base = g.Expand(g.reshape(steps, *((-1, 1), (1, -1))[axis]), g.dims(offset, 1, 2))
         tap = g.Cast(g.floats(*(t[axis] * dilation[axis] - middle[axis] for t in taps)), to=real)
         moved = g.Transpose(g.Cast(g.Gather(pairs, g.integer(1 - axis), axis=4), to=real), perm=[0, 2, 1, 3])
         stretched = g.Mul(g.Add(tap, moved), g.number(offset_scale, real))
-        coordinate = g.Add(g.Cast(g.shaped(base, 1, 1, -1, 1), to=real), stretched)  # [N, group, oH·oW, P]
-        sizes.append(g.length(input, 1 + axis))
+        coordinate = g.Add(g.Cast(g.reshape(base, 1, 1, -1, 1), to=real), stretched)  # [N, group, oH·oW, P]
+        sizes.append(g.dim(input, 1 + axis))
         axes.append(neighbours(g, real, coordinate, sizes[axis]))
     factors = g.Transpose(g.Cast(factors, to=real), perm=[0, 2, 1, 3])
     axes[0] = [(index, g.Mul(weight, factors)) for index, weight in axes[0]]
-    maps = g.Transpose(g.shaped(input, 0, -1, group, group_channels), perm=[0, 2, 1, 3])
+    maps = g.Transpose(g.reshape(input, 0, -1, group, group_channels), perm=[0, 2, 1, 3])
     result = g.Transpose(read_rows(g, kind, maps, axes, sizes, len(taps)), perm=[0, 2, 1, 3])
-    return g.shaped(result, g.sizes(offset, 0, 1, 2), group * group_channels)
+    return g.reshape(result, g.dims(offset, 0, 1, 2), group * group_channels)
 
 
 @translates("dcnzoo::dcnv4")
@@ -70,10 +70,10 @@ def dcnv4(
     def part(value: Value, start: int, end: int) -> Value:
         return g.Slice(value, g.ints(start), g.ints(end), g.ints(3))
 
-    grouped = g.shaped(part(offset_mask, 0, group * 3 * points), 0, -1, group, 3 * points)
+    grouped = g.reshape(part(offset_mask, 0, group * 3 * points), 0, -1, group, 3 * points)
 
     def flat(value: Value, width: int) -> Value:  # [N, oH, oW, group·width]
-        return g.shaped(value, g.sizes(offset_mask, 0, 1, 2), group * width)
+        return g.reshape(value, g.dims(offset_mask, 0, 1, 2), group * width)
 
     offset = flat(part(grouped, 0, 2 * points), 2 * points)
     mask = flat(part(grouped, 2 * points, 3 * points), points)
@@ -92,14 +92,14 @@ def ms_deform_attn(
 ) -> Value:  # [N, Q, heads·D]
     kind = g.type_of(value)
     real = wide(kind)
-    heads, channels = g.size(value, 2), g.size(value, 3)
-    levels, points = g.size(sampling_locations, 3), g.size(sampling_locations, 4)
+    heads, channels = g.fixed_size(value, 2), g.fixed_size(value, 3)
+    levels, points = g.fixed_size(sampling_locations, 3), g.fixed_size(sampling_locations, 4)
 
     def per_head(field: Value) -> Value:  # [N, Q, heads, L, P] -> [N, heads, Q, L, P]
         return g.Transpose(g.Cast(field, to=real), perm=[0, 2, 1, 3, 4])
 
     def per_point(field: Value) -> Value:  # [L] -> [L, P], because onnxruntime takes long for [L, 1]
-        return g.Expand(g.shaped(field, -1, 1), g.ints(1, points))
+        return g.Expand(g.reshape(field, -1, 1), g.ints(1, points))
 
     axes, sizes = [], []
     half = g.number(0.5, real)
@@ -120,4 +120,4 @@ def ms_deform_attn(
         size_of_level = [g.Gather(size, number, axis=0) for size in sizes]
         read = read_rows(g, kind, maps, of_level, size_of_level, points)
         total = read if total is None else g.Add(total, read)
-    return g.shaped(g.Transpose(total, perm=[0, 2, 1, 3]), 0, -1, heads * channels)
+    return g.reshape(g.Transpose(total, perm=[0, 2, 1, 3]), 0, -1, heads * channels)

@@ -28,13 +28,13 @@ def deform_roi_pool(
     bins, finite = [], None
     for axis, count in ((0, output_w), (1, output_h)):  # x, y
         low, high = (
-            g.Mul(g.shaped(g.Gather(rois, g.integer(i), axis=1), -1, 1, 1), constant(spatial_scale))
+            g.Mul(g.reshape(g.Gather(rois, g.integer(i), axis=1), -1, 1, 1), constant(spatial_scale))
             for i in (1 + axis, 3 + axis)
         )
         length = g.Sub(high, low)  # [K, 1, 1]
         extent = g.Div(length, constant(count))
         number = g.Cast(g.floats(*range(count)), to=kind)
-        number = g.shaped(number, 1, *((1, -1), (-1, 1))[axis])
+        number = g.reshape(number, 1, *((1, -1), (-1, 1))[axis])
         moved = g.Mul(
             g.Mul(g.Cast(g.Gather(offset, g.integer(axis), axis=1), to=kind), constant(gamma)), length
         )
@@ -48,12 +48,12 @@ def deform_roi_pool(
             slack = g.Mul(g.Add(g.Abs(start), g.Add(g.Abs(extent), constant(1))), constant(3e-7))
             extent = g.Min(g.Max(extent, g.Add(g.Sub(samples, constant(1)), slack)), g.Sub(samples, slack))
         bins.append((start, g.Add(start, extent)))
-    image = g.Expand(g.shaped(g.Gather(rois, g.integer(0), axis=1), -1, 1, 1), g.Shape(bins[0][0]))
+    image = g.Expand(g.reshape(g.Gather(rois, g.integer(0), axis=1), -1, 1, 1), g.Shape(bins[0][0]))
     columns = [image, *(bins[axis][side] for side in (0, 1) for axis in (0, 1))]
-    columns = [g.shaped(column, -1, 1) for column in columns]
-    flat = g.shaped(finite, -1, 1)
+    columns = [g.reshape(column, -1, 1) for column in columns]
+    flat = g.reshape(finite, -1, 1)
     each_bin = g.Concat(columns[0], *(g.Where(flat, c, constant(0)) for c in columns[1:]), axis=1)
     pooled = align(g, input, each_bin, 1, 1, 1.0, sampling_ratio, True)  # [K·oH·oW, C, 1, 1]
-    pooled = g.Where(g.shaped(finite, -1, 1, 1, 1), pooled, constant(0))
-    pooled = g.shaped(pooled, g.sizes(rois, 0), output_h, output_w, g.sizes(input, 1))
+    pooled = g.Where(g.reshape(finite, -1, 1, 1, 1), pooled, constant(0))
+    pooled = g.reshape(pooled, g.dims(rois, 0), output_h, output_w, g.dims(input, 1))
     return g.Transpose(pooled, perm=[0, 3, 1, 2])

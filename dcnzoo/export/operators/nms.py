@@ -6,6 +6,8 @@ It is for ``dcnzoo.ops.nms`` in modules of users. The numbers of boxes of a dete
 
 from dcnzoo.export.graph import FLOAT, Graph, Value, translates
 
+LEAST_IOU = 1e-30  # at 0, OpenVINO also drops boxes that do not overlap
+
 
 @translates("dcnzoo::nms")
 def nms(g: Graph, boxes: Value, scores: Value, iou_threshold: float, offset: int = 0) -> Value:  # [kept]
@@ -14,9 +16,9 @@ def nms(g: Graph, boxes: Value, scores: Value, iou_threshold: float, offset: int
     if offset:
         corners = g.Add(corners, g.floats(0, 0, offset, offset))
     chosen = g.NonMaxSuppression(
-        g.shaped(corners, 1, -1, 4),
-        g.shaped(g.Cast(scores, to=FLOAT), 1, 1, -1),
-        g.sizes(boxes, 0),
-        g.floats(max(iou_threshold, 1e-30)),  # at 0, OpenVINO also drops boxes that do not overlap
+        g.reshape(corners, 1, -1, 4),
+        g.reshape(g.Cast(scores, to=FLOAT), 1, 1, -1),
+        g.dims(boxes, 0),
+        g.floats(max(iou_threshold, LEAST_IOU)),
     )  # [kept, 3]: image, class, box
-    return g.shaped(g.Gather(chosen, g.ints(2), axis=1), -1)
+    return g.reshape(g.Gather(chosen, g.ints(2), axis=1), -1)

@@ -18,7 +18,7 @@ def align(
     aligned: bool,
 ) -> Value:  # [K, C, output_h, output_w]
     """The operator ``RoiAlign`` with average pooling."""
-    image = g.Cast(g.shaped(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
+    image = g.Cast(g.reshape(g.Gather(rois, g.ints(0), axis=1), -1), to=INT64)
     return g.RoiAlign(
         features,
         g.Gather(rois, g.ints(1, 2, 3, 4), axis=1),

@@ -10,12 +10,29 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 
 from dcnzoo.data.files import InvalidAnnotation, read_json
+from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.classes import ALL, STUFF, THINGS, data_sets, numbers
 from dcnzoo.openmmlab.config.tree import annotation_file, class_of, dicts
 from dcnzoo.utils.errors import UserError, printable
 from dcnzoo.utils.findings import Finding
 
 PARTS = ("train", "val", "test")
+
+
+# arguments of LoadImageFromFile, and their values with which it returns the pixels of detect.pictures.read
+# (Pillow's are others for 16 bits, and for grey with transparency)
+READ = {"color_type": ("color",), "imdecode_backend": ("cv2", "pillow", "turbojpeg", None)}
+
+
+def require_colour(step: Mapping) -> None:
+    """Raise ModelError if a config's ``LoadImageFromFile`` reads other channels or values or ignores EXIF."""
+    for name, values in READ.items():
+        if (value := step.get(name, values[0])) not in values:
+            expected = ", ".join(map(repr, values))
+            raise ModelError(
+                f"test_pipeline: LoadImageFromFile: {name}: expected {expected}, got {value!r}, with which "
+                "only dcnzoo train and dcnzoo test read pictures"
+            )
 
 
 def check_config(

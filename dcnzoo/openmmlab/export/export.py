@@ -7,30 +7,27 @@ traced module is in :mod:`dcnzoo.openmmlab.export.predict`, its parts are in
 
 import dataclasses
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from mmdet.utils import get_test_pipeline_cfg
-from PIL import Image
 from torch import Tensor
 from torch.export import Dim
 
-from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.drawing import encoded
-from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.outputs import MASK_THRESHOLD, SCORE_THRESHOLD_KEY
+from dcnzoo.detect.pictures import read
 from dcnzoo.detect.preprocessing import Preprocessing
 from dcnzoo.detect.session import Session
 from dcnzoo.export.onnx import export_onnx
-from dcnzoo.export.options import ExportOptions, ExportResult, Int8
+from dcnzoo.export.options import ExportOptions, Int8
+from dcnzoo.export.result import ExportResult
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.export.writing import finish_file, has_default_size
 from dcnzoo.openmmlab.calls import tracing
@@ -40,7 +37,7 @@ from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
 from dcnzoo.openmmlab.export.verify import verify, verify_raw_outputs
 from dcnzoo.utils.errors import one_line
-from dcnzoo.utils.files import partial_folder, replacing, write_bytes
+from dcnzoo.utils.files import partial_folder, replacing
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.progress import name_step
 
@@ -70,13 +67,17 @@ class Plan:
 
 def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportResult:
     """Export a detector: see :meth:`dcnzoo.openmmlab.detector.TorchDetector.export`."""
+    options.check()
     plan = make_plan(detector, options)
     compared: list[np.ndarray] = []
     calibration: Iterable[Mapping[str, np.ndarray]] = ()
     if plan.preprocessing is not None:
-        if options.verifies and not options.raw_outputs:  # before the work: one may be damaged
+        # before the work: a picture may be damaged
+        if options.verifies and not options.raw_outputs:
             compared = pictures_to_verify(options.verify, plan.preprocessing)
         if isinstance(options.precision, Int8):
+            for file in options.precision.files:
+                read(file)
             calibration = calibration_inputs(plan.preprocessing, options.precision.files, plan.shape)
     path = options.files[0]
     folder = path.parent if path.parent.exists() else path.parent.parent
@@ -101,10 +102,7 @@ def export_detector(detector: BaseDetector, options: ExportOptions) -> ExportRes
         for file in reversed(written):  # the weights of an IR before it
             with replacing(path.with_name(file.name)) as partial:
                 shutil.move(file, partial)
-    result = dataclasses.replace(result, files=options.files, drawings=options.drawings)
-    for drawing in options.drawings:
-        draw_both(detector, result.load(device="cpu"), options.draw, drawing)
-    return result
+    return dataclasses.replace(result, files=options.files)
 
 
 def make_plan(detector: BaseDetector, options: ExportOptions) -> Plan:
@@ -169,19 +167,9 @@ def _example_size(options: ExportOptions, preprocessing: Preprocessing | None) -
         warnings.warn(
             f"shape: the file has the input {height} × {width} in place of {asked}: the detector pads its "
             f"inputs to multiples of {divisor}",
-            stacklevel=5,
+            stacklevel=2,
         )
     return height, width
-
-
-def draw_both(
-    detector: BaseDetector, exported: ExportedDetector, source: str | os.PathLike | bool, path: Path
-) -> None:
-    """Draw the detections of PyTorch, at the left, and of the file, at the right, in a picture."""
-    picture = pictures_to_verify(source, Preprocessing.from_metadata(exported.model.metadata))[0]
-    results = [cast(Detections, each(picture, bgr=True)) for each in (detector, exported)]
-    sides = [np.asarray(detections.draw()) for detections in results]
-    write_bytes(path, encoded(Image.fromarray(np.hstack(sides)), "PNG"))
 
 
 def write_detector(

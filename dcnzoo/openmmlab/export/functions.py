@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from mmdet.models.utils import filter_scores_and_topk
 from mmdet.models.utils.gaussian_target import get_topk_from_heatmap
 from mmengine.config import ConfigDict
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from dcnzoo.compat.mmcv import deform_conv
@@ -31,14 +32,17 @@ from dcnzoo.export.fixed_size import ABSENT, best
 from dcnzoo.openmmlab.export.nms import best_pairs, suppress
 from dcnzoo.openmmlab.export.symbolic_sizes import tensor_of
 
+# which rows of the RPN's results are proposals, [M], while an RoI head predicts: MMDetection has no others
+proposals: ContextVar[Tensor | None] = ContextVar("proposals", default=None)
+
 
 @contextmanager
-def replaced(detector: nn.Module) -> Iterator[None]:
-    """Context in which the functions are replaced, in every module that imports them, to trace a detector."""
+def replaced() -> Iterator[None]:
+    """Context in which the functions are replaced, in every module that imports them."""
     everywhere: dict[Callable, Callable] = {
         filter_scores_and_topk: first_pairs,
         mmcv_ops.batched_nms: keep_all,
-        multiclass_nms: partial(keep_best, roi_head=getattr(detector, "roi_head", None)),
+        multiclass_nms: keep_best,
         get_topk_from_heatmap: best_peaks,
         inverse_sigmoid: logit,
     }
@@ -106,16 +110,13 @@ def keep_best(
     score_factors: Tensor | None = None,
     return_inds: bool = False,
     box_dim: int = 4,
-    *,
-    roi_head: Any = None,
 ) -> tuple[Tensor, ...]:
-    """Replace ``multiclass_nms``. Boxes of the detector's RoI head that are no proposals have no score."""
+    """Replace ``multiclass_nms``. Boxes of an RoI head that are no proposals have no score."""
     count, classes = multi_scores.shape[0], multi_scores.shape[1] - 1
     boxes = multi_bboxes.reshape(count, -1, 4).expand(-1, classes, -1).reshape(-1, 4)
     scores = multi_scores[:, :-1]
     present = scores > score_thr
-    is_proposal = getattr(roi_head, "is_proposal", None)
-    if is_proposal is not None:
+    if (is_proposal := proposals.get()) is not None:
         present = present & is_proposal[:, None]
     if score_factors is not None:
         scores = scores * score_factors[:, None]

@@ -13,6 +13,7 @@ from mmdet.models.detectors import SemiBaseDetector
 from torch import nn
 
 from dcnzoo.data.shapes import ShapesSpec, draw_image
+from dcnzoo.detect.backends import IMG_SHAPE
 from dcnzoo.detect.exported import stack
 from dcnzoo.detect.pictures import read
 from dcnzoo.detect.preprocessing import Preprocessing
@@ -53,5 +54,5 @@ def calibration_inputs(
         images, size = preprocessing(read(file), limit)
         yield {
             "input": stack([images], limit, preprocessing.pad_value),
-            "img_shape": np.array([preprocessing.padded(size, limit)]),
+            IMG_SHAPE: np.array([preprocessing.padded(size, limit)]),
         }

@@ -17,7 +17,7 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, MASK_LOGITS
+from dcnzoo.detect.backends import BOX_MASKS, CLASS_SCORES, IMG_SHAPE, MASK_LOGITS
 from dcnzoo.export.onnx import named_errors
 from dcnzoo.openmmlab.export import functions, rules
 from dcnzoo.openmmlab.export.mixins.features import Features, Head
@@ -29,11 +29,7 @@ class Predictor(nn.Module):
     """Map images [N, 3, H, W] and the sizes of their pictures to the outputs in ``output_names``.
 
     ``img_shape`` is [N, 2], int64: height and width without padding; the whole input where it is negative.
-    ``dets`` is [N, K, 5]: (x1, y1, x2, y2, score) in pixels of the input, best first. ``labels`` is [N, K];
-    -1 marks unused rows. A detector with masks has one more output: ``masks`` [N, K, H, W], uint8, is the
-    probability times 255; in its place, ``box_masks`` [N, K, h, w], float32, are probabilities in the pixels
-    of the mask head, which cover the box. Of Mask2Former, ``mask_logits`` [N, K, h, w] and ``class_scores``
-    [N, K] are what its boxes, scores and masks in a picture of another size are computed from.
+    The outputs are described in :mod:`dcnzoo.detect.outputs`.
 
     Args:
         sized: with the input ``img_shape``. Without, the pictures have no padding.
@@ -42,7 +38,7 @@ class Predictor(nn.Module):
         ValueError: the detector is not supported.
     """
 
-    input_names: tuple[str, ...] = ("input", "img_shape")
+    input_names: tuple[str, ...] = ("input", IMG_SHAPE)
     output_names: tuple[str, ...] = ("dets", "labels")
 
     def __init__(self, detector: Any, sized: bool = True) -> None:
@@ -76,7 +72,7 @@ class Predictor(nn.Module):
             sizes = torch.where(img_shape >= 0, img_shape, sizes)
         is_transformer = isinstance(self.detector, DetectionTransformer)
         predict = self._predict_batch if is_transformer else self._predict_images
-        with functions.replaced(self.detector), SymbolicSizes(), named_errors(self.detector, "detector"):
+        with functions.replaced(), SymbolicSizes(), named_errors(self.detector, "detector"):
             return torch.vmap(best_first)(*predict(images, sizes))
 
     def _predict_batch(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
@@ -90,7 +86,7 @@ class Predictor(nn.Module):
         maps = detector.extract_feat(images)
         arguments = maps, [data_sample(padded, padded)]
         heads = [part for part in rules.parts_of(detector).values() if isinstance(part, Head)]
-        outputs = {head.name: head(*arguments[: head.inputs]) for head in heads}
+        outputs = {head._dcnzoo_name: head(*arguments[: head._dcnzoo_inputs]) for head in heads}
         tensors, rebuild = tensors_of((maps, outputs))
         of_masks: list[Callable] = []  # rebuilds the inputs of the RoI head's masks
 

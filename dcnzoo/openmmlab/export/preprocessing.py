@@ -14,7 +14,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.registry import DefaultScope
 
 from dcnzoo.detect.preprocessing import Preprocessing
-from dcnzoo.detect.sources import ModelError
+from dcnzoo.openmmlab.config.check import require_colour
 
 # arguments that are described, or change nothing here
 FILES = {"type", "backend_args", "file_client_args"}
@@ -53,8 +53,10 @@ def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Se
             continue
         stored, default = STORED.get(kind, {"type"}), ("interpolation", "bilinear")
         unknown = [f"{k}={v!r}" for k, v in step.items() if k not in stored and (k, v) != default]
-        if unknown or kind not in STORED or ("scale" in step and values["scale"]):
-            problem = ", ".join(unknown) or "the step"
+        is_padding = kind is mmdet_transforms.Pad
+        is_late = "divisor" in values and ("scale" in step or is_padding)
+        if unknown or kind not in STORED or is_late or ("scale" in step and values["scale"]):
+            problem = ", ".join(unknown) or "the step" + " after Pad" * is_late
             raise ValueError(f"test_pipeline: {step['type']}: {problem} cannot be stored in a file")
         if kind is transforms.LoadImageFromFile:
             require_colour(step)
@@ -64,7 +66,7 @@ def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Se
             values["scale"] = (scale, scale) if isinstance(scale, int) else tuple(scale)
             values["keep_ratio"] = step.get("keep_ratio", False)
             values["resize_by"] = step.get("backend", "cv2")
-        elif kind is mmdet_transforms.Pad:
+        elif is_padding:
             values |= _padding(step)
             if is_normalised:
                 mean, std = values["mean"], values["std"]
@@ -78,22 +80,6 @@ def preprocessing_of(pipeline: Sequence[Mapping], preprocessor: Any, classes: Se
             values |= {key: tuple(map(float, step[key])) for key in ("mean", "std")}
             values["rgb"], is_normalised = step.get("to_rgb", True), True
     return Preprocessing(tuple(classes), **values)
-
-
-# arguments of LoadImageFromFile, and their values with which it returns the pixels of detect.pictures.read
-# (Pillow's are others for 16 bits, and for grey with transparency)
-READ = {"color_type": ("color",), "imdecode_backend": ("cv2", "pillow", "turbojpeg", None)}
-
-
-def require_colour(step: Mapping) -> None:
-    """Raise ModelError if a config's ``LoadImageFromFile`` reads other channels or values or ignores EXIF."""
-    for name, values in READ.items():
-        if (value := step.get(name, values[0])) not in values:
-            expected = ", ".join(map(repr, values))
-            raise ModelError(
-                f"test_pipeline: LoadImageFromFile: {name}: expected {expected}, got {value!r}, with which "
-                "only dcnzoo train and dcnzoo test read pictures"
-            )
 
 
 def _padding(step: Mapping) -> dict[str, Any]:

@@ -41,16 +41,17 @@ class Rule:
 
     Attributes:
         kind: the class.
-        relies_on: methods whose code the rule relies on. A subclass that overrides one is refused, if it is a
-            head or a detector; a layer stays as it is.
+        relies_on: methods whose code the rule relies on. A subclass that overrides one is refused.
         mixin: in front of the class of the part, in the copy that is traced.
         refused: why such a module cannot be exported.
+        optional: such a subclass stays as it is, because it may be traced.
     """
 
     kind: type[nn.Module]
     relies_on: tuple[str, ...] = ()
     mixin: type[nn.Module] | None = None
     refused: str = ""
+    optional: bool = False
 
 
 RULES = (
@@ -82,7 +83,7 @@ RULES = (
     Rule(roi_heads.HybridTaskCascadeRoIHead, ROI, roi.HybridTaskCascadeRoIHead),
     Rule(roi_heads.SparseRoIHead, ROI),
     Rule(roi_heads.SCNetRoIHead, refused="its context is added image by image"),
-    Rule(roi_heads.BBoxHead, ("refine_bboxes",), roi.BBoxHead),
+    Rule(roi_heads.BBoxHead, ("refine_bboxes",), roi.BBoxHead, optional=True),  # SABLHead has its own
     Rule(roi_heads.FCNMaskHead, (SINGLE,), roi.FCNMaskHead),
     Rule(roi_heads.MaskIoUHead, ("predict_by_feat",), roi.MaskIoUHead),
     Rule(dense_heads.DETRHead, TRANSFORMER, transformers.DETRHead),
@@ -99,12 +100,12 @@ RULES = (
     Rule(detectors.DeformableDETR, DEFORMABLE, transformers.DeformableDETR),
     Rule(detectors.DINO, (*DEFORMABLE, "forward_decoder"), transformers.DINO),
     # layers
-    Rule(layers.MSDeformAttnPixelDecoder, LAYER, masks.MSDeformAttnPixelDecoder),
-    Rule(roi_heads.SingleRoIExtractor, LAYER, roi.SingleRoIExtractor),
-    Rule(mmcv_ops.RoIAlign, LAYER, roi.RoIAlign),
-    Rule(mmcv_ops.SimpleRoIAlign, LAYER, roi.SimpleRoIAlign),
-    Rule(mmcv_ops.CornerPool, LAYER, own.CornerPool),
-    Rule(nn.GroupNorm, LAYER, own.GroupNorm),
+    Rule(layers.MSDeformAttnPixelDecoder, LAYER, masks.MSDeformAttnPixelDecoder, optional=True),
+    Rule(roi_heads.SingleRoIExtractor, LAYER, roi.SingleRoIExtractor, optional=True),
+    Rule(mmcv_ops.RoIAlign, LAYER, roi.RoIAlign, optional=True),
+    Rule(mmcv_ops.SimpleRoIAlign, LAYER, roi.SimpleRoIAlign, optional=True),
+    Rule(mmcv_ops.CornerPool, LAYER, own.CornerPool, optional=True),
+    Rule(nn.GroupNorm, LAYER, own.GroupNorm, optional=True),
 )
 BY_KIND = {rule.kind: rule for rule in RULES}
 
@@ -126,7 +127,7 @@ def copy_for_tracing(detector: nn.Module) -> Any:
     for name, head in parts_of(traced).items():
         if inputs := inputs_of(head):
             put_in_front(features.Head, head)
-            head.name, head.inputs = name, inputs
+            head._dcnzoo_name, head._dcnzoo_inputs = name, inputs
     for part in traced.modules():
         rule = rule_for(type(part))
         if rule is not None and rule.mixin is not None and not reason_to_refuse(part):
@@ -194,4 +195,13 @@ def reason_to_refuse_detector(detector: nn.Module) -> str:
         if settings.get("panoptic_on", True) or settings.get("semantic_on", False):
             return f"the results of {name} are panoptic or semantic"
         parts["panoptic_fusion_head"] = fusion
+    for part in detector.modules():
+        for layer in getattr(part, "roi_layers", ()):
+            known = isinstance(layer, mmcv_ops.RoIAlign | mmcv_ops.SimpleRoIAlign)
+            # ONNX's "max" takes the maximum of weighted neighbours, not of samples
+            if not known or getattr(layer, "pool_mode", "avg") != "avg":
+                return f"{type(part).__name__} pools by {type(layer).__name__}, not by RoIAlign with 'avg'"
+        rule = rule_for(type(part))
+        if part not in parts.values() and rule is not None and not rule.optional:
+            parts[str(len(parts))] = part
     return next(filter(None, map(reason_to_refuse, parts.values())), "")

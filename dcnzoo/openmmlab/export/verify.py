@@ -1,13 +1,14 @@
 """Compare the results of an exported file with those of PyTorch, on the same pictures.
 
 :func:`verify` chooses views and batches, :func:`predict` runs PyTorch on the file's inputs, :func:`compare`
-matches the detections of a picture. What it returns and prints is a :class:`dcnzoo.export.options.Agreement`.
+matches the detections of a picture. What it returns and prints is a :class:`dcnzoo.export.result.Agreement`.
 """
 
 import dataclasses
 import itertools
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,8 +21,9 @@ from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.session import Session
-from dcnzoo.export.options import Agreement, Difference
+from dcnzoo.export.result import Agreement, Difference
 from dcnzoo.openmmlab.calls import call_settings
+from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.predict import RawHead
 from dcnzoo.openmmlab.results import to_detections
 
@@ -93,12 +95,13 @@ def predict(
     input is that of the file.
     """
     model, shape = detector.model, exported.model.shape[2:]
+    part: Any = predicting_part(model)
     batch = [detector.prepare(picture) for picture in pictures]
     data = model.data_preprocessor(pseudo_collate(batch), False)
     images, samples = data["inputs"], data["data_samples"]
     if shape[0] is not None and all(map(exported.fits, pictures)):
         rest = [length - n for length, n in zip(shape, images.shape[2:], strict=True)]
-        images = F.pad(images, (0, rest[1], 0, rest[0]), value=model.data_preprocessor.pad_value)
+        images = F.pad(images, (0, rest[1], 0, rest[0]), value=part.data_preprocessor.pad_value)
     elif shape[0] is not None:
         inputs, sizes, _ = zip(*map(exported.prepare, pictures), strict=True)
         images = torch.from_numpy(exported.stack(inputs)).to(images)

@@ -17,11 +17,11 @@ class Features(tuple):
 
 
 class Head(nn.Module):
-    name: str  # in the detector
-    inputs: int  # of forward: the features, or also data samples
+    _dcnzoo_name: str  # in the detector
+    _dcnzoo_inputs: int  # of forward: the features, or also data samples
 
     def forward(self, x: Any, *others: Any) -> Any:
-        return x.outputs[self.name] if isinstance(x, Features) else super().forward(x, *others)
+        return x.outputs[self._dcnzoo_name] if isinstance(x, Features) else super().forward(x, *others)
 
 
 class Detector(BaseDetector):

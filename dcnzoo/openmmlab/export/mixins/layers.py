@@ -4,10 +4,20 @@ Each has the outputs of the layer itself. Layers that pool RoIs are in
 :mod:`dcnzoo.openmmlab.export.mixins.roi`.
 """
 
+import torch
 from mmcv import ops as mmcv_ops
 from torch import Tensor, nn
 
-from dcnzoo.export.fixed_size import running_max
+
+def running_max(values: Tensor, axis: int) -> Tensor:
+    """The values of ``torch.cummax``, for which torch's exporter has no translation."""
+
+    def step(largest: Tensor, row: Tensor) -> list[Tensor]:
+        largest = torch.maximum(largest, row)
+        return [largest, largest.clone()]
+
+    rows = values.movedim(axis, 0).contiguous()
+    return torch.ops.higher_order.scan(step, [rows[0]], [rows], ())[1].movedim(0, axis)
 
 
 class CornerPool(mmcv_ops.CornerPool):

@@ -20,6 +20,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from dcnzoo.export.fixed_size import roi_align_pyramid
+from dcnzoo.openmmlab.export.functions import proposals
 from dcnzoo.openmmlab.export.nms import is_used, of_class
 from dcnzoo.openmmlab.export.symbolic_sizes import data_sample, tensor_of
 
@@ -27,20 +28,15 @@ META = data_sample((1, 1), (1, 1)).metainfo  # masks are pasted later, with the 
 
 
 class RoIHead(BaseRoIHead):
-    """Predicts masks at the end, for the detections of all images: only then it is known which rows are used.
-
-    Attributes:
-        is_proposal: which rows of the RPN's results are proposals, [M]. MMDetection returns only these.
-    """
-
-    is_proposal: Tensor | None = None
+    """Predicts masks at the end, for the detections of all images: only then, the used rows are known."""
 
     def predict(self, x: Any, rpn_results_list: list, *args: Any, **kwargs: Any) -> list[InstanceData]:
-        (proposals,) = rpn_results_list
-        self.is_proposal = proposals.scores >= 0 if "scores" in proposals else None
-        results = super().predict(x, rpn_results_list, *args, **kwargs)
-        self.is_proposal = None
-        return results
+        (results,) = rpn_results_list
+        token = proposals.set(results.scores >= 0 if "scores" in results else None)
+        try:
+            return super().predict(x, rpn_results_list, *args, **kwargs)
+        finally:
+            proposals.reset(token)
 
     def predict_mask(self, *args: Any, **kwargs: Any) -> list[InstanceData]:
         """Add the inputs of the masks to the results, as ``mask_inputs``."""
@@ -188,8 +184,6 @@ class SingleRoIExtractor(roi_heads.SingleRoIExtractor):
     ) -> Tensor:
         """Pool from a pyramid. ``roi_scale_factor`` does not change an RoI's level."""
         layer, finest = self.roi_layers[0], float(self.finest_scale)
-        if layer.pool_mode != "avg":  # ONNX's max takes the maximum of weighted neighbours, not of samples
-            raise ValueError(f"RoIAlign: pool_mode: expected 'avg', got {layer.pool_mode!r}")
         if roi_scale_factor is not None and len(feats) > 1:
             rois, finest = self.roi_rescale(rois, roi_scale_factor), finest * roi_scale_factor
         scales, size = [each.spatial_scale for each in self.roi_layers], list(layer.output_size)
