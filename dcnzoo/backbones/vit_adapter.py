@@ -143,7 +143,7 @@ class Injector(_Attends):
 
     def __init__(self, channels: int, init_value: float, **attention: Any) -> None:
         super().__init__(channels, levels=3, **attention)
-        self.gamma = nn.Parameter(torch.full((channels,), init_value))
+        self.gamma = nn.Parameter(torch.full((channels,), float(init_value)))
 
     def forward(self, query: Tensor, value: Tensor, points: Points) -> Tensor:
         return query + self.gamma * self._attend(query, value, points)
@@ -260,7 +260,7 @@ class ViTAdapter(nn.Module):
         self.bounds = [depth * i // STAGES for i in range(STAGES + 1)]
         self.out_indices = tuple(sorted(set(out_indices)))
         self.stage_maps, self.frozen, self.with_cp = stage_maps, frozen, with_cp
-        self._detached = frozen and not injectors  # no gradient passes through the ViT
+        self._detached = frozen and not injectors  # only a gradient of the picture passes through the ViT
 
         first = 0 in self.out_indices
         attention: dict[str, Any] = dict(heads=deform_num_heads, ratio=deform_ratio, eps=norm_eps)
@@ -416,11 +416,6 @@ class ViTAdapter(nn.Module):
             return checkpoint(module, *args, use_reentrant=False, **kwargs)
         return module(*args, **kwargs)
 
-    def _vit_gradients(self) -> Any:
-        """Return the context in which the ViT runs. It disables gradients if none passes through the ViT."""
-        # if gradients are off already, change nothing: torch.export would record the change
-        return torch.no_grad() if self._detached and torch.is_grad_enabled() else nullcontext()
-
     def _embed(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # [N, prefix + H · W, C]
         x = self.patch_embed.norm(self.patch_embed.proj(x).flatten(2).transpose(1, 2))
         if self.pos_embed is not None:
@@ -465,6 +460,10 @@ class ViTAdapter(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.dim() != 4 or x.shape[1] != self.in_chans:
             refuse(self, "x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
+        # no parameter and no picture before the ViT needs a gradient. If gradients are off already, change
+        # nothing: torch.export would record the change
+        detached = self._detached and torch.is_grad_enabled() and not x.requires_grad
+        vit_gradients = torch.no_grad() if detached else nullcontext()
         height, width = x.shape[-2:]
         rows, columns = (height + 31) // 32, (width + 31) // 32
         x = F.pad(x, (0, 32 * columns - width, 0, 32 * rows - height))
@@ -475,7 +474,7 @@ class ViTAdapter(nn.Module):
         c1, rest = self.spm(x)
         c = _tokens(rest)
         c = c + torch.cat([e.expand(h * w, -1) for e, (h, w) in zip(self.level_embed, sizes, strict=True)])
-        with self._vit_gradients():
+        with vit_gradients:
             x = self._embed(x, size)
             rope = None if self.rope is None else self._rotary(size)
         stage_tokens = []
@@ -484,7 +483,7 @@ class ViTAdapter(nn.Module):
             if stage.injector is not None:
                 patches = self._call(stage.injector, x[:, self.prefix :], c, to_vit)
                 x = torch.cat([x[:, : self.prefix], patches], 1) if self.prefix else patches
-            with self._vit_gradients():
+            with vit_gradients:
                 x = self._blocks(x, i, size, rope)
                 patches = (x if self.norm is None else self.norm(x))[:, self.prefix :]
             stage_tokens.append(patches)
