@@ -55,7 +55,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     layers = []
     for field in prediction.fields[:_MOST_LAYERS]:
         points, weight = (part.numpy() for part in points_of(field, Box(x, y, x, y), prediction.frame))
-        figure = plots.plot_panel(image, plots.Panel(field.name, (x, y, x, y), points=points, weight=weight))
+        figure = plots.plot_points(image, (x, y), points, weight)
         down, across = np.abs(points - [y, x]).mean(0)
         distance = f"mean distance from ({x:.0f}, {y:.0f}): x {across:.1f}, y {down:.1f}"
         alt = f"Photo with {counted(len(points), 'points')}; {distance}"
@@ -179,6 +179,8 @@ def show_offsets(runs: Sequence[TrainedRun]) -> Section:
                 figures.append(plot_curves(title, curves))
         if figures:
             parts += [Markup("<h3>{}</h3>").format(name_of(run, runs)), page.charts(figures)]
+    if not parts:
+        return Section("Offsets during training", "", parts)
     text = f"From OffsetStatisticsHook: the {counted(len(COLOURS), 'layers')} with the largest final offsets."
     return Section("Offsets during training", text, parts)
 
