@@ -270,15 +270,16 @@ def test_classes_of_two_runs_side_by_side():
     results = {
         name: ClassResults(objects, np.array(ap), np.zeros((3, 101)), confusion, np.array(errors))
         for name, ap, errors in (
-            ("a", [0.5, -1, 0.25], [0, 2, 0, 3, 1]),
-            ("b", [0.25, -1, 0.5], [0, 2, 0, 0, 3]),
+            ("a", [0.5, np.nan, 0.25], [0, 2, 0, 3, 1]),
+            ("b", [0.25, np.nan, np.nan], [0, 2, 0, 0, 3]),
         )
     }
-    head, _, *rows = class_table(results, "xyz")
+    head, means, *rows = class_table(results, "xyz")
+    assert means == ["mean of 2", "4", "0.375", "0.250", "0.000", "0.000"], "of the AP that is defined"
     assert head == ["class", "objects", "box AP, a", "box AP, b", "box AP50, a", "box AP50, b"]
     assert most_errors(results.values()) == {1: 4, 4: 4, 3: 3} and most_errors([]) == {}
     assert list(most_errors(results.values(), number=5)) == [1, 4, 3], "no picture without an error"
-    assert [row[:4] for row in rows] == [["x", "3", "0.500", "0.250"], ["z", "1", "0.250", "0.500"]]
+    assert [row[:4] for row in rows] == [["x", "3", "0.500", "0.250"], ["z", "1", "0.250", "–"]]
 
 
 def test_a_run_without_validation(make_run, tmp_path):
@@ -402,10 +403,10 @@ def test_precision_and_confusion():
     assert result.errors.tolist() == [1, 1]
     # class a: right at .9, wrong at .8, right at .2: precision 1 up to recall .5, then 2/3
     assert result.precision[0] == pytest.approx(np.where(np.arange(101) <= 50, 1, 2 / 3))
-    assert result.precision[1].tolist() == [0] * 101 and (result.precision[2] == -1).all()
+    assert result.precision[1].tolist() == [0] * 101 and np.isnan(result.precision[2]).all()
     # boxes of IoU 1 for the first class, .9 for the other class
     assert result.objects.tolist() == [2, 1, 0] and result.ap == pytest.approx(
-        [result.precision[0].mean(), 0, -1]
+        [result.precision[0].mean(), 0, np.nan], nan_ok=True
     )
     ap = f"{(51 + 50 * 2 / 3) / 101:.3f}"
     assert class_table({"": result}, "abc")[2:] == [

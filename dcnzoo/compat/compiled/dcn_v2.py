@@ -6,8 +6,8 @@ The geometry is (height, width) of kernel, stride, padding and dilation, then de
 import torch
 from torch import Tensor
 
-from dcnzoo.compat.mmcv._ext import without_autocast
 from dcnzoo.compat.mmcv.deform_conv import modulated_deform_conv2d
+from dcnzoo.compat.signatures import without_autocast
 
 
 @without_autocast
