@@ -122,7 +122,7 @@ def thresholds(detectors: Mapping[str, ValidationRunner]) -> str:
 
 
 def described_images(detector: ValidationRunner) -> list[tuple]:
-    """Return each image's file without its folder, which may have moved, its size and its objects.
+    """Return each image's file without its folder, which may have moved, its size, and its objects' boxes.
 
     Raises:
         UserError: the data set is not one of MMDetection, and its wrapper hides the images.
@@ -131,12 +131,16 @@ def described_images(detector: ValidationRunner) -> list[tuple]:
     try:
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
         return [
-            (Path(info["img_path"]).name, info.get("height"), info.get("width"), info["instances"])
+            (Path(info["img_path"]).name, info.get("height"), info.get("width"), _boxes(info["instances"]))
             for info in infos
         ]
     except (AttributeError, KeyError) as error:
         kind = type(dataset).__name__
         raise UserError(f"val_dataloader: expected a data set of images, got {kind}: {error}") from error
+
+
+def _boxes(instances: Sequence[Mapping]) -> list[tuple]:
+    return [(each["bbox_label"], *map(float, each["bbox"])) for each in instances]
 
 
 def pick_images(images: Sequence[tuple], number: int) -> list[int]:
