@@ -26,11 +26,12 @@ class DropPath(nn.Module):
         self.drop_prob = drop_prob
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or self.drop_prob == 0:
             return x
-        keep = 1 - self.drop_prob
         shape = (x.shape[0], *[1] * (x.dim() - 1))
-        return x / keep * torch.rand(shape, dtype=x.dtype, device=x.device).add_(keep).floor_()
+        # at least float32: bfloat16 would round some numbers below 1 to 1
+        numbers = torch.rand(shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        return x / (1 - self.drop_prob) * (numbers >= self.drop_prob)
 
 
 class Stem(nn.Module):

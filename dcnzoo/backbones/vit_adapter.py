@@ -9,9 +9,7 @@ official releases for the adapter, and timm's for the ViT.
 
 import math
 import re
-import sys
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -21,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from dcnzoo.backbones import timm_vits
 from dcnzoo.backbones.intern_image import DropPath
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.layers import MultiScaleDeformableAttention
 from dcnzoo.layers.base import refuse
-from dcnzoo.utils import torchvision_schemas
-from dcnzoo.utils.text import few, nearest
+from dcnzoo.utils.text import few
 
 PATCH = 16
 STAGES = 4
@@ -36,17 +34,6 @@ VITS = ("VisionTransformer", "VisionTransformerDistilled", "Beit", "Eva")
 _VIT = ("patch_embed", "pos_embed", "pos_drop", "norm_pre", "rope", "blocks", "norm")
 _OWN = "spm.stem.0.weight"  # a parameter that only adapters have
 _PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
-# official parameter names -> timm's names, for layer scale and for Uni-Perceiver
-_RENAMED = {
-    r"\.gamma_?([12])$": r".ls\1.gamma",
-    r"^visual_embed\.patch_embed\.proj\.": "patch_embed.proj.",
-    r"^visual_embed\.embeddings_norm\.": "norm_pre.",
-    r"^layers\.(\d+)\.self_attn\.in_proj\.": r"blocks.\1.attn.qkv.",
-    r"^layers\.(\d+)\.self_attn\.out_proj\.": r"blocks.\1.attn.proj.",
-    r"^layers\.(\d+)\.linear([12])\.": r"blocks.\1.mlp.fc\2.",
-    r"^layers\.": "blocks.",
-}
-
 
 # arguments of deformable attention: the queries' reference points [1, Q, 1, 2], (x, y), and the shapes of the
 # value maps [L, 2], (height, width)
@@ -143,7 +130,7 @@ class Injector(_Attends):
 
     def __init__(self, channels: int, init_value: float, **attention: Any) -> None:
         super().__init__(channels, levels=3, **attention)
-        self.gamma = nn.Parameter(torch.full((channels,), init_value))
+        self.gamma = nn.Parameter(torch.full((channels,), float(init_value)))
 
     def forward(self, query: Tensor, value: Tensor, points: Points) -> Tensor:
         return query + self.gamma * self._attend(query, value, points)
@@ -178,9 +165,10 @@ class Interaction(nn.Module):
 class ViTAdapter(nn.Module):
     """ViT-Adapter around a vision transformer of timm.
 
-    The adapter uses parts of the ViT (``patch_embed``, ``pos_embed``, ``blocks``). Patches of another size
-    are resized to 16 × 16. Pictures are padded with zeros to multiples of 32, and the maps are cropped to
-    ``ceil(size / stride)``, as those of a ResNet.
+    The adapter takes over parts of the ViT (``patch_embed``, ``pos_embed``, ``blocks``) and changes them:
+    pass a copy of a module that is used elsewhere, too. Patches of another size are resized to 16 × 16.
+    Pictures are padded with zeros to multiples of 32, and the maps are cropped to ``ceil(size / stride)``, as
+    those of a ResNet.
 
     Args:
         vit: a model of timm (``vit_*``, ``deit_*``, ``beit*``, DINOv2 or DINOv3), its name, or a dict of its
@@ -248,7 +236,7 @@ class ViTAdapter(nn.Module):
             refuse(self, "vit", "a name of timm, a dict with arguments, or a module", repr(vit))
         if not isinstance(vit, nn.Module):
             self.vit_options = {"model_name": vit} if isinstance(vit, str) else dict(vit)
-            vit = _create(**{"drop_path_rate": drop_path_rate, **self.vit_options})
+            vit = timm_vits.create(**{"drop_path_rate": drop_path_rate, **self.vit_options})
         self._take_over(vit, final_norm, prefix_tokens, patch_bias)
         self.windows = self._windows(window)
         self.pad_input = pad_input
@@ -260,7 +248,7 @@ class ViTAdapter(nn.Module):
         self.bounds = [depth * i // STAGES for i in range(STAGES + 1)]
         self.out_indices = tuple(sorted(set(out_indices)))
         self.stage_maps, self.frozen, self.with_cp = stage_maps, frozen, with_cp
-        self._detached = frozen and not injectors  # no gradient passes through the ViT
+        self._detached = frozen and not injectors  # only a gradient of the picture passes through the ViT
 
         first = 0 in self.out_indices
         attention: dict[str, Any] = dict(heads=deform_num_heads, ratio=deform_ratio, eps=norm_eps)
@@ -359,21 +347,21 @@ class ViTAdapter(nn.Module):
         # timm refuses weights that lack a parameter. Most lack layer scale, so create the ViT without it
         options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
         try:
-            state = {} if source is True else _read(str(source))
+            state = {} if source is True else timm_vits.read_weights(str(source))
             prefix = next((key.removesuffix(_OWN) for key in state if key.endswith(_OWN)), None)
             if prefix is not None:
                 own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
                 self.load_state_dict(own)
                 return
-            vit: Any = _create(pretrained=source is True, **options)
-            unset = [] if source is True else _load_file(vit, str(source), state)
+            vit: Any = timm_vits.create(pretrained=source is True, **options)
+            unset = [] if source is True else timm_vits.load_file(vit, str(source), state)
         except Exception as error:  # timm, torch and the Hub raise errors of many types
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
             # shortened: for weights of another ViT, torch's message names each parameter
             text = textwrap.shorten(f"{type(error).__name__} {error}", 300, placeholder=" …")
-            address = _address(options["model_name"]) if source is True else ""
+            address = timm_vits.address_hint(options["model_name"]) if source is True else ""
             refuse(self, "pretrained", expected, f"{source!r}: {text}{address}")
-        _warn_of_resized_patches(vit, state, source)
+        timm_vits.warn_of_resized_patches(vit, state, source)
         _set_patches_and_windows(vit, self.windows, self.pad_input)
         loaded = {key: value for key, value in vit.state_dict().items() if key not in unset}
         missing, _ = self.load_state_dict(loaded, strict=False)
@@ -386,9 +374,9 @@ class ViTAdapter(nn.Module):
         """Accept the names and forms of the official checkpoints."""
         saved = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
         values = {key.removeprefix(prefix): value for key, value in saved.items()}
-        _join_position_embeddings(values)
+        timm_vits.join_position_embeddings(values)
         if hasattr(self.blocks[0], "ls1"):
-            values = {_timms_name(name): value for name, value in values.items()}
+            values = {timm_vits.timms_name(name): value for name, value in values.items()}
         for name, value in values.items():
             is_table = name.endswith("relative_position_bias_table")
             if is_table and len(value) == len(self.get_parameter(name)) - 3:
@@ -415,11 +403,6 @@ class ViTAdapter(nn.Module):
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(module, *args, use_reentrant=False, **kwargs)
         return module(*args, **kwargs)
-
-    def _vit_gradients(self) -> Any:
-        """Return the context in which the ViT runs. It disables gradients if none passes through the ViT."""
-        # if gradients are off already, change nothing: torch.export would record the change
-        return torch.no_grad() if self._detached and torch.is_grad_enabled() else nullcontext()
 
     def _embed(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # [N, prefix + H · W, C]
         x = self.patch_embed.norm(self.patch_embed.proj(x).flatten(2).transpose(1, 2))
@@ -465,6 +448,10 @@ class ViTAdapter(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.dim() != 4 or x.shape[1] != self.in_chans:
             refuse(self, "x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
+        # no parameter and no picture before the ViT needs a gradient. If gradients are off already, change
+        # nothing: torch.export would record the change
+        detached = self._detached and torch.is_grad_enabled() and not x.requires_grad
+        vit_gradients = torch.no_grad() if detached else nullcontext()
         height, width = x.shape[-2:]
         rows, columns = (height + 31) // 32, (width + 31) // 32
         x = F.pad(x, (0, 32 * columns - width, 0, 32 * rows - height))
@@ -475,7 +462,7 @@ class ViTAdapter(nn.Module):
         c1, rest = self.spm(x)
         c = _tokens(rest)
         c = c + torch.cat([e.expand(h * w, -1) for e, (h, w) in zip(self.level_embed, sizes, strict=True)])
-        with self._vit_gradients():
+        with vit_gradients:
             x = self._embed(x, size)
             rope = None if self.rope is None else self._rotary(size)
         stage_tokens = []
@@ -484,7 +471,7 @@ class ViTAdapter(nn.Module):
             if stage.injector is not None:
                 patches = self._call(stage.injector, x[:, self.prefix :], c, to_vit)
                 x = torch.cat([x[:, : self.prefix], patches], 1) if self.prefix else patches
-            with self._vit_gradients():
+            with vit_gradients:
                 x = self._blocks(x, i, size, rope)
                 patches = (x if self.norm is None else self.norm(x))[:, self.prefix :]
             stage_tokens.append(patches)
@@ -502,75 +489,6 @@ class ViTAdapter(nn.Module):
             stride, level = 4 * 2**i, getattr(self, f"norm{i + 1}")(levels[i] + tokens)
             outputs.append(level[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
         return tuple(outputs)
-
-
-def _timms_name(name: str) -> str:
-    """Return timm's name for a parameter of the official checkpoints."""
-    for pattern, replacement in _RENAMED.items():
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _join_position_embeddings(values: dict[str, Tensor]) -> None:
-    """Replace Uni-Perceiver's spatial and temporal position embeddings by the embedding of one image."""
-    names = [f"visual_embed.patch_embed.{kind}_pos_embed.weight" for kind in ("spatial", "temporal")]
-    if names[0] in values:
-        spatial, temporal = (values.pop(name) for name in names)
-        values["pos_embed"] = (spatial + temporal[0])[None]
-
-
-def _import_timm() -> Any:
-    torchvision_schemas.define_missing()  # timm imports torchvision
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        if error.name != "timm":
-            raise
-        text = "expected a module where timm is not installed, got a name; pip install timm"
-        raise ModuleNotFoundError(f"ViTAdapter: vit: {text}", name="timm") from None
-    return timm
-
-
-def _create(**options: Any) -> nn.Module:
-    timm = _import_timm()
-    name = str(options["model_name"])
-    if ":" not in name and not timm.is_model(name):
-        near = nearest(name, timm.list_models())
-        such_as = f", such as {near}" if near else ""
-        raise ValueError(f"ViTAdapter: vit: expected a name of timm{such_as}, got {name}")
-    return timm.create_model(num_classes=0, **options)
-
-
-def _read(file: str) -> dict[str, Any]:
-    """Return the state dict in a file; {} for a file of NumPy arrays, which timm's ViT reads itself."""
-    _import_timm()
-    from timm.models import load_state_dict
-
-    return {} if file.endswith(".npz") else load_state_dict(file)
-
-
-def _load_file(vit: Any, file: str, state: Mapping[str, Any]) -> list[str]:
-    """Load a file, with or without a classifier, into the ViT. Return the parameters that it lacks."""
-    if not state:
-        vit.load_pretrained(file)
-        return []
-    converted = sys.modules[type(vit).__module__].checkpoint_filter_fn(state, vit)
-    return vit.load_state_dict(converted, strict=False).missing_keys
-
-
-def _warn_of_resized_patches(vit: Any, state: Mapping[str, Any], source: bool | str) -> None:
-    sizes = (v.shape[-1] for key, v in state.items() if key.endswith("patch_embed.proj.weight"))
-    size, own_size = next(sizes, None), vit.patch_embed.proj.kernel_size[0]
-    if size not in (None, own_size):
-        text = f"patches of {size} × {size} are resized to {own_size} × {own_size}"
-        warnings.warn(f"ViTAdapter: pretrained: {source}: {text}", stacklevel=3)
-
-
-def _address(name: str) -> str:
-    """Return a hint for errors: the address of timm's weights, and how to use a copy of the file."""
-    cfg = _import_timm().get_pretrained_cfg(name)
-    address = cfg and (cfg.url if not cfg.hf_hub_id else f"https://huggingface.co/{cfg.hf_hub_id}")
-    return f"; the file is at {address}, and pretrained=FILE reads a copy" if address else ""
 
 
 def _set_patches_and_windows(vit: Any, windows: Sequence[int | None], pad_input: bool) -> None:

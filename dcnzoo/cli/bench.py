@@ -1,5 +1,7 @@
 """``dcnzoo bench``."""
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -67,6 +69,28 @@ def command(
             torch.set_num_threads(threads)
         detectors["PyTorch float32"] = TorchDetector(network)
         detectors["PyTorch bf16"] = TorchDetector(network, precision="bf16")
-    detectors |= timing.exported(exported, backend, device, threads)
+    detectors |= _open(exported, backend, device, threads)
     timings = timing.measure(detectors, pictures, max_iter, num_warmup)
-    print_columns(timing.table(timings), numbers=True)
+    first = next(iter(timings.values()))  # the reference of the times and the detections
+    rows = [["", "ms/image", "relative", "same"]]
+    for name, each in timings.items():
+        relative, same = each.median / first.median, timing.agreement(first.results, each.results)
+        rows.append([name, f"{1000 * each.median:.1f}", f"{relative:.2f}", f"{same:.1%}"])
+    print_columns(rows, numbers=True)
+
+
+def _open(paths: Sequence[str], backend: str | None, device: str, threads: int | None) -> dict[str, Any]:
+    """Open files in a runtime or in each installed one that reads them; OpenVINO: in float32 and bfloat16."""
+    from dcnzoo.detect.exported import ExportedDetector
+
+    installed: list[str | None] = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
+    detectors = {}
+    for path in dict.fromkeys(paths):
+        runtimes = installed if backend is None and path.endswith(".onnx") else []
+        for runtime in runtimes or [backend]:
+            name = ", ".join(filter(None, (path, runtime)))
+            detectors[name] = detector = ExportedDetector(path, runtime, device, threads)
+            if detector.model.backend == "openvino":
+                bf16 = ExportedDetector(path, runtime, device, threads, precision="bf16")
+                detectors[f"{name}, bf16"] = bf16
+    return detectors

@@ -1,6 +1,5 @@
 """``dcnzoo explain``."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from dcnzoo.cli._terminal import print_columns
     help="Number of other places of the page whose receptive field is computed.",
 )  # fmt: skip
 @option(
-    "--out", type=_types.FileName(".html", ".png"), default="explain.html",
-    help="Output file: .html for a page that follows the pointer, .png for a figure.",
+    "--out", type=_types.FileName(".html"), default="explain.html",
+    help="Output file, a page that follows the pointer (default: explain.html).",
 )  # fmt: skip
 @_options.force
 def command(
@@ -47,29 +46,20 @@ def command(
     \b
     examples:
       dcnzoo explain faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco street.jpg
-      dcnzoo explain CONFIG street.jpg --checkpoint epoch_12.pth --at 120,80 --out points.png
+      dcnzoo explain CONFIG street.jpg --checkpoint epoch_12.pth --at 120,80 --out points.html
     """
     if box:
         _options.refuse("--box", "at")
-    if out.suffix == ".png":
-        _options.refuse("a .png file", "further")
     _options.output_file(out, force=force)
     _options.refuse_exported(model)
     import dcnzoo
-    from dcnzoo.report.explain import Box, plot_explanation, render_explanation
+    from dcnzoo.report.explain import Box, render_explanation
     from dcnzoo.report.explain_detector import explain
-    from dcnzoo.utils.files import write_bytes
+    from dcnzoo.utils.files import write_text
 
     detector: Any = dcnzoo.load(model, **loading)
-    further = further if out.suffix == ".html" else 0
     explanation = explain(detector, image, Box(*box) if box else None, layer, further, at)
-    if out.suffix == ".html":
-        title = f"{Path(image).name}: where {Path(model).stem} samples"
-        content = render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}").encode()
-    else:
-        buffer = io.BytesIO()
-        plot_explanation(explanation).savefig(buffer, format="png", dpi=150)
-        content = buffer.getvalue()
-    write_bytes(out, content)
+    title = f"{Path(image).name}: where {Path(model).stem} samples"
+    write_text(out, render_explanation(explanation, title, f"dcnzoo {dcnzoo.__version__}"))
     print_columns(explanation.table(), numbers=True)
     print(f"written: {out}")

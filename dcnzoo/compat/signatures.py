@@ -1,8 +1,11 @@
-"""Functions and constructors with the arguments of another package."""
+"""Decorators for functions and constructors with the arguments of another package."""
 
 import functools
 from collections.abc import Callable
 from inspect import Parameter, Signature
+
+import torch
+from torch import Tensor
 
 from dcnzoo.utils.text import counted
 
@@ -52,3 +55,14 @@ def renames(**names: str) -> Callable[[Callable], Callable]:
         return wrapper
 
     return decorate
+
+
+def without_autocast(function: Callable) -> Callable:
+    """Disable autocast in a function: the callers of compiled functions convert the dtypes."""
+
+    @functools.wraps(function)
+    def wrapper(input: Tensor, *args: object, **kwargs: object) -> object:
+        with torch.autocast(input.device.type, enabled=False):
+            return function(input, *args, **kwargs)
+
+    return wrapper

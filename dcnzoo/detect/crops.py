@@ -71,6 +71,10 @@ class Crops:
             mask[:] = self[number]
         return masks
 
+    def boxes(self) -> np.ndarray:  # [K, 4], float32, (x1, y1, x2, y2)
+        extents = np.array([extent(part) for part in self.parts]).reshape(-1, 4)
+        return (extents + np.tile(np.array(self.corners).reshape(-1, 2)[:, ::-1], 2)).astype(np.float32)
+
     def segmentation(self, number: int, polygons: bool) -> dict[str, Any]:
         """Return a mask's area and its segmentation in COCO's format; an empty mask has no polygons."""
         part, corner = self.parts[number], self.corners[number]

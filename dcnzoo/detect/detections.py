@@ -24,17 +24,6 @@ SCORE_THRESHOLD = 0.3  # of detectors without another one
 SAME = 0.8  # least IoU of two boxes that count as the same
 
 
-class _Masks:
-    """The field ``masks``, which is stored as :class:`Crops`; reading it computes the full masks."""
-
-    def __get__(self, detections: Detections | None, owner: type) -> np.ndarray | None:
-        crops = None if detections is None else detections.crops
-        return None if crops is None else crops.whole()
-
-    def __set__(self, detections: Detections, masks: np.ndarray | Crops | None) -> None:
-        detections.__dict__["_crops"] = None if masks is None else Crops.of(masks)
-
-
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Detections:
     """The objects in a picture, best first; boxes and masks are in pixels of the picture.
@@ -46,16 +35,20 @@ class Detections:
     boxes: np.ndarray  # [K, 4], float32, (x1, y1, x2, y2)
     scores: np.ndarray  # [K], float32
     labels: np.ndarray  # [K], int64, indices into classes
-    masks: _Masks = _Masks()  # [K, H, W], bool; None if the model predicts no masks
+    crops: Crops | None = None  # the masks; [K, H, W], bool, is converted; None if the model predicts none
     classes: tuple[str, ...] = ()  # all names that the detector has; empty if unknown
     image: np.ndarray | None = None  # [H, W, 3], uint8, RGB
     path: str = ""  # of the picture, if it was read from a file
     model: str = ""  # the name of the detector's model; empty if no detector found the objects
 
+    def __post_init__(self) -> None:
+        if isinstance(self.crops, np.ndarray):
+            object.__setattr__(self, "crops", Crops.of(self.crops))
+
     @property
-    def crops(self) -> Crops | None:
-        """The same masks, in less memory; ``crops[0]`` is [H, W]."""
-        return self.__dict__["_crops"]
+    def masks(self) -> np.ndarray | None:  # [K, H, W], bool
+        """The masks at the picture's size, computed at each access; ``crops[0]`` is one of them."""
+        return None if self.crops is None else self.crops.whole()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -66,7 +59,7 @@ class Detections:
             index = slice(index, index + 1)
         crops = None if self.crops is None else self.crops[index]
         return dataclasses.replace(
-            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], masks=crops
+            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], crops=crops
         )
 
     def __iter__(self) -> Iterator[Detections]:
@@ -81,6 +74,12 @@ class Detections:
         """The class of each object."""
         known = range(len(self.classes))
         return [self.classes[label] if label in known else str(label) for label in self.labels.tolist()]
+
+    def with_boxes(self) -> Detections:
+        """Return the objects with the boxes of their masks, if all boxes are zeros, as SOLO's are."""
+        if self.crops is None or self.boxes.any():
+            return self
+        return dataclasses.replace(self, boxes=self.crops.boxes())
 
     def with_one_label(self) -> Detections:
         """Return the objects without the worse one of two labels on one box (IoU ≥ 0.8)."""

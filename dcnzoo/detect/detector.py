@@ -71,7 +71,7 @@ class BaseDetector:
     score_threshold: float
     name: str = ""
     channels: int = 3
-    # only with PyTorch: see TorchDetector
+    # only with PyTorch: see TorchDetector; here for type checkers, as dcnzoo.load returns this class
     export: Callable[..., Any]
     features: Callable[..., Any]
     push_to_hub: Callable[..., str]
@@ -143,7 +143,7 @@ class BaseDetector:
         sequence = sources.several(images)
         skipped: list[str] | None = None if sequence is None else []
         sequence = [images] if sequence is None else sequence
-        results = self._results(sequence, batch_size, threshold, bgr, tile, skipped)
+        results = self._results(sequence, batch_size, threshold, bgr=bgr, tile=tile, skipped=skipped)
         kept = (_filtered(result, classes, max_detections) for result in results)
         return next(kept) if skipped is None else Results(kept, skipped)
 
@@ -176,7 +176,7 @@ class BaseDetector:
         images = os.path.expanduser(images)
         entries = [truth.imgs[number] for number in sorted(truth.imgs)]
         files = [Path(images, entry["file_name"]) for entry in entries]
-        results = self._results(files, batch_size, 0.0, False, None, None)
+        results = self._results(files, batch_size, threshold=0.0)
         return evaluate(truth, map(_require_size, results, entries))
 
     def require_three_channels(self, work: str) -> None:
@@ -189,13 +189,14 @@ class BaseDetector:
         images: Iterable[Any],
         batch_size: int,
         threshold: float,
-        bgr: bool,
-        tile: int | None,
-        skipped: list[str] | None,  # None: errors are raised
+        bgr: bool = False,
+        tile: int | None = None,
+        skipped: list[str] | None = None,  # None: errors are raised
     ) -> Iterator[Detections]:
         named = sources.with_progress(sources.named(images, bgr), sources.count(images))
-        named = sources.read_ahead(named, bgr, self.channels, batch_size + 2)
-        while batch := list(itertools.islice(named, 1 if tile else batch_size)):
+        together = 1 if tile else batch_size
+        named = sources.read_ahead(named, self.channels, together + 2)
+        while batch := list(itertools.islice(named, together)):
             pictures, inputs, results = [], [], []
             for path, read_picture in batch:
                 with sources.skipping(skipped):
@@ -211,7 +212,6 @@ class BaseDetector:
                 result = result[np.argsort(-result.scores, kind="stable")]
                 yield dataclasses.replace(
                     result,
-                    masks=result.crops,
                     classes=tuple(self.classes),
                     image=picture_to_show(picture),
                     path=path,

@@ -100,7 +100,7 @@ class ExportedDetector(BaseDetector):
         for i, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
             values = {name: value[i] for name, value in outputs.items()}
             picture_size, metadata = picture.shape[:2], self.model.metadata
-            results.append(rescale_detections(values, size, picture_size, metadata, threshold))
+            results.append(rescale_detections(values, size, picture_size, metadata, threshold).with_boxes())
         return results
 
 

@@ -139,8 +139,8 @@ def picture_to_show(picture: np.ndarray) -> np.ndarray:
     """Return a picture for drawings and pages, [H, W, 3], uint8, RGB.
 
     Args:
-        picture: [H, W] or [H, W, C]; uint8, uint16, or another type with values between 0 and 255. Of more
-            than three channels, the first three are shown, which are BGR; of two, the first.
+        picture: [H, W] or [H, W, C]; uint8, uint16, or another type with values between 0 and 255. With
+            more than three channels, the first three are shown as BGR; with two, only the first.
     """
     if picture.dtype == np.uint16:
         picture = picture >> 8

@@ -31,20 +31,21 @@ def several(images: Any) -> Iterable[Any] | None:
     return None if single or isinstance(images, bytes | bytearray) else images
 
 
-def named(images: Iterable[Any], bgr: bool) -> Iterator[tuple[str, Any]]:
+def named(images: Iterable[Any], bgr: bool) -> Iterator[tuple[str, Any, bool]]:
     """Yield images and frames of videos with their paths: ``street.jpg``, ``street.mp4#1`` or none.
 
-    In place of a video that cannot be read, its error is yielded.
+    The third value is whether arrays are BGR, as frames are. In place of a video that cannot be read, its
+    error is yielded.
     """
     for image in images:
         if is_video(image):
             try:
                 for number, frame in enumerate(frames(image), 1):
-                    yield f"{image}#{number}", frame if bgr else frame[..., ::-1]
+                    yield f"{image}#{number}", frame, True
             except (OSError, ValueError) as error:
-                yield str(image), error
+                yield str(image), error, bgr
         else:
-            yield str(image) if isinstance(image, str | os.PathLike) else "", image
+            yield str(image) if isinstance(image, str | os.PathLike) else "", image, bgr
 
 
 class ModelError(ValueError):
@@ -89,7 +90,7 @@ def _read(image: Any, bgr: bool, channels: int) -> np.ndarray:
 
 
 def read_ahead(
-    images: Iterator[tuple[str, Any]], bgr: bool, channels: int, number: int
+    images: Iterator[tuple[str, Any, bool]], channels: int, number: int
 ) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """Yield images with a function that returns the picture; the next ones are read in other threads."""
     pool = ThreadPoolExecutor(2)
@@ -97,7 +98,7 @@ def read_ahead(
     # This code never waits for a thread. The garbage collector may close an abandoned iterator in a thread
     # that is just starting and holds Python's lock of all threads: a wait would never end.
     try:
-        for path, image in images:
+        for path, image, bgr in images:
             ahead.append((path, pool.submit(_read, image, bgr, channels)))
             if len(ahead) > number:
                 first, picture = ahead.popleft()

@@ -4,14 +4,12 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import cast
 
 import numpy as np
 
 from dcnzoo.detect.detections import SAME, Detections, iou
 from dcnzoo.detect.detector import BaseDetector
-from dcnzoo.detect.exported import ExportedDetector
 from dcnzoo.detect.pictures import read, reverse_channels
 from dcnzoo.utils.progress import track
 
@@ -58,36 +56,6 @@ def pictures(paths: Sequence[str], size: tuple[int, int]) -> list[np.ndarray]:
     if paths:
         return [reverse_channels(read(path)) for path in paths]
     return [np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)]
-
-
-def exported(
-    paths: Sequence[str], backend: str | None = None, device: str = "auto", threads: int | None = None
-) -> dict[str, BaseDetector]:
-    """Open exported files in a runtime; with ``backend`` None, in each installed one that reads them.
-
-    OpenVINO opens each file twice: in float32 and in bfloat16.
-    """
-    installed: list[str | None] = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
-    detectors: dict[str, BaseDetector] = {}
-    for path in dict.fromkeys(paths):
-        is_onnx = backend is None and path.endswith(".onnx")
-        for runtime in (is_onnx and installed) or [backend]:
-            name = ", ".join(filter(None, (path, runtime)))
-            detectors[name] = detector = ExportedDetector(path, runtime, device, threads)
-            if detector.model.backend == "openvino":
-                bf16 = ExportedDetector(path, runtime, device, threads, precision="bf16")
-                detectors[f"{name}, bf16"] = bf16
-    return detectors
-
-
-def table(timings: Mapping[str, Timing]) -> list[list[str]]:
-    """Return rows for the terminal; the first detector is the reference of the times and the detections."""
-    first = next(iter(timings.values()))
-    rows = [["", "ms/image", "relative", "same"]]
-    for name, timing in timings.items():
-        relative, same = timing.median / first.median, agreement(first.results, timing.results)
-        rows.append([name, f"{1000 * timing.median:.1f}", f"{relative:.2f}", f"{same:.1%}"])
-    return rows
 
 
 def agreement(one: Sequence[Detections], other: Sequence[Detections]) -> float:

@@ -17,7 +17,7 @@ from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
 from dcnzoo.detect.detections import SCORE_THRESHOLD, Detections
@@ -167,16 +167,29 @@ class TorchDetector(BaseDetector):
         )
 
     def _detect(self, inputs: Sequence[dict[str, Any]], threshold: float) -> list[Detections]:
-        mixed, model = self.precision == "bf16", self.model
+        batch = pseudo_collate(inputs)
+        return self.results(batch, self.run(batch, threshold), threshold)
+
+    def run(self, batch: dict[str, Any], threshold: float) -> list[BaseDataElement]:
+        """Run the model on a batch of a data loader; heads drop lower scores where this changes no other."""
+        mixed = self.precision == "bf16"
         kind = torch.device(self.device).type
         autocast = torch.autocast(kind, torch.bfloat16) if mixed else contextlib.nullcontext()
-        batch = pseudo_collate(inputs)
-        with torch.no_grad(), autocast, call_settings(model, threshold, mixed):
-            samples = model.test_step(batch)
-            require_masks_of_image_size(type(model).__name__, samples)
-            instances = [instances_of(sample) for sample in samples]
-            self._require_finite(batch, instances)
-        return [to_detections(each, threshold) for each in instances]
+        with torch.no_grad(), autocast, call_settings(self.model, threshold, mixed):
+            return self.model.test_step(batch)
+
+    def results(
+        self, batch: dict[str, Any], samples: Sequence[BaseDataElement], threshold: float
+    ) -> list[Detections]:
+        """Return the detections in the samples of :meth:`run`, above a score threshold.
+
+        Raises:
+            ModelError: the outputs are not finite, or masks have another size than their picture.
+        """
+        require_masks_of_image_size(type(self.model).__name__, samples)
+        instances = [instances_of(sample) for sample in samples]
+        self._require_finite(batch, instances)
+        return [to_detections(each, threshold).with_boxes() for each in instances]
 
     def _require_finite(self, batch: dict[str, Any], instances: Sequence[InstanceData]) -> None:
         """Raise ModelError if the outputs are NaN: the picture would seem to have no objects."""
@@ -188,7 +201,8 @@ class TorchDetector(BaseDetector):
         if broken := [name for name, each in model.state_dict().items() if each.isnan().any()]:
             raise ModelError(f"model: expected finite weights, got NaN in {few(broken, 2)}")
         if not any(map(len, instances)) and hasattr(model, "extract_feat"):  # NMS drops NaN
-            features = model.extract_feat(model.data_preprocessor(batch)["inputs"])
+            with torch.no_grad(), call_settings(model):
+                features = model.extract_feat(model.data_preprocessor(batch)["inputs"])
             if not all(torch.isfinite(each).all() for each in features):
                 raise ModelError("model: expected finite feature maps, got NaN or infinity")
         self._finite = True

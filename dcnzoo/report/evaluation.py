@@ -21,8 +21,8 @@ class ClassResults:
 
     Attributes:
         objects: [K], number of objects that count.
-        ap: [K], average precision of the boxes by COCO's definition; −1 for a class without objects.
-        precision: [K, 101], at the recalls 0, 0.01, …, 1; −1 for a class without objects.
+        ap: [K], average precision of the boxes by COCO's definition; NaN for a class without objects.
+        precision: [K, 101], at the recalls 0, 0.01, …, 1; NaN for a class without objects.
         confusion: [K + 1, K + 1]: objects (rows) by the class of the detection that matches (columns). In the
             last column, objects without a detection; in the last row, detections without an object.
         errors: [N], of each image: objects without a detection, and detections without an object.
@@ -53,24 +53,25 @@ def evaluate(
         threshold: lowest score of the detections in the confusion matrix.
         limit: number of detections per image that count, those with the highest scores.
     """
-    found: dict[str, Any] = {"images": [], "annotations": []}  # ids from 1
-    for image, result in enumerate(detections):
-        result.to_coco(found)
+    content: dict[str, Any] = {}  # ids from 1
+    for result in detections:
+        content = result.to_coco(content or None)
         if result.crops is not None:
-            found["images"][image] |= zip(("height", "width"), result.crops.size, strict=True)
+            content["images"][-1] |= zip(("height", "width"), result.crops.size, strict=True)
     instances = [(image, each) for image, objects in enumerate(truth, 1) for each in objects]
     objects = [_entry(number, *each) for number, each in enumerate(instances, 1)]
     kinds = ["bbox"]
     if all(each.crops is not None for each in detections) and all(each["segmentation"] for each in objects):
         kinds.append("segm")
     categories = [{"id": label} for label in range(1, classes + 1)]
-    annotated = indexed({"images": found["images"], "categories": categories, "annotations": objects})
+    annotated = indexed({**content, "categories": categories, "annotations": objects})
     any_size: dict[str, Any] = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
     evaluations = [
-        match(annotated, found["annotations"], kind, maxDets=[limit], **any_size) for kind in kinds
+        match(annotated, content["annotations"], kind, maxDets=[limit], **any_size) for kind in kinds
     ]
     precisions = [each.eval["precision"][:, :, :, 0, 0].T for each in evaluations]  # [K, 101, 10]
-    confident = [each for each in found["annotations"] if each["score"] >= threshold]
+    precisions = [np.where(each < 0, np.nan, each) for each in precisions]
+    confident = [each for each in content["annotations"] if each["score"] >= threshold]
     with contextlib.redirect_stdout(io.StringIO()):
         boxes = COCOeval(annotated, load_detections(annotated, confident), "bbox")
         vars(boxes.params).update(any_size, maxDets=[limit], iouThrs=np.array([IOU]), useCats=0)

@@ -1,4 +1,4 @@
-"""The part of an image that influences a deformable layer's output at one position: numbers, plot, page."""
+"""The part of an image that influences a deformable layer's output at one position: numbers and a page."""
 
 import base64
 import dataclasses
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from dcnzoo.backbones.vit_adapter import Extractor
+from dcnzoo.compat.patches import Changes
 from dcnzoo.layers import DCNv3, DCNv4
-from dcnzoo.layers.statistics import OffsetStatistics, offset_statistics, track_offsets
+from dcnzoo.layers.statistics import OffsetStatistics, offset_statistics, tracks_offsets
 from dcnzoo.report.page import image_uri, render
-from dcnzoo.report.plots import RAMP, Panel, plot_panels
+from dcnzoo.report.plots import RAMP
 from dcnzoo.report.sampling import Frame, SamplingField, nearest_output, record_sampling
 from dcnzoo.utils.errors import UserError
 
@@ -47,7 +47,7 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """The data for :func:`plot_explanation` and the HTML page.
+    """The data for :func:`render_explanation`.
 
     Attributes:
         image: [H, W, 3], uint8, RGB.
@@ -151,13 +151,13 @@ def record(
     model: nn.Module, run: Callable[[], Any]
 ) -> tuple[Any, list[SamplingField], dict[str, OffsetStatistics]]:
     """Return the result of ``run``, and the fields and statistics of the layers that ran."""
-    track_offsets(model)
-    try:
+    with Changes() as changes:
+        for layer in filter(tracks_offsets, model.modules()):
+            for name in ("track_offsets", "_last_offsets", "_last_modulation"):
+                changes.set(layer, name, True if name == "track_offsets" else None)
         with torch.no_grad(), record_sampling(model) as fields:
             result = run()
         return result, with_unique_names(fields), offset_statistics(model)
-    finally:
-        track_offsets(model, enabled=False)
 
 
 def choose(
@@ -316,19 +316,6 @@ def heat_map(field: Tensor) -> np.ndarray:  # [H, W] -> [H, W, 4], in 0…1
     sigma = max(1.0, max(field.shape) / 100)
     smoothed = cv2.GaussianBlur(field.numpy(), (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
     return _HEAT(np.sqrt(smoothed / max(smoothed.max(), 1e-30)))
-
-
-def plot_explanation(explanation: Explanation) -> Figure:
-    """Plot the receptive field, then one panel of sampling points per layer (size, colour: modulation)."""
-    region = explanation.box
-    mean = {row[0]: row[2] for row in explanation.table()[1:]}
-    heat = heat_map(explanation.receptive_field)
-    panels = [Panel(f"receptive field of\n{explanation.layer}", region, heat)]
-    for field in explanation.fields:
-        points, weight = points_of(field, region, explanation.frame)
-        title = f"{field.name}\nmean |offset| {mean[field.name]}"
-        panels.append(Panel(title, region, points=points.numpy(), weight=weight.numpy()))
-    return plot_panels(explanation.image, panels)
 
 
 def render_explanation(explanation: Explanation, title: str, footer: str = "") -> str:

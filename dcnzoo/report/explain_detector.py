@@ -1,6 +1,5 @@
 """Run a trained detector on an image and record its sampling points. Requires mmdet."""
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from dcnzoo.detect.pictures import picture_to_show, read
 from dcnzoo.openmmlab.detector import TorchDetector
-from dcnzoo.openmmlab.results import to_detections
 from dcnzoo.report.explain import Box, Explanation, choose, explanation_at, record
 from dcnzoo.report.sampling import Frame
 
@@ -42,31 +40,29 @@ def explain(
     detector.require_three_channels("explain")
     picture = read(image)
     item, model = detector.prepare(picture, str(image)), detector.model
-    data = model.data_preprocessor(pseudo_collate([item]), False)
-    samples = data["data_samples"]
+    batch = pseudo_collate([item])
     height, width = picture.shape[:2]
     if at is not None:
         box = Box(*at, *at)
     if box is not None:
         box.require_inside(height, width, "box" if at is None else "at")
 
-    def run(inputs: Tensor) -> list:
-        return model(inputs, copy.deepcopy(samples), mode="predict")
-
-    (sample,), fields, statistics = record(model, lambda: run(data["inputs"]))
-    objects = sample.get("pred_instances", ())
+    predicted, fields, statistics = record(model, lambda: detector.run(batch, -1.0))
+    (objects,) = detector.results(batch, predicted, -1.0)
     fields, statistics = choose(fields, statistics, layer)
     if box is None:
-        all_of_it = (0, 0, width, height)
-        x1, y1, x2, y2 = objects.bboxes[objects.scores.argmax()].tolist() if len(objects) else all_of_it
+        x1, y1, x2, y2 = objects.boxes[0].tolist() if len(objects) else (0, 0, width, height)
         box = Box(*[(x1 + x2) / 2, (y1 + y2) / 2] * 2)
+    data = model.data_preprocessor(batch)
+    inputs, samples = data["inputs"], data["data_samples"]
+
+    def run(inputs: Tensor) -> list:
+        return model(inputs, samples, mode="predict")  # stopped before the heads write into the samples
+
     shown, frame = picture_to_show(picture), Frame.of(samples[0].metainfo)
-    explanation = explanation_at(model, run, data["inputs"], shown, frame, box, fields, statistics, further)
-    titles = []
-    if len(objects):
-        detections = to_detections(objects, detector.score_threshold)
-        detections = dataclasses.replace(detections, masks=detections.crops, classes=detector.classes)
-        detections = detections.with_one_label()
-        rows = zip(detections.boxes.tolist(), detections.names, detections.scores, strict=True)
-        titles = [(Box(*box), f"{name} {score:.2f}") for box, name, score in rows]
+    explanation = explanation_at(model, run, inputs, shown, frame, box, fields, statistics, further)
+    objects = dataclasses.replace(objects, classes=detector.classes)
+    objects = objects[objects.scores >= detector.score_threshold].with_one_label()
+    rows = zip(objects.boxes.tolist(), objects.names, objects.scores, strict=True)
+    titles = [(Box(*box), f"{name} {score:.2f}") for box, name, score in rows]
     return dataclasses.replace(explanation, objects=titles)

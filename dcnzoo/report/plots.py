@@ -5,15 +5,12 @@ Every function returns a matplotlib figure that is not attached to a GUI. The la
 differ in their markers, not only in their colours.
 """
 
-import dataclasses
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,7 +23,7 @@ _MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--")  # together, twe
 _GREY, _LINE = "#6b7280", "#e5e7eb"
 RAMP = ("#fde047", "#dc2626")  # colours of weak and strong modulation
 _MARK = "#22d3ee"
-_SIDE = 3.0  # width of a panel, in inches
+_SIDE = 3.0  # width of a photo, in inches
 _WIDTH = 3.4  # least width of a chart, in inches: 326 pixels
 
 # matplotlib may lack a glyph: browsers draw the texts of a chart
@@ -165,76 +162,28 @@ def _legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> N
     figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
 
 
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """What :func:`plot_panels` draws on the image.
+def plot_points(
+    image: np.ndarray,  # [H, W, 3]
+    at: tuple[float, float],
+    points: np.ndarray,  # [M, 2], (y, x)
+    weight: np.ndarray,  # [M]
+) -> Figure:
+    """Plot sampling points, with their modulation as size and colour, and a cross at the output (x, y).
 
-    Attributes:
-        region: (x1, y1, x2, y2), the position of the output; a point is a region without extent.
-        heat: [h, w, 4], drawn over the whole image.
-        points: [M, 2], (y, x).
-        weight: [M], the points' modulation; signs are ignored.
+    Coordinates are pixels of the image. The modulation is relative to its largest absolute value.
     """
-
-    title: str
-    region: tuple[float, float, float, float]
-    heat: np.ndarray | None = None
-    points: np.ndarray | None = None
-    weight: np.ndarray | None = None
-
-
-def plot_panels(image: np.ndarray, panels: Sequence[Panel]) -> Figure:
-    """Plot one panel per layer or position: sampling points, with the modulation as size and colour.
-
-    All coordinates are pixels of ``image``.
-    """
-    columns = min(4, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    height, width = image.shape[:2]
-    size = (_SIDE * columns, (_SIDE * height / width + 0.3) * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.subplots(rows, columns, squeeze=False)
-    largest = max(np.abs(panel.weight).max() for panel in panels if panel.weight is not None) or 1.0
-    drawn = None
-    for axes, panel in zip(figure.axes, panels, strict=False):
-        axes.set_title(plain(panel.title), fontsize=9)
-        drawn = _draw_panel(axes, image, panel, largest)
-    for unused in figure.axes[len(panels) :]:
-        unused.set_axis_off()
-    if drawn is not None:
-        figure.colorbar(drawn, ax=figure.axes, label="modulation", shrink=0.6, aspect=30)
-    return figure
-
-
-def plot_panel(image: np.ndarray, panel: Panel) -> Figure:
-    """Plot a panel of :func:`plot_panels` without its title, relative to its own largest modulation."""
     height, width = image.shape[:2]
     figure = Figure(figsize=(_SIDE, _SIDE * height / width))
-    largest = 1.0 if panel.weight is None else float(np.abs(panel.weight).max()) or 1.0
-    _draw_panel(figure.add_axes((0, 0, 1, 1)), image, panel, largest)
-    return figure
-
-
-def _draw_panel(axes: Axes, image: np.ndarray, panel: Panel, largest: float) -> PathCollection | None:
-    height, width = image.shape[:2]
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(image, interpolation="nearest")
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    if panel.heat is not None:
-        axes.imshow(panel.heat, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
-    points = None
-    if panel.points is not None and panel.weight is not None:
-        weight = np.abs(panel.weight)
-        area = 32 / max(1, len(weight) / 100)  # many points are drawn small
-        ramp = LinearSegmentedColormap.from_list("modulation", RAMP)
-        y, x = panel.points.T
-        points = axes.scatter(
-            x, y, s=2 + area * weight / largest, c=weight, cmap=ramp,
-            vmin=0, vmax=largest, edgecolors="black", linewidths=0.4,
-        )  # fmt: skip
-    x1, y1, x2, y2 = panel.region
-    if (x1, y1) == (x2, y2):
-        axes.plot(x1, y1, "+", color=_MARK, ms=11, mew=1.8)
-    else:
-        axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=_MARK, lw=1.4)
-    return points
+    weight = np.abs(weight)
+    largest = float(weight.max()) or 1.0
+    area = 32 / max(1, len(weight) / 100)  # many points are drawn small
+    axes.scatter(
+        points[:, 1], points[:, 0], s=2 + area * weight / largest, c=weight, vmin=0, vmax=largest,
+        cmap=LinearSegmentedColormap.from_list("modulation", RAMP), edgecolors="black", linewidths=0.4,
+    )  # fmt: skip
+    axes.plot(*at, "+", color=_MARK, ms=11, mew=1.8)
+    return figure

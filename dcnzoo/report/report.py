@@ -5,9 +5,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from dcnzoo.detect.metrics import metric_names
+from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.classes import require_equal
 from dcnzoo.report import page, sections
 from dcnzoo.report.evaluation import IOU, most_errors
@@ -15,12 +14,12 @@ from dcnzoo.report.page import Section
 from dcnzoo.report.runs import TrainedRun, by_label, main_metrics, mean_and_spread, name_of
 from dcnzoo.report.validation import (
     ValidationRunner,
+    described_images,
     load_detectors,
-    names_of_images,
     pick_images,
     thresholds,
 )
-from dcnzoo.utils.errors import one_line, user_errors
+from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
 from dcnzoo.utils.jsonl import versions
 from dcnzoo.utils.text import counted
@@ -105,7 +104,7 @@ def render_runs(
         "report.html",
         title=title or " and ".join(by_label(runs)),
         lead=" ".join(filter(None, [lead or result(runs), origins(runs)])),
-        sections=[section for section in shown if section.parts],
+        sections=[section for section in shown if section.parts or section.text],
         facts=facts,
         footer=footer,
     )
@@ -144,7 +143,7 @@ def summary(
         figures = [mean_and_spread([run.metrics[metric] for run in seeds]) for metric in metrics]
         seconds = statistics.mean(run.seconds_per_iteration for run in seeds)
         detector = detectors.get(label)
-        parameters = f"{sum(p.numel() for p in detector.model.parameters()):,}" if detector else "–"
+        parameters = f"{sum(p.numel() for p in detector.detector.model.parameters()):,}" if detector else "–"
         rows.append([label, *figures, f"{seconds:.3f}", parameters])
     return rows
 
@@ -156,21 +155,22 @@ def _pictures(detectors: Mapping[str, ValidationRunner], images: int, evaluated:
     for label, detector in detectors.items():
         require_equal(first.classes, detector.classes, label)
     try:
-        if len({tuple(names_of_images(detector)) for detector in detectors.values()}) > 1:
+        described = described_images(first)
+        if any(described_images(detector) != described for detector in detectors.values()):
             text = (
-                "The trainings have different validation images: their AP cannot be compared. "
+                "The trainings have different validation images or annotations: their AP cannot be compared. "
                 "Not shown: pictures and errors by class."
             )
-            yield Section("Detections", text, [Markup("")])
+            yield Section("Detections", text, [])
             return
-        chosen = pick_images(first, images)
+        chosen = pick_images(described, images)
         predictions = {label: [each.predict(i) for i in chosen] for label, each in detectors.items()}
         results = {label: each.evaluate(evaluated) for label, each in detectors.items() if evaluated}
         worst = most_errors(results.values()) if chosen else {}
         failures = {label: [each.predict(i) for i in worst] for label, each in detectors.items()}
-    except (FileNotFoundError, AttributeError, KeyError) as error:
-        # the data is missing, or inside an unknown wrapper; the rest of the report does not need it
-        yield Section("Detections", f"The images cannot be read: {one_line(error)}", [Markup("")])
+    except (FileNotFoundError, UserError, ModelError) as error:
+        # the data is missing, or the weights are not finite; the rest of the report does not need them
+        yield Section("Detections", f"Not shown: pictures and errors by class. {one_line(error)}", [])
         return
     if chosen:
         text = (

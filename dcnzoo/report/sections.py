@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from dcnzoo.detect.metrics import metric_names
+from dcnzoo.detect.metrics import is_undefined, metric_names
 from dcnzoo.openmmlab.history import PARTS
 from dcnzoo.report import page, plots
 from dcnzoo.report.evaluation import IOU, ClassResults
@@ -55,7 +55,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
     layers = []
     for field in prediction.fields[:_MOST_LAYERS]:
         points, weight = (part.numpy() for part in points_of(field, Box(x, y, x, y), prediction.frame))
-        figure = plots.plot_panel(image, plots.Panel(field.name, (x, y, x, y), points=points, weight=weight))
+        figure = plots.plot_points(image, (x, y), points, weight)
         down, across = np.abs(points - [y, x]).mean(0)
         distance = f"mean distance from ({x:.0f}, {y:.0f}): x {across:.1f}, y {down:.1f}"
         alt = f"Photo with {counted(len(points), 'points')}; {distance}"
@@ -113,12 +113,16 @@ def class_table(results: Mapping[str, ClassResults], names: Sequence[str]) -> li
     chosen = np.flatnonzero(objects)
     rows = [["class", "objects", *columns]]
     if len(chosen):
-        means = [f"{column[chosen].mean():.3f}" for column in columns.values()]
+        means = [_figure(np.ma.masked_invalid(column[chosen]).mean()) for column in columns.values()]
         rows.append([f"mean of {len(chosen)}", str(objects.sum()), *means])
     for number in chosen.tolist():
-        texts = (f"{column[number]:.3f}" for column in columns.values())
-        rows.append([names[number], str(objects[number]), *texts])
+        rows.append([names[number], str(objects[number]), *(_figure(c[number]) for c in columns.values())])
     return rows
+
+
+def _figure(value: float) -> str:
+    """Return a metric as text; NaN, or a mean of nothing, is undefined."""
+    return "–" if np.ma.is_masked(value) or np.isnan(value) else f"{value:.3f}"
 
 
 def show_curves(runs: Sequence[TrainedRun]) -> Section:
@@ -155,9 +159,8 @@ def show_validations(runs: Sequence[TrainedRun]) -> Section:
         names = list(dict.fromkeys(name for entry in validation.values() for name in entry))
         rows = [["epoch" if run.counts_epochs else "iteration", *metric_names(names).values()]]
         for step, entry in sorted(validation.items()):
-            # COCO's evaluation returns −1 if a metric is not defined
-            values = [entry.get(name, -1.0) for name in names]
-            rows.append([str(step), *("–" if value == -1 else f"{value:.3f}" for value in values)])
+            defined = {name: value for name, value in entry.items() if not is_undefined(name, value)}
+            rows.append([str(step), *(_figure(defined.get(name, np.nan)) for name in names)])
         folds.append(page.fold(name_of(run, runs), page.table(rows)))
     return Section("All validations", "", folds)
 
@@ -179,6 +182,8 @@ def show_offsets(runs: Sequence[TrainedRun]) -> Section:
                 figures.append(plot_curves(title, curves))
         if figures:
             parts += [Markup("<h3>{}</h3>").format(name_of(run, runs)), page.charts(figures)]
+    if not parts:
+        return Section("Offsets during training", "", parts)
     text = f"From OffsetStatisticsHook: the {counted(len(COLOURS), 'layers')} with the largest final offsets."
     return Section("Offsets during training", text, parts)
 

@@ -5,10 +5,8 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -18,14 +16,14 @@ from dcnzoo.detect.metrics import MOST_DETECTIONS
 from dcnzoo.detect.pictures import picture_to_show
 from dcnzoo.layers.statistics import OffsetStatistics
 from dcnzoo.openmmlab.config.tree import dicts
-from dcnzoo.openmmlab.detector import default_score_threshold
-from dcnzoo.openmmlab.results import instances_of, to_detections
+from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.report.evaluation import ClassResults, evaluate
 from dcnzoo.report.explain import record
 from dcnzoo.report.runs import TrainedRun, by_label
 from dcnzoo.report.sampling import Frame, SamplingField
+from dcnzoo.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +56,9 @@ class ValidationRunner:
         self, cfg: Config, checkpoint: str | Path, device: str = "cpu", allow_partial: bool = False
     ) -> None:
         recipe = Recipe(cfg)
-        self.model: Any = execute.build(recipe, checkpoint, device=device, allow_partial=allow_partial)
-        self.threshold = default_score_threshold(self.model)
+        model = execute.build(recipe, checkpoint, device=device, allow_partial=allow_partial)
+        self.detector = TorchDetector(model)
+        self.threshold = self.detector.score_threshold
         loader = cfg.get("val_dataloader") or cfg.test_dataloader
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self.dataset = DATASETS.build(loader.dataset)
@@ -73,9 +72,8 @@ class ValidationRunner:
         indices = range(min(number, len(self.dataset)))
         detections = []
         for index in indices:
-            with torch.no_grad():
-                (sample,) = self.model.test_step(pseudo_collate([self.dataset[index]]))
-            detections.append(to_detections(instances_of(sample), 0))
+            batch = self._batch(index)
+            detections += self.detector.results(batch, self.detector.run(batch, 0.0), 0.0)
         counted = getattr(self.dataset, "counted_objects", None)  # those of the AP in the log
         truth = [
             counted(index) if counted else self.dataset.get_data_info(index)["instances"] for index in indices
@@ -85,18 +83,19 @@ class ValidationRunner:
     def predict(self, index: int) -> Prediction:
         """Run the model on image ``index``."""
         truth = self.annotated(index)
-        batch = pseudo_collate([self.dataset[index]])
-        (sample,), fields, statistics = record(self.model, lambda: self.model.test_step(batch))
-        detections = to_detections(instances_of(sample), self.threshold)
-        detections = dataclasses.replace(
-            detections, masks=detections.crops, classes=self.classes, image=truth.image
-        )
-        return Prediction(truth, detections, fields, Frame.of(sample.metainfo), statistics)
+        detector, batch = self.detector, self._batch(index)
+        samples, fields, statistics = record(detector.model, lambda: detector.run(batch, self.threshold))
+        (detections,) = detector.results(batch, samples, self.threshold)
+        detections = dataclasses.replace(detections, classes=self.classes, image=truth.image)
+        return Prediction(truth, detections, fields, Frame.of(samples[0].metainfo), statistics)
+
+    def _batch(self, index: int) -> dict:
+        return pseudo_collate([self.dataset[index]])
 
     def annotated(self, index: int) -> Detections:
         """Return the original image and its annotations, which the test pipeline need not load."""
         info = self.dataset.get_data_info(index)
-        with_mask = any(instance.get("mask") for instance in info["instances"])
+        with_mask = all("mask" in instance for instance in info["instances"])
         annotations = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": with_mask}
         load = self.dataset.pipeline.transforms[0]  # the config's own loader: images may not be local files
         results = TRANSFORMS.build(annotations)(load(info))
@@ -122,16 +121,31 @@ def thresholds(detectors: Mapping[str, ValidationRunner]) -> str:
     return " and ".join(dict.fromkeys(f"{detector.threshold:g}" for detector in detectors.values()))
 
 
-def names_of_images(detector: ValidationRunner) -> list[str]:
-    """Return the files of the images without their folders, which may have moved."""
+def described_images(detector: ValidationRunner) -> list[tuple]:
+    """Return each image's file without its folder, which may have moved, its size, and its objects' boxes.
+
+    Raises:
+        UserError: the data set is not one of MMDetection, and its wrapper hides the images.
+    """
     dataset = detector.dataset
-    return [Path(dataset.get_data_info(index)["img_path"]).name for index in range(len(dataset))]
+    try:
+        infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+        return [
+            (Path(info["img_path"]).name, info.get("height"), info.get("width"), _boxes(info["instances"]))
+            for info in infos
+        ]
+    except (AttributeError, KeyError) as error:
+        kind = type(dataset).__name__
+        raise UserError(f"val_dataloader: expected a data set of images, got {kind}: {error}") from error
 
 
-def pick_images(detector: ValidationRunner, number: int) -> list[int]:
-    """Select images in the order of the file, those with three or more objects first.
+def _boxes(instances: Sequence[Mapping]) -> list[tuple]:
+    return [(each["bbox_label"], *map(float, each["bbox"])) for each in instances]
+
+
+def pick_images(images: Sequence[tuple], number: int) -> list[int]:
+    """Select images of :func:`described_images` in the order of the file, those with three objects first.
 
     The selection does not depend on the results.
     """
-    infos = [detector.dataset.get_data_info(index) for index in range(len(detector.dataset))]
-    return sorted(range(len(infos)), key=lambda index: len(infos[index]["instances"]) < 3)[:number]
+    return sorted(range(len(images)), key=lambda index: len(images[index][-1]) < 3)[:number]

@@ -158,6 +158,13 @@ def test_drop_path_keeps_the_mean():
     assert abs(output.mean() - 1) < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drop_path_of_rate_zero_changes_nothing(dtype):
+    x = torch.ones(100_000, 1, dtype=dtype)
+    assert torch.equal(DropPath(0.0).train()(x), x)
+    assert DropPath(0.01).train()(x).unique().tolist() == pytest.approx([0, 1 / 0.99], abs=0.01)
+
+
 def test_drop_path_grows_with_depth():
     model = build("InternImage", drop_path_rate=0.5)
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for level in model.levels for block in level.blocks]

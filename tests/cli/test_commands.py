@@ -55,7 +55,7 @@ RIGHT = [  # a list: one after the other
     ("infer MODEL v.avi --save-video drawn.mp4 --out video", "drawn.mp4"),
     ("infer CONFIG a.png --checkpoint weights.pth --device cpu --out own", "written: own"),
     ("explain MODEL a.png", r"written: explain\.html"),
-    ("explain MODEL a.png --at 30,40 --out points.png", r"written: points\.png"),
+    ("explain MODEL a.png --at 30,40 --out points.html", r"written: points\.html"),
     ("flops MODEL --shape 96 128 --by-operator", "Params: "),
     ("bench MODEL a.png --max-iter 1 --num-warmup 0", "PyTorch bf16 .*%"),
     ("test CONFIG weights.pth --data shapes --work-dir tested --eval bbox", "box AP"),

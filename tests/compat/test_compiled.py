@@ -369,6 +369,26 @@ def test_dcn_v2(provide, dtype):
     )
 
 
+def test_dcn_v2_in_mixed_precision(provide):
+    """Autocast converts the input, not the parameters: the forward accepts it, and so must the backward."""
+    provide("_ext")
+    backend, numbers = sys.modules["_ext"], (3, 2, 2, 1, 1, 0, 1, 2, 2)
+    half = [random(3, 8, 9, 8).bfloat16(), random(3, 24, 5, 6).bfloat16()]
+    input, offset, mask, weight, bias = (
+        *half,
+        *(random(*s).float() for s in ((3, 12, 5, 6), (4, 8, 3, 2), (4,))),
+    )
+    output = backend.dcn_v2_forward(input, weight, bias, offset, mask, *numbers)
+    gradients = backend.dcn_v2_backward(input, weight, bias, offset, mask, torch.ones_like(output), *numbers)
+    tensors = (input, offset, mask, weight, bias)
+    assert [each.dtype for each in gradients] == [each.dtype for each in tensors]
+    exact = backend.dcn_v2_backward(
+        *(each.double() for each in (input, weight, bias, offset, mask, torch.ones_like(output))), *numbers
+    )
+    for gradient, expected in zip(gradients, exact, strict=True):
+        assert (gradient.double() - expected).norm() / expected.norm() < 3e-2
+
+
 @pytest.fixture
 def deform_conv_ext(provide):
     provide("deform_conv_ext")

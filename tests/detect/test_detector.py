@@ -19,11 +19,12 @@ from PIL import Image
 
 import dcnzoo
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
-from dcnzoo.detect import pictures
+from dcnzoo.detect import pictures, sources
 from dcnzoo.detect.crops import Crops
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.detect.drawing import encoded
+from dcnzoo.detect.tiles import windows
 from dcnzoo.openmmlab.detector import Features
 from dcnzoo.report.explain_detector import explain
 from dcnzoo.utils.errors import UserError
@@ -281,6 +282,81 @@ def test_a_picture_of_one_tile_is_detected_as_without_tiles():
     assert len(Two()(picture, tile=50)) < 4, "the tiles' boxes are merged"
 
 
+class Blocks(BaseDetector):
+    """Finds each block of one colour, with a box or, as SOLO, with zeros; a tile shows it a part of some."""
+
+    classes, device, score_threshold = ("a", "b"), "cpu", 0.3
+
+    def __init__(self, boxes=True, masks=True):
+        self.boxes, self.masks, self.batches = boxes, masks, []
+
+    def prepare(self, picture, path=""):
+        return picture
+
+    def _detect(self, inputs, threshold):
+        self.batches.append(len(inputs))
+        return [self._of(picture[..., 0]) for picture in inputs]
+
+    def _of(self, values):
+        colours = np.unique(values[values > 0])
+        masks = values == colours[:, None, None]
+        boxes = Crops.of(masks).boxes()
+        # a part of an object is more certain than the object, as in the worst case
+        scores = 0.9 - masks.sum((1, 2)) / 20_000
+        result = Detections(boxes, scores, colours // 100, masks if self.masks else None)
+        return result if self.boxes else dataclasses.replace(result, boxes=0 * boxes).with_boxes()
+
+
+# in a picture of 70 × 160: (x1, y1, x2, y2) of objects in tiles of 64, whose columns start at 0, 48 and 96
+BLOCKS = {10: (3, 5, 21, 12), 110: (100, 30, 110, 66), 20: (40, 20, 62, 30), 120: (51, 40, 95, 69)}
+
+
+@pytest.mark.parametrize(("boxes", "masks"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("turned", [True, False])
+def test_objects_in_tiles_are_where_they_are_in_the_picture(boxes, masks, turned):
+    """One object is cut by a tile, one ends at the first pixels of a tile, one mask belongs to each."""
+    picture = np.zeros((70, 160, 3), np.uint8)
+    for colour, (x1, y1, x2, y2) in BLOCKS.items():
+        picture[y1:y2, x1:x2] = colour
+    expected = {colour: [*box] for colour, box in BLOCKS.items()}
+    if turned:
+        picture = picture.transpose(1, 0, 2).copy()
+        expected = {colour: [y1, x1, y2, x2] for colour, (x1, y1, x2, y2) in expected.items()}
+    detector = Blocks(boxes, masks)
+    result = detector(picture, tile=64, batch_size=4)
+    assert detector.batches == [4, 2], "two rows of three tiles"
+    found = [(label, box) for label, box in zip(result.labels.tolist(), result.boxes.tolist(), strict=True)]
+    assert sorted(found) == sorted((colour // 100, box) for colour, box in expected.items())
+    for i, (x1, y1, x2, y2) in enumerate(result.boxes.astype(int) if masks else ()):
+        assert result.masks[i][y1:y2, x1:x2].all() and result.masks[i].sum() == (y2 - y1) * (x2 - x1)
+    assert np.array_equal(result.boxes, Crops.of(result.masks).boxes() if masks else result.boxes)
+
+
+def test_an_object_in_two_tiles_has_no_pieces():
+    """A long object, complete in one tile, is cut in the next one, where the piece's IoU with it is small."""
+    picture = np.zeros((64, 112, 3), np.uint8)
+    picture[10:20, 3:58] = 10  # tiles from 0 and 48: the second one has its last 10 columns
+    for mirrored in (picture, picture[:, ::-1].copy()):
+        (box,) = Blocks()(mirrored, tile=64).boxes.tolist()
+        assert box == ([3, 10, 58, 20] if mirrored is picture else [54, 10, 109, 20])
+
+
+@pytest.mark.parametrize(("size", "tile", "starts"), [(160, 64, [0, 48, 96]), (161, 64, [0, 32, 64, 97])])
+def test_tiles_overlap_by_a_quarter(size, tile, starts):
+    rows = windows((40, size), tile)
+    assert [(row.start, row.stop, column.start) for row, column in rows] == [(0, 40, at) for at in starts]
+
+
+@pytest.mark.parametrize(("tile", "most"), [(None, 4 + 2), (32, 1 + 2)])
+def test_pictures_that_are_read_ahead(monkeypatch, tile, most):
+    """With tiles, a batch is of tiles of one picture."""
+    number, pictures = [], [np.full((40, 40, 3), 10, np.uint8)] * 12
+    read = sources.read
+    monkeypatch.setattr(sources, "read", lambda *args: number.append(1) or read(*args))
+    next(Blocks()(pictures, tile=tile, batch_size=4))
+    assert len(number) <= most + (4 if tile is None else 1)
+
+
 def test_crops_are_masks():
     masks = np.random.default_rng(0).random((5, 9, 7)) > 0.8
     masks[2] = False
@@ -291,6 +367,23 @@ def test_crops_are_masks():
     assert np.array_equal(result[index].masks, masks[index])
     assert np.array_equal(pickle.loads(pickle.dumps(result)).masks, masks)
     assert Detections(np.zeros((0, 4)), np.ones(0), np.zeros(0, int)).masks is None
+
+
+def test_a_model_without_boxes(detector, folder, monkeypatch):
+    """SOLO's boxes are zeros: those of its masks are returned, also to the files and to the metrics."""
+
+    def without_boxes(sample):
+        instances = sample.pred_instances
+        instances.bboxes = torch.zeros_like(instances.bboxes)
+        return instances
+
+    masks = detector(folder / "0.png").masks
+    monkeypatch.setattr("dcnzoo.openmmlab.detector.instances_of", without_boxes)
+    result = detector(folder / "0.png")
+    assert len(result) > 1 and np.array_equal(result.masks, masks)
+    for (x1, y1, x2, y2), mask in zip(result.boxes, masks, strict=True):
+        rows, columns = np.nonzero(mask)
+        assert (x1, y1, x2, y2) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
 def test_choice_of_objects(detector, folder):
@@ -419,7 +512,7 @@ def test_evaluation_maps_categories_by_name(detector, coco, tmp_path):
 def test_evaluation_without_detections(detector, coco, monkeypatch):
     nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
     none = Detections(*nothing, classes=CLASSES, image=np.zeros((128, 128, 3), np.uint8))
-    monkeypatch.setattr(detector, "_results", lambda images, *_: [none] * len(images))
+    monkeypatch.setattr(detector, "_results", lambda images, *_, **options: [none] * len(images))
     metrics = detector.evaluate(coco / "annotations/val.json", images=coco / "val")
     assert metrics["box AP"] == 0 and "mask AP" not in metrics
 

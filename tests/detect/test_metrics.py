@@ -163,7 +163,7 @@ def test_ap_and_classes_are_at_the_largest_limit(tmp_path, limits, ap):
 
 def test_report_counts_as_many_detections_as_the_evaluator(monkeypatch):
     shapes = Config.fromfile(PLAIN)
-    monkeypatch.setattr("dcnzoo.report.validation.execute.build", lambda *_, **__: None)
+    monkeypatch.setattr("dcnzoo.report.validation.execute.build", lambda *_, **__: torch.nn.Linear(1, 1))
     monkeypatch.setattr(
         "dcnzoo.report.validation.DATASETS.build", lambda _: SimpleNamespace(metainfo={"classes": ()})
     )
@@ -328,7 +328,7 @@ def test_report_counts_the_objects_of_the_ap(tmp_path):
     result = evaluate([data.counted_objects(i) for i in range(len(data))], found, len(CLASSES), 0.3, 100)
     aps = expected.eval["precision"][:, :, :, 0, -1].mean((0, 1))
     order = [expected.params.catIds.index(number) for number in IDS]
-    np.testing.assert_allclose(result.ap, aps[order], atol=1e-12)
+    np.testing.assert_allclose(result.ap, np.where(aps < 0, np.nan, aps)[order], atol=1e-12)
 
 
 @pytest.mark.parametrize(

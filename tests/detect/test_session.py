@@ -86,6 +86,30 @@ def test_threads_and_processes(backend, folder):
         assert all(map(np.array_equal, (result.boxes for result in results), expected * 5))
 
 
+def test_a_file_without_boxes(folder, monkeypatch):
+    """An exported SOLO returns zeros: its boxes are those of its masks."""
+    detector, picture = Detector(folder / "static.onnx", score_threshold=0), folder / "picture.png"
+    masks, call = detector(picture).masks, Session.__call__
+
+    def without_boxes(*args):
+        outputs = call(*args)
+        return {**outputs, "dets": outputs["dets"] * np.float32([0, 0, 0, 0, 1])}
+
+    monkeypatch.setattr(Session, "__call__", without_boxes)
+    boxes = [(np.nonzero(each.any(0))[0][[0, -1]], np.nonzero(each.any(1))[0][[0, -1]]) for each in masks]
+    expected = [[x1, y1, x2 + 1, y2 + 1] for (x1, x2), (y1, y2) in boxes]
+    assert detector(picture).boxes.tolist() == expected
+
+
+def test_auto_without_a_gpu_that_works(folder, monkeypatch):
+    """onnxruntime-gpu lists CUDA on every machine."""
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    assert Detector(folder / "static.onnx", "onnxruntime").device == "cpu"
+    with pytest.raises(ValueError, match="device: "):
+        Detector(folder / "static.onnx", "onnxruntime", device="cuda")
+
+
 @pytest.mark.parametrize(
     ("stored", "given", "expected"), [(None, None, 0.3), (0.5, None, 0.5), (0.5, 0.1, 0.1)]
 )

@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d
-from dcnzoo.layers.statistics import OffsetStatistics
+from dcnzoo.layers.statistics import (
+    OffsetStatistics,
+    modulation_statistics,
+    offset_statistics,
+    track_offsets,
+)
 from dcnzoo.report import record_sampling
 from dcnzoo.report.explain import (
     Box,
@@ -23,7 +28,6 @@ from dcnzoo.report.explain import (
     heat_map,
     output_window,
     places,
-    plot_explanation,
     points_of,
     receptive_fields,
     record,
@@ -116,11 +120,16 @@ def test_receptive_field_of_maps_with_channels_last(layer):
     assert (ys.min(), ys.max(), xs.min(), xs.max()) == (2, 4, 4, 6), "3×3 around (3, 5)"
 
 
-def test_statistics_are_off_after_the_recording():
+def test_statistics_are_as_before_after_the_recording():
     model, input = nn.Sequential(PackedDeformConv2d(3, 4, 3, padding=1)), torch.randn(1, 3, 8, 8)
     _, fields, statistics = record(model, lambda: [model(input)])
     assert [field.name for field in fields] == list(statistics) == ["0"]
-    assert not model[0].track_offsets
+    assert not model[0].track_offsets and not offset_statistics(model)
+    track_offsets(model)
+    model(2 * input)
+    before = offset_statistics(model), modulation_statistics(model)
+    record(model, lambda: [model(input)])
+    assert model[0].track_offsets and before == (offset_statistics(model), modulation_statistics(model))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -221,27 +230,11 @@ def test_positions_are_pixels_of_the_picture(scale):
         assert columns.start * STRIDE[1] == pytest.approx((place.x1 + 0.5) / scale[1] - 0.5, abs=1e-4)
 
 
-def test_table_and_figure_of_layers():
+def test_table_of_layers():
     rows = explained(names=("1", "of mmcv")).table()
     assert rows[1] == ["1", "12×12", "0.250", "2.50", "12.5%"]
     assert rows[2][:2] == ["of mmcv", "12×12"] and rows[2][4] == "–"
     assert rows[3] == ["other", "not drawn", "1.000", "2.00", "0.0%"]
-    explanation = explained(names=("a", "b"), box=Box(3, 4, 9.2, 8))
-    explanation.fields[0].weight[0] = -0.5
-    figure = plot_explanation(explanation)
-    (drawn,) = figure.axes[1].collections
-    images = [image.get_array() for axes in figure.axes[:2] for image in axes.images]
-    expected = explanation.image, heat_map(explanation.receptive_field), explanation.image
-    for image, pixels in zip(images, expected, strict=True):
-        np.testing.assert_array_equal(image, pixels)
-    limits = {(*axes.get_xlim(), *axes.get_ylim()) for axes in figure.axes[:3]}
-    assert limits == {(-0.5, SIZE[1] - 5.5, SIZE[0] - 3.5, -0.5)}
-    points, weight = points_of(explanation.fields[0], explanation.box, Frame(SIZE))
-    np.testing.assert_array_equal(drawn.get_offsets(), points.flip(1))
-    np.testing.assert_array_equal(drawn.get_array(), weight.abs())
-    assert len(points) == 3 * 3 * 15 and drawn.get_clim() == (0, 1)
-    assert drawn.get_sizes().min() < drawn.get_sizes().max(), "size shows the modulation, too"
-    assert figure.axes[2].lines[0].get_xydata().tolist() == [[3, 4], [9.2, 4], [9.2, 8], [3, 8], [3, 4]]
 
 
 def test_places_are_outputs_in_the_visible_image():

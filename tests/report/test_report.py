@@ -196,6 +196,56 @@ def test_trainings_with_different_validation_images(make_run, tmp_path):
     assert "different validation images" in html and "Errors by class" not in html and "<img" in html
 
 
+def test_trainings_with_corrected_labels(make_run, data, tmp_path):
+    """The files have the same names: the objects differ, or the pictures do."""
+    other = shutil.copytree(data, tmp_path / "other")
+    content = json.loads((other / "annotations/val.json").read_text())
+    content["annotations"][0]["category_id"] = 3 - content["annotations"][0]["category_id"] % 2
+    (other / "annotations/val.json").write_text(json.dumps(content))
+    settings = {"val_dataloader.dataset.data_root": f"{other}/"}
+    runs = [TrainedRun.read(make_run("a")), TrainedRun.read(make_run("b", **settings))]
+    assert "different validation images" in render_runs(runs, load_detectors(runs), images=1)
+
+
+def test_weights_that_are_not_finite(make_run):
+    """Without detections and without a word, the page would look like that of a model that learnt nothing."""
+    run = TrainedRun.read(make_run())
+    state = torch.load(run.checkpoint, weights_only=True)
+    state["state_dict"]["backbone.layer1.0.conv2.weight"][:] = 1e38
+    torch.save(state, run.checkpoint)
+    html = render_runs([run], load_detectors([run]))
+    assert "expected finite" in html and ">Learning curves</h2>" in html
+
+
+def test_an_object_without_a_mask_beside_polygons(make_run, tmp_path, data):
+    """A detector of boxes does not read the masks."""
+    other = shutil.copytree(data, tmp_path / "boxes")
+    content = json.loads((other / "annotations/val.json").read_text())
+    image = content["annotations"][0]["image_id"]
+    number = sum(each["image_id"] == image for each in content["annotations"])
+    del content["annotations"][0]["segmentation"]
+    (other / "annotations/val.json").write_text(json.dumps(content))
+    pipeline = Config.fromfile(DEFORMABLE).val_dataloader.dataset.pipeline
+    settings = {
+        "data_root": f"{other}/",
+        "pipeline": [
+            {**each, "with_mask": False} if each.type == "LoadAnnotations" else each for each in pipeline
+        ],
+    }
+    folder = make_run(**{f"val_dataloader.dataset.{key}": value for key, value in settings.items()})
+    (runner,) = load_detectors([TrainedRun.read(folder)]).values()
+    truth = runner.annotated(0)
+    assert number > 1 and len(truth) == number and truth.masks is None
+
+
+def test_an_unknown_data_set(make_run, monkeypatch):
+    run = TrainedRun.read(make_run())
+    detectors = load_detectors([run])
+    monkeypatch.setattr(detectors["run"].dataset, "get_data_info", lambda index: {})
+    html = render_runs([run], detectors)
+    assert "val_dataloader: expected a data set of images" in html
+
+
 def test_predictions_keep_crops(make_run, data, monkeypatch):
     """No masks of the picture's size: of a photograph with 100 objects, they are a gigabyte."""
     monkeypatch.setattr(Crops, "whole", None)
@@ -209,7 +259,7 @@ def test_the_better_of_two_labels_is_shown_in_any_order(make_run, monkeypatch):
     """Mask2Former's objects are not sorted by their scores."""
     box, labels = torch.tensor([[10.0, 10, 50, 50]] * 2), torch.tensor([0, 1])
     objects = InstanceData(bboxes=box, scores=torch.tensor([0.6, 0.9]), labels=labels)
-    monkeypatch.setattr("dcnzoo.report.validation.instances_of", lambda sample: objects)
+    monkeypatch.setattr("dcnzoo.openmmlab.detector.instances_of", lambda sample: objects)
     (runner,) = load_detectors([TrainedRun.read(make_run())]).values()
     shown = runner.predict(0).detections.with_one_label()
     assert shown.labels.tolist() == [1] and shown.scores == pytest.approx([0.9])
@@ -220,15 +270,16 @@ def test_classes_of_two_runs_side_by_side():
     results = {
         name: ClassResults(objects, np.array(ap), np.zeros((3, 101)), confusion, np.array(errors))
         for name, ap, errors in (
-            ("a", [0.5, -1, 0.25], [0, 2, 0, 3, 1]),
-            ("b", [0.25, -1, 0.5], [0, 2, 0, 0, 3]),
+            ("a", [0.5, np.nan, 0.25], [0, 2, 0, 3, 1]),
+            ("b", [0.25, np.nan, np.nan], [0, 2, 0, 0, 3]),
         )
     }
-    head, _, *rows = class_table(results, "xyz")
+    head, means, *rows = class_table(results, "xyz")
+    assert means == ["mean of 2", "4", "0.375", "0.250", "0.000", "0.000"], "of the AP that is defined"
     assert head == ["class", "objects", "box AP, a", "box AP, b", "box AP50, a", "box AP50, b"]
     assert most_errors(results.values()) == {1: 4, 4: 4, 3: 3} and most_errors([]) == {}
     assert list(most_errors(results.values(), number=5)) == [1, 4, 3], "no picture without an error"
-    assert [row[:4] for row in rows] == [["x", "3", "0.500", "0.250"], ["z", "1", "0.250", "0.500"]]
+    assert [row[:4] for row in rows] == [["x", "3", "0.500", "0.250"], ["z", "1", "0.250", "–"]]
 
 
 def test_a_run_without_validation(make_run, tmp_path):
@@ -322,7 +373,7 @@ def test_ap_of_masks():
         for i, (box, code) in enumerate(zip(boxes, codes, strict=True))
     ]
     masks[1, :, 40:] = False
-    detections = dataclasses.replace(made(boxes, [0, 1], [0.9, 0.8]), masks=masks)
+    detections = dataclasses.replace(made(boxes, [0, 1], [0.9, 0.8]), crops=masks)
     result = evaluate([truth], [detections], 2, threshold=0.3)
     assert result.ap.tolist() == pytest.approx([1, 1]) and result.mask_ap.tolist() == pytest.approx([1, 0.1])
     assert class_table({"": result}, "ab")[0] == ["class", "objects", "box AP", "box AP50", "mask AP"]
@@ -352,10 +403,10 @@ def test_precision_and_confusion():
     assert result.errors.tolist() == [1, 1]
     # class a: right at .9, wrong at .8, right at .2: precision 1 up to recall .5, then 2/3
     assert result.precision[0] == pytest.approx(np.where(np.arange(101) <= 50, 1, 2 / 3))
-    assert result.precision[1].tolist() == [0] * 101 and (result.precision[2] == -1).all()
+    assert result.precision[1].tolist() == [0] * 101 and np.isnan(result.precision[2]).all()
     # boxes of IoU 1 for the first class, .9 for the other class
     assert result.objects.tolist() == [2, 1, 0] and result.ap == pytest.approx(
-        [result.precision[0].mean(), 0, -1]
+        [result.precision[0].mean(), 0, np.nan], nan_ok=True
     )
     ap = f"{(51 + 50 * 2 / 3) / 101:.3f}"
     assert class_table({"": result}, "abc")[2:] == [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.mmcv._ext import without_autocast
+from dcnzoo.compat.signatures import without_autocast
 from dcnzoo.ops.deform_attn import as_int64, level_starts
 
 

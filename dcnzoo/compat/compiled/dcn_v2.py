@@ -6,8 +6,8 @@ The geometry is (height, width) of kernel, stride, padding and dilation, then de
 import torch
 from torch import Tensor
 
-from dcnzoo.compat.mmcv._ext import without_autocast
 from dcnzoo.compat.mmcv.deform_conv import modulated_deform_conv2d
+from dcnzoo.compat.signatures import without_autocast
 
 
 @without_autocast
@@ -43,9 +43,14 @@ def dcn_v2_backward(
     grad_output: Tensor,  # [N, O, oH, oW]
     *geometry: int,
 ) -> list[Tensor]:
-    """Return the gradients of ``input``, ``offset``, ``mask``, ``weight`` and ``bias``, in this order."""
+    """Return the gradients of ``input``, ``offset``, ``mask``, ``weight`` and ``bias``, in this order.
+
+    As in the forward, the computation is in the dtype of ``offset``; each gradient has its tensor's dtype.
+    """
     _, _, *sides, _ = geometry
     options = (sides[:2], sides[2:4], sides[4:], 1, None, [True] * 5)
-    backward = torch.ops.dcnzoo._deform_conv_backward
-    input, weight, offset, mask, bias = backward(grad_output, input, weight, offset, mask, *options)
-    return [input, offset, mask, weight, bias]
+    tensors = (tensor.to(offset.dtype) for tensor in (grad_output, input, weight, offset, mask))
+    gradients = torch.ops.dcnzoo._deform_conv_backward(*tensors, *options)
+    pairs = zip(gradients, (input, weight, offset, mask, bias), strict=True)
+    typed = [gradient.to(tensor.dtype) for gradient, tensor in pairs]
+    return [typed[index] for index in (0, 2, 3, 1, 4)]

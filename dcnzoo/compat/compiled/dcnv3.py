@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.mmcv._ext import without_autocast
+from dcnzoo.compat.signatures import without_autocast
 
 
 def geometry(*numbers: float) -> tuple[Any, Any, Any, Any, Any, Any, Any]:

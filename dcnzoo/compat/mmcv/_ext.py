@@ -26,7 +26,7 @@ from dcnzoo.compat.mmcv.plain import (  # noqa: F401  functions of the module
     sigmoid_focal_loss_forward,
     softnms,
 )
-from dcnzoo.compat.signatures import takes
+from dcnzoo.compat.signatures import takes, without_autocast
 from dcnzoo.ops import _library
 from dcnzoo.ops.deform_attn import level_starts
 from dcnzoo.ops.tracing import exporting
@@ -61,17 +61,6 @@ def get_compiler_version() -> str:
 
 
 get_compiling_cuda_version = get_compiler_version
-
-
-def without_autocast(function: Callable) -> Callable:
-    """Disable autocast in a function: mmcv converts the dtypes before it calls these functions."""
-
-    @functools.wraps(function)
-    def wrapper(input: Tensor, *args: object, **kwargs: object) -> object:
-        with torch.autocast(input.device.type, enabled=False):
-            return function(input, *args, **kwargs)
-
-    return wrapper
 
 
 # Deformable convolution

@@ -1,5 +1,6 @@
 """ONNX files in onnxruntime."""
 
+import contextlib
 import re
 
 from dcnzoo.detect.backends import Opened
@@ -18,7 +19,10 @@ def open_file(path: str, device: str, threads: int | None, precision: str) -> Op
 
     available = onnxruntime.get_available_providers()
     if device == "auto":
-        device = "cuda" if CUDA in available else "cpu"
+        if CUDA in available:
+            with contextlib.suppress(ValueError):  # no GPU that works, or an invalid file
+                return open_file(path, "cuda", threads, precision)
+        device = "cpu"
     match = re.fullmatch(r"(cpu)|cuda(?::(\d+))?", device)
     if not match:
         raise ValueError(f"device: expected cpu, cuda or a number, cuda:1, for onnxruntime, got {device!r}")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.compat.compiled.dcnv3 import geometry
-from dcnzoo.compat.mmcv._ext import without_autocast
 from dcnzoo.compat.mmcv.plain import gradients
+from dcnzoo.compat.signatures import without_autocast
 from dcnzoo.utils.text import counted
 
 
