@@ -289,7 +289,7 @@ def check_operators(session: Session, python: str | Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "tests/op_cases", folder / "tests/op_cases")
     session.chdir(folder)
-    session.run(python, ROOT / "tests/packaging/operators.py", env={"PYTHONPATH": "."}, external=True)
+    session.run(python, ROOT / "tests/programs/operators.py", env={"PYTHONPATH": "."}, external=True)
     session.run(python, "-m", "dcnzoo", "doctor", external=True)
 
 
@@ -319,11 +319,11 @@ def wine(session: Session) -> None:
     calls, variables = folder / "calls.bin", target(session, "windows-x86_64")
     torch = Path(variables["DCNZOO_TORCH"], "torch")
     session.run("python", "setup.py", "-q", "build_ext", "--build-lib", folder, env=variables)
-    session.run(PYTHON, "-m", "tests.packaging.calls", calls, external=True)
+    session.run(PYTHON, "-m", "tests.programs.calls", calls, external=True)
     compiler = ("python", "-m", "ziglang", "c++", "-target", "x86_64-windows-gnu", "-std=c++17", "-O1")
     include = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", torch / "include")
     link = (f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-o", folder / "calls.exe")
-    session.run(*compiler, *include, "tests/packaging/calls.cpp", *link)
+    session.run(*compiler, *include, "tests/programs/calls.cpp", *link)
     # Microsoft's C++ runtime, which torch needs
     download = ("--quiet", "--no-deps", "--platform", "win_amd64", "--python-version", "3.11")
     session.run_install("pip", "download", *download, "--dest", folder, "msvc-runtime==14.44.35112")
@@ -401,7 +401,7 @@ def check_wheel(session: Session, wheel: Path) -> None:
         (site_packages(alone) / "torch.pth").write_text(f"{here}\n")
         python = alone / "bin/python"
         session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]", external=True)
-        session.run(python, ROOT / "tests/packaging/extras.py", extra, external=True)
+        session.run(python, ROOT / "tests/programs/extras.py", extra, external=True)
 
 
 def check_pure_wheel(session: Session, wheel: Path) -> None:
@@ -416,7 +416,7 @@ def check_pure_wheel(session: Session, wheel: Path) -> None:
         python, "-m", "pip", "install", "--quiet", "torch==2.13.0", f"{wheel}[mmdet,onnx]", external=True
     )
     session.run(python, "-m", "pip", "install", "--quiet", "numpy", "pillow", external=True)
-    draw = "from pathlib import Path; from tests.formats import fruits, write_yolo"
+    draw = "from pathlib import Path; from tests.helpers.formats import fruits, write_yolo"
     draw += "; write_yolo(Path('data'), fruits(Path('drawn').resolve()))"
     session.run(python, "-c", draw, external=True)
     dcnzoo = (python, "-m", "dcnzoo")
@@ -533,7 +533,7 @@ def fuzz(session: Session) -> None:
 def crash(session: Session) -> None:
     """Kill and resume a training 54 times and compare bits; check memory in half an hour of random calls."""
     update_venv(session)
-    command = ("-m", "tests.crash", "work_dirs/crash", "--each", "3", *session.posargs)
+    command = ("-m", "tests.programs.crash", "work_dirs/crash", "--each", "3", *session.posargs)
     session.run(PYTHON, *command, env={"OMP_NUM_THREADS": "1"})
     session.run(PYTHON, "-m", "pytest", "-s", "tests/ops/test_soak.py", env={"DCNZOO_SOAK_SECONDS": "1800"})
 
@@ -543,7 +543,7 @@ def types(session: Session) -> None:
     """Check a program of a user with mypy --strict."""
     update_venv(session)
     options = ("--strict", "--follow-imports", "silent", "--config-file", "")
-    session.run(PYTHON, "-m", "mypy", *options, "tests/user_program.py")
+    session.run(PYTHON, "-m", "mypy", *options, "tests/programs/user_program.py")
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)
@@ -593,7 +593,7 @@ def check_threads(session: Session) -> None:
     check = ("-g1", "-O1", "-fsanitize=thread", "-Wno-tsan", "-DDCNZOO_STD_THREADS=4")
     build_copy(session, "sanitize_threads", CXXFLAGS=" ".join(check), LDFLAGS="-fsanitize=thread")
     torch = site_packages(VENV) / "torch"
-    library = ("tests/race.cpp", "-o", "race.so", "-Iops", "-isystem", torch / "include")
+    library = ("tests/programs/race.cpp", "-o", "race.so", "-Iops", "-isystem", torch / "include")
     session.run("g++", "-std=c++17", "-fPIC", "-shared", *check, *library)
     variables = {
         "LD_PRELOAD": preload(session, "tsan", "stdc++"),
@@ -606,7 +606,7 @@ def check_threads(session: Session) -> None:
     output = session.run(PYTHON, "-c", race.format(1), env=variables, silent=True, success_codes=[66])
     if "data race" not in output:
         session.error(f"expected the report of a data race, got {output}")
-    session.run(PYTHON, "-m", "tests.soak", "--most=9", "--seconds=120", env=variables)
+    session.run(PYTHON, "-m", "tests.programs.soak", "--most=9", "--seconds=120", env=variables)
 
 
 @nox.session(venv_backend="none", tags=NIGHTLY)

@@ -18,7 +18,7 @@ from dcnzoo import models, zoo  # noqa: F401  registers dcnzoo's parts
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.utils.files import write_text
-from tests.export.detectors import calibrate
+from tests.helpers.detectors import calibrate
 
 NAMES = (
     "faster-rcnn_r50_fpn_1x_coco",

@@ -80,7 +80,7 @@ def build(name: str):
     import torch
     from mmdet.registry import MODELS
 
-    from tests.export import detectors
+    from tests.helpers import detectors
 
     if name == SHIPPED:
         return shipped()

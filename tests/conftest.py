@@ -25,6 +25,8 @@ from torch.utils.data import dataloader
 
 import dcnzoo  # noqa: F401  before any import of mmcv.ops, which needs the compiled module
 
+pytest.register_assert_rewrite("tests.helpers")
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
@@ -65,7 +67,7 @@ seed_of_module = pytest.fixture(seed, autouse=True, scope="module")  # module fi
 def no_run_left_behind():
     yield
     if "mmengine" in sys.modules:  # tests that do not import it, such as those on a GPU, need no click either
-        from .commands import forget_runs
+        from tests.helpers.commands import forget_runs
 
         forget_runs()
 

@@ -14,10 +14,9 @@ import dcnzoo.models  # noqa: F401  registers the backbones
 from dcnzoo.ops import flops
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import index
-
-from . import demo
-from .modules import shapes
-from .processes import ROOT
+from tests.helpers import demo
+from tests.helpers.modules import shapes
+from tests.helpers.processes import ROOT
 
 CONFIGS = ROOT / "configs"
 MMDETS = mim_folder("mmdet") / "configs"

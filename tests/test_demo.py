@@ -6,8 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.demo import main
-
-from .demo import small_options
+from tests.helpers.demo import small_options
 
 
 @pytest.mark.slow

@@ -10,10 +10,8 @@ import torch
 from dcnzoo import diagnosis
 from dcnzoo.diagnosis import Installation, problems
 from dcnzoo.ops import _library
-
-from . import commands
-from .processes import python_with_torch
-from .test_import import OPENMMLAB
+from tests.helpers import commands
+from tests.helpers.processes import OPENMMLAB, python_with_torch
 
 ORIGINALS = dict(package.split("==") for package in diagnosis.TESTED.split()[2:])
 FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}

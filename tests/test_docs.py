@@ -10,8 +10,7 @@ import click
 import pytest
 
 from dcnzoo.cli import commands
-
-from .processes import ROOT
+from tests.helpers.processes import ROOT
 
 PAGES = sorted(
     path

@@ -2,11 +2,9 @@
 
 import pytest
 
-from .formats import FORMATS, fruits, objects, objects_of
-from .processes import python, python_with_torch
-from .processes import run_code as run
-
-OPENMMLAB = ("mmengine", "mmcv", "mmdet")
+from tests.helpers.formats import FORMATS, fruits, objects, objects_of
+from tests.helpers.processes import OPENMMLAB, only, python, python_with_torch
+from tests.helpers.processes import run_code as run
 
 # packages that each part needs, with their dependencies
 DATA = {
@@ -29,21 +27,6 @@ TORCH = {
     *("torch", "functorch", "torchgen", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx"),
     *("numpy", "packaging", "sympy", "typing_extensions"),
 }
-
-
-def only(*packages: str) -> str:
-    """Code that lets Python import only dcnzoo, these packages and the standard library."""
-    return f"""
-import sys
-class Absent:
-    def find_spec(name, path=None, target=None):
-        package = name.partition(".")[0]
-        if package.startswith("_sysconfigdata"):  # of the standard library, named after the platform
-            return
-        if package not in {("dcnzoo", *packages)} and package not in sys.stdlib_module_names:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent)
-"""
 
 
 NEED_TORCH_ONLY = """

@@ -17,8 +17,7 @@ from elftools.elf.elffile import ELFFile
 
 from dcnzoo import __version__
 from dcnzoo.ops import _library
-
-from .processes import ROOT
+from tests.helpers.processes import ROOT
 
 if not (ROOT / "setup.py").exists():
     pytest.skip("needs the sources", allow_module_level=True)

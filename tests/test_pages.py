@@ -28,11 +28,10 @@ from dcnzoo import zoo
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.config.read import read_config_file
-
-from .commands import invoke, run
-from .demo import DEFORMABLE, PLAIN, small_settings
-from .formats import fruits, write_voc
-from .processes import ROOT
+from tests.helpers.commands import invoke, run
+from tests.helpers.demo import DEFORMABLE, PLAIN, small_settings
+from tests.helpers.formats import fruits, write_voc
+from tests.helpers.processes import ROOT
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 for folder in ("docs/ops", "docs/runtimes"):

@@ -11,11 +11,10 @@ import torch
 
 import dcnzoo.models
 from dcnzoo.openmmlab.checkpoints import CheckpointError
-
-from .commands import invoke
-from .demo import DEFORMABLE as CONFIG
-from .demo import build_demo, small_options
-from .openmmlab.test_checkpoints import Harmful
+from tests.helpers.checkpoints import Harmful
+from tests.helpers.commands import invoke
+from tests.helpers.demo import DEFORMABLE as CONFIG
+from tests.helpers.demo import build_demo, small_options
 
 MARK = "made by a checkpoint"
 

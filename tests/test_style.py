@@ -2,7 +2,7 @@
 
 import ast
 
-from .processes import ROOT
+from tests.helpers.processes import ROOT
 
 NAMES = {"found", "there", "whole", "given", "wanted", "kept", "place", "each"}
 LONGEST = 80  # lines of a function

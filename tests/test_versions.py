@@ -23,8 +23,7 @@ pytest.importorskip("mmdet")
 
 import dcnzoo
 from dcnzoo.openmmlab.history import History
-
-from .commands import run
+from tests.helpers.commands import run
 
 ARCHIVE = Path(__file__).with_name("versions") / "aaf49a3d.tar.xz"
 

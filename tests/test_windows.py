@@ -5,9 +5,8 @@ import shlex
 import pytest
 
 from dcnzoo.cli.infer import DEMO_MODEL
-
-from .formats import fruits, write_yolo
-from .processes import ROOT, python
+from tests.helpers.formats import fruits, write_yolo
+from tests.helpers.processes import ROOT, python
 
 WINDOWS = {
     "PYTHONPATH": f"{ROOT / 'tests/windows'}:{ROOT}",

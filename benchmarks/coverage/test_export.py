@@ -27,7 +27,7 @@ from dcnzoo.openmmlab.detector import TorchDetector
 from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import compare, compare_all
-from tests.export.detectors import decoded, predict_batch, size_of_picture
+from tests.helpers.detectors import decoded, predict_batch, size_of_picture
 
 SECONDS, MEMORY = 1800, 16 << 30  # limits of a trial: seconds, bytes
 IMAGES, ROUNDING = 20, 1e-6  # images to try; a change as large as the effect of another order of sums
@@ -94,7 +94,7 @@ def stable_images(
 
     Args:
         shape: number, height and width of the images.
-        of_picture: see :func:`tests.export.detectors.predict_batch`.
+        of_picture: see :func:`tests.helpers.detectors.predict_batch`.
 
     Raises:
         AssertionError: there are no such images, or no detections.

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from dcnzoo import backbones
 from dcnzoo.backbones import FlashInternImage, InternImage
 from dcnzoo.backbones.sizes import SIZES
-
-from ..modules import randomise, shapes
+from tests.helpers.modules import randomise, shapes
 
 TINY = dict(channels=16, depths=(1, 1, 2, 1), groups=(1, 2, 4, 8))
 

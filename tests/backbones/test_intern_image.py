@@ -15,8 +15,7 @@ from torch import nn
 import dcnzoo.models  # noqa: F401  registers the backbones
 from dcnzoo import backbones
 from dcnzoo.backbones.intern_image import DropPath
-
-from ..modules import randomise, shapes
+from tests.helpers.modules import randomise, shapes
 
 TINY = dict(channels=16, depths=(1, 2, 2, 1), groups=(1, 2, 4, 8), layer_scale=1.0)
 KINDS = ("InternImage", "FlashInternImage")

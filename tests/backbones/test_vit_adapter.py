@@ -20,8 +20,7 @@ from dcnzoo.export.onnx import export_onnx
 from dcnzoo.ops import flops
 from dcnzoo.report.explain import Box, explain_network
 from dcnzoo.report.sampling import record_sampling
-
-from ..modules import shapes
+from tests.helpers.modules import shapes
 
 TINY = dict(embed_dim=24, depth=4, num_heads=3)
 VIT = dict(model_name="vit_tiny_patch16_224", **TINY, init_values=1.0)

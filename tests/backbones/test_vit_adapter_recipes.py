@@ -16,8 +16,7 @@ from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from torch import nn
 
 import dcnzoo.models  # noqa: F401
-
-from ..processes import ROOT
+from tests.helpers.processes import ROOT
 
 
 def config(name):

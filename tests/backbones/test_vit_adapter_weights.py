@@ -8,8 +8,7 @@ import torch
 
 import dcnzoo.models  # noqa: F401  timm imports torchvision, whose operators may have to be defined
 from dcnzoo.backbones import ViTAdapter
-
-from ..modules import randomise as disturb
+from tests.helpers.modules import randomise as disturb
 
 timm = pytest.importorskip("timm", reason="timm is not installed: make setup installs it")
 

@@ -15,11 +15,10 @@ from dcnzoo.openmmlab.flops import count_operations, random_batch
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.ops.flops import register
 from dcnzoo.zoo.source import resolve
-
-from ..commands import run
-from ..demo import DEFORMABLE as DEMO
-from ..demo import PLAIN
-from ..processes import ROOT
+from tests.helpers.commands import run
+from tests.helpers.demo import DEFORMABLE as DEMO
+from tests.helpers.demo import PLAIN
+from tests.helpers.processes import ROOT
 
 # Operations
 

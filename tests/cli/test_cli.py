@@ -8,20 +8,12 @@ import click
 import pytest
 
 import dcnzoo.cli
-from dcnzoo.cli import _command, _options, commands
+from dcnzoo.cli import _command, _options
 from dcnzoo.utils.errors import UserError
-
-from ..processes import ROOT, python, run_code
+from tests.helpers.commands import every_command
+from tests.helpers.processes import ROOT, python, run_code
 
 MODULES = sorted(m.name for m in pkgutil.iter_modules(dcnzoo.cli.__path__) if m.name[0] != "_")
-
-
-def every_command(command=commands, name="dcnzoo"):
-    """Yield the context of a command and of all commands below it."""
-    context = click.Context(command, info_name=name, terminal_width=100, **command.context_settings)
-    yield context
-    for each in command.list_commands(context) if isinstance(command, click.Group) else ():
-        yield from every_command(command.get_command(context, each), f"{name} {each}")
 
 
 @pytest.mark.parametrize("context", [*every_command()], ids=lambda context: context.info_name)

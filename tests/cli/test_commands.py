@@ -12,10 +12,9 @@ from dcnzoo import zoo
 from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import ShapesSpec, draw_image, make_shapes
 from dcnzoo.openmmlab.checkpoints import load_file
-
-from ..commands import run
-from ..demo import DEFORMABLE, PLAIN
-from ..formats import fruits, write_voc, write_yolo
+from tests.helpers.commands import run
+from tests.helpers.demo import DEFORMABLE, PLAIN
+from tests.helpers.formats import fruits, write_voc, write_yolo
 
 RIGHT = [  # a list: one after the other
     ("--version", r"\d\.\d"),

@@ -12,8 +12,7 @@ from dcnzoo.cli import _command, data
 from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.openmmlab import options
 from dcnzoo.utils.errors import UserError
-
-from .test_cli import every_command
+from tests.helpers.commands import every_command
 
 COMMANDS = [each for each in every_command() if isinstance(each.command, _command.Command)]
 

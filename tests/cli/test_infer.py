@@ -18,11 +18,10 @@ import dcnzoo.models
 from dcnzoo.cli.infer import DEMO_MODEL
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image
 from dcnzoo.report import record_sampling
-
-from ..commands import invoke
-from ..demo import DEFORMABLE as CONFIG
-from ..demo import build_demo
-from ..report.test_explain import decoded, page_data
+from tests.helpers.commands import invoke
+from tests.helpers.demo import DEFORMABLE as CONFIG
+from tests.helpers.demo import build_demo
+from tests.helpers.explained import decoded, page_data
 
 HEIGHT, WIDTH = 96, 150  # of the files; the detector's input is 82 × 128, padded to 96 × 128
 

@@ -23,9 +23,8 @@ from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.jsonl import append_row
 from dcnzoo.zoo.testing import use_data
-
-from .. import commands
-from ..zoo.conftest import entry, package  # noqa: F401  a fixture
+from tests.helpers import commands
+from tests.zoo.conftest import entry, package  # noqa: F401  a fixture
 
 IMAGES = 5
 

@@ -9,20 +9,10 @@ import cv2
 import pytest
 import torch
 
-from .. import commands
-from ..commands import error_of
-from ..demo import PLAIN as CONFIG
-from ..demo import small_options
-
-
-def log_of(folder):
-    """The text of mmengine's last log in a work directory."""
-    return sorted(Path(folder).glob("*/*.log"))[-1].read_text(encoding="utf-8")
-
-
-def average_precisions(folder):
-    """The last box and mask AP in the log of a work directory."""
-    return [re.findall(rf"coco/{kind}_mAP: (-?[\d.]+)", log_of(folder))[-1] for kind in ("bbox", "segm")]
+from tests.helpers import commands
+from tests.helpers.commands import error_of
+from tests.helpers.demo import PLAIN as CONFIG
+from tests.helpers.demo import average_precisions, log_of, small_options
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,7 @@ from dcnzoo.compat.compiled import BY_DEFAULT, TABLE, is_installed
 from dcnzoo.compat.deformable_detr import MSDeformAttn
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.ops import reference
-
-from ..op_cases import output_size
-from ..processes import python
-from .programs import (
+from tests.helpers.comparison import (
     EMPTY,
     SHAPES,
     STARTS,
@@ -29,6 +26,8 @@ from .programs import (
     v2_leaves,
     v2_reference,
 )
+from tests.helpers.processes import python
+from tests.op_cases import output_size
 
 # provide
 

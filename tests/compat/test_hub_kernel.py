@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from ..processes import ROOT, python_with_torch
+from tests.helpers.processes import ROOT, python_with_torch
 
 if not (ROOT / "tools/hub_kernel.py").exists():
     pytest.skip("needs the repository", allow_module_level=True)

@@ -18,9 +18,8 @@ import dcnzoo.compat.mmcv as compat
 import dcnzoo.ops.reference as reference
 from dcnzoo.layers.offsets import accept_legacy_offsets
 from dcnzoo.models import DCN, DCNv2
-
-from ..modules import assert_same, randomise
-from ..op_cases.deform_conv import make
+from tests.helpers.modules import assert_same, randomise
+from tests.op_cases.deform_conv import make
 
 mmcv_ops = importlib.import_module("mmcv.ops")  # mmcv's Python code on dcnzoo's operators
 FUNCTIONS = {

@@ -10,8 +10,7 @@ import torch
 
 from dcnzoo.compat import ndconv
 from dcnzoo.ops import reference
-
-from ..op_cases import output_size
+from tests.op_cases import output_size
 
 FUNCTIONS = {1: ndconv.deform_conv1d, 2: ndconv.deform_conv2d, 3: ndconv.deform_conv3d}
 KERNEL = {1: (3,), 2: (3, 2), 3: (2, 1, 3)}

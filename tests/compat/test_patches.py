@@ -15,10 +15,9 @@ import dcnzoo.openmmlab.datasets  # these two add all patches
 from dcnzoo.compat import patches
 from dcnzoo.openmmlab.patches import kernels
 from dcnzoo.ops import _library
-
-from ..modules import randomise
-from ..patching import without
-from ..processes import run_code
+from tests.helpers.modules import randomise
+from tests.helpers.patching import without
+from tests.helpers.processes import run_code
 
 LAYER = dict(in_channels=4, out_channels=6, kernel_size=(3, 2), padding=1)
 

@@ -9,21 +9,11 @@ import torch.nn.functional as F
 
 from dcnzoo.compat.torchvision import deform_conv2d
 from dcnzoo.ops import reference
+from tests.helpers.modules import assert_same
+from tests.helpers.processes import ROOT, python_with_torch
+from tests.helpers.torchvision import GEOMETRY, tensors
 
-from ..modules import assert_same
-from ..op_cases.deform_conv import make
-from ..processes import ROOT, python_with_torch
-
-GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 OUT = (5, 9)
-
-
-def tensors(groups=2, offset_groups=2, dtype=torch.float64):
-    """input (3, 4, 9, 7), offset, weight (8, 4 / groups, 3, 2), bias, mask."""
-    sizes = dict(batch=3, channels=4, out_channels=8, size=(9, 7), groups=groups)
-    sample = make("torchvision", **sizes, offset_groups=offset_groups, mask_groups=2, **GEOMETRY)
-    input, weight, offset, mask, bias = sample.to(dtype).tensors
-    return input, offset, weight, bias, mask
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -154,7 +144,7 @@ if "backward" in own:
     library.impl("_deform_conv2d_backward", lambda grad, *t: tuple(torch.ones_like(x) for x in t[:5]), "CPU")
 
 from dcnzoo.ops import reference
-from tests.compat.test_torchvision import GEOMETRY, tensors
+from tests.helpers.torchvision import GEOMETRY, tensors
 dcnzoo.provide("torchvision")
 for masked in (True, False):
     input, offset, weight, bias, mask = [tensor.requires_grad_() for tensor in tensors(groups=2)]

@@ -14,8 +14,7 @@ import dcnzoo.compat.tvdcn as tvdcn
 import dcnzoo.ops
 from dcnzoo import layers
 from dcnzoo.ops import reference
-
-from ..modules import randomise
+from tests.helpers.modules import randomise
 
 KERNEL = {1: (3,), 2: (3, 2), 3: (3, 1, 2)}
 GEOMETRY = {"stride": (2, 1, 1), "padding": (1, 2, 1), "dilation": (1, 2, 1)}

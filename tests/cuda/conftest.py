@@ -18,10 +18,9 @@ import torch
 from filelock import FileLock
 
 from dcnzoo.ops import with_cuda
-
-from ..op_cases import deform_conv, results
-from ..ops.test_ops import largest, moved
-from ..processes import ROOT, compile_cpp
+from tests.helpers.operators import largest, moved
+from tests.helpers.processes import ROOT, compile_cpp
+from tests.op_cases import deform_conv, results
 
 # torch reads this once, before the first matrix product on a GPU; without it, deterministic products fail
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,6 +1,6 @@
 """The kernels' replacement for division, against division."""
 
-from .conftest import run_program
+from tests.cuda.conftest import run_program
 
 PROGRAM = """
 #include <cstdlib>

@@ -6,11 +6,10 @@ import torch.nn.functional as F
 
 from dcnzoo.ops import choose, deform_conv2d, with_cuda
 from dcnzoo.ops._arguments import arguments_of
-
-from ..fused.test_operators import TOLERANCE, assert_right, on_gpu, samples_of
-from ..op_cases import deform_conv, ramp, results
-from ..ops.test_ops import largest, moved
-from .conftest import assert_current_stream, assert_same_bits
+from tests.cuda.conftest import assert_current_stream, assert_same_bits
+from tests.helpers.fused import TOLERANCE, assert_right, on_gpu, samples_of
+from tests.helpers.operators import largest, moved
+from tests.op_cases import deform_conv, ramp, results
 
 if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from .. import op_cases
-from ..op_cases import (
+from tests import op_cases
+from tests.helpers.not_finite import assert_pooling_reads_no_more
+from tests.helpers.operators import largest, random_boxes
+from tests.helpers.products import in_turn
+from tests.op_cases import (
     Operator,
     Sample,
     dcnv3,
@@ -20,10 +23,6 @@ from ..op_cases import (
     ramp,
     roi_align,
 )
-from ..ops.test_nms import random_boxes
-from ..ops.test_not_finite import assert_pooling_reads_no_more
-from ..ops.test_ops import largest
-from ..products import in_turn
 
 # Larger for half types: columns and products are stored in half precision, which rounds the sums.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

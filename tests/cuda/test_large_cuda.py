@@ -6,11 +6,9 @@ import torch.nn.functional as F
 
 from dcnzoo import ops
 from dcnzoo.ops import reference, with_cuda
-
-from .. import op_cases
-from ..ops.test_large import ELEMENTS, MANY, REGION, far_rois, normal
-from ..ops.test_nms import random_boxes
-from ..ops.test_ops import assert_same, moved
+from tests import op_cases
+from tests.helpers.large import ELEMENTS, MANY, REGION, far_rois, normal
+from tests.helpers.operators import assert_same, moved, random_boxes
 
 if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)

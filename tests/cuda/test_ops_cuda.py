@@ -3,10 +3,10 @@
 import pytest
 
 from dcnzoo.ops import with_cuda
-
-from .. import op_cases
-from ..op_cases import deform_conv
-from ..ops.test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
+from tests import op_cases
+from tests.cuda.conftest import assert_captured, assert_current_stream, assert_same_bits
+from tests.op_cases import deform_conv
+from tests.ops.test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
     every_form,
     every_op,
     test_autocast,
@@ -17,7 +17,6 @@ from ..ops.test_ops import (  # noqa: F401  collected here, with this file's `de
     test_matches_reference,
     test_opcheck,
 )
-from .conftest import assert_captured, assert_current_stream, assert_same_bits
 
 if not with_cuda():
     pytest.skip("no GPU, or no CUDA kernels: not run on a GPU", allow_module_level=True)

@@ -6,21 +6,19 @@ import pytest
 import torch
 
 from dcnzoo.ops import has_ops, with_cuda
-
-from .. import op_cases
-from ..fused.test_operators import ATTENTIONS, TOLERANCE, assert_right, on_gpu, samples_of, with_channels
-from ..fused.test_operators import NAMES as FUSED
-from ..op_cases import deform_conv, ms_deform_attn
-from ..ops.test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
+from tests import op_cases
+from tests.cuda.conftest import assert_captured, assert_current_stream, assert_same_bits
+from tests.helpers.fused import ATTENTIONS, TOLERANCE, assert_right, on_gpu, samples_of, with_channels
+from tests.helpers.fused import NAMES as FUSED
+from tests.helpers.operators import moved
+from tests.op_cases import deform_conv, ms_deform_attn
+from tests.ops.test_ops import (  # noqa: F401  collected here, with this file's `device` fixture
     every_op,
-    largest,
-    moved,
     test_autocast,
     test_checkpoint,
     test_invalid_input_says_what_is_wrong,
     test_opcheck,
 )
-from .conftest import assert_captured, assert_current_stream, assert_same_bits
 
 if not (torch.cuda.is_available() and has_ops()) or with_cuda():
     pytest.skip("no GPU, or with the compiled library", allow_module_level=True)

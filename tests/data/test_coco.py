@@ -23,9 +23,8 @@ from dcnzoo.detect import metrics
 from dcnzoo.detect.detections import Detections
 from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric
 from dcnzoo.utils.errors import UserError
-
-from ..commands import run
-from ..formats import coco, draw, write
+from tests.helpers.commands import run
+from tests.helpers.formats import coco, draw, write
 
 POLYGON = [2, 3, 12, 3, 12, 23, 2, 13]
 

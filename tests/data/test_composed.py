@@ -14,9 +14,8 @@ from PIL import Image
 
 from dcnzoo.data.reading import describe, read
 from dcnzoo.utils.errors import UserError
-
-from ..formats import CLASSES, coco, draw, labelme, voc, write, yolo
-from .folders import GENERATORS, SIZES
+from tests.helpers.folders import GENERATORS, SIZES
+from tests.helpers.formats import CLASSES, coco, draw, labelme, voc, write, yolo
 
 LISTS = ("YOLO, CVAT", "YOLO, darknet and CVAT 1.1", "YOLO, lists and names", "YOLO, lists of one folder")
 

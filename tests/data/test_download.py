@@ -13,10 +13,9 @@ from PIL import Image
 
 from dcnzoo.data.download import COCO, HOST, SMALL, unpack
 from dcnzoo.utils.errors import UserError
-
-from ..commands import error_of, run
-from ..zoo.conftest import undisturbed  # noqa: F401  a fixture
-from ..zoo.server import Served, serving
+from tests.helpers.commands import error_of, run
+from tests.helpers.server import Served, serving
+from tests.zoo.conftest import undisturbed  # noqa: F401  a fixture
 
 
 def voc_object(name, box):

@@ -7,9 +7,8 @@ import pytest
 from dcnzoo.data.reading import read as read_data
 from dcnzoo.data.tree import split_of
 from dcnzoo.utils.errors import UserError
-
-from ..formats import CLASSES, coco, draw, write
-from .folders import GENERATORS, SIZES, expected, read, voc_lists
+from tests.helpers.folders import GENERATORS, SIZES, expected, read, voc_lists
+from tests.helpers.formats import CLASSES, coco, draw, write
 
 
 def same(result, truth):

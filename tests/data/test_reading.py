@@ -20,10 +20,9 @@ from dcnzoo.data.reading import describe
 from dcnzoo.data.reading import read as read_data
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.formats import PICTURES
-
-from ..commands import run
-from ..formats import CLASSES, FORMATS, SIZE, coco, draw, fruits, labelme, voc, write, yolo
-from .folders import read
+from tests.helpers.commands import run
+from tests.helpers.folders import read
+from tests.helpers.formats import CLASSES, FORMATS, SIZE, coco, draw, fruits, labelme, voc, write, yolo
 
 
 def test_check_lists_each_problem(tmp_path):

@@ -8,15 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from dcnzoo.data.shapes import CLASSES, ShapesSpec, draw_image, make_shapes
-
-SPEC = ShapesSpec(train=6, val=4, size=96, min_radius=11, max_radius=44, seed=3)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    assert make_shapes(root, SPEC)
-    return root
+from tests.data.conftest import SPEC
 
 
 def contents(root):

@@ -28,9 +28,9 @@ from dcnzoo.detect.tiles import windows
 from dcnzoo.openmmlab.detector import Features
 from dcnzoo.report.explain_detector import explain
 from dcnzoo.utils.errors import UserError
-from tests.commands import run
-from tests.demo import DEFORMABLE, build, small_options
-from tests.zoo.server import Served, serving
+from tests.helpers.commands import run
+from tests.helpers.demo import DEFORMABLE, build, small_options
+from tests.helpers.server import Served, serving
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 THRESHOLD = 0.5

@@ -21,9 +21,8 @@ from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric
 from dcnzoo.openmmlab.hooks.summary import SummaryHook
 from dcnzoo.report.evaluation import evaluate
 from dcnzoo.report.validation import ValidationRunner
-
-from ..demo import PLAIN
-from ..products import in_turn
+from tests.helpers.demo import PLAIN
+from tests.helpers.products import in_turn
 
 SIZE = 96
 CLASSES = ["a", "b", "c", "d"]  # d has no objects

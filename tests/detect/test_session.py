@@ -23,9 +23,9 @@ from dcnzoo.detect.session import Session
 from dcnzoo.detect.tiles import merge
 from dcnzoo.export import Detector, export_onnx
 from dcnzoo.ops import nms
-from tests.commands import run as command
-from tests.processes import run_code
-from tests.test_import import only, run
+from tests.helpers.commands import run as command
+from tests.helpers.processes import only, run_code
+from tests.helpers.processes import run_code as run
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from .launching import ip
+from tests.helpers.launching import ip
 
 MACHINES = 3
 

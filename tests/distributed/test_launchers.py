@@ -16,10 +16,9 @@ import torch
 from mmengine.config import Config
 
 from dcnzoo.openmmlab.runs import ranks
-
-from ..crash import assert_same
-from ..demo import small_options
-from .launching import CONFIG, ROOT, run
+from tests.helpers.demo import small_options
+from tests.helpers.launching import CONFIG, ROOT, run
+from tests.programs.crash import assert_same
 
 SCALARS = "*/vis_data/scalars.json"
 # With BatchNorm, each process would validate with its own running statistics.
@@ -98,7 +97,7 @@ def test_two_processes_train(data, tmp_path, port, more):
     """Gradients are accumulated and the learning rate is scaled. Only the first process writes files."""
     norm = dict(norm_cfg=GROUP_NORM)
     more = {**more, "model": dict(backbone=norm, neck=norm)}
-    imports = dict(imports=["dcnzoo.models", "tests.distributed.audit"], allow_failed_imports=False)
+    imports = dict(imports=["dcnzoo.models", "tests.programs.audit"], allow_failed_imports=False)
     # without EMAHook, which fails with the strategies of FlexibleRunner
     lines = {"_base_": [str(ROOT / CONFIG)], "custom_imports": imports, "custom_hooks": [], **more}
     config, work, notes = tmp_path / "audited.py", tmp_path / "work", tmp_path / "notes"

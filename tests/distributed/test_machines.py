@@ -10,9 +10,9 @@ from functools import cache
 import pytest
 import torch
 
-from ..demo import small_options
-from . import killing
-from .launching import CONFIG, ROOT, finish, ip, on_machine, run, start
+from tests.helpers.demo import small_options
+from tests.helpers.launching import CONFIG, ROOT, finish, ip, on_machine, run, start
+from tests.programs import killing
 
 HOSTS = "127.0.0.1 localhost\n127.0.1.1 machine-{}\n"  # as Debian and Ubuntu write it
 

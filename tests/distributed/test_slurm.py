@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ..demo import small_options
-from .launching import CONFIG, ROOT, environment, on_machine, run
+from tests.helpers.demo import small_options
+from tests.helpers.launching import CONFIG, ROOT, environment, on_machine, run
 
 MISSING = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
 pytestmark = [

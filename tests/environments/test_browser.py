@@ -12,10 +12,9 @@ playwright = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 
 from dcnzoo.report.explain import render_explanation  # noqa: E402
 from dcnzoo.report.report import write_report  # noqa: E402
-
-from ..processes import ROOT  # noqa: E402
-from ..report.test_explain import explained  # noqa: E402
-from ..report.test_report import data, make_run  # noqa: E402, F401
+from tests.helpers.explained import explained  # noqa: E402
+from tests.helpers.processes import ROOT  # noqa: E402
+from tests.report.conftest import data, make_run  # noqa: E402, F401
 
 CHROMIUM = [
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

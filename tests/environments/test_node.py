@@ -12,9 +12,8 @@ import torch
 
 import dcnzoo
 from dcnzoo.detect.session import Session
-
-from ..demo import DEFORMABLE, build_demo
-from ..processes import ROOT
+from tests.helpers.demo import DEFORMABLE, build_demo
+from tests.helpers.processes import ROOT
 
 if "NODE" not in os.environ:
     pytest.skip("nox -s clients installs the packages", allow_module_level=True)

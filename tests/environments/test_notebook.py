@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ..formats import fruits, write_yolo
-from ..processes import ROOT
+from tests.helpers.formats import fruits, write_yolo
+from tests.helpers.processes import ROOT
 
 if "NOTEBOOK" not in os.environ:
     pytest.skip("nox -s clients installs dcnzoo from a wheel", allow_module_level=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..processes import ROOT
+from tests.helpers.processes import ROOT
 
 pytest.importorskip("fvcore", exc_type=ImportError)
 

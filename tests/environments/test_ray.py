@@ -8,8 +8,7 @@ import pytest
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-
-from ..processes import ROOT
+from tests.helpers.processes import ROOT
 
 ray = pytest.importorskip("ray", exc_type=ImportError)
 

@@ -7,11 +7,9 @@ import torch
 
 import dcnzoo
 from dcnzoo.ops import _library
-
-from ..cli.test_train import average_precisions
-from ..demo import small_options
-from ..distributed.launching import environment
-from ..processes import ROOT, python
+from tests.helpers.demo import average_precisions, small_options
+from tests.helpers.launching import environment
+from tests.helpers.processes import ROOT, python
 
 FOLDER = Path(dcnzoo.__file__).parent / "ops"
 CONFIG = "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py"
@@ -36,7 +34,7 @@ def run(tool, *arguments):
 
 def test_operators():
     assert _library.loaded["cpu"].parent == FOLDER
-    python("tests/packaging/operators.py", cwd=ROOT, **environment())
+    python("tests/programs/operators.py", cwd=ROOT, **environment())
 
 
 def test_cuda_library():

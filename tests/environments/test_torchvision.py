@@ -7,11 +7,10 @@ import torch
 
 from dcnzoo.compat.torchvision import DeformConv2d, deform_conv2d
 from dcnzoo.utils import torchvision_schemas
-
-from ..compat.test_torchvision import GEOMETRY, tensors
-from ..modules import assert_same
-from ..ops.test_plain import INVENTED_DEVICE
-from ..processes import run_code
+from tests.helpers.modules import assert_same
+from tests.helpers.operators import INVENTED_DEVICE
+from tests.helpers.processes import run_code
+from tests.helpers.torchvision import GEOMETRY, tensors
 
 ops = pytest.importorskip("torchvision.ops", exc_type=ImportError)
 if torchvision_schemas.load_error():

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import dcnzoo
-
-from ..processes import ROOT, run_code
+from tests.helpers.processes import ROOT, run_code
 
 dcnzoo.provide("torchvision")  # torchvision itself does not load beside a CPU build of torch
 transformers = pytest.importorskip("transformers", minversion="5", exc_type=ImportError)

@@ -12,9 +12,8 @@ from PIL import Image
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.layers import PackedDeformConv2d
-
-from ..formats import write_yolo
-from ..processes import ROOT
+from tests.helpers.formats import write_yolo
+from tests.helpers.processes import ROOT
 
 pytest.importorskip("ultralytics", exc_type=ImportError)
 

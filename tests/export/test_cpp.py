@@ -9,8 +9,7 @@ import pytest
 
 import dcnzoo
 from dcnzoo.data.shapes import ShapesSpec, draw_image
-
-from ..processes import ROOT
+from tests.helpers.processes import ROOT
 
 openvino = pytest.importorskip("openvino")
 

@@ -7,8 +7,8 @@ from torch import nn
 import dcnzoo.ops
 from dcnzoo.export import decompositions
 from dcnzoo.layers import PackedDeformConv2d
+from tests.helpers.products import in_turn
 from tests.op_cases import operators
-from tests.products import in_turn
 
 POOLING = ("roi_align", "deform_roi_pool")
 CONVOLUTIONS = (f"deform_conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))

@@ -15,10 +15,9 @@ from dcnzoo.export import (
 )
 from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.ops import reference as oracle
-from tests.modules import module_of
+from tests.helpers.graphs import assert_close, export, export_by_torchscript, needs_torchvision, run
+from tests.helpers.modules import module_of
 from tests.op_cases import deform_conv as cases
-
-from .graphs import assert_close, export, export_by_torchscript, needs_torchvision, run
 
 onnx = pytest.importorskip("onnx")
 

@@ -32,10 +32,7 @@ from dcnzoo.openmmlab.export.predict import Predictor, RawHead
 from dcnzoo.openmmlab.export.test_loop import without_border
 from dcnzoo.openmmlab.export.verify import verify_raw_outputs
 from dcnzoo.ops import reference_boxes
-
-from ..modules import module_of
-from ..processes import run_code
-from .detectors import (
+from tests.helpers.detectors import (
     CONFIGS,
     WIDTH,
     agreement_of,
@@ -46,7 +43,9 @@ from .detectors import (
     padded,
     size,
 )
-from .graphs import run
+from tests.helpers.graphs import run
+from tests.helpers.modules import module_of
+from tests.helpers.processes import run_code
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

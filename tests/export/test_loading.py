@@ -17,8 +17,7 @@ from dcnzoo.detect.pictures import read
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.export.pictures import predicting_part
 from dcnzoo.openmmlab.export.preprocessing import preprocessing_of
-
-from ..products import in_turn
+from tests.helpers.products import in_turn
 
 NAME = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 STEP = "test_dataloader.dataset.pipeline.0"

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from dcnzoo.detect.session import Session
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.ops import reference
-from tests.processes import run_code
-
-from .graphs import assert_close
+from tests.helpers.graphs import assert_close
+from tests.helpers.processes import run_code
 
 onnx = pytest.importorskip("onnx")
 openvino = pytest.importorskip("openvino")

@@ -16,8 +16,7 @@ from dcnzoo.layers import (
     PackedDeformConv3d,
     PackedDeformConvTranspose2d,
 )
-
-from ..processes import ROOT
+from tests.helpers.processes import ROOT
 
 onnx = pytest.importorskip("onnx")
 

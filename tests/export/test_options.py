@@ -14,7 +14,7 @@ from dcnzoo.export.result import ExportResult
 from dcnzoo.openmmlab.export import export as export_module
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
-from tests.commands import error_of
+from tests.helpers.commands import error_of
 
 pytest.importorskip("onnx")
 

@@ -7,8 +7,7 @@ from torch import nn
 from dcnzoo.compat import mmcv
 from dcnzoo.export import for_pnnx
 from dcnzoo.layers import PackedDeformConv1d, PackedDeformConv2d, PackedDeformConvTranspose2d
-
-from .graphs import needs_torchvision
+from tests.helpers.graphs import needs_torchvision
 
 
 class Focus(nn.Module):

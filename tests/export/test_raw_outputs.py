@@ -9,9 +9,8 @@ from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab.export.predict import RawHead
-from tests.processes import ROOT
-
-from .detectors import CONFIGS, RTMDET, Family, build, predict_batch, size
+from tests.helpers.detectors import CONFIGS, RTMDET, Family, build, predict_batch, size
+from tests.helpers.processes import ROOT
 
 TOOLS = runpy.run_path(str(ROOT / "tools/deployment/decode.py"))
 

@@ -5,11 +5,10 @@ import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference, reference_boxes
-from tests.modules import module_of
+from tests.helpers.graphs import assert_close, export, run
+from tests.helpers.modules import module_of
+from tests.helpers.operators import random_boxes
 from tests.op_cases.deform_roi_pool import make
-from tests.ops.test_nms import random_boxes
-
-from .graphs import assert_close, export, run
 
 pytest.importorskip("onnx")
 

@@ -33,10 +33,9 @@ from dcnzoo.openmmlab.export.nms import of_class
 from dcnzoo.openmmlab.export.predict import Predictor
 from dcnzoo.openmmlab.export.verify import compare
 from dcnzoo.utils.errors import UserError
-
-from ..modules import module_of
-from .detectors import WIDTH, assert_agreement, build, decoded, loaded, predict_batch, size
-from .graphs import run
+from tests.helpers.detectors import WIDTH, assert_agreement, build, decoded, loaded, predict_batch, size
+from tests.helpers.graphs import run
+from tests.helpers.modules import module_of
 
 
 def test_functions_are_replaced_also_where_a_patch_wraps_them():

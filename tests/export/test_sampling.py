@@ -6,10 +6,9 @@ from torch import nn
 
 import dcnzoo.ops
 from dcnzoo.layers import DCNv3
-from tests.modules import module_of
+from tests.helpers.graphs import assert_close, export, run
+from tests.helpers.modules import module_of
 from tests.op_cases import dcnv3, dcnv4, ms_deform_attn
-
-from .graphs import assert_close, export, run
 
 onnx = pytest.importorskip("onnx")
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes
-
-from ..modules import module_of
+from tests.helpers.modules import module_of
 
 
 def add_in_place(x, size):

@@ -25,11 +25,10 @@ from dcnzoo.export import Detector
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions
 from dcnzoo.openmmlab.export.verify import verify
-from tests.commands import error_of, run
-from tests.demo import small_settings
-from tests.processes import ROOT, python
-
-from .detectors import build, calibrate, config, loaded
+from tests.helpers.commands import error_of, run
+from tests.helpers.demo import small_settings
+from tests.helpers.detectors import build, calibrate, config, loaded
+from tests.helpers.processes import ROOT, python
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -336,7 +335,7 @@ def test_the_next_export_removes_what_a_killed_one_left(tmp_path):
     code = f"""
 import os, sys
 from dcnzoo.openmmlab.export import export
-from tests.export.detectors import build, loaded
+from tests.helpers.detectors import build, loaded
 steps = dict(type="Resize", scale=(128, 96), keep_ratio=True), dict(type="PackDetInputs")
 write = export.write_detector
 export.write_detector = lambda *args, **kwargs: (write(*args, **kwargs), os._exit(9))

@@ -7,8 +7,7 @@ from torch.utils._pytree import tree_map
 from dcnzoo.export.fixed_size import keep_boxes, roi_align_pyramid
 from dcnzoo.export.vmap import symbolic_batches
 from dcnzoo.openmmlab.export.symbolic_sizes import SymbolicSizes, level_sizes
-
-from ..modules import module_of
+from tests.helpers.modules import module_of
 
 
 def convolve(*args, **options):

@@ -1,6 +1,6 @@
 import pytest
 
-from . import interpreter
+from tests.helpers import interpreter
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ from triton.runtime.jit import JITFunction
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import deform_conv, kernels, operators
 from dcnzoo.ops.fused.launch import Launch
-
-from ..ops.test_plan import calls_of, tensors_of
+from tests.helpers.plans import calls_of, tensors_of
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ from torch import nn
 
 import dcnzoo
 from dcnzoo import layers
-
-from ..op_cases import channels_last
-from ..products import in_turn
-from .test_programs import CASES, maps, randomised
+from tests.helpers.layers import CASES, maps, randomised
+from tests.helpers.products import in_turn
+from tests.op_cases import channels_last
 
 LAYOUTS = {"contiguous": torch.clone, "channels last": channels_last}
 TRAINED = [name for name in CASES if not name.startswith(("Mask", "Offset"))]

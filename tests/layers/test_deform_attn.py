@@ -15,8 +15,7 @@ from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.ops import reference
-
-from ..modules import randomise
+from tests.helpers.modules import randomise
 
 C, GROUPS, KERNEL = 12, 3, 3
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)

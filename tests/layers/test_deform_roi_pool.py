@@ -7,8 +7,7 @@ import torch
 import dcnzoo.ops.reference as reference
 from dcnzoo.layers import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack
 from dcnzoo.ops import roi_align
-
-from ..modules import assert_same, randomise
+from tests.helpers.modules import assert_same, randomise
 
 SIZE, SAMPLING = (3, 2), (0.5, 2, 0.3)
 both_packs = pytest.mark.parametrize("pack", [DeformRoIPoolPack, ModulatedDeformRoIPoolPack])

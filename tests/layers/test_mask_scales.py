@@ -17,8 +17,7 @@ from dcnzoo import layers
 from dcnzoo.compat import tvdcn
 from dcnzoo.compat.mmcv import ModulatedDeformConv2dPack
 from dcnzoo.ops.reference import deform_conv
-
-from ..modules import randomise
+from tests.helpers.modules import randomise
 
 SIZES = (4, 6, 3)
 SOURCES = {  # names of the predictors, scale

@@ -21,8 +21,7 @@ from dcnzoo.compat import patches
 from dcnzoo.layers import offset_parameter_groups, offset_statistics, track_offsets
 from dcnzoo.openmmlab.patches.kernels import kernels
 from dcnzoo.ops import flops
-
-from ..modules import assert_same, randomise
+from tests.helpers.modules import assert_same, randomise
 
 MODULE = importlib.import_module("mmcv.ops.multi_scale_deform_attn")
 PLAIN = MODULE.multi_scale_deformable_attn_pytorch.__wrapped__  # F.grid_sample

@@ -15,8 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import dcnzoo
 import dcnzoo.ops.reference as reference
 from dcnzoo import layers
-
-from ..modules import assert_same, randomise, shapes
+from tests.helpers.modules import assert_same, randomise, shapes
 
 SIZE = (7, 9, 5)
 GEOMETRY = {"kernel_size": (3, 2, 1), "stride": (2, 1, 2), "padding": (1, 2, 0), "dilation": (1, 2, 1)}

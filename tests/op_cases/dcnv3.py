@@ -10,8 +10,7 @@ import torch
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
 from dcnzoo.ops.geometry import deform_attn_points
-
-from . import (
+from tests.op_cases import (
     CHANNELS,
     Sample,
     absolute_at,

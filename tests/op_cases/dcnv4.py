@@ -10,10 +10,9 @@ import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
-
-from . import Sample, call_function, dcnv3, wrong_calls
-from .dcnv3 import can_be_zero as can_be_zero
-from .dcnv3 import geometry
+from tests.op_cases import Sample, call_function, dcnv3, wrong_calls
+from tests.op_cases.dcnv3 import can_be_zero as can_be_zero
+from tests.op_cases.dcnv3 import geometry
 
 NAME = "dcnv4"
 call = partial(call_function, dcnzoo.ops.dcnv4)

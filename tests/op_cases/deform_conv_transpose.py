@@ -8,9 +8,8 @@ import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
-
-from . import Operator, Sample, call_function, deform_conv, wrong_calls
-from .deform_conv import (
+from tests.op_cases import Operator, Sample, call_function, deform_conv, wrong_calls
+from tests.op_cases.deform_conv import (
     ASYMMETRIC,
     KERNEL,
     NAMES,

@@ -10,11 +10,10 @@ import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
-
-from . import Sample, call_function, normal, roi_align, wrong_calls
-from .roi_align import absolute as absolute
-from .roi_align import can_be_zero as can_be_zero
-from .roi_align import random_regions, region_rows
+from tests.op_cases import Sample, call_function, normal, roi_align, wrong_calls
+from tests.op_cases.roi_align import absolute as absolute
+from tests.op_cases.roi_align import can_be_zero as can_be_zero
+from tests.op_cases.roi_align import random_regions, region_rows
 
 NAME = "deform_roi_pool"
 call = partial(call_function, dcnzoo.ops.deform_roi_pool)

@@ -7,8 +7,7 @@ import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
-
-from . import CHANNELS, Sample, absolute_at, emptied, random_name, wrong_calls
+from tests.op_cases import CHANNELS, Sample, absolute_at, emptied, random_name, wrong_calls
 
 NAME = "ms_deform_attn"
 can_be_zero = ("level", "heads", "channels")

@@ -8,9 +8,8 @@ import torch
 
 import dcnzoo.ops
 from dcnzoo.ops import reference_boxes
-
-from . import Sample, call_function, normal, wrong_calls
-from .roi_align import random_boxes
+from tests.op_cases import Sample, call_function, normal, wrong_calls
+from tests.op_cases.roi_align import random_boxes
 
 NAME = "nms"
 call = partial(call_function, dcnzoo.ops.nms)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 import dcnzoo.ops
 from dcnzoo.ops import reference as oracle
-
-from . import (
+from tests.op_cases import (
     CHANNELS,
     Sample,
     absolute_at,

@@ -17,9 +17,9 @@ from dcnzoo.data.shapes import ShapesSpec, draw_image
 from dcnzoo.openmmlab import calls
 from dcnzoo.openmmlab.calls import call_settings, tracing
 from dcnzoo.openmmlab.detector import TorchDetector, default_score_threshold
-from tests.demo import build as build_config
-from tests.export.detectors import build, has_dcn
-from tests.export.detectors import predict_batch as predict
+from tests.helpers.demo import build as build_config
+from tests.helpers.detectors import build, has_dcn
+from tests.helpers.detectors import predict_batch as predict
 
 SIZE = (160, 192)
 SHAPES = "mask-rcnn_r14-mdconv_fpn_8e_shapes"

@@ -21,9 +21,9 @@ from dcnzoo.openmmlab.hooks import AtomicLocalBackend
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import checksum_in_name
 from dcnzoo.utils.folders import mim_folder
-
-from ..zoo.conftest import undisturbed  # noqa: F401  a fixture
-from ..zoo.server import Served, serving
+from tests.helpers.checkpoints import Harmful
+from tests.helpers.server import Served, serving
+from tests.zoo.conftest import undisturbed  # noqa: F401  a fixture
 
 
 def test_classes_are_texts():
@@ -64,16 +64,6 @@ def test_a_harmful_download_is_refused(harmful, way, tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match=REFUSED):
             CheckpointLoader.load_checkpoint(address if way == "http://" else f"{way}net", logger="silent")
     assert len(server.requests) == 1
-
-
-class Harmful:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
-
-from ..demo import PLAIN
-from ..processes import ROOT
+from tests.helpers.demo import PLAIN
+from tests.helpers.processes import ROOT
 
 MMDETS = Path(mmdet.__file__).parent / ".mim" / "configs"
 CASCADE = str(ROOT / "configs/dcn/cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py")

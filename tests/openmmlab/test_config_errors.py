@@ -14,8 +14,7 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.source import resolve
-
-from ..demo import write_tiny_config
+from tests.helpers.demo import write_tiny_config
 
 CASCADE = "cascade-rcnn_r50_fpn_1x_coco"
 MASK = "mask-rcnn_r50_fpn_1x_coco"

@@ -23,10 +23,9 @@ from dcnzoo.detect.detector import BaseDetector
 from dcnzoo.openmmlab.datasets import CocoDataset
 from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.utils.errors import UserError
+from tests.data import conftest
 
-from ..data import test_shapes
-
-SPEC, root = test_shapes.SPEC, test_shapes.root
+SPEC, root = conftest.SPEC, conftest.root
 
 # COCO files with errors
 

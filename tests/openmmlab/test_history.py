@@ -10,8 +10,7 @@ from dcnzoo.openmmlab.history import History, loss_parts
 from dcnzoo.openmmlab.hooks import SummaryHook
 from dcnzoo.openmmlab.hooks.summary import labels
 from dcnzoo.openmmlab.saved import SavedCheckpoints
-
-from ..training import Model, Score, make_runner, train
+from tests.helpers.training import Model, Score, make_runner, train
 
 
 def test_parts_of_the_loss_and_names_of_metrics():

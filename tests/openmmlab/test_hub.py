@@ -20,10 +20,9 @@ from dcnzoo.openmmlab.runs.execute import build
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
-
-from ..demo import DEFORMABLE
-from ..export import detectors
-from ..processes import ROOT
+from tests.helpers import detectors
+from tests.helpers.demo import DEFORMABLE
+from tests.helpers.processes import ROOT
 
 hub = pytest.importorskip("huggingface_hub")
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"

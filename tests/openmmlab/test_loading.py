@@ -14,10 +14,9 @@ from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.lock import lock_work_dir
-
-from ..commands import invoke
-from ..demo import PLAIN, small_options
-from .test_weights import build
+from tests.helpers.commands import invoke
+from tests.helpers.demo import PLAIN, small_options
+from tests.helpers.variants import build
 
 OPTION = "model.backbone.dcn=v2"
 

@@ -16,8 +16,7 @@ import dcnzoo.models  # noqa: F401  applies the patches
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.openmmlab.models.tta import InstanceTTAModel
-
-from ..export import detectors
+from tests.helpers import detectors
 
 SIDE = 160
 PACK = dict(type="PackDetInputs", meta_keys=("img_id", "ori_shape", "img_shape", "scale_factor"))

@@ -16,9 +16,8 @@ import dcnzoo.layers
 import dcnzoo.models
 from dcnzoo.layers import DCNv3, DCNv4, OffsetConv2d, OffsetLinear, PackedDeformConv2d
 from dcnzoo.models import DCN, DCNv2
-
-from .. import demo
-from ..modules import shapes
+from tests.helpers import demo
+from tests.helpers.modules import shapes
 
 
 def offset_parameters(module):

@@ -15,8 +15,7 @@ import dcnzoo.models  # noqa: F401  registers the layers
 from dcnzoo.layers import DCNv3, DCNv4
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.hooks.offset_statistics import MODULATION, OFFSETS
-
-from ..training import WITHOUT_VALIDATION, make_runner
+from tests.helpers.training import WITHOUT_VALIDATION, make_runner
 
 HEIGHT, WIDTH = 4, 6
 

@@ -12,8 +12,7 @@ import dcnzoo.models  # noqa: F401  lets configs inherit from packages
 from mmdet.registry import MODELS
 
 from dcnzoo.utils.errors import UserError
-
-from ..patching import without
+from tests.helpers.patching import without
 
 NAME = "dcnv2/mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 

@@ -26,9 +26,8 @@ from dcnzoo.layers import PackedDeformConv2d
 from dcnzoo.openmmlab import detector
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe
-
-from .. import demo
-from ..processes import python_with_torch
+from tests.helpers import demo
+from tests.helpers.processes import python_with_torch
 
 # Checkpoints
 

@@ -14,8 +14,7 @@ from dcnzoo.openmmlab.runs.execute import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
-
-from ..demo import PLAIN
+from tests.helpers.demo import PLAIN
 
 
 @pytest.mark.parametrize("work_dir", ["runs/one", "runs/one/", "./runs/../runs/one", "{root}/runs/one"])

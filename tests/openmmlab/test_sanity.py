@@ -35,10 +35,9 @@ from dcnzoo.openmmlab.runs import execute, sanity
 from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
-
-from ..crash import assert_same
-from ..demo import write_tiny_config
-from ..training import Model, Score, make_runner
+from tests.helpers.demo import write_tiny_config
+from tests.helpers.training import Model, Score, make_runner
+from tests.programs.crash import assert_same
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,7 @@ import dcnzoo
 import dcnzoo.zoo.training
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.runs import execute
-
-from ..demo import PLAIN, small_settings
+from tests.helpers.demo import PLAIN, small_settings
 
 # folder, arguments: another folder, the same one again, and its continuation
 TRAININGS = (

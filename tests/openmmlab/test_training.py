@@ -29,8 +29,7 @@ from dcnzoo.openmmlab.runs.options import write_options
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError
-
-from ..training import (
+from tests.helpers.training import (
     SAVING,
     WITHOUT_VALIDATION,
     Began,

@@ -16,8 +16,7 @@ import dcnzoo
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.source import resolve
-
-from ..demo import small_settings
+from tests.helpers.demo import small_settings
 
 CLASSES = ("green", "red")
 

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from safetensors.torch import save_file as save_safetensors
@@ -16,22 +15,8 @@ from torch import nn
 from dcnzoo.openmmlab.checkpoints import CheckpointError, load_file
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
 from dcnzoo.openmmlab.weights import convert, find_weights, load_state, load_weights
-
-from .. import demo
-from ..training import make_runner
-
-
-def settings_of(classes=None, **backbone):
-    cfg = Config.fromfile(demo.DEFORMABLE)
-    cfg.model.backbone.update(backbone)
-    if classes:
-        for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
-            head.num_classes = classes
-    return cfg.model
-
-
-def build(classes=None, **backbone):
-    return demo.build(settings_of(classes, **backbone))
+from tests.helpers.training import make_runner
+from tests.helpers.variants import build, settings_of
 
 
 @pytest.fixture(scope="module")

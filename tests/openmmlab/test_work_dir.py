@@ -25,10 +25,9 @@ from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
 from dcnzoo.utils.lock import lock_work_dir
-
-from ..demo import PLAIN, small_options, write_tiny_config
-from ..formats import fruits, write_yolo
-from ..processes import ROOT
+from tests.helpers.demo import PLAIN, small_options, write_tiny_config
+from tests.helpers.formats import fruits, write_yolo
+from tests.helpers.processes import ROOT
 
 NO_CHECKPOINT, TRAINED = r"^resume: expected a checkpoint in ", r"^work_dir: .*resume=True.*force=True"
 ONLY_BEST = r"^work_dir: [^;]*; force=True"

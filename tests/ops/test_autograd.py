@@ -11,9 +11,8 @@ from torch.func import grad, jvp, vmap
 from dcnzoo.ops import _autograd, choose, deform_conv2d, deform_conv_transpose2d
 from dcnzoo.ops.operator import Operator
 from dcnzoo.ops.register import register
-
-from .. import op_cases
-from ..op_cases import Sample
+from tests import op_cases
+from tests.op_cases import Sample
 
 OPERATORS = op_cases.operators()
 FORMS = [(op, sample) for op in OPERATORS for sample in op.forms()]

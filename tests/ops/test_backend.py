@@ -7,8 +7,7 @@ import torch
 
 from dcnzoo.ops import choose
 from dcnzoo.ops.fused import available
-
-from ..processes import python_with_torch
+from tests.helpers.processes import python_with_torch
 
 
 def test_backends_that_are_not_installed_or_unknown():

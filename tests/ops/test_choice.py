@@ -10,9 +10,8 @@ from dcnzoo.ops import _library, choose
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available
 from dcnzoo.ops.operator import OPERATORS
-
-from .. import op_cases
-from ..op_cases import deform_conv
+from tests import op_cases
+from tests.op_cases import deform_conv
 
 COMPILED, FUSED, PLAIN = choose.COMPILED, choose.FUSED, choose.PLAIN
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

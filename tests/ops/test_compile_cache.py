@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from ..processes import ROOT, python_with_torch
+from tests.helpers.processes import ROOT, python_with_torch
 
 STEP = """
 import sys, torch

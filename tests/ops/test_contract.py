@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from dcnzoo.ops import _library
-
-from .. import op_cases
-from ..op_cases import ramp, results
-from ..products import in_turn
+from tests import op_cases
+from tests.helpers.products import in_turn
+from tests.op_cases import ramp, results
 
 ALL = op_cases.operators(differentiable=False)
 LAYOUTS = {"contiguous": torch.clone, "channels last": op_cases.channels_last}

@@ -6,8 +6,7 @@ import re
 import pytest
 
 from dcnzoo.ops import cpu_capability
-
-from ..processes import python_with_torch
+from tests.helpers.processes import python_with_torch
 
 ARM = platform.machine() in ("aarch64", "arm64")
 ALL = ["default", "neon_bf16"] if ARM else ["default", "avx2", "avx512", "avx512_bf16", "amx_bf16"]

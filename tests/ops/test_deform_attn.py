@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from dcnzoo.ops import dcnv3, dcnv4, flash_deform_attn, ms_deform_attn, reference
-
-from ..modules import assert_same
-from ..op_cases import dcnv3 as dcnv3_cases
-from ..op_cases import dcnv4 as dcnv4_cases
-from ..op_cases import ms_deform_attn as ms_cases
-from ..op_cases import results
+from tests.helpers.modules import assert_same
+from tests.op_cases import dcnv3 as dcnv3_cases
+from tests.op_cases import dcnv4 as dcnv4_cases
+from tests.op_cases import ms_deform_attn as ms_cases
+from tests.op_cases import results
 
 F64 = {"dtype": torch.float64}
 DCNV3 = [pytest.param(s, id=s.name) for s in dcnv3_cases.samples() if s.tensors[0].numel()]

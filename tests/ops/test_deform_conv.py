@@ -15,14 +15,13 @@ import torch.nn.functional as F
 import dcnzoo.ops
 from dcnzoo.ops import deform_conv2d, deform_conv_transpose2d
 from dcnzoo.ops import reference as oracle
-
-from .. import op_cases
-from ..op_cases import Sample
-from ..op_cases import deform_conv as conv
-from ..op_cases import deform_conv_transpose as transpose
-from ..op_cases.deform_conv import make
-from ..processes import ROOT, compile_cpp
-from .test_ops import assert_same
+from tests import op_cases
+from tests.helpers.operators import assert_same
+from tests.helpers.processes import ROOT, compile_cpp
+from tests.op_cases import Sample
+from tests.op_cases import deform_conv as conv
+from tests.op_cases import deform_conv_transpose as transpose
+from tests.op_cases.deform_conv import make
 
 both = pytest.mark.parametrize(
     ("function", "cases"),
@@ -335,7 +334,7 @@ def test_bias_gradient_does_not_depend_on_threads(function, cases, set_threads):
 def test_error_in_a_task_of_the_backward(tmp_path):
     """The other threads stop, instead of waiting for the turn of the task that failed."""
     options = ["-std=c++17", "-fPIC", "-shared", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    library = compile_cpp(ROOT / "tests/failing_task.cpp", tmp_path / "failing_task.so", *options)
+    library = compile_cpp(ROOT / "tests/programs/failing_task.cpp", tmp_path / "failing_task.so", *options)
     program = (
         "import ctypes, sys, torch; torch.set_num_threads(4); run = ctypes.CDLL(sys.argv[1]).failing_task;"
         "print([run(task, step) for task in (0, 1, 99, 199) for step in (-1, 0, 1, 2)], run(-1, 0))"

@@ -10,9 +10,8 @@ from dcnzoo.ops import choose
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.deform_conv import grad_input_in_order
 from dcnzoo.ops.operator import OPERATORS
-
-from .. import op_cases
-from ..op_cases import deform_conv, deform_roi_pool, roi_align
+from tests import op_cases
+from tests.op_cases import deform_conv, deform_roi_pool, roi_align
 
 SAMPLES = [(rank, sample) for rank in (1, 2, 3) for sample in deform_conv.samples(rank)]
 

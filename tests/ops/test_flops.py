@@ -10,9 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dcnzoo
 from dcnzoo.ops import flops
-
-from .. import op_cases
-from ..processes import python_with_torch
+from tests import op_cases
+from tests.helpers.processes import python_with_torch
 
 flops.register()
 

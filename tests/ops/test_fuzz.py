@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from .. import op_cases
-from ..op_cases import LAYOUTS, Operator, Sample, is_plain_convolution, ramp
+from tests import op_cases
+from tests.op_cases import LAYOUTS, Operator, Sample, is_plain_convolution, ramp
 
 EXAMPLES = int(os.environ.get("DCNZOO_FUZZ_EXAMPLES", "12"))  # per operator and test
 # relative to the largest sum of the absolute values of a result's terms

@@ -15,13 +15,11 @@ from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.ops import reference
+from tests.helpers.large import ELEMENTS, MANY, REGION, far_rois, normal
+from tests.helpers.operators import assert_same
+from tests.op_cases import operators
 
-from ..op_cases import dcnv3, deform_conv, deform_conv_transpose, ms_deform_attn, operators
-from .test_ops import assert_same
-
-ELEMENTS = 2**31
 MAP_NORESERVE = 0x4000  # on Linux
-REGION = 40  # pixels at the far end on each axis
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory that is not there until written: Linux")
 
@@ -44,11 +42,6 @@ def require_memory(tmp_path_factory):
 
     with FileLock(tmp_path_factory.getbasetemp().parent / "large.lock"):
         yield require
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 # Sides for which coordinates are exact in float32. The last has more pixels than int32 can count, for which
@@ -151,14 +144,6 @@ def test_deform_attn_of_a_map():
     torch.testing.assert_close(attended.double(), expected, rtol=0.02, atol=0.02)
 
 
-def far_rois(side: int) -> tuple[Tensor, Tensor]:
-    """RoIs in the far corner, some across the border, and the same RoIs in coordinates of the corner."""
-    rois = torch.tensor([[0, 10.0, 12, 18, 28], [0, 20, 8, 28, 24], [0, 36, 30, 44, 46]])
-    far = rois.clone()
-    far[:, 1:] += side - REGION
-    return far, rois.double()
-
-
 @linux
 def test_pooling_of_a_map():
     side, channels = 2**14, 9
@@ -233,24 +218,6 @@ def test_more_pixels_than_float32_counts():
     output = ops.deform_conv1d(input, weight, torch.zeros(1, 3, 3, dtype=torch.float64), stride=stride)
     expected = torch.stack([(input[0, 0, i : i + 3] * weight[0, 0]).sum() for i in (0, stride, 2 * stride)])
     torch.testing.assert_close(output.flatten(), expected)
-
-
-IMAGES, CHANNELS = 100_000, 10_000
-PIXEL = dict(size=(1, 1), kernel=(3, 3), padding=1)
-GROUPS = dict(out_channels=CHANNELS, groups=CHANNELS, offset_groups=CHANNELS // 10)
-MANY = [
-    ("deform_conv2d", deform_conv, dict(batch=IMAGES, channels=2, **PIXEL)),
-    ("deform_conv2d", deform_conv, dict(channels=CHANNELS, size=(5, 6))),
-    ("deform_conv2d", deform_conv, dict(batch=1, channels=CHANNELS, size=(5, 6), **GROUPS)),
-    ("deform_conv_transpose2d", deform_conv_transpose, dict(batch=IMAGES, out_channels=2, **PIXEL)),
-    ("deform_conv_transpose2d", deform_conv_transpose, dict(out_channels=CHANNELS, size=(2, 3))),
-    ("dcnv3", dcnv3, dict(batch=IMAGES, size=(1, 1), kernel_size=3)),
-    ("dcnv3", dcnv3, dict(group=2, group_channels=CHANNELS // 2, size=(3, 4))),
-    ("dcnv3", dcnv3, dict(group=CHANNELS // 2, group_channels=2, size=(3, 4))),
-    ("ms_deform_attn", ms_deform_attn, dict(batch=IMAGES, queries=1, points=2, sizes=((1, 1),))),
-    ("ms_deform_attn", ms_deform_attn, dict(queries=IMAGES, heads=1)),
-    ("ms_deform_attn", ms_deform_attn, dict(channels=CHANNELS // 2, heads=2)),
-]
 
 
 @pytest.mark.slow

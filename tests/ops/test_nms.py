@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from dcnzoo.ops import nms, plain, reference_boxes
-
-
-def random_boxes(count: int, spread: float = 60, size: float = 40, seed: int = 0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * spread
-    extent = torch.rand(count, 2, generator=generator, dtype=torch.float64) * size
-    scores = torch.rand(count, generator=generator, dtype=torch.float64)
-    return torch.cat([corner, corner + extent], 1).to(dtype), scores.to(dtype)
+from tests.helpers.operators import random_boxes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -7,16 +7,15 @@ from random import Random
 
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import dcnzoo.ops
 from dcnzoo.ops.operator import OPERATORS as RECORDS
-
-from .. import op_cases
-from ..op_cases import Sample, ramp, results
-from ..products import in_turn
+from tests import op_cases
+from tests.helpers.operators import assert_same, largest, moved
+from tests.helpers.products import in_turn
+from tests.op_cases import Sample, ramp, results
 
 OPERATORS = op_cases.operators()
 CASES = [(op, sample) for op in OPERATORS for sample in op.samples()]
@@ -55,33 +54,6 @@ forms_first, own_forms_first = named(CASES, FORMS), named(OWN, FORMS)
 def device() -> str:
     """tests/cuda/test_ops_cuda.py runs the tests that use this fixture on a GPU."""
     return "cpu"
-
-
-def moved(sample: Sample, device: str = "cuda") -> Sample:
-    """Move a sample to a device, also the tensors among its other arguments, such as levels."""
-
-    def to(value):
-        if not isinstance(value, Tensor):
-            return value
-        # Tensor.to would allocate all elements of an expanded tensor
-        stored = value[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in value.stride())]
-        return stored.to(device).expand_as(value)
-
-    kwargs = {name: to(value) for name, value in sample.kwargs.items()}
-    return replace(sample.map(to), kwargs=kwargs)
-
-
-def assert_same(op, sample: Sample, oracle: Sample, tolerance: float) -> None:
-    """Compare output and gradients of ``sample`` with those of the reference on ``oracle``, in float64."""
-    actual, expected = results(op.call, sample), results(op.reference, oracle)
-    for mine, true, like in zip(actual, expected, [sample.tensors[0], *sample.given], strict=True):
-        assert mine.shape == true.shape and mine.dtype == like.dtype
-        close = {"rtol": tolerance, "atol": tolerance * largest(true)}
-        torch.testing.assert_close(mine.cpu().double(), true.double(), **close)
-
-
-def largest(tensor: Tensor) -> float:
-    return tensor.abs().max().item() if tensor.numel() else 0.0
 
 
 @in_turn("op, sample, dtype", named(CASES), list(TOLERANCE))

@@ -10,9 +10,9 @@ import torch
 
 from dcnzoo.ops import _library, choose
 from dcnzoo.ops.operator import OPERATORS
-
-from .. import op_cases
-from ..processes import python_with_torch
+from tests import op_cases
+from tests.helpers.operators import INVENTED_DEVICE
+from tests.helpers.processes import python_with_torch
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 4e-2}
 SCHEMAS = _library._SCHEMAS.read_text().splitlines()
@@ -156,43 +156,6 @@ for operator in op_cases.operators():
 # Other devices
 
 
-INVENTED_DEVICE = """
-import torch
-from torch.utils import _pytree as tree
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
-_setup_privateuseone_for_python_backend("invented")
-
-class Invented(torch.Tensor):
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @staticmethod
-    def __new__(cls, values):
-        tensor = torch._C._acc.create_empty_tensor(values.shape, values.dtype)
-        # a copy: torch computes views from the offset 0 of this tensor
-        tensor.__class__, tensor.on_cpu = cls, values.clone(memory_format=torch.contiguous_format)
-        return tensor
-
-def run_on_cpu(operator, *args, **kwargs):
-    call = tree.tree_map_only(Invented, lambda tensor: tensor.on_cpu, (args, kwargs))
-    args, options = tree.tree_map_only(torch.device, lambda device: torch.device("cpu"), call)
-    results = operator(*args, **options)
-    if kwargs.get("device") == torch.device("cpu"):
-        return results
-    return tree.tree_map_only(torch.Tensor, Invented, results)
-
-def copy(source, target, non_blocking=False):
-    return getattr(target, "on_cpu", target).copy_(getattr(source, "on_cpu", source))
-
-library = torch.library.Library("_", "IMPL")
-library.fallback(run_on_cpu, "PrivateUse1")
-aten = torch.library.Library("aten", "IMPL")
-aten.impl("_copy_from", copy, "PrivateUse1")
-aten.impl("detach", lambda tensor: Invented(tensor.on_cpu), "PrivateUse1")  # torch's own has no on_cpu
-for name in ("arange", "arange.start", "arange.start_step"):  # torch's own resizes an empty tensor
-    operator = getattr(torch.ops.aten.arange, name.partition(".")[2] or "default")
-    aten.impl(name, lambda *args, f=operator, **kwargs: run_on_cpu(f, *args, **kwargs), "PrivateUse1")
-"""
 INVENTED = f"""{INVENTED_DEVICE}
 import dcnzoo.ops
 names = torch._C._dispatch_get_all_op_names()

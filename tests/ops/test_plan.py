@@ -1,6 +1,5 @@
 """Plans: a call whose shape has one returns the same bits, or the same error, as without plans."""
 
-import itertools
 import warnings
 import weakref
 from dataclasses import replace
@@ -12,10 +11,7 @@ from torch import Tensor
 from dcnzoo.ops import choose
 from dcnzoo.ops.fused import available
 from dcnzoo.ops.operator import OPERATORS
-
-from .. import op_cases
-
-SAMPLES = 3  # of each operator
+from tests.helpers.plans import calls_of, tensors_of
 
 
 @pytest.fixture(autouse=True)
@@ -23,23 +19,6 @@ def plans(monkeypatch):
     monkeypatch.setattr(choose, "backend", "plain")
     monkeypatch.setattr(choose, "_plans", {})
     return lambda: choose._plans
-
-
-def calls_of(name: str) -> list:
-    """Return calls of an operator, named tuples, with offsets at random points."""
-    overload, calls = OPERATORS[name].overload, []
-    for operator in op_cases.operators():
-        if operator.name.removesuffix("2d") == OPERATORS[name].forward_name:
-            for sample in itertools.islice(operator.samples(), SAMPLES):
-                calls += [args for op, args in operator.overload_calls(sample)[:2] if op is overload]
-    if name == "nms":
-        boxes = torch.rand(9, 4)
-        calls = [(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), torch.rand(9), 0.3, 0)]
-    return [OPERATORS[name].Call(*call) for call in calls]
-
-
-def tensors_of(call) -> list[str]:
-    return [field for field in call._fields if isinstance(getattr(call, field), Tensor)]
 
 
 def changed(value: object) -> list:

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from dcnzoo.ops import deform_roi_pool, reference, roi_align
-
-from ..op_cases import Sample, results
-from ..op_cases import roi_align as cases
-from ..op_cases.deform_roi_pool import make
+from tests.op_cases import Sample, results
+from tests.op_cases import roi_align as cases
+from tests.op_cases.deform_roi_pool import make
 
 INF, NAN = float("inf"), float("nan")
 FORMATS = [torch.contiguous_format, torch.channels_last]

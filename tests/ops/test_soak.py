@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..op_cases import deform_conv, ramp, results
-from ..processes import ROOT, python
+from tests.helpers.processes import ROOT, python
+from tests.op_cases import deform_conv, ramp, results
 
 SECONDS = float(os.environ.get("DCNZOO_SOAK_SECONDS", "20"))
 # Threads keep memory for their largest call, which a short warm-up may not include.
@@ -19,7 +19,7 @@ MOST = 0.02 if SECONDS >= 1800 else 0.12
 
 @pytest.mark.slow
 def test_memory_is_flat():
-    done = python("-m", "tests.soak", f"--seconds={SECONDS}", f"--most={MOST}", cwd=ROOT)
+    done = python("-m", "tests.programs.soak", f"--seconds={SECONDS}", f"--most={MOST}", cwd=ROOT)
     print(done.stdout)  # `nox -s crash` shows it
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["fewest_calls_of_an_operator"] >= 10

@@ -1,8 +1,7 @@
 """The private torch symbols that the operators use exist; without those of a feature, only it is lost."""
 
 from dcnzoo.ops import _torch_private as private
-
-from ..processes import python_with_torch
+from tests.helpers.processes import python_with_torch
 
 
 def test_nothing_is_missing():

@@ -19,9 +19,8 @@ from dcnzoo import ops
 from dcnzoo.compat import mmcv as compat
 from dcnzoo.compat.mmcv import _ext as stand_in
 from dcnzoo.layers import OffsetConv2d
-
-from ..op_cases import ramp
-from ..op_cases.deform_conv import make
+from tests.op_cases import ramp
+from tests.op_cases.deform_conv import make
 
 compiled = importlib.import_module("mmcv._ext")
 mmcv_ops = importlib.import_module("mmcv.ops")

@@ -1,6 +1,5 @@
 """Explanations of a detector: receptive fields computed by hand, and a page with the recorded points."""
 
-import base64
 import dataclasses
 import json
 import re
@@ -15,15 +14,12 @@ from torch import nn
 
 from dcnzoo.layers import DCNv3, DCNv4, PackedDeformConv2d
 from dcnzoo.layers.statistics import (
-    OffsetStatistics,
     modulation_statistics,
     offset_statistics,
     track_offsets,
 )
-from dcnzoo.report import record_sampling
 from dcnzoo.report.explain import (
     Box,
-    Explanation,
     explain_network,
     heat_map,
     output_window,
@@ -36,18 +32,9 @@ from dcnzoo.report.explain import (
 )
 from dcnzoo.report.sampling import Frame
 from dcnzoo.utils.errors import UserError
+from tests.helpers.explained import STRIDE, decoded, explained, make_model, page_data
 
 SIZE = (24, 36)
-STRIDE = (2, 3)
-
-
-def make_model(shift=(0.0, 0.0)):
-    torch.manual_seed(0)
-    first = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-    pack = PackedDeformConv2d(4, 5, (3, 5), STRIDE, (1, 2), bias=False, modulated=False)
-    with torch.no_grad():
-        pack.conv_offset.bias.copy_(torch.tensor(shift).repeat(15))
-    return nn.Sequential(first, pack, nn.Tanh())
 
 
 def by_hand(model, rows, columns, shift=(0, 0)):
@@ -175,28 +162,6 @@ def test_heat_map_of_one_pixel_and_of_none():
     assert np.isfinite(heat_map(torch.zeros(5, 7))).all()
 
 
-def explained(outputs=(12, 12), box=None, names=("1",), scale=(1.0, 1.0)):
-    """An explanation with random offsets, and with a layer that has only statistics.
-
-    ``scale``: pixels of the picture, (y, x), for each pixel of the model's input.
-    """
-    model = make_model()
-    nn.init.normal_(model[1].conv_offset.weight, std=0.2)
-    size = (outputs[0] * STRIDE[0], outputs[1] * STRIDE[1])
-    with record_sampling(model) as fields, torch.no_grad():
-        model(torch.randn(1, 3, *size))
-    fields = [type(fields[0])(**{**vars(fields[0]), "name": name}) for name in names]
-    statistics = {names[0]: OffsetStatistics(0.25, 2.5, 0.125), "other": OffsetStatistics(1, 2, 0)}
-    unpadded = size[0] - 3, size[1] - 5
-    shape = [round(n * factor) for n, factor in zip(unpadded, scale, strict=True)]
-    image = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
-    heat = torch.rand(unpadded)
-    box = box or Box(21, 10, 21, 10)
-    return Explanation(
-        image, Frame(size, scale), box, fields, names[-1], heat, statistics, {(3.0, 4.0): heat.flip(1)}
-    )
-
-
 def test_a_box_has_its_outputs_or_some_of_many():
     explanation = explained()
     (field,) = explanation.fields
@@ -244,17 +209,6 @@ def test_places_are_outputs_in_the_visible_image():
     # 2 × 3 centres of equal parts of 20 × 30, moved to outputs, which are (2, 3) pixels apart
     assert {(box.y1, box.x1) for box in boxes} == {(y, x) for y in (4, 16) for x in (6, 15, 24)}
     assert len(places(field, SIZE, Frame(SIZE), 1000)) == 144, "not an output twice"
-
-
-def page_data(page):
-    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
-
-
-def decoded(layer):
-    """Offsets [rows, columns, taps, 2], (y, x) in pixels of the layer's input, and weights in 0…1."""
-    offsets = np.frombuffer(base64.b64decode(layer["offsets"]), "<i2").reshape(*layer["stored"], -1, 2)
-    weights = np.frombuffer(base64.b64decode(layer["weights"]), np.uint8).reshape(offsets.shape[:3])
-    return offsets * layer["quantum"], weights / 255
 
 
 @pytest.mark.parametrize(("outputs", "step"), [((12, 12), 1), ((20, 70), 2)])

@@ -11,8 +11,7 @@ from dcnzoo.data.reading import read
 from dcnzoo.report import write_sheet
 from dcnzoo.report.sheet import annotated
 from dcnzoo.utils.errors import UserError
-
-from ..formats import FORMATS, fruits, write
+from tests.helpers.formats import FORMATS, fruits, write
 
 
 @pytest.fixture

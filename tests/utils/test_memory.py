@@ -4,7 +4,7 @@ import platform
 
 import pytest
 
-from ..processes import run_code
+from tests.helpers.processes import run_code
 
 # Prints the page faults, and the megabytes that stay in memory after the detector, and after later buffers.
 PROGRAM = """

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from dcnzoo import zoo
-
-from .. import commands
-from .conftest import entry
-from .server import Served, serving
+from tests.helpers import commands
+from tests.helpers.server import Served, serving
+from tests.zoo.conftest import entry
 
 NAME = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 

@@ -12,8 +12,7 @@ from dcnzoo.data.reading import read
 from dcnzoo.openmmlab.config.check import dicts
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, SMALL_MASKS, write_settings
-
-from ..demo import DEFORMABLE
+from tests.helpers.demo import DEFORMABLE
 
 BOXES_CONFIG = "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 

@@ -12,10 +12,9 @@ from mmdet.apis import inference_detector
 import dcnzoo.models
 from dcnzoo import zoo
 from dcnzoo.openmmlab.runs.recipe import read_config_file
-
-from ..demo import build
-from .conftest import entry
-from .server import Served, serving
+from tests.helpers.demo import build
+from tests.helpers.server import Served, serving
+from tests.zoo.conftest import entry
 
 CONFIG = """
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dcnzoo.utils.fetch import ChecksumError, DownloadError, checksum_in_name, fetch
-
-from .server import Served, serving
+from tests.helpers.server import Served, serving
 
 CONTENT = random.Random(0).randbytes(3_000_001)  # several chunks, the last one partial
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -14,8 +14,7 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.fetch import ChecksumError
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import index
-
-from .conftest import entry
+from tests.zoo.conftest import entry
 
 OURS = Path(__file__).parents[2] / "configs"
 

@@ -8,8 +8,7 @@ import pytest
 import dcnzoo
 from dcnzoo.detect.session import Session
 from dcnzoo.utils.errors import UserError
-
-from ..demo import PLAIN
+from tests.helpers.demo import PLAIN
 
 MODEL = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 ARGUMENTS = [  # right types, wrong values

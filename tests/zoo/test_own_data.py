@@ -26,10 +26,18 @@ from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import own_data
 from dcnzoo.zoo.own_data import with_own_data
 from dcnzoo.zoo.source import resolve
-
-from ..commands import run
-from ..formats import FORMATS, FRUITS, fruits, objects, objects_of, write_coco, write_voc, write_yolo
-from ..processes import python, python_with_torch
+from tests.helpers.commands import run
+from tests.helpers.formats import (
+    FORMATS,
+    FRUITS,
+    fruits,
+    objects,
+    objects_of,
+    write_coco,
+    write_voc,
+    write_yolo,
+)
+from tests.helpers.processes import python, python_with_torch
 
 
 def prepare(data, work_dir):

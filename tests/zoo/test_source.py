@@ -13,8 +13,7 @@ from dcnzoo import zoo
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import write_text
 from dcnzoo.zoo.source import resolve
-
-from ..demo import PLAIN
+from tests.helpers.demo import PLAIN
 
 SHAPES = "mask-rcnn_r14-mdconv_fpn_8e_shapes"
 OURS = (zoo.find(SHAPES).config, zoo.find(SHAPES).weights[0])

@@ -1,5 +1,5 @@
 // Loads a compiled library of dcnzoo beside torch's, without Python, and compares the calls in a file with their results.
-// tests/packaging/calls.py writes the file. Usage: calls LIBRARY FILE
+// tests/programs/calls.py writes the file. Usage: calls LIBRARY FILE
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

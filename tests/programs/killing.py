@@ -9,7 +9,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from .launching import CONFIG, ROOT
+from tests.helpers.launching import CONFIG, ROOT
 
 
 @HOOKS.register_module()

@@ -1,5 +1,6 @@
 """The demo's configs, shortened to trainings of seconds, and functions that build models."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
-from .processes import ROOT
+from tests.helpers.processes import ROOT
 
 PLAIN = str(ROOT / "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py")
 DEFORMABLE = str(ROOT / "configs/demo/mask-rcnn_r14-mdconv_fpn_8e_shapes.py")
@@ -67,3 +68,13 @@ def write_tiny_config(path: Path, data: Path, base: str = PLAIN, **settings: obj
     cfg.default_hooks.checkpoint.save_best = "coco/bbox_mAP"
     cfg.dump(path)
     return path
+
+
+def log_of(folder):
+    """The text of mmengine's last log in a work directory."""
+    return sorted(Path(folder).glob("*/*.log"))[-1].read_text(encoding="utf-8")
+
+
+def average_precisions(folder):
+    """The last box and mask AP in the log of a work directory."""
+    return [re.findall(rf"coco/{kind}_mAP: (-?[\d.]+)", log_of(folder))[-1] for kind in ("bbox", "segm")]

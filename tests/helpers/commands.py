@@ -2,6 +2,7 @@
 
 import sys
 
+import click
 from click.testing import CliRunner
 
 from dcnzoo.cli import commands
@@ -40,3 +41,11 @@ def error_of(*arguments: object, status: int = 1) -> str:
     line = output.splitlines()[-1]
     assert line.lower().startswith("error: "), output
     return line
+
+
+def every_command(command=commands, name="dcnzoo"):
+    """Yield the context of a command and of all commands below it."""
+    context = click.Context(command, info_name=name, terminal_width=100, **command.context_settings)
+    yield context
+    for each in command.list_commands(context) if isinstance(command, click.Group) else ():
+        yield from every_command(command.get_command(context, each), f"{name} {each}")

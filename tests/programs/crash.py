@@ -1,7 +1,7 @@
 """Kill a training repeatedly, resume it, and compare it with an uninterrupted one.
 
-``python -m tests.crash FOLDER --each 2`` hits each of :data:`STEPS` twice, with as many kills at random
-moments between them. Each training is forked from a process that has imported all packages, so that it starts
+``python -m tests.programs.crash FOLDER --each 2`` hits each of :data:`STEPS` twice, and as many random
+moments. Each training is forked from a process that has imported all packages, so that it starts
 fast. The resumed epoch and the final result are compared with an uninterrupted run. Prints how often each
 step was hit as JSON; any difference raises an AssertionError. The other options choose the kind of training:
 ``--by iterations``, ``--accumulate``, ``--no-ema``, ``--ranks 2``. Of several ranks, rank 0 dies.
@@ -38,8 +38,8 @@ from mmengine.fileio import LocalBackend
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop
 
 from dcnzoo.openmmlab.checkpoints import load_file
-from tests.demo import DEFORMABLE, write_tiny_config
-from tests.processes import ROOT
+from tests.helpers.demo import DEFORMABLE, write_tiny_config
+from tests.helpers.processes import ROOT
 
 EPOCHS = 4
 CHANCE = random.Random(0)  # a generator of its own: the trainings use the global one

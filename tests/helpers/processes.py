@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def python(
@@ -70,3 +70,21 @@ def python_with_torch(
         output, errors = (Path(folder, name).read_text() for name in ("stdout", "stderr"))
     assert status in (None, child.exitcode), f"{output[-2000:]}\n{errors[-4000:]}"
     return subprocess.CompletedProcess(code, child.exitcode, output, errors)
+
+
+OPENMMLAB = ("mmengine", "mmcv", "mmdet")
+
+
+def only(*packages: str) -> str:
+    """Code that lets Python import only dcnzoo, these packages and the standard library."""
+    return f"""
+import sys
+class Absent:
+    def find_spec(name, path=None, target=None):
+        package = name.partition(".")[0]
+        if package.startswith("_sysconfigdata"):  # of the standard library, named after the platform
+            return
+        if package not in {("dcnzoo", *packages)} and package not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent)
+"""

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from dcnzoo.data.reading import read as read_data
-
-from ..formats import CLASSES, coco, draw, labelme, voc, write, yolo
+from tests.helpers.formats import CLASSES, coco, draw, labelme, voc, write, yolo
 
 SIZES = {"train": 6, "val": 3, "test": 2}
 

@@ -7,9 +7,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from .. import op_cases
-from ..op_cases import Sample, results
-from ..processes import SERVER, set_variables
+from tests import op_cases
+from tests.helpers.processes import SERVER, set_variables
+from tests.op_cases import Sample, results
 
 ENVIRONMENT = {"TRITON_INTERPRET": "1", "DCNZOO_BACKEND": "fused", "OMP_NUM_THREADS": "1"}
 OPERATORS = {op.name: op for op in op_cases.operators(differentiable=False)}
@@ -68,7 +68,7 @@ def by_plan_and_anew(name: str, sample: Sample, other: Sample, grad: Tensor) -> 
 
 def run_not_finite(case: int, value: float) -> None:
     """The test of Inf and NaN in each argument; the public function runs fused kernels where they fit."""
-    from ..ops import test_not_finite as tests
+    from tests.helpers import not_finite as tests
 
     tests.assert_reaches_what_the_formula_reads(*tests.CASES[case], torch.float32, (value,))
 

@@ -20,7 +20,7 @@ os.environ["MKL_DISABLE_FAST_MM"] = "1"  # MKL reads it when it is loaded
 
 import torch
 
-from . import op_cases
+from tests import op_cases
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 WINDOWS, ROUNDS = 10, 5  # memory is the median of the rounds of a window

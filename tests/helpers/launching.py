@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from ..processes import ROOT
+from tests.helpers.processes import ROOT
 
 CONFIG = "configs/demo/mask-rcnn_r14_fpn_8e_shapes.py"
 

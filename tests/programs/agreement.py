@@ -1,4 +1,4 @@
-"""Processes that compare gradients, join, agree and end: ``python -m tests.distributed.agreement FOLDER``.
+"""Processes that compare gradients, join, agree and end: ``python -m tests.programs.agreement FOLDER``.
 
 They are forked from one process that has the packages. Each has its own current folder and host name.
 """
@@ -28,8 +28,7 @@ from dcnzoo.openmmlab.runs import ranks
 from dcnzoo.openmmlab.runs.options import write_options
 from dcnzoo.openmmlab.runs.ranks import joined
 from dcnzoo.utils.errors import JointError, UserError
-
-from .worker import compare_gradients
+from tests.programs.worker import compare_gradients
 
 RANKS = 3
 CONTEXTS = ExitStack()
