@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dcnzoo.data.dataset import Dataset, Object, Picture, ReadOptions
-from dcnzoo.data.files import InvalidAnnotation, image_size, problem_of_size
+from dcnzoo.data.files import InvalidAnnotation, image_size
 from dcnzoo.data.geometry import Corners, Point, Polygon, clip_polygon, polygon_area
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.text import few, short
+from dcnzoo.utils.text import few, problem_of_size, short
 
 TOLERANCE = 1.0  # pixels; an edge that rounding moved out of the picture by at most this is moved back
 

@@ -4,7 +4,7 @@ import math
 import mmap
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -96,14 +96,3 @@ def image_size(file: Path) -> tuple[int, int]:
             raise InvalidAnnotation(f"expected a picture at {file}: {error}") from None
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-
-
-def problem_of_size(size: tuple[int, int], stated: Sequence[Any]) -> str:
-    """Return how the (width, height) of a picture, as it is loaded, differs from that of its annotation.
-
-    A side of None, 0 or −1 is unknown. The text is empty if the sizes agree.
-    """
-    if all(other in (side, None, 0, -1) for side, other in zip(size, stated, strict=True)):
-        return ""
-    expected = " × ".join(short(side).removesuffix(".0") for side in stated)
-    return f"expected a picture of {expected} pixels, as in the annotations, got {size[0]} × {size[1]}"

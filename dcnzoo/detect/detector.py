@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import numpy as np
 
-from dcnzoo.data.files import problem_of_size
 from dcnzoo.detect import sources
 from dcnzoo.detect.detections import Detections
 from dcnzoo.detect.pictures import picture_to_show
-from dcnzoo.utils.text import counted, few
+from dcnzoo.utils.text import counted, few, problem_of_size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -64,7 +64,6 @@ class Session:
                 f"backend: expected {backend} to be installed (pip install {backend}), but {error}"
             ) from error
         self.inputs, self.output_names, self.metadata, self._run, self.device = opened
-        self._pad_value = json.loads(self.metadata.get(KEY, "{}")).get("pad_value", 0)
         self.shape = next(iter(self.inputs.values()))
         self._arguments = os.path.abspath(path), backend, self.device, threads, precision
 
@@ -111,9 +110,10 @@ class Session:
             missing = step - len(part)
             values = part, part_sizes.astype(np.int64)
             if missing or any(room):
+                pad_value = json.loads(self.metadata.get(KEY, "{}")).get("pad_value", 0)
                 border = [(0, missing), (0, 0), *((0, size) for size in room)]
                 values = (
-                    np.pad(values[0], border, constant_values=self._pad_value),
+                    np.pad(values[0], border, constant_values=pad_value),
                     np.pad(values[1], [(0, missing), (0, 0)], mode="edge"),
                 )
             outputs = self._run(dict(zip(self.inputs, values, strict=False)))

@@ -4,6 +4,7 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 def cut(text: str, most: int = 60) -> str:
@@ -21,6 +22,17 @@ _SHORT.repr_float = lambda number, level: repr(float(f"{number:.6g}"))  # type: 
 def short(value: object) -> str:
     """Format a value from a file for a message."""
     return cut(_SHORT.repr(value))
+
+
+def problem_of_size(size: tuple[int, int], stated: Sequence[Any]) -> str:
+    """Return how the (width, height) of a picture, as it is loaded, differs from that of its annotation.
+
+    A side of None, 0 or −1 is unknown. The text is empty if the sizes agree.
+    """
+    if all(other in (side, None, 0, -1) for side, other in zip(size, stated, strict=True)):
+        return ""
+    expected = " × ".join(short(side).removesuffix(".0") for side in stated)
+    return f"expected a picture of {expected} pixels, as in the annotations, got {size[0]} × {size[1]}"
 
 
 def counted(number: int, plurals: str) -> str:

@@ -228,4 +228,4 @@ def test_calibration_files(tmp_path):
     assert [file.parent.name for file in Int8(tmp_path, 4).files] == ["0", "2", "5", "7"]
     assert len(Int8(tmp_path, 99).files) == 10
     with pytest.raises(UserError, match=r"^int8: expected a folder of images"):
-        ExportOptions(tmp_path / "m.onnx", precision=Int8(tmp_path / "0" / "picture.jpg"))
+        ExportOptions(tmp_path / "m.onnx", precision=Int8(tmp_path / "0" / "picture.jpg")).check()

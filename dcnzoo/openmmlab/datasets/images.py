@@ -3,8 +3,8 @@
 from mmdet.datasets import BaseDetDataset
 
 from dcnzoo.compat.patches import Patch
-from dcnzoo.data.files import problem_of_size
 from dcnzoo.utils.errors import UserError, describe, printable
+from dcnzoo.utils.text import problem_of_size
 
 ERRORS_NAME_PICTURES = Patch(
     "errors_name_pictures",
