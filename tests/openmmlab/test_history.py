@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import torch
 from mmengine.evaluator import Evaluator
 from torch import nn
@@ -29,7 +30,7 @@ def test_parts_of_the_loss_and_names_of_metrics():
     shown = {"coco/bbox_mAP": "box AP", "coco/bbox_mAP_75": "box AP75", "pascal_voc/mAP": "pascal_voc/mAP"}
     assert labels(metrics, most=None) == shown
     assert labels(metrics) == {"coco/bbox_mAP": "box AP"}
-    assert labels({"accuracy/top1": 0.5, "name": "x"}) == {"accuracy/top1": "accuracy/top1"}
+    assert labels({"accuracy/top1": np.float32(0.5), "name": "x"}) == {"accuracy/top1": "accuracy/top1"}
 
 
 def write_log(folder, hour, step, began_after, rows):

@@ -55,13 +55,23 @@ def test_an_option_leaves_a_given_schedule(tmp_path):
 def test_the_documented_order_of_the_hooks(tmp_path):
     custom = [{"type": "OffsetStatisticsHook"}]
     recipe = Recipe.read(PLAIN, {"custom_hooks": custom}, TRAINING)
-    recipe = recipe.with_options(TrainOptions(work_dir=tmp_path, patience=3, device="cpu"))
     check = execute._CheckHook(sanity=False, dry_run=False)
     with use_device("cpu"):
+        recipe = recipe.with_options(TrainOptions(work_dir=tmp_path, patience=3, device="cpu"))
         runner = build_runner(recipe.cfg, Start(), training=recipe, summary=hooks.SummaryHook(), check=check)
     own = [hook for hook in runner.hooks if type(hook).__module__.startswith("dcnzoo.")]
     order = [(str(hook.priority), type(hook).__name__) for hook in own]
     assert order == re.findall(r"^([A-Z_]+) +(\w+Hook)\b", hooks.__doc__, re.MULTILINE)
+
+
+def test_hooks_that_a_config_switches_off(tmp_path):
+    off = {f"default_hooks.{name}": None for name in hooks.DEFAULT_HOOKS}
+    with use_device("cpu"):
+        recipe = Recipe.read(PLAIN, off, TRAINING).with_options(TrainOptions(work_dir=tmp_path, device="cpu"))
+        runner = build_runner(recipe.cfg, Start(), training=recipe)
+    kinds = {type(hook).__name__ for hook in runner.hooks}
+    switched_off = {hook["type"] for hook in hooks.DEFAULT_HOOKS.values()} | {"CheckpointHook"}
+    assert not kinds & switched_off
 
 
 def test_a_config_without_hooks(tmp_path):

@@ -367,6 +367,15 @@ def test_epochs_scale_the_schedule():
         write_options(cfg, TrainOptions(epochs=3))
 
 
+def test_checkpoints_and_intervals_in_a_shorter_training():
+    """RTMDet saves each tenth of 300 epochs: a training of nine would have none to continue."""
+    cfg, _ = schedule(RTMDET)
+    assert cfg.default_hooks.checkpoint.interval == 10 and cfg.default_hooks.logger.interval == 50
+    write_options(cfg, TrainOptions(epochs=9), {"train_cfg.dynamic_intervals"})
+    assert (cfg.default_hooks.checkpoint.interval, cfg.default_hooks.logger.interval) == (1, 50)
+    assert cfg.train_cfg.dynamic_intervals == [(280, 1)]
+
+
 @pytest.mark.parametrize("epochs", [5, 9, 10, 15])
 def test_a_cosine_of_half_the_epochs_ends_with_an_odd_number_of_epochs(epochs):
     """Shorter than the remaining epochs, the rate would rise again; longer, it would end too high."""

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ class SummaryHook(Hook):
 
 def labels(metrics: Mapping[str, object], most: int | None = 3) -> dict[str, str]:
     """Return the keys and names of metrics: COCO's main APs or, without them, ``most``; None: all."""
-    numbers = [key for key, value in metrics.items() if isinstance(value, int | float)]
+    numbers = [key for key, value in metrics.items() if isinstance(value, Real)]  # numpy's, too
     known = [key for key in numbers if not is_undefined(key, metrics[key])]
     main = [key for key in known if key.rpartition("/")[2] in COLUMNS]
     names = metric_names(metrics)

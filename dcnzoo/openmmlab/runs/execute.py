@@ -267,6 +267,9 @@ def build_runner(
     scaling = cfg.get("auto_scale_lr") or {}
     if training and scaling.get("enable"):  # mmengine counts images per iteration, not per step
         scaling["base_batch_size"] /= cfg.optim_wrapper.get("accumulative_counts", 1)
+    for name in hooks.DEFAULT_HOOKS.keys() - {"checkpoint"}:  # mmengine knows None only for its own names
+        if cfg.default_hooks.get(name) is None:
+            cfg.default_hooks.pop(name, None)
     built = with_paths(cfg)
     if cfg.default_hooks.get("epoch_seed"):
         number_batches(built)

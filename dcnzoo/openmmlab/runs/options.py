@@ -21,6 +21,7 @@ STEPS = {
     "param_scheduler": ("begin", "end", "T_max", "milestones", "step_size", "total_steps", "periods"),
     "train_cfg": ("val_begin", "val_interval"),
     "custom_hooks": ("switch_epoch", "num_last_epochs"),
+    "default_hooks": ("interval",),  # of checkpoints by epochs: see set_epochs
 }
 
 
@@ -191,13 +192,16 @@ def set_epochs(cfg: Config, epochs: int, fixed: Collection[str] = ()) -> list[st
         return max(1, round(steps * factor)) if 0 < steps < INF else steps
 
     changes = [_set(cfg.train_cfg, "max_epochs", epochs)]
-    if intervals := cfg.train_cfg.get("dynamic_intervals"):  # pairs of first epoch and validation interval
+    intervals = None if "train_cfg.dynamic_intervals" in fixed else cfg.train_cfg.get("dynamic_intervals")
+    if intervals:  # pairs of first epoch and validation interval
         moved = [(scaled(begin), interval) for begin, interval in intervals]
         changes.append(_set(cfg.train_cfg, "dynamic_intervals", moved))
     if factor == 1:
         return changes
     for part, keys in STEPS.items():
         for path, node in dicts(cfg.get(part), part):
+            if part == "default_hooks" and not (path.endswith(".checkpoint") and node.get("by_epoch", True)):
+                continue
             kind = node.get("type", "")
             owner = f"{getattr(kind, '__name__', kind)}."
             start = node.get("begin", 0)
@@ -206,7 +210,7 @@ def set_epochs(cfg: Config, epochs: int, fixed: Collection[str] = ()) -> list[st
                 new = scaled(steps) if isinstance(steps, int | float) else [*map(scaled, steps)]
                 if key == "T_max":  # an odd number of epochs: half of them, rounded, is not what is left
                     new = max(1, scaled(start + steps) - node.get("begin", 0))
-                if key == "val_interval":  # as many validations, and more in a longer training
+                if key in ("val_interval", "interval"):  # as many validations; more in a longer training
                     new = min(new, steps)
                 if key == "end":  # mmengine's LinearLR of one iteration never leaves its first factor
                     new = max(new, node.get("begin", 0) + (1 if node.get("by_epoch", True) else 2))
