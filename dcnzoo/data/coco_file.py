@@ -31,7 +31,7 @@ class Category(msgspec.Struct, gc=False):
 
     id: int | str | None = None
     name: int | str | None = None
-    supercategory: Any = None
+    supercategory: str | int | None = None
 
 
 class Annotation(msgspec.Struct, gc=False):

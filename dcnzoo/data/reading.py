@@ -15,7 +15,6 @@ from dcnzoo.data.coco import Coco
 from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.labelme import LabelMe
-from dcnzoo.data.splits import VALIDATION
 from dcnzoo.data.tree import Reader, Tree, is_of_training, normal
 from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import Yolo
@@ -98,7 +97,8 @@ def describe(data: Dataset, splits: Mapping[str, Dataset]) -> list[str]:
     if absent := [name for name in data.classes if name not in used]:
         notes.append(f"no objects of {counted(len(absent), 'classes')}: {few(absent)}")
     if "val" in splits and "val" not in data.splits:
-        notes.append(f"{VALIDATION:.0%} of the pictures, chosen at random (seed 0), are for validation")
+        share = len(splits["val"].pictures) / sum(len(split.pictures) for split in splits.values())
+        notes.append(f"{share:.0%} of the pictures, chosen at random (seed 0), are for validation")
     rows = [(cut(name), *(str(each[name]) for each in numbers.values())) for name in used]
     lines += [f"          {row}" for row in columns([("class", *splits), *rows], numbers=True)]
     return [*lines, *(f"note      {note}" for note in notes)]

@@ -149,11 +149,12 @@ def _is_unbatched(input: Tensor, rank: int) -> bool:
 
 
 def _predict_raw(self, input: Tensor) -> Tensor:
-    if not torch.jit.is_scripting():  # noqa: SIM102  (as above)
-        if self.float32_offsets and torch.is_autocast_enabled(input.device.type):
+    if not torch.jit.is_scripting():
+        kind = input.device.type
+        if self.float32_offsets and kind != "meta" and torch.is_autocast_enabled(kind):
             is_float32 = all(each.dtype == torch.float32 for each in self.conv_offset.parameters())
             if is_float32:
-                with torch.autocast(input.device.type, enabled=False):
+                with torch.autocast(kind, enabled=False):
                     return self._predict_raw(input.float())
     if self.offset_features is not None:
         input = self.offset_features(input)

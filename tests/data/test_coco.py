@@ -47,7 +47,7 @@ def good():
             {"id": 3, "image_id": 5, "category_id": 3, "bbox": [0, 0, 20, 50], "area": 1000, "iscrowd": 0,
              "segmentation": [[0, 0, 20, 0, 20, 50]]},
         ],
-        "categories": [{"id": 3, "name": "fig"}, {"id": 9, "name": "date"}],
+        "categories": [{"id": 3, "name": "fig", "supercategory": "fruit"}, {"id": 9, "name": "date"}],
     }  # fmt: skip
 
 

@@ -358,6 +358,7 @@ def test_float32_offsets_under_autocast(prediction):
             assert pack(x).dtype == torch.bfloat16
         assert offset.dtype == dtype
     torch.testing.assert_close(offset, pack.predict(x)[0])
+    assert pack.to("meta")(x.to("meta")).shape == (1, 6, 7, 6)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])

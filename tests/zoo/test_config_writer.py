@@ -161,3 +161,16 @@ def test_config_files_are_named(tmp_path, coco):
         with pytest.raises(UserError, match=named):
             write_config(coco(), tmp_path / out, model=model and str(tmp_path / model))
     assert not [*tmp_path.glob("out.*")]
+
+
+def test_modules_that_the_model_config_imports_stay(tmp_path, coco, monkeypatch):
+    """A later process reads only the written config."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_layers.py").write_text("")
+    for imports in ("own_layers", ["own_layers", "dcnzoo.models"]):
+        (tmp_path / "own.py").write_text(
+            f"_base_ = {BOXES_CONFIG!r}\ncustom_imports = dict(imports={imports!r})\n"
+        )
+        write_config(coco(), tmp_path / "out.py", model=str(tmp_path / "own.py"))
+        written = Config.fromfile(tmp_path / "out.py").custom_imports.imports
+        assert written.count("own_layers") == written.count("dcnzoo.models") == 1
