@@ -70,8 +70,8 @@ def write_settings(
     settings = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
     own = config.get("custom_imports", {}).get("imports", [])  # a name, or several
     own = [own] if isinstance(own, str) else own
-    imports = {"imports": [*IMPORTS, *(name for name in own if name not in IMPORTS)]}
-    imports["allow_failed_imports"] = False
+    modules = [*IMPORTS, *(name for name in own if name not in IMPORTS)]
+    imports = {"imports": modules, "allow_failed_imports": False}
     written = Config({**settings, "model": network, "custom_imports": imports})
     best = {"save_best": main_metric(config), "rule": "greater"}
     written.merge_from_dict({"default_hooks.checkpoint": best, **(changes or {})})

@@ -49,6 +49,13 @@ def test_sizes_stay_symbolic(name):
     torch.testing.assert_close(result, torch.stack(expected))
 
 
+def test_linspace_of_one_step():
+    """As for a level of one pixel: DETR's reference points."""
+    height = torch.tensor(1)
+    with SymbolicSizes():
+        assert torch.linspace(0.5, height - 0.5, 1).tolist() == [0.5]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_torch_alone_does_not_keep_them(name):
     """A case that passes here needs no entry in ``SymbolicSizes`` any more."""

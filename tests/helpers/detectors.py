@@ -78,6 +78,7 @@ YOLOV3 |= {f"bbox_head.{name}": [WIDTH] * 3 for name in ("in_channels", "out_cha
 YOLOV3 |= {f"bbox_head.{name}": STRIDES[::-1] for name in ("featmap_strides", "anchor_generator.strides")}
 YOLOX = {"backbone.widen_factor": 0.125, "neck.in_channels": [32, 64, 128], "neck.out_channels": WIDTH}
 YOLOX["bbox_head.in_channels"] = WIDTH
+YOLOX |= {"test_cfg.max_per_img": 9, "test_cfg.min_bbox_size": 30}  # which MMDetection's head does not read
 TWO_STAGES = {**PYRAMID, "rpn_head.anchor_generator.strides": STRIDES}
 TWO_STAGES["roi_head.bbox_roi_extractor.featmap_strides"] = [4, 8]
 MASKS = {**TWO_STAGES, "roi_head.mask_roi_extractor.featmap_strides": [4, 8]}

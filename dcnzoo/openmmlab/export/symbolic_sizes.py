@@ -31,7 +31,8 @@ class SymbolicSizes(TorchFunctionMode):
             return tensor_of(args[-1], **{**like, **kwargs})
         if function is torch.linspace and _has_sizes(args):
             start, end, steps = args
-            return start + torch.arange(steps, **kwargs) * (end - start) / tensor_of(steps - 1, **kwargs)
+            between = tensor_of(steps - 1, **kwargs).clamp(min=1)  # a single step is the start
+            return start + torch.arange(steps, **kwargs) * (end - start) / between
         if function is Tensor.add_:  # also x += y. x has no place for the sum if only y differs by image
             differs = [isinstance(v, Tensor) and is_batchedtensor(v) for v in (*args, *kwargs.values())]
             if any(differs) and not differs[0]:

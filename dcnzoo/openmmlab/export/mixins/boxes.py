@@ -98,9 +98,9 @@ class YOLOXHead(dense_heads.YOLOXHead):
     def predict_by_feat(
         self, *outputs: list[Tensor], cfg: ConfigDict | None = None, **_: Any
     ) -> list[InstanceData]:
-        """Keep the best class of each location."""
-        cfg = ConfigDict(self.test_cfg if cfg is None else cfg)
-        cfg.setdefault("max_per_img", MOST)
+        """Keep the best class of each location. MMDetection's method reads only two settings."""
+        cfg = self.test_cfg if cfg is None else cfg
+        cfg = ConfigDict(score_thr=cfg.score_thr, nms=cfg.nms, max_per_img=MOST)
         sizes, device = [level.shape[2:] for level in outputs[0]], outputs[0][0].device
         priors = self.prior_generator.grid_priors(sizes, device=device, with_stride=True)
         scores, deltas, objectness = (
