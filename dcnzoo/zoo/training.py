@@ -17,7 +17,7 @@ from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
-from dcnzoo.openmmlab.runs.start import Start, begin, make_room
+from dcnzoo.openmmlab.runs.start import Start, claim
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.files import expanded
 from dcnzoo.utils.memory import return_memory
@@ -125,11 +125,9 @@ def _read(
         How the training starts, the splits, and lines about them.
     """
     recipe = Recipe(Config({"work_dir": options.work_dir, "launcher": "none"}))
-    start = begin(locks, recipe, force=force, dry_run=dry_run, files=[data])
-    pictures = read(data, **vars(reading))
-    splits = pictures.split()
-    if start.replaces and not dry_run:
-        make_room(locks, recipe.work_dir)
+    with claim(locks, recipe, dry_run, force=force, files=[data]) as start:
+        pictures = read(data, **vars(reading))
+        splits = pictures.split()
     return start, splits, describe(pictures, splits)
 
 

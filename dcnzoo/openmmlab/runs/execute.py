@@ -38,7 +38,7 @@ from dcnzoo.openmmlab.runs.loading import loader_errors
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.openmmlab.runs.sanity import predict_one
 from dcnzoo.openmmlab.runs.separate_run import separate_run
-from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, begin, make_room, require_new_config
+from dcnzoo.openmmlab.runs.start import Start, WorkDirHook, claim, require_new_config
 from dcnzoo.openmmlab.weights import load_weights
 from dcnzoo.utils.errors import UserError, user_errors
 from dcnzoo.utils.files import require_new, require_writable
@@ -82,10 +82,8 @@ def train(
             locks = stack.enter_context(ExitStack())
 
             def decide() -> Start:
-                start = begin(locks, recipe, resume, force, dry_run)
-                if start.replaces and not dry_run:
-                    make_room(locks, recipe.work_dir)
-                return start
+                with claim(locks, recipe, dry_run, resume=resume, force=force) as start:
+                    return start
 
             start = ranks.exchange(decide)
         return run(recipe, options, start, dry_run=dry_run, sanity=sanity)

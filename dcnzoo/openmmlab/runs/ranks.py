@@ -58,8 +58,10 @@ def joined(cfg: Config) -> Iterator[None]:
     if cfg.launcher == "mpi":  # mmengine's runner reads LOCAL_RANK, but its mpi launcher does not set it
         os.environ.setdefault("LOCAL_RANK", os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])
     # between machines, gloo would use the host name's interface: on Debian and Ubuntu, that is the loopback
-    sizes = ("SLURM_NNODES", "") if cfg.launcher == "slurm" else ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    total, local = (int(os.environ.get(name, 1)) for name in sizes)
+    if cfg.launcher == "slurm":
+        total, local = int(os.environ.get("SLURM_NNODES", 1)), 1  # machines
+    else:
+        total, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     first = os.environ.get("MASTER_ADDR") or os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "")
     if total > local and (interface := interface_of(address_towards(first))):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -3,10 +3,11 @@
 import itertools
 import os
 import re
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -72,6 +73,18 @@ def make_room(locks: ExitStack, folder: Path) -> None:
     locks.close()
     show(f"renamed {folder} to {target}")
     locks.enter_context(lock_work_dir(folder))
+
+
+@contextmanager
+def claim(locks: ExitStack, recipe: Recipe, dry_run: bool, **options: Any) -> Iterator[Start]:
+    """Context with the start that :func:`begin` decides; at its end, a used work directory is renamed.
+
+    What the training reads before it begins is read in the context: an error then leaves the folder as it is.
+    """
+    start = begin(locks, recipe, dry_run=dry_run, **options)
+    yield start
+    if start.replaces and not dry_run:
+        make_room(locks, recipe.work_dir)
 
 
 def choose_start(
