@@ -90,15 +90,8 @@ def main() -> None:
             keys = dict(zip(KEYS, (folder.name, seed, 4 * ITERATIONS, args.revision), strict=True))
             if tuple(map(str, keys.values())) in known and not args.revision.endswith("-dirty"):
                 continue
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.own_data",
-                str(folder),
-                "--one",
-                "--seeds",
-                str(seed),
-            ]
+            command = [sys.executable, "-m", "benchmarks.own_data", str(folder)]
+            command += ["--one", "--seeds", str(seed)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             row = {**keys, **json.loads(done.stdout.splitlines()[-1])}

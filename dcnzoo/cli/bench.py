@@ -63,7 +63,7 @@ def command(
         from dcnzoo.zoo.source import resolve
 
         source = resolve(model, checkpoint)
-        weights = source.read_weights() if source.weights or source.published else None
+        weights = source.read_weights() if source.has_weights else None
         network = execute.build(source.recipe(cfg_options), weights, device=device, unsafe_load=unsafe_load)
         if threads:
             torch.set_num_threads(threads)

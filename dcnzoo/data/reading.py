@@ -19,7 +19,7 @@ from dcnzoo.data.tree import Reader, Tree, is_of_training, normal
 from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import Yolo
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_exists
+from dcnzoo.utils.files import expanded, require_exists
 from dcnzoo.utils.findings import Finding, shown
 from dcnzoo.utils.formats import PICTURES
 from dcnzoo.utils.progress import waiting
@@ -55,7 +55,7 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
         UserError: no format or several are found.
         DataError: the annotations have problems, one line each.
     """
-    path, of_read = Path(os.path.expanduser(path)), ReadOptions(**options)
+    path, of_read = expanded(path), ReadOptions(**options)
     require_exists(path, "data")
     with waiting(f"listing {path}"):
         tree = Tree(path)

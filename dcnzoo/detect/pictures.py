@@ -2,12 +2,11 @@
 
 import io
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcnzoo.utils.files import require_file
+from dcnzoo.utils.files import expanded, require_file
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -65,7 +64,7 @@ def read(image: Any, bgr: bool = False, channels: int = 3) -> np.ndarray:
 def _read_file(path: str | os.PathLike, channels: int) -> np.ndarray:
     if "://" in str(path):
         return _decoded(_download(str(path)), path, channels)
-    file = Path(os.path.expanduser(path))
+    file = expanded(path)
     if file.is_dir():
         raise ValueError(f"image: expected a file, got the folder {path}: a folder is not part of a list")
     require_file(str(path), "image")

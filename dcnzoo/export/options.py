@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from dcnzoo.export.opsets import DEFAULT, check_form
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import require_file, require_new
+from dcnzoo.utils.files import expanded, require_file, require_new
 from dcnzoo.utils.formats import EXPORTED, PICTURES, picture_files
 
 
@@ -37,7 +37,7 @@ class Int8:
         Raises:
             UserError: there are none.
         """
-        root = Path(self.images).expanduser()
+        root = expanded(self.images)
         files = sorted(file for file in root.rglob("*") if file.suffix.lower() in PICTURES)
         if not files:
             raise UserError(f"int8: expected a folder of images, got none in {self.images}")
@@ -130,5 +130,5 @@ class ExportOptions:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        path = Path(self.path).expanduser()
+        path = expanded(self.path)
         return (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)

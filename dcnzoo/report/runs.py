@@ -48,7 +48,7 @@ class TrainedRun:
             raise UserError(
                 f"model: expected a work directory of dcnzoo train, found no losses in {folder}/*/vis_data"
             )
-        file = source.read_weights() if source.weights or source.published else None
+        file = source.read_weights() if source.has_weights else None
         cfg = read_config_file(source.config, {"work_dir": str(folder)})
         step = None if file is None else SavedCheckpoints.of(cfg).number(file.name)
         return cls(label or folder.resolve().name, folder, cfg, history, file, step)

@@ -23,7 +23,7 @@ _ABANDONED = 86400  # seconds without a write, after which a temporary file coun
 
 
 def expanded(path: str | os.PathLike) -> Path:
-    """Return a path of the user with ``~`` as the home folder. Only the function that takes it does this."""
+    """Return a path with ``~`` replaced by the home folder: for functions to which users pass paths."""
     return Path(os.path.expanduser(path))
 
 

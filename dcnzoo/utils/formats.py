@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import note
+from dcnzoo.utils.files import expanded, note
 from dcnzoo.utils.text import counted, few
 
 # endings of the formats that both OpenCV and Pillow read
@@ -63,7 +63,7 @@ def picture_files(name: str | os.PathLike) -> list[str] | None:
     Raises:
         UserError: there are none.
     """
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if "://" in str(name):
         return None
     unread: list[str] = []

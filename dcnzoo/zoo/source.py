@@ -56,6 +56,10 @@ class Source:
         folder = {} if self.work_dir is None else {"work_dir": str(self.work_dir)}
         return Recipe.read(self.config, {**folder, **(cfg_options or {})}, required)
 
+    @property
+    def has_weights(self) -> bool:
+        return bool(self.weights or self.published)
+
     def read_weights(self) -> Path:
         """Return the file of the weights, downloaded if necessary; print the choice of a checkpoint.
 
