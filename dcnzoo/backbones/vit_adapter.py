@@ -448,8 +448,8 @@ class ViTAdapter(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if x.dim() != 4 or x.shape[1] != self.in_chans:
             refuse(self, "x", f"(N, {self.in_chans}, H, W)", tuple(x.shape), RuntimeError)
-        # no parameter and no picture before the ViT needs a gradient. If gradients are off already, change
-        # nothing: torch.export would record the change
+        # True if no parameter and no picture before the ViT needs a gradient. If gradients are already off,
+        # nothing is changed: torch.export would record the change
         detached = self._detached and torch.is_grad_enabled() and not x.requires_grad
         vit_gradients = torch.no_grad() if detached else nullcontext()
         height, width = x.shape[-2:]

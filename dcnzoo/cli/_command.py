@@ -1,4 +1,4 @@
-"""The classes of the commands: MMDetection's options with several values, errors that name options."""
+"""Classes of commands: options with several values, as MMDetection has them, and errors that name options."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -26,7 +26,7 @@ from dcnzoo.cli._terminal import print_columns
 )  # fmt: skip
 @option(
     "--out", type=_types.FileName(".html"), default="explain.html",
-    help="Output file, a page that follows the pointer (default: explain.html).",
+    help="Output file, a page that follows the pointer.",
 )  # fmt: skip
 @_options.force
 def command(

@@ -207,7 +207,7 @@ def roi_align_pyramid_graph(
     constant = partial(g.number, kind=g.type_of(rois))
     x1, y1, x2, y2 = (g.Gather(rois, g.integer(i), axis=1) for i in range(1, 5))
     size = g.Sqrt(g.Mul(g.Sub(x2, x1), g.Sub(y2, y1)))
-    # onnxruntime fails with a RoI of negative width, and reads outside of the map with NaN: sample zeros.
+    # onnxruntime fails for a RoI of negative width; for NaN, it reads outside of the map. Both become zeros.
     # LessOrEqual, because OpenVINO's GreaterOrEqual is true for NaN where the CPU has AVX-512.
     nowhere = g.Cast(g.floats(0, -999, -999, -998, -998), to=g.type_of(rois))
     rois = g.Where(g.reshape(g.LessOrEqual(constant(0), size), -1, 1), rois, nowhere)

@@ -55,7 +55,7 @@ def assert_reaches_what_the_formula_reads(
 
 
 def assert_pooling_reads_no_more(run, device: str = "cpu") -> None:
-    """Check that samples beyond the centre of a border column read only that column, and outside nothing.
+    """Check that samples beyond the centre of a border column read only it, and samples outside read nothing.
 
     Args:
         run: calls an overload of an operator.

@@ -157,7 +157,7 @@ def test_trainings_with_corrected_labels(make_run, data, tmp_path):
 
 
 def test_weights_that_are_not_finite(make_run):
-    """Without detections and without a word, the page would look like that of a model that learnt nothing."""
+    """A page without detections and without a message would look like that of a model that learnt nothing."""
     run = TrainedRun.read(make_run())
     state = torch.load(run.checkpoint, weights_only=True)
     state["state_dict"]["backbone.layer1.0.conv2.weight"][:] = 1e38

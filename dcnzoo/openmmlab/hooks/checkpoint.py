@@ -129,7 +129,7 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.logger.warning(f"default_hooks.checkpoint.save_best: {text}")
             metrics = {**metrics, **dict.fromkeys(unknown)}
         last, self.last_ckpt = self.last_ckpt, None  # else, the parent class writes it again after a best one
-        # else, it removes the best ones of before
+        # else, the parent class removes the previous best files
         self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(monitors)
         super().after_val_epoch(runner, metrics)
         info, self.last_ckpt = runner.message_hub.runtime_info, last
