@@ -435,7 +435,9 @@ def test_make_repeats_what_other_variables_change(tmp_path, monkeypatch, built, 
     (tmp_path / ".venv/.installed").touch()
     (tmp_path / ".venv/.built").write_text(f"{built}\n", encoding="utf-8")
     for name in [
-        name for name in os.environ if "CUDA" in name or name in ("CXX", "CXXFLAGS", "LDFLAGS", "PYTHON")
+        name
+        for name in os.environ
+        if "CUDA" in name or name.startswith("DCNZOO_") or name in ("CXX", "CXXFLAGS", "LDFLAGS", "PYTHON")
     ]:
         monkeypatch.delenv(name)
     environment = {**os.environ, **variables}
