@@ -1,6 +1,5 @@
 """The trainings of plan.md in the order of execution, their configs, and the table of results."""
 
-import csv
 import dataclasses
 import statistics
 import time
@@ -15,7 +14,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, append_row, read_rows
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.models import DCNv2
 from dcnzoo.openmmlab.runs.execute import build_runner
@@ -94,15 +93,12 @@ PLAN = (
 
 def read() -> list[Row]:
     """Read the results without a line that is still being written."""
-    with RESULTS.open(encoding="utf-8", newline="") as lines:
-        return [row for row in csv.DictReader(lines) if row["torch"]]
+    return [row for row in read_rows(RESULTS) if row["torch"]]
 
 
 def append(row: dict[str, object]) -> None:
     """Write a row with the time, UTC. Rows before 2026-11-26 have none."""
-    row = {**row, "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime())}
-    with RESULTS.open("a", encoding="utf-8", newline="") as stream:  # one write, when it is closed
-        csv.DictWriter(stream, COLUMNS, lineterminator="\n").writerow(row)
+    append_row(RESULTS, COLUMNS, {**row, "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime())})
 
 
 def average(row: Row) -> float:

@@ -3,10 +3,11 @@
 import itertools
 import json
 import math
+import subprocess
 
 import pytest
 
-from benchmarks import runtimes
+from benchmarks import measure, runtimes
 from benchmarks.coverage import table
 from benchmarks.ops import Row, summary
 from benchmarks.study.page import verdict
@@ -88,6 +89,31 @@ def test_the_table_of_a_gpu_changes_where_all_was_measured(tmp_path, monkeypatch
     measured = {"forward": 2100, "backward": 2100}
     assert tables["sm_00"]["auto"] == {"bfloat16": measured, "float16": before, "float32": before}
     assert tables["default"]["auto"] == {"float32": before, "float16": before}
+
+
+def test_results_of_a_benchmark_do_not_change_its_revision(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    files = [tmp_path / name for name in ("docs/own_data.csv", "benchmarks/coverage/mmdet.json", "code.py")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    for command in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "first")):
+        subprocess.run(("git", "-C", tmp_path, *command), check=True)
+    clean = measure.revision()
+    measure.append_row(files[0], ("a", "b"), {"a": 1, "b": 2})
+    files[1].write_text("{}")
+    assert measure.revision() == clean and len(clean) == 7
+    files[2].write_text("changed")
+    assert measure.revision() == f"{clean}-dirty"
+
+
+def test_rows_are_appended_to_a_file_with_a_head(tmp_path):
+    file = tmp_path / "results.csv"
+    assert measure.read_rows(file) == []
+    for value in (1, None):
+        measure.append_row(file, ("a", "b"), {"a": "x, y", "b": value})
+    assert measure.read_rows(file) == [{"a": "x, y", "b": "1"}, {"a": "x, y", "b": ""}]
 
 
 def test_coverage_lists_families_of_equal_results(tmp_path):
