@@ -55,7 +55,7 @@ def operators() -> dict[str, op_cases.Operator]:
 # Cases
 
 
-def _convolution(
+def convolution(
     name: str, batch: int, channels: int, size: tuple[int, ...], kernel: int = 3, transposed: bool = False,
     mask_groups: int | None = 1, **geometry: int,
 ) -> Sample:  # fmt: skip
@@ -70,7 +70,7 @@ def _convolution(
 
 def _convolutions() -> Iterator[Case]:
     def case(operator: str, name: str, group: str, *sizes, optional: bool = False, **options) -> Case:
-        return Case(operator, name, group, partial(_convolution, name, *sizes, **options), optional)
+        return Case(operator, name, group, partial(convolution, name, *sizes, **options), optional)
 
     levels = {"c3": (128, (100, 168)), "c4": (256, (50, 84)), "c5": (512, (25, 42))}  # of images of 800×1344
     two = partial(case, "deform_conv2d")

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import subprocess
+import time
 
 import pytest
 
@@ -14,7 +15,7 @@ from benchmarks.study.page import verdict
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu import operators, tuning
+from benchmarks.gpu import benchmark, processes, tuning
 from dcnzoo.ops.fused.deform_conv import Config
 
 
@@ -37,7 +38,7 @@ def test_summary_has_medians_of_ratios_and_the_worst_case():
 def pixels(monkeypatch):
     """Output pixels by the first letters of a case; the benchmark makes its tensors, which takes long."""
     pixels = {"p3": 33_600, "c3": 33_600, "c4": 8400, "c5": 2100, "p5": 2100}
-    monkeypatch.setattr(operators, "output_pixels", lambda case: pixels[case.name[:2]])
+    monkeypatch.setattr(benchmark, "output_pixels", lambda case: pixels[case.name[:2]])
 
 
 def write_journal(path, jobs):
@@ -66,26 +67,26 @@ def test_block_sizes_are_the_fastest_correct_ones_of_each_map(tmp_path):
 )
 def test_fused_kernels_run_from_the_size_on_where_they_are_faster(faster_from, launches, least):
     times = {}
-    for case, form in itertools.product(operators.CONVOLUTIONS, operators.FORMATS):
+    for case, form in itertools.product(benchmark.CONVOLUTIONS, benchmark.FORMATS):
         times[f"dcnzoo{form}", case.name] = 1000.0
-        faster = operators.output_pixels(case) >= faster_from
+        faster = benchmark.output_pixels(case) >= faster_from
         times[f"dcnzoo fused{form}", case.name] = 500.0 if faster else 950.0
-    assert operators.least_pixels(times, launches) == least
+    assert benchmark.least_pixels(times, launches) == least
 
 
 def test_the_table_of_a_gpu_changes_where_all_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "target", lambda: "sm_00")
     before = {"forward": 9000}
     tables = {"default": {"auto": {"float32": before, "float16": before}, "forward": {}}}
-    kernels = [f"{kind}{form}" for kind in ("dcnzoo", "dcnzoo fused") for form in operators.FORMATS]
+    kernels = [f"{kind}{form}" for kind in ("dcnzoo", "dcnzoo fused") for form in benchmark.FORMATS]
     jobs = []
-    for dtype, mode in itertools.product(("bfloat16", "float16"), operators.PASSES):
-        for name, case in itertools.product(kernels, operators.CONVOLUTIONS):
+    for dtype, mode in itertools.product(("bfloat16", "float16"), benchmark.PASSES):
+        for name, case in itertools.product(kernels, benchmark.CONVOLUTIONS):
             job = {"operator": "deform_conv2d", "case": case.name, "dtype": dtype}
-            time = (500.0 if "fused" in name else 1000.0) * (1 if mode == operators.PASSES[0] else 2)
+            time = (500.0 if "fused" in name else 1000.0) * (1 if mode == benchmark.PASSES[0] else 2)
             jobs.append(({**job, "contestant": name, "mode": mode}, {"cached_us": time}))
-    write_journal(tmp_path / "operators.jsonl", jobs[:-1])
-    operators.set_auto(tmp_path / "operators.jsonl", tables)
+    write_journal(tmp_path / "benchmark.jsonl", jobs[:-1])
+    benchmark.set_auto(tmp_path / "benchmark.jsonl", tables)
     measured = {"forward": 2100, "backward": 2100}
     assert tables["sm_00"]["auto"] == {"bfloat16": measured, "float16": before, "float32": before}
     assert tables["default"]["auto"] == {"float32": before, "float16": before}
@@ -114,6 +115,14 @@ def test_rows_are_appended_to_a_file_with_a_head(tmp_path):
     for value in (1, None):
         measure.append_row(file, ("a", "b"), {"a": "x, y", "b": value})
     assert measure.read_rows(file) == [{"a": "x, y", "b": "1"}, {"a": "x, y", "b": ""}]
+
+
+def test_processes_at_the_same_time_have_logs_of_their_own(tmp_path):
+    print_slowly = "import time; print({0}, end=' '); time.sleep(.2); print({0})"
+    logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    commands = [["-c", print_slowly.format(number)] for number in (1, 2)]
+    assert processes.run(processes.after(time.monotonic() + 60), *commands, logs=logs) == [0, 0]
+    assert [log.read_text() for log in logs] == ["1 1\n", "2 2\n"]
 
 
 def test_coverage_lists_families_of_equal_results(tmp_path):
