@@ -290,29 +290,6 @@ def _torchvision_convolution(sample: Sample) -> Forward:
     return lambda: deform_conv2d(input, offset, weight, None, stride, padding, 1, mask)
 
 
-def _deformops_convolution(sample: Sample) -> Forward:
-    """Return a call of deformops, in Triton. It copies nothing if all maps are in channels-last format."""
-    from deformops.registry import conv
-
-    input, weight, offset, mask, _ = sample.tensors
-    geometry = {name: sample.kwargs.get(name, 1) for name in ("stride", "padding")}
-
-    def forward() -> Tensor:
-        value, points, factors = (tensor.permute(0, 2, 3, 1) for tensor in (input, offset, mask))
-        points = points.unflatten(-1, (1, -1, 2))
-        return conv(value, points, weight, mask=factors.unflatten(-1, (1, -1)), **geometry).permute(
-            0, 3, 1, 2
-        )
-
-    return forward
-
-
-def _deformops_attention(sample: Sample) -> Forward:
-    from deformops.registry import msda
-
-    return lambda: msda(*ms_deform_attn.arguments(sample))
-
-
 def _onnx_convolution(sample: Sample) -> tuple[bytes, dict[str, np.ndarray]]:
     """Return a model of one node, with a constant weight as in a deployed model, and its inputs."""
     from onnx import numpy_helper, parser
@@ -412,7 +389,6 @@ RIVALS: dict[str, dict[str, Contestant]] = {  # by operator
     "deform_conv2d": {
         "mmcv": _mmcv_convolution,
         "torchvision": _torchvision_convolution,
-        "deformops": _deformops_convolution,
         "onnxruntime": _onnxruntime_convolution,
         "openvino": _openvino_convolution,
     },
@@ -420,7 +396,6 @@ RIVALS: dict[str, dict[str, Contestant]] = {  # by operator
     "dcnv4": {"F.conv2d depthwise": depthwise},
     "ms_deform_attn": {
         "torch-ms-deform-attn": _package_attention,
-        "deformops": _deformops_attention,
         "grid_sample": grid_sample_attention,
     },
     "roi_align": {"mmcv": _mmcv_roi_align, "torchvision": _torchvision_roi_align},

@@ -1,4 +1,4 @@
-"""Time the operators on a GPU next to cuDNN, torchvision, deformops and plain PyTorch (``make gpu``).
+"""Time the operators on a GPU next to cuDNN, torchvision and plain PyTorch (``make gpu``).
 
 A call is timed between events, with the L2 cache flushed before it, and again in a CUDA graph, with the
 inputs in the cache if they fit. Every contestant runs in both memory formats where it has both, and its
@@ -48,8 +48,8 @@ def contestants(name: str) -> dict[str, tuple[torch.memory_format, Contestant]]:
     nchw, rivals = torch.contiguous_format, RIVALS.get(name, {})
     compiled, floor = partial(ours, name, backend="compiled"), partial(plain, name)
     chosen: dict[str, tuple[torch.memory_format, Contestant]] = {
-        rival: (torch.channels_last if rival == "deformops" else nchw, rivals[rival])
-        for rival in ("torchvision", "deformops", "grid_sample")
+        rival: (nchw, rivals[rival])
+        for rival in ("torchvision", "grid_sample")
         if rival in rivals and find_spec(rival.replace("grid_sample", "torch"))
     }
     if name != "deform_conv2d":
@@ -97,9 +97,7 @@ def measure(
     ``form``: the memory format of images; None: that of the sample.
     """
     own = sample(case, dtype, device)
-    if name == "deformops" and case.operator == "deform_conv2d":
-        own = own.map(lambda t: t.contiguous(memory_format=form) if t.dim() == 4 else t).leaves()
-    elif form is not None:
+    if form is not None:
         own = in_format(own, form).leaves()
     forward = prepare(own)
     run = passes(forward, own.given, mode)
@@ -194,19 +192,17 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     cases = [CONVOLUTIONS[0], ATTENTIONS[3]] if args.rehearse else [*CONVOLUTIONS, *ATTENTIONS]
     dtypes = DTYPES[: 1 if args.rehearse else None]
-    # deformops comes last: it tunes itself for minutes, and one call once took all the time of a run
-    for late in (False, True):
-        for dtype, case in itertools.product(dtypes, cases):
-            every = contestants(case.operator)
-            for mode, name in itertools.product(PASSES, every):
-                if (name == "deformops") != late or (name, dtype) == ("torchvision", "bfloat16"):
-                    continue  # torchvision has no kernel for bfloat16
-                job = {"operator": case.operator, "case": case.name, "dtype": dtype}
-                job |= {"contestant": name, "mode": mode}
-                kind = getattr(torch, dtype)
-                journal.run(job, partial(measure, case, name, *every[name], kind, mode, args.device))
-            sample.cache_clear()
-            exact.cache_clear()
+    for dtype, case in itertools.product(dtypes, cases):
+        every = contestants(case.operator)
+        for mode, name in itertools.product(PASSES, every):
+            if (name, dtype) == ("torchvision", "bfloat16"):
+                continue  # it has no kernel
+            job = {"operator": case.operator, "case": case.name, "dtype": dtype}
+            job |= {"contestant": name, "mode": mode}
+            kind = getattr(torch, dtype)
+            journal.run(job, partial(measure, case, name, *every[name], kind, mode, args.device))
+        sample.cache_clear()
+        exact.cache_clear()
     table = json.loads(available.TABLE.read_text())
     set_auto(args.file, table)
     tuning.save(table, args.file.with_name("configs.json") if args.rehearse else available.TABLE)

@@ -19,7 +19,7 @@ without the flush. *Error*: of the output, relative to the compiled kernels in f
 Float32 is TF32 in the part `benchmark`, and not in `without_library`.
 
 *dcnzoo*: compiled kernels; *dcnzoo fused*: those in Triton; *dcnzoo Triton*: these
-without the compiled library; *deformops*: that package's, in Triton; *F.conv2d*: cuDNN's ordinary
+without the compiled library; *F.conv2d*: cuDNN's ordinary
 convolution; *grid_sample*: the same formula in plain PyTorch.
 
 Tests on this GPU: {tests}.
