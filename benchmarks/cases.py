@@ -199,6 +199,7 @@ def last(sample: Sample) -> torch.memory_format:
 
 
 def ours(operator: str, sample: Sample, backend: str = "auto") -> Forward:
+    """Return dcnzoo's call. It sets the backend of this process, which stays until the next call sets it."""
     from dcnzoo.ops import choose, with_cuda
 
     if backend == "fused" and with_cuda():

@@ -90,11 +90,13 @@ def measure(
     dtype: torch.dtype,
     mode: str,
     device: str,
-    exact: Callable[[Case, str], torch.Tensor] = exact,
+    expected: Callable[[Case, str], torch.Tensor] = exact,
 ) -> dict:
     """Return a contestant's error and times; ``first_ms``: those of the first call, which compiles.
 
-    ``form``: the memory format of images; None: that of the sample.
+    Args:
+        form: the memory format of images; None: that of the sample.
+        expected: returns the exact output of a case on a device.
     """
     own = sample(case, dtype, device)
     if form is not None:
@@ -111,10 +113,10 @@ def measure(
         torch.cuda.synchronize()
     result: dict[str, object] = {"first_ms": 1e3 * (time.perf_counter() - start)}
     if case.operator == "nms":
-        result["equal"] = torch.equal(output, exact(case, device))
+        result["equal"] = torch.equal(output, expected(case, device))
     elif not name.startswith("F."):  # an ordinary convolution computes something else
-        expected = exact(case, device)
-        result["error"] = ((output.float() - expected).norm() / expected.norm()).item()
+        target = expected(case, device)
+        result["error"] = ((output.float() - target).norm() / target.norm()).item()
     result |= tuning.flushed(run, device)
     if case.operator != "nms" and name != "plain PyTorch":  # these wait for the GPU
         # torchvision's kernels use the default stream: a graph would not contain them
@@ -205,7 +207,7 @@ def main() -> None:
         exact.cache_clear()
     table = json.loads(available.TABLE.read_text())
     set_auto(args.file, table)
-    tuning.save(table, args.file.with_name("configs.json") if args.rehearse else available.TABLE)
+    tuning.save(table, args.file.parent, args.rehearse)
     journal.exit()
 
 

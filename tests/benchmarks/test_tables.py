@@ -125,6 +125,14 @@ def test_processes_at_the_same_time_have_logs_of_their_own(tmp_path):
     assert [log.read_text() for log in logs] == ["1 1\n", "2 2\n"]
 
 
+@pytest.mark.parametrize("rehearse", [True, False])
+def test_both_parts_write_the_table_of_the_page(rehearse, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark.available, "TABLE", tmp_path / "package.json")
+    benchmark.tuning.save({"sm_00": {"auto": {"float32": {"forward": 1}}}}, tmp_path, rehearse)
+    assert json.loads((tmp_path / "configs.json").read_text())["sm_00"]["auto"]["float32"] == {"forward": 1}
+    assert (tmp_path / "package.json").exists() is not rehearse
+
+
 def test_coverage_lists_families_of_equal_results(tmp_path):
     results = {"a": "ok", "b": "ok, fixed size", "c": "No module named 'clip'", "d": f"{table.REFUSED}X: why"}
     for name, more in (("first", {}), ("further", {"c": "ok"})):
