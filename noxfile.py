@@ -42,9 +42,8 @@ nox.options.error_on_missing_interpreters = False  # skips them
 
 def update_venv(session: Session) -> None:
     """Install what changed into .venv, and compile what changed in ops/."""
-    if (
-        Path(sys.prefix).resolve() != VENV.resolve()
-    ):  # environments with another Python cannot use its packages
+    # environments with another Python cannot use its packages
+    if Path(sys.prefix).resolve() != VENV.resolve():
         session.error("expected the nox of .venv: run `make test`, then .venv/bin/nox")
     session.run_install("make", "setup", ".venv/.dev", external=True)
 
@@ -54,7 +53,7 @@ def site_packages(environment: Path) -> Path:
     return folder
 
 
-def see(session: Session, environment: Path) -> None:
+def make_visible(session: Session, environment: Path) -> None:
     """Make the packages of another environment visible in the session's."""
     line = f"import site; site.addsitedir({str(site_packages(environment))!r})\n"
     (site_packages(Path(session.virtualenv.location)) / "seen.pth").write_text(line)
@@ -63,11 +62,11 @@ def see(session: Session, environment: Path) -> None:
 def use_venv(session: Session) -> None:
     """Update .venv, and make its packages visible in the session's environment."""
     update_venv(session)
-    see(session, VENV)
+    make_visible(session, VENV)
 
 
-def environment(session: Session, name: str) -> Path:
-    """Create the environment of another session."""
+def create_environment(session: Session, name: str) -> Path:
+    """Create the environment of another session and return its folder."""
     session.run_install(PYTHON, "-m", "nox", "-s", name, "--install-only", external=True)
     return ROOT / ".nox" / name
 
@@ -147,7 +146,9 @@ def release(session: Session) -> None:
     sources(session)
     pure = next(DIST.glob("*-py3-none-any.whl"))  # pip prefers the compiled one where it fits
     for name in SYSTEMS:
-        session.run("python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST, env=target(session, name))
+        session.run(
+            "python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST, env=target_variables(session, name)
+        )
     files = sorted(DIST.iterdir())
     session.run("twine", "check", "--strict", *files)
     packages, index = Path(session.create_tmp()).resolve() / "packages.txt", DIST / "index"
@@ -200,33 +201,37 @@ def address(session: Session) -> None:
 
 def check_wheel(session: Session, wheel: Path) -> None:
     """Test a wheel, and each of its extras alone, in bare environments (5 GB)."""
-    bare = Path(session.create_tmp()).resolve() / "bare"
-    session.run(PYTHON, "-m", "venv", "--clear", bare, external=True)
-    python = bare / "bin/python"
+    folder = Path(session.create_tmp()).resolve()
+    python = create_bare(session, folder / "bare")
     session.run(python, "-m", "pip", "install", "--quiet", "torch==2.13.0", wheel, external=True)
-    check_operators(session, python, bare.with_name("operators"))
-    session.run(python, "-m", "pip", "check", external=True)
-    session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "dcnzoo", external=True)
-    here = site_packages(bare)
-    if left := [path.name for path in here.glob("*dcnzoo*")]:
-        session.error(f"expected no files after `pip uninstall`, got {', '.join(left)}")
-    # each extra alone, in an environment that sees only torch. timm installs torchvision and its torch
-    for extra in ("mmdet", "data", "onnx", "openvino", "timm"):
-        alone = bare.with_name("alone")
-        session.run(PYTHON, "-m", "venv", "--clear", alone, external=True)
-        (site_packages(alone) / "torch.pth").write_text(f"{here}\n")
-        python = alone / "bin/python"
-        session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]", external=True)
-        session.run(python, ROOT / "tests/programs/extras.py", extra, external=True)
+    check_operators(session, python, folder / "operators")
+    here = site_packages(folder / "bare")
+    with session.chdir(folder / "operators"):  # in the clone, pip would uninstall the sources
+        session.run(python, "-m", "pip", "check", external=True)
+        session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "dcnzoo", external=True)
+        if left := [path.name for path in here.glob("*dcnzoo*")]:
+            session.error(f"expected no files after `pip uninstall`, got {', '.join(left)}")
+        # each extra alone, in an environment that sees only torch. timm installs torchvision and its torch
+        for extra in ("mmdet", "data", "onnx", "openvino", "timm"):
+            python = create_bare(session, folder / "alone")
+            (site_packages(folder / "alone") / "torch.pth").write_text(f"{here}\n")
+            session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]", external=True)
+            session.run(python, ROOT / "tests/programs/extras.py", extra, external=True)
+
+
+def create_bare(session: Session, folder: Path) -> Path:
+    """Create an environment without packages and return its Python."""
+    session.run(PYTHON, "-m", "venv", "--clear", folder, external=True)
+    return folder / "bin/python"
 
 
 def check_operators(session: Session, python: str | Path, folder: Path) -> None:
     """Compare the operators of an installed wheel with the reference, in a new folder without the sources."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "tests/op_cases", folder / "tests/op_cases")
-    session.chdir(folder)
-    session.run(python, ROOT / "tests/programs/operators.py", env={"PYTHONPATH": "."}, external=True)
-    session.run(python, "-m", "dcnzoo", "doctor", external=True)
+    with session.chdir(folder):
+        session.run(python, ROOT / "tests/programs/operators.py", env={"PYTHONPATH": "."}, external=True)
+        session.run(python, "-m", "dcnzoo", "doctor", external=True)
 
 
 def check_pure_wheel(session: Session, wheel: Path) -> None:
@@ -234,20 +239,18 @@ def check_pure_wheel(session: Session, wheel: Path) -> None:
     folder = Path(session.create_tmp()).resolve() / "pure"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "tests", folder / "tests")
-    session.chdir(folder)
-    session.run(PYTHON, "-m", "venv", "venv", external=True)
-    python = folder / "venv/bin/python"
-    session.run(
-        python, "-m", "pip", "install", "--quiet", "torch==2.13.0", f"{wheel}[mmdet,onnx]", external=True
-    )
-    session.run(python, "-m", "pip", "install", "--quiet", "numpy", "pillow", external=True)
+    python = create_bare(session, folder / "venv")
+    install = (python, "-m", "pip", "install", "--quiet")
+    session.run(*install, "torch==2.13.0", f"{wheel}[mmdet,onnx]", external=True)
+    session.run(*install, "numpy", "pillow", external=True)
     draw = "from pathlib import Path; from tests.helpers.formats import fruits, write_yolo"
     draw += "; write_yolo(Path('data'), fruits(Path('drawn').resolve()))"
-    session.run(python, "-c", draw, external=True)
     dcnzoo = (python, "-m", "dcnzoo")
-    session.run(*dcnzoo, "infer", "--demo", external=True)
-    session.run(*dcnzoo, "train", "--data", "data", "--epochs", "1", "--work-dir", "run", external=True)
-    session.run(*dcnzoo, "export", "run", "--out", "run.onnx", external=True)
+    with session.chdir(folder):  # without the sources
+        session.run(python, "-c", draw, external=True)
+        session.run(*dcnzoo, "infer", "--demo", external=True)
+        session.run(*dcnzoo, "train", "--data", "data", "--epochs", "1", "--work-dir", "run", external=True)
+        session.run(*dcnzoo, "export", "run", "--out", "run.onnx", external=True)
 
 
 # Wheels
@@ -280,7 +283,7 @@ def wheel_to_test(session: Session) -> Path:
 SYSTEMS = {"windows-x86_64": "win_amd64", "macos-arm64": "macosx_11_0_arm64"}
 
 
-def target(session: Session, system: str) -> dict[str, str]:
+def target_variables(session: Session, system: str) -> dict[str, str]:
     """Unpack the oldest torch for another system; return the variables that setup.py then needs."""
     session.install("--group", "systems")
     folder = Path(session.create_tmp()).resolve() / system
@@ -297,7 +300,7 @@ def target(session: Session, system: str) -> dict[str, str]:
 def system(session: Session, system: str) -> None:
     """Cross-compile the wheel for Windows or macOS into dist/."""
     command = ("python", "setup.py", "-q", "bdist_wheel", "--dist-dir", DIST)
-    session.run(*command, env=target(session, system))
+    session.run(*command, env=target_variables(session, system))
 
 
 @nox.session
@@ -371,7 +374,7 @@ def wine(session: Session) -> None:
         session.skip("needs Wine: apt-get install wine")
     update_venv(session)
     folder = Path(session.create_tmp()).resolve() / "wine"
-    calls, variables = folder / "calls.bin", target(session, "windows-x86_64")
+    calls, variables = folder / "calls.bin", target_variables(session, "windows-x86_64")
     torch = Path(variables["DCNZOO_TORCH"], "torch")
     session.run("python", "setup.py", "-q", "build_ext", "--build-lib", folder, env=variables)
     session.run(PYTHON, "-m", "tests.programs.calls", calls, external=True)
@@ -473,7 +476,7 @@ def onedl(session: Session) -> None:
     update_venv(session)
     # mmcv is built before torch is visible, so that it is built without its operators
     session.install("--no-deps", "--group", "onedl")
-    see(session, VENV)
+    make_visible(session, VENV)
     test(session, "tests/environments/test_smoke.py", "tests/environments/test_onedl.py")
 
 
@@ -528,7 +531,7 @@ def gpu_resources(session: Session) -> None:
 def clients(session: Session) -> None:
     """Test pages in Chromium, the code of docs/runtimes in Node, and notebooks with a wheel (needs npm)."""
     update_venv(session)
-    see(session, VENV)  # the wheel's dcnzoo comes before the one of .venv
+    make_visible(session, VENV)  # the wheel's dcnzoo comes before the one of .venv
     session.install("--group", "clients")
     session.install("--no-deps", "--force-reinstall", wheel_to_test(session))
     folder = Path(session.create_tmp()).resolve()
@@ -688,7 +691,7 @@ def coverage(session: Session, name: str) -> None:
     update_venv(session)
     results = []
     for other in ("", "others"):
-        python = environment(session, other) / "bin/python" if other else PYTHON
+        python = create_environment(session, other) / "bin/python" if other else PYTHON
         results.append(f"work_dirs/{name}_{other or 'venv'}.xml")
         command = ("-m", "pytest", "-q", f"benchmarks/coverage/test_{name}.py", f"--junitxml={results[-1]}")
         session.run(python, *command, *session.posargs, success_codes=[0, 1])
