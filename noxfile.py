@@ -206,7 +206,7 @@ def check_wheel(session: Session, wheel: Path) -> None:
     session.run(python, "-m", "pip", "install", "--quiet", "torch==2.13.0", wheel, external=True)
     check_operators(session, python, folder / "operators")
     here = site_packages(folder / "bare")
-    with session.chdir(folder / "operators"):  # in the clone, pip would uninstall the sources
+    with session.chdir(folder / "operators"):  # without the sources; extras.py writes files there
         session.run(python, "-m", "pip", "check", external=True)
         session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "dcnzoo", external=True)
         if left := [path.name for path in here.glob("*dcnzoo*")]:
