@@ -122,7 +122,7 @@ def measure(
                 output = calls[0][1][settings.threads[-1]]()
             expected = output if expected is None else expected
             difference = 0 if is_floor(name) else relative_difference(output, expected)
-            if difference > AGREEMENT[dtype]:
+            if not difference <= AGREEMENT[dtype]:  # also NaN
                 raise ValueError(f"different result: differs by {difference:.1e} of the largest value")
             prepared[name] = calls
         except Exception as error:
@@ -305,13 +305,7 @@ def parse() -> tuple[argparse.Namespace, list[Case]]:
     add("--passes", nargs="+", choices=PASSES, default=PASSES, metavar="PASS")
     add("--seconds", type=float, default=0.5, help="for each contestant and case (default: 0.5)")
     add("--no-memory", action="store_true", help="do not measure peak memory")
-    add(
-        "--against",
-        nargs="+",
-        default=[],
-        metavar="REVISION",
-        help="compare deform_conv2d and others with revisions",
-    )
+    add("--against", nargs="+", default=[], metavar="REVISION", help="compare operators with revisions")
     add("--out", type=Path, default=ROOT / "work_dirs/benchmarks", metavar="FOLDER")
     args = parser.parse_args()
     patterns = args.operators or (["deform_conv2d"] if args.against else ["*"])

@@ -1,5 +1,6 @@
 """What the benchmarks conclude from their measurements: tables, block sizes, kernels, verdicts."""
 
+import functools
 import itertools
 import json
 import math
@@ -8,9 +9,9 @@ import time
 
 import pytest
 
-from benchmarks import measure, runtimes
+from benchmarks import measure, ops, runtimes
+from benchmarks.cases import Case, convolution, ours
 from benchmarks.coverage import table
-from benchmarks.ops import Row, summary
 from benchmarks.study.page import verdict
 
 pytest.importorskip("triton")
@@ -22,16 +23,25 @@ from dcnzoo.ops.fused.deform_conv import Config
 def test_summary_has_medians_of_ratios_and_the_worst_case():
     times = {"c3": (2.0, 6.0, 1.0), "c4": (2.0, 10.0, 4.0), "c5": (2.0, 2.0, 1.0)}  # dcnzoo, mmcv, F.conv2d
     rows = [
-        Row("deform_conv2d", case, True, "float32", "forward", 1, name, seconds, 0.0)
+        ops.Row("deform_conv2d", case, True, "float32", "forward", 1, name, seconds, 0.0)
         for case, each in times.items()
         for name, seconds in zip(("dcnzoo", "mmcv", "F.conv2d"), each, strict=True)
     ]
-    rows.append(Row("deform_conv2d", "p2", False, "float32", "forward", 1, "mmcv", 0.1, 0.0))
-    _, *lines = summary(rows)
+    rows.append(ops.Row("deform_conv2d", "p2", False, "float32", "forward", 1, "mmcv", 0.1, 0.0))
+    _, *lines = ops.summary(rows)
     assert {line[3]: line[4:] for line in lines} == {
         "mmcv / dcnzoo": ["3.00×", "1.00× c5", "3"],
         "dcnzoo / F.conv2d, the faster": ["2.00×", "2.00× c3", "3"],
     }
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 1.1])
+def test_a_contestant_with_another_result_is_not_timed(wrong):
+    case = Case("deform_conv2d", "small", "", functools.partial(convolution, "small", 1, 4, (5, 4)))
+    call = functools.partial(ours, case.operator)
+    contestants = {"dcnzoo": call, "same": call, "other": lambda sample: lambda: call(sample)() * wrong}
+    (problem,) = ops.measure(case, "float32", contestants, ops.Settings([1], passes=[], seconds=0), None)
+    assert problem.startswith("other: different result")
 
 
 @pytest.fixture(autouse=True)
