@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = str(VENV / "bin/python")
 NIGHTLY = ["nightly"]
+(TORCH,) = nox.project.load_toml(ROOT / "pyproject.toml")["dependency-groups"]["torch"]
 
 nox.options.sessions = []  # none without -s
 nox.options.reuse_venv = "yes"
@@ -203,7 +204,7 @@ def check_wheel(session: Session, wheel: Path) -> None:
     """Test a wheel, and each of its extras alone, in bare environments (5 GB)."""
     folder = Path(session.create_tmp()).resolve()
     python = create_bare(session, folder / "bare")
-    session.run(python, "-m", "pip", "install", "--quiet", "torch==2.13.0", wheel, external=True)
+    session.run(python, "-m", "pip", "install", "--quiet", TORCH, wheel, external=True)
     check_operators(session, python, folder / "operators")
     here = site_packages(folder / "bare")
     with session.chdir(folder / "operators"):  # without the sources; extras.py writes files there
@@ -241,7 +242,7 @@ def check_pure_wheel(session: Session, wheel: Path) -> None:
     shutil.copytree(ROOT / "tests", folder / "tests")
     python = create_bare(session, folder / "venv")
     install = (python, "-m", "pip", "install", "--quiet")
-    session.run(*install, "torch==2.13.0", f"{wheel}[mmdet,onnx]", external=True)
+    session.run(*install, TORCH, f"{wheel}[mmdet,onnx]", external=True)
     session.run(*install, "numpy", "pillow", external=True)
     draw = "from pathlib import Path; from tests.helpers.formats import fruits, write_yolo"
     draw += "; write_yolo(Path('data'), fruits(Path('drawn').resolve()))"
@@ -323,7 +324,7 @@ def sources(session: Session) -> None:
 def installed(session: Session) -> None:
     """Install the wheel that lies alone in dist/, and compare its operators with the reference."""
     (wheel,) = DIST.glob("*.whl")
-    session.install("torch==2.13.0", wheel)
+    session.install(TORCH, wheel)
     folder = Path(session.create_tmp()).resolve() / "installed"
     check_operators(session, "python", folder)
 

@@ -12,10 +12,17 @@ from benchmarks.measure import listed, revision, versions
 
 PACKAGES = (
     *("mmengine", "mmcv-lite", "mmcv", "mmdet", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection"),
-    *("mmsegmentation", "mmpose", "mmpretrain", "mmocr", "mmyolo", "mmrotate", "mmagic", "numpy", "onnx"),
-    *("onnxscript", "onnxruntime", "openvino", "timm", "torchvision", "transformers", "diffusers"),
-    *("segmentation-models-pytorch", "monai", "dynamic-network-architectures", "ultralytics", "fvcore"),
-    *("fairscale", "lap", "motmetrics", "scikit-image", "scikit-learn"),  # required by some families
+    *("numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "mmsegmentation", "mmpretrain"),
+    *(
+        "timm",
+        "torchvision",
+        "transformers",
+        "fairscale",
+        "lap",
+        "motmetrics",
+        "scikit-image",
+        "scikit-learn",
+    ),
 )
 
 
