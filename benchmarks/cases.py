@@ -265,9 +265,9 @@ def compiled_mmcv():
     """
     import mmcv.ops
 
-    from dcnzoo.compat.mmcv import OWN_FILE
+    from dcnzoo.compat.mmcv import compiled_extension
 
-    if mmcv._ext.__file__ == str(OWN_FILE):
+    if compiled_extension() is None:
         raise ImportError("mmcv-lite is installed, which uses dcnzoo's operators: nox -s peers")
     return mmcv.ops
 
