@@ -76,10 +76,9 @@ def with_weights(source: bool | str, state: Mapping[str, Any], **options: Any) -
         options: arguments of ``timm.create_model``.
     """
     vit: Any = create(pretrained=source is True, **options)
-    if source is True:
-        return vit, []
     if not state:
-        vit.load_pretrained(source)
+        if source is not True:
+            vit.load_pretrained(source)
         return vit, []
     sizes = (v.shape[-1] for key, v in state.items() if key.endswith("patch_embed.proj.weight"))
     size, own_size = next(sizes, None), vit.patch_embed.proj.kernel_size[0]

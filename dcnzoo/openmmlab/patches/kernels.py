@@ -1,7 +1,7 @@
 """Patches that run OpenMMLab's layers on dcnzoo: the kernels of ``mmcv.ops``, and classes in registries."""
 
-import functools
 from collections.abc import Callable
+from functools import partial, wraps
 from importlib import import_module
 from types import ModuleType
 
@@ -44,13 +44,7 @@ def kernels() -> list[Patch]:
     """
     reason = "mmcv-lite has no kernels, and a compiled mmcv's CPU kernels are slower"
     return [
-        Patch(
-            name,
-            f"mmcv.ops.{name}.ext_module",
-            reason,
-            "mmcv 2.0 to 2.2",
-            functools.partial(_replace_kernels, name),
-        )
+        Patch(name, f"mmcv.ops.{name}.ext_module", reason, "mmcv 2.0 to 2.2", partial(_replace_kernels, name))
         for name in OPERATORS
     ]
 
@@ -72,7 +66,7 @@ def attention_in_place_of(plain: Callable) -> Callable:
     the operator.
     """
 
-    @functools.wraps(plain)
+    @wraps(plain)
     def attention(
         value: Tensor,  # [N, S, heads, D]
         value_spatial_shapes: Tensor,  # [L, 2]
