@@ -58,6 +58,7 @@ def test_a_file_is_replaced_with_its_permissions_and_a_link_is_not_followed(tmp_
             write(link, force=force)
     write_text(link, "a file of its own")  # one that dcnzoo does not ask about, such as a lock
     assert path.read_text() == "changed"
+    assert link.stat().st_mode & 0o777 != 0o600, "the mode of a file that a link points to is a stranger's"
 
 
 def test_what_a_killed_command_has_half_written(tmp_path):
