@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from dcnzoo.cli import _command, _options
-from dcnzoo.cli._options import EXPORTED, option
+from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_columns
 from dcnzoo.cli._types import NAME, POSITIVE
+from dcnzoo.utils.formats import EXPORTED
 
 
 @click.command(cls=_command.Command)

@@ -9,13 +9,14 @@ from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
 from dcnzoo.cli._terminal import print_findings
 from dcnzoo.export.opsets import DEFAULT, DYNAMO, FIRST
+from dcnzoo.utils.formats import EXPORTED
 
 
 @click.command(cls=_command.Command)
 @_options.model
 @_options.checkpoint_argument
 @option(
-    "--out", "--output-file", "path", type=_types.FileName(*_options.EXPORTED), metavar="FILE",
+    "--out", "--output-file", "path", type=_types.FileName(*EXPORTED), metavar="FILE",
     help="Output file (default: the name of the model and .onnx). .xml: for OpenVINO, also a .bin file.",
 )  # fmt: skip
 @_options.shape("Fixed size of the input (default: any number of images of any size).")
