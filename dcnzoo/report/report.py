@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dcnzoo.detect.metrics import metric_names
+from dcnzoo.detect.metric_names import metric_names
 from dcnzoo.detect.sources import ModelError
 from dcnzoo.openmmlab.classes import require_equal
 from dcnzoo.report import page, sections

@@ -24,7 +24,7 @@ from torch import nn
 
 import dcnzoo.openmmlab.export.test_loop  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
-from dcnzoo.detect.metrics import named
+from dcnzoo.detect.metric_names import named
 from dcnzoo.openmmlab import hooks
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.classes import names_of_model
