@@ -51,7 +51,7 @@ def command(
     if model.endswith(EXPORTED):
         _options.refuse("an exported file", "checkpoint", "unsafe_load", "cfg_options")
     elif not exported:
-        _options.refuse("no exported file", "backend")
+        _options.refuse_without("an exported file", "backend")
     pictures = timing.pictures(images, shape or (480, 640))
     detectors: dict[str, Any] = {}
     if model.endswith(EXPORTED):

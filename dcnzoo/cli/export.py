@@ -23,7 +23,10 @@ from dcnzoo.utils.formats import EXPORTED
 @option("--dynamic-export", is_flag=True, expose_value=False, hidden=True)  # now the default
 @option("--opset-version", type=click.IntRange(DYNAMO[0], DYNAMO[-1]), default=DEFAULT)
 @option("--verify/--no-verify", default=True, help="Compare with PyTorch; if results differ, write nothing.")
-@option("--test-img", "--input-img", type=_types.NAME, metavar="IMAGE", help="For --verify.")
+@option(
+    "--test-img", "--input-img", type=_types.NAME, callback=_options.existing, metavar="IMAGE",
+    help="For --verify.",
+)  # fmt: skip
 @option("--fp16", is_flag=True, help="Store weights in float16; for ONNX, also compute the network in it.")
 @option("--int8", type=_types.NAME, metavar="DATA", help="Quantise to int8 for the images of a folder.")
 @_options.num_images(100, "Number of images for --int8.")
@@ -55,12 +58,13 @@ def command(
     import dcnzoo
     from dcnzoo.export.options import ExportOptions, Int8
 
+    _options.refuse_exported(model)
     if path is None:
         path = Path(f"{Path(model).stem if Path(model).is_file() else Path(model).resolve().name}.onnx")
     if int8:
         _options.refuse("--int8", "fp16")
     else:
-        _options.refuse("no --int8", "num_images")
+        _options.refuse_without("--int8", "num_images")
     if not verify:
         _options.refuse("--no-verify", "test_img")
     elif fp16 or int8:

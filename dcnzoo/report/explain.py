@@ -45,8 +45,11 @@ class Box(NamedTuple):
     def require_inside(self, height: int, width: int, name: str = "box") -> None:
         """Raise UserError, with the name of the argument, unless the box is inside an image of this size."""
         if not (0 <= self.x1 <= self.x2 < width and 0 <= self.y1 <= self.y2 < height):
-            got = ",".join(f"{value:g}" for value in self[: 2 if name == "at" else 4])
-            raise UserError(f"{name}: expected corners from 0,0 to {width - 1},{height - 1}, got {got}")
+            is_point = name == "at"
+            got = ",".join(f"{value:g}" for value in self[: 2 if is_point else 4])
+            expected = "a point" if is_point else "the upper left and the lower right corner,"
+            area = f"from 0,0 to {width - 1},{height - 1}"
+            raise UserError(f"{name}: expected {expected} {area}, got {got}")
 
 
 @dataclasses.dataclass(frozen=True)
