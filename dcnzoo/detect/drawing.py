@@ -64,7 +64,7 @@ def draw(image: np.ndarray, objects: "Detections", with_scores: bool) -> Image.I
 def _first_free(areas: np.ndarray, taken: np.ndarray) -> int:  # [N, 4], [M, 4]
     """Return the number of the first area that overlaps none of those taken; 0 if each does."""
     overlaps = (areas[:, None, :2] < taken[:, 2:]) & (taken[:, :2] < areas[:, None, 2:])
-    return int(overlaps.all(2).any(1).argmin())
+    return int(np.argmin(np.any(np.all(overlaps, axis=2), axis=1)))
 
 
 def _opacity(mask: np.ndarray, line: int) -> np.ndarray:  # [h, w], bool -> [h, w], uint8
