@@ -7,8 +7,9 @@ import click
 
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
-from dcnzoo.cli._terminal import print_findings
 from dcnzoo.export.opsets import DEFAULT, DYNAMO, FIRST
+from dcnzoo.utils.errors import show
+from dcnzoo.utils.findings import shown
 from dcnzoo.utils.formats import EXPORTED
 
 
@@ -77,15 +78,13 @@ def command(
         **options,
     )
     checked.check()
-    loading: dict[str, Any] = {
-        "cfg_options": cfg_options,
-        "unsafe_load": unsafe_load,
-        "allow_partial": allow_partial,
-    }
-    detector: Any = dcnzoo.load(model, checkpoint=checkpoint, device="cpu", **loading)
+    detector: Any = dcnzoo.load(
+        model, checkpoint, device="cpu",
+        cfg_options=cfg_options, unsafe_load=unsafe_load, allow_partial=allow_partial,
+    )  # fmt: skip
     from dcnzoo.utils.progress import waiting
 
     with waiting("exporting"):
         result = detector.export(checked)
     print(result)
-    print_findings(result.findings)
+    show(*shown(result.findings))
