@@ -236,3 +236,14 @@ def test_a_later_frame_replaces_no_file(infer, tmp_path):
     assert (tmp_path / "out/v_2.png").read_text() == "of the user"
     assert infer("v.avi", "--out", "out", "--force")[0] == 0
     assert Image.open(tmp_path / "out/v_2.png").format == "PNG"
+
+
+def test_a_picture_that_is_named_twice_is_detected_once(infer, tmp_path):
+    """Under its first name, also below a link."""
+    make_pictures(tmp_path / "photos", 2)
+    (tmp_path / "link").symlink_to("photos")
+    status, output = infer("photos/1.png", "photos", "link", "./photos/0.png", "--out", "out", "--json")
+    assert status == 0 and [line.partition(":")[0] for line in output.splitlines()[:-1]] == [
+        "photos/1.png",
+        "photos/0.png",
+    ]
