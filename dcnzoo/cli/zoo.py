@@ -52,12 +52,13 @@ def list_(words: tuple[str, ...], dcn: bool, measured: bool, as_json: bool) -> N
     named = zoo.search(words)
     if not named:
         raise UserError(f"{' '.join(words)}: expected words in the names or paper of one model, found none")
-    models = {
-        model: operators
-        for model in named
-        if not (measured and all(result.published for result in model.results))
-        and ((operators := zoo.operators_of(model)) or not dcn)
-    }
+    models = {}
+    for model in named:
+        if measured and all(result.published for result in model.results):
+            continue
+        operators = zoo.operators_of(model)
+        if operators or not dcn:
+            models[model] = operators
     if not models:
         options = [name for name, is_set in (("--dcn", dcn), ("--measured", measured)) if is_set]
         raise UserError(f"{' and '.join(options)}: expected one of these models, found none")

@@ -157,7 +157,10 @@ def explanation_at(
 def record(
     model: nn.Module, run: Callable[[], Any]
 ) -> tuple[Any, list[SamplingField], dict[str, OffsetStatistics]]:
-    """Return the result of ``run``, and the fields and statistics of the layers that ran."""
+    """Return the result of ``run``, and the fields and statistics of the layers that ran.
+
+    Afterwards, the layers have the statistics that they had before.
+    """
     with Changes() as changes:
         for layer in filter(tracks_offsets, model.modules()):
             for name in ("track_offsets", "_last_offsets", "_last_modulation"):
