@@ -1,4 +1,4 @@
-"""Terminal behaviour of all commands: one-line errors, terminals without Unicode, tables."""
+"""Terminal behaviour of all commands: one-line errors, terminals without Unicode."""
 
 import os
 import sys
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import click
 
 from dcnzoo.utils.errors import JointError, UserError, describe, install_command, one_line
-from dcnzoo.utils.text import columns
 
 _EXTRAS = {"bench": "onnx", "data": "data", "export": "mmdet,onnx"}  # the extras of commands; others: mmdet
 
@@ -45,9 +44,3 @@ def _lines(error: Exception) -> Sequence[object]:
         command = install_command(error, _EXTRAS.get(str(name), "mmdet"))
         return [one_line(error) + (f": {command}" if command else "")]
     return [describe(error)]
-
-
-def print_columns(rows: Sequence[Sequence[str]], numbers: bool = False) -> None:
-    """Print aligned columns; ``numbers``: align all but the first at the right."""
-    for line in columns(rows, numbers):
-        print(line)

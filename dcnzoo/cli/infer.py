@@ -15,11 +15,10 @@ import click
 
 from dcnzoo.cli import _command, _options, _types
 from dcnzoo.cli._options import option
-from dcnzoo.cli._terminal import print_columns
-from dcnzoo.utils.errors import UserError, printable
+from dcnzoo.utils.errors import UserError, show
 from dcnzoo.utils.files import numbered, require_file, require_new, write_bytes
 from dcnzoo.utils.formats import is_video, picture_files
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.text import columns, counted
 
 if TYPE_CHECKING:
     from dcnzoo.detect.detections import Detections
@@ -114,7 +113,7 @@ def command(
         skip_existing=skip_existing,
     )  # fmt: skip
     if not files.missing:
-        print(f"{out}: all {counted(len(images), 'images')} have their texts")
+        show(f"{out}: all {counted(len(images), 'images')} have their texts")
         return
     import dcnzoo
 
@@ -139,9 +138,9 @@ def command(
             began = time.monotonic()
     finally:  # also after Ctrl-C
         if written := files.close(detector.classes):
-            print(printable(f"written: {written}"))
+            show(f"written: {written}")
     if files.written > SEVERAL:
-        print(f"{counted(files.written, 'images')}: {_counts(files.counts)}")
+        show(f"{counted(files.written, 'images')}: {_counts(files.counts)}")
     if skipped := getattr(results, "skipped", ()):
         raise UserError(f"{counted(len(skipped), 'images')} skipped, for the reasons above")
 
@@ -159,14 +158,14 @@ def _print_line(result: Detections, seconds: float, best: str) -> None:
     counts = best or _counts(result.names)
     if second := len(result) - len(result.with_one_label()):
         counts += f" (with {counted(second, 'second labels')} of a box, which drawings leave out)"
-    print(f"{printable(result.path)}: {counts}, {seconds:.2f} s", flush=True)
+    show(f"{result.path}: {counts}, {seconds:.2f} s")
 
 
 def _print_table(result: Detections) -> None:
     rows: list[tuple[str, ...]] = [("class", "score", "x1", "y1", "x2", "y2")]
     for name, score, box in zip(result.names, result.scores, result.boxes.tolist(), strict=True):
-        rows.append((printable(name), f"{score:.3f}", *(f"{value:.1f}" for value in box)))
-    print_columns(rows, numbers=True)
+        rows.append((name, f"{score:.3f}", *(f"{value:.1f}" for value in box)))
+    show(*columns(rows, numbers=True))
 
 
 def _best(detector: Any, calls: dict[str, Any], result: Detections) -> str:
@@ -175,7 +174,7 @@ def _best(detector: Any, calls: dict[str, Any], result: Detections) -> str:
     image = image if detector.channels == 3 else image[..., 0]
     best = detector(image, score_threshold=0, **{**calls, "batch_size": 1, "max_detections": 1})
     text = f"none above {detector.score_threshold:g}"
-    return f"{text}; the best: {printable(best.names[0])} {best.scores[0]:.2f}" if len(best) else text
+    return f"{text}; the best: {best.names[0]} {best.scores[0]:.2f}" if len(best) else text
 
 
 def _draw_demo_image(path: Path) -> None:
@@ -191,4 +190,4 @@ def _draw_demo_image(path: Path) -> None:
 def _counts(names: Iterable[str]) -> str:
     """Return how many objects of each class there are: ``3 date, 1 fig``."""
     counts = Counter(names).most_common()
-    return ", ".join(f"{count} {printable(name)}" for name, count in counts) or "none found"
+    return ", ".join(f"{count} {name}" for name, count in counts) or "none found"
