@@ -159,7 +159,7 @@ def _train_one(runner: Runner) -> None:
 
 @separate_run()
 def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool = False) -> dict[str, float]:
-    """Evaluate a model on the test set; return its metrics by the names of :mod:`dcnzoo.detect.metrics`.
+    """Evaluate a model on the test set; return its metrics by the names of :mod:`dcnzoo.detect.metric_names`.
 
     Args:
         weights: a checkpoint; None: those of ``options.exported``.
