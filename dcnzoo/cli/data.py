@@ -46,8 +46,6 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
       dcnzoo data convert VOCdevkit/VOC2007 voc_coco
       dcnzoo data convert fruits/data.yaml fruits_coco --clip
     """
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise click.UsageError(f"OUT: expected a folder outside SOURCE, which is of one format, got {out}")
     from dcnzoo.data.reading import describe, read
 
     names = ("train", "val", "test")

@@ -91,7 +91,6 @@ USAGE = [  # exit status 2, below the usage
     ("export MODEL --out model.pth", r"--out.*\.onnx.* got model\.pth"),
     ("bench CONFIG a.png --shape 64 64", "--shape: not allowed with IMAGE"),
     ("data download --dataset-name voc", "--dataset-name"),
-    ("data convert yolo yolo/coco", "OUT: expected a folder outside SOURCE, .* got yolo/coco"),
     ("flops x.onnx", r"MODEL: expected a model of PyTorch, got .*x\.onnx"),
     ("reproduce MODEL --out all.json", r"--out.*\.jsonl"),
     ("data check x.json --as-mmdetection --clip", "--clip: not allowed with --as-mmdetection"),
