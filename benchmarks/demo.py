@@ -27,17 +27,16 @@ from rich.progress import Progress, TaskID
 
 from benchmarks.measure import ROOT, read_rows
 from dcnzoo.cli import _command, _options, _types, one_line_errors
-from dcnzoo.cli._terminal import print_columns
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.history import History
 from dcnzoo.report.report import footer, render_runs, summary
 from dcnzoo.report.runs import TrainedRun, by_label
 from dcnzoo.report.validation import load_detectors
-from dcnzoo.utils.errors import UserError, user_errors
+from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.files import write_text
 from dcnzoo.utils.progress import make_progress
-from dcnzoo.utils.text import counted
+from dcnzoo.utils.text import columns, counted
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -105,7 +104,7 @@ def main(
         about = setting(first, seeds)
         verdict = compare(trained) + ("." if cfg_options else among_others(trained))
         console.print(f"Mask R-CNN, {about}", soft_wrap=True)
-        print_columns(summary(trained, detectors, HEAD), numbers=True)
+        show(*columns(summary(trained, detectors, HEAD), numbers=True))
         console.print(verdict, soft_wrap=True)
         page = work_dir / "index.html"
         html = render_runs(

@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from dcnzoo.detect.metrics import is_undefined
+from dcnzoo.detect.metric_names import is_undefined
 from dcnzoo.openmmlab.hooks.resume import ResumeHook
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, best_prefix
 from dcnzoo.utils.errors import UserError, disk_is_full

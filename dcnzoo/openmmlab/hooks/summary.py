@@ -23,7 +23,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dcnzoo.detect.metrics import is_undefined, metric_names
+from dcnzoo.detect.metric_names import is_undefined, metric_names
 from dcnzoo.layers.offsets import OffsetPredictor
 from dcnzoo.openmmlab.history import History, loss_parts
 from dcnzoo.openmmlab.saved import SavedCheckpoints, best_files, best_prefix, last_checkpoint

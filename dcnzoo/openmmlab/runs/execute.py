@@ -24,7 +24,7 @@ from torch import nn
 
 import dcnzoo.openmmlab.export.test_loop  # noqa: F401  for tests of exported files
 from dcnzoo.compat.patches import Changes
-from dcnzoo.detect.metrics import named
+from dcnzoo.detect.metric_names import named
 from dcnzoo.openmmlab import hooks
 from dcnzoo.openmmlab.checkpoints import load_file
 from dcnzoo.openmmlab.classes import names_of_model
@@ -159,7 +159,7 @@ def _train_one(runner: Runner) -> None:
 
 @separate_run()
 def test(recipe: Recipe, options: TestOptions, weights: Path | None, force: bool = False) -> dict[str, float]:
-    """Evaluate a model on the test set; return its metrics by the names of :mod:`dcnzoo.detect.metrics`.
+    """Evaluate a model on the test set; return its metrics by the names of :mod:`dcnzoo.detect.metric_names`.
 
     Args:
         weights: a checkpoint; None: those of ``options.exported``.
