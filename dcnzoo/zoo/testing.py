@@ -57,7 +57,8 @@ def test(
         checkpoint: a file of weights or of ``dcnzoo export``, or an address (default: the weights of the zoo,
             or the best of the work directory).
         data: a folder or file with annotated pictures, as for :func:`dcnzoo.train`: those of its test set,
-            else of its validation set, else all. Objects are matched by the names of their classes.
+            else of its validation set, else all, without those that the config trains on. Objects are
+            matched by the names of their classes.
         zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
         cfg_options: settings to override, ``{"test_dataloader.batch_size": 4}``.
         force: replace files that exist.
