@@ -8,8 +8,8 @@ from msgspec import Raw
 from pycocotools import mask as coco_mask
 
 from dcnzoo.data.builder import Builder
-from dcnzoo.data.check import extent, shape_of
-from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image
+from dcnzoo.data.check import box_of, difference, extent, unknown_category
+from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image, mask_in
 from dcnzoo.data.dataset import Object
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
 from dcnzoo.data.geometry import turned_box
@@ -101,23 +101,25 @@ def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], builder: 
     entry = decode_json(raw, Annotation)
     if entry.score is not None:
         raise InvalidAnnotation("expected an annotation, got a prediction: it has a score")
-    is_class = str(entry.category_id) in names
-    mask, box, unlike = shape_of(entry, size, is_class, masks=True, needs_box=False)
-    if unlike:
+    name, crowd = names.get(str(entry.category_id)), int(entry.iscrowd in TRUE or entry.ignore in TRUE)
+    if name is None:
+        raise unknown_category(entry)
+    mask = mask_in(entry.segmentation, size)
+    box = box_of(entry) if entry.bbox or mask is None else [0.0, 0.0, 0.0, 0.0]  # a mask needs none
+    if unlike := difference(box, mask):
         raise InvalidAnnotation(unlike)
-    name, crowd = names[str(entry.category_id)], int(entry.iscrowd in TRUE or entry.ignore in TRUE)
+    x, y, width, height = box
     if isinstance(mask, dict):
         area = float(coco_mask.area(mask))
         return builder.new_object(name, coco_mask.toBbox(mask).tolist(), area, crowd, mask)
     if mask:
         x1, y1, x2, y2 = extent(mask)
-        if box and min(box[2:]) > 0 and entry.area and entry.area > 0:
-            right, bottom = max(x2, box[0] + box[2]), max(y2, box[1] + box[3])
-            if min(x1, y1, *box[:2]) >= 0 and right <= size[0] and bottom <= size[1]:
-                return builder.new_object(name, box, entry.area, crowd, entry.segmentation)
+        right, bottom = max(x2, x + width), max(y2, y + height)
+        is_inside = min(x1, y1, x, y) >= 0 and right <= size[0] and bottom <= size[1]
+        if is_inside and min(width, height) > 0 and entry.area and entry.area > 0:
+            return builder.new_object(name, box, entry.area, crowd, entry.segmentation)
         points = [[*zip(part[::2], part[1::2], strict=True)] for part in mask]
         return builder.new_polygons(name, points, size, crowd)
-    x, y, width, height = box
     corners, attributes = (x, y, x + width, y + height), entry.attributes
     angle = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0  # CVAT's
     if angle := finite(str(angle), "rotation") % 360:
