@@ -5,8 +5,7 @@ annotation files is either used or a problem. Problems stop the command, or are 
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dcnzoo.data.coco import Coco
 from dcnzoo.data.dataset import Dataset, ReadOptions, without_mask
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.data.labelme import LabelMe
-from dcnzoo.data.tree import Reader, Tree, is_of_training, normal
+from dcnzoo.data.tree import Reader, Tree, is_of_training
 from dcnzoo.data.voc import Voc
 from dcnzoo.data.yolo import Yolo
 from dcnzoo.utils.errors import UserError
@@ -79,7 +78,7 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
         data.notes.append(f"clipped to their pictures: {counted(builder.clipped, 'boxes or polygons')}")
     for name, pictures in [*data.splits.items()]:
         _check_objects(name, data.part(name, pictures), data)
-    data.notes += [*_notes_of_capitals(data), *_unused(tree, reader, data)]
+    data.notes += _unused(tree, reader, data)
     return data
 
 
@@ -155,15 +154,6 @@ def _check_objects(name: str, split: Dataset, data: Dataset) -> None:
     if split.unlabelled:
         pictures = counted(len(split.unlabelled), "pictures")
         data.notes.append(f"{name}: {pictures} without a file of labels, used as empty ones")
-
-
-def _notes_of_capitals(data: Dataset) -> Iterator[str]:
-    """Yield a line if names of classes differ only in capitals or in their Unicode form."""
-    spellings: dict[str, list[str]] = defaultdict(list)
-    for name in data.classes:
-        spellings[normal(name)].append(name)
-    if similar := [few(names) for names in spellings.values() if len(names) > 1]:
-        yield f"classes that differ only in capitals: {'; '.join(similar[:3])}"
 
 
 def _unused(tree: Tree, reader: Reader, data: Dataset) -> list[str]:

@@ -120,7 +120,8 @@ def with_data(
 def schedules_for(config: Mapping, pictures: int) -> Any:
     """Return a config's schedules for a training on a number of pictures.
 
-    A warm-up ends after at most a tenth of the iterations: COCO's is longer than a small training.
+    A warm-up ends after at most a tenth of the iterations: COCO's is longer than a small training. The config
+    is written for its own epochs and batch size; a training with other ones asks again.
     """
     schedules = copy.deepcopy(config.get("param_scheduler"))
     epochs, batch_size = config["train_cfg"].get("max_epochs"), config["train_dataloader"].get("batch_size")

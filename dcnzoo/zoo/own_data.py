@@ -161,13 +161,12 @@ def lines_of(config: Config, split: Dataset) -> list[str]:
     elif size:
         objects = f"9 of 10 objects are larger than {side:.1%} of it, {size * side:.0f} pixels then"
         lines.append(f"input     {size} pixels, the longer side: {objects}{hint}")
-        if size * side < TOO_SMALL and size < SIZES[-1]:
-            lines.append(f"note      objects below {TOO_SMALL} pixels are not found: set a larger --size")
-        elif size * side < TOO_SMALL:
-            remedy = (
-                "cut the pictures into tiles before labelling; trained on whole pictures they are not found"
-            )
-            lines.append(f"note      one of ten objects is below {TOO_SMALL} pixels: {remedy}")
+        if size * side < TOO_SMALL:
+            remedy = "set a larger --size; at this one"
+            if size >= SIZES[-1]:
+                remedy = "cut the pictures into tiles before labelling; trained on whole pictures"
+            small = f"one of ten objects is below {TOO_SMALL} pixels"
+            lines.append(f"note      {small}: {remedy} they are not found")
     lines.append(f"flips     {', '.join(directions_of(config)) or 'none'}")
     if few_of := [f"{name} ({number})" for name, number in split.per_class.items() if number < FEW]:
         lines.append(f"note      fewer than {FEW} objects to train on: {few(few_of)}")
@@ -185,8 +184,8 @@ def with_own_data(
     cfg = copy.deepcopy(recipe.cfg)
     classes = tuple(declared_metainfo(dataset_of(cfg, "test_dataloader"))["classes"])
     pictures = read(data, **vars(replace(options, classes=classes)))
-    name, split = to_test(pictures, pictures_of(cfg, "train_dataloader"))
-    show(*describe(pictures, {name: split}))
+    name, split, note = to_test(pictures, pictures_of(cfg, "train_dataloader"))
+    show(*describe(pictures, {name: split}), *note)
     file = folder / f"{name}.json"
     split.write(file)
     cfg.update(with_data(cfg, "test", file, split.folder))
@@ -195,20 +194,24 @@ def with_own_data(
     return replace(recipe, cfg=cfg)
 
 
-def to_test(data: Dataset, learnt: Collection[str]) -> tuple[str, Dataset]:
-    """Return the name and the pictures of a test: the data's test set, else its validation set, else all.
+def to_test(data: Dataset, learnt: Collection[str]) -> tuple[str, Dataset, list[str]]:
+    """Choose the pictures of a test: the data's test set, else its validation set, else all.
 
-    Pictures that the model was trained on are left out, unless all are; a note of the data says so.
+    Pictures that the model was trained on are left out, unless all are.
 
     Args:
         learnt: the real paths of the pictures that the model was trained on.
+
+    Returns:
+        The name of the set, its pictures, and a line if the model was trained on some.
     """
     name = next(name for name in ("test", "val", ALL) if name in data.splits)
     pictures = data.splits[name]
     others = [picture for picture in pictures if os.path.realpath(picture.file) not in learnt]
+    lines = []
     if not others:
-        data.notes.append("the model was trained on all of these pictures")
+        lines = ["note      the model was trained on all of these pictures"]
     elif len(others) < len(pictures):
         number = counted(len(pictures) - len(others), "pictures")
-        data.notes.append(f"{number} left out: the model was trained on them")
-    return name, data.part(name, others or pictures)
+        lines = [f"note      {number} left out: the model was trained on them"]
+    return name, data.part(name, others or pictures), lines

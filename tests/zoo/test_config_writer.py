@@ -115,6 +115,28 @@ def test_a_warm_up_ends_within_the_training(tmp_path, coco):
     assert Config.fromfile(tmp_path / "short.py").param_scheduler[0].end == 2, "one has no second rate"
 
 
+def test_choices_do_not_depend_on_each_other(tmp_path, coco):
+    """Each changes its own settings; together, they change all of these."""
+    file, choices = coco(), {"epochs": 5, "val_interval": 7, "size": 448, "flip": False}
+
+    def written(**options):
+        write_config(file, tmp_path / "out.py", model=SMALL_MASKS, **options)
+        return {
+            f"{path}.{key}": value
+            for path, node in dicts(Config.fromfile(tmp_path / "out.py")._cfg_dict)
+            for key, value in node.items()
+            if next(dicts(value), None) is None
+        }
+
+    plain = written()
+    expected = {**plain}
+    for name, value in choices.items():
+        changed = {key: new for key, new in written(**{name: value}).items() if plain.get(key) != new}
+        assert changed, name
+        expected |= changed
+    assert written(**choices) == expected
+
+
 def test_classes_that_the_data_does_not_say(tmp_path, coco):
     """A config may have five classes, not ``CocoDataset``'s 80; heads with different numbers are an error."""
     file = coco()
