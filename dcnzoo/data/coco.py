@@ -13,7 +13,7 @@ from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image, mask_in
 from dcnzoo.data.dataset import Object
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
 from dcnzoo.data.geometry import turned_box
-from dcnzoo.data.tree import Reader, Tree, by_split
+from dcnzoo.data.tree import Reader, Tree, by_split, split_of
 from dcnzoo.utils.text import few, short
 
 TRUE = (1, True, "1", "true", "True")
@@ -36,17 +36,24 @@ class Coco(Reader):
         reader.notes = [f"{kind}, not read: {len(own)} ({few(own, 2)})" for kind, own in kinds.items() if own]
         return reader if reader.files else None
 
+    def _split_of(self, file: Path) -> str:
+        """Return the split that a file's name states, else that of its folders."""
+        return split_of([file.stem]) or self.tree.split_of(file)
+
     def groups(self) -> dict[str, list[Path]]:
         """Return the files of each split, which their names and folders determine."""
-        return by_split([(file, self.tree.split_of(file, own=True)) for file in self.files])
+        return by_split([(file, self._split_of(file)) for file in self.files])
 
     def add(self, file: Path, split: str, builder: Builder) -> None:
-        """Add the pictures and objects of a file."""
-        content, stated = self.tree.json[file], self.tree.split_of(file, own=True)
+        """Add the pictures and objects of a file, and its classes."""
+        content, stated = self.tree.json[file], self._split_of(file)
         images = [*content.entries("images", strict=False)]
         ids = [str(image.id) for _, image in images if isinstance(image, Image)]
         numbers, used = _by_image(file, content, ids, builder)
-        read = partial(_object, _classes(content, used, builder))
+        categories = _categories(content)
+        if not builder.options.classes:
+            builder.data.classes |= dict.fromkeys(_classes(categories, used))
+        read = partial(_object, {id: str(each.name) for id, each in categories.items()})
         for position, image in images:
             with builder.refusing(f"{file}: images[{position}]"):
                 if isinstance(image, InvalidAnnotation):
@@ -78,22 +85,25 @@ def _by_image(
     return numbers, used
 
 
-def _classes(content: CocoFile, used: set[str], builder: Builder) -> dict[str, str]:
-    """Return the category names by id; add them to the classes, except Roboflow's group without objects."""
-    categories: list[Category] = []
+def _categories(content: CocoFile) -> dict[str, Category]:
+    """Return the categories by their ids, which are texts here; raise InvalidAnnotation if one is invalid."""
+    categories: dict[str, Category] = {}
     for number, category in content.entries("categories", strict=False):
         if isinstance(category, InvalidAnnotation) or category.name in (None, ""):
             raise InvalidAnnotation(f"categories[{number}]: expected id and name, got {short(category)}")
-        categories.append(category)
-    supercategories, names = {each.supercategory for each in categories}, dict[str, str]()
-    for each in categories:
-        names[str(each.id)] = str(each.name)
-        is_class = str(each.id) in used or each.name not in supercategories or len(categories) == 1
-        if is_class and not builder.options.classes:
-            builder.data.classes.setdefault(str(each.name))
-    if len(names) < len(categories):
-        raise InvalidAnnotation("categories: expected each id once")
-    return names
+        if categories.setdefault(str(category.id), category) is not category:
+            raise InvalidAnnotation("categories: expected each id once")
+    return categories
+
+
+def _classes(categories: Mapping[str, Category], used: set[str]) -> list[str]:
+    """Return the names of the categories, except Roboflow's group without objects."""
+    groups = {each.supercategory for each in categories.values()}
+    return [
+        str(each.name)
+        for id, each in categories.items()
+        if id in used or each.name not in groups or len(categories) == 1
+    ]
 
 
 def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], builder: Builder) -> Object:

@@ -69,15 +69,22 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
     if not (reader.lists_classes or of_read.classes):
         data.classes = dict.fromkeys(sorted(data.classes))
     data.notes += reader.notes
+    if data.problems and not of_read.skip_invalid:
+        raise DataError(data.problems)
     if data.problems:
-        if not of_read.skip_invalid:
-            raise DataError(data.problems)
         number = counted(len(data.problems), "problems")
         data.notes.append(f"{number} skipped, such as {data.problems[0]}")
     if builder.clipped:
         data.notes.append(f"clipped to their pictures: {counted(builder.clipped, 'boxes or polygons')}")
-    for name, pictures in [*data.splits.items()]:
-        _check_objects(name, data.part(name, pictures), data)
+    if "test" in data.splits and not any(picture.objects for picture in data.splits["test"]):
+        del data.splits["test"]
+        data.notes.append("test is not used: it has no objects")
+    for name, pictures in data.splits.items():
+        split = data.part(name, pictures)
+        _require_objects(name, split)
+        if split.unlabelled:
+            number = counted(len(split.unlabelled), "pictures")
+            data.notes.append(f"{name}: {number} without a file of labels, used as empty ones")
     data.notes += _unused(tree, reader, data)
     return data
 
@@ -136,24 +143,13 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
     raise UserError(f"data: expected {expected}, got {got}; most tools can export COCO")
 
 
-def _check_objects(name: str, split: Dataset, data: Dataset) -> None:
-    """Note pictures without labels; leave out a test without objects.
-
-    Raises:
-        UserError: another split has no objects to learn from, or to compare with.
-    """
-    if name == "test" and not split.objects:
-        del data.splits[name]
-        data.notes.append("test is not used: it has no objects")
-        return
+def _require_objects(name: str, split: Dataset) -> None:
+    """Raise UserError if a split has no objects to learn from, or to compare with."""
     if split.crowds == len(split.objects):
         got = f"{counted(split.crowds, 'crowds')} or difficult ones" if split.objects else "none"
         if split.unlabelled:
             got += f"; no labels of {split.unlabelled[0]} are beside it or in a folder labels"
         raise UserError(f"data: {name}: expected objects, got {got}")
-    if split.unlabelled:
-        pictures = counted(len(split.unlabelled), "pictures")
-        data.notes.append(f"{name}: {pictures} without a file of labels, used as empty ones")
 
 
 def _unused(tree: Tree, reader: Reader, data: Dataset) -> list[str]:

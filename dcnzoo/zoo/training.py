@@ -93,7 +93,10 @@ def train(
                 pictures = read(path, **vars(of_data.reading))
                 splits = pictures.split()
             show(*describe(pictures, splits))
-            recipe = _recipe_on(splits, model, of_data, of_run, cfg_options)
+            name = None if model is None else str(model)
+            config, chosen = write_data(splits, Path(str(of_run.work_dir)), name, of_data)
+            recipe = _recipe_on(config, len(splits["train"].pictures), of_run, cfg_options)
+            show(f"model     {chosen}", *lines_of(recipe.cfg, splits["train"]), f"config    {config}")
             if on_data is not None:
                 on_data(splits, recipe.work_dir, scale_of(recipe.cfg))
             del pictures, splits
@@ -113,20 +116,12 @@ def _with_work_dir(options: TrainOptions, data: Path) -> TrainOptions:
 
 
 def _recipe_on(
-    splits: Mapping[str, Dataset],
-    model: str | os.PathLike[str] | None,
-    of_data: DataOptions,
-    of_run: TrainOptions,
-    cfg_options: Mapping[str, object] | None,
+    config: Path, pictures: int, options: TrainOptions, cfg_options: Mapping[str, object] | None
 ) -> Recipe:
-    """Write the data and a config to the work directory, print lines about both, and return the recipe."""
-    name = None if model is None else str(model)
-    config, chosen = write_data(splits, Path(of_run.work_dir or ""), name, of_data)
-    recipe = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(of_run)
+    """Read a config that was written for a number of pictures; the options may change its iterations."""
+    recipe = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(options)
     if not any(key.startswith("param_scheduler") for key in cfg_options or ()):
-        # the options may have changed the number of iterations, for which the config was written
-        recipe.cfg.param_scheduler = schedules_for(recipe.cfg, len(splits["train"].pictures))
-    show(f"model     {chosen}", *lines_of(recipe.cfg, splits["train"]), f"config    {config}")
+        recipe.cfg.param_scheduler = schedules_for(recipe.cfg, pictures)
     return recipe
 
 
