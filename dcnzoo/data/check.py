@@ -91,9 +91,9 @@ class CocoTruth:
         self.numbers[entry.image_id].append(number)
         self.images_of[entry.category_id].add(entry.image_id)
         self.ignored += bool(entry.ignore and not entry.iscrowd)
-        size, is_class = self._sizes.get(entry.image_id), entry.category_id in self._ids
         try:
-            text, kind = judge(entry, size, is_class, self.masks)
+            require_category(entry, entry.category_id in self._ids)
+            text, kind = judge(entry, self._sizes.get(entry.image_id), self.masks)
         except InvalidAnnotation as error:
             self._note(f"annotation {entry.id}", str(error))
         else:
@@ -165,12 +165,11 @@ def read_used(file: Path) -> CocoTruth:
     return truth if without_mask < len(truth.content.annotations) else read_truth(file)
 
 
-def judge(entry: Annotation, size: Size | None, is_class: bool, masks: bool) -> tuple[str, str]:
+def judge(entry: Annotation, size: Size | None, masks: bool) -> tuple[str, str]:
     """Return the problem of an object as a training reads it, and the kind of the problem.
 
     Args:
         size: (width, height) of its image; None if the image is unknown.
-        is_class: whether its category is known.
         masks: whether the masks are used.
 
     Raises:
@@ -180,8 +179,6 @@ def judge(entry: Annotation, size: Size | None, is_class: bool, masks: bool) -> 
     if type(crowd) not in (int, bool, type(None)) or crowd not in (0, 1, None) or area is None:
         got = f"{short(crowd)} and {short(area)}"
         raise InvalidAnnotation(f"expected 0 or 1 as iscrowd and a number as area, got {got}")
-    if not is_class:
-        raise unknown_category(entry)
     if size is None:
         return f"image_id: expected that of an image, got {short(entry.image_id)}", UNKNOWN
     mask, box = mask_in(entry.segmentation, size) if masks else None, box_of(entry)
@@ -200,8 +197,11 @@ def judge(entry: Annotation, size: Size | None, is_class: bool, masks: bool) -> 
     return f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}", kind
 
 
-def unknown_category(entry: Annotation) -> InvalidAnnotation:
-    return InvalidAnnotation(f"category_id: expected that of a category, got {short(entry.category_id)}")
+def require_category(entry: Annotation, is_known: bool) -> None:
+    """Raise InvalidAnnotation unless an object's category is known."""
+    if not is_known:
+        got = short(entry.category_id)
+        raise InvalidAnnotation(f"category_id: expected that of a category, got {got}")
 
 
 def box_of(entry: Annotation) -> list[float]:

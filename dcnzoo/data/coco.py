@@ -8,7 +8,7 @@ from msgspec import Raw
 from pycocotools import mask as coco_mask
 
 from dcnzoo.data.builder import Builder
-from dcnzoo.data.check import box_of, difference, extent, unknown_category
+from dcnzoo.data.check import box_of, difference, extent, require_category
 from dcnzoo.data.coco_file import Annotation, Category, CocoFile, Image, mask_in
 from dcnzoo.data.dataset import Object
 from dcnzoo.data.files import InvalidAnnotation, decode_json, finite
@@ -111,9 +111,8 @@ def _object(names: Mapping[str, str], raw: Raw, size: tuple[int, int], builder: 
     entry = decode_json(raw, Annotation)
     if entry.score is not None:
         raise InvalidAnnotation("expected an annotation, got a prediction: it has a score")
-    name, crowd = names.get(str(entry.category_id)), int(entry.iscrowd in TRUE or entry.ignore in TRUE)
-    if name is None:
-        raise unknown_category(entry)
+    require_category(entry, str(entry.category_id) in names)
+    name, crowd = names[str(entry.category_id)], int(entry.iscrowd in TRUE or entry.ignore in TRUE)
     mask = mask_in(entry.segmentation, size)
     box = box_of(entry) if entry.bbox or mask is None else [0.0, 0.0, 0.0, 0.0]  # a mask needs none
     if unlike := difference(box, mask):

@@ -65,7 +65,7 @@ class Yolo(Reader):
     def __init__(self, tree: Tree, file: Path, keys: dict[str, Any]) -> None:
         super().__init__(tree, [file])
         self.file, self._keys = file, keys
-        if isinstance(names := keys.get("names"), str):  # of obj.data: the file with the names
+        if isinstance(names := keys.get("names"), str):  # of obj.data: a file with the names
             self.lists.append(file.parent / parts_of(names)[-1])
         self._folders: dict[Path, dict[str, Path]] = {}  # folder → stem → text file
         self._used: dict[Path, Path] = {}  # label → picture
