@@ -74,10 +74,43 @@ def require_data(options: DataOptions | ReadOptions, data: object) -> None:
         raise UserError(f"{changed[0]}: expected data=PATH as well, got none")
 
 
-def write_data(
-    splits: Mapping[str, Dataset], work_dir: Path, model: str | None, options: DataOptions | None = None
-) -> tuple[Path, str]:
-    """Write the COCO files of annotated pictures, and a config that trains on them.
+def choose(
+    splits: Mapping[str, Dataset], model: str | os.PathLike[str] | None, options: DataOptions
+) -> Choice:
+    """Choose the model of a training, and what changes in its config.
+
+    Args:
+        model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
+            DCNv2; on a CPU, a small one, whose epochs and size of pictures depend on the data.
+    """
+    masks, train = not without_mask(splits.values())[0], splits["train"]
+    if model is None and get_device() != "cpu":
+        model = MASKS if masks else BOXES
+    if model is not None:
+        return Choice(model=str(model), size=options.size, flip=options.flip)
+    epochs = max(8, math.ceil(ITERATIONS * 4 / len(train.pictures)))  # batches of 4
+    return Choice(
+        model=SMALL_MASKS if masks else SMALL_BOXES,
+        epochs=epochs,
+        val_interval=max(1, epochs // VALIDATIONS),
+        size=options.size or size_for(side_of(train)),
+        flip=options.flip,
+    )
+
+
+def side_of(split: Dataset) -> float:
+    """Return the side that nine of ten objects but crowds exceed, a part of their picture's longer side."""
+    sides = sorted(side / max(size) for side, size in split.sides)
+    return sides[len(sides) // 10]
+
+
+def size_for(side: float) -> int:
+    """Return the first of :data:`SIZES` at which an object of this relative side has :data:`SIDE` pixels."""
+    return next((size for size in SIZES if size * side >= SIDE), SIZES[-1])
+
+
+def write_data(splits: Mapping[str, Dataset], work_dir: Path, choice: Choice) -> Path:
+    """Write the COCO files of annotated pictures, and a config that trains on them; return the config.
 
     The folder ``data`` in the work directory gets ``train.json``, ``val.json``, the config and, if there is
     such a split, ``test.json``. No file is replaced: if the content differs, the folder is ``data_2``, ….
@@ -85,15 +118,10 @@ def write_data(
     Args:
         splits: the pictures, as :meth:`dcnzoo.data.dataset.Dataset.split` returns them.
         work_dir: the work directory of the training.
-        model: see :func:`choose`.
-
-    Returns:
-        The config, and the model.
 
     Raises:
         UserError: the model is unknown, or cannot learn from the data.
     """
-    choice = choose(splits, model, options or DataOptions())
     require_writable(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     with partial_folder(work_dir) as new:  # beside the final folder, so that relative paths are the same
@@ -107,41 +135,7 @@ def write_data(
         )
         if not folder.exists():
             new.rename(folder)
-    return folder / config.name, choice.model
-
-
-def choose(splits: Mapping[str, Dataset], model: str | None, options: DataOptions) -> Choice:
-    """Choose the model of a training, and what changes in its config.
-
-    Args:
-        model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
-            DCNv2; on a CPU, a small one, whose epochs and size of pictures depend on the data.
-    """
-    chosen = Choice(model=model or "", size=options.size, flip=options.flip)
-    if model is not None:
-        return chosen
-    masks, train = not without_mask(splits.values())[0], splits["train"]
-    if get_device() != "cpu":
-        return replace(chosen, model=MASKS if masks else BOXES)
-    epochs = max(8, math.ceil(ITERATIONS * 4 / len(train.pictures)))  # batches of 4
-    return replace(
-        chosen,
-        model=SMALL_MASKS if masks else SMALL_BOXES,
-        epochs=epochs,
-        val_interval=max(1, epochs // VALIDATIONS),
-        size=options.size or size_for(side_of(train)),
-    )
-
-
-def side_of(split: Dataset) -> float:
-    """Return the side that nine of ten objects but crowds exceed, a part of their picture's longer side."""
-    sides = sorted(side / max(size) for side, size in split.sides)
-    return sides[len(sides) // 10]
-
-
-def size_for(side: float) -> int:
-    """Return the first of :data:`SIZES` at which an object of this relative side has :data:`SIDE` pixels."""
-    return next((size for size in SIZES if size * side >= SIDE), SIZES[-1])
+    return folder / config.name
 
 
 def lines_of(config: Config, split: Dataset) -> list[str]:

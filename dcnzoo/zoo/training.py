@@ -23,7 +23,7 @@ from dcnzoo.utils.files import expanded
 from dcnzoo.utils.memory import return_memory
 from dcnzoo.zoo.config_reader import scale_of
 from dcnzoo.zoo.config_writer import schedules_for
-from dcnzoo.zoo.own_data import DataOptions, lines_of, require_data, write_data
+from dcnzoo.zoo.own_data import DataOptions, choose, lines_of, require_data, write_data
 from dcnzoo.zoo.source import Source, resolve
 
 OnData = Callable[[Mapping[str, Dataset], Path, tuple[int, int] | None], object]
@@ -93,10 +93,10 @@ def train(
                 pictures = read(path, **vars(of_data.reading))
                 splits = pictures.split()
             show(*describe(pictures, splits))
-            name = None if model is None else str(model)
-            config, chosen = write_data(splits, Path(str(of_run.work_dir)), name, of_data)
+            choice = choose(splits, model, of_data)
+            config = write_data(splits, Path(str(of_run.work_dir)), choice)
             recipe = _recipe_on(config, len(splits["train"].pictures), of_run, cfg_options)
-            show(f"model     {chosen}", *lines_of(recipe.cfg, splits["train"]), f"config    {config}")
+            show(f"model     {choice.model}", *lines_of(recipe.cfg, splits["train"]), f"config    {config}")
             if on_data is not None:
                 on_data(splits, recipe.work_dir, scale_of(recipe.cfg))
             del pictures, splits

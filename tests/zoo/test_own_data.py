@@ -40,10 +40,16 @@ from tests.helpers.formats import (
 from tests.helpers.processes import python, python_with_torch
 
 
+def written(splits, work_dir, model, **options):
+    """The config that a training with these options writes."""
+    choice = own_data.choose(splits, model, DataOptions(**options))
+    return own_data.write_data(splits, work_dir, choice)
+
+
 def prepare(data, work_dir):
     pictures = read(data)
     splits = pictures.split()
-    config, _ = own_data.write_data(splits, work_dir, None)
+    config = written(splits, work_dir, None)
     return config, read_config_file(config).train_cfg.max_epochs, describe(pictures, splits)
 
 
@@ -309,14 +315,14 @@ BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 def test_size_is_an_option(tmp_path, model):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits = read(tmp_path / "fruits").split()
-    config, _ = own_data.write_data(splits, tmp_path / "run", model, DataOptions(size=448))
+    config = written(splits, tmp_path / "run", model, size=448)
     cfg = read_config_file(config)
     lines = own_data.lines_of(cfg, splits["train"])
     steps = [step for name in LOADERS for step in cfg[name].dataset.pipeline if step.type == "Resize"]
     assert [(step.scale, step.keep_ratio) for step in steps] == [((448, 448), True)] * 3
     assert any(line.startswith("input") and "448 pixels" in line for line in lines)
     with pytest.raises(UserError, match=r"^size: expected one step Resize in train.*RandomChoice"):
-        own_data.write_data(splits, tmp_path / "two", "detr_r50_8xb2-150e_coco", DataOptions(size=448))
+        written(splits, tmp_path / "two", "detr_r50_8xb2-150e_coco", size=448)
     for option in ({"size": 448}, {"flip": False}):
         with pytest.raises(UserError, match=f"^{next(iter(option))}: expected data"):
             dcnzoo.train(BOXES, **option)
@@ -328,7 +334,7 @@ def test_size_is_an_option(tmp_path, model):
 def test_flips(tmp_path, model, flip):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
     splits = read(tmp_path / "fruits").split()
-    config, _ = own_data.write_data(splits, tmp_path / "run", model, DataOptions(flip=flip))
+    config = written(splits, tmp_path / "run", model, flip=flip)
     lines = own_data.lines_of(read_config_file(config), splits["train"])
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(read_config_file(config).train_dataloader.dataset)
@@ -345,7 +351,7 @@ def test_objects_that_are_too_small_are_named(tmp_path):
     for side, size, remedy in [(11, None, False), (9, None, True), (11, 320, True)]:
         split = split_of(((1000, 900), [(side, side, 0)]))
         splits = {"train": split, "val": split}
-        config, _ = own_data.write_data(splits, tmp_path / f"{side}-{size}", None, DataOptions(size=size))
+        config = written(splits, tmp_path / f"{side}-{size}", None, size=size)
         lines = own_data.lines_of(read_config_file(config), split)
         assert any("not found" in line for line in lines) == remedy
 
@@ -358,9 +364,7 @@ def test_what_the_crops_keep_of_an_object_has_a_mask_and_a_box(tmp_path):
     )
     Image.new("RGB", picture.size).save(picture.file)
     split = Dataset({"a": None}, splits={"train": [picture]})
-    config, _ = own_data.write_data(
-        {"train": split, "val": split}, tmp_path / "run", None, DataOptions(size=640)
-    )
+    config = written({"train": split, "val": split}, tmp_path / "run", None, size=640)
     cfg = read_config_file(config)
     with DefaultScope.overwrite_default_scope("mmdet"):
         data = DATASETS.build(cfg.train_dataloader.dataset)
