@@ -92,11 +92,12 @@ def train(
             with claim(locks, in_folder, dry_run, force=force, files=[path]) as start:
                 pictures = read(path, **vars(of_data.reading))
                 splits = pictures.split()
-            show(*describe(pictures, splits))
             choice = choose(splits, model, of_data)
             config = write_data(splits, Path(str(of_run.work_dir)), choice)
             recipe = _recipe_on(config, len(splits["train"].pictures), of_run, cfg_options)
-            show(f"model     {choice.model}", *lines_of(recipe.cfg, splits["train"]), f"config    {config}")
+            # only now: a mistake in an option ends in one line
+            show(*describe(pictures, splits), f"model     {choice.model}")
+            show(*lines_of(recipe.cfg, splits["train"]), f"config    {config}")
             if on_data is not None:
                 on_data(splits, recipe.work_dir, scale_of(recipe.cfg))
             del pictures, splits
