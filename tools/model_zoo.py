@@ -40,8 +40,7 @@ and speed:
 - `published (…)`: the figures of the named publisher. dcnzoo has not measured them again.
   [`dcnzoo reproduce`](docs/zoo.md#reproduce-a-paper) evaluates the weights and compares the result with the
   published one.
-- `measured (machine, date, command)`: measured by dcnzoo, with the command that repeats the measurement. `±`
-  is the standard deviation over seeds.
+- `measured (machine, date, command)`: measured by dcnzoo, with the command that repeats the measurement.
 
 **Columns**
 
