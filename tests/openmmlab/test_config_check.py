@@ -68,11 +68,12 @@ def test_more_classes_than_the_class_of_a_data_set_has():
 
 
 def test_file_of_the_evaluator(tmp_path):
-    """The evaluator's file may have another name than the data set's, but not other images."""
+    """The evaluator's file may have other annotations than the data set's, but not other images."""
     images = [dict(id=i, file_name=f"{i}.png") for i in range(3)]
     files = {"val": images, "copy": images[::-1], "more": [*images, dict(id=3, file_name="3.png")]}
     for name, part in files.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(dict(images=part)))
+        content = dict(images=part, annotations=[dict(id=1, image_id=0)] * (name == "copy"))
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
 
     def keys(name, **data):
         data = dict(type="CocoDataset", data_root=f"{tmp_path}/", ann_file="val.json", **data)

@@ -29,6 +29,7 @@ from dcnzoo.openmmlab.runs.options import write_options
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import partial_of
 from tests.helpers.training import (
     SAVING,
     WITHOUT_VALIDATION,
@@ -115,6 +116,17 @@ def test_a_checkpoint_from_elsewhere_removes_only_checkpoints(tmp_path):
     options = dict(max_keep_ckpts=1, template="{}.pth", best=True)
     train(work, "rest", resume=True, load_from=str(work / "3.pth"), **options)
     assert all(path.read_bytes() == b"mine" for path in mine)
+
+
+def test_a_training_removes_only_the_temporary_files_of_a_killed_training(tmp_path):
+    """An export and a report to the work directory may be running."""
+    (killed := partial_of(tmp_path / "epoch_1.pth")).touch()
+    running = [partial_of(tmp_path / name) for name in ("detector.onnx", "report.html", "detector.xml")]
+    for path in running:
+        path.touch()
+    (folder := partial_of(tmp_path / "folder")).mkdir()
+    train(tmp_path, "beside an export")
+    assert not killed.exists() and all(path.exists() for path in [*running, folder])
 
 
 @pytest.mark.parametrize(("operation", "number"), [("put", 1), ("put", 2), ("remove", 1), ("remove", 2)])
