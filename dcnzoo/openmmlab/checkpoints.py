@@ -4,13 +4,14 @@ Pickle, the format of checkpoints, can call any function while it is read. Only 
 objects and the types in mmengine's log are allowed. Damaged files and NaN are rejected too.
 """
 
+import contextlib
 import functools
 import json
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,7 +119,7 @@ def read_ahead(path: str | os.PathLike) -> None:
 
 
 def _identity(path: Source) -> tuple[int, ...]:
-    """Return numbers that change if the file is replaced or written; none if the path is not one of a file."""
+    """Return numbers that change if a file is replaced or written; none if there is no file."""
     if not isinstance(path, str | os.PathLike) or not os.path.exists(path):
         return ()
     state = os.stat(path)
@@ -275,6 +276,16 @@ def enforce_weights_only(changes: Changes) -> None:
 
     changes.set_item(CheckpointLoader._schemes, "", load_local)
     changes.set(loading, "load_url", load_url)
+
+
+@contextlib.contextmanager
+def unsafe_loading(unsafe_load: bool) -> Iterator[None]:
+    """Context in which mmengine's loaders of local files use ``unsafe_load`` of :func:`load_file`."""
+    with Changes() as changes:
+        if unsafe_load:
+            readers = CheckpointLoader._schemes
+            changes.set_item(readers, "", lambda file, where=None: load_file(file, unsafe_load, where))
+        yield
 
 
 def load_url(

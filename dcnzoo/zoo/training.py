@@ -16,7 +16,7 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
-from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, RunConfig
 from dcnzoo.openmmlab.runs.start import Start, claim
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.files import expanded
@@ -94,13 +94,13 @@ def train(
             locks = stack.enter_context(ExitStack())
             start, splits, lines = _read(locks, path, of_run, reading, force, dry_run)
             name = None if model is None else str(model)
-            recipe, choices = _write(splits, of_run, cfg_options, model=name, size=size, flip=flip)
+            run, choices = _write(splits, of_run, cfg_options, model=name, size=size, flip=flip)
             show(*lines, *choices)
             if on_data is not None:
-                on_data(splits, recipe.work_dir, scale_of(recipe.cfg))
+                on_data(splits, run.work_dir, scale_of(run.cfg))
             del splits
             return_memory()  # of the pictures and objects
-            folder = execute.run(recipe, of_run, start, dry_run=dry_run, sanity=sanity)
+            folder = execute.train_locked(run, of_run, start, dry_run=dry_run, sanity=sanity)
         if dry_run and is_first():
             print("dry run: one step was trained; its weights are not kept")
         return folder
@@ -124,8 +124,8 @@ def _read(
     Returns:
         How the training starts, the splits, and lines about them.
     """
-    recipe = Recipe(Config({"work_dir": options.work_dir, "launcher": "none"}))
-    with claim(locks, recipe, dry_run, force=force, files=[data]) as start:
+    run = RunConfig(Config({"work_dir": options.work_dir, "launcher": "none"}))
+    with claim(locks, run, dry_run, force=force, files=[data]) as start:
         pictures = read(data, **vars(reading))
         splits = pictures.split()
     return start, splits, describe(pictures, splits)
@@ -136,18 +136,18 @@ def _write(
     options: TrainOptions,
     cfg_options: Mapping[str, object] | None,
     **inputs: Any,
-) -> tuple[Recipe, list[str]]:
-    """Write the data and a config to the work directory; return the recipe, and lines about the training.
+) -> tuple[RunConfig, list[str]]:
+    """Write the data and a config to the work directory; return the run's config, and lines about it.
 
     Args:
         inputs: ``model``, ``size`` and ``flip``; see :func:`write_data`.
     """
     config, chosen = write_data(splits, Path(options.work_dir or ""), **inputs)
-    recipe = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(options)
+    run = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(options)
     if not any(key.startswith("param_scheduler") for key in cfg_options or ()):
-        shorten_warm_up(recipe.cfg, len(splits["train"].pictures))  # again, with the options
-    lines = lines_of(recipe.cfg, splits["train"], inputs["size"] is None)
-    return recipe, [f"model     {chosen}", *lines, f"config    {config}"]
+        shorten_warm_up(run.cfg, len(splits["train"].pictures))  # again, with the options
+    lines = lines_of(run.cfg, splits["train"], inputs["size"] is None)
+    return run, [f"model     {chosen}", *lines, f"config    {config}"]
 
 
 def _recipe_of(model: str | os.PathLike[str] | None, cfg_options: Mapping[str, object] | None) -> Recipe:

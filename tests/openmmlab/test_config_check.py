@@ -13,7 +13,7 @@ from dcnzoo.data.shapes import CLASSES
 from dcnzoo.openmmlab.config.check import check_config, find_problems
 from dcnzoo.openmmlab.config.errors import config_errors
 from dcnzoo.openmmlab.config.packages import base_path
-from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.runs.build import build_model
 from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from tests.helpers.demo import PLAIN
@@ -125,7 +125,7 @@ def test_dcn_of_a_class_without_it(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("model = dict(type='CSPDarknet', dcn='v2')\n")
     with pytest.raises(UserError, match=r"mine\.py: model: CSPDarknet: dcn: .*to_deformable"):
-        execute.build(Recipe.read(file))
+        build_model(Recipe.read(file))
 
 
 @pytest.mark.slow
@@ -173,6 +173,6 @@ def test_the_place_is_that_of_the_mistake_and_not_of_an_equal_dictionary():
     named = []
     for place in places:
         with pytest.raises(UserError) as raised:
-            execute.build(Recipe.read(CASCADE, {f"{place}.no_such_setting": 3}))
+            build_model(Recipe.read(CASCADE, {f"{place}.no_such_setting": 3}))
         named.append(str(raised.value).partition(".py: ")[2].partition(": ")[0])
     assert named == places

@@ -13,8 +13,10 @@ from torch import nn
 
 import dcnzoo
 from dcnzoo.openmmlab.config.errors import config_errors, with_paths
-from dcnzoo.openmmlab.runs import execute
+from dcnzoo.openmmlab.options import TrainOptions
+from dcnzoo.openmmlab.runs.build import build_model, build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
 from dcnzoo.zoo.source import resolve
 from tests.helpers.demo import write_tiny_config
@@ -80,7 +82,7 @@ OF_TRAININGS = [
 def test_of_a_model(name, key, value, expected):
     recipe = resolve(name).recipe({key: value})
     with pytest.raises(UserError, match=rf": {re.escape(expected)}: "), torch.device("meta"):
-        execute.build(recipe)
+        build_model(recipe)
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +126,12 @@ def test_equal_dictionaries_of_a_class_are_all_named():
 
 def test_the_runner_has_the_plain_config(config, tmp_path):
     """Hooks and tools read, dump and save it."""
-    recipe = Recipe.read(config, {"work_dir": str(tmp_path)}, TRAINING)
-    recipe.cfg.launcher = "none"
+    run = Recipe.read(config, {}, TRAINING).with_options(TrainOptions(work_dir=tmp_path, device="cpu"))
     with DefaultScope.overwrite_default_scope("mmdet"):
-        runner = execute.build_runner(recipe.cfg, execute.Start(), training=recipe)
+        runner = build_runner(run.cfg, Start(), training=run)
     runner.cfg.dump(tmp_path / "plain.yml")
     assert "TypeName" not in (tmp_path / "plain.yml").read_text()
     torch.save({"model": runner.cfg.model.to_dict()}, tmp_path / "plain.pth")
-    assert torch.load(tmp_path / "plain.pth", weights_only=True)["model"] == recipe.cfg.model.to_dict()
-    paths = pickle.loads(pickle.dumps(with_paths(recipe.cfg).model.neck["type"]))
+    assert torch.load(tmp_path / "plain.pth", weights_only=True)["model"] == run.cfg.model.to_dict()
+    paths = pickle.loads(pickle.dumps(with_paths(run.cfg).model.neck["type"]))
     assert (paths, paths.path) == ("FPN", ".model.neck"), "workers that are spawned get the data set's config"

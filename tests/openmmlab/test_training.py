@@ -26,7 +26,7 @@ from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs import options as run_options
 from dcnzoo.openmmlab.runs.batches import number_batches
 from dcnzoo.openmmlab.runs.options import write_options
-from dcnzoo.openmmlab.runs.recipe import Recipe, read_config_file
+from dcnzoo.openmmlab.runs.recipe import RunConfig, read_config_file
 from dcnzoo.openmmlab.runs.start import choose_start
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import partial_of
@@ -551,7 +551,7 @@ def test_checkpoints_by_iterations_in_a_training_by_epochs(tmp_path, monkeypatch
         cfg = Config({"work_dir": str(tmp_path), "launcher": "none", "default_hooks": saving})
         cfg.train_cfg = {"max_epochs": 4}
         if resume:
-            assert choose_start(Recipe(cfg), True).resumes
+            assert choose_start(RunConfig(cfg), True).resumes
         runner = make_runner(
             tmp_path,
             "by iterations",
