@@ -95,8 +95,8 @@ def load_file(path: Source, unsafe_load: bool = False, map_location: MapLocation
     """
     if not isinstance(unsafe_load, bool):
         raise UserError(f"unsafe_load: expected True or False, got {unsafe_load!r}")
-    if kept := _read_ahead.pop(_identity(path), None):
-        return kept
+    if content := _read_ahead.pop(_identity(path), None):
+        return content
     name = str(path) if isinstance(path, str | os.PathLike) else "checkpoint"
     if name.endswith(".safetensors"):
         checkpoint = _load_safetensors(name)
