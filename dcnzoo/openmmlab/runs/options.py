@@ -1,6 +1,6 @@
 """Write the options of a run into a config."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,14 +15,6 @@ from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.openmmlab.options import LOGGERS, RunOptions, TestOptions, TrainOptions
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import expanded
-
-# the settings that count epochs or iterations, by part of the config
-STEPS = {
-    "param_scheduler": ("begin", "end", "T_max", "milestones", "step_size", "total_steps", "periods"),
-    "train_cfg": ("val_begin", "val_interval"),
-    "custom_hooks": ("switch_epoch", "num_last_epochs"),
-    "default_hooks": ("interval",),  # of checkpoints by epochs: see set_epochs
-}
 
 
 def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ()) -> list[str]:
@@ -177,8 +169,50 @@ def _set(node: dict, key: str, value: object, owner: str = "") -> str:
     return "" if before == value else f"{owner}{key} {before} → {value}"
 
 
+Scaled = Callable[[float], float]  # a number of epochs or iterations → the number in the new training
+
+
+def _position(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
+    """Scale a position, a length or a list of them."""
+    steps = node[key]
+    return [*map(scaled, steps)] if isinstance(steps, list | tuple) else scaled(steps)
+
+
+def _end(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
+    """Scale the end of a schedule: mmengine's LinearLR of one iteration never leaves its first factor."""
+    return max(scaled(node[key]), new.get("begin", 0) + (1 if node.get("by_epoch", True) else 2))
+
+
+def _half_wave(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
+    """Scale the length of a cosine by its last epoch: the rounded half of an odd number is too short."""
+    return max(1, scaled(node.get("begin", 0) + node[key]) - new.get("begin", 0))
+
+
+def _interval(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
+    """Scale an interval of epochs down, but not up: a longer training validates and saves more often."""
+    return min(scaled(node[key]), node[key]) if node.get("by_epoch", True) else node[key]
+
+
+def _pairs(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
+    """Scale the first epoch in pairs of first epoch and validation interval."""
+    return [(scaled(begin), interval) for begin, interval in node[key]]
+
+
+# Part of the config → the settings that count epochs or iterations, in the order of their change, with the
+# new value. It follows from the part before the change, the key, and the part in which others have changed.
+STEPS: dict[str, dict[str, Callable[[Mapping, str, Mapping, Scaled], object]]] = {
+    "param_scheduler": {
+        **{"begin": _position, "end": _end, "T_max": _half_wave, "milestones": _position},
+        **dict.fromkeys(("step_size", "total_steps", "periods"), _position),
+    },
+    "train_cfg": {"val_begin": _position, "val_interval": _interval, "dynamic_intervals": _pairs},
+    "custom_hooks": {"switch_epoch": _position, "num_last_epochs": _position},
+    "default_hooks.checkpoint": {"interval": _interval},
+}
+
+
 def set_epochs(cfg: Config, epochs: int, fixed: Collection[str] = ()) -> list[str]:
-    """Set the number of epochs, and scale all settings that count epochs or iterations, but ``fixed`` ones.
+    """Set the number of epochs, and change the settings in :data:`STEPS` with it, but not ``fixed`` ones.
 
     Returns:
         A description of each change.
@@ -186,36 +220,19 @@ def set_epochs(cfg: Config, epochs: int, fixed: Collection[str] = ()) -> list[st
     before = cfg.train_cfg.get("max_epochs")
     if not before:
         raise UserError(f"epochs: expected a config with train_cfg.max_epochs, got {dict(cfg.train_cfg)}")
-    factor = epochs / before
+    changes = [_set(cfg.train_cfg, "max_epochs", epochs)]
 
     def scaled(steps: float) -> float:
-        return max(1, round(steps * factor)) if 0 < steps < INF else steps
+        return max(1, round(steps * epochs / before)) if 0 < steps < INF else steps
 
-    changes = [_set(cfg.train_cfg, "max_epochs", epochs)]
-    intervals = None if "train_cfg.dynamic_intervals" in fixed else cfg.train_cfg.get("dynamic_intervals")
-    if intervals:  # pairs of first epoch and validation interval
-        moved = [(scaled(begin), interval) for begin, interval in intervals]
-        changes.append(_set(cfg.train_cfg, "dynamic_intervals", moved))
-    if factor == 1:
-        return changes
-    for part, keys in STEPS.items():
-        for path, node in dicts(cfg.get(part), part):
-            if part == "default_hooks" and not (path.endswith(".checkpoint") and node.get("by_epoch", True)):
-                continue
-            kind = node.get("type", "")
+    saving = (cfg.get("default_hooks") or {}).get("checkpoint")
+    for part, rules in STEPS.items() if epochs != before else ():
+        for path, node in dicts(saving if part == "default_hooks.checkpoint" else cfg.get(part), part):
+            old, kind = dict(node), node.get("type", path)
             owner = f"{getattr(kind, '__name__', kind)}."
-            start = node.get("begin", 0)
-            for key in (key for key in keys if node.get(key) and f"{path}.{key}" not in fixed):
-                steps = node[key]
-                new = scaled(steps) if isinstance(steps, int | float) else [*map(scaled, steps)]
-                if key == "T_max":  # an odd number of epochs: half of them, rounded, is not what is left
-                    new = max(1, scaled(start + steps) - node.get("begin", 0))
-                if key in ("val_interval", "interval"):  # as many validations; more in a longer training
-                    new = min(new, steps)
-                if key == "end":  # mmengine's LinearLR of one iteration never leaves its first factor
-                    new = max(new, node.get("begin", 0) + (1 if node.get("by_epoch", True) else 2))
-                if new != steps:
-                    changes.append(_set(node, key, new, owner))
+            for key, rule in rules.items():
+                if old.get(key) and f"{path}.{key}" not in fixed:
+                    changes.append(_set(node, key, rule(old, key, node, scaled), owner))
     return changes
 
 
