@@ -1,12 +1,15 @@
 """What a training writes to its work directory."""
 
 import re
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 from dcnzoo.openmmlab import hooks
+from dcnzoo.openmmlab.hooks import resume
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs.build import build_runner
 from dcnzoo.openmmlab.runs.device import use_device
@@ -63,6 +66,13 @@ def test_the_documented_order_of_the_hooks(tmp_path):
     own = [hook for hook in runner.hooks if type(hook).__module__.startswith("dcnzoo.")]
     order = [(str(hook.priority), type(hook).__name__) for hook in own]
     assert order == re.findall(r"^([A-Z_]+) +(\w+Hook)\b", hooks.__doc__, re.MULTILINE)
+
+
+def test_the_documented_steps_of_a_resume():
+    rows = re.findall(r"``(\w+)/(\w+)\.py``: ``([\w.]+)``$", resume.__doc__, re.MULTILINE)
+    assert len(rows) == 6
+    for room, module, name in rows:
+        assert attrgetter(name)(import_module(f"dcnzoo.openmmlab.{room}.{module}"))
 
 
 def test_hooks_that_a_config_switches_off(tmp_path):

@@ -22,6 +22,7 @@ from dcnzoo.openmmlab.config.packages import base_path
 from dcnzoo.openmmlab.history import History
 from dcnzoo.openmmlab.hooks import AtomicLocalBackend, ResumeHook
 from dcnzoo.openmmlab.hooks.load_checkpoint import LoadCheckpointHook
+from dcnzoo.openmmlab.hooks.schedules import replay_schedules
 from dcnzoo.openmmlab.options import RunOptions, TrainOptions
 from dcnzoo.openmmlab.runs import options as run_options
 from dcnzoo.openmmlab.runs.batches import number_batches
@@ -606,7 +607,8 @@ def test_resuming_from_weights_alone(tmp_path):
     for name in ("published.pth", "first/best_score_epoch_2.pth"):
         file = str(tmp_path / name)
         runner = make_runner(tmp_path / "second", f"second {name}", load_from=file, resume=True)
-        runner.register_hook(LoadCheckpointHook(fine_tune=True))
+        for hook in (LoadCheckpointHook(fine_tune=True), ResumeHook()):
+            runner.register_hook(hook)
         with pytest.raises(UserError, match=rf"^resume: expected .*{file} without .*optimizer: .*load_from"):
             runner.train()
 
@@ -655,7 +657,7 @@ GROUPS = [dict(lr=lr, momentum=momentum) for lr, momentum in [(0.1, 0.9), (0.01,
 
 
 @pytest.mark.parametrize("schedule", ["steps", "iterations of epochs", "cycle", "iterations"])
-def test_groups_with_equal_settings_have_the_rates_that_mmengine_gives_each(schedule, monkeypatch):
+def test_groups_with_equal_settings_have_the_rates_that_mmengine_gives_each(schedule):
     """Nine groups with three sets of settings, and the wrapper's group of its base settings."""
 
     def schedules():
@@ -675,12 +677,9 @@ def test_groups_with_equal_settings_have_the_rates_that_mmengine_gives_each(sche
                 each.step()
     wrapper = replayed[0].optimizer
     loop = object.__new__(EpochBasedTrainLoop)
-    runner = SimpleNamespace(
-        param_schedulers=replayed, optim_wrapper=wrapper, train_loop=loop, hooks=[], _resume=True
-    )
-    monkeypatch.setattr(ResumeHook, "_set_position", lambda *_: None)
+    runner = SimpleNamespace(param_schedulers=replayed, optim_wrapper=wrapper, train_loop=loop)
     checkpoint = {"meta": {"epoch": 3, "iter": 3 * length}, "optimizer": wrapper.state_dict()}
-    ResumeHook().after_load_checkpoint(runner, checkpoint)
+    replay_schedules(runner, checkpoint)
     for replayed_group, group in zip(wrapper.param_groups, stepped[0].optimizer.param_groups, strict=True):
         assert {**replayed_group, "params": None} == {**group, "params": None}
     assert checkpoint["param_schedulers"] == [each.state_dict() for each in stepped]
