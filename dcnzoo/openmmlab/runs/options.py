@@ -183,7 +183,7 @@ def _end(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
     return max(scaled(node[key]), new.get("begin", 0) + (1 if node.get("by_epoch", True) else 2))
 
 
-def _half_wave(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
+def _cosine(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
     """Scale the length of a cosine by its last epoch: the rounded half of an odd number is too short."""
     return max(1, scaled(node.get("begin", 0) + node[key]) - new.get("begin", 0))
 
@@ -198,11 +198,11 @@ def _pairs(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
     return [(scaled(begin), interval) for begin, interval in node[key]]
 
 
-# Part of the config → the settings that count epochs or iterations, in the order of their change, with the
-# new value. It follows from the part before the change, the key, and the part in which others have changed.
+# Part of the config → the settings that count epochs or iterations → the rule for the new value. A rule gets
+# the part before the changes, the key, and the part with the changes so far, which are in this order.
 STEPS: dict[str, dict[str, Callable[[Mapping, str, Mapping, Scaled], object]]] = {
     "param_scheduler": {
-        **{"begin": _position, "end": _end, "T_max": _half_wave, "milestones": _position},
+        **{"begin": _position, "end": _end, "T_max": _cosine, "milestones": _position},
         **dict.fromkeys(("step_size", "total_steps", "periods"), _position),
     },
     "train_cfg": {"val_begin": _position, "val_interval": _interval, "dynamic_intervals": _pairs},
@@ -225,8 +225,10 @@ def set_epochs(cfg: Config, epochs: int, fixed: Collection[str] = ()) -> list[st
     def scaled(steps: float) -> float:
         return max(1, round(steps * epochs / before)) if 0 < steps < INF else steps
 
+    if epochs == before:
+        return changes
     saving = (cfg.get("default_hooks") or {}).get("checkpoint")
-    for part, rules in STEPS.items() if epochs != before else ():
+    for part, rules in STEPS.items():
         for path, node in dicts(saving if part == "default_hooks.checkpoint" else cfg.get(part), part):
             old, kind = dict(node), node.get("type", path)
             owner = f"{getattr(kind, '__name__', kind)}."

@@ -1,6 +1,6 @@
-"""The class of our runners: one of MMEngine's with a few methods in front of its own.
+"""The runner class: one of MMEngine's, of which :class:`RunnerMethods` changes a few methods.
 
-``build.py`` makes a runner from a config.
+``build.py`` makes a runner of a config.
 """
 
 import logging
@@ -18,11 +18,11 @@ from dcnzoo.utils.errors import UserError
 
 # parts of warnings about deprecated names in mmengine's own hooks, gradient accumulation and frozen weights
 _UNWANTED = ('"FileClient"', '"HardDiskBackend"', "Gradient accumulative may", "its requires_grad=False")
-_Runner: Any = object  # the class of MMEngine, which follows in runner_class
+_Runner: Any = object  # runner_class adds the class of MMEngine
 
 
 class RunnerMethods(_Runner):
-    """What our runners do otherwise than MMEngine's ``Runner`` or ``FlexibleRunner``.
+    """The methods that replace those of MMEngine's ``Runner`` or ``FlexibleRunner``, and call them.
 
     Attributes:
         plain_cfg: the config for ``runner.cfg``. The dictionaries that are built have more; see
@@ -48,7 +48,7 @@ class RunnerMethods(_Runner):
         """Write nothing: WorkDirHook writes the config."""
 
     def set_start(self, start: Start, is_training: bool) -> None:
-        """Set the checkpoint; a training without one begins with the config's ``load_from``, if it is set."""
+        """Set the checkpoint. A training whose start has none keeps the config's ``load_from``."""
         self._resume = start.resumes
         if start.file or not is_training:
             self._load_from = start.file
