@@ -21,7 +21,7 @@ import dcnzoo
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.recipe import Recipe, RunConfig
-from dcnzoo.openmmlab.runs.start import Start, begin, choose_start, make_room, require_new_config
+from dcnzoo.openmmlab.runs.start import Start, choose_start, claim, require_new_config
 from dcnzoo.utils import lock
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import is_work_dir
@@ -89,14 +89,13 @@ def test_how_a_training_starts(tmp_path, monkeypatch, capsys, folder, resume, fo
     Path("others/best_practices.md").touch()
     Path("link").symlink_to("last")
     run = RunConfig(Config({"work_dir": folder, "launcher": "none", "train_cfg": {}, **settings}))
-    with ExitStack() as stack:
-        if isinstance(expected, Start):
-            assert begin(stack, run, resume, force, dry_run=True) == expected
-            is_new = (resume is True or "resume" in settings) and not (expected.resumes or expected.replaces)
-            assert ("a new training starts" in capsys.readouterr().out) == is_new
-        else:
-            with pytest.raises(UserError, match=expected):
-                begin(stack, run, resume, force, dry_run=True)
+    if isinstance(expected, Start):
+        assert choose_start(run, resume, force) == expected
+        is_new = (resume is True or "resume" in settings) and not (expected.resumes or expected.replaces)
+        assert ("a new training starts" in capsys.readouterr().out) == is_new
+    else:
+        with pytest.raises(UserError, match=expected):
+            choose_start(run, resume, force)
 
 
 def run_in(folder, name="own.py", **changes):
@@ -126,8 +125,8 @@ def test_force_renames_the_whole_folder(tmp_path):
     for number in (1, 2):
         before = trained(work)
         with ExitStack() as stack:
-            assert begin(stack, run_in(work), force=True).replaces
-            make_room(stack, work)
+            with claim(stack, run_in(work), force=True) as start:
+                assert start.replaces and files_of(work) == before
             assert files_of(work) == {} and files_of(tmp_path / f"work.{number}") == before
             with pytest.raises(UserError, match="running training"), pytest.MonkeyPatch.context() as patch:
                 patch.setattr(lock, "_ORPHANS_END", 0)
@@ -154,8 +153,9 @@ def test_folders_that_force_does_not_rename(tmp_path, monkeypatch, what):
         monkeypatch.chdir(work / "notes")
     else:
         changes["default_hooks"] = {"checkpoint": {"out_dir": str(tmp_path / "out")}}
-    with pytest.raises(UserError, match=r"^force: .*another work_dir"), ExitStack() as stack:
-        begin(stack, run_in(work, name, **changes), force=True)
+    refused = pytest.raises(UserError, match=r"^force: .*another work_dir")
+    with refused, ExitStack() as stack, claim(stack, run_in(work, name, **changes), force=True):
+        pass
     assert files_of(tmp_path / "work") == before and not [*tmp_path.glob("*.1")]
 
 
@@ -201,8 +201,8 @@ def test_a_folder_of_checkpoints_has_one_training(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_ORPHANS_END", 0)
     run = run_in(tmp_path / "work", default_hooks={"checkpoint": {"out_dir": str(tmp_path / "out")}})
     refused = pytest.raises(UserError, match=r"running.* got .*out/work")
-    with lock_work_dir(tmp_path / "out/work"), refused, ExitStack() as stack:
-        begin(stack, run)
+    with lock_work_dir(tmp_path / "out/work"), refused, ExitStack() as stack, claim(stack, run):
+        pass
 
 
 @pytest.mark.parametrize("own", ["ckpt_{}.pth", "out", "ckpt_{}.pth in out"])

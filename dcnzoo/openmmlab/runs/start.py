@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -38,53 +37,40 @@ class Start:
     replaces: bool = False
 
 
-def begin(
+@contextmanager
+def claim(
     locks: ExitStack,
     run: RunConfig,
+    dry_run: bool = False,
+    *,
     resume: bool | str | os.PathLike | None = None,
     force: bool = False,
-    dry_run: bool = False,
     files: Iterable[str | os.PathLike] = (),
-) -> Start:
-    """Lock the work directory, and decide how a training starts.
+) -> Iterator[Start]:
+    """Context with the start of a training. Its work directory is locked; at the end, a used one is renamed.
+
+    What the training reads before it begins is read in the context: an error then leaves the folder as it is.
 
     Args:
         locks: holds the locks, and nothing else.
+        dry_run: only decide; lock and rename nothing.
         resume, force, files: see :func:`choose_start`.
-        dry_run: only decide; lock nothing.
 
     Raises:
-        UserError: the start is refused, or another training runs in the folder.
+        UserError: the start is refused, another training runs in the folder, or it cannot be renamed.
     """
+    folder = run.work_dir
     if not dry_run:
         if run.saved.is_apart:  # two work directories may share out_dir
             locks.enter_context(lock_work_dir(run.saved.folder))
-        locks.enter_context(lock_work_dir(run.work_dir))  # first, as another training may be ending
-    return choose_start(run, resume, force, files)
-
-
-def make_room(locks: ExitStack, folder: Path) -> None:
-    """Rename a used work directory, which ``locks`` holds, and lock the new one of its name.
-
-    Raises:
-        UserError: the folder cannot be renamed.
-    """
-    rename_locked(locks, folder, target := free_name(folder))
-    locks.close()
-    show(f"renamed {folder} to {target}")
-    locks.enter_context(lock_work_dir(folder))
-
-
-@contextmanager
-def claim(locks: ExitStack, run: RunConfig, dry_run: bool, **options: Any) -> Iterator[Start]:
-    """Context with the start that :func:`begin` decides; at its end, a used work directory is renamed.
-
-    What the training reads before it begins is read in the context: an error then leaves the folder as it is.
-    """
-    start = begin(locks, run, dry_run=dry_run, **options)
+        locks.enter_context(lock_work_dir(folder))  # first, as another training may be ending
+    start = choose_start(run, resume, force, files)
     yield start
     if start.replaces and not dry_run:
-        make_room(locks, run.work_dir)
+        rename_locked(locks, folder, target := free_name(folder))
+        locks.close()
+        show(f"renamed {folder} to {target}")
+        locks.enter_context(lock_work_dir(folder))
 
 
 def choose_start(
