@@ -1,6 +1,7 @@
 """Train, test or build the model of a config. The modules, in the order of a training:
 
-- ``recipe.py`` reads and checks a config; ``options.py`` writes the options of a run into it
+- ``recipe.py`` reads and checks a config; ``options.py`` and ``epochs.py`` write the options of a run
+  into it
 - ``start.py`` decides from which checkpoint a training starts, and locks its work directory
 - ``device.py`` and ``ranks.py``: the device, and the processes of a distributed run
 - ``build.py`` makes a runner of the config, with the class in ``runner.py``; or only the model

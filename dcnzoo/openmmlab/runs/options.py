@@ -1,18 +1,18 @@
 """Write the options of a run into a config."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.optim.scheduler.param_scheduler import INF
 
 from dcnzoo.openmmlab.config.deformable import arguments
 from dcnzoo.openmmlab.config.tree import class_of, dicts
 from dcnzoo.openmmlab.hooks import DEFAULT_HOOKS
 from dcnzoo.openmmlab.models.tta import use_test_time_augmentation
 from dcnzoo.openmmlab.options import LOGGERS, RunOptions, TestOptions, TrainOptions
+from dcnzoo.openmmlab.runs.epochs import set_epochs, set_value
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import expanded
 
@@ -38,7 +38,7 @@ def write_options(cfg: Config, options: RunOptions, fixed: Collection[str] = ())
 
 
 def _write_run(cfg: Config, options: RunOptions) -> list[str]:
-    changes = [_set(cfg, "launcher", options.launcher)] if "launcher" in cfg else []
+    changes = [set_value(cfg, "launcher", options.launcher)] if "launcher" in cfg else []
     cfg.launcher = options.launcher
     folder = options.work_dir or cfg.get("work_dir") or Path("work_dirs", Path(cfg.filename).stem)
     cfg.work_dir = str(expanded(folder))
@@ -64,7 +64,7 @@ def _write_run(cfg: Config, options: RunOptions) -> list[str]:
 def _write_training(cfg: Config, options: TrainOptions, fixed: Collection[str]) -> list[str]:
     changes = []
     if options.amp:
-        changes.append(_set(cfg.optim_wrapper, "type", "AmpOptimWrapper", "optim_wrapper."))
+        changes.append(set_value(cfg.optim_wrapper, "type", "AmpOptimWrapper", "optim_wrapper."))
     if options.auto_scale_lr:
         cfg.auto_scale_lr = {**(cfg.get("auto_scale_lr") or {}), "enable": True}
     scaling = cfg.get("auto_scale_lr") or {}
@@ -77,15 +77,15 @@ def _write_training(cfg: Config, options: TrainOptions, fixed: Collection[str]) 
     if options.epochs is not None:
         changes += set_epochs(cfg, options.epochs, fixed)
     if options.batch_size is not None:
-        changes.append(_set(cfg.train_dataloader, "batch_size", options.batch_size))
+        changes.append(set_value(cfg.train_dataloader, "batch_size", options.batch_size))
         sampler = cfg.train_dataloader.get("sampler") or {}
         if "batch_size" in sampler:  # of several sources
-            changes.append(_set(sampler, "batch_size", options.batch_size, "sampler."))
+            changes.append(set_value(sampler, "batch_size", options.batch_size, "sampler."))
     if options.lr is not None:
         changes += _set_learning_rate(cfg, options.lr, fixed)
     if options.seed is not None:
         cfg.randomness = cfg.get("randomness") or {}
-        changes.append(_set(cfg.randomness, "seed", options.seed))
+        changes.append(set_value(cfg.randomness, "seed", options.seed))
     if options.patience is not None:
         _stop_early(cfg, options.patience)
     if options.logger is not None:
@@ -163,93 +163,18 @@ def main_metric(cfg: Config) -> str | None:
     return None
 
 
-def _set(node: dict, key: str, value: object, owner: str = "") -> str:
-    """Set ``node[key]``; return a description of the change, empty if there is none."""
-    before, node[key] = node.get(key), value
-    return "" if before == value else f"{owner}{key} {before} → {value}"
-
-
-Scaled = Callable[[float], float]  # a number of epochs or iterations → the number in the new training
-
-
-def _position(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
-    """Scale a position, a length or a list of them."""
-    steps = node[key]
-    return [*map(scaled, steps)] if isinstance(steps, list | tuple) else scaled(steps)
-
-
-def _end(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
-    """Scale the end of a schedule: mmengine's LinearLR of one iteration never leaves its first factor."""
-    return max(scaled(node[key]), new.get("begin", 0) + (1 if node.get("by_epoch", True) else 2))
-
-
-def _cosine(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
-    """Scale the length of a cosine by its last epoch: the rounded half of an odd number is too short."""
-    return max(1, scaled(node.get("begin", 0) + node[key]) - new.get("begin", 0))
-
-
-def _interval(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
-    """Scale an interval of epochs down, but not up: a longer training validates and saves more often."""
-    return min(scaled(node[key]), node[key]) if node.get("by_epoch", True) else node[key]
-
-
-def _pairs(node: Mapping, key: str, new: Mapping, scaled: Scaled) -> object:
-    """Scale the first epoch in pairs of first epoch and validation interval."""
-    return [(scaled(begin), interval) for begin, interval in node[key]]
-
-
-# Part of the config → the settings that count epochs or iterations → the rule for the new value. A rule gets
-# the part before the changes, the key, and the part with the changes so far, which are in this order.
-STEPS: dict[str, dict[str, Callable[[Mapping, str, Mapping, Scaled], object]]] = {
-    "param_scheduler": {
-        **{"begin": _position, "end": _end, "T_max": _cosine, "milestones": _position},
-        **dict.fromkeys(("step_size", "total_steps", "periods"), _position),
-    },
-    "train_cfg": {"val_begin": _position, "val_interval": _interval, "dynamic_intervals": _pairs},
-    "custom_hooks": {"switch_epoch": _position, "num_last_epochs": _position},
-    "default_hooks.checkpoint": {"interval": _interval},
-}
-
-
-def set_epochs(cfg: Config, epochs: int, fixed: Collection[str] = ()) -> list[str]:
-    """Set the number of epochs, and change the settings in :data:`STEPS` with it, but not ``fixed`` ones.
-
-    Returns:
-        A description of each change.
-    """
-    before = cfg.train_cfg.get("max_epochs")
-    if not before:
-        raise UserError(f"epochs: expected a config with train_cfg.max_epochs, got {dict(cfg.train_cfg)}")
-    changes = [_set(cfg.train_cfg, "max_epochs", epochs)]
-
-    def scaled(steps: float) -> float:
-        return max(1, round(steps * epochs / before)) if 0 < steps < INF else steps
-
-    if epochs == before:
-        return changes
-    saving = (cfg.get("default_hooks") or {}).get("checkpoint")
-    for part, rules in STEPS.items():
-        for path, node in dicts(saving if part == "default_hooks.checkpoint" else cfg.get(part), part):
-            old, kind = dict(node), node.get("type", path)
-            owner = f"{getattr(kind, '__name__', kind)}."
-            for key, rule in rules.items():
-                if old.get(key) and f"{path}.{key}" not in fixed:
-                    changes.append(_set(node, key, rule(old, key, node, scaled), owner))
-    return changes
-
-
 def _set_learning_rate(cfg: Config, lr: float, fixed: Collection[str]) -> list[str]:
     """Set the learning rate, and scale the lowest and highest ones of the schedules with it."""
     optimizer = cfg.optim_wrapper.get("optimizer") or {}
     before = optimizer.get("lr")
     if not before:
         raise UserError("lr: expected a config with optim_wrapper.optimizer.lr, found none")
-    changes = [_set(optimizer, "lr", lr)]
+    changes = [set_value(optimizer, "lr", lr)]
     for path, node in dicts(cfg.get("param_scheduler"), "param_scheduler"):
         for key in ("eta_min", "eta_max"):
             is_fixed = f"{path}.{key}" in fixed
             if node.get(key) and not is_fixed and not str(node["type"]).endswith("Momentum"):
-                changes.append(_set(node, key, float(f"{node[key] * lr / before:.6g}")))
+                changes.append(set_value(node, key, float(f"{node[key] * lr / before:.6g}")))
     return changes
 
 
