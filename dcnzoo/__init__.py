@@ -114,13 +114,13 @@ def load(
 
     require_device(device)
     from dcnzoo.openmmlab.detector import TorchDetector
-    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.build import build_model
     from dcnzoo.openmmlab.runs.recipe import Recipe
     from dcnzoo.zoo.source import resolve
 
     source = resolve(model, checkpoint)
     weights = source.read_weights()
-    network = execute.build(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
+    network = build_model(Recipe.read(source.config, cfg_options), weights, device=device, **loading)
     detector = TorchDetector(network, score_threshold, channels_last, precision)
     detector.name = Path(model).name
     return detector

@@ -141,15 +141,15 @@ def speed(model: Model) -> str:
 def measure() -> None:
     """Add the entries that models of dcnzoo lack to their metafiles."""
     from dcnzoo.openmmlab.flops import count
-    from dcnzoo.openmmlab.runs import execute
+    from dcnzoo.openmmlab.runs.build import build_model
     from dcnzoo.openmmlab.runs.recipe import Recipe
 
-    unit = execute.build(Recipe.read(find("faster-rcnn_r50_fpn_1x_coco").config))
+    unit = build_model(Recipe.read(find("faster-rcnn_r50_fpn_1x_coco").config))
     for model in models():
         complete = model.metadata.keys() >= {CPU_TIME, PARAMETERS, FLOPS}
         if complete or model.package != "dcnzoo" or model.config.parent.name == "demo":
             continue
-        built = execute.build(Recipe.read(model.config))
+        built = build_model(Recipe.read(model.config))
         ((operations, _),) = count(built)
         entries = {
             CPU_TIME: round(relative_time(built, unit), 2),

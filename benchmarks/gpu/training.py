@@ -22,8 +22,8 @@ from benchmarks.measure import ROOT, take_turns
 from dcnzoo.data.reading import read
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.options import RunOptions
-from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.build import build_runner
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, RunConfig
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.zoo.config_writer import Choice
 from dcnzoo.zoo.own_data import write_data
@@ -116,7 +116,7 @@ def train(cfg: Config, iterations: int, batch: int) -> dict:
     ]
     cfg.default_hooks.checkpoint = None  # no files
     cfg.experiment_name = "training"
-    runner = build_runner(cfg, Start(), training=Recipe(cfg))
+    runner = build_runner(cfg, Start(), training=RunConfig(cfg))
     start = time.monotonic()
     runner.train()
     seconds, scalars = time.monotonic() - start, runner.message_hub.log_scalars

@@ -17,8 +17,8 @@ from torch import Tensor
 from benchmarks.measure import ROOT, append_row, read_rows
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.models import DCNv2
-from dcnzoo.openmmlab.runs.execute import build_runner
-from dcnzoo.openmmlab.runs.recipe import Recipe
+from dcnzoo.openmmlab.runs.build import build_runner
+from dcnzoo.openmmlab.runs.recipe import RunConfig
 from dcnzoo.openmmlab.runs.start import Start
 from dcnzoo.utils.errors import UserError
 
@@ -246,7 +246,7 @@ def train(run: Run, rate: float, work_dir: Path, data: Path | None, columns: dic
     torch.set_num_threads(1)
     split = "val" if run.stage == "search" else "test"
     cfg = config(run, rate, work_dir, data)
-    runner = build_runner(cfg, Start(), training=Recipe(cfg))
+    runner = build_runner(cfg, Start(), training=RunConfig(cfg))
     hook = RecordHook({**columns, **run.columns, "rate": rate}, None if run.epochs else BUDGET)
     runner.register_hook(hook)
     try:

@@ -61,12 +61,12 @@ def command(
         import torch
 
         from dcnzoo.openmmlab.detector import TorchDetector
-        from dcnzoo.openmmlab.runs import execute
+        from dcnzoo.openmmlab.runs.build import build_model
         from dcnzoo.zoo.source import resolve
 
         source = resolve(model, checkpoint)
         weights = source.read_weights() if source.has_weights else None
-        network = execute.build(source.recipe(cfg_options), weights, device=device, unsafe_load=unsafe_load)
+        network = build_model(source.recipe(cfg_options), weights, device=device, unsafe_load=unsafe_load)
         if threads:
             torch.set_num_threads(threads)
         detectors["PyTorch float32"] = TorchDetector(network)

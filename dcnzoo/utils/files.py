@@ -125,9 +125,13 @@ def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
 # Temporary files of killed commands
 
 
-def remove_abandoned(folder: Path, seconds: float = _ABANDONED) -> None:
-    """Remove temporary files and folders of killed commands, to which nothing was written for so long."""
-    for partial in folder.glob(".*.partial*"):
+def remove_abandoned(folder: Path, seconds: float = _ABANDONED, ending: str = "*") -> None:
+    """Remove temporary files and folders of killed commands, to which nothing was written for so long.
+
+    Args:
+        ending: that of the files, such as ``.pth``.
+    """
+    for partial in folder.glob(f".*.partial{ending}"):
         with contextlib.suppress(OSError):
             is_folder = partial.is_dir() and not partial.is_symlink()
             parts = (partial, *(partial.rglob("*") if is_folder else ()))

@@ -19,7 +19,8 @@ from dcnzoo.openmmlab.classes import set_number
 from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import portable, text_of
 from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, dicts
-from dcnzoo.openmmlab.runs.options import main_metric, set_epochs
+from dcnzoo.openmmlab.runs.epochs import set_epochs
+from dcnzoo.openmmlab.runs.options import main_metric
 from dcnzoo.openmmlab.runs.recipe import read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.files import replacing

@@ -16,7 +16,7 @@ from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
-from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, RunConfig
 from dcnzoo.openmmlab.runs.start import claim
 from dcnzoo.utils.errors import UserError, show, user_errors
 from dcnzoo.utils.files import expanded
@@ -88,21 +88,21 @@ def train(
             of_run = _with_work_dir(of_run, path)
             stack.enter_context(use_device(of_run.device))
             locks = stack.enter_context(ExitStack())
-            in_folder = Recipe(Config({"work_dir": of_run.work_dir, "launcher": "none"}))
+            in_folder = RunConfig(Config({"work_dir": of_run.work_dir, "launcher": "none"}))
             with claim(locks, in_folder, dry_run, force=force, files=[path]) as start:
                 pictures = read(path, **vars(of_data.reading))
                 splits = pictures.split()
             choice = choose(splits, model, of_data)
             config = write_data(splits, Path(str(of_run.work_dir)), choice)
-            recipe = _recipe_on(config, len(splits["train"].pictures), of_run, cfg_options)
+            run = _run_on(config, len(splits["train"].pictures), of_run, cfg_options)
             # only now: a mistake in an option ends in one line
             show(*describe(pictures, splits), f"model     {choice.model}")
-            show(*lines_of(recipe.cfg, splits["train"]), f"config    {config}")
+            show(*lines_of(run.cfg, splits["train"]), f"config    {config}")
             if on_data is not None:
-                on_data(splits, recipe.work_dir, scale_of(recipe.cfg))
+                on_data(splits, run.work_dir, scale_of(run.cfg))
             del pictures, splits
             return_memory()  # of the pictures and objects
-            folder = execute.run(recipe, of_run, start, dry_run=dry_run, sanity=sanity)
+            folder = execute.train_locked(run, of_run, start, dry_run=dry_run, sanity=sanity)
         if dry_run and is_first():
             print("dry run: one step was trained; its weights are not kept")
         return folder
@@ -116,14 +116,14 @@ def _with_work_dir(options: TrainOptions, data: Path) -> TrainOptions:
     return replace(options, work_dir=str(expanded(options.work_dir or Path("work_dirs", name))))
 
 
-def _recipe_on(
+def _run_on(
     config: Path, pictures: int, options: TrainOptions, cfg_options: Mapping[str, object] | None
-) -> Recipe:
+) -> RunConfig:
     """Read a config that was written for a number of pictures; the options may change its iterations."""
-    recipe = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(options)
+    run = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(options)
     if not any(key.startswith("param_scheduler") for key in cfg_options or ()):
-        recipe.cfg.param_scheduler = schedules_for(recipe.cfg, pictures)
-    return recipe
+        run.cfg.param_scheduler = schedules_for(run.cfg, pictures)
+    return run
 
 
 def _recipe_of(model: str | os.PathLike[str] | None, cfg_options: Mapping[str, object] | None) -> Recipe:

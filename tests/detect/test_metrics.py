@@ -162,7 +162,7 @@ def test_ap_and_classes_are_at_the_largest_limit(tmp_path, limits, ap):
 
 def test_report_counts_as_many_detections_as_the_evaluator(monkeypatch):
     shapes = Config.fromfile(PLAIN)
-    monkeypatch.setattr("dcnzoo.report.validation.execute.build", lambda *_, **__: torch.nn.Linear(1, 1))
+    monkeypatch.setattr("dcnzoo.report.validation.build_model", lambda *_, **__: torch.nn.Linear(1, 1))
     monkeypatch.setattr(
         "dcnzoo.report.validation.DATASETS.build", lambda _: SimpleNamespace(metainfo={"classes": ()})
     )
