@@ -7,7 +7,7 @@ from torch import nn
 
 from dcnzoo.detect.session import Session
 from dcnzoo.export import export_onnx
-from dcnzoo.export.fixed_size import keep_boxes
+from dcnzoo.export.fixed_size import is_used, keep_boxes
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
 from dcnzoo.export.precision import to_float16, to_int8
@@ -23,9 +23,8 @@ WIDTH, SIZE = 64, (96, 128)
 class Model(nn.Module):
     """A one-stage detector with boxes up to 1,000 pixels, which float16 rounds to half a pixel."""
 
-    def __init__(self, suppress=lambda *boxes: keep_boxes(*boxes, 0.6, 20)[:2]):
+    def __init__(self):
         super().__init__()
-        self.suppress = suppress
         torch.manual_seed(0)
         self.stem = nn.Sequential(nn.Conv2d(3, WIDTH, 3, 4, 1), nn.BatchNorm2d(WIDTH), nn.ReLU())
         self.deformable = PackedDeformConv2d(WIDTH, WIDTH, 3, padding=1, modulated=True)
@@ -44,7 +43,8 @@ class Model(nn.Module):
         boxes = torch.cat([centre - sides[..., :2], centre + sides[..., 2:]], -1)
         boxes = boxes.repeat_interleave(2, 1)
         labels = torch.tensor([0, 1]).repeat(48)[None]
-        return self.suppress(boxes, scores, labels)
+        dets, index = keep_boxes(boxes, scores, labels, 0.6, 20)
+        return dets, torch.where(is_used(dets[..., 4]), labels.gather(1, index), -1)
 
 
 def images(seed):
