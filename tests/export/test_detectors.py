@@ -166,6 +166,26 @@ def test_an_example_with_maps_of_one_pixel(tmp_path):
     export_onnx(model, (torch.zeros(2, 3, 16, 32),), tmp_path / "model.onnx", dynamic_shapes=axes)
 
 
+def test_a_limit_of_the_caller(tmp_path):
+    """``Dim("batch", max=8)`` was refused, as if a map had a width of 1."""
+    model, path = nn.Conv2d(3, 2, 3).eval(), tmp_path / "model.onnx"
+    axes = ({0: torch.export.Dim("batch", max=8), 2: DYNAMIC},)
+    export_onnx(model, (torch.zeros(2, 3, 8, 9),), path, dynamic_shapes=axes)
+    shape = onnx.load(path).graph.input[0].type.tensor_type.shape
+    assert shape.dim[0].dim_param == "batch"
+    x = torch.randn(5, 3, 11, 9)
+    torch.testing.assert_close(run(path, x)[0], model(x).detach())
+
+
+def test_an_onnxscript_without_the_slow_rule(tmp_path, monkeypatch):
+    """Its absence was an ImportError."""
+    from onnxscript.rewriter.rules import common
+
+    monkeypatch.delattr(common, "slice_split_rule")
+    export_onnx(module_of(lambda x: x + 1), (torch.ones(2),), tmp_path / "model.onnx")
+    assert run(tmp_path / "model.onnx", torch.ones(2))[0].tolist() == [2, 2]
+
+
 def test_boxes_of_mmdetection_1():
     """The coder of MMDetection 1 clips boxes to the centre of the last pixel."""
     coder = TASK_UTILS.build(dict(type="LegacyDeltaXYWHBBoxCoder", target_stds=[0.1, 0.1, 0.2, 0.2]))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dcnzoo.detect.session import Session
-from dcnzoo.export import export_onnx
+from dcnzoo.export import export_onnx, precision
 from dcnzoo.export.fixed_size import is_used, keep_boxes
 from dcnzoo.export.openvino import save_ir
 from dcnzoo.export.options import ExportOptions, Int8
@@ -16,6 +16,7 @@ from dcnzoo.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+ReferenceEvaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
 
 WIDTH, SIZE = 64, (96, 128)
 
@@ -132,6 +133,103 @@ def test_float16_of_a_resized_region(tmp_path):
     assert kinds["scales"] == kinds["region"] == onnx.TensorProto.FLOAT and "weight" not in kinds
     np.testing.assert_allclose(results[1], results[0], atol=2e-2)
     assert np.abs(results[1] - results[0]).max() > 0
+
+
+def stripes(count):  # [1, 1, 1, count]: the sample between two columns shows the place
+    return (np.arange(count) % 2)[None, None, None].astype(np.float32)
+
+
+# operator, its exact input → nodes that compute y from x, which is computed from the value, and their constants.
+# float16 rounds each value to another result.
+EXACT_CASES = {
+    ("Cos", 0): ("y = Cos(x)", [[1000.3]], {}),
+    ("Sin", 0): ("y = Sin(x)", [[1000.3]], {}),
+    ("Floor", 0): ("y = Floor(x)", [[2047.75]], {}),
+    ("Sqrt", 0): ("y = Sqrt(x)", [[1e6]], {}),
+    ("TopK", 0): ("value, i = TopK(x, one)  y = Cast<to = 1>(i)", [[1000.1, 1000.2, 1000.4]], {}),
+    ("GridSample", 1): ("y = GridSample(stripes, x)", [[[[0.30013, 0]]]], {"stripes": stripes(4001)}),
+    ("RoiAlign", 1): (
+        "y = RoiAlign<sampling_ratio = 1>(stripes, x, zero)",
+        [[2000.8, 0, 2001.8, 1]],
+        {"stripes": stripes(4001)},
+    ),
+    ("NonMaxSuppression", 0): (
+        "i = NonMaxSuppression(x, scores, ten, half)  n = Size(i)  f = Cast<to = 1>(n)  y = Reshape(f, one)",
+        [[[0, 2000.1, 1, 2000.3], [0, 2000.3, 1, 2000.45]]],
+        {"scores": np.array([[[0.5, 0.6]]], np.float32)},
+    ),
+    ("NonMaxSuppression", 1): (
+        "i = NonMaxSuppression(boxes, x, one, half)  f = Cast<to = 1>(i)  y = ReduceSum(f)",
+        [[[1000.1, 1000.2]]],
+        {"boxes": np.array([[[0, 0, 1, 1], [0, 5, 1, 6]]], np.float32)},
+    ),
+    ("DeformConv", 2): (
+        "y = DeformConv(stripes, weight, x)",
+        np.stack([np.zeros(2001), np.full(2001, 1000.3)])[None, :, None],
+        {"stripes": stripes(2001)},
+    ),
+    ("DeformConv", 4): (
+        "y = DeformConv(stripes, weight, still, , x)",
+        np.full((1, 1, 1, 2), 7e4),
+        {"stripes": stripes(2), "still": np.zeros((1, 2, 1, 2), np.float32)},
+    ),
+}
+FLOAT32_CASES = {
+    "CumSum": ("y = CumSum(x, axis)", [[60000, 7000.0]], {}),
+    "Range": ("r = Range(low, high, step)  y = Mul(r, x)", [[1.0]], {
+        "low": np.float32(2046), "high": np.float32(2052), "step": np.float32(1),
+    }),
+    "ConstantOfShape": ("c = ConstantOfShape(one)  y = Add(c, x)", [[1.5]], {}),
+    "Constant": ("c = Constant<value_float = 70000.0>()  y = Div(x, c)", [[3.5]], {}),
+    "Scan": (
+        """s, y = Scan<num_scan_inputs = 1, body = step (float s, float v) => (float t, float u) {
+            t = Add(s, v)
+            u = Identity(t)
+        }>(start, x)""",
+        [60000, 7000.0],
+        {"start": np.float32(0)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*EXACT_CASES, *FLOAT32_CASES], ids=str)
+def test_what_stays_in_float32(case, tmp_path):
+    nodes, value, constants = {**EXACT_CASES, **FLOAT32_CASES}[case]
+    value, path = np.array(value, np.float32), tmp_path / "model.onnx"
+    shape = ", ".join(map(str, value.shape))
+    model = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 19]>
+        case (float[{shape}] input) => (output) {{
+            x = Mul(input, unit)
+            {nodes}
+            small = Mul(y, scale)
+            flat = Reshape(small, row)
+            output = MatMul(flat, weight)
+        }}""")
+    numbers = {"one": 1, "zero": 0, "ten": 10, "row": (-1, 1), "axis": 1}
+    constants = constants | {name: np.array(n).reshape(-1) for name, n in numbers.items()}
+    constants |= {"unit": np.float32(1), "half": np.float32([0.5])}
+    # DeformConv and MatMul: a 1 × 1 layer
+    deformable = "DeformConv" in nodes
+    constants["scale"] = np.float32(1e-3 if value.max() > 5e4 else 1)
+    constants["weight"] = np.ones((1, 1, 1, 1) if deformable else (1, 1), np.float32)
+    if deformable:
+        model.graph.node[-1].input[1] = "plane"
+        constants["plane"] = np.ones((1, 1), np.float32)
+    for name, constant in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(constant, name))
+    onnx.save(model, path)
+    results = []
+    for convert in (lambda path: None, to_float16):
+        convert(path)
+        # not onnxruntime, which omits the rounding of nodes that it computes in float32
+        results += ReferenceEvaluator(path).run(None, {"input": value})
+    np.testing.assert_allclose(results[1], results[0], rtol=2e-3, atol=2e-3)
+
+
+def test_each_entry_of_the_tables_has_a_case():
+    exact = {(name, i) for name, inputs in precision._EXACT.items() for i in inputs}
+    assert exact == set(EXACT_CASES)
+    assert precision._FLOAT32 - {name for name, _ in exact} <= {*FLOAT32_CASES, "If", "Loop"}  # as Scan
 
 
 def test_int8(path, original):
