@@ -62,7 +62,10 @@ def test_arguments_by_name():
     size = torch.tensor(3)
     with SymbolicSizes():
         values = torch.tensor(data=[size, 4]), torch.zeros(1).new_tensor(data=[size, 4])
-        values += (torch.linspace(start=size, end=4, steps=2), torch.clamp(input=torch.tensor([7, 3.5]), max=4))
+        values += (
+            torch.linspace(start=size, end=4, steps=2),
+            torch.clamp(input=torch.tensor([7, 3.5]), max=4),
+        )
     assert [value.tolist() for value in values] == [[3, 4]] * 3 + [[4, 3.5]]
 
 
