@@ -56,9 +56,10 @@ def export_onnx(
 
     table = translation_table(opset_version, deform_conv)
     with torch.no_grad(), quiet(), without_slow_rule():
+        program = trace(model, args, dynamic_shapes)
         try:
             onnx_program = torch.onnx.export(
-                trace(model, args, dynamic_shapes),
+                program,
                 opset_version=opset_version,
                 input_names=input_names,
                 output_names=output_names or None,
@@ -72,7 +73,7 @@ def export_onnx(
     assert onnx_program is not None  # with dynamo=True
     passes.name_nodes(onnx_program.model)
     passes.remove_default_reductions(onnx_program.model)
-    model_proto = onnx_program.model_proto  # a copy
+    model_proto = onnx_program.model_proto  # from here on, changes of the model have no effect
     passes.copy_constants_into_scans(model_proto)
     for key, value in (metadata or {}).items():
         model_proto.metadata_props.add(key=key, value=value)
@@ -91,10 +92,10 @@ def trace(model: torch.nn.Module, args: tuple, dynamic_shapes: Any = None) -> Ex
         shapes = tree_map(lambda axis: Dim.DYNAMIC if isinstance(axis, str) else axis, dynamic_shapes)
         program = torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
     passes.check_ranges(program, dynamic_shapes)
-    passes.remove_assertions(program)
+    passes.remove_assertions(program)  # before the decompositions, which trace the program again
     if any(node.target in LOOPS for node in program.graph.nodes):
-        program = program.run_decompositions(LOOPS)  # another program
-    passes.set_types_of_ranges(program)
+        program = program.run_decompositions(LOOPS)
+    passes.set_types_of_ranges(program)  # after them: they add ranges
     return program
 
 
