@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from mmcv import ops as mmcv_ops
 from mmcv.ops.carafe import CARAFEFunction
+from mmcv.ops.deform_conv import DeformConv2dFunction
+from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 from mmdet.models.dense_heads import tood_head
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.layers.transformer import inverse_sigmoid
@@ -126,16 +128,8 @@ FUNCTIONS: dict[Callable, Callable] = {
 # replaced as attributes: (class or module, name, replacement). The first three are autograd functions, which
 # make sizes constants
 ATTRIBUTES = (
-    (
-        mmcv_ops.deform_conv.DeformConv2dFunction,
-        "forward",
-        without_context(deform_conv.deform_conv2d),
-    ),
-    (
-        mmcv_ops.modulated_deform_conv.ModulatedDeformConv2dFunction,
-        "forward",
-        without_context(deform_conv.modulated_deform_conv2d),
-    ),
+    (DeformConv2dFunction, "forward", without_context(deform_conv.deform_conv2d)),
+    (ModulatedDeformConv2dFunction, "forward", without_context(deform_conv.modulated_deform_conv2d)),
     (sys.modules["mmcv.ops.carafe"], "carafe", partial(CARAFEFunction.forward, SimpleNamespace())),
     (tood_head, "sigmoid_geometric_mean", geometric_mean),
     (BaseDataElement, "keys", sorted_keys),
