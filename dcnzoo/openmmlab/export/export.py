@@ -113,7 +113,10 @@ def verified(
     if options.compares and not options.raw_outputs:
         agreement = verify(detector, ExportResult(files, plan.shape).load(device="cpu"), pictures)
         if not agreement.number and options.verify is not True:
-            raise ValueError("verify: expected a picture with objects, got none from PyTorch or the file")
+            raise ValueError(
+                "verify: expected a picture with objects, got none from PyTorch or the file: "
+                "try another picture, or a lower model.test_cfg.score_thr"
+            )
         return agreement
     session = Session(files[0], device="cpu")
     if options.compares:
