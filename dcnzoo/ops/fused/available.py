@@ -35,14 +35,15 @@ def architecture(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
+def lists_any() -> bool:
+    return any(entry["auto"] for entry in table().values())
+
+
 def is_faster(name: str, call: Any) -> bool:
     """Return whether the table lists the kernels as faster for a call of ``deform_conv`` or its backward.
 
     It lists the number of output pixels from which the fused kernels are faster than the compiled ones.
-    Without a call: whether it lists any.
     """
-    if call is None:
-        return any(entry["auto"] for entry in table().values())
     input, fields = call.input, call.mask if call.offset is None else call.offset
     if fields is None or fields.dim() != 4:
         return False  # measured in two dimensions
