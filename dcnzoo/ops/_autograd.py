@@ -181,8 +181,8 @@ class _Derivative:
 
     def backward(self, ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         record, needs = self.record, ctx.needs_input_grad
-        needed = {name: needs[position] for name, position in record.positions.items()}
-        mask = [list(needed.values())] if record.has_mask else []
+        needed = [needs[position] for position in record.positions]
+        mask = [needed] if record.has_mask else []
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint raises an error the second time
         call = record.Call(grad_output, *saved, *ctx.numbers, *mask)
         if in_forward_mode(grad_output, *saved):
@@ -193,8 +193,10 @@ class _Derivative:
             gradients = _below_autograd(record.overload, None, call)
         if isinstance(gradients, Tensor):  # torch returns a single result without a tuple
             gradients = [gradients]
-        by_name = dict(zip(record.gradients, gradients, strict=True))
-        return tuple([by_name[name] if needed.get(name) else None for name in self.forward.Call._fields])
+        results: list[Tensor | None] = [None] * len(self.forward.Call._fields)
+        for position, gradient, is_needed in zip(record.positions, gradients, needed, strict=True):
+            results[position] = gradient if is_needed else None
+        return tuple(results)
 
     def setup_context_of_backward(self, ctx: Any, call: Any, output: object) -> None:
         tensors = self.record.tensors

@@ -50,7 +50,7 @@ class Backward:
     :func:`._autograd.with_backward` describes the parameters.
 
     Attributes:
-        positions: name of each of the ``gradients`` -> its position among the forward's arguments.
+        positions: positions of the ``gradients`` among the forward's arguments.
         tensors: names of the first arguments, ``grad_output`` and the other tensors.
         tensors_of, numbers_of: return the next arguments from a call of the forward: the tensors after
             ``grad_output``, then the numbers. If ``has_mask``, ``output_mask`` is the last argument.
@@ -69,7 +69,7 @@ class Backward:
         self.tensors_of = _values_at(*self.tensors[1:])
         self.numbers_of = _values_at(*(saves.get(name, name) for name in numbers))
         self.has_mask = "output_mask" in types
-        self.positions = {name: forward.Call._fields.index(name) for name in gradients}
+        self.positions = [forward.Call._fields.index(name) for name in gradients]
 
     def forward_call(self, call: Any) -> Any:
         """Return the forward's call for a call of the backward."""
