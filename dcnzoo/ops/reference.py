@@ -7,6 +7,7 @@ everything twice, and everything runs on any device and in any floating dtype.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,16 +106,10 @@ def deform_conv(
     feature, kernel_weight = input.to(accumulate), weight.to(accumulate)
 
     points = sampling_points(offset, kernel, out_size, stride, padding, dilation, feature)
-    points = points.expand(batch, *points.shape[1:])  # (N, G, K, rank, *out)
-    offset_groups = points.shape[1]
-    points = points.transpose(2, 3).reshape(batch * offset_groups, rank, taps * pixels)
-    grouped = feature.reshape(batch * offset_groups, channels // offset_groups, *input.shape[2:])
-    columns = sample_multilinear(grouped, points).reshape(batch, channels, taps, pixels)
-    if mask is not None:
-        mask_groups = mask.shape[1] // taps
-        weights = mask.to(accumulate).reshape(batch, mask_groups, 1, taps, pixels)
-        columns = columns.reshape(batch, mask_groups, channels // mask_groups, taps, pixels) * weights
-    columns = columns.reshape(batch, groups, channels // groups * taps, pixels)
+    points = _points_of_groups(points, batch)
+    grouped = feature.unflatten(1, (points.shape[1], -1)).flatten(0, 1)
+    columns = sample_multilinear(grouped, points.flatten(0, 1)).reshape(batch, channels, taps, pixels)
+    columns = _weighted(columns, mask).reshape(batch, groups, channels // groups * taps, pixels)
     matrix = kernel_weight.reshape(groups, weight.shape[0] // groups, channels // groups * taps)
     out = torch.einsum("gok,ngkp->ngop", matrix, columns)
     out = out.reshape(batch, weight.shape[0], *out_size)
@@ -151,20 +146,27 @@ def deform_conv_transpose(
     maps = input.to(accumulate).reshape(batch, groups, channels // groups, pixels)
     matrix = weight.to(accumulate).reshape(groups, channels // groups, outputs // groups * taps)
     columns = torch.einsum("gck,ngcp->ngkp", matrix, maps).reshape(batch, outputs, taps, pixels)
-    if mask is not None:
-        mask_groups = mask.shape[1] // taps
-        weights = mask.to(accumulate).reshape(batch, mask_groups, 1, taps, pixels)
-        columns = columns.reshape(batch, mask_groups, outputs // mask_groups, taps, pixels) * weights
 
     points = sampling_points(offset, kernel, in_size, stride, padding, dilation, maps)
-    points = points.expand(batch, *points.shape[1:])  # (N, G, K, rank, *in)
-    offset_groups = points.shape[1]
-    points = points.transpose(2, 3).reshape(batch * offset_groups, rank, taps * pixels)
-    columns = columns.reshape(batch * offset_groups, outputs // offset_groups, taps * pixels)
-    out = spread_multilinear(columns, points, out_size).reshape(batch, outputs, *out_size)
+    points = _points_of_groups(points, batch)
+    columns = _weighted(columns, mask).unflatten(1, (points.shape[1], -1)).flatten(0, 1).flatten(2)
+    out = spread_multilinear(columns, points.flatten(0, 1), out_size).reshape(batch, outputs, *out_size)
     if bias is not None:
         out = out + bias.to(accumulate).view(1, -1, *[1] * rank)
     return out.to(input.dtype).contiguous(memory_format=memory_format(input))
+
+
+def _points_of_groups(points: Tensor, batch: int) -> Tensor:  # (N or 1, G, K, rank, *out)
+    """Return the points of each image and offset group: ``(N, G, rank, K·out)``."""
+    return points.expand(batch, *points.shape[1:]).transpose(2, 3).flatten(3)
+
+
+def _weighted(columns: Tensor, mask: Tensor | None) -> Tensor:  # (N, C, K, out), (N, M·K, *out)
+    """Multiply the values of each mask group of channels by the mask."""
+    if mask is None:
+        return columns
+    weights = mask.to(columns.dtype).flatten(2).unflatten(1, (-1, 1, columns.shape[2]))
+    return (columns.unflatten(1, (weights.shape[1], -1)) * weights).flatten(1, 2)
 
 
 def deform_roi_pool(
@@ -183,20 +185,12 @@ def deform_roi_pool(
     """
     shifts = rois.new_zeros(len(rois), 2, *output_size) if offset is None else offset
 
-    def box(roi: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5  # (y, x) each
-        return low, high - low
-
     def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
-        points = []
-        for axis in range(2):
-            reach = gamma * length[axis]
-            moved = reach * shifts[row, 1 - axis].to(reach.dtype)
-            moved = torch.where(reach != 0, moved, moved.detach())  # 0 · Inf must not give a NaN gradient
-            points.append(low[axis] + steps[axis] + moved[..., None, None])
-        return points
+        moved = [displacement(gamma * length[axis], shifts[row, 1 - axis]) for axis in range(2)]
+        return [low[axis] + steps[axis] + moved[axis][..., None, None] for axis in range(2)]
 
-    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
+    boxes = partial(box_in_pixels, spatial_scale=spatial_scale, aligned=True)
+    return _pool_each(input, rois, output_size, sampling_ratio, boxes, place)
 
 
 def roi_align(
@@ -213,14 +207,24 @@ def roi_align(
     0.5) / samples) · length / bins``.
     """
 
-    def box(roi: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = roi[1:].view(2, 2).flip(1) * spatial_scale - 0.5 * aligned  # (y, x) each
-        return low, high - low if aligned else (high - low).clamp(min=1)
-
     def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
         return [low[axis] + steps[axis] for axis in range(2)]
 
-    return _pool_each(input, rois, output_size, sampling_ratio, box, place)
+    boxes = partial(box_in_pixels, spatial_scale=spatial_scale, aligned=aligned)
+    return _pool_each(input, rois, output_size, sampling_ratio, boxes, place)
+
+
+def box_in_pixels(rois: Tensor, spatial_scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
+    """Return the origins and the sizes of ``rois`` ``(…, 5)``: ``(…, 2)`` each, (y, x)."""
+    corners = rois[..., 1:].unflatten(-1, (2, 2)).flip(-1) * spatial_scale - 0.5 * aligned
+    low, high = corners.unbind(-2)
+    return low, high - low if aligned else (high - low).clamp(min=1)
+
+
+def displacement(reach: Tensor, offset: Tensor) -> Tensor:
+    """Return how far ``offset`` moves a bin that an offset of 1 moves by ``reach`` pixels."""
+    moved = reach * offset.to(reach.dtype)
+    return torch.where(reach != 0, moved, moved.detach())  # 0 · Inf must not give a NaN gradient
 
 
 def _pool_each(
