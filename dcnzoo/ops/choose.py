@@ -62,14 +62,6 @@ def triton_runs_on(device: str) -> bool:
     return device == "cuda" or bool(device == "cpu" and is_interpreted)
 
 
-def prefers_others(query: Query) -> bool:
-    return backend in ("compiled", "plain")
-
-
-def has_failed(query: Query) -> bool:
-    return query.operator.forward_name in failed
-
-
 def must_be_faster(query: Query) -> bool:
     """Return whether a Triton kernel runs only if it is known to be faster than the compiled one."""
     return backend != "fused" and not has_no_compiled_kernel(query)
@@ -103,32 +95,28 @@ def is_not_measured(query: Query) -> bool:
     return must_be_faster(query) and not operators.is_measured(query.call)
 
 
-def prefers_plain(query: Query) -> bool:
-    return backend == "plain"
-
-
 def has_no_compiled_kernel(query: Query) -> bool:
     return query.operator.name not in _library.kernels.get(query.device, ())
-
-
-def has_no_weighted_sums(query: Query) -> bool:
-    return not has_weighted_sums(query.device)
 
 
 # A kernel, when it does not run a call, and the reason to print, if any. The rules of a kernel run in order,
 # up to the first that excludes it. A rule may read only what plans.key_of returns: not the number of regions.
 RULES: tuple[tuple[str, Predicate, str], ...] = (
     (FUSED, has_no_triton_kernel, ""),
-    (FUSED, prefers_others, "DCNZOO_BACKEND={backend}"),
-    (FUSED, has_failed, "Triton's kernel failed before"),
+    (FUSED, lambda query: backend in ("compiled", "plain"), "DCNZOO_BACKEND={backend}"),
+    (FUSED, lambda query: query.operator.forward_name in failed, "Triton's kernel failed before"),
     (FUSED, is_never_faster, "Triton is not listed as faster"),
     (FUSED, is_not_faster, "Triton is not listed as faster"),
     (FUSED, fails_a_trial, "Triton does not work here"),
     (FUSED, unsupported_feature, "Triton's kernel does not support {cause}"),
     (FUSED, is_not_measured, "Triton's kernel has no measurements"),
-    (COMPILED, prefers_plain, "DCNZOO_BACKEND={backend}"),
+    (COMPILED, lambda query: backend == "plain", "DCNZOO_BACKEND={backend}"),
     (COMPILED, has_no_compiled_kernel, "no compiled kernels for {device}"),
-    (PLAIN, has_no_weighted_sums, "torch has no embedding_bag with its gradients for {device}"),
+    (
+        PLAIN,
+        lambda query: not has_weighted_sums(query.device),
+        "torch has no embedding_bag with its gradients for {device}",
+    ),
 )
 
 
