@@ -32,25 +32,25 @@ from ._torch_private import (
 from .operator import Operator
 
 
-def register_autograd(record: Operator) -> None:
+def register_autograd(operator: Operator) -> None:
     """Register the derivative of an operator."""
-    name, overload, Call = record.name, record.overload, record.Call
+    name, overload, Call = operator.name, operator.overload, operator.Call
     if TRANSFORMS in missing:
-        setup_context = cast(Callable, record.setup_context)
+        setup_context = cast(Callable, operator.setup_context)
         torch.library.register_autograd(
             f"dcnzoo::{name}",
-            cast(Callable, record.backward),
+            cast(Callable, operator.backward),
             setup_context=lambda ctx, inputs, output: setup_context(ctx, Call(*inputs), output),
         )
         return
-    function = _function(record)
+    function = _function(operator)
 
     def autograd(keys, *arguments):
         is_forward_mode = has_tangents(arguments)
         if not (is_forward_mode or (torch.is_grad_enabled() and any_requires_grad(*arguments))):
             return _below_autograd(overload, keys, arguments)
-        if is_forward_mode and not record.is_backward:
-            return run.run_reference(record, Call(*arguments))
+        if is_forward_mode and not operator.is_backward:
+            return run.run_reference(operator, Call(*arguments))
         with enable_single_level_autograd_function():
             return function.apply(*Call(*arguments), keys)
 
@@ -69,14 +69,14 @@ def _below_autograd(overload: torch._ops.OpOverload, keys: Any, arguments: Seque
             raise
 
 
-def _function(record: Operator) -> Any:
+def _function(operator: Operator) -> Any:
     """Return the derivative as an autograd function of the operator's arguments and the dispatch keys.
 
     It handles a single level: the current transform of ``torch.func``, or plain autograd. The dispatcher
     calls it again for each other level.
     """
-    overload, Call = record.overload, record.Call
-    setup_context, backward = cast(Callable, record.setup_context), cast(Callable, record.backward)
+    overload, Call = operator.overload, operator.Call
+    setup_context, backward = cast(Callable, operator.setup_context), cast(Callable, operator.backward)
 
     class Function(SingleLevelFunction):
         @staticmethod
@@ -101,7 +101,7 @@ def _function(record: Operator) -> Any:
             with torch.autocast(kind, enabled=False):
                 return *backward(ctx, *grads), None
 
-    return type(f"dcnzoo_{record.name}", (Function,), {})  # autograd names graph nodes after this class
+    return type(f"dcnzoo_{operator.name}", (Function,), {})  # autograd names graph nodes after this class
 
 
 def has_tangents(arguments: Sequence[Any]) -> bool:

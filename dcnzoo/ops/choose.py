@@ -5,7 +5,9 @@ and ``dcnzoo doctor`` to print the kernels of every operator. ``DCNZOO_BACKEND``
 """
 
 import os
+import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +31,8 @@ def _valid(name: str) -> str:
 
 
 backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
+if backend == "fused" and find_spec("triton") is None:
+    warnings.warn("DCNZOO_BACKEND=fused: no Triton; run pip install triton", stacklevel=2)
 failed: set[str] = set()  # forward operators whose Triton kernel failed; a change invalidates all plans
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _arguments, checks, flops, plain, reference
-from ._arguments import Int1, Int2, Int3, check_arguments, memory_format, pair, single, triple
+from . import checks, flops, plain, reference
+from ._arguments import Int1, Int2, Int3, arguments_of, check_arguments, memory_format, pair, single, triple
 from ._autograd import in_forward_mode
 from ._backward import reference_gradients
 from .geometry import transposed_size
@@ -185,8 +185,8 @@ def _backward(ctx, grad_output):
         grad_input = torch.ops.dcnzoo.deform_conv(grad_output, weight, offset, mask, None, *ctx.arguments)
     if needs_weight or needs_offset or needs_mask:
         if in_forward_mode(grad_output, input, weight, offset, mask):
-            named = _arguments.arguments_of("deform_conv")
-            arguments = named(grad_output, weight, offset, mask, None, *ctx.arguments)
+            inputs = (grad_output, weight, offset, mask, None, *ctx.arguments)
+            arguments = arguments_of("deform_conv")(*inputs)
             names = ("weight", "offset", "mask")
             gradients = reference_gradients(reference.deform_conv, input, arguments, names)
         else:

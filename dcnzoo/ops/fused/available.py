@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -63,8 +62,6 @@ def triton_works(device: torch.device) -> bool:
     old Triton cannot compile for a new GPU.
     """
     if find_spec("triton") is None:
-        if os.environ.get("DCNZOO_BACKEND") == "fused":
-            warnings.warn("DCNZOO_BACKEND=fused: no Triton; run pip install triton", stacklevel=2)
         return False
     try:
         from . import launch
