@@ -72,7 +72,7 @@ def must_be_faster(query: Query) -> bool:
 
 
 def is_never_faster(query: Query) -> bool:
-    return must_be_faster(query) and not (query.operator.fused_may_be_faster and available.lists_any())
+    return must_be_faster(query) and not query.operator.fused_may_be_faster
 
 
 @of_call

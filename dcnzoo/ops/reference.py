@@ -7,7 +7,6 @@ everything twice, and everything runs on any device and in any floating dtype.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -183,14 +182,7 @@ def deform_roi_pool(
     Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
     0.5) / samples) · length / bins + gamma · length · offset``.
     """
-    shifts = rois.new_zeros(len(rois), 2, *output_size) if offset is None else offset
-
-    def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
-        moved = [displacement(gamma * length[axis], shifts[row, 1 - axis]) for axis in range(2)]
-        return [low[axis] + steps[axis] + moved[axis][..., None, None] for axis in range(2)]
-
-    boxes = partial(box_in_pixels, spatial_scale=spatial_scale, aligned=True)
-    return _pool_each(input, rois, output_size, sampling_ratio, boxes, place)
+    return _pool_each(input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, aligned=True)
 
 
 def roi_align(
@@ -206,12 +198,7 @@ def roi_align(
     Along an axis on which the RoI is ``length`` pixels long, a bin is sampled at ``start + (bin + (sample +
     0.5) / samples) · length / bins``.
     """
-
-    def place(row: int, low: Tensor, length: Tensor, steps: Sequence[Tensor]) -> list[Tensor]:
-        return [low[axis] + steps[axis] for axis in range(2)]
-
-    boxes = partial(box_in_pixels, spatial_scale=spatial_scale, aligned=aligned)
-    return _pool_each(input, rois, output_size, sampling_ratio, boxes, place)
+    return _pool_each(input, rois, None, output_size, spatial_scale, sampling_ratio, 0.0, aligned)
 
 
 def box_in_pixels(rois: Tensor, spatial_scale: float, aligned: bool) -> tuple[Tensor, Tensor]:
@@ -230,24 +217,20 @@ def displacement(reach: Tensor, offset: Tensor) -> Tensor:
 def _pool_each(
     input: Tensor,
     rois: Tensor,
+    offset: Tensor | None,
     bins: Sequence[int],
+    spatial_scale: float,
     sampling_ratio: int,
-    box: Callable[[Tensor], tuple[Tensor, Tensor]],
-    place: Callable[[int, Tensor, Tensor, Sequence[Tensor]], list[Tensor]],
+    gamma: float,
+    aligned: bool,
 ) -> Tensor:
-    """Pools one RoI at a time: the mean of each bin's samples, and zero without samples.
-
-    Args:
-        box: returns the origin and the size of a RoI, (y, x) each, in pixels.
-        place: returns the rows and columns of the samples, from the RoI's number, its box, and the samples'
-            distances from the start of its sides.
-    """
+    """Pools one RoI at a time: the mean of each bin's samples, and zero without samples."""
     accumulate = torch.promote_types(input.dtype, torch.float32)
     feature = input.to(accumulate)
     nothing = feature.new_zeros(1, input.shape[1], *bins)
     pooled = [nothing[:0]]
     for row, roi in enumerate(rois.to(accumulate)):
-        origin, length = box(roi)
+        origin, length = box_in_pixels(roi, spatial_scale, aligned)
         finite = roi.isfinite().all() & length.isfinite().all()
         samples: Any = (length / length.new_tensor(bins)).ceil()
         if sampling_ratio > 0:
@@ -257,8 +240,13 @@ def _pool_each(
             continue
         # vmap cannot branch on values: move a RoI that is not finite outside the map, where it gives zeros
         origin, length = torch.where(finite, origin, -2), torch.where(finite, length, 0)
-        steps = [bin_samples(axis, bins, samples, origin) * length[axis] / bins[axis] for axis in range(2)]
-        points = place(row, origin, length, steps)
+        points = []
+        for axis in range(2):
+            steps = bin_samples(axis, bins, samples, origin) * length[axis] / bins[axis]
+            points.append(origin[axis] + steps)
+            if offset is not None:
+                moved = displacement(gamma * length[axis], offset[row, 1 - axis])
+                points[axis] = points[axis] + moved[..., None, None]
         maps = feature[roi[:1].long()][0]  # [C, H, W]
         values = interpolate_clamped(lambda y, x: maps[:, y, x], maps.shape[1:], *points)  # noqa: B023
         pooled.append(values.flatten(-2).mean(-1)[None])  # the mean of [C, oH, oW, n, n]

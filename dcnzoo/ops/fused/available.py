@@ -34,10 +34,6 @@ def architecture(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-def lists_any() -> bool:
-    return any(entry["auto"] for entry in table().values())
-
-
 def is_faster(name: str, call: Any) -> bool:
     """Return whether the table lists the kernels as faster for a call of ``deform_conv`` or its backward.
 
