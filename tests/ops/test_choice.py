@@ -133,6 +133,21 @@ def test_the_choice_says_why(loaded, monkeypatch):
     assert reason("deform_conv2d") == "DCNZOO_BACKEND=plain"
 
 
+def test_listed_kernels_run_if_they_work_here_and_were_measured(loaded, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(available, "is_faster", lambda name, call: True)
+    loaded(True)
+    assert choice("deform_conv2d", torch.bfloat16) == (FUSED, "")
+    assert choice("depthwise", torch.bfloat16) == (COMPILED, "Triton's kernel has no measurements")
+    assert choice("dcnv3", torch.bfloat16) == (COMPILED, "Triton is not listed as faster")
+    monkeypatch.setattr(choose, "failed", {"deform_conv"})
+    assert choice("deform_conv2d", torch.bfloat16) == (COMPILED, "Triton's kernel failed before")
+    monkeypatch.setattr(choose, "failed", set())
+    monkeypatch.setattr(available, "triton_works", lambda device: False)
+    assert choice("deform_conv2d", torch.bfloat16) == (COMPILED, "Triton does not work here")
+    assert choose.table("cuda")["deform_conv"] == ((COMPILED,), "Triton does not work here")
+
+
 def test_no_kernel_is_tried_while_operators_are_registered(loaded, monkeypatch):
     loaded(True)
     monkeypatch.setattr(available, "triton_works", lambda device: pytest.fail("a trial"))
