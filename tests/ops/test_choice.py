@@ -151,8 +151,15 @@ def test_listed_kernels_run_if_they_work_here_and_were_measured(loaded, monkeypa
 def test_no_kernel_is_tried_while_operators_are_registered(loaded, monkeypatch):
     loaded(True)
     monkeypatch.setattr(available, "triton_works", lambda device: pytest.fail("a trial"))
-    query = choose.Query(OPERATORS["deform_conv"], "cuda", may_try=False)
-    assert choose.kernels_for(query)[0] == (FUSED, COMPILED)
+    monkeypatch.setattr(_library, "loaded", dict.fromkeys(("cpu", "cuda")))
+    keys = []
+    monkeypatch.setattr(run, "choose_at_every_call", lambda operator, key: keys.append((operator.name, key)))
+    for operator in OPERATORS.values():
+        run.register(operator)
+    backwards = {name for name, operator in OPERATORS.items() if operator.is_backward}
+    assert {name for name, key in keys if key == run.EVERY_KEY} == OPERATORS.keys()
+    assert {name for name, key in keys if key == "CUDA"} == {"deform_conv", *backwards}
+    assert not [name for name, key in keys if key == "CPU"]
 
 
 def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
