@@ -92,6 +92,11 @@ def test_triton_runs_without_any_library(loaded, monkeypatch):
     assert FUSED in before.values() and PLAIN in before.values()
 
 
+def test_every_operator_runs_compiled_on_a_cpu():
+    kernels = [choose.kernels_for(choose.Query(operator, "cpu")) for operator in OPERATORS.values()]
+    assert set(kernels) == {((COMPILED,), "")}
+
+
 def test_an_operator_that_the_library_lacks_runs_elsewhere(loaded, monkeypatch):
     loaded(True)
     del _library.kernels["cuda"]["dcnv3"]
