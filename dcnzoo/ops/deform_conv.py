@@ -32,8 +32,11 @@ def deform_conv1d(
     ``None``, the function is ``F.conv1d``.
     """
     name = "deform_conv1d"
-    mode = padding if isinstance(padding, str) else "numbers"
-    sides = [0] if isinstance(padding, str) else single(name, "padding", padding)
+    mode, sides = "numbers", [0]
+    if isinstance(padding, str):  # not two expressions: TorchScript saves these in a form that does not load
+        mode = padding
+    else:
+        sides = single(name, "padding", padding)
     geometry = (single(name, "stride", stride), sides, single(name, "dilation", dilation))
     return _deform_conv(1, mode, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
@@ -82,8 +85,11 @@ def deform_conv2d(
         RuntimeError: a shape, dtype, device or value is invalid.
     """
     name = "deform_conv2d"
-    mode = padding if isinstance(padding, str) else "numbers"
-    sides = [0] if isinstance(padding, str) else pair(name, "padding", padding)
+    mode, sides = "numbers", [0]
+    if isinstance(padding, str):
+        mode = padding
+    else:
+        sides = pair(name, "padding", padding)
     geometry = (pair(name, "stride", stride), sides, pair(name, "dilation", dilation))
     return _deform_conv(2, mode, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
@@ -106,8 +112,11 @@ def deform_conv3d(
     ``(N, mask_groups · kD · kH · kW, oD, oH, oW)``. If both are ``None``, the function is ``F.conv3d``.
     """
     name = "deform_conv3d"
-    mode = padding if isinstance(padding, str) else "numbers"
-    sides = [0] if isinstance(padding, str) else triple(name, "padding", padding)
+    mode, sides = "numbers", [0]
+    if isinstance(padding, str):
+        mode = padding
+    else:
+        sides = triple(name, "padding", padding)
     geometry = (triple(name, "stride", stride), sides, triple(name, "dilation", dilation))
     return _deform_conv(3, mode, input, weight, offset, mask, bias, *geometry, groups, im2col_step)
 
