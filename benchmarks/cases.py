@@ -200,11 +200,11 @@ def last(sample: Sample) -> torch.memory_format:
 
 def ours(operator: str, sample: Sample, backend: str = "auto") -> Forward:
     """Return dcnzoo's call. It sets the backend of this process, which stays until the next call sets it."""
-    from dcnzoo.ops import choose, with_cuda
+    from dcnzoo.ops import choose, run, with_cuda
 
     if backend == "fused" and with_cuda():
         for record in filter(lambda record: record.fused, choose.OPERATORS.values()):
-            choose.choose_at_every_call(record, "CUDA")
+            run.choose_at_every_call(record, "CUDA")
 
     def forward() -> Tensor:
         choose.backend = backend  # the backward uses it, too: it runs before the next contestant

@@ -32,7 +32,7 @@ from benchmarks.cases import (
 )
 from benchmarks.gpu import tuning
 from benchmarks.gpu.journal import Journal, results
-from dcnzoo.ops import choose
+from dcnzoo.ops import run as runner
 from dcnzoo.ops.fused import available
 from tests.op_cases import Sample
 
@@ -104,7 +104,7 @@ def measure(
     forward = prepare(own)
     run = passes(forward, own.given, mode)
     start = time.perf_counter()
-    with torch.no_grad(), mock.patch.object(choose, "run_fused", wraps=choose.run_fused) as ran:
+    with torch.no_grad(), mock.patch.object(runner, "run_fused", wraps=runner.run_fused) as ran:
         output = forward()
     if ran.called != ("fused" in name or "Triton" in name):
         raise RuntimeError(f"expected the kernels of {name}, {'Triton' if ran.called else 'other'} ones ran")
