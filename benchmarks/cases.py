@@ -200,14 +200,10 @@ def last(sample: Sample) -> torch.memory_format:
 
 def ours(operator: str, sample: Sample, backend: str = "auto") -> Forward:
     """Return dcnzoo's call. It sets the backend of this process, which stays until the next call sets it."""
-    from dcnzoo.ops import choose, run, with_cuda
-
-    if backend == "fused" and with_cuda():
-        for record in filter(lambda record: record.fused, choose.OPERATORS.values()):
-            run.choose_at_every_call(record, "CUDA")
+    from dcnzoo.ops import run
 
     def forward() -> Tensor:
-        choose.backend = backend  # the backward uses it, too: it runs before the next contestant
+        run.set_backend(backend)  # the backward uses it, too: it runs before the next contestant
         return operators()[operator].call(sample)
 
     return forward

@@ -78,7 +78,7 @@ def _kernel_lines() -> Iterator[tuple[str, str]]:
     from dcnzoo.ops import choose
 
     for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
-        rows = choose.table(device)
+        rows = choose.kernels_by_operator(device)
         for kernels in dict.fromkeys(rows.values()):
             names = [name for name in rows if rows[name] == kernels]
             text = "all operators" if len(names) == len(rows) else ", ".join(names)

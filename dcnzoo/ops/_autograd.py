@@ -163,7 +163,6 @@ def with_backward(
         flops=flops or backward.flops,
         rows=backward.rows,
         fused=forward.fused,
-        fused_may_be_faster=forward.fused_may_be_faster,
     )
     forward = replace(forward, setup_context=derivative.setup_context, backward=derivative.backward)
     return forward, operator

@@ -23,17 +23,17 @@ KERNELS = (FUSED, COMPILED, PLAIN, REFERENCE)  # in order of preference; the las
 BACKENDS = ("auto", "fused", "compiled", "plain")
 
 
-def _valid(name: str) -> str:
+def valid_backend(name: str) -> str:
     name = {"reference": "plain"}.get(name, name)  # its name until 0.2.0
     if name not in BACKENDS:
         raise RuntimeError(f"DCNZOO_BACKEND: expected one of {', '.join(BACKENDS)}, got {name!r}")
     return name
 
 
-backend = _valid(os.environ.get("DCNZOO_BACKEND", "auto"))
+backend = valid_backend(os.environ.get("DCNZOO_BACKEND") or "auto")  # run.set_backend changes it
 if backend == "fused" and find_spec("triton") is None:
     warnings.warn("DCNZOO_BACKEND=fused: no Triton; run pip install triton", stacklevel=2)
-failed: set[str] = set()  # forward operators whose Triton kernel failed; a change invalidates all plans
+failed: set[str] = set()  # forward operators whose Triton kernel failed, or that of their backward
 
 
 class Query(NamedTuple):
@@ -57,6 +57,15 @@ def of_call(predicate: Predicate) -> Predicate:
     return lambda query: query.call is not None and predicate(query)
 
 
+def of_deform_conv(predicate: Predicate) -> Predicate:
+    """A rule for calls of the operator whose Triton kernels do not support every shape, but may be faster."""
+    return of_call(lambda query: is_deform_conv(query) and predicate(query))
+
+
+def is_deform_conv(query: Query) -> bool:
+    return query.operator.forward_name == "deform_conv"
+
+
 def has_no_triton_kernel(query: Query) -> bool:
     return not (query.operator.fused and triton_runs_on(query.device))
 
@@ -71,13 +80,37 @@ def must_be_faster(query: Query) -> bool:
     return backend != "fused" and not has_no_compiled_kernel(query)
 
 
-def is_never_faster(query: Query) -> bool:
-    return must_be_faster(query) and not query.operator.fused_may_be_faster
-
-
 @of_call
+def unsupported_type(query: Query) -> str:
+    dtype = query.call[0].dtype  # of the input, or of the gradient of the output, which has its rank, too
+    return "" if dtype in available.DTYPES else str(dtype)
+
+
+@of_deform_conv
+def has_three_dimensions(query: Query) -> bool:
+    return query.call[0].dim() == 5
+
+
+@of_deform_conv
+def has_empty_weight(query: Query) -> bool:
+    return query.call.weight.numel() == 0
+
+
 def is_not_faster(query: Query) -> bool:
-    return must_be_faster(query) and not available.is_faster(query.operator.name, query.call)
+    is_listed = is_deform_conv(query) and (
+        query.call is None or available.is_faster(query.operator.name, query.call)
+    )
+    return must_be_faster(query) and not is_listed
+
+
+@of_deform_conv
+def has_one_dimension(query: Query) -> bool:
+    return must_be_faster(query) and query.call[0].dim() == 3
+
+
+@of_deform_conv
+def is_float32_without_tf32(query: Query) -> bool:
+    return must_be_faster(query) and query.call[0].dtype == torch.float32 and not available.tf32()
 
 
 def fails_a_trial(query: Query) -> bool:
@@ -85,18 +118,11 @@ def fails_a_trial(query: Query) -> bool:
     return query.may_try and not available.triton_works(device)
 
 
-@of_call
-def unsupported_feature(query: Query) -> str:
-    from .fused import operators  # imports Triton, which works here: the trial ran
+@of_deform_conv
+def has_narrow_groups(query: Query) -> bool:
+    from .fused.deform_conv import Sizes  # imports Triton, which works here: the trial ran
 
-    return operators.unsupported(query.operator.name, query.call)
-
-
-@of_call
-def is_not_measured(query: Query) -> bool:
-    from .fused import operators
-
-    return must_be_faster(query) and not operators.is_measured(query.call)
+    return must_be_faster(query) and not Sizes(query.call).is_wide
 
 
 def has_no_compiled_kernel(query: Query) -> bool:
@@ -109,11 +135,14 @@ RULES: tuple[tuple[str, Predicate, str], ...] = (
     (FUSED, has_no_triton_kernel, ""),
     (FUSED, lambda query: backend in ("compiled", "plain"), "DCNZOO_BACKEND={backend}"),
     (FUSED, lambda query: query.operator.forward_name in failed, "Triton's kernel failed before"),
-    (FUSED, is_never_faster, "Triton is not listed as faster"),
+    (FUSED, unsupported_type, "Triton's kernel does not support {cause}"),
+    (FUSED, has_three_dimensions, "Triton's kernel does not support three dimensions"),
+    (FUSED, has_empty_weight, "Triton's kernel does not support an empty weight"),
     (FUSED, is_not_faster, "Triton is not listed as faster"),
+    (FUSED, has_one_dimension, "Triton's kernel was not measured in one dimension"),
+    (FUSED, is_float32_without_tf32, "Triton is faster in float32 only with TF32"),
     (FUSED, fails_a_trial, "Triton does not work here"),
-    (FUSED, unsupported_feature, "Triton's kernel does not support {cause}"),
-    (FUSED, is_not_measured, "Triton's kernel has no measurements"),
+    (FUSED, has_narrow_groups, "Triton's kernel was not measured with such groups"),
     (COMPILED, lambda query: backend == "plain", "DCNZOO_BACKEND={backend}"),
     (COMPILED, has_no_compiled_kernel, "no compiled kernels for {device}"),
     (
@@ -149,7 +178,7 @@ def _why_not(kernel: str, query: Query) -> str | None:
     return None
 
 
-def table(device: str) -> dict[str, tuple[tuple[str, ...], str]]:
+def kernels_by_operator(device: str) -> dict[str, tuple[tuple[str, ...], str]]:
     """Return :func:`kernels_for` any call of each forward operator."""
     operators = (operator for operator in OPERATORS.values() if not operator.is_backward)
     return {operator.name: kernels_for(Query(operator, device)) for operator in operators}

@@ -212,7 +212,6 @@ OPERATOR = Operator(
     batched="mwmmw->m",
     flops=flops.deform_conv,
     fused=True,
-    fused_may_be_faster=True,
 )
 register(
     *with_backward(

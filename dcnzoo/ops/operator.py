@@ -32,9 +32,7 @@ class Operator:
         flops: returns the FLOPs of a call with sizes in place of tensors, and the result's sizes. Default: 0,
             because torch does not count comparisons and geometry.
         rows: tensors with one row per region or box. Their number differs at every call.
-        fused: whether it has a Triton kernel, in ``fused/operators.py``.
-        fused_may_be_faster: whether the Triton kernel may be faster than the compiled one, from the number of
-            pixels in ``fused/configs.json`` on.
+        fused: whether it has a Triton kernel, in ``fused/dispatch.py``.
     """
 
     name: str
@@ -51,7 +49,6 @@ class Operator:
     flops: Callable[[Any, Any], int] = lambda call, output: 0
     rows: tuple[str, ...] = ()
     fused: bool = False
-    fused_may_be_faster: bool = False
 
     @cached_property
     def overload(self) -> torch._ops.OpOverload:

@@ -16,7 +16,7 @@ from .operator import Operator, Result
 
 MOST_PLANS = 1024  # a training with many sizes of images makes a few hundred
 _plans: dict[tuple, "Plan"] = {}  # from the oldest to the newest
-_lock = threading.Lock()  # of a change of the plans
+_lock = threading.Lock()  # of a change of _plans
 
 
 class Plan(NamedTuple):
@@ -24,12 +24,12 @@ class Plan(NamedTuple):
 
     Attributes:
         reason: why no preferred kernel runs.
-        launches: runs a call by Triton's kernels; None for other kernels.
+        run_in_triton: runs a call by Triton's kernels; None for other kernels.
     """
 
     kernel: str
     reason: str
-    launches: Callable[[Any], Result] | None
+    run_in_triton: Callable[[Any], Result] | None
 
 
 def plan_for(operator: Operator, device: str, call: Any) -> Plan:
@@ -54,19 +54,19 @@ def _new_plan(operator: Operator, device: str, call: Any) -> Plan:
     (kernel, *_), reason = choose.kernels_for(choose.Query(operator, device, call))
     if kernel != choose.FUSED:
         return Plan(kernel, reason, None)
-    from .fused import operators
+    from .fused import dispatch
 
-    return Plan(kernel, reason, operators.plan(operator.name, call))
+    return Plan(kernel, reason, dispatch.make_run(operator.name, call))
 
 
 def key_of(operator: Operator, device: str, call: Any) -> tuple:
-    """Return all that a plan depends on.
+    """Return all that a plan depends on, so that no plan is ever wrong; what changes makes other keys.
 
     Values of tensors have no part in it, nor has the number of regions, which differs at every call; whether
     all tensors have the same number has.
     """
     precision = call[0].dtype == torch.float32 and available.tf32()
-    key = [operator.name, device, choose.backend, precision]
+    key = [operator.name, device, choose.backend, operator.forward_name in choose.failed, precision]
     rows = operator.rows
     number = getattr(call, rows[0]).shape[:1] if rows else ()
     for name, argument in zip(call._fields, call, strict=True):
@@ -79,10 +79,3 @@ def key_of(operator: Operator, device: str, call: Any) -> tuple:
         else:
             key.append(tuple(argument) if isinstance(argument, list) else argument)
     return tuple(key)
-
-
-def exclude_triton(operator: Operator) -> None:
-    """Make new plans without the Triton kernels of an operator and of its backward."""
-    choose.failed.add(operator.forward_name)
-    with _lock:
-        _plans.clear()

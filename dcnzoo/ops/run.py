@@ -15,8 +15,8 @@ from torch import Tensor
 from . import _library, choose
 from .choose import COMPILED, PLAIN, Query, kernels_for
 from .fused import available
-from .operator import Operator, Result
-from .plans import Plan, exclude_triton, plan_for
+from .operator import OPERATORS, Operator, Result
+from .plans import Plan, plan_for
 from .tracing import can_read, sizes_are_numbers
 
 EVERY_KEY = "CompositeExplicitAutograd"  # runs on each device whose own dispatch key has no kernel
@@ -25,13 +25,14 @@ _warned: set[tuple[str, str]] = set()  # types of devices, and their slow kernel
 
 def run(operator: Operator, device: str, keyset: object, call: Any) -> Result:
     plan = plan_for(operator, device, call)
-    if plan.launches is not None:
+    if plan.run_in_triton is not None:
         try:
-            return run_fused(operator, plan.launches, call)
+            return run_fused(operator, plan.run_in_triton, call)
         except (torch.OutOfMemoryError, torch.AcceleratorError, TypeError, LookupError):
             raise  # Triton does not cause them: no memory, an earlier kernel, a mistake in a launch
         except Exception as error:  # errors can have many types: Triton compiles and loads code
-            exclude_triton(operator)
+            raise_out_of_memory(error)
+            choose.failed.add(operator.forward_name)
             available.warn(operator.forward_name, error)
             return run(operator, device, keyset, call)
     if plan.kernel == COMPILED:
@@ -41,8 +42,8 @@ def run(operator: Operator, device: str, keyset: object, call: Any) -> Result:
     return run_in_torch(operator, operator.plain if plan.kernel == PLAIN else operator.reference, call)
 
 
-def run_fused(operator: Operator, launches: Callable[[Any], Result], call: Any) -> Result:
-    return _no_views(launches(call))
+def run_fused(operator: Operator, run_in_triton: Callable[[Any], Result], call: Any) -> Result:
+    return _no_views(run_in_triton(call))
 
 
 def _run_compiled(compiled: Any, keyset: object, call: Any) -> Result:
@@ -53,10 +54,13 @@ def _run_compiled(compiled: Any, keyset: object, call: Any) -> Result:
         raise
 
 
-def raise_out_of_memory(error: RuntimeError) -> None:
-    """Raise ``torch.OutOfMemoryError`` if memory ran out; C++ code on the stable ABI cannot raise it."""
+def raise_out_of_memory(error: Exception) -> None:
+    """Raise ``torch.OutOfMemoryError`` if memory ran out; C++ code on the stable ABI cannot raise it.
+
+    Triton raises ``RuntimeError: Triton Error [CUDA]: out of memory``.
+    """
     has_type = isinstance(error, torch.OutOfMemoryError)
-    if not has_type and re.search(r"(CUDA|HIP|XPU) out of memory", str(error)):
+    if not has_type and re.search(r"(CUDA|HIP|XPU)(\]:.*)? out of memory", str(error)):
         raise torch.OutOfMemoryError(str(error)) from None
 
 
@@ -86,10 +90,11 @@ def warn_of_slow_kernel(device: str, plan: Plan) -> None:
     if (device, plan.kernel) in _warned:
         return
     _warned.add((device, plan.kernel))
-    rows = {name: kernels for name, (kernels, _) in choose.table(device).items() if plan.kernel in kernels}
+    table = choose.kernels_by_operator(device)
+    rows = {name: kernels for name, (kernels, _) in table.items() if plan.kernel in kernels}
     names = [name for name, kernels in rows.items() if kernels == (plan.kernel,)]
     if len(names) < len(rows):
-        names.append("others in float64 and 3-D")
+        names.append("others in calls that Triton's kernels do not support")
     problems = _library.problems
     why = problems.get(device, problems.get("cpu", "dcnzoo has them only for CPU and CUDA")).rstrip(".")
     times = "several" if plan.kernel == PLAIN else "tens of"
@@ -101,6 +106,18 @@ def warn_of_slow_kernel(device: str, plan: Plan) -> None:
 
 
 # Register
+
+
+def set_backend(name: str) -> None:
+    """Change the preference ``DCNZOO_BACKEND`` in this process: for benchmarks and tests.
+
+    Operators that had a choice of kernels keep it, which costs time in every call.
+    """
+    name = choose.valid_backend(name)
+    if name != choose.backend:
+        choose.backend = name
+        for operator in OPERATORS.values():
+            register(operator)
 
 
 def register(operator: Operator) -> None:

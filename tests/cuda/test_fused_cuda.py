@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dcnzoo.ops import choose, deform_conv2d, with_cuda
+from dcnzoo.ops import choose, deform_conv2d, run, with_cuda
 from dcnzoo.ops._arguments import arguments_of
 from tests.cuda.conftest import assert_current_stream, assert_same_bits
 from tests.helpers.fused import TOLERANCE, assert_right, on_gpu, samples_of
@@ -17,10 +17,11 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture
-def fused(monkeypatch):
-    monkeypatch.setattr(choose, "backend", "fused")
-    for record in filter(lambda record: record.fused, choose.OPERATORS.values()):
-        choose.choose_at_every_call(record, "CUDA")
+def fused():
+    before = choose.backend
+    run.set_backend("fused")
+    yield
+    run.set_backend(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 from triton.runtime.jit import JITFunction
 
 from dcnzoo.ops._arguments import arguments_of
-from dcnzoo.ops.fused import deform_conv, kernels, operators
+from dcnzoo.ops.fused import deform_conv, dispatch, kernels
 from dcnzoo.ops.fused.launch import Launch
 from tests.helpers.plans import calls_of, tensors_of
 
@@ -63,11 +63,11 @@ def test_indices_in_64_bits_for_large_tensors(triton, rows):
     assert wide == ([False, True] if rows else [True])
 
 
-@pytest.mark.parametrize("name", operators.PLANS)
+@pytest.mark.parametrize("name", dispatch.MAKERS)
 def test_a_later_call_searches_nothing_and_passes_its_own_tensors(triton, name):
     (first, *_) = calls_of(name)
     second = first._replace(**{field: getattr(first, field).clone() for field in tensors_of(first)})
-    run = operators.plan(name, first)
+    run = dispatch.make_run(name, first)
     run(first)
     searches = len(triton["searched"])
     run(second)

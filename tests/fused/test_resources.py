@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import deform_conv as fused
-from dcnzoo.ops.fused import operators
+from dcnzoo.ops.fused import dispatch
 from dcnzoo.ops.fused.available import entry_of
 from dcnzoo.ops.fused.deform_conv import Config
 
@@ -291,7 +291,7 @@ def test_operators(architecture, call, variant, tmp_path, monkeypatch):
     for name, arguments in operator_calls(variant)[call]:
         arguments = arguments_of(name)(*arguments)
         with recorded() as launches:
-            operators.plan(name, arguments)(arguments)
+            dispatch.make_run(name, arguments)(arguments)
         assert launches
         what, limit = (
             f"{architecture}, {name}, {call}, {variant}",

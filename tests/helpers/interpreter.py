@@ -38,9 +38,9 @@ def run_operator(
 
     ran, run = [], runner.run_fused
 
-    def record(operator, launches, call):
+    def record(operator, run_in_triton, call):
         ran.append((operator.name, getattr(call, "output_mask", None)))
-        return run(operator, launches, call)
+        return run(operator, run_in_triton, call)
 
     size_class = (lambda tensor: 2) if long_indices else launch.size_class
     patches = (

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from dcnzoo.ops import choose
+from dcnzoo.ops import choose, run
 from dcnzoo.ops.fused import available
 from tests.helpers.processes import python_with_torch
 
@@ -22,8 +22,27 @@ for _ in range(2):
     errors = python_with_torch(code, DCNZOO_BACKEND="fused", TRITON_INTERPRET="1").stderr
     assert len(re.findall("Warning: DCNZOO_BACKEND=fused: .*pip install triton", errors)) == 1
     with pytest.raises(RuntimeError, match="'slow'"):
-        choose._valid("slow")
-    assert choose._valid("reference") == "plain"  # its name until 0.2.0
+        run.set_backend("slow")
+    assert choose.valid_backend("reference") == "plain"  # its name until 0.2.0
+
+
+def test_an_empty_variable_is_no_preference():
+    code = "from dcnzoo.ops import choose; assert choose.backend == 'auto'"
+    python_with_torch(code, DCNZOO_BACKEND="")
+
+
+def test_a_backend_that_is_set_later_runs_every_call():
+    code = """
+import torch
+from dcnzoo.ops import choose, nms, run
+ran, run.run_in_torch = [], lambda operator, compute, call: torch.tensor([7])
+boxes, scores = torch.tensor([[0.0, 0, 4, 4], [1, 1, 9, 9]]), torch.tensor([0.5, 0.9])
+for backend in ("auto", "plain", "compiled"):
+    run.set_backend(backend)
+    ran.append(nms(boxes, scores, 0.7).tolist())
+assert ran == [[1, 0], [7], [1, 0]], ran
+"""
+    python_with_torch(code)
 
 
 def test_plain_is_one_operator_to_others():

@@ -11,6 +11,7 @@ from dcnzoo.ops._arguments import arguments_of
 from dcnzoo.ops.fused import available
 from dcnzoo.ops.operator import OPERATORS
 from tests import op_cases
+from tests.helpers.plans import calls_of
 from tests.op_cases import deform_conv
 
 COMPILED, FUSED, PLAIN = choose.COMPILED, choose.FUSED, choose.PLAIN
@@ -102,20 +103,20 @@ def test_an_operator_that_the_library_lacks_runs_elsewhere(loaded, monkeypatch):
     del _library.kernels["cuda"]["dcnv3"]
     assert [chosen(call, torch.float32) for call in ("dcnv3", "dcnv4")] == [FUSED, COMPILED]
     assert choice("dcnv3", torch.float64)[1].endswith("no compiled kernels for cuda")
-    assert choose.table("cuda")["dcnv3"] == ((FUSED, PLAIN), "no compiled kernels for cuda")
+    assert choose.kernels_by_operator("cuda")["dcnv3"] == ((FUSED, PLAIN), "no compiled kernels for cuda")
 
 
 def test_a_slow_kernel_is_named_once_with_its_operators(loaded, monkeypatch):
     """Also if each operator has a Triton kernel for other calls."""
     monkeypatch.setattr(run, "_warned", set())
     slow = plans.Plan(PLAIN, "no compiled kernels for cuda", None)
-    with pytest.warns(UserWarning, match="deform_conv_transpose, others in float64") as caught:
+    with pytest.warns(UserWarning, match="deform_conv_transpose, others in calls that Triton") as caught:
         run.warn_of_slow_kernel("cuda", slow)
         run.warn_of_slow_kernel("cuda", slow)
     assert len(caught) == 1
     monkeypatch.setattr(choose, "OPERATORS", {"nms": OPERATORS["nms"]})
     monkeypatch.setattr(run, "_warned", set())
-    with pytest.warns(UserWarning, match="as long: others in float64 and 3-D"):
+    with pytest.warns(UserWarning, match="as long: others in calls that Triton"):
         run.warn_of_slow_kernel("cuda", slow)
 
 
@@ -143,14 +144,22 @@ def test_listed_kernels_run_if_they_work_here_and_were_measured(loaded, monkeypa
     monkeypatch.setattr(available, "is_faster", lambda name, call: True)
     loaded(True)
     assert choice("deform_conv2d", torch.bfloat16) == (FUSED, "")
-    assert choice("depthwise", torch.bfloat16) == (COMPILED, "Triton's kernel has no measurements")
+    assert choice("depthwise", torch.bfloat16) == (
+        COMPILED,
+        "Triton's kernel was not measured with such groups",
+    )
+    assert "in one dimension" in choice("deform_conv1d", torch.bfloat16)[1]
+    assert "three dimensions" in choice("deform_conv3d", torch.bfloat16)[1]
+    assert "only with TF32" in choice("deform_conv2d", torch.float32)[1]
+    monkeypatch.setattr(available, "tf32", lambda: True)
+    assert choice("deform_conv2d", torch.float32) == (FUSED, "")
     assert choice("dcnv3", torch.bfloat16) == (COMPILED, "Triton is not listed as faster")
     monkeypatch.setattr(choose, "failed", {"deform_conv"})
     assert choice("deform_conv2d", torch.bfloat16) == (COMPILED, "Triton's kernel failed before")
     monkeypatch.setattr(choose, "failed", set())
     monkeypatch.setattr(available, "triton_works", lambda device: False)
     assert choice("deform_conv2d", torch.bfloat16) == (COMPILED, "Triton does not work here")
-    assert choose.table("cuda")["deform_conv"] == ((COMPILED,), "Triton does not work here")
+    assert choose.kernels_by_operator("cuda")["deform_conv"] == ((COMPILED,), "Triton does not work here")
 
 
 def test_no_kernel_is_tried_while_operators_are_registered(loaded, monkeypatch):
@@ -167,8 +176,31 @@ def test_no_kernel_is_tried_while_operators_are_registered(loaded, monkeypatch):
     assert not [name for name, key in keys if key == "CPU"]
 
 
+class WithoutRows:
+    """A tensor in place of regions: its number of rows is an error, and so is all that depends on it."""
+
+    def __init__(self, tensor):
+        self.dtype, self.device = tensor.dtype, tensor.device
+        self.dim, self.stride = tensor.dim, tensor.stride
+
+
+@pytest.mark.parametrize("name", [name for name, operator in OPERATORS.items() if operator.rows])
+@pytest.mark.parametrize("backend", choose.BACKENDS)
+def test_no_rule_reads_the_number_of_regions(loaded, monkeypatch, name, backend):
+    """It differs at every call, so plans do not depend on it."""
+    pytest.importorskip("triton")
+    operator = OPERATORS[name]
+    (call, *_) = calls_of(name)
+    call = call._replace(**{field: WithoutRows(getattr(call, field)) for field in operator.rows})
+    monkeypatch.setattr(choose, "backend", backend)
+    for compiled in (False, True):
+        loaded(compiled)
+        for _, excludes, _ in choose.RULES:
+            excludes(choose.Query(operator, "cuda", call))
+
+
 def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
-    def fail(operator, launches, call):
+    def fail(operator, run_in_triton, call):
         tried.append(operator.name)
         raise OSError("no space left on device")
 
@@ -190,8 +222,27 @@ def test_a_kernel_that_fails_once_is_not_tried_again(loaded, monkeypatch):
         torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize(
+    "text", ["Triton Error [CUDA]: out of memory", "Triton Error [HIP]:  Code: 2, Messsage: out of memory"]
+)
+def test_no_memory_for_triton_excludes_no_kernel(loaded, monkeypatch, text):
+    """Its driver raises a plain RuntimeError; the next, smaller call may run."""
+
+    def fail(operator, run_in_triton, call):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(run, "run_fused", fail)
+    monkeypatch.setattr(choose, "failed", set())
+    name, arguments = CALLS["dcnv3"]
+    arguments = tuple(a.float() if isinstance(a, torch.Tensor) else a for a in arguments)
+    keyset = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(torch.OutOfMemoryError, match="Triton Error"):
+        run.kernel_of(OPERATORS[name], "CUDA")(keyset, *arguments)
+    assert not choose.failed
+
+
 def test_a_mistake_in_a_launch_is_not_hidden(loaded, monkeypatch):
-    def fail(operator, launches, call):
+    def fail(operator, run_in_triton, call):
         raise KeyError("USE_INT64")
 
     monkeypatch.setattr(run, "run_fused", fail)

@@ -200,7 +200,7 @@ def test_other_devices_have_every_operator(device):
 def test_plain_runs_where_torch_has_embedding_bag(monkeypatch, has_sums):
     monkeypatch.setattr(choose, "has_weighted_sums", lambda device: has_sums)
     kernel = choose.PLAIN if has_sums else choose.REFERENCE
-    assert {kernels for kernels, _ in choose.table("other").values()} == {(kernel,)}
+    assert {kernels for kernels, _ in choose.kernels_by_operator("other").values()} == {(kernel,)}
 
 
 def test_names_need_the_schemas(monkeypatch, tmp_path):

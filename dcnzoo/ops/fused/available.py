@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # those of all kernels
 TABLE = Path(__file__).with_name("configs.json")
 
 
@@ -35,19 +36,15 @@ def architecture(device: torch.device) -> str:
 
 
 def is_faster(name: str, call: Any) -> bool:
-    """Return whether the table lists the kernels as faster for a call of ``deform_conv`` or its backward.
+    """Return whether a call of ``deform_conv`` or its backward has as many output pixels as the table lists.
 
-    It lists the number of output pixels from which the fused kernels are faster than the compiled ones.
+    From these numbers on, the fused kernels are faster than the compiled ones.
     """
     input, fields = call.input, call.mask if call.offset is None else call.offset
-    if fields is None or fields.dim() != 4:
-        return False  # measured in two dimensions
-    if input.dtype == torch.float32 and not tf32():
-        return False  # tensor cores compute float32 only as TF32
     listed = entry_of(architecture(input.device))["auto"]
     least = listed.get(str(input.dtype).removeprefix("torch."), {})
-    pixels = least.get("backward" if name.endswith("_backward") else "forward")
-    return pixels is not None and len(fields) * math.prod(fields.shape[2:]) >= pixels
+    pixels = least.get("backward" if name.endswith("_backward") else "forward", math.inf)
+    return fields is not None and len(fields) * math.prod(fields.shape[2:]) >= pixels
 
 
 @cache
