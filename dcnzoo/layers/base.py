@@ -39,9 +39,12 @@ def call_as_leaf(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if proxy is None:
         return nn.Module.__call__(layer, *args, **kwargs)
     tracer = cast(Tracer, proxy.tracer)
-    is_leaf = tracer.is_leaf_module
-    vars(tracer)["is_leaf_module"] = lambda part, name: part is layer or is_leaf(part, name)
+    is_leaf, attributes = tracer.is_leaf_module, vars(tracer)
+    is_own = "is_leaf_module" in attributes  # not only a method of its class
+    attributes["is_leaf_module"] = lambda part, name: part is layer or is_leaf(part, name)
     try:  # a subclass of Tracer may have its own call_module
         return tracer.call_module(layer, partial(nn.Module.__call__, layer), args, kwargs)
     finally:
-        vars(tracer)["is_leaf_module"] = is_leaf
+        del attributes["is_leaf_module"]
+        if is_own:
+            attributes["is_leaf_module"] = is_leaf

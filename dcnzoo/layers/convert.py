@@ -33,6 +33,10 @@ class _Refused(Exception):
     """The reason why a module cannot be replaced."""
 
 
+class _InvalidOption(_Refused):
+    """The reason, if it is an argument of the new layer; it begins with the argument's name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ConversionReport:
     """The result of a conversion; ``print`` it for a table.
@@ -167,8 +171,8 @@ def packed_layer(
             return _to_packed(
                 convolution, modulated=kind != "v1", mask_activation=activation, **copy.deepcopy(options)
             )
-        except ValueError as error:
-            raise _Refused(str(error)) from None
+        except ValueError as error:  # it names the class of the new layer first
+            raise _InvalidOption(str(error).partition(": ")[2]) from None
 
     return make
 
@@ -222,7 +226,7 @@ def _replace(
 ) -> ConversionReport:
     candidates = _convolutions(caller, model)
     new: dict[nn.Module, nn.Module] = {}
-    refused = {}
+    refused = dict[str, _Refused]()
     for name in chosen:
         module = candidates[name]
         try:
@@ -232,7 +236,7 @@ def _replace(
                 _check_replaceable(module, subclasses)
                 new[module] = make(module)
         except _Refused as refusal:
-            refused[name] = str(refusal)
+            refused[name] = refusal
     replaced, first = dict[str, str](), dict[nn.Module, str]()
     for name, module in candidates.items():  # also a chosen module's other names
         if module in new:
@@ -240,6 +244,8 @@ def _replace(
             change = _describe_change(module, new[module])
             replaced[name] = change if is_first else f"the same module as {first[module]}"
     if not replaced:
+        if invalid := [why for why in refused.values() if isinstance(why, _InvalidOption)]:
+            raise ValueError(f"{caller}: {invalid[0]}")
         why = "; ".join(f"{name}: {why}" for name, why in [*refused.items()][:3])
         raise ValueError(f"{caller}: where: expected a layer that can be converted, got none: {why}")
     for parent in list(model.modules()):
@@ -247,7 +253,7 @@ def _replace(
             if child in new:
                 parent._modules[key] = new[child]
     note = _ULTRALYTICS if type(model).__module__.startswith("ultralytics.") else ""
-    return ConversionReport(replaced, refused, len(new), note)
+    return ConversionReport(replaced, {name: str(why) for name, why in refused.items()}, len(new), note)
 
 
 def _describe_change(old: nn.Module, new: nn.Module) -> str:
@@ -349,7 +355,7 @@ def _check_start(pack: Any) -> None:
             activation = nn.Identity() if getattr(pack, name) is None else getattr(pack, name)
             output = copy.deepcopy(activation).eval()(pack.weight.new_zeros(1, channels, *[1] * pack.rank))
             if not torch.allclose(output, torch.full_like(output, start)):
-                raise _Refused(f"{name}: expected an output of {start:g} for an input of 0; scale it")
+                raise _InvalidOption(f"{name}: expected an output of {start:g} for an input of 0; scale it")
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from dcnzoo.layers.offsets import OffsetLinear
 from dcnzoo.layers.statistics import is_recorded, record_modulation, record_shifts
 from dcnzoo.ops import dcnv3, dcnv4
 from dcnzoo.ops.geometry import deform_attn_points
-from dcnzoo.ops.tracing import is_traced
+from dcnzoo.ops.tracing import exporting, is_traced
 
 
 class _ChannelsLast(nn.Module):
@@ -226,7 +226,7 @@ class DCNv4(_ChannelsLast):
 
     Raises:
         ValueError: an argument is invalid.
-        RuntimeError: the input is invalid, or ``shape`` does not fit (from torch's ``unflatten``).
+        RuntimeError: the input is invalid, or ``shape`` does not fit.
     """
 
     __constants__ = ["center_feature_scale", "dw_kernel_size", "without_pointwise"]
@@ -276,10 +276,15 @@ class DCNv4(_ChannelsLast):
                 return self._forward(input)
         if input.dim() != 3:
             return self._forward(input)
-        if shape is None:
+        size = shape
+        if size is None:
             side = int(math.sqrt(input.shape[1]))
-            shape = (side, side)
-        output = self._forward(input.unflatten(1, shape))  # torch refuses a shape that does not fit
+            size = (side, side)
+        if not torch.jit.is_scripting():  # noqa: SIM102  (as above)
+            if not exporting() and math.prod(size) != input.shape[1]:
+                expected = f"(height, width) of {input.shape[1]} pixels"
+                refuse(self, "shape", expected, shape, RuntimeError)
+        output = self._forward(input.unflatten(1, size))
         return output.flatten(1, 2)
 
     def _forward(self, input: Tensor) -> Tensor:  # [N, H, W, C] -> [N, oH, oW, C]

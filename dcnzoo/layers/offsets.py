@@ -151,8 +151,8 @@ def offset_parameter_groups(
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: ``lr`` or ``offset_lr_mult`` is not a number of at least 0, or no group has a parameter of
-            a predictor.
+        ValueError: ``lr`` or ``offset_lr_mult`` is not a number of at least 0, or the model has predictors,
+            but ``groups`` has none of their parameters.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"offset_parameter_groups: model: expected an nn.Module, got {type(model).__name__}")

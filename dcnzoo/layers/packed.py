@@ -115,7 +115,8 @@ def _add_predictor(layer: Any, prediction: str, **options: Any) -> None:
     layer.conv_offset = predictor(channels, outputs, **geometry, **options)
 
 
-# ``self``: these two functions are methods of both packed classes, and TorchScript compiles them.
+# ``self``: these two functions are methods of both packed classes, and TorchScript compiles them. They
+# are not in a mixin, because a layer has at most four classes (tests/layers/test_packed.py).
 def predict(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Return the offset and the mask for ``input``, or None for one that the layer does not predict."""
     offset: Tensor | None = None

@@ -111,6 +111,7 @@ def _inside(points: Tensor, size: Sequence[int | Tensor], axis: int) -> Tensor:
 def track_offsets(model: nn.Module, enabled: bool = True) -> None:
     """Switches statistics on or off for every layer in ``model`` that predicts offsets.
 
+    :class:`~dcnzoo.layers.DeformRoIPoolPack`, which predicts one offset per bin of a RoI, has no statistics.
     They are off by default. If they are on, a forward pass reads the offsets and the mask a few more times
     and stores six numbers per layer, without synchronising the GPU. :func:`offset_statistics` and
     :func:`modulation_statistics` return them.

@@ -1,7 +1,9 @@
-"""Every private symbol of torch that the operators use, by the feature that needs it.
+"""The private symbols of torch on which only a feature of the operators depends, by feature.
 
 torch may rename or remove them in any release. Then only that feature is missing: :data:`missing` has the
 reason, which ``dcnzoo doctor`` prints. tests/ops/test_torch_private.py removes the symbols of each feature.
+Every operator needs ``OpOverload._schema`` and ``Tensor._is_view``, and attention in compiled programs needs
+``torch._assert_async``: they are used where they are needed.
 """
 
 import contextlib

@@ -239,6 +239,16 @@ def test_where_nothing_is_replaced(model, arguments, options, named):
     assert repr(model) == before
 
 
+def test_an_invalid_option_is_named_first():
+    """Not ``where``, which is valid."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1))
+    for where in ("0", "*"):
+        with pytest.raises(ValueError, match=r"^to_deformable: offset_limit: .*, got -1$"):
+            dcnzoo.to_deformable(model, where, offset_limit=-1)
+    with pytest.raises(ValueError, match=r"^to_deformable: where: .*one tap"):
+        dcnzoo.to_deformable(model, "1", offset_limit=-1)
+
+
 class Standardised(nn.Conv2d):
     def forward(self, x):
         return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)

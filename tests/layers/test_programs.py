@@ -86,8 +86,9 @@ def test_fx_traces_a_network_with_the_layer_as_a_leaf(name):
             seen.append(module)
             return super().call_module(module, *arguments)
 
-    traced = fx.GraphModule(network, Tracer().trace(network))
-    assert layer in seen
+    tracer = Tracer()
+    traced = fx.GraphModule(network, tracer.trace(network))
+    assert layer in seen and "is_leaf_module" not in vars(tracer)
     called = [node for node in traced.graph.nodes if node.op == "call_module"]
     if not name.startswith(("Mask", "Offset")):  # traced into their operations
         assert [node.target for node in called] == ["block.layer"]
