@@ -335,17 +335,16 @@ class ViTAdapter(nn.Module):
 
         Args:
             source: True: timm's weights of the ViT. Or a file with weights of the ViT in a format that timm
-                reads; parts that the adapter does not use, such as a classifier, are optional. Or a file with
+                reads; parts that the adapter does not use, such as a classifier, are optional, and so is
+                layer scale, which keeps its initial value. Or a file with
                 weights of an adapter with the same settings, or of a detector with such an adapter.
 
         Raises:
-            ValueError: the ViT was given as a module, or the weights cannot be read, lack parameters, or
-                belong to another adapter.
+            ValueError: the ViT was given as a module, or the weights cannot be read, lack parameters, have
+                others, such as layer scale for a ViT without ``init_values``, or belong to another adapter.
         """
         if self.vit_options is None:
             refuse(self, "pretrained", "False with a module, which has its weights", repr(source))
-        # timm refuses weights that lack a parameter. Most lack layer scale, so create the ViT without it
-        options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
         try:
             state = {} if source is True else timm_vits.read_weights(str(source))
             prefix = next((key.removesuffix(_OWN) for key in state if key.endswith(_OWN)), None)
@@ -353,13 +352,16 @@ class ViTAdapter(nn.Module):
                 own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
                 self.load_state_dict(own)
                 return
-            vit, unset = timm_vits.with_weights(source, state, **options)
+            vit, unset, unknown = timm_vits.with_weights(source, state, **self.vit_options)
         except Exception as error:  # timm, torch and the Hub raise errors of many types
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
             # shortened: for weights of another ViT, torch's message names each parameter
             text = textwrap.shorten(f"{type(error).__name__} {error}", 300, placeholder=" …")
-            address = timm_vits.address_hint(options["model_name"]) if source is True else ""
+            address = timm_vits.address_hint(self.vit_options["model_name"]) if source is True else ""
             refuse(self, "pretrained", expected, f"{source!r}: {text}{address}")
+        unused = [name for name in unknown if name.split(".")[0] in _VIT and not name.startswith("norm.")]
+        if unused:
+            refuse(self, "pretrained", f"weights of such a ViT, without {few(unused)}", repr(source))
         _set_patches_and_windows(vit, self.windows, self.pad_input)
         loaded = {key: value for key, value in vit.state_dict().items() if key not in unset}
         missing, _ = self.load_state_dict(loaded, strict=False)
@@ -375,9 +377,10 @@ class ViTAdapter(nn.Module):
         timm_vits.join_position_embeddings(values)
         if hasattr(self.blocks[0], "ls1"):
             values = {timm_vits.timms_name(name): value for name, value in values.items()}
+        own = dict(self.named_parameters())
         for name, value in values.items():
-            is_table = name.endswith("relative_position_bias_table")
-            if is_table and len(value) == len(self.get_parameter(name)) - 3:
+            is_table = name.endswith("relative_position_bias_table") and name in own
+            if is_table and len(value) == len(own[name]) - 3:
                 value = F.pad(value, (0, 0, 0, 3))  # the authors' tables have no rows for the class token
             state_dict[prefix + name] = value
         super()._load_from_state_dict(state_dict, prefix, *args)
