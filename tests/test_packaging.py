@@ -452,3 +452,30 @@ def test_make_repeats_what_other_variables_change(tmp_path, monkeypatch, built, 
     )
     assert done.returncode == 0, done.stderr
     assert [part for part in ("-m venv", "-e .") if part in done.stdout] == [*repeated], done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_failed_installation_keeps_a_venv_that_works(tmp_path, monkeypatch, installed):
+    """After a change of pyproject.toml, without network, .venv is installed but older."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    programs = {".venv/bin/python": "exit 1", "bin/python3": "exit 0"}  # pip fails, and all else succeeds
+    for name in (
+        *programs,
+        ".ci/opencv-python/pyproject.toml",
+        "ops/none",
+        ".venv/.installed",
+        "pyproject.toml",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{programs.get(name, '')}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    mark = tmp_path / ".venv/.installed"
+    os.utime(mark, (0, 0)) if installed else mark.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.delenv("PYTHON", raising=False)
+    for _ in range(2 if installed else 1):
+        done = subprocess.run(["make", "UV=", "setup"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode != 0 and "pip>=25.1" in done.stdout, done
+        assert mark.exists() is installed and (tmp_path / ".venv/.installing").exists() is not installed
+        assert (tmp_path / ".venv/bin/python").exists()
