@@ -379,6 +379,10 @@ class BuildOps(build_ext):
         if find_nvcc() is None:
             self.extensions = [ext for ext in self.extensions if not ext.name.endswith("_cuda")]
 
+    def run(self) -> None:
+        remove_outdated_cuda_libraries()
+        super().run()
+
     def get_ext_filename(self, fullname: str) -> str:
         # no Python version in the name: the library does not depend on it
         nvcc = find_nvcc()
@@ -403,6 +407,19 @@ class BuildOps(build_ext):
                 used = shlex.join(require_compiler())
                 remedy = "GCC 11 or Clang 14 is needed, or a newer one; CXX selects the compiler."
             stop(f"compiling {target.name} with {used} failed; see the compiler's message above.", remedy)
+
+
+def remove_outdated_cuda_libraries() -> None:
+    """Remove CUDA libraries in the sources' folder that are older than ops/, as a torch for CUDA loads them.
+
+    They are not built again without nvcc, with DCNZOO_CUDA=0 or with another CUDA.
+    """
+    sources = (file for file in OPS.rglob("*") if file.suffix in (".cu", ".cuh", ".h"))
+    newest = max(file.stat().st_mtime for file in sources)
+    for library in (ROOT / "dcnzoo" / "ops").glob("_C_cuda*.so"):
+        if library.stat().st_mtime < newest:
+            library.unlink()
+            print(f"dcnzoo: {library.name} is older than ops/, and is removed", file=sys.stderr)
 
 
 class PlatformWheel(bdist_wheel):

@@ -367,6 +367,18 @@ def test_the_compiler_of_the_cuda_library_may_have_a_launcher(setup_py, tmp_path
     assert (stub / "libtorch_cuda.so").exists()
 
 
+@pytest.mark.parametrize("outdated", [True, False])
+def test_an_outdated_cuda_library_is_removed(tree, tmp_path, outdated):
+    """A torch for CUDA would load it, next to a CPU library and Python of a later version."""
+    tree = shutil.copytree(tree, tmp_path / "clone", symlinks=True)
+    library = tree / "dcnzoo/ops/_C_cuda13.so"
+    library.touch()
+    if outdated:
+        os.utime(library, (0, 0))
+    setup(tree, "build_ext", "--inplace", status=1, CXX="false", **empty_torch(tmp_path))
+    assert library.exists() is not outdated
+
+
 def test_nothing_is_compiled_on_windows(setup_py, monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.delenv("DCNZOO_BUILD", raising=False)
