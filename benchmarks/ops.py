@@ -63,6 +63,7 @@ class Row:
     seconds: float
     iqr: float
     extra: int | None = None
+    stride: int = 1
 
     @property
     def setting(self) -> tuple[str, str, str, str, int]:
@@ -155,7 +156,7 @@ def time_pass(
     times = take_turns(functions, settings.seconds, settings.timer, settings.rounds)
     for (name, threads), timed in times.items():
         setting = (case.operator, case.name, case.main, dtype, mode, threads)
-        row = Row(*setting, name, timed.median, timed.iqr)
+        row = Row(*setting, name, timed.median, timed.iqr, stride=case.stride)
         if pool and threads == settings.threads[-1] and name == OURS:
             row.extra = pool.apply(extra_memory, (case.operator, case.name, dtype, mode, threads))
         yield row
@@ -269,14 +270,16 @@ def summary(rows: list[Row]) -> list[list[str]]:
     threads = sorted({row.threads for row in rows})
     with_main = {row.operator for row in rows if row.main}
     main = {row.setting for row in rows if row.main or row.operator not in with_main}
+    strides = {row.setting: row.stride for row in rows}
+    with_strides = {row.operator for row in rows if row.stride > 1}
     table = [["operator", "pass", "type", "time ratio", *(f"{n} threads" for n in threads), "worst", "cases"]]
     for pair, by_setting in ratios(rows).items():
         groups: dict[tuple, dict[tuple, float]] = defaultdict(dict)
         for (operator, case, dtype, mode, count), ratio in by_setting.items():
             if (operator, case, dtype, mode, count) in main:
                 groups[operator, mode, dtype, pair][case, count] = ratio
-                if pair.endswith(", the faster") and any("-s2" in name for _, name, *_ in main):
-                    stride = 2 if "-s2" in case else 1
+                if pair.endswith(", the faster") and operator in with_strides:
+                    stride = strides[operator, case, dtype, mode, count]
                     groups[operator, mode, dtype, f"{pair}, stride {stride}"][case, count] = ratio
         for key, values in groups.items():
             by_threads = {n: [r for (_, count), r in values.items() if count == n] for n in threads}

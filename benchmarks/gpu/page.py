@@ -47,12 +47,12 @@ EMPTY = "<!-- {name}: written by benchmarks.gpu.page -->\n\nNot measured.\n\n<!-
 
 
 def rows(file: Path, time: str) -> list[Row]:
-    main = {(case.operator, case.name) for case in CASES if case.main}
+    cases = {(case.operator, case.name): case for case in CASES}
     return [
         Row(
             operator=job["operator"],
             case=job["case"],
-            main=(job["operator"], job["case"]) in main,
+            main=(case := cases.get((job["operator"], job["case"]))) is not None and case.main,
             dtype=job["dtype"],
             mode=job["mode"],
             threads=1,
@@ -60,6 +60,7 @@ def rows(file: Path, time: str) -> list[Row]:
             seconds=result[time] / 1e6,
             iqr=(result.get("p80_us", 0) - result.get("p20_us", 0)) / 1e6,
             extra=result.get("bytes"),
+            stride=case.stride if case else 1,
         )
         for job, result in results(file)
         if time in result

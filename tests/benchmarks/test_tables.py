@@ -38,6 +38,19 @@ def test_summary_has_medians_of_ratios_and_the_worst_case():
     }
 
 
+def test_summary_has_rows_for_each_stride():
+    row = functools.partial(
+        ops.Row, "deform_conv2d", dtype="float32", mode="forward", threads=1, main=True, iqr=0.0
+    )
+    rows = [
+        row(case=case, contestant=name, seconds=seconds, stride=stride)
+        for case, stride, seconds in (("c3", 1, 2.0), ("half", 2, 4.0))
+        for name, seconds in (("dcnzoo", seconds), ("F.conv2d", 1.0))
+    ]
+    medians = {line[3].rpartition("faster")[2]: line[4] for line in ops.summary(rows)[1:]}
+    assert medians == {"": "3.00×", ", stride 1": "2.00×", ", stride 2": "4.00×"}
+
+
 @pytest.mark.parametrize("wrong", [math.nan, 1.1])
 def test_a_contestant_with_another_result_is_not_timed(wrong):
     case = Case("deform_conv2d", "small", "", functools.partial(convolution, "small", 1, 4, (5, 4)))
