@@ -188,7 +188,7 @@ class ViTAdapter(nn.Module):
         window: size of the windows in all blocks, or a list with a size or None (no windows) per block.
         pad_input: see :class:`dcnzoo.backbones.windows.WindowAttention`; True for BEiT and Uni-Perceiver.
         patch_bias: add a bias to the patches of a ViT that has none, for Uni-Perceiver.
-        norm_eps: eps of the adapter's layer norms. A value other than 1e-6 is also set in the ViT's norms.
+        norm_eps: eps of all layer norms. None: 1e-6 in the adapter, and the ViT keeps its own.
         frozen: the ViT's parameters get no gradients, and it stays in evaluation mode. Without injectors, its
             activations are not stored either.
         with_cp: recompute activations in the backward pass: less memory, more time.
@@ -221,7 +221,7 @@ class ViTAdapter(nn.Module):
         window: int | Sequence[int | None] | None = None,
         pad_input: bool = False,
         patch_bias: bool = False,
-        norm_eps: float = 1e-6,
+        norm_eps: float | None = None,
         frozen: bool = False,
         with_cp: bool = False,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -242,7 +242,7 @@ class ViTAdapter(nn.Module):
         self.pad_input = pad_input
         _set_patches_and_windows(vit, self.windows, pad_input)
         for module in self.modules():
-            if isinstance(module, nn.LayerNorm) and norm_eps != 1e-6:
+            if isinstance(module, nn.LayerNorm) and norm_eps is not None:
                 module.eps = norm_eps
         channels, depth = self.embed_dim, len(self.blocks)
         self.bounds = [depth * i // STAGES for i in range(STAGES + 1)]
@@ -251,7 +251,8 @@ class ViTAdapter(nn.Module):
         self._detached = frozen and not injectors  # only a gradient of the picture passes through the ViT
 
         first = 0 in self.out_indices
-        attention: dict[str, Any] = dict(heads=deform_num_heads, ratio=deform_ratio, eps=norm_eps)
+        eps = 1e-6 if norm_eps is None else norm_eps
+        attention: dict[str, Any] = dict(heads=deform_num_heads, ratio=deform_ratio, eps=eps)
         self.level_embed = nn.Parameter(torch.zeros(3, channels))
         self.spm = SpatialPrior(self.in_chans, conv_inplane, channels, first)
         self.interactions = nn.ModuleList()
