@@ -46,9 +46,11 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 OPS = ROOT / "ops"
-# Oldest supported torch: a call that newer versions added to the stable ABI is a compile error.
-TORCH_TARGET = "0x020a000000000000"
-MIN_TORCH = (2, 10)
+# The oldest supported torch, of the package's dependencies
+OLDEST_TORCH = re.findall(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[0]
+MIN_TORCH = tuple(map(int, OLDEST_TORCH.split(".")))
+# A call that newer versions added to the stable ABI is a compile error.
+TORCH_TARGET = "0x{:02x}{:02x}000000000000".format(*MIN_TORCH)
 GLIBC_OF_TORCH = (2, 28)  # of its wheels
 # sm_75 Turing to sm_120 Blackwell, as far as nvcc supports them; PTX of the last one runs on later GPUs.
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
@@ -103,16 +105,25 @@ if MACHINE in ("aarch64", "arm64"):
     bfloat16 = ["-Xclang", "-target-feature", "-Xclang", "+bf16"] if TARGET else ["-march=armv8.2-a+bf16"]
     CPU_CAPABILITIES["NEON_BF16"] = [*CPU_CAPABILITIES["DEFAULT"], *bfloat16]
 
-# Instruction sets that only the kernels in some folders of ops/ use.
-FOLDERS_OF_CAPABILITY = {"AMX_BF16": ["deform_conv"]}
 
-# Additional options for the C++ sources in a folder of ops/, or for their kernels of one instruction set.
-FOLDER_FLAGS = {
-    "nms": ["-ffp-contract=off"],  # bit-identical decisions to mmcv
-}
-if "AVX2" in CPU_CAPABILITIES:
-    # CPUs without AVX2 are rare: compile for them in half the time; kernels take up to 1.11 times as long.
-    FOLDER_FLAGS["deform_conv.DEFAULT"] = ["-O1"]
+def options_of(folder: str, capability: str | None = None) -> list[str] | None:
+    """Return the options of the C++ sources in a folder of ops/, in addition to those of all.
+
+    Args:
+        capability: of a kernel, which is compiled once for each instruction set.
+
+    Returns:
+        None: the folder has no kernel for this instruction set.
+    """
+    if capability == "AMX_BF16" and folder != "deform_conv":
+        return None
+    options = [*CPU_CAPABILITIES[capability]] if capability else []
+    if folder == "nms":
+        options.append("-ffp-contract=off")  # bit-identical decisions to mmcv
+    if (folder, capability) == ("deform_conv", "DEFAULT") and "AVX2" in CPU_CAPABILITIES:
+        # CPUs without AVX2 are rare: compile in half the time; kernels take up to 1.11 times as long
+        options.append("-O1")
+    return options
 
 
 def stop(problem: str, remedy: str) -> NoReturn:
@@ -125,16 +136,17 @@ def torch_folder() -> Path:
     if TARGET:
         folder = Path(os.environ.get("DCNZOO_TORCH", ""), "torch").resolve()
         if not (folder / "lib").is_dir():
-            remedy = "Set DCNZOO_TORCH to a folder with the unpacked wheel of torch 2.10 for this system."
+            remedy = f"Set DCNZOO_TORCH to a folder with the unpacked wheel of torch {OLDEST_TORCH}."
             stop(f"DCNZOO_TARGET={os.environ['DCNZOO_TARGET']}, but {folder} has no libraries.", remedy)
         return folder
     try:
         import torch
     except ImportError:
         problem = "torch is not installed in the build environment."
-        stop(problem, "Install torch >= 2.10 first, or build without --no-build-isolation.")
+        stop(problem, f"Install torch >= {OLDEST_TORCH} first, or build without --no-build-isolation.")
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
-        stop(f"torch {torch.__version__} is too old; 2.10 or newer is needed.", 'pip install "torch>=2.10"')
+        remedy = f'pip install "torch>={OLDEST_TORCH}"'
+        stop(f"torch {torch.__version__} is too old; {OLDEST_TORCH} or newer is needed.", remedy)
     return Path(torch.__file__).parent
 
 
@@ -294,14 +306,14 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
         # lets floor and selects vectorise; NaN and Inf stay defined
         *("-fno-math-errno", "-fno-trapping-math"),
     ]
-    capabilities = dict(CPU_CAPABILITIES)
+    capabilities = list(CPU_CAPABILITIES)
     if "AMX_BF16" in capabilities:
         if assembles_amx():
             command.append(f"-DDCNZOO_WITH_AMX={'DEFAULT' if EMULATES_AMX else 'AVX512_BF16'}")
             if EMULATES_AMX:
                 command.append(f'-DDCNZOO_TILES="{ROOT}/tests/ops/emulated_tiles.h"')
         else:
-            del capabilities["AMX_BF16"]
+            capabilities.remove("AMX_BF16")
     linked = TARGET.link if TARGET else ["-ltorch_cpu", "-ltorch", "-lc10"]
     libraries = [f"-L{library / 'lib'}", *linked]
     libraries += shlex.split(os.environ.get("LDFLAGS", ""))
@@ -309,16 +321,17 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
     objects = {}
     for source in sorted(OPS.rglob("*.cpp")):
         name = source.relative_to(OPS).with_suffix("")
-        shared = FOLDER_FLAGS.get(name.parts[0], [])
+        folder_name = name.parts[0]
         if not source.stem.endswith("_cpu_kernel"):
-            objects[f"{name}.o"] = source, shared
+            objects[f"{name}.o"] = source, options_of(folder_name)
             continue
-        for capability, options in capabilities.items():
-            if name.parts[0] not in FOLDERS_OF_CAPABILITY.get(capability, name.parts):
-                continue
-            further = FOLDER_FLAGS.get(f"{name.parts[0]}.{capability}", [])
-            options = [*options, *shared, *further, f"-DDCNZOO_CAPABILITY={capability}"]
-            objects[f"{name}.{capability.lower()}.o"] = source, options
+        for capability in capabilities:
+            options = options_of(folder_name, capability)
+            if options is not None:
+                objects[f"{name}.{capability.lower()}.o"] = (
+                    source,
+                    [*options, f"-DDCNZOO_CAPABILITY={capability}"],
+                )
     return ninja_file(quote(command), link, objects, target)
 
 

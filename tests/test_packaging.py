@@ -298,6 +298,26 @@ def test_a_wheel_without_compiled_operators_is_for_every_system(tree, built, tmp
     assert contents == {f"dcnzoo/{name}" for name in files(built / "dcnzoo")}
 
 
+OLDEST_TORCH = {  # file -> its statement
+    "pyproject.toml": r'dependencies = \["torch>=([\d.]+)"',
+    "noxfile.py": r'"3.10": "([\d.]+)\.0"',
+    "Makefile": r"torch ≥ ([\d.]+)$",
+    "dcnzoo/diagnosis.py": r"dcnzoo needs ([\d.]+) or later",
+    "docs/get_started.md": r"torch ≥ ([\d.]+);",
+    "CONTRIBUTING.md": r"every torch ≥ ([\d.]+)\.",
+}
+
+
+@pytest.mark.parametrize("file", OLDEST_TORCH)
+def test_the_oldest_torch_is_the_same_everywhere(setup_py, file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert {*re.findall(OLDEST_TORCH[file], text, re.MULTILINE)} == {setup_py["OLDEST_TORCH"]}
+    targets = {*re.findall(r"0x[0-9a-f]{16}", text)}
+    assert targets <= {setup_py["TORCH_TARGET"]}
+    pairs = {*re.findall(r"\.release < (\(\d+, \d+\))", text)}
+    assert pairs <= {str(setup_py["MIN_TORCH"])}
+
+
 # When setup.py compiles the CUDA library, and for which architectures
 
 
