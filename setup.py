@@ -31,6 +31,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -335,8 +336,7 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
     return ninja_file(quote(command), link, objects, target)
 
 
-def cuda_build(library: Path, folder: Path, target: Path) -> str:
-    nvcc = find_nvcc()
+def cuda_build(nvcc: str, library: Path, folder: Path, target: Path) -> str:
     command = [
         *(nvcc, *common_flags(library, "cuda"), *cuda_targets(nvcc)),
         *("-MD", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda"),
@@ -385,11 +385,12 @@ class BuildPy(build_py):
 
 
 class BuildOps(build_ext):
-    """Writes and runs a build.ninja per library."""
+    """Writes and runs a build.ninja per library. ``nvcc``: its path; None: the CUDA library is not built."""
 
     def finalize_options(self) -> None:
+        self.nvcc = find_nvcc()  # first: the base class asks for the file names
         super().finalize_options()
-        if find_nvcc() is None:
+        if self.nvcc is None:
             self.extensions = [ext for ext in self.extensions if not ext.name.endswith("_cuda")]
 
     def run(self) -> None:
@@ -398,8 +399,7 @@ class BuildOps(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         # no Python version in the name: the library does not depend on it
-        nvcc = find_nvcc()
-        major = cuda_major(nvcc) if nvcc and fullname.endswith("_cuda") else ""
+        major = cuda_major(self.nvcc) if self.nvcc and fullname.endswith("_cuda") else ""
         return fullname.replace(".", os.sep) + major + (TARGET.suffix if TARGET else ".so")
 
     def build_extension(self, ext: Extension) -> None:
@@ -409,13 +409,13 @@ class BuildOps(build_ext):
         for path in (target.parent, folder):
             path.mkdir(parents=True, exist_ok=True)
         if device == "cuda":
-            print(f"CUDA operators, with {find_nvcc()}: DCNZOO_CUDA=0 leaves them out", flush=True)
-        build = {"cpu": cpu_build, "cuda": cuda_build}[device]
+            print(f"CUDA operators, with {self.nvcc}: DCNZOO_CUDA=0 leaves them out", flush=True)
+        build = {"cpu": cpu_build, "cuda": partial(cuda_build, self.nvcc)}[device]
         (folder / "build.ninja").write_text(build(torch_folder(), folder, target))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([find_ninja(), "-C", str(folder), *jobs]).returncode != 0:
             if device == "cuda":
-                used, remedy = find_nvcc(), "DCNZOO_CUDA=0 skips the CUDA library."
+                used, remedy = self.nvcc, "DCNZOO_CUDA=0 skips the CUDA library."
             else:
                 used = shlex.join(require_compiler())
                 remedy = "GCC 11 or Clang 14 is needed, or a newer one; CXX selects the compiler."
@@ -428,7 +428,7 @@ def remove_outdated_cuda_libraries() -> None:
     They are not built again without nvcc, with DCNZOO_CUDA=0 or with another CUDA.
     """
     sources = (file for file in OPS.rglob("*") if file.suffix in (".cu", ".cuh", ".h"))
-    newest = max(file.stat().st_mtime for file in sources)
+    newest = max((file.stat().st_mtime for file in sources), default=0.0)
     for library in (ROOT / "dcnzoo" / "ops").glob("_C_cuda*.so"):
         if library.stat().st_mtime < newest:
             library.unlink()

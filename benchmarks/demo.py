@@ -312,8 +312,7 @@ def among_others(runs: Sequence[TrainedRun]) -> str:
     committed = [v2 - off for v2, off in pairs if None not in (v2, off)]
     return (
         f"; over {len(committed)} seeds, v2 − off is {statistics.mean(committed):+.3f} on average "
-        f"({min(committed):+.3f} to {max(committed):+.3f}). After 32 epochs, v2 gains box AP and no mask AP: "
-        "docs/study.md."
+        f"({min(committed):+.3f} to {max(committed):+.3f}). Longer trainings: docs/study.md."
     )
 
 

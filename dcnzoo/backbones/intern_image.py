@@ -235,15 +235,9 @@ class InternImage(Classifier):
         if res_post_norm and (post_norm or layer_scale is not None):
             refuse(self, "res_post_norm", "False with post_norm or layer_scale", res_post_norm)
         extra_norms = list(level2_post_norm_block_ids or ())
-        if extra_norms and not level2_post_norm:
-            refuse(self, "level2_post_norm_block_ids", "none without level2_post_norm", extra_norms)
-        if level2_post_norm and not extra_norms:
-            refuse(self, "level2_post_norm", "False without level2_post_norm_block_ids", level2_post_norm)
+        self._check_extra_norms(level2_post_norm, extra_norms, depths[2] if levels > 2 else 0)
         if cls_scale is not None and (num_classes is None or use_clip_projector):
             refuse(self, "cls_scale", "None without num_classes and with use_clip_projector", cls_scale)
-        blocks = depths[2] if levels > 2 else 0
-        if not all(0 <= i < blocks for i in extra_norms):
-            refuse(self, "level2_post_norm_block_ids", f"some of the {blocks} blocks of level 2", extra_norms)
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -273,6 +267,14 @@ class InternImage(Classifier):
         )
         self._reset_parameters()
         self._freeze()
+
+    def _check_extra_norms(self, wanted: bool, block_ids: list[int], blocks: int) -> None:
+        if block_ids and not wanted:
+            refuse(self, "level2_post_norm_block_ids", "none without level2_post_norm", block_ids)
+        if wanted and not block_ids:
+            refuse(self, "level2_post_norm", "False without level2_post_norm_block_ids", wanted)
+        if not all(0 <= i < blocks for i in block_ids):
+            refuse(self, "level2_post_norm_block_ids", f"some of the {blocks} blocks of level 2", block_ids)
 
     def _operator(self, act_layer: str, norm_layer: str, **arguments: Any) -> nn.Module:
         return DCNv3(act_layer=act_layer, norm_layer=norm_layer, **arguments)
