@@ -1,4 +1,3 @@
-import importlib
 import sys
 
 import pytest
@@ -11,23 +10,8 @@ from dcnzoo.compat.compiled import TABLE
 def provide():
     """:func:`dcnzoo.provide`. The modules that it provides are removed after the test."""
     remove_provided()  # those that `dcnzoo run` has provided in other tests
-    finders = list(sys.meta_path)
     yield dcnzoo.provide
-    sys.meta_path[:] = finders
     remove_provided()
-
-
-@pytest.fixture
-def provided(provide, package):
-    """Provide a module, in an empty package if its name has one, and import it."""
-
-    def provided(name):
-        if "." in name:
-            package(f"{name.partition('.')[0]}.__init__")
-        provide(name)
-        return importlib.import_module(name)
-
-    return provided
 
 
 def remove_provided():

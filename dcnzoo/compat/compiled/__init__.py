@@ -10,10 +10,9 @@ This module imports neither torch nor the projects.
 
 import sys
 from importlib import import_module
-from importlib.machinery import ModuleSpec, all_suffixes
+from importlib.machinery import all_suffixes
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 # name of a compiled module -> the module of this folder that has its functions
 TABLE = {
@@ -59,30 +58,7 @@ def provide(*names: str) -> None:
             import_module("dcnzoo.utils.torchvision_schemas").define_missing()
             import_module("dcnzoo.compat.torchvision").add_missing_kernels()
         elif name not in sys.modules and not is_installed(name):
-            if "." in name:  # once Python imports it, the package has it as an attribute
-                sys.meta_path.insert(0, _Submodule(name))  # before the finder of folders without __init__.py
-            else:
-                sys.modules[name] = _stand_in(name)
-
-
-class _Submodule:
-    """The finder and loader of one module inside a package."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name == self.name else None  # type: ignore[arg-type]
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Let Python create an empty module."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        sys.modules[self.name] = _stand_in(self.name)  # the import returns it instead of the empty one
-
-
-def _stand_in(name: str) -> ModuleType:
-    return import_module(f"{__name__}.{_source(name)}")
+            sys.modules[name] = import_module(f"{__name__}.{_source(name)}")
 
 
 def _source(name: str) -> str | None:
