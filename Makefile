@@ -30,17 +30,19 @@ help:  ## list the targets
 
 setup: $(VENV)/.built  ## create .venv for training and compile the operators into dcnzoo/ops
 
-# An interrupted installation leaves .installing; .venv is then deleted and created again.
+# An interrupted installation leaves .installing; .venv is then deleted and created again. So does a failure (no network)
+# of the first installation, but not that of a later one, which leaves a .venv that works.
+FAILED = { test ! -e $@ || rm $(VENV)/.installing; exit 1; }
 # Python's own pip can be older than 25.1, the first with --group.
 $(VENV)/.installed: pyproject.toml .ci/opencv-python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15) and "make setup: expected Python 3.10 to 3.14, got %s, %s; choose one: make PYTHON=python3.12 …" % (sys.version.split()[0], sys.executable))'
 	test ! -e $(VENV)/.installing -a -z '$(OTHER)' || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	touch $(VENV)/.installing
-	$(INSTALL) "pip>=25.1"
-	$(INSTALL) --group train
-	$(INSTALL) --no-deps --group openmmlab
-	$(INSTALL) --no-deps --no-build-isolation ./.ci/opencv-python
+	$(INSTALL) "pip>=25.1" || $(FAILED)
+	$(INSTALL) --group train || $(FAILED)
+	$(INSTALL) --no-deps --group openmmlab || $(FAILED)
+	$(INSTALL) --no-deps --no-build-isolation ./.ci/opencv-python || $(FAILED)
 	mv $(VENV)/.installing $@
 
 # Installs another group into .venv. An interruption also leaves .installing; a failure (no network) does not.

@@ -93,11 +93,13 @@ def pages(session: Session) -> None:
     """Run the blocks of README and of the guides, and README's installation in an empty environment."""
     update_venv(session)
     session.run(PYTHON, "-m", "pytest", "tests/test_pages.py", *session.posargs, external=True)
-    marked = r"^<!-- run by nox -s pages -->\n```bash\n(.*?)^```$"
-    (block,) = re.findall(marked, (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder)
     session.run("git", "clone", "--quiet", ROOT, folder / "dcnzoo", external=True)
+    marked = (
+        r"^<!-- run by nox -s pages -->\n```bash\n(.*?)^```$"  # of the clone: without uncommitted changes
+    )
+    (block,) = re.findall(marked, (folder / "dcnzoo/README.md").read_text(), re.DOTALL | re.MULTILINE)
     session.chdir(folder)
     session.run("bash", "-exc", block, external=True)
 

@@ -31,6 +31,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -46,9 +47,11 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 OPS = ROOT / "ops"
-# Oldest supported torch: a call that newer versions added to the stable ABI is a compile error.
-TORCH_TARGET = "0x020a000000000000"
-MIN_TORCH = (2, 10)
+# The oldest supported torch, of the package's dependencies
+OLDEST_TORCH = re.findall(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[0]
+MIN_TORCH = tuple(map(int, OLDEST_TORCH.split(".")))
+# A call that newer versions added to the stable ABI is a compile error.
+TORCH_TARGET = "0x{:02x}{:02x}000000000000".format(*MIN_TORCH)
 GLIBC_OF_TORCH = (2, 28)  # of its wheels
 # sm_75 Turing to sm_120 Blackwell, as far as nvcc supports them; PTX of the last one runs on later GPUs.
 CUDA_ARCHS = ("75", "80", "86", "89", "90", "100", "120")
@@ -103,16 +106,25 @@ if MACHINE in ("aarch64", "arm64"):
     bfloat16 = ["-Xclang", "-target-feature", "-Xclang", "+bf16"] if TARGET else ["-march=armv8.2-a+bf16"]
     CPU_CAPABILITIES["NEON_BF16"] = [*CPU_CAPABILITIES["DEFAULT"], *bfloat16]
 
-# Instruction sets that only the kernels in some folders of ops/ use.
-FOLDERS_OF_CAPABILITY = {"AMX_BF16": ["deform_conv"]}
 
-# Additional options for the C++ sources in a folder of ops/, or for their kernels of one instruction set.
-FOLDER_FLAGS = {
-    "nms": ["-ffp-contract=off"],  # bit-identical decisions to mmcv
-}
-if "AVX2" in CPU_CAPABILITIES:
-    # CPUs without AVX2 are rare: compile for them in half the time; kernels take up to 1.11 times as long.
-    FOLDER_FLAGS["deform_conv.DEFAULT"] = ["-O1"]
+def options_of(folder: str, capability: str | None = None) -> list[str] | None:
+    """Return the options of the C++ sources in a folder of ops/, in addition to those of all.
+
+    Args:
+        capability: of a kernel, which is compiled once for each instruction set.
+
+    Returns:
+        None: the folder has no kernel for this instruction set.
+    """
+    if capability == "AMX_BF16" and folder != "deform_conv":
+        return None
+    options = [*CPU_CAPABILITIES[capability]] if capability else []
+    if folder == "nms":
+        options.append("-ffp-contract=off")  # bit-identical decisions to mmcv
+    if (folder, capability) == ("deform_conv", "DEFAULT") and "AVX2" in CPU_CAPABILITIES:
+        # CPUs without AVX2 are rare: compile in half the time; kernels take up to 1.11 times as long
+        options.append("-O1")
+    return options
 
 
 def stop(problem: str, remedy: str) -> NoReturn:
@@ -125,16 +137,17 @@ def torch_folder() -> Path:
     if TARGET:
         folder = Path(os.environ.get("DCNZOO_TORCH", ""), "torch").resolve()
         if not (folder / "lib").is_dir():
-            remedy = "Set DCNZOO_TORCH to a folder with the unpacked wheel of torch 2.10 for this system."
+            remedy = f"Set DCNZOO_TORCH to a folder with the unpacked wheel of torch {OLDEST_TORCH}."
             stop(f"DCNZOO_TARGET={os.environ['DCNZOO_TARGET']}, but {folder} has no libraries.", remedy)
         return folder
     try:
         import torch
     except ImportError:
         problem = "torch is not installed in the build environment."
-        stop(problem, "Install torch >= 2.10 first, or build without --no-build-isolation.")
+        stop(problem, f"Install torch >= {OLDEST_TORCH} first, or build without --no-build-isolation.")
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
-        stop(f"torch {torch.__version__} is too old; 2.10 or newer is needed.", 'pip install "torch>=2.10"')
+        remedy = f'pip install "torch>={OLDEST_TORCH}"'
+        stop(f"torch {torch.__version__} is too old; {OLDEST_TORCH} or newer is needed.", remedy)
     return Path(torch.__file__).parent
 
 
@@ -294,14 +307,14 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
         # lets floor and selects vectorise; NaN and Inf stay defined
         *("-fno-math-errno", "-fno-trapping-math"),
     ]
-    capabilities = dict(CPU_CAPABILITIES)
+    capabilities = list(CPU_CAPABILITIES)
     if "AMX_BF16" in capabilities:
         if assembles_amx():
             command.append(f"-DDCNZOO_WITH_AMX={'DEFAULT' if EMULATES_AMX else 'AVX512_BF16'}")
             if EMULATES_AMX:
                 command.append(f'-DDCNZOO_TILES="{ROOT}/tests/ops/emulated_tiles.h"')
         else:
-            del capabilities["AMX_BF16"]
+            capabilities.remove("AMX_BF16")
     linked = TARGET.link if TARGET else ["-ltorch_cpu", "-ltorch", "-lc10"]
     libraries = [f"-L{library / 'lib'}", *linked]
     libraries += shlex.split(os.environ.get("LDFLAGS", ""))
@@ -309,21 +322,21 @@ def cpu_build(library: Path, folder: Path, target: Path) -> str:
     objects = {}
     for source in sorted(OPS.rglob("*.cpp")):
         name = source.relative_to(OPS).with_suffix("")
-        shared = FOLDER_FLAGS.get(name.parts[0], [])
+        folder_name = name.parts[0]
         if not source.stem.endswith("_cpu_kernel"):
-            objects[f"{name}.o"] = source, shared
+            objects[f"{name}.o"] = source, options_of(folder_name)
             continue
-        for capability, options in capabilities.items():
-            if name.parts[0] not in FOLDERS_OF_CAPABILITY.get(capability, name.parts):
-                continue
-            further = FOLDER_FLAGS.get(f"{name.parts[0]}.{capability}", [])
-            options = [*options, *shared, *further, f"-DDCNZOO_CAPABILITY={capability}"]
-            objects[f"{name}.{capability.lower()}.o"] = source, options
+        for capability in capabilities:
+            options = options_of(folder_name, capability)
+            if options is not None:
+                objects[f"{name}.{capability.lower()}.o"] = (
+                    source,
+                    [*options, f"-DDCNZOO_CAPABILITY={capability}"],
+                )
     return ninja_file(quote(command), link, objects, target)
 
 
-def cuda_build(library: Path, folder: Path, target: Path) -> str:
-    nvcc = find_nvcc()
+def cuda_build(nvcc: str, library: Path, folder: Path, target: Path) -> str:
     command = [
         *(nvcc, *common_flags(library, "cuda"), *cuda_targets(nvcc)),
         *("-MD", "-DUSE_CUDA", "--expt-relaxed-constexpr", "--extended-lambda"),
@@ -372,17 +385,21 @@ class BuildPy(build_py):
 
 
 class BuildOps(build_ext):
-    """Writes and runs a build.ninja per library."""
+    """Writes and runs a build.ninja per library. ``nvcc``: its path; None: the CUDA library is not built."""
 
     def finalize_options(self) -> None:
+        self.nvcc = find_nvcc()  # first: the base class asks for the file names
         super().finalize_options()
-        if find_nvcc() is None:
+        if self.nvcc is None:
             self.extensions = [ext for ext in self.extensions if not ext.name.endswith("_cuda")]
+
+    def run(self) -> None:
+        remove_outdated_cuda_libraries()
+        super().run()
 
     def get_ext_filename(self, fullname: str) -> str:
         # no Python version in the name: the library does not depend on it
-        nvcc = find_nvcc()
-        major = cuda_major(nvcc) if nvcc and fullname.endswith("_cuda") else ""
+        major = cuda_major(self.nvcc) if self.nvcc and fullname.endswith("_cuda") else ""
         return fullname.replace(".", os.sep) + major + (TARGET.suffix if TARGET else ".so")
 
     def build_extension(self, ext: Extension) -> None:
@@ -392,17 +409,30 @@ class BuildOps(build_ext):
         for path in (target.parent, folder):
             path.mkdir(parents=True, exist_ok=True)
         if device == "cuda":
-            print(f"CUDA operators, with {find_nvcc()}: DCNZOO_CUDA=0 leaves them out", flush=True)
-        build = {"cpu": cpu_build, "cuda": cuda_build}[device]
+            print(f"CUDA operators, with {self.nvcc}: DCNZOO_CUDA=0 leaves them out", flush=True)
+        build = {"cpu": cpu_build, "cuda": partial(cuda_build, self.nvcc)}[device]
         (folder / "build.ninja").write_text(build(torch_folder(), folder, target))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([find_ninja(), "-C", str(folder), *jobs]).returncode != 0:
             if device == "cuda":
-                used, remedy = find_nvcc(), "DCNZOO_CUDA=0 skips the CUDA library."
+                used, remedy = self.nvcc, "DCNZOO_CUDA=0 skips the CUDA library."
             else:
                 used = shlex.join(require_compiler())
                 remedy = "GCC 11 or Clang 14 is needed, or a newer one; CXX selects the compiler."
             stop(f"compiling {target.name} with {used} failed; see the compiler's message above.", remedy)
+
+
+def remove_outdated_cuda_libraries() -> None:
+    """Remove CUDA libraries in the sources' folder that are older than ops/, as a torch for CUDA loads them.
+
+    They are not built again without nvcc, with DCNZOO_CUDA=0 or with another CUDA.
+    """
+    sources = (file for file in OPS.rglob("*") if file.suffix in (".cu", ".cuh", ".h"))
+    newest = max((file.stat().st_mtime for file in sources), default=0.0)
+    for library in (ROOT / "dcnzoo" / "ops").glob("_C_cuda*.so"):
+        if library.stat().st_mtime < newest:
+            library.unlink()
+            print(f"dcnzoo: {library.name} is older than ops/, and is removed", file=sys.stderr)
 
 
 class PlatformWheel(bdist_wheel):

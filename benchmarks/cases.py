@@ -35,6 +35,8 @@ class Case:
     group: str
     make: Callable[[], Sample]
     optional: bool = False
+    batch: int = 1  # images
+    stride: int = 1  # of a convolution
 
     @property
     def main(self) -> bool:
@@ -70,7 +72,8 @@ def convolution(
 
 def _convolutions() -> Iterator[Case]:
     def case(operator: str, name: str, group: str, *sizes, optional: bool = False, **options) -> Case:
-        return Case(operator, name, group, partial(convolution, name, *sizes, **options), optional)
+        make = partial(convolution, name, *sizes, **options)
+        return Case(operator, name, group, make, optional, batch=sizes[0], stride=options.get("stride", 1))
 
     levels = {"c3": (128, (100, 168)), "c4": (256, (50, 84)), "c5": (512, (25, 42))}  # of images of 800×1344
     two = partial(case, "deform_conv2d")
@@ -123,9 +126,9 @@ def _intern_images() -> Iterator[Case]:
     for height, width, channels in ((56, 56, 128), (14, 14, 768), (200, 320, 128), (64, 64, 768)):
         shapes.append(("DCNv4 paper", f"paper-{height}-{channels}", 1, channels, (height, width)))
     for operator in ("dcnv3", "dcnv4"):
-        for group, *sizes in shapes:
-            make = partial(_intern_image, operator == "dcnv4", *sizes)
-            yield Case(operator, sizes[0], group, make, optional=sizes[0].endswith("-n2"))
+        for group, name, batch, *sizes in shapes:
+            make = partial(_intern_image, operator == "dcnv4", name, batch, *sizes)
+            yield Case(operator, name, group, make, optional=batch == 2, batch=batch)
 
 
 def _attention(batch: int, queries: int, levels: tuple, heads: int, channels: int, points: int) -> Sample:
@@ -145,7 +148,7 @@ def _attentions() -> Iterator[Case]:
     pixels = sum(h * w for h, w in detr)
     for name, batch, queries in (("encoder", 1, pixels), ("decoder", 1, 300), ("encoder-n2", 2, pixels)):
         make = partial(_attention, batch, queries, detr, 8, 32, 4)
-        yield Case("ms_deform_attn", name, "Deformable DETR", make, optional=batch == 2)
+        yield Case("ms_deform_attn", name, "Deformable DETR", make, optional=batch == 2, batch=batch)
     for queries in (300, 1300, 22100):  # for detection and key points: RF-DETR's pull request 1385
         make = partial(_attention, 1, queries, ((48, 48),), 16, 16, 2)
         yield Case("ms_deform_attn", f"rf-detr-{queries}", "RF-DETR", make)

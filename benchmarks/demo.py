@@ -1,7 +1,8 @@
 """Train the demo's detector with and without deformable convolution, and compare.
 
 Generates the data, trains every arm for the same number of iterations, evaluates, prints a table and writes a
-page. Finished runs with an unchanged config are reused; interrupted runs are resumed.
+page. Finished runs with an unchanged config are reused, interrupted ones are resumed. Folders of others are
+renamed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dcnzoo.cli import _command, _options, _types, one_line_errors
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
 from dcnzoo.openmmlab.config.read import read_config_file
 from dcnzoo.openmmlab.history import History
+from dcnzoo.openmmlab.runs.start import free_name
 from dcnzoo.report.report import footer, render_runs, summary
 from dcnzoo.report.runs import TrainedRun, by_label
 from dcnzoo.report.validation import load_detectors
@@ -68,7 +70,7 @@ SHOWN_IMAGES = 5
     "--arms", multiple=True, type=click.Choice(list(ARMS)), default=["off", "v2"], show_default=True
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Parallel runs (default: one per core).")
-@click.option("--force", is_flag=True, help="Repeat finished trainings.")
+@click.option("--force", is_flag=True, help="Repeat finished trainings; earlier folders are renamed.")
 @click.option("--work-dir", type=_types.FOLDER, default="work_dirs/demo", show_default=True)
 @_options.cfg_options
 @one_line_errors()
@@ -94,7 +96,7 @@ def main(
     with lock:
         if force:
             for run in runs.values():
-                shutil.rmtree(run.folder, ignore_errors=True)
+                run.set_aside()
         first = next(iter(runs.values()))
         make_data(first.cfg, console)
         train(list(runs.values()), jobs, threads, console)
@@ -151,10 +153,17 @@ class Run:
     def is_current(self) -> bool:
         return self.config.is_file() and self.config.read_text(encoding="utf-8") == self.cfg.pretty_text
 
-    def prepare(self) -> None:
-        """Write the config; remove the files of a previous config."""
-        if not self.is_current():
+    def set_aside(self) -> None:
+        """Rename the folder, if it has a checkpoint, as ``dcnzoo train --force`` does."""
+        if any(self.folder.glob("*.pth")):
+            self.folder.rename(free_name(self.folder))
+        else:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def prepare(self) -> None:
+        """Write the config; keep the files of a previous config under another name."""
+        if not self.is_current():
+            self.set_aside()
             write_text(self.config, self.cfg.pretty_text)
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -303,8 +312,7 @@ def among_others(runs: Sequence[TrainedRun]) -> str:
     committed = [v2 - off for v2, off in pairs if None not in (v2, off)]
     return (
         f"; over {len(committed)} seeds, v2 − off is {statistics.mean(committed):+.3f} on average "
-        f"({min(committed):+.3f} to {max(committed):+.3f}). After 32 epochs, v2 gains box AP and no mask AP: "
-        "docs/study.md."
+        f"({min(committed):+.3f} to {max(committed):+.3f}). Longer trainings: docs/study.md."
     )
 
 

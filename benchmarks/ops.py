@@ -8,9 +8,9 @@
 
 The contestants take turns in one process; compare the ratios, not the milliseconds. A contestant whose result
 differs from dcnzoo's is not timed. A complete run writes its summary to docs/benchmarks/, named by machine
-and versions; all measurements go to work_dirs/benchmarks/ after each case. ``--against`` builds operators of
-revisions and compares CPU times, which other programs disturb less (set OMP_WAIT_POLICY=passive, or
-waiting counts).
+and versions; all measurements go to work_dirs/benchmarks/ after each case, those of a part under a name with
+its options. ``--against`` builds operators of revisions and compares CPU times, which other programs disturb
+less (set OMP_WAIT_POLICY=passive, or waiting counts).
 """
 
 import argparse
@@ -21,6 +21,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shlex
 import statistics
 import sys
@@ -28,7 +29,7 @@ import time
 import timeit
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.pool import Pool
 from pathlib import Path
 
@@ -62,6 +63,7 @@ class Row:
     seconds: float
     iqr: float
     extra: int | None = None
+    stride: int = 1
 
     @property
     def setting(self) -> tuple[str, str, str, str, int]:
@@ -154,7 +156,7 @@ def time_pass(
     times = take_turns(functions, settings.seconds, settings.timer, settings.rounds)
     for (name, threads), timed in times.items():
         setting = (case.operator, case.name, case.main, dtype, mode, threads)
-        row = Row(*setting, name, timed.median, timed.iqr)
+        row = Row(*setting, name, timed.median, timed.iqr, stride=case.stride)
         if pool and threads == settings.threads[-1] and name == OURS:
             row.extra = pool.apply(extra_memory, (case.operator, case.name, dtype, mode, threads))
         yield row
@@ -178,6 +180,13 @@ def relative_difference(got: Tensor, expected: Tensor) -> float:
 
 
 # Memory
+
+
+def fresh_processes() -> Pool:
+    """Return a pool that runs each call in a new process, forked from one that has computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.cases"])
+    return context.Pool(1, maxtasksperchild=1)
 
 
 def extra_memory(operator: str, case: str, dtype: str, mode: str, threads: int) -> int:
@@ -261,14 +270,16 @@ def summary(rows: list[Row]) -> list[list[str]]:
     threads = sorted({row.threads for row in rows})
     with_main = {row.operator for row in rows if row.main}
     main = {row.setting for row in rows if row.main or row.operator not in with_main}
+    strides = {row.setting: row.stride for row in rows}
+    with_strides = {row.operator for row in rows if row.stride > 1}
     table = [["operator", "pass", "type", "time ratio", *(f"{n} threads" for n in threads), "worst", "cases"]]
     for pair, by_setting in ratios(rows).items():
         groups: dict[tuple, dict[tuple, float]] = defaultdict(dict)
         for (operator, case, dtype, mode, count), ratio in by_setting.items():
             if (operator, case, dtype, mode, count) in main:
                 groups[operator, mode, dtype, pair][case, count] = ratio
-                if pair.endswith(", the faster") and any("-s2" in name for _, name, *_ in main):
-                    stride = 2 if "-s2" in case else 1
+                if pair.endswith(", the faster") and operator in with_strides:
+                    stride = strides[operator, case, dtype, mode, count]
                     groups[operator, mode, dtype, f"{pair}, stride {stride}"][case, count] = ratio
         for key, values in groups.items():
             by_threads = {n: [r for (_, count), r in values.items() if count == n] for n in threads}
@@ -322,52 +333,95 @@ def parse() -> tuple[argparse.Namespace, list[Case]]:
     return args, cases
 
 
-def main() -> None:
-    args, cases = parse()
+@dataclass
+class Results:
+    """The measurements of a run: its command, the machine, the rows, and why contestants are missing."""
+
+    command: str
+    machine: dict[str, object]
+    rows: list[Row] = field(default_factory=list)
+    problems: dict[str, None] = field(default_factory=dict)
+
+    def save(self, file: Path) -> None:
+        rows = [vars(row) for row in self.rows]
+        write_text(
+            file, json.dumps({"command": self.command, "machine": self.machine, "rows": rows}, indent=1)
+        )
+
+
+def is_complete(args: argparse.Namespace, words: list[str]) -> bool:
+    """Return whether the results of a command line belong to docs/benchmarks."""
+    return args.cases == ["*"] if args.against else not words
+
+
+def name_of(
+    args: argparse.Namespace, words: list[str], machine: Mapping[str, object], commits: list[str]
+) -> str:
+    """Return the name of the files of results. Those of a part, or of other revisions, have their own."""
+    name = "-".join(["revisions", *commits, slug(machine)] if commits else [slug(machine)])
+    options = [word for before, word in itertools.pairwise(["", *words]) if "--out" not in (before, word)]
+    part = re.sub(r"[^a-z0-9.]+", "-", " ".join(options).lower()).strip("-")
+    return name if is_complete(args, words) else f"{name}-part-{part}"[:240]
+
+
+def run(
+    args: argparse.Namespace, cases: Iterable[Case], revisions: list[str], results: Results, file: Path
+) -> None:
+    """Measure the cases, and save the results after each."""
     settings = Settings(args.threads, args.passes, args.seconds)
-    if args.against:
+    if revisions:
         settings = replace(settings, timer=time.process_time, rounds=20, copies=5)
-    revisions = [revision.load(each) for each in args.against]
-    facts = describe(*PACKAGES)
-    print(listed(facts))
-    command = shlex.join(["python", "-m", "benchmarks.ops", *sys.argv[1:]])
-    name = f"revisions-{slug(facts)}" if args.against else slug(facts)
-    rows: list[Row] = []
-    problems: dict[str, None] = {}
-    context = multiprocessing.get_context("forkserver")  # forks a process that has computed nothing
-    context.set_forkserver_preload(["benchmarks.cases"])
-    without_memory = args.no_memory or args.against
-    with contextlib.nullcontext() if without_memory else context.Pool(1, maxtasksperchild=1) as pool:
+    without_memory = args.no_memory or revisions
+    with contextlib.nullcontext() if without_memory else fresh_processes() as pool:
         for case in cases:
             against = competitors(case.operator, args.contestants, revisions)
             for dtype in args.dtypes:
                 for result in measure(case, dtype, against, settings, pool):
                     if isinstance(result, Row):
-                        rows.append(result)
+                        results.rows.append(result)
                         milliseconds = f"{result.seconds * 1e3:.3f} ms"
                         print(*result.setting, f"{result.contestant}:", milliseconds, flush=True)
                     else:
-                        problems[result] = None
-            measured = {"command": command, "machine": facts, "rows": [vars(row) for row in rows]}
-            write_text(args.out / f"{name}.json", json.dumps(measured, indent=1))
-    noise = statistics.median(row.iqr / row.seconds for row in rows)
-    times = "CPU times" if args.against else "times"
-    text = f"""# Operators: {facts["cpu"]}
+                        results.problems[result] = None
+            results.save(file)
 
-{listed(facts)}.
 
-`{command}`
+def page(results: Results, times: str) -> str:
+    """Return the summary as a page of docs/benchmarks; ``times``: what was measured."""
+    noise = statistics.median(row.iqr / row.seconds for row in results.rows)
+    return f"""# Operators: {results.machine["cpu"]}
+
+{listed(results.machine)}.
+
+`{results.command}`
 
 Ratios of {times}, medians over the cases. [Performance](../performance.md) explains the terms. Interquartile
 range, median over all timings: {noise:.1%}{", a noisy machine: run again" if noise > 0.1 else ""}.
 
-{markdown(summary(rows))}
+{markdown(summary(results.rows))}
 """.replace(f"{OURS}_", "")
+
+
+def main() -> None:
+    args, cases = parse()
+    words = sys.argv[1:]
+    revisions = [revision.load(each) for each in args.against]
+    results = Results(shlex.join(["python", "-m", "benchmarks.ops", *words]), describe(*PACKAGES))
+    print(listed(results.machine))
+    name = name_of(args, words, results.machine, [each.removeprefix(f"{OURS}_") for each in revisions])
+    run(args, cases, revisions, results, args.out / f"{name}.json")
+    missing = "".join(f"- {line}\n" for line in results.problems)
+    if not results.rows:
+        raise SystemExit(
+            f"error: expected an operator with such a pass, nothing was measured\n{missing}".strip()
+        )
+    text = page(results, "CPU times" if revisions else "times")
     print(text)
-    missing = "".join(f"- {line}\n" for line in problems)
-    complete = args.cases == ["*"] if args.against else not sys.argv[1:]
-    write_text((ROOT / "docs/benchmarks" if complete else args.out) / f"{name}.md", text)
-    write_text(args.out / f"{name}-cases.md", f"{markdown(all_cases(rows))}\n\nNot measured:\n\n{missing}")
+    folder = ROOT / "docs/benchmarks" if is_complete(args, words) else args.out
+    write_text(folder / f"{name}.md", text)
+    write_text(
+        args.out / f"{name}-cases.md", f"{markdown(all_cases(results.rows))}\n\nNot measured:\n\n{missing}"
+    )
     print(f"written: {args.out / name}*")
 
 

@@ -298,6 +298,26 @@ def test_a_wheel_without_compiled_operators_is_for_every_system(tree, built, tmp
     assert contents == {f"dcnzoo/{name}" for name in files(built / "dcnzoo")}
 
 
+OLDEST_TORCH = {  # file -> its statement
+    "pyproject.toml": r'dependencies = \["torch>=([\d.]+)"',
+    "noxfile.py": r'"3.10": "([\d.]+)\.0"',
+    "Makefile": r"torch ≥ ([\d.]+)$",
+    "dcnzoo/diagnosis.py": r"dcnzoo needs ([\d.]+) or later",
+    "docs/get_started.md": r"torch ≥ ([\d.]+);",
+    "CONTRIBUTING.md": r"every torch ≥ ([\d.]+)\.",
+}
+
+
+@pytest.mark.parametrize("file", OLDEST_TORCH)
+def test_the_oldest_torch_is_the_same_everywhere(setup_py, file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert {*re.findall(OLDEST_TORCH[file], text, re.MULTILINE)} == {setup_py["OLDEST_TORCH"]}
+    targets = {*re.findall(r"0x[0-9a-f]{16}", text)}
+    assert targets <= {setup_py["TORCH_TARGET"]}
+    pairs = {*re.findall(r"\.release < (\(\d+, \d+\))", text)}
+    assert pairs <= {str(setup_py["MIN_TORCH"])}
+
+
 # When setup.py compiles the CUDA library, and for which architectures
 
 
@@ -365,6 +385,18 @@ def test_the_compiler_of_the_cuda_library_may_have_a_launcher(setup_py, tmp_path
     monkeypatch.setenv("CXX", "env g++ -O0")
     stub = setup_py["stand_in_for_libtorch_cuda"](tmp_path)
     assert (stub / "libtorch_cuda.so").exists()
+
+
+@pytest.mark.parametrize("outdated", [True, False])
+def test_an_outdated_cuda_library_is_removed(tree, tmp_path, outdated):
+    """A torch for CUDA would load it, next to a CPU library and Python of a later version."""
+    tree = shutil.copytree(tree, tmp_path / "clone", symlinks=True)
+    library = tree / "dcnzoo/ops/_C_cuda13.so"
+    library.touch()
+    if outdated:
+        os.utime(library, (0, 0))
+    setup(tree, "build_ext", "--inplace", status=1, CXX="false", **empty_torch(tmp_path))
+    assert library.exists() is not outdated
 
 
 def test_nothing_is_compiled_on_windows(setup_py, monkeypatch, capsys):
@@ -452,3 +484,30 @@ def test_make_repeats_what_other_variables_change(tmp_path, monkeypatch, built, 
     )
     assert done.returncode == 0, done.stderr
     assert [part for part in ("-m venv", "-e .") if part in done.stdout] == [*repeated], done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_failed_installation_keeps_a_venv_that_works(tmp_path, monkeypatch, installed):
+    """After a change of pyproject.toml, without network, .venv is installed but older."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    programs = {".venv/bin/python": "exit 1", "bin/python3": "exit 0"}  # pip fails, and all else succeeds
+    for name in (
+        *programs,
+        ".ci/opencv-python/pyproject.toml",
+        "ops/none",
+        ".venv/.installed",
+        "pyproject.toml",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{programs.get(name, '')}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    mark = tmp_path / ".venv/.installed"
+    os.utime(mark, (0, 0)) if installed else mark.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.delenv("PYTHON", raising=False)
+    for _ in range(2 if installed else 1):
+        done = subprocess.run(["make", "UV=", "setup"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode != 0 and "pip>=25.1" in done.stdout, done
+        assert mark.exists() is installed and (tmp_path / ".venv/.installing").exists() is not installed
+        assert (tmp_path / ".venv/bin/python").exists()

@@ -14,6 +14,7 @@ import json
 import shutil
 from pathlib import Path
 
+from dcnzoo.cli import one_line_errors
 from dcnzoo.utils.files import replacing
 from dcnzoo.version import __version__
 
@@ -95,6 +96,7 @@ def copy_operators(target: Path) -> None:
         file.write_text(text, encoding="utf-8")
 
 
+@one_line_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)

@@ -181,7 +181,10 @@ def add_metadata(file: Path, name: str, entries: dict[str, float]) -> None:
     start = rf"(  - Name: {re.escape(name)}\n(?:    .*\n)*?)(?:    Metadata:\n|(?!    ))"
     lines = "".join(f"      {key}: {value}\n" for key, value in entries.items())
     text = file.read_text(encoding="utf-8")
-    write_text(file, re.sub(start, rf"\g<1>    Metadata:\n{lines}", text, count=1))
+    changed, count = re.subn(start, rf"\g<1>    Metadata:\n{lines}", text, count=1)
+    if not count:
+        raise ValueError(f"{file}: expected a model of the name {name} in the layout of dcnzoo's metafiles")
+    write_text(file, changed)
 
 
 @one_line_errors()

@@ -7,7 +7,7 @@
 
 FURTHER.xml: the results of an environment with further packages, for families that are not ok without them.
 
-Results are kept in SECTION.json, if it exists, so that a part of the families can be measured again.
+Results are kept in SECTION.json, so that a part of the families can be measured again.
 """
 
 import json
@@ -16,7 +16,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from benchmarks.coverage.trial import is_ok
+from benchmarks.coverage.trial import OUT_OF_SCOPE, is_ok
 from benchmarks.measure import ROOT, markdown, parser_of, properties, replace_section
 from dcnzoo.utils.files import write_text
 
@@ -58,7 +58,7 @@ def short(result: str) -> str:
         return result.partition(FURTHER)[0].removeprefix("ok").removeprefix(", ") or "yes"
     if re.search(PACKAGE, result):
         return "no"
-    reason = re.sub(rf"^(out of scope: |{REFUSED}(\w+: )?)", "", result)
+    reason = re.sub(rf"^({OUT_OF_SCOPE}|{REFUSED}(\w+: )?)", "", result)
     return f"no: {reason}"
 
 

@@ -24,6 +24,7 @@ from dcnzoo.utils.folders import mim_folder
 OF_A_USER = "_base_ = '{}'\ncustom_imports = dict(imports={})\n"
 PRETRAINED = ("pretrained", "teacher_ckpt", "checkpoint")  # and init_cfg=dict(checkpoint=…)
 TEXTS = ("a cat", "dog", "red car")
+OUT_OF_SCOPE = "out of scope: "  # how the result of a family begins that is not tried
 SECONDS, MEMORY = 600, 12 << 30  # limits of a trial: seconds, bytes
 
 

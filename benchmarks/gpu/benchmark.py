@@ -38,9 +38,9 @@ from tests.op_cases import Sample
 
 DTYPES = ("bfloat16", "float32", "float16")
 FORMATS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
-LARGE = [case for case in CASES if case.name.endswith("-n2")]
+LARGE = [case for case in CASES if case.batch == 2]
 CONVOLUTIONS = [case for case in LARGE if case.operator == "deform_conv2d" and not case.optional]
-ATTENTIONS = [case for case in LARGE if case.operator != "deform_conv2d"]
+ATTENTIONS = [case for case in LARGE if case.operator in ("dcnv3", "dcnv4", "ms_deform_attn")]
 
 
 def contestants(name: str) -> dict[str, tuple[torch.memory_format, Contestant]]:

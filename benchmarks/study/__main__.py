@@ -9,10 +9,14 @@ import argparse
 import multiprocessing
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import ROOT, describe, revision
 from benchmarks.study import page, training
+
+# set when a training of the search fails: the processes, which are forked, wait for its result no longer
+FAILED = multiprocessing.get_context("fork").Event()
 
 
 def work(args: argparse.Namespace) -> None:
@@ -25,9 +29,19 @@ def work(args: argparse.Namespace) -> None:
     machine = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores']} cores"
     columns = {"commit": revision(), "machine": machine, "torch": facts["torch"]}
     print(f"{len(queue)} trainings are left", flush=True)
+    FAILED.clear()
+
+    def failed(run: training.Run, error: BaseException) -> None:
+        print(f"{run.name}: {error}", flush=True)
+        if run.stage == "search":
+            FAILED.set()
+
     # a process per training, forked from this one, which has imported everything
     with multiprocessing.get_context("fork").Pool(args.processes, maxtasksperchild=1) as pool:
-        tasks = [pool.apply_async(work_on, (run, columns, args), error_callback=print) for run in queue]
+        tasks = [
+            pool.apply_async(work_on, (run, columns, args), error_callback=partial(failed, run))
+            for run in queue
+        ]
         for task in tasks:
             task.wait(max(0, end - time.monotonic()))
 
@@ -36,7 +50,8 @@ def work_on(run: training.Run, columns: dict[str, object], args: argparse.Namesp
     """Train once, as soon as the search has determined the learning rate of the arm."""
     setting = training.TIMED if run.setting == training.TIMED else "shapes"
     while not (rate := run.rate or training.best_rate(training.read(), run.arm, setting)):
-        time.sleep(1)
+        if FAILED.wait(1):
+            raise RuntimeError("not trained: a training of the search for its learning rate failed")
     training.train(run, rate, args.work_dir, args.data, columns)
     print(f"{run.name}: finished", flush=True)
 

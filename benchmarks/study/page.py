@@ -15,6 +15,7 @@ from benchmarks.study.training import (
     BUDGET,
     PAIR,
     PLAN,
+    RATES,
     TIMED,
     Row,
     average,
@@ -145,11 +146,16 @@ def page_of(rows: list[Row]) -> str:
     late = [np.diff(curve(rows, last)["ap"])[-1] for last in main["plain"]]
     bounds = [interval(np.delete(wider, seed), FAMILY)[0] for seed in range(len(wider))]
     template = Path(__file__).with_name("study.md.jinja").read_text(encoding="utf-8")
+    masks = {arm: values(results, "mask_ap") for arm, results in main.items()}
+    above = [arm for arm in masks if arm != "v2" and interval(masks["v2"] - masks[arm])[1] < 0]
+    highest = [arm for arm in main if best_rate(rows, arm) == max(RATES)]
     return jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(
         seeds=len(main["v2"]),
         gain=with_interval(gains(main)["plain"], FAMILY),
         verdict=verdict(gains(main)["plain"]),
         late=with_interval(late),
+        above_in_mask_ap=", ".join(f"`{arm}`" for arm in above),
+        highest_rate=", ".join(f"`{arm}`" for arm in highest),
         wider_bound=interval(wider, FAMILY)[0],
         fragile=sum(bound <= 0 for bound in bounds),
         arms=arms_table(rows, main),

@@ -175,6 +175,7 @@ class InternImage(Classifier):
         frozen_stages: -1: train everything. 0: freeze the stem. n: also freeze the first n levels.
         num_classes: number of classes of the official classifier. None: no head.
         cls_scale: input channels of the head's last layer, as a multiple of the last level's channels.
+            None: 1.5.
         use_clip_projector: the head of InternImage-H and -G: attention over the last two levels.
         in_chans: number of channels of the image.
 
@@ -213,7 +214,7 @@ class InternImage(Classifier):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         num_classes: int | None = None,
-        cls_scale: float = 1.5,
+        cls_scale: float | None = None,
         use_clip_projector: bool = False,
         in_chans: int = 3,
     ) -> None:
@@ -234,11 +235,9 @@ class InternImage(Classifier):
         if res_post_norm and (post_norm or layer_scale is not None):
             refuse(self, "res_post_norm", "False with post_norm or layer_scale", res_post_norm)
         extra_norms = list(level2_post_norm_block_ids or ())
-        if extra_norms and not level2_post_norm:
-            refuse(self, "level2_post_norm_block_ids", "none without level2_post_norm", extra_norms)
-        blocks = depths[2] if levels > 2 else 0
-        if not all(0 <= i < blocks for i in extra_norms):
-            refuse(self, "level2_post_norm_block_ids", f"some of the {blocks} blocks of level 2", extra_norms)
+        self._check_extra_norms(level2_post_norm, extra_norms, depths[2] if levels > 2 else 0)
+        if cls_scale is not None and (num_classes is None or use_clip_projector):
+            refuse(self, "cls_scale", "None without num_classes and with use_clip_projector", cls_scale)
         self.depths = tuple(depths)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -263,9 +262,19 @@ class InternImage(Classifier):
             extra = extra_norms if i == 2 else ()
             norm = not post_norm or center_feature_scale
             self.levels.append(Level(stack, width, norm, extra, downsample))
-        self._add_head(num_classes, width, cls_scale, act_layer, use_clip_projector)
+        self._add_head(
+            num_classes, width, 1.5 if cls_scale is None else cls_scale, act_layer, use_clip_projector
+        )
         self._reset_parameters()
         self._freeze()
+
+    def _check_extra_norms(self, wanted: bool, block_ids: list[int], blocks: int) -> None:
+        if block_ids and not wanted:
+            refuse(self, "level2_post_norm_block_ids", "none without level2_post_norm", block_ids)
+        if wanted and not block_ids:
+            refuse(self, "level2_post_norm", "False without level2_post_norm_block_ids", wanted)
+        if not all(0 <= i < blocks for i in block_ids):
+            refuse(self, "level2_post_norm_block_ids", f"some of the {blocks} blocks of level 2", block_ids)
 
     def _operator(self, act_layer: str, norm_layer: str, **arguments: Any) -> nn.Module:
         return DCNv3(act_layer=act_layer, norm_layer=norm_layer, **arguments)

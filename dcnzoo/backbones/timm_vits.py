@@ -68,25 +68,29 @@ def read_weights(file: str) -> dict[str, Any]:
     return {} if file.endswith(".npz") else load_state_dict(file)
 
 
-def with_weights(source: bool | str, state: Mapping[str, Any], **options: Any) -> tuple[Any, list[str]]:
-    """Return a ViT with weights, and the names of its parameters that have none.
+def with_weights(
+    source: bool | str, state: Mapping[str, Any], **options: Any
+) -> tuple[Any, list[str], list[str]]:
+    """Return a ViT with weights, the names of its parameters that have none, and unknown names in the file.
 
     Args:
         source: True: timm's weights. Or the file of ``state``, which :func:`read_weights` has returned.
         options: arguments of ``timm.create_model``.
     """
+    if source is True:  # timm refuses weights that lack a parameter, and most of its own lack layer scale
+        options.pop("init_values", None)
     vit: Any = create(pretrained=source is True, **options)
     if not state:
         if source is not True:
             vit.load_pretrained(source)
-        return vit, []
+        return vit, [], []
     sizes = (v.shape[-1] for key, v in state.items() if key.endswith("patch_embed.proj.weight"))
     size, own_size = next(sizes, None), vit.patch_embed.proj.kernel_size[0]
     if size not in (None, own_size):
         text = f"patches of {size} × {size} are resized to {own_size} × {own_size}"
         warnings.warn(f"ViTAdapter: pretrained: {source}: {text}", stacklevel=3)
     converted = sys.modules[type(vit).__module__].checkpoint_filter_fn(state, vit)
-    return vit, vit.load_state_dict(converted, strict=False).missing_keys
+    return vit, *vit.load_state_dict(converted, strict=False)
 
 
 def address_hint(name: str) -> str:

@@ -188,7 +188,7 @@ class ViTAdapter(nn.Module):
         window: size of the windows in all blocks, or a list with a size or None (no windows) per block.
         pad_input: see :class:`dcnzoo.backbones.windows.WindowAttention`; True for BEiT and Uni-Perceiver.
         patch_bias: add a bias to the patches of a ViT that has none, for Uni-Perceiver.
-        norm_eps: eps of the adapter's layer norms. A value other than 1e-6 is also set in the ViT's norms.
+        norm_eps: eps of all layer norms. None: 1e-6 in the adapter, and the ViT keeps its own.
         frozen: the ViT's parameters get no gradients, and it stays in evaluation mode. Without injectors, its
             activations are not stored either.
         with_cp: recompute activations in the backward pass: less memory, more time.
@@ -221,7 +221,7 @@ class ViTAdapter(nn.Module):
         window: int | Sequence[int | None] | None = None,
         pad_input: bool = False,
         patch_bias: bool = False,
-        norm_eps: float = 1e-6,
+        norm_eps: float | None = None,
         frozen: bool = False,
         with_cp: bool = False,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -242,7 +242,7 @@ class ViTAdapter(nn.Module):
         self.pad_input = pad_input
         _set_patches_and_windows(vit, self.windows, pad_input)
         for module in self.modules():
-            if isinstance(module, nn.LayerNorm) and norm_eps != 1e-6:
+            if isinstance(module, nn.LayerNorm) and norm_eps is not None:
                 module.eps = norm_eps
         channels, depth = self.embed_dim, len(self.blocks)
         self.bounds = [depth * i // STAGES for i in range(STAGES + 1)]
@@ -251,7 +251,8 @@ class ViTAdapter(nn.Module):
         self._detached = frozen and not injectors  # only a gradient of the picture passes through the ViT
 
         first = 0 in self.out_indices
-        attention: dict[str, Any] = dict(heads=deform_num_heads, ratio=deform_ratio, eps=norm_eps)
+        eps = 1e-6 if norm_eps is None else norm_eps
+        attention: dict[str, Any] = dict(heads=deform_num_heads, ratio=deform_ratio, eps=eps)
         self.level_embed = nn.Parameter(torch.zeros(3, channels))
         self.spm = SpatialPrior(self.in_chans, conv_inplane, channels, first)
         self.interactions = nn.ModuleList()
@@ -335,17 +336,16 @@ class ViTAdapter(nn.Module):
 
         Args:
             source: True: timm's weights of the ViT. Or a file with weights of the ViT in a format that timm
-                reads; parts that the adapter does not use, such as a classifier, are optional. Or a file with
+                reads; parts that the adapter does not use, such as a classifier, are optional, and so is
+                layer scale, which keeps its initial value. Or a file with
                 weights of an adapter with the same settings, or of a detector with such an adapter.
 
         Raises:
-            ValueError: the ViT was given as a module, or the weights cannot be read, lack parameters, or
-                belong to another adapter.
+            ValueError: the ViT was given as a module, or the weights cannot be read, lack parameters, have
+                others, such as layer scale for a ViT without ``init_values``, or belong to another adapter.
         """
         if self.vit_options is None:
             refuse(self, "pretrained", "False with a module, which has its weights", repr(source))
-        # timm refuses weights that lack a parameter. Most lack layer scale, so create the ViT without it
-        options = {key: value for key, value in self.vit_options.items() if key != "init_values"}
         try:
             state = {} if source is True else timm_vits.read_weights(str(source))
             prefix = next((key.removesuffix(_OWN) for key in state if key.endswith(_OWN)), None)
@@ -353,13 +353,16 @@ class ViTAdapter(nn.Module):
                 own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
                 self.load_state_dict(own)
                 return
-            vit, unset = timm_vits.with_weights(source, state, **options)
+            vit, unset, unknown = timm_vits.with_weights(source, state, **self.vit_options)
         except Exception as error:  # timm, torch and the Hub raise errors of many types
             expected = "a file of weights, False for random ones, or True with access to timm's on the Hub"
             # shortened: for weights of another ViT, torch's message names each parameter
             text = textwrap.shorten(f"{type(error).__name__} {error}", 300, placeholder=" …")
-            address = timm_vits.address_hint(options["model_name"]) if source is True else ""
+            address = timm_vits.address_hint(self.vit_options["model_name"]) if source is True else ""
             refuse(self, "pretrained", expected, f"{source!r}: {text}{address}")
+        unused = [name for name in unknown if name.split(".")[0] in _VIT and not name.startswith("norm.")]
+        if unused:
+            refuse(self, "pretrained", f"weights of such a ViT, without {few(unused)}", repr(source))
         _set_patches_and_windows(vit, self.windows, self.pad_input)
         loaded = {key: value for key, value in vit.state_dict().items() if key not in unset}
         missing, _ = self.load_state_dict(loaded, strict=False)
@@ -375,9 +378,10 @@ class ViTAdapter(nn.Module):
         timm_vits.join_position_embeddings(values)
         if hasattr(self.blocks[0], "ls1"):
             values = {timm_vits.timms_name(name): value for name, value in values.items()}
+        own = dict(self.named_parameters())
         for name, value in values.items():
-            is_table = name.endswith("relative_position_bias_table")
-            if is_table and len(value) == len(self.get_parameter(name)) - 3:
+            is_table = name.endswith("relative_position_bias_table") and name in own
+            if is_table and len(value) == len(own[name]) - 3:
                 value = F.pad(value, (0, 0, 0, 3))  # the authors' tables have no rows for the class token
             state_dict[prefix + name] = value
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -21,8 +21,10 @@ def takes(names: str) -> Callable[[Callable], Callable]:
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def wrapper(*args: object, **kwargs: object) -> object:
+            name = function.__qualname__
+            if unknown := kwargs.keys() - {*order}:
+                raise TypeError(f"{name}: expected arguments of {names}, got {', '.join(sorted(unknown))}")
             if len(args) > len(order):
-                name = function.__qualname__
                 raise TypeError(
                     f"{name}: expected at most {counted(len(order), 'arguments')}, got {len(args)}"
                 )

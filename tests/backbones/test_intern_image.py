@@ -1,5 +1,6 @@
 """InternImage and FlashInternImage: the official checkpoints' names, their equations and their training."""
 
+import copy
 import hashlib
 import re
 import warnings
@@ -215,12 +216,40 @@ def test_pretrained_weights_of_a_classifier(kind, key, tmp_path):
         {"drop_path_rate": 1.0},
         {"level2_post_norm_block_ids": [1, 2], "level2_post_norm": True},
         {"level2_post_norm_block_ids": [1]},
+        {"level2_post_norm": True},
+        {"cls_scale": 2.0},
+        {"cls_scale": 2.0, "num_classes": 3, "use_clip_projector": True},
         {"res_post_norm": True},
     ],
 )
 def test_refuses(options):
     with pytest.raises(ValueError, match=rf"{next(iter(options)).rstrip('s')}s?: expected"):
         build("InternImage", **options)
+
+
+@both
+def test_initial_values_are_the_authors(kind):
+    """Linear layers have a standard deviation of .02 and no bias; the operators set their own values."""
+    torch.manual_seed(0)
+    model = build(kind, channels=64, num_classes=10)
+    inside = [
+        module for block in model.modules() if isinstance(block, model.operator) for module in block.modules()
+    ]
+    others = [
+        m for m in model.modules() if isinstance(m, nn.Linear) and not any(m is each for each in inside)
+    ]
+    assert len(others) == 2 * sum(model.depths) + 1, "the MLPs and the head"
+    for linear in others:
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert linear.bias is None or not linear.bias.any()
+    for operator in (module for module in model.modules() if isinstance(module, model.operator)):
+        fresh = copy.deepcopy(operator)
+        fresh.reset_parameters()
+        for name, parameter in operator.named_parameters():
+            found, expected = (
+                each.std(correction=0).item() for each in (parameter, fresh.get_parameter(name))
+            )
+            assert found == pytest.approx(expected, rel=0.2, abs=1e-9), name
 
 
 # The layer-wise learning rate

@@ -1,6 +1,8 @@
 """ViT-Adapter. The authors' code and Meta's run beside it in ``tests/environments/test_vit_adapter.py``."""
 
 import copy
+import functools
+import math
 import sys
 
 import pytest
@@ -17,6 +19,7 @@ from dcnzoo.backbones import ViTAdapter
 from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.detect.session import Session
 from dcnzoo.export.onnx import export_onnx
+from dcnzoo.layers import MultiScaleDeformableAttention
 from dcnzoo.ops import flops
 from dcnzoo.report.explain import Box, explain_network
 from dcnzoo.report.sampling import record_sampling
@@ -403,6 +406,36 @@ WRONG = [
 def test_errors(timm, vit, options, message):
     with pytest.raises(ValueError, match=message):
         ViTAdapter(vit, **SMALL, **options)
+
+
+def test_initial_values_are_the_authors(timm):
+    torch.manual_seed(0)
+    adapter = ViTAdapter(dict(VIT, embed_dim=96), **(SMALL | dict(conv_inplane=32)))
+    assert adapter.level_embed.std().item() == pytest.approx(1, rel=0.2)
+    own = [*adapter.spm.modules(), *adapter.interactions.modules(), adapter.up]
+    attentions = [module for module in own if isinstance(module, MultiScaleDeformableAttention)]
+    inside = {layer for attention in attentions for layer in attention.modules()}
+    assert attentions and all(not attention.sampling_offsets.weight.any() for attention in attentions)
+    assert all(attention.sampling_offsets.bias.any() for attention in attentions)
+    for layer in set(own) - inside:
+        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        assert layer.bias is None or not layer.bias.any()
+        fan_out = (
+            math.prod(layer.kernel_size) * layer.out_channels / layer.groups
+            if hasattr(layer, "groups")
+            else 0
+        )
+        std = math.sqrt(2 / fan_out) if fan_out else 0.02
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.1), layer
+
+
+@pytest.mark.parametrize("eps", [None, 1e-6, 1e-5])
+def test_eps_of_norms(timm, eps):
+    vit = timm.create_model(**VIT, num_classes=0, norm_layer=functools.partial(nn.LayerNorm, eps=1e-3))
+    adapter = ViTAdapter(vit, **SMALL, norm_eps=eps)
+    assert adapter.blocks[0].norm1.eps == (eps or 1e-3)
+    assert adapter.interactions[0].injector.query_norm.eps == (eps or 1e-6)
 
 
 def test_pictures_of_one_channel(timm):

@@ -166,6 +166,33 @@ def test_what_the_adapter_uses_must_be_there(write):
         adapter(VITS[0], pretrained=write(state))
 
 
+def test_layer_scale_of_a_file(write):
+    """A file's layer scale is loaded; a ViT without it refuses the file."""
+    scaled = dict(model_name=VITS[0], **TINY, init_values=1e-5)
+    state = timm.create_model(**(scaled | dict(init_values=0.7))).state_dict()
+    assert torch.equal(state["blocks.1.ls2.gamma"], torch.full([24], 0.7))
+    network = ViTAdapter(scaled, **SMALL, pretrained=write(state))
+    require_weights_of(network, state)
+    with pytest.raises(ValueError, match=r"pretrained: expected .* without blocks.0.ls1.gamma.*, got .*pth"):
+        adapter(VITS[0], pretrained=write(state))
+    without = {name: value for name, value in state.items() if ".ls" not in name}
+    network = ViTAdapter(scaled, **SMALL, pretrained=write(without))
+    assert torch.equal(network.blocks[1].ls2.gamma, torch.full([24], 1e-5))
+    require_weights_of(network, without)
+
+
+def test_weights_of_a_deeper_vit(write):
+    state = timm.create_model(VITS[0], **(TINY | dict(depth=5))).state_dict()
+    with pytest.raises(ValueError, match=r"pretrained: expected .* without blocks.4.norm1.weight"):
+        adapter(VITS[0], pretrained=write(state))
+
+
+def test_a_plain_adapter_lists_what_a_beits_weights_have_in_addition():
+    state = adapter("beitv2_base_patch16_224").state_dict()
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*relative_position_bias_table"):
+        adapter(VITS[0]).load_state_dict(state)
+
+
 def test_patches_of_another_size_are_one_line(write):
     file = write(timm.create_model(VITS[0], **TINY).state_dict())
     with pytest.warns(UserWarning, match=r"pretrained: .*: patches of 16 × 16 are resized to 14 × 14"):

@@ -1,22 +1,25 @@
 """What the benchmarks conclude from their measurements: tables, block sizes, kernels, verdicts."""
 
+import argparse
 import functools
 import itertools
 import json
 import math
+import runpy
 import subprocess
+import sys
 import time
 
 import pytest
 
-from benchmarks import measure, ops, runtimes
+from benchmarks import demo, measure, ops, runtimes
 from benchmarks.cases import Case, convolution, ours
 from benchmarks.coverage import table
 from benchmarks.study.page import verdict
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu import benchmark, processes, tuning
+from benchmarks.gpu import benchmark, page, processes, tuning
 from dcnzoo.ops.fused.deform_conv import Config
 
 
@@ -33,6 +36,19 @@ def test_summary_has_medians_of_ratios_and_the_worst_case():
         "mmcv / dcnzoo": ["3.00×", "1.00× c5", "3"],
         "dcnzoo / F.conv2d, the faster": ["2.00×", "2.00× c3", "3"],
     }
+
+
+def test_summary_has_rows_for_each_stride():
+    row = functools.partial(
+        ops.Row, "deform_conv2d", dtype="float32", mode="forward", threads=1, main=True, iqr=0.0
+    )
+    rows = [
+        row(case=case, contestant=name, seconds=seconds, stride=stride)
+        for case, stride, seconds in (("c3", 1, 2.0), ("half", 2, 4.0))
+        for name, seconds in (("dcnzoo", seconds), ("F.conv2d", 1.0))
+    ]
+    medians = {line[3].rpartition("faster")[2]: line[4] for line in ops.summary(rows)[1:]}
+    assert medians == {"": "3.00×", ", stride 1": "2.00×", ", stride 2": "4.00×"}
 
 
 @pytest.mark.parametrize("wrong", [math.nan, 1.1])
@@ -190,3 +206,126 @@ def test_a_wrong_result_of_a_runtime_is_a_problem():
     contents["mnn"]["rows"][runtimes.DETECTORS.index("Mask R-CNN")] = refused
     names = [line.partition(":")[0] for line in runtimes.problems(contents)]
     assert names == ["mnn", "mnn", "litert", "ncnn"]
+
+
+@pytest.fixture
+def run_ops(tmp_path, monkeypatch):
+    """Run ``python -m benchmarks.ops`` with these arguments, in an empty repository."""
+
+    def run(*words):
+        monkeypatch.setattr(ops, "ROOT", tmp_path)
+        monkeypatch.setattr(sys, "argv", ["ops", *words, "--out", str(tmp_path / "out")])
+        ops.main()
+        return sorted(file.name for file in tmp_path.rglob("*.md"))
+
+    return run
+
+
+NMS = ("nms", "--cases", "1000", "--dtypes", "float32", "--threads", "1", "--seconds", "0", "--no-memory")
+NMS = (*NMS, "--contestants", "dcnzoo")
+
+
+def test_a_part_does_not_replace_complete_results(run_ops, tmp_path):
+    names = {*run_ops(*NMS, "--passes", "forward")}
+    assert len(names) == 2 and all("-part-nms-cases-1000-" in name for name in names)
+    assert not (tmp_path / "docs").exists()
+    assert len(run_ops(*NMS, "--passes", "forward", "--threads", "2")) == 4, "another part has another name"
+
+
+def test_a_comparison_with_revisions_is_named_by_them(run_ops, monkeypatch):
+    monkeypatch.setattr(ops.revision, "load", lambda revision: f"dcnzoo_{revision}")
+    monkeypatch.setattr(ops, "run", lambda args, cases, revisions, results, file: results.rows.append(ROW))
+    assert any(
+        name.startswith("revisions-abc1234-def5678-") for name in run_ops("--against", "abc1234", "def5678")
+    )
+
+
+ROW = ops.Row("deform_conv2d", "c3", True, "float32", "forward", 1, "dcnzoo", 1.0, 0.0)
+
+
+def test_nothing_to_measure_is_one_error(run_ops):
+    with pytest.raises(SystemExit, match=r"error: .* nothing was measured"):
+        run_ops(*NMS, "--passes", "forward+backward")
+
+
+def test_the_page_of_a_gpu_keeps_what_was_written_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    machine = {
+        "gpu": "GPU",
+        "cuda": "13.0",
+        "torch": "2.13.0",
+        "triton": "3",
+        "dcnzoo": "1",
+        "target": "sm_00",
+    }
+    machine |= {"cpu": "CPU", "cores": 2, "cpu_capability": "avx2"}
+    job = {"operator": "nms", "case": "1000", "dtype": "float32", "mode": "forward", "contestant": "dcnzoo"}
+
+    def write(part, **report):
+        (tmp_path / "report.json").write_text(json.dumps({"machine": machine, "day": "today", **report}))
+        write_journal(tmp_path / f"{part}.jsonl", [(job, {"us": 1.0, "cached_us": 1.0, "error": 0.0})])
+        page.main(tmp_path)
+        (file,) = tmp_path.rglob("gpu-*.md")
+        return file
+
+    file = write("benchmark", benchmark="status 0")
+    assert "Not measured." in file.read_text() and "0.001" in file.read_text()
+    file.write_text(file.read_text().replace("Median times", "By hand. Median times"))
+    write("training", correctness="9 passed")
+    text = file.read_text()
+    assert "By hand. Median times" in text and "9 passed" in text and text.count("## All cases") == 1
+
+
+@pytest.mark.slow
+def test_a_family_out_of_scope_is_recorded(tmp_path):
+    tests = measure.ROOT / "benchmarks/coverage/test_export.py"
+    command = (
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "reid",
+        "--junitxml",
+        str(tmp_path / "x.xml"),
+        str(tests),
+    )
+    subprocess.run(command, cwd=measure.ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert table.read(tmp_path / "x.xml")["reid"]["result"].startswith("out of scope: it compares")
+
+
+def test_the_study_does_not_wait_for_a_search_that_failed(tmp_path, monkeypatch, capfd):
+    from benchmarks.study import __main__ as study
+
+    def fail(run, *_):
+        raise RuntimeError("no memory")
+
+    runs = [
+        study.training.Run("search", "shapes", "v2", 9100, 0.1),
+        study.training.Run("main", "shapes", "v2", 0),
+    ]
+    monkeypatch.setattr(study.training, "PLAN", runs)
+    monkeypatch.setattr(study.training, "read", list)
+    monkeypatch.setattr(study.training, "train", fail)
+    study.work(argparse.Namespace(seconds=30, processes=2, data=None, work_dir=tmp_path))
+    assert "main-shapes-v2-0: not trained: a training of the search" in capfd.readouterr().out
+
+
+def test_the_demo_keeps_trainings_of_other_options(tmp_path):
+    first = demo.make_run("v2", 0, tmp_path / "v2-seed0", {})
+    first.prepare()
+    (first.folder / "epoch_8.pth").write_text("weights")
+    first.prepare()
+    assert (first.folder / "epoch_8.pth").exists(), "an unchanged config is resumed"
+    demo.make_run("v2", 0, first.folder, {"train_cfg.max_epochs": 9}).prepare()
+    assert not list(first.folder.iterdir()) and (tmp_path / "v2-seed0.1/epoch_8.pth").read_text() == "weights"
+
+
+def test_a_metafile_without_the_model_is_refused(tmp_path):
+    file = tmp_path / "metafile.yml"
+    file.write_text("Models:\n  - Name: a\n    Metadata:\n      FLOPs (G): 1\n")
+    add_metadata = runpy.run_path(str(measure.ROOT / "tools/model_zoo.py"))["add_metadata"]
+    add_metadata(file, "a", {"Parameters (M)": 2.0})
+    assert "    Metadata:\n      Parameters (M): 2.0\n      FLOPs (G): 1\n" in file.read_text()
+    with pytest.raises(ValueError, match="expected a model of the name b"):
+        add_metadata(file, "b", {"Parameters (M)": 2.0})

@@ -368,6 +368,22 @@ def test_dcn_v2(provide, dtype):
     )
 
 
+def test_dcn_v2_with_a_larger_offset(provide):
+    """Forward and backward read the same values of it, as the original does: the first ones of each image."""
+    provide("_ext")
+    backend, numbers = sys.modules["_ext"], (3, 3, 1, 1, 1, 1, 1, 1, 1)
+    shapes = ((2, 4, 5, 6), (2, 18, 7, 8), (2, 9, 7, 8), (3, 4, 3, 3), (3,))
+    leaves = [random(*shape).requires_grad_() for shape in shapes]
+    input, offset, mask, weight, bias = leaves
+    output = backend.dcn_v2_forward(input, weight, bias, offset, mask, *numbers)
+    grad_output = random(*output.shape)
+    expected = torch.autograd.grad(output, leaves, grad_output)
+    with torch.no_grad():
+        found = backend.dcn_v2_backward(input, weight, bias, offset, mask, grad_output, *numbers)
+    for gradient, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, exact)
+
+
 def test_dcn_v2_in_mixed_precision(provide):
     """Autocast converts the input, not the parameters: the forward accepts it, and so must the backward."""
     provide("_ext")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.helpers.processes import ROOT, python_with_torch
+from tests.helpers.processes import ROOT, python, python_with_torch
 
 if not (ROOT / "tools/hub_kernel.py").exists():
     pytest.skip("needs the repository", allow_module_level=True)
@@ -43,5 +43,7 @@ def test_layer_of_the_hub(tmp_path):
     write(folder)
     with pytest.raises(FileExistsError, match="kernel: expected no folder"):
         write(folder)
+    result = python(ROOT / "tools/hub_kernel.py", folder, status=1)
+    assert result.stderr == f"error: {folder}: expected no folder or file\n"
     moved = shutil.move(folder, tmp_path / "elsewhere")
     python_with_torch(LOAD, moved, ROOT)

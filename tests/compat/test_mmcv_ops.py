@@ -207,3 +207,12 @@ if __name__ == "__main__":
         for name in (*RESULTS, *DIFFERENTIABLE)
     )
     RECORDED.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+
+
+def test_unknown_arguments_of_the_compiled_functions_are_refused():
+    from dcnzoo.compat.mmcv import _ext
+
+    with pytest.raises(
+        TypeError, match=r"deform_conv_forward: expected arguments of input .*, got kernel, sides"
+    ):
+        _ext.deform_conv_forward(*map(torch.zeros, range(1, 7)), kernel=3, sides=1)

@@ -6,7 +6,7 @@ The geometry is (height, width) of kernel, stride, padding and dilation, then de
 import torch
 from torch import Tensor
 
-from dcnzoo.compat.mmcv.deform_conv import modulated_deform_conv2d
+from dcnzoo.compat.mmcv.deform_conv import as_read, gradient_of_read, modulated_deform_conv2d
 from dcnzoo.compat.signatures import without_autocast
 
 
@@ -45,12 +45,15 @@ def dcn_v2_backward(
 ) -> list[Tensor]:
     """Return the gradients of ``input``, ``offset``, ``mask``, ``weight`` and ``bias``, in this order.
 
-    As in the forward, the computation is in the dtype of ``offset``; each gradient has its tensor's dtype.
+    As in the forward, the computation is in the dtype of ``offset``, and of an ``offset`` or ``mask`` that is
+    larger than the output the same values are read; each gradient has its tensor's dtype and shape.
     """
     _, _, *sides, _ = geometry
     options = (sides[:2], sides[2:4], sides[4:], 1, None, [True] * 5)
-    tensors = (tensor.to(offset.dtype) for tensor in (grad_output, input, weight, offset, mask))
+    size = grad_output.shape[2:]
+    fields = (as_read(offset, "offset", size), as_read(mask, "mask", size))
+    tensors = (tensor.to(offset.dtype) for tensor in (grad_output, input, weight, *fields))
     gradients = torch.ops.dcnzoo._deform_conv_backward(*tensors, *options)
     pairs = zip(gradients, (input, weight, offset, mask, bias), strict=True)
-    typed = [gradient.to(tensor.dtype) for gradient, tensor in pairs]
+    typed = [gradient_of_read(gradient, tensor).to(tensor.dtype) for gradient, tensor in pairs]
     return [typed[index] for index in (0, 2, 3, 1, 4)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import dcnzoo.ops
-from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups
+from dcnzoo.compat.mmcv.deform_conv import as_read, check_groups, gradient_of_read
 from dcnzoo.compat.mmcv.plain import (  # noqa: F401  functions of the module
     carafe_backward,
     carafe_forward,
@@ -69,14 +69,8 @@ def _add_gradients(
     needed = [name in targets for name in names]
     gradients = torch.ops.dcnzoo._deform_conv_backward(grad_output, *inputs, *geometry, needed)
     for name, gradient in zip(names, gradients, strict=True):
-        if name not in targets:
-            continue
-        target = targets[name]
-        if gradient.shape != target.shape:  # as_read has read only the first values of each image
-            values = gradient.flatten(1)
-            unread = target[0].numel() - values.shape[1]
-            gradient = torch.nn.functional.pad(values, (0, unread)).view(target.shape)
-        target.add_(gradient, alpha=scale)
+        if name in targets:
+            targets[name].add_(gradient_of_read(gradient, targets[name]), alpha=scale)
 
 
 V1 = "kW kH dW dH padW padH dilationW dilationH group deformable_group"

@@ -103,6 +103,15 @@ def as_read(values: Tensor, name: str, size: tuple[int, ...]) -> Tensor:
     return values.flatten(1)[:, :needed].reshape(-1, channels, *size)
 
 
+def gradient_of_read(gradient: Tensor, values: Tensor) -> Tensor:
+    """Return the gradient of ``values`` from that of what :func:`as_read` has read of them."""
+    if gradient.shape == values.shape:
+        return gradient
+    read = gradient.flatten(1)
+    unread = values[0].numel() - read.shape[1]
+    return nn.functional.pad(read, (0, unread)).view(values.shape)
+
+
 def check_groups(
     owner: str, deform_groups: int, input: Tensor, weight: Tensor, **offset_mask: Tensor
 ) -> None:
