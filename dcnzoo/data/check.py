@@ -87,7 +87,7 @@ class CocoTruth:
     def _add_image(self, number: int, entry: Image) -> None:
         self.images.append(entry)
         size = self._sizes[entry.id] = entry.width or 0, entry.height or 0
-        if not entry.file_name or min(size) < 1:
+        if not entry.file_name or min(size) < 1 or max(size) > FAR:
             self._note(f"image {entry.id}", f"expected file_name, width and height, got {short(entry)}")
 
     def _add_annotation(self, number: int, entry: Annotation) -> None:

@@ -136,7 +136,7 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {readers[0].name}")
     if readers and not tree.pictures:  # its files name pictures
         tree.widen()
-        readers[0].notes.append(f"no pictures in {tree.root}: those in {tree.base} are used")
+        readers[0].notes.append(f"no pictures in {tree.root}: looked for in {tree.base}, too")
     if readers:
         return readers[0]
     for file, error in tree.invalid.items():
