@@ -16,7 +16,7 @@ from dcnzoo.data.coco_file import CocoFile, Image
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.openmmlab.classes import OF_OBJECTS, declared_metainfo, numbers
 from dcnzoo.openmmlab.config.tree import LOADERS, annotation_file, class_of, dicts, inner_data_sets
-from dcnzoo.openmmlab.datasets.coco import CocoDataset, CocoMetric, ShapesDataset
+from dcnzoo.openmmlab.datasets.coco import CocoDataset, ShapesDataset
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.text import few
 
@@ -37,12 +37,6 @@ def dataset_of(config: Mapping, loader: str) -> Any:
         got = few([str(dataset.type) for dataset in found])
         raise UserError(f"{loader}: expected one CocoDataset, as in configs for COCO, got {got}")
     return found[0]
-
-
-def has_coco_metric(config: Mapping, evaluator: str) -> bool:
-    """Return whether an evaluator is one metric, COCO's."""
-    settings = config.get(evaluator)
-    return isinstance(settings, Mapping) and class_of(settings) is CocoMetric
 
 
 def image_paths(config: Mapping, loader: str) -> tuple[list[Path], list[Path]]:

@@ -21,6 +21,7 @@ from dcnzoo.openmmlab.config.check import check_config
 from dcnzoo.openmmlab.config.paths import below, text_of
 from dcnzoo.openmmlab.config.read import merge_options
 from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, class_of, dicts, set_annotation_file
+from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.openmmlab.runs.epochs import set_epochs
 from dcnzoo.openmmlab.runs.options import main_metric
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
@@ -32,7 +33,6 @@ from dcnzoo.zoo.config_reader import (
     FLIPPING,
     dataset_of,
     flips_in,
-    has_coco_metric,
     has_size,
     number_of_classes,
     resizes_of,
@@ -146,15 +146,15 @@ def with_data(config: Mapping, stage: str, source: Path, image_folder: Path) -> 
     """
     loader, evaluator = f"{stage}_dataloader", f"{stage}_evaluator"
     settings = {loader: copy.deepcopy(config[loader])}
-    dataset, read = dataset_of(settings, loader), []
+    dataset = dataset_of(settings, loader)
     images = {"img": os.path.join(os.path.realpath(image_folder), "")}
     dataset.update({**EXTRA[class_of(dataset)], "data_root": "", "data_prefix": images})
+    set_annotation_file(source, dataset)
     if stage != "train":
-        if not has_coco_metric(config, evaluator):
-            raise UserError(f"{evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
-        settings[evaluator] = copy.deepcopy(config[evaluator])
-        read.append(settings[evaluator])
-    set_annotation_file(source, dataset, *read)
+        metric = settings[evaluator] = copy.deepcopy(config.get(evaluator))
+        if not isinstance(metric, Mapping) or class_of(metric) is not CocoMetric:
+            raise UserError(f"{evaluator}: expected a CocoMetric, got {metric}")
+        set_annotation_file(source, metric)
     return settings
 
 

@@ -81,7 +81,7 @@ def annotation_file(dataset: Mapping) -> str:
     return os.path.join(*(str(dataset.get(key) or "") for key in ("data_root", "ann_file")))
 
 
-def set_annotation_file(file: Path, dataset: dict, *evaluators: dict) -> None:
-    """Let a data set and its evaluators read the same annotation file."""
-    for each in (dataset, *evaluators):
+def set_annotation_file(file: Path, *parts: Any) -> None:
+    """Let parts of a config, data sets and their evaluators, read an annotation file."""
+    for each in parts:
         each["ann_file"] = str(file.resolve())
