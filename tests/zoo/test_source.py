@@ -122,7 +122,7 @@ def test_a_copied_work_directory_is_its_own(tmp_path):
         assert resolve(model).recipe().cfg.work_dir == "copy"
     assert resolve("copy").recipe({"work_dir": "other"}).cfg.work_dir == "other"
     shutil.copy("copy/new.py", "own.py")
-    assert resolve("own.py").recipe().work_dir == tmp_path / "last"
+    assert resolve("own.py").recipe().cfg.work_dir == str(tmp_path / "last")
 
 
 @pytest.mark.usefixtures("folder")
