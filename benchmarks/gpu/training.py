@@ -25,8 +25,8 @@ from dcnzoo.openmmlab.options import RunOptions
 from dcnzoo.openmmlab.runs.build import build_runner
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, RunConfig
 from dcnzoo.openmmlab.runs.start import Start
-from dcnzoo.zoo.config_writer import Choice
-from dcnzoo.zoo.own_data import write_data
+from dcnzoo.zoo.config_writer import Choice, plan
+from dcnzoo.zoo.own_data import write
 
 MODEL = ROOT / "configs" / "dcnv2" / "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
 TIMED_BATCH, BATCH = 2, 8
@@ -38,7 +38,7 @@ def make_config(data: Path | None, folder: Path, rehearse: bool) -> Config:
     if data is None:
         data = folder / "shapes"
         make_shapes(data, ShapesSpec(train=8, val=2) if rehearse else ShapesSpec())
-    config = write_data(read(data).split(), folder / "own", Choice(model=str(MODEL)))
+    config = write(plan(read(data).split(), Choice(model=str(MODEL)), folder / "own"))
     recipe = Recipe.read(config, required=TRAINING)
     cfg = recipe.with_options(RunOptions(work_dir=folder / "work")).cfg
     cfg.log_level, cfg.randomness = "WARNING", {"seed": 0}

@@ -21,7 +21,7 @@ class Builder:
     Attributes:
         data: the data set.
         options: how the annotations are read. If it has classes, any other class is a problem.
-        clipped: the number of polygons and boxes that were clipped.
+        clipped: the number of polygons and boxes that were clipped, of objects that are used.
     """
 
     def __init__(self, data: Dataset, options: ReadOptions) -> None:
@@ -71,23 +71,30 @@ class Builder:
 
     def new_box(self, name: str, corners: Corners, size: tuple[int, int], iscrowd: int = 0) -> Object:
         """Return an object without an outline, in a picture of this size."""
-        ((x1, y1), (x2, y2)), _ = self._inside([corners[:2], corners[2:]], size)
-        return self.new_object(name, rounded([x1, y1, x2 - x1, y2 - y1]), (x2 - x1) * (y2 - y1), iscrowd)
+        ((x1, y1), (x2, y2)), is_near = self._inside([corners[:2], corners[2:]], size)
+        box = rounded([x1, y1, x2 - x1, y2 - y1])
+        new = self.new_object(name, box, (x2 - x1) * (y2 - y1), iscrowd)
+        self.clipped += not is_near
+        return new
 
     def new_polygons(
         self, name: str, polygons: Sequence[Polygon], size: tuple[int, int], iscrowd: int = 0
     ) -> Object:
         """Return an object whose parts have these outlines; where they overlap, the area counts twice."""
         parts: list[Polygon] = []
+        clipped = 0
         for polygon in polygons:
             inside, is_near = self._inside(polygon, size)
             parts += [inside] if is_near else clip_polygon(polygon, size)
+            clipped += not is_near
         if not parts:
             raise InvalidAnnotation(f"{name}: expected an object with an area, got none in the picture")
         xs, ys = zip(*chain(*parts), strict=True)
         box = rounded([min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)])
         mask = [rounded(chain(*part)) for part in parts]
-        return self.new_object(name, box, sum(map(polygon_area, parts)), iscrowd, mask)
+        new = self.new_object(name, box, sum(map(polygon_area, parts)), iscrowd, mask)
+        self.clipped += clipped
+        return new
 
     def _inside(self, points: Polygon, size: tuple[int, int]) -> tuple[list[Point], bool]:
         """Move points into the picture; return them, and whether none was moved by more than the tolerance.
@@ -102,7 +109,6 @@ class Builder:
             moved = [(x, y) for (x, y), new in zip(points, inside, strict=True) if (x, y) != new]
             got = few([f"({x:g}, {y:g})" for x, y in moved], 2)
             raise InvalidAnnotation(f"expected coordinates in {width} × {height} pixels, got {got}")
-        self.clipped += not is_near
         return inside, is_near
 
     def new_object(

@@ -19,12 +19,15 @@ from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.findings import Finding
 from dcnzoo.utils.text import counted, few, short
 
-# kinds of findings that do not stop a training: what MMDetection does with such annotations
-UNKNOWN = "are skipped: their images are not in the file"
-EMPTY = "are skipped in training: they are no pixel wide or high in the image, or have no area"
-UNMASKED = "are ignored: they have no segmentation"
-OUTSIDE = "are used: their boxes reach out of the image"
-UNLIKE = "are used: their boxes are not those of their polygons"
+UNKNOWN, EMPTY, UNMASKED, OUTSIDE, UNLIKE = "unknown", "empty", "unmasked", "outside", "unlike"
+# kinds of findings that do not stop a training, and what MMDetection does with such annotations
+KINDS = {
+    UNKNOWN: "are skipped: their images are not in the file",
+    EMPTY: "are skipped in training: they are no pixel wide or high in the image, or have no area",
+    UNMASKED: "are ignored: they have no segmentation",
+    OUTSIDE: "are used: their boxes reach out of the image",
+    UNLIKE: "are used: their boxes are not those of their polygons",
+}
 
 Size = tuple[float, float]
 
@@ -37,7 +40,7 @@ class CocoTruth:
 
     Attributes:
         problems: a finding that ``stops`` makes a training or an evaluation impossible or wrong. In the
-            others, ``kind`` says what MMDetection does with the annotation.
+            others, ``kind`` is one of :data:`KINDS`, which says what MMDetection does with the annotation.
         images, categories: in the order of the file.
         numbers: image id → the indices of its annotations.
         images_of: category id → the ids of the images with its annotations.
@@ -59,8 +62,8 @@ class CocoTruth:
         if twice := [name for name, times in names.items() if times > 1 and isinstance(name, str)]:
             self._note("categories", f"name: expected each once, got {few(twice)} again")
 
-    def _note(self, subject: str, text: str, kind: str = "", stops: bool = True) -> None:
-        self.problems.append(Finding(subject, text, kind=kind, stops=stops))
+    def _note(self, subject: str, text: str, stops: bool = True) -> None:
+        self.problems.append(Finding(subject, text, stops=stops))
 
     def _read(self, key: str, add: Callable[[int, Any], None]) -> None:
         """Add the entries of a key of the file that have an id; note ids that are missing or repeated."""
@@ -84,7 +87,7 @@ class CocoTruth:
     def _add_image(self, number: int, entry: Image) -> None:
         self.images.append(entry)
         size = self._sizes[entry.id] = entry.width or 0, entry.height or 0
-        if not entry.file_name or min(size) < 1:
+        if not entry.file_name or min(size) < 1 or max(size) > FAR:
             self._note(f"image {entry.id}", f"expected file_name, width and height, got {short(entry)}")
 
     def _add_annotation(self, number: int, entry: Annotation) -> None:
@@ -93,12 +96,11 @@ class CocoTruth:
         self.ignored += bool(entry.ignore and not entry.iscrowd)
         try:
             require_category(entry, entry.category_id in self._ids)
-            text, kind = judge(entry, self._sizes.get(entry.image_id), self.masks)
+            problem = judge(entry, self._sizes.get(entry.image_id), self.masks)
         except InvalidAnnotation as error:
             self._note(f"annotation {entry.id}", str(error))
         else:
-            if kind:
-                self._note(f"annotation {entry.id}", text, kind, stops=False)
+            self.problems += [problem] if problem else []
 
     def require_usable(self, compared: bool = False) -> "CocoTruth":
         """Raise InvalidAnnotation if there is a problem that stops; return the truth itself.
@@ -123,7 +125,8 @@ class CocoTruth:
                 subjects[problem.kind].append(problem.subject.removeprefix("annotation "))
         number = len(self.content.annotations)
         lines = [
-            f"{len(ids)} of {number} annotations {kind}: ids {few(ids)}" for kind, ids in subjects.items()
+            f"{len(ids)} of {number} annotations {KINDS[kind]}: ids {few(ids)}"
+            for kind, ids in subjects.items()
         ]
         return [*lines, self.ignore_note] if self.ignored else lines
 
@@ -165,8 +168,8 @@ def read_used(file: Path) -> CocoTruth:
     return truth if without_mask < len(truth.content.annotations) else read_truth(file)
 
 
-def judge(entry: Annotation, size: Size | None, masks: bool) -> tuple[str, str]:
-    """Return the problem of an object as a training reads it, and the kind of the problem.
+def judge(entry: Annotation, size: Size | None, masks: bool) -> Finding | None:
+    """Return the problem of an object as a training reads it, one of :data:`KINDS`; None: there is none.
 
     Args:
         size: (width, height) of its image; None if the image is unknown.
@@ -179,22 +182,27 @@ def judge(entry: Annotation, size: Size | None, masks: bool) -> tuple[str, str]:
     if type(crowd) not in (int, bool, type(None)) or crowd not in (0, 1, None) or area is None:
         got = f"{short(crowd)} and {short(area)}"
         raise InvalidAnnotation(f"expected 0 or 1 as iscrowd and a number as area, got {got}")
+
+    def problem(kind: str, text: str) -> Finding:
+        return Finding(f"annotation {entry.id}", text, kind=kind, stops=False)
+
     if size is None:
-        return f"image_id: expected that of an image, got {short(entry.image_id)}", UNKNOWN
+        return problem(UNKNOWN, f"image_id: expected that of an image, got {short(entry.image_id)}")
     mask, box = mask_in(entry.segmentation, size) if masks else None, box_of(entry)
     if masks and mask is None:
-        return "segmentation: expected polygons or RLE, got none", UNMASKED
+        return problem(UNMASKED, "segmentation: expected polygons or RLE, got none")
     if entry.ignore:  # MMDetection ignores it, too
-        return "", ""
+        return None
     x, y, width, height = box
     is_beside = min(x + width, size[0]) <= max(x, 0) or min(y + height, size[1]) <= max(y, 0)
     is_outside = max(-x, -y, x + width - size[0], y + height - size[1]) > TOLERANCE
     kind = EMPTY if is_beside or min(width, height) < 1 or area <= 0 else OUTSIDE if is_outside else ""
     if kind != EMPTY and (unlike := difference(box, mask)):
-        return unlike, UNLIKE
+        return problem(UNLIKE, unlike)
     if not kind:
-        return "", ""
-    return f"expected a box and an area in {size[0]:g} × {size[1]:g} pixels, got {box} and {area}", kind
+        return None
+    expected = f"a box and an area in {size[0]:g} × {size[1]:g} pixels"
+    return problem(kind, f"expected {expected}, got {box} and {area}")
 
 
 def require_category(entry: Annotation, is_known: bool) -> None:
@@ -210,7 +218,7 @@ def box_of(entry: Annotation) -> list[float]:
     if box is None or len(box) != 4 or max(map(abs, box)) > FAR:
         raise InvalidAnnotation(f"bbox: expected [x, y, width, height] in pixels, got {short(box)}")
     if min(box[2:]) < 0:
-        raise InvalidAnnotation(f"bbox: expected width and height > 0, got {box}: are these two corners?")
+        raise InvalidAnnotation(f"bbox: expected width and height ≥ 0, got {box}: are these two corners?")
     return box
 
 

@@ -63,6 +63,8 @@ def read(path: str | os.PathLike[str], **options: Any) -> Dataset:
         classes = dict.fromkeys(of_read.classes or reader.classes)
         data = Dataset(classes, path, reader.name, reader.position)
         builder = Builder(data, of_read)
+        for file, error in tree.invalid.items() if reader.files[0] in tree.json else ():
+            builder.refuse(file, error)
         reader.read(builder)
     except InvalidAnnotation as error:
         raise UserError(f"{path}: {error}") from None
@@ -132,8 +134,13 @@ def _reader(data: Path, tree: Tree, options: ReadOptions) -> Reader:
         raise UserError(f"data: expected one format in {data}, found {seen}: name the file or folder of one")
     if readers and options.zero_based and not readers[0].counts_pixels:
         raise UserError(f"zero_based: expected data in the format of Pascal VOC, got {readers[0].name}")
+    if readers and not tree.pictures:  # its files name pictures
+        tree.widen()
+        readers[0].notes.append(f"no pictures in {tree.root}: looked for in {tree.base}, too")
     if readers:
         return readers[0]
+    for file, error in tree.invalid.items():
+        raise UserError(f"{file}: {error}")
     if scored := [file for file, content in tree.json.items() if content.is_coco]:
         raise UserError(f"data: expected annotations, got predictions with a score in {few(scored, 2)}")
     expected = "YOLO's data.yaml or classes.txt, COCO's or LabelMe's JSON files or Pascal VOC's XML files"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcnzoo.utils.errors import UserError
+from dcnzoo.utils.files import file_digest
 from dcnzoo.utils.text import counted
 
 if TYPE_CHECKING:
@@ -20,20 +21,31 @@ VALIDATION = 0.2  # share of the pictures, if the data has no validation set
 
 def require_apart(splits: Mapping[str, Iterable[Picture]]) -> None:
     """Raise UserError if a picture, or a copy with the same bytes, is in two splits."""
-    alike: dict[tuple, list[tuple[str, Path]]] = defaultdict(list)
-    for name, pictures in splits.items():
-        for picture in pictures:
-            alike[(*picture.size, picture.file.stat().st_size)].append((name, picture.file))
-    first: dict[bytes, tuple[str, Path]] = {}
-    shared = []
-    candidates = [each for files in alike.values() if len({name for name, _ in files}) > 1 for each in files]
-    for name, file in candidates:
-        other, copy = first.setdefault(hashlib.sha256(file.read_bytes()).digest(), (name, file))
-        if other != name:
-            shared.append(f"{file} of {name} = {copy} of {other}")
+    files = {name: [picture.file for picture in pictures] for name, pictures in splits.items()}
+    shared = [
+        f"{file} of {name} = {copy} of {other}"
+        for other, name in combinations(files, 2)
+        for file, copy in copies(files[name], files[other]).items()
+    ]
     if shared:
         got = f"{counted(len(shared), 'pictures')}: {', '.join(shared[:2])}"
         raise UserError(f"data: expected no picture in two splits, got {got}")
+
+
+def copies(files: Iterable[Path], others: Iterable[Path]) -> dict[Path, Path]:
+    """Return the files with the bytes of another one, with that one. Only files of one length are read."""
+    lengths: dict[int, list[Path]] = defaultdict(list)
+    for other in others:
+        lengths[other.stat().st_size].append(other)
+    digests: dict[int, dict[str, Path]] = {}  # length → digest → one of the others
+    found = {}
+    for file in files:
+        if alike := lengths.get(length := file.stat().st_size):
+            if length not in digests:
+                digests[length] = {file_digest(other): other for other in alike}
+            if copy := digests[length].get(file_digest(file)):
+                found[file] = copy
+    return found
 
 
 def divide(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:

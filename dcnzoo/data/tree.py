@@ -86,19 +86,26 @@ class Tree:
         root: the folder of the data.
         chosen: the file that the user passed in place of a folder.
         files: the files below the root.
-        pictures: those below the root; if there are none, below its parent, as for COCO's ``annotations``.
-        base: the folder of the pictures.
+        pictures: those below ``base``.
+        base: the folder of the pictures, the root or, after :meth:`widen`, its parent.
         splits: the split that each folder of pictures states.
+        invalid: the candidates that end in ``.json`` and are none.
     """
 
     def __init__(self, data: Path) -> None:
         self.chosen = None if data.is_dir() else data
-        self.root = self.base = data.parent if self.chosen else data
+        self.root = data.parent if self.chosen else data
         self.files = files_below(self.root)
-        self.pictures = pictures_of(self.files)
-        if not self.pictures:
-            self.base = self.root.absolute().parent
-            self.pictures = pictures_of(files_below(self.base))
+        self.invalid = dict[Path, InvalidAnnotation]()
+        self._look_in(self.root, self.files)
+
+    def widen(self) -> None:
+        """Look for pictures in the folder above the root, too, as for COCO's folder ``annotations``."""
+        above = self.root.absolute().parent
+        self._look_in(above, files_below(above))
+
+    def _look_in(self, base: Path, files: list[Path]) -> None:
+        self.base, self.pictures = base, pictures_of(files)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for picture in self.pictures:
             self._by_stem[normal(picture.stem)].append(picture)
@@ -112,13 +119,13 @@ class Tree:
 
     @cached_property
     def json(self) -> dict[Path, CocoFile]:
-        """The contents of the candidates in JSON; raises UserError if one is no JSON."""
+        """The contents of the candidates in JSON, except those that are :attr:`invalid`."""
         contents = dict[Path, CocoFile]()
         for file in track([file for file in self.candidates if file.suffix.lower() == ".json"], "reading"):
             try:
                 contents[file] = CocoFile(file)
             except InvalidAnnotation as error:
-                raise UserError(f"{file}: {error}") from None
+                self.invalid[file] = error
         return contents
 
     def split_of(self, file: Path) -> str:

@@ -65,8 +65,10 @@ class Yolo(Reader):
     def __init__(self, tree: Tree, file: Path, keys: dict[str, Any]) -> None:
         super().__init__(tree, [file])
         self.file, self._keys = file, keys
-        if isinstance(names := keys.get("names"), str):  # of obj.data: a file with the names
-            self.lists.append(file.parent / parts_of(names)[-1])
+        self.names_file: Path | None = None  # of obj.data
+        if isinstance(names := keys.get("names"), str):
+            self.names_file = file.parent / (parts_of(names) or [""])[-1]
+            self.lists.append(self.names_file)
         self._folders: dict[Path, dict[str, Path]] = {}  # folder → stem → text file
         self._used: dict[Path, Path] = {}  # label → picture
 
@@ -92,8 +94,10 @@ class Yolo(Reader):
     def classes(self) -> list[str]:
         """The names of the classes; raises InvalidAnnotation unless each class 0, 1, … has a name."""
         names = self._keys.get("names")
-        if isinstance(names, str):
-            names = _keys_of(self.lists[0]).get("names")
+        if self.names_file:
+            if not self.names_file.is_file():
+                raise InvalidAnnotation(f"names: expected a file, found none at {self.names_file}")
+            names = [name for _, name in read_lines(self.names_file)]
         if isinstance(names, dict):
             numbers = {str(number): name for number, name in names.items()}
             names = [numbers.get(str(number)) for number in range(len(numbers))]

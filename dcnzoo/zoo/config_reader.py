@@ -3,23 +3,26 @@
 No function here changes a config. :mod:`dcnzoo.zoo.config_writer` computes settings from the answers.
 """
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+from mmcv import transforms
+from mmdet.datasets.transforms import Resize
 from mmengine.config import Config
 
 from dcnzoo.data.coco_file import CocoFile, Image
 from dcnzoo.data.files import InvalidAnnotation
 from dcnzoo.openmmlab.classes import OF_OBJECTS, declared_metainfo, numbers
-from dcnzoo.openmmlab.config.tree import LOADERS, annotation_file, dicts, inner_data_sets
+from dcnzoo.openmmlab.config.tree import LOADERS, annotation_file, class_of, dicts, inner_data_sets
+from dcnzoo.openmmlab.datasets.coco import CocoDataset, ShapesDataset
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.text import few
 
 # for each class of data sets, values that disable the arguments that CocoDataset does not have
-EXTRA: dict[str, dict[str, None]] = {"CocoDataset": {}, "ShapesDataset": {"shapes": None}}
+EXTRA: dict[type | None, dict[str, None]] = {CocoDataset: {}, ShapesDataset: {"shapes": None}}
+RESIZING = (transforms.Resize, transforms.RandomResize, transforms.RandomChoiceResize)
 FLIPPING = (LOADERS[0], "custom_hooks")  # the parts of a config that flip pictures of a training
 
 
@@ -29,45 +32,72 @@ def dataset_of(config: Mapping, loader: str) -> Any:
     Raises:
         UserError: there are several, or it does not read COCO files.
     """
-    kinds = [str(dataset.type) for dataset in inner_data_sets(config[loader].dataset)]
-    if len(kinds) != 1 or kinds[0] not in EXTRA:
-        raise UserError(f"{loader}: expected one CocoDataset, as in configs for COCO, got {few(kinds)}")
-    return next(inner_data_sets(config[loader].dataset))
+    found = [*inner_data_sets(config[loader].dataset)]
+    if len(found) != 1 or class_of(found[0]) not in EXTRA:
+        got = few([str(dataset.type) for dataset in found])
+        raise UserError(f"{loader}: expected one CocoDataset, as in configs for COCO, got {got}")
+    return found[0]
 
 
-def pictures_of(config: Mapping, loader: str) -> set[str]:
-    """Return the real paths of the pictures that a loader's COCO files name; files may be missing."""
-    paths = set[str]()
+def image_paths(config: Mapping, loader: str) -> tuple[list[Path], list[Path]]:
+    """Return the pictures that a loader's COCO files name.
+
+    Returns:
+        The pictures, and the files that are missing: pictures, and annotations that are not COCO's.
+    """
+    paths, unread = list[Path](), list[Path]()
     for dataset in inner_data_sets((config.get(loader) or {}).get("dataset", {})):
-        file, folders = annotation_file(dataset), dataset.get("data_prefix") or {}
-        folder = os.path.join(dataset.get("data_root") or "", folders.get("img") or "")
-        with suppress(InvalidAnnotation):  # no file, or another format
+        file, folders = Path(annotation_file(dataset)), dataset.get("data_prefix") or {}
+        folder = Path(dataset.get("data_root") or "", folders.get("img") or "")
+        try:
             for _, image in CocoFile(file).entries("images", strict=False):
                 if isinstance(image, Image) and image.file_name:
-                    paths.add(os.path.realpath(os.path.join(folder, image.file_name)))
-    return paths
+                    paths.append(folder / image.file_name)
+        except InvalidAnnotation:  # no file, or another format
+            unread.append(file)
+    found = [path for path in paths if path.is_file()]
+    return found, [*unread, *sorted({*paths} - {*found})]
 
 
 def resizes_of(config: Mapping, loader: str) -> list[Any]:
     """Return the steps of a loader that resize pictures."""
-    return [step for step in dataset_of(config, loader).pipeline if str(step["type"]).endswith("Resize")]
+    return [
+        step for step in dataset_of(config, loader).pipeline if issubclass(class_of(step) or object, RESIZING)
+    ]
 
 
 def has_size(config: Mapping, loader: str) -> bool:
     """Return whether a loader resizes pictures in one step, whose size can be set."""
-    return [step["type"] for step in resizes_of(config, loader)] == ["Resize"]
+    return [*map(class_of, resizes_of(config, loader))] == [Resize]
 
 
 def scale_of(config: Mapping) -> tuple[int, int] | None:
     """Return the most pixels of the longer and of the shorter side of test pictures; None: any number."""
-    scales = [step.scale for step in resizes_of(config, LOADERS[2]) if "scale" in step]
-    return (max(scales[0]), min(scales[0])) if scales else None
+    for step in resizes_of(config, LOADERS[2]):
+        if "scale" in step:
+            sides = (step.scale, step.scale) if isinstance(step.scale, int) else step.scale
+            return max(sides), min(sides)
+    return None
+
+
+def rates_of(config: Mapping) -> tuple[float, float, int] | None:
+    """Return a training's learning rate in one process, that with auto_scale_lr, and its batch size.
+
+    None: the config does not have them, or not in one place.
+    """
+    wrapper, scaling = config["optim_wrapper"], config.get("auto_scale_lr") or {}
+    rate, size = (wrapper.get("optimizer") or {}).get("lr"), config["train_dataloader"].get("batch_size")
+    if not (rate and size):
+        return None
+    batch = size * wrapper.get("accumulative_counts", 1)
+    scaled = rate * batch / scaling.get("base_batch_size", batch)
+    return (scaled if scaling.get("enable") else rate), scaled, batch
 
 
 def flips_in(part: object) -> Iterator[dict]:
     """Yield the steps in a part of a config that flip pictures, also in other steps, wrappers and hooks."""
     for _, node in dicts(part):
-        if str(node.get("type")).endswith("RandomFlip") and node.get("prob") != 0:
+        if issubclass(class_of(node) or object, transforms.RandomFlip) and node.get("prob") != 0:
             yield node
 
 

@@ -1,7 +1,8 @@
-"""Write a config that trains a published detector on your own data.
+"""Compute a config that trains a published detector on your own data.
 
-:func:`write_settings` computes each setting from the config as it was read, and writes all of them at once.
-:mod:`dcnzoo.zoo.config_reader` answers its questions; :mod:`dcnzoo.zoo.own_data` chooses the model.
+:func:`plan` computes each setting from the config as it was read, and refuses what cannot be trained; it
+writes nothing. :mod:`dcnzoo.zoo.config_reader` answers its questions; :mod:`dcnzoo.zoo.own_data` chooses the
+model, and writes the files of a plan.
 """
 
 import copy
@@ -17,13 +18,15 @@ from mmengine.config import Config
 from dcnzoo.data.dataset import Dataset, require_masks
 from dcnzoo.openmmlab.classes import set_number
 from dcnzoo.openmmlab.config.check import check_config
-from dcnzoo.openmmlab.config.paths import portable, text_of
-from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, dicts
+from dcnzoo.openmmlab.config.paths import below, text_of
+from dcnzoo.openmmlab.config.read import merge_options
+from dcnzoo.openmmlab.config.tree import LOADERS, RUNNER_KEYS, class_of, dicts, set_annotation_file
+from dcnzoo.openmmlab.datasets.coco import CocoMetric
 from dcnzoo.openmmlab.runs.epochs import set_epochs
 from dcnzoo.openmmlab.runs.options import main_metric
-from dcnzoo.openmmlab.runs.recipe import read_config_file
+from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
-from dcnzoo.utils.files import replacing
+from dcnzoo.utils.files import require_writable
 from dcnzoo.utils.text import few
 from dcnzoo.zoo.config_reader import (
     EXTRA,
@@ -47,6 +50,7 @@ MASKS = "mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
 SMALL_BOXES = "faster-rcnn_r14-mdconv_fpn_10e_shapes-320"
 SMALL_MASKS = "mask-rcnn_r14-mdconv_fpn_10e_shapes-320"
 STAGES = ("train", "val", "test")
+OF_ONE_RUN = {"work_dir", "resume", "launcher"}  # settings of the base that do not count for another training
 IMPORTS = ["dcnzoo.models", "dcnzoo.openmmlab.hooks", "dcnzoo.openmmlab.datasets"]
 
 
@@ -60,6 +64,7 @@ class Choice:
         val_interval: the epochs from one validation to the next.
         size: the longer side of resized pictures.
         flip: False removes the flips of the config; True keeps them.
+        scale_lr: whether the learning rate is scaled by the batch size, as by ``auto_scale_lr``.
     """
 
     model: str
@@ -67,59 +72,94 @@ class Choice:
     val_interval: int | None = None
     size: int | None = None
     flip: bool = True
+    scale_lr: bool = False
 
 
-def write_settings(splits: Mapping[str, Dataset], out: Path, choice: Choice) -> None:
-    """Write a config with all settings of a training on data that has been checked.
+@dataclass(frozen=True)
+class Plan:
+    """A training on own data, of which nothing is written yet.
 
-    Args:
-        splits: the data of ``train``, ``val`` and perhaps ``test``, which are written beside the
-            config: ``train.json`` and so on.
-        out: the config's file; its paths are relative to its folder.
+    Attributes:
+        splits: the data of ``train``, ``val`` and perhaps ``test``.
+        work_dir: its folder ``data`` will have ``train.json``, …, and the config.
+        base: the name of the model.
+        source: the model's config.
+        config: all settings, with absolute paths.
+        own: folders to which the written config has relative paths.
+    """
+
+    splits: Mapping[str, Dataset]
+    work_dir: Path
+    base: str
+    source: Path
+    config: Config
+    own: tuple[str, ...]
+
+    def recipe(self, cfg_options: Mapping[str, object] | None) -> Recipe:
+        """Return what a training will read, with these settings; raise UserError as :meth:`Recipe.read`."""
+        cfg = copy.deepcopy(self.config)
+        merge_options(cfg, {} if cfg_options is None else cfg_options, self.base)
+        check_config(cfg, self.base, *TRAINING)
+        return Recipe(cfg, cfg_options=cfg_options or {})
+
+    def text(self) -> str:
+        """Return the text of the config."""
+        settings = below(self.config.to_dict(), _folder_of(self.work_dir), self.own)
+        return HEAD.format(self.base) + text_of(Config(settings))
+
+
+def plan(splits: Mapping[str, Dataset], choice: Choice, work_dir: Path) -> Plan:
+    """Compute the config of a training on data that has been read.
 
     Raises:
-        UserError: the model does not read or evaluate COCO files; it learns from masks, and an object has
-            none; or a size is chosen, and the model does not resize pictures in one step.
+        UserError: the model is unknown; it does not read or evaluate COCO files; it learns from masks, and an
+            object has none; a size is chosen, and the model does not resize pictures in one step; or the
+            work directory cannot be written.
     """
-    base = _read_base(choice, out.parent)
+    require_writable(work_dir)
+    base, folder = _read_base(choice), _folder_of(work_dir)
     if uses_masks(base.config):
         remedy = f"{BOXES} or, on a CPU, {SMALL_BOXES} needs none"
         require_masks(splits.values(), f", since {base.name} learns from masks", remedy)
-    settings = Config(_settings(base, splits, out.parent, choice))
-    with replacing(out) as draft:
-        draft.write_text(f"{HEAD.format(base.name)}{text_of(settings)}", encoding="utf-8")
-        check_config(read_config_file(draft), out)
+    config = Config(_settings(base, splits, folder, choice))
+    check_config(config, base.name)
+    own = [str(folder), *(os.path.realpath(split.folder) for split in splits.values())]
+    if base.own_weights:
+        own.append(os.path.dirname(base.own_weights))
+    # relative, if both are below the same top-level folder
+    beside = tuple(each for each in own if Path(each).parts[:2] == folder.parts[:2])
+    return Plan(splits, work_dir, base.name, base.source, config, beside)
 
 
-def with_data(
-    config: Mapping, stage: str, source: Path, pictures: Path, folder: Path | None = None
-) -> dict[str, Any]:
+def _folder_of(work_dir: Path) -> Path:
+    return Path(os.path.realpath(work_dir), "data")
+
+
+def with_data(config: Mapping, stage: str, source: Path, image_folder: Path) -> dict[str, Any]:
     """Return the loader of a stage (train, val or test), and its evaluator, with other data.
 
     Args:
         source: the COCO file.
-        pictures: the folder of its pictures.
-        folder: the config's folder, to which its paths are relative; None: they are absolute.
 
     Raises:
         UserError: the config does not read or evaluate COCO files.
     """
     loader, evaluator = f"{stage}_dataloader", f"{stage}_evaluator"
-    file, images = str(source.resolve()), f"{pictures}/"
-    if folder is not None:
-        file, images = _portable(file, folder), _portable(images, folder)
     settings = {loader: copy.deepcopy(config[loader])}
     dataset = dataset_of(settings, loader)
-    dataset.update({**EXTRA[dataset.type], "data_root": "", "ann_file": file, "data_prefix": {"img": images}})
+    images = {"img": os.path.join(os.path.realpath(image_folder), "")}
+    dataset.update({**EXTRA[class_of(dataset)], "data_root": "", "data_prefix": images})
+    set_annotation_file(source, dataset)
     if stage != "train":
-        if not isinstance(config.get(evaluator), Mapping) or config[evaluator].get("type") != "CocoMetric":
-            raise UserError(f"{evaluator}: expected a CocoMetric, got {config.get(evaluator)}")
-        settings[evaluator] = {**config[evaluator], "ann_file": file}
+        metric = settings[evaluator] = copy.deepcopy(config.get(evaluator))
+        if not isinstance(metric, Mapping) or class_of(metric) is not CocoMetric:
+            raise UserError(f"{evaluator}: expected a CocoMetric, got {metric}")
+        set_annotation_file(source, metric)
     return settings
 
 
-def schedules_for(config: Mapping, pictures: int) -> Any:
-    """Return a config's schedules for a training on a number of pictures.
+def schedules_for(config: Mapping, count: int) -> Any:
+    """Return a config's schedules for a training on this number of pictures.
 
     A warm-up ends after at most a tenth of the iterations: COCO's is longer than a small training. The config
     is written for its own epochs and batch size; a training with other ones asks again.
@@ -129,39 +169,43 @@ def schedules_for(config: Mapping, pictures: int) -> Any:
     for _, node in dicts(schedules) if epochs and batch_size else ():
         if node.get("type") == "LinearLR" and node.get("by_epoch") is False and node.get("end"):
             # mmengine's LinearLR of one iteration never leaves its first factor
-            node["end"] = min(node["end"], max(2, epochs * math.ceil(pictures / batch_size) // 10))
+            node["end"] = min(node["end"], max(2, epochs * math.ceil(count / batch_size) // 10))
     return schedules
 
 
 class _Base(NamedTuple):
-    """A model: its name, its weights or an empty text, and its config with the chosen number of epochs."""
+    """A model: its name, its file, and its config with the chosen number of epochs.
+
+    Its weights are ``own_weights``, a file of the user, or ``published`` ones; each may be empty.
+    """
 
     name: str
-    weights: str
+    source: Path
     config: Config
+    own_weights: str
+    published: str
 
 
-def _read_base(choice: Choice, folder: Path) -> _Base:
+def _read_base(choice: Choice) -> _Base:
     """Read a model's config. Without weights of its own, a config file has those of its ``load_from``."""
     source, name = resolve(choice.model), choice.model
-    weights, published = source.weights, source.published
     if source.entry and not os.path.exists(name):
-        name, published = source.entry.id, next(iter(source.entry.weights), "")
-    config = read_config_file(source.config)
+        name = source.entry.id
+    config, weights = read_config_file(source.config), source.weights
     for key in ("model", "train_cfg", *LOADERS):
         if key not in config:
             raise UserError(f"model: {name}: expected a config with {key}, found none")
-    if not (weights or published) and os.path.isfile(config.get("load_from") or ""):
+    if not source.has_weights and os.path.isfile(config.get("load_from") or ""):
         weights = Path(config.load_from)
     if choice.epochs is not None:
         set_epochs(config, choice.epochs)
-    return _Base(name, _portable(weights, folder) if weights else published, config)
+    return _Base(name, source.config, config, os.path.realpath(weights) if weights else "", source.published)
 
 
 def _settings(base: _Base, splits: Mapping[str, Dataset], folder: Path, choice: Choice) -> dict[str, Any]:
     """Return all settings. Each value depends only on the arguments, which do not change."""
     config, train = base.config, splits["train"]
-    kept = {key: value for key, value in config.items() if key in RUNNER_KEYS}  # without its variables
+    kept = {key: config[key] for key in RUNNER_KEYS - OF_ONE_RUN if key in config}  # without its variables
     hooks = kept.get("default_hooks") or {}
     best = {"save_best": main_metric(config), "rule": "greater"}
     new = {
@@ -170,8 +214,10 @@ def _settings(base: _Base, splits: Mapping[str, Dataset], folder: Path, choice: 
         "default_hooks": {**hooks, "checkpoint": {**(hooks.get("checkpoint") or {}), **best}},
         "param_scheduler": schedules_for(config, len(train.pictures)),
     }
-    if base.weights:
-        new["load_from"] = base.weights
+    if weights := base.own_weights or base.published:
+        new["load_from"] = weights
+    if choice.scale_lr:
+        new["auto_scale_lr"] = {**(config.get("auto_scale_lr") or {}), "enable": True}
     if choice.val_interval is not None:
         new["train_cfg"] = {**config.train_cfg, "val_interval": choice.val_interval}
     for stage in STAGES:
@@ -185,9 +231,9 @@ def _settings(base: _Base, splits: Mapping[str, Dataset], folder: Path, choice: 
 def _data_of(
     base: _Base, stage: str, splits: Mapping[str, Dataset], folder: Path, size: int | None
 ) -> dict[str, Any]:
-    """Return the loader and the evaluator of a stage, with paths relative to ``folder``."""
+    """Return the loader and the evaluator of a stage, whose COCO file is in ``folder``."""
     name, loader = stage if stage in splits else "val", f"{stage}_dataloader"
-    settings = with_data(base.config, stage, folder / f"{name}.json", splits[name].folder, folder)
+    settings = with_data(base.config, stage, folder / f"{name}.json", splits[name].folder)
     dataset = dataset_of(settings, loader)
     dataset.metainfo = {"classes": tuple(splits[name].classes)}
     if stage == "train":
@@ -206,7 +252,7 @@ def _network(base: _Base, classes: int) -> dict:
     """Return the model for a number of classes. The weights of the base replace those that its parts load."""
     network = base.config.model.to_dict()
     set_number(network, number_of_classes(base.config, base.name), classes)
-    for _, node in dicts(network) if base.weights else ():
+    for _, node in dicts(network) if base.own_weights or base.published else ():
         if isinstance(node.get("init_cfg"), Mapping) and node["init_cfg"].get("type") == "Pretrained":
             node["init_cfg"] = None
         if node.get("pretrained"):
@@ -226,9 +272,3 @@ def _without_flips(part: Any) -> Any:
     for step in flips_in(part):
         step["prob"] = 0.0
     return part
-
-
-def _portable(path: str | Path, folder: Path) -> str:
-    """Return a path for a config in this folder: relative, if both are below the same top-level folder."""
-    end, folder = "/" * str(path).endswith("/"), Path(os.path.realpath(folder))
-    return portable(f"{os.path.realpath(path)}{end}", folder, [str(Path(*folder.parts[:2]))])

@@ -77,6 +77,11 @@ class Model:
         """The name by which other configs inherit from it: ``mmdet::dcn/….py``."""
         return f"{self.package}::{self.config.parent.name}/{self.config.name}"
 
+    @property
+    def checkpoint(self) -> str:
+        """The weights of a detector; empty if the entry has none, or those of several models."""
+        return self.weights[0] if len(self.weights) == 1 else ""
+
     def metrics(self, source: str | None = None) -> dict[str, float]:
         """Return all results, or those of one source. Of several data sets, the first takes precedence."""
         chosen = [result for result in self.results if source in (None, result.source)]
@@ -225,7 +230,7 @@ def download(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
         UserError: the model is unknown or has no weights, or the download failed.
     """
     model = find(name)
-    if len(model.weights) != 1:
+    if not model.checkpoint:
         number = len(model.weights) or "none"
         raise UserError(f"{model.name}: expected one file of weights, found {number}")
-    return local_file(model.weights[0], folder and expanded(folder))
+    return local_file(model.checkpoint, folder and expanded(folder))

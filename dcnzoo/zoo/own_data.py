@@ -1,37 +1,29 @@
 """``--data`` of ``dcnzoo train`` and ``test``: choose a model for annotated pictures, and write COCO files.
 
-:mod:`dcnzoo.data.reading` reads the pictures, :mod:`dcnzoo.zoo.config_writer` writes the config.
+:mod:`dcnzoo.data.reading` reads the pictures, :mod:`dcnzoo.zoo.config_writer` computes the config.
 """
 
 import copy
 import filecmp
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.device import get_device
 
 from dcnzoo.data.dataset import ALL, Dataset, ReadOptions, require_masks, without_mask
 from dcnzoo.data.reading import describe, read
+from dcnzoo.data.splits import copies
 from dcnzoo.openmmlab.classes import declared_metainfo
 from dcnzoo.openmmlab.config.tree import LOADERS
 from dcnzoo.openmmlab.runs.recipe import Recipe
 from dcnzoo.utils.errors import UserError, show
-from dcnzoo.utils.files import numbered, partial_folder, require_writable
+from dcnzoo.utils.files import numbered, partial_folder, write_text
 from dcnzoo.utils.text import counted, few
-from dcnzoo.zoo.config_reader import dataset_of, directions_of, has_size, pictures_of, scale_of
-from dcnzoo.zoo.config_writer import (
-    BOXES,
-    MASKS,
-    SMALL_BOXES,
-    SMALL_MASKS,
-    Choice,
-    with_data,
-    write_settings,
-)
+from dcnzoo.zoo.config_reader import dataset_of, directions_of, has_size, image_paths, rates_of, scale_of
+from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, SMALL_MASKS, Choice, Plan, with_data
 
 SIDE = 24  # pixels of an object, the root of its box's area: three steps of the small models' finest features
 TOO_SMALL = 8  # pixels: one step
@@ -42,21 +34,17 @@ VALIDATIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """The options of a training on own data.
+class DataOptions(ReadOptions):
+    """The options of a training on own data, with those of reading them.
 
     Attributes:
         size: the longer side of resized pictures in pixels (default: that of the model's config; for a small
             model, 320 to 800, so that nine of ten objects are larger than 24 pixels).
         flip: whether the training flips pictures; False for text and digits.
-        zero_based, clip, skip_invalid: see :class:`dcnzoo.data.dataset.ReadOptions`.
     """
 
     size: int | None = None
     flip: bool = True
-    zero_based: bool = False
-    clip: bool = False
-    skip_invalid: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None and not (type(self.size) is int and self.size > 0):
@@ -64,10 +52,10 @@ class DataOptions:
 
     @property
     def reading(self) -> ReadOptions:
-        return ReadOptions(self.zero_based, self.clip, self.skip_invalid)
+        return ReadOptions(**{each.name: getattr(self, each.name) for each in fields(ReadOptions)})
 
 
-def require_data(options: DataOptions | ReadOptions, data: object) -> None:
+def require_data(options: ReadOptions, data: object) -> None:
     """Raise UserError if an option is set without data."""
     changed = [field.name for field in fields(options) if getattr(options, field.name) != field.default]
     if data is None and changed:
@@ -75,17 +63,25 @@ def require_data(options: DataOptions | ReadOptions, data: object) -> None:
 
 
 def choose(
-    splits: Mapping[str, Dataset], model: str | os.PathLike[str] | None, options: DataOptions
+    splits: Mapping[str, Dataset],
+    model: str | os.PathLike[str] | None,
+    options: DataOptions,
+    *,
+    on_gpu: bool,
+    scale_lr: bool = True,
 ) -> Choice:
     """Choose the model of a training, and what changes in its config.
 
     Args:
         model: a name in the zoo, a config or a work directory. None: on a GPU, a published model with
             DCNv2; on a CPU, a small one, whose epochs and size of pictures depend on the data.
+        scale_lr: scale the learning rate of the published model, which is that of 16 pictures, by the batch
+            size; False: the user sets the rate.
     """
     masks, train = not without_mask(splits.values())[0], splits["train"]
-    if model is None and get_device() != "cpu":
-        model = MASKS if masks else BOXES
+    if model is None and on_gpu:
+        published = MASKS if masks else BOXES
+        return Choice(model=published, size=options.size, flip=options.flip, scale_lr=scale_lr)
     if model is not None:
         return Choice(model=str(model), size=options.size, flip=options.flip)
     epochs = max(8, math.ceil(ITERATIONS * 4 / len(train.pictures)))  # batches of 4
@@ -109,26 +105,19 @@ def size_for(side: float) -> int:
     return next((size for size in SIZES if size * side >= SIDE), SIZES[-1])
 
 
-def write_data(splits: Mapping[str, Dataset], work_dir: Path, choice: Choice) -> Path:
-    """Write the COCO files of annotated pictures, and a config that trains on them; return the config.
+def write(plan: Plan) -> Path:
+    """Write the COCO files and the config of a training on annotated pictures; return the config's file.
 
     The folder ``data`` in the work directory gets ``train.json``, ``val.json``, the config and, if there is
     such a split, ``test.json``. No file is replaced: if the content differs, the folder is ``data_2``, ….
-
-    Args:
-        splits: the pictures, as :meth:`dcnzoo.data.dataset.Dataset.split` returns them.
-        work_dir: the work directory of the training.
-
-    Raises:
-        UserError: the model is unknown, or cannot learn from the data.
     """
-    require_writable(work_dir)
+    work_dir = plan.work_dir
     work_dir.mkdir(parents=True, exist_ok=True)
     with partial_folder(work_dir) as new:  # beside the final folder, so that relative paths are the same
-        for name, split in splits.items():
+        for name, split in plan.splits.items():
             split.write(new / f"{name}.json")
         config = new / f"{work_dir.resolve().name or 'data'}.py"
-        write_settings(splits, config, choice)
+        write_text(config, plan.text())
         names = [file.name for file in new.iterdir()]  # a folder with the same files is used again
         folder = numbered(
             work_dir / "data", lambda old: filecmp.cmpfiles(old, new, names, shallow=False)[0] == names
@@ -139,7 +128,7 @@ def write_data(splits: Mapping[str, Dataset], work_dir: Path, choice: Choice) ->
 
 
 def lines_of(config: Config, split: Dataset) -> list[str]:
-    """Return lines about the initial weights of a training, its pictures, and classes with few objects.
+    """Return lines about a training's initial weights, pictures and rate, and classes with few objects.
 
     Args:
         config: with the settings of the user.
@@ -162,6 +151,10 @@ def lines_of(config: Config, split: Dataset) -> list[str]:
             small = f"one of ten objects is below {TOO_SMALL} pixels"
             lines.append(f"note      {small}: {remedy} they are not found")
     lines.append(f"flips     {', '.join(directions_of(config)) or 'none'}")
+    if rates := rates_of(config):
+        rate, scaled, batch = rates
+        hint = f" (with --auto-scale-lr {scaled:g})" if rate != scaled else ""
+        lines.append(f"rate      {rate:g} in batches of {counted(batch, 'pictures')}{hint}")
     if few_of := [f"{name} ({number})" for name, number in split.per_class.items() if number < FEW]:
         lines.append(f"note      fewer than {FEW} objects to train on: {few(few_of)}")
     return lines
@@ -177,35 +170,40 @@ def with_own_data(
     """
     cfg = copy.deepcopy(recipe.cfg)
     classes = tuple(declared_metainfo(dataset_of(cfg, "test_dataloader"))["classes"])
-    pictures = read(data, **vars(replace(options, classes=classes)))
-    name, split, note = to_test(pictures, pictures_of(cfg, "train_dataloader"))
-    show(*describe(pictures, {name: split}), *note)
+    read_data = read(data, **vars(replace(options, classes=classes)))
+    learnt, missing = image_paths(cfg, "train_dataloader")
+    name, split, notes = to_test(read_data, learnt)
+    if missing:
+        files = f"{counted(len(missing), 'files')} of the training: {few(missing, 2)}"
+        notes.append(f"note      missing: {files}; its pictures may be among those of the test")
     file = folder / f"{name}.json"
-    split.write(file)
     cfg.update(with_data(cfg, "test", file, split.folder))
     if "segm" in (metrics or cfg.test_evaluator.get("metric", "bbox")):
         require_masks([split], " for the metric segm", "metrics=bbox compares boxes")
+    show(*describe(read_data, {name: split}), *notes)
+    split.write(file)
     return replace(recipe, cfg=cfg)
 
 
-def to_test(data: Dataset, learnt: Collection[str]) -> tuple[str, Dataset, list[str]]:
+def to_test(data: Dataset, learnt: Sequence[Path]) -> tuple[str, Dataset, list[str]]:
     """Choose the pictures of a test: the data's test set, else its validation set, else all.
 
-    Pictures that the model was trained on are left out, unless all are.
+    Pictures that the model was trained on, also copies of them, are left out, unless all are.
 
     Args:
-        learnt: the real paths of the pictures that the model was trained on.
+        learnt: the pictures that the model was trained on.
 
     Returns:
         The name of the set, its pictures, and a line if the model was trained on some.
     """
     name = next(name for name in ("test", "val", ALL) if name in data.splits)
     pictures = data.splits[name]
-    others = [picture for picture in pictures if os.path.realpath(picture.file) not in learnt]
+    known = copies([picture.file for picture in pictures], learnt)
+    others = [picture for picture in pictures if picture.file not in known]
     lines = []
     if not others:
         lines = ["note      the model was trained on all of these pictures"]
-    elif len(others) < len(pictures):
+    elif known:
         number = counted(len(pictures) - len(others), "pictures")
         lines = [f"note      {number} left out: the model was trained on them"]
     return name, data.part(name, others or pictures), lines

@@ -74,7 +74,7 @@ class Source:
             return self.weights
         if not self.published:
             raise UserError(f"checkpoint: expected a file with weights for {self.name}, got none")
-        is_of_entry = self.entry is not None and self.published in self.entry.weights
+        is_of_entry = self.entry is not None and self.published == self.entry.checkpoint
         return local_file(self.published) if is_of_entry else fetch(self.published)
 
 
@@ -162,7 +162,7 @@ def _published(name: str, path: Path, checkpoint: object) -> Source:
         if "::" not in name:
             raise
         return Source(name, Path(base_path(name, "")[0]))  # a config of a package that is not in the zoo
-    return Source(name, entry.config, published=entry.weights[0] if len(entry.weights) == 1 else "")
+    return Source(name, entry.config, published=entry.checkpoint)
 
 
 RESOLVERS = (_repository, _work_directory, _checkpoint, _config, _published)

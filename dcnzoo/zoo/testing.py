@@ -14,7 +14,7 @@ from dcnzoo.data.check import read_used
 from dcnzoo.data.dataset import ReadOptions
 from dcnzoo.data.download import SMALL
 from dcnzoo.data.shapes import ShapesSpec, make_shapes
-from dcnzoo.openmmlab.config.tree import inner_data_sets
+from dcnzoo.openmmlab.config.tree import inner_data_sets, set_annotation_file
 from dcnzoo.openmmlab.options import TestOptions
 from dcnzoo.openmmlab.runs import execute
 from dcnzoo.openmmlab.runs.device import require_device
@@ -168,8 +168,7 @@ def use_data(recipe: Recipe, root: str | os.PathLike[str] | None) -> tuple[Recip
     if not content.annotations:  # the annotations of test-dev are not published
         raise UserError(f"{annotations}: expected annotated objects, found none")
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    for each in (dataset, *evaluators):
-        each.ann_file = str(annotations.resolve())
+    set_annotation_file(annotations, dataset, *evaluators)
     return replace(recipe, cfg=cfg), len(content.images)
 
 

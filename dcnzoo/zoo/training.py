@@ -8,23 +8,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 from dcnzoo.data.dataset import Dataset
 from dcnzoo.data.reading import describe, read
 from dcnzoo.openmmlab.options import TrainOptions
 from dcnzoo.openmmlab.runs import execute
-from dcnzoo.openmmlab.runs.device import use_device
+from dcnzoo.openmmlab.runs.device import require_device, use_device
 from dcnzoo.openmmlab.runs.ranks import is_first
 from dcnzoo.openmmlab.runs.recipe import TRAINING, Recipe, RunConfig
-from dcnzoo.openmmlab.runs.start import claim
+from dcnzoo.openmmlab.runs.start import claim, require_movable
 from dcnzoo.utils.errors import UserError, show, user_errors
-from dcnzoo.utils.files import expanded
+from dcnzoo.utils.files import expanded, require_file
 from dcnzoo.utils.memory import return_memory
 from dcnzoo.zoo.config_reader import scale_of
-from dcnzoo.zoo.config_writer import schedules_for
-from dcnzoo.zoo.own_data import DataOptions, choose, lines_of, require_data, write_data
-from dcnzoo.zoo.source import Source, resolve
+from dcnzoo.zoo.config_writer import plan, schedules_for
+from dcnzoo.zoo.own_data import DataOptions, choose, lines_of, require_data, write
+from dcnzoo.zoo.source import resolve
 
 OnData = Callable[[Mapping[str, Dataset], Path, tuple[int, int] | None], object]
 
@@ -66,7 +64,7 @@ def train(
             patience, amp, auto_scale_lr, logger, seed, device, channels_last, allow_partial, verbose,
             launcher. With ``data``, ``work_dir`` is by default ``work_dirs/`` and the name of the folder, and
             there are those of :class:`dcnzoo.zoo.own_data.DataOptions`: size, flip, zero_based, clip,
-            skip_invalid.
+            skip_invalid, classes.
 
     Raises:
         UserError: a mistake in an argument, the config or the data; or the folder is in use.
@@ -76,7 +74,7 @@ def train(
     of_run = TrainOptions(**options)
     if outputs:
         warnings.warn("dcnzoo.train: outputs: has no effect any more", DeprecationWarning, stacklevel=2)
-    with user_errors(), ExitStack() as stack:
+    with user_errors():
         require_data(of_data, data)
         if data is None:
             recipe = _recipe_of(model, cfg_options)
@@ -84,28 +82,57 @@ def train(
         else:
             if resume:
                 raise UserError("resume: expected no data=PATH; model=WORK_DIR continues its training")
-            path = expanded(data)
-            of_run = _with_work_dir(of_run, path)
-            stack.enter_context(use_device(of_run.device))
-            locks = stack.enter_context(ExitStack())
-            in_folder = RunConfig(Config({"work_dir": of_run.work_dir, "launcher": "none"}))
-            with claim(locks, in_folder, dry_run, force=force, files=[path]) as start:
-                pictures = read(path, **vars(of_data.reading))
-                splits = pictures.split()
-            choice = choose(splits, model, of_data)
-            config = write_data(splits, Path(str(of_run.work_dir)), choice)
-            run = _run_on(config, len(splits["train"].pictures), of_run, cfg_options)
-            # only now: a mistake in an option ends in one line
-            show(*describe(pictures, splits), f"model     {choice.model}")
-            show(*lines_of(run.cfg, splits["train"]), f"config    {config}")
-            if on_data is not None:
-                on_data(splits, run.work_dir, scale_of(run.cfg))
-            del pictures, splits
-            return_memory()  # of the pictures and objects
-            folder = execute.train_locked(run, of_run, start, dry_run=dry_run, sanity=sanity)
+            folder = _train_on_data(
+                expanded(data), model, of_data, of_run, cfg_options, on_data,
+                force=force, dry_run=dry_run, sanity=sanity,
+            )  # fmt: skip
         if dry_run and is_first():
             print("dry run: one step was trained; its weights are not kept")
         return folder
+
+
+def _train_on_data(
+    data: Path,
+    model: str | os.PathLike[str] | None,
+    of_data: DataOptions,
+    of_run: TrainOptions,
+    cfg_options: Mapping[str, object] | None,
+    on_data: OnData | None,
+    *,
+    force: bool,
+    dry_run: bool,
+    sanity: bool,
+) -> Path:
+    """Train on annotated pictures; return the work directory.
+
+    Everything that can be refused is refused before a used work directory is renamed, and that is before
+    anything is written.
+    """
+    of_run = _with_work_dir(of_run, data)
+    work_dir = Path(str(of_run.work_dir))
+    in_folder = RunConfig.in_folder(work_dir)
+    with use_device(of_run.device), ExitStack() as locks:
+        with claim(locks, in_folder, dry_run, force=force, files=[data]) as start:
+            dataset = read(data, **vars(of_data.reading))
+            splits = dataset.split()
+            on_gpu = require_device(of_run.device).type != "cpu"
+            choice = choose(splits, model, of_data, on_gpu=on_gpu, scale_lr=of_run.lr is None)
+            planned, count = plan(splits, choice, work_dir), len(splits["train"].pictures)
+            weights = _run_on(planned.recipe(cfg_options), count, of_run).cfg.get("load_from")
+            if weights:
+                require_file(str(weights), "load_from")
+            if start.replaces:
+                require_movable(in_folder, [planned.source, weights])
+        config = write(planned)
+        run = _run_on(Recipe.read(config, cfg_options, TRAINING), count, of_run)
+        # only now: a mistake in an option ends in one line
+        show(*describe(dataset, splits), f"model     {choice.model}")
+        show(*lines_of(run.cfg, splits["train"]), f"config    {config}")
+        if on_data is not None:
+            on_data(splits, run.work_dir, scale_of(run.cfg))
+        del dataset, splits, planned
+        return_memory()  # of the pictures and objects
+        return execute.train_locked(run, of_run, start, dry_run=dry_run, sanity=sanity)
 
 
 def _with_work_dir(options: TrainOptions, data: Path) -> TrainOptions:
@@ -116,13 +143,11 @@ def _with_work_dir(options: TrainOptions, data: Path) -> TrainOptions:
     return replace(options, work_dir=str(expanded(options.work_dir or Path("work_dirs", name))))
 
 
-def _run_on(
-    config: Path, pictures: int, options: TrainOptions, cfg_options: Mapping[str, object] | None
-) -> RunConfig:
-    """Read a config that was written for a number of pictures; the options may change its iterations."""
-    run = Source(str(config), config).recipe(cfg_options, TRAINING).with_options(options)
-    if not any(key.startswith("param_scheduler") for key in cfg_options or ()):
-        run.cfg.param_scheduler = schedules_for(run.cfg, pictures)
+def _run_on(recipe: Recipe, count: int, options: TrainOptions) -> RunConfig:
+    """Return the run of a config for this number of pictures; the options may change its iterations."""
+    run = recipe.with_options(options)
+    if not any(key.startswith("param_scheduler") for key in recipe.cfg_options):
+        run.cfg.param_scheduler = schedules_for(run.cfg, count)
     return run
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
@@ -156,6 +157,44 @@ def test_a_stray_label_beside_background_can_be_skipped(tmp_path):
     assert len(data.pictures) == 5 and any("1 problem skipped" in note for note in data.notes)
 
 
+def test_pictures_of_neighbours_are_not_used(tmp_path):
+    """Only a file that names pictures may name those beside its folder, and a line says so."""
+    part = draw(tmp_path / "images", 4, empty=())
+    for name, boxes in part.items():
+        yolo((tmp_path / "labels" / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "empty/classes.txt", "disc\nbox\nstar\n")
+    write(tmp_path / "annotations/a.json", coco(part))
+    refused(tmp_path / "empty", "expected YOLO's data.yaml or classes.txt")
+    data = read_data(tmp_path / "annotations")
+    assert len(data.pictures) == 4
+    assert f"no pictures in {tmp_path / 'annotations'}: looked for in {tmp_path}, too" in data.notes
+
+
+def test_names_of_darknet_are_in_any_file(tmp_path):
+    for name, boxes in draw(tmp_path / "images", 4, empty=()).items():
+        yolo((tmp_path / "images" / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "fruits.data", "classes = 3\ntrain = images\nnames = data/fruits.names\n")
+    refused(tmp_path, "names: expected a file, found none at", "fruits.names")
+    write(tmp_path / "fruits.names", "disc\nbox\nstar\n")
+    assert [*read_data(tmp_path).classes] == ["disc", "box", "star"]
+
+
+def test_json_of_other_programs_is_not_used(tmp_path):
+    """In a data set of JSON files, it may be a damaged annotation."""
+    part = draw(tmp_path / "yolo/images", 4, empty=())
+    for name, boxes in part.items():
+        yolo((tmp_path / "yolo/labels" / name).with_suffix(".txt"), boxes)
+    write(tmp_path / "yolo/settings.json", "{} // of an editor")
+    refused(tmp_path / "yolo", "settings.json: JSON")
+    write(tmp_path / "yolo/classes.txt", "disc\nbox\nstar\n")
+    assert "other files, not used: 1 (" in " ".join(read_data(tmp_path / "yolo").notes)
+    write(tmp_path / "a.json", coco(part))
+    for file in (tmp_path / "yolo/labels", tmp_path / "yolo/classes.txt"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    refused(tmp_path, "settings.json: JSON")
+    assert len(read_data(tmp_path, skip_invalid=True).pictures) == 4
+
+
 def test_a_description_below_the_pictures(tmp_path):
     """Its ``..`` does not make other pictures of those that are read."""
     for name, boxes in draw(tmp_path / "images", 4, empty=()).items():
@@ -306,6 +345,13 @@ def test_ids_of_coco_are_there_once(tmp_path, key):
 def test_clip(tmp_path):
     coco_of(tmp_path, lambda content: content["annotations"][0].update(bbox=[50, 30, 20, 20]))
     assert objects(tmp_path, clip=True)[0][1] == [50, 30, 10, 10]
+    assert "clipped to their pictures: 1 box or polygon" in read_data(tmp_path, clip=True).notes
+
+
+def test_an_object_that_is_refused_is_not_clipped(tmp_path):
+    coco_of(tmp_path, lambda content: content["annotations"][0].update(bbox=[80, 30, 20, 20]))
+    notes = read_data(tmp_path, clip=True, skip_invalid=True).notes
+    assert any("1 problem skipped" in note for note in notes) and "clipped" not in " ".join(notes)
 
 
 def test_a_group_of_roboflow_is_no_class(tmp_path):

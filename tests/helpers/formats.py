@@ -73,13 +73,13 @@ def labelme(file, path, boxes, kind="rectangle", corners=False, classes=CLASSES,
     write(file, {"imagePath": path, "imageHeight": size[1], "imageWidth": size[0], "shapes": shapes})
 
 
-def fruits(folder, letters="abcdef"):
+def fruits(folder, letters="abcdef", seed=0):
     """Draw a fruit of each kind on an image for each letter, with edges at whole pixels.
 
     A third of the images is for validation.
     """
     folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     categories = [{"id": i, "name": name} for i, name in enumerate(FRUITS, 1)]
     parts = {split: {"images": [], "annotations": [], "categories": categories} for split in ("train", "val")}
     for number, letter in enumerate(letters):

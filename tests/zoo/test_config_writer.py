@@ -1,6 +1,7 @@
 """Configs that train a model of the zoo on one's own COCO files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import dcnzoo.models  # noqa: F401
 from dcnzoo.data.reading import read
 from dcnzoo.openmmlab.config.check import dicts
 from dcnzoo.utils.errors import UserError
-from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, SMALL_MASKS, Choice, write_settings
+from dcnzoo.zoo.config_reader import has_size, scale_of
+from dcnzoo.zoo.config_writer import BOXES, MASKS, SMALL_BOXES, SMALL_MASKS, Choice, plan
+from dcnzoo.zoo.own_data import write
 from tests.helpers.demo import DEFORMABLE
 
 BOXES_CONFIG = "dcnzoo::dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py"
@@ -46,11 +49,8 @@ def coco(tmp_path):
 
 def write_config(file, out, **options):
     """Write a config whose training and validation have the same data."""
-    splits = {}
-    for name in ("train", "val"):
-        splits[name] = read(file)
-        splits[name].write(Path(out).parent / f"{name}.json")
-    return write_settings(splits, Path(out), Choice(**{"model": BOXES, **options}))
+    splits = {name: read(file) for name in ("train", "val")}
+    return write(plan(splits, Choice(**{"model": BOXES, **options}), Path(out)))
 
 
 def heads(config):
@@ -76,9 +76,9 @@ def downloads(config):
 )
 def test_models(tmp_path, coco, model, expected):
     file = coco()
-    write_config(file, tmp_path / "out.py", model=model)
-    assert f"{Path(model).stem}.py" in (tmp_path / "out.py").read_text().splitlines()[0]
-    config = Config.fromfile(tmp_path / "out.py")
+    file = write_config(file, tmp_path / "out", model=model)
+    assert f"{Path(model).stem}.py" in file.read_text().splitlines()[0]
+    config = Config.fromfile(file)
     assert heads(config) == expected
     if model == SMALL_BOXES:  # the weights of the model with a mask head
         assert f"{SMALL_MASKS}-" in config.load_from
@@ -95,7 +95,7 @@ def test_models(tmp_path, coco, model, expected):
         dataset = config[loader].dataset
         while "dataset" in dataset:
             dataset = dataset.dataset
-        assert dataset.ann_file == str(tmp_path / f"{name}.json")
+        assert dataset.ann_file == str(file.with_name(f"{name}.json"))
         assert list(dataset.metainfo.classes) == ["class 1", "class 2", "class 3"]
     if "mask2former" in model:
         assert config.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
@@ -108,11 +108,11 @@ def test_models(tmp_path, coco, model, expected):
 def test_a_warm_up_ends_within_the_training(tmp_path, coco):
     """COCO's warm-up has 500 iterations, but 12 epochs of two batches have only 24."""
     file = coco()
-    write_config(file, tmp_path / "out.py", model=BOXES)
-    warm_up, steps = Config.fromfile(tmp_path / "out.py").param_scheduler
+    written = write_config(file, tmp_path / "out", model=BOXES)
+    warm_up, steps = Config.fromfile(written).param_scheduler
     assert (warm_up.type, warm_up.end, steps.milestones) == ("LinearLR", 2, [8, 11])
-    write_config(file, tmp_path / "short.py", model=BOXES, epochs=3)
-    assert Config.fromfile(tmp_path / "short.py").param_scheduler[0].end == 2, "one has no second rate"
+    written = write_config(file, tmp_path / "short", model=BOXES, epochs=3)
+    assert Config.fromfile(written).param_scheduler[0].end == 2, "one has no second rate"
 
 
 def test_choices_do_not_depend_on_each_other(tmp_path, coco):
@@ -120,10 +120,11 @@ def test_choices_do_not_depend_on_each_other(tmp_path, coco):
     file, choices = coco(), {"epochs": 5, "val_interval": 7, "size": 448, "flip": False}
 
     def written(**options):
-        write_config(file, tmp_path / "out.py", model=SMALL_MASKS, **options)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        config = write_config(file, tmp_path / "out", model=SMALL_MASKS, **options)
         return {
             f"{path}.{key}": value
-            for path, node in dicts(Config.fromfile(tmp_path / "out.py")._cfg_dict)
+            for path, node in dicts(Config.fromfile(config)._cfg_dict)
             for key, value in node.items()
             if next(dicts(value), None) is None
         }
@@ -142,12 +143,11 @@ def test_classes_that_the_data_does_not_say(tmp_path, coco):
     file = coco()
     base = f"_base_ = {BOXES_CONFIG!r}\nmodel = dict(roi_head=dict(bbox_head=dict(num_classes=5)"
     (tmp_path / "one.py").write_text(base + "))")
-    write_config(file, "out.py", model="one.py")
-    assert heads(Config.fromfile("out.py")) == [3]
+    assert heads(Config.fromfile(write_config(file, "out", model="one.py"))) == [3]
     (tmp_path / "two.py").write_text(base[:-1] + ", loss_cls=dict(num_classes=7))))")
     with pytest.raises(UserError, match=r"two\.py: .*num_classes=80, .*num_classes=5, 7"):
-        write_config(file, "not.py", model="two.py")
-    assert not (tmp_path / "not.py").exists()
+        write_config(file, "not", model="two.py")
+    assert not (tmp_path / "not").exists()
 
 
 def boxes_only(content):
@@ -165,8 +165,8 @@ def boxes_only(content):
 )
 def test_config_mistakes(tmp_path, coco, change, model, message):
     with pytest.raises(UserError, match=message):
-        write_config(coco(change), tmp_path / "out.py", model=model)
-    assert not (tmp_path / "out.py").exists()
+        write_config(coco(change), tmp_path / "out", model=model)
+    assert not (tmp_path / "out").exists()
 
 
 def test_config_files_are_named(tmp_path, coco):
@@ -174,14 +174,36 @@ def test_config_files_are_named(tmp_path, coco):
     (tmp_path / "notes.py").write_text("a = 1")
     base = f"_base_ = {DEFORMABLE!r}\n"
     (tmp_path / "voc.py").write_text(f"{base}test_evaluator = dict(_delete_=True, type='VOCMetric')")
-    for out, model, named in (
-        ("out.py", "notes.txt", r"model: .*notes\.txt"),
-        ("out.py", "notes.py", r"notes\.py: .*model"),
-        ("out.py", "voc.py", r"test_evaluator: expected a CocoMetric, got .*VOCMetric"),
+    for model, named in (
+        ("notes.txt", r"model: .*notes\.txt"),
+        ("notes.py", r"notes\.py: .*model"),
+        ("voc.py", r"test_evaluator: expected a CocoMetric, got .*VOCMetric"),
     ):
         with pytest.raises(UserError, match=named):
-            write_config(coco(), tmp_path / out, model=model and str(tmp_path / model))
-    assert not [*tmp_path.glob("out.*")]
+            write_config(coco(), tmp_path / "out", model=model and str(tmp_path / model))
+    assert not [*tmp_path.glob("out*")]
+
+
+def test_settings_of_another_run_are_left_out(tmp_path, coco):
+    """The config can be trained again, in a work directory of its own."""
+    base = f"_base_ = {BOXES_CONFIG!r}\nwork_dir = 'others'\nresume = True\nlauncher = 'pytorch'\n"
+    (tmp_path / "own.py").write_text(base)
+    config = Config.fromfile(write_config(coco(), tmp_path / "out", model="own.py"))
+    assert not {"work_dir", "resume", "launcher"} & config.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("test_dataloader = dict(dataset=dict(pipeline=[dict(type='Resize', scale=640)]))", (640, 640)),
+        ("train_dataloader = dict(dataset=dict(type='mmdet.CocoDataset'))", (1333, 800)),
+        ("val_evaluator = dict(type='mmdet.CocoMetric')", (1333, 800)),
+    ],
+)
+def test_names_and_numbers_as_mmdetection_reads_them(tmp_path, coco, change, expected):
+    (tmp_path / "own.py").write_text(f"_base_ = {BOXES_CONFIG!r}\n{change}\n")
+    config = Config.fromfile(write_config(coco(), tmp_path / "out", model="own.py"))
+    assert scale_of(config) == expected and has_size(config, "train_dataloader")
 
 
 def test_modules_that_the_model_config_imports_stay(tmp_path, coco, monkeypatch):
@@ -192,6 +214,6 @@ def test_modules_that_the_model_config_imports_stay(tmp_path, coco, monkeypatch)
         (tmp_path / "own.py").write_text(
             f"_base_ = {BOXES_CONFIG!r}\ncustom_imports = dict(imports={imports!r})\n"
         )
-        write_config(coco(), tmp_path / "out.py", model=str(tmp_path / "own.py"))
-        written = Config.fromfile(tmp_path / "out.py").custom_imports.imports
+        config = write_config(coco(), tmp_path / "out", model=str(tmp_path / "own.py"))
+        written = Config.fromfile(config).custom_imports.imports
         assert written.count("own_layers") == written.count("dcnzoo.models") == 1

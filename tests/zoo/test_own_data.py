@@ -24,6 +24,7 @@ from dcnzoo.openmmlab.runs.recipe import TEST, Recipe, read_config_file
 from dcnzoo.utils.errors import UserError
 from dcnzoo.utils.folders import mim_folder
 from dcnzoo.zoo import own_data
+from dcnzoo.zoo.config_writer import BOXES, plan
 from dcnzoo.zoo.own_data import DataOptions, with_own_data
 from dcnzoo.zoo.source import resolve
 from tests.helpers.commands import run
@@ -42,8 +43,8 @@ from tests.helpers.processes import python, python_with_torch
 
 def written(splits, work_dir, model, **options):
     """The config that a training with these options writes."""
-    choice = own_data.choose(splits, model, DataOptions(**options))
-    return own_data.write_data(splits, work_dir, choice)
+    choice = own_data.choose(splits, model, DataOptions(**options), on_gpu=False)
+    return own_data.write(plan(splits, choice, work_dir))
 
 
 def prepare(data, work_dir):
@@ -108,6 +109,52 @@ def test_data_are_read_before_a_used_folder_is_renamed(tmp_path):
     with pytest.raises(UserError, match="work_dir: expected a folder without checkpoints"):
         dcnzoo.train(data=tmp_path / "fruits", work_dir=used)
     assert {path.name for path in used.iterdir()} == {"last_checkpoint", "epoch_1.pth"}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("mask-rcn", {}, "model"),
+        ("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco", {}, "mask of every object"),
+        ("detr_r50_8xb2-150e_coco", {"size": 448}, "size: expected one step Resize"),
+        (None, {"cfg_options": {"modle.backbone.depth": 50}}, "cfg_options: modle"),
+        (None, {"cfg_options": {"load_from": "none.pth"}}, "load_from: expected a file"),
+        ("run", {}, r"force: expected a work_dir that can be renamed, .*run\.py, used by the new training"),
+        (None, {"cfg_options": {"load_from": "run/epoch_1.pth"}}, "force: .*epoch_1.pth, used by"),
+    ],
+)
+def test_nothing_is_renamed_before_a_refusal(tmp_path, monkeypatch, model, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    used = tmp_path / "run"
+    (used / "20260101_000000/vis_data").mkdir(parents=True)
+    (used / "run.py").write_text(f"_base_ = 'dcnzoo::dcnv2/{BOXES}.py'")
+    (used / "last_checkpoint").write_text("epoch_1.pth")
+    (used / "epoch_1.pth").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        dcnzoo.train(model, data="fruits", work_dir="run", force=True, device="cpu", **options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_rate_on_a_gpu_fits_the_batch(tmp_path):
+    """The published model's rate is that of 16 pictures; a batch has 2."""
+    write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn"))
+    splits = read(tmp_path / "fruits").split()
+    for number, (on_gpu, scale_lr, line) in enumerate(
+        [
+            (True, True, "rate      0.0025 in batches of 2 pictures"),
+            (True, False, "rate      0.02 in batches of 2 pictures (with --auto-scale-lr 0.0025)"),
+            (False, True, "rate      0.0015 in batches of 4 pictures (with --auto-scale-lr 0.00075)"),
+        ]
+    ):
+        choice = own_data.choose(splits, None, DataOptions(), on_gpu=on_gpu, scale_lr=scale_lr)
+        assert on_gpu == (choice.model == BOXES)
+        config = read_config_file(own_data.write(plan(splits, choice, tmp_path / str(number))))
+        assert config.auto_scale_lr.enable == (on_gpu and scale_lr)
+        assert line in own_data.lines_of(config, splits["train"])
+    own = own_data.choose(splits, BOXES, DataOptions(), on_gpu=True)
+    assert not own.scale_lr, "a model that the user names is trained as its config says"
 
 
 @pytest.mark.parametrize("call", [dcnzoo.train, partial(dcnzoo.test, "mask-rcnn_r14-mdconv_fpn_8e_shapes")])
@@ -308,9 +355,6 @@ def test_the_size_of_pictures_is_that_of_their_objects(pictures, size, side):
     assert own_data.size_for(own_data.side_of(split_of(*pictures))) == size
 
 
-BOXES = "faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco"
-
-
 @pytest.mark.parametrize("model", [None, BOXES])
 def test_size_is_an_option(tmp_path, model):
     write_yolo(tmp_path / "fruits", fruits(tmp_path / "drawn", "abcdefghi"))
@@ -470,7 +514,10 @@ def test_pictures_of_the_training_are_not_tested(tmp_path, monkeypatch, capsys):
     got, output = test(tmp_path / "fruits")
     assert val and got == val
     assert "7 pictures left out: the model was trained on them" in output
-    more = fruits(tmp_path / "more", "uvwxyz")
+    copied = shutil.copytree(tmp_path / "fruits", tmp_path / "copied", symlinks=False)
+    got, output = test(copied)
+    assert got == val and "7 pictures left out" in output
+    more = fruits(tmp_path / "more", "uvwxyz", seed=1)
     FORMATS["LabelMe"](tmp_path / "other", more)
     got, output = test(tmp_path / "other")
     assert got == objects_of(more["train"]) | objects_of(more["val"])
@@ -481,7 +528,12 @@ def test_pictures_of_the_training_are_not_tested(tmp_path, monkeypatch, capsys):
     shutil.copy(tmp_path / "run/data/train.json", tmp_path / "drawn")
     got, output = test(tmp_path / "drawn/train.json")
     assert got == objects(tmp_path / "run/data/train.json")
-    assert "the model was trained on all of these pictures" in output
+    assert "the model was trained on all of these pictures" in output and "missing" not in output
+    (tmp_path / "drawn/0.jpg").rename(tmp_path / "drawn/moved.jpg")
+    assert re.search(r"^note +missing: 1 file of the training: \S+0.jpg;", test(copied)[1], re.MULTILINE)
+    (tmp_path / "run/data/train.json").unlink()
+    got, output = test(copied)
+    assert re.search(r"^note +missing: 1 file of the training: \S+train.json;", output, re.MULTILINE)
 
 
 def test_boxes_do_not_test_masks(tmp_path):

@@ -119,10 +119,10 @@ def test_a_copied_work_directory_is_its_own(tmp_path):
         write_text(config, text)
     shutil.copytree("last", "copy")
     for model in ("copy", "copy/epoch_1.pth", "copy/old.py"):
-        assert resolve(model).recipe().work_dir == Path("copy")
-    assert resolve("copy").recipe({"work_dir": "other"}).work_dir == Path("other")
+        assert resolve(model).recipe().cfg.work_dir == "copy"
+    assert resolve("copy").recipe({"work_dir": "other"}).cfg.work_dir == "other"
     shutil.copy("copy/new.py", "own.py")
-    assert resolve("own.py").recipe().work_dir == tmp_path / "last"
+    assert resolve("own.py").recipe().cfg.work_dir == str(tmp_path / "last")
 
 
 @pytest.mark.usefixtures("folder")

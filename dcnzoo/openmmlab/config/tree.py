@@ -5,6 +5,7 @@ import os
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import mmcv.ops
@@ -78,3 +79,9 @@ def inner_data_sets(node: Mapping) -> Iterator[Any]:
 def annotation_file(dataset: Mapping) -> str:
     """Return the path of the annotation file in the config of a data set."""
     return os.path.join(*(str(dataset.get(key) or "") for key in ("data_root", "ann_file")))
+
+
+def set_annotation_file(file: Path, *parts: Any) -> None:
+    """Let parts of a config, data sets and their evaluators, read an annotation file."""
+    for each in parts:
+        each["ann_file"] = str(file.resolve())

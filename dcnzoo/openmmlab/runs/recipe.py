@@ -93,6 +93,11 @@ class RunConfig:
     changes: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
 
+    @classmethod
+    def in_folder(cls, work_dir: str | os.PathLike) -> "RunConfig":
+        """Return a run of which only the work directory is known."""
+        return cls(Config({"work_dir": str(work_dir), "launcher": "none"}))
+
     @property
     def work_dir(self) -> Path:
         return Path(self.cfg.work_dir)

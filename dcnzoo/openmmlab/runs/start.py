@@ -129,7 +129,7 @@ def choose_start(
     if not saved.exist:
         return Start(file, resumes)
     if force:
-        _require_movable(run, [*files, file])
+        require_movable(run, [*files, file])
     else:
         _require_last(saved, file, what, remedy)
     return Start(file, resumes, replaces=force)
@@ -172,7 +172,7 @@ def free_name(folder: str | os.PathLike) -> Path:
     return next(name for name in names if not os.path.lexists(name))
 
 
-def _require_movable(run: RunConfig, files: Iterable[str | os.PathLike | None]) -> None:
+def require_movable(run: RunConfig, files: Iterable[str | os.PathLike | None]) -> None:
     """Raise UserError unless a work directory can be renamed, and the new training reads no file in it."""
     folder, cfg, saved = run.work_dir, run.cfg, run.saved
     data = [annotation_file(dataset) for _, dataset, _ in data_sets(cfg)]
