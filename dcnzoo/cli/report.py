@@ -47,10 +47,6 @@ def command(
       dcnzoo report work_dirs/mask-rcnn
       dcnzoo report work_dirs/off work_dirs/v2 --labels off --labels v2 --out compared.html
     """
-    if labels and len(labels) != len(work_dirs):
-        raise click.UsageError(f"--labels: expected {len(work_dirs)}, one per WORK_DIR, got {len(labels)}")
-    if checkpoint is not None and len(work_dirs) > 1:
-        raise click.UsageError(f"--checkpoint: expected a single WORK_DIR, got {len(work_dirs)}")
     from dcnzoo.report.report import write_report
 
     show(f"report: {write_report(work_dirs, out, labels, checkpoint, **options)}")
