@@ -11,7 +11,7 @@ from dcnzoo.utils.errors import show
 
 
 @click.command(cls=_command.Command)
-@click.argument("work_dirs", nargs=-1, required=True, metavar="WORK_DIR...", type=_types.EXISTING_FOLDER)
+@click.argument("folders", nargs=-1, required=True, metavar="WORK_DIR...", type=_types.EXISTING_FOLDER)
 @option(
     "--labels", multiple=True, metavar="LABEL",
     help="Label of a folder, once per folder (default: its name). Equal labels are seeds of one setting.",
@@ -33,7 +33,7 @@ from dcnzoo.utils.errors import show
 @_options.force
 @_options.allow_partial
 def command(
-    work_dirs: tuple[Path, ...], labels: tuple[str, ...], checkpoint: str | None, out: Path | None,
+    folders: tuple[Path, ...], labels: tuple[str, ...], checkpoint: str | None, out: Path | None,
     **options: Any,
 ) -> None:  # fmt: skip
     """Write an HTML report of one or several trainings.
@@ -49,4 +49,4 @@ def command(
     """
     from dcnzoo.report.report import write_report
 
-    show(f"report: {write_report(work_dirs, out, labels, checkpoint, **options)}")
+    show(f"report: {write_report(folders, out, labels, checkpoint, **options)}")

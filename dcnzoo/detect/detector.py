@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -192,9 +193,10 @@ class BaseDetector:
         tile: int | None = None,
         skipped: list[str] | None = None,  # None: errors are raised
     ) -> Iterator[Detections]:
-        named = sources.with_progress(sources.named(images, bgr), sources.count(images))
+        named = sources.with_progress(sources.named(images, bgr, self.channels), sources.count(images))
         together = 1 if tile else batch_size
         named = sources.read_ahead(named, self.channels, together + 2)
+        began = time.monotonic()
         while batch := list(itertools.islice(named, together)):
             pictures, inputs, results = [], [], []
             for path, read_picture in batch:
@@ -207,6 +209,7 @@ class BaseDetector:
                     pictures.append((path, picture))
             if inputs:
                 results = self._detect(inputs, threshold)
+            seconds = (time.monotonic() - began) / max(len(results), 1)
             for (path, picture), result in zip(pictures, results, strict=True):
                 result = result[np.argsort(-result.scores, kind="stable")]
                 yield dataclasses.replace(
@@ -215,7 +218,9 @@ class BaseDetector:
                     image=picture_to_show(picture),
                     path=path,
                     model=self.name or "a detector",
+                    seconds=seconds,
                 )
+            began = time.monotonic()
 
     def prepare(self, picture: np.ndarray, path: str = "") -> Any:
         """Convert a picture, [H, W, channels], uint8, BGR, to the model's input; ``path`` is for messages.

@@ -39,12 +39,13 @@ class TrainedRun:
         Raises:
             UserError: the folder or the checkpoint does not exist, or the folder contains no training.
         """
-        source = resolve(folder, checkpoint)
         history = History.read(folder)
         if not history.training:
             raise UserError(
-                f"work_dirs: expected those of dcnzoo train, found no losses in {folder}/*/vis_data"
+                f"folders: expected work directories, found no losses in {folder}/*/vis_data; "
+                f"`dcnzoo train --data {folder}` trains on pictures"
             )
+        source = resolve(folder, checkpoint)
         file = source.read_weights() if source.has_weights else None
         cfg = read_config_file(source.config, {"work_dir": str(folder)})
         step = None if file is None else SavedCheckpoints.of(cfg).number(file.name)

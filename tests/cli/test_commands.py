@@ -123,7 +123,7 @@ WRONG = [  # exit status 1, in one line
     ("export MODEL --out model.onnx", "--force"),
     ("export MODEL --test-img none.png --out new.onnx", "--test-img: .*none.png"),
     ("explain MODEL a.png --box 30,30,10,10 --out box.html", "--box: .*upper left .* got 30,30,10,10$"),
-    ("report photos", "--data photos"),
+    ("report photos", "^error: WORK_DIR: .*--data photos"),
     ("data check none.json", "none.json"),
     ("data check via", "such as via/regions.json"),
     ("data convert photos out", "expected YOLO's data.yaml"),

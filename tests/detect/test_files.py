@@ -293,7 +293,7 @@ def test_the_time_of_a_batch_is_divided_by_its_pictures(infer, tmp_path, monkeyp
         return detect(detector, inputs, threshold)
 
     monkeypatch.setattr(Squares, "_detect", slow)
-    monkeypatch.setattr("dcnzoo.cli.infer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("dcnzoo.detect.detector.time", SimpleNamespace(monotonic=lambda: clock[0]))
     _, output = infer("photos", "--out", "out", "--batch-size", "4")
     times = [line.rpartition(", ")[2] for line in output.splitlines() if line.startswith("photos/")]
     assert times == ["1.00 s"] * 6
