@@ -39,7 +39,7 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     """Write train.json, val.json and perhaps test.json in COCO's format to OUT, as train --data does.
 
     SOURCE is a folder, or a file that describes the data, such as data.yaml. If there are problems, list
-    them with file and line, and write nothing.
+    them with file and line, and write nothing. --force also removes a test.json that SOURCE does not have.
 
     \b
     examples:
@@ -55,6 +55,9 @@ def convert(source: Path, out: Path, classes: list[str] | None, force: bool, **o
     for name, split in splits.items():
         split.write(files[name])
     show(*describe(data, splits))
+    if "test" not in splits and files["test"].exists():  # it is of the set that --force replaces
+        files["test"].unlink()
+        show(f"removed   {files['test']}: these data have no test split")
 
 
 @command.command("show")
