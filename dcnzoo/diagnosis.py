@@ -11,7 +11,7 @@ from packaging.version import Version
 from dcnzoo.compat.mmcv import EXTENSION, OWN_FILE
 from dcnzoo.utils.errors import describe, install_command
 from dcnzoo.utils.findings import Finding
-from dcnzoo.utils.folders import installed
+from dcnzoo.utils.packages import installed
 from dcnzoo.version import __version__
 
 # distribution → module; the forks are listed only if they are installed

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
@@ -71,10 +71,6 @@ class BaseDetector:
     score_threshold: float
     name: str = ""
     channels: int = 3
-    # only with PyTorch: see TorchDetector; here for type checkers, as dcnzoo.load returns this class
-    export: Callable[..., Any]
-    features: Callable[..., Any]
-    push_to_hub: Callable[..., str]
 
     @property
     def names(self) -> dict[int, str]:
@@ -178,6 +174,21 @@ class BaseDetector:
         files = [Path(images, entry["file_name"]) for entry in entries]
         results = self._results(files, batch_size, threshold=0.0)
         return evaluate(truth, map(_require_size, results, entries))
+
+    # TorchDetector has these; here for type checkers and for a clear error, as dcnzoo.load returns this class
+
+    def export(self, *arguments: Any, **options: Any) -> Any:
+        raise ValueError(f"export: {self._needs_torch}")
+
+    def features(self, *arguments: Any, **options: Any) -> Any:
+        raise ValueError(f"features: {self._needs_torch}")
+
+    def push_to_hub(self, *arguments: Any, **options: Any) -> str:
+        raise ValueError(f"push_to_hub: {self._needs_torch}")
+
+    @property
+    def _needs_torch(self) -> str:
+        return f"expected a detector with PyTorch, got {self!r}"
 
     def require_three_channels(self, work: str) -> None:
         """Raise ValueError if the model's pictures have another number of channels."""

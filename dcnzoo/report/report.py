@@ -32,7 +32,7 @@ from dcnzoo.report.validation import (
 )
 from dcnzoo.utils.errors import UserError, one_line, user_errors
 from dcnzoo.utils.files import numbered, require_new, write_text
-from dcnzoo.utils.jsonl import versions
+from dcnzoo.utils.packages import versions
 from dcnzoo.utils.text import counted
 
 REPORT = "report.html"

@@ -329,3 +329,10 @@ def test_formats_that_pillow_only_reads(tmp_path):
     with pytest.raises(ValueError, match=r"path: expected .* got .*a\.psd"):
         result.save(tmp_path / "a.psd")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("method", ["export", "features", "push_to_hub"])
+def test_what_needs_a_detector_with_pytorch(monkeypatch, method):
+    monkeypatch.setattr(Squares, "_source", "model.onnx in onnxruntime")
+    with pytest.raises(ValueError, match=rf"^{method}: expected a detector with PyTorch, got .*model\.onnx"):
+        getattr(Squares(), method)("x")
