@@ -54,8 +54,9 @@ def command(
     _options.output_file(out, force=force)
     _options.refuse_exported(model)
     import dcnzoo
-    from dcnzoo.report.explain import Box, render_explanation
     from dcnzoo.report.explain_detector import explain
+    from dcnzoo.report.explain_page import render_explanation
+    from dcnzoo.report.sampling import Box
     from dcnzoo.utils.files import write_text
 
     detector: Any = dcnzoo.load(model, **loading)

@@ -9,10 +9,11 @@ from dcnzoo.detect.metric_names import metric_names
 from dcnzoo.openmmlab.history import PARTS, Rows
 from dcnzoo.report import page, plots
 from dcnzoo.report.evaluation import IOU, ClassResults
-from dcnzoo.report.explain import Box, offset_table, points_of
+from dcnzoo.report.explain import offset_table
 from dcnzoo.report.page import Picture, Section, in_words
 from dcnzoo.report.plots import COLOURS, Curves, plot_curves
 from dcnzoo.report.runs import Setting, TrainedRun, main_metrics, named_runs
+from dcnzoo.report.sampling import Box, points_of
 from dcnzoo.report.validation import Prediction, ValidationRunner, thresholds
 from dcnzoo.utils.text import counted, cut
 
@@ -59,7 +60,7 @@ def show_sampling(title: str, prediction: Prediction) -> Section:
         down, across = np.abs(points - [y, x]).mean(0)
         distance = f"mean distance from ({x:.0f}, {y:.0f}): x {across:.1f}, y {down:.1f}"
         alt = f"Photo with {counted(len(points), 'points')}; {distance}"
-        layers.append(Picture(figure, field.name, alt))
+        layers.append(Picture(figure, field.title, alt))
     left_out = len(prediction.fields) - len(layers)
     text = f"Sampling points of each layer for one output (cross), at the centre of {name}"
     text += f"; not shown: {counted(left_out, 'more layers')}" if left_out else ""

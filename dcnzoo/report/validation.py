@@ -33,7 +33,7 @@ class Prediction:
     Attributes:
         truth: the image and the annotated objects, with a score of 1.
         detections: the detected objects.
-        fields: sampling positions of the deformable layers, in forward order, with unique names.
+        fields: sampling positions of the deformable layers, in forward order.
         frame: the model's input and the file.
         statistics: of the layers' offsets: :func:`dcnzoo.layers.offset_statistics`.
     """

@@ -18,8 +18,8 @@ from dcnzoo.backbones.windows import WindowAttention
 from dcnzoo.detect.session import Session
 from dcnzoo.export.onnx import export_onnx
 from dcnzoo.ops import flops
-from dcnzoo.report.explain import Box, explain_network
-from dcnzoo.report.sampling import record_sampling
+from dcnzoo.report.explain import explain_network
+from dcnzoo.report.sampling import Box, record_sampling
 from tests.helpers.modules import shapes
 
 TINY = dict(embed_dim=24, depth=4, num_heads=3)

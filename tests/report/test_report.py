@@ -24,11 +24,11 @@ from dcnzoo.detect.crops import Crops
 from dcnzoo.export import Detections
 from dcnzoo.openmmlab.history import BEGAN, History
 from dcnzoo.report.evaluation import ClassResults, evaluate, most_errors
-from dcnzoo.report.explain import Box, points_of, render_explanation
 from dcnzoo.report.explain_detector import explain
+from dcnzoo.report.explain_page import render_explanation
 from dcnzoo.report.report import render, summary, write_report
 from dcnzoo.report.runs import Setting, TrainedRun, settings_of
-from dcnzoo.report.sampling import Frame, SamplingField
+from dcnzoo.report.sampling import Box, Frame, SamplingField, points_of
 from dcnzoo.report.sections import _curves, _validations, class_table, show_errors, show_sampling
 from dcnzoo.report.validation import Prediction, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError
