@@ -155,15 +155,14 @@ def download(
     from dcnzoo.data.download import download_part, download_small
 
     if dataset_name in SMALL:
-        if parts or unzip or delete:
-            raise click.UsageError("--parts, --unzip, --delete: allowed only with coco2017")
+        _options.refuse(f"--dataset-name {dataset_name}", "parts", "unzip", "delete")
         if only_list:
             print(SMALL[dataset_name][0])
         else:
             print(download_small(dataset_name, out or Path("data", dataset_name)))
         return
-    if delete and not unzip:
-        raise click.UsageError("--delete: expected --unzip as well; otherwise nothing is left")
+    if not unzip:
+        _options.refuse_without("--unzip", "delete")
     for part in parts or USUAL:
         if only_list:
             print(COCO[part][0], COCO[part][1] or "")

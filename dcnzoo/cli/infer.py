@@ -146,7 +146,7 @@ def command(
 def _require_texts_alone(images: Sequence[str], is_possible: bool) -> None:
     """Raise UsageError if --skip-existing is used with more than texts: other files would lack the images."""
     if not is_possible:
-        raise click.UsageError("--skip-existing: expected --txt and --out, too")
+        _options.refuse_without("--txt and --out", "skip_existing")
     _options.refuse("--skip-existing", "as_json", "save_video", "demo")
     if videos := [*filter(is_video, images)]:
         raise click.UsageError(f"--skip-existing: expected pictures, got the video {videos[0]}")

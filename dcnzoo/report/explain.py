@@ -59,9 +59,6 @@ class Explanation:
         """The weight that is drawn at full size and colour. DCNv4's signs are ignored."""
         return max(float(field.weight.abs().max()) for field in self.fields) or 1.0
 
-    def table(self) -> list[list[str]]:
-        return offset_table(self.fields, self.statistics)
-
 
 def explain_network(
     model: nn.Module,

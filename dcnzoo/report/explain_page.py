@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
 
-from dcnzoo.report.explain import Explanation
+from dcnzoo.report.explain import Explanation, offset_table
 from dcnzoo.report.page import image_uri, render
 from dcnzoo.report.plots import RAMP
 from dcnzoo.report.sampling import SamplingField
@@ -59,7 +59,7 @@ def render_explanation(explanation: Explanation, title: str, footer: str = "") -
         "explain.html",
         title=title,
         explanation=explanation,
-        table=explanation.table(),
+        table=offset_table(explanation.fields, explanation.statistics),
         ramp=RAMP,
         data=Markup(script),  # nosec B704  # JSON without "<"
         footer=footer,

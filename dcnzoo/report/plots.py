@@ -6,7 +6,8 @@ differ in their markers, not only in their colours.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,16 @@ _MARK = "#22d3ee"
 _SIDE = 3.0  # width of a photo, in inches
 _WIDTH = 3.4  # least width of a chart, in inches: 326 pixels
 
-# matplotlib may lack a glyph: browsers draw the texts of a chart
-warnings.filterwarnings("ignore", r"Glyph .* missing from font", module=r"dcnzoo\.report")
-
 # arm → iterations [T], values [seeds, T]
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@contextmanager
+def any_letters() -> Iterator[None]:
+    """Context, also a decorator, without warnings of missing glyphs: browsers draw the texts of a chart."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def plot_curves(title: str, curves: Curves, step: str = "iteration", with_legend: bool = False) -> Figure:
@@ -157,6 +163,7 @@ def _line_style(index: int, points: int) -> dict[str, Any]:
     }
 
 
+@any_letters()
 def _legend(figure: Figure, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
     """Place the legend below the curves. matplotlib would hide labels of lines that start with ``_``."""
     columns = 2 if max(map(len, labels)) < 16 else 1

@@ -1,6 +1,7 @@
 """The sections of a report. Each function returns a :class:`dcnzoo.report.page.Section`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 import numpy as np
 from markupsafe import Markup
@@ -19,6 +20,7 @@ from dcnzoo.utils.text import counted, cut
 
 _MOST_CLASSES = 12  # in a chart
 _MOST_LAYERS = 16
+_TRAINING, _VALIDATIONS = attrgetter("history.training"), attrgetter("validations")  # of a TrainedRun
 _OFFSETS = {
     "mean_abs": "mean |offset| [pixels]",
     "outside": "share outside the map",
@@ -143,28 +145,20 @@ def _figure(value: float) -> str:
 
 def show_curves(settings: Sequence[Setting]) -> Section:
     runs = [run for _, run in named_runs(settings)]
-    figures = [plot_curves("training loss", _curves(settings, _training, "loss"))]
+    figures = [plot_curves("training loss", _curves(settings, _TRAINING, "loss"))]
     for metric, name in metric_names(main_metrics(settings)).items():
         for unit in dict.fromkeys(run.unit for run in runs):  # epochs and iterations share no axis
-            curves = _curves(settings, _validations, metric, unit)
+            curves = _curves(settings, _VALIDATIONS, metric, unit)
             figures.append(plot_curves(name, curves, unit, with_legend=len(settings) > 1))
     for name in PARTS:
         if all(name in entry for run in runs for entry in run.history.training.values()):
-            figures.append(plot_curves(f"training, {name}", _curves(settings, _training, name)))
-    rates = page.charts([plot_curves("learning rate", _curves(settings, _training, "lr"))])
+            figures.append(plot_curves(f"training, {name}", _curves(settings, _TRAINING, name)))
+    rates = page.charts([plot_curves("learning rate", _curves(settings, _TRAINING, "lr"))])
     text = (
         "Training loss and validation metrics, then the losses of all heads by kind. Thin lines are single "
         "runs, thick lines are means."
     )
     return Section("Learning curves", text, [page.charts(figures), page.fold("learning rate", rates)])
-
-
-def _training(run: TrainedRun) -> Rows:
-    return run.history.training
-
-
-def _validations(run: TrainedRun) -> Rows:
-    return run.validations
 
 
 def _curves(

@@ -18,7 +18,7 @@ from dcnzoo.layers.statistics import (
     offset_statistics,
     track_offsets,
 )
-from dcnzoo.report.explain import explain_network, record
+from dcnzoo.report.explain import explain_network, offset_table, record
 from dcnzoo.report.explain_page import heat_map, render_explanation
 from dcnzoo.report.receptive_field import receptive_fields
 from dcnzoo.report.sampling import Box, Frame, grid_of_points, output_window, points_of
@@ -193,7 +193,8 @@ def test_positions_are_pixels_of_the_picture(scale):
 
 
 def test_table_of_layers():
-    rows = explained(names=("1", "of mmcv")).table()
+    explanation = explained(names=("1", "of mmcv"))
+    rows = offset_table(explanation.fields, explanation.statistics)
     assert rows[1] == ["1", "12×12", "0.250", "2.50", "12.5%"]
     assert rows[2][:2] == ["of mmcv", "12×12"] and rows[2][4] == "–"
     assert rows[3] == ["other", "not drawn", "1.000", "2.00", "0.0%"]

@@ -29,7 +29,7 @@ from dcnzoo.report.explain_page import render_explanation
 from dcnzoo.report.report import render, summary, write_report
 from dcnzoo.report.runs import Setting, TrainedRun, settings_of
 from dcnzoo.report.sampling import Box, Frame, SamplingField, points_of
-from dcnzoo.report.sections import _curves, _validations, class_table, show_errors, show_sampling
+from dcnzoo.report.sections import _VALIDATIONS, _curves, class_table, show_errors, show_sampling
 from dcnzoo.report.validation import Prediction, ValidationRunner, load_detectors, pick_images
 from dcnzoo.utils.errors import UserError
 from tests.helpers.demo import DEFORMABLE
@@ -135,10 +135,10 @@ def run_of(folder, validations, name=None, step=None):
     return TrainedRun(folder, cfg, History({2: {}}, rows, {}), name and folder / name, step)
 
 
-def test_curves_are_of_the_validations_that_all_seeds_have(tmp_path):
+def test_curves_are_of_the_VALIDATIONS_that_all_seeds_have(tmp_path):
     """A resumed training may lack one."""
     runs = [run_of(tmp_path, {1: 0.1, 2: 0.2, 4: 0.4}), run_of(tmp_path, {2: 0.3, 4: 0.5, 5: 0.6})]
-    steps, values = _curves([Setting("run", runs)], _validations, "coco/bbox_mAP")["run"]
+    steps, values = _curves([Setting("run", runs)], _VALIDATIONS, "coco/bbox_mAP")["run"]
     assert steps.tolist() == [2, 4] and values.tolist() == [[0.2, 0.4], [0.3, 0.5]]
 
 
